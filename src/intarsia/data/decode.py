@@ -1,0 +1,105 @@
+"""How a file or an array becomes an 8-bit RGB picture, whatever it was before."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from intarsia.core.errors import DataError
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: 256 MB as RGB
+SUFFIXES = frozenset(".avif .bmp .gif .jfif .jpeg .jpg .png .ppm .pgm .tif .tiff .webp".split())
+
+Picture = Image.Image | np.ndarray | Path
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode a file completely and return it as RGB, upright, first frame.
+
+    Raises: DataError, one line, when the file is empty, damaged, no image, or over `MAX_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # a palette with per-colour transparency is handled below by going through RGBA
+            warnings.filterwarnings("ignore", "Palette images with Transparency")
+            with Image.open(path) as image:
+                return to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            str(path),
+            got=str(error).split(", could")[0],
+            want=f"at most {MAX_PIXELS} pixels",
+            fix="Shrink it first, e.g. `vipsthumbnail -s 2048 FILE` (reads without unpacking all).",
+        ) from error
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError ...
+        empty = path.is_file() and path.stat().st_size == 0
+        raise DataError(
+            str(path),
+            got="an empty file" if empty else f"{type(error).__name__}: {error}",
+            want="a readable image",
+            fix="Replace or delete it, or pass on_error='skip'.",
+        ) from error
+
+
+def to_rgb(picture: Image.Image | np.ndarray) -> Image.Image:
+    """Return any Pillow image or (H, W), (H, W, 1|3|4) array as 8-bit RGB.
+
+    16-bit values are scaled (v / 257), not clipped; transparency is laid on white; EXIF rotation is applied.
+    Raises: DataError for shapes and number types that have no one meaning as a picture.
+    """
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture)
+    image = ImageOps.exif_transpose(picture)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _from_array(np.asarray(image))
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:
+        raise DataError(
+            "image array",
+            got=f"shape {array.shape}",
+            want="(height, width) or (height, width, 1|3|4)",
+            fix="Move the channels to the last axis.",
+        )
+    mode = "RGBA" if array.ndim == 3 and array.shape[2] == 4 else None
+    image = Image.fromarray(np.ascontiguousarray(_to_uint8(array)))
+    return to_rgb(image) if mode else image.convert("RGB")
+
+
+def _to_uint8(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    low, high = array.min(), array.max()  # NaN fails both comparisons below
+    if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 65535:
+        return np.round(array.astype(np.float32) / 257).astype(np.uint8)
+    if np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 1:
+        return np.round(array.astype(np.float32) * 255).astype(np.uint8)
+    raise DataError(
+        "image values",
+        got=f"{array.dtype} from {low} to {high}",
+        want="8-bit, 16-bit without sign, or floats from 0 to 1",
+        fix="Rescale the values before saving the image.",
+    )
+
+
+def digest(image: Image.Image) -> str:
+    """SHA-256 of an RGB image's size and pixels: equal for the same picture in any file format."""
+    head = f"{image.width}x{image.height}:".encode()
+    return hashlib.sha256(head + image.tobytes()).hexdigest()
