@@ -1,0 +1,1 @@
+"""Sparse and modular adaptation of pretrained PyTorch models."""

@@ -1,0 +1,205 @@
+"""Bottleneck adapters: Houlsby (arXiv:1902.00751), Pfeiffer (arXiv:2005.00247), AdaptFormer
+(arXiv:2205.13535) and Adapter+ (arXiv:2406.06820) are one cell in four places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Cell, Paper, Site
+from ..core.errors import ConfigError, TargetError
+
+Linear = Callable[[Tensor], Tensor]
+
+ACTIVATIONS = MappingProxyType({"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU})
+NORMS = ("none", "layer", "residual")
+SCALES = ("layer", "channel")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a published adapter sits, and its published settings."""
+
+    roles: tuple[str, ...]
+    position: str
+    activation: str
+    norm: str
+    scale: float | str
+    init: str = "zero"
+
+
+PLACEMENTS = MappingProxyType(
+    {
+        "adaptformer": Placement(("mlp",), "parallel", "relu", "residual", 0.1),
+        "pfeiffer": Placement(("mlp",), "sequential", "relu", "none", 1.0),
+        "houlsby": Placement(("attention", "mlp"), "sequential", "gelu", "none", 1.0, "houlsby"),
+        "adapter+": Placement(("block",), "sequential", "gelu", "none", "channel", "houlsby"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """A bottleneck adapter, s * up(act(down(norm(x)))), where and as `placement` says.
+
+    bottleneck: r, the width inside.
+    placement: "adaptformer" (beside the MLP), "pfeiffer" (after the MLP, inside its branch),
+      "houlsby" (after attention and after the MLP, inside their branches) or "adapter+" (after the
+      whole block).
+    activation, norm, scale, init: None = as published for the placement.
+      activation: "gelu", "relu" or "silu".
+      norm: "none"; "layer", a LayerNorm of what the cell reads; "residual", a LayerNorm of the
+        residual stream, recovered from the host's own LayerNorm that feeds the site.
+      scale: a number, "layer" (one learned number) or "channel" (learned, one per output).
+      init: "zero" (Kaiming down, zero up) or "houlsby" (both normal, sigma 0.01, cut at 2 sigma).
+    dropout: on the bottleneck, while training.
+
+    Raises: ConfigError on a setting that is none of these.
+    Not for merging into weights: the activation makes it non-linear; `fold` can widen an MLP instead.
+    """
+
+    bottleneck: int = 64
+    placement: str = "adaptformer"
+    activation: str | None = None
+    norm: str | None = None
+    scale: float | str | None = None
+    init: str | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _choose("placement", self.placement, tuple(PLACEMENTS))
+        _choose("activation", self.resolved("activation"), tuple(ACTIVATIONS))
+        _choose("norm", self.resolved("norm"), NORMS)
+        _choose("init", self.resolved("init"), ("zero", "houlsby"))
+        if isinstance(self.resolved("scale"), str):
+            _choose("scale", self.resolved("scale"), SCALES)
+        if self.bottleneck < 1:
+            raise ConfigError("bottleneck", got=self.bottleneck, want="at least 1", fix="Try 16.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError("dropout", got=self.dropout, want="0 <= p < 1", fix="Try 0.1.")
+
+    def resolved(self, name: str) -> str | float:
+        """The setting, or the placement's published one where it is None."""
+        own = getattr(self, name)
+        return getattr(PLACEMENTS[self.placement], name) if own is None else own
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return PLACEMENTS[self.placement].roles
+
+    @property
+    def position(self) -> str:
+        return PLACEMENTS[self.placement].position
+
+    def build(self, site: Site, *, generator: torch.Generator) -> BottleneckCell:
+        return BottleneckCell(self, site, generator=generator)
+
+
+def _choose(what: str, got: object, allowed: tuple[str, ...]) -> None:
+    if got not in allowed:
+        raise ConfigError(what, got=repr(got), want=f"one of {allowed}", fix="Pick one of them.")
+
+
+class ResidualNorm(nn.Module):
+    """LayerNorm of the residual stream h, computed from the host's LayerNorm of h.
+
+    The host feeds x = n(h) * gamma_f + beta_f with n(h) the standardised h, so
+    LN(h) = (x - beta_f) / gamma_f * gamma + beta: an affine map of x, equal to a second LayerNorm
+    on h with the host's eps.
+    Raises: TargetError if no LayerNorm feeds the site, or a gamma_f is 0.
+    """
+
+    host_weight: Tensor
+    host_bias: Tensor
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        if site.norm is None:
+            raise TargetError(
+                f"norm='residual' at {site.path!r}", got="no LayerNorm that feeds the site",
+                want="a pre-norm block", fix="Use norm='layer' or norm='none'.",
+            )  # fmt: skip
+        weight, bias = (t.detach().clone() for t in site.norm)
+        if not weight.is_meta and bool((weight == 0).any()):
+            raise TargetError(
+                f"norm='residual' at {site.path!r}",
+                got=f"{int((weight == 0).sum())} zero gains in the host's LayerNorm",
+                want="none: the residual stream cannot be recovered there",
+                fix="Use norm='layer' or norm='none'.",
+            )
+        self.register_buffer("host_weight", weight)
+        self.register_buffer("host_bias", bias)
+        self.weight = nn.Parameter(torch.ones_like(weight, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros_like(bias, dtype=torch.float32))
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """g, b with forward(x) = x * g + b."""
+        gain = self.weight / self.host_weight
+        return gain, self.bias - gain * self.host_bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain, shift = self.affine()
+        return torch.addcmul(shift.to(x.dtype), x, gain.to(x.dtype))
+
+
+class BottleneckCell(Cell):
+    """s * up(act(down(norm(x)))).  x: (..., d_in) -> (..., d_out)."""
+
+    def __init__(self, config: Bottleneck, site: Site, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        width = site.reads
+        self.down = nn.Linear(width, config.bottleneck)
+        self.up = nn.Linear(config.bottleneck, site.outputs)
+        self.norm = {
+            "none": lambda: nn.Identity(),
+            "layer": lambda: nn.LayerNorm(width, eps=1e-6),
+            "residual": lambda: ResidualNorm(site),
+        }[str(config.resolved("norm"))]()
+        self.act = ACTIVATIONS[str(config.resolved("activation"))]()
+        self.dropout = nn.Dropout(config.dropout)
+        scale = config.resolved("scale")
+        self.scale: float | nn.Parameter
+        if isinstance(scale, str):
+            self.scale = nn.Parameter(torch.ones(site.outputs if scale == "channel" else 1))
+        else:
+            self.scale = float(scale)
+        init = str(config.resolved("init"))
+        self.zero_sides = frozenset({"up"}) if init == "zero" else frozenset[str]()
+        self._reset(init, generator)
+
+    def _reset(self, init: str, generator: torch.Generator) -> None:
+        for layer in (self.down, self.up):
+            nn.init.zeros_(layer.bias)
+        if init == "houlsby":
+            for layer in (self.down, self.up):
+                nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02, generator=generator)
+        else:
+            nn.init.kaiming_uniform_(self.down.weight, a=5**0.5, generator=generator)
+            nn.init.zeros_(self.up.weight)
+
+    def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
+        """The cell with other projections in place of its own."""
+        return self.scale * up(self.dropout(self.act(down(self.norm(x)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(self.cast(x), self.down, self.up)
+
+
+CARD = Card(
+    "bottleneck",
+    kind="adapter",
+    config=Bottleneck,
+    paper=Paper(
+        "2205.13535",
+        2022,
+        "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition",
+    ),
+    tags=frozenset({"folds"}),
+    tiny={"bottleneck": 4, "activation": "gelu"},
+    summary="One small MLP beside or behind a host's module.",
+)

@@ -1,0 +1,80 @@
+"""Low-rank adaptation (arXiv:2106.09685)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Cell, Paper, Site
+from ..core.errors import ConfigError
+
+Linear = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adaptation, y = W x + (alpha / r) B A x (Hu et al. 2021, section 4.1).
+
+    rank: r; alpha: None = r, a scale of 1; dropout: on x, while training.
+    roles: which of the host's layers: "qkv" (fused, or query, key and value), "projection", "mlp_linear".
+
+    Raises: ConfigError on a rank below 1.  Rank above the layer's width wastes memory, nothing else.
+    """
+
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    roles: tuple[str, ...] = ("qkv",)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", tuple(self.roles))
+        if self.rank < 1:
+            raise ConfigError("rank", got=self.rank, want="at least 1", fix="Try 8 or 16.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError("dropout", got=self.dropout, want="0 <= p < 1", fix="Try 0.1.")
+
+    @property
+    def position(self) -> str:
+        return "parallel"
+
+    def build(self, site: Site, *, generator: torch.Generator) -> LoraCell:
+        return LoraCell(self, site, generator=generator)
+
+
+class LoraCell(Cell):
+    """(alpha / r) B A x.  x: (..., d_in) -> (..., d_out)."""
+
+    def __init__(self, config: Lora, site: Site, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.down = nn.Linear(site.reads, config.rank, bias=False)  # A
+        self.up = nn.Linear(config.rank, site.outputs, bias=False)  # B
+        self.dropout = nn.Dropout(config.dropout)
+        self.scale = (config.rank if config.alpha is None else config.alpha) / config.rank
+        self.zero_sides = frozenset({"up"})
+        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5, generator=generator)
+        nn.init.zeros_(self.up.weight)
+
+    def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
+        """The cell with other projections in place of its own."""
+        return self.scale * up(down(self.dropout(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(self.cast(x), self.down, self.up)
+
+    def delta(self) -> Tensor:
+        return self.scale * (self.up.weight @ self.down.weight)
+
+
+CARD = Card(
+    "lora",
+    kind="adapter",
+    config=Lora,
+    paper=Paper("2106.09685", 2021, "LoRA: Low-Rank Adaptation of Large Language Models"),
+    tags=frozenset({"linear", "folds"}),
+    tiny={"rank": 2},
+    summary="A low-rank change of a linear layer.",
+)

@@ -1,0 +1,49 @@
+"""What a method says of itself: read by the catalogue, the docs, the command line and the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import ConfigError
+
+KINDS = ("adapter", "router", "partition", "format", "score", "mixture", "schedule", "model")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A published source."""
+
+    arxiv: str
+    year: int
+    title: str
+    authors: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"https://arxiv.org/abs/{self.arxiv}"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One method: its key, kind, config, papers, and tags that conformance checks both ways.
+
+    `config` is a frozen dataclass whose defaults work; `tiny` are its settings for tests.
+    Tags of adapters: "linear" (delta() is not None), "stochastic" (training forwards differ),
+    "folds" (can become plain weights of a stock model).
+    """
+
+    key: str
+    kind: str
+    config: Callable[..., Any]
+    paper: Paper
+    tags: frozenset[str] = frozenset()
+    tiny: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(
+                f"kind of {self.key!r}", got=self.kind, want=KINDS, fix="Use one of the kinds."
+            )

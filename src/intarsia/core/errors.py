@@ -1,0 +1,93 @@
+"""Every error is a small conversation: what went wrong, what was got, what was wanted, how to fix it.
+
+IntarsiaError
+├── ConfigError        an argument or a method's setting           (ValueError)
+├── ShapeError         a tensor's or a layer's shape               (ValueError)
+├── UnknownName        a name that is not known; did you mean ...  (LookupError)
+├── DataError          images, labels, splits                      (ValueError)
+├── TargetError        where cells may be attached                 (ValueError)
+├── CheckpointError    a file that is damaged, foreign or of another model
+├── FoldError          a cell that cannot become plain weights
+├── TrainingError      a run that cannot go on (loss is not finite, disk is full)
+├── MissingExtra       an optional dependency that is not installed (ImportError)
+└── AssetError         a package of weights or data that cannot be had
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class IntarsiaError(Exception):
+    """`what: got ..., want .... fix` as one readable line, and the four parts as attributes."""
+
+    def __init__(self, what: str, *, got: object, want: object, fix: str) -> None:
+        self.what, self.got, self.want, self.fix = what, got, want, fix
+        super().__init__(f"{what}: got {got}, want {want}. {fix}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # keyword-only arguments would be lost on the way between processes
+        return _rebuild, (type(self), self.what, self.got, self.want, self.fix)
+
+
+def _rebuild(
+    cls: type[IntarsiaError], what: str, got: object, want: object, fix: str
+) -> IntarsiaError:
+    error = cls.__new__(cls)
+    IntarsiaError.__init__(error, what, got=got, want=want, fix=fix)
+    return error
+
+
+class ConfigError(IntarsiaError, ValueError):
+    """An argument or a setting that no method can work with."""
+
+
+class ShapeError(IntarsiaError, ValueError):
+    """A tensor or a layer of the wrong shape."""
+
+
+class DataError(IntarsiaError, ValueError):
+    """Images, labels or splits that cannot be used as they are."""
+
+
+class TargetError(IntarsiaError, ValueError):
+    """A place in the model where a cell cannot be attached."""
+
+
+class CheckpointError(IntarsiaError):
+    """A file that is damaged, foreign, or belongs to another model."""
+
+
+class FoldError(IntarsiaError):
+    """A cell that cannot become plain weights of the model it sits in."""
+
+
+class TrainingError(IntarsiaError):
+    """A run that cannot go on; the last good state is kept."""
+
+
+class AssetError(IntarsiaError):
+    """A package of weights or data that cannot be obtained or is not what was expected."""
+
+
+class MissingExtra(IntarsiaError, ImportError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"optional dependency {package!r}",
+            got="not installed",
+            want="installed",
+            fix=f"Run: pip install 'intarsia[{extra}]'",
+        )
+
+
+class UnknownName(IntarsiaError, LookupError):
+    """A name that is not in a closed list; says which names are near."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        fix = f"Did you mean {' or '.join(near)}?" if near else "Choose one of them."
+        super().__init__(f"unknown {kind}", got=repr(name), want=f"one of {names}", fix=fix)

@@ -1,0 +1,91 @@
+"""Which expert? A sparse (tokens x experts) matrix in coordinate form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .errors import ShapeError
+
+
+def _no_losses() -> dict[str, Tensor]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The matrix G of shape (T, E) with entries `weight[n]` at (`token[n]`, `expert[n]`).
+
+    token, expert: (N,) int64;  weight: (N,);  losses: named scalars for the caller to add;
+    state: what the next layer's router remembers, if anything.
+    Token-choice, expert-choice, top-p, soft, hash, per-sequence and random draws are all of this form.
+    A "token" is whatever is routed: a token, or a whole sample.
+    """
+
+    token: Tensor
+    expert: Tensor
+    weight: Tensor
+    tokens: int
+    experts: int
+    losses: Mapping[str, Tensor] = field(default_factory=_no_losses)
+    state: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.token.shape == self.expert.shape == self.weight.shape or self.token.dim() != 1:
+            raise ShapeError(
+                "routing",
+                got=f"{tuple(self.token.shape)}, {tuple(self.expert.shape)}, "
+                f"{tuple(self.weight.shape)}",
+                want="three vectors of one length",
+                fix="Build it with Routing.from_topk or Routing.from_dense.",
+            )
+
+    @classmethod
+    def from_topk(
+        cls,
+        index: Tensor,
+        weight: Tensor,
+        experts: int,
+        losses: Mapping[str, Tensor] | None = None,
+        state: Tensor | None = None,
+    ) -> Routing:
+        """k experts per token.  index: (T, k) int64, weight: (T, k)."""
+        if index.shape != weight.shape or index.dim() != 2:
+            raise ShapeError(
+                "top-k routing", got=f"{tuple(index.shape)} and {tuple(weight.shape)}",
+                want="two matrices (T, k)", fix="Pass the outputs of topk as they are.",
+            )  # fmt: skip
+        tokens, k = index.shape
+        token = torch.arange(tokens, device=index.device).repeat_interleave(k)
+        return cls(
+            token, index.reshape(-1), weight.reshape(-1), tokens, experts, losses or {}, state
+        )
+
+    @classmethod
+    def from_dense(
+        cls,
+        gates: Tensor,
+        losses: Mapping[str, Tensor] | None = None,
+        state: Tensor | None = None,
+    ) -> Routing:
+        """The non-zero entries of a gate matrix.  gates: (T, E)."""
+        if gates.dim() != 2:
+            raise ShapeError(
+                "gates", got=tuple(gates.shape), want="(T, E)", fix="Flatten the batch to tokens."
+            )
+        token, expert = gates.nonzero(as_tuple=True)
+        tokens, experts = gates.shape
+        return cls(token, expert, gates[token, expert], tokens, experts, losses or {}, state)
+
+    def dense(self) -> Tensor:
+        """The gate matrix (T, E); entries given twice add up."""
+        gates = self.weight.new_zeros(self.tokens * self.experts)
+        flat = self.token * self.experts + self.expert
+        return gates.index_add(0, flat, self.weight).view(self.tokens, self.experts)
+
+    def load(self) -> Tensor:
+        """How many (token, expert) pairs each expert received.  Returns (E,) int64."""
+        return torch.bincount(self.expert, minlength=self.experts)

@@ -1,0 +1,5 @@
+"""Papers that recombine the nouns."""
+
+from .mosa import Mosa as Mosa
+from .mosa import MosaCell as MosaCell
+from .mosa import Mosl as Mosl

@@ -1,0 +1,3 @@
+"""How do parts combine?"""
+
+from .split import SplitLinear as SplitLinear

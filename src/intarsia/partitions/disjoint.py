@@ -1,0 +1,80 @@
+"""Random disjoint partitions that cover every weight (MoSA, arXiv:2312.02923)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..core import Partition
+from ..core.errors import ConfigError, ShapeError
+from ..core.partition import label_dtype
+
+UNITS = ("element", "row", "column", "whole_row", "whole_column")
+
+
+def random_disjoint(
+    shapes: Mapping[str, Sequence[int]],
+    parts: int,
+    *,
+    generator: torch.Generator,
+    unit: str = "element",
+) -> Partition:
+    """Deal the weights of each parameter out to `parts` disjoint parts, at random and evenly.
+
+    A random order of the weights is dealt like cards, label(order[i]) = i mod parts, so sizes differ
+    by at most one and every weight has an owner; parts may outnumber the weights (some stay empty).
+
+    unit: what is dealt.
+      "element"                    single weights, over the whole parameter
+      "row", "column"              single weights, stratified: every row (column) is shared out evenly
+      "whole_row", "whole_column"  whole output (input) channels
+    shapes: parameter name -> shape; a vector counts as one row.
+    Raises: ConfigError for parts < 1 or an unknown unit; ShapeError for more than two axes with a
+    row or column unit.  Source: MoSA, section on splitting; balanced here to one weight exactly.
+    """
+    if parts < 1:
+        raise ConfigError("parts", got=parts, want="at least 1", fix="One part is no split.")
+    if unit not in UNITS:
+        raise ConfigError("unit", got=repr(unit), want=f"one of {UNITS}", fix="Pick one of them.")
+    label = {
+        name: _deal(tuple(shape), parts, unit, generator).to(label_dtype(parts))
+        for name, shape in shapes.items()
+    }
+    return Partition(label, parts)
+
+
+def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Generator) -> Tensor:
+    # which part gets a surplus weight is itself random
+    names = torch.randperm(parts, generator=generator)
+    if unit == "element":
+        count = torch.Size(shape).numel()
+        order = torch.randperm(count, generator=generator)
+        dealt = torch.empty(count, dtype=torch.int64)
+        dealt[order] = names[torch.arange(count) % parts]
+        return dealt.reshape(shape)
+    if len(shape) > 2:
+        raise ShapeError(
+            f"unit {unit!r}", got=shape, want="a vector or a matrix", fix="Use unit='element'."
+        )
+    rows, columns = shape if len(shape) == 2 else (1, shape[0])
+    if unit.endswith("column"):
+        dealt = _deal_rows(columns, rows, parts, unit.startswith("whole"), generator).T
+    else:
+        dealt = _deal_rows(rows, columns, parts, unit.startswith("whole"), generator)
+    return names[dealt].reshape(shape).contiguous()
+
+
+def _deal_rows(
+    rows: int, columns: int, parts: int, whole: bool, generator: torch.Generator
+) -> Tensor:
+    if whole:
+        order = torch.randperm(rows, generator=generator)
+        dealt = torch.empty(rows, dtype=torch.int64)
+        dealt[order] = torch.arange(rows) % parts
+        return dealt[:, None].expand(rows, columns)
+    # each row continues where the one before it stopped: even in every row and even in all
+    dealt = (torch.arange(rows * columns) % parts).reshape(rows, columns)
+    shuffle = torch.rand(rows, columns, generator=generator).argsort(1)
+    return dealt.gather(1, shuffle)
