@@ -59,7 +59,7 @@ class Bottleneck:
     dropout: on the bottleneck, while training.
 
     Raises: ConfigError on a setting that is none of these.
-    Not for merging into weights: the activation makes it non-linear; `fold` can widen an MLP instead.
+    Not for merging into weights: the activation makes it non-linear; `fold` can widen an MLP.
     """
 
     bottleneck: int = 64

@@ -19,9 +19,10 @@ class Lora:
     """Low-rank adaptation, y = W x + (alpha / r) B A x (Hu et al. 2021, section 4.1).
 
     rank: r; alpha: None = r, a scale of 1; dropout: on x, while training.
-    roles: which of the host's layers: "qkv" (fused, or query, key and value), "projection", "mlp_linear".
+    roles: which of the host's layers: "qkv" (fused, or query, key and value), "projection",
+      "mlp_linear".
 
-    Raises: ConfigError on a rank below 1.  Rank above the layer's width wastes memory, nothing else.
+    Raises: ConfigError on a rank below 1.  A rank above the layer's width only wastes memory.
     """
 
     rank: int = 16

@@ -1,4 +1,4 @@
-"""Every error is a small conversation: what went wrong, what was got, what was wanted, how to fix it.
+"""Every error is a small conversation: what went wrong, what was got, what was wanted, the fix.
 
 IntarsiaError
 ├── ConfigError        an argument or a method's setting           (ValueError)

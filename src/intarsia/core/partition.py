@@ -46,7 +46,7 @@ class Partition:
                     want="an integer type",
                     fix="A mask m becomes a one-part label by m.to(torch.int8) - 1.",
                 )
-            if label.numel() and not (-1 <= int(label.min()) and int(label.max()) < self.parts):
+            if label.numel() and not (int(label.min()) >= -1 and int(label.max()) < self.parts):
                 raise ConfigError(
                     f"labels of {name!r}",
                     got=f"{int(label.min())} ... {int(label.max())}",

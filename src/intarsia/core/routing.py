@@ -21,8 +21,8 @@ class Routing:
 
     token, expert: (N,) int64;  weight: (N,);  losses: named scalars for the caller to add;
     state: what the next layer's router remembers, if anything.
-    Token-choice, expert-choice, top-p, soft, hash, per-sequence and random draws are all of this form.
-    A "token" is whatever is routed: a token, or a whole sample.
+    Token-choice, expert-choice, top-p, soft, hash, per-sequence and random draws all have this
+    form. A "token" is whatever is routed: a token, or a whole sample.
     """
 
     token: Tensor

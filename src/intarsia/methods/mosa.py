@@ -28,7 +28,7 @@ class Mosa:
 
     over: the adapter that is split.
     active: k. 1 is the paper, N the plain adapter.
-    split: "up" (the hierarchical strategy: the other side stays dense and shared), "down" or "both".
+    split: "up" (the hierarchical strategy: the other side stays dense and shared), "down", "both".
     draw: "sample", each image its own k parts; "batch", one draw for all (the paper).
     scaling: "inverted" or "paper"; decay: "owned", "delta" or "official"; see SplitLinear.
     unit: what is dealt, see random_disjoint.

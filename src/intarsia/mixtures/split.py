@@ -16,19 +16,19 @@ DECAYS = ("owned", "delta", "official")
 class SplitLinear(nn.Module):
     """N experts in one tensor: expert i = where(owner == i, V, W0), with a bias b_i of its own.
 
-    N masked copies of a weight W0 that are trained apart only ever differ from W0 where they own the
-    weight, so one trained tensor V, the owner of each entry and N bias vectors say everything.
+    N masked copies of a weight W0 that are trained apart only ever differ from W0 where they own
+    the weight, so one trained tensor V, the owner of each entry and N biases say everything.
 
     With the set S of k active experts and D = V - W0:
       training   W_S = W0 + c * sum_{i in S} M_i * D,   b_S = mean_{i in S} b_i
-      merged     W   = W0 + c * k / N * D,              b   = mean_i b_i       = E_S[W_S], E_S[b_S]
-    scaling: "paper", c = 1 (k = 1: the merge is the mean of the experts); "inverted", c = N / k (the
-    merge is V itself, as with inverted dropout). k = N is the plain linear map in both.
-    decay: what weight decay pulls on. "owned", V to 0 (AdamW on V); "delta", V to W0 (the parameter
-    is D); "official", as N separate copies do: V to 0, and W0 of expert i shrinks by rho_i each time
-    that expert is stepped. They differ only where W0 is not 0.
+      merged     W   = W0 + c * k / N * D,              b   = mean_i b_i       (the means over S)
+    scaling: "paper", c = 1 (k = 1: the merge is the mean of the experts); "inverted", c = N / k
+    (the merge is V itself, as with inverted dropout). k = N is the plain linear map in both.
+    decay: what weight decay pulls on. "owned", V to 0 (AdamW on V); "delta", V to W0 (the
+    parameter is D); "official", as N separate copies do: V to 0, and W0 of expert i shrinks by
+    rho_i each time that expert is stepped. They differ only where W0 is not 0.
 
-    x: (B, ..., in), gates: (G, N) of zeros and ones, where G divides B and each gate serves B / G rows.
+    x: (B, ..., in), gates: (G, N) of zeros and ones; G divides B, each gate serves B / G rows.
     Raises: ShapeError when they do not fit; ConfigError on a setting that is none of these.
     Source: paper, sections on splitting and merging; the one-tensor form is exact (see tests).
     """

@@ -23,12 +23,13 @@ def random_disjoint(
 ) -> Partition:
     """Deal the weights of each parameter out to `parts` disjoint parts, at random and evenly.
 
-    A random order of the weights is dealt like cards, label(order[i]) = i mod parts, so sizes differ
-    by at most one and every weight has an owner; parts may outnumber the weights (some stay empty).
+    A random order of the weights is dealt like cards, label(order[i]) = i mod parts, so sizes
+    differ by at most one and every weight has an owner; parts may outnumber the weights (some stay
+    empty).
 
     unit: what is dealt.
       "element"                    single weights, over the whole parameter
-      "row", "column"              single weights, stratified: every row (column) is shared out evenly
+      "row", "column"              single weights, every row (column) shared out evenly
       "whole_row", "whole_column"  whole output (input) channels
     shapes: parameter name -> shape; a vector counts as one row.
     Raises: ConfigError for parts < 1 or an unknown unit; ShapeError for more than two axes with a

@@ -17,11 +17,11 @@ class RandomRouter(nn.Module):
 
     x: (B, ...) -> Routing of shape (B, E), weight 1 at the k drawn experts.
 
-    Draws come from `generator` (on the CPU, so that every device sees the same ones). A draw is kept
-    until `redraw` where `hold` is set: a recomputation of the forward, as gradient checkpointing does,
-    then meets the same experts. `passes` is the number of copies of the batch that are stacked in x,
-    each drawn anew. `shard` = (rank, world): each rank takes its rows of the joined batch's draws, so
-    that data-parallel training draws what one process would.
+    Draws come from `generator` (on the CPU, so that every device sees the same ones). A draw is
+    kept until `redraw` where `hold` is set: a recomputation of the forward, as gradient
+    checkpointing does, then meets the same experts. `passes` is the number of copies of the batch
+    that are stacked in x, each drawn anew. `shard` = (rank, world): each rank takes its rows of the
+    joined batch's draws, so that data-parallel training draws what one process would.
 
     Raises: ConfigError unless 1 <= active <= experts.
     """
@@ -89,7 +89,7 @@ def redraw(model: nn.Module) -> None:
 
 @contextmanager
 def passes(model: nn.Module, count: int) -> Iterator[None]:
-    """Inside, the model's input is `count` stacked copies of a batch, each with draws of its own."""
+    """Inside, the model's input is `count` stacked copies of a batch, each drawn apart."""
     routers = random_routers(model).values()
     before = [router.passes for router in routers]
     for router in routers:
