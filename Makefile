@@ -1,0 +1,59 @@
+# Plain pip and a .venv: pip picks the torch that suits the machine.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+# the first of these that is 3.11 or newer
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+JOBS ?= $(shell n=$(CORES); [ $$n -gt 8 ] && n=8; echo $$n)
+PYTEST_ARGS ?=
+
+.PHONY: help setup demo test lint format docs conformance bench claim clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
+
+setup: $(STAMP)  ## .venv with the package and every tool; again only after pyproject.toml changed
+
+$(STAMP): pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "Python: got none of 3.11 or newer, want one. Install python3.11, or call: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@
+
+demo: setup  ## linear probe, plain adapter and MoSA on real photographs; a table and a report
+	$(BIN)/intarsia demo
+
+test: setup  ## the suite: offline, CPU
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+lint: setup  ## ruff, pyright, import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup  ## let ruff mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: setup  ## site/, strictly
+	$(BIN)/zensical build --clean --strict
+
+conformance: setup  ## PEFT's own test-suite on every method
+	PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)
+
+bench: setup  ## speed and memory against the bars; interleaved, medians of 11
+	$(BIN)/python benchmarks/speed.py
+
+claim: setup  ## one paper's headline: make claim NAME=mosa
+	@[ -n "$(NAME)" ] || { echo "claim: got no name, want one. Call: make claim NAME=mosa"; exit 1; }
+	$(BIN)/intarsia claim $(NAME)
+
+clean:  ## everything that can be made again, but .venv
+	rm -rf site build dist .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print0 | xargs -0 -r rm -rf

@@ -1,0 +1,83 @@
+"""Settings of the whole suite: offline, reproducible, two cores, and memory that nobody wrote is NaN."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+# before any Hub library is imported: their switches are read once
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
+TENSOR_MATHS = frozenset(
+    {"adapters", "core", "formats", "kernels", "mixtures", "partitions", "routers", "scores"}
+)
+
+settings.register_profile(
+    "ci",
+    max_examples=50,
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("nightly", settings.get_profile("ci"), max_examples=2_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores between the processes of pytest-xdist, unless OMP_NUM_THREADS says how."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // workers)))
+
+
+@pytest.fixture(autouse=True)
+def offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection that leaves this machine, unless the test is marked `network`."""
+    if request.node.get_closest_marker("network"):
+        return
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: object) -> None:
+        host = address[0] if isinstance(address, tuple) else "localhost"  # a path: a Unix socket
+        if host not in {"localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname()}:
+            raise ConnectionRefusedError(
+                f"offline test: got a connection to {address!r}, want none. "
+                "Use local data, or mark the test `network`."
+            )
+        connect(self, address)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """`torch.empty` gives NaN in the folders with tensor maths, so that a value never written shows.
+
+    It needs deterministic algorithms; training and hosts are tested as users run them, without.
+    """
+    folder = request.path.relative_to(TESTS).parts[0]
+    if folder not in TENSOR_MATHS or request.node.get_closest_marker("gpu"):
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded source of randomness on the CPU."""
+    return torch.Generator().manual_seed(0)

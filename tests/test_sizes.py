@@ -1,0 +1,99 @@
+"""Nothing grows past what can be read in one sitting; the lists of exceptions may only shrink."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src" / "intarsia"
+FILE_LINES, FUNCTION_LINES, DATACLASS_FIELDS = 400, 60, 8
+NO_NAMES = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "base", "manager"})
+
+# "folder/file.py", "folder/file.py::function" or "folder/file.py::Class" -> why it is larger
+EXCEPTIONS: dict[str, str] = {
+    "core/claim.py::Claim": "a record of one experiment, not a setting anyone passes on",
+}
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    calls = (d.func if isinstance(d, ast.Call) else d for d in node.decorator_list)
+    return any(getattr(c, "id", getattr(c, "attr", "")) == "dataclass" for c in calls)
+
+
+def _fields(node: ast.ClassDef) -> int:
+    return sum(
+        isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation)
+        for item in node.body
+    )
+
+
+def oversized(text: str, where: str) -> Iterator[tuple[str, str]]:
+    """Everything in a source text that is over its limit: (key, what)."""
+    lines = text.count("\n") + (not text.endswith("\n"))
+    if lines > FILE_LINES:
+        yield where, f"{lines} lines, at most {FILE_LINES}"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > FUNCTION_LINES:
+                yield f"{where}::{node.name}", f"{lines} lines, at most {FUNCTION_LINES}"
+        elif isinstance(node, ast.ClassDef) and _is_dataclass(node):
+            fields = _fields(node)
+            if fields > DATACLASS_FIELDS:
+                yield f"{where}::{node.name}", f"{fields} fields, at most {DATACLASS_FIELDS}"
+
+
+def test_source_is_within_its_limits() -> None:
+    found = {
+        key: what
+        for path in sorted(SRC.rglob("*.py"))
+        for key, what in oversized(path.read_text(), path.relative_to(SRC).as_posix())
+    }
+    too_large = {k: v for k, v in found.items() if k not in EXCEPTIONS}
+    assert not too_large, "split it, or list it in EXCEPTIONS with a reason"
+    assert not EXCEPTIONS.keys() - found.keys(), "no longer over its limit: take it off the list"
+    assert all(EXCEPTIONS.values()), "an exception needs a reason"
+
+
+def test_no_file_or_folder_has_a_name_that_says_nothing() -> None:
+    paths = [p for folder in ("src", "tests", "scripts") for p in (ROOT / folder).rglob("*")]
+    named = [p for p in paths if p.suffix == ".py" or p.is_dir()]
+    empty = [p.relative_to(ROOT).as_posix() for p in named if p.stem.strip("_") in NO_NAMES]
+    assert named and not empty
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("x = 1\n" * (FILE_LINES + 1), "f.py"),
+        ("def g():\n" + "    x = 1\n" * FUNCTION_LINES, "f.py::g"),
+        (
+            "@dataclass(frozen=True)\nclass C:\n"
+            + "".join(f"    a{i}: int = 0\n" for i in range(DATACLASS_FIELDS + 1)),
+            "f.py::C",
+        ),
+    ],
+    ids=["file", "function", "dataclass"],
+)
+def test_one_too_many_is_found(text: str, key: str) -> None:
+    assert [k for k, _ in oversized(text, "f.py")] == [key]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = 1\n" * FILE_LINES,
+        "def g():\n" + "    x = 1\n" * (FUNCTION_LINES - 1),
+        "@dataclass\nclass C:\n"
+        + "".join(f"    a{i}: int = 0\n" for i in range(DATACLASS_FIELDS))
+        + "    K: ClassVar[int] = 1\n",
+        "class Plain:\n" + "".join(f"    a{i}: int = 0\n" for i in range(20)),
+    ],
+    ids=["file", "function", "dataclass", "not a dataclass"],
+)
+def test_the_limit_itself_is_allowed(text: str) -> None:
+    assert list(oversized(text, "f.py")) == []
