@@ -1,4 +1,4 @@
-"""Settings of the whole suite: offline, reproducible, two cores, and memory that nobody wrote is NaN."""
+"""Settings of the whole suite: offline, reproducible, two cores; memory nobody wrote is NaN."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """`torch.empty` gives NaN in the folders with tensor maths, so that a value never written shows.
+    """`torch.empty` gives NaN in the folders with tensor maths: a value never written shows.
 
     It needs deterministic algorithms; training and hosts are tested as users run them, without.
     """

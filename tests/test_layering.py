@@ -71,7 +71,7 @@ def test_every_contract_is_kept() -> None:
         ({"train/x.py": "def f():\n    from transformers import Trainer"}, "stay at the edge"),
     ],
     ids=[
-        "up", "sideways", "unplaced folder", "routers", "methods", "scores", "peft", "in a function",
+        "up", "sideways", "unplaced", "routers", "methods", "scores", "peft", "in a function",
     ],
 )  # fmt: skip
 def test_a_planted_violation_is_found(tmp_path: Path, files: dict[str, str], broken: str) -> None:
@@ -105,7 +105,7 @@ def test_only_the_host_touches_the_inside_of_peft() -> None:
 
 
 def test_no_import_of_our_own_hides_in_a_function() -> None:
-    # nothing imports the command line, so there a late import hides no cycle: it saves start-up time
+    # nothing imports the command line: there a late import hides no cycle, it saves start-up time
     hidden = []
     for path in _sources("cli"):
         for function in ast.walk(ast.parse(path.read_text())):

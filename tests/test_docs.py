@@ -1,0 +1,110 @@
+"""What is public is documented, what is linked exists, and what is shown runs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import intarsia
+from intarsia.core import errors
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+PROSE = "\n".join(p.read_text() for p in (ROOT / "README.md", *PAGES))
+RUNNABLE = ("tour.md",)
+
+
+def public_names() -> list[str]:
+    return sorted(getattr(intarsia, "__all__", []))
+
+
+def error_classes() -> list[str]:
+    return sorted(
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.IntarsiaError)
+    )
+
+
+def verbs() -> list[str]:
+    """The command line's verbs, as typer has them."""
+    if importlib.util.find_spec("intarsia.cli") is None:
+        return []
+    typer = importlib.import_module("typer")
+    app = importlib.import_module("intarsia.cli").app
+    return sorted(typer.main.get_group(app).commands)
+
+
+def nav(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    else:
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from nav(child)
+
+
+def is_documented(name: str, prose: str) -> bool:
+    return (
+        re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", prose.replace("intarsia.", ""))
+        is not None
+    )
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_every_public_name_is_documented(name: str) -> None:
+    assert is_documented(name, PROSE)
+
+
+@pytest.mark.parametrize("name", error_classes())
+def test_every_error_is_documented(name: str) -> None:
+    assert is_documented(name, PROSE)
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_verb_is_documented(verb: str) -> None:
+    assert f"intarsia {verb}" in PROSE
+
+
+def test_an_undocumented_name_is_found() -> None:
+    assert is_documented("fold", "use `intarsia.fold(model)` now")
+    assert not is_documented("fold", "a folder, twofold, fold-out, unfold")
+
+
+def test_every_page_can_be_reached() -> None:
+    listed = set(nav(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    pages = {p.relative_to(DOCS).as_posix() for p in PAGES}
+    assert listed <= pages, "in the navigation, but no such page"
+    # a method's page is generated, so its index links it
+    index = (DOCS / "methods" / "index.md").read_text()
+    linked = {f"methods/{target}" for target in re.findall(r"\]\(([\w.-]+\.md)", index)}
+    assert pages <= listed | linked, "no way leads to this page"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(DOCS).as_posix())
+def test_every_picture_exists(page: Path) -> None:
+    pictures = re.findall(r"!\[[^]]*\]\(([^)\s]+)", page.read_text())
+    missing = [p for p in pictures if "://" not in p and not (page.parent / p).is_file()]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_examples_run_as_they_stand(name: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / name).read_text(), re.M | re.S)
+    assert blocks
+    for number, block in enumerate(blocks):
+        file = tmp_path / f"block_{number}.py"
+        file.write_text(block)
+        runpy.run_path(str(file))
+
+
+def test_contributing_fits_on_a_page() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 100
