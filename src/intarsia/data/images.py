@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -13,15 +15,18 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.data.decode import Picture, read_image, to_rgb
+from intarsia.data.decode import Picture, digest, read_image, to_rgb
+
+OnError = Literal["raise", "skip"]
+SHOWN = 20  # so many paths are listed in one error
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(Dataset[tuple[Image.Image, int]]):
     """Pictures with one label each; a map-style dataset of (RGB Pillow image, int).
 
-    `images` is a uint8 array (n, H, W) or (n, H, W, 3), or any sequence of Pillow images, arrays or paths, which are
-    then decoded on access. `labels` is (n,) int64 into `classes`.
+    `images` is a uint8 array (n, H, W) or (n, H, W, 3), or any sequence of Pillow images, arrays,
+    paths or encoded bytes, which are then decoded on access. `labels` is (n,) int64 into `classes`.
     Raises: DataError when labels and images do not fit each other.
     """
 
@@ -31,7 +36,8 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
     classes: tuple[str, ...]
     licence: str = "not stated"
     source: str = "not stated"
-    skipped: tuple[str, ...] = ()  # unreadable files left out on request
+    skipped: tuple[str, ...] = ()  # unreadable pictures left out on request
+    digests: tuple[str, ...] = ()  # one per picture once `verify` has decoded them all
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -50,9 +56,16 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         return self.image(index), int(self.labels[index])
 
     def image(self, index: int) -> Image.Image:
-        """Picture `index` as 8-bit RGB."""
+        """Picture `index` as 8-bit RGB; DataError when it cannot be read."""
         picture = self.images[index]
-        return read_image(picture) if isinstance(picture, Path) else to_rgb(picture)
+        if isinstance(picture, Path | bytes):
+            return read_image(picture, name=self.label_of(index))
+        return to_rgb(picture)
+
+    def label_of(self, index: int) -> str:
+        """How picture `index` is called in messages: its path, or its place in the set."""
+        picture = self.images[index]
+        return str(picture) if isinstance(picture, Path) else f"{self.name}[{index}]"
 
     def counts(self) -> dict[str, int]:
         """Images per class, in class order, zeros included."""
@@ -63,16 +76,75 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         """The set made of the given positions, in that order."""
         where = np.asarray(list(index), dtype=np.int64)
         images = self.images
-        chosen = images[where] if isinstance(images, np.ndarray) else [images[i] for i in where]
-        labels = self.labels[where]
-        return dataclasses.replace(self, name=name or self.name, images=chosen, labels=labels)
+        return dataclasses.replace(
+            self,
+            name=name or self.name,
+            images=images[where] if isinstance(images, np.ndarray) else _Selected(images, where),
+            labels=self.labels[where],
+            digests=tuple(self.digests[i] for i in where) if self.digests else (),
+        )
 
     def subset(self, n: int, *, seed: int) -> ImageSet:
-        """`n` images, classes in their original proportions, chosen by `seed`, in original order."""
+        """`n` images in the original class proportions and order, chosen by `seed`."""
         if n == len(self):
             return self
+        if n > len(self):
+            want, fix = f"at most {len(self)}", "Ask for fewer."
+            raise ConfigError(f"images of {self.name!r}", got=n, want=want, fix=fix)
         chosen, _ = stratified(self.labels, n, seed=seed, classes=self.classes)
         return self.select(chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Selected(Sequence[Picture]):
+    """Some positions of a sequence of pictures, none of them decoded before it is asked for."""
+
+    images: Sequence[Picture]
+    where: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def __getitem__(self, index: int) -> Picture:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.images[int(self.where[index])]
+
+
+def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 2) -> ImageSet:
+    """Decode every picture once; return the set with `digests`, and `skipped` when asked to skip.
+
+    Raises: DataError listing all unreadable pictures (up to 20), or naming a class that is left
+    without any.
+    """
+
+    def decode(index: int) -> str | DataError:
+        try:
+            return digest(images.image(index))
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:  # Pillow and hashlib release the GIL
+        results = list(pool.map(decode, range(len(images))))
+    bad = [(i, r) for i, r in enumerate(results) if isinstance(r, DataError)]
+    if not bad:
+        digests = tuple(r for r in results if isinstance(r, str))
+        return dataclasses.replace(images, digests=digests)
+    if on_error == "raise":
+        shown = "".join(f"\n  {images.label_of(i)}: {error.got}" for i, error in bad[:SHOWN])
+        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        raise DataError(
+            f"{len(bad)} of {len(images)} pictures of {images.name!r} cannot be read",
+            got=shown + more + "\n",
+            want="readable images of at most 89 Mpx",
+            fix="Replace or delete them, or pass on_error='skip' (left out and recorded).",
+        )
+    left_out = {i for i, _ in bad}
+    kept = images.select(i for i in range(len(images)) if i not in left_out)
+    check_every_class(kept)
+    return dataclasses.replace(
+        kept,
+        skipped=images.skipped + tuple(images.label_of(i) for i, _ in bad),
+        digests=tuple(r for r in results if isinstance(r, str)),
+    )
 
 
 def check_labels(labels: np.ndarray, classes: Sequence[str], name: str) -> None:
@@ -88,29 +160,49 @@ def check_labels(labels: np.ndarray, classes: Sequence[str], name: str) -> None:
     raise DataError(f"labels of {name!r}", got=got, want=want, fix=fix)
 
 
+def check_every_class(images: ImageSet) -> None:
+    """Raise DataError when there are fewer than two classes, or one of them has no picture."""
+    if len(images.classes) < 2:
+        raise DataError(
+            f"classes of {images.name!r}",
+            got=f"only {', '.join(images.classes) or 'none'}",
+            want="at least 2 classes",
+            fix="Add pictures of something else: there is nothing to tell apart.",
+        )
+    empty = [name for name, n in images.counts().items() if n == 0]
+    if empty:
+        raise DataError(
+            f"classes of {images.name!r}",
+            got=f"no picture of {', '.join(empty[:SHOWN])}",
+            want="at least one picture of every class",
+            fix="Add pictures (or ask for a larger part), or remove these classes.",
+        )
+
+
 def stratified(
     labels: np.ndarray, n: int, *, seed: int, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split positions into `n` chosen and the rest, in class proportions; both sorted.
 
-    Raises: ConfigError when `n` does not leave at least one image per class on both sides.
+    Raises: DataError for a class with a single image; ConfigError when `n` or the rest is below the
+    class count.
     """
     present, counts = np.unique(labels, return_counts=True)
-    lonely = [classes[c] for c, k in zip(present, counts, strict=True) if k < 2]
+    lonely = [str(classes[int(c)]) for c, k in zip(present, counts, strict=True) if k < 2]
     if lonely:
         raise DataError(
             "stratified split",
-            got=f"a single image of {', '.join(lonely[:20])}",
+            got=f"a single image of {', '.join(lonely[:SHOWN])}",
             want="at least 2 images of every class",
             fix="Add images or remove these classes.",
         )
     if not len(present) <= n <= len(labels) - len(present):
+        size = f"{len(labels)} images, {len(present)} classes"
         raise ConfigError(
-            "size of the split",
-            got=n,
-            want=f"between {len(present)} and {len(labels) - len(present)} "
-            f"({len(labels)} images, {len(present)} classes)",
-            fix="Ask for fewer images, or add some.",
+            "size of a split",
+            got=f"{n} of {size}",
+            want=f"between {len(present)} and {len(labels) - len(present)}",
+            fix="Ask for another number, or add images.",
         )
     where = np.arange(len(labels))
     chosen, rest = train_test_split(where, train_size=n, random_state=seed, stratify=labels)

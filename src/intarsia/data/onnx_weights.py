@@ -1,8 +1,9 @@
 """Read weights and graph nodes of an ONNX file without the onnx package.
 
-An ONNX file is one protobuf message; only the few fields that name and hold weights are decoded. Field numbers are
-those of `onnx.proto` (ModelProto.graph = 7; GraphProto.node = 1, initializer = 5; NodeProto.input = 1, output = 2,
-op_type = 4; TensorProto.dims = 1, data_type = 2, name = 8, raw_data = 9).
+An ONNX file is one protobuf message; only the few fields that name and hold weights are decoded.
+Field numbers are those of `onnx.proto` (ModelProto.graph = 7; GraphProto.node = 1, initializer = 5;
+NodeProto.input = 1, output = 2, op_type = 4; TensorProto.dims = 1, data_type = 2, name = 8,
+raw_data = 9).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class OnnxNode:
 def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
     """Return (initializers by name, nodes in file order) of an ONNX file with raw inline weights.
 
-    Raises: CheckpointError when the file is damaged, not ONNX, or keeps its weights in another form.
+    Raises: CheckpointError when the file is damaged, not ONNX, or keeps its weights in another
+    form.
     Not for models over 2 GB: their weights lie in side files.
     """
     try:
@@ -66,7 +68,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, value) pairs of one protobuf message; numbers as int, everything else as bytes."""
+    """(field number, value) pairs of one protobuf message; numbers as int, the rest as bytes."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)

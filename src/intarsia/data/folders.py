@@ -1,0 +1,113 @@
+"""Image folders: one sub-folder per class, with or without `train`, `val` and `test` above them.
+
+parts = read_folder(Path("photos"))        # {"all": ...} or {"train": ..., "val": ..., "test": ...}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from intarsia.core.errors import DataError
+from intarsia.data.decode import SUFFIXES
+from intarsia.data.images import ImageSet, OnError, check_every_class, verify
+
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+def read_folder(root: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
+    """Return the sets in a folder: `all`, or those of `train`, `val`, `test` that it has.
+
+    Every picture is decoded once, so that damage is found before training and not in the middle of
+    it.
+    Raises: DataError for a path that is no folder, a class without pictures, class lists that
+    differ between parts, and unreadable pictures (all of them in one error; on_error="skip" leaves
+    them out and records which).
+    """
+    parts = _parts(_directory(root))
+    if not parts:
+        return {"all": verify(_read_classes(root), on_error=on_error)}
+    sets = {part: _read_classes(folder) for part, folder in parts.items()}
+    check_same_classes(sets)
+    return {part: verify(images, on_error=on_error) for part, images in sets.items()}
+
+
+def check_same_classes(sets: dict[str, ImageSet]) -> None:
+    """Raise DataError unless all parts have the same class names in the same order."""
+    first, *others = sets
+    for part in others:
+        one, two = set(sets[first].classes), set(sets[part].classes)
+        if sets[first].classes == sets[part].classes:
+            continue
+        only = [f"only in {first}: {sorted(one - two)}"] if one - two else []
+        only += [f"only in {part}: {sorted(two - one)}"] if two - one else []
+        raise DataError(
+            f"classes of {first} and {part}",
+            got="; ".join(only) or "the same names in another order",
+            want="the same classes in every part",
+            fix="Rename, add or remove class folders until they agree.",
+        )
+
+
+def _directory(root: Path) -> Path:
+    if root.is_dir():
+        return root
+    raise DataError(
+        f"image folder {str(root)!r}",
+        got="a file" if root.exists() else "nothing there",
+        want="a folder with one sub-folder per class, or with train/ and test/",
+        fix="Check the path.",
+    )
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """Folders of the parts; empty when there is no train folder, only classes."""
+    found = {
+        part: [root / name for name in names if (root / name).is_dir()]
+        for part, names in PARTS.items()
+    }
+    if not found["train"]:
+        return {}
+    for part, folders in found.items():
+        if len(folders) > 1:
+            raise DataError(
+                f"part {part!r} of {str(root)!r}",
+                got=" and ".join(folder.name for folder in folders),
+                want="one folder",
+                fix="Merge them or rename one.",
+            )
+    return {part: folders[0] for part, folders in found.items() if folders}
+
+
+def _read_classes(root: Path) -> ImageSet:
+    """The set in `root/class/**`, classes in alphabetical order, nothing decoded yet."""
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        loose = sum(p.suffix.lower() in SUFFIXES for p in root.iterdir())
+        raise DataError(
+            f"image folder {str(root)!r}",
+            got=f"no sub-folder ({loose} pictures directly in it)",
+            want="one sub-folder per class",
+            fix="Sort the pictures into folders named after their classes.",
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders):
+        files = (p for p in folder.rglob("*") if not p.name.startswith(".") and p.is_file())
+        found = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
+        paths += found
+        labels += [label] * len(found)
+    images = ImageSet(
+        name=root.name,
+        images=paths,
+        labels=np.asarray(labels, dtype=np.int64),
+        classes=tuple(folder.name for folder in folders),
+        source="folder",
+    )
+    check_every_class(images)
+    return images

@@ -1,0 +1,149 @@
+"""Train, validation and test parts that share no picture, from a name or a path.
+
+data = load_data("elpv", seed=0, train=1000)
+data = load_data("photos/", seed=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from intarsia.core.errors import ConfigError, DataError, UnknownName
+from intarsia.data import sets
+from intarsia.data.fingerprint import fingerprint, shared
+from intarsia.data.folders import check_same_classes, read_folder
+from intarsia.data.images import ImageSet, OnError, check_every_class, stratified, verify
+from intarsia.data.packages import announce
+from intarsia.data.tables import is_saved_dataset, read_csv, read_datasets
+
+TEST_SHARE = 0.2  # of everything, when the source has no test part
+VAL_SHARE = 0.15  # of what is left, when the source has no validation part
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint parts, their class names, and the JSON-ready record of how they were made."""
+
+    train: ImageSet
+    val: ImageSet | None  # None when asked for with val=0: the last epoch is then the result
+    test: ImageSet
+    classes: tuple[str, ...]
+    record: dict[str, Any]
+
+
+def load_data(
+    spec: str,
+    *,
+    seed: int,
+    train: int | None = None,
+    val: int | None = None,
+    test: int | None = None,
+    on_error: OnError = "raise",
+    progress: Callable[[str], None] = announce,
+) -> Splits:
+    """Return disjoint parts of a named set, image folder, CSV or Parquet file, saved dataset.
+
+    See `make_splits` for what the numbers mean.
+    Raises: UnknownName or DataError when `spec` is neither a name nor a path that can be read.
+    """
+    parts = read_data(spec, on_error=on_error, progress=progress)
+    splits = make_splits(parts, seed=seed, train=train, val=val, test=test)
+    for pair, n in splits.record["shared_pictures"].items():
+        if n:
+            progress(f"intarsia: {n} pictures stand in both parts of {pair} of {spec}")
+    return splits
+
+
+def read_data(
+    spec: str, *, on_error: OnError = "raise", progress: Callable[[str], None] = announce
+) -> dict[str, ImageSet]:
+    """Return what a name or path holds as its publisher divided it: `all`, or `train` ..."""
+    if spec in sets.SETS:
+        full = sets.load(spec, progress=progress)
+        if sets.SETS[spec].published_train is None:
+            return {"all": full}
+        return {"train": sets.load(spec, part="train"), "test": sets.load(spec, part="test")}
+    path = Path(spec).expanduser()
+    if not path.exists() and len(path.parts) == 1 and not path.suffix:
+        raise UnknownName("data set (and no folder of that name is here)", spec, sets.SETS)
+    if path.is_dir() and is_saved_dataset(path) or path.suffix == ".parquet" and path.is_file():
+        return read_datasets(path, on_error=on_error)
+    if path.suffix == ".csv" and path.is_file():
+        return read_csv(path, on_error=on_error)
+    return read_folder(path, on_error=on_error)
+
+
+def make_splits(
+    parts: dict[str, ImageSet],
+    *,
+    seed: int,
+    train: int | None = None,
+    val: int | None = None,
+    test: int | None = None,
+) -> Splits:
+    """Cut `all`, or `train` with or without `val` and `test`, into three disjoint stratified parts.
+
+    Parts the source already has are kept apart. A missing test part is drawn first, so that it
+    depends on `seed` and its size only; then validation, then training, each from what is left.
+    Sizes: None takes all of an existing part, 20 % for a missing test, 15 % of the rest for a
+    missing validation part, and the rest for training; val=0 means none.
+    Raises: ConfigError for impossible sizes; DataError for classes that differ or have no training
+    image.
+    """
+    if "all" not in parts and "train" not in parts:
+        raise DataError(
+            "parts of the data",
+            got=", ".join(parts) or "none",
+            want="'all', or 'train' with 'val' or 'test'",
+            fix="Name the part to train on 'train'.",
+        )
+    for what, n in {"train": train, "val": val, "test": test}.items():
+        if n is not None and (n < 0 or (n == 0 and what != "val")):
+            want = "at least 0" if what == "val" else "at least 1"
+            raise ConfigError(f"{what} images", got=n, want=want, fix="Give a larger number.")
+    check_same_classes(parts)
+    pool = parts["train"] if "train" in parts else parts["all"]
+    default = round(len(pool) * TEST_SHARE)
+    held, pool = _hold_out("test", parts.get("test"), pool, test, default, seed=seed)
+    chosen: ImageSet | None = None
+    if val != 0:
+        default = round(len(pool) * VAL_SHARE)
+        chosen, pool = _hold_out("val", parts.get("val"), pool, val, default, seed=seed)
+    pool = _renamed(pool if train is None else pool.subset(train, seed=seed), "train")
+    check_every_class(pool)
+    named = {"train": pool, "val": chosen, "test": held}
+    ready = {k: v if v.digests else verify(v) for k, v in named.items() if v is not None}
+    return Splits(
+        ready["train"], ready.get("val"), ready["test"], pool.classes, _record(ready, parts, seed)
+    )
+
+
+def _hold_out(
+    part: str, given: ImageSet | None, pool: ImageSet, n: int | None, default: int, *, seed: int
+) -> tuple[ImageSet, ImageSet]:
+    """(what is held out, what is left of the pool): the source's own part when it has one."""
+    if given is not None:
+        return _renamed(given if n is None else given.subset(n, seed=seed), part), pool
+    size = max(default, len(pool.classes)) if n is None else n
+    chosen, rest = stratified(pool.labels, size, seed=seed, classes=pool.classes)
+    return _renamed(pool.select(chosen), part), pool.select(rest)
+
+
+def _renamed(images: ImageSet, part: str) -> ImageSet:
+    return replace(images, name=f"{images.name.split('/')[0]}/{part}")
+
+
+def _record(ready: dict[str, ImageSet], parts: dict[str, ImageSet], seed: int) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "published_parts": sorted(set(parts) - {"all"}),
+        "classes": list(ready["train"].classes),
+        "parts": {part: fingerprint(images) for part, images in ready.items()},
+        "shared_pictures": {
+            f"{a} and {b}": len(shared(ready[a], ready[b])) for a, b in combinations(ready, 2)
+        },
+    }

@@ -1,0 +1,181 @@
+"""Sets in a table or a dataset object: CSV, Parquet, Hugging Face `datasets`, torchvision.
+
+A CSV file has the columns `image` (or `file_name`: a path beside the file) and `label`, and perhaps
+`part`.
+Parquet files and folders of `Dataset.save_to_disk` are read with the `datasets` package (pip
+install intarsia[hf]).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from intarsia.core.errors import DataError, MissingExtra
+from intarsia.data.decode import Picture
+from intarsia.data.folders import check_same_classes
+from intarsia.data.images import ImageSet, OnError, check_every_class, verify
+
+_IMAGE_COLUMNS = ("image", "file_name", "img", "path")
+_LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether a folder was written by `datasets.Dataset.save_to_disk` (or `DatasetDict`)."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def read_csv(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
+    """Return the sets a CSV file describes: `all`, or one per value of its `part` column.
+
+    Raises: DataError for missing columns, an empty table, unreadable pictures (see `verify`).
+    """
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        image = _column(reader.fieldnames or (), _IMAGE_COLUMNS, file.name)
+        label = _column(reader.fieldnames or (), _LABEL_COLUMNS, file.name)
+        rows = list(reader)
+    classes = sorted({row[label] for row in rows})
+    if all(name.isdecimal() for name in classes):
+        classes.sort(key=int)
+    parts: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        parts.setdefault(row.get("part") or "all", []).append(row)
+    sets = {}
+    for part, chosen in parts.items():
+        labels = np.asarray([classes.index(row[label]) for row in chosen], dtype=np.int64)
+        paths = [file.parent / row[image] for row in chosen]
+        sets[part] = ImageSet(file.stem, paths, labels, tuple(classes), source="csv")
+    return _checked(sets, file, on_error)
+
+
+def read_datasets(path: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
+    """Return the sets of a saved Hugging Face dataset (a folder) or a Parquet file.
+
+    Raises: MissingExtra without the `datasets` package; DataError for missing columns or unreadable
+    pictures.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtra("datasets", "hf") from error
+    try:
+        if path.is_dir():
+            found = datasets.load_from_disk(str(path))
+        else:
+            found = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"dataset {str(path)!r}",
+            got=f"{type(error).__name__}: {error}",
+            want="a folder of save_to_disk or a Parquet file",
+            fix="Save it again.",
+        ) from error
+    tables = found if isinstance(found, dict) else {"all": found}
+    aliases = {"validation": "val", "valid": "val"}
+    named = {str(part): table for part, table in tables.items()}
+    sets = {aliases.get(k, k): _from_table(table, path.stem) for k, table in named.items()}
+    return _checked(sets, path, on_error)
+
+
+def from_dataset(
+    dataset: Any, *, name: str, classes: Sequence[str] | None = None, on_error: OnError = "raise"
+) -> ImageSet:
+    """Wrap a map-style dataset of (picture, label), such as torchvision's, without copying it.
+
+    Labels come from its `targets` or `labels` when it has them, class names from its `classes`.
+    Raises: DataError when its pictures are tensors (a transform is set) or cannot be read.
+    """
+    targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    if targets is None:
+        targets = [dataset[i][1] for i in range(len(dataset))]
+    labels = np.asarray([int(t) for t in targets], dtype=np.int64)
+    known = classes or getattr(dataset, "classes", None)
+    known = known or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+    images = ImageSet(name, _Pictures(dataset), labels, tuple(known), source=type(dataset).__name__)
+    check_every_class(images)
+    return verify(images, on_error=on_error)
+
+
+class _Pictures(Sequence[Picture]):
+    """The pictures of a dataset of pairs, fetched on access."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Picture:  # pyright: ignore[reportIncompatibleMethodOverride]
+        picture = self.dataset[int(index)][0]
+        if isinstance(picture, Image.Image | np.ndarray | Path | bytes):
+            return picture
+        raise DataError(
+            f"picture {index} of {type(self.dataset).__name__}",
+            got=type(picture).__name__,
+            want="a Pillow image or a numpy array",
+            fix="Make the dataset without a transform: the model's own is applied later.",
+        )
+
+
+class _Encoded(Sequence[Picture]):
+    """The encoded pictures of one column of a Hugging Face dataset, read on access."""
+
+    def __init__(self, table: Any, column: str) -> None:
+        self.table, self.column = table, column
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Picture:  # pyright: ignore[reportIncompatibleMethodOverride]
+        cell = self.table[int(index)][self.column]
+        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
+
+
+def _from_table(table: Any, name: str) -> ImageSet:
+    import datasets
+
+    image = _column(table.column_names, _IMAGE_COLUMNS, name)
+    label = _column(table.column_names, _LABEL_COLUMNS, name)
+    values = list(table[label])
+    feature = table.features[label]
+    if isinstance(feature, datasets.ClassLabel):
+        classes, labels = list(feature.names), values
+    else:
+        classes = sorted(set(values))
+        labels = [classes.index(v) for v in values]
+    pictures = _Encoded(table.cast_column(image, datasets.Image(decode=False)), image)
+    ids = np.asarray(labels, dtype=np.int64)
+    return ImageSet(name, pictures, ids, tuple(str(c) for c in classes), source="datasets")
+
+
+def _checked(sets: dict[str, ImageSet], path: Path, on_error: OnError) -> dict[str, ImageSet]:
+    unknown = set(sets) - {"all", "train", "val", "test"}
+    if not sets or unknown or ("all" in sets and len(sets) > 1):
+        raise DataError(
+            f"parts of {path.name}",
+            got=", ".join(sorted(sets)) or "an empty table",
+            want="train with val or test, or no parts at all",
+            fix="Correct the part column, or name the splits train, val and test.",
+        )
+    check_same_classes(sets)
+    for images in sets.values():
+        check_every_class(images)
+    return {part: verify(images, on_error=on_error) for part, images in sets.items()}
+
+
+def _column(columns: Sequence[str], wanted: Sequence[str], name: str) -> str:
+    for column in wanted:
+        if column in columns:
+            return column
+    raise DataError(
+        f"columns of {name}",
+        got=list(columns),
+        want=f"one of {list(wanted)}",
+        fix="Rename the column.",
+    )

@@ -1,0 +1,178 @@
+"""From an RGB picture to a tensor, as the pretrained model's own configuration says.
+
+inputs = input_config(model)          # timm or transformers, also inside a PEFT model
+train = train_transform(inputs, augment="light")
+test = eval_transform(inputs)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import torch
+from PIL import Image
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+
+from intarsia.core.errors import ConfigError, DataError
+
+Augment = Literal["none", "light"]
+Transform = Callable[[Image.Image], Tensor]
+
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+@dataclass(frozen=True, slots=True)
+class InputConfig:
+    """How a picture must look for one model."""
+
+    size: tuple[int, int]  # height, width in px
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop: float = 1.0  # the shorter side is resized to size / crop, then the centre is cut out
+    crop_mode: str = "center"  # "squash": resized to exactly size / crop, proportions ignored
+
+    def record(self, augment: Augment = "none") -> dict[str, Any]:
+        """JSON-ready record for the run folder."""
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in _fields(self).items()}
+        return fields | {"augment": augment}
+
+
+def _fields(config: InputConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def input_config(
+    model: nn.Module, *, size: int | None = None, processor: Any = None
+) -> InputConfig:
+    """Read a model's input configuration; `size` overrides its picture size.
+
+    timm: the model's `pretrained_cfg`. transformers: its image processor, loaded from the model's
+    own folder or repository, or given as `processor` (an image processor, or its configuration as a
+    dict).
+    Raises: DataError when the model says nothing about its input; ConfigError for a size below 1.
+    """
+    if size is not None and size < 1:
+        raise ConfigError("picture size", got=size, want="at least 1 px", fix="Give it in pixels.")
+    if processor is None and getattr(model, "pretrained_cfg", None):
+        found = _from_timm(model)
+    else:
+        found = _from_processor(_processor_dict(model, processor), model)
+    return found if size is None else dataclasses.replace(found, size=(size, size))
+
+
+def _from_timm(model: nn.Module) -> InputConfig:
+    config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
+    # a model made with img_size=... keeps the pretrained size in its configuration
+    made_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height, width = made_for or config["input_size"][-2:]
+    return InputConfig(
+        size=(int(height), int(width)),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        crop=float(config["crop_pct"]),
+        crop_mode=config["crop_mode"],
+    )
+
+
+def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
+    if isinstance(processor, Mapping):
+        return processor
+    if processor is not None:
+        return processor.to_dict()
+    where = getattr(getattr(model, "config", None), "_name_or_path", "")
+    try:
+        if not where:
+            raise OSError("the model does not say where it comes from")
+        from transformers import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(where).to_dict()
+    except (ImportError, OSError, ValueError) as error:
+        raise DataError(
+            f"input configuration of {type(model).__name__}",
+            got=f"none ({str(error).splitlines()[0]})",
+            want="a timm pretrained_cfg or a transformers image processor",
+            fix="Pass processor=..., or make the InputConfig(size, mean, std) yourself.",
+        ) from error
+
+
+def _from_processor(config: Mapping[str, Any], model: nn.Module) -> InputConfig:
+    if config.get("do_flip_channel_order"):
+        raise DataError(
+            "image processor",
+            got="do_flip_channel_order (BGR pictures)",
+            want="RGB pictures",
+            fix="Flip the channels of the first layer, or use another backbone.",
+        )
+    resize = _edge(config.get("size"))
+    cut = _edge(config.get("crop_size")) if config.get("do_center_crop") else None
+    # without a crop the model's own size decides; DINOv2's (518) is only that of its table
+    side = cut or _edge(getattr(getattr(model, "config", None), "image_size", None)) or resize
+    if side is None:
+        raise DataError(
+            "image processor",
+            got=f"size {config.get('size')}",
+            want="height and width, or shortest_edge",
+            fix="Make the InputConfig(size, mean, std) yourself.",
+        )
+    normal = config.get("do_normalize", True)
+    return InputConfig(
+        size=(side, side),
+        mean=tuple(config["image_mean"]) if normal else (0.0, 0.0, 0.0),
+        std=tuple(config["image_std"]) if normal else (1.0, 1.0, 1.0),
+        interpolation=_RESAMPLE.get(int(config.get("resample", 3)), "bicubic"),
+        crop=min(1.0, cut / resize) if cut and resize else 1.0,
+        crop_mode="squash" if "height" in (config.get("size") or ()) else "center",
+    )
+
+
+def _edge(size: Any) -> int | None:
+    """The shorter side that transformers means by 224, (224, 224) or {"shortest_edge": 224}."""
+    if isinstance(size, Mapping):
+        size = size.get("shortest_edge") or size.get("height")
+    if isinstance(size, tuple | list):
+        size = size[0]
+    return int(size) if size else None
+
+
+def eval_transform(inputs: InputConfig) -> Transform:
+    """Resize, centre crop and normalise: a picture always gives the same (3, H, W) tensor."""
+    made = create_transform(
+        input_size=(3, *inputs.size),
+        is_training=False,
+        interpolation=inputs.interpolation,
+        mean=inputs.mean,
+        std=inputs.std,
+        crop_pct=inputs.crop,
+        crop_mode=inputs.crop_mode,
+    )
+    return cast(Transform, made)
+
+
+def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transform:
+    """The transform for training: `none` as in evaluation, `light` a crop of 60 to 100 % and a flip.
+
+    Draws from torch's CPU generator only, which `Prepared` seeds per picture.
+    Not for pictures whose meaning changes when mirrored, such as digits or text.
+    """
+    if augment not in get_args(Augment):
+        raise ConfigError("augment", got=repr(augment), want="'none' or 'light'", fix="Choose one.")
+    if augment == "none":
+        return eval_transform(inputs)
+    way = InterpolationMode(inputs.interpolation)
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(inputs.size, scale=(0.6, 1.0), interpolation=way),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean=list(inputs.mean), std=list(inputs.std)),
+        ]
+    )
