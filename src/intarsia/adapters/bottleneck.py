@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Paper, Site
@@ -56,7 +57,8 @@ class Bottleneck:
         residual stream, recovered from the host's own LayerNorm that feeds the site.
       scale: a number, "layer" (one learned number) or "channel" (learned, one per output).
       init: "zero" (Kaiming down, zero up) or "houlsby" (both normal, sigma 0.01, cut at 2 sigma).
-    dropout: on the bottleneck, while training.
+    dropout: on the bottleneck, while training; weight_dropout: on the entries of the up-projection,
+      afresh for each sample (DropConnect, Wan et al. 2013).
 
     Raises: ConfigError on a setting that is none of these.
     Not for merging into weights: the activation makes it non-linear; `fold` can widen an MLP.
@@ -69,6 +71,7 @@ class Bottleneck:
     scale: float | str | None = None
     init: str | None = None
     dropout: float = 0.0
+    weight_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         _choose("placement", self.placement, tuple(PLACEMENTS))
@@ -79,8 +82,10 @@ class Bottleneck:
             _choose("scale", self.resolved("scale"), SCALES)
         if self.bottleneck < 1:
             raise ConfigError("bottleneck", got=self.bottleneck, want="at least 1", fix="Try 16.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("dropout", got=self.dropout, want="0 <= p < 1", fix="Try 0.1.")
+        for name in ("dropout", "weight_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                got = getattr(self, name)
+                raise ConfigError(name, got=got, want="0 <= p < 1", fix="Try 0.1.")
 
     def resolved(self, name: str) -> str | float:
         """The setting, or the placement's published one where it is None."""
@@ -146,6 +151,23 @@ class ResidualNorm(nn.Module):
         return torch.addcmul(shift.to(x.dtype), x, gain.to(x.dtype))
 
 
+class DropConnect(nn.Linear):
+    """A linear map whose weights are dropped with probability p, afresh for each sample.
+
+    x: (B, ..., in).  Masks come from torch's own generator, as those of nn.Dropout do.
+    """
+
+    p = 0.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and self.p):
+            return super().forward(input)
+        rows = input.reshape(input.shape[0], -1, self.in_features)
+        weight = F.dropout(self.weight.expand(len(rows), -1, -1), self.p)  # (B, out, in)
+        y = torch.bmm(rows, weight.transpose(1, 2).to(rows.dtype)) + self.bias.to(rows.dtype)
+        return y.view(*input.shape[:-1], self.out_features)
+
+
 class BottleneckCell(Cell):
     """s * up(act(down(norm(x)))).  x: (..., d_in) -> (..., d_out)."""
 
@@ -154,7 +176,8 @@ class BottleneckCell(Cell):
         self.config = config
         width = site.reads
         self.down = nn.Linear(width, config.bottleneck)
-        self.up = nn.Linear(config.bottleneck, site.outputs)
+        self.up = DropConnect(config.bottleneck, site.outputs)
+        self.up.p = config.weight_dropout
         self.norm = {
             "none": lambda: nn.Identity(),
             "layer": lambda: nn.LayerNorm(width, eps=1e-6),

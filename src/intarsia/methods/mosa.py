@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..adapters import Bottleneck, BottleneckCell, Lora, LoraCell
-from ..core import Card, Cell, Paper, Site
+from ..core import Card, Paper, Site
 from ..core.errors import ConfigError
+from ..mixtures.routed import RoutedCell, draw_apart
 from ..mixtures.split import SplitLinear
 from ..partitions import random_disjoint
 from ..routers import RandomRouter
@@ -72,16 +71,14 @@ def Mosl(rank: int = 16, **settings: object) -> Mosa:
     return Mosa(over=Lora(rank), **({"split": "both"} | settings))  # pyright: ignore
 
 
-class MosaCell(Cell):
+class MosaCell(RoutedCell):
     """The expected addition in evaluation, a random k-part one in training."""
 
     def __init__(
         self, config: Mosa, body: BottleneckCell | LoraCell, generator: torch.Generator
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.body = body
-        self.routers = nn.ModuleDict()
+        layers: dict[str, nn.Module] = {}
+        routers: dict[str, RandomRouter] = {}
         for side in ("down", "up"):
             if config.split not in (side, "both"):
                 continue
@@ -90,43 +87,15 @@ class MosaCell(Cell):
                 {"weight": linear.weight.shape}, config.experts, generator=generator,
                 unit=config.unit,
             )  # fmt: skip
-            split = SplitLinear(
+            layers[side] = SplitLinear(
                 linear, partition, active=config.active, scaling=config.scaling,
                 decay=config.decay, zero_start=side in body.zero_sides,
             )  # fmt: skip
-            setattr(body, side, split)
-            seed = int(torch.randint(2**62, (), generator=generator))
-            self.routers[side] = RandomRouter(
-                config.experts, config.active, config.draw,
-                generator=torch.Generator().manual_seed(seed),
-            )  # fmt: skip
-
-    def _project(self, side: str, rows: int) -> object:
-        layer = getattr(self.body, side)
-        if side not in self.routers or not self.training:
-            return layer
-        router = self.routers[side]
-        assert isinstance(router, RandomRouter)
-        gates = router(self.body.down.weight.new_empty(rows, 0)).dense()  # (rows, N)
-        if router.per == "batch":
-            gates = gates[:: rows // router.passes]  # one row for each pass
-        layer.active = router.active
-        return partial(layer, gates=gates)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.shape[0]
-        down, up = self._project("down", rows), self._project("up", rows)
-        return self.body.compute(self.cast(x), down, up)  # pyright: ignore[reportArgumentType]
-
-    def merged(self) -> BottleneckCell | LoraCell:
-        plain = copy.copy(self.body)
-        plain._modules = dict(self.body._modules)
-        for side in self.routers:
-            setattr(plain, side, getattr(self.body, side).merged())
-        return copy.deepcopy(plain)
-
-    def delta(self) -> Tensor | None:
-        return self.merged().delta()
+            routers[side] = draw_apart(
+                config.experts, config.active, config.draw, generator=generator
+            )
+        super().__init__(body, layers, routers)
+        self.config = config
 
 
 CARD = Card(

@@ -1,0 +1,84 @@
+"""AdaMix: a mixture of adapters, drawn at random, averaged after training (arXiv:2205.12410)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..adapters import Bottleneck, Lora
+from ..core import Card, Paper, Site
+from ..core.errors import ConfigError
+from ..mixtures.routed import RoutedCell, draw_apart
+from ..mixtures.soup import SoupLinear
+
+SHARES = ("down", "up", "none")
+
+
+@dataclass(frozen=True)
+class Adamix:
+    """N dense copies of an adapter's projections; each forward trains some, the mean is kept.
+
+    over: the adapter that is copied; experts: N; active: how many a draw trains, 1 in the paper;
+    share: the side that all experts have in common, "down", "up" or "none";
+    draw: "batch" (the paper) or "sample"; noise: sigma of the Gaussian by which the copies of a
+    projection that starts at random differ (experts that start alike only part by their draws).
+
+    Raises: ConfigError on a setting that cannot be.
+    Source: paper, sections 3.1-3.3. Train it with `two_pass`, its consistency loss.
+    Not for tight memory: it stores and trains N copies of what is not shared.
+    """
+
+    over: Bottleneck | Lora = field(default_factory=lambda: Bottleneck(activation="gelu"))
+    experts: int = 4
+    active: int = 1
+    share: str = "down"
+    draw: str = "batch"
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.share not in SHARES:
+            raise ConfigError("share", got=repr(self.share), want=f"one of {SHARES}", fix="Pick.")
+        if self.noise < 0:
+            raise ConfigError("noise", got=self.noise, want="0 or more", fix="Try 0.01.")
+        # the router says what else can be wrong
+        draw_apart(self.experts, self.active, self.draw, generator=torch.Generator())
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.over.roles
+
+    @property
+    def position(self) -> str:
+        return self.over.position
+
+    def build(self, site: Site, *, generator: torch.Generator) -> RoutedCell:
+        body = self.over.build(site, generator=generator)
+        sides = [side for side in ("down", "up") if side != self.share]
+        layers = {
+            side: SoupLinear(getattr(body, side), self.experts, active=self.active)
+            for side in sides
+        }
+        for layer in layers.values():
+            if self.noise and not layer.weights.is_meta:
+                shape = layer.weights.shape
+                with torch.no_grad():
+                    layer.weights.add_(torch.randn(shape, generator=generator), alpha=self.noise)
+        routers = {
+            side: draw_apart(self.experts, self.active, self.draw, generator=generator)
+            for side in sides
+        }
+        return RoutedCell(body, dict(layers), routers)
+
+
+CARD = Card(
+    "adamix",
+    kind="adapter",
+    config=Adamix,
+    paper=Paper(
+        "2205.12410", 2022, "AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning"
+    ),
+    tags=frozenset({"stochastic", "folds"}),
+    tiny={"over": Bottleneck(4, activation="gelu")},
+    summary="Dense copies of an adapter, trained by random routing and averaged into one.",
+)

@@ -1,0 +1,91 @@
+"""A two-sided cell whose projections are chosen by a router while it trains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Cell
+from ..core.errors import ConfigError
+from ..routers import RandomRouter
+
+Linear = Callable[[Tensor], Tensor]
+
+
+class TwoSided(Protocol):
+    """A cell made of a down and an up projection, which can compute with others in their place."""
+
+    down: nn.Linear
+    up: nn.Linear
+    zero_sides: frozenset[str]
+
+    def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor: ...
+
+
+class GatedLinear(Protocol):
+    """A linear map with experts: forward(x, gates (G, N) or None = merged), merged()."""
+
+    active: int
+
+    def __call__(self, x: Tensor, gates: Tensor | None = None) -> Tensor: ...
+    def merged(self) -> nn.Linear: ...
+
+
+class RoutedCell(Cell):
+    """A random choice of experts in training, their merge in evaluation.
+
+    body: the cell; layers: side ("down", "up") -> the GatedLinear that takes its place there;
+    routers: side -> the RandomRouter that draws for it, apart from the other side's.
+    """
+
+    def __init__(
+        self, body: Cell, layers: dict[str, nn.Module], routers: dict[str, RandomRouter]
+    ) -> None:
+        super().__init__()
+        if "up" in layers and (dropped := getattr(getattr(body, "up", None), "p", 0)):
+            raise ConfigError(
+                "weight_dropout", got=dropped, want="0 where the up-projection has experts",
+                fix="The draw of the experts is the noise; leave weight_dropout at 0.",
+            )  # fmt: skip
+        self.body = body
+        for side, layer in layers.items():
+            setattr(body, side, layer)
+        self.routers = nn.ModuleDict(routers)
+
+    def _project(self, side: str, x: Tensor) -> Linear:
+        layer = getattr(self.body, side)
+        if side not in self.routers or not self.training:
+            return layer
+        router = cast(RandomRouter, self.routers[side])
+        gates = router(x).dense()  # (B, N)
+        if router.per == "batch":
+            gates = gates[:: max(1, len(gates) // router.passes)]  # one row for each pass
+        layer.active = router.active
+        return partial(layer, gates=gates)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cast(x)
+        body = cast(TwoSided, self.body)
+        return body.compute(x, self._project("down", x), self._project("up", x))
+
+    def merged(self) -> Cell:
+        plain = copy.copy(self.body)
+        plain._modules = dict(self.body._modules)
+        for side in self.routers:
+            setattr(plain, side, cast(GatedLinear, getattr(self.body, side)).merged())
+        return copy.deepcopy(plain)
+
+    def delta(self) -> Tensor | None:
+        return self.merged().delta()
+
+
+def draw_apart(experts: int, active: int, per: str, *, generator: torch.Generator) -> RandomRouter:
+    """A random router with a generator of its own, seeded from `generator`."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    own = torch.Generator().manual_seed(seed)
+    return RandomRouter(experts, active, per, generator=own)
