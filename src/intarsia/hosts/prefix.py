@@ -1,0 +1,88 @@
+"""Compute the frozen blocks below the first adapted one once per image, not once per step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from ..core.errors import ConfigError, TargetError
+
+
+class Prefix(nn.Module):
+    """A vision transformer up to a block.  images (B, 3, H, W) -> tokens (B, T, d)."""
+
+    def __init__(self, model: VisionTransformer, block: int) -> None:
+        super().__init__()
+        self.model = model
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        model = self.model
+        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        for block in model.blocks[: self.block]:
+            x = block(x)
+        return x
+
+
+class Tail(nn.Module):
+    """The rest of it.  tokens (B, T, d) -> logits.  Its modules are the given model's own."""
+
+    def __init__(self, model: VisionTransformer, block: int) -> None:
+        super().__init__()
+        self.blocks = model.blocks[block:]
+        self.norm, self.fc_norm, self.head_drop, self.head = (
+            model.norm, model.fc_norm, model.head_drop, model.head,
+        )  # fmt: skip
+        self.pool = model.pool
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.head_drop(self.fc_norm(self.pool(self.norm(x)))))
+
+
+def split_at(model: nn.Module, block: int) -> tuple[Prefix, Tail]:
+    """model(x) = tail(prefix(x)), cut before block number `block`.
+
+    Adapting only the tail is adapting the model with `layers=range(block, depth)`, except that the
+    prefix can be run once (see `run_prefix`): with half of the blocks frozen below the first cell,
+    a training step costs half.
+    Raises: TargetError for anything but a timm VisionTransformer; ConfigError for a block outside.
+    Not with augmentation that changes each image anew: the prefix sees each image once.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise TargetError(
+            "model to split", got=type(model).__name__, want="a timm VisionTransformer",
+            fix="Adapt the whole model with layers=... instead.",
+        )  # fmt: skip
+    if not 0 <= block < len(model.blocks):
+        raise ConfigError(
+            "block",
+            got=block,
+            want=f"0 ... {len(model.blocks) - 1}",
+            fix="Half the depth is usual.",
+        )
+    return Prefix(model, block), Tail(model, block)
+
+
+@torch.no_grad()
+def run_prefix(
+    prefix: Prefix, dataset: Dataset[Any], *, dtype: torch.dtype, batch_size: int = 64
+) -> TensorDataset:
+    """(tokens, label) pairs of a set of (image, label) pairs, tokens held in `dtype`."""
+    prefix.eval()
+    tokens, labels = [], []
+    device = next(prefix.parameters()).device
+    low = dtype if dtype != torch.float32 else torch.bfloat16
+    for x, y in DataLoader(dataset, batch_size):
+        with torch.autocast(device.type, low, enabled=dtype != torch.float32):
+            tokens.append(prefix(x.to(device)).to("cpu", dtype))
+        labels.append(y)
+    return TensorDataset(torch.cat(tokens), torch.cat(labels))

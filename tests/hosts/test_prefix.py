@@ -1,0 +1,52 @@
+"""The split trunk is the trunk."""
+
+import pytest
+import timm
+import torch
+from torch.utils.data import TensorDataset
+
+from intarsia import Bottleneck, adapt
+from intarsia.core.errors import ConfigError, TargetError
+from intarsia.hosts.prefix import run_prefix, split_at
+
+
+def tiny():
+    torch.manual_seed(0)
+    return timm.create_model(
+        "vit_small_patch14_dinov2", img_size=28, embed_dim=24, num_heads=2, depth=4, num_classes=3
+    ).eval()
+
+
+@pytest.mark.parametrize("block", [0, 2, 3])
+def test_tail_of_prefix_is_the_model(block):
+    model = tiny()
+    x = torch.randn(3, 3, 28, 28)
+    prefix, tail = split_at(model, block)
+    torch.testing.assert_close(tail(prefix(x)), model(x))
+
+
+def test_adapting_the_tail_is_adapting_the_last_layers():
+    whole, model = tiny(), tiny()
+    x = torch.randn(3, 3, 28, 28)
+    y = torch.tensor([0, 1, 2])
+    prefix, tail = split_at(model, 2)
+    tokens = run_prefix(prefix, TensorDataset(x, y), dtype=torch.float32).tensors[0]
+    a = adapt(whole, Bottleneck(4), layers=[2, 3])
+    b = adapt(tail, Bottleneck(4))
+    for adapted in (a, b):
+        with torch.no_grad():
+            for n, p in adapted.named_parameters():
+                if ".up." in n:
+                    g = torch.Generator().manual_seed(p.numel())
+                    p.copy_(torch.randn(p.shape, generator=g))
+    down = [{n: p for n, p in m.named_parameters() if ".down." in n} for m in (a, b)]
+    for p, q in zip(*(d.values() for d in down), strict=True):
+        q.data.copy_(p.data)
+    torch.testing.assert_close(a(x), b(tokens))
+
+
+def test_what_cannot_be_split():
+    with pytest.raises(TargetError, match="timm VisionTransformer"):
+        split_at(torch.nn.Linear(2, 2), 0)
+    with pytest.raises(ConfigError, match=r"0 \.\.\. 3"):
+        split_at(tiny(), 4)
