@@ -1,0 +1,111 @@
+"""The closed list of methods, and methods as JSON: a key and plain settings, never a path.
+
+The modules are named, not imported, so that an optional dependency breaks one method and no more,
+and so that a file can only ever choose from this list.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, cast
+
+from .card import Card
+from .cell import Method
+from .errors import ConfigError, UnknownName
+
+METHODS = (
+    "adapters.bottleneck",
+    "adapters.lora",
+    "methods.adamix",
+    "methods.mosa",
+)
+"""Modules with a CARD, below `intarsia`, sorted; the last part of each is its card's key."""
+
+KEY = "method"
+
+
+def keys() -> tuple[str, ...]:
+    """Every method's key; imports nothing."""
+    return tuple(name.rpartition(".")[2] for name in METHODS)
+
+
+def card(key: str) -> Card:
+    """The card of a method, whose module is imported now.
+
+    Raises: UnknownName if the list has no such key.
+    """
+    for name in METHODS:
+        if name.rpartition(".")[2] == key:
+            return cast(Card, importlib.import_module(f"intarsia.{name}").CARD)
+    raise UnknownName("method", str(key), keys())
+
+
+def method_key(method: Method) -> str:
+    """The key under which the list knows a method's settings.
+
+    Raises: ConfigError if they are of a class that is not in the list.
+    """
+    kind = type(method)
+    for name in METHODS:
+        # the module of a live object is already imported: nothing else is read here
+        if (
+            kind.__module__ == f"intarsia.{name}"
+            and card(key := name.rpartition(".")[2]).config is kind
+        ):
+            return key
+    raise ConfigError(
+        "method", got=f"{kind.__module__}.{kind.__qualname__}",
+        want=f"the settings of one of {list(keys())}",
+        fix="Pass an instance, such as intarsia.Mosa(experts=4).",
+    )  # fmt: skip
+
+
+def method_to_dict(method: Method) -> dict[str, Any]:
+    """{"method": key, setting: value, ...}, ready for JSON; a method inside a method likewise."""
+    settings = {f.name: _plain(getattr(method, f.name)) for f in fields(cast(Any, method))}
+    return {KEY: method_key(method)} | settings
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return method_to_dict(cast(Method, value))
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def _live(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return method_from_dict(cast("Mapping[str, Any]", value))
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+
+
+def method_from_dict(settings: Mapping[str, Any]) -> Any:
+    """The method that `method_to_dict` wrote; settings left out take their defaults.
+
+    Raises: UnknownName for a key or a setting that does not exist; ConfigError for a value that the
+    method refuses.
+    """
+    if KEY not in settings:
+        raise ConfigError(
+            "method settings", got=sorted(settings), want=f"a {KEY!r} among them",
+            fix=f"Add one of {list(keys())}.",
+        )  # fmt: skip
+    key = settings[KEY]
+    config = card(key).config
+    known = [f.name for f in fields(cast(Any, config))]
+    given: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name == KEY:
+            continue
+        if name not in known:
+            raise UnknownName(f"setting of {key!r}", str(name), known)
+        given[name] = _live(value)
+    try:
+        return config(**given)
+    except TypeError as error:
+        raise ConfigError(
+            f"settings of {key!r}", got=given, want="values of the right types", fix=f"({error})"
+        ) from error
