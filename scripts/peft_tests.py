@@ -12,7 +12,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-CACHE = Path(__file__).parents[1] / ".cache" / "peft-tests"
+CACHE = Path(__file__).parents[1] / "build" / "peft-tests"
 
 
 def peft_tests() -> Path:

@@ -1,0 +1,49 @@
+"""Put PEFT's tests on the path, and keep of them what is about our cases."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, os.environ["PEFT_TESTS"])
+
+# they merge without asking `_skip_if_merging_not_supported`, so a cell that cannot merge sits out
+MERGE = frozenset(
+    {
+        "test_delete_merged_adapter_only_rejects_the_merged_one",
+        "test_delete_merged_adapter_raises_without_mutation",
+        "test_disable_adapters_with_merging",
+        "test_merge_layers",
+        "test_merge_layers_fp16",
+        "test_merge_layers_is_deterministic_in_train_mode",
+        "test_merge_layers_is_idempotent",
+        "test_merge_layers_multi",
+        "test_multiple_active_adapters_merge_and_unmerge",
+        "test_safe_merge",
+        "test_sequential_merge_matches_batch_merge",
+        "test_unmerge_after_sequential_merge_restores_base",
+    }
+)
+
+
+def _is_kept(item: pytest.Function) -> bool:
+    """Is it a test of this folder, or one of PEFT's over our cases that applies to the case?"""
+    if item.cls is None:
+        return True
+    params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    case = str(params.get("test_name"))
+    if not case.startswith("intarsia"):
+        return False  # PEFT's own regressions, on its own methods
+    if "(cannot merge)" in case and item.originalname in MERGE:
+        return False
+    model = getattr(item.cls, "model", None)  # the one that the class builds
+    return model is None or params["model_id"] == model
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    left_out = [item for item in items if not _is_kept(item)]
+    items[:] = [item for item in items if _is_kept(item)]
+    config.hook.pytest_deselected(items=left_out)
