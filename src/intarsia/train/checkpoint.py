@@ -1,0 +1,188 @@
+"""Checkpoints that are there in full or not at all: safetensors and JSON, hashed, then renamed.
+
+`folder/save-000012/` holds tensors.safetensors, state.json and manifest.json with the SHA-256 of
+the other two. A folder of that name is complete: it was renamed after all of it was on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..core.errors import CheckpointError, TrainingError
+
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
+
+
+def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """`tree` as JSON, its tensors moved to `tensors` under their paths."""
+    if isinstance(tree, Tensor):
+        tensors[path] = tree.detach()
+        return {_TENSOR: path}
+    if isinstance(tree, Mapping):
+        if all(isinstance(key, str) for key in tree):
+            return {k: flatten(v, tensors, f"{path}/{k}") for k, v in tree.items()}
+        # JSON keys are strings; an optimiser counts its parameters
+        return {_PAIRS: [[k, flatten(v, tensors, f"{path}/{k}")] for k, v in tree.items()]}
+    if isinstance(tree, tuple | list):
+        items = [flatten(v, tensors, f"{path}/{i}") for i, v in enumerate(tree)]
+        return {_TUPLE: items} if isinstance(tree, tuple) else items
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    raise TrainingError(
+        f"checkpoint entry {path!r}", got=type(tree).__name__,
+        want="tensors, numbers, strings, lists and mappings",
+        fix="Keep only such values in the optimiser's state.",
+    )  # fmt: skip
+
+
+def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `flatten`."""
+    if isinstance(tree, list):
+        return [unflatten(v, tensors) for v in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if _TENSOR in tree:
+        return tensors[tree[_TENSOR]]
+    if _TUPLE in tree:
+        return tuple(unflatten(v, tensors) for v in tree[_TUPLE])
+    if _PAIRS in tree:
+        return {k: unflatten(v, tensors) for k, v in tree[_PAIRS]}
+    return {k: unflatten(v, tensors) for k, v in tree.items()}
+
+
+def save(folder: Path, state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint, then remove the ones before it.
+
+    Raises: TrainingError when the disk does not take it; the checkpoint before stays as it was.
+    """
+    before = latest(folder)
+    number = 1 + (int(before.name.rpartition("-")[2]) if before else 0)
+    final = folder / f"save-{number:06d}"
+    scratch = folder / f"{final.name}.tmp"
+    tensors: dict[str, Tensor] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        tree = flatten(state, tensors)
+        safetensors.torch.save_file(_apart(tensors), scratch / TENSORS)
+        (scratch / STATE).write_text(json.dumps(tree))
+        hashes = {name: sha256(scratch / name) for name in (TENSORS, STATE)}
+        (scratch / MANIFEST).write_text(json.dumps({"sha256": hashes}))
+        for path in (*scratch.iterdir(), scratch):
+            sync(path)
+        scratch.rename(final)
+        sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise disk_error(folder, error) from error
+    for old in folder.iterdir():
+        if old != final:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def disk_error(path: Path, error: Exception) -> TrainingError:
+    """What to say when a file could not be written."""
+    return TrainingError(
+        f"writing to {path}", got=error, want="a disk with room that can be written to",
+        fix="Free some space and go on with resume=True; what was saved before is intact.",
+    )  # fmt: skip
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint in a folder."""
+    found = sorted(folder.glob("save-??????")) if folder.is_dir() else []
+    return found[-1] if found else None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state that `save` was given, tensors on the CPU.
+
+    Raises: CheckpointError for a file that is missing, truncated or changed in any bit.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        hashes = manifest["sha256"]
+        for name in (TENSORS, STATE):
+            if sha256(path / name) != hashes[name]:
+                raise _damaged(path / name, "other bytes than were written")
+        tree = json.loads((path / STATE).read_text())
+        tensors = safetensors.torch.load_file(path / TENSORS)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    # off the memory map: the file goes away with the next checkpoint
+    return unflatten(tree, {k: v.clone() for k, v in tensors.items()})
+
+
+def _damaged(path: Path, got: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {path}", got=got, want="the files as they were written",
+        fix="Restore it from a copy, or start again in another folder.",
+    )  # fmt: skip
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, no two in one piece of memory, as safetensors wants them."""
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.cpu().contiguous()
+        storage = tensor.untyped_storage()
+        whole = storage.nbytes() == tensor.numel() * tensor.element_size()
+        if storage.data_ptr() in seen or not whole:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        apart[name] = tensor
+    return apart
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of files, on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write or replace a JSON file in one step."""
+    scratch = path.with_name(path.name + ".tmp")
+    try:
+        scratch.write_text(json.dumps(data, indent=2) + "\n")
+        sync(scratch)
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise disk_error(path, error) from error
+
+
+def tensors_hash(tensors: Sequence[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, types, shapes and values."""
+    total = hashlib.sha256()
+    for name, tensor in tensors:
+        total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        total.update(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+    return total.hexdigest()

@@ -1,0 +1,180 @@
+"""One training loop for every method, on accelerate."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Unpack
+
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..core.errors import ConfigError, DataError
+from . import record as records
+from .evaluate import Metrics
+from .folder import prepare, write_results
+from .loop import Loop
+from .objectives import Objective, plain
+from .precision import cast_frozen, trained
+from .progress import tracker_names
+from .resume import trunk_hash
+from .settings import Options, Recipe, Running, Training, settle
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run gave: scores on val and test (None without such a set), curves, and its record.
+
+    `history` holds the lines of metrics.jsonl, `record` what stands in run.json.
+    """
+
+    record: Mapping[str, Any]
+    history: tuple[Mapping[str, Any], ...]
+    val: Metrics | None
+    test: Metrics | None
+    out: Path | None
+
+
+def fit(
+    model: nn.Module,
+    train: Dataset[Any],
+    val: Dataset[Any] | None = None,
+    *,
+    test: Dataset[Any] | None = None,
+    objective: Objective = plain,
+    training: Training | None = None,
+    record: Mapping[str, Any] | None = None,
+    evaluate_every: int = 1,
+    **options: Unpack[Options],
+) -> Run:
+    """Train what is not frozen in a model, in place.
+
+    train, val, test: map-style datasets of (image tensor, class index), or of mappings with
+    pixel_values and labels. The last epoch is the result, unless select="val"; `test` is scored
+    once, at the end. objective: see `intarsia.train.objectives`. record: kept in run.json.
+    evaluate_every: epochs between scores on val; 0 = only at the end.
+    options: the fields of Training, Recipe and Running by name; they win over `training`.
+
+    With out="folder" the run can be killed at any moment and goes on, bit for bit, with
+    resume=True. Started by `accelerate launch` or torchrun, it trains data-parallel: a batch is
+    shared out among the processes, and draws are those of one process.
+
+    Raises: ConfigError, DataError and UnknownName before anything is trained; TrainingError for a
+    loss that is not finite or a full disk; CheckpointError for a checkpoint that is damaged or of
+    another run; Interrupted (a KeyboardInterrupt) after Ctrl-C, with the checkpoint written.
+    """
+    training, recipe, running = settle(training, options)
+    trained(model)
+    disjoint = _check_selection(train, val, recipe, evaluate_every)
+    trackers = tracker_names(running.trackers, running.out)
+    # autocast is the loop's: accelerate's own would patch the model's forward
+    accelerator = Accelerator(
+        mixed_precision="no", log_with=[*trackers] or None, project_dir=running.out
+    )
+    if training.precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError(
+            "precision", got="'fp16' on a CPU", want="'fp32' or 'bf16' there",
+            fix="Use precision='bf16'.",
+        )  # fmt: skip
+    if running.out is not None and accelerator.is_main_process:
+        prepare(running.out, running.resume)
+    accelerator.wait_for_everyone()
+    model.to(accelerator.device)
+    cast_frozen(model, training.precision)
+    about = _about(model, train, val, test, objective, training, recipe, running)
+    loop = Loop(model, train, val, objective, training, recipe, running)
+    identity = _identity(about, model) if running.out is not None else {}
+    with loop.running(accelerator, identity):
+        loop.train(evaluate_every)
+        scores = loop.finish(test)
+    results = _results(loop, scores, disjoint)
+    done = about | {"record": records.plain_values(record or {}), "results": results}
+    if running.out is not None and accelerator.is_main_process:
+        split = "test" if "test" in scores else "val"
+        write_results(running.out, model, done, split, scores.get(split))
+    accelerator.wait_for_everyone()
+    return Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), running.out)
+
+
+def _check_selection(
+    train: Dataset[Any], val: Dataset[Any] | None, recipe: Recipe, every: int
+) -> bool | None:
+    """Whether val shares nothing with train; None if nobody asked or it cannot be told."""
+    if every < 0:
+        raise ConfigError("evaluate_every", got=every, want="at least 0", fix="Try 1.")
+    if recipe.select != "val":
+        return None
+    if val is None or not every:
+        raise ConfigError(
+            "select='val'", got="no validation set" if val is None else "evaluate_every=0",
+            want="a score on val after some epochs", fix="Pass val=..., or select='last'.",
+        )  # fmt: skip
+    shared = records.shared_samples(train, val)
+    if shared:
+        raise DataError(
+            "select='val'", got=f"{shared} images that are in both train and val",
+            want="sets that share none: a model knows what it was trained on",
+            fix="Take them out of val, or use select='last'.",
+        )  # fmt: skip
+    return None if shared is None else True
+
+
+def _about(
+    model: nn.Module,
+    train: Dataset[Any],
+    val: Dataset[Any] | None,
+    test: Dataset[Any] | None,
+    objective: Objective,
+    training: Training,
+    recipe: Recipe,
+    running: Running,
+) -> dict[str, Any]:
+    """All that is known before the first step."""
+    sets = {"train": train, "val": val, "test": test}
+    return {
+        "command": sys.argv,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "method": records.method_of(model),
+        "parameters": records.parameter_counts(model),
+        "objective": records.describe(objective),
+        "training": records.plain_values(training),
+        "recipe": records.plain_values(recipe),
+        "running": records.plain_values(running),
+        "data": {k: records.data_of(v) for k, v in sets.items() if v is not None},
+        "machine": records.machine(),
+        "versions": records.versions(),
+    }
+
+
+def _identity(about: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """What must be the same for a checkpoint to fit."""
+    data = about["data"]["train"]
+    return {
+        "method": about["method"],
+        "backbone": trunk_hash(model),
+        "classes": data.get("classes"),
+        "data": {k: v for k, v in data.items() if k != "classes"},
+        "objective": about["objective"],
+        "training": about["training"],
+        "recipe": about["recipe"],
+    }
+
+
+def _results(loop: Loop, scores: Mapping[str, Metrics], disjoint: bool | None) -> dict[str, Any]:
+    best = loop.at.best
+    return {
+        **{split: metrics.scores() for split, metrics in scores.items()},
+        "selection": {
+            "rule": loop.recipe.select,
+            "epoch": best.epoch if best else loop.training.epochs,
+            "disjoint_from_train": disjoint,
+        },
+        "steps": loop.steps,
+        "seconds": round(loop.at.seconds, 3),
+        "cpu_seconds": round(loop.at.cpu_seconds, 3),
+        "peak_bytes": records.peak_bytes(),
+    }

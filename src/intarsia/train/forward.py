@@ -1,0 +1,62 @@
+"""The model as the loop calls it: recomputing, compiled, shared among processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..core.errors import ConfigError
+from ..routers import random_routers
+from .record import bare
+from .settings import Running
+
+
+@contextmanager
+def wrapped(model: nn.Module, running: Running, accelerator: Accelerator) -> Iterator[nn.Module]:
+    """The model for training; what was switched on in it is switched off again afterwards.
+
+    Each process draws its own rows of the joined batch's draws. Under `recompute` draws are held
+    until the next `redraw`, so that the second computation meets the same experts.
+    Raises: ConfigError for recompute on a model that does not offer it.
+    """
+    routers = random_routers(model).values()
+    before = [(r.shard, r.hold) for r in routers]
+    if running.recompute:
+        _set_recompute(model, True)
+    try:
+        for router in routers:
+            router.shard = (accelerator.process_index, accelerator.num_processes)
+            router.hold = running.recompute or router.hold
+        forward = model
+        if running.compile:
+            forward = cast(nn.Module, torch.compile(model))
+        if accelerator.num_processes > 1:
+            forward = accelerator.prepare_model(forward)
+        yield forward
+    finally:
+        for router, (shard, hold) in zip(routers, before, strict=True):
+            router.shard, router.hold = shard, hold
+            router.redraw()
+        if running.recompute:
+            _set_recompute(model, False)
+
+
+def _set_recompute(model: nn.Module, on: bool) -> None:
+    host = bare(model)
+    if hasattr(host, "set_grad_checkpointing"):  # timm
+        host.set_grad_checkpointing(on)  # pyright: ignore
+    elif hasattr(host, "gradient_checkpointing_enable"):  # transformers
+        if on:
+            host.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore
+        else:
+            host.gradient_checkpointing_disable()  # pyright: ignore
+    else:
+        raise ConfigError(
+            f"recompute of {type(host).__name__}", got="a model without gradient checkpointing",
+            want="a timm or transformers model", fix="Leave recompute off, or use a smaller batch.",
+        )  # fmt: skip

@@ -1,0 +1,145 @@
+"""One optimiser step: draws, forward, backward, update. It knows no method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from timm.data.mixup import Mixup
+from timm.loss.cross_entropy import SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from ..core.errors import TrainingError
+from .objectives import LossOf, Objective, Outcome
+from .optimisers import LearningRate
+from .order import Batch, check_range
+from .precision import DTYPES, autocast
+from .settings import Recipe, Training
+
+
+class Learner:
+    """A model, what moves it, and the loss it is moved by.
+
+    `model` is the user's; `forward` is the same model wrapped for several processes or compiled.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: nn.Module,
+        objective: Objective,
+        training: Training,
+        recipe: Recipe,
+        accelerator: Accelerator,
+    ) -> None:
+        self.model, self.forward, self.objective = model, forward, objective
+        self.training, self.recipe, self.accelerator = training, recipe, accelerator
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = recipe.optimizer(model, training.lr, training.weight_decay)
+        self.rate = LearningRate(self.optimizer)
+        scaled = training.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(accelerator.device.type) if scaled else None
+        self.classes = 0  # known after the first look at the model's output
+
+    def step(self, batches: Sequence[Batch], step: int, steps: int) -> dict[str, float]:
+        """Learn from one batch, given as equal parts; returns lr, loss, accuracy and named parts.
+
+        Raises: TrainingError if the loss or a gradient is not finite; the parameters are then
+        those before the step.
+        """
+        lr = self.rate.set(self.recipe.factor(step, steps, self.training.warmup))
+        if self.recipe.schedule is not None:
+            self.recipe.schedule(self.model, step, steps)
+        names: list[str] = []
+        total: Tensor | None = None
+        for i, (x, y) in enumerate(batches):
+            last = i == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.forward):
+                found = self._backward(x, y, 1 / len(batches))
+            names = list(found)
+            values = torch.stack(list(found.values())) / len(batches)
+            total = values if total is None else total + values
+        assert total is not None
+        if self.accelerator.num_processes > 1:
+            total = cast(Tensor, self.accelerator.reduce(total, "mean"))
+        logged = dict(zip(names, total.tolist(), strict=True))
+        self._update(logged["loss"], step)
+        return {"lr": lr, **logged}
+
+    def _backward(self, x: Tensor, y: Tensor, share: float) -> dict[str, Tensor]:
+        device = self.accelerator.device
+        check_range(y, self.classes)
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        x, loss_of = self._task(x, y)
+        with autocast(device, DTYPES[self.training.precision]):
+            outcome = self.objective(self.forward, x, loss_of)
+        loss = outcome.loss * share
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+        return self._logged(outcome, y)
+
+    def _logged(self, outcome: Outcome, y: Tensor) -> dict[str, Tensor]:
+        values = {"loss": outcome.loss}
+        if not (self.recipe.mixup or self.recipe.cutmix):  # a mixed image has no right answer
+            values["accuracy"] = (outcome.logits.argmax(-1) == y).float().mean()
+        values |= outcome.parts
+        return {name: v.detach().float() for name, v in values.items()}
+
+    def _task(self, x: Tensor, y: Tensor) -> tuple[Tensor, LossOf]:
+        """The images to look at and the loss of their logits."""
+        recipe = self.recipe
+        # timm mixes an image with its mirror place in the batch: an odd tail is left as it is
+        if (recipe.mixup or recipe.cutmix) and len(x) % 2 == 0:
+            mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = Mixup(
+                recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing,
+                num_classes=self.classes,
+            )  # fmt: skip
+            x, soft = mix(x, y)
+            return x, partial(_of, SoftTargetCrossEntropy(), soft)
+        return x, partial(_of, partial(F.cross_entropy, label_smoothing=recipe.smoothing), y)
+
+    def _update(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            self._refuse("loss", loss, step)
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        # a scaler looks at the gradients itself, skips the step and lowers its scale
+        if not self.scaler and not bool(torch.isfinite(norm)):
+            self._refuse("gradient norm", float(norm), step)
+        if self.recipe.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip, norm)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _refuse(self, what: str, got: float, step: int) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        raise TrainingError(
+            f"{what} at step {step + 1}", got=got, want="a finite number",
+            fix="Lower lr, clip the gradients (clip=1.0), or look for broken images. "
+            "The model and the last checkpoint are as they were before this step.",
+        )  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        """What the optimiser and the loss scale remember."""
+        scaler = self.scaler.state_dict() if self.scaler else None
+        return {"optimizer": self.optimizer.state_dict(), "scaler": scaler}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def _of(loss: Callable[[Tensor, Tensor], Tensor], target: Tensor, logits: Tensor) -> Tensor:
+    return loss(logits, target)

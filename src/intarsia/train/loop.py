@@ -1,0 +1,230 @@
+"""The steps of a run: data in order, a learner's steps, scores, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..core.errors import DataError, IntarsiaError
+from ..data.loaders import mix
+from . import checkpoint, resume
+from .evaluate import Metrics, evaluate, evaluating, modes_kept
+from .folder import METRICS, STATE, Log
+from .forward import wrapped
+from .interrupt import Interrupted, stop_on_signals
+from .learner import Learner
+from .objectives import Objective, logits_of
+from .order import Batch, Key, Order, Reader, check_range, labels_of, read, size_of
+from .precision import autocast, compute_dtype, training_mode
+from .progress import Bar, start_trackers, track
+from .randomness import generator_states, global_kept, seed_all, set_generator_states
+from .settings import Recipe, Running, Training
+
+
+class Loop:
+    """A run from its first step, or from its checkpoint, to its last."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Dataset[Any],
+        val: Dataset[Any] | None,
+        objective: Objective,
+        training: Training,
+        recipe: Recipe,
+        running: Running,
+    ) -> None:
+        self.model, self.train_set, self.val = model, train, val
+        self.training, self.recipe, self.running_ = training, recipe, running
+        self.objective = objective
+        self.log_to = None if running.out is None else running.out / METRICS
+        self.at = resume.Position()
+        self.log = Log(None)
+        self.val_scores: tuple[int, Metrics] | None = None  # (step, scores) of the newest
+
+    @contextmanager
+    def running(self, ranks: Accelerator, identity: dict[str, Any]) -> Iterator[None]:
+        """Everything that is open or set only while the run goes on."""
+        self.ranks = ranks
+        shares = ranks.num_processes * self.training.accumulate
+        self.order = Order(
+            size_of(self.train_set), self.training.batch_size, self.training.seed, shares
+        )
+        self.reader = Reader(self.train_set, self.training.seed)
+        self.steps = self.training.epochs * self.order.steps
+        self.at.identity = identity
+        main = ranks.is_main_process
+        with ExitStack() as stack:
+            stack.enter_context(global_kept())
+            stack.enter_context(modes_kept(self.model))
+            classes = self._look()
+            forward = stack.enter_context(wrapped(self.model, self.running_, ranks))
+            self.learner = Learner(
+                self.model, forward, self.objective, self.training, self.recipe, ranks
+            )
+            self.learner.classes = classes
+            seed_all(mix(self.training.seed, ranks.process_index))
+            set_generator_states(self.model, resume.agree(ranks, generator_states(self.model)))
+            if self.running_.resume:
+                self._restore()
+            self.log = Log(self.log_to if main else None)
+            self.log.open(self.at.metrics_bytes)
+            stack.callback(self.log.close)
+            start_trackers(ranks, self.at.step)
+            stack.callback(ranks.end_training)
+            self.stop = stack.enter_context(stop_on_signals())
+            bar = Bar(self.steps, self.training.epochs, show=main)
+            self.bar = stack.enter_context(bar.shown())
+            yield
+
+    def _look(self) -> int:
+        """The number of classes, by one image through the model; labels are checked against it."""
+        device, dtype = self.ranks.device, compute_dtype(self.model)
+        x, _ = self.reader[(0, (0,))]
+        with torch.no_grad(), evaluating(self.model), autocast(device, dtype):
+            shape = logits_of(self.model, x.to(device)).shape
+        if len(shape) != 2:
+            raise DataError(
+                "the model's output", got=f"shape {tuple(shape)} for one image",
+                want="(images, classes)", fix="Give the model a classification head.",
+            )  # fmt: skip
+        for dataset in (self.train_set, self.val):
+            labels = None if dataset is None else labels_of(dataset)
+            if labels is not None and len(labels):
+                check_range(torch.as_tensor(labels), shape[1])
+        return shape[1]
+
+    def _restore(self) -> None:
+        assert self.running_.out is not None
+        state: Any = None
+        if self.ranks.is_main_process:
+            path = checkpoint.latest(self.running_.out / STATE)
+            try:
+                state = path and checkpoint.load(path)
+            except IntarsiaError as error:
+                state = error
+        state = resume.agree(self.ranks, state)
+        if state:
+            resume.restore(self.model, self.learner, self.at, state, self.ranks)
+
+    def train(self, evaluate_every: int) -> None:
+        """All steps that are left."""
+        last_save = time.monotonic()
+        per_epoch = self.order.steps
+        batches = self._batches()
+        while self.at.step < self.steps:
+            self._step(batches)
+            epoch, rest = divmod(self.at.step, per_epoch)
+            if not rest and evaluate_every and epoch % evaluate_every == 0:
+                self._score(epoch)
+            stop, due = self._decide(time.monotonic() - last_save)
+            if stop or due:
+                self.save()
+                last_save = time.monotonic()
+            if stop:
+                raise self._interrupted()
+        self.save()
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        """The parts of each batch that is left, as this process sees them."""
+        parts, rank = self.training.accumulate, self.ranks.process_index
+        epoch, first = divmod(self.at.step, self.order.steps)
+        while epoch < self.training.epochs:
+            keys: list[Key] = [
+                (epoch, self.order.part(batch, rank * parts + part))
+                for batch in self.order.epoch(epoch, first)
+                for part in range(parts)
+            ]
+            stream = read(self.reader, keys, self.running_.workers)
+            for _ in range(len(keys) // parts):
+                yield [next(stream) for _ in range(parts)]
+            epoch, first = epoch + 1, 0
+
+    def _step(self, batches: Iterator[list[Batch]]) -> None:
+        clock, cpu = time.perf_counter(), time.process_time()
+        training_mode(self.model)
+        found = self.learner.step(next(batches), self.at.step, self.steps)
+        self.at.step += 1
+        self.at.seconds += time.perf_counter() - clock
+        self.at.cpu_seconds += time.process_time() - cpu
+        self._note("train", -(-self.at.step // self.order.steps), found)
+
+    def _score(self, epoch: int) -> None:
+        if self.val is None:
+            return
+        found = self._evaluate(self.val)
+        self.val_scores = self.at.step, found
+        self._note("val", epoch, found.scores())
+        best, accuracy = self.at.best, found.accuracy
+        if self.recipe.select == "val" and (best is None or accuracy > best.accuracy):
+            self.at.best = resume.Score(epoch, accuracy, resume.learned_copy(self.model))
+
+    def _evaluate(self, dataset: Dataset[Any]) -> Metrics:
+        size = max(1, self.training.batch_size // self.ranks.num_processes)
+        return evaluate(
+            self.model, dataset, batch_size=max(size, 32), workers=self.running_.workers
+        )
+
+    def _note(self, split: str, epoch: int, found: dict[str, float]) -> None:
+        line = {"step": self.at.step, "epoch": epoch, "split": split, **found}
+        line["seconds"] = round(self.at.seconds, 4)
+        if self.ranks.is_main_process:
+            self.log.write(line)
+            self.bar.step(self.at.step, line)
+        track(self.ranks, line)
+
+    def _decide(self, since: float) -> tuple[bool, bool]:
+        """(stop, save), the same in every process."""
+        how = self.running_
+        due = (how.checkpoint_steps is not None and self.at.step % how.checkpoint_steps == 0) or (
+            how.checkpoint_seconds is not None and since >= how.checkpoint_seconds
+        )
+        flags = torch.tensor([bool(self.stop), due], dtype=torch.float32, device=self.ranks.device)
+        if self.ranks.num_processes > 1:
+            flags = self.ranks.reduce(flags, "sum")
+        stop, save = (bool(flag) for flag in flags.tolist())  # pyright: ignore
+        return stop, save and how.out is not None
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is a folder."""
+        out = self.running_.out
+        if out is None:
+            return
+        self.at.metrics_bytes = self.log.size()
+        state = resume.capture(self.model, self.learner, self.at, self.ranks)
+        problem: IntarsiaError | None = None
+        if self.ranks.is_main_process:
+            try:
+                checkpoint.save(out / STATE, state)
+            except IntarsiaError as error:
+                problem = error
+        resume.agree(self.ranks, problem)
+
+    def _interrupted(self) -> Interrupted:
+        out = self.running_.out
+        where = f"stopped after step {self.at.step} of {self.steps}"
+        if out is None:
+            return Interrupted(f"{where}; nothing was saved, since no out=... was given")
+        return Interrupted(f"{where}; go on with fit(..., out={str(out)!r}, resume=True)")
+
+    def finish(self, test: Dataset[Any] | None) -> dict[str, Metrics]:
+        """Scores of the chosen weights, which the model then has."""
+        if self.at.best is not None:
+            resume.put_back(self.model, self.at.best.learned)
+        fresh = self.at.best is None and self.val_scores and self.val_scores[0] == self.at.step
+        scores: dict[str, Metrics] = {}
+        if self.val_scores and fresh:
+            scores["val"] = self.val_scores[1]
+        elif self.val is not None:
+            scores["val"] = self._evaluate(self.val)
+        if test is not None:
+            scores["test"] = self._evaluate(test)
+            self._note("test", self.training.epochs, scores["test"].scores())
+        return scores

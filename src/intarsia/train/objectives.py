@@ -1,0 +1,214 @@
+"""What a training step minimises: functions of a model, a batch and a loss of logits.
+
+An objective is `objective(model, x, loss_of) -> Outcome`; `loss_of(logits)` knows the labels.
+Settings are keywords: `functools.partial(two_pass, reg=0.5)` is an objective too.
+R-Drop (arXiv:2106.14448) is `two_pass` with add=1 on any model that has dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Cell
+from ..core.errors import ConfigError
+from ..mixtures import SplitLinear
+from ..routers import passes, redraw
+
+LossOf = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The loss to go back from, the logits (B, classes) of the batch, and named parts to log."""
+
+    loss: Tensor
+    logits: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+Objective = Callable[[nn.Module, Tensor, LossOf], Outcome]
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """float32 logits of a model that returns a tensor or an object with `.logits`; draws anew."""
+    redraw(model)
+    out = model(x)
+    return getattr(out, "logits", out).float()
+
+
+def plain(model: nn.Module, x: Tensor, loss_of: LossOf) -> Outcome:
+    """The loss of one forward."""
+    logits = logits_of(model, x)
+    return Outcome(loss_of(logits), logits)
+
+
+def kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
+    """KL(softmax(target) || softmax(logits)), the mean over the batch.  (B, C), (B, C) -> ()."""
+    target = target.detach() if detach else target
+    return F.kl_div(
+        logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean"
+    )
+
+
+def two_pass(
+    model: nn.Module,
+    x: Tensor,
+    loss_of: LossOf,
+    *,
+    add: float = 0.0,
+    reg: float = 1.0,
+    detach: bool = True,
+    deep: float = 0.0,
+) -> Outcome:
+    """Two stochastic passes that should agree (MoSA, arXiv:2312.02923; R-Drop, arXiv:2106.14448).
+
+    L = CE(p1) + add CE(p2) + reg/2 [KL(sg p2 || p1) + KL(sg p1 || p2)] + deep D
+    with D the `deep_alignment` of the two passes. The published MoSA has add=0, reg=1; its deep
+    term has the weight 0.01 / 12. Both passes are stacked in one forward. `detach`: sg as
+    published; without, the gradient of the divergence is to first order twice as large.
+    Twice the cost of `plain`. Not for a model without randomness: both passes are then equal.
+    """
+    stacked = torch.cat([x, x])
+    with passes(model, 2), _hidden(model, deep != 0) as hidden:
+        logits = logits_of(model, stacked)
+    first, second = logits.chunk(2)
+    task = loss_of(first)
+    divergence = (kl(second, first, detach=detach) + kl(first, second, detach=detach)) / 2
+    loss = task + reg * divergence
+    parts = {"task": task, "divergence": divergence}
+    if add:
+        loss = loss + add * loss_of(second)
+    if deep:
+        parts["deep"] = deep_alignment(hidden)
+        loss = loss + deep * parts["deep"]
+    return Outcome(loss, first, parts)
+
+
+def one_backward(model: nn.Module, x: Tensor, loss_of: LossOf, *, reg: float = 1.0) -> Outcome:
+    """L = CE(p1) + reg KL(sg p2 || p1), pass 2 without a graph.
+
+    The passes are drawn alike, so the expected gradient is that of `two_pass` with add=0 and
+    detached targets; its variance is larger, its cost two forwards and one backward, its memory
+    that of `plain`.
+    """
+    with torch.no_grad():
+        second = logits_of(model, x)
+    first = logits_of(model, x)
+    task, divergence = loss_of(first), kl(second, first)
+    return Outcome(task + reg * divergence, first, {"task": task, "divergence": divergence})
+
+
+def local_variance(model: nn.Module, x: Tensor, loss_of: LossOf, *, weight: float = 1.0) -> Outcome:
+    """L = CE(p) + weight * sum over cells of mean over tokens of scale^2 Var(up(z)).
+
+    Var is the variance of a split up-projection's output over the draw of its experts, summed over
+    outputs, in closed form (`SplitLinear.variance`) at the bottleneck z of this forward: half the
+    expected squared distance of two passes at the cell, without the second pass. It leaves out
+    what later layers make of the difference: a surrogate for `two_pass`, not the same loss.
+    Raises: ConfigError for a model without a cell whose up-projection is split.
+    """
+    with _bottlenecks(model) as seen:
+        logits = logits_of(model, x)
+    if not seen:
+        raise ConfigError(
+            "objective 'local_variance'", got="no split up-projection in the forward",
+            want="MoSA with split='up' or 'both'", fix="Use objective 'plain' or 'two_pass'.",
+        )  # fmt: skip
+    task = loss_of(logits)
+    # outside autocast the sums of squares keep float32
+    spread = torch.stack(
+        [(scale**2 * layer.variance(z.to(layer.weight.dtype))).mean() for layer, scale, z in seen]
+    ).sum()
+    return Outcome(task + weight * spread, logits, {"task": task, "variance": spread})
+
+
+def deep_alignment(hidden: list[Tensor]) -> Tensor:
+    """Sum over blocks of the mean squared distance between two stacked passes.  [(2B, ...)] -> ().
+
+    `hidden` are the outputs of the first half of a model's blocks; no target is detached (MoSA's
+    released code: the first six of twelve).
+    """
+    halves = [h.float().chunk(2) for h in hidden]
+    return torch.stack([F.mse_loss(first, second) for first, second in halves]).sum()
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a model, in order: the most numerous class of list members.
+
+    Classes that hold less than half of the parameters of the largest one do not count, so that
+    Swin's blocks win over its stages and over the layers inside a block.
+    Raises: ConfigError for a model without a repeated block.
+    """
+    groups: dict[type, list[nn.Module]] = {}
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            for child in module.children():
+                groups.setdefault(type(child), []).append(child)
+    sizes = {k: sum(p.numel() for m in v for p in m.parameters()) for k, v in groups.items()}
+    large = [v for k, v in groups.items() if len(v) > 1 and sizes[k] * 2 >= max(sizes.values())]
+    if not large:
+        raise ConfigError(
+            f"blocks of {type(model).__name__}", got="no repeated block in a ModuleList",
+            want="at least two", fix="Leave out the deep alignment term (deep=0).",
+        )  # fmt: skip
+    return max(large, key=len)
+
+
+@contextmanager
+def _hidden(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+    """Outputs of the first half of the blocks, while inside."""
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)  # pyright: ignore
+
+    blocks = blocks_of(model) if wanted else []
+    hooks = [block.register_forward_hook(keep) for block in blocks[: len(blocks) // 2]]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+Bottlenecks = list[tuple[SplitLinear, Tensor | float, Tensor]]
+
+
+@contextmanager
+def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
+    """(split up-projection, the cell's scale, its input) of each call while inside."""
+    seen: Bottlenecks = []
+
+    def watch(layer: SplitLinear, scale: Tensor | float) -> torch.utils.hooks.RemovableHandle:
+        return layer.register_forward_pre_hook(
+            lambda _m, args: seen.append((layer, scale, args[0]))
+        )
+
+    hooks = []
+    for cell in model.modules():
+        body = getattr(cell, "body", None)
+        up = getattr(body, "up", None)
+        if isinstance(cell, Cell) and isinstance(up, SplitLinear):
+            hooks.append(watch(up, getattr(body, "scale", 1.0)))
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
+    {
+        "plain": plain,
+        "two_pass": two_pass,
+        "one_backward": one_backward,
+        "local_variance": local_variance,
+    }
+)

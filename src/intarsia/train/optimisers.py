@@ -1,0 +1,66 @@
+"""AdamW without decay where it does not belong, and the learning rate of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..mixtures import SplitLinear
+
+LrFactor = Callable[[int, int], float]
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """AdamW over the trained parameters; biases, norms and scales (vectors) are not decayed."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    # an expert's bias is a vector too, though the experts' biases make a matrix
+    biases = {
+        id(m.biases) for m in model.modules() if isinstance(m, SplitLinear) and m.biases is not None
+    }
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            vector = parameter.ndim <= 1 or id(parameter) in biases
+            (free if vector else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    devices = {p.device.type for p in (*decayed, *free)}
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=lr, fused=devices <= {"cpu", "cuda"}
+    )
+
+
+def cosine(warmup: float = 0.0) -> LrFactor:
+    """Linear warm-up over a share of the steps, then half a cosine down to 0, step by step.
+
+    Step s of S with W = round(warmup S): (s + 1) / W while s < W, then
+    (1 + cos(pi (s - W) / (S - W))) / 2.
+    """
+
+    def factor(step: int, steps: int) -> float:
+        warm = round(warmup * steps)
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    return factor
+
+
+class LearningRate:
+    """Sets each group's rate to its own base rate times a factor; holds no state of its own."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.base = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def set(self, factor: float) -> float:
+        """Returns the first group's rate."""
+        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = base * factor
+        return self.base[0] * factor

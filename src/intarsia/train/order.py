@@ -1,0 +1,218 @@
+"""Which image when: the order of the data as a pure function of seed and epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+
+from ..core.errors import ConfigError, DataError, TrainingError
+from ..data.loaders import Prepared, mix, usable_workers
+from .randomness import seeded_cpu
+
+Batch = tuple[Tensor, Tensor]
+Key = tuple[int, tuple[int, ...]]  # (epoch, positions)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Positions of each batch of each epoch; `shares` equal parts make a batch.
+
+    A last batch that does not divide into equal shares is cut until it does (at most shares - 1
+    images of an epoch, other ones each time), so that every process does the same work and the
+    mean over processes is the mean over the batch.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+    shares: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < self.shares:
+            raise DataError(
+                "training images", got=self.count, want=f"at least {self.shares}",
+                fix="Give the run some images to learn from.",
+            )  # fmt: skip
+        if self.batch_size % self.shares:
+            raise ConfigError(
+                "batch_size", got=self.batch_size,
+                want=f"a multiple of {self.shares} (processes times accumulate)",
+                fix=f"Use {max(1, round(self.batch_size / self.shares)) * self.shares}.",
+            )  # fmt: skip
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        full, rest = divmod(self.count, self.batch_size)
+        return full + (rest >= self.shares)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[int, ...]]:
+        """The batches of an epoch, from batch `first` on."""
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        order = torch.randperm(self.count, generator=generator).tolist()
+        for i in range(first, self.steps):
+            batch = order[i * self.batch_size : (i + 1) * self.batch_size]
+            yield tuple(batch[: len(batch) // self.shares * self.shares])
+
+    def part(self, batch: Sequence[int], share: int) -> tuple[int, ...]:
+        """The positions of one share of a batch."""
+        size = len(batch) // self.shares
+        return tuple(batch[share * size : (share + 1) * size])
+
+
+class Reader(Dataset[Batch]):
+    """Whole batches of a dataset by (epoch, positions): (x (B, ...), labels (B,) int64).
+
+    Random transforms see generators seeded by (seed, epoch, position): what a picture looks like
+    does not depend on the batch, the worker or the process that reads it.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return size_of(self.dataset)
+
+    def __getitem__(self, key: Key) -> Batch:
+        epoch, positions = key
+        tensors = _tensors(self.dataset, positions)
+        if tensors is not None:
+            return tensors[0], as_labels(tensors[1])
+        rows = []
+        for position in positions:
+            with seeded_cpu(mix(self.seed, epoch, position)):
+                rows.append(_pair(_item(self.dataset, epoch, position)))
+        x, y = _stack(rows)
+        return x, as_labels(y)
+
+
+def size_of(dataset: Dataset[Any]) -> int:
+    """Its length.  Raises: DataError for a dataset without one."""
+    try:
+        return len(dataset)  # pyright: ignore[reportArgumentType]
+    except TypeError as error:
+        raise DataError(
+            f"dataset {type(dataset).__name__}", got="no length", want="a map-style dataset",
+            fix="Give it __len__ and __getitem__, or collect it into a list.",
+        ) from error  # fmt: skip
+
+
+def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+    """A batch of a TensorDataset, or of subsets of one, without a loop over images."""
+    while isinstance(dataset, Subset):
+        positions = [dataset.indices[i] for i in positions]
+        dataset = dataset.dataset
+    if not isinstance(dataset, TensorDataset) or len(dataset.tensors) != 2:
+        return None
+    index = torch.as_tensor(positions, dtype=torch.int64)
+    x, y = dataset.tensors
+    return x[index], y[index]
+
+
+def _item(dataset: Dataset[Any], epoch: int, position: int) -> Any:
+    while isinstance(dataset, Subset):
+        dataset, position = dataset.dataset, dataset.indices[position]
+    return dataset[(epoch, position) if isinstance(dataset, Prepared) else position]
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """(image, label) of a tuple, or of a mapping as Hugging Face datasets give it."""
+    if isinstance(item, Mapping):
+        label = next((k for k in ("labels", "label") if k in item), None)
+        if "pixel_values" in item and label:
+            return item["pixel_values"], item[label]
+        got: object = f"a mapping with {sorted(item)}"
+    elif isinstance(item, tuple | list) and len(item) == 2:
+        return item[0], item[1]
+    else:
+        got = f"{type(item).__name__}"
+    raise DataError(
+        "an item of the dataset",
+        got=got,
+        want="(image, label), or pixel_values and labels",
+        fix="Wrap the dataset so that it returns that.",
+    )
+
+
+def _stack(rows: list[tuple[Any, Any]]) -> Batch:
+    try:
+        return default_collate(rows)
+    except (TypeError, RuntimeError) as error:
+        raise DataError(
+            "a batch of images", got=str(error).strip().splitlines()[-1],
+            want="tensors of one shape and whole-number labels",
+            fix="Resize the images and turn them into tensors in the dataset's transform.",
+        ) from error  # fmt: skip
+
+
+def as_labels(labels: Tensor) -> Tensor:
+    """(B,) int64.  Raises: DataError for labels of another kind or shape."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 1:
+        got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else ""
+        raise DataError(
+            "labels", got=got or type(labels).__name__, want="one whole number per image",
+            fix="Give the class index, counted from 0.",
+        )  # fmt: skip
+    return labels.long()
+
+
+def check_range(labels: Tensor, classes: int) -> None:
+    """Raise DataError unless all labels are in 0 ... classes - 1."""
+    low, high = (int(v) for v in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise DataError(
+            "labels", got=f"{low} ... {high}", want=f"0 ... {classes - 1} (the model's classes)",
+            fix="Count classes from 0 and build the model with one output per class.",
+        )  # fmt: skip
+
+
+def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
+    """All labels, where they can be had without reading images."""
+    if isinstance(dataset, Subset):
+        whole = labels_of(dataset.dataset)
+        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+        return as_labels(dataset.tensors[1]).numpy(force=True)
+    if isinstance(dataset, Prepared):
+        return dataset.images.labels
+    for name in ("labels", "targets"):
+        found = getattr(dataset, name, None)
+        if found is not None and len(found) == size_of(dataset):
+            return np.asarray(found)
+    return None
+
+
+def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
+    """Batches in the order of the keys.  Raises: TrainingError when a worker cannot go on."""
+    if workers and keys:
+        first = reader[keys[0]][0].nbytes
+        workers = usable_workers(workers, bytes_ahead=2 * workers * first)
+    if not workers:
+        yield from (reader[key] for key in keys)
+        return
+    loader = DataLoader(
+        reader,
+        batch_size=None,
+        sampler=keys,  # pyright: ignore[reportArgumentType]
+        num_workers=workers,
+        # its own generator: making an iterator must not move the global one
+        generator=torch.Generator().manual_seed(0),
+        pin_memory=torch.cuda.is_available(),
+    )
+    try:
+        yield from loader
+    except (OSError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, RuntimeError) and "worker" not in text and "shared memory" not in text:
+            raise
+        raise TrainingError(
+            f"{workers} workers that read data", got=text.strip().splitlines()[0],
+            want="room for them in memory and /dev/shm",
+            fix="Use workers=0, or give the container more shared memory (--shm-size).",
+        ) from error  # fmt: skip

@@ -1,0 +1,75 @@
+"""What is trained, what is frozen, and in which type each is held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..core.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm, nn.RMSNorm)
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name.  Raises: ConfigError if there are none."""
+    found = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise ConfigError(
+            f"trained parameters of {type(model).__name__}", got="none", want="at least one",
+            fix="Adapt the model first: model = intarsia.adapt(model, intarsia.Mosa()).",
+        )  # fmt: skip
+    return found
+
+
+def frozen(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that do not learn."""
+    return ((n, p) for n, p in model.named_parameters() if not p.requires_grad)
+
+
+def cast_frozen(model: nn.Module, precision: str) -> None:
+    """Hold frozen weights once, in the compute type; norms and everything trained stay float32.
+
+    The change is lossy and stays after training. A mixed-precision norm needs float32 weights.
+    """
+    dtype = DTYPES[precision]
+    if dtype == torch.float32:
+        return
+    for module in model.modules():
+        if isinstance(module, NORMS):
+            continue
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad and parameter.dtype == torch.float32:
+                parameter.data = parameter.data.to(dtype)
+
+
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """The half type that frozen weights are held in, else float32."""
+    halves = {p.dtype for _, p in frozen(model)} & {torch.bfloat16, torch.float16}
+    return halves.pop() if len(halves) == 1 else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """torch.autocast to a half type; nothing for float32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def training_mode(model: nn.Module) -> None:
+    """Training mode, but for batch norms that are frozen: their statistics belong to the trunk."""
+    model.train()
+    for module in model.modules():
+        learns = any(p.requires_grad for p in module.parameters(recurse=False))
+        if isinstance(module, _BatchNorm) and not learns:
+            module.eval()
+
+
+def learned_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trained parameters and persistent buffers, no frozen weights."""
+    without = {n for n, _ in frozen(model)}
+    return {n: t for n, t in model.state_dict().items() if n not in without}

@@ -1,0 +1,90 @@
+"""What a person sees while a run goes on, and what trackers are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..core.errors import ConfigError, MissingExtra, UnknownName
+
+
+class Bar:
+    """A progress bar on stderr; nothing where that is not a terminal."""
+
+    def __init__(self, steps: int, epochs: int, *, show: bool) -> None:
+        console = Console(stderr=True)
+        self.epochs = epochs
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(), TextColumn("{task.fields[scores]}"),
+            console=console, disable=not (show and console.is_terminal), transient=False,
+        )  # fmt: skip
+        self._task = self._bar.add_task("training", total=steps, scores="")
+        self._shown: dict[str, str] = {}
+
+    def step(self, done: int, line: Mapping[str, float | int | str]) -> None:
+        """Show the newest scores of the line's split."""
+        split = str(line["split"])
+        wanted = ("loss", "accuracy") if split == "train" else ("accuracy",)
+        found = [f"{n} {line[n]:.3f}" for n in wanted if isinstance(line.get(n), float)]
+        self._shown[split] = " ".join([split, *found])
+        self._bar.update(
+            self._task, completed=done, description=f"epoch {line['epoch']}/{self.epochs}",
+            scores="  ".join(self._shown.values()),
+        )  # fmt: skip
+
+    @contextmanager
+    def shown(self) -> Iterator[Bar]:
+        with self._bar:
+            yield self
+
+
+def tracker_names(wanted: Sequence[str] | None, out: Path | None) -> list[str]:
+    """The trackers to use: those asked for, else TensorBoard if it is installed and `out` is set.
+
+    Raises: UnknownName if accelerate does not know it; MissingExtra; ConfigError without `out`.
+    """
+    if wanted is None:
+        return ["tensorboard"] if out is not None and find_spec("tensorboard") else []
+    if isinstance(wanted, str):
+        wanted = [wanted]
+    for name in wanted:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UnknownName("tracker", name, LOGGER_TYPE_TO_CLASS)
+        if find_spec(name) is None:
+            raise MissingExtra(name, "track")
+        if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory and out is None:
+            raise ConfigError(
+                f"tracker {name!r}", got="no run folder", want="somewhere to write",
+                fix="Pass out='runs/first'.",
+            )  # fmt: skip
+    return list(wanted)
+
+
+def start_trackers(accelerator: Accelerator, step: int) -> None:
+    """Open the trackers; TensorBoard forgets what a killed run wrote after `step`."""
+    if accelerator.log_with:
+        only = [getattr(t, "value", t) for t in accelerator.log_with] == ["tensorboard"]
+        accelerator.init_trackers(
+            "tensorboard" if only else "intarsia",
+            init_kwargs={"tensorboard": {"purge_step": step + 1}},
+        )
+
+
+def track(accelerator: Accelerator, line: Mapping[str, float | int | str]) -> None:
+    """Send the numbers of a line as `split/name`."""
+    split, step = line["split"], line["step"]
+    values = {
+        f"{split}/{name}": value for name, value in line.items()
+        if isinstance(value, float | int) and name not in ("step", "epoch")
+    }  # fmt: skip
+    if accelerator.trackers:
+        accelerator.log(values, step=int(step))

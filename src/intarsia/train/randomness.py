@@ -1,0 +1,78 @@
+"""Every random state that a step can touch: saved, restored, seeded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..routers import random_routers
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def global_state() -> dict[str, Any]:
+    """Python's, NumPy's and torch's global states, all devices: tensors, tuples and numbers."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    numbers = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), numbers, int(position), int(has_gauss), float(gauss)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_global_state(state: Mapping[str, Any]) -> None:
+    """Undo what happened since `global_state`."""
+    name, keys, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def global_kept() -> Iterator[None]:
+    """Afterwards the global generators are where they were."""
+    before = global_state()
+    try:
+        yield
+    finally:
+        set_global_state(before)
+
+
+@contextmanager
+def seeded_cpu(seed: int) -> Iterator[None]:
+    """Inside, the global CPU generators start from `seed`; cheap, and safe in a forked worker."""
+    python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        torch.set_rng_state(tensor)
+
+
+def generator_states(model: nn.Module) -> dict[str, Tensor]:
+    """The state of every random router's generator, by path."""
+    return {name: r.generator.get_state() for name, r in random_routers(model).items()}
+
+
+def set_generator_states(model: nn.Module, states: Mapping[str, Tensor]) -> None:
+    for name, router in random_routers(model).items():
+        router.generator.set_state(states[name])

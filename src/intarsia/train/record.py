@@ -1,0 +1,180 @@
+"""What a run says of itself: machine, versions, parameter counts, data, settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import platform
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from ..data.loaders import Prepared
+from .checkpoint import tensors_hash
+from .order import labels_of, size_of
+from .precision import trained
+
+PACKAGES = ("intarsia", "torch", "timm", "peft", "accelerate", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and accelerators."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": gpus,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def peak_bytes() -> dict[str, int]:
+    """The process's highest resident memory so far, and the accelerator's highest allocation."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        peak["accelerator"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The host model inside a PeftModel, else the model itself."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model  # pyright: ignore[reportReturnType]
+
+
+def head_of(model: nn.Module) -> nn.Module | None:
+    """The classifier of a timm, transformers or torchvision model."""
+    model = bare(model)
+    if callable(getattr(model, "get_classifier", None)):
+        return model.get_classifier()  # pyright: ignore
+    return next((h for n in ("classifier", "fc", "head") if (h := getattr(model, n, None))), None)
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """All, trained, and trained outside the head."""
+    learns = trained(model)
+    head = head_of(model)
+    inside = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set[int]()
+    return {
+        "all": sum(p.numel() for p in model.parameters()),
+        "trained": sum(p.numel() for p in learns.values()),
+        "trained_without_head": sum(p.numel() for p in learns.values() if id(p) not in inside),
+    }
+
+
+def method_of(model: nn.Module) -> dict[str, Any]:
+    """The host's class, and each active adapter's settings as its config gives them."""
+    found: dict[str, Any] = {"host": type(bare(model)).__name__}
+    configs = getattr(model, "peft_config", None)
+    if isinstance(configs, Mapping):
+        active = getattr(model, "active_adapters", None) or list(configs)
+        found["adapters"] = {name: plain_values(configs[name].to_dict()) for name in active}
+    return found
+
+
+def plain_values(value: Any) -> Any:
+    """Settings as JSON can hold them: sets sorted, functions and others by name."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {f.name: plain_values(getattr(value, f.name)) for f in fields}
+    if isinstance(value, Mapping):
+        return {str(k): plain_values(v) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(plain_values(v) for v in value)
+    if isinstance(value, tuple | list):
+        return [plain_values(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return getattr(value, "value", value)
+    if isinstance(value, Path):
+        return str(value)
+    return describe(value)
+
+
+def describe(function: object) -> Any:
+    """A function by name; a partial with its keywords."""
+    if isinstance(function, partial):
+        given = {k: plain_values(v) for k, v in function.keywords.items()}
+        return {"name": describe(function.func)} | given
+    if isinstance(function, Callable):
+        return getattr(function, "__qualname__", type(function).__qualname__)
+    return repr(function)
+
+
+def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
+    """Number of images, class names where known, and a hash of what can be had without decoding.
+
+    Tensors are hashed whole; pictures by the digests of their pixels; others by their labels.
+    """
+    known = getattr(dataset, "classes", None)
+    if isinstance(dataset, Subset):
+        index = np.asarray(dataset.indices, dtype=np.int64).tobytes()
+        inner = data_of(dataset.dataset)
+        digest = _sha(inner["sha256"].encode() + index)
+        known = inner.get("classes")
+    elif isinstance(dataset, TensorDataset):
+        digest = tensors_hash([(str(i), t) for i, t in enumerate(dataset.tensors)])
+    elif isinstance(dataset, Prepared):
+        known = dataset.images.classes
+        digest = _sha(" ".join(dataset.images.digests).encode() + dataset.images.labels.tobytes())
+    else:
+        labels = labels_of(dataset)
+        digest = _sha(b"" if labels is None else labels.astype(np.int64).tobytes())
+    found: dict[str, Any] = {"n": size_of(dataset), "sha256": digest}
+    if known is not None:
+        found["classes"] = [str(name) for name in known]
+    return found
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def shared_samples(one: Dataset[Any], two: Dataset[Any]) -> int | None:
+    """How many samples stand in both sets; None if that cannot be told without decoding."""
+    if one is two:
+        return size_of(one)
+    first, second = _keys(one), _keys(two)
+    if first is None or second is None or first[0] != second[0]:
+        return None
+    return len(first[1] & second[1])
+
+
+def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
+    """(what kind of key, the samples' keys)."""
+    if isinstance(dataset, Prepared) and dataset.images.digests:
+        return "digest", set(dataset.images.digests)
+    if isinstance(dataset, TensorDataset):
+        rows = dataset.tensors[0].detach().cpu().contiguous()
+        return "bytes", {_sha(row.numpy().tobytes()) for row in rows}
+    if isinstance(dataset, Subset):
+        whole = dataset.dataset
+        if isinstance(whole, TensorDataset):
+            index = torch.as_tensor(list(dataset.indices), dtype=torch.int64)
+            return _keys(TensorDataset(whole.tensors[0][index]))
+        return id(whole), {int(i) for i in dataset.indices}
+    return None

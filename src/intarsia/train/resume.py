@@ -1,0 +1,135 @@
+"""What a killed run must find again, and whether a checkpoint belongs to this run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from ..core.errors import CheckpointError, IntarsiaError
+from .checkpoint import tensors_hash
+from .learner import Learner
+from .precision import frozen, learned_state
+from .randomness import (
+    generator_states,
+    global_state,
+    set_generator_states,
+    set_global_state,
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """An epoch, its accuracy on val, and what the model had learned by then."""
+
+    epoch: int
+    accuracy: float
+    learned: Mapping[str, Tensor]
+
+
+@dataclass
+class Position:
+    """Where a run stands: steps done, time spent, bytes of metrics written, best epoch so far."""
+
+    step: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    metrics_bytes: int = 0
+    best: Score | None = None
+    identity: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def learned_copy(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes, as it is now, on the CPU."""
+    return {name: t.detach().cpu().clone() for name, t in learned_state(model).items()}
+
+
+def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
+    """Set what training changes.  Raises: CheckpointError if names or shapes differ."""
+    own = learned_state(model)
+    other = {n: tuple(t.shape) for n, t in own.items()}
+    wanted = {n: tuple(t.shape) for n, t in learned.items()}
+    if other != wanted:
+        differ = sorted(n for n in other | wanted if other.get(n) != wanted.get(n))
+        raise CheckpointError(
+            "trained weights", got=f"{len(differ)} that do not fit, first {differ[0]!r}",
+            want="the model the run was started with",
+            fix="Build the model with the same method, backbone and number of classes.",
+        )  # fmt: skip
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(learned[name])
+
+
+def trunk_hash(model: nn.Module) -> str:
+    """SHA-256 of the frozen weights, as they are held in training."""
+    return tensors_hash(list(frozen(model)))
+
+
+def capture(model: nn.Module, learner: Learner, at: Position, ranks: Accelerator) -> dict[str, Any]:
+    """The whole state of a run.  Every process calls this: each has generators of its own."""
+    random = [global_state()]
+    if ranks.num_processes > 1:
+        random = gather_object(random)
+    best = at.best and {"epoch": at.best.epoch, "accuracy": at.best.accuracy} | {
+        "learned": dict(at.best.learned)
+    }
+    return {
+        "identity": at.identity,
+        "step": at.step,
+        "seconds": at.seconds,
+        "cpu_seconds": at.cpu_seconds,
+        "metrics_bytes": at.metrics_bytes,
+        "best": best,
+        "learned": learned_state(model),
+        "learner": learner.state(),
+        "draws": generator_states(model),
+        "random": random,
+    }
+
+
+def restore(
+    model: nn.Module, learner: Learner, at: Position, state: Mapping[str, Any], ranks: Accelerator
+) -> None:
+    """Put a run back to where it was captured.
+
+    Raises: CheckpointError if the checkpoint is of another run: method, backbone, classes, data,
+    settings or number of processes.
+    """
+    check_same(state["identity"], at.identity)
+    put_back(model, state["learned"])
+    learner.load_state(state["learner"])
+    set_generator_states(model, state["draws"])
+    set_global_state(state["random"][ranks.process_index])
+    at.step, at.metrics_bytes = state["step"], state["metrics_bytes"]
+    at.seconds, at.cpu_seconds = state["seconds"], state["cpu_seconds"]
+    at.best = Score(**state["best"]) if state["best"] else None
+
+
+def check_same(saved: Mapping[str, Any], own: Mapping[str, Any], path: str = "") -> None:
+    """Raise CheckpointError at the first entry that differs."""
+    for name in sorted(saved.keys() | own.keys()):
+        one, two = saved.get(name), own.get(name)
+        where = f"{path}.{name}" if path else name
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            check_same(one, two, where)
+        elif one != two:
+            raise CheckpointError(
+                f"checkpoint of another run, {where}", got=two, want=one,
+                fix="Resume with the model, data and settings the run was started with, "
+                "or start a new run in another folder.",
+            )  # fmt: skip
+
+
+def agree(ranks: Accelerator, value: Any) -> Any:
+    """The main process's value, everywhere; an error of its own is raised everywhere."""
+    if ranks.num_processes > 1:
+        value = broadcast_object_list([value])[0]
+    if isinstance(value, IntarsiaError):
+        raise value
+    return value

@@ -1,0 +1,191 @@
+"""What a run is asked to do: three small frozen dataclasses, and the keywords that set them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..core.errors import ConfigError, UnknownName
+from .optimisers import LrFactor, adamw, cosine
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+SELECTIONS = ("last", "val")
+
+OptimizerFactory = Callable[[nn.Module, float, float], Optimizer]
+Schedule = Callable[[nn.Module, int, int], None]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The hyper-parameters that a paper would print.
+
+    batch_size: images per optimiser step, whatever `accumulate` and the number of processes.
+    accumulate: how many parts a process works its share of a batch off in.
+    lr, weight_decay: of AdamW; warmup: share of all steps, linear from lr / warm-up steps.
+    precision: "fp32"; "bf16" or "fp16": frozen weights held once in that type (and left so), the
+      trained ones in fp32 under autocast; fp16 scales the loss and needs an accelerator.
+
+    Raises: ConfigError on a setting that cannot be.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    precision: str = "fp32"
+    accumulate: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("lr", "weight_decay", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(
+                "warmup", got=self.warmup, want="a share of all steps, 0 <= warmup < 1",
+                fix="0.1 warms up during the first tenth of the steps.",
+            )  # fmt: skip
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                "precision", got=repr(self.precision), want=f"one of {PRECISIONS}",
+                fix="bf16 suits most machines.",
+            )  # fmt: skip
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                "accumulate", got=f"{self.accumulate} parts of {self.batch_size} images",
+                want="equal parts", fix="Choose a divisor of batch_size.",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything else that decides what is learned; the defaults do nothing out of the ordinary.
+
+    optimizer: (model, lr, weight_decay) -> Optimizer.  lr_factor: (step, steps) -> multiple of lr,
+    None = cosine after the warm-up.  schedule: (model, step, steps), called before each step; it
+    must depend on these only, so that a resumed run sees the same.
+    mixup, cutmix: alpha of timm's Mixup; smoothing: of the labels.  clip: largest gradient norm.
+    select: "last" epoch, or the best on "val" (which must share no sample with train).
+    """
+
+    optimizer: OptimizerFactory = adamw
+    lr_factor: LrFactor | None = None
+    schedule: Schedule | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    smoothing: float = 0.0
+    clip: float | None = None
+    select: str = "last"
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix"):
+            _at_least(name, getattr(self, name), 0)
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(
+                "smoothing", got=self.smoothing, want="0 <= smoothing < 1", fix="Try 0.1."
+            )
+        if self.clip is not None and self.clip <= 0:
+            raise ConfigError("clip", got=self.clip, want="above 0", fix="Try 1.0, or None.")
+        if self.select not in SELECTIONS:
+            raise ConfigError(
+                "select", got=repr(self.select), want=f"one of {SELECTIONS}",
+                fix="A test set is scored once, after training; it chooses nothing.",
+            )  # fmt: skip
+
+    def factor(self, step: int, steps: int, warmup: float) -> float:
+        """The multiple of lr at a step."""
+        return (self.lr_factor or cosine(warmup))(step, steps)
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a run is carried out; none of it changes what is learned beyond rounding.
+
+    out: the run folder, None = nothing is written.  resume: go on from its checkpoint.
+    checkpoint_steps, checkpoint_seconds: whichever comes first; None = not by that.
+    trackers: names that accelerate knows; None = TensorBoard if it is installed.
+    workers: processes that read data, 0 = this one.
+    recompute: forget activations and compute them again in the backward: less memory, a third more
+      time.  compile: torch.compile the forward; pays for long runs on an accelerator.
+    """
+
+    out: Path | None = None
+    resume: bool = False
+    checkpoint_steps: int | None = None
+    checkpoint_seconds: float | None = 30.0
+    trackers: Sequence[str] | None = None
+    workers: int = 0
+    recompute: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.out is not None:
+            object.__setattr__(self, "out", Path(self.out))
+        _at_least("workers", self.workers, 0)
+        if self.checkpoint_steps is not None:
+            _at_least("checkpoint_steps", self.checkpoint_steps, 1)
+        if self.checkpoint_seconds is not None:
+            _at_least("checkpoint_seconds", self.checkpoint_seconds, 0)
+        if self.resume and self.out is None:
+            raise ConfigError(
+                "resume", got="no run folder", want="the folder of the run to go on with",
+                fix="Pass out='that/folder'.",
+            )  # fmt: skip
+
+
+class Options(TypedDict, total=False):
+    """Keywords of `fit`: the fields of Training, Recipe and Running."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup: float
+    precision: str
+    accumulate: int
+    seed: int
+    optimizer: OptimizerFactory
+    lr_factor: LrFactor | None
+    schedule: Schedule | None
+    mixup: float
+    cutmix: float
+    smoothing: float
+    clip: float | None
+    select: str
+    out: str | Path | None
+    resume: bool
+    checkpoint_steps: int | None
+    checkpoint_seconds: float | None
+    trackers: Sequence[str] | None
+    workers: int
+    recompute: bool
+    compile: bool
+
+
+def settle(training: Training | None, options: Options) -> tuple[Training, Recipe, Running]:
+    """The three settings from one set of keywords; keywords win over `training`.
+
+    Raises: UnknownName for a keyword that is in none of them.
+    """
+    taken: list[Any] = []
+    left: dict[str, Any] = dict(options)
+    for start in (training or Training(), Recipe(), Running()):
+        names = {f.name for f in dataclasses.fields(start)}
+        own = {name: left.pop(name) for name in sorted(names & left.keys())}
+        taken.append(dataclasses.replace(start, **own))
+    for name in left:
+        raise UnknownName("setting of fit", name, Options.__annotations__)
+    return taken[0], taken[1], taken[2]
+
+
+def _at_least(name: str, got: float, least: float) -> None:
+    if not got >= least:  # also refuses NaN
+        raise ConfigError(name, got=got, want=f"at least {least}", fix="Give a larger value.")
