@@ -80,21 +80,22 @@ class Partition:
 
 
 def _one_part(partitions: tuple[Partition, ...]) -> None:
+    if not partitions:
+        raise ConfigError("set algebra", got="none", want="partitions", fix="Pass at least one.")
     for p in partitions:
         if p.parts != 1:
             raise ConfigError(
                 "set algebra", got=f"{p.parts} parts", want="one-part partitions",
                 fix="Build each set as a Partition with parts=1.",
             )  # fmt: skip
-        for name, label in p.label.items():
-            first = partitions[0].label.get(name)
-            if first is None or first.shape != label.shape:
+        first = partitions[0].label
+        for name in p.label.keys() | first.keys():
+            shapes = [tuple(m[name].shape) if name in m else None for m in (p.label, first)]
+            if None in shapes or shapes[0] != shapes[1]:
                 raise ShapeError(
-                    f"set algebra on {name!r}",
-                    got="missing or of another shape" if first is None else tuple(first.shape),
-                    want=tuple(label.shape),
-                    fix="Combine partitions of the same parameters.",
-                )
+                    f"set algebra on {name!r}", got=f"shapes {shapes[0]} and {shapes[1]}",
+                    want="the same shape in all", fix="Combine partitions of the same parameters.",
+                )  # fmt: skip
 
 
 def union(*partitions: Partition) -> Partition:

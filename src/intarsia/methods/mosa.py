@@ -94,6 +94,7 @@ class MosaCell(RoutedCell):
             routers[side] = draw_apart(
                 config.experts, config.active, config.draw, generator=generator
             )
+            routers[side].fixed = config.scaling == "paper"
         super().__init__(body, layers, routers)
         self.config = config
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +31,10 @@ class SplitLinear(nn.Module):
     rho_i each time that expert is stepped. They differ only where W0 is not 0.
 
     x: (B, ..., in), gates: (G, N) of zeros and ones; G divides B, each gate serves B / G rows.
-    Raises: ShapeError when they do not fit; ConfigError on a setting that is none of these.
+    zero_start: W0 = 0, as for the side of an adapter that starts at 0; stores no W0.
+    `seen` tells an optimiser which experts had a gradient; "official" needs `SplitAdamW` for rho.
+    Raises: ShapeError when shapes do not fit; ConfigError on a setting that is none of these, or a
+    partition with weights that nobody owns.
     Source: paper, sections on splitting and merging; the one-tensor form is exact (see tests).
     """
 
@@ -48,14 +53,7 @@ class SplitLinear(nn.Module):
         zero_start: bool = False,
     ) -> None:
         super().__init__()
-        for what, got, allowed in (("scaling", scaling, SCALINGS), ("decay", decay, DECAYS)):
-            if got not in allowed:
-                raise ConfigError(what, got=repr(got), want=f"one of {allowed}", fix="Pick one.")
-        if decay == "official" and (scaling, active) != ("paper", 1):
-            raise ConfigError(
-                "decay='official'", got=f"scaling={scaling!r}, active={active}",
-                want="scaling='paper', active=1", fix="Use decay='owned' elsewhere.",
-            )  # fmt: skip
+        _check(base, partition, active, scaling, decay)
         self.experts, self.active, self.scaling, self.decay = (
             partition.parts, active, scaling, decay,
         )  # fmt: skip
@@ -73,6 +71,22 @@ class SplitLinear(nn.Module):
         )
         shrinks = decay == "official" and start is not None
         self.register_buffer("rho", torch.ones(self.experts) if shrinks else None)
+        # no buffer: its device comes from the gates, and nothing needs to save or broadcast it
+        self._seen: Tensor | None = None
+
+    @property
+    def seen(self) -> Tensor:
+        """Which experts had a gradient since `forget`.  (N,) bool."""
+        if self._seen is None:
+            return torch.zeros(self.experts, dtype=torch.bool, device=self.weight.device)
+        return self._seen
+
+    def forget(self) -> None:
+        """No expert has been seen."""
+        self._seen = None
+
+    def _mark(self, drawn: Tensor, _grad: Tensor | None = None) -> None:
+        self._seen = drawn if self._seen is None else self._seen | drawn
 
     @property
     def gain(self) -> float:
@@ -85,27 +99,38 @@ class SplitLinear(nn.Module):
             return self.weight
         return self.weight - self.start
 
+    def parts(self) -> Tensor:
+        """What each active expert adds to W0; all of W_i where starts shrink.  (N, out, in)."""
+        label = torch.arange(self.experts, device=self.owner.device, dtype=self.owner.dtype)
+        mine = self.owner == label[:, None, None]
+        if self.rho is not None and self.start is not None:
+            rho = self.rho.to(self.start.dtype)
+            return torch.where(mine, self.weight, rho[:, None, None] * self.start)
+        return torch.where(mine, self.change() * self.gain, 0.0)
+
     def expert_weight(self, gates: Tensor) -> Tensor:
         """W_S for each row of gates.  (G, N) -> (G, out, in)."""
-        mask = gates.index_select(1, self.owner.flatten().int()).view(-1, *self.owner.shape)
-        if self.start is None:
-            return mask * self.weight * self.gain if self.gain != 1 else mask * self.weight
-        if self.rho is not None:
+        if self.experts <= len(gates):
+            # a sum of disjoint parts, so exact; one small GEMM is faster than a lookup per entry
+            weight = (gates @ self.parts().flatten(1)).view(-1, *self.owner.shape)
+            return weight if self.start is None or self.rho is not None else self.start + weight
+        mine = gates.index_select(1, self.owner.flatten().int()).view(-1, *self.owner.shape)
+        if self.rho is not None and self.start is not None:
             start = (gates @ self.rho.to(gates.dtype))[:, None, None] * self.start
-            return start + mask * (self.weight - start)
-        return self.start + mask * (self.change() * self.gain)
+            return torch.where(mine > 0, self.weight, start)
+        weight = mine * (self.change() * self.gain)
+        return weight if self.start is None else self.start + weight
 
     def merged_weight(self) -> Tensor:
         """E[W_S] over uniform S, (out, in)."""
-        share = self.gain * self.active / self.experts
         if self.rho is not None and self.start is not None:
             unowned = self.rho.sum() - self.rho[self.owner.long()]
-            return (self.weight + unowned * self.start) / self.experts
-        if self.start is None:
-            return self.weight * share if share != 1 else self.weight
-        if share == 1 and self.decay != "delta":
+            return (self.weight + unowned.to(self.start.dtype) * self.start) / self.experts
+        share = 1.0 if self.scaling == "inverted" else self.active / self.experts
+        if share == 1 and (self.start is None or self.decay != "delta"):
             return self.weight
-        return self.start + share * self.change()
+        change = self.change() * share
+        return change if self.start is None else self.start + change
 
     def merged_bias(self) -> Tensor | None:
         """E[b_S], (out,)."""
@@ -125,10 +150,10 @@ class SplitLinear(nn.Module):
         return layer
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        if gates is None:
+        if gates is None or not x.shape[0]:
             return F.linear(x, self.merged_weight(), self.merged_bias())
         groups = gates.shape[0]
-        if gates.shape[1] != self.experts or not groups or x.shape[0] % groups:
+        if gates.shape[1:] != (self.experts,) or not groups or x.shape[0] % groups:
             raise ShapeError(
                 "gates", got=f"{tuple(gates.shape)} for {x.shape[0]} rows",
                 want=f"(G, {self.experts}) with G a divisor of the rows",
@@ -138,30 +163,60 @@ class SplitLinear(nn.Module):
         weight = self.expert_weight(gates)  # (G, out, in)
         bias = None if self.biases is None else gates @ self.biases / self.active  # (G, out)
         if groups == 1:
-            return F.linear(x, weight[0], None if bias is None else bias[0])
-        rows = x.reshape(groups, -1, self.in_features)
-        y = torch.bmm(rows, weight.transpose(1, 2).to(rows.dtype))
-        if bias is not None:
-            y = y + bias[:, None].to(y.dtype)
-        return y.view(*x.shape[:-1], self.out_features)
+            y = F.linear(x, weight[0], None if bias is None else bias[0])
+        else:
+            rows, across = x.reshape(groups, -1, self.in_features), weight.transpose(1, 2)
+            y = (
+                torch.bmm(rows, across)
+                if bias is None
+                else torch.baddbmm(bias[:, None], rows, across)
+            ).view(*x.shape[:-1], self.out_features)
+        if y.requires_grad:
+            # in the backward: a forward without a loss trains nobody
+            y.register_hook(partial(self._mark, gates.detach().any(0)))
+        return y
 
     def variance(self, x: Tensor) -> Tensor:
         """Variance of the output over the draw of S, summed over outputs.  (..., in) -> (...).
 
-        With u_i = c M_i V x + b_i / k: k (N - k) / (N - 1) times the mean over i of
-        |u_i - mean u|^2 (a k-subset drawn without replacement). Costs N masked products.
+        With u_i = P_i x + b_i / k: k (N - k) / (N - 1) times the mean over i of |u_i - mean u|^2
+        (a k-subset drawn without replacement). Costs N masked products.
         """
         if self.experts == 1:
             return x.new_zeros(x.shape[:-1])
         k, n = self.active, self.experts
-        eye = torch.eye(n, device=x.device, dtype=self.weight.dtype)
-        masks = eye.index_select(1, self.owner.flatten().int()).view(n, *self.owner.shape)
-        parts = masks * self.change() * self.gain  # (N, out, in)
-        u = torch.einsum("...i,noi->n...o", x, parts.to(x.dtype))
+        u = torch.einsum("...i,noi->n...o", x, self.parts().to(x.dtype))
         if self.biases is not None:
             shape = (n, *[1] * (x.dim() - 1), self.out_features)
             u = u + (self.biases / k).view(shape).to(u.dtype)
         return (u - u.mean(0)).square().sum(-1).mean(0) * (k * (n - k) / (n - 1))
+
+
+def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, decay: str) -> None:
+    for what, got, allowed in (("scaling", scaling, SCALINGS), ("decay", decay, DECAYS)):
+        if got not in allowed:
+            raise ConfigError(what, got=repr(got), want=f"one of {allowed}", fix="Pick one.")
+    if not 1 <= active <= partition.parts:
+        raise ConfigError(
+            "active", got=active, want=f"1 ... {partition.parts} (experts)",
+            fix="k = 1 is the paper, k = experts is the plain layer.",
+        )  # fmt: skip
+    if decay == "official" and (scaling, active) != ("paper", 1):
+        raise ConfigError(
+            "decay='official'", got=f"scaling={scaling!r}, active={active}",
+            want="scaling='paper', active=1", fix="Use decay='owned' elsewhere.",
+        )  # fmt: skip
+    label = partition.label.get("weight")
+    if label is None or label.shape != base.weight.shape:
+        raise ShapeError(
+            "partition of 'weight'", got=None if label is None else tuple(label.shape),
+            want=tuple(base.weight.shape), fix="Partition the shape of the layer's weight.",
+        )  # fmt: skip
+    if bool((label < 0).any()):
+        raise ConfigError(
+            "partition", got=f"{int((label < 0).sum())} weights that nobody owns", want="none",
+            fix="Use random_disjoint, which deals out every weight.",
+        )  # fmt: skip
 
 
 def split_linear_naive(layer: SplitLinear, x: Tensor, gates: Tensor) -> Tensor:

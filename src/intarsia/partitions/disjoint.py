@@ -55,7 +55,7 @@ def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Genera
         dealt = torch.empty(count, dtype=torch.int64)
         dealt[order] = names[torch.arange(count) % parts]
         return dealt.reshape(shape)
-    if len(shape) > 2:
+    if len(shape) not in (1, 2):
         raise ShapeError(
             f"unit {unit!r}", got=shape, want="a vector or a matrix", fix="Use unit='element'."
         )
@@ -75,7 +75,9 @@ def _deal_rows(
         dealt = torch.empty(rows, dtype=torch.int64)
         dealt[order] = torch.arange(rows) % parts
         return dealt[:, None].expand(rows, columns)
-    # each row continues where the one before it stopped: even in every row and even in all
+    # each row continues where the one before it stopped: even in every row and even in all;
+    # the rows are in random order, else a period of `parts` rows would show
     dealt = (torch.arange(rows * columns) % parts).reshape(rows, columns)
+    dealt = dealt[torch.randperm(rows, generator=generator)]
     shuffle = torch.rand(rows, columns, generator=generator).argsort(1)
     return dealt.gather(1, shuffle)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Routing
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, ShapeError
 
 
 class RandomRouter(nn.Module):
@@ -21,9 +21,11 @@ class RandomRouter(nn.Module):
     kept until `redraw` where `hold` is set: a recomputation of the forward, as gradient
     checkpointing does, then meets the same experts. `passes` is the number of copies of the batch
     that are stacked in x, each drawn anew. `shard` = (rank, world): each rank takes its rows of the
-    joined batch's draws, so that data-parallel training draws what one process would.
+    joined batch's draws, so that data-parallel training draws what one process would. `fixed`
+    forbids to change k, for mixtures whose merge depends on it.
 
-    Raises: ConfigError unless 1 <= active <= experts.
+    Raises: ConfigError unless 1 <= active <= experts; ShapeError for a batch that the copies do not
+    divide, or of another size than the held draw.
     """
 
     def __init__(self, experts: int, active: int, per: str, *, generator: torch.Generator) -> None:
@@ -33,6 +35,7 @@ class RandomRouter(nn.Module):
         if per not in ("batch", "sample"):
             raise ConfigError("draw", got=repr(per), want="'batch' or 'sample'", fix="Pick one.")
         self.experts, self.per, self.generator = experts, per, generator
+        self.fixed = False
         self.active = active
         self.hold, self.passes, self.shard = False, 1, (0, 1)
         self._held: Tensor | None = None
@@ -48,6 +51,11 @@ class RandomRouter(nn.Module):
             raise ConfigError(
                 "active", got=k, want=f"1 ... {self.experts} (experts)",
                 fix="k = 1 is the paper, k = experts is the plain adapter.",
+            )  # fmt: skip
+        if self.fixed and k != self._active:
+            raise ConfigError(
+                "active", got=k, want=f"{self._active}, as built: the merge depends on it",
+                fix="Use scaling='inverted', whose merge holds for every k.",
             )  # fmt: skip
         self._active = k
 
@@ -66,12 +74,17 @@ class RandomRouter(nn.Module):
         rows = x.shape[0]
         if not self.hold or self._held is None:
             if rows % self.passes:
-                raise ConfigError(
+                raise ShapeError(
                     "passes", got=f"{rows} rows", want=f"a multiple of {self.passes}",
                     fix="Stack whole copies of the batch.",
                 )  # fmt: skip
             per_pass = rows // self.passes
             self._held = torch.cat([self._draw(per_pass) for _ in range(self.passes)])
+        if len(self._held) != rows:
+            raise ShapeError(
+                "held draw", got=f"{rows} rows", want=f"{len(self._held)}, as when it was drawn",
+                fix="Call redraw(model) before every batch.",
+            )  # fmt: skip
         index = self._held.to(x.device, non_blocking=True)  # (B, k)
         return Routing.from_topk(index, torch.ones_like(index, dtype=x.dtype), self.experts)
 

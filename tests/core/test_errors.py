@@ -1,0 +1,54 @@
+"""An error says got, want and fix, and survives the way between processes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from intarsia.core import errors
+from intarsia.core.errors import ConfigError, IntarsiaError, MissingExtra, UnknownName
+
+PLAIN = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type)
+    and issubclass(kind, IntarsiaError)
+    and kind not in (MissingExtra, UnknownName)
+]
+
+
+@pytest.mark.parametrize("kind", PLAIN, ids=lambda kind: kind.__name__)
+def test_an_error_is_a_small_conversation(kind: type[IntarsiaError]) -> None:
+    error = kind("rank", got=0, want="at least 1", fix="Try 8.")
+    assert str(error) == "rank: got 0, want at least 1. Try 8."
+    assert (error.what, error.got, error.want, error.fix) == ("rank", 0, "at least 1", "Try 8.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError("rank", got=0, want="at least 1", fix="Try 8."),
+        UnknownName("method", "mosaa", ["mosa", "lora"]),
+        MissingExtra("onnx", "export"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_survives_another_process(error: IntarsiaError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+def test_a_name_that_is_nearly_right_is_suggested() -> None:
+    assert "Did you mean mosa?" in str(UnknownName("method", "mosaa", ["mosa", "bottleneck"]))
+    assert "Choose one of them." in str(UnknownName("method", "xyz", ["mosa", "lora"]))
+    assert "['lora', 'mosa']" in str(UnknownName("method", "xyz", ["mosa", "lora"]))
+
+
+def test_a_missing_extra_says_what_to_install() -> None:
+    error = MissingExtra("onnxruntime", "export")
+    assert isinstance(error, ImportError)
+    assert "pip install 'intarsia[export]'" in str(error)
+    assert "'onnxruntime'" in str(error)
