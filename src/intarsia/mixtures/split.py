@@ -176,11 +176,12 @@ class SplitLinear(nn.Module):
             y.register_hook(partial(self._mark, gates.detach().any(0)))
         return y
 
-    def variance(self, x: Tensor) -> Tensor:
-        """Variance of the output over the draw of S, summed over outputs.  (..., in) -> (...).
+    def variance(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        """Variance of scale times the output over the draw of S, summed.  (..., in) -> (...).
 
-        With u_i = P_i x + b_i / k: k (N - k) / (N - 1) times the mean over i of |u_i - mean u|^2
-        (a k-subset drawn without replacement). Costs N masked products.
+        scale s: a number, or one for each output.  With u_i = P_i x + b_i / k: k (N - k) / (N - 1)
+        times the mean over i of |s (u_i - mean u)|^2 (a k-subset drawn without replacement).
+        Costs N masked products.
         """
         if self.experts == 1:
             return x.new_zeros(x.shape[:-1])
@@ -189,7 +190,7 @@ class SplitLinear(nn.Module):
         if self.biases is not None:
             shape = (n, *[1] * (x.dim() - 1), self.out_features)
             u = u + (self.biases / k).view(shape).to(u.dtype)
-        return (u - u.mean(0)).square().sum(-1).mean(0) * (k * (n - k) / (n - 1))
+        return ((u - u.mean(0)) * scale).square().sum(-1).mean(0) * (k * (n - k) / (n - 1))
 
 
 def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, decay: str) -> None:
