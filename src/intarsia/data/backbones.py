@@ -6,6 +6,7 @@ model = backbone("vit_small_patch14_dinov2.lvd142m", classes=4)
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def backbone(
             return _from_timm(name, classes, size, pretrained)
         spec = PACKAGED[name]
         state = _state(name, spec, cache or cache_dir(), progress) if pretrained else None
-        return _build(name, spec, state, classes, size or spec.size)
+        return _build(name, spec, state, classes, spec.size if size is None else size)
 
 
 def _build(
@@ -86,7 +87,9 @@ def _build(
         head = _classifier(model)
         own = {k: v for k, v in model.state_dict().items() if k.startswith(head)}
         if "pos_embed" in state:
-            state = state | {"pos_embed": resize_positions(state["pos_embed"], size // 14)}
+            state = state | {
+                "pos_embed": resize_positions(state["pos_embed"], size // spec.multiple)
+            }
         model.load_state_dict(state | own, strict=True)
     stats = {"mean": spec.mean, "std": spec.std, "tag": name, "url": "", "hf_hub_id": None}
     return _note(model, **stats, input_size=(3, size, size))
@@ -107,29 +110,40 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
 
 def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
     if not timm.is_model(name) and ":" not in name:
-        known = [*PACKAGED, *timm.list_models()]
-        near = [k for k in known if name.split("_")[0].lower() in k] or known
-        raise UnknownName("backbone", name, near if len(near) < 40 else PACKAGED)
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
+        raise UnknownName("backbone", name, [*PACKAGED, *near])
     if pretrained and ":" not in name and not timm.is_model_pretrained(name):
         raise AssetError(
             f"pretrained weights of {name}",
             got="none published",
             want="a timm model with weights",
-            fix=f"Choose from timm.list_models({name.split('_')[0] + '*'!r}, pretrained=True).",
+            fix=f"Choose from timm.list_models({name.split('.')[0] + '*'!r}, pretrained=True).",
         )
     try:
         model = _create(name, classes, size, pretrained)
-    except (OSError, ValueError, RuntimeError) as error:
-        if not pretrained:
-            raise
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
+        got = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
+        if size is not None and (not pretrained or not _takes(name, size)):
+            want, fix = "one the architecture can take", "Leave it out, or try multiples of 32."
+            raise ConfigError(
+                f"picture size {size} of {name}", got=got, want=want, fix=fix
+            ) from error
         raise AssetError(
             f"pretrained weights of {name}",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            got=got,
             want="a download, or a copy in the Hugging Face cache",
             fix="Check the network and run this again, set HF_HOME to a folder that holds the "
             f"model, or use a backbone out of a package: {', '.join(PACKAGED)}.",
         ) from error
     return model if size is None else _note(model, input_size=(3, size, size))
+
+
+def _takes(name: str, size: int) -> bool:
+    try:
+        _create(name, 1, size, pretrained=False)
+    except (ValueError, RuntimeError, AssertionError):
+        return False
+    return True
 
 
 def _create(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:

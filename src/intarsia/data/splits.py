@@ -54,8 +54,8 @@ def load_data(
     splits = make_splits(parts, seed=seed, train=train, val=val, test=test)
     for pair, n in splits.record["shared_pictures"].items():
         if n:
-            progress(f"intarsia: {n} pictures stand in both parts of {pair} of {spec}")
-    return splits
+            progress(f"intarsia: {spec}: {pair} share {n} identical picture{'s' * (n > 1)}")
+    return replace(splits, record={"spec": spec, **splits.record})
 
 
 def read_data(

@@ -94,9 +94,9 @@ def from_dataset(
     targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
     if targets is None:
         targets = [dataset[i][1] for i in range(len(dataset))]
-    labels = np.asarray([int(t) for t in targets], dtype=np.int64)
+    labels = np.asarray(targets)
     known = classes or getattr(dataset, "classes", None)
-    known = known or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+    known = known or [str(i) for i in range(len(set(labels.ravel().tolist())))]
     images = ImageSet(name, _Pictures(dataset), labels, tuple(known), source=type(dataset).__name__)
     check_every_class(images)
     return verify(images, on_error=on_error)

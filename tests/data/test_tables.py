@@ -1,0 +1,159 @@
+"""CSV, Parquet, saved datasets and dataset objects give the same sets as folders do."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from intarsia.core.errors import DataError, MissingExtra
+from intarsia.data.tables import from_dataset, is_saved_dataset, read_csv, read_datasets
+
+Make = Callable[..., Path]
+Picture = Callable[..., Image.Image]
+
+
+def _csv(folder: Path, rows: list[str], head: str = "image,label") -> Path:
+    file = folder / "index.csv"
+    file.write_text("\n".join([head, *rows]) + "\n")
+    return file
+
+
+def test_csv_with_names(make_folder: Make, picture: Picture) -> None:
+    folder = make_folder({"x": 4})
+    sets = read_csv(_csv(folder, ["x/00.png,dog", "x/01.png,cat", "x/03.png,dog"]))
+    assert sets["all"].counts() == {"cat": 1, "dog": 2}
+    assert sets["all"].image(2).tobytes() == picture(3).tobytes()
+
+
+def test_csv_with_parts_and_numbers(make_folder: Make) -> None:
+    folder = make_folder({"x": 4})
+    rows = ["x/00.png,10,train", "x/01.png,9,train", "x/02.png,9,test", "x/03.png,10,test"]
+    sets = read_csv(_csv(folder, rows, "file_name,label,part"))
+    assert sets["train"].classes == ("9", "10")
+    assert sets["test"].labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("head", "rows", "says"),
+    [
+        ("picture,label", ["a,b"], "columns"),
+        ("image,kind", ["a,b"], "columns"),
+        ("image,label", [], "an empty table"),
+        ("image,label", ["x/00.png,a", "x/01.png,a"], "only a"),
+        ("image,label", ["x/00.png,a", "x/09.png,b"], "09.png"),
+        ("image,label,part", ["x/00.png,a,fold1", "x/01.png,b,fold1"], "fold1"),
+        ("image,label,part", ["x/00.png,a,train", "x/01.png,b,test"], "no picture of b"),
+    ],
+    ids=["no image", "no label", "empty", "one class", "missing file", "unknown part", "no class"],
+)
+def test_bad_csv(make_folder: Make, head: str, rows: list[str], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        read_csv(_csv(make_folder({"x": 2}), rows, head))
+
+
+def _table(picture: Picture, n: int = 6) -> Any:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    columns = {"image": [picture(i) for i in range(n)], "label": [i % 2 for i in range(n)]}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def test_a_saved_dataset_with_splits(tmp_path: Path, picture: Picture) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = _table(picture)
+    parts = {"train": table, "validation": table.select([0, 1]), "test": table.select([2, 3])}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    assert is_saved_dataset(tmp_path / "saved") and not is_saved_dataset(tmp_path)
+    sets = read_datasets(tmp_path / "saved")
+    assert {k: len(v) for k, v in sets.items()} == {"train": 6, "val": 2, "test": 2}
+    assert sets["test"].classes == ("no", "yes")
+    assert sets["test"].image(1).tobytes() == picture(3).tobytes()
+
+
+def test_parquet_and_an_unreadable_cell(tmp_path: Path, picture: Picture) -> None:
+    datasets = pytest.importorskip("datasets")
+    _table(picture).to_parquet(str(tmp_path / "t.parquet"))
+    assert read_datasets(tmp_path / "t.parquet")["all"].counts() == {"no": 3, "yes": 3}
+    buffer = io.BytesIO()
+    picture(0).save(buffer, "PNG")
+    cells = [{"bytes": b, "path": None} for b in (buffer.getvalue(), b"junk", buffer.getvalue())]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    table = datasets.Dataset.from_dict({"image": cells}, features=features)
+    table.add_column("label", ["a", "b", "b"]).to_parquet(str(tmp_path / "u.parquet"))
+    with pytest.raises(DataError, match=r"u\[1\]"):
+        read_datasets(tmp_path / "u.parquet")
+
+
+def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(DataError, match="Save it again"):
+        read_datasets(tmp_path)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtra, match=r"intarsia\[hf\]"):
+        read_datasets(tmp_path)
+
+
+class _Pairs:
+    """A dataset like torchvision's."""
+
+    def __init__(self, items: list[tuple[object, int]], **attributes: object) -> None:
+        self.items = items
+        vars(self).update(attributes)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[object, int]:
+        return self.items[index]
+
+
+def test_a_torchvision_dataset(make_folder: Make) -> None:
+    from torchvision.datasets import FakeData, ImageFolder
+
+    folder = make_folder({"cat": 2, "dog": 3})
+    images = from_dataset(ImageFolder(str(folder)), name="pets")
+    assert images.counts() == {"cat": 2, "dog": 3} and images.source == "ImageFolder"
+    fake = from_dataset(FakeData(size=8, image_size=(3, 8, 8), num_classes=2), name="fake")
+    assert len(fake) == 8 and fake.classes == ("0", "1")
+
+
+def test_targets_are_used_before_items_are_decoded(picture: Picture) -> None:
+    data = _Pairs([(picture(0), 9), (picture(1), 9)], targets=torch.tensor([1, 0]))
+    assert from_dataset(data, name="d").labels.tolist() == [1, 0]
+
+
+def test_given_class_names_win(picture: Picture) -> None:
+    data = _Pairs([(picture(0), 0), (picture(1), 1)], classes=["x", "y"])
+    assert from_dataset(data, name="d", classes=["no", "yes"]).classes == ("no", "yes")
+
+
+def test_a_dataset_of_tensors_is_refused() -> None:
+    data = _Pairs([(torch.zeros(3, 4, 4), i % 2) for i in range(4)])
+    with pytest.raises(DataError, match="Tensor") as caught:
+        from_dataset(data, name="d")
+    assert "without a transform" in str(caught.value)
+
+
+def test_labels_that_skip_a_number_are_refused(picture: Picture) -> None:
+    data = _Pairs([(picture(0), 0), (picture(1), 2)])
+    with pytest.raises(DataError, match="from 0 to 2"):
+        from_dataset(data, name="d")
+
+
+def test_numpy_pictures(picture: Picture) -> None:
+    data = _Pairs([(np.asarray(picture(i)), i) for i in range(2)])
+    assert from_dataset(data, name="d").image(1).tobytes() == picture(1).tobytes()
