@@ -38,7 +38,7 @@ def test_every_weight_has_exactly_one_owner(
     assert label.shape == shape
     assert label.dtype == label_dtype(parts)
     if label.numel():
-        assert 0 <= int(label.min())
+        assert int(label.min()) >= 0
         assert int(label.max()) < parts
 
 
