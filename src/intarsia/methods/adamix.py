@@ -78,7 +78,8 @@ CARD = Card(
     paper=Paper(
         "2205.12410", 2022, "AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning"
     ),
-    tags=frozenset({"stochastic", "folds"}),
+    tags=frozenset({"stochastic", "folds", "zero_start"}),
     tiny={"over": Bottleneck(4, activation="gelu")},
     summary="Dense copies of an adapter, trained by random routing and averaged into one.",
+    family="adapter mixtures",
 )

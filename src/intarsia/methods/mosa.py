@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -37,6 +38,8 @@ class Mosa:
     `Mosa.for_budget` knows when to leave the adapter whole.
     """
 
+    MANY_EPOCHS: ClassVar[int] = 15
+
     over: Bottleneck | Lora = field(default_factory=lambda: Bottleneck(activation="gelu"))
     experts: int = 4
     active: int = 1
@@ -53,6 +56,18 @@ class Mosa:
             raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
         # the router and the split say what else can be wrong
         RandomRouter(self.experts, self.active, self.draw, generator=torch.Generator())
+
+    @classmethod
+    def for_budget(cls, images: int, epochs: int, **settings: Any) -> Mosa:
+        """The k that suits a budget: half of the parts where images are seen often, else all.
+
+        A rule from measurements on validation images (docs/why.md): with few epochs every part
+        needs all updates it can get, so the adapter stays whole (k = N).
+        settings: of Mosa; an `active` among them wins.
+        """
+        experts = int(settings.get("experts", 4))
+        active = max(1, experts // 2) if epochs >= cls.MANY_EPOCHS else experts
+        return cls(**{"active": active} | settings)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -108,7 +123,8 @@ CARD = Card(
         2023,
         "Split & Merge: Unlocking the Potential of Visual Adapters via Sparse Training",
     ),
-    tags=frozenset({"stochastic", "folds"}),
+    tags=frozenset({"stochastic", "folds", "zero_start"}),
     tiny={"over": Bottleneck(4, activation="gelu")},
     summary="Split an adapter into disjoint parts, train them stochastically, merge them into one.",
+    family="adapter mixtures",
 )

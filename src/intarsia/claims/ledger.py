@@ -1,0 +1,161 @@
+"""Run claims, keep what came out, and write the page that says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core import Claim
+from ..core.errors import CheckpointError, UnknownName
+
+MODULES = ("claims.mosa",)
+"""Modules with CLAIMS, below `intarsia`."""
+
+
+def claims() -> tuple[Claim, ...]:
+    """Every claim, in the order of its module."""
+    return tuple(c for m in MODULES for c in importlib.import_module(f"intarsia.{m}").CLAIMS)
+
+
+def claim(key: str) -> Claim:
+    """The claim of that key.  Raises: UnknownName."""
+    known = {c.key: c for c in claims()}
+    if key not in known:
+        raise UnknownName("claim", key, known)
+    return known[key]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came out of a run of a claim, with the machine, the date and the command."""
+
+    key: str
+    sentence: str
+    baseline: str
+    bar: str
+    got: float
+    spread: float
+    values: tuple[float, ...]
+    holds: bool
+    seeds: tuple[int, ...]
+    seconds: float
+    machine: str
+    date: str
+    command: str
+    note: str
+    table: tuple[Mapping[str, Any], ...]
+
+
+def machine() -> str:
+    """Processor, cores and versions, in one line."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(x.split(":")[1].strip() for x in lines if x.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux: the platform's own name will do
+    return (
+        f"{name}, {os.cpu_count()} cores, torch {torch.__version__}, intarsia {version('intarsia')}"
+    )
+
+
+def run_claim(
+    found: Claim, *, seeds: Sequence[int] | None = None, report: Callable[[str], None] = print
+) -> Record:
+    """Run a claim and judge it against its bar, which was fixed before."""
+    chosen = tuple(found.seeds if seeds is None else seeds)
+    start = time.perf_counter()
+    result = found.run(chosen, report)
+    command = f"intarsia claim {found.key}"
+    if seeds is not None:
+        command += f" --seeds {','.join(map(str, chosen))}"
+    return Record(
+        key=found.key, sentence=found.sentence, baseline=found.baseline,
+        bar=f"{found.sense} {found.bar:g}", got=result.got, spread=result.spread,
+        values=result.values, holds=found.holds(result), seeds=chosen,
+        seconds=time.perf_counter() - start, machine=machine(),
+        date=datetime.now(UTC).strftime("%Y-%m-%d"), command=command, note=result.note,
+        table=result.table,
+    )  # fmt: skip
+
+
+def save(record: Record, folder: Path) -> Path:
+    """Write a record as `folder`/KEY.json, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record.key}.json"
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+    scratch.replace(path)
+    return path
+
+
+def read(path: Path) -> Record:
+    """Read a record.  Raises: CheckpointError if the file is not one."""
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text())
+        for name in ("values", "seeds", "table"):
+            raw[name] = tuple(raw[name])
+        return Record(**raw)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"record {path.name}", got=str(error), want="what `intarsia claim` writes",
+            fix="Run the claim again.",
+        ) from error  # fmt: skip
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """Write `page` (Markdown) from the records in `folder`."""
+    records = {p.stem: read(p) for p in sorted(folder.glob("*.json"))}
+    lines = [
+        "# Claims", "",
+        "Each paper's headline as the smallest honest experiment. The bar is fixed before the run",
+        "and does not move after it; what fails stays here as failed.", "",
+        "| claim | baseline | bar | got (spread) | result |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for found in claims():
+        record = records.get(found.key)
+        bar = f"{found.sense} {found.bar:g}"
+        got = f"{record.got:.3f} ({record.spread:.3f})" if record else ""
+        verdict = "not run" if record is None else ("**holds**" if record.holds else "**fails**")
+        lines.append(
+            f"| [{found.key}](#{found.key}) | {found.baseline} | {bar} | {got} | {verdict} |"
+        )
+    for found in claims():
+        lines += _section(found, records.get(found.key))
+    page.write_text("\n".join(lines) + "\n")
+
+
+def _section(found: Claim, record: Record | None) -> list[str]:
+    lines = ["", f"## {found.key}", "", found.sentence, ""]
+    if record is None:
+        return [*lines, f"Not run yet: `intarsia claim {found.key}`."]
+    lines += [
+        f"`{record.command}` on {record.date}, {record.seconds / 60:.0f} minutes; "
+        f"{record.machine}.",
+        "",
+    ]
+    if record.note:
+        lines += [*record.note.splitlines(), ""]
+    return lines + markdown(record.table)
+
+
+def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Rows with the same keys as a Markdown table."""
+    rows = list(rows)
+    if not rows:
+        return []
+    names = list(rows[0])
+    out = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return out + ["| " + " | ".join(str(row[n]) for n in names) + " |" for row in rows]

