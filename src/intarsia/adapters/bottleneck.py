@@ -222,7 +222,8 @@ CARD = Card(
         2022,
         "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition",
     ),
-    tags=frozenset({"folds"}),
+    tags=frozenset({"folds", "zero_start"}),
     tiny={"bottleneck": 4, "activation": "gelu"},
     summary="One small MLP beside or behind a host's module.",
+    family="adapters",
 )

@@ -75,7 +75,8 @@ CARD = Card(
     kind="adapter",
     config=Lora,
     paper=Paper("2106.09685", 2021, "LoRA: Low-Rank Adaptation of Large Language Models"),
-    tags=frozenset({"linear", "folds"}),
+    tags=frozenset({"linear", "folds", "zero_start"}),
     tiny={"rank": 2},
     summary="A low-rank change of a linear layer.",
+    family="low rank",
 )

@@ -30,8 +30,11 @@ class Card:
     """One method: its key, kind, config, papers, and tags that conformance checks both ways.
 
     `config` is a frozen dataclass whose defaults work; `tiny` are its settings for tests.
+    `family` is the tribe by which a reader looks for it, such as "adapter mixtures".
     Tags of adapters: "linear" (delta() is not None), "stochastic" (training forwards differ),
-    "folds" (can become plain weights of a stock model).
+    "folds" (can become plain weights of a stock model), "zero_start" (adds nothing before
+    training).  Tags of routers: "stochastic", "sparse" (no token has every expert), "learned"
+    (weights carry a gradient), "non_causal" (a token's experts depend on later tokens).
     """
 
     key: str
@@ -41,6 +44,7 @@ class Card:
     tags: frozenset[str] = frozenset()
     tiny: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
     summary: str = ""
+    family: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

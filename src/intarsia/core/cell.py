@@ -56,7 +56,8 @@ class Cell(nn.Module, abc.ABC):
 
     def cast(self, x: Tensor) -> Tensor:
         """x in the cell's own dtype, unless autocast will see to it."""
-        if torch.is_autocast_enabled(x.device.type):
+        device = x.device.type  # the meta device knows no autocast
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return x
         dtype = next((p.dtype for p in self.parameters()), x.dtype)
         return x.to(dtype)

@@ -8,7 +8,9 @@ IntarsiaError
 ├── TargetError        where cells may be attached                 (ValueError)
 ├── CheckpointError    a file that is damaged, foreign or of another model
 ├── FoldError          a cell that cannot become plain weights
+├── ExportError        a model that cannot be written in a format, or comes back different
 ├── TrainingError      a run that cannot go on (loss is not finite, disk is full)
+├── ConformanceError   a method that breaks its kind's contract    (AssertionError)
 ├── MissingExtra       an optional dependency that is not installed (ImportError)
 └── AssetError         a package of weights or data that cannot be had
 """
@@ -63,8 +65,16 @@ class FoldError(IntarsiaError):
     """A cell that cannot become plain weights of the model it sits in."""
 
 
+class ExportError(IntarsiaError):
+    """A model that cannot be written in another format, or comes back from it different."""
+
+
 class TrainingError(IntarsiaError):
     """A run that cannot go on; the last good state is kept."""
+
+
+class ConformanceError(IntarsiaError, AssertionError):
+    """A method that does not do what its kind, or one of its card's tags, says."""
 
 
 class AssetError(IntarsiaError):

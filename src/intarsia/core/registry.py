@@ -20,15 +20,18 @@ METHODS = (
     "adapters.lora",
     "methods.adamix",
     "methods.mosa",
+    "routers.random",
 )
 """Modules with a CARD, below `intarsia`, sorted; the last part of each is its card's key."""
 
 KEY = "method"
+ATTACHED = ("adapters", "methods")  # folders of what a host can attach
 
 
 def keys() -> tuple[str, ...]:
-    """Every method's key; imports nothing."""
-    return tuple(name.rpartition(".")[2] for name in METHODS)
+    """The keys of the methods that a host can attach; imports nothing."""
+    split = (name.rpartition(".") for name in METHODS)
+    return tuple(key for folder, _, key in split if folder in ATTACHED)
 
 
 def card(key: str) -> Card:
@@ -39,7 +42,7 @@ def card(key: str) -> Card:
     for name in METHODS:
         if name.rpartition(".")[2] == key:
             return cast(Card, importlib.import_module(f"intarsia.{name}").CARD)
-    raise UnknownName("method", str(key), keys())
+    raise UnknownName("method", str(key), (name.rpartition(".")[2] for name in METHODS))
 
 
 def method_key(method: Method) -> str:
@@ -64,8 +67,12 @@ def method_key(method: Method) -> str:
 
 def method_to_dict(method: Method) -> dict[str, Any]:
     """{"method": key, setting: value, ...}, ready for JSON; a method inside a method likewise."""
-    settings = {f.name: _plain(getattr(method, f.name)) for f in fields(cast(Any, method))}
-    return {KEY: method_key(method)} | settings
+    return {KEY: method_key(method)} | settings_to_dict(method)
+
+
+def settings_to_dict(config: object) -> dict[str, Any]:
+    """The settings of any card's config, ready for JSON."""
+    return {f.name: _plain(getattr(config, f.name)) for f in fields(cast(Any, config))}
 
 
 def _plain(value: Any) -> Any:
@@ -93,19 +100,27 @@ def method_from_dict(settings: Mapping[str, Any]) -> Any:
             "method settings", got=sorted(settings), want=f"a {KEY!r} among them",
             fix=f"Add one of {list(keys())}.",
         )  # fmt: skip
-    key = settings[KEY]
-    config = card(key).config
-    known = [f.name for f in fields(cast(Any, config))]
-    given: dict[str, Any] = {}
-    for name, value in settings.items():
-        if name == KEY:
-            continue
+    key = str(settings[KEY])
+    if key not in keys():
+        raise UnknownName("method", key, keys())
+    rest = {name: value for name, value in settings.items() if name != KEY}
+    return settings_from_dict(card(key), rest)
+
+
+def settings_from_dict(found: Card, settings: Mapping[str, Any]) -> Any:
+    """The config that `settings_to_dict` wrote; settings left out take their defaults.
+
+    Raises: as `method_from_dict`.
+    """
+    known = [f.name for f in fields(cast(Any, found.config))]
+    for name in settings:
         if name not in known:
-            raise UnknownName(f"setting of {key!r}", str(name), known)
-        given[name] = _live(value)
+            raise UnknownName(f"setting of {found.key!r}", str(name), known)
+    given = {name: _live(value) for name, value in settings.items()}
     try:
-        return config(**given)
+        return found.config(**given)
     except TypeError as error:
         raise ConfigError(
-            f"settings of {key!r}", got=given, want="values of the right types", fix=f"({error})"
-        ) from error
+            f"settings of {found.key!r}", got=given, want="values of the right types",
+            fix=f"({error})",
+        ) from error  # fmt: skip

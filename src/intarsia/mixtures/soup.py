@@ -41,7 +41,7 @@ class SoupLinear(nn.Module):
         return layer
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        if gates is None:
+        if gates is None or not x.shape[0]:
             bias = None if self.biases is None else self.biases.mean(0)
             return F.linear(x, self.weights.mean(0), bias)
         groups = gates.shape[0]

@@ -1,14 +1,16 @@
-"""Uniform random routing: AdaMix (arXiv:2205.12410) per batch, and MoSA (arXiv:2312.02923)."""
+"""Uniform random routing (THOR, arXiv:2110.04260): AdaMix (arXiv:2205.12410) draws for each batch,
+MoSA (arXiv:2312.02923) so too; a draw for each sample is the same law with more parts trained."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Routing
+from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError, ShapeError
 
 
@@ -89,6 +91,30 @@ class RandomRouter(nn.Module):
         return Routing.from_topk(index, torch.ones_like(index, dtype=x.dtype), self.experts)
 
 
+@dataclass(frozen=True)
+class RandomRouting:
+    """k of N experts at random; see RandomRouter.
+
+    experts: N.
+    active: k.
+    draw: "sample", each sample its own k experts; "batch", one draw for all.
+
+    Raises: ConfigError on a setting that cannot be.
+    """
+
+    experts: int = 4
+    active: int = 1
+    draw: str = "sample"
+
+    def __post_init__(self) -> None:
+        # the router says what can be wrong
+        self.build(1, generator=torch.Generator())
+
+    def build(self, width: int, *, generator: torch.Generator) -> RandomRouter:
+        """The router of tokens of any width."""
+        return RandomRouter(self.experts, self.active, self.draw, generator=generator)
+
+
 def random_routers(model: nn.Module) -> dict[str, RandomRouter]:
     """Every random router inside a model, by path."""
     return {n: m for n, m in model.named_modules() if isinstance(m, RandomRouter)}
@@ -112,3 +138,16 @@ def passes(model: nn.Module, count: int) -> Iterator[None]:
     finally:
         for router, old in zip(routers, before, strict=True):
             router.passes = old
+
+
+CARD = Card(
+    "random",
+    kind="router",
+    config=RandomRouting,
+    paper=Paper(
+        "2110.04260", 2021, "Taming Sparsely Activated Transformer with Stochastic Experts"
+    ),
+    tags=frozenset({"sparse", "stochastic"}),
+    summary="Experts drawn uniformly at random, for each sample or for the whole batch.",
+    family="stochastic routing",
+)

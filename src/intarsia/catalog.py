@@ -1,0 +1,41 @@
+"""Every method's card, by kind, tag and family: a view of the one list in `intarsia.core.registry`.
+
+A card's module is imported when the card is asked for, so that an optional dependency costs one
+method and not the whole list.
+"""
+
+from __future__ import annotations
+
+from .core import Card, registry
+from .core.card import KINDS
+from .core.errors import UnknownName
+from .core.registry import METHODS as METHODS
+from .core.registry import card as card
+
+
+def cards(
+    kind: str | None = None, tag: str | None = None, family: str | None = None
+) -> tuple[Card, ...]:
+    """The cards that have all that is asked for, by key; None asks for nothing.
+
+    Raises: UnknownName for a kind that does not exist, or a tag or family that no card has.
+    """
+    found = sorted((registry.card(key_of(name)) for name in METHODS), key=lambda c: c.key)
+    if kind is not None and kind not in KINDS:
+        raise UnknownName("kind", kind, KINDS)
+    tags = {t for c in found for t in c.tags}
+    if tag is not None and tag not in tags:
+        raise UnknownName("tag", tag, tags)
+    families = {c.family for c in found}
+    if family is not None and family not in families:
+        raise UnknownName("family", family, families)
+    return tuple(
+        c
+        for c in found
+        if kind in (None, c.kind) and (tag is None or tag in c.tags) and family in (None, c.family)
+    )
+
+
+def key_of(module: str) -> str:
+    """The key of the card in a module of METHODS."""
+    return module.rpartition(".")[2]
