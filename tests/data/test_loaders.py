@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from itertools import combinations, islice
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,16 @@ def test_mixed_seeds_do_not_collide() -> None:
     seeds = [mix(s, e, i) for s in range(4) for e in range(4) for i in range(4)]
     assert len(set(seeds)) == 64 and all(0 <= s < 2**63 for s in seeds)
     assert mix(1, 23) != mix(12, 3)
+
+
+def test_everything_can_go_to_another_process(tmp_path: Path, noise_set: Noise) -> None:
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    full = noise_set(4)
+    for i, file in enumerate(files):
+        full.image(i).save(file)
+    lazy = _light(ImageSet("lazy", files, full.labels, full.classes).select([2, 0]))
+    there = ForkingPickler.loads(ForkingPickler.dumps(lazy))  # what "spawn" does with it
+    assert torch.equal(there[1, 0][0], lazy[1, 0][0]) and there[0][1] == 2
 
 
 def test_a_long_pass_can_be_left_early(noise_set: Noise) -> None:

@@ -14,7 +14,13 @@ import torch
 from PIL import Image
 
 from intarsia.core.errors import DataError, MissingExtra
-from intarsia.data.tables import from_dataset, is_saved_dataset, read_csv, read_datasets
+from intarsia.data.tables import (
+    from_dataset,
+    has_parquet,
+    is_saved_dataset,
+    read_csv,
+    read_datasets,
+)
 
 Make = Callable[..., Path]
 Picture = Callable[..., Image.Image]
@@ -92,6 +98,25 @@ def test_parquet_and_an_unreadable_cell(tmp_path: Path, picture: Picture) -> Non
     table.add_column("label", ["a", "b", "b"]).to_parquet(str(tmp_path / "u.parquet"))
     with pytest.raises(DataError, match=r"u\[1\]"):
         read_datasets(tmp_path / "u.parquet")
+
+
+def test_a_folder_of_parquet_files(tmp_path: Path, picture: Picture) -> None:
+    table = _table(picture)
+    (tmp_path / "data").mkdir()
+    for name, rows in (("train-00000-of-00002", [0, 1]), ("train-00001-of-00002", [2, 3])):
+        table.select(rows).to_parquet(str(tmp_path / "data" / f"{name}.parquet"))
+    table.select([4, 5]).to_parquet(str(tmp_path / "data" / "validation-00000-of-00001.parquet"))
+    assert has_parquet(tmp_path) and not has_parquet(tmp_path / "nowhere")
+    sets = read_datasets(tmp_path)
+    assert {part: len(images) for part, images in sets.items()} == {"train": 4, "val": 2}
+    assert sets["train"].image(3).tobytes() == picture(3).tobytes()
+
+
+def test_a_damaged_parquet_file(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(DataError, match="Save it again"):
+        read_datasets(tmp_path / "t.parquet")
 
 
 def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:

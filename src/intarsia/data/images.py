@@ -16,8 +16,11 @@ from torch.utils.data import Dataset
 
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.data.decode import Picture, digest, read_image, to_rgb
+from intarsia.data.packages import announce
+from intarsia.data.remembered import Remembered
 
 OnError = Literal["raise", "skip"]
+MANY = 5_000  # pictures from which on a line says that they are being checked
 SHOWN = 20  # so many paths are listed in one error
 
 
@@ -58,8 +61,10 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
     def image(self, index: int) -> Image.Image:
         """Picture `index` as 8-bit RGB; DataError when it cannot be read."""
         picture = self.images[index]
-        if isinstance(picture, Path | bytes):
-            return read_image(picture, name=self.label_of(index))
+        if isinstance(picture, Path):
+            return read_image(picture)
+        if isinstance(picture, bytes):
+            return read_image(picture, name=f"{self.name}[{index}]")
         return to_rgb(picture)
 
     def label_of(self, index: int) -> str:
@@ -112,18 +117,27 @@ class _Selected(Sequence[Picture]):
 def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -> ImageSet:
     """Decode every picture once; return the set with `digests`, and `skipped` when asked to skip.
 
+    Files that were decoded before and have not changed since are not decoded again.
     Raises: DataError listing all unreadable pictures (up to 20), or naming a class that is left
     without any.
     """
 
+    files = [p for p in images.images if isinstance(p, Path)] if _of_files(images) else []
+    memory = Remembered(files) if files else None
+
     def decode(index: int) -> str | DataError:
         try:
-            return digest(images.image(index))
+            known = memory.get(files[index]) if memory else None
+            return known or digest(images.image(index))
         except DataError as error:
             return error
 
+    if len(images) >= MANY:
+        announce(f"intarsia: checking {len(images)} pictures of {images.name!r}")
     with ThreadPoolExecutor(threads) as pool:  # Pillow and hashlib release the GIL
         results = list(pool.map(decode, range(len(images))))
+    if memory:
+        memory.save({p: r for p, r in zip(files, results, strict=True) if isinstance(r, str)})
     bad = [(i, r) for i, r in enumerate(results) if isinstance(r, DataError)]
     if not bad:
         digests = tuple(r for r in results if isinstance(r, str))
@@ -145,6 +159,10 @@ def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -
         skipped=images.skipped + tuple(images.label_of(i) for i, _ in bad),
         digests=tuple(r for r in results if isinstance(r, str)),
     )
+
+
+def _of_files(images: ImageSet) -> bool:
+    return len(images) > 0 and isinstance(images.images[0], Path)
 
 
 def check_labels(labels: np.ndarray, classes: Sequence[str], name: str) -> None:

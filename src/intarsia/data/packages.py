@@ -91,7 +91,9 @@ def building(target: Path) -> Iterator[Path | None]:
         if target.exists():  # another process made it while this one waited
             yield None
             return
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        for left in target.parent.glob(f".{target.name}@*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}@", dir=target.parent))
         try:
             yield scratch / target.name
             os.replace(scratch / target.name, target)

@@ -18,7 +18,7 @@ from intarsia.data.fingerprint import fingerprint, shared
 from intarsia.data.folders import check_same_classes, read_folder
 from intarsia.data.images import ImageSet, OnError, check_every_class, stratified, verify
 from intarsia.data.packages import announce
-from intarsia.data.tables import is_saved_dataset, read_csv, read_datasets
+from intarsia.data.tables import has_parquet, is_saved_dataset, read_csv, read_datasets
 
 TEST_SHARE = 0.2  # of everything, when the source has no test part
 VAL_SHARE = 0.15  # of what is left, when the source has no validation part
@@ -70,7 +70,8 @@ def read_data(
     path = Path(spec).expanduser()
     if not path.exists() and len(path.parts) == 1 and not path.suffix:
         raise UnknownName("data set (and no folder of that name is here)", spec, sets.SETS)
-    if path.is_dir() and is_saved_dataset(path) or path.suffix == ".parquet" and path.is_file():
+    table = path.suffix == ".parquet" and path.is_file()
+    if table or is_saved_dataset(path) or has_parquet(path):
         return read_datasets(path, on_error=on_error)
     if path.suffix == ".csv" and path.is_file():
         return read_csv(path, on_error=on_error)

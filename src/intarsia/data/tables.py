@@ -20,9 +20,16 @@ from intarsia.core.errors import DataError, MissingExtra
 from intarsia.data.decode import Picture
 from intarsia.data.folders import check_same_classes
 from intarsia.data.images import ImageSet, OnError, check_every_class, verify
+from intarsia.data.packages import cache_dir
 
 _IMAGE_COLUMNS = ("image", "file_name", "img", "path")
+_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
+
+
+def has_parquet(folder: Path) -> bool:
+    """Whether a folder holds Parquet files, as a dataset downloaded from the Hub does."""
+    return any(folder.glob("*.parquet")) or any(folder.glob("data/*.parquet"))
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -45,7 +52,8 @@ def read_csv(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
         classes.sort(key=int)
     parts: dict[str, list[dict[str, str]]] = {}
     for row in rows:
-        parts.setdefault(row.get("part") or "all", []).append(row)
+        part = row.get("part") or "all"
+        parts.setdefault(_PARTS.get(part, part), []).append(row)
     sets = {}
     for part, chosen in parts.items():
         labels = np.asarray([classes.index(row[label]) for row in chosen], dtype=np.int64)
@@ -55,31 +63,37 @@ def read_csv(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
 
 
 def read_datasets(path: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
-    """Return the sets of a saved Hugging Face dataset (a folder) or a Parquet file.
+    """Return the sets of a saved Hugging Face dataset, a Parquet file, or a folder of those.
+
+    In a folder, `train-00000-of-00002.parquet` belongs to the part `train`.
 
     Raises: MissingExtra without the `datasets` package; DataError for missing columns or unreadable
     pictures.
     """
     try:
         import datasets
+        from datasets.exceptions import DatasetGenerationError
     except ImportError as error:
         raise MissingExtra("datasets", "hf") from error
     try:
-        if path.is_dir():
+        if is_saved_dataset(path):
             found = datasets.load_from_disk(str(path))
         else:
-            found = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
-    except (OSError, ValueError) as error:
+            cache = str(cache_dir() / "datasets")
+            found = {
+                part: datasets.Dataset.from_parquet(files, cache_dir=cache)
+                for part, files in _parquet_files(path).items()
+            }
+    except (OSError, ValueError, DatasetGenerationError) as error:
         raise DataError(
             f"dataset {str(path)!r}",
             got=f"{type(error).__name__}: {error}",
-            want="a folder of save_to_disk or a Parquet file",
+            want="a folder of save_to_disk, or Parquet files",
             fix="Save it again.",
         ) from error
     tables = found if isinstance(found, dict) else {"all": found}
-    aliases = {"validation": "val", "valid": "val"}
     named = {str(part): table for part, table in tables.items()}
-    sets = {aliases.get(k, k): _from_table(table, path.stem) for k, table in named.items()}
+    sets = {_PARTS.get(k, k): _from_table(table, path.stem) for k, table in named.items()}
     return _checked(sets, path, on_error)
 
 
@@ -135,6 +149,16 @@ class _Encoded(Sequence[Picture]):
     def __getitem__(self, index: int) -> Picture:  # pyright: ignore[reportIncompatibleMethodOverride]
         cell = self.table[int(index)][self.column]
         return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
+
+
+def _parquet_files(path: Path) -> dict[str, list[Any]]:
+    """Files by part; the part is what stands before the first hyphen of the file's name."""
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    parts: dict[str, list[Any]] = {}
+    for file in files:
+        part = file.stem.partition("-")[0]
+        parts.setdefault(part if part in _PARTS else "all", []).append(str(file))
+    return parts
 
 
 def _from_table(table: Any, name: str) -> ImageSet:

@@ -1,0 +1,62 @@
+"""Digests of image files that were decoded before: a folder is checked once, not in every run.
+
+A file counts as the same while its path, size and time of change are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from intarsia.data.packages import cache_dir
+
+Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
+
+
+def stamp(path: Path) -> Stamp | None:
+    """What identifies the present content of a file; None when it cannot be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+class Remembered:
+    """What is known of the files under one folder, in `<cache>/digests/`."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.root = Path(os.path.commonpath([path.absolute() for path in paths]))
+        key = hashlib.sha256(str(self.root).encode()).hexdigest()[:24]
+        self.file = cache_dir() / "digests" / f"{key}.json"
+        self.known: dict[str, list[object]] = {}
+        with contextlib.suppress(OSError, ValueError):  # none yet, or damaged: decode again
+            found = json.loads(self.file.read_text())
+            self.known = found if isinstance(found, dict) else {}
+
+    def _name(self, path: Path) -> str:
+        return os.path.relpath(path.absolute(), self.root)
+
+    def get(self, path: Path) -> str | None:
+        """The digest of a file that has not changed since it was put here."""
+        match self.known.get(self._name(path)):
+            case [size, changed, str(digest)] if (size, changed) == stamp(path):
+                return digest
+        return None
+
+    def save(self, digests: dict[Path, str]) -> None:
+        """Add digests and write the file, all or nothing."""
+        for path, digest in digests.items():
+            if found := stamp(path):
+                self.known[self._name(path)] = [*found, digest]
+        with contextlib.suppress(OSError):  # no cache folder: the next run decodes again
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            handle, scratch = tempfile.mkstemp(dir=self.file.parent)
+            with os.fdopen(handle, "w") as file:
+                json.dump(self.known, file)
+            os.replace(scratch, self.file)
