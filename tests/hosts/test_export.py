@@ -1,0 +1,353 @@
+"""Exports: what was written says the same when it is read without our code."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
+
+from intarsia.adapters import Bottleneck, Lora
+from intarsia.core import Method
+from intarsia.core.errors import ConfigError, ExportError, MissingExtra
+from intarsia.hosts import adapt
+from intarsia.hosts import export as export_module
+from intarsia.hosts.compare import difference, image_shape, sample
+from intarsia.hosts.export import export_timm, ratio_for, whole_width
+from intarsia.hosts.fold import fold
+from intarsia.hosts.graphs import export_onnx, export_program
+from intarsia.hosts.widen import mlps
+from intarsia.methods import Mosa, Mosl
+
+# PEFT asks a transformers model for what transformers has renamed
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+NAMES = ["ant", "bee", "crow", "dog", "elk"]
+GELU = Bottleneck(6, activation="gelu")
+
+
+def vit(**settings: Any) -> nn.Module:
+    sizes: dict[str, Any] = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
+    return timm.create_model("vit_tiny_patch16_224", **sizes | settings, num_classes=5)
+
+
+def swin() -> nn.Module:
+    return timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=16, depths=(1, 1),
+        num_heads=(1, 2), num_classes=5,
+    )  # fmt: skip
+
+
+def convnext() -> nn.Module:
+    settings: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 24)}
+    model = timm.create_model("convnext_atto", num_classes=5, ls_init_value=1.0, **settings)
+    vars(model)["pretrained_cfg"]["input_size"] = (3, 32, 32)
+    return model
+
+
+def transformers_vit() -> nn.Module:
+    config = ViTConfig(
+        image_size=32, patch_size=16, hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=96, num_labels=5,
+    )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def adapted(host: nn.Module, method: Method = GELU, **settings: Any) -> nn.Module:
+    model = adapt(host, method, **settings)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.3 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+def folded(host: nn.Module, method: Method = GELU, **settings: Any) -> nn.Module:
+    return fold(adapted(host, method, **settings), report=quiet)  # pyright: ignore
+
+
+def images(batch: int = 3) -> torch.Tensor:
+    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+def said(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        out = model.eval()(x)
+    return out if isinstance(out, torch.Tensor) else out.logits
+
+
+HOSTS = {"vit": vit, "swin": swin}
+
+
+@pytest.mark.parametrize("method", [Mosa(GELU), Mosl(2)], ids=["mosa", "mosl"])
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS.keys())
+def test_timm_builds_the_model_again(host: Any, method: Method, tmp_path: Path) -> None:
+    stock, x = folded(host(), method, classes=NAMES), images()
+    folder = export_timm(stock, tmp_path / "out", report=quiet)
+    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors"}
+    config = json.loads((folder / "config.json").read_text())
+    args, file = config["model_args"], folder / "model.safetensors"
+    assert config["pretrained_cfg"]["label_names"] == NAMES
+    assert {"mean", "std", "input_size"} <= config["pretrained_cfg"].keys()
+    assert ("mlp_ratio" in args) == (method == Mosa(GELU))
+    name = config["architecture"]
+    by_hand = timm.create_model(name, **args)
+    by_hand.load_state_dict(load_file(file), strict=True)
+    overlay = {"file": str(file), "num_classes": 5}
+    for again in (
+        by_hand,
+        timm.create_model(f"local-dir:{folder}", pretrained=True),
+        timm.create_model(name, checkpoint_path=file, **args),
+        timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **args),
+    ):
+        assert torch.equal(said(again, x), said(stock, x))
+
+
+def test_unlike_widths_are_padded_in_a_copy(tmp_path: Path) -> None:
+    stock, lines = folded(vit(), GELU, layers=[1]), []
+    folder = export_timm(stock, tmp_path / "out", report=lines.append)
+    assert [m.hidden for m in mlps(stock).values()] == [96, 102]
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert [m.hidden for m in mlps(again).values()] == [102, 102]
+    assert (said(again, images()) - said(stock, images())).abs().max() < 1e-5
+    assert "6 zero units" in lines[0]
+
+
+def test_a_stock_model_exports_too(tmp_path: Path) -> None:
+    folder = export_timm(vit(global_pool="avg"), tmp_path / "out", classes=NAMES, report=quiet)
+    assert json.loads((folder / "config.json").read_text())["label_names"] == NAMES
+
+
+def test_half_precision_comes_back_bit_by_bit(tmp_path: Path) -> None:
+    folder = export_timm(folded(vit()).to(torch.bfloat16), tmp_path / "out", report=quiet)
+    assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_what_timm_cannot_build_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="mlp_ratio.*export_onnx"):
+        export_timm(folded(convnext()), tmp_path / "out", report=quiet)
+    assert not list(tmp_path.iterdir())
+    export_timm(folded(convnext(), Mosl(2)), tmp_path / "out", report=quiet)
+
+
+def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
+    stock, out = folded(vit()), tmp_path / "out"
+    out.mkdir()
+    export_timm(stock, out, report=quiet)
+    with torch.no_grad():
+        stock.head.bias += 1
+    export_timm(stock, out, report=quiet)
+    assert torch.equal(load_file(out / "model.safetensors")["head.bias"], stock.head.bias)
+    (out / "thesis.txt").write_text("keep me")
+    with pytest.raises(ConfigError, match=r"thesis\.txt"):
+        export_timm(stock, out, report=quiet)
+    assert (out / "thesis.txt").read_text() == "keep me"
+    with pytest.raises(ConfigError, match="new folder"):
+        export_timm(stock, out / "thesis.txt", report=quiet)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_that_comes_back_different_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = folded(vit())
+
+    def damaged(model: nn.Module, folder: str, *args: Any, **kwargs: Any) -> None:
+        timm.models.save_for_hf(model, folder, *args, **kwargs)
+        file = Path(folder) / "model.safetensors"
+        state = load_file(file)
+        state["head.bias"][0] += 1e-3
+        save_file(state, file)
+
+    monkeypatch.setattr(export_module, "save_for_hf", damaged)
+    with pytest.raises(ExportError, match=r"head\.bias"):
+        export_timm(stock, tmp_path / "out", report=quiet)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_cannot_be_put_in_place_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock, out = folded(vit()), tmp_path / "out"
+    export_timm(stock, out, report=quiet)
+    before = (out / "model.safetensors").read_bytes()
+    replace, calls = os.replace, []
+
+    def full(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        export_timm(stock, out, report=quiet)
+    assert (out / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_bad_models_and_names_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match=r"intarsia\.fold"):
+        export_timm(adapted(vit()), out, report=quiet)
+    with pytest.raises(ConfigError, match=r"intarsia\.fold"):
+        export_timm(adapted(vit()).get_base_model(), out, report=quiet)  # pyright: ignore
+    with pytest.raises(ConfigError, match="save_pretrained"):
+        export_timm(transformers_vit(), out, report=quiet)
+    for wrong in (NAMES[:4], ["ant"] * 5):
+        with pytest.raises(ConfigError, match="one for each output"):
+            export_timm(folded(vit()), out, classes=wrong, report=quiet)
+    assert not list(tmp_path.iterdir())
+
+
+@given(inputs=st.integers(1, 4096), hidden=st.integers(1, 20_000))
+def test_a_ratio_gives_its_width_back(inputs: int, hidden: int) -> None:
+    ratio = json.loads(json.dumps(ratio_for(hidden, inputs)))
+    assert whole_width(ratio, inputs) == hidden
+
+
+def test_the_plain_quotient_would_not_do() -> None:
+    inputs = [i for i in range(1, 2000) if int(i * ((4 * i + 7) / i)) != 4 * i + 7]
+    assert inputs, "then ratio_for is needless"
+
+
+def small() -> nn.Module:
+    return vit(depth=1)
+
+
+GRAPHS: dict[str, Any] = {
+    "folded vit": lambda: folded(small(), Mosa(GELU)),
+    "adapted vit": lambda: adapted(small(), Mosa(GELU)),
+    "adapted pfeiffer": lambda: adapted(small(), Bottleneck(6, "pfeiffer")),
+    "folded swin": lambda: folded(swin()),
+    "folded convnext": lambda: folded(convnext()),
+    "adapted transformers vit": lambda: adapted(transformers_vit(), Lora(2)),
+}
+ONNX = ("folded vit", "folded swin", "adapted pfeiffer", "adapted transformers vit")
+
+
+@pytest.mark.parametrize("make", GRAPHS.values(), ids=GRAPHS.keys())
+def test_a_program_says_the_same(make: Any, tmp_path: Path) -> None:
+    model, path = make(), tmp_path / "model.pt2"
+    assert export_program(model, path, images=images(), report=quiet) == path
+    program = torch.export.load(path).module()
+    for batch in (1, 2, 5):
+        assert (program(images(batch)) - said(model, images(batch))).abs().max() < 1e-5
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
+
+
+@pytest.mark.parametrize("make", [GRAPHS[name] for name in ONNX], ids=ONNX)
+def test_onnxruntime_says_the_same(make: Any, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, path, lines = make(), tmp_path / "model.onnx", []
+    export_onnx(model, path, images=images(), classes=NAMES, report=lines.append)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for batch in (1, 2, 5):
+        got = torch.from_numpy(session.run(["logits"], {"images": images(batch).numpy()})[0])
+        want = said(model, images(batch))
+        assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == NAMES
+    assert "opset" in lines[0] and "difference" in lines[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_program_needs_nothing_of_ours(tmp_path: Path) -> None:
+    path = export_program(adapted(small(), Mosa(GELU)), tmp_path / "m.pt2", report=quiet)
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('intarsia', 'peft', 'timm'))); import torch;"
+        "print(torch.export.load(sys.argv[1]).module()(torch.zeros(3, 3, 32, 32)).shape)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert "[3, 5]" in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_program], ids=["onnx", "program"])
+class TestBothGraphs:
+    def suffix(self, export: Any) -> str:
+        return "m.onnx" if export is export_onnx else "m.pt2"
+
+    def test_a_model_in_training_is_exported_in_evaluation(
+        self, export: Any, tmp_path: Path
+    ) -> None:
+        model = adapted(vit(depth=1, drop_rate=0.5), Mosa(GELU)).train()
+        export(model, tmp_path / self.suffix(export), report=quiet)
+        assert model.training and any(p.requires_grad for p in model.parameters())
+
+    def test_a_difference_is_refused_and_nothing_is_written(
+        self, export: Any, tmp_path: Path
+    ) -> None:
+        (old := tmp_path / self.suffix(export)).write_text("earlier")
+        with pytest.raises(ExportError, match="differ"):
+            export(folded(small()), old, tolerance=-1.0, report=quiet)
+        assert old.read_text() == "earlier" and [p.name for p in tmp_path.iterdir()] == [old.name]
+
+    def test_bad_arguments_are_refused(self, export: Any, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="a file"):
+            export(vit(), tmp_path / "model.bin", report=quiet)
+        with pytest.raises(ConfigError, match="B at least 1"):
+            export(vit(), tmp_path / self.suffix(export), images=images(0), report=quiet)
+
+    def test_what_cannot_be_traced_is_said(self, export: Any, tmp_path: Path) -> None:
+        class Stubborn(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x if float(x.sum()) > 0 else -x
+
+        with pytest.raises(ExportError, match="can trace"):
+            export(Stubborn(), tmp_path / self.suffix(export), images=images(), report=quiet)
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_extra_is_named(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [m for m in sys.modules if m.partition(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    plain = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.partition(".")[0] == missing:
+            raise ImportError(f"No module named {name!r}")
+        return plain(name, *args, **kwargs)
+
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtra, match=rf"{missing}.*intarsia\[export\]"):
+        export_onnx(vit(), tmp_path / "m.onnx", report=quiet)
+
+
+def test_sampled_images_fit_the_model() -> None:
+    for host in (vit, swin, convnext, transformers_vit):
+        model = host()
+        assert image_shape(model) == (3, 32, 32)
+        assert said(model, sample(model)).shape == (2, 5)
+    assert torch.equal(sample(vit()), sample(vit()))
+    assert sample(vit().double()).dtype == torch.float64
+
+
+def test_a_difference_is_never_small_by_accident() -> None:
+    one = torch.ones(2)
+    assert difference([one], [one]).relative == 0
+    assert difference([one], [one[:1]]).relative == float("inf")
+    assert difference([], []).relative == float("inf")
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ExportError):
+            difference([one * bad], [one * bad]).check("x", 1.0, ExportError, "Look.")
