@@ -15,6 +15,8 @@ from .objectives import plain as plain
 from .objectives import two_pass as two_pass
 from .optimisers import adamw as adamw
 from .optimisers import cosine as cosine
+from .probe import features as features
+from .probe import linear_probe as linear_probe
 from .settings import Recipe as Recipe
 from .settings import Running as Running
 from .settings import Training as Training

@@ -86,11 +86,11 @@ def fit(
     model.to(accelerator.device)
     cast_frozen(model, training.precision)
     about = _about(model, train, val, test, objective, training, recipe, running)
-    loop = Loop(model, train, val, objective, training, recipe, running)
+    loop = Loop(model, train, val, test, objective, training, recipe, running)
     identity = _identity(about, model) if running.out is not None else {}
     with loop.running(accelerator, identity):
         loop.train(evaluate_every)
-        scores = loop.finish(test)
+        scores = loop.finish()
     results = _results(loop, scores, disjoint)
     done = about | {"record": records.plain_values(record or {}), "results": results}
     if running.out is not None and accelerator.is_main_process:

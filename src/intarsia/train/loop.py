@@ -36,12 +36,13 @@ class Loop:
         model: nn.Module,
         train: Dataset[Any],
         val: Dataset[Any] | None,
+        test: Dataset[Any] | None,
         objective: Objective,
         training: Training,
         recipe: Recipe,
         running: Running,
     ) -> None:
-        self.model, self.train_set, self.val = model, train, val
+        self.model, self.train_set, self.val, self.test = model, train, val, test
         self.training, self.recipe, self.running_ = training, recipe, running
         self.objective = objective
         self.log_to = None if running.out is None else running.out / METRICS
@@ -95,7 +96,7 @@ class Loop:
                 "the model's output", got=f"shape {tuple(shape)} for one image",
                 want="(images, classes)", fix="Give the model a classification head.",
             )  # fmt: skip
-        for dataset in (self.train_set, self.val):
+        for dataset in (self.train_set, self.val, self.test):
             labels = None if dataset is None else labels_of(dataset)
             if labels is not None and len(labels):
                 check_range(torch.as_tensor(labels), shape[1])
@@ -214,7 +215,7 @@ class Loop:
             return Interrupted(f"{where}; nothing was saved, since no out=... was given")
         return Interrupted(f"{where}; go on with fit(..., out={str(out)!r}, resume=True)")
 
-    def finish(self, test: Dataset[Any] | None) -> dict[str, Metrics]:
+    def finish(self) -> dict[str, Metrics]:
         """Scores of the chosen weights, which the model then has."""
         if self.at.best is not None:
             resume.put_back(self.model, self.at.best.learned)
@@ -224,7 +225,7 @@ class Loop:
             scores["val"] = self.val_scores[1]
         elif self.val is not None:
             scores["val"] = self._evaluate(self.val)
-        if test is not None:
-            scores["test"] = self._evaluate(test)
+        if self.test is not None:
+            scores["test"] = self._evaluate(self.test)
             self._note("test", self.training.epochs, scores["test"].scores())
         return scores

@@ -37,10 +37,11 @@ Objective = Callable[[nn.Module, Tensor, LossOf], Outcome]
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """float32 logits of a model that returns a tensor or an object with `.logits`; draws anew."""
+    """Logits, at least float32, of a model that returns them or has `.logits`; draws anew."""
     redraw(model)
     out = model(x)
-    return getattr(out, "logits", out).float()
+    logits = getattr(out, "logits", out)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def plain(model: nn.Module, x: Tensor, loss_of: LossOf) -> Outcome:
@@ -106,7 +107,7 @@ def one_backward(model: nn.Module, x: Tensor, loss_of: LossOf, *, reg: float = 1
 
 
 def local_variance(model: nn.Module, x: Tensor, loss_of: LossOf, *, weight: float = 1.0) -> Outcome:
-    """L = CE(p) + weight * sum over cells of mean over tokens of scale^2 Var(up(z)).
+    """L = CE(p) + weight * sum over cells of mean over tokens of Var(scale * up(z)).
 
     Var is the variance of a split up-projection's output over the draw of its experts, summed over
     outputs, in closed form (`SplitLinear.variance`) at the bottleneck z of this forward: half the
@@ -124,7 +125,7 @@ def local_variance(model: nn.Module, x: Tensor, loss_of: LossOf, *, weight: floa
     task = loss_of(logits)
     # outside autocast the sums of squares keep float32
     spread = torch.stack(
-        [(scale**2 * layer.variance(z.to(layer.weight.dtype))).mean() for layer, scale, z in seen]
+        [layer.variance(z.to(layer.weight.dtype), scale).mean() for layer, scale, z in seen]
     ).sum()
     return Outcome(task + weight * spread, logits, {"task": task, "variance": spread})
 
@@ -142,14 +143,14 @@ def deep_alignment(hidden: list[Tensor]) -> Tensor:
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The repeated blocks of a model, in order: the most numerous class of list members.
 
-    Classes that hold less than half of the parameters of the largest one do not count, so that
-    Swin's blocks win over its stages and over the layers inside a block.
+    Single layers, and classes that hold less than half of the parameters of the largest one, do
+    not count, so that Swin's blocks win over its stages and over what is inside a block.
     Raises: ConfigError for a model without a repeated block.
     """
     groups: dict[type, list[nn.Module]] = {}
     for module in model.modules():
         if isinstance(module, nn.ModuleList | nn.Sequential):
-            for child in module.children():
+            for child in (c for c in module.children() if any(c.children())):
                 groups.setdefault(type(child), []).append(child)
     sizes = {k: sum(p.numel() for m in v for p in m.parameters()) for k, v in groups.items()}
     large = [v for k, v in groups.items() if len(v) > 1 and sizes[k] * 2 >= max(sizes.values())]

@@ -9,31 +9,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..mixtures import SplitLinear
+from ..mixtures.split_adamw import decay_groups
 
 LrFactor = Callable[[int, int], float]
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """AdamW over the trained parameters; biases, norms and scales (vectors) are not decayed."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    # an expert's bias is a vector too, though the experts' biases make a matrix
-    biases = {
-        id(m.biases) for m in model.modules() if isinstance(m, SplitLinear) and m.biases is not None
-    }
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            vector = parameter.ndim <= 1 or id(parameter) in biases
-            (free if vector else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    devices = {p.device.type for p in (*decayed, *free)}
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=lr, fused=devices <= {"cpu", "cuda"}
-    )
+    """AdamW over the trained parameters; biases, norms and scales are not decayed."""
+    groups = decay_groups(model, weight_decay)
+    devices = {p.device.type for group in groups for p in group["params"]}
+    return torch.optim.AdamW(groups, lr=lr, fused=devices <= {"cpu", "cuda"})
 
 
 def cosine(warmup: float = 0.0) -> LrFactor:

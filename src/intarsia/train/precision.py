@@ -32,18 +32,21 @@ def frozen(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def cast_frozen(model: nn.Module, precision: str) -> None:
-    """Hold frozen weights once, in the compute type; norms and everything trained stay float32.
+    """Hold the trunk's weights once, in the compute type; norms and all adapters stay float32.
 
     The change is lossy and stays after training. A mixed-precision norm needs float32 weights.
     """
     dtype = DTYPES[precision]
     if dtype == torch.float32:
         return
-    for module in model.modules():
-        if isinstance(module, NORMS):
+    # an adapter that rests while another one is trained is frozen, but no part of the trunk
+    adapters = set(getattr(model, "peft_config", ()))
+    for path, module in model.named_modules():
+        if isinstance(module, NORMS) or adapters & set(path.split(".")):
             continue
-        for parameter in module.parameters(recurse=False):
-            if not parameter.requires_grad and parameter.dtype == torch.float32:
+        for name, parameter in module.named_parameters(recurse=False):
+            rests = parameter.requires_grad or name in adapters
+            if not rests and parameter.dtype == torch.float32:
                 parameter.data = parameter.data.to(dtype)
 
 

@@ -1,0 +1,69 @@
+"""The linear probe: what a frozen trunk already knows, in one pass over the images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..core.errors import ConfigError, DataError
+from .evaluate import Metrics, predict
+from .record import head_of
+
+LEAST = 1e-12  # probability of a class that the training images do not show
+
+
+def linear_probe(
+    model: nn.Module,
+    train: Dataset[Any],
+    test: Dataset[Any],
+    *,
+    inverse_decay: float = 1.0,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Metrics:
+    """Scores on `test` of a logistic regression on the features that go into the model's head.
+
+    Features are standardised on `train`; every image passes the trunk once. inverse_decay: C of
+    sklearn's LogisticRegression, smaller values pull the weights to 0 more strongly. The model is
+    not changed.
+    Raises: ConfigError for a model without a head; DataError if `train` shows only one class.
+    """
+    x, y = features(model, train, batch_size=batch_size, workers=workers)
+    if len(y.unique()) < 2:
+        raise DataError(
+            "classes of the training images", got=len(y.unique()), want="at least 2",
+            fix="Add images of another class.",
+        )  # fmt: skip
+    regression = LogisticRegression(C=inverse_decay, max_iter=2000)
+    fitted = make_pipeline(StandardScaler(), regression).fit(x.numpy(), y.numpy())
+    x, labels = features(model, test, batch_size=batch_size, workers=workers)
+    classes = int(torch.cat([y, labels]).max()) + 1
+    chance = np.full((len(labels), classes), LEAST)
+    chance[:, regression.classes_] = fitted.predict_proba(x.numpy()).clip(LEAST)
+    return Metrics.of(torch.from_numpy(chance).log().float(), labels)
+
+
+def features(
+    model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
+) -> tuple[Tensor, Tensor]:
+    """What goes into the model's head, (n, d) float32, and the labels (n,), on the CPU."""
+    head = head_of(model)
+    if not isinstance(head, nn.Module):
+        raise ConfigError(
+            f"head of {type(model).__name__}", got="none", want="a classifier to look in front of",
+            fix="Build the model with num_classes above 0.",
+        )  # fmt: skip
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _head, args: seen.append(args[0].float().cpu()))
+    try:
+        _, labels = predict(model, dataset, batch_size=batch_size, workers=workers)
+    finally:
+        hook.remove()
+    return torch.cat(seen)[: len(labels)], labels
