@@ -120,6 +120,9 @@ def test_the_merge_and_the_variance_equal_enumeration(layer: SplitLinear, seed: 
     assert_close(layer.merged()(x), mean)
     enumerated = (outputs - mean).square().sum(-1).mean(0)
     assert_close(layer.variance(x), enumerated)
+    scale = torch.rand(layer.out_features, generator=generator, dtype=torch.float64)
+    scaled = ((outputs - mean) * scale).square().sum(-1).mean(0)
+    assert_close(layer.variance(x, scale), scaled)
     if layer.experts > 1:
         gradients = (
             torch.autograd.grad(v.sum(), list(layer.parameters()), allow_unused=True)

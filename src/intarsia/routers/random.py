@@ -49,6 +49,11 @@ class RandomRouter(nn.Module):
 
     @active.setter
     def active(self, k: int) -> None:
+        self.check_active(k)
+        self._active = k
+
+    def check_active(self, k: int) -> None:
+        """Raise ConfigError unless k experts can be drawn from now on."""
         if not 1 <= k <= self.experts:
             raise ConfigError(
                 "active", got=k, want=f"1 ... {self.experts} (experts)",
@@ -59,7 +64,6 @@ class RandomRouter(nn.Module):
                 "active", got=k, want=f"{self._active}, as built: the merge depends on it",
                 fix="Use scaling='inverted', whose merge holds for every k.",
             )  # fmt: skip
-        self._active = k
 
     def redraw(self) -> None:
         """Forget the held draw."""

@@ -1,0 +1,5 @@
+"""When does it change?"""
+
+from .active import ActiveSchedule as ActiveSchedule
+from .active import active_at as active_at
+from .active import set_active as set_active

@@ -1,0 +1,79 @@
+"""How many experts are active, k, as training goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..core.errors import ConfigError
+from ..routers import random_routers
+
+SHAPES = ("constant", "linear", "step")
+
+
+def active_at(step: int, total: int, *, first: int, last: int, shape: str = "linear") -> int:
+    """k at a step of `total`, counted from 0; from `first` to `last`, up or down.
+
+    shape: "constant", first = last throughout; "linear", every k from first to last for an equal
+      share of the steps; "step", first in the first half of the steps and last in the second.
+    Raises: ConfigError on a shape that is none of these, k < 1, or a step that is not in the run.
+    """
+    if shape not in SHAPES:
+        raise ConfigError("shape", got=repr(shape), want=f"one of {SHAPES}", fix="Pick one.")
+    if min(first, last) < 1:
+        raise ConfigError(
+            "active", got=f"{first} ... {last}", want="at least 1", fix="k = 1 is the paper."
+        )
+    if shape == "constant" and first != last:
+        raise ConfigError(
+            "shape='constant'", got=f"first={first}, last={last}", want="the same k",
+            fix="Use shape='linear' or 'step' to change k.",
+        )  # fmt: skip
+    if not 0 <= step < total:
+        raise ConfigError(
+            "step", got=step, want=f"0 ... {total - 1}", fix="Steps count from 0 to total - 1."
+        )
+    if shape == "step":
+        return first if 2 * step < total else last
+    turn = (abs(last - first) + 1) * step // total
+    return first + turn if first <= last else first - turn
+
+
+def set_active(model: nn.Module, k: int) -> None:
+    """Let every random router of a model draw k experts from now on; all of them, or none.
+
+    Raises: ConfigError if the model has no router, a router has fewer than k experts, or its
+    mixture's merge depends on k (scaling="paper").
+    """
+    routers = random_routers(model)
+    if not routers:
+        raise ConfigError(
+            "active", got="a model without a random router", want="MoSA or AdaMix",
+            fix="Leave the schedule out, or adapt the model first.",
+        )  # fmt: skip
+    for router in routers.values():
+        router.check_active(k)
+    for router in routers.values():
+        router.active = k
+
+
+@dataclass(frozen=True)
+class ActiveSchedule:
+    """`set_active` by `active_at`, as a training loop calls it: (model, step, steps) -> None.
+
+    From many to one active expert: the whole adapter is trained first, its parts are told apart
+    later. Depends on the step only, so that a resumed run sees the same.
+    Raises: ConfigError on a setting that `active_at` refuses.
+    """
+
+    first: int
+    last: int
+    shape: str = "linear"
+
+    def __post_init__(self) -> None:
+        active_at(0, 1, first=self.first, last=self.last, shape=self.shape)
+
+    def __call__(self, model: nn.Module, step: int, steps: int) -> None:
+        k = active_at(step, steps, first=self.first, last=self.last, shape=self.shape)
+        set_active(model, k)
