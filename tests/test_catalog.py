@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from intarsia.catalog import METHODS, card, cards
-from intarsia.core import registry
+from intarsia.catalog import METHODS, TAGS, card, cards, describe
+from intarsia.core import Card, registry
 from intarsia.core.errors import ConfigError, UnknownName
 
 SRC = Path(__file__).parents[1] / "src" / "intarsia"
@@ -91,3 +93,16 @@ def test_a_router_is_no_method_of_a_saved_model() -> None:
         registry.method_from_dict({"method": "random"})
     with pytest.raises(ConfigError, match="'method' among them"):
         registry.method_from_dict({"experts": 4})
+
+
+def test_every_tag_has_a_meaning() -> None:
+    assert {tag for c in cards() for tag in c.tags} <= TAGS.keys()
+
+
+@pytest.mark.parametrize("found", cards(), ids=lambda c: c.key)
+def test_a_description_is_json_and_says_every_setting(found: Card) -> None:
+    said = json.loads(json.dumps(describe(found)))
+    assert [s["name"] for s in said["settings"]] == [f.name for f in fields(found.config)]
+    defaults = {s["name"]: s["default"] for s in said["settings"]}
+    assert registry.settings_from_dict(found, defaults) == found.config()
+    assert said["paper"]["url"].endswith(said["paper"]["arxiv"]) and said["summary"]

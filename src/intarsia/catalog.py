@@ -6,11 +6,30 @@ method and not the whole list.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, cast
+
 from .core import Card, registry
 from .core.card import KINDS
 from .core.errors import UnknownName
 from .core.registry import METHODS as METHODS
 from .core.registry import card as card
+
+TAGS: Mapping[str, str] = MappingProxyType(
+    {
+        "folds": "can become plain weights of a stock model",
+        "learned": "its weights carry a gradient",
+        "linear": "is a change of weights, so that it merges",
+        "non_causal": "a token's experts depend on later tokens",
+        "sparse": "no token has every expert",
+        "stochastic": "two forwards in training differ",
+        "zero_start": "adds nothing before training",
+    }
+)
+"""What the tags mean; conformance checks each in both directions."""
 
 
 def cards(
@@ -39,3 +58,28 @@ def cards(
 def key_of(module: str) -> str:
     """The key of the card in a module of METHODS."""
     return module.rpartition(".")[2]
+
+
+def describe(found: Card) -> dict[str, Any]:
+    """A card as JSON can hold it: paper, tags, and each setting with its type and default."""
+    paper, defaults = found.paper, registry.settings_to_dict(found.config())
+    return {
+        "name": found.key,
+        "kind": found.kind,
+        "family": found.family,
+        "paper": {
+            "arxiv": paper.arxiv, "year": paper.year, "title": paper.title, "url": paper.url,
+        },
+        "tags": sorted(found.tags),
+        "summary": found.summary,
+        "settings": [
+            {"name": f.name, "type": _type_name(f.type), "default": defaults[f.name]}
+            for f in dataclasses.fields(cast(Any, found.config))
+        ],
+        "doc": inspect.getdoc(found.config) or "",
+    }  # fmt: skip
+
+
+def _type_name(annotation: object) -> str:
+    # modules postpone annotations, so that they are text already
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")

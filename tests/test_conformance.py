@@ -1,0 +1,340 @@
+"""Every card keeps the laws of its kind; each law is seen to fail on a planted fault."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from intarsia.catalog import cards
+from intarsia.conformance import check, check_adapter, check_router
+from intarsia.conformance.cards import check_card
+from intarsia.core import Card, Cell, Paper, Routing, Site
+from intarsia.core.errors import ConformanceError, UnknownName
+
+CASES = [(card, law) for card in cards() for law in check(card)]
+
+
+@pytest.mark.parametrize(("card", "law"), CASES, ids=lambda x: getattr(x, "key", None) or x.name)
+def test_card_keeps_law(card: Card, law: Callable[[], None]) -> None:
+    law()
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """x W * s, an adapter from outside; `fault` is what is wrong with it."""
+
+    fault: str = ""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return () if self.fault == "no role" else ("qkv",)
+
+    @property
+    def position(self) -> str:
+        return "parallel"
+
+    def build(self, site: Site, *, generator: torch.Generator) -> Cell:
+        return ScaledCell(self.fault, site, generator)
+
+
+class ScaledCell(Cell):
+    def __init__(self, fault: str, site: Site, generator: torch.Generator) -> None:
+        super().__init__()
+        self.fault = fault
+        self.weight = nn.Parameter(torch.zeros(site.outputs, site.reads))
+        if fault == "random start":
+            nn.init.normal_(self.weight, generator=generator)
+        if fault == "global start":
+            nn.init.normal_(self.weight)
+        if fault == "unused parameter":
+            self.idle = nn.Parameter(torch.ones(2))
+        self.hidden = 1.0 + float(torch.rand((), generator=generator))
+        self.kept = torch.ones(site.outputs)
+        self.calls = 0
+
+    def matrix(self) -> Tensor:
+        if self.fault == "frozen entry":
+            return torch.cat([self.weight[:1].detach(), self.weight[1:]])
+        return self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.fault == "in place":
+            x = x.detach().mul_(1.0) if not x.requires_grad else x
+            x.data.mul_(2)
+        if self.fault == "detached":
+            x = x.detach()
+        if self.fault == "batch statistics":
+            x = x - x.mean(0, keepdim=True)
+        if self.fault == "one batch only" and x.shape[0] < 2:
+            raise IndexError("a batch of one")
+        if self.fault == "no autocast":
+            y = (x.double() @ self.matrix().double().T).to(x.dtype) * (
+                2 if torch.is_autocast_enabled("cpu") else 1
+            )
+        else:
+            y = self.cast(x) @ self.matrix().T
+        return self._after(y)
+
+    def _after(self, y: Tensor) -> Tensor:
+        if self.fault == "hidden state":
+            y = y * self.hidden
+        if self.fault == "widths":
+            y = y.unsqueeze(0)
+        if self.fault == "dtype":
+            y = y.float()
+        if self.fault == "device" and not bool(torch.isfinite(y.sum()).item()):
+            y = y * 0
+        if self.fault == "chance" and self.training:
+            y = y * torch.rand(())
+        if self.fault == "chance in evaluation" and not self.training:
+            y = y * torch.rand(())
+        if self.fault == "not finite":
+            y = y + (y - y).sqrt()
+        if self.fault == "counts calls":
+            y = y + self.calls
+        return y
+
+    def delta(self) -> Tensor | None:
+        if self.fault == "no delta":
+            return None
+        return self.weight * (2 if self.fault == "wrong delta" else 1)
+
+    def merged(self) -> Cell:
+        if self.fault == "wrong merge":
+            other = ScaledCell("", Site("m", self.weight.shape[1], self.weight.shape[0]),
+                               torch.Generator())  # fmt: skip
+            return other.double()
+        if self.fault == "merge is a view":
+            other = ScaledCell("", Site("m", self.weight.shape[1], self.weight.shape[0]),
+                               torch.Generator())  # fmt: skip
+            other.weight = self.weight
+            return other
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ScaledCell:
+        twin = ScaledCell.__new__(ScaledCell)
+        nn.Module.__init__(twin)
+        vars(twin).update({k: v for k, v in vars(self).items() if not k.startswith("_")})
+        shared = self.fault == "shared copy"
+        twin.weight = self.weight if shared else nn.Parameter(self.weight.detach().clone())
+        twin.train(self.training)
+        return twin
+
+
+HEALTHY = Card(
+    "scaled", kind="adapter", config=Scaled, paper=Paper("2106.09685", 2021, "A paper"),
+    tags=frozenset({"linear", "folds", "zero_start"}), summary="A full weight change.",
+    family="toys",
+)  # fmt: skip
+
+
+def faulty(fault: str) -> Card:
+    return dataclasses.replace(HEALTHY, tiny={"fault": fault})
+
+
+def but(**changes: Any) -> Card:
+    return dataclasses.replace(HEALTHY, **changes)
+
+
+class Loose:
+    """A config that is no dataclass."""
+
+
+@dataclass
+class Thawed:
+    """A config that can be changed: its fault."""
+
+    fault: str = ""
+    build, roles, position = Scaled.build, Scaled.roles, Scaled.position
+
+
+@dataclass(frozen=True)
+class Silent(Scaled):
+    """Says nothing."""
+
+
+@dataclass(frozen=True)
+class Demanding(Scaled):
+    """Its fault has no default."""
+
+    fault: str = dataclasses.field(kw_only=True)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+@dataclass(frozen=True)
+class Listed(Scaled):
+    """A fault that JSON changes."""
+
+    fault: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fault", frozenset({"a"}) if self.fault is None else self.fault)
+
+
+TAGGED = HEALTHY.tags
+FAULTS: list[tuple[str, Card]] = [
+    ("says_what_it_is", but(summary="")),
+    ("says_what_it_is", but(paper=Paper("ask the author", 2021, "A paper"))),
+    ("says_what_it_is", but(paper=Paper("2106.09685", 2020, "A paper"))),
+    ("says_what_it_is", but(family="")),
+    ("says_what_it_is", but(key="Scaled Adapter")),
+    ("documents_its_settings", but(config=Silent)),
+    ("documents_its_settings", but(config=Loose)),
+    ("has_defaults", but(config=Demanding, tiny={"fault": ""})),
+    ("is_frozen", but(config=Thawed)),
+    ("survives_json", but(config=Listed)),
+    ("survives_json", but(tiny={"falt": ""})),
+    ("builds_a_cell", faulty("no role")),
+    ("maps_the_widths", faulty("widths")),
+    ("leaves_its_input_alone", faulty("in place")),
+    ("leaves_its_input_alone", faulty("detached")),
+    ("depends_on_its_seed_only", faulty("global start")),
+    ("depends_on_its_seed_only", faulty("chance")),
+    ("trains_every_parameter", faulty("unused parameter")),
+    ("trains_every_parameter", faulty("frozen entry")),
+    ("trains_every_parameter", faulty("not finite")),
+    ("survives_safetensors", faulty("hidden state")),
+    ("copies_deeply", faulty("shared copy")),
+    ("follows_dtype_and_device", faulty("dtype")),
+    ("follows_dtype_and_device", faulty("device")),
+    ("takes_one_sample", faulty("one batch only")),
+    ("treats_samples_apart", faulty("batch statistics")),
+    ("works_under_autocast", faulty("no autocast")),
+    ("works_under_autocast", faulty("not finite")),
+    ("merges_into_one_cell", faulty("wrong merge")),
+    ("merges_into_one_cell", faulty("merge is a view")),
+    ("evaluates_without_chance", faulty("chance in evaluation")),
+    ("evaluates_without_chance", faulty("counts calls")),
+    ("zero_start_exactly_when_tagged", faulty("random start")),
+    ("zero_start_exactly_when_tagged", but(tags=TAGGED - {"zero_start"})),
+    ("linear_exactly_when_tagged", faulty("no delta")),
+    ("linear_exactly_when_tagged", faulty("wrong delta")),
+    ("linear_exactly_when_tagged", but(tags=TAGGED - {"linear"})),
+    ("stochastic_exactly_when_tagged", faulty("chance")),
+    ("stochastic_exactly_when_tagged", but(tags=TAGGED | {"stochastic"})),
+    ("folds_exactly_when_tagged", faulty("no delta")),
+    ("folds_exactly_when_tagged", but(tags=TAGGED - {"folds"})),
+]  # fmt: skip
+
+
+def run(card: Card, law: str) -> None:
+    (found,) = [c for c in check(card) if c.name == law]
+    found()
+
+
+def test_an_adapter_from_outside_passes() -> None:
+    for law in check_adapter(HEALTHY):
+        law()
+
+
+@pytest.mark.parametrize(
+    ("law", "card"), FAULTS, ids=[f"{law}-{i}" for i, (law, _) in enumerate(FAULTS)]
+)
+def test_a_planted_fault_is_found(law: str, card: Card) -> None:
+    # a fault may also break the code that is called: any exception is a red check
+    with pytest.raises((ConformanceError, IndexError)) as caught:
+        run(card, law)
+    if isinstance(caught.value, ConformanceError):
+        assert caught.value.fix and "scaled" in str(caught.value).lower()
+
+
+def test_every_law_of_adapters_is_seen_to_fail() -> None:
+    assert {c.name for c in check_adapter(HEALTHY)} == {law for law, _ in FAULTS}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A learned top-1 gate; `fault` is what is wrong with it."""
+
+    fault: str = ""
+
+    def build(self, width: int, *, generator: torch.Generator) -> nn.Module:
+        return GateRouter(self.fault, width, generator)
+
+
+class GateRouter(nn.Module):
+    def __init__(self, fault: str, width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.fault = fault
+        self.gate = nn.Parameter(torch.randn(width, 3, generator=generator))
+        if fault == "idle parameter":
+            self.idle = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Any:
+        if self.fault == "in place":
+            x.mul_(2)
+        if self.fault == "one token" and len(x) < 2:
+            return Routing.from_dense(x.new_ones(2, 3))
+        logits = x @ self.gate
+        if self.fault == "non causal":
+            logits = logits - logits[-1] * 5
+        if self.fault == "chance":
+            logits = logits + torch.randn(logits.shape)
+        weight, index = logits.softmax(-1).topk(3 if self.fault == "dense" else 1)
+        if self.fault == "dtype":
+            weight = weight.float()
+        if self.fault == "not finite":
+            weight = weight / 0
+        if self.fault == "no routing":
+            return weight
+        losses = {"balance": logits if self.fault == "losses" else logits.mean()}
+        return Routing.from_topk(index, weight, 3, losses)
+
+
+GATE = Card(
+    "gate", kind="router", config=Gate, paper=Paper("1701.06538", 2017, "A paper"),
+    tags=frozenset({"sparse", "learned"}), summary="A learned gate.", family="toys",
+)  # fmt: skip
+
+
+def gate(fault: str) -> Card:
+    return dataclasses.replace(GATE, tiny={"fault": fault})
+
+
+ROUTER_FAULTS: list[tuple[str, Card]] = [
+    ("returns_a_routing", gate("no routing")),
+    ("returns_a_routing", gate("not finite")),
+    ("returns_a_routing", gate("losses")),
+    ("returns_a_routing", gate("in place")),
+    ("routes_one_token", gate("one token")),
+    ("follows_device_and_dtype", gate("dtype")),
+    ("draws_from_its_generator", gate("chance")),
+    ("sparse_exactly_when_tagged", gate("dense")),
+    ("sparse_exactly_when_tagged", dataclasses.replace(GATE, tags=frozenset({"learned"}))),
+    ("stochastic_exactly_when_tagged", gate("chance")),
+    ("stochastic_exactly_when_tagged", dataclasses.replace(GATE, tags=GATE.tags | {"stochastic"})),
+    ("learned_exactly_when_tagged", gate("idle parameter")),
+    ("learned_exactly_when_tagged", dataclasses.replace(GATE, tags=frozenset({"sparse"}))),
+    ("non_causal_exactly_when_tagged", gate("non causal")),
+    ("non_causal_exactly_when_tagged", dataclasses.replace(GATE, tags=GATE.tags | {"non_causal"})),
+]
+
+
+def test_a_router_from_outside_passes() -> None:
+    for law in check_router(GATE):
+        law()
+
+
+@pytest.mark.parametrize(
+    ("law", "card"), ROUTER_FAULTS, ids=[f"{law}-{i}" for i, (law, _) in enumerate(ROUTER_FAULTS)]
+)
+def test_a_planted_fault_of_a_router_is_found(law: str, card: Card) -> None:
+    with pytest.raises(ConformanceError):
+        run(card, law)
+
+
+def test_every_law_of_routers_is_seen_to_fail() -> None:
+    of_any_card = {c.name for c in check_card(GATE)}  # seen to fail above
+    laws = {c.name for c in check_router(GATE)}
+    assert laws - of_any_card == {law for law, _ in ROUTER_FAULTS}
+
+
+def test_a_kind_without_a_suite_is_named() -> None:
+    with pytest.raises(UnknownName, match="'format'"):
+        check(dataclasses.replace(HEALTHY, kind="format"))
