@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -23,7 +23,7 @@ class Prefix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         model = self.model
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
-        for block in model.blocks[: self.block]:
+        for block in _blocks(model)[: self.block]:
             x = block(x)
         return x
 
@@ -33,7 +33,7 @@ class Tail(nn.Module):
 
     def __init__(self, model: VisionTransformer, block: int) -> None:
         super().__init__()
-        self.blocks = model.blocks[block:]
+        self.blocks = _blocks(model)[block:]
         self.norm, self.fc_norm, self.head_drop, self.head = (
             model.norm, model.fc_norm, model.head_drop, model.head,
         )  # fmt: skip
@@ -46,6 +46,10 @@ class Tail(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.head_drop(self.fc_norm(self.pool(self.norm(x)))))
+
+
+def _blocks(model: VisionTransformer) -> nn.Sequential:
+    return cast(nn.Sequential, model.blocks)
 
 
 def split_at(model: nn.Module, block: int) -> tuple[Prefix, Tail]:
@@ -62,11 +66,11 @@ def split_at(model: nn.Module, block: int) -> tuple[Prefix, Tail]:
             "model to split", got=type(model).__name__, want="a timm VisionTransformer",
             fix="Adapt the whole model with layers=... instead.",
         )  # fmt: skip
-    if not 0 <= block < len(model.blocks):
+    if not 0 <= block < len(_blocks(model)):
         raise ConfigError(
             "block",
             got=block,
-            want=f"0 ... {len(model.blocks) - 1}",
+            want=f"0 ... {len(_blocks(model)) - 1}",
             fix="Half the depth is usual.",
         )
     return Prefix(model, block), Tail(model, block)
