@@ -103,7 +103,7 @@ def half_a_line(after: int) -> None:
 
 
 def forked(job: Callable[[], object], kill_after: float | None = None) -> int:
-    """Exit status of the job in a child process; the signal's number, negative, if it was killed."""
+    """Exit status of the job in a child process; minus the signal if it was killed."""
     child = os.fork()
     if not child:
         try:

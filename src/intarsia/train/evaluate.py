@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from accelerate.utils import gather
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -18,6 +17,7 @@ from ..core.errors import ConfigError, DataError
 from .objectives import logits_of
 from .order import Key, Reader, check_range, read, size_of
 from .precision import autocast, compute_dtype
+from .processes import processes
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def predict(
     if not count:
         raise DataError("evaluation images", got=0, want="at least 1", fix="Give it some images.")
     device, dtype = device_of(model), compute_dtype(model)
-    state = PartialState()
+    state = processes()
     share = -(-count // state.num_processes)
     # the last shares repeat the last image, so that all have one size to gather
     first = share * state.process_index

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Unpack
 
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -20,6 +19,7 @@ from .folder import prepare, write_results
 from .loop import Loop
 from .objectives import Objective, plain
 from .precision import cast_frozen, trained
+from .processes import accelerator
 from .progress import tracker_names
 from .resume import trunk_hash
 from .settings import Options, Recipe, Running, Training, settle
@@ -29,7 +29,7 @@ from .settings import Options, Recipe, Running, Training, settle
 class Run:
     """What a run gave: scores on val and test (None without such a set), curves, and its record.
 
-    `history` holds the lines of metrics.jsonl, `record` what stands in run.json.
+    `history` holds the lines of metrics.jsonl (in the main process), `record` what run.json says.
     """
 
     record: Mapping[str, Any]
@@ -71,32 +71,29 @@ def fit(
     trained(model)
     disjoint = _check_selection(train, val, recipe, evaluate_every)
     trackers = tracker_names(running.trackers, running.out)
-    # autocast is the loop's: accelerate's own would patch the model's forward
-    accelerator = Accelerator(
-        mixed_precision="no", log_with=[*trackers] or None, project_dir=running.out
-    )
-    if training.precision == "fp16" and accelerator.device.type == "cpu":
+    ranks = accelerator(trackers, running.out)
+    if training.precision == "fp16" and ranks.device.type == "cpu":
         raise ConfigError(
             "precision", got="'fp16' on a CPU", want="'fp32' or 'bf16' there",
             fix="Use precision='bf16'.",
         )  # fmt: skip
-    if running.out is not None and accelerator.is_main_process:
+    if running.out is not None and ranks.is_main_process:
         prepare(running.out, running.resume)
-    accelerator.wait_for_everyone()
-    model.to(accelerator.device)
+    ranks.wait_for_everyone()
+    model.to(ranks.device)
     cast_frozen(model, training.precision)
     about = _about(model, train, val, test, objective, training, recipe, running)
     loop = Loop(model, train, val, test, objective, training, recipe, running)
     identity = _identity(about, model) if running.out is not None else {}
-    with loop.running(accelerator, identity):
+    with loop.running(ranks, identity):
         loop.train(evaluate_every)
         scores = loop.finish()
     results = _results(loop, scores, disjoint)
     done = about | {"record": records.plain_values(record or {}), "results": results}
-    if running.out is not None and accelerator.is_main_process:
+    if running.out is not None and ranks.is_main_process:
         split = "test" if "test" in scores else "val"
         write_results(running.out, model, done, split, scores.get(split))
-    accelerator.wait_for_everyone()
+    ranks.wait_for_everyone()
     return Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), running.out)
 
 

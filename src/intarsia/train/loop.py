@@ -23,7 +23,7 @@ from .learner import Learner
 from .objectives import Objective, logits_of
 from .order import Batch, Key, Order, Reader, check_range, labels_of, read, size_of
 from .precision import autocast, compute_dtype, training_mode
-from .progress import Bar, start_trackers, track
+from .progress import Bar, track, tracking
 from .randomness import generator_states, global_kept, seed_all, set_generator_states
 from .settings import Recipe, Running, Training
 
@@ -78,8 +78,7 @@ class Loop:
             self.log = Log(self.log_to if main else None)
             self.log.open(self.at.metrics_bytes)
             stack.callback(self.log.close)
-            start_trackers(ranks, self.at.step)
-            stack.callback(ranks.end_training)
+            stack.enter_context(tracking(ranks, self.at.step))
             self.stop = stack.enter_context(stop_on_signals())
             bar = Bar(self.steps, self.training.epochs, show=main)
             self.bar = stack.enter_context(bar.shown())
@@ -136,10 +135,11 @@ class Loop:
     def _batches(self) -> Iterator[list[Batch]]:
         """The parts of each batch that is left, as this process sees them."""
         parts, rank = self.training.accumulate, self.ranks.process_index
+        world = self.ranks.num_processes
         epoch, first = divmod(self.at.step, self.order.steps)
         while epoch < self.training.epochs:
             keys: list[Key] = [
-                (epoch, self.order.part(batch, rank * parts + part))
+                (epoch, self.order.part(batch, part * world + rank))
                 for batch in self.order.epoch(epoch, first)
                 for part in range(parts)
             ]

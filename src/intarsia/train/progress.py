@@ -69,14 +69,21 @@ def tracker_names(wanted: Sequence[str] | None, out: Path | None) -> list[str]:
     return list(wanted)
 
 
-def start_trackers(accelerator: Accelerator, step: int) -> None:
-    """Open the trackers; TensorBoard forgets what a killed run wrote after `step`."""
+@contextmanager
+def tracking(accelerator: Accelerator, step: int) -> Iterator[None]:
+    """Inside, trackers are open; TensorBoard forgets what a killed run wrote after `step`."""
     if accelerator.log_with:
         only = [getattr(t, "value", t) for t in accelerator.log_with] == ["tensorboard"]
         accelerator.init_trackers(
             "tensorboard" if only else "intarsia",
             init_kwargs={"tensorboard": {"purge_step": step + 1}},
         )
+    try:
+        yield
+    finally:
+        # not end_training, which would take the group of processes away with it
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 def track(accelerator: Accelerator, line: Mapping[str, float | int | str]) -> None:

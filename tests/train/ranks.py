@@ -1,0 +1,80 @@
+"""One rank of a data-parallel run; started by test_parallel.py, the same script as one process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tiny import host, pictures, stir
+from torch import nn
+
+from intarsia.adapters import Bottleneck
+from intarsia.methods import Mosa
+from intarsia.mixtures.split_adamw import split_adamw
+from intarsia.train import fit, one_backward, plain, two_pass
+from intarsia.train.precision import learned_state
+
+CASES: dict[str, dict[str, Any]] = {
+    "sample": {"draw": "sample", "objective": plain},
+    "batch": {"draw": "batch", "objective": two_pass},
+    "backward": {"draw": "sample", "objective": one_backward},
+    "parts": {"draw": "sample", "objective": plain, "accumulate": 2, "clip": 0.1},
+    "lazy": {
+        "draw": "batch", "objective": plain,
+        "optimizer": partial(split_adamw, update="lazy"),
+    },
+}  # fmt: skip
+
+
+class Stop(Exception):
+    """Leaves a run in the middle, in every rank at once."""
+
+
+STOPS: list[int] = []
+
+
+def stop(_model: nn.Module, step: int, _steps: int) -> None:
+    if step in STOPS:
+        raise Stop
+
+
+def train(draw: str, out: Path | None = None, **options: Any) -> tuple[nn.Module, Any]:
+    model = host(method=Mosa(over=Bottleneck(4, norm="none", scale=1.0), draw=draw))
+    stir(model)
+    run = fit(
+        # the last batch of 4 is shared out too, and so are 21 images of val
+        model, pictures(44), pictures(21, seed=1), epochs=2, batch_size=8, lr=1e-2, out=out,
+        trackers=(), **options,
+    )  # fmt: skip
+    return model, run
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    rank = int(os.environ.get("RANK", "0"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    for name, options in CASES.items():
+        out = folder / f"out-{name}-{world}"
+        model, run = train(out=out, **options)
+        scores = torch.tensor([line["loss"] for line in run.history], dtype=torch.float64)
+        assert run.val is not None
+        result = {**learned_state(model), "logits": run.val.logits, "losses": scores}
+        save_file({n: t.contiguous() for n, t in result.items()}, folder / f"{name}-{world}-{rank}")
+    again = {"schedule": stop, "checkpoint_steps": 2, "out": folder / f"out-stop-{world}"}
+    STOPS.append(5)
+    try:
+        train(**CASES["backward"], **again)
+    except Stop:
+        STOPS.clear()
+    model, _ = train(**CASES["backward"], **again, resume=True)
+    state = {n: t.contiguous() for n, t in learned_state(model).items()}
+    save_file(state, folder / f"stop-{world}-{rank}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,66 @@
+"""Two gloo processes: the draws and the result of one process on the joined batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import CASES
+from safetensors.torch import load_file
+
+FOLDER = Path(__file__).parent
+
+
+def start(folder: Path, rank: int, world: int, port: int) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(FOLDER), "OMP_NUM_THREADS": "1"}
+    if world > 1:
+        environment |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, str(FOLDER / "ranks.py"), str(folder)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = [start(folder, 0, 1, port), start(folder, 0, 2, port), start(folder, 1, 2, port)]
+    for process in running:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_learn_what_one_does(results: Path, case: str) -> None:
+    one, *two = (load_file(results / f"{case}-{name}") for name in ("1-0", "2-0", "2-1"))
+    assert len(two[1].pop("losses")) == 0
+    for rank in two:
+        for name, value in rank.items():
+            torch.testing.assert_close(value, one[name], rtol=1e-4, atol=2e-6, msg=name)
+    # the same in every process, to the bit: they have not drifted apart
+    assert all(torch.equal(two[0][name], value) for name, value in two[1].items())
+
+
+def test_only_the_first_process_writes(results: Path) -> None:
+    for case in CASES:
+        lines = [(results / f"out-{case}-{w}" / "metrics.jsonl").read_text() for w in (1, 2)]
+        assert lines[0].count("\n") == lines[1].count("\n") == 2 * 6 + 2
+
+
+def test_a_stopped_run_goes_on_in_two_processes(results: Path) -> None:
+    for rank in (0, 1):
+        whole = load_file(results / f"backward-2-{rank}")
+        resumed = load_file(results / f"stop-2-{rank}")
+        assert all(torch.equal(whole[name], value) for name, value in resumed.items())
