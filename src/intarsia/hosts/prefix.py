@@ -23,7 +23,7 @@ class Prefix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         model = self.model
         x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
-        for block in _blocks(model)[: self.block]:
+        for block in list(_blocks(model))[: self.block]:
             x = block(x)
         return x
 
@@ -33,7 +33,7 @@ class Tail(nn.Module):
 
     def __init__(self, model: VisionTransformer, block: int) -> None:
         super().__init__()
-        self.blocks = _blocks(model)[block:]
+        self.blocks = nn.Sequential(*list(_blocks(model))[block:])
         self.norm, self.fc_norm, self.head_drop, self.head = (
             model.norm, model.fc_norm, model.head_drop, model.head,
         )  # fmt: skip
@@ -43,8 +43,7 @@ class Tail(nn.Module):
         return self.head
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
+        x = self.blocks(x)
         return self.head(self.head_drop(self.fc_norm(self.pool(self.norm(x)))))
 
 
