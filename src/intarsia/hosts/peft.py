@@ -20,14 +20,15 @@ from peft.mapping import (
 )
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import ModulesToSaveWrapper as ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from ..core import Cell, Site
-from ..core.errors import ConfigError, FoldError
+from ..core.errors import ConfigError, FoldError, TargetError
 from ..routers import random_routers, redraw
 from . import origin
 from .config import Family, IntarsiaConfig
-from .sites import check_nesting, find_sites, site_at, unwrapped, walk
+from .sites import blocks, check_nesting, find_sites, site_at, unwrapped, walk
 
 PREFIX = "intarsia_"
 
@@ -176,9 +177,15 @@ class IntarsiaModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}
 
     def _prepare_adapter_config(self, peft_config: IntarsiaConfig, model_config: Any) -> Any:
+        layers = peft_config.layers_to_transform
         if peft_config.target_modules is None:
-            sites = find_sites(self.model, peft_config.settings())
+            chosen = [layers] if isinstance(layers, int) else layers
+            sites = find_sites(self.model, peft_config.settings(), layers=chosen)
             peft_config.target_modules = {site.path for site in sites}
+        if layers is not None and not peft_config.layers_pattern:
+            # the stock pattern wants a name before the container, which timm's `blocks.0` has not
+            lists = {p.rpartition(".")[0].rpartition(".")[2] for p, _ in blocks(self.model)}
+            peft_config.layers_pattern = sorted(lists)
         return peft_config
 
     def _prepare_model(self, peft_config: IntarsiaConfig, model: nn.Module) -> None:
@@ -186,7 +193,15 @@ class IntarsiaModel(BaseTuner):
         names = [p for p, _ in walk(model) if p]
         paths = [n for n in names if self._check_target_module_exists(peft_config, n)]
         check_nesting(model, paths)
-        heads = [n for n in names if any(n.endswith(h) for h in peft_config.modules_to_save or ())]
+        saved = peft_config.modules_to_save or ()
+        for head in saved:
+            if not any(n.endswith(head) for n in names):
+                raise TargetError(
+                    f"head {head!r}", got="no module of that name",
+                    want="a module that is trained and saved whole",
+                    fix="Name it as in model.named_modules().",
+                )  # fmt: skip
+        heads = [n for n in names if any(n.endswith(h) for h in saved)]
         peft_config.origin = origin.matched(peft_config.origin, model, heads)
 
     def inject_adapter(
@@ -242,6 +257,15 @@ class IntarsiaModel(BaseTuner):
         # used to unload; the stock one wants `.weight` on both sides, which a block has not
         setattr(parent, child_name, new_module)
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        was_active = adapter_name in self.active_adapters
+        left = [n for n in self.peft_config if n != adapter_name]
+        active = [n for n in self.active_adapters if n != adapter_name] or left[:1]
+        super().delete_adapter(adapter_name)
+        # the stock one asks the first layer what is active now, which may carry no other adapter
+        if was_active and active:
+            self.set_adapter(active[0] if len(active) == 1 else active)
+
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(
         self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
@@ -259,6 +283,12 @@ class IntarsiaModel(BaseTuner):
                 "adapter_names", got=unknown,
                 want=f"some of {sorted(self.peft_config)} or '__base__'",
                 fix="Name one adapter for each sample.",
+            )  # fmt: skip
+        inputs = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+        if inputs and len(inputs[0]) != len(adapter_names):
+            raise ConfigError(
+                "adapter_names", got=f"{len(adapter_names)} names for {len(inputs[0])} samples",
+                want="as many names as samples", fix="Name one adapter for each sample.",
             )  # fmt: skip
 
         def pass_names(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -292,8 +322,7 @@ class IntarsiaModel(BaseTuner):
             self._check_deltas(adapter_names)
         super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         host = self.model
-        for key in [k for k, f in host._forward_pre_hooks.items() if f is _before_forward]:
-            del host._forward_pre_hooks[key]
+        unhook(host)
         return host
 
     def _check_deltas(self, adapter_names: list[str] | None) -> None:
@@ -316,6 +345,12 @@ class IntarsiaModel(BaseTuner):
                         # the stock one leaves a cell's buffers in half precision
                         if buffer.dtype in (torch.float16, torch.bfloat16):
                             setattr(part, name, buffer.float())
+
+
+def unhook(host: nn.Module) -> None:
+    """Let a model's forward draw nothing anew."""
+    for key in [k for k, f in host._forward_pre_hooks.items() if f is _before_forward]:
+        del host._forward_pre_hooks[key]
 
 
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:

@@ -152,6 +152,17 @@ def _feeding_norm(chain: Sequence[nn.Module], path: str) -> tuple[Tensor, Tensor
     return None
 
 
+def _read_as_weight(parent: nn.Module, path: str) -> bool:
+    """Does an attention use its qkv layer as F.linear(x, qkv.weight), like Swin v2 and EVA?"""
+    separate = getattr(parent, "qkv_bias_separate", False)
+    return (
+        path.rpartition(".")[2] == "qkv"
+        and not separate
+        and hasattr(parent, "q_bias")
+        and (parent.q_bias is not None)
+    )
+
+
 def site_at(model: nn.Module, path: str, position: str) -> Site:
     """The site at a path, read off the host's structure; the same whenever it is asked.
 
@@ -166,6 +177,12 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
             f"target {path!r}", got=f"{type(module).__name__}, which has no input and output width",
             want="a Linear, a pointwise convolution, an MLP, an attention or a block",
             fix=f"Candidates: {_candidates(model)}.",
+        )  # fmt: skip
+    if _read_as_weight(chain[-2], path):
+        raise TargetError(
+            f"target {path!r}", got="a layer whose weight the host reads without calling it",
+            want="a module that is called, or the cell would do nothing",
+            fix="Target the attention or the MLP instead.",
         )  # fmt: skip
     kind = block_kind(module)
     layers = [layer for _, layer in _layers(module)]
@@ -299,8 +316,9 @@ def _candidates(model: nn.Module) -> str:
 
 def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
     """Refuse sites inside or around each other or an adapted module: a host would skip them."""
+    others = (*paths, *wrapped_paths(model))
     for path in paths:
-        for other in (*paths, *wrapped_paths(model)):
+        for other in others:
             if _inside(path, other) or _inside(other, path):
                 place = "inside" if _inside(path, other) else "around"
                 raise TargetError(
