@@ -1,0 +1,194 @@
+"""Files that are there in full or not at all, and only for the run they belong to."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import host, pictures
+from torch.utils.data import TensorDataset
+
+from intarsia.adapters import Bottleneck
+from intarsia.core.errors import CheckpointError, ConfigError, TrainingError
+from intarsia.train import checkpoint, fit, two_pass
+
+trees = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False)
+    | st.text("abc_", max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text("abc", max_size=2), inner, max_size=3)
+        | st.dictionaries(st.integers(0, 9), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(trees)
+def test_any_state_comes_back_as_it_was(tree: Any) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps(checkpoint.flatten({"tree": tree, "w": torch.arange(3)}, tensors))
+    found = checkpoint.unflatten(json.loads(text), tensors)
+    assert found["tree"] == tree and type(found["tree"]) is type(tree)
+    assert torch.equal(found["w"], torch.arange(3))
+
+
+def test_views_and_shared_tensors_are_written(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    state = {"a": whole[1], "b": whole.T, "c": whole, "d": whole, "e": torch.tensor(2)}
+    found = checkpoint.load(checkpoint.save(tmp_path, state))
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+def test_only_the_newest_is_kept_and_leftovers_are_swept(tmp_path: Path) -> None:
+    (tmp_path / "save-000009.tmp").mkdir()
+    for value in range(3):
+        checkpoint.save(tmp_path, {"value": value})
+    assert [p.name for p in tmp_path.iterdir()] == ["save-000003"]
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None and checkpoint.load(newest) == {"value": 2}
+    assert checkpoint.latest(tmp_path / "nowhere") is None
+
+
+def test_what_json_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="checkpoint entry '/a/b': got set"):
+        checkpoint.save(tmp_path, {"a": {"b": {1}}})
+
+
+def started(out: Path, **options: Any) -> dict[str, Any]:
+    """A run of three epochs that stopped after the second."""
+    settings = {"epochs": 3, "batch_size": 8, "out": out, "trackers": (), "checkpoint_steps": 1}
+
+    def stop(_model: object, step: int, _steps: int) -> None:
+        if step == 10 and not done:
+            done.append(step)
+            raise EOFError
+
+    done: list[int] = []
+    settings |= {"schedule": stop} | options
+    with pytest.raises(EOFError):
+        fit(host(), pictures(40), **settings)
+    return settings
+
+
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """The kernel refuses to let a file grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+FILES = (checkpoint.TENSORS, checkpoint.STATE, checkpoint.MANIFEST)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["flipped", "truncated", "empty", "missing"])
+def test_a_damaged_file_is_an_error(tmp_path: Path, name: str, how: str) -> None:
+    settings = started(tmp_path / "run")
+    path = checkpoint.latest(tmp_path / "run" / "state")
+    assert path is not None
+    data = bytearray((path / name).read_bytes())
+    if how == "flipped":
+        data[len(data) // 2] ^= 1
+    elif how == "truncated":
+        data = data[: len(data) // 2]
+    elif how == "empty":
+        data = bytearray()
+    (path / name).unlink() if how == "missing" else (path / name).write_bytes(data)
+    model = host()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="checkpoint .*save-.*want the files as they were"):
+        fit(model, pictures(40), resume=True, **settings)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def other_class_list() -> TensorDataset:
+    data = pictures(40)
+    data.classes = ["ant", "bee", "cow"]  # pyright: ignore
+    return data
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"model": lambda: host(method=Bottleneck(4, norm="none"))}, "trained weights"),
+        ({"model": lambda: host(blocks=3)}, "backbone"),
+        ({"model": lambda: host(seed=5)}, "backbone"),
+        ({"data": lambda: pictures(40, seed=3)}, "data.sha256"),
+        ({"data": lambda: pictures(48)}, "data.n"),
+        ({"data": other_class_list}, "classes"),
+        ({"lr": 1.0}, "training.lr"),
+        ({"objective": two_pass}, "objective"),
+        ({"smoothing": 0.1}, "recipe.smoothing"),
+    ],
+    ids=["method", "depth", "weights", "pictures", "count", "classes", "lr", "objective", "recipe"],
+)
+def test_a_checkpoint_of_another_run_is_an_error(
+    tmp_path: Path, change: dict[str, Any], where: str
+) -> None:
+    settings = started(tmp_path / "run")
+    make = change.pop("model", host)
+    data = change.pop("data", lambda: pictures(40))
+    with pytest.raises(CheckpointError, match=f"{where}.*got .*want"):
+        fit(make(), data(), resume=True, **(settings | change))
+    assert checkpoint.latest(tmp_path / "run" / "state") is not None
+
+
+@pytest.mark.parametrize("size", [60, 3_000, 20_000])
+def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path, size: int) -> None:
+    settings = started(tmp_path / "run")
+    path = checkpoint.latest(tmp_path / "run" / "state")
+    assert path is not None
+    before = checkpoint.load(path)["step"]
+    with no_room(size), pytest.raises(TrainingError, match="writing to .*Free some space"):
+        fit(host(), pictures(40), resume=True, **settings)
+    assert checkpoint.load(path)["step"] == before == 10
+    run = fit(host(), pictures(40), resume=True, **settings)
+    whole = fit(host(), pictures(40), **(settings | {"out": tmp_path / "whole"}))
+    names = [[line["loss"] for line in r.history] for r in (run, whole)]
+    assert names[0] == names[1] and len(names[0]) == 15
+
+
+def test_resume_of_a_finished_run_trains_nothing_more(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "out": tmp_path, "trackers": ()}
+    first = fit(host(), pictures(40), test=pictures(20, seed=1), **settings)
+    model = host()
+    again = fit(model, pictures(40), test=pictures(20, seed=1), resume=True, **settings)
+    assert first.test is not None and again.test is not None
+    assert torch.equal(first.test.logits, again.test.logits)
+    times = [[x["seconds"] for x in r.history if x["split"] == "train"] for r in (first, again)]
+    assert times[0] == times[1] and len(times[0]) == 10  # no step was taken again
+
+
+def test_resume_without_a_checkpoint_starts_at_the_beginning(tmp_path: Path) -> None:
+    run = fit(host(), pictures(16), epochs=1, batch_size=8, out=tmp_path / "new", resume=True)
+    assert len(run.history) == 2
+
+
+def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 8, "out": tmp_path, "trackers": ()}
+    fit(host(), pictures(16), **settings)
+    with pytest.raises(ConfigError, match="a folder with a run in it.*resume=True"):
+        fit(host(), pictures(16), **settings)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match="got a file, want a folder"):
+        fit(host(), pictures(16), **(settings | {"out": file}))
+    with pytest.raises(ConfigError, match="resume: got no run folder"):
+        fit(host(), pictures(16), resume=True)
