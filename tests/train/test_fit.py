@@ -220,7 +220,8 @@ def test_an_optimizer_and_a_rate_of_ones_own() -> None:
 def test_mixing_and_smoothing_reach_the_loss() -> None:
     losses = {}
     for name, options in {
-        "none": {}, "mixup": {"mixup": 0.4}, "cutmix": {"cutmix": 1.0}, "smoothing": {"smoothing": 0.3},
+        "none": {}, "mixup": {"mixup": 0.4}, "cutmix": {"cutmix": 1.0},
+        "smoothing": {"smoothing": 0.3},
     }.items():  # fmt: skip
         run = fit(host(), pictures(44), **QUICK, **options)
         losses[name] = [line["loss"] for line in run.history]

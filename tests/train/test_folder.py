@@ -1,0 +1,162 @@
+"""The run folder explains itself; the bar and the trackers say what happens."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import CLASSES, host, pictures
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from intarsia import Mosa, adapt, load
+from intarsia.adapters import Bottleneck
+from intarsia.core.errors import MissingExtra
+from intarsia.train import evaluate, fit, progress, two_pass
+from intarsia.train.precision import learned_state
+from intarsia.train.record import describe, head_of, parameter_counts
+
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 1e-2}
+
+
+def vit() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return timm.create_model(
+            "vit_tiny_patch16_224", img_size=16, patch_size=8, depth=1, embed_dim=32, num_heads=2,
+            num_classes=CLASSES,
+        )  # fmt: skip
+
+
+def large(count: int, seed: int = 0) -> TensorDataset:
+    x, y = pictures(count, seed).tensors
+    return TensorDataset(x.repeat_interleave(4, 2).repeat_interleave(4, 3), y)
+
+
+def test_a_run_leaves_a_folder_that_says_everything(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "run"
+    model = adapt(vit(), Mosa(over=Bottleneck(4, activation="gelu")))
+    run = fit(
+        model, large(40), large(20, 1), test=large(20, 2), out=out, objective=two_pass,
+        record={"source": Path("x"), "classes": ("a", "b")}, **QUICK,
+    )  # fmt: skip
+    assert {p.name for p in out.iterdir()} == {
+        "README.txt", "adapter", "metrics.jsonl", "predictions.safetensors", "run.json", "state",
+        "tensorboard",
+    }  # fmt: skip
+    for name in ("run.json", "metrics.jsonl", "adapter", "predictions.safetensors", "state"):
+        assert name in (out / "README.txt").read_text()
+    record = json.loads((out / "run.json").read_text())
+    assert record == json.loads(json.dumps(dict(run.record)))
+    assert record.keys() == {
+        "command", "started", "method", "parameters", "objective", "training", "recipe", "running",
+        "data", "machine", "versions", "record", "results",
+    }  # fmt: skip
+    assert record["method"]["adapters"]["default"]["method"] == "mosa"
+    assert record["data"]["test"]["n"] == 20 and len(record["data"]["train"]["sha256"]) == 64
+    assert record["record"] == {"source": "x", "classes": ["a", "b"]}
+    assert run.test is not None and record["results"]["test"] == run.test.scores()
+    assert record["results"]["peak_bytes"]["resident"] > 2**20
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert tuple(lines) == run.history
+    assert [line["split"] for line in lines] == [
+        *["train"] * 5,
+        "val",
+        *["train"] * 5,
+        "val",
+        "test",
+    ]
+    assert lines[0].keys() == {
+        "step", "epoch", "split", "lr", "loss", "accuracy", "task", "divergence", "seconds",
+    }  # fmt: skip
+    assert [line["epoch"] for line in lines[:7]] == [1] * 6 + [2]
+    with safe_open(out / "predictions.safetensors", "pt") as file:
+        assert file.metadata() == {"split": "test"}
+    found = load_file(out / "predictions.safetensors")
+    assert torch.equal(found["logits"], run.test.logits)
+    again = load(vit(), out / "adapter")
+    assert evaluate(again, large(20, 2)).scores() == run.test.scores()
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 11))
+    assert [e.step for e in events.Scalars("val/accuracy")] == [5, 10]
+
+
+def test_a_model_that_is_no_peft_model_saves_what_it_learned(tmp_path: Path) -> None:
+    model = host()
+    fit(model, pictures(16), out=tmp_path, trackers=(), **QUICK)
+    found = load_file(tmp_path / "adapter" / "trained.safetensors")
+    wanted = learned_state(model)
+    assert found.keys() == wanted.keys() and "blocks.0.mlp.0.weight" not in found
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert not (tmp_path / "predictions.safetensors").exists()
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_parameters_are_counted_with_and_without_the_head() -> None:
+    model = adapt(vit(), Bottleneck(4))
+    found = parameter_counts(model)
+    head = 32 * CLASSES + CLASSES
+    assert found["trained"] - found["trained_without_head"] == head
+    assert found["trained"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert found["all"] > found["trained"]
+    assert head_of(nn.Sequential(nn.Linear(2, 2))) is None
+
+
+def test_functions_are_described_by_name() -> None:
+    from functools import partial
+
+    assert describe(two_pass) == "two_pass"
+    assert describe(partial(two_pass, reg=0.5)) == {"name": "two_pass", "reg": 0.5}
+    assert describe(nn.ReLU()) == "ReLU"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bar_shows_scores_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    stream = Terminal() if terminal else io.StringIO()
+    console = Console(file=stream, width=120, force_terminal=terminal)
+    monkeypatch.setattr(progress, "Console", lambda **_: console)
+    fit(host(), pictures(16), pictures(8, seed=1), **QUICK)
+    shown = stream.getvalue()
+    assert bool(shown) == terminal
+    if terminal:
+        assert "epoch 2/2" in shown and "4/4" in shown and "val accuracy" in shown
+
+
+def test_trackers_that_are_not_installed_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    assert progress.tracker_names(None, tmp_path) == []
+    with pytest.raises(MissingExtra, match="tensorboard"):
+        progress.tracker_names(["tensorboard"], tmp_path)
+
+
+def test_a_resumed_run_purges_what_tensorboard_had_beyond(tmp_path: Path) -> None:
+    def stop(_model: object, step: int, _steps: int) -> None:
+        if step == 7 and not done:
+            done.append(step)
+            raise EOFError
+
+    done: list[int] = []
+    settings = QUICK | {"schedule": stop, "checkpoint_steps": 5, "out": tmp_path}
+    with pytest.raises(EOFError):
+        fit(host(), pictures(40), **settings)
+    fit(host(), pictures(40), resume=True, **settings)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 11))
