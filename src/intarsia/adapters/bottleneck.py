@@ -160,7 +160,7 @@ class DropConnect(nn.Linear):
     p = 0.0
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and self.p):
+        if not (self.training and self.p and len(input)):
             return super().forward(input)
         rows = input.reshape(input.shape[0], -1, self.in_features)
         weight = F.dropout(self.weight.expand(len(rows), -1, -1), self.p)  # (B, out, in)
@@ -175,8 +175,9 @@ class BottleneckCell(Cell):
         super().__init__()
         self.config = config
         width = site.reads
-        self.down = nn.Linear(width, config.bottleneck)
-        self.up = DropConnect(config.bottleneck, site.outputs)
+        with torch.random.fork_rng(devices=[]):  # nn.Linear draws what `_reset` overwrites
+            self.down = nn.Linear(width, config.bottleneck)
+            self.up = DropConnect(config.bottleneck, site.outputs)
         self.up.p = config.weight_dropout
         self.norm = {
             "none": lambda: nn.Identity(),

@@ -51,8 +51,9 @@ class LoraCell(Cell):
     def __init__(self, config: Lora, site: Site, *, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
-        self.down = nn.Linear(site.reads, config.rank, bias=False)  # A
-        self.up = nn.Linear(config.rank, site.outputs, bias=False)  # B
+        with torch.random.fork_rng(devices=[]):  # nn.Linear draws what is overwritten below
+            self.down = nn.Linear(site.reads, config.rank, bias=False)  # A
+            self.up = nn.Linear(config.rank, site.outputs, bias=False)  # B
         self.dropout = nn.Dropout(config.dropout)
         self.scale = (config.rank if config.alpha is None else config.alpha) / config.rank
         self.zero_sides = frozenset({"up"})

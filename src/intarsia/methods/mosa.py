@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +14,15 @@ from ..adapters import Bottleneck, BottleneckCell, Lora, LoraCell
 from ..core import Card, Paper, Site
 from ..core.errors import ConfigError
 from ..mixtures.routed import RoutedCell, draw_apart
-from ..mixtures.split import SplitLinear
+from ..mixtures.split import DECAYS, SCALINGS, SplitLinear
+from ..mixtures.split_adamw import SplitAdamW, split_adamw
 from ..partitions import random_disjoint
+from ..partitions.disjoint import UNITS
 from ..routers import RandomRouter
 
-SPLITS = ("up", "down", "both")
+SETTINGS = MappingProxyType(
+    {"split": ("up", "down", "both"), "scaling": SCALINGS, "decay": DECAYS, "unit": UNITS}
+)
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,20 @@ class Mosa:
     unit: str = "element"
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ConfigError("split", got=repr(self.split), want=f"one of {SPLITS}", fix="Pick.")
-        if self.experts < 1:
-            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
-        # the router and the split say what else can be wrong
+        if not isinstance(self.over, Bottleneck | Lora):
+            raise ConfigError(
+                "over", got=type(self.over).__name__, want="Bottleneck or Lora",
+                fix="Pass the adapter that is to be split.",
+            )  # fmt: skip
+        for name, allowed in SETTINGS.items():
+            if (got := getattr(self, name)) not in allowed:
+                raise ConfigError(name, got=repr(got), want=f"one of {allowed}", fix="Pick one.")
+        if self.decay == "official" and (self.scaling, self.active) != ("paper", 1):
+            raise ConfigError(
+                "decay='official'", got=f"scaling={self.scaling!r}, active={self.active}",
+                want="scaling='paper', active=1", fix="Use decay='owned' elsewhere.",
+            )  # fmt: skip
+        # the router says what else can be wrong
         RandomRouter(self.experts, self.active, self.draw, generator=torch.Generator())
 
     @classmethod
@@ -65,9 +80,10 @@ class Mosa:
         needs all updates it can get, so the adapter stays whole (k = N).
         settings: of Mosa; an `active` among them wins.
         """
-        experts = int(settings.get("experts", 4))
-        active = max(1, experts // 2) if epochs >= cls.MANY_EPOCHS else experts
-        return cls(**{"active": active} | settings)
+        experts = int(settings.get("experts", cls.experts))
+        few = max(1, experts // 2)
+        settings.setdefault("active", few if epochs >= cls.MANY_EPOCHS else experts)
+        return cls(**settings)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -112,6 +128,90 @@ class MosaCell(RoutedCell):
             routers[side].fixed = config.scaling == "paper"
         super().__init__(body, layers, routers)
         self.config = config
+
+
+@dataclass(frozen=True)
+class Official:
+    """The published training of MoSA, quirks included (released code; 100 epochs of ViT-B/16).
+
+    AdaptFormer beside every MLP: own LayerNorm of the residual stream, GELU, scale 0.1, dropout
+    0.1; one draw for each batch; every expert stepped at every step; AdamW with eps 1e-6 outside
+    the bias correction and decay 0.01 after the step, gains of the adapter's norms decayed too;
+    learning rate set once per epoch, so that epoch 0, at 0, trains nothing.
+
+    bottleneck: 64, or 16 for VTAB-1k; deep: the deep alignment term. `PUBLISHED` has the settings
+    of each set. To run it:
+      set_dropout(model, Official.dropout); reset_head(model.head, generator=g)   # hosts.prepare
+      model = adapt(model, official.method)
+      fit(model, train, objective=partial(two_pass, **official.objective), **official.settings)
+    Not as a default: it reproduces, `Mosa` improves.
+    """
+
+    dropout: ClassVar[float] = 0.1  # of the backbone's embedding and MLPs, too
+
+    bottleneck: int = 64
+    experts: int = 4
+    split: str = "up"
+    lr: float = 1e-3
+    deep: bool = False
+    epochs: int = 100
+    warmup_epochs: int = 10
+    batch_size: int = 128
+
+    @property
+    def method(self) -> Mosa:
+        """The cells."""
+        over = Bottleneck(self.bottleneck, activation="gelu", scale=0.1, dropout=self.dropout)
+        return Mosa(
+            over, self.experts, split=self.split, draw="batch", scaling="paper", decay="official"
+        )
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        """Keywords of the two-pass objective; the deep term sums over the first 6 of 12 blocks."""
+        return {"add": 0.0, "reg": 1.0, "detach": True, "deep": 0.01 / 12 if self.deep else 0.0}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keywords of the training loop."""
+        return {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "weight_decay": 0.01,
+            "optimizer": self.optimizer,
+            "lr_factor": self.lr_factor,
+        }
+
+    def optimizer(self, model: nn.Module, lr: float, weight_decay: float) -> SplitAdamW:
+        """The released code's AdamW over N copies, on the one tensor."""
+        return split_adamw(
+            model, lr, weight_decay, norm_decays=True, eps=1e-6, update="dense",
+            variant="huggingface",
+        )  # fmt: skip
+
+    def lr_factor(self, step: int, steps: int) -> float:
+        """epoch / warm-up epochs, then half a cosine; constant within an epoch."""
+        epoch, warm = step * self.epochs // steps, self.warmup_epochs
+        if epoch < warm:
+            return epoch / warm
+        return 0.5 * (1 + math.cos(math.pi * (epoch - warm) / max(1, self.epochs - warm)))
+
+
+PUBLISHED = MappingProxyType(
+    {
+        "cub": Official(),
+        "nabirds": Official(lr=5e-4),
+        "dogs": Official(lr=5e-4),
+        "flowers": Official(lr=5e-3),
+        "cars": Official(experts=2, split="down", lr=5e-3, deep=True),
+        "cifar100": Official(lr=5e-4),
+        "food101": Official(lr=5e-4),
+        "aircraft": Official(lr=5e-3),
+        "vtab": Official(16, lr=5e-3),
+        "multi-task": Official(experts=2, split="both", lr=5e-4),
+    }
+)
 
 
 CARD = Card(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from ..core.errors import ShapeError
 
@@ -30,8 +31,9 @@ class SoupLinear(nn.Module):
 
     def merged(self) -> nn.Linear:
         """The plain linear layer that stands for the experts after training."""
-        layer = nn.Linear(
-            self.in_features, self.out_features, self.biases is not None,
+        # skip_init: a merge in the middle of training draws no random numbers
+        layer: nn.Linear = skip_init(  # pyright: ignore[reportAssignmentType]
+            nn.Linear, self.in_features, self.out_features, self.biases is not None,
             device=self.weights.device, dtype=self.weights.dtype,
         )  # fmt: skip
         with torch.no_grad():

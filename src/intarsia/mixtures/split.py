@@ -7,6 +7,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from ..core import Partition
 from ..core.errors import ConfigError, ShapeError
@@ -139,9 +140,10 @@ class SplitLinear(nn.Module):
     def merged(self) -> nn.Linear:
         """The plain linear layer that stands for the experts after training."""
         bias = self.merged_bias()
-        layer = nn.Linear(
-            self.in_features, self.out_features, bias is not None, device=self.weight.device,
-            dtype=self.weight.dtype,
+        # skip_init: a merge in the middle of training draws no random numbers
+        layer: nn.Linear = skip_init(  # pyright: ignore[reportAssignmentType]
+            nn.Linear, self.in_features, self.out_features, bias is not None,
+            device=self.weight.device, dtype=self.weight.dtype,
         )  # fmt: skip
         with torch.no_grad():
             layer.weight.copy_(self.merged_weight())

@@ -1,0 +1,101 @@
+"""LoRA: linear, nothing at birth, its delta is what it adds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from intarsia.adapters import Lora, LoraCell
+from intarsia.core import Site
+from intarsia.core.errors import ConfigError
+
+
+def build(config: Lora, inputs: int = 6, outputs: int = 4, seed: int = 0) -> LoraCell:
+    generator = torch.Generator().manual_seed(seed)
+    return config.build(Site("b.qkv", inputs, outputs), generator=generator).double()
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.none() | st.floats(0.0, 32.0),
+    st.integers(0, 2**31),
+)
+def test_delta_is_what_the_cell_adds(
+    rank: int, inputs: int, outputs: int, alpha: float | None, seed: int
+) -> None:
+    cell = build(Lora(rank, alpha), inputs, outputs, seed)
+    torch.nn.init.normal_(cell.up.weight, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(2, 3, inputs, dtype=torch.float64)
+    delta = cell.delta()
+    assert delta.shape == (outputs, inputs)
+    assert_close(cell(x), x @ delta.T)
+    factor = 1.0 if alpha is None else alpha / rank
+    assert_close(delta, factor * (cell.up.weight @ cell.down.weight))
+    assert int(torch.linalg.matrix_rank(delta)) <= rank
+
+
+def test_a_new_cell_adds_nothing_and_can_learn() -> None:
+    cell = build(Lora(2))
+    x = torch.randn(2, 6, dtype=torch.float64)
+    assert not cell(x).any()
+    assert cell.down.weight.any()
+    cell(x).sum().backward()
+    assert cell.up.weight.grad is not None
+    assert cell.up.weight.grad.any()
+    assert cell.zero_sides == {"up"}
+
+
+def test_without_alpha_the_scale_is_one() -> None:
+    assert build(Lora(16)).scale == 1
+    assert build(Lora(16, alpha=8.0)).scale == 0.5
+
+
+def test_dropout_is_on_the_input_and_only_while_training() -> None:
+    cell = build(Lora(2, dropout=0.5))
+    torch.nn.init.ones_(cell.up.weight)
+    x = torch.randn(4, 6, dtype=torch.float64)
+    torch.manual_seed(0)
+    assert not torch.allclose(cell.train()(x), x @ cell.delta().T)
+    assert_close(cell.eval()(x), x @ cell.delta().T)
+
+
+def test_the_generator_decides_the_start_and_nothing_else_moves() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    a, b, c = (build(Lora(2), seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(a.down.weight, b.down.weight)
+    assert not torch.equal(a.down.weight, c.down.weight)
+
+
+def test_a_cell_can_be_built_without_memory() -> None:
+    with torch.device("meta"):
+        cell = Lora(2).build(Site("b", 6, 6), generator=torch.Generator())
+    assert all(p.is_meta for p in cell.parameters())
+
+
+def test_a_half_precision_host_is_met_in_the_cells_own_type() -> None:
+    cell = Lora(2).build(Site("b", 6, 6), generator=torch.Generator())
+    assert cell(torch.ones(2, 6, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "rank: got 0, want at least 1"),
+        ({"dropout": 1.0}, "dropout: got 1.0"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Lora(**settings)  # pyright: ignore
+
+
+def test_roles_may_come_as_a_list() -> None:
+    assert Lora(roles=["qkv", "projection"]).roles == ("qkv", "projection")  # pyright: ignore
+    assert Lora().position == "parallel"
