@@ -96,7 +96,7 @@ def check_model(model: nn.Module, name: str) -> None:
             "model", got="a PeftModel with adapters of PEFT's own", want="a plain or adapted model",
             fix="Call model.unload() or model.merge_and_unload() first.",
         )  # fmt: skip
-    if not name or "." in name or hasattr(nn.ModuleDict, name):
+    if not name or "." in name or hasattr(nn.ModuleDict(), name):
         raise ConfigError(
             "adapter name", got=repr(name),
             want="a name without dots that torch does not use itself",

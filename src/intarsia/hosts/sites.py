@@ -321,9 +321,10 @@ def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
         for other in others:
             if _inside(path, other) or _inside(other, path):
                 place = "inside" if _inside(path, other) else "around"
+                why = "is a target too" if other in paths else "carries an adapter already"
                 raise TargetError(
                     f"target {path!r}",
-                    got=f"a module {place} {other!r}, which carries an adapter too",
+                    got=f"a module {place} {other!r}, which {why}",
                     want="modules that do not contain each other",
                     fix="Choose targets=[...] outside it, or adapt a fresh copy of the model.",
                 )  # fmt: skip

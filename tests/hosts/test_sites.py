@@ -1,0 +1,195 @@
+"""Roles become the right places on every architecture, and what cannot carry a cell is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from intarsia.adapters import Bottleneck, Lora
+from intarsia.core.errors import TargetError
+from intarsia.hosts import adapt
+from intarsia.hosts.sites import blocks, find_sites, site_at
+
+Make = Callable[[str], nn.Module]
+
+MLP, PFEIFFER = Bottleneck(4), Bottleneck(4, "pfeiffer")
+HOULSBY, BLOCK = Bottleneck(4, "houlsby"), Bottleneck(4, "adapter+")
+QKV, LINEAR = Lora(2), Lora(2, roles=("projection", "mlp_linear"))
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "count", "first", "last"),
+    [
+        ("vit", MLP, 2, "blocks.0.mlp", "blocks.1.mlp"),
+        ("vit", HOULSBY, 4, "blocks.0.attn", "blocks.1.mlp"),
+        ("vit", BLOCK, 2, "blocks.0", "blocks.1"),
+        ("vit", QKV, 2, "blocks.0.attn.qkv", "blocks.1.attn.qkv"),
+        ("vit", LINEAR, 6, "blocks.0.attn.proj", "blocks.1.mlp.fc2"),
+        ("deit", MLP, 2, "blocks.0.mlp", "blocks.1.mlp"),
+        ("dinov2", HOULSBY, 4, "blocks.0.attn", "blocks.1.mlp"),
+        ("swin", MLP, 3, "layers.0.blocks.0.mlp", "layers.1.blocks.1.mlp"),
+        ("swin", LINEAR, 9, "layers.0.blocks.0.attn.proj", "layers.1.blocks.1.mlp.fc2"),
+        ("convnext", MLP, 5, "stages.0.blocks.0.mlp", "stages.3.blocks.0.mlp"),
+        ("convnext", QKV, 10, "stages.0.blocks.0.mlp.fc1", "stages.3.blocks.0.mlp.fc2"),
+        ("efficientnet", PFEIFFER, 4, "blocks.1.0", "blocks.4.0"),
+        ("efficientnet", QKV, 6, "blocks.1.0.conv_pwl", "blocks.4.0.conv_pwl"),
+        ("hf_vit", MLP, 2, "vit.layers.0.mlp", "vit.layers.1.mlp"),
+        ("hf_vit", QKV, 6, "vit.layers.0.attention.q_proj", "vit.layers.1.attention.v_proj"),
+        ("hf_dinov2", HOULSBY, 4, "dinov2.encoder.layer.0.attention", "dinov2.encoder.layer.1.mlp"),
+    ],
+)  # fmt: skip
+def test_roles_become_paths(
+    make: Make, name: str, method: Bottleneck | Lora, count: int, first: str, last: str
+) -> None:
+    paths = [site.path for site in find_sites(make(name), method)]
+    assert (len(paths), paths[0], paths[-1]) == (count, first, last)
+    assert len(set(paths)) == count
+
+
+ATTENTIVE = ("vit", "deit", "dinov2", "swin", "hf_vit", "hf_dinov2")
+CONVOLUTIONAL = ("convnext", "convnext_conv_mlp", "efficientnet")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(n, m) for n in ATTENTIVE for m in (MLP, HOULSBY, BLOCK, QKV, LINEAR)]
+    + [(n, m) for n in CONVOLUTIONAL for m in (MLP, BLOCK, QKV, LINEAR)],
+)
+def test_declared_widths_and_channels_are_those_of_a_forward(
+    make: Make, images: Callable[[str], Tensor], name: str, method: Bottleneck | Lora
+) -> None:
+    model = make(name)
+    sites = find_sites(model, method)
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    for site in sites:
+        model.get_submodule(site.path).register_forward_hook(
+            lambda m, args, kwargs, out, path=site.path: seen.__setitem__(
+                path,
+                ((*args, *kwargs.values())[0], out[0] if isinstance(out, tuple) else out),
+            ),
+            with_kwargs=True,
+        )
+    model(images(name))
+    for site in sites:
+        x, y = seen[site.path]
+        axis = -1 if site.channels == "last" else 1
+        assert (x.shape[axis], y.shape[axis]) == (site.inputs, site.outputs)
+        if site.position == "parallel":  # a cell beside the module keeps every other axis
+            assert x.movedim(axis, -1).shape[:-1] == y.movedim(axis, -1).shape[:-1]
+
+
+@pytest.mark.parametrize(
+    "name", ["vit", "dinov2", "swin", "convnext", "convnext_conv_mlp", "hf_vit", "hf_dinov2"]
+)
+@pytest.mark.parametrize("method", [MLP, QKV])
+def test_norm_is_the_layernorm_whose_output_the_site_reads(
+    make: Make, images: Callable[[str], Tensor], name: str, method: Bottleneck | Lora
+) -> None:
+    model = make(name)
+    sites = [s for s in find_sites(model, method) if s.norm is not None]
+    if method is MLP or "convnext" not in name:
+        assert sites
+    outputs: dict[int, Tensor] = {}
+    reads: dict[str, Tensor] = {}
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_hook(
+                lambda m, _, out: outputs.__setitem__(m.weight.data_ptr(), out)
+            )
+    for site in sites:
+        model.get_submodule(site.path).register_forward_pre_hook(
+            lambda m, args, path=site.path: reads.__setitem__(path, args[0])
+        )
+    model(images(name))
+    for site in sites:
+        assert site.norm is not None
+        out = outputs[site.norm[0].data_ptr()]
+        # Swin cuts the image into windows in between
+        assert torch.equal(out.flatten().sort()[0], reads[site.path].flatten().sort()[0])
+
+
+def test_a_sequential_cell_reads_no_layernorm(make: Make) -> None:
+    assert all(s.norm is None for s in find_sites(make("vit"), PFEIFFER))
+
+
+def test_a_post_norm_block_has_no_norm_before_its_mlp(make: Make) -> None:
+    assert all(s.norm is None for s in find_sites(make("swinv2"), MLP))
+
+
+def test_layers_count_blocks_over_all_stages(make: Make) -> None:
+    model = make("swin")
+    assert [p for p, _ in blocks(model)] == [
+        "layers.0.blocks.0", "layers.1.blocks.0", "layers.1.blocks.1",
+    ]  # fmt: skip
+    paths = [s.path for s in find_sites(model, MLP, layers=[0, -1])]
+    assert paths == ["layers.0.blocks.0.mlp", "layers.1.blocks.1.mlp"]
+    named = [s.path for s in find_sites(model, MLP, targets=["mlp.fc1"], layers=[1])]
+    assert named == ["layers.1.blocks.0.mlp.fc1"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "want"),
+    [
+        ("fc1", ["blocks.0.mlp.fc1", "blocks.1.mlp.fc1"]),
+        (["blocks.1.mlp"], ["blocks.1.mlp"]),
+        (["blocks.*.attn", "blocks.0.mlp"], ["blocks.0.attn", "blocks.0.mlp", "blocks.1.attn"]),
+    ],
+)
+def test_targets_are_paths_ends_or_globs(make: Make, targets: list[str], want: list[str]) -> None:
+    assert [s.path for s in find_sites(make("vit"), MLP, targets)] == want
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "targets", "layers", "says"),
+    [
+        ("vit", MLP, ["mpl"], None, "Did you mean 'mlp'"),
+        ("vit", MLP, ["blocks.7.mlp"], None, "no module of that name"),
+        ("vit", MLP, [], None, "empty list"),
+        ("vit", MLP, ["norm1"], None, "LayerNorm, which has no input and output width"),
+        ("vit", MLP, ["blocks.0.ls1"], None, "Candidates"),
+        ("vit", MLP, ["mlp", "fc1"], None, "around 'blocks.0.mlp.fc1'"),
+        ("vit", MLP, ["mlp", "blocks.0"], None, "around 'blocks.0.mlp'"),
+        ("vit", MLP, None, [2], "-2 ... 1"),
+        ("vit", MLP, None, [], "negative numbers count from the last"),
+        ("vit", MLP, ["mlp"], [0, 5], "-2 ... 1"),
+        ("convnext", HOULSBY, None, None, "role 'attention'"),
+        ("convnext", QKV, ["conv_dw"], None, "spatial or strided convolutions"),
+        ("efficientnet", QKV, ["conv_stem"], None, "spatial or strided convolutions"),
+        ("swinv2", QKV, None, None, "without calling it"),
+        ("eva", QKV, None, None, "without calling it"),
+    ],
+)
+def test_what_cannot_be_a_site_is_refused(
+    make: Make, name: str, method: Bottleneck | Lora, targets: list[str] | None,
+    layers: list[int] | None, says: str,
+) -> None:  # fmt: skip
+    model = make(name)
+    before = dict(model.named_modules())
+    with pytest.raises(TargetError) as error:
+        adapt(model, method, targets=targets, layers=layers)
+    assert says in str(error.value)
+    assert dict(model.named_modules()).keys() == before.keys()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_an_unknown_model_is_told_its_candidates() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Sequential(nn.Linear(8, 2)))
+    with pytest.raises(TargetError, match="no block that is known by its structure"):
+        find_sites(model, MLP)
+    named = nn.ModuleDict({"stem": nn.Linear(4, 8), "out": nn.Linear(8, 2)})
+    with pytest.raises(TargetError, match=r"stem \(Linear\), out \(Linear\)"):
+        find_sites(named, MLP)
+
+
+def test_any_model_can_be_adapted_by_name() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    model = adapt(model, Lora(2), targets=["0", "2"], head=None)
+    assert model(torch.randn(3, 4)).shape == (3, 2)
+
+
+def test_widths_of_an_attention_are_not_those_of_its_position_bias(make: Make) -> None:
+    site = site_at(make("swinv2"), "layers.0.blocks.0.attn", "sequential")
+    assert (site.inputs, site.outputs) == (16, 16)
