@@ -268,6 +268,12 @@ def test_onnxruntime_says_the_same(make: Any, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
+def test_the_pictures_of_the_check_are_not_kept(tmp_path: Path) -> None:
+    path = export_program(small(), tmp_path / "m.pt2", images=images(), report=quiet)
+    kept = torch.export.load(path).example_inputs
+    assert kept is not None and not kept[0][0].any()
+
+
 def test_a_program_needs_nothing_of_ours(tmp_path: Path) -> None:
     path = export_program(adapted(small(), Mosa(GELU)), tmp_path / "m.pt2", report=quiet)
     code = (

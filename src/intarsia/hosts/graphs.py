@@ -69,7 +69,7 @@ def export_onnx(
         scratch.parent.mkdir(exist_ok=True)
         program = _traced(
             lambda: torch.onnx.export(
-                whole, (batch,), dynamo=True, verbose=False, input_names=[INPUT],
+                whole, (_example(batch),), dynamo=True, verbose=False, input_names=[INPUT],
                 output_names=[OUTPUT], dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             ),
             "export_onnx",
@@ -106,7 +106,8 @@ def export_program(
     whole, batch = _prepared(model, images)
     dynamic = ({0: torch.export.Dim("batch")},)
     program = _traced(
-        lambda: torch.export.export(whole, (batch,), dynamic_shapes=dynamic), "export_program"
+        lambda: torch.export.export(whole, (_example(batch),), dynamic_shapes=dynamic),
+        "export_program",
     )
     with scratch_beside(target) as scratch:
         torch.export.save(program, scratch)
@@ -136,7 +137,7 @@ def _needs(package: str) -> Any:
 
 
 def _prepared(model: nn.Module, images: Tensor | None) -> tuple[Logits, Tensor]:
-    """The model in evaluation on shared memory, and at least two images: one is specialised."""
+    """The model in evaluation on shared memory, and the images it is checked on."""
     host = model.get_base_model() if is_adapted(model) else model
     batch = sample(host) if images is None else images
     if batch.dim() != 4 or not len(batch):
@@ -146,7 +147,12 @@ def _prepared(model: nn.Module, images: Tensor | None) -> tuple[Logits, Tensor]:
         )  # fmt: skip
     # PEFT's outer layers take arbitrary arguments; the host inside carries the cells as well
     whole = Logits(shared_copy(host)).eval().requires_grad_(False)
-    return whole, batch if len(batch) > 1 else batch.repeat(2, 1, 1, 1)
+    return whole, batch
+
+
+def _example(batch: Tensor) -> Tensor:
+    """What is traced: two blank images, since a batch of one is specialised and files keep it."""
+    return torch.zeros_like(batch[:1]).repeat(2, 1, 1, 1)
 
 
 def _traced(trace: Callable[[], Any], what: str) -> Any:
