@@ -20,7 +20,12 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 PROSE = "\n".join(p.read_text() for p in (ROOT / "README.md", *PAGES))
-RUNNABLE = ("tour.md",)
+RUNNABLE = (
+    "tour.md",
+    "how-to/adapt-a-model.md",
+    "how-to/fold-and-export.md",
+    "how-to/several-adapters.md",
+)
 
 
 def public_names() -> list[str]:
@@ -97,7 +102,10 @@ def test_every_picture_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_examples_run_as_they_stand(name: str, tmp_path: Path) -> None:
+def test_examples_run_as_they_stand(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / name).read_text(), re.M | re.S)
     assert blocks
     for number, block in enumerate(blocks):
