@@ -12,8 +12,20 @@ from peft import PeftConfig
 from torch import nn
 
 from ..core import Cell, Method, Site
+from ..core.errors import ConfigError
 from ..core.registry import method_from_dict
 from . import origin
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "options": (dict,),
+    "seed": (int,),
+    "target_modules": (set, str),
+    "exclude_modules": (set, str),
+    "layers_to_transform": (list, int),
+    "layers_pattern": (list, str),
+    "modules_to_save": (list, set, str),
+    "origin": (dict,),
+}
 
 
 class Family(str, enum.Enum):  # noqa: UP042  PEFT's mappings want a str enum whose name is its value
@@ -49,13 +61,20 @@ class IntarsiaConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = Family.INTARSIA
         for name in ("target_modules", "exclude_modules"):
-            if isinstance(value := getattr(self, name), list):
+            if isinstance(value := getattr(self, name), (list, tuple)):
                 setattr(self, name, set(value))
+        for name, kinds in KINDS.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kinds):
+                raise ConfigError(
+                    name, got=repr(value), want=" or ".join(k.__name__ for k in kinds),
+                    fix="Give a value of that type, or none.",
+                )  # fmt: skip
         self.settings()
 
     def settings(self) -> Method:
         """The method's own frozen settings."""
-        return method_from_dict({"method": self.method} | self.options)
+        return method_from_dict({"method": self.method} | (self.options or {}))
 
     def to_dict(self) -> dict[str, Any]:
         # sorted, so that equal adapters give equal files
@@ -81,15 +100,13 @@ class IntarsiaConfig(PeftConfig):
 
     def _identity(self) -> dict[str, Any]:
         """The part of the config that the weights depend on."""
+        stored = self.to_dict()
         names = (
-            "method",
-            "options",
-            "seed",
-            "target_modules",
-            "exclude_modules",
-            "modules_to_save",
-        )
-        return {name: self.to_dict()[name] for name in names}
+            "method", "options", "seed", "target_modules", "exclude_modules", "layers_to_transform",
+            "layers_pattern", "modules_to_save",
+        )  # fmt: skip
+        classes = (self.origin or {}).get("classes")
+        return {name: stored[name] for name in names} | {"classes": classes}
 
     def build(self, site: Site, name: str) -> Cell:
         """The cell of this adapter for a site."""

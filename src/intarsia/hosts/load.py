@@ -46,7 +46,12 @@ def load(
     _check_classes((config.origin or {}).get("classes"), classes)
     config.inference_mode = not trainable
     with undone_on_error(model, name):
-        adapted = attach(model, config, name)
+        try:
+            adapted = attach(model, config, name)
+        except IntarsiaError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(folder / CONFIG, f"places that the model has not ({error})") from error
         _check_shapes(folder, get_peft_model_state_dict(adapted, adapter_name=name), weights)
         set_peft_model_state_dict(adapted, weights, adapter_name=name)
     if trainable:

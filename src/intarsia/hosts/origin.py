@@ -141,5 +141,6 @@ def check_digest(
         raise CheckpointError(
             f"adapter in {place}", got="weights or settings that changed after they were saved",
             want="the files as they were written",
-            fix="Copy the folder again from its source; a byte was damaged or a file was swapped.",
+            fix="Copy the folder again from its source: a byte was damaged or a file was swapped. "
+            "If you changed settings on purpose, delete origin.digest from adapter_config.json.",
         )  # fmt: skip
