@@ -77,6 +77,14 @@ def test_the_claim_compares_in_pairs(small, monkeypatch):
     assert [r["method"] for r in result.table] == ["adapter", "MoSA"]
 
 
+def test_every_arm_runs(small, monkeypatch):
+    monkeypatch.setattr(study.packages, "cache_dir", lambda: small.parent)
+    few = study.Budget(mosa.SCARCE.name, images=12, epochs=2)
+    result = mosa.compare((0,), lambda _: None, arms=mosa.ARMS, budgets=(few,), sets=("a",))
+    assert [r["method"] for r in result.table] == [arm.name for arm in mosa.ARMS]
+    assert len({arm.name for arm in mosa.ARMS}) == len(mosa.ARMS)
+
+
 def test_paired_interval():
     mean, half = study.paired([1.0, 2.0, 3.0])
     assert mean == 2.0

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..adapters import Bottleneck
 from ..core import Claim, Result
-from ..methods import Adamix, Mosa
+from ..methods import Adamix, Mosa, Official
 from ..train import Training
 from ..train.objectives import two_pass
 from .study import Arm, Budget, Study, paired, threads
@@ -23,19 +23,40 @@ plain = partial(Bottleneck, 16, activation="gelu")
 rdrop = partial(two_pass, add=1.0)
 published = Mosa(over=plain(dropout=0.1), draw="batch", scaling="paper")
 
+
+def official(budget: Budget) -> Official:
+    """The released recipe at a budget: a tenth of the epochs to warm up, the first one at lr 0.
+
+    Without the dropout of the trunk, whose frozen half is computed once.
+    """
+    return Official(
+        16, lr=BASE.lr, epochs=budget.epochs, batch_size=BASE.batch_size,
+        warmup_epochs=max(1, budget.epochs // 10),
+    )  # fmt: skip
+
+
 ADAPTER = Arm("adapter", lambda _: plain())
 MOSA = Arm("MoSA", lambda b: Mosa.for_budget(b.images, b.epochs, over=plain()))
 ARMS = (
     ADAPTER,
     MOSA,
     Arm("adapter, scale / N", lambda _: plain(scale=0.1 / 4)),
-    Arm("adapter, weight dropout", lambda _: plain(weight_dropout=0.5)),
+    Arm("adapter, weight dropout", lambda _: plain(weight_dropout=0.75)),
     Arm("adapter, R-Drop", lambda _: plain(dropout=0.1), rdrop),
     Arm("adapter, R-Drop, half the epochs", lambda _: plain(dropout=0.1), rdrop, epochs=0.5),
     Arm("AdaMix", lambda _: Adamix(over=plain(dropout=0.1)), two_pass),
     Arm("AdaMix, half the epochs", lambda _: Adamix(over=plain(dropout=0.1)), two_pass, epochs=0.5),
     Arm("MoSA as published", lambda _: published, two_pass),
     Arm("MoSA as published, half the epochs", lambda _: published, two_pass, epochs=0.5),
+    Arm(
+        "MoSA, official recipe",
+        lambda b: official(b).method,
+        partial(two_pass, **Official().objective),
+        options=lambda b: {
+            "optimizer": official(b).optimizer,
+            "lr_factor": official(b).lr_factor,
+        },
+    ),  # fmt: skip
 )
 Scores = Mapping[tuple[str, str, str, int], float]
 

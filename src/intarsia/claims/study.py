@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,7 +53,7 @@ class Arm:
     objective: Objective = plain
     epochs: float = 1.0
     version: str = ""
-    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    options: Callable[[Budget], dict[str, Any]] = lambda _: {}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Study:
         inputs = {
             "set": name, "budget": [budget.images, budget.epochs], "arm": arm.name, "seed": seed,
             "method": method_to_dict(method), "base": repr(self.base),
-            "options": sorted(map(repr, arm.options.items())),
+            "options": sorted(map(repr, arm.options(budget).items())),
             "epochs": arm.epochs, "version": arm.version, "size": SIZE, "block": BLOCK,
             "test": self.test,
         }  # fmt: skip
@@ -118,7 +118,7 @@ class Study:
         epochs = max(1, round(budget.epochs * arm.epochs))
         training = replace(self.base, epochs=epochs, seed=seed)
         start = time.process_time()
-        fit(model, train, training=training, objective=arm.objective, **arm.options)
+        fit(model, train, training=training, objective=arm.objective, **arm.options(budget))
         cpu = time.process_time() - start
         scores = evaluate(model, test)
         return Score(100 * scores.accuracy, scores.loss, cpu)
