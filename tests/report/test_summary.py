@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from intarsia.report import compare, gather, read_run
-from intarsia.report.details import commands, data_parts, run_rows, setting_rows, value_text
+from intarsia.report.details import (
+    commands,
+    data_parts,
+    method_rows,
+    run_rows,
+    setting_rows,
+    value_text,
+)
 from intarsia.report.summary import joined, notices, selection_rule, sentences, title
 
 Make = Callable[..., Path]
@@ -96,12 +103,24 @@ def test_selection_in_words(make_run: Make) -> None:
     )
 
 
-def test_settings_are_shared_or_differ(runs: Path) -> None:
-    common, own = setting_rows(compare(gather([runs])))
-    assert ("training.lr", "0.001") in common
-    assert ("adapter.method", ["", "plain adapter", "mosa"]) in own
-    assert not {name for name, _ in common} & {name for name, _ in own}
-    assert not any("seed" in name for name, _ in common)
+def test_settings_are_shared_or_differ(make_run: Make) -> None:
+    slow = make_run("slow", label="linear probe", change={"training.lr": 0.01})
+    common, own = setting_rows(compare(gather([slow, make_run("mosa")])))
+    assert ("training.epochs", "8") in common
+    assert own == [("training.lr", ["0.01", "0.001"])]
+    assert not any("seed" in name or "adapter" in name for name, _ in common)
+
+
+def test_methods_one_by_one(make_run: Make) -> None:
+    two = {
+        "a": {"method": "lora", "options": {"rank": 4, "scale": None}},
+        "b": {"peft_type": "IA3"},
+    }
+    folders = [make_run("0", label="linear probe"), make_run("1")]
+    folders.append(make_run("2", change={"method.adapters": two}))
+    assert [text for _, text in method_rows(compare(gather(folders)))] == [
+        "no adapter", "mosa bottleneck=16 on mlp", "a: lora rank=4; b: IA3",
+    ]  # fmt: skip
 
 
 def test_commands_once_and_without_the_folders_of_this_machine(runs: Path) -> None:

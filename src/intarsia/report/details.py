@@ -13,11 +13,11 @@ from typing import Any
 
 from . import numbers
 from .gather import Run
-from .groups import Comparison, differing, flat, set_of, settings_of
+from .groups import Comparison, adapters_of, differing, flat, set_of, settings_of
 from .summary import PART_NAMES, data_of, selection_of
 
 FEW = 4  # words of a list that are shown one by one
-_SEEN_ELSEWHERE = ("label", "model", "data", "classes", "command")
+_SEEN_ELSEWHERE = ("label", "model", "method", "data", "classes", "command")
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,39 @@ def _listed(words: Sequence[str]) -> str:
 def setting_rows(
     comparison: Comparison,
 ) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
-    """(name, value) of the settings all groups share, and (name, a value each) of the others."""
+    """(name, value) of the settings all groups share, and (name, a value each) of the others.
+
+    Without the methods' own: see `method_rows`.
+    """
     settings = [settings_of(group.runs[0]) for group in comparison.groups]
+    for one in settings:
+        del one["adapter"]
     leaves = [flat(one) for one in settings]
     own = differing(settings)
     common = [(n, value_text(v)) for n, v in leaves[0].items() if n not in own]
     # what a method does not have is no setting of it
     rows = [(n, [value_text(one[n]) if n in one else "" for one in leaves]) for n in own]
     return common, [row for row in rows if any(row[1])]
+
+
+def method_rows(comparison: Comparison) -> list[tuple[str, str]]:
+    """(label, what is added to the model and with which settings) of each group."""
+    return [(group.label, _method(group.runs[0])) for group in comparison.groups]
+
+
+def _method(run: Run) -> str:
+    adapters = adapters_of(run)
+    if not adapters:
+        return "no adapter"
+    told: list[str] = []
+    for name, about in adapters.items():
+        options = {k: v for k, v in flat(about.get("options") or {}).items() if v is not None}
+        words = [str(about.get("method") or about.get("peft_type"))]
+        words += [f"{k}={value_text(v)}" for k, v in options.items()]
+        if targets := about.get("target_modules"):
+            words.append(f"on {value_text(targets)}")
+        told.append((f"{name}: " if len(adapters) > 1 else "") + " ".join(words))
+    return "; ".join(told)
 
 
 def given_rows(comparison: Comparison) -> list[tuple[str, str]]:

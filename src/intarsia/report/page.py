@@ -22,7 +22,15 @@ from ..core.errors import MissingExtra, TrainingError
 from . import figures, numbers
 from .confusion import confusion_of
 from .curves import line_of, mean_line
-from .details import commands, data_parts, given_rows, machine_rows, run_rows, setting_rows
+from .details import (
+    commands,
+    data_parts,
+    given_rows,
+    machine_rows,
+    method_rows,
+    run_rows,
+    setting_rows,
+)
 from .gather import Run, gather
 from .groups import Comparison, Group, compare
 from .mistakes import Mistake, Mistakes
@@ -209,6 +217,7 @@ def _record(comparison: Comparison) -> dict[str, Any]:
     return {
         "selection": selection_rule(comparison.runs),
         "data": data_parts(comparison),
+        "methods": method_rows(comparison),
         "common": common,
         "own": own,
         "given": given_rows(comparison),
