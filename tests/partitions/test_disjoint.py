@@ -129,6 +129,12 @@ def test_rows_have_no_period(unit: str) -> None:
     assert abs(float(same) - 1 / 7) < 0.08
 
 
+def test_every_row_is_shuffled_apart() -> None:
+    label = deal((40, 8), 4, "row")
+    assert len(label.unique(dim=0)) > 35
+    assert len(deal((8, 40), 4, "column").unique(dim=1).T) > 35
+
+
 def test_parameters_are_dealt_apart() -> None:
     generator = torch.Generator().manual_seed(0)
     partition = random_disjoint({"a": (8, 8), "b": (8, 8), "c": (64,)}, 4, generator=generator)

@@ -90,7 +90,7 @@ def test_a_merge_that_depends_on_k_forbids_the_change_and_nothing_is_changed() -
     fixed = model_of(active=1, scaling="paper")
     both = nn.ModuleList([*model, *fixed])
     with pytest.raises(ConfigError, match="scaling='inverted'"):
-        set_active(both, 2)
+        set_active(both, 3)
     set_active(fixed, 1)
     with pytest.raises(ConfigError, match=r"want 1 \.\.\. 4"):
         set_active(model, 5)
