@@ -126,6 +126,21 @@ def test_a_norm_of_the_residual_stream_equals_a_second_layer_norm_on_it() -> Non
     assert_close(left, right, atol=1e-12, rtol=1e-11)
 
 
+def test_a_residual_norm_folded_into_the_small_weight_is_the_same_function() -> None:
+    cell = build(Bottleneck(3, activation="gelu", scale=0.5))
+    randomize(cell)
+    assert isinstance(cell.norm, ResidualNorm)
+    x = torch.randn(5, 3, WIDTH, dtype=torch.float64, requires_grad=True)
+    written_out = 0.5 * cell.up(cell.act(cell.down(cell.norm(x))))
+    folded = cell(x)
+    assert_close(folded, written_out, atol=1e-12, rtol=1e-12)
+    learns = [x, *cell.parameters()]
+    cotangent = torch.randn_like(folded)
+    left = torch.autograd.grad(folded, learns, cotangent)
+    right = torch.autograd.grad(written_out, learns, cotangent)
+    assert_close(left, right, atol=1e-11, rtol=1e-11)
+
+
 def test_a_new_residual_norm_standardises() -> None:
     host = layer_norm()
     h = torch.randn(7, WIDTH, dtype=torch.float64)

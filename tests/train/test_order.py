@@ -21,8 +21,8 @@ from intarsia.data.loaders import Prepared
 from intarsia.data.transforms import InputConfig, train_transform
 from intarsia.train import fit, order
 from intarsia.train.order import Order, Reader, labels_of, read
-from intarsia.train.record import data_of, shared_samples
 from intarsia.train.randomness import global_state, seed_all, set_global_state
+from intarsia.train.record import data_of, shared_samples
 
 counts = st.integers(1, 50)
 
