@@ -61,6 +61,14 @@ def test_adding_an_adapter_changes_nothing(make: Make, images: Images) -> None:
     assert [n for n, p in model.named_parameters() if p.requires_grad] == trained
 
 
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_cell_takes_the_mode_of_the_model_it_comes_into(make: Make, mode: bool) -> None:
+    model = adapt(make("vit").train(mode), MOSA, name="one")
+    adapt(model, MOSA, name="two")
+    layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
+    assert {m.training for layer in layers for m in layer.modules()} == {mode}
+
+
 def test_switching_and_disabling(two: PeftModel, make: Make, images: Images) -> None:
     x = images("vit")
     found = outputs(two, x)

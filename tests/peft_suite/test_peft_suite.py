@@ -6,6 +6,8 @@ Its parametrize marks hold the lists of cases themselves, so new contents are en
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,60 +19,96 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from intarsia.core.registry import card, keys
-from intarsia.hosts.peft import IntarsiaConfig
+from intarsia.adapters.bottleneck import PLACEMENTS
+from intarsia.core.registry import keys
+from intarsia.hosts.config import IntarsiaConfig
 
-# method -> settings for PEFT's multilayer perceptron, which has no LayerNorm
-SETTINGS: dict[str, dict[str, Any]] = {
-    "bottleneck": {"bottleneck": 4, "norm": "none"},
-    "lora": {"rank": 4},
+WHY_NOT = "a bottleneck is not linear in its input, so it does not merge"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method's settings for PEFT's own toys, which have no LayerNorm, and its places in a ViT."""
+
+    method: str
+    options: dict[str, Any]
+    places: tuple[str, ...]
+    merges: bool = False
+    vit: dict[str, Any] | None = None  # settings in the ViT, where they differ
+
+
+SMALL = {"bottleneck": 4, "norm": "none", "activation": "gelu"}
+OVER = {"over": {"method": "bottleneck"} | SMALL}
+VARIANTS: dict[str, Variant] = {
+    "adaptformer": Variant(
+        "bottleneck", SMALL, ("mlp",), vit={"bottleneck": 4, "activation": "gelu"}
+    ),
+    # ReLU units that are dead from the start do not move, and the suite wants all to move
+    "pfeiffer": Variant("bottleneck", SMALL | {"placement": "pfeiffer"}, ("mlp",)),
+    # started from zero, since the suite wants a start that changes nothing
+    "houlsby": Variant(
+        "bottleneck", SMALL | {"placement": "houlsby", "init": "zero"}, ("attn", "mlp")
+    ),
+    "adapter+": Variant(
+        "bottleneck",
+        SMALL | {"placement": "adapter+", "init": "zero"},
+        ("blocks.0", "blocks.1"),
+    ),
+    "lora": Variant("lora", {"rank": 4}, ("qkv", "fc1"), merges=True),
+    "mosa": Variant("mosa", OVER, ("mlp",)),
+    "mosa both sides": Variant("mosa", OVER | {"split": "both", "active": 2}, ("mlp",)),
+    "mosa over lora": Variant(
+        "mosa",
+        {"over": {"method": "lora", "rank": 4}, "split": "both"},
+        ("qkv", "fc1"),
+        merges=True,
+    ),
     # a part that no sample drew does not move, and the suite wants all to move in three steps
-    "adamix": {
-        "over": {"method": "bottleneck", "bottleneck": 4, "norm": "none"},
-        "experts": 2, "draw": "sample",
-    },
-    "mosa": {"over": {"method": "bottleneck", "bottleneck": 4, "norm": "none"}},
-}  # fmt: skip
-MERGES = frozenset({"lora"})
+    "adamix": Variant("adamix", OVER | {"experts": 2, "draw": "sample"}, ("mlp",)),
+}
 
 
-def _case(method: str, where: str, targets: list[str], saved: list[str] | None) -> Any:
-    name = f"intarsia {method} {where} {'+'.join(targets)}{' head' if saved else ''}"
-    name += "" if method in MERGES else " (cannot merge)"
-    kwargs: dict[str, Any] = {
-        "method": method, "options": SETTINGS[method], "target_modules": targets,
+def _name(key: str, rest: str) -> str:
+    return f"intarsia {key} {rest}{'' if VARIANTS[key].merges else ' (cannot merge)'}"
+
+
+def _case(key: str, where: str, targets: list[str], saved: str | None) -> Any:
+    variant = VARIANTS[key]
+    options = variant.vit if where == "timm" and variant.vit else variant.options
+    kwargs = {"method": variant.method, "options": options, "target_modules": targets}
+    name = _name(key, f"{where} {'+'.join(targets)}{' head' if saved else ''}")
+    return name, where, IntarsiaConfig, kwargs | ({"modules_to_save": [saved]} if saved else {})
+
+
+def _cases(key: str) -> Iterator[Any]:
+    yield _case(key, "MLP", ["lin0"], None)
+    yield _case(key, "MLP", ["lin0", "lin1"], None)
+    yield _case(key, "MLP", ["lin0"], "lin1")
+    yield _case(key, "Conv2d1x1", ["conv2d"], None)  # channels first
+    for saved in (None, "head"):
+        yield _case(key, "timm", list(VARIANTS[key].places), saved)
+
+
+def _pair(key: str, other: str) -> Any:
+    kwargs = {
+        "method": VARIANTS[key].method, "options": VARIANTS[key].options, "init_weights": False,
     }  # fmt: skip
-    return name, where, IntarsiaConfig, kwargs | ({"modules_to_save": saved} if saved else {})
-
-
-def _pair(method: str, other: str) -> Any:
-    kwargs = {"method": method, "options": SETTINGS[method], "init_weights": False}
-    name = f"intarsia {method} {'same' if other == 'lin0' else 'different'}"
-    name += "" if method in MERGES else " (cannot merge)"
+    name = _name(key, "same" if other == "lin0" else "different")
     first, second = kwargs | {"target_modules": ["lin0"]}, kwargs | {"target_modules": [other]}
     # the suite adds up adapters by their ranks where the second entry says "lora"
     return name, "intarsia", IntarsiaConfig, first, second | {"seed": 1}
 
 
-theirs.TEST_CASES[:] = [
-    _case(method, *place)
-    for method in SETTINGS
-    for place in (
-        ("MLP", ["lin0"], None),
-        ("MLP", ["lin0", "lin1"], None),
-        ("MLP", ["lin0"], ["lin1"]),
-        ("timm", ["qkv", "fc1"] if method in MERGES else ["mlp"], None),
-        ("timm", ["qkv"] if method in MERGES else ["mlp"], ["head"]),
-    )
-]
+theirs.TEST_CASES[:] = [case for key in VARIANTS for case in _cases(key)]
 theirs.MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES[:] = [
-    _pair(method, other) for method in SETTINGS for other in ("lin0", "lin1")
+    _pair(key, other) for key in VARIANTS for other in ("lin0", "lin1")
 ]
 
 
 def _skip_unless_it_merges(model_id: str, config_cls: type, config_kwargs: dict[str, Any]) -> None:
-    if config_kwargs["method"] not in MERGES:
-        pytest.skip("a bottleneck is not linear in its input, so it does not merge")
+    over = config_kwargs["options"].get("over", {}).get("method")
+    if "lora" not in (config_kwargs["method"], over):
+        pytest.skip(WHY_NOT)
 
 
 theirs._skip_if_merging_not_supported = _skip_unless_it_merges
@@ -82,11 +120,13 @@ def test_the_suite_is_that_of_the_installed_peft() -> None:
 
 
 def test_every_adapter_has_its_cases() -> None:
-    assert set(SETTINGS) == {key for key in keys() if card(key).kind == "adapter"}
+    assert {v.method for v in VARIANTS.values()} == set(keys())
+    placements = {v.options.get("placement", "adaptformer") for v in VARIANTS.values()}
+    assert placements == set(PLACEMENTS)
 
 
-class TestMlp(theirs.TestPeftCustomModel):
-    model = "MLP"
+class TestToys(theirs.TestPeftCustomModel):
+    models = ("MLP", "Conv2d1x1")
 
 
 def _cast(module: nn.Module, args: Any, kwargs: dict[str, Tensor]) -> Any:
@@ -104,12 +144,17 @@ class TinyVit:
         model = timm.create_model(
             "vit_tiny_patch16_224", img_size=32, num_classes=5, depth=2, embed_dim=32, num_heads=2
         )
+        with torch.no_grad():
+            for parameter in model.blocks.parameters():
+                if parameter.dim() > 1:
+                    # as large as if trained: what a cell reads behind a module moves its weights
+                    parameter.mul_(5)
         model.register_forward_pre_hook(_cast, with_kwargs=True)
         return model.to(dtype or torch.float32)
 
 
 class TestTimm(theirs.TestPeftCustomModel):
-    model = "timm"
+    models = ("timm",)
     transformers_class = TinyVit
 
     def prepare_inputs_for_testing(self) -> dict[str, Tensor]:

@@ -46,7 +46,8 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, site: Site) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.intarsia_cells = nn.ModuleDict()
+        self.training = base_layer.training  # not train(), which would reach into the host
+        self.intarsia_cells = nn.ModuleDict().train(self.training)
         self.intarsia_sites: dict[str, tuple[str, str]] = {}  # name -> (position, channels)
         self.in_features, self.out_features = site.inputs, site.outputs
         self.path = site.path
@@ -57,7 +58,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         """Put a cell in place under an adapter's name."""
         for router in random_routers(cell).values():
             router.hold = True
-        self.intarsia_cells[name] = cell
+        self.intarsia_cells[name] = cell.train(self.training)
         self.intarsia_sites[name] = (site.position, site.channels)
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=frozen)
