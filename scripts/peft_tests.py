@@ -23,11 +23,14 @@ def peft_tests() -> Path:
         return folder
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "peft",
-             "--dest", scratch, name.replace("-", "==")],
-            check=True, stdout=sys.stderr,
-        )  # fmt: skip
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "peft"]
+        pip += [name.replace("-", "==")]
+        if subprocess.run([*pip, "--quiet", "--dest", scratch], stdout=sys.stderr).returncode:
+            sys.exit(
+                f"PEFT's tests: got no answer from a package index, want the source of {name}. "
+                f"Where there is one, run: {' '.join(['pip', *pip[3:]])}; then unpack the archive "
+                f"as {folder}."
+            )
         with tarfile.open(next(Path(scratch).glob("*.tar.gz"))) as archive:
             members = [m for m in archive if m.name.startswith(f"{name}/tests/")]
             archive.extractall(scratch, members, filter="data")

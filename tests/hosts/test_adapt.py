@@ -70,12 +70,24 @@ def test_trunk_stays_and_files_bring_the_rest_back(
     assert all(torch.equal(bare[n], t) for n, t in trunk.items() if not n.startswith(heads))
 
 
-@pytest.mark.parametrize("key", ["lora", "mosa"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        METHODS["lora"],
+        METHODS["adamix"],
+        Mosa(Bottleneck(4), split="both"),
+        # with the buffers that only some settings have: a start that is not 0, shrinking copies
+        Mosa(Bottleneck(4, init="houlsby"), experts=2, split="both", decay="delta"),
+        Mosa(
+            Bottleneck(4), experts=2, split="down", scaling="paper", decay="official", draw="batch"
+        ),
+    ],
+)
 def test_peft_loads_the_same_files(
     make: Make, images: Callable[[str], Tensor], train: Callable[..., None], tmp_path: Path,
-    key: str,
+    method: Method,
 ) -> None:  # fmt: skip
-    x, model = images("vit"), adapt(make("vit"), METHODS[key])
+    x, model = images("vit"), adapt(make("vit"), method)
     train(model, x)
     model.save_pretrained(tmp_path)
     for low in (False, True):
@@ -83,6 +95,8 @@ def test_peft_loads_the_same_files(
             make("vit"), tmp_path, adapter_name="other", low_cpu_mem_usage=low
         )
         assert torch.equal(loaded(x), model(x))
+        pairs = zip(model.state_dict().items(), loaded.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for (_, a), b in pairs)
         assert not any(t.is_meta for t in loaded.state_dict().values())
 
 

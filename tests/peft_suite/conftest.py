@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+if not os.environ.get("PEFT_TESTS"):
+    pytest.exit("PEFT_TESTS: got none, want the folder of PEFT's sources. Run: make conformance", 4)
 sys.path.insert(0, os.environ["PEFT_TESTS"])
 
 # they merge without asking `_skip_if_merging_not_supported`, so a cell that cannot sits out
