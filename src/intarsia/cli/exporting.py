@@ -1,0 +1,47 @@
+"""`intarsia export`: a finished run as a model without any code of this library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json, RunFolder
+from .shell import note, show_json
+
+SUFFIXES = {"timm": "", "onnx": ".onnx", "torch": ".pt2"}
+
+
+def export(
+    run: RunFolder,
+    form: Annotated[
+        str, typer.Option("--format", help="timm (a folder), onnx, or torch (torch.export).")
+    ] = "timm",
+    out: Annotated[
+        Path | None, typer.Option(help="Where to; RUN/export, with the format's suffix.")
+    ] = None,
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="Export it unfolded (onnx and torch).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fold the adapter into the model's own weights, write it, and compare the outputs.
+
+    The file is loaded again and held against the trained model on pictures of the test part.
+
+    Example:  intarsia export runs/elpv-mosa-0 --format onnx
+    """
+    from ..core.errors import UnknownName
+    from .release import release
+
+    if form not in SUFFIXES:
+        raise UnknownName("format", form, SUFFIXES)
+    target = out or run / f"export{SUFFIXES[form]}"
+    lines: list[str] = []
+    path = release(run, form, target, fold_it=not keep_adapter, report=note, result=lines.append)
+    if as_json:
+        show_json({"path": str(path), "format": form, "checks": lines})
+        return
+    for line in lines:
+        print(line)

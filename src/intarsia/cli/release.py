@@ -1,0 +1,63 @@
+"""Write the model of a run in a form that needs nothing of this library, and check it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import AssetError, ConfigError, DataError
+from ..data import eval_transform
+from ..hosts import export_onnx, export_program, export_timm, fold
+from ..hosts.peft import is_adapted
+from .runs import Opened, open_run, pictures_to_score
+
+Report = Callable[[str], None]
+PICTURES = 8  # on which the outputs are compared
+
+
+def release(
+    run: Path, form: str, target: Path, *, fold_it: bool, report: Report, result: Report
+) -> Path:
+    """Fold the model of a run, unless told not to, and write it as "timm", "onnx" or "torch".
+
+    result: gets what the checks found, a line each.
+    Raises: FoldError where no stock model says the same; ExportError where the written one differs.
+    """
+    if form == "timm" and not fold_it:
+        raise ConfigError(
+            "--keep-adapter", got="--format timm", want="onnx or torch: timm knows no adapters",
+            fix="Leave one of them out.",
+        )  # fmt: skip
+    opened = open_run(run, as_trained=False)
+    images = some_pictures(opened, report)
+    model = stock_of(opened, images, result) if fold_it else opened.model
+    classes = list(opened.classes)
+    if form == "timm":
+        return export_timm(model, target, classes=classes, inputs=images, report=result)
+    if form == "onnx":
+        return export_onnx(model, target, images=images, classes=classes, report=result)
+    return export_program(model, target, images=images, report=result)
+
+
+def stock_of(opened: Opened, images: Tensor | None, result: Report) -> nn.Module:
+    """The folded model; one without an adapter is stock already."""
+    if not is_adapted(opened.model):
+        return opened.model
+    return fold(opened.model, inputs=images, report=result)
+
+
+def some_pictures(opened: Opened, report: Report, count: int = PICTURES) -> Tensor | None:
+    """So many pictures of the test part as the model sees them; None where the data are gone."""
+    try:
+        images = pictures_to_score(opened, None, "test", report)
+    except (DataError, AssetError, LookupError) as error:
+        report(f"The run's pictures cannot be read ({error}): outputs are compared on noise.")
+        return None
+    transform: Any = eval_transform(opened.inputs)
+    step = max(1, len(images) // count)
+    chosen = range(0, min(len(images), step * count), step)
+    return torch.stack([transform(images.image(i)) for i in chosen])

@@ -1,0 +1,103 @@
+"""How the command line behaves around every verb: errors, Ctrl-C, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from typer.core import TyperGroup
+
+USER_ERROR, INTERRUPTED = 2, 130
+PIPE = 200  # characters of a line where there is no terminal
+
+
+def note(line: str) -> None:
+    """One progress line, on stderr: stdout is for results."""
+    Console(stderr=True, soft_wrap=True).print(escape(line), highlight=False)
+
+
+def show_json(data: Any) -> None:
+    """Data as JSON on stdout, and nothing else there."""
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def show_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = ""
+) -> None:
+    """A table on stdout; `right` names the columns of numbers."""
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    for column in columns:
+        number = column in right.split(",")
+        table.add_column(column, justify="right" if number else "left", no_wrap=number)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    show_rich(table)
+
+
+def show_rich(table: Table) -> None:
+    """A table of rich on stdout."""
+    terminal = Console()
+    # a pipe has no width: lines as long as they need to be
+    console = terminal if terminal.is_terminal else Console(width=PIPE)
+    console.print(table)
+
+
+# keywords of the library in its errors, as options
+OPTIONS = {
+    "on_error='skip'": "--skip-unreadable",
+    "resume=True": "--resume",
+    "workers=0": "--workers 0",
+    "clip=1.0": "--clip 1.0",
+    "clip=None": "no --clip",
+    "select='last'": "--select last",
+    "precision='bf16'": "--precision bf16",
+    "targets=[...]": "--target NAME",
+    "val=0": "--val 0",
+}
+
+
+def show_error(error: Exception) -> None:
+    """What went wrong, in the four parts of a library error."""
+    parts = {name: str(getattr(error, name, "")) for name in ("got", "want", "fix")}
+    for keyword, option in OPTIONS.items():
+        parts["fix"] = parts["fix"].replace(keyword, option)
+    lines = [f"[bold]{name:<5}[/bold]{escape(text)}" for name, text in parts.items()]
+    title = escape(f"{type(error).__name__}: {getattr(error, 'what', '')}")
+    panel = Panel("\n".join(lines), title=title, title_align="left", border_style="red")
+    Console(stderr=True).print(panel, highlight=False)
+
+
+class Verbs(TyperGroup):
+    """The verbs; errors of the library become one panel and exit code 2, Ctrl-C a clean stop."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            note(f"Stopped. {stop}".strip())
+            raise typer.Exit(INTERRUPTED) from stop
+        except Exception as error:
+            if ctx.params.get("debug") or not _is_ours(error):
+                raise
+            show_error(error)
+            raise typer.Exit(USER_ERROR) from error
+
+
+def _is_ours(error: Exception) -> bool:
+    # the class is looked at, not imported: `--help` must not wait for torch
+    return any(
+        (c.__module__, c.__name__) == ("intarsia.core.errors", "IntarsiaError")
+        for c in type(error).__mro__
+    )
+
+
+def arguments(argv: Sequence[str]) -> list[str]:
+    """`--debug` belongs in front of the verb and may stand anywhere."""
+    left = [a for a in argv if a != "--debug"]
+    return ["--debug", *left] if len(left) < len(argv) else left

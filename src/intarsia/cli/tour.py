@@ -1,0 +1,121 @@
+"""The steps of the demo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..data import backbones, sets
+from ..hosts import export_timm
+from ..train import Training
+from . import experiment as experiments
+from .contest import Entry, entries, on_one_adapter, run_all
+from .experiment import Adapted, Experiment, Pictures
+from .release import some_pictures, stock_of
+from .runs import open_run
+
+Report = Callable[[str], None]
+VAL, TEST = 200, 800
+BLOCKS = 6  # of twelve; the others stay as they are and are computed once
+SETTINGS = {"mosa": ("over.bottleneck=16",)}
+REPEATS = 20  # of a multiplication that is timed
+COMPARED = 200  # test pictures
+
+
+@dataclass(frozen=True)
+class Tour:
+    """What the demo may be asked to do otherwise."""
+
+    data: str
+    model: str
+    size: int
+    images: int
+    epochs: int
+    seeds: tuple[int, ...]
+    out: Path
+    pretrained: bool = True
+
+
+def obtain(tour: Tour) -> None:
+    """Have weights and pictures here, in a process whose memory no run is charged with."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        pool.submit(_obtain, tour.model if tour.pretrained else None, tour.data).result()
+
+
+def _obtain(model: str | None, data: str) -> None:
+    if model is not None:
+        backbones.backbone(model, classes=2)
+    if data in sets.names():
+        sets.load(data)
+
+
+def faster_precision() -> str:
+    """ "bf16" where this machine multiplies it faster than fp32, as one layer of a ViT-S does."""
+    seconds: dict[str, float] = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        x, w = torch.randn(544, 384).to(dtype), torch.randn(384, 1536).to(dtype)
+        times: list[float] = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            torch.mm(x, w)
+            times.append(time.perf_counter() - start)
+        seconds[name] = min(times)
+    return min(seconds, key=seconds.__getitem__)
+
+
+def run_tour(tour: Tour, methods: Sequence[str], jobs: int, report: Report) -> list[Entry]:
+    """Train the methods at every seed, `jobs` runs at a time with one thread each.
+
+    Two small runs side by side take less time than one after the other with two threads.
+    Raises: as `run_all` does.
+    """
+    torch.set_num_threads(1)
+    start = Experiment(
+        Pictures(tour.data, images=tour.images, val=VAL, test=TEST),
+        Adapted(
+            tour.model, tour.size, last_blocks=BLOCKS, frozen_once=True, pretrained=tour.pretrained
+        ),
+        Training(
+            epochs=tour.epochs, batch_size=32, lr=5e-3, weight_decay=0.01,
+            precision=_precision(tour, report),
+        ),
+    )  # fmt: skip
+    chosen = on_one_adapter(methods, SETTINGS, report)
+    contest = entries(start, methods, tour.seeds, chosen, tour.out)
+    run_all(contest, options=["--threads", "1"], jobs=jobs, report=report)
+    return contest
+
+
+def _precision(tour: Tour, report: Report) -> str:
+    """That of the runs that are there, else the faster one."""
+    found = sorted(tour.out.glob(f"*/{experiments.FILE}"))
+    if found:
+        return experiments.read(found[0].parent).training.precision
+    chosen = faster_precision()
+    report(f"Precision {chosen}: the faster one here.")
+    return chosen
+
+
+def fold_one(contest: Sequence[Entry], target: Path, report: Report) -> Path:
+    """Fold the first run of the last method into a stock model and write it as timm loads it.
+
+    Raises: FoldError or ExportError where the outputs differ.
+    """
+    method = contest[-1].experiment.adapted.method
+    entry = next(e for e in contest if e.experiment.adapted.method == method)
+    opened = open_run(entry.folder, as_trained=False)
+    images = some_pictures(opened, report, COMPARED)
+    stock = stock_of(opened, images, report)
+    path = export_timm(stock, target, classes=opened.classes, inputs=images, report=report)
+    if images is not None:
+        with torch.no_grad():
+            same = opened.model(images).argmax(1) == stock(images).argmax(1)
+        report(f"Adapted and stock model agree on {int(same.sum())} of {len(same)} test pictures.")
+    return path

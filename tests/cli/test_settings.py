@@ -1,0 +1,96 @@
+"""--set and --objective: text becomes values of the right types, or an error that says which."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from intarsia import Adamix, Bottleneck, Lora, Mosa
+from intarsia.cli.settings import method, objective, words
+from intarsia.core.errors import ConfigError, UnknownName
+from intarsia.train import plain, two_pass
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "want"),
+    [
+        ("mosa", [], Mosa()),
+        ("mosa", ["experts=8", "active=2"], Mosa(experts=8, active=2)),
+        ("mosa", ["over.bottleneck=16"], Mosa(over=Bottleneck(16, activation="gelu"))),
+        ("mosa", ["over.activation="], Mosa(over=Bottleneck())),
+        ("mosa", ["over=lora", "over.rank=8"], Mosa(over=Lora(8))),
+        ("mosa", ["over.rank=8", "over=lora"], Mosa(over=Lora(8))),
+        ("lora", ["roles=qkv,projection", "alpha=4"], Lora(alpha=4.0, roles=("qkv", "projection"))),
+        ("bottleneck", ["scale=0.5"], Bottleneck(scale=0.5)),
+        ("bottleneck", ["scale=channel", "norm=none"], Bottleneck(scale="channel", norm="none")),
+        ("adamix", [" experts = 2 "], Adamix(experts=2)),
+    ],
+)
+def test_text_becomes_settings(key: str, given: list[str], want: object) -> None:
+    assert method(key, given) == want
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Mosa(), Mosa(experts=8), Mosa(over=Lora(8, alpha=2.0)), Mosa(over=Bottleneck(16)),
+        Lora(roles=("qkv", "mlp_linear")), Bottleneck(scale="layer", dropout=0.5),
+        Adamix(over=Bottleneck(8, activation="gelu"), noise=0.01),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_words_are_what_set_reads(config: object) -> None:
+    key = type(config).__name__.lower()
+    assert method(key, words(config)) == config  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "error", "says"),
+    [
+        ("moza", [], UnknownName, "Did you mean mosa"),
+        ("random", [], UnknownName, "unknown method"),
+        ("mosa", ["exprts=4"], UnknownName, "Did you mean experts"),
+        ("mosa", ["MANY_EPOCHS=4"], UnknownName, "unknown setting"),
+        ("mosa", ["over.rank=8"], UnknownName, "'over.rank'"),
+        ("mosa", ["over=lorra"], UnknownName, "Did you mean lora"),
+        ("mosa", ["experts=four"], ConfigError, "got 'four', want a whole number"),
+        ("mosa", ["experts=2.5"], ConfigError, "want a whole number"),
+        ("mosa", ["experts="], ConfigError, "got ''"),
+        ("mosa", ["experts"], ConfigError, "want name=value"),
+        ("mosa", ["=4"], ConfigError, "want name=value"),
+        ("mosa", ["experts=4", "experts=8"], ConfigError, "it twice"),
+        ("mosa", ["experts.x=4"], ConfigError, "experts is no method"),
+        ("mosa", ["experts=0"], ConfigError, "want at least 1"),
+        ("mosa", ["active=5"], ConfigError, "1 ... 4"),
+        ("bottleneck", ["dropout=high"], ConfigError, "want a number"),
+        ("bottleneck", ["dropout=nan"], ConfigError, "dropout"),
+        ("lora", ["roles=,"], ConfigError, "several with commas"),
+    ],
+)
+def test_a_wrong_setting(key: str, given: list[str], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says.replace("(", r"\(")):
+        method(key, given)
+
+
+def test_objectives() -> None:
+    assert objective("plain") is plain
+    found = objective("two_pass:add=1,reg=0.5,detach=no")
+    assert isinstance(found, partial) and found.func is two_pass
+    assert found.keywords == {"add": 1.0, "reg": 0.5, "detach": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("two_pas", "Did you mean two_pass"),
+        ("two_pass:ad=1", "Did you mean add"),
+        ("two_pass:add=x", "want a number"),
+        ("two_pass:detach=maybe", "true or false"),
+        ("two_pass:model=1", "unknown setting"),
+        ("two_pass:add", "want name=value"),
+    ],
+)
+def test_a_wrong_objective(text: str, says: str) -> None:
+    with pytest.raises((ConfigError, UnknownName), match=says):
+        objective(text)

@@ -1,0 +1,152 @@
+"""What every verb has in common: help, examples, errors, Ctrl-C, a fast start."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from intarsia.cli import app, listing, shell
+from intarsia.cli.options import _shared
+from intarsia.core.errors import ConfigError
+from intarsia.train import Recipe, Training
+
+from .conftest import Intarsia
+
+GROUP = typer.main.get_group(app)
+VERBS = sorted(GROUP.commands)
+
+
+def test_the_verbs_of_the_design_are_there() -> None:
+    wanted = {"list", "show", "fit", "evaluate", "predict", "compare", "export", "claim", "report"}
+    assert wanted | {"demo"} <= set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example_that_parses(intarsia: Intarsia, verb: str) -> None:
+    said = intarsia(verb, "--help")
+    assert said.code == 0
+    command = GROUP.commands[verb]
+    found = re.search(r"Example:\s+(intarsia .*)", str(command.help))
+    assert found, "no example"
+    program, name, *words = shlex.split(found[1].partition(" > ")[0])
+    assert (program, name) == ("intarsia", verb)
+    # the parser alone: nothing runs, unknown options and missing arguments are refused
+    command.make_context(verb, words)
+
+
+@pytest.mark.parametrize("command", ["--help", "fit --help", "--version"])
+def test_start_imports_no_torch(command: str) -> None:
+    code = (
+        "import sys\nfrom intarsia.cli import app\n"
+        f"try: app({command.split()!r})\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_the_module_is_the_command() -> None:
+    words = [sys.executable, "-m", "intarsia", "show", "moza", "--debug"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "Did you mean" in done.stderr
+
+
+def test_an_error_is_a_panel_with_got_want_and_fix(intarsia: Intarsia) -> None:
+    said = intarsia("show", "moza")
+    assert said.code == 2 and not said.out
+    assert "UnknownName: unknown method" in said.err and "Traceback" not in said.err
+    assert re.search(r"got +'moza'.*want +one of.*fix +Did you mean mosa", said.words)
+
+
+def test_debug_raises_the_error_itself(intarsia: Intarsia) -> None:
+    with pytest.raises(LookupError, match="moza"):
+        intarsia("--debug", "show", "moza")
+
+
+def test_debug_may_stand_anywhere() -> None:
+    assert shell.arguments(["fit", "x", "--debug"]) == ["--debug", "fit", "x"]
+    assert shell.arguments(["fit", "x"]) == ["fit", "x"]
+
+
+def test_errors_that_are_not_ours_are_not_dressed_up(
+    intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "show_json", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        intarsia("list", "--json")
+
+
+def test_ctrl_c_is_a_clean_stop(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt("Half of it is done.")
+
+    monkeypatch.setattr(listing, "show_json", stop)
+    said = intarsia("list", "--json")
+    assert said.code == 130 and said.words == "Stopped. Half of it is done."
+
+
+def test_keywords_of_the_library_are_told_as_options(capsys: pytest.CaptureFixture[str]) -> None:
+    shell.show_error(ConfigError("x", got=1, want=2, fix="Pass on_error='skip' or [resume=True]."))
+    assert "Pass --skip-unreadable or [--resume]." in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    parameters = {n: p.default for n, p in inspect.signature(_shared).parameters.items()}
+    for start in (Training(), Recipe()):
+        for name in start.__dataclass_fields__.keys() & parameters.keys():
+            assert parameters[name] == getattr(start, name), name
+
+
+def test_an_unknown_verb_and_an_unknown_option(intarsia: Intarsia) -> None:
+    said = intarsia("fti", "elpv")
+    assert said.code == 2 and "fti" in said.err
+    said = intarsia("fit", "elpv", "--epoch", "3")
+    assert said.code == 2 and "--epoch" in said.err
+
+
+def test_list_as_json(intarsia: Intarsia) -> None:
+    found = {card["name"]: card for card in intarsia("list", "--json").json}
+    assert {"adamix", "bottleneck", "lora", "mosa"} <= found.keys()
+    card = found["mosa"]
+    assert {"kind", "paper", "tags", "summary"} <= card.keys()
+    assert card["paper"]["arxiv"] == "2312.02923" and card["paper"]["year"] == 2023
+    assert card["paper"]["url"].endswith("2312.02923") and card["paper"]["title"]
+    assert "stochastic" in card["tags"]
+
+
+def test_list_filters(intarsia: Intarsia) -> None:
+    said = intarsia("list", "--kind", "adapter", "--tag", "linear", "--json")
+    assert [card["name"] for card in said.json] == ["lora"]
+    said = intarsia("list", "--family", "adapter mixtures")
+    assert "mosa" in said.out and "lora" not in said.out
+
+
+def test_show_tells_paper_settings_tags_and_an_example(intarsia: Intarsia) -> None:
+    out = intarsia("show", "mosa").out
+    for text in ("arxiv.org/abs/2312.02923", "experts", "int", "4", "stochastic", "two forwards"):
+        assert text in out
+    example = re.search(r"intarsia fit (.*)", out)
+    assert example
+    GROUP.commands["fit"].make_context("fit", shlex.split(example[1]))
+    assert "intarsia.Mosa(experts=4)" in out
+
+
+def test_show_as_json(intarsia: Intarsia) -> None:
+    said = intarsia("show", "lora", "--json").json
+    assert {s["name"]: s["default"] for s in said["settings"]}["rank"] == 16
+
+
+def test_every_verb_module_is_small() -> None:
+    sizes = {
+        p.name: len(p.read_text().splitlines())
+        for p in Path(str(shell.__file__)).parent.glob("*.py")
+    }
+    assert max(sizes.values()) < 300, sizes
