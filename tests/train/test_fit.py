@@ -89,6 +89,25 @@ def test_frozen_weights_are_held_once_in_the_compute_type() -> None:
         assert buffer.dtype != torch.bfloat16
 
 
+def test_attention_is_written_out_for_a_half_type_on_a_cpu_and_only_in_a_step() -> None:
+    x, y = pictures(16).tensors
+    data = TensorDataset(x.repeat(1, 1, 4, 4), y)
+    for precision in ("bf16", "fp32"):
+        torch.manual_seed(0)
+        vit = timm.create_model(
+            "vit_tiny_patch16_224", img_size=16, patch_size=8, depth=1, embed_dim=16,
+            num_heads=2, num_classes=CLASSES,
+        )  # fmt: skip
+        model = intarsia.adapt(vit, Bottleneck(2))
+        attention, seen = vit.blocks[0].attn, []
+        attention.register_forward_hook(
+            lambda m, *_, seen=seen: seen.append((m.training, m.fused_attn))
+        )
+        fit(model, data, data, precision=precision, **QUICK)
+        fused = next(model.parameters()).device.type != "cpu" or precision == "fp32"
+        assert set(seen) == {(True, fused), (False, True)} and attention.fused_attn
+
+
 def test_an_adapter_that_rests_keeps_its_precision() -> None:
     torch.manual_seed(0)
     vit = timm.create_model(

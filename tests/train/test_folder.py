@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 
 from intarsia import Mosa, adapt, load
 from intarsia.adapters import Bottleneck
-from intarsia.core.errors import MissingExtra
+from intarsia.core.errors import ConfigError, MissingExtra
 from intarsia.train import evaluate, fit, progress, two_pass
 from intarsia.train.precision import learned_state
 from intarsia.train.record import describe, head_of, parameter_counts
@@ -145,6 +145,8 @@ def test_trackers_that_are_not_installed_are_named(
     assert progress.tracker_names(None, tmp_path) == []
     with pytest.raises(MissingExtra, match="tensorboard"):
         progress.tracker_names(["tensorboard"], tmp_path)
+    with pytest.raises(ConfigError, match="tracker 'wandb': got not installed.*pip install wandb"):
+        progress.tracker_names(["wandb"], tmp_path)
 
 
 def test_a_resumed_run_purges_what_tensorboard_had_beyond(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ..core.errors import TrainingError
 from .objectives import LossOf, Objective, Outcome
 from .optimisers import LearningRate
 from .order import Batch, check_range
-from .precision import DTYPES, autocast
+from .precision import DTYPES, autocast, slow_attention, written_out
 from .settings import Recipe, Training
 
 
@@ -45,6 +45,8 @@ class Learner:
         self.rate = LearningRate(self.optimizer)
         scaled = training.precision == "fp16"
         self.scaler = torch.amp.GradScaler(accelerator.device.type) if scaled else None
+        dtype = DTYPES[training.precision]
+        self.attentions = slow_attention(model, accelerator.device, dtype)
         self.classes = 0  # known after the first look at the model's output
 
     def step(self, batches: Sequence[Batch], step: int, steps: int) -> dict[str, float]:
@@ -60,7 +62,8 @@ class Learner:
         total: Tensor | None = None
         for i, (x, y) in enumerate(batches):
             last = i == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.forward):
+            wait = nullcontext() if last else self.accelerator.no_sync(self.forward)
+            with wait, written_out(self.attentions):
                 found = self._backward(x, y, 1 / len(batches))
             names = list(found)
             values = torch.stack(list(found.values())) / len(batches)

@@ -65,6 +65,7 @@ class Loop:
         with ExitStack() as stack:
             stack.enter_context(global_kept())
             stack.enter_context(modes_kept(self.model))
+            training_mode(self.model)
             classes = self._look()
             forward = stack.enter_context(wrapped(self.model, self.running_, ranks))
             self.learner = Learner(
@@ -150,7 +151,6 @@ class Loop:
 
     def _step(self, batches: Iterator[list[Batch]]) -> None:
         clock, cpu = time.perf_counter(), time.process_time()
-        training_mode(self.model)
         found = self.learner.step(next(batches), self.at.step, self.steps)
         self.at.step += 1
         self.at.seconds += time.perf_counter() - clock

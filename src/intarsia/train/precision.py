@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..core.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_PATCHES = 400
 NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm, nn.RMSNorm)
 
 
@@ -63,13 +64,42 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype)
 
 
+def slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -> list[nn.Module]:
+    """timm's attentions whose products are better written out: in a half type on a CPU.
+
+    torch's fused attention takes longer there than two matrix products and a softmax, whose scores
+    are small up to some hundred tokens.
+    """
+    if device.type != "cpu" or dtype == torch.float32:
+        return []
+    embed = next((m for m in model.modules() if hasattr(m, "num_patches")), None)
+    if embed is None or int(embed.num_patches) > MOST_PATCHES:  # pyright: ignore
+        return []
+    return [m for m in model.modules() if getattr(m, "fused_attn", False) is True]
+
+
+@contextmanager
+def written_out(attentions: list[nn.Module]) -> Iterator[None]:
+    """Inside, these modules compute their attention step by step."""
+    for module in attentions:
+        module.fused_attn = False  # pyright: ignore
+    try:
+        yield
+    finally:
+        for module in attentions:
+            module.fused_attn = True  # pyright: ignore
+
+
 def training_mode(model: nn.Module) -> None:
     """Training mode, but for batch norms that are frozen: their statistics belong to the trunk."""
     model.train()
     for module in model.modules():
-        learns = any(p.requires_grad for p in module.parameters(recurse=False))
-        if isinstance(module, _BatchNorm) and not learns:
+        if isinstance(module, _BatchNorm) and not _learns(module):
             module.eval()
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
 
 
 def learned_state(model: nn.Module) -> dict[str, Tensor]:

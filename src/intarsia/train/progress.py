@@ -59,8 +59,13 @@ def tracker_names(wanted: Sequence[str] | None, out: Path | None) -> list[str]:
     for name in wanted:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise UnknownName("tracker", name, LOGGER_TYPE_TO_CLASS)
-        if find_spec(name) is None:
+        if find_spec(name) is None and name == "tensorboard":
             raise MissingExtra(name, "track")
+        if find_spec(name) is None:
+            raise ConfigError(
+                f"tracker {name!r}", got="not installed", want="installed",
+                fix=f"Install it (usually: pip install {name}), or use another tracker.",
+            )  # fmt: skip
         if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory and out is None:
             raise ConfigError(
                 f"tracker {name!r}", got="no run folder", want="somewhere to write",
