@@ -48,6 +48,8 @@ def fit(
 
     values = experiment_values(given) | {"data": data, "method": method, "seed": seed}
     words = {"pretrained" if n == "untrained" else n for n in given_in_words(ctx)}
+    if data is not None:
+        out = out or Path("runs") / f"{Path(data).name}-{method}-{seed}"
     if resume and out is not None:
         experiment = resumed(out, {n: v for n, v in values.items() if n in words})
     elif data is None:
@@ -57,7 +59,6 @@ def fit(
         )  # fmt: skip
     else:
         experiment = Experiment.of(values)
-        out = out or Path("runs") / f"{Path(data).name}-{method}-{seed}"
     use_threads(given["threads"])
     running = Running(out=out, resume=resume, **running_values(given))
     try:

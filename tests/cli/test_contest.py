@@ -1,0 +1,276 @@
+"""compare, report, demo and claim: many runs, kept and gone on with, one table, one page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from intarsia import Bottleneck, Lora, Mosa
+from intarsia.claims import ledger
+from intarsia.cli import contest, tour
+from intarsia.cli.contest import by_method, on_one_adapter, run_all, running_options
+from intarsia.cli.settings import method
+from intarsia.core import Claim, Result
+from intarsia.core.errors import ConfigError, TrainingError
+
+from .conftest import QUICK, TINY, Intarsia, call, photos
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of runs, which are carried out in this process."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> Any:
+        commands.append(command[3:])
+        assert command[1:3] == ["-m", "intarsia"]
+        said = call(*command[3:])
+        return types.SimpleNamespace(returncode=said.code, stderr=said.err)
+
+    monkeypatch.setattr(contest.subprocess, "run", run)
+    return commands
+
+
+COMPARE = (
+    "--methods",
+    "linear,bottleneck,mosa",
+    "--seeds",
+    "0,1",
+    "--set",
+    "mosa.over.bottleneck=4",
+)
+
+
+def test_compare_gives_one_table_and_one_page(
+    intarsia: Intarsia, folder: Path, tmp_path: Path, started: list[list[str]]
+) -> None:
+    words = (
+        "compare",
+        folder,
+        *TINY,
+        *QUICK,
+        *COMPARE,
+        "--last-blocks",
+        "2",
+        "--out",
+        tmp_path / "c",
+    )
+    said = intarsia(*words, "--json")
+    assert said.code == 0, said.err
+    rows = {row["method"]: row for row in said.json["rows"]}
+    assert list(rows) == ["linear probe", "bottleneck", "mosa"]
+    assert all(row["accuracy"]["n"] == 2 and row["seeds"] == [0, 1] for row in rows.values())
+    assert rows["mosa"]["difference"]["n"] == 2
+    assert (tmp_path / "c" / "report.html").read_text().startswith("<!")
+    # one adapter, split and whole
+    settings = [json.loads((tmp_path / "c" / n / "run.json").read_text())["record"]["method"]
+                for n in ("mosa-0", "bottleneck-0")]  # fmt: skip
+    assert settings[0]["over"] == settings[1]
+    # nothing is done twice; one that is gone is made again
+    assert len(started) == 6
+    said = intarsia(*words)
+    assert said.code == 0 and "6 of 6 runs are there already" in said.words and len(started) == 6
+    assert "linear probe" in said.out and "Report:" in said.out
+    (tmp_path / "c" / "mosa-1" / "run.json").unlink()
+    assert intarsia(*words).code == 0
+    assert len(started) == 7 and started[-1][:2] == ["fit", "--resume"]
+    # other settings need another folder
+    said = intarsia(*words, "--lr", "0.5")
+    assert said.code == 2 and "lr=0.01" in said.words and "another --out" in said.words
+
+
+def test_report_of_runs(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
+    said = intarsia("report", run, "--out", tmp_path / "page.html")
+    assert said.code == 0 and "mosa" in said.out
+    assert "mosa" in (tmp_path / "page.html").read_text()
+    said = intarsia("report", run, "--out", tmp_path / "page.html", "--json")
+    assert said.json["rows"][0]["method"] == "mosa"
+    said = intarsia("report", run, "--baseline", "lora", "--out", tmp_path / "page.html")
+    assert said.code == 2 and "baseline" in said.words
+    said = intarsia("report", tmp_path / "none")
+    assert said.code == 2 and "nothing there" in said.words
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--methods linear,moza", "Did you mean mosa"),
+        ("--methods linear,linear", "each once"),
+        ("--methods ,", "at least one"),
+        ("--seeds 0,x", "several with commas"),
+        ("--seeds 0,0", "each once"),
+        ("--set experts=2", "METHOD.name=value"),
+        ("--set lora.rank=2", "one of ['bottleneck', 'linear', 'mosa']"),
+        ("--set mosa.exprts=2", "Did you mean experts"),
+        ("--jobs 0", "--jobs"),
+    ],
+)
+def test_bad_contests(
+    intarsia: Intarsia,
+    folder: Path,
+    tmp_path: Path,
+    started: list[list[str]],
+    words: str,
+    says: str,
+) -> None:
+    said = intarsia("compare", folder, *TINY, *words.split(), "--out", tmp_path / "c")
+    assert said.code == 2 and says in said.words and not started
+
+
+def test_a_run_that_fails_stops_the_others(
+    intarsia: Intarsia, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    def fail(command: Any, **_: object) -> Any:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr(contest.subprocess, "run", fail)
+    said = intarsia("compare", folder, *TINY, "--out", tmp_path / "c")
+    assert said.code == 2 and "its message is above" in said.words and len(calls) == 1
+
+
+def test_ctrl_c_starts_no_further_run(
+    intarsia: Intarsia, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    def stopped(command: Any, **_: object) -> Any:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 130)
+
+    monkeypatch.setattr(contest.subprocess, "run", stopped)
+    said = intarsia("compare", folder, *TINY, "--out", tmp_path / "c")
+    assert said.code == 130 and "same command again" in said.words and len(calls) == 1
+
+
+def test_settings_by_method() -> None:
+    assert by_method(["mosa.over.rank=2", "lora.rank=4", "mosa.experts=2"]) == {
+        "mosa": ["over.rank=2", "experts=2"], "lora": ["rank=4"],
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="METHOD"):
+        by_method(["rank=4"])
+
+
+def test_a_mixture_and_the_plain_adapter_are_one_adapter() -> None:
+    said: list[str] = []
+    found = on_one_adapter(
+        ["linear", "bottleneck", "adamix", "lora", "mosa"],
+        {"adamix": ["over.bottleneck=8"]}, said.append,
+    )  # fmt: skip
+    over = Bottleneck(8, activation="gelu")
+    assert method("bottleneck", found["bottleneck"]) == over  # pyright: ignore[reportArgumentType]
+    assert method("mosa", found["mosa"]) == Mosa(over=over)  # pyright: ignore[reportArgumentType]
+    assert "lora" not in found and len(said) == 2
+    own = {"bottleneck": ["bottleneck=4"], "mosa": ["over=lora"]}
+    assert on_one_adapter(["bottleneck", "mosa"], own, said.append) == own
+    assert on_one_adapter(["lora"], {}, said.append) == {}
+    found = on_one_adapter(["lora", "mosa"], {"mosa": ["over=lora", "over.rank=4"]}, said.append)
+    assert method("lora", found["lora"]) == Lora(4)  # pyright: ignore[reportArgumentType]
+
+
+def test_how_to_run_is_handed_on() -> None:
+    given = {
+        "workers": 2,
+        "threads": None,
+        "recompute": True,
+        "compile": False,
+        "tracker": ["a", "b"],
+    }
+    assert running_options(given) == [
+        "--workers", "2", "--recompute", "--tracker", "a", "--tracker", "b",
+    ]  # fmt: skip
+
+
+def test_a_run_in_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
+    from intarsia.cli.contest import Entry
+    from intarsia.cli.experiment import Adapted, Experiment, Pictures
+    from intarsia.train import Training
+
+    adapted = Adapted("test_vit", 32, method="linear", pretrained=False)
+    one = Experiment(Pictures(str(folder)), adapted, Training(epochs=1))
+    entry = Entry(one, tmp_path / "r")
+    assert not entry.finished()
+    run_all([entry], options=["--threads", "1"], jobs=1, report=print)
+    assert entry.finished()
+    wrong = Entry(one.changed(data=str(tmp_path / "none")), tmp_path / "w")
+    with pytest.raises(TrainingError, match="exit code 2"):
+        run_all([wrong], options=[], jobs=1, report=print)
+
+
+def test_the_demo_from_pictures_to_page(
+    intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[list[str]]
+) -> None:
+    for name, value in {"VAL": 4, "TEST": 6, "BLOCKS": 2, "COMPARED": 6}.items():
+        monkeypatch.setattr(tour, name, value)
+    monkeypatch.setattr(tour, "obtain", lambda _: None)
+    words = (
+        "demo", "--data", photos(tmp_path / "photos"), "--model", "test_vit", "--untrained",
+        "--size", "32", "--images", "12", "--epochs", "2", "--seeds", "0", "--jobs", "1",
+        "--out", tmp_path / "demo",
+    )  # fmt: skip
+    said = intarsia(*words)
+    assert said.code == 0, said.err
+    for text in ("linear probe", "bottleneck", "mosa", "Report:"):
+        assert text in said.out
+    assert "largest output difference" in said.words and "agree on 6 of 6" in said.words
+    assert (tmp_path / "demo" / "report.html").is_file()
+    assert (tmp_path / "demo" / "stock" / "model.safetensors").is_file()
+    assert len(started) == 3
+    said = intarsia(*words, "--json")
+    assert said.code == 0 and len(said.json["rows"]) == 3 and len(started) == 3
+
+
+def test_assets_are_obtained_in_another_process() -> None:
+    asked = tour.Tour("no set", "no model", 32, 1, 1, (0,), Path("x"), pretrained=False)
+    tour.obtain(asked)  # nothing to obtain: no error
+    assert tour.faster_precision() in ("fp32", "bf16")
+
+
+def fake_claims(needs: str = "cpu") -> tuple[Claim, ...]:
+    def measure(seeds: tuple[int, ...], report: Any) -> Result:
+        report("measuring")
+        return Result(0.5, 0.1, tuple(0.5 for _ in seeds), ({"method": "ours", "score": 0.5},))
+
+    return tuple(
+        Claim(key, "It is small.", "nothing", bar=bar, sense="<=", run=measure, needs=needs)
+        for key, bar in (("small", 1.0), ("tiny", 0.1))
+    )
+
+
+def test_claims_are_run_kept_and_published(
+    intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "claims", fake_claims)
+    monkeypatch.setattr("intarsia.cli.judging.claims", fake_claims)
+    page = tmp_path / "claims.md"
+    said = intarsia("claim", "small", "--page", page, "--seeds", "4,5")
+    assert said.code == 0, said.err
+    assert "holds" in said.out and "bar <= 1" in said.out and "ours" in said.out
+    said = intarsia("claim", "--all", "--page", page, "--json")
+    assert [record["holds"] for record in said.json] == [True, False]
+    assert said.json[0]["seeds"] == [0, 1, 2]
+    text = page.read_text()
+    assert "**holds**" in text and "**fails**" in text
+    assert {p.name for p in (tmp_path / "claims").iterdir()} == {"small.json", "tiny.json"}
+    assert "FAILS" in intarsia("claim", "tiny", "--page", page).out
+    assert [c["name"] for c in intarsia("claim", "--json").json] == ["small", "tiny"]
+    assert "It is small." in intarsia("claim").out
+
+
+def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ledger, "claims", lambda: fake_claims("long"))
+    monkeypatch.setattr("intarsia.cli.judging.claims", lambda: fake_claims("long"))
+    page = tmp_path / "claims.md"
+    assert "Did you mean small" in intarsia("claim", "smal", "--page", page).words
+    assert "one of them" in intarsia("claim", "small", "--all", "--page", page).words
+    assert "several with commas" in intarsia("claim", "small", "--seeds", "x").words
+    said = intarsia("claim", "--all", "--page", page, "--json")
+    assert said.json == [] and "small is left out" in said.words and not page.exists()
+    assert len(intarsia("claim", "--all", "--long", "--page", page, "--json").json) == 2

@@ -1,0 +1,279 @@
+"""`intarsia fit`: a folder that explains itself, exact resume, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from intarsia.cli import execute, experiment
+from intarsia.cli.experiment import Experiment, Pictures
+from intarsia.core.errors import CheckpointError, ConfigError
+from intarsia.train import Training
+from intarsia.train.learner import Learner
+
+from .conftest import QUICK, TINY, Intarsia, photos, picture
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    (file,) = (run / "adapter").glob("*.safetensors")
+    return safetensors.torch.load_file(file)
+
+
+def test_the_folder_explains_itself(run: Path, folder: Path) -> None:
+    names = {p.name for p in run.iterdir()}
+    wanted = {"README.txt", "experiment.json", "run.json", "metrics.jsonl", "adapter", "mistakes"}
+    assert wanted <= names
+    record = json.loads((run / "run.json").read_text())
+    assert record["record"]["label"] == "mosa"
+    assert record["record"]["data"]["parts"]["train"]["sha256"]
+    assert record["record"]["inputs"]["mean"] and record["record"]["trunk"]
+    assert record["record"]["method"]["active"] == 2
+    assert record["record"]["command"].startswith(f"intarsia fit {folder} --model test_vit")
+    assert 0 <= record["results"]["test"]["accuracy"] <= 1
+
+
+def test_json_says_the_results(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
+    said = intarsia(
+        "fit", folder, *TINY, *QUICK, "--method", "lora", "--json", "--out", tmp_path / "r"
+    )
+    assert said.code == 0, said.err
+    assert said.json["folder"] == str(tmp_path / "r") and "accuracy" in said.json["test"]
+
+
+@pytest.mark.parametrize("method", ["linear", "full"])
+def test_baselines(intarsia: Intarsia, folder: Path, tmp_path: Path, method: str) -> None:
+    out = tmp_path / method
+    said = intarsia("fit", folder, *TINY, *QUICK, "--method", method, "--out", out)
+    assert said.code == 0, said.err
+    counts = json.loads((out / "run.json").read_text())["parameters"]
+    assert (counts["trained"] == counts["all"]) == (method == "full")
+    assert (counts["trained_without_head"] == 0) == (method == "linear")
+
+
+def test_the_command_repeats_the_run(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
+    import shlex
+
+    words = shlex.split(json.loads((run / "run.json").read_text())["record"]["command"])
+    said = intarsia(*words[1:], "--out", tmp_path / "again")
+    assert said.code == 0, said.err
+    ours, theirs = weights(run), weights(tmp_path / "again")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_experiment_is_its_json() -> None:
+    one = Experiment(Pictures("x", val=0), training=Training(lr=0.5), objective="two_pass")
+    assert Experiment.of(json.loads(json.dumps(one.flat()))) == one
+    assert one.changed(seed=3).training.seed == 3
+    assert one.command() == "intarsia fit x --val 0 --lr 0.5 --objective two_pass"
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    intarsia: Intarsia, run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Learner.step
+
+    def interrupted(self: Learner, batches: Any, number: int, steps: int) -> dict[str, float]:
+        if number == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, batches, number, steps)
+
+    out = tmp_path / "stopped"
+    words = [folder, *TINY, *QUICK, "--set", "over.bottleneck=4", "--set", "active=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", interrupted)
+        said = intarsia("fit", *words, "--out", out)
+    assert said.code == 130
+    assert f"intarsia fit --resume --out {out}" in said.words
+    assert not (out / "run.json").exists()
+    # nothing but the folder is needed, and what is given must be the same
+    said = intarsia("fit", "--resume", "--out", out, "--lr", "0.5")
+    assert said.code == 2 and "got 0.5 for a run with 0.01" in said.words
+    said = intarsia("fit", "--resume", "--out", out, "--lr", "1e-2", "--workers", "0")
+    assert said.code == 0, said.err
+    ours, theirs = weights(run), weights(out)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_folder_in_use_is_left_alone(intarsia: Intarsia, run: Path, folder: Path) -> None:
+    before = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
+    said = intarsia("fit", folder, *TINY, *QUICK, "--method", "lora", "--out", run)
+    assert said.code == 2 and "--resume" in said.words
+    assert before == {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
+
+
+def test_blocks_below_the_adapter_computed_once(
+    intarsia: Intarsia, folder: Path, tmp_path: Path
+) -> None:
+    found = []
+    for name, once in (("each", ()), ("once", ("--frozen-once",))):
+        said = intarsia(
+            "fit", folder, *TINY, *QUICK, "--method", "bottleneck", "--last-blocks", "2", *once,
+            "--out", tmp_path / name,
+        )  # fmt: skip
+        assert said.code == 0, said.err
+        found.append(weights(tmp_path / name))
+        results = json.loads((tmp_path / name / "run.json").read_text())["results"]
+        assert ("seconds_once" in results) == bool(once)
+    assert all(torch.allclose(found[0][k], found[1][k], atol=1e-4) for k in found[0])
+    assert intarsia("evaluate", tmp_path / "once").code == 0
+
+
+def test_the_method_chooses_for_the_budget(
+    intarsia: Intarsia, folder: Path, tmp_path: Path
+) -> None:
+    from intarsia import Mosa
+
+    said = intarsia("fit", folder, *TINY, *QUICK, "--set", "experts=2", "--out", tmp_path / "r")
+    assert said.code == 0
+    chosen = json.loads((tmp_path / "r" / "run.json").read_text())["record"]["method"]
+    images = json.loads((tmp_path / "r" / "run.json").read_text())["data"]["train"]["n"]
+    assert chosen["active"] == Mosa.for_budget(images, 2, experts=2).active
+    assert f"active={chosen['active']} of 2 parts" in said.words
+
+
+def test_skipped_pictures_are_recorded(intarsia: Intarsia, tmp_path: Path) -> None:
+    data = photos(tmp_path / "photos")
+    (data / "dark" / "broken.png").write_bytes(b"no picture")
+    (data / "dark" / "empty.png").touch()
+    said = intarsia("fit", data, *TINY, *QUICK, "--out", tmp_path / "r")
+    assert said.code == 2
+    assert "2 of 26 pictures" in said.words and "--skip-unreadable" in said.words
+    said = intarsia("fit", data, *TINY, *QUICK, "--skip-unreadable", "--out", tmp_path / "r")
+    assert said.code == 0, said.err
+    parts = json.loads((tmp_path / "r" / "run.json").read_text())["record"]["data"]["parts"]
+    assert any("broken.png" in name for part in parts.values() for name in part["skipped"])
+
+
+def one_class(data: Path) -> Path:
+    return photos(data, classes=("dark",))
+
+
+def empty_class(data: Path) -> Path:
+    (photos(data) / "grey").mkdir()
+    return data
+
+
+def unlike_parts(data: Path) -> Path:
+    photos(data / "train")
+    photos(data / "test", classes=("dark", "bright"))
+    return data
+
+
+def no_folders(data: Path) -> Path:
+    picture(data / "1.png", 100, 0)
+    return data
+
+
+def too_large(data: Path) -> Path:
+    Image.new("L", (20_000, 6_000)).save(photos(data) / "dark" / "large.png")
+    return data
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (empty_class, "grey"),
+        (unlike_parts, "only in test: ['bright']"),
+        (no_folders, "one sub-folder per class"),
+        (too_large, "at most 89 Mpx"),
+        (lambda data: data, "nothing there"),
+        (lambda data: data.parent / "file.txt", "a file"),
+    ],
+    ids=["empty class", "unlike parts", "no class folders", "too large", "missing", "a file"],
+)  # fmt: skip
+def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) -> None:
+    (tmp_path / "file.txt").touch()
+    said = intarsia("fit", make(tmp_path / "photos"), *TINY, *QUICK, "--out", tmp_path / "r")
+    assert said.code == 2 and says in said.words
+    assert not (tmp_path / "r").exists(), "a run that cannot begin leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--model vit_tiny_patch16_22", "unknown backbone"),
+        ("--method moza", "Did you mean mosa"),
+        ("--set experts=0", "want at least 1"),
+        ("--set active=0", "1 ... 4"),
+        ("--method linear --set experts=2", "it has no settings"),
+        ("--method linear --last-blocks 2", "it adds no cells"),
+        ("--target mpl", "Did you mean 'mlp'"),
+        ("--target mlp --target fc1", "contain each other"),
+        ("--last-blocks 0", "want at least 1"),
+        ("--last-blocks 99", "want -6 ... 5"),
+        ("--frozen-once", "is trained"),
+        ("--frozen-once --last-blocks 2 --augment light", "it alone"),
+        ("--epochs 0", "epochs"),
+        ("--batch-size 0", "batch_size"),
+        ("--accumulate 3", "equal parts"),
+        ("--lr nan", "lr"),
+        ("--precision fp8", "fp8"),
+        ("--precision fp16", "on a CPU"),
+        ("--select test", "it chooses nothing"),
+        ("--select val --val 0", "no validation set"),
+        ("--augment heavy", "'none' or 'light'"),
+        ("--size 0", "size"),
+        ("--images 1", "size of a split"),
+        ("--images -1", "at least 1"),
+        ("--test 1000", "size of a split"),
+        ("--objective two_pas", "Did you mean two_pass"),
+        ("--objective local_variance --method lora", "MoSA"),
+        ("--tracker tensorbord", "Did you mean tensorboard"),
+        ("--threads 0", "--threads"),
+        ("--seed -1", "seed"),
+        ("--resume", "no such folder"),
+    ],
+)
+def test_bad_options(
+    intarsia: Intarsia, folder: Path, tmp_path: Path, words: str, says: str
+) -> None:
+    said = intarsia("fit", folder, *TINY, *QUICK[:-2], *words.split(), "--out", tmp_path / "r")
+    assert said.code == 2, said.err
+    assert says in said.words and "Traceback" not in said.err
+    assert not (tmp_path / "r" / "run.json").exists()
+
+
+def test_nothing_to_train_on(intarsia: Intarsia, tmp_path: Path) -> None:
+    said = intarsia("fit")
+    assert said.code == 2 and "intarsia fit elpv" in said.words
+    said = intarsia("fit", "--resume", "--out", tmp_path / "none")
+    assert said.code == 2 and "no such folder" in said.words
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
+    intarsia: Intarsia, folder: Path, tmp_path: Path
+) -> None:
+    said = intarsia("fit", folder, *TINY, *QUICK[:-2], "--lr", "1e38", "--out", tmp_path / "r")
+    assert said.code == 2 and "TrainingError" in said.err and "finite" in said.words
+    assert not (tmp_path / "r" / "run.json").exists()
+
+
+def test_a_damaged_experiment(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        experiment.read(tmp_path / "none")
+    for text in ("{", "[1]", '{"images": 3}'):
+        (tmp_path / experiment.FILE).write_text(text)
+        with pytest.raises((CheckpointError, ConfigError)):
+            experiment.read(tmp_path)
+
+
+def test_large_sets_are_read_as_they_are_needed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from intarsia.data import InputConfig, Prepared, load_data
+
+    def full(*_: object) -> None:
+        raise ConfigError("memory", got=1, want=2, fix="")
+
+    monkeypatch.setattr(execute, "tensors", full)
+    images = load_data(str(folder), seed=0).train
+    inputs = InputConfig((32, 32), (0.5,) * 3, (0.5,) * 3)
+    assert isinstance(execute.held(images, inputs), Prepared)

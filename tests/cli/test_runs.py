@@ -1,0 +1,192 @@
+"""A run folder as a model again: evaluate, predict, export; foreign ones are refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from intarsia.cli import runs
+from intarsia.cli.runs import open_run, picture_files
+
+from .conftest import QUICK, TINY, Intarsia, photos, picture
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A run that a test may damage."""
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_scores_what_it_scored(intarsia: Intarsia, run: Path) -> None:
+    wanted = json.loads((run / "run.json").read_text())["results"]
+    for part in ("test", "val"):
+        said = intarsia("evaluate", run, "--part", part, "--json").json
+        assert said["accuracy"] == wanted[part]["accuracy"]
+        assert said["loss"] == pytest.approx(wanted[part]["loss"], abs=1e-9)
+    assert set(said["classes"]) == {"dark", "light"}
+
+
+def test_other_pictures_with_the_same_classes(
+    intarsia: Intarsia, run: Path, tmp_path: Path
+) -> None:
+    said = intarsia("evaluate", run, photos(tmp_path / "more", n=3), "--json").json
+    assert said["n"] == 6
+    said = intarsia("evaluate", run, photos(tmp_path / "more", n=3))
+    assert "6 pictures" in said.out and "dark" in said.out
+
+
+def test_other_classes_are_refused(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
+    said = intarsia("evaluate", run, photos(tmp_path / "x", classes=("dark", "bright")))
+    assert said.code == 2
+    assert "only in the run: ['light']; only in the data: ['bright']" in said.words
+
+
+def test_a_part_that_is_not_there(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
+    said = intarsia("evaluate", run, photos(tmp_path / "x"), "--part", "tets")
+    assert said.code == 2 and "unknown part" in said.words
+
+
+def test_predict_tells_pictures_apart(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "new" / "a.png", 50, 1)
+    picture(tmp_path / "new" / "b.jpg", 190, 2)
+    said = intarsia("predict", run, tmp_path / "new", "--json")
+    assert said.code == 0
+    assert [Path(row["file"]).name for row in said.json] == ["a.png", "b.jpg"]
+    for row in said.json:
+        assert sum(row["classes"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["probability"] == max(row["classes"].values()) and row["error"] is None
+    table = intarsia("predict", run, tmp_path / "new")
+    assert "a.png" in table.out and "dark" in table.out
+
+
+def test_one_broken_picture_costs_no_other(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "good.png", 50, 1)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG no picture")
+    said = intarsia("predict", run, tmp_path / "broken.png", tmp_path / "good.png", "--csv")
+    assert said.code == 1 and "broken.png: cannot be read" in said.words
+    rows = list(csv.DictReader(io.StringIO(said.out)))
+    assert rows[0]["error"] and not rows[0]["class"]
+    assert rows[1]["class"] in ("dark", "light") and not rows[1]["error"]
+
+
+def test_every_batch_is_predicted(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = picture_files([folder])
+    opened = open_run(run)
+    whole = [p.classes for p in runs.predict(opened, files)]
+    monkeypatch.setattr(runs, "BATCH", 5)
+    parts = [p.classes for p in runs.predict(opened, files)]
+    for a, b in zip(whole, parts, strict=True):
+        assert [n for n, _ in a] == [n for n, _ in b]
+        assert [s for _, s in a] == pytest.approx([s for _, s in b], abs=1e-5)
+
+
+def test_predict_on_nothing(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
+    assert "no such file" in intarsia("predict", run, tmp_path / "none.png").words
+    said = intarsia("predict", run, tmp_path)
+    assert said.code == 2 and "got none" in said.words
+    said = intarsia("predict", run, tmp_path, "--json", "--csv")
+    assert said.code == 2 and "want one of them" in said.words
+
+
+def test_a_folder_that_is_no_run(intarsia: Intarsia, tmp_path: Path) -> None:
+    for verb in ("evaluate", "export"):
+        assert "no such folder" in intarsia(verb, tmp_path / "none").words
+        assert "want a run of `intarsia fit`" in intarsia(verb, tmp_path).words
+
+
+def test_a_run_that_is_not_finished(intarsia: Intarsia, copy: Path) -> None:
+    (copy / "run.json").unlink()
+    said = intarsia("evaluate", copy)
+    assert said.code == 2 and "without run.json" in said.words and "--resume" in said.words
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "other backbone", "other size"])
+def test_a_damaged_or_foreign_run(intarsia: Intarsia, copy: Path, damage: str) -> None:
+    file = copy / "adapter" / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    if damage == "truncated":
+        file.write_bytes(data[:-100])
+    elif damage == "flipped":
+        data[-50] ^= 1
+        file.write_bytes(data)
+    elif damage == "gone":
+        file.unlink()
+    else:
+        change = {"model": "test_vit2"} if damage == "other backbone" else {"seed": 5}
+        path = copy / "experiment.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    said = intarsia("evaluate", copy)
+    assert said.code == 2 and "CheckpointError" in said.err
+
+
+def test_a_damaged_baseline(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "linear"
+    assert not intarsia("fit", folder, *TINY, *QUICK, "--method", "linear", "--out", out).code
+    assert not intarsia("evaluate", out).code
+    file = out / "adapter" / "trained.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    said = intarsia("evaluate", out)
+    assert said.code == 2 and "CheckpointError" in said.err
+
+
+def test_a_folded_export_is_the_model(
+    intarsia: Intarsia, run: Path, folder: Path, tmp_path: Path
+) -> None:
+    said = intarsia("export", run, "--out", tmp_path / "stock", "--json")
+    assert said.code == 0, said.err
+    assert any("largest output difference" in line for line in said.json["checks"])
+    stock = timm.create_model(f"local-dir:{tmp_path / 'stock'}", pretrained=True).eval()
+    opened = open_run(run, as_trained=False)
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(stock(x), opened.model(x), atol=1e-4, rtol=1e-4)
+    assert stock.pretrained_cfg["label_names"] == ["dark", "light"]
+
+
+def test_export_as_a_program(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
+    said = intarsia(
+        "export", run, "--format", "torch", "--keep-adapter", "--out", tmp_path / "m.pt2"
+    )
+    assert said.code == 0 and (tmp_path / "m.pt2").is_file() and "difference" in said.out
+
+
+def test_export_of_a_run_whose_pictures_are_gone(
+    intarsia: Intarsia, folder: Path, tmp_path: Path
+) -> None:
+    data = photos(tmp_path / "photos")
+    out = tmp_path / "r"
+    assert not intarsia("fit", data, *TINY, *QUICK, "--method", "lora", "--out", out).code
+    shutil.rmtree(data)
+    said = intarsia("export", out)
+    assert said.code == 0 and "compared on noise" in said.words
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--format tmm", "Did you mean timm"),
+        ("--keep-adapter", "timm knows no adapters"),
+        ("--format onnx --out x.pt", "a file *.onnx"),
+    ],
+)
+def test_bad_exports(intarsia: Intarsia, run: Path, words: str, says: str) -> None:
+    said = intarsia("export", run, *words.split())
+    assert said.code == 2 and says in said.words
+
+
+def test_what_cannot_be_folded_says_why(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    assert not intarsia(
+        "fit", folder, *TINY, *QUICK, "--method", "bottleneck", "--set", "placement=pfeiffer",
+        "--out", out,
+    ).code  # fmt: skip
+    said = intarsia("export", out)
+    assert said.code == 2 and "FoldError" in said.err and not (out / "export").exists()
