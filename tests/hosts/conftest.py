@@ -10,8 +10,12 @@ import timm
 import torch
 from torch import Tensor, nn
 from transformers import (
+    DeiTConfig,
+    DeiTForImageClassification,
     Dinov2Config,
     Dinov2ForImageClassification,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersForImageClassification,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -40,6 +44,10 @@ HOSTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "efficientnet": (lambda: timm.create_model("test_efficientnet", num_classes=5), 32),
     "hf_vit": (lambda: ViTForImageClassification(ViTConfig(**HF, intermediate_size=64)), 32),
     "hf_dinov2": (lambda: Dinov2ForImageClassification(Dinov2Config(**HF)), 32),
+    "hf_deit": (lambda: DeiTForImageClassification(DeiTConfig(**HF, intermediate_size=64)), 32),
+    "hf_registers": (
+        lambda: Dinov2WithRegistersForImageClassification(Dinov2WithRegistersConfig(**HF)), 32,
+    ),
 }  # fmt: skip
 
 

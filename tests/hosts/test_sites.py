@@ -49,7 +49,9 @@ def test_roles_become_paths(
     assert len(set(paths)) == count
 
 
-ATTENTIVE = ("vit", "deit", "dinov2", "swin", "hf_vit", "hf_dinov2")
+ATTENTIVE = (
+    "vit", "deit", "dinov2", "swin", "hf_vit", "hf_dinov2", "hf_deit", "hf_registers",
+)  # fmt: skip
 CONVOLUTIONAL = ("convnext", "convnext_conv_mlp", "efficientnet")
 
 
@@ -82,7 +84,19 @@ def test_declared_widths_and_channels_are_those_of_a_forward(
 
 
 @pytest.mark.parametrize(
-    "name", ["vit", "dinov2", "swin", "convnext", "convnext_conv_mlp", "hf_vit", "hf_dinov2"]
+    "name",
+    [
+        "vit",
+        "deit",
+        "dinov2",
+        "swin",
+        "convnext",
+        "convnext_conv_mlp",
+        "hf_vit",
+        "hf_dinov2",
+        "hf_deit",
+        "hf_registers",
+    ],
 )
 @pytest.mark.parametrize("method", [MLP, QKV])
 def test_norm_is_the_layernorm_whose_output_the_site_reads(

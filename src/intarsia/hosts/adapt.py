@@ -53,7 +53,8 @@ def adapt(
     classes: their names, stored with the adapter and compared at load.
 
     Draws of random experts are made anew by each call of the model, and by nothing else: for a part
-    of it, such as `forward_features`, call `intarsia.redraw(model)` before every batch.
+    of it, such as `forward_features`, call `intarsia.redraw(model)` before every batch. With
+    gradient checkpointing, go backward before the next call, which forgets the draw.
 
     Raises: TargetError if a place matches nothing or cannot carry a cell; ConfigError for a name
     in use. The model is then as it was.
