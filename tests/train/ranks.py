@@ -14,6 +14,7 @@ from tiny import host, pictures, stir
 from torch import nn
 
 from intarsia.adapters import Bottleneck
+from intarsia.core.errors import ConfigError
 from intarsia.methods import Mosa
 from intarsia.mixtures.split_adamw import split_adamw
 from intarsia.train import fit, one_backward, plain, two_pass
@@ -65,6 +66,10 @@ def main(folder: Path) -> None:
         assert run.val is not None
         result = {**learned_state(model), "logits": run.val.logits, "losses": scores}
         save_file({n: t.contiguous() for n, t in result.items()}, folder / f"{name}-{world}-{rank}")
+    try:
+        train(**CASES["sample"], out=folder / f"out-sample-{world}")
+    except ConfigError as error:
+        (folder / f"refused-{world}-{rank}").write_text(str(error))
     again = {"schedule": stop, "checkpoint_steps": 2, "out": folder / f"out-stop-{world}"}
     STOPS.append(5)
     try:

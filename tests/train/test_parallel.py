@@ -59,6 +59,11 @@ def test_only_the_first_process_writes(results: Path) -> None:
         assert lines[0].count("\n") == lines[1].count("\n") == 2 * 6 + 2
 
 
+def test_an_error_of_the_first_process_reaches_the_others(results: Path) -> None:
+    for rank in (0, 1):
+        assert "a folder with a run in it" in (results / f"refused-2-{rank}").read_text()
+
+
 def test_a_stopped_run_goes_on_in_two_processes(results: Path) -> None:
     for rank in (0, 1):
         whole = load_file(results / f"backward-2-{rank}")

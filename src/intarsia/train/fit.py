@@ -19,7 +19,7 @@ from .folder import prepare, write_results
 from .loop import Loop
 from .objectives import Objective, plain
 from .precision import cast_frozen, trained
-from .processes import accelerator
+from .processes import accelerator, on_main
 from .progress import tracker_names
 from .resume import trunk_hash
 from .settings import Options, Recipe, Running, Training, settle
@@ -77,9 +77,9 @@ def fit(
             "precision", got="'fp16' on a CPU", want="'fp32' or 'bf16' there",
             fix="Use precision='bf16'.",
         )  # fmt: skip
-    if running.out is not None and ranks.is_main_process:
-        prepare(running.out, running.resume)
-    ranks.wait_for_everyone()
+    out = running.out
+    if out is not None:
+        on_main(ranks, lambda: prepare(out, running.resume))
     model.to(ranks.device)
     cast_frozen(model, training.precision)
     about = _about(model, train, val, test, objective, training, recipe, running)
@@ -90,10 +90,9 @@ def fit(
         scores = loop.finish()
     results = _results(loop, scores, disjoint)
     done = about | {"record": records.plain_values(record or {}), "results": results}
-    if running.out is not None and ranks.is_main_process:
+    if out is not None:
         split = "test" if "test" in scores else "val"
-        write_results(running.out, model, done, split, scores.get(split))
-    ranks.wait_for_everyone()
+        on_main(ranks, lambda: write_results(out, model, done, split, scores.get(split)))
     return Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), running.out)
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..core.errors import DataError, IntarsiaError
+from ..core.errors import DataError
 from ..data.loaders import mix
 from . import checkpoint, resume
 from .evaluate import Metrics, evaluate, evaluating, modes_kept
@@ -23,6 +23,7 @@ from .learner import Learner
 from .objectives import Objective, logits_of
 from .order import Batch, Key, Order, Reader, check_range, labels_of, read, size_of
 from .precision import autocast, compute_dtype, training_mode
+from .processes import on_main
 from .progress import Bar, track, tracking
 from .randomness import generator_states, global_kept, seed_all, set_generator_states
 from .settings import Recipe, Running, Training
@@ -73,7 +74,7 @@ class Loop:
             )
             self.learner.classes = classes
             seed_all(mix(self.training.seed, ranks.process_index))
-            set_generator_states(self.model, resume.agree(ranks, generator_states(self.model)))
+            set_generator_states(self.model, on_main(ranks, lambda: generator_states(self.model)))
             if self.running_.resume:
                 self._restore()
             self.log = Log(self.log_to if main else None)
@@ -104,14 +105,8 @@ class Loop:
 
     def _restore(self) -> None:
         assert self.running_.out is not None
-        state: Any = None
-        if self.ranks.is_main_process:
-            path = checkpoint.latest(self.running_.out / STATE)
-            try:
-                state = path and checkpoint.load(path)
-            except IntarsiaError as error:
-                state = error
-        state = resume.agree(self.ranks, state)
+        path = checkpoint.latest(self.running_.out / STATE)
+        state = on_main(self.ranks, lambda: path and checkpoint.load(path))
         if state:
             resume.restore(self.model, self.learner, self.at, state, self.ranks)
 
@@ -200,13 +195,7 @@ class Loop:
             return
         self.at.metrics_bytes = self.log.size()
         state = resume.capture(self.model, self.learner, self.at, self.ranks)
-        problem: IntarsiaError | None = None
-        if self.ranks.is_main_process:
-            try:
-                checkpoint.save(out / STATE, state)
-            except IntarsiaError as error:
-                problem = error
-        resume.agree(self.ranks, problem)
+        on_main(self.ranks, lambda: checkpoint.save(out / STATE, state))
 
     def _interrupted(self) -> Interrupted:
         out = self.running_.out

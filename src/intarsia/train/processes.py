@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, IntarsiaError
+
+Result = TypeVar("Result")
 
 
 def processes() -> PartialState:
@@ -31,3 +35,20 @@ def accelerator(trackers: Sequence[str], out: Path | None) -> Accelerator:
             want="none, or one with mixed_precision='no'",
             fix="Set the precision with fit(..., precision='bf16') only.",
         ) from error  # fmt: skip
+
+
+def on_main(ranks: Accelerator, job: Callable[[], Result]) -> Result:
+    """What the main process gets from the job, in every process; so is the error it raises."""
+    found: Result | IntarsiaError | None = None
+    if ranks.is_main_process:
+        try:
+            found = job()
+        except IntarsiaError as error:
+            if ranks.num_processes == 1:
+                raise
+            found = error
+    if ranks.num_processes > 1:
+        found = broadcast_object_list([found])[0]
+    if isinstance(found, IntarsiaError):
+        raise found
+    return cast(Result, found)

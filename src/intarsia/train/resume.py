@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..core.errors import CheckpointError, IntarsiaError
+from ..core.errors import CheckpointError
 from .checkpoint import tensors_hash
 from .learner import Learner
 from .precision import frozen, learned_state
@@ -124,12 +124,3 @@ def check_same(saved: Mapping[str, Any], own: Mapping[str, Any], path: str = "")
                 fix="Resume with the model, data and settings the run was started with, "
                 "or start a new run in another folder.",
             )  # fmt: skip
-
-
-def agree(ranks: Accelerator, value: Any) -> Any:
-    """The main process's value, everywhere; an error of its own is raised everywhere."""
-    if ranks.num_processes > 1:
-        value = broadcast_object_list([value])[0]
-    if isinstance(value, IntarsiaError):
-        raise value
-    return value
