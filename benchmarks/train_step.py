@@ -84,7 +84,7 @@ ROWS = (
     ),
     Row("MoSA, two passes as published / plain adapter", "MoSA, two passes", "adapter", None),
     Row("bf16 frozen trunk / fp32, train step", "adapter, bf16 trunk", "adapter", 0.60),
-    Row("folded forward / stock forward", *reversed(FORWARDS), 1.03),
+    Row("folded forward / stock forward", "folded forward", "stock forward", 1.03),
     Row("noise: adapter / the same adapter", "adapter again", "adapter", None),
 )  # fmt: skip
 
