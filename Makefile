@@ -47,8 +47,8 @@ docs: setup  ## site/, strictly
 conformance: setup  ## PEFT's own test-suite on every method
 	PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)
 
-bench: setup  ## speed and memory against the bars; interleaved, medians of 11
-	$(BIN)/python benchmarks/speed.py
+bench: setup  ## a training step: speed and memory beside their bars and floors
+	$(BIN)/python benchmarks/train_step.py --write
 
 claim: setup  ## one paper's headline: make claim NAME=mosa
 	@[ -n "$(NAME)" ] || { echo "claim: got no name, want one. Call: make claim NAME=mosa"; exit 1; }
