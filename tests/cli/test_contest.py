@@ -13,10 +13,12 @@ import pytest
 from intarsia import Bottleneck, Lora, Mosa
 from intarsia.claims import ledger
 from intarsia.cli import contest, tour
-from intarsia.cli.contest import by_method, on_one_adapter, run_all, running_options
+from intarsia.cli.contest import Entry, by_method, on_one_adapter, run_all, running_options
+from intarsia.cli.experiment import Adapted, Experiment, Pictures
 from intarsia.cli.settings import method
 from intarsia.core import Claim, Result
 from intarsia.core.errors import ConfigError, TrainingError
+from intarsia.train import Training
 
 from .conftest import QUICK, TINY, Intarsia, call, photos
 
@@ -160,8 +162,9 @@ def test_settings_by_method() -> None:
 
 def test_a_mixture_and_the_plain_adapter_are_one_adapter() -> None:
     said: list[str] = []
+    start = Experiment(Pictures("x"))
     found = on_one_adapter(
-        ["linear", "bottleneck", "adamix", "lora", "mosa"],
+        start, ["linear", "bottleneck", "adamix", "lora", "mosa"],
         {"adamix": ["over.bottleneck=8"]}, said.append,
     )  # fmt: skip
     over = Bottleneck(8, activation="gelu")
@@ -169,9 +172,11 @@ def test_a_mixture_and_the_plain_adapter_are_one_adapter() -> None:
     assert method("mosa", found["mosa"]) == Mosa(over=over)  # pyright: ignore[reportArgumentType]
     assert "lora" not in found and len(said) == 2
     own = {"bottleneck": ["bottleneck=4"], "mosa": ["over=lora"]}
-    assert on_one_adapter(["bottleneck", "mosa"], own, said.append) == own
-    assert on_one_adapter(["lora"], {}, said.append) == {}
-    found = on_one_adapter(["lora", "mosa"], {"mosa": ["over=lora", "over.rank=4"]}, said.append)
+    assert on_one_adapter(start, ["bottleneck", "mosa"], own, said.append) == own
+    assert on_one_adapter(start, ["lora"], {}, said.append) == {}
+    found = on_one_adapter(
+        start, ["lora", "mosa"], {"mosa": ["over=lora", "over.rank=4"]}, said.append
+    )
     assert method("lora", found["lora"]) == Lora(4)  # pyright: ignore[reportArgumentType]
 
 
@@ -189,10 +194,6 @@ def test_how_to_run_is_handed_on() -> None:
 
 
 def test_a_run_in_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
-    from intarsia.cli.contest import Entry
-    from intarsia.cli.experiment import Adapted, Experiment, Pictures
-    from intarsia.train import Training
-
     adapted = Adapted("test_vit", 32, method="linear", pretrained=False)
     one = Experiment(Pictures(str(folder)), adapted, Training(epochs=1))
     entry = Entry(one, tmp_path / "r")

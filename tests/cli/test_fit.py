@@ -57,6 +57,22 @@ def test_baselines(intarsia: Intarsia, folder: Path, tmp_path: Path, method: str
     assert (counts["trained_without_head"] == 0) == (method == "linear")
 
 
+def test_the_published_recipe(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
+    words = ("fit", folder, *TINY, *QUICK, "--method", "official", "--out", tmp_path / "r")
+    said = intarsia(*words, "--set", "bottleneck=4", "--set", "warmup_epochs=1")
+    assert said.code == 0, said.err
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert record["record"]["method"]["decay"] == "official"
+    assert record["objective"]["name"] == "two_pass" and record["objective"]["reg"] == 1.0
+    assert record["training"]["weight_decay"] == 0.01 and record["training"]["lr"] == 0.01
+    assert "Official" in json.dumps(record["recipe"])
+    # epoch 0 trains nothing
+    lines = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    rates = {json.loads(line)["epoch"]: json.loads(line).get("lr", -1) for line in lines[:2]}
+    assert rates[1] == 0
+    assert intarsia("evaluate", tmp_path / "r").code == 0
+
+
 def test_the_command_repeats_the_run(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
     import shlex
 
@@ -66,6 +82,18 @@ def test_the_command_repeats_the_run(intarsia: Intarsia, run: Path, tmp_path: Pa
     ours, theirs = weights(run), weights(tmp_path / "again")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_path_is_kept_in_full(
+    intarsia: Intarsia, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    out = tmp_path / "a run with spaces"
+    said = intarsia("fit", folder.name, *TINY, *QUICK, "--method", "linear", "--out", out)
+    assert said.code == 0, said.err
+    monkeypatch.chdir(tmp_path)
+    assert intarsia("evaluate", out).code == 0
+    assert experiment.located("elpv") == "elpv" and experiment.located("none/such") == "none/such"
 
 
 def test_an_experiment_is_its_json() -> None:
@@ -181,13 +209,14 @@ def too_large(data: Path) -> Path:
     ("make", "says"),
     [
         (empty_class, "grey"),
+        (one_class, "at least 2 classes"),
         (unlike_parts, "only in test: ['bright']"),
         (no_folders, "one sub-folder per class"),
         (too_large, "at most 89 Mpx"),
         (lambda data: data, "nothing there"),
         (lambda data: data.parent / "file.txt", "a file"),
     ],
-    ids=["empty class", "unlike parts", "no class folders", "too large", "missing", "a file"],
+    ids=["empty", "one class", "unlike", "no class folders", "too large", "missing", "a file"],
 )  # fmt: skip
 def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) -> None:
     (tmp_path / "file.txt").touch()
@@ -205,6 +234,10 @@ def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) 
         ("--set active=0", "1 ... 4"),
         ("--method linear --set experts=2", "it has no settings"),
         ("--method linear --last-blocks 2", "it adds no cells"),
+        ("--method official --set lr=1", "Use --lr 1"),
+        ("--method official --set warmup=1", "Did you mean warmup_epochs"),
+        ("--method official --objective two_pass", "the recipe has its objective"),
+        ("--method official --model test_efficientnet", "a timm vision transformer"),
         ("--target mpl", "Did you mean 'mlp'"),
         ("--target mlp --target fc1", "contain each other"),
         ("--last-blocks 0", "want at least 1"),

@@ -8,9 +8,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from intarsia.cli import runs
 from intarsia.cli.runs import open_run, picture_files
@@ -65,6 +67,19 @@ def test_predict_tells_pictures_apart(intarsia: Intarsia, run: Path, tmp_path: P
         assert row["probability"] == max(row["classes"].values()) and row["error"] is None
     table = intarsia("predict", run, tmp_path / "new")
     assert "a.png" in table.out and "dark" in table.out
+
+
+def test_pictures_of_every_kind(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
+    grey = np.full((40, 40), 190, np.uint8)
+    Image.fromarray(grey).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    Image.fromarray(grey).convert("P").save(tmp_path / "palette.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    frames = [Image.fromarray(grey), Image.fromarray(grey // 4)]
+    frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
+    said = intarsia("predict", run, tmp_path, "--json")
+    assert said.code == 0 and len(said.json) == 4
+    shares = [row["classes"]["light"] for row in said.json]
+    assert max(shares) - min(shares) < 0.05  # one grey, four ways to store it
 
 
 def test_one_broken_picture_costs_no_other(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:

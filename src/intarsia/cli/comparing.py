@@ -20,7 +20,7 @@ Baseline = Annotated[
 def compare(
     data: Data,
     methods: Annotated[
-        str, typer.Option(help="With commas; from `intarsia list`, or linear, or full.")
+        str, typer.Option(help="With commas; as for `intarsia fit`.")
     ] = "linear,bottleneck,mosa",
     seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
     out: Annotated[
@@ -39,14 +39,14 @@ def compare(
     Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set mosa.active=2
     """
     from .contest import by_method, entries, on_one_adapter, run_all, running_options
-    from .experiment import Experiment
+    from .experiment import Experiment, located
     from .settings import value_of
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     numbers: tuple[int, ...] = value_of("--seeds", seeds, tuple[int, ...])
     folder = out or Path("runs") / f"compare-{Path(data).name}"
-    start = Experiment.of(experiment_values(given) | {"data": data, "settings": ()})
-    chosen = on_one_adapter(names, by_method(given["settings"] or ()), note)
+    start = Experiment.of(experiment_values(given) | {"data": located(data), "settings": ()})
+    chosen = on_one_adapter(start, names, by_method(given["settings"] or ()), note)
     contest = entries(start, names, numbers, chosen, folder)
     try:
         run_all(contest, options=running_options(given), jobs=jobs, report=note)

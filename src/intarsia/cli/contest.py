@@ -18,11 +18,12 @@ from typing import Any
 
 from ..core import Method
 from ..core.errors import ConfigError, TrainingError, UnknownName
+from ..report import numbers, read_run
 from ..train.folder import RUN
 from . import experiment as experiments
 from . import settings
 from .execute import method_of
-from .experiment import BASELINES, Adapted, Experiment
+from .experiment import BASELINES, Experiment
 from .shell import INTERRUPTED
 
 Report = Callable[[str], None]
@@ -83,7 +84,7 @@ def entries(
             if method in BASELINES:  # no cells to put anywhere, and nothing frozen in "full"
                 one = one.changed(last_blocks=None, targets=())
                 one = one.changed(frozen_once=one.adapted.frozen_once and method == "linear")
-            method_of(one.adapted)
+            method_of(one)
             found.append(Entry(one, out / f"{method}-{seed}"))
     return found
 
@@ -103,7 +104,7 @@ def by_method(words: Iterable[str]) -> dict[str, list[str]]:
 
 
 def on_one_adapter(
-    methods: Sequence[str], chosen: Mapping[str, Sequence[str]], report: Report
+    start: Experiment, methods: Sequence[str], chosen: Mapping[str, Sequence[str]], report: Report
 ) -> dict[str, Sequence[str]]:
     """Settings under which a mixture and the plain adapter beside it are the same adapter.
 
@@ -111,8 +112,10 @@ def on_one_adapter(
     one); a comparison of the two would then be one of activations. The first mixture's adapter
     counts for all, but for methods whose own settings were given.
     """
-    asked = (Adapted(method=name, settings=tuple(chosen.get(name, ()))) for name in methods)
-    made = {one.method: method_of(one) for one in asked}
+    made = {
+        name: method_of(start.changed(method=name, settings=tuple(chosen.get(name, ()))))
+        for name in methods
+    }
     first = next((m for m in made.values() if hasattr(m, "over")), None)
     if first is None:
         return dict(chosen)
@@ -143,19 +146,21 @@ def run_all(contest: Sequence[Entry], *, options: Sequence[str], jobs: int, repo
     left = [entry for entry in contest if not entry.finished()]
     if len(left) < len(contest):
         report(f"{len(contest) - len(left)} of {len(contest)} runs are there already.")
-    numbers = {id(entry): number for number, entry in enumerate(contest, start=1)}
+    places = {id(entry): number for number, entry in enumerate(contest, start=1)}
 
     stopped = threading.Event()
 
     def work(entry: Entry) -> None:
         if stopped.is_set():
             return
-        report(f"Run {numbers[id(entry)]} of {len(contest)}: {entry.name}")
+        place = f"Run {places[id(entry)]} of {len(contest)}, {entry.name}"
+        report(f"{place}: training")
         try:
-            run_one(entry, options=options, jobs=jobs)
+            run_one(entry, options=options, jobs=jobs, report=report)
         except BaseException:
             stopped.set()  # before this thread takes the next one
             raise
+        report(f"{place}: {result_line(entry)}")
 
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(work, entry) for entry in left]
@@ -166,8 +171,11 @@ def run_all(contest: Sequence[Entry], *, options: Sequence[str], jobs: int, repo
             stopped.set()
 
 
-def run_one(entry: Entry, *, options: Sequence[str], jobs: int) -> None:
-    """Run an entry in a process of its own, which tells its errors itself."""
+def run_one(entry: Entry, *, options: Sequence[str], jobs: int, report: Report) -> None:
+    """Run an entry in a process of its own.
+
+    Alone, it shows its progress itself; beside others, what it says follows when it is done.
+    """
     if (entry.folder / experiments.FILE).is_file():
         words = ["fit", "--resume"]
     else:
@@ -177,7 +185,12 @@ def run_one(entry: Entry, *, options: Sequence[str], jobs: int) -> None:
     if jobs > 1:
         share = max(1, (os.cpu_count() or 1) // jobs)
         environment.setdefault("OMP_NUM_THREADS", str(share))
-    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        command, env=environment, check=False, text=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE if jobs > 1 else None,
+    )  # fmt: skip
+    for line in (done.stderr or "").splitlines() if jobs > 1 else ():
+        report(line)
     if done.returncode == INTERRUPTED:
         raise KeyboardInterrupt
     if done.returncode:
@@ -186,6 +199,13 @@ def run_one(entry: Entry, *, options: Sequence[str], jobs: int) -> None:
             want="a finished run",
             fix="Mend it and call this again: finished runs are kept.",
         )  # fmt: skip
+
+
+def result_line(entry: Entry) -> str:
+    """Accuracy and time of a finished run."""
+    found = read_run(entry.folder)
+    right, time = numbers.percent(found.scores.accuracy), numbers.seconds(found.costs.seconds)
+    return f"{right} of the {found.scores.split} pictures right, {time}"
 
 
 def running_options(given: Mapping[str, Any]) -> list[str]:

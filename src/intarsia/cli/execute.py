@@ -7,8 +7,10 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -30,17 +32,20 @@ from ..data import (
 )
 from ..hosts import adapt
 from ..hosts.prefix import first_trained_block, reading_tokens, run_prefix
+from ..hosts.prepare import reset_head, set_dropout
+from ..methods import Official
 from ..report import save_mistakes
-from ..train import Run, Running, fit
+from ..train import Run, Running, fit, two_pass
 from ..train.checkpoint import write_json
 from ..train.folder import RUN, prepare
 from ..train.precision import DTYPES
 from ..train.record import head_of
 from . import experiment as experiments
 from . import settings
-from .experiment import BASELINES, Adapted, Experiment
+from .experiment import BASELINES, OFFICIAL, Adapted, Experiment
 
 Report = Callable[[str], None]
+Chosen = Method | Official | str  # cells, a recipe, or a baseline's name
 Sets = tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any] | None]  # train, val, test
 
 
@@ -50,39 +55,29 @@ def carry_out(experiment: Experiment, running: Running, report: Report) -> Run:
     Raises: what `load_data`, `backbone`, `adapt` and `fit` raise; UnknownName for a method that is
     not listed.
     """
-    method = method_of(experiment.adapted)
-    objective = settings.objective(experiment.objective)
+    method = method_of(experiment)
+    recipe = recipe_of(method, experiment)
     if running.out is not None and running.out.exists():
         prepare(running.out, running.resume)  # a folder in use is refused before the work begins
     data = pictures_of(experiment, report)
-    if not isinstance(method, str):
-        method = for_budget(method, experiment, len(data.train), report)
+    method = for_budget(method, experiment, len(data.train), report)
     model = model_of(experiment.adapted, len(data.classes), experiment.training.seed)
-    inputs, trunk = input_config(model), trunk_fingerprint(model)
-    train, val, test = sets_of(experiment, data, inputs)
+    about = record_of(model, method, experiment, data)
+    sets = sets_of(experiment, data, input_config(model))
     model = with_method(model, method, experiment, data.classes)
-    about = {
-        "label": experiment.label, "command": experiment.command(),
-        "model": experiment.adapted.model, "trunk": trunk, "data": data.record,
-        "inputs": inputs.record(augment=experiment.pictures.augment),  # pyright: ignore
-        "method": method if isinstance(method, str) else method_to_dict(method),
-    }  # fmt: skip
     if running.out is not None:
         prepare(running.out, running.resume)
         experiments.save(experiment, running.out)
     report(
         f"Training {experiment.label} on {len(data.train):,} pictures of "
-        f"{inputs.size[0]} x {inputs.size[1]} px, {experiment.training.epochs} epochs."
+        f"{' x '.join(map(str, about['inputs']['size']))} px, {experiment.training.epochs} epochs."
     )
-    options = {name: getattr(running, name) for name in running.__dataclass_fields__}
-    options |= {name: getattr(experiment.recipe, name) for name in experiments.RECIPE}
-    with (tokens_once if experiment.adapted.frozen_once else pictures_each_step)(
-        model, (train, val, test), experiment, running
-    ) as (sets, once):
+    options = {name: getattr(running, name) for name in running.__dataclass_fields__} | recipe
+    sets_for = tokens_once if experiment.adapted.frozen_once else pictures_each_step
+    with sets_for(model, sets, experiment, running) as ((train, val, test), once):
         run = fit(
-            model, sets[0], sets[1], test=sets[2], training=experiment.training,
-            objective=objective, record=about, **options,
-        )  # fmt: skip
+            model, train, val, test=test, training=experiment.training, record=about, **options
+        )
     run = dataclasses.replace(run, record=with_seconds(run.record, once))
     if running.out is not None:
         write_json(running.out / RUN, run.record)
@@ -90,6 +85,38 @@ def carry_out(experiment: Experiment, running: Running, report: Report) -> Run:
             found = run.test
             save_mistakes(running.out, data.test.image, found.logits, found.labels, data.classes)
     return run
+
+
+def record_of(
+    model: nn.Module, method: Chosen, experiment: Experiment, data: Splits
+) -> dict[str, Any]:
+    """What run.json says beside what the training loop knows; the model as it was pretrained."""
+    cells = method.method if isinstance(method, Official) else method
+    return {
+        "label": experiment.label,
+        "command": experiment.command(),
+        "model": experiment.adapted.model,
+        "trunk": trunk_fingerprint(model),
+        "data": data.record,
+        "inputs": input_config(model).record(augment=experiment.pictures.augment),  # pyright: ignore
+        "method": cells if isinstance(cells, str) else method_to_dict(cells),
+    }
+
+
+def recipe_of(method: Chosen, experiment: Experiment) -> dict[str, Any]:
+    """Keywords of `fit`: the objective, and all that is not in `Training`."""
+    own = {name: getattr(experiment.recipe, name) for name in experiments.RECIPE}
+    if not isinstance(method, Official):
+        return own | {"objective": settings.objective(experiment.objective)}
+    if experiment.objective != "plain" or experiment.adapted.frozen_once:
+        raise ConfigError(
+            "method 'official'", got="--objective or --frozen-once with it",
+            want="neither: the recipe has its objective, and dropout in every block",
+            fix="Leave them out, or use --method mosa.",
+        )  # fmt: skip
+    published = method.settings
+    kept = {name: published[name] for name in ("weight_decay", "optimizer", "lr_factor")}
+    return own | kept | {"objective": partial(two_pass, **method.objective)}
 
 
 @contextmanager
@@ -168,11 +195,14 @@ def held(images: ImageSet, inputs: InputConfig) -> Dataset[Any]:
         return Prepared(images, eval_transform(inputs))
 
 
-def method_of(asked: Adapted) -> Method | str:
-    """The method's config, or the name of a baseline.
+def method_of(experiment: Experiment) -> Chosen:
+    """The method's config, the published recipe, or the name of a baseline.
 
     Raises: UnknownName, ConfigError.
     """
+    asked = experiment.adapted
+    if asked.method == OFFICIAL:
+        return settings.official(asked.settings, experiment.training)
     if asked.method in BASELINES:
         if asked.settings:
             raise ConfigError(
@@ -181,11 +211,11 @@ def method_of(asked: Adapted) -> Method | str:
             )  # fmt: skip
         return asked.method
     if asked.method not in keys():
-        raise UnknownName("method", asked.method, (*BASELINES, *keys()))
+        raise UnknownName("method", asked.method, (*BASELINES, OFFICIAL, *keys()))
     return settings.method(asked.method, asked.settings)
 
 
-def for_budget(found: Method, experiment: Experiment, images: int, report: Report) -> Method:
+def for_budget(found: Chosen, experiment: Experiment, images: int, report: Report) -> Chosen:
     """What the method itself would choose for so many images and epochs, where nothing was said.
 
     A config class may offer `for_budget(images, epochs, **settings)`; it is asked unless `active`
@@ -206,12 +236,17 @@ def for_budget(found: Method, experiment: Experiment, images: int, report: Repor
 
 
 def with_method(
-    model: nn.Module, method: Method | str, experiment: Experiment, classes: tuple[str, ...]
+    model: nn.Module, method: Chosen, experiment: Experiment, classes: tuple[str, ...]
 ) -> nn.Module:
     """The model with the method's cells, or with what a baseline trains."""
     asked = experiment.adapted
     if isinstance(method, str):
         return _baseline(model, method, asked)
+    if isinstance(method, Official):
+        set_dropout(model, method.dropout)
+        generator = torch.Generator().manual_seed(experiment.training.seed)
+        reset_head(_linear_head(model), generator=generator)
+        method = method.method
     count = asked.last_blocks
     if count is not None and count < 1:
         raise ConfigError("--last-blocks", got=count, want="at least 1", fix="Try 6.")
@@ -238,3 +273,13 @@ def _baseline(model: nn.Module, name: str, asked: Adapted) -> nn.Module:
     model.requires_grad_(False)
     learns.requires_grad_(True)
     return model
+
+
+def _linear_head(model: nn.Module) -> nn.Linear:
+    head = head_of(model)
+    if not isinstance(head, nn.Linear):
+        raise ConfigError(
+            f"head of {type(model).__name__}", got=type(head).__name__,
+            want="a linear classifier, whose start the recipe sets", fix="Use a ViT of timm.",
+        )  # fmt: skip
+    return head

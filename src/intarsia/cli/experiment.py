@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, ConfigError
+from ..data import sets
 from ..train import Recipe, Training
 from ..train.checkpoint import write_json
 
 FILE = "experiment.json"
 RECIPE = ("select", "mixup", "cutmix", "smoothing", "clip")  # of the Recipe, what JSON can hold
 BASELINES = ("linear", "full")  # a trained head on the frozen trunk; everything trained
+OFFICIAL = "official"  # MoSA's published recipe: method, objective, optimiser and schedule
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Experiment:
     @property
     def label(self) -> str:
         """The method in a table."""
-        names = {"linear": "linear probe", "full": "full fine-tuning"}
+        names = {"linear": "linear probe", "full": "full fine-tuning", OFFICIAL: "mosa, official"}
         method = names.get(self.adapted.method, self.adapted.method)
         return method if self.objective == "plain" else f"{method}, {self.objective}"
 
@@ -173,3 +175,9 @@ def resumed(out: Path, asked: Mapping[str, Any]) -> Experiment:
                 fix="Leave the option out to go on, or start another run with another --out.",
             )  # fmt: skip
     return saved
+
+
+def located(data: str) -> str:
+    """A named set as it is, a path in full: a run folder then works from wherever it is read."""
+    path = Path(data).expanduser()
+    return str(path.resolve()) if data not in sets.names() and path.exists() else data

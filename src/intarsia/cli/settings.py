@@ -16,7 +16,8 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from ..core import Card, Method
 from ..core.errors import ConfigError, UnknownName
 from ..core.registry import card, keys, method_key
-from ..train import OBJECTIVES, Objective
+from ..methods import Official
+from ..train import OBJECTIVES, Objective, Training
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 Tree = dict[str, Any]
@@ -49,6 +50,24 @@ def method(key: str, settings: Sequence[str], start: Method | None = None) -> Me
     if key not in keys():
         raise UnknownName("method", key, keys())
     return _build(card(key), pairs(settings), start, "")
+
+
+def official(settings: Sequence[str], training: Training) -> Official:
+    """MoSA's published recipe for the epochs, learning rate and batch size of a training.
+
+    A tenth of the epochs warms up, as in the paper, unless `warmup_epochs` is set.
+    Raises: as `method` does; ConfigError for a setting that has an option of its own.
+    """
+    given = pairs(settings)
+    own = {name: getattr(training, name) for name in ("lr", "epochs", "batch_size")}
+    for name in own.keys() & given.keys():
+        raise ConfigError(
+            f"--set {name}", got=f"{name}={given[name]}", want="it as an option",
+            fix=f"Use --{name.replace('_', '-')} {given[name]}.",
+        )  # fmt: skip
+    start = Official(**own, warmup_epochs=max(1, training.epochs // 10))
+    found = dataclasses.replace(card("mosa"), key="official", config=Official)
+    return _build(found, given, start, "")
 
 
 def _build(found: Card, given: Mapping[str, str], start: Any, above: str) -> Any:

@@ -78,7 +78,7 @@ def run_tour(tour: Tour, methods: Sequence[str], jobs: int, report: Report) -> l
     """
     torch.set_num_threads(1)
     start = Experiment(
-        Pictures(tour.data, images=tour.images, val=VAL, test=TEST),
+        Pictures(experiments.located(tour.data), images=tour.images, val=VAL, test=TEST),
         Adapted(
             tour.model, tour.size, last_blocks=BLOCKS, frozen_once=True, pretrained=tour.pretrained
         ),
@@ -87,7 +87,7 @@ def run_tour(tour: Tour, methods: Sequence[str], jobs: int, report: Report) -> l
             precision=_precision(tour, report),
         ),
     )  # fmt: skip
-    chosen = on_one_adapter(methods, SETTINGS, report)
+    chosen = on_one_adapter(start, methods, SETTINGS, report)
     contest = entries(start, methods, tour.seeds, chosen, tour.out)
     run_all(contest, options=["--threads", "1"], jobs=jobs, report=report)
     return contest

@@ -23,7 +23,11 @@ def fit(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
     method: Annotated[
-        str, typer.Option(help="From `intarsia list`; or linear (the head), or full (everything).")
+        str,
+        typer.Option(
+            help="From `intarsia list`; or linear (the head), full (everything), official (MoSA's "
+            "published recipe)."
+        ),
     ] = "mosa",
     seed: Annotated[int, typer.Option(help="Of weights, draws, order and split.")] = 0,
     out: Annotated[
@@ -44,9 +48,10 @@ def fit(
     from ..core.errors import ConfigError
     from ..train import Running
     from .execute import carry_out
-    from .experiment import Experiment, resumed
+    from .experiment import Experiment, located, resumed
 
-    values = experiment_values(given) | {"data": data, "method": method, "seed": seed}
+    values = experiment_values(given) | {"method": method, "seed": seed}
+    values["data"] = data if data is None else located(data)
     words = {"pretrained" if n == "untrained" else n for n in given_in_words(ctx)}
     if data is not None:
         out = out or Path("runs") / f"{Path(data).name}-{method}-{seed}"
