@@ -228,7 +228,7 @@ def find_sites(
 
     By default the method's roles decide. In convolutional nets "qkv", "projection" and "mlp_linear"
     all mean the pointwise layers, and in EfficientNet, which has no MLP, "mlp" means the block.
-    targets: module paths, ends of paths, or globs, in place of the roles.
+    targets: module paths, else ends of paths, else globs, in place of the roles.
     layers: numbers of blocks, over all stages; negative ones count from the last.
 
     Raises: TargetError if a role or target matches nothing or has no widths, or if a site lies
@@ -280,7 +280,8 @@ def _by_name(model: nn.Module, wanted: list[str], within: list[str] | None) -> l
         names = [n for n in names if any(n == b or _inside(n, b) for b in within)]
     hits: set[str] = set()
     for pattern in wanted:
-        matched = [n for n in names if n == pattern or n.endswith(f".{pattern}")]
+        matched = [n for n in names if n == pattern]
+        matched = matched or [n for n in names if n.endswith(f".{pattern}")]
         matched = matched or [n for n in names if fnmatchcase(n, pattern)]
         if not matched:
             raise _no_match(model, pattern)
