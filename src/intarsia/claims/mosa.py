@@ -90,6 +90,11 @@ def compare(
         f"MoSA minus the plain adapter where data is scarce: {mean:+.2f} points, 95 % interval "
         f"{mean - half:+.2f} ... {mean + half:+.2f} over {len(main)} pairs (set, seed)."
     )
+    if study.kept:
+        note += (
+            f"\n{study.kept} of {len(scores)} cells were kept from earlier runs, which the time "
+            f"above does not count; {study.ledger.name} deleted, all run again."
+        )
     return Result(mean - half, half, tuple(main), tuple(rows), note)
 
 

@@ -77,6 +77,7 @@ class Study:
         self.ledger = ledger or packages.cache_dir() / "claims" / "cells.jsonl"
         self.done = {r["cell"]: r for r in self._read()}
         self._held: tuple[Any, Any] | None = None
+        self.kept = 0  # cells that were read, not run
 
     def _read(self) -> Iterator[dict[str, Any]]:
         if self.ledger.exists():
@@ -97,7 +98,9 @@ class Study:
             "test": self.test,
         }  # fmt: skip
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-        if key not in self.done:
+        if key in self.done:
+            self.kept += 1
+        else:
             score = self._run(name, budget, arm, method, seed)
             row = {"cell": key, **inputs, "score": vars(score)}
             self.ledger.parent.mkdir(parents=True, exist_ok=True)

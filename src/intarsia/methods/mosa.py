@@ -37,6 +37,7 @@ class Mosa:
     split: "up" (the hierarchical strategy: the other side stays dense and shared), "down", "both".
     draw: "sample", each image its own k parts; "batch", one draw for all (the paper).
     scaling: "inverted" or "paper"; decay: "owned", "delta" or "official"; see SplitLinear.
+      "official" needs the optimiser `split_adamw`; under any other it is "owned".
     unit: what is dealt, see random_disjoint.
 
     Raises: ConfigError on a setting that cannot be.
