@@ -12,12 +12,13 @@ import pytest
 
 from intarsia import Bottleneck, Lora, Mosa
 from intarsia.claims import ledger
-from intarsia.cli import contest, tour
-from intarsia.cli.contest import Entry, by_method, on_one_adapter, run_all, running_options
-from intarsia.cli.experiment import Adapted, Experiment, Pictures
-from intarsia.cli.settings import method
+from intarsia.cli import tour
 from intarsia.core import Claim, Result
 from intarsia.core.errors import ConfigError, TrainingError
+from intarsia.experiments import contest
+from intarsia.experiments.contest import Entry, by_method, on_one_adapter, run_all, running_options
+from intarsia.experiments.experiment import Adapted, Experiment, Pictures
+from intarsia.experiments.settings import method
 from intarsia.train import Training
 
 from .conftest import QUICK, TINY, Intarsia, call, photos

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from intarsia.cli import execute, experiment
-from intarsia.cli.experiment import Experiment, Pictures
 from intarsia.core.errors import CheckpointError, ConfigError
+from intarsia.experiments import execute, experiment
+from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.train import Training
 from intarsia.train.learner import Learner
 

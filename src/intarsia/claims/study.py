@@ -70,10 +70,14 @@ class Study:
 
     Test images are 40 % of a set (at most `test`), drawn by a fixed seed; training images are drawn
     from the rest by the cell's seed, the same ones for every arm. Hyper-parameters are one for all.
+    part: "test", or "val" to score a quarter of the rest (at most `test`), which no cell trains on:
+    what chooses a default must not see the images that judge it.
     """
 
-    def __init__(self, *, base: Training, test: int = 1000, ledger: Path | None = None) -> None:
-        self.base, self.test = base, test
+    def __init__(
+        self, *, base: Training, test: int = 1000, part: str = "test", ledger: Path | None = None
+    ) -> None:
+        self.base, self.test, self.part = base, test, part
         self.ledger = ledger or packages.cache_dir() / "claims" / "cells.jsonl"
         self.done = {r["cell"]: r for r in self._read()}
         self._held: tuple[Any, Any] | None = None
@@ -95,7 +99,7 @@ class Study:
             "method": method_to_dict(method), "base": repr(self.base),
             "options": sorted(map(repr, arm.options(budget).items())),
             "epochs": arm.epochs, "version": arm.version, "size": SIZE, "block": BLOCK,
-            "test": self.test,
+            "test": self.test, "part": self.part,
         }  # fmt: skip
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         if key in self.done:
@@ -130,6 +134,11 @@ class Study:
         if self._held is None or self._held[0] != name:
             self._held = (name, prepare(name, self.test))
         tokens, labels, pool, test, classes = self._held[1]
+        if self.part == "val":
+            pool, test = train_test_split(
+                pool, test_size=0.25, stratify=labels[pool].numpy(), random_state=98
+            )
+            test = test[: self.test]
         few = pool
         if images < len(pool):
             few, _ = train_test_split(

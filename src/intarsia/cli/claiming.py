@@ -27,8 +27,8 @@ def claim(
 
     Example:  intarsia claim mosa
     """
+    from ..experiments.settings import value_of
     from .judging import chosen, judge, listed
-    from .settings import value_of
 
     if name is None and not every:
         _show_list(listed(), as_json)

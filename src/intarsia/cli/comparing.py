@@ -38,9 +38,9 @@ def compare(
 
     Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set mosa.active=2
     """
-    from .contest import by_method, entries, on_one_adapter, run_all, running_options
-    from .experiment import Experiment, located
-    from .settings import value_of
+    from ..experiments.contest import by_method, entries, on_one_adapter, run_all, running_options
+    from ..experiments.experiment import Experiment, located
+    from ..experiments.settings import value_of
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     numbers: tuple[int, ...] = value_of("--seeds", seeds, tuple[int, ...])

@@ -34,7 +34,7 @@ def demo(
 
     Example:  intarsia demo
     """
-    from .settings import value_of
+    from ..experiments.settings import value_of
     from .tour import Tour, fold_one, obtain, run_tour
 
     start = time.perf_counter()

@@ -17,6 +17,9 @@ from ..data import ImageSet, InputConfig, eval_transform, input_config, trunk_fi
 from ..data.decode import SUFFIXES, read_image
 from ..data.folders import check_same_classes
 from ..data.splits import read_data
+from ..experiments import experiment as experiments
+from ..experiments.execute import held, model_of, pictures_of, with_method
+from ..experiments.experiment import BASELINES, Experiment
 from ..hosts import load
 from ..report import read_run
 from ..report.gather import need
@@ -26,9 +29,6 @@ from ..train.folder import ADAPTER
 from ..train.objectives import logits_of
 from ..train.precision import autocast, cast_frozen, compute_dtype
 from ..train.resume import put_back
-from . import experiment as experiments
-from .execute import held, model_of, pictures_of, with_method
-from .experiment import BASELINES, Experiment
 
 Report = Callable[[str], None]
 PARTS = ("test", "val", "all", "train")  # the first that is there is scored

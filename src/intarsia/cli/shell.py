@@ -13,7 +13,9 @@ from rich.panel import Panel
 from rich.table import Table
 from typer.core import TyperGroup
 
-USER_ERROR, INTERRUPTED = 2, 130
+from ..experiments import INTERRUPTED
+
+USER_ERROR = 2
 PIPE = 200  # characters of a line where there is no terminal
 
 

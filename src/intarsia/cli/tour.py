@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from ..data import backbones, sets
+from ..experiments import experiment as experiments
+from ..experiments.contest import Entry, entries, on_one_adapter, run_all
+from ..experiments.experiment import Adapted, Experiment, Pictures
 from ..hosts import export_timm
 from ..train import Training
-from . import experiment as experiments
-from .contest import Entry, entries, on_one_adapter, run_all
-from .experiment import Adapted, Experiment, Pictures
 from .release import some_pictures, stock_of
 from .runs import open_run
 

@@ -46,9 +46,9 @@ def fit(
     Example:  intarsia fit elpv --size 70 --images 1000 --epochs 5 --lr 5e-3
     """
     from ..core.errors import ConfigError
+    from ..experiments.execute import carry_out
+    from ..experiments.experiment import Experiment, located, resumed
     from ..train import Running
-    from .execute import carry_out
-    from .experiment import Experiment, located, resumed
 
     values = experiment_values(given) | {"method": method, "seed": seed}
     values["data"] = data if data is None else located(data)

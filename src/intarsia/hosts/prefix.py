@@ -41,6 +41,7 @@ class Tail(nn.Module):
             model.norm, model.fc_norm, model.head_drop, model.head,
         )  # fmt: skip
         self.pool = model.pool
+        self.num_patches = model.patch_embed.num_patches  # tells how long the token sequence is
 
     def get_classifier(self) -> nn.Module:
         return self.head

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 
 from intarsia import Adamix, Bottleneck, Lora, Mosa
-from intarsia.cli.settings import method, objective, words
 from intarsia.core.errors import ConfigError, UnknownName
+from intarsia.experiments.settings import method, objective, words
 from intarsia.train import plain, two_pass
 
 

@@ -20,11 +20,10 @@ from ..core import Method
 from ..core.errors import ConfigError, TrainingError, UnknownName
 from ..report import numbers, read_run
 from ..train.folder import RUN
+from . import INTERRUPTED, settings
 from . import experiment as experiments
-from . import settings
 from .execute import method_of
 from .experiment import BASELINES, Experiment
-from .shell import INTERRUPTED
 
 Report = Callable[[str], None]
 

@@ -1,0 +1,113 @@
+"""Which k for which budget: the search behind `Mosa.for_budget`, on validation images only.
+
+    python benchmarks/mosa_k.py             # the table on the terminal
+    python benchmarks/mosa_k.py --write     # and into docs/benchmarks/mosa_k.md
+
+Every arm is one adapter, split into 4 parts or left whole, at the same steps. Differences are
+paired by set and seed. Cells are kept, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from intarsia.claims.ledger import machine, markdown
+from intarsia.claims.mosa import ADAPTER, BASE, SETS, plain
+from intarsia.claims.study import Arm, Budget, Score, Study, paired, threads
+from intarsia.methods import Mosa
+from intarsia.schedules import active_at, set_active
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "mosa_k.md"
+BUDGETS = {
+    Budget("few steps", images=1000, epochs=5): (0, 1, 2),
+    Budget("scarce", images=100, epochs=40): (0, 1, 2),
+    Budget("middle", images=500, epochs=20): (0, 1),
+    Budget("scarce, long", images=200, epochs=100): (0, 1),
+}
+
+
+def ramp(model: Any, step: int, steps: int) -> None:
+    """k from 1 to 4 in four equal shares of the steps."""
+    set_active(model, active_at(step, steps, first=1, last=4))
+
+
+ARMS = (
+    ADAPTER,
+    Arm("k = 1, per sample", lambda _: Mosa(over=plain())),
+    Arm("k = 2, per sample", lambda _: Mosa(over=plain(), active=2)),
+    Arm("k = 2, per batch", lambda _: Mosa(over=plain(), active=2, draw="batch")),
+    Arm("k from 1 to 4, per sample", lambda _: Mosa(over=plain()), version="ramp",
+        options=lambda _: {"schedule": ramp}),
+)  # fmt: skip
+
+
+def search(report: Callable[[str], None]) -> dict[tuple[Budget, str], list[Score]]:
+    """Scores by budget and arm, in the order of sets and seeds."""
+    study = Study(base=BASE, part="val", test=500)
+    found: dict[tuple[Budget, str], list[Score]] = {}
+    with threads(1):
+        for budget, seeds in BUDGETS.items():
+            for name in SETS:
+                for seed in seeds:
+                    for arm in ARMS:
+                        score = study.cell(name, budget, arm, seed)
+                        found.setdefault((budget, arm.name), []).append(score)
+                        report(
+                            f"{budget.name}, {name}, seed {seed}, {arm.name}: "
+                            f"{score.accuracy:.1f} %, loss {score.loss:.2f}, {score.cpu:.0f} s"
+                        )
+    return found
+
+
+def rows(found: Mapping[tuple[Budget, str], Sequence[Score]]) -> list[dict[str, str]]:
+    """A line for each budget and arm: what it gains over the whole adapter, and what it costs."""
+    lines: list[dict[str, str]] = []
+    for (budget, arm), scores in found.items():
+        whole = found[budget, ADAPTER.name]
+        line = {
+            "images x epochs": f"{budget.images} x {budget.epochs}",
+            "adapter": "left whole" if arm == ADAPTER.name else arm,
+            "pairs": str(len(scores)),
+            "accuracy": f"{statistics.mean(s.accuracy for s in scores):.1f}",
+        }
+        pairs = list(zip(scores, whole, strict=True))
+        gain, half = paired([s.accuracy - w.accuracy for s, w in pairs])
+        line["points gained"] = "" if arm == ADAPTER.name else f"{gain:+.1f} ± {half:.1f}"
+        loss = statistics.mean(s.loss - w.loss for s, w in pairs)
+        line["loss"] = "" if arm == ADAPTER.name else f"{loss:+.2f}"
+        line["CPU time"] = f"{statistics.median(s.cpu / w.cpu for s, w in pairs):.2f}x"
+        lines.append(line)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    asked = parser.parse_args()
+    report = partial(print, flush=True)
+    table = "\n".join(markdown(rows(search(report))))
+    print(table)
+    if asked.write:
+        today = datetime.now(UTC).strftime("%Y-%m-%d")
+        setting = replace(BASE, epochs=1)
+        PAGE.write_text(
+            "# Which k for which budget\n\n"
+            "Validation images only; ViT-S/14 at 56 px, adapters of 16 in the last six of twelve\n"
+            "blocks, N = 4 parts of the up-projection, inverted scaling, no second pass. Points\n"
+            "and loss are differences from the same adapter left whole, paired by set and seed,\n"
+            "with the half-width of a 95 % interval. Sets: Fashion-MNIST, ELPV, Tux Paint (at\n"
+            "most 429 images).\n\n"
+            f"`python benchmarks/mosa_k.py --write` on {today}; {machine()}; lr {setting.lr},\n"
+            f"batch {setting.batch_size}, {setting.precision}.\n\n{table}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
