@@ -56,6 +56,12 @@ def test_a_supplied_archive_is_unpacked_once(tmp_path: Path) -> None:
     assert obtain(package, cache=tmp_path) == folder
 
 
+def test_an_epoch_is_written_as_apt_does(tmp_path: Path) -> None:
+    package = _supply(tmp_path, WHEEL.replace("1.0", "1%3a1.0"), _wheel({"toy/a": b"x"}))
+    epoch = dataclasses.replace(package, version="1:1.0")
+    assert (obtain(epoch, cache=tmp_path, progress=lambda _: None) / "toy/a").is_file()
+
+
 def test_many_at_once_unpack_it_once(tmp_path: Path) -> None:
     package = _supply(tmp_path, WHEEL, _wheel({f"toy/{i}": b"x" * 999 for i in range(50)}))
     with ThreadPoolExecutor(8) as pool:

@@ -71,12 +71,18 @@ def test_an_unknown_set() -> None:
 def test_every_set_says_what_it_is() -> None:
     for name, spec in SETS.items():
         assert spec.about and spec.package.licence and len(spec.package.sha256) == 64, name
+    assert "SIMULATED" in SETS["textile"].about
 
 
 REAL = {
     "elpv": (2624, (300, 300), {"sound": 1508, "1/3 defective": 295, "defective": 715}),
     "elpv-type": (2624, (300, 300), {"mono": 1074, "poly": 1550}),
+    "emoji": (1906, (32, 32, 3), {"Activities": 85, "People & Body": 386}),
     "fashion-mnist": (70_000, (28, 28), {"Trouser": 7000, "Boot": 7000}),
+    "landsat": (6435, (3, 3, 3), {"red soil": 1533, "damp grey soil": 626}),
+    "mnist": (10_000, (28, 28), {"1": 1127, "5": 863}),
+    "openclipart": (2241, (224, 224, 3), {"recreation": 487, "containers": 16}),
+    "textile": (2000, (250, 250, 3), {"nominal": 1000, "local": 500, "global": 500}),
     "tuxpaint": (952, (224, 224, 3), {"symbols": 249, "military": 12}),
 }
 
@@ -88,7 +94,7 @@ def test_the_real_sets(name: str) -> None:
     n, shape, counts = REAL[name]
     assert len(images) == n and np.asarray(images.images).shape[1:] == shape
     assert counts.items() <= images.counts().items()
-    assert np.asarray(images.images[:100]).std() > 20  # pictures, not blanks
+    assert np.asarray(images.images[:100]).std() > 10  # pictures, not blanks
 
 
 @pytest.mark.network

@@ -120,6 +120,9 @@ def test_shared_pictures_are_announced(make_folder: Make) -> None:
     ("spec", "error", "says"),
     [
         ("fashion-mnits", UnknownName, "fashion-mnist"),
+        ("vtab-1k", UnknownName, "vtab-1k/TASK"),
+        ("vtab1k/dtd", UnknownName, "Did you mean vtab-1k"),
+        ("mini-photos/summer", DataError, "nothing there"),
         ("./nowhere/photos", DataError, "nothing there"),
         ("table.csv", DataError, "nothing there"),
     ],
@@ -130,3 +133,53 @@ def test_neither_name_nor_path(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=says):
         load_data(spec, seed=0)
+
+
+@given(
+    seed=st.integers(0, 5),
+    published=st.booleans(),
+    asked=st.sampled_from([{"fraction": 0.1}, {"fraction": 0.5}, {"shots": 1}, {"shots": 4}]),
+)
+def test_fewer_training_images_leave_the_other_parts_alone(
+    noise_set: Noise, seed: int, published: bool, asked: dict[str, float]
+) -> None:
+    parts = {"train" if published else "all": noise_set(90)}
+    parts |= {"val": noise_set(12, seed=1), "test": noise_set(9, seed=2)} if published else {}
+    full, few = make_splits(parts, seed=seed), make_splits(parts, seed=seed, **asked)  # pyright: ignore
+    assert _keys(few.train) < _keys(full.train)
+    assert few.val is not None and full.val is not None
+    assert few.val.digests == full.val.digests and few.test.digests == full.test.digests
+    per_class = set(few.train.counts().values())
+    if "shots" in asked:
+        assert per_class == {asked["shots"]}
+    else:
+        share = len(few.train) / len(full.train)
+        assert abs(share - asked["fraction"]) < 0.5 * 3 / len(full.train) + 1e-9
+    assert few.record["kept"] == asked and full.record["kept"] == {}
+
+
+def test_fewer_shots_where_there_are_not_enough(noise_set: Noise) -> None:
+    parts = {"train": noise_set(11), "test": noise_set(6, seed=1)}
+    with pytest.raises(ConfigError, match="fewer=True"):
+        make_splits(parts, seed=0, val=0, shots=4)
+    few = make_splits(parts, seed=0, val=0, shots=4, fewer=True)
+    assert list(few.train.counts().values()) == [4, 4, 3]
+    assert few.record["kept"] == {"shots": 4, "fewer": True}
+
+
+def test_one_way_to_ask_for_fewer(noise_set: Noise, make_folder: Make) -> None:
+    with pytest.raises(ConfigError, match="one of train, fraction and shots"):
+        make_splits({"all": noise_set(60)}, seed=0, train=9, fraction=0.5)
+    with pytest.raises(ConfigError, match="shots=1"):
+        load_data("nowhere at all", seed=0, train=9, shots=1)  # before anything is read
+    data = load_data(str(make_folder({"cat": 12, "dog": 12})), seed=0, shots=2)
+    assert data.train.counts() == {"cat": 2, "dog": 2} and data.record["kept"] == {"shots": 2}
+
+
+def test_classes_without_training_image(noise_set: Noise) -> None:
+    full = noise_set(30)
+    parts = {"train": full.select(range(0, 30, 3)), "val": full, "test": noise_set(9, seed=1)}
+    with pytest.raises(DataError, match="no picture of c1, c2"):
+        make_splits(parts, seed=0)
+    kept = make_splits(parts, seed=0, every_class=False)
+    assert kept.train.counts() == {"c0": 10, "c1": 0, "c2": 0} and len(kept.classes) == 3

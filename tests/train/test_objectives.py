@@ -18,14 +18,19 @@ from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError
 from intarsia.methods import Mosa
 from intarsia.routers import random_routers
+from intarsia.train import fit
 from intarsia.train.objectives import (
     Objective,
+    TargetLoss,
     blocks_of,
     kl,
     local_variance,
     logits_of,
     one_backward,
+    own_task,
     plain,
+    task_accuracy,
+    task_heads,
     two_pass,
 )
 
@@ -213,3 +218,98 @@ def test_deep_alignment_is_the_distance_of_the_first_half_of_the_blocks() -> Non
 def test_blocks_of_a_model_without_blocks_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no repeated block"):
         blocks_of(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+
+
+def _groups(classes: int, tasks: int, seed: int) -> list[list[int]]:
+    """Classes dealt to tasks in no order; every task has one."""
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [order[i::tasks] for i in range(tasks)]
+
+
+def _masked_naive(logits: Tensor, labels: Tensor, groups: list[list[int]]) -> Tensor:
+    """Row by row: everything outside the classes of the label's own task is -inf."""
+    rows = []
+    for row, label in zip(logits, labels.tolist(), strict=True):
+        (own,) = [g for g in groups if label in g]
+        keep = torch.tensor([c in own for c in range(len(row))])
+        rows.append(torch.where(keep, row, -torch.inf))
+    return torch.stack(rows)
+
+
+JOINT = (st.integers(1, 6), st.integers(2, 9), st.integers(1, 4), st.integers(0, 2**20))
+
+
+@given(*JOINT)
+def test_task_heads_are_minus_infinity_elsewhere(
+    rows: int, classes: int, tasks: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(classes, (rows,), generator=generator)
+    groups = _groups(classes, min(tasks, classes), seed)
+    model = nn.Linear(5, classes, dtype=torch.float64)
+    found = task_heads(model, x, TargetLoss(F.cross_entropy, y), groups=groups)
+    naive = F.cross_entropy(_masked_naive(model(x), y, groups), y)
+    torch.testing.assert_close(found.loss, naive, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(own_task(model(x), y, groups), _masked_naive(model(x), y, groups))
+    torch.testing.assert_close(found.logits, model(x))
+    for a, b in zip(
+        torch.autograd.grad(found.loss, list(model.parameters())),
+        torch.autograd.grad(naive, list(model.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+
+
+@given(*JOINT)
+def test_a_known_task_never_costs_accuracy(rows: int, classes: int, tasks: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, classes, generator=generator)
+    labels = torch.randint(classes, (rows,), generator=generator)
+    groups = _groups(classes, min(tasks, classes), seed)
+    accuracy = task_accuracy(logits, labels, groups)
+    naive = _masked_naive(logits, labels, groups).argmax(1) == labels
+    assert accuracy == naive.double().mean()
+    assert accuracy >= (logits.argmax(1) == labels).double().mean()
+    assert task_accuracy(logits, labels, [[c] for c in range(classes)]) == 1
+
+
+def test_task_heads_around_another_objective_and_smoothing() -> None:
+    model = mosa()
+    x, y = batch()[0], pictures(6).tensors[1]
+    groups = [[2, 0], [1]]
+    smooth = partial(F.cross_entropy, label_smoothing=0.3)
+    draw(model, 0, 1, 0, 1)
+    found = task_heads(
+        model, x, TargetLoss(smooth, y), groups=groups, over=partial(two_pass, reg=2.0)
+    )
+    whole = two_pass(model, x, TargetLoss(smooth, y), reg=2.0)
+    torch.testing.assert_close(found.parts["divergence"], whole.parts["divergence"])
+    by_hand = torch.zeros((), dtype=torch.float64)
+    for row, label in zip(found.logits, y.tolist(), strict=True):
+        (own,) = [g for g in groups if label in g]
+        by_hand = by_hand + smooth(row[own][None], torch.tensor([own.index(label)])) / 6
+    torch.testing.assert_close(found.parts["task"], by_hand)
+    assert found.loss.isfinite() and found.parts["task"] < whole.parts["task"]
+
+
+def test_task_heads_through_fit() -> None:
+    heads = partial(task_heads, groups=[[0, 2], [1]])
+    run = fit(host(method=Bottleneck(4, norm="none")), pictures(12), epochs=1, objective=heads)
+    assert run.record["objective"] == {"name": "task_heads", "groups": [[0, 2], [1]]}
+
+
+@pytest.mark.parametrize(
+    ("groups", "loss_of", "says"),
+    [
+        ([[0, 1]], TargetLoss(F.cross_entropy, torch.tensor([0, 1])), "each of the 3 classes once"),
+        ([[0, 1], [1, 2]], TargetLoss(F.cross_entropy, torch.tensor([0, 1])), "2 groups with 4"),
+        ([[0, 1], [2]], TargetLoss(F.cross_entropy, torch.eye(3)[:2]), "one label for each image"),
+        ([[0, 1], [2]], torch.sum, "one label for each image"),
+    ],
+)
+def test_task_heads_that_cannot_be(
+    groups: list[list[int]], loss_of: Callable[[Tensor], Tensor], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        task_heads(nn.Linear(4, 3), torch.zeros(2, 4), loss_of, groups=groups)

@@ -123,7 +123,8 @@ def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -
     """
 
     files = [p for p in images.images if isinstance(p, Path)] if _of_files(images) else []
-    memory = Remembered(files) if files else None
+    # pictures of joined sets may be paths in part
+    memory = Remembered(files) if files and len(files) == len(images) else None
 
     def decode(index: int) -> str | DataError:
         try:

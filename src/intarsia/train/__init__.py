@@ -11,7 +11,10 @@ from .objectives import Objective as Objective
 from .objectives import Outcome as Outcome
 from .objectives import local_variance as local_variance
 from .objectives import one_backward as one_backward
+from .objectives import own_task as own_task
 from .objectives import plain as plain
+from .objectives import task_accuracy as task_accuracy
+from .objectives import task_heads as task_heads
 from .objectives import two_pass as two_pass
 from .optimisers import adamw as adamw
 from .optimisers import cosine as cosine

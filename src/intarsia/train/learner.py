@@ -16,7 +16,7 @@ from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from ..core.errors import TrainingError
-from .objectives import LossOf, Objective, Outcome
+from .objectives import LossOf, Objective, Outcome, TargetLoss
 from .optimisers import LearningRate
 from .order import Batch, check_range
 from .precision import DTYPES, autocast, slow_attention, written_out
@@ -103,8 +103,8 @@ class Learner:
                 num_classes=self.classes,
             )  # fmt: skip
             x, soft = mix(x, y)
-            return x, partial(_of, SoftTargetCrossEntropy(), soft)
-        return x, partial(_of, partial(F.cross_entropy, label_smoothing=recipe.smoothing), y)
+            return x, TargetLoss(SoftTargetCrossEntropy(), soft)
+        return x, TargetLoss(partial(F.cross_entropy, label_smoothing=recipe.smoothing), y)
 
     def _update(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
@@ -142,7 +142,3 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
-
-
-def _of(loss: Callable[[Tensor, Tensor], Tensor], target: Tensor, logits: Tensor) -> Tensor:
-    return loss(logits, target)

@@ -7,9 +7,10 @@ R-Drop (arXiv:2106.14448) is `two_pass` with add=1 on any model that has dropout
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -22,6 +23,18 @@ from ..mixtures import SplitLinear
 from ..routers import passes, redraw
 
 LossOf = Callable[[Tensor], Tensor]
+Groups = Sequence[Sequence[int]]  # the classes of each task of a joint label space
+
+
+@dataclass(frozen=True)
+class TargetLoss:
+    """A `LossOf` that shows what it knows: labels (B,), or soft targets (B, classes)."""
+
+    criterion: Callable[[Tensor, Tensor], Tensor]  # (logits, target) -> mean over the batch
+    target: Tensor
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        return self.criterion(logits, self.target)
 
 
 @dataclass(frozen=True)
@@ -128,6 +141,72 @@ def local_variance(model: nn.Module, x: Tensor, loss_of: LossOf, *, weight: floa
         [layer.variance(z.to(layer.weight.dtype), scale).mean() for layer, scale, z in seen]
     ).sum()
     return Outcome(task + weight * spread, logits, {"task": task, "variance": spread})
+
+
+def task_heads(
+    model: nn.Module, x: Tensor, loss_of: LossOf, *, groups: Groups, over: Objective = plain
+) -> Outcome:
+    """`over` with a head for each task: an image's loss sees the classes of its own task only.
+
+    As if the other logits were -inf, and with label smoothing over a task's own classes. groups:
+    the classes of each task, in any order, every class once (`suites.groups(classes).values()`).
+    Terms that compare two passes still see all logits.
+    Raises: ConfigError for groups that are no partition of the classes, and for soft targets: a
+    mixed image has no one task.
+    """
+    if not isinstance(loss_of, TargetLoss) or loss_of.target.ndim != 1:
+        raise ConfigError(
+            "objective 'task_heads'", got="a loss without one label for each image",
+            want="labels (B,)", fix="Leave out mixup and cutmix.",
+        )  # fmt: skip
+    return over(model, x, partial(_by_task, loss_of, groups))
+
+
+def _by_task(loss_of: TargetLoss, groups: Groups, logits: Tensor) -> Tensor:
+    """Mean loss of logits (B, C), each task's images by their own columns."""
+    task, place = _tasks(groups, logits)
+    of_image = task[loss_of.target]
+    total = logits.new_zeros(())
+    for number, classes in enumerate(groups):
+        rows = (of_image == number).nonzero().flatten()
+        if len(rows):
+            own = logits[rows][:, list(classes)]
+            loss = loss_of.criterion(own, place[loss_of.target[rows]])
+            total = total + loss * (len(rows) / len(logits))
+    return total
+
+
+def own_task(logits: Tensor, labels: Tensor, groups: Groups) -> Tensor:
+    """Logits with -inf where a class is not of the task of the image's label.  (n, C) -> (n, C).
+
+    Raises: ConfigError for groups that are no partition of the classes.
+    """
+    task, _ = _tasks(groups, logits)
+    return logits.masked_fill(task[labels][:, None] != task, -torch.inf)
+
+
+def task_accuracy(logits: Tensor, labels: Tensor, groups: Groups) -> float:
+    """Share of images that are right when their task is known.  (n, C), (n,) -> 0 to 1.
+
+    At least the accuracy over all classes.
+    """
+    return float((own_task(logits, labels, groups).argmax(-1) == labels).double().mean())
+
+
+def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each class its task, and its place among the classes of that task.  (C,), (C,)."""
+    order = [c for classes in groups for c in classes]
+    if sorted(order) != list(range(logits.shape[-1])):
+        raise ConfigError(
+            "groups of classes", got=f"{len(groups)} groups with {len(order)} classes",
+            want=f"each of the {logits.shape[-1]} classes once",
+            fix="Take them from suites.groups(classes).",
+        )  # fmt: skip
+    task, place = torch.empty(2, len(order), dtype=torch.int64).unbind()
+    for number, classes in enumerate(groups):
+        task[list(classes)] = number
+        place[list(classes)] = torch.arange(len(classes))
+    return task.to(logits.device), place.to(logits.device)
 
 
 def deep_alignment(hidden: list[Tensor]) -> Tensor:

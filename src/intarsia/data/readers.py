@@ -1,0 +1,160 @@
+"""How each named set is read: the unpacked folder of its package -> images, labels, class names."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from intarsia.data.decode import MAX_PIXELS, read_image, to_rgb
+from intarsia.data.decoded import Decoded
+
+DIGITS = [str(digit) for digit in range(10)]
+VAGUE = frozenset(  # folders of clip art that name no one thing
+    {"buttons", "computer", "logos", "shapes", "signs_and_symbols", "special", "unsorted"}
+)
+
+
+def fashion_mnist(folder: Path) -> Decoded:
+    """28 px grey shop pictures; the first 60,000 are the publisher's train part."""
+    root = folder / "usr/share/datasets/fashion-mnist"
+    images, labels = [], []
+    for part in ("train", "t10k"):  # idx format: 16 and 8 bytes of header
+        pixels = gzip.decompress((root / f"{part}-images-idx3-ubyte.gz").read_bytes())
+        images.append(np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 28, 28))
+        ids = gzip.decompress((root / f"{part}-labels-idx1-ubyte.gz").read_bytes())
+        labels += list(ids[8:])
+    classes = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker"]
+    classes += ["Bag", "Boot"]
+    return np.concatenate(images), labels, classes
+
+
+def mnist(folder: Path) -> Decoded:
+    """28 px grey digits; the package stores them as fractions of 255 with a few decimals."""
+    images, labels = [], []
+    for digit, name in enumerate(DIGITS):
+        text = (folder / f"package/src/digits/{name}.json").read_text(encoding="utf-8")
+        shades = np.asarray(json.loads(text)["data"], dtype=np.float64).reshape(-1, 28, 28)
+        images.append((shades * 255).round().astype(np.uint8))
+        labels += [digit] * len(shades)
+    return np.concatenate(images), labels, DIGITS
+
+
+def elpv(folder: Path) -> Decoded:
+    """300 px grey photographs of solar cells by level of defect."""
+    images, defect, _ = _elpv_rows(folder)
+    levels = ["sound", "1/3 defective", "2/3 defective", "defective"]
+    return images, [round(p * 3) for p in defect], levels
+
+
+def elpv_type(folder: Path) -> Decoded:
+    """The same photographs by the cell's crystal."""
+    images, _, kind = _elpv_rows(folder)
+    classes = ["mono", "poly"]
+    return images, [classes.index(k) for k in kind], classes
+
+
+def _elpv_rows(folder: Path) -> tuple[np.ndarray, list[float], list[str]]:
+    root = folder / "elpv_dataset/data"
+    with (root / "labels.csv").open(newline="") as file:
+        rows = [r for r in csv.reader(file, delimiter=" ", skipinitialspace=True) if r]
+    images = np.stack([np.asarray(read_image(root / row[0]).convert("L")) for row in rows])
+    return images, [float(row[1]) for row in rows], [row[2] for row in rows]
+
+
+def tuxpaint(folder: Path, size: int = 224, fewest: int = 12) -> Decoded:
+    """Stamps on a white square of `size` px; folders of fewer than `fewest` are left out."""
+    root = folder / "usr/share/tuxpaint/stamps"
+    files = sorted(root.rglob("*.png"))
+    topic = [file.relative_to(root).parts[0] for file in files]
+    classes = sorted(name for name in set(topic) if topic.count(name) >= fewest)
+    kept = [(f, t) for f, t in zip(files, topic, strict=True) if t in classes]
+    square = (size, size)
+    fit = [
+        np.asarray(ImageOps.pad(read_image(f), square, Image.Resampling.LANCZOS, "white"))
+        for f, _ in kept
+    ]
+    return np.stack(fit), [classes.index(t) for _, t in kept], classes
+
+
+def openclipart(folder: Path, size: int = 224) -> Decoded:
+    """Drawings on a white square of `size` px; vague folders and pictures over 89 Mpx left out."""
+    root = folder / "usr/share/openclipart/png"
+    images, topics = [], []
+    for file in sorted(root.rglob("*.png")):
+        topic = file.relative_to(root).parts[0]
+        if topic not in VAGUE and (image := _drawing(file, size)) is not None:
+            images.append(image)
+            topics.append(topic)
+    classes = sorted(set(topics))
+    return np.stack(images), [classes.index(t) for t in topics], classes
+
+
+def _drawing(file: Path, size: int) -> np.ndarray | None:
+    """A PNG of any size as (size, size, 3), shrunk before it is laid on white; None over 89 Mpx."""
+    width, height = _png_size(file)  # Pillow warns about a large picture as soon as it is opened
+    if width * height > MAX_PIXELS:
+        return None
+    square, way = (size, size), Image.Resampling.LANCZOS
+    with Image.open(file) as image:
+        layer = image.convert("RGBA")
+    layer = layer.reduce(max(1, max(layer.size) // (3 * size)))  # a box first: six times as fast
+    fit = to_rgb(ImageOps.contain(layer, square, way))
+    return np.asarray(ImageOps.pad(fit, square, way, "white"))
+
+
+def _png_size(file: Path) -> tuple[int, int]:
+    with file.open("rb") as data:
+        head = data.read(24)
+    return int.from_bytes(head[16:20]), int.from_bytes(head[20:24])
+
+
+def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
+    """32 px emoji on white by category; categories of fewer than `fewest` are left out."""
+    root = folder / "package"
+    rows = json.loads((root / "emoji.json").read_text(encoding="utf-8"))
+    rows = [row for row in rows if row[f"has_img_{vendor}"]]
+    topic = [row["category"] for row in rows]
+    classes = sorted(name for name in set(topic) if topic.count(name) >= fewest)
+    rows = [row for row in rows if row["category"] in classes]
+    with Image.open(root / f"img/{vendor}/sheets/32.png") as image:
+        sheet = image.convert("RGBA")
+    images = []
+    for row in rows:  # every picture has 1 px of margin on the sheet
+        left, top = row["sheet_x"] * 34 + 1, row["sheet_y"] * 34 + 1
+        images.append(np.asarray(to_rgb(sheet.crop((left, top, left + 32, top + 32)))))
+    return np.stack(images), [classes.index(row["category"]) for row in rows], classes
+
+
+def landsat(folder: Path) -> Decoded:
+    """Patches of 3x3 px in false colour: red, green, blue = near infrared, red, green light.
+
+    The four bands' values (27 to 157 of 255) are left as published; the first infrared band is
+    dropped.
+    """
+    file = folder / "usr/lib/R/site-library/mlbench/data/Satellite.rda"
+    raw = lzma.decompress(file.read_bytes())
+    # XDR data frame: 36 float64 columns, then the class from 1 on; each after its type and length
+    start = raw.index(b"Satellite") + len(b"Satellite") + 8
+    n = int.from_bytes(raw[start + 4 : start + 8])
+    column = np.dtype([("head", ">i4", 2), ("value", ">f8", n)])
+    bands = np.frombuffer(raw, column, 36, start)["value"]
+    labels = np.frombuffer(raw, ">i4", n, start + 36 * column.itemsize + 8) - 1
+    patches = bands.T.reshape(n, 3, 3, 4)[..., [3, 1, 0]].astype(np.uint8)
+    classes = ["red soil", "cotton crop", "grey soil", "damp grey soil", "vegetation stubble"]
+    classes += ["very damp grey soil"]
+    return np.ascontiguousarray(patches), labels.tolist(), classes
+
+
+def textile(folder: Path) -> Decoded:
+    """250 px woven textures, simulated by their publisher: sound, locally or globally defective."""
+    root = folder / "conformal_clip_data/data/textile_images/simulated"
+    classes = ["nominal", "local", "global"]
+    files = [(file, c) for c in classes for file in sorted((root / c).glob("*.jpg"))]
+    images = np.stack([np.asarray(read_image(file)) for file, _ in files])
+    return images, [classes.index(c) for _, c in files], classes

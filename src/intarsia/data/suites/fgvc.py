@@ -1,0 +1,115 @@
+"""FGVC: five fine-grained sets in the splits of VPT (arXiv:2203.12119), as JSON files.
+
+<suite's folder>/cub/{train,val,test}.json      {"001.Albatross/x.jpg": 1, ...}
+<suite's folder>/cub/train_0.1.json             the published tenth, where it is there
+<suite's folder>/cub/images/...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ..images import ImageSet
+from .lists import read_json, to_set
+from .task import Parts, Suite, Task
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """A set by the names its folder goes by, and the folder of pictures inside it."""
+
+    classes: int
+    counts: tuple[int, int, int]  # train, val, test
+    folders: tuple[str, ...]
+    images: str
+    about: str
+
+
+# the splits of VPT; train and val together are each publisher's training part
+_SETS = {
+    "cub": _Set(
+        200, (5394, 600, 5794), ("cub", "CUB", "CUB_200_2011", "FGVC-cub"), "images",
+        "CUB-200-2011: species of birds",
+    ),
+    "nabirds": _Set(
+        555, (21536, 2393, 24633), ("nabirds", "NABirds", "FGVC-nabirds"), "images",
+        "NABirds: species of birds of North America",
+    ),
+    "flowers": _Set(
+        102, (1020, 1020, 6149), ("flowers", "Flowers", "OxfordFlowers", "FGVC-flowers"), ".",
+        "Oxford Flowers: kinds of flowers",
+    ),
+    "dogs": _Set(
+        120, (10800, 1200, 8580), ("dogs", "Dogs", "StanfordDogs", "FGVC-dogs"), "Images",
+        "Stanford Dogs: breeds of dogs",
+    ),
+    "cars": _Set(
+        196, (7329, 815, 8041), ("cars", "Cars", "StanfordCars", "FGVC-cars"), ".",
+        "Stanford Cars: make, model and year",
+    ),
+}  # fmt: skip
+
+
+def read(name: str, root: Path) -> Parts:
+    """The three parts of a set below the suite's folder; class ids are counted from 0 in order.
+
+    Raises: DataError for a label file that is missing or damaged (see `read_json`), or an id in
+    val or test that train does not have.
+    """
+    folder = _folder(name, root)
+    train = read_json(folder / "train.json")
+    classes = _classes(train)
+    rows = {p: read_json(folder / f"{p}.json", ids=classes) for p in PARTS[1:]} | {"train": train}
+    pictures = folder / _SETS[name].images
+    return {p: to_set(name, rows[p], pictures, classes=classes, source="FGVC") for p in PARTS}
+
+
+def published(name: str, root: Path, fraction: float) -> ImageSet | None:
+    """The set in `train_<fraction>.json` (0.1 for 10 %); None when that file is not there."""
+    folder = _folder(name, root)
+    file = folder / f"train_{float(fraction)}.json"
+    if not file.is_file():
+        return None
+    classes = _classes(read_json(folder / "train.json"))
+    rows = read_json(file, ids=classes)
+    source = f"FGVC, {file.name}"
+    return to_set(name, rows, folder / _SETS[name].images, classes=classes, source=source)
+
+
+def _classes(rows: list[tuple[str, int]]) -> dict[int, int]:
+    """Class id -> label: the ids of NABirds are not contiguous."""
+    return {i: label for label, i in enumerate(sorted({i for _, i in rows}))}
+
+
+def _folder(name: str, root: Path) -> Path:
+    """The first of the names of a set that is a folder, else where it should be."""
+    places = [root / folder for folder in _SETS[name].folders]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def _task(name: str, found: _Set) -> Task:
+    needs = [f"{part}.json" for part in PARTS] + [found.images] * (found.images != ".")
+    return Task(
+        name=name,
+        group="fine-grained",
+        classes=found.classes,
+        counts=dict(zip(PARTS, found.counts, strict=True)),
+        read=partial(read, name),
+        needs=tuple("|".join(f"{folder}/{need}" for folder in found.folders) for need in needs),
+        about=found.about,
+    )
+
+
+SUITE = Suite(
+    name="fgvc",
+    about="fine-grained classification: CUB, NABirds, Oxford Flowers, Stanford Dogs and Cars",
+    tasks=tuple(_task(name, found) for name, found in _SETS.items()),
+    how="Get the pictures from each set's publisher, and from VPT (github.com/KMnP/vpt links to"
+    " both) the JSON splits, which lie beside them.",
+    groups=("fine-grained",),
+    published=published,
+)

@@ -1,0 +1,142 @@
+"""Label files of published splits: lines `path label`, or a JSON object {path: class id}."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...core.errors import DataError
+from ..images import ImageSet
+
+Row = tuple[str, int]  # path below the folder of the pictures, class id
+SHOWN = 10  # so many bad lines or missing pictures are listed in one error
+
+
+def read_lines(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
+    """Rows of a file of `relative/path label` lines; blank lines do not count.
+
+    ids: the class ids that may occur; None = any.
+    Raises: DataError listing the first bad lines: no label, a label that is not in `ids`, a path
+    that leaves the folder, a path that was there before; also for an empty or unreadable file.
+    """
+    lines = enumerate(_text(file).splitlines(), 1)
+    split = ((n, line, line.rsplit(None, 1)) for n, line in lines if line.strip())
+    rows = [(n, line, p[0].strip(), p[1]) if len(p) == 2 else (n, line, p[0], "")
+            for n, line, p in split]  # fmt: skip
+    return _checked(file, "line", "lines `relative/path label`", rows, ids)
+
+
+def read_json(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
+    """Rows of a JSON object {relative path: class id}, in its order.
+
+    ids: the class ids that may occur; None = any.
+    Raises: DataError as `read_lines` does, and for JSON that is damaged or something else.
+    """
+    form = "a JSON object {relative path: class id}"
+    try:
+        found = json.loads(_text(file), object_pairs_hook=_Pairs)
+    except json.JSONDecodeError as error:
+        raise _bad(file, str(error), form) from error
+    if not isinstance(found, _Pairs):
+        raise _bad(file, f"a JSON {type(found).__name__}", form)
+    rows = [(n, f"{k}: {json.dumps(v)}", k, v) for n, (k, v) in enumerate(found, 1)]
+    return _checked(file, "entry", form, rows, ids)
+
+
+def to_set(
+    name: str, rows: Iterable[Row], folder: Path, *, classes: dict[int, int], source: str
+) -> ImageSet:
+    """The set of rows below `folder`, its pictures as paths; classes: class id -> label."""
+    rows = list(rows)
+    labels = np.asarray([classes[i] for _, i in rows], dtype=np.int64)
+    names = tuple(str(i) for i in classes)
+    return ImageSet(name, [folder / path for path, _ in rows], labels, names, source=source)
+
+
+def check_present(images: ImageSet, *, spec: str, fix: str) -> None:
+    """Raise DataError naming the first pictures that are paths to no file."""
+    if not (len(images) and isinstance(images.images[0], Path)):
+        return
+    absent = [p for p in images.images if isinstance(p, Path) and not p.is_file()]
+    if absent:
+        shown = "".join(f"\n  {path}" for path in absent[:SHOWN])
+        more = f"\n  and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        raise DataError(
+            f"pictures of {spec}",
+            got=f"{len(absent)} of {len(images)} missing:{shown}{more}\n",
+            want="every picture of the list",
+            fix=fix,
+        )
+
+
+class _Pairs(list[tuple[str, object]]):
+    """A JSON object as its pairs, so that a key that occurs twice is seen."""
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        got = "nothing there" if not file.exists() else f"{type(error).__name__}: {error}"
+        raise _bad(file, got, "a readable text file") from error
+
+
+def _checked(
+    file: Path,
+    unit: str,
+    form: str,
+    rows: Sequence[tuple[int, str, str, object]],
+    ids: Container[int] | None,
+) -> list[Row]:
+    """The rows, once each of (number, text, path, label) has been looked at."""
+    if not rows:
+        raise _bad(file, f"no {unit}", form)
+    first: dict[str, int] = {}
+    good: list[Row] = []
+    faults: list[str] = []
+    for number, text, path, label in rows:
+        known = _id(label)
+        if leaves(path):
+            fault = "leaves the folder"
+        elif known is None:
+            fault = "no whole number as label"
+        elif ids is not None and known not in ids:
+            fault = f"label {known} is not one of the classes{_range(ids)}"
+        elif path in first:
+            fault = f"the path of {unit} {first[path]} again"
+        else:
+            first[path] = number
+            good.append((path, known))
+            continue
+        faults.append(f"\n  {unit} {number} {text.strip()[:80]!r}: {fault}")
+    if faults:
+        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        bad = f"{len(faults)} bad of {len(rows)}:{''.join(faults[:SHOWN])}{more}\n"
+        raise _bad(file, bad, f"{form}, every path inside the folder and once")
+    return good
+
+
+def leaves(path: str) -> bool:
+    """Whether a path that should be relative points out of the folder it starts in."""
+    normal = os.path.normpath(path)
+    return Path(path).is_absolute() or normal.split(os.sep)[0] == os.pardir
+
+
+def _id(label: object) -> int | None:
+    """A class id written as a whole number, or as its digits."""
+    if isinstance(label, str) and label.isascii() and label.isdecimal():
+        return int(label)
+    return label if isinstance(label, int) and not isinstance(label, bool) and label >= 0 else None
+
+
+def _range(ids: Container[int]) -> str:
+    return f" {ids.start} to {ids.stop - 1}" if isinstance(ids, range) else ""
+
+
+def _bad(file: Path, got: str, want: str) -> DataError:
+    fix = "Take the file from its publisher again, or correct it."
+    return DataError(f"label file {file}", got=got, want=want, fix=fix)

@@ -1,0 +1,94 @@
+"""Where a suite's pictures are, whether they are there, and whether they are what was published."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...core.errors import DataError
+from ..folders import check_same_classes
+from ..images import ImageSet
+from ..packages import cache_dir
+from .lists import check_present
+from .task import Parts, Suite, Task
+
+
+def home() -> Path:
+    """The folder with a folder for each suite: `$INTARSIA_DATA`, else `suites` in the cache."""
+    given = os.environ.get("INTARSIA_DATA")
+    return Path(given).expanduser() if given else cache_dir() / "suites"
+
+
+def root(suite: Suite) -> Path:
+    """The folder of a suite's pictures, there or not."""
+    return home() / suite.name
+
+
+def missing(task: Task, folder: Path) -> list[Path]:
+    """What `task` needs below `folder` and does not find; of alternatives the likeliest one."""
+    found: list[Path] = []
+    for need in task.needs:
+        either = need.split("|")
+        if not any(any(folder.glob(name)) for name in either):
+            begun = (name for name in either if (folder / name).parent.is_dir())
+            found.append(folder / next(begun, either[0]))
+    return found
+
+
+def read_task(suite: Suite, task: Task, folder: Path) -> dict[str, ImageSet]:
+    """The parts of a task below a suite's folder, nothing decoded, but all of it counted.
+
+    Raises: DataError for files that are missing, and for parts, classes or numbers of images other
+    than published; what the task's own reader raises.
+    """
+    _check_needs(suite, task, folder)
+    spec, fix = f"{suite.name}/{task.name}", _fix(suite, folder)
+    parts = dict(task.read(folder))
+    _check_counts(task, parts, spec, fix)
+    check_same_classes(parts)
+    classes = len(next(iter(parts.values())).classes)
+    if classes != task.classes:
+        raise DataError(f"classes of {spec}", got=classes, want=task.classes, fix=fix)
+    for part, images in parts.items():
+        check_present(images, spec=f"{spec}, {part}", fix=fix)
+    return parts
+
+
+def read_published(suite: Suite, task: Task, folder: Path, fraction: float) -> ImageSet | None:
+    """The training part that a suite publishes for a share; None where it has none.
+
+    Raises: DataError as `read_task` does.
+    """
+    if suite.published is None or task not in suite.tasks or missing(task, folder):
+        return None
+    found = suite.published(task.name, folder, fraction)
+    if found is not None:
+        spec = f"{suite.name}/{task.name}, {fraction} of train"
+        check_present(found, spec=spec, fix=_fix(suite, folder))
+    return found
+
+
+def _check_needs(suite: Suite, task: Task, folder: Path) -> None:
+    absent = missing(task, folder)
+    if absent:
+        raise DataError(
+            f"{suite.name}/{task.name}",
+            got="missing:" + "".join(f"\n  {path}" for path in absent) + "\n",
+            want="these files" if len(absent) > 1 else "this file",
+            fix=_fix(suite, folder),
+        )
+
+
+def _check_counts(task: Task, parts: Parts, spec: str, fix: str) -> None:
+    got = {part: len(images) for part, images in parts.items()}
+    if got != dict(task.counts):
+        raise DataError(f"images of {spec}", got=_shown(got), want=_shown(task.counts), fix=fix)
+
+
+def _shown(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{part} {n}" for part, n in counts.items())
+
+
+def _fix(suite: Suite, folder: Path) -> str:
+    return f"{suite.how} The suite's folder is {folder} (set INTARSIA_DATA to move it)."

@@ -1,0 +1,123 @@
+"""Joint tasks: every picture keeps its class, under the name of its task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intarsia.core.errors import ConfigError
+from intarsia.data import ImageSet, make_splits
+from intarsia.data.suites.joint import groups, joint, joint_task
+from intarsia.data.suites.task import Parts, Task
+
+PARTS = ("train", "val", "test")
+
+
+def _task(name: str, sizes: dict[str, int], classes: int, *, seed: int, lists: bool) -> Parts:
+    found = {}
+    for i, (part, n) in enumerate(sizes.items()):
+        rng = np.random.default_rng((seed, i))
+        pixels = rng.integers(0, 256, (n, 3 + seed % 3, 4), dtype=np.uint8)
+        labels = np.arange(n, dtype=np.int64) % classes
+        names = tuple(f"{name}{c}/x" for c in range(classes))  # a class name may hold a slash
+        found[part] = ImageSet(name, list(pixels) if lists else pixels, labels, names)
+    return found
+
+
+SIZES = st.fixed_dictionaries(
+    {"train": st.integers(2, 6), "test": st.integers(1, 4)}, optional={"val": st.integers(1, 4)}
+)
+TASKS = st.lists(st.tuples(SIZES, st.integers(2, 4), st.booleans()), min_size=2, max_size=4)
+
+
+def _pairs(images: ImageSet, prefix: str = "") -> list[tuple[bytes, str]]:
+    return [
+        (images.image(i).tobytes(), prefix + images.classes[images.labels[i]])
+        for i in range(len(images))
+    ]
+
+
+@given(made=TASKS)
+def test_every_picture_keeps_its_class(made: list[tuple[dict[str, int], int, bool]]) -> None:
+    tasks = {
+        f"t{i}": _task(f"t{i}", sizes, classes, seed=i, lists=lists)
+        for i, (sizes, classes, lists) in enumerate(made)
+    }
+    found = joint(tasks)
+    every = all("val" in parts for parts in tasks.values())
+    assert set(found) == ({"train", "val", "test"} if every else {"train", "test"})
+    for part, images in found.items():
+        sources = ("train", "val") if part == "train" and not every else (part,)
+        expected = [
+            pair
+            for name, parts in tasks.items()
+            for source in sources
+            if source in parts
+            for pair in _pairs(parts[source], f"{name}/")
+        ]
+        assert sorted(_pairs(images)) == sorted(expected)
+    classes = found["test"].classes
+    assert groups(classes) == {
+        name: [i for i, c in enumerate(classes) if c.startswith(f"{name}/")] for name in tasks
+    }
+    assert [i for own in groups(classes).values() for i in own] == list(range(len(classes)))
+
+
+@given(made=TASKS)
+def test_the_joint_table_counts_what_joint_gives(
+    made: list[tuple[dict[str, int], int, bool]],
+) -> None:
+    parts = {f"t{i}": _task(f"t{i}", s, c, seed=i, lists=x) for i, (s, c, x) in enumerate(made)}
+    tasks = [
+        Task(name, "g", len(p["test"].classes), {k: len(v) for k, v in p.items()},
+             lambda _, p=p: p, needs=(name,))
+        for name, p in parts.items()
+    ]  # fmt: skip
+    found = joint_task(tasks, "all", lambda task, root: task.read(root))
+    read = found.read(Path())
+    assert {part: len(images) for part, images in read.items()} == dict(found.counts)
+    assert {len(images.classes) for images in read.values()} == {found.classes}
+    assert found.needs == tuple(parts) and found.group == "joint"
+
+
+def test_pictures_stay_where_they_are_until_asked(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    labels = np.array([0, 1, 0, 1])
+    one = ImageSet("one", paths, labels, ("a", "b"))
+    two = ImageSet("two", np.zeros((4, 2, 2), np.uint8), labels, ("a", "b"))
+    found = joint({"one": {"train": one, "test": one}, "two": {"train": two, "test": two}})
+    assert [found["train"].images[i] for i in range(4)] == paths
+    with pytest.raises(IndexError):
+        found["train"].images[8]
+
+
+def test_paths_and_arrays_are_split_and_checked_together(
+    tmp_path: Path, draw: Callable[..., None]
+) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(8)]
+    draw(paths)
+    labels = np.arange(8) % 2
+    files = ImageSet("files", paths, labels, ("a", "b"))
+    noise = np.random.default_rng(0).integers(0, 256, (8, 4, 4), dtype=np.uint8)
+    arrays = ImageSet("arrays", noise, labels, ("a", "b"))
+    for order in (("f", "a"), ("a", "f")):
+        sets = {"f": {"train": files, "test": files}, "a": {"train": arrays, "test": arrays}}
+        splits = make_splits(dict(joint({name: sets[name] for name in order})), seed=0, val=0)
+        assert splits.record["shared_pictures"] == {"train and test": 16}
+        assert len(set(splits.train.digests)) == 16
+
+
+def test_joins_that_cannot_be() -> None:
+    good = _task("good", {"train": 4, "test": 2}, 2, seed=0, lists=False)
+    with pytest.raises(ConfigError, match="got 1 task, want two or more"):
+        joint({"good": good})
+    with pytest.raises(ConfigError, match="got b without train or test"):
+        joint({"a": good, "b": {"all": good["train"]}})
+    task = Task("good", "g", 2, {"train": 4, "test": 2}, lambda _: good)
+    with pytest.raises(ConfigError, match=r"good \+ good, want each once"):
+        joint_task([task, task], "good+good", lambda t, root: t.read(root))

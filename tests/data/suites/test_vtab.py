@@ -1,0 +1,184 @@
+"""VTAB-1k as label lists: the table, the layout, and everything that can be wrong with a copy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intarsia.core.errors import DataError, UnknownName
+from intarsia.data import load_data, suites
+from intarsia.data.suites import vtab
+
+Noah = Callable[..., Path]
+Table = Callable[..., None]
+SMALL = {"train": 8, "val": 4, "test": 6}
+NAMES = (
+    "cifar100 caltech101 dtd oxford_flowers102 oxford_iiit_pet svhn sun397 patch_camelyon eurosat"
+    " resisc45 diabetic_retinopathy clevr_count clevr_dist dmlab kitti dsprites_loc dsprites_ori"
+    " smallnorb_azi smallnorb_ele"
+)
+CLASSES = "100,102,47,102,37,10,397,2,10,45,5,8,6,6,4,16,16,18,9"
+
+
+@pytest.fixture
+def kitti(home: Path, noah: Noah, table: Table) -> Path:
+    """vtab-1k/kitti, 4 classes, as a copy of 8, 4 and 6 images."""
+    table("vtab-1k/kitti", counts=SMALL)
+    return noah(home / "vtab-1k/kitti", SMALL, classes=4)
+
+
+def test_the_table_is_the_published_one() -> None:
+    tasks = suites.suite("vtab-1k").tasks
+    assert [t.name for t in tasks] == NAMES.split()
+    assert [t.classes for t in tasks] == list(map(int, CLASSES.split(",")))
+    assert Counter(t.group for t in tasks) == {"natural": 7, "specialized": 4, "structured": 8}
+    assert {(t.counts["train"], t.counts["val"]) for t in tasks} == {(800, 200)}
+    assert suites.suite("vtab-1k").groups == ("natural", "specialized", "structured")
+
+
+@pytest.mark.parametrize(
+    ("task", "folder"),
+    [
+        ("cifar100", "cifar"),
+        ("cifar100", "cifar100"),
+        ("oxford_flowers102", "flowers102"),
+        ("oxford_iiit_pet", "pets"),
+        ("patch_camelyon", "camelyon"),
+        ("diabetic_retinopathy", "retinopathy"),
+        ("clevr_dist", "clevr_distance"),
+    ],
+)
+def test_lists_under_every_name(
+    home: Path, noah: Noah, table: Table, task: str, folder: str
+) -> None:
+    table(f"vtab-1k/{task}", counts=SMALL)
+    made = noah(home / "vtab-1k" / folder, SMALL, classes=2)
+    parts = suites.read(f"vtab-1k/{task}")
+    assert {part: len(images) for part, images in parts.items()} == SMALL
+    assert parts["val"].images[3] == made / "images/val200/000003.png"
+    assert parts["test"].labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert parts["train"].classes == tuple(
+        map(str, range(suites.find(f"vtab-1k/{task}")[1].classes))
+    )  # pyright: ignore
+
+
+def test_nothing_is_decoded_when_read(kitti: Path) -> None:
+    for file in kitti.rglob("*.png"):
+        file.write_bytes(b"not a picture")
+    parts = suites.read("vtab-1k/kitti")
+    assert all(isinstance(path, Path) for images in parts.values() for path in images.images)
+    with pytest.raises(DataError, match="8 of 8 pictures"):
+        load_data("vtab-1k/kitti", seed=0)
+
+
+def test_only_what_is_kept_is_decoded(home: Path, noah: Noah, table: Table) -> None:
+    counts = {"train": 8, "val": 4, "test": 16}
+    table("vtab-1k/kitti", counts=counts)
+    folder = noah(home / "vtab-1k/kitti", counts, classes=4)
+    kept = load_data("vtab-1k/kitti", seed=0, test=4).test.images
+    for path in {folder / f"images/test/{i:06}.png" for i in range(16)} - set(kept):
+        path.write_bytes(b"not a picture")
+    assert len(load_data("vtab-1k/kitti", seed=0, test=4).test) == 4
+    with pytest.raises(DataError, match="12 of 16 pictures"):
+        load_data("vtab-1k/kitti", seed=0)
+    skipped = load_data("vtab-1k/kitti", seed=0, on_error="skip")
+    assert len(skipped.test) == 4 and len(skipped.record["parts"]["test"]["skipped"]) == 12
+
+
+def test_published_parts_are_kept(kitti: Path) -> None:
+    one, two = (load_data("vtab-1k/kitti", seed=seed) for seed in (0, 1))
+    assert (len(one.train), len(one.val or ()), len(one.test)) == (8, 4, 6)
+    assert one.train.digests == two.train.digests and one.test.digests == two.test.digests
+    assert one.val is not None and one.val.images[0] == kitti / "images/val200/000000.png"
+    assert one.record["published_parts"] == ["test", "train", "val"]
+    assert one.record["spec"] == "vtab-1k/kitti"
+    assert one.record["parts"]["train"]["name"] == "kitti/train"
+    assert one.record["shared_pictures"] == {
+        "train and val": 0, "train and test": 0, "val and test": 0,
+    }  # fmt: skip
+
+
+def test_a_training_part_may_lack_classes(kitti: Path) -> None:
+    rows = [line.split()[0] for line in (kitti / "train800.txt").read_text().splitlines()]
+    (kitti / "train800.txt").write_text("".join(f"{row} {i % 2}\n" for i, row in enumerate(rows)))
+    data = load_data("vtab-1k/kitti", seed=0, fraction=0.5)
+    assert data.train.counts() == {"0": 2, "1": 2, "2": 0, "3": 0}
+    assert len(data.classes) == 4
+
+
+def test_pictures_in_two_parts_are_counted_and_announced(kitti: Path) -> None:
+    for i in range(2):
+        picture = (kitti / f"images/train800/00000{i}.png").read_bytes()
+        (kitti / f"images/test/00000{i}.png").write_bytes(picture)
+    lines: list[str] = []
+    data = load_data("vtab-1k/kitti", seed=0, progress=lines.append)
+    assert data.record["shared_pictures"]["train and test"] == 2
+    assert lines == ["intarsia: vtab-1k/kitti: train and test share 2 identical pictures"]
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_wrong_counts(kitti: Path, part: str) -> None:
+    file = kitti / vtab.LISTS[part]
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]))
+    with pytest.raises(DataError, match=f"{part} {SMALL[part] - 1}.*want .*{part} {SMALL[part]}"):
+        suites.read("vtab-1k/kitti")
+
+
+def test_the_real_table_refuses_a_small_copy(home: Path, noah: Noah) -> None:
+    noah(home / "vtab-1k/kitti", SMALL, classes=4)
+    with pytest.raises(DataError, match="got train 8, val 4, test 6, want train 800, val 200, tes"):
+        suites.read("vtab-1k/kitti")
+
+
+def test_wrong_number_of_classes(kitti: Path, table: Table) -> None:
+    table("vtab-1k/kitti", classes=5)
+    with pytest.raises(DataError, match="classes of vtab-1k/kitti: got 4, want 5"):
+        suites.read("vtab-1k/kitti")
+
+
+def test_what_is_missing_and_where_it_goes(kitti: Path, home: Path) -> None:
+    (kitti / "test.txt").unlink()
+    with pytest.raises(DataError, match="INTARSIA_DATA") as error:
+        suites.read("vtab-1k/kitti")
+    assert str(error.value.got).split() == ["missing:", str(kitti / "test.txt")]
+    assert str(home / "vtab-1k") in error.value.fix and "NOAH" in error.value.fix
+
+
+def test_a_copy_under_another_name_is_completed_there(kitti: Path) -> None:
+    begun = kitti.rename(kitti.with_name("kitti_dist"))
+    (begun / "val200.txt").unlink()
+    with pytest.raises(DataError) as error:
+        suites.read("vtab-1k/kitti")
+    assert str(error.value.got).split() == ["missing:", str(begun / "val200.txt")]
+
+
+def test_missing_pictures_are_named(kitti: Path) -> None:
+    gone = [kitti / f"images/test/00000{i}.png" for i in (2, 5)]
+    for file in gone:
+        file.unlink()
+    with pytest.raises(DataError, match="vtab-1k/kitti, test: got 2 of 6 missing") as error:
+        suites.read("vtab-1k/kitti")
+    assert all(str(file) in str(error.value) for file in gone)
+
+
+def test_labels_out_of_range(kitti: Path) -> None:
+    with (kitti / "val200.txt").open("a") as file:
+        file.write("images/val200/000000.png 4\n")
+    with pytest.raises(DataError, match="line 5 .*label 4 is not one of the classes 0 to 3"):
+        suites.read("vtab-1k/kitti")
+
+
+def test_an_unknown_task_is_guessed(home: Path) -> None:
+    with pytest.raises(UnknownName, match="Did you mean cifar100"):
+        load_data("vtab-1k/cifar10", seed=0)
+
+
+def test_few_shots_of_a_task(kitti: Path) -> None:
+    data = load_data("vtab-1k/kitti", seed=0, shots=1)
+    assert np.bincount(data.train.labels).tolist() == [1, 1, 1, 1]
+    assert len(data.val or ()) == 4 and len(data.test) == 6
+    assert data.record["kept"] == {"shots": 1}
