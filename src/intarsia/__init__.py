@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapters import Bottleneck as Bottleneck
     from .adapters import Lora as Lora
+    from .adapters import Ssf as Ssf
     from .core import Cell as Cell
     from .core import Partition as Partition
     from .core import Routing as Routing
@@ -44,6 +45,7 @@ _HOME = {
     "Partition": "core",
     "Routing": "core",
     "Site": "core",
+    "Ssf": "adapters",
     "Training": "train",
     "adapt": "hosts",
     "backbone": "data",

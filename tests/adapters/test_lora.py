@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from intarsia.adapters import Lora, LoraCell
 from intarsia.core import Site
-from intarsia.core.errors import ConfigError
+from intarsia.core.errors import ConfigError, TargetError
 
 
 def build(config: Lora, inputs: int = 6, outputs: int = 4, seed: int = 0) -> LoraCell:
@@ -99,3 +99,57 @@ def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> 
 def test_roles_may_come_as_a_list() -> None:
     assert Lora(roles=["qkv", "projection"]).roles == ("qkv", "projection")  # pyright: ignore
     assert Lora().position == "parallel"
+
+
+def fused(config: Lora, width: int = 6, seed: int = 0) -> LoraCell:
+    site = Site("b.attn.qkv", width, 3 * width)
+    cell = config.build(site, generator=torch.Generator().manual_seed(seed)).double()
+    torch.nn.init.normal_(cell.up.weight, generator=torch.Generator().manual_seed(seed + 1))
+    return cell
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.none() | st.floats(0.5, 8.0), st.integers(0, 99))
+def test_queries_and_values_of_a_fused_layer_are_two_loras(
+    rank: int, width: int, alpha: float | None, seed: int
+) -> None:
+    cell = fused(Lora(rank, alpha, roles=("qv",)), width, seed)
+    x = torch.randn(2, 3, width, dtype=torch.float64)
+    parts = []
+    for part in range(2):  # the naive twin: a LoRA beside a query layer, another beside a value one
+        alone = build(Lora(rank, alpha), width, width)
+        with torch.no_grad():
+            alone.down.weight.copy_(cell.down.weight[part * rank : (part + 1) * rank])
+            alone.up.weight.copy_(cell.up.weight[part * width : (part + 1) * width])
+        parts.append(alone)
+    query, value = parts
+    want = torch.cat([query(x), torch.zeros_like(x), value(x)], -1)
+    assert_close(cell(x), want)
+    assert_close(cell.delta(), torch.cat([query.delta(), torch.zeros(width, width), value.delta()]))
+    assert cell(x[0, 0]).shape == (3 * width,)
+    # and the same gradients
+    weight = torch.randn(2, 3, 3 * width, dtype=torch.float64)
+    (cell(x) * weight).sum().backward()
+    (want * weight).sum().backward()
+    assert_close(cell.down.weight.grad, torch.cat([p.down.weight.grad for p in parts]))
+    assert_close(cell.up.weight.grad, torch.cat([p.up.weight.grad for p in parts]))
+
+
+def test_queries_and_values_start_as_two_loras_do() -> None:
+    cell = Lora(4, roles=("qv",)).build(
+        Site("a.qkv", 64, 192), generator=torch.Generator().manual_seed(0)
+    )
+    assert not cell(torch.ones(1, 64)).any() and cell.zero_sides == {"up"}
+    # Kaiming's bound goes by the inputs, so that it is that of each LoRA alone
+    assert cell.down.weight.shape == (8, 64) and cell.down.weight.abs().max() <= 64**-0.5
+
+
+def test_only_a_fused_layer_is_taken_apart() -> None:
+    assert type(fused(Lora(2, roles=("qv",)))) is not LoraCell
+    site = Site("b.attn.q_proj", 6, 6)
+    assert type(Lora(2, roles=("qv",)).build(site, generator=torch.Generator())) is LoraCell
+    assert type(fused(Lora(2))) is LoraCell  # role "qkv": one change of the whole layer
+
+
+def test_a_fused_layer_without_three_equal_parts_is_refused() -> None:
+    with pytest.raises(TargetError, match="role 'qv'.*got 8 outputs"):
+        Lora(2, roles=("qv",)).build(Site("a.qkv", 4, 8), generator=torch.Generator())

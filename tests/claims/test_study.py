@@ -90,3 +90,13 @@ def test_paired_interval():
     assert mean == 2.0
     assert half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
     assert study.paired([1.0]) == (1.0, math.inf)
+
+
+def test_what_chooses_sees_neither_training_nor_test_images(small):
+    judging = study.Study(base=BASE, ledger=small)
+    choosing = study.Study(base=BASE, part="val", ledger=small)
+    train, test, _ = judging._data("set", 12, 0)
+    few, val, _ = choosing._data("set", 12, 0)
+    rows = [{tuple(x.flatten().tolist()) for x in s.tensors[0]} for s in (train, test, few, val)]
+    assert len(val) == 6 and not rows[3] & (rows[1] | rows[2])
+    assert judging.cell("set", TINY, arm(), 0) != choosing.cell("set", TINY, arm(), 0)

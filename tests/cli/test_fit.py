@@ -47,14 +47,58 @@ def test_json_says_the_results(intarsia: Intarsia, folder: Path, tmp_path: Path)
     assert said.json["folder"] == str(tmp_path / "r") and "accuracy" in said.json["test"]
 
 
-@pytest.mark.parametrize("method", ["linear", "full"])
-def test_baselines(intarsia: Intarsia, folder: Path, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("linear", ""),
+        ("full", ""),
+        ("bitfit", ""),
+        ("norms", ""),
+        ("last-k", "blocks=2"),
+        ("vpt-shallow", "dropout=0.1"),
+        ("vpt-deep", "prompts=3"),
+        ("peft-dora", "r=2"),
+        ("peft-vera", "roles=qkv,projection"),
+        ("peft-lntuning", ""),
+        ("ssf", "std=0.02"),
+    ],
+)
+def test_baselines_are_trained_and_opened_again(
+    intarsia: Intarsia, folder: Path, tmp_path: Path, method: str, setting: str
+) -> None:
     out = tmp_path / method
-    said = intarsia("fit", folder, *TINY, *QUICK, "--method", method, "--out", out)
+    words = ("--set", setting) if setting else ()
+    said = intarsia("fit", folder, *TINY, *QUICK, "--method", method, *words, "--out", out)
     assert said.code == 0, said.err
-    counts = json.loads((out / "run.json").read_text())["parameters"]
+    run = json.loads((out / "run.json").read_text())
+    counts, want = run["parameters"], run["results"]["test"]
     assert (counts["trained"] == counts["all"]) == (method == "full")
     assert (counts["trained_without_head"] == 0) == (method == "linear")
+    again = intarsia("evaluate", out, "--json")
+    assert again.code == 0, again.err
+    assert (again.json["accuracy"], again.json["loss"]) == (want["accuracy"], want["loss"])
+    assert intarsia("predict", out, folder / "dark" / "0.png", "--json").code == 0
+    if method == "vpt-deep":
+        assert run["record"]["method"] == {"method": "vpt-deep", "prompts": 3}
+        assert "--method vpt-deep --set prompts=3" in run["record"]["command"]
+
+
+def test_half_precision_and_recomputation_of_prompts(
+    intarsia: Intarsia, folder: Path, tmp_path: Path
+) -> None:
+    words = ("fit", folder, *TINY, *QUICK, "--method", "vpt-deep", "--out", tmp_path / "r")
+    said = intarsia(*words, "--precision", "bf16", "--recompute")
+    assert said.code == 0, said.err
+    want = json.loads((tmp_path / "r" / "run.json").read_text())["results"]["test"]
+    assert intarsia("evaluate", tmp_path / "r", "--json").json["loss"] == want["loss"]
+
+
+def test_a_damaged_run_of_pefts_own(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    assert intarsia("fit", folder, *TINY, *QUICK, "--method", "peft-lora", "--out", out).code == 0
+    (out / "adapter" / "adapter_model.safetensors").write_bytes(b"no weights")
+    said = intarsia("evaluate", out)
+    assert said.code == 2 and "no readable safetensors file" in said.words
 
 
 def test_the_published_recipe(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
@@ -234,6 +278,14 @@ def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) 
         ("--set active=0", "1 ... 4"),
         ("--method linear --set experts=2", "it has no settings"),
         ("--method linear --last-blocks 2", "it adds no cells"),
+        ("--method peft-lora --last-blocks 2", "--set last_blocks"),
+        ("--method peft-dora --set rank=8", "unknown setting of 'peft-dora'"),
+        ("--method peft-dora --set r=much", "a whole number"),
+        ("--method peft-dora --set r=0", "settings of PEFT's LORA"),
+        ("--method vpt-deep --set prompt=8", "Did you mean prompts"),
+        ("--method vpt-deep --model test_efficientnet", "a timm VisionTransformer"),
+        ("--method last-k --set blocks=9", "want 1 ... 6"),
+        ("--method bitfti", "Did you mean bitfit"),
         ("--method official --set lr=1", "Use --lr 1"),
         ("--method official --set warmup=1", "Did you mean warmup_epochs"),
         ("--method official --objective two_pass", "the recipe has its objective"),

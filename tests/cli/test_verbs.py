@@ -129,6 +129,24 @@ def test_list_filters(intarsia: Intarsia) -> None:
     assert "mosa" in said.out and "lora" not in said.out
 
 
+def test_baselines_are_listed_and_shown(intarsia: Intarsia) -> None:
+    found = {card["name"]: card for card in intarsia("list", "--kind", "baseline", "--json").json}
+    assert {"linear", "full", "bitfit", "last-k", "vpt-deep", "peft-dora"} <= found.keys()
+    assert all(
+        {"name", "kind", "paper", "tags", "summary"} <= card.keys() for card in found.values()
+    )
+    assert found["vpt-deep"]["paper"]["url"].endswith("2203.12119")
+    assert "mosa" not in found
+    assert found.keys() < {card["name"] for card in intarsia("list", "--json").json}
+    out = intarsia("show", "peft-dora").out
+    assert "use_dora" in out and "arxiv.org/abs/2402.09353" in out
+    example = re.search(r"intarsia fit (.*)", out)
+    assert example and "--method peft-dora --set r=8" in example[1]
+    assert intarsia("show", "linear").code == 0
+    assert "Did you mean vpt-deep" in intarsia("show", "vpt-dep").words
+    assert "Did you mean prompts" in intarsia("list", "--family", "prompt").words
+
+
 def test_show_tells_paper_settings_tags_and_an_example(intarsia: Intarsia) -> None:
     out = intarsia("show", "mosa").out
     for text in ("arxiv.org/abs/2312.02923", "experts", "int", "4", "stochastic", "two forwards"):

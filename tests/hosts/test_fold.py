@@ -19,7 +19,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from intarsia.adapters import Bottleneck, BottleneckCell, Lora
+from intarsia.adapters import Bottleneck, BottleneckCell, Lora, Ssf
 from intarsia.core import Cell, Method, Site
 from intarsia.core.errors import ConfigError, FoldError, UnknownName
 from intarsia.hosts import adapt
@@ -73,7 +73,10 @@ METHODS: dict[str, Method] = {
     "scale per channel": Bottleneck(6, activation="gelu", scale="channel", init="houlsby"),
     "dropout": Bottleneck(6, activation="gelu", dropout=0.5, weight_dropout=0.5),
     "lora": Lora(2, alpha=5.0, roles=("qkv", "projection", "mlp_linear")),
+    "lora on queries and values": Lora(2, alpha=5.0, roles=("qv", "projection")),
+    "ssf": Ssf(std=0.02),
     "mosl": Mosl(2),
+    "mosl on queries and values": Mosa(Lora(2, roles=("qv",)), split="both"),
     "adamix": Adamix(GELU),
     "official": Mosa(GELU, split="both", scaling="paper", decay="official", draw="batch"),
     **{
@@ -147,6 +150,41 @@ def test_every_host_folds(host: Host, method: Method, dtype: torch.dtype, bound:
     widened = isinstance(method, Mosa) and isinstance(method.over, Bottleneck)
     units = {p: m.hidden - mlps(fresh)[p].hidden for p, m in mlps(stock).items()}
     assert set(units.values()) == {6 if widened else 0}
+
+
+@pytest.mark.parametrize("host", [h for h in HOSTS if h != "swin"])
+def test_a_scale_and_a_shift_become_the_layers_weights(host: str) -> None:
+    stock = assert_folds(adapted(HOSTS[host], Ssf()), torch.float64, 1e-11)
+    assert stock.state_dict().keys() == HOSTS[host]().state_dict().keys()
+
+
+def test_a_bias_that_is_not_there_is_needed_for_a_shift_only() -> None:
+    model = adapted(HOSTS["swin"], Ssf())
+    with pytest.raises(FoldError, match=r"layers\.1\.downsample\.reduction.*without a bias"):
+        fold(model, report=quiet)
+    with torch.no_grad():
+        model.get_submodule("base_model.model.layers.1.downsample.reduction").get_parameter(
+            "intarsia_cells.default.shift"
+        ).zero_()
+    assert fold(model, report=quiet)
+
+
+def test_a_scale_of_more_than_one_layer_is_no_weight() -> None:
+    model = moved(adapt(vit(), Ssf(), targets=["mlp"]))
+    with pytest.raises(FoldError, match="a scale behind Mlp"):
+        fold(model, report=quiet)
+    convolution = timm.layers.StdConv2d(3, 4, 2, bias=True)  # its weights' scale does not count
+    cell = moved(Ssf().build(Site("c", 3, 4, "sequential"), generator=torch.Generator()))
+    with pytest.raises(FoldError, match="outputs that differ"):
+        fold_cell(exact(convolution), cell, "c", "sequential", "first")
+
+
+def test_a_scale_that_reads_another_adapters_layer_is_not_folded_apart() -> None:
+    model = adapt(vit(), Lora(2), name="lora", head=None)
+    adapt(model, Ssf(), name="ssf", head=None)
+    model.base_model.set_adapter(["lora", "ssf"])
+    with pytest.raises(FoldError, match="outputs that differ"):
+        fold(moved(model), report=quiet)
 
 
 @pytest.mark.parametrize(

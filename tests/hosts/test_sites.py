@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
-from intarsia.adapters import Bottleneck, Lora
+from intarsia.adapters import Bottleneck, Lora, Ssf
+from intarsia.core import Method
 from intarsia.core.errors import TargetError
 from intarsia.hosts import adapt
 from intarsia.hosts.sites import blocks, find_sites, site_at
@@ -18,6 +20,8 @@ Make = Callable[[str], nn.Module]
 MLP, PFEIFFER = Bottleneck(4), Bottleneck(4, "pfeiffer")
 HOULSBY, BLOCK = Bottleneck(4, "houlsby"), Bottleneck(4, "adapter+")
 QKV, LINEAR = Lora(2), Lora(2, roles=("projection", "mlp_linear"))
+QV, EVERY = Lora(2, roles=("qv",)), Ssf()
+NORMS, EMBEDDING, ALL_LINEAR = Ssf(("norm",)), Ssf(("embedding",)), Ssf(("linear",))
 
 
 @pytest.mark.parametrize(
@@ -38,11 +42,23 @@ QKV, LINEAR = Lora(2), Lora(2, roles=("projection", "mlp_linear"))
         ("efficientnet", QKV, 6, "blocks.1.0.conv_pwl", "blocks.4.0.conv_pwl"),
         ("hf_vit", MLP, 2, "vit.layers.0.mlp", "vit.layers.1.mlp"),
         ("hf_vit", QKV, 6, "vit.layers.0.attention.q_proj", "vit.layers.1.attention.v_proj"),
+        ("vit", QV, 2, "blocks.0.attn.qkv", "blocks.1.attn.qkv"),
+        ("hf_vit", QV, 4, "vit.layers.0.attention.q_proj", "vit.layers.1.attention.v_proj"),
+        ("vit", EVERY, 14, "patch_embed.proj", "norm"),
+        ("vit", NORMS, 5, "blocks.0.norm1", "norm"),
+        ("hf_vit", NORMS, 5, "vit.layers.0.layernorm_before", "vit.layernorm"),
+        ("hf_vit", EMBEDDING, 1, *["vit.embeddings.patch_embeddings.projection"] * 2),
+        ("swin", NORMS, 9, "patch_embed.norm", "norm"),
+        ("swin", EMBEDDING, 2, "patch_embed.proj", "layers.1.downsample.reduction"),
+        ("convnext", NORMS, 10, "stem.1", "head.norm"),
+        ("convnext", EMBEDDING, 4, "stem.0", "stages.3.downsample.1"),
+        ("convnext", ALL_LINEAR, 15, "stages.0.blocks.0.conv_dw", "stages.3.blocks.0.mlp.fc2"),
+        ("efficientnet", EMBEDDING, 2, "conv_stem", "blocks.0.0.conv"),
         ("hf_dinov2", HOULSBY, 4, "dinov2.encoder.layer.0.attention", "dinov2.encoder.layer.1.mlp"),
     ],
 )  # fmt: skip
 def test_roles_become_paths(
-    make: Make, name: str, method: Bottleneck | Lora, count: int, first: str, last: str
+    make: Make, name: str, method: Method, count: int, first: str, last: str
 ) -> None:
     paths = [site.path for site in find_sites(make(name), method)]
     assert (len(paths), paths[0], paths[-1]) == (count, first, last)
@@ -57,11 +73,12 @@ CONVOLUTIONAL = ("convnext", "convnext_conv_mlp", "efficientnet")
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [(n, m) for n in ATTENTIVE for m in (MLP, HOULSBY, BLOCK, QKV, LINEAR)]
-    + [(n, m) for n in CONVOLUTIONAL for m in (MLP, BLOCK, QKV, LINEAR)],
+    [(n, m) for n in ATTENTIVE for m in (MLP, HOULSBY, BLOCK, QKV, LINEAR, QV, EVERY)]
+    + [(n, m) for n in CONVOLUTIONAL for m in (MLP, BLOCK, QKV, LINEAR)]
+    + [(n, EVERY) for n in ("convnext", "convnext_conv_mlp", "convnextv2")],
 )
 def test_declared_widths_and_channels_are_those_of_a_forward(
-    make: Make, images: Callable[[str], Tensor], name: str, method: Bottleneck | Lora
+    make: Make, images: Callable[[str], Tensor], name: str, method: Method
 ) -> None:
     model = make(name)
     sites = find_sites(model, method)
@@ -100,7 +117,7 @@ def test_declared_widths_and_channels_are_those_of_a_forward(
 )
 @pytest.mark.parametrize("method", [MLP, QKV])
 def test_norm_is_the_layernorm_whose_output_the_site_reads(
-    make: Make, images: Callable[[str], Tensor], name: str, method: Bottleneck | Lora
+    make: Make, images: Callable[[str], Tensor], name: str, method: Method
 ) -> None:
     model = make(name)
     sites = [s for s in find_sites(model, method) if s.norm is not None]
@@ -162,7 +179,7 @@ def test_targets_are_paths_ends_or_globs(make: Make, targets: list[str], want: l
         ("vit", MLP, ["mpl"], None, "Did you mean 'mlp'"),
         ("vit", MLP, ["blocks.7.mlp"], None, "no module of that name"),
         ("vit", MLP, [], None, "empty list"),
-        ("vit", MLP, ["norm1"], None, "LayerNorm, which has no input and output width"),
+        ("vit", MLP, ["attn_drop"], None, "Dropout, which has no input and output width"),
         ("vit", MLP, ["blocks.0.ls1"], None, "Candidates"),
         ("vit", MLP, ["mlp", "fc1"], None, "around 'blocks.0.mlp.fc1'"),
         ("vit", MLP, ["mlp", "blocks.0"], None, "around 'blocks.0.mlp'"),
@@ -177,7 +194,7 @@ def test_targets_are_paths_ends_or_globs(make: Make, targets: list[str], want: l
     ],
 )
 def test_what_cannot_be_a_site_is_refused(
-    make: Make, name: str, method: Bottleneck | Lora, targets: list[str] | None,
+    make: Make, name: str, method: Method, targets: list[str] | None,
     layers: list[int] | None, says: str,
 ) -> None:  # fmt: skip
     model = make(name)
@@ -207,3 +224,19 @@ def test_any_model_can_be_adapted_by_name() -> None:
 def test_widths_of_an_attention_are_not_those_of_its_position_bias(make: Make) -> None:
     site = site_at(make("swinv2"), "layers.0.blocks.0.attn", "sequential")
     assert (site.inputs, site.outputs) == (16, 16)
+
+
+def test_chosen_layers_leave_out_what_is_around_the_blocks(make: Make) -> None:
+    paths = [site.path for site in find_sites(make("vit"), EVERY, layers=[-1])]
+    assert len(paths) == 6 and all(path.startswith("blocks.1.") for path in paths)
+    with pytest.raises(TargetError, match="role 'embedding'"):
+        find_sites(make("vit"), EMBEDDING, layers=[-1])
+
+
+def test_a_norm_with_an_activation_inside_is_no_norm(make: Make) -> None:
+    with pytest.raises(TargetError, match="role 'norm': got EfficientNet"):
+        find_sites(make("efficientnet"), NORMS)
+    model = make("vit")
+    model.blocks[0].norm1 = timm.layers.LayerNormAct(32)
+    paths = [site.path for site in find_sites(model, NORMS)]
+    assert "blocks.0.norm1" not in paths and "blocks.1.norm1" in paths

@@ -55,6 +55,11 @@ VARIANTS: dict[str, Variant] = {
         ("blocks.0", "blocks.1"),
     ),
     "lora": Variant("lora", {"rank": 4}, ("qkv", "fc1"), merges=True),
+    "lora on queries and values": Variant(
+        "lora", {"rank": 4, "roles": ["qv"]}, ("qkv",), merges=True
+    ),
+    # inside a module, a norm and a strided convolution; it folds, but PEFT's merging wants a delta
+    "ssf": Variant("ssf", {}, ("qkv", "fc1", "norm1", "patch_embed.proj")),
     "mosa": Variant("mosa", OVER, ("mlp",)),
     "mosa both sides": Variant("mosa", OVER | {"split": "both", "active": 2}, ("mlp",)),
     "mosa over lora": Variant(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Paper, Site
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, TargetError
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -19,8 +19,9 @@ class Lora:
     """Low-rank adaptation, y = W x + (alpha / r) B A x (Hu et al. 2021, section 4.1).
 
     rank: r; alpha: None = r, a scale of 1; dropout: on x, while training.
-    roles: which of the host's layers: "qkv" (fused, or query, key and value), "projection",
-      "mlp_linear".
+    roles: which of the host's layers: "qkv" (fused, or query, key and value), "qv" (query and
+      value, also inside a fused layer, each with a rank of its own, as in the paper),
+      "projection", "mlp_linear".
 
     Raises: ConfigError on a rank below 1.  A rank above the layer's width only wastes memory.
     """
@@ -42,7 +43,9 @@ class Lora:
         return "parallel"
 
     def build(self, site: Site, *, generator: torch.Generator) -> LoraCell:
-        return LoraCell(self, site, generator=generator)
+        fused = site.path.rpartition(".")[2] == "qkv"
+        cell = QueryValueCell if fused and "qv" in self.roles else LoraCell
+        return cell(self, site, generator=generator)
 
 
 class LoraCell(Cell):
@@ -51,14 +54,19 @@ class LoraCell(Cell):
     def __init__(self, config: Lora, site: Site, *, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
+        rows, columns = self.sizes(config.rank, site.outputs)
         with torch.random.fork_rng(devices=[]):  # nn.Linear draws what is overwritten below
-            self.down = nn.Linear(site.reads, config.rank, bias=False)  # A
-            self.up = nn.Linear(config.rank, site.outputs, bias=False)  # B
+            self.down = nn.Linear(site.reads, rows, bias=False)  # A
+            self.up = nn.Linear(config.rank, columns, bias=False)  # B
         self.dropout = nn.Dropout(config.dropout)
         self.scale = (config.rank if config.alpha is None else config.alpha) / config.rank
         self.zero_sides = frozenset({"up"})
         nn.init.kaiming_uniform_(self.down.weight, a=5**0.5, generator=generator)
         nn.init.zeros_(self.up.weight)
+
+    def sizes(self, rank: int, outputs: int) -> tuple[int, int]:
+        """Rows of A and of B."""
+        return rank, outputs
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
         """The cell with other projections in place of its own."""
@@ -69,6 +77,35 @@ class LoraCell(Cell):
 
     def delta(self) -> Tensor:
         return self.scale * (self.up.weight @ self.down.weight)
+
+
+class QueryValueCell(LoraCell):
+    """Two LoRAs in a fused qkv layer, one for the queries and one for the values; keys stay.
+
+    A holds A_q over A_v (2r, d), B holds B_q over B_v (2d, r).  x: (..., d) -> (..., 3d).
+    Raises: TargetError for a layer whose outputs are no three equal parts.
+    """
+
+    def sizes(self, rank: int, outputs: int) -> tuple[int, int]:
+        if outputs % 3:
+            raise TargetError(
+                "role 'qv' in a fused qkv layer", got=f"{outputs} outputs",
+                want="as many for queries as for keys and for values", fix="Use roles=('qkv',).",
+            )  # fmt: skip
+        return 2 * rank, 2 * outputs // 3
+
+    def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
+        rank = self.config.rank
+        # both rows go through all of B, so that any linear map can stand for it; r is small
+        y = self.scale * up(down(self.dropout(x)).unflatten(-1, (2, rank)))  # (..., 2, 2d)
+        query, value = y.unflatten(-1, (2, y.shape[-1] // 2)).diagonal(dim1=-3, dim2=-2).unbind(-1)
+        return torch.cat([query, torch.zeros_like(query), value], -1)
+
+    def delta(self) -> Tensor:
+        rank = self.config.rank
+        up, down = self.up.weight.unflatten(0, (2, -1)), self.down.weight.unflatten(0, (2, rank))
+        query, value = self.scale * torch.bmm(up, down)
+        return torch.cat([query, torch.zeros_like(query), value])
 
 
 CARD = Card(

@@ -93,7 +93,7 @@ def compare(
     if study.kept:
         note += (
             f"\n{study.kept} of {len(scores)} cells were kept from earlier runs, which the time "
-            f"above does not count; {study.ledger.name} deleted, all run again."
+            f"above does not count; {study.cells.path.name} deleted, all run again."
         )
     return Result(mean - half, half, tuple(main), tuple(rows), note)
 

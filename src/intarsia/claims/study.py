@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +20,7 @@ from ..core import Method
 from ..core.registry import method_to_dict
 from ..data import backbones, packages, sets
 from ..data.decode import to_rgb
+from ..experiments.kept import Kept, key_of
 from ..hosts import adapt
 from ..hosts.prefix import Tail, run_prefix, split_at
 from ..train import Training, evaluate, fit
@@ -78,18 +77,9 @@ class Study:
         self, *, base: Training, test: int = 1000, part: str = "test", ledger: Path | None = None
     ) -> None:
         self.base, self.test, self.part = base, test, part
-        self.ledger = ledger or packages.cache_dir() / "claims" / "cells.jsonl"
-        self.done = {r["cell"]: r for r in self._read()}
+        self.cells = Kept(ledger or packages.cache_dir() / "claims" / "cells.jsonl")
         self._held: tuple[Any, Any] | None = None
         self.kept = 0  # cells that were read, not run
-
-    def _read(self) -> Iterator[dict[str, Any]]:
-        if self.ledger.exists():
-            for line in self.ledger.read_text().splitlines():
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    continue  # a line cut short by a kill: that cell runs again
 
     def cell(self, name: str, budget: Budget, arm: Arm, seed: int) -> Score:
         """The score of one cell, from the file or by running it."""
@@ -101,17 +91,13 @@ class Study:
             "epochs": arm.epochs, "version": arm.version, "size": SIZE, "block": BLOCK,
             "test": self.test, "part": self.part,
         }  # fmt: skip
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-        if key in self.done:
+        key = key_of(inputs)
+        if key in self.cells:
             self.kept += 1
         else:
             score = self._run(name, budget, arm, method, seed)
-            row = {"cell": key, **inputs, "score": vars(score)}
-            self.ledger.parent.mkdir(parents=True, exist_ok=True)
-            with self.ledger.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            self.done[key] = row
-        return Score(**self.done[key]["score"])
+            self.cells.add(key, {**inputs, "score": vars(score)})
+        return Score(**self.cells[key]["score"])
 
     def _run(self, name: str, budget: Budget, arm: Arm, method: Method, seed: int) -> Score:
         train, test, tail = self._data(name, budget.images, seed)

@@ -19,8 +19,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Data = Annotated[
     str,
     typer.Argument(
-        help="A named set (elpv, elpv-type, fashion-mnist, tuxpaint), a folder with one sub-folder "
-        "per class or with train/ and test/, a CSV or Parquet file."
+        help="A named set (elpv, fashion-mnist, ...), a benchmark's task (mini/elpv), a folder "
+        "with one sub-folder per class or with train/ and test/, a CSV or Parquet file."
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `intarsia fit` wrote.")]
@@ -40,6 +40,12 @@ def _shared(
     *,
     images: Annotated[
         int | None, _pictures("--images", "-n", help="Training images; all if not given.")
+    ] = None,
+    fraction: Annotated[
+        float | None, _pictures("--fraction", help="Share of the training images, as 0.1.")
+    ] = None,
+    shots: Annotated[
+        int | None, _pictures("--shots", help="Training images of each class.")
     ] = None,
     val: Annotated[int | None, _pictures("--val", help="Validation images; 0 = none.")] = None,
     test: Annotated[int | None, _pictures("--test", help="Test images.")] = None,
@@ -124,11 +130,26 @@ def with_training_options(verb: Verb) -> Verb:
 
 def experiment_values(given: dict[str, Any]) -> dict[str, Any]:
     """What an `Experiment` is made of, out of all parameters of a verb."""
-    running = ("workers", "threads", "recompute", "compile", "tracker", "untrained")
-    values = {k: v for k, v in given.items() if k not in running}
+    other = ("workers", "threads", "recompute", "compile", "tracker", "untrained", "fraction")
+    values = {k: v for k, v in given.items() if k not in other}
+    if given.get("fraction") is not None:
+        values["images"] = share_of(given["images"], given["fraction"])
     if "untrained" in given:
         values["pretrained"] = not given["untrained"]
     return {k: () if k in ("settings", "targets") and v is None else v for k, v in values.items()}
+
+
+def share_of(images: int | None, fraction: float) -> float:
+    """The share that stands for a number of images.  Raises: ConfigError for both, or no share."""
+    from ..core.errors import ConfigError
+
+    if images is not None or not 0 < fraction < 1:
+        got = fraction if images is None else f"it and --images {images}"
+        raise ConfigError(
+            "--fraction", got=got, want="a share above 0 and below 1, without --images",
+            fix="For example: --fraction 0.1",
+        )  # fmt: skip
+    return fraction
 
 
 def running_values(given: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ..experiments import experiment as experiments
 from ..experiments.execute import held, model_of, pictures_of, with_method
 from ..experiments.experiment import BASELINES, Experiment
 from ..hosts import load
+from ..hosts.through_peft import read_back
 from ..report import read_run
 from ..report.gather import need
 from ..train import Metrics, evaluate
@@ -66,7 +67,10 @@ def open_run(folder: Path, *, as_trained: bool = True) -> Opened:
         )  # fmt: skip
     if experiment.adapted.method in BASELINES:
         model = with_method(model, experiment.adapted.method, experiment, classes)
-        put_back(model, _trained(folder))
+        if BASELINES[experiment.adapted.method].peft:
+            read_back(model, folder / ADAPTER)
+        else:
+            put_back(model, _trained(folder))
     else:
         model = load(model, folder / ADAPTER, classes=classes)
     if as_trained:

@@ -25,8 +25,8 @@ def fit(
     method: Annotated[
         str,
         typer.Option(
-            help="From `intarsia list`; or linear (the head), full (everything), official (MoSA's "
-            "published recipe)."
+            help="From `intarsia list`, as mosa, linear (the head) or full (everything); or "
+            "official (MoSA's published recipe)."
         ),
     ] = "mosa",
     seed: Annotated[int, typer.Option(help="Of weights, draws, order and split.")] = 0,
@@ -52,7 +52,8 @@ def fit(
 
     values = experiment_values(given) | {"method": method, "seed": seed}
     values["data"] = data if data is None else located(data)
-    words = {"pretrained" if n == "untrained" else n for n in given_in_words(ctx)}
+    named = {"untrained": "pretrained", "fraction": "images"}
+    words = {named.get(n, n) for n in given_in_words(ctx)}
     if data is not None:
         out = out or Path("runs") / f"{Path(data).name}-{method}-{seed}"
     if resume and out is not None:

@@ -50,6 +50,10 @@ class Cell(nn.Module, abc.ABC):
         """The weight change (outputs, inputs) if the cell is linear in x, else None."""
         return None
 
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """(s, t), both (outputs,), if the cell adds s * y + t to the y that it reads, else None."""
+        return None
+
     def merged(self) -> Cell:
         """The deterministic cell that stands for this one after training; most cells are that."""
         return self
@@ -66,8 +70,10 @@ class Cell(nn.Module, abc.ABC):
 class Method(Protocol):
     """What every adapter's config offers: where its cells go, and how one is built.
 
-    roles: which of the host's modules ("mlp", "attention", "block", "qkv", "projection",
-    "mlp_linear"); position: "parallel" or "sequential". All random numbers come from `generator`.
+    roles: which of the host's modules ("mlp", "attention", "block", "qkv", "qv", "projection",
+    "mlp_linear"; "linear", every linear map or convolution in a block, "norm", every norm, and
+    "embedding", the layers before and between the blocks); position: "parallel" or "sequential".
+    All random numbers come from `generator`.
     """
 
     @property

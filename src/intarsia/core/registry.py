@@ -18,6 +18,7 @@ from .errors import ConfigError, UnknownName
 METHODS = (
     "adapters.bottleneck",
     "adapters.lora",
+    "adapters.ssf",
     "methods.adamix",
     "methods.mosa",
     "routers.random",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from ..core import Method
 from ..core.errors import ConfigError, UnknownName
@@ -30,7 +30,7 @@ from ..data import (
     train_transform,
     trunk_fingerprint,
 )
-from ..hosts import adapt
+from ..hosts import adapt, baselines
 from ..hosts.prefix import first_trained_block, reading_tokens, run_prefix
 from ..hosts.prepare import reset_head, set_dropout
 from ..methods import Official
@@ -43,15 +43,19 @@ from ..train.record import head_of
 from . import experiment as experiments
 from . import settings
 from .experiment import BASELINES, OFFICIAL, Adapted, Experiment
+from .shared import Shared
 
 Report = Callable[[str], None]
 Chosen = Method | Official | str  # cells, a recipe, or a baseline's name
 Sets = tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any] | None]  # train, val, test
 
 
-def carry_out(experiment: Experiment, running: Running, report: Report) -> Run:
+def carry_out(
+    experiment: Experiment, running: Running, report: Report, shared: Shared | None = None
+) -> Run:
     """Train as the experiment says; `running.out` becomes a folder that can be resumed and read.
 
+    shared: where several runs keep what they have in common; the result is the same without it.
     Raises: what `load_data`, `backbone`, `adapt` and `fit` raise; UnknownName for a method that is
     not listed.
     """
@@ -59,11 +63,21 @@ def carry_out(experiment: Experiment, running: Running, report: Report) -> Run:
     recipe = recipe_of(method, experiment)
     if running.out is not None and running.out.exists():
         prepare(running.out, running.resume)  # a folder in use is refused before the work begins
-    data = pictures_of(experiment, report)
+    shared = shared or Shared()
+    data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
     method = for_budget(method, experiment, len(data.train), report)
-    model = model_of(experiment.adapted, len(data.classes), experiment.training.seed)
+    adapted, seed, classes = experiment.adapted, experiment.training.seed, len(data.classes)
+    model = copy.deepcopy(
+        shared.get(
+            "model",
+            trunk_key(adapted) | {"classes": classes, "seed": seed},
+            lambda: model_of(adapted, classes, seed),
+        )
+    )
     about = record_of(model, method, experiment, data)
-    sets = sets_of(experiment, data, input_config(model))
+    same = {"inputs": about["inputs"], "pictures": hashes(data)}
+    sets = sets_of(experiment, data, input_config(model), shared, same)
+    same = same | {"trunk": about["trunk"]}
     model = with_method(model, method, experiment, data.classes)
     if running.out is not None:
         prepare(running.out, running.resume)
@@ -74,7 +88,7 @@ def carry_out(experiment: Experiment, running: Running, report: Report) -> Run:
     )
     options = {name: getattr(running, name) for name in running.__dataclass_fields__} | recipe
     sets_for = tokens_once if experiment.adapted.frozen_once else pictures_each_step
-    with sets_for(model, sets, experiment, running) as ((train, val, test), once):
+    with sets_for(model, sets, experiment, running, shared, same) as ((train, val, test), once):
         run = fit(
             model, train, val, test=test, training=experiment.training, record=about, **options
         )
@@ -99,8 +113,14 @@ def record_of(
         "trunk": trunk_fingerprint(model),
         "data": data.record,
         "inputs": input_config(model).record(augment=experiment.pictures.augment),  # pyright: ignore
-        "method": cells if isinstance(cells, str) else method_to_dict(cells),
+        "method": _plain(cells, experiment) if isinstance(cells, str) else method_to_dict(cells),
     }
+
+
+def _plain(name: str, experiment: Experiment) -> str | dict[str, Any]:
+    """A baseline for JSON: its name, with what was set where anything was."""
+    given = settings.baseline(name, experiment.adapted.settings)
+    return {"method": name} | given if given else name
 
 
 def recipe_of(method: Chosen, experiment: Experiment) -> dict[str, Any]:
@@ -119,9 +139,26 @@ def recipe_of(method: Chosen, experiment: Experiment) -> dict[str, Any]:
     return own | kept | {"objective": partial(two_pass, **method.objective)}
 
 
+def pictures_key(experiment: Experiment) -> dict[str, Any]:
+    """What the pictures of an experiment depend on."""
+    asked = experiment.pictures
+    seed = experiment.training.seed if asked.split_seed is None else asked.split_seed
+    return dataclasses.asdict(asked) | {"split_seed": seed}
+
+
+def hashes(data: Splits) -> dict[str, str]:
+    """The SHA-256 of each part's pictures and labels."""
+    return {part: found["sha256"] for part, found in data.record["parts"].items()}
+
+
+def trunk_key(adapted: Adapted) -> dict[str, Any]:
+    """What the trunk of a model depends on."""
+    return {name: getattr(adapted, name) for name in ("model", "size", "pretrained")}
+
+
 @contextmanager
 def pictures_each_step(
-    model: nn.Module, sets: Sets, experiment: Experiment, running: Running
+    model: nn.Module, sets: Sets, experiment: Experiment, running: Running, *_: Any
 ) -> Iterator[tuple[Sets, float]]:
     """The sets as they are, and no seconds spent on them."""
     yield sets, 0.0
@@ -129,10 +166,16 @@ def pictures_each_step(
 
 @contextmanager
 def tokens_once(
-    model: nn.Module, sets: Sets, experiment: Experiment, running: Running
+    model: nn.Module,
+    sets: Sets,
+    experiment: Experiment,
+    running: Running,
+    shared: Shared,
+    same: Mapping[str, Any],
 ) -> Iterator[tuple[Sets, float]]:
     """Inside, the model reads tokens; gives them for each set, and the seconds of the first.
 
+    same: what tells these tokens apart in `shared`, but for the part, the block and the type.
     Raises: ConfigError with augmentation, which changes a picture in every epoch, or recomputation.
     """
     if experiment.pictures.augment != "none" or running.recompute:
@@ -141,13 +184,17 @@ def tokens_once(
             fix="Leave --frozen-once out: every step then computes every block.",
         )  # fmt: skip
     dtype = DTYPES[experiment.training.precision]
-    with reading_tokens(model, first_trained_block(model)) as prefix:
-        start = time.perf_counter()
-        train = run_prefix(prefix, sets[0], dtype=dtype)
-        seconds = time.perf_counter() - start
+    block = first_trained_block(model)
+    with reading_tokens(model, block) as prefix:
+
+        def tokens(part: str, images: Dataset[Any]) -> tuple[TensorDataset, float]:
+            inputs = {**same, "part": part, "block": block, "dtype": str(dtype)}
+            return shared.tensors("tokens", inputs, lambda: run_prefix(prefix, images, dtype=dtype))
+
+        train, seconds = tokens("train", sets[0])
         val, test = (
-            None if images is None else run_prefix(prefix, images, dtype=dtype)
-            for images in sets[1:]
+            None if images is None else tokens(part, images)[0]
+            for part, images in zip(("val", "test"), sets[1:], strict=True)
         )
         yield (train, val, test), seconds
 
@@ -164,8 +211,10 @@ def pictures_of(experiment: Experiment, report: Report) -> Splits:
     """The three parts of the data."""
     asked = experiment.pictures
     seed = experiment.training.seed if asked.split_seed is None else asked.split_seed
+    share = asked.images is not None and 0 < asked.images < 1
+    size: dict[str, Any] = {"fraction" if share else "train": asked.images}
     return load_data(
-        asked.data, seed=seed, train=asked.images, val=asked.val, test=asked.test,
+        asked.data, seed=seed, **size, shots=asked.shots, val=asked.val, test=asked.test,
         on_error="skip" if asked.skip_unreadable else "raise", progress=report,
     )  # fmt: skip
 
@@ -177,22 +226,40 @@ def model_of(adapted: Adapted, classes: int, seed: int) -> nn.Module:
     )
 
 
-def sets_of(experiment: Experiment, data: Splits, inputs: InputConfig) -> Sets:
-    """Training, validation and test as the model sees them."""
-    augment: Any = experiment.pictures.augment
+def sets_of(
+    experiment: Experiment,
+    data: Splits,
+    inputs: InputConfig,
+    shared: Shared,
+    same: Mapping[str, Any],
+) -> Sets:
+    """Training, validation and test as the model sees them; `same` tells them apart in `shared`."""
+    augment = experiment.pictures.augment
+
+    def of(part: str, images: ImageSet) -> Dataset[Any]:
+        return held(images, inputs, shared, {**same, "part": part})
+
     if augment == "none":
-        train = held(data.train, inputs)
+        train = of("train", data.train)
     else:
-        train = Prepared(data.train, train_transform(inputs, augment=augment))
-    return train, None if data.val is None else held(data.val, inputs), held(data.test, inputs)
+        train = Prepared(data.train, train_transform(inputs, augment=augment))  # pyright: ignore
+    return train, None if data.val is None else of("val", data.val), of("test", data.test)
 
 
-def held(images: ImageSet, inputs: InputConfig) -> Dataset[Any]:
-    """A set as the model sees it in evaluation, in memory if it fits there."""
+def held(
+    images: ImageSet, inputs: InputConfig, shared: Shared | None = None, same: Any = None
+) -> Dataset[Any]:
+    """A set as the model sees it in evaluation, in memory if it fits there.
+
+    same: what tells it apart in `shared`.
+    """
+    look = eval_transform(inputs)
     try:
-        return tensors(images, eval_transform(inputs))
+        if shared is None:
+            return tensors(images, look)
+        return shared.tensors("pixels", same, lambda: tensors(images, look))[0]
     except ConfigError:  # more than half of the free memory
-        return Prepared(images, eval_transform(inputs))
+        return Prepared(images, look)
 
 
 def method_of(experiment: Experiment) -> Chosen:
@@ -204,11 +271,7 @@ def method_of(experiment: Experiment) -> Chosen:
     if asked.method == OFFICIAL:
         return settings.official(asked.settings, experiment.training)
     if asked.method in BASELINES:
-        if asked.settings:
-            raise ConfigError(
-                f"--set with method {asked.method!r}", got=", ".join(asked.settings),
-                want="none: it has no settings", fix="Leave --set out.",
-            )  # fmt: skip
+        settings.baseline(asked.method, asked.settings)  # what is wrong with them is said now
         return asked.method
     if asked.method not in keys():
         raise UnknownName("method", asked.method, (*BASELINES, OFFICIAL, *keys()))
@@ -241,7 +304,7 @@ def with_method(
     """The model with the method's cells, or with what a baseline trains."""
     asked = experiment.adapted
     if isinstance(method, str):
-        return _baseline(model, method, asked)
+        return _baseline(model, method, experiment)
     if isinstance(method, Official):
         set_dropout(model, method.dropout)
         generator = torch.Generator().manual_seed(experiment.training.seed)
@@ -257,22 +320,17 @@ def with_method(
     )  # fmt: skip
 
 
-def _baseline(model: nn.Module, name: str, asked: Adapted) -> nn.Module:
+def _baseline(model: nn.Module, name: str, experiment: Experiment) -> nn.Module:
+    asked = experiment.adapted
     if asked.last_blocks is not None or asked.targets:
+        peft = BASELINES[name].family == "peft"
         raise ConfigError(
             f"--last-blocks or --target with method {name!r}", got="places for cells",
-            want="none: it adds no cells", fix="Leave them out.",
+            want="its own settings for them" if peft else "none: it adds no cells",
+            fix="Use --set last_blocks=6 or --set roles=qkv." if peft else "Leave them out.",
         )  # fmt: skip
-    head = head_of(model)
-    learns = model if name == "full" else head
-    if not isinstance(learns, nn.Module):
-        raise ConfigError(
-            f"head of {type(model).__name__}", got="none", want="a classifier to train",
-            fix="Use another model.",
-        )  # fmt: skip
-    model.requires_grad_(False)
-    learns.requires_grad_(True)
-    return model
+    chosen = settings.baseline(name, asked.settings)
+    return baselines.build(name, model, chosen, seed=experiment.training.seed)
 
 
 def _linear_head(model: nn.Module) -> nn.Linear:

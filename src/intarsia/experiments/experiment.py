@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..core.baselines import BASELINES as BASELINES
 from ..core.errors import CheckpointError, ConfigError
 from ..data import sets
 from ..train import Recipe, Training
@@ -16,20 +17,21 @@ from ..train.checkpoint import write_json
 
 FILE = "experiment.json"
 RECIPE = ("select", "mixup", "cutmix", "smoothing", "clip")  # of the Recipe, what JSON can hold
-BASELINES = ("linear", "full")  # a trained head on the frozen trunk; everything trained
 OFFICIAL = "official"  # MoSA's published recipe: method, objective, optimiser and schedule
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Which pictures: see `load_data`; `images` is the number of training images.
+    """Which pictures: see `load_data`.
 
+    images: training images, a number or, below 1, a share; shots: of each class.
     split_seed: of the split, None = the run's seed.  augment: "none" or "light".
     skip_unreadable: leave damaged pictures out and record which.
     """
 
     data: str
-    images: int | None = None
+    images: int | float | None = None
+    shots: int | None = None
     val: int | None = None
     test: int | None = None
     split_seed: int | None = None
@@ -102,7 +104,8 @@ class Experiment:
     @property
     def label(self) -> str:
         """The method in a table."""
-        names = {"linear": "linear probe", "full": "full fine-tuning", OFFICIAL: "mosa, official"}
+        names = {name: found.label for name, found in BASELINES.items() if found.label}
+        names[OFFICIAL] = "mosa, official"
         method = names.get(self.adapted.method, self.adapted.method)
         return method if self.objective == "plain" else f"{method}, {self.objective}"
 

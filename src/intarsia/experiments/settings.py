@@ -16,6 +16,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from ..core import Card, Method
 from ..core.errors import ConfigError, UnknownName
 from ..core.registry import card, keys, method_key
+from ..hosts.baselines import settings_of
 from ..methods import Official
 from ..train import OBJECTIVES, Objective, Training
 
@@ -68,6 +69,28 @@ def official(settings: Sequence[str], training: Training) -> Official:
     start = Official(**own, warmup_epochs=max(1, training.epochs // 10))
     found = dataclasses.replace(card("mosa"), key="official", config=Official)
     return _build(found, given, start, "")
+
+
+def baseline(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """What `--set` says of a baseline, by name.
+
+    Raises: UnknownName for a setting that does not exist, ConfigError for a value that is not of
+    the type of its default.
+    """
+    known, given = settings_of(name), pairs(settings)
+    if given and not known:
+        raise ConfigError(
+            f"--set with method {name!r}", got=", ".join(settings),
+            want="none: it has no settings", fix="Leave --set out.",
+        )  # fmt: skip
+    for key in given:
+        if key not in known:
+            raise UnknownName(f"setting of {name!r}", key, known)
+    hints = {
+        key: tuple[str, ...] if isinstance(start, tuple) else type(start)
+        for key, start in known.items()
+    }
+    return {key: value_of(f"--set {key}", text, hints[key]) for key, text in given.items()}
 
 
 def _build(found: Card, given: Mapping[str, str], start: Any, above: str) -> Any:

@@ -73,7 +73,7 @@ def adapt(
     options = method_to_dict(method)
     config = IntarsiaConfig(
         method=options.pop(KEY), options=options, seed=seed,
-        target_modules=_exactly(host, [site.path for site in sites]),
+        target_modules=exactly(host, [site.path for site in sites]),
         modules_to_save=heads or None,
         origin={"classes": list(classes)} if classes is not None else None,
     )  # fmt: skip
@@ -110,7 +110,7 @@ def check_model(model: nn.Module, name: str) -> None:
         )  # fmt: skip
 
 
-def _exactly(host: nn.Module, paths: list[str]) -> set[str] | str:
+def exactly(host: nn.Module, paths: list[str]) -> set[str] | str:
     """What makes PEFT, which goes by the ends of names, choose these paths and no other."""
     names = [p for p, _ in walk(host)]
     if any(n.endswith(f".{p}") and n not in paths for n in names for p in paths):

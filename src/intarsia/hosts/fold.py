@@ -15,6 +15,7 @@ from ..core import Cell
 from ..core.errors import ConfigError, FoldError, UnknownName
 from .compare import Inputs, difference, outputs, sample, shared_copy, tolerance_of
 from .peft import IntarsiaLayer, is_adapted
+from .rescale import rescale
 from .widen import EXACT, KEEP, add_weight, exact, mlps, pad, widen
 
 Report = Callable[[str], None]
@@ -32,9 +33,10 @@ def fold(
 ) -> nn.Module:
     """The stock timm or transformers model that says what the adapted one says in evaluation.
 
-    A linear cell is added to the weight it sits on, W' = W + delta. An AdaptFormer-style bottleneck
-    becomes hidden units of its MLP, fc2' act(fc1' x), see `widen`; a mixture is merged first. The
-    trained head takes the place of the pretrained one. The given model is left as it is.
+    A linear cell is added to the weight it sits on, W' = W + delta; a scale behind a layer scales
+    its weights, W' = (1 + s) W. An AdaptFormer-style bottleneck becomes hidden units of its MLP,
+    fc2' act(fc1' x), see `widen`; a mixture is merged first. The trained head takes the place of
+    the pretrained one. The given model is left as it is.
 
     name: the adapter; None = the active ones. inputs: what both models are compared on; None =
     seeded noise of the model's input size. uniform: pad all MLPs of one input width to one hidden
@@ -141,11 +143,17 @@ def fold_cell(
     Both sides are compared on random features before the result counts.
     Raises: FoldError, naming `path`.
     """
+    if position == "sequential" and isinstance(cell, Cell):
+        behind = exact(cell.merged())
+        assert isinstance(behind, Cell)
+        if (affine := behind.affine()) is not None:
+            rescale(plain, *affine, path, channels)
+            return "changed"
     if position != "parallel" or not isinstance(cell, Cell):
         raise FoldError(
             f"fold {path!r}", got=f"{type(cell).__name__} behind {type(plain).__name__}",
-            want="a cell beside its module (adaptformer, LoRA): what follows a module cannot go "
-            "into its weights", fix=KEEP,
+            want="a cell beside its module (adaptformer, LoRA) or a scale behind it (SSF): what "
+            "else follows a module cannot go into its weights", fix=KEEP,
         )  # fmt: skip
     before, beside = exact(plain), exact(cell.merged())
     assert isinstance(beside, Cell)

@@ -52,7 +52,7 @@ def load(
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _damaged(folder / CONFIG, f"places that the model has not ({error})") from error
-        _check_shapes(folder, get_peft_model_state_dict(adapted, adapter_name=name), weights)
+        check_shapes(folder, get_peft_model_state_dict(adapted, adapter_name=name), weights)
         set_peft_model_state_dict(adapted, weights, adapter_name=name)
     if trainable:
         adapted.set_requires_grad(name)
@@ -121,7 +121,7 @@ def _check_classes(stored: Sequence[str] | None, wanted: Sequence[str] | None) -
     )  # fmt: skip
 
 
-def _check_shapes(folder: Path, wanted: dict[str, Any], got: dict[str, Tensor]) -> None:
+def check_shapes(folder: Path, wanted: dict[str, Any], got: dict[str, Tensor]) -> None:
     """Raises: CheckpointError unless names and shapes are those of the adapter just attached."""
     missing, foreign = sorted(wanted.keys() - got.keys()), sorted(got.keys() - wanted.keys())
     if missing or foreign:

@@ -123,7 +123,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
                 f"merging adapter {name!r} at {self.path!r}",
                 got=f"{type(cell).__name__}, which is not linear in its input",
                 want="a cell that is a change of weights, such as LoRA",
-                fix="Use intarsia.fold(model) to widen the MLP, or keep the adapter attached.",
+                fix="Try intarsia.fold(model), or keep the adapter attached.",
             )
         if self.intarsia_sites[name][0] != "parallel" or not isinstance(
             base, (nn.Linear, nn.Conv2d)

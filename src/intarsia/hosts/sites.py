@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
+from timm.layers import LayerNorm2d, RmsNorm, RmsNorm2d
 from torch import Tensor, nn
 
 from ..core import Method, Site
@@ -19,7 +20,15 @@ from ..core.errors import TargetError
 ATTENTION = ("attn", "attention")
 QKV = ("qkv", "q_proj", "k_proj", "v_proj", "query", "key", "value")
 PROJECTION = ("proj", "o_proj", "out_proj")
+SEPARATE = {
+    "qkv": QKV,
+    "qv": tuple(name for name in QKV if not name.startswith("k")),
+    "projection": PROJECTION,
+}
 POINTWISE = ("conv_pw", "conv_pwl")
+AROUND = ("norm", "embedding")  # roles that are found outside the blocks, too
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm, RmsNorm2d)
+CHANNELS_FIRST = (nn.Conv2d, nn.GroupNorm, LayerNorm2d, RmsNorm2d)
 # blocks known to be pre-norm: only there does the named LayerNorm feed the module
 PRE_NORM = frozenset(
     {
@@ -94,6 +103,12 @@ def _layers(module: nn.Module) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
 def _places(block: nn.Module, role: str) -> list[str]:
     """Paths of a role inside a block; "" is the block itself."""
     kind = block_kind(block)
+    if role == "linear":
+        return [p for p, _ in _layers(block)]
+    if role == "norm":
+        return [p for p, m in walk(block) if _norm_width(m)]
+    if role == "embedding":
+        return []
     if role == "block" or (role == "mlp" and kind == "mbconv"):
         return [""]
     if role == "mlp":
@@ -102,8 +117,8 @@ def _places(block: nn.Module, role: str) -> list[str]:
         attention = next(n for n in ATTENTION if n in block._modules)
         if role == "attention":
             return [attention]
-        if role in ("qkv", "projection"):
-            wanted = QKV if role == "qkv" else PROJECTION
+        if role in SEPARATE:
+            wanted = SEPARATE[role]
             inside = unwrapped(block.get_submodule(attention))._modules
             return [f"{attention}.{n}" for n in wanted if isinstance(inside.get(n), nn.Module)]
     if role == "attention":
@@ -114,6 +129,31 @@ def _places(block: nn.Module, role: str) -> list[str]:
     return [f"mlp.{p}" for p, _ in _layers(block.get_submodule("mlp"))]
 
 
+def _outside(model: nn.Module, found: list[tuple[str, nn.Module]], role: str) -> list[str]:
+    """Paths of a role outside the blocks: all norms, or the layers before and between blocks."""
+    outside = [
+        (p, m) for p, m in walk(model) if not any(p == b or _inside(p, b) for b, _ in found)
+    ]  # fmt: skip
+    if role == "norm":
+        return [p for p, m in outside if _norm_width(m)]
+    order = {p: i for i, (p, _) in enumerate(walk(model))}
+    last = order[found[-1][0]]
+    layers = (nn.Linear, nn.Conv2d)
+    return [p for p, m in outside if isinstance(unwrapped(m), layers) and order[p] < last]
+
+
+def _norm_width(module: nn.Module) -> int | None:
+    """The channels of a norm that is nothing but one; None for anything else."""
+    module = unwrapped(module)
+    if not isinstance(module, NORMS) or any(
+        not isinstance(child, nn.Identity) for child in module.children()
+    ):
+        return None
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels
+    return module.normalized_shape[-1]
+
+
 def _is_pointwise(module: nn.Module | None) -> bool:
     module = module if module is None else unwrapped(module)
     return isinstance(module, nn.Conv2d) and (module.kernel_size, module.stride, module.groups) == (
@@ -122,7 +162,9 @@ def _is_pointwise(module: nn.Module | None) -> bool:
 
 
 def _widths(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) by the first and last layer inside."""
+    """(inputs, outputs) by the first and last layer inside; a norm's channels."""
+    if width := _norm_width(module):
+        return width, width
     if block_kind(module) == "attention":
         module = unwrapped(module.get_submodule("mlp"))
     inside = _layers(module)
@@ -195,7 +237,7 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
             want="a module that maps each position on its own, for a cell beside it",
             fix="Target its block, or use a sequential placement (pfeiffer, houlsby, adapter+).",
         )  # fmt: skip
-    first = kind in ("convnext", "mbconv") or (bool(layers) and isinstance(layers[-1], nn.Conv2d))
+    first = kind in ("convnext", "mbconv") or isinstance([module, *layers][-1], CHANNELS_FIRST)
     norm = _feeding_norm(chain, path) if position == "parallel" else None
     return Site(path, *widths, position, "first" if first else "last", norm)
 
@@ -228,6 +270,8 @@ def find_sites(
 
     By default the method's roles decide. In convolutional nets "qkv", "projection" and "mlp_linear"
     all mean the pointwise layers, and in EfficientNet, which has no MLP, "mlp" means the block.
+    "linear" is every linear map and convolution of a block, "norm" every LayerNorm or its like,
+    "embedding" what is before and between the blocks: with `layers`, only what lies inside them.
     targets: module paths, else ends of paths, else globs, in place of the roles.
     layers: numbers of blocks, over all stages; negative ones count from the last.
 
@@ -237,7 +281,7 @@ def find_sites(
     found = blocks(model)
     chosen = _select(found, layers)
     if targets is None:
-        paths = _by_role(model, found, chosen, method.roles)
+        paths = _by_role(model, found, None if layers is None else chosen, method.roles)
     else:
         wanted = [targets] if isinstance(targets, str) else list(targets)
         within = None if layers is None else chosen
@@ -247,8 +291,12 @@ def find_sites(
 
 
 def _by_role(
-    model: nn.Module, found: list[tuple[str, nn.Module]], chosen: list[str], roles: Sequence[str]
+    model: nn.Module,
+    found: list[tuple[str, nn.Module]],
+    chosen: list[str] | None,
+    roles: Sequence[str],
 ) -> list[str]:
+    """Places of the roles in the chosen blocks; None = in all of them, and around them."""
     if not found:
         raise TargetError(
             f"model {type(unwrapped(model)).__name__}",
@@ -260,10 +308,12 @@ def _by_role(
     for role in roles:
         places = [
             f"{p}.{place}" if place else p
-            for p, block in found if p in chosen
+            for p, block in found if chosen is None or p in chosen
             for place in _places(block, role)
         ]  # fmt: skip
-        if not places:
+        if role in AROUND and chosen is None:
+            places += _outside(model, found, role)
+        if not places and not (role == "embedding" and len(roles) > 1):
             raise TargetError(
                 f"role {role!r}", got=f"{type(unwrapped(model)).__name__}, which has none",
                 want="at least one module in that role",

@@ -139,7 +139,7 @@ def widen(module: nn.Module, cell: BottleneckCell, path: str) -> None:
     first = (down * gain, cell.down.bias + down @ shift)
     second = (scale * up, scale[:, 0] * cell.up.bias)
     append_units(mlp, *first, second[0], path)
-    _add_bias(mlp.fc2, second[1], f"{path}.fc2")
+    add_bias(mlp.fc2, second[1], f"{path}.fc2")
 
 
 def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, path: str) -> None:
@@ -149,10 +149,10 @@ def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, pat
     with torch.no_grad():
         rows = rows.reshape(*rows.shape, *tail).to(fc1.weight)
         columns = columns.reshape(*columns.shape, *tail).to(fc2.weight)
-        _set(fc1, weight=torch.cat([fc1.weight, rows]))
-        _set(fc2, weight=torch.cat([fc2.weight, columns], dim=1))
+        set_weights(fc1, weight=torch.cat([fc1.weight, rows]))
+        set_weights(fc2, weight=torch.cat([fc2.weight, columns], dim=1))
         if fc1.bias is not None:
-            _set(fc1, bias=torch.cat([fc1.bias, bias.to(fc1.bias)]))
+            set_weights(fc1, bias=torch.cat([fc1.bias, bias.to(fc1.bias)]))
         elif bool((bias != 0).any()):
             raise _no_bias(f"{path}.fc1")
     unit = "features" if isinstance(fc1, nn.Linear) else "channels"
@@ -160,9 +160,11 @@ def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, pat
     setattr(fc2, f"in_{unit}", mlp.hidden)
 
 
-def _add_bias(layer: nn.Linear | nn.Conv2d, bias: Tensor, path: str) -> None:
-    if layer.bias is not None:
-        _set(layer, bias=layer.bias + bias.to(layer.bias))
+def add_bias(layer: nn.Module, bias: Tensor, path: str) -> None:
+    """Add to a layer's bias, in place.  Raises: FoldError if it has none and needs one."""
+    own = getattr(layer, "bias", None)
+    if isinstance(own, Tensor):
+        set_weights(layer, bias=own + bias.to(own))
     elif bool((bias != 0).any()):
         raise _no_bias(path)
 
@@ -174,7 +176,8 @@ def _no_bias(path: str) -> FoldError:
     )  # fmt: skip
 
 
-def _set(layer: nn.Module, **tensors: Tensor) -> None:
+def set_weights(layer: nn.Module, **tensors: Tensor) -> None:
+    """Give a layer other weights, in place."""
     # new parameters, never a write: a weight tied to another layer must not change there
     for name, value in tensors.items():
         setattr(layer, name, nn.Parameter(value.detach().contiguous()))
@@ -193,7 +196,7 @@ def add_weight(layer: nn.Module, delta: Tensor, path: str) -> None:
             f"fold {path!r}", got=f"a weight change of shape {tuple(delta.shape)}",
             want=f"{tuple(weight.shape[:2])}", fix=KEEP,
         )  # fmt: skip
-    _set(layer, weight=weight + delta.reshape(weight.shape).to(weight))
+    set_weights(layer, weight=weight + delta.reshape(weight.shape).to(weight))
 
 
 def mlps(model: nn.Module) -> dict[str, PlainMlp]:

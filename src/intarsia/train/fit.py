@@ -85,6 +85,7 @@ def fit(
     about = _about(model, train, val, test, objective, training, recipe, running)
     loop = Loop(model, train, val, test, objective, training, recipe, running)
     identity = _identity(about, model) if running.out is not None else {}
+    records.forget_peak()
     with loop.running(ranks, identity):
         loop.train(evaluate_every)
         scores = loop.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -52,10 +53,25 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
+def forget_peak() -> None:
+    """Let `peak_bytes` count from here, where the system can: loading the data is not training."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts anew
+
+
 def peak_bytes() -> dict[str, int]:
-    """The process's highest resident memory so far, and the accelerator's highest allocation."""
+    """Highest resident memory and accelerator allocation since `forget_peak`.
+
+    Where the system cannot forget, the process's highest resident memory so far.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    with contextlib.suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text().splitlines()
+        line = next(x for x in status if x.startswith("VmHWM:"))
+        peak["resident"] = int(line.split()[1]) * 1024
     if torch.cuda.is_available():
         peak["accelerator"] = torch.cuda.max_memory_allocated()
     return peak

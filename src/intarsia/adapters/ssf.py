@@ -1,0 +1,75 @@
+"""Scaling and shifting your features, SSF (arXiv:2210.08823)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Cell, Paper, Site
+from ..core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ssf:
+    """Scale and shift what every layer says, y' = gamma * y + beta (Lian et al. 2022, eq. 2).
+
+    roles: which of the host's layers: "linear" (linear maps and convolutions of the blocks), "norm"
+      and "embedding" (patches and what lies between stages); all of them, as published.
+    std: sigma of the start, gamma ~ N(1, std), beta ~ N(0, std). 0 leaves the host as it is; the
+      released code starts at 0.02.
+
+    Raises: ConfigError on a negative std.
+    Not beside another adapter that reads the host's LayerNorms (norm="residual").
+    """
+
+    roles: tuple[str, ...] = ("linear", "norm", "embedding")
+    std: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", tuple(self.roles))
+        if not 0 <= self.std < float("inf"):
+            raise ConfigError("std", got=self.std, want="0 or more", fix="Try 0 or 0.02.")
+
+    @property
+    def position(self) -> str:
+        return "sequential"
+
+    def build(self, site: Site, *, generator: torch.Generator) -> SsfCell:
+        return SsfCell(self, site, generator=generator)
+
+
+class SsfCell(Cell):
+    """(gamma - 1) * y + beta, held as scale = gamma - 1 and shift = beta.  y: (..., d), as is."""
+
+    def __init__(self, config: Ssf, site: Site, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = nn.Parameter(torch.zeros(site.outputs))
+        self.shift = nn.Parameter(torch.zeros(site.outputs))
+        if config.std:
+            for parameter in (self.scale, self.shift):
+                nn.init.normal_(parameter, std=config.std, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, self.cast(x), self.scale)
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        return self.scale, self.shift
+
+
+CARD = Card(
+    "ssf",
+    kind="adapter",
+    config=Ssf,
+    paper=Paper(
+        "2210.08823",
+        2022,
+        "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning",
+    ),
+    tags=frozenset({"folds", "zero_start"}),
+    tiny={},
+    summary="A scale and a shift for each channel of what every layer says.",
+    family="adapters",
+)

@@ -1,0 +1,66 @@
+"""What runs have in common, made once: in this process for the newest few, on disk for all."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import TensorDataset
+
+from ..data.packages import building
+from .kept import key_of
+
+T = TypeVar("T")
+
+
+class Shared:
+    """A memory of `keep` things of each kind, and a folder that several processes share.
+
+    Things are told apart by everything they depend on; whoever asks must not change what it gets.
+    folder: None keeps nothing on disk.
+    """
+
+    def __init__(self, folder: Path | None = None, keep: int = 3) -> None:
+        self.folder, self.keep = folder, keep
+        self._kinds: dict[str, OrderedDict[str, Any]] = {}
+
+    def get(self, kind: str, inputs: Mapping[str, Any], make: Callable[[], T]) -> T:
+        """The thing made from these inputs, from memory if it is there."""
+        held = self._kinds.setdefault(kind, OrderedDict())
+        key = key_of(inputs)
+        if key not in held:
+            held[key] = make()
+        held.move_to_end(key)
+        while len(held) > self.keep:
+            held.popitem(last=False)
+        return held[key]
+
+    def tensors(
+        self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
+    ) -> tuple[TensorDataset, float]:
+        """(x, label) pairs from memory or the folder, and the seconds that making them took.
+
+        One process makes them; from the folder they are memory-mapped, so that processes share
+        the pages.
+        """
+        return self.get(kind, inputs, lambda: self._on_disk(kind, inputs, make))
+
+    def _on_disk(
+        self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
+    ) -> tuple[TensorDataset, float]:
+        start = time.perf_counter()
+        if self.folder is None:
+            return make(), time.perf_counter() - start
+        file = self.folder / f"{kind}-{key_of(inputs)}.safetensors"
+        with building(file) as scratch:
+            if scratch is not None:
+                x, y = (t.contiguous() for t in make().tensors)
+                took = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+                save_file({"x": x, "y": y, "seconds": took}, str(scratch))
+        found: dict[str, torch.Tensor] = load_file(str(file))
+        return TensorDataset(found["x"], found["y"]), float(found["seconds"])

@@ -1,0 +1,101 @@
+"""Trials in processes: all of them, in parallel, and none stops the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from intarsia.core.errors import ConfigError, DataError
+from intarsia.experiments.pool import Outcome, Trial, run_trials
+
+
+def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    if inputs["do"] == "raise":
+        raise DataError("labels", got=1, want=2, fix="Count.")
+    if inputs["do"] == "fault":
+        raise ZeroDivisionError("a fault")
+    if inputs["do"] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if inputs["do"] == "sleep":
+        time.sleep(60)
+    return {"square": inputs["n"] ** 2, "process": os.getpid()}
+
+
+def run(kinds: list[str], jobs: int) -> dict[str, Outcome]:
+    found: dict[str, Outcome] = {}
+    trials = [Trial(f"{kind}-{n}", {"do": kind, "n": n}) for n, kind in enumerate(kinds)]
+    run_trials(trials, work, jobs=jobs, done=lambda o: found.update({o.trial.name: o}), threads=1)
+    return found
+
+
+def test_every_trial_ends_once_and_a_process_serves_many() -> None:
+    found = run(["work"] * 5, jobs=2)
+    results = [found[f"work-{n}"].result for n in range(5)]
+    assert [r["square"] for r in results if r] == [0, 1, 4, 9, 16]
+    assert len({r["process"] for r in results if r}) <= 2
+    assert all(r and r["process"] != os.getpid() for r in results)
+
+
+def test_what_goes_wrong_is_recorded_and_stops_nothing() -> None:
+    found = run(["work", "raise", "die", "fault", "work"], jobs=1)
+    assert found["raise-1"].error == "labels: got 1, want 2. Count."
+    assert "memory ran out" in found["die-2"].error
+    assert found["fault-3"].error.startswith("ZeroDivisionError: a fault (test_pool.py:")
+    done = found["work-4"].result
+    assert done and done["square"] == 16
+    assert all(found[name].result is None for name in ("raise-1", "die-2", "fault-3"))
+
+
+def test_impossible_numbers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        run(["work"], jobs=0)
+    with pytest.raises(ConfigError, match="ray"):
+        run_trials([], work, jobs=1, done=lambda _: None, executor="pigeons")
+
+
+def test_workers_end_with_a_runner_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "runner.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, pathlib, sys, time
+            from intarsia.experiments.pool import Trial, run_trials
+
+            def work(inputs):
+                pathlib.Path(inputs["file"]).write_text(str(os.getpid()))
+                time.sleep(60)
+
+            if __name__ == "__main__":
+                run_trials([Trial("a", {"file": sys.argv[1]})], work, jobs=1, threads=1,
+                           done=lambda _: None)
+            """
+        )
+    )
+    file = tmp_path / "pid"
+    runner = subprocess.Popen([sys.executable, str(script), str(file)])
+    while not (file.exists() and file.read_text()):
+        time.sleep(0.05)
+    worker = int(file.read_text())
+    runner.kill()
+    runner.wait()
+    deadline = time.monotonic() + 20
+    while _alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(worker)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"

@@ -1,0 +1,172 @@
+"""Every baseline of the list is built by its name, learns, and comes back from its files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from intarsia.adapters import Lora
+from intarsia.core.baselines import BASELINES
+from intarsia.core.errors import CheckpointError, ConfigError, TargetError, UnknownName
+from intarsia.core.registry import keys
+from intarsia.hosts import adapt
+from intarsia.hosts.baselines import build, settings_of
+from intarsia.hosts.prompts import Prompts
+from intarsia.hosts.through_peft import read_back
+from intarsia.train.record import parameter_counts
+
+Make = Callable[[str], nn.Module]
+Images = Callable[[str], Tensor]
+PEFT = sorted(name for name, found in BASELINES.items() if found.peft)
+# where the defaults are meant for wider layers than those of a toy
+TOY: dict[str, dict[str, Any]] = {"peft-miss": {"r": 8}}
+# starts at random: PEFT's default for it
+NO_ZERO_START = {"peft-fourierft", "vpt-shallow", "vpt-deep"}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_list_says_what_each_is(name: str) -> None:
+    found = BASELINES[name]
+    assert found.name == name and re.fullmatch(r"[a-z][a-z0-9-]*", name) and name not in keys()
+    assert found.about.endswith(".") and found.family in ("part of the model", "prompts", "peft")
+    assert re.fullmatch(r"\d{4}\.\d{4,5}", found.paper.arxiv) and found.paper.title
+    assert found.paper.year >= 2000 + int(found.paper.arxiv[:2])
+    assert json.loads(json.dumps(settings_of(name))).keys() == settings_of(name).keys()
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_it_starts_where_the_model_is_and_learns(
+    make: Make, images: Images, train: Callable[..., None], name: str
+) -> None:
+    x, stock = images("vit"), make("vit")
+    model = build(name, make("vit"), TOY.get(name)).eval()
+    if name not in NO_ZERO_START:
+        assert_close(model(x), stock(x))
+    counts = parameter_counts(model)
+    assert (counts["trained_without_head"] == 0) == (name == "linear")
+    assert (counts["trained"] == counts["all"]) == (name == "full")
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    train(model, x)
+    assert not torch.allclose(model(x), stock(x))
+    assert all(torch.equal(model.get_parameter(n), p) for n, p in frozen.items())
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_what_peft_saved_is_read_back(
+    make: Make, images: Images, train: Callable[..., None], name: str, tmp_path: Path
+) -> None:
+    model = build(name, make("vit"), TOY.get(name), seed=3)
+    train(model, images("vit"))
+    model.save_pretrained(tmp_path)
+    again = build(name, make("vit"), TOY.get(name), seed=3).eval()
+    assert not torch.equal(again(images("vit")), model(images("vit")))
+    read_back(again, tmp_path)
+    assert torch.equal(again(images("vit")), model(images("vit")))
+
+
+def test_peft_lora_is_the_lora_of_peft(make: Make) -> None:
+    model = build("peft-lora", make("vit"), {"r": 4, "roles": ("qkv", "projection")})
+    assert isinstance(model, PeftModel)
+    config = model.peft_config["default"]
+    assert config.target_modules == {
+        f"blocks.{i}.attn.{layer}" for i in (0, 1) for layer in ("qkv", "proj")
+    }
+    assert config.modules_to_save == ["head"] and config.r == 4
+    assert build("peft-dora", make("vit")).peft_config["default"].use_dora
+
+
+def test_ia3_scales_what_the_mlps_last_layer_reads(make: Make) -> None:
+    config = build("peft-ia3", make("vit")).peft_config["default"]
+    assert config.feedforward_modules == {"blocks.0.mlp.fc2", "blocks.1.mlp.fc2"}
+    assert config.target_modules == config.feedforward_modules | {
+        "blocks.0.attn.qkv", "blocks.1.attn.qkv",
+    }  # fmt: skip
+
+
+def test_norms_by_peft_are_the_norms(make: Make) -> None:
+    ours, theirs = build("norms", make("vit")), build("peft-lntuning", make("vit"))
+    counts = [parameter_counts(model)["trained_without_head"] for model in (ours, theirs)]
+    assert counts[0] == counts[1]
+    # swin has a final norm whose name ends those of others
+    swin = [build(name, make("swin")) for name in ("norms", "peft-lntuning")]
+    assert len({parameter_counts(model)["trained_without_head"] for model in swin}) == 1
+
+
+def test_the_last_blocks_only(make: Make) -> None:
+    model = build("peft-lora", make("vit"), {"last_blocks": 1})
+    assert model.peft_config["default"].target_modules == {"blocks.1.attn.qkv"}
+    with pytest.raises(ConfigError, match=r"want 0 \.\.\. 2"):
+        build("peft-lora", make("vit"), {"last_blocks": 3})
+
+
+def test_the_seed_decides_the_start_and_nothing_else_moves(make: Make) -> None:
+    before = torch.get_rng_state()
+    found = []
+    for seed in (0, 0, 1):
+        model = make("vit")
+        torch.manual_seed(7)
+        state = build("peft-lora", model, seed=seed).state_dict()
+        found.append(next(t for n, t in state.items() if "lora_A" in n))
+        assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(7)))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    torch.set_rng_state(before)
+
+
+def test_settings_of_prompts_and_blocks(make: Make) -> None:
+    model = build("vpt-deep", make("vit"), {"prompts": 3, "dropout": 0.1})
+    assert isinstance(model.prompts, Prompts) and model.prompts.tokens.shape == (2, 3, 32)
+    assert build("vpt-shallow", make("vit")).prompts.tokens.shape == (1, 10, 32)
+    model = build("last-k", make("vit"), {"blocks": 2})
+    assert model.get_parameter("blocks.0.norm1.weight").requires_grad
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("bitfti", {}, "Did you mean bitfit"),
+        ("peft-dora", {"rank": 4}, "unknown setting of 'peft-dora'"),
+        ("peft-dora", {"lora_alhpa": 4}, "Did you mean lora_alpha"),
+        ("last-k", {"block": 2}, "Did you mean blocks"),
+        ("linear", {"blocks": 2}, "unknown setting of 'linear'"),
+        ("peft-lora", {"target_modules": ["fc1"]}, "unknown setting"),
+    ],
+)
+def test_unknown_names(make: Make, name: str, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UnknownName, match=says):
+        build(name, make("vit"), settings)
+
+
+def test_what_peft_refuses_is_said_as_ours(make: Make) -> None:
+    with pytest.raises(ConfigError, match="settings of PEFT's LORA.*`r` should be a positive"):
+        build("peft-lora", make("vit"), {"r": 0})
+    with pytest.raises(TargetError, match="role 'attention'"):
+        build("peft-lora", make("convnext"), {"roles": ("attention",)})
+    with pytest.raises(ConfigError, match="adapter name"):
+        build("peft-lora", adapt(make("vit"), Lora(2)))
+
+
+def test_damaged_and_foreign_files_are_refused(make: Make, tmp_path: Path) -> None:
+    model = build("peft-lora", make("vit"))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"want \(4, 32\)"):
+        read_back(build("peft-lora", make("vit"), {"r": 4}), tmp_path)
+    with pytest.raises(CheckpointError, match="tensors that do not belong"):
+        read_back(build("peft-loha", make("vit")), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    assert safetensors.torch.load_file(file)
+    file.write_bytes(file.read_bytes()[:99])
+    with pytest.raises(CheckpointError, match="no readable safetensors"):
+        read_back(build("peft-lora", make("vit")), tmp_path)
+    file.unlink()
+    with pytest.raises(CheckpointError):
+        read_back(build("peft-lora", make("vit")), tmp_path)
