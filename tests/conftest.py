@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # before any Hub library is imported: their switches are read once
@@ -81,3 +83,31 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 def generator() -> torch.Generator:
     """A seeded source of randomness on the CPU."""
     return torch.Generator().manual_seed(0)
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--hide-scrollbars", "--enable-logging=stderr",
+)  # fmt: skip
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Callable[..., str]:
+    """Opens a page; returns its DOM after loading. Console messages fail the test."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
+
+    def open_page(page: Path, *flags: str, complaints: int = 0) -> str:
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        done = subprocess.run(
+            [program, *BROWSER_FLAGS, profile, *flags, page.as_uri()],
+            capture_output=True, text=True, timeout=300, check=True,
+        )  # fmt: skip
+        messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        assert len(messages) == complaints, messages
+        return done.stdout
+
+    return open_page

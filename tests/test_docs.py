@@ -23,6 +23,7 @@ PROSE = "\n".join(p.read_text() for p in (ROOT / "README.md", *PAGES))
 RUNNABLE = (
     "tour.md",
     "how-to/adapt-a-model.md",
+    "how-to/benchmark.md",
     "how-to/fold-and-export.md",
     "how-to/several-adapters.md",
 )

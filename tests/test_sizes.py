@@ -17,6 +17,7 @@ NO_NAMES = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "b
 EXCEPTIONS: dict[str, str] = {
     "core/claim.py::Claim": "a record of one experiment, not a setting anyone passes on",
     "cli/options.py::_shared": "a signature: one line for each option of a training run, no body",
+    "cli/benching.py::bench": "a signature: one line for each option, three lines of body",
     "claims/ledger.py::Record": "what a run leaves behind, not a setting anyone passes on",
     "hosts/config.py::IntarsiaConfig": "six of its fields are what PEFT asks of a config",
 }

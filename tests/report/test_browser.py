@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,32 +15,7 @@ from PIL import Image
 from intarsia.report import gather, render, write_report
 
 Browse = Callable[..., str]
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-dev-shm-usage", "--hide-scrollbars", "--enable-logging=stderr",
-)  # fmt: skip
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-
-
-@pytest.fixture
-def browse(tmp_path: Path) -> Browse:
-    """Opens a page; returns its DOM after loading. Console messages fail the test."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
-
-    def open_page(page: Path, *flags: str, complaints: int = 0) -> str:
-        done = subprocess.run(
-            [program, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri()],
-            capture_output=True, text=True, timeout=300, check=True,
-        )  # fmt: skip
-        messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-        assert len(messages) == complaints, messages
-        return done.stdout
-
-    return open_page
 
 
 @pytest.fixture(scope="module")

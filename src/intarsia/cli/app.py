@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .benching import bench
 from .claiming import claim
 from .comparing import compare, report
 from .demo import demo
@@ -51,6 +52,7 @@ app.command("fit")(fit)
 app.command("evaluate")(evaluate)
 app.command("predict")(predict)
 app.command("compare")(compare)
+app.command("bench")(bench)
 app.command("export")(export)
 app.command("claim")(claim)
 app.command("report")(report)

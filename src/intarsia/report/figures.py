@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from ..core.errors import MissingExtra
 from . import numbers
 from .confusion import Confusion, confusion_of
 from .curves import line_of, mean_line, metrics_of
-from .groups import Comparison, Group
+from .gather import Run
+from .groups import Comparison, Group, Spread
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -57,15 +58,18 @@ class Look:
 
 def looks(comparison: Comparison) -> list[Look]:
     """One for each group: a grey circle for the baseline, no two alike among the next 49."""
-    found: list[Look] = []
-    taken = 0
-    for group in comparison.groups:
-        if group is comparison.baseline:
-            found.append(Look(0, 0))
-        else:
-            found.append(Look(taken % COLORS + 1, (taken + taken // COLORS) % 7 + 1))
-            taken += 1
-    return found if comparison.baseline else [Look(1, 0)] * len(found)
+    groups, base = comparison.groups, comparison.baseline
+    if base is None:
+        return [Look(1, 0)] * len(groups)
+    return looks_of(len(groups), groups.index(base))
+
+
+def looks_of(count: int, baseline: int | None) -> list[Look]:
+    """One for each of `count` series; `baseline` is the number of the grey one, if any."""
+    found = [Look(n % COLORS + 1, (n + n // COLORS) % 7 + 1) for n in range(count)]
+    if baseline is not None:
+        found.insert(baseline, Look(0, 0))
+    return found[:count]
 
 
 def plotly() -> Any:
@@ -92,14 +96,46 @@ def metric_name(metric: str) -> str:
     return NAMES.get(metric, metric.replace("_", " ").capitalize())
 
 
+@dataclass(frozen=True)
+class Points:
+    """A series of a cost plot: costs x and shares y of its runs, their names, and y's spread."""
+
+    label: str
+    look: Look
+    x: Sequence[float]
+    y: Sequence[float]
+    names: Sequence[str]
+    spread: Spread
+
+
 def by_parameters(comparison: Comparison) -> Figure:
+    """Accuracy against trained parameters with the head."""
+    return against_parameters(_points(comparison, lambda run: float(run.costs.trained)))
+
+
+def by_time(comparison: Comparison) -> Figure:
+    """Accuracy against training seconds."""
+    return against_seconds(_points(comparison, lambda run: run.costs.seconds))
+
+
+def _points(comparison: Comparison, cost: Callable[[Run], float]) -> list[Points]:
+    return [
+        Points(
+            label=group.label,
+            look=look,
+            x=[cost(run) for run in group.runs],
+            y=[run.scores.accuracy for run in group.runs],
+            names=[f"seed {run.seed}" for run in group.runs],
+            spread=group.accuracy,
+        )
+        for group, look in zip(comparison.groups, looks(comparison), strict=True)
+    ]
+
+
+def against_parameters(series: Sequence[Points]) -> Figure:
     """Accuracy against trained parameters with the head, on a log axis."""
-
-    def where(group: Group) -> list[float]:
-        return [float(run.costs.trained) for run in group.runs]
-
-    figure = _by_cost(comparison, where, "%{x:,} parameters")
-    counts = [n for group in comparison.groups for n in where(group)]
+    figure = _by_cost(series, "%{x:,} parameters")
+    counts = [n for points in series for n in points.x]
     low, high = _log_range(min(counts), max(counts))
     figure.update_xaxes(
         type="log", title_text="Trained parameters, with head", range=[low, high],
@@ -108,11 +144,9 @@ def by_parameters(comparison: Comparison) -> Figure:
     return figure
 
 
-def by_time(comparison: Comparison) -> Figure:
+def against_seconds(series: Sequence[Points]) -> Figure:
     """Accuracy against training seconds."""
-    figure = _by_cost(
-        comparison, lambda group: [run.costs.seconds for run in group.runs], "%{x:,.1f} s"
-    )
+    figure = _by_cost(series, "%{x:,.1f} s")
     figure.update_xaxes(title_text="Training time, seconds", rangemode="tozero")
     return figure
 
@@ -124,51 +158,43 @@ def _log_range(low: float, high: float) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _by_cost(comparison: Comparison, where: Any, unit: str) -> Figure:
-    """A small mark per seed; a large one with its spread at the mean."""
+def _by_cost(series: Sequence[Points], unit: str) -> Figure:
+    """A small mark per run; a large one with its spread at the mean."""
     go = plotly()
     traces: list[Any] = []
-    for i, (group, look) in enumerate(zip(comparison.groups, looks(comparison), strict=True)):
-        xs, ys = where(group), [100 * run.scores.accuracy for run in group.runs]
-        spread, symbol = group.accuracy, SYMBOLS[look.symbol]
-        name = safe(group.label)
-        if len(ys) > 1:
-            seeds = [f"seed {run.seed}" for run in group.runs]
+    for i, points in enumerate(series):
+        symbol, name = SYMBOLS[points.look.symbol], safe(points.label)
+        if len(points.y) > 1:
+            hover = f"%{{y:.2f}} %, {unit}, %{{customdata}}<extra>%{{fullData.name}}</extra>"
             traces.append(
                 go.Scatter(
-                    x=xs,
-                    y=ys,
+                    x=list(points.x),
+                    y=[100 * share for share in points.y],
                     mode="markers",
                     name=name,
-                    customdata=seeds,
-                    marker={"symbol": f"{symbol}-open", "size": 7},
+                    customdata=list(points.names),
                     opacity=0.65,
-                    hovertemplate=f"%{{y:.2f}} %, {unit}, %{{customdata}}"
-                    "<extra>%{fullData.name}</extra>",
+                    hovertemplate=hover,
+                    marker={"symbol": f"{symbol}-open", "size": 7},
                     meta={"group": i},
                 )  # fmt: skip
             )
-        deviation = 100 * (spread.deviation or 0)
+        deviation = 100 * (points.spread.deviation or 0)
+        bar = {"type": "data", "array": [deviation], "thickness": 1.5, "width": 5}
         traces.append(
             go.Scatter(
-                x=[sum(xs) / len(xs)],
-                y=[100 * spread.mean],
+                x=[sum(points.x) / len(points.x)],
+                y=[100 * points.spread.mean],
                 mode="markers",
                 name=name,
                 marker={"symbol": symbol, "size": 13},
-                error_y={
-                    "type": "data",
-                    "array": [deviation],
-                    "thickness": 1.5,
-                    "width": 5,
-                    "visible": deviation > 0,
-                },
-                customdata=[numbers.accuracy(spread)],
-                hovertemplate=f"%{{customdata}}, {unit}<extra>%{{fullData.name}}</extra>",
                 meta={"group": i},
+                error_y={**bar, "visible": deviation > 0},
+                customdata=[numbers.accuracy(points.spread)],
+                hovertemplate=f"%{{customdata}}, {unit}<extra>%{{fullData.name}}</extra>",
             )  # fmt: skip
         )
-    figure = _figure(traces)
+    figure = figure_of(traces)
     figure.update_yaxes(title_text="Accuracy", ticksuffix=" %")
     figure.update_layout(hovermode="closest")
     return figure
@@ -188,7 +214,7 @@ def curves(comparison: Comparison) -> Figure | None:
         return None
     for trace in traces:
         trace.marker.symbol = shapes[trace.meta["group"]]
-    figure = _figure(traces)
+    figure = figure_of(traces)
     figure.update_xaxes(title_text="Epoch")
     figure.update_layout(hovermode="x unified")
     return figure
@@ -232,7 +258,7 @@ def confusions(comparison: Comparison) -> Figure | None:
             traces += [_heat(found, i, "counts"), _heat(found, i, "shares")]
     if not traces:
         return None
-    figure = _figure(traces)
+    figure = figure_of(traces)
     # the page knows how wide the names are, and makes room for them
     leaning = len(traces[0].z) <= LEANING
     figure.update_xaxes(title_text="Predicted", automargin=False, tickangle=-40 if leaning else -90)
@@ -264,9 +290,10 @@ def _heat(found: Confusion, number: int, mode: str) -> Any:
     )  # fmt: skip
 
 
-def _figure(traces: list[Any]) -> Figure:
+def figure_of(traces: Sequence[Any]) -> Figure:
+    """Traces in the layout that all pages share."""
     go = plotly()
-    figure = go.Figure(traces)
+    figure = go.Figure(list(traces))
     figure.update_layout(
         template="none", showlegend=False, margin={"l": 56, "r": 12, "t": 12, "b": 48},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",

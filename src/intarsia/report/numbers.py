@@ -14,9 +14,14 @@ def percent(share: float, digits: int = 1) -> str:
 
 def accuracy(spread: Spread) -> str:
     """ "80.7 ± 0.4 %"; without ± for one seed."""
+    return f"{bare(spread)} %"
+
+
+def bare(spread: Spread) -> str:
+    """The same without its unit, for a table that says it once: "80.7 ± 0.4"."""
     if spread.deviation is None:
-        return percent(spread.mean)
-    return f"{100 * spread.mean:.1f} ± {100 * spread.deviation:.1f} %"
+        return f"{100 * spread.mean:.1f}"
+    return f"{100 * spread.mean:.1f} ± {100 * spread.deviation:.1f}"
 
 
 def points(difference: Difference) -> str:
@@ -33,6 +38,16 @@ def signed(value: float, digits: int = 1) -> str:
     if float(text) == 0:
         return text
     return f"{'+' if value > 0 else MINUS}{text}"
+
+
+def interval(low: float, high: float, digits: int = 1) -> str:
+    """Of differences between shares, in percentage points: "[+0.4, +2.1]"."""
+    return f"[{signed(100 * low, digits)}, {signed(100 * high, digits)}]"
+
+
+def probability(p: float) -> str:
+    """0.012, < 0.001."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def count(n: int) -> str:

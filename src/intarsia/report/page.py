@@ -1,25 +1,14 @@
-"""One HTML file that needs nothing else: no network, no other file, no code but its own.
-
-A content security policy allows this page's two scripts, by their hash, and no connection at all:
-text from a run folder could not run even if it were not escaped.
-"""
+"""The page of a comparison: one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import os
-import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import MissingExtra, TrainingError
-from . import figures, numbers
+from . import figures, numbers, shell
 from .confusion import confusion_of
 from .curves import line_of, mean_line
 from .details import (
@@ -36,9 +25,6 @@ from .groups import Comparison, Group, compare
 from .mistakes import Mistake, Mistakes
 from .summary import notices, selection_rule, sentences, title
 from .tables import table_of
-
-_PAGE = files("intarsia.report") / "page"
-_UNIT, _NO_BREAK = re.compile(r"(?<=\d) (?=[kMG%±]|min\b)|(?<=±) "), "\N{NO-BREAK SPACE}"
 
 
 def write_report(
@@ -57,35 +43,21 @@ def write_report(
     without plotly or jinja2; TrainingError when the file cannot be written.
     """
     page = render(gather(folders), baseline=baseline, heading=heading)
-    out = Path(out)
-    scratch = out.with_name(f"{out.name}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(page.encode())
-        os.replace(scratch, out)
-    except OSError as error:
-        with suppress(OSError):  # it may be what could not be made
-            scratch.unlink(missing_ok=True)
-        raise TrainingError(
-            f"writing {out}", got=error, want="a file that can be written to",
-            fix="Choose another place, or free some space.",
-        ) from error  # fmt: skip
-    return out
+    return shell.save(page, out)
 
 
 def render(runs: Iterable[Run], *, baseline: str | None = None, heading: str | None = None) -> str:
     """The page as text; see `write_report`."""
     comparison = compare(runs, baseline)
-    plots, plotly = _plots(comparison), _plotly_source()
-    # "<" never appears in the JSON: no text can close its script element
-    looks = figures.looks(comparison)
-    colors = [look.color for look in looks]
-    data = json.dumps({"figures": plots, "colors": colors}, sort_keys=True, allow_nan=False)
-    data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    script = _read("page.js")
-    return _template().render(
+    plots, looks = _plots(comparison), figures.looks(comparison)
+    return shell.render(
+        "page.html.j2",
+        {"figures": plots, "colors": [look.color for look in looks]},
+        css=shell.read("page.css"),
+        script=shell.read("plots.js") + shell.read("page.js"),
+        eyebrow="intarsia report",
         heading=heading or title(comparison),
-        sentences=[_UNIT.sub(_NO_BREAK, text) for text in sentences(comparison)],
+        sentences=[shell.unbroken(text) for text in sentences(comparison)],
         notices=notices(comparison),
         table=table_of(comparison),
         groups=comparison.groups,
@@ -97,44 +69,8 @@ def render(runs: Iterable[Run], *, baseline: str | None = None, heading: str | N
         errors=[_errors(i, group) for i, group in enumerate(comparison.groups)],
         best=comparison.groups.index(comparison.best),
         record=_record(comparison),
-        version=version("intarsia"),
-        css=_read("page.css"),
         looks=looks,
-        marks=figures.MARKS,
-        data=data,
-        script=script,
-        plotly=plotly,
-        hashes=[_hash(plotly), _hash(script)],
     )
-
-
-def _template() -> Any:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtra("jinja2", "report") from error
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["percent"] = lambda share: _UNIT.sub(_NO_BREAK, numbers.percent(share, 0))
-    environment.filters["plural"] = numbers.plural
-    return environment.from_string(_read("page.html.j2"))
-
-
-def _read(name: str) -> str:
-    return (_PAGE / name).read_text(encoding="utf-8")
-
-
-def _plotly_source() -> str:
-    figures.plotly()
-    from plotly.offline import get_plotlyjs
-
-    # browsers hash what they parsed, and parsing makes every line end a single \n
-    return get_plotlyjs().replace("\r\n", "\n")
-
-
-def _hash(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _plots(comparison: Comparison) -> dict[str, Any]:

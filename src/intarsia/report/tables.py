@@ -24,22 +24,30 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, a smaller remark beside it, and the value in full."""
+    """What is shown, a smaller remark beside it, the value in full, its place in its column.
+
+    place: "first", "second", or nothing; "mean" for the head of a row of means.
+    """
 
     text: str
     remark: str = ""
     full: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and as many cells in every row; `best` and `baseline` are row numbers."""
+    """Columns and as many cells in every row; `best` and `baseline` are row numbers.
+
+    notes: sentences below the table.
+    """
 
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    best: int
+    best: int | None
     baseline: int | None
+    notes: tuple[str, ...] = ()
 
 
 def table_of(comparison: Comparison) -> Table:
@@ -141,16 +149,26 @@ def _text(cell: Cell) -> Text:
 
 def markdown_table(comparison: Comparison) -> str:
     """GitHub-flavoured, aligned in its source."""
-    table = table_of(comparison)
-    rows = [[_markdown(column.title) for column in table.columns]]
-    for row in table.rows:
-        rows.append([_markdown(f"{c.text} ({c.remark})" if c.remark else c.text) for c in row])
+    return markdown(table_of(comparison))
+
+
+def markdown(table: Table) -> str:
+    """Any table as GitHub-flavoured Markdown: first places in bold, second ones in italics."""
+    rows = [[escape(column.title) for column in table.columns]]
+    rows += [[_marked(cell) for cell in row] for row in table.rows]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.columns))]
     numeric = [column.numeric for column in table.columns]
     rule = ["-" * (w - 1) + ":" if n else "-" * w for w, n in zip(widths, numeric, strict=True)]
     lines = [_line(rows[0], widths, numeric), _line(rule, widths, numeric)]
     lines += [_line(row, widths, numeric) for row in rows[1:]]
-    return "\n".join([*lines, "", _markdown(table.caption), ""])
+    below = [text for note in (table.caption, *table.notes) for text in ("", escape(note))]
+    return "\n".join([*lines, *below, ""])
+
+
+def _marked(cell: Cell) -> str:
+    text = escape(f"{cell.text} ({cell.remark})" if cell.remark else cell.text)
+    around = {"first": "**", "second": "_"}.get(cell.place, "")
+    return f"{around}{text}{around}"
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
@@ -163,7 +181,8 @@ def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) 
 _SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_|<>[]#~"} | {"\n": " ", "\r": " "})
 
 
-def _markdown(text: str) -> str:
+def escape(text: str) -> str:
+    """Text that Markdown shows letter by letter."""
     return text.translate(_SPECIAL)
 
 

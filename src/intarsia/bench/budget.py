@@ -1,0 +1,109 @@
+"""Fit a plan into minutes: seeds go first, then epochs, and the plan says what was cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigError
+from ..experiments.pool import Outcome, Trial, Work, run_trials
+from .plan import Place, Plan
+from .run import How
+from .work import run as one_run
+
+FEWEST_EPOCHS = 5
+PILOT_IMAGES, PILOT_EPOCHS = 64, 2
+SETTING_UP = 2.0  # seconds of a run that are not training: model, files, mistakes
+SCORING = 0.5  # of the time that training takes for an image
+
+Costs = Mapping[str, float]
+"""Seconds of training for one image, by the contender's name."""
+
+
+def measured_costs(
+    plan: Plan, out: Path, how: How, report: Callable[[str], None], work: Work = one_run
+) -> Costs:
+    """A pilot of each method on the first task: two epochs of 64 images.
+
+    A method whose pilot fails costs as much as the dearest one.
+    """
+    report(f"Timing {len(plan.contenders)} methods, to fit them into the budget.")
+    task, seed = plan.tasks[0], plan.seeds[0]
+    trials: list[Trial] = []
+    for contender in plan.contenders:
+        flat = plan.final(Place(task, contender, seed)).flat()
+        images = max(PILOT_IMAGES, 2 * task.classes)
+        flat |= {"images": images, "epochs": PILOT_EPOCHS, "test": images}
+        folder = out / "pilots" / contender.name.replace(" ", "-")
+        trials.append(
+            Trial(
+                contender.name,
+                {"experiment": flat, "folder": str(folder), "shared": str(out / "shared")},
+            )
+        )
+    found: dict[str, float] = {}
+
+    def done(end: Outcome) -> None:
+        if end.result is not None:
+            seconds: float = end.result["results"]["seconds"]
+            found[end.trial.name] = seconds / (max(PILOT_IMAGES, 2 * task.classes) * PILOT_EPOCHS)
+
+    run_trials(trials, work, jobs=how.jobs, done=done, executor=how.executor, threads=how.threads)
+    dearest = max(found.values(), default=0.0)
+    return {c.name: found.get(c.name, dearest) for c in plan.contenders}
+
+
+def minutes(plan: Plan, costs: Costs, jobs: int) -> float:
+    """What a plan takes, from the cost of an image."""
+    total = 0.0
+    for place in plan.places():
+        counts = place.task.counts
+        each = costs[place.contender.name]
+        final = plan.final(place).training.epochs * (counts["train"] + counts.get("val", 0))
+        total += SETTING_UP + each * (final + SCORING * counts["test"])
+        for run in plan.search(place):
+            images = run.training.epochs * counts["train"] + SCORING * counts.get("val", 0)
+            total += SETTING_UP + each * images
+    return total / 60 / jobs
+
+
+def fitted(plan: Plan, costs: Costs, most: float, jobs: int) -> Plan:
+    """The plan, or a smaller one that fits into `most` minutes.
+
+    Raises: ConfigError if one seed of FEWEST_EPOCHS epochs does not fit.
+    """
+    while minutes(plan, costs, jobs) > most and len(plan.seeds) > 1:
+        gone = plan.seeds[-1]
+        plan = plan.smaller(f"seed {gone} was left out.", seeds=plan.seeds[:-1])
+    epochs = plan.start.training.epochs
+    fewer, needed = epochs, minutes(plan, costs, jobs)
+    smaller = plan
+    while needed > most and fewer > FEWEST_EPOCHS:
+        fewer -= 1
+        smaller = replace(plan, start=plan.start.changed(epochs=fewer))
+        needed = minutes(smaller, costs, jobs)
+    if fewer < epochs:
+        plan = smaller.smaller(f"{fewer} epochs in place of {epochs}.")
+    if needed > most:
+        raise ConfigError(
+            "--budget", got=f"{most:g} minutes", want=f"at least {needed:.0f} for "
+            f"{len(plan.tasks)} tasks x {len(plan.contenders)} methods",
+            fix="Choose fewer with --tasks and --methods.",
+        )  # fmt: skip
+    return plan
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The plan in numbers, for --json and the page."""
+    return {
+        "suite": plan.suite.name,
+        "protocol": plan.protocol.name,
+        "model": plan.model,
+        "tasks": [t.name for t in plan.tasks],
+        "methods": [c.name for c in plan.contenders],
+        "seeds": list(plan.seeds),
+        "epochs": plan.start.training.epochs,
+        "cut": list(plan.cut),
+    }

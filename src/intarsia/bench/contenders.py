@@ -1,0 +1,88 @@
+"""What a benchmark compares: methods with their settings, all of one size where they have one.
+
+Learning rates are the published ones of each family for AdamW, rounded; one rate for all tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.errors import UnknownName
+from ..experiments.experiment import Experiment
+
+ADAPTER_LR = 5e-3
+SIZE = 16  # width of a bottleneck, rank of LoRA
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method as a benchmark runs it.
+
+    method, settings, objective: as `intarsia fit` takes them.  lr: of the `honest` protocol.
+    cells: it puts cells into blocks, so that it can be kept to the last ones.
+    half: each step looks at every image twice, so that the same time buys half of the epochs.
+    """
+
+    name: str
+    method: str
+    settings: tuple[str, ...] = ()
+    objective: str = "plain"
+    lr: float = ADAPTER_LR
+    cells: bool = True
+    half: bool = False
+
+    def into(self, start: Experiment) -> Experiment:
+        """An experiment with this method in it."""
+        chosen = start.changed(
+            method=self.method, settings=self.settings, objective=self.objective, lr=self.lr
+        )
+        if self.cells:
+            return chosen
+        # what trains other parts of the model cannot leave the first blocks alone
+        return chosen.changed(last_blocks=None, frozen_once=self.method == "linear")
+
+
+def _bottleneck(placement: str, *more: str) -> tuple[str, ...]:
+    return (f"bottleneck={SIZE}", f"placement={placement}", "activation=gelu", *more)
+
+
+def _over(placement: str, *more: str) -> tuple[str, ...]:
+    return tuple(f"over.{word}" for word in _bottleneck(placement, *more))
+
+
+CONTENDERS = (
+    Contender("linear", "linear", cells=False),
+    Contender("full", "full", lr=1e-4, cells=False),
+    Contender("bitfit", "bitfit", lr=2e-3, cells=False),
+    Contender("norms", "norms", lr=2e-3, cells=False),
+    Contender("last-1", "last-k", ("blocks=1",), lr=5e-4, cells=False),
+    Contender("vpt-shallow", "vpt-shallow", ("prompts=10",), cells=False),
+    Contender("vpt-deep", "vpt-deep", ("prompts=10",), cells=False),
+    Contender("ssf", "ssf", lr=2e-3),
+    Contender("houlsby", "bottleneck", _bottleneck("houlsby")),
+    Contender("pfeiffer", "bottleneck", _bottleneck("pfeiffer")),
+    Contender("adaptformer", "bottleneck", _bottleneck("adaptformer")),
+    Contender("adapter+", "bottleneck", _bottleneck("adapter+")),
+    Contender("lora", "lora", (f"rank={SIZE}",)),
+    Contender("dora", "peft-dora", (f"r={SIZE}",), lr=1e-3, cells=False),
+    Contender("ia3", "peft-ia3", cells=False),
+    Contender("loha", "peft-loha", (f"r={SIZE}",), lr=1e-3, cells=False),
+    Contender(
+        "r-drop adaptformer", "bottleneck", _bottleneck("adaptformer", "dropout=0.1"),
+        "two_pass:add=1", half=True,
+    ),
+    Contender("adamix", "adamix", _over("adaptformer", "dropout=0.1"), "two_pass", half=True),
+    Contender("mosa", "mosa", _over("adaptformer")),
+    Contender("mosa pfeiffer", "mosa", _over("pfeiffer")),
+    Contender("mosa houlsby", "mosa", _over("houlsby")),
+    Contender("mosa adapter+", "mosa", _over("adapter+")),
+    Contender("mosl", "mosa", ("over=lora", f"over.rank={SIZE}", "split=both")),
+)  # fmt: skip
+
+
+def contender(name: str) -> Contender:
+    """The contender of that name.  Raises: UnknownName."""
+    for found in CONTENDERS:
+        if found.name == name:
+            return found
+    raise UnknownName("method of the benchmark", name, [c.name for c in CONTENDERS])

@@ -1,0 +1,81 @@
+"""The folder of a benchmark: what lies where, and that only one runner works in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..core.errors import CheckpointError, ConfigError
+from ..train.checkpoint import disk_error, write_json
+
+FORMAT = 1
+RESULTS, SEARCHES, PLAN = "results.jsonl", "searches.jsonl", "bench.json"
+README = """A benchmark of intarsia.
+
+index.html, table.md, table.tex   the tables and their statistics
+results.csv                       one row for each run that counts
+results.jsonl                     the same as JSON, appended as runs end
+searches.jsonl                    runs that chose settings, with their validation accuracy
+runs/                             the folder of each run: intarsia report runs/TASK/RUN
+shared/                           pictures and features that runs have in common; may be deleted
+bench.json                        what was asked for
+
+The same command again keeps what is finished and goes on.
+"""
+
+
+@contextmanager
+def opened(out: Path, asked: dict[str, Any]) -> Iterator[None]:
+    """Inside, this runner alone works in the folder.
+
+    Raises: ConfigError if another one does, or `out` is a file; CheckpointError for a folder of
+    another format or one that is damaged.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise ConfigError(
+            f"results folder {out}", got="a file", want="a folder", fix="Choose another --out."
+        ) from error
+    except OSError as error:
+        raise disk_error(out, error) from error
+    lock = FileLock(str(out / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(
+            f"results folder {out}", got="one that another runner works in",
+            want="a folder of its own for each runner",
+            fix="Wait for it, or choose another --out.",
+        ) from error  # fmt: skip
+    try:
+        _check_format(out / PLAN)
+        (out / "README.txt").write_text(README)
+        write_json(out / PLAN, {"format": FORMAT, "intarsia": version("intarsia"), **asked})
+        yield
+    finally:
+        lock.release()
+
+
+def _check_format(path: Path) -> None:
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text())
+        number = found["format"]
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path}", got=f"{type(error).__name__}: {error}", want="what `intarsia bench` wrote",
+            fix="Choose another --out, or delete the file to keep the results beside it.",
+        ) from error  # fmt: skip
+    if number != FORMAT:
+        raise CheckpointError(
+            f"format of {path}", got=f"{number}, by intarsia {found.get('intarsia', '?')}",
+            want=FORMAT, fix="Choose another --out, or go on with the version that wrote it.",
+        )  # fmt: skip

@@ -1,0 +1,125 @@
+"""The benchmark's page: one HTML file that needs nothing else, in the look of the run report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..report import numbers, shell
+from ..report.summary import capital, joined
+from . import figures
+from .diagram import WIDTH, diagram
+from .results import Failed, Result
+from .sheets import first_line
+from .summary import Findings, Summary
+from .table import difference_table, results_table, tasks_table
+from .words import heading, notes, sentences
+
+_PAGE = files("intarsia.bench") / "page"
+
+
+def render(
+    summary: Summary, *, out: Path, runs: Path | None = None, cut: Sequence[str] = ()
+) -> str:
+    """The page as text.
+
+    out: the folder it will lie in.  runs: the folder that results name their runs from, None =
+    `out`.  cut: what a budget left out, a sentence each.
+    Raises: MissingExtra without plotly or jinja2.
+    """
+    link = figures.linker(runs or out, out)
+    plots = {f"{kind}-{i}": json.loads(str(figure.to_json()))
+             for i, found in enumerate(summary.findings)
+             for kind, figure in _plots(found, link).items() if figure is not None}  # fmt: skip
+    colors = [[look.color for look in figures.looks(found)] for found in summary.findings]
+    script = shell.read("plots.js") + shell.read("bench.js", _PAGE)
+    return shell.render(
+        "bench.html.j2",
+        {"figures": plots, "colors": colors},
+        css=shell.read("page.css") + shell.read("bench.css", _PAGE),
+        script=script,
+        folder=_PAGE,
+        eyebrow="intarsia benchmark",
+        heading=_heading(summary),
+        sentences=[shell.unbroken(text) for text in _lead(summary)],
+        notices=_notices(summary, cut),
+        sheets=[_sheet(i, found, plots, summary) for i, found in enumerate(summary.findings)],
+        failed=[_failure(result) for result in summary.failed],
+        cut=list(cut),
+        width=WIDTH,
+    )
+
+
+def _plots(findings: Findings, link: Any) -> dict[str, Any]:
+    return {
+        "parameters": figures.by_cost(findings, "trained"),
+        "time": figures.by_cost(findings, "seconds"),
+        "heat": figures.heat(findings, link),
+    }
+
+
+def _heading(summary: Summary) -> str:
+    suites = list(dict.fromkeys(found.sheet.title.suite for found in summary.findings))
+    methods = {method.name for found in summary.findings for method in found.sheet.methods}
+    return f"{capital(numbers.plural(len(methods), 'method'))} on {joined(suites)}"
+
+
+def _lead(summary: Summary) -> list[str]:
+    """In words: of a single sheet all, of several how many there are."""
+    if len(summary.findings) == 1:
+        return sentences(summary.findings[0])
+    named = joined([heading(found) for found in summary.findings])
+    return [
+        f"{len(summary.findings)} combinations of suite, backbone and protocol: {named}.",
+        "Each stands for itself: no result of one is read in another.",
+    ]
+
+
+def _notices(summary: Summary, cut: Sequence[str]) -> list[str]:
+    failed = len(summary.failed)
+    found = [f"{numbers.plural(failed, 'cell')} failed; the errors are below."] if failed else []
+    found += [f"A budget cut this benchmark in {numbers.plural(len(cut), 'way')}."] if cut else []
+    # several sheets have their notes below their own tables
+    return found + notes(summary.findings[0]) if len(summary.findings) == 1 else found
+
+
+def _sheet(i: int, findings: Findings, plots: dict[str, Any], summary: Summary) -> dict[str, Any]:
+    """What the template asks of a sheet."""
+    titled = len(summary.findings) > 1
+    rows, looks = findings.rows, figures.looks(findings)
+    base = findings.baseline
+    results, against = results_table(findings), difference_table(findings)
+    others = [look for look, row in zip(looks, rows, strict=True) if row.method != base]
+    return {
+        "number": i,
+        "title": heading(findings) if titled else "",
+        "sentences": sentences(findings) if titled else [],
+        "labels": [row.method.label for row in rows],
+        "looks": looks,
+        "others": others,
+        "results": results if titled else replace(results, notes=()),
+        "difference": against,
+        "tasks": tasks_table(findings),
+        "diagram": diagram(findings),
+        "baseline": base.label if base else None,
+        "plots": [kind for kind in ("parameters", "time", "heat") if f"{kind}-{i}" in plots],
+        "shared": int(findings.sheet.shared.sum()) if findings.ragged else None,
+        "seeds": bool(findings.sheet.begun.sum(1).max() > 1),
+    }
+
+
+def _failure(result: Result) -> dict[str, Any]:
+    error = result.outcome.error if isinstance(result.outcome, Failed) else ""
+    setup = result.setup
+    return {
+        "method": result.method.label,
+        "task": f"{result.task.suite}/{result.task.name}",
+        "seed": result.seed,
+        "setup": f"{setup.protocol}, {setup.model}",
+        "line": first_line(error),
+        "whole": error if error.strip() != first_line(error) else "",
+    }

@@ -1,0 +1,96 @@
+"""The matrix of a benchmark: tasks x methods x seeds under one protocol, as experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from ..core.errors import ConfigError
+from ..data.suites import Suite, Task
+from ..experiments.experiment import Experiment
+from ..experiments.kept import key_of
+from .contenders import Contender
+from .protocols import Protocol
+
+
+@dataclass(frozen=True, eq=False)  # one object for each place
+class Place:
+    """One place of the matrix."""
+
+    task: Task
+    contender: Contender
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task.name}, {self.contender.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run.
+
+    start: everything the places share, as the model, its size and the epochs.
+    cut: what a budget or a profile left out, in sentences.
+    """
+
+    suite: Suite
+    tasks: tuple[Task, ...]
+    contenders: tuple[Contender, ...]
+    seeds: tuple[int, ...]
+    protocol: Protocol
+    start: Experiment
+    cut: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what in ("tasks", "contenders", "seeds"):
+            given: tuple[Any, ...] = getattr(self, what)
+            names = [getattr(g, "name", g) for g in given]
+            if not given or len(set(names)) < len(names):
+                raise ConfigError(
+                    what, got=", ".join(map(str, names)) or "none", want="each once, at least one",
+                    fix="`intarsia bench --list` names tasks and methods.",
+                )  # fmt: skip
+        for contender in self.contenders:
+            self.protocol.check(contender)
+
+    def places(self) -> Iterator[Place]:
+        """All of a task beside each other, so that its pictures stay in memory; seeds outside, so
+        that a run that is stopped leaves whole seeds."""
+        for seed in self.seeds:
+            for task in self.tasks:
+                for contender in self.contenders:
+                    yield Place(task, contender, seed)
+
+    def final(self, place: Place) -> Experiment:
+        """The run that counts, before a search has its say."""
+        return self.protocol.final(place.contender, self._at(place), self._spec(place.task))
+
+    def search(self, place: Place) -> list[Experiment]:
+        """The runs that choose its settings."""
+        return self.protocol.search(place.contender, self._at(place), self._spec(place.task))
+
+    def _at(self, place: Place) -> Experiment:
+        epochs = self.start.training.epochs
+        return self.start.changed(
+            seed=place.seed, epochs=max(1, epochs // 2) if place.contender.half else epochs
+        )
+
+    def _spec(self, task: Task) -> str:
+        return f"{self.suite.name}/{task.name}"
+
+    def smaller(self, cut: str, **changes: Any) -> Plan:
+        """The plan with some of it left out, and the sentence that says so."""
+        return replace(self, cut=(*self.cut, cut), **changes)
+
+    @cached_property
+    def model(self) -> str:
+        """The model in a table."""
+        adapted = self.start.adapted
+        return adapted.model if adapted.size is None else f"{adapted.model} at {adapted.size} px"
+
+
+def key_for(experiment: Experiment) -> str:
+    """The key of a run: everything its result depends on but the code."""
+    return key_of({"format": 1, "experiment": experiment.flat()})

@@ -1,0 +1,51 @@
+"""Ready-made sizes of a benchmark: which part of the matrix, on what model, for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from ..core.errors import UnknownName
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Defaults of `intarsia bench`; what is given in words wins.
+
+    tasks, methods: empty = all.  values: of an Experiment, by their names.
+    minutes: a budget, None = as long as it takes.
+    """
+
+    name: str
+    about: str
+    tasks: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    values: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    minutes: float | None = None
+
+
+_SMALL = MappingProxyType(
+    {"size": 56, "last_blocks": 6, "frozen_once": True, "precision": "bf16", "epochs": 20}
+)
+FULL = Profile("full", "Every task and method, three seeds.", values=_SMALL)
+QUICK = Profile(
+    "quick",
+    "Four tasks, six methods, one seed: at most 15 minutes on two cores.",
+    tasks=("elpv", "fashion-mnist", "synthetic-orientation", "synthetic-count"),
+    methods=("linear", "bitfit", "lora", "adaptformer", "r-drop adaptformer", "mosa"),
+    seeds=(0,),
+    values=MappingProxyType({**_SMALL, "epochs": 10}),
+    minutes=15,
+)
+PROFILES = (FULL, QUICK)
+
+
+def profile(name: str) -> Profile:
+    """The profile of that name.  Raises: UnknownName."""
+    for found in PROFILES:
+        if found.name == name:
+            return found
+    raise UnknownName("profile", name, [p.name for p in PROFILES])

@@ -1,0 +1,258 @@
+"""Carry a plan out: searches first, then the runs that count; what is done is never done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..experiments.experiment import Experiment
+from ..experiments.kept import Kept
+from ..experiments.pool import Outcome, Trial, Work, run_trials
+from . import results
+from .folder import RESULTS, SEARCHES, opened
+from .plan import Place, Plan, key_for
+from .work import run as one_run
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class How:
+    """How runs are carried out; none of it changes a result beyond rounding.
+
+    jobs: runs at a time.  executor: "processes", "ray" or "here".  threads: of torch in each run,
+    None shares the cores out.  again: run failed ones again.
+    """
+
+    jobs: int = 1
+    executor: str = "processes"
+    threads: int | None = None
+    again: bool = True
+
+
+def run_plan(
+    plan: Plan, out: Path, how: How, report: Report = print, work: Work = one_run
+) -> list[results.Result]:
+    """Run what is not finished; returns the results of the plan's places, in their order.
+
+    A run that fails is a result with its error. Killed at any moment and started again, it gives
+    the same results.
+    Raises: ConfigError if another runner works in `out`; KeyboardInterrupt after Ctrl-C.
+    """
+    with opened(out, {"suite": plan.suite.name, "protocol": plan.protocol.name}):
+        places = list(plan.places())
+        kept = Kept(out / SEARCHES)
+        searched = _search(plan, places, kept, out, how, report, work)
+        return _finish(plan, places, searched, out, how, report, work)
+
+
+def _search(
+    plan: Plan,
+    places: Sequence[Place],
+    kept: Kept,
+    out: Path,
+    how: How,
+    report: Report,
+    work: Work,
+) -> dict[Place, tuple[list[Experiment], list[Mapping[str, Any]]]]:
+    """The searches of each place and their ends; those that had ended are read."""
+    runs = {place: plan.search(place) for place in places}
+    asked = {key_for(e): (place, e) for place, found in runs.items() for e in found}
+
+    def todo(key: str) -> bool:
+        return key not in kept or (how.again and "error" in kept[key])
+
+    trials = [
+        _trial(f"{place}, search {', '.join(_chosen(plan, e))}", key, e, place, out)
+        for key, (place, e) in asked.items() if todo(key)
+    ]  # fmt: skip
+
+    def done(end: Outcome) -> None:
+        row = {"error": end.error} if end.result is None else {"val": end.result["results"]["val"]}
+        kept.add(str(end.trial.inputs["key"]), row)
+
+    _run(trials, how, report, work, done)
+    return {p: (found, [kept[key_for(e)] for e in found]) for p, found in runs.items()}
+
+
+def _chosen(plan: Plan, experiment: Experiment) -> list[str]:
+    flat = experiment.flat()
+    return [f"{name}={flat[name]:g}" for name in plan.protocol.grid]
+
+
+def _finish(
+    plan: Plan,
+    places: Sequence[Place],
+    searched: Mapping[Place, tuple[list[Experiment], list[Mapping[str, Any]]]],
+    out: Path,
+    how: How,
+    report: Report,
+    work: Work,
+) -> list[results.Result]:
+    file = out / RESULTS
+    have = {r.key: r for r in results.read(file)} if file.exists() else {}
+    finals: dict[Place, tuple[str, Experiment | None, results.Setup]] = {}
+    for place in places:
+        experiment, setup = _settled(plan, place, *searched[place])
+        key = key_for(experiment or plan.final(place))
+        finals[place] = key, experiment, setup
+    at = {key: place for place, (key, _, _) in finals.items()}
+
+    def keep(key: str, outcome: results.Done | results.Failed) -> None:
+        place = at[key]
+        folder = _folder(place, key).as_posix()
+        found = _result(plan, place, key, finals[place][2], folder, outcome)
+        results.append(file, found)
+        have[key] = found
+
+    trials: list[Trial] = []
+    for place, (key, experiment, _) in finals.items():
+        if key in have and not (how.again and have[key].status == "failed"):
+            continue
+        if experiment is None:
+            errors = [str(row["error"]) for row in searched[place][1]]
+            keep(key, results.Failed(f"every run of its search failed: {errors[0]}"))
+            continue
+        trials.append(_trial(str(place), key, experiment, place, out))
+    if len(trials) < len(places):
+        report(f"{len(places) - len(trials)} of {len(places)} runs are there already.")
+
+    def done(end: Outcome) -> None:
+        outcome = results.Failed(end.error) if end.result is None else measured(end.result)
+        keep(str(end.trial.inputs["key"]), outcome)
+
+    _run(trials, how, report, work, done)
+    return [have[finals[place][0]] for place in places]
+
+
+def _settled(
+    plan: Plan, place: Place, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
+) -> tuple[Experiment | None, results.Setup]:
+    """The run that counts with what its search chose; None if every run of the search failed."""
+    final = plan.final(place)
+    epochs = final.training.epochs
+    setup = results.Setup(plan.protocol.name, plan.model, epochs)
+    if not runs:
+        return final, setup
+    both = zip(ends, runs, strict=True)
+    scored = [(row["val"]["accuracy"], run) for row, run in both if "val" in row]
+    if not scored:
+        return None, setup
+    best = max(scored, key=lambda found: found[0])[1]  # the first of equals
+    flat = best.flat()
+    chosen = {name: flat[name] for name in plan.protocol.grid}
+    return (
+        plan.protocol.settle(final, best),
+        results.Setup(plan.protocol.name, plan.model, epochs, chosen, len(runs)),
+    )
+
+
+def measured(found: Mapping[str, Any]) -> results.Done:
+    """A run's scores and costs out of what a worker says."""
+    scores, counts = found["results"]["test"], found["parameters"]
+    peak: Mapping[str, int] = found["results"]["peak_bytes"]
+    return results.Done(
+        accuracy=scores["accuracy"],
+        balanced_accuracy=scores["balanced_accuracy"],
+        loss=scores["loss"],
+        trained=counts["trained"],
+        trained_without_head=counts["trained_without_head"],
+        seconds=found["results"]["seconds"],
+        cpu_seconds=found["results"]["cpu_seconds"],
+        peak_bytes=peak.get("accelerator", peak.get("resident")),
+    )
+
+
+def _result(
+    plan: Plan,
+    place: Place,
+    key: str,
+    setup: results.Setup,
+    folder: str,
+    outcome: results.Done | results.Failed,
+) -> results.Result:
+    task = place.task
+    return results.Result(
+        key=key,
+        task=results.Task(plan.suite.name, task.group, task.name, task.synthetic),
+        method=results.Method(place.contender.name, place.contender.name),
+        seed=place.seed,
+        setup=setup,
+        folder=folder,
+        outcome=outcome,
+    )
+
+
+def _folder(place: Place, key: str) -> Path:
+    """Of a run, below the benchmark's."""
+    method = place.contender.name.replace(" ", "-")
+    return Path("runs", place.task.name, f"{method}-{place.seed}-{key[:6]}")
+
+
+def _trial(name: str, key: str, experiment: Experiment, place: Place, out: Path) -> Trial:
+    return Trial(
+        name,
+        {
+            "key": key,
+            "experiment": experiment.flat(),
+            "folder": str((out / _folder(place, key)).absolute()),
+            "shared": str((out / "shared").absolute()),
+        },
+    )
+
+
+@dataclass
+class Pace:
+    """How long what is left will take: the mean time of what has ended, by method."""
+
+    trials: Sequence[Trial]
+    jobs: int
+    seconds: list[float] = field(default_factory=list)
+
+    def left(self) -> float | None:
+        """Seconds, or None before anything ended."""
+        if not self.seconds:
+            return None
+        more = len(self.trials) - len(self.seconds)
+        return sum(self.seconds) / len(self.seconds) * more / self.jobs
+
+
+def _run(
+    trials: Sequence[Trial],
+    how: How,
+    report: Report,
+    work: Work,
+    done: Callable[[Outcome], None],
+) -> None:
+    pace = Pace(trials, how.jobs)
+    start = time.monotonic()
+
+    def ended(end: Outcome) -> None:
+        done(end)
+        pace.seconds.append(end.seconds)
+        left = pace.left() or 0.0
+        report(
+            f"[{len(pace.seconds)}/{len(trials)}] {end.trial.name}: {_said(end)}; "
+            f"{(time.monotonic() - start) / 60:.0f} min gone, about {left / 60:.0f} left"
+        )
+
+    if trials:
+        run_trials(
+            trials, work, jobs=how.jobs, done=ended, executor=how.executor, threads=how.threads
+        )
+
+
+def _said(end: Outcome) -> str:
+    if end.result is None:
+        return f"FAILED, {end.error}"
+    scores: Mapping[str, Any] = end.result["results"]
+    part = "test" if "test" in scores else "val"
+    return f"{100 * scores[part]['accuracy']:.1f} % of {part}, {end.seconds:.0f} s"
+
+
+def failures(found: Iterable[results.Result]) -> list[results.Result]:
+    """Those that have no score."""
+    return results.only(found, "failed")

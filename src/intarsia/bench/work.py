@@ -1,0 +1,38 @@
+"""One run of the benchmark, in a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..experiments.execute import carry_out
+from ..experiments.experiment import FILE, Experiment
+from ..experiments.shared import Shared
+from ..train import Running
+
+
+@lru_cache(maxsize=1)
+def shared_in(folder: str) -> Shared:
+    """What this process holds in common for all of its runs."""
+    return Shared(Path(folder))
+
+
+def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Train and score; the run's folder is kept, and one that was killed goes on.
+
+    inputs: experiment (flat), folder (of the run), shared (folder of what runs have in common).
+    """
+    experiment = Experiment.of(inputs["experiment"])
+    folder = Path(inputs["folder"])
+    running = Running(out=folder, resume=(folder / FILE).is_file(), trackers=())
+    found = carry_out(experiment, running, lambda _: None, shared_in(inputs["shared"]))
+    record = found.record
+    return {
+        "results": dict(record["results"]),
+        "parameters": dict(record["parameters"]),
+        "data": {part: of["sha256"] for part, of in record["record"]["data"]["parts"].items()},
+        "versions": dict(record["versions"]),
+        "machine": dict(record["machine"]),
+    }

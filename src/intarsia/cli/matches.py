@@ -1,0 +1,119 @@
+"""What `intarsia bench` does: read what was asked, run the plan, write its tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..bench import results, tables, write
+from ..bench.budget import describe, fitted, measured_costs
+from ..bench.contenders import CONTENDERS, contender
+from ..bench.plan import Plan
+from ..bench.profiles import PROFILES, profile
+from ..bench.protocols import PROTOCOLS, protocol
+from ..bench.publish import as_markdown
+from ..bench.run import How, failures, run_plan
+from ..data import suites
+from ..experiments.experiment import Experiment, Pictures
+from ..experiments.settings import value_of
+from .options import share_of
+
+Report = Callable[[str], None]
+OWN = ("size", "epochs", "precision")  # options that stand for values of an Experiment
+
+
+def listed(root: Path | None) -> dict[str, Any]:
+    """Suites, tasks and what is on disk; methods, protocols and profiles."""
+    _use_root(root)
+    return {
+        "suites": suites.describe(),
+        "methods": [
+            {"name": c.name, "method": c.method, "settings": list(c.settings)} for c in CONTENDERS
+        ],
+        "protocols": [{"name": p.name, "about": p.about} for p in PROTOCOLS],
+        "profiles": [{"name": p.name, "about": p.about} for p in PROFILES],
+    }
+
+
+def _use_root(root: Path | None) -> None:
+    if root is not None:
+        # an environment variable, so that the processes of the runs see it too
+        os.environ["INTARSIA_DATA"] = str(root.expanduser().absolute())
+
+
+def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path]:
+    """The plan that was asked for, how to run it, and the folder of its results.
+
+    Raises: UnknownName and ConfigError for what does not exist, before a run begins.
+    """
+    _use_root(given["root"])
+    suite, base = suites.suite(given["suite"]), profile(given["profile"])
+    rules = protocol(given["protocol"])
+    values = {"model": given["model"], **base.values}
+    values |= {name: given[name] for name in OWN if given[name] is not None}
+    if given["last_blocks"] is not None:
+        last = given["last_blocks"] or None
+        values |= {"last_blocks": last, "frozen_once": last is not None}
+    if given["fraction"] is not None:
+        values["images"] = share_of(None, given["fraction"])
+    values["shots"] = given["shots"]
+    tasks = _names(given["tasks"]) or _those_of(base.tasks, [t.name for t in suite.tasks])
+    asked = rules.only or tuple(c.name for c in CONTENDERS)
+    methods = _names(given["methods"]) or _those_of(base.methods, asked)
+    seeds: tuple[int, ...] = (
+        value_of("--seeds", given["seeds"], tuple[int, ...]) if given["seeds"] else base.seeds
+    )
+    plan = Plan(
+        suite,
+        tuple(suite.task(name) for name in tasks),
+        tuple(contender(name) for name in methods),
+        seeds,
+        rules,
+        Experiment(Pictures("")).changed(**values),
+    )
+    how = How(
+        given["jobs"], "ray" if given["ray"] else "processes", given["threads"],
+        not given["keep_failed"],
+    )  # fmt: skip
+    out = given["out"] or Path("runs") / f"bench-{suite.name}-{rules.name}"
+    report(
+        f"{len(plan.tasks)} tasks x {len(plan.contenders)} methods x {len(plan.seeds)} seeds, "
+        f"protocol {rules.name}, {plan.model}; results in {out}"
+    )
+    return plan, how, out
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(n.strip() for n in (text or "").split(",") if n.strip())
+
+
+def _those_of(chosen: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """A profile's names that the suite has; all of them, where it names none of the suite's."""
+    return tuple(n for n in chosen if n in known) or tuple(known)
+
+
+def carry(
+    plan: Plan, how: How, out: Path, baseline: str, budget: float | None, report: Report
+) -> dict[str, Any]:
+    """Run a plan and write its tables; what happened, ready for JSON."""
+    if budget is not None:
+        plan = fitted(plan, measured_costs(plan, out, how, report), budget, how.jobs)
+        for cut in plan.cut:
+            report(f"To fit {budget:g} minutes: {cut}")
+    found = run_plan(plan, out, how, report)
+    held = baseline if baseline in {c.name for c in plan.contenders} else plan.contenders[0].name
+    written = write(found, out, baseline=held, cut=plan.cut)
+    return {
+        "plan": describe(plan),
+        "failed": [f"{r.task.name}, {r.method.name}, seed {r.seed}: {_error(r)}"
+                   for r in failures(found)],
+        "results": [r.to_dict() for r in found],
+        "table": as_markdown(tables(found, held), plan.cut),
+        "report": str(next((p for p in written if p.suffix == ".html"), out)),
+    }  # fmt: skip
+
+
+def _error(found: results.Result) -> str:
+    return found.outcome.error if isinstance(found.outcome, results.Failed) else ""

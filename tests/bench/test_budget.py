@@ -1,0 +1,46 @@
+"""A budget cuts seeds, then epochs, and says so; below that it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from intarsia.bench.budget import FEWEST_EPOCHS, fitted, measured_costs, minutes
+from intarsia.bench.run import How
+from intarsia.core.errors import ConfigError
+
+from . import toys
+
+COSTS = {"linear": 0.001, "adaptformer": 0.01, "mosa": 0.01}
+
+
+def test_what_fits_is_left_alone() -> None:
+    plan = toys.plan()
+    assert fitted(plan, COSTS, minutes(plan, COSTS, 1), 1) == plan
+
+
+def test_seeds_go_before_epochs() -> None:
+    plan = toys.plan()
+    one = fitted(plan, COSTS, 0.6 * minutes(plan, COSTS, 1), 1)
+    assert one.seeds == (0,) and one.start == plan.start and "seed 1" in one.cut[0]
+    less = fitted(plan, COSTS, 0.3 * minutes(plan, COSTS, 1), 1)
+    assert less.seeds == (0,) and less.start.training.epochs < plan.start.training.epochs
+    assert len(less.cut) == 2 and "epochs in place of 20" in less.cut[1]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.3, 0.2])
+def test_the_smaller_plan_fits(share: float) -> None:
+    plan = toys.plan("tuned")
+    most = share * minutes(plan, COSTS, 2)
+    assert minutes(fitted(plan, COSTS, most, 2), COSTS, 2) <= most * 1.02
+
+
+def test_what_cannot_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--tasks and --methods"):
+        fitted(toys.plan(), COSTS, 0.1, 1)
+    assert FEWEST_EPOCHS >= 1
+
+
+def test_costs_come_from_pilots(tmp_path) -> None:
+    costs = measured_costs(toys.plan(), tmp_path, How(executor="here"), lambda _: None, toys.work)
+    assert set(costs) == set(COSTS)
+    assert all(cost == pytest.approx(0.5 / 128) for cost in costs.values())

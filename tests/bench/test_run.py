@@ -1,0 +1,141 @@
+"""The runner: each place once, errors recorded, killed at any moment and none the wiser."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from intarsia.bench import results
+from intarsia.bench.contenders import contender
+from intarsia.bench.folder import PLAN, RESULTS
+from intarsia.bench.protocols import protocol
+from intarsia.bench.run import How, run_plan
+from intarsia.core.errors import CheckpointError, ConfigError
+
+from . import toys
+
+ONE = How(executor="here")
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def test_every_place_has_a_result_and_is_run_once(tmp_path: Path) -> None:
+    plan = toys.plan()
+    found = run_plan(plan, tmp_path, ONE, quiet, toys.work)
+    places = [(p.task.name, p.contender.name, p.seed) for p in plan.places()]
+    assert [(r.task.name, r.method.name, r.seed) for r in found] == places
+    assert len({r.key for r in found}) == len(places) == 18
+    again = run_plan(plan, tmp_path, ONE, quiet, toys.work)
+    assert again == found
+    assert all(ran.read_text() == "x" for ran in tmp_path.rglob("ran"))
+    more = run_plan(replace(plan, seeds=(0, 1, 2)), tmp_path, ONE, quiet, toys.work)
+    assert {r.key for r in found} < {r.key for r in more}
+    assert all((tmp_path / r.folder / "ran").read_text() == "x" for r in more)
+
+
+def test_a_failed_run_is_recorded_and_tried_again(tmp_path: Path) -> None:
+    plan = toys.plan(seeds=(0,))
+    marks = [tmp_path / "runs" / t.name / "bad" for t in plan.tasks]
+    for mark in marks:
+        mark.parent.mkdir(parents=True)
+        mark.touch()
+    found = run_plan(plan, tmp_path, ONE, quiet, toys.work)
+    bad = [r for r in found if r.status == "failed"]
+    assert {r.method.name for r in bad} == {"mosa"} and len(bad) == 3
+    assert isinstance(bad[0].outcome, results.Failed)
+    assert bad[0].outcome.error == "loss at step 3: got nan, want a number. Lower lr."
+    for mark in marks:
+        mark.unlink()
+    kept = run_plan(plan, tmp_path, replace(ONE, again=False), quiet, toys.work)
+    assert kept == found
+    mended = run_plan(plan, tmp_path, ONE, quiet, toys.work)
+    assert all(r.status == "done" for r in mended)
+
+
+def test_a_process_that_dies_costs_its_own_run_only(tmp_path: Path) -> None:
+    plan = toys.plan(seeds=(0,), tasks=toys.TOYS.tasks[:1])
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "deadly").touch()
+    how = How(jobs=2, threads=1)
+    found = {r.method.name: r for r in run_plan(plan, tmp_path, how, quiet, toys.work)}
+    assert found["linear"].status == found["mosa"].status == "done"
+    dead = found["adaptformer"].outcome
+    assert isinstance(dead, results.Failed) and "memory ran out" in dead.error
+
+
+def test_a_search_chooses_on_validation_and_is_counted(tmp_path: Path) -> None:
+    plan = toys.plan("tuned", seeds=(0,), tasks=toys.TOYS.tasks[:1])
+    (found, *_) = run_plan(plan, tmp_path, ONE, quiet, toys.work)
+    place = next(plan.places())
+    scored = []
+    for run in plan.search(place):
+        flat = run.flat()
+        assert flat["data"] == "toys/one" and flat["val"] is None
+        inputs = {"experiment": flat, "folder": str(tmp_path / "check")}
+        scored.append((toys.work(inputs)["results"]["val"]["accuracy"], flat))
+    best = max(scored, key=lambda s: s[0])[1]
+    assert found.setup.selected == {name: best[name] for name in ("lr", "weight_decay")}
+    assert found.setup.tried == len(scored) == 6
+    final = plan.final(place).flat()
+    assert final["data"] == "toys/one@train+val" and final["val"] == 0
+
+
+def test_only_one_runner_works_in_a_folder(tmp_path: Path) -> None:
+    with FileLock(str(tmp_path / ".lock")), pytest.raises(ConfigError, match="another runner"):
+        run_plan(toys.plan(), tmp_path, ONE, quiet, toys.work)
+
+
+@pytest.mark.parametrize("text", ['{"format": 99, "intarsia": "9.9"}', "{", "[1]"])
+def test_a_folder_of_another_version_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / PLAN).write_text(text)
+    with pytest.raises(CheckpointError):
+        run_plan(toys.plan(), tmp_path, ONE, quiet, toys.work)
+    assert (tmp_path / PLAN).read_text() == text
+
+
+def test_what_cannot_be_planned_is_refused() -> None:
+    with pytest.raises(ConfigError, match="each once"):
+        toys.plan(seeds=(0, 0))
+    with pytest.raises(ConfigError, match="honest or tuned"):
+        toys.plan("official")
+    assert toys.plan(contenders=(contender("mosa"),), protocol=protocol("official"))
+
+
+@pytest.mark.parametrize("rules", ["honest", "tuned"])
+def test_killed_at_random_it_ends_the_same(tmp_path: Path, rules: str) -> None:
+    want = run_plan(toys.plan(rules), tmp_path / "whole", ONE, quiet, toys.work)
+    out = tmp_path / "killed"
+    for name in ("one", "two", "three"):
+        (out / "runs" / name).mkdir(parents=True)
+        (out / "runs" / name / "slow").touch()
+    command = [sys.executable, "-m", "toys", str(out), rules]
+    chance = random.Random(0)
+    for _ in range(3):
+        runner = subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        begun = _lines(out)
+        while _lines(out) < begun + chance.randint(1, 4) and time.monotonic() < deadline:
+            if runner.poll() is not None:
+                break
+            time.sleep(0.01)
+        runner.send_signal(signal.SIGKILL)
+        runner.wait()
+    found = run_plan(toys.plan(rules), out, ONE, quiet, toys.work)
+    assert found == want
+    rows = [json.loads(x) for x in (out / RESULTS).read_text().splitlines()]
+    assert len(rows) == len(want)
+
+
+def _lines(out: Path) -> int:
+    return sum(len(p.read_bytes().splitlines()) for p in out.glob("*.jsonl"))
