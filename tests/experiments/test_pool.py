@@ -30,10 +30,13 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {"square": inputs["n"] ** 2, "process": os.getpid()}
 
 
-def run(kinds: list[str], jobs: int) -> dict[str, Outcome]:
+def run(kinds: list[str], jobs: int, executor: str = "processes") -> dict[str, Outcome]:
     found: dict[str, Outcome] = {}
     trials = [Trial(f"{kind}-{n}", {"do": kind, "n": n}) for n, kind in enumerate(kinds)]
-    run_trials(trials, work, jobs=jobs, done=lambda o: found.update({o.trial.name: o}), threads=1)
+    run_trials(
+        trials, work, jobs=jobs, done=lambda o: found.update({o.trial.name: o}), threads=1,
+        executor=executor,
+    )  # fmt: skip
     return found
 
 
@@ -45,10 +48,15 @@ def test_every_trial_ends_once_and_a_process_serves_many() -> None:
     assert all(r and r["process"] != os.getpid() for r in results)
 
 
-def test_what_goes_wrong_is_recorded_and_stops_nothing() -> None:
-    found = run(["work", "raise", "die", "fault", "work"], jobs=1)
+@pytest.mark.parametrize(
+    "executor", ["processes", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.network])]
+)
+def test_what_goes_wrong_is_recorded_and_stops_nothing(executor: str) -> None:
+    if executor == "ray":
+        pytest.importorskip("ray")
+    found = run(["work", "raise", "die", "fault", "work"], jobs=1, executor=executor)
     assert found["raise-1"].error == "labels: got 1, want 2. Count."
-    assert "memory ran out" in found["die-2"].error
+    assert ("memory ran out" if executor == "processes" else "was lost") in found["die-2"].error
     assert found["fault-3"].error.startswith("ZeroDivisionError: a fault (test_pool.py:")
     done = found["work-4"].result
     assert done and done["square"] == 16

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from filelock import FileLock
-
 from ..core.errors import CheckpointError, DataError
-from ..train.checkpoint import disk_error
+from ..experiments.kept import append_line
 
 FORMAT = 1
 FIX = "Write it with Result.to_dict of this version, or run the cell again."
@@ -146,29 +143,7 @@ def append(path: Path | str, result: Result) -> None:
     What a kill left of an unfinished last line is removed first.
     Raises: TrainingError when the disk is full or the file cannot be written.
     """
-    path = Path(path)
-    line = json.dumps(result.to_dict(), sort_keys=True, allow_nan=False).encode() + b"\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"), path.open("a+b") as file:
-            file.truncate(_whole(file.tell(), file))
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise disk_error(path, error) from error
-
-
-def _whole(end: int, file: Any, block: int = 4096) -> int:
-    """Bytes up to and with the last line's end."""
-    while end:
-        start = max(0, end - block)
-        file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
+    append_line(Path(path), result.to_dict())
 
 
 def read(path: Path | str) -> list[Result]:

@@ -6,8 +6,6 @@ from .fingerprint import fingerprint as fingerprint
 from .fingerprint import shared as shared
 from .images import ImageSet as ImageSet
 from .loaders import Prepared as Prepared
-from .loaders import loader as loader
-from .loaders import seek as seek
 from .loaders import tensors as tensors
 from .packages import cache_dir as cache_dir
 from .splits import Splits as Splits

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ..train.checkpoint import disk_error
 
 KEY = "key"
@@ -49,19 +51,35 @@ class Kept:
     def add(self, key: str, row: Mapping[str, Any]) -> None:
         """Append a row: in the file when this returns.  Raises: TrainingError on a full disk."""
         full = {KEY: key, **row}
-        line = json.dumps(full).encode() + b"\n"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as file:
-                if file.tell() and not self._ends_a_line(file.fileno(), file.tell()):
-                    line = b"\n" + line  # behind a line that a kill cut short
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise disk_error(self.path, error) from error
+        append_line(self.path, full)
         self.rows[key] = full
 
-    @staticmethod
-    def _ends_a_line(file: int, size: int) -> bool:
-        return os.pread(file, 1, size - 1) == b"\n"
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a JSON line: wholly there when this returns, by one writer at a time.
+
+    What a kill left of an unfinished last line is removed first.
+    Raises: TrainingError when the disk is full or the file cannot be written.
+    """
+    line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"), path.open("a+b") as file:
+            file.truncate(_whole(file.tell(), file))
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
+def _whole(end: int, file: Any, block: int = 4096) -> int:
+    """Bytes up to and with the last line's end."""
+    while end:
+        start = max(0, end - block)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import queue
@@ -165,13 +166,13 @@ class OnRay:
 
     def __init__(self, threads: int) -> None:
         try:
-            import ray  # pyright: ignore[reportMissingImports]
+            ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise MissingExtra("ray", "many machines") from error
         self._ray = ray
         if not ray.is_initialized():
             ray.init(log_to_driver=False, configure_logging=False)
-        self._worker = None
+        self._worker: Any = None
         self.threads = threads
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
