@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Callable
@@ -194,3 +195,9 @@ def test_a_damaged_run_among_others_is_not_passed_over(make_run: Make) -> None:
     broken(make_run("many/bad"), "run.json", b"{")
     with pytest.raises(IntarsiaError, match=r"bad.run\.json"):
         gather([good.parent])
+
+
+def test_a_run_says_its_format_and_it_is_the_one_that_is_read() -> None:
+    gather = importlib.import_module("intarsia.report.gather")  # the name is a function's, too
+    folder = importlib.import_module("intarsia.train.folder")
+    assert folder.FORMAT == gather.FORMAT and folder.RUN == gather.RUN

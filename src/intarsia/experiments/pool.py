@@ -168,7 +168,7 @@ class OnRay:
         try:
             ray: Any = importlib.import_module("ray")
         except ImportError as error:
-            raise MissingExtra("ray", "many machines") from error
+            raise MissingExtra("ray", "ray") from error
         self._ray = ray
         if not ray.is_initialized():
             ray.init(log_to_driver=False, configure_logging=False)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ..core.errors import ConfigError, DataError
 from . import record as records
 from .evaluate import Metrics
-from .folder import prepare, write_results
+from .folder import FORMAT, prepare, write_results
 from .loop import Loop
 from .objectives import Objective, plain
 from .precision import cast_frozen, trained
@@ -133,6 +133,7 @@ def _about(
     """All that is known before the first step."""
     sets = {"train": train, "val": val, "test": test}
     return {
+        "format": FORMAT,
         "command": sys.argv,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": records.method_of(model),

@@ -31,6 +31,7 @@ Everything is JSON or safetensors: reading it runs no code.
 state/ may be deleted when the run is done.
 """
 METRICS, RUN, ADAPTER, STATE = "metrics.jsonl", "run.json", "adapter", "state"
+FORMAT = 1  # of run.json
 
 
 class Log:
