@@ -87,7 +87,7 @@ def _shared(
         _training(
             "--objective",
             help="plain, two_pass, one_backward or local_variance; with "
-            "settings as two_pass:add=1,reg=0.5.",
+            "settings as two_pass:add=1,reg=0.5. task_heads, for joint tasks.",
         ),
     ] = "plain",
     epochs: Annotated[int, _training("--epochs", help="Passes over the training images.")] = 20,

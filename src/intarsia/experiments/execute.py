@@ -35,9 +35,10 @@ from ..hosts.prefix import first_trained_block, reading_tokens, run_prefix
 from ..hosts.prepare import reset_head, set_dropout
 from ..methods import Official
 from ..report import save_mistakes
-from ..train import Run, Running, fit, two_pass
+from ..train import Run, Running, fit, task_accuracy, task_heads, two_pass
 from ..train.checkpoint import write_json
 from ..train.folder import RUN, prepare
+from ..train.objectives import Objective
 from ..train.precision import DTYPES
 from ..train.record import head_of
 from . import experiment as experiments
@@ -65,6 +66,7 @@ def carry_out(
         prepare(running.out, running.resume)  # a folder in use is refused before the work begins
     shared = shared or Shared()
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
+    recipe["objective"] = by_task(recipe["objective"], experiment, data)
     method = for_budget(method, experiment, len(data.train), report)
     adapted, seed, classes = experiment.adapted, experiment.training.seed, len(data.classes)
     model = copy.deepcopy(
@@ -92,7 +94,7 @@ def carry_out(
         run = fit(
             model, train, val, test=test, training=experiment.training, record=about, **options
         )
-    run = dataclasses.replace(run, record=with_seconds(run.record, once))
+    run = dataclasses.replace(run, record=with_seconds(with_own_task(run, data), once))
     if running.out is not None:
         write_json(running.out / RUN, run.record)
         if run.test is not None:
@@ -137,6 +139,31 @@ def recipe_of(method: Chosen, experiment: Experiment) -> dict[str, Any]:
     published = method.settings
     kept = {name: published[name] for name in ("weight_decay", "optimizer", "lr_factor")}
     return own | kept | {"objective": partial(two_pass, **method.objective)}
+
+
+def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objective:
+    """The objective with a head for each task, where that was asked for.
+
+    Raises: ConfigError for data that are one task.
+    """
+    if not experiment.objective.startswith(settings.HEADS):
+        return objective
+    if "tasks" not in data.record:
+        raise ConfigError(
+            f"--objective {experiment.objective}", got=f"{experiment.pictures.data}, one task",
+            want="several tasks in one label space", fix="For example: mini/elpv+mnist",
+        )  # fmt: skip
+    return partial(task_heads, groups=list(data.record["tasks"].values()), over=objective)
+
+
+def with_own_task(run: Run, data: Splits) -> dict[str, Any]:
+    """The record with the test accuracy among an image's own task's classes, of joint tasks."""
+    results = dict(run.record["results"])
+    if "tasks" in data.record and run.test is not None:
+        groups = list(data.record["tasks"].values())
+        found = task_accuracy(run.test.logits, run.test.labels, groups)
+        results["test"] = results["test"] | {"own_task_accuracy": found}
+    return dict(run.record) | {"results": results}
 
 
 def pictures_key(experiment: Experiment) -> dict[str, Any]:

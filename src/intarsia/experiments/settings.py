@@ -203,14 +203,20 @@ def _hint_for(what: str, hint: Any) -> str:
     return f"For example: {what}={examples[kind]}"
 
 
+HEADS = "task_heads"
+
+
 def objective(text: str) -> Objective:
     """An objective by name, with its settings behind a colon: two_pass:add=1,reg=0.5.
 
+    Behind "task_heads+" it is the one that each task's head has; alone, that is "plain".
     Raises: UnknownName for a name or a setting that does not exist.
     """
-    name, _, rest = text.partition(":")
+    if text == HEADS:
+        text = "plain"
+    name, _, rest = text.removeprefix(f"{HEADS}+").partition(":")
     if name not in OBJECTIVES:
-        raise UnknownName("objective", name, OBJECTIVES)
+        raise UnknownName("objective", name, (*OBJECTIVES, HEADS))
     function = OBJECTIVES[name]
     hints = get_type_hints(function)
     known = [
