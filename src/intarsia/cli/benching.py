@@ -76,8 +76,8 @@ def bench(
     if show or suite is None:
         _show_list(listed(root), as_json)
         return
-    plan, how, folder = ask(given, note)
-    summary = carry(plan, how, folder, baseline, budget, note)
+    plan, how, folder, minutes = ask(given, note)
+    summary = carry(plan, how, folder, baseline, minutes, note)
     if as_json:
         show_json(summary)
         return

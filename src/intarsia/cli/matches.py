@@ -43,8 +43,8 @@ def _use_root(root: Path | None) -> None:
         os.environ["INTARSIA_DATA"] = str(root.expanduser().absolute())
 
 
-def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path]:
-    """The plan that was asked for, how to run it, and the folder of its results.
+def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path, float | None]:
+    """The plan that was asked for, how to run it, the folder of its results, and its minutes.
 
     Raises: UnknownName and ConfigError for what does not exist, before a run begins.
     """
@@ -82,7 +82,7 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path]:
         f"{len(plan.tasks)} tasks x {len(plan.contenders)} methods x {len(plan.seeds)} seeds, "
         f"protocol {rules.name}, {plan.model}; results in {out}"
     )
-    return plan, how, out
+    return plan, how, out, given["budget"] or base.minutes
 
 
 def _names(text: str | None) -> tuple[str, ...]:
