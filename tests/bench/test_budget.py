@@ -44,3 +44,6 @@ def test_costs_come_from_pilots(tmp_path) -> None:
     costs = measured_costs(toys.plan(), tmp_path, How(executor="here"), lambda _: None, toys.work)
     assert set(costs) == set(COSTS)
     assert all(cost == pytest.approx(0.5 / 128) for cost in costs.values())
+    again = measured_costs(toys.plan(), tmp_path, How(executor="here"), lambda _: None, toys.work)
+    assert again == costs
+    assert {ran.read_text() for ran in (tmp_path / "pilots").rglob("ran")} == {"x"}

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..experiments.kept import Kept, key_of
 from ..experiments.pool import Outcome, Trial, Work, run_trials
 from .plan import Place, Plan
 from .run import How
 from .work import run as one_run
 
 FEWEST_EPOCHS = 5
+PILOTS = "pilots.jsonl"
 PILOT_IMAGES, PILOT_EPOCHS = 64, 2
 SETTING_UP = 2.0  # seconds of a run that are not training: model, files, mistakes
 SCORING = 0.5  # of the time that training takes for an image
@@ -27,30 +29,32 @@ def measured_costs(
 ) -> Costs:
     """A pilot of each method on the first task: two epochs of 64 images.
 
-    A method whose pilot fails costs as much as the dearest one.
+    Kept in the folder, so that the same command gives the same plan when it goes on. A method whose
+    pilot fails costs as much as the dearest one.
     """
-    report(f"Timing {len(plan.contenders)} methods, to fit them into the budget.")
+    kept = Kept(out / PILOTS)
     task, seed = plan.tasks[0], plan.seeds[0]
+    images = max(PILOT_IMAGES, 2 * task.classes)
+    keys: dict[str, str] = {}
     trials: list[Trial] = []
     for contender in plan.contenders:
         flat = plan.final(Place(task, contender, seed)).flat()
-        images = max(PILOT_IMAGES, 2 * task.classes)
         flat |= {"images": images, "epochs": PILOT_EPOCHS, "test": images}
-        folder = out / "pilots" / contender.name.replace(" ", "-")
-        trials.append(
-            Trial(
-                contender.name,
-                {"experiment": flat, "folder": str(folder), "shared": str(out / "shared")},
-            )
-        )
-    found: dict[str, float] = {}
+        keys[contender.name] = key = key_of({"pilot": flat, "jobs": how.jobs})
+        folder = out / "pilots" / key
+        inputs = {"experiment": flat, "folder": str(folder), "shared": str(out / "shared")}
+        if key not in kept:
+            trials.append(Trial(contender.name, inputs))
+    if trials:
+        report(f"Timing {len(trials)} methods, to fit them into the budget.")
 
     def done(end: Outcome) -> None:
         if end.result is not None:
             seconds: float = end.result["results"]["seconds"]
-            found[end.trial.name] = seconds / (max(PILOT_IMAGES, 2 * task.classes) * PILOT_EPOCHS)
+            kept.add(keys[end.trial.name], {"seconds": seconds / (images * PILOT_EPOCHS)})
 
     run_trials(trials, work, jobs=how.jobs, done=done, executor=how.executor, threads=how.threads)
+    found = {name: kept[key]["seconds"] for name, key in keys.items() if key in kept}
     dearest = max(found.values(), default=0.0)
     return {c.name: found.get(c.name, dearest) for c in plan.contenders}
 

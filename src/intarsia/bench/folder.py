@@ -22,6 +22,7 @@ index.html, table.md, table.tex   the tables and their statistics
 results.csv                       one row for each run that counts
 results.jsonl                     the same as JSON, appended as runs end
 searches.jsonl                    runs that chose settings, with their validation accuracy
+pilots.jsonl                      with --budget: how long an image takes each method
 runs/                             the folder of each run: intarsia report runs/TASK/RUN
 shared/                           pictures and features that runs have in common; may be deleted
 bench.json                        what was asked for
