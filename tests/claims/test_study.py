@@ -100,3 +100,7 @@ def test_what_chooses_sees_neither_training_nor_test_images(small):
     rows = [{tuple(x.flatten().tolist()) for x in s.tensors[0]} for s in (train, test, few, val)]
     assert len(val) == 6 and not rows[3] & (rows[1] | rows[2])
     assert judging.cell("set", TINY, arm(), 0) != choosing.cell("set", TINY, arm(), 0)
+
+
+def test_an_option_is_called_the_same_in_every_process():
+    assert study._said(arm) == "arm" and "0x" not in study._said(mosa.official(TINY).optimizer)

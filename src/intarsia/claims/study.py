@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any, cast
 
 import numpy as np
@@ -87,7 +88,7 @@ class Study:
         inputs = {
             "set": name, "budget": [budget.images, budget.epochs], "arm": arm.name, "seed": seed,
             "method": method_to_dict(method), "base": repr(self.base),
-            "options": sorted(map(repr, arm.options(budget).items())),
+            "options": sorted(f"({n!r}, {_said(v)})" for n, v in arm.options(budget).items()),
             "epochs": arm.epochs, "version": arm.version, "size": SIZE, "block": BLOCK,
             "test": self.test, "part": self.part,
         }  # fmt: skip
@@ -133,6 +134,11 @@ class Study:
         _, tail = split_at(_trunk(classes), BLOCK)
         train = TensorDataset(tokens[few], labels[few])
         return train, TensorDataset(tokens[test], labels[test]), tail
+
+
+def _said(value: object) -> str:
+    """The same text in every process: a function's own has its address."""
+    return value.__qualname__ if isinstance(value, FunctionType) else repr(value)
 
 
 def _trunk(classes: int) -> torch.nn.Module:
