@@ -116,7 +116,7 @@ class OwnProcess:
             return
         self._process = self._pipe = None
         pipe.close()  # an idle one sees the end of its work
-        process.join(1)
+        process.join(5)
         if process.is_alive() and process.pid:
             os.kill(process.pid, signal.SIGINT)
             process.join(30)
