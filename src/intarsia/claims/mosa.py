@@ -90,9 +90,10 @@ def compare(
         f"MoSA minus the plain adapter where data is scarce: {mean:+.2f} points, 95 % interval "
         f"{mean - half:+.2f} ... {mean + half:+.2f} over {len(main)} pairs (set, seed)."
     )
+    note += f"\n{sum(seconds.values()) / 3600:.1f} CPU hours of training in {len(scores)} cells."
     if study.kept:
         note += (
-            f"\n{study.kept} of {len(scores)} cells were kept from earlier runs, which the time "
+            f" {study.kept} of them were kept from earlier runs, which the time "
             f"above does not count; {study.cells.path.name} deleted, all run again."
         )
     return Result(mean - half, half, tuple(main), tuple(rows), note)
