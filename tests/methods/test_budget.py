@@ -6,10 +6,12 @@ from intarsia import Bottleneck, Mosa
 from intarsia.core.errors import ConfigError
 
 
-def test_few_epochs_leave_the_adapter_whole_and_many_split_it():
-    few, many = (Mosa.for_budget(200, e) for e in (Mosa.MANY_EPOCHS - 1, Mosa.MANY_EPOCHS))
-    assert few.active == few.experts == 4
-    assert many.active == 1
+def test_the_adapter_is_split_where_it_was_measured_to_pay():
+    first, last = Mosa.EPOCHS
+    assert [Mosa.for_budget(200, e).active for e in (first, last)] == [1, 1]
+    for epochs in (1, first - 1, last + 1, 1000):
+        whole = Mosa.for_budget(200, epochs)
+        assert whole.active == whole.experts == 4
 
 
 def test_settings_pass_through_and_k_can_be_said():

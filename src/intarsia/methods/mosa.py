@@ -45,7 +45,7 @@ class Mosa:
     `Mosa.for_budget` knows when to leave the adapter whole.
     """
 
-    MANY_EPOCHS: ClassVar[int] = 20
+    EPOCHS: ClassVar[tuple[int, int]] = (20, 60)  # where the split pays
 
     over: Bottleneck | Lora = field(default_factory=lambda: Bottleneck(activation="gelu"))
     experts: int = 4
@@ -75,18 +75,19 @@ class Mosa:
 
     @classmethod
     def for_budget(cls, images: int, epochs: int, **settings: Any) -> Mosa:
-        """The k that suits a budget: one part where each image is seen often, else all of them.
+        """The k that suits a budget: one part for 20 to 60 epochs, else all of them.
 
         A rule from measurements on validation images (docs/why.md): the split regularises, which
-        pays where images are seen 20 times or more; with few epochs every part needs all the
-        updates it can get, so the adapter stays whole (k = N).
+        paid where images were seen 20 to 40 times; with few epochs every part needs all the updates
+        it can get, and at 100 epochs nothing was gained, so the adapter stays whole (k = N) there.
         settings: of Mosa; an `active` among them wins.  Raises: ConfigError for no image or epoch.
         """
         for name, value in (("images", images), ("epochs", epochs)):
             if value < 1:
                 raise ConfigError(name, got=value, want="at least 1", fix="Say what you have.")
         whole = int(settings.get("experts", cls.experts))
-        settings.setdefault("active", 1 if epochs >= cls.MANY_EPOCHS else whole)
+        first, last = cls.EPOCHS
+        settings.setdefault("active", 1 if first <= epochs <= last else whole)
         return cls(**settings)
 
     @property
