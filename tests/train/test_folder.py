@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,7 @@ def test_a_resumed_run_purges_what_tensorboard_had_beyond(tmp_path: Path) -> Non
     settings = QUICK | {"schedule": stop, "checkpoint_steps": 5, "out": tmp_path}
     with pytest.raises(EOFError):
         fit(host(), pictures(40), **settings)
+    time.sleep(1.1)  # event files are read in the order of their names, which count in seconds
     fit(host(), pictures(40), resume=True, **settings)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 11))
