@@ -1,6 +1,6 @@
 """What a benchmark compares: methods with their settings, all of one size where they have one.
 
-Learning rates are the published ones of each family for AdamW, rounded; one rate for all tasks.
+Learning rates are one for each family, set by hand and not searched; `tuned` searches around them.
 """
 
 from __future__ import annotations

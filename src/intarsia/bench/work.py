@@ -32,7 +32,4 @@ def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "results": dict(record["results"]),
         "parameters": dict(record["parameters"]),
-        "data": {part: of["sha256"] for part, of in record["record"]["data"]["parts"].items()},
-        "versions": dict(record["versions"]),
-        "machine": dict(record["machine"]),
     }

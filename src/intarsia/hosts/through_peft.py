@@ -35,13 +35,10 @@ DECIDED = {field.name for field in fields(PeftConfig)} | {
 
 @dataclass(frozen=True)
 class _Places:
-    """Roles, as a method of our own would name them."""
+    """Roles, as a method of our own would name them; the cells are PEFT's."""
 
     roles: tuple[str, ...]
     position: str = "parallel"
-
-    def build(self, site: Any, *, generator: torch.Generator) -> Any:
-        raise NotImplementedError  # these cells are PEFT's
 
 
 def plain_settings(kind: str) -> dict[str, Any]:
@@ -104,7 +101,8 @@ def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str
             "last_blocks", got=last_blocks, want=f"0 ... {count}", fix="0 stands for all of them."
         )
     layers = range(-last_blocks, 0) if last_blocks else None
-    return [site.path for site in find_sites(model, _Places(tuple(roles)), layers=layers)]
+    places: Any = _Places(tuple(roles))
+    return [site.path for site in find_sites(model, places, layers=layers)]
 
 
 def read_back(model: nn.Module, folder: Path) -> None:
