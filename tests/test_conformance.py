@@ -7,15 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from intarsia.catalog import cards
-from intarsia.conformance import check, check_adapter, check_router
+from intarsia.catalog import card, cards
+from intarsia.conformance import check, check_adapter, check_mixture, check_model, check_router
 from intarsia.conformance.cards import check_card
 from intarsia.core import Card, Cell, Paper, Routing, Site
 from intarsia.core.errors import ConformanceError, UnknownName
+from intarsia.routers import Router
 
 CASES = [(card, law) for card in cards() for law in check(card)]
 
@@ -250,23 +254,29 @@ def test_every_law_of_adapters_is_seen_to_fail() -> None:
 
 @dataclass(frozen=True)
 class Gate:
-    """A learned top-1 gate; `fault` is what is wrong with it."""
+    """A learned gate; experts, active: how many there are and get a token; fault: what is wrong."""
 
     fault: str = ""
+    experts: int = 3
+    active: int = 1
 
     def build(self, width: int, *, generator: torch.Generator) -> nn.Module:
-        return GateRouter(self.fault, width, generator)
+        return GateRouter(self, width, generator)
 
 
-class GateRouter(nn.Module):
-    def __init__(self, fault: str, width: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.fault = fault
-        self.gate = nn.Parameter(torch.randn(width, 3, generator=generator))
-        if fault == "idle parameter":
+class GateRouter(Router):
+    def __init__(self, config: Gate, width: int, generator: torch.Generator) -> None:
+        super().__init__(config.experts)
+        self.fault, self.active = config.fault, config.active
+        self.gate = nn.Parameter(torch.randn(width, config.experts, generator=generator))
+        if self.fault == "idle parameter":
             self.idle = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Any:
+        return x if self.fault == "no routing" else super().forward(x)
+
+    def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        x = rows
         if self.fault == "in place":
             x.mul_(2)
         if self.fault == "one token" and len(x) < 2:
@@ -274,17 +284,30 @@ class GateRouter(nn.Module):
         logits = x @ self.gate
         if self.fault == "non causal":
             logits = logits - logits[-1] * 5
-        if self.fault == "chance":
+        if self.fault == "chance" or (self.fault == "eval chance" and not self.training):
             logits = logits + torch.randn(logits.shape)
-        weight, index = logits.softmax(-1).topk(3 if self.fault == "dense" else 1)
+        if self.fault == "place":
+            logits = logits * torch.arange(len(x), device=x.device)[:, None]
+        probs = logits.softmax(-1)
+        if self.fault == "overflow":
+            probs = logits.exp() / logits.exp().sum(-1, keepdim=True)
+        few = min(self.active, 1) if self.fault == "k" else self.active
+        weight, index = probs.topk(3 if self.fault == "dense" else few)
+        if self.fault == "half":
+            weight = weight / 2
         if self.fault == "dtype":
             weight = weight.float()
         if self.fault == "not finite":
             weight = weight / 0
-        if self.fault == "no routing":
-            return weight
-        losses = {"balance": logits if self.fault == "losses" else logits.mean()}
-        return Routing.from_topk(index, weight, 3, losses)
+        real = logits if valid is None or self.fault == "padding loss" else logits[valid]
+        losses = {"balance": logits if self.fault == "losses" else real.mean()}
+        if valid is None or self.fault == "padding":
+            return Routing.from_topk(index, weight, self.experts, losses)
+        token = torch.arange(len(x)).repeat_interleave(few)
+        keep = valid[token]
+        return Routing(
+            token[keep], index.flatten()[keep], weight.flatten()[keep], len(x), self.experts, losses
+        )
 
 
 GATE = Card(
@@ -305,6 +328,14 @@ ROUTER_FAULTS: list[tuple[str, Card]] = [
     ("routes_one_token", gate("one token")),
     ("follows_device_and_dtype", gate("dtype")),
     ("draws_from_its_generator", gate("chance")),
+    ("gives_one_expert_all", gate("half")),
+    ("leaves_nobody_out_at_k_of_k", gate("k")),
+    ("stands_extreme_inputs", gate("overflow")),
+    ("leaves_padding_out", gate("padding")),
+    ("leaves_padding_out", gate("padding loss")),
+    ("evaluates_without_chance", gate("eval chance")),
+    ("capacity_exactly_when_tagged", gate("place")),
+    ("capacity_exactly_when_tagged", dataclasses.replace(GATE, tags=GATE.tags | {"capacity"})),
     ("sparse_exactly_when_tagged", gate("dense")),
     ("sparse_exactly_when_tagged", dataclasses.replace(GATE, tags=frozenset({"learned"}))),
     ("stochastic_exactly_when_tagged", gate("chance")),
@@ -313,6 +344,8 @@ ROUTER_FAULTS: list[tuple[str, Card]] = [
     ("learned_exactly_when_tagged", dataclasses.replace(GATE, tags=frozenset({"sparse"}))),
     ("non_causal_exactly_when_tagged", gate("non causal")),
     ("non_causal_exactly_when_tagged", dataclasses.replace(GATE, tags=GATE.tags | {"non_causal"})),
+    ("stateful_exactly_when_tagged", dataclasses.replace(GATE, tags=GATE.tags | {"stateful"})),
+    ("stateful_exactly_when_tagged", dataclasses.replace(card("recurrent"), tags=GATE.tags)),
 ]
 
 
@@ -333,6 +366,90 @@ def test_every_law_of_routers_is_seen_to_fail() -> None:
     of_any_card = {c.name for c in check_card(GATE)}  # seen to fail above
     laws = {c.name for c in check_router(GATE)}
     assert laws - of_any_card == {law for law, _ in ROUTER_FAULTS}
+
+
+@dataclass
+class Mean(RegressorMixin, BaseEstimator):
+    """The mean of y, plus `shift`; `careless` = looks at nothing."""
+
+    shift: float = 0.0
+    careless: bool = False
+
+    def fit(self, X: Any, y: Any) -> Mean:
+        if not self.careless:
+            validate_data(self, X, y, y_numeric=True)
+        self.mean_ = np.mean(np.asarray(y)) + self.shift
+        return self
+
+    def predict(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return np.full(len(X if self.careless else validate_data(self, X, reset=False)), self.mean_)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.regressor_tags.poor_score = True
+        return tags
+
+
+MEAN = Card(
+    "mean", kind="model", config=Mean, paper=Paper("1701.06538", 2017, "A paper"),
+    summary="The mean.", family="toys",
+)  # fmt: skip
+
+
+def test_a_model_from_outside_passes() -> None:
+    for law in check_model(MEAN):
+        law()
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        dataclasses.replace(MEAN, tiny={"careless": True}),
+        dataclasses.replace(HEALTHY, kind="model"),
+    ],
+    ids=["careless", "no estimator"],
+)
+def test_a_planted_fault_of_a_model_is_found(planted: Card) -> None:
+    with pytest.raises(ConformanceError, match="check_|an estimator"):
+        run(planted, "is_an_estimator")
+
+
+@dataclass(frozen=True)
+class Jump:
+    """f(x), or something else by its `fault`."""
+
+    fault: str = ""
+
+    def step(self, f: Callable[[Tensor], Tensor], x: Tensor, m: Tensor | None) -> Any:
+        made = f(x)
+        if self.fault == "keeps_shape_and_dtype":
+            return made, made.float()
+        if self.fault == "keeps_rows_apart":
+            made = made - made.mean(0)
+        if self.fault == "teaches_the_block":
+            made = made.sign()
+        return made, None if self.fault == "none" else made
+
+
+JUMP = Card(
+    "jump", kind="mixture", config=Jump, paper=Paper("1701.06538", 2017, "A paper"),
+    summary="A step.", family="toys",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ["", "none"])
+def test_a_mixture_from_outside_passes(fault: str) -> None:
+    for law in check_mixture(dataclasses.replace(JUMP, tiny={"fault": fault})):
+        law()
+
+
+@pytest.mark.parametrize(
+    "law", sorted({c.name for c in check_mixture(JUMP)} - {c.name for c in check_card(JUMP)})
+)
+def test_every_law_of_mixtures_is_seen_to_fail(law: str) -> None:
+    with pytest.raises(ConformanceError):
+        run(dataclasses.replace(JUMP, tiny={"fault": law}), law)
 
 
 def test_a_kind_without_a_suite_is_named() -> None:

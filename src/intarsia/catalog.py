@@ -22,11 +22,13 @@ from .core.registry import card as card
 BASELINE = "baseline"  # the kind of what has no card
 TAGS: Mapping[str, str] = MappingProxyType(
     {
+        "capacity": "in training an expert takes so many tokens, so that places in a batch matter",
         "folds": "can become plain weights of a stock model",
         "learned": "its weights carry a gradient",
         "linear": "is a change of weights, so that it merges",
         "non_causal": "a token's experts depend on later tokens",
         "sparse": "no token has every expert",
+        "stateful": "a layer's choice depends on what the layers before it left",
         "stochastic": "two forwards in training differ",
         "zero_start": "adds nothing before training",
     }

@@ -153,3 +153,10 @@ def test_only_a_fused_layer_is_taken_apart() -> None:
 def test_a_fused_layer_without_three_equal_parts_is_refused() -> None:
     with pytest.raises(TargetError, match="role 'qv'.*got 8 outputs"):
         Lora(2, roles=("qv",)).build(Site("a.qkv", 4, 8), generator=torch.Generator())
+
+
+@pytest.mark.parametrize("config", [Lora(2, 4.0), Lora(2, roles=("qv",))], ids=["whole", "qv"])
+def test_a_weight_for_each_row_is_applied_on_the_narrow_side(config: Lora) -> None:
+    cell = fused(config)
+    x, weight = torch.randn(5, 6, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    assert_close(cell.weighted(x, weight), cell(x) * weight[:, None])

@@ -258,12 +258,12 @@ def too_large(data: Path) -> Path:
         (no_folders, "one sub-folder per class"),
         (too_large, "at most 89 Mpx"),
         (lambda data: data, "nothing there"),
-        (lambda data: data.parent / "file.txt", "a file"),
+        (lambda data: data.parent / "file.bin", "a file"),
     ],
     ids=["empty", "one class", "unlike", "no class folders", "too large", "missing", "a file"],
 )  # fmt: skip
 def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) -> None:
-    (tmp_path / "file.txt").touch()
+    (tmp_path / "file.bin").touch()
     said = intarsia("fit", make(tmp_path / "photos"), *TINY, *QUICK, "--out", tmp_path / "r")
     assert said.code == 2 and says in said.words
     assert not (tmp_path / "r").exists(), "a run that cannot begin leaves nothing behind"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,19 @@ def test_what_is_shared_is_made_once_and_few_are_held(tmp_path: Path) -> None:
         assert shared.get("kind", {"n": n}, lambda n=n: make(n)) == n
     assert made == [1, 2, 3, 2]
     assert shared.get("other", {"n": 1}, lambda: make(9)) == 9
+
+
+def test_a_method_of_phases_is_carried_out_and_opened_again(tmp_path: Path) -> None:
+    start = Experiment(Pictures("mini/synthetic-location", images=32, val=16, test=16)).changed(
+        model="test_vit", size=32, pretrained=False, epochs=1, method="lt_sft",
+        settings=("count=40",),
+    )  # fmt: skip
+    out = tmp_path / "run"
+    done = carry_out(start, Running(out=out), lambda _: None)
+    stored = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    counts = [int(entry.rpartition("=")[2]) for entry in stored["options"]["entries"]]
+    assert stored["method"] == "sparse" and sum(counts) == 40
+    assert done.record["record"]["method"]["method"] == "lt_sft"
+    assert (out / "phases" / "1-all" / "run.json").is_file()
+    again = carry_out(start, Running(out=out, resume=True), lambda _: None)
+    assert again.record["results"]["test"] == done.record["results"]["test"]

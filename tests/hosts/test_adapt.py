@@ -254,11 +254,11 @@ def test_a_second_adapter_that_fails_leaves_the_first(
 def test_a_site_inside_or_around_an_adapted_module_is_refused(
     make: Make, targets: list[str], method: Method
 ) -> None:
-    model = adapt(make("vit"), Bottleneck(4), name="mlp")
+    model = adapt(make("vit"), Bottleneck(4), name="beside")
     with pytest.raises(TargetError, match="carries an adapter already"):
         adapt(model, method, name="other", targets=targets)
     # and where PEFT is asked directly, which would skip the module without a word
     config = IntarsiaConfig(method="lora", target_modules=targets)
     with pytest.raises(TargetError, match="carries an adapter already"):
         model.add_adapter("other", config)
-    assert list(model.peft_config) == ["mlp"]
+    assert list(model.peft_config) == ["beside"]

@@ -207,8 +207,8 @@ def test_each_call_draws_anew_and_a_pass_meets_one_draw(
     seen = set()
     for _ in range(12):
         model(x)
-        draws = [tuple(r._held.flatten().tolist()) for r in routers.values()]
-        assert draws == [tuple(r._held.flatten().tolist()) for r in routers.values()]
+        draws = [tuple(r.held("draw").flatten().tolist()) for r in routers.values()]
+        assert draws == [tuple(r.held("draw").flatten().tolist()) for r in routers.values()]
         seen.add(tuple(draws))
     assert len(seen) > 6
     model.eval()
@@ -325,10 +325,10 @@ def test_a_cell_that_is_not_linear_is_named_before_a_layer_is_touched(
     make: Make, images: Images
 ) -> None:
     model = adapt(make("vit"), Lora(2), name="lora", head=None)
-    adapt(model, Bottleneck(4), name="mlp", head=None)
-    model.base_model.set_adapter(["lora", "mlp"])
+    adapt(model, Bottleneck(4), name="beside", head=None)
+    model.base_model.set_adapter(["lora", "beside"])
     before = {n: p.clone() for n, p in model.named_parameters()}
-    with pytest.raises(FoldError, match=r"'mlp' at 'blocks.0.mlp': got BottleneckCell.*fold"):
+    with pytest.raises(FoldError, match=r"'beside' at 'blocks.0.mlp': got BottleneckCell.*fold"):
         model.merge_adapter()
     with pytest.raises(FoldError, match="BottleneckCell"):
         model.merge_and_unload()

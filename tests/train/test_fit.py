@@ -345,8 +345,8 @@ def broken(**change: Any) -> TensorDataset:
     [
         (broken(y=torch.full((16,), CLASSES)), DataError, r"labels: got 3 ... 3, want 0 ... 2"),
         (broken(y=torch.full((16,), -1)), DataError, r"got -1 ... -1, want 0 ... 2"),
-        (broken(y=torch.zeros(16)), DataError, "want one whole number per image"),
-        (broken(y=torch.zeros(16, 2).long()), DataError, "of shape"),
+        (broken(y=torch.zeros(16)), DataError, "want one whole number for each image"),
+        (broken(y=torch.zeros(16, 2).long()), DataError, "shape .* for labels"),
         (torch.utils.data.Subset(broken(), []), DataError, "training images: got 0"),
         ([(torch.zeros(3, 4, 4), 0, 1)] * 4, DataError, r"want \(image, label\)"),
         ([{"image": 0}] * 4, DataError, "a mapping with"),
@@ -412,7 +412,7 @@ def test_a_model_with_nothing_to_train_is_an_error() -> None:
         fit(model, pictures(16), **QUICK)
     model = host()
     model.head = nn.Unflatten(1, (WIDTH, 1))  # pyright: ignore
-    with pytest.raises(DataError, match="shape .* for one image"):
+    with pytest.raises(DataError, match="shape .* for labels"):
         fit(model, pictures(16), **QUICK)
 
 

@@ -164,7 +164,9 @@ class DropConnect(nn.Linear):
             return super().forward(input)
         rows = input.reshape(input.shape[0], -1, self.in_features)
         weight = F.dropout(self.weight.expand(len(rows), -1, -1), self.p)  # (B, out, in)
-        y = torch.bmm(rows, weight.transpose(1, 2).to(rows.dtype)) + self.bias.to(rows.dtype)
+        y = torch.bmm(rows, weight.transpose(1, 2).to(rows.dtype))
+        if self.bias is not None:
+            y = y + self.bias.to(rows.dtype)
         return y.view(*input.shape[:-1], self.out_features)
 
 
@@ -215,7 +217,8 @@ class BottleneckCell(Cell):
         less time, and no second copy of x kept for the backward."""
         if isinstance(self.norm, ResidualNorm) and type(down) is nn.Linear:
             gain, shift = self.norm.affine()
-            bias = down.bias + down.weight @ shift.to(down.weight.dtype)
+            bias = down.weight @ shift.to(down.weight.dtype)
+            bias = bias if down.bias is None else down.bias + bias
             weight = (down.weight * gain).to(down.weight.dtype)
             return F.linear(x, weight, bias)
         return down(self.norm(x))

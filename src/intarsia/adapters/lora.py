@@ -70,10 +70,15 @@ class LoraCell(Cell):
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
         """The cell with other projections in place of its own."""
-        return self.scale * up(down(self.dropout(x)))
+        return up(self.scale * down(self.dropout(x)))  # the narrow side is cheaper to scale
 
     def forward(self, x: Tensor) -> Tensor:
         return self.compute(self.cast(x), self.down, self.up)
+
+    def weighted(self, x: Tensor, weight: Tensor) -> Tensor:
+        # on the narrow side, where it costs least
+        down = self.down
+        return self.compute(self.cast(x), lambda x: down(x) * weight[:, None], self.up)
 
     def delta(self) -> Tensor:
         return self.scale * (self.up.weight @ self.down.weight)
@@ -97,7 +102,7 @@ class QueryValueCell(LoraCell):
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
         rank = self.config.rank
         # both rows go through all of B, so that any linear map can stand for it; r is small
-        y = self.scale * up(down(self.dropout(x)).unflatten(-1, (2, rank)))  # (..., 2, 2d)
+        y = up((self.scale * down(self.dropout(x))).unflatten(-1, (2, rank)))  # (..., 2, 2d)
         query, value = y.unflatten(-1, (2, y.shape[-1] // 2)).diagonal(dim1=-3, dim2=-2).unbind(-1)
         return torch.cat([query, torch.zeros_like(query), value], -1)
 

@@ -20,7 +20,16 @@ import torch
 from ..core import Claim
 from ..core.errors import CheckpointError, UnknownName
 
-MODULES = ("claims.mosa",)
+MODULES = (
+    "claims.bi",
+    "claims.gaussian_moe",
+    "claims.lt_sft",
+    "claims.mixtures",
+    "claims.mos",
+    "claims.mosa",
+    "claims.poly",
+    "claims.s2ft",
+)
 """Modules with CLAIMS, below `intarsia`."""
 
 

@@ -16,15 +16,19 @@ from ..core.errors import CheckpointError, DataError, UnknownName
 from ..data import ImageSet, InputConfig, eval_transform, input_config, trunk_fingerprint
 from ..data.decode import SUFFIXES, read_image
 from ..data.folders import check_same_classes
+from ..data.language_models import language_model
 from ..data.splits import read_data
+from ..data.texts import is_text
 from ..experiments import experiment as experiments
+from ..experiments import language
 from ..experiments.execute import held, model_of, pictures_of, with_method
 from ..experiments.experiment import BASELINES, Experiment
 from ..hosts import load
 from ..hosts.through_peft import read_back
 from ..report import read_run
 from ..report.gather import need
-from ..train import Metrics, evaluate
+from ..train import Metrics
+from ..train import predict as predict_logits
 from ..train.evaluate import device_of, evaluating
 from ..train.folder import ADAPTER
 from ..train.objectives import logits_of
@@ -59,23 +63,67 @@ def open_run(folder: Path, *, as_trained: bool = True) -> Opened:
     classes = tuple(map(str, need(record, "record.data.classes", list, folder)))
     model = model_of(experiment.adapted, len(classes), experiment.training.seed)
     inputs = input_config(model)
+
+    def built(model: nn.Module) -> nn.Module:
+        return with_method(model, experiment.adapted.method, experiment, classes)
+
+    model = _restored(model, folder, experiment, record, built, classes)
+    if as_trained:
+        cast_frozen(model, experiment.training.precision)
+    return Opened(model.eval(), inputs, classes, experiment, record)
+
+
+def _restored(
+    model: nn.Module,
+    folder: Path,
+    experiment: Experiment,
+    record: Mapping[str, Any],
+    built: Callable[[nn.Module], nn.Module],
+    classes: tuple[str, ...] | None,
+) -> nn.Module:
+    """The pretrained model with what the run has learned; `built` puts a baseline's parts in."""
     if (found := trunk_fingerprint(model)) != (want := need(record, "record.trunk", str, folder)):
         raise CheckpointError(
             f"backbone {experiment.adapted.model!r} of {folder}", got=f"weights {found[:12]}",
             want=f"{want[:12]}, those it was trained on",
             fix="Use the version of timm and of the weights that run.json names.",
         )  # fmt: skip
-    if experiment.adapted.method in BASELINES:
-        model = with_method(model, experiment.adapted.method, experiment, classes)
-        if BASELINES[experiment.adapted.method].peft:
-            read_back(model, folder / ADAPTER)
-        else:
-            put_back(model, _trained(folder))
+    if experiment.adapted.method not in BASELINES:
+        return load(model, folder / ADAPTER, classes=classes)
+    model = built(model)
+    if BASELINES[experiment.adapted.method].peft:
+        read_back(model, folder / ADAPTER)
     else:
-        model = load(model, folder / ADAPTER, classes=classes)
-    if as_trained:
-        cast_frozen(model, experiment.training.precision)
-    return Opened(model.eval(), inputs, classes, experiment, record)
+        put_back(model, _trained(folder))
+    return model
+
+
+def score_texts(
+    folder: Path, data: str | None, part: str | None, report: Report
+) -> dict[str, Any] | None:
+    """The scores of a run on texts, for JSON; None for a run on pictures.
+
+    data: another text, None = the run's own; part: "test" if not given.
+    Raises: as `open_run`; UnknownName for a part that is not there.
+    """
+    experiment = experiments.read(folder)
+    if not is_text(experiment.pictures.data):
+        return None
+    record, asked = read_run(folder).record, experiment.adapted
+    model, tokenizer = language_model(
+        asked.model, pretrained=asked.pretrained, seed=experiment.training.seed, progress=report
+    )
+    model = _restored(
+        model, folder, experiment, record, lambda m: language.with_method(m, experiment)[0], None
+    )
+    cast_frozen(model, experiment.training.precision)
+    other = experiment if data is None else experiment.changed(data=data, images=None)
+    found = language.texts_of(other, tokenizer, report)
+    parts = {"test": found.test, "val": found.val, "train": found.train}
+    chosen = part or "test"
+    if (texts := parts.get(chosen)) is None:
+        raise UnknownName("part", chosen, [p for p, t in parts.items() if t is not None])
+    return {"set": texts.name, "n": len(texts)} | language.score(model, texts, experiment).scores()
 
 
 def _trained(folder: Path) -> dict[str, Tensor]:
@@ -114,7 +162,8 @@ def pictures_to_score(
 
 def score(opened: Opened, images: ImageSet) -> Metrics:
     """The model's scores on a set."""
-    return evaluate(opened.model, held(images, opened.inputs), batch_size=BATCH)
+    logits, labels = predict_logits(opened.model, held(images, opened.inputs), batch_size=BATCH)
+    return Metrics.of(logits, labels)
 
 
 def scores_of(images: ImageSet, found: Metrics) -> dict[str, Any]:

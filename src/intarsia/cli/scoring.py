@@ -30,8 +30,16 @@ def evaluate(
     Example:  intarsia evaluate runs/elpv-mosa-0 --part val
     """
     from ..report import numbers
-    from .runs import open_run, pictures_to_score, score, scores_of
+    from .runs import open_run, pictures_to_score, score, score_texts, scores_of
+    from .training import TEXT_COLUMNS, text_row
 
+    if (texts := score_texts(run, data, part, note)) is not None:
+        if as_json:
+            show_json(texts)
+        else:
+            row = (texts["set"], *text_row(texts))
+            show_table("", TEXT_COLUMNS, [row], right=",".join(TEXT_COLUMNS[1:]))
+        return
     opened = open_run(run)
     images = pictures_to_score(opened, data, part, note)
     found = scores_of(images, score(opened, images))

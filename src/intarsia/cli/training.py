@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,11 @@ from .options import (
     with_training_options,
 )
 from .shell import note, show_json, show_table
+
+if TYPE_CHECKING:
+    from ..experiments.experiment import Experiment
+
+FOR_TEXTS = {"model": "smollm2", "method": "lora"}  # where nothing is said
 
 
 @with_training_options
@@ -39,32 +44,21 @@ def fit(
     as_json: Json = False,
     **given: Any,
 ) -> None:
-    """Adapt a pretrained model to pictures, and score it on the test part.
+    """Adapt a pretrained model to pictures or texts, and score it on the test part.
+
+    A text file, or a .jsonl file of prompts and responses, adapts a language model: smollm2 by
+    LoRA, if nothing else is said; --size is then the tokens of a row, --images the number of rows.
 
     Ctrl-C stops it cleanly; --resume goes on where it stood, bit for bit.
 
     Example:  intarsia fit elpv --size 70 --images 1000 --epochs 5 --lr 5e-3
+    Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
     """
-    from ..core.errors import ConfigError
     from ..experiments.execute import carry_out
-    from ..experiments.experiment import Experiment, located, resumed
     from ..train import Running
 
     values = experiment_values(given) | {"method": method, "seed": seed}
-    values["data"] = data if data is None else located(data)
-    named = {"untrained": "pretrained", "fraction": "images"}
-    words = {named.get(n, n) for n in given_in_words(ctx)}
-    if data is not None:
-        out = out or Path("runs") / f"{Path(data).name}-{method}-{seed}"
-    if resume and out is not None:
-        experiment = resumed(out, {n: v for n, v in values.items() if n in words})
-    elif data is None:
-        raise ConfigError(
-            "DATA", got="nothing", want="a named set, a folder, a CSV or a Parquet file",
-            fix="For example: intarsia fit elpv --size 70. To go on: fit --resume --out FOLDER.",
-        )  # fmt: skip
-    else:
-        experiment = Experiment.of(values)
+    experiment, out = _asked(values, data, out, resume, given_in_words(ctx))
     use_threads(given["threads"])
     running = Running(out=out, resume=resume, **running_values(given))
     try:
@@ -75,6 +69,34 @@ def fit(
         show_json({"folder": str(out), **run.record["results"], "method": run.record["record"]})
         return
     _show(run, out)
+
+
+def _asked(
+    values: dict[str, Any], data: str | None, out: Path | None, resume: bool, words: set[str]
+) -> tuple[Experiment, Path]:
+    """The experiment of the command line, or the one to go on with, and its folder.
+
+    words: the names of what was given.  Raises: ConfigError for no data.
+    """
+    from ..core.errors import ConfigError
+    from ..data.texts import is_text
+    from ..experiments.experiment import Experiment, located, resumed
+
+    if data is not None:
+        values["data"] = located(data)
+        if is_text(data):
+            values |= {n: v for n, v in FOR_TEXTS.items() if n not in words}
+        out = out or Path("runs") / f"{Path(data).name}-{values['method']}-{values['seed']}"
+    if resume and out is not None:
+        named = {"untrained": "pretrained", "fraction": "images"}
+        words = {named.get(n, n) for n in words}
+        return resumed(out, {n: v for n, v in values.items() if n in words}), out
+    if data is None or out is None:
+        raise ConfigError(
+            "DATA", got="nothing", want="a named set, a folder, a table or a text file",
+            fix="For example: intarsia fit elpv --size 70. To go on: fit --resume --out FOLDER.",
+        )  # fmt: skip
+    return Experiment.of(values), out
 
 
 def use_threads(count: int | None) -> None:
@@ -93,17 +115,35 @@ def use_threads(count: int | None) -> None:
 def _show(run: Any, out: Path | None) -> None:
     """Scores, costs, and what to do next."""
     from ..report import numbers
+    from ..train import Metrics
 
-    scores = {"val": run.val, "test": run.test}
-    rows = [
-        (part, numbers.percent(s.accuracy), numbers.percent(s.balanced_accuracy), f"{s.loss:.3f}")
-        for part, s in scores.items() if s is not None
-    ]  # fmt: skip
-    show_table("", ("part", "accuracy", "balanced", "loss"), rows, right="accuracy,balanced,loss")
+    before = run.record["record"].get("before")
+    scores = {"test, before": before, "val": run.val, "test": run.test}
+    rows: list[tuple[str, ...]] = []
+    for part, found in scores.items():
+        if isinstance(found, Metrics):
+            shares = numbers.percent(found.accuracy), numbers.percent(found.balanced_accuracy)
+            rows.append((part, *shares, f"{found.loss:.3f}"))
+        elif found is not None:
+            rows.append((part, *text_row(found if isinstance(found, dict) else found.scores())))
+    columns = TEXT_COLUMNS if before else ("part", "accuracy", "balanced", "loss")
+    show_table("", columns, rows, right=",".join(columns[1:]))
     results, counts = run.record["results"], run.record["parameters"]
     print(
         f"{counts['trained']:,} of {counts['all']:,} parameters trained "
         f"({counts['trained_without_head']:,} without the head), "
         f"{numbers.seconds(results['seconds'])} of training."
     )
-    print(f"Next:  intarsia report {out}  |  intarsia predict {out} PICTURES")
+    more = f"intarsia evaluate {out}" if before else f"intarsia predict {out} PICTURES"
+    print(f"Next:  intarsia report {out}  |  {more}")
+
+
+TEXT_COLUMNS = ("part", "perplexity", "loss", "tokens right", "exact match", "tokens")
+
+
+def text_row(found: dict[str, Any]) -> tuple[str, ...]:
+    """The scores of a text, but for its part, as TEXT_COLUMNS names them."""
+    from ..report import numbers
+
+    shares = (numbers.percent(found[name]) for name in ("accuracy", "exact_match"))
+    return f"{found['perplexity']:.2f}", f"{found['loss']:.3f}", *shares, f"{found['tokens']:,}"

@@ -6,4 +6,6 @@ for name, check in check_adapter(MY_CARD):
 
 from .adapters import check_adapter as check_adapter
 from .kinds import check as check
+from .mixtures import check_mixture as check_mixture
+from .models import check_model as check_model
 from .routers import check_router as check_router

@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from timm.layers.mlp import Mlp
+from torch import Tensor, nn
 
 from ..core import Card, Cell, Site
 from .cards import tiny
 
-INPUTS, OUTPUTS = 6, 10
+INPUTS, HIDDEN, OUTPUTS = 6, 7, 10
 BATCH, TOKENS = 4, 3
 DRAWS = 40  # forwards after which no expert of a tiny mixture is still unseen
 
 
 def site(card: Card, *, square: bool = False) -> Site:
-    """A site with a LayerNorm that feeds it, in the position that the method wants."""
-    position = tiny(card).position
-    where = Site("block.mlp", INPUTS, INPUTS if square else OUTPUTS, position)
+    """A site with a LayerNorm that feeds it, in the position that the method wants.
+
+    An MLP where the method's roles say so, else a linear layer.
+    """
+    position, outputs = tiny(card).position, INPUTS if square else OUTPUTS
+    where = Site("block.mlp", INPUTS, outputs, position)
+    inside = (("fc1", INPUTS, HIDDEN), ("fc2", HIDDEN, outputs))
     weight = torch.linspace(0.5, 1.5, where.reads)
     return Site(
-        where.path, where.inputs, where.outputs, position, norm=(weight, weight.flip(0) - 1)
-    )
+        where.path, where.inputs, where.outputs, position, norm=(weight, weight.flip(0) - 1),
+        layers=inside if "mlp" in tiny(card).roles else (),
+    )  # fmt: skip
+
+
+class Beside(Cell):
+    """What a `whole` cell adds to an MLP of random weights."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        mlp = host().to(x.device, x.dtype)
+        return self.cell.around(mlp, x) - mlp(x)
+
+
+def host() -> nn.Module:
+    """The MLP of `site`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Mlp(INPUTS, HIDDEN, OUTPUTS).requires_grad_(False)
 
 
 def build(card: Card, seed: int = 0) -> Cell:
     """A cell with the card's tiny settings, as it is before training."""
-    return tiny(card).build(site(card), generator=torch.Generator().manual_seed(seed))
+    cell = tiny(card).build(site(card), generator=torch.Generator().manual_seed(seed))
+    return Beside(cell) if isinstance(cell, Cell) and cell.whole else cell
 
 
 def trained(card: Card, seed: int = 0) -> Cell:

@@ -8,11 +8,18 @@ from types import MappingProxyType
 from ..core import Card
 from ..core.errors import UnknownName
 from .adapters import check_adapter
+from .mixtures import check_mixture
+from .models import check_model
 from .routers import check_router
 from .verdict import Checks
 
 SUITES: Mapping[str, Callable[[Card], Checks]] = MappingProxyType(
-    {"adapter": check_adapter, "router": check_router}
+    {
+        "adapter": check_adapter,
+        "mixture": check_mixture,
+        "model": check_model,
+        "router": check_router,
+    }  # fmt: skip
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Routing
+from ..routers import Router, Threaded
 from .cards import check_card, tiny
 from .verdict import Check, Checks, require, require_close, require_tag
 
@@ -26,8 +28,10 @@ def check_router(card: Card) -> Checks:
     yield from check_card(card)
     laws: tuple[Callable[[Card], None], ...] = (
         returns_a_routing, routes_one_token, follows_device_and_dtype, draws_from_its_generator,
+        gives_one_expert_all, leaves_nobody_out_at_k_of_k, stands_extreme_inputs,
+        leaves_padding_out, evaluates_without_chance, capacity_exactly_when_tagged,
         sparse_exactly_when_tagged, stochastic_exactly_when_tagged, learned_exactly_when_tagged,
-        non_causal_exactly_when_tagged,
+        non_causal_exactly_when_tagged, stateful_exactly_when_tagged,
     )  # fmt: skip
     for law in laws:
         yield Check(law.__name__, partial(law, card))
@@ -94,6 +98,99 @@ def follows_device_and_dtype(card: Card) -> None:
         )  # fmt: skip
 
 
+def _resized(card: Card, **sizes: int) -> nn.Module | None:
+    """A tiny router of other sizes; None if its config does not speak of all of them."""
+    config = tiny(card)
+    if not sizes.keys() <= {f.name for f in dataclasses.fields(config)}:
+        return None
+    return dataclasses.replace(config, **sizes).build(WIDTH, generator=torch.Generator())
+
+
+def gives_one_expert_all(card: Card) -> None:
+    """E = 1: the one expert has every token, with weight 1."""
+    router = _resized(card, experts=1, active=1) or _resized(card, experts=1)
+    if router is None:
+        return
+    gates = route(card, router, tokens()).dense().detach()
+    require_close(
+        gates, torch.ones_like(gates), card, what="weights of the only expert",
+        fix="A probability among one is 1.",
+    )  # fmt: skip
+
+
+def leaves_nobody_out_at_k_of_k(card: Card) -> None:
+    """k = E: every expert has every token."""
+    experts = getattr(tiny(card), "experts", 0)
+    router = _resized(card, experts=experts, active=experts)
+    if router is None:
+        return
+    gates = route(card, router, tokens()).dense()
+    require(
+        bool((gates != 0).all()), card, got="experts without a token", want="all of them",
+        fix="k = E is the dense mixture.",
+    )  # fmt: skip
+
+
+def stands_extreme_inputs(card: Card) -> None:
+    """Weights are finite and not negative, whatever the scale of the input."""
+    for scale in (0.0, 1e5):
+        weight = route(card, build(card), scale * tokens()).weight.detach()
+        fine = bool((torch.isfinite(weight) & (weight >= 0)).all())
+        require(
+            fine, card, got=f"weights {weight} at inputs times {scale}", want="0 or more, finite",
+            fix="Use softmax, which subtracts the largest logit.",
+        )  # fmt: skip
+
+
+def leaves_padding_out(card: Card) -> None:
+    """Padding gets no expert, and what it holds changes neither other tokens nor losses.
+
+    Not asked of routers that draw: they draw for whole samples.
+    """
+    router = build(card)
+    if "stochastic" in card.tags or not isinstance(router, Router):
+        return
+    x, valid = tokens(), torch.tensor([True, True, False, True, False])
+    alone = route(card, router, x[valid])
+    for other in (x, torch.where(valid[:, None], x, 7 * tokens(seed=9))):
+        router.valid = valid[None]
+        routing = route(card, router, other)
+        gates = routing.dense().detach()
+        none = not bool(gates[~valid].any())
+        require(none, card, got="experts for padding", want="none", fix="Heed `valid`.")
+        same = {"weights": (gates[valid], alone.dense().detach())}
+        same |= {n: (routing.losses[n].detach(), v.detach()) for n, v in alone.losses.items()}
+        for what, (got, want) in same.items():
+            require_close(
+                got, want, card, what=f"{what} with and without padding",
+                fix="Leave rows where `valid` is False out of every sum.",
+            )  # fmt: skip
+
+
+def evaluates_without_chance(card: Card) -> None:
+    """A learned router says the same twice in evaluation."""
+    router = build(card).eval()
+    if isinstance(router, Router):
+        gates = _gates(card, router, tokens())
+        same = not bool((gates != gates[0]).any())
+        require(
+            same, card, got="evaluations that differ", want="the same bits",
+            fix="Draw in training only.",
+        )  # fmt: skip
+
+
+def capacity_exactly_when_tagged(card: Card) -> None:
+    """ "capacity": tokens in another order get other experts.  Not asked of routers that draw."""
+    if "stochastic" in card.tags:
+        return
+    shown = False
+    for seed in range(DRAWS):
+        x = tokens(seed=seed)
+        ours, theirs = (route(card, build(card), each).dense() for each in (x, x.flip(0)))
+        shown = shown or not torch.allclose(ours, theirs.flip(0), atol=1e-6)
+    require_tag(card, "capacity", shown, "experts that go by a token's place")
+
+
 def _gates(card: Card, router: nn.Module, x: Tensor, count: int = DRAWS) -> Tensor:
     return torch.stack([route(card, router, x).dense().detach() for _ in range(count)])
 
@@ -127,7 +224,7 @@ def stochastic_exactly_when_tagged(card: Card) -> None:
 def learned_exactly_when_tagged(card: Card) -> None:
     """ "learned": every parameter of the router gets a gradient from the weights."""
     router = build(card)
-    routing = route(card, router, tokens())
+    routing = after_a_layer(card, router, tokens())
     parameters = list(router.parameters())
     shown = bool(parameters) and routing.weight.requires_grad
     if shown:
@@ -135,6 +232,25 @@ def learned_exactly_when_tagged(card: Card) -> None:
         (routing.weight * scale).sum().backward()
         shown = all(p.grad is not None and bool((p.grad != 0).any()) for p in parameters)
     require_tag(card, "learned", shown, "weights that carry a gradient to every parameter")
+
+
+def after_a_layer(card: Card, router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
+    """The routing of a router that is not the first of its thread, if it is on one."""
+    routing = route(card, router, x)
+    if routing.state is None or not isinstance(router, Threaded):
+        return routing
+    left = torch.randn(routing.state.shape, generator=torch.Generator().manual_seed(seed))
+    router.thread.leave(router.layer - 1, left.to(routing.state))
+    return route(card, router, x)
+
+
+def stateful_exactly_when_tagged(card: Card) -> None:
+    """ "stateful": what the layer before left changes the routing."""
+    if "stochastic" in card.tags:
+        return
+    gates = [after_a_layer(card, build(card).eval(), tokens(), s).dense() for s in range(DRAWS)]
+    shown = any(not torch.equal(g, gates[0]) for g in gates)
+    require_tag(card, "stateful", shown, "routing that hears the layer before")
 
 
 def non_causal_exactly_when_tagged(card: Card) -> None:

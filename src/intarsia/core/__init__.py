@@ -7,6 +7,7 @@ from .cell import Method as Method
 from .cell import Site as Site
 from .claim import Claim as Claim
 from .claim import Result as Result
+from .format import Format as Format
 from .partition import Partition as Partition
 from .partition import intersect as intersect
 from .partition import union as union

@@ -34,7 +34,9 @@ class Card:
     Tags of adapters: "linear" (delta() is not None), "stochastic" (training forwards differ),
     "folds" (can become plain weights of a stock model), "zero_start" (adds nothing before
     training).  Tags of routers: "stochastic", "sparse" (no token has every expert), "learned"
-    (weights carry a gradient), "non_causal" (a token's experts depend on later tokens).
+    (weights carry a gradient), "non_causal" (a token's experts depend on later tokens), "capacity"
+    (an expert takes so many tokens, so that a token's place in the batch matters), "stateful"
+    (what the layer before left in Routing.state is heard).
     """
 
     key: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ class Site:
     "parallel" the cell reads the module's input, y = f(x) + cell(x); with "sequential" its output,
     y = f(x) + cell(f(x)). `channels` says which axis carries the width ("last" or "first").
     `norm` holds weight and bias of the host's LayerNorm that feeds the module, if there is one.
+    `layers` are the linear maps inside a composite module, (path in it, inputs, outputs) each.
     """
 
     path: str
@@ -26,6 +27,7 @@ class Site:
     position: str = "parallel"
     channels: str = "last"
     norm: tuple[Tensor, Tensor] | None = None
+    layers: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def reads(self) -> int:
@@ -39,12 +41,28 @@ class Site:
 class Cell(nn.Module, abc.ABC):
     """What is added at a site: y = site(x) + cell(x).
 
-    A cell never merges itself into a host; it says what it would add.
+    A cell never merges itself into a host; it says what it would add. A `whole` cell computes what
+    the site gives together with what it adds (experts of an MLP share its products), by `around`.
+    A `fused` cell has an addition of its own, but `around` is the cheaper way beside a Linear.
     """
+
+    whole: ClassVar[bool] = False
+    fused: ClassVar[bool] = False
 
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The addition.  x: (..., inputs) -> (..., outputs)."""
+
+    def around(self, module: nn.Module, x: Tensor) -> Tensor:
+        """The site with the cell: module(x) + cell(x).  x: (..., inputs) -> (..., outputs)."""
+        return module(x) + self(x)
+
+    def weighted(self, x: Tensor, weight: Tensor) -> Tensor:
+        """weight_n cell(x_n).  x: (N, reads), weight: (N,) -> (N, outputs)."""
+        return self(x) * weight[:, None]
+
+    def check(self, module: nn.Module) -> None:
+        """Raise TargetError if the cell cannot sit on this module of the host."""
 
     def delta(self) -> Tensor | None:
         """The weight change (outputs, inputs) if the cell is linear in x, else None."""
@@ -58,13 +76,13 @@ class Cell(nn.Module, abc.ABC):
         """The deterministic cell that stands for this one after training; most cells are that."""
         return self
 
-    def cast(self, x: Tensor) -> Tensor:
-        """x in the cell's own dtype, unless autocast will see to it."""
+    def cast(self, x: Tensor, like: Tensor | None = None) -> Tensor:
+        """x in the dtype of `like`, or of the cell's parameters, unless autocast will see to it."""
         device = x.device.type  # the meta device knows no autocast
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return x
-        dtype = next((p.dtype for p in self.parameters()), x.dtype)
-        return x.to(dtype)
+        like = next(self.parameters(), x) if like is None else like
+        return x.to(like.dtype)
 
 
 class Method(Protocol):

@@ -18,10 +18,33 @@ from .errors import ConfigError, UnknownName
 METHODS = (
     "adapters.bottleneck",
     "adapters.lora",
+    "adapters.mos",
+    "adapters.s2ft",
+    "adapters.sparse",
     "adapters.ssf",
     "methods.adamix",
+    "methods.bi",
+    "methods.llava_mole",
+    "methods.lt_sft",
+    "methods.mixlora",
     "methods.mosa",
+    "methods.poly",
+    "mixtures.residual",
+    "models.gaussian_moe",
+    "routers.comet",
+    "routers.dselect",
+    "routers.dts",
+    "routers.expert_choice",
+    "routers.hash",
+    "routers.noisy_topk",
+    "routers.permutation",
     "routers.random",
+    "routers.recurrent",
+    "routers.switch",
+    "routers.task",
+    "routers.topk",
+    "routers.topp",
+    "routers.transport",
 )
 """Modules with a CARD, below `intarsia`, sorted; the last part of each is its card's key."""
 
@@ -86,7 +109,10 @@ def _plain(value: Any) -> Any:
 
 def _live(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return method_from_dict(cast("Mapping[str, Any]", value))
+        # what a method is made of may be a router, too
+        return _from_dict(
+            cast("Mapping[str, Any]", value), tuple(n.rpartition(".")[2] for n in METHODS)
+        )
     return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
 
 
@@ -96,14 +122,18 @@ def method_from_dict(settings: Mapping[str, Any]) -> Any:
     Raises: UnknownName for a key or a setting that does not exist; ConfigError for a value that the
     method refuses.
     """
+    return _from_dict(settings, keys())
+
+
+def _from_dict(settings: Mapping[str, Any], known: tuple[str, ...]) -> Any:
     if KEY not in settings:
         raise ConfigError(
             "method settings", got=sorted(settings), want=f"a {KEY!r} among them",
-            fix=f"Add one of {list(keys())}.",
+            fix=f"Add one of {list(known)}.",
         )  # fmt: skip
     key = str(settings[KEY])
-    if key not in keys():
-        raise UnknownName("method", key, keys())
+    if key not in known:
+        raise UnknownName("method", key, known)
     rest = {name: value for name, value in settings.items() if name != KEY}
     return settings_from_dict(card(key), rest)
 

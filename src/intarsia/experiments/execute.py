@@ -30,19 +30,20 @@ from ..data import (
     train_transform,
     trunk_fingerprint,
 )
+from ..data.texts import is_text
 from ..hosts import adapt, baselines
 from ..hosts.prefix import first_trained_block, reading_tokens, run_prefix
 from ..hosts.prepare import reset_head, set_dropout
 from ..methods import Official
 from ..report import save_mistakes
-from ..train import Run, Running, fit, task_accuracy, task_heads, two_pass
+from ..train import Metrics, Run, Running, fit_as, task_accuracy, task_heads, two_pass
 from ..train.checkpoint import write_json
 from ..train.folder import RUN, prepare
 from ..train.objectives import Objective
 from ..train.precision import DTYPES
 from ..train.record import head_of
 from . import experiment as experiments
-from . import settings
+from . import language, settings
 from .experiment import BASELINES, OFFICIAL, Adapted, Experiment
 from .shared import Shared
 
@@ -57,9 +58,12 @@ def carry_out(
     """Train as the experiment says; `running.out` becomes a folder that can be resumed and read.
 
     shared: where several runs keep what they have in common; the result is the same without it.
+    Texts are carried out by `language`.
     Raises: what `load_data`, `backbone`, `adapt` and `fit` raise; UnknownName for a method that is
     not listed.
     """
+    if is_text(experiment.pictures.data):
+        return language.carry_out(experiment, running, report)
     method = method_of(experiment)
     recipe = recipe_of(method, experiment)
     if running.out is not None and running.out.exists():
@@ -91,14 +95,13 @@ def carry_out(
     options = {name: getattr(running, name) for name in running.__dataclass_fields__} | recipe
     sets_for = tokens_once if experiment.adapted.frozen_once else pictures_each_step
     with sets_for(model, sets, experiment, running, shared, same) as ((train, val, test), once):
-        run = fit(
+        run = fit_as(method)(
             model, train, val, test=test, training=experiment.training, record=about, **options
         )
     run = dataclasses.replace(run, record=with_seconds(with_own_task(run, data), once))
     if running.out is not None:
         write_json(running.out / RUN, run.record)
-        if run.test is not None:
-            found = run.test
+        if isinstance(found := run.test, Metrics):
             save_mistakes(running.out, data.test.image, found.logits, found.labels, data.classes)
     return run
 
@@ -159,7 +162,7 @@ def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objec
 def with_own_task(run: Run, data: Splits) -> dict[str, Any]:
     """The record with the test accuracy among an image's own task's classes, of joint tasks."""
     results = dict(run.record["results"])
-    if "tasks" in data.record and run.test is not None:
+    if "tasks" in data.record and isinstance(run.test, Metrics):
         groups = list(data.record["tasks"].values())
         found = task_accuracy(run.test.logits, run.test.labels, groups)
         results["test"] = results["test"] | {"own_task_accuracy": found}

@@ -11,9 +11,10 @@ from torch import nn
 from ..core import Method
 from ..core.errors import ConfigError, TargetError
 from ..core.registry import KEY, method_to_dict
+from .blocks import unwrapped, walk
 from .config import IntarsiaConfig
 from .peft import is_adapted
-from .sites import find_sites, unwrapped, walk
+from .slices import planned
 from .undo import undone_on_error
 
 
@@ -62,7 +63,7 @@ def adapt(
     check_model(model, name)
     host = model.get_base_model() if is_adapted(model) else model
     heads = _heads(host, head)
-    sites = find_sites(host, method, targets, layers)
+    method, sites = planned(host, method, targets, layers, seed)
     for site in sites:
         if any(site.path == h or site.path.startswith(f"{h}.") for h in heads):
             raise TargetError(
@@ -85,9 +86,32 @@ def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
     """A PEFT model with the config's cells under a name; a plain model is wrapped first."""
     if is_adapted(model):
         model.add_adapter(name, config)
+        _check_words(model)
         return model
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-    return PeftModel(model, config, name)
+    adapted = PeftModel(model, config, name)
+    _check_words(adapted)
+    return adapted
+
+
+def _check_words(model: PeftModel) -> None:
+    """Raises: ConfigError for an adapter that is called as a module or weight is.
+
+    PEFT saves an adapter as all weights in whose path no other adapter's name stands.
+    """
+    words: set[str] = set()
+    for path in model.state_dict():
+        parts = path.split(".")
+        # behind these stands the adapter's own name
+        words |= {
+            word for before, word in zip(("", *parts), parts, strict=False)
+            if before not in ("intarsia_cells", "modules_to_save")
+        }  # fmt: skip
+    if clash := sorted(words & set(model.peft_config)):
+        raise ConfigError(
+            "adapter name", got=repr(clash[0]), want="no word in the path of a weight",
+            fix=f"Choose another, such as '{clash[0]}-adapter': weights would be lost when saved.",
+        )  # fmt: skip
 
 
 def check_model(model: nn.Module, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from ..core import Cell, Method, Site
 from ..core.errors import ConfigError
 from ..core.registry import method_from_dict
 from . import origin
+from .shared import Shared, shares
 
 KINDS: dict[str, tuple[type, ...]] = {
     "options": (dict,),
@@ -108,12 +110,22 @@ class IntarsiaConfig(PeftConfig):
         classes = (self.origin or {}).get("classes")
         return {name: stored[name] for name in names} | {"classes": classes}
 
-    def build(self, site: Site, name: str) -> Cell:
+    def _generator(self, path: str, salt: str) -> torch.Generator:
+        digest = hashlib.sha256(f"{self.seed}:{path}:{salt}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+
+    def share(self, sites: Iterable[Site]) -> Shared:
+        """What the cells of this adapter share; sites are asked for only if they do."""
+        method = self.settings()
+        if not shares(method):
+            return Shared()
+        generator = self._generator("", "shared")
+        return Shared(lambda: method.share(list(sites), generator=generator))
+
+    def build(self, site: Site, name: str, shared: Shared) -> Cell:
         """The cell of this adapter for a site."""
-        salt = "" if self.init_weights else name
-        digest = hashlib.sha256(f"{self.seed}:{site.path}:{salt}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-        cell = self.settings().build(site, generator=generator)
+        generator = self._generator(site.path, "" if self.init_weights else name)
+        cell = shared.build(self.settings(), site, generator=generator)
         if not self.init_weights:
             for parameter in cell.parameters():
                 nn.init.normal_(parameter, std=0.2, generator=generator)

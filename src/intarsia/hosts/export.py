@@ -21,9 +21,9 @@ from timm.models import get_model_args, save_for_hf
 from torch import nn
 
 from ..core.errors import ConfigError, ExportError
+from .blocks import wrapped_paths
 from .compare import Inputs, difference, outputs, sample
 from .peft import is_adapted
-from .sites import wrapped_paths
 from .widen import mlps, pad
 
 Report = Callable[[str], None]

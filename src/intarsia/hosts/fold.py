@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ..adapters import BottleneckCell
+from ..adapters import BottleneckCell, CodedLinear
 from ..core import Cell
 from ..core.errors import ConfigError, FoldError, UnknownName
 from .compare import Inputs, difference, outputs, sample, shared_copy, tolerance_of
@@ -103,6 +103,7 @@ def _stock(host: nn.Module, names: list[str]) -> tuple[nn.Module, str]:
                 memo[id(child)] = _folded(child, names, memo, done)
             elif isinstance(saved := child._modules.get("modules_to_save"), nn.ModuleDict):
                 trained = next((saved[n] for n in names if n in saved), child.original_module)
+                trained = trained.merged() if isinstance(trained, CodedLinear) else trained
                 memo[id(child)] = copy.deepcopy(trained, memo)
             elif type(child).__module__.split(".")[0] in OURS:
                 raise FoldError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
-from .sites import unwrapped, walk
+from .blocks import unwrapped, walk
 
 WEIGHTS = "adapter_model.safetensors"
 SAMPLES = 96

@@ -24,11 +24,25 @@ from peft.utils.other import ModulesToSaveWrapper as ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from ..core import Cell, Site
-from ..core.errors import ConfigError, FoldError, TargetError
-from ..routers import random_routers, redraw
+from ..core.errors import FoldError, TargetError
+from ..core.registry import settings_to_dict
+from ..routers import (
+    check_task_ids,
+    drawing,
+    join,
+    learned_routers,
+    of_samples,
+    set_ids,
+    set_valid,
+    start,
+)
 from . import origin
+from .blocks import blocks, unwrapped, walk
 from .config import Family, IntarsiaConfig
-from .sites import blocks, check_nesting, find_sites, site_at, unwrapped, walk
+from .mixed import check_names
+from .shared import Shared
+from .sites import check_nesting, site_at
+from .slices import planned
 
 PREFIX = "intarsia_"
 
@@ -56,8 +70,8 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
     def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
         """Put a cell in place under an adapter's name."""
-        for router in random_routers(cell).values():
-            router.hold = True
+        for draws in drawing(cell).values():
+            draws.hold = True
         self.intarsia_cells[name] = cell.train(self.training)
         self.intarsia_sites[name] = (site.position, site.channels)
         self._move_adapter_to_device_of_base_layer(name)
@@ -77,10 +91,24 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
     def _addition(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         position, channels = self.intarsia_sites[name]
+        cell = self.intarsia_cells[name]
+        if isinstance(cell, Cell) and cell.whole:
+            return cell.around(self.base_layer, x).to(y.dtype) - y
         read = x if position == "parallel" else y
         if channels == "first":
-            return self.intarsia_cells[name](read.movedim(1, -1)).movedim(-1, 1).to(y.dtype)
-        return self.intarsia_cells[name](read).to(y.dtype)
+            return cell(read.movedim(1, -1)).movedim(-1, 1).to(y.dtype)
+        return cell(read).to(y.dtype)
+
+    def _alone(self) -> Cell | None:
+        """The cell that computes this place by itself: the only one active, `whole` or `fused`."""
+        if self.disable_adapters or self.merged_adapters:
+            return None
+        active = [n for n in self.active_adapters if n in self.intarsia_cells]
+        cell = self.intarsia_cells[active[0]] if len(active) == 1 else None
+        if isinstance(cell, Cell) and cell.fused:
+            beside = self.intarsia_sites[active[0]] == ("parallel", "last")
+            return cell if beside and type(self.base_layer) is nn.Linear else None
+        return cell if isinstance(cell, Cell) and cell.whole else None
 
     def _per_sample(self, x: Tensor, y: Tensor, names: Sequence[str]) -> Tensor:
         total = torch.zeros_like(y)
@@ -88,18 +116,21 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         each = y.shape[0] // len(names)
         for name in dict.fromkeys(names):
             if name in self.intarsia_cells:
-                rows = torch.tensor([n == name for n in names], device=y.device)
-                rows = rows.repeat_interleave(each)
-                total[rows] = self._addition(name, x[rows], y[rows])
+                chosen = torch.tensor([n == name for n in names])
+                rows = chosen.repeat_interleave(each).to(y.device)
+                with of_samples(self.intarsia_cells[name], chosen):
+                    total[rows] = self._addition(name, x[rows], y[rows])
         return y + total
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         if self.merged and (self.disable_adapters or adapter_names is not None):
             self.unmerge()
+        x = args[0] if args else next(iter(kwargs.values()))
+        if adapter_names is None and (cell := self._alone()) is not None:
+            return cell.around(self.base_layer, x)
         out = self.base_layer(*args, **kwargs)
         if self.disable_adapters:
             return out
-        x = args[0] if args else next(iter(kwargs.values()))
         y = out[0] if isinstance(out, tuple) else out
         if adapter_names is not None:
             total = self._per_sample(x, y, adapter_names)
@@ -166,8 +197,15 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return self.delta(adapter_name)
 
 
-def _before_forward(host: nn.Module, _: Any) -> None:
-    redraw(host)
+def before_forward(host: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    start(host)
+    given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+    check_task_ids(host, given[0] if given else None)
+    mask = kwargs.get("attention_mask")
+    set_valid(host, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    if isinstance(ids, Tensor) and ids.dtype == torch.int64 and ids.dim() == 2:
+        set_ids(host, ids)
 
 
 class IntarsiaModel(BaseTuner):
@@ -181,7 +219,10 @@ class IntarsiaModel(BaseTuner):
         layers = peft_config.layers_to_transform
         if peft_config.target_modules is None:
             chosen = [layers] if isinstance(layers, int) else layers
-            sites = find_sites(self.model, peft_config.settings(), layers=chosen)
+            method, sites = planned(
+                self.model, peft_config.settings(), None, chosen, peft_config.seed
+            )
+            peft_config.options = settings_to_dict(method)
             peft_config.target_modules = {site.path for site in sites}
         if layers is not None and not peft_config.layers_pattern:
             # the stock pattern wants a name before the container, which timm's `blocks.0` has not
@@ -194,6 +235,8 @@ class IntarsiaModel(BaseTuner):
         names = [p for p, _ in walk(model) if p]
         paths = [n for n in names if self._check_target_module_exists(peft_config, n)]
         check_nesting(model, paths)
+        position = peft_config.settings().position
+        self._shared = peft_config.share(site_at(model, p, position) for p in paths)
         saved = peft_config.modules_to_save or ()
         for head in saved:
             if not any(n.endswith(head) for n in names):
@@ -209,8 +252,10 @@ class IntarsiaModel(BaseTuner):
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        if random_routers(model) and _before_forward not in model._forward_pre_hooks.values():
-            model.register_forward_pre_hook(_before_forward)
+        self._shared = Shared()  # the cells have it now
+        routed = join(model) or drawing(model) or learned_routers(model)
+        if routed and before_forward not in model._forward_pre_hooks.values():
+            model.register_forward_pre_hook(before_forward, with_kwargs=True)
         self._rest_statistics()
 
     def _create_and_replace(
@@ -224,7 +269,9 @@ class IntarsiaModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         site = site_at(self.model, current_key, peft_config.settings().position)
-        cell = peft_config.build(site, adapter_name)
+        cell = peft_config.build(site, adapter_name, self._shared)
+        if isinstance(cell, Cell):
+            cell.check(unwrapped(target))
         if not isinstance(target, IntarsiaLayer):
             target = IntarsiaLayer(target, site)
             target.set_adapter(self.active_adapters)
@@ -274,23 +321,8 @@ class IntarsiaModel(BaseTuner):
         if adapter_names is None:
             yield
             return
-        if self.training:
-            raise ConfigError(
-                "adapter_names", got="a model in training mode", want="a model in evaluation mode",
-                fix="Call model.eval(); to train, set one adapter at a time.",
-            )  # fmt: skip
-        if unknown := sorted(set(adapter_names) - set(self.peft_config) - {"__base__"}):
-            raise ConfigError(
-                "adapter_names", got=unknown,
-                want=f"some of {sorted(self.peft_config)} or '__base__'",
-                fix="Name one adapter for each sample.",
-            )  # fmt: skip
         inputs = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-        if inputs and len(inputs[0]) != len(adapter_names):
-            raise ConfigError(
-                "adapter_names", got=f"{len(adapter_names)} names for {len(inputs[0])} samples",
-                want="as many names as samples", fix="Name one adapter for each sample.",
-            )  # fmt: skip
+        check_names(adapter_names, self.peft_config, inputs, training=self.training)
 
         def pass_names(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
             return args, {**kwargs, "adapter_names": adapter_names}
@@ -350,8 +382,9 @@ class IntarsiaModel(BaseTuner):
 
 def unhook(host: nn.Module) -> None:
     """Let a model's forward draw nothing anew."""
-    for key in [k for k, f in host._forward_pre_hooks.items() if f is _before_forward]:
+    for key in [k for k, f in host._forward_pre_hooks.items() if f is before_forward]:
         del host._forward_pre_hooks[key]
+        host._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:

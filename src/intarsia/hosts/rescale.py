@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import FoldError
+from .blocks import NORMS
 from .compare import difference
-from .sites import NORMS
 from .widen import EXACT, KEEP, add_bias, exact, set_weights
 
 

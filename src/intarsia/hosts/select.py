@@ -9,14 +9,14 @@ from torch import nn
 
 from ..core.errors import ConfigError, UnknownName
 from .adapt import find_heads
-from .sites import NORMS, blocks, walk
+from .blocks import blocks, is_norm, walk
 
 PARTS = ("linear", "full", "bitfit", "norms", "last-k")
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 def train_part(model: nn.Module, part: str, *, blocks: int = 1) -> nn.Module:
-    """Freeze a model but for a part of it, in place; the head is always trained.
+    """Freeze a model but for a part of it, in place; a classifier is always trained.
 
     part: "linear", the head; "full", everything; "bitfit", every bias; "norms", the weights and
     biases of every norm; "last-k", the last `blocks` blocks and what follows the first of them
@@ -29,10 +29,10 @@ def train_part(model: nn.Module, part: str, *, blocks: int = 1) -> nn.Module:
     if part not in PARTS:
         raise UnknownName("part of a model", part, PARTS)
     heads = find_heads(model)
-    if not heads:
+    if not heads and part == "linear":
         raise ConfigError(
             f"head of {type(model).__name__}", got="none", want="a classifier to train",
-            fix="Use another model.",
+            fix="Use another method or model.",
         )  # fmt: skip
     learns = [p for head in heads for p in model.get_submodule(head).parameters()]
     others = {"full": _all, "bitfit": _biases, "norms": _norms, "last-k": partial(_last, blocks)}
@@ -61,7 +61,7 @@ def _biases(model: nn.Module) -> Iterator[nn.Parameter]:
 
 def _norms(model: nn.Module) -> Iterator[nn.Parameter]:
     for module in model.modules():
-        if isinstance(module, (*NORMS, BATCH_NORM)):
+        if is_norm(module) or isinstance(module, BATCH_NORM):
             yield from module.parameters(recurse=False)
 
 

@@ -22,8 +22,9 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from .adapt import check_model, exactly, find_heads
+from .blocks import blocks
 from .load import check_shapes, read_weights
-from .sites import blocks, find_sites
+from .sites import find_sites
 
 # what we decide, or what is no setting of a method
 DECIDED = {field.name for field in fields(PeftConfig)} | {

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from peft import PeftModel
 from torch import nn
 
+from .blocks import unwrapped, walk
 from .peft import IntarsiaLayer, ModulesToSaveWrapper, unhook
-from .sites import unwrapped, walk
 
 
 @contextlib.contextmanager

@@ -136,8 +136,10 @@ def widen(module: nn.Module, cell: BottleneckCell, path: str) -> None:
     gain, shift = _affine(cell, path)
     scale = torch.as_tensor(cell.scale, dtype=cell.up.weight.dtype).reshape(-1, 1)  # (1 | out, 1)
     down, up = cell.down.weight, cell.up.weight
-    first = (down * gain, cell.down.bias + down @ shift)
-    second = (scale * up, scale[:, 0] * cell.up.bias)
+    # a cell may have no biases
+    inner, outer = (0 if side.bias is None else side.bias for side in (cell.down, cell.up))
+    first = (down * gain, down @ shift + inner)
+    second = (scale * up, up.new_zeros(len(up)) + scale[:, 0] * outer)
     append_units(mlp, *first, second[0], path)
     add_bias(mlp.fc2, second[1], f"{path}.fc2")
 

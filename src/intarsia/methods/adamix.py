@@ -9,7 +9,7 @@ import torch
 from ..adapters import Bottleneck, Lora
 from ..core import Card, Paper, Site
 from ..core.errors import ConfigError
-from ..mixtures.routed import RoutedCell, draw_apart
+from ..mixtures.routed import RoutedCell, draw_apart, two_sided
 from ..mixtures.soup import SoupLinear
 
 SHARES = ("down", "up", "none")
@@ -53,7 +53,7 @@ class Adamix:
         return self.over.position
 
     def build(self, site: Site, *, generator: torch.Generator) -> RoutedCell:
-        body = self.over.build(site, generator=generator)
+        body = two_sided(self.over.build(site, generator=generator))
         sides = [side for side in ("down", "up") if side != self.share]
         layers = {
             side: SoupLinear(getattr(body, side), self.experts, active=self.active)

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..adapters import Bottleneck, BottleneckCell, Lora, LoraCell
+from ..adapters import Bottleneck, Lora
 from ..core import Card, Paper, Site
 from ..core.errors import ConfigError
-from ..mixtures.routed import RoutedCell, draw_apart
+from ..mixtures.routed import RoutedCell, draw_apart, two_sided
 from ..mixtures.split import DECAYS, SCALINGS, SplitLinear
 from ..mixtures.split_adamw import SplitAdamW, split_adamw
 from ..partitions import random_disjoint
@@ -99,7 +99,8 @@ class Mosa:
         return self.over.position
 
     def build(self, site: Site, *, generator: torch.Generator) -> MosaCell:
-        return MosaCell(self, self.over.build(site, generator=generator), generator)
+        body = two_sided(self.over.build(site, generator=generator))
+        return MosaCell(self, body, generator)
 
 
 def Mosl(rank: int = 16, **settings: object) -> Mosa:
@@ -110,9 +111,7 @@ def Mosl(rank: int = 16, **settings: object) -> Mosa:
 class MosaCell(RoutedCell):
     """The expected addition in evaluation, a random k-part one in training."""
 
-    def __init__(
-        self, config: Mosa, body: BottleneckCell | LoraCell, generator: torch.Generator
-    ) -> None:
+    def __init__(self, config: Mosa, body: Any, generator: torch.Generator) -> None:
         layers: dict[str, nn.Module] = {}
         routers: dict[str, RandomRouter] = {}
         for side in ("down", "up"):

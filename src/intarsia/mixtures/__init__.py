@@ -1,6 +1,20 @@
 """How do parts combine?"""
 
+from .capacity import Capacity as Capacity
+from .experts import ExpertList as ExpertList
+from .experts import Experts as Experts
+from .experts import StackedExperts as StackedExperts
+from .mixture import Mixture as Mixture
+from .mixture import ResidualMixture as ResidualMixture
+from .residual import AdamOnce as AdamOnce
+from .residual import HeavyBall as HeavyBall
+from .residual import Plain as Plain
+from .residual import Residual as Residual
+from .residual import Robust as Robust
+from .residual import Update as Update
+from .residual import add_momentum as add_momentum
 from .routed import RoutedCell as RoutedCell
+from .skills import SkillsCell as SkillsCell
 from .soup import SoupLinear as SoupLinear
 from .split import SplitLinear as SplitLinear
 from .split_adamw import SplitAdamW as SplitAdamW

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,19 @@ class RoutedCell(Cell):
 
     def delta(self) -> Tensor | None:
         return self.merged().delta()
+
+
+def two_sided(body: Cell) -> Any:
+    """The cell, if it is made of a down and an up projection.
+
+    Raises: ConfigError if it is not.
+    """
+    if not all(isinstance(getattr(body, side, None), nn.Linear) for side in ("down", "up")):
+        raise ConfigError(
+            "over", got=type(body).__name__, want="a cell of a down and an up projection",
+            fix="Use over=Bottleneck(...) or over=Lora(...).",
+        )  # fmt: skip
+    return body
 
 
 def draw_apart(experts: int, active: int, per: str, *, generator: torch.Generator) -> RandomRouter:

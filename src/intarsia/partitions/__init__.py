@@ -1,3 +1,7 @@
 """Which weights? The only home of top-k, N:M, row, block and random-disjoint selection."""
 
+from .channels import top_units as top_units
 from .disjoint import random_disjoint as random_disjoint
+from .topk import entries as entries
+from .topk import keep_random as keep_random
+from .topk import keep_top as keep_top

@@ -75,6 +75,12 @@ class Run:
         found = self.record.get("record")
         return found if isinstance(found, Mapping) else {}
 
+    @property
+    def samples(self) -> str:
+        """What is right or wrong: "tokens" of a text, or "pictures"."""
+        scores = self.record["results"].get(self.scores.split)
+        return "tokens" if isinstance(scores, Mapping) and "perplexity" in scores else "pictures"
+
 
 def gather(folders: Iterable[Path | str]) -> tuple[Run, ...]:
     """Read run folders, and folders of run folders (those in the order they were started).

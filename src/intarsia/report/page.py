@@ -23,6 +23,7 @@ from .details import (
 from .gather import Run, gather
 from .groups import Comparison, Group, compare
 from .mistakes import Mistake, Mistakes
+from .routing import routings
 from .summary import notices, selection_rule, sentences, title
 from .tables import table_of
 
@@ -68,6 +69,8 @@ def render(runs: Iterable[Run], *, baseline: str | None = None, heading: str | N
         curve_tables=_curve_tables(comparison),
         errors=[_errors(i, group) for i, group in enumerate(comparison.groups)],
         best=comparison.groups.index(comparison.best),
+        routings=routings(comparison),
+        pictured=any(run.samples == "pictures" for run in comparison.runs),
         record=_record(comparison),
         looks=looks,
     )

@@ -39,6 +39,8 @@ def sentences(comparison: Comparison) -> list[str]:
         found.append(_cost(comparison.best, comparison.baseline))
     if (guess := _guessing(comparison)) is not None:
         found.append(guess)
+    if (text := _perplexity(comparison.best)) is not None:
+        found.append(text)
     return found
 
 
@@ -51,7 +53,9 @@ def _what(comparison: Comparison) -> str:
     facts = [numbers.plural(n, "class", "classes")] if (n := _class_count(run)) else []
     if sizes := sizes_of(run):
         parts = [f"{n:,} {PART_NAMES.get(part, part)}" for part, n in sizes.items()]
-        facts.append(f"{joined(parts)} pictures")
+        facts.append(
+            f"{joined(parts)} {'pictures' if run.samples == 'pictures' else 'rows of text'}"
+        )
     counts = sorted({len(group.runs) for group in comparison.groups})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else ""
     seeds = seeds or numbers.plural(counts[0], "seed")
@@ -62,7 +66,7 @@ def _what(comparison: Comparison) -> str:
 def _result(comparison: Comparison) -> str:
     best, base = comparison.best, comparison.baseline
     where = PART_NAMES.get(best.runs[0].scores.split, best.runs[0].scores.split)
-    right = f"{numbers.accuracy(best.accuracy)} of the {where} pictures right"
+    right = f"{numbers.accuracy(best.accuracy)} of the {where} {best.runs[0].samples} right"
     if base is None:
         return f"It gets {right}."
     if best is base:
@@ -91,6 +95,25 @@ def _cost(best: Group, base: Group) -> str:
     return f"{text}."
 
 
+def _kind(runs: Sequence[Run]) -> str:
+    return "texts" if any(run.samples == "tokens" for run in runs) else "pictures"
+
+
+def _perplexity(best: Group) -> str | None:
+    """Perplexity and exact match after training, and before, of the first run."""
+    run = best.runs[0]
+    after, before = run.record["results"].get(run.scores.split, {}), run.given.get("before")
+    if run.samples != "tokens":
+        return None
+    now = (
+        f"perplexity {after['perplexity']:.2f}, exact match {numbers.percent(after['exact_match'])}"
+    )
+    if not isinstance(before, Mapping):
+        return f"{capital(now)}."
+    then = f"{before['perplexity']:.2f} and {numbers.percent(before['exact_match'])}"
+    return f"{capital(now)}; before training {then}."
+
+
 def _guessing(comparison: Comparison) -> str | None:
     answers = comparison.best.runs[0].answers
     if answers is None:
@@ -107,8 +130,14 @@ def notices(comparison: Comparison) -> list[str]:
     found = [
         text
         for differs, text in (
-            (_per_seed(runs, "test"), "Not all methods were scored on the same test pictures."),
-            (_per_seed(runs, "train"), "Not all methods learned from the same training pictures."),
+            (
+                _per_seed(runs, "test"),
+                f"Not all methods were scored on the same test {_kind(runs)}.",
+            ),
+            (
+                _per_seed(runs, "train"),
+                f"Not all methods learned from the same training {_kind(runs)}.",
+            ),
             (_vary(runs, model_of), "The runs start from different models."),
             (_vary(runs, lambda r: r.scores.split), "Some runs were scored on test, some on val."),
             (_vary(runs, lambda r: r.record.get("machine")), _MACHINES),
@@ -119,7 +148,7 @@ def notices(comparison: Comparison) -> list[str]:
     ]
     if any(run.scores.split == "val" for run in runs):
         chosen = any(selection_of(run).get("rule") == "val" for run in runs)
-        text = "There is no test part: accuracy is that of the validation pictures"
+        text = f"There is no test part: accuracy is that of the validation {_kind(runs)}"
         found.append(
             f"{text}, which also chose the epoch, so it is too high." if chosen else f"{text}."
         )

@@ -82,7 +82,7 @@ def caption(comparison: Comparison) -> str:
     """What the numbers were measured on."""
     splits = {run.scores.split for run in comparison.runs}
     where = " and ".join({"test": "test", "val": "validation"}.get(s, s) for s in sorted(splits))
-    text = f"Accuracy on the {where} pictures"
+    text = f"Accuracy on the {where} {comparison.runs[0].samples}"
     if comparison.baseline is not None:
         text += f"; differences and ratios to {comparison.baseline.label}, in percentage points"
     return text + "."

@@ -1,6 +1,7 @@
 """One loop on accelerate; an objective is a function, the loop knows no method."""
 
 from .evaluate import Metrics as Metrics
+from .evaluate import TokenMetrics as TokenMetrics
 from .evaluate import evaluate as evaluate
 from .evaluate import predict as predict
 from .fit import Run as Run
@@ -10,6 +11,8 @@ from .objectives import OBJECTIVES as OBJECTIVES
 from .objectives import Objective as Objective
 from .objectives import Outcome as Outcome
 from .objectives import local_variance as local_variance
+from .objectives import logits_of as logits_of
+from .objectives import next_token as next_token
 from .objectives import one_backward as one_backward
 from .objectives import own_task as own_task
 from .objectives import plain as plain
@@ -18,8 +21,13 @@ from .objectives import task_heads as task_heads
 from .objectives import two_pass as two_pass
 from .optimisers import adamw as adamw
 from .optimisers import cosine as cosine
+from .phases import PhasedRun as PhasedRun
+from .phases import fit_as as fit_as
+from .phases import fit_in_phases as fit_in_phases
 from .probe import features as features
 from .probe import linear_probe as linear_probe
 from .settings import Recipe as Recipe
 from .settings import Running as Running
 from .settings import Training as Training
+from .sources import from_sources as from_sources
+from .trainer import trainer_loss as trainer_loss

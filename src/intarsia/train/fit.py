@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DataError
 from . import record as records
-from .evaluate import Metrics
+from .evaluate import Scores
 from .folder import FORMAT, prepare, write_results
 from .loop import Loop
 from .objectives import Objective, plain
@@ -34,8 +34,8 @@ class Run:
 
     record: Mapping[str, Any]
     history: tuple[Mapping[str, Any], ...]
-    val: Metrics | None
-    test: Metrics | None
+    val: Scores | None
+    test: Scores | None
     out: Path | None
 
 
@@ -53,8 +53,10 @@ def fit(
 ) -> Run:
     """Train what is not frozen in a model, in place.
 
-    train, val, test: map-style datasets of (image tensor, class index), or of mappings with
-    pixel_values and labels. The last epoch is the result, unless select="val"; `test` is scored
+    train, val, test: map-style datasets of (image tensor, class index), or of mappings with labels
+    and the model's arguments (pixel_values; input_ids), task_ids among them for methods that route
+    by task. Labels of a row of tokens are those tokens, -100 where nothing is to be predicted.
+    Losses of routers are added. The last epoch is the result, unless select="val"; `test` is scored
     once, at the end. objective: see `intarsia.train.objectives`. record: kept in run.json.
     evaluate_every: epochs between scores on val; 0 = only at the end.
     options: the fields of Training, Recipe and Running by name; they win over `training`.
@@ -162,10 +164,15 @@ def _identity(about: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _results(loop: Loop, scores: Mapping[str, Metrics], disjoint: bool | None) -> dict[str, Any]:
+def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) -> dict[str, Any]:
     best = loop.at.best
     return {
         **{split: metrics.scores() for split, metrics in scores.items()},
+        **(
+            {"routing": {n: list(load.share) for n, load in loop.loads.items()}}
+            if loop.loads
+            else {}
+        ),
         "selection": {
             "rule": loop.recipe.select,
             "epoch": best.epoch if best else loop.training.epochs,

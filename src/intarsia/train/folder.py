@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from .checkpoint import disk_error, sync, write_json
-from .evaluate import Metrics
+from .evaluate import Metrics, Scores
 from .precision import learned_state
 
 README = """One training run of intarsia.
@@ -25,6 +25,7 @@ metrics.jsonl            one JSON object a line: step, epoch, split, loss, accur
 adapter/                 the trained weights without the frozen trunk (and without the optimiser)
 predictions.safetensors  logits and labels of the last evaluated split, named in its metadata
 state/                   the newest checkpoint; fit(..., out=FOLDER, resume=True) goes on from it
+phases/                  the runs before it, of a method that trains in phases
 tensorboard/             the curves: tensorboard --logdir FOLDER
 
 Everything is JSON or safetensors: reading it runs no code.
@@ -98,12 +99,12 @@ def prepare(out: Path, resume: bool) -> None:
 
 
 def write_results(
-    out: Path, model: nn.Module, record: Mapping[str, Any], split: str, metrics: Metrics | None
+    out: Path, model: nn.Module, record: Mapping[str, Any], split: str, metrics: Scores | None
 ) -> None:
     """adapter/, predictions.safetensors, and run.json last: with it, all is there."""
     try:
         _write_adapter(out / ADAPTER, model)
-        if metrics is not None:
+        if isinstance(metrics, Metrics):
             target = out / "predictions.safetensors"
             scratch = target.with_name(target.name + ".tmp")
             tensors = {"logits": metrics.logits, "labels": metrics.labels}

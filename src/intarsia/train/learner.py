@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -16,9 +17,11 @@ from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from ..core.errors import TrainingError
-from .objectives import LossOf, Objective, Outcome, TargetLoss
+from ..routers import aux_loss, learned_routers
+from .evaluate import right
+from .objectives import LossOf, Objective, Outcome, TargetLoss, next_token
 from .optimisers import LearningRate
-from .order import Batch, check_range
+from .order import IGNORED, Batch, Inputs, check_range, to_device
 from .precision import DTYPES, autocast, slow_attention, written_out
 from .settings import Recipe, Training
 
@@ -40,13 +43,15 @@ class Learner:
     ) -> None:
         self.model, self.forward, self.objective = model, forward, objective
         self.training, self.recipe, self.accelerator = training, recipe, accelerator
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = recipe.optimizer(model, training.lr, training.weight_decay)
+        # what it moves: not always the model's own parameters, see schedules.Entries
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.rate = LearningRate(self.optimizer)
         scaled = training.precision == "fp16"
         self.scaler = torch.amp.GradScaler(accelerator.device.type) if scaled else None
         dtype = DTYPES[training.precision]
         self.attentions = slow_attention(model, accelerator.device, dtype)
+        self.routed = bool(learned_routers(model))
         self.classes = 0  # known after the first look at the model's output
 
     def step(self, batches: Sequence[Batch], step: int, steps: int) -> dict[str, float]:
@@ -60,13 +65,14 @@ class Learner:
             self.recipe.schedule(self.model, step, steps)
         names: list[str] = []
         total: Tensor | None = None
-        for i, (x, y) in enumerate(batches):
+        shares = shares_of([y for _, y in batches])
+        for i, ((x, y), share) in enumerate(zip(batches, shares, strict=True)):
             last = i == len(batches) - 1
             wait = nullcontext() if last else self.accelerator.no_sync(self.forward)
             with wait, written_out(self.attentions):
-                found = self._backward(x, y, 1 / len(batches))
+                found = self._backward(x, y, share)
             names = list(found)
-            values = torch.stack(list(found.values())) / len(batches)
+            values = torch.stack(list(found.values())) * share
             total = values if total is None else total + values
         assert total is not None
         if self.accelerator.num_processes > 1:
@@ -75,29 +81,35 @@ class Learner:
         self._update(logged["loss"], step)
         return {"lr": lr, **logged}
 
-    def _backward(self, x: Tensor, y: Tensor, share: float) -> dict[str, Tensor]:
+    def _backward(self, x: Inputs, y: Tensor, share: float) -> dict[str, Tensor]:
         device = self.accelerator.device
         check_range(y, self.classes)
-        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        x, loss_of = self._task(x, y)
+        x, loss_of = self._task(to_device(x, device), y := y.to(device, non_blocking=True))
         with autocast(device, DTYPES[self.training.precision]):
             outcome = self.objective(self.forward, x, loss_of)
-        loss = outcome.loss * share
+        loss = outcome.loss
+        if self.routed:
+            extra = aux_loss(self.model)
+            loss = loss + extra
+            outcome = replace(outcome, loss=loss, parts={**outcome.parts, "auxiliary": extra})
+        loss = loss * share
         (self.scaler.scale(loss) if self.scaler else loss).backward()
         return self._logged(outcome, y)
 
     def _logged(self, outcome: Outcome, y: Tensor) -> dict[str, Tensor]:
         values = {"loss": outcome.loss}
         if not (self.recipe.mixup or self.recipe.cutmix):  # a mixed image has no right answer
-            values["accuracy"] = (outcome.logits.argmax(-1) == y).float().mean()
+            values["accuracy"] = right(outcome.logits, y).float().mean()
         values |= outcome.parts
         return {name: v.detach().float() for name, v in values.items()}
 
-    def _task(self, x: Tensor, y: Tensor) -> tuple[Tensor, LossOf]:
-        """The images to look at and the loss of their logits."""
+    def _task(self, x: Inputs, y: Tensor) -> tuple[Inputs, LossOf]:
+        """What to look at and the loss of its logits."""
         recipe = self.recipe
+        if y.ndim == 2:
+            return x, TargetLoss(partial(next_token, label_smoothing=recipe.smoothing), y)
         # timm mixes an image with its mirror place in the batch: an odd tail is left as it is
-        if (recipe.mixup or recipe.cutmix) and len(x) % 2 == 0:
+        if (recipe.mixup or recipe.cutmix) and isinstance(x, Tensor) and len(x) % 2 == 0:
             mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = Mixup(
                 recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing,
                 num_classes=self.classes,
@@ -142,3 +154,9 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def shares_of(labels: Sequence[Tensor]) -> list[float]:
+    """What each part of a batch counts for: by its rows, or by its tokens that have a label."""
+    counts = [int((y[:, 1:] != IGNORED).sum()) if y.ndim == 2 else len(y) for y in labels]
+    return [count / max(1, sum(counts)) for count in counts]

@@ -14,14 +14,16 @@ from torch.utils.data import Dataset
 
 from ..core.errors import DataError
 from ..data.loaders import mix
+from ..routers import statistics
+from ..routers.statistics import Load
 from . import checkpoint, resume
-from .evaluate import Metrics, evaluate, evaluating, modes_kept
+from .evaluate import Metrics, Scores, evaluate, evaluating, is_text, modes_kept
 from .folder import METRICS, STATE, Log
 from .forward import wrapped
 from .interrupt import Interrupted, stop_on_signals
 from .learner import Learner
 from .objectives import Objective, logits_of
-from .order import Batch, Key, Order, Reader, check_range, labels_of, read, size_of
+from .order import Batch, Key, Order, Reader, check_range, labels_of, read, size_of, to_device
 from .precision import autocast, compute_dtype, training_mode
 from .processes import on_main
 from .progress import Bar, track, tracking
@@ -49,7 +51,9 @@ class Loop:
         self.log_to = None if running.out is None else running.out / METRICS
         self.at = resume.Position()
         self.log = Log(None)
-        self.val_scores: tuple[int, Metrics] | None = None  # (step, scores) of the newest
+        self.val_scores: tuple[int, Scores] | None = None  # (step, scores) of the newest
+        self.loads: dict[str, Load] = {}  # of the routers, in the newest epoch
+        self.warned = False
 
     @contextmanager
     def running(self, ranks: Accelerator, identity: dict[str, Any]) -> Iterator[None]:
@@ -74,6 +78,7 @@ class Loop:
             )
             self.learner.classes = classes
             seed_all(mix(self.training.seed, ranks.process_index))
+            statistics.forget(self.model)
             set_generator_states(self.model, on_main(ranks, lambda: generator_states(self.model)))
             if self.running_.resume:
                 self._restore()
@@ -87,21 +92,24 @@ class Loop:
             yield
 
     def _look(self) -> int:
-        """The number of classes, by one image through the model; labels are checked against it."""
+        """The number of classes, by one sample through the model; labels are checked against it."""
         device, dtype = self.ranks.device, compute_dtype(self.model)
-        x, _ = self.reader[(0, (0,))]
+        x, y = self.reader[(0, (0,))]
         with torch.no_grad(), evaluating(self.model), autocast(device, dtype):
-            shape = logits_of(self.model, x.to(device)).shape
-        if len(shape) != 2:
+            shape = logits_of(self.model, to_device(x, device)).shape
+        if len(shape) != y.ndim + 1:
             raise DataError(
-                "the model's output", got=f"shape {tuple(shape)} for one image",
-                want="(images, classes)", fix="Give the model a classification head.",
+                "the model's output", got=f"shape {tuple(shape)} for labels {tuple(y.shape)}",
+                want="(images, classes), or (texts, tokens, vocabulary) for labels of tokens",
+                fix="Give the model the head that its labels want.",
             )  # fmt: skip
+        if y.ndim == 2:
+            return shape[-1]
         for dataset in (self.train_set, self.val, self.test):
             labels = None if dataset is None else labels_of(dataset)
             if labels is not None and len(labels):
-                check_range(torch.as_tensor(labels), shape[1])
-        return shape[1]
+                check_range(torch.as_tensor(labels), shape[-1])
+        return shape[-1]
 
     def _restore(self) -> None:
         assert self.running_.out is not None
@@ -150,6 +158,11 @@ class Loop:
         self.at.step += 1
         self.at.seconds += time.perf_counter() - clock
         self.at.cpu_seconds += time.process_time() - cpu
+        if self.learner.routed and self.at.step % self.order.steps == 0:
+            self.loads = statistics.loads(self.model)
+            found |= statistics.summary(self.loads)
+            self.warned = self.warned or statistics.warn_of_collapse(self.loads)
+            statistics.forget(self.model)
         self._note("train", -(-self.at.step // self.order.steps), found)
 
     def _score(self, epoch: int) -> None:
@@ -158,15 +171,14 @@ class Loop:
         found = self._evaluate(self.val)
         self.val_scores = self.at.step, found
         self._note("val", epoch, found.scores())
-        best, accuracy = self.at.best, found.accuracy
-        if self.recipe.select == "val" and (best is None or accuracy > best.accuracy):
-            self.at.best = resume.Score(epoch, accuracy, resume.learned_copy(self.model))
+        best, value = self.at.best, found.accuracy if isinstance(found, Metrics) else -found.loss
+        if self.recipe.select == "val" and (best is None or value > best.value):
+            self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))
 
-    def _evaluate(self, dataset: Dataset[Any]) -> Metrics:
+    def _evaluate(self, dataset: Dataset[Any]) -> Scores:
         size = max(1, self.training.batch_size // self.ranks.num_processes)
-        return evaluate(
-            self.model, dataset, batch_size=max(size, 32), workers=self.running_.workers
-        )
+        size = size if is_text(dataset) else max(size, 32)
+        return evaluate(self.model, dataset, batch_size=size, workers=self.running_.workers)
 
     def _note(self, split: str, epoch: int, found: dict[str, float]) -> None:
         line = {"step": self.at.step, "epoch": epoch, "split": split, **found}
@@ -204,12 +216,12 @@ class Loop:
             return Interrupted(f"{where}; nothing was saved, since no out=... was given")
         return Interrupted(f"{where}; go on with fit(..., out={str(out)!r}, resume=True)")
 
-    def finish(self) -> dict[str, Metrics]:
+    def finish(self) -> dict[str, Scores]:
         """Scores of the chosen weights, which the model then has."""
         if self.at.best is not None:
             resume.put_back(self.model, self.at.best.learned)
         fresh = self.at.best is None and self.val_scores and self.val_scores[0] == self.at.step
-        scores: dict[str, Metrics] = {}
+        scores: dict[str, Scores] = {}
         if self.val_scores and fresh:
             scores["val"] = self.val_scores[1]
         elif self.val is not None:

@@ -8,7 +8,7 @@ R-Drop (arXiv:2106.14448) is `two_pass` with add=1 on any model that has dropout
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ..core import Cell
 from ..core.errors import ConfigError
 from ..mixtures import SplitLinear
-from ..routers import passes, redraw
+from ..routers import passes, redraw, task_ids
+from .order import Inputs
 
 LossOf = Callable[[Tensor], Tensor]
 Groups = Sequence[Sequence[int]]  # the classes of each task of a joint label space
@@ -28,7 +29,7 @@ Groups = Sequence[Sequence[int]]  # the classes of each task of a joint label sp
 
 @dataclass(frozen=True)
 class TargetLoss:
-    """A `LossOf` that shows what it knows: labels (B,), or soft targets (B, classes)."""
+    """A `LossOf` that shows what it knows: labels (B,) or (B, T), or soft targets (B, classes)."""
 
     criterion: Callable[[Tensor, Tensor], Tensor]  # (logits, target) -> mean over the batch
     target: Tensor
@@ -39,33 +40,60 @@ class TargetLoss:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The loss to go back from, the logits (B, classes) of the batch, and named parts to log."""
+    """The loss to go back from, the batch's logits (..., classes), and named parts to log."""
 
     loss: Tensor
     logits: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
-Objective = Callable[[nn.Module, Tensor, LossOf], Outcome]
+Objective = Callable[[nn.Module, Inputs, LossOf], Outcome]
 
 
-def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits, at least float32, of a model that returns them or has `.logits`; draws anew."""
+def logits_of(model: nn.Module, x: Inputs) -> Tensor:
+    """Logits, at least float32, of a model that returns them or has `.logits`; draws anew.
+
+    x: what the model reads, or its arguments by name; "task_ids" among them go to the routers.
+    """
     redraw(model)
-    out = model(x)
+    if isinstance(x, Tensor):
+        out = model(x)
+    else:
+        arguments = {k: v for k, v in x.items() if k != "task_ids"}
+        told = task_ids(model, x["task_ids"]) if "task_ids" in x else nullcontext()
+        with told:
+            out = model(**arguments)
     logits = getattr(out, "logits", out)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def plain(model: nn.Module, x: Tensor, loss_of: LossOf) -> Outcome:
+def next_token(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of each token after the first, the mean over those whose label is not -100.
+
+    logits: (B, T, V), of the token after each; labels: (B, T), the tokens themselves.
+    """
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=label_smoothing
+    )
+
+
+def twice(x: Inputs) -> Inputs:
+    """Two copies of a batch, stacked."""
+    if isinstance(x, Tensor):
+        return torch.cat([x, x])
+    return {name: torch.cat([part, part]) for name, part in x.items()}
+
+
+def plain(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
     """The loss of one forward."""
     logits = logits_of(model, x)
     return Outcome(loss_of(logits), logits)
 
 
 def kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
-    """KL(softmax(target) || softmax(logits)), the mean over the batch.  (B, C), (B, C) -> ()."""
+    """KL(softmax(target) || softmax(logits)), the mean over rows.  (..., C), (..., C) -> ()."""
     target = target.detach() if detach else target
+    logits, target = logits.flatten(0, -2), target.flatten(0, -2)
     return F.kl_div(
         logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean"
     )
@@ -73,7 +101,7 @@ def kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
 
 def two_pass(
     model: nn.Module,
-    x: Tensor,
+    x: Inputs,
     loss_of: LossOf,
     *,
     add: float = 0.0,
@@ -89,7 +117,7 @@ def two_pass(
     published; without, the gradient of the divergence is to first order twice as large.
     Twice the cost of `plain`. Not for a model without randomness: both passes are then equal.
     """
-    stacked = torch.cat([x, x])
+    stacked = twice(x)
     with passes(model, 2), _hidden(model, deep != 0) as hidden:
         logits = logits_of(model, stacked)
     first, second = logits.chunk(2)
@@ -105,7 +133,7 @@ def two_pass(
     return Outcome(loss, first, parts)
 
 
-def one_backward(model: nn.Module, x: Tensor, loss_of: LossOf, *, reg: float = 1.0) -> Outcome:
+def one_backward(model: nn.Module, x: Inputs, loss_of: LossOf, *, reg: float = 1.0) -> Outcome:
     """L = CE(p1) + reg KL(sg p2 || p1), pass 2 without a graph.
 
     The passes are drawn alike, so the expected gradient is that of `two_pass` with add=0 and
@@ -119,7 +147,7 @@ def one_backward(model: nn.Module, x: Tensor, loss_of: LossOf, *, reg: float = 1
     return Outcome(task + reg * divergence, first, {"task": task, "divergence": divergence})
 
 
-def local_variance(model: nn.Module, x: Tensor, loss_of: LossOf, *, weight: float = 1.0) -> Outcome:
+def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: float = 1.0) -> Outcome:
     """L = CE(p) + weight * sum over cells of mean over tokens of Var(scale * up(z)).
 
     Var is the variance of a split up-projection's output over the draw of its experts, summed over
@@ -144,7 +172,7 @@ def local_variance(model: nn.Module, x: Tensor, loss_of: LossOf, *, weight: floa
 
 
 def task_heads(
-    model: nn.Module, x: Tensor, loss_of: LossOf, *, groups: Groups, over: Objective = plain
+    model: nn.Module, x: Inputs, loss_of: LossOf, *, groups: Groups, over: Objective = plain
 ) -> Outcome:
     """`over` with a head for each task: an image's loss sees the classes of its own task only.
 

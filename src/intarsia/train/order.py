@@ -1,4 +1,4 @@
-"""Which image when: the order of the data as a pure function of seed and epoch."""
+"""Which sample when: the order of the data as a pure function of seed and epoch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
@@ -15,7 +16,9 @@ from ..core.errors import ConfigError, DataError, TrainingError
 from ..data.loaders import Prepared, mix, usable_workers
 from .randomness import seeded_cpu
 
-Batch = tuple[Tensor, Tensor]
+Inputs = Tensor | Mapping[str, Tensor]  # pictures, or a model's arguments by name
+Batch = tuple[Inputs, Tensor]
+IGNORED = -100  # the label of what is not to be predicted
 Key = tuple[int, tuple[int, ...]]  # (epoch, positions)
 
 
@@ -67,7 +70,10 @@ class Order:
 
 
 class Reader(Dataset[Batch]):
-    """Whole batches of a dataset by (epoch, positions): (x (B, ...), labels (B,) int64).
+    """Whole batches of a dataset by (epoch, positions): (inputs, labels (B,) or (B, T) int64).
+
+    Inputs are a tensor (B, ...), or tensors by the names of the model's arguments; rows of tokens
+    are padded to the longest of their batch, which `attention_mask` then says.
 
     Random transforms see generators seeded by (seed, epoch, position): what a picture looks like
     does not depend on the batch, the worker or the process that reads it.
@@ -90,6 +96,19 @@ class Reader(Dataset[Batch]):
                 rows.append(_pair(_item(self.dataset, epoch, position)))
         x, y = _stack(rows)
         return x, as_labels(y)
+
+
+def nbytes(inputs: Inputs) -> int:
+    """Bytes of a batch's inputs."""
+    parts = [inputs] if isinstance(inputs, Tensor) else inputs.values()
+    return sum(part.nbytes for part in parts)
+
+
+def to_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """The inputs there."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device, non_blocking=True)
+    return {name: part.to(device, non_blocking=True) for name, part in inputs.items()}
 
 
 def size_of(dataset: Dataset[Any]) -> int:
@@ -122,11 +141,12 @@ def _item(dataset: Dataset[Any], epoch: int, position: int) -> Any:
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
-    """(image, label) of a tuple, or of a mapping as Hugging Face datasets give it."""
+    """(inputs, label) of a tuple, or of a mapping as Hugging Face datasets give it."""
     if isinstance(item, Mapping):
         label = next((k for k in ("labels", "label") if k in item), None)
-        if "pixel_values" in item and label:
-            return item["pixel_values"], item[label]
+        rest = {k: v for k, v in item.items() if k != label}
+        if label and rest:
+            return rest["pixel_values"] if set(rest) == {"pixel_values"} else rest, item[label]
         got: object = f"a mapping with {sorted(item)}"
     elif isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
@@ -135,13 +155,16 @@ def _pair(item: Any) -> tuple[Any, Any]:
     raise DataError(
         "an item of the dataset",
         got=got,
-        want="(image, label), or pixel_values and labels",
+        want="(image, label), or a mapping with labels and the model's arguments",
         fix="Wrap the dataset so that it returns that.",
     )
 
 
 def _stack(rows: list[tuple[Any, Any]]) -> Batch:
     try:
+        first = rows[0][0]
+        if isinstance(first, Mapping) and "input_ids" in first:
+            rows = _padded(rows)
         return default_collate(rows)
     except (TypeError, RuntimeError) as error:
         raise DataError(
@@ -151,19 +174,41 @@ def _stack(rows: list[tuple[Any, Any]]) -> Batch:
         ) from error  # fmt: skip
 
 
+def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Rows of tokens of one length, padded on the right."""
+    longest = max(len(x["input_ids"]) for x, _ in rows)
+    padded = []
+    for x, y in rows:
+        count = len(x["input_ids"])
+        of_token = {k: torch.as_tensor(v) for k, v in x.items()}
+        mask = of_token.setdefault("attention_mask", torch.ones(count, dtype=torch.int64))
+        rest = (0, longest - count)
+        for name, value in of_token.items():
+            if value.shape[:1] == mask.shape:
+                of_token[name] = F.pad(value, rest)
+        y = torch.as_tensor(y)
+        padded.append((of_token, F.pad(y, rest, value=IGNORED) if y.ndim else y))
+    return padded
+
+
 def as_labels(labels: Tensor) -> Tensor:
-    """(B,) int64.  Raises: DataError for labels of another kind or shape."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 1:
+    """(B,), or (B, T) of tokens, int64.  Raises: DataError for another kind or shape."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim not in (1, 2):
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else ""
         raise DataError(
-            "labels", got=got or type(labels).__name__, want="one whole number per image",
+            "labels", got=got or type(labels).__name__,
+            want="one whole number for each image or token",
             fix="Give the class index, counted from 0.",
         )  # fmt: skip
     return labels.long()
 
 
 def check_range(labels: Tensor, classes: int) -> None:
-    """Raise DataError unless all labels are in 0 ... classes - 1."""
+    """Raise DataError unless all labels are in 0 ... classes - 1; those of tokens may be -100."""
+    if labels.ndim == 2:
+        labels = labels[labels != IGNORED]
+    if not len(labels):
+        return
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= classes:
         raise DataError(
@@ -191,7 +236,7 @@ def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
 def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
     """Batches in the order of the keys.  Raises: TrainingError when a worker cannot go on."""
     if workers and keys:
-        first = reader[keys[0]][0].nbytes
+        first = nbytes(reader[keys[0]][0])
         workers = usable_workers(workers, bytes_ahead=2 * workers * first)
     if not workers:
         yield from (reader[key] for key in keys)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..routers import random_routers
+from ..routers import drawing
 
 
 def seed_all(seed: int) -> None:
@@ -69,10 +69,10 @@ def seeded_cpu(seed: int) -> Iterator[None]:
 
 
 def generator_states(model: nn.Module) -> dict[str, Tensor]:
-    """The state of every random router's generator, by path."""
-    return {name: r.generator.get_state() for name, r in random_routers(model).items()}
+    """The state of the generator of everything that draws, by path."""
+    return {name: draws.generator.get_state() for name, draws in drawing(model).items()}
 
 
 def set_generator_states(model: nn.Module, states: Mapping[str, Tensor]) -> None:
-    for name, router in random_routers(model).items():
-        router.generator.set_state(states[name])
+    for name, draws in drawing(model).items():
+        draws.generator.set_state(states[name])

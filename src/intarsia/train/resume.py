@@ -25,10 +25,10 @@ from .randomness import (
 
 @dataclass(frozen=True)
 class Score:
-    """An epoch, its accuracy on val, and what the model had learned by then."""
+    """An epoch, its score on val (higher is better), and what the model had learned by then."""
 
     epoch: int
-    accuracy: float
+    value: float
     learned: Mapping[str, Tensor]
 
 
@@ -76,7 +76,7 @@ def capture(model: nn.Module, learner: Learner, at: Position, ranks: Accelerator
     random = [global_state()]
     if ranks.num_processes > 1:
         random = gather_object(random)
-    best = at.best and {"epoch": at.best.epoch, "accuracy": at.best.accuracy} | {
+    best = at.best and {"epoch": at.best.epoch, "value": at.best.value} | {
         "learned": dict(at.best.learned)
     }
     return {

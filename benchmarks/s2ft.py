@@ -1,0 +1,265 @@
+"""A training step of S2FT beside LoRA's and full fine-tuning's: time, memory, and the floors.
+
+    python benchmarks/s2ft.py                       # the tables on the terminal
+    python benchmarks/s2ft.py --write               # and into docs/benchmarks/s2ft.md
+    python benchmarks/s2ft.py --layers 1 --reps 1   # a smoke test
+
+Llama layers in the shapes of SmolLM2-135M (width 576, MLP 1536, 9 heads on 3 keys) with random
+weights. A step is forward, backward and AdamW. Every row is a ratio of two cases, timed in one
+interleaved run in an order that rotates; a second copy of LoRA shows the noise. Peak memory is that
+of a fresh process for each case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import intarsia
+from intarsia.claims.s2ft import SMOL, activations
+from intarsia.train.record import machine, versions
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "s2ft.md"
+EVERYWHERE = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]  # the release's LoRA baseline
+SLICES = intarsia.S2ft(down=0.03)
+FULL, LORA, PLAIN, NUMBERS, RUNS, HEADS = (
+    "full fine-tuning", "LoRA 32", "LoRA 16, down only", "S2FT, by number", "S2FT, runs",
+    "S2FT, down and output",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A ratio and its bar (None = for information)."""
+
+    what: str
+    over: str
+    under: str
+    bar: float | None = None
+
+
+ROWS = (
+    Row("S2FT / full fine-tuning", RUNS, FULL, 0.60),
+    Row("S2FT / LoRA 32 on q, k, v, up, down", RUNS, LORA, 1.0),
+    Row("S2FT / LoRA 16 on down", RUNS, PLAIN, 1.0),
+    Row("S2FT by number / LoRA 16 on down", NUMBERS, PLAIN, 1.0),
+    Row("S2FT, runs / by number", RUNS, NUMBERS),
+    Row("S2FT, down=0.02 and output=0.052 / LoRA 32", HEADS, LORA, 1.0),
+    Row("LoRA 32 / full fine-tuning", LORA, FULL),
+    Row("noise: LoRA 32 / the same", "LoRA 32 again", LORA),
+)
+CASES = (FULL, LORA, "LoRA 32 again", PLAIN, NUMBERS, RUNS, HEADS)
+
+
+def model_of(case: str, args: argparse.Namespace) -> nn.Module:
+    """The layers of a case, adapted; random weights, since neither time nor memory goes by them."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**(SMOL | {"num_hidden_layers": args.layers}), tie_word_embeddings=True)
+    model = LlamaForCausalLM(config)
+    if case == FULL:
+        return model
+    if case.startswith(LORA):
+        return intarsia.adapt(model, intarsia.Lora(32, 64.0), targets=EVERYWHERE, head=None)
+    if case == PLAIN:
+        return intarsia.adapt(model, intarsia.Lora(16), targets=["down_proj"], head=None)
+    # 5.2 % of the KV groups of few layers may be less than one
+    heads = intarsia.S2ft(down=0.02, output=max(0.052, 1 / (3 * args.layers)))
+    method = heads if case == HEADS else SLICES
+    method = intarsia.choose_channels(model, method)
+    if case != NUMBERS:
+        method, _ = intarsia.co_permute(model, method)
+    return intarsia.adapt(model, method, head=None)
+
+
+def tokens_of(args: argparse.Namespace) -> torch.Tensor:
+    return torch.randint(0, SMOL["vocab_size"], (args.batch, args.length))
+
+
+def stepper(case: str, args: argparse.Namespace) -> Callable[[], None]:
+    """One training step of a case."""
+    model, tokens = model_of(case, args).train(), tokens_of(args)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def interleaved(
+    jobs: Mapping[str, Callable[[], None]], reps: int
+) -> dict[str, tuple[float, float]]:
+    """Median (CPU seconds, wall seconds) of each job over `reps` runs after one that warms up."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
+    names = list(jobs)
+    for rep in range(-1, reps):
+        shift = rep % len(names)
+        for name in names[shift:] + names[:shift]:
+            cpu, wall = time.process_time(), time.perf_counter()
+            jobs[name]()
+            spent = time.process_time() - cpu, time.perf_counter() - wall
+            if rep >= 0:
+                times[name].append(spent)
+    return {
+        name: (statistics.median(c for c, _ in t), statistics.median(w for _, w in t))
+        for name, t in times.items()
+    }
+
+
+def floors(case: str, args: argparse.Namespace) -> tuple[float, float, float]:
+    """(10^9 operations of matrix products, MB AdamW moves at least, MB kept by the forward)."""
+    model, tokens = model_of(case, args), tokens_of(args)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=tokens, labels=tokens).loss.backward()
+    learned = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    # weight, gradient and two moments are read, all but the gradient written
+    kept = activations(model, tokens)[1]
+    return counter.get_total_flops() / 1e9, 7 * learned / 1e6, kept / 1e6
+
+
+def peak_in_steps(case: str, args: argparse.Namespace) -> int:
+    """Bytes by which three steps raise the process's peak above the built model."""
+    step = stepper(case, args)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of building, is forgotten
+    before = psutil.Process().memory_info().rss
+    for _ in range(3):
+        step()
+    status = Path("/proc/self/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) * 1024 - before
+
+
+def peaks(args: argparse.Namespace) -> dict[str, int]:
+    """`peak_in_steps` of every case, each in a process of its own."""
+    settings = [
+        word
+        for name in ("layers", "batch", "length", "threads")
+        for word in (f"--{name}", str(getattr(args, name)))
+    ]
+    found = {}
+    for name in CASES:
+        run = subprocess.run(
+            [sys.executable, __file__, "--peak-of", name, *settings],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found[name] = int(run.stdout.splitlines()[-1])
+    return found
+
+
+def measure(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
+    """(rows of the table of ratios, rows of the table of cases)."""
+    counted = {name: floors(name, args) for name in CASES}
+    times = interleaved({name: stepper(name, args) for name in CASES}, args.reps)
+    memory = peaks(args)
+    table = []
+    for row in ROWS:
+        cpu, wall = (a / b for a, b in zip(times[row.over], times[row.under], strict=True))
+        floor = counted[row.over][0] / counted[row.under][0]
+        table.append([row.what, *judged(wall, row.bar), f"{cpu:.3f}", f"{floor:.3f}"])
+    for under in (FULL, LORA, PLAIN):
+        ratio = memory[RUNS] / memory[under]
+        table.append([f"peak memory, S2FT / {under}", f"{ratio:.3f}", "", "", "", ""])
+    cases = [
+        [name, f"{1e3 * wall:.0f}", f"{1e3 * cpu:.0f}", f"{memory[name] / 1e6:.0f}",
+         *(f"{value:.1f}" for value in counted[name])]
+        for name, (cpu, wall) in times.items()
+    ]  # fmt: skip
+    return table, cases
+
+
+def floor_at(layers: int) -> float:
+    """Operations of S2FT's step over full fine-tuning's, by blocks, attention left out."""
+    return (2 - 1 / layers) / 3
+
+
+def judged(got: float, bar: float | None) -> tuple[str, str, str]:
+    if bar is None:
+        return f"{got:.3f}", "", ""
+    return f"{got:.3f}", f"{bar:.2f}", "met" if got <= bar else "not met"
+
+
+def page(args: argparse.Namespace) -> str:
+    """The whole report, in Markdown."""
+    table, cases = measure(args)
+    about, found = machine(), versions()
+    command = " ".join(["python", "benchmarks/s2ft.py", *sys.argv[1:]])
+    return "\n".join(
+        [
+            "# A training step of S2FT",
+            "",
+            f"{args.layers} Llama layers in SmolLM2-135M's shapes, {args.batch} x {args.length} "
+            f"tokens, {args.threads} threads, float32, random weights; down=0.03; one interleaved "
+            f"run, medians of {args.reps}. Ratios of wall time, and of CPU time beside them.",
+            "",
+            f"{datetime.now(UTC):%Y-%m-%d}, {about['processor']}, torch {found['torch']}, "
+            f"Python {found['python']}, load before the run {args.load:.1f}: `{command}`",
+            "",
+            *markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
+            "",
+            "The floor counts the operations of matrix products in forward and backward; AdamW and "
+            "what is done element by element are not in it. A frozen linear layer costs two "
+            "products in place of three, and the lowest block, below whose down projection nothing "
+            "learns, one: (2 - 1 / L) / 3 of full fine-tuning's for L blocks, "
+            f"{floor_at(args.layers):.3f} for {args.layers} and {floor_at(30):.3f} for the 30 of "
+            "SmolLM2-135M. A ratio below it there would have to come from AdamW alone.",
+            "",
+            *markdown(
+                ["case", "wall, ms", "CPU, ms", "peak, MB", "10^9 operations",
+                 "AdamW moves, MB", "kept by the forward, MB"], cases,
+            ),
+            "",
+            "Peak is what three steps add to the built model, at the peak of a fresh process.",
+            "",
+        ]
+    )  # fmt: skip
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--reps", type=int, default=9)
+    parser.add_argument("--write", action="store_true", help=f"also write docs/{PAGE.name}")
+    parser.add_argument("--peak-of", choices=CASES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    # PEFT asks a transformers 5 model by the old name
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+    args.load = psutil.getloadavg()[0]
+    torch.set_num_threads(args.threads)
+    if args.peak_of:
+        print(peak_in_steps(args.peak_of, args))
+        return
+    text = page(args)
+    print(text)
+    if args.write:
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""A cell whose weight matrices are quantised while it trains, whatever the cell is."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..core import Cell
+from ..core.errors import ConfigError
+from ..formats import Gaussian
+
+BIASES = ("bias", "biases")
+CUT = 2.0  # sigma at which the start of a constant weight is cut
+
+
+def is_coded(name: str, parameter: Tensor) -> bool:
+    """Is this one of a cell's weight matrices?  Biases, gains and routers stay as they are."""
+    is_bias = name.rpartition(".")[2] in BIASES
+    return parameter.dim() > 1 and not is_bias and "router" not in name
+
+
+def stored(body: nn.Module, *, biases: bool) -> dict[str, tuple[Tensor, bool]]:
+    """What a file must hold of a cell: name -> (tensor, is it coded?), sorted.
+
+    biases: those of its linear maps, too.
+    """
+    weights = {n for n, p in body.named_parameters() if is_coded(n, p)}
+    linear = {n.rpartition(".")[0] for n in weights}
+    return {
+        name: (tensor, name in weights)
+        for name, tensor in sorted(body.state_dict(keep_vars=True).items())
+        if biases or not (name.rpartition(".")[2] in BIASES and name.rpartition(".")[0] in linear)
+    }
+
+
+class _Call(nn.Module):
+    """A method of a cell as a forward, which functional_call wants."""
+
+    def __init__(self, body: Cell, method: str) -> None:
+        super().__init__()
+        self.body, self.method = body, method
+
+    def forward(self, *args: Any) -> Tensor:
+        return getattr(self.body, self.method)(*args)
+
+
+class CodedCell(Cell):
+    """body(x) with q(W) in place of each of its weight matrices W.
+
+    format: q, with a straight-through gradient; None = none, the float cell.
+    biases: keep those of the linear maps, in float. start: sigma of the normal, cut at 2 sigma,
+    from which a constant weight starts, since a constant has no spread to code.
+
+    Raises: ConfigError for a cell that has no weight matrix of its own.
+    """
+
+    def __init__(
+        self,
+        body: Cell,
+        format: Gaussian | None,
+        *,
+        biases: bool = False,
+        start: float = 1e-3,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.body, self.format = body, format
+        self.whole = body.whole  # pyright: ignore[reportAttributeAccessIssue]
+        weights = {n: p for n, p in body.named_parameters() if is_coded(n, p)}
+        if not weights:
+            raise ConfigError(
+                "over", got=f"{type(body).__name__} without a weight matrix of its own",
+                want="a cell with linear maps", fix="Code a Bottleneck or a Lora.",
+            )  # fmt: skip
+        if not biases:
+            for name in weights:
+                owner = body.get_submodule(name.rpartition(".")[0])
+                for bias in BIASES:
+                    if isinstance(owner._parameters.get(bias), nn.Parameter):
+                        setattr(owner, bias, None)
+        for weight in weights.values() if format else ():
+            if not weight.is_meta and not bool((weight != weight.flatten()[0]).any()):
+                cut = CUT * start
+                nn.init.trunc_normal_(weight, std=start, a=-cut, b=cut, generator=generator)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The quantised weight matrices by their names in the body."""
+        if self.format is None:
+            return {}
+        return {
+            n: self.format.quantise(p) for n, p in self.body.named_parameters() if is_coded(n, p)
+        }
+
+    def _call(self, method: str, *args: Any) -> Tensor:
+        weights = {f"body.{name}": weight for name, weight in self.weights().items()}
+        return functional_call(_Call(self.body, method), weights, args)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._call("forward", x)
+
+    def check(self, module: nn.Module) -> None:
+        self.body.check(module)
+
+    def around(self, module: nn.Module, x: Tensor) -> Tensor:
+        return self._call("around", module, x)
+
+    def merged(self) -> Cell:
+        """The float cell with the quantised weights."""
+        plain = copy.deepcopy(self.body)
+        with torch.no_grad():
+            for name, weight in self.weights().items():
+                plain.get_parameter(name).copy_(weight)
+        return plain.merged()
+
+    def delta(self) -> Tensor | None:
+        return self.merged().delta()
+
+
+class CodedLinear(nn.Linear):
+    """x q(W)^T + b: a head of few bits, trained as a CodedCell is.  (..., in) -> (..., out)."""
+
+    format: Gaussian
+
+    @classmethod
+    def of(cls, linear: nn.Linear, format: Gaussian) -> CodedLinear:
+        """A coded layer with the parameters of a plain one."""
+        coded = cls.__new__(cls)
+        nn.Module.__init__(coded)
+        coded.in_features, coded.out_features = linear.in_features, linear.out_features
+        coded.weight, coded.bias = linear.weight, linear.bias
+        coded.format = format
+        return coded.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.format.quantise(self.weight), self.bias)
+
+    def merged(self) -> nn.Linear:
+        """The plain layer with the quantised weight."""
+        plain: nn.Linear = nn.utils.skip_init(  # pyright: ignore[reportAssignmentType]
+            nn.Linear, self.in_features, self.out_features, self.bias is not None,
+            device=self.weight.device, dtype=self.weight.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            plain.weight.copy_(self.format.quantise(self.weight))
+            if self.bias is not None:
+                plain.bias.copy_(self.bias)
+        return plain.train(self.training)

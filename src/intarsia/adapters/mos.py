@@ -1,0 +1,214 @@
+"""MoS: low-rank changes put together from shards of one pool (arXiv:2410.00938)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Card, Cell, Paper, Site
+from ..core.errors import ConfigError, ShapeError
+from .lora import Lora, LoraCell
+
+MOST = 64  # shards per vector that an error suggests
+
+
+@dataclass(frozen=True)
+class Mos:
+    """y = W x + (alpha / r) B A x, where A and B are put together from pools that layers share.
+
+    All layers of one type (a name such as "q_proj", and its shape) share a pool pair, (n, d_in / l)
+    and (n, d_out / l) with n = e l L for L layers: as many parameters as LoRA of rank e has. Each
+    of a layer's r vectors is l shards end to end; which ones is drawn once and stays.
+
+    rank: r, at no cost in parameters; equivalent_rank: e; shards_per_vector: l, a divisor of all
+      widths; private_rank: p, how many of the r vectors are made of shards of the layer's own.
+    dissociate: draw the shards of A and of B apart; otherwise they are the same ones.
+    alpha: None = r, a scale of 1; dropout: on x, while training; roles: as in Lora.
+
+    Raises: ConfigError on settings that cannot be, or that need more shards than the pool has;
+    ShapeError for a width that l does not divide.
+    Source: paper, section 3.  e = r = p is plain LoRA.
+    Not for one layer of a kind: there is nobody to share with, and r cannot exceed e.
+    """
+
+    rank: int = 8
+    equivalent_rank: int = 2
+    shards_per_vector: int = 4
+    private_rank: int = 1
+    dissociate: bool = True
+    alpha: float | None = None
+    dropout: float = 0.0
+    roles: tuple[str, ...] = ("qkv", "projection", "mlp_linear")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", tuple(self.roles))
+        for name in ("rank", "equivalent_rank", "shards_per_vector"):
+            if getattr(self, name) < 1:
+                got = getattr(self, name)
+                raise ConfigError(name, got=got, want="at least 1", fix="Try rank=8, e=2, l=4.")
+        most = min(self.rank, self.equivalent_rank)
+        if not 0 <= self.private_rank <= most:
+            raise ConfigError(
+                "private_rank", got=self.private_rank, want=f"0 ... {most}, the smaller rank",
+                fix="Try 1.",
+            )  # fmt: skip
+        Lora(self.rank, self.alpha, self.dropout)  # says what else can be wrong
+
+    @property
+    def position(self) -> str:
+        return "parallel"
+
+    def share(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
+        """The pools for all sites of a model."""
+        return Shards(self, sites, generator=generator)
+
+    def build(
+        self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
+    ) -> MosCell:
+        """shared: what `share` gave for this site among others; None = pools for this one alone."""
+        if isinstance(shared, Shards):
+            return MosCell(self, site, shared, generator=generator)
+        own = self.share([site], generator=generator)
+        cell = MosCell(self, site, own, generator=generator)
+        cell.add_module("shared", own)
+        return cell
+
+
+def kind(site: Site) -> str:
+    """What the layers that share a pool have in common: a name and a shape."""
+    name = site.path.rpartition(".")[2] or "site"
+    return f"{name}_{site.inputs}x{site.outputs}"
+
+
+class Pool(nn.Module):
+    """The shards of one type of layer.  a: (n, d_in / l), b: (n, d_out / l)."""
+
+    def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
+        super().__init__()
+        per, first = config.shards_per_vector, sites[0]
+        shards = config.equivalent_rank * per * len(sites)
+        self.private = config.private_rank * per  # rows of each layer, at the end
+        self.common = shards - self.private * len(sites)
+        self.layers = {site.path: layer for layer, site in enumerate(sites)}
+        asked = (config.rank - config.private_rank) * per
+        if asked > self.common:
+            most = config.private_rank + self.common // per
+            raise ConfigError(
+                f"rank in the {len(sites)} layers {kind(first)!r}", got=config.rank,
+                want=f"at most {most}, or a shard would come twice",
+                fix="Raise equivalent_rank, lower rank, or adapt more layers of the kind.",
+            )  # fmt: skip
+        self.a = nn.Parameter(torch.empty(shards, first.inputs // per))
+        self.b = nn.Parameter(torch.zeros(shards, first.outputs // per))
+        bound = first.inputs**-0.5  # Kaiming's, by the whole vector's inputs
+        nn.init.uniform_(self.a, -bound, bound, generator=generator)
+
+    def draw(self, path: str, rank: int, per: int, generator: torch.Generator) -> Tensor:
+        """Rows for a layer, (r l,): shared ones, none twice, and then its private ones."""
+        asked = rank * per - self.private
+        common = torch.randperm(self.common, generator=generator, device="cpu")[:asked]
+        first = self.common + self.layers[path] * self.private
+        own = torch.arange(first, first + self.private, device="cpu")
+        return torch.cat([common, own]).int()
+
+
+class Shards(nn.Module):
+    """The pools of a model, by the type of layer."""
+
+    def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
+        super().__init__()
+        _check_widths(config.shards_per_vector, sites)
+        kinds: dict[str, list[Site]] = {}
+        for site in sites:
+            kinds.setdefault(kind(site), []).append(site)
+        self.pools = nn.ModuleDict(
+            {name: Pool(config, of, generator=generator) for name, of in kinds.items()}
+        )
+
+
+def _check_widths(per: int, sites: Sequence[Site]) -> None:
+    common = math.gcd(*(width for site in sites for width in (site.inputs, site.outputs)))
+    for site in sites:
+        for width in (site.inputs, site.outputs):
+            if width % per:
+                works = [i for i in range(1, min(common, MOST) + 1) if common % i == 0]
+                raise ShapeError(
+                    f"width of {site.path!r}", got=width, want=f"a multiple of {per} shards",
+                    fix=f"Values of shards_per_vector that divide every width: {works}.",
+                )  # fmt: skip
+
+
+class MosCell(Cell):
+    """(alpha / r) B A x with A, B read from pools.  x: (..., d_in) -> (..., d_out).
+
+    The pools are referred to; whoever registers them, as `shared`, has them saved and trained.
+    """
+
+    a: Tensor
+    b: Tensor
+
+    def __init__(
+        self, config: Mos, site: Site, shared: Shards, *, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.path, self.inputs, self.outputs = site.path, site.inputs, site.outputs
+        pool = shared.pools[kind(site)]
+        assert isinstance(pool, Pool)
+        self._pool = (pool,)  # a tuple: no second registration, and safe to load by assignment
+        self.dropout = nn.Dropout(config.dropout)
+        self.scale = (config.rank if config.alpha is None else config.alpha) / config.rank
+        rank, per = config.rank, config.shards_per_vector
+        rows = pool.draw(site.path, rank, per, generator)
+        apart = pool.draw(site.path, rank, per, generator) if config.dissociate else rows.clone()
+        # saved, so that a file does not depend on how a generator draws
+        self.register_buffer("a", rows)
+        self.register_buffer("b", apart)
+
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """A (r, d_in) and B transposed (r, d_out)."""
+        (pool,) = self._pool
+        found = (F.embedding(i.to(p.device), p) for i, p in ((self.a, pool.a), (self.b, pool.b)))
+        a, b = (rows.view(self.config.rank, -1) for rows in found)
+        return a, b
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = (side.to(x.device) for side in self.sides())
+        x = self.cast(x, like=a)
+        return self.scale * F.linear(F.linear(self.dropout(x), a), b.T)
+
+    def delta(self) -> Tensor:
+        a, b = self.sides()
+        return self.scale * (b.T @ a)
+
+    def merged(self) -> LoraCell:
+        """The plain LoRA of rank r."""
+        rank = self.config.rank
+        settings = Lora(rank, self.scale * rank, self.config.dropout)
+        site = Site(self.path, self.inputs, self.outputs)
+        plain = LoraCell(settings, site, generator=torch.Generator())
+        with torch.no_grad():
+            a, b = self.sides()
+            plain.down.weight = nn.Parameter(a.clone())
+            plain.up.weight = nn.Parameter(b.T.contiguous())
+        return plain
+
+
+CARD = Card(
+    "mos",
+    kind="adapter",
+    config=Mos,
+    paper=Paper(
+        "2410.00938", 2024, "MoS: Unleashing Parameter Efficiency of Low-Rank Adaptation with "
+        "Mixture of Shards",
+    ),
+    tags=frozenset({"linear", "folds", "zero_start"}),
+    tiny={"rank": 2, "equivalent_rank": 2, "shards_per_vector": 2},
+    summary="Low-rank changes put together from shards of one pool for the whole model.",
+    family="low rank",
+)  # fmt: skip

@@ -1,0 +1,124 @@
+"""A change of a few fixed entries of a weight: the delta of LT-SFT (arXiv:2110.07560) as a cell."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Card, Cell, Paper, Site
+from ..core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A sparse change of a linear layer, y = (W + D) x, where D has n entries at fixed places.
+
+    density: n as a share of the weight's entries, at least one; the places are drawn at random.
+    entries: "path=n" for single sites, in place of the density; the places then come with the
+      weights: this is how `attach_delta` stores a delta that LT-SFT found, see `LtSft`.
+    roles: which of the host's layers, see `Method`.
+
+    Raises: ConfigError on a density outside 0 ... 1, or entries of another form.
+    Source: the delta of LT-SFT, section 3; at random places it is SHiRA's, which PEFT has too.
+    Not for speed: D is written out in every forward, a second product as large as the layer's own;
+    to train a plain model's entries, use `LtSft` without `adapt`. Merge for inference.
+    """
+
+    density: float = 0.02
+    entries: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ("qkv", "projection", "mlp_linear")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", tuple(self.roles))
+        object.__setattr__(self, "entries", tuple(self.entries))
+        if not 0 < self.density <= 1:
+            raise ConfigError("density", got=self.density, want="0 < d <= 1", fix="Try 0.02.")
+        self.counts()
+
+    @property
+    def position(self) -> str:
+        return "parallel"
+
+    def counts(self) -> dict[str, int]:
+        """The number of entries of the sites that are named.
+
+        Raises: ConfigError for what is not "path=n", or a path twice.
+        """
+        found: dict[str, int] = {}
+        for text in self.entries:
+            path, equals, count = text.rpartition("=")
+            if not equals or not path or not count.isdecimal() or path in found:
+                raise ConfigError(
+                    "entries", got=repr(text), want="a site's path and a number, each path once",
+                    fix="For example: entries=('blocks.0.mlp.fc1=40',).",
+                )  # fmt: skip
+            found[path] = int(count)
+        return found
+
+    def build(self, site: Site, *, generator: torch.Generator) -> SparseCell:
+        weights = site.outputs * site.reads
+        count = self.counts().get(site.path, max(1, round(self.density * weights)))
+        if count > weights:
+            raise ConfigError(
+                f"entries of {site.path!r}", got=count,
+                want=f"at most the {weights} of a {site.outputs} x {site.reads} weight",
+                fix="Lower the number, or attach the delta to the model it was made for.",
+            )  # fmt: skip
+        if count == weights:
+            index = torch.empty(0, dtype=torch.int64, device="cpu")
+        else:
+            order = torch.randperm(weights, generator=generator, device="cpu")
+            index = order[:count].sort().values
+        return SparseCell(site, index, torch.zeros(count))
+
+
+class SparseCell(Cell):
+    """D x, with D (outputs, reads) zero but at `index`.  x: (..., reads) -> (..., outputs).
+
+    index: flat places in D, int64, rising, each once; an empty one beside outputs * reads values
+    stands for all places. values: (n,), trained. Both are in the cell's state.
+    """
+
+    index: Tensor
+
+    def __init__(self, site: Site, index: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.shape = site.outputs, site.reads
+        self.values = nn.Parameter(values)
+        self.register_buffer("index", index.to(self.values.device))
+
+    @property
+    def full(self) -> bool:
+        """Are all entries of D trained?"""
+        return self.values.numel() == math.prod(self.shape)
+
+    def places(self) -> Tensor:
+        """The flat places of the values.  (n,) int64."""
+        if self.full:
+            return torch.arange(self.values.numel(), device=self.values.device)
+        return self.index
+
+    def delta(self) -> Tensor:
+        if self.full:
+            return self.values.view(self.shape)
+        flat = self.values.new_zeros(math.prod(self.shape))
+        return flat.index_copy(0, self.index, self.values).view(self.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.cast(x), self.delta())
+
+
+CARD = Card(
+    "sparse",
+    kind="adapter",
+    config=Sparse,
+    paper=Paper("2110.07560", 2021, "Composable Sparse Fine-Tuning for Cross-Lingual Transfer"),
+    tags=frozenset({"linear", "folds", "zero_start"}),
+    tiny={"density": 0.3},
+    summary="A change of a few fixed entries of a linear layer.",
+    family="sparse deltas",
+)

@@ -1,0 +1,87 @@
+"""Laws of a residual update: what it adds to a stream of rows, and what it carries to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card
+from .cards import check_card, tiny
+from .verdict import Check, Checks, require, require_close
+
+ROWS, WIDTH = 5, 6
+
+
+def check_mixture(card: Card) -> Checks:
+    """Checks of a mixture's card.
+
+    Its config offers `step(f, x, m) -> (change, momentum or None)`, see `intarsia.mixtures.Update`.
+    """
+    yield from check_card(card)
+    laws: tuple[Callable[[Card], None], ...] = (
+        keeps_shape_and_dtype, keeps_rows_apart, teaches_the_block,
+    )  # fmt: skip
+    for law in laws:
+        yield Check(law.__name__, partial(law, card))
+
+
+def stream(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(ROWS, WIDTH, generator=draw, dtype=torch.float64).to(dtype)
+
+
+def block(dtype: torch.dtype = torch.float64) -> nn.Linear:
+    layer: Any = nn.utils.skip_init(nn.Linear, WIDTH, WIDTH, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.copy_(stream(7)[:1].T @ stream(8)[:1])
+        layer.bias.copy_(stream(9)[0])
+    return layer
+
+
+def _steps(card: Card, f: nn.Module, x: Tensor) -> list[Tensor | None]:
+    """What two blocks in a row add and carry."""
+    update: Any = tiny(card)
+    first, m = update.step(f, x, None)
+    return [first, m, *update.step(f, x + first, m)]
+
+
+def keeps_shape_and_dtype(card: Card) -> None:
+    """What is added and carried is as x is."""
+    for x in (stream(0), stream(0, torch.bfloat16), stream(0).to("meta")):
+        for made in _steps(card, block(x.dtype).to(x.device), x):
+            if made is not None:
+                got = (made.shape, made.dtype, made.device.type)
+                want = (x.shape, x.dtype, x.device.type)
+                fix = "Compute in the dtype of f(x)."
+                require(got == want, card, got=got, want=want, fix=fix)
+
+
+def keeps_rows_apart(card: Card) -> None:
+    """A row's change and momentum depend on no other row."""
+    whole, f = stream(1), block()
+    alone = [_steps(card, f, row[None]) for row in whole]
+    for i, made in enumerate(_steps(card, f, whole)):
+        if made is not None:
+            apart = torch.cat([one for row in alone if (one := row[i]) is not None])
+            require_close(
+                made.detach(),
+                apart.detach(),
+                card,
+                what="rows together and alone",
+                fix="Take no sum over rows.",
+            )
+
+
+def teaches_the_block(card: Card) -> None:
+    """The first block gets a gradient from what it adds."""
+    f = block()
+    added = _steps(card, f, stream(2))[0]
+    assert added is not None
+    if added.requires_grad:
+        (added * stream(3)).sum().backward()
+    shown = all(p.grad is not None and float(p.grad.abs().max()) > 1e-2 for p in f.parameters())
+    require(shown, card, got="no gradient to speak of", want="one", fix="Do not take the sign.")

@@ -1,0 +1,93 @@
+"""Corpora by name: Python's own documentation, a dictionary, and WordNet's glosses as questions."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intarsia.core.errors import DataError
+from intarsia.data.packages import Package, obtain
+
+GCIDE = Package(
+    "debian",
+    "dict-gcide",
+    "0.48.5+nmu4",
+    sha256="7d6c11be209ca67fb4425b1e4d600e9dc9c5c67d919482e51b99b0cca179601b",
+    megabytes=15,
+    licence="GPL",
+)
+WORDNET = Package(
+    "debian",
+    "wordnet-base",
+    "1:3.0-39",
+    sha256="f4f96d4d5d19061916c66cbb889a0119e6a46f9655051f5fd42b7317e46ce4db",
+    megabytes=6,
+    licence="WordNet",
+)
+# the lexicographer files of WordNet 3.0 for nouns, by their numbers
+NOUNS = (
+    "top", "act", "animal", "artifact", "attribute", "body", "cognition", "communication", "event",
+    "feeling", "food", "group", "location", "motive", "object", "person", "phenomenon", "plant",
+    "possession", "process", "quantity", "relation", "shape", "state", "substance", "time",
+)  # fmt: skip
+FIRST_NOUN = 3
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """How a corpus is read: to one text, or to rows as a .jsonl file has them."""
+
+    read: Callable[[Report], str | list[dict[str, str]]]
+    about: str
+
+
+def names() -> tuple[str, ...]:
+    """The corpora that `read` knows."""
+    return tuple(CORPORA)
+
+
+def read(name: str, progress: Report) -> Any:
+    """The corpus of that name, obtained the first time."""
+    return CORPORA[name].read(progress)
+
+
+def _python_docs(_: Report) -> str:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise DataError(
+            "corpus 'python-docs'", got="a Python without pydoc_data", want="it",
+            fix="Install the complete standard library, or choose gcide.",
+        ) from error  # fmt: skip
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def _gcide(progress: Report) -> str:
+    folder = obtain(GCIDE, progress=progress)
+    with gzip.open(folder / "usr/share/dictd/gcide.dict.dz") as lines:
+        return lines.read().decode("utf-8", "replace")
+
+
+def _wordnet(progress: Report) -> list[dict[str, str]]:
+    """A noun's gloss, without its examples, and the kind of thing it is: 26 answers."""
+    file = obtain(WORDNET, progress=progress) / "usr/share/wordnet/data.noun"
+    rows: list[dict[str, str]] = []
+    for line in Path(file).read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("  "):  # the licence
+            continue
+        fields, _, gloss = line.partition(" | ")
+        prompt = f"What kind of thing is this? {gloss.split('; ')[0].strip()}"
+        kind = NOUNS[int(fields.split()[1]) - FIRST_NOUN]
+        rows.append({"prompt": prompt, "response": kind})
+    return rows
+
+
+CORPORA: dict[str, Corpus] = {
+    "python-docs": Corpus(_python_docs, "the topics of Python's help(), 0.5 M characters"),
+    "gcide": Corpus(_gcide, "a dictionary of English (Webster 1913 and later), 40 M characters"),
+    "wordnet": Corpus(_wordnet, "82,115 glosses of nouns; which of 26 kinds of thing is it?"),
+}

@@ -1,0 +1,294 @@
+"""Texts as rows of tokens: a text file in blocks, an instruction file with its answers labelled.
+
+data = load_texts("letters.txt", tokenizer, length=256, seed=0)
+data = load_texts("answers.jsonl", tokenizer, length=256, seed=0, train=2000)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from intarsia.core.errors import ConfigError, DataError
+from intarsia.data import corpora
+from intarsia.data.packages import announce
+
+IGNORED = -100
+SHARES = (0.1, 0.1)  # of the rows, for val and test
+SUFFIXES = (".txt", ".md", ".jsonl")
+PROMPT = ("prompt", "instruction", "question")
+ANSWER = ("response", "output", "completion", "answer")
+
+
+class Texts(Dataset[dict[str, Tensor]]):
+    """Rows of tokens: {"input_ids" (T,), "labels" (T,)}, labels -100 where nothing is predicted."""
+
+    def __init__(self, name: str, rows: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.name, self.rows = name, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids, labels = self.rows[index]
+        return {"input_ids": ids, "labels": labels}
+
+    @property
+    def digests(self) -> list[str]:
+        """The SHA-256 of each row."""
+        return [hashlib.sha256(torch.stack(row).numpy().tobytes()).hexdigest() for row in self.rows]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens have a label."""
+        return sum(int((labels[1:] != IGNORED).sum()) for _, labels in self.rows)
+
+
+@dataclass(frozen=True)
+class TextSplits:
+    """Three disjoint parts, and the JSON-ready record of how they were made."""
+
+    train: Texts
+    val: Texts | None
+    test: Texts
+    record: dict[str, Any]
+
+
+def is_text(spec: str) -> bool:
+    """Whether `load_texts` reads it: a named corpus, a .txt, .md or .jsonl file."""
+    return spec in corpora.names() or Path(spec).suffix.lower() in SUFFIXES
+
+
+def load_texts(
+    spec: str,
+    tokenizer: Any,
+    *,
+    length: int = 256,
+    seed: int = 0,
+    train: int | float | None = None,
+    val: int | None = None,
+    test: int | None = None,
+    progress: Callable[[str], None] = announce,
+) -> TextSplits:
+    """Rows of at most `length` tokens for training, validation and test (80, 10 and 10 %).
+
+    A text file is cut into blocks of `length` tokens that follow each other: its end is the test
+    part, what is before that the validation part. A .jsonl file has an object a line: `text`; or
+    `prompt` and `response` (or instruction, input, output; question, answer); or `messages` as in
+    a chat. Answers alone get labels. Lines with one prompt stay in one part, drawn by `seed`.
+    train: rows, or below 1 a share of them; val, test: rows; val=0 = none.
+
+    Raises: DataError for a file that is missing, empty, no UTF-8, or has a line without these
+    keys; ConfigError for numbers that cannot be; UnknownName for a corpus that is not known.
+    """
+    if length < 2:
+        raise ConfigError("length", got=length, want="at least 2 tokens", fix="Try 256.")
+    source = corpora.read(spec, progress) if spec in corpora.names() else _file(Path(spec))
+    notes: dict[str, Any]
+    if isinstance(source, str):
+        rows = _blocks(source, tokenizer, length, spec)
+        parts = _in_order(len(rows), val, test)
+        notes = {"form": "text"}
+    else:
+        said = [_said(line, f"line {i} of {spec}") for i, line in enumerate(source, 1)]
+        parts = _drawn([_prompt(one) for one in said], val, test, seed)
+        rows = _Answers(said, tokenizer, length)
+        notes = {"form": "answers"}
+    parts["train"] = _first(parts["train"], train)
+    name, sets = Path(spec).stem, dict[str, Texts]()
+    for part, chosen in parts.items():
+        found = [row for i in chosen if (row := rows[i]) is not None]
+        sets[part] = Texts(f"{name}/{part}", found)
+        if part != "val" and not found:
+            raise DataError(
+                f"{part} part of {spec}", got=f"no row whose answer fits into {length} tokens",
+                want="at least one", fix="Give each row more tokens (length, --size).",
+            )  # fmt: skip
+    if skipped := sum(map(len, parts.values())) - sum(map(len, sets.values())):
+        progress(f"intarsia: {spec}: {skipped} rows left out, no answer within {length} tokens")
+        notes["skipped"] = skipped
+    record = {"spec": spec, "length": length, "seed": seed, **notes}
+    record["parts"] = {part: _described(found) for part, found in sets.items() if len(found)}
+    val_part = sets["val"] if len(sets["val"]) else None
+    return TextSplits(sets["train"], val_part, sets["test"], record)
+
+
+def _described(found: Texts) -> dict[str, Any]:
+    digest = hashlib.sha256("".join(found.digests).encode()).hexdigest()
+    return {"n": len(found), "tokens": found.tokens, "sha256": digest}
+
+
+def _first(chosen: list[int], count: int | float | None) -> list[int]:
+    if count is None:
+        return chosen
+    wanted = round(count * len(chosen)) if 0 < count < 1 else count
+    if not 1 <= wanted <= len(chosen):
+        raise ConfigError(
+            "training rows", got=count, want=f"1 ... {len(chosen)}, or a share of them",
+            fix="Leave it out for all of them.",
+        )  # fmt: skip
+    return chosen[: int(wanted)]
+
+
+def _file(path: Path) -> str | list[Mapping[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"text {path}", got=f"{type(error).__name__}: {error}", want="a UTF-8 text file",
+            fix="Check the path, or save the file as UTF-8.",
+        ) from error  # fmt: skip
+    if path.suffix.lower() != ".jsonl":
+        return text
+    rows: list[Mapping[str, Any]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise DataError(
+                f"line {number} of {path}", got=str(error), want="one JSON object",
+                fix="Mend or delete the line.",
+            ) from error  # fmt: skip
+        if not isinstance(found, dict):
+            raise DataError(
+                f"line {number} of {path}", got=type(found).__name__, want="one JSON object",
+                fix='For example {"prompt": "...", "response": "..."}.',
+            )  # fmt: skip
+        rows.append(found)
+    if not rows:
+        raise DataError(f"text {path}", got="no line", want="some", fix="Check the file.")
+    return rows
+
+
+Row = tuple[Tensor, Tensor]
+Said = str | list[dict[str, str]]  # a text, or the messages of a chat
+
+
+def _blocks(text: str, tokenizer: Any, length: int, spec: str) -> list[Row]:
+    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+    count = len(ids) // length
+    if count < 3:
+        raise DataError(
+            f"text {spec}", got=f"{len(ids)} tokens", want=f"at least {3 * length} (three blocks)",
+            fix="Give it more text, or a smaller length (--size).",
+        )  # fmt: skip
+    return [(block, block) for block in ids[: count * length].view(count, length)]
+
+
+class _Answers:
+    """Row i of instructions, made when asked for; None where no answer fits."""
+
+    def __init__(self, said: Sequence[Said], tokenizer: Any, length: int) -> None:
+        self.said, self.tokenizer, self.length = said, tokenizer, length
+
+    def __getitem__(self, index: int) -> Row | None:
+        prompt, answer = _tokens(self.said[index], self.tokenizer)
+        if len(prompt) >= self.length or len(prompt) + len(answer) < 2:
+            return None
+        ids = torch.tensor((prompt + answer)[: self.length], dtype=torch.int64)
+        labels = ids.clone()
+        labels[: len(prompt)] = IGNORED
+        return ids, labels
+
+
+def _tokens(said: Said, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Tokens before the answer, and its own with the end."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if isinstance(said, str):
+        return [], tokenizer(said)["input_ids"] + end
+    if getattr(tokenizer, "chat_template", None):
+        asked = tokenizer.apply_chat_template(said[:-1], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(said, tokenize=False)
+        if whole.startswith(asked):
+            parts = asked, whole[len(asked) :].rstrip("\n")
+            prompt, answer = (
+                tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts
+            )
+            return prompt, answer
+    answer = tokenizer(said[-1]["content"], add_special_tokens=False)["input_ids"]
+    return tokenizer(_prompt(said) + "\n")["input_ids"], answer + end
+
+
+def _prompt(said: Said) -> str:
+    """What is said before the answer: rows that share it stay in one part."""
+    return said if isinstance(said, str) else "\n".join(m["content"] for m in said[:-1])
+
+
+def _said(line: Mapping[str, Any], where: str) -> Said:
+    """The text or the messages of a line."""
+    if isinstance(text := line.get("text"), str):
+        return text
+    messages = line.get("messages") or _messages(line, where)
+    try:
+        said = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
+    except (TypeError, KeyError) as error:
+        raise DataError(
+            where, got=f"messages without {error}", want="role and content in each",
+            fix='{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}',
+        ) from error  # fmt: skip
+    if len(said) < 2 or said[-1]["role"] != "assistant":
+        raise DataError(
+            where, got=f"roles {[m['role'] for m in said]}",
+            want="an answer of the assistant at the end", fix="Add it, or leave the line out.",
+        )  # fmt: skip
+    return said
+
+
+def _messages(line: Mapping[str, Any], where: str) -> list[dict[str, str]]:
+    prompt = next((line[k] for k in PROMPT if isinstance(line.get(k), str)), None)
+    answer = next((line[k] for k in ANSWER if isinstance(line.get(k), str)), None)
+    if prompt is None or answer is None:
+        raise DataError(
+            where, got=f"keys {sorted(line)}", want="text, messages, or prompt and response",
+            fix=f"Known: {', '.join(PROMPT)} with {', '.join(ANSWER)}.",
+        )  # fmt: skip
+    if isinstance(more := line.get("input"), str) and more:
+        prompt = f"{prompt}\n{more}"
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def _counts(rows: int, val: int | None, test: int | None) -> tuple[int, int]:
+    asked = [
+        max(1, round(share * rows)) if count is None else count
+        for share, count in zip(SHARES, (val, test), strict=True)
+    ]
+    if min(asked) < 0 or asked[1] < 1 or sum(asked) >= rows:
+        raise ConfigError(
+            "val and test rows", got=f"{asked[0]} and {asked[1]} of {rows}",
+            want="at least one to test and one to learn from", fix="Ask for fewer.",
+        )  # fmt: skip
+    return asked[0], asked[1]
+
+
+def _in_order(rows: int, val: int | None, test: int | None) -> dict[str, list[int]]:
+    """Neighbours stay together: a text's end is no part of what was learned."""
+    vals, tests = _counts(rows, val, test)
+    first = rows - vals - tests
+    return {
+        "train": list(range(first)), "val": list(range(first, first + vals)),
+        "test": list(range(rows - tests, rows)),
+    }  # fmt: skip
+
+
+def _drawn(groups: list[str], val: int | None, test: int | None, seed: int) -> dict[str, list[int]]:
+    """Rows of one group, that is of one prompt, all in one part."""
+    vals, tests = _counts(len(groups), val, test)
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
+    of: dict[str, str] = {}
+    parts: dict[str, list[int]] = {"test": [], "val": [], "train": []}
+    wanted = {"test": tests, "val": vals, "train": len(groups)}
+    for i in order:
+        part = of.get(groups[i]) or next(p for p in parts if len(parts[p]) < wanted[p])
+        of[groups[i]] = part
+        parts[part].append(i)
+    return parts

@@ -1,0 +1,121 @@
+"""Carry an experiment on texts out: tokens, a language model, method, training, scores before."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..core import Method
+from ..core.errors import ConfigError, UnknownName
+from ..core.registry import keys, method_from_dict, method_to_dict
+from ..data import trunk_fingerprint
+from ..data.language_models import language_model
+from ..data.texts import Texts, TextSplits, load_texts
+from ..hosts import adapt, baselines
+from ..train import Run, Running, evaluate, fit_as
+from ..train.folder import prepare
+from ..train.precision import cast_frozen
+from . import experiment as experiments
+from . import settings
+from .experiment import BASELINES, OFFICIAL, Experiment
+
+LENGTH = 256  # tokens of a row, unless --size says otherwise
+PICTURES_ONLY = {
+    "shots": None, "augment": "none", "skip_unreadable": False, "frozen_once": False,
+    "mixup": 0.0, "cutmix": 0.0,
+}  # fmt: skip
+
+
+def carry_out(experiment: Experiment, running: Running, report: Callable[[str], None]) -> Run:
+    """Train as the experiment says, with scores on the test part before and after.
+
+    Raises: what `load_texts`, `language_model`, `adapt` and `fit` raise; ConfigError for options
+    that mean nothing for texts; UnknownName for a method that is not listed.
+    """
+    check_options(experiment)
+    if running.out is not None and running.out.exists():
+        prepare(running.out, running.resume)  # a folder in use is refused before the work begins
+    asked, seed = experiment.adapted, experiment.training.seed
+    model, tokenizer = language_model(
+        asked.model, pretrained=asked.pretrained, seed=seed, progress=report
+    )
+    data = texts_of(experiment, tokenizer, report)
+    about = {
+        "label": experiment.label, "command": experiment.command(), "model": asked.model,
+        "trunk": trunk_fingerprint(model), "data": data.record,
+    }  # fmt: skip
+    model, about["method"] = with_method(model, experiment)
+    cast_frozen(model, experiment.training.precision)
+    report(f"Scoring {data.test.name} ({len(data.test):,} rows) before training.")
+    about["before"] = score(model, data.test, experiment).scores()
+    if running.out is not None:
+        prepare(running.out, running.resume)
+        experiments.save(experiment, running.out)
+    report(
+        f"Training {experiment.label} on {data.train.tokens:,} tokens in {len(data.train):,} rows, "
+        f"{experiment.training.epochs} epochs."
+    )
+    options = {f.name: getattr(running, f.name) for f in dataclasses.fields(running)}
+    options |= {name: getattr(experiment.recipe, name) for name in experiments.RECIPE}
+    said = about["method"]
+    method = method_from_dict(said) if isinstance(said, dict) else said
+    return fit_as(method)(
+        model, data.train, data.val, test=data.test, training=experiment.training, record=about,
+        objective=settings.objective(experiment.objective), **options,
+    )  # fmt: skip
+
+
+def check_options(experiment: Experiment) -> None:
+    """Raises: ConfigError for an option that only pictures have."""
+    flat = experiment.flat()
+    for name, nothing in PICTURES_ONLY.items():
+        if flat[name] != nothing:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}", got=f"{flat[name]} for a text",
+                want="pictures, which it is for", fix="Leave it out.",
+            )  # fmt: skip
+
+
+def texts_of(
+    experiment: Experiment, tokenizer: Any, report: Callable[[str], None] = print
+) -> TextSplits:
+    """The rows of tokens of the experiment's data."""
+    asked, seed = experiment.pictures, experiment.training.seed
+    return load_texts(
+        asked.data, tokenizer, length=experiment.adapted.size or LENGTH,
+        seed=seed if asked.split_seed is None else asked.split_seed,
+        train=asked.images, val=asked.val, test=asked.test, progress=report,
+    )  # fmt: skip
+
+
+def with_method(model: nn.Module, experiment: Experiment) -> tuple[nn.Module, Any]:
+    """The model with the method's cells, or with what a baseline trains; and how JSON calls it.
+
+    Raises: UnknownName, ConfigError.
+    """
+    asked, seed = experiment.adapted, experiment.training.seed
+    if asked.method == OFFICIAL or asked.method == "linear":
+        raise ConfigError(
+            f"method {asked.method!r}", got="a text", want="a method without a classifier",
+            fix="Use lora, or another of `intarsia list`.",
+        )  # fmt: skip
+    if asked.method in BASELINES:
+        chosen = settings.baseline(asked.method, asked.settings)
+        return baselines.build(asked.method, model, chosen, seed=seed), asked.method
+    if asked.method not in keys():
+        raise UnknownName("method", asked.method, (*BASELINES, *keys()))
+    method: Method = settings.method(asked.method, asked.settings)
+    last = asked.last_blocks
+    adapted = adapt(
+        model, method, targets=list(asked.targets) or None, head=None, seed=seed,
+        layers=None if last is None else range(-last, 0),
+    )  # fmt: skip
+    return adapted, method_to_dict(method)
+
+
+def score(model: nn.Module, texts: Texts, experiment: Experiment) -> Any:
+    """TokenMetrics of a part."""
+    return evaluate(model, texts, batch_size=experiment.training.batch_size)

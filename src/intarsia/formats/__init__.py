@@ -1,0 +1,3 @@
+"""Stored how?"""
+
+from .gaussian import Gaussian as Gaussian

@@ -1,0 +1,118 @@
+"""A few bits for each weight, by the quantiles of a normal distribution (arXiv:2307.16867)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, ShapeError
+
+CODEBOOKS = ("median", "lloyd")
+ROUNDS = 500
+EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """w = q(z) std + mean with z = (W - mean) / (std + 1e-5); q: to the nearest of 2^b levels.
+
+    mean, std: of all entries of W.
+    bits: b, 1 to 8; codebook: levels for N(0, 1), the same for every tensor: "median" (the paper:
+    each level the median of what falls to it; 1 bit: +-0.6745) or "lloyd" (its mean; +-0.7979).
+    Stored: the codes, b bits each, one after the other, and mean and std in float32.
+
+    Raises: ConfigError on a setting that is none of these; ShapeError where bytes do not fit.
+    Source: paper, section 3.3.  A constant tensor is kept as its mean.
+    """
+
+    bits: int = 1
+    codebook: str = "median"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ConfigError("bits", got=self.bits, want="1 ... 8", fix="Try 1, 2 or 4.")
+        if self.codebook not in CODEBOOKS:
+            raise ConfigError(
+                "codebook", got=repr(self.codebook), want=f"one of {CODEBOOKS}", fix="Pick one."
+            )
+
+    def quantise(self, weight: Tensor) -> Tensor:
+        """What is left of a weight; the gradient passes q as if it were not there.
+
+        Mean and std are differentiated through. Computed in float32 at least.
+        """
+        w = weight if weight.dtype == torch.float64 else weight.float()
+        mean, std = _moments(w)
+        z = (w - mean) / (std + EPS)
+        q = self._levels(z)[self._codes(z)] + (z - z.detach())  # adds nothing but the gradient
+        return (q * std + mean).to(weight.dtype)
+
+    def encode(self, weight: Tensor) -> dict[str, Tensor]:
+        """codes: (ceil(n b / 8),) uint8; moments: (2,) float32, mean and std."""
+        w = weight.detach().float()
+        mean, std = _moments(w)
+        codes = self._codes((w - mean) / (std + EPS)).flatten()
+        return {"codes": pack_bits(codes, self.bits), "moments": torch.stack([mean, std])}
+
+    def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        """The float32 tensor (shape) that `quantise` gives for the weight that was encoded."""
+        mean, std = stored["moments"]
+        codes = unpack_bits(stored["codes"], self.bits, math.prod(shape))
+        return (self._levels(mean)[codes] * std + mean).view(*shape)
+
+    def nbytes(self, shape: Sequence[int]) -> int:
+        return -(-math.prod(shape) * self.bits // 8) + 8
+
+    def _levels(self, like: Tensor) -> Tensor:
+        return like.new_tensor(codebook(self.bits, self.codebook)[0])
+
+    def _codes(self, z: Tensor) -> Tensor:
+        return torch.bucketize(z.detach(), z.new_tensor(codebook(self.bits, self.codebook)[1]))
+
+
+def _moments(w: Tensor) -> tuple[Tensor, Tensor]:
+    return w.mean(), w.std(correction=0)  # a single entry has a spread, too: 0
+
+
+@lru_cache
+def codebook(bits: int, kind: str = "median") -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Levels (2^b) and the thresholds (2^b - 1) between them for N(0, 1), both rising."""
+    count = 2**bits
+    share = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    levels = torch.special.ndtri(share)
+    for _ in range(ROUNDS):
+        cuts = (levels[1:] + levels[:-1]) / 2
+        ends = torch.cat([cuts.new_tensor([-math.inf]), cuts, cuts.new_tensor([math.inf])])
+        below = torch.special.ndtr(ends)
+        if kind == "median":
+            levels = torch.special.ndtri((below[1:] + below[:-1]) / 2)
+        else:
+            density = torch.exp(-ends.square() / 2) / math.sqrt(2 * math.pi)
+            levels = (density[:-1] - density[1:]) / below.diff()
+        levels = (levels - levels.flip(0)) / 2  # symmetric to the last digit
+    return tuple(levels.tolist()), tuple(((levels[1:] + levels[:-1]) / 2).tolist())
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Numbers below 2^b, lowest bit first, without gaps.  (n,) int64 -> (ceil(n b / 8),) uint8."""
+    place = torch.arange(8, device=codes.device)
+    flat = (codes[:, None] >> place[:bits] & 1).flatten()
+    flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)])  # a last byte that is not full
+    return (flat.view(-1, 8) << place).sum(1).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
+    """What `pack_bits` packed.  (ceil(n b / 8),) uint8 -> (n,) int64."""
+    if packed.shape != ((want := -(-count * bits // 8)),):
+        raise ShapeError(
+            "codes", got=tuple(packed.shape), want=f"({want},), {count} codes of {bits} bits",
+            fix="Decode with the format and the shape of the encoding.",
+        )  # fmt: skip
+    place = torch.arange(8, device=packed.device)
+    flat = (packed.long()[:, None] >> place & 1).flatten()[: count * bits]
+    return (flat.view(count, bits) << place[:bits]).sum(1)

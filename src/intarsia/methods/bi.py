@@ -1,0 +1,93 @@
+"""Bi-Adapter: adapters of one bit per weight, trained as such (arXiv:2307.16867)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..adapters import Bottleneck
+from ..adapters.coded import CodedCell
+from ..core import Card, Method, Paper, Site
+from ..core.errors import ConfigError
+from ..formats import Gaussian
+
+FLOAT = 32  # bits at which nothing is coded
+
+
+@dataclass(frozen=True)
+class Bi:
+    """Any adapter with its weight matrices W replaced by q(z) std(W) + mean(W) while it trains.
+
+    z = (W - mean) / (std + 1e-5); q rounds to the nearest of 2^b levels made for N(0, 1), and the
+    gradient passes through it. Bits are better spent on width than on floats.
+
+    over: the adapter, such as Bottleneck or Lora. The paper's sits beside the MLP, reads the
+      residual stream before its LayerNorm, with dropout 0.1 and a scale chosen for each data set;
+      the default reads what the MLP reads and has AdaptFormer's scale, 0.1.
+    bits: b, 1 to 8; 32 = the float adapter.
+    codebook: "median" (the paper) or "lloyd", see `intarsia.formats.Gaussian`.
+    biases: keep those of the linear maps, in float; the paper has none.
+    start: sigma of the normal, cut at 2 sigma, from which a weight that would start at zero (the
+      up-projection) starts: a constant has no spread to code.
+
+    Raises: ConfigError on a setting that cannot be, or a cell without weight matrices.
+    Source: paper, section 3; `intarsia.hosts.pack` writes the small file.
+    Not for adapters that must add nothing at the start; not for speed: the forward is a float one.
+    """
+
+    over: Method = field(default_factory=lambda: Bottleneck(32, norm="none"))
+    bits: int = 1
+    codebook: str = "median"
+    biases: bool = False
+    start: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if isinstance(self.over, Bi) or not callable(getattr(self.over, "build", None)):
+            raise ConfigError(
+                "over", got=type(self.over).__name__, want="another adapter's settings",
+                fix="Pass a Bottleneck or a Lora.",
+            )  # fmt: skip
+        if callable(getattr(self.over, "share", None)):
+            raise ConfigError(
+                "over", got=f"{type(self.over).__name__}, whose cells share their weights",
+                want="an adapter whose cells have weights of their own", fix="Code a Lora.",
+            )  # fmt: skip
+        if not self.start > 0:
+            raise ConfigError("start", got=self.start, want="more than 0", fix="Try 1e-3.")
+        if self.bits != FLOAT:
+            Gaussian(self.bits, self.codebook)  # says what else can be wrong
+
+    @property
+    def format(self) -> Gaussian | None:
+        """How a weight matrix is stored; None = as it is."""
+        return None if self.bits == FLOAT else Gaussian(self.bits, self.codebook)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.over.roles
+
+    @property
+    def position(self) -> str:
+        return self.over.position
+
+    def build(self, site: Site, *, generator: torch.Generator) -> CodedCell:
+        body = self.over.build(site, generator=generator)
+        return CodedCell(
+            body, self.format, biases=self.biases, start=self.start, generator=generator
+        )
+
+
+CARD = Card(
+    "bi",
+    kind="adapter",
+    config=Bi,
+    paper=Paper(
+        "2307.16867", 2023, "Revisiting the Parameter Efficiency of Adapters from the Perspective "
+        "of Precision Redundancy",
+    ),
+    tags=frozenset({"folds"}),
+    tiny={"over": Bottleneck(4, norm="none", activation="gelu")},
+    summary="An adapter of one, two or four bits per weight, trained with its rounding.",
+    family="few bits",
+)  # fmt: skip

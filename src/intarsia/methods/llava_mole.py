@@ -1,0 +1,75 @@
+"""LLaVA-MoLE: one LoRA expert a token in the MLPs, against conflicts of data (arXiv:2401.16160)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..adapters import Lora
+from ..core import Card, Cell, Paper, Site
+from ..mixtures.lora_experts import ATTENTION, DeltaExperts, attention_cell
+from ..routers.topk import TopK
+
+
+@dataclass(frozen=True)
+class LlavaMole:
+    """P x + (alpha / r) g B_e A_e x for each linear map P of an MLP, with e = argmax p(x).
+
+    p = softmax(x W^T + b) of the MLP's input: one decision for a token in a block, which all of
+    the MLP's linear maps share.
+    experts: E; over: the LoRA of an expert; scale: g, "prob" = p_e, "ste" = 1 with the gradient of
+    p_e, "none" = 1, as released, where the task's loss does not reach the router; balance: the
+    coefficient of E sum f_e P_e (1 at uniform routing); attention: the plain LoRA of the
+    attention's linear layers, None = none there.
+    A host's padding, by its `attention_mask`, gets no expert and counts in no loss.
+
+    Raises: ConfigError on a setting that cannot be; TargetError for an MLP of another kind than
+    Llama's or timm's.
+    Source: paper, section 3.2, and released code; `fit` adds the loss, see `intarsia.aux_loss`.
+    Not for data without domains that tell themselves apart: a LoRA does as well there.
+    """
+
+    experts: int = 3
+    over: Lora = field(default_factory=lambda: Lora(32, 64.0, 0.05))
+    scale: str = "prob"
+    balance: float = 0.01
+    attention: Lora | None = field(default_factory=lambda: Lora(32, 64.0, 0.05, ATTENTION))
+
+    def __post_init__(self) -> None:
+        self.routing()
+
+    def routing(self) -> TopK:
+        return TopK(self.experts, 1, self.scale, bias=True, balance=self.balance)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("mlp", *(() if self.attention is None else self.attention.roles))
+
+    @property
+    def position(self) -> str:
+        return "parallel"
+
+    def build(self, site: Site, *, generator: torch.Generator) -> Cell:
+        plain = attention_cell(self.attention, site, generator=generator)
+        if plain is not None:
+            return plain
+        router = self.routing().build(site.inputs, generator=generator)
+        return DeltaExperts(router, self.over, site, generator=generator)
+
+
+CARD = Card(
+    "llava_mole",
+    kind="adapter",
+    config=LlavaMole,
+    paper=Paper(
+        "2401.16160",
+        2024,
+        "LLaVA-MoLE: Sparse Mixture of LoRA Experts for Mitigating Data Conflicts in Instruction "
+        "Finetuning MLLMs",
+    ),
+    tags=frozenset({"zero_start"}),
+    tiny={"over": Lora(2), "attention": Lora(2)},
+    summary="One LoRA expert for each token in the MLPs, plain LoRA in the attention.",
+    family="adapter mixtures",
+)

@@ -1,0 +1,95 @@
+"""MixLoRA: a mixture of experts made of one frozen MLP and several LoRAs (arXiv:2404.15159)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..adapters import Lora
+from ..core import Card, Cell, Method, Paper, Site
+from ..core.errors import ConfigError
+from ..mixtures.lora_experts import ATTENTION, OutputExperts, attention_cell, places
+from ..routers.switch import Switch
+from ..routers.topk import TopK
+from ..routers.topp import TopP
+
+
+@dataclass(frozen=True)
+class MixLora:
+    """y = sum_e G_e(x) MLP_e(x), where MLP_e is the frozen MLP with LoRAs of expert e.
+
+    router: which experts, `TopK` (renormalised, as in the paper), `TopP` (its dynamic variant) or
+    `Switch` (one expert, with a capacity); over: the adapter of an expert, any that sits beside a
+    linear layer (experts of `Mos` have one pool for the whole model); attention: the plain LoRA of
+    the attention's linear layers, None = none there.
+    What G leaves over of 1 goes to the MLP without experts: after top-p, beyond a capacity, and for
+    padding (a host's `attention_mask`), which gets no expert and counts in no loss.
+
+    Raises: ConfigError on a setting that cannot be; TargetError for an MLP of another kind than
+    Llama's or timm's.
+    Source: paper, section 3, and released code. The balance loss, k at uniform routing, is added by
+    `fit`, see `intarsia.aux_loss`. Here the down-projection is computed once for all experts, too.
+    Not for a budget of parameters: a LoRA with the rank of all active experts does as well.
+    """
+
+    router: TopK | TopP | Switch = field(default_factory=TopK)
+    over: Method = field(default_factory=lambda: Lora(16, 32.0, 0.05))
+    attention: Lora | None = field(default_factory=lambda: Lora(16, 32.0, 0.05, ATTENTION))
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.router, (TopK, TopP, Switch)):
+            raise ConfigError(
+                "router", got=repr(self.router), want="TopK(...), TopP(...) or Switch(...)",
+                fix="The defaults are TopK(experts=8, active=2).",
+            )  # fmt: skip
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("mlp", *(() if self.attention is None else self.attention.roles))
+
+    @property
+    def position(self) -> str:
+        return "parallel"
+
+    @property
+    def share(self) -> Callable[..., nn.Module] | None:
+        """What makes the state that all experts of a model share; None if theirs share nothing."""
+        own: Any = getattr(self.over, "share", None)
+        if not callable(own):
+            return None
+
+        def of_experts(sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
+            maps = (places(site, self.router.experts) for site in sites)
+            found = [place for of in maps for each in of.values() for place in each]
+            return cast(nn.Module, own(found, generator=generator))
+
+        return of_experts
+
+    def build(
+        self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
+    ) -> Cell:
+        plain = attention_cell(self.attention, site, generator=generator)
+        if plain is not None:
+            return plain
+        router = self.router.build(site.inputs, generator=generator)
+        return OutputExperts(router, self.over, site, generator=generator, shared=shared)
+
+
+CARD = Card(
+    "mixlora",
+    kind="adapter",
+    config=MixLora,
+    paper=Paper(
+        "2404.15159",
+        2024,
+        "MixLoRA: Enhancing Large Language Models Fine-Tuning with LoRA-based Mixture of Experts",
+    ),
+    tags=frozenset({"zero_start"}),
+    tiny={"router": TopK(4, 2), "over": Lora(2), "attention": Lora(2)},
+    summary="Experts that share a frozen MLP and differ by LoRAs, two for each token.",
+    family="adapter mixtures",
+)

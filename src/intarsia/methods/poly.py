@@ -1,0 +1,100 @@
+"""Polytropon, an inventory of LoRA skills mixed by task (arXiv:2202.13914), and Multi-Head Routing
+over it (MHR, arXiv:2211.03831)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..adapters import Lora
+from ..core import Card, Paper, Site
+from ..core.errors import TargetError
+from ..mixtures.skills import SkillsCell
+from ..routers import TaskRouter
+
+
+@dataclass(frozen=True)
+class Poly:
+    """A task's own mean of S LoRAs, y = W x + (alpha / r) B_t A_t x, A_t = sum_s w[t, s] A[s].
+
+    The weights are averaged, not their outputs; B_t likewise, with the same w (Poly, section 2.2).
+    With Q = `heads` > 1 this is MHR (section 3): x is cut into Q parts, y too, and each has its own
+    A[q, s] (r, d_in / Q), B[q, s] (d_out / Q, r) and w[t, q, s]; as many adapter parameters, Q
+    times the routing logits. How w comes about: see TaskRouter. `intarsia.methods.mhr` has what
+    follows the training: a LoRA of one task, MHR-mu, MHR-z, new tasks, two learning rates.
+
+    tasks: how many there are; more than one needs `with intarsia.task_ids(model, ids):` around the
+      model's call, or "task_ids" in the dataset of `fit`.
+    skills: S; 1 is LoRA.  heads: Q.  rank: r of each skill, and of what a task gets.
+    alpha: None = r, a scale of 1; PEFT's Poly has 1.
+    unknown: without task ids in evaluation, "error", or "mean", the mean of w over the tasks.
+    roles: which of the host's layers, as in Lora, but a fused qkv layer only whole.
+
+    Raises: ConfigError on a setting that cannot be; TargetError for a layer whose widths the heads
+    do not divide, or that is smaller than the rank; FoldError from merging more than one task.
+    Not for tasks that agree, or where nobody can say which task a sample is of.
+    """
+
+    tasks: int = 1
+    skills: int = 4
+    heads: int = 1
+    rank: int = 8
+    alpha: float | None = None
+    unknown: str = "error"
+    roles: tuple[str, ...] = ("qkv",)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", tuple(self.roles))
+        self.lora()
+        self.router(torch.Generator())
+
+    @property
+    def position(self) -> str:
+        return "parallel"
+
+    def lora(self) -> Lora:
+        """The settings of what one task gets."""
+        return Lora(self.rank, self.alpha, roles=self.roles)
+
+    def router(self, generator: torch.Generator) -> TaskRouter:
+        return TaskRouter(
+            self.tasks, self.skills, self.heads, unknown=self.unknown, generator=generator
+        )
+
+    def build(self, site: Site, *, generator: torch.Generator) -> SkillsCell:
+        narrow = min(site.reads, site.outputs)
+        if self.rank > narrow:
+            raise TargetError(
+                f"rank at {site.path!r}", got=self.rank,
+                want=f"at most {narrow}, the layer's smaller width", fix="Use a smaller rank.",
+            )  # fmt: skip
+        if site.reads % self.heads or site.outputs % self.heads:
+            both = math.gcd(site.reads, site.outputs)
+            raise TargetError(
+                f"heads at {site.path!r}", got=self.heads,
+                want=f"a divisor of {site.reads} inputs and {site.outputs} outputs: one of "
+                f"{[q for q in range(1, both + 1) if both % q == 0]}",
+                fix="Choose one of these, or other layers.",
+            )  # fmt: skip
+        if "qv" in self.roles and site.path.rpartition(".")[2] == "qkv":
+            raise TargetError(
+                f"role 'qv' at {site.path!r}", got="a fused qkv layer", want="single layers",
+                fix="Use roles=('qkv',).",
+            )  # fmt: skip
+        return SkillsCell(
+            self.lora(), self.heads, self.skills, site, router=self.router, generator=generator
+        )
+
+
+CARD = Card(
+    "poly",
+    kind="adapter",
+    config=Poly,
+    paper=Paper("2211.03831", 2022, "Multi-Head Adapter Routing for Cross-Task Generalization"),
+    tags=frozenset({"linear", "stochastic", "folds", "zero_start"}),
+    tiny={"skills": 3, "heads": 2, "rank": 2},
+    summary="An inventory of LoRA skills from which each task mixes its own adapter.",
+    family="task routing",
+)

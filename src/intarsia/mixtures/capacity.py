@@ -1,0 +1,94 @@
+"""So many pairs an expert: which ones stay is decided by order, by lot or by score."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Routing
+from ..core.errors import ConfigError
+from ..routers import Draws
+from ..routers.gate import kept
+
+POLICIES = ("order", "random", "score")
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """An expert keeps C = max(ceil(c N / E), least) of the N pairs of tokens and experts.
+
+    factor: c while training; 1 leaves room for uniform routing, E or more drops nothing.
+    policy: which pairs of a full expert stay,
+      "order", those of the first tokens (GShard, arXiv:2006.16668);
+      "random", a lot drawn for each pair (random token selection of Z-code M3, arXiv:2109.10465),
+      which treats early and late tokens alike;
+      "score", those of largest weight, so that a token's fate depends on later ones.
+    least: of C; evaluation: c in evaluation, None = all stay. There the policy "random" is "order":
+    an answer is never a matter of luck.
+    A dropped token gets 0 from that expert; losses count it all the same.
+
+    Raises: ConfigError on a setting that cannot be, such as no room at all.
+    """
+
+    factor: float = 1.25
+    policy: str = "order"
+    least: int = 4
+    evaluation: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("factor", "evaluation"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(
+                    f"capacity {name}", got=value, want="a number above 0",
+                    fix="1 leaves room for uniform routing, E or more drops nothing.",
+                )  # fmt: skip
+        if self.policy not in POLICIES:
+            raise ConfigError(
+                "capacity policy", got=repr(self.policy), want=f"one of {POLICIES}", fix="Pick one."
+            )
+        if self.least < 1:
+            raise ConfigError(
+                "capacity least", got=self.least, want="at least 1", fix="4 is DeepSpeed's."
+            )
+
+    def room(self, routing: Routing, training: bool) -> int | None:
+        """C, or None for no limit."""
+        factor = self.factor if training else self.evaluation
+        if factor is None:
+            return None
+        return max(math.ceil(factor * len(routing.token) / routing.experts), self.least)
+
+    def limit(self, routing: Routing, *, training: bool, draws: Draws | None = None) -> Routing:
+        """The routing less what is dropped.  draws: the lots of "random", needed to train."""
+        room = self.room(routing, training)
+        if room is None:
+            return routing
+        if self.policy == "random" and training:
+            if draws is None:
+                raise ConfigError(
+                    "capacity", got="policy='random' and no source of randomness",
+                    want="draws", fix="Give the mixture a generator.",
+                )  # fmt: skip
+            shape = routing.experts
+            lots = draws.drawn(
+                routing.tokens, lambda n: torch.rand(n, shape, generator=draws.generator)
+            ).to(routing.token.device)
+            first = lots[routing.token, routing.expert].argsort(descending=True)
+        elif self.policy == "score":
+            first = routing.weight.detach().argsort(descending=True, stable=True)
+        else:
+            first = routing.token.argsort(stable=True)
+        return kept(routing, _place(routing, first) < room)
+
+
+def _place(routing: Routing, first: Tensor) -> Tensor:
+    """The place of each pair in its expert's queue, from 0.  first: (N,), the pairs in order."""
+    order = first[routing.expert[first].argsort(stable=True)]  # by expert, then as they came
+    load = routing.load()
+    begin = (load.cumsum(0) - load)[routing.expert[order]]
+    every = torch.arange(len(order), device=order.device)
+    return torch.empty_like(order).scatter(0, order, every - begin)

@@ -1,0 +1,165 @@
+"""What experts compute, rows sorted by expert: MLPs in stacked matrices, or any modules."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from .grouped import grouped
+
+ACTS: Mapping[str, type[nn.Module]] = MappingProxyType(
+    {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+)
+
+
+class Experts(nn.Module, abc.ABC):
+    """E maps of rows.  experts: E."""
+
+    experts: int
+
+    @abc.abstractmethod
+    def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        """Each row by its expert.  rows: (N, d), expert: (N,) int64, ascending -> (N, out)."""
+
+    @abc.abstractmethod
+    def every(self, x: Tensor) -> Tensor:
+        """Each row by all experts, the slow twin.  (T, d) -> (T, E, out)."""
+
+    def load(self, expert: Tensor) -> Tensor:
+        """How many rows each expert has.  Returns (E,) int64."""
+        none = expert.new_zeros(self.experts)
+        return none.index_add(0, expert, torch.ones_like(expert))
+
+
+class StackedExperts(Experts):
+    """E MLPs of one size: W2_e act(W1_e x + b1_e) + b2_e; gated W2_e (act(Wg_e x) * W1_e x).
+
+    width, hidden: d and h; outputs: their width, d if None; act: "gelu", "relu", "silu" or an
+    elementwise module; bias: has each matrix one.
+    Parameters: `up` W1 (E, h, d), `gate` Wg (E, h, d), `down` W2 (E, out, h), each expert drawn
+    for itself from U(-1/sqrt(n), 1/sqrt(n)), n its inputs; biases `up_bias`, ... start at 0.
+
+    Raises: ConfigError for sizes below 1 or another activation.
+    """
+
+    def __init__(
+        self,
+        experts: int,
+        width: int,
+        hidden: int,
+        outputs: int | None = None,
+        *,
+        act: str | nn.Module = "gelu",
+        gated: bool = False,
+        bias: bool = False,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        outputs = width if outputs is None else outputs
+        for name, value in zip(
+            ("experts", "width", "hidden", "outputs"),
+            (experts, width, hidden, outputs),
+            strict=True,
+        ):
+            if value < 1:
+                raise ConfigError(name, got=value, want="at least 1", fix="Give a larger one.")
+        if isinstance(act, str) and act not in ACTS:
+            raise ConfigError(
+                "act", got=repr(act), want=f"one of {sorted(ACTS)}, or a module", fix="Pick one."
+            )
+        self.experts, self.outputs = experts, outputs
+        self.act = ACTS[act]() if isinstance(act, str) else act
+
+        def drawn(to: int, of: int) -> nn.Parameter:
+            bound = 1 / math.sqrt(of)
+            weight = torch.empty(experts, to, of)
+            return nn.Parameter(nn.init.uniform_(weight, -bound, bound, generator=generator))
+
+        def zeros(to: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.zeros(experts, to)) if bias else None
+
+        self.up, self.up_bias = drawn(hidden, width), zeros(hidden)
+        self.gate = drawn(hidden, width) if gated else None
+        self.gate_bias = zeros(hidden) if gated else None
+        self.down, self.down_bias = drawn(outputs, hidden), zeros(outputs)
+
+    def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        ends = self.load(expert).cumsum(0).to(torch.int32)
+
+        def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            dtype = _dtype(x)
+            y = grouped(x.to(dtype).contiguous(), weight.to(dtype), ends)
+            return y if bias is None else y + bias.to(dtype).index_select(0, expert)
+
+        up = linear(rows, self.up, self.up_bias)
+        if self.gate is None:
+            hidden = self.act(up)
+        else:
+            hidden = self.act(linear(rows, self.gate, self.gate_bias)) * up
+        return linear(hidden, self.down, self.down_bias)
+
+    def every(self, x: Tensor) -> Tensor:
+        def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            y = torch.einsum("tei,eoi->teo", x, weight)
+            return y if bias is None else y + bias
+
+        all_x = x[:, None].expand(-1, self.experts, -1)  # (T, E, d)
+        up = linear(all_x, self.up, self.up_bias)
+        if self.gate is None:
+            return linear(self.act(up), self.down, self.down_bias)
+        gate = self.act(linear(all_x, self.gate, self.gate_bias))
+        return linear(gate * up, self.down, self.down_bias)
+
+    @torch.no_grad()
+    def diversify(self, fraction: float, generator: torch.Generator) -> None:
+        """Set a random part of the weights of each expert's matrices to 0 (EvoMoE).
+
+        Raises: ConfigError unless 0 <= fraction < 1.
+        """
+        if not 0 <= fraction < 1:
+            raise ConfigError("fraction", got=fraction, want="0 <= f < 1", fix="Try 0.1.")
+        for weight in (self.up, self.gate, self.down):
+            if weight is not None:
+                keep = torch.rand(weight.shape, generator=generator) >= fraction
+                weight.mul_(keep.to(weight.device))
+
+    def extra_repr(self) -> str:
+        e, h, d = self.up.shape
+        return f"{e} experts, {d} -> {h} -> {self.outputs}, gated={self.gate is not None}"
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a product: autocast's, which knows no operators but torch's, or x's own."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+class ExpertList(Experts):
+    """Any modules (N, d) -> (N, out) as experts, of whatever kinds and sizes.
+
+    One without rows is called too: its gradient is then 0, and data-parallel ranks do not wait.
+
+    Raises: ConfigError for none.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if not len(modules):
+            raise ConfigError("experts", got="none", want="at least one module", fix="Give a list.")
+        self.each = nn.ModuleList(modules)
+        self.experts = len(modules)
+
+    def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        parts = rows.split(self.load(expert).tolist())
+        return torch.cat([f(x) for f, x in zip(self.each, parts, strict=True)])
+
+    def every(self, x: Tensor) -> Tensor:
+        return torch.stack([f(x) for f in self.each], 1)

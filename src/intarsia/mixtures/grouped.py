@@ -1,0 +1,104 @@
+"""Products of sorted rows with a matrix for each group: slice by slice, or all at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# torch's kernels want rows that begin at such an address
+BYTES = 16
+FAST = (torch.float32, torch.bfloat16, torch.float16)
+# rows of a group up to which W x^T is up to three times as fast as x W^T, in float32 on a CPU
+FEW = 6
+
+
+def at_once(a: Tensor, b: Tensor) -> bool:
+    """Can `torch.nn.functional.grouped_mm` multiply these?"""
+    if not hasattr(F, "grouped_mm") or a.dtype not in FAST or not (len(a) and a.numel()):
+        return False
+    if a.is_cuda and (
+        a.dtype != torch.bfloat16 or torch.cuda.get_device_capability(a.device) < (8, 0)
+    ):
+        return False
+    return all(
+        t.data_ptr() % BYTES == 0
+        and 1 in t.stride()[-2:]
+        and all(s * t.element_size() % BYTES == 0 for s in t.stride() if s != 1)
+        for t in (a, b)
+    )  # fmt: skip
+
+
+def few(rows: Tensor, weight: Tensor) -> bool:
+    """Is W x^T the faster way for the groups that are small, as most then are?"""
+    on_cpu = rows.device.type == "cpu" and rows.dtype == torch.float32
+    return on_cpu and weight.stride(2) == 1 and len(rows) <= FEW * len(weight)
+
+
+def sizes(ends: Tensor) -> list[int]:
+    return ends.diff(prepend=ends.new_zeros(1)).tolist()
+
+
+@torch.library.custom_op(
+    "intarsia::grouped",
+    mutates_args=(),
+    schema="(Tensor rows, Tensor weight, Tensor ends) -> Tensor",
+)
+def grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """W_e x_n, e the group of row n.  rows: (N, d), weight: (E, h, d) -> (N, h).
+
+    ends: (E,) int32, where each group of rows ends; a group may be empty. An operator of its own,
+    so that torch.compile need not know the sizes.
+    """
+    turned = few(rows, weight)
+    if not turned and at_once(rows, weight.transpose(1, 2)):
+        return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+    out, parts = rows.new_empty(len(rows), weight.shape[1]), sizes(ends)
+    for x, w, y in zip(rows.split(parts), weight.unbind(), out.split(parts), strict=True):
+        if turned and len(x) <= FEW:
+            y.copy_(torch.mm(w, x.t()).t())
+        else:
+            torch.mm(x, w.t(), out=y)
+    return out
+
+
+@torch.library.custom_op(
+    "intarsia::grouped_outer", mutates_args=(), schema="(Tensor a, Tensor b, Tensor ends) -> Tensor"
+)
+def grouped_outer(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """a_e^T b_e, over the rows of each group.  a: (N, h), b: (N, d) -> (E, h, d)."""
+    if at_once(a, b):
+        return F.grouped_mm(a.t(), b, offs=ends)
+    out, parts = a.new_empty(len(ends), a.shape[1], b.shape[1]), sizes(ends)
+    for x, y, z in zip(a.split(parts), b.split(parts), out.unbind(), strict=True):
+        torch.mm(x.t(), y, out=z)
+    return out
+
+
+@grouped.register_fake
+def _(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape[0], weight.shape[1])
+
+
+@grouped_outer.register_fake
+def _(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    return a.new_empty(ends.shape[0], a.shape[1], b.shape[1])
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    rows, weight, ends = ctx.saved_tensors
+    grad = grad.contiguous()
+    return (
+        grouped(grad, weight.transpose(1, 2), ends) if ctx.needs_input_grad[0] else None,
+        grouped_outer(grad, rows, ends) if ctx.needs_input_grad[1] else None,
+        None,
+    )
+
+
+grouped.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,253 @@
+"""Experts that are adapters of one shared, frozen MLP: what all of them need is computed once."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Lora
+from ..core import Cell, Method, Routing, Site
+from ..core.errors import ConfigError, TargetError
+from ..routers import Router
+from .dispatch import Expert, Slices, mix_naive
+
+Add = Callable[[str, Tensor, Tensor], Tensor]
+ATTENTION = ("qkv", "projection")  # roles of the linear layers that get no experts
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How an MLP computes: y = after(writes(inner(reads[0](x), reads[1](x), ...))).
+
+    reads, writes: names of its linear maps; others: those of all that it may have beside them;
+    inner(module, hidden), after(module, y): what is between them and behind.
+    """
+
+    reads: tuple[str, ...]
+    writes: str
+    others: frozenset[str]
+    inner: Callable[[Any, Sequence[Tensor]], Tensor]
+    after: Callable[[Any, Tensor], Tensor]
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        return (*self.reads, self.writes)
+
+    def compute(self, module: Any, x: Tensor, add: Add) -> Tensor:
+        """The MLP, with add(name, y, input) in place of each linear map's y."""
+
+        def linear(name: str, x: Tensor) -> Tensor:
+            return add(name, module.get_submodule(name)(x), x)
+
+        hidden = self.inner(module, [linear(name, x) for name in self.reads])
+        return self.after(module, linear(self.writes, hidden))
+
+
+GATED = Dialect(  # transformers: Llama, Mistral, Qwen, SmolLM
+    ("gate_proj", "up_proj"), "down_proj", frozenset({"act_fn"}),
+    lambda m, hidden: m.act_fn(hidden[0]) * hidden[1],
+    lambda m, y: y,
+)  # fmt: skip
+PLAIN = Dialect(  # timm
+    ("fc1",), "fc2", frozenset({"act", "drop1", "norm", "drop2"}),
+    lambda m, hidden: m.norm(m.drop1(m.act(hidden[0]))),
+    lambda m, y: m.drop2(y),
+)  # fmt: skip
+WANT = "an MLP with gate_proj, up_proj, act_fn, down_proj (Llama), or fc1, act, fc2 (timm's Mlp)"
+FIX = "Adapt its linear layers with Lora(roles=('mlp_linear',)), or target other modules."
+
+
+def dialect_of(site: Site) -> Dialect:
+    """The dialect of the MLP at a site, by its linear maps.
+
+    Raises: TargetError, with what is there instead.
+    """
+    widths = {name: (inputs, outputs) for name, inputs, outputs in site.layers}
+    for dialect in (GATED, PLAIN):
+        hidden = {widths.get(name, (0, 0))[1] for name in dialect.reads}
+        fits = {widths.get(dialect.writes, (0, 0))[0]} == hidden  # no halves that are multiplied
+        if set(widths) == set(dialect.linears) and fits and site.channels == "last":
+            return dialect
+    layers = ", ".join(f"{name} ({i} -> {o})" for name, i, o in site.layers) or "a linear layer"
+    first = " over channels in front" if site.channels == "first" else ""
+    raise TargetError(f"target {site.path!r}", got=layers + first, want=WANT, fix=FIX)
+
+
+def places(site: Site, experts: int) -> dict[str, list[Site]]:
+    """The linear maps of an MLP as every expert's own sites, by map."""
+    return {
+        name: [Site(f"{site.path}.{e}.{name}", inputs, outputs) for e in range(experts)]
+        for name, inputs, outputs in site.layers
+    }
+
+
+class MlpExperts(Cell):
+    """E adapters on each linear map of an MLP, one routing for all of them.  (..., d) -> (..., d).
+
+    over: the adapter that every expert is made of; router: which expert, by the MLP's input;
+    shared: what the experts of a model share, where their adapter shares something (MoS).
+    Its parameters: router, experts.NAME.EXPERT for each linear map of the MLP.
+
+    Raises: TargetError for another kind of MLP; ConfigError for a rank above a layer's width.
+    """
+
+    whole: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        router: Router,
+        over: Method,
+        site: Site,
+        *,
+        generator: torch.Generator,
+        shared: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if over.position != "parallel" or "mlp" in over.roles:
+            raise ConfigError(
+                "over", got=type(over).__name__, want="an adapter beside a linear layer",
+                fix="Use Lora.",
+            )  # fmt: skip
+        self.path, self.outputs = site.path, site.outputs
+        self.dialect, self.router = dialect_of(site), router
+        rank: int = getattr(over, "rank", 1)
+        more: dict[str, Any] = {} if shared is None else {"shared": shared}
+        experts: dict[str, nn.Module] = {}
+        of_map = places(site, router.experts)
+        for name, inputs, outputs in site.layers:
+            if rank > min(inputs, outputs):
+                raise ConfigError(
+                    "rank", got=rank, want=f"at most {min(inputs, outputs)}, the width of {name}",
+                    fix="A full change of the layer has that rank already.",
+                )  # fmt: skip
+            experts[name] = nn.ModuleList(
+                over.build(place, generator=generator, **more) for place in of_map[name]
+            )
+        self.experts = nn.ModuleDict(experts)
+
+    def of(self, name: str) -> Sequence[Expert]:
+        """The experts of one linear map."""
+        return cast("Sequence[Expert]", self.experts[name])
+
+    @abc.abstractmethod
+    def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
+        """The MLP with its experts.  (N, d) -> (N, d)."""
+
+    def around(self, module: nn.Module, x: Tensor) -> Tensor:
+        y = self.mixed(module, x.reshape(-1, x.shape[-1]), self.router(x))
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise TargetError(
+            f"experts at {self.path!r}", got="an input and no MLP",
+            want="the MLP whose products they share", fix="Call cell.around(mlp, x).",
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def check(self, module: nn.Module) -> None:
+        """Raise TargetError unless the module computes as its dialect says."""
+        children = dict(module.named_children())
+        known = {*self.dialect.linears, *self.dialect.others}
+        weight = cast(Tensor, children[self.dialect.reads[0]].weight)
+        same = set(children) == known
+        drops = any(m.p and m.training for m in module.modules() if isinstance(m, nn.Dropout))
+        if same and not weight.is_meta and not drops and weight.is_floating_point():
+            x = torch.linspace(-1, 1, 2 * weight.shape[1]).to(weight).view(2, -1)
+            plain = self.dialect.compute(module, x, lambda _name, y, _x: y)
+            same = torch.allclose(module(x), plain, rtol=1e-3, atol=1e-5, equal_nan=True)
+        if not same:
+            raise TargetError(
+                f"target {self.path!r}",
+                got=f"{type(module).__name__} of {', '.join(children)}", want=WANT, fix=FIX,
+            )  # fmt: skip
+
+
+def asks_no_values(x: Tensor) -> bool:
+    """Must the forward be one graph, whatever the routing says?"""
+    return x.is_meta or torch.compiler.is_exporting()
+
+
+class DeltaExperts(MlpExperts):
+    """Each linear map P of the MLP becomes P x + sum_e G_te cell_e(x) (LLaVA-MoLE, section 3.2)."""
+
+    def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
+        if asks_no_values(rows):
+            return self.dialect.compute(
+                module, rows,
+                lambda name, y, x: y + mix_naive(x, routing, self.of(name)).to(y.dtype),
+            )  # fmt: skip
+        slices, dialect = Slices.of(routing), self.dialect
+        hidden = [module.get_submodule(name)(rows) for name in dialect.reads]
+        slices.add_mix(rows, *zip(hidden, map(self.of, dialect.reads), strict=True))
+        a = dialect.inner(module, hidden)
+        y = module.get_submodule(dialect.writes)(a)
+        slices.add_mix(a, (y, self.of(dialect.writes)))
+        return dialect.after(module, y)
+
+
+class OutputExperts(MlpExperts):
+    """y_t = sum_e G_te MLP_e(x_t) + (1 - sum_e G_te) MLP(x_t), MLP_e with the cells of expert e.
+
+    The products of the frozen maps that read x are computed once for all experts, and so is the
+    product of the one that writes, W (sum_e G_te a_te), since it is linear and the weights sum to
+    one. Where a token's weights sum to less (top-p, capacity, padding), the MLP has the rest.
+    """
+
+    def alone(self, module: nn.Module, expert: int, x: Tensor) -> Tensor:
+        """What one expert says, with products of its own.  (N, d) -> (N, d)."""
+        return self.dialect.compute(
+            module, x, lambda name, y, x: y + self.of(name)[expert](x).to(y.dtype)
+        )
+
+    def naive(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
+        """The oracle of `mixed`: every expert's whole MLP on every row."""
+        outputs: list[Expert] = [
+            lambda x, e=e: self.alone(module, e, x) for e in range(routing.experts)
+        ]
+        rest = 1 - routing.dense().sum(1, keepdim=True)
+        return mix_naive(rows, routing, outputs) + rest * module(rows)
+
+    def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
+        if asks_no_values(rows):
+            return self.naive(module, rows, routing)
+        slices, dialect = Slices.of(routing), self.dialect
+        shared = [module.get_submodule(name)(rows) for name in dialect.reads]  # (T, h) each
+        bases = zip(*(slices.rows(base) for base in shared), strict=True)
+        blend = torch.zeros_like(shared[0])  # sum_e G_te a_te
+        delta = rows.new_zeros(len(rows), self.outputs)
+        for e, (x, mine) in enumerate(zip(slices.rows(rows), bases, strict=True)):
+            added = [self.of(name)[e](x) for name in dialect.reads]
+            hidden = [y + more.to(y.dtype) for y, more in zip(mine, added, strict=True)]
+            a = dialect.inner(module, hidden)  # (M_e, h)
+            slices.add(blend, e, nn.Identity(), a)
+            slices.add(delta, e, self.of(dialect.writes)[e], a)
+        left = slices.without(len(rows)) if self.router.normalised else slice(None)
+        rest = (1 - routing.dense().sum(1, keepdim=True))[left]
+        if len(rest):
+            plain = dialect.inner(module, [base[left] for base in shared])
+            every = torch.arange(len(rows), device=rows.device)
+            blend.index_add_(0, every[left], plain * rest.to(plain.dtype))
+        y = module.get_submodule(dialect.writes)(blend)
+        return dialect.after(module, y + delta.to(y.dtype))
+
+
+def attention_cell(
+    attention: Lora | None, site: Site, *, generator: torch.Generator
+) -> Cell | None:
+    """The plain LoRA of a site that is one linear layer; None for an MLP, which gets experts.
+
+    Raises: TargetError for a linear layer where the method has no LoRA for those.
+    """
+    if site.layers:
+        return None
+    if attention is None:
+        raise TargetError(
+            f"target {site.path!r}", got="a linear layer, and attention=None", want="an MLP",
+            fix="Target the MLPs, or give attention=Lora(...).",
+        )  # fmt: skip
+    return attention.build(site, generator=generator)

@@ -1,0 +1,167 @@
+"""A layer of experts and the router that chooses among them for each token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Routing
+from ..core.errors import CheckpointError, ConfigError, ShapeError
+from ..routers import Draws, RandomRouter, Router
+from .capacity import Capacity
+from .experts import ExpertList, Experts
+from .lora_experts import asks_no_values
+
+DENSE = ("fc1.weight", "up_proj.weight")  # in a checkpoint of the MLP that was here
+MIXES = ("learned", "sum")
+
+
+class Mixture(nn.Module):
+    """y_t = sum_e G_te expert_e(x_t) + shared(x_t).  x: (..., d) -> (..., out).
+
+    experts: an `Experts`, or a list of modules of whatever kinds; router: which of them, with what
+    weight, for each token, or for each sample, whose tokens then go together; shared: a module that
+    every token passes; capacity: how many tokens an expert takes, None = all.  generator: of the
+    lots of `Capacity(policy="random")`.
+
+    Rows are sorted by expert, so that time and memory grow with the pairs, never with T times E.
+    Exact and differentiable. Padding and dropped tokens get 0 from the experts. Losses stay with
+    the router, see `intarsia.aux_loss`. A NaN in a row reaches that row's output and no other's.
+    taken: the newest routing in training after the capacity, beside `router.last` before it.
+
+    Raises: ConfigError for a router of another number of experts, or no generator where one is
+    needed; ShapeError for a routing that fits neither tokens nor samples.
+    Not for experts that must see whole sequences, such as attention.
+    """
+
+    def __init__(
+        self,
+        experts: Experts | Sequence[nn.Module],
+        router: Router | RandomRouter,
+        shared: nn.Module | None = None,
+        *,
+        capacity: Capacity | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.experts = experts if isinstance(experts, Experts) else ExpertList(experts)
+        if router.experts != self.experts.experts:
+            raise ConfigError(
+                "router", got=f"{router.experts} experts to choose from",
+                want=f"{self.experts.experts}, as the mixture has",
+                fix="Give both the same number.",
+            )  # fmt: skip
+        if capacity is not None and capacity.policy == "random" and generator is None:
+            raise ConfigError(
+                "capacity", got="policy='random' without a generator", want="a source of lots",
+                fix="Pass generator=torch.Generator().manual_seed(0).",
+            )  # fmt: skip
+        self.router, self.shared, self.capacity = router, shared, capacity
+        self.draws = Draws(generator) if generator is not None and capacity is not None else None
+        self.taken: Routing | None = None
+
+    def routing(self, x: Tensor) -> Routing:
+        """Who goes where, after the capacity.  x: (..., d) -> Routing of shape (rows, E)."""
+        rows = x[..., 0].numel()
+        routing = _spread(self.router(x), rows)
+        if self.capacity is not None:
+            routing = self.capacity.limit(routing, training=self.training, draws=self.draws)
+            if self.training:
+                self.taken = routing
+        return routing
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, routing = x.reshape(-1, x.shape[-1]), self.routing(x)
+        y = (self.naive if asks_no_values(x) else self.mixed)(rows, routing)
+        y = y.view(*x.shape[:-1], y.shape[-1])
+        return y if self.shared is None else y + self.shared(x)
+
+    def mixed(self, rows: Tensor, routing: Routing) -> Tensor:
+        """sum_e G_te expert_e(x_t).  (T, d) -> (T, out)."""
+        expert, order = routing.expert.sort(stable=True)
+        token, weight = routing.token[order], routing.weight[order]
+        made = self.experts(rows.index_select(0, token), expert) * weight[:, None]  # (N, out)
+        return made.new_zeros(len(rows), made.shape[1]).index_add(0, token, made)
+
+    def naive(self, rows: Tensor, routing: Routing) -> Tensor:
+        """The twin of `mixed`: every expert on every row, for graphs that must know no values."""
+        made = self.experts.every(rows)
+        return torch.einsum("te,teo->to", routing.dense().to(made.dtype), made)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        if any(f"{prefix}{name}" in state_dict for name in DENSE):
+            raise CheckpointError(
+                f"weights of {prefix.rstrip('.') or 'the mixture'!r}", got="those of a dense MLP",
+                want="those of a mixture",
+                fix="Load them into the dense model, then call intarsia.upcycle.",
+            )  # fmt: skip
+        super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a routing holds a graph, which cannot be copied
+        return self.__dict__ | {"taken": None}
+
+
+def _spread(routing: Routing, rows: int) -> Routing:
+    """The routing of rows; where it is of samples, each row goes where its sample goes."""
+    if routing.tokens == rows:
+        return routing
+    each, rest = divmod(rows, routing.tokens) if routing.tokens else (0, 1)
+    if rest or not each:
+        raise ShapeError(
+            "routing", got=f"{routing.tokens} rows for {rows} tokens",
+            want="a row for each token or for each sample", fix="Use a router of tokens.",
+        )  # fmt: skip
+    inside = torch.arange(each, device=routing.token.device)
+    return replace(
+        routing,
+        token=(routing.token[:, None] * each + inside).flatten(),
+        expert=routing.expert.repeat_interleave(each),
+        weight=routing.weight.repeat_interleave(each),
+        tokens=rows,
+    )
+
+
+class ResidualMixture(nn.Module):
+    """c_1 mixture(x) + c_2 mlp(x), the residual experts of DeepSpeed-MoE.  (..., d) -> (..., out).
+
+    mix: "learned", (c_1, c_2) = softmax(W x + b) for each token, in float32 or better (released
+    code); "sum", both 1 (paper). width: d; W is drawn as nn.Linear's is, b starts at 0.
+    The MLP is for every token what the router corrects, so that one expert beside it does the work
+    of two.
+
+    Raises: ConfigError for another mix.
+    Source: arXiv:2201.05596.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        mlp: nn.Module,
+        *,
+        width: int,
+        mix: str = "learned",
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        if mix not in MIXES:
+            raise ConfigError("mix", got=repr(mix), want=f"one of {MIXES}", fix="Pick one.")
+        self.mixture, self.mlp = mixture, mlp
+        self.coefficient: nn.Linear | None = None
+        if mix == "learned":
+            self.coefficient = linear = cast(nn.Linear, nn.utils.skip_init(nn.Linear, width, 2))
+            bound = width**-0.5
+            nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch, plain = self.mixture(x), self.mlp(x)
+        if self.coefficient is None:
+            return branch + plain
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        c = self.coefficient(x).to(dtype).softmax(-1).to(plain.dtype)  # (..., 2)
+        return c[..., :1] * branch + c[..., 1:] * plain

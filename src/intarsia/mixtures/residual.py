@@ -1,0 +1,248 @@
+"""Residual updates with momentum along the depth of a model (MomentumSMoE, arXiv:2410.14574)."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..core import Card, Paper
+from ..core.errors import ConfigError, TargetError
+from ..routers import Threaded, join, start
+
+F = Callable[[Tensor], Tensor]
+STARTS = ("tokens", "zero")
+
+
+class Update(abc.ABC):
+    """How a block's f(x) moves the residual stream x, given the momentum m of the blocks before."""
+
+    @abc.abstractmethod
+    def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What is added to x, and the momentum for the next block; m: None at the first."""
+
+    @property
+    def reads_stream(self) -> bool:
+        """Does it need x itself, and not only f(x)?"""
+        return False
+
+
+@dataclass(frozen=True)
+class Plain(Update):
+    """x + f(x): a residual block as it always was."""
+
+    def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, None]:
+        return f(x), None
+
+
+@dataclass(frozen=True)
+class HeavyBall(Update):
+    """m_l = mu m_{l-1} + gamma f(x_l), x_{l+1} = x_l + m_l, m = 0 before the first block.
+
+    mu = 0, gamma = 1 is `Plain`. For f(x) = -lambda x it is stable where |mu| < 1 and
+    0 < gamma lambda < 2 (1 + mu), `Plain` where 0 < gamma lambda < 2 (section 3).
+
+    mu: the momentum that is kept; gamma: the size of a step.
+
+    Raises: ConfigError unless |mu| < 1.
+    Source: arXiv:2410.14574, section 3. `AdamOnce` and `Robust` are its other two updates.
+    """
+
+    mu: float = 0.7
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        _momentum(self.mu)
+
+    def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
+        m = self.gamma * f(x) if m is None else self.mu * m + self.gamma * f(x)
+        return m, m
+
+
+@dataclass(frozen=True)
+class AdamOnce(Update):
+    """An Adam step at the first block, `HeavyBall` with gamma at all others.
+
+    First: p = (1 - beta1) f, v = beta2 v_0 + (1 - beta2) f^2, and
+    x_1 = x_0 + gamma1 p / ((1 - beta1) sqrt(v + 1e-8)) - kappa x_0, m = gamma f.
+    start: "tokens", v_0 is the mean of f^2 over the width of each token, so that the step is as
+      long as gamma1 says and every entry of f has a gradient;
+      "zero", as published, where p is not divided by 1 - beta1 either: the step is then nearly
+      gamma1 (1 - beta1) / sqrt(1 - beta2) sign(f), 3.16 sign(f) by default, whatever f says, and
+      nothing before it learns. See `published`.
+    kappa: 1 takes x_0 away, as the released code does inside another residual.
+
+    Raises: ConfigError on a setting that cannot be.
+    """
+
+    mu: float = 0.7
+    gamma: float = 1.0
+    gamma1: float = 0.3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    kappa: float = 0.0
+    start: str = "tokens"
+
+    def __post_init__(self) -> None:
+        _momentum(self.mu)
+        for what in ("beta1", "beta2"):
+            if not 0 <= getattr(self, what) < 1:
+                raise ConfigError(what, got=getattr(self, what), want="0 <= b < 1", fix="Try 0.9.")
+        if self.start not in STARTS:
+            raise ConfigError(
+                "start", got=repr(self.start), want=f"one of {STARTS}", fix="Pick one."
+            )
+
+    @classmethod
+    def published(cls) -> AdamOnce:
+        """The released code's, for comparison: v_0 = 0, gamma1 = 1, kappa = 1."""
+        return cls(gamma1=1.0, kappa=1.0, start="zero")
+
+    @property
+    def reads_stream(self) -> bool:
+        return self.kappa != 0
+
+    def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
+        made = f(x)
+        if m is not None:
+            m = self.mu * m + self.gamma * made
+            return m, m
+        p, v = made, (1 - self.beta2) * made.square()
+        if self.start == "tokens":
+            v = v + self.beta2 * made.square().mean(-1, keepdim=True)
+        else:
+            p = (1 - self.beta1) * made
+        change = self.gamma1 * p / (v + 1e-8).sqrt()
+        if self.kappa:
+            change = change - self.kappa * x
+        return change, self.gamma * made
+
+
+@dataclass(frozen=True)
+class Robust(Update):
+    """m_l = mu m_{l-1} + gamma f(x_l + alpha m_{l-1}), x_{l+1} = x_l + m_l.
+
+    k: condition number; p: the rate at which an error is to shrink by block; L: the largest
+    curvature. gamma = k (1 - p)^2 (1 + p) / L, mu = k p^3 / (k - 1),
+    alpha = p^3 / ((k - 1) (1 - p)^2 (1 + p)): for f(x) = -lambda x with L / k <= lambda <= L the
+    error shrinks by p at least (robust momentum, Cyrus et al. 2018).
+
+    Raises: ConfigError unless k > 1, L > 0 and 1 - 1 / sqrt(k) <= p <= 1 - 1 / k.
+    """
+
+    k: float = 4.0
+    p: float = 0.6
+    L: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.k > 1 and self.L > 0):
+            raise ConfigError(
+                "k, L", got=f"{self.k}, {self.L}", want="k above 1, L above 0", fix="Try 4 and 1."
+            )
+        low, high = 1 - self.k**-0.5, 1 - 1 / self.k
+        if not low <= self.p <= high:
+            raise ConfigError(
+                "p", got=self.p, want=f"{low:.3f} ... {high:.3f} for k = {self.k}",
+                fix="The smallest is the fastest, the largest stands the most noise.",
+            )  # fmt: skip
+
+    @property
+    def constants(self) -> tuple[float, float, float]:
+        """gamma, mu and alpha."""
+        k, p = self.k, self.p
+        slow = (1 - p) ** 2 * (1 + p)
+        return k * slow / self.L, k * p**3 / (k - 1), p**3 / ((k - 1) * slow)
+
+    @property
+    def reads_stream(self) -> bool:
+        return True
+
+    def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
+        gamma, mu, alpha = self.constants
+        m = gamma * f(x) if m is None else mu * m + gamma * f(x + alpha * m)
+        return m, m
+
+
+class Residual(Threaded):
+    """x + the update's change, around any block.  x: (..., d) -> (..., d).
+
+    block: f, (..., d) -> (..., d), with its norm, without its residual. The momentum goes from one
+    `Residual` to the next of equal update, token by token; call `routers.join(model)` once they are
+    in place, and `routers.start(model)` before every forward unless a host does.
+    added: the host adds x by itself, as around a transformer's MLP; only the change is returned,
+    and the block may read a norm of x. Parameters: the block's, none more.
+
+    Raises: ConfigError for `added` with an update that needs x itself.
+    Source: arXiv:2410.14574, section 3, where experts are gradients and are subtracted; here their
+    sign is theirs.
+    """
+
+    def __init__(self, block: nn.Module, update: Update, *, added: bool = False) -> None:
+        super().__init__()
+        if added and update.reads_stream:
+            raise ConfigError(
+                "added", got=f"True with {update}", want="an update of f(x) alone",
+                fix="Use HeavyBall, or wrap the block together with its norm.",
+            )  # fmt: skip
+        self.block, self.update, self.added = block, update, added
+
+    @property
+    def kin(self) -> Hashable:
+        return Residual, self.update
+
+    def forward(self, x: Tensor) -> Tensor:
+        change, m = self.update.step(self.block, x, self.carried(len(x)))
+        if m is not None:
+            self.carry(m)
+        return change if self.added else x + change
+
+    def extra_repr(self) -> str:
+        return f"{self.update}, added={self.added}"
+
+
+def add_momentum(model: nn.Module, update: Update, paths: Sequence[str]) -> nn.Module:
+    """Wrap the modules at these paths, whose host adds x itself, in `Residual`s of one thread.
+
+    add_momentum(vit, HeavyBall(0.7), [f"blocks.{i}.mlp" for i in range(12)]), in place; the thread
+    starts anew at every forward of the model. Paths in the order of the depth.
+
+    Raises: TargetError for a path that is not there; ConfigError as `Residual` does.
+    """
+    known = dict(model.named_modules())
+    if missing := [path for path in paths if not path or path not in known]:
+        raise TargetError(
+            f"path {missing[0]!r}", got="no such module", want="modules of the model",
+            fix="Name them as model.named_modules() does.",
+        )  # fmt: skip
+    made = nn.ModuleList(Residual(known[path], update, added=True) for path in paths)
+    join(made)
+    for path, wrapped in zip(paths, made, strict=True):
+        parent, _, name = path.rpartition(".")
+        setattr(known[parent], name, wrapped)
+    model.register_forward_pre_hook(_start)
+    return model
+
+
+def _start(model: nn.Module, _: object) -> None:
+    start(model)
+
+
+def _momentum(mu: float) -> None:
+    if not abs(mu) < 1:
+        raise ConfigError("mu", got=mu, want="-1 < mu < 1", fix="The paper's is 0.7.")
+
+
+CARD = Card(
+    "residual",
+    kind="mixture",
+    config=HeavyBall,
+    paper=Paper(
+        "2410.14574", 2024, "MomentumSMoE: Integrating Momentum into Sparse Mixture of Experts"
+    ),
+    tags=frozenset({"stateful"}),
+    tiny={"mu": 0.5},
+    summary="Momentum in the residual stream, carried along the depth of the model.",
+    family="residual updates",
+)  # fmt: skip

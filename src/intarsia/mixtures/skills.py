@@ -1,0 +1,90 @@
+"""An inventory of LoRA skills, of which each task gets a mean of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Lora, LoraCell
+from ..core import Cell, Site
+from ..core.errors import FoldError
+from ..routers import TaskRouter
+
+
+class SkillsCell(Cell):
+    """(alpha / r) B_t A_t x with t the task of the sample.  x: (N, ..., d_in) -> (N, ..., d_out).
+
+    down: A (Q, S, r, d_in / Q); up: B (Q, S, d_out / Q, r), 0 at first.
+    """
+
+    def __init__(
+        self,
+        lora: Lora,
+        heads: int,
+        skills: int,
+        site: Site,
+        *,
+        router: Callable[[torch.Generator], TaskRouter],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        # the LoRA that a task gets
+        self.of, self.site = lora, Site(site.path, site.inputs, site.outputs)
+        self.down = nn.Parameter(torch.empty(heads, skills, lora.rank, site.reads // heads))
+        self.up = nn.Parameter(torch.zeros(heads, skills, site.outputs // heads, lora.rank))
+        # each skill as a LoRA of its part of x
+        nn.init.kaiming_uniform_(self.down.detach().flatten(0, 2), a=5**0.5, generator=generator)
+        self.scale = (lora.rank if lora.alpha is None else lora.alpha) / lora.rank
+        self.router = router(generator)
+
+    def mixed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The means of the skills, head by head.
+
+        weight: (N, Q, S) -> A (N, r, d_in), B (N, d_out, r).
+        """
+        weight = weight.to(self.down.dtype)
+        down = torch.einsum("nqs,qsri->nrqi", weight, self.down).flatten(2)
+        up = torch.einsum("nqs,qsor->nqor", weight, self.up).flatten(1, 2)
+        return down, up
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cast(x)
+        weight = self.router(x).weight  # (N Q S,), every entry of the dense matrix in order
+        down, up = self.mixed(weight.view(-1, *self.down.shape[:2]))
+        rows = x.flatten(1, -2) if x.dim() > 2 else x[:, None]  # (N, T, d_in)
+        y = self.scale * (rows @ down.mT) @ up.mT
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @torch.no_grad()
+    def lora(self, weight: Tensor) -> LoraCell:
+        """The LoRA that the skills make with these shares.  weight: (Q, S)."""
+        cell = LoraCell(self.of, self.site, generator=torch.Generator()).to(self.down)
+        down, up = self.mixed(weight[None])
+        cell.down.weight.copy_(down[0])
+        cell.up.weight.copy_(up[0])
+        return cell
+
+    def of_task(self, task: int | None = None) -> LoraCell:
+        """The LoRA of one task; None = the only one, or the mean where `unknown` says so.
+
+        Raises: FoldError for None where there are several; ConfigError for no such task.
+        """
+        if task is None and self.router.tasks == 1:
+            task = 0
+        if task is None and self.router.unknown == "error":
+            raise FoldError(
+                f"merging Poly at {self.site.path!r}",
+                got=f"{self.router.tasks} tasks, each with weights of its own", want="one of them",
+                fix="Call intarsia.methods.mhr.to_lora(model, task) or to_mhr_mu(model), and merge "
+                "that.",
+            )  # fmt: skip
+        return self.lora(self.router.of_task(task))
+
+    def merged(self) -> LoraCell:
+        return self.of_task()
+
+    def delta(self, task: int | None = None) -> Tensor:
+        """The weight change of one task, as `of_task`.  Returns (outputs, inputs)."""
+        return self.of_task(task).delta()

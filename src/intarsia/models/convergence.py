@@ -1,0 +1,110 @@
+"""How fast maximum likelihood finds the parameters of a Gaussian mixture as data grow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.errors import ConfigError
+from .gaussian_mixture import Array, Parameters, draw
+from .gaussian_moe import SoftmaxGaussianMoE
+
+TRUTH = Parameters(
+    np.array([[4.0], [0.0]]), np.array([-1.0, 0.0]), 0.5,
+    np.array([[1.5], [-1.0]]), np.array([0.5, -0.5]), np.array([0.09, 0.16]),
+)  # fmt: skip
+"""Two experts of one feature."""
+
+
+def voronoi(found: Parameters, truth: Parameters) -> dict[str, float]:
+    """Distances of fitted experts to the true ones next to them.
+
+    Each fitted expert belongs to the true one whose (a, b, nu) is nearest, so that labels do not
+    matter; D is a sum over fitted experts of exp(beta_0) times a distance, to the power 1 in a cell
+    of one expert and 2 in a cell of several.
+    "gate": D of beta_1, and |tau - tau*|; "ratio": D of beta_1 / tau; "experts": D of (a, b, nu);
+    "mass": sum over cells of |sum exp(beta_0) - exp(beta_0*)|.
+    """
+    ours, theirs = (np.column_stack([p.slope, p.intercept, p.variance]) for p in (found, truth))
+    cell = np.square(ours[:, None] - theirs[None]).sum(axis=2).argmin(axis=1)
+    members = np.bincount(cell, minlength=len(theirs))
+    power = np.where(members[cell] > 1, 2, 1)
+    mass = np.exp(found.bias)
+
+    def distance(a: Array, b: Array) -> float:
+        return float((mass * np.linalg.norm(a - b[cell], axis=1) ** power).sum())
+
+    sums = np.bincount(cell, weights=mass, minlength=len(theirs))
+    return {
+        "gate": distance(found.gate, truth.gate) + abs(found.tau - truth.tau),
+        "ratio": distance(found.gate / found.tau, truth.gate / truth.tau),
+        "experts": distance(ours, theirs),
+        "mass": float(np.abs(sums - np.exp(truth.bias)).sum()),
+    }
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """sizes: n; errors: by name, the median over replicates at each n."""
+
+    sizes: tuple[int, ...]
+    errors: Mapping[str, tuple[float, ...]]
+
+    def slope(self, name: str) -> float:
+        """Of log error against log n: -1/2 is the parametric rate."""
+        return float(np.polyfit(np.log(self.sizes), np.log(self.errors[name]), 1)[0])
+
+
+def convergence_study(
+    gate: str,
+    *,
+    truth: Parameters = TRUTH,
+    sizes: Sequence[int] = (1000, 4000, 16000, 64000),
+    replicates: int = 10,
+    noise: float = 0.2,
+    reach: float = 2.0,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda _: None,
+) -> Convergence:
+    """Fit samples of a known mixture and follow the Voronoi errors as n grows.
+
+    x ~ U(-reach, reach) in each feature. A search starts near the truth: the gate times
+    1 + noise N(0, 1), experts plus noise N(0, 1), and so are the logs of temperature and variances.
+    Look at slopes, not at errors: what cannot be identified stays where it started, however near
+    the truth that is.
+
+    Raises: ConfigError for less than two sizes or no replicate.
+    """
+    if len(set(sizes)) < 2 or replicates < 1:
+        raise ConfigError(
+            "sizes", got=f"{tuple(sizes)}, {replicates} replicates", want="two sizes or more",
+            fix="A slope wants four sizes and ten replicates.",
+        )  # fmt: skip
+    random = np.random.default_rng(seed)
+    medians: dict[str, list[float]] = {}
+    for n in sizes:
+        made: dict[str, list[float]] = {}
+        for _ in range(replicates):
+            x = random.uniform(-reach, reach, (n, truth.gate.shape[1]))
+            y = draw(truth, gate, x, random)
+            model = SoftmaxGaussianMoE(len(truth.bias), gate)
+            model.fit(x, y, start=_near(truth, noise, random))
+            for name, error in voronoi(model.parameters, truth).items():
+                made.setdefault(name, []).append(error)
+        for name, errors in made.items():
+            medians.setdefault(name, []).append(float(np.median(errors)))
+        report(f"{gate}, n = {n}: " + ", ".join(f"{k} {v[-1]:.4f}" for k, v in medians.items()))
+    return Convergence(tuple(sizes), {name: tuple(v) for name, v in medians.items()})
+
+
+def _near(truth: Parameters, noise: float, random: np.random.Generator) -> Parameters:
+    def off(like: Array | float) -> Array:
+        return noise * random.standard_normal(np.shape(like))
+
+    return Parameters(
+        truth.gate * (1 + off(truth.gate)), truth.bias * (1 + off(truth.bias)),
+        truth.tau * float(np.exp(off(0.0))), truth.slope + off(truth.slope),
+        truth.intercept + off(truth.intercept), truth.variance * np.exp(off(truth.variance)),
+    )  # fmt: skip

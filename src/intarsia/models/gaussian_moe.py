@@ -1,0 +1,244 @@
+"""Maximum likelihood for a softmax-gated mixture of linear Gaussian experts (arXiv:2401.13875)."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..core import Card, Paper
+from ..core.errors import ConfigError, ShapeError
+from .gaussian_mixture import (
+    GATES,
+    Array,
+    Parameters,
+    gradient,
+    log_density,
+    log_gates,
+    log_joint,
+    means,
+)
+
+TEMPERATURES = ("learn", "fixed")
+FLOOR = 1e-6  # of the variance of y: an expert of few samples would have an endless density
+
+
+@dataclass(repr=False)
+class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
+    """p(y | x) = sum_i softmax_i(phi(beta_1i^T x) / tau + beta_0i) N(y; a_i^T x + b_i, nu_i).
+
+    n_experts: k; gate: phi, "linear" (the dense-to-sparse gate), "sigmoid", "tanh" or "gelu" (the
+    activation gate); temperature: "learn" tau, or leave it "fixed"; tau: where it starts, or stays;
+    n_init: random starts, of which the most likely end is kept; max_iter, tol: of L-BFGS, which
+    stops where the mean log-likelihood has no larger gradient than tol, or gains less than 1e-6 tol
+    in a step; random_state: of the starts.
+    The gate of the last expert is 0, which decides between parameters of one density.
+
+    Fitted: gate_ (k, d), bias_ (k,), tau_, coef_ (k, d), intercept_ (k,), variance_ (k,),
+    log_likelihood_ (the mean over samples), n_iter_. In double precision; no variance falls below
+    1e-6 of that of y. Two of them are equal if their settings are.
+
+    Raises: ConfigError by `fit` for a setting that cannot be; ShapeError for a start that does not
+    fit. Source: arXiv:2401.13875. With gate="linear" and temperature="learn" only beta_1 / tau
+    means something: the density of (c beta_1, c tau) is the same for every c, and no amount of
+    data tells them apart.
+    """
+
+    n_experts: int = 2
+    gate: str = "sigmoid"
+    temperature: str = "learn"
+    tau: float = 1.0
+    n_init: int = 4
+    max_iter: int = 500
+    tol: float = 1e-6
+    random_state: int | np.random.RandomState | None = None
+
+    def fit(self, X: Any, y: Any, *, start: Parameters | None = None) -> SoftmaxGaussianMoE:
+        """X: (n, d), y: (n,); start: where the one search begins, instead of random starts."""
+        self._check()
+        x, y = cast(
+            tuple[Array, Array],
+            validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2),
+        )
+        y = y.astype(np.float64)
+        unit = _Unit.of(x, y)
+        x, y = x / unit.x, (y - unit.mean) / unit.y
+        if start is None:
+            random = check_random_state(self.random_state)
+            starts = [self._guess(x, y, random) for _ in range(self.n_init)]
+        else:
+            _check_start(start, self.n_experts, x.shape[1])
+            starts = [unit.into(start)]
+        found = [self._search(x, y, each) for each in starts]
+        likelihood, best, self.n_iter_, done = max(found, key=lambda f: f[0])
+        if not done:
+            warnings.warn(
+                f"not converged in max_iter={self.max_iter}", ConvergenceWarning, stacklevel=2
+            )
+        best = unit.back(best)
+        self.gate_, self.bias_, self.tau_, self.coef_, self.intercept_, self.variance_ = best
+        self.log_likelihood_ = likelihood - np.log(unit.y)
+        return self
+
+    @property
+    def parameters(self) -> Parameters:
+        """What was fitted, as one."""
+        check_is_fitted(self)
+        return Parameters(
+            self.gate_, self.bias_, self.tau_, self.coef_, self.intercept_, self.variance_
+        )
+
+    def predict(self, X: Any) -> Array:
+        """The mean of y.  (n, d) -> (n,)."""
+        x = self._read(X)
+        return (self.gates(x) * means(self.parameters, x)).sum(axis=1)
+
+    def gates(self, X: Any) -> Array:
+        """The share of each expert before y is seen.  (n, d) -> (n, k)."""
+        return np.exp(log_gates(self.parameters, self.gate, self._read(X)))
+
+    def responsibilities(self, X: Any, y: Any) -> Array:
+        """The share of each expert once y is seen.  (n, d), (n,) -> (n, k)."""
+        x = self._read(X)
+        return softmax(log_joint(self.parameters, self.gate, x, np.asarray(y)), axis=1)
+
+    def score_samples(self, X: Any, y: Any = None) -> Array:
+        """log p(y | x) of each sample; y: (n,), None = what is predicted.  (n, d) -> (n,)."""
+        x = self._read(X)
+        y = self.predict(x) if y is None else np.asarray(y, dtype=np.float64)
+        if y.shape != (len(x),):
+            raise ShapeError(
+                "y", got=y.shape, want=(len(x),), fix="Give one number for each sample."
+            )
+        return log_density(self.parameters, self.gate, x, y)
+
+    def _read(self, X: Any) -> Array:
+        check_is_fitted(self)
+        return cast(Array, validate_data(self, X, reset=False, dtype=np.float64))
+
+    def _check(self) -> None:
+        for what, got, allowed in (
+            ("gate", self.gate, tuple(GATES)), ("temperature", self.temperature, TEMPERATURES),
+        ):  # fmt: skip
+            if got not in allowed:
+                raise ConfigError(what, got=repr(got), want=f"one of {allowed}", fix="Pick one.")
+        for what in ("n_experts", "n_init", "max_iter"):
+            if not getattr(self, what) >= 1:
+                raise ConfigError(what, got=getattr(self, what), want="at least 1", fix="Try 4.")
+        for what in ("tau", "tol"):
+            if not getattr(self, what) > 0:
+                raise ConfigError(what, got=getattr(self, what), want="above 0", fix="Try 1e-6.")
+
+    def _guess(self, x: Array, y: Array, random: np.random.RandomState) -> Parameters:
+        """Experts by least squares on slices of x in a random direction."""
+        k, (n, d) = self.n_experts, x.shape
+        place = (x @ random.standard_normal(d)).argsort().argsort()
+        slices = place * k // n
+        coef = np.zeros((k, d + 1))
+        variance = np.ones(k)
+        design = np.column_stack([x, np.ones(n)])
+        for i in range(k):
+            rows = slices == i
+            if rows.any():
+                coef[i] = np.linalg.lstsq(design[rows], y[rows], rcond=None)[0]
+                variance[i] = max(0.05, np.square(y[rows] - design[rows] @ coef[i]).mean())
+        gate = random.standard_normal((k, d)) / np.sqrt(d)
+        gate[-1] = 0
+        return Parameters(gate, np.zeros(k), self.tau, coef[:, :d], coef[:, d], variance)
+
+    def _search(self, x: Array, y: Array, start: Parameters) -> tuple[float, Parameters, int, bool]:
+        """Mean log-likelihood, parameters, steps, and whether it converged."""
+        learn, tau = self.temperature == "learn", start.tau
+
+        def loss(vector: Array) -> tuple[float, Array]:
+            at = _unpack(vector, self.n_experts, x.shape[1], None if learn else tau)
+            value, by = gradient(at, self.gate, x, y)
+            return -value, -_joined(by, learn)
+
+        logs = start._replace(tau=np.log(tau), variance=np.log(np.maximum(start.variance, FLOOR)))
+        vector = _joined(logs, learn)
+        free = len(vector) - self.n_experts
+        found = minimize(
+            loss, vector, jac=True, method="L-BFGS-B",
+            bounds=[(None, None)] * free + [(np.log(FLOOR), None)] * self.n_experts,
+            options={"maxiter": self.max_iter, "gtol": self.tol, "ftol": 1e-6 * self.tol},
+        )  # fmt: skip
+        best = _unpack(found.x, self.n_experts, x.shape[1], None if learn else tau)
+        # a step that cannot improve in double precision is an end, too
+        return -float(found.fun), best, max(1, int(found.nit)), int(found.nit) < self.max_iter
+
+
+class _Unit:
+    """The scales in which the search works; the density does not depend on them."""
+
+    def __init__(self, x: Array, mean: float, y: float) -> None:
+        self.x, self.mean, self.y = x, mean, y
+
+    @classmethod
+    def of(cls, x: Array, y: Array) -> _Unit:
+        scale = x.std(axis=0)
+        return cls(np.where(scale > 0, scale, 1.0), float(y.mean()), float(y.std()) or 1.0)
+
+    def into(self, at: Parameters) -> Parameters:
+        return at._replace(
+            gate=at.gate * self.x, slope=at.slope * self.x / self.y,
+            intercept=(at.intercept - self.mean) / self.y, variance=at.variance / self.y**2,
+        )  # fmt: skip
+
+    def back(self, at: Parameters) -> Parameters:
+        return at._replace(
+            gate=at.gate / self.x, slope=at.slope * self.y / self.x,
+            intercept=at.intercept * self.y + self.mean, variance=at.variance * self.y**2,
+        )  # fmt: skip
+
+
+def _joined(at: Parameters, learn: bool) -> Array:
+    """The free numbers as one vector: without the last gate, and without tau unless it learns."""
+    tau = [np.atleast_1d(at.tau)] if learn else []
+    free = [at.gate[:-1].ravel(), at.bias[:-1], *tau, at.slope.ravel(), at.intercept, at.variance]
+    return np.concatenate(free)
+
+
+def _unpack(vector: Array, k: int, d: int, tau: float | None) -> Parameters:
+    """From `_joined`, which had log tau and log variance; tau: the fixed one, None = inside."""
+    sizes = [(k - 1) * d, k - 1, int(tau is None), k * d, k, k]
+    gate, bias, own, slope, intercept, variance = np.split(vector, np.cumsum(sizes)[:-1])
+    return Parameters(
+        np.vstack([gate.reshape(k - 1, d), np.zeros((1, d))]), np.append(bias, 0.0),
+        float(np.exp(own[0])) if tau is None else tau,
+        slope.reshape(k, d), intercept, np.exp(variance),
+    )  # fmt: skip
+
+
+def _check_start(start: Parameters, k: int, d: int) -> None:
+    shapes = [(k, d), (k,), (), (k, d), (k,), (k,)]
+    got = [np.shape(part) for part in start]
+    positive = start.tau > 0 and bool((np.asarray(start.variance) > 0).all())
+    last_zero = got == shapes and not start.gate[-1].any() and start.bias[-1] == 0
+    if not (last_zero and positive):
+        raise ShapeError(
+            "start", got=got, want=f"{shapes}, tau and variances above 0, the last gate 0",
+            fix="Subtract the last expert's gate from all of them.",
+        )  # fmt: skip
+
+
+CARD = Card(
+    "gaussian_moe",
+    kind="model",
+    config=SoftmaxGaussianMoE,
+    paper=Paper(
+        "2401.13875", 2024, "Is Temperature Sample Efficient for Softmax Gaussian Mixture of "
+        "Experts?",
+    ),
+    tiny={"n_init": 1, "max_iter": 60, "random_state": 0},
+    summary="A regression by linear experts behind a softmax gate, fitted by maximum likelihood.",
+    family="estimators",
+)  # fmt: skip

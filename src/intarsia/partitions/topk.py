@@ -1,0 +1,100 @@
+"""The K largest of many scores, over all tensors at once, exactly K of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..core import Partition
+from ..core.errors import ConfigError
+
+CHUNK = 2**22  # scores looked at together
+HALF = 2**16
+
+
+def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
+    """The `count` largest scores over all tensors, as the one part of a partition.
+
+    One threshold for all tensors, found by two histograms of the scores' bits: no sort, no list,
+    and no copy of more than some million scores at a time. Exactly `count` are taken: of those
+    equal to the threshold the first, in the order of the mapping and of the entries. Scores are
+    compared as float32.
+
+    Raises: ConfigError if there are fewer scores than `count`, if it is negative, or for a NaN.
+    Source: LT-SFT (arXiv:2110.07560), whose released code takes all that reach the threshold.
+    """
+    total = sum(score.numel() for score in scores.values())
+    if not 0 <= count <= total:
+        raise ConfigError(
+            "count", got=count, want=f"0 ... {total}, the number of weights to choose from",
+            fix="Lower the count, or give a density between 0 and 1.",
+        )  # fmt: skip
+    label = {n: torch.full(s.shape, -1, dtype=torch.int8) for n, s in scores.items()}
+    if count:
+        threshold, ties = _threshold(scores, count)
+        for name, score in scores.items():
+            flat = label[name].view(-1)
+            for start, keys in _keys(score):
+                chosen = keys > threshold
+                equal = (keys == threshold).nonzero().flatten()[:ties]
+                chosen[equal] = True
+                ties -= len(equal)
+                flat[start : start + len(keys)] = chosen.to(torch.int8).cpu() - 1
+    return Partition(label, 1)
+
+
+def keep_random(
+    shapes: Mapping[str, Sequence[int]], count: int, *, generator: torch.Generator
+) -> Partition:
+    """`count` of all weights, each as likely as any other.  Raises: as `keep_top` does."""
+    scores = {n: torch.rand(tuple(s), generator=generator) for n, s in shapes.items()}
+    return keep_top(scores, count)
+
+
+def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
+    """The flat places of a part in each parameter: (n,) int64, rising; all parameters are named."""
+    return {
+        name: partition.mask(name, part).flatten().nonzero().flatten() for name in partition.label
+    }
+
+
+def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
+    """(key of the count-th largest score, how many of the scores with that key are wanted)."""
+    high = _histogram(keys // HALF for score in scores.values() for _, keys in _keys(score))
+    top, above = _bin(high, count)
+    low = _histogram(
+        keys[keys // HALF == top] % HALF for score in scores.values() for _, keys in _keys(score)
+    )
+    rest, more = _bin(low, count - above)
+    return top * HALF + rest, count - above - more
+
+
+def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
+    """(bin of the count-th largest, how many are in the bins above it)."""
+    reached = histogram.flip(0).cumsum(0)  # how many are in the last bins
+    place = int((reached < count).sum())
+    above = int(reached[place - 1]) if place else 0
+    return HALF - 1 - place, above
+
+
+def _histogram(parts: Iterator[Tensor]) -> Tensor:
+    total = torch.zeros(HALF, dtype=torch.int64)
+    for part in parts:
+        total += torch.bincount(part, minlength=HALF).cpu()
+    return total
+
+
+def _keys(score: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first entry, keys) of chunks: int64 in 0 ... 2^32 - 1, in the order of the scores."""
+    flat = score.detach().reshape(-1)
+    for start in range(0, len(flat), CHUNK):
+        chunk = flat[start : start + CHUNK].float()
+        if bool(chunk.isnan().any()):
+            raise ConfigError(
+                "scores", got="NaN among them", want="numbers",
+                fix="Look for a training that diverged: lower its learning rate.",
+            )  # fmt: skip
+        bits = (chunk + 0.0).view(torch.int32).long()  # + 0.0: -0 is 0
+        yield start, torch.where(bits < 0, -1 - (bits & 0x7FFFFFFF), bits) + 2**31

@@ -1,0 +1,43 @@
+"""Losses that keep experts busy; each is 0-dimensional and without its coefficient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core import Routing
+
+
+def _share(probs: Tensor, routing: Routing, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """f (pairs of each expert per token) and P (mean probability), both (E,)."""
+    tokens = probs.new_tensor(len(probs)) if valid is None else valid.sum().to(probs.dtype)
+    tokens = tokens.clamp(min=1)
+    kept = probs if valid is None else probs * valid[:, None]
+    return routing.load().to(probs.dtype) / tokens, kept.sum(0) / tokens
+
+
+def balance(probs: Tensor, routing: Routing, valid: Tensor | None = None) -> Tensor:
+    """E sum_e f_e P_e, with f_e the pairs of an expert per token and P_e its mean probability.
+
+    Smallest, k for k experts a token, at uniform routing; E k at collapse. With k = 1 the Switch
+    loss (arXiv:2101.03961, eq. 4), else Mixtral's, as transformers has it.
+    probs: (N, E), the softmax over all experts; valid: (N,), False = padding, which counts nowhere.
+    """
+    share, mean = _share(probs, routing, valid)
+    return routing.experts * (share * mean).sum()
+
+
+def z_loss(logits: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The mean of logsumexp(logits)^2, which keeps logits small (ST-MoE, arXiv:2202.08906, eq. 5).
+
+    logits: (N, E); valid: (N,), False = padding.
+    """
+    squared = logits.logsumexp(-1).square()
+    if valid is None:
+        return squared.mean()
+    return (squared * valid).sum() / valid.sum().clamp(min=1)
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """- sum_e p_e log p_e in nats.  (..., E) -> (...)."""
+    return torch.special.entr(probs).sum(-1)

@@ -1,0 +1,116 @@
+"""COMET: k soft decision trees that settle on one leaf each (arXiv:2306.02824)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Paper
+from ..core.errors import ConfigError
+from .gate import wide_linear
+from .parts import PartsRouter, smooth_step, unsettled
+
+
+@dataclass(frozen=True)
+class Comet:
+    """g_j = sum_t softmax over all (t, j) of a_tj(x) + log P_t(j | x), for k trees t.
+
+    Each of k binary trees has the experts as leaves, in heap order, so that every E will do. P_t is
+    the product of the splits S(w_i x + b_i) on the way to a leaf, S the smooth step, a = x A the
+    leaf's logit. Leaves of P = 0 are out: once every split is 0 or 1, |g|_0 <= k.
+
+    experts: E; active: k; gamma: width of the smooth step's band; entropy: coefficient of the mean
+    entropy of P_t, as a share of log E, which settles the trees.
+
+    Raises: ConfigError on a setting that cannot be.
+    Weights sum to 1. Nothing here balances the load. Two trees may end on one expert, so that a
+    token has up to k. For "COMET+" put `PermutationSearch` around it.
+    """
+
+    experts: int = 8
+    active: int = 2
+    gamma: float = 10.0
+    entropy: float = 0.1
+
+    def __post_init__(self) -> None:
+        for what in ("experts", "active"):
+            if getattr(self, what) < 1:
+                raise ConfigError(what, got=getattr(self, what), want="at least 1", fix="Try 2.")
+        if not 0 < self.gamma < math.inf:
+            raise ConfigError("gamma", got=self.gamma, want="a number above 0", fix="Try 10.")
+        if not self.entropy >= 0:
+            raise ConfigError("entropy", got=self.entropy, want="0 or more", fix="Try 0.1.")
+
+    def build(self, width: int, *, generator: torch.Generator) -> CometRouter:
+        return CometRouter(self, width, generator=generator)
+
+
+class CometRouter(PartsRouter):
+    """The router of `Comet`.  x: (..., width) -> Routing of shape (rows, E).
+
+    splits: w (k (E - 1), width), U(-gamma/100, gamma/100) at first, and offsets: b (k (E - 1),),
+    0 at first, so that every split starts inside the band; leaves: A (k E, width), U(-0.05, 0.05).
+    """
+
+    def __init__(self, config: Comet, width: int, *, generator: torch.Generator) -> None:
+        super().__init__(config.experts, config.active)
+        self.config, self.normalised = config, True
+        small, inner = config.gamma / 100, config.active * (config.experts - 1)
+        self.splits = nn.Parameter(torch.empty(inner, width))
+        self.splits.data.uniform_(-small, small, generator=generator)
+        self.offsets = nn.Parameter(torch.zeros(inner))
+        self.leaves = nn.Parameter(torch.empty(config.active * config.experts, width))
+        self.leaves.data.uniform_(-0.05, 0.05, generator=generator)
+
+    def trees(self, rows: Tensor) -> Tensor:
+        """P, (N, k, E)."""
+        u = wide_linear(rows, self.splits, self.offsets)
+        u = u.view(len(rows), self.active, self.experts - 1)
+        return leaf_probabilities(smooth_step(u, self.config.gamma))
+
+    def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        p = self.trees(rows)
+        a = wide_linear(rows, self.leaves).view_as(p)
+        reached = p > 0
+        # inside the log, too: the gradient of log 0 would be no number
+        logits = (a + torch.where(reached, p, 1.0).log()).masked_fill(~reached, -math.inf)
+        gates = logits.flatten(1).softmax(-1).view_as(p)  # over all k E pairs
+        losses = {"entropy": self.config.entropy * unsettled(p)} if self.config.entropy else {}
+        return gates, losses
+
+
+def leaf_probabilities(splits: Tensor) -> Tensor:
+    """The product of the splits on the way to each leaf, level by level.  (..., E - 1) -> (..., E).
+
+    Node i sends splits[i] of what reaches it to node 2 i + 1, the rest to 2 i + 2; node E - 1 + j
+    is leaf j.
+    """
+    level = splits.new_ones(*splits.shape[:-1], 1)
+    first, leaves = 0, list[Tensor]()
+    while level.shape[-1]:
+        here = splits[..., first : first + level.shape[-1]]
+        inner = here.shape[-1]  # of this level's nodes, leaves are the last ones
+        leaves.append(level[..., inner:])
+        first += level.shape[-1]
+        into = level[..., :inner]
+        level = torch.stack([into * here, into * (1 - here)], -1).flatten(-2)
+    return torch.cat(leaves, -1)
+
+
+CARD = Card(
+    "comet",
+    kind="router",
+    config=Comet,
+    paper=Paper(
+        "2306.02824",
+        2023,
+        "COMET: Learning Cardinality Constrained Mixture of Experts with Trees and Local Search",
+    ),
+    tags=frozenset({"learned"}),
+    tiny={"experts": 5},
+    summary="k soft decision trees that settle on one expert each.",
+    family="differentiable selection",
+)

@@ -1,0 +1,113 @@
+"""What linear gates have in common: logits in float32, jitter while training, losses."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Routing
+from ..core.errors import ConfigError
+from .balance import balance, z_loss
+from .router import Router
+
+
+@dataclass(frozen=True)
+class Terms:
+    """std: of the gate's first weights; bias: has it one; jitter; coefficients of losses."""
+
+    std: float = 0.02
+    bias: bool = False
+    jitter: float = 0.0
+    balance: float = 0.0
+    z: float = 0.0
+
+    def __post_init__(self) -> None:
+        for what in ("std", "balance", "z"):
+            if not getattr(self, what) >= 0:
+                raise ConfigError(what, got=getattr(self, what), want="0 or more", fix="Try 0.01.")
+        if not 0 <= self.jitter < 1:
+            raise ConfigError("jitter", got=self.jitter, want="0 <= e < 1", fix="Try 0.01.")
+
+
+class GateRouter(Router):
+    """p = softmax(x W^T + b), from which a subclass chooses.  x: (..., d) -> Routing (rows, E).
+
+    Logits are in float32 or better, whatever autocast says. While training, x is multiplied by
+    U(1 - jitter, 1 + jitter), in a copy, drawn as dropout is; losses "balance" and "z" are there.
+    """
+
+    def __init__(
+        self, width: int, experts: int, terms: Terms, *, generator: torch.Generator
+    ) -> None:
+        super().__init__(experts)
+        self.terms = terms
+        self.weight = nn.Parameter(torch.empty(experts, width))
+        nn.init.normal_(self.weight, std=terms.std, generator=generator)
+        self.bias = nn.Parameter(torch.zeros(experts)) if terms.bias else None
+
+    @abc.abstractmethod
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Experts and weights of each row, (N, k) both, and which of them count, (N, k) or None.
+
+        logits: (N, E).
+        """
+
+    def limit(self, routing: Routing) -> Routing:
+        """The routing after what a capacity drops; the losses count all pairs."""
+        return routing
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """(N, d) -> (N, E), in float32 or better."""
+        return wide_linear(rows, self.weight, self.bias)
+
+    def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        if valid is not None:
+            return of_real(rows, valid, lambda real: self.route(real, None))
+        x = rows
+        if self.training and self.terms.jitter:
+            low, high = 1 - self.terms.jitter, 1 + self.terms.jitter
+            x = rows * torch.empty_like(rows).uniform_(low, high)
+        logits = self.logits(x)
+        index, weight, counts = self.choose(logits)
+        whole = Routing.from_topk(index, weight.to(rows.dtype), self.experts)
+        routing = whole if counts is None else kept(whole, counts.flatten())
+        losses = self._losses(logits, routing) if self.training and len(rows) else {}
+        return replace(self.limit(routing), losses=losses)
+
+    def _losses(self, logits: Tensor, routing: Routing) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        if self.terms.balance:
+            losses["balance"] = self.terms.balance * balance(logits.softmax(-1), routing)
+        if self.terms.z:
+            losses["z"] = self.terms.z * z_loss(logits)
+        return losses
+
+
+def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """rows W^T + b in float32 or better, whatever autocast says.  (N, d) -> (N, out)."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    bias = None if bias is None else bias.to(dtype)
+    if not torch.amp.is_autocast_available(rows.device.type):
+        return F.linear(rows.to(dtype), weight.to(dtype), bias)
+    with torch.autocast(rows.device.type, enabled=False):
+        return F.linear(rows.to(dtype), weight.to(dtype), bias)
+
+
+def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> Routing:
+    """The routing of the rows that are no padding, which is not looked at, as one of all rows."""
+    real = valid.nonzero()[:, 0]
+    found = route(rows[real])
+    return replace(found, token=real[found.token], tokens=len(rows))
+
+
+def kept(routing: Routing, keep: Tensor) -> Routing:
+    """The pairs where `keep` is True; all of them on the meta device, which knows no values."""
+    if keep.is_meta:
+        return routing
+    token, expert, weight = (t[keep] for t in (routing.token, routing.expert, routing.weight))
+    return replace(routing, token=token, expert=expert, weight=weight)

@@ -1,0 +1,150 @@
+"""Hash layers: a token's experts follow from which token it is (arXiv:2106.04426)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Paper, Routing
+from ..core.errors import ConfigError, ShapeError
+from .router import Router
+
+KINDS = ("id", "row")
+# the finaliser of splitmix64; torch shifts int64 with the sign, hence the masks
+ROUNDS = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1))
+
+
+@dataclass(frozen=True)
+class Hash:
+    """The k experts of largest hash(id, expert), for each token, with weight 1 / k.
+
+    A random map that nothing trains (the paper's random hash), the same for an id in every batch.
+
+    experts: E; active: k; by: what the id is,
+      "id", a whole number for each token or each sample, as `set_ids` was told: `input_ids`;
+      "row", the bits of the row that comes in: equal rows, equal experts. For layers that read raw
+      inputs or embeddings; further up, a row's last bit changes with every step.
+
+    Raises: ConfigError on a setting that cannot be; in a forward, ConfigError for ids that are
+    missing, ShapeError for ids that do not fit.
+    """
+
+    experts: int = 8
+    active: int = 1
+    by: str = "id"
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
+        if not 1 <= self.active <= self.experts:
+            raise ConfigError(
+                "active", got=self.active, want=f"1 ... {self.experts} (experts)",
+                fix="Fewer active experts, or more experts.",
+            )  # fmt: skip
+        if self.by not in KINDS:
+            raise ConfigError("by", got=repr(self.by), want=f"one of {KINDS}", fix="Pick one.")
+
+    def build(self, width: int, *, generator: torch.Generator) -> HashRouter:
+        return HashRouter(self, width, generator=generator)
+
+
+class HashRouter(Router):
+    """The router of `Hash`.  x: (..., width) -> Routing of shape (rows, E), k experts a row.
+
+    salt: (E,), factors: (width,) where rows are hashed, int64, both in the checkpoint.
+    ids: (B, T), an id for each token, or (B,), one for each sample; see `set_ids`.
+    """
+
+    salt: Tensor
+    factors: Tensor
+
+    def __init__(self, config: Hash, width: int, *, generator: torch.Generator) -> None:
+        super().__init__(config.experts)
+        self.config, self.normalised = config, True
+        self.ids: Tensor | None = None
+        self.register_buffer("salt", _numbers(config.experts, generator))
+        if config.by == "row":
+            self.register_buffer("factors", _numbers(width, generator) | 1)
+
+    def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        ids = self._of_rows(rows) if self.config.by == "row" else self._told(len(rows))
+        ids = ids.to(rows.device)
+        score = mixed(ids[:, None] + self.salt)  # (N, E)
+        index = score.topk(self.config.active).indices
+        weight = rows.new_full(index.shape, 1 / self.config.active)
+        routing = Routing.from_topk(index, weight, self.experts)
+        if valid is None:
+            return routing
+        real = valid[routing.token]
+        return Routing(
+            routing.token[real], routing.expert[real], routing.weight[real], len(rows), self.experts
+        )
+
+    def _of_rows(self, rows: Tensor) -> Tensor:
+        x = rows.detach() + 0.0  # -0 + 0 is 0
+        if x.dtype == torch.float64:
+            bits = x.view(torch.int64)
+            bits = bits ^ (bits >> 32)  # the last digits may all be 0
+        else:
+            bits = x.float().view(torch.int32).long()
+        return (bits * self.factors).sum(-1)
+
+    def _told(self, rows: int) -> Tensor:
+        if self.ids is None:
+            raise ConfigError(
+                "ids", got="none", want="the id of each token, such as input_ids",
+                fix="Call intarsia.routers.set_ids(model, input_ids) before the model, or build "
+                "the router with by='row'.",
+            )  # fmt: skip
+        count = self.ids.numel()
+        if rows == count:
+            return self.ids.reshape(-1)
+        if self.ids.dim() > 1 or not count or rows % count:
+            raise ShapeError(
+                "ids", got=f"{tuple(self.ids.shape)} for {rows} rows",
+                want="one for each token, or one for each sample",
+                fix="Pass the ids of this very batch.",
+            )  # fmt: skip
+        return self.ids.repeat_interleave(rows // count)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"ids": None}
+
+
+def mixed(number: Tensor) -> Tensor:
+    """A bijection of int64 in which each bit depends on every other."""
+    for shift, factor in ROUNDS:
+        number = (number ^ ((number >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return number
+
+
+def _numbers(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(-(2**62), 2**62, (count,), generator=generator)
+
+
+def set_ids(model: nn.Module, ids: Tensor | None) -> None:
+    """Tell every hash router of a model which tokens come next.  ids: (B, T) or (B,) whole numbers.
+
+    They stay until others are told; None forgets them.
+    Raises: ConfigError for ids that are no whole numbers.
+    """
+    if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool):
+        raise ConfigError("ids", got=ids.dtype, want="whole numbers", fix="Pass input_ids.")
+    for module in model.modules():
+        if isinstance(module, HashRouter):
+            module.ids = None if ids is None else ids.detach().long()
+
+
+CARD = Card(
+    "hash",
+    kind="router",
+    config=Hash,
+    paper=Paper("2106.04426", 2021, "Hash Layers For Large Sparse Models"),
+    tags=frozenset({"sparse"}),
+    tiny={"experts": 4, "by": "row"},
+    summary="Experts that follow from which token it is, by a hash that nothing trains.",
+    family="fixed routing",
+)

@@ -1,0 +1,141 @@
+"""Noisy top-k gating with its two losses (arXiv:1701.06538, sections 2.1, 4 and appendix A)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Card, Paper, Routing
+from ..core.errors import ConfigError
+from .draws import Draws
+from .gate import of_real, wide_linear
+from .router import Router
+
+SMALL = 1e-6  # the least standard deviation of the noise
+
+
+@dataclass(frozen=True)
+class NoisyTopK:
+    """G = softmax(top-k(H)), H = x W_g + z softplus(x W_n), z ~ N(0, 1) while training.
+
+    experts: E; active: k; std: of the first W_g, 0 as in the paper, so that noise alone chooses at
+    first (W_n starts at 0);
+    importance: coefficient of CV(sum_x G(x))^2 (eq. 7); load: of CV(sum_x P(x))^2, with P(x)_e the
+    chance that e is among the k when its noise is drawn anew (appendix A); there is no such loss at
+    k = E. CV is standard deviation over mean.
+
+    Raises: ConfigError on a setting that cannot be: k above E, or one of several experts, whose
+    weight softmax makes 1 whatever the router says.
+    """
+
+    experts: int = 8
+    active: int = 2
+    std: float = 0.0
+    importance: float = 0.1
+    load: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
+        if not 1 <= self.active <= self.experts:
+            raise ConfigError(
+                "active", got=self.active, want=f"1 ... {self.experts} (experts)",
+                fix="Fewer active experts, or more experts.",
+            )  # fmt: skip
+        if self.active == 1 < self.experts:
+            raise ConfigError(
+                "active", got="1, a weight of 1 always", want="at least 2 of several experts",
+                fix="Use intarsia.Switch or TopK(active=1, scale='prob').",
+            )  # fmt: skip
+        for what in ("std", "importance", "load"):
+            if not getattr(self, what) >= 0:
+                raise ConfigError(what, got=getattr(self, what), want="0 or more", fix="Try 0.1.")
+
+    def build(self, width: int, *, generator: torch.Generator) -> NoisyTopKRouter:
+        return NoisyTopKRouter(self, width, generator=generator)
+
+
+class NoisyTopKRouter(Router):
+    """The router of `NoisyTopK`.  x: (..., width) -> Routing of shape (rows, E), k experts a row.
+
+    gate, spread: W_g and W_n, both (E, width).  noise: z comes from it, the same on every device.
+    """
+
+    def __init__(self, config: NoisyTopK, width: int, *, generator: torch.Generator) -> None:
+        super().__init__(config.experts)
+        self.config, self.normalised = config, True
+        self.gate = nn.Parameter(torch.empty(config.experts, width))
+        nn.init.normal_(self.gate, std=config.std, generator=generator)
+        self.spread = nn.Parameter(torch.zeros(config.experts, width))
+        seed = int(torch.randint(2**62, (), generator=generator))
+        self.noise = Draws(torch.Generator().manual_seed(seed))
+
+    def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        if not self.training:
+            noise = rows.new_zeros(len(rows), 1)
+        else:
+            noise = self.noise.drawn(len(rows), self._normal).to(rows.device, non_blocking=True)
+        if valid is None:
+            return self._chosen(rows, noise)
+        return of_real(rows, valid, lambda real: self._chosen(real, noise[valid]))
+
+    def _normal(self, rows: int) -> Tensor:
+        return torch.randn(rows, self.experts, generator=self.noise.generator)
+
+    def _chosen(self, rows: Tensor, noise: Tensor) -> Routing:
+        clean = wide_linear(rows, self.gate)  # (N, E)
+        spread = F.softplus(wide_linear(rows, self.spread)).clamp_min(SMALL)
+        noisy = clean + noise.to(clean.dtype) * spread
+        top, index = noisy.topk(self.config.active)  # (N, k)
+        weight = top.softmax(-1)  # a logit of 0 counts like any other
+        routing = Routing.from_topk(index, weight.to(rows.dtype), self.experts)
+        if not (self.training and len(rows)):
+            return routing
+        gates = torch.zeros_like(clean).scatter(1, index, weight)
+        return replace(routing, losses=self._losses(gates, chances(clean, noisy, spread, top)))
+
+    def _losses(self, gates: Tensor, chance: Tensor | None) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        if self.config.importance:
+            losses["importance"] = self.config.importance * variation(gates.sum(0))
+        if self.config.load and chance is not None:
+            losses["load"] = self.config.load * variation(chance.sum(0))
+        return losses
+
+
+def chances(clean: Tensor, noisy: Tensor, spread: Tensor, top: Tensor) -> Tensor | None:
+    """P(x)_e: is e among the k if its noise alone is drawn anew?  (N, E), or None at k = E.
+
+    clean, noisy, spread: (N, E); top: (N, k), the largest of `noisy`.
+    """
+    k, experts = top.shape[1], clean.shape[1]
+    if k == experts:
+        return None
+    least = top[:, -1:]  # (N, 1), what one that is out has to beat
+    best_of_rest = noisy.topk(k + 1).values[:, -1:]  # (N, 1), what one that is in has to beat
+    beat = torch.where(noisy > best_of_rest, best_of_rest, least)
+    return torch.special.ndtr((clean - beat) / spread)
+
+
+def variation(total: Tensor) -> Tensor:
+    """CV^2, the variance of a vector over its squared mean.  (E,) -> ()."""
+    return total.var(correction=0) / (total.mean().square() + SMALL)
+
+
+CARD = Card(
+    "noisy_topk",
+    kind="router",
+    config=NoisyTopK,
+    paper=Paper(
+        "1701.06538",
+        2017,
+        "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer",
+    ),
+    tags=frozenset({"sparse", "learned", "stochastic"}),
+    tiny={"experts": 4},
+    summary="The k experts of largest logit plus learned noise, for each token.",
+    family="token choice",
+)

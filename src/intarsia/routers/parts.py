@@ -1,0 +1,69 @@
+"""Gates in k parts, each of which settles on one expert by smooth steps (DSelect-k, COMET)."""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..core import Routing
+from ..core.errors import ConfigError
+from .gate import kept, of_real
+from .router import Router
+
+SMALL = 1e-6
+
+
+def smooth_step(u: Tensor, gamma: float) -> Tensor:
+    """S(u): 0 up to -gamma / 2, 1 from gamma / 2, between them -2 (u/gamma)^3 + 3/2 u/gamma + 1/2.
+
+    Exactly 0 and 1 outside the band, where its gradient is 0: start inside.
+    """
+    t = (u / gamma).clamp(-0.5, 0.5)
+    return 0.5 + t * (1.5 - 2 * t.square())
+
+
+def unsettled(p: Tensor) -> Tensor:
+    """The mean entropy of choices p (N, k, E) over log E, 0-dimensional: 1 = even, 0 = settled.
+
+    A share, not a sum over experts, so that a coefficient means the same at every E.
+    """
+    choices = math.log(max(2, p.shape[-1]))
+    # at p = 0 the gradient of p log p is infinite
+    return -(p * (p + SMALL).log()).sum(-1).mean() / choices
+
+
+def gated(gates: Tensor, dtype: torch.dtype) -> Routing:
+    """The routing of gates (N, E), without those of exactly 0."""
+    index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
+    whole = Routing.from_topk(index, gates.to(dtype), gates.shape[1])
+    return kept(whole, (gates > 0).flatten())
+
+
+class PartsRouter(Router):
+    """g = sum_t g_t, where each of k parts ends on one expert: |g|_0 <= k once all have settled.
+
+    x: (..., d) -> Routing of shape (rows, E), zeros left out; before it has settled a gate is
+    denser, up to all E. Gates are in float32 or better, whatever autocast says.
+    Losses are there while training.
+    """
+
+    def __init__(self, experts: int, active: int) -> None:
+        super().__init__(experts)
+        if active < 1:
+            raise ConfigError("active", got=active, want="at least 1", fix="Try 2.")
+        self.active = active
+
+    @abc.abstractmethod
+    def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The gates g_t of each part, (N, k, E), and the losses.  rows: (N, d), N may be 0."""
+
+    def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        if valid is not None:
+            return of_real(rows, valid, lambda real: self.route(real, None))
+        parts, losses = self.parts(rows)
+        routing = gated(parts.sum(1), rows.dtype)
+        return replace(routing, losses=losses if self.training and len(rows) else {})

@@ -1,0 +1,224 @@
+"""Which leaf feeds which expert: COMET's permutation search, around any gate (arXiv:2306.02824)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Paper, Routing
+from ..core.errors import ConfigError
+from ..core.registry import card
+from .gate import of_real
+from .parts import PartsRouter, gated
+from .router import Router
+
+ROUNDS = (20, 150)  # of Sinkhorn's normalisation, at the first and at the last step
+
+
+class RouterConfig(Protocol):
+    """The settings of a router."""
+
+    @property
+    def experts(self) -> int: ...
+
+    def build(self, width: int, *, generator: torch.Generator) -> nn.Module: ...
+
+
+def _comet() -> RouterConfig:
+    return card("comet").config()  # a router knows no other router
+
+
+@dataclass(frozen=True)
+class PermutationSearch:
+    """g P for a gate g, with P = Sinkhorn(M / tau) for so many steps, then one permutation.
+
+    P is doubly stochastic, (E, E); tau falls from `start` to `end`, on a log scale, and at step
+    `steps` the Hungarian method makes P a permutation, which stays (the paper's local search). From
+    then on experts are merely relabelled. Each training step is to be told: `search_step`, which
+    `fit` takes as its schedule. What is found, and the step, are in the checkpoint.
+
+    gate: any router's settings; steps: N_p, 1 to 10 % of training in the paper; start, end: tau;
+    entropy: coefficient of the entropies of P's rows and columns while it is sought;
+    each: a permutation for each part of a gate that has parts (COMET, DSelect-k), else one for all.
+
+    Raises: ConfigError on a setting that cannot be.
+    While it searches, every expert gets a little of every token: those steps cost a dense mixture.
+    """
+
+    gate: RouterConfig = field(default_factory=_comet)
+    steps: int = 100
+    start: float = 1e-3
+    end: float = 1e-7
+    entropy: float = 1e-4
+    each: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(
+                "steps", got=self.steps, want="at least 1", fix="Use the gate alone for no search."
+            )
+        if not 0 < self.end <= self.start:
+            raise ConfigError(
+                "start, end", got=f"{self.start}, {self.end}", want="0 < end <= start",
+                fix="Try 1e-3 and 1e-7.",
+            )  # fmt: skip
+        if not self.entropy >= 0:
+            raise ConfigError("entropy", got=self.entropy, want="0 or more", fix="Try 1e-4.")
+        self.build(1, generator=torch.Generator())  # the router says what is wrong with the gate
+
+    @property
+    def experts(self) -> int:
+        """E, the gate's."""
+        return self.gate.experts
+
+    def build(self, width: int, *, generator: torch.Generator) -> PermutationRouter:
+        gate = self.gate.build(width, generator=generator)
+        if not isinstance(gate, Router):
+            raise ConfigError(
+                "gate", got=type(gate).__name__, want="a router with a gate",
+                fix="Pass Comet(), TopK() or the like; a random draw has nothing to permute.",
+            )  # fmt: skip
+        return PermutationRouter(self, gate, generator=generator)
+
+
+class PermutationRouter(Router):
+    """The router of `PermutationSearch`.  x: (..., width) -> Routing of shape (rows, E).
+
+    scores: M (k, E, E), U(-0.05, 0.05) at first, k = 1 unless each part has its own.
+    step: () int64.  order: (k, E) int64, the expert of each leaf, -1 while it is sought.
+    """
+
+    step: Tensor
+    order: Tensor
+
+    def __init__(
+        self, config: PermutationSearch, gate: Router, *, generator: torch.Generator
+    ) -> None:
+        super().__init__(gate.experts)
+        if config.each and not isinstance(gate, PartsRouter):
+            raise ConfigError(
+                "each", got=f"a {type(config.gate).__name__} gate, which has no parts",
+                want="Comet or DSelectK", fix="Leave each=False.",
+            )  # fmt: skip
+        self.config, self.gate, self.normalised = config, gate, gate.normalised
+        count = gate.active if config.each and isinstance(gate, PartsRouter) else 1
+        self.scores = nn.Parameter(torch.empty(count, gate.experts, gate.experts))
+        nn.init.uniform_(self.scores, -0.05, 0.05, generator=generator)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("order", torch.full((count, gate.experts), -1))
+        self._read()
+
+    def _read(self) -> None:
+        """Know on the host what the buffers say, so that no forward waits for a device."""
+        self._done = min(1.0, int(self.step) / self.config.steps)
+        self._found = bool((self.order >= 0).all())
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._read()
+
+    @property
+    def found(self) -> bool:
+        """Whether the search is over."""
+        return self._found
+
+    def at_step(self, step: int) -> None:
+        """Go to a step of training, counted from 0; at `steps` the permutation is found."""
+        if self._found:
+            return
+        self.step.fill_(step)
+        self._done = min(1.0, step / self.config.steps)
+        if step >= self.config.steps:
+            self.order.copy_(torch.stack([hungarian(p) for p in self.soft().detach().cpu()]))
+            self._found = True
+
+    def soft(self) -> Tensor:
+        """P in float64, rows and columns of sum 1.  Returns (k, E, E)."""
+        # tau of 1e-7 asks for more digits than float32 has
+        tau = self.config.start * (self.config.end / self.config.start) ** self._done
+        rounds = round(ROUNDS[0] + (ROUNDS[1] - ROUNDS[0]) * self._done)
+        return sinkhorn(self.scores.double() / tau, rounds)
+
+    def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        if self.config.each:
+            if valid is not None:
+                return of_real(rows, valid, lambda real: self.route(real, None))
+            return self._each(rows)
+        found = self.gate.route(rows, valid)
+        if self._found:
+            routing = replace(found, expert=self.order[0][found.expert])
+            return self._with_losses(routing, found.losses, None)
+        plan = self.soft()
+        gates = found.dense() @ plan[0].to(found.weight.dtype)
+        routing = replace(gated(gates, rows.dtype), state=found.state)
+        return self._with_losses(routing, found.losses, plan)
+
+    def _each(self, rows: Tensor) -> Routing:
+        assert isinstance(self.gate, PartsRouter)
+        parts, losses = self.gate.parts(rows)  # (N, k, E)
+        losses = losses if self.training and len(rows) else {}
+        if self._found:
+            gates = parts.gather(2, self.order.argsort(-1).expand_as(parts)).sum(1)
+            return self._with_losses(gated(gates, rows.dtype), losses, None)
+        plan = self.soft()
+        gates = torch.einsum("nki,kij->nj", parts, plan.to(parts.dtype))
+        return self._with_losses(gated(gates, rows.dtype), losses, plan)
+
+    def _with_losses(
+        self, routing: Routing, losses: Mapping[str, Tensor], plan: Tensor | None
+    ) -> Routing:
+        if not self.training:
+            return replace(routing, losses=losses)
+        # 0, once it is found: data-parallel ranks wait for a gradient of every parameter
+        own = 0 * self.scores.sum()
+        if plan is not None:
+            # rows and columns have the same entries
+            own = own + self.config.entropy * 2 * -(plan * (plan + 1e-6).log()).sum()
+        return replace(routing, losses={**losses, "permutation": own.to(self.scores.dtype)})
+
+
+def sinkhorn(scores: Tensor, rounds: int) -> Tensor:
+    """exp(scores), its columns and rows divided by their sums in turn.  (..., E, E) likewise.
+
+    Rows come last, so that they sum to 1 exactly, columns as nearly as the rounds allow.
+    """
+    for _ in range(rounds):
+        scores = scores - scores.logsumexp(-2, keepdim=True)
+        scores = scores - scores.logsumexp(-1, keepdim=True)
+    return scores.exp()
+
+
+def hungarian(plan: Tensor) -> Tensor:
+    """The permutation of largest sum_i P_i,order(i).  (E, E) -> (E,) int64."""
+    from scipy.optimize import linear_sum_assignment  # a third of a second, needed once
+
+    return torch.from_numpy(linear_sum_assignment(plan.numpy(), maximize=True)[1])
+
+
+def search_step(model: nn.Module, step: int, steps: int | None = None) -> None:
+    """Tell every permutation search in a model the step of training, before each step.
+
+    `fit(..., schedule=search_step)` does; a loop of your own calls search_step(model, step).
+    """
+    for module in model.modules():
+        if isinstance(module, PermutationRouter):
+            module.at_step(step)
+
+
+CARD = Card(
+    "permutation",
+    kind="router",
+    config=PermutationSearch,
+    paper=Paper(
+        "2306.02824",
+        2023,
+        "COMET: Learning Cardinality Constrained Mixture of Experts with Trees and Local Search",
+    ),
+    tags=frozenset({"learned"}),
+    summary="A search for which leaf of a gate feeds which expert, around any gate.",
+    family="differentiable selection",
+)

@@ -1,0 +1,131 @@
+"""Layer-wise recurrent routing (RMoE, arXiv:2408.06793): routers that know a token's way so far."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Paper, Routing
+from ..core.errors import ConfigError
+from .gate import GateRouter, Terms, wide_linear
+from .thread import Threaded
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """The k experts of largest softmax(W2_l h_l), h_l = GRU(W1_l x_l, h_{l-1}), for each token.
+
+    The recurrence goes along the depth of the model, token by token, never along the sequence; one
+    GRU cell serves all layers, h_0 = 0 at the first. W1 (hidden x d) and W2 (experts x hidden) are
+    each layer's own, without bias. Weights of the k chosen experts sum to 1.
+    experts: E; active: k; hidden: p, the width of the state; std: of the first weights of W2;
+    jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on the input while training; balance,
+    z: coefficients of the losses.
+
+    Raises: ConfigError on a setting that cannot be: k above E, or one renormalised expert of
+    several, whose weight is 1 whatever the router says.
+    Source: arXiv:2408.06793, section 3. Not where a layer must be able to run without the layers
+    before it; the cell has the gradients of all layers, so that it may want a smaller rate.
+    """
+
+    experts: int = 8
+    active: int = 2
+    hidden: int = 128
+    std: float = 0.02
+    jitter: float = 0.0
+    balance: float = 0.001
+    z: float = 0.0
+
+    def __post_init__(self) -> None:
+        for what in ("experts", "hidden"):
+            if getattr(self, what) < 1:
+                raise ConfigError(what, got=getattr(self, what), want="at least 1", fix="Try 8.")
+        if not 1 <= self.active <= self.experts:
+            raise ConfigError(
+                "active", got=self.active, want=f"1 ... {self.experts} (experts)",
+                fix="Fewer active experts, or more experts.",
+            )  # fmt: skip
+        if self.active == 1 < self.experts:
+            raise ConfigError(
+                "active", got="1, whose renormalised weight is 1 always",
+                want="a weight that teaches the router", fix="Use active=2 or more.",
+            )  # fmt: skip
+        self.terms()
+
+    def terms(self) -> Terms:
+        return Terms(self.std, jitter=self.jitter, balance=self.balance, z=self.z)
+
+    def build(self, width: int, *, generator: torch.Generator) -> RecurrentRouter:
+        """A router alone; `routers.join(model)` puts those of a model on one thread."""
+        return RecurrentRouter(self, width, generator=generator)
+
+
+class RecurrentRouter(GateRouter, Threaded):
+    """The router of `Recurrent`.  x: (..., width) -> Routing (rows, E), k experts a row.
+
+    Routing.state: h_l, (rows that are no padding, p), in float32 or better.
+    cell: the GRU, in the first layer's router only; the others refer to it.
+    """
+
+    def __init__(self, config: Recurrent, width: int, *, generator: torch.Generator) -> None:
+        super().__init__(config.hidden, config.experts, config.terms(), generator=generator)
+        self.config = config
+        self.normalised = True
+        self.down = nn.Parameter(torch.empty(config.hidden, width))  # W1
+        nn.init.normal_(self.down, std=width**-0.5, generator=generator)
+        self.cell = nn.utils.skip_init(nn.GRUCell, config.hidden, config.hidden)
+        for name, parameter in self.cell.named_parameters():
+            bound = 0.0 if name.startswith("bias") else config.hidden**-0.5
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        self._cell = (self.cell,)  # a tuple: no second registration
+
+    @property
+    def kin(self) -> Hashable:
+        return RecurrentRouter, self.config.hidden
+
+    def follow(self, first: Self, layer: int) -> None:
+        super().follow(first, layer)
+        if first is not self:
+            del self.cell
+            self._cell = (first.cell,)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        u = wide_linear(rows, self.down)
+        before = self.carried(len(rows))
+        state = self.recur(u, torch.zeros_like(u) if before is None else before)
+        self.carry(state)
+        return wide_linear(state, self.weight)
+
+    def recur(self, u: Tensor, state: Tensor) -> Tensor:
+        """h_l from W1 x and h_{l-1}, all (N, p), in the type of u whatever autocast says."""
+        (cell,) = self._cell
+        weights = {name: p.to(u.dtype) for name, p in cell.named_parameters()}
+        call = (cell, weights, (u, state.to(u.dtype)))
+        if not torch.amp.is_autocast_available(u.device.type):
+            return torch.func.functional_call(*call)
+        with torch.autocast(u.device.type, enabled=False):
+            return torch.func.functional_call(*call)
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
+        p, index = logits.softmax(-1).topk(self.config.active)  # (N, k) both
+        return index, p / p.sum(-1, keepdim=True), None
+
+    def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        found = super().route(rows, valid)
+        return replace(found, state=self.thread.left(self.layer))
+
+
+CARD = Card(
+    "recurrent",
+    kind="router",
+    config=Recurrent,
+    paper=Paper("2408.06793", 2024, "Layerwise Recurrent Router for Mixture-of-Experts"),
+    tags=frozenset({"sparse", "learned", "stateful"}),
+    tiny={"experts": 4, "active": 2, "hidden": 3},
+    summary="Top-k gating on a state that a GRU carries along the depth of the model.",
+    family="token choice",
+)

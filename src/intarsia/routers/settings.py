@@ -1,0 +1,39 @@
+"""What can be asked of any router's settings, and of settings inside them."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, cast
+
+from ..core.errors import ConfigError
+from ..core.registry import card, method_key
+
+
+def non_causal(config: object) -> bool:
+    """Whether later tokens decide where earlier ones go: the tag of its card, or of a gate inside.
+
+    Settings that are in no card say so by an attribute `non_causal`.
+    """
+    if not is_dataclass(config) or isinstance(config, type):
+        return bool(getattr(config, "non_causal", False))
+    try:
+        own = "non_causal" in card(method_key(cast(Any, config))).tags
+    except ConfigError:  # in no list
+        own = bool(getattr(config, "non_causal", False))
+    return own or any(non_causal(getattr(config, f.name)) for f in fields(config))
+
+
+def with_experts(config: Any, experts: int) -> Any:
+    """The same settings with another number of experts, that of the gate inside if there is one.
+
+    Raises: ConfigError for settings that have no such number, or cannot have this one.
+    """
+    names = {f.name for f in fields(config)}
+    if "experts" in names:
+        return replace(config, experts=experts)
+    if "gate" in names:
+        return replace(config, gate=with_experts(config.gate, experts))
+    raise ConfigError(
+        "experts", got=f"a {type(config).__name__}, which has no such setting",
+        want="a router of a number of experts", fix="Choose the number in its own settings.",
+    )  # fmt: skip

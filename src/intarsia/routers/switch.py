@@ -1,0 +1,90 @@
+"""Switch gating: one expert a token, and so many tokens an expert (arXiv:2101.03961)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core import Card, Paper, Routing
+from ..core.errors import ConfigError
+from .gate import GateRouter, Terms, kept
+
+
+@dataclass(frozen=True)
+class Switch:
+    """The expert of largest p = softmax(x W^T), with weight p; what is beyond its capacity drops.
+
+    experts: E; capacity: c, an expert takes the first ceil(c T / E) of the T tokens that choose
+    it, while training (section 2.2); in evaluation it takes all, so that an answer does not depend
+    on its neighbours. A dropped token gets no expert.
+    std: of the gate's first weights; jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on
+    its input while training; balance: coefficient of the balance loss (eq. 4), which counts dropped
+    tokens too; z: coefficient of the z-loss (arXiv:2202.08906).
+
+    Raises: ConfigError on a setting that cannot be.
+    Not for routing that must not depend on a token's place in the batch.
+    """
+
+    experts: int = 8
+    capacity: float = 1.25
+    std: float = 0.02
+    jitter: float = 0.0
+    balance: float = 0.01
+    z: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
+        if not 0 < self.capacity < math.inf:
+            raise ConfigError(
+                "capacity", got=self.capacity, want="a number above 0",
+                fix="1 leaves room for uniform routing; 1.25 is the paper's.",
+            )  # fmt: skip
+        self.terms()
+
+    def terms(self) -> Terms:
+        return Terms(self.std, jitter=self.jitter, balance=self.balance, z=self.z)
+
+    def build(self, width: int, *, generator: torch.Generator) -> SwitchRouter:
+        return SwitchRouter(self, width, generator=generator)
+
+
+class SwitchRouter(GateRouter):
+    """The router of `Switch`.  x: (..., width) -> Routing of shape (rows, E), at most one a row."""
+
+    def __init__(self, config: Switch, width: int, *, generator: torch.Generator) -> None:
+        super().__init__(width, config.experts, config.terms(), generator=generator)
+        self.config = config
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
+        p, index = logits.softmax(-1).topk(1)
+        return index, p, None
+
+    def limit(self, routing: Routing) -> Routing:
+        if not self.training:
+            return routing
+        room = math.ceil(self.config.capacity * len(routing.expert) / self.experts)
+        arrived = F.one_hot(routing.expert, self.experts).cumsum(0)  # (T, E)
+        place = arrived.gather(1, routing.expert[:, None])[:, 0]  # 1 for an expert's first token
+        return kept(routing, place <= room)
+
+
+CARD = Card(
+    "switch",
+    kind="router",
+    config=Switch,
+    paper=Paper(
+        "2101.03961",
+        2021,
+        "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient "
+        "Sparsity",
+    ),
+    tags=frozenset({"sparse", "learned", "capacity"}),
+    tiny={"experts": 4, "capacity": 1.0},
+    summary="The one expert of largest probability, up to a capacity.",
+    family="token choice",
+)

@@ -1,0 +1,187 @@
+"""Routing by task (Polytropon, arXiv:2202.13914), for each head of a layer by itself (Multi-Head
+Routing, arXiv:2211.03831)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Paper, Routing
+from ..core.errors import ConfigError, ShapeError
+from .draws import Draws
+from .router import Router
+
+SPREAD = 1e-3  # logits start in U(-SPREAD, SPREAD): near equal shares of all skills
+SMALL = 1e-12
+UNKNOWN = ("error", "mean")
+
+
+class TaskRouter(Router):
+    """w = sigma(Z[task]) / sum over skills, for each head of each sample (Poly, section 2.2).
+
+    x: (N, ...), N samples, or N whole parts of them that follow each other, such as windows ->
+    Routing of shape (N heads, skills), all of its entries in order; row n heads + q is head q of
+    sample n. Padding has no say: a sample's tokens are all of its task.
+
+    logits: Z (tasks, heads, skills), U(-1e-3, 1e-3) at first.
+    In training sigma(Z) is a draw of the relaxed Bernoulli distribution at temperature 1,
+    sigma(Z + log u - log(1 - u)) with u ~ U(0, 1), one for each sample, from `noise`; in
+    evaluation it is sigma(Z) itself.
+    task_ids: (samples,) int64, see `intarsia.task_ids`. Not needed for one task. unknown: what a
+    model of several tasks gives without them in evaluation: "error", or "mean", the mean of w over
+    the tasks; in training they are always needed.
+
+    Raises: ConfigError for settings that cannot be, and for ids that are missing or no tasks;
+    ShapeError for ids that do not fit the batch.
+    """
+
+    def __init__(
+        self,
+        tasks: int,
+        skills: int,
+        heads: int = 1,
+        *,
+        unknown: str = "error",
+        generator: torch.Generator,
+    ) -> None:
+        for name, value in (("tasks", tasks), ("skills", skills), ("heads", heads)):
+            if value < 1:
+                raise ConfigError(name, got=value, want="at least 1", fix="1 is the least.")
+        if unknown not in UNKNOWN:
+            raise ConfigError("unknown", got=repr(unknown), want=f"one of {UNKNOWN}", fix="Pick.")
+        super().__init__(skills)
+        self.heads, self.unknown = heads, unknown
+        self.logits = nn.Parameter(torch.empty(tasks, heads, skills))
+        nn.init.uniform_(self.logits, -SPREAD, SPREAD, generator=generator)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        self.noise = Draws(torch.Generator().manual_seed(seed))
+
+    @property
+    def tasks(self) -> int:
+        return len(self.logits)
+
+    def add_task(self, generator: torch.Generator) -> None:
+        """One more row of Z, drawn as the first ones were."""
+        new = torch.empty(1, *self.logits.shape[1:])
+        nn.init.uniform_(new, -SPREAD, SPREAD, generator=generator)
+        logits = torch.cat([self.logits.detach(), new.to(self.logits)])
+        self.logits = nn.Parameter(logits, requires_grad=self.logits.requires_grad)
+
+    def of_task(self, task: int | None) -> Tensor:
+        """w in evaluation of one task, or with None the mean over all.  Returns (heads, skills)."""
+        if task is None:
+            return _shares(self._wide()).mean(0)
+        self._check_range(torch.tensor([task]))
+        return _shares(self._wide()[task])
+
+    def forward(self, x: Tensor) -> Routing:
+        return self.kept(self.route(x, None))
+
+    def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        """The routing of samples or their parts (N, ...); `valid` decides nothing here."""
+        ids = self._ids(len(rows))
+        if ids is None:
+            weight = self.of_task(None).expand(len(rows), -1, -1)
+        else:
+            logits = self._wide()[ids.to(self.logits.device, non_blocking=True)]
+            if self.training:
+                noise = self.noise.drawn(len(ids), self._logistic)
+                logits = logits + noise.to(logits, non_blocking=True)
+            weight = _shares(logits)
+            if len(rows) != len(ids):
+                weight = weight.repeat_interleave(len(rows) // len(ids), 0)
+        weight = weight.flatten(0, 1)  # (N heads, skills)
+        index = torch.arange(self.experts, device=weight.device).expand_as(weight)
+        return Routing.from_topk(index, weight, self.experts)
+
+    def _wide(self) -> Tensor:
+        return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+
+    def _logistic(self, samples: int) -> Tensor:
+        u = torch.rand(samples, *self.logits.shape[1:], generator=self.noise.generator)
+        eps = torch.finfo(u.dtype).eps
+        return u.clamp(eps, 1 - eps).logit()
+
+    def _ids(self, rows: int) -> Tensor | None:
+        """The task of each sample, on the CPU; None = unknown."""
+        # the context is over when gradient checkpointing computes a block again
+        ids = self.task_ids if self.task_ids is not None else self.noise.held("task_ids")
+        if ids is None:
+            return self._no_ids(rows)
+        self.noise.keep("task_ids", ids)
+        count = len(ids)
+        if rows % count if count else rows:
+            raise ShapeError(
+                "task_ids", got=f"{count} for {rows} rows", want="one for each sample",
+                fix="Pass the ids of this very batch.",
+            )  # fmt: skip
+        self._check_range(ids)
+        return ids
+
+    def _no_ids(self, rows: int) -> Tensor | None:
+        if self.tasks == 1:
+            return torch.zeros(rows, dtype=torch.int64)
+        if self.training or self.unknown == "error":
+            raise ConfigError(
+                "task_ids", got="none", want=f"the task of each sample, 0 ... {self.tasks - 1}",
+                fix="Call the model inside `with intarsia.task_ids(model, ids):`, give `fit` a "
+                "dataset with 'task_ids', or set unknown='mean' for evaluation.",
+            )  # fmt: skip
+        return None
+
+    def _check_range(self, ids: Tensor) -> None:
+        if not len(ids) or torch.compiler.is_compiling():
+            return
+        low, high = (int(v) for v in ids.aminmax())
+        if low < 0 or high >= self.tasks:
+            raise ConfigError(
+                "task_ids", got=f"{low} ... {high}", want=f"0 ... {self.tasks - 1}",
+                fix="Count tasks from 0; intarsia.methods.mhr.add_task makes room for a new one.",
+            )  # fmt: skip
+
+
+def _shares(logits: Tensor) -> Tensor:
+    """sigma over its sum over skills.  (..., skills) -> (..., skills)."""
+    raw = logits.sigmoid()
+    return raw / (raw.sum(-1, keepdim=True) + SMALL)
+
+
+@dataclass(frozen=True)
+class TaskRouting:
+    """Shares of skills that each task learns for itself; see TaskRouter.
+
+    tasks: how many.
+    skills: S, what is shared out.
+    heads: each decides by itself.
+    unknown: without task ids in evaluation, "error" or "mean" over the tasks.
+
+    Raises: ConfigError on a setting that cannot be.
+    """
+
+    tasks: int = 1
+    skills: int = 4
+    heads: int = 1
+    unknown: str = "error"
+
+    def __post_init__(self) -> None:
+        # the router says what can be wrong
+        self.build(1, generator=torch.Generator())
+
+    def build(self, width: int, *, generator: torch.Generator) -> TaskRouter:
+        """The router of tokens of any width."""
+        return TaskRouter(
+            self.tasks, self.skills, self.heads, unknown=self.unknown, generator=generator
+        )
+
+
+CARD = Card(
+    "task",
+    kind="router",
+    config=TaskRouting,
+    paper=Paper("2202.13914", 2022, "Combining Modular Skills in Multitask Learning"),
+    tags=frozenset({"learned", "stochastic"}),
+    summary="Shares of skills that each task learns, for every head of a layer by itself.",
+    family="task routing",
+)

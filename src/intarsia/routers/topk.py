@@ -1,0 +1,107 @@
+"""Top-k softmax gating (arXiv:1701.06538), in the forms of Mixtral (arXiv:2401.04088), Switch
+(arXiv:2101.03961) and LLaVA-MoLE (arXiv:2401.16160)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Card, Paper
+from ..core.errors import ConfigError
+from .gate import GateRouter, Terms
+
+SCALES = ("renormalised", "prob", "ste", "none")
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k experts of largest p = softmax(x W^T), for each token.
+
+    experts: E; active: k; scale: the weight of a chosen expert,
+      "renormalised", p_e over the sum of the k chosen ones (Mixtral, MixLoRA);
+      "prob", p_e (Switch);
+      "ste", 1, with the gradient of p_e (straight-through);
+      "none", 1: the task's loss says nothing to the router, as in LLaVA-MoLE's release.
+    bias: has the gate one; std: of its first weights; jitter: epsilon of the factors
+      U(1 - epsilon, 1 + epsilon) on its input while training; balance, z: coefficients of the
+      balance loss (1 x k at uniform routing) and of the z-loss.
+
+    Raises: ConfigError on a setting that cannot be: k above E, or one renormalised expert of
+    several, whose weight is 1 whatever the router says.
+    """
+
+    experts: int = 8
+    active: int = 2
+    scale: str = "renormalised"
+    bias: bool = False
+    std: float = 0.02
+    jitter: float = 0.0
+    balance: float = 0.01
+    z: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
+        if not 1 <= self.active <= self.experts:
+            raise ConfigError(
+                "active", got=self.active, want=f"1 ... {self.experts} (experts)",
+                fix="Fewer active experts, or more experts.",
+            )  # fmt: skip
+        if self.scale not in SCALES:
+            raise ConfigError(
+                "scale", got=repr(self.scale), want=f"one of {SCALES}", fix="Pick one."
+            )
+        if self.scale == "renormalised" and self.active == 1 < self.experts:
+            raise ConfigError(
+                "scale", got="'renormalised' with one active expert, a weight of 1 always",
+                want="a weight that teaches the router", fix="Use scale='prob' or 'ste'.",
+            )  # fmt: skip
+        self.terms()
+
+    def terms(self) -> Terms:
+        return Terms(self.std, self.bias, self.jitter, self.balance, self.z)
+
+    def build(self, width: int, *, generator: torch.Generator) -> TopKRouter:
+        return TopKRouter(self, width, generator=generator)
+
+
+class TopKRouter(GateRouter):
+    """The router of `TopK`.  x: (..., width) -> Routing of shape (rows, E), k experts a row."""
+
+    def __init__(self, config: TopK, width: int, *, generator: torch.Generator) -> None:
+        super().__init__(width, config.experts, config.terms(), generator=generator)
+        self.config = config
+        self.normalised = config.scale == "renormalised" or (config.scale, config.active) == (
+            "none", 1,
+        )  # fmt: skip
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
+        p, index = logits.softmax(-1).topk(self.config.active)  # (N, k) both
+        match self.config.scale:
+            case "renormalised":
+                weight = p / p.sum(-1, keepdim=True)
+            case "prob":
+                weight = p
+            case "ste":
+                weight = 1 + (p - p.detach())  # exactly 1
+            case _:
+                weight = torch.ones_like(p)
+        return index, weight, None
+
+
+CARD = Card(
+    "topk",
+    kind="router",
+    config=TopK,
+    paper=Paper(
+        "1701.06538",
+        2017,
+        "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer",
+    ),
+    tags=frozenset({"sparse", "learned"}),
+    tiny={"experts": 4, "bias": True},
+    summary="The k experts of largest probability, for each token.",
+    family="token choice",
+)

@@ -1,0 +1,77 @@
+"""Top-p gating: as many experts as a token needs (arXiv:2403.07652; MixLoRA's dynamic variant)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Card, Paper
+from ..core.errors import ConfigError
+from .gate import GateRouter, Terms
+
+
+@dataclass(frozen=True)
+class TopP:
+    """The fewest experts whose p = softmax(x W^T / temperature) sum to at least `p`, by token.
+
+    experts: E; p: the sum to reach, 0 < p <= 1; a token's first expert always counts;
+    temperature: of the logits; std: of the gate's first weights; jitter: epsilon of the factors
+    U(1 - epsilon, 1 + epsilon) on its input while training; balance, z: coefficients of the
+    losses. Weights are the probabilities, not renormalised.
+
+    Raises: ConfigError on a setting that cannot be.
+    """
+
+    experts: int = 8
+    p: float = 0.8
+    temperature: float = 1.0
+    std: float = 0.02
+    jitter: float = 0.0
+    balance: float = 0.01
+    z: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
+        if not 0 < self.p <= 1:
+            raise ConfigError("p", got=self.p, want="0 < p <= 1", fix="Try 0.8.")
+        if not self.temperature > 0:
+            raise ConfigError("temperature", got=self.temperature, want="above 0", fix="Try 1.")
+        self.terms()
+
+    def terms(self) -> Terms:
+        return Terms(self.std, jitter=self.jitter, balance=self.balance, z=self.z)
+
+    def build(self, width: int, *, generator: torch.Generator) -> TopPRouter:
+        return TopPRouter(self, width, generator=generator)
+
+
+class TopPRouter(GateRouter):
+    """The router of `TopP`.  x: (..., width) -> Routing (rows, E), 1 ... E experts a row."""
+
+    def __init__(self, config: TopP, width: int, *, generator: torch.Generator) -> None:
+        super().__init__(width, config.experts, config.terms(), generator=generator)
+        self.config = config
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p, index = (logits / self.config.temperature).softmax(-1).sort(descending=True, stable=True)
+        before = p.detach().cumsum(-1) - p.detach()  # of the experts that are more likely
+        needed = before < self.config.p
+        first = torch.arange(self.experts, device=p.device) == 0
+        return index, p, needed | first
+
+
+CARD = Card(
+    "topp",
+    kind="router",
+    config=TopP,
+    paper=Paper(
+        "2403.07652", 2024, "Harder Tasks Need More Experts: Dynamic Routing in MoE Models"
+    ),
+    tags=frozenset({"sparse", "learned"}),
+    tiny={"experts": 4, "p": 0.5},
+    summary="As many experts as it takes for their probabilities to reach p, for each token.",
+    family="token choice",
+)

@@ -1,0 +1,177 @@
+"""Routing by sparsity-constrained optimal transport (arXiv:2209.15466)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Card, Paper
+from ..core.errors import ConfigError, ShapeError
+from .gate import GateRouter, Terms
+
+SIDES = ("expert", "token")
+START, RATE = 0.2, 0.05  # in standard deviations of the cost: temperature and step of the solver
+
+
+@dataclass(frozen=True)
+class Transport:
+    """Pairs of a transport plan with at most k tokens per expert; weights are p = softmax(x W^T).
+
+    The plan is `k_sparse_ot` of cost -p between T tokens of mass 1 and E experts of mass T / E. It
+    only decides who goes where; the gradient reaches W through the weights.
+
+    experts: E; capacity: c; per: "expert", each takes at most k = ceil(c T / E) tokens; "token",
+    each goes to at most k = ceil(c) experts, whose loads are then about equal;
+    gamma: of the plan's quadratic term, larger = more pairs, up to k; iterations: of the solver;
+    std: of the gate's first weights; z: coefficient of the z-loss.
+
+    Raises: ConfigError on a setting that cannot be: c < 1 leaves tokens without a place.
+    Not for decoders: the plan is of the whole batch; and an answer depends on the other samples of
+    its batch, in evaluation too. A token can end without an expert, some in a hundred at c = 1.
+    """
+
+    experts: int = 8
+    capacity: float = 1.0
+    per: str = "expert"
+    gamma: float = 0.1
+    iterations: int = 50
+    std: float = 0.02
+    z: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
+        if not 1 <= self.capacity < math.inf:
+            raise ConfigError(
+                "capacity", got=self.capacity, want="a number of at least 1",
+                fix="1 is one expert per token on average; 1.25 drops fewer tokens.",
+            )  # fmt: skip
+        if self.per not in SIDES:
+            raise ConfigError("per", got=repr(self.per), want=f"one of {SIDES}", fix="Pick one.")
+        if not 0 < self.gamma < math.inf:
+            raise ConfigError("gamma", got=self.gamma, want="a number above 0", fix="Try 0.1.")
+        if self.iterations < 1:
+            raise ConfigError("iterations", got=self.iterations, want="at least 1", fix="Try 50.")
+        self.terms()
+
+    def terms(self) -> Terms:
+        return Terms(self.std, z=self.z)
+
+    def build(self, width: int, *, generator: torch.Generator) -> TransportRouter:
+        return TransportRouter(self, width, generator=generator)
+
+
+class TransportRouter(GateRouter):
+    """The router of `Transport`.  x: (..., width) -> Routing of shape (rows, E)."""
+
+    def __init__(self, config: Transport, width: int, *, generator: torch.Generator) -> None:
+        super().__init__(width, config.experts, config.terms(), generator=generator)
+        self.config = config
+
+    def plan(self, p: Tensor) -> Tensor:
+        """Who goes where.  p: (N, E) -> (N, E), 0 or more."""
+        config, tokens = self.config, len(p)
+        if not tokens:
+            return torch.zeros_like(p)
+        one, share = p.new_ones(tokens), p.new_full((self.experts,), tokens / self.experts)
+        solver = {"gamma": config.gamma, "iterations": config.iterations}
+        if config.per == "token":
+            return k_sparse_ot(-p.T, share, one, math.ceil(config.capacity), **solver).T
+        room = math.ceil(config.capacity * tokens / self.experts)
+        return k_sparse_ot(-p, one, share, room, **solver)
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p = logits.softmax(-1)
+        index = torch.arange(self.experts, device=p.device).expand_as(p)
+        return index, p, self.plan(p.detach()) > 0
+
+
+@torch.no_grad()
+def k_sparse_ot(
+    cost: Tensor, a: Tensor, b: Tensor, k: int, *, gamma: float = 1.0, iterations: int = 200
+) -> Tensor:
+    """argmin_T <T, C> + gamma/2 |T|^2 with T >= 0, T 1 = a, T' 1 = b, at most k > 0 per column.
+
+    By ascent of the semi-dual, a'alpha - sum_j b_j maxOmega_j(alpha - C_j): concave in
+    alpha; columns always sum to b and have at most k entries, rows sum to a at its maximum only,
+    if then: where k binds, plans that are best column by column need not fit together, and n rows
+    cannot be covered by fewer than n entries, k m < n.
+    Adam with a step that falls to 0, from Sinkhorn's alpha; both are measured in standard
+    deviations of the cost.
+
+    cost: (..., n, m), a: (..., n), b: (..., m), above 0, of equal sums -> (..., n, m).
+    Raises: ConfigError for k < 1; ShapeError for marginals that do not fit the cost.
+    """
+    if k < 1:
+        raise ConfigError("k", got=k, want="at least 1", fix="n / m covers every row just so.")
+    n, m = cost.shape[-2:]
+    if a.shape[-1] != n or b.shape[-1] != m:
+        raise ShapeError(
+            "marginals", got=f"{a.shape[-1]} and {b.shape[-1]}", want=f"{n} and {m}",
+            fix="One number for each row, and one for each column, of the cost.",
+        )  # fmt: skip
+    cost = cost - cost.mean((-2, -1), keepdim=True)
+    return _columns(_ascent(cost, a, b, k, gamma, iterations), cost, b, k, gamma)
+
+
+def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations: int) -> Tensor:
+    """alpha near the maximum of the semi-dual, (..., n)."""
+    spread = cost.std((-2, -1), correction=0).clamp_min(1e-6)[..., None]  # (..., 1)
+    alpha = _sinkhorn(cost, a, b, START * spread[..., None], iterations)
+    first, second = torch.zeros_like(alpha), torch.zeros_like(alpha)
+    for t in range(1, iterations + 1):
+        slope = a - _columns(alpha, cost, b, k, gamma).sum(-1)  # (..., n)
+        first = 0.9 * first + 0.1 * slope
+        second = 0.99 * second + 0.01 * slope.square()
+        step = RATE * spread * (1 - (t - 1) / iterations)
+        ahead = first / (1 - 0.9**t)
+        alpha = alpha + step * ahead / ((second / (1 - 0.99**t)).sqrt() + 1e-12)
+    return alpha
+
+
+def semi_dual(alpha: Tensor, cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
+    """What `k_sparse_ot` makes as large as it can; below the cost of every plan.  Returns (...)."""
+    plan = _columns(alpha, cost, b, k, gamma)
+    gain = (plan * (alpha[..., None] - cost)).sum((-2, -1))
+    return (a * alpha).sum(-1) - gain + gamma / 2 * plan.square().sum((-2, -1))
+
+
+def _columns(alpha: Tensor, cost: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
+    """The plan at alpha: each column on its own, b_j p_j with p_j on the simplex.  (..., n, m)."""
+    b = b[..., None, :]
+    return b * sparse_simplex((alpha[..., None] - cost) / (gamma * b), k)
+
+
+def sparse_simplex(x: Tensor, k: int) -> Tensor:
+    """The nearest point of the simplex with at most k entries, by column.  (..., n, m) likewise."""
+    top, index = x.topk(min(k, x.shape[-2]), dim=-2)  # sorted, (..., k, m)
+    above = top.cumsum(-2) - 1
+    count = torch.arange(1, top.shape[-2] + 1, device=x.device)[:, None]
+    some = (top * count > above).sum(-2, keepdim=True).clamp_min(1)  # how many are above 0
+    level = above.gather(-2, some - 1) / some
+    return torch.zeros_like(x).scatter(-2, index, (top - level).clamp_min(0))
+
+
+def _sinkhorn(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, iterations: int) -> Tensor:
+    """The rows' potential of transport with entropy eps.  eps: (..., 1, 1) -> (..., n)."""
+    scores = -cost / eps
+    u, v = torch.zeros_like(a), torch.zeros_like(b)
+    for _ in range(iterations):
+        v = b.log() - (scores + u[..., None]).logsumexp(-2)
+        u = a.log() - (scores + v[..., None, :]).logsumexp(-1)
+    return u * eps[..., 0]
+
+
+CARD = Card(
+    "transport",
+    kind="router",
+    config=Transport,
+    paper=Paper("2209.15466", 2022, "Sparsity-Constrained Optimal Transport"),
+    tags=frozenset({"sparse", "learned", "non_causal"}),
+    tiny={"experts": 4},
+    summary="Pairs of an optimal transport plan with at most k tokens per expert.",
+    family="optimal transport",
+)

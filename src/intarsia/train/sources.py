@@ -1,0 +1,58 @@
+"""Several sources in one training: each row of a batch with the delta of its own source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from ..hosts.delta import SparseDelta
+from ..hosts.own_weights import own_parameters
+from .objectives import LossOf, Outcome
+from .order import Inputs
+
+
+def from_sources(
+    model: nn.Module, x: Inputs, loss_of: LossOf, *, deltas: Sequence[SparseDelta]
+) -> Outcome:
+    """The loss of one forward at theta + phi_s for the rows of each source s; theta learns.
+
+    x: the model's arguments by name, and "task_ids" (B,), the place of each row's source in
+    `deltas`. Not in the weights: the sums are made anew in each step, so that nothing has to be
+    reverted. One forward for each source in the batch.
+
+    Raises: ConfigError for a batch that does not say its sources, or names one that is not there.
+    Source: LT-SFT (arXiv:2110.07560), multi-source training, where each batch is of one source.
+    """
+    if isinstance(x, Tensor) or "task_ids" not in x:
+        raise ConfigError(
+            "batch of several sources", got="no 'task_ids' in it",
+            want="the number of each row's source", fix="Add task_ids to the data set's mappings.",
+        )  # fmt: skip
+    ids = x["task_ids"]
+    sources = ids.unique().tolist()
+    if not 0 <= sources[0] <= sources[-1] < len(deltas):
+        raise ConfigError(
+            "task_ids", got=f"{sources[0]} ... {sources[-1]}", want=f"0 ... {len(deltas) - 1}",
+            fix="Number the sources as their deltas are.",
+        )  # fmt: skip
+    rows = [(ids == source).nonzero().flatten() for source in sources]
+    parts = [
+        _logits(model, {n: t[r] for n, t in x.items() if n != "task_ids"}, deltas[s])
+        for s, r in zip(sources, rows, strict=True)
+    ]
+    logits = torch.cat(parts)[torch.cat(rows).argsort()]
+    return Outcome(loss_of(logits), logits)
+
+
+def _logits(model: nn.Module, x: dict[str, Tensor], delta: SparseDelta) -> Tensor:
+    own = own_parameters(model)
+    moved: dict[str, Tensor] = {}
+    for name, (index, values) in delta.entries.items():
+        flat, device = own[name].flatten(), own[name].device
+        moved[name] = flat.index_add(0, index.to(device), values.to(flat)).view_as(own[name])
+    out = torch.func.functional_call(model, moved, (), x)
+    logits = getattr(out, "logits", out)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,0 +1,44 @@
+"""The losses of routers inside transformers' own Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from ..routers import aux_loss
+from .objectives import next_token
+from .order import IGNORED
+
+
+def trainer_loss(model: nn.Module) -> Callable[..., Tensor]:
+    """What `transformers.Trainer` takes as `compute_loss_func`: cross-entropy plus `aux_loss`.
+
+    arguments = TrainingArguments(..., label_names=["labels"])    # an adapted model does not say
+    trainer = Trainer(model, arguments, ..., compute_loss_func=intarsia.trainer_loss(model))
+
+    Labels (B,) of classes, or (B, T) of tokens, each predicted from those before it, -100 where
+    nothing is to be predicted. With gradient accumulation each part counts by its labels, as in
+    `Trainer`. Not for heads with another loss: there add `aux_loss(model)` to it.
+    The loss raises ConfigError for a batch without labels.
+    """
+
+    def loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
+        if labels is None:
+            raise ConfigError(
+                "labels of a batch", got="none that the Trainer knows of", want="labels",
+                fix='Pass label_names=["labels"] to TrainingArguments.',
+            )  # fmt: skip
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
+        labels = labels.to(logits.device)
+        count = (labels != IGNORED).sum()  # as the Trainer counts them, the first token with them
+        whole = count if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        own = next_token if labels.ndim == 2 else F.cross_entropy
+        share = count / whole.to(logits.device).clamp(min=1)
+        return (own(logits.float(), labels) + aux_loss(model)) * share
+
+    return loss

@@ -1,0 +1,170 @@
+"""Text files and instruction files as rows of tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intarsia.core.errors import AssetError, ConfigError, DataError
+from intarsia.data.language_models import language_model
+from intarsia.data.texts import IGNORED, _drawn, is_text, load_texts
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes; 0 ends a text."""
+
+    eos_token_id = 0
+    chat_template: str | None = None
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [min(ord(c), 255) for c in text]}
+
+
+class Chat(Bytes):
+    chat_template = "yes"
+
+    def apply_chat_template(self, messages: Any, tokenize: bool, **rest: Any) -> str:
+        assert not tokenize
+        said = "".join(f"<{m['role']}>{m['content']}</>\n" for m in messages)
+        return said + ("<assistant>" if rest.get("add_generation_prompt") else "")
+
+
+def _jsonl(path: Path, rows: list[Any]) -> str:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return str(path)
+
+
+def _text(ids: torch.Tensor) -> str:
+    return "".join(map(chr, ids.tolist()))
+
+
+def test_a_text_is_cut_in_order_and_its_end_is_the_test_part(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("".join(chr(97 + i % 26) for i in range(200)))
+    data = load_texts(str(file), Bytes(), length=10, seed=0)
+    parts = (data.train, data.val, data.test)
+    assert [len(p) for p in parts if p is not None] == [16, 2, 2]
+    whole = "".join(_text(row["input_ids"]) for p in parts if p is not None for row in p)
+    assert whole == file.read_text()
+    assert data.record["parts"]["train"]["tokens"] == 16 * 9
+    assert len(load_texts(str(file), Bytes(), length=10, seed=0, train=3, val=0).train) == 3
+    half = load_texts(str(file), Bytes(), length=10, seed=0, train=0.5, val=1, test=1)
+    assert len(half.train) == 9
+    assert half.record["parts"]["test"]["sha256"] != data.record["parts"]["test"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "two?", "response": "2"},
+        {"instruction": "two?", "output": "2", "input": ""},
+        {"question": "two?", "answer": "2"},
+        {
+            "messages": [
+                {"role": "user", "content": "two?"},
+                {"role": "assistant", "content": "2"},
+            ]
+        },
+    ],
+)
+def test_answers_alone_have_labels(tmp_path: Path, row: dict[str, Any]) -> None:
+    rows = [row | {"id": i} for i in range(3)] + [{"text": f"free {i}"} for i in range(9)]
+    data = load_texts(_jsonl(tmp_path / "a.jsonl", rows), Bytes(), length=32, seed=1)
+    found = [r for p in (data.train, data.val, data.test) if p is not None for r in p]
+    asked = [r for r in found if _text(r["input_ids"]).startswith("two?")]
+    assert len(asked) == 3
+    for r in asked:
+        assert _text(r["input_ids"]) == "two?\n2\x00"
+        assert r["labels"].tolist() == [IGNORED] * 5 + [ord("2"), 0]
+    free = [r for r in found if _text(r["input_ids"]).startswith("free")]
+    assert all(torch.equal(r["labels"], r["input_ids"]) for r in free)
+
+
+def test_a_chat_template_is_used_where_the_tokenizer_has_one(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "input": "more", "response": f"a{i}"} for i in range(5)]
+    data = load_texts(_jsonl(tmp_path / "a.jsonl", rows), Chat(), length=64, seed=0)
+    row = data.train[0]
+    text, known = _text(row["input_ids"]), row["labels"] != IGNORED
+    assert text.startswith("<user>q") and text.endswith("</>")
+    assert _text(row["input_ids"][known]) == f"a{text[7]}</>"
+
+
+@given(st.lists(st.integers(0, 6), min_size=4, max_size=40), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_rows_with_one_prompt_stay_in_one_part(groups: list[int], seed: int) -> None:
+    parts = _drawn([str(g) for g in groups], 1, 1, seed)
+    where = [p for p, rows in parts.items() for _ in rows]
+    flat = [i for rows in parts.values() for i in rows]
+    assert sorted(flat) == list(range(len(groups)))
+    of = dict[int, set[str]]()
+    for i, part in zip(flat, where, strict=True):
+        of.setdefault(groups[i], set()).add(part)
+    assert all(len(found) == 1 for found in of.values())
+    assert parts == _drawn([str(g) for g in groups], 1, 1, seed)
+
+
+def test_rows_whose_answer_does_not_fit_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "p" * (3 + 30 * (i == 0)), "response": "r" * 9} for i in range(20)]
+    for i, row in enumerate(rows):
+        row["prompt"] += str(i)
+    told: list[str] = []
+    data = load_texts(
+        _jsonl(tmp_path / "a.jsonl", rows), Bytes(), length=10, seed=0, progress=told.append
+    )
+    assert data.record["skipped"] == 1 and "1 rows left out" in told[0]
+    assert all(len(r["input_ids"]) == 10 for r in data.train)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"prompt": "a"}', "line 1 .*prompt and response"),
+        ("a.jsonl", '{"text": "a"}\n[1]', "line 2 .*got list"),
+        ("a.jsonl", "{oops", "line 1"),
+        ("a.jsonl", "\n\n", "no line"),
+        ("a.jsonl", '{"messages": [{"role": "user"}]}', "content"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', "answer of the assistant"),
+        ("a.txt", "short", "at least 24"),
+        ("a.txt", b"\xff\xfe\x00", "UTF-8"),
+        ("none.txt", None, "FileNotFound"),
+    ],
+)
+def test_files_that_cannot_be_read_say_why(
+    tmp_path: Path, name: str, content: str | bytes | None, message: str
+) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_texts(str(path), Bytes(), length=8, seed=0)
+
+
+def test_numbers_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("x" * 80)
+    for wrong in ({"train": 99}, {"val": 9}, {"test": 0}, {"length": 1}, {"val": -1}):
+        with pytest.raises(ConfigError):
+            load_texts(str(file), Bytes(), **({"length": 8, "seed": 0} | wrong))
+    long = [{"prompt": "p" * 50, "response": "r"} for _ in range(5)]
+    with pytest.raises(DataError, match="no row whose answer fits"):
+        load_texts(_jsonl(tmp_path / "b.jsonl", long), Bytes(), length=8, seed=0)
+
+
+def test_what_is_a_text_and_a_model_that_is_not_there(tmp_path: Path) -> None:
+    assert is_text("notes.txt") and is_text("wordnet") and is_text("a/b.jsonl")
+    assert not is_text("elpv") and not is_text("photos/")
+    with pytest.raises(AssetError, match="smollm2"):
+        language_model(str(tmp_path))
+
+
+def test_python_docs_are_always_there() -> None:
+    data = load_texts("python-docs", Bytes(), length=512, seed=0, train=2, val=1, test=1)
+    assert len(data.train) == 2 and data.record["spec"] == "python-docs"

@@ -1,0 +1,125 @@
+"""Experiments on texts: from a file and a folder with a model to scores before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from intarsia.cli.app import app
+from intarsia.cli.runs import score_texts
+from intarsia.core.errors import CheckpointError, ConfigError, UnknownName
+from intarsia.experiments.execute import carry_out
+from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.report.page import write_report
+from intarsia.train import Run, Running, TokenMetrics
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random Llama whose tokens are bytes, as save_pretrained writes it."""
+    folder = tmp_path_factory.mktemp("model")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {c: i for i, c in enumerate(["<end>", *alphabet])}
+    bytes_ = Tokenizer(models.BPE(vocab=words, merges=[]))
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=bytes_, eos_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> str:
+    file = tmp_path / "answers.jsonl"
+    rows = [{"prompt": f"number {i}?", "response": "odd" if i % 2 else "even"} for i in range(60)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return str(file)
+
+
+Carry = Callable[..., Run]
+
+
+@pytest.fixture
+def carry(model: str, answers: str) -> Carry:
+    def run(data: str = answers, out: Path | None = None, **values: Any) -> Run:
+        start = Experiment(Pictures(data, val=0)).changed(
+            model=model, size=32, method="lora", epochs=2, batch_size=8, lr=3e-2,
+            settings=("rank=4", "roles=qkv,mlp_linear"),
+        )  # fmt: skip
+        return carry_out(start.changed(**values), Running(out=out), lambda _: None)
+
+    return run
+
+
+def test_scores_before_and_after(carry: Carry, tmp_path: Path) -> None:
+    run = carry(out=tmp_path / "run")
+    before, after = run.record["record"]["before"], run.record["results"]["test"]
+    assert isinstance(run.test, TokenMetrics)
+    assert after["loss"] < before["loss"] and after["perplexity"] < before["perplexity"]
+    assert set(before) == set(after)
+    page = write_report([tmp_path / "run"], tmp_path / "page.html").read_text()
+    assert "rows of text" in page and "before training" in page.replace("\N{NO-BREAK SPACE}", " ")
+    assert "tokens right" in page and "Where it errs" not in page
+
+
+@pytest.mark.parametrize("method", ["lora", "norms", "full", "peft-dora"])
+def test_evaluate_reads_a_run_back(method: str, carry: Carry, answers: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    given = {"settings": ("rank=4",)} if method == "lora" else {"settings": ()}
+    run = carry(out=out, **({"method": method, "lr": 1e-3} | given))
+    said = CliRunner().invoke(app, ["evaluate", str(out), "--json"])
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
+    assert run.test is not None and found["loss"] == pytest.approx(run.test.loss, rel=1e-4)
+    other = CliRunner().invoke(app, ["evaluate", str(out), answers, "--part", "train"])
+    assert other.exit_code == 0 and "perplexity" in other.stdout
+
+
+def test_a_text_file_needs_no_more_than_its_path(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("to be or not to be, that is the question. " * 40)
+    words = ["fit", "notes.txt", "-m", model, "--size", "32", "--epochs", "1", "--lr", "1e-2"]
+    said = CliRunner().invoke(app, words)
+    assert said.exit_code == 0, said.output
+    assert "test, before" in said.stdout and "exact match" in said.stdout
+    record = json.loads(Path("runs/notes.txt-lora-0/run.json").read_text())
+    assert record["record"]["method"]["method"] == "lora"
+    assert record["record"]["data"]["form"] == "text"
+
+
+def test_what_means_nothing_for_texts_is_refused(carry: Carry) -> None:
+    for wrong in ({"shots": 3}, {"augment": "light"}, {"mixup": 0.2}, {"frozen_once": True}):
+        with pytest.raises(ConfigError, match="for a text"):
+            carry(**wrong)
+    with pytest.raises(ConfigError, match="without a classifier"):
+        carry(method="linear", settings=())
+    with pytest.raises(ConfigError, match="nothing of the kind"):  # a Llama has no biases
+        carry(method="bitfit", settings=())
+    with pytest.raises(UnknownName, match="lora"):
+        carry(method="lara", settings=())
+
+
+def test_another_model_than_the_run_s_is_refused(carry: Carry, model: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    carry(out=out, epochs=1)
+    file = out / "run.json"
+    record = json.loads(file.read_text())
+    record["record"]["trunk"] = "0" * 64
+    file.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="trained on"):
+        score_texts(out, None, None, lambda _: None)

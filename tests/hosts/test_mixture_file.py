@@ -1,0 +1,147 @@
+"""An upcycled model comes back from its folder; what does not fit leaves no trace."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+import intarsia
+from intarsia import Capacity, Switch, TopK
+from intarsia.core.errors import CheckpointError, ConfigError, TargetError
+from intarsia.routers import PermutationSearch, Recurrent
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def vit(seed: int = 0, width: int = 32) -> nn.Module:
+    torch.manual_seed(seed)
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=width, num_heads=2, num_classes=5
+    ).eval()
+
+
+def llama(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)).eval()
+
+
+def mixtral(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)).eval()
+
+
+def out(model: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    if hasattr(model, "config"):
+        return model(input_ids=torch.randint(1, 64, (2, 6), generator=generator)).logits
+    return model(torch.randn(2, 3, 32, 32, generator=generator))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return intarsia.save_mixture(intarsia.upcycle(vit(), TopK(experts=2)), tmp_path / "mixture")
+
+
+CASES: dict[str, tuple[Callable[[int], nn.Module], dict[str, object]]] = {
+    "vit": (vit, {"router": TopK(experts=4), "how": "diversified", "layers": [1]}),
+    "pyramid": (vit, {"router": Switch(), "experts": [2, 4], "capacity": Capacity(0.5, "random")}),
+    "llama": (llama, {"router": TopK(experts=4, scale="none"), "how": "slices"}),
+    "depth": (llama, {"router": Recurrent(experts=4, hidden=4)}),
+    "search": (vit, {"router": PermutationSearch(TopK(experts=2))}),
+    "mixtral": (mixtral, {"router": TopK(experts=4)}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_comes_back(case: str, tmp_path: Path) -> None:
+    make, settings = CASES[case]
+    model = intarsia.upcycle(make(0), **settings)  # pyright: ignore
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    folder = intarsia.save_mixture(model, tmp_path / "mixture")
+    fresh = make(1)
+    assert intarsia.load_mixture(fresh, folder) is fresh
+    assert_close(out(fresh), out(model))
+    assert fresh.upcycled == model.upcycled
+    assert sorted(p.name for p in folder.iterdir()) == ["mixture.json", "mixture.safetensors"]
+
+
+def test_a_mixture_into_the_dense_model_and_the_other_way_round(saved: Path) -> None:
+    dense, mixture = vit(), intarsia.upcycle(vit(), TopK(experts=2))
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*mlp\.experts\.up"):
+        dense.load_state_dict(mixture.state_dict())
+    with pytest.raises(CheckpointError, match=r"'blocks\.0\.mlp': got those of a dense MLP"):
+        mixture.load_state_dict(dense.state_dict())
+    with pytest.raises(TargetError, match="got one that was upcycled before"):
+        intarsia.load_mixture(mixture, saved)
+    with pytest.raises(ConfigError, match="got one that was not upcycled"):
+        intarsia.save_mixture(dense, saved)
+    with pytest.raises(CheckpointError):
+        intarsia.load(dense, saved)
+
+
+def swap(name: str, value: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "mixture.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+
+    return damage
+
+
+def half(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+
+    return damage
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no settings": (lambda f: (f / "mixture.json").unlink(), "got no mixture.json"),
+    "no weights": (lambda f: (f / "mixture.safetensors").unlink(), "no readable safetensors"),
+    "half of the settings": (half("mixture.json"), "not JSON"),
+    "half of the weights": (half("mixture.safetensors"), "no readable safetensors"),
+    "a list": (lambda f: (f / "mixture.json").write_text("[]"), "no object"),
+    "another format": (swap("format", 2), "format 2, not 1"),
+    "an unknown router": (swap("router", {"method": "nobody"}), "no mixture takes"),
+    "no router": (swap("router", {"method": "lora"}), "'lora' is no router"),
+    "another E": (swap("experts", [2, 3]), "want \\(3, "),
+    "other places": (swap("paths", ["layers.0.mlp"]), "without 'layers.0.mlp'"),
+    "fewer places": (swap("paths", ["blocks.0.mlp"]), "do not belong"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_folder_is_refused_and_leaves_the_model(case: str, saved: Path) -> None:
+    damage, message = DAMAGE[case]
+    damage(saved)
+    model = vit(1)
+    wanted, kinds = out(model), [type(m) for m in model.modules()]
+    with pytest.raises(CheckpointError, match=message):
+        intarsia.load_mixture(model, saved)
+    assert [type(m) for m in model.modules()] == kinds and not hasattr(model, "upcycled")
+    assert not model._forward_pre_hooks
+    assert_close(out(model), wanted)
+
+
+def test_another_architecture_is_refused(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match="without 'blocks.0.mlp'"):
+        intarsia.load_mixture(llama(), saved)
+    slices = intarsia.upcycle(llama(), TopK(experts=3), how="slices")
+    folder = intarsia.save_mixture(slices, saved.parent / "slices")
+    with pytest.raises(CheckpointError, match="settings that do not suit this model"):
+        intarsia.load_mixture(mixtral(), folder)
+    with pytest.raises(CheckpointError, match="sizes and classes"):
+        intarsia.load_mixture(vit(width=48), saved)

@@ -1,0 +1,145 @@
+"""An expert keeps min(count, C) pairs; by lot, early and late tokens are dropped alike."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from intarsia.core import Routing
+from intarsia.core.errors import ConfigError
+from intarsia.mixtures import Capacity
+from intarsia.mixtures.capacity import POLICIES
+from intarsia.routers import Draws
+
+
+def skewed(tokens: int, experts: int, seed: int = 0, k: int = 1) -> Routing:
+    """Expert 0 is four times as likely as each other one."""
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.ones(tokens, experts)
+    p[:, 0] = 4
+    index = p.multinomial(k, generator=generator)
+    return Routing.from_topk(index, torch.rand(tokens, k, generator=generator), experts)
+
+
+def lots(seed: int = 0) -> Draws:
+    return Draws(torch.Generator().manual_seed(seed))
+
+
+def limited(routing: Routing, policy: str, factor: float, *, training: bool = True) -> Routing:
+    return Capacity(factor, policy, least=1).limit(routing, training=training, draws=lots())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("factor", [0.01, 0.5, 1.0, 1.3])
+def test_an_expert_keeps_the_lesser_of_count_and_room(policy: str, k: int, factor: float) -> None:
+    whole = skewed(203, 8, k=k)
+    found = limited(whole, policy, factor)
+    room = max(1, math.ceil(factor * 203 * k / 8))
+    assert found.load().tolist() == whole.load().clamp(max=room).tolist()
+    pairs = {(t, e, w) for t, e, w in zip(*_columns(whole), strict=True)}
+    assert {(t, e, w) for t, e, w in zip(*_columns(found), strict=True)} <= pairs
+
+
+def _columns(routing: Routing) -> tuple[list[float], ...]:
+    return routing.token.tolist(), routing.expert.tolist(), routing.weight.tolist()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("tokens", [0, 1, 64])
+def test_room_for_all_drops_nothing(policy: str, tokens: int) -> None:
+    whole = skewed(tokens, 8)
+    assert _columns(limited(whole, policy, 8)) == _columns(whole)
+
+
+def test_order_keeps_the_first_and_score_the_heaviest() -> None:
+    index, weight = torch.tensor([[0]] * 4), torch.tensor([[0.1], [0.4], [0.2], [0.3]])
+    whole = Routing.from_topk(index, weight, 2)
+    assert limited(whole, "order", 1).token.tolist() == [0, 1]
+    assert limited(whole, "score", 1).token.tolist() == [1, 3]
+
+
+def test_order_goes_by_token_whatever_the_order_of_the_pairs() -> None:
+    token = torch.tensor([3, 2, 1, 0])
+    whole = Routing(token, torch.zeros_like(token), torch.rand(4), 4, 2)
+    assert sorted(limited(whole, "order", 1).token.tolist()) == [0, 1]
+
+
+def test_score_prefers_negative_logits_to_nobody() -> None:
+    """DeepSpeed ranks the logits of chosen tokens among zeros of those that were not chosen."""
+    weight = torch.tensor([[-3.0], [-1.0], [-2.0]])
+    whole = Routing.from_topk(torch.zeros(3, 1, dtype=torch.long), weight, 2)
+    assert limited(whole, "score", 1).token.tolist() == [1, 2]
+
+
+def drops_by_quarter(whole: Routing, found: Routing) -> Tensor:
+    here = torch.zeros(whole.tokens).index_fill(0, found.token, 1)
+    return 1 - here.view(4, -1).mean(1)
+
+
+def test_lots_drop_early_and_late_tokens_alike() -> None:
+    """The measurement of the sheet: 2,048 tokens, 8 experts, one of them four times as likely.
+
+    In the mean of 20 batches, since a quarter of one, 512 tokens, has an error of 0.02.
+    """
+    batches = [skewed(2048, 8, seed) for seed in range(20)]
+    capacity = Capacity(1.0, "random", least=1)
+    drops = {"order": torch.zeros(4), "random": torch.zeros(4)}
+    for seed, whole in enumerate(batches):
+        by_lot = capacity.limit(whole, training=True, draws=lots(seed))
+        in_order = limited(whole, "order", 1.0)
+        assert len(by_lot.token) == len(in_order.token), "the same number in all"
+        drops["random"] += drops_by_quarter(whole, by_lot) / len(batches)
+        drops["order"] += drops_by_quarter(whole, in_order) / len(batches)
+    spread = {name: float(d.max() - d.min()) for name, d in drops.items()}
+    assert spread["random"] <= 0.03 and spread["order"] >= 0.25, drops
+
+
+def test_evaluation_never_draws_and_drops_nothing_unless_told() -> None:
+    whole, draws = skewed(64, 4), lots()
+    before = draws.generator.get_state()
+    assert Capacity(1.0, "random").limit(whole, training=False, draws=draws) is whole
+    told = Capacity(1.0, "random", least=1, evaluation=1.0)
+    found = told.limit(whole, training=False, draws=draws)
+    assert found.token.tolist() == limited(whole, "order", 1.0).token.tolist()
+    assert torch.equal(draws.generator.get_state(), before)
+
+
+def test_lots_differ_from_forward_to_forward_unless_held() -> None:
+    whole, capacity, draws = skewed(64, 4), Capacity(1.0, "random"), lots()
+    take = lambda: capacity.limit(whole, training=True, draws=draws).token.tolist()  # noqa: E731
+    assert take() != take()
+    draws.hold = True
+    assert take() == take()
+    held = take()
+    draws.redraw()
+    assert take() != held
+
+
+def test_least_is_the_least_room() -> None:
+    whole = skewed(16, 8)
+    found = Capacity(0.1, least=3).limit(whole, training=True)
+    assert found.load().tolist() == whole.load().clamp(max=3).tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"factor": 0}, "capacity factor: got 0, want a number above 0"),
+        ({"factor": float("nan")}, "capacity factor"),
+        ({"evaluation": -1.0}, "capacity evaluation"),
+        ({"policy": "probs"}, "capacity policy: got 'probs'"),
+        ({"least": 0}, "capacity least: got 0"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Capacity(**settings)  # pyright: ignore
+
+
+def test_lots_need_a_source() -> None:
+    with pytest.raises(ConfigError, match="no source of randomness"):
+        Capacity(policy="random").limit(skewed(8, 2), training=True)

@@ -1,0 +1,126 @@
+"""Sorted rows by stacked matrices are the dense einsum, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from intarsia.core.errors import ConfigError
+from intarsia.mixtures import ExpertList, Experts, StackedExperts
+from intarsia.mixtures.grouped import FEW, at_once, few, grouped
+
+SIZES = {"odd": (5, 7, 3), "whole": (8, 16, 8)}  # the second suits torch's grouped product
+LOADS = [
+    (3, 0, 4, 1), (0, 0, 0, 0), (0, 6, 0, 0), (1, 0, 0, 0), (0, 0, 0, 9), (20, 3, 0, 9),
+]  # fmt: skip
+
+
+def chosen(load: tuple[int, ...]) -> Tensor:
+    return torch.arange(len(load)).repeat_interleave(torch.tensor(load))
+
+
+def same(experts: Experts, rows: Tensor, expert: Tensor) -> None:
+    """`forward` against every expert on every row, and the gradients of all parameters."""
+    rows = rows.requires_grad_()
+    picked = experts.every(rows)[torch.arange(len(rows)), expert]
+    scale = torch.randn(picked.shape, dtype=rows.dtype)
+    leaves = (rows, *experts.parameters())
+    results = [
+        (y, *torch.autograd.grad((y * scale).sum(), leaves, allow_unused=True))
+        for y in (experts(rows, expert), picked)
+    ]
+    for ours, theirs in zip(*results, strict=True):
+        # the slow twin has no graph to a parameter only where it has no rows at all
+        assert_close(ours, torch.zeros_like(ours) if theirs is None else theirs)
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("gated", "bias", "act"), [(True, False, "silu"), (False, True, "gelu")])
+def test_stacked_is_the_einsum(
+    load: tuple[int, ...], size: str, dtype: torch.dtype, gated: bool, bias: bool, act: str,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    d, h, out = SIZES[size]
+    experts = StackedExperts(4, d, h, out, act=act, gated=gated, bias=bias, generator=generator)
+    with torch.no_grad():
+        for parameter in experts.parameters():
+            parameter.normal_(generator=generator)
+    same(experts.to(dtype), torch.randn(sum(load), d, dtype=dtype), chosen(load))
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_a_list_of_any_modules_takes_the_same_call(load: tuple[int, ...]) -> None:
+    kinds = [
+        nn.Linear(5, 3), nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 3)),
+        nn.Linear(5, 3, bias=False), nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 3)),
+    ]  # fmt: skip
+    same(ExpertList(kinds).double(), torch.randn(sum(load), 5, dtype=torch.float64), chosen(load))
+
+
+def test_all_ways_to_multiply_are_tested() -> None:
+    weight = torch.ones(4, 16, 8)
+    loads = [sum(load) for load in LOADS]
+    assert {few(torch.ones(n, 8), weight) for n in loads} == {True, False}
+    assert any(few(torch.ones(sum(x), 8), weight) and max(x) > FEW for x in LOADS)
+    assert not few(torch.ones(2, 8), torch.ones(4, 8, 16).transpose(1, 2))
+    if not hasattr(torch.nn.functional, "grouped_mm"):
+        pytest.skip("this torch has no grouped_mm")
+    assert at_once(torch.ones(2, 8), torch.ones(3, 16, 8).transpose(1, 2))
+    assert not at_once(torch.ones(2, 5), torch.ones(3, 7, 5).transpose(1, 2))  # not aligned
+    assert not at_once(torch.ones(2, 8).double(), torch.ones(3, 8, 8).double())
+    assert not at_once(torch.ones(0, 8), torch.ones(3, 8, 8))
+
+
+def test_the_operator_obeys_the_rules_of_its_kind(generator: torch.Generator) -> None:
+    rows = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 4, 3, dtype=torch.float64, requires_grad=True)
+    ends = torch.tensor([2, 2, 5], dtype=torch.int32)
+    torch.library.opcheck(
+        grouped, (rows, weight, ends), test_utils=("test_schema", "test_faketensor")
+    )
+    assert torch.autograd.gradcheck(grouped, (rows, weight, ends))
+
+
+def test_each_expert_is_drawn_for_itself(generator: torch.Generator) -> None:
+    experts = StackedExperts(3, 8, 8, gated=True, generator=generator)
+    for weight in (experts.up, experts.down, experts.gate):
+        assert weight is not None
+        assert weight.flatten(1).unique(dim=0).shape[0] == 3 and weight.abs().max() <= 8**-0.5
+
+
+def test_diversify_sets_a_part_to_zero_in_each_expert(generator: torch.Generator) -> None:
+    experts = StackedExperts(3, 64, 64, generator=generator)
+    before = experts.up.clone()
+    experts.diversify(0, generator)
+    assert_close(experts.up, before, rtol=0, atol=0)
+    experts.diversify(0.25, generator)
+    gone = experts.up == 0
+    assert ((gone.double().mean((1, 2)) - 0.25).abs() < 0.03).all()
+    assert (gone[0] != gone[1]).any() and bool((experts.up == before)[~gone].all())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"experts": 0}, "experts: got 0"),
+        ({"hidden": 0}, "hidden: got 0"),
+        ({"act": "swish"}, "act: got 'swish'"),
+    ],
+)
+def test_bad_settings_are_refused(
+    settings: dict[str, object], message: str, generator: torch.Generator
+) -> None:
+    good = {"experts": 2, "width": 4, "hidden": 4, "act": "relu"}
+    with pytest.raises(ConfigError, match=message):
+        StackedExperts(**(good | settings), generator=generator)  # pyright: ignore
+
+
+def test_no_expert_and_a_fraction_of_all_are_refused(generator: torch.Generator) -> None:
+    with pytest.raises(ConfigError, match="experts: got none"):
+        ExpertList([])
+    with pytest.raises(ConfigError, match="fraction: got 1"):
+        StackedExperts(2, 4, 4, generator=generator).diversify(1, generator)

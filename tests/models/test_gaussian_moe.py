@@ -1,0 +1,287 @@
+"""The Gaussian mixture of experts against closed forms, autograd, and what theory says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LinearRegression
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import Tensor
+
+from intarsia.core.errors import ConfigError, ShapeError
+from intarsia.models import SoftmaxGaussianMoE, convergence_study, voronoi
+from intarsia.models.convergence import TRUTH
+from intarsia.models.gaussian_mixture import GATES, Parameters, draw, gradient, log_density
+
+NAMES = sorted(GATES)
+PHI: dict[str, Any] = {
+    "linear": lambda z: z,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "gelu": torch.nn.functional.gelu,
+}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@parametrize_with_checks(
+    [
+        SoftmaxGaussianMoE(3, "linear", "fixed", n_init=1, max_iter=40, random_state=0),
+        SoftmaxGaussianMoE(2, "gelu", n_init=1, max_iter=40, random_state=0),
+    ]
+)
+def test_scikit_learn_finds_nothing(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def problem(n: int, k: int = 3, d: int = 2, seed: int = 0) -> tuple[Parameters, Any, Any]:
+    random = np.random.default_rng(seed)
+    gate, bias = random.normal(size=(k, d)), random.normal(size=k)
+    gate[-1], bias[-1] = 0, 0
+    at = Parameters(
+        gate, bias, 0.7, random.normal(size=(k, d)), random.normal(size=k),
+        random.uniform(0.2, 1, k),
+    )  # fmt: skip
+    x = random.normal(size=(n, d))
+    return at, x, random.normal(size=n)
+
+
+def sample(gate: str, n: int, seed: int = 0) -> tuple[Any, Any]:
+    random = np.random.default_rng(seed)
+    x = random.uniform(-2, 2, (n, 1))
+    return x, draw(TRUTH, gate, x, random)
+
+
+def twin(vector: Tensor, gate: str, x: Tensor, y: Tensor) -> Tensor:
+    """log p(y | x) of each sample for the truth's shape: beta_1, beta_0, tau, a, b, nu."""
+    zero = vector.new_zeros(1)
+    beta1, beta0 = torch.cat([vector[:1], zero]), torch.cat([vector[1:2], zero])
+    logits = PHI[gate](x[:, None] * beta1) / vector[2] + beta0
+    mean, scale = x[:, None] * vector[3:5] + vector[5:7], vector[7:9].sqrt()
+    normal = torch.distributions.Normal(mean, scale).log_prob(y[:, None])
+    return (logits.log_softmax(-1) + normal).logsumexp(-1)
+
+
+def scores(vector: Tensor, gate: str, x: Tensor, y: Tensor, h: float = 1e-5) -> Tensor:
+    """The derivatives of each sample's log p(y | x) by central differences.  (n, 9)."""
+    sides = [(vector + h * e, vector - h * e) for e in torch.eye(9, dtype=torch.float64)]
+    made = [twin(up, gate, x, y) - twin(down, gate, x, y) for up, down in sides]
+    return torch.stack(made, 1) / (2 * h)
+
+
+def at_truth() -> Tensor:
+    parts = (
+        TRUTH.gate[:1].ravel(), TRUTH.bias[:1], [TRUTH.tau], TRUTH.slope.ravel(), TRUTH.intercept,
+        TRUTH.variance,
+    )  # fmt: skip
+    return torch.tensor(np.concatenate(parts))
+
+
+@given(st.sampled_from(NAMES), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
+def test_density_and_gradient_are_those_of_the_definition(
+    gate: str, k: int, d: int, seed: int
+) -> None:
+    at, x, y = problem(7, k, d, seed)
+    parts = [torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in at]
+    beta1, beta0, tau, a, b, nu = parts
+    points, values = torch.tensor(x), torch.tensor(y)
+    share = (PHI[gate](points @ beta1.T) / tau + beta0).softmax(-1)
+    mean = points @ a.T + b
+    normal = (-((values[:, None] - mean) ** 2) / (2 * nu)).exp() / (2 * torch.pi * nu).sqrt()
+    log = (share * normal).sum(-1).log()
+    assert_allclose(log_density(at, gate, x, y), log.detach().numpy(), rtol=1e-8)
+    log.mean().backward()
+    value, by = gradient(at, gate, x, y)
+    assert value == pytest.approx(log.mean().item())
+    logs = {2: at.tau, 5: at.variance}  # by log tau and log nu
+    for i, (ours, part) in enumerate(zip(by, parts, strict=True)):
+        want = torch.zeros_like(part) if part.grad is None else part.grad
+        assert_allclose(ours, want.numpy() * logs.get(i, 1.0), atol=1e-9)
+
+
+@pytest.mark.parametrize("gate", NAMES)
+def test_scaling_gate_and_temperature_together_is_invisible_to_the_linear_gate_only(
+    gate: str,
+) -> None:
+    at, x, y = problem(50)
+    scaled = at._replace(gate=3 * at.gate, tau=3 * at.tau)
+    off = np.abs(log_density(at, gate, x, y) - log_density(scaled, gate, x, y)).max()
+    assert off < 1e-10 if gate == "linear" else off > 1e-3
+
+
+@pytest.mark.parametrize("gate", ["linear", "sigmoid"])
+def test_information_at_the_truth_is_singular_for_the_linear_gate_only(gate: str) -> None:
+    x, y = (torch.tensor(part) for part in sample(gate, 4000))
+    truth = at_truth()
+
+    def loss(vector: Tensor) -> Tensor:
+        return -twin(vector, gate, x[:, 0], y).mean()
+
+    hessian = torch.autograd.functional.hessian(loss, truth)
+    assert isinstance(hessian, Tensor)
+    flat = torch.zeros_like(truth)
+    flat[0], flat[2] = truth[0], truth[2]  # along which (beta_1, tau) grow together
+    flat = flat / flat.norm()
+    score = scores(truth, gate, x[:, 0], y)
+    information = score.T @ score / len(score)
+    if gate == "linear":
+        assert abs((flat @ hessian @ flat).item()) < 1e-8
+        assert_allclose((score @ flat).numpy(), 0, atol=1e-6)  # du/dtau = -beta_1/tau du/dbeta_1
+        assert abs(torch.linalg.eigvalsh(information)[0].item()) < 1e-9
+    else:
+        for matrix in (hessian, information):
+            assert torch.linalg.eigvalsh(matrix)[0].item() > 1e-4
+
+
+@pytest.mark.parametrize("gate", NAMES)
+def test_the_score_has_mean_zero_at_the_truth(gate: str) -> None:
+    n = 4000
+    x, y = (torch.tensor(part) for part in sample(gate, n))
+    score = scores(at_truth(), gate, x[:, 0], y)
+    scaled = score.mean(0) / score.std(0)
+    assert float(scaled.abs().max()) <= 4 / n**0.5
+
+
+def test_one_expert_is_ordinary_least_squares() -> None:
+    _, x, y = problem(40, 1, 3)
+    ours = SoftmaxGaussianMoE(1, tol=1e-9).fit(x, y)
+    plain = LinearRegression().fit(x, y)
+    assert_allclose(ours.coef_[0], plain.coef_, atol=1e-6)
+    assert_allclose(ours.intercept_[0], plain.intercept_, atol=1e-6)
+    assert_allclose(ours.variance_[0], np.square(y - plain.predict(x)).mean(), rtol=1e-6)
+    assert_allclose(ours.predict(x), plain.predict(x), atol=1e-6)
+    assert ours.score(x, y) == pytest.approx(plain.score(x, y))
+
+
+def test_a_step_of_em_never_loses_likelihood_and_stays_at_the_maximum() -> None:
+    x, y = sample("sigmoid", 500)
+    design = np.column_stack([x, np.ones(len(x))])
+
+    def step(at: Parameters, share: Any) -> Parameters:
+        """The closed part of an EM step: experts by weighted least squares."""
+        solved = [np.linalg.lstsq(design * w[:, None] ** 0.5, y * w**0.5)[0] for w in share.T]
+        coef = np.stack(solved)
+        off = np.square(y[:, None] - design @ coef.T)
+        variance = (share * off).sum(0) / share.sum(0)
+        return at._replace(slope=coef[:, :1], intercept=coef[:, 1], variance=variance)
+
+    model = SoftmaxGaussianMoE(2, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        clone(model).set_params(max_iter=2, n_init=1).fit(x, y)
+    at = TRUTH._replace(slope=TRUTH.slope + 0.5, intercept=TRUTH.intercept - 0.4)
+    values = [log_density(at, "sigmoid", x, y).mean()]
+    for _ in range(10):
+        share = np.stack([np.exp(log_density(at, "sigmoid", x, y))] * 2, 1)
+        fresh = model.fit(x, y, start=at)  # only to read responsibilities at a point
+        fresh.gate_, fresh.bias_, fresh.tau_, fresh.coef_, fresh.intercept_, fresh.variance_ = at
+        share = fresh.responsibilities(x, y)
+        assert_allclose(share.sum(1), 1)
+        at = step(at, share)
+        values.append(log_density(at, "sigmoid", x, y).mean())
+    assert (np.diff(values) > -1e-12).all() and values[-1] > values[0] + 0.1
+    best = model.fit(x, y, start=at)
+    again = step(best.parameters, best.responsibilities(x, y))
+    assert_allclose(again.slope, best.coef_, atol=1e-4)
+    assert best.score_samples(x, y).mean() >= values[-1]
+
+
+@pytest.mark.parametrize("gate", ["linear", "sigmoid"])
+def test_it_finds_the_experts_whatever_the_units(gate: str) -> None:
+    x, y = sample(gate, 3000)
+    near = SoftmaxGaussianMoE(2, gate).fit(x, y, start=TRUTH)
+    assert voronoi(near.parameters, TRUTH)["experts"] < 0.15
+    assert near.log_likelihood_ == pytest.approx(near.score_samples(x, y).mean())
+    other = SoftmaxGaussianMoE(2, gate, random_state=0).fit(x, y)
+    assert other.log_likelihood_ > near.log_likelihood_ - 0.01
+    scaled = Parameters(
+        TRUTH.gate / 10, TRUTH.bias, TRUTH.tau, TRUTH.slope / 2, 5 * TRUTH.intercept + 7,
+        25 * TRUTH.variance,
+    )  # fmt: skip
+    far = SoftmaxGaussianMoE(2, gate).fit(10 * x, 5 * y + 7, start=scaled)
+    assert_allclose(far.predict(10 * x), 5 * near.predict(x) + 7, atol=0.02)
+    assert far.log_likelihood_ == pytest.approx(near.log_likelihood_ - np.log(5), abs=1e-5)
+
+
+def test_the_last_gate_stays_zero_and_a_fixed_temperature_stays() -> None:
+    _, x, y = problem(60)
+    model = SoftmaxGaussianMoE(3, "tanh", "fixed", tau=0.3, n_init=1, random_state=0).fit(x, y)
+    assert model.tau_ == 0.3 and not model.gate_[-1].any() and model.bias_[-1] == 0
+    learnt = clone(model).set_params(temperature="learn").fit(x, y)
+    assert learnt.tau_ != 0.3 and not learnt.gate_[-1].any()
+    assert_allclose(model.gates(x).sum(1), 1)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_samples_of_one_seed_give_one_fit_and_an_expert_of_few_samples_no_endless_density() -> None:
+    _, x, y = problem(12)
+    first, second = (SoftmaxGaussianMoE(4, random_state=3, max_iter=150) for _ in range(2))
+    with np.errstate(all="raise", under="ignore"):
+        first.fit(x, y)
+    assert_allclose(first.predict(x), second.fit(x, y).predict(x))
+    assert (first.variance_ >= 0.99e-6 * y.var()).all()
+    assert first == second and first != SoftmaxGaussianMoE(3)
+
+
+def test_distances_do_not_depend_on_labels_and_grow_in_powers() -> None:
+    swapped = Parameters(
+        *(np.asarray(p)[::-1] if np.ndim(p) else p for p in TRUTH)
+    )  # labels swapped: the zero gate first
+    assert voronoi(TRUTH, TRUTH) == {"gate": 0, "ratio": 0, "experts": 0, "mass": 0}
+    assert voronoi(swapped, TRUTH) == {"gate": 0, "ratio": 0, "experts": 0, "mass": 0}
+    off = TRUTH._replace(intercept=TRUTH.intercept + [0.1, 0.0])
+    assert voronoi(off, TRUTH)["experts"] == pytest.approx(0.1 * np.exp(-1))
+    # two fitted experts at the first true one: squared, and their masses add up
+    split = Parameters(
+        np.array([[4.0], [4.0], [0.0]]), np.array([-1 - np.log(2)] * 2 + [0.0]), 0.5,
+        np.array([[1.5], [1.5], [-1.0]]), np.array([0.6, 0.4, -0.5]), np.array([0.09, 0.09, 0.16]),
+    )  # fmt: skip
+    found = voronoi(split, TRUTH)
+    assert found["experts"] == pytest.approx(0.01 * np.exp(-1))
+    assert found["mass"] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_study_follows_its_seed_and_experts_converge() -> None:
+    made = [
+        convergence_study("linear", sizes=(200, 3200), replicates=2, seed=seed)
+        for seed in (0, 0, 1)
+    ]
+    assert made[0] == made[1] != made[2]
+    assert made[0].slope("experts") < -0.2
+    with pytest.raises(ConfigError, match="two sizes"):
+        convergence_study("linear", sizes=(200,))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_experts": 0}, "n_experts: got 0, want at least 1"),
+        ({"gate": "relu"}, "gate: got 'relu'"),
+        ({"temperature": "free"}, "temperature: got 'free'"),
+        ({"tau": 0.0}, "tau: got 0.0, want above 0"),
+        ({"tol": 0.0}, "tol: got 0.0"),
+        ({"n_init": 0}, "n_init: got 0"),
+    ],
+)
+def test_bad_settings_are_refused_by_fit(settings: dict[str, Any], message: str) -> None:
+    _, x, y = problem(9)
+    with pytest.raises(ConfigError, match=message):
+        SoftmaxGaussianMoE(**settings).fit(x, y)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_start_or_a_y_that_does_not_fit_is_refused() -> None:
+    x, y = sample("linear", 50)
+    for wrong in (TRUTH._replace(tau=-1.0), TRUTH._replace(gate=TRUTH.gate + 1), problem(3)[0]):
+        with pytest.raises(ShapeError, match="start: got"):
+            SoftmaxGaussianMoE(2).fit(x, y, start=wrong)
+    model = SoftmaxGaussianMoE(2, n_init=1, random_state=0).fit(x, y)
+    with pytest.raises(ShapeError, match="y: got"):
+        model.score_samples(x, y[:3])

@@ -1,0 +1,190 @@
+"""The search for a permutation: soft, then found, kept in the checkpoint, a mere relabelling."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from intarsia.core.errors import ConfigError
+from intarsia.routers import (
+    Comet,
+    DSelectK,
+    ExpertChoice,
+    PermutationSearch,
+    TopK,
+    aux_loss,
+    search_step,
+    statistics,
+)  # fmt: skip
+from intarsia.routers.parts import PartsRouter
+from intarsia.routers.permutation import PermutationRouter, hungarian, sinkhorn
+from intarsia.routers.random import RandomRouting
+
+GATES = [TopK(4), Comet(5), DSelectK(6), ExpertChoice(4)]
+
+
+def build(config: PermutationSearch, seed: int = 0) -> PermutationRouter:
+    return config.build(5, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def rows(count: int, seed: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 5, dtype=torch.float64, generator=generator)
+
+
+def put(router: PermutationRouter, order: Tensor) -> None:
+    """Scores of which P is this permutation."""
+    router.scores.data.zero_().scatter_(2, order.expand(len(router.scores), -1)[..., None], 1.0)
+
+
+def test_sinkhorn_is_doubly_stochastic() -> None:
+    p = sinkhorn(torch.randn(2, 7, 7, dtype=torch.float64,
+                             generator=torch.Generator().manual_seed(0)), 100)  # fmt: skip
+    one = torch.ones(2, 7, dtype=torch.float64)
+    assert_close(p.sum(-1), one, atol=1e-12, rtol=0)
+    assert_close(p.sum(-2), one, atol=1e-6, rtol=0)
+
+
+def test_hungarian_is_the_best_of_all_permutations() -> None:
+    for seed in range(5):
+        p = torch.rand(5, 5, generator=torch.Generator().manual_seed(seed))
+        best = max(itertools.permutations(range(5)), key=lambda o: float(p[range(5), o].sum()))
+        assert hungarian(p).tolist() == list(best)
+
+
+@pytest.mark.parametrize("gate", GATES, ids=lambda g: type(g).__name__)
+def test_p_of_the_identity_reproduces_the_gate(gate: Any) -> None:
+    router, x = build(PermutationSearch(gate)), rows(9)
+    put(router, torch.arange(gate.experts))
+    want = router.gate.route(x, None).dense()
+    assert_close(router(x).dense(), want)
+    router.at_step(100)
+    assert_close(router(x).dense(), want)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_what_is_found_relabels_experts_and_stays(each: bool) -> None:
+    router, x = build(PermutationSearch(Comet(5, 2), steps=3, each=each)), rows(9)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    put(router, order)
+    plain = router.gate.route(x, None).dense()
+    for step in range(3):
+        router.at_step(step)
+        assert not router.found
+        assert_close(router(x).dense()[:, order], plain)  # P is hard already, made from scores
+    router.at_step(3)
+    assert router.found
+    put(router, torch.arange(5))  # what is found does not follow its scores any more
+    router.at_step(4)
+    assert_close(router(x).dense()[:, order], plain)
+
+
+def test_each_part_has_its_own_permutation() -> None:
+    router, x = build(PermutationSearch(Comet(4, 2), steps=1, each=True)), rows(9)
+    first, second = torch.tensor([1, 0, 3, 2]), torch.tensor([0, 2, 1, 3])
+    router.scores.data.zero_()
+    for part, order in zip(router.scores.data, (first, second), strict=True):
+        part[range(4), order] = 1
+    assert isinstance(router.gate, PartsRouter)
+    parts = router.gate.parts(x)[0]
+    want = torch.zeros(9, 4, dtype=x.dtype)
+    want[:, first] += parts[:, 0]
+    want[:, second] += parts[:, 1]
+    assert_close(router(x).dense(), want)
+    router.at_step(1)
+    assert_close(router(x).dense(), want)
+
+
+def test_soft_gates_keep_the_sum_and_train_the_scores() -> None:
+    router, x = build(PermutationSearch(Comet(5, 2), start=0.1, end=0.01)), rows(9)
+    routing = router(x)
+    assert_close(routing.dense().sum(1), torch.ones(9, dtype=x.dtype))
+    (routing.dense() * rows(9, 4)).sum().backward()
+    assert router.scores.grad is not None and bool((router.scores.grad != 0).all())
+    assert set(routing.losses) == {"entropy", "permutation"}
+
+
+def test_training_finds_the_permutation_that_the_loss_wants() -> None:
+    config = PermutationSearch(TopK(4, 2, balance=0.0), steps=60, start=0.1, end=0.01, entropy=0.0)
+    router, x = build(config), rows(64)
+    nn.init.normal_(router.gate.weight, generator=torch.Generator().manual_seed(1))  # pyright: ignore
+    order = torch.tensor([2, 0, 3, 1])
+    plain = router.gate.route(x, None).dense().detach()
+    optimiser = torch.optim.Adam([router.scores], 0.02)
+    for step in range(61):
+        search_step(router, step)
+        optimiser.zero_grad()
+        (router(x).dense()[:, order] - plain).square().sum().backward()
+        optimiser.step()
+    assert router.order.tolist() == [order.tolist()]
+
+
+def test_the_state_of_the_search_is_in_the_checkpoint() -> None:
+    config = PermutationSearch(Comet(5, 2), steps=10)
+    ours, x = build(config), rows(9)
+    ours.at_step(4)
+    theirs = build(config, seed=1)
+    theirs.load_state_dict(ours.state_dict())
+    assert_close(theirs(x).dense(), ours(x).dense())  # tau is a matter of the step
+    assert not torch.equal(ours.soft(), build(config).soft())
+    ours.at_step(10)
+    theirs = build(config, seed=1)
+    theirs.load_state_dict(ours.state_dict())
+    assert theirs.found and torch.equal(theirs.order, ours.order)
+    assert_close(theirs(x).dense(), ours(x).dense())
+    twin = copy.deepcopy(ours)
+    twin.load_state_dict(build(config).state_dict())
+    assert not twin.found  # and back
+
+
+def test_evaluation_is_not_what_the_last_training_step_left() -> None:
+    router, x = build(PermutationSearch(Comet(5, 2), steps=10)).eval(), rows(9)
+    first = router(x).dense()
+    router.train()(rows(3))
+    assert torch.equal(router.eval()(x).dense(), first)
+
+
+def test_it_counts_and_costs_once() -> None:
+    router, x = build(PermutationSearch(TopK(4, 2, balance=0.5), steps=1)), rows(8)
+    model = nn.Sequential(router)
+    search_step(model, 1)
+    routing = router(x)
+    assert_close(aux_loss(model).double(), routing.losses["balance"].float().double())
+    assert list(statistics.loads(model)) == ["0"]
+    assert int(routing.load().sum()) == 16  # as sparse as its gate
+    (routing.weight.sum() + routing.losses["permutation"]).backward()
+    assert router.scores.grad is not None and not router.scores.grad.any()
+
+
+def test_padding_has_no_expert() -> None:
+    for config in (PermutationSearch(TopK(4)), PermutationSearch(Comet(4), each=True)):
+        router, x = build(config), rows(6)
+        valid = torch.tensor([True, False, True, True, False, True])
+        alone = router(x[valid])
+        router.valid = valid[None]
+        found = router(x)
+        assert not found.dense()[~valid].any()
+        assert_close(found.dense()[valid], alone.dense())
+        assert_close(found.losses, alone.losses)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps: got 0"),
+        ({"start": 1e-8}, "start, end: got 1e-08, 1e-07"),
+        ({"end": 0.0}, "start, end"),
+        ({"entropy": -1.0}, "entropy: got -1.0"),
+        ({"gate": RandomRouting()}, "gate: got RandomRouter"),
+        ({"gate": TopK(), "each": True}, "each: got a TopK gate, which has no parts"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PermutationSearch(**settings)

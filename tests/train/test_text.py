@@ -1,0 +1,235 @@
+"""Rows of tokens in the training loop: padding, labels, scores, routers' losses, the Trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+import intarsia
+from intarsia.core import Routing
+from intarsia.core.errors import ConfigError, DataError
+from intarsia.routers import Router, task_ids
+from intarsia.routers.statistics import CollapseWarning
+from intarsia.train import TokenMetrics, evaluate, logits_of, next_token, trainer_loss
+from intarsia.train.evaluate import is_text, right
+from intarsia.train.learner import shares_of
+from intarsia.train.order import Reader
+
+VOCABULARY = 17
+
+
+def llama(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True, use_cache=False,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+class Rows(Dataset[Any]):
+    """Rows of different lengths; the first `hidden` tokens have no label."""
+
+    def __init__(self, lengths: tuple[int, ...], hidden: int = 0, tasks: bool = False) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.ids = [torch.randint(VOCABULARY, (n,), generator=generator) for n in lengths]
+        self.hidden, self.tasks = hidden, tasks
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        labels = self.ids[i].clone()
+        labels[: self.hidden] = -100
+        row: dict[str, Any] = {"input_ids": self.ids[i], "labels": labels}
+        return row | ({"task_ids": i % 2} if self.tasks else {})
+
+
+def test_rows_are_padded_to_the_longest_of_their_batch() -> None:
+    data = Rows((3, 5, 4))
+    x, y = Reader(data, seed=0)[(0, (0, 1))]
+    assert not isinstance(x, Tensor)
+    assert x["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+    assert y[0].tolist() == [*data.ids[0].tolist(), -100, -100]
+    x, y = Reader(Rows((3, 3), tasks=True), seed=0)[(0, (0, 1))]
+    assert not isinstance(x, Tensor) and x["task_ids"].tolist() == [0, 1]
+    assert is_text(data)
+
+
+def test_padding_changes_no_score() -> None:
+    model = llama()
+    data = Rows((3, 9, 6, 2), hidden=1)
+    one, all_ = evaluate(model, data, batch_size=1), evaluate(model, data, batch_size=4)
+    assert isinstance(one, TokenMetrics) and isinstance(all_, TokenMetrics)
+    assert one.loss == pytest.approx(all_.loss, rel=1e-5)
+    assert one.tokens == all_.tokens == 2 + 8 + 5 + 1
+    # by hand: the mean over all labelled tokens
+    total = 0.0
+    for row in data.ids:
+        logits = model(row[None]).logits[0, :-1].log_softmax(-1)
+        total -= float(logits.gather(1, row[1:, None]).sum().detach())
+    assert one.loss == pytest.approx(total / one.tokens, rel=1e-5)
+    assert one.perplexity == pytest.approx(torch.tensor(one.loss).exp().item(), rel=1e-5)
+
+
+def test_exact_match_is_what_greedy_generation_gives() -> None:
+    model = llama(3).eval()
+    prompt = torch.tensor([[1, 2, 3]])
+    answer = model.generate(prompt, max_new_tokens=4, do_sample=False, pad_token_id=0)[0]
+
+    class Two(Dataset[Any]):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, i: int) -> dict[str, Tensor]:
+            ids = answer.clone()
+            if i:
+                ids[-2] = (ids[-2] + 1) % VOCABULARY
+            labels = ids.clone()
+            labels[:3] = -100
+            return {"input_ids": ids, "labels": labels}
+
+    found = evaluate(model, Two())
+    assert isinstance(found, TokenMetrics) and found.exact_match == 0.5
+
+
+def test_next_token_ignores_what_has_no_label_and_is_that_of_transformers() -> None:
+    model = llama()
+    x, y = Reader(Rows((5, 4), hidden=2), seed=0)[(0, (0, 1))]
+    assert not isinstance(x, Tensor)
+    want = model(**x, labels=y).loss
+    torch.testing.assert_close(next_token(logits_of(model, x), y), want)
+    logits = torch.zeros(1, 3, 4)
+    assert right(logits, torch.tensor([[0, 0, -100]])).tolist() == [True]
+
+
+def test_parts_of_a_batch_count_by_their_labels() -> None:
+    short, long = torch.tensor([[1, 2, -100]]), torch.tensor([[1, 2, 3, 4]])
+    assert shares_of([short, long]) == [0.25, 0.75]
+    assert shares_of([torch.zeros(3), torch.zeros(1)]) == [0.75, 0.25]
+
+
+def test_accumulated_parts_learn_what_the_whole_batch_does() -> None:
+    data = Rows((3, 9, 6, 4), hidden=1)
+    learned = []
+    for accumulate in (1, 2):
+        model = intarsia.adapt(llama(), intarsia.Lora(rank=2), head=None)
+        intarsia.fit(model, data, epochs=2, batch_size=4, accumulate=accumulate, lr=1e-2)
+        learned.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
+    for one, two in zip(*learned, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
+def test_fit_trains_a_language_model_and_says_perplexity(tmp_path: Path) -> None:
+    model = intarsia.adapt(llama(), intarsia.Lora(rank=4), head=None)
+    data = Rows((8,) * 16)
+    before = evaluate(model, data)
+    run = intarsia.fit(
+        model, data, test=data, val=data, epochs=20, batch_size=8, lr=5e-2, out=tmp_path / "run"
+    )
+    assert isinstance(before, TokenMetrics) and isinstance(run.test, TokenMetrics)
+    assert run.test.loss < before.loss - 0.05
+    assert set(run.record["results"]["test"]) == set(before.scores())
+    assert not (tmp_path / "run" / "predictions.safetensors").exists()
+
+
+class Byte(Router):
+    """Notes which task ids it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.told: list[list[int]] = []
+
+    def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        assert self.task_ids is not None
+        self.told.append(self.task_ids.tolist())
+        index = torch.zeros(len(rows), 1, dtype=torch.int64)
+        return Routing.from_topk(
+            index, torch.ones(len(rows), 1), 2, {"half": rows.mean() * 0 + 0.5}
+        )
+
+
+class Told(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.head = Byte(), nn.Linear(4, 3)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        self.router(pictures)
+        return self.head(pictures)
+
+
+def test_task_ids_of_a_batch_reach_the_routers_and_their_losses_are_added() -> None:
+    class Pictures(Dataset[Any]):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            return {"pictures": torch.eye(4)[i], "labels": i % 3, "task_ids": i}
+
+    model = Told()
+    with pytest.warns(CollapseWarning, match="balance"):
+        run = intarsia.fit(model, Pictures(), epochs=1, batch_size=2, lr=0.0)
+    assert sorted(sum(model.router.told[-2:], [])) == [0, 1, 2, 3]
+    lines = [line for line in run.history if line["split"] == "train"]
+    assert all(line["auxiliary"] == 0.5 for line in lines)
+    # the last step of an epoch says how the load was shared out
+    assert lines[-1]["load_entropy"] == 0 and run.record["results"]["routing"] == {"router": [1, 0]}
+    loss = next_to(model)
+    assert lines[-1]["loss"] == pytest.approx(loss + 0.5, abs=1.0)
+
+
+def next_to(model: Told) -> float:
+    with torch.no_grad(), task_ids(model, torch.arange(4)):
+        logits = model(torch.eye(4))
+    return float(nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0])))
+
+
+def test_the_trainer_takes_the_losses_of_routers(tmp_path: Path) -> None:
+    class Aux(LlamaForCausalLM):
+        def __init__(self, config: LlamaConfig) -> None:
+            super().__init__(config)
+            self.router = Byte()
+            self.router.task_ids = torch.tensor([0])
+
+        def forward(self, input_ids: Tensor, **rest: Any) -> Any:
+            self.router(input_ids.float()[..., None])
+            return super().forward(input_ids, **rest)
+
+    torch.manual_seed(0)
+    model = Aux(llama().config)
+    rows = Rows((6,) * 8)
+    losses: list[float] = []
+    own = trainer_loss(model)
+
+    def noted(*args: Any, **kwargs: Any) -> Tensor:
+        losses.append(float((found := own(*args, **kwargs)).detach()))
+        return found
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2,
+        max_steps=1, learning_rate=0.0, report_to=[], use_cpu=True, save_strategy="no",
+        disable_tqdm=True, label_names=["labels"],
+    )  # fmt: skip
+    Trainer(model, arguments, train_dataset=rows, compute_loss_func=noted).train()
+    plain = evaluate(model, rows)
+    assert isinstance(plain, TokenMetrics)
+    with pytest.raises(ConfigError, match="label_names"):
+        own({"logits": torch.zeros(1, 2)}, None)
+    # two parts of one step, each with its share of both losses
+    assert sum(losses) == pytest.approx(plain.loss + 0.5, rel=1e-4)
+
+
+def test_texts_without_anything_to_predict_are_refused() -> None:
+    with pytest.raises(DataError, match="no token that has a label"):
+        evaluate(llama(), Rows((3, 3), hidden=3))
+    with pytest.raises(DataError, match="labels of tokens"):
+        intarsia.fit(
+            nn.Linear(4, 3), [(torch.zeros(4), torch.zeros(2, dtype=torch.int64))], epochs=1
+        )
