@@ -123,7 +123,7 @@ def load_texts(
 
 def _described(found: Texts) -> dict[str, Any]:
     digest = hashlib.sha256("".join(found.digests).encode()).hexdigest()
-    return {"n": len(found), "tokens": found.tokens, "sha256": digest}
+    return {"name": found.name, "n": len(found), "tokens": found.tokens, "sha256": digest}
 
 
 def _first(chosen: list[int], count: int | float | None) -> list[int]:

@@ -216,7 +216,8 @@ def selection_rule(runs: Sequence[Run]) -> str:
             else " Whether the validation part shares pictures with training is not known."
         )
     if any(run.scores.split == "test" for run in runs):
-        text += " The test part was scored once, after training."
+        before = any("before" in run.given for run in runs)
+        text += f" The test part was scored {'before and' if before else 'once,'} after training."
     return text
 
 

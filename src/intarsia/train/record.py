@@ -144,7 +144,8 @@ def describe(function: object) -> Any:
 def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
     """Number of images, class names where known, and a hash of what can be had without decoding.
 
-    Tensors are hashed whole; pictures by the digests of their pixels; others by their labels.
+    Tensors are hashed whole; pictures by the digests of their pixels; texts by those of their rows,
+    `digests`; others by their labels.
     """
     known = getattr(dataset, "classes", None)
     if isinstance(dataset, Subset):
@@ -157,6 +158,8 @@ def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
     elif isinstance(dataset, Prepared):
         known = dataset.images.classes
         digest = _sha(" ".join(dataset.images.digests).encode() + dataset.images.labels.tobytes())
+    elif isinstance(rows := getattr(dataset, "digests", None), list):
+        digest = _sha(" ".join(rows).encode())
     else:
         labels = labels_of(dataset)
         digest = _sha(b"" if labels is None else labels.astype(np.int64).tobytes())
@@ -184,6 +187,8 @@ def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
     """(what kind of key, the samples' keys)."""
     if isinstance(dataset, Prepared) and dataset.images.digests:
         return "digest", set(dataset.images.digests)
+    if isinstance(rows := getattr(dataset, "digests", None), list):
+        return "digest", set(rows)
     if isinstance(dataset, TensorDataset):
         rows = dataset.tensors[0].detach().cpu().contiguous()
         return "bytes", {_sha(row.numpy().tobytes()) for row in rows}
