@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DataError
-from .objectives import logits_of
+from .objectives import logits_of, wide
 from .order import IGNORED, Key, Reader, check_range, read, size_of, to_device
 from .precision import autocast, compute_dtype
 from .processes import processes
@@ -122,10 +122,14 @@ def score_tokens(
     def sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         check_range(labels, logits.shape[-1])
         target = labels[:, 1:]
-        loss = F.cross_entropy(logits[:, :-1].transpose(1, 2), target, reduction="none")
         known = target != IGNORED
-        hits = (logits[:, :-1].argmax(-1) == target) & known
-        return torch.stack([loss.double().sum(1), known.sum(1), hits.sum(1)], 1), labels[:, 0]
+        picked, wanted = wide(logits[:, :-1][known]), target[known]
+        loss = F.cross_entropy(picked, wanted, reduction="none").double()
+        counts = torch.stack(
+            [loss, torch.ones_like(loss), (picked.argmax(-1) == wanted).double()], 1
+        )
+        row = known.nonzero()[:, 0]
+        return counts.new_zeros(len(labels), 3).index_add_(0, row, counts), labels[:, 0]
 
     loss, tokens, hits = _each(model, dataset, sums, batch_size, workers)[0].unbind(1)
     if not bool(tokens.any()):
@@ -183,7 +187,8 @@ def right(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.ndim == 1:
         return logits.argmax(-1) == labels
     target = labels[:, 1:]
-    return (logits[:, :-1].argmax(-1) == target)[target != IGNORED]
+    known = target != IGNORED
+    return logits[:, :-1][known].argmax(-1) == target[known]
 
 
 def device_of(model: nn.Module) -> torch.device:

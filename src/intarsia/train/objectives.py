@@ -21,7 +21,7 @@ from ..core import Cell
 from ..core.errors import ConfigError
 from ..mixtures import SplitLinear
 from ..routers import passes, redraw, task_ids
-from .order import Inputs
+from .order import IGNORED, Inputs
 
 LossOf = Callable[[Tensor], Tensor]
 Groups = Sequence[Sequence[int]]  # the classes of each task of a joint label space
@@ -51,8 +51,10 @@ Objective = Callable[[nn.Module, Inputs, LossOf], Outcome]
 
 
 def logits_of(model: nn.Module, x: Inputs) -> Tensor:
-    """Logits, at least float32, of a model that returns them or has `.logits`; draws anew.
+    """Logits of a model that returns them or has `.logits`; draws anew.
 
+    At least float32, but for those of tokens (B, T, V), which are large: what reads them widens
+    the few that it needs.
     x: what the model reads, or its arguments by name; "task_ids" among them go to the routers.
     """
     redraw(model)
@@ -64,6 +66,11 @@ def logits_of(model: nn.Module, x: Inputs) -> Tensor:
         with told:
             out = model(**arguments)
     logits = getattr(out, "logits", out)
+    return logits if logits.ndim == 3 else wide(logits)
+
+
+def wide(logits: Tensor) -> Tensor:
+    """In float32 or better."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -72,9 +79,11 @@ def next_token(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) 
 
     logits: (B, T, V), of the token after each; labels: (B, T), the tokens themselves.
     """
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=label_smoothing
-    )
+    target = labels[:, 1:]
+    known = target != IGNORED  # answers are a small part of most texts
+    picked, target = wide(logits[:, :-1][known]), target[known]
+    total = F.cross_entropy(picked, target, label_smoothing=label_smoothing, reduction="sum")
+    return total / max(1, len(target))
 
 
 def twice(x: Inputs) -> Inputs:
@@ -93,7 +102,7 @@ def plain(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
 def kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
     """KL(softmax(target) || softmax(logits)), the mean over rows.  (..., C), (..., C) -> ()."""
     target = target.detach() if detach else target
-    logits, target = logits.flatten(0, -2), target.flatten(0, -2)
+    logits, target = wide(logits.flatten(0, -2)), wide(target.flatten(0, -2))
     return F.kl_div(
         logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean"
     )

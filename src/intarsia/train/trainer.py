@@ -38,7 +38,8 @@ def trainer_loss(model: nn.Module) -> Callable[..., Tensor]:
         count = (labels != IGNORED).sum()  # as the Trainer counts them, the first token with them
         whole = count if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         own = next_token if labels.ndim == 2 else F.cross_entropy
+        logits = logits if labels.ndim == 2 else logits.float()
         share = count / whole.to(logits.device).clamp(min=1)
-        return (own(logits.float(), labels) + aux_loss(model)) * share
+        return (own(logits, labels) + aux_loss(model)) * share
 
     return loss
