@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from intarsia import Adamix, Bottleneck, Lora, Mosa
+from intarsia import Adamix, Bi, Bottleneck, Lora, MixLora, Mos, Mosa, Switch, TopK, TopP
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.settings import method, objective, words
 from intarsia.train import plain, two_pass
@@ -25,6 +25,13 @@ from intarsia.train import plain, two_pass
         ("bottleneck", ["scale=0.5"], Bottleneck(scale=0.5)),
         ("bottleneck", ["scale=channel", "norm=none"], Bottleneck(scale="channel", norm="none")),
         ("adamix", [" experts = 2 "], Adamix(experts=2)),
+        # any adapter inside, a router inside, and nothing inside
+        ("bi", ["over=mosa", "over.experts=2"], Bi(over=Mosa(experts=2))),
+        (
+            "mixlora",
+            ["over.rank=4", "router.experts=4", "attention="],
+            MixLora(TopK(4), Lora(4, 32.0, 0.05), None),
+        ),
     ],
 )
 def test_text_becomes_settings(key: str, given: list[str], want: object) -> None:
@@ -37,6 +44,7 @@ def test_text_becomes_settings(key: str, given: list[str], want: object) -> None
         Mosa(), Mosa(experts=8), Mosa(over=Lora(8, alpha=2.0)), Mosa(over=Bottleneck(16)),
         Lora(roles=("qkv", "mlp_linear")), Bottleneck(scale="layer", dropout=0.5),
         Adamix(over=Bottleneck(8, activation="gelu"), noise=0.01),
+        MixLora(TopP(4), Mos(4), None), MixLora(Switch(4), attention=None),
     ],
     ids=repr,
 )  # fmt: skip

@@ -111,7 +111,9 @@ def _build(found: Card, given: Mapping[str, str], start: Any, above: str) -> Any
     for name in {**own, **inner}:
         where = f"{above}{name}"
         options = _methods_in(hints[name])
-        if options:
+        if own.get(name) == "" and type(None) in get_args(hints[name]):
+            new[name] = None
+        elif options:
             new[name] = _inner(
                 where, options, own.get(name), inner.get(name, {}), getattr(start, name)
             )
@@ -129,18 +131,22 @@ def _inner(
     where: str, options: dict[str, Card], key: str | None, given: Mapping[str, str], start: Any
 ) -> Any:
     """A method inside a method: chosen by its key, or the one that is there, with its settings."""
-    now = next(k for k, found in options.items() if found.config is type(start))
+    now = next((k for k, found in options.items() if found.config is type(start)), None)
     if key is not None and key not in options:
         raise UnknownName(f"method for --set {where}", key, options)
-    chosen = key or now
+    chosen = key or now or next(iter(options))
     return _build(options[chosen], given, start if chosen == now else None, f"{where}.")
 
 
 def _methods_in(hint: Any) -> dict[str, Card]:
-    """The methods that a field's type allows, by key."""
-    classes: list[Any] = [c for c in (get_args(hint) or (hint,)) if dataclasses.is_dataclass(c)]
-    listed = map(card, keys() if classes else ())
-    return {found.key: found for found in listed if found.config in classes}
+    """The methods and routers that a field's type allows, by key; `Method` itself allows all."""
+    kinds: list[Any] = list(get_args(hint) or (hint,))
+    if Method in kinds:
+        return {key: card(key) for key in keys()}
+    classes = [c for c in kinds if dataclasses.is_dataclass(c)]
+    # a card stands in the module of its config, and has that module's name
+    found = (card(cast(type, c).__module__.rpartition(".")[2]) for c in classes)
+    return {one.key: one for one in found}
 
 
 def value_of(what: str, text: str, hint: Any) -> Any:
