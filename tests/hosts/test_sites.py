@@ -241,3 +241,30 @@ def test_a_norm_with_an_activation_inside_is_no_norm(make: Make) -> None:
     model.blocks[0].norm1 = timm.layers.LayerNormAct(32)
     paths = [site.path for site in find_sites(model, NORMS)]
     assert "blocks.0.norm1" not in paths and "blocks.1.norm1" in paths
+
+
+def test_bert_has_its_roles_though_its_mlp_is_two_modules() -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=24,
+    )  # fmt: skip
+    model = BertModel(config).eval()
+
+    def places(*roles: str) -> list[str]:
+        found = find_sites(model, Lora(2, roles=roles), layers=[1])
+        return [site.path.removeprefix("encoder.layer.1.") for site in found]
+
+    assert places("qkv") == [f"attention.self.{n}" for n in ("query", "key", "value")]
+    assert places("qv") == ["attention.self.query", "attention.self.value"]
+    assert places("projection", "mlp_linear") == [
+        "attention.output.dense", "intermediate.dense", "output.dense",
+    ]  # fmt: skip
+    with pytest.raises(TargetError, match="'mlp'"):
+        find_sites(model, Bottleneck(4))
+    ids = torch.randint(50, (2, 5), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = model(ids).last_hidden_state
+        adapted = adapt(model, Lora(2), head=None).eval()
+        torch.testing.assert_close(adapted(input_ids=ids).last_hidden_state, want)
