@@ -6,8 +6,8 @@
 
 Llama blocks of SmolLM2-135M's shape (width 576, hidden 1536) with random weights and a small
 vocabulary, 2,048 tokens. Every row is a ratio of two cases, timed in one interleaved run whose
-order rotates; a second copy of the baseline shows the noise. One thread, so that CPU time is what
-counts: other processes of the machine lengthen the wall time only.
+order rotates; a second copy of the baseline shows the noise. One thread; bars are for wall time,
+so the machine should be idle: CPU time, beside it, says how far it was not.
 """
 
 from __future__ import annotations
@@ -225,8 +225,8 @@ def measure(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]
         cpu, wall = (a / b for a, b in zip(middle[row.over], middle[row.under], strict=True))
         floor = floors[row.over] / floors[row.under]
         if row.over == "dispatch":
-            floor = dispatch_bytes(args.layers) / copy_speed() / middle[row.under][0]
-        table.append([row.what, *_judged(cpu, row.bar), f"{wall:.3f}", f"{floor:.3f}"])
+            floor = dispatch_bytes(args.layers) / copy_speed() / middle[row.under][1]
+        table.append([row.what, *_judged(wall, row.bar), f"{cpu:.3f}", f"{floor:.3f}"])
     cases = [
         [name, f"{1e3 * cpu:.0f}", f"{1e3 * wall:.0f}", f"{floors[name] / 1e9:.1f}"]
         for name, (cpu, wall) in middle.items()
@@ -251,13 +251,13 @@ def page(args: argparse.Namespace) -> str:
             "",
             f"{args.layers} Llama blocks of SmolLM2-135M's shape, {TOKENS} tokens, rank {RANK}, "
             f"float32, one thread, random weights; one interleaved run, medians of "
-            f"{args.reps}. Ratios of CPU time, which is what one thread takes on an idle machine, "
-            "and of wall time beside them.",
+            f"{args.reps}. Ratios of wall time, and of CPU time beside them, which other processes "
+            "of the machine lengthen less.",
             "",
             f"{datetime.now(UTC):%Y-%m-%d}, {about['processor']}, torch {found['torch']}, "
             f"Python {found['python']}, load before the run {args.load:.1f}: `{command}`",
             "",
-            *_markdown(["", "got", "bar", "", "by wall time", "floor"], table),
+            *_markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
             "",
             "The floor counts the operations of matrix products; for routing and dispatch it is "
             "the time in which the rows could be copied in parts that fit the cache.",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..routers.dts import drop_entries
 from .grouped import grouped
 
 ACTS: Mapping[str, type[nn.Module]] = MappingProxyType(
@@ -116,18 +117,13 @@ class StackedExperts(Experts):
         gate = self.act(linear(all_x, self.gate, self.gate_bias))
         return linear(gate * up, self.down, self.down_bias)
 
-    @torch.no_grad()
     def diversify(self, fraction: float, generator: torch.Generator) -> None:
         """Set a random part of the weights of each expert's matrices to 0 (EvoMoE).
 
         Raises: ConfigError unless 0 <= fraction < 1.
         """
-        if not 0 <= fraction < 1:
-            raise ConfigError("fraction", got=fraction, want="0 <= f < 1", fix="Try 0.1.")
-        for weight in (self.up, self.gate, self.down):
-            if weight is not None:
-                keep = torch.rand(weight.shape, generator=generator) >= fraction
-                weight.mul_(keep.to(weight.device))
+        matrices = (w for w in (self.up, self.gate, self.down) if w is not None)
+        drop_entries(matrices, fraction, generator)
 
     def extra_repr(self) -> str:
         e, h, d = self.up.shape

@@ -14,7 +14,7 @@ from ..core.errors import ConfigError
 from .balance import balance
 from .draws import Draws
 from .gate import kept, of_real, wide_linear
-from .router import Router
+from .router import Router, check_counts
 
 SHAPES = ("exponential", "linear")
 WEIGHTS = ("renormalised", "plain", "gumbel")
@@ -55,8 +55,7 @@ class Dts:
     balance: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
+        check_counts(self.experts)
         if len(self.tau) != 2 or not all(t > 0 for t in self.tau):
             raise ConfigError("tau", got=self.tau, want="two above 0", fix="Try (2.0, 0.3).")
         if not 0 < self.until <= 1:
@@ -158,20 +157,27 @@ def anneal(model: nn.Module, step: int, steps: int) -> None:
         router.clock.copy_(torch.tensor([step, steps]))
 
 
-@torch.no_grad()
 def diversify_(experts: Iterable[nn.Module], fraction: float, generator: torch.Generator) -> None:
     """Set a random part of the entries of each expert's matrices to 0, each expert's its own.
 
     What one expert has learned becomes E that differ, which a gate can tell apart (section 3.2).
     Raises: ConfigError unless 0 <= fraction < 1.
     """
+    matrices = (w for expert in experts for w in expert.parameters() if w.dim() > 1)
+    drop_entries(matrices, fraction, generator)
+
+
+@torch.no_grad()
+def drop_entries(weights: Iterable[Tensor], fraction: float, generator: torch.Generator) -> None:
+    """Set a random part of the entries of each weight to 0, in place.
+
+    Raises: ConfigError unless 0 <= fraction < 1.
+    """
     if not 0 <= fraction < 1:
         raise ConfigError("fraction", got=fraction, want="0 <= f < 1", fix="Try 0.1.")
-    for expert in experts:
-        for weight in expert.parameters():
-            if weight.dim() > 1:
-                keep = torch.rand(weight.shape, generator=generator) >= fraction
-                weight.mul_(keep.to(weight.device))
+    for weight in weights:
+        keep = torch.rand(weight.shape, generator=generator) >= fraction
+        weight.mul_(keep.to(weight.device))
 
 
 CARD = Card(

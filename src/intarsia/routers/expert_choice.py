@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import Card, Paper
 from ..core.errors import ConfigError
 from .gate import GateRouter, Terms
+from .router import check_counts
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,7 @@ class ExpertChoice:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
+        check_counts(self.experts)
         if not 0 < self.capacity < math.inf:
             raise ConfigError(
                 "capacity", got=self.capacity, want="a number above 0",

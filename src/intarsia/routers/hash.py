@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError, ShapeError
-from .router import Router
+from .router import Router, check_counts
 
 KINDS = ("id", "row")
 # the finaliser of splitmix64; torch shifts int64 with the sign, hence the masks
@@ -37,13 +37,7 @@ class Hash:
     by: str = "id"
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
-        if not 1 <= self.active <= self.experts:
-            raise ConfigError(
-                "active", got=self.active, want=f"1 ... {self.experts} (experts)",
-                fix="Fewer active experts, or more experts.",
-            )  # fmt: skip
+        check_counts(self.experts, self.active)
         if self.by not in KINDS:
             raise ConfigError("by", got=repr(self.by), want=f"one of {KINDS}", fix="Pick one.")
 

@@ -12,7 +12,7 @@ from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
 from .draws import Draws
 from .gate import of_real, wide_linear
-from .router import Router
+from .router import Router, check_counts
 
 SMALL = 1e-6  # the least standard deviation of the noise
 
@@ -38,13 +38,7 @@ class NoisyTopK:
     load: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
-        if not 1 <= self.active <= self.experts:
-            raise ConfigError(
-                "active", got=self.active, want=f"1 ... {self.experts} (experts)",
-                fix="Fewer active experts, or more experts.",
-            )  # fmt: skip
+        check_counts(self.experts, self.active)
         if self.active == 1 < self.experts:
             raise ConfigError(
                 "active", got="1, a weight of 1 always", want="at least 2 of several experts",

@@ -28,8 +28,7 @@ class Router(nn.Module, abc.ABC):
 
     def __init__(self, experts: int) -> None:
         super().__init__()
-        if experts < 1:
-            raise ConfigError("experts", got=experts, want="at least 1", fix="Try 4.")
+        check_counts(experts)
         self.experts = experts
         self.valid: Tensor | None = None
         self.task_ids: Tensor | None = None
@@ -75,6 +74,17 @@ class Router(nn.Module, abc.ABC):
     def __getstate__(self) -> dict[str, Any]:
         # a routing holds a graph, which cannot be copied
         return self.__dict__ | {"last": None, "valid": None, "task_ids": None}
+
+
+def check_counts(experts: int, active: int = 1) -> None:
+    """Raise ConfigError unless there is an expert, and `active` of them can be chosen."""
+    if experts < 1:
+        raise ConfigError("experts", got=experts, want="at least 1", fix="Try 4.")
+    if not 1 <= active <= experts:
+        raise ConfigError(
+            "active", got=active, want=f"1 ... {experts} (experts)",
+            fix="Fewer active experts, or more experts.",
+        )  # fmt: skip
 
 
 @torch.no_grad()

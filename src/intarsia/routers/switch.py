@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
 from .gate import GateRouter, Terms, kept
+from .router import check_counts
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class Switch:
     z: float = 0.001
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
+        check_counts(self.experts)
         if not 0 < self.capacity < math.inf:
             raise ConfigError(
                 "capacity", got=self.capacity, want="a number above 0",

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import Card, Paper
 from ..core.errors import ConfigError
 from .gate import GateRouter, Terms
+from .router import check_counts
 
 SCALES = ("renormalised", "prob", "ste", "none")
 
@@ -42,13 +43,7 @@ class TopK:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
-        if not 1 <= self.active <= self.experts:
-            raise ConfigError(
-                "active", got=self.active, want=f"1 ... {self.experts} (experts)",
-                fix="Fewer active experts, or more experts.",
-            )  # fmt: skip
+        check_counts(self.experts, self.active)
         if self.scale not in SCALES:
             raise ConfigError(
                 "scale", got=repr(self.scale), want=f"one of {SCALES}", fix="Pick one."

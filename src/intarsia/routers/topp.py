@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core import Card, Paper
 from ..core.errors import ConfigError
 from .gate import GateRouter, Terms
+from .router import check_counts
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ class TopP:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
+        check_counts(self.experts)
         if not 0 < self.p <= 1:
             raise ConfigError("p", got=self.p, want="0 < p <= 1", fix="Try 0.8.")
         if not self.temperature > 0:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import Card, Paper
 from ..core.errors import ConfigError, ShapeError
 from .gate import GateRouter, Terms
+from .router import check_counts
 
 SIDES = ("expert", "token")
 START, RATE = 0.2, 0.05  # in standard deviations of the cost: temperature and step of the solver
@@ -42,8 +43,7 @@ class Transport:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise ConfigError("experts", got=self.experts, want="at least 1", fix="Try 4.")
+        check_counts(self.experts)
         if not 1 <= self.capacity < math.inf:
             raise ConfigError(
                 "capacity", got=self.capacity, want="a number of at least 1",
