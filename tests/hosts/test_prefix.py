@@ -71,6 +71,8 @@ def test_first_trained_block():
     assert first_trained_block(adapt(tiny(), Bottleneck(4), layers=[2, 3])) == 2
     probe = tiny().requires_grad_(False)
     probe.head.requires_grad_(True)
+    assert first_trained_block(probe) is None
+    probe.norm.requires_grad_(True)
     assert first_trained_block(probe) == 3
     for everything in (tiny(), adapt(tiny(), Bottleneck(4))):
         with pytest.raises(ConfigError, match="is trained"):
@@ -80,3 +82,27 @@ def test_first_trained_block():
         first_trained_block(probe)
     with pytest.raises(TargetError, match="timm VisionTransformer"):
         first_trained_block(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "tf_efficientnet_lite0", "swin_tiny_patch4_window7_224"]
+)
+def test_classifier_of_features_is_the_model(name):
+    size = {} if "efficient" in name else {"img_size": 64}
+    model = timm.create_model(name, num_classes=3, **size).eval().requires_grad_(False)
+    model.get_classifier().requires_grad_(True)
+    x, y = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    assert first_trained_block(model) is None
+    want = model(x)
+    with reading_tokens(model, None) as prefix:
+        features = run_prefix(prefix, TensorDataset(x, y), dtype=torch.float32).tensors[0]
+        assert features.shape == (2, model.num_features)
+        torch.testing.assert_close(model(features), want)
+    torch.testing.assert_close(model(x), want)
+
+
+def test_no_classifier_and_dropout_before_it():
+    with pytest.raises(TargetError, match="with a classifier"):
+        split_at(timm.create_model("tf_efficientnet_lite0", num_classes=0), None)
+    with pytest.raises(ConfigError, match=r"drop_rate=0"):
+        split_at(timm.create_model("tf_efficientnet_lite0", drop_rate=0.2), None)

@@ -1,10 +1,10 @@
-"""Compute the frozen blocks below the first adapted one once per image, not once per step."""
+"""Compute what is frozen below the first trained part once per image, not once per step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -51,19 +51,40 @@ class Tail(nn.Module):
         return self.head(self.head_drop(self.fc_norm(self.pool(self.norm(x)))))
 
 
+class Features(nn.Module):
+    """A timm model up to its classifier.  images (B, 3, H, W) -> features (B, d)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        model = cast(Any, self.model)
+        return model.forward_head(model.forward_features(x), pre_logits=True)
+
+
 def _blocks(model: VisionTransformer) -> nn.Sequential:
     return cast(nn.Sequential, model.blocks)
 
 
-def split_at(model: nn.Module, block: int) -> tuple[Prefix, Tail]:
-    """model(x) = tail(prefix(x)), cut before block number `block`.
+@overload
+def split_at(model: nn.Module, block: int) -> tuple[Prefix, Tail]: ...
+@overload
+def split_at(model: nn.Module, block: None) -> tuple[Features, nn.Module]: ...
+@overload
+def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]: ...
+def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]:
+    """model(x) = tail(prefix(x)), cut before block number `block`, or before the classifier (None).
 
     Adapting only the tail is adapting the model with `layers=range(block, depth)`, except that the
     prefix can be run once (see `run_prefix`): with half of the blocks frozen below the first cell,
     a training step costs half.
-    Raises: TargetError for anything but a timm VisionTransformer; ConfigError for a block outside.
+    Raises: TargetError for anything but a timm VisionTransformer (before the classifier: but a timm
+    model that classifies); ConfigError for a block outside, or dropout before the classifier.
     Not with augmentation that changes each image anew: the prefix sees each image once.
     """
+    if block is None:
+        return Features(model), _classifier(model)
     if not isinstance(model, VisionTransformer):
         raise TargetError(
             "model to split", got=type(model).__name__, want="a timm VisionTransformer",
@@ -79,9 +100,25 @@ def split_at(model: nn.Module, block: int) -> tuple[Prefix, Tail]:
     return Prefix(model, block), Tail(model, block)
 
 
+def _classifier(model: nn.Module) -> nn.Module:
+    timms = all(hasattr(model, n) for n in ("forward_features", "forward_head", "get_classifier"))
+    found = cast(Any, model).get_classifier() if timms else None
+    if not isinstance(found, nn.Module) or isinstance(found, nn.Identity):
+        raise TargetError(
+            "model to split", got=type(model).__name__, want="a timm model with a classifier",
+            fix="Train every block in every step instead.",
+        )  # fmt: skip
+    if drop := getattr(model, "drop_rate", 0.0):
+        raise ConfigError(
+            "dropout before the classifier", got=drop, want="0: each image is seen once",
+            fix="Create the model with drop_rate=0.",
+        )  # fmt: skip
+    return found
+
+
 @torch.no_grad()
 def run_prefix(
-    prefix: Prefix, dataset: Dataset[Any], *, dtype: torch.dtype, batch_size: int = 64
+    prefix: nn.Module, dataset: Dataset[Any], *, dtype: torch.dtype, batch_size: int = 64
 ) -> TensorDataset:
     """(tokens, label) pairs of a set of (image, label) pairs, tokens held in `dtype`."""
     prefix.eval()
@@ -95,14 +132,20 @@ def run_prefix(
     return TensorDataset(torch.cat(tokens), torch.cat(labels))
 
 
-def first_trained_block(model: nn.Module) -> int:
+def first_trained_block(model: nn.Module) -> int | None:
     """The number of the first block with something to train in it; the last one's, if only what
-    comes after the blocks is trained.
+    comes after the blocks is trained; None if that is the classifier alone.
 
-    Raises: TargetError for anything but a timm VisionTransformer; ConfigError if what comes before
-    the blocks, or the first of them, is trained: nothing can be computed once.
+    Raises: TargetError for anything but a timm VisionTransformer, unless the classifier alone is
+    trained; ConfigError if what comes before the blocks, or the first of them, is trained: nothing
+    can be computed once.
     """
     host = model.get_base_model() if is_adapted(model) else model
+    trained = {id(p) for p in host.parameters() if p.requires_grad}
+    if hasattr(host, "get_classifier"):
+        own = {id(p) for p in cast(Any, host).get_classifier().parameters()}
+        if trained and trained <= own:
+            return None
     _, tail = split_at(host, 0)
     learns = [any(p.requires_grad for p in block.parameters()) for block in tail.blocks]
     first = learns.index(True) if any(learns) else len(learns) - 1
@@ -118,10 +161,11 @@ def first_trained_block(model: nn.Module) -> int:
 
 
 @contextmanager
-def reading_tokens(model: nn.Module, block: int) -> Iterator[Prefix]:
-    """Inside, the model takes the tokens that enter block number `block` in place of images.
+def reading_tokens(model: nn.Module, block: int | None) -> Iterator[nn.Module]:
+    """Inside, the model takes the tokens that enter block number `block` in place of images, or the
+    features that enter its classifier (None).
 
-    Gives the Prefix that makes them. Modules, names and hooks stay the model's own, so that it is
+    Gives the module that makes them. Modules, names and hooks stay the model's own, so that it is
     trained, saved and loaded as ever.
     Raises: as split_at does.
     """
