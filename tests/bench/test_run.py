@@ -87,6 +87,7 @@ def test_a_search_chooses_on_validation_and_is_counted(tmp_path: Path) -> None:
     best = max(scored, key=lambda s: s[0])[1]
     assert found.setup.selected == {name: best[name] for name in ("lr", "weight_decay")}
     assert found.setup.tried == len(scored) == 6
+    assert found.setup.search_seconds == pytest.approx(6 * 0.5)
     final = plan.final(place).flat()
     assert final["data"] == "toys/one@train+val" and final["val"] == 0
 

@@ -47,6 +47,11 @@ def test_task_heads_want_several_tasks() -> None:
         run(JOINT, objective="task_heads+plane")
 
 
+def test_labels_that_are_places_are_not_augmented() -> None:
+    with pytest.raises(ConfigError, match="places, angles and counts"):
+        run("mini/synthetic-location", augment="light", frozen_once=False)
+
+
 def test_what_is_shared_changes_nothing(tmp_path: Path) -> None:
     data, shared = "mini/synthetic-location", Shared(tmp_path)
     alone = [

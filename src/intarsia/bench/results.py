@@ -37,17 +37,23 @@ class Method:
 
 @dataclass(frozen=True)
 class Setup:
-    """The rules: protocol, backbone, epochs; what a search chose, out of how many tried."""
+    """The rules: protocol, backbone, epochs; what a search chose, of how many, in how many seconds.
+
+    search_seconds: of training, over all runs of the search that ended.
+    """
 
     protocol: str
     model: str
     epochs: int
     selected: Mapping[str, Any] = field(default_factory=dict)
     tried: int = 0
+    search_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "tried"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        spent = self.search_seconds
+        _check(0 <= spent < math.inf, "search_seconds", spent, "a finite value, at least 0")
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,10 @@ def _search(
     ]  # fmt: skip
 
     def done(end: Outcome) -> None:
-        row = {"error": end.error} if end.result is None else {"val": end.result["results"]["val"]}
+        row: dict[str, Any] = {"error": end.error}
+        if end.result is not None:
+            results = end.result["results"]
+            row = {"val": results["val"], "seconds": results["seconds"]}
         kept.add(str(end.trial.inputs["key"]), row)
 
     _run(trials, how, report, work, done)
@@ -144,10 +147,9 @@ def _settled(
     best = max(scored, key=lambda found: found[0])[1]  # the first of equals
     flat = best.flat()
     chosen = {name: flat[name] for name in plan.protocol.grid}
-    return (
-        plan.protocol.settle(final, best),
-        results.Setup(plan.protocol.name, plan.model, epochs, chosen, len(runs)),
-    )
+    spent = sum(float(row.get("seconds", 0.0)) for row in ends)
+    setup = results.Setup(plan.protocol.name, plan.model, epochs, chosen, len(runs), spent)
+    return plan.protocol.settle(final, best), setup
 
 
 def measured(found: Mapping[str, Any]) -> results.Done:

@@ -20,7 +20,8 @@ COLUMNS = {
     "seed": "int64", "status": "string", "accuracy": "float64", "balanced_accuracy": "float64",
     "loss": "float64", "trained": "int64", "trained_without_head": "int64", "seconds": "float64",
     "cpu_seconds": "float64", "peak_bytes": "int64", "epochs": "int64", "tried": "int64",
-    "selected": "string", "folder": "string", "key": "string", "error": "string",
+    "search_seconds": "float64", "selected": "string", "folder": "string", "key": "string",
+    "error": "string",
 }  # fmt: skip
 
 
@@ -32,6 +33,7 @@ def tidy(result: Result) -> dict[str, Any]:
         "protocol": setup.protocol, "model": setup.model, "method": method.name,
         "label": method.label, "seed": result.seed, "status": result.status,
         "epochs": setup.epochs, "tried": setup.tried,
+        "search_seconds": setup.search_seconds,
         "selected": json.dumps(dict(setup.selected), sort_keys=True),
         "folder": result.folder, "key": result.key,
         "error": None if isinstance(outcome, Done) else outcome.error,

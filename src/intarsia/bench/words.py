@@ -114,11 +114,13 @@ def notes(findings: Findings) -> list[str]:
         "epochs."
         for method, epochs in sorted(uneven.items())
     ]
-    tried = [result.setup.tried for result in sheet.results.values() if result.setup.tried]
-    if tried:
+    searched = [r.setup for r in sheet.results.values() if r.setup.tried]
+    if searched:
+        tried = [setup.tried for setup in searched]
+        spent = numbers.seconds(sum(setup.search_seconds for setup in searched))
         span = str(min(tried)) if min(tried) == max(tried) else f"{min(tried)} to {max(tried)}"
         found.append(
-            f"In {len(tried)} of {len(sheet.results)} cells, settings were chosen among {span}; "
-            "time and memory are those of the final run."
+            f"In {len(tried)} of {len(sheet.results)} cells, settings were chosen among {span}, "
+            f"which took {spent} in all; time and memory are those of the final run."
         )
     return found

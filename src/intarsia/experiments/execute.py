@@ -26,6 +26,7 @@ from ..data import (
     eval_transform,
     input_config,
     load_data,
+    suites,
     tensors,
     train_transform,
     trunk_fingerprint,
@@ -269,6 +270,13 @@ def sets_of(
     def of(part: str, images: ImageSet) -> Dataset[Any]:
         return held(images, inputs, shared, {**same, "part": part})
 
+    found = suites.find(experiment.pictures.data)
+    if augment != "none" and found and found[1].group == "structured":
+        raise ConfigError(
+            "--augment", got=f"{augment!r} for {experiment.pictures.data}",
+            want="'none': its labels are places, angles and counts, which a crop or flip changes",
+            fix="Leave it out.",
+        )  # fmt: skip
     if augment == "none":
         train = of("train", data.train)
     else:
