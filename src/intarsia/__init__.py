@@ -57,7 +57,9 @@ if TYPE_CHECKING:
     from .mixtures import ResidualMixture as ResidualMixture
     from .mixtures import Robust as Robust
     from .mixtures import StackedExperts as StackedExperts
+    from .mixtures import activation_l0 as activation_l0
     from .mixtures import add_momentum as add_momentum
+    from .mixtures import as_wide_mlp as as_wide_mlp
     from .models import SoftmaxGaussianMoE as SoftmaxGaussianMoE
     from .routers import Comet as Comet
     from .routers import DSelectK as DSelectK
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from .routers import NoisyTopK as NoisyTopK
     from .routers import PermutationSearch as PermutationSearch
     from .routers import Recurrent as Recurrent
+    from .routers import Sparsity as Sparsity
     from .routers import Switch as Switch
     from .routers import TopK as TopK
     from .routers import TopP as TopP
@@ -132,6 +135,9 @@ _HOME = {
     "Transport": "routers",
     "search_step": "routers",
     "set_ids": "routers",
+    "Sparsity": "routers",
+    "activation_l0": "mixtures",
+    "as_wide_mlp": "mixtures",
     "Switch": "routers",
     "TopK": "routers",
     "TopP": "routers",

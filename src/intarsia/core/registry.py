@@ -40,6 +40,7 @@ METHODS = (
     "routers.permutation",
     "routers.random",
     "routers.recurrent",
+    "routers.sparsity",
     "routers.switch",
     "routers.task",
     "routers.topk",
