@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from .mixtures import add_momentum as add_momentum
     from .mixtures import as_wide_mlp as as_wide_mlp
     from .models import SoftmaxGaussianMoE as SoftmaxGaussianMoE
+    from .routers import ActivationGate as ActivationGate
     from .routers import Comet as Comet
     from .routers import DSelectK as DSelectK
     from .routers import Dts as Dts
@@ -98,6 +99,7 @@ _HOME = {
     "Residual": "mixtures",
     "HeavyBall": "mixtures",
     "AdamOnce": "mixtures",
+    "ActivationGate": "routers",
     "Adamix": "methods",
     "attach_delta": "hosts",
     "Bi": "methods",

@@ -358,7 +358,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception
     ),
     "another activation": (vit, {"act": "swish"}, ConfigError, "act: got 'swish', want one of"),
     "gelu for a router that reads": (
-        vit, {"router": Sparsity(4), "how": "diversified"}, ConfigError, "fix: Use|act='relu'",
+        vit, {"router": Sparsity(4), "how": "diversified"}, ConfigError, "got GELU, want ReLU",
     ),
     "silu for a router that reads": (
         llama, {"router": Sparsity(4), "how": "slices"}, ConfigError, "want ReLU",

@@ -140,6 +140,16 @@ def test_l0_does_not_count_padding_and_dropped_tokens() -> None:
     assert on.wide == pytest.approx(float(units.sum() / have))
 
 
+def test_l0_does_not_count_an_expert_of_weight_0() -> None:
+    layer, x = mixture("topk"), batch(9)
+    with torch.no_grad():
+        for parameter in layer.router.parameters():
+            parameter.mul_(1e6)
+    assert bool((layer.routing(x).weight == 0).any())
+    on = intarsia.activation_l0(layer, x)[""]
+    assert on.expert == on.wide
+
+
 def test_l0_of_a_model_is_by_path_and_of_gelu_all_units() -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"img_size": 32, "embed_dim": 32, "num_heads": 2, "num_classes": 5}

@@ -31,6 +31,7 @@ METHODS = (
     "methods.poly",
     "mixtures.residual",
     "models.gaussian_moe",
+    "routers.activation",
     "routers.comet",
     "routers.dselect",
     "routers.dts",

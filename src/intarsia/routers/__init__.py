@@ -1,5 +1,6 @@
 """Which expert? Every router maps x (T, ...) to a Routing, and nothing else."""
 
+from .activation import ActivationGate as ActivationGate
 from .balance import balance as balance
 from .balance import entropy as entropy
 from .balance import z_loss as z_loss
