@@ -57,8 +57,11 @@ if TYPE_CHECKING:
     from .mixtures import ResidualMixture as ResidualMixture
     from .mixtures import Robust as Robust
     from .mixtures import StackedExperts as StackedExperts
+    from .mixtures import activation_l0 as activation_l0
     from .mixtures import add_momentum as add_momentum
+    from .mixtures import as_wide_mlp as as_wide_mlp
     from .models import SoftmaxGaussianMoE as SoftmaxGaussianMoE
+    from .routers import ActivationGate as ActivationGate
     from .routers import Comet as Comet
     from .routers import DSelectK as DSelectK
     from .routers import Dts as Dts
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     from .routers import NoisyTopK as NoisyTopK
     from .routers import PermutationSearch as PermutationSearch
     from .routers import Recurrent as Recurrent
+    from .routers import Sparsity as Sparsity
     from .routers import Switch as Switch
     from .routers import TopK as TopK
     from .routers import TopP as TopP
@@ -95,6 +99,7 @@ _HOME = {
     "Residual": "mixtures",
     "HeavyBall": "mixtures",
     "AdamOnce": "mixtures",
+    "ActivationGate": "routers",
     "Adamix": "methods",
     "attach_delta": "hosts",
     "Bi": "methods",
@@ -132,6 +137,9 @@ _HOME = {
     "Transport": "routers",
     "search_step": "routers",
     "set_ids": "routers",
+    "Sparsity": "routers",
+    "activation_l0": "mixtures",
+    "as_wide_mlp": "mixtures",
     "Switch": "routers",
     "TopK": "routers",
     "TopP": "routers",

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import intarsia
-from intarsia import Capacity, Switch, TopK
+from intarsia import Capacity, Sparsity, Switch, TopK
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError
 from intarsia.routers import PermutationSearch, Recurrent
 
@@ -59,6 +59,8 @@ CASES: dict[str, tuple[Callable[[int], nn.Module], dict[str, object]]] = {
     "llama": (llama, {"router": TopK(experts=4, scale="none"), "how": "slices"}),
     "depth": (llama, {"router": Recurrent(experts=4, hidden=4)}),
     "search": (vit, {"router": PermutationSearch(TopK(experts=2))}),
+    "read": (vit, {"router": Sparsity(4, tau=0.1), "how": "diversified", "act": "relu"}),
+    "read slices": (llama, {"router": Sparsity(4, learn=True), "how": "slices", "act": "relu"}),
     "mixtral": (mixtral, {"router": TopK(experts=4)}),
 }
 
@@ -117,6 +119,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another format": (swap("format", 2), "format 2, not 1"),
     "an unknown router": (swap("router", {"method": "nobody"}), "no mixture takes"),
     "no router": (swap("router", {"method": "lora"}), "'lora' is no router"),
+    "an unknown activation": (swap("act", "swish"), "act: got 'swish'"),
     "another E": (swap("experts", [2, 3]), "want \\(3, "),
     "other places": (swap("paths", ["layers.0.mlp"]), "without 'layers.0.mlp'"),
     "fewer places": (swap("paths", ["blocks.0.mlp"]), "do not belong"),

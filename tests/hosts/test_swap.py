@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import intarsia
-from intarsia import Capacity, Mixture, Switch, TopK, TopP
+from intarsia import Capacity, Mixture, Sparsity, Switch, TopK, TopP
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.gates import HostedRouter
 from intarsia.routers import ExpertChoice, Hash, PermutationSearch, Recurrent, learned_routers
@@ -116,6 +116,36 @@ def test_diversified_copies_differ_and_none_does_at_fraction_0() -> None:
     assert 0.1 < float((up == 0).double().mean()) < 0.3
     model = intarsia.upcycle(made("vit"), TopK(experts=3), how="diversified", fraction=0)
     assert_close(out(model), out(made("vit")), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_experts_may_have_another_activation(host: str) -> None:
+    dense = made(host)
+    model = intarsia.upcycle(copy.deepcopy(dense), TopK(experts=2), act="relu")
+    assert {type(m.experts.act) for m in mixtures(model)} == {nn.ReLU}
+    assert not torch.allclose(out(model), out(dense), rtol=1e-5, atol=1e-5)
+    for module in dense.modules():  # and nothing else has changed
+        for name in ("act", "act_fn"):
+            if hasattr(module, name):
+                setattr(module, name, nn.ReLU())
+    assert_close(out(model), out(dense), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_router_reads_the_experts_of_its_own_layer(host: str) -> None:
+    model = intarsia.upcycle(made(host), Sparsity(experts=4), how="diversified", act="relu")
+    of_gate = host == "llama"  # whose gate decides which units are on
+    for mixture in mixtures(model):
+        read, _ = mixture.router.encoder()
+        assert read is (mixture.experts.gate if of_gate else mixture.experts.up)
+    model.train()
+    before = [m.router.columns().mean for m in mixtures(model)]
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    (out(model).square().sum() + intarsia.aux_loss(model)).backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+    optimiser.step()
+    for mixture, old in zip(mixtures(model), before, strict=True):
+        assert not torch.equal(mixture.router.columns().mean, old)
 
 
 def test_a_seed_decides_and_layers_differ() -> None:
@@ -323,6 +353,22 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception
         llama, {"router": ExpertChoice(experts=4)}, ConfigError, "got ExpertChoice, where later",
     ),
     "another E": (mixtral, {"experts": 8}, ConfigError, "experts: got 8, want 4"),
+    "an activation for sparse": (
+        mixtral, {"experts": 4, "act": "relu"}, ConfigError, "got how, capacity or act",
+    ),
+    "another activation": (vit, {"act": "swish"}, ConfigError, "act: got 'swish', want one of"),
+    "gelu for a router that reads": (
+        vit, {"router": Sparsity(4), "how": "diversified"}, ConfigError, "got GELU, want ReLU",
+    ),
+    "silu for a router that reads": (
+        llama, {"router": Sparsity(4), "how": "slices"}, ConfigError, "want ReLU",
+    ),
+    "equal copies for a router that reads": (
+        vit, {"router": Sparsity(4), "act": "relu"}, ConfigError, "got 4 equal ones",
+    ),
+    "a router that reads in a sparse model": (
+        mixtral, {"router": Sparsity(4)}, ConfigError, "got one that reads its experts",
+    ),
     "slices of sparse": (
         mixtral, {"experts": 4, "how": "slices"}, ConfigError, "experts of its own",
     ),
@@ -356,6 +402,13 @@ def test_a_token_of_a_decoder_does_not_see_later_ones() -> None:
 
 
 def test_an_upcycled_model_can_be_copied() -> None:
-    model = intarsia.upcycle(made("vit"), TopK(experts=2)).train()
-    out(model)
-    assert_close(out(copy.deepcopy(model)), out(model))
+    for settings in ({}, {"router": Sparsity(4), "how": "slices", "act": "relu"}):
+        model = intarsia.upcycle(made("vit"), **settings).train()
+        out(model)
+        other = copy.deepcopy(model)
+        assert_close(out(other), out(model))
+    before = out(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert_close(out(model), before)

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia import (
+    ActivationGate,
     Comet,
     DSelectK,
     ExpertChoice,
@@ -64,8 +65,8 @@ def test_a_decoder_refuses_what_looks_ahead_unless_told(router: Any) -> None:
 @pytest.mark.parametrize(
     "router",
     [
-        Comet(4), DSelectK(4), Hash(4), NoisyTopK(4), PermutationSearch(Comet(4)),
-        PermutationSearch(TopK(4)),
+        ActivationGate(4), Comet(4), DSelectK(4), Hash(4), NoisyTopK(4),
+        PermutationSearch(Comet(4)), PermutationSearch(TopK(4)),
     ],
     ids=repr,
 )  # fmt: skip

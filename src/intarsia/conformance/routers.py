@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Card, Routing
-from ..routers import Router, Threaded
+from ..routers import Router, Threaded, seeing
 from .cards import check_card, tiny
 from .verdict import Check, Checks, require, require_close, require_tag
 
 WIDTH, TOKENS = 6, 5
+UNITS = 7  # of an expert
 DRAWS = 20
 
 
@@ -37,10 +38,32 @@ def check_router(card: Card) -> Checks:
         yield Check(law.__name__, partial(law, card))
 
 
-def build(card: Card, seed: int = 0) -> nn.Module:
-    """A router with its tiny settings."""
+class Toy:
+    """ReLU experts for a router that reads its experts: their encoder alone."""
+
+    def __init__(self, experts: int, like: Tensor) -> None:
+        draw = torch.Generator().manual_seed(5)
+        shapes = (experts, UNITS, WIDTH), (experts, UNITS)
+        self.weight, self.bias = (
+            torch.randn(s, generator=draw).to(like).requires_grad_() for s in shapes
+        )
+
+    def encoder(self) -> tuple[Tensor, Tensor]:
+        return self.weight, self.bias
+
+
+def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
+    """A router with its tiny settings, or with other sizes, shown experts if it reads them."""
     generator = torch.Generator().manual_seed(seed)
-    return tiny(card).build(WIDTH, generator=generator)
+    router = dataclasses.replace(tiny(card), **sizes).build(WIDTH, generator=generator)
+    return shown(router, torch.empty(()))
+
+
+def shown(router: nn.Module, like: Tensor) -> nn.Module:
+    """The router, with experts to read that are where `like` is and of its type."""
+    for reader in seeing(router):
+        reader.see(Toy(cast(Any, router).experts, like))
+    return router
 
 
 def tokens(count: int = TOKENS, seed: int = 1) -> Tensor:
@@ -89,7 +112,7 @@ def routes_one_token(card: Card) -> None:
 def follows_device_and_dtype(card: Card) -> None:
     """Weights are where x is and of its type."""
     for x in (tokens().double(), tokens().to("meta")):
-        router = build(card).to(x.device, x.dtype)
+        router = shown(build(card).to(x.device, x.dtype), x)
         weight = route(card, router, x).weight
         same = (weight.dtype, weight.device.type) == (x.dtype, x.device.type)
         require(
@@ -103,7 +126,7 @@ def _resized(card: Card, **sizes: int) -> nn.Module | None:
     config = tiny(card)
     if not sizes.keys() <= {f.name for f in dataclasses.fields(config)}:
         return None
-    return dataclasses.replace(config, **sizes).build(WIDTH, generator=torch.Generator())
+    return build(card, **sizes)
 
 
 def gives_one_expert_all(card: Card) -> None:
@@ -222,10 +245,11 @@ def stochastic_exactly_when_tagged(card: Card) -> None:
 
 
 def learned_exactly_when_tagged(card: Card) -> None:
-    """ "learned": every parameter of the router gets a gradient from the weights."""
+    """ "learned": every parameter of the router, and of what it reads, gets a gradient."""
     router = build(card)
     routing = after_a_layer(card, router, tokens())
-    parameters = list(router.parameters())
+    read = [t for reader in seeing(router) for t in reader.encoder() if t is not None]
+    parameters = [*router.parameters(), *read]
     shown = bool(parameters) and routing.weight.requires_grad
     if shown:
         scale = torch.randn(routing.weight.shape, generator=torch.Generator().manual_seed(2))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, TargetError
-from ..routers import Router
+from ..routers import Router, seeing
 
 # these return (logits, weights, experts), the latter two of shape (T, k)
 GATES = frozenset({"MixtralTopKRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter"})
@@ -45,7 +45,7 @@ def hosted(path: str, gate: nn.Module, router: nn.Module, experts: int) -> Hoste
     """The router for a gate's place; one with a matrix of the gate's shape begins with the gate's.
 
     Raises: TargetError for a gate that is called otherwise; ConfigError for another number of
-    experts, or a router that is not one of tokens.
+    experts, or a router that is not one of tokens, or reads its experts.
     """
     if isinstance(gate, HostedRouter):
         raise TargetError(
@@ -58,6 +58,11 @@ def hosted(path: str, gate: nn.Module, router: nn.Module, experts: int) -> Hoste
             fix="Other sparse models call their gates in other ways; choose layers=[...] without.",
         )  # fmt: skip
     own: Any = gate
+    if seeing(router):
+        raise ConfigError(
+            f"router of {path!r}", got="one that reads its experts, which are the host's own",
+            want="a router that reads tokens alone", fix="Use TopK(...), or upcycle a dense model.",
+        )  # fmt: skip
     if not isinstance(router, Router):
         raise ConfigError(
             "router", got=type(router).__name__, want="a router of tokens", fix="Use TopK(...)."

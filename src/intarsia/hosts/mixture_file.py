@@ -19,6 +19,7 @@ from .load import check_shapes
 from .swap import Upcycled, restored
 
 SETTINGS, WEIGHTS, FORMAT = "mixture.json", "mixture.safetensors", 1
+PLAIN = ("paths", "experts", "how", "fraction", "seed", "act")
 
 
 def save_mixture(model: nn.Module, folder: str | Path) -> Path:
@@ -39,7 +40,7 @@ def save_mixture(model: nn.Module, folder: str | Path) -> Path:
         "router": method_to_dict(done.router),  # pyright: ignore[reportArgumentType]
         "extra": {n: v for n, v in model.state_dict().items() if not isinstance(v, Tensor)},
         "capacity": None if done.capacity is None else asdict(done.capacity),
-        **{name: getattr(done, name) for name in ("paths", "experts", "how", "fraction", "seed")},
+        **{name: getattr(done, name) for name in PLAIN},
     }
     tensors = {name: t.detach().cpu().contiguous() for name, t in _weights(model).items()}
     save_file(tensors, folder / WEIGHTS)
@@ -121,6 +122,7 @@ def _done(stored: Mapping[str, Any]) -> Upcycled:
         capacity=None if capacity is None else Capacity(**capacity),
         fraction=float(stored["fraction"]),
         seed=int(stored["seed"]),
+        act=None if (act := stored.get("act")) is None else str(act),
     )
 
 

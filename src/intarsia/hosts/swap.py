@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError, TargetError
 from ..mixtures.capacity import Capacity
-from ..mixtures.experts import StackedExperts
+from ..mixtures.experts import StackedExperts, activation
 from ..mixtures.mixture import Mixture
 from ..routers import Router, TopK, drawing, join, non_causal, with_experts
 from ..routers.permutation import RouterConfig
@@ -32,7 +32,7 @@ GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 class Upcycled:
     """What `upcycle` did to a model, kept as its `upcycled`.
 
-    paths: of the MLPs; experts: of each of them.
+    paths: of the MLPs; experts: of each of them; act: of the experts, None = the MLP's.
     """
 
     router: RouterConfig
@@ -42,6 +42,7 @@ class Upcycled:
     capacity: Capacity | None
     fraction: float
     seed: int
+    act: str | None = None
 
 
 def upcycle(
@@ -53,6 +54,7 @@ def upcycle(
     layers: Sequence[int] | None = None,
     capacity: Capacity | None = None,
     fraction: float = 0.1,
+    act: str | None = None,
     seed: int = 0,
     sees_later: bool = False,
 ) -> nn.Module:
@@ -65,6 +67,8 @@ def upcycle(
       "diversified", copies with `fraction` of each one's weights set to 0 (EvoMoE);
       "slices", E equal parts of its hidden units, which sum to the dense output if all are active
       with weight 1, `TopK(experts=E, active=E, scale="none")`.
+    act: the experts' activation in place of the MLP's, "gelu", "relu" or "silu", on the gate's
+    path if they are gated; the output is then not the dense one. `Sparsity` wants "relu".
     layers: numbers of the blocks, negative ones count from the last; None = all.
     capacity: how many tokens an expert takes.  seed: with each path, of routers and other draws.
     sees_later: acknowledges that in a decoder a router or policy by which a token's experts depend
@@ -85,7 +89,7 @@ def upcycle(
     if not sees_later:
         _check_causal(chosen, router, capacity)
     paths = tuple(f"{path}.mlp" for path, _ in chosen)
-    _put(model, Upcycled(router, paths, counts, how, capacity, fraction, seed), chosen)
+    _put(model, Upcycled(router, paths, counts, how, capacity, fraction, seed, act), chosen)
     return model
 
 
@@ -222,10 +226,10 @@ def _made(done: Upcycled, i: int, block: nn.Module) -> tuple[str, nn.Module]:
     if count != config.experts:
         config = with_experts(config, count)
     if (gate := own_gate(mlp)) is not None:
-        if done.how != "copies" or done.capacity is not None:
+        if (done.how, done.capacity, done.act) != ("copies", None, None):
             raise ConfigError(
-                f"{path!r}", got="how or capacity for a block with experts of its own",
-                want="a router alone", fix="Leave both out, or choose layers=[...] that are dense.",
+                f"{path!r}", got="how, capacity or act for a block with experts of its own",
+                want="a router alone", fix="Leave them out, or choose layers=[...] that are dense.",
             )  # fmt: skip
         own: Any = gate
         new = config.build(own.weight.shape[-1], generator=draws).to(own.weight.device)
@@ -233,6 +237,8 @@ def _made(done: Upcycled, i: int, block: nn.Module) -> tuple[str, nn.Module]:
     dense = dense_mlp(path, mlp)
     made = stacked(dense, count, done.how, path, draws)
     _check_output(mlp, made, done.how, path)
+    if done.act is not None:
+        made.act = activation(done.act)
     if done.how == "diversified":
         made.diversify(done.fraction, draws)
     chosen = cast(Router, config.build(dense.up.in_features, generator=draws))

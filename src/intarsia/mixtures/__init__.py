@@ -20,3 +20,7 @@ from .split import SplitLinear as SplitLinear
 from .split_adamw import SplitAdamW as SplitAdamW
 from .split_adamw import decay_groups as decay_groups
 from .split_adamw import split_adamw as split_adamw
+from .wide import ActivationL0 as ActivationL0
+from .wide import WideMlp as WideMlp
+from .wide import activation_l0 as activation_l0
+from .wide import as_wide_mlp as as_wide_mlp

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -17,6 +17,16 @@ from .grouped import grouped
 ACTS: Mapping[str, type[nn.Module]] = MappingProxyType(
     {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
 )
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x, weight, bias
+
+
+def activation(name: str) -> nn.Module:
+    """Raises: ConfigError for a name that is not known."""
+    if name not in ACTS:
+        raise ConfigError(
+            "act", got=repr(name), want=f"one of {sorted(ACTS)}, or a module", fix="Pick one."
+        )
+    return ACTS[name]()
 
 
 class Experts(nn.Module, abc.ABC):
@@ -31,6 +41,16 @@ class Experts(nn.Module, abc.ABC):
     @abc.abstractmethod
     def every(self, x: Tensor) -> Tensor:
         """Each row by all experts, the slow twin.  (T, d) -> (T, E, out)."""
+
+    def encoder(self) -> tuple[Tensor, Tensor | None]:
+        """For routers that read experts, see `intarsia.routers.seeing.Encoded`.
+
+        Raises: ConfigError for experts whose hidden units are not on or off.
+        """
+        raise ConfigError(
+            "experts that a router reads", got=type(self).__name__,
+            want="StackedExperts(..., act='relu')", fix="Use those, or another router.",
+        )  # fmt: skip
 
     def load(self, expert: Tensor) -> Tensor:
         """How many rows each expert has.  Returns (E,) int64."""
@@ -70,12 +90,8 @@ class StackedExperts(Experts):
         ):
             if value < 1:
                 raise ConfigError(name, got=value, want="at least 1", fix="Give a larger one.")
-        if isinstance(act, str) and act not in ACTS:
-            raise ConfigError(
-                "act", got=repr(act), want=f"one of {sorted(ACTS)}, or a module", fix="Pick one."
-            )
         self.experts, self.outputs = experts, outputs
-        self.act = ACTS[act]() if isinstance(act, str) else act
+        self.act = activation(act) if isinstance(act, str) else act
 
         def drawn(to: int, of: int) -> nn.Parameter:
             bound = 1 / math.sqrt(of)
@@ -91,6 +107,30 @@ class StackedExperts(Experts):
         self.down, self.down_bias = drawn(outputs, hidden), zeros(outputs)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        linear = self._linear(expert)
+        return linear(self._hidden(rows, linear), self.down, self.down_bias)
+
+    def hidden(self, rows: Tensor, expert: Tensor) -> Tensor:
+        """What `down` reads.  rows: (N, d), expert: (N,) int64, ascending -> (N, h)."""
+        return self._hidden(rows, self._linear(expert))
+
+    def encoder(self) -> tuple[Tensor, Tensor | None]:
+        """The matrix (E, h, d) and bias by which a unit is on or off: of the gate, if there is one.
+
+        Raises: ConfigError unless the activation is ReLU: no other leaves a unit at exactly 0.
+        """
+        if not isinstance(self.act, nn.ReLU):
+            raise ConfigError(
+                "act of experts that a router reads", got=type(self.act).__name__,
+                want="ReLU, which alone turns units off",
+                fix="Use intarsia.upcycle(..., act='relu') or StackedExperts(..., act='relu').",
+            )  # fmt: skip
+        if self.gate is None:
+            return self.up, self.up_bias
+        return self.gate, self.gate_bias
+
+    def _linear(self, expert: Tensor) -> Linear:
+        """x W_e^T + b_e of sorted rows, each by its expert's."""
         ends = self.load(expert).cumsum(0).to(torch.int32)
 
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -98,12 +138,13 @@ class StackedExperts(Experts):
             y = grouped(x.to(dtype).contiguous(), weight.to(dtype), ends)
             return y if bias is None else y + bias.to(dtype).index_select(0, expert)
 
+        return linear
+
+    def _hidden(self, rows: Tensor, linear: Linear) -> Tensor:
         up = linear(rows, self.up, self.up_bias)
         if self.gate is None:
-            hidden = self.act(up)
-        else:
-            hidden = self.act(linear(rows, self.gate, self.gate_bias)) * up
-        return linear(hidden, self.down, self.down_bias)
+            return self.act(up)
+        return self.act(linear(rows, self.gate, self.gate_bias)) * up
 
     def every(self, x: Tensor) -> Tensor:
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -111,11 +152,7 @@ class StackedExperts(Experts):
             return y if bias is None else y + bias
 
         all_x = x[:, None].expand(-1, self.experts, -1)  # (T, E, d)
-        up = linear(all_x, self.up, self.up_bias)
-        if self.gate is None:
-            return linear(self.act(up), self.down, self.down_bias)
-        gate = self.act(linear(all_x, self.gate, self.gate_bias))
-        return linear(gate * up, self.down, self.down_bias)
+        return linear(self._hidden(all_x, linear), self.down, self.down_bias)
 
     def diversify(self, fraction: float, generator: torch.Generator) -> None:
         """Set a random part of the weights of each expert's matrices to 0 (EvoMoE).

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core import Routing
 from ..core.errors import CheckpointError, ConfigError, ShapeError
-from ..routers import Draws, RandomRouter, Router
+from ..routers import Draws, RandomRouter, Router, seeing
 from .capacity import Capacity
 from .experts import ExpertList, Experts
 from .lora_experts import asks_no_values
@@ -33,8 +33,9 @@ class Mixture(nn.Module):
     the router, see `intarsia.aux_loss`. A NaN in a row reaches that row's output and no other's.
     taken: the newest routing in training after the capacity, beside `router.last` before it.
 
-    Raises: ConfigError for a router of another number of experts, or no generator where one is
-    needed; ShapeError for a routing that fits neither tokens nor samples.
+    Raises: ConfigError for a router of another number of experts, one that cannot read them
+    (`Sparsity`), or no generator where one is needed; ShapeError for a routing that fits neither
+    tokens nor samples.
     Not for experts that must see whole sequences, such as attention.
     """
 
@@ -60,6 +61,8 @@ class Mixture(nn.Module):
                 "capacity", got="policy='random' without a generator", want="a source of lots",
                 fix="Pass generator=torch.Generator().manual_seed(0).",
             )  # fmt: skip
+        for reader in seeing(router):
+            reader.see(self.experts)
         self.router, self.shared, self.capacity = router, shared, capacity
         self.draws = Draws(generator) if generator is not None and capacity is not None else None
         self.taken: Routing | None = None

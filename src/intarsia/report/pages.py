@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..catalog import TAGS, cards, describe, example, shown
+from ..core.card import KINDS
 
 INDEX = """# Methods
 
@@ -25,7 +26,8 @@ def pages() -> dict[str, str]:
 def index(found: list[dict[str, Any]]) -> str:
     """The table of all methods, by kind."""
     lines = [INDEX]
-    for kind in dict.fromkeys(card["kind"] for card in found):
+    there = {card["kind"] for card in found}
+    for kind in (kind for kind in KINDS if kind in there):
         lines += [f"## {kind.capitalize()}s", "", "| name | what it is | paper | tags |"]
         lines += ["|---|---|---|---|"]
         for card in found:

@@ -1,5 +1,6 @@
 """Which expert? Every router maps x (T, ...) to a Routing, and nothing else."""
 
+from .activation import ActivationGate as ActivationGate
 from .balance import balance as balance
 from .balance import entropy as entropy
 from .balance import z_loss as z_loss
@@ -28,8 +29,12 @@ from .router import learned_routers as learned_routers
 from .router import of_samples as of_samples
 from .router import set_valid as set_valid
 from .router import task_ids as task_ids
+from .seeing import Encoded as Encoded
+from .seeing import Seeing as Seeing
+from .seeing import seeing as seeing
 from .settings import non_causal as non_causal
 from .settings import with_experts as with_experts
+from .sparsity import Sparsity as Sparsity
 from .switch import Switch as Switch
 from .task import TaskRouter as TaskRouter
 from .thread import Thread as Thread

@@ -34,21 +34,20 @@ class Terms:
             raise ConfigError("jitter", got=self.jitter, want="0 <= e < 1", fix="Try 0.01.")
 
 
-class GateRouter(Router):
-    """p = softmax(x W^T + b), from which a subclass chooses.  x: (..., d) -> Routing (rows, E).
+class ScoreRouter(Router):
+    """p = softmax(logits), from which a subclass chooses.  x: (..., d) -> Routing (rows, E).
 
-    Logits are in float32 or better, whatever autocast says. While training, x is multiplied by
-    U(1 - jitter, 1 + jitter), in a copy, drawn as dropout is; losses "balance" and "z" are there.
+    While training, x is multiplied by U(1 - jitter, 1 + jitter), in a copy, drawn as dropout is;
+    losses "balance" and "z" are there.
     """
 
-    def __init__(
-        self, width: int, experts: int, terms: Terms, *, generator: torch.Generator
-    ) -> None:
+    def __init__(self, experts: int, terms: Terms) -> None:
         super().__init__(experts)
         self.terms = terms
-        self.weight = nn.Parameter(torch.empty(experts, width))
-        nn.init.normal_(self.weight, std=terms.std, generator=generator)
-        self.bias = nn.Parameter(torch.zeros(experts)) if terms.bias else None
+
+    @abc.abstractmethod
+    def logits(self, rows: Tensor) -> Tensor:
+        """(N, d) -> (N, E), in float32 or better, whatever autocast says."""
 
     @abc.abstractmethod
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -60,10 +59,6 @@ class GateRouter(Router):
     def limit(self, routing: Routing) -> Routing:
         """The routing after what a capacity drops; the losses count all pairs."""
         return routing
-
-    def logits(self, rows: Tensor) -> Tensor:
-        """(N, d) -> (N, E), in float32 or better."""
-        return wide_linear(rows, self.weight, self.bias)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         if valid is not None:
@@ -86,6 +81,30 @@ class GateRouter(Router):
         if self.terms.z:
             losses["z"] = self.terms.z * z_loss(logits)
         return losses
+
+
+class GateRouter(ScoreRouter):
+    """A `ScoreRouter` whose logits are x W^T + b."""
+
+    def __init__(
+        self, width: int, experts: int, terms: Terms, *, generator: torch.Generator
+    ) -> None:
+        super().__init__(experts, terms)
+        self.weight = nn.Parameter(torch.empty(experts, width))
+        nn.init.normal_(self.weight, std=terms.std, generator=generator)
+        self.bias = nn.Parameter(torch.zeros(experts)) if terms.bias else None
+
+    def logits(self, rows: Tensor) -> Tensor:
+        return wide_linear(rows, self.weight, self.bias)
+
+
+def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
+    """The experts of largest logits, weighted by a softmax over those alone, as `choose` wants.
+
+    The same as their share of the softmax over all.  (N, E) -> (N, active) both.
+    """
+    chosen, index = logits.topk(active)
+    return index, chosen.softmax(-1), None
 
 
 def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
-from .gate import GateRouter, Terms, wide_linear
+from .gate import GateRouter, Terms, best, wide_linear
+from .router import check_renormalised
 from .thread import Threaded
 
 
@@ -41,19 +42,9 @@ class Recurrent:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        for what in ("experts", "hidden"):
-            if getattr(self, what) < 1:
-                raise ConfigError(what, got=getattr(self, what), want="at least 1", fix="Try 8.")
-        if not 1 <= self.active <= self.experts:
-            raise ConfigError(
-                "active", got=self.active, want=f"1 ... {self.experts} (experts)",
-                fix="Fewer active experts, or more experts.",
-            )  # fmt: skip
-        if self.active == 1 < self.experts:
-            raise ConfigError(
-                "active", got="1, whose renormalised weight is 1 always",
-                want="a weight that teaches the router", fix="Use active=2 or more.",
-            )  # fmt: skip
+        if self.hidden < 1:
+            raise ConfigError("hidden", got=self.hidden, want="at least 1", fix="Try 8.")
+        check_renormalised(self.experts, self.active)
         self.terms()
 
     def terms(self) -> Terms:
@@ -111,8 +102,7 @@ class RecurrentRouter(GateRouter, Threaded):
             return torch.func.functional_call(*call)
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
-        p, index = logits.softmax(-1).topk(self.config.active)  # (N, k) both
-        return index, p / p.sum(-1, keepdim=True), None
+        return best(logits, self.config.active)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         found = super().route(rows, valid)

@@ -87,6 +87,16 @@ def check_counts(experts: int, active: int = 1) -> None:
         )  # fmt: skip
 
 
+def check_renormalised(experts: int, active: int) -> None:
+    """`check_counts`, and raise ConfigError where the weights of a token's experts say nothing."""
+    check_counts(experts, active)
+    if active == 1 < experts:
+        raise ConfigError(
+            "active", got="1, whose renormalised weight is 1 always",
+            want="a weight that teaches the router", fix="Use active=2 or more.",
+        )  # fmt: skip
+
+
 @torch.no_grad()
 def received(routing: Routing) -> Tensor:
     """Pairs and weight of each expert, (2, E) float64 on the CPU."""

@@ -1,0 +1,147 @@
+"""A mixture read as one wide MLP, most of whose hidden units are 0 (MoE-X, arXiv:2503.07639)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from .experts import StackedExperts
+from .mixture import Mixture
+
+
+class WideMlp(nn.Module):
+    """y_t = down(g_t . act(up(x_t))), E h units wide; block e of them is scaled by g_te.
+
+    x: (..., d), gates: (T, E), T the rows of x -> (..., out). With gated experts the units are
+    act(gate(x)) * up(x); biases of the experts' second matrices add sum_e g_te b2_e.
+    Made by `as_wide_mlp`. For reading, not for speed: it computes every expert.
+    """
+
+    down_bias: nn.Parameter | None
+
+    def __init__(self, experts: StackedExperts, shared: nn.Module | None) -> None:
+        super().__init__()
+        self.experts, self.units = experts.experts, experts.up.shape[1]
+        self.act = copy.deepcopy(experts.act)
+        self.up = _linear(experts.up.flatten(0, 1), experts.up_bias)
+        self.gate = None
+        if experts.gate is not None:
+            self.gate = _linear(experts.gate.flatten(0, 1), experts.gate_bias)
+        # (E, out, h) -> (out, E h)
+        self.down = _linear(experts.down.transpose(0, 1).flatten(1), None)
+        bias = experts.down_bias
+        self.down_bias = None if bias is None else nn.Parameter(bias.detach().clone())  # (E, out)
+        self.shared = copy.deepcopy(shared)
+
+    def hidden(self, x: Tensor, gates: Tensor) -> Tensor:
+        """The units as `down` reads them, 0 where expert or unit is off.  -> (..., E h)."""
+        units = self.act(self.up(x) if self.gate is None else self.gate(x))
+        if self.gate is not None:
+            units = units * self.up(x)
+        gates = gates.view(*x.shape[:-1], self.experts).to(units.dtype)
+        return units * gates.repeat_interleave(self.units, dim=-1)
+
+    def forward(self, x: Tensor, gates: Tensor) -> Tensor:
+        y = self.down(self.hidden(x, gates))
+        if self.down_bias is not None:
+            y = y + gates.view(*x.shape[:-1], self.experts).to(y.dtype) @ self.down_bias
+        return y if self.shared is None else y + self.shared(x)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """An nn.Linear of copies.  weight: (out, in); bias: of as many entries as there are rows."""
+    to, of = weight.shape
+    layer = cast(
+        nn.Linear,
+        nn.utils.skip_init(
+            nn.Linear, of, to, bias=bias is not None, device=weight.device, dtype=weight.dtype
+        ),
+    )
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias.flatten())
+    return layer
+
+
+def as_wide_mlp(mixture: Mixture) -> WideMlp:
+    """The wide MLP that a mixture of stacked experts is, in copies of its weights.
+
+    as_wide_mlp(mixture)(x, mixture.routing(x).dense()) is mixture(x), up to rounding.
+
+    Raises: ConfigError for experts of other kinds.
+    """
+    return WideMlp(_stacked(mixture), mixture.shared).train(mixture.training)
+
+
+class ActivationL0(NamedTuple):
+    """Means of the number of hidden units that are not 0.
+
+    expert: over the pairs of a token and an expert it has, of the expert's h units;
+    wide: over the tokens that have an expert, of the wide MLP's E h units.
+    """
+
+    expert: float
+    wide: float
+
+
+@torch.no_grad()
+def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, ActivationL0]:
+    """How many hidden units are on in each mixture of a model, by path, in one forward.
+
+    args, kwargs: of the model's forward, model(*args, **kwargs); a mixture by itself has path "".
+    In the mode that the model is in; shared experts are not counted. NaN for a mixture that no
+    token has reached.
+
+    Raises: ConfigError for a model without a mixture of stacked experts.
+    """
+    found: dict[str, list[Tensor]] = {}  # (units on, pairs, tokens), of each call
+    hooks: list[Any] = []
+    for path, module in model.named_modules():
+        if isinstance(module, Mixture) and isinstance(module.experts, StackedExperts):
+            counts = found.setdefault(path, [])
+
+            def count(mixture: nn.Module, given: Any, counts: list[Tensor] = counts) -> None:
+                counts.append(_counts(cast(Mixture, mixture), given[0]))
+
+            hooks.append(module.register_forward_pre_hook(count))
+    if not found:
+        raise ConfigError(
+            "model", got=f"a {type(model).__name__} without a mixture of stacked experts",
+            want="one", fix="Use intarsia.upcycle, or Mixture(StackedExperts(...), router).",
+        )  # fmt: skip
+    try:
+        model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    sums = {
+        path: torch.stack(each).sum(0) if each else torch.zeros(3) for path, each in found.items()
+    }
+    return {
+        path: ActivationL0(float(on / pairs), float(on / tokens))
+        for path, (on, pairs, tokens) in sums.items()
+    }
+
+
+def _counts(mixture: Mixture, x: Tensor) -> Tensor:
+    """Units on, pairs, and tokens that have an expert, (3,) float64."""
+    experts, routing = _stacked(mixture), mixture.routing(x)
+    has = routing.weight != 0
+    expert, order = routing.expert[has].sort(stable=True)
+    token = routing.token[has][order]
+    on = experts.hidden(x.reshape(-1, x.shape[-1]).index_select(0, token), expert) != 0
+    return torch.tensor([int(on.sum()), len(token), len(token.unique())], dtype=torch.float64)
+
+
+def _stacked(mixture: Mixture) -> StackedExperts:
+    if not isinstance(mixture.experts, StackedExperts):
+        raise ConfigError(
+            "experts", got=type(mixture.experts).__name__, want="StackedExperts, of one width",
+            fix="Experts of other kinds are not one wide MLP.",
+        )  # fmt: skip
+    return mixture.experts

@@ -1,0 +1,101 @@
+"""The activation gate of a mixture with a learned temperature (arXiv:2401.13875)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Card, Paper
+from ..core.errors import ConfigError
+from .gate import GateRouter, Terms, best, wide_linear
+from .router import check_renormalised
+
+# phi by name, as SoftmaxGaussianMoE has them
+PHI: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"linear": lambda z: z, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": F.gelu}
+)
+
+
+@dataclass(frozen=True)
+class ActivationGate:
+    """The k experts of largest phi(x W^T) / tau + b, for each token, weighted by their softmax.
+
+    experts: E; active: k, E for the paper's gate, in which every token has every expert;
+    phi: "sigmoid", "tanh" or "gelu" (the activation gate), or "linear" (the dense-to-sparse gate),
+    with which only W / tau means something: (c W, c tau) is the same gate for every c > 0, and
+    estimates of the two converge slower than any power of the number of samples;
+    tau: where the temperature starts, learned as exp of a parameter; bias: is there a b;
+    std: of the first weights; balance, z: coefficients of the balance loss (1 x k at uniform
+    routing) and of the z-loss.
+
+    Raises: ConfigError on a setting that cannot be: k above E, or one expert of several, whose
+    weight is 1 whatever the router says.
+    Source: arXiv:2401.13875, whose estimator is `SoftmaxGaussianMoE`. Logits of "sigmoid" and
+    "tanh" are bounded by 1 / tau: not where choices must be hard from the start.
+    """
+
+    experts: int = 8
+    active: int = 2
+    phi: str = "sigmoid"
+    tau: float = 1.0
+    bias: bool = True
+    std: float = 0.02
+    balance: float = 0.01
+    z: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_renormalised(self.experts, self.active)
+        if self.phi not in PHI:
+            raise ConfigError(
+                "phi", got=repr(self.phi), want=f"one of {tuple(PHI)}", fix="Pick one."
+            )
+        if not 0 < self.tau < math.inf:
+            raise ConfigError("tau", got=self.tau, want="above 0", fix="Try 1.")
+        self.terms()
+
+    def terms(self) -> Terms:
+        return Terms(self.std, self.bias, balance=self.balance, z=self.z)
+
+    def build(self, width: int, *, generator: torch.Generator) -> ActivationRouter:
+        return ActivationRouter(self, width, generator=generator)
+
+
+class ActivationRouter(GateRouter):
+    """The router of `ActivationGate`.  x: (..., width) -> Routing (rows, E), k experts a row.
+
+    weight: W, beta_1 in the paper; bias: b, beta_0; log_tau: ().
+    """
+
+    def __init__(self, config: ActivationGate, width: int, *, generator: torch.Generator) -> None:
+        super().__init__(width, config.experts, config.terms(), generator=generator)
+        self.config, self.normalised = config, True
+        self.log_tau = nn.Parameter(torch.tensor(math.log(config.tau)))
+
+    def logits(self, rows: Tensor) -> Tensor:
+        scores = PHI[self.config.phi](wide_linear(rows, self.weight))
+        scaled = scores / self.log_tau.to(scores.dtype).exp()
+        return scaled if self.bias is None else scaled + self.bias
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
+        return best(logits, self.config.active)
+
+
+CARD = Card(
+    "activation",
+    kind="router",
+    config=ActivationGate,
+    paper=Paper(
+        "2401.13875", 2024, "Is Temperature Sample Efficient for Softmax Gaussian Mixture of "
+        "Experts?",
+    ),
+    tags=frozenset({"sparse", "learned"}),
+    tiny={"experts": 4},
+    summary="Top-k gating with an activation inside the softmax and a learned temperature.",
+    family="token choice",
+)  # fmt: skip

@@ -1,0 +1,149 @@
+"""MoE-X: to the experts that will have the fewest units on (arXiv:2503.07639)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Paper
+from ..core.errors import ConfigError
+from .gate import ScoreRouter, Terms, best, wide_linear
+from .router import check_renormalised
+from .seeing import Encoded, Seeing
+
+# of s^2: where it vanishes, neither the score nor its gradient may divide by 0
+LEAST = 1e-24
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """The k experts of smallest expected share of active units, for each token.
+
+    W_enc, of h units, is taken for Gaussian in each column: mu_i and sigma_i are the mean and the
+    deviation of what its units give input i, so that a pre-activation is about N(m, s^2) with
+    m = sum_i x_i mu_i and s^2 = sum_i x_i^2 sigma_i^2. A ReLU lets through the share
+    (1 + erf(m / (sqrt 2 s))) / 2, and the score of expert e is omega_e = -erf(m_e / (sqrt 2 s_e)).
+    A bias is one more column, whose input is 1. The weights of the k largest omega_e / tau are
+    their softmax.
+
+    experts: E; active: k; tau: the temperature; learn: is it learned, as exp of a parameter;
+    balance, z: coefficients of the balance loss (1 x k at uniform routing) and of the z-loss.
+
+    The router has no weights of its own: the gradient goes through mu and sigma into W_enc. It
+    takes stacked ReLU experts that differ, which the mixture shows it; experts that are gated,
+    W_2 (ReLU(W_g x) * W_1 x), are on where W_g says, and W_g is read. Statistics are those of the
+    weights as they are at each forward; a token costs O(E d).
+
+    Raises: ConfigError on a setting that cannot be: k above E, or one expert of several, whose
+    weight is 1 whatever the score; and for experts that are equal, as copies are, or no ReLU's.
+    Source: arXiv:2503.07639. After a layer norm the mean of x is near 0, hence m and the score,
+    and routing is nearly even: a small tau, or learn=True, sharpens it. Not without a balance loss.
+    """
+
+    experts: int = 8
+    active: int = 2
+    tau: float = 1.0
+    learn: bool = False
+    balance: float = 0.01
+    z: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_renormalised(self.experts, self.active)
+        if not 0 < self.tau < math.inf:
+            raise ConfigError("tau", got=self.tau, want="above 0", fix="Try 1.")
+        self.terms()
+
+    def terms(self) -> Terms:
+        return Terms(balance=self.balance, z=self.z)
+
+    def build(self, width: int, *, generator: torch.Generator) -> SparsityRouter:
+        """A router that routes once it was shown experts: `Mixture` does, or `router.see`."""
+        return SparsityRouter(self, width)
+
+
+class Columns(NamedTuple):
+    """Mean and variance of the units' weights, by expert and input: (E, d), of biases (E,)."""
+
+    mean: Tensor
+    variance: Tensor
+    bias_mean: Tensor | None
+    bias_variance: Tensor | None
+
+
+class SparsityRouter(ScoreRouter, Seeing):
+    """The router of `Sparsity`.  x: (..., width) -> Routing of shape (rows, E), k experts a row.
+
+    log_tau: (), a parameter if tau is learned.
+    """
+
+    def __init__(self, config: Sparsity, width: int) -> None:
+        super().__init__(config.experts, config.terms())
+        self.config, self.width, self.normalised = config, width, True
+        start = torch.tensor(math.log(config.tau))
+        self.log_tau = nn.Parameter(start) if config.learn else None
+
+    def see(self, experts: Encoded) -> None:
+        super().see(experts)
+        weight, _ = self.encoder()
+        e, _, d = weight.shape
+        if (e, d) != (self.experts, self.width):
+            raise ConfigError(
+                "experts", got=f"{e} that read {d} numbers",
+                want=f"{self.experts} that read {self.width}", fix="Build the router for them.",
+            )  # fmt: skip
+        if e == 1 or weight.is_meta:
+            return
+        with torch.no_grad():
+            alike = all(bool((t == t[:1]).all()) for t in self.columns() if t is not None)
+        if alike:
+            raise ConfigError(
+                "experts", got=f"{e} equal ones, which have one score and stay equal",
+                want="experts that differ",
+                fix="Use how='diversified' or how='slices' in place of copies.",
+            )  # fmt: skip
+
+    def columns(self) -> Columns:
+        """The statistics of W_enc as it is now, in float32 or better."""
+        weight, bias = self.encoder()
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        # the variance of all units there are: correction 0, so that one unit has none
+        variance, mean = torch.var_mean(weight.to(dtype), dim=1, correction=0)
+        if bias is None:
+            return Columns(mean, variance, None, None)
+        bias_variance, bias_mean = torch.var_mean(bias.to(dtype), dim=1, correction=0)
+        return Columns(mean, variance, bias_mean, bias_variance)
+
+    def share(self, rows: Tensor) -> Tensor:
+        """The expected share of active units, (1 - omega) / 2.  (N, d) -> (N, E), 0 ... 1."""
+        return (1 - self.scores(rows)) / 2
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """omega_e = -erf(m_e / (sqrt 2 s_e)).  (N, d) -> (N, E), -1 ... 1."""
+        of = self.columns()
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        m = wide_linear(wide, of.mean, of.bias_mean)
+        squared = wide_linear(wide.square(), of.variance, of.bias_variance)  # s^2
+        return -torch.erf(m * (2 * squared.clamp(min=LEAST)).rsqrt())
+
+    def logits(self, rows: Tensor) -> Tensor:
+        tau = self.config.tau if self.log_tau is None else self.log_tau.exp()
+        return self.scores(rows) / tau
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
+        return best(logits, self.config.active)
+
+
+CARD = Card(
+    "sparsity",
+    kind="router",
+    config=Sparsity,
+    paper=Paper("2503.07639", 2025, "Mixture of Experts Made Intrinsically Interpretable"),
+    tags=frozenset({"sparse", "learned"}),
+    tiny={"experts": 4, "learn": True},
+    summary="The experts that are expected to have the fewest units on, read off their weights.",
+    family="token choice",
+)
