@@ -43,7 +43,7 @@ WORDS = "The cat sat on 12 mats, and Tom ran.\n"
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A corpus "toy" of one sentence, and a cache of its own."""
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
-    text = WORDS * 100
+    text = WORDS * 1000
     monkeypatch.setattr(materials, "SEGMENT", 256)
     monkeypatch.setitem(corpora.CORPORA, "toy", corpora.Corpus(lambda _: text, "a toy"))
     yield

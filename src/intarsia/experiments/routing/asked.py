@@ -62,12 +62,7 @@ def cells(
     have run, if some failed; KeyboardInterrupt after Ctrl-C.
     """
     wanted = [Asked(*one) for one in asked]
-    for one in wanted:
-        check_causal(one.variant, one.data, is_text(one.data), sees_later)
-        if one.budget not in BUDGETS:
-            raise ConfigError(
-                "budget", got=repr(one.budget), want=f"one of {BUDGETS}", fix="Pick one."
-            )
+    _check(wanted, sees_later)
     kept = Kept(file or cache_dir() / "routing" / "cells.jsonl")
 
     def scale_of(one: Asked) -> Scale:
@@ -101,6 +96,15 @@ def cells(
         _bare(kept[key_of(final[one])]) | {"name": one.variant.name, "budget": one.budget}
         for one in wanted
     ]
+
+
+def _check(wanted: Sequence[Asked], sees_later: bool) -> None:
+    for one in wanted:
+        check_causal(one.variant, one.data, is_text(one.data), sees_later)
+        if one.budget not in BUDGETS:
+            raise ConfigError(
+                "budget", got=repr(one.budget), want=f"one of {BUDGETS}", fix="Pick one."
+            )
 
 
 def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
