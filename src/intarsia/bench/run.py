@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..experiments.experiment import Experiment
 from ..experiments.kept import Kept
-from ..experiments.pool import Outcome, Trial, Work, run_trials
+from ..experiments.pool import Outcome, Trial, Work, run_told
 from . import results
 from .folder import RESULTS, SEARCHES, opened
 from .plan import Place, Plan, key_for
@@ -206,22 +205,6 @@ def _trial(name: str, key: str, experiment: Experiment, place: Place, out: Path)
     )
 
 
-@dataclass
-class Pace:
-    """How long what is left will take: the mean time of what has ended, by method."""
-
-    trials: Sequence[Trial]
-    jobs: int
-    seconds: list[float] = field(default_factory=list)
-
-    def left(self) -> float | None:
-        """Seconds, or None before anything ended."""
-        if not self.seconds:
-            return None
-        more = len(self.trials) - len(self.seconds)
-        return sum(self.seconds) / len(self.seconds) * more / self.jobs
-
-
 def _run(
     trials: Sequence[Trial],
     how: How,
@@ -229,30 +212,16 @@ def _run(
     work: Work,
     done: Callable[[Outcome], None],
 ) -> None:
-    pace = Pace(trials, how.jobs)
-    start = time.monotonic()
-
-    def ended(end: Outcome) -> None:
-        done(end)
-        pace.seconds.append(end.seconds)
-        left = pace.left() or 0.0
-        report(
-            f"[{len(pace.seconds)}/{len(trials)}] {end.trial.name}: {_said(end)}; "
-            f"{(time.monotonic() - start) / 60:.0f} min gone, about {left / 60:.0f} left"
-        )
-
-    if trials:
-        run_trials(
-            trials, work, jobs=how.jobs, done=ended, executor=how.executor, threads=how.threads
-        )
+    run_told(
+        trials, work, jobs=how.jobs, done=done, said=_said, report=report,
+        executor=how.executor, threads=how.threads,
+    )  # fmt: skip
 
 
-def _said(end: Outcome) -> str:
-    if end.result is None:
-        return f"FAILED, {end.error}"
-    scores: Mapping[str, Any] = end.result["results"]
+def _said(result: Mapping[str, Any]) -> str:
+    scores: Mapping[str, Any] = result["results"]
     part = "test" if "test" in scores else "val"
-    return f"{100 * scores[part]['accuracy']:.1f} % of {part}, {end.seconds:.0f} s"
+    return f"{100 * scores[part]['accuracy']:.1f} % of {part}"
 
 
 def failures(found: Iterable[results.Result]) -> list[results.Result]:

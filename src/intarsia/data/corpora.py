@@ -1,8 +1,9 @@
-"""Corpora by name: Python's own documentation, a dictionary, and WordNet's glosses as questions."""
+"""Corpora by name: Python's documentation, a dictionary, novels, WordNet's glosses as questions."""
 
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,14 @@ GCIDE = Package(
     sha256="7d6c11be209ca67fb4425b1e4d600e9dc9c5c67d919482e51b99b0cca179601b",
     megabytes=15,
     licence="GPL",
+)
+AUSTEN = Package(
+    "debian",
+    "r-cran-janeaustenr",
+    "1.0.0-1",
+    sha256="df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95",
+    megabytes=2,
+    licence="MIT; the novels are in the public domain",
 )
 WORDNET = Package(
     "debian",
@@ -72,6 +81,37 @@ def _gcide(progress: Report) -> str:
         return lines.read().decode("utf-8", "replace")
 
 
+def _austen(progress: Report) -> str:
+    """The six novels, one after another."""
+    site = obtain(AUSTEN, progress=progress) / "usr/lib/R/site-library/janeaustenr"
+    rest, novels = (site / "data/Rdata.rdb").read_bytes(), list[str]()
+    while rest:  # each object: its size (4 bytes), then a zlib stream
+        stream = zlib.decompressobj()
+        novels.append("\n".join(r_strings(stream.decompress(rest[4:]))))
+        rest = stream.unused_data
+    return "\n\n".join(novels)
+
+
+def r_strings(raw: bytes) -> list[str]:
+    """A vector of strings as R serialises it (XDR, version 3, UTF-8).
+
+    Raises: DataError for anything else.
+    """
+    head = 14 + 4 + len(b"UTF-8")  # "X\n", three versions; the length of the encoding's name, it
+    kind, count = raw[head : head + 4], int.from_bytes(raw[head + 4 : head + 8])
+    if raw[:2] != b"X\n" or raw[head - 5 : head] != b"UTF-8" or kind != b"\0\0\0\x10":
+        raise DataError(
+            "R object", got=f"one that begins with {raw[:head].hex()}", want="a vector of strings",
+            fix="Obtain the package again.",
+        )  # fmt: skip
+    at, found = head + 8, list[str]()
+    for _ in range(count):  # flags, length, bytes
+        size = int.from_bytes(raw[at + 4 : at + 8])
+        found.append(raw[at + 8 : at + 8 + size].decode())
+        at += 8 + size
+    return found
+
+
 def _wordnet(progress: Report) -> list[dict[str, str]]:
     """A noun's gloss, without its examples, and the kind of thing it is: 26 answers."""
     file = obtain(WORDNET, progress=progress) / "usr/share/wordnet/data.noun"
@@ -89,5 +129,6 @@ def _wordnet(progress: Report) -> list[dict[str, str]]:
 CORPORA: dict[str, Corpus] = {
     "python-docs": Corpus(_python_docs, "the topics of Python's help(), 0.5 M characters"),
     "gcide": Corpus(_gcide, "a dictionary of English (Webster 1913 and later), 40 M characters"),
+    "austen": Corpus(_austen, "six novels of Jane Austen, 4 M characters"),
     "wordnet": Corpus(_wordnet, "82,115 glosses of nouns; which of 26 kinds of thing is it?"),
 }

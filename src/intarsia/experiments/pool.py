@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -277,6 +277,55 @@ def run_trials(
         stopped.set()
         for slot in slots:
             slot.close()
+
+
+@dataclass
+class Pace:
+    """How long what is left will take: the mean time of what has ended, by method."""
+
+    trials: Sequence[Trial]
+    jobs: int
+    seconds: list[float] = field(default_factory=list)
+
+    def left(self) -> float | None:
+        """Seconds, or None before anything ended."""
+        if not self.seconds:
+            return None
+        more = len(self.trials) - len(self.seconds)
+        return sum(self.seconds) / len(self.seconds) * more / self.jobs
+
+
+def run_told(
+    trials: Sequence[Trial],
+    work: Work,
+    *,
+    jobs: int,
+    done: Callable[[Outcome], None],
+    said: Callable[[Mapping[str, Any]], str],
+    report: Callable[[str], None],
+    executor: str = "processes",
+    threads: int | None = None,
+) -> None:
+    """`run_trials`, with a line for each end: which, how it ended, how long the rest will take.
+
+    said: a result in a few words.
+    """
+    pace = Pace(trials, jobs)
+    start = time.monotonic()
+
+    def ended(end: Outcome) -> None:
+        done(end)
+        pace.seconds.append(end.seconds)
+        left = pace.left() or 0.0
+        how = f"FAILED, {end.error}" if end.result is None else said(end.result)
+        took = "" if end.result is None else f", {end.seconds:.0f} s"
+        report(
+            f"[{len(pace.seconds)}/{len(trials)}] {end.trial.name}: {how}{took}; "
+            f"{(time.monotonic() - start) / 60:.0f} min gone, about {left / 60:.0f} left"
+        )
+
+    if trials:
+        run_trials(trials, work, jobs=jobs, done=ended, executor=executor, threads=threads)
 
 
 def _outcome(slot: Executor, work: Work, trial: Trial) -> Outcome:

@@ -24,7 +24,7 @@ from .peft import before_forward
 from .sites import select_blocks
 from .widen import plain_mlp
 
-HOW = ("copies", "diversified", "slices")
+HOW = ("copies", "diversified", "slices", "fresh")
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
@@ -66,7 +66,9 @@ def upcycle(
       gives the dense model's output at the start;
       "diversified", copies with `fraction` of each one's weights set to 0 (EvoMoE);
       "slices", E equal parts of its hidden units, which sum to the dense output if all are active
-      with weight 1, `TopK(experts=E, active=E, scale="none")`.
+      with weight 1, `TopK(experts=E, active=E, scale="none")`;
+      "fresh", drawn anew, each for itself, as a model that is trained from scratch has them: the
+      MLP's own weights are forgotten.
     act: the experts' activation in place of the MLP's, "gelu", "relu" or "silu", on the gate's
     path if they are gated; the output is then not the dense one. `Sparsity` wants "relu".
     layers: numbers of the blocks, negative ones count from the last; None = all.
@@ -236,7 +238,10 @@ def _made(done: Upcycled, i: int, block: nn.Module) -> tuple[str, nn.Module]:
         return "gate", hosted(f"{path}.gate", gate, new, count).train(mlp.training)
     dense = dense_mlp(path, mlp)
     made = stacked(dense, count, done.how, path, draws)
-    _check_output(mlp, made, done.how, path)
+    if done.how == "fresh":
+        _check_output(mlp, stacked(dense, 1, "copies", path, draws), "copies", path)
+    else:
+        _check_output(mlp, made, done.how, path)
     if done.act is not None:
         made.act = activation(done.act)
     if done.how == "diversified":
@@ -290,7 +295,7 @@ def dense_mlp(path: str, module: nn.Module) -> Dense:
 def stacked(
     dense: Dense, experts: int, how: str, path: str, draws: torch.Generator
 ) -> StackedExperts:
-    """The experts that an MLP becomes: whole copies, or slices of its hidden units.
+    """The experts that an MLP becomes: whole copies, slices of its hidden units, or new ones.
 
     Raises: ConfigError for units that do not divide among the slices.
     """
@@ -307,6 +312,8 @@ def stacked(
     made = StackedExperts(
         experts, width, hidden // parts, outputs, act=act, gated=gated, bias=bias, generator=draws
     ).to(dense.up.weight)
+    if how == "fresh":
+        return made
 
     def dealt(matrix: Tensor) -> Tensor:  # (hidden, ...) -> (experts, hidden / parts, ...)
         pieces = matrix.view(parts, hidden // parts, *matrix.shape[1:])

@@ -70,7 +70,7 @@ class Mixture(nn.Module):
     def routing(self, x: Tensor) -> Routing:
         """Who goes where, after the capacity.  x: (..., d) -> Routing of shape (rows, E)."""
         rows = x[..., 0].numel()
-        routing = _spread(self.router(x), rows)
+        routing = spread(self.router(x), rows)
         if self.capacity is not None:
             routing = self.capacity.limit(routing, training=self.training, draws=self.draws)
             if self.training:
@@ -109,7 +109,7 @@ class Mixture(nn.Module):
         return self.__dict__ | {"taken": None}
 
 
-def _spread(routing: Routing, rows: int) -> Routing:
+def spread(routing: Routing, rows: int) -> Routing:
     """The routing of rows; where it is of samples, each row goes where its sample goes."""
     if routing.tokens == rows:
         return routing

@@ -1,0 +1,83 @@
+"""A byte-level BPE (arXiv:1508.07909) of a few hundred tokens, learned on one text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from intarsia.data.packages import building
+
+KINDS = ("space", "number", "mark", "name", "word", "part", "bytes")
+"""What a token is, by its text: white space; digits; punctuation; letters that begin with a
+capital; letters after a space; letters inside a word; bytes that are no whole character."""
+
+
+class BytePairs:
+    """A tokenizer, as `load_texts` calls one, whose every token is a string of bytes.
+
+    Tokens never cross the border of a word; a word holds the space in front of it. Any text can be
+    written, and its tokens' bytes add up to its own.
+    """
+
+    eos_token_id: int | None = None
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        spelled = tokenizer.get_vocab()
+        self._spelled = sorted(spelled, key=spelled.__getitem__)
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": self.tokenizer.encode(text).ids}
+
+    def __len__(self) -> int:
+        return len(self._spelled)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The bytes of each token."""
+        return [len(spelling) for spelling in self._spelled]  # a letter for each byte
+
+    @property
+    def kinds(self) -> list[int]:
+        """Of each token, its number in KINDS."""
+        return [KINDS.index(kind_of(self.tokenizer.decode([i]))) for i in range(len(self))]
+
+
+def kind_of(text: str) -> str:
+    """What a token of this text is, see KINDS."""
+    bare = text.strip()
+    if "\ufffd" in text:
+        return "bytes"
+    if not bare:
+        return "space"
+    if bare[0].isdigit():
+        return "number"
+    if not bare[0].isalpha():
+        return "mark"
+    if bare[0].isupper():
+        return "name"
+    return "word" if text[0].isspace() else "part"
+
+
+def learned(texts: Iterable[str], size: int) -> BytePairs:
+    """The tokenizer of `size` tokens at most, 256 of them the bytes, whose merges are commonest."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    return BytePairs(tokenizer)
+
+
+def learned_once(file: Path, texts: Iterable[str], size: int) -> BytePairs:
+    """The tokenizer in a JSON file, learned the first time."""
+    with building(file) as scratch:
+        if scratch is not None:
+            learned(texts, size).tokenizer.save(str(scratch))
+    return BytePairs(Tokenizer.from_file(str(file)))

@@ -1,0 +1,18 @@
+"""The same small model under every router: trained alike, told of in the same terms.
+
+[result] = cells([Asked(VARIANTS["comet"], "austen", seed=0, budget="flops")])
+"""
+
+from .asked import Asked as Asked
+from .asked import cells as cells
+from .cell import work as work
+from .materials import material as material
+from .scale import PICTURES as PICTURES
+from .scale import TEXT as TEXT
+from .scale import Scale as Scale
+from .table import BASELINE as BASELINE
+from .table import VARIANTS as VARIANTS
+from .table import chosen as chosen
+from .variant import Expert as Expert
+from .variant import Start as Start
+from .variant import Variant as Variant

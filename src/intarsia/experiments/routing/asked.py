@@ -1,0 +1,144 @@
+"""Cells by the dozen: those that are kept are read, the others run, on any number of processes.
+
+At equal operations each contender may spend what the baseline spends in the steps of the scale. How
+much one spends a step is known from its own cell at equal steps, so that is run first; then it has
+steps * baseline's operations / its own, the rate's course and all schedules stretched or shrunk to
+them. What was spent in the end is in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...core.errors import ConfigError, TrainingError
+from ...data.packages import cache_dir
+from ..kept import KEY, Kept, key_of
+from ..pool import Outcome, Trial, run_told
+from .build import check_causal
+from .cell import VERSION, work
+from .materials import is_text
+from .scale import PICTURES, TEXT, Scale
+from .table import BASELINE, VARIANTS
+from .variant import Variant
+
+BUDGETS = ("steps", "flops")
+
+
+class Asked(NamedTuple):
+    """One cell: who, on what ("gcide", "austen", "fashion-mnist"), from which seed, at what."""
+
+    variant: Variant
+    data: str
+    seed: int = 0
+    budget: str = "steps"
+
+    def __str__(self) -> str:
+        return f"{self.variant.name} on {self.data}, seed {self.seed}, equal {self.budget}"
+
+
+def cells(
+    asked: Sequence[Asked | tuple[Variant, str, int, str]],
+    *,
+    jobs: int = 1,
+    report: Callable[[str], None] = print,
+    baseline: Variant = VARIANTS[BASELINE],
+    text: Scale = TEXT,
+    pictures: Scale = PICTURES,
+    sees_later: bool = False,
+    file: Path | None = None,
+    executor: str = "processes",
+    threads: int | None = 1,
+) -> list[dict[str, Any]]:
+    """The results of cells, in their order: what `work` tells, its inputs, name and budget.
+
+    Each is run once for all who ask and kept in a JSON-lines file; killed and called again, it goes
+    on with what is missing. baseline: whose operations are the measure of the budget "flops".
+    sees_later: acknowledges contenders that see later tokens of a text.
+    file: None = one below the cache folder.  jobs, executor, threads: as `run_trials` has them.
+
+    Raises: ConfigError, before a cell is run, for what cannot be; TrainingError when all others
+    have run, if some failed; KeyboardInterrupt after Ctrl-C.
+    """
+    wanted = [Asked(*one) for one in asked]
+    _check(wanted, sees_later)
+    kept = Kept(file or cache_dir() / "routing" / "cells.jsonl")
+
+    def scale_of(one: Asked) -> Scale:
+        return text if is_text(one.data) else pictures
+
+    def inputs(one: Asked, steps: int) -> dict[str, Any]:
+        # only where it says something: a contender that looks back has one cell
+        leak = sees_later and is_text(one.data) and one.variant.sees_later
+        named = one.variant.to_dict() | {"name": ""}  # a cell is the same under any name
+        return {
+            "variant": named, "data": one.data, "seed": one.seed, "steps": steps,
+            "scale": scale_of(one).to_dict(), "sees_later": leak, "version": VERSION,
+        }  # fmt: skip
+
+    def run(many: Mapping[Asked, Mapping[str, Any]]) -> None:
+        _run(many, kept, jobs=jobs, report=report, executor=executor, threads=threads)
+
+    first = {one._replace(budget="steps") for one in wanted}
+    first |= {Asked(baseline, one.data, one.seed) for one in wanted if one.budget == "flops"}
+    equal = {one: inputs(one, scale_of(one).steps) for one in sorted(first, key=str)}
+    run(equal)
+    final: dict[Asked, Mapping[str, Any]] = {}
+    for one in wanted:
+        final[one] = own = equal[one._replace(budget="steps")]
+        if one.budget == "flops":
+            base = kept[key_of(equal[Asked(baseline, one.data, one.seed)])]
+            steps = base["flops"]["total"] / kept[key_of(own)]["flops"]["total"] * own["steps"]
+            final[one] = inputs(one, max(1, round(steps)))
+    run(final)
+    return [
+        _bare(kept[key_of(final[one])]) | {"name": one.variant.name, "budget": one.budget}
+        for one in wanted
+    ]
+
+
+def _check(wanted: Sequence[Asked], sees_later: bool) -> None:
+    for one in wanted:
+        check_causal(one.variant, one.data, is_text(one.data), sees_later)
+        if one.budget not in BUDGETS:
+            raise ConfigError(
+                "budget", got=repr(one.budget), want=f"one of {BUDGETS}", fix="Pick one."
+            )
+
+
+def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != KEY}
+
+
+def _run(
+    many: Mapping[Asked, Mapping[str, Any]],
+    kept: Kept,
+    *,
+    jobs: int,
+    report: Callable[[str], None],
+    executor: str,
+    threads: int | None,
+) -> None:
+    """Run those that are not kept."""
+    left = {key_of(said): (str(one), said) for one, said in many.items()}
+    trials = [Trial(name, said) for key, (name, said) in left.items() if key not in kept]
+    failed: list[str] = []
+
+    def done(end: Outcome) -> None:
+        if end.result is None:
+            failed.append(f"{end.trial.name}: {end.error}")
+        else:
+            kept.add(key_of(end.trial.inputs), {**end.trial.inputs, **end.result})
+
+    run_told(trials, work, jobs=jobs, done=done, said=_said, report=report,
+             executor=executor, threads=threads)  # fmt: skip
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(trials)} cells", got=failed[0], want="a result of each",
+            fix="Mend it and call this again: finished cells are kept.",
+        )  # fmt: skip
+
+
+def _said(result: Mapping[str, Any]) -> str:
+    return f"test loss {result['loss']:.3f}"

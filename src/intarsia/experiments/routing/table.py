@@ -1,0 +1,73 @@
+"""The contenders by name: each router of the catalogue at eight experts, as its paper has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ...core.errors import UnknownName
+from ...mixtures import AdamOnce, Capacity, HeavyBall
+from ...routers import (
+    Comet,
+    DSelectK,
+    Dts,
+    ExpertChoice,
+    Hash,
+    NoisyTopK,
+    PermutationSearch,
+    Recurrent,
+    Switch,
+    TopK,
+    TopP,
+    Transport,
+)
+from ...routers.random import RandomRouting
+from .variant import Expert, Start, Variant
+
+EXPERTS, ACTIVE = 8, 2
+BASELINE = "top-k"
+STATE = 32  # of the recurrent router: half the width, as in the paper's larger models
+
+DENSE_FIRST = 0.1
+"""Of EvoMoE's steps, one expert for all, as in its experiment."""
+
+VARIANTS: dict[str, Variant] = {
+    v.name: v
+    for v in (
+        Variant("dense", None),
+        Variant("dense-2x", None, Expert(times=ACTIVE)),
+        Variant("top-k", TopK(EXPERTS, ACTIVE)),
+        Variant("top-1", TopK(EXPERTS, 1, scale="prob")),
+        Variant("switch", Switch(EXPERTS)),
+        Variant("noisy-top-k", NoisyTopK(EXPERTS, ACTIVE)),
+        Variant("top-p", TopP(EXPERTS)),
+        Variant("hash", Hash(EXPERTS, 1)),
+        Variant("random", RandomRouting(EXPERTS, ACTIVE, "sample")),
+        Variant("dselect-k", DSelectK(EXPERTS, ACTIVE)),
+        Variant("comet", Comet(EXPERTS, ACTIVE)),
+        Variant("comet+", PermutationSearch(Comet(EXPERTS, ACTIVE))),
+        Variant("top-k+", PermutationSearch(TopK(EXPERTS, ACTIVE))),
+        Variant("evomoe", Dts(EXPERTS), start=Start("diversified", DENSE_FIRST)),
+        Variant("dts", Dts(EXPERTS)),
+        Variant("rmoe", Recurrent(EXPERTS, ACTIVE, hidden=STATE)),
+        Variant("expert-choice", ExpertChoice(EXPERTS, capacity=ACTIVE)),
+        Variant("transport", Transport(EXPERTS, capacity=1.25, iterations=20)),
+        Variant("momentum", TopK(EXPERTS, ACTIVE), update=HeavyBall()),
+        Variant("adam", TopK(EXPERTS, ACTIVE), update=AdamOnce()),
+        Variant("top-1-order", TopK(EXPERTS, 1, scale="prob"), capacity=Capacity(1.0, "order")),
+        Variant("top-1-lots", TopK(EXPERTS, 1, scale="prob"), capacity=Capacity(1.0, "random")),
+        Variant("residual", TopK(EXPERTS, 1, scale="prob"), residual=True),
+        Variant("top-k-relu", TopK(EXPERTS, ACTIVE), Expert("relu")),
+    )
+}
+"""Every token of "top-k" passes two of eight experts; "dense" has an expert's hidden units,
+"dense-2x" those that a token of "top-k" meets."""
+
+
+def chosen(names: Iterable[str]) -> list[Variant]:
+    """The contenders of these names.  Raises: UnknownName."""
+    found: list[Variant] = []
+    for name in names:
+        if name not in VARIANTS:
+            raise UnknownName("contender", name, VARIANTS)
+        found.append(VARIANTS[name])
+    return found
