@@ -130,7 +130,9 @@ def test_one_expert_costs_what_the_dense_model_does() -> None:
     assert toy.text
 
 
-@pytest.mark.parametrize("name", ["dense", "top-k-relu", "switch", "random", "residual"])
+@pytest.mark.parametrize(
+    "name", ["dense", "top-k-relu", "switch", "random", "residual", "moe-x", "moe-x-fresh"]
+)
 def test_a_cell_tells_in_json(name: str) -> None:
     found = json.loads(json.dumps(work(_inputs(VARIANTS[name])), allow_nan=False))
     assert found["curve"][-1]["step"] == SCALE.steps
@@ -141,7 +143,7 @@ def test_a_cell_tells_in_json(name: str) -> None:
     for layer in layers:
         assert sum(map(sum, layer["table"])) == SCALE.test * SCALE.length  # pyright: ignore
         assert len(layer["dropped_by_position"]) == 4
-    if name == "top-k-relu":
+    if name in ("top-k-relu", "moe-x", "moe-x-fresh"):
         assert all(0 <= x["hidden_units"] <= 8 and "score_to_units" in x for x in layers)
     if name in ("switch", "dense"):
         wanted = found["loss"] / found["bits_per_byte"]
