@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ...core.errors import ConfigError, UnknownName
 from ...data import corpora, sets
 from ...report import shell
+from ...report.summary import capital
 from ...report.tables import escape, markdown
 from .asked import BUDGETS, Asked
 from .findings import Sheet, tidy
@@ -100,8 +101,7 @@ def as_markdown(sheets: Sequence[Sheet]) -> str:
     """All tables, each below its result in words, and once what the columns mean."""
     parts = ["# Routers beside each other\n"]
     for sheet in sheets:
-        title = sheet.title[0].upper() + sheet.title[1:]
-        parts.append(f"## {escape(title)}\n\n{escape(sentence(sheet))}\n")
+        parts.append(f"## {escape(capital(sheet.title))}\n\n{escape(sentence(sheet))}\n")
         parts.append(markdown(table_of(sheet)))
     columns = {c.title: c.meaning for sheet in sheets for c in table_of(sheet).columns}
     meanings = [f"- **{escape(title)}**: {escape(said)}." for title, said in columns.items()]

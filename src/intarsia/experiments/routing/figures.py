@@ -52,6 +52,9 @@ def plots(sheets: Sequence[Sheet]) -> dict[str, Figure]:
     for name in ("by_place", "by_position"):
         if (figure := found[name]) is not None:
             figure.update_yaxes(ticksuffix=" %", rangemode="tozero")
+    for name in ("agreement", "specialisation", "by_place", "by_position", "loss_by_position"):
+        if (figure := found[name]) is not None:
+            figure.update_xaxes(type="category")
     for name in ("agreement", "specialisation", "load_cv", "gate_entropy"):
         if (figure := found[name]) is not None:
             figure.update_yaxes(rangemode="tozero")

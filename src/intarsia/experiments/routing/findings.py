@@ -99,6 +99,7 @@ class Sheet:
 
     @property
     def text(self) -> bool:
+        """Whether it is a corpus; else it is a set of pictures."""
         return "bits_per_byte" in self.contenders[0].rows[0]
 
     @property
@@ -108,11 +109,13 @@ class Sheet:
 
     @property
     def seeds(self) -> list[int]:
+        """All that occur."""
         return sorted({row["seed"] for one in self.contenders for row in one.rows})
 
     @property
     def title(self) -> str:
-        return f"{self.data}, equal {WORDS[self.budget]}"
+        """As in "austen at equal steps"."""
+        return f"{self.data} at equal {WORDS[self.budget]}"
 
 
 WORDS = {"steps": "steps", "flops": "operations"}

@@ -8,7 +8,7 @@ from ...report import numbers
 from ...report.groups import Spread
 from ...report.summary import capital, joined
 from ...report.tables import Cell, Column, Table
-from .findings import WORDS, Contender, Sheet, mean_loss
+from .findings import Contender, Sheet, mean_loss
 
 SHARES = ("accuracy", "router_time")
 COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -121,7 +121,7 @@ def _cell(one: Contender, base: Contender | None, name: str) -> Cell:
 def caption(sheet: Sheet) -> str:
     """What the numbers were measured on."""
     seeds = joined([str(seed) for seed in sheet.seeds])
-    text = f"{capital(sheet.data)} at equal {WORDS[sheet.budget]}, {_steps(sheet)}, "
+    text = f"{capital(sheet.title)}, {_steps(sheet)}, "
     text += f"{'seeds' if len(sheet.seeds) > 1 else 'seed'} {seeds}"
     if sheet.baseline is not None:
         text += f"; differences and ratios are to {sheet.baseline.name}"
