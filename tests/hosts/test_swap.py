@@ -319,6 +319,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception
     "leak": (
         llama, {"capacity": Capacity(policy="score")}, ConfigError, "where later tokens have a say",
     ),
+    "a leak by lot": (
+        llama, {"capacity": Capacity(policy="random")}, ConfigError, r"got Capacity\(policy='random'",
+    ),
     "a router that looks ahead": (
         llama, {"router": ExpertChoice(experts=4)}, ConfigError, "got ExpertChoice, where later",
     ),
@@ -341,9 +344,9 @@ def test_what_cannot_be_is_refused_and_leaves_the_model(case: str) -> None:
 
 
 def test_a_leak_may_be_acknowledged_and_is_none_in_an_image_model() -> None:
-    capacity = Capacity(policy="score")
-    intarsia.upcycle(made("llama"), TopK(experts=2), capacity=capacity, sees_later=True)
-    intarsia.upcycle(made("vit"), TopK(experts=2), capacity=capacity)
+    for capacity in (Capacity(policy="score"), Capacity(policy="random")):
+        intarsia.upcycle(made("llama"), TopK(experts=2), capacity=capacity, sees_later=True)
+        intarsia.upcycle(made("vit"), TopK(experts=2), capacity=capacity)
 
 
 def test_a_token_of_a_decoder_does_not_see_later_ones() -> None:

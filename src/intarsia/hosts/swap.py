@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError, TargetError
-from ..mixtures.capacity import Capacity
+from ..mixtures.capacity import LOOKS_AHEAD, Capacity
 from ..mixtures.experts import StackedExperts
 from ..mixtures.mixture import Mixture
 from ..routers import Router, TopK, drawing, join, non_causal, with_experts
@@ -197,8 +197,8 @@ def _check_causal(
     if not any(getattr(attention, "is_causal", False) is True for attention in attentions):
         return
     what = None
-    if capacity is not None and capacity.policy == "score":
-        what = "Capacity(policy='score')"
+    if capacity is not None and capacity.policy in LOOKS_AHEAD:
+        what = f"Capacity(policy={capacity.policy!r})"
     if non_causal(router):
         what = type(router).__name__
     if what is not None:
