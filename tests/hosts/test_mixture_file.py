@@ -57,6 +57,11 @@ CASES: dict[str, tuple[Callable[[int], nn.Module], dict[str, object]]] = {
     "vit": (vit, {"router": TopK(experts=4), "how": "diversified", "layers": [1]}),
     "pyramid": (vit, {"router": Switch(), "experts": [2, 4], "capacity": Capacity(0.5, "random")}),
     "llama": (llama, {"router": TopK(experts=4, scale="none"), "how": "slices"}),
+    "pyramid beside MLPs": (
+        llama,
+        {"router": Switch(), "experts": [2, 4], "residual": "learned"},
+    ),
+    "sum": (vit, {"router": TopK(experts=4), "how": "slices", "residual": "sum"}),
     "depth": (llama, {"router": Recurrent(experts=4, hidden=4)}),
     "search": (vit, {"router": PermutationSearch(TopK(experts=2))}),
     "mixtral": (mixtral, {"router": TopK(experts=4)}),
@@ -108,6 +113,7 @@ def half(name: str) -> Callable[[Path], None]:
     return damage
 
 
+FEWER = {"paths": ["blocks.0.mlp"], "experts": [2], "parts": [1]}
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no settings": (lambda f: (f / "mixture.json").unlink(), "got no mixture.json"),
     "no weights": (lambda f: (f / "mixture.safetensors").unlink(), "no readable safetensors"),
@@ -118,8 +124,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unknown router": (swap("router", {"method": "nobody"}), "no mixture takes"),
     "no router": (swap("router", {"method": "lora"}), "'lora' is no router"),
     "another E": (swap("experts", [2, 3]), "want \\(3, "),
-    "other places": (swap("paths", ["layers.0.mlp"]), "without 'layers.0.mlp'"),
-    "fewer places": (swap("paths", ["blocks.0.mlp"]), "do not belong"),
+    "other places": (swap("paths", ["layers.0.mlp"] * 3), "without 'layers.0.mlp'"),
+    "another branch": (swap("residual", "half"), "settings that do not suit"),
+    "parts of nothing": (swap("parts", [1]), "a number of experts and of parts"),
+    "fewer places": (
+        lambda f: [swap(n, v)(f) for n, v in FEWER.items()],
+        "do not belong",
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core.errors import CheckpointError, ConfigError, TargetError
 from ..mixtures.capacity import LOOKS_AHEAD, Capacity
 from ..mixtures.experts import StackedExperts
-from ..mixtures.mixture import Mixture
+from ..mixtures.mixture import MIXES, Mixture, ResidualMixture
 from ..routers import Router, TopK, drawing, join, non_causal, with_experts
 from ..routers.permutation import RouterConfig
 from .blocks import ATTENTION, blocks, wrapped_paths
@@ -29,19 +29,29 @@ GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 @dataclass(frozen=True)
-class Upcycled:
-    """What `upcycle` did to a model, kept as its `upcycled`.
-
-    paths: of the MLPs; experts: of each of them.
-    """
+class Told:
+    """What `upcycle` was told, but for the layers and their numbers of experts."""
 
     router: RouterConfig
-    paths: tuple[str, ...]
-    experts: tuple[int, ...]
     how: str
     capacity: Capacity | None
+    residual: str | None
     fraction: float
     seed: int
+
+
+@dataclass(frozen=True)
+class Upcycled:
+    """The mixtures that stand in a model, kept as its `upcycled`.
+
+    paths: of the MLPs that were there; experts: how many each mixture has by now; parts: in how
+    many parts the hidden units of each MLP were dealt out, 1 = its experts are whole copies.
+    """
+
+    told: Told
+    paths: tuple[str, ...]
+    experts: tuple[int, ...]
+    parts: tuple[int, ...]
 
 
 def upcycle(
@@ -52,6 +62,7 @@ def upcycle(
     how: str = "copies",
     layers: Sequence[int] | None = None,
     capacity: Capacity | None = None,
+    residual: str | None = None,
     fraction: float = 0.1,
     seed: int = 0,
     sees_later: bool = False,
@@ -67,6 +78,8 @@ def upcycle(
       with weight 1, `TopK(experts=E, active=E, scale="none")`.
     layers: numbers of the blocks, negative ones count from the last; None = all.
     capacity: how many tokens an expert takes.  seed: with each path, of routers and other draws.
+    residual: keep the MLP beside the experts, for every token (Residual-MoE, arXiv:2201.05596):
+      "learned", weighed by a softmax for each token, or "sum", see `ResidualMixture`.
     sees_later: acknowledges that in a decoder a router or policy by which a token's experts depend
       on later tokens lets it look ahead.
 
@@ -78,14 +91,20 @@ def upcycle(
     ConfigError for settings that cannot be. The model is then as it was.
     """
     check_plain(model)
+    if residual is not None and residual not in MIXES:
+        raise ConfigError(
+            "residual", got=repr(residual), want=f"None or one of {MIXES}", fix="Pick one."
+        )
     if how not in HOW:
         raise ConfigError("how", got=repr(how), want=f"one of {HOW}", fix="Pick one.")
     chosen = _chosen(model, layers)
     counts = _counts(experts, router, len(chosen))
     if not sees_later:
         _check_causal(chosen, router, capacity)
+    told = Told(router, how, capacity, residual, fraction, seed)
     paths = tuple(f"{path}.mlp" for path, _ in chosen)
-    _put(model, Upcycled(router, paths, counts, how, capacity, fraction, seed), chosen)
+    parts = counts if how == "slices" else (1,) * len(counts)
+    _put(model, Upcycled(told, paths, counts, parts), chosen)
     return model
 
 
@@ -217,31 +236,35 @@ def generator(seed: int, path: str) -> torch.Generator:
 def _made(done: Upcycled, i: int, block: nn.Module) -> tuple[str, nn.Module]:
     """What replaces a block's MLP or its gate, and the name of that."""
     path, count, mlp = done.paths[i], done.experts[i], block.get_submodule("mlp")
-    draws = generator(done.seed, path)
-    config = done.router
+    told, draws = done.told, generator(done.told.seed, path)
+    config = told.router
     if count != config.experts:
         config = with_experts(config, count)
     if (gate := own_gate(mlp)) is not None:
-        if done.how != "copies" or done.capacity is not None:
+        if told.how != "copies" or told.capacity is not None or told.residual is not None:
             raise ConfigError(
-                f"{path!r}", got="how or capacity for a block with experts of its own",
-                want="a router alone", fix="Leave both out, or choose layers=[...] that are dense.",
+                f"{path!r}", got="how, capacity or residual for a block with experts of its own",
+                want="a router alone",
+                fix="Leave them out, or choose layers=[...] that are dense.",
             )  # fmt: skip
         own: Any = gate
         new = config.build(own.weight.shape[-1], generator=draws).to(own.weight.device)
         return "gate", hosted(f"{path}.gate", gate, new, count).train(mlp.training)
     dense = dense_mlp(path, mlp)
-    made = stacked(dense, count, done.how, path, draws)
-    _check_output(mlp, made, done.how, path)
-    if done.how == "diversified":
-        made.diversify(done.fraction, draws)
+    made = stacked(dense, count, done.parts[i], path, draws)
+    _check_output(mlp, made, done.parts[i], path)
+    if told.how == "diversified":
+        made.diversify(told.fraction, draws)
     chosen = cast(Router, config.build(dense.up.in_features, generator=draws))
-    mixture = Mixture(made, chosen, capacity=done.capacity, generator=draws)
-    like = dense.up.weight
-    mixture.to(like.device, like.dtype)
+    mixture = Mixture(made, chosen, capacity=told.capacity, generator=draws)
     for new, old in zip(made.parameters(), _flags(made, dense), strict=True):
         new.requires_grad_(old)
-    return "mlp", mixture.train(mlp.training)
+    whole: nn.Module = mixture
+    if told.residual is not None:
+        width = dense.up.in_features
+        whole = ResidualMixture(mixture, mlp, width=width, mix=told.residual, generator=draws)
+    like = dense.up.weight
+    return "mlp", whole.to(like.device, like.dtype).train(mlp.training)
 
 
 @dataclass(frozen=True)
@@ -282,17 +305,16 @@ def dense_mlp(path: str, module: nn.Module) -> Dense:
 
 @torch.no_grad()
 def stacked(
-    dense: Dense, experts: int, how: str, path: str, draws: torch.Generator
+    dense: Dense, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
-    """The experts that an MLP becomes: whole copies, or slices of its hidden units.
+    """The experts that an MLP becomes: one of its parts each, in turn; whole copies if parts = 1.
 
     Raises: ConfigError for units that do not divide among the slices.
     """
     (hidden, width), outputs = dense.up.weight.shape, dense.down.out_features
-    parts = experts if how == "slices" else 1
     if experts < 1 or hidden % parts:
         raise ConfigError(
-            "experts", got=experts, want=f"a divisor of the {hidden} hidden units of {path!r}",
+            "experts", got=parts, want=f"a divisor of the {hidden} hidden units of {path!r}",
             fix="Slices are of one size; choose another number.",
         )  # fmt: skip
     linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
@@ -304,7 +326,7 @@ def stacked(
 
     def dealt(matrix: Tensor) -> Tensor:  # (hidden, ...) -> (experts, hidden / parts, ...)
         pieces = matrix.view(parts, hidden // parts, *matrix.shape[1:])
-        return pieces.expand(experts, *pieces.shape[1:])
+        return pieces[torch.arange(experts, device=pieces.device) % parts]
 
     for name, layer in (("up", dense.up), ("gate", dense.gate)):
         if layer is not None:
@@ -325,14 +347,14 @@ def _flags(made: StackedExperts, dense: Dense) -> list[bool]:
 
 
 @torch.no_grad()
-def _check_output(mlp: nn.Module, made: StackedExperts, how: str, path: str) -> None:
+def _check_output(mlp: nn.Module, made: StackedExperts, parts: int, path: str) -> None:
     """Raises: TargetError if the MLP's forward is not what its parts say."""
     weight = made.up
-    if weight.is_meta:
+    if weight.is_meta or made.experts < parts:  # some were taken away since
         return
     x = torch.linspace(-1, 1, 2 * weight.shape[2]).to(weight).view(2, -1)
     every = made.every(x)  # (2, E, out)
-    y = every.sum(1) if how == "slices" else every[:, 0]
+    y = every[:, :parts].sum(1)
     close = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.1
     if not torch.allclose(y, mlp(x), rtol=close, atol=close, equal_nan=True):
         raise TargetError(
