@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .methods import Poly as Poly
     from .mixtures import AdamOnce as AdamOnce
     from .mixtures import Capacity as Capacity
+    from .mixtures import DeepSpeedMoE as DeepSpeedMoE
     from .mixtures import ExpertList as ExpertList
     from .mixtures import HeavyBall as HeavyBall
     from .mixtures import Mixture as Mixture
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from .mixtures import ResidualMixture as ResidualMixture
     from .mixtures import Robust as Robust
     from .mixtures import StackedExperts as StackedExperts
+    from .mixtures import ZCodeM3 as ZCodeM3
     from .mixtures import add_momentum as add_momentum
     from .models import SoftmaxGaussianMoE as SoftmaxGaussianMoE
     from .routers import Comet as Comet
@@ -86,6 +88,8 @@ if TYPE_CHECKING:
 
 # name -> where it lives; read at first use, so that `import intarsia` costs nothing
 _HOME = {
+    "DeepSpeedMoE": "mixtures",
+    "ZCodeM3": "mixtures",
     "anneal": "routers",
     "Recurrent": "routers",
     "Dts": "routers",

@@ -124,7 +124,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unknown router": (swap("router", {"method": "nobody"}), "no mixture takes"),
     "no router": (swap("router", {"method": "lora"}), "'lora' is no router"),
     "another E": (swap("experts", [2, 3]), "want \\(3, "),
-    "other places": (swap("paths", ["layers.0.mlp"] * 3), "without 'layers.0.mlp'"),
+    "other places": (swap("paths", ["layers.0.mlp"] * 2), "without 'layers.0.mlp'"),
     "another branch": (swap("residual", "half"), "settings that do not suit"),
     "parts of nothing": (swap("parts", [1]), "a number of experts and of parts"),
     "fewer places": (

@@ -1,6 +1,7 @@
 """How do parts combine?"""
 
 from .capacity import Capacity as Capacity
+from .deepspeed_moe import DeepSpeedMoE as DeepSpeedMoE
 from .experts import ExpertList as ExpertList
 from .experts import Experts as Experts
 from .experts import StackedExperts as StackedExperts
@@ -20,3 +21,6 @@ from .split import SplitLinear as SplitLinear
 from .split_adamw import SplitAdamW as SplitAdamW
 from .split_adamw import decay_groups as decay_groups
 from .split_adamw import split_adamw as split_adamw
+from .zcode_m3 import ZCodeM3 as ZCodeM3
+from .zcode_m3 import merged as merged
+from .zcode_m3 import prune as prune

@@ -41,6 +41,8 @@ class GateRouter(Router):
     U(1 - jitter, 1 + jitter), in a copy, drawn as dropout is; losses "balance" and "z" are there.
     """
 
+    by_expert = ("weight", "bias")
+
     def __init__(
         self, width: int, experts: int, terms: Terms, *, generator: torch.Generator
     ) -> None:
