@@ -33,11 +33,15 @@ if TYPE_CHECKING:
     from .hosts import co_permute as co_permute
     from .hosts import combine as combine
     from .hosts import delta_of as delta_of
+    from .hosts import expert_loads as expert_loads
     from .hosts import fold as fold
     from .hosts import load as load
     from .hosts import load_mixture as load_mixture
+    from .hosts import merge_mixtures as merge_mixtures
     from .hosts import pack as pack
+    from .hosts import prune_experts as prune_experts
     from .hosts import save_mixture as save_mixture
+    from .hosts import student_of as student_of
     from .hosts import unpack as unpack
     from .hosts import upcycle as upcycle
     from .methods import Adamix as Adamix
@@ -146,6 +150,9 @@ _HOME = {
     "choose_channels": "hosts",
     "co_permute": "hosts",
     "evaluate": "train",
+    "expert_loads": "hosts",
+    "merge_mixtures": "hosts",
+    "prune_experts": "hosts",
     "fit": "train",
     "combine": "hosts",
     "fold": "hosts",
@@ -161,6 +168,7 @@ _HOME = {
     "task_ids": "routers",
     "upcycle": "hosts",
     "trainer_loss": "train",
+    "student_of": "hosts",
     "unpack": "hosts",
 }
 

@@ -131,15 +131,20 @@ def restored(model: nn.Module, done: Upcycled, check: Callable[[], None]) -> Non
 
 def check_plain(model: nn.Module) -> None:
     """Raises: TargetError for a model with adapters or mixtures."""
-    if isinstance(model, PeftModel) or wrapped_paths(model):
-        raise TargetError(
-            "model", got="one with adapters", want="a plain model",
-            fix="Call upcycle first, then intarsia.adapt; or merge and unload the adapters.",
-        )  # fmt: skip
+    check_unadapted(model)
     if hasattr(model, "upcycled"):
         raise TargetError(
             "model", got="one that was upcycled before", want="a dense model",
             fix="Start from a fresh copy of it.",
+        )  # fmt: skip
+
+
+def check_unadapted(model: nn.Module) -> None:
+    """Raises: TargetError for a model with adapters."""
+    if isinstance(model, PeftModel) or wrapped_paths(model):
+        raise TargetError(
+            "model", got="one with adapters", want="a plain model",
+            fix="Do this first, then intarsia.adapt; or merge and unload the adapters.",
         )  # fmt: skip
 
 
