@@ -185,6 +185,11 @@ def test_what_was_counted_and_drawn_is_forgotten() -> None:
     prune(layer, [2, 0, 1])
     assert layer.router.last is None and layer.taken is None
     assert layer.router.received.tolist() == [[0] * 3] * 2
+    noisy = mixture(NoisyTopK(experts=4)).train()
+    noisy.router.noise.hold = True
+    noisy(batch())
+    prune(noisy, [2, 0, 1])
+    assert noisy(batch()).shape == (12, D), "noise of four experts is no noise of three"
     y = layer(batch().float())
     assert y.shape == (12, D) and layer.taken.load().tolist() <= [2, 2, 2]
 

@@ -34,7 +34,7 @@ def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
     Raises: TargetError for models that are not upcycled, or carry adapters; ConfigError for models
     that were upcycled differently, and for routers whose experts cannot come or go; ShapeError for
     other sizes.
-    Source: arXiv:2109.10465, section 4 (Z-code M3).
+    Source: arXiv:2109.10465 (Z-code M3).
     """
     ours, theirs = upcycled(a), upcycled(b)
     for what, one, two in (
@@ -96,7 +96,7 @@ def prune_experts(
     Raises: TargetError for a model that is not upcycled, or carries adapters; ConfigError for
     numbers and loads that do not fit, for routers whose experts cannot go, and for fewer experts
     than a token has. The model is then as it was.
-    Source: arXiv:2109.10465, section 4 (Z-code M3).
+    Source: arXiv:2109.10465 (Z-code M3).
     """
     done = upcycled(model)
     mixtures = {path: mixture_at(model, path) for path in done.paths}

@@ -7,6 +7,7 @@ from .experts import Experts as Experts
 from .experts import StackedExperts as StackedExperts
 from .mixture import Mixture as Mixture
 from .mixture import ResidualMixture as ResidualMixture
+from .mixture import undropped as undropped
 from .residual import AdamOnce as AdamOnce
 from .residual import HeavyBall as HeavyBall
 from .residual import Plain as Plain

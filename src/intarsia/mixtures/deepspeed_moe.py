@@ -26,7 +26,7 @@ class DeepSpeedMoE:
     `intarsia.upcycle(model, pr.router, experts=pr.experts, capacity=pr.capacity, residual=pr.mix)`
     puts it into a model.
 
-    experts: of each layer, first to last: a pyramid where later ones have more (section 4.1.2: 32,
+    experts: of each layer, first to last: a pyramid where later ones have more (section 4.1: 32,
     and 64 in the last two of twelve);
     mix: "learned", (c_1, c_2) a softmax for each token (released code), "sum", both 1 (paper);
     factor, evaluation: an expert takes the first max(ceil(c T / E), least) of the T tokens, with c

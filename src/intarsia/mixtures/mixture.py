@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -109,6 +110,20 @@ def refuse_dense(state_dict: Mapping[str, Any], prefix: str) -> None:
             want="those of a mixture",
             fix="Load them into the dense model, then call intarsia.upcycle.",
         )  # fmt: skip
+
+
+@contextmanager
+def undropped(model: nn.Module) -> Iterator[None]:
+    """Inside, no capacity of a mixture drops a token."""
+    found = [m for m in model.modules() if isinstance(m, Mixture)]
+    before = [mixture.capacity for mixture in found]
+    for mixture in found:
+        mixture.capacity = None
+    try:
+        yield
+    finally:
+        for mixture, capacity in zip(found, before, strict=True):
+            mixture.capacity = capacity
 
 
 def _spread(routing: Routing, rows: int) -> Routing:

@@ -33,8 +33,7 @@ class ZCodeM3:
     input while training; balance: coefficient of E sum_e mean(p_e) mean(chosen_e).
 
     Raises: ConfigError on a setting that cannot be.
-    Source: arXiv:2109.10465, sections 3 and 4, and released code, where lots are drawn in
-    evaluation, too. In a decoder the lots let a later token take an earlier one's place.
+    Source: arXiv:2109.10465, and released code, where lots are drawn in evaluation, too. In a decoder the lots let a later token take an earlier one's place.
     """
 
     experts: int = 64
@@ -80,7 +79,7 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
     Raises: ConfigError for routers whose experts cannot come (a hash and every gate with a row for
     each expert can), of different settings, and for no mixture at all; ShapeError for weights that
     do not fit.
-    Source: arXiv:2109.10465, section 4.
+    Source: arXiv:2109.10465, aggregation of experts.
     """
     ours, theirs = mixtures_in(a), mixtures_in(b)
     if not ours or ours.keys() != theirs.keys():

@@ -17,7 +17,7 @@ from . import record as records
 from .evaluate import Scores
 from .folder import FORMAT, prepare, write_results
 from .loop import Loop
-from .objectives import Objective, plain
+from .objectives import Objective, Staged, plain
 from .precision import cast_frozen, trained
 from .processes import accelerator, on_main
 from .progress import tracker_names
@@ -45,7 +45,7 @@ def fit(
     val: Dataset[Any] | None = None,
     *,
     test: Dataset[Any] | None = None,
-    objective: Objective = plain,
+    objective: Objective | Staged = plain,
     training: Training | None = None,
     record: Mapping[str, Any] | None = None,
     evaluate_every: int = 1,
@@ -127,7 +127,7 @@ def _about(
     train: Dataset[Any],
     val: Dataset[Any] | None,
     test: Dataset[Any] | None,
-    objective: Objective,
+    objective: Objective | Staged,
     training: Training,
     recipe: Recipe,
     running: Running,
