@@ -33,7 +33,8 @@ class ZCodeM3:
     input while training; balance: coefficient of E sum_e mean(p_e) mean(chosen_e).
 
     Raises: ConfigError on a setting that cannot be.
-    Source: arXiv:2109.10465, and released code, where lots are drawn in evaluation, too. In a decoder the lots let a later token take an earlier one's place.
+    Source: arXiv:2109.10465, and released code, where lots are drawn in evaluation, too. In a
+    decoder the lots let a later token take an earlier one's place.
     """
 
     experts: int = 64
