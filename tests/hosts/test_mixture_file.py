@@ -147,6 +147,18 @@ def test_a_damaged_folder_is_refused_and_leaves_the_model(case: str, saved: Path
     assert_close(out(model), wanted)
 
 
+@pytest.mark.parametrize("how", ["copies", "slices"])
+def test_a_file_from_before_mlps_could_stay_is_read(how: str, tmp_path: Path) -> None:
+    model = intarsia.upcycle(vit(), TopK(experts=2), how=how)
+    folder = intarsia.save_mixture(model, tmp_path / "mixture")
+    stored = json.loads((folder / "mixture.json").read_text())
+    del stored["parts"], stored["residual"]
+    (folder / "mixture.json").write_text(json.dumps(stored))
+    again = intarsia.load_mixture(vit(1), folder)
+    assert again.upcycled == model.upcycled
+    assert_close(out(again), out(model))
+
+
 def test_another_architecture_is_refused(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="without 'blocks.0.mlp'"):
         intarsia.load_mixture(llama(), saved)

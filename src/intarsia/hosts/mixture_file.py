@@ -114,7 +114,9 @@ def _done(stored: Mapping[str, Any]) -> Upcycled:
     found = card(str(router.pop(KEY)))
     if found.kind != "router":
         raise ValueError(f"{found.key!r} is no router")
-    capacity, residual = stored["capacity"], stored["residual"]
+    # files of before there was either say nothing of them
+    capacity, residual = stored["capacity"], stored.get("residual")
+    whole = stored["experts"] if stored["how"] == "slices" else [1] * len(stored["experts"])
     told = Told(
         router=settings_from_dict(found, router),
         how=str(stored["how"]),
@@ -123,8 +125,9 @@ def _done(stored: Mapping[str, Any]) -> Upcycled:
         fraction=float(stored["fraction"]),
         seed=int(stored["seed"]),
     )
-    counts = ("experts", "parts")
-    experts, parts = (tuple(map(int, stored[name])) for name in counts)
+    experts, parts = (
+        tuple(map(int, numbers)) for numbers in (stored["experts"], stored.get("parts", whole))
+    )
     paths = tuple(map(str, stored["paths"]))
     if not len(paths) == len(experts) == len(parts) or min(parts, default=1) < 1:
         raise ValueError("not a number of experts and of parts for each path")

@@ -57,7 +57,8 @@ def fit(
     and the model's arguments (pixel_values; input_ids), task_ids among them for methods that route
     by task. Labels of a row of tokens are those tokens, -100 where nothing is to be predicted.
     Losses of routers are added. The last epoch is the result, unless select="val"; `test` is scored
-    once, at the end. objective: see `intarsia.train.objectives`. record: kept in run.json.
+    once, at the end. objective: see `intarsia.train.objectives`; a `Staged` one
+    changes on the way. record: kept in run.json.
     evaluate_every: epochs between scores on val; 0 = only at the end.
     options: the fields of Training, Recipe and Running by name; they win over `training`.
 
