@@ -137,7 +137,8 @@ def describe(function: object) -> Any:
         return {"name": type(function).__qualname__} | plain_values(function)
     if isinstance(function, nn.Module):
         weights = [(n, t) for n, t in function.state_dict().items() if isinstance(t, torch.Tensor)]
-        return {"name": type(function).__qualname__, "sha256": tensors_hash(weights)}
+        if weights:
+            return {"name": type(function).__qualname__, "sha256": tensors_hash(weights)}
     if isinstance(function, partial):
         given = {k: plain_values(v) for k, v in function.keywords.items()}
         return {"name": describe(function.func)} | given
