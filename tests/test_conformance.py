@@ -444,6 +444,49 @@ def test_a_mixture_from_outside_passes(fault: str) -> None:
         law()
 
 
+class Leaky(nn.Module):
+    """x W for experts that are all one, or something else by its `fault`."""
+
+    def __init__(self, width: int, fault: str, generator: torch.Generator) -> None:
+        super().__init__()
+        self.fault, self.weight = fault, nn.Parameter(torch.empty(width, width))
+        nn.init.normal_(self.weight, generator=generator)
+        if fault == "layer_learns":
+            self.idle = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight
+        if self.fault == "layer_keeps_rows_apart":
+            y = y - y.mean(0)
+        return y.float() if self.fault == "layer_keeps_shape_and_dtype" else y
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer by its `fault`."""
+
+    fault: str = ""
+
+    def build(self, width: int, hidden: int, *, generator: torch.Generator) -> nn.Module:
+        return Leaky(width, self.fault, generator)
+
+
+LAYER = dataclasses.replace(JUMP, key="layer", config=Layer)
+
+
+def test_a_layer_from_outside_passes() -> None:
+    for law in check_mixture(LAYER):
+        law()
+
+
+@pytest.mark.parametrize(
+    "law", sorted({c.name for c in check_mixture(LAYER)} - {c.name for c in check_card(LAYER)})
+)
+def test_every_law_of_layers_is_seen_to_fail(law: str) -> None:
+    with pytest.raises(ConformanceError):
+        run(dataclasses.replace(LAYER, tiny={"fault": law}), law)
+
+
 @pytest.mark.parametrize(
     "law", sorted({c.name for c in check_mixture(JUMP)} - {c.name for c in check_card(JUMP)})
 )

@@ -28,6 +28,7 @@ RUNNABLE = (
     "how-to/fold-and-export.md",
     "how-to/gaussian-experts.md",
     "how-to/language-models.md",
+    "how-to/merge-and-prune-experts.md",
     "how-to/mix-lora-experts.md",
     "how-to/one-bit-adapters.md",
     "how-to/pass-state-along.md",
@@ -35,6 +36,7 @@ RUNNABLE = (
     "how-to/several-adapters.md",
     "how-to/share-shards.md",
     "how-to/sparse-deltas.md",
+    "how-to/students.md",
     "how-to/train-slices.md",
     "how-to/upcycle.md",
 )

@@ -33,11 +33,15 @@ if TYPE_CHECKING:
     from .hosts import co_permute as co_permute
     from .hosts import combine as combine
     from .hosts import delta_of as delta_of
+    from .hosts import expert_loads as expert_loads
     from .hosts import fold as fold
     from .hosts import load as load
     from .hosts import load_mixture as load_mixture
+    from .hosts import merge_mixtures as merge_mixtures
     from .hosts import pack as pack
+    from .hosts import prune_experts as prune_experts
     from .hosts import save_mixture as save_mixture
+    from .hosts import student_of as student_of
     from .hosts import unpack as unpack
     from .hosts import upcycle as upcycle
     from .methods import Adamix as Adamix
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from .methods import Poly as Poly
     from .mixtures import AdamOnce as AdamOnce
     from .mixtures import Capacity as Capacity
+    from .mixtures import DeepSpeedMoE as DeepSpeedMoE
     from .mixtures import ExpertList as ExpertList
     from .mixtures import HeavyBall as HeavyBall
     from .mixtures import Mixture as Mixture
@@ -57,6 +62,7 @@ if TYPE_CHECKING:
     from .mixtures import ResidualMixture as ResidualMixture
     from .mixtures import Robust as Robust
     from .mixtures import StackedExperts as StackedExperts
+    from .mixtures import ZCodeM3 as ZCodeM3
     from .mixtures import activation_l0 as activation_l0
     from .mixtures import add_momentum as add_momentum
     from .mixtures import as_wide_mlp as as_wide_mlp
@@ -90,6 +96,8 @@ if TYPE_CHECKING:
 
 # name -> where it lives; read at first use, so that `import intarsia` costs nothing
 _HOME = {
+    "DeepSpeedMoE": "mixtures",
+    "ZCodeM3": "mixtures",
     "anneal": "routers",
     "Recurrent": "routers",
     "Dts": "routers",
@@ -150,6 +158,9 @@ _HOME = {
     "choose_channels": "hosts",
     "co_permute": "hosts",
     "evaluate": "train",
+    "expert_loads": "hosts",
+    "merge_mixtures": "hosts",
+    "prune_experts": "hosts",
     "fit": "train",
     "combine": "hosts",
     "fold": "hosts",
@@ -165,6 +176,7 @@ _HOME = {
     "task_ids": "routers",
     "upcycle": "hosts",
     "trainer_loss": "train",
+    "student_of": "hosts",
     "unpack": "hosts",
 }
 

@@ -57,6 +57,11 @@ CASES: dict[str, tuple[Callable[[int], nn.Module], dict[str, object]]] = {
     "vit": (vit, {"router": TopK(experts=4), "how": "diversified", "layers": [1]}),
     "pyramid": (vit, {"router": Switch(), "experts": [2, 4], "capacity": Capacity(0.5, "random")}),
     "llama": (llama, {"router": TopK(experts=4, scale="none"), "how": "slices"}),
+    "pyramid beside MLPs": (
+        llama,
+        {"router": Switch(), "experts": [2, 4], "residual": "learned"},
+    ),
+    "sum": (vit, {"router": TopK(experts=4), "how": "slices", "residual": "sum"}),
     "depth": (llama, {"router": Recurrent(experts=4, hidden=4)}),
     "search": (vit, {"router": PermutationSearch(TopK(experts=2))}),
     "read": (vit, {"router": Sparsity(4, tau=0.1), "how": "diversified", "act": "relu"}),
@@ -110,6 +115,7 @@ def half(name: str) -> Callable[[Path], None]:
     return damage
 
 
+FEWER = {"paths": ["blocks.0.mlp"], "experts": [2], "parts": [1]}
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no settings": (lambda f: (f / "mixture.json").unlink(), "got no mixture.json"),
     "no weights": (lambda f: (f / "mixture.safetensors").unlink(), "no readable safetensors"),
@@ -121,8 +127,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no router": (swap("router", {"method": "lora"}), "'lora' is no router"),
     "an unknown activation": (swap("act", "swish"), "act: got 'swish'"),
     "another E": (swap("experts", [2, 3]), "want \\(3, "),
-    "other places": (swap("paths", ["layers.0.mlp"]), "without 'layers.0.mlp'"),
-    "fewer places": (swap("paths", ["blocks.0.mlp"]), "do not belong"),
+    "other places": (swap("paths", ["layers.0.mlp"] * 2), "without 'layers.0.mlp'"),
+    "another branch": (swap("residual", "half"), "settings that do not suit"),
+    "parts of nothing": (swap("parts", [1]), "a number of experts and of parts"),
+    "fewer places": (
+        lambda f: [swap(n, v)(f) for n, v in FEWER.items()],
+        "do not belong",
+    ),
 }
 
 
@@ -137,6 +148,18 @@ def test_a_damaged_folder_is_refused_and_leaves_the_model(case: str, saved: Path
     assert [type(m) for m in model.modules()] == kinds and not hasattr(model, "upcycled")
     assert not model._forward_pre_hooks
     assert_close(out(model), wanted)
+
+
+@pytest.mark.parametrize("how", ["copies", "slices"])
+def test_a_file_from_before_mlps_could_stay_is_read(how: str, tmp_path: Path) -> None:
+    model = intarsia.upcycle(vit(), TopK(experts=2), how=how)
+    folder = intarsia.save_mixture(model, tmp_path / "mixture")
+    stored = json.loads((folder / "mixture.json").read_text())
+    del stored["parts"], stored["residual"]
+    (folder / "mixture.json").write_text(json.dumps(stored))
+    again = intarsia.load_mixture(vit(1), folder)
+    assert again.upcycled == model.upcycled
+    assert_close(out(again), out(model))
 
 
 def test_another_architecture_is_refused(saved: Path) -> None:

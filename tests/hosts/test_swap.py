@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import intarsia
-from intarsia import Capacity, Mixture, Sparsity, Switch, TopK, TopP
+from intarsia import Capacity, Mixture, ResidualMixture, Sparsity, Switch, TopK, TopP
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.gates import HostedRouter
 from intarsia.routers import ExpertChoice, Hash, PermutationSearch, Recurrent, learned_routers
@@ -192,6 +192,36 @@ def test_everything_gets_a_gradient(host: str) -> None:
     (out(model).square().sum() + intarsia.aux_loss(model)).backward()
     assert not [n for n, p in model.named_parameters() if p.grad is None]
     assert intarsia.aux_loss(model) > 0
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize(("residual", "times"), [("learned", 1), ("sum", 2)])
+def test_the_mlp_may_stay_beside_its_copies(host: str, residual: str, times: int) -> None:
+    """c_1 + c_2 = 1, so that copies beside the MLP say what it said; the plain sum twice that."""
+    dense, model = made(host), made(host)
+    intarsia.upcycle(model, TopK(experts=4), residual=residual)
+    said: list[tuple[Tensor, Tensor]] = []
+    for path in model.upcycled.paths:
+        old, new = dense.get_submodule(path), model.get_submodule(path)
+        assert isinstance(new, ResidualMixture)
+        x = torch.randn(2, 5, 32)
+        said.append((new(x), times * old(x)))
+    for ours, theirs in said:
+        assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    model.train()
+    (out(model).square().sum() + intarsia.aux_loss(model)).backward()
+    # copies of one MLP beside it: which of the two branches is right is all the same
+    names = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not names
+
+
+def test_a_pyramid_beside_its_mlps_has_fewer_parameters() -> None:
+    """PR-MoE against as many experts everywhere."""
+    count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+    whole = intarsia.upcycle(made("vit"), Switch(experts=16))
+    wanted = made("vit")
+    pyramid = intarsia.upcycle(wanted, Switch(), experts=[4, 4, 16], residual="learned")
+    assert out(pyramid).isfinite().all() and count(pyramid) < 0.65 * count(whole)
 
 
 def test_what_was_frozen_stays_frozen() -> None:
@@ -367,8 +397,15 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception
     "leak": (
         llama, {"capacity": Capacity(policy="score")}, ConfigError, "where later tokens have a say",
     ),
+    "a leak by lot": (
+        llama, {"capacity": Capacity(policy="random")}, ConfigError, "later tokens have a say",
+    ),
     "a router that looks ahead": (
         llama, {"router": ExpertChoice(experts=4)}, ConfigError, "got ExpertChoice, where later",
+    ),
+    "another branch": (vit, {"residual": "learnt"}, ConfigError, "residual: got 'learnt'"),
+    "a branch of sparse": (
+        mixtral, {"experts": 4, "residual": "sum"}, ConfigError, "residual for a block with",
     ),
     "another E": (mixtral, {"experts": 8}, ConfigError, "experts: got 8, want 4"),
     "an activation for sparse": (
@@ -405,9 +442,9 @@ def test_what_cannot_be_is_refused_and_leaves_the_model(case: str) -> None:
 
 
 def test_a_leak_may_be_acknowledged_and_is_none_in_an_image_model() -> None:
-    capacity = Capacity(policy="score")
-    intarsia.upcycle(made("llama"), TopK(experts=2), capacity=capacity, sees_later=True)
-    intarsia.upcycle(made("vit"), TopK(experts=2), capacity=capacity)
+    for capacity in (Capacity(policy="score"), Capacity(policy="random")):
+        intarsia.upcycle(made("llama"), TopK(experts=2), capacity=capacity, sees_later=True)
+        intarsia.upcycle(made("vit"), TopK(experts=2), capacity=capacity)
 
 
 def test_a_token_of_a_decoder_does_not_see_later_ones() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from intarsia.core import Routing
 from intarsia.core.errors import ConfigError
 from intarsia.mixtures import Capacity
-from intarsia.mixtures.capacity import POLICIES
+from intarsia.mixtures.capacity import LOOKS_AHEAD, POLICIES
 from intarsia.routers import Draws
 
 
@@ -96,6 +96,19 @@ def test_lots_drop_early_and_late_tokens_alike() -> None:
         drops["order"] += drops_by_quarter(whole, in_order) / len(batches)
     spread = {name: float(d.max() - d.min()) for name, d in drops.items()}
     assert spread["random"] <= 0.03 and spread["order"] >= 0.25, drops
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_which_policies_let_a_later_token_decide(policy: str) -> None:
+    """Of tokens 0 ... 3, the last one chooses another expert or the same."""
+    fates = set[bool]()
+    for seed in range(20):
+        for last in (0, 1):
+            index = torch.tensor([[0], [0], [0], [last]])
+            whole = Routing.from_topk(index, torch.tensor([[0.1], [0.2], [0.3], [0.9]]), 2)
+            found = Capacity(1.0, policy, least=1).limit(whole, training=True, draws=lots(seed))
+            fates.add(len(found.token[found.token < 3]) == 2)
+    assert fates == ({True, False} if policy in LOOKS_AHEAD else {True})
 
 
 def test_evaluation_never_draws_and_drops_nothing_unless_told() -> None:

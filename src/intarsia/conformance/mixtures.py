@@ -1,4 +1,5 @@
-"""Laws of a residual update: what it adds to a stream of rows, and what it carries to the next."""
+"""Laws of a residual update, what it adds to a stream of rows and what it carries to the next; and
+of a layer of experts."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card
+from ..routers import aux_loss
 from .cards import check_card, tiny
 from .verdict import Check, Checks, require, require_close
 
@@ -19,12 +21,15 @@ ROWS, WIDTH = 5, 6
 def check_mixture(card: Card) -> Checks:
     """Checks of a mixture's card.
 
-    Its config offers `step(f, x, m) -> (change, momentum or None)`, see `intarsia.mixtures.Update`.
+    Its config offers `step(f, x, m) -> (change, momentum or None)`, see `intarsia.mixtures.Update`,
+    or it is a layer's, with `build(width, hidden, generator=...)` -> a module (..., d) -> (..., d).
     """
     yield from check_card(card)
     laws: tuple[Callable[[Card], None], ...] = (
         keeps_shape_and_dtype, keeps_rows_apart, teaches_the_block,
     )  # fmt: skip
+    if hasattr(card.config, "build"):
+        laws = (layer_keeps_shape_and_dtype, layer_keeps_rows_apart, layer_learns)
     for law in laws:
         yield Check(law.__name__, partial(law, card))
 
@@ -85,3 +90,44 @@ def teaches_the_block(card: Card) -> None:
         (added * stream(3)).sum().backward()
     shown = all(p.grad is not None and float(p.grad.abs().max()) > 1e-2 for p in f.parameters())
     require(shown, card, got="no gradient to speak of", want="one", fix="Do not take the sign.")
+
+
+def _layer(card: Card) -> nn.Module:
+    made: nn.Module = tiny(card).build(WIDTH, 7, generator=torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():  # gates may start at 0
+            parameter.normal_(generator=draw)
+    return made
+
+
+def layer_keeps_shape_and_dtype(card: Card) -> None:
+    """What comes out is as x is, in training and in evaluation."""
+    for x in (stream(0), stream(0, torch.bfloat16), stream(0).to("meta"), stream(0)[:0]):
+        layer = _layer(card).to(x.device, x.dtype)
+        for training in (True, False):
+            y = layer.train(training)(x)
+            got = (y.shape, y.dtype, y.device.type)
+            want = (x.shape, x.dtype, x.device.type)
+            require(got == want, card, got=got, want=want, fix="Compute in the dtype of x.")
+
+
+def layer_keeps_rows_apart(card: Card) -> None:
+    """In evaluation, where there is room for all, a row's output depends on no other row."""
+    whole, layer = stream(1), _layer(card).double().eval()
+    apart = torch.cat([layer(row[None]) for row in whole])
+    require_close(
+        layer(whole).detach(), apart.detach(), card, what="rows together and alone",
+        fix="Take no sum over rows; give the tiny settings room for all.",
+    )  # fmt: skip
+
+
+def layer_learns(card: Card) -> None:
+    """Every parameter is reached by the gradient of the output and the losses."""
+    layer = _layer(card).double().train()
+    (layer(stream(2)).mul(stream(3)).sum() + aux_loss(layer)).backward()
+    idle = [n for n, p in layer.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    require(
+        not idle, card, got=f"nothing for {idle}", want="a gradient for every parameter",
+        fix="Take idle parameters out.",
+    )  # fmt: skip

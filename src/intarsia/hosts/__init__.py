@@ -5,6 +5,9 @@ from .combine import combine as combine
 from .delta import SparseDelta as SparseDelta
 from .delta_cells import attach_delta as attach_delta
 from .delta_cells import delta_of as delta_of
+from .experts import expert_loads as expert_loads
+from .experts import merge_mixtures as merge_mixtures
+from .experts import prune_experts as prune_experts
 from .export import export_timm as export_timm
 from .fold import fold as fold
 from .graphs import export_onnx as export_onnx
@@ -19,4 +22,5 @@ from .pack import unpack as unpack
 from .permute import Permutation as Permutation
 from .permute import co_permute as co_permute
 from .slices import choose_channels as choose_channels
+from .student import student_of as student_of
 from .swap import upcycle as upcycle

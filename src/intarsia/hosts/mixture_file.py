@@ -16,10 +16,10 @@ from ..core.errors import CheckpointError, ConfigError, IntarsiaError
 from ..core.registry import KEY, card, method_to_dict, settings_from_dict
 from ..mixtures.capacity import Capacity
 from .load import check_shapes
-from .swap import Upcycled, restored
+from .swap import Told, Upcycled, restored
 
 SETTINGS, WEIGHTS, FORMAT = "mixture.json", "mixture.safetensors", 1
-PLAIN = ("paths", "experts", "how", "fraction", "seed", "act")
+PLAIN = ("how", "residual", "fraction", "seed", "act")
 
 
 def save_mixture(model: nn.Module, folder: str | Path) -> Path:
@@ -35,12 +35,14 @@ def save_mixture(model: nn.Module, folder: str | Path) -> Path:
         )  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    told = done.told
     stored = {
         "format": FORMAT,
-        "router": method_to_dict(done.router),  # pyright: ignore[reportArgumentType]
+        "router": method_to_dict(told.router),  # pyright: ignore[reportArgumentType]
         "extra": {n: v for n, v in model.state_dict().items() if not isinstance(v, Tensor)},
-        "capacity": None if done.capacity is None else asdict(done.capacity),
-        **{name: getattr(done, name) for name in PLAIN},
+        "capacity": None if told.capacity is None else asdict(told.capacity),
+        **{name: getattr(done, name) for name in ("paths", "experts", "parts")},
+        **{name: getattr(told, name) for name in PLAIN},
     }
     tensors = {name: t.detach().cpu().contiguous() for name, t in _weights(model).items()}
     save_file(tensors, folder / WEIGHTS)
@@ -113,17 +115,25 @@ def _done(stored: Mapping[str, Any]) -> Upcycled:
     found = card(str(router.pop(KEY)))
     if found.kind != "router":
         raise ValueError(f"{found.key!r} is no router")
-    capacity = stored["capacity"]
-    return Upcycled(
+    # files of before there was either say nothing of them
+    capacity, residual = stored["capacity"], stored.get("residual")
+    whole = stored["experts"] if stored["how"] == "slices" else [1] * len(stored["experts"])
+    told = Told(
         router=settings_from_dict(found, router),
-        paths=tuple(map(str, stored["paths"])),
-        experts=tuple(map(int, stored["experts"])),
         how=str(stored["how"]),
         capacity=None if capacity is None else Capacity(**capacity),
+        residual=None if residual is None else str(residual),
         fraction=float(stored["fraction"]),
         seed=int(stored["seed"]),
         act=None if (act := stored.get("act")) is None else str(act),
     )
+    experts, parts = (
+        tuple(map(int, numbers)) for numbers in (stored["experts"], stored.get("parts", whole))
+    )
+    paths = tuple(map(str, stored["paths"]))
+    if not len(paths) == len(experts) == len(parts) or min(parts, default=1) < 1:
+        raise ValueError("not a number of experts and of parts for each path")
+    return Upcycled(told, paths, experts, parts)
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:

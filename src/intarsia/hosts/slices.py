@@ -207,7 +207,8 @@ def _norms(weight: Tensor, side: str, at: tuple[int, int]) -> Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is as it was."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -235,7 +236,7 @@ def _activations(
 
     handles = [m.register_forward_hook(partial(count, p)) for p, m in modules.items()]
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in batches:
                 given = batch[0] if isinstance(batch, (tuple, list)) else batch
                 mask = given["attention_mask"].bool() if "attention_mask" in _keys(given) else None
@@ -258,7 +259,7 @@ def _gradients(
     asked = {path: w.requires_grad for path, w in weights.items()}
     total = {path: torch.zeros_like(w.detach()).flatten(1) for path, w in weights.items()}
     try:
-        with _evaluating(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             for w in weights.values():
                 w.requires_grad_(True)
             for batch in batches:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,39 +9,51 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.errors import CheckpointError, ConfigError, TargetError
-from ..mixtures.capacity import Capacity
+from ..mixtures.capacity import LOOKS_AHEAD, Capacity
 from ..mixtures.experts import StackedExperts, activation
-from ..mixtures.mixture import Mixture
+from ..mixtures.mixture import MIXES, Mixture, ResidualMixture
 from ..routers import Router, TopK, drawing, join, non_causal, with_experts
 from ..routers.permutation import RouterConfig
 from .blocks import ATTENTION, blocks, wrapped_paths
+from .dense_mlp import Dense, check_output, dense_mlp, drawn, stacked
 from .gates import hosted, own_gate
 from .peft import before_forward
 from .sites import select_blocks
-from .widen import plain_mlp
 
 HOW = ("copies", "diversified", "slices", "fresh")
-GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What `upcycle` was told, but for the layers and their numbers of experts.
+
+    act: of the experts, None = the MLP's.
+    """
+
+    router: RouterConfig
+    how: str
+    capacity: Capacity | None
+    residual: str | None
+    fraction: float
+    seed: int
+    act: str | None = None
 
 
 @dataclass(frozen=True)
 class Upcycled:
-    """What `upcycle` did to a model, kept as its `upcycled`.
+    """The mixtures that stand in a model, kept as its `upcycled`.
 
-    paths: of the MLPs; experts: of each of them; act: of the experts, None = the MLP's.
+    paths: of the MLPs that were there; experts: how many each mixture has by now; parts: in how
+    many parts the hidden units of each MLP were dealt out, 1 = its experts are whole copies.
     """
 
-    router: RouterConfig
+    told: Told
     paths: tuple[str, ...]
     experts: tuple[int, ...]
-    how: str
-    capacity: Capacity | None
-    fraction: float
-    seed: int
-    act: str | None = None
+    parts: tuple[int, ...]
 
 
 def upcycle(
@@ -53,6 +64,7 @@ def upcycle(
     how: str = "copies",
     layers: Sequence[int] | None = None,
     capacity: Capacity | None = None,
+    residual: str | None = None,
     fraction: float = 0.1,
     act: str | None = None,
     seed: int = 0,
@@ -73,6 +85,8 @@ def upcycle(
     path if they are gated; the output is then not the dense one. `Sparsity` wants "relu".
     layers: numbers of the blocks, negative ones count from the last; None = all.
     capacity: how many tokens an expert takes.  seed: with each path, of routers and other draws.
+    residual: keep the MLP beside the experts, for every token (Residual-MoE, arXiv:2201.05596):
+      "learned", weighed by a softmax for each token, or "sum", see `ResidualMixture`.
     sees_later: acknowledges that in a decoder a router or policy by which a token's experts depend
       on later tokens lets it look ahead.
 
@@ -84,14 +98,20 @@ def upcycle(
     ConfigError for settings that cannot be. The model is then as it was.
     """
     check_plain(model)
+    if residual is not None and residual not in MIXES:
+        raise ConfigError(
+            "residual", got=repr(residual), want=f"None or one of {MIXES}", fix="Pick one."
+        )
     if how not in HOW:
         raise ConfigError("how", got=repr(how), want=f"one of {HOW}", fix="Pick one.")
     chosen = _chosen(model, layers)
     counts = _counts(experts, router, len(chosen))
     if not sees_later:
         _check_causal(chosen, router, capacity)
+    told = Told(router, how, capacity, residual, fraction, seed, act)
     paths = tuple(f"{path}.mlp" for path, _ in chosen)
-    _put(model, Upcycled(router, paths, counts, how, capacity, fraction, seed, act), chosen)
+    parts = counts if how == "slices" else (1,) * len(counts)
+    _put(model, Upcycled(told, paths, counts, parts), chosen)
     return model
 
 
@@ -118,15 +138,20 @@ def restored(model: nn.Module, done: Upcycled, check: Callable[[], None]) -> Non
 
 def check_plain(model: nn.Module) -> None:
     """Raises: TargetError for a model with adapters or mixtures."""
-    if isinstance(model, PeftModel) or wrapped_paths(model):
-        raise TargetError(
-            "model", got="one with adapters", want="a plain model",
-            fix="Call upcycle first, then intarsia.adapt; or merge and unload the adapters.",
-        )  # fmt: skip
+    check_unadapted(model)
     if hasattr(model, "upcycled"):
         raise TargetError(
             "model", got="one that was upcycled before", want="a dense model",
             fix="Start from a fresh copy of it.",
+        )  # fmt: skip
+
+
+def check_unadapted(model: nn.Module) -> None:
+    """Raises: TargetError for a model with adapters."""
+    if isinstance(model, PeftModel) or wrapped_paths(model):
+        raise TargetError(
+            "model", got="one with adapters", want="a plain model",
+            fix="Do this first, then intarsia.adapt; or merge and unload the adapters.",
         )  # fmt: skip
 
 
@@ -203,8 +228,8 @@ def _check_causal(
     if not any(getattr(attention, "is_causal", False) is True for attention in attentions):
         return
     what = None
-    if capacity is not None and capacity.policy == "score":
-        what = "Capacity(policy='score')"
+    if capacity is not None and capacity.policy in LOOKS_AHEAD:
+        what = f"Capacity(policy={capacity.policy!r})"
     if non_causal(router):
         what = type(router).__name__
     if what is not None:
@@ -223,111 +248,40 @@ def generator(seed: int, path: str) -> torch.Generator:
 def _made(done: Upcycled, i: int, block: nn.Module) -> tuple[str, nn.Module]:
     """What replaces a block's MLP or its gate, and the name of that."""
     path, count, mlp = done.paths[i], done.experts[i], block.get_submodule("mlp")
-    draws = generator(done.seed, path)
-    config = done.router
+    told, draws = done.told, generator(done.told.seed, path)
+    config = told.router
     if count != config.experts:
         config = with_experts(config, count)
     if (gate := own_gate(mlp)) is not None:
-        if (done.how, done.capacity, done.act) != ("copies", None, None):
+        if (told.how, told.capacity, told.residual, told.act) != ("copies", None, None, None):
             raise ConfigError(
-                f"{path!r}", got="how, capacity or act for a block with experts of its own",
+                f"{path!r}",
+                got="how, capacity, residual or act for a block with experts of its own",
                 want="a router alone", fix="Leave them out, or choose layers=[...] that are dense.",
             )  # fmt: skip
         own: Any = gate
         new = config.build(own.weight.shape[-1], generator=draws).to(own.weight.device)
         return "gate", hosted(f"{path}.gate", gate, new, count).train(mlp.training)
     dense = dense_mlp(path, mlp)
-    made = stacked(dense, count, done.how, path, draws)
-    if done.how == "fresh":
-        _check_output(mlp, stacked(dense, 1, "copies", path, draws), "copies", path)
-    else:
-        _check_output(mlp, made, done.how, path)
-    if done.act is not None:
-        made.act = activation(done.act)
-    if done.how == "diversified":
-        made.diversify(done.fraction, draws)
+    parts = done.parts[i]
+    made = drawn(dense, count, parts, path, draws) if told.how == "fresh" else None
+    of_mlp = stacked(dense, count if made is None else 1, parts, path, draws)
+    check_output(mlp, of_mlp, parts, path)
+    made = made or of_mlp
+    if told.act is not None:
+        made.act = activation(told.act)
+    if told.how == "diversified":
+        made.diversify(told.fraction, draws)
     chosen = cast(Router, config.build(dense.up.in_features, generator=draws))
-    mixture = Mixture(made, chosen, capacity=done.capacity, generator=draws)
-    like = dense.up.weight
-    mixture.to(like.device, like.dtype)
+    mixture = Mixture(made, chosen, capacity=told.capacity, generator=draws)
     for new, old in zip(made.parameters(), _flags(made, dense), strict=True):
         new.requires_grad_(old)
-    return "mlp", mixture.train(mlp.training)
-
-
-@dataclass(frozen=True)
-class Dense:
-    """The parts of down(act(up x)), or of down(act(gate x) * up x)."""
-
-    up: nn.Linear
-    gate: nn.Linear | None
-    down: nn.Linear
-    act: nn.Module
-
-
-def dense_mlp(path: str, module: nn.Module) -> Dense:
-    """The parts of an MLP.
-
-    Raises: TargetError for one that computes otherwise, or drops out.
-    """
-    children: dict[str, Any] = dict(module.named_children())
-    found = None
-    if children.keys() == GATED:
-        found = Dense(*(children[n] for n in ("up_proj", "gate_proj", "down_proj", "act_fn")))
-    elif (plain := plain_mlp(module)) is not None:
-        found = Dense(cast(Any, plain.fc1), None, cast(Any, plain.fc2), plain.act)
-    linears = [] if found is None else [found.up, found.gate, found.down]
-    exact = all(m is None or type(m) is nn.Linear for m in linears)
-    drops = [m.p for m in module.modules() if isinstance(m, nn.Dropout) and m.p]
-    if found is None or not exact or drops:
-        raise TargetError(
-            f"MLP {path!r}",
-            got=f"{type(module).__name__} of {', '.join(children)}"
-            + (f", with dropout {drops[0]}" if drops else ""),
-            want="fc1, act, fc2 (timm's Mlp) or gate_proj, up_proj, act_fn, down_proj (Llama), "
-            "without dropout",
-            fix="Choose layers=[...] without it, or set its dropout to 0.",
-        )  # fmt: skip
-    return found
-
-
-@torch.no_grad()
-def stacked(
-    dense: Dense, experts: int, how: str, path: str, draws: torch.Generator
-) -> StackedExperts:
-    """The experts that an MLP becomes: whole copies, slices of its hidden units, or new ones.
-
-    Raises: ConfigError for units that do not divide among the slices.
-    """
-    (hidden, width), outputs = dense.up.weight.shape, dense.down.out_features
-    parts = experts if how == "slices" else 1
-    if experts < 1 or hidden % parts:
-        raise ConfigError(
-            "experts", got=experts, want=f"a divisor of the {hidden} hidden units of {path!r}",
-            fix="Slices are of one size; choose another number.",
-        )  # fmt: skip
-    linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
-    bias = any(m.bias is not None for m in linears)
-    act, gated = copy.deepcopy(dense.act), dense.gate is not None
-    made = StackedExperts(
-        experts, width, hidden // parts, outputs, act=act, gated=gated, bias=bias, generator=draws
-    ).to(dense.up.weight)
-    if how == "fresh":
-        return made
-
-    def dealt(matrix: Tensor) -> Tensor:  # (hidden, ...) -> (experts, hidden / parts, ...)
-        pieces = matrix.view(parts, hidden // parts, *matrix.shape[1:])
-        return pieces.expand(experts, *pieces.shape[1:])
-
-    for name, layer in (("up", dense.up), ("gate", dense.gate)):
-        if layer is not None:
-            getattr(made, name).copy_(dealt(layer.weight))
-            if layer.bias is not None:
-                getattr(made, f"{name}_bias").copy_(dealt(layer.bias))
-    made.down.copy_(dealt(dense.down.weight.t().contiguous()).transpose(1, 2))
-    if dense.down.bias is not None and made.down_bias is not None:
-        made.down_bias.copy_(dense.down.bias / parts)  # slices are summed
-    return made
+    whole: nn.Module = mixture
+    if told.residual is not None:
+        width = dense.up.in_features
+        whole = ResidualMixture(mixture, mlp, width=width, mix=told.residual, generator=draws)
+    like = dense.up.weight
+    return "mlp", whole.to(like.device, like.dtype).train(mlp.training)
 
 
 def _flags(made: StackedExperts, dense: Dense) -> list[bool]:
@@ -335,21 +289,3 @@ def _flags(made: StackedExperts, dense: Dense) -> list[bool]:
     layers = {"up": dense.up, "gate": dense.gate, "down": dense.down}
     names = [name.removesuffix("_bias") for name, _ in made.named_parameters()]
     return [layer.weight.requires_grad for n in names if (layer := layers[n]) is not None]
-
-
-@torch.no_grad()
-def _check_output(mlp: nn.Module, made: StackedExperts, how: str, path: str) -> None:
-    """Raises: TargetError if the MLP's forward is not what its parts say."""
-    weight = made.up
-    if weight.is_meta:
-        return
-    x = torch.linspace(-1, 1, 2 * weight.shape[2]).to(weight).view(2, -1)
-    every = made.every(x)  # (2, E, out)
-    y = every.sum(1) if how == "slices" else every[:, 0]
-    close = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.1
-    if not torch.allclose(y, mlp(x), rtol=close, atol=close, equal_nan=True):
-        raise TargetError(
-            f"MLP {path!r}", got=f"a {type(mlp).__name__} with a forward of its own",
-            want="down(act(up(x))), or down(act(gate(x)) * up(x))",
-            fix="Choose layers=[...] without it.",
-        )  # fmt: skip

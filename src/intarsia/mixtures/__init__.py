@@ -1,11 +1,13 @@
 """How do parts combine?"""
 
 from .capacity import Capacity as Capacity
+from .deepspeed_moe import DeepSpeedMoE as DeepSpeedMoE
 from .experts import ExpertList as ExpertList
 from .experts import Experts as Experts
 from .experts import StackedExperts as StackedExperts
 from .mixture import Mixture as Mixture
 from .mixture import ResidualMixture as ResidualMixture
+from .mixture import undropped as undropped
 from .residual import AdamOnce as AdamOnce
 from .residual import HeavyBall as HeavyBall
 from .residual import Plain as Plain
@@ -24,3 +26,6 @@ from .wide import ActivationL0 as ActivationL0
 from .wide import WideMlp as WideMlp
 from .wide import activation_l0 as activation_l0
 from .wide import as_wide_mlp as as_wide_mlp
+from .zcode_m3 import ZCodeM3 as ZCodeM3
+from .zcode_m3 import merged as merged
+from .zcode_m3 import prune as prune

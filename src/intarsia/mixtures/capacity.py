@@ -14,6 +14,7 @@ from ..routers import Draws
 from ..routers.gate import kept
 
 POLICIES = ("order", "random", "score")
+LOOKS_AHEAD = ("random", "score")  # a later token may take an earlier one's place
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Capacity:
     policy: which pairs of a full expert stay,
       "order", those of the first tokens (GShard, arXiv:2006.16668);
       "random", a lot drawn for each pair (random token selection of Z-code M3, arXiv:2109.10465),
-      which treats early and late tokens alike;
+      which treats early and late tokens alike: while training, a later token may take the place
+      of an earlier one;
       "score", those of largest weight, so that a token's fate depends on later ones.
     least: of C; evaluation: c in evaluation, None = all stay. There the policy "random" is "order":
     an answer is never a matter of luck.

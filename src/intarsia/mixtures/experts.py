@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -52,10 +53,34 @@ class Experts(nn.Module, abc.ABC):
             want="StackedExperts(..., act='relu')", fix="Use those, or another router.",
         )  # fmt: skip
 
+    def keep(self, index: Tensor) -> None:
+        """Keep these experts, in this order.  index: (M,) int64.
+
+        Of parameters of its own, the first axis is the experts.
+        """
+        for name, weight in list(self.named_parameters(recurse=False)):
+            replace_rows(self, name, weight[index])
+        self.experts = len(index)
+
+    def take_in(self, other: Experts) -> None:
+        """Have the experts of `other` after its own, whose shape and type they have."""
+        theirs = dict(other.named_parameters(recurse=False))
+        for name, weight in list(self.named_parameters(recurse=False)):
+            replace_rows(self, name, torch.cat([weight, theirs[name].to(weight)]))
+        self.experts += other.experts
+
     def load(self, expert: Tensor) -> Tensor:
         """How many rows each expert has.  Returns (E,) int64."""
         none = expert.new_zeros(self.experts)
         return none.index_add(0, expert, torch.ones_like(expert))
+
+
+def replace_rows(module: nn.Module, name: str, rows: Tensor) -> None:
+    """Put rows in the place of a parameter or buffer of another length."""
+    old = getattr(module, name)
+    rows = rows.detach()
+    new = nn.Parameter(rows, old.requires_grad) if isinstance(old, nn.Parameter) else rows
+    setattr(module, name, new)
 
 
 class StackedExperts(Experts):
@@ -196,3 +221,12 @@ class ExpertList(Experts):
 
     def every(self, x: Tensor) -> Tensor:
         return torch.stack([f(x) for f in self.each], 1)
+
+    def keep(self, index: Tensor) -> None:
+        self.each = nn.ModuleList(self.each[i] for i in index.tolist())
+        self.experts = len(self.each)
+
+    def take_in(self, other: Experts) -> None:
+        assert isinstance(other, ExpertList)  # as `merged` sees to
+        self.each.extend(copy.deepcopy(expert) for expert in other.each)
+        self.experts = len(self.each)

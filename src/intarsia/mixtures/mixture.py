@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -96,17 +97,36 @@ class Mixture(nn.Module):
         return torch.einsum("te,teo->to", routing.dense().to(made.dtype), made)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        if any(f"{prefix}{name}" in state_dict for name in DENSE):
-            raise CheckpointError(
-                f"weights of {prefix.rstrip('.') or 'the mixture'!r}", got="those of a dense MLP",
-                want="those of a mixture",
-                fix="Load them into the dense model, then call intarsia.upcycle.",
-            )  # fmt: skip
+        refuse_dense(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore
 
     def __getstate__(self) -> dict[str, Any]:
         # a routing holds a graph, which cannot be copied
         return self.__dict__ | {"taken": None}
+
+
+def refuse_dense(state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Raises: CheckpointError for the weights of the MLP that was where a mixture is now."""
+    if any(f"{prefix}{name}" in state_dict for name in DENSE):
+        raise CheckpointError(
+            f"weights of {prefix.rstrip('.') or 'the mixture'!r}", got="those of a dense MLP",
+            want="those of a mixture",
+            fix="Load them into the dense model, then call intarsia.upcycle.",
+        )  # fmt: skip
+
+
+@contextmanager
+def undropped(model: nn.Module) -> Iterator[None]:
+    """Inside, no capacity of a mixture drops a token."""
+    found = [m for m in model.modules() if isinstance(m, Mixture)]
+    before = [mixture.capacity for mixture in found]
+    for mixture in found:
+        mixture.capacity = None
+    try:
+        yield
+    finally:
+        for mixture, capacity in zip(found, before, strict=True):
+            mixture.capacity = capacity
 
 
 def spread(routing: Routing, rows: int) -> Routing:
@@ -168,3 +188,7 @@ class ResidualMixture(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         c = self.coefficient(x).to(dtype).softmax(-1).to(plain.dtype)  # (..., 2)
         return c[..., :1] * branch + c[..., 1:] * plain
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        refuse_dense(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore

@@ -40,6 +40,7 @@ from .task import TaskRouter as TaskRouter
 from .thread import Thread as Thread
 from .thread import Threaded as Threaded
 from .thread import join as join
+from .thread import rejoin as rejoin
 from .thread import start as start
 from .topk import TopK as TopK
 from .topk import TopKRouter as TopKRouter

@@ -97,6 +97,7 @@ class DtsRouter(Router):
     """
 
     clock: Tensor
+    by_expert = ("weight",)
 
     def __init__(self, config: Dts, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config.experts)

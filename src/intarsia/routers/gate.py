@@ -86,6 +86,8 @@ class ScoreRouter(Router):
 class GateRouter(ScoreRouter):
     """A `ScoreRouter` whose logits are x W^T + b."""
 
+    by_expert = ("weight", "bias")
+
     def __init__(
         self, width: int, experts: int, terms: Terms, *, generator: torch.Generator
     ) -> None:

@@ -54,6 +54,7 @@ class HashRouter(Router):
 
     salt: Tensor
     factors: Tensor
+    by_expert = ("salt",)
 
     def __init__(self, config: Hash, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config.experts)

@@ -58,6 +58,8 @@ class NoisyTopKRouter(Router):
     gate, spread: W_g and W_n, both (E, width).  noise: z comes from it, the same on every device.
     """
 
+    by_expert = ("gate", "spread")
+
     def __init__(self, config: NoisyTopK, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config.experts)
         self.config, self.normalised = config, True

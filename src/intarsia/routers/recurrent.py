@@ -80,9 +80,12 @@ class RecurrentRouter(GateRouter, Threaded):
 
     def follow(self, first: Self, layer: int) -> None:
         super().follow(first, layer)
-        if first is not self:
+        (cell,) = first._cell
+        self._cell = (cell,)
+        if first is self:
+            self.cell = cell
+        elif "cell" in self._modules:
             del self.cell
-            self._cell = (first.cell,)
 
     def logits(self, rows: Tensor) -> Tensor:
         u = wide_linear(rows, self.down)

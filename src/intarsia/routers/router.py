@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,14 @@ class Router(nn.Module, abc.ABC):
     last: the routing of the newest forward in training, None before; `aux_loss` reads it.
     received: (2, E) float64, pairs and weight that each expert had since `forget`, in training.
     normalised: the weights of a row that has experts sum to one, whatever the parameters are.
+    by_expert: names of the parameters and buffers that have a row for each expert and decide, with
+    nothing else, what experts it has; None where experts cannot come or go.
+    counting: count in evaluation, too, see `statistics.counting`.
 
     Raises: ConfigError for less than one expert; ShapeError where `valid` does not fit x.
     """
+
+    by_expert: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, experts: int) -> None:
         super().__init__()
@@ -34,7 +39,7 @@ class Router(nn.Module, abc.ABC):
         self.task_ids: Tensor | None = None
         self.last: Routing | None = None
         self.received = torch.zeros(2, experts, dtype=torch.float64)
-        self.normalised = False
+        self.normalised, self.counting = False, False
 
     @abc.abstractmethod
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
@@ -48,9 +53,9 @@ class Router(nn.Module, abc.ABC):
         """The routing, remembered while training as the newest one, its load counted."""
         if self.training:
             self.last = routing
-            compiling = routing.weight.is_meta or torch.compiler.is_compiling()
-            if torch.is_grad_enabled() and not compiling:
-                self.received += received(routing)
+        counts = self.counting or (self.training and torch.is_grad_enabled())
+        if counts and not routing.weight.is_meta and not torch.compiler.is_compiling():
+            self.received += received(routing)
         return routing
 
     def forget(self) -> None:

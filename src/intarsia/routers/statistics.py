@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Load:
 def loads(model: nn.Module) -> dict[str, Load]:
     """Of each learned router, by path, since `forget`; routers that have seen nothing are left out.
 
-    Counted while training: `received` of `Router`.
+    Counted while training, or inside `counting`: `received` of `Router`.
     """
     found = {name: _share(router.received) for name, router in learned_routers(model).items()}
     return {name: Load(share) for name, share in found.items() if share is not None}
@@ -68,6 +69,24 @@ def forget(model: nn.Module) -> None:
     """Let every learned router count its load anew."""
     for router in learned_routers(model).values():
         router.forget()
+
+
+@contextmanager
+def counting(model: nn.Module) -> Iterator[None]:
+    """Inside, learned routers count in every mode, from zero; then as before.
+
+    `loads(model)`, or `received` of each router, is to be read inside.
+    """
+    routers = learned_routers(model).values()
+    before = [(router.counting, router.received) for router in routers]
+    for router in routers:
+        router.counting = True
+        router.forget()
+    try:
+        yield
+    finally:
+        for router, (on, received) in zip(routers, before, strict=True):
+            router.counting, router.received = on, received
 
 
 def summary(found: Mapping[str, Load]) -> dict[str, float]:

@@ -113,6 +113,14 @@ def join(model: nn.Module) -> list[Threaded]:
     return found
 
 
+def rejoin(model: nn.Module) -> list[Threaded]:
+    """`join` anew, once layers are gone: what those of a thread share is the first one's again."""
+    for module in model.modules():
+        if isinstance(module, Threaded):
+            module.joined = False
+    return join(model)
+
+
 def start(model: nn.Module) -> None:
     """What a host does before every forward of a model with routers: draw anew, forget states.
 

@@ -1,5 +1,7 @@
 """One loop on accelerate; an objective is a function, the loop knows no method."""
 
+from .distill import distill as distill
+from .distill import staged_distillation as staged_distillation
 from .evaluate import Metrics as Metrics
 from .evaluate import TokenMetrics as TokenMetrics
 from .evaluate import evaluate as evaluate
@@ -10,6 +12,7 @@ from .interrupt import Interrupted as Interrupted
 from .objectives import OBJECTIVES as OBJECTIVES
 from .objectives import Objective as Objective
 from .objectives import Outcome as Outcome
+from .objectives import Staged as Staged
 from .objectives import local_variance as local_variance
 from .objectives import logits_of as logits_of
 from .objectives import next_token as next_token

@@ -17,7 +17,7 @@ from . import record as records
 from .evaluate import Scores
 from .folder import FORMAT, prepare, write_results
 from .loop import Loop
-from .objectives import Objective, plain
+from .objectives import Objective, Staged, plain
 from .precision import cast_frozen, trained
 from .processes import accelerator, on_main
 from .progress import tracker_names
@@ -45,7 +45,7 @@ def fit(
     val: Dataset[Any] | None = None,
     *,
     test: Dataset[Any] | None = None,
-    objective: Objective = plain,
+    objective: Objective | Staged = plain,
     training: Training | None = None,
     record: Mapping[str, Any] | None = None,
     evaluate_every: int = 1,
@@ -57,7 +57,8 @@ def fit(
     and the model's arguments (pixel_values; input_ids), task_ids among them for methods that route
     by task. Labels of a row of tokens are those tokens, -100 where nothing is to be predicted.
     Losses of routers are added. The last epoch is the result, unless select="val"; `test` is scored
-    once, at the end. objective: see `intarsia.train.objectives`. record: kept in run.json.
+    once, at the end. objective: see `intarsia.train.objectives`; a `Staged` one
+    changes on the way. record: kept in run.json.
     evaluate_every: epochs between scores on val; 0 = only at the end.
     options: the fields of Training, Recipe and Running by name; they win over `training`.
 
@@ -127,7 +128,7 @@ def _about(
     train: Dataset[Any],
     val: Dataset[Any] | None,
     test: Dataset[Any] | None,
-    objective: Objective,
+    objective: Objective | Staged,
     training: Training,
     recipe: Recipe,
     running: Running,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core.errors import TrainingError
 from ..routers import aux_loss, learned_routers
 from .evaluate import right
-from .objectives import LossOf, Objective, Outcome, TargetLoss, next_token
+from .objectives import LossOf, Objective, Outcome, Staged, TargetLoss, next_token
 from .optimisers import LearningRate
 from .order import IGNORED, Batch, Inputs, check_range, to_device
 from .precision import DTYPES, autocast, slow_attention, written_out
@@ -36,7 +36,7 @@ class Learner:
         self,
         model: nn.Module,
         forward: nn.Module,
-        objective: Objective,
+        objective: Objective | Staged,
         training: Training,
         recipe: Recipe,
         accelerator: Accelerator,
@@ -63,6 +63,9 @@ class Learner:
         lr = self.rate.set(self.recipe.factor(step, steps, self.training.warmup))
         if self.recipe.schedule is not None:
             self.recipe.schedule(self.model, step, steps)
+        objective = self.objective
+        if isinstance(objective, Staged):
+            objective = objective.at(step, steps)
         names: list[str] = []
         total: Tensor | None = None
         shares = shares_of([y for _, y in batches])
@@ -70,7 +73,7 @@ class Learner:
             last = i == len(batches) - 1
             wait = nullcontext() if last else self.accelerator.no_sync(self.forward)
             with wait, written_out(self.attentions):
-                found = self._backward(x, y, share)
+                found = self._backward(objective, x, y, share)
             names = list(found)
             values = torch.stack(list(found.values())) * share
             total = values if total is None else total + values
@@ -81,12 +84,14 @@ class Learner:
         self._update(logged["loss"], step)
         return {"lr": lr, **logged}
 
-    def _backward(self, x: Inputs, y: Tensor, share: float) -> dict[str, Tensor]:
+    def _backward(
+        self, objective: Objective, x: Inputs, y: Tensor, share: float
+    ) -> dict[str, Tensor]:
         device = self.accelerator.device
         check_range(y, self.classes)
         x, loss_of = self._task(to_device(x, device), y := y.to(device, non_blocking=True))
         with autocast(device, DTYPES[self.training.precision]):
-            outcome = self.objective(self.forward, x, loss_of)
+            outcome = objective(self.forward, x, loss_of)
         loss = outcome.loss
         if self.routed:
             extra = aux_loss(self.model)

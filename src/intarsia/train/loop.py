@@ -22,7 +22,7 @@ from .folder import METRICS, STATE, Log
 from .forward import wrapped
 from .interrupt import Interrupted, stop_on_signals
 from .learner import Learner
-from .objectives import Objective, logits_of
+from .objectives import Objective, Staged, logits_of
 from .order import Batch, Key, Order, Reader, check_range, labels_of, read, size_of, to_device
 from .precision import autocast, compute_dtype, training_mode
 from .processes import on_main
@@ -40,7 +40,7 @@ class Loop:
         train: Dataset[Any],
         val: Dataset[Any] | None,
         test: Dataset[Any] | None,
-        objective: Objective,
+        objective: Objective | Staged,
         training: Training,
         recipe: Recipe,
         running: Running,

@@ -50,6 +50,31 @@ class Outcome:
 Objective = Callable[[nn.Module, Inputs, LossOf], Outcome]
 
 
+@dataclass(frozen=True)
+class Staged:
+    """One objective for the first share of a run's steps, another one after it.
+
+    first: for the steps s < until S of S; then: after them; until: a share, 0 = never, 1 = to the
+    end. The step alone decides, so that a resumed run sees the same.
+
+    Raises: ConfigError unless 0 <= until <= 1.
+    """
+
+    first: Objective
+    until: float
+    then: Objective
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.until <= 1:
+            raise ConfigError(
+                "until", got=self.until, want="a share of the steps, 0 ... 1", fix="Try 0.6."
+            )
+
+    def at(self, step: int, steps: int) -> Objective:
+        """The objective of a step of so many, counted from 0."""
+        return self.first if step < self.until * steps else self.then
+
+
 def logits_of(model: nn.Module, x: Inputs) -> Tensor:
     """Logits of a model that returns them or has `.logits`; draws anew.
 
@@ -103,9 +128,10 @@ def kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
     """KL(softmax(target) || softmax(logits)), the mean over rows.  (..., C), (..., C) -> ()."""
     target = target.detach() if detach else target
     logits, target = wide(logits.flatten(0, -2)), wide(target.flatten(0, -2))
-    return F.kl_div(
-        logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="batchmean"
+    total = F.kl_div(
+        logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="sum"
     )
+    return total / max(1, len(target))
 
 
 def two_pass(

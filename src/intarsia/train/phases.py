@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from ..schedules import Phased
 from .fit import Run, fit
-from .objectives import Objective, plain
+from .objectives import Objective, Staged, plain
 from .settings import Options, Training, settle
 
 PHASES = "phases"  # the folder of those before the last, in a run's own
@@ -39,7 +39,7 @@ def fit_in_phases(
     val: Dataset[Any] | None = None,
     *,
     test: Dataset[Any] | None = None,
-    objective: Objective = plain,
+    objective: Objective | Staged = plain,
     training: Training | None = None,
     record: Mapping[str, Any] | None = None,
     evaluate_every: int = 1,

@@ -132,7 +132,13 @@ def plain_values(value: Any) -> Any:
 
 
 def describe(function: object) -> Any:
-    """A function by name; a partial with its keywords."""
+    """A function by name; a partial with its keywords; a model by its kind and weights."""
+    if dataclasses.is_dataclass(function) and not isinstance(function, type):
+        return {"name": type(function).__qualname__} | plain_values(function)
+    if isinstance(function, nn.Module):
+        weights = [(n, t) for n, t in function.state_dict().items() if isinstance(t, torch.Tensor)]
+        if weights:
+            return {"name": type(function).__qualname__, "sha256": tensors_hash(weights)}
     if isinstance(function, partial):
         given = {k: plain_values(v) for k, v in function.keywords.items()}
         return {"name": describe(function.func)} | given

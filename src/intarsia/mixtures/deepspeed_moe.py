@@ -1,0 +1,103 @@
+"""PR-MoE of DeepSpeed-MoE (arXiv:2201.05596): experts beside an MLP, more of them in later layers.
+
+Its Mixture-of-Students: `intarsia.student_of` and `intarsia.train.distill`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Paper
+from ..core.errors import ConfigError
+from ..routers import TopK
+from .capacity import Capacity
+from .experts import StackedExperts
+from .mixture import MIXES, Mixture, ResidualMixture
+
+
+@dataclass(frozen=True)
+class DeepSpeedMoE:
+    """c_1 p_e expert_e(x) + c_2 mlp(x), e the expert of largest p = softmax(x W^T).
+
+    `intarsia.upcycle(model, pr.router, experts=pr.experts, capacity=pr.capacity, residual=pr.mix)`
+    puts it into a model.
+
+    experts: of each layer, first to last: a pyramid where later ones have more (section 4.1: 32,
+    and 64 in the last two of twelve);
+    mix: "learned", (c_1, c_2) a softmax for each token (released code), "sum", both 1 (paper);
+    factor, evaluation: an expert takes the first max(ceil(c T / E), least) of the T tokens, with c
+    while training and in evaluation, None = all; least: see factor; balance: coefficient of the
+    balance loss.
+
+    Raises: ConfigError on a setting that cannot be.
+    Source: arXiv:2201.05596, section 4.1, and released code.
+    """
+
+    experts: Sequence[int] = (32,) * 10 + (64,) * 2
+    mix: str = "learned"
+    factor: float = 1.0
+    evaluation: float | None = 1.0
+    least: int = 4
+    balance: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.experts:
+            raise ConfigError("experts", got="none", want="a number for each layer", fix="Try 4.")
+        if self.mix not in MIXES:
+            raise ConfigError("mix", got=repr(self.mix), want=f"one of {MIXES}", fix="Pick one.")
+        _ = self.capacity, [self._router(count) for count in self.experts]  # they say what cannot
+
+    @property
+    def router(self) -> TopK:
+        """The first layer's; its number of experts is the only thing that differs in others."""
+        return self._router(self.experts[0])
+
+    def _router(self, experts: int) -> TopK:
+        return TopK(experts, 1, "prob", balance=self.balance)
+
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity(self.factor, "order", self.least, self.evaluation)
+
+    def build(
+        self, width: int, hidden: int, layer: int = 0, *, generator: torch.Generator
+    ) -> ResidualMixture:
+        """One layer, of MLPs width -> hidden -> width."""
+        count = self.experts[layer]
+        experts = StackedExperts(count, width, hidden, bias=True, generator=generator)
+        router = self._router(count).build(width, generator=generator)
+        mixture = Mixture(experts, router, capacity=self.capacity, generator=generator)
+        mlp = StackedExperts(1, width, hidden, bias=True, generator=generator)
+        return ResidualMixture(mixture, Alone(mlp), width=width, mix=self.mix, generator=generator)
+
+
+class Alone(nn.Module):
+    """An MLP that every token passes.  (..., d) -> (..., out)."""
+
+    def __init__(self, mlp: StackedExperts) -> None:
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mlp.every(x.reshape(-1, x.shape[-1]))[:, 0]
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
+CARD = Card(
+    "deepspeed_moe",
+    kind="mixture",
+    config=DeepSpeedMoE,
+    paper=Paper(
+        "2201.05596",
+        2022,
+        "DeepSpeed-MoE: Advancing Mixture-of-Experts Inference and Training to Power "
+        "Next-Generation AI Scale",
+    ),
+    tiny={"experts": (2, 4), "least": 8},
+    summary="One expert a token beside an MLP for all, more experts in later layers; students.",
+    family="mixture layers",
+)

@@ -1,0 +1,78 @@
+"""Distillation of a student, for a part of its training (Mixture-of-Students, arXiv:2201.05596)."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from ..mixtures import undropped
+from .evaluate import evaluating
+from .objectives import LossOf, Outcome, Staged, TargetLoss, kl, logits_of, plain, wide
+from .order import IGNORED, Inputs
+
+
+def distill(
+    model: nn.Module,
+    x: Inputs,
+    loss_of: LossOf,
+    *,
+    teacher: nn.Module,
+    beta: float = 1.0,
+    temperature: float = 1.0,
+) -> Outcome:
+    """L = CE + beta T^2 KL(softmax(t / T) || softmax(s / T)), t the teacher's logits, s its own.
+
+    The mean over samples, or over the tokens that have a label. T^2 keeps the size of the gradient
+    (arXiv:1503.02531). The teacher is in evaluation mode, without a gradient, and its mixtures drop
+    no token; it goes to where the batch is, and is otherwise as before.
+
+    teacher: with the model's classes or vocabulary, such as what `intarsia.student_of` was given;
+    beta: 0 or more; temperature: T above 0.
+    Costs one forward of the teacher more than `plain`. Not for labels that a teacher never saw.
+    Raises: ConfigError for settings that cannot be, and a teacher with logits of another shape.
+    Source: arXiv:2201.05596, section 4.2.
+    """
+    if not (beta >= 0 and 0 < temperature < math.inf):
+        raise ConfigError(
+            "beta, temperature", got=f"{beta}, {temperature}", want="beta >= 0, temperature > 0",
+            fix="The paper has 1 and 1.",
+        )  # fmt: skip
+    teacher.to((x if isinstance(x, Tensor) else next(iter(x.values()))).device)
+    with torch.no_grad(), evaluating(teacher), undropped(teacher):
+        target = logits_of(teacher, x)
+    logits = logits_of(model, x)
+    if target.shape != logits.shape:
+        raise ConfigError(
+            "teacher", got=f"logits {tuple(target.shape)}", want=f"{tuple(logits.shape)}, as the "
+            "model's", fix="Give the student the teacher's head.",
+        )  # fmt: skip
+    task = loss_of(logits)
+    soft, own = (_counted(part, loss_of) / temperature for part in (target, logits))
+    divergence = temperature**2 * kl(soft, own)
+    return Outcome(task + beta * divergence, logits, {"task": task, "divergence": divergence})
+
+
+def _counted(logits: Tensor, loss_of: LossOf) -> Tensor:
+    """The rows of logits that the loss reads, in float32 or better.  (B, T, V) -> (N, V)."""
+    if logits.ndim == 3 and isinstance(loss_of, TargetLoss):
+        logits = logits[:, :-1][loss_of.target[:, 1:] != IGNORED]  # those before a labelled token
+    return wide(logits)
+
+
+def staged_distillation(
+    teacher: nn.Module, *, until: float = 0.6, beta: float = 1.0, temperature: float = 1.0
+) -> Staged:
+    """`distill` for the first share of the steps, then the labels alone.
+
+    fit(student, train, objective=staged_distillation(teacher, until=0.6))
+
+    A student that is shallower than its teacher fits both for a while, and not to the end, where
+    the teacher's word costs it accuracy (arXiv:2201.05596, section 4.2).
+    Raises: ConfigError for settings that cannot be.
+    """
+    first = partial(distill, teacher=teacher, beta=beta, temperature=temperature)
+    return Staged(first, until, plain)

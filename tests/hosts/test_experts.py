@@ -1,0 +1,272 @@
+"""Whole models with more or fewer experts: what they compute, and that the record stays true."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+import intarsia
+from intarsia import Capacity, Comet, Mixture, NoisyTopK, Recurrent, Switch, TopK
+from intarsia.core.errors import ConfigError, ShapeError, TargetError
+from intarsia.routers import Hash, learned_routers
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def vit(seed: int = 0, width: int = 32) -> nn.Module:
+    torch.manual_seed(seed)
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=width, num_heads=2, num_classes=5
+    ).eval()
+
+
+def llama(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)).eval()
+
+
+def mixtral() -> nn.Module:
+    return MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)).eval()
+
+
+HOSTS: dict[str, Callable[..., nn.Module]] = {"vit": vit, "llama": llama}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "copies": {"router": TopK(experts=4)},
+    "pyramid": {"router": Switch(), "experts": [3, 6]},
+    "residual": {"router": TopK(experts=4), "residual": "learned"},
+    "slices": {"router": TopK(experts=4, active=2, scale="none"), "how": "slices"},
+    "noisy": {"router": NoisyTopK(experts=4, std=1.0), "how": "diversified"},
+    "depth": {"router": Recurrent(experts=4, hidden=4)},
+    "capacity": {"router": TopK(experts=4), "capacity": Capacity(2.0)},
+}
+
+
+def trained(host: str, case: str, seed: int = 0) -> nn.Module:
+    """An upcycled model, moved away from where it began."""
+    model = intarsia.upcycle(HOSTS[host](), **SETTINGS[case])
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+    return model
+
+
+def inputs(host: str, seed: int = 1) -> Any:
+    draw = torch.Generator().manual_seed(seed)
+    if host == "vit":
+        return torch.randn(3, 3, 32, 32, generator=draw)
+    return {"input_ids": torch.randint(1, 64, (3, 7), generator=draw)}
+
+
+def out(model: nn.Module, seed: int = 1) -> Tensor:
+    if hasattr(model, "config"):
+        return model(**inputs("llama", seed)).logits
+    return model(inputs("vit", seed))
+
+
+def mixtures(model: nn.Module) -> list[Mixture]:
+    return [m for m in model.modules() if isinstance(m, Mixture)]
+
+
+CASES = [(host, case) for host in HOSTS for case in SETTINGS]
+
+
+@pytest.mark.parametrize(("host", "case"), CASES)
+def test_merged_and_pruned_models_are_saved_as_they_are(
+    host: str, case: str, tmp_path: Path
+) -> None:
+    one, two = (trained(host, case, seed) for seed in (1, 2))
+    counts = one.upcycled.experts
+    both = intarsia.merge_mixtures(one, two)
+    assert both.upcycled.experts == tuple(2 * e for e in counts)
+    assert one.upcycled.experts == counts, "parents stay as they are"
+    with torch.no_grad():
+        wanted = (one.get_parameter("norm.weight") if host == "vit" else one.lm_head.weight).clone()
+        other = two.get_parameter("norm.weight") if host == "vit" else two.lm_head.weight
+        got = both.get_parameter("norm.weight") if host == "vit" else both.lm_head.weight
+    assert_close(got, (wanted + other) / 2)
+    # as uneven as can be: another number for each layer
+    keep = [2 * counts[0], 3]
+    intarsia.prune_experts(both, keep, by="random")
+    assert both.upcycled.experts == tuple(keep)
+    assert [m.router.experts for m in mixtures(both)] == keep
+    folder = intarsia.save_mixture(both, tmp_path / "mixture")
+    again = intarsia.load_mixture(HOSTS[host](9), folder)
+    assert_close(out(again), out(both))
+    assert again.upcycled == both.upcycled
+    both.train()
+    (out(both).square().sum() + intarsia.aux_loss(both)).backward()
+    gates = [n for n, p in both.named_parameters() if "router" in n and p.grad is None]
+    assert not gates or case == "slices"  # weights of 1 say nothing to the gate
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_pruning_to_all_is_the_identity(host: str) -> None:
+    model = trained(host, "pyramid")
+    wanted, names = out(model), list(model.state_dict())
+    loads = intarsia.expert_loads(model, [inputs(host)])
+    assert intarsia.prune_experts(model, [3, 6], loads) is model
+    assert torch.equal(out(model), wanted) and list(model.state_dict()) == names
+
+
+def test_a_merge_with_itself_halves_what_experts_say() -> None:
+    """Switch weighs by p, a softmax over twice as many."""
+    model = trained("vit", "pyramid")
+    both = intarsia.merge_mixtures(model, model)
+    x = torch.randn(2, 5, 32)
+    for one, two in zip(mixtures(model), mixtures(both), strict=True):
+        assert_close(two(x), one(x) / 2)
+    for name, value in model.named_parameters():
+        if ".router." not in name and ".experts." not in name:
+            assert torch.equal(value, both.get_parameter(name)), name
+
+
+def test_states_still_go_along_the_depth_of_a_merged_model() -> None:
+    both = intarsia.merge_mixtures(trained("vit", "depth", 1), trained("vit", "depth", 2)).train()
+    out(both)
+    first, last = (m.router for m in mixtures(both))
+    assert first.thread is last.thread
+    assert bool(torch.autograd.grad(last.last.state.sum(), first.down)[0].any())
+
+
+def test_the_most_used_experts_stay() -> None:
+    model = trained("llama", "copies")
+    batches = [inputs("llama", seed) for seed in range(3)]
+    loads = intarsia.expert_loads(model, batches)
+    assert {path: int(n.sum()) for path, n in loads.items()} == {
+        f"model.layers.{i}.mlp.router": 3 * 21 * 2 for i in range(2)
+    }
+    ups = [m.experts.up.detach().clone() for m in mixtures(model)]
+    intarsia.prune_experts(model, 2, loads)
+    for layer, up, load in zip(mixtures(model), ups, loads.values(), strict=True):
+        kept = sorted(sorted(range(4), key=lambda e: (-int(load[e]), e))[:2])
+        assert torch.equal(layer.experts.up, up[kept])
+
+
+def test_loads_are_of_evaluation_and_leave_no_trace() -> None:
+    model = trained("llama", "copies").train()
+    out(model)
+    before = {n: r.received.clone() for n, r in learned_routers(model).items()}
+    ids = inputs("llama")["input_ids"]
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = 0
+    whole = intarsia.expert_loads(model, [(inputs("llama"), None)])
+    padded = intarsia.expert_loads(model, [{"input_ids": ids, "attention_mask": mask}])
+    assert all(int(n.sum()) == 42 for n in whole.values())
+    assert all(int(n.sum()) == 36 for n in padded.values())
+    assert all(m.training for m in model.modules())
+    for name, router in learned_routers(model).items():
+        assert torch.equal(router.received, before[name])
+    both = {path: whole[path] + padded[path] for path in whole}
+    again = intarsia.expert_loads(
+        model, [inputs("llama"), {"input_ids": ids, "attention_mask": mask}]
+    )
+    assert all(torch.equal(again[path], both[path]) for path in both)
+
+
+def test_random_goes_by_seed_and_path_and_given_ones_by_path() -> None:
+    def left(**settings: Any) -> list[Tensor]:
+        model = trained("vit", "copies")
+        intarsia.prune_experts(model, 2, "random", **settings)
+        return [m.experts.up for m in mixtures(model)]
+
+    assert all(torch.equal(a, b) for a, b in zip(left(), left(seed=0), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(left(), left(seed=1), strict=True))
+    model = trained("vit", "copies")
+    up = mixtures(model)[1].experts.up
+    intarsia.prune_experts(model, {"blocks.1.mlp": [3, 0]})
+    assert model.upcycled.experts == (4, 2)
+    assert torch.equal(mixtures(model)[1].experts.up, up[[3, 0]])
+
+
+def test_adapters_come_afterwards() -> None:
+    model = trained("llama", "residual")
+    intarsia.prune_experts(model, 3, "random")
+    wanted = out(model)
+    adapted = intarsia.adapt(model, intarsia.Lora(rank=2), head=None)
+    assert_close(out(adapted), wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(TargetError, match="one with adapters"):
+        intarsia.prune_experts(adapted, 2, "random")
+    with pytest.raises(TargetError, match="one with adapters"):
+        intarsia.merge_mixtures(adapted, adapted)
+
+
+PRUNED: dict[str, tuple[Any, Any, str]] = {
+    "no loads": (2, None, "loads of 'blocks.0.mlp': got none for this layer"),
+    "other loads": (2, {"a.router": torch.ones(4)}, "got none for this layer"),
+    "short loads": (2, {"blocks.0.mlp.router": torch.ones(3)}, "got 3 numbers, want a number for"),
+    "none": (0, "random", "keep: got 0"),
+    "more": (5, "random", "keep: got 5, want 1 ... \\[4, 4\\]"),
+    "too few numbers": ([2], "random", "one for each layer"),
+    "fewer than k": (1, "random", "active: got 2, want 1 ... 1"),
+    "no such layer": ({"blocks.2.mlp": [0, 1]}, None, "got a layer 'blocks.2.mlp'"),
+    "no such expert": ({"blocks.0.mlp": [0, 4]}, None, "experts to keep of 'blocks.0.mlp': got"),
+}
+
+
+@pytest.mark.parametrize("case", PRUNED)
+def test_what_cannot_be_pruned_is_refused_and_leaves_the_model(case: str) -> None:
+    keep, by, message = PRUNED[case]
+    model = trained("vit", "copies")
+    wanted, done = out(model), model.upcycled
+    with pytest.raises(ConfigError, match=message):
+        intarsia.prune_experts(model, keep, by)
+    assert torch.equal(out(model), wanted) and model.upcycled == done
+
+
+def test_models_that_have_no_mixtures_of_ours() -> None:
+    with pytest.raises(TargetError, match="one that was not upcycled"):
+        intarsia.prune_experts(vit(), 2, "random")
+    with pytest.raises(TargetError, match="one that was not upcycled"):
+        intarsia.merge_mixtures(trained("vit", "copies"), vit())
+    host = intarsia.upcycle(mixtral(), TopK(experts=4))
+    with pytest.raises(TargetError, match="experts of the host's own"):
+        intarsia.prune_experts(host, 2, "random")
+    with pytest.raises(TargetError, match="experts of the host's own"):
+        intarsia.merge_mixtures(host, copy.deepcopy(host))
+    with pytest.raises(ConfigError, match="got 0 batches for 2 routers"):
+        intarsia.expert_loads(host, [])
+    with pytest.raises(ConfigError, match="got 1 batches for 0 routers"):
+        intarsia.expert_loads(vit(), [inputs("vit")])
+
+
+def test_models_that_do_not_fit_are_refused() -> None:
+    one = trained("vit", "copies")
+    for settings, message in (
+        ({"layers": [0]}, "layers of the models to merge"),
+        ({"how": "slices"}, "how of the models to merge: got slices after copies"),
+        ({"residual": "sum"}, "residual of the models"),
+        ({"capacity": Capacity()}, "capacity of the models"),
+        ({"router": NoisyTopK(experts=4)}, "routers of 'blocks.0.mlp'"),
+    ):
+        other = intarsia.upcycle(vit(), **({"router": TopK(experts=4)} | settings))
+        with pytest.raises(ConfigError, match=message):
+            intarsia.merge_mixtures(one, other)
+    with pytest.raises(ShapeError, match="experts of 'blocks.0.mlp'"):
+        intarsia.merge_mixtures(one, intarsia.upcycle(vit(width=48), TopK(experts=4)))
+    with pytest.raises(ConfigError, match="kind of the models"):
+        intarsia.merge_mixtures(one, trained("llama", "copies"))
+    trees = intarsia.upcycle(vit(), Comet(experts=4))
+    with pytest.raises(ConfigError, match="CometRouter, built for its number of experts"):
+        intarsia.merge_mixtures(trees, trees)
+    with pytest.raises(ConfigError, match="CometRouter, built for its number of experts"):
+        intarsia.prune_experts(trees, 2, "random")
+
+
+def test_a_hash_by_token_merges_and_shrinks() -> None:
+    model = intarsia.upcycle(llama(), Hash(experts=4))
+    both = intarsia.merge_mixtures(model, intarsia.upcycle(llama(), Hash(experts=4), seed=1))
+    intarsia.prune_experts(both, 5, intarsia.expert_loads(both, [inputs("llama")]))
+    assert out(both).isfinite().all() and both.upcycled.experts == (5, 5)
