@@ -42,7 +42,7 @@ def ask(given: Mapping[str, Any]) -> Contest:
     seeds: tuple[int, ...] = value_of("--seeds", given["seeds"], tuple[int, ...])
     return Contest(
         _names(given["data"]),
-        () if names == ["all"] else names,
+        None if names == ["all"] else names,
         seeds,
         ("steps", "flops") if budget == "both" else (budget,),
         given["sees_later"],

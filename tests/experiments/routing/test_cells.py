@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -190,6 +191,17 @@ def test_equal_operations() -> None:
     for one in (dear, cheap):
         step = one["flops"]["total"] / one["steps"]
         assert abs(one["flops"]["total"] - base["flops"]["total"]) <= step
+
+
+@pytest.mark.parametrize("name", [name for name, one in VARIANTS.items() if one.router])
+def test_a_contender_that_needs_acknowledging_is_what_upcycle_refuses(name: str) -> None:
+    toy, variant = material("toy", SCALE), VARIANTS[name]
+    variant = dataclasses.replace(variant, experts=None)  # a pyramid is for four layers
+    model = dense(variant, toy, SCALE, 0)
+    if variant.sees_later:
+        with pytest.raises(ConfigError, match="later tokens"):
+            with_mixtures(model, variant, 0)
+    with_mixtures(model, variant, 0, sees_later=variant.sees_later)
 
 
 def test_what_is_refused_before_anything_runs() -> None:

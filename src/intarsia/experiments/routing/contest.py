@@ -23,13 +23,13 @@ from .tables import sentence, table_of
 
 
 class Contest(NamedTuple):
-    """Who, on which materials, from which seeds, at which budgets; routers: () = all there are.
+    """Who, on which materials, from which seeds, at which budgets; routers: None = all there are.
 
-    sees_later: acknowledges contenders that see later tokens of a text, and with () lets them in.
+    sees_later: acknowledges contenders that see later tokens of a text, and with None lets them in.
     """
 
     data: Sequence[str]
-    routers: Sequence[str] = ()
+    routers: Sequence[str] | None = None
     seeds: Sequence[int] = (0,)
     budgets: Sequence[str] = ("steps",)
     sees_later: bool = False
@@ -40,8 +40,9 @@ class Contest(NamedTuple):
         Raises: UnknownName for a material or contender that is not there; ConfigError for an
         unknown budget, or what is named twice or not at all.
         """
+        routers = ("all",) if self.routers is None else self.routers
         for what, named in (("data", self.data), ("seeds", self.seeds), ("budgets", self.budgets),
-                            ("routers", self.routers or ("all",))):  # fmt: skip
+                            ("routers", routers)):  # fmt: skip
             if not named or len(set(named)) < len(named):
                 raise ConfigError(
                     what, got=", ".join(map(str, named)) or "nothing",
@@ -60,7 +61,7 @@ class Contest(NamedTuple):
             Asked(variant, data, seed, budget)
             for data in self.data
             for budget in self.budgets
-            for variant in chosen(self.routers or self._all(data))
+            for variant in chosen(self._all(data) if self.routers is None else self.routers)
             for seed in self.seeds
         ]
 
@@ -74,7 +75,7 @@ class Contest(NamedTuple):
 
         Raises: UnknownName for one that is not among them.
         """
-        names = [*(self.routers or VARIANTS)]
+        names = [*(VARIANTS if self.routers is None else self.routers)]
         if given is None:
             return BASELINE if BASELINE in names else names[0]
         if given not in names:

@@ -143,7 +143,7 @@ def notes(sheet: Sheet) -> list[str]:
     late = [one.name for one in sheet.contenders if one.rows[0]["sees_later"]]
     if late:
         found.append(
-            f"{capital(joined(late))} routed by later tokens: on a text, a loss that no "
+            f"Later tokens had a say in {joined(late)}: on a text the loss may be one that no "
             "generation would have."
         )
     uneven = [one.name for one in sheet.contenders if len(one.rows) < len(sheet.seeds)]
