@@ -8,9 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..experiments.routing import PICTURES, TEXT, Contest, Scale, cells, sheets_of, tidy, write
+from ..experiments.routing import (
+    PICTURES,
+    TEXT,
+    VARIANTS,
+    Contest,
+    Scale,
+    cells,
+    sheets_of,
+    tidy,
+    write,
+)
 from ..experiments.routing.findings import Sheet
 from ..experiments.settings import value_of
+from ..report.numbers import plural
 
 OWN = ("data", "routers", "seeds", "budget", "steps", "sees_later", "jobs", "threads", "out",
        "baseline", "as_json", "ctx", "debug")  # fmt: skip
@@ -56,20 +67,27 @@ def carry(
 
     Raises: UnknownName and ConfigError for what cannot be, before a cell runs.
     """
-    from ..experiments.routing import VARIANTS
-
     asked = contest.asked()
     baseline = contest.baseline(given["baseline"])
     folder = given["out"] or Path("runs") / f"routers-{'-'.join(contest.data)}"
-    report(f"{len(asked)} cells; tables and page in {folder}")
+    report(f"{plural(len(asked), 'cell')}; tables and page in {folder}")
     rows = cells(
         asked, jobs=given["jobs"], report=report, baseline=VARIANTS[baseline],
         text=_scale(TEXT, given["steps"]), pictures=_scale(PICTURES, given["steps"]),
         sees_later=contest.sees_later, threads=given["threads"] or 1,
     )  # fmt: skip
     sheets = sheets_of(rows, baseline)
-    written = write(sheets, rows, folder)
+    written = write(sheets, rows, folder, _command(given))
     return sheets, {"report": str(written[0]), "rows": tidy(sheets)}
+
+
+def _command(given: Mapping[str, Any]) -> str:
+    """What makes the same cells and files again, but for where they lie."""
+    words = ["intarsia compare", given["data"], "--routers", given["routers"]]
+    words += ["--seeds", given["seeds"], "--budget", given["budget"]]
+    for name in ("steps", "baseline"):
+        words += [] if given[name] is None else [f"--{name}", str(given[name])]
+    return " ".join(words + (["--sees-later"] if given["sees_later"] else []))
 
 
 def _scale(scale: Scale, steps: int | None) -> Scale:

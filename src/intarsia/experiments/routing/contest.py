@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,24 +84,29 @@ class Contest(NamedTuple):
         return given
 
 
-def write(sheets: Sequence[Sheet], rows: Sequence[dict[str, Any]], out: Path | str) -> list[Path]:
+def write(
+    sheets: Sequence[Sheet], rows: Sequence[dict[str, Any]], out: Path | str, command: str = ""
+) -> list[Path]:
     """Write routers.html, routers.md, results.json and results.csv; returns their paths.
 
     rows: the results as `cells` gave them, for results.json; results.csv has a flat row for each.
+    command: what makes them again, for routers.md.
     Raises: MissingExtra without plotly or jinja2; TrainingError when a file cannot be written.
     """
     out = Path(out)
     return [
         shell.save(render(sheets), out / "routers.html"),
-        shell.save(as_markdown(sheets), out / "routers.md"),
+        shell.save(as_markdown(sheets, command), out / "routers.md"),
         shell.save(json.dumps(list(rows), indent=1, sort_keys=True) + "\n", out / "results.json"),
         shell.save(_csv(tidy(sheets)), out / "results.csv"),
     ]
 
 
-def as_markdown(sheets: Sequence[Sheet]) -> str:
+def as_markdown(sheets: Sequence[Sheet], command: str = "") -> str:
     """All tables, each below its result in words, and once what the columns mean."""
     parts = ["# Routers beside each other\n"]
+    if command:
+        parts.append(f"By intarsia {version('intarsia')}: `{command}`\n")
     for sheet in sheets:
         parts.append(f"## {escape(capital(sheet.title))}\n\n{escape(sentence(sheet))}\n")
         parts.append(markdown(table_of(sheet)))
