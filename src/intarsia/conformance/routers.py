@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Card, Routing
 from ..routers import Router, Threaded
+from .batches import LAWS, WIDTH, build, route, tokens
 from .cards import check_card, tiny
 from .verdict import Check, Checks, require, require_close, require_tag
 
-WIDTH, TOKENS = 6, 5
 DRAWS = 20
 
 
@@ -31,39 +30,10 @@ def check_router(card: Card) -> Checks:
         gives_one_expert_all, leaves_nobody_out_at_k_of_k, stands_extreme_inputs,
         leaves_padding_out, evaluates_without_chance, capacity_exactly_when_tagged,
         sparse_exactly_when_tagged, stochastic_exactly_when_tagged, learned_exactly_when_tagged,
-        non_causal_exactly_when_tagged, stateful_exactly_when_tagged,
+        non_causal_exactly_when_tagged, stateful_exactly_when_tagged, *LAWS,
     )  # fmt: skip
     for law in laws:
         yield Check(law.__name__, partial(law, card))
-
-
-def build(card: Card, seed: int = 0) -> nn.Module:
-    """A router with its tiny settings."""
-    generator = torch.Generator().manual_seed(seed)
-    return tiny(card).build(WIDTH, generator=generator)
-
-
-def tokens(count: int = TOKENS, seed: int = 1) -> Tensor:
-    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
-
-
-def route(card: Card, router: nn.Module, x: Tensor) -> Routing:
-    """What the router says, checked to be a Routing of the tokens."""
-    routing: Any = router(x)
-    require(
-        isinstance(routing, Routing), card, got=type(routing).__name__, want="a Routing",
-        fix="Build it with Routing.from_topk or Routing.from_dense.",
-    )  # fmt: skip
-    inside = bool(
-        ((routing.token >= 0) & (routing.token < len(x))).all()
-        and ((routing.expert >= 0) & (routing.expert < routing.experts)).all()
-    ) if routing.token.device.type != "meta" else True  # fmt: skip
-    require(
-        routing.tokens == len(x) and inside, card,
-        got=f"{routing.tokens} tokens, {routing.experts} experts", want=f"{len(x)} tokens",
-        fix="Route every token once, to experts that exist.",
-    )  # fmt: skip
-    return routing
 
 
 def returns_a_routing(card: Card) -> None:

@@ -79,7 +79,8 @@ class Capacity:
             ).to(routing.token.device)
             first = lots[routing.token, routing.expert].argsort(descending=True)
         elif self.policy == "score":
-            first = routing.weight.detach().argsort(descending=True, stable=True)
+            score = routing.weight.detach().nan_to_num(0)  # a NaN would come first
+            first = score.argsort(descending=True, stable=True)
         else:
             first = routing.token.argsort(stable=True)
         return kept(routing, _place(routing, first) < room)

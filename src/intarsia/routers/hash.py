@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError, ShapeError
+from .gate import check_width
 from .router import Router, check_counts
 
 KINDS = ("id", "row")
@@ -78,6 +79,7 @@ class HashRouter(Router):
         )
 
     def _of_rows(self, rows: Tensor) -> Tensor:
+        check_width(rows, len(self.factors))
         x = rows.detach() + 0.0  # -0 + 0 is 0
         if x.dtype == torch.float64:
             bits = x.view(torch.int64)
