@@ -273,6 +273,7 @@ class GateRouter(Router):
         if self.fault == "idle parameter":
             self.idle = nn.Parameter(torch.ones(1))
         self.before: Tensor | None = None
+        self.equal_counts = self.fault != "dense"
         self.shift = torch.randn(config.experts, generator=generator)  # in no state dict
 
     def forward(self, x: Tensor) -> Any:
@@ -309,7 +310,8 @@ class GateRouter(Router):
         real = logits if valid is None or self.fault == "padding loss" else logits[valid]
         mean = real.mean() if self.fault == "mean of none" else real.sum() / max(1, real.numel())
         losses = {"balance": logits if self.fault == "losses" else mean}
-        if self.fault == "zero":
+        if self.fault in ("zero", "uneven"):
+            logits = logits.relu() if self.fault == "uneven" else logits
             return Routing.from_dense(torch.where(logits == 0, 0.0, probs), losses)
         if valid is None or self.fault == "padding":
             return Routing.from_topk(index, weight, self.experts, losses)
@@ -382,6 +384,7 @@ ROUTER_FAULTS: list[tuple[str, Card]] = [
     ("heeds_no_autocast", gate("plain matmul")),
     ("grows_with_tokens_alone", gate("square")),
     ("forgets_the_batch_before", gate("memory")),
+    ("gives_as_many_if_it_says_so", gate("uneven")),
     ("comes_back_from_its_state", gate("no buffer")),
     ("says_what_width_it_takes", gate("plain matmul")),
 ]

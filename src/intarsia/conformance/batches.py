@@ -205,6 +205,19 @@ def forgets_the_batch_before(card: Card) -> None:
     )  # fmt: skip
 
 
+def gives_as_many_if_it_says_so(card: Card) -> None:
+    """`equal_counts`: each token has as many experts as any other, whatever it holds."""
+    for scale in (0.0, 1.0, 1e4):
+        router = build(card).train()
+        if isinstance(router, Router) and router.equal_counts:
+            routing = route(card, router, scale * tokens())
+            counts = routing.token.bincount(minlength=TOKENS)
+            require(
+                bool((counts == counts[0]).all()), card, got=f"{counts.tolist()} experts a token",
+                want="as many for each", fix="Leave `equal_counts` False.",
+            )  # fmt: skip
+
+
 def comes_back_from_its_state(card: Card) -> None:
     """Everything that decides in evaluation is in the state dict."""
     saved, fresh = build(card).eval(), build(card, seed=5).eval()
@@ -235,5 +248,5 @@ def says_what_width_it_takes(card: Card) -> None:
 LAWS: tuple[Callable[[Card], None], ...] = (
     routes_an_empty_batch, routes_padding_alone, keeps_a_nan_in_its_row, counts_a_logit_of_zero,
     evaluates_as_it_trains, heeds_no_autocast, grows_with_tokens_alone, forgets_the_batch_before,
-    comes_back_from_its_state, says_what_width_it_takes,
+    gives_as_many_if_it_says_so, comes_back_from_its_state, says_what_width_it_takes,
 )  # fmt: skip

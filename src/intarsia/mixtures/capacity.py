@@ -25,7 +25,9 @@ class Capacity:
       "order", those of the first tokens (GShard, arXiv:2006.16668);
       "random", a lot drawn for each pair (random token selection of Z-code M3, arXiv:2109.10465),
       which treats early and late tokens alike;
-      "score", those of largest weight, so that a token's fate depends on later ones.
+      "score", those of largest weight.
+    With the latter two a token's fate depends on where later ones go; with "order" it does so only
+    through N, if tokens have different numbers of experts.
     least: of C; evaluation: c in evaluation, None = all stay. There the policy "random" is "order":
     an answer is never a matter of luck.
     A dropped token gets 0 from that expert; losses count it all the same.

@@ -92,13 +92,17 @@ class Mixture(nn.Module):
         made = self.experts.every(rows)
         return torch.einsum("te,teo->to", routing.dense().to(made.dtype), made)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raise CheckpointError for the weights of the MLP that was here."""
         if any(f"{prefix}{name}" in state_dict for name in DENSE):
             raise CheckpointError(
                 f"weights of {prefix.rstrip('.') or 'the mixture'!r}", got="those of a dense MLP",
                 want="those of a mixture",
                 fix="Load them into the dense model, then call intarsia.upcycle.",
             )  # fmt: skip
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        self.refuse_others(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore
 
     def __getstate__(self) -> dict[str, Any]:

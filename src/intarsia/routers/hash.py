@@ -58,6 +58,7 @@ class HashRouter(Router):
 
     def __init__(self, config: Hash, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config.experts)
+        self.equal_counts = True
         self.config, self.normalised = config, True
         self.ids: Tensor | None = None
         self.register_buffer("salt", _numbers(config.experts, generator))

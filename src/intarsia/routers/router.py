@@ -22,6 +22,7 @@ class Router(nn.Module, abc.ABC):
     last: the routing of the newest forward in training, None before; `aux_loss` reads it.
     received: (2, E) float64, pairs and weight that each expert had since `forget`, in training.
     normalised: the weights of a row that has experts sum to one, whatever the parameters are.
+    equal_counts: each row has as many experts as any other, whatever it holds.
 
     Raises: ConfigError for less than one expert; ShapeError where `valid` does not fit x.
     """
@@ -34,7 +35,7 @@ class Router(nn.Module, abc.ABC):
         self.task_ids: Tensor | None = None
         self.last: Routing | None = None
         self.received = torch.zeros(2, experts, dtype=torch.float64)
-        self.normalised = False
+        self.normalised, self.equal_counts = False, False
 
     @abc.abstractmethod
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
