@@ -16,7 +16,28 @@ Baseline = Annotated[
 ]
 
 
-_ROUTERS = "Routers"
+def _routers(*names: str, help: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Routers")
+
+
+Routers = Annotated[
+    str | None,
+    _routers(
+        "--routers",
+        help="With commas, as top-k,switch, or all: compare routers in place of methods, in a "
+        "small model, on a corpus (austen, gcide, ...) or a set, several with commas.",
+    ),
+]
+Budget = Annotated[
+    str, _routers("--budget", help="Equal steps, or flops: equal operations; or both.")
+]
+Steps = Annotated[
+    int | None,
+    _routers("--steps", help="Of training; 1500 on texts, 1000 on pictures if not given."),
+]
+SeesLater = Annotated[
+    bool, _routers("--sees-later", help="Let in routers that see later tokens of a text.")
+]
 
 
 @with_training_options
@@ -33,35 +54,10 @@ def compare(
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     baseline: Baseline = None,
     as_json: Json = False,
-    routers: Annotated[
-        str | None,
-        typer.Option(
-            help="With commas, as top-k,switch, or all: compare routers in place of methods, in a "
-            "small model, on a corpus (austen, gcide, ...) or a set, several with commas.",
-            rich_help_panel=_ROUTERS,
-        ),
-    ] = None,
-    budget: Annotated[
-        str,
-        typer.Option(
-            help="Equal steps, or flops: equal operations; or both.", rich_help_panel=_ROUTERS
-        ),
-    ] = "steps",
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Of training; 1500 on texts, 1000 on pictures if not given.",
-            rich_help_panel=_ROUTERS,
-        ),
-    ] = None,
-    sees_later: Annotated[
-        bool,
-        typer.Option(
-            "--sees-later",
-            help="Let in routers that see later tokens of a text.",
-            rich_help_panel=_ROUTERS,
-        ),
-    ] = False,
+    routers: Routers = None,
+    budget: Budget = "steps",
+    steps: Steps = None,
+    sees_later: SeesLater = False,
     **given: Any,
 ) -> None:
     """Train several methods, or routers, at several seeds on the same data: one table, one page.

@@ -96,6 +96,10 @@ class Mixture(nn.Module):
         made = self.experts.every(rows)
         return torch.einsum("te,teo->to", routing.dense().to(made.dtype), made)
 
+    def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raise CheckpointError for the weights of the MLP that was here."""
+        refuse_dense(state_dict, prefix)
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         refuse_dense(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore
@@ -188,6 +192,10 @@ class ResidualMixture(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         c = self.coefficient(x).to(dtype).softmax(-1).to(plain.dtype)  # (..., 2)
         return c[..., :1] * branch + c[..., 1:] * plain
+
+    def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raise CheckpointError for the weights of the MLP that was here."""
+        refuse_dense(state_dict, prefix)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         refuse_dense(state_dict, prefix)
