@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# rows of a group up to which products wait for the weights, so that rows of zeros cost nothing
-FEW = 16
-# rows of zeros that may be added to each row
-SPARE = 6
-# elements of a block of hidden rows, which are then still in a processor's cache
-BLOCK = 1 << 19
+# rows of an expert up to which products wait for the weights, so that rows of zeros cost nothing,
+# and rows in all, over pairs, that may then be
+FEW, SPARE = 16, 6
+# the same for products that are slow to share a single matrix among a processor's cores
+SOME, SHARE = 128, 1.25
+TOGETHER = 4
 # bytes from which NumPy asks Linux for pages of 2 MiB
 LARGE = 1 << 22
 
@@ -36,39 +36,88 @@ def roomy(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Consecutive experts with `each` rows, so that a product of all is one call."""
+
+    experts: slice
+    rows: slice
+    each: int
+
+    @property
+    def count(self) -> int:
+        return self.experts.stop - self.experts.start
+
+    def products(self, x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
+        """x_n W_e into `out`, or added to it.  x: (n, i), weight: (count, i, o) -> (n, o)."""
+        if not self.each:
+            return out
+        if self.count == 1:
+            return torch.addmm(out, x, weight[0], beta=int(add), out=out)
+        x, y = (t.view(self.count, self.each, -1) for t in (x, out))
+        # W x^T is up to twice as fast as x W^T where W^T lies in rows
+        turned = self.each <= FEW and x.dtype == torch.float32 and weight.stride(1) == 1
+        if turned and not add:
+            y.copy_(torch.bmm(weight.transpose(1, 2), x.transpose(1, 2)).transpose(1, 2))
+        else:
+            torch.baddbmm(y, x, weight, beta=int(add), out=y)
+        return out
+
+    def outer(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        """a_e^T b_e over each expert's rows, into `out`.  (n, i), (n, o) -> (count, i, o)."""
+        if not self.each:
+            out.zero_()
+        elif self.count == 1:
+            torch.mm(a.t(), b, out=out[0])
+        else:
+            a, b = (t.view(self.count, self.each, -1) for t in (a, b))
+            torch.bmm(a.transpose(1, 2), b, out=out)
+
+
+def blocks(load: list[int]) -> tuple[Block, ...]:
+    """Experts that have few or about as many rows go together.  load: of each expert.
+
+    Where all have few, all do; a few neighbours where `TOGETHER` times the most is not much more
+    than they have.
+    """
+    few = max(load) <= FEW and len(load) * max(load) <= SPARE * sum(load)
+    found: list[Block] = []
+    step, row = len(load) if few else TOGETHER, 0
+    for first in range(0, len(load), step):
+        part = load[first : first + step]
+        most = max(part)
+        whole = few or (most <= SOME and len(part) * most <= SHARE * sum(part))
+        for count, each in [(len(part), most)] if whole else [(1, n) for n in part]:
+            begin = found[-1].experts.stop if found else 0
+            experts, end = slice(begin, begin + count), row + count * each
+            found.append(Block(experts, slice(row, end), each))
+            row = end
+    return tuple(found)
+
+
+@dataclass(frozen=True)
 class Layout:
-    """The pairs of a routing in rows, by expert: `each` rows an expert, or as many as it has.
+    """The pairs of a routing in rows, by expert, with rows of zeros between them in some blocks.
 
     token, place: (N,) int64, the token and the row of each pair, in the order of the routing;
-    sizes: how many rows each expert has; each: if they are as many for all, else 0.
-    Where experts have few pairs, and about as many, rows of zeros make them as many: a product of
-    all is then one call, and it waits for the weights in any case.
+    rows: how many in all.
     """
 
     token: Tensor
     place: Tensor
     tokens: int
-    sizes: tuple[int, ...]
-    each: int
+    rows: int
+    blocks: tuple[Block, ...]
 
     @classmethod
     def of(cls, token: Tensor, expert: Tensor, tokens: int, experts: int) -> Layout:
         load = torch.bincount(expert, minlength=experts)
+        found = blocks(load.tolist())
+        first = [b.rows.start + i * b.each for b in found for i in range(b.count)]
         order = expert.argsort(stable=True)
-        sizes: list[int] = load.tolist()
-        most = max(sizes)
-        each = most if most <= FEW and experts * most <= SPARE * len(token) else 0
-        row = torch.arange(len(token), device=token.device)
-        if each:
-            among = expert[order]
-            row = row + (each * among - (load.cumsum(0) - load)[among])
-            sizes = [each] * experts
-        place = torch.empty_like(order).scatter_(0, order, row)
-        return cls(token, place, tokens, tuple(sizes), each)
-
-    @property
-    def rows(self) -> int:
-        return sum(self.sizes)
+        # how far the pairs of an expert are moved by the rows of zeros before them
+        moved = (torch.tensor(first) - (load.cumsum(0) - load))[expert[order]]
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) + moved)
+        return cls(token, place, tokens, found[-1].rows.stop, found)
 
     @cached_property
     def source(self) -> Tensor:
@@ -81,7 +130,8 @@ class Layout:
 
     def padded(self, x: Tensor) -> Tensor:
         """What `source` counts in: x, and a row of zeros if it is asked for."""
-        return torch.cat([x, x.new_zeros(1, x.shape[1])]) if self.each else x
+        more = self.rows > len(self.token)
+        return torch.cat([x, x.new_zeros(1, x.shape[1])]) if more else x
 
     def sums(self, made: Tensor, weight: Tensor | None) -> Tensor:
         """sum of made's rows by token, each times its pair's weight.  (rows, out) -> (T, out)."""
@@ -95,54 +145,3 @@ class Layout:
         return F.embedding_bag(
             place, made, count.cumsum(0) - count, mode="sum", per_sample_weights=weight
         )
-
-    def blocks(self, width: int) -> list[Block]:
-        """Consecutive experts, of few rows for their products to stay in a processor's cache.
-
-        width: of a hidden row.
-        """
-        if self.each:
-            return [Block(slice(0, len(self.sizes)), slice(0, self.rows), self.sizes, True)]
-        found: list[Block] = []
-        first = begin = end = 0
-        for e, size in enumerate((*self.sizes, BLOCK)):
-            if e == len(self.sizes) or (end > begin and (end + size - begin) * width > BLOCK):
-                sizes = self.sizes[first:e]
-                found.append(Block(slice(first, e), slice(begin, end), sizes, False))
-                first, begin = e, end
-            end += size
-        return found
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some experts and their rows; even: as many rows for each."""
-
-    experts: slice
-    rows: slice
-    sizes: tuple[int, ...]
-    even: bool
-
-    def products(self, x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
-        """x_n W_e into `out`, or added to it.  x: (n, i), weight: (experts, i, o) -> (n, o)."""
-        if self.even:
-            x, y = (t.view(len(self.sizes), -1, t.shape[1]) for t in (x, out))
-            # W x^T is up to twice as fast as x W^T where W^T lies in rows, in float32
-            if x.dtype == torch.float32 and weight.stride(1) == 1 and not add:
-                y.copy_(torch.bmm(weight.transpose(1, 2), x.transpose(1, 2)).transpose(1, 2))
-            else:
-                torch.baddbmm(y, x, weight, beta=int(add), out=y)
-            return out
-        for a, w, y in zip(x.split(self.sizes), weight, out.split(self.sizes), strict=True):
-            if len(a):
-                torch.addmm(y, a, w, beta=int(add), out=y)
-        return out
-
-    def outer(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        """a_e^T b_e over each expert's rows, into `out`.  (n, i), (n, o) -> (experts, i, o)."""
-        if self.even:
-            a, b = (t.view(len(self.sizes), -1, t.shape[1]) for t in (a, b))
-            torch.bmm(a.transpose(1, 2), b, out=out)
-            return
-        for x, y, z in zip(a.split(self.sizes), b.split(self.sizes), out, strict=True):
-            torch.mm(x.t(), y, out=z)

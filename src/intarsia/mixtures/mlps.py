@@ -65,7 +65,7 @@ def mixed_mlps(
 
     x: (T, d), token, expert, weight: (N,), up, gate: (E, h, d), down: (E, out, h) -> (T, out) and
     what the backward needs, (rows, h) both.
-    Experts are taken block by block, so that what is between two products stays in the cache; the
+    Experts are taken block by block, so that what is between two products stays in the cache. The
     backward takes rows of x again, and the gradient of a weight is <W2' dy, hidden>, so that
     neither rows nor outputs are kept.
     """
@@ -75,7 +75,7 @@ def mixed_mlps(
         kept = [roomy((layout.rows, up.shape[1]), x)]
         kept.append(x.new_empty(0) if gate is None else torch.empty_like(kept[0]))
     made, source = roomy((layout.rows, down.shape[1]), x), layout.padded(x)
-    for block in layout.blocks(up.shape[1]):
+    for block in layout.blocks:
         here = source.index_select(0, layout.source[block.rows])
         z = kept[0][block.rows] if keep else x.new_empty(len(here), up.shape[1])
         block.products(here, up[block.experts].transpose(1, 2), z)
@@ -120,7 +120,7 @@ def mixed_mlps_backward(
         roomy(tuple(w.shape), w) if w is not None and wanted else x.new_empty(0)
         for w, wanted in zip((up, gate, down), need[2:], strict=True)
     )
-    for block in layout.blocks(up.shape[1]):
+    for block in layout.blocks:
         token_here, e = layout.source[block.rows], block.experts
         back = grads.index_select(0, token_here)
         dh = block.products(back, down[e], back.new_empty(len(back), up.shape[1]))
