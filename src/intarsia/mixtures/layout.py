@@ -56,10 +56,12 @@ class Block:
         x, y = (t.view(self.count, self.each, -1) for t in (x, out))
         # W x^T is up to twice as fast as x W^T where W^T lies in rows
         turned = self.each <= FEW and x.dtype == torch.float32 and weight.stride(1) == 1
-        if turned and not add:
+        if add:
+            torch.baddbmm(y, x, weight, out=y)
+        elif turned:
             y.copy_(torch.bmm(weight.transpose(1, 2), x.transpose(1, 2)).transpose(1, 2))
         else:
-            torch.baddbmm(y, x, weight, beta=int(add), out=y)
+            torch.bmm(x, weight, out=y)
         return out
 
     def outer(self, a: Tensor, b: Tensor, out: Tensor) -> None:

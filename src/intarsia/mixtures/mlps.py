@@ -70,24 +70,23 @@ def mixed_mlps(
     neither rows nor outputs are kept.
     """
     layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act].forward
-    kept = [x.new_empty(0), x.new_empty(0)]
-    if keep:
-        kept = [roomy((layout.rows, up.shape[1]), x)]
-        kept.append(x.new_empty(0) if gate is None else torch.empty_like(kept[0]))
+    size = (layout.rows, up.shape[1])
+    all_z = roomy(size, x) if keep else x.new_empty(0)
+    all_g = roomy(size, x) if keep and gate is not None else x.new_empty(0)
     made, source = roomy((layout.rows, down.shape[1]), x), layout.padded(x)
     for block in layout.blocks:
         here = source.index_select(0, layout.source[block.rows])
-        z = kept[0][block.rows] if keep else x.new_empty(len(here), up.shape[1])
+        z = all_z[block.rows] if keep else x.new_empty(len(here), up.shape[1])
         block.products(here, up[block.experts].transpose(1, 2), z)
         if gate is None:
             hidden = f(z)
         else:
-            g = kept[1][block.rows] if keep else torch.empty_like(z)
+            g = all_g[block.rows] if keep else torch.empty_like(z)
             block.products(here, gate[block.experts].transpose(1, 2), g)
             hidden = f(g).mul_(z)
         block.products(hidden, down[block.experts].transpose(1, 2), made[block.rows])
     made = made.to(torch.promote_types(x.dtype, weight.dtype))
-    return layout.sums(made, weight.to(made.dtype)), *kept
+    return layout.sums(made, weight.to(made.dtype)), all_z, all_g
 
 
 @torch.library.custom_op(
