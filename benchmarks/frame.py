@@ -47,7 +47,7 @@ def interleaved(jobs: Mapping[str, Job], reps: int) -> dict[str, Spent]:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
     names = list(jobs)
     for rep in range(-1, reps):
-        shift = rep % len(names)
+        shift = rep % max(1, len(names))
         for name in names[shift:] + names[:shift]:
             cpu, wall = time.process_time(), time.perf_counter()
             jobs[name]()
