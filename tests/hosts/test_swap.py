@@ -403,11 +403,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception
     ),
     "another branch": (vit, {"residual": "learnt"}, ConfigError, "residual: got 'learnt'"),
     "a branch of sparse": (
-        mixtral, {"experts": 4, "residual": "sum"}, ConfigError, "residual for a block with",
+        mixtral, {"experts": 4, "residual": "sum"}, ConfigError, "residual or act for a block with",
     ),
     "another E": (mixtral, {"experts": 8}, ConfigError, "experts: got 8, want 4"),
     "an activation for sparse": (
-        mixtral, {"experts": 4, "act": "relu"}, ConfigError, "got how, capacity or act",
+        mixtral, {"experts": 4, "act": "relu"}, ConfigError, "got how, capacity, residual or act",
     ),
     "another activation": (vit, {"act": "swish"}, ConfigError, "act: got 'swish', want one of"),
     "gelu for a router that reads": (
