@@ -25,6 +25,7 @@ RUNNABLE = (
     "how-to/adapt-a-model.md",
     "how-to/benchmark.md",
     "how-to/choose-a-router.md",
+    "how-to/compare-routers.md",
     "how-to/fold-and-export.md",
     "how-to/gaussian-experts.md",
     "how-to/language-models.md",

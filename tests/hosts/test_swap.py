@@ -131,6 +131,24 @@ def test_diversified_copies_differ_and_none_does_at_fraction_0() -> None:
 
 
 @pytest.mark.parametrize("host", HOSTS)
+def test_fresh_experts_are_drawn_each_for_itself_and_all_else_stays(host: str) -> None:
+    dense, model, again = made(host), made(host), made(host)
+    for name, parameter in again.named_parameters():
+        if ".mlp." in name:
+            torch.nn.init.zeros_(parameter)
+    for one in (model, again):
+        intarsia.upcycle(one, TopK(experts=4), how="fresh", seed=3)
+    state, before = model.state_dict(), dense.state_dict()
+    rest = [name for name in before if ".mlp." not in name]
+    assert rest and all(torch.equal(state[name], before[name]) for name in rest)
+    # nothing of the MLP is in them, and neither experts nor layers are alike
+    assert all(torch.equal(state[name], value) for name, value in again.state_dict().items()
+               if ".mlp." in name)  # fmt: skip
+    drawn = [expert for mixture in mixtures(model) for expert in mixture.experts.up]
+    assert all(not torch.equal(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
+
+
+@pytest.mark.parametrize("host", HOSTS)
 def test_experts_may_have_another_activation(host: str) -> None:
     dense = made(host)
     model = intarsia.upcycle(copy.deepcopy(dense), TopK(experts=2), act="relu")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Data, Json, experiment_values, with_training_options
+from .options import Data, Json, experiment_values, given_in_words, with_training_options
 from .shell import note, show_json, show_rich
 
 Baseline = Annotated[
@@ -16,8 +16,33 @@ Baseline = Annotated[
 ]
 
 
+def _routers(*names: str, help: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Routers")
+
+
+Routers = Annotated[
+    str | None,
+    _routers(
+        "--routers",
+        help="With commas, as top-k,switch, or all: compare routers in place of methods, in a "
+        "small model, on a corpus (austen, gcide, ...) or a set, several with commas.",
+    ),
+]
+Budget = Annotated[
+    str, _routers("--budget", help="Equal steps, or flops: equal operations; or both.")
+]
+Steps = Annotated[
+    int | None,
+    _routers("--steps", help="Of training; 1500 on texts, 1000 on pictures if not given."),
+]
+SeesLater = Annotated[
+    bool, _routers("--sees-later", help="Let in routers that see later tokens of a text.")
+]
+
+
 @with_training_options
 def compare(
+    ctx: typer.Context,
     data: Data,
     methods: Annotated[
         str, typer.Option(help="With commas; as for `intarsia fit`.")
@@ -29,15 +54,27 @@ def compare(
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     baseline: Baseline = None,
     as_json: Json = False,
+    routers: Routers = None,
+    budget: Budget = "steps",
+    steps: Steps = None,
+    sees_later: SeesLater = False,
     **given: Any,
 ) -> None:
-    """Train several methods at several seeds on the same pictures: one table, one HTML page.
+    """Train several methods, or routers, at several seeds on the same data: one table, one page.
 
     Settings of a method are given as --set METHOD.name=value. Called again, it keeps the runs that
-    are finished and goes on with one that was stopped.
+    are finished and goes on with one that was stopped. With --routers, the same small model under
+    each of them.
 
     Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set mosa.active=2
     """
+    asked = {**locals(), **given}
+    from .routing import check_given
+
+    check_given(given_in_words(ctx), routers is not None)
+    if routers is not None:
+        _compare_routers(asked)
+        return
     from ..experiments.contest import by_method, entries, on_one_adapter, run_all, running_options
     from ..experiments.experiment import Experiment, located
     from ..experiments.settings import value_of
@@ -53,6 +90,26 @@ def compare(
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("Call the same command again to go on.") from stop
     show_comparison([e.folder for e in contest], folder / "report.html", baseline, as_json)
+
+
+def _compare_routers(given: dict[str, Any]) -> None:
+    from ..experiments.routing.tables import table_of
+    from ..report.tables import terminal
+    from .routing import ask, carry
+
+    try:
+        sheets, found = carry(ask(given), given, note)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("Call the same command again to go on.") from stop
+    if given["as_json"]:
+        show_json(found)
+        return
+    for sheet in sheets:
+        table = table_of(sheet)
+        show_rich(terminal(table))
+        for line in table.notes:
+            print(line)
+    print(f"Report: {found['report']}")
 
 
 def report(

@@ -61,6 +61,7 @@ OPTIONS = {
     "precision='bf16'": "--precision bf16",
     "targets=[...]": "--target NAME",
     "val=0": "--val 0",
+    "sees_later=True": "--sees-later",
 }
 
 

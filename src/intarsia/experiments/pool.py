@@ -139,7 +139,7 @@ def _serve(pipe: Connection, threads: int) -> None:
     while True:
         try:
             work, inputs = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, OSError, KeyboardInterrupt):
             return
         try:
             answer = True, work(inputs)

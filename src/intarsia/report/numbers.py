@@ -51,8 +51,8 @@ def probability(p: float) -> str:
 
 
 def count(n: int) -> str:
-    """950, 48.4 k, 1.23 M: three digits."""
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+    """950, 48.4 k, 1.23 M ... T: three digits."""
+    for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
         # 999 950 would round to 1000 k
         if n >= size * 0.9995:
             return f"{_three(n / size)} {unit}"

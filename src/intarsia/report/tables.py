@@ -132,7 +132,11 @@ def _ratio(value: float | None, base: float | None, same: bool) -> str:
 
 def terminal_table(comparison: Comparison) -> RichTable:
     """For rich's console; text is shown as it is, without markup."""
-    table = table_of(comparison)
+    return terminal(table_of(comparison))
+
+
+def terminal(table: Table) -> RichTable:
+    """Any table for rich's console."""
     shown = RichTable(caption=Text(table.caption), caption_justify="left", header_style="bold")
     for column in table.columns:
         shown.add_column(Text(column.title), justify="right" if column.numeric else "left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -130,7 +131,9 @@ def test_one_expert_costs_what_the_dense_model_does() -> None:
     assert toy.text
 
 
-@pytest.mark.parametrize("name", ["dense", "top-k-relu", "switch", "random", "residual"])
+@pytest.mark.parametrize(
+    "name", ["dense", "top-k-relu", "switch", "random", "residual", "moe-x", "moe-x-fresh"]
+)
 def test_a_cell_tells_in_json(name: str) -> None:
     found = json.loads(json.dumps(work(_inputs(VARIANTS[name])), allow_nan=False))
     assert found["curve"][-1]["step"] == SCALE.steps
@@ -141,7 +144,7 @@ def test_a_cell_tells_in_json(name: str) -> None:
     for layer in layers:
         assert sum(map(sum, layer["table"])) == SCALE.test * SCALE.length  # pyright: ignore
         assert len(layer["dropped_by_position"]) == 4
-    if name == "top-k-relu":
+    if name in ("top-k-relu", "moe-x", "moe-x-fresh"):
         assert all(0 <= x["hidden_units"] <= 8 and "score_to_units" in x for x in layers)
     if name in ("switch", "dense"):
         wanted = found["loss"] / found["bits_per_byte"]
@@ -188,6 +191,17 @@ def test_equal_operations() -> None:
     for one in (dear, cheap):
         step = one["flops"]["total"] / one["steps"]
         assert abs(one["flops"]["total"] - base["flops"]["total"]) <= step
+
+
+@pytest.mark.parametrize("name", [name for name, one in VARIANTS.items() if one.router])
+def test_a_contender_that_needs_acknowledging_is_what_upcycle_refuses(name: str) -> None:
+    toy, variant = material("toy", SCALE), VARIANTS[name]
+    variant = dataclasses.replace(variant, experts=None)  # a pyramid is for four layers
+    model = dense(variant, toy, SCALE, 0)
+    if variant.sees_later:
+        with pytest.raises(ConfigError, match="later tokens"):
+            with_mixtures(model, variant, 0)
+    with_mixtures(model, variant, 0, sees_later=variant.sees_later)
 
 
 def test_what_is_refused_before_anything_runs() -> None:

@@ -6,6 +6,12 @@
 from .asked import Asked as Asked
 from .asked import cells as cells
 from .cell import work as work
+from .contest import Contest as Contest
+from .contest import write as write
+from .findings import Contender as Contender
+from .findings import Sheet as Sheet
+from .findings import sheets_of as sheets_of
+from .findings import tidy as tidy
 from .materials import material as material
 from .scale import PICTURES as PICTURES
 from .scale import TEXT as TEXT

@@ -11,7 +11,7 @@ from torch import nn
 from ...core.errors import ConfigError
 from ...data.small_models import small_decoder, small_vit
 from ...hosts import upcycle
-from ...mixtures import Mixture, ResidualMixture, add_momentum
+from ...mixtures import add_momentum
 from ...routers import set_ids
 from .materials import Material
 from .scale import Scale
@@ -41,31 +41,18 @@ def with_mixtures(
 
     Raises: ConfigError for a router that sees later tokens in a decoder, unless acknowledged.
     """
-    before = dict(model.named_modules())
-    paths = [p for p in before if p.endswith(".mlp")]
+    paths = [path for path, _ in model.named_modules() if path.endswith(".mlp")]
     if variant.router is not None:
         upcycle(
             model, variant.router, how=variant.start.how, fraction=variant.start.fraction,
             experts=variant.experts, capacity=variant.capacity, seed=seed, sees_later=sees_later,
+            residual="learned" if variant.residual else None,
         )  # fmt: skip
-        if variant.residual:
-            _beside(model, {path: before[path] for path in paths}, seed)
         if hasattr(model, "patch_embed"):
             model.register_forward_pre_hook(_tell_places)
     if variant.update is not None:
         add_momentum(model, variant.update, paths)
     return model
-
-
-def _beside(model: nn.Module, mlps: dict[str, Any], seed: int) -> None:
-    """An MLP beside the experts of each layer, as many units as one of them."""
-    for i, (path, mlp) in enumerate(mlps.items()):
-        parent, _, name = path.rpartition(".")
-        mixture = model.get_submodule(path)
-        assert isinstance(mixture, Mixture)
-        draws = torch.Generator().manual_seed(seed * 1000 + i)
-        both = ResidualMixture(mixture, mlp, width=mlp.fc1.in_features, generator=draws)
-        setattr(model.get_submodule(parent), name, both)
 
 
 def _tell_places(model: Any, args: tuple[Any, ...]) -> None:

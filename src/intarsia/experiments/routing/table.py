@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ...core.errors import UnknownName
 from ...mixtures import AdamOnce, Capacity, HeavyBall
 from ...routers import (
+    ActivationGate,
     Comet,
     DSelectK,
     Dts,
@@ -15,6 +16,7 @@ from ...routers import (
     NoisyTopK,
     PermutationSearch,
     Recurrent,
+    Sparsity,
     Switch,
     TopK,
     TopP,
@@ -27,8 +29,10 @@ EXPERTS, ACTIVE = 8, 2
 BASELINE = "top-k"
 STATE = 32  # of the recurrent router: half the width, as in the paper's larger models
 
+PYRAMID = (4, 4, 8, 8)  # twice as many in the later half, as in PR-MoE
+
 DENSE_FIRST = 0.1
-"""Of EvoMoE's steps, one expert for all, as in its experiment."""
+"""Of EvoMoE's steps, one expert for all, as in its experiment; of MoE-X's, too."""
 
 VARIANTS: dict[str, Variant] = {
     v.name: v
@@ -56,7 +60,14 @@ VARIANTS: dict[str, Variant] = {
         Variant("top-1-order", TopK(EXPERTS, 1, scale="prob"), capacity=Capacity(1.0, "order")),
         Variant("top-1-lots", TopK(EXPERTS, 1, scale="prob"), capacity=Capacity(1.0, "random")),
         Variant("residual", TopK(EXPERTS, 1, scale="prob"), residual=True),
+        Variant("pyramid", TopK(EXPERTS, 1, scale="prob"), experts=PYRAMID),
+        Variant("pr-moe", TopK(EXPERTS, 1, scale="prob"), residual=True, experts=PYRAMID),
+        Variant("activation-gate", ActivationGate(EXPERTS, ACTIVE)),
         Variant("top-k-relu", TopK(EXPERTS, ACTIVE), Expert("relu")),
+        Variant(
+            "moe-x", Sparsity(EXPERTS, ACTIVE), Expert("relu"), Start("diversified", DENSE_FIRST)
+        ),
+        Variant("moe-x-fresh", Sparsity(EXPERTS, ACTIVE), Expert("relu")),
     )
 }
 """Every token of "top-k" passes two of eight experts; "dense" has an expert's hidden units,

@@ -1,0 +1,98 @@
+"""What `intarsia compare --routers` does: read what was asked, run the cells, write their files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigError
+from ..experiments.routing import (
+    PICTURES,
+    TEXT,
+    VARIANTS,
+    Contest,
+    Scale,
+    cells,
+    sheets_of,
+    tidy,
+    write,
+)
+from ..experiments.routing.findings import Sheet
+from ..experiments.settings import value_of
+from ..report.numbers import plural
+
+OWN = ("data", "routers", "seeds", "budget", "steps", "sees_later", "jobs", "threads", "out",
+       "baseline", "as_json", "ctx", "debug")  # fmt: skip
+ONLY = ("budget", "steps", "sees_later")
+"""Options that mean something to a comparison of routers, and those that mean nothing without."""
+
+OPTIONS = {"settings": "--set", "targets": "--target", "images": "-n"}
+
+
+def check_given(given: set[str], routers: bool) -> None:
+    """Raises: ConfigError for options that say nothing here."""
+    strange = sorted(given - set(OWN) if routers else given & set(ONLY))
+    if not strange:
+        return
+    named = ", ".join(OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in strange)
+    raise ConfigError(
+        "options of compare", got=f"{named} {'with' if routers else 'without'} --routers",
+        want="with --routers: --seeds, --budget, --steps, --sees-later, --baseline, --jobs, "
+        "--threads, --out" if routers else "--routers with them",
+        fix="Leave them out: models, rates and pictures are one for all routers." if routers
+        else "For example: --routers top-k,switch --budget both",
+    )  # fmt: skip
+
+
+def ask(given: Mapping[str, Any]) -> Contest:
+    """The contest that was asked for; what cannot be is found when its cells are."""
+    names = _names(given["routers"])
+    budget = given["budget"]
+    seeds: tuple[int, ...] = value_of("--seeds", given["seeds"], tuple[int, ...])
+    return Contest(
+        _names(given["data"]),
+        None if names == ["all"] else names,
+        seeds,
+        ("steps", "flops") if budget == "both" else (budget,),
+        given["sees_later"],
+    )
+
+
+def carry(
+    contest: Contest, given: Mapping[str, Any], report: Callable[[str], None]
+) -> tuple[list[Sheet], dict[str, Any]]:
+    """Run the cells that are not kept and write the files; the sheets, and all of it as JSON.
+
+    Raises: UnknownName and ConfigError for what cannot be, before a cell runs.
+    """
+    asked = contest.asked()
+    baseline = contest.baseline(given["baseline"])
+    folder = given["out"] or Path("runs") / f"routers-{'-'.join(contest.data)}"
+    report(f"{plural(len(asked), 'cell')}; tables and page in {folder}")
+    rows = cells(
+        asked, jobs=given["jobs"], report=report, baseline=VARIANTS[baseline],
+        text=_scale(TEXT, given["steps"]), pictures=_scale(PICTURES, given["steps"]),
+        sees_later=contest.sees_later, threads=given["threads"] or 1,
+    )  # fmt: skip
+    sheets = sheets_of(rows, baseline)
+    written = write(sheets, rows, folder, _command(given))
+    return sheets, {"report": str(written[0]), "rows": tidy(sheets)}
+
+
+def _command(given: Mapping[str, Any]) -> str:
+    """What makes the same cells and files again, but for where they lie."""
+    words = ["intarsia compare", given["data"], "--routers", given["routers"]]
+    words += ["--seeds", given["seeds"], "--budget", given["budget"]]
+    for name in ("steps", "baseline"):
+        words += [] if given[name] is None else [f"--{name}", str(given[name])]
+    return " ".join(words + (["--sees-later"] if given["sees_later"] else []))
+
+
+def _scale(scale: Scale, steps: int | None) -> Scale:
+    return scale if steps is None else dataclasses.replace(scale, steps=steps)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
