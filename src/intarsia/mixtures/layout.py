@@ -15,8 +15,8 @@ from torch import Tensor
 # and rows in all, over pairs, that may then be
 FEW, SPARE = 16, 6
 # the same for products that are slow to share a single matrix among a processor's cores
-SOME, SHARE = 128, 1.25
-TOGETHER = 4
+SOME, SHARE = 128, 1.5
+TOGETHER = 8
 # bytes from which NumPy asks Linux for pages of 2 MiB
 LARGE = 1 << 22
 
