@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..experiments.kept import Kept, key_of
 from ..mixtures import Mixture, StackedExperts
 from ..routers import Comet, Hash, PermutationSearch, TopK, search_step
 from ..routers.permutation import RouterConfig
+from ..routers.statistics import CollapseWarning
 from ..train import evaluate, fit
 from . import mix6
 from .study import threads
@@ -109,16 +111,19 @@ def trained(router: RouterConfig, drawn: Drawn, seed: int, epochs: int) -> nn.Mo
         torch.manual_seed(seed)
         model = nn.Sequential(mixture, nn.Linear(mix6.WIDTH, mix6.CLASSES))
     options: Any = {"schedule": search_step} if isinstance(router, PermutationSearch) else {}
-    fit(
-        model, parts(seed)[0], epochs=epochs, batch_size=mix6.BATCH, lr=drawn.lr, seed=seed,
-        evaluate_every=0, trackers=(), **options,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)  # the table says so
+        fit(
+            model, parts(seed)[0], epochs=epochs, batch_size=mix6.BATCH, lr=drawn.lr, seed=seed,
+            evaluate_every=0, trackers=(), **options,
+        )  # fmt: skip
     return model
 
 
 @torch.no_grad()
 def scored(model: nn.Module, seed: int) -> dict[str, float]:
-    """Losses on what chooses and on test digits, accuracy and experts of a picture there."""
+    """Losses on what chooses and on test digits; there, accuracy, experts of a picture, and the
+    largest share of one expert in the pairs."""
     model.eval()
     test = mix6.data("test")
     val, found = (evaluate(model, part, batch_size=512) for part in (parts(seed)[1], test))
@@ -126,6 +131,7 @@ def scored(model: nn.Module, seed: int) -> dict[str, float]:
     return {
         "val": val.loss, "loss": found.loss, "accuracy": found.accuracy,
         "active": len(routing.token) / routing.tokens,
+        "largest": float(routing.load().max()) / len(routing.token),
     }  # fmt: skip
 
 
@@ -235,6 +241,7 @@ def _row(name: str, of_seeds: Mapping[int, Sequence[Mapping[str, float]]]) -> di
     picks = [picked(each) for each in tries]
     line["accuracy, %"] = f"{100 * statistics.mean(p['accuracy'] for p in picks):.1f}"
     line["experts of a picture"] = f"{statistics.mean(p['active'] for p in picks):.2f}"
+    line["largest share"] = f"{statistics.mean(p['largest'] for p in picks):.2f}"
     line["CPU, s"] = f"{statistics.median(t['cpu'] for each in tries for t in each):.1f}"
     return line
 
