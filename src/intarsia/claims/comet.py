@@ -101,8 +101,10 @@ def parts(seed: int) -> tuple[TensorDataset, TensorDataset]:
     return TensorDataset(x[~held], y[~held]), TensorDataset(x[held], y[held])
 
 
-def trained(router: RouterConfig, drawn: Drawn, seed: int, epochs: int) -> nn.Module:
-    """Pixels to eight experts, their mixture to ten logits."""
+def trained(
+    router: RouterConfig, drawn: Drawn, seed: int, epochs: int, **options: Any
+) -> nn.Module:
+    """Pixels to eight experts, their mixture to ten logits.  options: of `fit`."""
     generator = torch.Generator().manual_seed(seed)
     experts = StackedExperts(EXPERTS, 64, HIDDEN, mix6.WIDTH, bias=True, generator=generator)
     built: Any = router.build(64, generator=generator)
@@ -110,7 +112,8 @@ def trained(router: RouterConfig, drawn: Drawn, seed: int, epochs: int) -> nn.Mo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(mixture, nn.Linear(mix6.WIDTH, mix6.CLASSES))
-    options: Any = {"schedule": search_step} if isinstance(router, PermutationSearch) else {}
+    if isinstance(router, PermutationSearch):
+        options["schedule"] = search_step
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the table says so
         fit(
