@@ -3,11 +3,13 @@
     python benchmarks/router_probes.py evomoe     # the table on the terminal
     python benchmarks/router_probes.py rmoe
     python benchmarks/router_probes.py comet
+    python benchmarks/router_probes.py search
 
-evomoe: the gate made hard once it has cooled, a stronger balance loss, experts that start further
-apart, or later. rmoe: twice the steps, and the linear router's balance loss. comet: an entropy loss
-that grows from nothing, and a narrower band of the splits. Losses are those of the validation part:
-what explains a claim must not see what judges it. Cells of texts are kept.
+search: whether the permutation that is found is the one it began with. comet: an entropy loss that
+grows from nothing, and a narrower band of the splits. evomoe: the gate made hard once it has
+cooled, a stronger balance loss, experts that start further apart, or later. rmoe: twice the steps,
+and the linear router's balance loss. Losses are those of the validation part: what explains a claim
+must not see what judges it. Cells of texts are kept.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from intarsia.claims.ledger import machine, markdown
 from intarsia.claims.routed import CORPUS, Cell, information
 from intarsia.claims.study import threads
 from intarsia.experiments.routing import TEXT, VARIANTS, Asked, Start, Variant, cells
-from intarsia.routers import Comet, Dts, Recurrent
+from intarsia.routers import Comet, Dts, PermutationSearch, Recurrent
 from intarsia.routers.comet import CometRouter
+from intarsia.routers.permutation import hungarian
 
 SEED = 0
 Report = Callable[[str], None]
@@ -118,13 +121,42 @@ def of_comet(report: Report) -> list[dict[str, Any]]:
     ]
 
 
+def of_search(report: Report) -> list[dict[str, Any]]:
+    """Top-k with a search, in six draws of a seed, at two temperatures it starts from."""
+    rows: list[dict[str, Any]] = []
+    for start in (1e-3, 0.1):
+        same, largest = list[float](), list[float]()
+        losses = list[float]()
+        for drawn in comet.draws(SEED, 6):
+            usual = comet.searched(drawn, comet.LENGTH.steps)
+            assert isinstance(usual, PermutationSearch)
+            config = replace(usual, start=start)
+            model: Any = comet.trained(config, drawn, SEED, 0)
+            plan = model[0].router.soft().detach()[0]
+            largest.append(float(plan.max(1).values.mean()))
+            model = comet.trained(config, drawn, SEED, comet.LENGTH.epochs)
+            same.append(float((hungarian(plan) == model[0].router.order[0]).double().mean()))
+            losses.append(comet.scored(model, SEED)["val"])
+            report(f"start {start}: {largest[-1]:.3f} {same[-1]:.2f} {losses[-1]:.3f}")
+        rows.append(
+            {
+                "tau at first": f"{start:g}",
+                "largest entry of a row of P at first": f"{statistics.mean(largest):.3f}",
+                "experts that keep their first place": f"{100 * statistics.mean(same):.0f} %",
+                "validation loss, best of 6": f"{min(losses):.3f}",
+                "median": f"{statistics.median(losses):.3f}",
+            }
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("which", choices=("evomoe", "rmoe", "comet"))
+    parser.add_argument("which", choices=("evomoe", "rmoe", "comet", "search"))
     which = parser.parse_args().which
     with threads(1):
-        if which == "comet":
-            rows = of_comet(print)
+        if which in ("comet", "search"):
+            rows = (of_comet if which == "comet" else of_search)(print)
         elif which == "evomoe":
             rows = ran(EVOMOE, 1, print)
         else:
