@@ -262,8 +262,8 @@ def _row(name: str, of_seeds: Mapping[int, Sequence[Mapping[str, float]]]) -> di
 
 PAPER = "(arXiv:2306.02824, abstract)"
 TIED = (
-    "A tie: three seeds of five are below 1, and so is the ratio of the two mean losses, 0.996. But "
-    "the picked COMETs give a picture to 4.05 experts, twice as many as top-k. An entropy loss "
+    "A tie: three seeds of five are below 1, and so is the ratio of the two mean losses, 0.996. "
+    "But the picked COMETs give a picture to 4.05 experts, twice as many as top-k. An entropy loss "
     "that is strong from the first step sends all pictures to the same one or two experts; one "
     "that grows took a third off the loss of the seed it was tried on (LOG.md, 2026-11-25)."
 )
@@ -273,8 +273,8 @@ LOOSE = (
     "ones for all pictures: nothing balances them (LOG.md, 2026-11-25)."
 )
 IDLE = (
-    "Likely cause: hardly anything is searched. Of the places of experts that the search finds, 94 % are "
-    "those that its first, random M gives, and so it is a new naming of experts that know "
+    "Likely cause: hardly anything is searched. Of the places of experts that the search finds, "
+    "94 % are those that its first, random M gives, and so it is a new naming of experts that know "
     "little yet. A smoother start (tau from 0.1) does not change that (LOG.md, 2026-11-25)."
 )
 SEEDS = (0, 1, 2, 3, 4)
