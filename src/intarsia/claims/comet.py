@@ -262,7 +262,7 @@ def _row(name: str, of_seeds: Mapping[int, Sequence[Mapping[str, float]]]) -> di
 
 PAPER = "(arXiv:2306.02824, abstract)"
 TIED = (
-    "A tie: three seeds of five are below 1, and so is the ratio of the two mean losses, 0.996. "
+    "A tie: three seeds of five are below 1, and so is the ratio of the two mean losses, 0.995. "
     "But the picked COMETs give a picture to 4.05 experts, twice as many as top-k. An entropy loss "
     "that is strong from the first step sends all pictures to the same one or two experts; one "
     "that grows took a third off the loss of the seed it was tried on (LOG.md, 2026-11-25)."
