@@ -48,7 +48,7 @@ def test_a_claim_runs_all_its_contenders(key: str) -> None:
 
 
 def cell(loss: float, **more: Any) -> dict[str, Any]:
-    layer = {"load": [1] * 8, "load_cv": 0.0}
+    layer = {"load": [1] * 8, "load_cv": 0.0, "active": 1.0}
     return {
         "loss": loss, "swapped_loss": loss + 0.1, "steps": 5, "flops": {"total": 1.0},
         "cpu_seconds": 1.0, "layers": [layer], "data": "toy", "scale": SCALE.to_dict(),

@@ -138,6 +138,7 @@ def _row(name: str, made: Sequence[Cell], base: Sequence[Cell]) -> dict[str, Any
         "swapped": f"+{100 * statistics.mean(map(hurt, made)):.1f} %",
         "information": f"{statistics.mean(map(information, made)):.3f}",
         "active": f"{statistics.mean(map(active, made)):.2f}",
+        "in test": f"{statistics.mean(_layers(cell, 'active') for cell in made):.2f}",
         "load CV": f"{statistics.mean(_layers(cell, 'load_cv') for cell in made):.2f}",
         "operations": f"{flops:.2e}",
         "CPU, s": f"{statistics.median(cell['cpu_seconds'] for cell in made):.0f}",
@@ -169,6 +170,7 @@ def _with_setting(found: Mapping[str, Sequence[Cell]], note: str) -> str:
         f"{cell['data']!r}; the loss is of the test part, in nats of a token. Ratios are means "
         "over seeds. Swapped: how much the perplexity rises when a fortieth of the tokens that are "
         "read are others. Information: between the first choices of a layer and the next, in nats. "
-        "Active: experts of a token in the last step of training."
+        "Active: experts of a token in the last step of training; in test: on the test part, where "
+        "no noise is added."
     )
     return f"{setting}\n{note}" if note else setting
