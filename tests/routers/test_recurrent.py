@@ -98,6 +98,18 @@ def test_a_closed_gate_keeps_the_first_state_and_an_open_one_forgets_depth() -> 
     assert_close(last, torch.where(last > 0, want, 0.0) / (want * (last > 0)).sum(-1, True))
 
 
+def test_without_carrying_each_layer_is_a_first_one() -> None:
+    model, xs = stack(carry=False), inputs()
+    for layer, gates in enumerate(run(model, xs)):
+        own = router(model, layer)
+        h = own.recur(xs[layer] @ own.down.T, torch.zeros(6, 3, dtype=torch.float64))
+        want = (h @ own.weight.T).softmax(-1)
+        assert_close(gates, torch.where(gates > 0, want, 0.0) / (want * (gates > 0)).sum(-1, True))
+    carrying = stack()
+    assert_close(run(carrying, xs)[0], run(model, xs)[0])
+    assert not torch.equal(run(carrying, xs)[2], run(model, xs)[2])
+
+
 def test_the_thread_is_the_only_way_from_one_layer_to_another() -> None:
     model, xs = stack(), [x.requires_grad_() for x in inputs()]
     run(model, xs)[2].square().sum().backward()

@@ -22,12 +22,16 @@ from ..core.errors import CheckpointError, UnknownName
 
 MODULES = (
     "claims.bi",
+    "claims.comet",
+    "claims.evomoe",
     "claims.gaussian_moe",
     "claims.lt_sft",
     "claims.mixtures",
+    "claims.momentum",
     "claims.mos",
     "claims.mosa",
     "claims.poly",
+    "claims.recurrent",
     "claims.s2ft",
 )
 """Modules with CLAIMS, below `intarsia`."""

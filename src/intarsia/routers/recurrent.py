@@ -25,7 +25,8 @@ class Recurrent:
     each layer's own, without bias. Weights of the k chosen experts sum to 1.
     experts: E; active: k; hidden: p, the width of the state; std: of the first weights of W2;
     jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on the input while training; balance,
-    z: coefficients of the losses.
+    z: coefficients of the losses; carry: False = h_{l-1} is 0 at every layer, the control for what
+    the recurrence does: a router of two layers that sees its own x alone.
 
     Raises: ConfigError on a setting that cannot be: k above E, or one renormalised expert of
     several, whose weight is 1 whatever the router says.
@@ -40,6 +41,7 @@ class Recurrent:
     jitter: float = 0.0
     balance: float = 0.001
     z: float = 0.0
+    carry: bool = True
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
@@ -90,7 +92,7 @@ class RecurrentRouter(GateRouter, Threaded):
 
     def logits(self, rows: Tensor) -> Tensor:
         u = wide_linear(rows, self.down)
-        before = self.carried(len(rows))
+        before = self.carried(len(rows)) if self.config.carry else None
         state = self.recur(u, torch.zeros_like(u) if before is None else before)
         self.carry(state)
         return wide_linear(state, self.weight)
