@@ -25,10 +25,12 @@ MODULES = (
     "claims.gaussian_moe",
     "claims.lt_sft",
     "claims.mixtures",
+    "claims.moe_x",
     "claims.mos",
     "claims.mosa",
     "claims.poly",
     "claims.s2ft",
+    "claims.transport",
 )
 """Modules with CLAIMS, below `intarsia`."""
 

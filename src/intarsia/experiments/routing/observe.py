@@ -15,6 +15,8 @@ from ...core import Routing
 from ...mixtures import Mixture, StackedExperts
 from ...mixtures.mixture import spread
 from ...routers import TopKRouter
+from ...routers.activation import ActivationRouter
+from ...routers.sparsity import SparsityRouter
 from ...train import evaluate
 from ...train.evaluate import modes_kept
 from . import measures
@@ -81,7 +83,8 @@ class Seen:
 def scores_of(mixture: Mixture, rows: Tensor) -> Tensor | None:
     """How a router rates each expert for each row, (N, E), if it rates them by the row alone."""
     router: Any = mixture.router
-    return router.logits(rows) if isinstance(router, TopKRouter) else None
+    by_row = isinstance(router, TopKRouter | ActivationRouter | SparsityRouter)
+    return router.logits(rows) if by_row else None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any, cast
 from ...core.errors import ConfigError
 from ...core.registry import KEY, card, method_to_dict, settings_from_dict
 from ...mixtures import AdamOnce, Capacity, HeavyBall, Robust
+from ...mixtures.capacity import LOOKS_AHEAD
 from ...mixtures.residual import Update
 from ...routers import non_causal
 from ...routers.permutation import RouterConfig
@@ -90,7 +91,7 @@ class Variant:
     def sees_later(self) -> bool:
         """Whether later tokens decide where earlier ones go."""
         return non_causal(self.router) or (
-            self.capacity is not None and self.capacity.policy == "score"
+            self.capacity is not None and self.capacity.policy in LOOKS_AHEAD
         )
 
     def to_dict(self) -> dict[str, Any]:
