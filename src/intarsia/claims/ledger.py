@@ -22,6 +22,7 @@ from ..core.errors import CheckpointError, UnknownName
 
 MODULES = (
     "claims.bi",
+    "claims.deepspeed_moe",
     "claims.gaussian_moe",
     "claims.lt_sft",
     "claims.mixtures",
@@ -31,6 +32,7 @@ MODULES = (
     "claims.poly",
     "claims.s2ft",
     "claims.transport",
+    "claims.zcode_m3",
 )
 """Modules with CLAIMS, below `intarsia`."""
 
