@@ -13,29 +13,20 @@ so the machine should be idle: CPU time, beside it, says how far it was not.
 from __future__ import annotations
 
 import argparse
-import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from frame import Job, Row, interleaved, markdown, operations, parser, publish, ratio, read
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia import LlavaMole, Lora, MixLora, TopK
 from intarsia.claims.mixtures import naive, shared_mlp
 from intarsia.mixtures.dispatch import Slices
-from intarsia.train.record import machine, versions
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "mixtures.md"
 TOKENS, WIDTH, HIDDEN, RANK, EXPERTS, ADAPTERS = 2048, 576, 1536, 16, 8, 16
 ATTENTION = Lora(RANK, roles=("qkv", "projection"))
 EVERYWHERE = Lora(RANK, roles=("qkv", "projection", "mlp_linear"))
@@ -45,18 +36,6 @@ METHODS = {
     "top 1 of 8": LlavaMole(EXPERTS, Lora(RANK), attention=ATTENTION),
     "top 2 of 8": MixLora(TopK(EXPERTS, 2), Lora(RANK), ATTENTION),
 }
-Job = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A ratio and its bar (None = for information)."""
-
-    what: str
-    over: str
-    under: str
-    bar: float | None
-
 
 ROWS = (
     Row("train step, top 1 of 8 experts / one LoRA", "top 1 of 8", "one LoRA", 1.15),
@@ -167,31 +146,6 @@ def mixed_batches(args: argparse.Namespace) -> dict[str, Job]:
     }
 
 
-Times = dict[str, list[tuple[float, float]]]
-
-
-def interleaved(jobs: Mapping[str, Job], reps: int) -> Times:
-    """(CPU seconds, wall seconds) of each job, `reps` times after one run that does not count."""
-    times: Times = {name: [] for name in jobs}
-    names = list(jobs)
-    for rep in range(-1, reps):
-        shift = rep % len(names)
-        for name in names[shift:] + names[:shift]:
-            cpu, wall = time.process_time(), time.perf_counter()
-            jobs[name]()
-            spent = time.process_time() - cpu, time.perf_counter() - wall
-            if rep >= 0:
-                times[name].append(spent)
-    return times
-
-
-def operations(job: Job) -> int:
-    """Floating-point operations of matrix products."""
-    with FlopCounterMode(display=False) as counter:
-        job()
-    return counter.get_total_flops()
-
-
 def dispatch_bytes(layers: int) -> int:
     """Bytes that one step's dispatches must move: rows read, written and added, and back."""
     out = TOKENS * 4 * (WIDTH + HIDDEN)  # what gate and up, and down, read
@@ -219,75 +173,39 @@ def measure(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]
     # dispatch moves rows, and multiplies next to nothing
     floors = {n: operations(job) if n != "dispatch" else 0 for n, job in jobs.items()}
     times = interleaved(jobs, args.reps)
-    middle = {n: tuple(map(statistics.median, zip(*t, strict=True))) for n, t in times.items()}
     table = []
     for row in ROWS:
-        cpu, wall = (a / b for a, b in zip(middle[row.over], middle[row.under], strict=True))
         floor = floors[row.over] / floors[row.under]
         if row.over == "dispatch":
-            floor = dispatch_bytes(args.layers) / copy_speed() / middle[row.under][1]
-        table.append([row.what, *_judged(wall, row.bar), f"{cpu:.3f}", f"{floor:.3f}"])
+            floor = dispatch_bytes(args.layers) / copy_speed() / times[row.under].wall
+        table.append([*ratio(row, times), f"{floor:.3f}"])
     cases = [
-        [name, f"{1e3 * cpu:.0f}", f"{1e3 * wall:.0f}", f"{floors[name] / 1e9:.1f}"]
-        for name, (cpu, wall) in middle.items()
+        [name, f"{1e3 * spent.cpu:.0f}", f"{1e3 * spent.wall:.0f}", f"{floors[name] / 1e9:.1f}"]
+        for name, spent in times.items()
     ]
     return table, cases
 
 
-def _judged(got: float, bar: float | None) -> tuple[str, str, str]:
-    if bar is None:
-        return f"{got:.3f}", "", ""
-    return f"{got:.3f}", f"{bar:.2f}", "met" if got <= bar else "not met"
-
-
-def page(args: argparse.Namespace) -> str:
-    """The whole report, in Markdown."""
-    table, cases = measure(args)
-    about, found = machine(), versions()
-    command = " ".join(["python", "benchmarks/mixtures.py", *sys.argv[1:]])
-    return "\n".join(
-        [
-            "# Mixtures of LoRA experts: time",
-            "",
-            f"{args.layers} Llama blocks of SmolLM2-135M's shape, {TOKENS} tokens, rank {RANK}, "
-            f"float32, one thread, random weights; one interleaved run, medians of "
-            f"{args.reps}. Ratios of wall time, and of CPU time beside them, which other processes "
-            "of the machine lengthen less.",
-            "",
-            f"{datetime.now(UTC):%Y-%m-%d}, {about['processor']}, torch {found['torch']}, "
-            f"Python {found['python']}, load before the run {args.load:.1f}: `{command}`",
-            "",
-            *_markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
-            "",
-            "The floor counts the operations of matrix products; for routing and dispatch it is "
-            "the time in which the rows could be copied in parts that fit the cache.",
-            "",
-            *_markdown(["case", "CPU, ms", "wall, ms", "GFLOP"], cases),
-            "",
-        ]
-    )
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    made = parser(__doc__, threads=1, reps=11)
+    made.add_argument("--layers", type=int, default=2)
+    args = read(made)
+    table, cases = measure(args)
+    body = [
+        *markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
+        "",
+        "The floor counts the operations of matrix products; for routing and dispatch it is "
+        "the time in which the rows could be copied in parts that fit the cache.",
+        "",
+        *markdown(["case", "CPU, ms", "wall, ms", "GFLOP"], cases),
+    ]
+    about = (
+        f"{args.layers} Llama blocks of SmolLM2-135M's shape, {TOKENS} tokens, rank {RANK}, "
+        f"float32, {args.threads} threads, random weights; one interleaved run, medians of "
+        f"{args.reps}. Ratios of wall time, and of CPU time beside them, which other processes of "
+        "the machine lengthen less."
     )
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--reps", type=int, default=11)
-    parser.add_argument("--write", action="store_true", help=f"also write docs/{PAGE.name}")
-    args = parser.parse_args()
-    args.load = psutil.getloadavg()[0]
-    torch.set_num_threads(1)
-    text = page(args)
-    print(text)
-    if args.write:
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(text)
+    publish("Mixtures of LoRA experts: time", about, body, args)
 
 
 if __name__ == "__main__":

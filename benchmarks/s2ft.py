@@ -13,43 +13,25 @@ of a fresh process for each case.
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable
 
-import psutil
 import torch
+from frame import Row, interleaved, markdown, operations, parser, peak_over, publish, ratio, read
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia.claims.s2ft import SMOL, activations
-from intarsia.train.record import machine, versions
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "s2ft.md"
 EVERYWHERE = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]  # the release's LoRA baseline
 SLICES = intarsia.S2ft(down=0.03)
 FULL, LORA, PLAIN, NUMBERS, RUNS, HEADS = (
     "full fine-tuning", "LoRA 32", "LoRA 16, down only", "S2FT, by number", "S2FT, runs",
     "S2FT, down and output",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Row:
-    """A ratio and its bar (None = for information)."""
-
-    what: str
-    over: str
-    under: str
-    bar: float | None = None
 
 
 ROWS = (
@@ -102,47 +84,14 @@ def stepper(case: str, args: argparse.Namespace) -> Callable[[], None]:
     return step
 
 
-def interleaved(
-    jobs: Mapping[str, Callable[[], None]], reps: int
-) -> dict[str, tuple[float, float]]:
-    """Median (CPU seconds, wall seconds) of each job over `reps` runs after one that warms up."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
-    names = list(jobs)
-    for rep in range(-1, reps):
-        shift = rep % len(names)
-        for name in names[shift:] + names[:shift]:
-            cpu, wall = time.process_time(), time.perf_counter()
-            jobs[name]()
-            spent = time.process_time() - cpu, time.perf_counter() - wall
-            if rep >= 0:
-                times[name].append(spent)
-    return {
-        name: (statistics.median(c for c, _ in t), statistics.median(w for _, w in t))
-        for name, t in times.items()
-    }
-
-
 def floors(case: str, args: argparse.Namespace) -> tuple[float, float, float]:
     """(10^9 operations of matrix products, MB AdamW moves at least, MB kept by the forward)."""
     model, tokens = model_of(case, args), tokens_of(args)
-    with FlopCounterMode(display=False) as counter:
-        model(input_ids=tokens, labels=tokens).loss.backward()
+    counted = operations(lambda: model(input_ids=tokens, labels=tokens).loss.backward())
     learned = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     # weight, gradient and two moments are read, all but the gradient written
     kept = activations(model, tokens)[1]
-    return counter.get_total_flops() / 1e9, 7 * learned / 1e6, kept / 1e6
-
-
-def peak_in_steps(case: str, args: argparse.Namespace) -> int:
-    """Bytes by which three steps raise the process's peak above the built model."""
-    step = stepper(case, args)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of building, is forgotten
-    before = psutil.Process().memory_info().rss
-    for _ in range(3):
-        step()
-    status = Path("/proc/self/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) * 1024 - before
+    return counted / 1e9, 7 * learned / 1e6, kept / 1e6
 
 
 def peaks(args: argparse.Namespace) -> dict[str, int]:
@@ -169,16 +118,15 @@ def measure(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]
     memory = peaks(args)
     table = []
     for row in ROWS:
-        cpu, wall = (a / b for a, b in zip(times[row.over], times[row.under], strict=True))
         floor = counted[row.over][0] / counted[row.under][0]
-        table.append([row.what, *judged(wall, row.bar), f"{cpu:.3f}", f"{floor:.3f}"])
+        table.append([*ratio(row, times), f"{floor:.3f}"])
     for under in (FULL, LORA, PLAIN):
-        ratio = memory[RUNS] / memory[under]
-        table.append([f"peak memory, S2FT / {under}", f"{ratio:.3f}", "", "", "", ""])
+        got = memory[RUNS] / memory[under]
+        table.append([f"peak memory, S2FT / {under}", f"{got:.3f}", "", "", "", ""])
     cases = [
-        [name, f"{1e3 * wall:.0f}", f"{1e3 * cpu:.0f}", f"{memory[name] / 1e6:.0f}",
+        [name, f"{1e3 * spent.wall:.0f}", f"{1e3 * spent.cpu:.0f}", f"{memory[name] / 1e6:.0f}",
          *(f"{value:.1f}" for value in counted[name])]
-        for name, (cpu, wall) in times.items()
+        for name, spent in times.items()
     ]  # fmt: skip
     return table, cases
 
@@ -188,77 +136,42 @@ def floor_at(layers: int) -> float:
     return (2 - 1 / layers) / 3
 
 
-def judged(got: float, bar: float | None) -> tuple[str, str, str]:
-    if bar is None:
-        return f"{got:.3f}", "", ""
-    return f"{got:.3f}", f"{bar:.2f}", "met" if got <= bar else "not met"
-
-
-def page(args: argparse.Namespace) -> str:
-    """The whole report, in Markdown."""
-    table, cases = measure(args)
-    about, found = machine(), versions()
-    command = " ".join(["python", "benchmarks/s2ft.py", *sys.argv[1:]])
-    return "\n".join(
-        [
-            "# A training step of S2FT",
-            "",
-            f"{args.layers} Llama layers in SmolLM2-135M's shapes, {args.batch} x {args.length} "
-            f"tokens, {args.threads} threads, float32, random weights; down=0.03; one interleaved "
-            f"run, medians of {args.reps}. Ratios of wall time, and of CPU time beside them.",
-            "",
-            f"{datetime.now(UTC):%Y-%m-%d}, {about['processor']}, torch {found['torch']}, "
-            f"Python {found['python']}, load before the run {args.load:.1f}: `{command}`",
-            "",
-            *markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
-            "",
-            "The floor counts the operations of matrix products in forward and backward; AdamW and "
-            "what is done element by element are not in it. A frozen linear layer costs two "
-            "products in place of three, and the lowest block, below whose down projection nothing "
-            "learns, one: (2 - 1 / L) / 3 of full fine-tuning's for L blocks, "
-            f"{floor_at(args.layers):.3f} for {args.layers} and {floor_at(30):.3f} for the 30 of "
-            "SmolLM2-135M. A ratio below it there would have to come from AdamW alone.",
-            "",
-            *markdown(
-                ["case", "wall, ms", "CPU, ms", "peak, MB", "10^9 operations",
-                 "AdamW moves, MB", "kept by the forward, MB"], cases,
-            ),
-            "",
-            "Peak is what three steps add to the built model, at the peak of a fresh process.",
-            "",
-        ]
-    )  # fmt: skip
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--reps", type=int, default=9)
-    parser.add_argument("--write", action="store_true", help=f"also write docs/{PAGE.name}")
-    parser.add_argument("--peak-of", choices=CASES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    made = parser(__doc__, threads=1, reps=9)
+    made.add_argument("--layers", type=int, default=6)
+    made.add_argument("--batch", type=int, default=2)
+    made.add_argument("--length", type=int, default=256)
+    made.add_argument("--peak-of", choices=CASES, help=argparse.SUPPRESS)
+    args = read(made)
     # PEFT asks a transformers 5 model by the old name
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-    args.load = psutil.getloadavg()[0]
-    torch.set_num_threads(args.threads)
     if args.peak_of:
-        print(peak_in_steps(args.peak_of, args))
+        print(peak_over(stepper(args.peak_of, args)))
         return
-    text = page(args)
-    print(text)
-    if args.write:
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(text)
+    table, cases = measure(args)
+    body = [
+        *markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
+        "",
+        "The floor counts the operations of matrix products in forward and backward; AdamW and "
+        "what is done element by element are not in it. A frozen linear layer costs two "
+        "products in place of three, and the lowest block, below whose down projection nothing "
+        "learns, one: (2 - 1 / L) / 3 of full fine-tuning's for L blocks, "
+        f"{floor_at(args.layers):.3f} for {args.layers} and {floor_at(30):.3f} for the 30 of "
+        "SmolLM2-135M. A ratio below it there would have to come from AdamW alone.",
+        "",
+        *markdown(
+            ["case", "wall, ms", "CPU, ms", "peak, MB", "10^9 operations",
+             "AdamW moves, MB", "kept by the forward, MB"], cases,
+        ),
+        "",
+        "Peak is what three steps add to the built model, at the peak of a fresh process.",
+    ]  # fmt: skip
+    about = (
+        f"{args.layers} Llama layers in SmolLM2-135M's shapes, {args.batch} x {args.length} "
+        f"tokens, {args.threads} threads, float32, random weights; down=0.03; one interleaved "
+        f"run, medians of {args.reps}. Ratios of wall time, and of CPU time beside them."
+    )
+    publish("A training step of S2FT", about, body, args)
 
 
 if __name__ == "__main__":

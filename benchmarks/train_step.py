@@ -12,22 +12,28 @@ noise. Steps are those of `intarsia.fit`. Peak memory is that of a fresh process
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
-import psutil
 import timm
 import torch
+from frame import (
+    Row,
+    interleaved,
+    judged,
+    markdown,
+    operations,
+    parser,
+    peak_over,
+    publish,
+    ratio,
+    read,
+)  # fmt: skip
 from timm.layers import set_fused_attn
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import intarsia
 from intarsia.train import Recipe, Training, one_backward, plain, two_pass
@@ -35,9 +41,7 @@ from intarsia.train.learner import Learner
 from intarsia.train.objectives import Objective
 from intarsia.train.precision import cast_frozen, training_mode
 from intarsia.train.processes import accelerator
-from intarsia.train.record import machine, versions
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "train_step.md"
 CLASSES, STEPS = 100, 10_000
 OVER = intarsia.Bottleneck(64, activation="gelu")
 METHODS = {"adapter": OVER, "mosa": intarsia.Mosa(over=OVER, experts=4)}
@@ -62,17 +66,6 @@ CASES = {
     "adapter, bf16 trunk": Case(precision="bf16"),
 }
 FORWARDS = ("stock forward", "folded forward")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A ratio and its bar (None = for information)."""
-
-    what: str
-    over: str
-    under: str
-    bar: float | None
-    note: str = ""
 
 
 ROWS = (
@@ -125,31 +118,6 @@ def images(args: argparse.Namespace) -> Tensor:
     return torch.randn(args.batch, 3, args.size, args.size)
 
 
-Times = dict[str, list[tuple[float, float]]]
-
-
-def interleaved(jobs: Mapping[str, Callable[[], object]], reps: int) -> Times:
-    """(CPU seconds, wall seconds) of each job, `reps` times after one run that does not count."""
-    times: Times = {name: [] for name in jobs}
-    names = list(jobs)
-    for rep in range(-1, reps):
-        shift = rep % len(names)
-        for name in names[shift:] + names[:shift]:
-            cpu, wall = time.process_time(), time.perf_counter()
-            jobs[name]()
-            spent = time.process_time() - cpu, time.perf_counter() - wall
-            if rep >= 0:
-                times[name].append(spent)
-    return times
-
-
-def operations(job: Callable[[], object]) -> int:
-    """Floating-point operations of matrix products and convolutions, attention written out."""
-    with FlopCounterMode(display=False) as counter:
-        job()
-    return counter.get_total_flops()
-
-
 def gemm_ratio(reps: int) -> float:
     """Time of a bf16 matrix product over an fp32 one, of the shape of a ViT-S MLP."""
     jobs = {}
@@ -157,25 +125,13 @@ def gemm_ratio(reps: int) -> float:
         x, w = torch.randn(1576, 384).to(dtype), torch.randn(1536, 384).to(dtype)
         jobs[str(dtype)] = partial(_products, x, w)
     times = interleaved(jobs, reps)
-    fp32, bf16 = (statistics.median(wall for _, wall in times[name]) for name in jobs)
+    fp32, bf16 = (times[name].wall for name in jobs)
     return bf16 / fp32
 
 
 def _products(x: Tensor, w: Tensor) -> None:
     for _ in range(50):
         nn.functional.linear(x, w)
-
-
-def peak_in_steps(case: Case, args: argparse.Namespace) -> int:
-    """Bytes by which three steps raise the process's peak above the built model."""
-    step = stepper(case, args)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of building, is forgotten
-    before = psutil.Process().memory_info().rss
-    for _ in range(3):
-        step()
-    status = Path("/proc/self/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) * 1024 - before
 
 
 def peaks(args: argparse.Namespace) -> dict[str, int]:
@@ -232,87 +188,50 @@ def measure(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]
     del jobs
     memory = peaks(args)
     gemm = gemm_ratio(args.reps)
-    middle = {n: tuple(map(statistics.median, zip(*t, strict=True))) for n, t in times.items()}
     table = []
     for row in ROWS:
-        cpu, wall = (a / b for a, b in zip(middle[row.over], middle[row.under], strict=True))
         floor = floors[row.over] / floors[row.under]
         floor = gemm if "bf16" in row.over else floor
-        table.append([row.what, *_judged(wall, row.bar), f"{cpu:.3f}", f"{floor:.3f}"])
-    ratio = memory["adapter"] / memory["full fine-tuning"]
-    table.append(["peak memory, adapter / full, fp32", *_judged(ratio, 0.58), "", ""])
+        table.append([*ratio(row, times), f"{floor:.3f}"])
+    got = memory["adapter"] / memory["full fine-tuning"]
+    table.append(["peak memory, adapter / full, fp32", *judged(got, 0.58), "", ""])
     ours, copies = adapter_bytes()
     what = f"adapter state, ViT-B, r=64, N=4: {ours / 1e6:.1f} MB / {copies / 1e6:.1f} MB"
-    table.append([what, *_judged(ours / copies, 1 / 3), "", ""])
+    table.append([what, *judged(ours / copies, 1 / 3), "", ""])
     cases = [
-        [name, f"{1e3 * middle[name][1]:.0f}", f"{1e3 * middle[name][0]:.0f}",
+        [name, f"{1e3 * spent.wall:.0f}", f"{1e3 * spent.cpu:.0f}",
          f"{memory[name] / 2**20:.0f}" if name in memory else ""]
-        for name in times
+        for name, spent in times.items()
     ]  # fmt: skip
     return table, cases
 
 
-def _judged(got: float, bar: float | None) -> tuple[str, str, str]:
-    if bar is None:
-        return f"{got:.3f}", "", ""
-    return f"{got:.3f}", f"{bar:.2f}", "met" if got <= bar else "not met"
-
-
-def page(args: argparse.Namespace) -> str:
-    """The whole report, in Markdown."""
-    table, cases = measure(args)
-    about, found = machine(), versions()
-    command = " ".join(["python", "benchmarks/train_step.py", *sys.argv[1:]])
-    return "\n".join(
-        [
-            "# A training step: time and memory",
-            "",
-            f"{args.model} at {args.size} px, batch {args.batch}, {args.threads} threads, random "
-            f"weights, {CLASSES} classes; one interleaved run, medians of {args.reps}. Ratios of "
-            "wall time, and of CPU time beside them.",
-            "",
-            f"{datetime.now(UTC):%Y-%m-%d}, {about['processor']}, torch {found['torch']}, "
-            f"Python {found['python']}, load before the run {args.load:.1f}: `{command}`",
-            "",
-            *_markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
-            "",
-            "The floor counts the operations of matrix products; for bf16 it is the ratio of "
-            "measured matrix-product times. Memory is what three steps add to the built model, at "
-            "the peak of a fresh process.",
-            "",
-            *_markdown(["case", "wall, ms", "CPU, ms", "peak, MiB"], cases),
-            "",
-        ]
-    )
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="vit_small_patch16_224", help="a timm ViT")
-    parser.add_argument("--size", type=int, default=224, help="side of the pictures, px")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--reps", type=int, default=11)
-    parser.add_argument("--write", action="store_true", help=f"also write docs/{PAGE.name}")
-    parser.add_argument("--peak-of", choices=CASES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    args.load = psutil.getloadavg()[0]
-    torch.set_num_threads(args.threads)
+    made = parser(__doc__, threads=2, reps=11)
+    made.add_argument("--model", default="vit_small_patch16_224", help="a timm ViT")
+    made.add_argument("--size", type=int, default=224, help="side of the pictures, px")
+    made.add_argument("--batch", type=int, default=8)
+    made.add_argument("--peak-of", choices=CASES, help=argparse.SUPPRESS)
+    args = read(made)
     if args.peak_of:
-        print(peak_in_steps(CASES[args.peak_of], args))
+        print(peak_over(stepper(CASES[args.peak_of], args)))
         return
-    text = page(args)
-    print(text)
-    if args.write:
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(text)
+    table, cases = measure(args)
+    body = [
+        *markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
+        "",
+        "The floor counts the operations of matrix products; for bf16 it is the ratio of "
+        "measured matrix-product times. Memory is what three steps add to the built model, at "
+        "the peak of a fresh process.",
+        "",
+        *markdown(["case", "wall, ms", "CPU, ms", "peak, MiB"], cases),
+    ]
+    about = (
+        f"{args.model} at {args.size} px, batch {args.batch}, {args.threads} threads, random "
+        f"weights, {CLASSES} classes; one interleaved run, medians of {args.reps}. Ratios of "
+        "wall time, and of CPU time beside them."
+    )
+    publish("A training step: time and memory", about, body, args)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from intarsia.conformance.cards import check_card
 from intarsia.core import Card, Cell, Paper, Routing, Site
 from intarsia.core.errors import ConformanceError, UnknownName
 from intarsia.routers import Router
+from intarsia.routers.gate import wide_linear
 
 CASES = [(card, law) for card in cards() for law in check(card)]
 
@@ -271,6 +272,9 @@ class GateRouter(Router):
         self.gate = nn.Parameter(torch.randn(width, config.experts, generator=generator))
         if self.fault == "idle parameter":
             self.idle = nn.Parameter(torch.ones(1))
+        self.before: Tensor | None = None
+        self.equal_counts = self.fault != "dense"
+        self.shift = torch.randn(config.experts, generator=generator)  # in no state dict
 
     def forward(self, x: Tensor) -> Any:
         return x if self.fault == "no routing" else super().forward(x)
@@ -281,7 +285,9 @@ class GateRouter(Router):
             x.mul_(2)
         if self.fault == "one token" and len(x) < 2:
             return Routing.from_dense(x.new_ones(2, 3))
-        logits = x @ self.gate
+        plain = self.fault == "plain matmul"
+        logits = x @ self.gate if plain else wide_linear(x, self.gate.T).to(x.dtype)
+        logits = self.broken_logits(logits)
         if self.fault == "non causal":
             logits = logits - logits[-1] * 5
         if self.fault == "chance" or (self.fault == "eval chance" and not self.training):
@@ -291,6 +297,8 @@ class GateRouter(Router):
         probs = logits.softmax(-1)
         if self.fault == "overflow":
             probs = logits.exp() / logits.exp().sum(-1, keepdim=True)
+        if self.fault == "square":
+            probs = torch.einsum("te,se->tes", probs, probs).amax(2) * 0 + probs
         few = min(self.active, 1) if self.fault == "k" else self.active
         weight, index = probs.topk(3 if self.fault == "dense" else few)
         if self.fault == "half":
@@ -300,7 +308,11 @@ class GateRouter(Router):
         if self.fault == "not finite":
             weight = weight / 0
         real = logits if valid is None or self.fault == "padding loss" else logits[valid]
-        losses = {"balance": logits if self.fault == "losses" else real.mean()}
+        mean = real.mean() if self.fault == "mean of none" else real.sum() / max(1, real.numel())
+        losses = {"balance": logits if self.fault == "losses" else mean}
+        if self.fault in ("zero", "uneven"):
+            logits = logits.relu() if self.fault == "uneven" else logits
+            return Routing.from_dense(torch.where(logits == 0, 0.0, probs), losses)
         if valid is None or self.fault == "padding":
             return Routing.from_topk(index, weight, self.experts, losses)
         token = torch.arange(len(x)).repeat_interleave(few)
@@ -308,6 +320,21 @@ class GateRouter(Router):
         return Routing(
             token[keep], index.flatten()[keep], weight.flatten()[keep], len(x), self.experts, losses
         )
+
+    def broken_logits(self, logits: Tensor) -> Tensor:
+        """With the faults that begin at the logits."""
+        if self.fault == "empty":
+            logits.max()
+        if self.fault == "poison":
+            logits = logits + 0 * logits.sum()
+        if self.fault == "mode" and not self.training:
+            logits = logits * 10
+        if self.fault == "memory":
+            logits = logits if self.before is None else logits + self.before
+            self.before = 10 * logits.detach().flip(1).mean(0)
+        if self.fault == "no buffer":
+            logits = logits + self.shift.to(logits)
+        return logits
 
 
 GATE = Card(
@@ -346,6 +373,20 @@ ROUTER_FAULTS: list[tuple[str, Card]] = [
     ("non_causal_exactly_when_tagged", dataclasses.replace(GATE, tags=GATE.tags | {"non_causal"})),
     ("stateful_exactly_when_tagged", dataclasses.replace(GATE, tags=GATE.tags | {"stateful"})),
     ("stateful_exactly_when_tagged", dataclasses.replace(card("recurrent"), tags=GATE.tags)),
+    ("routes_an_empty_batch", gate("empty")),
+    ("routes_an_empty_batch", gate("mean of none")),
+    ("routes_padding_alone", gate("padding")),
+    ("routes_padding_alone", gate("mean of none")),
+    ("keeps_a_nan_in_its_row", gate("poison")),
+    ("keeps_a_nan_in_its_row", dataclasses.replace(gate("poison"), tags=frozenset({"non_causal"}))),
+    ("counts_a_logit_of_zero", gate("zero")),
+    ("evaluates_as_it_trains", gate("mode")),
+    ("heeds_no_autocast", gate("plain matmul")),
+    ("grows_with_tokens_alone", gate("square")),
+    ("forgets_the_batch_before", gate("memory")),
+    ("gives_as_many_if_it_says_so", gate("uneven")),
+    ("comes_back_from_its_state", gate("no buffer")),
+    ("says_what_width_it_takes", gate("plain matmul")),
 ]
 
 

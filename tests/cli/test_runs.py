@@ -103,6 +103,11 @@ def test_every_batch_is_predicted(run: Path, folder: Path, monkeypatch: pytest.M
         assert [s for _, s in a] == pytest.approx([s for _, s in b], abs=1e-5)
 
 
+def test_a_number_of_tokens_is_for_texts(intarsia: Intarsia, run: Path, folder: Path) -> None:
+    said = intarsia("predict", run, folder, "--tokens", 3)
+    assert said.code == 2 and "for a run on pictures" in said.words
+
+
 def test_predict_on_nothing(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
     assert "no such file" in intarsia("predict", run, tmp_path / "none.png").words
     said = intarsia("predict", run, tmp_path)

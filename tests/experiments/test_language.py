@@ -15,8 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from intarsia.cli.app import app
-from intarsia.cli.runs import score_texts
-from intarsia.core.errors import CheckpointError, ConfigError, UnknownName
+from intarsia.cli.writing import open_writer, score_texts
+from intarsia.core.errors import CheckpointError, ConfigError, DataError, UnknownName
+from intarsia.data.texts import read_prompts
 from intarsia.experiments.execute import carry_out
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.report.page import write_report
@@ -127,3 +128,87 @@ def test_another_model_than_the_run_s_is_refused(carry: Carry, model: str, tmp_p
     file.write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match="trained on"):
         score_texts(out, None, None, lambda _: None)
+
+
+Predict = Callable[..., list[dict[str, str]]]
+
+
+@pytest.fixture
+def predict() -> Predict:
+    def said(*words: object, given: str | None = None) -> list[dict[str, str]]:
+        done = CliRunner().invoke(app, ["predict", *map(str, words)], input=given)
+        assert done.exit_code == 0, done.output
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return said
+
+
+def test_predict_goes_on_from_the_prompts_of_a_file_of_answers(
+    carry: Carry, predict: Predict, answers: str, tmp_path: Path
+) -> None:
+    out, some = tmp_path / "run", tmp_path / "some.jsonl"
+    carry(out=out, epochs=1)
+    rows = [
+        {"prompt": "number 1?"}, {"question": "number 2?", "answer": "is left out"},
+        {"messages": [{"role": "user", "content": "number 3?"}]},
+        {"text": "number 4 is"},
+    ]  # fmt: skip
+    some.write_text("\n".join(map(json.dumps, rows)))
+    found = predict(out, some, "--tokens", 3)
+    texts = ["number 1?", "number 2?", "number 3?", "number 4 is"]
+    assert [line["prompt"] for line in found] == texts
+    assert all(line.keys() == {"prompt", "completion"} for line in found)
+    writer = open_writer(out, lambda _: None)
+    assert writer is not None and writer.asked
+    for line, prompt in zip(found, read_prompts(some, writer.tokenizer), strict=True):
+        ids = prompt.ids
+        for _ in range(3):  # the naive twin: without a cache, token by token
+            with torch.no_grad():
+                best = writer.model(input_ids=ids[None]).logits[0, -1].argmax()
+            if int(best) == writer.tokenizer.eos_token_id:
+                break
+            ids = torch.cat([ids, best[None]])
+        assert line["completion"] == writer.tokenizer.decode(ids[len(prompt.ids) :])
+    piped = predict(out, "-", "--tokens", 3, given='number 1?\n\n{"text": "number 4 is"}\n')
+    assert piped == [found[0], found[3]]
+
+
+def test_predict_goes_on_from_lines_of_a_run_on_a_text(
+    carry: Carry, predict: Predict, tmp_path: Path
+) -> None:
+    text, out = tmp_path / "notes.txt", tmp_path / "run"
+    text.write_text("to be or not to be, that is the question. " * 40)
+    carry(str(text), out=out, epochs=1)
+    lines = tmp_path / "lines.txt"
+    lines.write_text("to be\nor not\n")
+    found = predict(out, lines, "--tokens", 2)
+    assert [line["prompt"] for line in found] == ["to be", "or not"]
+    writer = open_writer(out, lambda _: None)
+    assert writer is not None and not writer.asked
+    assert (
+        read_prompts(["to be"], writer.tokenizer, asked=False)[0].ids.tolist()
+        == (writer.tokenizer("to be")["input_ids"])
+    )
+    for words, message in {
+        (out, lines, "--csv"): "JSON lines", (out, lines, "--tokens", 0): "at least 1",
+        (out, lines, "--tokens", 10**6): "together", (out, tmp_path / "none.txt"): "UTF-8",
+    }.items():  # fmt: skip
+        done = CliRunner().invoke(app, ["predict", *map(str, words)])
+        assert done.exit_code == 2 and message in " ".join(done.output.split()), done.output
+    done = CliRunner().invoke(app, ["predict", str(out), "-"], input="\n")
+    assert done.exit_code == 2 and "prompts in the input" in done.output
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 1 of the input"),
+        ('{"response": "yes"}', "prompt and response"),
+        ('{"text": ""}', "no token"),
+        ('{"messages": [{"role": "user"}]}', "role and content"),
+    ],
+)
+def test_lines_that_are_no_prompts_are_named(line: str, message: str, model: str) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    with pytest.raises(DataError, match=message):
+        read_prompts([line], tokenizer)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -97,6 +99,38 @@ def test_a_mixture_into_the_dense_model_and_the_other_way_round(saved: Path) -> 
         intarsia.save_mixture(dense, saved)
     with pytest.raises(CheckpointError):
         intarsia.load(dense, saved)
+
+
+def test_files_of_the_dense_model_and_of_the_mixture_are_told_apart(tmp_path: Path) -> None:
+    """As `save_pretrained` writes them, and safetensors reads them: nothing is lost in silence."""
+    dense = llama()
+    mixture: Any = intarsia.upcycle(llama(), TopK(experts=2))
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    wanted = out(mixture)
+    for name, model in (("dense", dense), ("mixture", mixture)):
+        cast(Any, model).save_pretrained(tmp_path / name)
+    files = {n: load_file(tmp_path / n / "model.safetensors") for n in ("dense", "mixture")}
+    for strict in (True, False):
+        with pytest.raises(CheckpointError, match="got those of a dense MLP"):
+            mixture.load_state_dict(files["dense"], strict=strict)
+    assert_close(out(mixture), wanted), "refused before anything was overwritten"
+    with pytest.raises(RuntimeError, match=r"Missing key.*mlp\.gate_proj(.|\n)*Unexpected key"):
+        dense.load_state_dict(files["mixture"])
+    again = intarsia.upcycle(llama(1), TopK(experts=2))
+    left = again.load_state_dict(files["mixture"], strict=False)
+    assert left.missing_keys == ["lm_head.weight"] and not left.unexpected_keys  # tied, there once
+    assert_close(out(again), wanted)
+
+
+def test_the_own_gate_of_a_sparse_model_is_told_from_a_router() -> None:
+    plain, routed = mixtral(), intarsia.upcycle(mixtral(), TopK(experts=4), experts=4)
+    for strict in (True, False):
+        with pytest.raises(CheckpointError, match=r"mlp\.gate': got those of the host's own gate"):
+            routed.load_state_dict(plain.state_dict(), strict=strict)
+    with pytest.raises(RuntimeError, match=r"Missing key.*gate\.weight"):
+        plain.load_state_dict(routed.state_dict())
 
 
 def swap(name: str, value: object) -> Callable[[Path], None]:

@@ -21,7 +21,19 @@ from transformers import (
 )
 
 import intarsia
-from intarsia import Capacity, Mixture, ResidualMixture, Sparsity, Switch, TopK, TopP
+from intarsia import (
+    Capacity,
+    Comet,
+    DSelectK,
+    Mixture,
+    ResidualMixture,
+    Sparsity,
+    StackedExperts,
+    Switch,
+    TopK,
+    TopP,
+    Transport,
+)  # fmt: skip
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.gates import HostedRouter
 from intarsia.routers import ExpertChoice, Hash, PermutationSearch, Recurrent, learned_routers
@@ -380,18 +392,22 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception
         llama, {"capacity": Capacity(policy="score")}, ConfigError, "where later tokens have a say",
     ),
     "a leak by lot": (
-        llama, {"capacity": Capacity(policy="random")}, ConfigError, "later tokens have a say",
+        llama, {"capacity": Capacity(policy="random")}, ConfigError, "'random'\\), where later",
+    ),
+    "a leak through the room": (
+        llama, {"router": TopP(experts=4), "capacity": Capacity()}, ConfigError,
+        "Capacity with TopP, whose pairs set its room",
     ),
     "a router that looks ahead": (
         llama, {"router": ExpertChoice(experts=4)}, ConfigError, "got ExpertChoice, where later",
     ),
     "another branch": (vit, {"residual": "learnt"}, ConfigError, "residual: got 'learnt'"),
     "a branch of sparse": (
-        mixtral, {"experts": 4, "residual": "sum"}, ConfigError, "residual for a block with",
+        mixtral, {"experts": 4, "residual": "sum"}, ConfigError, "residual or act for a block with",
     ),
     "another E": (mixtral, {"experts": 8}, ConfigError, "experts: got 8, want 4"),
     "an activation for sparse": (
-        mixtral, {"experts": 4, "act": "relu"}, ConfigError, "got how, capacity or act",
+        mixtral, {"experts": 4, "act": "relu"}, ConfigError, "got how, capacity, residual or act",
     ),
     "another activation": (vit, {"act": "swish"}, ConfigError, "act: got 'swish', want one of"),
     "gelu for a router that reads": (
@@ -436,6 +452,58 @@ def test_a_token_of_a_decoder_does_not_see_later_ones() -> None:
     other[0, 5:] = 3
     a, b = (model(input_ids=x).logits[:, :5] for x in (ids, other))
     assert_close(a, b)
+
+
+def peaked(layer: Mixture) -> Mixture:
+    """The layer, its router sure of itself, so that another token means other experts."""
+    with torch.no_grad():
+        for parameter in layer.router.parameters():
+            parameter.mul_(20)
+    return layer.train()
+
+
+LOOKS_BACK = [TopK(4), Recurrent(4, hidden=4), Hash(4, by="row"), Switch(4, capacity=0.5)]
+
+
+@pytest.mark.parametrize(
+    ("router", "capacity", "leaks"),
+    [
+        *((router, None, False) for router in [*LOOKS_BACK, TopP(4), Comet(4), DSelectK(4)]),
+        *((router, Capacity(0.5, least=1), False) for router in LOOKS_BACK[:3]),
+        (TopK(4), Capacity(0.5, "random", least=1), True),
+        (TopK(4), Capacity(0.5, "score", least=1), True),
+        (TopP(4, p=0.5), Capacity(0.5, least=1), True),
+        (ExpertChoice(4), None, True),
+        (Transport(4), None, True),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_refused_in_a_decoder_leaks_and_what_is_not_does_not(
+    router: Any, capacity: Capacity | None, leaks: bool
+) -> None:
+    """The layer alone, in training: other later tokens, the same draws, equal earlier outputs?"""
+    found = False
+    for seed in range(20):
+        outputs = []
+        for later in (seed, 100 + seed):
+            draws = torch.Generator().manual_seed(3)
+            layer = Mixture(
+                StackedExperts(4, 8, 4, generator=draws), router.build(8, generator=draws),
+                capacity=capacity, generator=draws,
+            )  # fmt: skip
+            x = torch.cat([
+                torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(s))
+                for s in (seed, 1000 + later)
+            ], dim=1)  # fmt: skip
+            outputs.append(peaked(layer)(x)[:, :6])
+        found = found or not torch.allclose(*outputs, atol=1e-6)
+    assert found is leaks
+    model = made("llama")
+    if leaks:
+        with pytest.raises(ConfigError, match="where later tokens have a say"):
+            intarsia.upcycle(model, router, capacity=capacity)
+    else:
+        intarsia.upcycle(model, router, capacity=capacity)
 
 
 def test_an_upcycled_model_can_be_copied() -> None:

@@ -68,6 +68,13 @@ def test_order_goes_by_token_whatever_the_order_of_the_pairs() -> None:
     assert sorted(limited(whole, "order", 1).token.tolist()) == [0, 1]
 
 
+def test_a_nan_comes_last_by_score() -> None:
+    weight = torch.tensor([[0.2], [torch.nan], [0.1], [0.3]])
+    whole = Routing.from_topk(torch.zeros(4, 1, dtype=torch.int64), weight, 1)
+    found = Capacity(0.75, "score", least=1).limit(whole, training=True)
+    assert sorted(found.token.tolist()) == [0, 2, 3]
+
+
 def test_score_prefers_negative_logits_to_nobody() -> None:
     """DeepSpeed ranks the logits of chosen tokens among zeros of those that were not chosen."""
     weight = torch.tensor([[-3.0], [-1.0], [-2.0]])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import intarsia
 from intarsia import Switch, TopK, TopP
@@ -227,6 +229,30 @@ def test_memory_is_linear_in_tokens() -> None:
     assert 0 < kept(1000) <= 1.05 * kept(250)
 
 
+@pytest.mark.parametrize("policy", [None, "order", "random", "score"])
+def test_the_largest_tensor_is_linear_in_tokens(policy: str | None) -> None:
+    """Of all that forward and backward make; S x E x S, or S x E x C, would grow by four."""
+
+    class Largest(TorchDispatchMode):
+        bytes = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            made = func(*args, **(kwargs or {}))
+            for one in made if isinstance(made, tuple | list) else (made,):
+                if isinstance(one, Tensor):
+                    self.bytes = max(self.bytes, one.untyped_storage().nbytes())
+            return made
+
+    def largest(tokens: int) -> int:
+        capacity = None if policy is None else Capacity(1.0, policy)
+        layer, x = mixture(capacity=capacity), batch(tokens)
+        with Largest() as found:
+            layer(x).sum().backward()
+        return found.bytes
+
+    assert 0 < largest(1000) <= 2.1 * largest(500)
+
+
 def test_it_copies_after_a_forward() -> None:
     layer = mixture(capacity=Capacity())
     layer(batch(4))
@@ -240,6 +266,9 @@ def test_bad_mixtures_are_refused() -> None:
     router = TopK(experts=3).build(D, generator=seeded())
     with pytest.raises(ConfigError, match="without a generator"):
         Mixture(experts, router, capacity=Capacity(policy="random"))
+    wide = TopK(experts=3).build(D + 1, generator=seeded())
+    with pytest.raises(ShapeError, match=f"router: got tokens of width {D}, want {D + 1}"):
+        Mixture(experts, wide)(batch(2).float())
 
 
 def test_weights_of_a_dense_mlp_are_refused() -> None:

@@ -72,7 +72,7 @@ def test_it_is_the_mixture_in_values_and_gradients(
         gates = layer.routing(x).dense().detach().requires_grad_()
         given = x.clone().requires_grad_()
         if side is layer:
-            y = layer.mixed(given.reshape(-1, D), Routing.from_dense(gates)).view(*shape, OUT)
+            y = layer.experts.mix(given.reshape(-1, D), Routing.from_dense(gates)).view(*shape, OUT)
             y = y if layer.shared is None else y + layer.shared(given)
         else:
             y = side(given, gates)

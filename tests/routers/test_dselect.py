@@ -43,7 +43,7 @@ def gates_naive(router: DSelectKRouter, x: Tensor) -> Tensor:
     return gates
 
 
-@pytest.mark.parametrize("experts", [1, 2, 4, 6])
+@pytest.mark.parametrize("experts", [1, 2, 3, 4, 5, 6, 7])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_gates_and_gradients_are_those_of_the_naive_twin(experts: int, scale: float) -> None:
     router, x = build(DSelectK(experts, 2), scale), rows(4).requires_grad_()
@@ -97,6 +97,26 @@ def test_training_brings_selectors_back_from_codes_that_are_nobodys() -> None:
     assert set(router(x).losses) == {"entropy", "reach"}
     assert set(build(DSelectK(4))(x).losses) == {"entropy"}
     assert not router.eval()(x).losses
+
+
+@pytest.mark.parametrize("experts", [3, 5, 6, 7])
+def test_where_e_is_no_power_of_two_training_leaves_no_token_without_an_expert(
+    experts: int,
+) -> None:
+    """From its own start, with its own settings, while a task asks for experts of their own."""
+    router, x = build(DSelectK(experts, 2)), rows(200)
+    wanted = torch.arange(200) % experts  # which noise does not tell: the bits are pulled about
+    optimiser = torch.optim.Adam(router.parameters(), 0.03)
+    for _ in range(150):
+        optimiser.zero_grad()
+        routing = router(x)
+        assert bool((routing.expert < experts).all())
+        task = -(routing.dense()[torch.arange(200), wanted] + 1e-3).log().mean()
+        (task + torch.stack(list(routing.losses.values())).sum()).backward()
+        optimiser.step()
+    total = router.eval()(x).dense().sum(1)
+    assert bool((total > 0).all()) and bool((total <= 1 + 1e-9).all())
+    assert total.mean() > experts / 2**router.width  # what it starts with
 
 
 def test_lost_mass_costs_a_finite_loss() -> None:

@@ -119,6 +119,12 @@ def test_the_clock_is_in_the_checkpoint_whatever_the_dtype() -> None:
     assert router.at()[1]
 
 
+def test_the_clock_is_each_routers_own() -> None:
+    one, other = build(), build()
+    anneal(one, 9, 10)
+    assert one.at()[0] < other.at()[0] == other.config.tau[0]
+
+
 def test_fit_moves_the_clock_and_experts_drop_out() -> None:
     from torch.utils.data import TensorDataset
 

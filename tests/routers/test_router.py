@@ -15,6 +15,7 @@ from intarsia.core import Routing
 from intarsia.core.errors import ConfigError, ShapeError
 from intarsia.routers import (
     Router,
+    TopK,
     aux_loss,
     balance,
     entropy,
@@ -151,3 +152,23 @@ def test_loads_are_shares_and_collapse_is_said_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not statistics.warn_of_collapse({"a": even, "b": statistics.Load((1.0,))})
+
+
+@pytest.mark.parametrize("active", [1, 2, 3])
+def test_always_the_same_k_of_more_is_a_collapse_whatever_k_is(active: int) -> None:
+    router = TopK(4, active, scale="none", bias=True).build(2, generator=torch.Generator())
+    assert router.bias is not None
+    with torch.no_grad():
+        router.bias.copy_(torch.tensor([9.0, 8.0, 7.0, 6.0]))  # the first k for every row
+    router(torch.zeros(1, 10, 2))
+    found = statistics.loads(nn.ModuleList([router]))
+    assert found["0"].active == active and found["0"].collapsed
+    few = "one expert" if active == 1 else f"the same {active} experts"
+    with pytest.warns(statistics.CollapseWarning, match=f"100% to {few} of 4. Raise .* balance"):
+        assert statistics.warn_of_collapse(found)
+    statistics.forget(router)
+    with torch.no_grad():
+        router.bias.zero_()
+        router.weight.copy_(torch.tensor([[9.0, 0], [0, 9], [-9, 0], [0, -9]]))
+    router(torch.randn(1, 200, 2, generator=torch.Generator().manual_seed(0)))
+    assert not statistics.loads(nn.ModuleList([router]))["0"].collapsed

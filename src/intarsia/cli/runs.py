@@ -16,11 +16,8 @@ from ..core.errors import CheckpointError, DataError, UnknownName
 from ..data import ImageSet, InputConfig, eval_transform, input_config, trunk_fingerprint
 from ..data.decode import SUFFIXES, read_image
 from ..data.folders import check_same_classes
-from ..data.language_models import language_model
 from ..data.splits import read_data
-from ..data.texts import is_text
 from ..experiments import experiment as experiments
-from ..experiments import language
 from ..experiments.execute import held, model_of, pictures_of, with_method
 from ..experiments.experiment import BASELINES, Experiment
 from ..hosts import load
@@ -67,13 +64,13 @@ def open_run(folder: Path, *, as_trained: bool = True) -> Opened:
     def built(model: nn.Module) -> nn.Module:
         return with_method(model, experiment.adapted.method, experiment, classes)
 
-    model = _restored(model, folder, experiment, record, built, classes)
+    model = restored(model, folder, experiment, record, built, classes)
     if as_trained:
         cast_frozen(model, experiment.training.precision)
     return Opened(model.eval(), inputs, classes, experiment, record)
 
 
-def _restored(
+def restored(
     model: nn.Module,
     folder: Path,
     experiment: Experiment,
@@ -96,34 +93,6 @@ def _restored(
     else:
         put_back(model, _trained(folder))
     return model
-
-
-def score_texts(
-    folder: Path, data: str | None, part: str | None, report: Report
-) -> dict[str, Any] | None:
-    """The scores of a run on texts, for JSON; None for a run on pictures.
-
-    data: another text, None = the run's own; part: "test" if not given.
-    Raises: as `open_run`; UnknownName for a part that is not there.
-    """
-    experiment = experiments.read(folder)
-    if not is_text(experiment.pictures.data):
-        return None
-    record, asked = read_run(folder).record, experiment.adapted
-    model, tokenizer = language_model(
-        asked.model, pretrained=asked.pretrained, seed=experiment.training.seed, progress=report
-    )
-    model = _restored(
-        model, folder, experiment, record, lambda m: language.with_method(m, experiment)[0], None
-    )
-    cast_frozen(model, experiment.training.precision)
-    other = experiment if data is None else experiment.changed(data=data, images=None)
-    found = language.texts_of(other, tokenizer, report)
-    parts = {"test": found.test, "val": found.val, "train": found.train}
-    chosen = part or "test"
-    if (texts := parts.get(chosen)) is None:
-        raise UnknownName("part", chosen, [p for p, t in parts.items() if t is not None])
-    return {"set": texts.name, "n": len(texts)} | language.score(model, texts, experiment).scores()
 
 
 def _trained(folder: Path) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
-"""`intarsia evaluate` and `intarsia predict`: a finished run on pictures."""
+"""`intarsia evaluate` and `intarsia predict`: a finished run on pictures, or on texts."""
 
 from __future__ import annotations
 
 import csv
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +32,9 @@ def evaluate(
     Example:  intarsia evaluate runs/elpv-mosa-0 --part val
     """
     from ..report import numbers
-    from .runs import open_run, pictures_to_score, score, score_texts, scores_of
+    from .runs import open_run, pictures_to_score, score, scores_of
     from .training import TEXT_COLUMNS, text_row
+    from .writing import score_texts
 
     if (texts := score_texts(run, data, part, note)) is not None:
         if as_json:
@@ -59,11 +62,23 @@ def evaluate(
 
 def predict(
     run: RunFolder,
-    pictures: Annotated[list[Path], typer.Argument(help="Picture files, or folders of them.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Picture files, or folders of them; for a run on texts .jsonl or text files of "
+            "prompts, - for standard input."
+        ),
+    ],
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+    tokens: Annotated[
+        int | None, typer.Option(help="At most so many tokens of a completion; 64 if not given.")
+    ] = None,
 ) -> None:
-    """Say what pictures show. A picture that cannot be read is told apart; the others are done.
+    """Say what pictures show, or go on from prompts, as JSON lines, the likeliest token at a time.
+
+    A picture that cannot be read is told apart; the others are done. Of a .jsonl file prompts are
+    read as in training; of other text files each line is one.
 
     Example:  intarsia predict runs/elpv-mosa-0 new_photos/ --csv > answers.csv
     """
@@ -73,8 +88,14 @@ def predict(
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
-    files = picture_files(pictures)
-    found = list(predict(open_run(run), files))
+    if _predict_texts(run, files, as_csv=as_csv, tokens=tokens):
+        return
+    if tokens is not None:
+        raise ConfigError(
+            "--tokens", got=f"{tokens} for a run on pictures", want="a run on texts",
+            fix="Leave it out.",
+        )  # fmt: skip
+    found = list(predict(open_run(run), picture_files(files)))
     bad = [p for p in found if p.error]
     if as_json:
         show_json([p.row() | {"classes": dict(p.classes)} for p in found])
@@ -93,3 +114,21 @@ def predict(
     if bad:
         note(f"{len(bad)} of {len(found)} pictures could not be read.")
         raise typer.Exit(1)
+
+
+def _predict_texts(run: Path, files: Sequence[Path], *, as_csv: bool, tokens: int | None) -> bool:
+    """Print a JSON line for each prompt; False for a run on pictures."""
+    from ..core.errors import ConfigError
+    from .writing import TOKENS, complete, open_writer, prompts_of
+
+    opened = open_writer(run, note)
+    if opened is None:
+        return False
+    if as_csv:
+        raise ConfigError(
+            "--csv", got="a run on texts", want="JSON lines, which they are", fix="Leave it out."
+        )
+    prompts = prompts_of(opened, files)
+    for line in complete(opened, prompts, TOKENS if tokens is None else tokens):
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+    return True

@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Card, Routing
 from ..routers import Router, Threaded, seeing
+from .batches import LAWS, build, route, shown, tokens
 from .cards import check_card, tiny
 from .verdict import Check, Checks, require, require_close, require_tag
 
-WIDTH, TOKENS = 6, 5
-UNITS = 7  # of an expert
 DRAWS = 20
 
 
@@ -32,61 +30,10 @@ def check_router(card: Card) -> Checks:
         gives_one_expert_all, leaves_nobody_out_at_k_of_k, stands_extreme_inputs,
         leaves_padding_out, evaluates_without_chance, capacity_exactly_when_tagged,
         sparse_exactly_when_tagged, stochastic_exactly_when_tagged, learned_exactly_when_tagged,
-        non_causal_exactly_when_tagged, stateful_exactly_when_tagged,
+        non_causal_exactly_when_tagged, stateful_exactly_when_tagged, *LAWS,
     )  # fmt: skip
     for law in laws:
         yield Check(law.__name__, partial(law, card))
-
-
-class Toy:
-    """ReLU experts for a router that reads its experts: their encoder alone."""
-
-    def __init__(self, experts: int, like: Tensor) -> None:
-        draw = torch.Generator().manual_seed(5)
-        shapes = (experts, UNITS, WIDTH), (experts, UNITS)
-        self.weight, self.bias = (
-            torch.randn(s, generator=draw).to(like).requires_grad_() for s in shapes
-        )
-
-    def encoder(self) -> tuple[Tensor, Tensor]:
-        return self.weight, self.bias
-
-
-def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
-    """A router with its tiny settings, or with other sizes, shown experts if it reads them."""
-    generator = torch.Generator().manual_seed(seed)
-    router = dataclasses.replace(tiny(card), **sizes).build(WIDTH, generator=generator)
-    return shown(router, torch.empty(()))
-
-
-def shown(router: nn.Module, like: Tensor) -> nn.Module:
-    """The router, with experts to read that are where `like` is and of its type."""
-    for reader in seeing(router):
-        reader.see(Toy(cast(Any, router).experts, like))
-    return router
-
-
-def tokens(count: int = TOKENS, seed: int = 1) -> Tensor:
-    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
-
-
-def route(card: Card, router: nn.Module, x: Tensor) -> Routing:
-    """What the router says, checked to be a Routing of the tokens."""
-    routing: Any = router(x)
-    require(
-        isinstance(routing, Routing), card, got=type(routing).__name__, want="a Routing",
-        fix="Build it with Routing.from_topk or Routing.from_dense.",
-    )  # fmt: skip
-    inside = bool(
-        ((routing.token >= 0) & (routing.token < len(x))).all()
-        and ((routing.expert >= 0) & (routing.expert < routing.experts)).all()
-    ) if routing.token.device.type != "meta" else True  # fmt: skip
-    require(
-        routing.tokens == len(x) and inside, card,
-        got=f"{routing.tokens} tokens, {routing.experts} experts", want=f"{len(x)} tokens",
-        fix="Route every token once, to experts that exist.",
-    )  # fmt: skip
-    return routing
 
 
 def returns_a_routing(card: Card) -> None:

@@ -121,6 +121,60 @@ def load_texts(
     return TextSplits(sets["train"], val_part, sets["test"], record)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is to go on from: as it stands, and its tokens (T,), T > 0."""
+
+    text: str
+    ids: Tensor
+
+
+def read_prompts(
+    source: Path | Sequence[str], tokenizer: Any, *, asked: bool = True
+) -> list[Prompt]:
+    """The prompts of a file or of lines that were read elsewhere, in order; blank lines are none.
+
+    A .jsonl file has objects as `load_texts` takes them, whose answers are left out and may be
+    missing. Of other files and lines each line is a prompt, or such an object if it begins with {.
+    asked: plain lines are put as questions, in the tokenizer's chat template if it has one; False
+    = they are texts to go on with.
+
+    Raises: DataError for a file that cannot be read, or a line that is no prompt.
+    """
+    name = str(source) if isinstance(source, Path) else "the input"
+    found = _file(source) if isinstance(source, Path) else "\n".join(source)
+    if isinstance(found, str):
+        lines = [line.strip() for line in found.splitlines() if line.strip()]
+        plain = "prompt" if asked else "text"
+        found = [
+            _object(line, f"line {number} of {name}") if line[0] == "{" else {plain: line}
+            for number, line in enumerate(lines, 1)
+        ]
+    prompts = [_asked(line, tokenizer, f"line {i} of {name}") for i, line in enumerate(found, 1)]
+    if not prompts:
+        raise DataError(f"prompts in {name}", got="none", want="a line at least", fix="Add one.")
+    return prompts
+
+
+def _asked(line: Mapping[str, Any], tokenizer: Any, where: str) -> Prompt:
+    """The prompt of a line without its answer."""
+    if isinstance(text := line.get("text"), str):
+        ids = tokenizer(text)["input_ids"]
+    else:
+        messages = line.get("messages")
+        if isinstance(messages, list) and messages and _role(messages[-1]) != "assistant":
+            line = {**line, "messages": [*messages, {"role": "assistant", "content": ""}]}
+        said = _said({ANSWER[-1]: "", **line}, where)
+        text, ids = _prompt(said), _tokens(said, tokenizer)[0]
+    if not ids:
+        raise DataError(where, got="no token", want="a prompt", fix="Leave the line out.")
+    return Prompt(text, torch.tensor(ids, dtype=torch.int64))
+
+
+def _role(message: Any) -> Any:
+    return message.get("role") if isinstance(message, Mapping) else None
+
+
 def _described(found: Texts) -> dict[str, Any]:
     digest = hashlib.sha256("".join(found.digests).encode()).hexdigest()
     return {"name": found.name, "n": len(found), "tokens": found.tokens, "sha256": digest}
@@ -152,22 +206,25 @@ def _file(path: Path) -> str | list[Mapping[str, Any]]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f"line {number} of {path}", got=str(error), want="one JSON object",
-                fix="Mend or delete the line.",
-            ) from error  # fmt: skip
-        if not isinstance(found, dict):
-            raise DataError(
-                f"line {number} of {path}", got=type(found).__name__, want="one JSON object",
-                fix='For example {"prompt": "...", "response": "..."}.',
-            )  # fmt: skip
-        rows.append(found)
+        rows.append(_object(line, f"line {number} of {path}"))
     if not rows:
         raise DataError(f"text {path}", got="no line", want="some", fix="Check the file.")
     return rows
+
+
+def _object(line: str, where: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise DataError(
+            where, got=str(error), want="one JSON object", fix="Mend or delete the line."
+        ) from error
+    if not isinstance(found, dict):
+        raise DataError(
+            where, got=type(found).__name__, want="one JSON object",
+            fix='For example {"prompt": "...", "response": "..."}.',
+        )  # fmt: skip
+    return found
 
 
 Row = tuple[Tensor, Tensor]

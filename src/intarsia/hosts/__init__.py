@@ -23,4 +23,5 @@ from .permute import Permutation as Permutation
 from .permute import co_permute as co_permute
 from .slices import choose_channels as choose_channels
 from .student import student_of as student_of
+from .swap import looks_ahead as looks_ahead
 from .swap import upcycle as upcycle

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, TargetError
+from ..core.errors import CheckpointError, ConfigError, TargetError
 from ..routers import Router, seeing
 
 # these return (logits, weights, experts), the latter two of shape (T, k)
@@ -33,6 +34,15 @@ class HostedRouter(nn.Module):
         k = max(1, int((gates > 0).sum(1).max())) if len(gates) else 1
         weight, expert = gates.topk(k)
         return gates.clamp(min=torch.finfo(gates.dtype).tiny).log(), weight, expert
+
+    def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raise CheckpointError for the weights of the gate that was here."""
+        if f"{prefix}weight" in state_dict:
+            raise CheckpointError(
+                f"weights of {prefix.rstrip('.')!r}", got="those of the host's own gate",
+                want="those of a router in its place",
+                fix="Load them into the model as it was, then call intarsia.upcycle.",
+            )  # fmt: skip
 
 
 def own_gate(block: nn.Module) -> nn.Module | None:

@@ -19,7 +19,7 @@ from ..routers import Router, TopK, drawing, join, non_causal, with_experts
 from ..routers.permutation import RouterConfig
 from .blocks import ATTENTION, blocks, wrapped_paths
 from .dense_mlp import Dense, check_output, dense_mlp, drawn, stacked
-from .gates import hosted, own_gate
+from .gates import HostedRouter, hosted, own_gate
 from .peft import before_forward
 from .sites import select_blocks
 
@@ -169,7 +169,10 @@ def _put(
     join(model)
     for draws in drawing(model).values():
         draws.hold = True
-    hook = model.register_forward_pre_hook(begin, with_kwargs=True)
+    hooks = (
+        model.register_forward_pre_hook(begin, with_kwargs=True),
+        model.register_load_state_dict_pre_hook(_refuse_others),
+    )
     host: Any = model
     host.upcycled = done
     config = getattr(model, "config", None)
@@ -178,7 +181,8 @@ def _put(
         cast(Any, config).output_router_logits = False
 
     def undo() -> None:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         del host.upcycled
         if asked:
             cast(Any, config).output_router_logits = True
@@ -191,6 +195,13 @@ def _put(
 def begin(host: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """`before_forward`, as a hook that stays when adapters are taken off again."""
     before_forward(host, args, kwargs)
+
+
+def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
+    """Before any weight is overwritten, raise CheckpointError for those of the model as it was."""
+    for name, module in model.named_modules():
+        if isinstance(module, Mixture | ResidualMixture | HostedRouter):
+            module.refuse_others(state_dict, f"{prefix}{name}.")
 
 
 def _chosen(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, nn.Module]]:
@@ -227,17 +238,26 @@ def _check_causal(
     attentions = [getattr(block, name, None) for _, block in chosen for name in ATTENTION]
     if not any(getattr(attention, "is_causal", False) is True for attention in attentions):
         return
-    what = None
-    if capacity is not None and capacity.policy in LOOKS_AHEAD:
-        what = f"Capacity(policy={capacity.policy!r})"
-    if non_causal(router):
-        what = type(router).__name__
-    if what is not None:
+    if (what := looks_ahead(router, capacity)) is not None:
         raise ConfigError(
             "routing of a decoder", got=f"{what}, where later tokens have a say",
             want="routing that looks back only",
-            fix="Use TopK(...), or acknowledge the leak with sees_later=True.",
+            fix="Use TopK(...) and Capacity(policy='order'), or say sees_later=True.",
         )  # fmt: skip
+
+
+def looks_ahead(router: RouterConfig, capacity: Capacity | None = None) -> str | None:
+    """What gives later tokens a say in where earlier ones go, if anything does."""
+    if non_causal(router):
+        return type(router).__name__
+    if capacity is None:
+        return None
+    if capacity.policy in LOOKS_AHEAD:
+        return f"Capacity(policy={capacity.policy!r})"
+    built = router.build(1, generator=torch.Generator())
+    if isinstance(built, Router) and built.equal_counts:
+        return None
+    return f"Capacity with {type(router).__name__}, whose pairs set its room"
 
 
 def generator(seed: int, path: str) -> torch.Generator:

@@ -27,7 +27,9 @@ class Capacity:
       "random", a lot drawn for each pair (random token selection of Z-code M3, arXiv:2109.10465),
       which treats early and late tokens alike: while training, a later token may take the place
       of an earlier one;
-      "score", those of largest weight, so that a token's fate depends on later ones.
+      "score", those of largest weight.
+    With the latter two a token's fate depends on where later ones go; with "order" it does so only
+    through N, if tokens have different numbers of experts.
     least: of C; evaluation: c in evaluation, None = all stay. There the policy "random" is "order":
     an answer is never a matter of luck.
     A dropped token gets 0 from that expert; losses count it all the same.
@@ -81,7 +83,8 @@ class Capacity:
             ).to(routing.token.device)
             first = lots[routing.token, routing.expert].argsort(descending=True)
         elif self.policy == "score":
-            first = routing.weight.detach().argsort(descending=True, stable=True)
+            score = routing.weight.detach().nan_to_num(0)  # a NaN would come first
+            first = score.argsort(descending=True, stable=True)
         else:
             first = routing.token.argsort(stable=True)
         return kept(routing, _place(routing, first) < room)

@@ -11,9 +11,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from ..core import Routing
 from ..core.errors import ConfigError
 from ..routers.dts import drop_entries
 from .grouped import grouped
+from .mlps import act_name, mixed_mlps
 
 ACTS: Mapping[str, type[nn.Module]] = MappingProxyType(
     {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -42,6 +44,13 @@ class Experts(nn.Module, abc.ABC):
     @abc.abstractmethod
     def every(self, x: Tensor) -> Tensor:
         """Each row by all experts, the slow twin.  (T, d) -> (T, E, out)."""
+
+    def mix(self, x: Tensor, routing: Routing) -> Tensor:
+        """sum_e G_te expert_e(x_t).  (T, d) -> (T, out)."""
+        expert, order = routing.expert.sort(stable=True)
+        token, weight = routing.token[order], routing.weight[order]
+        made = self(x.index_select(0, token), expert) * weight[:, None]  # (N, out)
+        return made.new_zeros(len(x), made.shape[1]).index_add(0, token, made)
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
         """For routers that read experts, see `intarsia.routers.seeing.Encoded`.
@@ -170,6 +179,23 @@ class StackedExperts(Experts):
         if self.gate is None:
             return self.act(up)
         return self.act(linear(rows, self.gate, self.gate_bias)) * up
+
+    def mix(self, x: Tensor, routing: Routing) -> Tensor:
+        act = act_name(self.act)
+        bias = any(b is not None for b in (self.up_bias, self.gate_bias, self.down_bias))
+        if act is None or bias or x.device.type != "cpu":
+            return super().mix(x, routing)
+        x = x.to(_dtype(x))
+        up, gate, down = (
+            w if w is None else w.to(x.dtype) for w in (self.up, self.gate, self.down)
+        )
+        assert up is not None and down is not None
+        learned = any(
+            t is not None and t.requires_grad for t in (x, routing.weight, up, gate, down)
+        )
+        keep = learned and torch.is_grad_enabled()
+        pairs = routing.token, routing.expert, routing.weight
+        return mixed_mlps(x, *pairs, up, gate, down, act, keep)[0]
 
     def every(self, x: Tensor) -> Tensor:
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

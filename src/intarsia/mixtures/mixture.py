@@ -80,21 +80,18 @@ class Mixture(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows, routing = x.reshape(-1, x.shape[-1]), self.routing(x)
-        y = (self.naive if asks_no_values(x) else self.mixed)(rows, routing)
+        y = (self.naive if asks_no_values(x) else self.experts.mix)(rows, routing)
         y = y.view(*x.shape[:-1], y.shape[-1])
         return y if self.shared is None else y + self.shared(x)
 
-    def mixed(self, rows: Tensor, routing: Routing) -> Tensor:
-        """sum_e G_te expert_e(x_t).  (T, d) -> (T, out)."""
-        expert, order = routing.expert.sort(stable=True)
-        token, weight = routing.token[order], routing.weight[order]
-        made = self.experts(rows.index_select(0, token), expert) * weight[:, None]  # (N, out)
-        return made.new_zeros(len(rows), made.shape[1]).index_add(0, token, made)
-
     def naive(self, rows: Tensor, routing: Routing) -> Tensor:
-        """The twin of `mixed`: every expert on every row, for graphs that must know no values."""
+        """The twin of `Experts.mix`: every expert on every row, for graphs that know no values."""
         made = self.experts.every(rows)
         return torch.einsum("te,teo->to", routing.dense().to(made.dtype), made)
+
+    def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raise CheckpointError for the weights of the MLP that was here."""
+        refuse_dense(state_dict, prefix)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         refuse_dense(state_dict, prefix)
@@ -188,6 +185,10 @@ class ResidualMixture(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         c = self.coefficient(x).to(dtype).softmax(-1).to(plain.dtype)  # (..., 2)
         return c[..., :1] * branch + c[..., 1:] * plain
+
+    def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raise CheckpointError for the weights of the MLP that was here."""
+        refuse_dense(state_dict, prefix)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         refuse_dense(state_dict, prefix)

@@ -44,8 +44,10 @@ def _rows(run: Run) -> tuple[Row, ...]:
     found: Any = run.record["results"].get("routing")
     if not isinstance(found, Mapping):
         return ()
+    active: Any = run.record["results"].get("routing_active") or {}  # not in older records
     return tuple(
-        Row(short(str(name)), Load(tuple(map(float, share)))) for name, share in found.items()
+        Row(short(str(name)), Load(tuple(map(float, share)), float(active.get(name, 1.0))))
+        for name, share in found.items()
     )
 
 

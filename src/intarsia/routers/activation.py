@@ -74,7 +74,7 @@ class ActivationRouter(GateRouter):
 
     def __init__(self, config: ActivationGate, width: int, *, generator: torch.Generator) -> None:
         super().__init__(width, config.experts, config.terms(), generator=generator)
-        self.config, self.normalised = config, True
+        self.config, self.normalised, self.equal_counts = config, True, True
         self.log_tau = nn.Parameter(torch.tensor(math.log(config.tau)))
 
     def logits(self, rows: Tensor) -> Tensor:

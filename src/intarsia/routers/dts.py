@@ -129,7 +129,7 @@ class DtsRouter(Router):
         tau, hard = self.at()
         logits = wide_linear(rows, self.weight)  # (N, E)
         p = ((logits + noise.to(logits.dtype)) / tau).softmax(-1)
-        active = p > self.config.threshold
+        active = ~(p <= self.config.threshold)  # a NaN is kept, so that it is seen
         if hard:
             active = F.one_hot(logits.argmax(-1), self.experts).bool()
         gates = (p if self.config.weights == "gumbel" else logits.softmax(-1)) * active

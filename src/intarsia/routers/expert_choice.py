@@ -20,6 +20,7 @@ class ExpertChoice:
 
     G, I = top-k(p^T) over the T tokens of the batch, padding aside; a pair's weight is p. Every
     expert has as many tokens, without a balance loss; a token has 0 ... E experts, c on average.
+    Tokens of NaN come last.
 
     experts: E; capacity: c, experts per token on average, as many as E; std: of the gate's first
     weights; jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on its input while training;
@@ -65,7 +66,8 @@ class ExpertChoiceRouter(GateRouter):
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = logits.softmax(-1)  # (N, E)
-        best = p.topk(self.room(len(p)), dim=0).indices  # (k, E)
+        ranked = p.detach().nan_to_num(0)  # topk would put a NaN first
+        best = ranked.topk(self.room(len(p)), dim=0).indices  # (k, E)
         taken = torch.zeros_like(p, dtype=torch.bool).scatter(0, best, True)
         return torch.arange(self.experts, device=p.device).expand_as(p), p, taken
 

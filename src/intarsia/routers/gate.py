@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Routing
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, ShapeError
 from .balance import balance, z_loss
 from .router import Router
 
@@ -110,13 +110,26 @@ def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
 
 
 def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows W^T + b in float32 or better, whatever autocast says.  (N, d) -> (N, out)."""
+    """rows W^T + b in float32 or better, whatever autocast says.  (N, d) -> (N, out).
+
+    Raises: ShapeError for rows of another width.
+    """
+    check_width(rows, weight.shape[1])
     dtype = torch.promote_types(rows.dtype, torch.float32)
     bias = None if bias is None else bias.to(dtype)
     if not torch.amp.is_autocast_available(rows.device.type):
         return F.linear(rows.to(dtype), weight.to(dtype), bias)
     with torch.autocast(rows.device.type, enabled=False):
         return F.linear(rows.to(dtype), weight.to(dtype), bias)
+
+
+def check_width(rows: Tensor, width: int) -> None:
+    """Raise ShapeError unless rows (N, d) are as wide as a router was built for."""
+    if rows.shape[-1] != width:
+        raise ShapeError(
+            "router", got=f"tokens of width {rows.shape[-1]}", want=f"{width}, as it was built for",
+            fix=f"Build it with build({rows.shape[-1]}, generator=...).",
+        )  # fmt: skip
 
 
 def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> Routing:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError, ShapeError
+from .gate import check_width
 from .router import Router, check_counts
 
 KINDS = ("id", "row")
@@ -58,6 +59,7 @@ class HashRouter(Router):
 
     def __init__(self, config: Hash, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config.experts)
+        self.equal_counts = True
         self.config, self.normalised = config, True
         self.ids: Tensor | None = None
         self.register_buffer("salt", _numbers(config.experts, generator))
@@ -79,6 +81,7 @@ class HashRouter(Router):
         )
 
     def _of_rows(self, rows: Tensor) -> Tensor:
+        check_width(rows, len(self.factors))
         x = rows.detach() + 0.0  # -0 + 0 is 0
         if x.dtype == torch.float64:
             bits = x.view(torch.int64)

@@ -62,6 +62,7 @@ class NoisyTopKRouter(Router):
 
     def __init__(self, config: NoisyTopK, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config.experts)
+        self.equal_counts = True
         self.config, self.normalised = config, True
         self.gate = nn.Parameter(torch.empty(config.experts, width))
         nn.init.normal_(self.gate, std=config.std, generator=generator)

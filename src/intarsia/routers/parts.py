@@ -37,10 +37,10 @@ def unsettled(p: Tensor) -> Tensor:
 
 
 def gated(gates: Tensor, dtype: torch.dtype) -> Routing:
-    """The routing of gates (N, E), without those of exactly 0."""
+    """The routing of gates (N, E), without those of exactly 0; those of NaN are kept and seen."""
     index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
     whole = Routing.from_topk(index, gates.to(dtype), gates.shape[1])
-    return kept(whole, (gates > 0).flatten())
+    return kept(whole, ~(gates <= 0).flatten())
 
 
 class PartsRouter(Router):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
 from ..core.registry import card
-from .gate import of_real
+from .gate import of_real, wide_linear
 from .parts import PartsRouter, gated
 from .router import Router
 
@@ -153,7 +153,7 @@ class PermutationRouter(Router):
             routing = replace(found, expert=self.order[0][found.expert])
             return self._with_losses(routing, found.losses, None)
         plan = self.soft()
-        gates = found.dense() @ plan[0].to(found.weight.dtype)
+        gates = wide_linear(found.dense(), plan[0].T)
         routing = replace(gated(gates, rows.dtype), state=found.state)
         return self._with_losses(routing, found.losses, plan)
 
@@ -165,7 +165,7 @@ class PermutationRouter(Router):
             gates = parts.gather(2, self.order.argsort(-1).expand_as(parts)).sum(1)
             return self._with_losses(gated(gates, rows.dtype), losses, None)
         plan = self.soft()
-        gates = torch.einsum("nki,kij->nj", parts, plan.to(parts.dtype))
+        gates = wide_linear(parts.flatten(1), plan.flatten(0, 1).T)  # sum over parts
         return self._with_losses(gated(gates, rows.dtype), losses, plan)
 
     def _with_losses(

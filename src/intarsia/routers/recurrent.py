@@ -64,6 +64,7 @@ class RecurrentRouter(GateRouter, Threaded):
 
     def __init__(self, config: Recurrent, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config.hidden, config.experts, config.terms(), generator=generator)
+        self.equal_counts = True
         self.config = config
         self.normalised = True
         self.down = nn.Parameter(torch.empty(config.hidden, width))  # W1

@@ -20,11 +20,13 @@ class Router(nn.Module, abc.ABC):
     valid: (B, T) bool, False = padding, whose rows get no expert and count in no loss; the host
     sets it before every forward from `attention_mask`.  task_ids: (B,) int64, see `task_ids`.
     last: the routing of the newest forward in training, None before; `aux_loss` reads it.
-    received: (2, E) float64, pairs and weight that each expert had since `forget`, in training.
+    received: (2, E) float64, pairs and weight that each expert had since `forget`, in training;
+    served: how many rows had an expert at all.
     normalised: the weights of a row that has experts sum to one, whatever the parameters are.
     by_expert: names of the parameters and buffers that have a row for each expert and decide, with
     nothing else, what experts it has; None where experts cannot come or go.
     counting: count in evaluation, too, see `statistics.counting`.
+    equal_counts: each row has as many experts as any other, whatever it holds.
 
     Raises: ConfigError for less than one expert; ShapeError where `valid` does not fit x.
     """
@@ -39,7 +41,8 @@ class Router(nn.Module, abc.ABC):
         self.task_ids: Tensor | None = None
         self.last: Routing | None = None
         self.received = torch.zeros(2, experts, dtype=torch.float64)
-        self.normalised, self.counting = False, False
+        self.served = 0
+        self.normalised, self.counting, self.equal_counts = False, False, False
 
     @abc.abstractmethod
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
@@ -56,11 +59,13 @@ class Router(nn.Module, abc.ABC):
         counts = self.counting or (self.training and torch.is_grad_enabled())
         if counts and not routing.weight.is_meta and not torch.compiler.is_compiling():
             self.received += received(routing)
+            self.served += served(routing)
         return routing
 
     def forget(self) -> None:
         """Count the load anew."""
         self.received = torch.zeros_like(self.received)
+        self.served = 0
 
     def _valid_rows(self, x: Tensor) -> Tensor | None:
         if self.valid is None:
@@ -109,6 +114,14 @@ def received(routing: Routing) -> Tensor:
     weight = pairs.new_zeros(routing.experts)
     weight.index_add_(0, routing.expert, routing.weight.double())
     return torch.stack([pairs, weight]).cpu()
+
+
+@torch.no_grad()
+def served(routing: Routing) -> int:
+    """How many rows have an expert."""
+    some = torch.zeros(routing.tokens, dtype=torch.bool, device=routing.token.device)
+    some[routing.token] = True
+    return int(some.sum())
 
 
 def learned_routers(model: nn.Module) -> dict[str, Router]:

@@ -82,7 +82,8 @@ class SparsityRouter(ScoreRouter, Seeing):
 
     def __init__(self, config: Sparsity, width: int) -> None:
         super().__init__(config.experts, config.terms())
-        self.config, self.width, self.normalised = config, width, True
+        self.config, self.width = config, width
+        self.normalised = self.equal_counts = True
         start = torch.tensor(math.log(config.tau))
         self.log_tau = nn.Parameter(start) if config.learn else None
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from .router import learned_routers
 
-COLLAPSED = 0.9  # the share of one expert above which the others learn nothing
+COLLAPSED = 0.9  # the share of k experts of a row's k above which the others learn nothing
 
 
 class CollapseWarning(UserWarning):
-    """A router sends nearly everything to one expert."""
+    """A router sends nearly everything to the same few experts."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,11 @@ class Load:
     """The share of each expert, (E,), which add up to 1.
 
     Of (row, expert) pairs where a row has some of the experts, of weight where it has all.
+    active: pairs of a row, on average; 1 where weights are counted.
     """
 
     share: tuple[float, ...]
+    active: float = 1.0
 
     @property
     def variation(self) -> float:
@@ -43,8 +45,9 @@ class Load:
 
     @property
     def collapsed(self) -> bool:
-        """Whether one of several experts has nearly all."""
-        return len(self.share) > 1 and max(self.share) > COLLAPSED
+        """Whether as few experts as one row has, k of more than k, have nearly all."""
+        k = max(1, round(self.active))
+        return len(self.share) > k and sum(sorted(self.share)[-k:]) > COLLAPSED
 
 
 def loads(model: nn.Module) -> dict[str, Load]:
@@ -52,17 +55,19 @@ def loads(model: nn.Module) -> dict[str, Load]:
 
     Counted while training, or inside `counting`: `received` of `Router`.
     """
-    found = {name: _share(router.received) for name, router in learned_routers(model).items()}
-    return {name: Load(share) for name, share in found.items() if share is not None}
+    found = {n: _load(r.received, r.served) for n, r in learned_routers(model).items()}
+    return {name: load for name, load in found.items() if load is not None}
 
 
-def _share(received: Tensor) -> tuple[float, ...] | None:
+def _load(received: Tensor, served: int) -> Load | None:
     pairs, weight = received
     if not bool(pairs.any()):
         return None
     # where every expert has every row, only weights tell them apart
-    counted = weight if bool((pairs == pairs[0]).all()) and bool(weight.any()) else pairs
-    return tuple((counted / counted.sum()).tolist())
+    weighed = bool((pairs == pairs[0]).all()) and bool(weight.any())
+    counted = weight if weighed else pairs
+    active = 1.0 if weighed or not served else float(pairs.sum()) / served
+    return Load(tuple((counted / counted.sum()).tolist()), active)
 
 
 def forget(model: nn.Module) -> None:
@@ -78,15 +83,15 @@ def counting(model: nn.Module) -> Iterator[None]:
     `loads(model)`, or `received` of each router, is to be read inside.
     """
     routers = learned_routers(model).values()
-    before = [(router.counting, router.received) for router in routers]
+    before = [(router.counting, router.received, router.served) for router in routers]
     for router in routers:
         router.counting = True
         router.forget()
     try:
         yield
     finally:
-        for router, (on, received) in zip(routers, before, strict=True):
-            router.counting, router.received = on, received
+        for router, kept in zip(routers, before, strict=True):
+            router.counting, router.received, router.served = kept
 
 
 def summary(found: Mapping[str, Load]) -> dict[str, float]:
@@ -101,14 +106,17 @@ def summary(found: Mapping[str, Load]) -> dict[str, float]:
 
 
 def warn_of_collapse(found: Mapping[str, Load]) -> bool:
-    """Warn, with the remedy, where one expert has more than nine tenths; says whether it did."""
+    """Warn, with the remedy, where a router has collapsed; says whether it did."""
     gone = [name for name, load in found.items() if load.collapsed]
     if gone:
-        share = max(max(found[name].share) for name in gone)
+        load = found[gone[0]]
+        k = max(1, round(load.active))
+        share = sum(sorted(load.share)[-k:])
+        few = "one expert" if k == 1 else f"the same {k} experts"
         warnings.warn(
-            f"{len(gone)} of {len(found)} routers send up to {share:.0%} to one expert (first: "
-            f"{gone[0]}). Raise the method's balance loss, lower the learning rate, or use fewer "
-            "experts.",
+            f"{len(gone)} of {len(found)} routers collapsed; the first, {gone[0]}, sends "
+            f"{share:.0%} to {few} of {len(load.share)}. Raise the method's balance loss, lower "
+            "the learning rate, or use fewer experts.",
             CollapseWarning,
             stacklevel=2,
         )

@@ -67,6 +67,7 @@ class TopKRouter(GateRouter):
 
     def __init__(self, config: TopK, width: int, *, generator: torch.Generator) -> None:
         super().__init__(width, config.experts, config.terms(), generator=generator)
+        self.equal_counts = True
         self.config = config
         self.normalised = config.scale == "renormalised" or (config.scale, config.active) == (
             "none", 1,

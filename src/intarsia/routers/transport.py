@@ -86,7 +86,9 @@ class TransportRouter(GateRouter):
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = logits.softmax(-1)
         index = torch.arange(self.experts, device=p.device).expand_as(p)
-        return index, p, self.plan(p.detach()) > 0
+        # a token of NaN is one without a preference, or the plan would be NaN for all
+        even = p.detach().nan_to_num(1 / self.experts)
+        return index, p, self.plan(even) > 0
 
 
 @torch.no_grad()

@@ -170,7 +170,10 @@ def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) ->
     return {
         **{split: metrics.scores() for split, metrics in scores.items()},
         **(
-            {"routing": {n: list(load.share) for n, load in loop.loads.items()}}
+            {
+                "routing": {n: list(load.share) for n, load in loop.loads.items()},
+                "routing_active": {n: load.active for n, load in loop.loads.items()},
+            }
             if loop.loads
             else {}
         ),

@@ -9,10 +9,9 @@ from typing import Any, cast
 
 from ...core.errors import ConfigError
 from ...core.registry import KEY, card, method_to_dict, settings_from_dict
+from ...hosts import looks_ahead
 from ...mixtures import AdamOnce, Capacity, HeavyBall, Robust
-from ...mixtures.capacity import LOOKS_AHEAD
 from ...mixtures.residual import Update
-from ...routers import non_causal
 from ...routers.permutation import RouterConfig
 
 UPDATES: dict[str, type[Update]] = {c.__name__: c for c in (HeavyBall, AdamOnce, Robust)}
@@ -90,9 +89,7 @@ class Variant:
     @property
     def sees_later(self) -> bool:
         """Whether later tokens decide where earlier ones go."""
-        return non_causal(self.router) or (
-            self.capacity is not None and self.capacity.policy in LOOKS_AHEAD
-        )
+        return self.router is not None and looks_ahead(self.router, self.capacity) is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""

@@ -133,9 +133,11 @@ def _hooks(mixture: Mixture, layer: Layer) -> list[Any]:
             layer.load += routing.load().cpu()
             layer.rows += routing.tokens
 
-    def count(experts: nn.Module, args: tuple[Tensor, Tensor]) -> None:
-        if experts.training:
-            layer.pairs += len(args[0])
+    def count(module: nn.Module, args: tuple[Tensor], _: Any) -> None:
+        if module.training and layer.last is not None:
+            taken = layer.last if mixture.taken is None else mixture.taken
+            rows = args[0][..., 0].numel()
+            layer.pairs += len(taken.token) * rows // max(1, taken.tokens)  # each sample's rows
 
     return [
         mixture.register_forward_pre_hook(start("mixture")),
@@ -143,5 +145,5 @@ def _hooks(mixture: Mixture, layer: Layer) -> list[Any]:
         mixture.router.register_forward_pre_hook(start("router")),
         mixture.router.register_forward_hook(stop("router")),
         mixture.router.register_forward_hook(routed),
-        mixture.experts.register_forward_pre_hook(count),
+        mixture.register_forward_hook(count),
     ]

@@ -1,0 +1,129 @@
+"""What the benchmarks share: interleaved timing, ratios beside their bars, and the page."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from intarsia.train.record import machine, versions
+
+PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
+Job = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A ratio of two cases and its bar (None = for information)."""
+
+    what: str
+    over: str
+    under: str
+    bar: float | None = None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Medians over the runs of a case, in seconds."""
+
+    cpu: float
+    wall: float
+
+
+def interleaved(jobs: Mapping[str, Job], reps: int) -> dict[str, Spent]:
+    """What each job takes, over `reps` runs after one that does not count, in an order that turns.
+
+    A machine whose load changes then slows all of them down.
+    """
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
+    names = list(jobs)
+    for rep in range(-1, reps):
+        shift = rep % max(1, len(names))
+        for name in names[shift:] + names[:shift]:
+            cpu, wall = time.process_time(), time.perf_counter()
+            jobs[name]()
+            spent = time.process_time() - cpu, time.perf_counter() - wall
+            if rep >= 0:
+                times[name].append(spent)
+    return {n: Spent(*map(statistics.median, zip(*t, strict=True))) for n, t in times.items()}
+
+
+def operations(job: Job) -> int:
+    """Floating-point operations of matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        job()
+    return counter.get_total_flops()
+
+
+def peak_over(step: Job, times: int = 3) -> int:
+    """Bytes by which steps raise this process's peak above what it holds now."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of building, is forgotten
+    before = psutil.Process().memory_info().rss
+    for _ in range(times):
+        step()
+    status = Path("/proc/self/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) * 1024 - before
+
+
+def ratio(row: Row, times: Mapping[str, Spent]) -> list[str]:
+    """A line: what, the ratio of wall times, bar, verdict, the ratio of CPU times."""
+    over, under = times[row.over], times[row.under]
+    wall = judged(over.wall / under.wall, row.bar)
+    return [row.what, *wall, f"{over.cpu / under.cpu:.3f}"]
+
+
+def judged(got: float, bar: float | None) -> tuple[str, str, str]:
+    """(got, bar, verdict)."""
+    if bar is None:
+        return f"{got:.3f}", "", ""
+    return f"{got:.3f}", f"{bar:.2f}", "met" if got <= bar else "not met"
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """A table."""
+    head = list(head)
+    return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
+
+
+def parser(doc: str | None, *, threads: int, reps: int) -> argparse.ArgumentParser:
+    """The arguments that all have."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--threads", type=int, default=threads)
+    made.add_argument("--reps", type=int, default=reps)
+    made.add_argument("--write", action="store_true", help="also write the page below docs")
+    return made
+
+
+def read(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, and the machine's load before the run."""
+    args = made.parse_args()
+    args.load = psutil.getloadavg()[0]
+    torch.set_num_threads(args.threads)
+    return args
+
+
+def publish(title: str, about: str, body: Iterable[str], args: argparse.Namespace) -> None:
+    """Print a page, with the machine and the command; and write it, if asked to."""
+    script, found = Path(sys.argv[0]).stem, versions()
+    command = " ".join(["python", f"benchmarks/{script}.py", *sys.argv[1:]])
+    run = (
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()['processor']}, torch {found['torch']}, "
+        f"Python {found['python']}, load before the run {args.load:.1f}: `{command}`"
+    )
+    text = "\n".join([f"# {title}", "", about, "", run, "", *body, ""])
+    print(text)
+    if args.write:
+        PAGES.mkdir(exist_ok=True)
+        (PAGES / f"{script}.md").write_text(text)

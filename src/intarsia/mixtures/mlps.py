@@ -1,0 +1,223 @@
+"""A whole mixture of MLPs as one operator on the CPU: rows out, products, rows back, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layout import Layout, roomy
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Act:
+    """An activation f(z), and f'(z) times a gradient."""
+
+    forward: Any
+    backward: Any
+
+
+ACTS: Mapping[str, Act] = MappingProxyType(
+    {
+        "silu": Act(F.silu, aten.silu_backward),
+        "relu": Act(F.relu, lambda grad, z: aten.threshold_backward(grad, z, 0)),
+        "gelu": Act(F.gelu, aten.gelu_backward),
+        "gelu_tanh": Act(
+            lambda z: F.gelu(z, approximate="tanh"),
+            lambda grad, z: aten.gelu_backward(grad, z, approximate="tanh"),
+        ),
+    }
+)
+
+
+def act_name(act: nn.Module) -> str | None:
+    """The activation's name in `ACTS`, or None."""
+    if type(act) is nn.GELU:
+        return "gelu" if act.approximate == "none" else "gelu_tanh"
+    return {nn.SiLU: "silu", nn.ReLU: "relu"}.get(type(act))  # pyright: ignore
+
+
+@torch.library.custom_op(
+    "intarsia::mixed_mlps",
+    mutates_args=(),
+    schema="(Tensor x, Tensor token, Tensor expert, Tensor weight, Tensor up, Tensor? gate, "
+    "Tensor down, str act, bool keep) -> (Tensor, Tensor, Tensor)",
+)
+def mixed_mlps(
+    x: Tensor,
+    token: Tensor,
+    expert: Tensor,
+    weight: Tensor,
+    up: Tensor,
+    gate: Tensor | None,
+    down: Tensor,
+    act: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y_t = sum_n weight_n MLP_e(n)(x_t) over the pairs n of token t; and W1 x, Wg x if `keep`.
+
+    x: (T, d), token, expert, weight: (N,), up, gate: (E, h, d), down: (E, out, h) -> (T, out) and
+    what the backward needs, (rows, h) both.
+    Experts are taken block by block, so that what is between two products stays in the cache. The
+    backward takes rows of x again, and the gradient of a weight is <W2' dy, hidden>, so that
+    neither rows nor outputs are kept.
+    """
+    layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act].forward
+    size = (layout.rows, up.shape[1])
+    all_z = roomy(size, x) if keep else x.new_empty(0)
+    all_g = roomy(size, x) if keep and gate is not None else x.new_empty(0)
+    made, source = roomy((layout.rows, down.shape[1]), x), layout.padded(x)
+    for block in layout.blocks:
+        here = source.index_select(0, layout.source[block.rows])
+        z = all_z[block.rows] if keep else x.new_empty(len(here), up.shape[1])
+        block.products(here, up[block.experts].transpose(1, 2), z)
+        if gate is None:
+            hidden = f(z)
+        else:
+            g = all_g[block.rows] if keep else torch.empty_like(z)
+            block.products(here, gate[block.experts].transpose(1, 2), g)
+            hidden = f(g).mul_(z)
+        block.products(hidden, down[block.experts].transpose(1, 2), made[block.rows])
+    made = made.to(torch.promote_types(x.dtype, weight.dtype))
+    return layout.sums(made, weight.to(made.dtype)), all_z, all_g
+
+
+@torch.library.custom_op(
+    "intarsia::mixed_mlps_backward",
+    mutates_args=(),
+    schema="(Tensor dy, Tensor x, Tensor token, Tensor expert, Tensor weight, Tensor up, "
+    "Tensor? gate, Tensor down, Tensor z, Tensor g, str act, bool[] need) -> Tensor[]",
+)
+def mixed_mlps_backward(
+    dy: Tensor,
+    x: Tensor,
+    token: Tensor,
+    expert: Tensor,
+    weight: Tensor,
+    up: Tensor,
+    gate: Tensor | None,
+    down: Tensor,
+    z: Tensor,
+    g: Tensor,
+    act: str,
+    need: list[bool],
+) -> list[Tensor]:
+    """The gradients of x, weight, up, gate and down; empty ones for what `need` says no to."""
+    layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act]
+    source, grads = layout.padded(x), layout.padded(dy.to(x.dtype))
+    scale = layout.spread(weight)[:, None].to(x.dtype)
+    of_rows = roomy((layout.rows, x.shape[1] if need[0] else 0), x)
+    of_weight = weight.new_empty(layout.rows)
+    of_up, of_gate, of_down = (
+        roomy(tuple(w.shape), w) if w is not None and wanted else x.new_empty(0)
+        for w, wanted in zip((up, gate, down), need[2:], strict=True)
+    )
+    for block in layout.blocks:
+        token_here, e = layout.source[block.rows], block.experts
+        back = grads.index_select(0, token_here)
+        dh = block.products(back, down[e], back.new_empty(len(back), up.shape[1]))
+        inner = z if gate is None else g
+        a = f.forward(inner[block.rows])
+        hidden = a if gate is None else a * z[block.rows]
+        if need[1]:
+            of_weight[block.rows] = (dh * hidden).sum(-1).to(weight.dtype)
+        if need[4]:
+            block.outer(back.mul_(scale[block.rows]), hidden, of_down[e])
+        dh.mul_(scale[block.rows])
+        if gate is None:
+            dz, dg = f.backward(dh, z[block.rows]), dh
+        else:
+            dz, dg = dh * a, f.backward(dh.mul_(z[block.rows]), g[block.rows])
+        here = source.index_select(0, token_here) if need[2] or need[3] else source
+        if need[2]:
+            block.outer(dz, here, of_up[e])
+        if need[3] and gate is not None:
+            block.outer(dg, here, of_gate[e])
+        if need[0]:
+            block.products(dz, up[e], of_rows[block.rows])
+            if gate is not None:
+                block.products(dg, gate[e], of_rows[block.rows], add=True)
+    of_x = layout.sums(of_rows, None) if need[0] else of_rows
+    of_pairs = of_weight[layout.place] if need[1] else weight.new_empty(0)
+    return [of_x, of_pairs, of_up, of_gate, of_down]
+
+
+def mixed_naive(
+    x: Tensor,
+    token: Tensor,
+    expert: Tensor,
+    weight: Tensor,
+    up: Tensor,
+    gate: Tensor | None,
+    down: Tensor,
+    act: str,
+) -> Tensor:
+    """The twin of `mixed_mlps`, expert by expert in torch's operators."""
+    y = x.new_zeros(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
+    for e in range(len(up)):
+        pairs = (expert == e).nonzero()[:, 0]
+        rows = x[token[pairs]]
+        z = rows @ up[e].t()
+        f = ACTS[act].forward
+        hidden = f(z) if gate is None else f(rows @ gate[e].t()) * z
+        made = (hidden @ down[e].t()) * weight[pairs, None]
+        y = y.index_add(0, token[pairs], made.to(y.dtype))
+    return y
+
+
+@mixed_mlps.register_fake
+def _(
+    x: Tensor, token: Tensor, expert: Tensor, weight: Tensor, up: Tensor, gate: Tensor | None,
+    down: Tensor, act: str, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    y = x.new_empty(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
+    rows = torch.library.get_ctx().new_dynamic_size() if keep else 0
+    z = x.new_empty(rows, up.shape[1]) if keep else x.new_empty(0)
+    return y, z, x.new_empty(0) if gate is None or not keep else torch.empty_like(z)
+
+
+@mixed_mlps_backward.register_fake
+def _(
+    dy: Tensor, x: Tensor, token: Tensor, expert: Tensor, weight: Tensor, up: Tensor,
+    gate: Tensor | None, down: Tensor, z: Tensor, g: Tensor, act: str, need: list[bool],
+) -> list[Tensor]:  # fmt: skip
+    wanted = (x, weight, up, gate, down)
+    return [
+        x.new_empty(0) if t is None or not n else torch.empty_like(t)
+        for t, n in zip(wanted, need, strict=True)
+    ]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.act, _ = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * 9
+    x, token, expert, weight, up, gate, down, z, g = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    need = [bool(wanted[i]) for i in (0, 3, 4, 5, 6)]
+    if torch.is_grad_enabled():  # a gradient of the gradient will be asked for
+        y = mixed_naive(x, token, expert, weight, up, gate, down, ctx.act)
+        of = [t for t, n in zip((x, weight, up, gate, down), need, strict=True) if n]
+        found = iter(torch.autograd.grad(y, of, dy, create_graph=True, materialize_grads=True))
+        dx, dw, *rest = (next(found) if n else None for n in need)
+    else:
+        grads = mixed_mlps_backward(
+            dy, x, token, expert, weight, up, gate, down, z, g, ctx.act, need
+        )
+        dx, dw, *rest = (t if n else None for t, n in zip(grads, need, strict=True))
+    return dx, None, None, dw, *rest, None, None
+
+
+mixed_mlps.register_autograd(_backward, setup_context=_save)
