@@ -149,7 +149,8 @@ CLAIMS = (
     ),
     Claim(
         "deepspeed-moe-size",
-        sentence="... and much smaller " + PAPER + "All parameters, as the paper counts.",
+        sentence="Such a pyramid is much smaller than many experts everywhere " + PAPER
+        + "All parameters, as the paper counts.",
         baseline="16 experts in each layer, top-1",
         bar=0.65,
         sense="<=",
@@ -169,7 +170,8 @@ CLAIMS = (
     ),
     Claim(
         "deepspeed-moe-two",
-        sentence="... and as good as two experts a token " + PAPER + "Test loss.",
+        sentence="One expert beside an MLP is as good as two experts a token " + PAPER
+        + "Test loss.",
         baseline="top-2 of the same eight experts",
         bar=1.01,
         sense="<=",

@@ -210,7 +210,7 @@ CLAIMS = (
     ),
     Claim(
         "moe-x-loss",
-        sentence="... at no cost in loss " + PAPER + "Test loss.",
+        sentence="Routing by the experts' own weights costs no loss " + PAPER + "Test loss.",
         baseline=GATE,
         bar=1.01,
         sense="<=",

@@ -294,8 +294,8 @@ CLAIMS = (
     ),
     Claim(
         "zcode-m3-late",
-        sentence="... and better what stands late " + PAPER + "random token selection). Test loss "
-        "without drops of the last two of six tasks.",
+        sentence="With lots a model learns better what stands late in a batch " + PAPER + "random "
+        "token selection). Test loss without drops of the last two of six tasks.",
         baseline="the same mixtures, the first tokens kept",
         bar=0.995,
         sense="<=",
