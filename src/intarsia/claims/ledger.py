@@ -23,16 +23,20 @@ from ..core.errors import CheckpointError, UnknownName
 MODULES = (
     "claims.bi",
     "claims.comet",
+    "claims.deepspeed_moe",
     "claims.evomoe",
     "claims.gaussian_moe",
     "claims.lt_sft",
     "claims.mixtures",
+    "claims.moe_x",
     "claims.momentum",
     "claims.mos",
     "claims.mosa",
     "claims.poly",
     "claims.recurrent",
     "claims.s2ft",
+    "claims.transport",
+    "claims.zcode_m3",
 )
 """Modules with CLAIMS, below `intarsia`."""
 

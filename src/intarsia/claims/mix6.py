@@ -19,6 +19,8 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from ..mixtures import Capacity, Mixture, StackedExperts
+from ..routers.permutation import RouterConfig
 from ..train import evaluate, fit
 
 TRAIN, CLASSES, WIDTH, HIDDEN, BLOCKS = 1200, 10, 96, 128, 6
@@ -116,6 +118,29 @@ def _pretrained(marks: int) -> Net:
 def backbone(marks: int = 0) -> Net:
     """The MLP that knows the upright digits (600 steps); a fresh copy."""
     return copy.deepcopy(_pretrained(marks))
+
+
+def of_experts(
+    router: RouterConfig,
+    *,
+    seed: int,
+    layers: Sequence[int] = range(BLOCKS),
+    capacity: Capacity | None = None,
+    act: str = "gelu",
+    inputs: int = 64,
+) -> Net:
+    """An untrained MLP with mixtures in these blocks, each expert as large as the MLP there was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net: Any = Net(inputs)
+    for i in layers:
+        draws = torch.Generator().manual_seed(seed * BLOCKS + i)
+        experts = StackedExperts(
+            router.experts, WIDTH, HIDDEN, act=act, bias=True, generator=draws
+        )  # fmt: skip
+        gate: Any = router.build(WIDTH, generator=draws)
+        net.blocks[i].mlp = Mixture(experts, gate, capacity=capacity, generator=draws)
+    return net
 
 
 def epochs(steps: int, tasks: int = len(TASKS)) -> int:

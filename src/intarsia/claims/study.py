@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -182,6 +183,16 @@ def paired(differences: Sequence[float]) -> tuple[float, float]:
         return float(values.mean()), math.inf
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return float(values.mean()), float(half)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation of the seeds, 0 for one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def shown(values: Sequence[float], form: str) -> str:
+    """Mean and spread for a table."""
+    return f"{statistics.mean(values):{form}} ± {spread(values):{form}}"
 
 
 @contextmanager

@@ -1,0 +1,199 @@
+"""An MLP beside the experts, more experts in later layers, and students (DeepSpeed-MoE)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ..core import Claim, Result
+from ..experiments.routing import TEXT, VARIANTS, Asked, Scale, Variant, cells, material
+from ..experiments.routing.build import dense, with_mixtures
+from ..experiments.routing.cell import CLIP, WARMUP, WEIGHT_DECAY
+from ..experiments.routing.materials import Material, stream
+from ..hosts import student_of
+from ..routers import TopK
+from ..train import cosine, evaluate, fit
+from ..train.distill import distill, staged_distillation
+from ..train.objectives import Objective, Staged, plain
+from .study import shown, spread, threads
+
+CORPUS, MANY, PYRAMID = "austen", 16, (4, 4, 16, 16)
+EVEN = Variant("even", TopK(MANY, 1, "prob"))
+PR = Variant("pr-moe", TopK(MANY, 1, "prob"), residual=True, experts=PYRAMID)
+ONE, BESIDE, TWO = VARIANTS["top-1"], VARIANTS["residual"], VARIANTS["top-k"]
+TEACHER, STUDENT, UNTIL, LAYERS = 1000, 500, 0.6, (0, 1, 3)  # steps; share; blocks that stay
+Report = Callable[[str], None]
+Cell = Mapping[str, Any]
+
+
+def total(cell: Cell) -> float:
+    """All parameters of the model, as the paper counts its sizes."""
+    return cell["parameters"]["total"]
+
+
+def loss(cell: Cell) -> float:
+    return cell["loss"]
+
+
+def ratio(
+    seeds: Sequence[int],
+    report: Report,
+    *,
+    ours: Variant,
+    base: Variant,
+    of: Callable[[Cell], float] = loss,
+    beside: Sequence[Variant] = (),
+    data: str = CORPUS,
+    text: Scale = TEXT,
+    more: str = "",
+) -> Result:
+    """A figure of one contender over another's, the mean of the seeds."""
+    arms = (base, ours, *beside)
+    made = cells([Asked(v, data, s) for v in arms for s in seeds], report=report, text=text)
+    found = {v.name: made[i * len(seeds) : (i + 1) * len(seeds)] for i, v in enumerate(arms)}
+    values = tuple(of(a) / of(b) for a, b in zip(found[ours.name], found[base.name], strict=True))
+    note = (
+        f"Cells of `{data}`: a decoder of {text.shape.layers} layers, {text.shape.width} wide, "
+        f"experts of {text.shape.hidden} units, {text.steps} steps. Names: `even`, {MANY} experts "
+        f"in each layer, top-1; `pr-moe`, {PYRAMID} and an MLP beside them; `top-1`, `residual` "
+        "(an MLP beside) and `top-k` (two a token), eight experts. `all parameters` is what the "
+        f"paper calls the size of a model; `of experts` leaves out the MLPs beside them.{more}"
+    )
+    rows = tuple(_row(name, each) for name, each in found.items())
+    return Result(statistics.mean(values), spread(values), values, rows, note)
+
+
+def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
+    parameters = found[0]["parameters"]
+    return {
+        "model": name,
+        "test loss": shown([c["loss"] for c in found], ".4f"),
+        "all parameters": f"{parameters['total']:,}",
+        "of experts": f"{parameters['experts']:,}",
+        "operations": f"{statistics.mean(c['flops']['total'] for c in found):.2e}",
+    }
+
+
+def train(
+    model: nn.Module,
+    found: Material,
+    text: Scale,
+    steps: int,
+    seed: int,
+    objective: Objective | Staged,
+) -> float:
+    """Test loss after so many steps, with the cells' optimiser."""
+    rows = stream(found.train, 0, steps, text.batch, seed)
+    fit(
+        model, rows, epochs=1, batch_size=text.batch, lr=text.lr, weight_decay=WEIGHT_DECAY,
+        clip=CLIP, seed=seed, lr_factor=cosine(WARMUP), objective=objective, trackers=(),
+    )  # fmt: skip
+    return evaluate(model, found.test, batch_size=64).loss
+
+
+def students(
+    seeds: Sequence[int],
+    report: Report,
+    *,
+    data: str = CORPUS,
+    text: Scale = TEXT,
+    steps: tuple[int, int] = (TEACHER, STUDENT),
+    layers: Sequence[int] = LAYERS,
+) -> Result:
+    """Mean loss with staged distillation over the smaller of those with none and to the end."""
+    found = material(data, text)
+    losses: dict[str, list[float]] = {"teacher": []}
+    with threads(1):
+        for seed in seeds:
+            teacher = with_mixtures(dense(ONE, found, text, seed), ONE, seed)
+            losses["teacher"].append(train(teacher, found, text, steps[0], seed, plain))
+            arms: dict[str, Objective | Staged] = {
+                "labels alone": plain,
+                "distilled to the end": partial(distill, teacher=teacher),
+                "distilled at first": staged_distillation(teacher, until=UNTIL),
+            }
+            for name, objective in arms.items():
+                student = student_of(teacher, layers)
+                made = train(student, found, text, steps[1], seed + 100, objective)
+                losses.setdefault(name, []).append(made)
+                report(f"seed {seed}, {name}: test loss {made:.4f}")
+    none, full, staged = (losses[name] for name in list(losses)[1:])
+    got = statistics.mean(staged) / min(statistics.mean(none), statistics.mean(full))
+    values = tuple(c / min(a, b) for a, b, c in zip(none, full, staged, strict=True))
+    note = (
+        f"`{data}`: a teacher of {text.shape.layers} layers, top-1 of eight experts, "
+        f"{steps[0]} steps; students of its blocks {tuple(layers)}, {steps[1]} steps each on the "
+        f"same rows; the teacher's word has weight 1 and counts for the first {UNTIL:.0%} of the "
+        "steps, or for all. Values of the seeds are over the better of the seed's other two."
+    )
+    rows = tuple({"model": name, "test loss": shown(each, ".4f")} for name, each in losses.items())
+    return Result(got, spread(values), values, rows, note)
+
+
+SIZES = (
+    " The sizes are arithmetic: experts alone are 0.625 of the baseline's, with the MLPs beside "
+    "them 0.688, and all parameters 0.722, as attention and embeddings are the same in both and "
+    "weigh much in a small model. The paper has 32 and 64 experts where its baseline has 128."
+)
+PAPER = "(arXiv:2201.05596, section 4). "
+
+CLAIMS = (
+    Claim(
+        "deepspeed-moe",
+        sentence="Fewer experts in early layers and an MLP beside them are as good as many experts "
+        "everywhere " + PAPER + "Test loss.",
+        baseline="16 experts in each layer, top-1",
+        bar=1.01,
+        sense="<=",
+        run=partial(ratio, ours=PR, base=EVEN),
+        needs="long",
+        minutes=14,
+    ),
+    Claim(
+        "deepspeed-moe-size",
+        sentence="Such a pyramid is much smaller than many experts everywhere " + PAPER
+        + "All parameters, as the paper counts.",
+        baseline="16 experts in each layer, top-1",
+        bar=0.65,
+        sense="<=",
+        run=partial(ratio, ours=PR, base=EVEN, of=total, more=SIZES),
+        needs="long",
+        minutes=14,
+    ),
+    Claim(
+        "deepspeed-moe-residual",
+        sentence="One expert beside an MLP is no worse than one expert " + PAPER + "Test loss.",
+        baseline="top-1 of the same eight experts",
+        bar=1.0,
+        sense="<=",
+        run=partial(ratio, ours=BESIDE, base=ONE, beside=(TWO,)),
+        needs="long",
+        minutes=20,
+    ),
+    Claim(
+        "deepspeed-moe-two",
+        sentence="One expert beside an MLP is as good as two experts a token " + PAPER
+        + "Test loss.",
+        baseline="top-2 of the same eight experts",
+        bar=1.01,
+        sense="<=",
+        run=partial(ratio, ours=BESIDE, base=TWO, beside=(ONE,)),
+        needs="long",
+        minutes=20,
+    ),
+    Claim(
+        "deepspeed-moe-students",
+        sentence="A shallower student learns best from a teacher at first and from labels alone "
+        "afterwards " + PAPER + "Test loss of a student of three of four layers.",
+        baseline="the better of no distillation and distillation to the end",
+        bar=1.0,
+        sense="<=",
+        run=students,
+        needs="long",
+        minutes=12,
+    ),
+)  # fmt: skip

@@ -1,0 +1,326 @@
+"""Lots where an expert is full, trained mixtures merged, and experts pruned by use (Z-code M3)."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from ..core import Claim, Result, Routing
+from ..experiments.routing import TEXT, VARIANTS, Asked, Scale, cells
+from ..hosts import expert_loads
+from ..mixtures import Capacity, merged, prune
+from ..mixtures.zcode_m3 import mixtures_in
+from ..routers import Draws, TopK
+from ..train import evaluate, fit
+from . import mix6
+from .study import shown, spread, threads
+
+EXPERTS, CORPUS, LR = 8, "austen", 1e-3
+TOKENS, BATCHES, SKEW = 2048, 100, 4.0  # of the mechanism: one expert is asked for four times
+POLICIES = {"order": "in order", "random": "by lot"}
+TIGHT = 0.75  # capacity factor where the batch is laid out by task
+STEPS, SHARED, MORE = 600, 200, 100  # on MIX6: all of a parent's, those before they part, after
+OTHERS = 10  # random choices of experts to keep
+Report = Callable[[str], None]
+Cell = Mapping[str, Any]
+
+
+def mechanism(policy: str, seed: int) -> tuple[list[float], float]:
+    """Rate of dropped tokens by quarter of the batch, and in all: means over batches and lots."""
+    generator = torch.Generator().manual_seed(seed)
+    draws, capacity = Draws(torch.Generator().manual_seed(seed)), Capacity(1.0, policy)
+    share = torch.tensor([SKEW] + [1.0] * (EXPERTS - 1))
+    lost = torch.zeros(TOKENS, dtype=torch.float64)
+    for _ in range(BATCHES):
+        expert = share.multinomial(TOKENS, replacement=True, generator=generator)
+        asked = Routing.from_topk(expert[:, None], torch.ones(TOKENS, 1), EXPERTS)
+        lost += 1 - torch.bincount(
+            capacity.limit(asked, training=True, draws=draws).token, minlength=TOKENS
+        )  # fmt: skip
+    rate = lost / BATCHES
+    return [float(part.mean()) for part in rate.chunk(4)], float(rate.mean())
+
+
+def by_quarter(
+    seeds: Sequence[int], report: Report, *, policy: str, over: Callable[[Sequence[float]], float]
+) -> Result:
+    """The largest less the smallest rate of a quarter."""
+    found = {name: [mechanism(name, seed) for seed in seeds] for name in POLICIES}
+    values = tuple(max(quarters) - min(quarters) for quarters, _ in found[policy])
+    report(f"{POLICIES[policy]}: {', '.join(f'{v:.3f}' for v in values)}")
+    rows = tuple(
+        {
+            "policy": POLICIES[name],
+            **{f"quarter {i + 1}": f"{statistics.mean(q[i] for q, _ in made):.3f}"
+               for i in range(4)},
+            "in all": f"{statistics.mean(total for _, total in made):.4f}",
+        }
+        for name, made in found.items()
+    )  # fmt: skip
+    note = (
+        f"T = {TOKENS}, E = {EXPERTS}, capacity factor 1; one expert is asked for {SKEW:g} times "
+        f"as often as each other. A rate is the mean over {BATCHES} batches, the same for both: "
+        "512 tokens of a single batch tell it to 0.02 at best."
+    )
+    return Result(over(values), spread(values), values, rows, note)
+
+
+def on_text(
+    seeds: Sequence[int], report: Report, *, data: str = CORPUS, text: Scale = TEXT
+) -> Result:
+    """Test loss of lots over order, the mean of the seeds; nothing is dropped in the test."""
+    arms = {"order": VARIANTS["top-1-order"], "random": VARIANTS["top-1-lots"]}
+    asked = [Asked(v, data, seed) for v in arms.values() for seed in seeds]
+    made = cells(asked, report=report, text=text, sees_later=True)
+    found = {"order": made[: len(seeds)], "random": made[len(seeds) :]}
+    pairs = list(zip(found["random"], found["order"], strict=True))
+    values = tuple(a["loss"] / b["loss"] for a, b in pairs)
+    late = [a["loss_by_position"][3] / b["loss_by_position"][3] for a, b in pairs]
+    note = (
+        f"Cells of `{data}`, top-1 of {EXPERTS}, capacity factor 1 while training, {text.steps} "
+        f"steps; drops are those of a training forward on test rows, mean of the layers. At late "
+        f"positions (last quarter of the rows) the ratio is {shown(late, '.4f')}; it is not "
+        "judged here. Tokens stand row by row, so that order drops the last rows of a batch, at "
+        "all positions alike, and rows are shuffled: no text stands late twice. That bar is judged "
+        "in zcode-m3-late, where what stands late is always the same."
+    )
+    rows = tuple(_row(POLICIES[name], each) for name, each in found.items())
+    return Result(statistics.mean(values), spread(values), values, rows, note)
+
+
+def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
+    layers = [layer for cell in found for layer in cell["layers"]]
+
+    def quarters(what: str) -> str:
+        each = (statistics.mean(layer[what][i] for layer in layers) for i in range(4))
+        return ", ".join(f"{100 * v:.0f}" for v in each)
+
+    return {
+        "policy": name,
+        "test loss": shown([c["loss"] for c in found], ".4f"),
+        "at late positions": shown([c["loss_by_position"][3] for c in found], ".4f"),
+        "dropped %": f"{100 * statistics.mean(layer['dropped'] for layer in layers):.1f}",
+        "by quarter of the batch": quarters("dropped_by_place"),
+        "by quarter of a row": quarters("dropped_by_position"),
+    }
+
+
+class ByTask(nn.Module):
+    """A net that meets its batch task by task.  x: (B, 65), last the place of the row's task."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, -1].argsort(stable=True)
+        made = self.net(x[order, :-1])
+        return torch.empty_like(made).index_copy(0, order, made)
+
+
+def placed(part: str, seed: int) -> TensorDataset:
+    """MIX6 with the place of each row's task; which task is last depends on the seed."""
+    x, y = mix6.data(part).tensors
+    place = (mix6.task_ids(part) + seed) % len(mix6.TASKS)
+    return TensorDataset(torch.cat([x, place[:, None]], 1), y)
+
+
+def late(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
+    """Loss on the last two tasks of six, lots over order, the mean of the seeds."""
+    last: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+    whole: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+    with threads(1):
+        for seed in seeds:
+            for policy in POLICIES:
+                net = mix6.of_experts(
+                    TopK(EXPERTS, 1, "prob"), seed=seed, capacity=Capacity(TIGHT, policy)
+                )
+                model, test = ByTask(net), placed("test", seed)
+                fit(model, placed("train", seed), epochs=mix6.epochs(steps), lr=LR, seed=seed,
+                    batch_size=mix6.BATCH)  # fmt: skip
+                x, y = test.tensors
+                behind = x[:, -1] >= len(mix6.TASKS) - 2
+                ours = evaluate(model, TensorDataset(x[behind], y[behind]), batch_size=1024)
+                last[policy].append(ours.loss)
+                whole[policy].append(evaluate(model, test, batch_size=1024).loss)
+                report(f"seed {seed}, {POLICIES[policy]}: loss of the last tasks {ours.loss:.3f}")
+    values = tuple(a / b for a, b in zip(last["random"], last["order"], strict=True))
+    note = (
+        f"MIX6, mixtures in all blocks, top-1 of {EXPERTS}, capacity factor {TIGHT} while "
+        f"training, nothing dropped in the test; {steps} steps. Each batch stands task by task, "
+        "so that order drops the last tasks; which are last goes round with the seed."
+    )
+    rows = tuple(
+        {
+            "policy": name, "loss of the last two tasks": shown(last[key], ".3f"),
+            "of all six": shown(whole[key], ".3f"),
+        }
+        for key, name in POLICIES.items()
+    )  # fmt: skip
+    return Result(statistics.mean(values), spread(values), values, rows, note)
+
+
+def train(net: nn.Module, steps: int, seed: int) -> None:
+    fit(net, mix6.data("train"), epochs=mix6.epochs(steps), batch_size=mix6.BATCH, lr=LR, seed=seed)
+
+
+def loss(net: nn.Module) -> float:
+    """On the test digits."""
+    return evaluate(net, mix6.data("test"), batch_size=1024).loss
+
+
+@lru_cache
+def parents(seed: int, steps: int) -> tuple[nn.Module, nn.Module]:
+    """Two trainings that part after a third of their steps, by the order of the digits."""
+    first = mix6.of_experts(TopK(EXPERTS, 1, "prob"), seed=seed)
+    train(first, steps * SHARED // STEPS, seed)
+    both = first, copy.deepcopy(first)
+    for i, net in enumerate(both):
+        train(net, steps - steps * SHARED // STEPS, 1000 + 2 * seed + i)
+    return both
+
+
+def merging(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
+    """Loss of the merged net over the mean of its parents', after the same further steps."""
+    losses: dict[str, list[float]] = {}
+    with threads(1):
+        for seed in seeds:
+            a, b = parents(seed, steps)
+            nets = {"first parent": a, "second parent": b, "merged": merged(a, b)}
+            for name, net in nets.items():
+                losses.setdefault(f"{name}, before", []).append(loss(net))
+                more = copy.deepcopy(net)
+                train(more, steps * MORE // STEPS, 2000 + seed)
+                losses.setdefault(name, []).append(loss(more))
+                report(f"seed {seed}, {name}: {losses[f'{name}, before'][-1]:.3f}, then "
+                       f"{losses[name][-1]:.3f}")  # fmt: skip
+    each = zip(losses["merged"], losses["first parent"], losses["second parent"], strict=True)
+    values = tuple(ours / ((one + two) / 2) for ours, one, two in each)
+    passes = mix6.epochs(steps * MORE // STEPS)
+    note = (
+        f"MIX6, mixtures in all blocks, top-1 of {EXPERTS}; parents of {steps} steps, the first "
+        f"third together; merged, {2 * EXPERTS} experts. All three then learn {passes} more "
+        "passes, on one course of the rate, the merged net's start being its parents' mean."
+    )
+    rows = tuple(
+        {
+            "net": name, "loss before": shown(losses[f"{name}, before"], ".3f"),
+            "after the further steps": shown(losses[name], ".3f"),
+        }
+        for name in ("first parent", "second parent", "merged")
+    )  # fmt: skip
+    return Result(statistics.mean(values), spread(values), values, rows, note)
+
+
+def kept(net: nn.Module, scores: Mapping[str, Tensor], experts: int) -> nn.Module:
+    """A copy with the experts of largest score in each layer."""
+    small = copy.deepcopy(net)
+    for path, mixture in mixtures_in(small).items():
+        best = scores[f"{path}.router"].argsort(descending=True, stable=True)
+        prune(mixture, sorted(best[:experts].tolist()))
+    return small
+
+
+def pruning(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
+    """Loss after pruning by use over the mean after pruning by lot."""
+    losses: dict[str, list[float]] = {"whole": [], "by use": [], "by lot": [], "least used": []}
+    with threads(1):
+        for seed in seeds:
+            net, _ = parents(seed, steps)
+            use = expert_loads(net, [mix6.data("train").tensors[0]])
+            draws = torch.Generator().manual_seed(seed)
+            lots = [{p: torch.rand(EXPERTS, generator=draws) for p in use} for _ in range(OTHERS)]
+            losses["whole"].append(loss(net))
+            losses["by use"].append(loss(kept(net, use, EXPERTS // 2)))
+            rare = {path: -load for path, load in use.items()}
+            losses["least used"].append(loss(kept(net, rare, EXPERTS // 2)))
+            losses["by lot"].append(
+                statistics.mean(loss(kept(net, lot, EXPERTS // 2)) for lot in lots)
+            )
+            report(f"seed {seed}: by use {losses['by use'][-1]:.3f}, by lot "
+                   f"{losses['by lot'][-1]:.3f}")  # fmt: skip
+    values = tuple(a / b for a, b in zip(losses["by use"], losses["by lot"], strict=True))
+    note = (
+        f"MIX6, the first parent of zcode-m3-merge: {EXPERTS // 2} of {EXPERTS} experts stay in "
+        f"each block, nothing is trained afterwards. Use is counted on the training digits; a lot "
+        f"is the mean of {OTHERS}."
+    )
+    rows = tuple(
+        {"experts": name, "test loss": shown(each, ".3f")} for name, each in losses.items()
+    )
+    return Result(statistics.mean(values), spread(values), values, rows, note)
+
+
+PAPER = "(arXiv:2109.10465, "
+LOTS = "Tokens that are kept by lot are dropped alike wherever they stand " + PAPER + "random "
+
+CLAIMS = (
+    Claim(
+        "zcode-m3",
+        sentence=LOTS + "token selection). Largest less smallest drop rate of the quarters of a "
+        "batch, the largest of the seeds.",
+        baseline="0: the same in each",
+        bar=0.03,
+        sense="<=",
+        run=partial(by_quarter, policy="random", over=max),
+    ),
+    Claim(
+        "zcode-m3-order",
+        sentence="Tokens that are kept in order are dropped late in the batch " + PAPER + "random "
+        "token selection). Largest less smallest drop rate of the quarters, the smallest of the "
+        "seeds.",
+        baseline="0: the same in each",
+        bar=0.25,
+        sense=">=",
+        run=partial(by_quarter, policy="order", over=min),
+    ),
+    Claim(
+        "zcode-m3-loss",
+        sentence="With lots a model learns no worse than with order " + PAPER + "random token "
+        "selection). Test loss without drops.",
+        baseline="the same mixtures, the first tokens kept",
+        bar=1.0,
+        sense="<=",
+        run=on_text,
+        needs="long",
+        minutes=14,
+    ),
+    Claim(
+        "zcode-m3-late",
+        sentence="With lots a model learns better what stands late in a batch " + PAPER + "random "
+        "token selection). Test loss without drops of the last two of six tasks.",
+        baseline="the same mixtures, the first tokens kept",
+        bar=0.995,
+        sense="<=",
+        run=late,
+        seeds=(0, 1, 2, 3, 4, 5),
+        minutes=4,
+    ),
+    Claim(
+        "zcode-m3-merge",
+        sentence="Two trained mixtures merge into one that is as good after a few more steps "
+        + PAPER + "aggregation of experts). Test loss.",
+        baseline="the mean of both parents after as many steps more",
+        bar=1.0,
+        sense="<=",
+        run=merging,
+        minutes=3,
+    ),
+    Claim(
+        "zcode-m3-prune",
+        sentence="Half the experts are better chosen by use than by lot " + PAPER + "expert "
+        "pruning). Test loss.",
+        baseline="the mean of ten random choices",
+        bar=1.0,
+        sense="<=",
+        run=pruning,
+        minutes=2,
+    ),
+)  # fmt: skip

@@ -1,0 +1,34 @@
+"""Materials for claims in their smallest form: a corpus of one sentence, a few digits."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from intarsia.claims import deepspeed_moe, mix6, moe_x, zcode_m3
+from intarsia.data import corpora
+from intarsia.data.small_models import Small
+from intarsia.experiments.routing import Scale, cells, materials
+
+WORDS = "The cat sat on 12 mats, and Tom ran.\n"
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scale:
+    """The smallest scale; the corpus is called "toy", and cells are kept in a folder of its own."""
+    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
+    monkeypatch.setattr(materials, "SEGMENT", 256)
+    monkeypatch.setitem(corpora.CORPORA, "toy", corpora.Corpus(lambda _: WORDS * 1000, "a toy"))
+    for module in (moe_x, zcode_m3, deepspeed_moe):
+        monkeypatch.setattr(module, "cells", partial(cells, executor="here"))
+    return Scale(Small(8, 4, 2, 8), batch=4, steps=4, length=8, vocabulary=260, test=16)
+
+
+@pytest.fixture
+def digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MIX6 of thirty digits, the same to learn and to test, in two steps a pass."""
+    x, y = mix6._digits("train")
+    index = [int(i) for digit in range(10) for i in (y == digit).nonzero()[0][:3]]
+    monkeypatch.setattr(mix6, "_digits", lambda _: (x[index], y[index]))
