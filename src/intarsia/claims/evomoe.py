@@ -24,7 +24,7 @@ SETUP = (
 
 
 BOUGHT = (
-    "It holds at twice the operations of Switch: 3.7 experts of a token while training, and 6.5 of "
+    "It holds at twice the operations of Switch: 3.7 experts of a token while training, and 6.7 of "
     "the eight in test. The ratio is of a baseline whose seeds differ by 0.16."
 )
 HALVED = (
@@ -35,7 +35,7 @@ HALVED = (
 NOISE = (
     "Likely cause: cooling alone does not make this gate sparse. At tau = 0.3 and a threshold of "
     "0.001, noise leaves 4.1 of eight experts to equal logits, and the gate's logits are hardly "
-    "apart: without noise, in test, a token has 6.5. With a hard gate after the cooling it is 1 "
+    "apart: without noise, in test, a token has 6.7. With a hard gate after the cooling it is 1 "
     "(LOG.md, 2026-11-25)."
 )
 
