@@ -128,7 +128,9 @@ def students(
         f"`{data}`: a teacher of {text.shape.layers} layers, top-1 of eight experts, "
         f"{steps[0]} steps; students of its blocks {tuple(layers)}, {steps[1]} steps each on the "
         f"same rows; the teacher's word has weight 1 and counts for the first {UNTIL:.0%} of the "
-        "steps, or for all. Values of the seeds are over the better of the seed's other two."
+        "steps, or for all. Values of the seeds are over the better of the seed's other two. "
+        "These students overtake their teacher; ones that are drawn anew stay behind it and learn "
+        "best from it to the end (LOG, 2026-11-25)."
     )
     rows = tuple({"model": name, "test loss": shown(each, ".4f")} for name, each in losses.items())
     return Result(got, spread(values), values, rows, note)

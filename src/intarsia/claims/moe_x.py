@@ -66,7 +66,8 @@ def on_text(
         f"anew and trained for {text.steps} steps with the same balance loss; the score has no "
         "temperature to learn. Units: those that are on of an expert that a token has, mean of the "
         "layers. Rank: Spearman's, of the router's logits and the units on over all experts of a "
-        "token. The three moe-x claims on text judge the same cells."
+        "token. The three moe-x claims on text judge the same cells. A temperature that is learned "
+        "from 0.1 costs no loss on the validation part, with 0.91 of the units (LOG, 2026-11-25)."
     )
     return Result(statistics.mean(values), spread(values), values, rows, note)
 
