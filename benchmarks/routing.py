@@ -173,8 +173,8 @@ def beside_mixtral(shape: Shape, dtype: torch.dtype, reps: int) -> tuple[list, l
         floor = passes * times[dense].wall / times[best].wall
         row = Row(what, f"ours, {way}", best, bar)
         ratios.append([*ratio(row, times), f"{floor:.3f}"])
-    noise = Row("noise: ours again / ours", f"ours again, {way}", f"ours, {way}")
-    ratios.append([*ratio(noise, times), ""])
+        noise = Row(f"noise of {way}: ours again / ours", f"ours again, {way}", f"ours, {way}")
+        ratios.append([*ratio(noise, times), ""])
     return ratios, cases(f"{name_of(dtype)}, {shape}", times)
 
 

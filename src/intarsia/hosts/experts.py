@@ -19,7 +19,7 @@ from .slices import evaluating
 from .swap import Upcycled, check_unadapted, generator
 
 RANDOM = "random"
-ALIKE = ("how", "capacity", "residual")  # routers are compared layer by layer
+ALIKE = ("how", "capacity", "residual", "act")  # routers are compared layer by layer
 
 
 def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:

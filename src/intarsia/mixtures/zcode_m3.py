@@ -151,8 +151,8 @@ def _rows(mixture: Mixture) -> dict[str, Tensor]:
         raise ConfigError(
             "router", got=f"a {type(router).__name__}, built for its number of experts",
             want="one with a row of weights for each expert",
-            fix="Use TopK, TopP, Switch, NoisyTopK, ExpertChoice, Transport, Recurrent, Dts or "
-            "Hash.",
+            fix="Use TopK, TopP, Switch, NoisyTopK, ExpertChoice, ActivationGate, Transport, "
+            "Recurrent, Dts or Hash.",
         )  # fmt: skip
     return {n: t for n in router.by_expert if (t := getattr(router, n, None)) is not None}
 
@@ -165,7 +165,8 @@ def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
         replace_rows(router, name, value)
     router.experts = mixture.experts.experts
     router.config = with_experts(router.config, router.experts)
-    router.received, router.last = torch.zeros(2, router.experts, dtype=torch.float64), None
+    router.received, router.served = torch.zeros(2, router.experts, dtype=torch.float64), 0
+    router.last = None
     mixture.taken = None
     redraw(mixture)
 
@@ -194,9 +195,11 @@ def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
         raise _unlike(f"experts of {path!r}", (one[1], stacks[0]), (two[1], stacks[1]))
 
 
-def _stack(experts: Experts) -> tuple[str, object]:
+def _stack(experts: Experts) -> tuple[str, str, object]:
+    """Kind, activation and shapes: what experts of one stack have in common."""
     own = dict(experts.named_parameters(recurse=False))
-    return type(experts).__name__, _widths(own)
+    act = repr(experts.act) if isinstance(experts, StackedExperts) else ""
+    return type(experts).__name__, act, _widths(own)
 
 
 def _widths(rows: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -76,4 +76,6 @@ def write(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/methods"))
+    parser = argparse.ArgumentParser(description="Write a page for each method from its card.")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/methods"))
+    write(parser.parse_args().folder)
