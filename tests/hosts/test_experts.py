@@ -265,6 +265,23 @@ def test_models_that_do_not_fit_are_refused() -> None:
         intarsia.prune_experts(trees, 2, "random")
 
 
+def test_experts_of_another_activation_do_not_merge() -> None:
+    plain, relu = (intarsia.upcycle(vit(), TopK(experts=4), act=act) for act in (None, "relu"))
+    with pytest.raises(ConfigError, match="act of the models to merge"):
+        intarsia.merge_mixtures(plain, relu)
+    with pytest.raises(ShapeError, match="experts of"):  # layers, without the record of a model
+        intarsia.mixtures.merged(mixtures(plain)[0], mixtures(relu)[0])
+
+
+def test_pruning_forgets_all_that_was_counted() -> None:
+    model = trained("vit", "copies").train()
+    model(inputs("vit"))
+    assert all(r.served for r in learned_routers(model).values())
+    intarsia.prune_experts(model, 2, "random")
+    for router in learned_routers(model).values():
+        assert router.received.shape == (2, 2) and not router.received.any() and not router.served
+
+
 def test_a_hash_by_token_merges_and_shrinks() -> None:
     model = intarsia.upcycle(llama(), Hash(experts=4))
     both = intarsia.merge_mixtures(model, intarsia.upcycle(llama(), Hash(experts=4), seed=1))
