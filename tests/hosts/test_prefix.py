@@ -6,8 +6,16 @@ import torch
 from torch.utils.data import TensorDataset
 
 from intarsia import Bottleneck, adapt
+from intarsia.core.baselines import BASELINES
 from intarsia.core.errors import ConfigError, TargetError
+from intarsia.hosts.baselines import build
 from intarsia.hosts.prefix import first_trained_block, reading_tokens, run_prefix, split_at
+
+SMALL = {
+    "peft-oft": {"oft_block_size": 8},
+    "peft-miss": {"r": 8},
+    "peft-fourierft": {"n_frequency": 20},
+}
 
 
 def tiny():
@@ -65,6 +73,34 @@ def test_a_model_that_reads_tokens_is_the_model():
         model(tokens).sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     torch.testing.assert_close(model(x), want)
+
+
+IN_BLOCKS = [name for name, found in BASELINES.items() if found.in_blocks]
+
+
+@pytest.mark.parametrize("name", [*IN_BLOCKS, "last-k"])
+def test_baselines_in_the_last_blocks_read_tokens(name):
+    settings = {"blocks": 2} if name == "last-k" else {"last_blocks": 2}
+    x, y = torch.randn(3, 3, 28, 28), torch.tensor([0, 1, 2])
+    model = build(name, tiny(), SMALL.get(name, {}) | settings).eval()
+
+    def gradients(given):
+        model.zero_grad()
+        made = model(given)
+        torch.nn.functional.cross_entropy(made, y).backward()
+        return made, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+    want = gradients(x)
+    assert first_trained_block(model) == 2
+    with reading_tokens(model, 2) as prefix:
+        tokens = run_prefix(prefix, TensorDataset(x, y), dtype=torch.float32).tensors[0]
+        torch.testing.assert_close(gradients(tokens), want)
+
+
+def test_baselines_in_all_blocks_have_nothing_to_compute_once():
+    for name in ("full", "bitfit", "norms", "vpt-shallow", "vpt-deep", "peft-lora"):
+        with pytest.raises(ConfigError, match="is trained"):
+            first_trained_block(build(name, tiny()))
 
 
 def test_first_trained_block():

@@ -43,13 +43,17 @@ def images(name: str = "class token") -> Tensor:
     return torch.randn(3, 3, side, side, generator=generator, dtype=torch.float64)
 
 
-def by_hand(model: Any, tokens: Tensor, x: Tensor) -> Tensor:
-    """The naive twin: [prefix; prompts; patches] concatenated, block by block."""
+def by_hand(model: Any, tokens: Tensor, x: Tensor, before: int = 0) -> Tensor:
+    """The naive twin: [prefix; prompts; patches] concatenated, block by block.
+
+    before: the first blocks, without prompts.
+    """
     x = model.norm_pre(model._pos_embed(model.patch_embed(x)))
+    x = model.blocks[:before](x)
     prefix, patches = x[:, : model.num_prefix_tokens], x[:, model.num_prefix_tokens :]
     count, first = tokens.shape[1], prefix.shape[1]
     prompts = tokens[0].expand(len(x), -1, -1)
-    for number, block in enumerate(model.blocks):
+    for number, block in enumerate(model.blocks[before:]):
         if len(tokens) > 1:
             prompts = tokens[number].expand(len(x), -1, -1)
         x = block(torch.cat([prefix, prompts, patches], 1))
@@ -72,6 +76,23 @@ def test_the_same_as_by_hand(name: str, deep: bool) -> None:
     tokens = model.prompts.tokens.detach().clone().requires_grad_()
     by_hand(stock, tokens, x).square().sum().backward()
     assert_close(model.prompts.tokens.grad, tokens.grad)
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_deep_prompts_of_the_last_blocks_are_the_tail_by_hand(name: str) -> None:
+    stock, x = host(name), images(name)
+    model = add_prompts(copy.deepcopy(stock), prompts=4, deep=True, last_blocks=2).double()
+    assert model.prompts.tokens.shape == (2, 4, 32)
+    with torch.no_grad():
+        model.prompts.tokens.mul_(5)
+    want = by_hand(stock, model.prompts.tokens, x, before=1)
+    assert_close(model(x), want)
+    assert not torch.allclose(want, stock(x))
+
+
+def test_shallow_prompts_stand_before_the_first_block() -> None:
+    with pytest.raises(ConfigError, match="stand before the first"):
+        add_prompts(host(), last_blocks=1)
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["shallow", "deep"])

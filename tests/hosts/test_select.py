@@ -67,6 +67,16 @@ def test_parts_of_the_vit_by_their_definition(make: Make) -> None:
         assert trained(train_part(make("vit"), part)) == wanted
 
 
+@pytest.mark.parametrize("part", ["bitfit", "norms"])
+def test_in_the_last_blocks_it_is_what_it_shares_with_them(make: Make, part: str) -> None:
+    for count in (1, 2):
+        last = trained(train_part(make("vit"), "last-k", blocks=count))
+        every = trained(train_part(make("vit"), part))
+        assert trained(train_part(make("vit"), part, last_blocks=count)) == every & last
+    with pytest.raises(ConfigError, match=r"last_blocks.*\n?.*want 1 \.\.\. 2"):
+        train_part(make("vit"), part, last_blocks=3)
+
+
 def test_more_blocks_take_in_what_lies_between_them(make: Make) -> None:
     found = trained(train_part(make("swin"), "last-k", blocks=3))
     assert "layers.1.downsample.reduction.weight" in found

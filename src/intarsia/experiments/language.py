@@ -103,15 +103,14 @@ def with_method(model: nn.Module, experiment: Experiment) -> tuple[nn.Module, An
             fix="Use lora, or another of `intarsia list`.",
         )  # fmt: skip
     if asked.method in BASELINES:
-        chosen = settings.baseline(asked.method, asked.settings)
+        chosen = settings.of_baseline(asked)
         return baselines.build(asked.method, model, chosen, seed=seed), asked.method
     if asked.method not in keys():
         raise UnknownName("method", asked.method, (*BASELINES, *keys()))
     method: Method = settings.method(asked.method, asked.settings)
-    last = asked.last_blocks
     adapted = adapt(
         model, method, targets=list(asked.targets) or None, head=None, seed=seed,
-        layers=None if last is None else range(-last, 0),
+        layers=settings.layers(asked),
     )  # fmt: skip
     return adapted, method_to_dict(method)
 

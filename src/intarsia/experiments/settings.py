@@ -19,6 +19,7 @@ from ..core.registry import card, keys, method_key
 from ..hosts.baselines import settings_of
 from ..methods import Official
 from ..train import OBJECTIVES, Objective, Training
+from .experiment import BASELINES, Adapted
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 Tree = dict[str, Any]
@@ -91,6 +92,32 @@ def baseline(name: str, settings: Sequence[str]) -> dict[str, Any]:
         for key, start in known.items()
     }
     return {key: value_of(f"--set {key}", text, hints[key]) for key, text in given.items()}
+
+
+def layers(asked: Adapted) -> range | None:
+    """The blocks that get cells, None = all.  Raises: ConfigError for less than one."""
+    count = asked.last_blocks
+    if count is not None and count < 1:
+        raise ConfigError("--last-blocks", got=count, want="at least 1", fix="Try 6.")
+    return None if count is None else range(-count, 0)
+
+
+def of_baseline(asked: Adapted) -> dict[str, Any]:
+    """What is set of a baseline, the last blocks among it.
+
+    Raises: as `baseline` and `layers` do; ConfigError for places that it does not have.
+    """
+    name, found = asked.method, BASELINES[asked.method]
+    chosen = baseline(name, asked.settings)
+    if asked.targets or (asked.last_blocks is not None and not found.in_blocks):
+        peft = found.family == "peft"
+        raise ConfigError(
+            f"--last-blocks or --target with method {name!r}", got="places for cells",
+            want="its own settings for them" if peft else "none: it adds no cells",
+            fix="Use --set roles=qkv." if peft else "Leave them out.",
+        )  # fmt: skip
+    last = {} if layers(asked) is None else {"last_blocks": asked.last_blocks}
+    return last | chosen
 
 
 def _build(found: Card, given: Mapping[str, str], start: Any, above: str) -> Any:

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any, cast, overload
 
 import torch
+from peft import PeftModel
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..core.errors import ConfigError, TargetError
-from .peft import is_adapted
+from .prompts import NAME, Prompts
 
 
 class Prefix(nn.Module):
@@ -61,6 +62,10 @@ class Features(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         model = cast(Any, self.model)
         return model.forward_head(model.forward_features(x), pre_logits=True)
+
+
+def _host(model: nn.Module) -> nn.Module:
+    return cast(nn.Module, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
 def _blocks(model: VisionTransformer) -> nn.Sequential:
@@ -140,7 +145,7 @@ def first_trained_block(model: nn.Module) -> int | None:
     trained; ConfigError if what comes before the blocks, or the first of them, is trained: nothing
     can be computed once.
     """
-    host = model.get_base_model() if is_adapted(model) else model
+    host = _host(model)
     trained = {id(p) for p in host.parameters() if p.requires_grad}
     if hasattr(host, "get_classifier"):
         own = {id(p) for p in cast(Any, host).get_classifier().parameters()}
@@ -148,8 +153,12 @@ def first_trained_block(model: nn.Module) -> int | None:
             return None
     _, tail = split_at(host, 0)
     learns = [any(p.requires_grad for p in block.parameters()) for block in tail.blocks]
+    own = getattr(host, NAME, None)  # prompts are the model's, but enter at a block
+    if isinstance(own, Prompts):
+        learns[own.first] = True
     first = learns.index(True) if any(learns) else len(learns) - 1
-    after = {id(p) for p in split_at(host, first)[1].parameters()}
+    entering = list(own.parameters()) if isinstance(own, Prompts) else []
+    after = {id(p) for p in (*split_at(host, first)[1].parameters(), *entering)}
     before = [n for n, p in host.named_parameters() if p.requires_grad and id(p) not in after]
     if before or not first:
         raise ConfigError(
@@ -169,7 +178,7 @@ def reading_tokens(model: nn.Module, block: int | None) -> Iterator[nn.Module]:
     trained, saved and loaded as ever.
     Raises: as split_at does.
     """
-    host = model.get_base_model() if is_adapted(model) else model
+    host = _host(model)
     prefix, tail = split_at(host, block)
     vars(host)["forward"] = tail.forward
     try:

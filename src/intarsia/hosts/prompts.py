@@ -20,7 +20,8 @@ class Prompts(nn.Module):
     """Trained tokens that stand between the class token (and registers) and the patches.
 
     tokens: (1, n, d) shallow, or (depth, n, d) deep, ~ U(-v, v) with v^2 = 6 / (patch + d), where a
-    patch has 3 * side * side values, as in the released code; prefix: how many tokens stand before.
+    patch has 3 * side * side values, as in the released code; prefix: how many tokens stand before;
+    first: the number of the first block that has some.
     """
 
     def __init__(
@@ -30,9 +31,10 @@ class Prompts(nn.Module):
         bound: float,
         dropout: float,
         generator: torch.Generator,
+        first: int = 0,
     ) -> None:
         super().__init__()
-        self.prefix = prefix
+        self.prefix, self.first = prefix, first
         self.tokens = nn.Parameter(torch.empty(*shape))
         nn.init.uniform_(self.tokens, -bound, bound, generator=generator)
         self.dropout = nn.Dropout(dropout)
@@ -63,12 +65,14 @@ def add_prompts(
     prompts: int = 10,
     deep: bool = False,
     dropout: float = 0.0,
+    last_blocks: int = 0,
     seed: int = 0,
 ) -> nn.Module:
     """Give a frozen vision transformer trained prompts, in place; they and the head are trained.
 
     prompts: how many, 0 for none.  deep: fresh ones for every block, in place of the ones before;
     else those of the first block are carried through.  dropout: on the prompts, while training.
+    last_blocks: deep ones in so many blocks, from the last (the paper's prompt depth); 0 = all.
     They are gone before the last norm, so that any pooling reads what it always did; the released
     code keeps them there and reads the class token, which is the same.
 
@@ -86,15 +90,23 @@ def add_prompts(
         raise ConfigError("prompts", got=prompts, want="0 or more", fix="Try 10.")
     if not 0 <= dropout < 1:
         raise ConfigError("dropout", got=dropout, want="0 <= p < 1", fix="Try 0.1.")
+    stack = list(cast(nn.Sequential, model.blocks))
+    if not 0 <= last_blocks <= (len(stack) if deep else 0):
+        raise ConfigError(
+            "last_blocks", got=last_blocks,
+            want=f"0 ... {len(stack)}" if deep else "0: shallow prompts stand before the first",
+            fix="0 stands for all of them.",
+        )  # fmt: skip
     train_part(model, "linear")
     if not prompts:
         return model
-    stack = list(cast(nn.Sequential, model.blocks))
+    first = len(stack) - last_blocks if last_blocks else 0
+    stack = stack[first:]
     patch = cast(Any, model.patch_embed).proj.weight[0].numel()
     shape = (len(stack) if deep else 1, prompts, model.embed_dim)
     own = Prompts(
         shape, model.num_prefix_tokens, (6 / (patch + model.embed_dim)) ** 0.5, dropout,
-        torch.Generator().manual_seed(seed),
+        torch.Generator().manual_seed(seed), first,
     )  # fmt: skip
     own.to(next(model.parameters()).device).train(model.training)
     model.add_module(NAME, own)

@@ -15,13 +15,14 @@ PARTS = ("linear", "full", "bitfit", "norms", "last-k")
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
-def train_part(model: nn.Module, part: str, *, blocks: int = 1) -> nn.Module:
+def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int = 0) -> nn.Module:
     """Freeze a model but for a part of it, in place; a classifier is always trained.
 
     part: "linear", the head; "full", everything; "bitfit", every bias; "norms", the weights and
     biases of every norm; "last-k", the last `blocks` blocks and what follows the first of them
-    (norms, patch merging). Names stay the model's own, so that the trained weights are a plain
-    state dict; PEFT's LNTuning trains the same norms, in copies that take their places.
+    (norms, patch merging).  last_blocks: biases or norms in so many and behind them, 0 = all.
+    Names stay the model's own, so that the trained weights are a plain state dict; PEFT's LNTuning
+    trains the same norms, in copies that take their places.
 
     Raises: UnknownName for another part; ConfigError for a model without a head or without that
     part, or a wrong number of blocks.
@@ -35,8 +36,12 @@ def train_part(model: nn.Module, part: str, *, blocks: int = 1) -> nn.Module:
             fix="Use another method or model.",
         )  # fmt: skip
     learns = [p for head in heads for p in model.get_submodule(head).parameters()]
-    others = {"full": _all, "bitfit": _biases, "norms": _norms, "last-k": partial(_last, blocks)}
+    last = partial(_last, "blocks", blocks)
+    others = {"full": _all, "bitfit": _biases, "norms": _norms, "last-k": last}
     found = list(others[part](model)) if part in others else []
+    if last_blocks:
+        kept = {id(p) for p in _last("last_blocks", last_blocks, model)}
+        found = [p for p in found if id(p) in kept]
     if part in others and not found:
         raise ConfigError(
             f"method {part!r}", got=f"{type(model).__name__}, which has nothing of the kind",
@@ -65,12 +70,12 @@ def _norms(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from module.parameters(recurse=False)
 
 
-def _last(count: int, model: nn.Module) -> Iterator[nn.Parameter]:
+def _last(what: str, count: int, model: nn.Module) -> Iterator[nn.Parameter]:
     """Parameters of the last blocks, and of all modules behind the first of these."""
     found = [path for path, _ in blocks(model)]
     if not 1 <= count <= len(found):
         raise ConfigError(
-            "blocks", got=count, want=f"1 ... {len(found)}",
+            what, got=count, want=f"1 ... {len(found)}",
             fix=f"{type(model).__name__} has {len(found)} blocks.",
         )  # fmt: skip
     order = dict(walk(model))
