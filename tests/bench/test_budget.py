@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from intarsia.bench.budget import FEWEST_EPOCHS, fitted, measured_costs, minutes
+from intarsia.bench.budget import (
+    FEWEST_EPOCHS,
+    SCORING,
+    SETTING_UP,
+    fitted,
+    measured_costs,
+    minutes,
+)
 from intarsia.bench.run import How
-from intarsia.core.errors import ConfigError
+from intarsia.core.errors import ConfigError, TrainingError
 
 from . import toys
 
@@ -47,3 +57,36 @@ def test_costs_come_from_pilots(tmp_path) -> None:
     again = measured_costs(toys.plan(), tmp_path, How(executor="here"), lambda _: None, toys.work)
     assert again == costs
     assert {ran.read_text() for ran in (tmp_path / "pilots").rglob("ran")} == {"x"}
+
+
+def test_pilots_of_a_few_shots(tmp_path) -> None:
+    plan = toys.plan()
+    plan = replace(plan, start=plan.start.changed(shots=5))
+    flats = []
+
+    def work(inputs):
+        flats.append(inputs["experiment"])
+        assert Path(inputs["folder"]).is_absolute() and Path(inputs["shared"]).is_absolute()
+        return toys.work(inputs)
+
+    measured_costs(plan, tmp_path, How(executor="here"), lambda _: None, work)
+    assert {(flat["images"], flat["shots"]) for flat in flats} == {(64, None)}
+
+
+def test_pilots_that_all_fail_are_no_free_runs(tmp_path) -> None:
+    def work(_):
+        raise TrainingError("loss", got="nan", want="a number", fix="Lower lr.")
+
+    with pytest.raises(TrainingError, match="timing for --budget"):
+        measured_costs(toys.plan(), tmp_path, How(executor="here"), lambda _: None, work)
+
+
+@pytest.mark.parametrize(
+    ("few", "images"),
+    [({"images": 0.1}, 100), ({"images": 50}, 50), ({"shots": 5}, 20), ({}, 1000)],
+)
+def test_fewer_images_take_less_time(few, images) -> None:
+    plan = replace(toys.plan(), start=toys.plan().start.changed(**few))
+    epochs, each = plan.start.training.epochs, sum(COSTS.values()) * 6  # three tasks, two seeds
+    fixed = 18 * SETTING_UP + each * SCORING * 1000
+    assert minutes(plan, COSTS, 1) == pytest.approx((fixed + each * epochs * images) / 60)

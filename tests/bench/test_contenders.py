@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from intarsia.bench.contenders import CONTENDERS, contender
+from intarsia.bench.protocols import protocol
 from intarsia.core.errors import UnknownName
+from intarsia.experiments.execute import method_of, recipe_of
 from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.methods import Official
 
 START = Experiment(Pictures("mini/elpv")).changed(last_blocks=6, frozen_once=True)
 WHOLE = {"full", "vpt-shallow"}  # by their definition
@@ -29,3 +32,12 @@ def test_in_all_blocks_only_the_probe_has_something_to_compute_once(name: str) -
 def test_a_contender_that_is_not_there() -> None:
     with pytest.raises(UnknownName, match="Did you mean mosa"):
         contender("moza")
+
+
+def test_the_official_protocol_is_the_published_recipe() -> None:
+    start = Experiment(Pictures("")).changed(last_blocks=6, frozen_once=True, epochs=20)
+    found = protocol("official").final(contender("mosa"), start, "mini/elpv")
+    method = method_of(found)
+    assert isinstance(method, Official) and method.lr == 1e-3 and method.batch_size == 128
+    assert recipe_of(method, found)["weight_decay"] == method.settings["weight_decay"]
+    assert found.adapted.last_blocks == 6 and not found.adapted.frozen_once

@@ -97,6 +97,13 @@ def test_only_one_runner_works_in_a_folder(tmp_path: Path) -> None:
         run_plan(toys.plan(), tmp_path, ONE, quiet, toys.work)
 
 
+def test_a_folder_of_another_protocol_is_refused(tmp_path: Path) -> None:
+    found = run_plan(toys.plan(), tmp_path, ONE, quiet, toys.work)
+    with pytest.raises(ConfigError, match="got protocol honest, want protocol tuned"):
+        run_plan(toys.plan("tuned"), tmp_path, ONE, quiet, toys.work)
+    assert run_plan(toys.plan(), tmp_path, ONE, quiet, toys.work) == found
+
+
 @pytest.mark.parametrize("text", ['{"format": 99, "intarsia": "9.9"}', "{", "[1]"])
 def test_a_folder_of_another_version_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / PLAN).write_text(text)

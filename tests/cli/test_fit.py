@@ -145,6 +145,8 @@ def test_an_experiment_is_its_json() -> None:
     assert Experiment.of(json.loads(json.dumps(one.flat()))) == one
     assert one.changed(seed=3).training.seed == 3
     assert one.command() == "intarsia fit x --val 0 --lr 0.5 --objective two_pass"
+    share = Experiment(Pictures("x", images=0.1))
+    assert share.command() == "intarsia fit x --fraction 0.1"
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 import intarsia
 from intarsia import Capacity, Comet, Mixture, NoisyTopK, Recurrent, Switch, TopK
 from intarsia.core.errors import ConfigError, ShapeError, TargetError
-from intarsia.routers import Hash, learned_routers
+from intarsia.routers import Hash, PermutationSearch, learned_routers
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -287,3 +287,21 @@ def test_a_hash_by_token_merges_and_shrinks() -> None:
     both = intarsia.merge_mixtures(model, intarsia.upcycle(llama(), Hash(experts=4), seed=1))
     intarsia.prune_experts(both, 5, intarsia.expert_loads(both, [inputs("llama")]))
     assert out(both).isfinite().all() and both.upcycled.experts == (5, 5)
+
+
+def test_experts_of_equal_hashes_do_not_hide_each_other() -> None:
+    one, same = (intarsia.upcycle(vit(), Hash(3, by="row")) for _ in range(2))
+    whole = intarsia.merge_mixtures(one, same)
+    loads = intarsia.expert_loads(whole, [torch.randn(40, 3, 32, 32)])
+    assert all((load > 0).all() for load in loads.values())
+
+
+def test_loads_that_were_not_counted_are_refused() -> None:
+    model, x = intarsia.upcycle(vit(), TopK(3, 2)), torch.randn(2, 3, 32, 32)
+    loads = intarsia.expert_loads(model, [x])
+    model.blocks[0].mlp.compile(backend="eager")
+    with pytest.raises(ConfigError, match="torch.compile"):
+        intarsia.expert_loads(model, [x])
+    assert len(loads) == 2
+    searched = intarsia.upcycle(vit(), PermutationSearch(TopK(4, 2)))
+    assert len(intarsia.expert_loads(searched, [x])) == 2

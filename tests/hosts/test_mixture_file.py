@@ -205,3 +205,14 @@ def test_another_architecture_is_refused(saved: Path) -> None:
         intarsia.load_mixture(mixtral(), folder)
     with pytest.raises(CheckpointError, match="sizes and classes"):
         intarsia.load_mixture(vit(width=48), saved)
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    adapted = intarsia.adapt(intarsia.upcycle(vit(), TopK(3, 2)), intarsia.Lora(2))
+    with pytest.raises(TargetError, match="adapters"):
+        intarsia.save_mixture(adapted, tmp_path / "a")
+    model = intarsia.upcycle(vit(), TopK(3, 2))
+    intarsia.add_momentum(model, intarsia.HeavyBall(), ["blocks.0.mlp"])
+    with pytest.raises(ConfigError, match="around it"):
+        intarsia.save_mixture(model, tmp_path / "b")
+    assert not list(tmp_path.iterdir())

@@ -230,3 +230,14 @@ def test_what_has_no_student_is_refused(case: str) -> None:
     make, layers, message = REFUSED[case]
     with pytest.raises(TargetError, match=message):
         intarsia.student_of(make(), layers)
+
+
+def test_threads_of_one_kin_stay_apart() -> None:
+    torch.manual_seed(0)
+    teacher = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=3, embed_dim=32, num_heads=2, num_classes=5
+    ).eval()
+    add_momentum(teacher, HeavyBall(0.7), ["blocks.0.mlp"])
+    add_momentum(teacher, HeavyBall(0.7), ["blocks.1.mlp", "blocks.2.mlp"])
+    x = torch.randn(2, 3, 32, 32)
+    assert_close(intarsia.student_of(teacher, [0, 1, 2])(x), teacher(x))

@@ -13,6 +13,7 @@ from intarsia.core.errors import ConfigError
 from intarsia.mixtures import Capacity
 from intarsia.mixtures.capacity import LOOKS_AHEAD, POLICIES
 from intarsia.routers import Draws
+from intarsia.routers.gate import room_for
 
 
 def skewed(tokens: int, experts: int, seed: int = 0, k: int = 1) -> Routing:
@@ -163,3 +164,11 @@ def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> 
 def test_lots_need_a_source() -> None:
     with pytest.raises(ConfigError, match="no source of randomness"):
         Capacity(policy="random").limit(skewed(8, 2), training=True)
+
+
+@pytest.mark.parametrize(
+    ("factor", "pairs", "experts", "room"),
+    [(1.1, 50, 5, 11), (1.0, 8, 4, 2), (1.25, 9, 4, 3), (0.7, 10, 1, 7), (2.0, 0, 4, 0)],
+)
+def test_a_whole_room_stays_whole(factor: float, pairs: int, experts: int, room: int) -> None:
+    assert room_for(factor, pairs, experts) == room

@@ -308,3 +308,46 @@ def test_without_the_experts_the_mlp_is_left() -> None:
     assert layer.coefficient is not None
     layer.mixture.router.valid = torch.zeros(2, 5, dtype=torch.bool)
     assert_close(layer(x), layer.coefficient(x).softmax(-1)[..., 1:] * 3 * x)
+
+
+def test_a_routing_of_neither_tokens_nor_samples_is_refused() -> None:
+    experts = StackedExperts(3, D, 4, generator=seeded())
+    layer = Mixture(experts, TaskRouter(1, 3, 2, generator=seeded()))
+    with pytest.raises(ShapeError, match="each token or for each sample"):
+        layer(torch.randn(2, 4, D))  # two heads a sample, which are no parts of the sequence
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_weighs_in_float32_gives_the_dtype_of_its_input(dtype: torch.dtype) -> None:
+    experts = StackedExperts(3, D, 4, generator=seeded())
+    layer = Mixture(experts, TaskRouter(1, 3, generator=seeded())).to(dtype)
+    assert layer(torch.randn(2, 4, D, dtype=dtype)).dtype == dtype
+
+
+def test_random_experts_are_their_expectation_in_evaluation() -> None:
+    experts = StackedExperts(4, D, 9, generator=seeded()).double()
+    layer = Mixture(experts, RandomRouter(4, 2, "batch", generator=seeded())).train()
+    x = batch(3, 5).detach()
+    with torch.no_grad():
+        mean = torch.stack([layer(x) for _ in range(4000)]).mean(0)
+        layer.eval()
+        assert torch.equal(layer(x), layer(x))
+        assert_close(layer(x), experts.every(x.view(-1, D)).sum(1).view_as(x) / 2)
+        assert_close(layer(x), mean, atol=0.03, rtol=0.1)
+
+
+def test_the_coefficients_stay_in_float32_under_autocast() -> None:
+    whole = residual().float()
+    x = batch(2, 5).float().detach()
+    seen: list[torch.dtype] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            out = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten._softmax.default and out.shape[-1] == 2:
+                seen.extend((args[0].dtype, out.dtype))
+            return out
+
+    with torch.autocast("cpu", torch.bfloat16), Watch():
+        whole(x)
+    assert seen == [torch.float32, torch.float32]

@@ -14,7 +14,7 @@ from intarsia.adapters import Bottleneck
 from intarsia.core import Site
 from intarsia.core.errors import ConfigError
 from intarsia.methods import Mosa, MosaCell
-from intarsia.mixtures import SplitLinear
+from intarsia.mixtures import SplitLinear, StackedExperts
 from intarsia.mixtures.split_adamw import SplitAdamW, decay_groups, split_adamw
 from intarsia.partitions import random_disjoint
 
@@ -262,3 +262,10 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
     layer = one_layer()
     with pytest.raises(ConfigError, match=message):
         SplitAdamW(layer.parameters(), layer, **settings)
+
+
+def test_biases_of_stacked_experts_are_not_decayed() -> None:
+    experts = StackedExperts(3, 4, 8, bias=True, gated=True, generator=torch.Generator())
+    decayed, free = (group["params"] for group in decay_groups(experts, 0.1))
+    assert {p.ndim for p in decayed} == {3} and {p.ndim for p in free} == {2}
+    assert len(decayed) == len(free) == 3

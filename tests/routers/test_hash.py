@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import intarsia
 from intarsia.core.errors import ConfigError, ShapeError
 from intarsia.routers import Hash, set_ids
 from intarsia.routers.hash import HashRouter, mixed
@@ -127,3 +129,33 @@ def test_ids_that_are_missing_or_do_not_fit_are_named() -> None:
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Hash(**settings)
+
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def test_a_decoder_reads_its_own_ids_and_a_mask_in_any_place() -> None:
+    torch.manual_seed(0)
+    model = intarsia.upcycle(LlamaForCausalLM(LlamaConfig(**SIZES)).eval(), Hash(4))
+    ids, other = torch.randint(64, (2, 5)), torch.randint(64, (2, 5))
+    mask = torch.ones_like(ids)
+    mask[0, 3:] = 0
+    want = model(input_ids=ids, attention_mask=mask).logits
+    (router, *_) = intarsia.routers.learned_routers(model).values()
+    assert router.valid is not None
+    model(other)
+    assert router.valid is None
+    torch.testing.assert_close(model(ids, mask).logits, want)
+    assert router.valid is not None
+    # what a user says goes before, and stays
+    set_ids(model, other)
+    told = model(ids).logits
+    assert not torch.allclose(told, model(other).logits)
+    torch.testing.assert_close(model(ids).logits, told)
+    set_ids(model, None)
+    # embeddings have no ids, and those of the forward before are not theirs
+    with pytest.raises(ConfigError, match="ids: got none"):
+        model(inputs_embeds=model.get_input_embeddings()(ids))

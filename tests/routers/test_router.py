@@ -172,3 +172,31 @@ def test_always_the_same_k_of_more_is_a_collapse_whatever_k_is(active: int) -> N
         router.weight.copy_(torch.tensor([[9.0, 0], [0, 9], [-9, 0], [0, -9]]))
     router(torch.randn(1, 200, 2, generator=torch.Generator().manual_seed(0)))
     assert not statistics.loads(nn.ModuleList([router]))["0"].collapsed
+
+
+def test_jitter_is_drawn_in_float32() -> None:
+    router = TopK(4, jitter=0.001).build(8, generator=torch.Generator().manual_seed(0)).train()
+    x = torch.ones(2000, 8, dtype=torch.bfloat16)
+    seen: list[Tensor] = []
+    logits = router.logits
+
+    def watched(rows: Tensor) -> Tensor:
+        seen.append(rows)
+        return logits(rows)
+
+    router.logits = watched  # type: ignore[method-assign]
+    torch.manual_seed(0)
+    router(x)
+    factors = seen[0].double()
+    assert 0.999 <= factors.min() < 0.9992 and 1.0008 < factors.max() <= 1.001
+    assert abs(factors.mean() - 1) < 1e-4
+
+
+def test_even_pairs_are_an_even_load_whatever_they_weigh() -> None:
+    router = First(2).train()
+    router.received, router.served = torch.tensor([[5.0, 5.0], [4.0, 1.0]]).double(), 10
+    (load,) = statistics.loads(nn.Sequential(router)).values()
+    assert load.share == (0.5, 0.5) and load.active == 1
+    router.served = 5  # every row has both: only weights tell them apart
+    (load,) = statistics.loads(nn.Sequential(router)).values()
+    assert load.share == (0.8, 0.2)

@@ -69,3 +69,15 @@ def test_a_nan_token_keeps_one_expert() -> None:
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TopP(**settings)
+
+
+def test_the_losses_are_of_the_probabilities_that_choose() -> None:
+    x = torch.randn(50, 6)
+    found = []
+    for temperature, scale in ((0.1, 1.0), (1.0, 10.0)):
+        config = TopP(4, temperature=temperature, balance=0.1, z=0.1)
+        router = config.build(6, generator=torch.Generator().manual_seed(0)).train()
+        with torch.no_grad():
+            router.weight.mul_(scale)
+        found.append(router(x).losses)
+    assert_close(found[0], found[1])

@@ -227,3 +227,9 @@ def test_bad_settings_are_refused() -> None:
     teacher.head = nn.Linear(12, 4)
     with pytest.raises(ConfigError, match=r"teacher: got logits \(6, 4\), want \(6, 3\)"):
         distill(student, x, loss_of, teacher=teacher)
+
+
+@pytest.mark.parametrize("wrong", [{"beta": -1.0}, {"temperature": 0.0}])
+def test_what_cannot_be_is_said_at_once(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="beta, temperature"):
+        staged_distillation(nn.Linear(2, 2), until=0.0, **wrong)

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, TrainingError
 from ..experiments.kept import Kept, key_of
 from ..experiments.pool import Outcome, Trial, Work, run_trials
+from .folder import opened
 from .plan import Place, Plan
-from .run import How
+from .run import How, told
 from .work import run as one_run
 
 FEWEST_EPOCHS = 5
@@ -31,7 +32,13 @@ def measured_costs(
 
     Kept in the folder, so that the same command gives the same plan when it goes on. A method whose
     pilot fails costs as much as the dearest one.
+    Raises: TrainingError if every pilot fails.
     """
+    with opened(out, told(plan)):
+        return _measured(plan, out, how, report, work)
+
+
+def _measured(plan: Plan, out: Path, how: How, report: Callable[[str], None], work: Work) -> Costs:
     kept = Kept(out / PILOTS)
     task, seed = plan.tasks[0], plan.seeds[0]
     images = max(PILOT_IMAGES, 2 * task.classes)
@@ -39,36 +46,53 @@ def measured_costs(
     trials: list[Trial] = []
     for contender in plan.contenders:
         flat = plan.final(Place(task, contender, seed)).flat()
-        flat |= {"images": images, "epochs": PILOT_EPOCHS, "test": images}
+        flat |= {"images": images, "shots": None, "epochs": PILOT_EPOCHS, "test": images}
         keys[contender.name] = key = key_of({"pilot": flat, "jobs": how.jobs})
-        folder = out / "pilots" / key
-        inputs = {"experiment": flat, "folder": str(folder), "shared": str(out / "shared")}
+        folder, shared = (str((out / name).absolute()) for name in (f"pilots/{key}", "shared"))
+        inputs = {"experiment": flat, "folder": folder, "shared": shared}
         if key not in kept:
             trials.append(Trial(contender.name, inputs))
     if trials:
         report(f"Timing {len(trials)} methods, to fit them into the budget.")
 
+    errors: list[str] = []
+
     def done(end: Outcome) -> None:
-        if end.result is not None:
+        if end.result is None:
+            errors.append(f"{end.trial.name}: {end.error}")
+        else:
             seconds: float = end.result["results"]["seconds"]
             kept.add(keys[end.trial.name], {"seconds": seconds / (images * PILOT_EPOCHS)})
 
     run_trials(trials, work, jobs=how.jobs, done=done, executor=how.executor, threads=how.threads)
     found = {name: kept[key]["seconds"] for name, key in keys.items() if key in kept}
-    dearest = max(found.values(), default=0.0)
+    if not found:
+        raise TrainingError(
+            "timing for --budget", got=errors[0], want="one method that can be timed",
+            fix="Mend that, or leave --budget out: runs that fail are then recorded.",
+        )  # fmt: skip
+    dearest = max(found.values())
     return {c.name: found.get(c.name, dearest) for c in plan.contenders}
 
 
 def minutes(plan: Plan, costs: Costs, jobs: int) -> float:
     """What a plan takes, from the cost of an image."""
     total = 0.0
+    asked = plan.start.pictures
     for place in plan.places():
         counts = place.task.counts
+
+        def kept(images: int, classes: int = place.task.classes) -> float:
+            if asked.shots is not None:
+                return min(images, asked.shots * classes)
+            few = asked.images
+            return images if few is None else few * images if few < 1 else min(images, few)
+
         each = costs[place.contender.name]
-        final = plan.final(place).training.epochs * (counts["train"] + counts.get("val", 0))
+        final = plan.final(place).training.epochs * kept(counts["train"] + counts.get("val", 0))
         total += SETTING_UP + each * (final + SCORING * counts["test"])
         for run in plan.search(place):
-            images = run.training.epochs * counts["train"] + SCORING * counts.get("val", 0)
+            images = run.training.epochs * kept(counts["train"]) + SCORING * counts.get("val", 0)
             total += SETTING_UP + each * images
     return total / 60 / jobs
 

@@ -35,8 +35,9 @@ The same command again keeps what is finished and goes on.
 def opened(out: Path, asked: dict[str, Any]) -> Iterator[None]:
     """Inside, this runner alone works in the folder.
 
-    Raises: ConfigError if another one does, or `out` is a file; CheckpointError for a folder of
-    another format or one that is damaged.
+    asked: the suite and the protocol, which all results of a folder share.
+    Raises: ConfigError if another one does, for a folder of another suite or protocol, or if `out`
+    is a file; CheckpointError for a folder of another format or one that is damaged.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def opened(out: Path, asked: dict[str, Any]) -> Iterator[None]:
             fix="Wait for it, or choose another --out.",
         ) from error  # fmt: skip
     try:
-        _check_format(out / PLAN)
+        _check(out / PLAN, asked)
         (out / "README.txt").write_text(README)
         write_json(out / PLAN, {"format": FORMAT, "intarsia": version("intarsia"), **asked})
         yield
@@ -64,7 +65,7 @@ def opened(out: Path, asked: dict[str, Any]) -> Iterator[None]:
         lock.release()
 
 
-def _check_format(path: Path) -> None:
+def _check(path: Path, asked: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
@@ -79,4 +80,12 @@ def _check_format(path: Path) -> None:
         raise CheckpointError(
             f"format of {path}", got=f"{number}, by intarsia {found.get('intarsia', '?')}",
             want=FORMAT, fix="Choose another --out, or go on with the version that wrote it.",
+        )  # fmt: skip
+    if other := {
+        name: found[name] for name in asked if found.get(name, asked[name]) != asked[name]
+    }:
+        raise ConfigError(
+            f"results folder {path.parent}",
+            got=", ".join(f"{name} {value}" for name, value in other.items()),
+            want=", ".join(f"{name} {asked[name]}" for name in other), fix="Choose another --out.",
         )  # fmt: skip

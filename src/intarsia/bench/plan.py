@@ -92,5 +92,5 @@ class Plan:
 
 
 def key_for(experiment: Experiment) -> str:
-    """The key of a run: everything its result depends on but the code."""
+    """The key of a run: everything its result depends on but the code and the suite's files."""
     return key_of({"format": 1, "experiment": experiment.flat()})

@@ -48,6 +48,7 @@ class Protocol:
         if self.name == OFFICIAL:
             return chosen.changed(
                 method=OFFICIAL, settings=("bottleneck=16",), objective="plain",
+                lr=self.training["lr"], frozen_once=False,  # its dropout is in every block
                 last_blocks=start.adapted.last_blocks,
             )  # fmt: skip
         return chosen

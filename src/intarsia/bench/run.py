@@ -41,11 +41,16 @@ def run_plan(
     the same results.
     Raises: ConfigError if another runner works in `out`; KeyboardInterrupt after Ctrl-C.
     """
-    with opened(out, {"suite": plan.suite.name, "protocol": plan.protocol.name}):
+    with opened(out, told(plan)):
         places = list(plan.places())
         kept = Kept(out / SEARCHES)
         searched = _search(plan, places, kept, out, how, report, work)
         return _finish(plan, places, searched, out, how, report, work)
+
+
+def told(plan: Plan) -> dict[str, str]:
+    """What all results of a folder have in common."""
+    return {"suite": plan.suite.name, "protocol": plan.protocol.name}
 
 
 def _search(
@@ -65,7 +70,7 @@ def _search(
         return key not in kept or (how.again and "error" in kept[key])
 
     trials = [
-        _trial(f"{place}, search {', '.join(_chosen(plan, e))}", key, e, place, out)
+        _trial(f"{place}, search {', '.join(_chosen(plan, e))}", key, e, place, out, test=False)
         for key, (place, e) in asked.items() if todo(key)
     ]  # fmt: skip
 
@@ -193,7 +198,9 @@ def _folder(place: Place, key: str) -> Path:
     return Path("runs", place.task.name, f"{method}-{place.seed}-{key[:6]}")
 
 
-def _trial(name: str, key: str, experiment: Experiment, place: Place, out: Path) -> Trial:
+def _trial(
+    name: str, key: str, experiment: Experiment, place: Place, out: Path, *, test: bool = True
+) -> Trial:
     return Trial(
         name,
         {
@@ -201,6 +208,7 @@ def _trial(name: str, key: str, experiment: Experiment, place: Place, out: Path)
             "experiment": experiment.flat(),
             "folder": str((out / _folder(place, key)).absolute()),
             "shared": str((out / "shared").absolute()),
+            "test": test,
         },
     )
 

@@ -143,7 +143,7 @@ def _row(sheet: Sheet, number: int, base: Method | None) -> Row:
         complete=int(complete.sum()),
         whole=means_of(sheet, number, complete) if complete.all() else None,
         shared=means_of(sheet, number, shared) if shared.any() else None,
-        costs=_costs(sheet, number, shared if shared.any() else complete),
+        costs=_costs(sheet, number, shared),
         difference=difference,
         p=None,
         rank=None,

@@ -84,7 +84,7 @@ def tasks_table(findings: Findings) -> Table:
         whole = [getattr(row.whole, kind, None) for row in findings.rows]
         rows.append(_line(Cell(title, place="mean"), whole))
     caption = f"Accuracy in % on each task, {over_seeds(findings)}."
-    below = ("Rendered, not photographed: "
+    below = ("Rendered or simulated, not photographed: "
              f"{', '.join(task.name for task in sheet.tasks if task.synthetic)}.",
              ) if any(task.synthetic for task in sheet.tasks) else ()  # fmt: skip
     return Table(caption, tuple(columns), tuple(rows), None, None, below)

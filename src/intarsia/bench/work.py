@@ -22,12 +22,14 @@ def shared_in(folder: str) -> Shared:
 def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Train and score; the run's folder is kept, and one that was killed goes on.
 
-    inputs: experiment (flat), folder (of the run), shared (folder of what runs have in common).
+    inputs: experiment (flat), folder (of the run), shared (folder of what runs have in common),
+    test (False: the test part is not looked at).
     """
     experiment = Experiment.of(inputs["experiment"])
     folder = Path(inputs["folder"])
     running = Running(out=folder, resume=(folder / FILE).is_file(), trackers=())
-    found = carry_out(experiment, running, lambda _: None, shared_in(inputs["shared"]))
+    shared = shared_in(inputs["shared"])
+    found = carry_out(experiment, running, lambda _: None, shared, score=inputs.get("test", True))
     record = found.record
     return {
         "results": dict(record["results"]),

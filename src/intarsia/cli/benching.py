@@ -45,8 +45,9 @@ def bench(
         Path | None, typer.Option(help="Results; runs/bench-SUITE-PROTOCOL if not given.")
     ] = None,
     baseline: Annotated[
-        str, typer.Option(help="Method the others are held against.")
-    ] = "adaptformer",
+        str | None,
+        typer.Option(help="Method the others are held against; adaptformer or the first."),
+    ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Minutes: seeds and epochs are cut until it fits.")
     ] = None,
@@ -104,7 +105,7 @@ def _show_list(found: dict[str, Any], as_json: bool) -> None:
 
 
 def _where(task: dict[str, Any]) -> str:
-    if task["synthetic"]:
+    if task["group"] == "structured":
         return "rendered"
     return "ready" if task["on_disk"] else "not on disk"
 

@@ -15,12 +15,14 @@ from ..bench.profiles import PROFILES, profile
 from ..bench.protocols import PROTOCOLS, protocol
 from ..bench.publish import as_markdown
 from ..bench.run import How, failures, run_plan
+from ..core.errors import UnknownName
 from ..data import suites
 from ..experiments.experiment import Experiment, Pictures
 from ..experiments.settings import value_of
 from .options import share_of
 
 Report = Callable[[str], None]
+BASELINE = "adaptformer"
 OWN = ("size", "epochs", "precision")  # options that stand for values of an Experiment
 
 
@@ -95,15 +97,18 @@ def _those_of(chosen: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
 
 
 def carry(
-    plan: Plan, how: How, out: Path, baseline: str, budget: float | None, report: Report
+    plan: Plan, how: How, out: Path, baseline: str | None, budget: float | None, report: Report
 ) -> dict[str, Any]:
-    """Run a plan and write its tables; what happened, ready for JSON."""
+    """Run a plan and write its tables; what happened, ready for JSON.
+
+    Raises: UnknownName, before a run begins, for a baseline that is not in the plan.
+    """
+    held = _baseline(plan, baseline)
     if budget is not None:
         plan = fitted(plan, measured_costs(plan, out, how, report), budget, how.jobs)
         for cut in plan.cut:
             report(f"To fit {budget:g} minutes: {cut}")
     found = run_plan(plan, out, how, report)
-    held = baseline if baseline in {c.name for c in plan.contenders} else plan.contenders[0].name
     written = write(found, out, baseline=held, cut=plan.cut)
     return {
         "plan": describe(plan),
@@ -113,6 +118,13 @@ def carry(
         "table": as_markdown(tables(found, held), plan.cut),
         "report": str(next((p for p in written if p.suffix == ".html"), out)),
     }  # fmt: skip
+
+
+def _baseline(plan: Plan, asked: str | None) -> str:
+    names = [c.name for c in plan.contenders]
+    if asked is not None and asked not in names:
+        raise UnknownName("baseline", asked, names)
+    return asked or (BASELINE if BASELINE in names else names[0])
 
 
 def _error(found: results.Result) -> str:

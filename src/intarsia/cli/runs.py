@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, DataError, UnknownName
+from ..core.modes import evaluating
 from ..data import ImageSet, InputConfig, eval_transform, input_config, trunk_fingerprint
 from ..data.decode import SUFFIXES, read_image
 from ..data.folders import check_same_classes
@@ -26,7 +27,7 @@ from ..report import read_run
 from ..report.gather import need
 from ..train import Metrics
 from ..train import predict as predict_logits
-from ..train.evaluate import device_of, evaluating
+from ..train.evaluate import device_of
 from ..train.folder import ADAPTER
 from ..train.objectives import logits_of
 from ..train.precision import autocast, cast_frozen, compute_dtype

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from ..core.errors import ConfigError, DataError, UnknownName
+from ..core.modes import evaluating
 from ..data.language_models import language_model
 from ..data.texts import Prompt, is_text, read_prompts
 from ..experiments import experiment as experiments
 from ..experiments import language
 from ..experiments.experiment import Experiment
 from ..report import read_run
-from ..train.evaluate import device_of, evaluating
+from ..train.evaluate import device_of
 from ..train.precision import cast_frozen
 from .runs import Report, restored
 

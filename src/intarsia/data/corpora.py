@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import platform
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,10 +49,14 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Corpus:
-    """How a corpus is read: to one text, or to rows as a .jsonl file has them."""
+    """How a corpus is read: to one text, or to rows as a .jsonl file has them.
+
+    edition: what its text depends on beside its name; packages are the same everywhere.
+    """
 
     read: Callable[[Report], str | list[dict[str, str]]]
     about: str
+    edition: str = ""
 
 
 def names() -> tuple[str, ...]:
@@ -127,7 +132,9 @@ def _wordnet(progress: Report) -> list[dict[str, str]]:
 
 
 CORPORA: dict[str, Corpus] = {
-    "python-docs": Corpus(_python_docs, "the topics of Python's help(), 0.5 M characters"),
+    "python-docs": Corpus(
+        _python_docs, "the topics of Python's help(), 0.5 M characters", platform.python_version()
+    ),
     "gcide": Corpus(_gcide, "a dictionary of English (Webster 1913 and later), 40 M characters"),
     "austen": Corpus(_austen, "six novels of Jane Austen, 4 M characters"),
     "wordnet": Corpus(_wordnet, "82,115 glosses of nouns; which of 26 kinds of thing is it?"),

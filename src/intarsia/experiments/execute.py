@@ -46,7 +46,7 @@ from ..train.record import head_of
 from . import experiment as experiments
 from . import language, settings
 from .experiment import BASELINES, OFFICIAL, Adapted, Experiment
-from .shared import Shared
+from .shared import Shared, Spent
 
 Report = Callable[[str], None]
 Chosen = Method | Official | str  # cells, a recipe, or a baseline's name
@@ -54,11 +54,17 @@ Sets = tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any] | None]  # train, v
 
 
 def carry_out(
-    experiment: Experiment, running: Running, report: Report, shared: Shared | None = None
+    experiment: Experiment,
+    running: Running,
+    report: Report,
+    shared: Shared | None = None,
+    *,
+    score: bool = True,
 ) -> Run:
     """Train as the experiment says; `running.out` becomes a folder that can be resumed and read.
 
     shared: where several runs keep what they have in common; the result is the same without it.
+    score: False does not look at the test part, as a search must not.
     Texts are carried out by `language`.
     Raises: what `load_data`, `backbone`, `adapt` and `fit` raise; UnknownName for a method that is
     not listed.
@@ -97,7 +103,13 @@ def carry_out(
     sets_for = tokens_once if experiment.adapted.frozen_once else pictures_each_step
     with sets_for(model, sets, experiment, running, shared, same) as ((train, val, test), once):
         run = fit_as(method)(
-            model, train, val, test=test, training=experiment.training, record=about, **options
+            model,
+            train,
+            val,
+            test=test if score else None,
+            training=experiment.training,
+            record=about,
+            **options,
         )
     run = dataclasses.replace(run, record=with_seconds(with_own_task(run, data), once))
     if running.out is not None:
@@ -190,9 +202,9 @@ def trunk_key(adapted: Adapted) -> dict[str, Any]:
 @contextmanager
 def pictures_each_step(
     model: nn.Module, sets: Sets, experiment: Experiment, running: Running, *_: Any
-) -> Iterator[tuple[Sets, float]]:
-    """The sets as they are, and no seconds spent on them."""
-    yield sets, 0.0
+) -> Iterator[tuple[Sets, Spent]]:
+    """The sets as they are, and no time spent on them."""
+    yield sets, Spent()
 
 
 @contextmanager
@@ -203,8 +215,8 @@ def tokens_once(
     running: Running,
     shared: Shared,
     same: Mapping[str, Any],
-) -> Iterator[tuple[Sets, float]]:
-    """Inside, the model reads tokens; gives them for each set, and the seconds of the first.
+) -> Iterator[tuple[Sets, Spent]]:
+    """Inside, the model reads tokens; gives them for each set, and the time of the first.
 
     same: what tells these tokens apart in `shared`, but for the part, the block and the type.
     Raises: ConfigError with augmentation, which changes a picture in every epoch, or recomputation.
@@ -218,23 +230,24 @@ def tokens_once(
     block = first_trained_block(model)
     with reading_tokens(model, block) as prefix:
 
-        def tokens(part: str, images: Dataset[Any]) -> tuple[TensorDataset, float]:
+        def tokens(part: str, images: Dataset[Any]) -> tuple[TensorDataset, Spent]:
             inputs = {**same, "part": part, "block": block, "dtype": str(dtype)}
             return shared.tensors("tokens", inputs, lambda: run_prefix(prefix, images, dtype=dtype))
 
-        train, seconds = tokens("train", sets[0])
+        train, once = tokens("train", sets[0])
         val, test = (
             None if images is None else tokens(part, images)[0]
             for part, images in zip(("val", "test"), sets[1:], strict=True)
         )
-        yield (train, val, test), seconds
+        yield (train, val, test), once
 
 
-def with_seconds(record: Mapping[str, Any], once: float) -> dict[str, Any]:
+def with_seconds(record: Mapping[str, Any], once: Spent) -> dict[str, Any]:
     """The record with what was computed once for the training pictures counted as training time."""
     results = dict(record["results"])
-    if once:
-        results |= {"seconds": round(results["seconds"] + once, 3), "seconds_once": round(once, 3)}
+    if once.seconds:
+        results |= {name: round(results[name] + spent, 3) for name, spent in once._asdict().items()}
+        results["seconds_once"] = round(once.seconds, 3)
     return dict(record) | {"results": results}
 
 

@@ -137,6 +137,8 @@ OPTION = {"settings": "set", "targets": "target"}
 
 def _option(name: str, value: Any) -> list[str]:
     option = f"--{OPTION.get(name, name).replace('_', '-')}"
+    if name == "images" and isinstance(value, float):  # a share
+        return ["--fraction", str(value)]
     if name == "pretrained":
         return ["--untrained"]
     if isinstance(value, bool):

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +16,21 @@ from ..data.packages import building
 from .kept import key_of
 
 T = TypeVar("T")
+FORMAT = 2  # of the files
+
+
+class Spent(NamedTuple):
+    """Time on the wall, and of all cores of this process."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @classmethod
+    def now(cls) -> Spent:
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, start: Spent) -> Spent:
+        return Spent(self.seconds - start.seconds, self.cpu_seconds - start.cpu_seconds)
 
 
 class Shared:
@@ -42,8 +57,8 @@ class Shared:
 
     def tensors(
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
-    ) -> tuple[TensorDataset, float]:
-        """(x, label) pairs from memory or the folder, and the seconds that making them took.
+    ) -> tuple[TensorDataset, Spent]:
+        """(x, label) pairs from memory or the folder, and the time that making them took.
 
         One process makes them; from the folder they are memory-mapped, so that processes share
         the pages.
@@ -52,15 +67,15 @@ class Shared:
 
     def _on_disk(
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
-    ) -> tuple[TensorDataset, float]:
-        start = time.perf_counter()
+    ) -> tuple[TensorDataset, Spent]:
+        start = Spent.now()
         if self.folder is None:
-            return make(), time.perf_counter() - start
-        file = self.folder / f"{kind}-{key_of(inputs)}.safetensors"
+            return make(), Spent.now().since(start)
+        file = self.folder / f"{kind}-{key_of({**inputs, 'format': FORMAT})}.safetensors"
         with building(file) as scratch:
             if scratch is not None:
                 x, y = (t.contiguous() for t in make().tensors)
-                took = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
-                save_file({"x": x, "y": y, "seconds": took}, str(scratch))
+                took = torch.tensor(Spent.now().since(start), dtype=torch.float64)
+                save_file({"x": x, "y": y, "spent": took}, str(scratch))
         found: dict[str, torch.Tensor] = load_file(str(file))
-        return TensorDataset(found["x"], found["y"]), float(found["seconds"])
+        return TensorDataset(found["x"], found["y"]), Spent(*found["spent"].tolist())

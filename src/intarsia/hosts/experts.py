@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, TargetError
+from ..core.modes import evaluating
 from ..mixtures.mixture import Mixture
 from ..mixtures.zcode_m3 import check_prune, merged, mixtures_in, prune
 from ..routers import learned_routers
 from ..routers.statistics import counting
 from .compare import call
-from .slices import evaluating
 from .swap import Upcycled, check_unadapted, generator
 
 RANDOM = "random"
@@ -62,7 +62,8 @@ def expert_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
     batches: as the model takes them: a tensor, a mapping of keywords, or (x, y), of which the model
     gets x. Padding, by `attention_mask`, does not count.
     Returns path of each learned router -> (E,) int64. The model is left as it is.
-    Raises: ConfigError for no batch, or a model without learned routers.
+    Raises: ConfigError for no batch, a model without learned routers, or one that does not count,
+    as a compiled one.
     """
     routers, seen = learned_routers(model), 0
     with evaluating(model), counting(model):
@@ -70,10 +71,18 @@ def expert_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
             call(model, batch[0] if isinstance(batch, (tuple, list)) else batch)
             seen += 1
         found = {path: router.received[0].long() for path, router in routers.items()}
+    # the gate of a permutation is asked for its scores, and routes nothing itself
+    found = {p: n for p, n in found.items() if not any(p.startswith(f"{q}.") for q in found)}
     if not (found and seen):
         raise ConfigError(
             "loads", got=f"{seen} batches for {len(found)} routers", want="at least one of each",
             fix="Give a few batches of validation data, and a model with routers.",
+        )  # fmt: skip
+    if empty := [path for path, load in found.items() if not load.any()]:
+        raise ConfigError(
+            f"loads of {empty[0]!r}", got="no token for any expert", want="some",
+            fix="Give batches that are not all padding, and the model as it was before "
+            "torch.compile, whose graphs do not count.",
         )  # fmt: skip
     return found
 

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError
 from ..core.registry import KEY, card, method_to_dict, settings_from_dict
+from ..mixtures import Mixture, ResidualMixture
 from ..mixtures.capacity import Capacity
+from .gates import HostedRouter
 from .load import check_shapes
-from .swap import Told, Upcycled, restored
+from .swap import Told, Upcycled, check_unadapted, restored
 
 SETTINGS, WEIGHTS, FORMAT = "mixture.json", "mixture.safetensors", 1
 PLAIN = ("how", "residual", "fraction", "seed", "act")
@@ -25,14 +27,24 @@ PLAIN = ("how", "residual", "fraction", "seed", "act")
 def save_mixture(model: nn.Module, folder: str | Path) -> Path:
     """Write an upcycled model: `mixture.safetensors` with every weight, `mixture.json` with how.
 
-    Raises: ConfigError for a model that is not upcycled, or whose router is in no list.
+    Raises: ConfigError for a model that is not upcycled, whose router is in no list, or whose
+    mixtures have something around them; TargetError for one with adapters. Nothing is written then.
     """
+    check_unadapted(model)
     done: Upcycled | None = getattr(model, "upcycled", None)
     if done is None:
         raise ConfigError(
             "model", got="one that was not upcycled", want="one that was",
             fix="Call intarsia.upcycle(model), or save it as its library does.",
         )  # fmt: skip
+    for path in done.paths:
+        module = model.get_submodule(path)
+        gate = getattr(module, "gate", None)
+        if not isinstance(module, Mixture | ResidualMixture) and not isinstance(gate, HostedRouter):
+            raise ConfigError(
+                f"{path!r}", got=f"a {type(module).__name__} around it", want="the mixture alone",
+                fix="Save model.state_dict() instead, or wrap the blocks after loading.",
+            )  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     told = done.told

@@ -8,6 +8,7 @@ by side in one model, which PEFT refuses to distinct types. `intarsia` must be i
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
@@ -31,8 +32,8 @@ from ..routers import (
     drawing,
     join,
     learned_routers,
+    leave_ids,
     of_samples,
-    set_ids,
     set_valid,
     start,
 )
@@ -201,11 +202,15 @@ def before_forward(host: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     start(host)
     given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
     check_task_ids(host, given[0] if given else None)
+    if len(args) > 1:  # a mask may be among them
+        with contextlib.suppress(TypeError):  # the forward itself will say what is wrong
+            kwargs = inspect.signature(host.forward).bind_partial(*args, **kwargs).arguments
     mask = kwargs.get("attention_mask")
     set_valid(host, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
     ids = kwargs.get("input_ids", args[0] if args else None)
-    if isinstance(ids, Tensor) and ids.dtype == torch.int64 and ids.dim() == 2:
-        set_ids(host, ids)
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 2:
+        ids = None
+    leave_ids(host, ids)
 
 
 class IntarsiaModel(BaseTuner):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from ..adapters.s2ft import ROLES, S2ft, read, side_of, span, spell
 from ..core import Method, Site
 from ..core.errors import ConfigError, TargetError
+from ..core.modes import evaluating
 from ..partitions import top_units
 from .blocks import unwrapped, walk
 from .compare import call
@@ -204,18 +204,6 @@ def _norms(weight: Tensor, side: str, at: tuple[int, int]) -> Tensor:
     """The norm of each channel's column or row.  (out, in) -> (width,)."""
     norms = weight.float().norm(dim=0 if side == "inputs" else 1)
     return norms.narrow(0, *at).cpu()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is as it was."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _activations(

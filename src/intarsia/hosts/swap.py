@@ -72,7 +72,8 @@ def upcycle(
 ) -> nn.Module:
     """Put a `Mixture` in the place of MLPs of a timm ViT or a Llama-shaped decoder, in place.
 
-    router: settings of a router; experts: E in place of the router's own, or one for each layer.
+    router: settings of a router; experts: E in place of the router's own, or one for each layer, in
+    the order of the model.
     how: what the experts are,
       "copies" of the MLP (sparse upcycling, arXiv:2212.05055): a router whose weights sum to one
       gives the dense model's output at the start;
@@ -219,8 +220,14 @@ def _chosen(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, n
 
 
 def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -> tuple[int, ...]:
+    own: int | None = getattr(router, "experts", None)
+    if own is None:
+        raise ConfigError(
+            "router", got=f"{type(router).__name__}, which routes by task, not by token",
+            want="a router of tokens", fix="Use TopK(), or adapt(model, Poly(...)).",
+        )  # fmt: skip
     if experts is None:
-        return (router.experts,) * n
+        return (own,) * n
     if isinstance(experts, int):
         return (experts,) * n
     if len(experts) != n:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core import Routing
 from ..core.errors import ConfigError
 from ..routers import Draws
-from ..routers.gate import kept
+from ..routers.gate import kept, room_for
 
 POLICIES = ("order", "random", "score")
 LOOKS_AHEAD = ("random", "score")  # a later token may take an earlier one's place
@@ -64,7 +64,7 @@ class Capacity:
         factor = self.factor if training else self.evaluation
         if factor is None:
             return None
-        return max(math.ceil(factor * len(routing.token) / routing.experts), self.least)
+        return max(room_for(factor, len(routing.token), routing.experts), self.least)
 
     def limit(self, routing: Routing, *, training: bool, draws: Draws | None = None) -> Routing:
         """The routing less what is dropped.  draws: the lots of "random", needed to train."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core import Routing
 from ..core.errors import CheckpointError, ConfigError, ShapeError
 from ..routers import Draws, RandomRouter, Router, seeing
+from ..routers.gate import wide_linear
 from .capacity import Capacity
 from .experts import ExpertList, Experts
 from .lora_experts import asks_no_values
@@ -70,8 +71,9 @@ class Mixture(nn.Module):
 
     def routing(self, x: Tensor) -> Routing:
         """Who goes where, after the capacity.  x: (..., d) -> Routing of shape (rows, E)."""
-        rows = x[..., 0].numel()
-        routing = spread(self.router(x), rows)
+        routing: Routing = self.router(x)
+        # a router may weigh in float32 where the model is half as wide
+        routing = spread(replace(routing, weight=routing.weight.to(x.dtype)), x)
         if self.capacity is not None:
             routing = self.capacity.limit(routing, training=self.training, draws=self.draws)
             if self.training:
@@ -126,16 +128,20 @@ def undropped(model: nn.Module) -> Iterator[None]:
             mixture.capacity = capacity
 
 
-def spread(routing: Routing, rows: int) -> Routing:
-    """The routing of rows; where it is of samples, each row goes where its sample goes."""
+def spread(routing: Routing, x: Tensor) -> Routing:
+    """The routing of the rows of x (B, ..., d); where it is of samples, each row goes with its own.
+
+    Raises: ShapeError for a routing of neither.
+    """
+    rows = x[..., 0].numel()
     if routing.tokens == rows:
         return routing
-    each, rest = divmod(rows, routing.tokens) if routing.tokens else (0, 1)
-    if rest or not each:
+    if routing.tokens != len(x):
         raise ShapeError(
             "routing", got=f"{routing.tokens} rows for {rows} tokens",
             want="a row for each token or for each sample", fix="Use a router of tokens.",
         )  # fmt: skip
+    each = rows // len(x)
     inside = torch.arange(each, device=routing.token.device)
     return replace(
         routing,
@@ -182,8 +188,9 @@ class ResidualMixture(nn.Module):
         branch, plain = self.mixture(x), self.mlp(x)
         if self.coefficient is None:
             return branch + plain
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        c = self.coefficient(x).to(dtype).softmax(-1).to(plain.dtype)  # (..., 2)
+        linear = self.coefficient
+        c = wide_linear(x.reshape(-1, x.shape[-1]), linear.weight, linear.bias).softmax(-1)
+        c = c.to(plain.dtype).view(*x.shape[:-1], 2)
         return c[..., :1] * branch + c[..., 1:] * plain
 
     def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:

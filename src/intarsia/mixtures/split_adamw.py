@@ -36,7 +36,8 @@ def decay_groups(model: nn.Module, weight_decay: float, norm_decays: bool = Fals
             continue
         leaf = name.rpartition(".")[2]
         vector = parameter.ndim <= 1 and not (norm_decays and leaf == "weight")
-        (free if vector or leaf in BIASES else decayed).append(parameter)
+        bias = leaf in BIASES or leaf.endswith("_bias")
+        (free if vector or bias else decayed).append(parameter)
     groups = [(decayed, weight_decay), (free, 0.0)]
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 

@@ -94,8 +94,8 @@ def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Acti
     """How many hidden units are on in each mixture of a model, by path, in one forward.
 
     args, kwargs: of the model's forward, model(*args, **kwargs); a mixture by itself has path "".
-    In the mode that the model is in; shared experts are not counted. NaN for a mixture that no
-    token has reached.
+    In the mode that the model is in, for what a capacity drops while training; a router that draws
+    then draws once more. Shared experts are not counted. NaN for a mixture that no token reached.
 
     Raises: ConfigError for a model without a mixture of stacked experts.
     """

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..core import Card, Paper
 from ..core.errors import ConfigError, ShapeError
 from ..routers import Router, TopK, redraw, with_experts
+from ..routers.hash import mixed
 from .capacity import Capacity
 from .experts import ExpertList, Experts, StackedExperts, replace_rows
 from .mixture import Mixture
@@ -73,7 +74,8 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
 
     Of each `Mixture` in a (or a itself) and the one at the same path in b: experts of a, then those
     of b; the rows of the gates likewise; (w_a + w_b) / 2 of every other weight. Capacity, mode and
-    what is frozen are as in a. a and b are left as they are.
+    what is frozen are as in a. a and b are left as they are. Experts of b whose hash is one of a's
+    get another one, and other tokens.
     Where weights are probabilities over all experts, they are smaller at first, half as large if a
     and b are equal: the merged model is a start to train on from.
 
@@ -172,9 +174,12 @@ def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
 
 
 def _take_in(mine: Mixture, theirs: Mixture) -> None:
-    other = _rows(theirs)
+    own, other = _rows(mine), _rows(theirs)
+    if "salt" in own:  # of two experts with one hash, the second would never be chosen
+        same = torch.isin(other["salt"], own["salt"])
+        other["salt"] = torch.where(same, mixed(other["salt"] + 1), other["salt"])
     mine.experts.take_in(theirs.experts)
-    _set_rows(mine, {n: torch.cat([t, other[n].to(t)]) for n, t in _rows(mine).items()})
+    _set_rows(mine, {n: torch.cat([t, other[n].to(t)]) for n, t in own.items()})
 
 
 def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:

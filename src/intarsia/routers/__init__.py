@@ -15,6 +15,7 @@ from .dts import anneal as anneal
 from .dts import diversify_ as diversify_
 from .expert_choice import ExpertChoice as ExpertChoice
 from .hash import Hash as Hash
+from .hash import leave_ids as leave_ids
 from .hash import set_ids as set_ids
 from .noisy_topk import NoisyTopK as NoisyTopK
 from .permutation import PermutationSearch as PermutationSearch

@@ -19,8 +19,8 @@ def _share(probs: Tensor, routing: Routing, valid: Tensor | None) -> tuple[Tenso
 def balance(probs: Tensor, routing: Routing, valid: Tensor | None = None) -> Tensor:
     """E sum_e f_e P_e, with f_e the pairs of an expert per token and P_e its mean probability.
 
-    Smallest, k for k experts a token, at uniform routing; E k at collapse. With k = 1 the Switch
-    loss (arXiv:2101.03961, eq. 4), else Mixtral's, as transformers has it.
+    Smallest, k for k experts a token, at uniform routing; E where all tokens have the same k. With
+    k = 1 the Switch loss (arXiv:2101.03961, eq. 4), else Mixtral's, as transformers has it.
     probs: (N, E), the softmax over all experts; valid: (N,), False = padding, which counts nowhere.
     """
     share, mean = _share(probs, routing, valid)

@@ -52,7 +52,8 @@ class CometRouter(PartsRouter):
     """The router of `Comet`.  x: (..., width) -> Routing of shape (rows, E).
 
     splits: w (k (E - 1), width), U(-gamma/100, gamma/100) at first, and offsets: b (k (E - 1),),
-    0 at first, so that every split starts inside the band; leaves: A (k E, width), U(-0.05, 0.05).
+    0 at first, so that splits start inside the band for tokens of a norm up to about 30, and a part
+    of them outside, without a gradient, for longer ones; leaves: A (k E, width), U(-0.05, 0.05).
     """
 
     def __init__(self, config: Comet, width: int, *, generator: torch.Generator) -> None:

@@ -56,7 +56,8 @@ class DSelectK:
 class DSelectKRouter(PartsRouter):
     """The router of `DSelectK`.  x: (..., width) -> Routing of shape (rows, E).
 
-    bits: W (k m, width), U(-gamma/100, gamma/100) at first, so that z starts inside the band;
+    bits: W (k m, width), U(-gamma/100, gamma/100) at first, so that z starts inside the band for
+    tokens of a norm up to about 30, and a share of it outside, without a gradient, for longer ones;
     mix: V (k, width), U(-0.05, 0.05) at first.
     """
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import Card, Paper
 from ..core.errors import ConfigError
-from .gate import GateRouter, Terms
+from .gate import GateRouter, Terms, room_for
 from .router import check_counts
 
 
@@ -62,7 +62,7 @@ class ExpertChoiceRouter(GateRouter):
 
     def room(self, tokens: int) -> int:
         """k, how many of them each expert takes."""
-        return min(tokens, math.ceil(self.config.capacity * tokens / self.experts))
+        return min(tokens, room_for(self.config.capacity, tokens, self.experts))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = logits.softmax(-1)  # (N, E)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -66,7 +67,8 @@ class ScoreRouter(Router):
         x = rows
         if self.training and self.terms.jitter:
             low, high = 1 - self.terms.jitter, 1 + self.terms.jitter
-            x = rows * torch.empty_like(rows).uniform_(low, high)
+            x = rows.to(torch.promote_types(rows.dtype, torch.float32))  # 1 + 0.001 is 1 in bf16
+            x = x * torch.empty_like(x).uniform_(low, high)
         logits = self.logits(x)
         index, weight, counts = self.choose(logits)
         whole = Routing.from_topk(index, weight.to(rows.dtype), self.experts)
@@ -121,6 +123,11 @@ def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
         return F.linear(rows.to(dtype), weight.to(dtype), bias)
     with torch.autocast(rows.device.type, enabled=False):
         return F.linear(rows.to(dtype), weight.to(dtype), bias)
+
+
+def room_for(factor: float, pairs: int, experts: int) -> int:
+    """Places of an expert, ceil(factor pairs / E), but for what rounding adds to a whole number."""
+    return math.ceil(factor * pairs / experts - 1e-9)
 
 
 def check_width(rows: Tensor, width: int) -> None:

@@ -50,7 +50,8 @@ class HashRouter(Router):
     """The router of `Hash`.  x: (..., width) -> Routing of shape (rows, E), k experts a row.
 
     salt: (E,), factors: (width,) where rows are hashed, int64, both in the checkpoint.
-    ids: (B, T), an id for each token, or (B,), one for each sample; see `set_ids`.
+    ids: (B, T), an id for each token, or (B,), one for each sample; see `set_ids`.  read: those of
+    the newest forward's `input_ids`, which the host leaves, for want of others.
     """
 
     salt: Tensor
@@ -62,6 +63,7 @@ class HashRouter(Router):
         self.equal_counts = True
         self.config, self.normalised = config, True
         self.ids: Tensor | None = None
+        self.read: Tensor | None = None
         self.register_buffer("salt", _numbers(config.experts, generator))
         if config.by == "row":
             self.register_buffer("factors", _numbers(width, generator) | 1)
@@ -91,25 +93,26 @@ class HashRouter(Router):
         return (bits * self.factors).sum(-1)
 
     def _told(self, rows: int) -> Tensor:
-        if self.ids is None:
+        ids = self.ids if self.ids is not None else self.read
+        if ids is None:
             raise ConfigError(
                 "ids", got="none", want="the id of each token, such as input_ids",
                 fix="Call intarsia.routers.set_ids(model, input_ids) before the model, or build "
                 "the router with by='row'.",
             )  # fmt: skip
-        count = self.ids.numel()
+        count = ids.numel()
         if rows == count:
-            return self.ids.reshape(-1)
-        if self.ids.dim() > 1 or not count or rows % count:
+            return ids.reshape(-1)
+        if ids.dim() > 1 or not count or rows % count:
             raise ShapeError(
-                "ids", got=f"{tuple(self.ids.shape)} for {rows} rows",
+                "ids", got=f"{tuple(ids.shape)} for {rows} rows",
                 want="one for each token, or one for each sample",
                 fix="Pass the ids of this very batch.",
             )  # fmt: skip
-        return self.ids.repeat_interleave(rows // count)
+        return ids.repeat_interleave(rows // count)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"ids": None}
+        return super().__getstate__() | {"ids": None, "read": None}
 
 
 def mixed(number: Tensor) -> Tensor:
@@ -126,7 +129,7 @@ def _numbers(count: int, generator: torch.Generator) -> Tensor:
 def set_ids(model: nn.Module, ids: Tensor | None) -> None:
     """Tell every hash router of a model which tokens come next.  ids: (B, T) or (B,) whole numbers.
 
-    They stay until others are told; None forgets them.
+    They stay until others are told, and go before a forward's own `input_ids`; None forgets them.
     Raises: ConfigError for ids that are no whole numbers.
     """
     if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool):
@@ -134,6 +137,13 @@ def set_ids(model: nn.Module, ids: Tensor | None) -> None:
     for module in model.modules():
         if isinstance(module, HashRouter):
             module.ids = None if ids is None else ids.detach().long()
+
+
+def leave_ids(model: nn.Module, ids: Tensor | None) -> None:
+    """What a host does before every forward: leave its `input_ids` (B, T) int64, if it has any."""
+    for module in model.modules():
+        if isinstance(module, HashRouter):
+            module.read = ids
 
 
 CARD = Card(

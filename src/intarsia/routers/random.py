@@ -16,7 +16,8 @@ from .draws import Draws
 class RandomRouter(Draws):
     """k of E experts, uniformly without replacement, for the whole batch or for each sample.
 
-    x: (B, ...) -> Routing of shape (B, E), weight 1 at the k drawn experts.
+    x: (B, ...) -> Routing of shape (B, E), weight 1 at the k drawn experts; in evaluation every
+    expert has the weight k / E, and nothing is drawn: a mixture gives its expected output.
 
     Draws are held, stacked and shared out among ranks as `Draws` says. `fixed` forbids to change k,
     for mixtures whose merge depends on it.
@@ -64,6 +65,10 @@ class RandomRouter(Draws):
         return index.expand(rows, -1) if self.per == "batch" else index
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> Routing:
+        if not self.training:
+            every = torch.arange(self.experts, device=x.device).expand(len(x), -1)
+            share = torch.full_like(every, self.active / self.experts, dtype=x.dtype)
+            return Routing.from_topk(every, share, self.experts)
         index = self.drawn(x.shape[0], self._draw).to(x.device, non_blocking=True)  # (B, k)
         return Routing.from_topk(index, torch.ones_like(index, dtype=x.dtype), self.experts)
 

@@ -64,7 +64,7 @@ def _load(received: Tensor, served: int) -> Load | None:
     if not bool(pairs.any()):
         return None
     # where every expert has every row, only weights tell them apart
-    weighed = bool((pairs == pairs[0]).all()) and bool(weight.any())
+    weighed = served > 0 and bool((pairs == served).all()) and bool(weight.any())
     counted = weight if weighed else pairs
     active = 1.0 if weighed or not served else float(pairs.sum()) / served
     return Load(tuple((counted / counted.sum()).tolist()), active)

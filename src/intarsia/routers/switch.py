@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
-from .gate import GateRouter, Terms, kept
+from .gate import GateRouter, Terms, kept, room_for
 from .router import check_counts
 
 
@@ -67,7 +67,7 @@ class SwitchRouter(GateRouter):
     def limit(self, routing: Routing) -> Routing:
         if not self.training:
             return routing
-        room = math.ceil(self.config.capacity * len(routing.expert) / self.experts)
+        room = room_for(self.config.capacity, len(routing.expert), self.experts)
         arrived = F.one_hot(routing.expert, self.experts).cumsum(0)  # (T, E)
         place = arrived.gather(1, routing.expert[:, None])[:, 0]  # 1 for an expert's first token
         return kept(routing, place <= room)

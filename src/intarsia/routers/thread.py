@@ -114,10 +114,18 @@ def join(model: nn.Module) -> list[Threaded]:
 
 
 def rejoin(model: nn.Module) -> list[Threaded]:
-    """`join` anew, once layers are gone: what those of a thread share is the first one's again."""
+    """Number the layers anew once some are gone: what those of a thread share is the first's again.
+
+    Those that were on different threads stay so.
+    """
+    threads: dict[int, list[Threaded]] = {}
     for module in model.modules():
-        if isinstance(module, Threaded):
-            module.joined = False
+        if isinstance(module, Threaded) and module.joined:
+            threads.setdefault(id(module.thread), []).append(module)
+    for layers in threads.values():
+        layers.sort(key=lambda module: module.layer)
+        for number, module in enumerate(layers):
+            module.follow(layers[0], number)
     return join(model)
 
 

@@ -55,8 +55,11 @@ class TopPRouter(GateRouter):
         super().__init__(width, config.experts, config.terms(), generator=generator)
         self.config = config
 
+    def logits(self, rows: Tensor) -> Tensor:
+        return super().logits(rows) / self.config.temperature
+
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        p, index = (logits / self.config.temperature).softmax(-1).sort(descending=True, stable=True)
+        p, index = logits.softmax(-1).sort(descending=True, stable=True)
         before = p.detach().cumsum(-1) - p.detach()  # of the experts that are more likely
         needed = before < self.config.p
         first = torch.arange(self.experts, device=p.device) == 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import Card, Paper
 from ..core.errors import ConfigError, ShapeError
-from .gate import GateRouter, Terms
+from .gate import GateRouter, Terms, room_for
 from .router import check_counts
 
 SIDES = ("expert", "token")
@@ -80,7 +80,7 @@ class TransportRouter(GateRouter):
         solver = {"gamma": config.gamma, "iterations": config.iterations}
         if config.per == "token":
             return k_sparse_ot(-p.T, share, one, math.ceil(config.capacity), **solver).T
-        room = math.ceil(config.capacity * tokens / self.experts)
+        room = room_for(config.capacity, tokens, self.experts)
         return k_sparse_ot(-p, one, share, room, **solver)
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.modes import evaluating
 from ..mixtures import undropped
-from .evaluate import evaluating
 from .objectives import LossOf, Outcome, Staged, TargetLoss, kl, logits_of, plain, wide
 from .order import IGNORED, Inputs
 
@@ -36,11 +36,7 @@ def distill(
     Raises: ConfigError for settings that cannot be, and a teacher with logits of another shape.
     Source: arXiv:2201.05596, section 4.2.
     """
-    if not (beta >= 0 and 0 < temperature < math.inf):
-        raise ConfigError(
-            "beta, temperature", got=f"{beta}, {temperature}", want="beta >= 0, temperature > 0",
-            fix="The paper has 1 and 1.",
-        )  # fmt: skip
+    _check(beta, temperature)
     teacher.to((x if isinstance(x, Tensor) else next(iter(x.values()))).device)
     with torch.no_grad(), evaluating(teacher), undropped(teacher):
         target = logits_of(teacher, x)
@@ -54,6 +50,14 @@ def distill(
     soft, own = (_counted(part, loss_of) / temperature for part in (target, logits))
     divergence = temperature**2 * kl(soft, own)
     return Outcome(task + beta * divergence, logits, {"task": task, "divergence": divergence})
+
+
+def _check(beta: float, temperature: float) -> None:
+    if not (beta >= 0 and 0 < temperature < math.inf):
+        raise ConfigError(
+            "beta, temperature", got=f"{beta}, {temperature}", want="beta >= 0, temperature > 0",
+            fix="The paper has 1 and 1.",
+        )  # fmt: skip
 
 
 def _counted(logits: Tensor, loss_of: LossOf) -> Tensor:
@@ -74,5 +78,6 @@ def staged_distillation(
     the teacher's word costs it accuracy (arXiv:2201.05596, section 4.2).
     Raises: ConfigError for settings that cannot be.
     """
+    _check(beta, temperature)
     first = partial(distill, teacher=teacher, beta=beta, temperature=temperature)
     return Staged(first, until, plain)

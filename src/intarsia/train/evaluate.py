@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DataError
+from ..core.modes import evaluating
 from .objectives import logits_of, wide
 from .order import IGNORED, Key, Reader, check_range, read, size_of, to_device
 from .precision import autocast, compute_dtype
@@ -194,22 +194,3 @@ def right(logits: Tensor, labels: Tensor) -> Tensor:
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter is."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is as it was."""
-    with modes_kept(model):
-        model.eval()
-        yield
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards every module is in the mode it was in."""
-    before = {m: m.training for m in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode

@@ -13,11 +13,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..core.errors import DataError
+from ..core.modes import evaluating, modes_kept
 from ..data.loaders import mix
 from ..routers import statistics
 from ..routers.statistics import Load
 from . import checkpoint, resume
-from .evaluate import Metrics, Scores, evaluate, evaluating, is_text, modes_kept
+from .evaluate import Metrics, Scores, evaluate, is_text
 from .folder import METRICS, STATE, Log
 from .forward import wrapped
 from .interrupt import Interrupted, stop_on_signals

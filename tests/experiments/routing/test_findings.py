@@ -139,3 +139,6 @@ def test_all_are_those_that_the_data_allow() -> None:
     assert Contest(["austen"], ["rmoe", "comet"]).baseline(None) == "rmoe"
     with pytest.raises(UnknownName):
         Contest(["austen"], ["rmoe"]).baseline("top-k")
+    assert Contest(["fashion-mnist"]).baseline(late[0]) == late[0]
+    with pytest.raises(UnknownName):  # left out on the text
+        Contest(["austen", "fashion-mnist"]).baseline(late[0])

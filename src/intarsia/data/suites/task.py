@@ -20,7 +20,7 @@ class Task:
     read: the suite's folder -> parts; a task out of a package, or a rendered one, ignores it.
     needs: paths below the suite's folder without which it cannot be read; none = nothing. "a|b" is
     either of them, the first being the place to name when both are missing; "*" is any text.
-    group: of a table's mean, as "natural"; synthetic: rendered by this library, not photographed.
+    group: of a table's mean, as "natural"; synthetic: rendered or simulated, not photographed.
     """
 
     name: str

@@ -18,7 +18,7 @@ from ..kept import KEY, Kept, key_of
 from ..pool import Outcome, Trial, run_told
 from .build import check_causal
 from .cell import VERSION, work
-from .materials import is_text
+from .materials import edition, is_text
 from .scale import PICTURES, TEXT, Scale
 from .table import BASELINE, VARIANTS
 from .variant import Variant
@@ -75,23 +75,29 @@ def cells(
         return {
             "variant": named, "data": one.data, "seed": one.seed, "steps": steps,
             "scale": scale_of(one).to_dict(), "sees_later": leak, "version": VERSION,
+            **edition(one.data),
         }  # fmt: skip
 
-    def run(many: Mapping[Asked, Mapping[str, Any]]) -> None:
-        _run(many, kept, jobs=jobs, report=report, executor=executor, threads=threads)
+    def run(many: Mapping[Asked, Mapping[str, Any]]) -> dict[str, str]:
+        return _run(many, kept, jobs=jobs, report=report, executor=executor, threads=threads)
 
     first = {one._replace(budget="steps") for one in wanted}
     first |= {Asked(baseline, one.data, one.seed) for one in wanted if one.budget == "flops"}
     equal = {one: inputs(one, scale_of(one).steps) for one in sorted(first, key=str)}
-    run(equal)
-    final: dict[Asked, Mapping[str, Any]] = {}
-    for one in wanted:
-        final[one] = own = equal[one._replace(budget="steps")]
-        if one.budget == "flops":
-            base = kept[key_of(equal[Asked(baseline, one.data, one.seed)])]
-            steps = base["flops"]["total"] / kept[key_of(own)]["flops"]["total"] * own["steps"]
-            final[one] = inputs(one, max(1, round(steps)))
-    run(final)
+    failed = run(equal)
+    final = {one: equal[one] for one in wanted if one.budget == "steps"}
+    for one in (one for one in wanted if one.budget == "flops"):
+        own, base = (equal[Asked(v, one.data, one.seed)] for v in (one.variant, baseline))
+        if all(key_of(cell) in kept for cell in (own, base)):
+            most, each = (kept[key_of(cell)]["flops"]["total"] for cell in (base, own))
+            final[one] = inputs(one, max(1, round(most / each * own["steps"])))
+    failed |= run({one: said for one, said in final.items() if key_of(said) not in failed})
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(wanted)} cells", got=next(iter(failed.values())),
+            want="a result of each",
+            fix="Mend it and call this again: finished cells are kept.",
+        )  # fmt: skip
     return [
         _bare(kept[key_of(final[one])]) | {"name": one.variant.name, "budget": one.budget}
         for one in wanted
@@ -119,25 +125,21 @@ def _run(
     report: Callable[[str], None],
     executor: str,
     threads: int | None,
-) -> None:
-    """Run those that are not kept."""
+) -> dict[str, str]:
+    """Run those that are not kept; the errors of those that failed, by their keys."""
     left = {key_of(said): (str(one), said) for one, said in many.items()}
     trials = [Trial(name, said) for key, (name, said) in left.items() if key not in kept]
-    failed: list[str] = []
+    failed: dict[str, str] = {}
 
     def done(end: Outcome) -> None:
         if end.result is None:
-            failed.append(f"{end.trial.name}: {end.error}")
+            failed[key_of(end.trial.inputs)] = f"{end.trial.name}: {end.error}"
         else:
             kept.add(key_of(end.trial.inputs), {**end.trial.inputs, **end.result})
 
     run_told(trials, work, jobs=jobs, done=done, said=_said, report=report,
              executor=executor, threads=threads)  # fmt: skip
-    if failed:
-        raise TrainingError(
-            f"{len(failed)} of {len(trials)} cells", got=failed[0], want="a result of each",
-            fix="Mend it and call this again: finished cells are kept.",
-        )  # fmt: skip
+    return failed
 
 
 def _said(result: Mapping[str, Any]) -> str:

@@ -74,9 +74,10 @@ class Contest(NamedTuple):
     def baseline(self, given: str | None) -> str:
         """The one that was named, else "top-k" where it is among them, else the first.
 
-        Raises: UnknownName for one that is not among them.
+        Raises: UnknownName for one that is not among them, for each of the data.
         """
-        names = [*(VARIANTS if self.routers is None else self.routers)]
+        allowed = [self._all(data) for data in self.data] if self.routers is None else []
+        names = [one for one in self.routers or VARIANTS if all(one in some for some in allowed)]
         if given is None:
             return BASELINE if BASELINE in names else names[0]
         if given not in names:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...core.modes import evaluating
 from ...mixtures import Mixture
-from ...train.evaluate import evaluating
 
 PASSES = 3  # of a training step: forward, and a backward that costs twice that
 

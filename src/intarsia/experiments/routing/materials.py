@@ -64,6 +64,12 @@ def is_text(name: str) -> bool:
     return name in corpora.names()
 
 
+def edition(name: str) -> dict[str, str]:
+    """What tells a corpus from one of the same name elsewhere, if anything does."""
+    found = corpora.CORPORA[name].edition if is_text(name) else ""
+    return {"edition": found} if found else {}
+
+
 def material(name: str, scale: Scale) -> Material:
     """Of a corpus or a set of pictures by name, obtained and cut up the first time.
 
@@ -76,7 +82,7 @@ def material(name: str, scale: Scale) -> Material:
 
 def _rows(name: str, scale: Scale) -> Material:
     inputs = {"corpus": name, "length": scale.length, "vocabulary": scale.vocabulary,
-              "segment": SEGMENT, "parts": PARTS}  # fmt: skip
+              "segment": SEGMENT, "parts": PARTS, **edition(name)}  # fmt: skip
     folder, key = cache_dir() / "routing", key_of(inputs)
     file = folder / f"{name}-{key}.safetensors"
     with building(file) as scratch:

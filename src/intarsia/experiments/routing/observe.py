@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import Routing
+from ...core.modes import modes_kept
 from ...mixtures import Mixture, StackedExperts
 from ...mixtures.mixture import spread
 from ...routers import TopKRouter
 from ...routers.activation import ActivationRouter
 from ...routers.sparsity import SparsityRouter
 from ...train import evaluate
-from ...train.evaluate import modes_kept
 from . import measures
 from .cost import mixtures
 from .materials import Material
@@ -40,7 +40,7 @@ class Seen:
 
     def routed(self, x: Tensor, routing: Routing) -> None:
         """One batch.  x: (..., d)."""
-        routing = spread(routing, x[..., 0].numel())
+        routing = spread(routing, x)
         self.first.append(measures.first_choice(routing).cpu())
         self.entropy.append((routing.tokens, measures.gate_entropy(routing)))
         self.load += routing.load().cpu()
