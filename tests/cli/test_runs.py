@@ -210,3 +210,23 @@ def test_what_cannot_be_folded_says_why(intarsia: Intarsia, folder: Path, tmp_pa
     ).code  # fmt: skip
     said = intarsia("export", out)
     assert said.code == 2 and "FoldError" in said.err and not (out / "export").exists()
+
+
+def test_pictures_that_changed_since_are_not_scored(
+    intarsia: Intarsia, folder: Path, run: Path, tmp_path: Path
+) -> None:
+    mine = shutil.copytree(folder, tmp_path / "photos")
+    out = shutil.copytree(run, tmp_path / "run")
+    about = json.loads((out / "experiment.json").read_text())
+    (out / "experiment.json").write_text(json.dumps(about | {"data": str(mine)}))
+    assert intarsia("evaluate", out).code == 0
+    picture(mine / "dark" / "one-more.png", 50, 77)
+    said = intarsia("evaluate", out)
+    assert said.code == 2 and "other pictures or labels" in said.words
+    assert intarsia("evaluate", out, mine).code == 0  # asked for in words
+
+
+def test_debug_adds_a_traceback_and_nothing_else_changes(intarsia: Intarsia) -> None:
+    plain, told = (intarsia(*more, "show", "nosuch") for more in ((), ("--debug",)))
+    assert plain.code == told.code == 2
+    assert "Traceback" in told.err and "Traceback" not in plain.err

@@ -182,3 +182,14 @@ def test_labels_that_skip_a_number_are_refused(picture: Picture) -> None:
 def test_numpy_pictures(picture: Picture) -> None:
     data = _Pairs([(np.asarray(picture(i)), i) for i in range(2)])
     assert from_dataset(data, name="d").image(1).tobytes() == picture(1).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"image,label\na.png\n", "line 2"), (b"image,label\n,x\n", "line 2"),
+     ("image,label\na.png,\u00e9\n".encode("latin-1"), "UTF-8")],
+)  # fmt: skip
+def test_broken_tables_say_where(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        read_csv(tmp_path / "t.csv")

@@ -168,3 +168,11 @@ def test_what_is_a_text_and_a_model_that_is_not_there(tmp_path: Path) -> None:
 def test_python_docs_are_always_there() -> None:
     data = load_texts("python-docs", Bytes(), length=512, seed=0, train=2, val=1, test=1)
     assert len(data.train) == 2 and data.record["spec"] == "python-docs"
+
+
+def test_lines_of_json_may_hold_other_ends_of_lines(tmp_path: Path) -> None:
+    rows = [{"prompt": f"a\u2028b{i}", "response": "c\u0085d"} for i in range(6)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\r\n".join(json.dumps(r, ensure_ascii=False) for r in rows), encoding="utf-8")
+    data = load_texts(str(file), Bytes(), length=64, seed=0)
+    assert len(data.train) + len(data.test) + len(data.val or ()) == 6

@@ -114,3 +114,18 @@ def test_nothing_to_compare() -> None:
 )
 def test_label(make_run: Make, change: dict[str, object], label: str) -> None:
     assert label_of(read_run(make_run(change=change))) == label
+
+
+def test_what_decides_a_result_keeps_groups_apart(make_run: Make) -> None:
+    """PEFT's own settings, the size of the pictures, a baseline's settings."""
+    change = "method.adapters"
+    ranks = [{change: {"default": {"peft_type": "LORA", "r": r}}} for r in (8, 64)]
+    sizes = [{"record.inputs": {"size": [s, s]}} for s in (56, 224)]
+    blocks = [{change: {}, "record.method": {"method": "bitfit", "last_blocks": n}} for n in (0, 6)]
+    for i, pair in enumerate((ranks, sizes, blocks)):
+        runs = [make_run(f"{i}{j}", label="one", change=c) for j, c in enumerate(pair)]
+        assert len(compare(gather(runs)).groups) == 2
+    moved = [{change: {"default": {"peft_type": "LORA", "base_model_name_or_path": p},},
+              "training.seed": s} for s, p in enumerate("ab")]  # fmt: skip
+    runs = [make_run(f"m{i}", label="one", change=c) for i, c in enumerate(moved)]
+    assert len(compare(gather(runs)).groups) == 1

@@ -26,6 +26,7 @@ from intarsia.train.objectives import (
     kl,
     local_variance,
     logits_of,
+    next_token,
     one_backward,
     own_task,
     plain,
@@ -313,3 +314,29 @@ def test_task_heads_that_cannot_be(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         task_heads(nn.Linear(4, 3), torch.zeros(2, 4), loss_of, groups=groups)
+
+
+@pytest.mark.parametrize("objective", [two_pass, one_backward])
+def test_padding_counts_in_no_divergence(objective: Objective) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 9)).train()
+    calls = itertools.count()
+
+    def noisy(_: nn.Module, __: object, logits: Tensor) -> Tensor:
+        half = logits.shape[0] // 2 or 1
+        shift = torch.linspace(0, 1, 9).expand_as(logits) * next(calls)
+        shift = shift.clone()
+        shift[half:] += torch.linspace(1, 0, 9)
+        return logits + shift
+
+    model.register_forward_hook(noisy)
+    found = []
+    for pad in (0, 20):
+        x = torch.randint(9, (2, 5), generator=torch.Generator().manual_seed(1))
+        y = x.clone()
+        x, y = (F.pad(t, (0, pad), value=v) for t, v in ((x, 0), (y, -100)))
+        calls = itertools.count()
+        found.append(objective(model, x, TargetLoss(next_token, y)))
+    for name in ("task", "divergence"):
+        torch.testing.assert_close(found[0].parts[name], found[1].parts[name])
+    assert found[0].parts["divergence"] > 0

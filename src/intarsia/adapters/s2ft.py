@@ -256,9 +256,10 @@ class S2ftCell(Cell):
         self.channels: Tensor
         self.register_buffer("channels", torch.tensor(ids, dtype=torch.int64))
         self.run: slice | None = None
-        self._find_run()
+        self.read_buffers()
 
-    def _find_run(self) -> None:
+    def read_buffers(self) -> None:
+        """Know on the host whether the channels are neighbours."""
         # asked once, never in the forward: on an accelerator each answer stops the queue
         ids = self.channels
         if ids.is_meta:
@@ -275,7 +276,7 @@ class S2ftCell(Cell):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._find_run()
+        self.read_buffers()
 
     @property
     def at(self) -> At:
@@ -288,7 +289,7 @@ class S2ftCell(Cell):
         axis = 1 if self.side == "inputs" else 0
         self.weight.copy_(self.weight.index_select(axis, order))
         self.channels.copy_(ids)
-        self._find_run()
+        self.read_buffers()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.cast(x)

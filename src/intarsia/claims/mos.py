@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -153,7 +152,7 @@ def orders(seeds: tuple[int, ...], report: Callable[[str], None]) -> Result:
         f"MoS above subsets only: {first:+.2f} points; subsets only above one LoRA for all layers: "
         f"{second:+.2f} points (medians)."
     )
-    spread = statistics.stdev(each) if len(each) > 1 else math.inf
+    spread = statistics.stdev(each) if len(each) > 1 else 0.0
     rows = tuple(row(arm, errors, seeds) for arm in arms)
     return Result(min(first, second), spread, each, rows, note)
 

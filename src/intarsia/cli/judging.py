@@ -50,7 +50,15 @@ def chosen(name: str | None, *, every: bool, long: bool, report: Report) -> list
 def judge(
     found: Claim, *, seeds: Sequence[int] | None, page: Path, report: Report
 ) -> dict[str, Any]:
-    """Run a claim, keep its record beside the page, and write the page anew."""
+    """Run a claim, keep its record beside the page, and write the page anew.
+
+    Raises: ConfigError, before it is run, for a page that is no file.
+    """
+    if not page.suffix:
+        raise ConfigError(
+            "--page", got=page, want="a file, beside which the records lie",
+            fix=f"For example: {page}.md",
+        )  # fmt: skip
     report(f"Claim {found.key}: about {found.minutes:g} minutes.")
     record = run_claim(found, seeds=seeds, report=report)
     folder = page.with_suffix("")

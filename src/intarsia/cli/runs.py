@@ -17,7 +17,7 @@ from ..core.modes import evaluating
 from ..data import ImageSet, InputConfig, eval_transform, input_config, trunk_fingerprint
 from ..data.decode import SUFFIXES, read_image
 from ..data.folders import check_same_classes
-from ..data.splits import read_data
+from ..data.splits import Splits, read_data
 from ..experiments import experiment as experiments
 from ..experiments.execute import held, model_of, pictures_of, with_method
 from ..experiments.experiment import BASELINES, Experiment
@@ -118,6 +118,7 @@ def pictures_to_score(
         split = pictures_of(opened.experiment, report)
         found = {"train": split.train, "val": split.val, "test": split.test}
         parts = {name: images for name, images in found.items() if images is not None}
+        _check_unchanged(opened, split)
     else:
         parts = read_data(data, progress=report)
     chosen = part or next(name for name in PARTS if name in parts)
@@ -128,6 +129,19 @@ def pictures_to_score(
         wanted = ImageSet("run", [], images.labels[:0], opened.classes)
         check_same_classes({"the run": wanted, "the data": images})
     return images
+
+
+def _check_unchanged(opened: Opened, now: Splits) -> None:
+    """Raises: DataError where the pictures are others than in training: parts would mix."""
+    then: Any = (opened.record.get("record") or {}).get("data") or {}
+    for part, about in then.get("parts", {}).items():
+        if now.record["parts"].get(part, {}).get("sha256") != about.get("sha256"):
+            raise DataError(
+                f"{part} part of {opened.experiment.pictures.data}",
+                got="other pictures or labels than the run had",
+                want="the same, or what was trained on may be scored",
+                fix="Restore the data, or name other data to score: intarsia evaluate RUN DATA.",
+            )  # fmt: skip
 
 
 def score(opened: Opened, images: ImageSet) -> Metrics:

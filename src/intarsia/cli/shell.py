@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,17 @@ def note(line: str) -> None:
 
 def show_json(data: Any) -> None:
     """Data as JSON on stdout, and nothing else there."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
+    print(text.encode("utf-8", "replace").decode())  # a file's name may be no text
+
+
+def _finite(data: Any) -> Any:
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def show_table(
@@ -86,8 +97,10 @@ class Verbs(TyperGroup):
             note(f"Stopped. {stop}".strip())
             raise typer.Exit(INTERRUPTED) from stop
         except Exception as error:
-            if ctx.params.get("debug") or not _is_ours(error):
+            if not _is_ours(error):
                 raise
+            if ctx.params.get("debug"):
+                Console(stderr=True).print_exception()
             show_error(error)
             raise typer.Exit(USER_ERROR) from error
 

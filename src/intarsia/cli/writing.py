@@ -84,7 +84,7 @@ def prompts_of(opened: Writer, files: Sequence[Path]) -> list[Prompt]:
     """The prompts of files, "-" for standard input.  Raises: DataError."""
     found: list[Prompt] = []
     for file in files:
-        source = sys.stdin.read().splitlines() if file == STDIN else file
+        source = sys.stdin.read().split("\n") if file == STDIN else file
         found += read_prompts(source, opened.tokenizer, asked=opened.asked)
     return found
 

@@ -81,7 +81,8 @@ def _draw_mlps(blocks: dict[int, Any], shape: Small, seed: int, *, bias: bool) -
     for i, block in blocks.items():
         digest = hashlib.sha256(f"{seed}:mlp:{i}".encode()).digest()
         draws = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-        mlp: Any = Mlp(shape.width, shape.hidden, act_layer=ACTS[shape.act], bias=bias)
+        with torch.random.fork_rng(devices=[]):  # its first weights are drawn again below
+            mlp: Any = Mlp(shape.width, shape.hidden, act_layer=ACTS[shape.act], bias=bias)
         block.mlp = mlp
         for layer in (mlp.fc1, mlp.fc2):
             bound = layer.in_features**-0.5

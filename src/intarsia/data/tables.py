@@ -42,11 +42,22 @@ def read_csv(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
 
     Raises: DataError for missing columns, an empty table, unreadable pictures (see `verify`).
     """
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        image = _column(reader.fieldnames or (), _IMAGE_COLUMNS, file.name)
-        label = _column(reader.fieldnames or (), _LABEL_COLUMNS, file.name)
-        rows = list(reader)
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines)
+            image = _column(reader.fieldnames or (), _IMAGE_COLUMNS, file.name)
+            label = _column(reader.fieldnames or (), _LABEL_COLUMNS, file.name)
+            rows = list(reader)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"table {file}", got=str(error), want="UTF-8", fix="Save the file as UTF-8."
+        ) from error
+    for number, row in enumerate(rows, 2):
+        if not row[image] or row[label] is None:
+            raise DataError(
+                f"line {number} of {file}", got="a row without its picture or label",
+                want="both in every row", fix="Complete the row, or delete it.",
+            )  # fmt: skip
     classes = sorted({row[label] for row in rows})
     if all(name.isdecimal() for name in classes):
         classes.sort(key=int)

@@ -144,7 +144,7 @@ def read_prompts(
     name = str(source) if isinstance(source, Path) else "the input"
     found = _file(source) if isinstance(source, Path) else "\n".join(source)
     if isinstance(found, str):
-        lines = [line.strip() for line in found.splitlines() if line.strip()]
+        lines = [line.strip() for line in found.split("\n") if line.strip()]
         plain = "prompt" if asked else "text"
         found = [
             _object(line, f"line {number} of {name}") if line[0] == "{" else {plain: line}
@@ -203,7 +203,7 @@ def _file(path: Path) -> str | list[Mapping[str, Any]]:
     if path.suffix.lower() != ".jsonl":
         return text
     rows: list[Mapping[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other ends of lines
         if not line.strip():
             continue
         rows.append(_object(line, f"line {number} of {path}"))

@@ -293,7 +293,8 @@ def sets_of(
     if augment == "none":
         train = of("train", data.train)
     else:
-        train = Prepared(data.train, train_transform(inputs, augment=augment))  # pyright: ignore
+        look: Any = train_transform(inputs, augment=augment)  # pyright: ignore
+        train = Prepared(data.train, look, seed=experiment.training.seed)
     return train, None if data.val is None else of("val", data.val), of("test", data.test)
 
 

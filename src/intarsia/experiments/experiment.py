@@ -12,6 +12,7 @@ from typing import Any
 from ..core.baselines import BASELINES as BASELINES
 from ..core.errors import CheckpointError, ConfigError
 from ..data import sets
+from ..data.texts import is_text
 from ..train import Recipe, Training
 from ..train.checkpoint import write_json
 
@@ -125,8 +126,9 @@ class Experiment:
         """The `intarsia fit` that repeats it: what differs from the defaults."""
         start, now = Experiment(Pictures(self.pictures.data)).flat(), self.flat()
         words = ["intarsia", "fit", self.pictures.data]
+        told = ("model", "method") if is_text(self.pictures.data) else ()  # has other defaults
         for name, value in now.items():
-            if value != start[name]:
+            if value != start[name] or name in told:
                 words += _option(name, value)
         return shlex.join(words)
 

@@ -159,7 +159,8 @@ def adapters_of(run: Run) -> dict[str, Mapping[str, Any]]:
     return {str(k): v for k, v in found.items() if isinstance(v, Mapping)}
 
 
-_ADAPTER_KEYS = ("method", "peft_type", "options", "target_modules", "modules_to_save", "layers")
+# of PEFT's configs: where a model lies and what wrote it, which decides nothing
+_ELSEWHERE = ("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "origin")
 
 
 def settings_of(run: Run) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def settings_of(run: Run) -> dict[str, Any]:
     }
     training = {k: v for k, v in dict(record["training"]).items() if k != "seed"}
     adapters = {
-        name: {k: about[k] for k in _ADAPTER_KEYS if k in about}
+        name: {k: v for k, v in about.items() if k not in _ELSEWHERE and k != "seed"}
         for name, about in adapters_of(run).items()
     }
     # one adapter needs no name before its settings
@@ -182,6 +183,8 @@ def settings_of(run: Run) -> dict[str, Any]:
         "model": model_of(run),
         "data": {"set": set_of(run)} | sizes,
         "adapter": adapter,
+        "inputs": run.given.get("inputs"),
+        "baseline": run.given.get("method") if not adapters else None,
         "objective": record.get("objective"),
         "training": training,
         "recipe": record.get("recipe"),

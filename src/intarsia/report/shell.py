@@ -109,7 +109,9 @@ def save(content: str | bytes, out: Path | str) -> Path:
     scratch = out.with_name(f"{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+        scratch.write_bytes(
+            content if isinstance(content, bytes) else content.encode("utf-8", "replace")
+        )
         os.replace(scratch, out)
     except OSError as error:
         with suppress(OSError):  # it may be what could not be made

@@ -110,16 +110,16 @@ class PermutationRouter(Router):
         nn.init.uniform_(self.scores, -0.05, 0.05, generator=generator)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("order", torch.full((count, gate.experts), -1))
-        self._read()
+        self.read_buffers()
 
-    def _read(self) -> None:
+    def read_buffers(self) -> None:
         """Know on the host what the buffers say, so that no forward waits for a device."""
         self._done = min(1.0, int(self.step) / self.config.steps)
         self._found = bool((self.order >= 0).all())
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._read()
+        self.read_buffers()
 
     @property
     def found(self) -> bool:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..core.modes import evaluating
 from ..mixtures import undropped
-from .objectives import LossOf, Outcome, Staged, TargetLoss, kl, logits_of, plain, wide
-from .order import IGNORED, Inputs
+from .objectives import LossOf, Outcome, Staged, counted, kl, logits_of, plain
+from .order import Inputs
 
 
 def distill(
@@ -26,8 +26,8 @@ def distill(
 ) -> Outcome:
     """L = CE + beta T^2 KL(softmax(t / T) || softmax(s / T)), t the teacher's logits, s its own.
 
-    The mean over samples, or over the tokens that have a label. T^2 keeps the size of the gradient
-    (arXiv:1503.02531). The teacher is in evaluation mode, without a gradient, and its mixtures drop
+    The mean over samples, or, with `fit`, over the tokens that have a label. T^2 keeps the size of
+    the gradient (arXiv:1503.02531). The teacher is in evaluation mode, without a gradient, and its mixtures drop
     no token; it goes to where the batch is, and is otherwise as before.
 
     teacher: with the model's classes or vocabulary, such as what `intarsia.student_of` was given;
@@ -47,7 +47,7 @@ def distill(
             "model's", fix="Give the student the teacher's head.",
         )  # fmt: skip
     task = loss_of(logits)
-    soft, own = (_counted(part, loss_of) / temperature for part in (target, logits))
+    soft, own = (counted(part, loss_of) / temperature for part in (target, logits))
     divergence = temperature**2 * kl(soft, own)
     return Outcome(task + beta * divergence, logits, {"task": task, "divergence": divergence})
 
@@ -58,13 +58,6 @@ def _check(beta: float, temperature: float) -> None:
             "beta, temperature", got=f"{beta}, {temperature}", want="beta >= 0, temperature > 0",
             fix="The paper has 1 and 1.",
         )  # fmt: skip
-
-
-def _counted(logits: Tensor, loss_of: LossOf) -> Tensor:
-    """The rows of logits that the loss reads, in float32 or better.  (B, T, V) -> (N, V)."""
-    if logits.ndim == 3 and isinstance(loss_of, TargetLoss):
-        logits = logits[:, :-1][loss_of.target[:, 1:] != IGNORED]  # those before a labelled token
-    return wide(logits)
 
 
 def staged_distillation(

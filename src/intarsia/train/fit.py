@@ -154,11 +154,13 @@ def _about(
 def _identity(about: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """What must be the same for a checkpoint to fit."""
     data = about["data"]["train"]
+    chooses = about["recipe"]["select"] == "val"
     return {
         "method": about["method"],
         "backbone": trunk_hash(model),
         "classes": data.get("classes"),
         "data": {k: v for k, v in data.items() if k != "classes"},
+        "val": about["data"]["val"] if chooses else None,
         "objective": about["objective"],
         "training": about["training"],
         "recipe": about["recipe"],
@@ -171,10 +173,10 @@ def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) ->
         **{split: metrics.scores() for split, metrics in scores.items()},
         **(
             {
-                "routing": {n: list(load.share) for n, load in loop.loads.items()},
-                "routing_active": {n: load.active for n, load in loop.loads.items()},
+                "routing": {n: list(load.share) for n, load in loop.at.loads.items()},
+                "routing_active": {n: load.active for n, load in loop.at.loads.items()},
             }
-            if loop.loads
+            if loop.at.loads
             else {}
         ),
         "selection": {

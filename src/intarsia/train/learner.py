@@ -68,7 +68,7 @@ class Learner:
             objective = objective.at(step, steps)
         names: list[str] = []
         total: Tensor | None = None
-        shares = shares_of([y for _, y in batches])
+        shares = self._shares([y for _, y in batches])
         for i, ((x, y), share) in enumerate(zip(batches, shares, strict=True)):
             last = i == len(batches) - 1
             wait = nullcontext() if last else self.accelerator.no_sync(self.forward)
@@ -83,6 +83,15 @@ class Learner:
         logged = dict(zip(names, total.tolist(), strict=True))
         self._update(logged["loss"], step)
         return {"lr": lr, **logged}
+
+    def _shares(self, labels: Sequence[Tensor]) -> list[float]:
+        """What each part counts for, where the mean over processes is the batch's."""
+        counts = counts_of(labels)
+        mean = float(sum(counts))
+        if self.accelerator.num_processes > 1 and labels[0].ndim == 2:  # rows of unequal length
+            own = torch.tensor(mean, device=self.accelerator.device)
+            mean = float(cast(Tensor, self.accelerator.reduce(own, "mean")))
+        return [count / max(1.0, mean) for count in counts]
 
     def _backward(
         self, objective: Objective, x: Inputs, y: Tensor, share: float
@@ -161,7 +170,6 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def shares_of(labels: Sequence[Tensor]) -> list[float]:
-    """What each part of a batch counts for: by its rows, or by its tokens that have a label."""
-    counts = [int((y[:, 1:] != IGNORED).sum()) if y.ndim == 2 else len(y) for y in labels]
-    return [count / max(1, sum(counts)) for count in counts]
+def counts_of(labels: Sequence[Tensor]) -> list[int]:
+    """What each part of a batch counts for: its rows, or its tokens that have a label."""
+    return [int((y[:, 1:] != IGNORED).sum()) if y.ndim == 2 else len(y) for y in labels]

@@ -12,14 +12,13 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..core.errors import DataError
+from ..core.errors import CheckpointError, DataError
 from ..core.modes import evaluating, modes_kept
 from ..data.loaders import mix
 from ..routers import statistics
-from ..routers.statistics import Load
 from . import checkpoint, resume
 from .evaluate import Metrics, Scores, evaluate, is_text
-from .folder import METRICS, STATE, Log
+from .folder import METRICS, RUN, STATE, Log
 from .forward import wrapped
 from .interrupt import Interrupted, stop_on_signals
 from .learner import Learner
@@ -53,7 +52,6 @@ class Loop:
         self.at = resume.Position()
         self.log = Log(None)
         self.val_scores: tuple[int, Scores] | None = None  # (step, scores) of the newest
-        self.loads: dict[str, Load] = {}  # of the routers, in the newest epoch
         self.warned = False
 
     @contextmanager
@@ -116,6 +114,11 @@ class Loop:
         assert self.running_.out is not None
         path = checkpoint.latest(self.running_.out / STATE)
         state = on_main(self.ranks, lambda: path and checkpoint.load(path))
+        if not state and (self.running_.out / RUN).exists():
+            raise CheckpointError(
+                f"run {self.running_.out}", got="a finished one without its state/",
+                want="a checkpoint to go on from", fix="It is done; train anew in another folder.",
+            )  # fmt: skip
         if state:
             resume.restore(self.model, self.learner, self.at, state, self.ranks)
 
@@ -160,9 +163,9 @@ class Loop:
         self.at.seconds += time.perf_counter() - clock
         self.at.cpu_seconds += time.process_time() - cpu
         if self.learner.routed and self.at.step % self.order.steps == 0:
-            self.loads = statistics.loads(self.model)
-            found |= statistics.summary(self.loads)
-            self.warned = self.warned or statistics.warn_of_collapse(self.loads)
+            self.at.loads = statistics.loads(self.model)
+            found |= statistics.summary(self.at.loads)
+            self.warned = self.warned or statistics.warn_of_collapse(self.at.loads)
             statistics.forget(self.model)
         self._note("train", -(-self.at.step // self.order.steps), found)
 

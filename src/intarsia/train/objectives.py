@@ -134,6 +134,16 @@ def kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
     return total / max(1, len(target))
 
 
+def counted(logits: Tensor, loss_of: LossOf) -> Tensor:
+    """The rows of logits that a loss of tokens reads, in float32 or better: all where it reads all.
+
+    (B, T, V) -> (N, V), of those before a labelled token; (..., V) -> the same shape.
+    """
+    if logits.ndim == 3 and isinstance(loss_of, TargetLoss) and loss_of.target.ndim == 2:
+        logits = logits[:, :-1][loss_of.target[:, 1:] != IGNORED]
+    return wide(logits)
+
+
 def two_pass(
     model: nn.Module,
     x: Inputs,
@@ -147,9 +157,10 @@ def two_pass(
     """Two stochastic passes that should agree (MoSA, arXiv:2312.02923; R-Drop, arXiv:2106.14448).
 
     L = CE(p1) + add CE(p2) + reg/2 [KL(sg p2 || p1) + KL(sg p1 || p2)] + deep D
-    with D the `deep_alignment` of the two passes. The published MoSA has add=0, reg=1; its deep
-    term has the weight 0.01 / 12. Both passes are stacked in one forward. `detach`: sg as
-    published; without, the gradient of the divergence is to first order twice as large.
+    with D the `deep_alignment` of the two passes; of texts, KL is over tokens that have a label.
+    The published MoSA has add=0, reg=1; its deep term has the weight 0.01 / 12. Both passes are
+    stacked in one forward. `detach`: sg as published; without, the gradient of the divergence is to
+    first order twice as large.
     Twice the cost of `plain`. Not for a model without randomness: both passes are then equal.
     """
     stacked = twice(x)
@@ -157,7 +168,8 @@ def two_pass(
         logits = logits_of(model, stacked)
     first, second = logits.chunk(2)
     task = loss_of(first)
-    divergence = (kl(second, first, detach=detach) + kl(first, second, detach=detach)) / 2
+    one, two = counted(first, loss_of), counted(second, loss_of)
+    divergence = (kl(two, one, detach=detach) + kl(one, two, detach=detach)) / 2
     loss = task + reg * divergence
     parts = {"task": task, "divergence": divergence}
     if add:
@@ -178,8 +190,16 @@ def one_backward(model: nn.Module, x: Inputs, loss_of: LossOf, *, reg: float = 1
     with torch.no_grad():
         second = logits_of(model, x)
     first = logits_of(model, x)
-    task, divergence = loss_of(first), kl(second, first)
+    task, divergence = loss_of(first), kl(counted(second, loss_of), counted(first, loss_of))
     return Outcome(task + reg * divergence, first, {"task": task, "divergence": divergence})
+
+
+def _mean(values: Tensor, x: Inputs) -> Tensor:
+    """Over tokens that are no padding.  values: (B, T)."""
+    mask = x.get("attention_mask") if isinstance(x, Mapping) else None
+    if mask is None or mask.shape != values.shape:
+        return values.mean()
+    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: float = 1.0) -> Outcome:
@@ -201,7 +221,7 @@ def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: floa
     task = loss_of(logits)
     # outside autocast the sums of squares keep float32
     spread = torch.stack(
-        [layer.variance(z.to(layer.weight.dtype), scale).mean() for layer, scale, z in seen]
+        [_mean(layer.variance(z.to(layer.weight.dtype), scale), x) for layer, scale, z in seen]
     ).sum()
     return Outcome(task + weight * spread, logits, {"task": task, "variance": spread})
 

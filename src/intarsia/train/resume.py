@@ -12,6 +12,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
+from ..routers import learned_routers
+from ..routers.statistics import Load
 from .checkpoint import tensors_hash
 from .learner import Learner
 from .precision import frozen, learned_state
@@ -34,12 +36,14 @@ class Score:
 
 @dataclass
 class Position:
-    """Where a run stands: steps done, time spent, bytes of metrics written, best epoch so far."""
+    """Where a run stands: steps done, time spent, bytes of metrics written, best epoch so far, and
+    the routers' loads in the newest whole epoch."""
 
     step: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     metrics_bytes: int = 0
+    loads: dict[str, Load] = field(default_factory=dict[str, Load])
     best: Score | None = None
     identity: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -64,6 +68,10 @@ def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(learned[name])
+    for module in model.modules():
+        # what a module knows on the host of its buffers, as after load_state_dict
+        if callable(read := getattr(module, "read_buffers", None)):
+            read()
 
 
 def trunk_hash(model: nn.Module) -> str:
@@ -88,6 +96,8 @@ def capture(model: nn.Module, learner: Learner, at: Position, ranks: Accelerator
         "best": best,
         "learned": learned_state(model),
         "learner": learner.state(),
+        "loads": {name: (list(load.share), load.active) for name, load in at.loads.items()},
+        "counts": {n: (r.received, r.served) for n, r in learned_routers(model).items()},
         "draws": generator_states(model),
         "random": random,
     }
@@ -108,6 +118,9 @@ def restore(
     set_global_state(state["random"][ranks.process_index])
     at.step, at.metrics_bytes = state["step"], state["metrics_bytes"]
     at.seconds, at.cpu_seconds = state["seconds"], state["cpu_seconds"]
+    at.loads = {name: Load(tuple(share), k) for name, (share, k) in state["loads"].items()}
+    for name, router in learned_routers(model).items():
+        router.received, router.served = state["counts"][name]
     at.best = Score(**state["best"]) if state["best"] else None
 
 
