@@ -24,7 +24,7 @@ def find_heads(model: nn.Module) -> list[str]:
         got = get()
         found = got if isinstance(got, tuple) else (got,)
     else:
-        found = [getattr(model, n, None) for n in ("classifier", "head", "fc")]
+        found = [getattr(model, n, None) for n in ("classifier", "head", "fc", "score")]
     own = [unwrapped(m) for m in found if isinstance(m, nn.Module)]
     return [
         p for p, m in walk(model)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from timm.layers import RmsNorm, RmsNorm2d
 from torch import nn
 
+from ..core.errors import UnknownName
+
 ATTENTION = ("attn", "attention", "self_attn")
 QKV = ("qkv", "q_proj", "k_proj", "v_proj", "query", "key", "value")
 PROJECTION = ("proj", "o_proj", "out_proj")
@@ -21,6 +23,9 @@ SEPARATE = {
     "qv": tuple(name for name in QKV if not name.startswith("k")),
     "projection": PROJECTION,
 }
+ROLES = (
+    "linear", "norm", "embedding", "block", "mlp", "attention", "mlp_linear", *SEPARATE,
+)  # fmt: skip
 BERT_MLP = ("intermediate", "output")  # of a layer of BERT, whose MLP is no module of its own
 POINTWISE = ("conv_pw", "conv_pwl")
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm, RmsNorm2d)
@@ -75,7 +80,9 @@ def layers_of(module: nn.Module) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
 
 
 def places(block: nn.Module, role: str) -> list[str]:
-    """Paths of a role inside a block; "" is the block itself."""
+    """Paths of a role inside a block; "" is the block itself.  Raises: UnknownName for no role."""
+    if role not in ROLES:
+        raise UnknownName("role", role, ROLES)
     kind = block_kind(block)
     if role == "linear":
         return [p for p, _ in layers_of(block)]

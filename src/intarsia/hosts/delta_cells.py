@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from ..adapters.sparse import Sparse, SparseCell
-from ..core.errors import ConfigError, TargetError
+from ..core.errors import ConfigError, FoldError, TargetError
 from ..core.registry import KEY, method_to_dict
 from .adapt import adapt, check_model
 from .blocks import unwrapped, walk
@@ -107,6 +107,11 @@ def delta_of(model: nn.Module, name: str | None = None) -> SparseDelta:
         raise ConfigError(
             "adapter", got=repr(name), want=f"one of {names}", fix="Pass the name of one of them."
         )
+    if merged := sorted({n for m in layers_of(model, chosen).values() for n in m.merged_adapters}):
+        raise FoldError(
+            "delta", got=f"a model with {merged} merged into its weights",
+            want="the weights it started from", fix="Call model.unmerge_adapter() first.",
+        )  # fmt: skip
     own, entries = own_parameters(model), dict[str, Entry]()
     with torch.no_grad():
         for path, layer in layers_of(model, chosen).items():

@@ -7,6 +7,7 @@ timm.create_model(ARCH, checkpoint_path="FOLDER/model.safetensors", **model_args
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import tempfile
@@ -101,11 +102,21 @@ def _check(model: nn.Module, target: Path, classes: Sequence[str] | None) -> Non
             want=f"{count}, one for each output", fix="Give them in the order of the outputs.",
         )  # fmt: skip
     strangers = sorted(p.name for p in target.iterdir()) if target.is_dir() else []
-    if (target.exists() and not target.is_dir()) or set(strangers) - FILES:
+    if (target.exists() and not target.is_dir()) or (strangers and not _exported(target)):
         raise ConfigError(
             "path of the export", got=f"{target} with {strangers or 'a file'} in it",
             want="a new folder, an empty one, or an earlier export", fix="Choose another path.",
         )  # fmt: skip
+
+
+def _exported(folder: Path) -> bool:
+    """Whether a folder holds what `export_timm` wrote, and nothing else."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    names = {p.name for p in folder.iterdir()}
+    return names <= FILES and isinstance(config, dict) and "architecture" in config
 
 
 def whole_width(ratio: float, inputs: int) -> int:

@@ -56,6 +56,7 @@ def fold(
     _name_classes(stock, getattr(model.peft_config[names[0]], "origin", None) or {})
     batch = sample(host) if inputs is None else inputs
     twin = cast(PeftModel, shared_copy(model).eval())
+    twin.base_model.enable_adapter_layers()  # pyright: ignore[reportCallIssue]
     twin.base_model.set_adapter(names, inference_mode=True)  # pyright: ignore[reportCallIssue]
     found = difference(outputs(stock, batch), outputs(twin, batch))
     limit = tolerance_of(stock) if tolerance is None else tolerance

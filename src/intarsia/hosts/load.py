@@ -34,7 +34,7 @@ def load(
     A plain model becomes an adapted one; an adapted one gets a further adapter, which
     `model.set_adapter(name)` makes active. trainable: go on training it; otherwise it is frozen and
     the model in evaluation mode. classes: if given, the names the saved head must have been trained
-    for, in their order.
+    for, in their order, where the file knows them.
 
     Raises: CheckpointError for a folder that is damaged, foreign, or belongs to another method,
     trunk, head or class list; ConfigError for a name in use. The model is then as it was.

@@ -250,7 +250,7 @@ def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterat
 
 
 def _crc(config: IntarsiaConfig, raw: Tensor) -> str:
-    settings = json.dumps([config.method, config.options, config.seed], sort_keys=True)
+    settings = json.dumps(config._identity(), sort_keys=True)
     return f"{zlib.crc32(raw.numpy().tobytes(), zlib.crc32(settings.encode())):08x}"
 
 

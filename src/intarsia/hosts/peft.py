@@ -40,7 +40,7 @@ from ..routers import (
 from . import origin
 from .blocks import blocks, unwrapped, walk
 from .config import Family, IntarsiaConfig
-from .mixed import check_names
+from .mixed import BASE, check_names
 from .shared import Shared
 from .sites import check_nesting, site_at
 from .slices import planned
@@ -200,6 +200,8 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
 def before_forward(host: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     start(host)
+    for router in learned_routers(host).values():
+        router.last = None  # a router that this forward does not reach has no losses
     given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
     check_task_ids(host, given[0] if given else None)
     if len(args) > 1:  # a mask may be among them
@@ -330,7 +332,10 @@ class IntarsiaModel(BaseTuner):
         check_names(adapter_names, self.peft_config, inputs, training=self.training)
 
         def pass_names(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
-            return args, {**kwargs, "adapter_names": adapter_names}
+            names: list[str] = adapter_names
+            if isinstance(module, ModulesToSaveWrapper):  # not every adapter has a head of its own
+                names = [n if n in module.modules_to_save else BASE for n in adapter_names]
+            return args, {**kwargs, "adapter_names": names}
 
         wrappers = (IntarsiaLayer, AuxiliaryTrainingWrapper)
         handles = [
@@ -371,6 +376,16 @@ class IntarsiaModel(BaseTuner):
                 for name in names:
                     if name in module.intarsia_cells and name not in module.merged_adapters:
                         module.delta(name)
+                        self._check_own(module)
+
+    def _check_own(self, layer: IntarsiaLayer) -> None:
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        shared = [p for p, m in self.model.named_modules() if weight is m._parameters.get("weight")]
+        if weight is not None and len(shared) > 1:
+            raise FoldError(
+                f"merging at {layer.path!r}", got=f"a weight that {shared[0]!r} has, too",
+                want="a weight of its own", fix="Use intarsia.fold(model), which unties a copy.",
+            )  # fmt: skip
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..adapters import S2ftCell
 from ..adapters.s2ft import S2ft, read, spell
-from ..core.errors import TargetError
+from ..core.errors import ConfigError, TargetError
 from ..core.registry import method_from_dict, settings_to_dict
 from . import origin
 from .blocks import unwrapped, walk
@@ -44,6 +44,17 @@ class Permutation:
         modules = dict(walk(host))
         rows, columns = self._rows(), self._columns()
         layers = {p: m for p in (*rows, *columns) if isinstance(m := modules[p], IntarsiaLayer)}
+        around = [
+            (p, n) for p, m in modules.items() if isinstance(m, IntarsiaLayer)
+            for n, cell in m.intarsia_cells.items() if getattr(cell, "whole", False)
+            if any(q.startswith(f"{p}.") for q in (*rows, *columns))
+        ]  # fmt: skip
+        if around:
+            raise TargetError(
+                f"permutation inside {around[0][0]!r}",
+                got=f"adapter {around[0][1]!r}, whose experts know the order of its units",
+                want="a model without it", fix="Permute before other adapters go in.",
+            )  # fmt: skip
         for path, layer in layers.items():
             for name, cell in layer.intarsia_cells.items():
                 if not isinstance(cell, S2ftCell) or _side(path, rows) != cell.side:
@@ -83,9 +94,15 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
     In place. The units of each couple come in the order: selected in up (or value) only, in both,
     in down (or projection) only, the rest. Cells on runs of channels slice in place of indexing.
 
-    Raises: TargetError where channels are no whole heads, layers are unknown, or a norm, a bias
-    table or the like would have to follow; nothing is changed then.
+    Raises: ConfigError for a method without channels; TargetError where these are no whole heads,
+    layers are unknown, or a norm, a bias table or the like would have to follow; nothing is changed
+    then.
     """
+    if not method.channels:
+        raise ConfigError(
+            "channels", got="none", want="those of choose_channels",
+            fix="Call method = intarsia.choose_channels(model, method) first.",
+        )  # fmt: skip
     chosen, orders = dict(method.channels), []
     for couple in couples(model.get_base_model() if is_adapted(model) else model):
         if not any(path in chosen for path in couple.paths):

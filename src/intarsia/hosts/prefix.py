@@ -88,6 +88,12 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
     model that classifies); ConfigError for a block outside, or dropout before the classifier.
     Not with augmentation that changes each image anew: the prefix sees each image once.
     """
+    heads = getattr(model, "head_dist", None) or getattr(model, "aux_head", None)
+    if heads is not None:
+        raise TargetError(
+            "model to split", got=f"{type(model).__name__}, with two heads", want="one head",
+            fix="Adapt the whole model with layers=... instead.",
+        )  # fmt: skip
     if block is None:
         return Features(model), _classifier(model)
     if not isinstance(model, VisionTransformer):
@@ -148,7 +154,9 @@ def first_trained_block(model: nn.Module) -> int | None:
     host = _host(model)
     trained = {id(p) for p in host.parameters() if p.requires_grad}
     if hasattr(host, "get_classifier"):
-        own = {id(p) for p in cast(Any, host).get_classifier().parameters()}
+        found = cast(Any, host).get_classifier()
+        found = found if isinstance(found, tuple) else (found,)
+        own = {id(p) for head in found for p in head.parameters()}
         if trained and trained <= own:
             return None
     _, tail = split_at(host, 0)

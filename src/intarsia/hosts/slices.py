@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.s2ft import ROLES, S2ft, read, side_of, span, spell
+from ..adapters.sparse import Sparse
 from ..core import Method, Site
-from ..core.errors import ConfigError, TargetError
+from ..core.errors import ConfigError, TargetError, UnknownName
 from ..core.modes import evaluating
 from ..partitions import top_units
 from .blocks import unwrapped, walk
@@ -33,7 +34,12 @@ def planned(
 ) -> tuple[Method, list[Site]]:
     """A method with what it decides for the whole model, and its sites."""
     if not isinstance(method, S2ft):
-        return method, find_sites(host, method, targets, layers)
+        sites = find_sites(host, method, targets, layers)
+        if isinstance(method, Sparse):
+            for path in method.counts():
+                if path not in (known := [site.path for site in sites]):
+                    raise UnknownName("site in entries", path, known)
+        return method, sites
     if not method.channels:
         method = choose_channels(host, method, targets=targets, layers=layers, seed=seed)
     paths = [path for path, _ in method.channels]

@@ -21,8 +21,9 @@ class Adamix:
 
     over: the adapter that is copied; experts: N; active: how many a draw trains, 1 in the paper;
     share: the side that all experts have in common, "down", "up" or "none";
-    draw: "batch" (the paper) or "sample"; noise: sigma of the Gaussian by which the copies of a
-    projection that starts at random differ (experts that start alike only part by their draws).
+    draw: "batch" (the paper) or "sample"; noise: sigma of a Gaussian on each copy, by which copies
+    differ at the start (else they only part by their draws); where they start at zero, as those of
+    share="down", the adapter then does something before it is trained.
 
     Raises: ConfigError on a setting that cannot be.
     Source: paper, sections 3.1-3.3. Train it with `two_pass`, its consistency loss.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..adapters import Lora
 from ..core import Cell, Method, Routing, Site
 from ..core.errors import ConfigError, TargetError
-from ..routers import Router
+from ..routers import Router, TaskRouter
 from .dispatch import Expert, Slices, mix_naive
 
 Add = Callable[[str, Tensor, Tensor], Tensor]
@@ -48,15 +48,29 @@ class Dialect:
         return self.after(module, linear(self.writes, hidden))
 
 
+def _gated(mlp: Any, hidden: Sequence[Tensor]) -> Tensor:
+    return mlp.act_fn(hidden[0]) * hidden[1]
+
+
+def _as_it_is(_: Any, y: Tensor) -> Tensor:
+    return y
+
+
+def _plain(mlp: Any, hidden: Sequence[Tensor]) -> Tensor:
+    return mlp.norm(mlp.drop1(mlp.act(hidden[0])))
+
+
+def _dropped(mlp: Any, y: Tensor) -> Tensor:
+    return mlp.drop2(y)
+
+
 GATED = Dialect(  # transformers: Llama, Mistral, Qwen, SmolLM
     ("gate_proj", "up_proj"), "down_proj", frozenset({"act_fn"}),
-    lambda m, hidden: m.act_fn(hidden[0]) * hidden[1],
-    lambda m, y: y,
+    _gated, _as_it_is,
 )  # fmt: skip
 PLAIN = Dialect(  # timm
     ("fc1",), "fc2", frozenset({"act", "drop1", "norm", "drop2"}),
-    lambda m, hidden: m.norm(m.drop1(m.act(hidden[0]))),
-    lambda m, y: m.drop2(y),
+    _plain, _dropped,
 )  # fmt: skip
 WANT = "an MLP with gate_proj, up_proj, act_fn, down_proj (Llama), or fc1, act, fc2 (timm's Mlp)"
 FIX = "Adapt its linear layers with Lora(roles=('mlp_linear',)), or target other modules."
@@ -129,6 +143,12 @@ class MlpExperts(Cell):
                 over.build(place, generator=generator, **more) for place in of_map[name]
             )
         self.experts = nn.ModuleDict(experts)
+        if any(isinstance(m, TaskRouter) and m.tasks > 1 for m in self.experts.modules()):
+            raise ConfigError(
+                "over", got=f"{type(over).__name__}, which routes whole samples by their task",
+                want="an adapter that treats each token by itself",
+                fix="Use Lora; an expert sees the tokens that come to it, not samples.",
+            )  # fmt: skip
 
     def of(self, name: str) -> Sequence[Expert]:
         """The experts of one linear map."""

@@ -27,8 +27,8 @@ def distill(
     """L = CE + beta T^2 KL(softmax(t / T) || softmax(s / T)), t the teacher's logits, s its own.
 
     The mean over samples, or, with `fit`, over the tokens that have a label. T^2 keeps the size of
-    the gradient (arXiv:1503.02531). The teacher is in evaluation mode, without a gradient, and its mixtures drop
-    no token; it goes to where the batch is, and is otherwise as before.
+    the gradient (arXiv:1503.02531). The teacher is in evaluation mode, without a gradient, and its
+    mixtures drop no token; it goes to where the batch is, and is otherwise as before.
 
     teacher: with the model's classes or vocabulary, such as what `intarsia.student_of` was given;
     beta: 0 or more; temperature: T above 0.

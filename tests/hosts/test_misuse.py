@@ -1,0 +1,170 @@
+"""What must not pass without a word: unknown roles, stale losses, tied weights, foreign folders."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+import intarsia
+from intarsia import LlavaMole, Lora, MixLora, Poly, S2ft, Sparse, TopK
+from intarsia.core.errors import ConfigError, FoldError, TargetError, UnknownName
+from intarsia.hosts.adapt import find_heads
+from intarsia.hosts.export import export_timm
+from intarsia.hosts.prefix import first_trained_block, split_at
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def vit(name: str = "vit_tiny_patch16_224", **more: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(
+        name, img_size=32, depth=2, embed_dim=32, num_heads=2, num_classes=5, **more
+    ).eval()
+
+
+def llama(**more: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES, **more)).eval()
+
+
+def images(count: int = 3) -> torch.Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def stir(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+
+
+@pytest.mark.parametrize("roles", [("attn_qkv",), ("mlp", "mlp_liner"), "qkv"])
+def test_a_role_that_is_none_is_refused(roles: Any) -> None:
+    with pytest.raises(UnknownName, match="role"):
+        intarsia.adapt(vit(), Lora(2, roles=roles))
+
+
+def test_the_losses_are_those_of_the_adapter_that_ran() -> None:
+    model = intarsia.adapt(vit(), MixLora(TopK(4, 2, balance=0.1), Lora(2), None), name="a")
+    model = intarsia.adapt(model, Lora(2), name="b")
+    x = images()
+    model.set_adapter("a")
+    model.train()
+    (model(x).sum() + intarsia.aux_loss(model)).backward()
+    assert intarsia.aux_loss(model) > 0
+    model.set_adapter("b")
+    (model(x).sum() + intarsia.aux_loss(model)).backward()
+    assert intarsia.aux_loss(model) == 0
+
+
+def test_the_classifier_of_a_decoder_is_found() -> None:
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=3))
+    assert find_heads(model) == ["score"]
+    model = intarsia.adapt(model, Lora(2))
+    assert any("score" in n and p.requires_grad for n, p in model.named_parameters())
+
+
+def test_experts_do_not_route_by_task() -> None:
+    over = Poly(tasks=2, rank=2, skills=2)
+    with pytest.raises(ConfigError, match="routes whole samples"):
+        intarsia.adapt(vit(), MixLora(TopK(2, 1, "prob"), over, None))
+
+
+def test_what_knows_the_order_of_units_is_not_left_behind() -> None:
+    model = llama()
+    method = intarsia.choose_channels(model, S2ft(down=0.3))
+    with pytest.raises(ConfigError, match="choose_channels"):
+        intarsia.co_permute(llama(), S2ft(down=0.3))
+    adapted = intarsia.adapt(model, MixLora(TopK(2, 1, "prob"), Lora(2), None))
+    stir(adapted)
+    ids = torch.arange(6)[None]
+    before = adapted(ids).logits
+    with pytest.raises(TargetError, match="order of its units"):
+        intarsia.co_permute(adapted, method)
+    assert_close(adapted(ids).logits, before)
+
+
+def test_a_model_with_two_heads_is_not_split() -> None:
+    model = vit("deit_tiny_distilled_patch16_224")
+    for block in (1, None):
+        with pytest.raises(TargetError, match="two heads"):
+            split_at(model, block)
+    adapted = intarsia.adapt(model, Lora(2), layers=[1])
+    with pytest.raises(TargetError, match="two heads"):
+        first_trained_block(adapted)
+
+
+def test_a_folder_of_another_library_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "model.safetensors").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="earlier export"):
+        export_timm(vit(), tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
+    export_timm(vit(), tmp_path / "new")
+    export_timm(vit(), tmp_path / "new")  # an earlier export may go
+
+
+def test_a_batch_of_adapters_some_without_a_head() -> None:
+    model = intarsia.adapt(vit(), Lora(2), name="p")
+    model = intarsia.adapt(model, Lora(2), name="q", head=None)
+    for name in ("p", "q"):
+        model.set_adapter(name)
+        stir(model)
+    model.eval()
+    x = images()
+    mixed = model(x, adapter_names=["p", "q", "__base__"])
+    for row, name in enumerate("pq"):
+        model.set_adapter(name)
+        model.eval()
+        assert_close(mixed[row], model(x)[row], atol=1e-5, rtol=1e-5)
+
+
+def test_a_merged_adapter_is_no_delta() -> None:
+    model = intarsia.adapt(vit(), Lora(2))
+    stir(model)
+    model.merge_adapter()
+    with pytest.raises(FoldError, match="unmerge_adapter"):
+        intarsia.delta_of(model)
+    model.unmerge_adapter()
+    assert intarsia.delta_of(model).entries
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings")
+def test_a_tied_weight_is_not_merged_into() -> None:
+    model = intarsia.adapt(llama(tie_word_embeddings=True), Lora(2), targets=["lm_head"])
+    with pytest.raises(FoldError, match="has, too"):
+        model.merge_adapter()
+
+
+@pytest.mark.parametrize("method", [MixLora(), LlavaMole()])
+def test_mixtures_of_lora_can_be_pickled(method: Any) -> None:
+    model = intarsia.adapt(llama(), method, head=None)
+    again = pickle.loads(pickle.dumps(model))  # of this very process
+    ids = torch.arange(6)[None]
+    assert_close(again.eval()(ids).logits, model.eval()(ids).logits)
+
+
+def test_folding_by_name_needs_no_active_adapter() -> None:
+    model = intarsia.adapt(vit(), Lora(2))
+    stir(model)
+    want = model.eval()(images())
+    with model.disable_adapter():
+        stock = intarsia.fold(model, name="default", report=lambda _: None)
+    assert_close(stock(images()), want, atol=1e-4, rtol=1e-4)
+
+
+def test_entries_for_a_site_that_is_not_there() -> None:
+    with pytest.raises(UnknownName, match="site in entries"):
+        intarsia.adapt(vit(), Sparse(entries=("blocks.9.mlp.fc1=3",)))
