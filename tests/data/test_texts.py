@@ -118,6 +118,7 @@ def test_rows_whose_answer_does_not_fit_are_left_out_and_counted(tmp_path: Path)
         _jsonl(tmp_path / "a.jsonl", rows), Bytes(), length=10, seed=0, progress=told.append
     )
     assert data.record["skipped"] == 1 and "1 rows left out" in told[0]
+    assert data.record["cut"] == 19 and "19 answers cut off" in told[1]
     assert all(len(r["input_ids"]) == 10 for r in data.train)
 
 

@@ -91,6 +91,13 @@ def test_evaluate_reads_a_run_back(method: str, carry: Carry, answers: str, tmp_
     assert run.test is not None and found["loss"] == pytest.approx(run.test.loss, rel=1e-4)
     other = CliRunner().invoke(app, ["evaluate", str(out), answers, "--part", "train"])
     assert other.exit_code == 0 and "perplexity" in other.stdout
+    counts = {
+        part: json.loads(
+            CliRunner().invoke(app, ["evaluate", str(out), answers, *more, "--json"]).stdout
+        )["n"]
+        for part, more in (("whole", ()), *((p, ("--part", p)) for p in ("train", "val", "test")))
+    }
+    assert counts.pop("whole") == sum(counts.values())
 
 
 def test_a_text_file_needs_no_more_than_its_path(

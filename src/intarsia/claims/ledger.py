@@ -143,7 +143,7 @@ def write_page(folder: Path, page: Path) -> None:
     ]  # fmt: skip
     for found in claims():
         record = records.get(found.key)
-        bar = f"{found.sense} {found.bar:g}"
+        bar = record.bar if record else f"{found.sense} {found.bar:g}"
         got = f"{record.got:.3f} ({record.spread:.3f})" if record else ""
         verdict = "not run" if record is None else ("**holds**" if record.holds else "**fails**")
         lines.append(

@@ -14,7 +14,7 @@ from torch import nn
 from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.modes import evaluating
 from ..data.language_models import language_model
-from ..data.texts import Prompt, is_text, read_prompts
+from ..data.texts import Prompt, Texts, is_text, read_prompts
 from ..experiments import experiment as experiments
 from ..experiments import language
 from ..experiments.experiment import Experiment
@@ -63,7 +63,7 @@ def score_texts(
 ) -> dict[str, Any] | None:
     """The scores of a run on texts, for JSON; None for a run on pictures.
 
-    data: another text, None = the run's own; part: "test" if not given.
+    data: another text, None = the run's own; part: if not given, "test", of another text "all".
     Raises: as `open_writer`; UnknownName for a part that is not there.
     """
     opened = open_writer(folder, report)
@@ -73,7 +73,9 @@ def score_texts(
     other = experiment if data is None else experiment.changed(data=data, images=None)
     found = language.texts_of(other, opened.tokenizer, report)
     parts = {"test": found.test, "val": found.val, "train": found.train}
-    chosen = part or "test"
+    rows = [row for texts in parts.values() if texts is not None for row in texts.rows]
+    parts["all"] = Texts(f"{Path(other.pictures.data).stem}/all", rows)
+    chosen = part or ("test" if data is None else "all")
     if (texts := parts.get(chosen)) is None:
         raise UnknownName("part", chosen, [p for p, t in parts.items() if t is not None])
     scores = language.score(opened.model, texts, experiment).scores()

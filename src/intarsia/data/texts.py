@@ -115,6 +115,9 @@ def load_texts(
     if skipped := sum(map(len, parts.values())) - sum(map(len, sets.values())):
         progress(f"intarsia: {spec}: {skipped} rows left out, no answer within {length} tokens")
         notes["skipped"] = skipped
+    if cut := getattr(rows, "cut", 0):
+        progress(f"intarsia: {spec}: {cut} answers cut off at {length} tokens (--size)")
+        notes["cut"] = cut
     record = {"spec": spec, "length": length, "seed": seed, **notes}
     record["parts"] = {part: _described(found) for part, found in sets.items() if len(found)}
     val_part = sets["val"] if len(sets["val"]) else None
@@ -247,11 +250,13 @@ class _Answers:
 
     def __init__(self, said: Sequence[Said], tokenizer: Any, length: int) -> None:
         self.said, self.tokenizer, self.length = said, tokenizer, length
+        self.cut = 0  # answers that were longer
 
     def __getitem__(self, index: int) -> Row | None:
         prompt, answer = _tokens(self.said[index], self.tokenizer)
         if len(prompt) >= self.length or len(prompt) + len(answer) < 2:
             return None
+        self.cut += len(prompt) + len(answer) > self.length
         ids = torch.tensor((prompt + answer)[: self.length], dtype=torch.int64)
         labels = ids.clone()
         labels[: len(prompt)] = IGNORED
