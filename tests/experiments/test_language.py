@@ -95,7 +95,7 @@ def test_evaluate_reads_a_run_back(method: str, carry: Carry, answers: str, tmp_
         part: json.loads(
             CliRunner().invoke(app, ["evaluate", str(out), answers, *more, "--json"]).stdout
         )["n"]
-        for part, more in (("whole", ()), *((p, ("--part", p)) for p in ("train", "val", "test")))
+        for part, more in (("whole", ()), *((p, ("--part", p)) for p in ("train", "test")))
     }
     assert counts.pop("whole") == sum(counts.values())
 
