@@ -110,7 +110,7 @@ def on_one_adapter(
     counts for all, but for methods whose own settings were given.
     """
     made = {
-        name: method_of(start.changed(method=name, settings=tuple(chosen.get(name, ()))))
+        name: method_of(start.changed(method=name, settings=tuple(chosen.get(name, ()))).suited())
         for name in methods
     }
     first = next((m for m in made.values() if hasattr(m, "over")), None)

@@ -80,13 +80,8 @@ def carry_out(
     recipe["objective"] = by_task(recipe["objective"], experiment, data)
     method = for_budget(method, experiment, len(data.train), report)
     adapted, seed, classes = experiment.adapted, experiment.training.seed, len(data.classes)
-    model = copy.deepcopy(
-        shared.get(
-            "model",
-            trunk_key(adapted) | {"classes": classes, "seed": seed},
-            lambda: model_of(adapted, classes, seed),
-        )
-    )
+    key = trunk_key(adapted) | {"classes": classes, "seed": seed}
+    model = copy.deepcopy(shared.get("model", key, lambda: model_of(adapted, classes, seed)))
     about = record_of(model, method, experiment, data)
     same = {"inputs": about["inputs"], "pictures": hashes(data)}
     sets = sets_of(experiment, data, input_config(model), shared, same)

@@ -8,7 +8,6 @@ by side in one model, which PEFT refuses to distinct types. `intarsia` must be i
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
@@ -28,16 +27,13 @@ from ..core import Cell, Site
 from ..core.errors import FoldError, TargetError
 from ..core.registry import settings_to_dict
 from ..routers import (
-    check_task_ids,
     drawing,
     join,
     learned_routers,
-    leave_ids,
     of_samples,
-    set_valid,
-    start,
 )
 from . import origin
+from .before import before_forward
 from .blocks import blocks, unwrapped, walk
 from .config import Family, IntarsiaConfig
 from .mixed import BASE, check_names
@@ -196,23 +192,6 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """What merging adds to the host's weight."""
         return self.delta(adapter_name)
-
-
-def before_forward(host: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    start(host)
-    for router in learned_routers(host).values():
-        router.last = None  # a router that this forward does not reach has no losses
-    given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-    check_task_ids(host, given[0] if given else None)
-    if len(args) > 1:  # a mask may be among them
-        with contextlib.suppress(TypeError):  # the forward itself will say what is wrong
-            kwargs = inspect.signature(host.forward).bind_partial(*args, **kwargs).arguments
-    mask = kwargs.get("attention_mask")
-    set_valid(host, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
-    ids = kwargs.get("input_ids", args[0] if args else None)
-    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 2:
-        ids = None
-    leave_ids(host, ids)
 
 
 class IntarsiaModel(BaseTuner):

@@ -17,10 +17,10 @@ from ..mixtures.experts import StackedExperts, activation
 from ..mixtures.mixture import MIXES, Mixture, ResidualMixture
 from ..routers import Router, TopK, drawing, join, non_causal, with_experts
 from ..routers.permutation import RouterConfig
+from .before import before_forward
 from .blocks import ATTENTION, blocks, wrapped_paths
 from .dense_mlp import Dense, check_output, dense_mlp, drawn, stacked
 from .gates import HostedRouter, hosted, own_gate
-from .peft import before_forward
 from .sites import select_blocks
 
 HOW = ("copies", "diversified", "slices", "fresh")

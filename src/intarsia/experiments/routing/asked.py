@@ -92,12 +92,7 @@ def cells(
             most, each = (kept[key_of(cell)]["flops"]["total"] for cell in (base, own))
             final[one] = inputs(one, max(1, round(most / each * own["steps"])))
     failed |= run({one: said for one, said in final.items() if key_of(said) not in failed})
-    if failed:
-        raise TrainingError(
-            f"{len(failed)} of {len(wanted)} cells", got=next(iter(failed.values())),
-            want="a result of each",
-            fix="Mend it and call this again: finished cells are kept.",
-        )  # fmt: skip
+    _refuse(failed, len(wanted))
     return [
         _bare(kept[key_of(final[one])]) | {"name": one.variant.name, "budget": one.budget}
         for one in wanted
@@ -111,6 +106,15 @@ def _check(wanted: Sequence[Asked], sees_later: bool) -> None:
             raise ConfigError(
                 "budget", got=repr(one.budget), want=f"one of {BUDGETS}", fix="Pick one."
             )
+
+
+def _refuse(failed: Mapping[str, str], count: int) -> None:
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {count} cells", got=next(iter(failed.values())),
+            want="a result of each",
+            fix="Mend it and call this again: finished cells are kept.",
+        )  # fmt: skip
 
 
 def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
