@@ -35,7 +35,8 @@ class Mosa:
     over: the adapter that is split.
     active: k. 1 is the paper, N the plain adapter.
     split: "up" (the hierarchical strategy: the other side stays dense and shared), "down", "both".
-    draw: "sample", each image its own k parts; "batch", one draw for all (the paper).
+    draw: "sample", each image its own k parts, inside a Swin's attention each window; "batch", one
+    draw for all (the paper).
     scaling: "inverted" or "paper"; decay: "owned", "delta" or "official"; see SplitLinear.
       "official" needs the optimiser `split_adamw`; under any other it is "owned".
     unit: what is dealt, see random_disjoint.
