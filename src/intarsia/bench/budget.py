@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, TrainingError
+from ..experiments.experiment import Pictures
 from ..experiments.kept import Kept, key_of
 from ..experiments.pool import Outcome, Trial, Work, run_trials
 from .folder import opened
@@ -78,16 +80,9 @@ def _measured(plan: Plan, out: Path, how: How, report: Callable[[str], None], wo
 def minutes(plan: Plan, costs: Costs, jobs: int) -> float:
     """What a plan takes, from the cost of an image."""
     total = 0.0
-    asked = plan.start.pictures
     for place in plan.places():
         counts = place.task.counts
-
-        def kept(images: int, classes: int = place.task.classes) -> float:
-            if asked.shots is not None:
-                return min(images, asked.shots * classes)
-            few = asked.images
-            return images if few is None else few * images if few < 1 else min(images, few)
-
+        kept = partial(_kept, plan.start.pictures, place.task.classes)
         each = costs[place.contender.name]
         final = plan.final(place).training.epochs * kept(counts["train"] + counts.get("val", 0))
         total += SETTING_UP + each * (final + SCORING * counts["test"])
@@ -95,6 +90,14 @@ def minutes(plan: Plan, costs: Costs, jobs: int) -> float:
             images = run.training.epochs * kept(counts["train"]) + SCORING * counts.get("val", 0)
             total += SETTING_UP + each * images
     return total / 60 / jobs
+
+
+def _kept(asked: Pictures, classes: int, images: int) -> float:
+    """How many of a training part's images are trained on."""
+    if asked.shots is not None:
+        return min(images, asked.shots * classes)
+    few = asked.images
+    return images if few is None else few * images if few < 1 else min(images, few)
 
 
 def fitted(plan: Plan, costs: Costs, most: float, jobs: int) -> Plan:
