@@ -23,7 +23,8 @@ def evaluate(
         str | None, typer.Argument(help="Other data with the same classes; the run's own if none.")
     ] = None,
     part: Annotated[
-        str | None, typer.Option(help="train, val, test or all; test, or all of other texts.")
+        str | None,
+        typer.Option(help="train, val, test or all; if not given, test, or all of other texts."),
     ] = None,
     as_json: Json = False,
 ) -> None:

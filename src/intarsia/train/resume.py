@@ -118,9 +118,10 @@ def restore(
     set_global_state(state["random"][ranks.process_index])
     at.step, at.metrics_bytes = state["step"], state["metrics_bytes"]
     at.seconds, at.cpu_seconds = state["seconds"], state["cpu_seconds"]
-    at.loads = {name: Load(tuple(share), k) for name, (share, k) in state["loads"].items()}
-    for name, router in learned_routers(model).items():
-        router.received, router.served = state["counts"][name]
+    at.loads = {name: Load(tuple(share), k) for name, (share, k) in state.get("loads", {}).items()}
+    routers = learned_routers(model)
+    for name, (received, served) in state.get("counts", {}).items():
+        routers[name].received, routers[name].served = received, served
     at.best = Score(**state["best"]) if state["best"] else None
 
 
