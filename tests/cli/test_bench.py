@@ -28,7 +28,7 @@ def asked(**given: Any) -> Any:
 def test_profiles_are_defaults_and_words_win() -> None:
     plan, how, out, minutes = asked(profile="quick")
     assert len(plan.tasks) == 4 and len(plan.contenders) == 6 and plan.seeds == (0,)
-    assert plan.start.training.epochs == 10 and plan.start.adapted.frozen_once
+    assert plan.start.training.epochs == 20 and plan.start.adapted.frozen_once
     assert minutes == 15 and asked(profile="quick", budget=5)[3] == 5
     assert how.jobs == 1 and out == Path("runs/bench-mini-honest")
     plan, *_ = asked(
