@@ -37,6 +37,7 @@ from intarsia import (
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.gates import HostedRouter
 from intarsia.routers import ExpertChoice, Hash, PermutationSearch, Recurrent, learned_routers
+from intarsia.train.precision import cast_frozen
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -225,6 +226,40 @@ def test_the_mlp_may_stay_beside_its_copies(host: str, residual: str, times: int
     # copies of one MLP beside it: which of the two branches is right is all the same
     names = [n for n, p in model.named_parameters() if p.grad is None]
     assert not names
+
+
+@pytest.mark.parametrize(
+    ("method", "targets"),
+    [
+        (intarsia.Lora(rank=2), ["coefficient"]), (intarsia.Ssf(roles=("linear",)), None),
+        (intarsia.Sparse(density=0.5, roles=("mlp_linear",)), None),
+    ],
+    ids=["lora", "ssf", "sparse"],
+)  # fmt: skip
+def test_an_adapter_on_the_coefficient_counts(method: Any, targets: list[str] | None) -> None:
+    model = intarsia.upcycle(made("vit"), TopK(experts=2), residual="learned")
+    with torch.no_grad():  # so that the two branches differ
+        for layer in mixtures(model):
+            layer.experts.down.mul_(3)
+    before = out(model)
+    adapted = intarsia.adapt(model, method, targets=targets, head=None).eval()
+    assert_close(out(adapted), before)
+    own = {n: p for n, p in adapted.named_parameters() if "coefficient.intarsia" in n}
+    with torch.no_grad():
+        for number, parameter in enumerate(own.values()):
+            parameter.normal_(generator=torch.Generator().manual_seed(number))
+    wanted = out(adapted)
+    assert not torch.allclose(wanted, before, atol=1e-3)
+    wanted.square().sum().backward()
+    assert own and all(p.grad is not None and bool(p.grad.any()) for p in own.values())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(out(adapted).float(), wanted, rtol=0.1, atol=0.1)
+    half = copy.deepcopy(adapted)
+    cast_frozen(half, "bf16")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(out(half).float(), wanted, rtol=0.1, atol=0.1)
+    if not isinstance(method, intarsia.Ssf):
+        assert_close(out(adapted.merge_and_unload()), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_pyramid_beside_its_mlps_has_fewer_parameters() -> None:

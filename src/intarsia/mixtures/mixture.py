@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core import Routing
 from ..core.errors import CheckpointError, ConfigError, ShapeError
 from ..routers import Draws, RandomRouter, Router, seeing
-from ..routers.gate import wide_linear
+from ..routers.gate import wide_layer
 from .capacity import Capacity
 from .experts import ExpertList, Experts
 from .lora_experts import asks_no_values
@@ -188,8 +188,7 @@ class ResidualMixture(nn.Module):
         branch, plain = self.mixture(x), self.mlp(x)
         if self.coefficient is None:
             return branch + plain
-        linear = self.coefficient
-        c = wide_linear(x.reshape(-1, x.shape[-1]), linear.weight, linear.bias).softmax(-1)
+        c = wide_layer(x.reshape(-1, x.shape[-1]), self.coefficient).softmax(-1)
         c = c.to(plain.dtype).view(*x.shape[:-1], 2)
         return c[..., :1] * branch + c[..., 1:] * plain
 

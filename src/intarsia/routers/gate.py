@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -119,10 +120,24 @@ def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     check_width(rows, weight.shape[1])
     dtype = torch.promote_types(rows.dtype, torch.float32)
     bias = None if bias is None else bias.to(dtype)
-    if not torch.amp.is_autocast_available(rows.device.type):
+    with _uncast(rows.device):
         return F.linear(rows.to(dtype), weight.to(dtype), bias)
-    with torch.autocast(rows.device.type, enabled=False):
-        return F.linear(rows.to(dtype), weight.to(dtype), bias)
+
+
+def wide_layer(rows: Tensor, layer: nn.Linear) -> Tensor:
+    """The same of a layer's weights; a layer that carries an adapter is called, in its own type."""
+    if type(layer) is nn.Linear:
+        return wide_linear(rows, layer.weight, layer.bias)
+    with _uncast(rows.device):
+        y = layer(rows.to(layer.weight.dtype))
+    return y.to(torch.promote_types(y.dtype, torch.float32))
+
+
+def _uncast(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, there is no autocast; the meta device knows none."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def room_for(factor: float, pairs: int, experts: int) -> int:
