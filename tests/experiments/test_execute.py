@@ -52,6 +52,15 @@ def test_labels_that_are_places_are_not_augmented() -> None:
         run("mini/synthetic-location", augment="light", frozen_once=False)
 
 
+def test_the_last_blocks_of_a_baseline_are_in_the_record() -> None:
+    found = [
+        run("mini/synthetic-location", method="bitfit", frozen_once=False, **more).record["record"]
+        for more in ({}, {"last_blocks": 1})
+    ]
+    said = [record["method"] for record in found]
+    assert said == ["bitfit", {"method": "bitfit", "last_blocks": 1}]
+
+
 def test_what_is_shared_changes_nothing(tmp_path: Path) -> None:
     data, shared = "mini/synthetic-location", Shared(tmp_path)
     alone = [

@@ -126,6 +126,12 @@ def test_what_means_nothing_for_texts_is_refused(carry: Carry) -> None:
         carry(method="lara", settings=())
 
 
+def test_the_last_blocks_of_a_baseline_are_in_the_record(carry: Carry) -> None:
+    run = carry(method="norms", settings=(), last_blocks=1, epochs=1)
+    assert run.record["record"]["method"] == {"method": "norms", "last_blocks": 1}
+    assert carry(method="norms", settings=(), epochs=1).record["record"]["method"] == "norms"
+
+
 def test_another_model_than_the_run_s_is_refused(carry: Carry, model: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     carry(out=out, epochs=1)

@@ -8,7 +8,14 @@ import pytest
 
 from intarsia import Adamix, Bi, Bottleneck, Lora, MixLora, Mos, Mosa, Switch, TopK, TopP
 from intarsia.core.errors import ConfigError, UnknownName
-from intarsia.experiments.settings import method, objective, words
+from intarsia.experiments.experiment import Adapted
+from intarsia.experiments.settings import (
+    method,
+    objective,
+    of_baseline,
+    said_of_baseline,
+    words,
+)
 from intarsia.train import plain, two_pass
 
 
@@ -102,3 +109,27 @@ def test_objectives() -> None:
 def test_a_wrong_objective(text: str, says: str) -> None:
     with pytest.raises((ConfigError, UnknownName), match=says):
         objective(text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Adapted(method="bitfit"), "bitfit"),
+        (Adapted(method="bitfit", settings=("last_blocks=0",)), "bitfit"),
+        (Adapted(method="bitfit", last_blocks=3), {"method": "bitfit", "last_blocks": 3}),
+        (
+            Adapted(method="vpt-deep", settings=("prompts=4", "dropout=0"), last_blocks=6),
+            {"method": "vpt-deep", "last_blocks": 6, "prompts": 4},
+        ),
+        (Adapted(method="peft-lora", settings=("roles=qkv",)), "peft-lora"),
+        (Adapted(method="linear"), "linear"),
+    ],
+)
+def test_a_record_says_of_a_baseline_what_is_not_its_default(asked: Adapted, said: object) -> None:
+    assert said_of_baseline(asked) == said
+
+
+def test_last_blocks_are_said_once() -> None:
+    asked = Adapted(method="bitfit", last_blocks=6, settings=("last_blocks=0",))
+    with pytest.raises(ConfigError, match="got 0, and --last-blocks 6, want one of them"):
+        of_baseline(asked)

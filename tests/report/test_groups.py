@@ -129,3 +129,19 @@ def test_what_decides_a_result_keeps_groups_apart(make_run: Make) -> None:
               "training.seed": s} for s, p in enumerate("ab")]  # fmt: skip
     runs = [make_run(f"m{i}", label="one", change=c) for i, c in enumerate(moved)]
     assert len(compare(gather(runs)).groups) == 1
+
+
+def test_what_the_seed_chose_keeps_no_seeds_apart(make_run: Make) -> None:
+    """S2FT's channels and LT-SFT's entries are other ones at each seed; what was asked is not."""
+
+    def run(name: str, seed: int, share: float, layer: str = "fc2") -> Path:
+        options = {"down": share, "channels": [["blocks.0.mlp.fc2", f"{seed}"]]}
+        adapter = {"method": "s2ft", "options": options, "target_modules": [layer]}
+        asked = {"method": "s2ft", "down": share, "channels": []}
+        change = {"method.adapters": {"default": adapter}, "record.method": asked}
+        return make_run(name, label="s2ft", seed=seed, change=change)
+
+    folders = [run("a", 0, 0.03), run("b", 1, 0.03), run("c", 0, 0.06), run("d", 0, 0.03, "fc1")]
+    groups = compare(gather(folders)).groups
+    assert [len(group.runs) for group in groups] == [2, 1, 1]
+    assert "down=0.06" in groups[1].label and "channels" not in groups[1].label

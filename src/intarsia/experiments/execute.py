@@ -119,21 +119,17 @@ def record_of(
 ) -> dict[str, Any]:
     """What run.json says beside what the training loop knows; the model as it was pretrained."""
     cells = method.method if isinstance(method, Official) else method
+    asked = experiment.adapted
+    said = settings.said_of_baseline(asked) if isinstance(cells, str) else method_to_dict(cells)
     return {
         "label": experiment.label,
         "command": experiment.command(),
-        "model": experiment.adapted.model,
+        "model": asked.model,
         "trunk": trunk_fingerprint(model),
         "data": data.record,
         "inputs": input_config(model).record(augment=experiment.pictures.augment),  # pyright: ignore
-        "method": _plain(cells, experiment) if isinstance(cells, str) else method_to_dict(cells),
+        "method": said,
     }
-
-
-def _plain(name: str, experiment: Experiment) -> str | dict[str, Any]:
-    """A baseline for JSON: its name, with what was set where anything was."""
-    given = settings.baseline(name, experiment.adapted.settings)
-    return {"method": name} | given if given else name
 
 
 def recipe_of(method: Chosen, experiment: Experiment) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core import Method
 from ..core.errors import ConfigError, UnknownName
-from ..core.registry import keys, method_from_dict, method_to_dict
+from ..core.registry import keys, method_to_dict
 from ..data import trunk_fingerprint
 from ..data.language_models import language_model
 from ..data.texts import Texts, TextSplits, load_texts
@@ -47,7 +47,7 @@ def carry_out(experiment: Experiment, running: Running, report: Callable[[str], 
         "label": experiment.label, "command": experiment.command(), "model": asked.model,
         "trunk": trunk_fingerprint(model), "data": data.record,
     }  # fmt: skip
-    model, about["method"] = with_method(model, experiment)
+    model, about["method"], method = with_method(model, experiment)
     cast_frozen(model, experiment.training.precision)
     report(f"Scoring {data.test.name} ({len(data.test):,} rows) before training.")
     about["before"] = score(model, data.test, experiment).scores()
@@ -60,8 +60,6 @@ def carry_out(experiment: Experiment, running: Running, report: Callable[[str], 
     )
     options = {f.name: getattr(running, f.name) for f in dataclasses.fields(running)}
     options |= {name: getattr(experiment.recipe, name) for name in experiments.RECIPE}
-    said = about["method"]
-    method = method_from_dict(said) if isinstance(said, dict) else said
     return fit_as(method)(
         model, data.train, data.val, test=data.test, training=experiment.training, record=about,
         objective=settings.objective(experiment.objective), **options,
@@ -91,8 +89,10 @@ def texts_of(
     )  # fmt: skip
 
 
-def with_method(model: nn.Module, experiment: Experiment) -> tuple[nn.Module, Any]:
-    """The model with the method's cells, or with what a baseline trains; and how JSON calls it.
+def with_method(
+    model: nn.Module, experiment: Experiment
+) -> tuple[nn.Module, str | dict[str, Any], Method | str]:
+    """The model with the method's cells, or with what a baseline trains; how JSON calls it; it.
 
     Raises: UnknownName, ConfigError.
     """
@@ -103,8 +103,8 @@ def with_method(model: nn.Module, experiment: Experiment) -> tuple[nn.Module, An
             fix="Use lora, or another of `intarsia list`.",
         )  # fmt: skip
     if asked.method in BASELINES:
-        chosen = settings.of_baseline(asked)
-        return baselines.build(asked.method, model, chosen, seed=seed), asked.method
+        built = baselines.build(asked.method, model, settings.of_baseline(asked), seed=seed)
+        return built, settings.said_of_baseline(asked), asked.method
     if asked.method not in keys():
         raise UnknownName("method", asked.method, (*BASELINES, *keys()))
     method: Method = settings.method(asked.method, asked.settings)
@@ -112,7 +112,7 @@ def with_method(model: nn.Module, experiment: Experiment) -> tuple[nn.Module, An
         model, method, targets=list(asked.targets) or None, head=None, seed=seed,
         layers=settings.layers(asked),
     )  # fmt: skip
-    return adapted, method_to_dict(method)
+    return adapted, method_to_dict(method), method
 
 
 def score(model: nn.Module, texts: Texts, experiment: Experiment) -> Any:

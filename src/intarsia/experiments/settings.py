@@ -105,7 +105,8 @@ def layers(asked: Adapted) -> range | None:
 def of_baseline(asked: Adapted) -> dict[str, Any]:
     """What is set of a baseline, the last blocks among it.
 
-    Raises: as `baseline` and `layers` do; ConfigError for places that it does not have.
+    Raises: as `baseline` and `layers` do; ConfigError for places that it does not have, and for
+    last blocks that are said twice.
     """
     name, found = asked.method, BASELINES[asked.method]
     chosen = baseline(name, asked.settings)
@@ -116,8 +117,24 @@ def of_baseline(asked: Adapted) -> dict[str, Any]:
             want="its own settings for them" if peft else "none: it adds no cells",
             fix="Use --set roles=qkv." if peft else "Leave them out.",
         )  # fmt: skip
-    last = {} if layers(asked) is None else {"last_blocks": asked.last_blocks}
-    return last | chosen
+    if layers(asked) is None:
+        return chosen
+    if "last_blocks" in chosen:
+        raise ConfigError(
+            "--set last_blocks", got=f"{chosen['last_blocks']}, and --last-blocks "
+            f"{asked.last_blocks}", want="one of them", fix="Leave one out.",
+        )  # fmt: skip
+    return {"last_blocks": asked.last_blocks} | chosen
+
+
+def said_of_baseline(asked: Adapted) -> str | dict[str, Any]:
+    """A baseline for a run's record: its name, with what is not at its default where anything is.
+
+    Raises: as `of_baseline` does.
+    """
+    known = settings_of(asked.method)
+    given = {name: v for name, v in of_baseline(asked).items() if v != known[name]}
+    return {"method": asked.method} | given if given else asked.method
 
 
 def _build(found: Card, given: Mapping[str, str], start: Any, above: str) -> Any:

@@ -178,7 +178,7 @@ def settings_of(run: Run) -> dict[str, Any]:
         for name, about in adapters_of(run).items()
     }
     # one adapter needs no name before its settings
-    adapter = next(iter(adapters.values())) if len(adapters) == 1 else adapters
+    adapter = _asked(run, next(iter(adapters.values()))) if len(adapters) == 1 else adapters
     return {
         "model": model_of(run),
         "data": {"set": set_of(run)} | sizes,
@@ -189,6 +189,15 @@ def settings_of(run: Run) -> dict[str, Any]:
         "training": training,
         "recipe": record.get("recipe"),
     }
+
+
+def _asked(run: Run, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An adapter with the options that were asked for: its own may hold what the seed chose."""
+    asked = run.given.get("method")
+    if "options" not in adapter or not isinstance(asked, Mapping) or "method" not in asked:
+        return adapter
+    options = {k: v for k, v in asked.items() if k != "method"}
+    return {**adapter, "method": asked["method"], "options": options}
 
 
 def model_of(run: Run) -> str:
