@@ -20,11 +20,11 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path_factory.mktemp("home")))
 
 
-def run(data: str, shared: Shared | None = None, **values: Any) -> Run:
+def run(data: str, shared: Shared | None = None, *, score: bool = True, **values: Any) -> Run:
     start = Experiment(Pictures(data, images=64, val=32, test=64)).changed(
         model="test_vit", size=32, pretrained=False, epochs=2, method="linear", frozen_once=True
     )
-    return carry_out(start.changed(**values), Running(), lambda _: None, shared)
+    return carry_out(start.changed(**values), Running(), lambda _: None, shared, score=score)
 
 
 JOINT = "mini/synthetic-location+synthetic-orientation"
@@ -59,6 +59,13 @@ def test_the_last_blocks_of_a_baseline_are_in_the_record() -> None:
     ]
     said = [record["method"] for record in found]
     assert said == ["bitfit", {"method": "bitfit", "last_blocks": 1}]
+
+
+def test_a_search_makes_nothing_of_the_test_part(tmp_path: Path) -> None:
+    found = run("mini/synthetic-location", Shared(tmp_path), score=False)
+    assert found.test is None and "test" not in found.record["data"]
+    kinds = [path.name.partition("-")[0] for path in tmp_path.glob("*.safetensors")]
+    assert sorted(kinds) == ["pixels", "pixels", "tokens", "tokens"]
 
 
 def test_what_is_shared_changes_nothing(tmp_path: Path) -> None:

@@ -56,12 +56,14 @@ Carry = Callable[..., Run]
 
 @pytest.fixture
 def carry(model: str, answers: str) -> Carry:
-    def run(data: str = answers, out: Path | None = None, **values: Any) -> Run:
+    def run(
+        data: str = answers, out: Path | None = None, score: bool = True, **values: Any
+    ) -> Run:
         start = Experiment(Pictures(data, val=0)).changed(
             model=model, size=32, method="lora", epochs=2, batch_size=8, lr=3e-2,
             settings=("rank=4", "roles=qkv,mlp_linear"),
         )  # fmt: skip
-        return carry_out(start.changed(**values), Running(out=out), lambda _: None)
+        return carry_out(start.changed(**values), Running(out=out), lambda _: None, score=score)
 
     return run
 
@@ -124,6 +126,11 @@ def test_what_means_nothing_for_texts_is_refused(carry: Carry) -> None:
         carry(method="bitfit", settings=())
     with pytest.raises(UnknownName, match="lora"):
         carry(method="lara", settings=())
+
+
+def test_a_search_does_not_score_the_test_part(carry: Carry) -> None:
+    run = carry(score=False, epochs=1)
+    assert run.test is None and "before" not in run.record["record"]
 
 
 def test_the_last_blocks_of_a_baseline_are_in_the_record(carry: Carry) -> None:

@@ -257,6 +257,17 @@ def test_what_cannot_merge_is_refused() -> None:
     assert merged(hashes(0), hashes(0)).router.experts == 4
 
 
+def test_hashes_of_many_merged_mixtures_are_all_different() -> None:
+    a, b, c, d = (hashes(0) for _ in range(4))
+    for whole in (
+        merged(merged(a, b), c), merged(a, merged(b, c)), merged(merged(a, b), merged(c, d)),
+        merged(merged(a, a), merged(merged(a, a), merged(a, a))),
+    ):  # fmt: skip
+        salts = whole.router.salt
+        assert len(salts.unique()) == len(salts) == whole.router.experts
+        assert torch.equal(salts[:2], a.router.salt)
+
+
 @pytest.mark.parametrize("kept", [[], [0, 0], [4], [-1, 0]])
 def test_experts_that_are_not_there_are_refused(kept: list[int]) -> None:
     layer = mixture(TopK(experts=4))

@@ -78,7 +78,7 @@ def score_texts(
     chosen = part or ("test" if data is None else "all")
     if (texts := parts.get(chosen)) is None:
         raise UnknownName("part", chosen, [p for p, t in parts.items() if t is not None])
-    scores = language.score(opened.model, texts, experiment).scores()
+    scores = language.scores(opened.model, texts, experiment).scores()
     return {"set": texts.name, "n": len(texts)} | scores
 
 

@@ -70,7 +70,7 @@ def carry_out(
     not listed.
     """
     if is_text(experiment.pictures.data):
-        return language.carry_out(experiment, running, report)
+        return language.carry_out(experiment, running, report, score=score)
     method = method_of(experiment)
     recipe = recipe_of(method, experiment)
     if running.out is not None and running.out.exists():
@@ -84,7 +84,7 @@ def carry_out(
     model = copy.deepcopy(shared.get("model", key, lambda: model_of(adapted, classes, seed)))
     about = record_of(model, method, experiment, data)
     same = {"inputs": about["inputs"], "pictures": hashes(data)}
-    sets = sets_of(experiment, data, input_config(model), shared, same)
+    sets = sets_of(experiment, data, input_config(model), shared, same, score=score)
     same = same | {"trunk": about["trunk"]}
     model = with_method(model, method, experiment, data.classes)
     if running.out is not None:
@@ -101,7 +101,7 @@ def carry_out(
             model,
             train,
             val,
-            test=test if score else None,
+            test=test,
             training=experiment.training,
             record=about,
             **options,
@@ -267,8 +267,13 @@ def sets_of(
     inputs: InputConfig,
     shared: Shared,
     same: Mapping[str, Any],
+    *,
+    score: bool = True,
 ) -> Sets:
-    """Training, validation and test as the model sees them; `same` tells them apart in `shared`."""
+    """Training, validation and test as the model sees them; `same` tells them apart in `shared`.
+
+    score: False makes no test part.
+    """
     augment = experiment.pictures.augment
 
     def of(part: str, images: ImageSet) -> Dataset[Any]:
@@ -286,7 +291,8 @@ def sets_of(
     else:
         look: Any = train_transform(inputs, augment=augment)  # pyright: ignore
         train = Prepared(data.train, look, seed=experiment.training.seed)
-    return train, None if data.val is None else of("val", data.val), of("test", data.test)
+    val = None if data.val is None else of("val", data.val)
+    return train, val, of("test", data.test) if score else None
 
 
 def held(

@@ -29,9 +29,16 @@ PICTURES_ONLY = {
 }  # fmt: skip
 
 
-def carry_out(experiment: Experiment, running: Running, report: Callable[[str], None]) -> Run:
+def carry_out(
+    experiment: Experiment,
+    running: Running,
+    report: Callable[[str], None],
+    *,
+    score: bool = True,
+) -> Run:
     """Train as the experiment says, with scores on the test part before and after.
 
+    score: False does not look at the test part.
     Raises: what `load_texts`, `language_model`, `adapt` and `fit` raise; ConfigError for options
     that mean nothing for texts; UnknownName for a method that is not listed.
     """
@@ -49,8 +56,9 @@ def carry_out(experiment: Experiment, running: Running, report: Callable[[str], 
     }  # fmt: skip
     model, about["method"], method = with_method(model, experiment)
     cast_frozen(model, experiment.training.precision)
-    report(f"Scoring {data.test.name} ({len(data.test):,} rows) before training.")
-    about["before"] = score(model, data.test, experiment).scores()
+    if score:
+        report(f"Scoring {data.test.name} ({len(data.test):,} rows) before training.")
+        about["before"] = scores(model, data.test, experiment).scores()
     if running.out is not None:
         prepare(running.out, running.resume)
         experiments.save(experiment, running.out)
@@ -61,7 +69,8 @@ def carry_out(experiment: Experiment, running: Running, report: Callable[[str], 
     options = {f.name: getattr(running, f.name) for f in dataclasses.fields(running)}
     options |= {name: getattr(experiment.recipe, name) for name in experiments.RECIPE}
     return fit_as(method)(
-        model, data.train, data.val, test=data.test, training=experiment.training, record=about,
+        model, data.train, data.val, test=data.test if score else None,
+        training=experiment.training, record=about,
         objective=settings.objective(experiment.objective), **options,
     )  # fmt: skip
 
@@ -115,6 +124,6 @@ def with_method(
     return adapted, method_to_dict(method), method
 
 
-def score(model: nn.Module, texts: Texts, experiment: Experiment) -> Any:
+def scores(model: nn.Module, texts: Texts, experiment: Experiment) -> Any:
     """TokenMetrics of a part."""
     return evaluate(model, texts, batch_size=experiment.training.batch_size)

@@ -176,10 +176,20 @@ def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
 def _take_in(mine: Mixture, theirs: Mixture) -> None:
     own, other = _rows(mine), _rows(theirs)
     if "salt" in own:  # of two experts with one hash, the second would never be chosen
-        same = torch.isin(other["salt"], own["salt"])
-        other["salt"] = torch.where(same, mixed(other["salt"] + 1), other["salt"])
+        other["salt"] = _others(own["salt"], other["salt"])
     mine.experts.take_in(theirs.experts)
     _set_rows(mine, {n: torch.cat([t, other[n].to(t)]) for n, t in own.items()})
+
+
+def _others(own: Tensor, salts: Tensor) -> Tensor:
+    """Salts (E,) int64 on the CPU, those that are taken, by `own` or before, replaced by others."""
+    taken, found = set(own.tolist()), list[Tensor]()
+    for salt in salts.cpu():
+        while int(salt) in taken:
+            salt = mixed(salt + 1)
+        taken.add(int(salt))
+        found.append(salt)
+    return torch.stack(found)
 
 
 def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
