@@ -16,6 +16,7 @@ from intarsia.core import Method
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts import adapt, load
 from intarsia.hosts.adapt import find_heads
+from intarsia.train.record import parameter_counts
 from intarsia.hosts.config import IntarsiaConfig
 from intarsia.hosts.peft import IntarsiaLayer
 from intarsia.methods import Adamix, Mosa, Mosl
@@ -112,6 +113,9 @@ def test_the_head_is_found_and_trained(make: Make, host: str, heads: list[str]) 
     for head in heads:
         assert f"base_model.model.{head}.modules_to_save.default.weight" in trained
     assert all("intarsia_cells" in n or "modules_to_save" in n for n in trained)
+    counts, sizes = parameter_counts(model), {n: p.numel() for n, p in model.named_parameters()}
+    cells = sum(size for name, size in sizes.items() if "intarsia_cells" in name)
+    assert counts["trained_without_head"] == cells
 
 
 def test_no_head_is_trained_where_none_is_wanted_or_there(make: Make) -> None:

@@ -17,6 +17,7 @@ import intarsia
 from intarsia import LlavaMole, Lora, MixLora, Poly, S2ft, Sparse, TopK
 from intarsia.core.errors import ConfigError, FoldError, TargetError, UnknownName
 from intarsia.hosts.adapt import find_heads
+from intarsia.train.record import parameter_counts
 from intarsia.hosts.export import export_timm
 from intarsia.hosts.prefix import first_trained_block, split_at
 
@@ -74,6 +75,8 @@ def test_the_classifier_of_a_decoder_is_found() -> None:
     assert find_heads(model) == ["score"]
     model = intarsia.adapt(model, Lora(2))
     assert any("score" in n and p.requires_grad for n, p in model.named_parameters())
+    counts = parameter_counts(model)
+    assert counts["trained"] - counts["trained_without_head"] == 3 * SIZES["hidden_size"]
 
 
 def test_experts_do_not_route_by_task() -> None:

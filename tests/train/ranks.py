@@ -17,7 +17,7 @@ from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError
 from intarsia.methods import Mosa
 from intarsia.mixtures.split_adamw import split_adamw
-from intarsia.train import fit, one_backward, plain, two_pass
+from intarsia.train import features, fit, one_backward, plain, two_pass
 from intarsia.train.precision import learned_state
 
 CASES: dict[str, dict[str, Any]] = {
@@ -64,7 +64,9 @@ def main(folder: Path) -> None:
         model, run = train(out=out, **options)
         scores = torch.tensor([line["loss"] for line in run.history], dtype=torch.float64)
         assert run.val is not None
-        result = {**learned_state(model), "logits": run.val.logits, "losses": scores}
+        seen, _ = features(model, pictures(21, seed=1), batch_size=8)
+        learned = learned_state(model)
+        result = {**learned, "logits": run.val.logits, "losses": scores, "features": seen}
         save_file({n: t.contiguous() for n, t in result.items()}, folder / f"{name}-{world}-{rank}")
     try:
         train(**CASES["sample"], out=folder / f"out-sample-{world}")

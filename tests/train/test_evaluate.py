@@ -110,6 +110,9 @@ def test_probes_that_cannot_be_are_errors() -> None:
         linear_probe(vit(), TensorDataset(x, y * 0), large(6))
     with pytest.raises(ConfigError, match="head of Sequential"):
         linear_probe(nn.Sequential(nn.Flatten()), large(6), large(6))
+    deit = timm.create_model("deit_tiny_distilled_patch16_224", img_size=16, depth=1)
+    with pytest.raises(ConfigError, match="got 2 of them, want one classifier"):
+        features(deit, large(6))
 
 
 def test_predictions_come_in_the_set_s_order() -> None:

@@ -24,7 +24,7 @@ from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError, MissingExtra
 from intarsia.train import evaluate, fit, progress, two_pass
 from intarsia.train.precision import learned_state
-from intarsia.train.record import describe, head_of, parameter_counts
+from intarsia.train.record import describe, parameter_counts
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 1e-2}
 
@@ -109,7 +109,6 @@ def test_parameters_are_counted_with_and_without_the_head() -> None:
     assert found["trained"] - found["trained_without_head"] == head
     assert found["trained"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert found["all"] > found["trained"]
-    assert head_of(nn.Sequential(nn.Linear(2, 2))) is None
 
 
 def test_functions_are_described_by_name() -> None:

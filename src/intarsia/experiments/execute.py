@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from ..core import Method
 from ..core.errors import ConfigError, UnknownName
+from ..core.heads import heads_of
 from ..core.registry import keys, method_to_dict
 from ..data import (
     ImageSet,
@@ -42,7 +43,6 @@ from ..train.checkpoint import write_json
 from ..train.folder import RUN, prepare
 from ..train.objectives import Objective
 from ..train.precision import DTYPES
-from ..train.record import head_of
 from . import experiment as experiments
 from . import language, settings
 from .experiment import BASELINES, OFFICIAL, Adapted, Experiment
@@ -367,10 +367,11 @@ def with_method(
 
 
 def _linear_head(model: nn.Module) -> nn.Linear:
-    head = head_of(model)
-    if not isinstance(head, nn.Linear):
+    heads = heads_of(model)
+    if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         raise ConfigError(
-            f"head of {type(model).__name__}", got=type(head).__name__,
-            want="a linear classifier, whose start the recipe sets", fix="Use a ViT of timm.",
+            f"head of {type(model).__name__}",
+            got=" and ".join(type(head).__name__ for head in heads) or "none",
+            want="one linear classifier, whose start the recipe sets", fix="Use a ViT of timm.",
         )  # fmt: skip
-    return head
+    return heads[0]

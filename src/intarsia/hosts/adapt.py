@@ -10,6 +10,7 @@ from torch import nn
 
 from ..core import Method
 from ..core.errors import ConfigError, TargetError
+from ..core.heads import heads_of
 from ..core.registry import KEY, method_to_dict
 from .blocks import unwrapped, walk
 from .config import IntarsiaConfig
@@ -19,13 +20,8 @@ from .undo import undone_on_error
 
 
 def find_heads(model: nn.Module) -> list[str]:
-    """The classifier of a timm or transformers model, by path; none if it has none."""
-    if callable(get := getattr(model, "get_classifier", None)):
-        got = get()
-        found = got if isinstance(got, tuple) else (got,)
-    else:
-        found = [getattr(model, n, None) for n in ("classifier", "head", "fc", "score")]
-    own = [unwrapped(m) for m in found if isinstance(m, nn.Module)]
+    """The classifiers of `heads_of` that have weights, by path."""
+    own = [unwrapped(m) for m in heads_of(model)]
     return [
         p for p, m in walk(model)
         if any(unwrapped(m) is h for h in own) and next(m.parameters(), None) is not None

@@ -107,7 +107,7 @@ def predict(
     model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Logits (n, classes) float32 and labels (n,), on the CPU, in the set's order."""
-    logits, labels = _each(model, dataset, lambda z, y: (z, y), batch_size, workers)
+    logits, labels = each(model, dataset, lambda z, y: (z, y), batch_size, workers)
     return logits, labels
 
 
@@ -131,7 +131,7 @@ def score_tokens(
         row = known.nonzero()[:, 0]
         return counts.new_zeros(len(labels), 3).index_add_(0, row, counts), labels[:, 0]
 
-    loss, tokens, hits = _each(model, dataset, sums, batch_size, workers)[0].unbind(1)
+    loss, tokens, hits = each(model, dataset, sums, batch_size, workers)[0].unbind(1)
     if not bool(tokens.any()):
         raise DataError(
             "evaluation texts", got="no token that has a label", want="at least one",
@@ -147,14 +147,17 @@ def score_tokens(
 
 
 @torch.no_grad()
-def _each(
+def each(
     model: nn.Module,
     dataset: Dataset[Any],
     of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     batch_size: int,
     workers: int,
 ) -> tuple[Tensor, Tensor]:
-    """Two rows for each sample out of its batch's logits and labels, on the CPU, in order."""
+    """Two rows for each sample out of its batch's logits and labels, on the CPU, in order.
+
+    With several processes each takes its share, and all get the rows of the whole set.
+    """
     count = size_of(dataset)
     if not count:
         raise DataError("evaluation samples", got=0, want="at least 1", fix="Give it some.")

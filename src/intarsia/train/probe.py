@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DataError
-from .evaluate import Metrics, predict
-from .record import head_of
+from ..core.heads import heads_of
+from .evaluate import Metrics, each
+from .record import bare
 
 LEAST = 1e-12  # probability of a class that the training images do not show
 
@@ -53,17 +54,24 @@ def linear_probe(
 def features(
     model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """What goes into the model's head, (n, d) float32, and the labels (n,), on the CPU."""
-    head = head_of(model)
-    if not isinstance(head, nn.Module):
+    """What goes into the model's head, (n, d) float32, and the labels (n,), on the CPU.
+
+    In the set's order, in every process.  Raises: ConfigError for a model without one head.
+    """
+    heads = heads_of(bare(model))
+    if len(heads) != 1:
         raise ConfigError(
-            f"head of {type(model).__name__}", got="none", want="a classifier to look in front of",
-            fix="Build the model with num_classes above 0.",
+            f"head of {type(model).__name__}", got=f"{len(heads)} of them" if heads else "none",
+            want="one classifier to look in front of",
+            fix="Build the model with num_classes above 0, and without distillation.",
         )  # fmt: skip
     seen: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _head, args: seen.append(args[0].float().cpu()))
+
+    def instead(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return seen.pop(), labels
+
+    hook = heads[0].register_forward_pre_hook(lambda _head, args: seen.append(args[0].float()))
     try:
-        _, labels = predict(model, dataset, batch_size=batch_size, workers=workers)
+        return each(model, dataset, instead, batch_size=batch_size, workers=workers)
     finally:
         hook.remove()
-    return torch.cat(seen)[: len(labels)], labels

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from ..core.heads import heads_of
 from ..data.loaders import Prepared
 from .checkpoint import tensors_hash
 from .order import labels_of, size_of
@@ -83,19 +84,10 @@ def bare(model: nn.Module) -> nn.Module:
     return inner() if callable(inner) else model  # pyright: ignore[reportReturnType]
 
 
-def head_of(model: nn.Module) -> nn.Module | None:
-    """The classifier of a timm, transformers or torchvision model."""
-    model = bare(model)
-    if callable(getattr(model, "get_classifier", None)):
-        return model.get_classifier()  # pyright: ignore
-    return next((h for n in ("classifier", "fc", "head") if (h := getattr(model, n, None))), None)
-
-
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """All, trained, and trained outside the head."""
+    """All, trained, and trained outside the heads."""
     learns = trained(model)
-    head = head_of(model)
-    inside = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set[int]()
+    inside = {id(p) for head in heads_of(bare(model)) for p in head.parameters()}
     return {
         "all": sum(p.numel() for p in model.parameters()),
         "trained": sum(p.numel() for p in learns.values()),
