@@ -222,7 +222,7 @@ def test_pictures_that_changed_since_are_not_scored(
     assert intarsia("evaluate", out).code == 0
     picture(mine / "dark" / "one-more.png", 50, 77)
     said = intarsia("evaluate", out)
-    assert said.code == 2 and "other pictures or labels" in said.words
+    assert said.code == 2 and "other data than the run had" in said.words
     assert intarsia("evaluate", out, mine).code == 0  # asked for in words
 
 

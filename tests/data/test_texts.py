@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from intarsia.core.errors import AssetError, ConfigError, DataError
 from intarsia.data.language_models import language_model
-from intarsia.data.texts import IGNORED, _drawn, is_text, load_texts
+from intarsia.data.texts import IGNORED, _drawn, is_text, load_texts, read_texts
 
 
 class Bytes:
@@ -57,6 +57,23 @@ def test_a_text_is_cut_in_order_and_its_end_is_the_test_part(tmp_path: Path) -> 
     half = load_texts(str(file), Bytes(), length=10, seed=0, train=0.5, val=1, test=1)
     assert len(half.train) == 9
     assert half.record["parts"]["test"]["sha256"] != data.record["parts"]["test"]["sha256"]
+
+
+def test_all_of_a_text_is_one_part_however_short(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    for count, sizes in {5: [5], 10: [10], 25: [10, 10, 5], 31: [10, 10, 10]}.items():
+        file.write_text("a" * count)
+        found = read_texts(str(file), Bytes(), length=10)
+        assert [len(row["input_ids"]) for row in found] == sizes
+    assert found.name == "a/all"
+    rows = [{"prompt": "two?", "response": "2"}, {"prompt": "a" * 40, "response": "b"}]
+    said: list[str] = []
+    one = _jsonl(tmp_path / "b.jsonl", rows)
+    assert len(read_texts(one, Bytes(), length=32, progress=said.append)) == 1
+    assert "1 rows left out" in said[0]
+    file.write_text("a")
+    with pytest.raises(DataError, match="got no row of two tokens"):
+        read_texts(str(file), Bytes(), length=10)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,32 @@ def test_what_means_nothing_for_texts_is_refused(carry: Carry) -> None:
         carry(method="lara", settings=())
 
 
+def test_short_texts_are_scored_and_changed_ones_are_not(
+    carry: Carry, answers: str, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "run", tmp_path / "other.jsonl"
+    carry(out=out, epochs=1, test=20)
+    lines = Path(answers).read_text().splitlines()
+
+    def found(data: str | None, part: str | None = None) -> int:
+        scores = score_texts(out, data, part, lambda _: None)
+        assert scores is not None
+        return scores["n"]
+
+    other.write_text(lines[0])
+    assert found(str(other)) == found(str(other), "all") == 1
+    other.write_text("\n".join(lines[:10]))  # fewer than the run's --test
+    assert (found(str(other), "test"), found(str(other), "val")) == (1, 1)
+    assert found(None) == found(answers, "test") == 20
+    with pytest.raises(UnknownName, match="val"):
+        found(None, "val")
+    Path(answers).write_text("\n".join(lines[1:]))
+    assert found(answers) == 59
+    for same in (None, answers):
+        with pytest.raises(DataError, match="other data than the run had"):
+            found(same, "test")
+
+
 def test_a_search_does_not_score_the_test_part(carry: Carry) -> None:
     run = carry(score=False, epochs=1)
     assert run.test is None and "before" not in run.record["record"]

@@ -118,7 +118,7 @@ def pictures_to_score(
         split = pictures_of(opened.experiment, report)
         found = {"train": split.train, "val": split.val, "test": split.test}
         parts = {name: images for name, images in found.items() if images is not None}
-        _check_unchanged(opened, split)
+        check_unchanged(opened.experiment, opened.record, split.record)
     else:
         parts = read_data(data, progress=report)
     chosen = part or next(name for name in PARTS if name in parts)
@@ -131,14 +131,19 @@ def pictures_to_score(
     return images
 
 
-def _check_unchanged(opened: Opened, now: Splits) -> None:
-    """Raises: DataError where the pictures are others than in training: parts would mix."""
-    then: Any = (opened.record.get("record") or {}).get("data") or {}
+def check_unchanged(
+    experiment: Experiment, record: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Raises: DataError where the data are others than in training: parts would mix.
+
+    record: of the run; now: that of its data as they are now.
+    """
+    then: Any = (record.get("record") or {}).get("data") or {}
     for part, about in then.get("parts", {}).items():
-        if now.record["parts"].get(part, {}).get("sha256") != about.get("sha256"):
+        if now["parts"].get(part, {}).get("sha256") != about.get("sha256"):
             raise DataError(
-                f"{part} part of {opened.experiment.pictures.data}",
-                got="other pictures or labels than the run had",
+                f"{part} part of {experiment.pictures.data}",
+                got="other data than the run had",
                 want="the same, or what was trained on may be scored",
                 fix="Restore the data, or name other data to score: intarsia evaluate RUN DATA.",
             )  # fmt: skip

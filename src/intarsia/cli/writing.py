@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from torch import nn
 from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.modes import evaluating
 from ..data.language_models import language_model
-from ..data.texts import Prompt, Texts, is_text, read_prompts
+from ..data.texts import Prompt, Texts, is_text, read_prompts, read_texts
 from ..experiments import experiment as experiments
 from ..experiments import language
-from ..experiments.experiment import Experiment
+from ..experiments.experiment import Experiment, located
 from ..report import read_run
 from ..train.evaluate import device_of
 from ..train.precision import cast_frozen
-from .runs import Report, restored
+from .runs import Report, check_unchanged, restored
 
 STDIN = Path("-")
 TOKENS = 64  # of a completion, unless --tokens says otherwise
@@ -34,6 +34,7 @@ class Writer:
     model: nn.Module
     tokenizer: Any
     experiment: Experiment
+    record: Mapping[str, Any]  # what run.json says
     asked: bool  # it has learned answers; False = texts that go on
 
 
@@ -55,7 +56,7 @@ def open_writer(folder: Path, report: Report) -> Writer | None:
     )
     cast_frozen(model, experiment.training.precision)
     form = record.get("record", {}).get("data", {}).get("form")
-    return Writer(model.eval(), tokenizer, experiment, form == "answers")
+    return Writer(model.eval(), tokenizer, experiment, record, form == "answers")
 
 
 def score_texts(
@@ -64,22 +65,36 @@ def score_texts(
     """The scores of a run on texts, for JSON; None for a run on pictures.
 
     data: another text, None = the run's own; part: if not given, "test", of another text "all".
-    Raises: as `open_writer`; UnknownName for a part that is not there.
+    Raises: as `open_writer`; UnknownName for a part that is not there; DataError where the run's
+    own text is another one now.
     """
     opened = open_writer(folder, report)
     if opened is None:
         return None
-    experiment = opened.experiment
-    other = experiment if data is None else experiment.changed(data=data, images=None)
-    found = language.texts_of(other, opened.tokenizer, report)
+    if data is not None and part in (None, "all"):
+        length = language.length_of(opened.experiment)
+        texts = read_texts(data, opened.tokenizer, length=length, progress=report)
+    else:
+        texts = _part(opened, data, part or "test", report)
+    scores = language.scores(opened.model, texts, opened.experiment).scores()
+    return {"set": texts.name, "n": len(texts)} | scores
+
+
+def _part(opened: Writer, data: str | None, part: str, report: Report) -> Texts:
+    """A part of the run's own text, or of another one in shares of its own."""
+    asked = opened.experiment
+    own = data is None or located(data) == located(asked.pictures.data)
+    if not own:
+        asked = asked.changed(data=data, images=None, val=None, test=None)
+    found = language.texts_of(asked, opened.tokenizer, report)
+    if own:
+        check_unchanged(asked, opened.record, found.record)
     parts = {"test": found.test, "val": found.val, "train": found.train}
     rows = [row for texts in parts.values() if texts is not None for row in texts.rows]
-    parts["all"] = Texts(f"{Path(other.pictures.data).stem}/all", rows)
-    chosen = part or ("test" if data is None else "all")
-    if (texts := parts.get(chosen)) is None:
-        raise UnknownName("part", chosen, [p for p, t in parts.items() if t is not None])
-    scores = language.scores(opened.model, texts, experiment).scores()
-    return {"set": texts.name, "n": len(texts)} | scores
+    parts["all"] = Texts(f"{Path(asked.pictures.data).stem}/all", rows)
+    if (texts := parts.get(part)) is None:
+        raise UnknownName("part", part, [p for p, t in parts.items() if t is not None])
+    return texts
 
 
 def prompts_of(opened: Writer, files: Sequence[Path]) -> list[Prompt]:

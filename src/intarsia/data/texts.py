@@ -24,6 +24,7 @@ from intarsia.data.packages import announce
 IGNORED = -100
 SHARES = (0.1, 0.1)  # of the rows, for val and test
 SUFFIXES = (".txt", ".md", ".jsonl")
+Report = Callable[[str], None]
 PROMPT = ("prompt", "instruction", "question")
 ANSWER = ("response", "output", "completion", "answer")
 
@@ -76,7 +77,7 @@ def load_texts(
     train: int | float | None = None,
     val: int | None = None,
     test: int | None = None,
-    progress: Callable[[str], None] = announce,
+    progress: Report = announce,
 ) -> TextSplits:
     """Rows of at most `length` tokens for training, validation and test (80, 10 and 10 %).
 
@@ -89,19 +90,13 @@ def load_texts(
     Raises: DataError for a file that is missing, empty, no UTF-8, or has a line without these
     keys; ConfigError for numbers that cannot be; UnknownName for a corpus that is not known.
     """
-    if length < 2:
-        raise ConfigError("length", got=length, want="at least 2 tokens", fix="Try 256.")
-    source = corpora.read(spec, progress) if spec in corpora.names() else _file(Path(spec))
-    notes: dict[str, Any]
-    if isinstance(source, str):
-        rows = _blocks(source, tokenizer, length, spec)
-        parts = _in_order(len(rows), val, test)
-        notes = {"form": "text"}
+    rows = _rows(spec, tokenizer, length, progress)
+    notes: dict[str, Any] = {"form": "answers" if isinstance(rows, _Answers) else "text"}
+    if isinstance(rows, _Answers):
+        parts = _drawn([_prompt(one) for one in rows.said], val, test, seed)
     else:
-        said = [_said(line, f"line {i} of {spec}") for i, line in enumerate(source, 1)]
-        parts = _drawn([_prompt(one) for one in said], val, test, seed)
-        rows = _Answers(said, tokenizer, length)
-        notes = {"form": "answers"}
+        rows = _whole(rows, length, spec)
+        parts = _in_order(len(rows), val, test)
     parts["train"] = _first(parts["train"], train)
     name, sets = Path(spec).stem, dict[str, Texts]()
     for part, chosen in parts.items():
@@ -112,16 +107,31 @@ def load_texts(
                 f"{part} part of {spec}", got=f"no row whose answer fits into {length} tokens",
                 want="at least one", fix="Give each row more tokens (length, --size).",
             )  # fmt: skip
-    if skipped := sum(map(len, parts.values())) - sum(map(len, sets.values())):
-        progress(f"intarsia: {spec}: {skipped} rows left out, no answer within {length} tokens")
-        notes["skipped"] = skipped
-    if cut := getattr(rows, "cut", 0):
-        progress(f"intarsia: {spec}: {cut} answers cut off at {length} tokens (--size)")
-        notes["cut"] = cut
+    skipped = sum(map(len, parts.values())) - sum(map(len, sets.values()))
+    notes |= _lost(spec, rows, skipped, length, progress)
     record = {"spec": spec, "length": length, "seed": seed, **notes}
     record["parts"] = {part: _described(found) for part, found in sets.items() if len(found)}
     val_part = sets["val"] if len(sets["val"]) else None
     return TextSplits(sets["train"], val_part, sets["test"], record)
+
+
+def read_texts(
+    spec: str, tokenizer: Any, *, length: int = 256, progress: Report = announce
+) -> Texts:
+    """All rows of a text as one part, to be scored; the last block of a text file may be short.
+
+    Raises: as `load_texts` does; DataError for a text without a row of two tokens.
+    """
+    rows = _rows(spec, tokenizer, length, progress)
+    every = [rows[i] for i in range(len(rows))]
+    found = [row for row in every if row is not None]
+    if not found:
+        raise DataError(
+            f"text {spec}", got=f"no row of two tokens whose answer fits into {length}",
+            want="at least one", fix="Give it more text, or each row more tokens (--size).",
+        )  # fmt: skip
+    _lost(spec, rows, len(every) - len(found), length, progress)
+    return Texts(f"{Path(spec).stem}/all", found)
 
 
 @dataclass(frozen=True)
@@ -234,15 +244,40 @@ Row = tuple[Tensor, Tensor]
 Said = str | list[dict[str, str]]  # a text, or the messages of a chat
 
 
-def _blocks(text: str, tokenizer: Any, length: int, spec: str) -> list[Row]:
-    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
-    count = len(ids) // length
-    if count < 3:
+def _rows(spec: str, tokenizer: Any, length: int, progress: Report) -> list[Row] | _Answers:
+    """The blocks of a text file, of which the last may be short, or its answers."""
+    if length < 2:
+        raise ConfigError("length", got=length, want="at least 2 tokens", fix="Try 256.")
+    source = corpora.read(spec, progress) if spec in corpora.names() else _file(Path(spec))
+    if not isinstance(source, str):
+        said = [_said(line, f"line {i} of {spec}") for i, line in enumerate(source, 1)]
+        return _Answers(said, tokenizer, length)
+    ids = torch.tensor(tokenizer(source, verbose=False)["input_ids"], dtype=torch.int64)
+    return [(block, block) for block in ids.split(length) if len(block) > 1]
+
+
+def _whole(blocks: list[Row], length: int, spec: str) -> list[Row]:
+    """The blocks of full length.  Raises: DataError for fewer than three."""
+    found = [block for block in blocks if len(block[0]) == length]
+    if len(found) < 3:
+        tokens = sum(len(ids) for ids, _ in blocks)
         raise DataError(
-            f"text {spec}", got=f"{len(ids)} tokens", want=f"at least {3 * length} (three blocks)",
+            f"text {spec}", got=f"{tokens} tokens", want=f"at least {3 * length} (three blocks)",
             fix="Give it more text, or a smaller length (--size).",
         )  # fmt: skip
-    return [(block, block) for block in ids[: count * length].view(count, length)]
+    return found
+
+
+def _lost(
+    spec: str, rows: Sequence[Row] | _Answers, skipped: int, length: int, progress: Report
+) -> dict[str, int]:
+    """Say how many rows were left out and how many cut; those that are not 0, for the record."""
+    cut = rows.cut if isinstance(rows, _Answers) else 0
+    if skipped:
+        progress(f"intarsia: {spec}: {skipped} rows left out, no answer within {length} tokens")
+    if cut:
+        progress(f"intarsia: {spec}: {cut} answers cut off at {length} tokens (--size)")
+    return {name: n for name, n in {"skipped": skipped, "cut": cut}.items() if n}
 
 
 class _Answers:
@@ -251,6 +286,9 @@ class _Answers:
     def __init__(self, said: Sequence[Said], tokenizer: Any, length: int) -> None:
         self.said, self.tokenizer, self.length = said, tokenizer, length
         self.cut = 0  # answers that were longer
+
+    def __len__(self) -> int:
+        return len(self.said)
 
     def __getitem__(self, index: int) -> Row | None:
         prompt, answer = _tokens(self.said[index], self.tokenizer)

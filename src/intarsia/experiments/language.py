@@ -86,13 +86,18 @@ def check_options(experiment: Experiment) -> None:
             )  # fmt: skip
 
 
+def length_of(experiment: Experiment) -> int:
+    """Tokens of a row."""
+    return experiment.adapted.size or LENGTH
+
+
 def texts_of(
     experiment: Experiment, tokenizer: Any, report: Callable[[str], None] = print
 ) -> TextSplits:
     """The rows of tokens of the experiment's data."""
     asked, seed = experiment.pictures, experiment.training.seed
     return load_texts(
-        asked.data, tokenizer, length=experiment.adapted.size or LENGTH,
+        asked.data, tokenizer, length=length_of(experiment),
         seed=seed if asked.split_seed is None else asked.split_seed,
         train=asked.images, val=asked.val, test=asked.test, progress=report,
     )  # fmt: skip
