@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from intarsia.routers import Router, task_ids
 from intarsia.routers.statistics import CollapseWarning
 from intarsia.train import TokenMetrics, evaluate, logits_of, next_token, trainer_loss
 from intarsia.train.evaluate import is_text, right
-from intarsia.train.learner import counts_of
+from intarsia.train.learner import Learner, counts_of
+from intarsia.train.objectives import TargetLoss, two_pass
 from intarsia.train.order import Reader
 
 VOCABULARY = 17
@@ -234,3 +236,63 @@ def test_texts_without_anything_to_predict_are_refused() -> None:
         intarsia.fit(
             nn.Linear(4, 3), [(torch.zeros(4), torch.zeros(2, dtype=torch.int64))], epochs=1
         )
+
+
+def test_what_stands_beside_a_token_is_padded_along_the_tokens() -> None:
+    class Boxes(Rows):
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            row = super().__getitem__(i)
+            return row | {"boxes": torch.ones(len(row["input_ids"]), 4)}
+
+    x, _ = Reader(Boxes((3, 5)), seed=0)[(0, (0, 1))]
+    assert not isinstance(x, Tensor) and x["boxes"].shape == (2, 5, 4)
+    assert x["boxes"][0].sum(1).tolist() == [4, 4, 4, 0, 0]
+
+
+def test_a_part_without_a_labelled_token_leaves_the_accuracy_a_number() -> None:
+    class Half(Rows):
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            row = super().__getitem__(i)
+            return row if i else row | {"labels": torch.full_like(row["labels"], -100)}
+
+    data = Half((4, 4))
+    run = intarsia.fit(llama(), data, epochs=1, batch_size=2, accumulate=2, lr=0.0)
+    first, found = run.history[0], evaluate(llama(), data)
+    assert isinstance(found, TokenMetrics)
+    assert first["accuracy"] == pytest.approx(found.accuracy)
+    assert first["loss"] == pytest.approx(found.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "counts", "shares"),
+    [(0.5, [1], [2.0]), (0.0, [0, 0], [0.0, 0.0]), (4.0, [3, 1], [0.75, 0.25])],
+)
+def test_shares_are_of_the_mean_over_processes(
+    mean: float, counts: list[int], shares: list[float]
+) -> None:
+    class Ranks:
+        num_processes, device = 2, torch.device("cpu")
+
+        def reduce(self, own: Tensor, how: str) -> Tensor:
+            return torch.full_like(own, mean)
+
+    labels = [torch.tensor([[0] * (1 + n) + [-100]]) for n in counts]
+    assert Learner._shares(SimpleNamespace(accelerator=Ranks()), labels) == shares  # pyright: ignore
+
+
+def test_padding_counts_in_no_deep_alignment() -> None:
+    model = llama()
+    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train()
+    x, y = Reader(Rows((3, 9)), seed=0)[(0, (0, 1))]
+    seen: list[Tensor] = []
+    hook = model.model.layers[0].register_forward_hook(lambda _m, _x, out: seen.append(out))
+    found = two_pass(model, x, TargetLoss(next_token, y), deep=1.0)
+    hook.remove()
+    one, two = seen[0].chunk(2)
+    real = torch.tensor([[1] * 3 + [0] * 6, [1] * 9]).bool()
+    assert not torch.equal(one[~real], two[~real])
+    want = (one - two)[real].square().mean()
+    torch.testing.assert_close(found.parts["deep"], want, rtol=1e-5, atol=0)

@@ -21,7 +21,8 @@ def before_forward(host: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     check_task_ids(host, given[0] if given else None)
     if len(args) > 1:  # a mask may be among them
         with contextlib.suppress(TypeError):  # the forward itself will say what is wrong
-            kwargs = inspect.signature(host.forward).bind_partial(*args, **kwargs).arguments
+            bound = inspect.signature(host.forward).bind_partial(*args, **kwargs).arguments
+            kwargs = {**bound, **kwargs}  # what **kwargs takes is bound under that one name
     mask = kwargs.get("attention_mask")
     set_valid(host, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
     ids = kwargs.get("input_ids", args[0] if args else None)

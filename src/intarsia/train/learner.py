@@ -91,7 +91,7 @@ class Learner:
         if self.accelerator.num_processes > 1 and labels[0].ndim == 2:  # rows of unequal length
             own = torch.tensor(mean, device=self.accelerator.device)
             mean = float(cast(Tensor, self.accelerator.reduce(own, "mean")))
-        return [count / max(1.0, mean) for count in counts]
+        return [count / mean if mean else 0.0 for count in counts]
 
     def _backward(
         self, objective: Objective, x: Inputs, y: Tensor, share: float
@@ -113,7 +113,8 @@ class Learner:
     def _logged(self, outcome: Outcome, y: Tensor) -> dict[str, Tensor]:
         values = {"loss": outcome.loss}
         if not (self.recipe.mixup or self.recipe.cutmix):  # a mixed image has no right answer
-            values["accuracy"] = right(outcome.logits, y).float().mean()
+            hits = right(outcome.logits, y)
+            values["accuracy"] = hits.float().sum() / max(1, hits.numel())  # a part may have none
         values |= outcome.parts
         return {name: v.detach().float() for name, v in values.items()}
 

@@ -175,7 +175,7 @@ def two_pass(
     if add:
         loss = loss + add * loss_of(second)
     if deep:
-        parts["deep"] = deep_alignment(hidden)
+        parts["deep"] = deep_alignment(hidden, x)
         loss = loss + deep * parts["deep"]
     return Outcome(loss, first, parts)
 
@@ -292,14 +292,20 @@ def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
     return task.to(logits.device), place.to(logits.device)
 
 
-def deep_alignment(hidden: list[Tensor]) -> Tensor:
+def deep_alignment(hidden: list[Tensor], x: Inputs | None = None) -> Tensor:
     """Sum over blocks of the mean squared distance between two stacked passes.  [(2B, ...)] -> ().
 
     `hidden` are the outputs of the first half of a model's blocks; no target is detached (MoSA's
-    released code: the first six of twelve).
+    released code: the first six of twelve). x: one pass's inputs, whose padding does not count.
     """
     halves = [h.float().chunk(2) for h in hidden]
-    return torch.stack([F.mse_loss(first, second) for first, second in halves]).sum()
+    return torch.stack([_distance(first, second, x) for first, second in halves]).sum()
+
+
+def _distance(first: Tensor, second: Tensor, x: Inputs | None) -> Tensor:
+    if not isinstance(x, Mapping) or first.ndim != 3:
+        return F.mse_loss(first, second)
+    return _mean((first - second).square().mean(-1), x)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

@@ -185,7 +185,7 @@ def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         rest = (0, longest - count)
         for name, value in of_token.items():
             if value.shape[:1] == mask.shape:
-                of_token[name] = F.pad(value, rest)
+                of_token[name] = F.pad(value, (0, 0) * (value.ndim - 1) + rest)  # the first axis
         y = torch.as_tensor(y)
         padded.append((of_token, F.pad(y, rest, value=IGNORED) if y.ndim else y))
     return padded
