@@ -150,6 +150,23 @@ def test_a_checkpoint_of_another_run_is_an_error(
     assert checkpoint.latest(tmp_path / "run" / "state") is not None
 
 
+def test_the_validation_part_is_held_to_where_the_checkpoint_knows_it(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "epochs": 1, "batch_size": 8, "out": tmp_path, "trackers": (), "select": "val",
+    }  # fmt: skip
+    whole = fit(host(), pictures(40), pictures(20, seed=1), **settings)
+    with pytest.raises(CheckpointError, match="val.sha256"):
+        fit(host(), pictures(40), pictures(20, seed=2), resume=True, **settings)
+    path = checkpoint.latest(tmp_path / "state")
+    assert path is not None
+    state = checkpoint.load(path)
+    del state["identity"]["val"]  # as it was written before
+    checkpoint.save(tmp_path / "state", state)
+    again = fit(host(), pictures(40), pictures(20, seed=1), resume=True, **settings)
+    assert whole.val is not None and again.val is not None
+    assert torch.equal(whole.val.logits, again.val.logits)
+
+
 @pytest.mark.parametrize("size", [60, 3_000, 20_000])
 def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path, size: int) -> None:
     settings = started(tmp_path / "run")

@@ -117,7 +117,7 @@ def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Pa
     raw = torch.cat([part for entry in found for part in entry.encode()])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"crc": _crc(config, raw)}
+    metadata = {"crc": _crc(config._identity(), raw)}
     if (coded := _head_format(model, name)) is not None:
         metadata["head"] = f"{coded.bits} {coded.codebook}"
     save_file({BYTES: raw}, folder / PACKED, metadata)
@@ -249,8 +249,8 @@ def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterat
             yield Entry(tensor, formats.get(id(tensor)))
 
 
-def _crc(config: IntarsiaConfig, raw: Tensor) -> str:
-    settings = json.dumps(config._identity(), sort_keys=True)
+def _crc(identity: object, raw: Tensor) -> str:
+    settings = json.dumps(identity, sort_keys=True)
     return f"{zlib.crc32(raw.numpy().tobytes(), zlib.crc32(settings.encode())):08x}"
 
 
@@ -260,7 +260,9 @@ def _read(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None
     try:
         with safe_open(path, "pt") as file:
             raw, metadata = file.get_tensor(BYTES), file.metadata() or {}
-        if raw.dtype != torch.uint8 or metadata.get("crc") != _crc(config, raw):
+        older = [config.method, config.options, config.seed]  # without places, as first written
+        known = [_crc(identity, raw) for identity in (config._identity(), older)]
+        if raw.dtype != torch.uint8 or metadata.get("crc") not in known:
             raise ValueError("bytes or settings that changed after they were written")
         head = metadata.get("head")
         bits, _, codebook = (head or "").partition(" ")

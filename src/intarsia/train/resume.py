@@ -111,7 +111,9 @@ def restore(
     Raises: CheckpointError if the checkpoint is of another run: method, backbone, classes, data,
     settings or number of processes.
     """
-    check_same(state["identity"], at.identity)
+    saved = state["identity"]
+    # checkpoints were once written without the validation part
+    check_same(saved, {k: v for k, v in at.identity.items() if k != "val" or k in saved})
     put_back(model, state["learned"])
     learner.load_state(state["learner"])
     set_generator_states(model, state["draws"])
