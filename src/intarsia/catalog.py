@@ -18,6 +18,7 @@ from .core.card import KINDS
 from .core.errors import UnknownName
 from .core.registry import METHODS as METHODS
 from .core.registry import card as card
+from .schedules import Phased
 
 BASELINE = "baseline"  # the kind of what has no card
 TAGS: Mapping[str, str] = MappingProxyType(
@@ -95,6 +96,7 @@ def describe(found: Card) -> dict[str, Any]:
         "tags": sorted(found.tags),
         "summary": found.summary,
         "config": found.config.__name__,
+        "phased": issubclass(found.config, Phased),
         "settings": [
             {"name": f.name, "type": _type_name(f.type), "default": defaults[f.name]}
             for f in dataclasses.fields(cast(Any, found.config))
@@ -147,11 +149,15 @@ def shown(value: Any) -> str:
 
 def example(described: Mapping[str, Any]) -> tuple[str, str]:
     """A command and a line of Python that use what is described, its first number spelled out."""
-    number = next((s for s in described["settings"] if isinstance(s["default"], int)), None)
+    numbers = (s for s in described["settings"] if isinstance(s["default"], int | float))
+    number = next((s for s in numbers if not isinstance(s["default"], bool)), None)
     given = f"{number['name']}={number['default']}" if number else ""
     chosen = f" --set {given}" if given else ""
     name = described["name"]
-    python = f"model = intarsia.adapt(model, intarsia.{described.get('config')}({given}))"
+    method = f"intarsia.{described.get('config')}({given})"
+    python = f"model = intarsia.adapt(model, {method})"
+    if described.get("phased"):
+        python = f"found = intarsia.fit_in_phases(model, {method}, train)"
     if described["kind"] == BASELINE:
         inside = f", {{{number['name']!r}: {number['default']}}}" if number else ""
         python = f"model = intarsia.hosts.baselines.build({name!r}, model{inside})"
