@@ -18,7 +18,6 @@ from .core.card import KINDS
 from .core.errors import UnknownName
 from .core.registry import METHODS as METHODS
 from .core.registry import card as card
-from .schedules import Phased
 
 BASELINE = "baseline"  # the kind of what has no card
 TAGS: Mapping[str, str] = MappingProxyType(
@@ -96,7 +95,7 @@ def describe(found: Card) -> dict[str, Any]:
         "tags": sorted(found.tags),
         "summary": found.summary,
         "config": found.config.__name__,
-        "phased": issubclass(found.config, Phased),
+        "phased": hasattr(found.config, "phases"),
         "settings": [
             {"name": f.name, "type": _type_name(f.type), "default": defaults[f.name]}
             for f in dataclasses.fields(cast(Any, found.config))
