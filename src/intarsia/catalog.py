@@ -7,6 +7,7 @@ method and not the whole list.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -85,7 +86,10 @@ def key_of(module: str) -> str:
 
 
 def describe(found: Card) -> dict[str, Any]:
-    """A card as JSON can hold it: paper, tags, and each setting with its type and default."""
+    """A card as JSON can hold it: paper, tags, and each setting with its type and default.
+
+    python: where its config is imported from.
+    """
     defaults = registry.settings_to_dict(found.config())
     return {
         "name": found.key,
@@ -96,6 +100,7 @@ def describe(found: Card) -> dict[str, Any]:
         "summary": found.summary,
         "config": found.config.__name__,
         "phased": hasattr(found.config, "phases"),
+        "python": _importable(found.config),
         "settings": [
             {"name": f.name, "type": _type_name(f.type), "default": defaults[f.name]}
             for f in dataclasses.fields(cast(Any, found.config))
@@ -131,6 +136,16 @@ def describe_baseline(found: Baseline, settings: Mapping[str, Any] | None = None
 
 def _paper(paper: Paper) -> dict[str, Any]:
     return {"arxiv": paper.arxiv, "year": paper.year, "title": paper.title, "url": paper.url}
+
+
+def _importable(config: Any) -> str:
+    """The shortest path by which a config can be imported, as "intarsia.TopK"."""
+    folders = config.__module__.split(".")
+    for depth in range(1, len(folders) + 1):
+        module = ".".join(folders[:depth])
+        if getattr(importlib.import_module(module), config.__name__, None) is config:
+            return f"{module}.{config.__name__}"
+    return f"{config.__module__}.{config.__qualname__}"
 
 
 def _type_name(annotation: object) -> str:

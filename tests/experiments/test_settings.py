@@ -8,7 +8,8 @@ import pytest
 
 from intarsia import Adamix, Bi, Bottleneck, Lora, MixLora, Mos, Mosa, Switch, TopK, TopP
 from intarsia.core.errors import ConfigError, UnknownName
-from intarsia.experiments.settings import method, objective, words
+from intarsia.experiments.experiment import Adapted
+from intarsia.experiments.settings import method, objective, of_baseline, words
 from intarsia.train import plain, two_pass
 
 
@@ -102,3 +103,18 @@ def test_objectives() -> None:
 def test_a_wrong_objective(text: str, says: str) -> None:
     with pytest.raises((ConfigError, UnknownName), match=says):
         objective(text)
+
+
+@pytest.mark.parametrize(
+    ("method", "blocks", "targets", "named"),
+    [
+        ("linear", 2, (), "--last-blocks with"),
+        ("linear", 2, ("mlp",), "--last-blocks and --target with"),
+        ("bitfit", 2, ("mlp",), "--target with"),
+    ],
+)
+def test_the_options_that_a_baseline_refuses_are_named(
+    method: str, blocks: int, targets: tuple[str, ...], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{named} method"):
+        of_baseline(Adapted(method=method, last_blocks=blocks, targets=targets))

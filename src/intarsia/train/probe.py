@@ -53,7 +53,10 @@ def linear_probe(
 def features(
     model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """What goes into the model's head, (n, d) float32, and the labels (n,), on the CPU."""
+    """What goes into the model's head, (n, d) float32, and the labels (n,), on the CPU.
+
+    Raises: ConfigError for a model without a head.
+    """
     head = head_of(model)
     if not isinstance(head, nn.Module):
         raise ConfigError(
