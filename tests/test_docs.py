@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 PROSE = "\n".join(p.read_text() for p in (ROOT / "README.md", *PAGES))
+REFERENCE = (DOCS / "reference.md").read_text()
 RUNNABLE = (
     "tour.md",
     "how-to/adapt-a-model.md",
@@ -81,7 +82,7 @@ def is_documented(name: str, prose: str) -> bool:
 
 @pytest.mark.parametrize("name", public_names())
 def test_every_public_name_is_documented(name: str) -> None:
-    assert is_documented(name, PROSE)
+    assert is_documented(name, REFERENCE)
 
 
 @pytest.mark.parametrize("name", error_classes())
@@ -92,6 +93,21 @@ def test_every_error_is_documented(name: str) -> None:
 @pytest.mark.parametrize("verb", verbs())
 def test_every_verb_is_documented(verb: str) -> None:
     assert f"intarsia {verb}" in PROSE
+
+
+@pytest.mark.parametrize("name", re.findall(r"^::: (.*)$", REFERENCE, re.M))
+def test_every_entry_of_the_reference_exists(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    assert getattr(importlib.import_module(module), attribute).__doc__
+    # where both exist, the page would show the file in place of what it defines
+    assert not (ROOT / "src" / f"{name.replace('.', '/')}.py").exists()
+
+
+def test_a_misspelt_name_says_which_are_near() -> None:
+    with pytest.raises(AttributeError, match=r"'Moza'\. Did you mean Mosa"):
+        intarsia.Moza  # noqa: B018
+    with pytest.raises(AttributeError, match=r"attribute 'qqqqqqq'$"):
+        intarsia.qqqqqqq  # noqa: B018
 
 
 def test_an_undocumented_name_is_found() -> None:

@@ -7,6 +7,7 @@ stock = intarsia.fold(model)
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +186,10 @@ __all__ = sorted(_HOME, key=str.casefold)  # pyright: ignore[reportUnsupportedDu
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'intarsia' has no attribute {name!r}")
+        near = difflib.get_close_matches(name, __all__)
+        fix = f". Did you mean {' or '.join(near)}?" if near else ""
+        # without its object: Python would suggest a second time at the end of the same line
+        raise AttributeError(f"module 'intarsia' has no attribute {name!r}{fix}", name=name)
     return getattr(importlib.import_module(f"intarsia.{_HOME[name]}"), name)
 
 

@@ -7,6 +7,7 @@ method and not the whole list.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -85,7 +86,10 @@ def key_of(module: str) -> str:
 
 
 def describe(found: Card) -> dict[str, Any]:
-    """A card as JSON can hold it: paper, tags, and each setting with its type and default."""
+    """A card as JSON can hold it: paper, tags, and each setting with its type and default.
+
+    python: where its config is imported from.
+    """
     defaults = registry.settings_to_dict(found.config())
     return {
         "name": found.key,
@@ -95,6 +99,8 @@ def describe(found: Card) -> dict[str, Any]:
         "tags": sorted(found.tags),
         "summary": found.summary,
         "config": found.config.__name__,
+        "phased": hasattr(found.config, "phases"),
+        "python": _importable(found.config),
         "settings": [
             {"name": f.name, "type": _type_name(f.type), "default": defaults[f.name]}
             for f in dataclasses.fields(cast(Any, found.config))
@@ -132,6 +138,16 @@ def _paper(paper: Paper) -> dict[str, Any]:
     return {"arxiv": paper.arxiv, "year": paper.year, "title": paper.title, "url": paper.url}
 
 
+def _importable(config: Any) -> str:
+    """The shortest path by which a config can be imported, as "intarsia.TopK"."""
+    folders = config.__module__.split(".")
+    for depth in range(1, len(folders) + 1):
+        module = ".".join(folders[:depth])
+        if getattr(importlib.import_module(module), config.__name__, None) is config:
+            return f"{module}.{config.__name__}"
+    return f"{config.__module__}.{config.__qualname__}"
+
+
 def _type_name(annotation: object) -> str:
     # modules postpone annotations, so that they are text already
     return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
@@ -147,11 +163,15 @@ def shown(value: Any) -> str:
 
 def example(described: Mapping[str, Any]) -> tuple[str, str]:
     """A command and a line of Python that use what is described, its first number spelled out."""
-    number = next((s for s in described["settings"] if isinstance(s["default"], int)), None)
+    numbers = (s for s in described["settings"] if isinstance(s["default"], int | float))
+    number = next((s for s in numbers if not isinstance(s["default"], bool)), None)
     given = f"{number['name']}={number['default']}" if number else ""
     chosen = f" --set {given}" if given else ""
     name = described["name"]
-    python = f"model = intarsia.adapt(model, intarsia.{described.get('config')}({given}))"
+    method = f"intarsia.{described.get('config')}({given})"
+    python = f"model = intarsia.adapt(model, {method})"
+    if described.get("phased"):
+        python = f"found = intarsia.fit_in_phases(model, {method}, train)"
     if described["kind"] == BASELINE:
         inside = f", {{{number['name']!r}: {number['default']}}}" if number else ""
         python = f"model = intarsia.hosts.baselines.build({name!r}, model{inside})"

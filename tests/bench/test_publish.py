@@ -36,7 +36,7 @@ def test_both_means_and_both_counts_are_in_the_table(make_suite: MakeAll) -> Non
         "Method", "Group mean", "Task mean", "Parameters", "With head", "PPT", "Time", "CPU time",
         "Peak memory",
     ]  # fmt: skip
-    assert results_table(found).notes == ()
+    assert results_table(found).notes == ("Trained for 20 epochs.",)
     # the same as means of the tasks' table
     last = tasks_table(found).rows[-2:]
     columns = zip(*(row[1:] for row in last), strict=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import pytest
 
-from intarsia.bench.results import Done, Result
+from intarsia.bench.results import Done, Origin, Result
 from intarsia.bench.statistics import ppt
 from intarsia.bench.summary import Row, tables
 from intarsia.bench.words import notes, sentences
@@ -135,5 +137,21 @@ def test_uneven_efforts_are_told(make_result: Make) -> None:
     (found,) = tables(results).findings
     said = " ".join(notes(found))
     assert "unequal numbers of seeds: A 2 and B 1" in said
-    assert "B was not trained equally long everywhere: 5 to 20 epochs" in said
+    assert "Trained for 20 epochs; B for 5 to 20." in said
     assert "In 1 of 6 cells, settings were chosen among 9" in said
+
+
+def test_what_scores_came_out_of_is_told(make_result: Make) -> None:
+    def of(method: str, task: str, **about: Any) -> Result:
+        known = {"code": "c", "pictures": "p", "twins": 0}
+        return replace(make_result(method, task), origin=Origin(**known | about))
+
+    alike = [of("a", "x"), of("b", "x", chosen={"active": 1}), of("a", "y"), of("b", "y")]
+    (found,) = tables(alike).findings
+    assert notes(found)[1:] == ["Chosen by the method for so many images and epochs: B active = 1."]
+    others = [of("c", "x", code="d", pictures="q"), of("c", "y", twins=3), make_result("d", "x")]
+    (found,) = tables(alike + others).findings
+    said = " ".join(notes(found))
+    assert "The results are of 2 versions of the source." in said
+    assert "Methods saw different pictures, so do not compare them there: x (seed 0)." in said
+    assert "Pictures of the test part that were trained on, too: y 3." in said

@@ -55,9 +55,10 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "results": {
             "val" if flat["val"] is None else "test": scores,
-            "seconds": 0.5, "cpu_seconds": 0.5, "peak_bytes": {"resident": 1000},
+            "seconds": 0.5, "cpu_seconds": 0.5, "peak_bytes": {"resident": 1000, "grown": 400},
         },
         "parameters": {"all": 100, "trained": 12, "trained_without_head": 2},
+        "origin": {"code": "c", "pictures": "p", "twins": 0, "chosen": {}},
     }  # fmt: skip
 
 

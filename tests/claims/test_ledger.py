@@ -1,6 +1,8 @@
 """Claims are judged by their bar, kept, and printed as they came out."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,12 +11,12 @@ from intarsia.core import Claim, Result
 from intarsia.core.errors import CheckpointError, UnknownName
 
 
-def a_claim(got, *, sense=">=", bar=0.5):
+def a_claim(got, *, sense=">=", bar=0.5, minutes=1.0):
     def run(seeds, report):
         report("running")
         return Result(got, 0.1, tuple(got for _ in seeds), ({"arm": "ours", "score": got},), "So.")
 
-    return Claim("toy", "Ours is better.", "theirs", bar, sense, run)
+    return Claim("toy", "Ours is better.", "theirs", bar, sense, run, minutes=minutes)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,32 @@ def test_what_was_not_run_says_so(tmp_path):
     ledger.write_page(tmp_path, tmp_path / "claims.md")
     page = (tmp_path / "claims.md").read_text()
     assert page.count("not run") == len(claims())
+
+
+def test_the_list_is_exactly_the_files_with_claims():
+    folder = Path(ledger.__file__).parent
+    found = {f"claims.{p.stem}" for p in folder.glob("*.py") if "\nCLAIMS = " in p.read_text()}
+    assert found == set(ledger.MODULES)
+    assert list(ledger.MODULES) == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "minutes", "said"),
+    [
+        (0.3, 20, "from kept cells"),
+        (0.3, 0.02, "1 second"),
+        (18.7, 0.5, "19 seconds"),
+        (60, 20, "1 minute"),
+        (571, 20, "10 minutes"),
+    ],
+)
+def test_what_a_run_cost(tmp_path, monkeypatch, seconds, minutes, said):
+    found = a_claim(0.4, minutes=minutes)
+    monkeypatch.setattr(ledger, "claims", lambda: (found,))
+    record = dataclasses.replace(ledger.run_claim(found, report=print), seconds=seconds)
+    ledger.save(record, tmp_path)
+    ledger.write_page(tmp_path, tmp_path / "claims.md")
+    assert f", {said}; " in (tmp_path / "claims.md").read_text()
 
 
 def test_a_foreign_record_is_refused(tmp_path):

@@ -152,6 +152,18 @@ def test_show_tells_paper_settings_tags_and_an_example(intarsia: Intarsia) -> No
     assert example
     GROUP.commands["fit"].make_context("fit", shlex.split(example[1]))
     assert "intarsia.Mosa(experts=4)" in out
+    assert "In Python: intarsia.Mosa\n" in out
+
+
+def test_show_names_the_class_where_it_can_be_imported(intarsia: Intarsia) -> None:
+    assert "In Python: intarsia.routers.random.RandomRouting\n" in intarsia("show", "random").out
+    assert "In Python" not in intarsia("show", "linear").out
+
+
+def test_help_says_what_an_option_means_to_its_verb(intarsia: Intarsia) -> None:
+    assert "A setting of one method" in intarsia("compare", "--help").out
+    assert "over.bottleneck=16" in intarsia("fit", "--help").out
+    assert "'intarsia[ray]'" in intarsia("bench", "--help").out
 
 
 def test_show_as_json(intarsia: Intarsia) -> None:

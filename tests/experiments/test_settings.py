@@ -133,3 +133,18 @@ def test_last_blocks_are_said_once() -> None:
     asked = Adapted(method="bitfit", last_blocks=6, settings=("last_blocks=0",))
     with pytest.raises(ConfigError, match="got 0, and --last-blocks 6, want one of them"):
         of_baseline(asked)
+
+
+@pytest.mark.parametrize(
+    ("method", "blocks", "targets", "named"),
+    [
+        ("linear", 2, (), "--last-blocks with"),
+        ("linear", 2, ("mlp",), "--last-blocks and --target with"),
+        ("bitfit", 2, ("mlp",), "--target with"),
+    ],
+)
+def test_the_options_that_a_baseline_refuses_are_named(
+    method: str, blocks: int, targets: tuple[str, ...], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{named} method"):
+        of_baseline(Adapted(method=method, last_blocks=blocks, targets=targets))

@@ -334,6 +334,14 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
         LtSft(**settings)
 
 
+def test_an_adapter_that_needs_phases_is_not_trained_without() -> None:
+    model = intarsia.adapt(net(), LtSft(count=9), targets=["fc"], head=None)
+    with pytest.raises(ConfigError, match="lt_sft, which is trained in phases.*\n?.*fit_in_phases"):
+        fit(model, rows(), **OPTIONS)
+    fit_in_phases(model, LtSft(count=9), rows(), **OPTIONS)
+    fit(model, rows(), **OPTIONS)  # chosen entries go on as any adapter's
+
+
 def test_more_weights_than_there_are_are_refused_before_anything_is_trained() -> None:
     model, start = net(), bits(net())
     with pytest.raises(ConfigError, match=f"count: got {TOTAL + 1}, want at most the {TOTAL}"):

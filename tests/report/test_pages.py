@@ -20,6 +20,8 @@ def test_every_card_has_a_page_and_a_line_in_the_index() -> None:
         text = made[f"{card.key}.md"]
         assert card.summary in text and card.paper.url in text
         assert all(f"`{tag}`" in text for tag in card.tags)
+        assert ("## Tags" in text) == bool(card.tags)
+        assert f".{card.config.__name__}`." in text
 
 
 @pytest.mark.parametrize("name", sorted(pages()))

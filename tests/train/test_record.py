@@ -14,7 +14,9 @@ from intarsia.train.record import forget_peak, peak_bytes
 def test_the_peak_counts_from_where_it_was_forgotten() -> None:
     held = np.ones(40_000_000)  # 320 MB
     del held
-    before = peak_bytes()["resident"]
-    forget_peak()
-    after = peak_bytes()["resident"]
-    assert after < before - 200e6
+    before = peak_bytes(0)["resident"]
+    start = forget_peak()
+    assert peak_bytes(start)["resident"] < before - 200e6
+    more = np.ones(20_000_000)  # 160 MB
+    del more
+    assert 150e6 < peak_bytes(start)["grown"] < 200e6

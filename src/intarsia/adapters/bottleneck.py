@@ -61,6 +61,8 @@ class Bottleneck:
       afresh for each sample (DropConnect, Wan et al. 2013).
 
     Raises: ConfigError on a setting that is none of these.
+    Source: AdaptFormer (arXiv:2205.13535), Pfeiffer (arXiv:2005.00247), Houlsby (arXiv:1902.00751),
+    Adapter+ (arXiv:2406.06820).
     Not for merging into weights: the activation makes it non-linear; `fold` can widen an MLP.
     """
 

@@ -244,6 +244,8 @@ class S2ftCell(Cell):
 
     `channels` (c,) are a buffer and saved; a run of neighbours is sliced in place of indexed.
     Beside a plain frozen Linear both are computed at once, see `Columns` and `Rows`.
+
+    Raises: CheckpointError where `channels`, once loaded, are outside the layer.
     """
 
     fused: ClassVar[bool] = True

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..core.errors import ConfigError, TrainingError
 from ..experiments.experiment import Pictures
@@ -14,7 +13,7 @@ from ..experiments.kept import Kept, key_of
 from ..experiments.pool import Outcome, Trial, Work, run_trials
 from .folder import opened
 from .plan import Place, Plan
-from .run import How, told
+from .run import How
 from .work import run as one_run
 
 FEWEST_EPOCHS = 5
@@ -36,7 +35,7 @@ def measured_costs(
     pilot fails costs as much as the dearest one.
     Raises: TrainingError if every pilot fails.
     """
-    with opened(out, told(plan)):
+    with opened(out, plan.asked):
         return _measured(plan, out, how, report, work)
 
 
@@ -124,17 +123,3 @@ def fitted(plan: Plan, costs: Costs, most: float, jobs: int) -> Plan:
             fix="Choose fewer with --tasks and --methods.",
         )  # fmt: skip
     return plan
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """The plan in numbers, for --json and the page."""
-    return {
-        "suite": plan.suite.name,
-        "protocol": plan.protocol.name,
-        "model": plan.model,
-        "tasks": [t.name for t in plan.tasks],
-        "methods": [c.name for c in plan.contenders],
-        "seeds": list(plan.seeds),
-        "epochs": plan.start.training.epochs,
-        "cut": list(plan.cut),
-    }

@@ -15,6 +15,7 @@ from ..core.errors import CheckpointError, ConfigError
 from ..train.checkpoint import disk_error, write_json
 
 FORMAT = 1
+SHARED = "suite", "protocol"  # by all results of a folder
 RESULTS, SEARCHES, PLAN = "results.jsonl", "searches.jsonl", "bench.json"
 README = """A benchmark of intarsia.
 
@@ -35,7 +36,7 @@ The same command again keeps what is finished and goes on.
 def opened(out: Path, asked: dict[str, Any]) -> Iterator[None]:
     """Inside, this runner alone works in the folder.
 
-    asked: the suite and the protocol, which all results of a folder share.
+    asked: of the plan, written down; all results of a folder share the suite and the protocol.
     Raises: ConfigError if another one does, for a folder of another suite or protocol, or if `out`
     is a file; CheckpointError for a folder of another format or one that is damaged.
     """
@@ -57,7 +58,7 @@ def opened(out: Path, asked: dict[str, Any]) -> Iterator[None]:
             fix="Wait for it, or choose another --out.",
         ) from error  # fmt: skip
     try:
-        _check(out / PLAN, asked)
+        _check(out / PLAN, {name: asked[name] for name in SHARED})
         (out / "README.txt").write_text(README)
         write_json(out / PLAN, {"format": FORMAT, "intarsia": version("intarsia"), **asked})
         yield
@@ -65,7 +66,7 @@ def opened(out: Path, asked: dict[str, Any]) -> Iterator[None]:
         lock.release()
 
 
-def _check(path: Path, asked: dict[str, Any]) -> None:
+def _check(path: Path, same: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
@@ -81,11 +82,9 @@ def _check(path: Path, asked: dict[str, Any]) -> None:
             f"format of {path}", got=f"{number}, by intarsia {found.get('intarsia', '?')}",
             want=FORMAT, fix="Choose another --out, or go on with the version that wrote it.",
         )  # fmt: skip
-    if other := {
-        name: found[name] for name in asked if found.get(name, asked[name]) != asked[name]
-    }:
+    if other := {name: found[name] for name in same if found.get(name, same[name]) != same[name]}:
         raise ConfigError(
             f"results folder {path.parent}",
             got=", ".join(f"{name} {value}" for name, value in other.items()),
-            want=", ".join(f"{name} {asked[name]}" for name in other), fix="Choose another --out.",
+            want=", ".join(f"{name} {same[name]}" for name in other), fix="Choose another --out.",
         )  # fmt: skip

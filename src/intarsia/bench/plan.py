@@ -86,9 +86,38 @@ class Plan:
 
     @cached_property
     def model(self) -> str:
-        """The model in a table."""
-        adapted = self.start.adapted
-        return adapted.model if adapted.size is None else f"{adapted.model} at {adapted.size} px"
+        """The model in a table, with what else the places share: others are in another table."""
+        adapted, asked = self.start.adapted, self.start.pictures
+        blocks = adapted.last_blocks
+        told = [
+            adapted.model if adapted.size is None else f"{adapted.model} at {adapted.size} px",
+            f"last {blocks} block{'s' if blocks > 1 else ''}" if blocks else "",
+            self.start.training.precision,
+            _share(asked.images),
+            f"{asked.shots} images a class" if asked.shots is not None else "",
+        ]
+        return ", ".join(filter(None, told))
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All of it for JSON."""
+        return {
+            "suite": self.suite.name,
+            "protocol": self.protocol.name,
+            "model": self.model,
+            "tasks": [task.name for task in self.tasks],
+            "methods": [contender.name for contender in self.contenders],
+            "seeds": list(self.seeds),
+            "epochs": self.start.training.epochs,
+            "start": self.start.flat(),
+            "cut": list(self.cut),
+        }
+
+
+def _share(images: float | None) -> str:
+    if images is None:
+        return ""
+    return f"{100 * images:g} % of the images" if images < 1 else f"{images:,} images"
 
 
 def key_for(experiment: Experiment) -> str:

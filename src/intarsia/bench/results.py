@@ -39,6 +39,7 @@ class Method:
 class Setup:
     """The rules: protocol, backbone, epochs; what a search chose, of how many, in how many seconds.
 
+    model: with all that the places share, as the size of pictures, the blocks and the precision.
     search_seconds: of training, over all runs of the search that ended.
     """
 
@@ -88,6 +89,21 @@ class Done:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a score came out of, beside the settings; "" and None = not known.
+
+    code: digest of the package's source.  pictures: of all parts' pictures and labels.
+    twins: pictures of the training part that are in the test part, too.  chosen: what the method
+    decided for this many images and epochs.
+    """
+
+    code: str = ""
+    pictures: str = ""
+    twins: int | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Failed:
     """Why there is no score: the error's text."""
 
@@ -96,7 +112,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a cell.  key: hash of its inputs.  folder: of its run, relative to the file.
+    """What became of a cell.  key: hash of its settings.  folder: of its run, relative to the file.
 
     Raises: DataError for a value that no cell can have.
     """
@@ -108,6 +124,7 @@ class Result:
     setup: Setup
     folder: str
     outcome: Done | Failed
+    origin: Origin = field(default_factory=Origin)
 
     @property
     def status(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from ..experiments.experiment import Experiment
 from ..experiments.kept import Kept
 from ..experiments.pool import Outcome, Trial, Work, run_told
+from ..train.folder import STATE
 from . import results
 from .folder import RESULTS, SEARCHES, opened
 from .plan import Place, Plan, key_for
@@ -41,16 +43,11 @@ def run_plan(
     the same results.
     Raises: ConfigError if another runner works in `out`; KeyboardInterrupt after Ctrl-C.
     """
-    with opened(out, told(plan)):
+    with opened(out, plan.asked):
         places = list(plan.places())
         kept = Kept(out / SEARCHES)
         searched = _search(plan, places, kept, out, how, report, work)
         return _finish(plan, places, searched, out, how, report, work)
-
-
-def told(plan: Plan) -> dict[str, str]:
-    """What all results of a folder have in common."""
-    return {"suite": plan.suite.name, "protocol": plan.protocol.name}
 
 
 def _search(
@@ -108,12 +105,14 @@ def _finish(
         finals[place] = key, experiment, setup
     at = {key: place for place, (key, _, _) in finals.items()}
 
-    def keep(key: str, outcome: results.Done | results.Failed) -> None:
+    def keep(key: str, outcome: results.Done | results.Failed, origin: results.Origin) -> None:
         place = at[key]
         folder = _folder(place, key).as_posix()
-        found = _result(plan, place, key, finals[place][2], folder, outcome)
+        found = _result(plan, place, key, finals[place][2], folder, outcome, origin)
         results.append(file, found)
         have[key] = found
+        if found.status == "done":  # nothing will go on from it
+            shutil.rmtree(out / folder / STATE, ignore_errors=True)
 
     trials: list[Trial] = []
     for place, (key, experiment, _) in finals.items():
@@ -121,15 +120,19 @@ def _finish(
             continue
         if experiment is None:
             errors = [str(row["error"]) for row in searched[place][1]]
-            keep(key, results.Failed(f"every run of its search failed: {errors[0]}"))
+            why = results.Failed(f"every run of its search failed: {errors[0]}")
+            keep(key, why, results.Origin())
             continue
         trials.append(_trial(str(place), key, experiment, place, out))
     if len(trials) < len(places):
         report(f"{len(places) - len(trials)} of {len(places)} runs are there already.")
 
     def done(end: Outcome) -> None:
-        outcome = results.Failed(end.error) if end.result is None else measured(end.result)
-        keep(str(end.trial.inputs["key"]), outcome)
+        key = str(end.trial.inputs["key"])
+        if end.result is None:
+            keep(key, results.Failed(end.error), results.Origin())
+        else:
+            keep(key, measured(end.result), results.Origin(**end.result["origin"]))
 
     _run(trials, how, report, work, done)
     return [have[finals[place][0]] for place in places]
@@ -168,7 +171,7 @@ def measured(found: Mapping[str, Any]) -> results.Done:
         trained_without_head=counts["trained_without_head"],
         seconds=found["results"]["seconds"],
         cpu_seconds=found["results"]["cpu_seconds"],
-        peak_bytes=peak.get("accelerator", peak.get("resident")),
+        peak_bytes=peak.get("accelerator", peak.get("grown")),
     )
 
 
@@ -179,6 +182,7 @@ def _result(
     setup: results.Setup,
     folder: str,
     outcome: results.Done | results.Failed,
+    origin: results.Origin,
 ) -> results.Result:
     task = place.task
     return results.Result(
@@ -189,6 +193,7 @@ def _result(
         setup=setup,
         folder=folder,
         outcome=outcome,
+        origin=origin,
     )
 
 

@@ -217,7 +217,8 @@ def _costs(findings: Findings) -> list[Field]:
               lambda row: _seconds(row.costs and row.costs.seconds)),
         Field(Column("CPU time", f"Processor seconds of the same, all cores{where}"),
               lambda row: _seconds(row.costs and row.costs.cpu_seconds)),
-        Field(Column("Peak memory", f"The largest of all runs{where}"),
+        Field(Column("Peak memory", "What training took above the loaded model and pictures: "
+                     f"the largest of all runs{where}"),
               lambda row: _size(row.costs and row.costs.peak_bytes)),
     ]  # fmt: skip
     costs = [row.costs for row in findings.rows if row.costs]

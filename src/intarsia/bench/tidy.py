@@ -21,7 +21,7 @@ COLUMNS = {
     "loss": "float64", "trained": "int64", "trained_without_head": "int64", "seconds": "float64",
     "cpu_seconds": "float64", "peak_bytes": "int64", "epochs": "int64", "tried": "int64",
     "search_seconds": "float64", "selected": "string", "folder": "string", "key": "string",
-    "error": "string",
+    "code": "string", "pictures": "string", "twins": "int64", "chosen": "string", "error": "string",
 }  # fmt: skip
 
 
@@ -35,7 +35,9 @@ def tidy(result: Result) -> dict[str, Any]:
         "epochs": setup.epochs, "tried": setup.tried,
         "search_seconds": setup.search_seconds,
         "selected": json.dumps(dict(setup.selected), sort_keys=True),
-        "folder": result.folder, "key": result.key,
+        "folder": result.folder, "key": result.key, "code": result.origin.code,
+        "pictures": result.origin.pictures, "twins": result.origin.twins,
+        "chosen": json.dumps(dict(result.origin.chosen), sort_keys=True),
         "error": None if isinstance(outcome, Done) else outcome.error,
     }  # fmt: skip
     return {name: row[name] if name in row else getattr(outcome, name, None) for name in COLUMNS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..report import numbers
 from ..report.summary import capital, joined
 from . import statistics
-from .sheets import epochs_of, gaps
+from .sheets import Sheet, epochs_of, gaps
 from .summary import Findings, Row
 
 
@@ -108,12 +108,8 @@ def notes(findings: Findings) -> list[str]:
         counts = zip(sheet.methods, sheet.begun.sum(1), strict=True)
         told = joined([f"{method.label} {n}" for method, n in counts])
         found.append(f"The methods have unequal numbers of seeds: {told}.")
-    uneven = {m: e for m, e in epochs_of(sheet).items() if len(e) > 1}
-    found += [
-        f"{method.label} was not trained equally long everywhere: {min(epochs)} to {max(epochs)} "
-        "epochs."
-        for method, epochs in sorted(uneven.items())
-    ]
+    found += _lengths(sheet)
+    found += _origins(sheet)
     searched = [r.setup for r in sheet.results.values() if r.setup.tried]
     if searched:
         tried = [setup.tried for setup in searched]
@@ -124,3 +120,45 @@ def notes(findings: Findings) -> list[str]:
             f"which took {spent} in all; time and memory are those of the final run."
         )
     return found
+
+
+def _lengths(sheet: Sheet) -> list[str]:
+    """For how many epochs, and which methods for others."""
+    trained = epochs_of(sheet)
+    if not trained:
+        return []
+    spans = {m: (min(epochs), max(epochs)) for m, epochs in sorted(trained.items())}
+    usual = max(spans.values(), key=lambda span: (list(spans.values()).count(span), span))
+    others = [f"{m.label} for {_span(span)}" for m, span in spans.items() if span != usual]
+    return [f"Trained for {_span(usual)} epochs{'; ' + joined(others) if others else ''}."]
+
+
+def _span(span: tuple[int, int]) -> str:
+    return str(span[0]) if span[0] == span[1] else f"{span[0]} to {span[1]}"
+
+
+def _origins(sheet: Sheet) -> list[str]:
+    """What scores came out of, where a reader would not expect it."""
+    chosen: dict[str, set[str]] = {}
+    twins: dict[str, int] = {}
+    seen: dict[tuple[str, int], set[str]] = {}
+    for (method, task, seed), result in sorted(sheet.results.items()):
+        origin = result.origin
+        for name, value in origin.chosen.items():
+            chosen.setdefault(f"{method.label} {name}", set()).add(f"{value}")
+        twins[task.name] = max(origin.twins or 0, twins.get(task.name, 0))
+        seen.setdefault((task.name, seed), set()).update({origin.pictures} - {""})
+    codes = {result.origin.code for result in sheet.results.values()} - {""}
+    mixed = [f"{task} (seed {seed})" for (task, seed), found in seen.items() if len(found) > 1]
+    doubled = [f"{task} {count:,}" for task, count in twins.items() if count]
+    told = [f"{what} = {' or '.join(sorted(values))}" for what, values in chosen.items()]
+    lines = [
+        (told, "Chosen by the method for so many images and epochs: {}."),
+        (doubled, "Pictures of the test part that were trained on, too: {}."),
+        (mixed, "Methods saw different pictures, so do not compare them there: {}."),
+        (
+            [f"{len(codes)}"] if len(codes) > 1 else [],
+            "The results are of {} versions of the source.",
+        ),
+    ]
+    return [text.format(joined(items)) for items, text in lines if items]

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..experiments.execute import carry_out
 from ..experiments.experiment import FILE, Experiment
+from ..experiments.kept import key_of
 from ..experiments.shared import Shared
 from ..train import Running
 
@@ -34,4 +35,25 @@ def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "results": dict(record["results"]),
         "parameters": dict(record["parameters"]),
+        "origin": origin_of(record["record"]),
     }
+
+
+def origin_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a score came out of, see `results.Origin`.  about: what `record_of` said."""
+    parts: Mapping[str, Any] = about["data"]["parts"]
+    shared = {k: v for k, v in about["data"]["shared_pictures"].items() if "test" in k.split()}
+    return {
+        "code": source(),
+        "pictures": key_of({name: part["sha256"] for name, part in parts.items()}),
+        "twins": sum(shared.values()) if shared else None,
+        "chosen": dict(about.get("chosen", {})),
+    }
+
+
+@lru_cache(maxsize=1)
+def source() -> str:
+    """A digest of this package's source: results of another one may differ."""
+    top = Path(__file__).parents[1]
+    files = sorted(top.rglob("*.py"))
+    return key_of({path.relative_to(top).as_posix(): path.read_text() for path in files})

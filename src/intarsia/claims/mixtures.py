@@ -182,10 +182,11 @@ def time_shared(seeds: Sequence[int], report: Callable[[str], None], reps: int =
             )  # fmt: skip
             report(f"seed {seed}: {values[-1]:.3f}, outputs differ by {off:.1e}")
     note = (
-        f"Forward of an MLP, {SHAPE}, E = 8, k = 2, r = 16, float32, one thread; the router's own "
-        "work is on neither side. By products of the frozen matrices alone the ratio is 3 / 6: "
-        "gate, up and down once for a token instead of once for each of its experts; the paper, "
-        "which repeats down, has 4 / 6."
+        f"Forward of an MLP of SmolLM2-135M's shape, {SHAPE['tokens']} tokens of width "
+        f"{SHAPE['width']}, {SHAPE['hidden']} hidden units, E = 8, k = 2, r = 16, float32, one "
+        "thread; the router's own work is on neither side. By products of the frozen matrices "
+        "alone the ratio is 3 / 6: gate, up and down once for a token instead of once for each of "
+        "its experts; the paper, which repeats down, has 4 / 6."
     )
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return Result(statistics.mean(values), spread, tuple(values), tuple(table), note)

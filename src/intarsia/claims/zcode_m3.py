@@ -270,6 +270,7 @@ CLAIMS = (
         bar=0.03,
         sense="<=",
         run=partial(by_quarter, policy="random", over=max),
+        minutes=0.02,
     ),
     Claim(
         "zcode-m3-order",
@@ -280,6 +281,7 @@ CLAIMS = (
         bar=0.25,
         sense=">=",
         run=partial(by_quarter, policy="order", over=min),
+        minutes=0.02,
     ),
     Claim(
         "zcode-m3-loss",

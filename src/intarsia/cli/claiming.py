@@ -19,7 +19,11 @@ def claim(
     long: Annotated[bool, typer.Option("--long", help="With --all: the long ones too.")] = False,
     seeds: Annotated[str | None, typer.Option(help="With commas; the claim's own if none.")] = None,
     page: Annotated[
-        Path, typer.Option(help="Page of all results; records go into a folder beside it.")
+        Path,
+        typer.Option(
+            help="Page of all results, below the current folder; records go into a folder beside "
+            "it, and a run with other --seeds overwrites the record that is there."
+        ),
     ] = Path("docs/claims.md"),
     as_json: Json = False,
 ) -> None:

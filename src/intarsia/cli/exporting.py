@@ -19,7 +19,8 @@ def export(
         str, typer.Option("--format", help="timm (a folder), onnx, or torch (torch.export).")
     ] = "timm",
     out: Annotated[
-        Path | None, typer.Option(help="Where to; RUN/export, with the format's suffix.")
+        Path | None,
+        typer.Option(help="Where to; RUN/export with the format's suffix if not given."),
     ] = None,
     keep_adapter: Annotated[
         bool, typer.Option("--keep-adapter", help="Export it unfolded (onnx and torch).")

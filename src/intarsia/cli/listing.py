@@ -52,6 +52,8 @@ def show(
     paper = found["paper"]
     print(f"{found['name']} ({found['kind']}, {found['family']}): {found['summary']}\n")
     print(f"{paper['title']} ({paper['year']})\n{paper['url']}\n")
+    if "python" in found:
+        print(f"In Python: {found['python']}\n")
     if found["doc"]:
         print(f"{found['doc']}\n")
     rows = [(s["name"], s["type"], shown(s["default"])) for s in found["settings"]]

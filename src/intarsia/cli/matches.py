@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench import results, tables, write
-from ..bench.budget import describe, fitted, measured_costs
+from ..bench.budget import fitted, measured_costs
 from ..bench.contenders import CONTENDERS, contender
 from ..bench.plan import Plan
 from ..bench.profiles import PROFILES, profile
@@ -111,7 +111,7 @@ def carry(
     found = run_plan(plan, out, how, report)
     written = write(found, out, baseline=held, cut=plan.cut)
     return {
-        "plan": describe(plan),
+        "plan": plan.asked,
         "failed": [f"{r.task.name}, {r.method.name}, seed {r.seed}: {_error(r)}"
                    for r in failures(found)],
         "results": [r.to_dict() for r in found],

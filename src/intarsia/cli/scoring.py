@@ -24,7 +24,10 @@ def evaluate(
     ] = None,
     part: Annotated[
         str | None,
-        typer.Option(help="train, val, test or all; if not given, test, or all of other texts."),
+        typer.Option(
+            help="train, val or test; all, of texts and of other pictures without parts. If not "
+            "given, test where there is one, and of other texts all."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -78,8 +81,8 @@ def predict(
 ) -> None:
     """Say what pictures show, or go on from prompts, as JSON lines, the likeliest token at a time.
 
-    A picture that cannot be read is told apart; the others are done. Of a .jsonl file prompts are
-    read as in training; of other text files each line is one.
+    A picture that cannot be read is told apart, the others are done, and the exit code is 1. Of a
+    .jsonl file prompts are read as in training; of other text files each line is one.
 
     Example:  intarsia predict runs/elpv-mosa-0 new_photos/ --csv > answers.csv
     """

@@ -30,8 +30,8 @@ def fit(
     method: Annotated[
         str,
         typer.Option(
-            help="From `intarsia list`, as mosa, linear (the head) or full (everything); or "
-            "official (MoSA's published recipe)."
+            help="An adapter or baseline of `intarsia list`, as mosa, linear (the head) or full "
+            "(everything); or official (MoSA's published recipe). For texts lora if not given."
         ),
     ] = "mosa",
     seed: Annotated[int, typer.Option(help="Of weights, draws, order and split.")] = 0,

@@ -37,6 +37,8 @@ class Card:
     (weights carry a gradient), "non_causal" (a token's experts depend on later tokens), "capacity"
     (an expert takes so many tokens, so that a token's place in the batch matters), "stateful"
     (what the layer before left in Routing.state is heard).
+
+    Raises: ConfigError for a kind that is none of KINDS.
     """
 
     key: str

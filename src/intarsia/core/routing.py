@@ -23,6 +23,9 @@ class Routing:
     state: what the next layer's router remembers, if anything.
     Token-choice, expert-choice, top-p, soft, hash, per-sequence and random draws all have this
     form. A "token" is whatever is routed: a token, or a whole sample.
+
+    Raises: ShapeError unless the three vectors have one length; so do `from_topk` and `from_dense`
+    for what are no matrices.
     """
 
     token: Tensor

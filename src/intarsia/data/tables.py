@@ -2,8 +2,8 @@
 
 A CSV file has the columns `image` (or `file_name`: a path beside the file) and `label`, and perhaps
 `part`.
-Parquet files and folders of `Dataset.save_to_disk` are read with the `datasets` package (pip
-install intarsia[hf]).
+Parquet files and folders of `Dataset.save_to_disk` are read with the `datasets` package
+(pip install 'intarsia[hf]').
 """
 
 from __future__ import annotations

@@ -161,6 +161,7 @@ def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transf
     """Transform for training: `none` as in evaluation, `light` a crop of 60 to 100 % and a flip.
 
     Draws from torch's CPU generator only, which `Prepared` seeds per picture.
+    Raises: ConfigError for another augmentation.
     Not for pictures whose meaning changes when mirrored, such as digits or text.
     """
     if augment not in get_args(Augment):

@@ -202,7 +202,7 @@ def result_line(entry: Entry) -> str:
     """Accuracy and time of a finished run."""
     found = read_run(entry.folder)
     right, time = numbers.percent(found.scores.accuracy), numbers.seconds(found.costs.seconds)
-    return f"{right} of the {found.scores.split} pictures right, {time}"
+    return f"{right} of the {found.scores.split} {found.samples} right, {time}"
 
 
 def running_options(given: Mapping[str, Any]) -> list[str]:

@@ -40,6 +40,7 @@ from ..methods import Official
 from ..report import save_mistakes
 from ..train import Metrics, Run, Running, fit_as, task_accuracy, task_heads, two_pass
 from ..train.checkpoint import write_json
+from ..train.fit import Sets
 from ..train.folder import RUN, prepare
 from ..train.objectives import Objective
 from ..train.precision import DTYPES
@@ -50,7 +51,6 @@ from .shared import Shared, Spent
 
 Report = Callable[[str], None]
 Chosen = Method | Official | str  # cells, a recipe, or a baseline's name
-Sets = tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any] | None]  # train, val, test
 
 
 def carry_out(
@@ -78,11 +78,11 @@ def carry_out(
     shared = shared or Shared()
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
     recipe["objective"] = by_task(recipe["objective"], experiment, data)
-    method = for_budget(method, experiment, len(data.train), report)
+    method, chosen = for_budget(method, experiment, len(data.train), report)
     adapted, seed, classes = experiment.adapted, experiment.training.seed, len(data.classes)
     key = trunk_key(adapted) | {"classes": classes, "seed": seed}
     model = copy.deepcopy(shared.get("model", key, lambda: model_of(adapted, classes, seed)))
-    about = record_of(model, method, experiment, data)
+    about = record_of(model, method, experiment, data) | {"chosen": chosen}
     same = {"inputs": about["inputs"], "pictures": hashes(data)}
     sets = sets_of(experiment, data, input_config(model), shared, same, score=score)
     same = same | {"trunk": about["trunk"]}
@@ -327,16 +327,18 @@ def method_of(experiment: Experiment) -> Chosen:
     return settings.method(asked.method, asked.settings)
 
 
-def for_budget(found: Chosen, experiment: Experiment, images: int, report: Report) -> Chosen:
+def for_budget(
+    found: Chosen, experiment: Experiment, images: int, report: Report
+) -> tuple[Chosen, dict[str, Any]]:
     """What the method itself would choose for so many images and epochs, where nothing was said.
 
     A config class may offer `for_budget(images, epochs, **settings)`; it is asked unless `active`
-    was set.
+    was set. Returns the method, and what it chose.
     """
     choose = getattr(type(found), "for_budget", None)
     given = {name.partition(".")[0] for name in settings.pairs(experiment.adapted.settings)}
     if choose is None or "active" in given:
-        return found
+        return found, {}
     epochs = experiment.training.epochs
     chosen = choose(images=images, epochs=epochs, **{n: getattr(found, n) for n in given})
     why = (inspect.getdoc(choose) or "").partition("\n")[0]
@@ -344,7 +346,7 @@ def for_budget(found: Chosen, experiment: Experiment, images: int, report: Repor
         f"{experiment.adapted.method}: active={chosen.active} of {chosen.experts} parts for "
         f"{images:,} images x {epochs} epochs. {why} (--set active=K decides it yourself.)"
     )
-    return chosen
+    return chosen, {"active": chosen.active}
 
 
 def with_method(

@@ -110,12 +110,14 @@ def of_baseline(asked: Adapted) -> dict[str, Any]:
     """
     name, found = asked.method, BASELINES[asked.method]
     chosen = baseline(name, asked.settings)
-    if asked.targets or (asked.last_blocks is not None and not found.in_blocks):
-        peft = found.family == "peft"
+    last_refused = asked.last_blocks is not None and not found.in_blocks
+    refused = ["--last-blocks"] * last_refused + ["--target"] * bool(asked.targets)
+    if refused:
+        peft, them = found.family == "peft", "it" if len(refused) == 1 else "them"
         raise ConfigError(
-            f"--last-blocks or --target with method {name!r}", got="places for cells",
+            f"{' and '.join(refused)} with method {name!r}", got="places for cells",
             want="its own settings for them" if peft else "none: it adds no cells",
-            fix="Use --set roles=qkv." if peft else "Leave them out.",
+            fix="Use --set roles=qkv." if peft else f"Leave {them} out.",
         )  # fmt: skip
     if layers(asked) is None:
         return chosen

@@ -45,7 +45,9 @@ class SparseDelta:
 
     a + b, a - b, s * a and -a are deltas of the same base; a + b is exact about overlaps and the
     same as b + a. Entries that are zero are left out.
-    Raises: ConfigError for deltas of two bases, or two heads of one name that differ.
+    Raises: ShapeError for entries that do not fit their shapes; ConfigError for sums of deltas of
+    two bases, or of two heads of one name that differ; CheckpointError for a model that is not the
+    base, or a file that is no delta.
     Source: LT-SFT (arXiv:2110.07560), section 3; task arithmetic (arXiv:2212.04089).
     """
 

@@ -27,6 +27,8 @@ class Permutation:
     columns of down; rows of query, key and value, by KV groups, and columns of the projection. What
     the model says stays the same; S2FT adapters follow, so that one trained on the re-ordered model
     becomes one for the model as it was by `inverse().apply(model)`.
+
+    Raises: TargetError in `apply`, if another method's cells sit on what is re-ordered.
     """
 
     orders: tuple[tuple[Couple, Tensor], ...]

@@ -27,7 +27,7 @@ class LlavaMole:
     Raises: ConfigError on a setting that cannot be; TargetError for an MLP of another kind than
     Llama's or timm's.
     Source: paper, section 3.2, and released code; `fit` adds the loss, see `intarsia.aux_loss`.
-    Not for data without domains that tell themselves apart: a LoRA does as well there.
+    Not for data without domains that tell themselves apart: a LoRA trained longer may do as well.
     """
 
     experts: int = 3

@@ -33,7 +33,10 @@ def activation(name: str) -> nn.Module:
 
 
 class Experts(nn.Module, abc.ABC):
-    """E maps of rows.  experts: E."""
+    """E maps of rows.  experts: E.
+
+    Raises: ConfigError in `encoder`, for experts whose hidden units are not on or off.
+    """
 
     experts: int
 

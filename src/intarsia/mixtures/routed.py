@@ -41,6 +41,8 @@ class RoutedCell(Cell):
 
     body: the cell; layers: side ("down", "up") -> the GatedLinear that takes its place there;
     routers: side -> the RandomRouter that draws for it, apart from the other side's.
+
+    Raises: ConfigError for a body with weight dropout where the up-projection has experts.
     """
 
     def __init__(

@@ -17,6 +17,9 @@ class SkillsCell(Cell):
     """(alpha / r) B_t A_t x with t the task of the sample.  x: (N, ..., d_in) -> (N, ..., d_out).
 
     down: A (Q, S, r, d_in / Q); up: B (Q, S, d_out / Q, r), 0 at first.
+
+    Raises: FoldError in `of_task`, `merged` and `delta`, where there are several tasks and none is
+    named.
     """
 
     def __init__(

@@ -43,20 +43,21 @@ def index(found: list[dict[str, Any]]) -> str:
 
 
 def page(card: dict[str, Any]) -> str:
-    """One method: summary, paper, what its config says of itself, settings, tags, how to run it."""
+    """One method: summary, paper, class, what it says of itself, settings, tags, how to run it."""
     paper = card["paper"]
     lines = [
         f"# {card['name']}", "", card["summary"], "",
         f"[{paper['title']}]({paper['url']}) ({paper['year']}, arXiv:{paper['arxiv']}). "
-        f"Kind: {card['kind']}; family: {card['family']}.", "",
+        f"Kind: {card['kind']}; family: {card['family']}. In Python: `{card['python']}`.", "",
         "```text", card["doc"], "```", "",
         "## Settings", "", "| setting | type | default |", "|---|---|---|",
     ]  # fmt: skip
     for setting in card["settings"]:
         kind = setting["type"].replace("|", "\\|")
         lines.append(f"| `{setting['name']}` | `{kind}` | `{shown(setting['default'])}` |")
-    lines += ["", "## Tags", ""]
-    lines += [f"- `{tag}`: {TAGS[tag]}" for tag in card["tags"]]
+    if card["tags"]:
+        lines += ["", "## Tags", ""]
+        lines += [f"- `{tag}`: {TAGS[tag]}" for tag in card["tags"]]
     if card["kind"] == "adapter":
         command, python = example(card)
         lines += ["", "## Run it", "", "```sh", command, "```", "", "```python", python, "```"]

@@ -26,6 +26,7 @@ class Comet:
     entropy of P_t, as a share of log E, which settles the trees.
 
     Raises: ConfigError on a setting that cannot be.
+    Source: arXiv:2306.02824.
     Weights sum to 1. Nothing here balances the load. Two trees may end on one expert, so that a
     token has up to k. For "COMET+" put `PermutationSearch` around it.
     """

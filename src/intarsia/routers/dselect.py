@@ -30,6 +30,7 @@ class DSelectK:
     reach: see experts.
 
     Raises: ConfigError on a setting that cannot be.
+    Source: arXiv:2106.03760.
     Two selectors may end on one expert, so that a token has up to k.
     """
 

@@ -31,6 +31,7 @@ class Hash:
 
     Raises: ConfigError on a setting that cannot be; in a forward, ConfigError for ids that are
     missing, ShapeError for ids that do not fit.
+    Source: arXiv:2106.04426.
     """
 
     experts: int = 8

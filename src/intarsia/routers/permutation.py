@@ -46,6 +46,7 @@ class PermutationSearch:
     each: a permutation for each part of a gate that has parts (COMET, DSelect-k), else one for all.
 
     Raises: ConfigError on a setting that cannot be.
+    Source: arXiv:2306.02824, local search.
     While it searches, every expert gets a little of every token: those steps cost a dense mixture.
     """
 

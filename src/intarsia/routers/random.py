@@ -75,13 +75,14 @@ class RandomRouter(Draws):
 
 @dataclass(frozen=True)
 class RandomRouting:
-    """k of N experts at random; see RandomRouter.
+    """G = 1 at k of N experts, drawn uniformly; in evaluation k / N at all. See RandomRouter.
 
     experts: N.
     active: k.
     draw: "sample", each sample its own k experts; "batch", one draw for all.
 
     Raises: ConfigError on a setting that cannot be.
+    Source: THOR (arXiv:2110.04260); AdaMix (arXiv:2205.12410) draws for each batch.
     """
 
     experts: int = 4

@@ -25,6 +25,8 @@ class Seeing(nn.Module):
 
     A `Mixture` shows its experts to its router. They are in no second place of a state dict, move
     with their owner, and a deep copy of the owner reads its own.
+
+    Raises: ConfigError for experts that cannot be read, or for reading before any were seen.
     """
 
     def __init__(self) -> None:

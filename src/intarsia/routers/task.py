@@ -150,7 +150,7 @@ def _shares(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TaskRouting:
-    """Shares of skills that each task learns for itself; see TaskRouter.
+    """w = sigma(Z[task]) / sum over skills, for each head; see TaskRouter.
 
     tasks: how many.
     skills: S, what is shared out.
@@ -158,6 +158,7 @@ class TaskRouting:
     unknown: without task ids in evaluation, "error" or "mean" over the tasks.
 
     Raises: ConfigError on a setting that cannot be.
+    Source: Poly (arXiv:2202.13914), section 2.2; heads as in MHR (arXiv:2211.03831).
     """
 
     tasks: int = 1

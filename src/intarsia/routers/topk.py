@@ -31,6 +31,8 @@ class TopK:
 
     Raises: ConfigError on a setting that cannot be: k above E, or one renormalised expert of
     several, whose weight is 1 whatever the router says.
+    Source: arXiv:1701.06538; forms of Mixtral (arXiv:2401.04088), Switch (arXiv:2101.03961) and
+    LLaVA-MoLE (arXiv:2401.16160).
     """
 
     experts: int = 8

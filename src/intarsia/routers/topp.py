@@ -23,6 +23,7 @@ class TopP:
     losses. Weights are the probabilities, not renormalised.
 
     Raises: ConfigError on a setting that cannot be.
+    Source: arXiv:2403.07652; also the dynamic variant of MixLoRA (arXiv:2404.15159).
     """
 
     experts: int = 8

@@ -30,6 +30,7 @@ class Transport:
     std: of the gate's first weights; z: coefficient of the z-loss.
 
     Raises: ConfigError on a setting that cannot be: c < 1 leaves tokens without a place.
+    Source: arXiv:2209.15466.
     Not for decoders: the plan is of the whole batch; and an answer depends on the other samples of
     its batch, in evaluation too. A token can end without an expert, some in a hundred at c = 1.
     """

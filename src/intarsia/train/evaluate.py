@@ -92,7 +92,8 @@ def evaluate(
     Random experts are merged there, so one forward says everything. With several processes each
     takes its share, and all get the scores of the whole set. A set with labels (B, T) is scored as
     text, see TokenMetrics.
-    Raises: DataError for an empty set, or labels outside the model's classes.
+    Raises: ConfigError for a batch_size below 1; DataError for an empty set, or labels outside the
+    model's classes.
     """
     if batch_size < 1:
         raise ConfigError("batch_size", got=batch_size, want="at least 1", fix="Try 64.")

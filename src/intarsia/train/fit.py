@@ -13,6 +13,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DataError
+from ..hosts.config import IntarsiaConfig
+from ..hosts.peft import is_adapted
+from ..schedules import Phased
 from . import record as records
 from .evaluate import Scores
 from .folder import FORMAT, prepare, write_results
@@ -23,6 +26,8 @@ from .processes import accelerator, on_main
 from .progress import tracker_names
 from .resume import trunk_hash
 from .settings import Options, Recipe, Running, Training, settle
+
+Sets = tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any] | None]  # train, val, test
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,22 @@ def fit(
     loss that is not finite or a full disk; CheckpointError for a checkpoint that is damaged or of
     another run; Interrupted (a KeyboardInterrupt) after Ctrl-C, with the checkpoint written.
     """
-    training, recipe, running = settle(training, options)
+    _no_phases(model)
+    settled = settle(training, options)
+    return fit_once(model, (train, val, test), objective, settled, record, evaluate_every)
+
+
+def fit_once(
+    model: nn.Module,
+    sets: Sets,
+    objective: Objective | Staged,
+    settled: tuple[Training, Recipe, Running],
+    record: Mapping[str, Any] | None,
+    evaluate_every: int,
+) -> Run:
+    """One training, whatever the method: `fit`, or a phase.  sets: train, val, test."""
+    train, val, test = sets
+    training, recipe, running = settled
     trained(model)
     disjoint = _check_selection(train, val, recipe, evaluate_every)
     trackers = tracker_names(running.trackers, running.out)
@@ -88,16 +108,29 @@ def fit(
     about = _about(model, train, val, test, objective, training, recipe, running)
     loop = Loop(model, train, val, test, objective, training, recipe, running)
     identity = _identity(about, model) if running.out is not None else {}
-    records.forget_peak()
+    resident = records.forget_peak()
     with loop.running(ranks, identity):
         loop.train(evaluate_every)
         scores = loop.finish()
-    results = _results(loop, scores, disjoint)
+    results = _results(loop, scores, disjoint) | {"peak_bytes": records.peak_bytes(resident)}
     done = about | {"record": records.plain_values(record or {}), "results": results}
     if out is not None:
         split = "test" if "test" in scores else "val"
         on_main(ranks, lambda: write_results(out, model, done, split, scores.get(split)))
     return Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), running.out)
+
+
+def _no_phases(model: nn.Module) -> None:
+    """Raises: ConfigError for an adapter that only a training in phases makes what it is to be."""
+    configs: Mapping[str, Any] = model.peft_config if is_adapted(model) else {}
+    for name in model.active_adapters if is_adapted(model) else ():
+        config = configs[name]
+        if isinstance(config, IntarsiaConfig) and isinstance(config.settings(), Phased):
+            raise ConfigError(
+                f"adapter {name!r}", got=f"{config.method}, which is trained in phases",
+                want="a training in phases",
+                fix="Call intarsia.fit_in_phases(model, method, train, ...) with its settings.",
+            )  # fmt: skip
 
 
 def _check_selection(
@@ -187,5 +220,4 @@ def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) ->
         "steps": loop.steps,
         "seconds": round(loop.at.seconds, 3),
         "cpu_seconds": round(loop.at.cpu_seconds, 3),
-        "peak_bytes": records.peak_bytes(),
     }

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..schedules import Phased
-from .fit import Run, fit
+from .fit import Run, fit, fit_once
 from .objectives import Objective, Staged, plain
 from .settings import Options, Training, settle
 
@@ -64,10 +64,8 @@ def fit_in_phases(
             own["epochs"] = max(1, round(settings.epochs * phase.length))
             if running.out is not None and not phase.last:
                 own["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
-            run = fit(
-                model, train, val, test=test if phase.last else None, objective=objective,
-                training=training, record=record, evaluate_every=evaluate_every, **own,
-            )  # fmt: skip
+            sets = train, val, test if phase.last else None
+            run = fit_once(model, sets, objective, settle(training, own), record, evaluate_every)
             runs.append((phase.name, run))
     except StopIteration as end:
         return PhasedRun(end.value, tuple(runs))

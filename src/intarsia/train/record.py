@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import os
@@ -54,17 +55,24 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
-def forget_peak() -> None:
-    """Let `peak_bytes` count from here, where the system can: loading the data is not training."""
+def forget_peak() -> int:
+    """Let `peak_bytes` count from here, where the system can: loading the data is not training.
+
+    Returns what is resident now, freed memory that the process still held given back.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc's: what an earlier run freed is no memory of this
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts anew
+    return peak_bytes(0)["resident"]
 
 
-def peak_bytes() -> dict[str, int]:
+def peak_bytes(start: int) -> dict[str, int]:
     """Highest resident memory and accelerator allocation since `forget_peak`.
 
+    start: what that returned; `grown` is the highest above it, what training itself took.
     Where the system cannot forget, the process's highest resident memory so far.
     """
     unit = 1 if sys.platform == "darwin" else 1024
@@ -73,6 +81,7 @@ def peak_bytes() -> dict[str, int]:
         status = Path("/proc/self/status").read_text().splitlines()
         line = next(x for x in status if x.startswith("VmHWM:"))
         peak["resident"] = int(line.split()[1]) * 1024
+    peak["grown"] = peak["resident"] - start
     if torch.cuda.is_available():
         peak["accelerator"] = torch.cuda.max_memory_allocated()
     return peak

@@ -74,6 +74,8 @@ class Recipe:
     must depend on these only, so that a resumed run sees the same.
     mixup, cutmix: alpha of timm's Mixup; smoothing: of the labels.  clip: largest gradient norm.
     select: "last" epoch, or the best on "val" (which must share no sample with train).
+
+    Raises: ConfigError on a setting that cannot be.
     """
 
     optimizer: OptimizerFactory = adamw
@@ -115,6 +117,8 @@ class Running:
     workers: processes that read data, 0 = this one.
     recompute: forget activations and compute them again in the backward: less memory, a third more
       time.  compile: torch.compile the forward; pays for long runs on an accelerator.
+
+    Raises: ConfigError on a setting that cannot be, such as resume without a folder.
     """
 
     out: Path | None = None

@@ -46,7 +46,10 @@ class Start:
 
 @dataclass(frozen=True)
 class Expert:
-    """act: activation, "gelu", "relu" or "silu"; times: its hidden units, as a multiple."""
+    """act: activation, "gelu", "relu" or "silu"; times: its hidden units, as a multiple.
+
+    Raises: ConfigError for times below 1.
+    """
 
     act: str = "gelu"
     times: int = 1
