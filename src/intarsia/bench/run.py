@@ -169,6 +169,7 @@ def measured(found: Mapping[str, Any]) -> results.Done:
         seconds=found["results"]["seconds"],
         cpu_seconds=found["results"]["cpu_seconds"],
         peak_bytes=peak.get("accelerator", peak.get("resident")),
+        own_task_accuracy=scores.get("own_task_accuracy"),
     )
 
 
