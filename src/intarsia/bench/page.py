@@ -28,7 +28,7 @@ def render(
     """The page as text.
 
     out: the folder it will lie in.  runs: the folder that results name their runs from, None =
-    `out`.  cut: what a budget left out, a sentence each.
+    `out`.  cut: what was left out or changed, a sentence each.
     Raises: MissingExtra without plotly or jinja2.
     """
     link = figures.linker(runs or out, out)
@@ -82,7 +82,7 @@ def _lead(summary: Summary) -> list[str]:
 def _notices(summary: Summary, cut: Sequence[str]) -> list[str]:
     failed = len(summary.failed)
     found = [f"{numbers.plural(failed, 'cell')} failed; the errors are below."] if failed else []
-    found += [f"A budget cut this benchmark in {numbers.plural(len(cut), 'way')}."] if cut else []
+    found += [f"It was cut or changed in {numbers.plural(len(cut), 'way')}."] if cut else []
     # several sheets have their notes below their own tables
     return found + notes(summary.findings[0]) if len(summary.findings) == 1 else found
 

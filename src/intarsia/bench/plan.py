@@ -32,7 +32,7 @@ class Plan:
     """What is to be run.
 
     start: everything the places share, as the model, its size and the epochs.
-    cut: what a budget or a profile left out, in sentences.
+    cut: what a budget left out, and what is not as the protocol has it, in sentences.
     """
 
     suite: Suite

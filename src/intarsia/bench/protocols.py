@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from types import MappingProxyType
 from typing import Any
 
 from ..core.errors import ConfigError, UnknownName
-from ..data.suites import JOINED
+from ..data.suites import JOINED, JOINT
+from ..experiments import settings
 from ..experiments.experiment import OFFICIAL, Experiment
+from ..methods import Official
+from ..methods.mosa import PUBLISHED as RECIPES
 from .contenders import Contender
+
+BY_SET = ("fgvc", "gicd")  # suites whose sets have a published recipe each
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Protocol:
     training: values of `Training` and `Recipe` that all methods share.
     grid: values by name that the validation part chooses from; their product is the search.
     only: methods it is defined for; none = all.
+    starts: values of a plan's start that it fixes, in place of a profile's; see `departures`.
     A search trains on the training part and reads the validation part. The run that counts trains
     on both parts, looks at the test part once, and is its last epoch.
     """
@@ -32,6 +38,7 @@ class Protocol:
         default_factory=lambda: MappingProxyType(dict[str, tuple[float, ...]]())
     )
     only: tuple[str, ...] = ()
+    starts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType(dict[str, Any]()))
 
     def check(self, contender: Contender) -> None:
         """Raises: ConfigError for a method that the protocol says nothing about."""
@@ -45,13 +52,16 @@ class Protocol:
         """The run that counts, before a search has its say."""
         values: dict[str, Any] = {"data": task + JOINED, "val": 0, **self.training}
         chosen = contender.into(start.changed(**values))
-        if self.name == OFFICIAL:
-            return chosen.changed(
-                method=OFFICIAL, settings=("bottleneck=16",), objective="plain",
-                lr=self.training["lr"], frozen_once=False,  # its dropout is in every block
-                last_blocks=start.adapted.last_blocks,
-            )  # fmt: skip
-        return chosen
+        return _as_published(chosen, task) if self.name == OFFICIAL else chosen
+
+    def departures(self, start: Experiment) -> tuple[str, ...]:
+        """What of a plan's start is not as the protocol fixes it, a sentence each."""
+        flat = start.flat()
+        return tuple(
+            f"Not as published: {tell(flat[name])} in place of {_bare(self.starts[name])}."
+            for name, tell in _TOLD.items()
+            if name in self.starts and flat[name] != self.starts[name]
+        )
 
     def search(self, contender: Contender, start: Experiment, task: str) -> list[Experiment]:
         """The runs whose validation accuracy chooses; none without a grid.
@@ -88,9 +98,12 @@ TUNED = Protocol(
 )
 PUBLISHED = Protocol(
     OFFICIAL,
-    "MoSA's released recipe: its batches, schedule, objective, optimiser and initial weights.",
-    MappingProxyType({"batch_size": 128, "lr": 1e-3}),
+    "MoSA's released recipe for each set: rate, width, parts, epochs, pictures, optimiser.",
+    MappingProxyType({"weight_decay": 0.01, "select": "last"}),
     only=("mosa",),
+    starts=MappingProxyType(
+        {"epochs": 100, "size": 224, "precision": "fp32", "last_blocks": None, "frozen_once": False}
+    ),
 )
 PROTOCOLS = (HONEST, TUNED, PUBLISHED)
 
@@ -101,3 +114,35 @@ def protocol(name: str) -> Protocol:
         if found.name == name:
             return found
     raise UnknownName("protocol", name, [p.name for p in PROTOCOLS])
+
+
+def published(spec: str) -> Official:
+    """The released recipe for "suite/task": that set's, VTAB-1k's (`mini`, too), or multi-task."""
+    suite, _, task = spec.removesuffix(JOINED).partition("/")
+    if task == JOINT or "+" in task:
+        return RECIPES["multi-task"]
+    return RECIPES[task if suite in BY_SET else "vtab"]
+
+
+def _as_published(chosen: Experiment, spec: str) -> Experiment:
+    """A run with the cells, rate, batches and crops of the released recipe."""
+    found = published(spec)
+    cells = Official(found.bottleneck, found.experts, found.split, deep=found.deep)
+    return chosen.changed(
+        method=OFFICIAL, settings=settings.words(cells), objective="plain",  # it has its own
+        lr=found.lr, batch_size=found.batch_size,
+        augment="crop" if spec.partition("/")[0] in BY_SET else "none",
+        frozen_once=False,  # its dropout is in every block
+    )  # fmt: skip
+
+
+_TOLD: Mapping[str, Callable[[Any], str]] = {
+    "epochs": lambda value: f"{value} epochs",
+    "size": lambda value: "the model's own size in px" if value is None else f"{value} px",
+    "precision": str,
+    "last_blocks": lambda value: f"the last {value} blocks",
+}
+
+
+def _bare(value: Any) -> str:
+    return "all" if value is None else str(value)

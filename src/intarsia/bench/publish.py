@@ -27,8 +27,8 @@ def write(
 ) -> list[Path]:
     """Write index.html, table.md, table.tex, results.csv and, with pyarrow, results.parquet.
 
-    baseline: name or label of the method that the others are held against.  cut: what a budget left
-    out, a sentence each.  runs: the folder that results name their runs from, None = `out`.
+    baseline: name or label of the method that the others are held against.  cut: what was left out
+    or changed, a sentence each.  runs: the folder that results name their runs from, None = `out`.
     The same results in any order give the same files.  Returns their paths.
     Raises: DataError and UnknownName as `tables` does; MissingExtra without plotly, jinja2 or
     statsmodels; TrainingError when a file cannot be written.
@@ -47,7 +47,7 @@ def write(
 
 
 def as_markdown(summary: Summary, cut: Sequence[str] = ()) -> str:
-    """All tables of all sheets, and what was cut."""
+    """All tables of all sheets, and what was cut or changed."""
     parts = [
         f"## {escape(title)}\n\n{markdown(table)}"
         for findings in summary.findings
@@ -55,7 +55,7 @@ def as_markdown(summary: Summary, cut: Sequence[str] = ()) -> str:
     ]
     if cut:
         parts.append(
-            "\n".join(["## Cut by the budget", "", *(f"- {escape(line)}" for line in cut), ""])
+            "\n".join(["## Cut or changed", "", *(f"- {escape(line)}" for line in cut), ""])
         )
     return "\n".join(parts)
 

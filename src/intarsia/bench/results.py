@@ -59,7 +59,10 @@ class Setup:
 
 @dataclass(frozen=True)
 class Done:
-    """Shares 0 ... 1, mean cross-entropy, trained parameters, seconds, bytes; None = not known."""
+    """Shares 0 ... 1, mean cross-entropy, trained parameters, seconds, bytes; None = not known.
+
+    own_task_accuracy: of joint tasks, among the classes of an image's own task.
+    """
 
     accuracy: float
     balanced_accuracy: float | None
@@ -69,9 +72,10 @@ class Done:
     seconds: float
     cpu_seconds: float | None
     peak_bytes: int | None
+    own_task_accuracy: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("accuracy", "balanced_accuracy"):
+        for name in ("accuracy", "balanced_accuracy", "own_task_accuracy"):
             value = getattr(self, name)
             _check(value is None or 0 <= value <= 1, name, value, "a share, 0 ... 1")
         for name in ("trained_without_head", "seconds", "cpu_seconds", "peak_bytes"):

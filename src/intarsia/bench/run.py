@@ -172,6 +172,7 @@ def measured(found: Mapping[str, Any]) -> results.Done:
         seconds=found["results"]["seconds"],
         cpu_seconds=found["results"]["cpu_seconds"],
         peak_bytes=peak.get("accelerator", peak.get("grown")),
+        own_task_accuracy=scores.get("own_task_accuracy"),
     )
 
 

@@ -19,10 +19,13 @@ class Means:
     """Accuracy over the same tasks in two ways.
 
     group: mean over groups of the means over a group's tasks.  task: plain mean over tasks.
+    own: plain mean over joint tasks of the accuracy among the classes of an image's own task, None
+    where no task is joint.
     """
 
     group: Spread
     task: Spread
+    own: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,12 @@ def means_of(sheet: Sheet, number: int, tasks: np.ndarray) -> Means:
     """Of a method over some of the tasks, all of them complete.  tasks: (tasks,), bool."""
     accuracy = sheet.accuracy[number]
     names = [task.group for task, kept in zip(sheet.tasks, tasks, strict=True) if kept]
+    own = sheet.values("own_task_accuracy")[number]
+    joint = tasks & ~np.isnan(own).all(axis=1)
     return Means(
         group=statistics.suite_mean(accuracy[tasks], statistics.weights(names)),
         task=statistics.suite_mean(accuracy[tasks]),
+        own=statistics.suite_mean(own[joint]) if joint.any() else None,
     )
 
 

@@ -180,6 +180,11 @@ def _means(findings: Findings) -> list[Field]:
         "group": "Mean over groups of the means over a group's tasks",
         "task": "Plain mean over tasks",
     }
+    if any(m and m.own for row in findings.rows for m in (row.whole, row.shared)):
+        about["own"] = (
+            "Among the classes of a picture's own task: plain mean over tasks that are several"
+        )
+    titles = {kind: f"{kind.capitalize()} mean" for kind in about} | {"own": "Own task"}
 
     def field(kind: str, part: str, title: str, meaning: str) -> Field:
         def spread(row: Row) -> Spread | None:
@@ -192,12 +197,12 @@ def _means(findings: Findings) -> list[Field]:
 
         return Field(Column(title, meaning), cell, lambda row: (s := spread(row)) and s.mean)
 
-    found = [field(kind, "whole", f"{kind.capitalize()} mean", about[kind]) for kind in about]
+    found = [field(kind, "whole", titles[kind], about[kind]) for kind in about]
     if findings.ragged:
         n = int(sheet.shared.sum())
         where = f"the {numbers.plural(n, 'task')} that all methods have completed"
         found += [
-            field(kind, "shared", f"{kind.capitalize()} mean, {n} shared", f"{text}: {where}")
+            field(kind, "shared", f"{titles[kind]}, {n} shared", f"{text}: {where}")
             for kind, text in about.items()
         ]
     return found

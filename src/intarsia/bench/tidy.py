@@ -18,10 +18,11 @@ COLUMNS = {
     "suite": "string", "group": "string", "task": "string", "synthetic": "bool",
     "protocol": "string", "model": "string", "method": "string", "label": "string",
     "seed": "int64", "status": "string", "accuracy": "float64", "balanced_accuracy": "float64",
-    "loss": "float64", "trained": "int64", "trained_without_head": "int64", "seconds": "float64",
-    "cpu_seconds": "float64", "peak_bytes": "int64", "epochs": "int64", "tried": "int64",
-    "search_seconds": "float64", "selected": "string", "folder": "string", "key": "string",
-    "code": "string", "pictures": "string", "twins": "int64", "chosen": "string", "error": "string",
+    "own_task_accuracy": "float64", "loss": "float64", "trained": "int64",
+    "trained_without_head": "int64", "seconds": "float64", "cpu_seconds": "float64",
+    "peak_bytes": "int64", "epochs": "int64", "tried": "int64", "search_seconds": "float64",
+    "selected": "string", "folder": "string", "key": "string", "code": "string",
+    "pictures": "string", "twins": "int64", "chosen": "string", "error": "string",
 }  # fmt: skip
 
 

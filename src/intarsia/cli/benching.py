@@ -14,8 +14,14 @@ from .shell import note, show_json, show_table
 def bench(
     suite: Annotated[str | None, typer.Argument(help="mini, vtab-1k, fgvc or gicd.")] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="With commas; the profile's if not given.")
+        str | None,
+        typer.Option(
+            help="With commas; the profile's if not given. a+b: one label space; joint: of all."
+        ),
     ] = None,
+    heads: Annotated[
+        str, typer.Option(help="Of joint tasks: one over all classes, or each task its own.")
+    ] = "one",
     methods: Annotated[
         str | None, typer.Option(help="With commas; the profile's if not given.")
     ] = None,
@@ -132,6 +138,6 @@ def _show(summary: dict[str, Any]) -> None:
     for row in summary["failed"]:
         note(f"FAILED  {row}")
     for cut in summary["plan"]["cut"]:
-        note(f"Cut to fit the budget: {cut}")
+        note(f"Cut or changed: {cut}")
     print(summary["table"])
     print(f"Report: {summary['report']}")

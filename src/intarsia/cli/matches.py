@@ -9,21 +9,24 @@ from typing import Any
 
 from ..bench import results, tables, write
 from ..bench.budget import fitted, measured_costs
-from ..bench.contenders import CONTENDERS, contender
+from ..bench.contenders import CONTENDERS, Contender, contender
 from ..bench.plan import Plan
-from ..bench.profiles import PROFILES, profile
-from ..bench.protocols import PROTOCOLS, protocol
+from ..bench.profiles import PROFILES, Profile, profile
+from ..bench.protocols import PROTOCOLS, Protocol, protocol
 from ..bench.publish import as_markdown
 from ..bench.run import How, failures, run_plan
-from ..core.errors import UnknownName
+from ..core.errors import ConfigError, UnknownName
 from ..data import suites
-from ..experiments.experiment import Experiment, Pictures
+from ..experiments.experiment import OFFICIAL, Experiment, Pictures
 from ..experiments.settings import value_of
 from .options import share_of
+from .shell import in_words
 
 Report = Callable[[str], None]
 BASELINE = "adaptformer"
 OWN = ("size", "epochs", "precision")  # options that stand for values of an Experiment
+HEADS = ("one", "each")
+OWN_HEADS = "Each task has a head of its own: a picture's loss sees the classes of its own task."
 
 
 def listed(root: Path | None) -> dict[str, Any]:
@@ -53,15 +56,9 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path, floa
     _use_root(given["root"])
     suite, base = suites.suite(given["suite"]), profile(given["profile"])
     rules = protocol(given["protocol"])
-    values = {"model": given["model"], **base.values}
-    values |= {name: given[name] for name in OWN if given[name] is not None}
-    if given["last_blocks"] is not None:
-        last = given["last_blocks"] or None
-        values |= {"last_blocks": last, "frozen_once": last is not None}
-    if given["fraction"] is not None:
-        values["images"] = share_of(None, given["fraction"])
-    values["shots"] = given["shots"]
-    tasks = _names(given["tasks"]) or _those_of(base.tasks, [t.name for t in suite.tasks])
+    start = Experiment(Pictures("")).changed(**_values(given, base, rules))
+    names = _names(given["tasks"]) or _those_of(base.tasks, [t.name for t in suite.tasks])
+    tasks = [_task(suite, name) for name in names]
     asked = rules.only or tuple(c.name for c in CONTENDERS)
     methods = _names(given["methods"]) or _those_of(base.methods, asked)
     seeds: tuple[int, ...] = (
@@ -69,11 +66,12 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path, floa
     )
     plan = Plan(
         suite,
-        tuple(suite.task(name) for name in tasks),
-        tuple(contender(name) for name in methods),
+        tuple(tasks),
+        tuple(_headed(contender(name), given["heads"], tasks, rules) for name in methods),
         seeds,
         rules,
-        Experiment(Pictures("")).changed(**values),
+        start,
+        (OWN_HEADS,) * (given["heads"] == "each") + rules.departures(start),
     )
     how = How(
         given["jobs"], "ray" if given["ray"] else "processes", given["threads"],
@@ -85,6 +83,60 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path, floa
         f"protocol {rules.name}, {plan.model}; results in {out}"
     )
     return plan, how, out, given["budget"] or base.minutes
+
+
+def _values(given: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[str, Any]:
+    """What all places share: the profile's, over them the protocol's, over them what was given.
+
+    Raises: ConfigError for a share and shots together, or what is no share.
+    """
+    values = {"model": given["model"], **base.values, **rules.starts}
+    values |= {name: given[name] for name in OWN if given[name] is not None}
+    if given["last_blocks"] is not None:
+        last = given["last_blocks"] or None
+        values |= {"last_blocks": last, "frozen_once": last is not None}
+    fraction, shots = given["fraction"], given["shots"]
+    if fraction is not None and shots is not None:
+        raise ConfigError(
+            "size of the training part", got=f"--fraction {fraction:g} and --shots {shots}",
+            want="one of them", fix="Leave out the other.",
+        )  # fmt: skip
+    if shots is not None and shots < 1:
+        raise ConfigError("--shots", got=shots, want="at least 1", fix="Try 5.")
+    if fraction is not None:
+        values["images"] = share_of(None, fraction)
+    return values | {"shots": shots}
+
+
+def _task(suite: suites.Suite, name: str) -> suites.Task:
+    """One of a suite, or several as one: "a+b", "joint".  Raises: UnknownName, ConfigError."""
+    found = suites.find(f"{suite.name}/{name}")
+    return found[1] if found else suite.task(name)
+
+
+def _headed(
+    found: Contender, heads: str, tasks: Sequence[suites.Task], rules: Protocol
+) -> Contender:
+    """A method with the heads that were asked for.
+
+    Raises: UnknownName for other words; ConfigError where a head for each task cannot be.
+    """
+    if heads not in HEADS:
+        raise UnknownName("--heads", heads, HEADS)
+    if heads == "one":
+        return found
+    if rules.name == OFFICIAL:
+        raise ConfigError(
+            f"--heads each under protocol {rules.name!r}", got="a recipe with its own objective",
+            want="one head over all classes, as published", fix="Use --protocol honest or tuned.",
+        )  # fmt: skip
+    if single := [task.name for task in tasks if task.group != suites.JOINT]:
+        raise ConfigError(
+            "--heads each", got=f"{', '.join(single)}: one task each",
+            want="tasks that are several in one label space",
+            fix="For example: --tasks elpv+mnist, or --tasks joint for all of a suite.",
+        )  # fmt: skip
+    return found.by_task()
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -104,9 +156,12 @@ def carry(
     Raises: UnknownName, before a run begins, for a baseline that is not in the plan.
     """
     held = _baseline(plan, baseline)
+    for told in plan.cut:
+        report(told)
     if budget is not None:
+        known = len(plan.cut)
         plan = fitted(plan, measured_costs(plan, out, how, report), budget, how.jobs)
-        for cut in plan.cut:
+        for cut in plan.cut[known:]:
             report(f"To fit {budget:g} minutes: {cut}")
     found = run_plan(plan, out, how, report)
     written = write(found, out, baseline=held, cut=plan.cut)
@@ -128,4 +183,4 @@ def _baseline(plan: Plan, asked: str | None) -> str:
 
 
 def _error(found: results.Result) -> str:
-    return found.outcome.error if isinstance(found.outcome, results.Failed) else ""
+    return in_words(found.outcome.error) if isinstance(found.outcome, results.Failed) else ""

@@ -70,7 +70,7 @@ def _shared(
         int | None, _pictures("--split-seed", help="Of the split; --seed if not given.")
     ] = None,
     augment: Annotated[
-        str, _pictures("--augment", help="none, or light: crops and flips.")
+        str, _pictures("--augment", help="none, light or crop: crops and flips.")
     ] = "none",
     skip_unreadable: Annotated[
         bool, _pictures("--skip-unreadable", help="Leave damaged pictures out and record which.")

@@ -73,14 +73,21 @@ OPTIONS = {
     "targets=[...]": "--target NAME",
     "val=0": "--val 0",
     "sees_later=True": "--sees-later",
+    "Lower shots, or pass fewer=True to take what there is": "Lower --shots",
 }
+
+
+def in_words(text: str) -> str:
+    """A library's text with its keywords as options."""
+    for keyword, option in OPTIONS.items():
+        text = text.replace(keyword, option)
+    return text
 
 
 def show_error(error: Exception) -> None:
     """What went wrong, in the four parts of a library error."""
     parts = {name: str(getattr(error, name, "")) for name in ("got", "want", "fix")}
-    for keyword, option in OPTIONS.items():
-        parts["fix"] = parts["fix"].replace(keyword, option)
+    parts["fix"] = in_words(parts["fix"])
     lines = [f"[bold]{name:<5}[/bold]{escape(text)}" for name, text in parts.items()]
     title = escape(f"{type(error).__name__}: {getattr(error, 'what', '')}")
     panel = Panel("\n".join(lines), title=title, title_align="left", border_style="red")

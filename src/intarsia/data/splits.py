@@ -55,15 +55,22 @@ def load_data(
     """Return disjoint parts of a named set, image folder, CSV or Parquet file, saved dataset.
 
     Also of a benchmark's task as "suite/task", see `suites.find`; where its publisher cut a
-    training part to `fraction`, that one is taken. See `make_splits` for what the numbers mean.
+    training part to `fraction`, that one takes the place of the training part and, with
+    "@train+val", of the validation part; else the share is drawn of these. The record says which.
+    See `make_splits` for what the numbers mean.
     Raises: UnknownName or DataError when `spec` is neither a name nor a path that can be read.
     """
-    kept = Keep(train, fraction, shots, fewer).record()  # before anything is read
+    kept: dict[str, Any] = {}
+    kept |= Keep(train, fraction, shots, fewer).record()  # before anything is read
     parts = read_data(spec, on_error=on_error, progress=progress)
     task = suites.find(spec) if spec not in sets.SETS else None
-    if task and fraction is not None and (small := suites.published(spec, fraction)):
-        parts["train"], fraction = small, None
-        kept["published"] = True
+    if task and fraction is not None:
+        whole = "train and val" if suites.joins(spec) else "train"
+        if small := suites.published(spec, fraction):
+            parts["train"], fraction = small, None
+            kept |= {"published": True, "from": f"{small.source}, in place of {whole}"}
+        else:
+            kept["from"] = whole
     splits = make_splits(
         parts, seed=seed, train=train, val=val, test=test, fraction=fraction, shots=shots,
         fewer=fewer, every_class=not task,

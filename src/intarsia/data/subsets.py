@@ -84,7 +84,7 @@ def keep_shots(images: ImageSet, shots: int, *, seed: int, fewer: bool = False) 
             got=f"shots={shots}, and {short} of {len(have)} classes have less"
             f" (fewest: {have.get(rarest, 0)} of {rarest!r})",
             want=f"from 1 to {have.get(rarest, 0)}",
-            fix="Ask for fewer, or pass fewer=True to take what there is.",
+            fix="Lower shots, or pass fewer=True to take what there is." if shots > 0 else "Try 1.",
         )
     return _keep(images, lambda n: min(n, shots), seed)
 

@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from intarsia.core.errors import ConfigError, DataError
 
-Augment = Literal["none", "light"]
+Augment = Literal["none", "light", "crop"]
 Transform = Callable[[Image.Image], Tensor]
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -160,18 +160,25 @@ def eval_transform(inputs: InputConfig) -> Transform:
 def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transform:
     """Transform for training: `none` as in evaluation, `light` a crop of 60 to 100 % and a flip.
 
+    `crop`: a random square 224/256 of the shorter side wide, and a flip, as VPT and MoSA have it.
     Draws from torch's CPU generator only, which `Prepared` seeds per picture.
     Raises: ConfigError for another augmentation.
     Not for pictures whose meaning changes when mirrored, such as digits or text.
     """
     if augment not in get_args(Augment):
-        raise ConfigError("augment", got=repr(augment), want="'none' or 'light'", fix="Choose one.")
+        want = "'none', 'light' or 'crop'"
+        raise ConfigError("augment", got=repr(augment), want=want, fix="Choose one.")
     if augment == "none":
         return eval_transform(inputs)
     way = InterpolationMode(inputs.interpolation)
+    if augment == "light":
+        cut = [v2.RandomResizedCrop(inputs.size, scale=(0.6, 1.0), interpolation=way)]
+    else:
+        shorter = round(max(inputs.size) * 256 / 224)
+        cut = [v2.Resize(shorter, interpolation=way), v2.RandomCrop(inputs.size)]
     return v2.Compose(
         [
-            v2.RandomResizedCrop(inputs.size, scale=(0.6, 1.0), interpolation=way),
+            *cut,
             v2.RandomHorizontalFlip(),
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),

@@ -26,7 +26,7 @@ class Pictures:
     """Which pictures: see `load_data`.
 
     images: training images, a number or, below 1, a share; shots: of each class.
-    split_seed: of the split, None = the run's seed.  augment: "none" or "light".
+    split_seed: of the split, None = the run's seed.  augment: "none", "light" or "crop".
     skip_unreadable: leave damaged pictures out and record which.
     """
 

@@ -283,8 +283,8 @@ def objective(text: str) -> Objective:
     return partial(function, **given) if given else function
 
 
-def words(config: Method, start: object | None = None) -> tuple[str, ...]:
-    """The `--set` values that turn `start` (None = the defaults) into a config."""
+def words(config: object, start: object | None = None) -> tuple[str, ...]:
+    """The `--set` values that turn `start` (None = the defaults) into a config, a dataclass."""
     start = type(config)() if start is None else start
     found: list[str] = []
     for field in dataclasses.fields(cast(Any, config)):

@@ -75,7 +75,8 @@ def test_the_published_share_is_taken(vpt: Callable[..., Path]) -> None:
     assert [data.train.images[i] for i in range(2)] == [root / "images" / name for name in small]
     assert data.train.labels.tolist() == [0, 2]  # the labels of the whole training part
     assert len(data.val or ()) == 3 and len(data.test) == 6
-    assert data.record["kept"] == {"fraction": 0.1, "published": True}
+    said = "FGVC, train_0.1.json, in place of train"
+    assert data.record["kept"] == {"fraction": 0.1, "published": True, "from": said}
     assert data.record["parts"]["train"]["source"] == "FGVC, train_0.1.json"
 
 
@@ -83,7 +84,33 @@ def test_a_share_without_a_file_is_drawn(vpt: Callable[..., Path]) -> None:
     vpt("cub", "cub", "images")
     data = load_data("fgvc/cub", seed=0, fraction=0.25)
     assert data.train.counts() == {"2": 1, "5": 1, "900": 1}
-    assert data.record["kept"] == {"fraction": 0.25}
+    assert data.record["kept"] == {"fraction": 0.25, "from": "train"}
+
+
+def test_with_both_parts_joined_a_share_is_of_both_and_a_published_one_replaces_both(
+    vpt: Callable[..., Path],
+) -> None:
+    root = vpt("cub", "cub", "images")
+    drawn = load_data("fgvc/cub@train+val", seed=0, fraction=0.4, val=0)
+    assert drawn.train.counts() == {"2": 2, "5": 2, "900": 2}  # of 5 each: 4 and 1
+    assert drawn.record["kept"] == {"fraction": 0.4, "from": "train and val"}
+    rows = json.loads((root / "train.json").read_text())
+    (root / "train_0.4.json").write_text(json.dumps(dict(list(rows.items())[:3])))
+    given = load_data("fgvc/cub@train+val", seed=0, fraction=0.4, val=0)
+    assert len(given.train) == 3
+    assert given.record["kept"]["from"] == "FGVC, train_0.4.json, in place of train and val"
+
+
+def test_a_picture_in_two_parts(vpt: Callable[..., Path]) -> None:
+    root = vpt("cub", "cub", "images")
+    (name, label), *_ = json.loads((root / "test.json").read_text()).items()
+    rows = json.loads((root / "train.json").read_text())
+    (root / "train_0.1.json").write_text(json.dumps({name: label}))
+    with pytest.raises(DataError, match=r"train_0.1.json and test.json .* got 1 path in both"):
+        load_data("fgvc/cub", seed=0, fraction=0.1)
+    (root / "train.json").write_text(json.dumps({**dict(list(rows.items())[1:]), name: label}))
+    with pytest.raises(DataError, match=r"train.json and test.json .* 1 path in both, as '005.B"):
+        suites.read("fgvc/cub")
 
 
 def test_a_damaged_share_is_found(vpt: Callable[..., Path]) -> None:

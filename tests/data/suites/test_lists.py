@@ -46,6 +46,7 @@ def test_json_comes_back(scratch: Path, rows: dict[str, int], digits: bool) -> N
         (["", "a.png 7"], "line 2 .*label 7 is not one of the classes 0 to 4"),
         (["a.png 0", "b.png 1", "a.png 0"], "line 3 .*the path of line 1 again"),
         (["a.png 0", "a.png 1"], "line 2 .*the path of line 1 again"),
+        (["a.png 0", "./b/../a.png 1"], "line 2 .*the path of line 1 again"),
         (["../a.png 0"], "line 1 .*leaves the folder"),
         (["x/../../a.png 0"], "line 1 .*leaves the folder"),
         (["/etc/passwd 0"], "line 1 .*leaves the folder"),

@@ -195,10 +195,10 @@ def test_lists_win(
 ) -> None:
     built = library({})
     root = prepared("eurosat/rgb/2.0.0")
-    counts = {"train": 8, "val": 4, "test": 6}
+    counts = {"train": 8, "val": 4, "test": 12}
     noah(root / "eurosat", counts, classes=10)
     table("vtab-1k/eurosat", counts=counts)
-    assert len(suites.read("vtab-1k/eurosat")["test"]) == 6 and not built
+    assert len(suites.read("vtab-1k/eurosat")["test"]) == 12 and not built
 
 
 def test_without_the_package(

@@ -55,15 +55,15 @@ def test_the_table_is_the_published_one() -> None:
 def test_lists_under_every_name(
     home: Path, noah: Noah, table: Table, task: str, folder: str
 ) -> None:
-    table(f"vtab-1k/{task}", counts=SMALL)
-    made = noah(home / "vtab-1k" / folder, SMALL, classes=2)
+    classes = suites.suite("vtab-1k").task(task).classes
+    counts = SMALL | {"test": classes + 1}
+    table(f"vtab-1k/{task}", counts=counts)
+    made = noah(home / "vtab-1k" / folder, counts, classes=classes)
     parts = suites.read(f"vtab-1k/{task}")
-    assert {part: len(images) for part, images in parts.items()} == SMALL
+    assert {part: len(images) for part, images in parts.items()} == counts
     assert parts["val"].images[3] == made / "images/val200/000003.png"
-    assert parts["test"].labels.tolist() == [0, 1, 0, 1, 0, 1]
-    assert parts["train"].classes == tuple(
-        map(str, range(suites.find(f"vtab-1k/{task}")[1].classes))
-    )  # pyright: ignore
+    assert parts["test"].labels.tolist() == [*range(classes), 0]
+    assert parts["train"].classes == tuple(map(str, range(classes)))
 
 
 def test_nothing_is_decoded_when_read(kitti: Path) -> None:
@@ -103,8 +103,7 @@ def test_published_parts_are_kept(kitti: Path) -> None:
 
 
 def test_a_training_part_may_lack_classes(kitti: Path) -> None:
-    rows = [line.split()[0] for line in (kitti / "train800.txt").read_text().splitlines()]
-    (kitti / "train800.txt").write_text("".join(f"{row} {i % 2}\n" for i, row in enumerate(rows)))
+    _relabel(kitti / "train800.txt", 2)
     data = load_data("vtab-1k/kitti", seed=0, fraction=0.5)
     assert data.train.counts() == {"0": 2, "1": 2, "2": 0, "3": 0}
     assert len(data.classes) == 4
@@ -137,6 +136,41 @@ def test_the_real_table_refuses_a_small_copy(home: Path, noah: Noah) -> None:
 def test_wrong_number_of_classes(kitti: Path, table: Table) -> None:
     table("vtab-1k/kitti", classes=5)
     with pytest.raises(DataError, match="classes of vtab-1k/kitti: got 4, want 5"):
+        suites.read("vtab-1k/kitti")
+
+
+def _relabel(file: Path, classes: int) -> None:
+    rows = [line.split()[0] for line in file.read_text().splitlines()]
+    file.write_text("".join(f"{row} {i % classes}\n" for i, row in enumerate(rows)))
+
+
+def test_a_class_without_a_test_picture(kitti: Path) -> None:
+    _relabel(kitti / "test.txt", 2)
+    with pytest.raises(
+        DataError, match=r"got no test picture of 2: 2, 3, want test pictures of all 4"
+    ):
+        suites.read("vtab-1k/kitti")
+
+
+def test_a_copy_with_fewer_classes_than_published(kitti: Path) -> None:
+    for file in vtab.LISTS.values():  # no label is out of range
+        _relabel(kitti / file, 3)
+    with pytest.raises(DataError, match=r"classes of vtab-1k/kitti: .* 3 \(in no part\), want"):
+        suites.read("vtab-1k/kitti")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("train", "test"), ("val", "test"), ("train", "val")]
+)
+@pytest.mark.parametrize("spelt", ["", "./"])
+def test_a_path_in_two_parts(kitti: Path, first: str, second: str, spelt: str) -> None:
+    one, two = (kitti / vtab.LISTS[part] for part in (first, second))
+    rows = two.read_text().splitlines()
+    shared = [line.split()[0] for line in one.read_text().splitlines()[:2]]
+    rows[:2] = [f"{spelt}{path} {i}" for i, path in enumerate(shared)]
+    two.write_text("\n".join(rows))
+    says = f"{one.name} and {two.name} in .*: got 2 paths in both, as '{shared[0]}'"
+    with pytest.raises(DataError, match=says):
         suites.read("vtab-1k/kitti")
 
 

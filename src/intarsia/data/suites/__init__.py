@@ -71,9 +71,14 @@ def read(spec: str) -> dict[str, ImageSet]:
     """
     found, task = _found(spec)
     parts = reading.read_task(found, task, root(found))
-    if spec.endswith(JOINED) and "val" in parts:
+    if joins(spec):
         parts["train"] = chained(parts["train"], parts.pop("val"))
     return parts
+
+
+def joins(spec: str) -> bool:
+    """Whether the training part of "suite/task@train+val" is really two."""
+    return spec.endswith(JOINED) and "val" in _found(spec)[1].counts
 
 
 def published(spec: str, fraction: float) -> ImageSet | None:

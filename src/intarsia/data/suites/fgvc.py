@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ..images import ImageSet
-from .lists import read_json, to_set
+from .lists import check_apart, read_json, to_set
 from .task import Parts, Suite, Task
 
 PARTS = ("train", "val", "test")
@@ -57,25 +57,31 @@ _SETS = {
 def read(name: str, root: Path) -> Parts:
     """The three parts of a set below the suite's folder; class ids are counted from 0 in order.
 
-    Raises: DataError for a label file that is missing or damaged (see `read_json`), or an id in
-    val or test that train does not have.
+    Raises: DataError for a label file that is missing or damaged (see `read_json`), an id in
+    val or test that train does not have, or a picture in two parts.
     """
     folder = _folder(name, root)
     train = read_json(folder / "train.json")
     classes = _classes(train)
-    rows = {p: read_json(folder / f"{p}.json", ids=classes) for p in PARTS[1:]} | {"train": train}
+    rows = {"train": train}
+    rows |= {p: read_json(folder / f"{p}.json", ids=classes) for p in PARTS[1:]}
+    check_apart({folder / f"{part}.json": found for part, found in rows.items()})
     pictures = folder / _SETS[name].images
     return {p: to_set(name, rows[p], pictures, classes=classes, source="FGVC") for p in PARTS}
 
 
 def published(name: str, root: Path, fraction: float) -> ImageSet | None:
-    """The set in `train_<fraction>.json` (0.1 for 10 %); None when that file is not there."""
+    """The set in `train_<fraction>.json` (0.1 for 10 %); None when that file is not there.
+
+    Raises: DataError as `read` does; of other parts, it may have pictures of train and val.
+    """
     folder = _folder(name, root)
     file = folder / f"train_{float(fraction)}.json"
     if not file.is_file():
         return None
     classes = _classes(read_json(folder / "train.json"))
     rows = read_json(file, ids=classes)
+    check_apart({file: rows, folder / "test.json": read_json(folder / "test.json")})
     source = f"FGVC, {file.name}"
     return to_set(name, rows, folder / _SETS[name].images, classes=classes, source=source)
 

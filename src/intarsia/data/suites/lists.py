@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,19 @@ def to_set(
     return ImageSet(name, [folder / path for path, _ in rows], labels, names, source=source)
 
 
+def check_apart(parts: Mapping[Path, Iterable[Row]]) -> None:
+    """Raise DataError for a path that stands in two label files.  parts: file -> its rows."""
+    paths = {file: {os.path.normpath(path) for path, _ in rows} for file, rows in parts.items()}
+    for one, other in combinations(paths, 2):
+        if both := sorted(paths[one] & paths[other]):
+            raise DataError(
+                f"label files {one.name} and {other.name} in {one.parent}",
+                got=f"{len(both)} {'path' if len(both) == 1 else 'paths'} in both, as {both[0]!r}",
+                want="every picture in one part",
+                fix="Take the files from their publisher again, or correct them.",
+            )
+
+
 def check_present(images: ImageSet, *, spec: str, fix: str) -> None:
     """Raise DataError naming the first pictures that are paths to no file."""
     if not (len(images) and isinstance(images.images[0], Path)):
@@ -106,10 +120,10 @@ def _checked(
             fault = "no whole number as label"
         elif ids is not None and known not in ids:
             fault = f"label {known} is not one of the classes{_range(ids)}"
-        elif path in first:
-            fault = f"the path of {unit} {first[path]} again"
+        elif (place := os.path.normpath(path)) in first:
+            fault = f"the path of {unit} {first[place]} again"
         else:
-            first[path] = number
+            first[place] = number
             good.append((path, known))
             continue
         faults.append(f"\n  {unit} {number} {text.strip()[:80]!r}: {fault}")

@@ -10,7 +10,7 @@ from ...core.errors import DataError
 from ..folders import check_same_classes
 from ..images import ImageSet
 from ..packages import cache_dir
-from .lists import check_present
+from .lists import SHOWN, check_present
 from .task import Parts, Suite, Task
 
 
@@ -39,8 +39,8 @@ def missing(task: Task, folder: Path) -> list[Path]:
 def read_task(suite: Suite, task: Task, folder: Path) -> dict[str, ImageSet]:
     """The parts of a task below a suite's folder, nothing decoded, but all of it counted.
 
-    Raises: DataError for files that are missing, and for parts, classes or numbers of images other
-    than published; what the task's own reader raises.
+    Raises: DataError for files that are missing, for parts, classes or numbers of images other
+    than published, and for a class without a test picture; what the task's own reader raises.
     """
     _check_needs(suite, task, folder)
     spec, fix = f"{suite.name}/{task.name}", _fix(suite, folder)
@@ -50,6 +50,7 @@ def read_task(suite: Suite, task: Task, folder: Path) -> dict[str, ImageSet]:
     classes = len(next(iter(parts.values())).classes)
     if classes != task.classes:
         raise DataError(f"classes of {spec}", got=classes, want=task.classes, fix=fix)
+    _check_every_class(parts, spec, fix)
     for part, images in parts.items():
         check_present(images, spec=f"{spec}, {part}", fix=fix)
     return parts
@@ -84,6 +85,21 @@ def _check_counts(task: Task, parts: Parts, spec: str, fix: str) -> None:
     got = {part: len(images) for part, images in parts.items()}
     if got != dict(task.counts):
         raise DataError(f"images of {spec}", got=_shown(got), want=_shown(task.counts), fix=fix)
+
+
+def _check_every_class(parts: Parts, spec: str, fix: str) -> None:
+    """A published training part may lack a class, a test part never does."""
+    absent = [name for name, n in parts["test"].counts().items() if not n]
+    if absent:
+        anywhere = {label for images in parts.values() for label, n in images.counts().items() if n}
+        named = [name if name in anywhere else f"{name} (in no part)" for name in absent]
+        total = len(parts["test"].classes)
+        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        raise DataError(
+            f"classes of {spec}",
+            got=f"no test picture of {len(absent)}: {', '.join(named[:SHOWN])}{more}",
+            want=f"test pictures of all {total}", fix=fix,
+        )  # fmt: skip
 
 
 def _shown(counts: Mapping[str, int]) -> str:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from . import tfds
-from .lists import read_lines, to_set
+from .lists import check_apart, read_lines, to_set
 from .task import Parts, Suite, Task
 
 LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
@@ -45,8 +45,8 @@ _TASKS: dict[str, tuple[str, int, int, tuple[str, ...]]] = {
 def read(name: str, root: Path) -> Parts:
     """The three parts of a task: from its lists, else from its prepared TFDS data set.
 
-    Raises: DataError for a list that is missing or damaged (see `read_lines`); what `tfds.read`
-    raises.
+    Raises: DataError for a list that is missing or damaged (see `read_lines`), and for a picture
+    in two of them; what `tfds.read` raises.
     """
     _, classes, _, _ = _TASKS[name]
     folder = next((place for place in _places(name, root) if _has_list(place)), None)
@@ -54,11 +54,12 @@ def read(name: str, root: Path) -> Parts:
         return tfds.read(name, root, classes=classes)
     folder = folder or _places(name, root)[0]
     labels = {i: i for i in range(classes)}
+    rows = {part: read_lines(folder / file, ids=range(classes)) for part, file in LISTS.items()}
+    check_apart({folder / LISTS[part]: found for part, found in rows.items()})
     return {
-        part: to_set(name, read_lines(folder / file, ids=range(classes)), folder,
-                     classes=labels, source="VTAB-1k, lists")
-        for part, file in LISTS.items()
-    }  # fmt: skip
+        part: to_set(name, found, folder, classes=labels, source="VTAB-1k, lists")
+        for part, found in rows.items()
+    }
 
 
 def _places(name: str, root: Path) -> list[Path]:
