@@ -56,9 +56,7 @@ Carry = Callable[..., Run]
 
 @pytest.fixture
 def carry(model: str, answers: str) -> Carry:
-    def run(
-        data: str = answers, out: Path | None = None, score: bool = True, **values: Any
-    ) -> Run:
+    def run(data: str = answers, out: Path | None = None, score: bool = True, **values: Any) -> Run:
         start = Experiment(Pictures(data, val=0)).changed(
             model=model, size=32, method="lora", epochs=2, batch_size=8, lr=3e-2,
             settings=("rank=4", "roles=qkv,mlp_linear"),

@@ -16,10 +16,10 @@ from intarsia.core import Method
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts import adapt, load
 from intarsia.hosts.adapt import find_heads
-from intarsia.train.record import parameter_counts
 from intarsia.hosts.config import IntarsiaConfig
 from intarsia.hosts.peft import IntarsiaLayer
 from intarsia.methods import Adamix, Mosa, Mosl
+from intarsia.train.record import parameter_counts
 
 pytestmark = pytest.mark.filterwarnings(  # PEFT asks a transformers 5 model by the old name
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"

@@ -17,9 +17,9 @@ import intarsia
 from intarsia import LlavaMole, Lora, MixLora, Poly, S2ft, Sparse, TopK
 from intarsia.core.errors import ConfigError, FoldError, TargetError, UnknownName
 from intarsia.hosts.adapt import find_heads
-from intarsia.train.record import parameter_counts
 from intarsia.hosts.export import export_timm
 from intarsia.hosts.prefix import first_trained_block, split_at
+from intarsia.train.record import parameter_counts
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

@@ -17,7 +17,7 @@ from ..core.modes import evaluating
 from ..data import ImageSet, InputConfig, eval_transform, input_config, trunk_fingerprint
 from ..data.decode import SUFFIXES, read_image
 from ..data.folders import check_same_classes
-from ..data.splits import Splits, read_data
+from ..data.splits import read_data
 from ..experiments import experiment as experiments
 from ..experiments.execute import held, model_of, pictures_of, with_method
 from ..experiments.experiment import BASELINES, Experiment
