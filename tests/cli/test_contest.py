@@ -87,6 +87,29 @@ def test_compare_gives_one_table_and_one_page(
     assert said.code == 2 and "lr=0.01" in said.words and "another --out" in said.words
 
 
+def test_texts_are_compared_by_methods_that_they_can_have(
+    intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def fail(command: list[str], **_: object) -> Any:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr(contest.subprocess, "run", fail)
+    data = tmp_path / "answers.jsonl"
+    data.write_text('{"prompt": "a", "response": "b"}\n' * 9)
+    words = ("compare", data, "--out", tmp_path / "c")
+    assert intarsia(*words).code == 2
+    assert "--model smollm2 --method lora" in " ".join(commands.pop())
+    assert not commands
+    assert intarsia(*words, "-m", "mine", "--methods", "mixlora").code == 2
+    assert "--model mine --method mixlora" in " ".join(commands.pop())
+    for other in ("linear", "official"):
+        said = intarsia(*words, "--methods", f"lora,{other}")
+        assert "a method without a classifier" in said.words and not commands
+
+
 def test_report_of_runs(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
     said = intarsia("report", run, "--out", tmp_path / "page.html")
     assert said.code == 0 and "mosa" in said.out
@@ -111,6 +134,8 @@ def test_report_of_runs(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
         ("--set lora.rank=2", "one of ['bottleneck', 'linear', 'mosa']"),
         ("--set mosa.exprts=2", "Did you mean experts"),
         ("--jobs 0", "--jobs"),
+        ("--baseline linear", "Did you mean linear probe"),
+        ("--methods vpt-deep,mosa --baseline lora", "['mosa', 'vpt-deep']"),
     ],
 )
 def test_bad_contests(

@@ -11,6 +11,7 @@ import typer
 from .options import Data, Json, experiment_values, given_in_words, with_training_options
 from .shell import note, show_json, show_rich
 
+TEXT_METHODS = "lora,mixlora"  # where nothing is said
 Baseline = Annotated[
     str | None, typer.Option(help="Label of the method the others are held against; the first.")
 ]
@@ -45,7 +46,10 @@ def compare(
     ctx: typer.Context,
     data: Data,
     methods: Annotated[
-        str, typer.Option(help="With commas; as for `intarsia fit`.")
+        str,
+        typer.Option(
+            help="With commas; as for `intarsia fit`. Of texts lora,mixlora if not given."
+        ),
     ] = "linear,bottleneck,mosa",
     seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
     out: Annotated[
@@ -71,25 +75,42 @@ def compare(
     asked = {**locals(), **given}
     from .routing import check_given
 
-    check_given(given_in_words(ctx), routers is not None)
+    words = given_in_words(ctx)
+    check_given(words, routers is not None)
     if routers is not None:
         _compare_routers(asked)
-        return
-    from ..experiments.contest import by_method, entries, on_one_adapter, run_all, running_options
+    else:
+        _compare_methods(asked, given, words)
+
+
+def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[str]) -> None:
+    """given: the shared options among all that was asked; words: the names of what was given."""
+    from ..data.texts import is_text
+    from ..experiments import contest
     from ..experiments.experiment import Experiment, located
     from ..experiments.settings import value_of
+    from .training import FOR_TEXTS
 
+    data, methods, baseline = asked["data"], asked["methods"], asked["baseline"]
+    values = experiment_values(given) | {"data": located(data), "settings": ()}
+    if is_text(data):
+        values |= {n: v for n, v in FOR_TEXTS.items() if n not in words}
+        methods = methods if "methods" in words else TEXT_METHODS
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    numbers: tuple[int, ...] = value_of("--seeds", seeds, tuple[int, ...])
-    folder = out or Path("runs") / f"compare-{Path(data).name}"
-    start = Experiment.of(experiment_values(given) | {"data": located(data), "settings": ()})
-    chosen = on_one_adapter(start, names, by_method(given["settings"] or ()), note)
-    contest = entries(start, names, numbers, chosen, folder)
+    numbers: tuple[int, ...] = value_of("--seeds", asked["seeds"], tuple[int, ...])
+    folder = asked["out"] or Path("runs") / f"compare-{Path(data).name}"
+    start = Experiment.of(values)
+    chosen = contest.on_one_adapter(start, names, contest.by_method(given["settings"] or ()), note)
+    runs = contest.entries(start, names, numbers, chosen, folder)
+    contest.check_baseline(runs, baseline)
     try:
-        run_all(contest, options=running_options(given), jobs=jobs, report=note)
+        contest.run_all(
+            runs, options=contest.running_options(given), jobs=asked["jobs"], report=note
+        )
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("Call the same command again to go on.") from stop
-    show_comparison([e.folder for e in contest], folder / "report.html", baseline, as_json)
+    page = folder / "report.html"
+    show_comparison([e.folder for e in runs], page, baseline, asked["as_json"])
 
 
 def _compare_routers(given: dict[str, Any]) -> None:

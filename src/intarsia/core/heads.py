@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 NAMES = ("classifier", "head", "fc", "score")  # transformers and torchvision
@@ -12,9 +14,7 @@ def heads_of(model: nn.Module) -> list[nn.Module]:
 
     A distilled DeiT has two.  model: the host itself, not a PeftModel around it.
     """
-    if callable(get := getattr(model, "get_classifier", None)):
-        got = get()
-        found = got if isinstance(got, tuple) else (got,)
-    else:
-        found = [getattr(model, name, None) for name in NAMES]
+    get: Any = getattr(model, "get_classifier", None)
+    got: Any = get() if callable(get) else tuple(getattr(model, name, None) for name in NAMES)
+    found: list[Any] = [*got] if isinstance(got, tuple) else [got]
     return [m for m in found if isinstance(m, nn.Module)]

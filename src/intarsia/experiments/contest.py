@@ -18,9 +18,10 @@ from typing import Any
 
 from ..core import Method
 from ..core.errors import ConfigError, TrainingError, UnknownName
+from ..data.texts import is_text
 from ..report import numbers, read_run
 from ..train.folder import RUN
-from . import INTERRUPTED, settings
+from . import INTERRUPTED, language, settings
 from . import experiment as experiments
 from .execute import method_of
 from .experiment import Experiment
@@ -82,8 +83,18 @@ def entries(
             one = start.changed(method=method, seed=seed, settings=tuple(chosen.get(method, ())))
             one = one.suited()
             method_of(one)
+            if is_text(one.pictures.data):
+                language.check_options(one)
             found.append(Entry(one, out / f"{method}-{seed}"))
     return found
+
+
+def check_baseline(contest: Sequence[Entry], baseline: str | None) -> None:
+    """Raises: UnknownName for a baseline that will be no group of the contest's report."""
+    labels = list(dict.fromkeys(entry.experiment.label for entry in contest))
+    # a label that two groups have is told apart in brackets, once they are there
+    if baseline is not None and baseline.partition(" (")[0] not in labels:
+        raise UnknownName("baseline", baseline, labels)
 
 
 def by_method(words: Iterable[str]) -> dict[str, list[str]]:

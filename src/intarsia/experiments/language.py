@@ -76,8 +76,13 @@ def carry_out(
 
 
 def check_options(experiment: Experiment) -> None:
-    """Raises: ConfigError for an option that only pictures have."""
-    flat = experiment.flat()
+    """Raises: ConfigError for an option or a method that only pictures have."""
+    flat, method = experiment.flat(), experiment.adapted.method
+    if method in (OFFICIAL, "linear"):
+        raise ConfigError(
+            f"method {method!r}", got="a text", want="a method without a classifier",
+            fix="Use lora, or another of `intarsia list`.",
+        )  # fmt: skip
     for name, nothing in PICTURES_ONLY.items():
         if flat[name] != nothing:
             raise ConfigError(
@@ -111,11 +116,6 @@ def with_method(
     Raises: UnknownName, ConfigError.
     """
     asked, seed = experiment.adapted, experiment.training.seed
-    if asked.method == OFFICIAL or asked.method == "linear":
-        raise ConfigError(
-            f"method {asked.method!r}", got="a text", want="a method without a classifier",
-            fix="Use lora, or another of `intarsia list`.",
-        )  # fmt: skip
     if asked.method in BASELINES:
         built = baselines.build(asked.method, model, settings.of_baseline(asked), seed=seed)
         return built, settings.said_of_baseline(asked), asked.method
