@@ -122,6 +122,13 @@ def _suite_record(name: str, folder: Path) -> dict[str, Any]:
 
 def _task_record(found: Suite, task: Task, folder: Path) -> dict[str, Any]:
     absent = [str(path) for path in reading.missing(task, folder)]
+    obtained = task.obtained is None or task.obtained()
+    if task.synthetic and task.obtained is None and not task.needs:
+        pictures = "rendered here"
+    elif not obtained:
+        pictures = "obtained when first used"
+    else:
+        pictures = "not on disk" if absent else "ready"
     return {
         "task": task.name,
         "spec": f"{found.name}/{task.name}",
@@ -130,6 +137,7 @@ def _task_record(found: Suite, task: Task, folder: Path) -> dict[str, Any]:
         "counts": dict(task.counts),
         "synthetic": task.synthetic,
         "about": task.about,
-        "on_disk": not absent,
+        "pictures": pictures,
+        "on_disk": obtained and not absent,
         "missing": absent,
     }

@@ -99,6 +99,7 @@ def _named(name: str) -> Task:
         read=partial(read_named, name, sizes),
         synthetic=name in SIMULATED,
         about=sets.SETS[name].about,
+        obtained=partial(sets.is_cached, name),
     )
 
 

@@ -20,6 +20,7 @@ class Task:
     read: the suite's folder -> parts; a task out of a package, or a rendered one, ignores it.
     needs: paths below the suite's folder without which it cannot be read; none = nothing. "a|b" is
     either of them, the first being the place to name when both are missing; "*" is any text.
+    obtained: of a task out of a package, whether its pictures were; None = of no package.
     group: of a table's mean, as "natural"; synthetic: rendered or simulated, not photographed.
     """
 
@@ -31,6 +32,7 @@ class Task:
     needs: tuple[str, ...] = ()
     synthetic: bool = False
     about: str = ""
+    obtained: Callable[[], bool] | None = None
 
 
 # (task, the suite's folder, share) -> the published training part of that share, if it is there
