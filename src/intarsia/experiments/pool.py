@@ -61,24 +61,12 @@ def run_trials(
     Raises: ConfigError for impossible numbers; KeyboardInterrupt after the running trials have been
     told to stop.
     """
-    if jobs < 1 or executor not in EXECUTORS:
-        raise ConfigError(
-            "--jobs or executor", got=f"{jobs}, {executor!r}",
-            want=f"at least 1, one of {tuple(EXECUTORS)}", fix="Leave them out.",
-        )  # fmt: skip
-    if not trials:
-        return
-    number = min(jobs, len(trials))
-    if executor == "ray":
-        share = threads_for(number, threads)
-    else:
-        share = threads or max(1, (os.cpu_count() or 1) // jobs)
+    slots = _slots(executor, jobs, threads, len(trials))
     waiting: queue.SimpleQueue[Trial] = queue.SimpleQueue()
     for trial in trials:
         waiting.put(trial)
     ended: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
     stopped = threading.Event()
-    slots = [EXECUTORS[executor](share) for _ in range(number)]
 
     def serve(slot: Executor) -> None:
         try:
@@ -110,6 +98,20 @@ def run_trials(
         stopped.set()
         for slot in slots:
             slot.close()
+
+
+def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[Executor]:
+    if jobs < 1 or executor not in EXECUTORS:
+        raise ConfigError(
+            "--jobs or executor", got=f"{jobs}, {executor!r}",
+            want=f"at least 1, one of {tuple(EXECUTORS)}", fix="Leave them out.",
+        )  # fmt: skip
+    number = min(jobs, trials)
+    if executor == "ray":
+        share = threads_for(number, threads) if number else 1
+    else:
+        share = threads or max(1, (os.cpu_count() or 1) // jobs)
+    return [EXECUTORS[executor](share) for _ in range(number)]
 
 
 @dataclass

@@ -122,10 +122,10 @@ def _suite_record(name: str, folder: Path) -> dict[str, Any]:
 
 def _task_record(found: Suite, task: Task, folder: Path) -> dict[str, Any]:
     absent = [str(path) for path in reading.missing(task, folder)]
-    obtained = task.obtained is None or task.obtained()
-    if task.synthetic and task.obtained is None and not task.needs:
+    obtained = found.obtained(task.name)
+    if task.synthetic and obtained is None and not task.needs:
         pictures = "rendered here"
-    elif not obtained:
+    elif obtained is False:
         pictures = "obtained when first used"
     else:
         pictures = "not on disk" if absent else "ready"
@@ -138,6 +138,6 @@ def _task_record(found: Suite, task: Task, folder: Path) -> dict[str, Any]:
         "synthetic": task.synthetic,
         "about": task.about,
         "pictures": pictures,
-        "on_disk": obtained and not absent,
+        "on_disk": obtained is not False and not absent,
         "missing": absent,
     }

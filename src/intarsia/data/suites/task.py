@@ -20,7 +20,6 @@ class Task:
     read: the suite's folder -> parts; a task out of a package, or a rendered one, ignores it.
     needs: paths below the suite's folder without which it cannot be read; none = nothing. "a|b" is
     either of them, the first being the place to name when both are missing; "*" is any text.
-    obtained: of a task out of a package, whether its pictures were; None = of no package.
     group: of a table's mean, as "natural"; synthetic: rendered or simulated, not photographed.
     """
 
@@ -32,7 +31,6 @@ class Task:
     needs: tuple[str, ...] = ()
     synthetic: bool = False
     about: str = ""
-    obtained: Callable[[], bool] | None = None
 
 
 # (task, the suite's folder, share) -> the published training part of that share, if it is there
@@ -44,6 +42,7 @@ class Suite:
     """Tasks that are reported together; `how` says where its pictures come from.
 
     published: looks for a training part that the publisher cut down to a share of the whole.
+    obtained: task -> whether its package's pictures were; None for a task out of no package.
     """
 
     name: str
@@ -52,6 +51,7 @@ class Suite:
     how: str = ""
     groups: tuple[str, ...] = field(default=())
     published: Published | None = None
+    obtained: Callable[[str], bool | None] = lambda _: None
 
     def task(self, name: str) -> Task:
         """The task of that name.  Raises: UnknownName."""
