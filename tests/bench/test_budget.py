@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from intarsia.bench.budget import (
@@ -15,8 +16,12 @@ from intarsia.bench.budget import (
     measured_costs,
     minutes,
 )
+from intarsia.bench.contenders import contender
 from intarsia.bench.run import How
 from intarsia.core.errors import ConfigError, TrainingError
+from intarsia.data import ImageSet, suites
+from intarsia.experiments.execute import pictures_of
+from intarsia.experiments.experiment import Experiment
 
 from . import toys
 
@@ -71,6 +76,63 @@ def test_pilots_of_a_few_shots(tmp_path) -> None:
 
     measured_costs(plan, tmp_path, How(executor="here"), lambda _: None, work)
     assert {(flat["images"], flat["shots"]) for flat in flats} == {(64, None)}
+
+
+def flats_of(plan, out) -> dict[str, dict]:
+    """The pilots' experiments, by method."""
+    found = {}
+
+    def work(inputs):
+        found[inputs["experiment"]["method"]] = inputs["experiment"]
+        return toys.work(inputs)
+
+    measured_costs(plan, out, How(executor="here"), lambda _: None, work)
+    return found
+
+
+def test_pilots_of_many_classes_take_no_more_than_there_is(tmp_path) -> None:
+    many = replace(toys.TOYS.tasks[0], classes=900, counts={"train": 800, "val": 200, "test": 700})
+    flats = flats_of(toys.plan(tasks=(many,)), tmp_path / "many")
+    assert {(flat["images"], flat["test"]) for flat in flats.values()} == {(1000, 700)}
+    some = replace(many, classes=300)
+    flats = flats_of(toys.plan(tasks=(some,)), tmp_path / "some")
+    assert {(flat["images"], flat["test"]) for flat in flats.values()} == {(600, 600)}
+
+
+def test_classes_with_a_single_image_are_drawn(monkeypatch, tmp_path) -> None:
+    """As VTAB-1k's SUN397 has them: 1,000 images of 397 classes."""
+    few, many = np.r_[0:397, 0:200, 0:203], np.r_[0:397, 0:396, 0:396]  # of class 396 one
+    labels = {"train": few, "val": np.r_[0:200], "test": many}
+    noise = np.random.default_rng(0)
+
+    def parts(_):
+        names = tuple(map(str, range(397)))
+        return {
+            part: ImageSet(part, noise.integers(0, 255, (len(found), 4, 4), np.uint8), found, names)
+            for part, found in labels.items()
+        }
+
+    counts = {part: len(found) for part, found in labels.items()}
+    task = replace(toys.TOYS.tasks[0], classes=397, counts=counts, read=parts)
+    suite = replace(toys.TOYS, tasks=(task,))
+    flats = flats_of(toys.plan(suite=suite, tasks=(task,)), tmp_path)
+    monkeypatch.setitem(suites.MODULES, "toys", "toys")
+    monkeypatch.setattr(suites, "suite", lambda _: suite)
+    drawn = pictures_of(Experiment.of(flats["linear"]), lambda _: None)
+    assert len(drawn.train) == len(drawn.test) == 2 * 397
+    assert min(drawn.train.counts().values()) == min(drawn.test.counts().values()) == 1
+
+
+@pytest.mark.parametrize("epochs, active", [(20, 1), (10, 4)])
+def test_mosa_is_timed_with_the_parts_it_will_train(epochs, active, tmp_path) -> None:
+    plan = toys.plan()
+    plan = replace(plan, start=plan.start.changed(epochs=epochs))
+    flats = flats_of(plan, tmp_path)
+    assert flats["mosa"]["settings"][-1] == f"active={active}" and flats["mosa"]["epochs"] == 2
+    assert not any("active" in word for word in flats["bottleneck"]["settings"])
+    own = replace(contender("mosa"), settings=("active=3",))
+    flats = flats_of(replace(plan, contenders=(own,)), tmp_path / "own")
+    assert flats["mosa"]["settings"] == ["active=3"]
 
 
 def test_pilots_that_all_fail_are_no_free_runs(tmp_path) -> None:

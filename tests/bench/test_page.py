@@ -6,6 +6,7 @@ import html
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pytest
 from PIL import Image
 
 from intarsia.bench.diagram import LEFT, RIGHT, diagram
-from intarsia.bench.figures import linker
 from intarsia.bench.page import render
+from intarsia.bench.panel import facts, panels
 from intarsia.bench.results import Result
 from intarsia.bench.summary import tables
+from intarsia.experiments.experiment import Experiment, Pictures, save
 
 Make = Callable[..., Result]
 MakeAll = Callable[..., list[Result]]
@@ -28,12 +30,15 @@ POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
 @pytest.fixture(scope="module")
 def folder(make_suite: MakeAll, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """index.html beside a run with a report and one without."""
+    """index.html beside a run with a report, one without, and one that failed."""
     out = tmp_path_factory.mktemp("bench")
     results = make_suite(gaps=True)
-    for name in ("runs/mosa-mnist-0", "runs/mosa-mnist-1"):
-        (out / name).mkdir(parents=True)
-    (out / "runs/mosa-mnist-0/report.html").write_text("report")
+    runs = [out / "runs" / name for name in ("mosa-mnist-0", "mosa-mnist-1", "full-azimuth-1")]
+    for run, lr in zip(runs, (1e-3, 5e-3, 1e-4), strict=True):
+        run.mkdir(parents=True)
+        save(Experiment(Pictures("mini/mnist@train+val")).changed(lr=lr), run)
+    for name in ("report.html", "run.json"):
+        (runs[0] / name).write_text(name)
     page = render(tables(results, "adaptformer"), out=out, cut=CUT)
     (out / "index.html").write_text(page, encoding="utf-8")
     return out
@@ -68,18 +73,29 @@ def test_the_page_loads_nothing_and_has_all_parts(folder: Path) -> None:
 def test_the_map_has_a_cell_for_every_task_and_method(folder: Path) -> None:
     figure = data_of((folder / "index.html").read_text(encoding="utf-8"))["figures"]["heat-0"]
     differences, shares = figure["data"]
-    about = shares["meta"]
+    about, runs = shares["meta"], differences["meta"]["runs"]
+    assert "runs" not in about  # they are in the page once
     assert len(about["names"]) == 14 + 3 + 2 and len(about["methods"]) == 8
     base = about["labels"].index("AdaptFormer")
     for row, other in zip(differences["z"], shares["z"], strict=True):
         assert row[base] == 0
         assert all((a is None) == (b is None) for a, b in zip(row, other, strict=True))
     row, mosa = about["names"].index("mnist"), about["labels"].index("MoSA")
-    assert [link for _, _, link in about["runs"][row][mosa]] == [
-        "runs/mosa-mnist-0/report.html", "runs/mosa-mnist-1/", None,
+    assert [dict(run["links"]) for run in runs[row][mosa]] == [
+        {"report": "runs/mosa-mnist-0/report.html", "run.json": "runs/mosa-mnist-0/run.json"},
+        {}, {},
+    ]  # fmt: skip
+    assert [run["command"] for run in runs[row][mosa]] == [
+        "intarsia fit mini/mnist@train+val", "intarsia fit mini/mnist@train+val --lr 0.005", "",
+    ]  # fmt: skip
+    assert [run["report"] for run in runs[row][mosa]] == [
+        "intarsia report runs/mosa-mnist-0 --out runs/mosa-mnist-0/report.html", "", "",
     ]  # fmt: skip
     row, full = about["names"].index("azimuth"), about["labels"].index("full fine-tuning")
-    assert about["runs"][row][full][1][1] == "failed: MemoryError: killed"
+    failed = runs[row][full][1]
+    assert failed["text"] == "failed: MemoryError: killed"
+    assert dict(failed["facts"]) == {"error": "MemoryError: killed", "epochs": "20"}
+    assert failed["command"] == "intarsia fit mini/mnist@train+val --lr 0.0001"
     assert shares["z"][row][full] is None
     assert [note["text"] for note in figure["layout"]["annotations"]] == ["failed"]
 
@@ -98,12 +114,30 @@ def test_points_of_the_cost_plots_are_the_table_s(folder: Path, make_suite: Make
             assert point["x"][0] == pytest.approx(row.costs.seconds)
 
 
-def test_links_lead_to_what_is_there(tmp_path: Path) -> None:
+def test_a_panel_leads_to_what_is_there(make_result: Make, tmp_path: Path) -> None:
     runs, out = tmp_path / "a b", tmp_path / "pages"
-    (runs / "x#1?").mkdir(parents=True)
-    link = linker(runs, out)
-    assert link("x#1?") == "../a%20b/x%231%3F/"
-    assert link("none") is None and link("") is None
+    show = panels(runs, out)
+    for folder in ("x#1?", "none", ""):
+        found = show(replace(make_result(), folder=folder))
+        assert (found["links"], found["command"], found["report"]) == ([], "", "")
+    run = runs / "x#1?"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (run / "experiment.json").write_text("{")  # damaged
+    found = show(replace(make_result(), folder="x#1?"))
+    assert found["links"] == [("run.json", "../a%20b/x%231%3F/run.json")] and not found["command"]
+    place = "'../a b/x#1?'"
+    assert found["report"] == f"intarsia report {place} --out '../a b/x#1?/report.html'"
+
+
+def test_a_panel_has_all_that_is_known_of_a_run(make_result: Make) -> None:
+    one = make_result(accuracy=0.8125, trained=153216, epochs=10)
+    setup = replace(one.setup, selected={"lr": 0.001}, tried=6)
+    assert facts(replace(one, setup=setup)) == {
+        "accuracy": "81.25 %", "balanced accuracy": "81.25 %", "loss": "0.5000",
+        "trained parameters": "153,226", "without head": "153,216", "training": "2.0 s",
+        "peak memory": "1.00 GB", "epochs": "10", "chosen by a search": "lr 0.001, of 6 runs",
+    }  # fmt: skip
 
 
 def test_text_from_results_is_text(make_result: Make, hostile: str, tmp_path: Path) -> None:
@@ -165,8 +199,18 @@ marks.then = heat.data[0].meta.mode;
 const about = heat.data[0].meta;
 const point = (x, y) => ({points: [{x, y}]});
 heat.emit("plotly_click", point(about.labels.indexOf("MoSA"), about.names.indexOf("mnist")));
-marks.told = document.getElementById("runs-0").innerText;
+const seen0 = () => [...document.querySelectorAll("#runs-0 details")];
+marks.told = document.getElementById("runs-0").textContent;
+marks.open = seen0().map((run) => run.open);
+seen0()[0].querySelector("summary").click();
+marks.opened = seen0().map((run) => run.open);
+marks.command = seen0()[0].querySelector("pre").innerText;
 marks.links = [...document.querySelectorAll("#runs-0 a")].map((a) => a.getAttribute("href"));
+const full = about.labels.indexOf("full fine-tuning");
+heat.emit("plotly_click", point(full, about.names.indexOf("azimuth")));
+marks.failed = seen0()[1].querySelector("dd").textContent;
+heat.emit("plotly_click", point(0, 0));
+marks.mean = [marks.mean, document.getElementById("runs-0").textContent];
 document.body.dataset.marks = JSON.stringify(marks);
 """
 
@@ -179,14 +223,19 @@ def test_a_browser_draws_it_and_its_controls_work(folder: Path, browse: Browse) 
     dom = browse(changed, "--dump-dom")
     (marks,) = re.findall(r'data-marks="([^"]*)"', dom)
     found = json.loads(html.unescape(marks))
-    assert "MoSA on mnist" in found.pop("told")
+    told = found.pop("told")
+    assert "MoSA on mnist" in told and "trained parameters" in told and "peak memory" in told
     assert found == {
         "drawn": [16, 16],  # seeds and mean of eight methods
         "hidden": 14,
-        "mean": True,
+        "mean": [True, "MoSA on Group mean: a mean, or no run"],
         "mode": "differences",
         "then": "shares",
-        "links": ["runs/mosa-mnist-0/report.html", "runs/mosa-mnist-1/"],
+        "open": [False, False, False],
+        "opened": [True, False, False],
+        "command": "intarsia fit mini/mnist@train+val",
+        "links": ["runs/mosa-mnist-0/report.html", "runs/mosa-mnist-0/run.json"],
+        "failed": "MemoryError: killed",
     }
 
 

@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
 
 from intarsia.bench import results
 from intarsia.bench.contenders import contender
-from intarsia.bench.folder import PLAN, RESULTS
+from intarsia.bench.folder import PLAN, RESULTS, SEARCHES
 from intarsia.bench.protocols import protocol
-from intarsia.bench.run import How, run_plan
+from intarsia.bench.run import How, measured, run_plan
 from intarsia.core.errors import CheckpointError, ConfigError
 
 from . import toys
@@ -90,6 +92,50 @@ def test_a_search_chooses_on_validation_and_is_counted(tmp_path: Path) -> None:
     assert found.setup.search_seconds == pytest.approx(6 * 0.5)
     final = plan.final(place).flat()
     assert final["data"] == "toys/one@train+val" and final["val"] == 0
+
+
+def astray(part: str, name: str, methods: tuple[str, ...] = ("mosa",)) -> Any:
+    """The toys' work, but for a score that is no number."""
+
+    def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        found = toys.work(inputs)
+        if inputs["experiment"]["method"] in methods and part in found["results"]:
+            found["results"][part] = found["results"][part] | {name: float("nan")}
+        return found
+
+    return work
+
+
+@pytest.mark.parametrize("name", ["loss", "accuracy", "balanced_accuracy"])
+def test_a_score_that_is_no_number_is_a_failed_run(tmp_path: Path, name: str) -> None:
+    plan, said = toys.plan(seeds=(0,)), []
+    for _ in range(2):  # and is one again when the runner is started again
+        found = run_plan(plan, tmp_path, ONE, said.append, astray("test", name))
+        bad = [r for r in found if r.status == "failed"]
+        assert {r.method.name for r in bad} == {"mosa"} and len(found) - len(bad) == 6
+        assert isinstance(bad[0].outcome, results.Failed)
+        assert f"{name} of test: got nan, want a finite number" in bad[0].outcome.error
+    assert any("one, mosa, seed 0: FAILED" in line for line in said)
+
+
+def test_a_score_out_of_bounds_is_a_failed_run() -> None:
+    scores = {"accuracy": 1.5, "balanced_accuracy": 0.5, "loss": 1.0}
+    costs = {"seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": {}}
+    counts = {"trained": 2, "trained_without_head": 1}
+    found = measured({"results": {"test": scores, **costs}, "parameters": counts})
+    assert isinstance(found, results.Failed) and "accuracy" in found.error
+
+
+def test_a_search_that_goes_astray_chooses_among_the_others(tmp_path: Path) -> None:
+    plan, said = toys.plan("tuned", seeds=(0,), tasks=toys.TOYS.tasks[:1]), []
+    found = run_plan(plan, tmp_path, ONE, said.append, astray("val", "loss"))
+    outcome = {r.method.name: r.outcome for r in found}
+    assert isinstance(outcome["linear"], results.Done)
+    assert isinstance(outcome["mosa"], results.Failed)
+    assert "every run of its search failed: loss of val: got nan" in outcome["mosa"].error
+    rows = [json.loads(x) for x in (tmp_path / SEARCHES).read_text().splitlines()]
+    assert sum("error" in row for row in rows) == 6 and len(rows) == 18
+    assert run_plan(plan, tmp_path, ONE, said.append, toys.work)[-1].status == "done"
 
 
 def test_only_one_runner_works_in_a_folder(tmp_path: Path) -> None:

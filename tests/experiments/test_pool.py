@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.experiments.pool import Outcome, Trial, run_trials
+from intarsia.experiments.pool import Outcome, Pace, Trial, run_told, run_trials
+from intarsia.train.progress import Bar
 
 
 def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,6 +28,9 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
     if inputs["do"] == "sleep":
         time.sleep(60)
+    if inputs["do"] == "bar":
+        with Bar(1, 1, show=True).shown() as bar:
+            return {"square": 0, "drawn": bar.drawn}
     return {"square": inputs["n"] ** 2, "process": os.getpid()}
 
 
@@ -68,6 +72,49 @@ def test_impossible_numbers_are_refused() -> None:
         run(["work"], jobs=0)
     with pytest.raises(ConfigError, match="ray"):
         run_trials([], work, jobs=1, done=lambda _: None, executor="pigeons")
+
+
+@pytest.mark.parametrize("executor, drawn", [("here", True), ("processes", False)])
+def test_a_worker_draws_no_bar_over_the_others(
+    executor: str, drawn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, a terminal
+    result = run(["bar"], jobs=1, executor=executor)["bar-0"].result
+    assert result and result["drawn"] == drawn
+
+
+def ended(trial: Trial, seconds: float) -> Outcome:
+    return Outcome(trial, {}, "", seconds)
+
+
+def test_time_left_is_by_kind() -> None:
+    trials = [
+        Trial(f"{kind} {n}", {}, kind) for n in range(3) for kind in ("linear", "full", "ssf")
+    ]
+    pace = Pace(trials, jobs=2)
+    assert pace.left() is None
+    pace.add(ended(trials[0], 10))  # of the others nothing is known: 8 x 10 s on two
+    assert pace.left() == pytest.approx(8 * 10 / 2)
+    pace.add(ended(trials[1], 100))  # linear 2 x 10, full 2 x 100, ssf 3 x the mean of 55
+    assert pace.left() == pytest.approx((2 * 10 + 2 * 100 + 3 * 55) / 2)
+    pace.add(ended(trials[3], 20))  # linear is 15 by now, the mean 130 / 3
+    assert pace.left() == pytest.approx((1 * 15 + 2 * 100 + 3 * 130 / 3) / 2)
+    for trial in (trials[2], *trials[4:8]):
+        pace.add(ended(trial, 30))
+    assert pace.left() == pytest.approx(30)  # one ssf is left, and the other slot has no work
+    pace.add(ended(trials[8], 30))
+    assert pace.left() == 0
+
+
+def test_every_end_is_told_with_the_time_that_is_left() -> None:
+    said: list[str] = []
+    trials = [Trial("a", {"do": "work", "n": 1}), Trial("b", {"do": "raise", "n": 1})]
+    run_told(
+        trials, work, jobs=1, done=lambda _: None, said=lambda r: f"{r['square']} of it",
+        report=said.append, executor="here",
+    )  # fmt: skip
+    assert said[0].startswith("[1/2] a: 1 of it, 0 s; 0 min gone, about 0 left")
+    assert said[1].startswith("[2/2] b: FAILED, labels: got 1, want 2. Count.; 0 min gone")
 
 
 def test_workers_end_with_a_runner_that_is_killed(tmp_path: Path) -> None:

@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import ConfigError, TrainingError
+from ..data.suites import Task
+from ..experiments.execute import for_budget, method_of
 from ..experiments.experiment import Pictures
 from ..experiments.kept import Kept, key_of
 from ..experiments.pool import Outcome, Trial, Work, run_trials
+from .before import absent, check
 from .folder import opened
 from .plan import Place, Plan
 from .run import How
@@ -29,25 +33,27 @@ Costs = Mapping[str, float]
 def measured_costs(
     plan: Plan, out: Path, how: How, report: Callable[[str], None], work: Work = one_run
 ) -> Costs:
-    """A pilot of each method on the first task: two epochs of 64 images.
+    """A pilot of each method on the first task that is there: two epochs of 64 images.
 
-    Kept in the folder, so that the same command gives the same plan when it goes on. A method whose
-    pilot fails costs as much as the dearest one.
-    Raises: TrainingError if every pilot fails.
+    Of many classes there are more images, at most all. Kept in the folder, so that the same command
+    gives the same plan when it goes on. A method whose pilot fails costs as much as the dearest
+    one.
+    Raises: TrainingError if every pilot fails; what `before.check` raises.
     """
+    check(plan, out, lambda _: None)  # the runner itself says what is missing
     with opened(out, plan.asked):
         return _measured(plan, out, how, report, work)
 
 
 def _measured(plan: Plan, out: Path, how: How, report: Callable[[str], None], work: Work) -> Costs:
     kept = Kept(out / PILOTS)
-    task, seed = plan.tasks[0], plan.seeds[0]
-    images = max(PILOT_IMAGES, 2 * task.classes)
+    missing, seed = absent(plan), plan.seeds[0]
+    task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])
+    images = min(max(PILOT_IMAGES, 2 * task.classes), _trained_on(task))
     keys: dict[str, str] = {}
     trials: list[Trial] = []
     for contender in plan.contenders:
-        flat = plan.final(Place(task, contender, seed)).flat()
-        flat |= {"images": images, "shots": None, "epochs": PILOT_EPOCHS, "test": images}
+        flat = _pilot(plan, Place(task, contender, seed), images)
         keys[contender.name] = key = key_of({"pilot": flat, "jobs": how.jobs})
         folder, shared = (str((out / name).absolute()) for name in (f"pilots/{key}", "shared"))
         inputs = {"experiment": flat, "folder": folder, "shared": shared}
@@ -76,6 +82,23 @@ def _measured(plan: Plan, out: Path, how: How, report: Callable[[str], None], wo
     return {c.name: found.get(c.name, dearest) for c in plan.contenders}
 
 
+def _pilot(plan: Plan, place: Place, images: int) -> dict[str, Any]:
+    """A short run like the one that counts, with the active parts that one would choose."""
+    final, task = plan.final(place), place.task
+    many = int(_kept(plan.start.pictures, task.classes, _trained_on(task)))
+    method = method_of(final)
+    _, chosen = for_budget(method, final, many, lambda _: None)
+    flat = final.flat()
+    flat["settings"] = [*flat["settings"], *(f"{name}={value}" for name, value in chosen.items())]
+    test = min(images, task.counts["test"])
+    return flat | {"images": images, "shots": None, "epochs": PILOT_EPOCHS, "test": test}
+
+
+def _trained_on(task: Task) -> int:
+    """Images that the run which counts may train on."""
+    return task.counts["train"] + task.counts.get("val", 0)
+
+
 def minutes(plan: Plan, costs: Costs, jobs: int) -> float:
     """What a plan takes, from the cost of an image."""
     total = 0.0
@@ -83,7 +106,7 @@ def minutes(plan: Plan, costs: Costs, jobs: int) -> float:
         counts = place.task.counts
         kept = partial(_kept, plan.start.pictures, place.task.classes)
         each = costs[place.contender.name]
-        final = plan.final(place).training.epochs * kept(counts["train"] + counts.get("val", 0))
+        final = plan.final(place).training.epochs * kept(_trained_on(place.task))
         total += SETTING_UP + each * (final + SCORING * counts["test"])
         for run in plan.search(place):
             images = run.training.epochs * kept(counts["train"]) + SCORING * counts.get("val", 0)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote
 
 import numpy as np
 
@@ -24,8 +21,9 @@ from ..report.figures import (
 )
 from ..report.groups import Spread
 from . import statistics
-from .results import Done, Method, Task
-from .sheets import Sheet, first_line
+from .panel import Shown
+from .results import Method, Result, Task
+from .sheets import Sheet
 from .summary import Findings, Means, Row
 from .table import mean_of
 
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 LONGEST = 28  # letters of a task on an axis
-PAGES = ("report.html", "index.html")  # of a run folder; the first that is there is opened
 
 
 def looks(findings: Findings) -> list[Look]:
@@ -84,11 +81,11 @@ def _points(findings: Findings, row: Row, look: Look, cost: str, mean: str) -> P
     )
 
 
-def heat(findings: Findings, link: Callable[[str], str | None]) -> Figure:
+def heat(findings: Findings, show: Callable[[Result], Shown]) -> Figure:
     """Means of groups and suite, and each task, by method: two traces, of differences and shares.
 
-    A trace's meta tells its mode, and of every cell what it opens: a list of [seed, text, link].
-    link: of a run's folder, None if there is nothing to open.
+    A trace's meta tells its mode; the first one's has, for every cell, what a click shows of each
+    of its runs.
     """
     lines = _lines(findings)
     methods = [row.method for row in findings.rows]
@@ -97,23 +94,25 @@ def heat(findings: Findings, link: Callable[[str], str | None]) -> Figure:
     shares = np.array(
         [[np.nan if s is None else s.mean for s in spreads] for _, _, spreads, _ in lines]
     )
-    runs = [[_runs(findings.sheet, m, task, link) for m in methods] if task else [[]] * len(methods)
+    runs = [[_runs(findings.sheet, m, task, show) for m in methods] if task else [[]] * len(methods)
             for _, _, _, task in lines]  # fmt: skip
     about = {
-        "ticks": ticks, "runs": runs, "names": [name for name, _, _, _ in lines],
+        "ticks": ticks, "names": [name for name, _, _, _ in lines],
         "methods": [safe(short(m.label)) for m in methods], "labels": [m.label for m in methods],
     }  # fmt: skip
-    traces = [_heat(shares, "shares", about)]
+    filled = [[bool(cell) for cell in row] for row in runs]
+    traces = [_heat(shares, "shares", about, filled)]
     if findings.baseline is not None:
         base = shares[:, methods.index(findings.baseline)][:, None]
-        traces.insert(0, _heat(shares - base, "differences", about, shares))
+        traces.insert(0, _heat(shares - base, "differences", about, filled, shares))
+    traces[0].meta = {**traces[0].meta, "runs": runs}
     figure = figure_of(traces)
     figure.update_xaxes(automargin=False, side="top", tickangle=-40)
     figure.update_yaxes(automargin=False, autorange="reversed")
     figure.update_layout(hovermode="closest")
     # a cell without a number has no place for text of its own
     figure.update_layout(annotations=[
-        {"x": j, "y": i, "text": "failed" if any(text.startswith("failed") for _, text, _ in cell)
+        {"x": j, "y": i, "text": "failed" if any(run["text"].startswith("failed") for run in cell)
          else "part", "showarrow": False, "captureevents": False}
         for i, row in enumerate(runs) for j, cell in enumerate(row)
         if cell and np.isnan(shares[i, j])
@@ -151,7 +150,11 @@ def _only(sheet: Sheet, task: Task) -> np.ndarray:
 
 
 def _heat(
-    values: np.ndarray, mode: str, about: Mapping[str, Any], shares: np.ndarray | None = None
+    values: np.ndarray,
+    mode: str,
+    about: Mapping[str, Any],
+    filled: list[list[bool]],
+    shares: np.ndarray | None = None,
 ) -> Any:
     go = plotly()
     points = 100 * values
@@ -169,7 +172,7 @@ def _heat(
         text = f"{name}<br>{method}<br>{numbers.percent(float(share), 2)}"
         if mode == "differences" and not np.isnan(values[i, j]):
             text += f", {numbers.signed(float(points[i, j]), 2)} points to the baseline"
-        return text + ("<br>click for its runs" if about["runs"][i][j] else "")
+        return text + ("<br>click for its runs" if filled[i][j] else "")
 
     rows, columns = values.shape
     return go.Heatmap(
@@ -182,30 +185,7 @@ def _heat(
     )  # fmt: skip
 
 
-def _runs(
-    sheet: Sheet, method: Method, task: Task, link: Callable[[str], str | None]
-) -> list[tuple[int, str, str | None]]:
-    """Seed, what came out, and where it lies, of each run of a cell."""
-    found: list[tuple[int, str, str | None]] = []
-    for seed in sheet.seeds:
-        result = sheet.results.get((method, task, seed))
-        if result is not None:
-            outcome = result.outcome
-            done = isinstance(outcome, Done)
-            text = numbers.percent(outcome.accuracy, 2) if done else first_line(outcome.error)
-            found.append((seed, text if done else f"failed: {text}", link(result.folder)))
-    return found
-
-
-def linker(runs: Path, out: Path) -> Callable[[str], str | None]:
-    """Links from a page in `out` to run folders below `runs`: to a run's own page if it has one."""
-
-    def link(folder: str) -> str | None:
-        place = runs / folder
-        if not folder or not place.is_dir():
-            return None
-        page = next((place / name for name in PAGES if (place / name).is_file()), None)
-        path = Path(os.path.relpath(page or place, out)).as_posix()
-        return quote(path) + ("" if page else "/")
-
-    return link
+def _runs(sheet: Sheet, method: Method, task: Task, show: Callable[[Result], Shown]) -> list[Shown]:
+    """What to show of each run of a cell."""
+    found = (sheet.results.get((method, task, seed)) for seed in sheet.seeds)
+    return [show(result) for result in found if result is not None]

@@ -13,6 +13,7 @@ from ..report import numbers, shell
 from ..report.summary import capital, joined
 from . import figures
 from .diagram import WIDTH, diagram
+from .panel import panels
 from .results import Failed, Result
 from .sheets import first_line
 from .summary import Findings, Summary
@@ -31,10 +32,10 @@ def render(
     `out`.  cut: what was left out or changed, a sentence each.
     Raises: MissingExtra without plotly or jinja2.
     """
-    link = figures.linker(runs or out, out)
+    show = panels(runs or out, out)
     plots = {f"{kind}-{i}": json.loads(str(figure.to_json()))
              for i, found in enumerate(summary.findings)
-             for kind, figure in _plots(found, link).items() if figure is not None}  # fmt: skip
+             for kind, figure in _plots(found, show).items() if figure is not None}  # fmt: skip
     colors = [[look.color for look in figures.looks(found)] for found in summary.findings]
     script = shell.read("plots.js") + shell.read("bench.js", _PAGE)
     return shell.render(
@@ -54,11 +55,11 @@ def render(
     )
 
 
-def _plots(findings: Findings, link: Any) -> dict[str, Any]:
+def _plots(findings: Findings, show: Any) -> dict[str, Any]:
     return {
         "parameters": figures.by_cost(findings, "trained"),
         "time": figures.by_cost(findings, "seconds"),
-        "heat": figures.heat(findings, link),
+        "heat": figures.heat(findings, show),
     }
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import DataError, TrainingError
 from ..experiments.experiment import Experiment
 from ..experiments.kept import Kept
 from ..experiments.pool import Outcome, Trial, Work, run_told
 from ..train.folder import STATE
 from . import results
+from .before import check
 from .folder import RESULTS, SEARCHES, opened
 from .plan import Place, Plan, key_for
 from .work import run as one_run
@@ -41,8 +44,10 @@ def run_plan(
 
     A run that fails is a result with its error. Killed at any moment and started again, it gives
     the same results.
-    Raises: ConfigError if another runner works in `out`; KeyboardInterrupt after Ctrl-C.
+    Raises: what `before.check` raises; ConfigError if another runner works in `out`;
+    KeyboardInterrupt after Ctrl-C.
     """
+    check(plan, out, report)
     with opened(out, plan.asked):
         places = list(plan.places())
         kept = Kept(out / SEARCHES)
@@ -72,14 +77,20 @@ def _search(
     ]  # fmt: skip
 
     def done(end: Outcome) -> None:
-        row: dict[str, Any] = {"error": end.error}
-        if end.result is not None:
-            results = end.result["results"]
-            row = {"val": results["val"], "seconds": results["seconds"]}
-        kept.add(str(end.trial.inputs["key"]), row)
+        kept.add(str(end.trial.inputs["key"]), _row(end))
 
     _run(trials, how, report, work, done)
     return {p: (found, [kept[key_for(e)] for e in found]) for p, found in runs.items()}
+
+
+def _row(end: Outcome) -> dict[str, Any]:
+    """What is kept of a search's run."""
+    if end.result is None:
+        return {"error": end.error}
+    found = end.result["results"]
+    if wrong := unusable(found["val"], "val"):
+        return {"error": wrong, "seconds": found["seconds"]}
+    return {"val": found["val"], "seconds": found["seconds"]}
 
 
 def _chosen(plan: Plan, experiment: Experiment) -> list[str]:
@@ -159,8 +170,28 @@ def _settled(
     return plan.protocol.settle(final, best), setup
 
 
-def measured(found: Mapping[str, Any]) -> results.Done:
-    """A run's scores and costs out of what a worker says."""
+def unusable(scores: Mapping[str, Any], part: str) -> str:
+    """Why scores of a part are no result; "" if each is a number."""
+    for name, value in scores.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(TrainingError(
+                f"{name} of {part}", got=value, want="a finite number",
+                fix="The training went astray: lower the method's lr.",
+            ))  # fmt: skip
+    return ""
+
+
+def measured(found: Mapping[str, Any]) -> results.Done | results.Failed:
+    """A run's scores and costs out of what a worker says; failed where they are no numbers."""
+    if wrong := unusable(found["results"]["test"], "test"):
+        return results.Failed(wrong)
+    try:
+        return _done(found)
+    except DataError as error:
+        return results.Failed(str(error))
+
+
+def _done(found: Mapping[str, Any]) -> results.Done:
     scores, counts = found["results"]["test"], found["parameters"]
     peak: Mapping[str, int] = found["results"]["peak_bytes"]
     return results.Done(
@@ -216,6 +247,7 @@ def _trial(
             "shared": str((out / "shared").absolute()),
             "test": test,
         },
+        kind=place.contender.name,
     )
 
 
@@ -235,6 +267,8 @@ def _run(
 def _said(result: Mapping[str, Any]) -> str:
     scores: Mapping[str, Any] = result["results"]
     part = "test" if "test" in scores else "val"
+    if wrong := unusable(scores[part], part):
+        return f"FAILED, {wrong}"
     return f"{100 * scores[part]['accuracy']:.1f} % of {part}"
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import Json
-from .shell import note, show_json, show_table
+from .shell import SOME_FAILED, note, show_json, show_table
 
 
 def bench(
@@ -91,7 +91,8 @@ def bench(
     """Compare methods on a suite of tasks: every run cached, tables with statistics at the end.
 
     Called again, it keeps what is finished and goes on. A run that fails is recorded and does not
-    stop the others.
+    stop the others; the exit code is then 1. What no run can do without, a model or the pictures
+    of any task, is asked for first.
 
     Example:  intarsia bench mini --profile quick --jobs 2
     """
@@ -105,8 +106,10 @@ def bench(
     summary = carry(plan, how, folder, baseline, minutes, note)
     if as_json:
         show_json(summary)
-        return
-    _show(summary)
+    else:
+        _show(summary)
+    if summary["failed"]:
+        raise typer.Exit(SOME_FAILED)
 
 
 def _show_list(found: dict[str, Any], as_json: bool) -> None:
@@ -117,21 +120,25 @@ def _show_list(found: dict[str, Any], as_json: bool) -> None:
         if "error" in suite:
             note(f"{suite['suite']}: {suite['error']}")
             continue
-        rows = [(t["task"], t["group"], str(t["classes"]), _where(t)) for t in suite["tasks"]]
+        rows = [(t["task"], t["group"], str(t["classes"]), t["pictures"]) for t in suite["tasks"]]
         show_table(
             f"{suite['suite']}: {suite['about']}", ("task", "group", "classes", "pictures"), rows,
             right="classes",
         )  # fmt: skip
-        if not all(t["on_disk"] for t in suite["tasks"]):
+        if any(t["missing"] for t in suite["tasks"]):
             note(f"{suite['how']} The suite's folder is {suite['root']}.")
-    rows = [(m["name"], m["method"], " ".join(m["settings"])) for m in found["methods"]]
-    show_table("Methods", ("name", "method", "settings"), rows)
+    rows = [
+        (m["name"], m["method"], " ".join(m["settings"]), f"{m['lr']:g}", m["objective"],
+         "half" if m["half"] else "all") for m in found["methods"]
+    ]  # fmt: skip
+    show_table("Methods", ("name", "method", "settings", "lr", "objective", "epochs"), rows)
+    rows = [(p["name"], p["about"], _grid(p["grid"])) for p in found["protocols"]]
+    show_table("Protocols", ("name", "about", "grid of a search"), rows)
 
 
-def _where(task: dict[str, Any]) -> str:
-    if task["group"] == "structured":
-        return "rendered"
-    return "ready" if task["on_disk"] else "not on disk"
+def _grid(grid: dict[str, list[float]]) -> str:
+    names = {"lr": "lr x"}  # of the method's own
+    return "; ".join(f"{names.get(n, n)} {', '.join(f'{v:g}' for v in grid[n])}" for n in grid)
 
 
 def _show(summary: dict[str, Any]) -> None:

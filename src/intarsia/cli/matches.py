@@ -35,9 +35,20 @@ def listed(root: Path | None) -> dict[str, Any]:
     return {
         "suites": suites.describe(),
         "methods": [
-            {"name": c.name, "method": c.method, "settings": list(c.settings)} for c in CONTENDERS
+            {
+                "name": c.name,
+                "method": c.method,
+                "settings": list(c.settings),
+                "lr": c.lr,
+                "objective": c.objective,
+                "half": c.half,
+            }
+            for c in CONTENDERS
         ],
-        "protocols": [{"name": p.name, "about": p.about} for p in PROTOCOLS],
+        "protocols": [
+            {"name": p.name, "about": p.about, "grid": {n: list(v) for n, v in p.grid.items()}}
+            for p in PROTOCOLS
+        ],
         "profiles": [{"name": p.name, "about": p.about} for p in PROFILES],
     }
 

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from ..experiments import INTERRUPTED
 
-USER_ERROR = 2
+SOME_FAILED, USER_ERROR = 1, 2
 PIPE = 200  # characters of a line where there is no terminal
 
 

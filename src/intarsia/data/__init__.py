@@ -1,6 +1,7 @@
 """Where pictures and pretrained backbones come from, and how they become batches."""
 
 from .backbones import backbone as backbone
+from .backbones import outline as outline
 from .backbones import trunk_fingerprint as trunk_fingerprint
 from .fingerprint import fingerprint as fingerprint
 from .fingerprint import shared as shared

@@ -71,6 +71,24 @@ def backbone(
         return _build(name, spec, state, classes, spec.size if size is None else size)
 
 
+def outline(name: str, *, size: int | None = None, pretrained: bool = True) -> nn.Module | None:
+    """The model without memory for its weights; None for one that lies in a hub or a folder.
+
+    So a name, a size and the blocks can be checked at once, and nothing is downloaded.
+    Raises: as `backbone` does, but for weights that cannot be had from where they are published.
+    """
+    if ":" in name:
+        return None
+    if name not in PACKAGED:
+        _check_name(name, pretrained)
+    asked: dict[str, Any] = {"classes": 1, "size": size, "pretrained": False}
+    try:
+        with torch.device("meta"):
+            return backbone(name, **asked)
+    except (AssetError, ConfigError):  # not every architecture can do without memory
+        return backbone(name, **asked)
+
+
 def _build(
     name: str, spec: PackagedBackbone, state: State | None, classes: int, size: int
 ) -> nn.Module:
@@ -108,7 +126,8 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
+def _check_name(name: str, pretrained: bool) -> None:
+    """Raises: UnknownName for a name timm does not know; AssetError for one without weights."""
     if not timm.is_model(name) and ":" not in name:
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise UnknownName("backbone", name, [*PACKAGED, *near])
@@ -119,6 +138,10 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
             want="a timm model with weights",
             fix=f"Choose from timm.list_models({name.split('.')[0] + '*'!r}, pretrained=True).",
         )
+
+
+def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
+    _check_name(name, pretrained)
     try:
         model = _create(name, classes, size, pretrained)
     except (OSError, ValueError, RuntimeError, AssertionError) as error:

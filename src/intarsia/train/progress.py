@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from multiprocessing import parent_process
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -16,16 +17,19 @@ from ..core.errors import ConfigError, MissingExtra, UnknownName
 
 
 class Bar:
-    """A progress bar on stderr; nothing where that is not a terminal."""
+    """A progress bar on stderr; nothing where that is not a terminal, or in a pool's worker, whose
+    bar would be drawn over the others' and the runner's lines.
+    """
 
     def __init__(self, steps: int, epochs: int, *, show: bool) -> None:
         console = Console(stderr=True)
+        self.drawn = show and console.is_terminal and parent_process() is None
         self.epochs = epochs
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(), TextColumn("{task.fields[scores]}"),
-            console=console, disable=not (show and console.is_terminal), transient=False,
+            console=console, disable=not self.drawn, transient=False,
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=steps, scores="")
         self._shown: dict[str, str] = {}

@@ -40,27 +40,35 @@
     Object.assign(layout.yaxis, plain, { tickvals: ticks.map((_, i) => i), ticktext: ticks });
   }
 
+  const made = (tag, ...inside) => {
+    const element = document.createElement(tag);
+    element.append(...inside);
+    return element;
+  };
+
+  // a run: its score in a line, and below it, when opened, everything else that is known of it
+  function panel({ seed, text, facts, command, report, links }, open) {
+    const list = made("dl", ...facts.map(([name, value]) => made("div", made("dt", name), made("dd", value))));
+    const inside = [list];
+    if (command) inside.push(made("p", "Repeat it:"), made("pre", command));
+    if (report) inside.push(made("p", "Its curves, mistakes and confusions, from this page's folder:"), made("pre", report));
+    const anchors = links.map(([name, address]) => {
+      const anchor = made("a", name);
+      Object.assign(anchor, { href: address, target: "_blank", rel: "noopener" });
+      return anchor;
+    });
+    if (anchors.length) inside.push(made("p", "Files: ", ...anchors.flatMap((anchor, i) => (i ? [", ", anchor] : [anchor]))));
+    const whole = made("details", made("summary", `seed ${seed}: ${text}`), ...inside);
+    whole.open = open;
+    return whole;
+  }
+
   function tell(sheet, { names, labels, runs }, row, column) {
     const place = one(`runs-${sheet}`);
     const found = runs[row][column];
     const head = document.createElement("b");
     head.textContent = `${labels[column]} on ${names[row]}`;
-    const list = document.createElement("ul");
-    for (const [seed, text, link] of found) {
-      const item = document.createElement("li");
-      item.append(`seed ${seed}: ${text} `);
-      if (link) {
-        const anchor = document.createElement("a");
-        anchor.href = link;
-        anchor.target = "_blank";
-        anchor.rel = "noopener";
-        anchor.textContent = link.endsWith("/") ? "run folder" : "report";
-        item.append(anchor);
-      }
-      list.append(item);
-    }
-    place.replaceChildren(head, found.length ? list : ": a mean, or no run");
-    if (found.length === 1 && found[0][2]) open(found[0][2], "_blank", "noopener");
+    place.replaceChildren(head, ...(found.length ? found.map((run) => panel(run, found.length === 1)) : [": a mean, or no run"]));
   }
 
   const listening = new Set();

@@ -127,6 +127,13 @@ def _suite_record(name: str, folder: Path) -> dict[str, Any]:
 
 def _task_record(found: Suite, task: Task, folder: Path) -> dict[str, Any]:
     absent = [str(path) for path in reading.missing(task, folder)]
+    obtained = found.obtained(task.name)
+    if task.synthetic and obtained is None and not task.needs:
+        pictures = "rendered here"
+    elif obtained is False:
+        pictures = "obtained when first used"
+    else:
+        pictures = "not on disk" if absent else "ready"
     return {
         "task": task.name,
         "spec": f"{found.name}/{task.name}",
@@ -135,6 +142,7 @@ def _task_record(found: Suite, task: Task, folder: Path) -> dict[str, Any]:
         "counts": dict(task.counts),
         "synthetic": task.synthetic,
         "about": task.about,
-        "on_disk": not absent,
+        "pictures": pictures,
+        "on_disk": obtained is not False and not absent,
         "missing": absent,
     }

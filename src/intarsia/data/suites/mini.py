@@ -122,4 +122,5 @@ SUITE = Suite(
     how="Its pictures come out of packages of PyPI, Debian and npm, or are rendered: nothing to "
     "put in place. Delete the set's file in the cache's folder `sets` to have it made again.",
     groups=("natural", "specialized", "structured"),
+    obtained=lambda name: sets.is_cached(name) if name in _NAMED else None,
 )

@@ -42,6 +42,7 @@ class Suite:
     """Tasks that are reported together; `how` says where its pictures come from.
 
     published: looks for a training part that the publisher cut down to a share of the whole.
+    obtained: task -> whether its package's pictures were; None for a task out of no package.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Suite:
     how: str = ""
     groups: tuple[str, ...] = field(default=())
     published: Published | None = None
+    obtained: Callable[[str], bool | None] = lambda _: None
 
     def task(self, name: str) -> Task:
         """The task of that name.  Raises: UnknownName."""

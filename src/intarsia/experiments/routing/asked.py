@@ -131,8 +131,11 @@ def _run(
     threads: int | None,
 ) -> dict[str, str]:
     """Run those that are not kept; the errors of those that failed, by their keys."""
-    left = {key_of(said): (str(one), said) for one, said in many.items()}
-    trials = [Trial(name, said) for key, (name, said) in left.items() if key not in kept]
+    left = {key_of(said): (one, said) for one, said in many.items()}
+    trials = [
+        Trial(str(one), said, kind=f"{one.variant.name} on {one.data}")
+        for key, (one, said) in left.items() if key not in kept
+    ]  # fmt: skip
     failed: dict[str, str] = {}
 
     def done(end: Outcome) -> None:

@@ -1,0 +1,99 @@
+"""What can be told of a plan before its first run: a model that cannot be, data that are not there.
+
+Without it either would be found again by every single run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from ..core.errors import ConfigError, DataError
+from ..data import outline
+from ..data.suites import reading, root
+from ..experiments.experiment import Adapted
+from ..hosts.blocks import blocks
+from . import results
+from .folder import RESULTS
+from .plan import Place, Plan
+
+SHOWN = 20  # missing paths in one message
+
+
+def check(plan: Plan, out: Path, report: Callable[[str], None]) -> None:
+    """Say which of the plan's tasks are not on disk; nothing is read or downloaded.
+
+    Raises: UnknownName, ConfigError and AssetError for a model that does not exist or has no such
+    blocks; DataError if no task is on disk, unless all runs are there already.
+    """
+    check_model(plan)
+    missing = absent(plan)
+    gone = {name: missing[name] for name in unfinished(plan, out) if name in missing}
+    if gone and len(missing) == len(plan.tasks):
+        paths = [path for found in missing.values() for path in found]
+        raise DataError(
+            f"pictures of {plan.suite.name}, {len(missing)} of {len(missing)} tasks",
+            got="missing:" + "".join(f"\n  {path}" for path in paths[:SHOWN])
+            + (f"\n  and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "") + "\n",
+            want="those of one task at least",
+            fix=f"{plan.suite.how} The suite's folder is {root(plan.suite)} "
+            "(set INTARSIA_DATA to move it).",
+        )  # fmt: skip
+    if gone:
+        told = "; ".join(f"{name} (missing: {paths[0]})" for name, paths in gone.items())
+        report(f"Not on disk, so that every run of it will fail: {told}")
+
+
+def absent(plan: Plan) -> dict[str, list[Path]]:
+    """What is missing, of each task that lacks something."""
+    folder = root(plan.suite)
+    found = {task.name: reading.missing(task, folder) for task in plan.tasks}
+    return {name: paths for name, paths in found.items() if paths}
+
+
+def unfinished(plan: Plan, out: Path) -> list[str]:
+    """The tasks that have a run without a score in the folder."""
+    file = out / RESULTS
+    have = {
+        (r.task.name, r.method.name, r.seed, r.setup.epochs, r.setup.model)
+        for r in results.read(file) if r.status == "done"
+    } if file.exists() else set()  # fmt: skip
+
+    def done(place: Place) -> bool:
+        epochs = plan.final(place).training.epochs
+        return (place.task.name, place.contender.name, place.seed, epochs, plan.model) in have
+
+    return list(dict.fromkeys(p.task.name for p in plan.places() if not done(p)))
+
+
+def check_model(plan: Plan) -> None:
+    """Raises: UnknownName, ConfigError and AssetError, as `check` does."""
+    asked, task, seed = plan.start.adapted, plan.tasks[0], plan.seeds[0]
+    model = outline(asked.model, size=asked.size, pretrained=asked.pretrained)
+    if model is None:  # it cannot be known without a download
+        return
+    finals = [plan.final(Place(task, contender, seed)).adapted for contender in plan.contenders]
+    for found in finals:
+        if found.last_blocks is not None:
+            _check_last(found, model)
+    # the features that a linear probe reads can be had of any model
+    split = any(f.frozen_once and f.method != "linear" for f in finals)
+    if split and not isinstance(model, VisionTransformer):
+        raise ConfigError(
+            f"--last-blocks with model {asked.model!r}", got=type(model).__name__,
+            want="a VisionTransformer of timm, whose other blocks are computed once a picture",
+            fix="Use --last-blocks 0: all blocks are trained, in every step.",
+        )  # fmt: skip
+
+
+def _check_last(asked: Adapted, model: nn.Module) -> None:
+    count = len(blocks(model)) - asked.frozen_once  # the first one is frozen then
+    if not 1 <= (asked.last_blocks or 0) <= count:
+        raise ConfigError(
+            f"--last-blocks with model {asked.model!r}", got=asked.last_blocks,
+            want=f"1 ... {count}" if count > 0 else "0: no blocks are known in it",
+            fix="0 stands for all of them.",
+        )  # fmt: skip

@@ -1,0 +1,110 @@
+"""Trials on a Ray cluster: `pip install intarsia[ray]`; RAY_ADDRESS names one of many machines.
+
+Every machine needs intarsia and sees the results' folder, and the suites', at the same path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..core.errors import ConfigError, MissingExtra
+from .workers import Died, Work, begin, sendable
+
+
+class OnRay:
+    """A slot of the cluster: a worker with so many cores, made anew when it is lost."""
+
+    def __init__(self, threads: int) -> None:
+        self._ray = connected()
+        self._worker: Any = None
+        self.threads = threads
+
+    def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        ray = self._ray
+        if self._worker is None:
+            actor = ray.remote(num_cpus=self.threads)(RayWorker)
+            self._worker = actor.remote(self.threads, settings())
+        try:
+            right, found = ray.get(self._worker.run.remote(work, dict(inputs)))
+        except ray.exceptions.RayError as error:  # of a trial's own errors none is raised here
+            self.close()
+            raise Died(lost(error)) from error
+        if right:
+            return found
+        raise found
+
+    def close(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            with contextlib.suppress(Exception):  # it may be dead already
+                self._ray.kill(worker)
+
+
+class RayWorker:
+    """One slot's process on a machine of the cluster."""
+
+    def __init__(self, threads: int, environment: Mapping[str, str]) -> None:
+        os.environ.update(environment)
+        begin(threads)
+
+    def run(self, work: Work, inputs: Mapping[str, Any]) -> tuple[bool, Any]:
+        try:
+            return True, work(inputs)
+        except BaseException as error:
+            return False, sendable(error)
+
+
+def connected() -> Any:
+    """The ray package, connected.  Raises: MissingExtra without it."""
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise MissingExtra("ray", "ray") from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, configure_logging=False)
+    return ray
+
+
+def settings() -> dict[str, str]:
+    """What this process was told of folders; a cluster's workers do not inherit it."""
+    return {name: value for name, value in os.environ.items() if name.startswith("INTARSIA_")}
+
+
+def lost(error: Exception) -> str:
+    """What a person is told of a worker that is gone."""
+    text = f"its worker was lost: {type(error).__name__}: {error}"
+    memory = "OutOfMemory" in type(error).__name__ or "memory" in str(error).lower()
+    return text + ("; try fewer --jobs" if memory else "")
+
+
+def threads_on(cores: list[int], jobs: int, asked: int | None) -> int:
+    """Cores for each of `jobs` workers on machines of so many cores, all of them at a time.
+
+    asked: so many, None = as many as there is room for. A worker without room would wait for ever.
+    Raises: ConfigError if they do not all have room.
+    """
+
+    def room(threads: int) -> int:
+        return sum(n // threads for n in cores)
+
+    most = max(cores, default=0)
+    if asked is None and (fits := [n for n in range(1, most + 1) if room(n) >= jobs]):
+        return fits[-1]
+    if asked is not None and room(asked) >= jobs:
+        return asked
+    each = asked or 1
+    raise ConfigError(
+        "--jobs and --threads on Ray", got=f"{jobs} jobs of {each} cores",
+        want=f"at most {room(each)} such jobs on machines of {cores or 'no'} cores",
+        fix="Use fewer --jobs or --threads, or a larger cluster.",
+    )  # fmt: skip
+
+
+def threads_for(jobs: int, asked: int | None) -> int:
+    """`threads_on` the machines of the cluster.  Raises: ConfigError, MissingExtra."""
+    nodes = [node for node in connected().nodes() if node["Alive"]]
+    return threads_on([int(node["Resources"].get("CPU", 0)) for node in nodes], jobs, asked)

@@ -1,0 +1,142 @@
+"""Where a trial runs: in this process, or in one of its own that takes one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..core.errors import IntarsiaError
+
+Work = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""Inputs -> result, both JSON-ready; importable by name, and run in a process of its own."""
+
+
+class Executor(Protocol):
+    """Runs one piece of work at a time; `slots` of them stand beside each other."""
+
+    def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+class Died(Exception):
+    """A process that ended before its work did."""
+
+
+class Here:
+    """This very process: for a debugger, and for work that is shorter than a process's start."""
+
+    def __init__(self, threads: int) -> None:
+        pass
+
+    def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return work(inputs)
+        except Exception as error:
+            raise sendable(error) from error
+
+    def close(self) -> None:
+        pass
+
+
+class OwnProcess:
+    """A process that takes one trial after another, so that what it holds in memory is shared.
+
+    It ends with the process that made it, however that ends.  threads: of torch in it.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+
+    def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if self._pipe is None:
+            # spawned: a fork of a process with threads can hang
+            context = multiprocessing.get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs, self.threads))
+            self._process.start()
+            theirs.close()
+        try:
+            self._pipe.send((work, dict(inputs)))
+            right, found = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            code = self._ended()
+            raise Died(
+                f"its process ended with exit code {code}"
+                + (", killed: most often memory ran out; try fewer --jobs" if code == -9 else "")
+            ) from error
+        if right:
+            return found
+        raise found
+
+    def _ended(self) -> int | None:
+        process, self._process, self._pipe = self._process, None, None
+        if process is None:
+            return None
+        process.join(10)
+        return process.exitcode
+
+    def close(self) -> None:
+        """Let it finish if it is idle; else ask it to stop, as Ctrl-C does, then make it."""
+        process, pipe = self._process, self._pipe
+        if process is None or pipe is None:
+            return
+        self._process = self._pipe = None
+        pipe.close()  # an idle one sees the end of its work
+        process.join(5)
+        if process.is_alive() and process.pid:
+            os.kill(process.pid, signal.SIGINT)
+            process.join(30)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _serve(pipe: Connection, threads: int) -> None:
+    """Work until the pipe ends; end at once when the parent does."""
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        assert parent is not None
+        wait([parent.sentinel])
+        os._exit(1)  # a trial half done goes on when the runner is started again
+
+    threading.Thread(target=follow, daemon=True).start()
+    begin(threads)
+    while True:
+        try:
+            work, inputs = pipe.recv()
+        except (EOFError, OSError, KeyboardInterrupt):
+            return
+        try:
+            answer = True, work(inputs)
+        except BaseException as error:
+            answer = False, sendable(error)
+        with contextlib.suppress(OSError):  # nobody listens any more
+            pipe.send(answer)
+
+
+def sendable(error: BaseException) -> BaseException:
+    """The error, or its text where it cannot travel between processes."""
+    if isinstance(error, IntarsiaError | KeyboardInterrupt):
+        return error
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}:{frame.lineno}"
+    return RuntimeError(f"{type(error).__name__}: {error} ({place})")
+
+
+def begin(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)

@@ -1,0 +1,132 @@
+"""Ray's slots, with a stand-in for the package: what workers are told, and what a dead one costs.
+
+tests/bench/test_ray.py has a real one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from intarsia.core.errors import ConfigError
+from intarsia.experiments.on_ray import threads_on
+from intarsia.experiments.pool import Outcome, Trial, run_trials
+
+
+class RayError(Exception):
+    pass
+
+
+class OutOfMemoryError(RayError):
+    pass
+
+
+class WorkerCrashedError(RayError):
+    pass
+
+
+DEATHS = {"memory": OutOfMemoryError("memory"), "crash": WorkerCrashedError("gone")}
+
+
+class Ray(ModuleType):
+    """As much of ray as a slot needs: actors are objects, `get` gives what a call left."""
+
+    exceptions = SimpleNamespace(RayError=RayError)
+
+    def __init__(self, *cores: int) -> None:
+        super().__init__("ray")
+        self.cores, self.made, self.killed, self.asked = cores, 0, 0, {}
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def nodes(self) -> list[dict[str, Any]]:
+        dead = {"Alive": False, "Resources": {"CPU": 99.0}}
+        return [dead, *({"Alive": True, "Resources": {"CPU": float(n)}} for n in self.cores)]
+
+    def remote(self, **asked: Any) -> Any:
+        self.asked = asked
+
+        def actor(kind: Any) -> Any:
+            def make(*given: Any) -> Any:
+                self.made += 1
+                slot = kind(*given)
+                return SimpleNamespace(run=SimpleNamespace(remote=lambda *a: lambda: slot.run(*a)))
+
+            return SimpleNamespace(remote=make)
+
+        return actor
+
+    def get(self, call: Any) -> Any:
+        right, found = call()
+        if right and found.get("dies"):
+            raise DEATHS[found["dies"]]
+        return right, found
+
+    def kill(self, _: Any) -> None:
+        self.killed += 1
+        raise ValueError("it is dead already")
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
+    found = Ray(2, 8)
+    monkeypatch.setitem(sys.modules, "ray", found)
+    monkeypatch.setattr("intarsia.experiments.on_ray.begin", lambda _: None)
+    return found
+
+
+def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**inputs, "data": os.environ.get("INTARSIA_DATA")}
+
+
+def run(*inputs: Mapping[str, Any], **how: Any) -> list[Outcome]:
+    found: list[Outcome] = []
+    trials = [Trial(str(n), given) for n, given in enumerate(inputs)]
+    run_trials(trials, work, done=found.append, executor="ray", **{"jobs": 1, "threads": 1} | how)
+    return sorted(found, key=lambda end: end.trial.name)
+
+
+def test_workers_are_told_of_folders(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTARSIA_DATA", "/pictures")
+    given: list[Mapping[str, str]] = []
+    init = "intarsia.experiments.on_ray.RayWorker.__init__"
+    monkeypatch.setattr(init, lambda _, __, environment: given.append(environment))
+    run({})
+    assert given[0]["INTARSIA_DATA"] == "/pictures"
+    assert all(name.startswith("INTARSIA_") for name in given[0])
+
+
+@pytest.mark.parametrize("death, says", [("memory", "fewer --jobs"), ("crash", "gone")])
+def test_a_dead_worker_costs_its_own_trial_only(ray: Ray, death: str, says: str) -> None:
+    first, dead, last = run({"n": 0}, {"dies": death}, {"n": 2})
+    assert first.result and last.result and dead.result is None
+    assert "its worker was lost" in dead.error and says in dead.error
+    assert ray.made == ray.killed == 2  # a new one for the last trial
+
+
+def test_what_has_no_room_is_refused_and_not_waited_for(ray: Ray) -> None:
+    with pytest.raises(ConfigError, match=r"want at most 1 such jobs on machines of \[2, 8\]"):
+        run({}, {}, jobs=2, threads=8)
+    with pytest.raises(ConfigError, match="11 jobs of 1 cores, want at most 10"):
+        run(*({} for _ in range(11)), jobs=11, threads=None)
+    run({}, {}, jobs=9, threads=None)  # no more workers than trials
+    assert ray.asked == {"num_cpus": 4}
+
+
+@pytest.mark.parametrize(
+    "cores, jobs, threads", [([2, 8], 1, 8), ([2, 8], 2, 4), ([2, 8], 5, 2), ([4], 3, 1)]
+)
+def test_cores_are_shared_out(cores: list[int], jobs: int, threads: int) -> None:
+    assert threads_on(cores, jobs, None) == threads
+    assert threads_on(cores, jobs, 1) == 1
+
+
+def test_a_cluster_without_cores_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at most 0"):
+        threads_on([], 1, None)
