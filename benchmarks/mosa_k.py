@@ -28,6 +28,7 @@ from intarsia.schedules import active_at, set_active
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "mosa_k.md"
 FEW = Budget("few steps", images=1000, epochs=5)
 LONG = Budget("scarce, long", images=200, epochs=100)
+VTAB = Budget("as many as VTAB-1k has", images=800, epochs=20)
 Cells = dict[tuple[str, int], Score]  # by set and seed
 
 
@@ -44,10 +45,12 @@ ARMS = (
     Arm("k from 1 to 4, per sample", lambda _: Mosa(over=plain()), version="ramp",
         options=lambda _: {"schedule": ramp}),
 )  # fmt: skip
-SEARCH = (  # budget, seeds, arms: the dear ones with fewer of both
-    (FEW, (0, 1), ARMS),
-    (LONG, (0,), ARMS),
-    (LONG, (1, 2), ARMS[:2]),
+LARGER = ("fashion-mnist", "elpv", "mnist", "emoji", "openclipart")  # sets of 1,000 and more
+SEARCH = (  # budget, sets, seeds, arms: the dear ones with fewer of the last two
+    (FEW, SETS, (0, 1), ARMS),
+    (VTAB, LARGER, (0,), (*ARMS[:3], ARMS[4])),
+    (LONG, SETS, (0,), ARMS),
+    (LONG, SETS, (1, 2), ARMS[:2]),
 )
 
 
@@ -56,8 +59,8 @@ def search(report: Callable[[str], None]) -> dict[tuple[Budget, str], Cells]:
     study = Study(base=BASE, part="val", test=500)
     found: dict[tuple[Budget, str], Cells] = {}
     with threads(1):
-        for (budget, seeds, arms), name in product(SEARCH, SETS):
-            for seed, arm in product(seeds, arms):
+        for budget, names, seeds, arms in SEARCH:
+            for name, seed, arm in product(names, seeds, arms):
                 score = study.cell(name, budget, arm, seed)
                 found.setdefault((budget, arm.name), {})[name, seed] = score
                 report(
