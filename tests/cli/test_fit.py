@@ -312,7 +312,7 @@ def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) 
         ("--select val --val 0", "no validation set"),
         ("--augment heavy", "'none', 'light' or 'crop'"),
         ("--size 0", "size"),
-        ("--images 1", "size of a split"),
+        ("--images 1", "want between 2 and 16"),
         ("--shots 100", "Lower --shots. "),
         ("--shots 2 --fraction 0.5", "fraction=0.5 and shots=2"),
         ("--images -1", "at least 1"),
