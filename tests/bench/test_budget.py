@@ -58,7 +58,7 @@ def test_what_cannot_fit_is_refused() -> None:
 def test_costs_come_from_pilots(tmp_path) -> None:
     costs = measured_costs(toys.plan(), tmp_path, How(executor="here"), lambda _: None, toys.work)
     assert set(costs) == set(COSTS)
-    assert all(cost == pytest.approx(0.5 / 128) for cost in costs.values())
+    assert all(cost == pytest.approx(0.5 / (64 * 20)) for cost in costs.values())
     again = measured_costs(toys.plan(), tmp_path, How(executor="here"), lambda _: None, toys.work)
     assert again == costs
     assert {ran.read_text() for ran in (tmp_path / "pilots").rglob("ran")} == {"x"}
@@ -128,7 +128,7 @@ def test_mosa_is_timed_with_the_parts_it_will_train(epochs, active, tmp_path) ->
     plan = toys.plan()
     plan = replace(plan, start=plan.start.changed(epochs=epochs))
     flats = flats_of(plan, tmp_path)
-    assert flats["mosa"]["settings"][-1] == f"active={active}" and flats["mosa"]["epochs"] == 2
+    assert flats["mosa"]["settings"][-1] == f"active={active}" and flats["mosa"]["epochs"] == 20
     assert not any("active" in word for word in flats["bottleneck"]["settings"])
     own = replace(contender("mosa"), settings=("active=3",))
     flats = flats_of(replace(plan, contenders=(own,)), tmp_path / "own")

@@ -22,7 +22,7 @@ from .work import run as one_run
 
 FEWEST_EPOCHS = 5
 PILOTS = "pilots.jsonl"
-PILOT_IMAGES, PILOT_EPOCHS = 64, 2
+PILOT_IMAGES, PILOT_EPOCHS = 64, 20  # so long that the start of a run does not count
 SETTING_UP = 2.0  # seconds of a run that are not training: model, files, mistakes
 SCORING = 0.5  # of the time that training takes for an image
 
@@ -33,9 +33,9 @@ Costs = Mapping[str, float]
 def measured_costs(
     plan: Plan, out: Path, how: How, report: Callable[[str], None], work: Work = one_run
 ) -> Costs:
-    """A pilot of each method on the first task that is there: two epochs of 64 images.
+    """A pilot of each method on the first task that is there: twenty epochs of 64 images.
 
-    Of many classes there are more images, at most all. Kept in the folder, so that the same command
+    Of many classes more images, at most all, fewer times. Kept in the folder, so that the same command
     gives the same plan when it goes on. A method whose pilot fails costs as much as the dearest
     one.
     Raises: TrainingError if every pilot fails; what `before.check` raises.
@@ -69,7 +69,7 @@ def _measured(plan: Plan, out: Path, how: How, report: Callable[[str], None], wo
             errors.append(f"{end.trial.name}: {end.error}")
         else:
             seconds: float = end.result["results"]["seconds"]
-            kept.add(keys[end.trial.name], {"seconds": seconds / (images * PILOT_EPOCHS)})
+            kept.add(keys[end.trial.name], {"seconds": seconds / (images * _pilot_epochs(images))})
 
     run_trials(trials, work, jobs=how.jobs, done=done, executor=how.executor, threads=how.threads)
     found = {name: kept[key]["seconds"] for name, key in keys.items() if key in kept}
@@ -91,7 +91,12 @@ def _pilot(plan: Plan, place: Place, images: int) -> dict[str, Any]:
     flat = final.flat()
     flat["settings"] = [*flat["settings"], *(f"{name}={value}" for name, value in chosen.items())]
     test = min(images, task.counts["test"])
-    return flat | {"images": images, "shots": None, "epochs": PILOT_EPOCHS, "test": test}
+    return flat | {"images": images, "shots": None, "epochs": _pilot_epochs(images), "test": test}
+
+
+def _pilot_epochs(images: int) -> int:
+    """As long a pilot for any number of images, but two epochs at least."""
+    return max(2, PILOT_IMAGES * PILOT_EPOCHS // images)
 
 
 def _trained_on(task: Task) -> int:
