@@ -35,7 +35,7 @@ def measured_costs(
 ) -> Costs:
     """A pilot of each method on the first task that is there: twenty epochs of 64 images.
 
-    Of many classes more images, at most all, fewer times. Kept in the folder, so that the same command
+    Of many classes more images, fewer times. Kept in the folder, so that the same command
     gives the same plan when it goes on. A method whose pilot fails costs as much as the dearest
     one.
     Raises: TrainingError if every pilot fails; what `before.check` raises.
