@@ -23,7 +23,7 @@ def small(monkeypatch, tmp_path):
             num_classes=classes,
         )  # fmt: skip
 
-    def prepare(name, most):
+    def prepare(name, most, first):
         generator = torch.Generator().manual_seed(len(name))
         tokens = torch.randn(40, 5, 24, generator=generator)
         labels = torch.arange(40) % 2

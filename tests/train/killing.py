@@ -30,6 +30,7 @@ from intarsia.train import Training, checkpoint, fit, folder, two_pass
 
 STEPS = 3 * 5
 DIES: list[int] = []  # steps at which a child dies
+WAITS: list[int] = []  # steps at which a child waits for its killer, however fast the machine is
 SEEN: list[int] = []  # steps that a child took
 
 
@@ -57,6 +58,8 @@ def schedule(model: nn.Module, step: int, steps: int) -> None:
     SEEN.append(step)
     if step in DIES:
         die()
+    if step in WAITS:
+        time.sleep(600)
     for router in random_routers(model).values():
         router.active = 1 + 2 * step // steps
 
@@ -159,7 +162,9 @@ def main(root: Path) -> None:
     chance = random.Random(0)
     jobs: dict[str, tuple[Callable[[], object], float | None]]
     jobs = {name: (prepare, None) for name, prepare in plans().items()}
-    jobs |= {f"time {i}": (int, chance.uniform(0.1, 0.8) * lasts) for i in range(3)}
+    jobs |= {f"time {i}":
+             (partial(WAITS.append, STEPS - 1), chance.uniform(0.1, 0.8) * lasts)
+             for i in range(3)}  # fmt: skip
     for name, (prepare, when) in jobs.items():
         out = root / name.replace(" ", "-")
         killed = forked(lambda p=prepare, o=out: (p(), run(o, resume=False)), when)
