@@ -15,6 +15,7 @@ from intarsia.bench.budget import (
     fitted,
     measured_costs,
     minutes,
+    piloting,
 )
 from intarsia.bench.contenders import contender
 from intarsia.bench.run import How
@@ -30,14 +31,17 @@ COSTS = {"linear": 0.001, "adaptformer": 0.01, "mosa": 0.01}
 
 def test_what_fits_is_left_alone() -> None:
     plan = toys.plan()
-    assert fitted(plan, COSTS, minutes(plan, COSTS, 1), 1) == plan
+    needed = minutes(plan, COSTS, 1) + piloting(plan, COSTS, 1)
+    assert fitted(plan, COSTS, needed, 1) == plan
+    assert fitted(plan, COSTS, needed - 0.01, 1) != plan
 
 
 def test_seeds_go_before_epochs() -> None:
     plan = toys.plan()
-    one = fitted(plan, COSTS, 0.6 * minutes(plan, COSTS, 1), 1)
+    pilots = piloting(plan, COSTS, 1)
+    one = fitted(plan, COSTS, 0.6 * minutes(plan, COSTS, 1) + pilots, 1)
     assert one.seeds == (0,) and one.start == plan.start and "seed 1" in one.cut[0]
-    less = fitted(plan, COSTS, 0.3 * minutes(plan, COSTS, 1), 1)
+    less = fitted(plan, COSTS, 0.3 * minutes(plan, COSTS, 1) + pilots, 1)
     assert less.seeds == (0,) and less.start.training.epochs < plan.start.training.epochs
     assert len(less.cut) == 2 and "epochs in place of 20" in less.cut[1]
 
@@ -45,8 +49,8 @@ def test_seeds_go_before_epochs() -> None:
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.3, 0.2])
 def test_the_smaller_plan_fits(share: float) -> None:
     plan = toys.plan("tuned")
-    most = share * minutes(plan, COSTS, 2)
-    assert minutes(fitted(plan, COSTS, most, 2), COSTS, 2) <= most * 1.02
+    most, pilots = share * minutes(plan, COSTS, 2), piloting(plan, COSTS, 2)
+    assert minutes(fitted(plan, COSTS, most + pilots, 2), COSTS, 2) <= most * 1.02
 
 
 def test_what_cannot_fit_is_refused() -> None:

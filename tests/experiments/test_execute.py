@@ -50,6 +50,8 @@ def test_task_heads_want_several_tasks() -> None:
 def test_labels_that_are_places_are_not_augmented() -> None:
     with pytest.raises(ConfigError, match="places, angles and counts"):
         run("mini/synthetic-location", augment="light", frozen_once=False)
+    with pytest.raises(ConfigError, match="a crop or flip changes"):
+        run("mini/elpv+synthetic-location", augment="light", frozen_once=False)
 
 
 def test_the_last_blocks_of_a_baseline_are_in_the_record() -> None:

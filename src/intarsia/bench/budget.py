@@ -127,11 +127,18 @@ def _kept(asked: Pictures, classes: int, images: int) -> float:
     return images if few is None else few * images if few < 1 else min(images, few)
 
 
-def fitted(plan: Plan, costs: Costs, most: float, jobs: int) -> Plan:
-    """The plan, or a smaller one that fits into `most` minutes.
+def piloting(plan: Plan, costs: Costs, jobs: int) -> float:
+    """Minutes that the pilots took which told the costs; the same when they were kept."""
+    each = [SETTING_UP + costs[c.name] * PILOT_IMAGES * PILOT_EPOCHS for c in plan.contenders]
+    return sum(each) / 60 / jobs
+
+
+def fitted(plan: Plan, costs: Costs, budget: float, jobs: int) -> Plan:
+    """The plan, or a smaller one that fits into the minutes of a budget, pilots included.
 
     Raises: ConfigError if one seed of FEWEST_EPOCHS epochs does not fit.
     """
+    most = budget - piloting(plan, costs, jobs)
     while minutes(plan, costs, jobs) > most and len(plan.seeds) > 1:
         gone = plan.seeds[-1]
         plan = plan.smaller(f"seed {gone} was left out.", seeds=plan.seeds[:-1])
@@ -146,8 +153,9 @@ def fitted(plan: Plan, costs: Costs, most: float, jobs: int) -> Plan:
         plan = smaller.smaller(f"{fewer} epochs in place of {epochs}.")
     if needed > most:
         raise ConfigError(
-            "--budget", got=f"{most:g} minutes", want=f"at least {needed:.0f} for "
-            f"{len(plan.tasks)} tasks x {len(plan.contenders)} methods",
+            "--budget", got=f"{budget:g} minutes",
+            want=f"at least {needed + budget - most:.0f} for {len(plan.tasks)} tasks x "
+            f"{len(plan.contenders)} methods",
             fix="Choose fewer with --tasks and --methods.",
         )  # fmt: skip
     return plan

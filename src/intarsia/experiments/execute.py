@@ -280,7 +280,8 @@ def sets_of(
         return held(images, inputs, shared, {**same, "part": part})
 
     found = suites.find(experiment.pictures.data)
-    if augment != "none" and found and found[1].group == "structured":
+    tasks = (found[1], *found[1].members) if found else ()
+    if augment != "none" and any(task.group == "structured" for task in tasks):
         raise ConfigError(
             "--augment", got=f"{augment!r} for {experiment.pictures.data}",
             want="'none': its labels are places, angles and counts, which a crop or flip changes",
