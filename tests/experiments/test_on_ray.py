@@ -41,6 +41,7 @@ class Ray(ModuleType):
     def __init__(self, *cores: int) -> None:
         super().__init__("ray")
         self.cores, self.made, self.killed, self.asked = cores, 0, 0, {}
+        self.busy = False
 
     def is_initialized(self) -> bool:
         return True
@@ -56,11 +57,16 @@ class Ray(ModuleType):
             def make(*given: Any) -> Any:
                 self.made += 1
                 slot = kind(*given)
-                return SimpleNamespace(run=SimpleNamespace(remote=lambda *a: lambda: slot.run(*a)))
+                begun = SimpleNamespace(remote=lambda: "begun")
+                runs = SimpleNamespace(remote=lambda *a: lambda: slot.run(*a))
+                return SimpleNamespace(run=runs, begun=begun)
 
             return SimpleNamespace(remote=make)
 
         return actor
+
+    def wait(self, calls: list[Any], *, timeout: float) -> tuple[list[Any], list[Any]]:
+        return ([], calls) if self.busy else (calls, [])
 
     def get(self, call: Any) -> Any:
         right, found = call()
@@ -108,6 +114,13 @@ def test_a_dead_worker_costs_its_own_trial_only(ray: Ray, death: str, says: str)
     assert first.result and last.result and dead.result is None
     assert "its worker was lost" in dead.error and says in dead.error
     assert ray.made == ray.killed == 2  # a new one for the last trial
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_busy_cluster_is_told_of_and_waited_for(ray: Ray, busy: bool, capsys) -> None:
+    ray.busy = busy
+    assert all(end.result for end in run({}, {}))
+    assert capsys.readouterr().err.count("no 1 free cores") == busy  # once for a worker
 
 
 def test_what_has_no_room_is_refused_and_not_waited_for(ray: Ray) -> None:

@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.errors import ConfigError, MissingExtra
+from ..data.packages import announce
 from .workers import Died, Work, begin, sendable
+
+PATIENCE = 30.0  # seconds without a worker before a person is told
 
 
 class OnRay:
@@ -28,6 +31,7 @@ class OnRay:
         if self._worker is None:
             actor = ray.remote(num_cpus=self.threads)(RayWorker)
             self._worker = actor.remote(self.threads, settings())
+            self._tell_if_busy()
         try:
             right, found = ray.get(self._worker.run.remote(work, dict(inputs)))
         except ray.exceptions.RayError as error:  # of a trial's own errors none is raised here
@@ -36,6 +40,14 @@ class OnRay:
         if right:
             return found
         raise found
+
+    def _tell_if_busy(self) -> None:
+        begun, _ = self._ray.wait([self._worker.begun.remote()], timeout=PATIENCE)
+        if not begun:
+            announce(
+                f"intarsia: the Ray cluster has no {self.threads} free cores for a worker, which "
+                "waits for them; `ray status` shows what holds them."
+            )
 
     def close(self) -> None:
         worker, self._worker = self._worker, None
@@ -50,6 +62,9 @@ class RayWorker:
     def __init__(self, threads: int, environment: Mapping[str, str]) -> None:
         os.environ.update(environment)
         begin(threads)
+
+    def begun(self) -> None:
+        """Returns as soon as the cluster had cores for it."""
 
     def run(self, work: Work, inputs: Mapping[str, Any]) -> tuple[bool, Any]:
         try:
