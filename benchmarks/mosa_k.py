@@ -1,6 +1,7 @@
 """Which k for which budget: the search behind `Mosa.for_budget`, on validation images only.
 
     python benchmarks/mosa_k.py             # the table on the terminal
+    python benchmarks/mosa_k.py --images 800    # the budgets of so many images alone
     python benchmarks/mosa_k.py --write     # and into docs/benchmarks/mosa_k.md
 
 Every arm is one adapter, split into 4 parts or left whole, at the same steps. Differences are
@@ -19,6 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from intarsia.adapters import Bottleneck
 from intarsia.claims.ledger import machine, markdown
 from intarsia.claims.mosa import ADAPTER, BASE, SETS, plain
 from intarsia.claims.study import Arm, Budget, Score, Study, paired, threads
@@ -48,20 +50,31 @@ ARMS = (
         options=lambda _: {"schedule": ramp}),
 )  # fmt: skip
 WHOLE, K1, K2, K3, BATCH, RAMP = ARMS
+wide = partial(Bottleneck, 64, activation="gelu")
+WIDE = (
+    Arm("adapter of 64", lambda _: wide()),
+    Arm("of 64, k = 1, per sample", lambda _: Mosa(over=wide())),
+    Arm("of 64, k = 2, per sample", lambda _: Mosa(over=wide(), active=2)),
+)
+UNSPLIT = {arm.name: WHOLE.name for arm in ARMS} | {arm.name: WIDE[0].name for arm in WIDE}
 LARGER = ("fashion-mnist", "elpv", "mnist", "emoji", *structured.TASKS)  # 800 to train on
 SEARCH = (  # budget, sets, seeds, arms: the dear ones with fewer of the last two
     (FEW, SETS, (0, 1), (WHOLE, K1, K2, BATCH, RAMP)),
     (VTAB, LARGER, (0,), (WHOLE, K1, K2, K3, RAMP)),
+    (VTAB, LARGER, (1,), (WHOLE, K2, K3)),
+    (VTAB, LARGER, (0,), WIDE),
     (LONG, SETS, (0,), (WHOLE, K1, K2, BATCH, RAMP)),
     (LONG, SETS, (1, 2), (WHOLE, K1)),
 )
 
 
-def search(report: Callable[[str], None]) -> dict[tuple[Budget, str], Cells]:
-    """Scores by budget and arm."""
+def search(report: Callable[[str], None], images: int | None) -> dict[tuple[Budget, str], Cells]:
+    """Scores by budget and arm; images: of the budgets of so many, None = of all."""
     found: dict[tuple[Budget, str], Cells] = {}
     with threads(1):
         for budget, names, seeds, arms in SEARCH:
+            if images not in (None, budget.images):
+                continue
             study = Study(base=BASE, part="val", test=500, first=9 if budget is VTAB else 6)
             for name, seed, arm in product(names, seeds, arms):
                 score = study.cell(name, budget, arm, seed)
@@ -77,15 +90,15 @@ def rows(found: Mapping[tuple[Budget, str], Cells]) -> list[dict[str, str]]:
     """A line for each budget and arm: what it gains over the whole adapter, and what it costs."""
     lines: list[dict[str, str]] = []
     for (budget, arm), cells in found.items():
-        whole = found[budget, ADAPTER.name]
+        whole = found[budget, UNSPLIT[arm]]
         pairs = [(score, whole[place]) for place, score in cells.items()]
         gain, half = paired([s.accuracy - w.accuracy for s, w in pairs])
         loss = statistics.mean(s.loss - w.loss for s, w in pairs)
-        split = arm != ADAPTER.name
+        split = arm != UNSPLIT[arm]
         lines.append(
             {
                 "images x epochs": f"{budget.images} x {budget.epochs}",
-                "adapter": arm if split else "left whole",
+                "adapter": "left whole" if arm == WHOLE.name else arm,
                 "pairs": str(len(pairs)),
                 "accuracy": f"{statistics.mean(s.accuracy for s, _ in pairs):.1f}",
                 "points gained": f"{gain:+.1f} ± {half:.1f}" if split else "",
@@ -98,21 +111,24 @@ def rows(found: Mapping[tuple[Budget, str], Cells]) -> list[dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--images", type=int, choices=sorted({b.images for b, *_ in SEARCH}))
+    chosen.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     asked = parser.parse_args()
     report = partial(print, flush=True)
-    table = "\n".join(markdown(rows(search(report))))
+    table = "\n".join(markdown(rows(search(report, asked.images))))
     print(table)
     if asked.write:
         today = datetime.now(UTC).strftime("%Y-%m-%d")
         setting = replace(BASE, epochs=1)
         PAGE.write_text(
             "# Which k for which budget\n\n"
-            "Validation images only; ViT-S/14 at 56 px, adapters of 16 in the last six of twelve\n"
-            "blocks, N = 4 parts of the up-projection, inverted scaling, no second pass. Points\n"
-            "and loss are differences from the same adapter left whole, paired by set and seed,\n"
-            "with the half-width of a 95 % interval. Sets: Fashion-MNIST, ELPV, Tux Paint (at\n"
-            "most 429 images).\n\n"
+            "Validation images only; ViT-S/14 at 56 px, adapters in the last six of twelve blocks\n"
+            "(with 800 images in the last three), 16 wide or as said, N = 4 parts of the\n"
+            "up-projection, inverted scaling, no second pass. Points and loss are differences to\n"
+            "the same adapter left whole, paired by set and seed, with the half-width of a 95 %\n"
+            "interval. Sets: Fashion-MNIST, ELPV, Tux Paint (at most 429 images); with 800 images\n"
+            "Fashion-MNIST, ELPV, MNIST, emoji and the six synthetic ones.\n\n"
             f"`python benchmarks/mosa_k.py --write` on {today}; {machine()}; lr {setting.lr},\n"
             f"batch {setting.batch_size}, {setting.precision}.\n\n{table}\n"
         )

@@ -127,7 +127,7 @@ def test_classes_with_a_single_image_are_drawn(monkeypatch, tmp_path) -> None:
     assert min(drawn.train.counts().values()) == min(drawn.test.counts().values()) == 1
 
 
-@pytest.mark.parametrize("epochs, active", [(20, 1), (10, 4)])
+@pytest.mark.parametrize("epochs, active", [(20, 2), (10, 4)])
 def test_mosa_is_timed_with_the_parts_it_will_train(epochs, active, tmp_path) -> None:
     plan = toys.plan()
     plan = replace(plan, start=plan.start.changed(epochs=epochs))

@@ -9,9 +9,16 @@ from intarsia.core.errors import ConfigError
 def test_the_adapter_is_split_where_it_was_measured_to_pay():
     first, last = Mosa.EPOCHS
     assert [Mosa.for_budget(200, e).active for e in (first, last)] == [1, 1]
+    assert [Mosa.for_budget(800, e).active for e in (first, last)] == [2, 2]
     for epochs in (1, first - 1, last + 1, 1000):
         whole = Mosa.for_budget(200, epochs)
         assert whole.active == whole.experts == 4
+
+
+@pytest.mark.parametrize("experts, half", [(2, 1), (3, 1), (8, 4)])
+def test_many_images_get_half_of_the_parts(experts, half):
+    found = [Mosa.for_budget(n, 20, experts=experts).active for n in (Mosa.FEW, Mosa.FEW + 1)]
+    assert found == [1, half]
 
 
 def test_settings_pass_through_and_k_can_be_said():

@@ -47,6 +47,7 @@ class Mosa:
     """
 
     EPOCHS: ClassVar[tuple[int, int]] = (20, 60)  # where the split pays
+    FEW: ClassVar[int] = 300  # images up to which one part at a time is best
 
     over: Bottleneck | Lora = field(default_factory=lambda: Bottleneck(activation="gelu"))
     experts: int = 4
@@ -76,12 +77,13 @@ class Mosa:
 
     @classmethod
     def for_budget(cls, images: int, epochs: int, **settings: Any) -> Mosa:
-        """The k that suits a budget: one part for 20 to 60 epochs, else all of them.
+        """The k that suits a budget: for 20 to 60 epochs one part, or half of them; else all.
 
-        A rule from measurements on validation images (docs/why.md): the split regularises, which
-        paid for 100 images seen 40 times; with few epochs every part needs all the updates it can
-        get, and at 100 epochs nothing was gained, so the adapter stays whole (k = N) there. The
-        number of images is not used yet: 1,000 of them, 20 times, lowered the loss, not the error.
+        A rule from measurements on validation images (docs/benchmarks/mosa_k.md): the split
+        regularises. One part at a time paid for 100 images seen 40 times. For 800 seen 20 times
+        half of the parts had the lower loss at the same accuracy; the border, 300, lies between.
+        With few epochs every part needs all the updates it can get, and at 100 nothing was
+        gained: the adapter stays whole (k = N) there.
         settings: of Mosa; an `active` among them wins.  Raises: ConfigError for no image or epoch.
         """
         for name, value in (("images", images), ("epochs", epochs)):
@@ -89,7 +91,8 @@ class Mosa:
                 raise ConfigError(name, got=value, want="at least 1", fix="Say what you have.")
         whole = int(settings.get("experts", cls.experts))
         first, last = cls.EPOCHS
-        settings.setdefault("active", 1 if first <= epochs <= last else whole)
+        split = 1 if images <= cls.FEW else max(1, whole // 2)
+        settings.setdefault("active", split if first <= epochs <= last else whole)
         return cls(**settings)
 
     @property
