@@ -63,6 +63,7 @@ SEARCH = (  # budget, sets, seeds, arms: the dear ones with fewer of the last tw
     (VTAB, LARGER, (0,), (WHOLE, K1, K2, K3, RAMP)),
     (VTAB, LARGER, (1,), (WHOLE, K2, K3)),
     (VTAB, LARGER, (0,), WIDE),
+    (VTAB, LARGER, (1,), (WIDE[0], WIDE[2])),
     (LONG, SETS, (0,), (WHOLE, K1, K2, BATCH, RAMP)),
     (LONG, SETS, (1, 2), (WHOLE, K1)),
 )

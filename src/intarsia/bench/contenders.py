@@ -1,4 +1,4 @@
-"""What a benchmark compares: methods with their settings, all of one size where they have one.
+"""What a benchmark compares: methods with their settings, of one size unless a name says another.
 
 Learning rates are set by hand, one for each family but where its rate leads astray, as of MoSL, a
 product of two split sides (LOG.md); `tuned` searches around them.
@@ -14,6 +14,7 @@ from ..experiments.settings import HEADS
 
 ADAPTER_LR = 5e-3
 SIZE = 16  # width of a bottleneck, rank of LoRA
+WIDE = 64  # as published for AdaptFormer and MoSA beyond VTAB-1k
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class Contender:
         return replace(self, objective=f"{HEADS}{over}")
 
 
-def _bottleneck(placement: str, *more: str) -> tuple[str, ...]:
-    return (f"bottleneck={SIZE}", f"placement={placement}", "activation=gelu", *more)
+def _bottleneck(placement: str, *more: str, size: int = SIZE) -> tuple[str, ...]:
+    return (f"bottleneck={size}", f"placement={placement}", "activation=gelu", *more)
 
 
-def _over(placement: str, *more: str) -> tuple[str, ...]:
-    return tuple(f"over.{word}" for word in _bottleneck(placement, *more))
+def _over(placement: str, *more: str, size: int = SIZE) -> tuple[str, ...]:
+    return tuple(f"over.{word}" for word in _bottleneck(placement, *more, size=size))
 
 
 CONTENDERS = (
@@ -67,6 +68,7 @@ CONTENDERS = (
     Contender("pfeiffer", "bottleneck", _bottleneck("pfeiffer")),
     Contender("adaptformer", "bottleneck", _bottleneck("adaptformer")),
     Contender("adapter+", "bottleneck", _bottleneck("adapter+")),
+    Contender("adaptformer-64", "bottleneck", _bottleneck("adaptformer", size=WIDE)),
     Contender("lora", "lora", (f"rank={SIZE}",)),
     Contender("dora", "peft-dora", (f"r={SIZE}",), lr=1e-3),
     Contender("ia3", "peft-ia3"),
@@ -77,6 +79,7 @@ CONTENDERS = (
     ),
     Contender("adamix", "adamix", _over("adaptformer", "dropout=0.1"), "two_pass", half=True),
     Contender("mosa", "mosa", _over("adaptformer")),
+    Contender("mosa-64", "mosa", _over("adaptformer", size=WIDE)),
     Contender("mosa pfeiffer", "mosa", _over("pfeiffer")),
     Contender("mosa houlsby", "mosa", _over("houlsby")),
     Contender("mosa adapter+", "mosa", _over("adapter+")),
