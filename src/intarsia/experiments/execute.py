@@ -280,7 +280,7 @@ def sets_of(
         return held(images, inputs, shared, {**same, "part": part})
 
     found = suites.find(experiment.pictures.data)
-    tasks = (found[1], *found[1].members) if found else ()
+    tasks = suites.members(found[0], found[1].name) if found else ()
     if augment != "none" and any(task.group == "structured" for task in tasks):
         raise ConfigError(
             "--augment", got=f"{augment!r} for {experiment.pictures.data}",

@@ -58,8 +58,13 @@ def find(spec: str) -> tuple[Suite, Task] | None:
     found = suite(head)
     if "+" not in tail and tail != JOINT:
         return found, found.task(tail)
-    tasks = found.tasks if tail == JOINT else tuple(found.task(name) for name in tail.split("+"))
+    tasks = members(found, tail)
     return found, joint_task(tasks, tail, lambda t, folder: reading.read_task(found, t, folder))
+
+
+def members(found: Suite, name: str) -> tuple[Task, ...]:
+    """The tasks of a suite that "a+b" or "joint" is made of; of a single task, that one."""
+    return found.tasks if name == JOINT else tuple(map(found.task, name.split("+")))
 
 
 def read(spec: str) -> dict[str, ImageSet]:

@@ -70,7 +70,6 @@ def joint_task(tasks: Sequence[Task], name: str, read: Callable[[Task, Path], Pa
         needs=tuple(chain.from_iterable(task.needs for task in tasks)),
         synthetic=all(task.synthetic for task in tasks),
         about=f"{len(tasks)} tasks in one label space",
-        members=tuple(tasks),
     )
 
 

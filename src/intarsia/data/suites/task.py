@@ -21,7 +21,6 @@ class Task:
     needs: paths below the suite's folder without which it cannot be read; none = nothing. "a|b" is
     either of them, the first being the place to name when both are missing; "*" is any text.
     group: of a table's mean, as "natural"; synthetic: rendered or simulated, not photographed.
-    members: the tasks that a joint one is made of.
     """
 
     name: str
@@ -32,7 +31,6 @@ class Task:
     needs: tuple[str, ...] = ()
     synthetic: bool = False
     about: str = ""
-    members: tuple[Task, ...] = ()
 
 
 # (task, the suite's folder, share) -> the published training part of that share, if it is there
