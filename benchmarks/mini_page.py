@@ -5,7 +5,8 @@
 
 The results are of `intarsia bench mini --out benchmarks/mini`, in whatever order they were run. A
 method stands in the first tables of a model if it has every task at seed 0, in the second ones if
-it has every task at every seed.
+it has every task at every seed. The last table holds what MoSA splits beside the same left whole,
+at all seeds that both have.
 """
 
 from __future__ import annotations
@@ -17,35 +18,45 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+
 from intarsia.bench import Result, results, tables
 from intarsia.bench.results import Done, Method
-from intarsia.bench.sheets import Title
+from intarsia.bench.sheets import Sheet, Title, sheets
+from intarsia.bench.statistics import difference, task_means
 from intarsia.bench.summary import Findings
 from intarsia.bench.table import results_table, tables_of
 from intarsia.report import numbers
-from intarsia.report.tables import Table, escape, markdown
+from intarsia.report.tables import Cell, Column, Table, escape, markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "mini" / "results.jsonl"
 PAGE = ROOT / "docs" / "benchmarks" / "mini.md"
 README = ROOT / "README.md"
 BASELINES = ("adaptformer", "pfeiffer")  # the first that a model has
+SPLITS = {
+    "mosa": "adaptformer", "mosa-64": "adaptformer-64", "mosa pfeiffer": "pfeiffer",
+    "mosa houlsby": "houlsby", "mosa adapter+": "adapter+", "mosl": "lora",
+}  # fmt: skip
 DEAR = ("Time", "Peak memory")  # columns that the README leaves out
 
 
-def parts(found: Iterable[Result]) -> Iterator[tuple[str, Findings]]:
-    """For each model what all whole methods have at seed 0, then what those of all seeds have."""
-    for _, same in groupby(sorted(found, key=Title.of), key=Title.of):
-        ours = list(same)
-        seeds = sorted({result.seed for result in ours})
-        yield from _part(ours, seeds[:1], f"seed {seeds[0]}")
-        if len(seeds) > 1:
-            yield from _part(ours, seeds, numbers.plural(len(seeds), "seed"))
+def by_model(found: Iterable[Result]) -> Iterator[tuple[str, list[Result]]]:
+    """Results that may be compared: those of one model, the first one's name first."""
+    for title, same in groupby(sorted(found, key=Title.of, reverse=True), key=Title.of):
+        yield title.model, list(same)
 
 
-def _part(
-    ours: Sequence[Result], seeds: Sequence[int], name: str
-) -> Iterator[tuple[str, Findings]]:
+def parts(ours: Sequence[Result]) -> Iterator[tuple[str, Findings]]:
+    """Of a model: what all whole methods have at seed 0, then what those of all seeds have."""
+    seeds = sorted({result.seed for result in ours})
+    yield from part(ours, seeds[:1], f"seed {seeds[0]}")
+    if len(seeds) > 1:
+        yield from part(ours, seeds, numbers.plural(len(seeds), "seed"))
+
+
+def part(ours: Sequence[Result], seeds: Sequence[int], name: str) -> Iterator[tuple[str, Findings]]:
+    """Findings on those methods that have every task at all of the seeds."""
     tasks = {result.task for result in ours}
     seen: dict[str, set[object]] = defaultdict(set)
     for result in ours:
@@ -86,19 +97,72 @@ def _losses(findings: Findings, method: Method) -> str:
     return f"loss {gaps.mean():+.2f}, lower on {(gaps < 0).sum()}"
 
 
-def page(text: str, found: Sequence[tuple[str, Findings]]) -> str:
-    """The page with its own introduction and these tables below it."""
+def splits(ours: Sequence[Result]) -> Table | None:
+    """What splitting gains, adapter by adapter and over the bottlenecks together."""
+    kept = [r for r in ours if isinstance(r.outcome, Done)]
+    (sheet,) = sheets(kept)
+    place = {m.name: sheet.methods.index(m) for m in sheet.methods}
+    known = {s: w for s, w in SPLITS.items() if s in place and w in place}
+    if not known:
+        return None
+    gaps = {
+        name: sheet.accuracy[place[name]] - sheet.accuracy[place[whole]]
+        for name, whole in known.items()
+    }  # (tasks, seeds) each
+    loss = {
+        name: task_means(sheet.values("loss")[place[name]] - sheet.values("loss")[place[whole]])
+        for name, whole in known.items()
+    }
+    rows = [_split(sheet, known[name], name, gaps[name], loss[name]) for name in known]
+    alike = [name for name in known if name != "mosl"]  # which has a rate of its own
+    if len(alike) > 1:
+        means = np.stack([task_means(gaps[name]) for name in alike], axis=1)
+        losses = np.mean([loss[name] for name in alike], axis=0)
+        rows.append(_split(sheet, "whole bottleneck", f"{len(alike)} together", means, losses))
+    groups = [name.capitalize() for name in sheet.groups()]
+    columns = [Column(title, "", numeric=False) for title in ("Split", "Left whole")]
+    columns += [Column(title, "") for title in (
+        "Task mean", "95 % interval", *groups, "Tasks", "Loss", "Lower on", "Pairs", "p",
+    )]  # fmt: skip
+    caption = "Split minus whole, paired by task and seed: percentage points; test loss in nats."
+    return Table(caption, tuple(columns), tuple(rows), None, None)
+
+
+def _split(
+    sheet: Sheet, whole: str, name: str, gaps: np.ndarray, loss: np.ndarray
+) -> tuple[Cell, ...]:
+    """gaps: (tasks, seeds or adapters), shares.  loss: (tasks,)."""
+    found = difference(gaps, np.zeros_like(gaps))
+    assert found is not None and found.low is not None and found.high is not None
+    assert found.p is not None
+    texts = [
+        name, whole, numbers.signed(100 * found.mean, 2),
+        numbers.interval(found.low, found.high, 2),
+        *(numbers.signed(100 * found.by_task[i].mean(), 1) for i in sheet.groups().values()),
+        " / ".join(map(str, found.record)), numbers.signed(loss.mean(), 2),
+        f"{(loss < 0).sum()} of {len(loss)}", str(found.pairs), numbers.probability(found.p),
+    ]  # fmt: skip
+    return tuple(map(Cell, texts))
+
+
+def page(text: str, found: Sequence[Result]) -> str:
+    """The page with its own introduction and the tables of these results below it."""
     prose, _, _ = text.partition("\n## ")
-    below = [
-        f"## {escape(f'{title}, {name}')}\n\n{markdown(table)}"
-        for name, findings in found
-        for title, table in tables_of(findings)
-    ]
+    below: list[str] = []
+    for model, ours in by_model(found):
+        shown = [
+            (f"{t}, {name}", table) for name, part in parts(ours) for t, table in tables_of(part)
+        ]
+        apart = splits(ours)
+        shown += [(f"What the split does: {model}", apart)] if apart else []
+        below += [f"## {escape(title)}\n\n{markdown(table)}" for title, table in shown]
     return "\n".join([prose, *below])
 
 
-def readme(text: str, findings: Findings) -> str:
-    """The README with these results in the first figure of its section on the benchmark."""
+def readme(text: str, found: Sequence[Result]) -> str:
+    """The README with the first model's results in the first figure of its section on them."""
+    _, ours = next(by_model(found))
+    _, findings = next(parts(ours))
     before, title, after = text.partition("### Many methods, one table")
     head, fence, rest = after.partition("```text\n")
     return "".join(
@@ -122,11 +186,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
-    found = list(parts(results.read(RESULTS)))
-    print("\n\n".join(told(name, findings) for name, findings in found))
+    found = results.read(RESULTS)
+    for _, ours in by_model(found):
+        print("\n\n".join(told(name, findings) for name, findings in parts(ours)))
+        if table := splits(ours):
+            print(markdown(table))
     if asked.write:
         PAGE.write_text(page(PAGE.read_text(), found))
-        README.write_text(readme(README.read_text(), found[0][1]))
+        README.write_text(readme(README.read_text(), found))
 
 
 if __name__ == "__main__":
