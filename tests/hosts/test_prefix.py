@@ -5,11 +5,12 @@ import timm
 import torch
 from torch.utils.data import TensorDataset
 
-from intarsia import Bottleneck, adapt
+from intarsia import Bottleneck, Lora, adapt
 from intarsia.core.baselines import BASELINES
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.baselines import build
 from intarsia.hosts.prefix import first_trained_block, reading_tokens, run_prefix, split_at
+from intarsia.train.precision import learned_state, training_mode
 
 SMALL = {
     "peft-oft": {"oft_block_size": 8},
@@ -25,12 +26,58 @@ def tiny():
     ).eval()
 
 
+def convolutional():
+    """An EfficientNet whose batch norms have statistics of their own."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_efficientnet", num_classes=3).train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(1 + torch.randn(8, 3, 32, 32))
+    return model.eval()
+
+
+@pytest.mark.parametrize("build_model", [tiny, convolutional])
 @pytest.mark.parametrize("block", [0, 2, 3])
-def test_tail_of_prefix_is_the_model(block):
-    model = tiny()
+def test_tail_of_prefix_is_the_model(build_model, block):
+    model = build_model()
     x = torch.randn(3, 3, 28, 28)
     prefix, tail = split_at(model, block)
     torch.testing.assert_close(tail(prefix(x)), model(x))
+
+
+@pytest.mark.parametrize("name", ["pfeiffer", "lora", "last-k", "norms", "peft-lora"])
+def test_an_efficientnet_trains_on_maps_as_on_pictures(name):
+    """Steps included: frozen batch norms keep their statistics, trained ones change alike."""
+
+    def built():
+        if name == "last-k":
+            return build(name, convolutional(), {"blocks": 2})
+        if name in BASELINES:
+            return build(name, convolutional(), {"last_blocks": 2})
+        method = Lora(2) if name == "lora" else Bottleneck(4, placement="pfeiffer")
+        return adapt(convolutional(), method, layers=[-2, -1])
+
+    def trained(model, given):
+        learns = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(learns, lr=0.1)
+        for _ in range(3):
+            training_mode(model)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(given), y).backward()
+            optimizer.step()
+        return learned_state(model)
+
+    x, y = torch.randn(3, 3, 28, 28), torch.tensor([0, 1, 2])
+    want = trained(built(), x)
+    model = built()
+    before = {n: p.clone() for n, p in learned_state(model).items()}
+    block = first_trained_block(model)
+    assert block == len(split_at(convolutional(), 0)[1].blocks) - 2
+    with reading_tokens(model, block) as prefix:
+        maps = run_prefix(prefix, TensorDataset(x, y), dtype=torch.float32).tensors[0]
+        found = trained(model, maps)
+    torch.testing.assert_close(found, want)
+    assert any(not torch.equal(found[n], before[n]) for n in found)
 
 
 def test_adapting_the_tail_is_adapting_the_last_layers():
@@ -58,6 +105,8 @@ def test_what_cannot_be_split():
         split_at(torch.nn.Linear(2, 2), 0)
     with pytest.raises(ConfigError, match=r"0 \.\.\. 3"):
         split_at(tiny(), 4)
+    with pytest.raises(ConfigError, match=r"drop_rate=0"):
+        split_at(timm.create_model("test_efficientnet", drop_rate=0.2), 1)
 
 
 def test_a_model_that_reads_tokens_is_the_model():

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ..core.errors import ConfigError, DataError
@@ -16,6 +15,7 @@ from ..data import outline
 from ..data.suites import reading, root
 from ..experiments.experiment import Adapted
 from ..hosts.blocks import blocks
+from ..hosts.prefix import SPLITTABLE
 from . import results
 from .folder import RESULTS
 from .plan import Place, Plan
@@ -81,10 +81,10 @@ def check_model(plan: Plan) -> None:
             _check_last(found, model)
     # the features that a linear probe reads can be had of any model
     split = any(f.frozen_once and f.method != "linear" for f in finals)
-    if split and not isinstance(model, VisionTransformer):
+    if split and not isinstance(model, SPLITTABLE):
         raise ConfigError(
             f"--last-blocks with model {asked.model!r}", got=type(model).__name__,
-            want="a VisionTransformer of timm, whose other blocks are computed once a picture",
+            want="a VisionTransformer or EfficientNet of timm: other blocks are computed once",
             fix="Use --last-blocks 0: all blocks are trained, in every step.",
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any, cast, overload
 
 import torch
 from peft import PeftModel
+from timm.models.efficientnet import EfficientNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -15,29 +16,34 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from ..core.errors import ConfigError, TargetError
 from .prompts import NAME, Prompts
 
+SPLITTABLE = (VisionTransformer, EfficientNet)  # of timm
+
 
 class Prefix(nn.Module):
-    """A vision transformer up to a block.  images (B, 3, H, W) -> tokens (B, T, d)."""
+    """A model up to a block.  images (B, 3, H, W) -> tokens (B, T, d) or maps (B, C, h, w)."""
 
-    def __init__(self, model: VisionTransformer, block: int) -> None:
+    def __init__(self, model: VisionTransformer | EfficientNet, block: int) -> None:
         super().__init__()
         self.model = model
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
         model = self.model
-        x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
-        for block in list(_blocks(model))[: self.block]:
+        if isinstance(model, EfficientNet):
+            x = model.bn1(model.conv_stem(x))
+        else:
+            x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        for block in _blocks(model)[: self.block]:
             x = block(x)
         return x
 
 
 class Tail(nn.Module):
-    """The rest of it.  tokens (B, T, d) -> logits.  Its modules are the given model's own."""
+    """The rest of a ViT.  tokens (B, T, d) -> logits.  Its modules are the given model's own."""
 
     def __init__(self, model: VisionTransformer, block: int) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*list(_blocks(model))[block:])
+        self.blocks = nn.Sequential(*_blocks(model)[block:])
         self.norm, self.fc_norm, self.head_drop, self.head = (
             model.norm, model.fc_norm, model.head_drop, model.head,
         )  # fmt: skip
@@ -50,6 +56,23 @@ class Tail(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(x)
         return self.head(self.head_drop(self.fc_norm(self.pool(self.norm(x)))))
+
+
+class ConvTail(nn.Module):
+    """The rest of an EfficientNet.  maps (B, C, h, w) -> logits.  Modules are the model's own."""
+
+    def __init__(self, model: EfficientNet, block: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*_blocks(model)[block:])
+        self.conv_head, self.bn2, self.global_pool, self.classifier = (
+            model.conv_head, model.bn2, model.global_pool, model.classifier,
+        )  # fmt: skip
+
+    def get_classifier(self) -> nn.Module:
+        return cast(nn.Module, self.classifier)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.global_pool(self.bn2(self.conv_head(self.blocks(x)))))
 
 
 class Features(nn.Module):
@@ -68,12 +91,16 @@ def _host(model: nn.Module) -> nn.Module:
     return cast(nn.Module, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
-def _blocks(model: VisionTransformer) -> nn.Sequential:
-    return cast(nn.Sequential, model.blocks)
+def _blocks(model: VisionTransformer | EfficientNet) -> list[nn.Module]:
+    """In order; an EfficientNet's lie in stages."""
+    found = list(cast(nn.Sequential, model.blocks))
+    if isinstance(model, EfficientNet):
+        return [block for stage in found for block in cast(nn.Sequential, stage)]
+    return found
 
 
 @overload
-def split_at(model: nn.Module, block: int) -> tuple[Prefix, Tail]: ...
+def split_at(model: nn.Module, block: int) -> tuple[Prefix, Tail | ConvTail]: ...
 @overload
 def split_at(model: nn.Module, block: None) -> tuple[Features, nn.Module]: ...
 @overload
@@ -84,8 +111,9 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
     Adapting only the tail is adapting the model with `layers=range(block, depth)`, except that the
     prefix can be run once (see `run_prefix`): with half of the blocks frozen below the first cell,
     a training step costs half.
-    Raises: TargetError for anything but a timm VisionTransformer (before the classifier: but a timm
-    model that classifies); ConfigError for a block outside, or dropout before the classifier.
+    Raises: TargetError for anything but a timm VisionTransformer or EfficientNet (before the
+    classifier: but a timm model that classifies); ConfigError for a block outside, or, but in a
+    VisionTransformer's tail, dropout before the classifier.
     Not with augmentation that changes each image anew: the prefix sees each image once.
     """
     heads = getattr(model, "head_dist", None) or getattr(model, "aux_head", None)
@@ -96,9 +124,10 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
         )  # fmt: skip
     if block is None:
         return Features(model), _classifier(model)
-    if not isinstance(model, VisionTransformer):
+    if not isinstance(model, SPLITTABLE):
         raise TargetError(
-            "model to split", got=type(model).__name__, want="a timm VisionTransformer",
+            "model to split", got=type(model).__name__,
+            want="a timm VisionTransformer or EfficientNet",
             fix="Adapt the whole model with layers=... instead.",
         )  # fmt: skip
     if not 0 <= block < len(_blocks(model)):
@@ -108,6 +137,9 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
             want=f"0 ... {len(_blocks(model)) - 1}",
             fix="Half the depth is usual.",
         )
+    if isinstance(model, EfficientNet):
+        _no_dropout(model)
+        return Prefix(model, block), ConvTail(model, block)
     return Prefix(model, block), Tail(model, block)
 
 
@@ -119,12 +151,16 @@ def _classifier(model: nn.Module) -> nn.Module:
             "model to split", got=type(model).__name__, want="a timm model with a classifier",
             fix="Train every block in every step instead.",
         )  # fmt: skip
+    _no_dropout(model)
+    return found
+
+
+def _no_dropout(model: nn.Module) -> None:
     if drop := getattr(model, "drop_rate", 0.0):
         raise ConfigError(
             "dropout before the classifier", got=drop, want="0: each image is seen once",
             fix="Create the model with drop_rate=0.",
         )  # fmt: skip
-    return found
 
 
 @torch.no_grad()
@@ -147,8 +183,8 @@ def first_trained_block(model: nn.Module) -> int | None:
     """The number of the first block with something to train in it; the last one's, if only what
     comes after the blocks is trained; None if that is the classifier alone.
 
-    Raises: TargetError for anything but a timm VisionTransformer, unless the classifier alone is
-    trained; ConfigError if what comes before the blocks, or the first of them, is trained: nothing
+    Raises: TargetError for a model that cannot be split, unless the classifier alone is trained;
+    ConfigError if what comes before the blocks, or the first of them, is trained: nothing
     can be computed once.
     """
     host = _host(model)
