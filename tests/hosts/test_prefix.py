@@ -10,6 +10,7 @@ from intarsia.core.baselines import BASELINES
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.baselines import build
 from intarsia.hosts.prefix import first_trained_block, reading_tokens, run_prefix, split_at
+from intarsia.hosts.select import BATCH_NORM
 from intarsia.train.precision import learned_state, training_mode
 
 SMALL = {
@@ -184,6 +185,19 @@ def test_classifier_of_features_is_the_model(name):
         assert features.shape == (2, model.num_features)
         torch.testing.assert_close(model(features), want)
     torch.testing.assert_close(model(x), want)
+
+
+@pytest.mark.parametrize(
+    "name, follow",
+    [("full", "all"), ("last-k", "last"), ("bitfit", ""), ("norms", ""), ("linear", "")],
+)
+def test_batch_norms_follow_the_batch_where_their_convolutions_learn(name, follow):
+    model = build(name, convolutional(), {"blocks": 1} if name == "last-k" else {})
+    training_mode(model)
+    training = {n for n, m in model.named_modules() if isinstance(m, BATCH_NORM) and m.training}
+    every = {n for n, m in model.named_modules() if isinstance(m, BATCH_NORM)}
+    last = {n for n in every if n.startswith("blocks.4.") or n == "bn2"}
+    assert last and training == {"all": every, "last": last, "": set()}[follow]
 
 
 def test_no_classifier_and_dropout_before_it():

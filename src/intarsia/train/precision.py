@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from ..core.errors import ConfigError
 
@@ -91,11 +92,19 @@ def written_out(attentions: list[nn.Module]) -> Iterator[None]:
 
 
 def training_mode(model: nn.Module) -> None:
-    """Training mode, but for batch norms that are frozen: their statistics belong to the trunk."""
+    """Training mode, but for batch norms of a frozen trunk, whose statistics belong to it.
+
+    One that is trained among frozen convolutions, as by BitFit, keeps them too: those of a batch
+    are not what its weights were trained with, and what follows cannot adapt to the noise.
+    """
     model.train()
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and not _learns(module):
-            module.eval()
+    for parent in model.modules():
+        inside = list(parent.children())
+        convs = [m for m in inside if isinstance(m, _ConvNd)]
+        frozen = bool(convs) and not any(m.weight.requires_grad for m in convs)
+        for norm in inside:
+            if isinstance(norm, _BatchNorm) and (frozen or not _learns(norm)):
+                norm.eval()
 
 
 def _learns(module: nn.Module) -> bool:
