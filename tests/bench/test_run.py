@@ -46,6 +46,17 @@ def test_every_place_has_a_result_and_is_run_once(tmp_path: Path) -> None:
     assert all((tmp_path / r.folder / "ran").read_text() == "x" for r in more)
 
 
+def test_a_run_of_another_plan_is_told_as_this_plan_s(tmp_path: Path) -> None:
+    """A probe trains no block, so that it is the same run whatever blocks the others train."""
+    only = toys.plan(seeds=(0,), tasks=toys.TOYS.tasks[:1], contenders=(contender("linear"),))
+    blocks = [replace(only, start=only.start.changed(last_blocks=n)) for n in (2, 3)]
+    first, second = (run_plan(plan, tmp_path, ONE, quiet, toys.work)[0] for plan in blocks)
+    assert first.key == second.key and first.outcome == second.outcome
+    assert [first.setup.model, second.setup.model] == [plan.model for plan in blocks]
+    assert first.setup.model != second.setup.model
+    assert (tmp_path / first.folder / "ran").read_text() == "x"
+
+
 def test_a_failed_run_is_recorded_and_tried_again(tmp_path: Path) -> None:
     plan = toys.plan(seeds=(0,))
     marks = [tmp_path / "runs" / t.name / "bad" for t in plan.tasks]
