@@ -24,7 +24,7 @@ from ..data import backbones, packages, sets, structured
 from ..data.decode import to_rgb
 from ..experiments.kept import Kept, key_of
 from ..hosts import adapt
-from ..hosts.prefix import Tail, run_prefix, split_at
+from ..hosts.prefix import run_prefix, split_at
 from ..train import Training, evaluate, fit
 from ..train.objectives import Objective, plain
 
@@ -120,7 +120,9 @@ class Study:
         scores = evaluate(model, test)
         return Score(100 * scores.accuracy, scores.loss, cpu)
 
-    def _data(self, name: str, images: int, seed: int) -> tuple[TensorDataset, TensorDataset, Tail]:
+    def _data(
+        self, name: str, images: int, seed: int
+    ) -> tuple[TensorDataset, TensorDataset, torch.nn.Module]:
         if self._held is None or self._held[0] != name:
             self._held = (name, prepare(name, self.test, self.first))
         tokens, labels, pool, test, classes = self._held[1]
