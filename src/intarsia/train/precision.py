@@ -94,17 +94,18 @@ def written_out(attentions: list[nn.Module]) -> Iterator[None]:
 def training_mode(model: nn.Module) -> None:
     """Training mode, but for batch norms of a frozen trunk, whose statistics belong to it.
 
-    One that is trained among frozen convolutions, as by BitFit, keeps them too: those of a batch
-    are not what its weights were trained with, and what follows cannot adapt to the noise.
+    One that is trained among frozen layers of its kind, as by BitFit, keeps them too: those of a
+    batch are not what its weights were trained with, and what follows cannot adapt to the noise.
     """
     model.train()
     for parent in model.modules():
         inside = list(parent.children())
-        convs = [m for m in inside if isinstance(m, _ConvNd)]
-        frozen = bool(convs) and not any(m.weight.requires_grad for m in convs)
         for norm in inside:
-            if isinstance(norm, _BatchNorm) and (frozen or not _learns(norm)):
-                norm.eval()
+            if isinstance(norm, _BatchNorm):
+                kind = nn.Linear if isinstance(norm, nn.BatchNorm1d) else _ConvNd
+                beside = [m.weight.requires_grad for m in inside if isinstance(m, kind)]
+                if not _learns(norm) or (beside and not any(beside)):
+                    norm.eval()
 
 
 def _learns(module: nn.Module) -> bool:
