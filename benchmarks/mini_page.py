@@ -151,7 +151,9 @@ def page(text: str, found: Sequence[Result]) -> str:
     below: list[str] = []
     for model, ours in by_model(found):
         shown = [
-            (f"{t}, {name}", table) for name, part in parts(ours) for t, table in tables_of(part)
+            (f"{kind}, {name}", table)
+            for name, findings in parts(ours)
+            for kind, table in tables_of(findings)
         ]
         apart = splits(ours)
         shown += [(f"What the split does: {model}", apart)] if apart else []

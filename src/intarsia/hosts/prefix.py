@@ -184,8 +184,8 @@ def first_trained_block(model: nn.Module) -> int | None:
     comes after the blocks is trained; None if that is the classifier alone.
 
     Raises: TargetError for a model that cannot be split, unless the classifier alone is trained;
-    ConfigError if what comes before the blocks, or the first of them, is trained: nothing
-    can be computed once.
+    ConfigError if what comes before the blocks, or the first of them, is trained: nothing can be
+    computed once.
     """
     host = _host(model)
     trained = {id(p) for p in host.parameters() if p.requires_grad}
