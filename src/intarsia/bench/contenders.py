@@ -1,7 +1,8 @@
 """What a benchmark compares: methods with their settings, of one size unless a name says another.
 
-Learning rates are set by hand, one for each family but where its rate leads astray, as of MoSL, a
-product of two split sides (LOG.md); `tuned` searches around them.
+Learning rates are those of a ViT, set by hand, one for each family but where its rate leads astray,
+as of MoSL, a product of two split sides. Those of a network with batch norms were chosen on
+validation pictures (LOG.md). `tuned` searches around either.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from ..core.errors import UnknownName
 from ..experiments.experiment import Experiment
 from ..experiments.settings import HEADS
 
-ADAPTER_LR = 5e-3
+ADAPTER_LR, CONV_LR = 5e-3, 3e-3
 SIZE = 16  # width of a bottleneck, rank of LoRA
 WIDE = 64  # as published for AdaptFormer and MoSA beyond VTAB-1k
 
@@ -21,7 +22,8 @@ WIDE = 64  # as published for AdaptFormer and MoSA beyond VTAB-1k
 class Contender:
     """A method as a benchmark runs it.
 
-    method, settings, objective: as `intarsia fit` takes them.  lr: of the `honest` protocol.
+    method, settings, objective: as `intarsia fit` takes them.  lr: of the `honest` protocol;
+    conv_lr: in its place in a network with batch norms.
     half: each step looks at every image twice, so that the same time buys half of the epochs.
     """
 
@@ -30,6 +32,7 @@ class Contender:
     settings: tuple[str, ...] = ()
     objective: str = "plain"
     lr: float = ADAPTER_LR
+    conv_lr: float = CONV_LR
     half: bool = False
 
     def into(self, start: Experiment) -> Experiment:
@@ -40,6 +43,10 @@ class Contender:
         if self.method == "linear":  # its features are the same in every epoch
             chosen = chosen.changed(frozen_once=True)
         return chosen.suited()
+
+    def among_batch_norms(self) -> Contender:
+        """The same at its rate for a network with batch norms."""
+        return replace(self, lr=self.conv_lr)
 
     def by_task(self) -> Contender:
         """The same with a head for each of joint tasks, over its own objective."""
@@ -56,11 +63,11 @@ def _over(placement: str, *more: str, size: int = SIZE) -> tuple[str, ...]:
 
 
 CONTENDERS = (
-    Contender("linear", "linear"),
-    Contender("full", "full", lr=1e-4),
-    Contender("bitfit", "bitfit", lr=2e-3),
-    Contender("norms", "norms", lr=2e-3),
-    Contender("last-1", "last-k", ("blocks=1",), lr=5e-4),
+    Contender("linear", "linear", conv_lr=0.1),
+    Contender("full", "full", lr=1e-4, conv_lr=1e-4),
+    Contender("bitfit", "bitfit", lr=2e-3, conv_lr=5e-2),
+    Contender("norms", "norms", lr=2e-3, conv_lr=5e-2),
+    Contender("last-1", "last-k", ("blocks=1",), lr=5e-4, conv_lr=2e-2),
     Contender("vpt-shallow", "vpt-shallow", ("prompts=10",)),
     Contender("vpt-deep", "vpt-deep", ("prompts=10",)),
     Contender("ssf", "ssf", lr=2e-3),
@@ -69,10 +76,10 @@ CONTENDERS = (
     Contender("adaptformer", "bottleneck", _bottleneck("adaptformer")),
     Contender("adapter+", "bottleneck", _bottleneck("adapter+")),
     Contender("adaptformer-64", "bottleneck", _bottleneck("adaptformer", size=WIDE)),
-    Contender("lora", "lora", (f"rank={SIZE}",)),
-    Contender("dora", "peft-dora", (f"r={SIZE}",), lr=1e-3),
-    Contender("ia3", "peft-ia3"),
-    Contender("loha", "peft-loha", (f"r={SIZE}",), lr=1e-3),
+    Contender("lora", "lora", (f"rank={SIZE}",), conv_lr=1e-3),
+    Contender("dora", "peft-dora", (f"r={SIZE}",), lr=1e-3, conv_lr=2e-3),
+    Contender("ia3", "peft-ia3", conv_lr=2e-2),
+    Contender("loha", "peft-loha", (f"r={SIZE}",), lr=1e-3, conv_lr=5e-3),
     Contender(
         "r-drop adaptformer", "bottleneck", _bottleneck("adaptformer", "dropout=0.1"),
         "two_pass:add=1", half=True,
@@ -83,7 +90,9 @@ CONTENDERS = (
     Contender("mosa pfeiffer", "mosa", _over("pfeiffer")),
     Contender("mosa houlsby", "mosa", _over("houlsby")),
     Contender("mosa adapter+", "mosa", _over("adapter+")),
-    Contender("mosl", "mosa", ("over=lora", f"over.rank={SIZE}", "split=both"), lr=1e-3),
+    Contender(
+        "mosl", "mosa", ("over=lora", f"over.rank={SIZE}", "split=both"), lr=1e-3, conv_lr=2e-3
+    ),
 )  # fmt: skip
 
 

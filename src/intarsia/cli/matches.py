@@ -15,6 +15,7 @@ from ..bench.profiles import PROFILES, Profile, profile
 from ..bench.protocols import PROTOCOLS, Protocol, protocol
 from ..bench.publish import as_markdown
 from ..bench.run import How, failures, run_plan
+from ..bench.suited import suited
 from ..core.errors import ConfigError, UnknownName
 from ..data import suites
 from ..experiments.experiment import OFFICIAL, Experiment, Pictures
@@ -40,6 +41,7 @@ def listed(root: Path | None) -> dict[str, Any]:
                 "method": c.method,
                 "settings": list(c.settings),
                 "lr": c.lr,
+                "conv_lr": c.conv_lr,
                 "objective": c.objective,
                 "half": c.half,
             }
@@ -84,6 +86,7 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path, floa
         start,
         (OWN_HEADS,) * (given["heads"] == "each") + rules.departures(start),
     )
+    plan = suited(plan, named=bool(_names(given["methods"])))
     how = How(
         given["jobs"], "ray" if given["ray"] else "processes", given["threads"],
         not given["keep_failed"],

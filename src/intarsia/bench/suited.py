@@ -1,0 +1,60 @@
+"""What of a plan suits its model: the methods that have a place in it, at their rates there."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from ..core.errors import ConfigError, IntarsiaError
+from ..data import outline
+from ..experiments.execute import method_of, with_method
+from .before import check_model
+from .plan import Place, Plan
+
+CLASSES = "0", "1"  # of no task: a place does not depend on them
+
+
+def suited(plan: Plan, *, named: bool) -> Plan:
+    """The plan with the methods that fit its model, each at its rate for such a network.
+
+    named: the methods were asked for by name, and none of them may be left out; else those that do
+    not fit are, and `cut` says so. A model that lies in a hub or a folder is not looked at.
+    Raises: ConfigError for a named method that does not fit, or if none does; what
+    `before.check_model` raises.
+    """
+    check_model(plan)
+    asked = plan.start.adapted
+    model = outline(asked.model, size=asked.size, pretrained=asked.pretrained)
+    if model is None:
+        return plan
+    unfit = _unfit(plan, model)
+    fit = tuple(c for c in plan.contenders if c.name not in unfit)
+    if unfit and (named or not fit):
+        known = ", ".join(c.name for c in fit)
+        raise ConfigError(
+            f"methods with model {asked.model!r}",
+            got="".join(f"\n  {name}: {why}" for name, why in unfit.items()) + "\n",
+            want=f"those that fit it, as {known}" if fit else "one that fits",
+            fix="Leave --methods out to run those that fit." if named else "Use another --model.",
+        )  # fmt: skip
+    if unfit:
+        left = f"Left out, for {asked.model} has no place for them: {', '.join(unfit)}."
+        plan = plan.smaller(left, contenders=fit)
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        plan = replace(plan, contenders=tuple(c.among_batch_norms() for c in plan.contenders))
+    return plan
+
+
+def _unfit(plan: Plan, model: nn.Module) -> Mapping[str, str]:
+    """The methods without a place in a model, and what each says; no weight is computed."""
+    found: dict[str, str] = {}
+    for contender in plan.contenders:
+        experiment = plan.final(Place(plan.tasks[0], contender, plan.seeds[0]))
+        try:
+            with_method(copy.deepcopy(model), method_of(experiment), experiment, CLASSES)
+        except IntarsiaError as error:
+            found[contender.name] = str(error)
+    return found
