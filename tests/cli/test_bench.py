@@ -66,6 +66,14 @@ def test_the_official_protocol_fixes_what_words_do_not() -> None:
     assert asked(epochs=7)[0].cut == ()
 
 
+def test_another_network_gets_the_methods_that_fit_it_at_their_rates() -> None:
+    plan, *_ = asked(model="efficientnet-lite0", size=64)
+    rates = {c.name: c.lr for c in plan.contenders}
+    assert rates["lora"] == 1e-3 and "vpt-deep" not in rates and "vpt-deep" in plan.cut[0]
+    with pytest.raises(ConfigError, match="vpt-deep: model for prompts"):
+        asked(model="efficientnet-lite0", size=64, methods="lora,vpt-deep")
+
+
 def test_joint_tasks_have_one_head_or_one_each() -> None:
     plan, *_ = asked(tasks="elpv+mnist,joint", methods="mosa,r-drop adaptformer")
     assert [t.group for t in plan.tasks] == ["joint"] * 2 and plan.tasks[0].classes == 14
