@@ -2,7 +2,8 @@
 
 Learning rates are those of a ViT, set by hand, one for each family but where its rate leads astray,
 as of MoSL, a product of two split sides. Those of a network with batch norms were chosen on
-validation pictures (LOG.md). `tuned` searches around either.
+validation pictures of an EfficientNet (LOG.md), but for full fine-tuning and what does not fit it.
+`tuned` searches around either.
 """
 
 from __future__ import annotations
