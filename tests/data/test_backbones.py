@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 from intarsia.core.errors import AssetError, ConfigError, UnknownName
 from intarsia.data import backbone, backbones, eval_transform, input_config, trunk_fingerprint
@@ -95,6 +97,23 @@ def test_unknown_names_get_a_suggestion(name: str, near: str) -> None:
 def test_a_timm_model_without_weights() -> None:
     with pytest.raises(AssetError, match="none published"):
         backbone("test_vit.nonsense", classes=2)
+
+
+def test_a_folder_that_holds_a_model_has_an_outline(tmp_path: Path) -> None:
+    saved = timm.create_model("test_efficientnet", num_classes=3)
+    save_for_hf(saved, tmp_path, model_config={"num_classes": 3}, safe_serialization=True)
+    model = backbones.outline(f"local-dir:{tmp_path}", size=64)
+    assert model is not None and next(model.parameters()).is_meta
+    assert input_config(model).size == (64, 64)
+    assert [*model.state_dict()] == [*saved.state_dict()]
+    whole = backbone(f"local-dir:{tmp_path}", classes=3, size=64)
+    assert trunk_fingerprint(whole) == trunk_fingerprint(saved)
+
+
+@pytest.mark.parametrize("make", [backbones.outline, lambda name: backbone(name, classes=2)])
+def test_a_folder_that_holds_no_model(make: Callable[[str], Any], tmp_path: Path) -> None:
+    with pytest.raises(AssetError, match=r"no config\.json in that folder, want a folder"):
+        make(f"local-dir:{tmp_path}")
 
 
 def test_no_network_for_timm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def check_model(plan: Plan) -> None:
     """Raises: UnknownName, ConfigError and AssetError, as `check` does."""
     asked, task, seed = plan.start.adapted, plan.tasks[0], plan.seeds[0]
     model = outline(asked.model, size=asked.size, pretrained=asked.pretrained)
-    if model is None:  # it cannot be known without a download
+    if model is None:  # it lies in a hub
         return
     finals = [plan.final(Place(task, contender, seed)).adapted for contender in plan.contenders]
     for found in finals:

@@ -21,7 +21,7 @@ def suited(plan: Plan, *, named: bool) -> Plan:
     """The plan with the methods that fit its model, each at its rate for such a network.
 
     named: the methods were asked for by name, and none of them may be left out; else those that do
-    not fit are, and `cut` says so. A model that lies in a hub or a folder is not looked at.
+    not fit are, and `cut` says so. A model that lies in a hub is not looked at.
     Raises: ConfigError for a named method that does not fit, or if none does; what
     `before.check_model` raises.
     """

