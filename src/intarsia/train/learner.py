@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..core.errors import TrainingError
 from ..routers import aux_loss, learned_routers
+from ..schedules import ByFit
 from .evaluate import right
 from .objectives import LossOf, Objective, Outcome, Staged, TargetLoss, next_token
 from .optimisers import LearningRate
@@ -53,6 +54,8 @@ class Learner:
         self.attentions = slow_attention(model, accelerator.device, dtype)
         self.routed = bool(learned_routers(model))
         self.classes = 0  # known after the first look at the model's output
+        self.accuracies: list[float] = []  # of each epoch that ended
+        self.hits: list[float] = []  # of each batch since
 
     def step(self, batches: Sequence[Batch], step: int, steps: int) -> dict[str, float]:
         """Learn from one batch, given as equal parts; returns lr, loss, accuracy and named parts.
@@ -61,8 +64,7 @@ class Learner:
         those before the step.
         """
         lr = self.rate.set(self.recipe.factor(step, steps, self.training.warmup))
-        if self.recipe.schedule is not None:
-            self.recipe.schedule(self.model, step, steps)
+        self._schedule(step, steps)
         objective = self.objective
         if isinstance(objective, Staged):
             objective = objective.at(step, steps)
@@ -82,7 +84,21 @@ class Learner:
             total = cast(Tensor, self.accelerator.reduce(total, "mean"))
         logged = dict(zip(names, total.tolist(), strict=True))
         self._update(logged["loss"], step)
+        self.hits += [logged["accuracy"]] if "accuracy" in logged else []
         return {"lr": lr, **logged}
+
+    def _schedule(self, step: int, steps: int) -> None:
+        schedule = self.recipe.schedule
+        if isinstance(schedule, ByFit):
+            schedule.follow(self.model, self.accuracies)
+        elif schedule is not None:
+            schedule(self.model, step, steps)
+
+    def end_epoch(self) -> None:
+        """Note how well the epoch's batches were answered."""
+        if self.hits:
+            self.accuracies.append(sum(self.hits) / len(self.hits))
+        self.hits = []
 
     def _shares(self, labels: Sequence[Tensor]) -> list[float]:
         """What each part counts for, where the mean over processes is the batch's."""
@@ -161,12 +177,15 @@ class Learner:
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
-        """What the optimiser and the loss scale remember."""
+        """What the optimiser, the loss scale and a schedule that follows the fit remember."""
         scaler = self.scaler.state_dict() if self.scaler else None
-        return {"optimizer": self.optimizer.state_dict(), "scaler": scaler}
+        fit = {"accuracies": self.accuracies, "hits": self.hits}
+        return {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "fit": fit}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        fit = state.get("fit", {})  # checkpoints were once written without
+        self.accuracies, self.hits = fit.get("accuracies", []), fit.get("hits", [])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
 

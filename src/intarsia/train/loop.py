@@ -162,7 +162,9 @@ class Loop:
         self.at.step += 1
         self.at.seconds += time.perf_counter() - clock
         self.at.cpu_seconds += time.process_time() - cpu
-        if self.learner.routed and self.at.step % self.order.steps == 0:
+        if ended := self.at.step % self.order.steps == 0:
+            self.learner.end_epoch()
+        if self.learner.routed and ended:
             self.at.loads = statistics.loads(self.model)
             found |= statistics.summary(self.at.loads)
             self.warned = self.warned or statistics.warn_of_collapse(self.at.loads)

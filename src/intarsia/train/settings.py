@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..core.errors import ConfigError, UnknownName
+from ..schedules import ByFit
 from .optimisers import LrFactor, adamw, cosine
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -71,7 +72,7 @@ class Recipe:
 
     optimizer: (model, lr, weight_decay) -> Optimizer.  lr_factor: (step, steps) -> multiple of lr,
     None = cosine after the warm-up.  schedule: (model, step, steps), called before each step; it
-    must depend on these only, so that a resumed run sees the same.
+    must depend on these only, so that a resumed run sees the same; or one that follows the fit.
     mixup, cutmix: alpha of timm's Mixup; smoothing: of the labels.  clip: largest gradient norm.
     select: "last" epoch, or the best on "val" (which must share no sample with train).
 
@@ -80,7 +81,7 @@ class Recipe:
 
     optimizer: OptimizerFactory = adamw
     lr_factor: LrFactor | None = None
-    schedule: Schedule | None = None
+    schedule: Schedule | ByFit | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
     smoothing: float = 0.0
@@ -90,6 +91,12 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
             _at_least(name, getattr(self, name), 0)
+        if isinstance(self.schedule, ByFit) and (self.mixup or self.cutmix):
+            raise ConfigError(
+                "schedule", got=f"{type(self.schedule).__name__} with mixed images",
+                want="images with one right answer, for it follows the training accuracy",
+                fix="Leave mixup and cutmix out, or use ActiveSchedule.",
+            )  # fmt: skip
         if not 0 <= self.smoothing < 1:
             raise ConfigError(
                 "smoothing", got=self.smoothing, want="0 <= smoothing < 1", fix="Try 0.1."
@@ -158,7 +165,7 @@ class Options(TypedDict, total=False):
     seed: int
     optimizer: OptimizerFactory
     lr_factor: LrFactor | None
-    schedule: Schedule | None
+    schedule: Schedule | ByFit | None
     mixup: float
     cutmix: float
     smoothing: float
