@@ -55,7 +55,7 @@ class Learner:
         self.routed = bool(learned_routers(model))
         self.classes = 0  # known after the first look at the model's output
         self.accuracies: list[float] = []  # of each epoch that ended
-        self.hits: list[float] = []  # of each batch since
+        self.recent: list[float] = []  # accuracies of the batches since
 
     def step(self, batches: Sequence[Batch], step: int, steps: int) -> dict[str, float]:
         """Learn from one batch, given as equal parts; returns lr, loss, accuracy and named parts.
@@ -84,7 +84,7 @@ class Learner:
             total = cast(Tensor, self.accelerator.reduce(total, "mean"))
         logged = dict(zip(names, total.tolist(), strict=True))
         self._update(logged["loss"], step)
-        self.hits += [logged["accuracy"]] if "accuracy" in logged else []
+        self.recent += [logged["accuracy"]] if "accuracy" in logged else []
         return {"lr": lr, **logged}
 
     def _schedule(self, step: int, steps: int) -> None:
@@ -96,9 +96,9 @@ class Learner:
 
     def end_epoch(self) -> None:
         """Note how well the epoch's batches were answered."""
-        if self.hits:
-            self.accuracies.append(sum(self.hits) / len(self.hits))
-        self.hits = []
+        if self.recent:
+            self.accuracies.append(sum(self.recent) / len(self.recent))
+        self.recent = []
 
     def _shares(self, labels: Sequence[Tensor]) -> list[float]:
         """What each part counts for, where the mean over processes is the batch's."""
@@ -179,13 +179,13 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """What the optimiser, the loss scale and a schedule that follows the fit remember."""
         scaler = self.scaler.state_dict() if self.scaler else None
-        fit = {"accuracies": self.accuracies, "hits": self.hits}
+        fit = {"accuracies": self.accuracies, "recent": self.recent}
         return {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "fit": fit}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         fit = state.get("fit", {})  # checkpoints were once written without
-        self.accuracies, self.hits = fit.get("accuracies", []), fit.get("hits", [])
+        self.accuracies, self.recent = fit.get("accuracies", []), fit.get("recent", [])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
 

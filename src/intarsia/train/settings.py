@@ -72,7 +72,7 @@ class Recipe:
 
     optimizer: (model, lr, weight_decay) -> Optimizer.  lr_factor: (step, steps) -> multiple of lr,
     None = cosine after the warm-up.  schedule: (model, step, steps), called before each step; it
-    must depend on these only, so that a resumed run sees the same; or one that follows the fit.
+    must depend on these only, so that a resumed run sees the same; or a `schedules.ByFit`.
     mixup, cutmix: alpha of timm's Mixup; smoothing: of the labels.  clip: largest gradient norm.
     select: "last" epoch, or the best on "val" (which must share no sample with train).
 
