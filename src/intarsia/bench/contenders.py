@@ -2,7 +2,7 @@
 
 Learning rates are those of a ViT, set by hand, one for each family but where its rate leads astray,
 as of MoSL, a product of two split sides. Those of a network with batch norms were chosen on
-validation pictures of an EfficientNet (LOG.md), but for full fine-tuning and what does not fit it.
+validation pictures of an EfficientNet (LOG.md), but for what does not fit it.
 `tuned` searches around either.
 """
 
@@ -65,7 +65,7 @@ def _over(placement: str, *more: str, size: int = SIZE) -> tuple[str, ...]:
 
 CONTENDERS = (
     Contender("linear", "linear", conv_lr=0.1),
-    Contender("full", "full", lr=1e-4, conv_lr=1e-4),
+    Contender("full", "full", lr=1e-4),
     Contender("bitfit", "bitfit", lr=2e-3, conv_lr=5e-2),
     Contender("norms", "norms", lr=2e-3, conv_lr=5e-2),
     Contender("last-1", "last-k", ("blocks=1",), lr=5e-4, conv_lr=2e-2),
