@@ -27,7 +27,7 @@ from intarsia.claims.ledger import machine, markdown
 from intarsia.claims.routed import CORPUS, Cell, information
 from intarsia.claims.study import threads
 from intarsia.experiments.routing import TEXT, VARIANTS, Asked, Start, Variant, cells
-from intarsia.routers import Comet, Dts, PermutationSearch, Recurrent
+from intarsia.routers import Comet, EvoMoe, PermutationSearch, Recurrent
 from intarsia.routers.comet import CometRouter
 from intarsia.routers.permutation import hungarian
 
@@ -36,7 +36,7 @@ Report = Callable[[str], None]
 
 
 def evomoe(name: str, fraction: float = 0.1, first: float = 0.1, **gate: Any) -> Variant:
-    return Variant(name, Dts(8, **gate), start=Start("diversified", first, fraction))
+    return Variant(name, EvoMoe(8, **gate), start=Start("diversified", first, fraction))
 
 
 EVOMOE = (

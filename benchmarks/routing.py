@@ -42,7 +42,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from intarsia import (
     Comet,
     DSelectK,
-    Dts,
+    EvoMoe,
     ExpertChoice,
     Hash,
     NoisyTopK,
@@ -238,7 +238,7 @@ def routers(experts: int) -> dict[str, Any]:
         "Hash": Hash(experts, ACTIVE, by="row"), "DSelectK": DSelectK(experts, ACTIVE),
         "Comet": Comet(experts, ACTIVE), "PermutationSearch, in search": searched(False, experts),
         "PermutationSearch, after": searched(True, experts), "Transport": Transport(experts),
-        "Recurrent": Recurrent(experts, ACTIVE), "Dts": Dts(experts),
+        "Recurrent": Recurrent(experts, ACTIVE), "EvoMoe": EvoMoe(experts),
     }  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from intarsia.conformance import check, check_adapter, check_mixture, check_mode
 from intarsia.conformance.cards import check_card
 from intarsia.core import Card, Cell, Paper, Routing, Site
 from intarsia.core.errors import ConformanceError, UnknownName
-from intarsia.routers import Router
-from intarsia.routers.gate import wide_linear
+from intarsia.gating import Router
+from intarsia.gating.gate import wide_linear
 
 CASES = [(card, law) for card in cards() for law in check(card)]
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from .data import language_model as language_model
     from .data import load_data as load_data
     from .data import load_texts as load_texts
+    from .gating import aux_loss as aux_loss
+    from .gating import passes as passes
+    from .gating import redraw as redraw
+    from .gating import task_ids as task_ids
     from .hosts import SparseDelta as SparseDelta
     from .hosts import adapt as adapt
     from .hosts import attach_delta as attach_delta
@@ -46,7 +50,7 @@ if TYPE_CHECKING:
     from .hosts import unpack as unpack
     from .hosts import upcycle as upcycle
     from .methods import Adamix as Adamix
-    from .methods import Bi as Bi
+    from .methods import BiAdapter as BiAdapter
     from .methods import LlavaMole as LlavaMole
     from .methods import LtSft as LtSft
     from .methods import MixLora as MixLora
@@ -71,24 +75,20 @@ if TYPE_CHECKING:
     from .routers import ActivationGate as ActivationGate
     from .routers import Comet as Comet
     from .routers import DSelectK as DSelectK
-    from .routers import Dts as Dts
+    from .routers import EvoMoe as EvoMoe
     from .routers import ExpertChoice as ExpertChoice
     from .routers import Hash as Hash
+    from .routers import MoeX as MoeX
     from .routers import NoisyTopK as NoisyTopK
     from .routers import PermutationSearch as PermutationSearch
     from .routers import Recurrent as Recurrent
-    from .routers import Sparsity as Sparsity
     from .routers import Switch as Switch
     from .routers import TopK as TopK
     from .routers import TopP as TopP
     from .routers import Transport as Transport
     from .routers import anneal as anneal
-    from .routers import aux_loss as aux_loss
-    from .routers import passes as passes
-    from .routers import redraw as redraw
     from .routers import search_step as search_step
     from .routers import set_ids as set_ids
-    from .routers import task_ids as task_ids
     from .train import Training as Training
     from .train import evaluate as evaluate
     from .train import fit as fit
@@ -101,7 +101,7 @@ _HOME = {
     "ZCodeM3": "mixtures",
     "anneal": "routers",
     "Recurrent": "routers",
-    "Dts": "routers",
+    "EvoMoe": "routers",
     "SoftmaxGaussianMoE": "models",
     "add_momentum": "mixtures",
     "Robust": "mixtures",
@@ -111,7 +111,7 @@ _HOME = {
     "ActivationGate": "routers",
     "Adamix": "methods",
     "attach_delta": "hosts",
-    "Bi": "methods",
+    "BiAdapter": "methods",
     "Bottleneck": "adapters",
     "Capacity": "mixtures",
     "Cell": "core",
@@ -146,7 +146,7 @@ _HOME = {
     "Transport": "routers",
     "search_step": "routers",
     "set_ids": "routers",
-    "Sparsity": "routers",
+    "MoeX": "routers",
     "activation_l0": "mixtures",
     "as_wide_mlp": "mixtures",
     "Switch": "routers",
@@ -154,7 +154,7 @@ _HOME = {
     "TopP": "routers",
     "Training": "train",
     "adapt": "hosts",
-    "aux_loss": "routers",
+    "aux_loss": "gating",
     "backbone": "data",
     "choose_channels": "hosts",
     "co_permute": "hosts",
@@ -171,10 +171,10 @@ _HOME = {
     "load_mixture": "hosts",
     "load_texts": "data",
     "pack": "hosts",
-    "passes": "routers",
-    "redraw": "routers",
+    "passes": "gating",
+    "redraw": "gating",
     "save_mixture": "hosts",
-    "task_ids": "routers",
+    "task_ids": "gating",
     "upcycle": "hosts",
     "trainer_loss": "train",
     "student_of": "hosts",
@@ -184,7 +184,12 @@ _HOME = {
 __all__ = sorted(_HOME, key=str.casefold)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
+_RENAMED = {"Bi": "methods.BiAdapter", "Dts": "routers.EvoMoe", "Sparsity": "routers.MoeX"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        return importlib.import_module("intarsia.core.renamed").renamed(__name__, _RENAMED)(name)
     if name not in _HOME:
         near = difflib.get_close_matches(name, __all__)
         fix = f". Did you mean {' or '.join(near)}?" if near else ""

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from intarsia import Adamix, Bi, Bottleneck, Lora, MixLora, Mos, Mosa, Switch, TopK, TopP
+from intarsia import Adamix, BiAdapter, Bottleneck, Lora, MixLora, Mos, Mosa, Switch, TopK, TopP
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.experiment import Adapted
 from intarsia.experiments.settings import (
@@ -33,7 +33,7 @@ from intarsia.train import plain, two_pass
         ("bottleneck", ["scale=channel", "norm=none"], Bottleneck(scale="channel", norm="none")),
         ("adamix", [" experts = 2 "], Adamix(experts=2)),
         # any adapter inside, a router inside, and nothing inside
-        ("bi", ["over=mosa", "over.experts=2"], Bi(over=Mosa(experts=2))),
+        ("bi", ["over=mosa", "over.experts=2"], BiAdapter(over=Mosa(experts=2))),
         (
             "mixlora",
             ["over.rank=4", "router.experts=4", "attention="],

@@ -17,7 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 import intarsia
 from intarsia import Capacity, Comet, Mixture, NoisyTopK, Recurrent, Switch, TopK
 from intarsia.core.errors import ConfigError, ShapeError, TargetError
-from intarsia.routers import Hash, PermutationSearch, learned_routers
+from intarsia.gating import learned_routers
+from intarsia.routers import Hash, PermutationSearch
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import intarsia
-from intarsia import Capacity, Sparsity, Switch, TopK
+from intarsia import Capacity, MoeX, Switch, TopK
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError
 from intarsia.routers import PermutationSearch, Recurrent
 
@@ -66,8 +66,8 @@ CASES: dict[str, tuple[Callable[[int], nn.Module], dict[str, object]]] = {
     "sum": (vit, {"router": TopK(experts=4), "how": "slices", "residual": "sum"}),
     "depth": (llama, {"router": Recurrent(experts=4, hidden=4)}),
     "search": (vit, {"router": PermutationSearch(TopK(experts=2))}),
-    "read": (vit, {"router": Sparsity(4, tau=0.1), "how": "diversified", "act": "relu"}),
-    "read slices": (llama, {"router": Sparsity(4, learn=True), "how": "slices", "act": "relu"}),
+    "read": (vit, {"router": MoeX(4, tau=0.1), "how": "diversified", "act": "relu"}),
+    "read slices": (llama, {"router": MoeX(4, learn=True), "how": "slices", "act": "relu"}),
     "mixtral": (mixtral, {"router": TopK(experts=4)}),
 }
 

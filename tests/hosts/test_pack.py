@@ -18,7 +18,7 @@ from intarsia.adapters import Bottleneck, BottleneckCell, CodedCell, CodedLinear
 from intarsia.core import Method
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError, UnknownName
 from intarsia.hosts import adapt, code_head, fold, load, pack, packed_size, unpack
-from intarsia.methods import Bi, Mosa
+from intarsia.methods import BiAdapter, Mosa
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -28,12 +28,12 @@ Make = Callable[[str], nn.Module]
 Images = Callable[[str], Tensor]
 Train = Callable[..., None]
 METHODS: dict[str, Method] = {
-    "1 bit": Bi(Bottleneck(5, norm="none")),
-    "2 bits, norm": Bi(Bottleneck(3), bits=2, codebook="lloyd"),
-    "3 bits, biases": Bi(Bottleneck(5, norm="layer", scale="channel"), bits=3, biases=True),
-    "lora": Bi(Lora(3), bits=4),
-    "mosa": Bi(Mosa(Bottleneck(5, norm="none"), experts=2)),
-    "float": Bi(Lora(3), bits=32),
+    "1 bit": BiAdapter(Bottleneck(5, norm="none")),
+    "2 bits, norm": BiAdapter(Bottleneck(3), bits=2, codebook="lloyd"),
+    "3 bits, biases": BiAdapter(Bottleneck(5, norm="layer", scale="channel"), bits=3, biases=True),
+    "lora": BiAdapter(Lora(3), bits=4),
+    "mosa": BiAdapter(Mosa(Bottleneck(5, norm="none"), experts=2)),
+    "float": BiAdapter(Lora(3), bits=32),
 }
 
 
@@ -59,12 +59,12 @@ def test_what_is_unpacked_is_what_was_trained(
 
 
 def test_the_file_is_as_large_as_the_formula_says(make: Make, tmp_path: Path) -> None:
-    model = adapt(make("vit"), Bi(Bottleneck(5, norm="none"), bits=1), head=None)
+    model = adapt(make("vit"), BiAdapter(Bottleneck(5, norm="none"), bits=1), head=None)
     each = math.ceil(32 * 5 / 8) + 8  # a tail of the last byte counts as one
     assert packed_size(model) == 2 * 2 * each
-    with_head = adapt(make("vit"), Bi(Bottleneck(5, norm="none"), bits=1))
+    with_head = adapt(make("vit"), BiAdapter(Bottleneck(5, norm="none"), bits=1))
     assert packed_size(with_head) == 2 * 2 * each + 4 * (32 * 5 + 5)
-    wide = adapt(make("vit"), Bi(Bottleneck(512, norm="none"), bits=2))
+    wide = adapt(make("vit"), BiAdapter(Bottleneck(512, norm="none"), bits=2))
     size = pack(wide, tmp_path).stat().st_size
     assert size == pytest.approx(packed_size(wide), rel=0.02)
 
@@ -73,7 +73,7 @@ def test_a_head_of_one_bit(make: Make, images: Images, train: Train, tmp_path: P
     x, host = images("vit"), make("vit")
     code_head(host)
     assert isinstance(host.head, CodedLinear)
-    model = adapt(host, Bi(Bottleneck(5, norm="none", activation="gelu")))
+    model = adapt(host, BiAdapter(Bottleneck(5, norm="none", activation="gelu")))
     train(model, x)
     pack(model, tmp_path)
     assert packed_size(model) == 4 * 28 + 32 * 5 // 8 + 8 + 4 * 5
@@ -92,8 +92,9 @@ def test_a_head_of_one_bit(make: Make, images: Images, train: Train, tmp_path: P
 def test_it_folds(make: Make, images: Images, train: Train) -> None:
     x = images("vit")
     for method in (
-        Bi(Bottleneck(5, norm="none", activation="gelu")), Bi(Bottleneck(5, activation="gelu")),
-        Bi(Lora(3), bits=2),
+        BiAdapter(Bottleneck(5, norm="none", activation="gelu")),
+        BiAdapter(Bottleneck(5, activation="gelu")),
+        BiAdapter(Lora(3), bits=2),
     ):  # fmt: skip
         model = adapt(make("vit"), method)
         train(model, x)
@@ -103,7 +104,7 @@ def test_it_folds(make: Make, images: Images, train: Train) -> None:
 
 
 def test_lora_of_few_bits_merges(make: Make, images: Images, train: Train) -> None:
-    x, model = images("vit"), adapt(make("vit"), Bi(Lora(3)))
+    x, model = images("vit"), adapt(make("vit"), BiAdapter(Lora(3)))
     train(model, x)
     with torch.no_grad():
         y = model(x)
@@ -113,7 +114,7 @@ def test_lora_of_few_bits_merges(make: Make, images: Images, train: Train) -> No
 def test_a_file_that_is_not_whole_or_not_of_here_is_refused(
     make: Make, images: Images, train: Train, tmp_path: Path
 ) -> None:
-    model = adapt(make("vit"), Bi(Bottleneck(5, norm="none")))
+    model = adapt(make("vit"), BiAdapter(Bottleneck(5, norm="none")))
     train(model, images("vit"))
     file = pack(model, tmp_path)
     whole, host = file.read_bytes(), make("vit")
@@ -140,7 +141,7 @@ def test_a_file_that_is_not_whole_or_not_of_here_is_refused(
 def test_a_file_of_before_places_were_in_its_sum_is_read(
     make: Make, images: Images, train: Train, tmp_path: Path
 ) -> None:
-    x, model = images("vit"), adapt(make("vit"), Bi(Bottleneck(5, norm="none")))
+    x, model = images("vit"), adapt(make("vit"), BiAdapter(Bottleneck(5, norm="none")))
     train(model, x)
     file = pack(model, tmp_path)
     config, raw = model.peft_config["default"], load_file(file)["bytes"]
@@ -177,7 +178,7 @@ def test_biases_that_the_method_leaves_out_stay_out(
         nn.init.ones_(cell.down.bias)
 
     monkeypatch.setattr(BottleneckCell, "_reset", with_biases)
-    x, model = images("vit"), adapt(make("vit"), Bi(Bottleneck(5, norm="none")))
+    x, model = images("vit"), adapt(make("vit"), BiAdapter(Bottleneck(5, norm="none")))
     train(model, x)
     pack(model, tmp_path)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from intarsia.core.errors import ConfigError, ShapeError
 from intarsia.hosts import adapt, fold, load
 from intarsia.hosts.config import IntarsiaConfig
 from intarsia.hosts.peft import IntarsiaLayer
-from intarsia.methods import Bi
+from intarsia.methods import BiAdapter
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -208,4 +208,4 @@ def test_a_language_model_with_grouped_keys() -> None:
 
 def test_cells_that_share_are_not_coded() -> None:
     with pytest.raises(ConfigError, match="over: got Mos, whose cells share their weights"):
-        Bi(Mos())
+        BiAdapter(Mos())

@@ -25,7 +25,7 @@ from transformers import (
 import intarsia
 from intarsia import HeavyBall, Recurrent, Switch, TopK, add_momentum
 from intarsia.core.errors import TargetError
-from intarsia.routers import Threaded
+from intarsia.gating import PassesState
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
@@ -175,7 +175,7 @@ def test_states_still_go_along_the_depth(layers: list[int], tmp_path: Path) -> N
     model.train()
     out(model)  # states of the teacher's newest forward are none of the student's
     student = intarsia.student_of(model.eval(), layers)
-    routers = [m for m in student.modules() if isinstance(m, Threaded)]
+    routers = [m for m in student.modules() if isinstance(m, PassesState)]
     assert len({id(r.thread) for r in routers}) == 1
     assert len([n for n, _ in student.named_parameters() if n.endswith("weight_hh")]) == 1
     assert [r.layer for r in routers] == list(range(len(layers)))
@@ -192,7 +192,7 @@ def test_momentum_of_the_residual_stream_goes_on() -> None:
     model = add_momentum(made("vit"), HeavyBall(0.5), [f"blocks.{i}.mlp" for i in range(4)])
     student = intarsia.student_of(model, [1, 3])
     assert_close(out(student), out(student))
-    assert len({id(m.thread) for m in student.modules() if isinstance(m, Threaded)}) == 1
+    assert len({id(m.thread) for m in student.modules() if isinstance(m, PassesState)}) == 1
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], list[int], str]] = {

@@ -26,8 +26,8 @@ from intarsia import (
     Comet,
     DSelectK,
     Mixture,
+    MoeX,
     ResidualMixture,
-    Sparsity,
     StackedExperts,
     Switch,
     TopK,
@@ -35,8 +35,9 @@ from intarsia import (
     Transport,
 )  # fmt: skip
 from intarsia.core.errors import ConfigError, TargetError
+from intarsia.gating import learned_routers
 from intarsia.hosts.gates import HostedRouter
-from intarsia.routers import ExpertChoice, Hash, PermutationSearch, Recurrent, learned_routers
+from intarsia.routers import ExpertChoice, Hash, PermutationSearch, Recurrent
 from intarsia.train.precision import cast_frozen
 
 SIZES = {
@@ -164,7 +165,7 @@ def test_experts_may_have_another_activation(host: str) -> None:
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_router_reads_the_experts_of_its_own_layer(host: str) -> None:
-    model = intarsia.upcycle(made(host), Sparsity(experts=4), how="diversified", act="relu")
+    model = intarsia.upcycle(made(host), MoeX(experts=4), how="diversified", act="relu")
     of_gate = host == "llama"  # whose gate decides which units are on
     for mixture in mixtures(model):
         read, _ = mixture.router.encoder()
@@ -464,16 +465,16 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception
     ),
     "another activation": (vit, {"act": "swish"}, ConfigError, "act: got 'swish', want one of"),
     "gelu for a router that reads": (
-        vit, {"router": Sparsity(4), "how": "diversified"}, ConfigError, "got GELU, want ReLU",
+        vit, {"router": MoeX(4), "how": "diversified"}, ConfigError, "got GELU, want ReLU",
     ),
     "silu for a router that reads": (
-        llama, {"router": Sparsity(4), "how": "slices"}, ConfigError, "want ReLU",
+        llama, {"router": MoeX(4), "how": "slices"}, ConfigError, "want ReLU",
     ),
     "equal copies for a router that reads": (
-        vit, {"router": Sparsity(4), "act": "relu"}, ConfigError, "got 4 equal ones",
+        vit, {"router": MoeX(4), "act": "relu"}, ConfigError, "got 4 equal ones",
     ),
     "a router that reads in a sparse model": (
-        mixtral, {"router": Sparsity(4)}, ConfigError, "got one that reads its experts",
+        mixtral, {"router": MoeX(4)}, ConfigError, "got one that reads its experts",
     ),
     "slices of sparse": (
         mixtral, {"experts": 4, "how": "slices"}, ConfigError, "experts of its own",
@@ -560,7 +561,7 @@ def test_what_is_refused_in_a_decoder_leaks_and_what_is_not_does_not(
 
 
 def test_an_upcycled_model_can_be_copied() -> None:
-    for settings in ({}, {"router": Sparsity(4), "how": "slices", "act": "relu"}):
+    for settings in ({}, {"router": MoeX(4), "how": "slices", "act": "relu"}):
         model = intarsia.upcycle(made("vit"), **settings).train()
         out(model)
         other = copy.deepcopy(model)

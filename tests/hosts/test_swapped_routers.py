@@ -24,7 +24,7 @@ from intarsia import (
     Transport,
 )  # fmt: skip
 from intarsia.core.errors import ConfigError
-from intarsia.routers import learned_routers
+from intarsia.gating import learned_routers
 from intarsia.routers.permutation import PermutationRouter
 
 IDS = torch.randint(64, (2, 7), generator=torch.Generator().manual_seed(0))

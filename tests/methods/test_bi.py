@@ -12,10 +12,10 @@ from intarsia.adapters import Bottleneck, CodedCell, Lora
 from intarsia.core import Site
 from intarsia.core.errors import ConfigError
 from intarsia.core.registry import method_from_dict, method_to_dict
-from intarsia.methods import Bi, Mosa
+from intarsia.methods import BiAdapter, Mosa
 
 
-def build(config: Bi, seed: int = 0) -> CodedCell:
+def build(config: BiAdapter, seed: int = 0) -> CodedCell:
     return config.build(Site("b.mlp", 24, 24), generator=torch.Generator().manual_seed(seed))
 
 
@@ -36,31 +36,31 @@ def fit(cell: torch.nn.Module, steps: int = 150) -> float:
 
 
 def test_bits_buy_more_as_width_than_as_floats() -> None:
-    wide = fit(build(Bi(Bottleneck(32, norm="none", scale=1.0), bits=1)))
-    narrow = fit(build(Bi(Bottleneck(1, norm="none", scale=1.0), bits=32)))  # as many bytes
+    wide = fit(build(BiAdapter(Bottleneck(32, norm="none", scale=1.0), bits=1)))
+    narrow = fit(build(BiAdapter(Bottleneck(1, norm="none", scale=1.0), bits=32)))  # as many bytes
     assert wide < 0.8 * narrow
 
 
 def test_at_32_bits_it_is_the_float_adapter() -> None:
     over = Bottleneck(8, norm="none")
-    cell = build(Bi(over, bits=32, biases=True))
+    cell = build(BiAdapter(over, bits=32, biases=True))
     plain = over.build(Site("b.mlp", 24, 24), generator=torch.Generator().manual_seed(0))
-    assert Bi(bits=32).format is None
+    assert BiAdapter(bits=32).format is None
     assert fit(cell, 20) == fit(plain, 20)
 
 
 def test_the_same_seed_gives_the_same_cell_and_the_body_starts_as_it_would() -> None:
-    a, b = (build(Bi(Lora(4))) for _ in range(2))
+    a, b = (build(BiAdapter(Lora(4))) for _ in range(2))
     assert_close(dict(a.state_dict()), dict(b.state_dict()), rtol=0, atol=0)
     plain = Lora(4).build(Site("b.mlp", 24, 24), generator=torch.Generator().manual_seed(0))
     assert torch.equal(a.body.down.weight, plain.down.weight)
 
 
 def test_places_and_settings_are_those_of_what_it_codes() -> None:
-    config = Bi(Bottleneck(4, "pfeiffer"), bits=4, codebook="lloyd")
+    config = BiAdapter(Bottleneck(4, "pfeiffer"), bits=4, codebook="lloyd")
     assert (config.roles, config.position) == (("mlp",), "sequential")
     assert method_from_dict(method_to_dict(config)) == config
-    assert method_from_dict(method_to_dict(Bi(Mosa(Lora(2))))) == Bi(Mosa(Lora(2)))
+    assert method_from_dict(method_to_dict(BiAdapter(Mosa(Lora(2))))) == BiAdapter(Mosa(Lora(2)))
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_places_and_settings_are_those_of_what_it_codes() -> None:
         ({"codebook": "kmeans"}, "codebook: got 'kmeans'"),
         ({"start": 0.0}, "start: got 0.0, want more than 0"),
         ({"over": "lora"}, "over: got str"),
-        ({"over": Bi()}, "over: got Bi"),
+        ({"over": BiAdapter()}, "over: got BiAdapter"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Bi(**settings)
+        BiAdapter(**settings)

@@ -18,8 +18,8 @@ from intarsia import LlavaMole, Lora
 from intarsia.adapters import LoraCell
 from intarsia.core import Cell, Site
 from intarsia.core.errors import ConfigError, FoldError, TargetError
+from intarsia.gating import Router, learned_routers
 from intarsia.mixtures.lora_experts import DeltaExperts
-from intarsia.routers import Router, learned_routers
 
 SMALL = LlavaMole(over=Lora(4), attention=Lora(2, roles=("qkv", "projection")))
 

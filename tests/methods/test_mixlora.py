@@ -16,9 +16,10 @@ from intarsia import Lora, MixLora, Switch, TopK, TopP
 from intarsia.adapters.mos import Pool
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.core.registry import method_from_dict, method_to_dict
+from intarsia.gating import learned_routers
 from intarsia.methods import Mosa
 from intarsia.mixtures.lora_experts import OutputExperts
-from intarsia.routers import RandomRouter, learned_routers
+from intarsia.routers import RandomRouter
 
 ROUTERS = [TopK(4, 2, balance=0.1), TopP(4, 0.6), Switch(4)]
 

@@ -16,10 +16,11 @@ from intarsia.adapters import Bottleneck, BottleneckCell, Lora, LoraCell
 from intarsia.adapters.bottleneck import PLACEMENTS
 from intarsia.core import Site
 from intarsia.core.errors import ConfigError
+from intarsia.gating import passes
 from intarsia.methods import Mosa, MosaCell, Mosl
 from intarsia.mixtures import SplitLinear
 from intarsia.partitions.disjoint import UNITS
-from intarsia.routers import RandomRouter, passes
+from intarsia.routers import RandomRouter
 
 WIDTH = 6
 NORM = (torch.linspace(0.5, 2, WIDTH), torch.linspace(-1, 1, WIDTH))

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from intarsia.core import Routing
 from intarsia.core.errors import ConfigError
+from intarsia.gating import RandomSource
+from intarsia.gating.gate import room_for
 from intarsia.mixtures import Capacity
 from intarsia.mixtures.capacity import LOOKS_AHEAD, POLICIES
-from intarsia.routers import Draws
-from intarsia.routers.gate import room_for
 
 
 def skewed(tokens: int, experts: int, seed: int = 0, k: int = 1) -> Routing:
@@ -25,8 +25,8 @@ def skewed(tokens: int, experts: int, seed: int = 0, k: int = 1) -> Routing:
     return Routing.from_topk(index, torch.rand(tokens, k, generator=generator), experts)
 
 
-def lots(seed: int = 0) -> Draws:
-    return Draws(torch.Generator().manual_seed(seed))
+def lots(seed: int = 0) -> RandomSource:
+    return RandomSource(torch.Generator().manual_seed(seed))
 
 
 def limited(routing: Routing, policy: str, factor: float, *, training: bool = True) -> Routing:

@@ -15,10 +15,11 @@ from torch.testing import assert_close
 
 from intarsia.adapters import Bottleneck, BottleneckCell
 from intarsia.core import Site
+from intarsia.gating import passes
 from intarsia.methods import Mosa, MosaCell
 from intarsia.mixtures import SplitLinear
 from intarsia.mixtures.split_adamw import split_adamw
-from intarsia.routers import RandomRouter, passes
+from intarsia.routers import RandomRouter
 
 WIDTH, BLOCKS, CLASSES, EXPERTS = 6, 2, 3, 4
 

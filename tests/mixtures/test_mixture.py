@@ -16,8 +16,9 @@ import intarsia
 from intarsia import Switch, TopK, TopP
 from intarsia.core import Routing
 from intarsia.core.errors import CheckpointError, ConfigError, ShapeError
+from intarsia.gating import Router
 from intarsia.mixtures import Capacity, ExpertList, Mixture, ResidualMixture, StackedExperts
-from intarsia.routers import RandomRouter, Router, TaskRouter
+from intarsia.routers import RandomRouter, TaskRouter
 
 D = 6
 ROUTERS = {

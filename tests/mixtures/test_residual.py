@@ -15,9 +15,10 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from intarsia.core.errors import ConfigError, TargetError
+from intarsia.gating import join, start
 from intarsia.mixtures import AdamOnce, HeavyBall, Plain, Residual, Robust, Update, add_momentum
 from intarsia.mixtures.mixture import Mixture
-from intarsia.routers import TopK, join, start
+from intarsia.routers import TopK
 
 WIDTH = 6
 SOME = (HeavyBall(0.6, 0.8), AdamOnce(), AdamOnce.published(), Robust())

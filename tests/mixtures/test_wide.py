@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import intarsia
-from intarsia import Capacity, Mixture, Sparsity, StackedExperts, TopK, TopP
+from intarsia import Capacity, Mixture, MoeX, StackedExperts, TopK, TopP
 from intarsia.core import Routing
 from intarsia.core.errors import ConfigError
 
 D, H, OUT = 6, 9, 4
 ROUTERS = {
-    "sparsity": Sparsity(experts=4), "topk": TopK(experts=4), "topp": TopP(experts=4, p=0.5),
-    "one": Sparsity(experts=1, active=1),
+    "sparsity": MoeX(experts=4), "topk": TopK(experts=4), "topp": TopP(experts=4, p=0.5),
+    "one": MoeX(experts=1, active=1),
 }  # fmt: skip
 
 

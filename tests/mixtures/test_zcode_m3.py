@@ -27,16 +27,17 @@ from intarsia import (
     ZCodeM3,
 )
 from intarsia.core.errors import ConfigError, ShapeError
+from intarsia.gating import learned_routers
+from intarsia.gating.load import counting, loads
 from intarsia.mixtures import merged, prune
-from intarsia.routers import Dts, Hash, RandomRouter, Recurrent, Transport, learned_routers
-from intarsia.routers.statistics import counting, loads
+from intarsia.routers import EvoMoe, Hash, RandomRouter, Recurrent, Transport
 
 D = 6
 ROUTERS: dict[str, Any] = {
     "topk": TopK(experts=4, bias=True), "switch": Switch(experts=4), "topp": TopP(experts=4),
     "noisy": NoisyTopK(experts=4, std=1.0), "choice": ExpertChoice(experts=4, capacity=1.0),
     "transport": Transport(experts=4), "recurrent": Recurrent(experts=4, hidden=3),
-    "dts": Dts(experts=4), "hash": Hash(experts=4, by="row"), "all": TopK(experts=4, active=4),
+    "dts": EvoMoe(experts=4), "hash": Hash(experts=4, by="row"), "all": TopK(experts=4, active=4),
 }  # fmt: skip
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError
+from intarsia.gating.parts import smooth_step
 from intarsia.routers import Comet
 from intarsia.routers.comet import CometRouter, leaf_probabilities
-from intarsia.routers.parts import smooth_step
 
 
 def build(config: Comet, scale: float = 1.0) -> CometRouter:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError
+from intarsia.gating.parts import smooth_step
 from intarsia.routers import DSelectK
 from intarsia.routers.dselect import DSelectKRouter
-from intarsia.routers.parts import smooth_step
 
 
 def build(config: DSelectK, scale: float = 1.0) -> DSelectKRouter:

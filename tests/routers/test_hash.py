@@ -144,7 +144,7 @@ def test_a_decoder_reads_its_own_ids_and_a_mask_in_any_place() -> None:
     mask = torch.ones_like(ids)
     mask[0, 3:] = 0
     want = model(input_ids=ids, attention_mask=mask).logits
-    (router, *_) = intarsia.routers.learned_routers(model).values()
+    (router, *_) = intarsia.gating.learned_routers(model).values()
     assert router.valid is not None
     model(other)
     assert router.valid is None

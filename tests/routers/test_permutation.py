@@ -12,17 +12,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError
-from intarsia.routers import (
-    Comet,
-    DSelectK,
-    ExpertChoice,
-    PermutationSearch,
-    TopK,
-    aux_loss,
-    search_step,
-    statistics,
-)  # fmt: skip
-from intarsia.routers.parts import PartsRouter
+from intarsia.gating import aux_loss
+from intarsia.gating import load as statistics
+from intarsia.gating.parts import PartsRouter
+from intarsia.routers import Comet, DSelectK, ExpertChoice, PermutationSearch, TopK, search_step
 from intarsia.routers.permutation import PermutationRouter, hungarian, sinkhorn
 from intarsia.routers.random import RandomRouting
 

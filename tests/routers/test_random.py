@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from intarsia.core.errors import ConfigError, ShapeError
-from intarsia.routers import RandomRouter, passes, random_routers, redraw
+from intarsia.gating import passes, redraw
+from intarsia.routers import RandomRouter, random_routers
 
 
 def router(experts: int = 4, active: int = 1, per: str = "sample", seed: int = 0) -> RandomRouter:

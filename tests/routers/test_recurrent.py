@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError
-from intarsia.routers import Recurrent, join, start
+from intarsia.gating import join, start
+from intarsia.routers import Recurrent
 from intarsia.routers.recurrent import RecurrentRouter
 
 WIDTH = 5

@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 import intarsia
 from intarsia.core.errors import ConfigError, ShapeError
-from intarsia.routers import TaskRouter, check_task_ids, drawing, passes, redraw
+from intarsia.gating import check_task_ids, passes, random_sources, redraw
+from intarsia.routers import TaskRouter
 from intarsia.train.randomness import generator_states, set_generator_states
 
 
@@ -114,7 +115,7 @@ def test_stacked_copies_are_drawn_apart_and_shards_are_the_joined_batch() -> Non
 
 def test_the_state_of_its_generator_is_saved_and_set() -> None:
     made = router().train()
-    assert list(drawing(made)) == ["noise"]
+    assert list(random_sources(made)) == ["noise"]
     states = {name: state.clone() for name, state in generator_states(made).items()}
     first = gates(made, [0, 1])
     assert not torch.equal(gates(made, [0, 1]), first)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError
-from intarsia.routers import TopK, TopKRouter, aux_loss
+from intarsia.gating import aux_loss
+from intarsia.routers import TopK, TopKRouter
 
 
 def build(config: TopK, width: int = 6, seed: int = 0) -> TopKRouter:

@@ -63,7 +63,8 @@ def test_it_learns_and_leaves_the_trunk_alone() -> None:
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
         assert parameter.requires_grad or parameter.grad is None
-    assert evaluate(model, pictures(40, seed=1)).scores() == run.val.scores()
+    # batches of 64 here, of 32 in the loop: equal to rounding, not to the bit
+    assert evaluate(model, pictures(40, seed=1)).scores() == pytest.approx(run.val.scores())
 
 
 def test_every_trained_parameter_can_be_trained_not_only_adapters() -> None:

@@ -13,8 +13,9 @@ from torch import nn
 
 from intarsia import Comet, PermutationSearch, TopK
 from intarsia.core.errors import CheckpointError
+from intarsia.gating import learned_routers
 from intarsia.mixtures import Mixture, StackedExperts
-from intarsia.routers import learned_routers, search_step
+from intarsia.routers import search_step
 from intarsia.train import Interrupted, fit
 
 OPTIONS: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.05, "seed": 0}

@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 import intarsia
 from intarsia.core import Routing
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.routers import Router, task_ids
-from intarsia.routers.statistics import CollapseWarning
+from intarsia.gating import Router, task_ids
+from intarsia.gating.load import CollapseWarning
 from intarsia.train import TokenMetrics, evaluate, logits_of, next_token, trainer_loss
 from intarsia.train.evaluate import is_text, right
 from intarsia.train.learner import Learner, counts_of

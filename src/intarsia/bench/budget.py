@@ -14,9 +14,9 @@ from ..experiments.execute import for_budget, method_of
 from ..experiments.experiment import Pictures
 from ..experiments.kept import Kept, key_of
 from ..experiments.pool import Outcome, Trial, Work, run_trials
-from .before import absent, check
 from .folder import opened
 from .plan import Place, Plan
+from .preflight import absent, check
 from .run import How
 from .work import run as one_run
 

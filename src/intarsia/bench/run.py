@@ -15,9 +15,9 @@ from ..experiments.kept import Kept
 from ..experiments.pool import Outcome, Trial, Work, run_told
 from ..train.folder import STATE
 from . import results
-from .before import check
 from .folder import RESULTS, SEARCHES, opened
 from .plan import Place, Plan, key_for
+from .preflight import check
 from .work import run as one_run
 
 Report = Callable[[str], None]

@@ -11,8 +11,8 @@ from torch import nn
 from ..core.errors import ConfigError, IntarsiaError
 from ..data import outline
 from ..experiments.execute import method_of, with_method
-from .before import check_model
 from .plan import Place, Plan
+from .preflight import check_model
 
 CLASSES = "0", "1"  # of no task: a place does not depend on them
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..adapters import Bottleneck
 from ..core import Claim, Result
 from ..hosts import adapt, pack, packed_size
-from ..methods import Bi
+from ..methods import BiAdapter
 from ..train import fit
 from . import mix6
 from .study import threads
@@ -43,7 +43,7 @@ Errors = Mapping[tuple[str, str, int], float]
 def train(arm: Arm, task: str, seed: int) -> tuple[float, int, int]:
     """Error on the test digits; bytes of the packed file and by the formula."""
     over = Bottleneck(arm.width, norm="none", scale=SCALE)
-    method = Bi(over, bits=arm.bits, codebook=arm.codebook)
+    method = BiAdapter(over, bits=arm.bits, codebook=arm.codebook)
     model = adapt(mix6.backbone(), method, targets=["mlp"], seed=seed)  # with a float head
     fit(
         model, mix6.data("train", [task]), epochs=mix6.epochs(STEPS, 1), batch_size=mix6.BATCH,

@@ -24,10 +24,10 @@ from ..core.claim import Report
 from ..core.registry import method_to_dict
 from ..data.packages import cache_dir
 from ..experiments.kept import Kept, key_of
+from ..gating import RouterConfig
+from ..gating.load import CollapseWarning
 from ..mixtures import Mixture, StackedExperts
 from ..routers import Comet, Hash, PermutationSearch, TopK, search_step
-from ..routers.permutation import RouterConfig
-from ..routers.statistics import CollapseWarning
 from ..train import evaluate, fit
 from . import mix6
 from .study import threads

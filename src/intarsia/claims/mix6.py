@@ -19,8 +19,8 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from ..gating import RouterConfig
 from ..mixtures import Capacity, Mixture, StackedExperts
-from ..routers.permutation import RouterConfig
 from ..train import evaluate, fit
 
 TRAIN, CLASSES, WIDTH, HIDDEN, BLOCKS = 1200, 10, 96, 128, 6

@@ -15,16 +15,16 @@ from sklearn.preprocessing import StandardScaler
 
 from ..core import Claim, Result
 from ..experiments.routing import TEXT, VARIANTS, Asked, Expert, Scale, Variant, cells
+from ..gating import RouterConfig
 from ..mixtures import Mixture, as_wide_mlp
-from ..routers import Sparsity, TopK
-from ..routers.permutation import RouterConfig
+from ..routers import MoeX, TopK
 from ..train import evaluate, fit
 from . import mix6
 from .study import shown, spread, threads
 
 EXPERTS, ACTIVE, CORPUS = 8, 2, "austen"
 LINEAR, OURS = VARIANTS["top-k-relu"], Variant(
-    "moe-x", Sparsity(EXPERTS, ACTIVE), Expert("relu")
+    "moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu")
 )  # fmt: skip
 STEPS, LR, PROBED, BLOCK = 600, 1e-3, 1800, 3  # of the probe on MIX6
 Report = Callable[[str], None]
@@ -145,7 +145,7 @@ def probed(seed: int, report: Report, steps: int = STEPS) -> dict[str, Probed]:
     """Both routers on MIX6, and what a line reads off their units."""
     found: dict[str, Probed] = {}
     routers: dict[str, RouterConfig] = {
-        "linear gate": TopK(EXPERTS, ACTIVE), "score of the weights": Sparsity(EXPERTS, ACTIVE)
+        "linear gate": TopK(EXPERTS, ACTIVE), "score of the weights": MoeX(EXPERTS, ACTIVE)
     }  # fmt: skip
     rows = torch.randperm(
         len(mix6.data("train")), generator=torch.Generator().manual_seed(seed)

@@ -16,10 +16,11 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from ..adapters import Lora
 from ..core import Claim, Method, Result
+from ..gating import task_ids
 from ..hosts import adapt
 from ..hosts.peft import PeftModel
 from ..methods import Poly, mhr
-from ..routers import TaskRouter, task_ids
+from ..routers import TaskRouter
 from ..train import evaluate, fit
 from . import mix6
 from .study import threads

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Claim, Result, Routing
+from ..gating import RouterConfig
 from ..mixtures import Mixture
 from ..routers import TopK, Transport
-from ..routers.permutation import RouterConfig
 from ..routers.transport import TransportRouter
 from ..train import evaluate, fit
 from . import mix6

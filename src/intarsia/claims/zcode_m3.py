@@ -14,10 +14,11 @@ from torch.utils.data import TensorDataset
 
 from ..core import Claim, Result, Routing
 from ..experiments.routing import TEXT, VARIANTS, Asked, Scale, cells
+from ..gating import RandomSource
 from ..hosts import expert_loads
 from ..mixtures import Capacity, merged, prune
 from ..mixtures.zcode_m3 import mixtures_in
-from ..routers import Draws, TopK
+from ..routers import TopK
 from ..train import evaluate, fit
 from . import mix6
 from .study import shown, spread, threads
@@ -35,7 +36,7 @@ Cell = Mapping[str, Any]
 def mechanism(policy: str, seed: int) -> tuple[list[float], float]:
     """Rate of dropped tokens by quarter of the batch, and in all: means over batches and lots."""
     generator = torch.Generator().manual_seed(seed)
-    draws, capacity = Draws(torch.Generator().manual_seed(seed)), Capacity(1.0, policy)
+    draws, capacity = RandomSource(torch.Generator().manual_seed(seed)), Capacity(1.0, policy)
     share = torch.tensor([SKEW] + [1.0] * (EXPERTS - 1))
     lost = torch.zeros(TOKENS, dtype=torch.float64)
     for _ in range(BATCHES):

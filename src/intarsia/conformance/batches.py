@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core import Card, Routing
 from ..core.errors import ConformanceError, IntarsiaError
-from ..routers import Router, seeing, start
+from ..gating import Router, expert_readers, start
 from .cards import tiny
 from .verdict import require, require_close
 
@@ -44,7 +44,7 @@ def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
 
 def shown(router: nn.Module, like: Tensor) -> nn.Module:
     """The router, with experts to read that are where `like` is and of its type."""
-    for reader in seeing(router):
+    for reader in expert_readers(router):
         reader.see(Toy(cast(Any, router).experts, like))
     return router
 
@@ -181,7 +181,7 @@ def heeds_no_autocast(card: Card) -> None:
     require(
         got.dtype == want.dtype and torch.equal(got, want), card,
         got="weights that autocast changes", want="those of float32",
-        fix="Compute logits as routers.gate.wide_linear does.",
+        fix="Compute logits as gating.gate.wide_linear does.",
     )  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def grows_with_tokens_alone(card: Card) -> None:
 
 
 def forgets_the_batch_before(card: Card) -> None:
-    """After `routers.start` no batch before leaves a trace.  Not asked of routers that draw."""
+    """After `gating.start` no batch before leaves a trace.  Not asked of routers that draw."""
     if "stochastic" in card.tags:
         return
     used, fresh = build(card), build(card)
@@ -265,7 +265,7 @@ def says_what_width_it_takes(card: Card) -> None:
     except Exception as error:
         require(
             False, card, got=f"{type(error).__name__} ({error}) at another width",
-            want="a ShapeError", fix="Compute logits as routers.gate.wide_linear does.",
+            want="a ShapeError", fix="Compute logits as gating.gate.wide_linear does.",
         )  # fmt: skip
 
 

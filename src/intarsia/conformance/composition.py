@@ -18,10 +18,10 @@ from torch import nn
 from ..catalog import cards
 from ..core import Card
 from ..core.errors import IntarsiaError
+from ..gating import task_ids
 from ..hosts import adapt, load
 from ..hosts.combine import combine
 from ..hosts.delta_cells import layers_of
-from ..routers import task_ids
 from .cards import tiny
 
 SIDE, CLASSES = 32, 3

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card
-from ..routers import aux_loss
+from ..gating import aux_loss
 from .cards import check_card, tiny
 from .verdict import Check, Checks, require, require_close
 

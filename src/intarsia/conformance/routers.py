@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Routing
-from ..routers import Router, Threaded, seeing
+from ..gating import PassesState, Router, expert_readers
 from .batches import LAWS, build, route, shown, tokens
 from .cards import check_card, tiny
 from .verdict import Check, Checks, require, require_close, require_tag
@@ -195,7 +195,7 @@ def learned_exactly_when_tagged(card: Card) -> None:
     """ "learned": every parameter of the router, and of what it reads, gets a gradient."""
     router = build(card)
     routing = after_a_layer(card, router, tokens())
-    read = [t for reader in seeing(router) for t in reader.encoder() if t is not None]
+    read = [t for reader in expert_readers(router) for t in reader.encoder() if t is not None]
     parameters = [*router.parameters(), *read]
     shown = bool(parameters) and routing.weight.requires_grad
     if shown:
@@ -208,7 +208,7 @@ def learned_exactly_when_tagged(card: Card) -> None:
 def after_a_layer(card: Card, router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
     """The routing of a router that is not the first of its thread, if it is on one."""
     routing = route(card, router, x)
-    if routing.state is None or not isinstance(router, Threaded):
+    if routing.state is None or not isinstance(router, PassesState):
         return routing
     left = torch.randn(routing.state.shape, generator=torch.Generator().manual_seed(seed))
     router.thread.leave(router.layer - 1, left.to(routing.state))

@@ -36,14 +36,14 @@ METHODS = (
     "routers.activation",
     "routers.comet",
     "routers.dselect",
-    "routers.dts",
+    "routers.evomoe",
     "routers.expert_choice",
     "routers.hash",
+    "routers.moe_x",
     "routers.noisy_topk",
     "routers.permutation",
     "routers.random",
     "routers.recurrent",
-    "routers.sparsity",
     "routers.switch",
     "routers.task",
     "routers.topk",
@@ -53,6 +53,7 @@ METHODS = (
 """Modules with a CARD, below `intarsia`, sorted; the last part of each is its card's key."""
 
 KEY = "method"
+RENAMED = {"dts": "evomoe", "sparsity": "moe_x"}  # keys of files of one release ago
 ATTACHED = ("adapters", "methods")  # folders of what a host can attach
 
 
@@ -67,6 +68,7 @@ def card(key: str) -> Card:
 
     Raises: UnknownName if the list has no such key.
     """
+    key = RENAMED.get(key, key)
     for name in METHODS:
         if name.rpartition(".")[2] == key:
             return cast(Card, importlib.import_module(f"intarsia.{name}").CARD)
@@ -135,7 +137,7 @@ def _from_dict(settings: Mapping[str, Any], known: tuple[str, ...]) -> Any:
             "method settings", got=sorted(settings), want=f"a {KEY!r} among them",
             fix=f"Add one of {list(known)}.",
         )  # fmt: skip
-    key = str(settings[KEY])
+    key = RENAMED.get(str(settings[KEY]), str(settings[KEY]))
     if key not in known:
         raise UnknownName("method", key, known)
     rest = {name: value for name, value in settings.items() if name != KEY}

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError, TargetError
 from ..core.modes import evaluating
+from ..gating import learned_routers
+from ..gating.load import counting
 from ..mixtures.mixture import Mixture
 from ..mixtures.zcode_m3 import check_prune, merged, mixtures_in, prune
-from ..routers import learned_routers
-from ..routers.statistics import counting
 from .compare import call
 from .swap import Upcycled, check_unadapted, generator
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError, TargetError
-from ..routers import Router, seeing
+from ..gating import Router, expert_readers
 
 # these return (logits, weights, experts), the latter two of shape (T, k)
 GATES = frozenset({"MixtralTopKRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter"})
@@ -68,7 +68,7 @@ def hosted(path: str, gate: nn.Module, router: nn.Module, experts: int) -> Hoste
             fix="Other sparse models call their gates in other ways; choose layers=[...] without.",
         )  # fmt: skip
     own: Any = gate
-    if seeing(router):
+    if expert_readers(router):
         raise ConfigError(
             f"router of {path!r}", got="one that reads its experts, which are the host's own",
             want="a router that reads tokens alone", fix="Use TopK(...), or upcycle a dense model.",

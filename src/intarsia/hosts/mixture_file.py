@@ -18,7 +18,7 @@ from ..mixtures import Mixture, ResidualMixture
 from ..mixtures.capacity import Capacity
 from .gates import HostedRouter
 from .load import check_shapes
-from .swap import Told, Upcycled, check_unadapted, restored
+from .swap import Upcycled, UpcycleSettings, check_unadapted, restored
 
 SETTINGS, WEIGHTS, FORMAT = "mixture.json", "mixture.safetensors", 1
 PLAIN = ("how", "residual", "fraction", "seed", "act")
@@ -130,7 +130,7 @@ def _done(stored: Mapping[str, Any]) -> Upcycled:
     # files of before there was either say nothing of them
     capacity, residual = stored["capacity"], stored.get("residual")
     whole = stored["experts"] if stored["how"] == "slices" else [1] * len(stored["experts"])
-    told = Told(
+    told = UpcycleSettings(
         router=settings_from_dict(found, router),
         how=str(stored["how"]),
         capacity=None if capacity is None else Capacity(**capacity),

@@ -101,7 +101,7 @@ def code_head(model: nn.Module, bits: int = 1, codebook: str = "median") -> None
 
 
 def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Path:
-    """Write a trained `Bi` adapter in its few bits: `adapter_packed.safetensors` and its settings.
+    """Write a trained `BiAdapter` in its few bits: `adapter_packed.safetensors` and its settings.
 
     Weight matrices are codes, b bits each, and two float32; everything else (a float head, biases,
     gains) is float32. The file has ceil(n b / 8) + 8 bytes for each matrix of n weights, 4 for each
@@ -200,7 +200,7 @@ def _described(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Code
     if not _codes(settings):
         raise ConfigError(
             f"adapter {name!r}", got=f"method {config.method!r}, whose weights are floats",
-            want="one that codes them while it trains", fix="Train intarsia.Bi(over=...).",
+            want="one that codes them while it trains", fix="Train intarsia.BiAdapter(over=...).",
         )  # fmt: skip
     return config, settings, name
 

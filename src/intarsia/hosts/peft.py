@@ -26,16 +26,11 @@ from torch import Tensor, nn
 from ..core import Cell, Site
 from ..core.errors import FoldError, TargetError
 from ..core.registry import settings_to_dict
-from ..routers import (
-    drawing,
-    join,
-    learned_routers,
-    of_samples,
-)
+from ..gating import join, learned_routers, of_samples, random_sources
 from . import origin
-from .before import before_forward
 from .blocks import blocks, unwrapped, walk
 from .config import Family, IntarsiaConfig
+from .forward_hook import before_forward
 from .mixed import BASE, check_names
 from .shared import Shared
 from .sites import check_nesting, site_at
@@ -67,7 +62,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
     def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
         """Put a cell in place under an adapter's name."""
-        for draws in drawing(cell).values():
+        for draws in random_sources(cell).values():
             draws.hold = True
         self.intarsia_cells[name] = cell.train(self.training)
         self.intarsia_sites[name] = (site.position, site.channels)
@@ -239,7 +234,7 @@ class IntarsiaModel(BaseTuner):
     ) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._shared = Shared()  # the cells have it now
-        routed = join(model) or drawing(model) or learned_routers(model)
+        routed = join(model) or random_sources(model) or learned_routers(model)
         if routed and before_forward not in model._forward_pre_hooks.values():
             model.register_forward_pre_hook(before_forward, with_kwargs=True)
         self._rest_statistics()

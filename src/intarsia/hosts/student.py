@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from ..core.errors import TargetError
-from ..routers import rejoin
+from ..gating import rejoin
 from .blocks import blocks
 from .gates import own_gate
 from .sites import select_blocks

@@ -12,14 +12,14 @@ from peft import PeftModel
 from torch import nn
 
 from ..core.errors import CheckpointError, ConfigError, TargetError
+from ..gating import Router, RouterConfig, join, non_causal, random_sources, with_experts
 from ..mixtures.capacity import LOOKS_AHEAD, Capacity
 from ..mixtures.experts import StackedExperts, activation
 from ..mixtures.mixture import MIXES, Mixture, ResidualMixture
-from ..routers import Router, TopK, drawing, join, non_causal, with_experts
-from ..routers.permutation import RouterConfig
-from .before import before_forward
+from ..routers import TopK
 from .blocks import ATTENTION, blocks, wrapped_paths
 from .dense_mlp import Dense, check_output, dense_mlp, drawn, stacked
+from .forward_hook import before_forward
 from .gates import HostedRouter, hosted, own_gate
 from .sites import select_blocks
 
@@ -27,7 +27,7 @@ HOW = ("copies", "diversified", "slices", "fresh")
 
 
 @dataclass(frozen=True)
-class Told:
+class UpcycleSettings:
     """What `upcycle` was told, but for the layers and their numbers of experts.
 
     act: of the experts, None = the MLP's.
@@ -50,7 +50,7 @@ class Upcycled:
     many parts the hidden units of each MLP were dealt out, 1 = its experts are whole copies.
     """
 
-    told: Told
+    told: UpcycleSettings
     paths: tuple[str, ...]
     experts: tuple[int, ...]
     parts: tuple[int, ...]
@@ -83,7 +83,7 @@ def upcycle(
       "fresh", drawn anew, each for itself, as a model that is trained from scratch has them: the
       MLP's own weights are forgotten.
     act: the experts' activation in place of the MLP's, "gelu", "relu" or "silu", on the gate's
-    path if they are gated; the output is then not the dense one. `Sparsity` wants "relu".
+    path if they are gated; the output is then not the dense one. `MoeX` wants "relu".
     layers: numbers of the blocks, negative ones count from the last; None = all.
     capacity: how many tokens an expert takes.  seed: with each path, of routers and other draws.
     residual: keep the MLP beside the experts, for every token (Residual-MoE, arXiv:2201.05596):
@@ -109,7 +109,7 @@ def upcycle(
     counts = _counts(experts, router, len(chosen))
     if not sees_later:
         _check_causal(chosen, router, capacity)
-    told = Told(router, how, capacity, residual, fraction, seed, act)
+    told = UpcycleSettings(router, how, capacity, residual, fraction, seed, act)
     paths = tuple(f"{path}.mlp" for path, _ in chosen)
     parts = counts if how == "slices" else (1,) * len(counts)
     _put(model, Upcycled(told, paths, counts, parts), chosen)
@@ -168,7 +168,7 @@ def _put(
     for parent, name, new in places:
         setattr(parent, name, new)
     join(model)
-    for draws in drawing(model).values():
+    for draws in random_sources(model).values():
         draws.hold = True
     hooks = (
         model.register_forward_pre_hook(begin, with_kwargs=True),

@@ -1,7 +1,7 @@
 """Papers that recombine the nouns."""
 
 from .adamix import Adamix as Adamix
-from .bi import Bi as Bi
+from .bi import BiAdapter as BiAdapter
 from .llava_mole import LlavaMole as LlavaMole
 from .lt_sft import LtSft as LtSft
 from .mixlora import MixLora as MixLora

@@ -16,7 +16,7 @@ FLOAT = 32  # bits at which nothing is coded
 
 
 @dataclass(frozen=True)
-class Bi:
+class BiAdapter:
     """Any adapter with its weight matrices W replaced by q(z) std(W) + mean(W) while it trains.
 
     z = (W - mean) / (std + 1e-5); q rounds to the nearest of 2^b levels made for N(0, 1), and the
@@ -43,7 +43,7 @@ class Bi:
     start: float = 1e-3
 
     def __post_init__(self) -> None:
-        if isinstance(self.over, Bi) or not callable(getattr(self.over, "build", None)):
+        if isinstance(self.over, BiAdapter) or not callable(getattr(self.over, "build", None)):
             raise ConfigError(
                 "over", got=type(self.over).__name__, want="another adapter's settings",
                 fix="Pass a Bottleneck or a Lora.",
@@ -81,7 +81,7 @@ class Bi:
 CARD = Card(
     "bi",
     kind="adapter",
-    config=Bi,
+    config=BiAdapter,
     paper=Paper(
         "2307.16867", 2023, "Revisiting the Parameter Efficiency of Adapters from the Perspective "
         "of Precision Redundancy",

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..core import Routing
 from ..core.errors import ConfigError
-from ..routers import Draws
-from ..routers.gate import kept, room_for
+from ..gating import RandomSource
+from ..gating.gate import kept, room_for
 
 POLICIES = ("order", "random", "score")
 LOOKS_AHEAD = ("random", "score")  # a later token may take an earlier one's place
@@ -66,7 +66,9 @@ class Capacity:
             return None
         return max(room_for(factor, len(routing.token), routing.experts), self.least)
 
-    def limit(self, routing: Routing, *, training: bool, draws: Draws | None = None) -> Routing:
+    def limit(
+        self, routing: Routing, *, training: bool, draws: RandomSource | None = None
+    ) -> Routing:
         """The routing less what is dropped.  draws: the lots of "random", needed to train."""
         room = self.room(routing, training)
         if room is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core import Routing
 from ..core.errors import ConfigError
-from ..routers.dts import drop_entries
+from ..routers.evomoe import drop_entries
 from .grouped import grouped
 from .mlps import act_name, mixed_mlps
 
@@ -56,7 +56,7 @@ class Experts(nn.Module, abc.ABC):
         return made.new_zeros(len(x), made.shape[1]).index_add(0, token, made)
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """For routers that read experts, see `intarsia.routers.seeing.Encoded`.
+        """For routers that read experts, see `intarsia.gating.reads_experts.Encoded`.
 
         Raises: ConfigError for experts whose hidden units are not on or off.
         """

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..adapters import Lora
 from ..core import Cell, Method, Routing, Site
 from ..core.errors import ConfigError, TargetError
-from ..routers import Router, TaskRouter
+from ..gating import Router
+from ..routers import TaskRouter
 from .dispatch import Expert, Slices, mix_naive
 
 Add = Callable[[str, Tensor, Tensor], Tensor]

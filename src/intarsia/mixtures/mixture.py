@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..core import Routing
 from ..core.errors import CheckpointError, ConfigError, ShapeError
-from ..routers import Draws, RandomRouter, Router, seeing
-from ..routers.gate import wide_layer
+from ..gating import RandomSource, Router, expert_readers
+from ..gating.gate import wide_layer
+from ..routers import RandomRouter
 from .capacity import Capacity
 from .experts import ExpertList, Experts
 from .lora_experts import asks_no_values
@@ -36,7 +37,7 @@ class Mixture(nn.Module):
     taken: the newest routing in training after the capacity, beside `router.last` before it.
 
     Raises: ConfigError for a router of another number of experts, one that cannot read them
-    (`Sparsity`), or no generator where one is needed; ShapeError for a routing that fits neither
+    (`MoeX`), or no generator where one is needed; ShapeError for a routing that fits neither
     tokens nor samples.
     Not for experts that must see whole sequences, such as attention.
     """
@@ -63,10 +64,12 @@ class Mixture(nn.Module):
                 "capacity", got="policy='random' without a generator", want="a source of lots",
                 fix="Pass generator=torch.Generator().manual_seed(0).",
             )  # fmt: skip
-        for reader in seeing(router):
+        for reader in expert_readers(router):
             reader.see(self.experts)
         self.router, self.shared, self.capacity = router, shared, capacity
-        self.draws = Draws(generator) if generator is not None and capacity is not None else None
+        self.draws = (
+            RandomSource(generator) if generator is not None and capacity is not None else None
+        )
         self.taken: Routing | None = None
 
     def routing(self, x: Tensor) -> Routing:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.errors import ConfigError, TargetError
-from ..routers import Threaded, join, start
+from ..gating import PassesState, join, start
 
 F = Callable[[Tensor], Tensor]
 STARTS = ("tokens", "zero")
@@ -165,12 +165,12 @@ class Robust(Update):
         return m, m
 
 
-class Residual(Threaded):
+class Residual(PassesState):
     """x + the update's change, around any block.  x: (..., d) -> (..., d).
 
     block: f, (..., d) -> (..., d), with its norm, without its residual. The momentum goes from one
-    `Residual` to the next of equal update, token by token; call `routers.join(model)` once they are
-    in place, and `routers.start(model)` before every forward unless a host does.
+    `Residual` to the next of equal update, token by token; call `gating.join(model)` once they are
+    in place, and `gating.start(model)` before every forward unless a host does.
     added: the host adds x by itself, as around a transformer's MLP; only the change is returned,
     and the block may read a norm of x. Parameters: the block's, none more.
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.errors import ConfigError, ShapeError
-from ..routers import Router, TopK, redraw, with_experts
+from ..gating import Router, redraw, with_experts
+from ..routers import TopK
 from ..routers.hash import mixed
 from .capacity import Capacity
 from .experts import ExpertList, Experts, StackedExperts, replace_rows
@@ -154,7 +155,7 @@ def _rows(mixture: Mixture) -> dict[str, Tensor]:
             "router", got=f"a {type(router).__name__}, built for its number of experts",
             want="one with a row of weights for each expert",
             fix="Use TopK, TopP, Switch, NoisyTopK, ExpertChoice, ActivationGate, Transport, "
-            "Recurrent, Dts or Hash.",
+            "Recurrent, EvoMoe or Hash.",
         )  # fmt: skip
     return {n: t for n in router.by_expert if (t := getattr(router, n, None)) is not None}
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..routers.statistics import Load
+from ..gating.load import Load
 from .gather import Run
 from .groups import Comparison
 

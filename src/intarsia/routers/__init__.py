@@ -1,50 +1,47 @@
-"""Which expert? Every router maps x (T, ...) to a Routing, and nothing else."""
+"""Which expert? A file per paper; every router maps x (T, ...) to a Routing, and nothing else."""
 
+from ..core.renamed import renamed
 from .activation import ActivationGate as ActivationGate
-from .balance import balance as balance
-from .balance import entropy as entropy
-from .balance import z_loss as z_loss
 from .comet import Comet as Comet
-from .draws import Draws as Draws
-from .draws import drawing as drawing
-from .draws import passes as passes
-from .draws import redraw as redraw
 from .dselect import DSelectK as DSelectK
-from .dts import Dts as Dts
-from .dts import anneal as anneal
-from .dts import diversify_ as diversify_
+from .evomoe import EvoMoe as EvoMoe
+from .evomoe import anneal as anneal
+from .evomoe import diversify_ as diversify_
 from .expert_choice import ExpertChoice as ExpertChoice
 from .hash import Hash as Hash
 from .hash import leave_ids as leave_ids
 from .hash import set_ids as set_ids
+from .moe_x import MoeX as MoeX
 from .noisy_topk import NoisyTopK as NoisyTopK
 from .permutation import PermutationSearch as PermutationSearch
 from .permutation import search_step as search_step
 from .random import RandomRouter as RandomRouter
 from .random import random_routers as random_routers
 from .recurrent import Recurrent as Recurrent
-from .router import Router as Router
-from .router import aux_loss as aux_loss
-from .router import check_task_ids as check_task_ids
-from .router import learned_routers as learned_routers
-from .router import of_samples as of_samples
-from .router import set_valid as set_valid
-from .router import task_ids as task_ids
-from .seeing import Encoded as Encoded
-from .seeing import Seeing as Seeing
-from .seeing import seeing as seeing
-from .settings import non_causal as non_causal
-from .settings import with_experts as with_experts
-from .sparsity import Sparsity as Sparsity
 from .switch import Switch as Switch
 from .task import TaskRouter as TaskRouter
-from .thread import Thread as Thread
-from .thread import Threaded as Threaded
-from .thread import join as join
-from .thread import rejoin as rejoin
-from .thread import start as start
 from .topk import TopK as TopK
 from .topk import TopKRouter as TopKRouter
 from .topp import TopP as TopP
 from .transport import Transport as Transport
 from .transport import k_sparse_ot as k_sparse_ot
+
+_IN_GATING = (
+    "Encoded", "Router", "aux_loss", "balance", "check_task_ids", "entropy", "join",
+    "learned_routers", "non_causal", "of_samples", "passes", "redraw", "rejoin", "set_valid",
+    "start", "task_ids", "with_experts", "z_loss",
+)  # fmt: skip
+__getattr__ = renamed(
+    __name__,
+    {name: f"gating.{name}" for name in _IN_GATING}
+    | {
+        "Draws": "gating.RandomSource",
+        "Dts": "routers.EvoMoe",
+        "Seeing": "gating.ReadsExperts",
+        "Sparsity": "routers.MoeX",
+        "Thread": "gating.LayerState",
+        "Threaded": "gating.PassesState",
+        "drawing": "gating.random_sources",
+        "seeing": "gating.expert_readers",
+    },
+)

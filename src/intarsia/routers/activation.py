@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.errors import ConfigError
-from .gate import GateRouter, Terms, best, wide_linear
-from .router import check_renormalised
+from ..gating.gate import GateRouter, Terms, best, wide_linear
+from ..gating.router import check_renormalised
 
 # phi by name, as SoftmaxGaussianMoE has them
 PHI: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.errors import ConfigError
-from .gate import wide_linear
-from .parts import PartsRouter, smooth_step, unsettled
+from ..gating.gate import wide_linear
+from ..gating.parts import PartsRouter, smooth_step, unsettled
 
 MASS = 1e-3  # below this a selector's reachable mass costs no more
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError, ShapeError
-from .gate import check_width
-from .router import Router, check_counts
+from ..gating.gate import check_width
+from ..gating.router import Router, check_counts
 
 KINDS = ("id", "row")
 # the finaliser of splitmix64; torch shifts int64 with the sign, hence the masks

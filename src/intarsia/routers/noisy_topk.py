@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
-from .draws import Draws
-from .gate import of_real, wide_linear
-from .router import Router, check_counts
+from ..gating.gate import of_real, wide_linear
+from ..gating.random_source import RandomSource
+from ..gating.router import Router, check_counts
 
 SMALL = 1e-6  # the least standard deviation of the noise
 
@@ -68,7 +68,7 @@ class NoisyTopKRouter(Router):
         nn.init.normal_(self.gate, std=config.std, generator=generator)
         self.spread = nn.Parameter(torch.zeros(config.experts, width))
         seed = int(torch.randint(2**62, (), generator=generator))
-        self.noise = Draws(torch.Generator().manual_seed(seed))
+        self.noise = RandomSource(torch.Generator().manual_seed(seed))
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         if not self.training:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,12 @@ from torch import Tensor, nn
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
 from ..core.registry import card
-from .gate import of_real, wide_linear
-from .parts import PartsRouter, gated
-from .router import Router
+from ..gating.gate import of_real, wide_linear
+from ..gating.parts import PartsRouter, gated
+from ..gating.router import Router
+from ..gating.settings import RouterConfig
 
 ROUNDS = (20, 150)  # of Sinkhorn's normalisation, at the first and at the last step
-
-
-class RouterConfig(Protocol):
-    """The settings of a router."""
-
-    @property
-    def experts(self) -> int: ...
-
-    def build(self, width: int, *, generator: torch.Generator) -> nn.Module: ...
 
 
 def _comet() -> RouterConfig:

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
-from .draws import Draws
+from ..gating.random_source import RandomSource
 
 
-class RandomRouter(Draws):
+class RandomRouter(RandomSource):
     """k of E experts, uniformly without replacement, for the whole batch or for each sample.
 
     x: (B, ...) -> Routing of shape (B, E), weight 1 at the k drawn experts; in evaluation every
     expert has the weight k / E, and nothing is drawn: a mixture gives its expected output.
 
-    Draws are held, stacked and shared out among ranks as `Draws` says. `fixed` forbids to change k,
-    for mixtures whose merge depends on it.
+    Draws are held, stacked and shared out among ranks as `RandomSource` says. `fixed` forbids to
+    change k, for mixtures whose merge depends on it.
 
-    Raises: ConfigError unless 1 <= active <= experts; ShapeError where `Draws` does.
+    Raises: ConfigError unless 1 <= active <= experts; ShapeError where `RandomSource` does.
     """
 
     def __init__(self, experts: int, active: int, per: str, *, generator: torch.Generator) -> None:

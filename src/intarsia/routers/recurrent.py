@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
-from .gate import GateRouter, Terms, best, wide_linear
-from .router import check_renormalised
-from .thread import Threaded
+from ..gating.gate import GateRouter, Terms, best, wide_linear
+from ..gating.layer_state import PassesState
+from ..gating.router import check_renormalised
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Recurrent:
         return Terms(self.std, jitter=self.jitter, balance=self.balance, z=self.z)
 
     def build(self, width: int, *, generator: torch.Generator) -> RecurrentRouter:
-        """A router alone; `routers.join(model)` puts those of a model on one thread."""
+        """A router alone; `gating.join(model)` puts those of a model on one thread."""
         return RecurrentRouter(self, width, generator=generator)
 
 
-class RecurrentRouter(GateRouter, Threaded):
+class RecurrentRouter(GateRouter, PassesState):
     """The router of `Recurrent`.  x: (..., width) -> Routing (rows, E), k experts a row.
 
     Routing.state: h_l, (rows that are no padding, p), in float32 or better.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
-from .gate import GateRouter, Terms, kept, room_for
-from .router import check_counts
+from ..gating.gate import GateRouter, Terms, kept, room_for
+from ..gating.router import check_counts
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError, ShapeError
-from .draws import Draws
-from .router import Router
+from ..gating.random_source import RandomSource
+from ..gating.router import Router
 
 SPREAD = 1e-3  # logits start in U(-SPREAD, SPREAD): near equal shares of all skills
 SMALL = 1e-12
@@ -56,7 +56,7 @@ class TaskRouter(Router):
         self.logits = nn.Parameter(torch.empty(tasks, heads, skills))
         nn.init.uniform_(self.logits, -SPREAD, SPREAD, generator=generator)
         seed = int(torch.randint(2**62, (), generator=generator))
-        self.noise = Draws(torch.Generator().manual_seed(seed))
+        self.noise = RandomSource(torch.Generator().manual_seed(seed))
 
     @property
     def tasks(self) -> int:

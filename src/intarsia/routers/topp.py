@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..core import Card, Paper
 from ..core.errors import ConfigError
-from .gate import GateRouter, Terms
-from .router import check_counts
+from ..gating.gate import GateRouter, Terms
+from ..gating.router import check_counts
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..core import Card, Paper
 from ..core.errors import ConfigError, ShapeError
-from .gate import GateRouter, Terms, room_for
-from .router import check_counts
+from ..gating.gate import GateRouter, Terms, room_for
+from ..gating.router import check_counts
 
 SIDES = ("expert", "token")
 START, RATE = 0.2, 0.05  # in standard deviations of the cost: temperature and step of the solver

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..core.errors import ConfigError
-from ..routers import drawing
+from ..gating import random_sources
 from .record import bare
 from .settings import Running
 
@@ -24,7 +24,7 @@ def wrapped(model: nn.Module, running: Running, accelerator: Accelerator) -> Ite
     until the next `redraw`, so that the second computation meets the same experts.
     Raises: ConfigError for recompute on a model that does not offer it.
     """
-    routers = drawing(model).values()
+    routers = random_sources(model).values()
     before = [(r.shard, r.hold) for r in routers]
     if running.recompute:
         _set_recompute(model, True)

@@ -17,7 +17,7 @@ from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from ..core.errors import TrainingError
-from ..routers import aux_loss, learned_routers
+from ..gating import aux_loss, learned_routers
 from ..schedules import ByFit
 from .evaluate import right
 from .objectives import LossOf, Objective, Outcome, Staged, TargetLoss, next_token

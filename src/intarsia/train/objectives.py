@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..core import Cell
 from ..core.errors import ConfigError
+from ..gating import passes, redraw, task_ids
 from ..mixtures import SplitLinear
-from ..routers import passes, redraw, task_ids
 from .order import IGNORED, Inputs
 
 LossOf = Callable[[Tensor], Tensor]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..routers import drawing
+from ..gating import random_sources
 
 
 def seed_all(seed: int) -> None:
@@ -70,9 +70,9 @@ def seeded_cpu(seed: int) -> Iterator[None]:
 
 def generator_states(model: nn.Module) -> dict[str, Tensor]:
     """The state of the generator of everything that draws, by path."""
-    return {name: draws.generator.get_state() for name, draws in drawing(model).items()}
+    return {name: draws.generator.get_state() for name, draws in random_sources(model).items()}
 
 
 def set_generator_states(model: nn.Module, states: Mapping[str, Tensor]) -> None:
-    for name, draws in drawing(model).items():
+    for name, draws in random_sources(model).items():
         draws.generator.set_state(states[name])

@@ -12,8 +12,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
-from ..routers import learned_routers
-from ..routers.statistics import Load
+from ..gating import learned_routers
+from ..gating.load import Load
 from .checkpoint import tensors_hash
 from .learner import Learner
 from .precision import frozen, learned_state

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
-from ..routers import aux_loss
+from ..gating import aux_loss
 from .objectives import next_token
 from .order import IGNORED
 

@@ -34,7 +34,7 @@ from intarsia.experiments.routing.cell import VERSION
 from intarsia.experiments.routing.cost import mixtures, price
 from intarsia.experiments.routing.materials import Material, stream
 from intarsia.mixtures import Capacity
-from intarsia.routers import Dts, TopK
+from intarsia.routers import EvoMoe, TopK
 
 SCALE = Scale(Small(8, 2, 2, 8), batch=4, steps=6, length=8, vocabulary=260, test=16)
 WORDS = "The cat sat on 12 mats, and Tom ran.\n"
@@ -159,7 +159,7 @@ def test_a_full_expert_drops_the_last_of_a_batch() -> None:
 
 
 def test_experts_that_come_from_a_dense_model() -> None:
-    variant = Variant("evo", Dts(4), start=Start("diversified", 0.5))
+    variant = Variant("evo", EvoMoe(4), start=Start("diversified", 0.5))
     found = work(_inputs(variant))
     assert found["dense_steps"] == 3 and found["steps"] == 6
     steps = [point["step"] for point in found["curve"]]

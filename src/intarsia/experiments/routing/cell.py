@@ -17,10 +17,11 @@ from typing import Any
 
 from torch import nn
 
-from ...routers import anneal, learned_routers, search_step
-from ...routers.dts import DtsRouter
+from ...gating import learned_routers
+from ...gating.load import CollapseWarning
+from ...routers import anneal, search_step
+from ...routers.evomoe import EvoMoeRouter
 from ...routers.permutation import PermutationRouter
-from ...routers.statistics import CollapseWarning
 from ...train import Run, cosine, fit
 from .build import check_causal, dense, with_mixtures
 from .cost import matrices, mixtures
@@ -117,7 +118,7 @@ def schedules(model: nn.Module) -> Sequence[Schedule]:
     """Those that the routers of a model need."""
     found: list[Schedule] = []
     routers = list(model.modules())
-    if any(isinstance(m, DtsRouter) for m in routers):
+    if any(isinstance(m, EvoMoeRouter) for m in routers):
         found.append(anneal)
     if any(isinstance(m, PermutationRouter) for m in routers):
         found.append(search_step)

@@ -17,7 +17,7 @@ from ...mixtures import Mixture, StackedExperts
 from ...mixtures.mixture import spread
 from ...routers import TopKRouter
 from ...routers.activation import ActivationRouter
-from ...routers.sparsity import SparsityRouter
+from ...routers.moe_x import MoeXRouter
 from ...train import evaluate
 from . import measures
 from .cost import mixtures
@@ -83,7 +83,7 @@ class Seen:
 def scores_of(mixture: Mixture, rows: Tensor) -> Tensor | None:
     """How a router rates each expert for each row, (N, E), if it rates them by the row alone."""
     router: Any = mixture.router
-    by_row = isinstance(router, TopKRouter | ActivationRouter | SparsityRouter)
+    by_row = isinstance(router, TopKRouter | ActivationRouter | MoeXRouter)
     return router.logits(rows) if by_row else None
 
 

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 from ...core.errors import ConfigError
 from ...core.registry import KEY, card, method_to_dict, settings_from_dict
+from ...gating import RouterConfig
 from ...hosts import looks_ahead
 from ...mixtures import AdamOnce, Capacity, HeavyBall, Robust
 from ...mixtures.residual import Update
-from ...routers.permutation import RouterConfig
 
 UPDATES: dict[str, type[Update]] = {c.__name__: c for c in (HeavyBall, AdamOnce, Robust)}
 

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from intarsia.core import Routing
 from intarsia.core.errors import ConfigError, ShapeError
-from intarsia.routers import (
+from intarsia.gating import (
     Router,
-    TopK,
     aux_loss,
     balance,
     entropy,
     learned_routers,
     set_valid,
-    statistics,
     task_ids,
     z_loss,
 )
+from intarsia.gating import load as statistics
+from intarsia.routers import TopK
 
 
 class First(Router):

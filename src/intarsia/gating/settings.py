@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
 
 from ..core.errors import ConfigError
 from ..core.registry import card, method_key
+
+
+class RouterConfig(Protocol):
+    """The settings of a router."""
+
+    @property
+    def experts(self) -> int: ...
+
+    def build(self, width: int, *, generator: torch.Generator) -> nn.Module: ...
 
 
 def non_causal(config: object) -> bool:

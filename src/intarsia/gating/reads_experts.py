@@ -20,7 +20,7 @@ class Encoded(Protocol):
         ...
 
 
-class Seeing(nn.Module):
+class ReadsExperts(nn.Module):
     """A module that reads the experts it routes over; they stay their owner's.
 
     A `Mixture` shows its experts to its router. They are in no second place of a state dict, move
@@ -52,6 +52,6 @@ class Seeing(nn.Module):
         return self._seen[0].encoder()
 
 
-def seeing(router: nn.Module) -> list[Seeing]:
+def expert_readers(router: nn.Module) -> list[ReadsExperts]:
     """What reads experts in a router: itself, or the gate inside."""
-    return [m for m in router.modules() if isinstance(m, Seeing)]
+    return [m for m in router.modules() if isinstance(m, ReadsExperts)]

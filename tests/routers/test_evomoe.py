@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError
+from intarsia.gating import redraw
 from intarsia.mixtures.mixture import Mixture
-from intarsia.routers import Dts, anneal, diversify_, redraw
-from intarsia.routers.dts import DtsRouter
+from intarsia.routers import EvoMoe, anneal, diversify_
+from intarsia.routers.evomoe import EvoMoeRouter
 
 WIDTH = 5
 
 
-def build(**settings: Any) -> DtsRouter:
-    router = Dts(**({"experts": 4} | settings)).build(
+def build(**settings: Any) -> EvoMoeRouter:
+    router = EvoMoe(**({"experts": 4} | settings)).build(
         WIDTH, generator=torch.Generator().manual_seed(0)
     )
     nn.init.normal_(router.weight, generator=torch.Generator().manual_seed(1))
@@ -31,7 +32,7 @@ def rows(count: int = 9, seed: int = 2) -> Tensor:
     return torch.randn(count, WIDTH, generator=draw, dtype=torch.float64)
 
 
-def plain(router: DtsRouter, x: Tensor, tau: float = 1.0) -> Tensor:
+def plain(router: EvoMoeRouter, x: Tensor, tau: float = 1.0) -> Tensor:
     return (x @ router.weight.T / tau).softmax(-1)
 
 
@@ -96,7 +97,7 @@ def test_an_expert_alone_still_teaches_the_gate() -> None:
 
 @pytest.mark.parametrize(("shape", "half"), [("exponential", (2.0 * 0.5) ** 0.5), ("linear", 1.25)])
 def test_the_temperature_falls_until_its_time_and_stays(shape: str, half: float) -> None:
-    config = Dts(tau=(2.0, 0.5), shape=shape, until=0.4)
+    config = EvoMoe(tau=(2.0, 0.5), shape=shape, until=0.4)
     taus = [config.temperature(step, 100) for step in range(100)]
     assert taus[0] == 2 and taus[20] == pytest.approx(half)
     assert taus[40:] == pytest.approx([0.5] * 60)
@@ -131,7 +132,7 @@ def test_fit_moves_the_clock_and_experts_drop_out() -> None:
     from intarsia.train import fit
 
     draw = torch.Generator().manual_seed(0)
-    router = Dts(3, tau=(2.0, 0.05), until=0.5).build(WIDTH, generator=draw)
+    router = EvoMoe(3, tau=(2.0, 0.05), until=0.5).build(WIDTH, generator=draw)
     nn.init.normal_(router.weight, generator=draw)
     mixture = Mixture([nn.Linear(WIDTH, 2) for _ in range(3)], router)
     x = torch.randn(32, WIDTH, generator=draw)
@@ -231,11 +232,11 @@ def test_nothing_larger_than_tokens_by_experts_is_made() -> None:
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Dts(**settings)
+        EvoMoe(**settings)
 
 
 def test_annealing_nothing_and_bad_fractions_are_refused() -> None:
-    with pytest.raises(ConfigError, match="0 Dts routers"):
+    with pytest.raises(ConfigError, match="0 EvoMoe routers"):
         anneal(nn.Linear(2, 2), 0, 2)
     with pytest.raises(ConfigError, match="step 2 of 2"):
         anneal(build(), 2, 2)

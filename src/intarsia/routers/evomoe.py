@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
-from .balance import balance
-from .draws import Draws
-from .gate import kept, of_real, wide_linear
-from .router import Router, check_counts
+from ..gating.balance import balance
+from ..gating.gate import kept, of_real, wide_linear
+from ..gating.random_source import RandomSource
+from ..gating.router import Router, check_counts
 
 SHAPES = ("exponential", "linear")
 WEIGHTS = ("renormalised", "plain", "gumbel")
@@ -22,7 +22,7 @@ STD = 0.02
 
 
 @dataclass(frozen=True)
-class Dts:
+class EvoMoe:
     """The experts whose p = softmax((x W^T + zeta) / tau) is above a threshold, zeta ~ Gumbel.
 
     experts: E; tau: the first and the last temperature; shape: how it falls, "exponential",
@@ -85,12 +85,12 @@ class Dts:
         """Has each token its one best expert at a step of so many?"""
         return self.hard_after is not None and step >= self.hard_after * steps
 
-    def build(self, width: int, *, generator: torch.Generator) -> DtsRouter:
-        return DtsRouter(self, width, generator=generator)
+    def build(self, width: int, *, generator: torch.Generator) -> EvoMoeRouter:
+        return EvoMoeRouter(self, width, generator=generator)
 
 
-class DtsRouter(Router):
-    """The router of `Dts`.  x: (..., width) -> Routing of shape (rows, E), 1 ... E experts a row.
+class EvoMoeRouter(Router):
+    """The router of `EvoMoe`.  x: (..., width) -> Routing (rows, E), 1 ... E experts a row.
 
     clock: step and steps, (2,) int64, a buffer: a checkpoint has the temperature it was saved at,
     in every dtype.  noise: zeta comes from it, the same on every device.
@@ -99,13 +99,13 @@ class DtsRouter(Router):
     clock: Tensor
     by_expert = ("weight",)
 
-    def __init__(self, config: Dts, width: int, *, generator: torch.Generator) -> None:
+    def __init__(self, config: EvoMoe, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config.experts)
         self.config, self.normalised = config, config.weights == "renormalised"
         self.weight = nn.Parameter(torch.empty(config.experts, width))
         nn.init.normal_(self.weight, std=STD, generator=generator)
         seed = int(torch.randint(2**62, (), generator=generator))
-        self.noise = Draws(torch.Generator().manual_seed(seed))
+        self.noise = RandomSource(torch.Generator().manual_seed(seed))
         self.register_buffer("clock", torch.tensor([0, 1]))
 
     def at(self) -> tuple[float, bool]:
@@ -144,15 +144,15 @@ class DtsRouter(Router):
 
 
 def anneal(model: nn.Module, step: int, steps: int) -> None:
-    """Set the clock of every `Dts` router of a model, as `fit(..., schedule=anneal)` calls it.
+    """Set the clock of every `EvoMoe` router of a model, as `fit(..., schedule=anneal)` calls it.
 
     Raises: ConfigError for a model that has none, or a step that is not in the run.
     """
-    found = [m for m in model.modules() if isinstance(m, DtsRouter)]
+    found = [m for m in model.modules() if isinstance(m, EvoMoeRouter)]
     if not found or not 0 <= step < steps:
         raise ConfigError(
-            "anneal", got=f"step {step} of {steps} with {len(found)} Dts routers",
-            want="a step of the run and a router", fix="Use it with router=Dts(...).",
+            "anneal", got=f"step {step} of {steps} with {len(found)} EvoMoe routers",
+            want="a step of the run and a router", fix="Use it with router=EvoMoe(...).",
         )  # fmt: skip
     for router in found:
         router.clock.copy_(torch.tensor([step, steps]))
@@ -182,9 +182,9 @@ def drop_entries(weights: Iterable[Tensor], fraction: float, generator: torch.Ge
 
 
 CARD = Card(
-    "dts",
+    "evomoe",
     kind="router",
-    config=Dts,
+    config=EvoMoe,
     paper=Paper(
         "2112.14397", 2021, "EvoMoE: An Evolutional Mixture-of-Experts Training Framework via "
         "Dense-To-Sparse Gate",

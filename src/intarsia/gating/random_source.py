@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core.errors import ShapeError
 
 
-class Draws(nn.Module):
+class RandomSource(nn.Module):
     """What a module draws for the samples of a batch, a row each.
 
     Draws come from `generator` (on the CPU, so that every device sees the same ones). Where `hold`
@@ -65,21 +65,21 @@ class Draws(nn.Module):
         return found
 
 
-def drawing(model: nn.Module) -> dict[str, Draws]:
+def random_sources(model: nn.Module) -> dict[str, RandomSource]:
     """Everything inside a model that draws, by path."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, Draws)}
+    return {n: m for n, m in model.named_modules() if isinstance(m, RandomSource)}
 
 
 def redraw(model: nn.Module) -> None:
     """Let everything random in the routers of a model be drawn anew at its next call."""
-    for draws in drawing(model).values():
+    for draws in random_sources(model).values():
         draws.redraw()
 
 
 @contextmanager
 def passes(model: nn.Module, count: int) -> Iterator[None]:
     """Inside, the model's input is `count` stacked copies of a batch, each drawn apart."""
-    found = drawing(model).values()
+    found = random_sources(model).values()
     before = [draws.passes for draws in found]
     for draws in found:
         draws.passes = count

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..routers import check_task_ids, learned_routers, leave_ids, set_valid, start
+from ..gating import check_task_ids, learned_routers, set_valid, start
+from ..routers import leave_ids
 
 
 def before_forward(host: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

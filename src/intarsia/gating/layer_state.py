@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, ShapeError
-from .draws import redraw
+from .random_source import redraw
 
 
-class Thread:
+class LayerState:
     """The states that layers 0, 1, ... have left since `clear`.
 
     They are kept by layer, not by call: gradient checkpointing calls layers again, in another
@@ -57,7 +57,7 @@ class Thread:
         return {"_left": {}}
 
 
-class Threaded(nn.Module):
+class PassesState(nn.Module):
     """A module that passes a state on to the next one of its kin in a model, rows by rows.
 
     Alone until `join`; the layers of a model are then numbered in the order of its modules.
@@ -65,7 +65,7 @@ class Threaded(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.thread, self.layer, self.joined = Thread(), 0, False
+        self.thread, self.layer, self.joined = LayerState(), 0, False
 
     @property
     def kin(self) -> Hashable:
@@ -85,7 +85,7 @@ class Threaded(nn.Module):
         if state is not None and len(state) != rows:
             raise ShapeError(
                 "state of the layer before", got=f"{len(state)} rows", want=f"{rows}",
-                fix="Call routers.start(model) before every forward of a loop of your own, and let "
+                fix="Call gating.start(model) before every forward of a loop of your own, and let "
                 "all layers see the same tokens.",
             )  # fmt: skip
         return state
@@ -95,15 +95,15 @@ class Threaded(nn.Module):
         self.thread.leave(self.layer, state)
 
 
-def join(model: nn.Module) -> list[Threaded]:
+def join(model: nn.Module) -> list[PassesState]:
     """Let the modules of a model that pass a state on do so: those of equal kin, in their order.
 
     A host calls it once, after it has put them in and before an optimiser sees them: what they
     share is then the first one's. Modules that were joined before stay on their thread. Returns all
     of them.
     """
-    found = [m for m in model.modules() if isinstance(m, Threaded)]
-    fresh: dict[Hashable, list[Threaded]] = {}
+    found = [m for m in model.modules() if isinstance(m, PassesState)]
+    fresh: dict[Hashable, list[PassesState]] = {}
     for module in found:
         if not module.joined:
             fresh.setdefault(module.kin, []).append(module)
@@ -113,14 +113,14 @@ def join(model: nn.Module) -> list[Threaded]:
     return found
 
 
-def rejoin(model: nn.Module) -> list[Threaded]:
+def rejoin(model: nn.Module) -> list[PassesState]:
     """Number the layers anew once some are gone: what those of a thread share is the first's again.
 
     Those that were on different threads stay so.
     """
-    threads: dict[int, list[Threaded]] = {}
+    threads: dict[int, list[PassesState]] = {}
     for module in model.modules():
-        if isinstance(module, Threaded) and module.joined:
+        if isinstance(module, PassesState) and module.joined:
             threads.setdefault(id(module.thread), []).append(module)
     for layers in threads.values():
         layers.sort(key=lambda module: module.layer)
@@ -139,13 +139,13 @@ def start(model: nn.Module) -> None:
     redraw(model)
     alone: set[Hashable] = set()
     for module in model.modules():
-        if isinstance(module, Threaded):
+        if isinstance(module, PassesState):
             module.thread.clear()
             if not module.joined and module.kin in alone:
                 raise ConfigError(
                     f"{type(module).__name__}s", got="several, each on a thread of its own",
                     want="one thread along the model's depth",
-                    fix="Call routers.join(model) once, before the optimiser is made.",
+                    fix="Call gating.join(model) once, before the optimiser is made.",
                 )  # fmt: skip
             if not module.joined:
                 alone.add(module.kin)

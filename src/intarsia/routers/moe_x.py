@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.errors import ConfigError
-from .gate import ScoreRouter, Terms, best, wide_linear
-from .router import check_renormalised
-from .seeing import Encoded, Seeing
+from ..gating.gate import ScoreRouter, Terms, best, wide_linear
+from ..gating.reads_experts import Encoded, ReadsExperts
+from ..gating.router import check_renormalised
 
 # of s^2: where it vanishes, neither the score nor its gradient may divide by 0
 LEAST = 1e-24
 
 
 @dataclass(frozen=True)
-class Sparsity:
+class MoeX:
     """The k experts of smallest expected share of active units, for each token.
 
     W_enc, of h units, is taken for Gaussian in each column: mu_i and sigma_i are the mean and the
@@ -60,9 +60,9 @@ class Sparsity:
     def terms(self) -> Terms:
         return Terms(balance=self.balance, z=self.z)
 
-    def build(self, width: int, *, generator: torch.Generator) -> SparsityRouter:
+    def build(self, width: int, *, generator: torch.Generator) -> MoeXRouter:
         """A router that routes once it was shown experts: `Mixture` does, or `router.see`."""
-        return SparsityRouter(self, width)
+        return MoeXRouter(self, width)
 
 
 class Columns(NamedTuple):
@@ -74,13 +74,13 @@ class Columns(NamedTuple):
     bias_variance: Tensor | None
 
 
-class SparsityRouter(ScoreRouter, Seeing):
-    """The router of `Sparsity`.  x: (..., width) -> Routing of shape (rows, E), k experts a row.
+class MoeXRouter(ScoreRouter, ReadsExperts):
+    """The router of `MoeX`.  x: (..., width) -> Routing of shape (rows, E), k experts a row.
 
     log_tau: (), a parameter if tau is learned.
     """
 
-    def __init__(self, config: Sparsity, width: int) -> None:
+    def __init__(self, config: MoeX, width: int) -> None:
         super().__init__(config.experts, config.terms())
         self.config, self.width = config, width
         self.normalised = self.equal_counts = True
@@ -139,9 +139,9 @@ class SparsityRouter(ScoreRouter, Seeing):
 
 
 CARD = Card(
-    "sparsity",
+    "moe_x",
     kind="router",
-    config=Sparsity,
+    config=MoeX,
     paper=Paper("2503.07639", 2025, "Mixture of Experts Made Intrinsically Interpretable"),
     tags=frozenset({"sparse", "learned"}),
     tiny={"experts": 4, "learn": True},

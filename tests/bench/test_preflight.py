@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from intarsia.bench.before import check
 from intarsia.bench.budget import measured_costs
 from intarsia.bench.contenders import contender
 from intarsia.bench.plan import Plan
+from intarsia.bench.preflight import check
 from intarsia.bench.run import How, run_plan
 from intarsia.core.errors import AssetError, ConfigError, DataError, IntarsiaError, UnknownName
 from intarsia.data import backbones

@@ -7,16 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from intarsia.core.errors import ConfigError
-from intarsia.routers import (
-    Comet,
-    ExpertChoice,
-    Hash,
-    PermutationSearch,
-    TopK,
-    Transport,
-    non_causal,
-    with_experts,
-)  # fmt: skip
+from intarsia.gating import non_causal, with_experts
+from intarsia.routers import Comet, ExpertChoice, Hash, PermutationSearch, TopK, Transport
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from intarsia.core.errors import ConfigError, ShapeError
-from intarsia.routers import Thread, Threaded, join, start
+from intarsia.gating import LayerState, PassesState, join, start
 
 
-class Sum(Threaded):
+class Sum(PassesState):
     """Leaves s^2 + w x, and says it."""
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -56,12 +56,12 @@ def test_each_layer_meets_what_the_one_before_left_and_the_first_nothing() -> No
 def test_kinds_are_threads_apart_and_a_second_join_changes_nothing() -> None:
     model = nn.Sequential(Sum(), Other(), Sum(), Other())
     assert len(join(model)) == 4 and len(join(nn.Sequential(nn.ReLU()))) == 0
-    before = [(m.thread, m.layer) for m in model if isinstance(m, Threaded)]
+    before = [(m.thread, m.layer) for m in model if isinstance(m, PassesState)]
     assert [layer for _, layer in before] == [0, 0, 1, 1]
     assert before[0][0] is before[2][0] is not before[1][0] is before[3][0]
     model.append(Sum())
     join(model)
-    assert [(m.thread, m.layer) for m in model[:4] if isinstance(m, Threaded)] == before
+    assert [(m.thread, m.layer) for m in model[:4] if isinstance(m, PassesState)] == before
     added = model[4]
     assert isinstance(added, Sum) and added.layer == 0 and added.thread is not before[0][0]
 
@@ -106,7 +106,7 @@ def test_other_rows_are_refused() -> None:
 
 def test_several_that_were_never_joined_are_refused() -> None:
     start(nn.Sequential(Sum(), Other()))
-    with pytest.raises(ConfigError, match="routers.join"):
+    with pytest.raises(ConfigError, match="gating.join"):
         start(nn.Sequential(Sum(), Sum()))
 
 
@@ -117,5 +117,5 @@ def test_a_copy_has_a_thread_of_its_own_without_states() -> None:
     first, second = other[0], other[1]
     assert isinstance(first, Sum) and isinstance(second, Sum)
     assert first.thread is second.thread is not model[0].thread
-    assert isinstance(first.thread, Thread) and first.thread.left(0) is None
+    assert isinstance(first.thread, LayerState) and first.thread.left(0) is None
     assert [y[0].item() for y in run(other, x)] == [1, 3, 12]

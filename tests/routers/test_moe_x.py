@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import intarsia
-from intarsia import Mixture, PermutationSearch, Sparsity, StackedExperts
+from intarsia import Mixture, MoeX, PermutationSearch, StackedExperts
 from intarsia.core.errors import ConfigError
-from intarsia.routers.sparsity import SparsityRouter
+from intarsia.routers.moe_x import MoeXRouter
 
 WIDTH, HIDDEN = 5, 9
 
@@ -32,13 +32,13 @@ def experts(count: int = 4, hidden: int = HIDDEN, **settings: Any) -> StackedExp
 
 
 def layer(of: StackedExperts, **settings: Any) -> Mixture:
-    config = Sparsity(of.experts, min(2, of.experts), **settings)
+    config = MoeX(of.experts, min(2, of.experts), **settings)
     return Mixture(of, config.build(WIDTH, generator=torch.Generator())).double()
 
 
-def router(of: StackedExperts, **settings: Any) -> SparsityRouter:
+def router(of: StackedExperts, **settings: Any) -> MoeXRouter:
     found = layer(of, **settings).router
-    assert isinstance(found, SparsityRouter)
+    assert isinstance(found, MoeXRouter)
     return found
 
 
@@ -146,7 +146,7 @@ def test_gradients_are_those_of_differences() -> None:
             self.mixture = layer(experts(bias=True))
 
         def forward(self, x: Tensor) -> Tensor:
-            assert isinstance(self.mixture.router, SparsityRouter)
+            assert isinstance(self.mixture.router, MoeXRouter)
             return self.mixture.router.scores(x)
 
     model, names = Scores(), ("mixture.experts.up", "mixture.experts.up_bias")
@@ -200,7 +200,7 @@ def test_experts_are_in_one_place_of_the_state_and_a_copy_reads_its_own() -> Non
 
 
 def test_a_search_around_it_reads_the_experts_too() -> None:
-    config = PermutationSearch(Sparsity(4), steps=1)
+    config = PermutationSearch(MoeX(4), steps=1)
     of = experts()
     found = Mixture(of, config.build(WIDTH, generator=torch.Generator().manual_seed(0))).double()
     intarsia.search_step(found, 1)
@@ -237,13 +237,13 @@ def test_statistics_cost_once_per_forward_and_a_token_what_a_linear_gate_does() 
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Sparsity(**settings)
+        MoeX(**settings)
 
 
 def test_experts_that_cannot_be_read_are_refused() -> None:
     draw = torch.Generator().manual_seed(0)
-    made = Sparsity(2).build(WIDTH, generator=draw)
-    with pytest.raises(ConfigError, match="SparsityRouter: got none to read"):
+    made = MoeX(2).build(WIDTH, generator=draw)
+    with pytest.raises(ConfigError, match="MoeXRouter: got none to read"):
         made(rows())
     with pytest.raises(ConfigError, match="got GELU, want ReLU"):
         Mixture(StackedExperts(2, WIDTH, 3, act="gelu", generator=draw), made)

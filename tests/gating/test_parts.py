@@ -10,8 +10,8 @@ from torch.testing import assert_close
 
 from intarsia.core import Routing
 from intarsia.core.errors import ConfigError
+from intarsia.gating.parts import gated, smooth_step, unsettled
 from intarsia.routers import Comet
-from intarsia.routers.parts import gated, smooth_step, unsettled
 
 
 @given(st.floats(0.1, 20.0))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia import Hash, Mixture
-from intarsia.hosts.before import before_forward
+from intarsia.hosts.forward_hook import before_forward
 from intarsia.mixtures import StackedExperts
 from intarsia.routers.hash import HashRouter
 

@@ -1,0 +1,31 @@
+"""Small checks of settings, so that every error says got, want and fix in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from .errors import ConfigError
+
+
+def one_of(what: str, got: object, allowed: Collection[object], fix: str = "Pick one.") -> None:
+    """Raises: ConfigError unless `got` is one of those allowed."""
+    if got not in allowed:
+        raise ConfigError(what, got=repr(got), want=f"one of {tuple(allowed)}", fix=fix)
+
+
+def at_least(what: str, got: float, least: float, fix: str = "") -> None:
+    """Raises: ConfigError unless got >= least; NaN is refused, too."""
+    if not got >= least:
+        raise ConfigError(what, got=got, want=f"at least {least}", fix=fix or f"Try {least}.")
+
+
+def above(what: str, got: float, bound: float, fix: str = "Try 0.1.") -> None:
+    """Raises: ConfigError unless got > bound; NaN is refused, too."""
+    if not got > bound:
+        raise ConfigError(what, got=got, want=f"above {bound}", fix=fix)
+
+
+def between(what: str, got: float, low: float, high: float, fix: str = "") -> None:
+    """Raises: ConfigError unless low <= got <= high; NaN is refused, too."""
+    if not low <= got <= high:
+        raise ConfigError(what, got=got, want=f"{low} ... {high}", fix=fix or f"Try {low}.")

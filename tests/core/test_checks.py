@@ -1,0 +1,55 @@
+"""Settings are checked in the same words everywhere."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+
+import pytest
+
+import intarsia
+from intarsia.core.checks import above, at_least, between, one_of
+from intarsia.core.errors import ConfigError
+
+
+def test_what_is_allowed_passes() -> None:
+    one_of("act", "relu", ("relu", "gelu"))
+    at_least("experts", 1, 1)
+    above("scale", 0.1, 0)
+    between("share", 0, 0, 1)
+    between("share", 1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (lambda: one_of("act", "silu", ("relu",)), "act: got 'silu', want one of ('relu',). Pick"),
+        (lambda: at_least("experts", 0, 1), "experts: got 0, want at least 1. Try 1."),
+        (lambda: at_least("experts", math.nan, 1), "experts: got nan, want at least 1"),
+        (lambda: above("scale", 0, 0), "scale: got 0, want above 0. Try 0.1."),
+        (lambda: between("share", 1.5, 0, 1), "share: got 1.5, want 0 ... 1. Try 0."),
+        (lambda: between("share", math.nan, 0, 1), "share: got nan, want 0 ... 1"),
+    ],
+)
+def test_what_is_not_is_told_in_got_want_fix(check: object, message: str) -> None:
+    assert callable(check)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check()
+
+
+@pytest.mark.parametrize(("old", "new"), [("Bi", "BiAdapter"), ("Dts", "EvoMoe")])
+def test_an_old_name_still_works_and_warns(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"intarsia.{old} is now .*{new}"):
+        assert getattr(intarsia, old) is getattr(intarsia, new)
+
+
+def test_an_old_name_of_a_folder_still_works_and_warns() -> None:
+    from intarsia import gating, routers
+
+    with pytest.warns(DeprecationWarning, match=r"routers\.Thread is now intarsia\.gating\.Layer"):
+        assert routers.Thread is gating.LayerState
+    with pytest.warns(DeprecationWarning, match=r"routers\.Router is now intarsia\.gating\.Router"):
+        assert routers.Router is gating.Router
+    with warnings.catch_warnings(), pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        assert routers.nothing
