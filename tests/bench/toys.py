@@ -18,13 +18,13 @@ from intarsia.bench.plan import Plan
 from intarsia.bench.protocols import protocol
 from intarsia.bench.run import How, run_plan
 from intarsia.core.errors import TrainingError
-from intarsia.data.suites import Suite, Task
+from intarsia.data.suites import Suite, SuiteTask
 from intarsia.experiments.experiment import Experiment, Pictures
 
 
-def task(name: str, group: str = "natural") -> Task:
+def task(name: str, group: str = "natural") -> SuiteTask:
     counts = {"train": 800, "val": 200, "test": 1000}
-    return Task(name, group, 4, counts, read=lambda _: {})
+    return SuiteTask(name, group, 4, counts, read=lambda _: {})
 
 
 TOYS = Suite("toys", "arithmetic", (task("one"), task("two"), task("three", "structured")))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, TrainingError
-from ..data.suites import Task
+from ..data.suites import SuiteTask
 from ..experiments.execute import for_budget, method_of
 from ..experiments.experiment import Pictures
 from ..experiments.kept import Kept, key_of
@@ -99,7 +99,7 @@ def _pilot_epochs(images: int) -> int:
     return max(2, PILOT_IMAGES * PILOT_EPOCHS // images)
 
 
-def _trained_on(task: Task) -> int:
+def _trained_on(task: SuiteTask) -> int:
     """Images that the run which counts may train on."""
     return task.counts["train"] + task.counts.get("val", 0)
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..data.suites import Suite, Task
+from ..data.suites import Suite, SuiteTask
 from ..experiments.experiment import Experiment
 from ..experiments.kept import key_of
 from .contenders import Contender
@@ -19,7 +19,7 @@ from .protocols import Protocol
 class Place:
     """One place of the matrix."""
 
-    task: Task
+    task: SuiteTask
     contender: Contender
     seed: int
 
@@ -36,7 +36,7 @@ class Plan:
     """
 
     suite: Suite
-    tasks: tuple[Task, ...]
+    tasks: tuple[SuiteTask, ...]
     contenders: tuple[Contender, ...]
     seeds: tuple[int, ...]
     protocol: Protocol
@@ -77,7 +77,7 @@ class Plan:
             seed=place.seed, epochs=max(1, epochs // 2) if place.contender.half else epochs
         )
 
-    def _spec(self, task: Task) -> str:
+    def _spec(self, task: SuiteTask) -> str:
         return f"{self.suite.name}/{task.name}"
 
     def smaller(self, cut: str, **changes: Any) -> Plan:

@@ -122,14 +122,14 @@ def _values(given: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[st
     return values | {"shots": shots}
 
 
-def _task(suite: suites.Suite, name: str) -> suites.Task:
+def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
     """One of a suite, or several as one: "a+b", "joint".  Raises: UnknownName, ConfigError."""
     found = suites.find(f"{suite.name}/{name}")
     return found[1] if found else suite.task(name)
 
 
 def _headed(
-    found: Contender, heads: str, tasks: Sequence[suites.Task], rules: Protocol
+    found: Contender, heads: str, tasks: Sequence[suites.SuiteTask], rules: Protocol
 ) -> Contender:
     """A method with the heads that were asked for.
 

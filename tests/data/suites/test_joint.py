@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from intarsia.core.errors import ConfigError
 from intarsia.data import ImageSet, make_splits
 from intarsia.data.suites.joint import groups, joint, joint_task
-from intarsia.data.suites.task import Parts, Task
+from intarsia.data.suites.task import Parts, SuiteTask
 
 PARTS = ("train", "val", "test")
 
@@ -74,7 +74,7 @@ def test_the_joint_table_counts_what_joint_gives(
 ) -> None:
     parts = {f"t{i}": _task(f"t{i}", s, c, seed=i, lists=x) for i, (s, c, x) in enumerate(made)}
     tasks = [
-        Task(name, "g", len(p["test"].classes), {k: len(v) for k, v in p.items()},
+        SuiteTask(name, "g", len(p["test"].classes), {k: len(v) for k, v in p.items()},
              lambda _, p=p: p, needs=(name,))
         for name, p in parts.items()
     ]  # fmt: skip
@@ -118,6 +118,6 @@ def test_joins_that_cannot_be() -> None:
         joint({"good": good})
     with pytest.raises(ConfigError, match="got b without train or test"):
         joint({"a": good, "b": {"all": good["train"]}})
-    task = Task("good", "g", 2, {"train": 4, "test": 2}, lambda _: good)
+    task = SuiteTask("good", "g", 2, {"train": 4, "test": 2}, lambda _: good)
     with pytest.raises(ConfigError, match=r"good \+ good, want each once"):
         joint_task([task, task], "good+good", lambda t, root: t.read(root))

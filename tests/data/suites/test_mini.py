@@ -13,7 +13,7 @@ from intarsia.data.fingerprint import shared
 from intarsia.data.images import check_every_class, verify
 from intarsia.data.packages import Package
 from intarsia.data.suites import mini, suite
-from intarsia.data.suites.task import Parts, Task
+from intarsia.data.suites.task import Parts, SuiteTask
 
 SUITE = mini.SUITE
 REAL = [task for task in SUITE.tasks if not task.name.startswith("synthetic")]
@@ -29,14 +29,14 @@ def test_enough_tasks_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("task", SUITE.tasks, ids=lambda t: t.name)
-def test_sizes_are_vtabs_or_declared_smaller(task: Task) -> None:
+def test_sizes_are_vtabs_or_declared_smaller(task: SuiteTask) -> None:
     assert task.needs == () and task.about and task.classes >= 2
     train, val, test = (task.counts[part] for part in ("train", "val", "test"))
     assert (train, val) == ((400, 100) if task.name == "tuxpaint" else (800, 200))
     assert 450 <= test <= 1000
 
 
-def _check(task: Task, parts: Parts) -> None:
+def _check(task: SuiteTask, parts: Parts) -> None:
     assert {part: len(images) for part, images in parts.items()} == dict(task.counts)
     known = {part: verify(images) for part, images in parts.items()}
     for part, images in known.items():
@@ -48,19 +48,19 @@ def _check(task: Task, parts: Parts) -> None:
 
 
 @pytest.mark.parametrize("task", RENDERED[:2], ids=lambda t: t.name)
-def test_rendered_tasks_are_what_they_declare(task: Task, tmp_path: Path) -> None:
+def test_rendered_tasks_are_what_they_declare(task: SuiteTask, tmp_path: Path) -> None:
     _check(task, task.read(tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", RENDERED[2:], ids=lambda t: t.name)
-def test_ray_cast_tasks_are_what_they_declare(task: Task, tmp_path: Path) -> None:
+def test_ray_cast_tasks_are_what_they_declare(task: SuiteTask, tmp_path: Path) -> None:
     _check(task, task.read(tmp_path))
 
 
 @pytest.mark.network
 @pytest.mark.parametrize("task", REAL, ids=lambda t: t.name)
-def test_real_tasks_are_what_they_declare(task: Task, tmp_path: Path) -> None:
+def test_real_tasks_are_what_they_declare(task: SuiteTask, tmp_path: Path) -> None:
     parts = task.read(tmp_path)
     _check(task, parts)
     full = np.bincount(sets.load(task.name).labels) / len(sets.load(task.name))

@@ -22,7 +22,7 @@ from .reading import home as home
 from .reading import root as root
 from .task import Parts as Parts
 from .task import Suite as Suite
-from .task import Task as Task
+from .task import SuiteTask as SuiteTask
 
 # suite -> its module here, imported when asked for: what one needs, the others do without
 MODULES = {"vtab-1k": "vtab", "fgvc": "fgvc", "gicd": "gicd", "mini": "mini"}
@@ -46,7 +46,7 @@ def suite(name: str) -> Suite:
     return import_module(f".{MODULES[name]}", __name__).SUITE
 
 
-def find(spec: str) -> tuple[Suite, Task] | None:
+def find(spec: str) -> tuple[Suite, SuiteTask] | None:
     """The task of "suite/task"; None when what stands before "/" is no suite.
 
     "suite/a+b" joins tasks, "suite/joint" all of a suite; "@train+val" behind it is left alone.
@@ -62,7 +62,7 @@ def find(spec: str) -> tuple[Suite, Task] | None:
     return found, joint_task(tasks, tail, lambda t, folder: reading.read_task(found, t, folder))
 
 
-def members(found: Suite, name: str) -> tuple[Task, ...]:
+def members(found: Suite, name: str) -> tuple[SuiteTask, ...]:
     """The tasks of a suite that "a+b" or "joint" is made of; of a single task, that one."""
     return found.tasks if name == JOINT else tuple(map(found.task, name.split("+")))
 
@@ -101,7 +101,7 @@ def describe(root: Path | None = None) -> list[dict[str, Any]]:
     return [_suite_record(name, (root or home()) / name) for name in MODULES]
 
 
-def _found(spec: str) -> tuple[Suite, Task]:
+def _found(spec: str) -> tuple[Suite, SuiteTask]:
     found = find(spec)
     if found is None:
         raise UnknownName("suite", spec.partition("/")[0], MODULES)
@@ -130,7 +130,7 @@ def _suite_record(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _task_record(found: Suite, task: Task, folder: Path) -> dict[str, Any]:
+def _task_record(found: Suite, task: SuiteTask, folder: Path) -> dict[str, Any]:
     absent = [str(path) for path in reading.missing(task, folder)]
     obtained = found.obtained(task.name)
     if task.synthetic and obtained is None and not task.needs:

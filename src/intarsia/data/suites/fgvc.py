@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..images import ImageSet
 from .lists import check_apart, read_json, to_set
-from .task import Parts, Suite, Task
+from .task import Parts, Suite, SuiteTask
 
 PARTS = ("train", "val", "test")
 
@@ -97,9 +97,9 @@ def _folder(name: str, root: Path) -> Path:
     return next((place for place in places if place.is_dir()), places[0])
 
 
-def _task(name: str, found: _Set) -> Task:
+def _task(name: str, found: _Set) -> SuiteTask:
     needs = [f"{part}.json" for part in PARTS] + [found.images] * (found.images != ".")
-    return Task(
+    return SuiteTask(
         name=name,
         group="fine-grained",
         classes=found.classes,

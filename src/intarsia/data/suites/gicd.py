@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR100, FGVCAircraft, Food101
 
 from ...core.errors import DataError
 from ..images import ImageSet
-from .task import Parts, Suite, Task
+from .task import Parts, Suite, SuiteTask
 
 # part -> torchvision's data set, given root and download
 _OPENS: dict[str, dict[str, partial[Any]]] = {
@@ -56,9 +56,11 @@ def _to_set(name: str, found: Any) -> ImageSet:
     )  # fmt: skip
 
 
-def _task(name: str, classes: int, counts: dict[str, int], needs: tuple[str, ...]) -> Task:
+def _task(name: str, classes: int, counts: dict[str, int], needs: tuple[str, ...]) -> SuiteTask:
     about = f"torchvision.datasets.{_OPENS[name]['train'].func.__name__}"
-    return Task(name, "general", classes, counts, partial(read, name), needs=needs, about=about)
+    return SuiteTask(
+        name, "general", classes, counts, partial(read, name), needs=needs, about=about
+    )
 
 
 _AIRCRAFT, _LISTS = "fgvc-aircraft-2013b/data", ("train", "val", "test")

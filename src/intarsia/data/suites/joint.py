@@ -13,7 +13,7 @@ import numpy as np
 from ...core.errors import ConfigError
 from ..decode import Picture
 from ..images import ImageSet
-from .task import Parts, Task
+from .task import Parts, SuiteTask
 
 JOINT = "joint"  # the group of joint tasks, and the task that joins all of a suite
 
@@ -49,7 +49,9 @@ def groups(classes: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
-def joint_task(tasks: Sequence[Task], name: str, read: Callable[[Task, Path], Parts]) -> Task:
+def joint_task(
+    tasks: Sequence[SuiteTask], name: str, read: Callable[[SuiteTask, Path], Parts]
+) -> SuiteTask:
     """The task that joins `tasks`; read: how each of them is read.
 
     Raises: ConfigError as `joint` does, and for a task that is there twice.
@@ -61,7 +63,7 @@ def joint_task(tasks: Sequence[Task], name: str, read: Callable[[Task, Path], Pa
     counts = {task.name: task.counts for task in tasks}
     _check(counts, {n: tuple(c) for n, c in counts.items()})
     sources = _sources({n: tuple(c) for n, c in counts.items()})
-    return Task(
+    return SuiteTask(
         name=name,
         group=JOINT,
         classes=sum(task.classes for task in tasks),

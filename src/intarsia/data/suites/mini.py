@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import sets, structured
 from ..images import ImageSet, stratified
-from .task import Parts, Suite, Task
+from .task import Parts, Suite, SuiteTask
 
 SEED = 0  # of the parts, and of what is rendered
 PARTS = ("train", "val", "test")
@@ -89,9 +89,9 @@ def _draw(images: ImageSet, pool: np.ndarray, n: int) -> np.ndarray:
     return pool[stratified(images.labels[pool], n, seed=SEED, classes=images.classes)[0]]
 
 
-def _named(name: str) -> Task:
+def _named(name: str) -> SuiteTask:
     group, classes, sizes = _NAMED[name]
-    return Task(
+    return SuiteTask(
         name,
         group,
         classes,
@@ -102,9 +102,9 @@ def _named(name: str) -> Task:
     )
 
 
-def _rendered(name: str) -> Task:
+def _rendered(name: str) -> SuiteTask:
     task = structured.TASKS[name]
-    return Task(
+    return SuiteTask(
         name,
         "structured",
         len(task.classes),

@@ -11,7 +11,7 @@ from ..folders import check_same_classes
 from ..images import ImageSet
 from ..packages import cache_dir
 from .lists import SHOWN, check_present
-from .task import Parts, Suite, Task
+from .task import Parts, Suite, SuiteTask
 
 
 def home() -> Path:
@@ -25,7 +25,7 @@ def root(suite: Suite) -> Path:
     return home() / suite.name
 
 
-def missing(task: Task, folder: Path) -> list[Path]:
+def missing(task: SuiteTask, folder: Path) -> list[Path]:
     """What `task` needs below `folder` and does not find; of alternatives the likeliest one."""
     found: list[Path] = []
     for need in task.needs:
@@ -36,7 +36,7 @@ def missing(task: Task, folder: Path) -> list[Path]:
     return found
 
 
-def read_task(suite: Suite, task: Task, folder: Path) -> dict[str, ImageSet]:
+def read_task(suite: Suite, task: SuiteTask, folder: Path) -> dict[str, ImageSet]:
     """The parts of a task below a suite's folder, nothing decoded, but all of it counted.
 
     Raises: DataError for files that are missing, for parts, classes or numbers of images other
@@ -56,7 +56,7 @@ def read_task(suite: Suite, task: Task, folder: Path) -> dict[str, ImageSet]:
     return parts
 
 
-def read_published(suite: Suite, task: Task, folder: Path, fraction: float) -> ImageSet | None:
+def read_published(suite: Suite, task: SuiteTask, folder: Path, fraction: float) -> ImageSet | None:
     """The training part that a suite publishes for a share; None where it has none.
 
     Raises: DataError as `read_task` does.
@@ -70,7 +70,7 @@ def read_published(suite: Suite, task: Task, folder: Path, fraction: float) -> I
     return found
 
 
-def _check_needs(suite: Suite, task: Task, folder: Path) -> None:
+def _check_needs(suite: Suite, task: SuiteTask, folder: Path) -> None:
     absent = missing(task, folder)
     if absent:
         raise DataError(
@@ -81,7 +81,7 @@ def _check_needs(suite: Suite, task: Task, folder: Path) -> None:
         )
 
 
-def _check_counts(task: Task, parts: Parts, spec: str, fix: str) -> None:
+def _check_counts(task: SuiteTask, parts: Parts, spec: str, fix: str) -> None:
     got = {part: len(images) for part, images in parts.items()}
     if got != dict(task.counts):
         raise DataError(f"images of {spec}", got=_shown(got), want=_shown(task.counts), fix=fix)

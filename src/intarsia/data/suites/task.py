@@ -13,7 +13,7 @@ Parts = Mapping[str, ImageSet]  # "train" and "test", mostly "val" too
 
 
 @dataclass(frozen=True)
-class Task:
+class SuiteTask:
     """A classification task with fixed parts.
 
     counts: images by part as published; `read` must return exactly these.
@@ -47,13 +47,13 @@ class Suite:
 
     name: str
     about: str
-    tasks: tuple[Task, ...]
+    tasks: tuple[SuiteTask, ...]
     how: str = ""
     groups: tuple[str, ...] = field(default=())
     published: Published | None = None
     obtained: Callable[[str], bool | None] = lambda _: None
 
-    def task(self, name: str) -> Task:
+    def task(self, name: str) -> SuiteTask:
         """The task of that name.  Raises: UnknownName."""
         for found in self.tasks:
             if found.name == name:

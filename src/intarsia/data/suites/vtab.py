@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import tfds
 from .lists import check_apart, read_lines, to_set
-from .task import Parts, Suite, Task
+from .task import Parts, Suite, SuiteTask
 
 LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 
@@ -70,9 +70,9 @@ def _has_list(folder: Path) -> bool:
     return any((folder / file).is_file() for file in LISTS.values())
 
 
-def _task(name: str, group: str, classes: int, test: int, others: tuple[str, ...]) -> Task:
+def _task(name: str, group: str, classes: int, test: int, others: tuple[str, ...]) -> SuiteTask:
     either = tfds.mark(name)
-    return Task(
+    return SuiteTask(
         name=name,
         group=group,
         classes=classes,
