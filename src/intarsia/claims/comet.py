@@ -265,17 +265,17 @@ TIED = (
     "A tie: three seeds of five are below 1, and so is the ratio of the two mean losses, 0.995. "
     "But the picked COMETs give a picture to 4.05 experts, twice as many as top-k. An entropy loss "
     "that is strong from the first step sends all pictures to the same one or two experts; one "
-    "that grows took a third off the loss of the seed it was tried on (LOG.md, 2026-11-25)."
+    "that grows took a third off the loss of the seed it was tried on (docs/log, 2026-11-25)."
 )
 LOOSE = (
     "The draws that do best on held-out digits are mostly those of a weak entropy loss, whose "
     "trees have not settled. Where it is strong, they have, at 2.0 or 1.0 experts, but on the same "
-    "ones for all pictures: nothing balances them (LOG.md, 2026-11-25)."
+    "ones for all pictures: nothing balances them (docs/log, 2026-11-25)."
 )
 IDLE = (
     "Likely cause: hardly anything is searched. Of the places of experts that the search finds, "
     "94 % are those that its first, random M gives, and so it is a new naming of experts that know "
-    "little yet. A smoother start (tau from 0.1) does not change that (LOG.md, 2026-11-25)."
+    "little yet. A smoother start (tau from 0.1) does not change that (docs/log, 2026-11-25)."
 )
 SEEDS = (0, 1, 2, 3, 4)
 

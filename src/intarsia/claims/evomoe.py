@@ -30,13 +30,13 @@ BOUGHT = (
 HALVED = (
     "Likely cause: with four experts a token EvoMoE has half the steps, and at this length of "
     "training steps are worth more than experts. With a gate made hard once it has cooled, the "
-    "same steps cost 1.5 times what Switch's do, since cooling is dear (LOG.md, 2026-11-25)."
+    "same steps cost 1.5 times what Switch's do, since cooling is dear (docs/log, 2026-11-25)."
 )
 NOISE = (
     "Likely cause: cooling alone does not make this gate sparse. At tau = 0.3 and a threshold of "
     "0.001, noise leaves 4.1 of eight experts to equal logits, and the gate's logits are hardly "
     "apart: without noise, in test, a token has 6.7. With a hard gate after the cooling it is 1 "
-    "(LOG.md, 2026-11-25)."
+    "(docs/log, 2026-11-25)."
 )
 
 

@@ -23,13 +23,13 @@ SHORT = (
     "Likely cause: the length of training. On the one seed that was tried, validation loss is "
     "0.6 % above the linear router's after 1500 steps and 0.1 % below it after 3000; with the "
     "linear router's balance loss it is 0.5 % above after 1500. The control without recurrence is "
-    "no better than RMoE: a second layer learns slowly (LOG.md, 2026-11-25)."
+    "no better than RMoE: a second layer learns slowly (docs/log, 2026-11-25)."
 )
 UNEVEN = (
     "Missed by less than the seeds differ. Likely cause: the weaker balance loss, by which choices "
     "vary less and so have less to tell. With the linear router's, 0.01, one seed has 0.801 to the "
     "linear router's 0.478; and RMoE has 1.4 times the information of the same router without "
-    "recurrence (LOG.md, 2026-11-25)."
+    "recurrence (docs/log, 2026-11-25)."
 )
 
 CLAIMS = (

@@ -5,7 +5,7 @@ work on the machine disturbs less than wall time). The floor is nn.Linear, and t
 The layers are so small that page faults decide, unless malloc keeps what is freed:
 
 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_MMAP_THRESHOLD_=1073741824 \\
-    python benchmarks/split_linear.py [--step]
+    python studies/split_linear.py [--step]
 """
 
 from __future__ import annotations

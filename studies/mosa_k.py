@@ -1,8 +1,8 @@
 """Which k for which budget: the search behind `Mosa.for_budget`, on validation images only.
 
-    python benchmarks/mosa_k.py             # the table on the terminal
-    python benchmarks/mosa_k.py --images 800    # the budgets of so many images alone
-    python benchmarks/mosa_k.py --write     # and into docs/benchmarks/mosa_k.md
+    python studies/mosa_k.py             # the table on the terminal
+    python studies/mosa_k.py --images 800    # the budgets of so many images alone
+    python studies/mosa_k.py --write     # and into docs/benchmarks/mosa_k.md
 
 Every arm is one adapter, split into 4 parts or left whole, at the same steps. Differences are
 paired by set and seed. Cells are kept, so that a run that was stopped goes on.
@@ -130,7 +130,7 @@ def main() -> None:
             "the same adapter left whole, paired by set and seed, with the half-width of a 95 %\n"
             "interval. Sets: Fashion-MNIST, ELPV, Tux Paint (at most 429 images); with 800 images\n"
             "Fashion-MNIST, ELPV, MNIST, emoji and the six synthetic ones.\n\n"
-            f"`python benchmarks/mosa_k.py --write` on {today}; {machine()}; lr {setting.lr},\n"
+            f"`python studies/mosa_k.py --write` on {today}; {machine()}; lr {setting.lr},\n"
             f"batch {setting.batch_size}, {setting.precision}.\n\n{table}\n"
         )
 

@@ -1,9 +1,9 @@
 """Why a claim on a router came out as it did: size, schedule or the method; one seed, validation.
 
-    python benchmarks/router_probes.py evomoe     # the table on the terminal
-    python benchmarks/router_probes.py rmoe
-    python benchmarks/router_probes.py comet
-    python benchmarks/router_probes.py search
+    python studies/router_probes.py evomoe     # the table on the terminal
+    python studies/router_probes.py rmoe
+    python studies/router_probes.py comet
+    python studies/router_probes.py search
 
 search: whether the permutation that is found is the one it began with. comet: an entropy loss that
 grows from nothing, and a narrower band of the splits. evomoe: the gate made hard once it has
