@@ -21,7 +21,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from intarsia.adapters import Bottleneck, Lora
 from intarsia.core import Method
-from intarsia.core.errors import ConfigError, ExportError, MissingExtra
+from intarsia.core.errors import ConfigError, ExportError, MissingExtra, TrainingError
 from intarsia.hosts import adapt
 from intarsia.hosts import export as export_module
 from intarsia.hosts.compare import difference, image_shape, sample
@@ -197,7 +197,7 @@ def test_an_export_that_cannot_be_put_in_place_leaves_the_earlier_one(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(TrainingError, match="No space"):
         export_timm(stock, out, report=quiet)
     assert (out / "model.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

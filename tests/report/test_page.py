@@ -204,7 +204,7 @@ def test_heading_and_baseline_can_be_chosen(runs: Path, tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(TrainingError, match="Choose another place"):
+    with pytest.raises(TrainingError, match="choose another place"):
         write_report([runs], tmp_path / "file" / "report.html")
     assert (tmp_path / "file").read_text() == "kept"
 

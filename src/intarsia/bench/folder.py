@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..core.errors import CheckpointError, ConfigError
-from ..train.checkpoint import disk_error, write_json
+from ..core.files import disk_error, write_json
 
 FORMAT = 1
 SHARED = "suite", "protocol"  # by all results of a folder

@@ -20,6 +20,7 @@ import torch
 
 from ..core import Claim
 from ..core.errors import CheckpointError, UnknownName
+from ..core.files import write_json
 from ..report.numbers import plural
 
 MODULES = (
@@ -114,12 +115,7 @@ def run_claim(
 
 def save(record: Record, folder: Path) -> Path:
     """Write a record as `folder`/KEY.json, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record.key}.json"
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
-    scratch.replace(path)
-    return path
+    return write_json(folder / f"{record.key}.json", dataclasses.asdict(record), indent=1)
 
 
 def read(path: Path) -> Record:

@@ -9,11 +9,12 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from intarsia.data.packages import cache_dir
+from ..core.errors import TrainingError
+from ..core.files import write_json
+from .packages import cache_dir
 
 Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
 
@@ -54,9 +55,5 @@ class Remembered:
         for path, digest in digests.items():
             if found := stamp(path):
                 self.known[self._name(path)] = [*found, digest]
-        with contextlib.suppress(OSError):  # no cache folder: the next run decodes again
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            handle, scratch = tempfile.mkstemp(dir=self.file.parent)
-            with os.fdopen(handle, "w") as file:
-                json.dump(self.known, file)
-            os.replace(scratch, self.file)
+        with contextlib.suppress(TrainingError):  # no cache folder: the next run decodes again
+            write_json(self.file, self.known, indent=None)

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from ..core import Method
 from ..core.errors import ConfigError, UnknownName
+from ..core.files import write_json
 from ..core.heads import heads_of
 from ..core.registry import keys, method_to_dict
 from ..data import (
@@ -39,7 +40,6 @@ from ..hosts.prepare import reset_head, set_dropout
 from ..methods import Official
 from ..report import save_mistakes
 from ..train import Metrics, Run, Running, fit_as, task_accuracy, task_heads, two_pass
-from ..train.checkpoint import write_json
 from ..train.fit import Sets
 from ..train.folder import RUN, prepare
 from ..train.objectives import Objective

@@ -11,10 +11,10 @@ from typing import Any
 
 from ..core.baselines import BASELINES as BASELINES
 from ..core.errors import CheckpointError, ConfigError
+from ..core.files import write_json
 from ..data import sets
 from ..data.texts import is_text
 from ..train import Recipe, Training
-from ..train.checkpoint import write_json
 
 FILE = "experiment.json"
 RECIPE = ("select", "mixup", "cutmix", "smoothing", "clip")  # of the Recipe, what JSON can hold

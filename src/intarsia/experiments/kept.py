@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..train.checkpoint import disk_error
+from ..core.files import disk_error
 
 KEY = "key"
 

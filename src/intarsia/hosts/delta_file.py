@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..core.errors import CheckpointError
+from ..core.files import writing
 
 FORMAT = "intarsia sparse delta 1"
 
@@ -23,10 +23,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about, sort_keys=True)
     metadata = {"format": FORMAT, "about": text, "digest": _digest(kept, text)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.tmp")
-    safetensors.torch.save_file(kept, scratch, metadata=metadata)
-    os.replace(scratch, path)
+    with writing(path) as scratch:
+        safetensors.torch.save_file(kept, scratch, metadata=metadata)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,7 @@ from timm.models import get_model_args, save_for_hf
 from torch import nn
 
 from ..core.errors import ConfigError, ExportError
+from ..core.files import writing
 from .blocks import wrapped_paths
 from .compare import Inputs, difference, outputs, sample
 from .peft import is_adapted
@@ -30,20 +27,6 @@ from .widen import mlps, pad
 Report = Callable[[str], None]
 FILES = frozenset({"config.json", "model.safetensors"})
 ELSEWHERE = "Use export_onnx or export_program, which keep any shape."
-
-
-@contextmanager
-def scratch_beside(target: Path) -> Iterator[Path]:
-    """A new place named like `target` on the same disk, from where a rename puts it there.
-
-    It is gone afterwards, whatever happens.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield folder / target.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def export_timm(
@@ -70,12 +53,11 @@ def export_timm(
     target = Path(path)
     _check(model, target, classes)
     source, arguments, padded = _buildable(model)
-    with scratch_beside(target) as folder:
+    with writing(target) as folder:
         folder.mkdir()
         config: dict[str, Any] = {"label_names": list(classes)} if classes else {}
         save_for_hf(source, str(folder), config, arguments, safe_serialization=True)
         found = _reload(source, folder, model, inputs)
-        _replace(folder, target)
     ratio = arguments.get("mlp_ratio")
     widened = "" if ratio is None else f" mlp_ratio={ratio}, {padded} zero units added;"
     report(f"export_timm: {target};{widened} rebuilt by timm, output difference {found}.")
@@ -211,16 +193,3 @@ def _reload(source: nn.Module, folder: Path, model: nn.Module, inputs: Inputs | 
     found = difference(outputs(again, batch), outputs(model, batch))
     found.check("export_timm", 1e-4, ExportError, ELSEWHERE)
     return found
-
-
-def _replace(folder: Path, target: Path) -> None:
-    """Put the finished folder in the place of an earlier export."""
-    aside = folder.parent / "earlier"
-    if target.exists():
-        os.replace(target, aside)
-    try:
-        os.replace(folder, target)
-    except OSError:
-        if aside.exists():
-            os.replace(aside, target)
-        raise

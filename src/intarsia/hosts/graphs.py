@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, ExportError, MissingExtra
+from ..core.files import writing
 from .compare import Difference, difference, outputs, sample, shared_copy, tolerance_of
-from .export import scratch_beside
 from .peft import is_adapted
 
 Report = Callable[[str], None]
@@ -65,8 +64,7 @@ def export_onnx(
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _needs(package)
     whole, batch = _prepared(model, images)
-    with scratch_beside(target) as scratch:
-        scratch.parent.mkdir(exist_ok=True)
+    with writing(target) as scratch:
         program = _traced(
             lambda: torch.onnx.export(
                 whole, (_example(batch),), dynamo=True, verbose=False, input_names=[INPUT],
@@ -79,9 +77,6 @@ def export_onnx(
         program.save(str(scratch), external_data=_bytes(whole) > ONE_FILE)
         found = _compare(whole, _runtime(scratch), batch)
         _judge("export_onnx", found, whole, tolerance)
-        # the weights first, so that the graph never stands there without them
-        for file in sorted(scratch.parent.iterdir(), reverse=True):
-            os.replace(file, target.parent / file.name)
     opset = program.model.opset_imports.get("", "?")
     report(f"export_onnx: {target}, opset {opset}; largest output difference {found}.")
     return target
@@ -109,12 +104,11 @@ def export_program(
         lambda: torch.export.export(whole, (_example(batch),), dynamic_shapes=dynamic),
         "export_program",
     )
-    with scratch_beside(target) as scratch:
+    with writing(target) as scratch:
         torch.export.save(program, scratch)
         again = torch.export.load(scratch).module()
         found = _compare(whole, again, batch)
         _judge("export_program", found, whole, tolerance)
-        os.replace(scratch, target)
     report(f"export_program: {target}; largest output difference {found}.")
     return target
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core.errors import CheckpointError, ConfigError, DataError, TrainingError
+from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.files import writing
 
 MISTAKES, LIST = "mistakes", "mistakes.json"
 FORMAT = 1
@@ -91,23 +90,12 @@ def save_mistakes(
         for i, confidence in chosen
     ]
     target = Path(folder) / MISTAKES
-    scratch = target.with_name(f"{MISTAKES}.tmp")
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+    with writing(target) as scratch:
+        scratch.mkdir()
         for i, _ in chosen:
             thumbnail(images(i)).save(scratch / file_name(i), optimize=True)
         content = {"format": FORMAT, "n": len(labels), "wrong": wrong, "mistakes": lines}
         (scratch / LIST).write_text(json.dumps(content, indent=1) + "\n")
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(scratch, target)
-    except OSError as error:
-        raise TrainingError(
-            f"writing to {target}", got=error, want="a disk with room that can be written to",
-            fix="Free some space and try again.",
-        ) from error  # fmt: skip
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

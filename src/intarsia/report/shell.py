@@ -9,17 +9,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import MissingExtra, TrainingError
+from ..core.errors import MissingExtra
+from ..core.files import write_text
 from . import figures, numbers
 
 _PAGE = files("intarsia.report") / "page"
@@ -101,23 +100,5 @@ def _hash(script: str) -> str:
 
 
 def save(content: str | bytes, out: Path | str) -> Path:
-    """Write a file whole or not at all, its folder with it; returns its path.
-
-    Raises: TrainingError when it cannot be written; the old file is then still there.
-    """
-    out = Path(out)
-    scratch = out.with_name(f"{out.name}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(
-            content if isinstance(content, bytes) else content.encode("utf-8", "replace")
-        )
-        os.replace(scratch, out)
-    except OSError as error:
-        with suppress(OSError):  # it may be what could not be made
-            scratch.unlink(missing_ok=True)
-        raise TrainingError(
-            f"writing {out}", got=error, want="a file that can be written to",
-            fix="Choose another place, or free some space.",
-        ) from error  # fmt: skip
-    return out
+    """`core.files.write_text`, the content first."""
+    return write_text(out, content)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..core.errors import CheckpointError, TrainingError
+from ..core.files import writing
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
@@ -70,36 +70,18 @@ def save(folder: Path, state: Mapping[str, Any]) -> Path:
     before = latest(folder)
     number = 1 + (int(before.name.rpartition("-")[2]) if before else 0)
     final = folder / f"save-{number:06d}"
-    scratch = folder / f"{final.name}.tmp"
     tensors: dict[str, Tensor] = {}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(scratch, ignore_errors=True)
+    tree = flatten(state, tensors)
+    with writing(final) as scratch:
         scratch.mkdir()
-        tree = flatten(state, tensors)
         safetensors.torch.save_file(_apart(tensors), scratch / TENSORS)
         (scratch / STATE).write_text(json.dumps(tree))
         hashes = {name: sha256(scratch / name) for name in (TENSORS, STATE)}
         (scratch / MANIFEST).write_text(json.dumps({"sha256": hashes}))
-        for path in (*scratch.iterdir(), scratch):
-            sync(path)
-        scratch.rename(final)
-        sync(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise disk_error(folder, error) from error
     for old in folder.iterdir():
         if old != final:
             shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def disk_error(path: Path, error: Exception) -> TrainingError:
-    """What to say when a file could not be written."""
-    return TrainingError(
-        f"writing to {path}", got=error, want="a disk with room that can be written to",
-        fix="Free some space and go on with resume=True; what was saved before is intact.",
-    )  # fmt: skip
 
 
 def latest(folder: Path) -> Path | None:
@@ -152,30 +134,6 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Have a file, or a folder's list of files, on the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        if not path.is_dir():  # some file systems cannot sync a folder
-            raise
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write or replace a JSON file in one step."""
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        scratch.write_text(json.dumps(data, indent=2) + "\n")
-        sync(scratch)
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise disk_error(path, error) from error
 
 
 def tensors_hash(tensors: Sequence[tuple[str, Tensor]]) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import nn
 
 from ..core.errors import ConfigError
-from .checkpoint import disk_error, sync, write_json
+from ..core.files import disk_error, write_json, writing
 from .evaluate import Metrics, Scores
 from .precision import learned_state
 
@@ -102,31 +100,20 @@ def write_results(
     out: Path, model: nn.Module, record: Mapping[str, Any], split: str, metrics: Scores | None
 ) -> None:
     """adapter/, predictions.safetensors, and run.json last: with it, all is there."""
-    try:
-        _write_adapter(out / ADAPTER, model)
-        if isinstance(metrics, Metrics):
-            target = out / "predictions.safetensors"
-            scratch = target.with_name(target.name + ".tmp")
-            tensors = {"logits": metrics.logits, "labels": metrics.labels}
+    _write_adapter(out / ADAPTER, model)
+    if isinstance(metrics, Metrics):
+        tensors = {"logits": metrics.logits, "labels": metrics.labels}
+        with writing(out / "predictions.safetensors") as scratch:
             safetensors.torch.save_file(tensors, scratch, metadata={"split": split})
-            sync(scratch)
-            os.replace(scratch, target)
-    except (OSError, SafetensorError) as error:
-        raise disk_error(out, error) from error
     write_json(out / RUN, record)
 
 
 def _write_adapter(folder: Path, model: nn.Module) -> None:
-    scratch = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
     save = getattr(model, "save_pretrained", None)
-    if callable(save) and hasattr(model, "peft_config"):
-        save(str(scratch))
-    else:
-        scratch.mkdir()
-        state = {n: t.cpu().contiguous().clone() for n, t in learned_state(model).items()}
-        safetensors.torch.save_file(state, scratch / "trained.safetensors")
-    for path in scratch.iterdir():
-        sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    with writing(folder) as scratch:
+        if callable(save) and hasattr(model, "peft_config"):
+            save(str(scratch))
+        else:
+            scratch.mkdir()
+            state = {n: t.cpu().contiguous().clone() for n, t in learned_state(model).items()}
+            safetensors.torch.save_file(state, scratch / "trained.safetensors")
