@@ -15,19 +15,21 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from intarsia.catalog import card, cards
-from intarsia.conformance import check, check_adapter, check_mixture, check_model, check_router
-from intarsia.conformance.cards import check_card
+from intarsia.conformance import check
+from intarsia.conformance.cards import CARD_LAWS
 from intarsia.core import Card, Cell, Paper, Routing, Site
 from intarsia.core.errors import ConformanceError, UnknownName
 from intarsia.gating import Router
 from intarsia.gating.gate import wide_linear
 
 CASES = [(card, law) for card in cards() for law in check(card)]
+OF_ANY_CARD = {"names_its_exceptions", *(law.__name__ for law in CARD_LAWS)}
 
 
 @pytest.mark.parametrize(("card", "law"), CASES, ids=lambda x: getattr(x, "key", None) or x.name)
-def test_card_keeps_law(card: Card, law: Callable[[], None]) -> None:
-    law()
+def test_card_keeps_law(card: Card, law: Callable[[], str | None]) -> None:
+    if reason := law():
+        pytest.xfail(reason)
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,10 @@ class Listed(Scaled):
 
 
 TAGGED = HEALTHY.tags
+LAW = "treats_samples_apart"
 FAULTS: list[tuple[str, Card]] = [
+    ("names_its_exceptions", but(exceptions={"maps_the_width": "a misspelt law"})),
+    ("names_its_exceptions", but(exceptions={"maps_the_widths": ""})),
     ("says_what_it_is", but(summary="")),
     ("says_what_it_is", but(paper=Paper("ask the author", 2021, "A paper"))),
     ("says_what_it_is", but(paper=Paper("2106.09685", 2020, "A paper"))),
@@ -234,7 +239,7 @@ def run(card: Card, law: str) -> None:
 
 
 def test_an_adapter_from_outside_passes() -> None:
-    for law in check_adapter(HEALTHY):
+    for law in check(HEALTHY):
         law()
 
 
@@ -249,8 +254,19 @@ def test_a_planted_fault_is_found(law: str, card: Card) -> None:
         assert caught.value.fix and "scaled" in str(caught.value).lower()
 
 
+def test_a_declared_exception_gives_its_reason() -> None:
+    declared = dataclasses.replace(faulty("batch statistics"), exceptions={LAW: "it centres"})
+    (found,) = [c for c in check(declared) if c.name == LAW]
+    assert found() == "it centres"
+
+
+def test_a_declared_exception_to_a_law_that_holds_is_an_error() -> None:
+    with pytest.raises(ConformanceError, match="it centres.*holds now.*Take it off"):
+        run(but(exceptions={LAW: "it centres"}), LAW)
+
+
 def test_every_law_of_adapters_is_seen_to_fail() -> None:
-    assert {c.name for c in check_adapter(HEALTHY)} == {law for law, _ in FAULTS}
+    assert {c.name for c in check(HEALTHY)} == {law for law, _ in FAULTS}
 
 
 @dataclass(frozen=True)
@@ -391,7 +407,7 @@ ROUTER_FAULTS: list[tuple[str, Card]] = [
 
 
 def test_a_router_from_outside_passes() -> None:
-    for law in check_router(GATE):
+    for law in check(GATE):
         law()
 
 
@@ -404,9 +420,8 @@ def test_a_planted_fault_of_a_router_is_found(law: str, card: Card) -> None:
 
 
 def test_every_law_of_routers_is_seen_to_fail() -> None:
-    of_any_card = {c.name for c in check_card(GATE)}  # seen to fail above
-    laws = {c.name for c in check_router(GATE)}
-    assert laws - of_any_card == {law for law, _ in ROUTER_FAULTS}
+    laws = {c.name for c in check(GATE)}
+    assert laws - OF_ANY_CARD == {law for law, _ in ROUTER_FAULTS}
 
 
 @dataclass
@@ -439,7 +454,7 @@ MEAN = Card(
 
 
 def test_a_model_from_outside_passes() -> None:
-    for law in check_model(MEAN):
+    for law in check(MEAN):
         law()
 
 
@@ -481,7 +496,7 @@ JUMP = Card(
 
 @pytest.mark.parametrize("fault", ["", "none"])
 def test_a_mixture_from_outside_passes(fault: str) -> None:
-    for law in check_mixture(dataclasses.replace(JUMP, tiny={"fault": fault})):
+    for law in check(dataclasses.replace(JUMP, tiny={"fault": fault})):
         law()
 
 
@@ -516,21 +531,17 @@ LAYER = dataclasses.replace(JUMP, key="layer", config=Layer)
 
 
 def test_a_layer_from_outside_passes() -> None:
-    for law in check_mixture(LAYER):
+    for law in check(LAYER):
         law()
 
 
-@pytest.mark.parametrize(
-    "law", sorted({c.name for c in check_mixture(LAYER)} - {c.name for c in check_card(LAYER)})
-)
+@pytest.mark.parametrize("law", sorted({c.name for c in check(LAYER)} - OF_ANY_CARD))
 def test_every_law_of_layers_is_seen_to_fail(law: str) -> None:
     with pytest.raises(ConformanceError):
         run(dataclasses.replace(LAYER, tiny={"fault": law}), law)
 
 
-@pytest.mark.parametrize(
-    "law", sorted({c.name for c in check_mixture(JUMP)} - {c.name for c in check_card(JUMP)})
-)
+@pytest.mark.parametrize("law", sorted({c.name for c in check(JUMP)} - OF_ANY_CARD))
 def test_every_law_of_mixtures_is_seen_to_fail(law: str) -> None:
     with pytest.raises(ConformanceError):
         run(dataclasses.replace(JUMP, tiny={"fault": law}), law)

@@ -1,11 +1,11 @@
-"""One check-suite for each kind of method, over the whole catalogue and usable from outside.
+"""Laws for each kind of method, tried on every card of the catalogue and usable from outside.
 
-for name, check in check_adapter(MY_CARD):
+for name, check in intarsia.conformance.check(MY_CARD):
     check()                                    # raises ConformanceError
 """
 
-from .adapters import check_adapter as check_adapter
+from ..core.renamed import renamed
 from .kinds import check as check
-from .mixtures import check_mixture as check_mixture
-from .models import check_model as check_model
-from .routers import check_router as check_router
+
+_KINDS = ("adapter", "mixture", "model", "router")
+__getattr__ = renamed(__name__, {f"check_{kind}": "conformance.check" for kind in _KINDS})

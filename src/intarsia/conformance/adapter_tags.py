@@ -30,9 +30,11 @@ def linear_exactly_when_tagged(card: Card) -> None:
     if delta is not None:
         with torch.no_grad():
             require_close(
-                x @ delta.T, cell(x), card, what="x @ delta().T and forward(x)",
+                x @ delta.T,
+                cell(x),
+                what="x @ delta().T and forward(x)",
                 fix="delta() is the whole change of the weight, its scale included.",
-            )  # fmt: skip
+            )
 
 
 def stochastic_exactly_when_tagged(card: Card) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from functools import partial
 
 import safetensors.torch
 import torch
@@ -17,39 +15,28 @@ from .adapter_tags import (
     stochastic_exactly_when_tagged,
     zero_start_exactly_when_tagged,
 )
-from .cards import check_card, tiny
+from .cards import CARD_LAWS, tiny
 from .cells import BATCH, DRAWS, OUTPUTS, TOKENS, build, inputs, site, trained
-from .verdict import Check, Checks, require, require_close
-
-
-def check_adapter(card: Card) -> Checks:
-    """Checks of an adapter's card: its config is a `Method`, which builds a `Cell` at a site."""
-    yield from check_card(card)
-    laws: tuple[Callable[[Card], None], ...] = (
-        builds_a_cell, maps_the_widths, leaves_its_input_alone, depends_on_its_seed_only,
-        trains_every_parameter, survives_safetensors, copies_deeply, follows_dtype_and_device,
-        takes_one_sample, treats_samples_apart, works_under_autocast, merges_into_one_cell,
-        evaluates_without_chance, zero_start_exactly_when_tagged, linear_exactly_when_tagged,
-        stochastic_exactly_when_tagged, folds_exactly_when_tagged,
-    )  # fmt: skip
-    for law in laws:
-        yield Check(law.__name__, partial(law, card))
+from .verdict import Law, require, require_close
 
 
 def builds_a_cell(card: Card) -> None:
     """roles, position and build are as `Method` says; rectangular and square sites both do."""
     config = tiny(card)
     require(
-        bool(config.roles) and config.position in ("parallel", "sequential"), card,
+        bool(config.roles) and config.position in ("parallel", "sequential"),
         got=f"roles {config.roles}, position {config.position!r}",
-        want="some roles, and 'parallel' or 'sequential'", fix="See intarsia.core.cell.Method.",
-    )  # fmt: skip
+        want="some roles, and 'parallel' or 'sequential'",
+        fix="See intarsia.core.cell.Method.",
+    )
     for square in (False, True):
         cell = config.build(site(card, square=square), generator=torch.Generator())
         require(
-            isinstance(cell, Cell) and any(True for _ in cell.parameters()), card,
-            got=type(cell).__name__, want="a Cell with parameters", fix="Derive it from Cell.",
-        )  # fmt: skip
+            isinstance(cell, Cell) and any(True for _ in cell.parameters()),
+            got=type(cell).__name__,
+            want="a Cell with parameters",
+            fix="Derive it from Cell.",
+        )
 
 
 def maps_the_widths(card: Card) -> None:
@@ -59,7 +46,7 @@ def maps_the_widths(card: Card) -> None:
         for lead in ((BATCH,), (BATCH, TOKENS), (BATCH, 2, 3)):
             got = tuple(cell(inputs(card, *lead)).shape)
             want = (*lead, OUTPUTS)
-            require(got == want, card, got=got, want=want, fix="Act on the last axis only.")
+            require(got == want, got=got, want=want, fix="Act on the last axis only.")
 
 
 def leaves_its_input_alone(card: Card) -> None:
@@ -68,13 +55,17 @@ def leaves_its_input_alone(card: Card) -> None:
     before = x.detach().clone()
     trained(card).train()(x).square().sum().backward()
     require(
-        torch.equal(x.detach(), before), card, got="an x that was written to", want="x as given",
+        torch.equal(x.detach(), before),
+        got="an x that was written to",
+        want="x as given",
         fix="Use no in-place operation on what the cell is given.",
-    )  # fmt: skip
+    )
     require(
-        x.grad is not None and bool((x.grad != 0).any()), card, got="no gradient at the input",
-        want="one", fix="Do not detach x.",
-    )  # fmt: skip
+        x.grad is not None and bool((x.grad != 0).any()),
+        got="no gradient at the input",
+        want="one",
+        fix="Do not detach x.",
+    )
 
 
 def depends_on_its_seed_only(card: Card) -> None:
@@ -88,10 +79,11 @@ def depends_on_its_seed_only(card: Card) -> None:
             found.append([*cell.state_dict().values(), *drawn])
     same = all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     require(
-        same, card, got="weights or draws that follow torch's global generator",
+        same,
+        got="weights or draws that follow torch's global generator",
         want="all randomness from the generator that build was given",
         fix="Pass generator= on, also to the routers.",
-    )  # fmt: skip
+    )
 
 
 def trains_every_parameter(card: Card) -> None:
@@ -106,14 +98,20 @@ def trains_every_parameter(card: Card) -> None:
         for name, parameter in cell.named_parameters():
             if parameter.grad is not None:
                 finite = bool(torch.isfinite(parameter.grad).all())
-                require(finite, card, got=f"a gradient of {name} that is not finite",
-                        want="numbers", fix="Look for a division or a logarithm.")  # fmt: skip
+                require(
+                    finite,
+                    got=f"a gradient of {name} that is not finite",
+                    want="numbers",
+                    fix="Look for a division or a logarithm.",
+                )
                 reached[name] |= parameter.grad != 0
     left = {name: int((~seen).sum()) for name, seen in reached.items() if not seen.all()}
     require(
-        not left, card, got=f"entries that never get a gradient: {left}", want="none",
+        not left,
+        got=f"entries that never get a gradient: {left}",
+        want="none",
         fix="Make them buffers, or let the forward use them.",
-    )  # fmt: skip
+    )
 
 
 def survives_safetensors(card: Card) -> None:
@@ -124,9 +122,11 @@ def survives_safetensors(card: Card) -> None:
     again.load_state_dict(safetensors.torch.load(safetensors.torch.save(state)))
     with torch.no_grad():
         require(
-            torch.equal(again(x), cell(x)), card, got="other outputs after loading",
-            want="the same bits", fix="Register what the forward uses as buffers or parameters.",
-        )  # fmt: skip
+            torch.equal(again(x), cell(x)),
+            got="other outputs after loading",
+            want="the same bits",
+            fix="Register what the forward uses as buffers or parameters.",
+        )
 
 
 def copies_deeply(card: Card) -> None:
@@ -138,9 +138,11 @@ def copies_deeply(card: Card) -> None:
         for parameter in cell.parameters():
             parameter.zero_()
         require_close(
-            twin(x), before, card, what="outputs of a deep copy",
+            twin(x),
+            before,
+            what="outputs of a deep copy",
             fix="Share no tensor between a cell and its copy.",
-        )  # fmt: skip
+        )
 
 
 def follows_dtype_and_device(card: Card) -> None:
@@ -149,7 +151,7 @@ def follows_dtype_and_device(card: Card) -> None:
         for mode in (True, False):
             got = trained(card).to(dtype).train(mode)(inputs(card).to(dtype)).dtype
             fix = "Make new tensors in x's type."
-            require(got == dtype, card, got=f"{got} for {dtype}", want=dtype, fix=fix)
+            require(got == dtype, got=f"{got} for {dtype}", want=dtype, fix=fix)
     # meta tensors refuse to meet CPU ones, as a GPU's do
     for mode in (True, False):
         cell = build(card).to("meta").train(mode)
@@ -158,9 +160,11 @@ def follows_dtype_and_device(card: Card) -> None:
         except (RuntimeError, NotImplementedError) as error:
             device = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         require(
-            device == "meta", card, got=device, want="outputs on the input's device",
+            device == "meta",
+            got=device,
+            want="outputs on the input's device",
             fix="Make new tensors on x's device, and ask none for its value in the forward.",
-        )  # fmt: skip
+        )
 
 
 def takes_one_sample(card: Card) -> None:
@@ -169,7 +173,7 @@ def takes_one_sample(card: Card) -> None:
         for count in (1, 0):
             got = tuple(trained(card).train(mode)(inputs(card, count, TOKENS)).shape)
             want = (count, TOKENS, OUTPUTS)
-            require(got == want, card, got=got, want=want, fix="Assume no size of the batch.")
+            require(got == want, got=got, want=want, fix="Assume no size of the batch.")
 
 
 def treats_samples_apart(card: Card) -> None:
@@ -178,9 +182,11 @@ def treats_samples_apart(card: Card) -> None:
     with torch.no_grad():
         alone = torch.cat([cell(row[None]) for row in x])
         require_close(
-            alone, cell(x), card, what="answers alone and in a batch",
+            alone,
+            cell(x),
+            what="answers alone and in a batch",
             fix="Use no statistics of the batch in evaluation.",
-        )  # fmt: skip
+        )
 
 
 def works_under_autocast(card: Card) -> None:
@@ -190,17 +196,23 @@ def works_under_autocast(card: Card) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         half = cell(x)
     require_close(
-        half.detach().bfloat16(), full.bfloat16(), card, what="answers with and without autocast",
+        half.detach().bfloat16(),
+        full.bfloat16(),
+        what="answers with and without autocast",
         fix="Leave the types to autocast: use Cell.cast.",
-    )  # fmt: skip
+    )
     cell.train()
     with torch.autocast("cpu", torch.bfloat16):
         y = cell(x)
     y.float().square().sum().backward()
     for name, parameter in cell.named_parameters():
         finite = parameter.grad is None or bool(torch.isfinite(parameter.grad).all())
-        require(finite, card, got=f"a gradient of {name} that is not finite", want="numbers",
-                fix="Compute the critical part in float32.")  # fmt: skip
+        require(
+            finite,
+            got=f"a gradient of {name} that is not finite",
+            want="numbers",
+            fix="Compute the critical part in float32.",
+        )
 
 
 def merges_into_one_cell(card: Card) -> None:
@@ -211,16 +223,20 @@ def merges_into_one_cell(card: Card) -> None:
         merged = cell.merged().train()
         for _ in range(4):
             require_close(
-                merged(x), want, card, what="the merged cell's outputs in training mode",
+                merged(x),
+                want,
+                what="the merged cell's outputs in training mode",
                 fix="merged() must be deterministic and equal to the evaluation forward.",
-            )  # fmt: skip
+            )
         if merged is not cell:
             for parameter in cell.parameters():
                 parameter.zero_()
             require_close(
-                merged(x), want, card, what="the merged cell's outputs after the cell has changed",
+                merged(x),
+                want,
+                what="the merged cell's outputs after the cell has changed",
                 fix="Copy the tensors in merged().",
-            )  # fmt: skip
+            )
 
 
 def evaluates_without_chance(card: Card) -> None:
@@ -230,7 +246,26 @@ def evaluates_without_chance(card: Card) -> None:
         first = cell.eval()(x)
         cell.train()(x)
         same = all(torch.equal(cell.eval()(x), first) for _ in range(DRAWS))
-    require(
-        same, card, got="evaluations that differ", want="the same bits",
-        fix="Draw in training only.",
-    )  # fmt: skip
+    require(same, got="evaluations that differ", want="the same bits", fix="Draw in training only.")
+
+
+LAWS: tuple[Law, ...] = (
+    *CARD_LAWS,
+    builds_a_cell,
+    maps_the_widths,
+    leaves_its_input_alone,
+    depends_on_its_seed_only,
+    trains_every_parameter,
+    survives_safetensors,
+    copies_deeply,
+    follows_dtype_and_device,
+    takes_one_sample,
+    treats_samples_apart,
+    works_under_autocast,
+    merges_into_one_cell,
+    evaluates_without_chance,
+    zero_start_exactly_when_tagged,
+    linear_exactly_when_tagged,
+    stochastic_exactly_when_tagged,
+    folds_exactly_when_tagged,
+)

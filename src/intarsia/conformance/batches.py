@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core import Card, Routing
-from ..core.errors import ConformanceError, IntarsiaError
+from ..core.errors import IntarsiaError
 from ..gating import Router, expert_readers, start
 from .cards import tiny
-from .verdict import require, require_close
+from .verdict import Broken, Law, require, require_close
 
 WIDTH, TOKENS = 6, 5
 UNITS = 7  # of an expert
@@ -53,44 +53,52 @@ def tokens(count: int = TOKENS, seed: int = 1) -> Tensor:
     return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def route(card: Card, router: nn.Module, x: Tensor) -> Routing:
+def route(router: nn.Module, x: Tensor) -> Routing:
     """What the router says, checked to be a Routing of the tokens."""
     routing: Any = router(x)
     require(
-        isinstance(routing, Routing), card, got=type(routing).__name__, want="a Routing",
+        isinstance(routing, Routing),
+        got=type(routing).__name__,
+        want="a Routing",
         fix="Build it with Routing.from_topk or Routing.from_dense.",
-    )  # fmt: skip
-    inside = bool(
-        ((routing.token >= 0) & (routing.token < len(x))).all()
-        and ((routing.expert >= 0) & (routing.expert < routing.experts)).all()
-    ) if routing.token.device.type != "meta" else True  # fmt: skip
+    )
+    inside = (
+        bool(
+            ((routing.token >= 0) & (routing.token < len(x))).all()
+            and ((routing.expert >= 0) & (routing.expert < routing.experts)).all()
+        )
+        if routing.token.device.type != "meta"
+        else True
+    )
     require(
-        routing.tokens == len(x) and inside, card,
-        got=f"{routing.tokens} tokens, {routing.experts} experts", want=f"{len(x)} tokens",
+        routing.tokens == len(x) and inside,
+        got=f"{routing.tokens} tokens, {routing.experts} experts",
+        want=f"{len(x)} tokens",
         fix="Route every token once, to experts that exist.",
-    )  # fmt: skip
+    )
     return routing
 
 
-def _survives(card: Card, call: Callable[[], Routing], what: str) -> Routing:
+def _survives(call: Callable[[], Routing], what: str) -> Routing:
     """The routing of a call that must not fail, its weights and losses finite."""
     try:
         routing = call()
-    except ConformanceError:
+    except Broken:
         raise
     except Exception as error:
         name = type(error).__name__
-        require(
-            False, card, got=f"{name} ({error}) at {what}", want="a routing",
-            fix="Take no maximum, mean or index of what may be empty.",
-        )  # fmt: skip
-        raise
+        raise Broken(
+            f"{name} ({error}) at {what}",
+            "a routing",
+            "Take no maximum, mean or index of what may be empty.",
+        ) from error
     values = [routing.weight.detach(), *(loss.detach() for loss in routing.losses.values())]
     require(
-        all(bool(v.isfinite().all()) for v in values), card,
-        got=f"weights or losses that are not finite at {what}", want="numbers",
+        all(bool(v.isfinite().all()) for v in values),
+        got=f"weights or losses that are not finite at {what}",
+        want="numbers",
         fix="Divide by at least one token.",
-    )  # fmt: skip
+    )
     return routing
 
 
@@ -98,9 +106,9 @@ def routes_an_empty_batch(card: Card) -> None:
     """No token: a routing of none, with losses that are numbers, in training and evaluation."""
     for training in (True, False):
         router = build(card).train(training)
-        routing = _survives(card, lambda r=router: route(card, r, tokens(0)), "an empty batch")
+        routing = _survives(lambda r=router: route(r, tokens(0)), "an empty batch")
         none = not len(routing.token)
-        require(none, card, got="pairs of no tokens", want="none", fix="Count the rows.")
+        require(none, got="pairs of no tokens", want="none", fix="Count the rows.")
 
 
 def routes_padding_alone(card: Card) -> None:
@@ -112,9 +120,9 @@ def routes_padding_alone(card: Card) -> None:
     if not isinstance(router, Router):
         return
     router.valid = torch.zeros(1, TOKENS, dtype=torch.bool)
-    routing = _survives(card, lambda: route(card, router, tokens()), "padding alone")
+    routing = _survives(lambda: route(router, tokens()), "padding alone")
     none = not len(routing.token) or "stochastic" in card.tags
-    require(none, card, got="experts for padding", want="none", fix="Heed `valid`.")
+    require(none, got="experts for padding", want="none", fix="Heed `valid`.")
 
 
 def keeps_a_nan_in_its_row(card: Card) -> None:
@@ -126,34 +134,39 @@ def keeps_a_nan_in_its_row(card: Card) -> None:
     broken = x.clone()
     broken[bad] = torch.nan
     others = torch.arange(TOKENS) != bad
-    want, got = (route(card, build(card).eval(), rows).dense().detach() for rows in (x, broken))
+    want, got = (route(build(card).eval(), rows).dense().detach() for rows in (x, broken))
     if "non_causal" in card.tags:
         require(
-            bool(got[others].isfinite().all() and (got[others] != 0).any()), card,
-            got="weights of other tokens that are not finite, or none", want="numbers",
+            bool(got[others].isfinite().all() and (got[others] != 0).any()),
+            got="weights of other tokens that are not finite, or none",
+            want="numbers",
             fix="Rank a token of NaN last, and leave it out of every sum over tokens.",
-        )  # fmt: skip
+        )
         return
     require_close(
-        got[others], want[others], card, what="weights beside a token of NaN and without it",
+        got[others],
+        want[others],
+        what="weights beside a token of NaN and without it",
         fix="Take no sum over tokens.",
-    )  # fmt: skip
+    )
     require(
-        bool((got[bad] != 0).any()), card, got="no expert for a token of NaN",
+        bool((got[bad] != 0).any()),
+        got="no expert for a token of NaN",
         want="one at least, so that the NaN is seen in its output",
         fix="Drop pairs by `~(weight <= 0)`: a NaN is not above 0.",
-    )  # fmt: skip
+    )
 
 
 def counts_a_logit_of_zero(card: Card) -> None:
     """Tokens of zeros, whose logits may all be exactly 0, have experts like any other."""
-    gates = route(card, build(card).eval(), torch.zeros(TOKENS, WIDTH)).dense().detach()
+    gates = route(build(card).eval(), torch.zeros(TOKENS, WIDTH)).dense().detach()
     given = gates.sum(1) > 0
     require(
-        bool(given.any() if "non_causal" in card.tags else given.all()), card,
-        got="no expert for a token of zeros", want="experts",
+        bool(given.any() if "non_causal" in card.tags else given.all()),
+        got="no expert for a token of zeros",
+        want="experts",
         fix="Tell who is chosen by index, not by a logit that differs from 0.",
-    )  # fmt: skip
+    )
 
 
 def evaluates_as_it_trains(card: Card) -> None:
@@ -163,26 +176,29 @@ def evaluates_as_it_trains(card: Card) -> None:
     """
     if "stochastic" in card.tags:
         return
-    ours, theirs = (route(card, build(card).train(on), tokens()) for on in (True, False))
+    ours, theirs = (route(build(card).train(on), tokens()) for on in (True, False))
     trained, evaluated = ours.dense().detach(), theirs.dense().detach()
     if "capacity" in card.tags:
         evaluated = torch.where(trained != 0, evaluated, 0.0)
     require_close(
-        evaluated, trained, card, what="weights in evaluation and in training",
+        evaluated,
+        trained,
+        what="weights in evaluation and in training",
         fix="Differ by noise and capacity only.",
-    )  # fmt: skip
+    )
 
 
 def heeds_no_autocast(card: Card) -> None:
     """Under autocast weights have the same bits as without."""
-    want = route(card, build(card).eval(), tokens()).dense().detach()
+    want = route(build(card).eval(), tokens()).dense().detach()
     with torch.autocast("cpu", torch.bfloat16):
-        got = route(card, build(card).eval(), tokens()).dense().detach()
+        got = route(build(card).eval(), tokens()).dense().detach()
     require(
-        got.dtype == want.dtype and torch.equal(got, want), card,
-        got="weights that autocast changes", want="those of float32",
+        got.dtype == want.dtype and torch.equal(got, want),
+        got="weights that autocast changes",
+        want="those of float32",
         fix="Compute logits as gating.gate.wide_linear does.",
-    )  # fmt: skip
+    )
 
 
 class _Largest(TorchDispatchMode):
@@ -206,13 +222,14 @@ def grows_with_tokens_alone(card: Card) -> None:
     for count in (MANY, 2 * MANY):
         router, x = build(card).train(), tokens(count)
         with _Largest() as largest:
-            route(card, router, x)
+            route(router, x)
         sizes.append(largest.bytes)
     require(
-        sizes[1] <= 2 * sizes[0], card,
+        sizes[1] <= 2 * sizes[0],
         got=f"{sizes[0]:,} bytes for {MANY} tokens, {sizes[1]:,} for twice as many",
-        want="twice as many", fix="Keep pairs of token and expert, not a one-hot of places.",
-    )  # fmt: skip
+        want="twice as many",
+        fix="Keep pairs of token and expert, not a one-hot of places.",
+    )
 
 
 def forgets_the_batch_before(card: Card) -> None:
@@ -220,13 +237,15 @@ def forgets_the_batch_before(card: Card) -> None:
     if "stochastic" in card.tags:
         return
     used, fresh = build(card), build(card)
-    route(card, used.train(), tokens(2 * TOKENS, seed=7))
+    route(used.train(), tokens(2 * TOKENS, seed=7))
     start(used)
-    ours, theirs = (route(card, r.eval(), tokens()).dense().detach() for r in (used, fresh))
+    ours, theirs = (route(r.eval(), tokens()).dense().detach() for r in (used, fresh))
     require_close(
-        ours, theirs, card, what="weights after another batch and without it",
+        ours,
+        theirs,
+        what="weights after another batch and without it",
         fix="Keep nothing of a batch that decides about the next.",
-    )  # fmt: skip
+    )
 
 
 def gives_as_many_if_it_says_so(card: Card) -> None:
@@ -234,12 +253,14 @@ def gives_as_many_if_it_says_so(card: Card) -> None:
     for scale in (0.0, 1.0, 1e4):
         router = build(card).train()
         if isinstance(router, Router) and router.equal_counts:
-            routing = route(card, router, scale * tokens())
+            routing = route(router, scale * tokens())
             counts = routing.token.bincount(minlength=TOKENS)
             require(
-                bool((counts == counts[0]).all()), card, got=f"{counts.tolist()} experts a token",
-                want="as many for each", fix="Leave `equal_counts` False.",
-            )  # fmt: skip
+                bool((counts == counts[0]).all()),
+                got=f"{counts.tolist()} experts a token",
+                want="as many for each",
+                fix="Leave `equal_counts` False.",
+            )
 
 
 def comes_back_from_its_state(card: Card) -> None:
@@ -248,29 +269,40 @@ def comes_back_from_its_state(card: Card) -> None:
     if not isinstance(saved, Router):
         return
     fresh.load_state_dict(saved.state_dict())
-    ours, theirs = (route(card, r, tokens()).dense().detach() for r in (fresh, saved))
+    ours, theirs = (route(r, tokens()).dense().detach() for r in (fresh, saved))
     require_close(
-        ours, theirs, card, what="weights of a router and of its copy through a state dict",
+        ours,
+        theirs,
+        what="weights of a router and of its copy through a state dict",
         fix="Register what is drawn or scheduled as a parameter or a buffer.",
-    )  # fmt: skip
+    )
 
 
 def says_what_width_it_takes(card: Card) -> None:
     """Tokens of another width are routed, or refused with an error of this library."""
     try:
-        route(card, build(card), torch.ones(TOKENS, WIDTH + 1))
-    except IntarsiaError as error:
-        if isinstance(error, ConformanceError):
+        route(build(card), torch.ones(TOKENS, WIDTH + 1))
+    except (Broken, IntarsiaError) as error:
+        if isinstance(error, Broken):
             raise
     except Exception as error:
-        require(
-            False, card, got=f"{type(error).__name__} ({error}) at another width",
-            want="a ShapeError", fix="Compute logits as gating.gate.wide_linear does.",
-        )  # fmt: skip
+        raise Broken(
+            f"{type(error).__name__} ({error}) at another width",
+            "a ShapeError",
+            "Compute logits as gating.gate.wide_linear does.",
+        ) from error
 
 
-LAWS: tuple[Callable[[Card], None], ...] = (
-    routes_an_empty_batch, routes_padding_alone, keeps_a_nan_in_its_row, counts_a_logit_of_zero,
-    evaluates_as_it_trains, heeds_no_autocast, grows_with_tokens_alone, forgets_the_batch_before,
-    gives_as_many_if_it_says_so, comes_back_from_its_state, says_what_width_it_takes,
-)  # fmt: skip
+BATCH_LAWS: tuple[Law, ...] = (
+    routes_an_empty_batch,
+    routes_padding_alone,
+    keeps_a_nan_in_its_row,
+    counts_a_logit_of_zero,
+    evaluates_as_it_trains,
+    heeds_no_autocast,
+    grows_with_tokens_alone,
+    forgets_the_batch_before,
+    gives_as_many_if_it_says_so,
+    comes_back_from_its_state,
+    says_what_width_it_takes,
+)

@@ -5,21 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from functools import partial
 from typing import Any, cast
 
 from ..core import Card
 from ..core.errors import IntarsiaError
 from ..core.registry import settings_from_dict, settings_to_dict
-from .verdict import Check, Checks, require
+from .verdict import Broken, Law, require
 
 ARXIV = re.compile(r"\d{4}\.\d{4,5}")
-
-
-def check_card(card: Card) -> Checks:
-    """Checks of the card itself, whatever its kind."""
-    for law in (says_what_it_is, documents_its_settings, has_defaults, is_frozen, survives_json):
-        yield Check(law.__name__, partial(law, card))
 
 
 def tiny(card: Card) -> Any:
@@ -27,11 +20,11 @@ def tiny(card: Card) -> Any:
     try:
         return card.config(**card.tiny)
     except (TypeError, IntarsiaError) as error:
-        require(
-            False, card, got=f"{type(error).__name__}: {error}", want="tiny settings that work",
-            fix="Correct the card's tiny={...}.",
-        )  # fmt: skip
-        raise
+        raise Broken(
+            f"{type(error).__name__}: {error}",
+            "tiny settings that work",
+            "Correct the card's tiny={...}.",
+        ) from error
 
 
 def says_what_it_is(card: Card) -> None:
@@ -47,25 +40,30 @@ def says_what_it_is(card: Card) -> None:
     }
     missing = [name for name, bad in wrong.items() if bad]
     require(
-        not missing, card, got=f"no proper {', '.join(missing)}",
+        not missing,
+        got=f"no proper {', '.join(missing)}",
         want="a lower-case key, one sentence, a family, a paper by arXiv number, title and year",
         fix="Complete the card.",
-    )  # fmt: skip
+    )
 
 
 def documents_its_settings(card: Card) -> None:
     """Each setting stands in the config's docstring, which `intarsia show` prints."""
     text = getattr(card.config, "__doc__", None) or ""
     require(
-        dataclasses.is_dataclass(card.config), card, got=type(card.config).__name__,
-        want="a dataclass as config", fix="Make the config a frozen dataclass.",
-    )  # fmt: skip
+        dataclasses.is_dataclass(card.config),
+        got=type(card.config).__name__,
+        want="a dataclass as config",
+        fix="Make the config a frozen dataclass.",
+    )
     names = [f.name for f in dataclasses.fields(cast(Any, card.config))]
     missing = [name for name in names if re.search(rf"\b{name}\b", text) is None]
     require(
-        not missing, card, got=f"nothing about {missing}", want="a word on every setting",
+        not missing,
+        got=f"nothing about {missing}",
+        want="a word on every setting",
         fix="Name it in the config's docstring.",
-    )  # fmt: skip
+    )
 
 
 def has_defaults(card: Card) -> None:
@@ -73,10 +71,11 @@ def has_defaults(card: Card) -> None:
     try:
         card.config()
     except (TypeError, IntarsiaError) as error:
-        require(
-            False, card, got=f"{type(error).__name__}: {error}", want="defaults that work",
-            fix="Give every setting a default.",
-        )  # fmt: skip
+        raise Broken(
+            f"{type(error).__name__}: {error}",
+            "defaults that work",
+            "Give every setting a default.",
+        ) from error
 
 
 def is_frozen(card: Card) -> None:
@@ -87,10 +86,11 @@ def is_frozen(card: Card) -> None:
         setattr(config, name, getattr(config, name))
     except dataclasses.FrozenInstanceError:
         return
-    require(
-        False, card, got="a config that can be changed", want="a frozen dataclass",
-        fix="Declare it with @dataclass(frozen=True).",
-    )  # fmt: skip
+    raise Broken(
+        "a config that can be changed",
+        "a frozen dataclass",
+        "Declare it with @dataclass(frozen=True).",
+    )
 
 
 def survives_json(card: Card) -> None:
@@ -101,6 +101,17 @@ def survives_json(card: Card) -> None:
     except (TypeError, ValueError, LookupError) as error:
         again = f"{type(error).__name__}: {error}"
     require(
-        again == config, card, got=again, want=config,
+        again == config,
+        got=again,
+        want=config,
         fix="Keep numbers, strings, booleans, None, tuples and listed methods as settings only.",
-    )  # fmt: skip
+    )
+
+
+CARD_LAWS: tuple[Law, ...] = (
+    says_what_it_is,
+    documents_its_settings,
+    has_defaults,
+    is_frozen,
+    survives_json,
+)

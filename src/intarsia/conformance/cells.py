@@ -24,9 +24,13 @@ def site(card: Card, *, square: bool = False) -> Site:
     inside = (("fc1", INPUTS, HIDDEN), ("fc2", HIDDEN, outputs))
     weight = torch.linspace(0.5, 1.5, where.reads)
     return Site(
-        where.path, where.inputs, where.outputs, position, norm=(weight, weight.flip(0) - 1),
+        where.path,
+        where.inputs,
+        where.outputs,
+        position,
+        norm=(weight, weight.flip(0) - 1),
         layers=inside if "mlp" in tiny(card).roles else (),
-    )  # fmt: skip
+    )
 
 
 class Beside(Cell):

@@ -55,9 +55,13 @@ def vit() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return timm.create_model(
-            "vit_tiny_patch16_224", img_size=SIDE, embed_dim=32, depth=2, num_heads=2,
+            "vit_tiny_patch16_224",
+            img_size=SIDE,
+            embed_dim=32,
+            depth=2,
+            num_heads=2,
             num_classes=CLASSES,
-        )  # fmt: skip
+        )
 
 
 def _pictures() -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The suite of a card's own kind."""
+"""The laws of each kind of card, and what its config must offer."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from types import MappingProxyType
 
 from ..core import Card
 from ..core.errors import UnknownName
-from .adapters import check_adapter
-from .mixtures import check_mixture
-from .models import check_model
-from .routers import check_router
-from .verdict import Checks
+from . import adapters, mixtures, models, routers
+from .verdict import Checks, Law, checks
 
-SUITES: Mapping[str, Callable[[Card], Checks]] = MappingProxyType(
+SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
     {
-        "adapter": check_adapter,
-        "mixture": check_mixture,
-        "model": check_model,
-        "router": check_router,
-    }  # fmt: skip
+        "adapter": lambda _: adapters.LAWS,  # a `Method`, which builds a `Cell` at a site
+        "mixture": mixtures.laws,  # `step(f, x, m)`, or `build(width, hidden, generator=...)`
+        "model": lambda _: models.LAWS,  # an estimator of scikit-learn that is a dataclass
+        "router": lambda _: routers.LAWS,  # `build(width, generator=...)`: x (T, d) -> Routing
+    }
 )
 
 
 def check(card: Card) -> Checks:
-    """The checks of a card, by its kind.  Raises: UnknownName for a kind without a suite."""
+    """A check for each law of the card's kind.
+
+    Each is called without arguments and raises ConformanceError where the law is broken; a law that
+    the card declares an exception to returns the reason, see `Card.exceptions`.
+
+    Raises: UnknownName for a kind without a suite.
+    """
     if card.kind not in SUITES:
         raise UnknownName("kind with a conformance suite", card.kind, SUITES)
-    return SUITES[card.kind](card)
+    return checks(card, SUITES[card.kind](card))

@@ -3,8 +3,6 @@ of a layer of experts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,26 +10,10 @@ from torch import Tensor, nn
 
 from ..core import Card
 from ..gating import aux_loss
-from .cards import check_card, tiny
-from .verdict import Check, Checks, require, require_close
+from .cards import CARD_LAWS, tiny
+from .verdict import Law, require, require_close
 
 ROWS, WIDTH = 5, 6
-
-
-def check_mixture(card: Card) -> Checks:
-    """Checks of a mixture's card.
-
-    Its config offers `step(f, x, m) -> (change, momentum or None)`, see `intarsia.mixtures.Update`,
-    or it is a layer's, with `build(width, hidden, generator=...)` -> a module (..., d) -> (..., d).
-    """
-    yield from check_card(card)
-    laws: tuple[Callable[[Card], None], ...] = (
-        keeps_shape_and_dtype, keeps_rows_apart, teaches_the_block,
-    )  # fmt: skip
-    if hasattr(card.config, "build"):
-        laws = (layer_keeps_shape_and_dtype, layer_keeps_rows_apart, layer_learns)
-    for law in laws:
-        yield Check(law.__name__, partial(law, card))
 
 
 def stream(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -62,7 +44,7 @@ def keeps_shape_and_dtype(card: Card) -> None:
                 got = (made.shape, made.dtype, made.device.type)
                 want = (x.shape, x.dtype, x.device.type)
                 fix = "Compute in the dtype of f(x)."
-                require(got == want, card, got=got, want=want, fix=fix)
+                require(got == want, got=got, want=want, fix=fix)
 
 
 def keeps_rows_apart(card: Card) -> None:
@@ -75,7 +57,6 @@ def keeps_rows_apart(card: Card) -> None:
             require_close(
                 made.detach(),
                 apart.detach(),
-                card,
                 what="rows together and alone",
                 fix="Take no sum over rows.",
             )
@@ -89,7 +70,7 @@ def teaches_the_block(card: Card) -> None:
     if added.requires_grad:
         (added * stream(3)).sum().backward()
     shown = all(p.grad is not None and float(p.grad.abs().max()) > 1e-2 for p in f.parameters())
-    require(shown, card, got="no gradient to speak of", want="one", fix="Do not take the sign.")
+    require(shown, got="no gradient to speak of", want="one", fix="Do not take the sign.")
 
 
 def _layer(card: Card) -> nn.Module:
@@ -109,7 +90,7 @@ def layer_keeps_shape_and_dtype(card: Card) -> None:
             y = layer.train(training)(x)
             got = (y.shape, y.dtype, y.device.type)
             want = (x.shape, x.dtype, x.device.type)
-            require(got == want, card, got=got, want=want, fix="Compute in the dtype of x.")
+            require(got == want, got=got, want=want, fix="Compute in the dtype of x.")
 
 
 def layer_keeps_rows_apart(card: Card) -> None:
@@ -117,9 +98,11 @@ def layer_keeps_rows_apart(card: Card) -> None:
     whole, layer = stream(1), _layer(card).double().eval()
     apart = torch.cat([layer(row[None]) for row in whole])
     require_close(
-        layer(whole).detach(), apart.detach(), card, what="rows together and alone",
+        layer(whole).detach(),
+        apart.detach(),
+        what="rows together and alone",
         fix="Take no sum over rows; give the tiny settings room for all.",
-    )  # fmt: skip
+    )
 
 
 def layer_learns(card: Card) -> None:
@@ -128,6 +111,27 @@ def layer_learns(card: Card) -> None:
     (layer(stream(2)).mul(stream(3)).sum() + aux_loss(layer)).backward()
     idle = [n for n, p in layer.named_parameters() if p.grad is None or not bool(p.grad.any())]
     require(
-        not idle, card, got=f"nothing for {idle}", want="a gradient for every parameter",
+        not idle,
+        got=f"nothing for {idle}",
+        want="a gradient for every parameter",
         fix="Take idle parameters out.",
-    )  # fmt: skip
+    )
+
+
+STEP_LAWS: tuple[Law, ...] = (
+    *CARD_LAWS,
+    keeps_shape_and_dtype,
+    keeps_rows_apart,
+    teaches_the_block,
+)
+LAYER_LAWS: tuple[Law, ...] = (
+    *CARD_LAWS,
+    layer_keeps_shape_and_dtype,
+    layer_keeps_rows_apart,
+    layer_learns,
+)
+
+
+def laws(card: Card) -> tuple[Law, ...]:
+    """Those of a layer if its config offers `build`, else those of an update, which has `step`."""
+    return LAYER_LAWS if hasattr(card.config, "build") else STEP_LAWS

@@ -1,8 +1,9 @@
-"""What a check says when a method fails it, and the tags that are checked in both directions."""
+"""Laws as checks: what one raises when a method breaks it, tags, and declared exceptions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,50 +12,101 @@ from torch import Tensor
 from ..core import Card
 from ..core.errors import ConformanceError
 
-Run = Callable[[], None]
+Law = Callable[[Card], None]
 # of the largest value: one rounding of each term of a short sum
 CLOSE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 6e-2}
 
 
 class Check(NamedTuple):
-    """A law by name, and a call that raises ConformanceError where a method breaks it."""
+    """A law by name, and a call that raises ConformanceError where a method breaks it.
+
+    The call returns None where the law holds, and the reason where the card declares that it does
+    not. A declared exception to a law that holds raises, too.
+    """
 
     name: str
-    run: Run
+    run: Callable[[], str | None]
 
-    def __call__(self) -> None:
-        self.run()
+    def __call__(self) -> str | None:
+        return self.run()
 
 
 Checks = Iterator[Check]
 
 
-def require(holds: bool, card: Card, *, got: object, want: object, fix: str) -> None:
-    """Raise ConformanceError unless `holds`."""
+class Broken(Exception):
+    """A law that a method breaks: what was got and wanted, and how to mend it."""
+
+    def __init__(self, got: object, want: object, fix: str) -> None:
+        super().__init__(got, want, fix)
+        self.got, self.want, self.fix = got, want, fix
+
+
+def checks(card: Card, laws: Iterable[Law]) -> Checks:
+    """A check for each law, and one that every declared exception names one of them."""
+    by_name = {law.__name__: law for law in laws}
+    yield Check("names_its_exceptions", partial(_names_its_exceptions, card, by_name))
+    for name, law in by_name.items():
+        yield Check(name, partial(_excepted if name in card.exceptions else _kept, card, law))
+
+
+def _kept(card: Card, law: Law) -> None:
+    try:
+        law(card)
+    except Broken as broken:
+        raise _error(card, law.__name__, broken) from broken
+
+
+def _excepted(card: Card, law: Law) -> str:
+    """The declared reason, if the law is broken."""
+    reason = card.exceptions[law.__name__]
+    try:
+        law(card)
+    except Exception:  # a fault may also break the code that is called
+        return reason
+    holds = Broken(
+        f"the exception {reason!r} to a law that holds now",
+        "an exception to a broken law",
+        "Take it off the card's exceptions.",
+    )
+    raise _error(card, law.__name__, holds)
+
+
+def _names_its_exceptions(card: Card, laws: Iterable[str]) -> None:
+    wrong = [name for name, reason in card.exceptions.items() if name not in laws or not reason]
+    if wrong:
+        want, fix = f"laws of a {card.kind}, each with a reason", f"They are {', '.join(laws)}."
+        raise _error(card, "names_its_exceptions", Broken(f"exceptions to {wrong}", want, fix))
+
+
+def _error(card: Card, law: str, broken: Broken) -> ConformanceError:
+    what = f"{card.kind} {card.key!r}: {law}"
+    return ConformanceError(what, got=broken.got, want=broken.want, fix=broken.fix)
+
+
+def require(holds: bool, *, got: object, want: object, fix: str) -> None:
+    """Say that the law is broken unless `holds`."""
     if not holds:
-        raise ConformanceError(f"{card.kind} {card.key!r}", got=got, want=want, fix=fix)
+        raise Broken(got, want, fix)
 
 
 def require_tag(card: Card, tag: str, shown: bool, what: str) -> None:
     """The card has `tag` exactly when the method shows what the tag says."""
-    require(
-        shown or tag not in card.tags, card, got=f"tag {tag!r}, but not {what}", want=what,
-        fix=f"Take {tag!r} off the card's tags, or mend the method.",
-    )  # fmt: skip
-    require(
-        not shown or tag in card.tags, card, got=f"{what}, but no tag {tag!r}",
-        want=f"the tag {tag!r}", fix=f"Add {tag!r} to the card's tags.",
-    )  # fmt: skip
+    if tag in card.tags:
+        fix = f"Take {tag!r} off the card's tags, or mend the method."
+        require(shown, got=f"tag {tag!r}, but not {what}", want=what, fix=fix)
+    else:
+        fix = f"Add {tag!r} to the card's tags."
+        require(not shown, got=f"{what}, but no tag {tag!r}", want=f"the tag {tag!r}", fix=fix)
 
 
-def require_close(got: Tensor, want: Tensor, card: Card, *, what: str, fix: str) -> None:
+def require_close(got: Tensor, want: Tensor, *, what: str, fix: str) -> None:
     """Two tensors of one shape and type that differ by no more than rounding."""
     for name in ("shape", "dtype", "device"):
         ours, theirs = getattr(got, name), getattr(want, name)
-        same = ours == theirs
-        require(same, card, got=f"{what}: {name} {ours}", want=f"{name} {theirs}", fix=fix)
+        require(ours == theirs, got=f"{what}: {name} {ours}", want=f"{name} {theirs}", fix=fix)
     if not want.numel():
         return
     limit = CLOSE[want.dtype] * max(1.0, float(want.abs().max()))
     off = float((got - want).abs().max())
-    require(off <= limit, card, got=f"{what} that differ by {off:.1e}", want="equal", fix=fix)
+    require(off <= limit, got=f"{what} that differ by {off:.1e}", want="equal", fix=fix)

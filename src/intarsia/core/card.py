@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Card:
     (weights carry a gradient), "non_causal" (a token's experts depend on later tokens), "capacity"
     (an expert takes so many tokens, so that a token's place in the batch matters), "stateful"
     (what the layer before left in Routing.state is heard).
+    `exceptions` name laws of conformance that do not hold, each with its reason.
 
     Raises: ConfigError for a kind that is none of KINDS.
     """
@@ -49,6 +50,7 @@ class Card:
     tiny: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
     summary: str = ""
     family: str = ""
+    exceptions: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
