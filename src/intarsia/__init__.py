@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .data import language_model as language_model
     from .data import load_data as load_data
     from .data import load_texts as load_texts
+    from .fitting import fit as fit
+    from .fitting import fit_in_phases as fit_in_phases
     from .gating import aux_loss as aux_loss
     from .gating import passes as passes
     from .gating import redraw as redraw
@@ -91,8 +93,6 @@ if TYPE_CHECKING:
     from .routers import set_ids as set_ids
     from .train import Training as Training
     from .train import evaluate as evaluate
-    from .train import fit as fit
-    from .train import fit_in_phases as fit_in_phases
     from .train import trainer_loss as trainer_loss
 
 # name -> where it lives; read at first use, so that `import intarsia` costs nothing
@@ -117,7 +117,7 @@ _HOME = {
     "Cell": "core",
     "delta_of": "hosts",
     "ExpertList": "mixtures",
-    "fit_in_phases": "train",
+    "fit_in_phases": "fitting",
     "IntarsiaError": "core.errors",
     "LlavaMole": "methods",
     "Lora": "adapters",
@@ -162,7 +162,7 @@ _HOME = {
     "expert_loads": "hosts",
     "merge_mixtures": "hosts",
     "prune_experts": "hosts",
-    "fit": "train",
+    "fit": "fitting",
     "combine": "hosts",
     "fold": "hosts",
     "load": "hosts",

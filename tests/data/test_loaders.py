@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from intarsia.core.errors import ConfigError
+from intarsia.core.seeds import mix
 from intarsia.data import (
     ImageSet,
     InputConfig,
@@ -24,7 +25,8 @@ from intarsia.data import (
     tensors,
     train_transform,
 )
-from intarsia.data.loaders import mix, usable_workers
+from intarsia.train import workers
+from intarsia.train.workers import usable_workers
 
 Noise = Callable[..., ImageSet]
 INPUTS = InputConfig(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -41,20 +43,20 @@ def _bits(batches: Any) -> list[bytes]:
 def test_augmentation_differs_between_epochs_and_seeds(noise_set: Noise) -> None:
     images = noise_set(6, size=16)
     one = _light(images)
-    draws = [one[0, 0][0], one[1, 0][0], _light(images, seed=1)[0, 0][0]]
+    draws = [one.drawn(0, 0)[0], one.drawn(1, 0)[0], _light(images, seed=1).drawn(0, 0)[0]]
     assert not any(torch.equal(a, b) for a, b in combinations(draws, 2))
-    assert torch.equal(one[0, 0][0], one[0, 0][0]) and torch.equal(one[0][0], one[0, 0][0])
+    assert torch.equal(one[0][0], draws[0]) and torch.equal(one[0][0], one[0][0])
 
 
 def test_the_global_generator_is_left_alone(noise_set: Noise) -> None:
     before = torch.get_rng_state()
-    _ = [_light(noise_set(8))[1, i] for i in range(8)]
+    _ = [_light(noise_set(8)).drawn(1, i) for i in range(8)]
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_no_space_for_workers_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     full = shutil.disk_usage("/")._replace(free=100)
-    monkeypatch.setattr(loaders.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: full)
     with pytest.warns(UserWarning, match="2 worker processes cannot start.*set workers=0"):
         assert usable_workers(2, bytes_ahead=1000) == 0
 
@@ -105,4 +107,4 @@ def test_everything_can_go_to_another_process(tmp_path: Path, noise_set: Noise) 
         full.image(i).save(file)
     lazy = _light(ImageSet("lazy", files, full.labels, full.classes).select([2, 0]))
     there = ForkingPickler.loads(ForkingPickler.dumps(lazy))  # what "spawn" does with it
-    assert torch.equal(there[1, 0][0], lazy[1, 0][0]) and there[0][1] == 2
+    assert torch.equal(there.drawn(1, 0)[0], lazy.drawn(1, 0)[0]) and there[0][1] == 2

@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia.core.errors import ConfigError
+from intarsia.fitting import fit, fit_in_phases
 from intarsia.hosts.own_weights import own_parameters, weights_of
 from intarsia.methods import LtSft
-from intarsia.train import fit, fit_in_phases
 
 CLASSES, WIDTH = 3, 12
 OPTIONS: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.3}

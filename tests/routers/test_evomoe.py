@@ -129,7 +129,7 @@ def test_the_clock_is_each_routers_own() -> None:
 def test_fit_moves_the_clock_and_experts_drop_out() -> None:
     from torch.utils.data import TensorDataset
 
-    from intarsia.train import fit
+    from intarsia.fitting import fit
 
     draw = torch.Generator().manual_seed(0)
     router = EvoMoe(3, tau=(2.0, 0.05), until=0.5).build(WIDTH, generator=draw)

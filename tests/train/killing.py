@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from intarsia.adapters import Bottleneck
+from intarsia.fitting import fit
 from intarsia.methods import Mosa
 from intarsia.mixtures.split_adamw import split_adamw
 from intarsia.routers import random_routers
-from intarsia.train import Training, checkpoint, fit, folder, two_pass
+from intarsia.train import Training, checkpoint, folder, two_pass
 
 STEPS = 3 * 5
 DIES: list[int] = []  # steps at which a child dies

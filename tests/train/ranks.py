@@ -15,9 +15,10 @@ from torch import nn
 
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError
+from intarsia.fitting import fit
 from intarsia.methods import Mosa
 from intarsia.mixtures.split_adamw import split_adamw
-from intarsia.train import features, fit, one_backward, plain, two_pass
+from intarsia.train import features, one_backward, plain, two_pass
 from intarsia.train.precision import learned_state
 
 CASES: dict[str, dict[str, Any]] = {

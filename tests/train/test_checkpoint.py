@@ -18,7 +18,8 @@ from torch.utils.data import TensorDataset
 
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import CheckpointError, ConfigError, TrainingError
-from intarsia.train import checkpoint, fit, two_pass
+from intarsia.fitting import fit
+from intarsia.train import checkpoint, two_pass
 
 trees = st.recursive(
     st.none()

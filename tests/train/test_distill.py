@@ -22,7 +22,8 @@ import intarsia
 from intarsia import Capacity, Switch
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import CheckpointError, ConfigError
-from intarsia.train import Staged, distill, fit, plain, staged_distillation
+from intarsia.fitting import fit
+from intarsia.train import Staged, distill, plain, staged_distillation
 from intarsia.train.objectives import TargetLoss, next_token
 
 

@@ -23,6 +23,7 @@ from torch.utils.data import TensorDataset
 import intarsia
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError, DataError, TrainingError, UnknownName
+from intarsia.fitting import fit
 from intarsia.methods import Mosa
 from intarsia.mixtures.split_adamw import split_adamw
 from intarsia.routers import random_routers
@@ -32,7 +33,6 @@ from intarsia.train import (
     Training,
     checkpoint,
     evaluate,
-    fit,
     one_backward,
     plain,
     two_pass,

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from intarsia.adapters import Bottleneck
 from intarsia.core import Site
 from intarsia.core.errors import ConfigError
+from intarsia.fitting import fit
 from intarsia.methods import Mosa
 from intarsia.routers import random_routers
 from intarsia.schedules import ByFit, OnceFitted, set_active
-from intarsia.train import Interrupted, Outcome, fit, plain
+from intarsia.train import Interrupted, Outcome, plain
 from intarsia.train.precision import learned_state
 
 EPOCHS, STEPS = 4, 5  # of each epoch

@@ -22,7 +22,8 @@ from torch.utils.data import TensorDataset
 from intarsia import Mosa, adapt, load
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError, MissingExtra
-from intarsia.train import evaluate, fit, progress, two_pass
+from intarsia.fitting import fit
+from intarsia.train import evaluate, progress, two_pass
 from intarsia.train.precision import learned_state
 from intarsia.train.record import describe, parameter_counts
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError
+from intarsia.fitting import fit
 from intarsia.methods import Mosa
 from intarsia.routers import random_routers
-from intarsia.train import fit
 from intarsia.train.objectives import (
     Objective,
     TargetLoss,

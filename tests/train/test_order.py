@@ -19,7 +19,8 @@ from intarsia.core.errors import ConfigError, DataError, TrainingError
 from intarsia.data.images import ImageSet
 from intarsia.data.loaders import Prepared
 from intarsia.data.transforms import InputConfig, train_transform
-from intarsia.train import fit, order
+from intarsia.fitting import fit
+from intarsia.train import order
 from intarsia.train.order import Order, Reader, labels_of, read
 from intarsia.train.randomness import global_state, seed_all, set_global_state
 from intarsia.train.record import data_of, shared_samples

@@ -13,10 +13,11 @@ from torch import nn
 
 from intarsia import Comet, PermutationSearch, TopK
 from intarsia.core.errors import CheckpointError
+from intarsia.fitting import fit
 from intarsia.gating import learned_routers
 from intarsia.mixtures import Mixture, StackedExperts
 from intarsia.routers import search_step
-from intarsia.train import Interrupted, fit
+from intarsia.train import Interrupted
 
 OPTIONS: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.05, "seed": 0}
 

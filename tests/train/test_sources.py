@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError
+from intarsia.fitting import fit_in_phases
 from intarsia.hosts import SparseDelta
+from intarsia.hosts.sources import from_sources
 from intarsia.methods import LtSft
-from intarsia.train import fit_in_phases, from_sources
 from intarsia.train.objectives import TargetLoss
 
 WIDTH, CLASSES = 6, 3

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from ..adapters import Bottleneck
 from ..core import Claim, Result
+from ..fitting import fit
 from ..hosts import adapt, pack, packed_size
 from ..methods import BiAdapter
-from ..train import fit
 from . import mix6
 from .study import threads
 

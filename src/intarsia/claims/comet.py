@@ -24,11 +24,12 @@ from ..core.claim import Report
 from ..core.registry import method_to_dict
 from ..data.packages import cache_dir
 from ..experiments.kept import Kept, key_of
+from ..fitting import fit
 from ..gating import RouterConfig
 from ..gating.load import CollapseWarning
 from ..mixtures import Mixture, StackedExperts
 from ..routers import Comet, Hash, PermutationSearch, TopK, search_step
-from ..train import evaluate, fit
+from ..train import evaluate
 from . import mix6
 from .study import threads
 

@@ -14,9 +14,10 @@ from ..experiments.routing import TEXT, VARIANTS, Asked, Scale, Variant, cells, 
 from ..experiments.routing.build import dense, with_mixtures
 from ..experiments.routing.cell import CLIP, WARMUP, WEIGHT_DECAY
 from ..experiments.routing.materials import Material, stream
+from ..fitting import fit
 from ..hosts import student_of
 from ..routers import TopK
-from ..train import cosine, evaluate, fit
+from ..train import cosine, evaluate
 from ..train.distill import distill, staged_distillation
 from ..train.objectives import Objective, Staged, plain
 from .study import shown, spread, threads

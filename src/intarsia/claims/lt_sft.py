@@ -10,9 +10,10 @@ import torch
 from torch.utils.data import TensorDataset
 
 from ..core import Claim, Result
+from ..fitting import fit, fit_in_phases
 from ..hosts import SparseDelta
 from ..methods import LtSft
-from ..train import evaluate, fit, fit_in_phases
+from ..train import evaluate
 from . import mix6
 from .study import threads
 

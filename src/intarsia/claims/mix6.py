@@ -19,9 +19,10 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from ..fitting import fit
 from ..gating import RouterConfig
 from ..mixtures import Capacity, Mixture, StackedExperts
-from ..train import evaluate, fit
+from ..train import evaluate
 
 TRAIN, CLASSES, WIDTH, HIDDEN, BLOCKS = 1200, 10, 96, 128, 6
 BATCH = 128

@@ -15,13 +15,13 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from ..adapters import Lora
 from ..core import Claim, Method, Result, Routing, Site
+from ..fitting import fit
 from ..gating import learned_routers
 from ..hosts import adapt
 from ..methods import LlavaMole, MixLora
 from ..mixtures.dispatch import Slices
 from ..mixtures.lora_experts import OutputExperts
 from ..routers import TopK
-from ..train import fit
 from . import mix6
 from .study import threads
 

@@ -15,10 +15,11 @@ from sklearn.preprocessing import StandardScaler
 
 from ..core import Claim, Result
 from ..experiments.routing import TEXT, VARIANTS, Asked, Expert, Scale, Variant, cells
+from ..fitting import fit
 from ..gating import RouterConfig
 from ..mixtures import Mixture, as_wide_mlp
 from ..routers import MoeX, TopK
-from ..train import evaluate, fit
+from ..train import evaluate
 from . import mix6
 from .study import shown, spread, threads
 

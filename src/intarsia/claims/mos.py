@@ -12,8 +12,8 @@ from peft import PeftModel
 
 from ..adapters import Lora, Mos, MosCell
 from ..core import Claim, Method, Result
+from ..fitting import fit
 from ..hosts import adapt
-from ..train import fit
 from . import mix6
 from .study import threads
 

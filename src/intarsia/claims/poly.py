@@ -16,12 +16,13 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from ..adapters import Lora
 from ..core import Claim, Method, Result
+from ..fitting import fit
 from ..gating import task_ids
 from ..hosts import adapt
 from ..hosts.peft import PeftModel
 from ..methods import Poly, mhr
 from ..routers import TaskRouter
-from ..train import evaluate, fit
+from ..train import evaluate
 from . import mix6
 from .study import threads
 

@@ -23,9 +23,10 @@ from ..core.registry import method_to_dict
 from ..data import backbones, packages, sets, structured
 from ..data.decode import to_rgb
 from ..experiments.kept import Kept, key_of
+from ..fitting import fit
 from ..hosts import adapt
 from ..hosts.prefix import run_prefix, split_at
-from ..train import Training, evaluate, fit
+from ..train import Training, evaluate
 from ..train.objectives import Objective, plain
 
 SIZE = 56  # px

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Claim, Result, Routing
+from ..fitting import fit
 from ..gating import RouterConfig
 from ..mixtures import Mixture
 from ..routers import TopK, Transport
 from ..routers.transport import TransportRouter
-from ..train import evaluate, fit
+from ..train import evaluate
 from . import mix6
 from .study import shown, spread, threads
 

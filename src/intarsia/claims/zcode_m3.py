@@ -14,12 +14,13 @@ from torch.utils.data import TensorDataset
 
 from ..core import Claim, Result, Routing
 from ..experiments.routing import TEXT, VARIANTS, Asked, Scale, cells
+from ..fitting import fit
 from ..gating import RandomSource
 from ..hosts import expert_loads
 from ..mixtures import Capacity, merged, prune
 from ..mixtures.zcode_m3 import mixtures_in
 from ..routers import TopK
-from ..train import evaluate, fit
+from ..train import evaluate
 from . import mix6
 from .study import shown, spread, threads
 

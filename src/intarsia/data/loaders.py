@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from intarsia.core.errors import ConfigError
+from intarsia.core.seeds import mix
 from intarsia.data.images import ImageSet
 from intarsia.data.transforms import Transform
 
-Draw = tuple[int, int]  # (epoch, position in the set)
 MEMORY_SHARE = 0.5  # of the memory that is free, for a set held as tensors
 
 
 class Prepared(Dataset[tuple[Tensor, int]]):
-    """A set with a transform; item (epoch, i) draws its augmentation from (seed, epoch, i)."""
+    """A set with a transform; `drawn(epoch, i)` draws its augmentation from (seed, epoch, i)."""
 
     def __init__(self, images: ImageSet, transform: Transform, *, seed: int = 0) -> None:
         self.images, self.transform, self.seed = images, transform, seed
@@ -30,8 +27,25 @@ class Prepared(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, draw: int | Draw) -> tuple[Tensor, int]:
-        epoch, index = draw if isinstance(draw, tuple) else (0, draw)
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.drawn(0, index)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.images.classes
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) int64."""
+        return self.images.labels
+
+    @property
+    def digests(self) -> list[str]:
+        """The SHA-256 of each picture's pixels; empty where they were not verified."""
+        return [*self.images.digests]
+
+    def drawn(self, epoch: int, index: int) -> tuple[Tensor, int]:
+        """A picture as it looks in an epoch, and its label."""
         picture, label = self.images[index]
         with torch.random.fork_rng(devices=[]):  # the caller's generator stays where it was
             torch.default_generator.manual_seed(mix(self.seed, epoch, index))
@@ -63,27 +77,9 @@ def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Tens
     return TensorDataset(out, torch.as_tensor(images.labels, dtype=torch.int64))
 
 
-def usable_workers(count: int, *, bytes_ahead: int, shm: Path = Path("/dev/shm")) -> int:
-    """`count`, or 0 with a warning when shared memory cannot hold the batches made ahead."""
-    reason = ""
-    if shm.is_dir() and (free := shutil.disk_usage(shm).free) < bytes_ahead:
-        reason = f"{free / 1e6:.0f} MB free in {shm}, want {bytes_ahead / 1e6:.0f} MB"
-    else:
-        try:
-            torch.empty(max(1, bytes_ahead), dtype=torch.uint8).share_memory_()
-        except (RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0]
-    if not reason:
-        return count
-    fix = "Give the container more (docker --shm-size=2g), or set workers=0."
-    warnings.warn(
-        f"{count} worker processes cannot start: {reason}. Making batches in this process. {fix}",
-        stacklevel=3,
-    )
-    return 0
-
-
-def mix(*numbers: int) -> int:
-    """A 63-bit seed from several numbers; near inputs give unrelated seeds."""
-    text = ":".join(map(str, numbers)).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+def held(images: ImageSet, transform: Transform) -> Dataset[tuple[Tensor, int]]:
+    """`tensors` where they fit into memory, else `Prepared`, which transforms at each look."""
+    try:
+        return tensors(images, transform)
+    except ConfigError:  # more than half of the free memory
+        return Prepared(images, transform)

@@ -34,16 +34,17 @@ from ..data import (
     trunk_fingerprint,
 )
 from ..data.texts import is_text
+from ..fitting import fit_as
 from ..hosts import adapt, baselines
 from ..hosts.prefix import first_trained_block, reading_tokens, run_prefix
 from ..hosts.prepare import reset_head, set_dropout
 from ..methods import Official
 from ..report import save_mistakes
-from ..train import Metrics, Run, Running, fit_as, task_accuracy, task_heads, two_pass
-from ..train.fit import Sets
+from ..train import Metrics, Run, Running, task_accuracy, task_heads, two_pass
 from ..train.folder import RUN, prepare
 from ..train.objectives import Objective
 from ..train.precision import DTYPES
+from ..train.run import Sets
 from . import experiment as experiments
 from . import language, settings
 from .experiment import BASELINES, OFFICIAL, Adapted, Experiment

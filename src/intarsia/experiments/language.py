@@ -14,8 +14,9 @@ from ..core.registry import keys, method_to_dict
 from ..data import trunk_fingerprint
 from ..data.language_models import language_model
 from ..data.texts import Texts, TextSplits, load_texts
+from ..fitting import fit_as
 from ..hosts import adapt, baselines
-from ..train import Run, Running, evaluate, fit_as
+from ..train import Run, Running, evaluate
 from ..train.folder import prepare
 from ..train.precision import cast_frozen
 from . import experiment as experiments

@@ -1,13 +1,12 @@
-"""One loop on accelerate; an objective is a function, the loop knows no method."""
+"""One loop on accelerate, below hosts and models: it knows tasks and objectives, no method."""
 
+from ..core.renamed import renamed
 from .distill import distill as distill
 from .distill import staged_distillation as staged_distillation
 from .evaluate import Metrics as Metrics
 from .evaluate import TokenMetrics as TokenMetrics
 from .evaluate import evaluate as evaluate
 from .evaluate import predict as predict
-from .fit import Run as Run
-from .fit import fit as fit
 from .interrupt import Interrupted as Interrupted
 from .objectives import OBJECTIVES as OBJECTIVES
 from .objectives import Objective as Objective
@@ -24,13 +23,21 @@ from .objectives import task_heads as task_heads
 from .objectives import two_pass as two_pass
 from .optimisers import adamw as adamw
 from .optimisers import cosine as cosine
-from .phases import PhasedRun as PhasedRun
-from .phases import fit_as as fit_as
-from .phases import fit_in_phases as fit_in_phases
 from .probe import features as features
 from .probe import linear_probe as linear_probe
+from .run import Run as Run
 from .settings import Recipe as Recipe
 from .settings import Running as Running
 from .settings import Training as Training
-from .sources import from_sources as from_sources
 from .trainer import trainer_loss as trainer_loss
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "PhasedRun": "fitting.PhasedRun",
+        "fit": "fitting.fit",
+        "fit_as": "fitting.fit_as",
+        "fit_in_phases": "fitting.fit_in_phases",
+        "from_sources": "hosts.sources.from_sources",
+    },
+)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ..core.errors import CheckpointError, DataError
 from ..core.modes import evaluating, modes_kept
-from ..data.loaders import mix
+from ..core.seeds import mix
 from ..gating import load as statistics
 from . import checkpoint, resume
 from .evaluate import Metrics, Scores, evaluate, is_text

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from ..core.errors import ConfigError, DataError, TrainingError
-from ..data.loaders import Prepared, mix, usable_workers
+from ..core.seeds import mix
 from .randomness import seeded_cpu
+from .workers import usable_workers
 
 Inputs = Tensor | Mapping[str, Tensor]  # pictures, or a model's arguments by name
 Batch = tuple[Inputs, Tensor]
@@ -137,7 +138,9 @@ def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, T
 def _item(dataset: Dataset[Any], epoch: int, position: int) -> Any:
     while isinstance(dataset, Subset):
         dataset, position = dataset.dataset, dataset.indices[position]
-    return dataset[(epoch, position) if isinstance(dataset, Prepared) else position]
+    # a set that augments has its items by epoch
+    drawn = getattr(dataset, "drawn", None)
+    return dataset[position] if drawn is None else drawn(epoch, position)
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -224,8 +227,6 @@ def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
         return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
         return as_labels(dataset.tensors[1]).numpy(force=True)
-    if isinstance(dataset, Prepared):
-        return dataset.images.labels
     for name in ("labels", "targets"):
         found = getattr(dataset, name, None)
         if found is not None and len(found) == size_of(dataset):

@@ -22,7 +22,6 @@ from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from ..core.heads import heads_of
-from ..data.loaders import Prepared
 from .checkpoint import tensors_hash
 from .order import labels_of, size_of
 from .precision import trained
@@ -162,11 +161,9 @@ def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
         known = inner.get("classes")
     elif isinstance(dataset, TensorDataset):
         digest = tensors_hash([(str(i), t) for i, t in enumerate(dataset.tensors)])
-    elif isinstance(dataset, Prepared):
-        known = dataset.images.classes
-        digest = _sha(" ".join(dataset.images.digests).encode() + dataset.images.labels.tobytes())
     elif isinstance(rows := getattr(dataset, "digests", None), list):
-        digest = _sha(" ".join(rows).encode())
+        labels = labels_of(dataset)  # the rows of a text hold theirs
+        digest = _sha(" ".join(rows).encode() + (b"" if labels is None else labels.tobytes()))
     else:
         labels = labels_of(dataset)
         digest = _sha(b"" if labels is None else labels.astype(np.int64).tobytes())
@@ -192,9 +189,7 @@ def shared_samples(one: Dataset[Any], two: Dataset[Any]) -> int | None:
 
 def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
     """(what kind of key, the samples' keys)."""
-    if isinstance(dataset, Prepared) and dataset.images.digests:
-        return "digest", set(dataset.images.digests)
-    if isinstance(rows := getattr(dataset, "digests", None), list):
+    if rows := getattr(dataset, "digests", None):
         return "digest", set(rows)
     if isinstance(dataset, TensorDataset):
         rows = dataset.tensors[0].detach().cpu().contiguous()

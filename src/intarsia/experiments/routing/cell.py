@@ -17,12 +17,13 @@ from typing import Any
 
 from torch import nn
 
+from ...fitting import fit
 from ...gating import learned_routers
 from ...gating.load import CollapseWarning
 from ...routers import anneal, search_step
 from ...routers.evomoe import EvoMoeRouter
 from ...routers.permutation import PermutationRouter
-from ...train import Run, cosine, fit
+from ...train import Run, cosine
 from .build import check_causal, dense, with_mixtures
 from .cost import matrices, mixtures
 from .materials import Material, material, stream

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ...core.errors import DataError
+from ...core.seeds import mix
 from ...data import corpora, sets
 from ...data.byte_pairs import KINDS, BytePairs, learned_once
 from ...data.images import ImageSet
-from ...data.loaders import mix
 from ...data.packages import announce, building, cache_dir
 from ...train.order import Order
 from ..kept import key_of

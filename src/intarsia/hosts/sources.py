@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
-from ..hosts.delta import SparseDelta
-from ..hosts.own_weights import own_parameters
-from .objectives import LossOf, Outcome
-from .order import Inputs
+from ..train.objectives import LossOf, Outcome
+from ..train.order import Inputs
+from .delta import SparseDelta
+from .own_weights import own_parameters
 
 
 def from_sources(

@@ -1,4 +1,4 @@
-"""One training loop for every method, on accelerate."""
+"""One run from settings to results: the checks before it, the loop, the record."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from torch import nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DataError
-from ..hosts.config import IntarsiaConfig
-from ..hosts.peft import is_adapted
-from ..schedules import Phased
 from . import record as records
 from .evaluate import Scores
 from .folder import FORMAT, prepare, write_results
 from .loop import Loop
-from .objectives import Objective, Staged, plain
+from .objectives import Objective, Staged
 from .precision import cast_frozen, trained
 from .processes import accelerator, on_main
 from .progress import tracker_names
 from .resume import trunk_hash
-from .settings import Options, Recipe, Running, Training, settle
+from .settings import Recipe, Running, Training
 
 Sets = tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any] | None]  # train, val, test
 
@@ -42,42 +39,6 @@ class Run:
     val: Scores | None
     test: Scores | None
     out: Path | None
-
-
-def fit(
-    model: nn.Module,
-    train: Dataset[Any],
-    val: Dataset[Any] | None = None,
-    *,
-    test: Dataset[Any] | None = None,
-    objective: Objective | Staged = plain,
-    training: Training | None = None,
-    record: Mapping[str, Any] | None = None,
-    evaluate_every: int = 1,
-    **options: Unpack[Options],
-) -> Run:
-    """Train what is not frozen in a model, in place.
-
-    train, val, test: map-style datasets of (image tensor, class index), or of mappings with labels
-    and the model's arguments (pixel_values; input_ids), task_ids among them for methods that route
-    by task. Labels of a row of tokens are those tokens, -100 where nothing is to be predicted.
-    Losses of routers are added. The last epoch is the result, unless select="val"; `test` is scored
-    once, at the end. objective: see `intarsia.train.objectives`; a `Staged` one
-    changes on the way. record: kept in run.json.
-    evaluate_every: epochs between scores on val; 0 = only at the end.
-    options: the fields of Training, Recipe and Running by name; they win over `training`.
-
-    With out="folder" the run can be killed at any moment and goes on, bit for bit, with
-    resume=True. Started by `accelerate launch` or torchrun, it trains data-parallel: a batch is
-    shared out among the processes, and draws are those of one process.
-
-    Raises: ConfigError, DataError and UnknownName before anything is trained; TrainingError for a
-    loss that is not finite or a full disk; CheckpointError for a checkpoint that is damaged or of
-    another run; Interrupted (a KeyboardInterrupt) after Ctrl-C, with the checkpoint written.
-    """
-    _no_phases(model)
-    settled = settle(training, options)
-    return fit_once(model, (train, val, test), objective, settled, record, evaluate_every)
 
 
 def fit_once(
@@ -118,19 +79,6 @@ def fit_once(
         split = "test" if "test" in scores else "val"
         on_main(ranks, lambda: write_results(out, model, done, split, scores.get(split)))
     return Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), running.out)
-
-
-def _no_phases(model: nn.Module) -> None:
-    """Raises: ConfigError for an adapter that only a training in phases makes what it is to be."""
-    configs: Mapping[str, Any] = model.peft_config if is_adapted(model) else {}
-    for name in model.active_adapters if is_adapted(model) else ():
-        config = configs[name]
-        if isinstance(config, IntarsiaConfig) and isinstance(config.settings(), Phased):
-            raise ConfigError(
-                f"adapter {name!r}", got=f"{config.method}, which is trained in phases",
-                want="a training in phases",
-                fix="Call intarsia.fit_in_phases(model, method, train, ...) with its settings.",
-            )  # fmt: skip
 
 
 def _check_selection(

@@ -1,0 +1,138 @@
+"""`fit`: the training loop, joined with the hosts and the data it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from .core.errors import ConfigError
+from .hosts.config import IntarsiaConfig
+from .hosts.peft import is_adapted
+from .schedules import Phased
+from .train.objectives import Objective, Staged, plain
+from .train.run import Run, fit_once
+from .train.settings import Options, Training, settle
+
+PHASES = "phases"  # the folder of those before the last, in a run's own
+
+
+def fit(
+    model: nn.Module,
+    train: Dataset[Any],
+    val: Dataset[Any] | None = None,
+    *,
+    test: Dataset[Any] | None = None,
+    objective: Objective | Staged = plain,
+    training: Training | None = None,
+    record: Mapping[str, Any] | None = None,
+    evaluate_every: int = 1,
+    **options: Unpack[Options],
+) -> Run:
+    """Train what is not frozen in a model, in place.
+
+    train, val, test: map-style datasets of (image tensor, class index), or of mappings with labels
+    and the model's arguments (pixel_values; input_ids), task_ids among them for methods that route
+    by task. Labels of a row of tokens are those tokens, -100 where nothing is to be predicted.
+    Losses of routers are added. The last epoch is the result, unless select="val"; `test` is scored
+    once, at the end. objective: see `intarsia.train.objectives`; a `Staged` one
+    changes on the way. record: kept in run.json.
+    evaluate_every: epochs between scores on val; 0 = only at the end.
+    options: the fields of Training, Recipe and Running by name; they win over `training`.
+
+    With out="folder" the run can be killed at any moment and goes on, bit for bit, with
+    resume=True. Started by `accelerate launch` or torchrun, it trains data-parallel: a batch is
+    shared out among the processes, and draws are those of one process.
+
+    Raises: ConfigError, DataError and UnknownName before anything is trained; TrainingError for a
+    loss that is not finite or a full disk; CheckpointError for a checkpoint that is damaged or of
+    another run; Interrupted (a KeyboardInterrupt) after Ctrl-C, with the checkpoint written.
+    """
+    _no_phases(model)
+    settled = settle(training, options)
+    return fit_once(model, (train, val, test), objective, settled, record, evaluate_every)
+
+
+def _no_phases(model: nn.Module) -> None:
+    """Raises: ConfigError for an adapter that only a training in phases makes what it is to be."""
+    configs: Mapping[str, Any] = model.peft_config if is_adapted(model) else {}
+    for name in model.active_adapters if is_adapted(model) else ():
+        config = configs[name]
+        if isinstance(config, IntarsiaConfig) and isinstance(config.settings(), Phased):
+            raise ConfigError(
+                f"adapter {name!r}",
+                got=f"{config.method}, which is trained in phases",
+                want="a training in phases",
+                fix="Call intarsia.fit_in_phases(model, method, train, ...) with its settings.",
+            )
+
+
+@dataclass(frozen=True)
+class PhasedRun:
+    """What a training in phases gave: what the method found, and the run of each phase, by name.
+
+    `run` is that of the last phase, whose scores are those of the result.
+    """
+
+    found: Any
+    runs: tuple[tuple[str, Run], ...]
+
+    @property
+    def run(self) -> Run:
+        return self.runs[-1][1]
+
+
+def fit_in_phases(
+    model: nn.Module,
+    method: Phased,
+    train: Dataset[Any],
+    val: Dataset[Any] | None = None,
+    *,
+    test: Dataset[Any] | None = None,
+    objective: Objective | Staged = plain,
+    training: Training | None = None,
+    record: Mapping[str, Any] | None = None,
+    evaluate_every: int = 1,
+    **options: Unpack[Options],
+) -> PhasedRun:
+    """Train a model as a method of several phases says, in place: see `fit` for the arguments.
+
+    Each phase is a `fit` of its own: the same seed, a fresh optimiser, schedule and order, and the
+    epochs that were asked for times the phase's own length. With out="folder" the last phase is the
+    folder's run, and those before it are runs in `phases/` inside; resume=True goes on in the
+    phase that was interrupted. Only the last one is scored on `test`.
+
+    Raises: as `fit` and the method do; the model is then where the phase in question left it.
+    """
+    settings, recipe, running = settle(training, options)
+    runs: list[tuple[str, Run]] = []
+    steps = method.phases(model, seed=settings.seed)
+    try:
+        while True:
+            phase = next(steps)
+            own: Any = dict(options) | {"optimizer": phase.optimizer(recipe.optimizer)}
+            own["epochs"] = max(1, round(settings.epochs * phase.length))
+            if running.out is not None and not phase.last:
+                own["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
+            sets = train, val, test if phase.last else None
+            run = fit_once(model, sets, objective, settle(training, own), record, evaluate_every)
+            runs.append((phase.name, run))
+    except StopIteration as end:
+        return PhasedRun(end.value, tuple(runs))
+    finally:
+        steps.close()
+
+
+def fit_as(method: object) -> Callable[..., Run]:
+    """How a method is trained: `fit`, or `fit_in_phases` with the last run as what it gave."""
+    if not isinstance(method, Phased):
+        return fit
+    phased: Phased = method
+
+    def train_in_phases(model: nn.Module, *sets: Any, **options: Any) -> Run:
+        return fit_in_phases(model, phased, *sets, **options).run
+
+    return train_in_phases
