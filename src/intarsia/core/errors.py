@@ -22,9 +22,13 @@ from collections.abc import Iterable
 
 
 class IntarsiaError(Exception):
-    """`what: got ..., want .... fix` as one readable line, and the four parts as attributes."""
+    """`what: got ..., want .... fix` as one readable line, and the four parts as attributes.
+
+    got: an exception is shown as its type and its text.
+    """
 
     def __init__(self, what: str, *, got: object, want: object, fix: str) -> None:
+        got = f"{type(got).__name__}: {got}" if isinstance(got, Exception) else got
         self.what, self.got, self.want, self.fix = what, got, want, fix
         super().__init__(f"{what}: got {got}, want {want}. {fix}")
 

