@@ -1,9 +1,11 @@
-"""How a file or an array becomes an 8-bit RGB picture, whatever it was before."""
+"""Files and arrays as 8-bit RGB pictures, and sequences of pictures that are read on access."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,25 @@ SUFFIXES = frozenset(
 Picture = Image.Image | np.ndarray | Path | bytes  # bytes: an encoded file
 
 
-def read_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
-    """Decode an image file, or its bytes, completely and return it as RGB, upright, first frame.
+@dataclass(frozen=True, slots=True)
+class Pictures(Sequence[Picture]):
+    """`size` pictures; picture i is get(i), called on each access."""
 
-    Raises: DataError naming the file (or `name`) when it is empty, damaged, no image, or over
-    `MAX_PIXELS`.
+    size: int
+    get: Callable[[int], Picture]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Picture:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.get(range(self.size)[index])
+
+
+def read_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
+    """Decode an image file or its bytes completely: the first frame as RGB, upright.
+
+    Raises: DataError naming the file (or `name`) when it is empty, damaged, not an image, or
+    larger than `MAX_PIXELS`.
     """
     name = name or (str(source) if isinstance(source, Path) else "encoded image")
     try:
@@ -42,23 +58,19 @@ def read_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
     except DataError as error:
         raise DataError(name, got=error.got, want=error.want, fix=error.fix) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError ...
-        size = (
-            len(source) if isinstance(source, bytes) else source.is_file() and source.stat().st_size
-        )
-        raise DataError(
-            name,
-            got=f"{type(error).__name__}: {error}" if size else "an empty or missing file",
-            want="a readable image",
-            fix="Replace or delete it, or pass on_error='skip'.",
-        ) from error
+        is_file = isinstance(source, Path) and source.is_file()
+        size = len(source) if isinstance(source, bytes) else is_file and source.stat().st_size
+        got = error if size else "an empty or missing file"
+        fix = "Replace or delete it, or pass on_error='skip'."
+        raise DataError(name, got=got, want="a readable image", fix=fix) from error
 
 
 def to_rgb(picture: Image.Image | np.ndarray) -> Image.Image:
     """Return any Pillow image or (H, W), (H, W, 1|3|4) array as 8-bit RGB.
 
-    16-bit values are scaled (v / 257), not clipped; transparency is laid on white; EXIF rotation is
-    applied.
-    Raises: DataError for shapes and number types that have no one meaning as a picture.
+    16-bit values are scaled (v / 257), not clipped. Transparent parts become white. EXIF rotation
+    is applied.
+    Raises: DataError for shapes and number types that are ambiguous as a picture.
     """
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
@@ -106,6 +118,6 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
 
 
 def digest(image: Image.Image) -> str:
-    """SHA-256 of an RGB image's size and pixels: equal for the same picture in any file format."""
+    """SHA-256 of an RGB image's size and pixels, which does not depend on the file format."""
     head = f"{image.width}x{image.height}:".encode()
     return hashlib.sha256(head + image.tobytes()).hexdigest()

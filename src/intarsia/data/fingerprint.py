@@ -1,4 +1,4 @@
-"""Which data was it? A hash of pixels and labels, counts, and pictures two parts share."""
+"""Records of the data that was used: a hash of pixels and labels, counts, shared pictures."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from intarsia.data.images import ImageSet, verify
 
 
 def fingerprint(images: ImageSet) -> dict[str, Any]:
-    """Return a JSON-ready record of a set: SHA-256, counts per class, formats, origin, skips.
+    """Return a JSON-ready record of a set: SHA-256, counts per class, formats, source, skips.
 
-    The hash covers decoded RGB pixels, sizes and labels in order: it does not change when files are
-    renamed or saved losslessly in another format, and changes with any pixel or label.
+    The hash covers decoded RGB pixels, sizes and labels, in order. It changes with any pixel or
+    label, but not when files are renamed or saved losslessly in another format.
     """
     known = images if images.digests else verify(images)
     total = hashlib.sha256()
@@ -47,10 +47,10 @@ def _formats(images: ImageSet) -> dict[str, int]:
 
 
 def shared(one: ImageSet, two: ImageSet) -> list[tuple[int, int]]:
-    """Positions (i, j) of pictures that are pixel for pixel the same in both sets.
+    """Positions (i, j) of pictures with equal pixels in both sets.
 
-    A picture of the test part that also stands in the training part makes the result too good.
-    Finds exact copies only, not resized or re-compressed ones.
+    A test picture that is also a training picture makes the result too good. Only exact copies are
+    found, not resized or re-compressed ones.
     """
     first = one if one.digests else verify(one)
     second = two if two.digests else verify(two)

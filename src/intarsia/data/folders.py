@@ -1,4 +1,4 @@
-"""Image folders: one sub-folder per class, with or without `train`, `val` and `test` above them.
+"""Image folders: one sub-folder per class, optionally inside `train`, `val` and `test`.
 
 parts = read_folder(Path("photos"))        # {"all": ...} or {"train": ..., "val": ..., "test": ...}
 """
@@ -21,13 +21,12 @@ PARTS = {
 
 
 def read_folder(root: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
-    """Return the sets in a folder: `all`, or those of `train`, `val`, `test` that it has.
+    """Return the sets in a folder: `all`, or those of `train`, `val` and `test` that exist.
 
-    Every picture is decoded once, so that damage is found before training and not in the middle of
-    it.
-    Raises: DataError for a path that is no folder, a class without pictures, class lists that
-    differ between parts, and unreadable pictures (all of them in one error; on_error="skip" leaves
-    them out and records which).
+    Every picture is decoded once, so that damaged files are found before training.
+    Raises: DataError for a path that is not a folder, a class without pictures, different classes
+    in the parts, and unreadable pictures (all in one error; on_error="skip" leaves them out and
+    records them).
     """
     parts = _parts(_directory(root))
     if not parts:
@@ -66,7 +65,7 @@ def _directory(root: Path) -> Path:
 
 
 def _parts(root: Path) -> dict[str, Path]:
-    """Folders of the parts; empty when there is no train folder, only classes."""
+    """Folders of the parts; empty when there is no train folder."""
     found = {
         part: [root / name for name in names if (root / name).is_dir()]
         for part, names in PARTS.items()
@@ -85,7 +84,7 @@ def _parts(root: Path) -> dict[str, Path]:
 
 
 def _read_classes(root: Path) -> ImageSet:
-    """The set in `root/class/**`, classes in alphabetical order, nothing decoded yet."""
+    """The set in `root/class/**`; classes in alphabetical order, pictures not decoded."""
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         loose = sum(p.suffix.lower() in SUFFIXES for p in root.iterdir())

@@ -1,4 +1,4 @@
-"""The internal form of an image classification set."""
+"""Image classification sets: pictures with one label each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,22 +16,22 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.data.decode import Picture, digest, read_image, to_rgb
+from intarsia.data.decode import Picture, Pictures, digest, read_image, to_rgb
 from intarsia.data.packages import announce
 from intarsia.data.remembered import Remembered
 
 OnError = Literal["raise", "skip"]
-MANY = 5_000  # pictures from which on a line says that they are being checked
-SHOWN = 20  # so many paths are listed in one error
+MANY = 5_000  # from this many pictures on, a line announces the check
+SHOWN = 20  # an error lists at most this many paths
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(Dataset[tuple[Image.Image, int]]):
     """Pictures with one label each; a map-style dataset of (RGB Pillow image, int).
 
-    `images` is a uint8 array (n, H, W) or (n, H, W, 3), or any sequence of Pillow images, arrays,
-    paths or encoded bytes, which are then decoded on access. `labels` is (n,) int64 into `classes`.
-    Raises: DataError when labels and images do not fit each other.
+    images: a uint8 array (n, H, W) or (n, H, W, 3), or a sequence of Pillow images, arrays, paths
+    or encoded bytes, which are decoded on access. labels: (n,) int64, indices into `classes`.
+    Raises: DataError when the numbers of labels and images differ, or a label has no class.
     """
 
     name: str
@@ -39,17 +40,14 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
     classes: tuple[str, ...]
     licence: str = "not stated"
     source: str = "not stated"
-    skipped: tuple[str, ...] = ()  # unreadable pictures left out on request
-    digests: tuple[str, ...] = ()  # one per picture once `verify` has decoded them all
+    skipped: tuple[str, ...] = ()  # unreadable pictures that were left out on request
+    digests: tuple[str, ...] = ()  # one per picture, filled by `verify`
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
-            raise DataError(
-                f"set {self.name!r}",
-                got=f"{len(self.images)} images and {len(self.labels)} labels",
-                want="one label per image",
-                fix="Check how the set was put together.",
-            )
+            got = f"{len(self.images)} images and {len(self.labels)} labels"
+            fix = "Check how the set was put together."
+            raise DataError(f"set {self.name!r}", got=got, want="one label per image", fix=fix)
         check_labels(self.labels, self.classes, self.name)
 
     def __len__(self) -> int:
@@ -59,7 +57,7 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         return self.image(index), int(self.labels[index])
 
     def image(self, index: int) -> Image.Image:
-        """Picture `index` as 8-bit RGB; DataError when it cannot be read."""
+        """Picture `index` as 8-bit RGB.  Raises: DataError when it cannot be read."""
         picture = self.images[index]
         if isinstance(picture, Path):
             return read_image(picture)
@@ -68,32 +66,35 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         return to_rgb(picture)
 
     def label_of(self, index: int) -> str:
-        """How picture `index` is called in messages: its path, or its place in the set."""
+        """The name of picture `index` in messages: its path, or its position in the set."""
         picture = self.images[index]
         return str(picture) if isinstance(picture, Path) else f"{self.name}[{index}]"
 
     def counts(self) -> dict[str, int]:
-        """Images per class, in class order, zeros included."""
+        """Images per class, in class order, including zeros."""
         found = np.bincount(self.labels, minlength=len(self.classes))
         return {name: int(n) for name, n in zip(self.classes, found, strict=True)}
 
     def select(self, index: Iterable[int], *, name: str | None = None) -> ImageSet:
-        """The set made of the given positions, in that order."""
+        """The set of the given positions, in that order."""
         where = np.asarray(list(index), dtype=np.int64)
-        images = self.images
+        if isinstance(self.images, np.ndarray):
+            images = self.images[where]
+        else:
+            images = Pictures(len(where), partial(_at, self.images, where))
         return dataclasses.replace(
             self,
             name=name or self.name,
-            images=images[where] if isinstance(images, np.ndarray) else _Selected(images, where),
+            images=images,
             labels=self.labels[where],
             digests=tuple(self.digests[i] for i in where) if self.digests else (),
         )
 
     def subset(self, n: int, *, seed: int) -> ImageSet:
-        """`n` images in the original class proportions and order, chosen by `seed`.
+        """Choose `n` images by `seed`, with the classes in proportion and the order unchanged.
 
-        Of each class at least one, so that a class with a single image keeps it.
-        Raises: ConfigError for more images than there are, or fewer than classes.
+        Every class keeps at least one image.
+        Raises: ConfigError for more images than the set has, or fewer than it has classes.
         """
         if n == len(self):
             return self
@@ -101,36 +102,25 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         if not len(present) <= n <= len(self):
             want, fix = f"between {len(present)} and {len(self)}", "Ask for another number."
             raise ConfigError(f"images of {self.name!r}", got=n, want=want, fix=fix)
-        if n > len(self) - len(present) or counts.min() < 2:  # too few for a split in two
+        if n > len(self) - len(present) or counts.min() < 2:  # too few for a stratified split
             return self.select(_of_each(self.labels, n, seed))
         chosen, _ = stratified(self.labels, n, seed=seed, classes=self.classes)
         return self.select(chosen)
 
 
-@dataclass(frozen=True, slots=True)
-class _Selected(Sequence[Picture]):
-    """Some positions of a sequence of pictures, none of them decoded before it is asked for."""
-
-    images: Sequence[Picture]
-    where: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.where)
-
-    def __getitem__(self, index: int) -> Picture:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.images[int(self.where[index])]
+def _at(images: Sequence[Picture], where: np.ndarray, index: int) -> Picture:
+    return images[int(where[index])]
 
 
 def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -> ImageSet:
-    """Decode every picture once; return the set with `digests`, and `skipped` when asked to skip.
+    """Decode every picture once; return the set with `digests`, and `skipped` for on_error="skip".
 
-    Files that were decoded before and have not changed since are not decoded again.
-    Raises: DataError listing all unreadable pictures (up to 20), or naming a class that is left
-    without any.
+    Files that were decoded before and have not changed are not decoded again.
+    Raises: DataError listing the unreadable pictures (up to 20), or a class that has none left.
     """
 
     files = [p for p in images.images if isinstance(p, Path)] if _of_files(images) else []
-    # pictures of joined sets may be paths in part
+    # a joined set may mix paths with other pictures
     memory = Remembered(files) if files and len(files) == len(images) else None
 
     def decode(index: int) -> str | DataError:
@@ -176,25 +166,22 @@ def _of_files(images: ImageSet) -> bool:
 def check_labels(labels: np.ndarray, classes: Sequence[str], name: str) -> None:
     """Raise DataError unless `labels` is (n,) integers in [0, len(classes))."""
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        got, fix = f"{labels.dtype} of shape {labels.shape}", "Give one whole number per image."
+        got, fix = f"{labels.dtype} of shape {labels.shape}", "Give one integer per image."
     elif len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         got = f"labels from {labels.min()} to {labels.max()}"
         fix = "Count classes from 0, and name every class."
     else:
         return
-    want = f"whole numbers from 0 to {len(classes) - 1}"
+    want = f"integers from 0 to {len(classes) - 1}"
     raise DataError(f"labels of {name!r}", got=got, want=want, fix=fix)
 
 
 def check_every_class(images: ImageSet) -> None:
     """Raise DataError when there are fewer than two classes, or one of them has no picture."""
     if len(images.classes) < 2:
-        raise DataError(
-            f"classes of {images.name!r}",
-            got=f"only {', '.join(images.classes) or 'none'}",
-            want="at least 2 classes",
-            fix="Add pictures of something else: there is nothing to tell apart.",
-        )
+        got = f"only {', '.join(images.classes) or 'none'}"
+        what, fix = f"classes of {images.name!r}", "Add pictures of a second class."
+        raise DataError(what, got=got, want="at least 2 classes", fix=fix)
     empty = [name for name, n in images.counts().items() if n == 0]
     if empty:
         raise DataError(
@@ -206,7 +193,7 @@ def check_every_class(images: ImageSet) -> None:
 
 
 def _of_each(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """`n` sorted positions, as nearly in class proportions as one of each class allows."""
+    """`n` sorted positions in class proportions, with at least one of each class."""
     present, counts = np.unique(labels, return_counts=True)
     wanted, take = counts * n / len(labels), np.ones(len(present), dtype=np.int64)
     for _ in range(n - len(present)):
@@ -223,28 +210,26 @@ def _of_each(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
 def stratified(
     labels: np.ndarray, n: int, *, seed: int, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split positions into `n` chosen and the rest, in class proportions; both sorted.
+    """Split positions into `n` chosen ones and the rest, both in class proportions and sorted.
 
-    Raises: DataError for a class with a single image; ConfigError when `n` or the rest is below the
-    class count.
+    Raises: DataError for a class with a single image; ConfigError when `n` or the rest is smaller
+    than the number of classes.
     """
     present, counts = np.unique(labels, return_counts=True)
-    lonely = [str(classes[int(c)]) for c, k in zip(present, counts, strict=True) if k < 2]
-    if lonely:
+    single = [str(classes[int(c)]) for c, k in zip(present, counts, strict=True) if k < 2]
+    if single:
+        got, fix = (
+            f"a single image of {', '.join(single[:SHOWN])}",
+            "Add images or remove these classes.",
+        )
         raise DataError(
-            "stratified split",
-            got=f"a single image of {', '.join(lonely[:SHOWN])}",
-            want="at least 2 images of every class",
-            fix="Add images or remove these classes.",
+            "stratified split", got=got, want="at least 2 images of every class", fix=fix
         )
-    if not len(present) <= n <= len(labels) - len(present):
-        size = f"{len(labels)} images, {len(present)} classes"
-        raise ConfigError(
-            "size of a split",
-            got=f"{n} of {size}",
-            want=f"between {len(present)} and {len(labels) - len(present)}",
-            fix="Ask for another number, or add images.",
-        )
+    least, most = len(present), len(labels) - len(present)
+    if not least <= n <= most:
+        got = f"{n} of {len(labels)} images, {least} classes"
+        fix = "Ask for another number, or add images."
+        raise ConfigError("size of a split", got=got, want=f"between {least} and {most}", fix=fix)
     where = np.arange(len(labels))
     chosen, rest = train_test_split(where, train_size=n, random_state=seed, stratify=labels)
     return np.sort(chosen), np.sort(rest)

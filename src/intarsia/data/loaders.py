@@ -1,4 +1,4 @@
-"""Sets as tensors: prepared one picture at a time, or held in memory as a whole."""
+"""Image sets as tensors: transformed on access, or held in memory as a whole."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from intarsia.core.seeds import mix
 from intarsia.data.images import ImageSet
 from intarsia.data.transforms import Transform
 
-MEMORY_SHARE = 0.5  # of the memory that is free, for a set held as tensors
+MEMORY_SHARE = 0.5  # of the free memory, for a set held as tensors
 
 
 class Prepared(Dataset[tuple[Tensor, int]]):
-    """A set with a transform; `drawn(epoch, i)` draws its augmentation from (seed, epoch, i)."""
+    """A set with a transform; `drawn(epoch, i)` seeds its augmentation with (seed, epoch, i)."""
 
     def __init__(self, images: ImageSet, transform: Transform, *, seed: int = 0) -> None:
         self.images, self.transform, self.seed = images, transform, seed
@@ -41,13 +41,13 @@ class Prepared(Dataset[tuple[Tensor, int]]):
 
     @property
     def digests(self) -> list[str]:
-        """The SHA-256 of each picture's pixels; empty where they were not verified."""
+        """The SHA-256 of each picture's pixels; empty before `verify`."""
         return [*self.images.digests]
 
     def drawn(self, epoch: int, index: int) -> tuple[Tensor, int]:
-        """A picture as it looks in an epoch, and its label."""
+        """A picture with its augmentation of that epoch, and its label."""
         picture, label = self.images[index]
-        with torch.random.fork_rng(devices=[]):  # the caller's generator stays where it was
+        with torch.random.fork_rng(devices=[]):  # leaves the caller's generator unchanged
             torch.default_generator.manual_seed(mix(self.seed, epoch, index))
             return self.transform(picture), label
 
@@ -55,8 +55,8 @@ class Prepared(Dataset[tuple[Tensor, int]]):
 def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> TensorDataset:
     """Transform a set once and hold it in memory: (n, 3, H, W) float32 and (n,) int64.
 
-    Raises: ConfigError when that would take more than half of the free memory.
-    Not for random transforms: every epoch would see the same draw.
+    Raises: ConfigError when it needs more than half of the free memory.
+    Not for random transforms: every epoch would see the same random numbers.
     """
     first = transform(images.image(0))
     needed, free = first.nbytes * len(images), psutil.virtual_memory().available

@@ -1,4 +1,4 @@
-"""How each named set is read: the unpacked folder of its package -> images, labels, class names."""
+"""Readers of the named sets: unpacked folder of a package -> images, labels, class names."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from intarsia.data.decode import MAX_PIXELS, read_image, to_rgb
 from intarsia.data.decoded import Decoded
 
 DIGITS = [str(digit) for digit in range(10)]
-VAGUE = frozenset(  # folders of clip art that name no one thing
+VAGUE = frozenset(  # folders of clip art that do not name a subject
     {"buttons", "computer", "logos", "shapes", "signs_and_symbols", "special", "unsorted"}
 )
 
 
 def fashion_mnist(folder: Path) -> Decoded:
-    """28 px grey shop pictures; the first 60,000 are the publisher's train part."""
+    """28 px grey shop pictures; the first 60,000 are the publisher's training part."""
     root = folder / "usr/share/datasets/fashion-mnist"
     images, labels = [], []
     for part in ("train", "t10k"):  # idx format: 16 and 8 bytes of header
@@ -35,7 +35,7 @@ def fashion_mnist(folder: Path) -> Decoded:
 
 
 def mnist(folder: Path) -> Decoded:
-    """28 px grey digits; the package stores them as fractions of 255 with a few decimals."""
+    """28 px grey digits; the package stores values / 255 with a few decimals."""
     images, labels = [], []
     for digit, name in enumerate(DIGITS):
         text = (folder / f"package/src/digits/{name}.json").read_text(encoding="utf-8")
@@ -46,14 +46,14 @@ def mnist(folder: Path) -> Decoded:
 
 
 def elpv(folder: Path) -> Decoded:
-    """300 px grey photographs of solar cells by level of defect."""
+    """300 px grey photographs of solar cells, labelled by level of defect."""
     images, defect, _ = _elpv_rows(folder)
     levels = ["sound", "1/3 defective", "2/3 defective", "defective"]
     return images, [round(p * 3) for p in defect], levels
 
 
 def elpv_type(folder: Path) -> Decoded:
-    """The same photographs by the cell's crystal."""
+    """The same photographs, labelled by the cell's crystal type."""
     images, _, kind = _elpv_rows(folder)
     classes = ["mono", "poly"]
     return images, [classes.index(k) for k in kind], classes
@@ -68,7 +68,7 @@ def _elpv_rows(folder: Path) -> tuple[np.ndarray, list[float], list[str]]:
 
 
 def tuxpaint(folder: Path, size: int = 224, fewest: int = 12) -> Decoded:
-    """Stamps on a white square of `size` px; folders of fewer than `fewest` are left out."""
+    """Stamps on a white square of `size` px; folders with fewer than `fewest` are left out."""
     root = folder / "usr/share/tuxpaint/stamps"
     files = sorted(root.rglob("*.png"))
     topic = [file.relative_to(root).parts[0] for file in files]
@@ -83,7 +83,7 @@ def tuxpaint(folder: Path, size: int = 224, fewest: int = 12) -> Decoded:
 
 
 def openclipart(folder: Path, size: int = 224) -> Decoded:
-    """Drawings on a white square of `size` px; vague folders and pictures over 89 Mpx left out."""
+    """Drawings on a white square of `size` px, without `VAGUE` folders and pictures over 89 Mpx."""
     root = folder / "usr/share/openclipart/png"
     images, topics = [], []
     for file in sorted(root.rglob("*.png")):
@@ -96,14 +96,14 @@ def openclipart(folder: Path, size: int = 224) -> Decoded:
 
 
 def _drawing(file: Path, size: int) -> np.ndarray | None:
-    """A PNG of any size as (size, size, 3), shrunk before it is laid on white; None over 89 Mpx."""
-    width, height = _png_size(file)  # Pillow warns about a large picture as soon as it is opened
+    """A PNG of any size as (size, size, 3), shrunk and laid on white; None if over 89 Mpx."""
+    width, height = _png_size(file)  # Pillow warns when it opens a large picture
     if width * height > MAX_PIXELS:
         return None
     square, way = (size, size), Image.Resampling.LANCZOS
     with Image.open(file) as image:
         layer = image.convert("RGBA")
-    layer = layer.reduce(max(1, max(layer.size) // (3 * size)))  # a box first: six times as fast
+    layer = layer.reduce(max(1, max(layer.size) // (3 * size)))  # a box filter first: 6x faster
     fit = to_rgb(ImageOps.contain(layer, square, way))
     return np.asarray(ImageOps.pad(fit, square, way, "white"))
 
@@ -115,7 +115,7 @@ def _png_size(file: Path) -> tuple[int, int]:
 
 
 def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
-    """32 px emoji on white by category; categories of fewer than `fewest` are left out."""
+    """32 px emoji on white, by category; categories with fewer than `fewest` are left out."""
     root = folder / "package"
     rows = json.loads((root / "emoji.json").read_text(encoding="utf-8"))
     rows = [row for row in rows if row[f"has_img_{vendor}"]]
@@ -125,7 +125,7 @@ def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
     with Image.open(root / f"img/{vendor}/sheets/32.png") as image:
         sheet = image.convert("RGBA")
     images = []
-    for row in rows:  # every picture has 1 px of margin on the sheet
+    for row in rows:  # every picture has a margin of 1 px on the sheet
         left, top = row["sheet_x"] * 34 + 1, row["sheet_y"] * 34 + 1
         images.append(np.asarray(to_rgb(sheet.crop((left, top, left + 32, top + 32)))))
     return np.stack(images), [classes.index(row["category"]) for row in rows], classes
@@ -134,12 +134,11 @@ def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
 def landsat(folder: Path) -> Decoded:
     """Patches of 3x3 px in false colour: red, green, blue = near infrared, red, green light.
 
-    The four bands' values (27 to 157 of 255) are left as published; the first infrared band is
-    dropped.
+    Band values (27 to 157 of 255) stay as published. The first infrared band is dropped.
     """
     file = folder / "usr/lib/R/site-library/mlbench/data/Satellite.rda"
     raw = lzma.decompress(file.read_bytes())
-    # XDR data frame: 36 float64 columns, then the class from 1 on; each after its type and length
+    # XDR data frame: 36 float64 columns, then classes from 1 on; each begins with type and length
     start = raw.index(b"Satellite") + len(b"Satellite") + 8
     n = int.from_bytes(raw[start + 4 : start + 8])
     column = np.dtype([("head", ">i4", 2), ("value", ">f8", n)])
@@ -152,7 +151,7 @@ def landsat(folder: Path) -> Decoded:
 
 
 def textile(folder: Path) -> Decoded:
-    """250 px woven textures, simulated by their publisher: sound, locally or globally defective."""
+    """250 px simulated woven textures: sound, locally or globally defective."""
     root = folder / "conformal_clip_data/data/textile_images/simulated"
     classes = ["nominal", "local", "global"]
     files = [(file, c) for c in classes for file in sorted((root / c).glob("*.jpg"))]

@@ -1,6 +1,6 @@
-"""Digests of image files that were decoded before: a folder is checked once, not in every run.
+"""Cached digests of decoded image files, so that a folder is checked once and not in every run.
 
-A file counts as the same while its path, size and time of change are the same.
+A file counts as unchanged while its path, size and modification time are the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
 
 
 def stamp(path: Path) -> Stamp | None:
-    """What identifies the present content of a file; None when it cannot be looked at."""
+    """Size and modification time of a file; None when it cannot be read."""
     try:
         found = path.stat()
     except OSError:
@@ -29,14 +29,14 @@ def stamp(path: Path) -> Stamp | None:
 
 
 class Remembered:
-    """What is known of the files under one folder, in `<cache>/digests/`."""
+    """The digests of the files under one folder, stored in `<cache>/digests/`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.root = Path(os.path.commonpath([path.absolute() for path in paths]))
         key = hashlib.sha256(str(self.root).encode()).hexdigest()[:24]
         self.file = cache_dir() / "digests" / f"{key}.json"
         self.known: dict[str, list[object]] = {}
-        with contextlib.suppress(OSError, ValueError):  # none yet, or damaged: decode again
+        with contextlib.suppress(OSError, ValueError):  # missing or damaged: decode again
             found = json.loads(self.file.read_text())
             self.known = found if isinstance(found, dict) else {}
 
@@ -44,14 +44,14 @@ class Remembered:
         return os.path.relpath(path.absolute(), self.root)
 
     def get(self, path: Path) -> str | None:
-        """The digest of a file that has not changed since it was put here."""
+        """The digest of a file that has not changed since `save`; None otherwise."""
         match self.known.get(self._name(path)):
             case [size, changed, str(digest)] if (size, changed) == stamp(path):
                 return digest
         return None
 
     def save(self, digests: dict[Path, str]) -> None:
-        """Add digests and write the file, all or nothing."""
+        """Add digests and write the file atomically."""
         for path, digest in digests.items():
             if found := stamp(path):
                 self.known[self._name(path)] = [*found, digest]

@@ -1,8 +1,8 @@
-"""Train, validation and test parts that share no picture, from a name or a path.
+"""Disjoint training, validation and test parts, from a name or a path.
 
 data = load_data("elpv", seed=0, train=1000)
 data = load_data("photos/", seed=0)
-data = load_data("vtab-1k/cifar100", seed=0)              # a benchmark's task in its own parts
+data = load_data("vtab-1k/cifar100", seed=0)              # a benchmark task in its published parts
 data = load_data("mini/elpv", seed=0, fraction=0.1)       # a tenth of the training part
 """
 
@@ -24,16 +24,16 @@ from intarsia.data.packages import announce
 from intarsia.data.subsets import Keep
 from intarsia.data.tables import has_parquet, is_saved_dataset, read_csv, read_datasets
 
-TEST_SHARE = 0.2  # of everything, when the source has no test part
-VAL_SHARE = 0.15  # of what is left, when the source has no validation part
+TEST_SHARE = 0.2  # of all images, when the source has no test part
+VAL_SHARE = 0.15  # of the remaining images, when the source has no validation part
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Three disjoint parts, their class names, and the JSON-ready record of how they were made."""
+    """Three disjoint parts, their class names, and a JSON-ready record of how they were made."""
 
     train: ImageSet
-    val: ImageSet | None  # None when asked for with val=0: the last epoch is then the result
+    val: ImageSet | None  # None for val=0: the result is then that of the last epoch
     test: ImageSet
     classes: tuple[str, ...]
     record: dict[str, Any]
@@ -52,16 +52,16 @@ def load_data(
     on_error: OnError = "raise",
     progress: Callable[[str], None] = announce,
 ) -> Splits:
-    """Return disjoint parts of a named set, image folder, CSV or Parquet file, saved dataset.
+    """Return disjoint parts of a named set, image folder, CSV or Parquet file, or saved dataset.
 
-    Also of a benchmark's task as "suite/task", see `suites.find`; where its publisher cut a
-    training part to `fraction`, that one takes the place of the training part and, with
-    "@train+val", of the validation part; else the share is drawn of these. The record says which.
-    See `make_splits` for what the numbers mean.
-    Raises: UnknownName or DataError when `spec` is neither a name nor a path that can be read.
+    A benchmark task is named "suite/task", see `suites.find`. If the suite publishes a training
+    part of the given `fraction`, it replaces the training part and, with "@train+val", also the
+    validation part. Otherwise the fraction is drawn from these parts. The record says which.
+    See `make_splits` for the sizes.
+    Raises: UnknownName or DataError when `spec` is neither a name nor a readable path.
     """
     kept: dict[str, Any] = {}
-    kept |= Keep(train, fraction, shots, fewer).record()  # before anything is read
+    kept |= Keep(train, fraction, shots, fewer).record()  # checks the sizes before reading
     parts = read_data(spec, on_error=on_error, progress=progress)
     task = suites.find(spec) if spec not in sets.SETS else None
     if task and fraction is not None:
@@ -71,10 +71,9 @@ def load_data(
             kept |= {"published": True, "from": f"{small.source}, in place of {whole}"}
         else:
             kept["from"] = whole
-    splits = make_splits(
-        parts, seed=seed, train=train, val=val, test=test, fraction=fraction, shots=shots,
-        fewer=fewer, every_class=not task,
-    )  # fmt: skip
+    sizes: dict[str, Any] = {"train": train, "val": val, "test": test, "fraction": fraction}
+    sizes |= {"shots": shots, "fewer": fewer}
+    splits = make_splits(parts, seed=seed, every_class=not task, **sizes)
     for pair, n in splits.record["shared_pictures"].items():
         if n:
             progress(f"intarsia: {spec}: {pair} share {n} identical picture{'s' * (n > 1)}")
@@ -87,7 +86,7 @@ def load_data(
 def read_data(
     spec: str, *, on_error: OnError = "raise", progress: Callable[[str], None] = announce
 ) -> dict[str, ImageSet]:
-    """Return what a name or path holds as its publisher divided it: `all`, or `train` ..."""
+    """Return the parts of a name or path as published: `all`, or `train` with `val` or `test`."""
     if spec in sets.SETS:
         full = sets.load(spec, progress=progress)
         if sets.SETS[spec].published_train is None:
@@ -95,7 +94,7 @@ def read_data(
         return {"train": sets.load(spec, part="train"), "test": sets.load(spec, part="test")}
     if suites.find(spec):
         parts = suites.read(spec)
-        if on_error == "raise":  # what is kept of them is decoded, and checked, in make_splits
+        if on_error == "raise":  # make_splits decodes and checks the images that it keeps
             return parts
         return {part: verify(images, on_error=on_error) for part, images in parts.items()}
     path = Path(spec).expanduser()
@@ -127,15 +126,15 @@ def make_splits(
 ) -> Splits:
     """Cut `all`, or `train` with or without `val` and `test`, into three disjoint stratified parts.
 
-    Parts the source already has are kept apart. A missing test part is drawn first, so that it
-    depends on `seed` and its size only; then validation, then training, each from what is left.
-    Sizes: None takes all of an existing part, 20 % for a missing test, 15 % of the rest for a
-    missing validation part, and the rest for training; val=0 means none. Instead of `train`, the
-    training images may be a `fraction` of each class (`keep_fraction`) or a number of `shots`
-    (`keep_shots`, which explains `fewer`); validation and test parts are the same for all of them.
+    Existing parts are never mixed. A missing test part is drawn first, so it depends only on `seed`
+    and its size. Validation and then training images are drawn from the remaining images.
+    Sizes: None takes all of an existing part, 20 % for a missing test part, 15 % of the rest for a
+    missing validation part, and the rest for training; val=0 means no validation part. Instead of
+    `train`, give a `fraction` of each class (`keep_fraction`) or a number of `shots`
+    (`keep_shots`, which explains `fewer`). Validation and test parts do not depend on these.
     every_class=False: a published training part may lack classes, as VTAB-1k's SUN397 does.
-    Raises: ConfigError for impossible sizes; DataError for classes that differ or have no training
-    image.
+    Raises: ConfigError for impossible sizes; DataError for parts with different classes, or a class
+    without training images.
     """
     kept = Keep(train, fraction, shots, fewer)
     _check_sizes(train=train, val=val, test=test)
@@ -173,7 +172,7 @@ def _check_sizes(**sizes: int | None) -> None:
 def _hold_out(
     part: str, given: ImageSet | None, pool: ImageSet, n: int | None, default: int, *, seed: int
 ) -> tuple[ImageSet, ImageSet]:
-    """(what is held out, what is left of the pool): the source's own part when it has one."""
+    """(the held-out part, the rest of the pool); the source's own part is used if it has one."""
     if given is not None:
         return _renamed(given if n is None else given.subset(n, seed=seed), part), pool
     size = max(default, len(pool.classes)) if n is None else n

@@ -1,4 +1,4 @@
-"""Smaller training parts, each inside the larger ones of the same seed: a share, or k a class.
+"""Nested training subsets: a fraction of each class, or k images per class.
 
 one = keep_fraction(images, 0.01, seed=0)          # also in keep_fraction(images, 0.05, seed=0)
 four = keep_shots(images, 4, seed=0)
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from intarsia.core.checks import above, between
 from intarsia.core.errors import ConfigError
 from intarsia.data.images import ImageSet
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What is kept of a training part: so many images, a share, or shots a class; None = all.
+    """The size of a training part: a number of images, a fraction, or shots per class; None = all.
 
     Raises: ConfigError for more than one of them, and for `fewer` without shots.
     """
@@ -30,15 +31,13 @@ class Keep:
     def __post_init__(self) -> None:
         given = self.record()
         if len(set(given) - {"fewer"}) > 1 or (self.fewer and self.shots is None):
-            raise ConfigError(
-                "size of the training part",
-                got=" and ".join(f"{name}={value}" for name, value in given.items()),
-                want="one of train, fraction and shots; fewer with shots only",
-                fix="Leave out the others.",
-            )
+            got = " and ".join(f"{name}={value}" for name, value in given.items())
+            want = "one of train, fraction and shots; fewer with shots only"
+            fix = "Leave out the others."
+            raise ConfigError("size of the training part", got=got, want=want, fix=fix)
 
     def __call__(self, images: ImageSet, *, seed: int) -> ImageSet:
-        """What is kept of a set, in its order."""
+        """The subset, in the set's order."""
         if self.train is not None:
             return images.subset(self.train, seed=seed)
         if self.fraction is not None:
@@ -48,49 +47,48 @@ class Keep:
         return images
 
     def record(self) -> dict[str, float | bool]:
-        """What was asked for, for JSON."""
+        """The settings that are not default, ready for JSON."""
         asked = {"train": self.train, "fraction": self.fraction, "shots": self.shots}
         found: dict[str, float | bool] = {k: v for k, v in asked.items() if v is not None}
         return found | ({"fewer": True} if self.fewer else {})
 
 
 def keep_fraction(images: ImageSet, fraction: float, *, seed: int) -> ImageSet:
-    """The share `fraction` of each class, rounded, at least one image of a class that has any.
+    """Keep max(1, round(fraction * n)) of the n images of each class.
 
-    Classes are cut one by one, so the shares of a seed are nested; the whole is `fraction` only
-    as nearly as rounding allows, and is larger where it would leave a class without an image.
-    Raises: ConfigError for a share outside (0, 1].
+    Subsets of one seed are nested. Because each class is rounded and keeps at least one image, the
+    total can differ from `fraction`.
+    Raises: ConfigError for a fraction outside (0, 1].
     """
-    if not 0 < fraction <= 1:
-        raise ConfigError(
-            f"share of {images.name!r}", got=fraction, want="more than 0, at most 1",
-            fix="Give 0.1 for 10 %.",
-        )  # fmt: skip
+    what, fix = f"fraction of {images.name!r}", "Give 0.1 for 10 %."
+    above(what, fraction, 0, fix)
+    between(what, fraction, 0, 1, fix)
     return _keep(images, lambda n: max(1, int(fraction * n + 0.5)), seed)
 
 
 def keep_shots(images: ImageSet, shots: int, *, seed: int, fewer: bool = False) -> ImageSet:
-    """`shots` images of each class that has any; nested for one seed.
+    """Keep `shots` images of each class that has any; subsets of one seed are nested.
 
-    fewer: take all images of a class that has less than `shots`.
+    fewer: keep all images of a class that has fewer than `shots`.
     Raises: ConfigError for less than one shot, or (unless `fewer`) more than the rarest class has.
     """
     have = {name: n for name, n in images.counts().items() if n}
     rarest = min(have, key=have.__getitem__, default="")
     if shots < 1 or (not fewer and shots > have.get(rarest, 0)):
         short = sum(n < shots for n in have.values())
+        fewest = have.get(rarest, 0)
         raise ConfigError(
             f"images of each class of {images.name!r}",
             got=f"shots={shots}, and {short} of {len(have)} classes have less"
-            f" (fewest: {have.get(rarest, 0)} of {rarest!r})",
-            want=f"from 1 to {have.get(rarest, 0)}",
-            fix="Lower shots, or pass fewer=True to take what there is." if shots > 0 else "Try 1.",
+            f" (fewest: {fewest} of {rarest!r})",
+            want=f"from 1 to {fewest}",
+            fix="Lower shots, or pass fewer=True." if shots > 0 else "Try 1.",
         )
     return _keep(images, lambda n: min(n, shots), seed)
 
 
 def _keep(images: ImageSet, many: Callable[[int], int], seed: int) -> ImageSet:
-    """The first `many(n)` of the n images of each class in a shuffled order; original order."""
+    """The first `many(n)` of the n shuffled images of each class, in the original order."""
     chosen = []
     for label in np.unique(images.labels).tolist():
         where = np.flatnonzero(images.labels == label)

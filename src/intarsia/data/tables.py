@@ -1,7 +1,7 @@
-"""Sets in a table or a dataset object: CSV, Parquet, Hugging Face `datasets`, torchvision.
+"""Image sets from tables and dataset objects: CSV, Parquet, Hugging Face `datasets`, torchvision.
 
-A CSV file has the columns `image` (or `file_name`: a path beside the file) and `label`, and perhaps
-`part`.
+A CSV file has the columns `image` (or `file_name`; paths relative to the file), `label` and
+optionally `part`.
 Parquet files and folders of `Dataset.save_to_disk` are read with the `datasets` package
 (pip install 'intarsia[hf]').
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from intarsia.core.errors import DataError, MissingExtra
-from intarsia.data.decode import Picture
+from intarsia.data.decode import Picture, Pictures
 from intarsia.data.folders import check_same_classes
 from intarsia.data.images import ImageSet, OnError, check_every_class, verify
 from intarsia.data.packages import cache_dir
@@ -28,7 +29,7 @@ _LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
 
 
 def has_parquet(folder: Path) -> bool:
-    """Whether a folder holds Parquet files, as a dataset downloaded from the Hub does."""
+    """Whether a folder holds Parquet files, like a dataset downloaded from the Hub."""
     return any(folder.glob("*.parquet")) or any(folder.glob("data/*.parquet"))
 
 
@@ -38,7 +39,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def read_csv(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
-    """Return the sets a CSV file describes: `all`, or one per value of its `part` column.
+    """Return the sets of a CSV file: `all`, or one for each value of its `part` column.
 
     Raises: DataError for missing columns, an empty table, unreadable pictures (see `verify`).
     """
@@ -49,15 +50,13 @@ def read_csv(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
             label = _column(reader.fieldnames or (), _LABEL_COLUMNS, file.name)
             rows = list(reader)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"table {file}", got=str(error), want="UTF-8", fix="Save the file as UTF-8."
-        ) from error
+        fix = "Save the file as UTF-8."
+        raise DataError(f"table {file}", got=error, want="UTF-8", fix=fix) from error
     for number, row in enumerate(rows, 2):
         if not row[image] or row[label] is None:
-            raise DataError(
-                f"line {number} of {file}", got="a row without its picture or label",
-                want="both in every row", fix="Complete the row, or delete it.",
-            )  # fmt: skip
+            got, want = "a row without a picture or a label", "both in every row"
+            fix = "Complete the row, or delete it."
+            raise DataError(f"line {number} of {file}", got=got, want=want, fix=fix)
     classes = sorted({row[label] for row in rows})
     if all(name.isdecimal() for name in classes):
         classes.sort(key=int)
@@ -96,12 +95,9 @@ def read_datasets(path: Path, *, on_error: OnError = "raise") -> dict[str, Image
                 for part, files in _parquet_files(path).items()
             }
     except (OSError, ValueError, DatasetGenerationError) as error:
-        raise DataError(
-            f"dataset {str(path)!r}",
-            got=f"{type(error).__name__}: {error}",
-            want="a folder of save_to_disk, or Parquet files",
-            fix="Save it again.",
-        ) from error
+        want = "a folder of save_to_disk, or Parquet files"
+        fix = "Save it again."
+        raise DataError(f"dataset {str(path)!r}", got=error, want=want, fix=fix) from error
     tables = found if isinstance(found, dict) else {"all": found}
     named = {str(part): table for part, table in tables.items()}
     sets = {_PARTS.get(k, k): _from_table(table, path.stem) for k, table in named.items()}
@@ -113,7 +109,7 @@ def from_dataset(
 ) -> ImageSet:
     """Wrap a map-style dataset of (picture, label), such as torchvision's, without copying it.
 
-    Labels come from its `targets` or `labels` when it has them, class names from its `classes`.
+    Labels are read from its `targets` or `labels` if it has them, class names from its `classes`.
     Raises: DataError when its pictures are tensors (a transform is set) or cannot be read.
     """
     targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
@@ -122,48 +118,31 @@ def from_dataset(
     labels = np.asarray(targets)
     known = classes or getattr(dataset, "classes", None)
     known = known or [str(i) for i in range(len(set(labels.ravel().tolist())))]
-    images = ImageSet(name, _Pictures(dataset), labels, tuple(known), source=type(dataset).__name__)
+    pictures = Pictures(len(dataset), partial(_picture, dataset))
+    images = ImageSet(name, pictures, labels, tuple(known), source=type(dataset).__name__)
     check_every_class(images)
     return verify(images, on_error=on_error)
 
 
-class _Pictures(Sequence[Picture]):
-    """The pictures of a dataset of pairs, fetched on access."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Picture:  # pyright: ignore[reportIncompatibleMethodOverride]
-        picture = self.dataset[int(index)][0]
-        if isinstance(picture, Image.Image | np.ndarray | Path | bytes):
-            return picture
-        raise DataError(
-            f"picture {index} of {type(self.dataset).__name__}",
-            got=type(picture).__name__,
-            want="a Pillow image or a numpy array",
-            fix="Make the dataset without a transform: the model's own is applied later.",
-        )
+def _picture(dataset: Any, index: int) -> Picture:
+    picture = dataset[index][0]
+    if isinstance(picture, Image.Image | np.ndarray | Path | bytes):
+        return picture
+    raise DataError(
+        f"picture {index} of {type(dataset).__name__}",
+        got=type(picture).__name__,
+        want="a Pillow image or a numpy array",
+        fix="Make the dataset without a transform: the model's own is applied later.",
+    )
 
 
-class _Encoded(Sequence[Picture]):
-    """The encoded pictures of one column of a Hugging Face dataset, read on access."""
-
-    def __init__(self, table: Any, column: str) -> None:
-        self.table, self.column = table, column
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> Picture:  # pyright: ignore[reportIncompatibleMethodOverride]
-        cell = self.table[int(index)][self.column]
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
+def _encoded(table: Any, column: str, index: int) -> Picture:
+    cell = table[index][column]
+    return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
 
 
 def _parquet_files(path: Path) -> dict[str, list[Any]]:
-    """Files by part; the part is what stands before the first hyphen of the file's name."""
+    """Files by part; the part is the text before the first hyphen of the file's name."""
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     parts: dict[str, list[Any]] = {}
     for file in files:
@@ -184,7 +163,8 @@ def _from_table(table: Any, name: str) -> ImageSet:
     else:
         classes = sorted(set(values))
         labels = [classes.index(v) for v in values]
-    pictures = _Encoded(table.cast_column(image, datasets.Image(decode=False)), image)
+    undecoded = table.cast_column(image, datasets.Image(decode=False))
+    pictures = Pictures(len(table), partial(_encoded, undecoded, image))
     ids = np.asarray(labels, dtype=np.int64)
     return ImageSet(name, pictures, ids, tuple(str(c) for c in classes), source="datasets")
 
@@ -195,7 +175,7 @@ def _checked(sets: dict[str, ImageSet], path: Path, on_error: OnError) -> dict[s
         raise DataError(
             f"parts of {path.name}",
             got=", ".join(sorted(sets)) or "an empty table",
-            want="train with val or test, or no parts at all",
+            want="train with val or test, or no parts",
             fix="Correct the part column, or name the splits train, val and test.",
         )
     check_same_classes(sets)
@@ -208,9 +188,5 @@ def _column(columns: Sequence[str], wanted: Sequence[str], name: str) -> str:
     for column in wanted:
         if column in columns:
             return column
-    raise DataError(
-        f"columns of {name}",
-        got=list(columns),
-        want=f"one of {list(wanted)}",
-        fix="Rename the column.",
-    )
+    want, fix = f"one of {list(wanted)}", "Rename the column."
+    raise DataError(f"columns of {name}", got=list(columns), want=want, fix=fix)

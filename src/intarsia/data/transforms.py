@@ -1,4 +1,4 @@
-"""From an RGB picture to a tensor, as the pretrained model's own configuration says.
+"""Transforms from RGB pictures to tensors, from the pretrained model's configuration.
 
 inputs = input_config(model)          # timm or transformers, also inside a PEFT model
 train = train_transform(inputs, augment="light")
@@ -7,9 +7,8 @@ test = eval_transform(inputs)
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -19,7 +18,8 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-from intarsia.core.errors import ConfigError, DataError
+from intarsia.core.checks import at_least, one_of
+from intarsia.core.errors import DataError
 
 Augment = Literal["none", "light", "crop"]
 Transform = Callable[[Image.Image], Tensor]
@@ -29,47 +29,42 @@ _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow'
 
 @dataclass(frozen=True, slots=True)
 class InputConfig:
-    """How a picture must look for one model."""
+    """The input that one model expects."""
 
     size: tuple[int, int]  # height, width in px
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
-    crop: float = 1.0  # the shorter side is resized to size / crop, then the centre is cut out
-    crop_mode: str = "center"  # "squash": resized to exactly size / crop, proportions ignored
+    crop: float = 1.0  # the shorter side is resized to size / crop, then the centre is cropped
+    crop_mode: str = "center"  # "squash": resized to exactly size / crop without its proportions
 
     def record(self, augment: Augment = "none") -> dict[str, Any]:
         """JSON-ready record for the run folder."""
-        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in _fields(self).items()}
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return fields | {"augment": augment}
-
-
-def _fields(config: InputConfig) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 def input_config(
     model: nn.Module, *, size: int | None = None, processor: Any = None
 ) -> InputConfig:
-    """Read a model's input configuration; `size` overrides its picture size.
+    """Read a model's input configuration; `size` in px replaces its picture size.
 
-    timm: the model's `pretrained_cfg`. transformers: its image processor, loaded from the model's
-    own folder or repository, or given as `processor` (an image processor, or its configuration as a
-    dict).
-    Raises: DataError when the model says nothing about its input; ConfigError for a size below 1.
+    timm: the model's `pretrained_cfg`. transformers: the image processor in the model's folder or
+    repository, or `processor` (an image processor, or its configuration as a dict).
+    Raises: DataError for a model without an input configuration; ConfigError for a size below 1.
     """
-    if size is not None and size < 1:
-        raise ConfigError("picture size", got=size, want="at least 1 px", fix="Give it in pixels.")
+    if size is not None:
+        at_least("picture size", size, 1, "Give it in pixels.")
     if processor is None and getattr(model, "pretrained_cfg", None):
         found = _from_timm(model)
     else:
         found = _from_processor(_processor_dict(model, processor), model)
-    return found if size is None else dataclasses.replace(found, size=(size, size))
+    return found if size is None else replace(found, size=(size, size))
 
 
 def _from_timm(model: nn.Module) -> InputConfig:
     config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
-    # a model made with img_size=... keeps the pretrained size in its configuration
+    # the configuration of a model built with img_size=... still has the pretrained size
     made_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
     height, width = made_for or config["input_size"][-2:]
     return InputConfig(
@@ -90,7 +85,7 @@ def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
     where = getattr(getattr(model, "config", None), "_name_or_path", "")
     try:
         if not where:
-            raise OSError("the model does not say where it comes from")
+            raise OSError("the model does not name its folder or repository")
         from transformers import AutoImageProcessor
 
         return AutoImageProcessor.from_pretrained(where).to_dict()
@@ -99,7 +94,7 @@ def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
             f"input configuration of {type(model).__name__}",
             got=f"none ({str(error).splitlines()[0]})",
             want="a timm pretrained_cfg or a transformers image processor",
-            fix="Pass processor=..., or make the InputConfig(size, mean, std) yourself.",
+            fix="Pass processor=..., or write the InputConfig(size, mean, std) yourself.",
         ) from error
 
 
@@ -113,14 +108,14 @@ def _from_processor(config: Mapping[str, Any], model: nn.Module) -> InputConfig:
         )
     resize = _edge(config.get("size"))
     cut = _edge(config.get("crop_size")) if config.get("do_center_crop") else None
-    # without a crop the model's own size decides; DINOv2's (518) is only that of its table
+    # without a crop use the model's size; DINOv2's (518) is only that of its position embedding
     side = cut or _edge(getattr(getattr(model, "config", None), "image_size", None)) or resize
     if side is None or (config.get("do_normalize", True) and not config.get("image_mean")):
         raise DataError(
             "image processor",
             got=f"size {config.get('size')}, image_mean {config.get('image_mean')}",
             want="a size (height and width, or shortest_edge), a mean and a deviation",
-            fix="Make the InputConfig(size, mean, std) yourself.",
+            fix="Write the InputConfig(size, mean, std) yourself.",
         )
     normal = config.get("do_normalize", True)
     shortest = isinstance(config.get("size"), Mapping) and "shortest_edge" in config["size"]
@@ -135,7 +130,7 @@ def _from_processor(config: Mapping[str, Any], model: nn.Module) -> InputConfig:
 
 
 def _edge(size: Any) -> int | None:
-    """The shorter side that transformers means by 224, (224, 224) or {"shortest_edge": 224}."""
+    """The shorter side from transformers' 224, (224, 224) or {"shortest_edge": 224}."""
     if isinstance(size, Mapping):
         size = size.get("shortest_edge") or size.get("height")
     if isinstance(size, tuple | list):
@@ -144,7 +139,7 @@ def _edge(size: Any) -> int | None:
 
 
 def eval_transform(inputs: InputConfig) -> Transform:
-    """Resize, centre crop and normalise: a picture always gives the same (3, H, W) tensor."""
+    """Resize, centre crop and normalise to (3, H, W), without randomness."""
     made = create_transform(
         input_size=(3, *inputs.size),
         is_training=False,
@@ -158,16 +153,15 @@ def eval_transform(inputs: InputConfig) -> Transform:
 
 
 def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transform:
-    """Transform for training: `none` as in evaluation, `light` a crop of 60 to 100 % and a flip.
+    """Return the transform for training.
 
-    `crop`: a random square 224/256 of the shorter side wide, and a flip, as VPT and MoSA have it.
-    Draws from torch's CPU generator only, which `Prepared` seeds per picture.
+    "none": as in evaluation. "light": a random crop of 60 to 100 % of the area, and a flip. "crop":
+    a random square of 224/256 of the shorter side, and a flip, as in VPT and MoSA.
+    Random numbers come from torch's CPU generator, which `Prepared` seeds for each picture.
     Raises: ConfigError for another augmentation.
     Not for pictures whose meaning changes when mirrored, such as digits or text.
     """
-    if augment not in get_args(Augment):
-        want = "'none', 'light' or 'crop'"
-        raise ConfigError("augment", got=repr(augment), want=want, fix="Choose one.")
+    one_of("augment", augment, get_args(Augment))
     if augment == "none":
         return eval_transform(inputs)
     way = InterpolationMode(inputs.interpolation)

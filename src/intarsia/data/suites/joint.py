@@ -1,31 +1,32 @@
-"""Several tasks as one: their classes side by side, a head for each or one head for all."""
+"""Several tasks joined in one label space, for one head over all classes or a head per task."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
 
 from ...core.errors import ConfigError
-from ..decode import Picture
+from ..decode import Picture, Pictures
 from ..images import ImageSet
 from .task import Parts, SuiteTask
 
-JOINT = "joint"  # the group of joint tasks, and the task that joins all of a suite
+JOINT = "joint"  # the group of joint tasks, and the name of the task that joins a whole suite
 
 
 def joint(tasks: Mapping[str, Parts]) -> Parts:
-    """Join tasks, task -> parts, in one label space of classes called "task/class".
+    """Join tasks in one label space whose classes are called "task/class".
 
-    A validation part that not every task has is added to that task's training part. See `groups`
-    for which class belongs to which task.
-    Raises: ConfigError for less than two tasks, or one without train or test.
+    tasks: task -> parts. If some tasks have no validation part, the others' validation parts are
+    added to their training parts. `groups` gives the classes of each task.
+    Raises: ConfigError for fewer than two tasks, or a task without train or test.
     """
-    _check(tasks, {name: tuple(parts) for name, parts in tasks.items()})
+    _check({name: tuple(parts) for name, parts in tasks.items()})
     first = {name: next(iter(parts.values())).classes for name, parts in tasks.items()}
     classes = tuple(f"{name}/{label}" for name, labels in first.items() for label in labels)
     offsets = dict(zip(tasks, accumulate(map(len, first.values()), initial=0), strict=False))
@@ -34,15 +35,14 @@ def joint(tasks: Mapping[str, Parts]) -> Parts:
     for part, sources in _sources({name: tuple(parts) for name, parts in tasks.items()}).items():
         sets = [(offsets[task], tasks[task][p]) for task, p in sources]
         labels = np.concatenate([images.labels + offset for offset, images in sets])
-        pictures = _Chained([images.images for _, images in sets])
-        licences = sorted({images.licence for _, images in sets})
-        found[part] = ImageSet(name, pictures, labels, classes, licence="; ".join(licences),
-                               source="joint")  # fmt: skip
+        pictures = _in_sequence([images.images for _, images in sets])
+        licence = "; ".join(sorted({images.licence for _, images in sets}))
+        found[part] = ImageSet(name, pictures, labels, classes, licence=licence, source="joint")
     return found
 
 
 def groups(classes: Sequence[str]) -> dict[str, list[int]]:
-    """Task -> its classes, of class names that `joint` gave."""
+    """Task -> indices of its classes, from the class names of `joint`."""
     found: dict[str, list[int]] = {}
     for label, name in enumerate(classes):
         found.setdefault(name.partition("/")[0], []).append(label)
@@ -52,17 +52,18 @@ def groups(classes: Sequence[str]) -> dict[str, list[int]]:
 def joint_task(
     tasks: Sequence[SuiteTask], name: str, read: Callable[[SuiteTask, Path], Parts]
 ) -> SuiteTask:
-    """The task that joins `tasks`; read: how each of them is read.
+    """The task that joins `tasks`; read: reads one of them.
 
-    Raises: ConfigError as `joint` does, and for a task that is there twice.
+    Raises: ConfigError as `joint` does, and for a task that is given twice.
     """
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
-        raise ConfigError("joint tasks", got=" + ".join(names), want="each once",
-                          fix="Leave out the second.")  # fmt: skip
+        got, fix = " + ".join(names), "Leave out the second."
+        raise ConfigError("joint tasks", got=got, want="each once", fix=fix)
     counts = {task.name: task.counts for task in tasks}
-    _check(counts, {n: tuple(c) for n, c in counts.items()})
-    sources = _sources({n: tuple(c) for n, c in counts.items()})
+    parts = {name: tuple(found) for name, found in counts.items()}
+    _check(parts)
+    sources = _sources(parts)
     return SuiteTask(
         name=name,
         group=JOINT,
@@ -75,16 +76,16 @@ def joint_task(
     )
 
 
-def _check(tasks: Mapping[str, object], parts: Mapping[str, Sequence[str]]) -> None:
+def _check(parts: Mapping[str, Sequence[str]]) -> None:
     lacking = [name for name, found in parts.items() if not {"train", "test"} <= set(found)]
-    if len(tasks) < 2 or lacking:
-        got = f"{' and '.join(lacking)} without train or test" if lacking else f"{len(tasks)} task"
-        raise ConfigError("joint tasks", got=got, want="two or more, each with train and test",
-                          fix="Name others, as in mini/a+b.")  # fmt: skip
+    if len(parts) < 2 or lacking:
+        got = f"{' and '.join(lacking)} without train or test" if lacking else f"{len(parts)} task"
+        want, fix = "two or more, each with train and test", "Name others, as in mini/a+b."
+        raise ConfigError("joint tasks", got=got, want=want, fix=fix)
 
 
 def _sources(parts: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, str]]]:
-    """Joint part -> (task, part) it is made of."""
+    """Joint part -> the (task, part) pairs in it."""
     every = all("val" in found for found in parts.values())
     train = [
         (task, part)
@@ -97,25 +98,19 @@ def _sources(parts: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, st
 
 
 def chained(first: ImageSet, second: ImageSet) -> ImageSet:
-    """Two parts of one task, one behind the other."""
-    images = _Chained([first.images, second.images])
-    return replace(
-        first, images=images, labels=np.concatenate([first.labels, second.labels]), digests=()
-    )
+    """The two parts of one task in sequence."""
+    images = _in_sequence([first.images, second.images])
+    labels = np.concatenate([first.labels, second.labels])
+    return replace(first, images=images, labels=labels, digests=())
 
 
-class _Chained(Sequence[Picture]):
-    """Sequences of pictures one after the other, none looked at before it is asked for."""
+def _in_sequence(parts: Sequence[Sequence[Picture] | np.ndarray]) -> Pictures:
+    starts = list(accumulate(map(len, parts), initial=0))
+    return Pictures(starts[-1], partial(_picture, parts, starts))
 
-    def __init__(self, parts: Sequence[Sequence[Picture] | np.ndarray]) -> None:
-        self.parts = parts
-        self.starts = list(accumulate(map(len, parts), initial=0))
 
-    def __len__(self) -> int:
-        return self.starts[-1]
-
-    def __getitem__(self, index: int) -> Picture:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        part = bisect_right(self.starts, index) - 1
-        return self.parts[part][index - self.starts[part]]
+def _picture(
+    parts: Sequence[Sequence[Picture] | np.ndarray], starts: Sequence[int], index: int
+) -> Picture:
+    part = bisect_right(starts, index) - 1
+    return parts[part][index - starts[part]]

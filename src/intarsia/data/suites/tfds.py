@@ -1,21 +1,22 @@
-"""VTAB-1k out of `tensorflow-datasets`: the published slices and labels of its 19 tasks.
+"""VTAB-1k from `tensorflow-datasets`: the published slices and labels of its 19 tasks.
 
-Slices and labels are those of github.com/google-research/task_adaptation; of KITTI, whose 3.1.0 is
-wrong, version 3.2.0 as VPT does. Nothing is downloaded: prepare the sets first.
+Slices and labels follow github.com/google-research/task_adaptation. KITTI is read in version 3.2.0,
+as VPT does, because 3.1.0 is wrong. Nothing is downloaded: prepare the sets first.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...core.errors import DataError, MissingExtra
-from ..decode import Picture, read_image
+from ..decode import Picture, Pictures, read_image
 from ..images import ImageSet
 from .task import Parts
 
@@ -24,11 +25,11 @@ Example = Mapping[str, Any]  # of numpy arrays; "image" is an encoded file
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A task inside a TFDS data set.
+    """A task in a TFDS data set.
 
-    builder, version: as TFDS writes them.  cut: percents of the TFDS part `train` that are VTAB's
-    train and val, () where TFDS has a validation part.  val, test: TFDS slices where not cut.
-    label: example -> class.  scale: factor of the pixels' values.
+    builder, version: TFDS's names.  cut: percentages of the TFDS part `train` that are VTAB's train
+    and val; () where TFDS has a validation part.  val, test: TFDS slices where nothing is cut.
+    label: example -> class.  scale: pixel values are multiplied by it.
     """
 
     builder: str
@@ -40,12 +41,12 @@ class Source:
     scale: int = 1
 
     def slices(self, images: int) -> dict[str, str]:
-        """TFDS slices of train800, val200 and test, for `images` in the TFDS part `train`."""
+        """TFDS slices of train800, val200 and test; images: the size of the TFDS part `train`."""
         val, test = self.val, self.test
         if self.cut:
             first = images * self.cut[0] // 100
             val = f"train[{first}:{first + 200}]"
-        if len(self.cut) == 2:  # the test part is cut out of train, too
+        if len(self.cut) == 2:  # the test part is also cut from train
             test = f"train[{first + images * self.cut[1] // 100}:]"
         return {"train": "train[:800]", "val": val, "test": test}
 
@@ -62,7 +63,7 @@ def _nearest_object(example: Example) -> int:
 
 
 def _nearest_vehicle(example: Example) -> int:
-    """KITTI: metres to the nearest car, van or truck, in three ranges; 3 = there is none."""
+    """KITTI: metres to the nearest car, van or truck, in three ranges; 3 = no vehicle."""
     metres = example["objects"]["location"][:, 2][example["objects"]["type"] < 3]
     return int(np.searchsorted([8.0, 20.0, 999.0], metres.min(initial=1000.0)))
 
@@ -108,7 +109,7 @@ SOURCES: dict[str, Source] = {
 
 
 def mark(name: str) -> str:
-    """A pattern of the file, below the suite's folder, that says a task's data set is prepared."""
+    """Glob pattern, below the suite's folder, of the file that marks a prepared data set."""
     return f"{SOURCES[name].builder}/{SOURCES[name].version}/dataset_info.json"
 
 
@@ -118,7 +119,7 @@ def is_prepared(name: str, root: Path) -> bool:
 
 
 def read(name: str, root: Path, *, classes: int) -> Parts:
-    """The three parts of a task, pictures still encoded, but held in memory.
+    """The three parts of a task; the encoded pictures are held in memory.
 
     Raises: MissingExtra without `tensorflow-datasets`; DataError when it cannot read the set.
     """
@@ -137,12 +138,12 @@ def read(name: str, root: Path, *, classes: int) -> Parts:
         }
         return {p: _to_set(name, library.as_numpy(data), classes) for p, data in found.items()}
     except (AssertionError, KeyError, OSError, ValueError) as error:  # all that TFDS raises
-        raise DataError(
+        what, want = (
             f"TFDS data set {source.builder!r} in {root}",
-            got=f"{type(error).__name__}: {error}",
-            want=f"version {source.version}, prepared",
-            fix=f"Run: tfds build {source.builder} --data_dir {root}",
-        ) from error
+            f"version {source.version}, prepared",
+        )
+        fix = f"Run: tfds build {source.builder} --data_dir {root}"
+        raise DataError(what, got=error, want=want, fix=fix) from error
 
 
 def _to_set(name: str, examples: Iterable[Example], classes: int) -> ImageSet:
@@ -151,20 +152,13 @@ def _to_set(name: str, examples: Iterable[Example], classes: int) -> ImageSet:
     for example in examples:
         files.append(example["image"])
         labels.append(source.label(example))
-    pictures = files if source.scale == 1 else _Scaled(files, source.scale)
+    pictures: Any = files
+    if source.scale != 1:
+        pictures = Pictures(len(files), partial(_scaled, files, source.scale))
     names = tuple(str(i) for i in range(classes))
     label = np.asarray(labels, dtype=np.int64)
     return ImageSet(name, pictures, label, names, source=f"VTAB-1k, TFDS {source.builder}")
 
 
-class _Scaled(Sequence[Picture]):
-    """Encoded pictures whose values are multiplied when they are looked at."""
-
-    def __init__(self, files: Sequence[bytes], factor: int) -> None:
-        self.files, self.factor = files, factor
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Picture:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return np.asarray(read_image(self.files[index])) * np.uint8(self.factor)
+def _scaled(files: list[bytes], factor: int, index: int) -> Picture:
+    return np.asarray(read_image(files[index])) * np.uint8(factor)
