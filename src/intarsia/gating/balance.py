@@ -13,7 +13,10 @@ def _share(probs: Tensor, routing: Routing, valid: Tensor | None) -> tuple[Tenso
     tokens = probs.new_tensor(len(probs)) if valid is None else valid.sum().to(probs.dtype)
     tokens = tokens.clamp(min=1)
     kept = probs if valid is None else probs * valid[:, None]
-    return routing.load().to(probs.dtype) / tokens, kept.sum(0) / tokens
+    load = routing.load().to(probs.dtype)
+    if valid is not None:
+        load = torch.zeros_like(load).index_add(0, routing.expert, valid[routing.token].to(load))
+    return load / tokens, kept.sum(0) / tokens
 
 
 def balance(probs: Tensor, routing: Routing, valid: Tensor | None = None) -> Tensor:

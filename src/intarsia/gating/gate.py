@@ -63,7 +63,7 @@ class ScoreRouter(Router):
         return routing
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        if valid is not None:
+        if valid is not None and not torch.compiler.is_compiling():
             return of_real(rows, valid, lambda real: self.route(real, None))
         x = rows
         if self.training and self.terms.jitter:
@@ -72,17 +72,19 @@ class ScoreRouter(Router):
             x = x * torch.empty_like(x).uniform_(low, high)
         logits = self.logits(x)
         index, weight, counts = self.choose(logits)
+        if valid is not None:  # a graph has as many pairs as there are rows: padding weighs 0 in it
+            weight = torch.where(valid[:, None], weight, 0)
         whole = Routing.from_topk(index, weight.to(rows.dtype), self.experts)
         routing = whole if counts is None else kept(whole, counts.flatten())
-        losses = self._losses(logits, routing) if self.training and len(rows) else {}
+        losses = self._losses(logits, routing, valid) if self.training and len(rows) else {}
         return replace(self.limit(routing), losses=losses)
 
-    def _losses(self, logits: Tensor, routing: Routing) -> dict[str, Tensor]:
+    def _losses(self, logits: Tensor, routing: Routing, valid: Tensor | None) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         if self.terms.balance:
-            losses["balance"] = self.terms.balance * balance(logits.softmax(-1), routing)
+            losses["balance"] = self.terms.balance * balance(logits.softmax(-1), routing, valid)
         if self.terms.z:
-            losses["z"] = self.terms.z * z_loss(logits)
+            losses["z"] = self.terms.z * z_loss(logits, valid)
         return losses
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count as counter
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import ShapeError
+
+_NUMBERS = counter()
+_SOURCES: WeakValueDictionary[int, RandomSource] = WeakValueDictionary()
 
 
 class RandomSource(nn.Module):
@@ -29,6 +35,30 @@ class RandomSource(nn.Module):
         self.generator = generator
         self.hold, self.passes, self.shard = False, 1, (0, 1)
         self._held: dict[str, Tensor] = {}
+        self._enter()
+
+    def _enter(self) -> None:
+        self._number = next(_NUMBERS)
+        _SOURCES[self._number] = self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._enter()  # a copy has a generator, and so a number, of its own
+
+    def uniform(self, *shape: int) -> Tensor:
+        """New numbers from U(0, 1), on the CPU."""
+        return self._new("rand", shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """New numbers from N(0, 1), on the CPU."""
+        return self._new("randn", shape)
+
+    def _new(self, law: str, shape: Sequence[int]) -> Tensor:
+        if (
+            torch.compiler.is_compiling()
+        ):  # a graph cannot hold a generator, but it can hold a number
+            return _draw(self._number, law, shape)
+        return getattr(torch, law)(shape, generator=self.generator)
 
     def redraw(self) -> None:
         """Forget what is held."""
@@ -63,6 +93,21 @@ class RandomSource(nn.Module):
                 fix="Call redraw(model) before every batch.",
             )  # fmt: skip
         return found
+
+
+@torch.library.custom_op(
+    "intarsia::draw",
+    mutates_args=(),
+    schema="(int source, str law, SymInt[] shape) -> Tensor",
+    tags=torch.Tag.nondeterministic_seeded,  # two calls are never merged into one
+)
+def _draw(source: int, law: str, shape: Sequence[int]) -> Tensor:
+    return getattr(torch, law)(tuple(shape), generator=_SOURCES[source].generator)
+
+
+@_draw.register_fake
+def _(source: int, law: str, shape: Sequence[int]) -> Tensor:
+    return torch.empty(tuple(shape))
 
 
 def random_sources(model: nn.Module) -> dict[str, RandomSource]:

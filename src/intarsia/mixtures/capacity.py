@@ -79,10 +79,8 @@ class Capacity:
                     "capacity", got="policy='random' and no source of randomness",
                     want="draws", fix="Give the mixture a generator.",
                 )  # fmt: skip
-            shape = routing.experts
-            lots = draws.drawn(
-                routing.tokens, lambda n: torch.rand(n, shape, generator=draws.generator)
-            ).to(routing.token.device)
+            lots = draws.drawn(routing.tokens, lambda n: draws.uniform(n, routing.experts))
+            lots = lots.to(routing.token.device)
             first = lots[routing.token, routing.expert].argsort(descending=True)
         elif self.policy == "score":
             score = routing.weight.detach().nan_to_num(0)  # a NaN would come first

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,20 @@ from ..core.errors import ConfigError, ShapeError
 
 SCALINGS = ("inverted", "paper")
 DECAYS = ("owned", "delta", "official")
+
+
+class _Marked(torch.autograd.Function):
+    """A tensor as it is; its backward adds 1 to the probe's gradient for each active expert."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, probe: Tensor, gates: Tensor) -> Tensor:
+        ctx.save_for_backward(gates)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gates,) = ctx.saved_tensors
+        return grads[0], (gates != 0).any(0).float(), None
 
 
 class SplitLinear(nn.Module):
@@ -72,22 +87,24 @@ class SplitLinear(nn.Module):
         )
         shrinks = decay == "official" and start is not None
         self.register_buffer("rho", torch.ones(self.experts) if shrinks else None)
-        # no buffer: its device comes from the gates, and nothing needs to save or broadcast it
-        self._seen: Tensor | None = None
+        # its gradient counts how often each expert was trained; neither parameter nor buffer, since
+        # nobody needs to step, save or broadcast it
+        self._probe = torch.zeros(self.experts, device=base.weight.device, requires_grad=True)
 
     @property
     def seen(self) -> Tensor:
         """Which experts had a gradient since `forget`.  (N,) bool."""
-        if self._seen is None:
-            return torch.zeros(self.experts, dtype=torch.bool, device=self.weight.device)
-        return self._seen
+        counts = self._probe if self._probe.grad is None else self._probe.grad
+        return counts.detach() > 0
 
     def forget(self) -> None:
         """No expert has been seen."""
-        self._seen = None
+        self._probe.grad = None
 
-    def _mark(self, drawn: Tensor, _grad: Tensor | None = None) -> None:
-        self._seen = drawn if self._seen is None else self._seen | drawn
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitLinear:
+        super()._apply(fn, recurse)
+        self._probe = torch.zeros(self.experts, device=self.weight.device, requires_grad=True)
+        return self
 
     @property
     def gain(self) -> float:
@@ -164,19 +181,16 @@ class SplitLinear(nn.Module):
         gates = gates.to(self.weight.dtype)
         weight = self.expert_weight(gates)  # (G, out, in)
         bias = None if self.biases is None else gates @ self.biases / self.active  # (G, out)
+        # who is active is noted in the backward: a forward without a loss trains nobody
+        if weight.requires_grad:
+            weight = _Marked.apply(weight, self._probe, gates)
+        elif bias is not None and bias.requires_grad:
+            bias = _Marked.apply(bias, self._probe, gates)
         if groups == 1:
-            y = F.linear(x, weight[0], None if bias is None else bias[0])
-        else:
-            rows, across = x.reshape(groups, -1, self.in_features), weight.transpose(1, 2)
-            y = (
-                torch.bmm(rows, across)
-                if bias is None
-                else torch.baddbmm(bias[:, None], rows, across)
-            ).view(*x.shape[:-1], self.out_features)
-        if y.requires_grad:
-            # in the backward: a forward without a loss trains nobody
-            y.register_hook(partial(self._mark, gates.detach().any(0)))
-        return y
+            return F.linear(x, weight[0], None if bias is None else bias[0])
+        rows, across = x.reshape(groups, -1, self.in_features), weight.transpose(1, 2)
+        y = torch.bmm(rows, across) if bias is None else torch.baddbmm(bias[:, None], rows, across)
+        return y.view(*x.shape[:-1], self.out_features)
 
     def variance(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
         """Variance of scale times the output over the draw of S, summed.  (..., in) -> (...).

@@ -122,7 +122,7 @@ class EvoMoeRouter(Router):
         return of_real(rows, valid, lambda real: self._chosen(real, noise[valid]))
 
     def _gumbel(self, rows: int) -> Tensor:
-        uniform = torch.rand(rows, self.experts, generator=self.noise.generator)
+        uniform = self.noise.uniform(rows, self.experts)
         return -(-uniform.clamp_min(1e-20).log()).clamp_min(1e-20).log()
 
     def _chosen(self, rows: Tensor, noise: Tensor) -> Routing:

@@ -80,7 +80,7 @@ class NoisyTopKRouter(Router):
         return of_real(rows, valid, lambda real: self._chosen(real, noise[valid]))
 
     def _normal(self, rows: int) -> Tensor:
-        return torch.randn(rows, self.experts, generator=self.noise.generator)
+        return self.noise.normal(rows, self.experts)
 
     def _chosen(self, rows: Tensor, noise: Tensor) -> Routing:
         clean = wide_linear(rows, self.gate)  # (N, E)

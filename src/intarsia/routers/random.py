@@ -61,7 +61,7 @@ class RandomRouter(RandomSource):
     def _draw(self, rows: int) -> Tensor:
         size = 1 if self.per == "batch" else rows
         # the k largest of E uniforms are a uniform k-subset
-        index = torch.rand(size, self.experts, generator=self.generator).topk(self.active).indices
+        index = self.uniform(size, self.experts).topk(self.active).indices
         return index.expand(rows, -1) if self.per == "batch" else index
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> Routing:

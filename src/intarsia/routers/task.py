@@ -100,7 +100,7 @@ class TaskRouter(Router):
         return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
 
     def _logistic(self, samples: int) -> Tensor:
-        u = torch.rand(samples, *self.logits.shape[1:], generator=self.noise.generator)
+        u = self.noise.uniform(samples, *self.logits.shape[1:])
         eps = torch.finfo(u.dtype).eps
         return u.clamp(eps, 1 - eps).logit()
 

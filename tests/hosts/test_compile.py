@@ -1,0 +1,98 @@
+"""A compiled model is one graph, and computes what the model does without it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import intarsia
+from intarsia.mixtures import SplitLinear
+
+
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(
+        "vit_tiny_patch16_224",
+        num_classes=3, depth=2, embed_dim=32, num_heads=2, img_size=32, patch_size=16,
+    )  # fmt: skip
+
+
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def images() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {"x": torch.randn(4, 3, 32, 32, generator=generator)}
+
+
+def padded() -> dict[str, Tensor]:
+    ids = torch.arange(14).view(2, 7)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+ROUTER = intarsia.TopK(4, 2, balance=0.01, z=0.01)
+MODELS: dict[str, Any] = {
+    "mosa": (lambda: intarsia.adapt(vit(), intarsia.Mosa(), seed=0), images),
+    "mosa, a draw a batch": (
+        lambda: intarsia.adapt(vit(), intarsia.Mosa(draw="batch"), seed=0), images,
+    ),
+    "adamix": (lambda: intarsia.adapt(vit(), intarsia.Adamix(), seed=0), images),
+    "upcycled ViT": (lambda: intarsia.upcycle(vit(), ROUTER), images),
+    "upcycled Llama, padded": (lambda: intarsia.upcycle(llama(), ROUTER), padded),
+}  # fmt: skip
+
+
+def losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    out = model(**batch)
+    if not isinstance(out, Tensor):  # what is said of padding is left out
+        out = out.logits[batch["attention_mask"].bool()]
+    scale = torch.linspace(-1, 1, out.numel()).view_as(out)
+    return (out * scale).sum() + intarsia.aux_loss(model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_in_training_is_one_graph_and_computes_the_same(name: str) -> None:
+    make, batch = MODELS[name]
+    torch._dynamo.reset()
+    plain = make().train()
+    graph = copy.deepcopy(plain)
+    breaks = torch._dynamo.utils.counters["graph_break"]
+    breaks.clear()
+    # not fullgraph=True, which also captures shapes that depend on data
+    compiled = torch.compile(graph, backend="aot_eager")
+    for _ in range(2):  # each forward draws anew, and both draw the same
+        want, got = losses(plain, batch()), losses(compiled, batch())
+        assert_close(got, want, rtol=1e-4, atol=1e-5)
+        want.backward()
+        got.backward()
+    assert dict(breaks) == {}
+    for (where, p), q in zip(plain.named_parameters(), graph.parameters(), strict=True):
+        assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-5, msg=where)
+    ours, theirs = (
+        [m.seen.tolist() for m in model.modules() if isinstance(m, SplitLinear)]
+        for model in (graph, plain)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.slow
+def test_inductor_computes_what_the_model_does() -> None:
+    torch._dynamo.reset()
+    plain = MODELS["mosa"][0]().train()
+    compiled = torch.compile(copy.deepcopy(plain), fullgraph=True)
+    assert_close(losses(compiled, images()), losses(plain, images()), rtol=1e-4, atol=1e-5)
