@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -10,44 +12,122 @@ from pathlib import Path
 
 import pytest
 
-from intarsia.catalog import METHODS, TAGS, card, cards, describe
+import intarsia
+from intarsia.catalog import TAGS, card, cards, describe, find
 from intarsia.core import Card, registry
 from intarsia.core.errors import ConfigError, UnknownName
+from intarsia.core.registry import INDEX, index
+from intarsia.report.index import STUB, entries, index_text, modules_with_cards, stub_text
 
-SRC = Path(__file__).parents[1] / "src" / "intarsia"
-
-
-def modules_with_a_card(root: Path) -> set[str]:
-    """Modules below `root` with a line that begins with `CARD = `."""
-    files = (p for p in root.rglob("*.py") if "\nCARD = " in f"\n{p.read_text()}")
-    return {".".join(p.relative_to(root).with_suffix("").parts) for p in files}
+STALE = "run: python -m intarsia.report.pages"
+METHODS = [key for key in index() if key not in registry.keys("baseline")]
 
 
-def test_catalogue_is_exactly_the_files_with_a_card() -> None:
-    assert modules_with_a_card(SRC) == set(METHODS)
+def test_the_index_is_what_the_methods_say_now() -> None:
+    assert index_text(entries()) == INDEX.read_text(), STALE
 
 
-def test_a_card_that_is_not_listed_is_found(tmp_path: Path) -> None:
+def test_the_top_level_has_the_settings_of_every_card() -> None:
+    assert stub_text(index()) == STUB.read_text(), STALE
+    for key in METHODS:
+        assert getattr(intarsia, index()[key]["config"]) is card(key).config
+
+
+def test_the_stub_gains_a_new_card_and_loses_what_is_gone(tmp_path: Path) -> None:
+    stub = tmp_path / "__init__.pyi"
+    stub.write_text(
+        "from .core import Site as Site\n"
+        "from .routers.topk import TopK as TopK\n"
+        "from .routers.vanished import Vanished as Vanished\n"
+    )
+    found = {"topp": index()["topp"], "linear": index()["linear"]}
+    assert stub_text(found, stub) == (
+        "from .core import Site as Site\n"
+        "from .routers.topk import TopK as TopK\n"
+        "from .routers.topp import TopP as TopP\n"
+    )
+
+
+def test_modules_with_cards_are_found(tmp_path: Path) -> None:
     (tmp_path / "routers").mkdir()
     (tmp_path / "routers" / "topk.py").write_text("x = 1\nCARD = Card()\n")
+    (tmp_path / "routers" / "many.py").write_text("CARDS = (Card(), Card())\n")
     (tmp_path / "routers" / "none.py").write_text("# CARD = \nNO_CARD = 1\n")
-    assert modules_with_a_card(tmp_path) == {"routers.topk"}
+    assert modules_with_cards(tmp_path) == ["routers.many", "routers.topk"]
 
 
-def test_list_is_sorted_and_names_each_once() -> None:
-    assert list(METHODS) == sorted(set(METHODS))
-
-
-@pytest.mark.parametrize("module", METHODS)
-def test_a_card_has_the_name_of_its_file(module: str) -> None:
-    key = module.rpartition(".")[2]
-    assert card(key).key == key
+@pytest.mark.parametrize("key", METHODS)
+def test_a_card_has_the_name_of_its_file(key: str) -> None:
+    module = index()[key]["module"]
+    assert module.rpartition(".")[2] == key
     assert card(key).config.__module__ == f"intarsia.{module}"
 
 
-def test_keys_of_the_registry_are_the_adapters() -> None:
-    # by folder, so that a message can list them without importing one; the cards must agree
-    assert {c.key for c in cards("adapter")} == set(registry.keys())
+@pytest.mark.parametrize("key", index())
+def test_a_listed_card_is_that_of_its_file(key: str) -> None:
+    module = importlib.import_module(f"intarsia.{index()[key]['module']}")
+    written = next(c for c in registry.cards_in(module) if c.key == key)
+    for field in fields(Card):
+        assert getattr(card(key), field.name) == getattr(written, field.name), field.name
+
+
+def test_a_name_belongs_to_one_card() -> None:
+    spelled = [
+        name for c in cards() for name in {registry.spelled(c.key), *map(registry.spelled, c.names)}
+    ]
+    assert len(spelled) == len(set(spelled))
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("AdaptFormer", "bottleneck"),
+        ("Split & Merge", "mosa"),
+        ("MoSA", "mosa"),
+        ("LT-SFT", "lt_sft"),
+        ("LLaVA-MoLE", "llava_mole"),
+        ("MixLoRA", "mixlora"),
+        ("MoS", "mos"),
+        ("Mixture of Shards", "mos"),
+        ("S2FT", "s2ft"),
+        ("S²FT", "s2ft"),
+        ("Polytropon", "poly"),
+        ("MHR", "poly"),
+        ("Bi-Adapter", "bi"),
+        ("1-bit", "bi"),
+        ("COMET", "comet"),
+        ("DSelect-k", "dselect"),
+        ("EvoMoE", "evomoe"),
+        ("DTS gate", "evomoe"),
+        ("MomentumSMoE", "residual"),
+        ("RMoE", "recurrent"),
+        ("MoE-X", "moe_x"),
+        ("Z-code M3", "zcode_m3"),
+        ("Z-code", "zcode_m3"),
+        ("DeepSpeed-MoE", "deepspeed_moe"),
+        ("Sparsity-constrained optimal transport", "transport"),
+        ("Softmax Gaussian MoE", "gaussian_moe"),
+        ("expert choice", "expert_choice"),
+        ("Switch Transformer", "switch"),
+        ("BitFit", "bitfit"),
+        ("linear probe", "linear"),
+    ],
+)
+def test_a_method_is_found_by_the_name_of_its_paper(name: str, key: str) -> None:
+    assert find(name) == key
+    assert key in [c.key for c in cards(text=name)]
+
+
+def test_cards_are_searched_by_title_summary_and_number() -> None:
+    assert [c.key for c in cards(text="2408.06793")] == ["recurrent"]
+    assert {c.key for c in cards(text="cardinality-constrained")} == {"comet", "permutation"}
+    assert "mosa" in {c.key for c in cards(text="disjoint parts")}
+    assert cards(text="no such thing") == ()
+
+
+def test_a_name_that_is_near_is_proposed() -> None:
+    with pytest.raises(UnknownName, match="Did you mean Polytropon"):
+        find("Polytropen")
 
 
 def test_cards_are_chosen_by_kind_tag_and_family() -> None:
@@ -79,12 +159,17 @@ def test_an_unknown_key_says_what_is_near() -> None:
         card("moza")
 
 
-def test_reading_the_list_imports_no_method() -> None:
-    code = (
-        "import sys; from intarsia.core import registry; registry.keys(); "
-        "ours = ('intarsia.adapters', 'intarsia.methods', 'intarsia.routers'); "
-        "sys.exit(any(m.startswith(ours) for m in sys.modules))"
-    )
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from intarsia.core import Card, errors, registry; registry.keys()",
+        "from intarsia.catalog import cards, describe; [describe(c) for c in cards()]",
+        "import intarsia; dir(intarsia)",
+    ],
+)
+def test_reading_the_index_imports_no_method_and_no_torch(code: str) -> None:
+    heavy = ("torch", "peft", "intarsia.adapters", "intarsia.methods", "intarsia.routers")
+    code = f"import sys; {code}; sys.exit(any(m.startswith({heavy}) for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -99,10 +184,11 @@ def test_every_tag_has_a_meaning() -> None:
     assert {tag for c in cards() for tag in c.tags} <= TAGS.keys()
 
 
-@pytest.mark.parametrize("found", cards(), ids=lambda c: c.key)
+@pytest.mark.parametrize("found", [card(key) for key in METHODS], ids=lambda c: c.key)
 def test_a_description_is_json_and_says_every_setting(found: Card) -> None:
     said = json.loads(json.dumps(describe(found)))
     assert [s["name"] for s in said["settings"]] == [f.name for f in fields(found.config)]
     defaults = {s["name"]: s["default"] for s in said["settings"]}
     assert registry.settings_from_dict(found, defaults) == found.config()
     assert said["paper"]["url"].endswith(said["paper"]["arxiv"]) and said["summary"]
+    assert said["doc"] == inspect.getdoc(found.config)

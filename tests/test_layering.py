@@ -6,13 +6,10 @@ import ast
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from intarsia.core.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "intarsia"
@@ -59,12 +56,6 @@ def test_every_contract_is_kept() -> None:
     pytest.importorskip("importlinter", reason="import-linter comes with intarsia[dev]")
     run = _lint_imports(ROOT, SRC.parent)
     assert run.returncode == 0, run.stdout + run.stderr
-
-
-def test_every_router_is_held_apart() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    named = next(c["modules"] for c in contracts["contracts"] if c["id"] == "routers")
-    assert named == [f"intarsia.{name}" for name in METHODS if name.startswith("routers.")]
 
 
 @pytest.mark.parametrize(

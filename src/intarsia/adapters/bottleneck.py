@@ -242,4 +242,5 @@ CARD = Card(
     tiny={"bottleneck": 4, "activation": "gelu"},
     summary="One small MLP beside or behind a host's module.",
     family="adapters",
+    names=("AdaptFormer", "Bottleneck adapter"),
 )

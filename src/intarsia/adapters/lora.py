@@ -122,4 +122,5 @@ CARD = Card(
     tiny={"rank": 2},
     summary="A low-rank change of a linear layer.",
     family="low rank",
+    names=("Low-rank adaptation",),
 )

@@ -204,11 +204,13 @@ CARD = Card(
     kind="adapter",
     config=Mos,
     paper=Paper(
-        "2410.00938", 2024, "MoS: Unleashing Parameter Efficiency of Low-Rank Adaptation with "
-        "Mixture of Shards",
+        "2410.00938",
+        2024,
+        "MoS: Unleashing Parameter Efficiency of Low-Rank Adaptation with Mixture of Shards",
     ),
     tags=frozenset({"linear", "folds", "zero_start"}),
     tiny={"rank": 2, "equivalent_rank": 2, "shards_per_vector": 2},
     summary="Low-rank changes put together from shards of one pool for the whole model.",
     family="low rank",
-)  # fmt: skip
+    names=("Mixture of Shards",),
+)

@@ -337,11 +337,13 @@ CARD = Card(
     kind="adapter",
     config=S2ft,
     paper=Paper(
-        "2412.06289", 2024,
+        "2412.06289",
+        2024,
         "S2FT: Efficient, Scalable and Generalizable LLM Fine-tuning by Structured Sparsity",
     ),
     tags=frozenset({"linear", "folds", "zero_start"}),
     tiny={"down": 0.5},
     summary="Dense slices of the weights: a few channels and heads.",
     family="sparse deltas",
-)  # fmt: skip
+    names=("Structured sparse fine-tuning",),
+)

@@ -121,4 +121,5 @@ CARD = Card(
     tiny={"density": 0.3},
     summary="A change of a few fixed entries of a linear layer.",
     family="sparse deltas",
+    names=("Sparse fine-tuning",),
 )

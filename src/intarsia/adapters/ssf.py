@@ -72,4 +72,5 @@ CARD = Card(
     tiny={},
     summary="A scale and a shift for each channel of what every layer says.",
     family="adapters",
+    names=("Scaling and shifting features",),
 )

@@ -11,6 +11,9 @@ from .shell import show_json, show_table
 
 
 def list_methods(
+    text: Annotated[
+        str, typer.Argument(help="Part of a name, a title, a summary or an arXiv number.")
+    ] = "",
     kind: Annotated[str | None, typer.Option(help="Such as adapter, router or baseline.")] = None,
     tag: Annotated[str | None, typer.Option(help="Such as folds, linear or stochastic.")] = None,
     family: Annotated[str | None, typer.Option(help="Such as 'adapter mixtures'.")] = None,
@@ -19,33 +22,41 @@ def list_methods(
     """List the methods and the baselines, with the paper of each.
 
     Example:  intarsia list --kind adapter --tag folds
+    Example:  intarsia list RMoE
     """
-    from ..catalog import listed
+    from ..catalog import cards, describe
 
-    found = listed(kind, tag, family)
+    found = [describe(card) for card in cards(kind, tag, family, text)]
     if as_json:
         hidden = ("settings", "doc")
         show_json([{k: v for k, v in card.items() if k not in hidden} for card in found])
         return
     rows = [
-        (c["name"], c["kind"], f"{c['paper']['year']} arXiv:{c['paper']['arxiv']}",
-         " ".join(c["tags"]), c["summary"])
+        (
+            c["name"],
+            c["kind"],
+            f"{c['paper']['year']} arXiv:{c['paper']['arxiv']}",
+            " ".join(c["tags"]),
+            c["summary"],
+        )
         for c in found
-    ]  # fmt: skip
+    ]
     show_table("", ("name", "kind", "paper", "tags", "what it is"), rows)
 
 
 def show(
-    method: Annotated[str, typer.Argument(help="A name from `intarsia list`.")],
+    method: Annotated[str, typer.Argument(help="A name from `intarsia list`, or a paper's.")],
     as_json: Json = False,
 ) -> None:
     """Show one method: its paper, settings with defaults, tags, and how to run it.
 
     Example:  intarsia show mosa
     """
-    from ..catalog import TAGS, example, shown
+    from ..catalog import TAGS, card, describe, example, find, shown
 
-    found = _described(method)
+    found = describe(card(find(method)))
+    if "peft" in found["family"]:
+        found["settings"] = _with_pefts(found)
     if as_json:
         show_json(found)
         return
@@ -54,7 +65,9 @@ def show(
     print(f"{paper['title']} ({paper['year']})\n{paper['url']}\n")
     if "python" in found:
         print(f"In Python: {found['python']}\n")
-    if found["doc"]:
+    if found["names"]:
+        print(f"Also called: {', '.join(found['names'])}\n")
+    if "doc" in found:
         print(f"{found['doc']}\n")
     rows = [(s["name"], s["type"], shown(s["default"])) for s in found["settings"]]
     show_table("Settings", ("setting", "type", "default"), rows)
@@ -64,16 +77,11 @@ def show(
         print("Run it:", *example(found), sep="\n  ")
 
 
-def _described(method: str) -> dict[str, Any]:
-    from ..catalog import METHODS, card, describe, describe_baseline, key_of
-    from ..core.baselines import BASELINES
-    from ..core.errors import UnknownName
+def _with_pefts(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of a baseline out of PEFT: with those of PEFT's config, which is imported."""
+    from ..hosts.baselines import settings_of
 
-    known = [key_of(module) for module in METHODS]
-    if method in known:
-        return describe(card(method))
-    if method not in BASELINES:
-        raise UnknownName("method", method, (*known, *BASELINES))
-    from ..hosts.baselines import settings_of  # imports PEFT, which a list can do without
-
-    return describe_baseline(BASELINES[method], settings_of(method))
+    return [
+        {"name": n, "type": type(v).__name__, "default": list(v) if isinstance(v, tuple) else v}
+        for n, v in settings_of(found["name"]).items()
+    ]

@@ -5,12 +5,13 @@ Data only: `intarsia.hosts.baselines` builds them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from .card import Paper
+from .card import Card, Paper
 
 
 @dataclass(frozen=True)
@@ -138,3 +139,16 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
     }
 )  # fmt: skip
 """By name."""
+
+CARDS = tuple(
+    Card(
+        b.name,
+        kind="baseline",
+        config=functools.partial(dict[str, Any], b.settings),
+        paper=b.paper,
+        summary=b.about,
+        family=b.family,
+        names=(b.label,) if b.label else (),
+    )
+    for b in BASELINES.values()
+)

@@ -8,7 +8,20 @@ from typing import Any
 
 from .errors import ConfigError
 
-KINDS = ("adapter", "router", "partition", "format", "score", "mixture", "schedule", "model")
+KINDS = (
+    "adapter",
+    "router",
+    "mixture",
+    "model",
+    "partition",
+    "format",
+    "score",
+    "schedule",
+    "placement",
+    "change",
+    "recipe",
+    "baseline",
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +31,6 @@ class Paper:
     arxiv: str
     year: int
     title: str
-    authors: str = ""
 
     @property
     def url(self) -> str:
@@ -30,14 +42,15 @@ class Card:
     """One method: its key, kind, config, papers, and tags that conformance checks both ways.
 
     `config` is a frozen dataclass whose defaults work; `tiny` are its settings for tests.
-    `family` is the tribe by which a reader looks for it, such as "adapter mixtures".
+    `family` is the group in which a reader looks for it, such as "adapter mixtures"; `names` are
+    the paper's name for it and other spellings, each of one card only.
     Tags of adapters: "linear" (delta() is not None), "stochastic" (training forwards differ),
     "folds" (can become plain weights of a stock model), "zero_start" (adds nothing before
     training).  Tags of routers: "stochastic", "sparse" (no token has every expert), "learned"
     (weights carry a gradient), "non_causal" (a token's experts depend on later tokens), "capacity"
     (an expert takes so many tokens, so that a token's place in the batch matters), "stateful"
-    (what the layer before left in Routing.state is heard).
-    `exceptions` name laws of conformance that do not hold, each with its reason.
+    (the router reads what the layer before left in Routing.state).
+    `exceptions` are laws of conformance that do not hold for it: law -> reason.
 
     Raises: ConfigError for a kind that is none of KINDS.
     """
@@ -50,6 +63,7 @@ class Card:
     tiny: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
     summary: str = ""
     family: str = ""
+    names: tuple[str, ...] = ()
     exceptions: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())
 
     def __post_init__(self) -> None:

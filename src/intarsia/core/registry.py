@@ -1,78 +1,102 @@
 """The closed list of methods, and methods as JSON: a key and plain settings, never a path.
 
-The modules are named, not imported, so that an optional dependency breaks one method and no more,
-and so that a file can only ever choose from this list.
+The list is the card index, cards.json, which `python -m intarsia.report.pages` writes from the
+cards in the methods' files. Reading it imports no method: an optional dependency breaks one method
+and no more, a list or a refusal needs no torch, and a file can only ever choose from this list.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import json
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from .card import Card
-from .cell import Method
+from .card import Card, Paper
 from .errors import ConfigError, UnknownName
 
-METHODS = (
-    "adapters.bottleneck",
-    "adapters.lora",
-    "adapters.mos",
-    "adapters.s2ft",
-    "adapters.sparse",
-    "adapters.ssf",
-    "methods.adamix",
-    "methods.bi",
-    "methods.llava_mole",
-    "methods.lt_sft",
-    "methods.mixlora",
-    "methods.mosa",
-    "methods.poly",
-    "mixtures.deepspeed_moe",
-    "mixtures.residual",
-    "mixtures.zcode_m3",
-    "models.gaussian_moe",
-    "routers.activation",
-    "routers.comet",
-    "routers.dselect",
-    "routers.evomoe",
-    "routers.expert_choice",
-    "routers.hash",
-    "routers.moe_x",
-    "routers.noisy_topk",
-    "routers.permutation",
-    "routers.random",
-    "routers.recurrent",
-    "routers.switch",
-    "routers.task",
-    "routers.topk",
-    "routers.topp",
-    "routers.transport",
-)
-"""Modules with a CARD, below `intarsia`, sorted; the last part of each is its card's key."""
+if TYPE_CHECKING:
+    from .cell import Method
 
+INDEX = Path(__file__).with_name("cards.json")
 KEY = "method"
 RENAMED = {"dts": "evomoe", "sparsity": "moe_x"}  # keys of files of one release ago
-ATTACHED = ("adapters", "methods")  # folders of what a host can attach
 
 
-def keys() -> tuple[str, ...]:
-    """The keys of the methods that a host can attach; imports nothing."""
-    split = (name.rpartition(".") for name in METHODS)
-    return tuple(key for folder, _, key in split if folder in ATTACHED)
+@functools.cache
+def index() -> Mapping[str, Mapping[str, Any]]:
+    """The card index: key -> kind, module below `intarsia`, paper, settings, ..."""
+    return json.loads(INDEX.read_text())
 
 
+class _Listed(Card):
+    """A card of the index; what only the method's module holds is read there when asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("config", "tiny"):
+            raise AttributeError(name)
+        module = importlib.import_module(f"intarsia.{index()[self.key]['module']}")
+        return getattr(next(c for c in cards_in(module) if c.key == self.key), name)
+
+
+def cards_in(module: Any) -> tuple[Card, ...]:
+    """The cards of a method's module: its CARD, or all its CARDS."""
+    return (module.CARD,) if hasattr(module, "CARD") else tuple(module.CARDS)
+
+
+def keys(kind: str = "adapter") -> tuple[str, ...]:
+    """The keys of one kind; an adapter is what a host can attach."""
+    return tuple(key for key, entry in index().items() if entry["kind"] == kind)
+
+
+@functools.cache
 def card(key: str) -> Card:
-    """The card of a method, whose module is imported now.
+    """The card of a method; its module is imported when `config` or `tiny` is read.
 
     Raises: UnknownName if the list has no such key.
     """
     key = RENAMED.get(key, key)
-    for name in METHODS:
-        if name.rpartition(".")[2] == key:
-            return cast(Card, importlib.import_module(f"intarsia.{name}").CARD)
-    raise UnknownName("method", str(key), (name.rpartition(".")[2] for name in METHODS))
+    if key not in index():
+        raise UnknownName("method", str(key), index())
+    entry = index()[key]
+    found = _Listed.__new__(_Listed)
+    found.__dict__.update(
+        key=key,
+        kind=entry["kind"],
+        paper=Paper(**entry["paper"]),
+        tags=frozenset(entry["tags"]),
+        summary=entry["summary"],
+        family=entry["family"],
+        names=tuple(entry["names"]),
+        exceptions=entry["exceptions"],
+    )
+    return found
+
+
+def spelled(text: str) -> str:
+    """A name without case, hyphens, spaces and signs: "MoE-X" and "moe_x" are one."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(letter for letter in plain if letter.isalnum())
+
+
+def find(name: str) -> str:
+    """The key of a method by its key or by a name of its paper, in any spelling.
+
+    Raises: UnknownName.
+    """
+    if name in index() or name in RENAMED:
+        return RENAMED.get(name, name)
+    known = {spelled(key): key for key in index()}
+    known |= {spelled(n): key for key, entry in index().items() for n in entry["names"]}
+    if spelled(name) not in known:
+        raise UnknownName(
+            "method", name, {*index(), *(n for e in index().values() for n in e["names"])}
+        )
+    return known[spelled(name)]
 
 
 def method_key(method: Method) -> str:
@@ -81,18 +105,16 @@ def method_key(method: Method) -> str:
     Raises: ConfigError if they are of a class that is not in the list.
     """
     kind = type(method)
-    for name in METHODS:
+    for key, entry in index().items():
         # the module of a live object is already imported: nothing else is read here
-        if (
-            kind.__module__ == f"intarsia.{name}"
-            and card(key := name.rpartition(".")[2]).config is kind
-        ):
+        if kind.__module__ == f"intarsia.{entry['module']}" and card(key).config is kind:
             return key
     raise ConfigError(
-        "method", got=f"{kind.__module__}.{kind.__qualname__}",
+        "method",
+        got=f"{kind.__module__}.{kind.__qualname__}",
         want=f"the settings of one of {list(keys())}",
         fix="Pass an instance, such as intarsia.Mosa(experts=4).",
-    )  # fmt: skip
+    )
 
 
 def method_to_dict(method: Method) -> dict[str, Any]:
@@ -107,7 +129,7 @@ def settings_to_dict(config: object) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return method_to_dict(cast(Method, value))
+        return method_to_dict(cast("Method", value))
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in cast("list[Any]", value)]
     return value
@@ -116,9 +138,7 @@ def _plain(value: Any) -> Any:
 def _live(value: Any) -> Any:
     if isinstance(value, Mapping):
         # what a method is made of may be a router, too
-        return _from_dict(
-            cast("Mapping[str, Any]", value), tuple(n.rpartition(".")[2] for n in METHODS)
-        )
+        return _from_dict(cast("Mapping[str, Any]", value), (*keys(), *keys("router")))
     return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
 
 
@@ -133,10 +153,9 @@ def method_from_dict(settings: Mapping[str, Any]) -> Any:
 
 def _from_dict(settings: Mapping[str, Any], known: tuple[str, ...]) -> Any:
     if KEY not in settings:
-        raise ConfigError(
-            "method settings", got=sorted(settings), want=f"a {KEY!r} among them",
-            fix=f"Add one of {list(known)}.",
-        )  # fmt: skip
+        want = f"a {KEY!r} among them"
+        fix = f"Add one of {list(known)}."
+        raise ConfigError("method settings", got=sorted(settings), want=want, fix=fix)
     key = RENAMED.get(str(settings[KEY]), str(settings[KEY]))
     if key not in known:
         raise UnknownName("method", key, known)
@@ -157,7 +176,5 @@ def settings_from_dict(found: Card, settings: Mapping[str, Any]) -> Any:
     try:
         return found.config(**given)
     except TypeError as error:
-        raise ConfigError(
-            f"settings of {found.key!r}", got=given, want="values of the right types",
-            fix=f"({error})",
-        ) from error  # fmt: skip
+        what, want = f"settings of {found.key!r}", "values of the right types"
+        raise ConfigError(what, got=given, want=want, fix=f"({error})") from error

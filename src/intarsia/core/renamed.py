@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+def renamed(module: str, names: Mapping[str, str], depth: int = 2) -> Callable[[str], Any]:
     """A module's `__getattr__` for the old names of things.
 
-    names: old name -> "module.New" below `intarsia`.
+    names: old name -> "module.New" below `intarsia`.  depth: calls between the warning and the use.
     """
 
     def find(name: str) -> Any:
@@ -21,7 +21,7 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         warnings.warn(
             f"{module}.{name} is now intarsia.{home}.{new}; the old name goes in version 0.3.",
             DeprecationWarning,
-            stacklevel=2,
+            stacklevel=depth,
         )
         return getattr(importlib.import_module(f"intarsia.{home}"), new)
 

@@ -83,4 +83,5 @@ CARD = Card(
     tiny={"over": Bottleneck(4, activation="gelu")},
     summary="Dense copies of an adapter, trained by random routing and averaged into one.",
     family="adapter mixtures",
+    names=("Mixture of adaptations",),
 )

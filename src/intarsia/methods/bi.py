@@ -83,11 +83,14 @@ CARD = Card(
     kind="adapter",
     config=BiAdapter,
     paper=Paper(
-        "2307.16867", 2023, "Revisiting the Parameter Efficiency of Adapters from the Perspective "
+        "2307.16867",
+        2023,
+        "Revisiting the Parameter Efficiency of Adapters from the Perspective "
         "of Precision Redundancy",
     ),
     tags=frozenset({"folds"}),
     tiny={"over": Bottleneck(4, norm="none", activation="gelu")},
     summary="An adapter of one, two or four bits per weight, trained with its rounding.",
     family="few bits",
-)  # fmt: skip
+    names=("Bi-Adapter", "Bi-AdaptFormer", "1-bit", "1-bit adapter", "Binary adapter"),
+)

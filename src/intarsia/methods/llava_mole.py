@@ -72,4 +72,5 @@ CARD = Card(
     tiny={"over": Lora(2), "attention": Lora(2)},
     summary="One LoRA expert for each token in the MLPs, plain LoRA in the attention.",
     family="adapter mixtures",
+    names=("LLaVA-MoLE", "MoLE"),
 )

@@ -245,4 +245,5 @@ CARD = Card(
     tags=frozenset({"linear", "folds", "zero_start"}),
     summary="The weights that move most in a full training, trained alone from where they began.",
     family="sparse deltas",
+    names=("LT-SFT", "Lottery ticket sparse fine-tuning"),
 )

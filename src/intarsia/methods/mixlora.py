@@ -92,4 +92,5 @@ CARD = Card(
     tiny={"router": TopK(4, 2), "over": Lora(2), "attention": Lora(2)},
     summary="Experts that share a frozen MLP and differ by LoRAs, two for each token.",
     family="adapter mixtures",
+    names=("MixLoRA",),
 )

@@ -236,4 +236,5 @@ CARD = Card(
     tiny={"over": Bottleneck(4, activation="gelu")},
     summary="Split an adapter into disjoint parts, train them stochastically, merge them into one.",
     family="adapter mixtures",
+    names=("MoSA", "Split & Merge", "Split and Merge", "MoSL"),
 )

@@ -97,4 +97,5 @@ CARD = Card(
     tiny={"skills": 3, "heads": 2, "rank": 2},
     summary="An inventory of LoRA skills from which each task mixes its own adapter.",
     family="task routing",
+    names=("Polytropon", "MHR", "Multi-Head Routing", "Multi-Head Adapter Routing"),
 )

@@ -100,4 +100,5 @@ CARD = Card(
     tiny={"experts": (2, 4), "least": 8},
     summary="One expert a token beside an MLP for all, more experts in later layers; students.",
     family="mixture layers",
+    names=("DeepSpeed-MoE", "PR-MoE", "Pyramid-Residual MoE", "Mixture of Students"),
 )

@@ -245,4 +245,5 @@ CARD = Card(
     tiny={"mu": 0.5},
     summary="Momentum in the residual stream, carried along the depth of the model.",
     family="residual updates",
-)  # fmt: skip
+    names=("MomentumSMoE", "AdamSMoE", "Robust MomentumSMoE", "Momentum"),
+)

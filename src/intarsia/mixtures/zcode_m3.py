@@ -256,4 +256,5 @@ CARD = Card(
     tiny={"experts": 4, "least": 8},
     summary="One expert a token, lots where one is full; trained mixtures merge and shrink.",
     family="mixture layers",
-)  # fmt: skip
+    names=("Z-code M3", "Z-code"),
+)

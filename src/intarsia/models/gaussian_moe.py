@@ -235,10 +235,12 @@ CARD = Card(
     kind="model",
     config=SoftmaxGaussianMoE,
     paper=Paper(
-        "2401.13875", 2024, "Is Temperature Sample Efficient for Softmax Gaussian Mixture of "
-        "Experts?",
+        "2401.13875",
+        2024,
+        "Is Temperature Sample Efficient for Softmax Gaussian Mixture of Experts?",
     ),
     tiny={"n_init": 1, "max_iter": 60, "random_state": 0},
     summary="A regression by linear experts behind a softmax gate, fitted by maximum likelihood.",
     family="estimators",
-)  # fmt: skip
+    names=("Softmax Gaussian MoE", "Gaussian mixture of experts", "Temperature"),
+)

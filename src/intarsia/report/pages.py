@@ -1,4 +1,7 @@
-"""The methods' pages, from their cards: `python -m intarsia.report.pages` writes docs/methods."""
+"""What is generated from the cards: `python -m intarsia.report.pages` writes all of it.
+
+The card index, the top level's stub, docs/methods, and the table of methods in docs/reference.md.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 
 from ..catalog import TAGS, cards, describe, example, shown
 from ..core.card import KINDS
+from ..core.errors import DataError
+from .index import write as write_index
 
 INDEX = """# Methods
 
@@ -15,12 +20,17 @@ Each method is one file with a card: its kind, settings, paper, and the tags tha
 suite checks in both directions. `intarsia list` prints the same cards, `intarsia show NAME` one of
 them. These pages are generated from the cards by `python -m intarsia.report.pages`.
 """
+REFERENCE = """## Methods
+
+The settings of every method, as in `intarsia.Mosa(experts=4)`; generated from the card index.
+
+"""
 
 
 def pages() -> dict[str, str]:
     """Text of every page by its file name, index.md among them."""
     found = [describe(card) for card in cards()]
-    return {f"{card['name']}.md": page(card) for card in found} | {"index.md": index(found)}
+    return {f"{c['name']}.md": page(c) for c in found if "doc" in c} | {"index.md": index(found)}
 
 
 def index(found: list[dict[str, Any]]) -> str:
@@ -33,8 +43,9 @@ def index(found: list[dict[str, Any]]) -> str:
         for card in found:
             if card["kind"] == kind:
                 name, paper = card["name"], card["paper"]
+                link = f"[{name}]({name}.md)" if "doc" in card else name
                 lines.append(
-                    f"| [{name}]({name}.md) | {card['summary']} | "
+                    f"| {link} | {card['summary']} | "
                     f"[{paper['title']}]({paper['url']}), {paper['year']} | "
                     f"{', '.join(card['tags'])} |"
                 )
@@ -45,13 +56,14 @@ def index(found: list[dict[str, Any]]) -> str:
 def page(card: dict[str, Any]) -> str:
     """One method: summary, paper, class, what it says of itself, settings, tags, how to run it."""
     paper = card["paper"]
+    names = f"Also called: {', '.join(card['names'])}. " if card["names"] else ""
     lines = [
-        f"# {card['name']}", "", card["summary"], "",
-        f"[{paper['title']}]({paper['url']}) ({paper['year']}, arXiv:{paper['arxiv']}). "
-        f"Kind: {card['kind']}; family: {card['family']}. In Python: `{card['python']}`.", "",
-        "```text", card["doc"], "```", "",
-        "## Settings", "", "| setting | type | default |", "|---|---|---|",
-    ]  # fmt: skip
+        f"# {card['name']}\n\n{card['summary']}\n",
+        f"[{paper['title']}]({paper['url']}) ({paper['year']}, arXiv:{paper['arxiv']}). {names}"
+        f"Kind: {card['kind']}; family: {card['family']}. In Python: `{card['python']}`.\n",
+        f"```text\n{card['doc']}\n```\n",
+        "## Settings\n\n| setting | type | default |\n|---|---|---|",
+    ]
     for setting in card["settings"]:
         kind = setting["type"].replace("|", "\\|")
         lines.append(f"| `{setting['name']}` | `{kind}` | `{shown(setting['default'])}` |")
@@ -62,6 +74,22 @@ def page(card: dict[str, Any]) -> str:
         command, python = example(card)
         lines += ["", "## Run it", "", "```sh", command, "```", "", "```python", python, "```"]
     return "\n".join([*lines, ""])
+
+
+def reference(text: str) -> str:
+    """docs/reference.md with its table of methods as the index has them."""
+    before, heading, rest = text.partition(REFERENCE)
+    if not heading:
+        raise DataError(
+            "reference page", got="no section of methods", want=REFERENCE, fix="Put it back."
+        )
+    rows = [
+        f"| [`{card['config']}`](methods/{card['name']}.md) | {card['kind']} | {card['summary']} |"
+        for card in map(describe, cards())
+        if "doc" in card
+    ]
+    table = "\n".join(["| class | kind | what it is |", "|---|---|---|", *rows])
+    return f"{before}{heading}{table}\n\n{rest[rest.index('## ') :]}"
 
 
 def write(folder: Path) -> list[Path]:
@@ -77,6 +105,10 @@ def write(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write a page for each method from its card.")
+    parser = argparse.ArgumentParser(description="Write the index and the pages of all cards.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/methods"))
-    write(parser.parse_args().folder)
+    chosen = parser.parse_args().folder
+    write_index()
+    write(chosen)
+    page_of_names = chosen.parent / "reference.md"
+    page_of_names.write_text(reference(page_of_names.read_text()))

@@ -91,11 +91,13 @@ CARD = Card(
     kind="router",
     config=ActivationGate,
     paper=Paper(
-        "2401.13875", 2024, "Is Temperature Sample Efficient for Softmax Gaussian Mixture of "
-        "Experts?",
+        "2401.13875",
+        2024,
+        "Is Temperature Sample Efficient for Softmax Gaussian Mixture of Experts?",
     ),
     tags=frozenset({"sparse", "learned"}),
     tiny={"experts": 4},
     summary="Top-k gating with an activation inside the softmax and a learned temperature.",
     family="token choice",
-)  # fmt: skip
+    names=("Activation gate", "Activation dense-to-sparse gate"),
+)

@@ -115,4 +115,5 @@ CARD = Card(
     tiny={"experts": 5},
     summary="k soft decision trees that settle on one expert each.",
     family="differentiable selection",
+    names=("COMET",),
 )

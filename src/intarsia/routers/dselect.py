@@ -105,4 +105,5 @@ CARD = Card(
     tiny={"experts": 6},
     summary="k selectors that write an expert's number in bits, from soft to hard.",
     family="differentiable selection",
+    names=("DSelect-k",),
 )

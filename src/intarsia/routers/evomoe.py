@@ -186,11 +186,13 @@ CARD = Card(
     kind="router",
     config=EvoMoe,
     paper=Paper(
-        "2112.14397", 2021, "EvoMoE: An Evolutional Mixture-of-Experts Training Framework via "
-        "Dense-To-Sparse Gate",
+        "2112.14397",
+        2021,
+        "EvoMoE: An Evolutional Mixture-of-Experts Training Framework via Dense-To-Sparse Gate",
     ),
     tags=frozenset({"learned", "stochastic"}),
     tiny={"experts": 4, "weights": "gumbel"},
     summary="All experts first; as the temperature falls, those whose probability drops leave.",
     family="token choice",
-)  # fmt: skip
+    names=("EvoMoE", "DTS", "DTS gate", "Dense-to-sparse gate"),
+)

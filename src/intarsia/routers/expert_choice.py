@@ -81,4 +81,5 @@ CARD = Card(
     tiny={"experts": 4, "capacity": 1.0},
     summary="Each expert takes the tokens it likes best, as many as any other.",
     family="expert choice",
+    names=("EC",),
 )

@@ -156,4 +156,5 @@ CARD = Card(
     tiny={"experts": 4, "by": "row"},
     summary="Experts that follow from which token it is, by a hash that nothing trains.",
     family="fixed routing",
+    names=("Hash layers",),
 )

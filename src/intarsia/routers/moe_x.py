@@ -147,4 +147,5 @@ CARD = Card(
     tiny={"experts": 4, "learn": True},
     summary="The experts that are expected to have the fewest units on, read off their weights.",
     family="token choice",
+    names=("MoE-X",),
 )

@@ -135,4 +135,5 @@ CARD = Card(
     tiny={"experts": 4},
     summary="The k experts of largest logit plus learned noise, for each token.",
     family="token choice",
+    names=("Noisy top-k gating", "Sparsely-gated MoE"),
 )

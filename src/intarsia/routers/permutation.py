@@ -214,4 +214,5 @@ CARD = Card(
     tags=frozenset({"learned"}),
     summary="A search for which leaf of a gate feeds which expert, around any gate.",
     family="differentiable selection",
+    names=("Permutation local search",),
 )

@@ -113,4 +113,5 @@ CARD = Card(
     tags=frozenset({"sparse", "stochastic"}),
     summary="Experts drawn uniformly at random, for each sample or for the whole batch.",
     family="stochastic routing",
+    names=("THOR", "Stochastic experts"),
 )

@@ -124,4 +124,5 @@ CARD = Card(
     tiny={"experts": 4, "active": 2, "hidden": 3},
     summary="Top-k gating on a state that a GRU carries along the depth of the model.",
     family="token choice",
+    names=("RMoE", "Layerwise recurrent router"),
 )

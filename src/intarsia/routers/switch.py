@@ -87,4 +87,5 @@ CARD = Card(
     tiny={"experts": 4, "capacity": 1.0},
     summary="The one expert of largest probability, up to a capacity.",
     family="token choice",
+    names=("Switch Transformer",),
 )

@@ -185,4 +185,5 @@ CARD = Card(
     tags=frozenset({"learned", "stochastic"}),
     summary="Shares of skills that each task learns, for every head of a layer by itself.",
     family="task routing",
+    names=("Task routing", "Polytropon router"),
 )

@@ -102,4 +102,5 @@ CARD = Card(
     tiny={"experts": 4, "bias": True},
     summary="The k experts of largest probability, for each token.",
     family="token choice",
+    names=("Top-k gating",),
 )

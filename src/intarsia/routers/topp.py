@@ -78,4 +78,5 @@ CARD = Card(
     tiny={"experts": 4, "p": 0.5},
     summary="As many experts as it takes for their probabilities to reach p, for each token.",
     family="token choice",
+    names=("Top-p", "Dynamic routing"),
 )

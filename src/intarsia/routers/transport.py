@@ -177,4 +177,5 @@ CARD = Card(
     tiny={"experts": 4},
     summary="Pairs of an optimal transport plan with at most k tokens per expert.",
     family="optimal transport",
+    names=("Sparsity-constrained optimal transport", "Optimal transport"),
 )

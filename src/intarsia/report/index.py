@@ -1,0 +1,118 @@
+"""The card index and the top level's stub, written from the cards in the methods' files."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from ..core import Card
+from ..core.exports import homes
+from ..core.registry import INDEX, card, cards_in, index, settings_to_dict
+
+ROOT = INDEX.parents[1]
+STUB = ROOT / "__init__.pyi"
+
+
+def modules_with_cards(root: Path = ROOT) -> list[str]:
+    """Modules below `root` with a line that begins with `CARD = ` or `CARDS = `, sorted."""
+    files = (p for p in root.rglob("*.py") if re.search("^CARDS? = ", p.read_text(), re.MULTILINE))
+    return sorted(".".join(p.relative_to(root).with_suffix("").parts) for p in files)
+
+
+def entries(*, settings: bool = True) -> dict[str, dict[str, Any]]:
+    """What the index holds, by key, from the methods' modules; all of them are imported.
+
+    settings: False leaves them out; only then may an index be missing or old.
+    """
+    found = {
+        one.key: entry(one, module, settings)
+        for module in modules_with_cards()
+        for one in cards_in(importlib.import_module(f"intarsia.{module}"))
+    }
+    return dict(sorted(found.items()))
+
+
+def entry(found: Card, module: str, settings: bool) -> dict[str, Any]:
+    """A card as JSON can hold it, with each setting's type and default."""
+    config = cast(Any, found.config)
+    named = inspect.isclass(config)
+    return {
+        "kind": found.kind,
+        "module": module,
+        "config": config.__name__ if named else "",
+        "paper": dataclasses.asdict(found.paper),
+        "family": found.family,
+        "summary": found.summary,
+        "names": list(found.names),
+        "tags": sorted(found.tags),
+        "exceptions": dict(found.exceptions),
+        "phased": hasattr(config, "phases"),
+        "settings": (_settings(config) if named else _plain(config())) if settings else [],
+    }
+
+
+def _settings(config: Any) -> list[dict[str, Any]]:
+    defaults = settings_to_dict(config())
+    return [
+        {"name": f.name, "type": _type_name(f.type), "default": defaults[f.name]}
+        for f in dataclasses.fields(config)
+    ]
+
+
+def _plain(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"name": n, "type": type(v).__name__, "default": list(v) if isinstance(v, tuple) else v}
+        for n, v in settings.items()
+    ]
+
+
+def _type_name(annotation: object) -> str:
+    # modules postpone annotations, so that they are text already
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+
+
+def index_text(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The index as JSON, one field a line, so that changes can be read and merged."""
+    cards = (
+        f" {json.dumps(key)}: {{\n"
+        + ",\n".join(
+            f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"
+            for name, value in fields.items()
+        )
+        + "\n }"
+        for key, fields in found.items()
+    )
+    return "{\n" + ",\n".join(cards) + "\n}\n"
+
+
+def stub_text(found: Mapping[str, Mapping[str, Any]], stub: Path = STUB) -> str:
+    """The top level's stub: its other names as they are, and the settings class of every card."""
+    listed = {e["config"]: e["module"] for e in found.values() if e["config"]}
+    names = homes(stub) | listed
+    rows = sorted((m, n.islower(), n) for n, m in names.items() if _exists(m))
+    return "".join(f"from .{m} import {n} as {n}\n" for m, _, n in rows)
+
+
+def _exists(module: str) -> bool:
+    path = ROOT.joinpath(*module.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def write() -> None:
+    """Write both files."""
+    for settings in (False, True):  # a setting may be a method, whose key the index must know
+        found = entries(settings=settings)
+        INDEX.write_text(index_text(found))
+        index.cache_clear()
+        card.cache_clear()
+    STUB.write_text(stub_text(found))
+
+
+if __name__ == "__main__":
+    write()
