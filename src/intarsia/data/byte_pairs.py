@@ -1,4 +1,4 @@
-"""A byte-level BPE (arXiv:1508.07909) of a few hundred tokens, learned on one text."""
+"""A byte-level BPE tokenizer (arXiv:1508.07909) of a few hundred tokens, trained on one text."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from intarsia.data.packages import building
 
 KINDS = ("space", "number", "mark", "name", "word", "part", "bytes")
-"""What a token is, by its text: white space; digits; punctuation; letters that begin with a
-capital; letters after a space; letters inside a word; bytes that are no whole character."""
+"""Kinds of tokens: white space; digits; punctuation; letters that begin with a capital; letters
+after a space; letters inside a word; bytes that are not a whole character."""
 
 
 class BytePairs:
-    """A tokenizer, as `load_texts` calls one, whose every token is a string of bytes.
+    """A tokenizer for `load_texts` whose tokens are strings of bytes.
 
-    Tokens never cross the border of a word; a word holds the space in front of it. Any text can be
-    written, and its tokens' bytes add up to its own.
+    A token never spans two words; a space belongs to the word after it. Any text can be encoded,
+    and the bytes of its tokens are the bytes of the text.
     """
 
     eos_token_id: int | None = None
@@ -38,16 +38,16 @@ class BytePairs:
     @property
     def sizes(self) -> list[int]:
         """The bytes of each token."""
-        return [len(spelling) for spelling in self._spelled]  # a letter for each byte
+        return [len(spelling) for spelling in self._spelled]  # one letter per byte
 
     @property
     def kinds(self) -> list[int]:
-        """Of each token, its number in KINDS."""
+        """The index into KINDS of each token."""
         return [KINDS.index(kind_of(self.tokenizer.decode([i]))) for i in range(len(self))]
 
 
 def kind_of(text: str) -> str:
-    """What a token of this text is, see KINDS."""
+    """The kind of a token with this text, one of KINDS."""
     bare = text.strip()
     if "\ufffd" in text:
         return "bytes"
@@ -63,20 +63,18 @@ def kind_of(text: str) -> str:
 
 
 def learned(texts: Iterable[str], size: int) -> BytePairs:
-    """The tokenizer of `size` tokens at most, 256 of them the bytes, whose merges are commonest."""
+    """Train a tokenizer of at most `size` tokens: the 256 bytes, then the most frequent merges."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, show_progress=False, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(texts, trainer)
     return BytePairs(tokenizer)
 
 
 def learned_once(file: Path, texts: Iterable[str], size: int) -> BytePairs:
-    """The tokenizer in a JSON file, learned the first time."""
+    """The tokenizer in a JSON file; trained and written the first time."""
     with building(file) as scratch:
         if scratch is not None:
             learned(texts, size).tokenizer.save(str(scratch))

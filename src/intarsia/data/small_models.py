@@ -1,7 +1,7 @@
-"""Small untrained models for comparisons: a decoder of texts and a ViT of pictures.
+"""Small untrained models for comparisons: a language model and a ViT.
 
-Their MLPs are plain, down(act(up x)), and drawn apart from all else: models of one seed that differ
-in their MLPs have every other weight in common.
+Their MLPs are plain, down(act(up x)), and initialised from separate random numbers. Models with the
+same seed and different MLPs therefore share all other weights.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from intarsia.core.checks import one_of
 from intarsia.core.errors import ConfigError
 
 ACTS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -22,8 +23,9 @@ ACTS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn
 
 @dataclass(frozen=True)
 class Small:
-    """width: d; hidden: of the MLPs; act: their activation, "gelu", "relu" or "silu".
+    """Sizes of a small model.
 
+    width: d; hidden: the width inside the MLPs; act: their activation, "gelu", "relu" or "silu".
     Raises: ConfigError for another activation, or heads that do not divide the width.
     """
 
@@ -34,28 +36,33 @@ class Small:
     act: str = "gelu"
 
     def __post_init__(self) -> None:
-        if self.act not in ACTS:
-            raise ConfigError("act", got=repr(self.act), want=f"one of {(*ACTS,)}", fix="Pick one.")
+        one_of("act", self.act, ACTS)
         if min(self.width, self.layers, self.heads, self.hidden) < 1 or self.width % self.heads:
-            raise ConfigError(
-                "small model", got=self, want="sizes of at least 1, heads that divide the width",
-                fix="Try width=64, heads=4.",
-            )  # fmt: skip
+            want, fix = "sizes of at least 1, heads that divide the width", "Try width=64, heads=4."
+            raise ConfigError("small model", got=self, want=want, fix=fix)
 
 
 def small_decoder(shape: Small, *, tokens: int, length: int, seed: int = 0) -> nn.Module:
-    """A Llama-shaped decoder of so many tokens, embedding and head tied.  (B, T) -> .logits.
+    """A decoder with Llama's architecture, embedding and head tied.  (B, T) -> .logits.
 
-    length: the longest row.
+    tokens: size of the vocabulary; length: the longest row.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=tokens, hidden_size=shape.width, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
-        intermediate_size=shape.width, max_position_embeddings=length, use_cache=False,
-        tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=tokens,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        intermediate_size=shape.width,
+        max_position_embeddings=length,
+        use_cache=False,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)
@@ -70,9 +77,15 @@ def small_vit(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model: Any = VisionTransformer(
-            img_size=size, patch_size=patch, in_chans=channels, num_classes=classes,
-            embed_dim=shape.width, depth=shape.layers, num_heads=shape.heads, mlp_ratio=1.0,
-        )  # fmt: skip
+            img_size=size,
+            patch_size=patch,
+            in_chans=channels,
+            num_classes=classes,
+            embed_dim=shape.width,
+            depth=shape.layers,
+            num_heads=shape.heads,
+            mlp_ratio=1.0,
+        )
     _draw_mlps(dict(enumerate(model.blocks)), shape, seed, bias=True)
     return cast(nn.Module, model)
 
@@ -81,7 +94,7 @@ def _draw_mlps(blocks: dict[int, Any], shape: Small, seed: int, *, bias: bool) -
     for i, block in blocks.items():
         digest = hashlib.sha256(f"{seed}:mlp:{i}".encode()).digest()
         draws = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-        with torch.random.fork_rng(devices=[]):  # its first weights are drawn again below
+        with torch.random.fork_rng(devices=[]):  # the weights are initialised again below
             mlp: Any = Mlp(shape.width, shape.hidden, act_layer=ACTS[shape.act], bias=bias)
         block.mlp = mlp
         for layer in (mlp.fc1, mlp.fc2):

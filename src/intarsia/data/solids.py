@@ -1,9 +1,9 @@
-"""Shaded pictures of balls, cans and cubes on a floor, by casting rays in numpy.
+"""Shaded pictures of balls, cans and cubes on a floor, by ray casting in numpy.
 
 picture, seen = render([Solid("ball", at=(0, 0, 1))], View(eye=(0, -9, 5), target=(0, 0, 0)), 96)
 
-Pixels come out of additions, products, quotients and square roots alone, which IEEE 754 rounds
-alike on every machine: the same scene is the same bytes everywhere.
+Pixels are computed with additions, products, quotients and square roots only. IEEE 754 rounds these
+in the same way on every machine, so a scene gives the same bytes everywhere.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Vector = tuple[float, float, float]
 Rays = Sequence[np.ndarray]  # x, y and z, all of one shape
 Span = tuple[np.ndarray, np.ndarray]  # where a ray enters and leaves, in units of its direction
 
-AMBIENT = 0.35  # light that reaches what the lamp does not
-GRAZE = 1e-4  # a shadow begins this far from the surface that would cast it on itself
+AMBIENT = 0.35  # light in the shadow
+GRAZE = 1e-4  # shadows start this far from a surface, so that it does not shade itself
 
 
 @dataclass(frozen=True, slots=True)
 class Solid:
-    """A unit ball, can or cube, stretched by half lengths `size`, turned about z, moved to `at`."""
+    """A unit ball, can or cube, scaled to half lengths `size`, turned about z, moved to `at`."""
 
     kind: Kind
     at: Vector
@@ -38,7 +38,7 @@ class Solid:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Where the eye is, what it looks at, and what lights the scene; z points up."""
+    """The position of the eye, the point it looks at, and the light; z points up."""
 
     eye: Vector
     target: Vector
@@ -48,7 +48,7 @@ class View:
 
 
 def turn(degrees: float) -> tuple[float, float]:
-    """Cosine and sine to 12 decimals: libraries differ in the 16th."""
+    """Cosine and sine, rounded to 12 decimals because libraries differ in the 16th."""
     angle = math.radians(degrees)
     return round(math.cos(angle), 12), round(math.sin(angle), 12)
 
@@ -60,7 +60,7 @@ def depth(view: View, point: Vector) -> float:
 
 
 def render(solids: Sequence[Solid], view: View, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the picture (size, size, 3) uint8, and (len(solids),) how many pixels show each."""
+    """Return the picture (size, size, 3) uint8, and the pixels of each solid (len(solids),)."""
     rays = _rays(view, size)
     nearest = np.where(rays[2] < 0, -view.eye[2] / np.minimum(rays[2], -1e-9), np.inf)
     owner = np.full(nearest.shape, -1)
@@ -74,9 +74,9 @@ def render(solids: Sequence[Solid], view: View, size: int) -> tuple[np.ndarray, 
     shades = _shade(solids, view, owner[hit], point, ahead)
     picture = np.empty((*nearest.shape, 3), dtype=np.uint8)
     for band in range(3):
-        plane = np.full(nearest.shape, view.floor[band] * AMBIENT)  # beyond the floor's end
+        plane = np.full(nearest.shape, view.floor[band] * AMBIENT)  # beyond the horizon
         plane[hit] = shades[band]
-        bright = np.sqrt(np.minimum(plane, 1.0))  # from light to display values
+        bright = np.sqrt(np.minimum(plane, 1.0))  # light -> display values
         picture[..., band] = (bright * 255 + 0.5).astype(np.uint8)
     return picture, np.bincount(owner[owner >= 0], minlength=len(solids))
 
@@ -84,7 +84,7 @@ def render(solids: Sequence[Solid], view: View, size: int) -> tuple[np.ndarray, 
 def _shade(
     solids: Sequence[Solid], view: View, owner: np.ndarray, point: Rays, ahead: Rays
 ) -> list[np.ndarray]:
-    """Light that each point sends to the eye, by colour band."""
+    """The light from each point to the eye, by colour band."""
     lamp = _unit(view.lamp)
     normal = [np.zeros(owner.shape), np.zeros(owner.shape), np.ones(owner.shape)]  # the floor's
     colour = [np.full(owner.shape, band) for band in view.floor]
@@ -110,7 +110,7 @@ def _shade(
 
 
 def _rays(view: View, size: int) -> Rays:
-    """Directions through the pixels' centres, (size, size) each; their depth is 1."""
+    """Directions through the pixels' centres, (size, size) each, with depth 1."""
     ahead = _unit(_minus(view.target, view.eye))
     right = _unit((ahead[1], -ahead[0], 0.0))
     up = _times(right, ahead)
@@ -121,7 +121,7 @@ def _rays(view: View, size: int) -> Rays:
 
 
 def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np.ndarray, ...]:
-    """Where rays enter and leave a solid (near < far when they do), and which face they enter."""
+    """Where rays enter and leave a solid (near < far if they hit it), and the face they enter."""
     start, ahead = _local(solid, _minus(start, solid.at)), _local(solid, ahead)
     spans = _spans(solid, start, ahead)
     near, far = spans[0]
@@ -133,7 +133,7 @@ def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np
 
 
 def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
-    """The solid as an intersection: a ball; a tube and a layer; three layers."""
+    """The solid as an intersection of spans: a ball; a tube and a layer; three layers."""
     if solid.kind == "ball":
         return [_tube(start, ahead)]
     if solid.kind == "can":
@@ -159,7 +159,7 @@ def _tube(start: Sequence[np.ndarray], ahead: Sequence[np.ndarray]) -> Span:
 
 
 def _normal(solid: Solid, eye: Vector, ahead: Rays) -> Rays:
-    """Unit vectors out of the surface where rays that hit the solid enter it."""
+    """Outward unit normals where the rays enter the solid."""
     near, _, face = _cross(solid, eye, ahead)
     start, local = _local(solid, _minus(eye, solid.at)), _local(solid, ahead)
     point = [s + near * a for s, a in zip(start, local, strict=True)]
@@ -177,7 +177,7 @@ def _normal(solid: Solid, eye: Vector, ahead: Rays) -> Rays:
 
 
 def _local(solid: Solid, vector: Vector | Rays) -> tuple:
-    """A direction in the frame in which the solid is the unit one."""
+    """A direction in the frame of the unit solid."""
     x, y, z = vector
     cosine, sine = solid.turn
     length, width, height = solid.size
@@ -185,7 +185,7 @@ def _local(solid: Solid, vector: Vector | Rays) -> tuple:
 
 
 def _dot(one: Sequence, two: Sequence) -> Any:
-    """The scalar product, added up in this order: a sum of numpy's may use another."""
+    """The scalar product, summed in this order; numpy's sum may use another."""
     total = one[0] * two[0]
     for a, b in zip(one[1:], two[1:], strict=True):
         total = total + a * b

@@ -1,10 +1,10 @@
-"""Synthetic tasks in VTAB's structured group: where, how many, how far, which way round.
+"""Synthetic versions of VTAB's structured tasks: position, number, distance and orientation.
 
 pictures = load("synthetic-count", 2000)
 
-Everything is rendered here; no picture of the data sets that the tasks are named after is used.
-Picture i is a function of (task, seed, i) alone, with the label i mod classes.
-Sprites follow dSprites' latents; scenes are like CLEVR's, toys like smallNORB's, both simpler.
+All pictures are rendered here, without data of dSprites, CLEVR or smallNORB. Picture i is a
+function of (task, seed, i) and has the label i mod classes. Sprites use dSprites' latents. Scenes
+are simpler versions of CLEVR's, and toys of smallNORB's.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from pathlib import Path
 
 import numpy as np
 
-from intarsia.core.errors import ConfigError, UnknownName
+from intarsia.core.checks import at_least
+from intarsia.core.errors import UnknownName
 from intarsia.data.decoded import Decoded, decoded_once
 from intarsia.data.images import ImageSet
 from intarsia.data.packages import announce, cache_dir
 from intarsia.data.solids import Kind, Solid, Vector, View, depth, render, turn
 
-Part = tuple[Kind, Vector, Vector]  # what it is, where on the toy, half lengths
+Part = tuple[Kind, Vector, Vector]  # kind, position on the toy, half lengths
 
-VERSION = 1  # of the pixels: raise it with any change to them
+VERSION = 1  # raise it with any change of the pixels
 SCENE, TOY, SPRITE = 112, 96, 64  # px
-SEEN = 12  # px of every object of a scene, at least
+SEEN = 12  # px, the least visible area of each object in a scene
 SHAPES = ("square", "ellipse", "heart")
 LATENTS = (3, 6, 40, 32, 32)  # dSprites: shape, scale, orientation, x, y
-NEAREST = (7.25, 8.0, 8.5, 9.0, 9.5, 10.0, 10.75)  # VTAB's bounds of distance, the ends closed
-COLOURS = (  # of the scenes' objects, as light
+NEAREST = (7.25, 8.0, 8.5, 9.0, 9.5, 10.0, 10.75)  # VTAB's bounds of distance, with finite ends
+COLOURS = (  # of the objects in scenes, in linear light
     (0.09, 0.09, 0.09),
     (0.42, 0.02, 0.02),
     (0.03, 0.10, 0.65),
@@ -48,7 +49,7 @@ COLOURS = (  # of the scenes' objects, as light
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A synthetic task: names of its classes, and how a picture is made."""
+    """A synthetic task: the names of its classes, and the function that renders a picture."""
 
     classes: tuple[str, ...]
     draw: Callable[[str, int, int], np.ndarray]  # task, seed, picture -> uint8
@@ -68,15 +69,13 @@ def load(
     cache: Path | None = None,
     progress: Callable[[str], None] = announce,
 ) -> ImageSet:
-    """Return the first `n` pictures of a synthetic task, rendering them the first time.
+    """Return the first `n` pictures of a synthetic task; render them the first time.
 
-    Any slice of them is balanced and without repeats. Takes up to 10 ms a picture.
+    Any slice of them is balanced and without repeats. Rendering takes up to 10 ms a picture.
     Raises: UnknownName; ConfigError for fewer pictures than classes; AssetError for the cache.
     """
     task = _task(name)
-    if n < len(task.classes):
-        want = f"at least {len(task.classes)}, one of every class"
-        raise ConfigError(f"pictures of {name}", got=n, want=want, fix="Ask for more.")
+    at_least(f"pictures of {name}", n, len(task.classes), "Ask for at least one of every class.")
 
     def make() -> Decoded:
         progress(f"intarsia: rendering {n} pictures of {name} (once)")
@@ -105,7 +104,7 @@ def _task(name: str) -> Rendered:
 
 
 class _Draws:
-    """Random numbers out of SHA-256 of a key: unlike numpy's, fixed for good."""
+    """Random numbers from SHA-256 of a key, which no library version can change."""
 
     def __init__(self, *key: str | int) -> None:
         self._words = self._stream("/".join(map(str, key)))
@@ -125,10 +124,10 @@ class _Draws:
 
 
 def latents(attribute: int, classes: int, *, seed: int) -> tuple[np.ndarray, ...]:
-    """dSprites' 737,280 latents in random order, by class of one of them: (m, 5) for each class.
+    """dSprites' 737,280 latents in random order, grouped by class: one (m, 5) array per class.
 
-    VTAB's classes are floor(value * classes / values), which are not all of one size: 40
-    orientations in 16 classes are 2 or 3 to a class.
+    VTAB's classes are floor(value * classes / values). They differ in size: each of 16 classes has
+    2 or 3 of 40 orientations.
     """
     order = np.random.RandomState(seed).permutation(int(np.prod(LATENTS)))
     values = np.stack(np.unravel_index(order, LATENTS), axis=1).astype(np.int8)
@@ -149,10 +148,10 @@ def _sprite(attribute: int) -> Callable[[str, int, int], np.ndarray]:
 
 
 def sprite(shape: int, scale: int, angle: int, x: int, y: int) -> np.ndarray:
-    """One sprite, white on black (64, 64), by its five latents.
+    """Render one sprite from its five latents, white on black (64, 64).
 
-    Scale is 0.5 to 1, orientation 0 to 2 pi with both ends (0 and 39 are the same picture), a step
-    of position one pixel.
+    Scales are 0.5 to 1. Orientations are 0 to 2 pi including both ends, so 0 and 39 give the same
+    picture. One step of x or y is one pixel.
     """
     cosine, sine = turn(360 * angle / 39)
     size = 0.5 + 0.1 * scale
@@ -177,9 +176,9 @@ def _scene(name: str, seed: int, index: int) -> np.ndarray:
 
 
 def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.ndarray]:
-    """A scene of 3 to 10 objects that can all be seen: what is in it, from where, its picture.
+    """A scene of 3 to 10 visible objects: the objects, the view and the picture.
 
-    The label is their number, or how deep in the picture the nearest one's centre is.
+    The label is the number of objects, or the range of the depth of the nearest object's centre.
     """
     draws = _Draws(name, seed, index)
     counting = name == "synthetic-count"
@@ -205,7 +204,7 @@ def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.nda
 def _objects(
     draws: _Draws, view: View, objects: int, bounds: tuple[float, ...] | None
 ) -> list[Solid] | None:
-    """Objects that do not touch, the nearest within `bounds`; None when they find no place."""
+    """Objects that do not touch, the nearest within `bounds`; None when they do not fit."""
     nearest = draws.real(*bounds) if bounds else 0.0
     solids: list[Solid] = []
     for _ in range(400):
@@ -228,7 +227,7 @@ def _objects(
 
 
 def _object(draws: _Draws) -> Solid:
-    """A small or large thing somewhere on the floor, of metal or rubber."""
+    """A small or large object on the floor, of metal or rubber."""
     kind = ("ball", "can", "cube")[draws.below(3)]
     half = (0.35, 0.7)[draws.below(2)] * (0.75 if kind == "cube" else 1.0)
     return Solid(
@@ -242,7 +241,7 @@ def _object(draws: _Draws) -> Solid:
 
 
 def _moved_to(distance: float, solid: Solid, view: View) -> Solid:
-    """The solid shifted towards or from the eye until its depth is `distance`."""
+    """The solid moved along y so that its depth is `distance`."""
     x, y, z = solid.at
     slope = depth(view, (x, y + 1, z)) - depth(view, solid.at)
     return replace(solid, at=(x, y + (distance - depth(view, solid.at)) / slope, z))
@@ -253,9 +252,9 @@ def _toy(name: str, seed: int, index: int) -> np.ndarray:
 
 
 def pose(name: str, seed: int, index: int) -> tuple[list[Solid], View]:
-    """One of five grey toys of random build, and from where it is seen in which light.
+    """One of five grey toys with random proportions, and a view with a random light.
 
-    The label is its azimuth, 20 degrees a class, or the eye's elevation, 30 degrees and 5 a class.
+    The label is the toy's azimuth / 20 degrees, or (the eye's elevation - 30 degrees) / 5 degrees.
     """
     draws = _Draws(name, seed, index)
     azimuth = index % 18 if name == "synthetic-azimuth" else draws.below(18)
@@ -285,7 +284,7 @@ def _part(row: Part, stretch: Sequence[float], swell: float, azimuth: int, shade
 
 
 def _both(part: Part) -> tuple[Part, Part]:
-    """A part and its mirror image on the other side."""
+    """A part and its mirror image."""
     kind, (x, y, z), size = part
     return part, (kind, (x, -y, z), size)
 
@@ -338,24 +337,26 @@ TASKS: dict[str, Rendered] = {
     "synthetic-location": Rendered(
         tuple(f"x {2 * c} and {2 * c + 1}" for c in range(16)),
         _sprite(3),
-        "synthetic sprites with dSprites' latents: where along x",
+        "synthetic sprites with dSprites' latents: position along x",
     ),
     "synthetic-orientation": Rendered(
         tuple(f"from {22.5 * c} degrees" for c in range(16)),
         _sprite(2),
-        "synthetic sprites with dSprites' latents: which way they point; squares and ellipses "
-        "look the same 4 and 2 ways, so that about 0.58 is the most there is to get",
+        "synthetic sprites with dSprites' latents: orientation; squares look the same in 4 "
+        "orientations and ellipses in 2, so the best possible accuracy is about 0.58",
     ),
     "synthetic-count": Rendered(
-        tuple(str(n) for n in range(3, 11)), _scene, "synthetic scenes: how many objects"
+        tuple(str(n) for n in range(3, 11)), _scene, "synthetic scenes: number of objects"
     ),
     "synthetic-distance": Rendered(
-        tuple(_NEAR), _scene, "synthetic scenes: how far away the nearest object is"
+        tuple(_NEAR), _scene, "synthetic scenes: distance of the nearest object"
     ),
     "synthetic-azimuth": Rendered(
-        tuple(f"{20 * c} degrees" for c in range(18)), _toy, "synthetic toys: which way they face"
+        tuple(f"{20 * c} degrees" for c in range(18)), _toy, "synthetic toys: azimuth"
     ),
     "synthetic-elevation": Rendered(
-        tuple(f"{30 + 5 * c} degrees" for c in range(9)), _toy, "synthetic toys: seen from how high"
+        tuple(f"{30 + 5 * c} degrees" for c in range(9)),
+        _toy,
+        "synthetic toys: elevation of the eye",
     ),
 }

@@ -1,4 +1,4 @@
-"""Texts as rows of tokens: a text file in blocks, an instruction file with its answers labelled.
+"""Texts as rows of tokens: text files cut into blocks, instruction files with labelled answers.
 
 data = load_texts("letters.txt", tokenizer, length=256, seed=0)
 data = load_texts("answers.jsonl", tokenizer, length=256, seed=0, train=2000)
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from intarsia.core.checks import at_least
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.data import corpora
 from intarsia.data.packages import announce
@@ -30,7 +31,7 @@ ANSWER = ("response", "output", "completion", "answer")
 
 
 class Texts(Dataset[dict[str, Tensor]]):
-    """Rows of tokens: {"input_ids" (T,), "labels" (T,)}, labels -100 where nothing is predicted."""
+    """Rows of tokens: {"input_ids" (T,), "labels" (T,)}; tokens with label -100 have no loss."""
 
     def __init__(self, name: str, rows: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.name, self.rows = name, rows
@@ -55,7 +56,7 @@ class Texts(Dataset[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class TextSplits:
-    """Three disjoint parts, and the JSON-ready record of how they were made."""
+    """Three disjoint parts, and a JSON-ready record of how they were made."""
 
     train: Texts
     val: Texts | None
@@ -64,7 +65,7 @@ class TextSplits:
 
 
 def is_text(spec: str) -> bool:
-    """Whether `load_texts` reads it: a named corpus, a .txt, .md or .jsonl file."""
+    """Whether `load_texts` can read it: a named corpus, or a .txt, .md or .jsonl file."""
     return spec in corpora.names() or Path(spec).suffix.lower() in SUFFIXES
 
 
@@ -79,16 +80,16 @@ def load_texts(
     test: int | None = None,
     progress: Report = announce,
 ) -> TextSplits:
-    """Rows of at most `length` tokens for training, validation and test (80, 10 and 10 %).
+    """Return rows of at most `length` tokens for training, validation and test (80, 10 and 10 %).
 
-    A text file is cut into blocks of `length` tokens that follow each other: its end is the test
-    part, what is before that the validation part. A .jsonl file has an object a line: `text`; or
+    A text file is cut into consecutive blocks of `length` tokens. Its end is the test part, and the
+    blocks before that are the validation part. A .jsonl file has one object per line: `text`; or
     `prompt` and `response` (or instruction, input, output; question, answer); or `messages` as in
-    a chat. Answers alone get labels. Lines with one prompt stay in one part, drawn by `seed`.
-    train: rows, or below 1 a share of them; val, test: rows; val=0 = none.
+    a chat. Only answers get labels. `seed` divides the lines; equal prompts stay in one part.
+    train: a number of rows, or a fraction below 1; val, test: numbers of rows; val=0 = no part.
 
-    Raises: DataError for a file that is missing, empty, no UTF-8, or has a line without these
-    keys; ConfigError for numbers that cannot be; UnknownName for a corpus that is not known.
+    Raises: DataError for a file that is missing, empty, not UTF-8, or has a line without these
+    keys; ConfigError for impossible numbers; UnknownName for an unknown corpus.
     """
     rows = _rows(spec, tokenizer, length, progress)
     notes: dict[str, Any] = {"form": "answers" if isinstance(rows, _Answers) else "text"}
@@ -103,10 +104,9 @@ def load_texts(
         found = [row for i in chosen if (row := rows[i]) is not None]
         sets[part] = Texts(f"{name}/{part}", found)
         if part != "val" and not found:
-            raise DataError(
-                f"{part} part of {spec}", got=f"no row whose answer fits into {length} tokens",
-                want="at least one", fix="Give each row more tokens (length, --size).",
-            )  # fmt: skip
+            got = f"no row whose answer fits into {length} tokens"
+            fix = "Give each row more tokens (length, --size)."
+            raise DataError(f"{part} part of {spec}", got=got, want="at least one", fix=fix)
     skipped = sum(map(len, parts.values())) - sum(map(len, sets.values()))
     notes |= _lost(spec, rows, skipped, length, progress)
     record = {"spec": spec, "length": length, "seed": seed, **notes}
@@ -118,7 +118,7 @@ def load_texts(
 def read_texts(
     spec: str, tokenizer: Any, *, length: int = 256, progress: Report = announce
 ) -> Texts:
-    """All rows of a text as one part, to be scored; the last block of a text file may be short.
+    """Return all rows of a text as one part for scoring; the last block may be short.
 
     Raises: as `load_texts` does; DataError for a text without a row of two tokens.
     """
@@ -126,17 +126,16 @@ def read_texts(
     every = [rows[i] for i in range(len(rows))]
     found = [row for row in every if row is not None]
     if not found:
-        raise DataError(
-            f"text {spec}", got=f"no row of two tokens whose answer fits into {length}",
-            want="at least one", fix="Give it more text, or each row more tokens (--size).",
-        )  # fmt: skip
+        got = f"no row of two tokens whose answer fits into {length}"
+        fix = "Give it more text, or each row more tokens (--size)."
+        raise DataError(f"text {spec}", got=got, want="at least one", fix=fix)
     _lost(spec, rows, len(every) - len(found), length, progress)
     return Texts(f"{Path(spec).stem}/all", found)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is to go on from: as it stands, and its tokens (T,), T > 0."""
+    """A text that a model continues, and its tokens (T,), T > 0."""
 
     text: str
     ids: Tensor
@@ -145,14 +144,14 @@ class Prompt:
 def read_prompts(
     source: Path | Sequence[str], tokenizer: Any, *, asked: bool = True
 ) -> list[Prompt]:
-    """The prompts of a file or of lines that were read elsewhere, in order; blank lines are none.
+    """Return the prompts of a file, or of lines that are given, in order and without blank lines.
 
-    A .jsonl file has objects as `load_texts` takes them, whose answers are left out and may be
-    missing. Of other files and lines each line is a prompt, or such an object if it begins with {.
-    asked: plain lines are put as questions, in the tokenizer's chat template if it has one; False
-    = they are texts to go on with.
+    A .jsonl file has objects as in `load_texts`; answers are ignored and may be missing. In other
+    files each line is a prompt, or such an object if it begins with {.
+    asked: plain lines are questions, in the tokenizer's chat template if it has one; False = they
+    are texts to continue.
 
-    Raises: DataError for a file that cannot be read, or a line that is no prompt.
+    Raises: DataError for a file that cannot be read, or a line that is not a prompt.
     """
     name = str(source) if isinstance(source, Path) else "the input"
     found = _file(source) if isinstance(source, Path) else "\n".join(source)
@@ -165,7 +164,7 @@ def read_prompts(
         ]
     prompts = [_asked(line, tokenizer, f"line {i} of {name}") for i, line in enumerate(found, 1)]
     if not prompts:
-        raise DataError(f"prompts in {name}", got="none", want="a line at least", fix="Add one.")
+        raise DataError(f"prompts in {name}", got="none", want="at least one line", fix="Add one.")
     return prompts
 
 
@@ -198,10 +197,8 @@ def _first(chosen: list[int], count: int | float | None) -> list[int]:
         return chosen
     wanted = round(count * len(chosen)) if 0 < count < 1 else count
     if not 1 <= wanted <= len(chosen):
-        raise ConfigError(
-            "training rows", got=count, want=f"1 ... {len(chosen)}, or a share of them",
-            fix="Leave it out for all of them.",
-        )  # fmt: skip
+        want, fix = f"1 ... {len(chosen)}, or a fraction", "Leave it out for all rows."
+        raise ConfigError("training rows", got=count, want=want, fix=fix)
     return chosen[: int(wanted)]
 
 
@@ -209,19 +206,17 @@ def _file(path: Path) -> str | list[Mapping[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"text {path}", got=f"{type(error).__name__}: {error}", want="a UTF-8 text file",
-            fix="Check the path, or save the file as UTF-8.",
-        ) from error  # fmt: skip
+        fix = "Check the path, or save the file as UTF-8."
+        raise DataError(f"text {path}", got=error, want="a UTF-8 text file", fix=fix) from error
     if path.suffix.lower() != ".jsonl":
         return text
     rows: list[Mapping[str, Any]] = []
-    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other ends of lines
+    for number, line in enumerate(text.split("\n"), 1):  # JSON strings may hold other line ends
         if not line.strip():
             continue
         rows.append(_object(line, f"line {number} of {path}"))
     if not rows:
-        raise DataError(f"text {path}", got="no line", want="some", fix="Check the file.")
+        raise DataError(f"text {path}", got="no line", want="at least one", fix="Check the file.")
     return rows
 
 
@@ -230,13 +225,15 @@ def _object(line: str, where: str) -> Mapping[str, Any]:
         found = json.loads(line)
     except ValueError as error:
         raise DataError(
-            where, got=str(error), want="one JSON object", fix="Mend or delete the line."
+            where, got=str(error), want="one JSON object", fix="Correct or delete the line."
         ) from error
     if not isinstance(found, dict):
         raise DataError(
-            where, got=type(found).__name__, want="one JSON object",
+            where,
+            got=type(found).__name__,
+            want="one JSON object",
             fix='For example {"prompt": "...", "response": "..."}.',
-        )  # fmt: skip
+        )
     return found
 
 
@@ -245,9 +242,8 @@ Said = str | list[dict[str, str]]  # a text, or the messages of a chat
 
 
 def _rows(spec: str, tokenizer: Any, length: int, progress: Report) -> list[Row] | _Answers:
-    """The blocks of a text file, of which the last may be short, or its answers."""
-    if length < 2:
-        raise ConfigError("length", got=length, want="at least 2 tokens", fix="Try 256.")
+    """The blocks of a text file (the last may be short), or the rows of an instruction file."""
+    at_least("length", length, 2, "Try 256.")
     source = corpora.read(spec, progress) if spec in corpora.names() else _file(Path(spec))
     if not isinstance(source, str):
         said = [_said(line, f"line {i} of {spec}") for i, line in enumerate(source, 1)]
@@ -260,18 +256,17 @@ def _whole(blocks: list[Row], length: int, spec: str) -> list[Row]:
     """The blocks of full length.  Raises: DataError for fewer than three."""
     found = [block for block in blocks if len(block[0]) == length]
     if len(found) < 3:
-        tokens = sum(len(ids) for ids, _ in blocks)
-        raise DataError(
-            f"text {spec}", got=f"{tokens} tokens", want=f"at least {3 * length} (three blocks)",
-            fix="Give it more text, or a smaller length (--size).",
-        )  # fmt: skip
+        got = f"{sum(len(ids) for ids, _ in blocks)} tokens"
+        want = f"at least {3 * length} (three blocks)"
+        fix = "Give it more text, or a smaller length (--size)."
+        raise DataError(f"text {spec}", got=got, want=want, fix=fix)
     return found
 
 
 def _lost(
     spec: str, rows: Sequence[Row] | _Answers, skipped: int, length: int, progress: Report
 ) -> dict[str, int]:
-    """Say how many rows were left out and how many cut; those that are not 0, for the record."""
+    """Report how many rows were left out and how many cut; return the non-zero counts."""
     cut = rows.cut if isinstance(rows, _Answers) else 0
     if skipped:
         progress(f"intarsia: {spec}: {skipped} rows left out, no answer within {length} tokens")
@@ -281,11 +276,11 @@ def _lost(
 
 
 class _Answers:
-    """Row i of instructions, made when asked for; None where no answer fits."""
+    """The rows of an instruction file, tokenized on access; None where the answer does not fit."""
 
     def __init__(self, said: Sequence[Said], tokenizer: Any, length: int) -> None:
         self.said, self.tokenizer, self.length = said, tokenizer, length
-        self.cut = 0  # answers that were longer
+        self.cut = 0  # answers that were cut off
 
     def __len__(self) -> int:
         return len(self.said)
@@ -302,7 +297,7 @@ class _Answers:
 
 
 def _tokens(said: Said, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Tokens before the answer, and its own with the end."""
+    """The tokens before the answer, and those of the answer with the end token."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if isinstance(said, str):
         return [], tokenizer(said)["input_ids"] + end
@@ -320,7 +315,7 @@ def _tokens(said: Said, tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _prompt(said: Said) -> str:
-    """What is said before the answer: rows that share it stay in one part."""
+    """The text before the answer. Rows with the same one stay in one part."""
     return said if isinstance(said, str) else "\n".join(m["content"] for m in said[:-1])
 
 
@@ -332,15 +327,12 @@ def _said(line: Mapping[str, Any], where: str) -> Said:
     try:
         said = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
     except (TypeError, KeyError) as error:
-        raise DataError(
-            where, got=f"messages without {error}", want="role and content in each",
-            fix='{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}',
-        ) from error  # fmt: skip
+        got = f"messages without {error}"
+        fix = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}'
+        raise DataError(where, got=got, want="role and content in each", fix=fix) from error
     if len(said) < 2 or said[-1]["role"] != "assistant":
-        raise DataError(
-            where, got=f"roles {[m['role'] for m in said]}",
-            want="an answer of the assistant at the end", fix="Add it, or leave the line out.",
-        )  # fmt: skip
+        got, fix = f"roles {[m['role'] for m in said]}", "Add it, or leave the line out."
+        raise DataError(where, got=got, want="an answer of the assistant at the end", fix=fix)
     return said
 
 
@@ -348,10 +340,9 @@ def _messages(line: Mapping[str, Any], where: str) -> list[dict[str, str]]:
     prompt = next((line[k] for k in PROMPT if isinstance(line.get(k), str)), None)
     answer = next((line[k] for k in ANSWER if isinstance(line.get(k), str)), None)
     if prompt is None or answer is None:
-        raise DataError(
-            where, got=f"keys {sorted(line)}", want="text, messages, or prompt and response",
-            fix=f"Known: {', '.join(PROMPT)} with {', '.join(ANSWER)}.",
-        )  # fmt: skip
+        got, want = f"keys {sorted(line)}", "text, messages, or prompt and response"
+        fix = f"Known: {', '.join(PROMPT)} with {', '.join(ANSWER)}."
+        raise DataError(where, got=got, want=want, fix=fix)
     if isinstance(more := line.get("input"), str) and more:
         prompt = f"{prompt}\n{more}"
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
@@ -363,25 +354,27 @@ def _counts(rows: int, val: int | None, test: int | None) -> tuple[int, int]:
         for share, count in zip(SHARES, (val, test), strict=True)
     ]
     if min(asked) < 0 or asked[1] < 1 or sum(asked) >= rows:
-        raise ConfigError(
-            "val and test rows", got=f"{asked[0]} and {asked[1]} of {rows}",
-            want="at least one to test and one to learn from", fix="Ask for fewer.",
-        )  # fmt: skip
+        got, want = (
+            f"{asked[0]} and {asked[1]} of {rows}",
+            "at least one to test and one to train on",
+        )
+        raise ConfigError("val and test rows", got=got, want=want, fix="Ask for fewer.")
     return asked[0], asked[1]
 
 
 def _in_order(rows: int, val: int | None, test: int | None) -> dict[str, list[int]]:
-    """Neighbours stay together: a text's end is no part of what was learned."""
+    """Consecutive rows: the end of a text is not trained on."""
     vals, tests = _counts(rows, val, test)
-    first = rows - vals - tests
+    every, first = list(range(rows)), rows - vals - tests
     return {
-        "train": list(range(first)), "val": list(range(first, first + vals)),
-        "test": list(range(rows - tests, rows)),
-    }  # fmt: skip
+        "train": every[:first],
+        "val": every[first : first + vals],
+        "test": every[first + vals :],
+    }
 
 
 def _drawn(groups: list[str], val: int | None, test: int | None, seed: int) -> dict[str, list[int]]:
-    """Rows of one group, that is of one prompt, all in one part."""
+    """Rows in random order; all rows of a group (one prompt) are in the same part."""
     vals, tests = _counts(len(groups), val, test)
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
     of: dict[str, str] = {}

@@ -1,8 +1,8 @@
-"""Benchmark suites by name: tasks with published parts, read and checked against a table.
+"""Benchmark suites by name: tasks with published parts, checked against the published numbers.
 
 parts = read("vtab-1k/cifar100")            # {"train": ..., "val": ..., "test": ...}
 parts = read("fgvc/cub+dogs")               # two tasks in one label space; fgvc/joint is all five
-parts = read("vtab-1k/cifar100@train+val")  # the validation part is trained on too
+parts = read("vtab-1k/cifar100@train+val")  # train also on the validation part
 """
 
 from __future__ import annotations
@@ -24,22 +24,20 @@ from .task import Parts as Parts
 from .task import Suite as Suite
 from .task import SuiteTask as SuiteTask
 
-# suite -> its module here, imported when asked for: what one needs, the others do without
+# suite -> its module, imported on use, so that a missing dependency breaks only one suite
 MODULES = {"vtab-1k": "vtab", "fgvc": "fgvc", "gicd": "gicd", "mini": "mini"}
-
-
 JOINED = "@train+val"
 
 
 def suites() -> tuple[Suite, ...]:
-    """All suites, but for those whose optional dependency is not installed."""
+    """All suites except those whose optional dependency is not installed."""
     return tuple(found for found in map(_loaded, MODULES) if isinstance(found, Suite))
 
 
 def suite(name: str) -> Suite:
     """The suite of that name.
 
-    Raises: UnknownName; ImportError when something it needs is not installed.
+    Raises: UnknownName; ImportError when a package that it needs is not installed.
     """
     if name not in MODULES:
         raise UnknownName("suite", name, MODULES)
@@ -47,10 +45,10 @@ def suite(name: str) -> Suite:
 
 
 def find(spec: str) -> tuple[Suite, SuiteTask] | None:
-    """The task of "suite/task"; None when what stands before "/" is no suite.
+    """The task of "suite/task"; None when `spec` does not begin with the name of a suite.
 
-    "suite/a+b" joins tasks, "suite/joint" all of a suite; "@train+val" behind it is left alone.
-    Raises: UnknownName for a task the suite does not have; ConfigError for a join that cannot be.
+    "suite/a+b" joins tasks, "suite/joint" all tasks of a suite. "@train+val" is ignored here.
+    Raises: UnknownName for a task that the suite does not have; ConfigError for an impossible join.
     """
     head, _, tail = spec.removesuffix(JOINED).partition("/")
     if head not in MODULES or not tail:
@@ -63,16 +61,16 @@ def find(spec: str) -> tuple[Suite, SuiteTask] | None:
 
 
 def members(found: Suite, name: str) -> tuple[SuiteTask, ...]:
-    """The tasks of a suite that "a+b" or "joint" is made of; of a single task, that one."""
+    """The tasks that "a+b" or "joint" consists of, or the single task of that name."""
     return found.tasks if name == JOINT else tuple(map(found.task, name.split("+")))
 
 
 def read(spec: str) -> dict[str, ImageSet]:
-    """The published parts of "suite/task", nothing decoded, checked against the suite's table.
+    """The published parts of "suite/task", not decoded, with their numbers of images checked.
 
-    With "@train+val" behind it, training and validation parts are one: for the run that counts,
-    after a search that looked at the validation part, as VTAB-1k has it.
-    Raises: UnknownName; DataError for what is missing, damaged or not as published.
+    "@train+val" joins training and validation parts, as VTAB-1k does for the final run after a
+    search on the validation part.
+    Raises: UnknownName; DataError for files that are missing, damaged or not as published.
     """
     found, task = _found(spec)
     parts = reading.read_task(found, task, root(found))
@@ -82,21 +80,21 @@ def read(spec: str) -> dict[str, ImageSet]:
 
 
 def joins(spec: str) -> bool:
-    """Whether the training part of "suite/task@train+val" is really two."""
+    """Whether "@train+val" adds a validation part to the training part of `spec`."""
     return spec.endswith(JOINED) and "val" in _found(spec)[1].counts
 
 
 def published(spec: str, fraction: float) -> ImageSet | None:
-    """The training part of "suite/task" that its publisher cut to `fraction`; None without one."""
+    """The published training part of "suite/task" with that fraction, or None."""
     found, task = _found(spec)
     return reading.read_published(found, task, root(found), fraction)
 
 
 def describe(root: Path | None = None) -> list[dict[str, Any]]:
-    """What there is, for JSON: suites, their tasks, and which of them are on disk.
+    """JSON-ready list of suites, their tasks, and which of them are on disk.
 
-    root: the folder with a folder for each suite; None = `home()`. Files a task needs are looked
-    for, its pictures are not: `read` does that.
+    root: the folder with one folder per suite; None = `home()`. Only the files that a task needs
+    are looked for. `read` also checks every picture.
     """
     return [_suite_record(name, (root or home()) / name) for name in MODULES]
 

@@ -1,7 +1,7 @@
-"""FGVC: five fine-grained sets in the splits of VPT (arXiv:2203.12119), as JSON files.
+"""FGVC: five fine-grained sets in the splits of VPT (arXiv:2203.12119), read from JSON files.
 
 <suite's folder>/cub/{train,val,test}.json      {"001.Albatross/x.jpg": 1, ...}
-<suite's folder>/cub/train_0.1.json             the published tenth, where it is there
+<suite's folder>/cub/train_0.1.json             the published 10 %, optional
 <suite's folder>/cub/images/...
 """
 
@@ -20,7 +20,7 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """A set by the names its folder goes by, and the folder of pictures inside it."""
+    """A set: its classes and images, possible folder names, and the folder of its pictures."""
 
     classes: int
     counts: tuple[int, int, int]  # train, val, test
@@ -29,36 +29,51 @@ class _Set:
     about: str
 
 
-# the splits of VPT; train and val together are each publisher's training part
+# the splits of VPT; train and val together are the original training part
 _SETS = {
     "cub": _Set(
-        200, (5394, 600, 5794), ("cub", "CUB", "CUB_200_2011", "FGVC-cub"), "images",
+        200,
+        (5394, 600, 5794),
+        ("cub", "CUB", "CUB_200_2011", "FGVC-cub"),
+        "images",
         "CUB-200-2011: species of birds",
     ),
     "nabirds": _Set(
-        555, (21536, 2393, 24633), ("nabirds", "NABirds", "FGVC-nabirds"), "images",
+        555,
+        (21536, 2393, 24633),
+        ("nabirds", "NABirds", "FGVC-nabirds"),
+        "images",
         "NABirds: species of birds of North America",
     ),
     "flowers": _Set(
-        102, (1020, 1020, 6149), ("flowers", "Flowers", "OxfordFlowers", "FGVC-flowers"), ".",
+        102,
+        (1020, 1020, 6149),
+        ("flowers", "Flowers", "OxfordFlowers", "FGVC-flowers"),
+        ".",
         "Oxford Flowers: kinds of flowers",
     ),
     "dogs": _Set(
-        120, (10800, 1200, 8580), ("dogs", "Dogs", "StanfordDogs", "FGVC-dogs"), "Images",
+        120,
+        (10800, 1200, 8580),
+        ("dogs", "Dogs", "StanfordDogs", "FGVC-dogs"),
+        "Images",
         "Stanford Dogs: breeds of dogs",
     ),
     "cars": _Set(
-        196, (7329, 815, 8041), ("cars", "Cars", "StanfordCars", "FGVC-cars"), ".",
+        196,
+        (7329, 815, 8041),
+        ("cars", "Cars", "StanfordCars", "FGVC-cars"),
+        ".",
         "Stanford Cars: make, model and year",
     ),
-}  # fmt: skip
+}
 
 
 def read(name: str, root: Path) -> Parts:
-    """The three parts of a set below the suite's folder; class ids are counted from 0 in order.
+    """The three parts of a set below the suite's folder; labels count the sorted class ids from 0.
 
     Raises: DataError for a label file that is missing or damaged (see `read_json`), an id in
-    val or test that train does not have, or a picture in two parts.
+    val or test that is not in train, or a picture in two parts.
     """
     folder = _folder(name, root)
     train = read_json(folder / "train.json")
@@ -71,9 +86,9 @@ def read(name: str, root: Path) -> Parts:
 
 
 def published(name: str, root: Path, fraction: float) -> ImageSet | None:
-    """The set in `train_<fraction>.json` (0.1 for 10 %); None when that file is not there.
+    """The set in `train_<fraction>.json` (0.1 for 10 %); None when that file does not exist.
 
-    Raises: DataError as `read` does; of other parts, it may have pictures of train and val.
+    Raises: DataError as `read` does. Its pictures may also be in train and val, but not in test.
     """
     folder = _folder(name, root)
     file = folder / f"train_{float(fraction)}.json"
@@ -87,12 +102,12 @@ def published(name: str, root: Path, fraction: float) -> ImageSet | None:
 
 
 def _classes(rows: list[tuple[str, int]]) -> dict[int, int]:
-    """Class id -> label: the ids of NABirds are not contiguous."""
+    """Class id -> label. The ids of NABirds are not contiguous."""
     return {i: label for label, i in enumerate(sorted({i for _, i in rows}))}
 
 
 def _folder(name: str, root: Path) -> Path:
-    """The first of the names of a set that is a folder, else where it should be."""
+    """The set's folder under the first name that exists, or where it should be."""
     places = [root / folder for folder in _SETS[name].folders]
     return next((place for place in places if place.is_dir()), places[0])
 
@@ -114,8 +129,8 @@ SUITE = Suite(
     name="fgvc",
     about="fine-grained classification: CUB, NABirds, Oxford Flowers, Stanford Dogs and Cars",
     tasks=tuple(_task(name, found) for name, found in _SETS.items()),
-    how="Get the pictures from each set's publisher, and from VPT (github.com/KMnP/vpt links to"
-    " both) the JSON splits, which lie beside them.",
+    how="Get the pictures from each set's publisher and put the JSON splits of VPT beside them"
+    " (github.com/KMnP/vpt links to both).",
     groups=("fine-grained",),
     published=published,
 )

@@ -14,28 +14,29 @@ from ...core.errors import DataError
 from ..images import ImageSet
 
 Row = tuple[str, int]  # path below the folder of the pictures, class id
-SHOWN = 10  # so many bad lines or missing pictures are listed in one error
+SHOWN = 10  # an error lists at most this many bad lines or missing pictures
 
 
 def read_lines(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
-    """Rows of a file of `relative/path label` lines; blank lines do not count.
+    """Read a file of `relative/path label` lines; blank lines are ignored.
 
-    ids: the class ids that may occur; None = any.
+    ids: the allowed class ids; None = any.
     Raises: DataError listing the first bad lines: no label, a label that is not in `ids`, a path
-    that leaves the folder, a path that was there before; also for an empty or unreadable file.
+    outside the folder, or a repeated path; also for an empty or unreadable file.
     """
-    lines = enumerate(_text(file).splitlines(), 1)
-    split = ((n, line, line.rsplit(None, 1)) for n, line in lines if line.strip())
-    rows = [(n, line, p[0].strip(), p[1]) if len(p) == 2 else (n, line, p[0], "")
-            for n, line, p in split]  # fmt: skip
+    rows: list[tuple[int, str, str, object]] = []
+    for number, line in enumerate(_text(file).splitlines(), 1):
+        if line.strip():
+            path, *label = line.rsplit(None, 1)
+            rows.append((number, line, path.strip(), *(label or [""])))
     return _checked(file, "line", "lines `relative/path label`", rows, ids)
 
 
 def read_json(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
-    """Rows of a JSON object {relative path: class id}, in its order.
+    """Read a JSON object {relative path: class id}, in its order.
 
-    ids: the class ids that may occur; None = any.
-    Raises: DataError as `read_lines` does, and for JSON that is damaged or something else.
+    ids: the allowed class ids; None = any.
+    Raises: DataError as `read_lines` does, and for damaged or other JSON.
     """
     form = "a JSON object {relative path: class id}"
     try:
@@ -51,7 +52,7 @@ def read_json(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
 def to_set(
     name: str, rows: Iterable[Row], folder: Path, *, classes: dict[int, int], source: str
 ) -> ImageSet:
-    """The set of rows below `folder`, its pictures as paths; classes: class id -> label."""
+    """The set of the rows, with pictures as paths below `folder`; classes: class id -> label."""
     rows = list(rows)
     labels = np.asarray([classes[i] for _, i in rows], dtype=np.int64)
     names = tuple(str(i) for i in classes)
@@ -59,7 +60,7 @@ def to_set(
 
 
 def check_apart(parts: Mapping[Path, Iterable[Row]]) -> None:
-    """Raise DataError for a path that stands in two label files.  parts: file -> its rows."""
+    """Raise DataError for a path that is in two label files.  parts: file -> its rows."""
     paths = {file: {os.path.normpath(path) for path, _ in rows} for file, rows in parts.items()}
     for one, other in combinations(paths, 2):
         if both := sorted(paths[one] & paths[other]):
@@ -72,7 +73,7 @@ def check_apart(parts: Mapping[Path, Iterable[Row]]) -> None:
 
 
 def check_present(images: ImageSet, *, spec: str, fix: str) -> None:
-    """Raise DataError naming the first pictures that are paths to no file."""
+    """Raise DataError naming the first pictures whose files are missing."""
     if not (len(images) and isinstance(images.images[0], Path)):
         return
     absent = [p for p in images.images if isinstance(p, Path) and not p.is_file()]
@@ -88,7 +89,7 @@ def check_present(images: ImageSet, *, spec: str, fix: str) -> None:
 
 
 class _Pairs(list[tuple[str, object]]):
-    """A JSON object as its pairs, so that a key that occurs twice is seen."""
+    """The pairs of a JSON object, so that a repeated key is seen."""
 
 
 def _text(file: Path) -> str:
@@ -106,7 +107,7 @@ def _checked(
     rows: Sequence[tuple[int, str, str, object]],
     ids: Container[int] | None,
 ) -> list[Row]:
-    """The rows, once each of (number, text, path, label) has been looked at."""
+    """(path, class id) of the rows (number, text, path, label), all of them checked."""
     if not rows:
         raise _bad(file, f"no {unit}", form)
     first: dict[str, int] = {}
@@ -135,13 +136,13 @@ def _checked(
 
 
 def leaves(path: str) -> bool:
-    """Whether a path that should be relative points out of the folder it starts in."""
+    """Whether a path is absolute or points outside its folder."""
     normal = os.path.normpath(path)
     return Path(path).is_absolute() or normal.split(os.sep)[0] == os.pardir
 
 
 def _id(label: object) -> int | None:
-    """A class id written as a whole number, or as its digits."""
+    """A class id given as a number or as digits, or None."""
     if isinstance(label, str) and label.isascii() and label.isdecimal():
         return int(label)
     return label if isinstance(label, int) and not isinstance(label, bool) and label >= 0 else None

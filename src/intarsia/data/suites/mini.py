@@ -1,10 +1,10 @@
-"""The `mini` suite: fifteen tasks of VTAB's size that need ordinary packages, or nothing at all.
+"""The `mini` suite: fifteen tasks of VTAB's size, from package registries or rendered here.
 
-800 training and 200 validation images, the rest for testing up to 1,000; Tux Paint, which has only
-952, 400 and 100. The parts are fixed: stratified draws with one seed, and of the rendered tasks the
-first 800, the next 200, the next 1,000. No picture stands in two parts, or twice in one: of exact
-copies the first is kept, and none of those that bear different labels. Near copies stay (cells of
-one ELPV module, overlapping Landsat patches), and ELPV's two tasks show the same cells.
+A task has 800 training images, 200 validation images and up to 1,000 test images; Tux Paint, which
+has only 952 images, has 400 and 100. The parts are fixed: stratified samples with one seed, or for
+rendered tasks the first 800, the next 200 and the next 1,000 pictures. No picture is in two parts
+or twice in one. Of exact copies the first is kept, or none if their labels differ. Similar pictures
+remain (cells of one ELPV module, overlapping Landsat patches). Both ELPV tasks show the same cells.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .. import sets, structured
 from ..images import ImageSet, stratified
 from .task import Parts, Suite, SuiteTask
 
-SEED = 0  # of the parts, and of what is rendered
+SEED = 0  # of the parts and of the rendered pictures
 PARTS = ("train", "val", "test")
 USUAL = (800, 200, 1000)
 
@@ -36,13 +36,13 @@ _NAMED: dict[str, tuple[str, int, tuple[int, int, int]]] = {
     "landsat": ("specialized", 6, USUAL),
     "textile": ("specialized", 3, USUAL),
 }
-SIMULATED = frozenset({"textile"})  # by its publisher's own words
+SIMULATED = frozenset({"textile"})  # according to its publisher
 
 
 def read_named(name: str, sizes: tuple[int, int, int], _: Path) -> Parts:
-    """The parts of a task whose pictures come out of a package.
+    """The parts of a task whose pictures come from a package.
 
-    Raises: AssetError when the package cannot be had.
+    Raises: AssetError when the package is not available.
     """
     full = sets.load(name)
     where = distinct(full)
@@ -62,7 +62,7 @@ def read_rendered(name: str, _: Path) -> Parts:
 
 
 def distinct(images: ImageSet) -> np.ndarray:
-    """Positions of the pictures to keep: the first of exact copies, none if their labels differ."""
+    """Positions of the first of exact copies, without copies whose labels differ."""
     copies: dict[bytes, list[int]] = defaultdict(list)
     for i, picture in enumerate(images.images):
         copies[hashlib.sha256(np.asarray(picture).tobytes()).digest()].append(i)
@@ -73,7 +73,7 @@ def distinct(images: ImageSet) -> np.ndarray:
 def cut(
     images: ImageSet, train: np.ndarray, test: np.ndarray, *, sizes: tuple[int, int, int]
 ) -> Parts:
-    """Draw three parts in class proportions: testing out of `test`, the others out of `train`."""
+    """Draw three parts in class proportions: test from `test`, the others from `train`."""
     n_train, n_val, n_test = sizes
     tested = _draw(images, test, n_test)
     rest = np.setdiff1d(train, tested)
@@ -117,10 +117,10 @@ def _rendered(name: str) -> SuiteTask:
 
 SUITE = Suite(
     "mini",
-    "8 real tasks and a simulated one out of ordinary packages, 6 synthetic ones rendered here",
+    "8 real tasks and a simulated one from package registries, 6 synthetic ones rendered here",
     (*map(_named, _NAMED), *map(_rendered, structured.names())),
-    how="Its pictures come out of packages of PyPI, Debian and npm, or are rendered: nothing to "
-    "put in place. Delete the set's file in the cache's folder `sets` to have it made again.",
+    how="Its pictures are downloaded from PyPI, Debian and npm, or rendered; there is nothing to "
+    "prepare. To make a set again, delete its file in the cache's folder `sets`.",
     groups=("natural", "specialized", "structured"),
     obtained=lambda name: sets.is_cached(name) if name in _NAMED else None,
 )

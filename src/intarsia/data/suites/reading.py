@@ -1,4 +1,4 @@
-"""Where a suite's pictures are, whether they are there, and whether they are what was published."""
+"""Where a suite's pictures are, and checks that they are complete and as published."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .task import Parts, Suite, SuiteTask
 
 
 def home() -> Path:
-    """The folder with a folder for each suite: `$INTARSIA_DATA`, else `suites` in the cache."""
+    """The folder with one folder per suite: `$INTARSIA_DATA`, or `suites` in the cache."""
     given = os.environ.get("INTARSIA_DATA")
     return Path(given).expanduser() if given else cache_dir() / "suites"
 
 
 def root(suite: Suite) -> Path:
-    """The folder of a suite's pictures, there or not."""
+    """The folder of a suite's pictures, whether it exists or not."""
     return home() / suite.name
 
 
 def missing(task: SuiteTask, folder: Path) -> list[Path]:
-    """What `task` needs below `folder` and does not find; of alternatives the likeliest one."""
+    """The missing files of `task` below `folder`; of alternatives, the likeliest one."""
     found: list[Path] = []
     for need in task.needs:
         either = need.split("|")
@@ -37,10 +37,10 @@ def missing(task: SuiteTask, folder: Path) -> list[Path]:
 
 
 def read_task(suite: Suite, task: SuiteTask, folder: Path) -> dict[str, ImageSet]:
-    """The parts of a task below a suite's folder, nothing decoded, but all of it counted.
+    """The parts of a task below a suite's folder, counted but not decoded.
 
-    Raises: DataError for files that are missing, for parts, classes or numbers of images other
-    than published, and for a class without a test picture; what the task's own reader raises.
+    Raises: DataError for missing files, for parts, classes or numbers of images other than
+    published, and for a class without a test picture; the errors of the task's own reader.
     """
     _check_needs(suite, task, folder)
     spec, fix = f"{suite.name}/{task.name}", _fix(suite, folder)
@@ -57,7 +57,7 @@ def read_task(suite: Suite, task: SuiteTask, folder: Path) -> dict[str, ImageSet
 
 
 def read_published(suite: Suite, task: SuiteTask, folder: Path, fraction: float) -> ImageSet | None:
-    """The training part that a suite publishes for a share; None where it has none.
+    """The training part that a suite publishes for a fraction, or None.
 
     Raises: DataError as `read_task` does.
     """
@@ -88,18 +88,16 @@ def _check_counts(task: SuiteTask, parts: Parts, spec: str, fix: str) -> None:
 
 
 def _check_every_class(parts: Parts, spec: str, fix: str) -> None:
-    """A published training part may lack a class, a test part never does."""
+    """Check the test part; a published training part may lack a class."""
     absent = [name for name, n in parts["test"].counts().items() if not n]
     if absent:
         anywhere = {label for images in parts.values() for label, n in images.counts().items() if n}
         named = [name if name in anywhere else f"{name} (in no part)" for name in absent]
         total = len(parts["test"].classes)
         more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-        raise DataError(
-            f"classes of {spec}",
-            got=f"no test picture of {len(absent)}: {', '.join(named[:SHOWN])}{more}",
-            want=f"test pictures of all {total}", fix=fix,
-        )  # fmt: skip
+        got = f"no test picture of {len(absent)}: {', '.join(named[:SHOWN])}{more}"
+        want = f"test pictures of all {total}"
+        raise DataError(f"classes of {spec}", got=got, want=want, fix=fix)
 
 
 def _shown(counts: Mapping[str, int]) -> str:

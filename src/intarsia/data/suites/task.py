@@ -1,4 +1,4 @@
-"""What a benchmark is made of: suites of tasks, each a name for published pictures and splits."""
+"""Suites and their tasks: names for published pictures and splits."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 from ...core.errors import UnknownName
 from ..images import ImageSet
 
-Parts = Mapping[str, ImageSet]  # "train" and "test", mostly "val" too
+Parts = Mapping[str, ImageSet]  # "train" and "test", usually also "val"
 
 
 @dataclass(frozen=True)
 class SuiteTask:
     """A classification task with fixed parts.
 
-    counts: images by part as published; `read` must return exactly these.
-    read: the suite's folder -> parts; a task out of a package, or a rendered one, ignores it.
-    needs: paths below the suite's folder without which it cannot be read; none = nothing. "a|b" is
-    either of them, the first being the place to name when both are missing; "*" is any text.
-    group: of a table's mean, as "natural"; synthetic: rendered or simulated, not photographed.
+    counts: published images per part; `read` must return exactly these.
+    read: the suite's folder -> parts; tasks from packages and rendered tasks ignore the folder.
+    needs: required paths below the suite's folder. "a|b" means either of them, and an error names
+    the first; "*" is any text.
+    group: the tasks of a group have a mean in the tables, as "natural".
+    synthetic: the pictures are rendered or simulated, not photographed.
     """
 
     name: str
@@ -33,16 +34,16 @@ class SuiteTask:
     about: str = ""
 
 
-# (task, the suite's folder, share) -> the published training part of that share, if it is there
+# (task, the suite's folder, fraction) -> the published training part of that fraction, or None
 Published = Callable[[str, Path, float], ImageSet | None]
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks that are reported together; `how` says where its pictures come from.
+    """Tasks that are reported together; how: instructions for obtaining the pictures.
 
-    published: looks for a training part that the publisher cut down to a share of the whole.
-    obtained: task -> whether its package's pictures were; None for a task out of no package.
+    published: finds a published training part with a fraction of the images.
+    obtained: task -> whether its package is downloaded; None for a task without a package.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """VTAB-1k (arXiv:1910.04867): 19 tasks of 800 training and 200 validation images each.
 
-Read from label lists as NOAH, FacT, RepAdapter and SSF use them, or out of `tensorflow-datasets`
-as VPT does; the lists win where a folder has both.
+Read from label lists, as in NOAH, FacT, RepAdapter and SSF, or from `tensorflow-datasets`, as in
+VPT. If a folder has both, the lists are used.
 
 <suite's folder>/cifar/{train800,val200,test}.txt        lines `images/train800/0.jpg 19`
 <suite's folder>/cifar100/3.0.2/dataset_info.json        needs `pip install intarsia[tfds]`
@@ -43,10 +43,10 @@ _TASKS: dict[str, tuple[str, int, int, tuple[str, ...]]] = {
 
 
 def read(name: str, root: Path) -> Parts:
-    """The three parts of a task: from its lists, else from its prepared TFDS data set.
+    """The three parts of a task, from its lists or from its prepared TFDS data set.
 
     Raises: DataError for a list that is missing or damaged (see `read_lines`), and for a picture
-    in two of them; what `tfds.read` raises.
+    in two lists; the errors of `tfds.read`.
     """
     _, classes, _, _ = _TASKS[name]
     folder = next((place for place in _places(name, root) if _has_list(place)), None)
@@ -90,9 +90,8 @@ SUITE = Suite(
     name="vtab-1k",
     about="VTAB-1k: 19 tasks with 800 training images each, in three groups",
     tasks=tuple(_task(name, *about) for name, about in _TASKS.items()),
-    how="Put the folders of a copy in the layout of NOAH (github.com/ZhangYuanhan-AI/NOAH; folders"
-    " cifar, caltech101 ..., each with train800.txt, val200.txt, test.txt and its images) into the"
-    " suite's folder, or prepare the sets there with tensorflow-datasets (github.com/KMnP/vpt,"
-    " VTAB_SETUP.md).",
+    how="Copy the data in NOAH's layout (github.com/ZhangYuanhan-AI/NOAH; folders cifar, caltech101"
+    " ..., each with train800.txt, val200.txt, test.txt and its images) into the suite's folder, or"
+    " prepare the sets there with tensorflow-datasets (github.com/KMnP/vpt, VTAB_SETUP.md).",
     groups=("natural", "specialized", "structured"),
 )
