@@ -71,7 +71,8 @@ def describe(found: Card) -> dict[str, Any]:
     python: where its config is imported from; doc: the config's docstring.
     """
     entry = dict(registry.index()[found.key])
-    module, config = entry.pop("module"), entry.pop("config")
+    del entry["module"]
+    module, _, config = entry.pop("config").rpartition(".")
     described = {"name": found.key} | entry
     described["paper"] = entry["paper"] | {"url": found.paper.url}
     if config:
@@ -81,7 +82,8 @@ def describe(found: Card) -> dict[str, Any]:
 
 def _doc(module: str, config: str) -> str:
     """A class's docstring, read from the source: an import would bring torch."""
-    source = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
+    path = Path(__file__).parent.joinpath(*module.split("."))
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     classes = (n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef))
     found = next(n for n in classes if n.name == config)
     return inspect.cleandoc(ast.get_docstring(found) or "")

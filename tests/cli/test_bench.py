@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from intarsia.bench.protocols import protocol
-from intarsia.cli.matches import OWN_HEADS, ask, carry
+from intarsia.cli.bench_steps import OWN_HEADS, ask, carry
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.data.sets import SETS
 from intarsia.data.suites.vtab import LISTS
@@ -202,7 +202,7 @@ def test_a_run_without_a_score_is_told_by_the_exit_code(
     intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, failed: list[str], code: int, more: Any
 ) -> None:
     summary = {"failed": failed, "plan": {"cut": []}, "table": "the table", "report": "page"}
-    monkeypatch.setattr("intarsia.cli.matches.carry", lambda *_: summary)
+    monkeypatch.setattr("intarsia.cli.bench_steps.carry", lambda *_: summary)
     said = intarsia("bench", "mini", "--tasks", "mnist", *TINY, *more)
     assert said.code == code and "the table" in said.out
 

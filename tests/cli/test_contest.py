@@ -12,7 +12,7 @@ import pytest
 
 from intarsia import Bottleneck, Lora, Mosa
 from intarsia.claims import ledger
-from intarsia.cli import tour
+from intarsia.cli import demo_steps
 from intarsia.core import Claim, Result
 from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.experiments import contest
@@ -235,8 +235,8 @@ def test_the_demo_from_pictures_to_page(
     intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[list[str]]
 ) -> None:
     for name, value in {"VAL": 4, "TEST": 6, "BLOCKS": 2, "COMPARED": 6}.items():
-        monkeypatch.setattr(tour, name, value)
-    monkeypatch.setattr(tour, "obtain", lambda _: None)
+        monkeypatch.setattr(demo_steps, name, value)
+    monkeypatch.setattr(demo_steps, "obtain", lambda _: None)
     words = (
         "demo", "--data", photos(tmp_path / "photos"), "--model", "test_vit", "--untrained",
         "--size", "32", "--images", "12", "--epochs", "2", "--seeds", "0", "--jobs", "1",
@@ -255,9 +255,9 @@ def test_the_demo_from_pictures_to_page(
 
 
 def test_assets_are_obtained_in_another_process() -> None:
-    asked = tour.Tour("no set", "no model", 32, 1, 1, (0,), Path("x"), pretrained=False)
-    tour.obtain(asked)  # nothing to obtain: no error
-    assert tour.faster_precision() in ("fp32", "bf16")
+    asked = demo_steps.Demo("no set", "no model", 32, 1, 1, (0,), Path("x"), pretrained=False)
+    demo_steps.obtain(asked)  # nothing to obtain: no error
+    assert demo_steps.faster_precision() in ("fp32", "bf16")
 
 
 def fake_claims(needs: str = "cpu") -> tuple[Claim, ...]:
@@ -275,7 +275,7 @@ def test_claims_are_run_kept_and_published(
     intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "claims", fake_claims)
-    monkeypatch.setattr("intarsia.cli.judging.claims", fake_claims)
+    monkeypatch.setattr("intarsia.cli.claim_steps.claims", fake_claims)
     page = tmp_path / "claims.md"
     said = intarsia("claim", "small", "--page", page, "--seeds", "4,5")
     assert said.code == 0, said.err
@@ -293,7 +293,7 @@ def test_claims_are_run_kept_and_published(
 
 def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ledger, "claims", lambda: fake_claims("long"))
-    monkeypatch.setattr("intarsia.cli.judging.claims", lambda: fake_claims("long"))
+    monkeypatch.setattr("intarsia.cli.claim_steps.claims", lambda: fake_claims("long"))
     page = tmp_path / "claims.md"
     assert "Did you mean small" in intarsia("claim", "smal", "--page", page).words
     assert "one of them" in intarsia("claim", "small", "--all", "--page", page).words

