@@ -80,7 +80,11 @@ def train_all(asked: Demo, methods: Sequence[str], jobs: int, report: Report) ->
     start = Experiment(
         Pictures(experiments.located(asked.data), images=asked.images, val=VAL, test=TEST),
         Adapted(
-            asked.model, asked.size, last_blocks=BLOCKS, frozen_once=True, pretrained=asked.pretrained
+            asked.model,
+            asked.size,
+            last_blocks=BLOCKS,
+            frozen_once=True,
+            pretrained=asked.pretrained,
         ),
         Training(
             epochs=asked.epochs, batch_size=32, lr=5e-3, weight_decay=0.01,
