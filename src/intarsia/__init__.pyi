@@ -18,6 +18,7 @@ from .fitting import fit_in_phases as fit_in_phases
 from .gating import aux_loss as aux_loss
 from .gating import passes as passes
 from .gating import redraw as redraw
+from .gating import set_ids as set_ids
 from .gating import task_ids as task_ids
 from .hosts import SparseDelta as SparseDelta
 from .hosts import adapt as adapt
@@ -62,7 +63,6 @@ from .mixtures.zcode_m3 import ZCodeM3 as ZCodeM3
 from .models.gaussian_moe import SoftmaxGaussianMoE as SoftmaxGaussianMoE
 from .routers import anneal as anneal
 from .routers import search_step as search_step
-from .routers import set_ids as set_ids
 from .routers.activation import ActivationGate as ActivationGate
 from .routers.comet import Comet as Comet
 from .routers.dselect import DSelectK as DSelectK

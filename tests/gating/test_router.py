@@ -73,11 +73,11 @@ def test_task_ids_hold_inside_the_context_and_are_vectors() -> None:
     model = nn.Sequential(First(2))
     router = model[0]
     with task_ids(model, torch.tensor([0, 1])):
-        assert router.task_ids is not None
+        assert router.context.task_ids is not None
         with task_ids(model, torch.tensor([1])):
-            assert router.task_ids.tolist() == [1]
-        assert router.task_ids.tolist() == [0, 1]
-    assert router.task_ids is None
+            assert router.context.task_ids.tolist() == [1]
+        assert router.context.task_ids.tolist() == [0, 1]
+    assert router.context.task_ids is None
     for wrong in (torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2)):
         with pytest.raises(ConfigError, match="task_ids"), task_ids(model, wrong):
             pass

@@ -202,13 +202,13 @@ def test_each_call_draws_anew_and_a_pass_meets_one_draw(
     x, model = images("vit"), adapt(make("vit"), Mosa(Bottleneck(4), experts=4, draw=draw))
     routers = random_routers(model)
     assert len(routers) == 2
-    assert all(router.hold for router in routers.values())
+    assert all(router.context.hold for router in routers.values())
     model.train()
     seen = set()
     for _ in range(12):
         model(x)
-        draws = [tuple(r.held("draw").flatten().tolist()) for r in routers.values()]
-        assert draws == [tuple(r.held("draw").flatten().tolist()) for r in routers.values()]
+        draws = [tuple(r.held.flatten().tolist()) for r in routers.values()]
+        assert draws == [tuple(r.held.flatten().tolist()) for r in routers.values()]
         seen.add(tuple(draws))
     assert len(seen) > 6
     model.eval()
@@ -244,7 +244,7 @@ def test_gradients_are_those_without_checkpointing(
                 if ".up." in n:
                     p.add_(0.1)
         for router in random_routers(model).values():
-            router.hold = held
+            router.context.hold = held
         inner = model.get_base_model()
         if checkpointing and host.startswith("hf"):
             inner.activation_checkpointing_enable({"use_reentrant": False})

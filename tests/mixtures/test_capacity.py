@@ -133,10 +133,10 @@ def test_lots_differ_from_forward_to_forward_unless_held() -> None:
     whole, capacity, draws = skewed(64, 4), Capacity(1.0, "random"), lots()
     take = lambda: capacity.limit(whole, training=True, draws=draws).token.tolist()  # noqa: E731
     assert take() != take()
-    draws.hold = True
+    draws.context.hold = True
     assert take() == take()
     held = take()
-    draws.redraw()
+    draws.context.redraw()
     assert take() != held
 
 

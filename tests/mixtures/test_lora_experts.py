@@ -200,7 +200,7 @@ def test_padding_gets_the_bare_mlp_and_changes_nothing(kind: type[MlpExperts], r
     x = torch.randn(2, 4, WIDTH, dtype=torch.float64)
     valid = torch.tensor([[True, True, True, False], [True, False, False, False]])
     alone = cell.around(mlp, x[valid])
-    cell.router.valid = valid
+    cell.router.context.valid = valid
     for other in (x, torch.where(valid[..., None], x, 9 * torch.randn_like(x))):
         y = cell.around(mlp, other)
         assert_close(y[valid], alone)

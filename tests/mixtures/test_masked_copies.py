@@ -97,7 +97,7 @@ class CopiedCell(nn.Module):
     def draw(self, count: int) -> None:
         """Draw for the next `count` forwards."""
         for side, router in self.routers.items():
-            cast(RandomRouter, router).passes = count
+            cast(RandomRouter, router).context.passes = count
             gates = router(torch.empty(count, 1)).dense()
             self.queue[side] = gates.argmax(1).tolist()
 

@@ -129,20 +129,20 @@ def test_evaluation_with_lots_says_the_same_twice() -> None:
 def test_padding_is_inert(name: str, capacity: Capacity | None) -> None:
     layer, x = mixture(name, capacity), batch(2, 5).detach()
     valid = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]).bool()
-    layer.router.valid = valid
+    layer.router.context.valid = valid
     y, losses = layer(x), intarsia.aux_loss(layer)
     assert not y[~valid].any() and y[valid].any()
     other = x.clone()
     other[~valid] = 1e6
     assert_close(layer(other), y, rtol=0, atol=0)
-    layer.router.valid = None
+    layer.router.context.valid = None
     assert_close(layer(x[valid]), y[valid])
     assert_close(intarsia.aux_loss(layer), losses)
 
 
 def test_a_batch_of_padding_alone() -> None:
     layer, x = mixture(capacity=Capacity()), batch(2, 3)
-    layer.router.valid = torch.zeros(2, 3, dtype=torch.bool)
+    layer.router.context.valid = torch.zeros(2, 3, dtype=torch.bool)
     y = layer(x)
     assert not y.any()
     (y.sum() + intarsia.aux_loss(layer)).backward()
@@ -307,7 +307,7 @@ def test_residual_experts_are_weighed_by_a_softmax() -> None:
 def test_without_the_experts_the_mlp_is_left() -> None:
     layer, x = residual(), batch(2, 5)
     assert layer.coefficient is not None
-    layer.mixture.router.valid = torch.zeros(2, 5, dtype=torch.bool)
+    layer.mixture.router.context.valid = torch.zeros(2, 5, dtype=torch.bool)
     assert_close(layer(x), layer.coefficient(x).softmax(-1)[..., 1:] * 3 * x)
 
 

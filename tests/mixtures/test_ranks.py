@@ -30,7 +30,7 @@ def train(rank: int, world: int, update: str, average: Average | None = None) ->
     config = Mosa(Bottleneck(4, activation="gelu", norm="layer"), EXPERTS, split="both")
     cell = config.build(Site("b", 6, 6), generator=generator).double()
     for router in random_routers(cell).values():
-        router.shard = (rank, world)
+        router.context.shard = (rank, world)
     optimizer = split_adamw(cell, 1e-2, 0.1, update=update)
     for _ in range(STEPS):
         x = torch.randn(WORLD * LOCAL, 3, 6, generator=generator, dtype=torch.float64)

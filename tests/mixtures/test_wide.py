@@ -126,9 +126,9 @@ def test_l0_does_not_count_padding_and_dropped_tokens() -> None:
     layer, x = mixture(), batch(2, 9)
     valid = torch.arange(9).expand(2, 9) < torch.tensor([[4], [9]])
     alone = intarsia.activation_l0(layer, x[valid])[""]
-    layer.router.valid = valid  # pyright: ignore[reportAttributeAccessIssue]
+    layer.router.context.valid = valid  # pyright: ignore[reportAttributeAccessIssue]
     assert intarsia.activation_l0(layer, x)[""] == pytest.approx(alone)
-    layer.router.valid = torch.zeros(2, 9, dtype=torch.bool)  # pyright: ignore
+    layer.router.context.valid = torch.zeros(2, 9, dtype=torch.bool)  # pyright: ignore
     assert math.isnan(intarsia.activation_l0(layer, x)[""].wide)
     layer = mixture("topk")
     layer.capacity = Capacity(0.25, least=1)

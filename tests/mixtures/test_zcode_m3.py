@@ -183,13 +183,13 @@ def test_pruned_experts_that_nobody_had_are_not_missed() -> None:
 def test_what_was_counted_and_drawn_is_forgotten() -> None:
     config = ZCodeM3(experts=4, factor=0.5, least=1)
     layer = config.build(D, 5, generator=seeded()).train()
-    layer.draws.hold = True
+    layer.draws.context.hold = True
     layer(batch().float()).sum().backward()
     prune(layer, [2, 0, 1])
     assert layer.router.last is None and layer.taken is None
     assert layer.router.received.tolist() == [[0] * 3] * 2
     noisy = mixture(NoisyTopK(experts=4)).train()
-    noisy.router.noise.hold = True
+    noisy.router.context.hold = True
     noisy(batch())
     prune(noisy, [2, 0, 1])
     assert noisy(batch()).shape == (12, D), "noise of four experts is no noise of three"
@@ -203,7 +203,7 @@ def test_counting_is_of_every_mode_and_puts_back(training: bool) -> None:
     layer(batch())
     before = layer.router.received.clone()
     layer.train(training)
-    layer.router.valid = torch.arange(12)[None] < 9  # the rest is padding
+    layer.router.context.valid = torch.arange(12)[None] < 9  # the rest is padding
     with torch.no_grad(), counting(layer):
         found = layer(batch()[None])
         pairs = layer.router.received[0]
@@ -212,7 +212,7 @@ def test_counting_is_of_every_mode_and_puts_back(training: bool) -> None:
     assert torch.equal(pairs.long(), layer.router(batch()[None]).load()) and pairs.sum() == 18
     if not training:
         assert torch.equal(layer.router.received, before)
-    assert not any(r.counting for r in learned_routers(layer).values())
+    assert not any(r.context.counting for r in learned_routers(layer).values())
 
 
 def test_the_layer_of_the_paper() -> None:

@@ -43,9 +43,9 @@ def test_hot_is_even_and_cold_is_one_hot() -> None:
     cold = build(tau=(1e-4, 1e-4), weights="gumbel")
     best = nn.functional.one_hot((x @ cold.weight.T).argmax(-1), 4).double()
     assert_close(cold(x).dense(), best)
-    cold.train().noise.hold = True  # of logits and noise while training
+    cold.train().context.hold = True  # of logits and noise while training
     noisy = cold(x).dense()
-    noise = cold.noise.held("draw")
+    noise = cold.noise.held
     assert noise is not None and not torch.equal(noisy, best)
     want = nn.functional.one_hot((x @ cold.weight.T + noise).argmax(-1), 4).double()
     assert_close(noisy, want)
@@ -53,9 +53,9 @@ def test_hot_is_even_and_cold_is_one_hot() -> None:
 
 def test_without_a_threshold_it_is_the_gumbel_softmax_mixture() -> None:
     router, x = build(tau=(0.7, 0.3), threshold=0.0, weights="gumbel").train(), rows()
-    router.noise.hold = True
+    router.context.hold = True
     got = router(x).dense()
-    noise = router.noise.held("draw")
+    noise = router.noise.held
     assert noise is not None
     assert_close(got, ((x @ router.weight.T + noise) / 0.7).softmax(-1))
     assert_close(router(x).dense(), got)  # held, as gradient checkpointing wants it
@@ -144,8 +144,8 @@ def test_fit_moves_the_clock_and_experts_drop_out() -> None:
 
 def test_evaluation_is_training_without_noise_and_hard_is_the_same_in_both() -> None:
     router, x = build(tau=(0.5, 0.5), hard_after=0.5, balance=0.0), rows()
-    router.train().noise.hold = True
-    router.noise.keep("draw", torch.zeros(9, 4))
+    router.train().context.hold = True
+    router.context.held[router.noise] = torch.zeros(9, 4)
     assert_close(router(x).dense(), router.eval()(x).dense())
     redraw(router)
     anneal(router, 1, 2)
@@ -158,13 +158,13 @@ def test_evaluation_is_training_without_noise_and_hard_is_the_same_in_both() -> 
 
 def test_the_balance_loss_is_that_of_the_paper_and_padding_is_in_no_sum() -> None:
     router, x = build(tau=(0.5, 0.5), threshold=0.1, weights="plain", balance=0.3).train(), rows()
-    router.noise.hold = True
-    router.noise.keep("draw", torch.zeros(9, 4))
+    router.context.hold = True
+    router.context.held[router.noise] = torch.zeros(9, 4)
     gates = plain(router, x) * (active := plain(router, x, 0.5) > 0.1)
     want = 0.3 * 16 * (gates.mean(0) * active.double().mean(0)).mean()
     assert_close(router(x).losses["balance"], want)
     valid = torch.tensor([True] * 6 + [False] * 3)
-    router.valid = valid[None]
+    router.context.valid = valid[None]
     got = router(x)
     assert not got.dense()[~valid].any()
     want = 0.3 * 16 * (gates[:6].mean(0) * active[:6].double().mean(0)).mean()
@@ -236,9 +236,9 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
 
 
 def test_annealing_nothing_and_bad_fractions_are_refused() -> None:
-    with pytest.raises(ConfigError, match="0 EvoMoe routers"):
+    with pytest.raises(ConfigError, match="got a model without EvoMoe routers"):
         anneal(nn.Linear(2, 2), 0, 2)
-    with pytest.raises(ConfigError, match="step 2 of 2"):
+    with pytest.raises(ConfigError, match="step: got 2 of 2"):
         anneal(build(), 2, 2)
     with pytest.raises(ConfigError, match="fraction: got 1.0"):
         diversify_([nn.Linear(2, 2)], 1.0, torch.Generator())

@@ -67,11 +67,11 @@ def test_capacity_of_all_experts_is_the_dense_mixture() -> None:
 def test_padding_takes_no_place() -> None:
     router, x = build(ExpertChoice(2, 1.0)), rows(8)
     valid = torch.tensor([[True, False] * 4])
-    router.valid = valid
+    router.context.valid = valid
     got = router(x).dense()
     assert not got[~valid[0]].any()
     assert_close(got[valid[0]], gates_naive(router, x[valid[0]], 2))
-    router.valid = torch.zeros_like(valid)  # a batch of nothing but padding
+    router.context.valid = torch.zeros_like(valid)  # a batch of nothing but padding
     assert not router(x).dense().any()
 
 

@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia.core.errors import ConfigError, ShapeError
-from intarsia.routers import Hash, set_ids
+from intarsia.gating import set_ids
+from intarsia.routers import Hash
 from intarsia.routers.hash import HashRouter, mixed
 
 MASK = 2**64 - 1
@@ -100,7 +101,7 @@ def test_the_map_is_in_the_checkpoint_and_nothing_is_trained() -> None:
 def test_padding_has_no_expert() -> None:
     router, valid = build(Hash(4)), torch.tensor([[True, False, True]])
     set_ids(router, torch.tensor([[1, 2, 3]]))
-    router.valid = valid
+    router.context.valid = valid
     assert router(torch.zeros(1, 3, 3)).token.tolist() == [0, 2]
 
 
@@ -113,9 +114,9 @@ def test_ids_that_are_missing_or_do_not_fit_are_named() -> None:
         router(torch.zeros(1, 4, 3))
     with pytest.raises(ConfigError, match="ids: got torch.float32"):
         set_ids(router, torch.zeros(1, 2))
-    assert copy.deepcopy(router).ids is None
+    assert copy.deepcopy(router).context.ids is None
     set_ids(nn.Sequential(router), None)
-    assert router.ids is None
+    assert router.context.ids is None
 
 
 @pytest.mark.parametrize(
@@ -145,11 +146,11 @@ def test_a_decoder_reads_its_own_ids_and_a_mask_in_any_place() -> None:
     mask[0, 3:] = 0
     want = model(input_ids=ids, attention_mask=mask).logits
     (router, *_) = intarsia.gating.learned_routers(model).values()
-    assert router.valid is not None
+    assert router.context.valid is not None
     model(other)
-    assert router.valid is None
+    assert router.context.valid is None
     torch.testing.assert_close(model(ids, mask).logits, want)
-    assert router.valid is not None
+    assert router.context.valid is not None
     # what a user says goes before, and stays
     set_ids(model, other)
     told = model(ids).logits

@@ -95,7 +95,7 @@ def test_padding_has_no_expert_and_no_say() -> None:
     found = []
     for filler in (0.0, 9.0):
         router = build(NoisyTopK(4, 2))
-        router.valid = valid[None]
+        router.context.valid = valid[None]
         found.append(router(torch.where(valid[:, None], x, filler)))
     assert not found[0].dense()[~valid].any()
     assert_close(found[0].dense(), found[1].dense())
@@ -104,10 +104,10 @@ def test_padding_has_no_expert_and_no_say() -> None:
 
 def test_held_noise_is_met_again() -> None:
     router, x = build(NoisyTopK(4, 2)), rows(6)
-    router.noise.hold = True
+    router.context.hold = True
     first = router(x).dense()
     assert_close(router(x).dense(), first)
-    router.noise.redraw()
+    router.context.redraw()
     assert not torch.equal(router(x).dense(), first)
 
 

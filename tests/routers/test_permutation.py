@@ -57,7 +57,7 @@ def test_p_of_the_identity_reproduces_the_gate(gate: Any) -> None:
     put(router, torch.arange(gate.experts))
     want = router.gate.route(x, None).dense()
     assert_close(router(x).dense(), want)
-    router.at_step(100)
+    router.before_step(100, 100)
     assert_close(router(x).dense(), want)
 
 
@@ -68,13 +68,13 @@ def test_what_is_found_relabels_experts_and_stays(each: bool) -> None:
     put(router, order)
     plain = router.gate.route(x, None).dense()
     for step in range(3):
-        router.at_step(step)
+        router.before_step(step, 100)
         assert not router.found
         assert_close(router(x).dense()[:, order], plain)  # P is hard already, made from scores
-    router.at_step(3)
+    router.before_step(3, 100)
     assert router.found
     put(router, torch.arange(5))  # what is found does not follow its scores any more
-    router.at_step(4)
+    router.before_step(4, 100)
     assert_close(router(x).dense()[:, order], plain)
 
 
@@ -90,7 +90,7 @@ def test_each_part_has_its_own_permutation() -> None:
     want[:, first] += parts[:, 0]
     want[:, second] += parts[:, 1]
     assert_close(router(x).dense(), want)
-    router.at_step(1)
+    router.before_step(1, 100)
     assert_close(router(x).dense(), want)
 
 
@@ -121,12 +121,12 @@ def test_training_finds_the_permutation_that_the_loss_wants() -> None:
 def test_the_state_of_the_search_is_in_the_checkpoint() -> None:
     config = PermutationSearch(Comet(5, 2), steps=10)
     ours, x = build(config), rows(9)
-    ours.at_step(4)
+    ours.before_step(4, 100)
     theirs = build(config, seed=1)
     theirs.load_state_dict(ours.state_dict())
     assert_close(theirs(x).dense(), ours(x).dense())  # tau is a matter of the step
     assert not torch.equal(ours.soft(), build(config).soft())
-    ours.at_step(10)
+    ours.before_step(10, 100)
     theirs = build(config, seed=1)
     theirs.load_state_dict(ours.state_dict())
     assert theirs.found and torch.equal(theirs.order, ours.order)
@@ -160,7 +160,7 @@ def test_padding_has_no_expert() -> None:
         router, x = build(config), rows(6)
         valid = torch.tensor([True, False, True, True, False, True])
         alone = router(x[valid])
-        router.valid = valid[None]
+        router.context.valid = valid[None]
         found = router(x)
         assert not found.dense()[~valid].any()
         assert_close(found.dense()[valid], alone.dense())

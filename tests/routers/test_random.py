@@ -77,36 +77,36 @@ def test_a_copy_draws_the_same_but_apart() -> None:
 
 def test_a_held_draw_stays_until_it_is_redrawn() -> None:
     r = router()
-    r.hold = True
+    r.context.hold = True
     first = r(rows(32)).dense()
     assert torch.equal(r(rows(32)).dense(), first)
-    r.redraw()
+    r.context.redraw()
     assert not torch.equal(r(rows(32)).dense(), first)
-    r.hold = False
+    r.context.hold = False
     assert not torch.equal(r(rows(32)).dense(), r(rows(32)).dense())
 
 
 def test_a_held_draw_of_another_batch_is_refused() -> None:
     r = router()
-    r.hold = True
+    r.context.hold = True
     r(rows(8))
     with pytest.raises(ShapeError, match="Call redraw"):
         r(rows(16))
-    r.redraw()
+    r.context.redraw()
     assert r(rows(16)).tokens == 16
 
 
 @pytest.mark.parametrize("per", ["batch", "sample"])
 def test_stacked_passes_are_the_draws_of_passes_one_by_one(per: str) -> None:
     stacked, single = router(per=per), router(per=per)
-    stacked.passes = 3
+    stacked.context.passes = 3
     expected = torch.cat([single(rows(5)).dense() for _ in range(3)])
     assert torch.equal(stacked(rows(15)).dense(), expected)
 
 
 def test_passes_must_divide_the_rows() -> None:
     r = router()
-    r.passes = 2
+    r.context.passes = 2
     with pytest.raises(ShapeError, match="a multiple of 2"):
         r(rows(5))
 
@@ -115,15 +115,15 @@ def test_passes_are_set_inside_and_put_back() -> None:
     model = nn.ModuleDict({"a": router(), "b": nn.Sequential(router())})
     assert list(random_routers(model)) == ["a", "b.0"]
     with pytest.raises(RuntimeError, match="stop"), passes(model, 2):  # noqa: PT012
-        assert [r.passes for r in random_routers(model).values()] == [2, 2]
+        assert [r.context.passes for r in random_routers(model).values()] == [2, 2]
         raise RuntimeError("stop")
-    assert [r.passes for r in random_routers(model).values()] == [1, 1]
+    assert [r.context.passes for r in random_routers(model).values()] == [1, 1]
 
 
 def test_redraw_reaches_every_router() -> None:
     model = nn.Sequential(router(), router(seed=1))
     for r in random_routers(model).values():
-        r.hold = True
+        r.context.hold = True
     before = [r(rows(32)).dense() for r in random_routers(model).values()]
     redraw(model)
     after = [r(rows(32)).dense() for r in random_routers(model).values()]
@@ -135,10 +135,10 @@ def test_redraw_reaches_every_router() -> None:
 def test_the_shards_of_a_batch_are_the_joined_batch(per: str, copies: int) -> None:
     world, local = 3, 4
     whole = router(per=per)
-    whole.passes = copies
+    whole.context.passes = copies
     ranks = [router(per=per) for _ in range(world)]
     for rank, r in enumerate(ranks):
-        r.shard, r.passes = (rank, world), copies
+        r.context.shard, r.context.passes = (rank, world), copies
     for _ in range(3):  # step after step
         joined = whole(rows(world * local * copies)).dense().chunk(copies)
         parts = [r(rows(local * copies)).dense().chunk(copies) for r in ranks]

@@ -136,7 +136,7 @@ def test_rows_in_another_order_give_the_same_and_padding_changes_nothing() -> No
         assert_close(got, plain[order])
     valid = torch.tensor([[True, False, True, True, False, True]])
     for layer in range(3):
-        router(model, layer).valid = valid
+        router(model, layer).context.valid = valid
     for got, plain in zip(run(model, xs), want, strict=True):
         assert not got[~valid[0]].any()
         assert_close(got[valid[0]], plain[valid[0]])

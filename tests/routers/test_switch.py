@@ -52,7 +52,7 @@ def test_an_expert_takes_its_first_tokens(
 def test_padding_takes_no_room_and_counts_for_none() -> None:
     router, x = build(Switch(2, 1.0)), rows(8)
     valid = torch.tensor([[True, False] * 4])
-    router.valid = valid
+    router.context.valid = valid
     got = router(x).dense()
     assert not got[~valid[0]].any()
     assert_close(got[valid[0]], capped(router, x[valid[0]], 2))

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import intarsia
 from intarsia.core.errors import ConfigError, ShapeError
-from intarsia.gating import check_task_ids, passes, random_sources, redraw
+from intarsia.gating import passes, random_sources, redraw
 from intarsia.routers import TaskRouter
 from intarsia.train.randomness import generator_states, set_generator_states
 
@@ -91,7 +91,7 @@ def test_windows_of_a_sample_share_its_task_and_its_draw() -> None:
 
 def test_a_held_draw_and_its_tasks_stay_until_it_is_redrawn() -> None:
     made = router().train()
-    made.noise.hold = True
+    made.context.hold = True
     first = gates(made, [0, 3])
     # gradient checkpointing computes again when the context is over
     assert torch.equal(made(rows(2)).dense().view_as(first), first)
@@ -108,7 +108,7 @@ def test_stacked_copies_are_drawn_apart_and_shards_are_the_joined_batch() -> Non
     assert torch.equal(stacked, torch.cat([gates(single, [0, 1, 2]) for _ in range(2)]))
     whole, ranks = router().train(), [router().train() for _ in range(2)]
     for rank, made in enumerate(ranks):
-        made.noise.shard = (rank, 2)
+        made.context.shard = (rank, 2)
     parts = [gates(made, ids) for made, ids in zip(ranks, ([0, 1], [2, 3]), strict=True)]
     assert torch.equal(torch.cat(parts), gates(whole, [0, 1, 2, 3]))
 
@@ -159,10 +159,10 @@ def test_ids_of_another_batch_are_refused() -> None:
             gates(router(), ids, count)
     made = router()
     with intarsia.task_ids(made, torch.tensor([0, 1])):
-        check_task_ids(made, torch.zeros(2, 1))
+        made.context.check_task_ids(2)
         # looks like two windows a sample to a layer, but the model knows its batch
         with pytest.raises(ShapeError, match="got 2 for a batch of 4"):
-            check_task_ids(made, torch.zeros(4, 1))
+            made.context.check_task_ids(4)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_ids_are_put_back() -> None:
             intarsia.task_ids(made, torch.tensor([2])),
         ):
             raise RuntimeError("stop")
-        assert made.task_ids is not None and made.task_ids.tolist() == [1]
-    assert made.task_ids is None
+        assert made.context.task_ids is not None and made.context.task_ids.tolist() == [1]
+    assert made.context.task_ids is None
 
 
 def test_a_new_task_leaves_the_others_as_they_are() -> None:

@@ -125,14 +125,14 @@ def test_padding_has_no_expert_and_no_loss() -> None:
     valid = torch.tensor([[True, True, False], [True, False, False]])
     alone = router(x[valid])
     x[~valid] = torch.nan  # as attention gives for rows that attend to nothing
-    router.valid = valid
+    router.context.valid = valid
     padded = router(x)
     assert padded.tokens == 6 and len(padded.token) == 6  # 3 real tokens, 2 experts each
     assert_close(padded.dense()[valid.flatten()], alone.dense())
     for name, loss in padded.losses.items():
         assert_close(loss, alone.losses[name])
         assert torch.autograd.grad(loss, router.weight, retain_graph=True)[0].isfinite().all()
-    router.valid = torch.zeros(2, 3, dtype=torch.bool)
+    router.context.valid = torch.zeros(2, 3, dtype=torch.bool)
     nothing = router(x)
     assert not len(nothing.token) and not nothing.losses
 

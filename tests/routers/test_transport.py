@@ -186,7 +186,7 @@ def test_small_and_empty_batches(per: str) -> None:
         assert router(random(count, 5)).tokens == count
     same = torch.ones(8, 5, dtype=torch.float64)  # nothing to choose between
     assert bool(torch.isfinite(router(same).weight).all())
-    router.valid = torch.zeros(1, 8, dtype=torch.bool)
+    router.context.valid = torch.zeros(1, 8, dtype=torch.bool)
     assert not router(same).dense().any()
 
 

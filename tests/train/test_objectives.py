@@ -115,7 +115,7 @@ def test_passes_differ_and_the_setting_is_put_back(objective: Objective) -> None
     found = objective(model, x, loss_of)
     assert found.parts["divergence"] > 1e-4
     assert found.logits.shape == (12, 3)
-    assert all(router.passes == 1 for router in random_routers(model).values())
+    assert all(router.context.passes == 1 for router in random_routers(model).values())
 
 
 def test_detached_targets_give_half_the_gradient_to_first_order() -> None:

@@ -150,8 +150,8 @@ class Byte(Router):
         self.told: list[list[int]] = []
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        assert self.task_ids is not None
-        self.told.append(self.task_ids.tolist())
+        assert self.context.task_ids is not None
+        self.told.append(self.context.task_ids.tolist())
         index = torch.zeros(len(rows), 1, dtype=torch.int64)
         return Routing.from_topk(
             index, torch.ones(len(rows), 1), 2, {"half": rows.mean() * 0 + 0.5}
@@ -199,7 +199,7 @@ def test_the_trainer_takes_the_losses_of_routers(tmp_path: Path) -> None:
         def __init__(self, config: LlamaConfig) -> None:
             super().__init__(config)
             self.router = Byte()
-            self.router.task_ids = torch.tensor([0])
+            self.router.context.task_ids = torch.tensor([0])
 
         def forward(self, input_ids: Tensor, **rest: Any) -> Any:
             self.router(input_ids.float()[..., None])

@@ -119,7 +119,7 @@ def routes_padding_alone(card: Card) -> None:
     router = build(card).train()
     if not isinstance(router, Router):
         return
-    router.valid = torch.zeros(1, TOKENS, dtype=torch.bool)
+    router.context.valid = torch.zeros(1, TOKENS, dtype=torch.bool)
     routing = _survives(lambda: route(router, tokens()), "padding alone")
     none = not len(routing.token) or "stochastic" in card.tags
     require(none, got="experts for padding", want="none", fix="Heed `valid`.")

@@ -109,7 +109,7 @@ def leaves_padding_out(card: Card) -> None:
     x, valid = tokens(), torch.tensor([True, True, False, True, False])
     alone = route(router, x[valid])
     for other in (x, torch.where(valid[:, None], x, 7 * tokens(seed=9))):
-        router.valid = valid[None]
+        router.context.valid = valid[None]
         routing = route(router, other)
         gates = routing.dense().detach()
         none = not bool(gates[~valid].any())

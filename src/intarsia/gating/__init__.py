@@ -1,27 +1,36 @@
-"""The contract of a router: settings, gates, random numbers, the state between layers, losses."""
+"""The contract of a router: settings, gates, losses, and the context of a batch."""
 
 from .balance import balance as balance
 from .balance import entropy as entropy
 from .balance import z_loss as z_loss
-from .layer_state import LayerState as LayerState
+from .context import Context as Context
+from .context import LayerState as LayerState
+from .context import ReadsContext as ReadsContext
+from .context import contexts as contexts
+from .context import having as having
+from .context import of_samples as of_samples
+from .context import passes as passes
+from .context import redraw as redraw
+from .context import set_ids as set_ids
+from .context import set_valid as set_valid
+from .context import task_ids as task_ids
+from .join import BeforeForward as BeforeForward
+from .join import join as join
+from .join import number_layers as number_layers
+from .join import rejoin as rejoin
+from .join import start as start
+from .join import unwatch as unwatch
+from .join import watch as watch
 from .layer_state import PassesState as PassesState
-from .layer_state import join as join
-from .layer_state import rejoin as rejoin
-from .layer_state import start as start
 from .random_source import RandomSource as RandomSource
-from .random_source import passes as passes
 from .random_source import random_sources as random_sources
-from .random_source import redraw as redraw
 from .reads_experts import Encoded as Encoded
 from .reads_experts import ReadsExperts as ReadsExperts
 from .reads_experts import expert_readers as expert_readers
 from .router import Router as Router
 from .router import aux_loss as aux_loss
-from .router import check_task_ids as check_task_ids
+from .router import before_step as before_step
 from .router import learned_routers as learned_routers
-from .router import of_samples as of_samples
-from .router import set_valid as set_valid
-from .router import task_ids as task_ids
 from .settings import RouterConfig as RouterConfig
 from .settings import non_causal as non_causal
 from .settings import with_experts as with_experts

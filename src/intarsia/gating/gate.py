@@ -75,7 +75,7 @@ class ScoreRouter(Router):
         if valid is not None:  # a graph has as many pairs as there are rows: padding weighs 0 in it
             weight = torch.where(valid[:, None], weight, 0)
         whole = Routing.from_topk(index, weight.to(rows.dtype), self.experts)
-        routing = whole if counts is None else kept(whole, counts.flatten())
+        routing = whole if counts is None else keep_pairs(whole, counts.flatten())
         losses = self._losses(logits, routing, valid) if self.training and len(rows) else {}
         return replace(self.limit(routing), losses=losses)
 
@@ -163,7 +163,7 @@ def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> 
     return replace(found, token=real[found.token], tokens=len(rows))
 
 
-def kept(routing: Routing, keep: Tensor) -> Routing:
+def keep_pairs(routing: Routing, keep: Tensor) -> Routing:
     """The pairs where `keep` is True; all of them on the meta device, which knows no values."""
     if keep.is_meta:
         return routing

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from .context import having
 from .router import learned_routers
 
 COLLAPSED = 0.9  # the share of k experts of a row's k above which the others learn nothing
@@ -83,15 +84,14 @@ def counting(model: nn.Module) -> Iterator[None]:
     `loads(model)`, or `received` of each router, is to be read inside.
     """
     routers = learned_routers(model).values()
-    before = [(router.counting, router.received, router.served) for router in routers]
-    for router in routers:
-        router.counting = True
-        router.forget()
+    before = [(router.received, router.served) for router in routers]
+    forget(model)
     try:
-        yield
+        with having(model, counting=True):
+            yield
     finally:
-        for router, kept in zip(routers, before, strict=True):
-            router.counting, router.received, router.served = kept
+        for router, (received, served) in zip(routers, before, strict=True):
+            router.received, router.served = received, served
 
 
 def summary(found: Mapping[str, Load]) -> dict[str, float]:

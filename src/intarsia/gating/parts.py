@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import Routing
 from ..core.errors import ConfigError
-from .gate import kept, of_real
+from .gate import keep_pairs, of_real
 from .router import Router
 
 SMALL = 1e-6
@@ -40,7 +40,7 @@ def gated(gates: Tensor, dtype: torch.dtype) -> Routing:
     """The routing of gates (N, E), without those of exactly 0; those of NaN are kept and seen."""
     index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
     whole = Routing.from_topk(index, gates.to(dtype), gates.shape[1])
-    return kept(whole, ~(gates <= 0).flatten())
+    return keep_pairs(whole, ~(gates <= 0).flatten())
 
 
 class PartsRouter(Router):

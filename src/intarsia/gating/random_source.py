@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import count as counter
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -12,29 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ShapeError
+from .context import Context, ReadsContext
 
-_NUMBERS = counter()
+_NUMBERS = count()
 _SOURCES: WeakValueDictionary[int, RandomSource] = WeakValueDictionary()
 
 
-class RandomSource(nn.Module):
-    """What a module draws for the samples of a batch, a row each.
+class RandomSource(ReadsContext):
+    """What a module draws for the samples of a batch, one row each.
 
-    Draws come from `generator` (on the CPU, so that every device sees the same ones). Where `hold`
-    is set a draw is kept until `redraw`: a recomputation of the forward, as gradient checkpointing
-    does, then meets the same numbers. `passes` is the number of copies of the batch that are
-    stacked, each drawn anew. `shard` = (rank, world): each rank takes its rows of the joined
-    batch's draws, so that data-parallel training draws what one process would.
-
-    Raises: ShapeError for a batch that the copies do not divide, or of another size than the held
-    draw.
+    Draws come from `generator` (on the CPU, so that every device sees the same ones). How long they
+    are held, for how many stacked copies of a batch, and for which rows of a batch that several
+    processes share, is set in the `Context`.
     """
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, generator: torch.Generator, context: Context | None = None) -> None:
         super().__init__()
         self.generator = generator
-        self.hold, self.passes, self.shard = False, 1, (0, 1)
-        self._held: dict[str, Tensor] = {}
+        if context is not None:
+            self.context = context
         self._enter()
 
     def _enter(self) -> None:
@@ -54,44 +49,43 @@ class RandomSource(nn.Module):
         return self._new("randn", shape)
 
     def _new(self, law: str, shape: Sequence[int]) -> Tensor:
-        if (
-            torch.compiler.is_compiling()
-        ):  # a graph cannot hold a generator, but it can hold a number
+        if torch.compiler.is_compiling():  # a graph cannot hold a generator, but it can its number
             return _draw(self._number, law, shape)
         return getattr(torch, law)(shape, generator=self.generator)
 
-    def redraw(self) -> None:
-        """Forget what is held."""
-        self._held = {}
-
-    def held(self, name: str) -> Tensor | None:
-        """What `keep` was given since `redraw`."""
-        return self._held.get(name) if self.hold else None
-
-    def keep(self, name: str, value: Tensor) -> None:
-        """Hold a value until `redraw`, too, if draws are held."""
-        if self.hold:
-            self._held[name] = value
+    @property
+    def held(self) -> Tensor | None:
+        """The draw for this batch, if there is one and draws are held."""
+        return self.context.held.get(self) if self.context.hold else None
 
     def drawn(self, rows: int, draw: Callable[[int], Tensor]) -> Tensor:
-        """A row for each sample, held or new; draw(n) gives n new rows.  Returns (rows, ...)."""
-        found = self.held("draw")
+        """A row for each sample, held or new; draw(n) gives n new rows.  Returns (rows, ...).
+
+        Raises: ShapeError for rows that the stacked copies do not divide, or other rows than those
+        of the held draw.
+        """
+        context, found = self.context, self.held
         if found is None:
-            if rows % self.passes:
+            if rows % context.passes:
                 raise ShapeError(
-                    "passes", got=f"{rows} rows", want=f"a multiple of {self.passes}",
+                    "passes",
+                    got=f"{rows} rows",
+                    want=f"a multiple of {context.passes}",
                     fix="Stack whole copies of the batch.",
-                )  # fmt: skip
-            rank, world = self.shard
-            each = rows // self.passes
-            joined = [draw(each * world) for _ in range(self.passes)]
+                )
+            rank, world = context.shard
+            each = rows // context.passes
+            joined = [draw(each * world) for _ in range(context.passes)]
             found = torch.cat([part[rank * each : (rank + 1) * each] for part in joined])
-            self.keep("draw", found)
+            if context.hold:
+                context.held[self] = found
         if len(found) != rows:
             raise ShapeError(
-                "held draw", got=f"{rows} rows", want=f"{len(found)}, as when it was drawn",
+                "held draw",
+                got=f"{rows} rows",
+                want=f"{len(found)}, as when it was drawn",
                 fix="Call redraw(model) before every batch.",
-            )  # fmt: skip
+            )
         return found
 
 
@@ -113,23 +107,3 @@ def _(source: int, law: str, shape: Sequence[int]) -> Tensor:
 def random_sources(model: nn.Module) -> dict[str, RandomSource]:
     """Everything inside a model that draws, by path."""
     return {n: m for n, m in model.named_modules() if isinstance(m, RandomSource)}
-
-
-def redraw(model: nn.Module) -> None:
-    """Let everything random in the routers of a model be drawn anew at its next call."""
-    for draws in random_sources(model).values():
-        draws.redraw()
-
-
-@contextmanager
-def passes(model: nn.Module, count: int) -> Iterator[None]:
-    """Inside, the model's input is `count` stacked copies of a batch, each drawn apart."""
-    found = random_sources(model).values()
-    before = [draws.passes for draws in found]
-    for draws in found:
-        draws.passes = count
-    try:
-        yield
-    finally:
-        for draws, old in zip(found, before, strict=True):
-            draws.passes = old

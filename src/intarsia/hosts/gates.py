@@ -27,7 +27,7 @@ class HostedRouter(nn.Module):
         self.router = router
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows, valid = hidden_states.reshape(-1, hidden_states.shape[-1]), self.router.valid
+        rows, valid = hidden_states.reshape(-1, hidden_states.shape[-1]), self.router.context.valid
         if valid is not None and len(rows) % len(valid) == 0:
             rows = rows.view(len(valid), -1, rows.shape[-1])  # as the mask is, which may be longer
         gates = self.router(rows).dense()  # (B T, E)

@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from ..core import Cell, Site
 from ..core.errors import FoldError, TargetError
 from ..core.registry import settings_to_dict
-from ..gating import join, learned_routers, of_samples, random_sources
+from ..gating import of_samples, unwatch, watch
 from . import origin
 from .blocks import blocks, unwrapped, walk
 from .config import Family, IntarsiaConfig
-from .forward_hook import before_forward
 from .mixed import BASE, check_names
 from .shared import Shared
 from .sites import check_nesting, site_at
@@ -62,8 +61,6 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
     def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
         """Put a cell in place under an adapter's name."""
-        for draws in random_sources(cell).values():
-            draws.hold = True
         self.intarsia_cells[name] = cell.train(self.training)
         self.intarsia_sites[name] = (site.position, site.channels)
         self._move_adapter_to_device_of_base_layer(name)
@@ -234,9 +231,7 @@ class IntarsiaModel(BaseTuner):
     ) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._shared = Shared()  # the cells have it now
-        routed = join(model) or random_sources(model) or learned_routers(model)
-        if routed and before_forward not in model._forward_pre_hooks.values():
-            model.register_forward_pre_hook(before_forward, with_kwargs=True)
+        watch(model)
         self._rest_statistics()
 
     def _create_and_replace(
@@ -339,7 +334,7 @@ class IntarsiaModel(BaseTuner):
             self._check_deltas(adapter_names)
         super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         host = self.model
-        unhook(host)
+        unwatch(host)
         return host
 
     def _check_deltas(self, adapter_names: list[str] | None) -> None:
@@ -372,13 +367,6 @@ class IntarsiaModel(BaseTuner):
                         # the stock one leaves a cell's buffers in half precision
                         if buffer.dtype in (torch.float16, torch.bfloat16):
                             setattr(part, name, buffer.float())
-
-
-def unhook(host: nn.Module) -> None:
-    """Let a model's forward draw nothing anew."""
-    for key in [k for k, f in host._forward_pre_hooks.items() if f is before_forward]:
-        del host._forward_pre_hooks[key]
-        host._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:

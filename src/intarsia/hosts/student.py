@@ -10,11 +10,11 @@ from typing import Any, cast
 from torch import nn
 
 from ..core.errors import TargetError
-from ..gating import rejoin
+from ..gating import rejoin, unwatch
 from .blocks import blocks
 from .gates import own_gate
 from .sites import select_blocks
-from .swap import Upcycled, begin, check_unadapted
+from .swap import Upcycled, check_unadapted
 
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of a transformers config
 
@@ -106,6 +106,4 @@ def _record(student: nn.Module, moved: dict[str, str]) -> None:
     )
     if not left:
         del host.upcycled
-        for key in [k for k, hook in host._forward_pre_hooks.items() if hook is begin]:
-            del host._forward_pre_hooks[key]
-            host._forward_pre_hooks_with_kwargs.pop(key, None)
+        unwatch(host, all=True)

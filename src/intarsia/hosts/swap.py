@@ -12,14 +12,13 @@ from peft import PeftModel
 from torch import nn
 
 from ..core.errors import CheckpointError, ConfigError, TargetError
-from ..gating import Router, RouterConfig, join, non_causal, random_sources, with_experts
+from ..gating import Router, RouterConfig, non_causal, watch, with_experts
 from ..mixtures.capacity import LOOKS_AHEAD, Capacity
 from ..mixtures.experts import StackedExperts, activation
 from ..mixtures.mixture import MIXES, Mixture, ResidualMixture
 from ..routers import TopK
 from .blocks import ATTENTION, blocks, wrapped_paths
 from .dense_mlp import Dense, check_output, dense_mlp, drawn, stacked
-from .forward_hook import before_forward
 from .gates import HostedRouter, hosted, own_gate
 from .sites import select_blocks
 
@@ -167,13 +166,8 @@ def _put(
     old = [(parent, name, getattr(parent, name)) for parent, name, _ in places]
     for parent, name, new in places:
         setattr(parent, name, new)
-    join(model)
-    for draws in random_sources(model).values():
-        draws.hold = True
-    hooks = (
-        model.register_forward_pre_hook(begin, with_kwargs=True),
-        model.register_load_state_dict_pre_hook(_refuse_others),
-    )
+    unhook = watch(model, stays=True)
+    refuse = model.register_load_state_dict_pre_hook(_refuse_others)
     host: Any = model
     host.upcycled = done
     config = getattr(model, "config", None)
@@ -182,8 +176,8 @@ def _put(
         cast(Any, config).output_router_logits = False
 
     def undo() -> None:
-        for hook in hooks:
-            hook.remove()
+        unhook()
+        refuse.remove()
         del host.upcycled
         if asked:
             cast(Any, config).output_router_logits = True
@@ -191,11 +185,6 @@ def _put(
             setattr(parent, name, module)
 
     return undo
-
-
-def begin(host: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    """`before_forward`, as a hook that stays when adapters are taken off again."""
-    before_forward(host, args, kwargs)
 
 
 def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:

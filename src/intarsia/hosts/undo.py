@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from peft import PeftModel
 from torch import nn
 
+from ..gating import unwatch
 from .blocks import unwrapped, walk
-from .peft import IntarsiaLayer, ModulesToSaveWrapper, unhook
+from .peft import IntarsiaLayer, ModulesToSaveWrapper
 
 
 @contextlib.contextmanager
@@ -49,4 +50,4 @@ def _strip(host: nn.Module, name: str) -> None:
     if not configs:
         if hasattr(host, "peft_config"):
             del host.peft_config
-        unhook(host)
+        unwatch(host)

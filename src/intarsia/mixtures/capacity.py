@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core import Routing
 from ..core.errors import ConfigError
 from ..gating import RandomSource
-from ..gating.gate import kept, room_for
+from ..gating.gate import keep_pairs, room_for
 
 POLICIES = ("order", "random", "score")
 LOOKS_AHEAD = ("random", "score")  # a later token may take an earlier one's place
@@ -87,7 +87,7 @@ class Capacity:
             first = score.argsort(descending=True, stable=True)
         else:
             first = routing.token.argsort(stable=True)
-        return kept(routing, _place(routing, first) < room)
+        return keep_pairs(routing, _place(routing, first) < room)
 
 
 def _place(routing: Routing, first: Tensor) -> Tensor:

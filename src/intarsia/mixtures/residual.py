@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.errors import ConfigError, TargetError
-from ..gating import PassesState, join, start
+from ..gating import PassesState, number_layers, watch
 
 F = Callable[[Tensor], Tensor]
 STARTS = ("tokens", "zero")
@@ -216,17 +216,13 @@ def add_momentum(model: nn.Module, update: Update, paths: Sequence[str]) -> nn.M
             f"path {missing[0]!r}", got="no such module", want="modules of the model",
             fix="Name them as model.named_modules() does.",
         )  # fmt: skip
-    made = nn.ModuleList(Residual(known[path], update, added=True) for path in paths)
-    join(made)
+    made = [Residual(known[path], update, added=True) for path in paths]
+    number_layers(made)
     for path, wrapped in zip(paths, made, strict=True):
         parent, _, name = path.rpartition(".")
         setattr(known[parent], name, wrapped)
-    model.register_forward_pre_hook(_start)
+    watch(model, stays=True)
     return model
-
-
-def _start(model: nn.Module, _: object) -> None:
-    start(model)
 
 
 def _momentum(mu: float) -> None:

@@ -66,7 +66,7 @@ class RoutedCell(Cell):
         router = cast(RandomRouter, self.routers[side])
         gates = router(x).dense()  # (B, N)
         if router.per == "batch":
-            gates = gates[:: max(1, len(gates) // router.passes)]  # one row for each pass
+            gates = gates[:: max(1, len(gates) // router.context.passes)]  # one row for each pass
         layer.active = router.active
         return partial(layer, gates=gates)
 

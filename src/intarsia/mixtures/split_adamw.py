@@ -132,7 +132,7 @@ class SplitAdamW(Optimizer):
         if not self._layers:
             return {}
         marks = torch.cat([layer.seen for layer in self._layers]).to(torch.uint8)
-        if any(router.shard[1] > 1 for router in self._routers):
+        if any(router.context.shard[1] > 1 for router in self._routers):
             torch.distributed.all_reduce(marks, torch.distributed.ReduceOp.MAX)
         flat = iter(marks.bool().tolist())  # one wait for the device, for all layers
         return {layer: [next(flat) for _ in range(layer.experts)] for layer in self._layers}

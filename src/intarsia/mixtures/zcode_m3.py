@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core import Card, Paper
 from ..core.errors import ConfigError, ShapeError
-from ..gating import Router, redraw, with_experts
+from ..gating import Router, start, with_experts
 from ..routers import TopK
 from ..routers.hash import mixed
 from .capacity import Capacity
@@ -169,9 +169,8 @@ def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
     router.experts = mixture.experts.experts
     router.config = with_experts(router.config, router.experts)
     router.received, router.served = torch.zeros(2, router.experts, dtype=torch.float64), 0
-    router.last = None
     mixture.taken = None
-    redraw(mixture)
+    start(mixture)
 
 
 def _take_in(mine: Mixture, theirs: Mixture) -> None:

@@ -9,8 +9,6 @@ from .evomoe import anneal as anneal
 from .evomoe import diversify_ as diversify_
 from .expert_choice import ExpertChoice as ExpertChoice
 from .hash import Hash as Hash
-from .hash import leave_ids as leave_ids
-from .hash import set_ids as set_ids
 from .moe_x import MoeX as MoeX
 from .noisy_topk import NoisyTopK as NoisyTopK
 from .permutation import PermutationSearch as PermutationSearch
@@ -27,9 +25,9 @@ from .transport import Transport as Transport
 from .transport import k_sparse_ot as k_sparse_ot
 
 _IN_GATING = (
-    "Encoded", "Router", "aux_loss", "balance", "check_task_ids", "entropy", "join",
-    "learned_routers", "non_causal", "of_samples", "passes", "redraw", "rejoin", "set_valid",
-    "start", "task_ids", "with_experts", "z_loss",
+    "Encoded", "Router", "aux_loss", "balance", "entropy", "join", "learned_routers", "non_causal",
+    "passes", "redraw", "rejoin", "set_ids", "set_valid", "start", "task_ids", "with_experts",
+    "z_loss",
 )  # fmt: skip
 __getattr__ = renamed(
     __name__,

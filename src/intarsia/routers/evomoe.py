@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
 from ..gating.balance import balance
-from ..gating.gate import kept, of_real, wide_linear
+from ..gating.gate import keep_pairs, of_real, wide_linear
 from ..gating.random_source import RandomSource
-from ..gating.router import Router, check_counts
+from ..gating.router import Router, before_step, check_counts
 
 SHAPES = ("exponential", "linear")
 WEIGHTS = ("renormalised", "plain", "gumbel")
@@ -105,8 +105,16 @@ class EvoMoeRouter(Router):
         self.weight = nn.Parameter(torch.empty(config.experts, width))
         nn.init.normal_(self.weight, std=STD, generator=generator)
         seed = int(torch.randint(2**62, (), generator=generator))
-        self.noise = RandomSource(torch.Generator().manual_seed(seed))
+        self.noise = RandomSource(torch.Generator().manual_seed(seed), self.context)
         self.register_buffer("clock", torch.tensor([0, 1]))
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Set the clock.  Raises: ConfigError for a step that is not in the run."""
+        if not 0 <= step < steps:
+            raise ConfigError(
+                "step", got=f"{step} of {steps}", want="a step of the run", fix="Count from 0."
+            )
+        self.clock.copy_(torch.tensor([step, steps]))
 
     def at(self) -> tuple[float, bool]:
         """tau, and whether each token has one expert only, by the clock."""
@@ -137,25 +145,25 @@ class EvoMoeRouter(Router):
             gates = gates / gates.detach().sum(-1, keepdim=True)
         index = torch.arange(self.experts, device=rows.device).expand_as(gates)
         whole = Routing.from_topk(index, gates.to(rows.dtype), self.experts)
-        routing = kept(whole, active.flatten())
+        routing = keep_pairs(whole, active.flatten())
         if not (self.training and len(rows) and self.config.balance):
             return routing
         return replace(routing, losses={"balance": self.config.balance * balance(gates, routing)})
 
 
 def anneal(model: nn.Module, step: int, steps: int) -> None:
-    """Set the clock of every `EvoMoe` router of a model, as `fit(..., schedule=anneal)` calls it.
+    """`gating.before_step`, for a model with an `EvoMoe` router.
 
     Raises: ConfigError for a model that has none, or a step that is not in the run.
     """
-    found = [m for m in model.modules() if isinstance(m, EvoMoeRouter)]
-    if not found or not 0 <= step < steps:
+    if not any(isinstance(module, EvoMoeRouter) for module in model.modules()):
         raise ConfigError(
-            "anneal", got=f"step {step} of {steps} with {len(found)} EvoMoe routers",
-            want="a step of the run and a router", fix="Use it with router=EvoMoe(...).",
-        )  # fmt: skip
-    for router in found:
-        router.clock.copy_(torch.tensor([step, steps]))
+            "anneal",
+            got="a model without EvoMoe routers",
+            want="one at least",
+            fix="Use it with router=EvoMoe(...).",
+        )
+    before_step(model, step, steps)
 
 
 def diversify_(experts: Iterable[nn.Module], fraction: float, generator: torch.Generator) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError, ShapeError
@@ -25,7 +24,7 @@ class Hash:
     A random map that nothing trains (the paper's random hash), the same for an id in every batch.
 
     experts: E; active: k; by: what the id is,
-      "id", a whole number for each token or each sample, as `set_ids` was told: `input_ids`;
+      "id", a whole number for each token or each sample: `input_ids`, or those of `set_ids`;
       "row", the bits of the row that comes in: equal rows, equal experts. For layers that read raw
       inputs or embeddings; further up, a row's last bit changes with every step.
 
@@ -51,8 +50,8 @@ class HashRouter(Router):
     """The router of `Hash`.  x: (..., width) -> Routing of shape (rows, E), k experts a row.
 
     salt: (E,), factors: (width,) where rows are hashed, int64, both in the checkpoint.
-    ids: (B, T), an id for each token, or (B,), one for each sample; see `set_ids`.  read: those of
-    the newest forward's `input_ids`, which the host leaves, for want of others.
+    Ids are the context's: `ids`, (B, T), one for each token, or (B,), one for each sample; without
+    them the forward's `input_ids`.
     """
 
     salt: Tensor
@@ -63,14 +62,12 @@ class HashRouter(Router):
         super().__init__(config.experts)
         self.equal_counts = True
         self.config, self.normalised = config, True
-        self.ids: Tensor | None = None
-        self.read: Tensor | None = None
         self.register_buffer("salt", _numbers(config.experts, generator))
         if config.by == "row":
             self.register_buffer("factors", _numbers(width, generator) | 1)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        ids = self._of_rows(rows) if self.config.by == "row" else self._told(len(rows))
+        ids = self._of_rows(rows) if self.config.by == "row" else self._of_tokens(len(rows))
         ids = ids.to(rows.device)
         score = mixed(ids[:, None] + self.salt)  # (N, E)
         index = score.topk(self.config.active).indices
@@ -93,12 +90,12 @@ class HashRouter(Router):
             bits = x.float().view(torch.int32).long()
         return (bits * self.factors).sum(-1)
 
-    def _told(self, rows: int) -> Tensor:
-        ids = self.ids if self.ids is not None else self.read
+    def _of_tokens(self, rows: int) -> Tensor:
+        ids = self.context.ids if self.context.ids is not None else self.context.input_ids
         if ids is None:
             raise ConfigError(
                 "ids", got="none", want="the id of each token, such as input_ids",
-                fix="Call intarsia.routers.set_ids(model, input_ids) before the model, or build "
+                fix="Call intarsia.set_ids(model, input_ids) before the model, or build "
                 "the router with by='row'.",
             )  # fmt: skip
         count = ids.numel()
@@ -112,9 +109,6 @@ class HashRouter(Router):
             )  # fmt: skip
         return ids.repeat_interleave(rows // count)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"ids": None, "read": None}
-
 
 def mixed(number: Tensor) -> Tensor:
     """A bijection of int64 in which each bit depends on every other."""
@@ -125,26 +119,6 @@ def mixed(number: Tensor) -> Tensor:
 
 def _numbers(count: int, generator: torch.Generator) -> Tensor:
     return torch.randint(-(2**62), 2**62, (count,), generator=generator)
-
-
-def set_ids(model: nn.Module, ids: Tensor | None) -> None:
-    """Tell every hash router of a model which tokens come next.  ids: (B, T) or (B,) whole numbers.
-
-    They stay until others are told, and go before a forward's own `input_ids`; None forgets them.
-    Raises: ConfigError for ids that are no whole numbers.
-    """
-    if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool):
-        raise ConfigError("ids", got=ids.dtype, want="whole numbers", fix="Pass input_ids.")
-    for module in model.modules():
-        if isinstance(module, HashRouter):
-            module.ids = None if ids is None else ids.detach().long()
-
-
-def leave_ids(model: nn.Module, ids: Tensor | None) -> None:
-    """What a host does before every forward: leave its `input_ids` (B, T) int64, if it has any."""
-    for module in model.modules():
-        if isinstance(module, HashRouter):
-            module.read = ids
 
 
 CARD = Card(

@@ -68,7 +68,7 @@ class NoisyTopKRouter(Router):
         nn.init.normal_(self.gate, std=config.std, generator=generator)
         self.spread = nn.Parameter(torch.zeros(config.experts, width))
         seed = int(torch.randint(2**62, (), generator=generator))
-        self.noise = RandomSource(torch.Generator().manual_seed(seed))
+        self.noise = RandomSource(torch.Generator().manual_seed(seed), self.context)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         if not self.training:

@@ -30,8 +30,8 @@ class PermutationSearch:
 
     P is doubly stochastic, (E, E); tau falls from `start` to `end`, on a log scale, and at step
     `steps` the Hungarian method makes P a permutation, which stays (the paper's local search). From
-    then on experts are merely relabelled. Each training step is to be told: `search_step`, which
-    `fit` takes as its schedule. What is found, and the step, are in the checkpoint.
+    then on experts are merely relabelled. `gating.before_step` moves it on; the step and what is
+    found are in the checkpoint.
 
     gate: any router's settings; steps: N_p, 1 to 10 % of training in the paper; start, end: tau;
     entropy: coefficient of the entropies of P's rows and columns while it is sought;
@@ -119,8 +119,8 @@ class PermutationRouter(Router):
         """Whether the search is over."""
         return self._found
 
-    def at_step(self, step: int) -> None:
-        """Go to a step of training, counted from 0; at `steps` the permutation is found."""
+    def before_step(self, step: int, steps: int) -> None:
+        """Go to a step of training, counted from 0; at N_p the permutation is found."""
         if self._found:
             return
         self.step.fill_(step)
@@ -193,13 +193,10 @@ def hungarian(plan: Tensor) -> Tensor:
 
 
 def search_step(model: nn.Module, step: int, steps: int | None = None) -> None:
-    """Tell every permutation search in a model the step of training, before each step.
-
-    `fit(..., schedule=search_step)` does; a loop of your own calls search_step(model, step).
-    """
+    """`before_step` of the permutation searches in a model alone, which ask for no `steps`."""
     for module in model.modules():
         if isinstance(module, PermutationRouter):
-            module.at_step(step)
+            module.before_step(step, step if steps is None else steps)
 
 
 CARD = Card(

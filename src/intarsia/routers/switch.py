@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import Card, Paper, Routing
 from ..core.errors import ConfigError
-from ..gating.gate import GateRouter, Terms, kept, room_for
+from ..gating.gate import GateRouter, Terms, keep_pairs, room_for
 from ..gating.router import check_counts
 
 
@@ -70,7 +70,7 @@ class SwitchRouter(GateRouter):
         room = room_for(self.config.capacity, len(routing.expert), self.experts)
         arrived = F.one_hot(routing.expert, self.experts).cumsum(0)  # (T, E)
         place = arrived.gather(1, routing.expert[:, None])[:, 0]  # 1 for an expert's first token
-        return kept(routing, place <= room)
+        return keep_pairs(routing, place <= room)
 
 
 CARD = Card(

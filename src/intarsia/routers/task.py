@@ -56,7 +56,7 @@ class TaskRouter(Router):
         self.logits = nn.Parameter(torch.empty(tasks, heads, skills))
         nn.init.uniform_(self.logits, -SPREAD, SPREAD, generator=generator)
         seed = int(torch.randint(2**62, (), generator=generator))
-        self.noise = RandomSource(torch.Generator().manual_seed(seed))
+        self.noise = RandomSource(torch.Generator().manual_seed(seed), self.context)
 
     @property
     def tasks(self) -> int:
@@ -77,7 +77,7 @@ class TaskRouter(Router):
         return _shares(self._wide()[task])
 
     def forward(self, x: Tensor) -> Routing:
-        return self.kept(self.route(x, None))
+        return self.remember(self.route(x, None))
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         """The routing of samples or their parts (N, ...); `valid` decides nothing here."""
@@ -106,11 +106,9 @@ class TaskRouter(Router):
 
     def _ids(self, rows: int) -> Tensor | None:
         """The task of each sample, on the CPU; None = unknown."""
-        # the context is over when gradient checkpointing computes a block again
-        ids = self.task_ids if self.task_ids is not None else self.noise.held("task_ids")
+        ids = self.context.tasks()
         if ids is None:
             return self._no_ids(rows)
-        self.noise.keep("task_ids", ids)
         count = len(ids)
         if rows % count if count else rows:
             raise ShapeError(

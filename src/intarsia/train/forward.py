@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from ..core.errors import ConfigError
-from ..gating import random_sources
+from ..gating import having, redraw
 from .record import bare
 from .settings import Running
 
@@ -24,24 +24,20 @@ def wrapped(model: nn.Module, running: Running, accelerator: Accelerator) -> Ite
     until the next `redraw`, so that the second computation meets the same experts.
     Raises: ConfigError for recompute on a model that does not offer it.
     """
-    routers = random_sources(model).values()
-    before = [(r.shard, r.hold) for r in routers]
+    shared: dict[str, Any] = {"shard": (accelerator.process_index, accelerator.num_processes)}
     if running.recompute:
         _set_recompute(model, True)
+        shared["hold"] = True
     try:
-        for router in routers:
-            router.shard = (accelerator.process_index, accelerator.num_processes)
-            router.hold = running.recompute or router.hold
-        forward = model
-        if running.compile:
-            forward = cast(nn.Module, torch.compile(model))
-        if accelerator.num_processes > 1:
-            forward = accelerator.prepare_model(forward)
-        yield forward
+        with having(model, **shared):
+            forward = model
+            if running.compile:
+                forward = cast(nn.Module, torch.compile(model))
+            if accelerator.num_processes > 1:
+                forward = accelerator.prepare_model(forward)
+            yield forward
     finally:
-        for router, (shard, hold) in zip(routers, before, strict=True):
-            router.shard, router.hold = shard, hold
-            router.redraw()
+        redraw(model)
         if running.recompute:
             _set_recompute(model, False)
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from ...core.errors import ConfigError
 from ...data.small_models import small_decoder, small_vit
+from ...gating import set_ids
 from ...hosts import upcycle
 from ...mixtures import add_momentum
-from ...routers import set_ids
 from .materials import Material
 from .scale import Scale
 from .variant import Variant

@@ -1,0 +1,219 @@
+"""What a batch carries beside its inputs: one object for all routers and mixtures of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Routing
+from ..core.errors import ConfigError, ShapeError
+
+
+class LayerState:
+    """The states that layers 0, 1, ... of one thread have left since `clear`.
+
+    They are kept by layer, not by call: gradient checkpointing calls layers again, in another
+    order, and must find what they found before. A layer that runs twice in one forward finds the
+    same state twice.
+    """
+
+    def __init__(self) -> None:
+        self._left: dict[int, tuple[Tensor, bool]] = {}
+
+    def clear(self) -> None:
+        self._left = {}
+
+    def leave(self, layer: int, state: Tensor) -> None:
+        self._left[layer] = (state, torch.is_grad_enabled())
+
+    def left(self, layer: int) -> Tensor | None:
+        """The state that this very layer left."""
+        return self._left[layer][0] if layer in self._left else None
+
+    def before(self, layer: int) -> Tensor | None:
+        """The state of the nearest layer before; None at the first.
+
+        Raises: ConfigError if it was made without a graph, though this layer has one.
+        """
+        earlier = [number for number in self._left if number < layer]
+        if not earlier:
+            return None
+        state, with_graph = self._left[max(earlier)]
+        if torch.is_grad_enabled() and not with_graph:
+            raise ConfigError(
+                "state of the layer before",
+                got="one made under no_grad, as checkpointing with use_reentrant=True does",
+                want="one through which the gradient passes",
+                fix="Checkpoint with use_reentrant=False, as gradient_checkpointing_enable("
+                "{'use_reentrant': False}) does.",
+            )
+        return state
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a state holds a graph, which cannot be copied
+        return {"_left": {}}
+
+
+class Context:
+    """The padding, ids, states and random draws of the batch that a model computes.
+
+    All `ReadsContext` modules of a model share one after `join`; the host sets it before each
+    forward. A copy, and a file, has the settings and nothing of a batch.
+
+    valid: (B, T) bool, False = padding, or None; from the forward's `attention_mask`.
+    task_ids: (B,) int64 on the CPU, the task of each sample; see `intarsia.task_ids`.
+    input_ids: (B, T) int64, the forward's own token ids, or None.
+    ids: (B, T) or (B,) int64, given by `intarsia.set_ids`; they go before `input_ids`.
+    states: the `LayerState` of each thread along the depth of the model.
+    held: source -> its draw for this batch; kept until `redraw` where `hold` is set, so that
+      gradient checkpointing computes with the same numbers again.
+    passes: how many copies of a batch are stacked, each of which has draws of its own.
+    shard: (rank, world); each rank takes its rows of the draws of the joined batch.
+    routings: router -> its routing of the newest forward in training.
+    counting: do routers count their load in evaluation, too?
+    joined: is it shared by the modules of a model?
+    """
+
+    def __init__(self) -> None:
+        self.valid: Tensor | None = None
+        self.task_ids: Tensor | None = None
+        self.input_ids: Tensor | None = None
+        self.ids: Tensor | None = None
+        self.states: list[LayerState] = []
+        self.held: dict[nn.Module, Tensor] = {}
+        self.hold, self.passes, self.shard = False, 1, (0, 1)
+        self.routings: dict[nn.Module, Routing] = {}
+        self.counting, self.joined = False, False
+        self._computed: Tensor | None = None  # the task ids of the newest forward, if `hold`
+
+    def start(self) -> None:
+        """Begin a forward: new draws, no states, no routings."""
+        self.redraw()
+        for state in self.states:
+            state.clear()
+        self.routings.clear()
+
+    def redraw(self) -> None:
+        """Let everything random be drawn anew."""
+        self.held.clear()
+        self._computed = None
+
+    def tasks(self) -> Tensor | None:
+        """The task of each sample; also when checkpointing computes a block a second time."""
+        if self.task_ids is not None and self.hold:
+            self._computed = self.task_ids
+        return self.task_ids if self.task_ids is not None else self._computed
+
+    def check_task_ids(self, samples: int) -> None:
+        """Raises: ShapeError if there are task ids for another number of samples."""
+        # only here: asking for the length would fix it in an exported program
+        if self.task_ids is not None and len(self.task_ids) != samples:
+            raise ShapeError(
+                "task_ids",
+                got=f"{len(self.task_ids)} for a batch of {samples}",
+                want="one for each sample",
+                fix="Repeat them as the samples are: ids.repeat_interleave(beams) for beams.",
+            )
+
+    @contextmanager
+    def having(self, **values: Any) -> Iterator[None]:
+        """Inside, these attributes have these values."""
+        before = {name: getattr(self, name) for name in values}
+        vars(self).update(values)
+        try:
+            yield
+        finally:
+            vars(self).update(before)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a routing holds a graph, which cannot be copied
+        kept = ("states", "hold", "passes", "shard", "counting", "joined")
+        return vars(Context()) | {name: getattr(self, name) for name in kept}
+
+
+class ReadsContext(nn.Module):
+    """A module that reads the `Context` of its model; one of its own until `join`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = Context()
+
+
+def contexts(model: nn.Module) -> list[Context]:
+    """The contexts of a model: one if it was joined, else one for each module that reads one."""
+    found = {id(m.context): m.context for m in model.modules() if isinstance(m, ReadsContext)}
+    return list(found.values())
+
+
+@contextmanager
+def having(model: nn.Module, **values: Any) -> Iterator[None]:
+    """Inside, the model's `Context` has these values."""
+    with ExitStack() as stack:
+        for context in contexts(model):
+            stack.enter_context(context.having(**values))
+        yield
+
+
+def redraw(model: nn.Module) -> None:
+    """Let everything random in the routers of a model be drawn anew at its next call."""
+    for context in contexts(model):
+        context.redraw()
+
+
+def passes(model: nn.Module, count: int) -> AbstractContextManager[None]:
+    """Inside, the model's input is `count` stacked copies of a batch, each with its own draws."""
+    return having(model, passes=count)
+
+
+def task_ids(model: nn.Module, ids: Tensor) -> AbstractContextManager[None]:
+    """Inside, the samples of a batch are of these tasks.  ids: (B,) int64.
+
+    Works for every host, whatever arguments its forward takes:
+    `with intarsia.task_ids(model, ids): logits = model(images)`.
+    Raises: ConfigError for ids that are no vector of whole numbers; in the model's forward, for
+    tasks that it does not have.
+    """
+    if ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ConfigError(
+            "task_ids",
+            got=f"{ids.dtype} of shape {tuple(ids.shape)}",
+            want="one whole number for each sample",
+            fix="Count tasks from 0.",
+        )
+    # on the CPU, so that every layer can read them without waiting for a device
+    return having(model, task_ids=ids.detach().cpu())
+
+
+def set_valid(model: nn.Module, mask: Tensor | None) -> None:
+    """Set which tokens are real.  mask: (B, T), 0 or False = padding; None = all are."""
+    for context in contexts(model):
+        context.valid = None if mask is None else mask.bool()
+
+
+def set_ids(model: nn.Module, ids: Tensor | None) -> None:
+    """Set the ids by which hash routers choose.  ids: (B, T) or (B,) whole numbers.
+
+    They stay until others are set, and go before a forward's own `input_ids`; None forgets them.
+    Raises: ConfigError for ids that are no whole numbers.
+    """
+    if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool):
+        raise ConfigError("ids", got=ids.dtype, want="whole numbers", fix="Pass input_ids.")
+    for context in contexts(model):
+        context.ids = None if ids is None else ids.detach().long()
+
+
+@contextmanager
+def of_samples(model: nn.Module, chosen: Tensor) -> Iterator[None]:
+    """Inside, the model gets some of the batch's samples.  chosen: (B,) bool, on the CPU."""
+    names = ("valid", "task_ids", "input_ids", "ids")
+    with ExitStack() as stack:
+        for context in contexts(model):
+            whole = {name: getattr(context, name) for name in names}
+            fits = {n: t for n, t in whole.items() if t is not None and len(t) == len(chosen)}
+            some = {name: t[chosen.to(t.device)] for name, t in fits.items()}
+            stack.enter_context(context.having(**some))
+        yield

@@ -1,0 +1,146 @@
+"""How the modules of a model come to share one `Context`, and how a forward sets it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from .context import Context, ReadsContext, contexts
+from .layer_state import PassesState
+
+
+class BeforeForward:
+    """A forward pre-hook that sets the `Context` of a model from the arguments of the forward.
+
+    stays: it is not taken off with the adapters of the model.
+    """
+
+    def __init__(self, context: Context, *, stays: bool) -> None:
+        self.context, self.stays = context, stays
+
+    def __call__(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Raises: ShapeError for task ids of another batch."""
+        context = self.context
+        context.start()
+        if context.task_ids is not None:
+            given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+            context.check_task_ids(len(given[0]) if given else 0)
+        if len(args) > 1:  # a mask may be among them
+            with contextlib.suppress(TypeError):  # the forward itself will say what is wrong
+                bound = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+                kwargs = {**bound, **kwargs}  # what **kwargs takes is bound under that one name
+        mask = kwargs.get("attention_mask")
+        padded = isinstance(mask, Tensor) and mask.dim() == 2
+        context.valid = mask.bool() if padded else None
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        text = isinstance(ids, Tensor) and ids.dtype == torch.int64 and ids.dim() == 2
+        context.input_ids = ids if text else None
+
+
+def join(model: nn.Module) -> Context:
+    """Let the modules of a model share one `Context`, and those that pass a state on do so.
+
+    A host calls it once, after it has put the modules in and before an optimiser sees them: what
+    the layers of a thread share is then the first one's. States go along the modules of equal kin,
+    in the order of the model. Modules that were joined before stay on their thread. Call it again
+    after you have put in more modules by hand.
+    """
+    number_layers([m for m in model.modules() if isinstance(m, PassesState)])
+    known = [hook.context for _, hook in _hooks(model)] + [c for c in contexts(model) if c.joined]
+    context = known[0] if known else Context()
+    context.joined = True
+    threads = dict[int, Any]()
+    for module in model.modules():
+        if isinstance(module, ReadsContext):
+            module.context = context
+        if isinstance(module, PassesState):
+            threads[id(module.thread)] = module.thread
+    context.states = list(threads.values())
+    return context
+
+
+def number_layers(modules: Sequence[PassesState]) -> None:
+    """Put those that are on no thread yet on one for each kin, in this order."""
+    fresh: dict[Hashable, list[PassesState]] = {}
+    for module in modules:
+        if not module.joined:
+            fresh.setdefault(module.kin, []).append(module)
+    for layers in fresh.values():
+        _follow(layers)
+
+
+def _follow(layers: Sequence[PassesState]) -> None:
+    for number, module in enumerate(layers):
+        module.follow(layers[0], number)
+
+
+def rejoin(model: nn.Module) -> Context:
+    """Number the layers anew once some are gone: what those of a thread share is the first's again.
+
+    Those that were on different threads stay so.
+    """
+    threads: dict[int, list[PassesState]] = {}
+    for module in model.modules():
+        if isinstance(module, PassesState) and module.joined:
+            threads.setdefault(id(module.thread), []).append(module)
+    for layers in threads.values():
+        _follow(sorted(layers, key=lambda module: module.layer))
+    return join(model)
+
+
+def start(model: nn.Module) -> None:
+    """Begin a forward of a model with routers: new draws, no states of the batch before.
+
+    `intarsia.adapt` and `intarsia.upcycle` see to it; a loop that calls layers by hand has to.
+
+    Raises: ConfigError for several modules of one kin that were never joined.
+    """
+    for context in contexts(model):
+        context.start()
+    alone: set[Hashable] = set()
+    for module in model.modules():
+        if not isinstance(module, PassesState) or module.joined:
+            continue
+        if module.kin in alone:
+            raise ConfigError(
+                f"{type(module).__name__}s",
+                got="several, each on a thread of its own",
+                want="one thread along the model's depth",
+                fix="Call gating.join(model) once, before the optimiser is made.",
+            )
+        alone.add(module.kin)
+
+
+def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
+    """Join a model, and set its `Context` before every forward; returns what undoes the hook.
+
+    Draws are then held until the next forward. A model that is watched is joined again, and has
+    the one hook. A model without modules that read a `Context` gets none.
+    """
+    if not contexts(model):
+        return lambda: None
+    context = join(model)
+    context.hold = True
+    for _, hook in _hooks(model):
+        hook.stays = hook.stays or stays
+        return lambda: None
+    hook = BeforeForward(context, stays=stays)
+    return model.register_forward_pre_hook(hook, with_kwargs=True).remove
+
+
+def unwatch(model: nn.Module, *, all: bool = False) -> None:
+    """Take the hook of `watch` off a model again; one that stays only with `all`."""
+    for key, hook in _hooks(model):
+        if all or not hook.stays:
+            del model._forward_pre_hooks[key]
+            model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _hooks(model: nn.Module) -> list[tuple[int, BeforeForward]]:
+    return [(k, h) for k, h in model._forward_pre_hooks.items() if isinstance(h, BeforeForward)]
