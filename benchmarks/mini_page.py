@@ -20,14 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-from intarsia.bench import Result, results, tables
-from intarsia.bench.results import Done, Method
-from intarsia.bench.sheets import Sheet, Title, sheets
-from intarsia.bench.statistics import difference, task_means
-from intarsia.bench.summary import Findings
-from intarsia.bench.table import results_table, tables_of
-from intarsia.report import numbers
-from intarsia.report.tables import Cell, Column, Table, escape, markdown
+from intarsia.bench import Result, tables
+from intarsia.results import numbers
+from intarsia.results.statistics import difference, task_means
+from intarsia.results.suites import records
+from intarsia.results.suites.records import Done, Method
+from intarsia.results.suites.sheets import Sheet, Title, sheets
+from intarsia.results.suites.summary import Findings
+from intarsia.results.suites.tables import results_table, tables_of
+from intarsia.results.table import Column, Entry, Table, escape, markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "mini" / "results.jsonl"
@@ -132,7 +133,7 @@ def splits(ours: Sequence[Result]) -> Table | None:
 
 def _split(
     sheet: Sheet, whole: str, name: str, gaps: np.ndarray, loss: np.ndarray
-) -> tuple[Cell, ...]:
+) -> tuple[Entry, ...]:
     """gaps: (tasks, seeds or adapters), shares.  loss: (tasks,)."""
     found = difference(gaps, np.zeros_like(gaps))
     assert found is not None and found.low is not None and found.high is not None
@@ -144,7 +145,7 @@ def _split(
         " / ".join(map(str, found.record)), numbers.signed(loss.mean(), 2),
         f"{(loss < 0).sum()} of {len(loss)}", str(found.pairs), numbers.probability(found.p),
     ]  # fmt: skip
-    return tuple(map(Cell, texts))
+    return tuple(map(Entry, texts))
 
 
 def page(text: str, found: Sequence[Result]) -> str:
@@ -190,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
-    found = results.read(RESULTS)
+    found = records.read(RESULTS)
     for _, ours in by_model(found):
         print("\n\n".join(told(name, findings) for name, findings in parts(ours)))
         if table := splits(ours):

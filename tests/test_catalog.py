@@ -17,9 +17,9 @@ from intarsia.catalog import TAGS, card, cards, describe, find
 from intarsia.core import Card, registry
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.core.registry import INDEX, index
-from intarsia.report.index import STUB, entries, index_text, modules_with_cards, stub_text
+from intarsia.results.index import STUB, entries, index_text, modules_with_cards, stub_text
 
-STALE = "run: python -m intarsia.report.pages"
+STALE = "run: python -m intarsia.results.pages"
 METHODS = [key for key in index() if key not in registry.keys("baseline")]
 
 

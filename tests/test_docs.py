@@ -150,7 +150,7 @@ def test_examples_run_as_they_stand(
 
 def test_the_benchmark_s_tables_are_those_of_its_results() -> None:
     script = runpy.run_path(str(ROOT / "benchmarks" / "mini_page.py"))
-    found = script["results"].read(script["RESULTS"])
+    found = script["records"].read(script["RESULTS"])
     for path, made in (("PAGE", script["page"]), ("README", script["readme"])):
         text = script[path].read_text()
         assert made(text, found) == text, "run benchmarks/mini_page.py --write"

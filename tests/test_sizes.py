@@ -16,7 +16,7 @@ NO_NAMES = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "b
 # "folder/file.py", "folder/file.py::function" or "folder/file.py::Class" -> why it is larger
 EXCEPTIONS: dict[str, str] = {
     "core/card.py::Card": "a record of one method, not a setting anyone passes on",
-    "bench/results.py::Done": "what a run leaves behind, not a setting anyone passes on",
+    "results/suites/records.py::Done": "what a run leaves behind, not a setting anyone passes on",
     "core/claim.py::Claim": "a record of one experiment, not a setting anyone passes on",
     "cli/options.py::_shared": "a signature: one line for each option of a training run, no body",
     "cli/benching.py::bench": "a signature: one line for each option, three lines of body",

@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from intarsia.bench import work
+from intarsia.bench import one_run
 from intarsia.bench.contenders import contender
 from intarsia.bench.plan import Plan
 from intarsia.bench.protocols import protocol
-from intarsia.bench.results import Result
 from intarsia.bench.run import How, run_plan
 from intarsia.data.suites import suite
 from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.results.suites.records import Result
 from intarsia.train import Running
 
 METHODS = ("linear", "adaptformer", "mosa")
@@ -57,8 +57,8 @@ def remains(folder: Path) -> dict[str, Any]:
 
 def often(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The runner's own work, with a checkpoint at every third step in place of 30 seconds."""
-    work.Running = partial(Running, checkpoint_steps=3)  # pyright: ignore
-    return work.run(inputs)
+    one_run.Running = partial(Running, checkpoint_steps=3)  # pyright: ignore
+    return one_run.run(inputs)
 
 
 if __name__ == "__main__":

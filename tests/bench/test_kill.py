@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from intarsia.bench import results
 from intarsia.bench.folder import RESULTS
+from intarsia.results.suites import records
 
 from . import killing
 
@@ -44,7 +44,7 @@ def test_killed_twenty_times_it_ends_the_same(tmp_path: Path) -> None:
     assert sum(hits.values()) == KILLS and min(hits.values()) > 0, hits
     assert finished(begun(out))
 
-    want, found = (results.read(place / RESULTS) for place in (whole, out))
+    want, found = (records.read(place / RESULTS) for place in (whole, out))
     plan = {r.key: killing.lasting(r) for r in want}
     assert len(plan) == 6 and {r.status for r in want} == {"done"}
     assert {r.key: killing.lasting(r) for r in found} == plan

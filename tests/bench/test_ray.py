@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from intarsia.bench.results import Result
 from intarsia.bench.run import How, run_plan
+from intarsia.results.suites.records import Result
 
 from . import killing
 

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from intarsia.bench import results
 from intarsia.bench.contenders import contender
 from intarsia.bench.folder import PLAN, RESULTS, SEARCHES
 from intarsia.bench.protocols import protocol
 from intarsia.bench.run import How, measured, run_plan
 from intarsia.core.errors import CheckpointError, ConfigError
+from intarsia.results.suites import records
 
 from . import toys
 
@@ -66,7 +66,7 @@ def test_a_failed_run_is_recorded_and_tried_again(tmp_path: Path) -> None:
     found = run_plan(plan, tmp_path, ONE, quiet, toys.work)
     bad = [r for r in found if r.status == "failed"]
     assert {r.method.name for r in bad} == {"mosa"} and len(bad) == 3
-    assert isinstance(bad[0].outcome, results.Failed)
+    assert isinstance(bad[0].outcome, records.Failed)
     assert bad[0].outcome.error == "loss at step 3: got nan, want a number. Lower lr."
     for mark in marks:
         mark.unlink()
@@ -84,7 +84,7 @@ def test_a_process_that_dies_costs_its_own_run_only(tmp_path: Path) -> None:
     found = {r.method.name: r for r in run_plan(plan, tmp_path, how, quiet, toys.work)}
     assert found["linear"].status == found["mosa"].status == "done"
     dead = found["adaptformer"].outcome
-    assert isinstance(dead, results.Failed) and "memory ran out" in dead.error
+    assert isinstance(dead, records.Failed) and "memory ran out" in dead.error
 
 
 def test_a_search_chooses_on_validation_and_is_counted(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_score_that_is_no_number_is_a_failed_run(tmp_path: Path, name: str) ->
         found = run_plan(plan, tmp_path, ONE, said.append, astray("test", name))
         bad = [r for r in found if r.status == "failed"]
         assert {r.method.name for r in bad} == {"mosa"} and len(found) - len(bad) == 6
-        assert isinstance(bad[0].outcome, results.Failed)
+        assert isinstance(bad[0].outcome, records.Failed)
         assert f"{name} of test: got nan, want a finite number" in bad[0].outcome.error
     assert any("one, mosa, seed 0: FAILED" in line for line in said)
 
@@ -134,15 +134,15 @@ def test_a_score_out_of_bounds_is_a_failed_run() -> None:
     costs = {"seconds": 1.0, "cpu_seconds": 1.0, "peak_bytes": {}}
     counts = {"trained": 2, "trained_without_head": 1}
     found = measured({"results": {"test": scores, **costs}, "parameters": counts})
-    assert isinstance(found, results.Failed) and "accuracy" in found.error
+    assert isinstance(found, records.Failed) and "accuracy" in found.error
 
 
 def test_a_search_that_goes_astray_chooses_among_the_others(tmp_path: Path) -> None:
     plan, said = toys.plan("tuned", seeds=(0,), tasks=toys.TOYS.tasks[:1]), []
     found = run_plan(plan, tmp_path, ONE, said.append, astray("val", "loss"))
     outcome = {r.method.name: r.outcome for r in found}
-    assert isinstance(outcome["linear"], results.Done)
-    assert isinstance(outcome["mosa"], results.Failed)
+    assert isinstance(outcome["linear"], records.Done)
+    assert isinstance(outcome["mosa"], records.Failed)
     assert "every run of its search failed: loss of val: got nan" in outcome["mosa"].error
     rows = [json.loads(x) for x in (tmp_path / SEARCHES).read_text().splitlines()]
     assert sum("error" in row for row in rows) == 6 and len(rows) == 18

@@ -20,7 +20,7 @@ from intarsia.core.errors import CheckpointError, ConfigError, DataError, Unknow
 from intarsia.data.texts import read_prompts
 from intarsia.experiments.execute import carry_out
 from intarsia.experiments.experiment import Experiment, Pictures
-from intarsia.report.page import write_report
+from intarsia.results.runs.page import write_report
 from intarsia.train import Run, Running, TokenMetrics
 
 

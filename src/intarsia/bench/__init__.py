@@ -1,6 +1,6 @@
 """The benchmark: suites of tasks, methods on equal terms, and statistics over both."""
 
+from ..results.suites.records import Result as Result
+from ..results.suites.summary import Summary as Summary
+from ..results.suites.summary import tables as tables
 from .publish import write as write
-from .results import Result as Result
-from .summary import Summary as Summary
-from .summary import tables as tables

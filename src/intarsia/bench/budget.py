@@ -12,13 +12,13 @@ from ..core.errors import ConfigError, TrainingError
 from ..data.suites import SuiteTask
 from ..experiments.execute import for_budget, method_of
 from ..experiments.experiment import Pictures
-from ..experiments.kept import Kept, key_of
 from ..experiments.pool import Outcome, Trial, Work, run_trials
+from ..results.store import Store, key_of
 from .folder import opened
+from .one_run import run as one_run
 from .plan import Place, Plan
 from .preflight import absent, check
 from .run import How
-from .work import run as one_run
 
 FEWEST_EPOCHS = 5
 PILOTS = "pilots.jsonl"
@@ -35,7 +35,7 @@ def measured_costs(
 ) -> Costs:
     """A pilot of each method on the first task that is there: twenty epochs of 64 images.
 
-    Of many classes more images, fewer times. Kept in the folder, so that the same command
+    Of many classes more images, fewer times. Store in the folder, so that the same command
     gives the same plan when it goes on. A method whose pilot fails costs as much as the dearest
     one.
     Raises: TrainingError if every pilot fails; what `before.check` raises.
@@ -46,7 +46,7 @@ def measured_costs(
 
 
 def _measured(plan: Plan, out: Path, how: How, report: Callable[[str], None], work: Work) -> Costs:
-    kept = Kept(out / PILOTS)
+    kept = Store(out / PILOTS)
     missing, seed = absent(plan), plan.seeds[0]
     task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])
     images = min(max(PILOT_IMAGES, 2 * task.classes), _trained_on(task))

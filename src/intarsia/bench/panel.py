@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 from ..core.errors import IntarsiaError
 from ..experiments import experiment
-from ..report import numbers
+from ..results import numbers
+from ..results.suites.records import Done, Result
+from ..results.wording import first_line
 from ..train.folder import RUN
-from .results import Done, Result
-from .sheets import first_line
 
 PAGES = ("report.html", "index.html")  # of a run folder; the first that is there is linked
 Shown = Mapping[str, Any]

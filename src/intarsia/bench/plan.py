@@ -10,7 +10,7 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..data.suites import Suite, SuiteTask
 from ..experiments.experiment import Experiment
-from ..experiments.kept import key_of
+from ..results.store import key_of
 from .contenders import Contender
 from .protocols import Protocol
 

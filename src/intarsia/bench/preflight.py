@@ -16,7 +16,7 @@ from ..data.suites import reading, root
 from ..experiments.experiment import Adapted
 from ..hosts.blocks import blocks
 from ..hosts.prefix import SPLITTABLE
-from . import results
+from ..results.suites import records
 from .folder import RESULTS
 from .plan import Place, Plan
 
@@ -59,7 +59,7 @@ def unfinished(plan: Plan, out: Path) -> list[str]:
     file = out / RESULTS
     have = {
         (r.task.name, r.method.name, r.seed, r.setup.epochs, r.setup.model)
-        for r in results.read(file) if r.status == "done"
+        for r in records.read(file) if r.status == "done"
     } if file.exists() else set()  # fmt: skip
 
     def done(place: Place) -> bool:

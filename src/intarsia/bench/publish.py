@@ -7,14 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..core.errors import MissingExtra
-from ..report import shell
-from ..report.tables import escape, markdown
-from .latex import PREAMBLE, latex
-from .page import render
-from .results import Result
-from .summary import Summary, tables
-from .table import tables_of
-from .tidy import write_csv, write_parquet
+from ..core.files import write_text
+from ..results.latex import PREAMBLE, latex
+from ..results.suites.flat_rows import write_csv, write_parquet
+from ..results.suites.page import render
+from ..results.suites.records import Result
+from ..results.suites.summary import Summary, tables
+from ..results.suites.tables import tables_of
+from ..results.table import escape, markdown
+from .panel import panels
 
 
 def write(
@@ -34,11 +35,11 @@ def write(
     statsmodels; TrainingError when a file cannot be written.
     """
     summary, out = tables(records, baseline), Path(out)
-    page = render(summary, out=out, runs=Path(runs) if runs is not None else None, cut=cut)
+    page = render(summary, panels(Path(runs or out), out), cut)
     written = [
-        shell.save(page, out / "index.html"),
-        shell.save(as_markdown(summary, cut), out / "table.md"),
-        shell.save(as_latex(summary, cut), out / "table.tex"),
+        write_text(out / "index.html", page),
+        write_text(out / "table.md", as_markdown(summary, cut)),
+        write_text(out / "table.tex", as_latex(summary, cut)),
         write_csv(summary.results, out / "results.csv"),
     ]
     with suppress(MissingExtra):  # the CSV file has the same rows

@@ -11,14 +11,14 @@ from typing import Any
 
 from ..core.errors import DataError, TrainingError
 from ..experiments.experiment import Experiment
-from ..experiments.kept import Kept
 from ..experiments.pool import Outcome, Trial, Work, run_told
+from ..results.store import Store
+from ..results.suites import records
 from ..train.folder import STATE
-from . import results
 from .folder import RESULTS, SEARCHES, opened
+from .one_run import run as one_run
 from .plan import Place, Plan, key_for
 from .preflight import check
-from .work import run as one_run
 
 Report = Callable[[str], None]
 
@@ -39,7 +39,7 @@ class How:
 
 def run_plan(
     plan: Plan, out: Path, how: How, report: Report = print, work: Work = one_run
-) -> list[results.Result]:
+) -> list[records.Result]:
     """Run what is not finished; returns the results of the plan's places, in their order.
 
     A run that fails is a result with its error. Killed at any moment and started again, it gives
@@ -50,7 +50,7 @@ def run_plan(
     check(plan, out, report)
     with opened(out, plan.asked):
         places = list(plan.places())
-        kept = Kept(out / SEARCHES)
+        kept = Store(out / SEARCHES)
         searched = _search(plan, places, kept, out, how, report, work)
         return _finish(plan, places, searched, out, how, report, work)
 
@@ -58,7 +58,7 @@ def run_plan(
 def _search(
     plan: Plan,
     places: Sequence[Place],
-    kept: Kept,
+    kept: Store,
     out: Path,
     how: How,
     report: Report,
@@ -106,21 +106,21 @@ def _finish(
     how: How,
     report: Report,
     work: Work,
-) -> list[results.Result]:
+) -> list[records.Result]:
     file = out / RESULTS
-    have = {r.key: r for r in results.read(file)} if file.exists() else {}
-    finals: dict[Place, tuple[str, Experiment | None, results.Setup]] = {}
+    have = {r.key: r for r in records.read(file)} if file.exists() else {}
+    finals: dict[Place, tuple[str, Experiment | None, records.Setup]] = {}
     for place in places:
         experiment, setup = _settled(plan, place, *searched[place])
         key = key_for(experiment or plan.final(place))
         finals[place] = key, experiment, setup
     at = {key: place for place, (key, _, _) in finals.items()}
 
-    def keep(key: str, outcome: results.Done | results.Failed, origin: results.Origin) -> None:
+    def keep(key: str, outcome: records.Done | records.Failed, origin: records.Origin) -> None:
         place = at[key]
         folder = _folder(place, key).as_posix()
         found = _result(plan, place, key, finals[place][2], folder, outcome, origin)
-        results.append(file, found)
+        records.append(file, found)
         have[key] = found
         if found.status == "done":  # nothing will go on from it
             shutil.rmtree(out / folder / STATE, ignore_errors=True)
@@ -131,8 +131,8 @@ def _finish(
             continue
         if experiment is None:
             errors = [str(row["error"]) for row in searched[place][1]]
-            why = results.Failed(f"every run of its search failed: {errors[0]}")
-            keep(key, why, results.Origin())
+            why = records.Failed(f"every run of its search failed: {errors[0]}")
+            keep(key, why, records.Origin())
             continue
         trials.append(_trial(str(place), key, experiment, place, out))
     if len(trials) < len(places):
@@ -141,9 +141,9 @@ def _finish(
     def done(end: Outcome) -> None:
         key = str(end.trial.inputs["key"])
         if end.result is None:
-            keep(key, results.Failed(end.error), results.Origin())
+            keep(key, records.Failed(end.error), records.Origin())
         else:
-            keep(key, measured(end.result), results.Origin(**end.result["origin"]))
+            keep(key, measured(end.result), records.Origin(**end.result["origin"]))
 
     _run(trials, how, report, work, done)
     # one that another plan ran, as a probe for other last blocks, is this plan's as well
@@ -152,11 +152,11 @@ def _finish(
 
 def _settled(
     plan: Plan, place: Place, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
-) -> tuple[Experiment | None, results.Setup]:
+) -> tuple[Experiment | None, records.Setup]:
     """The run that counts with what its search chose; None if every run of the search failed."""
     final = plan.final(place)
     epochs = final.training.epochs
-    setup = results.Setup(plan.protocol.name, plan.model, epochs)
+    setup = records.Setup(plan.protocol.name, plan.model, epochs)
     if not runs:
         return final, setup
     both = zip(ends, runs, strict=True)
@@ -167,7 +167,7 @@ def _settled(
     flat = best.flat()
     chosen = {name: flat[name] for name in plan.protocol.grid}
     spent = sum(float(row.get("seconds", 0.0)) for row in ends)
-    setup = results.Setup(plan.protocol.name, plan.model, epochs, chosen, len(runs), spent)
+    setup = records.Setup(plan.protocol.name, plan.model, epochs, chosen, len(runs), spent)
     return plan.protocol.settle(final, best), setup
 
 
@@ -182,20 +182,20 @@ def unusable(scores: Mapping[str, Any], part: str) -> str:
     return ""
 
 
-def measured(found: Mapping[str, Any]) -> results.Done | results.Failed:
+def measured(found: Mapping[str, Any]) -> records.Done | records.Failed:
     """A run's scores and costs out of what a worker says; failed where they are no numbers."""
     if wrong := unusable(found["results"]["test"], "test"):
-        return results.Failed(wrong)
+        return records.Failed(wrong)
     try:
         return _done(found)
     except DataError as error:
-        return results.Failed(str(error))
+        return records.Failed(str(error))
 
 
-def _done(found: Mapping[str, Any]) -> results.Done:
+def _done(found: Mapping[str, Any]) -> records.Done:
     scores, counts = found["results"]["test"], found["parameters"]
     peak: Mapping[str, int] = found["results"]["peak_bytes"]
-    return results.Done(
+    return records.Done(
         accuracy=scores["accuracy"],
         balanced_accuracy=scores["balanced_accuracy"],
         loss=scores["loss"],
@@ -212,16 +212,16 @@ def _result(
     plan: Plan,
     place: Place,
     key: str,
-    setup: results.Setup,
+    setup: records.Setup,
     folder: str,
-    outcome: results.Done | results.Failed,
-    origin: results.Origin,
-) -> results.Result:
+    outcome: records.Done | records.Failed,
+    origin: records.Origin,
+) -> records.Result:
     task = place.task
-    return results.Result(
+    return records.Result(
         key=key,
-        task=results.Task(plan.suite.name, task.group, task.name, task.synthetic),
-        method=results.Method(place.contender.name, place.contender.name),
+        task=records.Task(plan.suite.name, task.group, task.name, task.synthetic),
+        method=records.Method(place.contender.name, place.contender.name),
         seed=place.seed,
         setup=setup,
         folder=folder,
@@ -273,6 +273,6 @@ def _said(result: Mapping[str, Any]) -> str:
     return f"{100 * scores[part]['accuracy']:.1f} % of {part}"
 
 
-def failures(found: Iterable[results.Result]) -> list[results.Result]:
+def failures(found: Iterable[records.Result]) -> list[records.Result]:
     """Those that have no score."""
-    return results.only(found, "failed")
+    return records.only(found, "failed")

@@ -23,11 +23,11 @@ from ..core import Claim, Result
 from ..core.claim import Report
 from ..core.registry import method_to_dict
 from ..data.packages import cache_dir
-from ..experiments.kept import Kept, key_of
 from ..fitting import fit
 from ..gating import RouterConfig
 from ..gating.load import CollapseWarning
 from ..mixtures import Mixture, StackedExperts
+from ..results.store import Store, key_of
 from ..routers import Comet, Hash, PermutationSearch, TopK, search_step
 from ..train import evaluate
 from . import mix6
@@ -150,7 +150,7 @@ Tries = Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]
 
 def tried(seeds: Sequence[int], report: Report, length: Length, gates: Sequence[str]) -> Tries:
     """Those that are kept are read, the others run."""
-    kept = Kept(length.file or cache_dir() / "claims" / "comet.jsonl")
+    kept = Store(length.file or cache_dir() / "claims" / "comet.jsonl")
     found: dict[str, dict[int, list[Mapping[str, float]]]] = {name: {} for name in gates}
     with threads(1):
         for seed in seeds:
@@ -167,7 +167,7 @@ def tried(seeds: Sequence[int], report: Report, length: Length, gates: Sequence[
 
 
 def _one(
-    kept: Kept, router: RouterConfig, drawn: Drawn, seed: int, epochs: int
+    kept: Store, router: RouterConfig, drawn: Drawn, seed: int, epochs: int
 ) -> Mapping[str, float]:
     inputs = {
         "router": method_to_dict(cast(Any, router)), "lr": drawn.lr, "seed": seed, "epochs": epochs,

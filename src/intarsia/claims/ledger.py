@@ -21,7 +21,7 @@ import torch
 from ..core import Claim
 from ..core.errors import CheckpointError, UnknownName
 from ..core.files import write_json
-from ..report.numbers import plural
+from ..results.numbers import plural
 
 KEPT = 0.1  # of the declared time: less is no run of its own
 

@@ -22,10 +22,10 @@ from ..core import Method
 from ..core.registry import method_to_dict
 from ..data import backbones, packages, sets, structured
 from ..data.decode import to_rgb
-from ..experiments.kept import Kept, key_of
 from ..fitting import fit
 from ..hosts import adapt
 from ..hosts.prefix import run_prefix, split_at
+from ..results.store import Store, key_of
 from ..train import Training, evaluate
 from ..train.objectives import Objective, plain
 
@@ -82,7 +82,7 @@ class Study:
         ledger: Path | None = None,
     ) -> None:  # fmt: skip
         self.base, self.test, self.part, self.first = base, test, part, first
-        self.cells = Kept(ledger or packages.cache_dir() / "claims" / "cells.jsonl")
+        self.cells = Store(ledger or packages.cache_dir() / "claims" / "cells.jsonl")
         self._held: tuple[Any, Any] | None = None
         self.kept = 0  # cells that were read, not run
 

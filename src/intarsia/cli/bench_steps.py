@@ -7,19 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bench import results, tables, write
+from ..bench import tables, write
 from ..bench.budget import fitted, measured_costs
 from ..bench.contenders import CONTENDERS, Contender, contender
+from ..bench.fitting_methods import suited
 from ..bench.plan import Plan
 from ..bench.profiles import PROFILES, Profile, profile
 from ..bench.protocols import PROTOCOLS, Protocol, protocol
 from ..bench.publish import as_markdown
 from ..bench.run import How, failures, run_plan
-from ..bench.suited import suited
 from ..core.errors import ConfigError, UnknownName
 from ..data import suites
 from ..experiments.experiment import OFFICIAL, Experiment, Pictures
 from ..experiments.settings import value_of
+from ..results.suites import records
 from .options import share_of
 from .shell import in_words
 
@@ -196,5 +197,5 @@ def _baseline(plan: Plan, asked: str | None) -> str:
     return asked or (BASELINE if BASELINE in names else names[0])
 
 
-def _error(found: results.Result) -> str:
-    return in_words(found.outcome.error) if isinstance(found.outcome, results.Failed) else ""
+def _error(found: records.Result) -> str:
+    return in_words(found.outcome.error) if isinstance(found.outcome, records.Failed) else ""

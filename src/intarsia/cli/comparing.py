@@ -114,8 +114,8 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
 
 
 def _compare_routers(given: dict[str, Any]) -> None:
-    from ..experiments.routing.tables import table_of
-    from ..report.tables import terminal
+    from ..results.routers.tables import table_of
+    from ..results.table import terminal
     from .routing import ask, carry
 
     try:
@@ -150,7 +150,7 @@ def show_comparison(
     folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool
 ) -> None:
     """Print the table of runs and write their page."""
-    from ..report import compare, gather, json_rows, terminal_table, write_report
+    from ..results.runs import compare, gather, json_rows, terminal_table, write_report
 
     comparison = compare(gather(folders), baseline)
     written = write_report(folders, page, baseline=baseline)

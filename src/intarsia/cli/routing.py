@@ -19,9 +19,9 @@ from ..experiments.routing import (
     tidy,
     write,
 )
-from ..experiments.routing.findings import Sheet
 from ..experiments.settings import value_of
-from ..report.numbers import plural
+from ..results.numbers import plural
+from ..results.routers.findings import Sheet
 
 OWN = ("data", "routers", "seeds", "budget", "steps", "sees_later", "jobs", "threads", "out",
        "baseline", "as_json", "ctx", "debug")  # fmt: skip

@@ -23,8 +23,8 @@ from ..experiments.execute import held, model_of, pictures_of, with_method
 from ..experiments.experiment import BASELINES, Experiment
 from ..hosts import load
 from ..hosts.through_peft import read_back
-from ..report import read_run
-from ..report.gather import need
+from ..results.runs import read_run
+from ..results.runs.reading import need
 from ..train import Metrics
 from ..train import predict as predict_logits
 from ..train.evaluate import device_of

@@ -35,7 +35,7 @@ def evaluate(
 
     Example:  intarsia evaluate runs/elpv-mosa-0 --part val
     """
-    from ..report import numbers
+    from ..results import numbers
     from .runs import open_run, pictures_to_score, score, scores_of
     from .training import TEXT_COLUMNS, text_row
     from .writing import score_texts
@@ -87,7 +87,7 @@ def predict(
     Example:  intarsia predict runs/elpv-mosa-0 new_photos/ --csv > answers.csv
     """
     from ..core.errors import ConfigError
-    from ..report import numbers
+    from ..results import numbers
     from .runs import open_run, picture_files, predict
 
     if as_json and as_csv:

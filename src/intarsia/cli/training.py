@@ -114,7 +114,7 @@ def use_threads(count: int | None) -> None:
 
 def _show(run: Any, out: Path | None) -> None:
     """Scores, costs, and what to do next."""
-    from ..report import numbers
+    from ..results import numbers
     from ..train import Metrics
 
     before = run.record["record"].get("before")
@@ -143,7 +143,7 @@ TEXT_COLUMNS = ("part", "perplexity", "loss", "tokens right", "exact match", "to
 
 def text_row(found: dict[str, Any]) -> tuple[str, ...]:
     """The scores of a text, but for its part, as TEXT_COLUMNS names them."""
-    from ..report import numbers
+    from ..results import numbers
 
     shares = (numbers.percent(found[name]) for name in ("accuracy", "exact_match"))
     return f"{found['perplexity']:.2f}", f"{found['loss']:.3f}", *shares, f"{found['tokens']:,}"

@@ -18,7 +18,7 @@ from ..data.texts import Prompt, Texts, is_text, read_prompts, read_texts
 from ..experiments import experiment as experiments
 from ..experiments import language
 from ..experiments.experiment import Experiment, located
-from ..report import read_run
+from ..results.runs import read_run
 from ..train.evaluate import device_of
 from ..train.precision import cast_frozen
 from .runs import Report, check_unchanged, restored

@@ -19,7 +19,8 @@ from typing import Any
 from ..core import Method
 from ..core.errors import ConfigError, TrainingError, UnknownName
 from ..data.texts import is_text
-from ..report import numbers, read_run
+from ..results import numbers
+from ..results.runs import read_run
 from ..train.folder import RUN
 from . import INTERRUPTED, language, settings
 from . import experiment as experiments

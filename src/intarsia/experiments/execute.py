@@ -39,7 +39,7 @@ from ..hosts import adapt, baselines
 from ..hosts.prefix import first_trained_block, reading_tokens, run_prefix
 from ..hosts.prepare import reset_head, set_dropout
 from ..methods import Official
-from ..report import save_mistakes
+from ..results.runs import save_mistakes
 from ..train import Metrics, Run, Running, task_accuracy, task_heads, two_pass
 from ..train.folder import RUN, prepare
 from ..train.objectives import Objective

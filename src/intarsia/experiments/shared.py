@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import TensorDataset
 
 from ..data.packages import building
-from .kept import key_of
+from ..results.store import key_of
 
 T = TypeVar("T")
 FORMAT = 2  # of the files

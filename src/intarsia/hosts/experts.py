@@ -98,7 +98,7 @@ def prune_experts(
 
     keep: how many stay, of all layers or of each layer; or which, path of the MLP -> numbers.
     by: which, where keep says how many: those with the most tokens, by `expert_loads(model, val)`
-    (the first of equals); or "random", by the seed and the path. Kept experts keep their order,
+    (the first of equals); or "random", by the seed and the path. Store experts keep their order,
     so that as many as there are changes nothing.
     Parameters are new ones: make optimisers afterwards. `save_mixture` saves what is left.
 

@@ -3,15 +3,15 @@
 [result] = cells([Asked(VARIANTS["comet"], "austen", seed=0, budget="flops")])
 """
 
+from ...results.routers.findings import Contender as Contender
+from ...results.routers.findings import Sheet as Sheet
+from ...results.routers.findings import sheets_of as sheets_of
+from ...results.routers.findings import tidy as tidy
+from ...results.routers.publish import write as write
 from .asked import Asked as Asked
 from .asked import cells as cells
 from .cell import work as work
 from .contest import Contest as Contest
-from .contest import write as write
-from .findings import Contender as Contender
-from .findings import Sheet as Sheet
-from .findings import sheets_of as sheets_of
-from .findings import tidy as tidy
 from .materials import material as material
 from .scale import PICTURES as PICTURES
 from .scale import TEXT as TEXT

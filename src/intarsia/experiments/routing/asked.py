@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ...core.errors import ConfigError, TrainingError
 from ...data.packages import cache_dir
-from ..kept import KEY, Kept, key_of
+from ...results.store import KEY, Store, key_of
 from ..pool import Outcome, Trial, run_told
 from .build import check_causal
 from .cell import VERSION, work
@@ -63,7 +63,7 @@ def cells(
     """
     wanted = [Asked(*one) for one in asked]
     _check(wanted, sees_later)
-    kept = Kept(file or cache_dir() / "routing" / "cells.jsonl")
+    kept = Store(file or cache_dir() / "routing" / "cells.jsonl")
 
     def scale_of(one: Asked) -> Scale:
         return text if is_text(one.data) else pictures
@@ -123,7 +123,7 @@ def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run(
     many: Mapping[Asked, Mapping[str, Any]],
-    kept: Kept,
+    kept: Store,
     *,
     jobs: int,
     report: Callable[[str], None],

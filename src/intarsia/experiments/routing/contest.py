@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...core.errors import ConfigError, UnknownName
 from ...data import corpora, sets
-from ...report import shell
-from ...report.summary import capital
-from ...report.tables import escape, markdown
 from .asked import BUDGETS, Asked
-from .findings import Sheet, tidy
 from .materials import is_text
-from .page import render
 from .table import BASELINE, VARIANTS, chosen
-from .tables import sentence, table_of
 
 
 class Contest(NamedTuple):
@@ -83,43 +72,3 @@ class Contest(NamedTuple):
         if given not in names:
             raise UnknownName("baseline", given, names)
         return given
-
-
-def write(
-    sheets: Sequence[Sheet], rows: Sequence[dict[str, Any]], out: Path | str, command: str = ""
-) -> list[Path]:
-    """Write routers.html, routers.md, results.json and results.csv; returns their paths.
-
-    rows: the results as `cells` gave them, for results.json; results.csv has a flat row for each.
-    command: what makes them again, for routers.md.
-    Raises: MissingExtra without plotly or jinja2; TrainingError when a file cannot be written.
-    """
-    out = Path(out)
-    return [
-        shell.save(render(sheets), out / "routers.html"),
-        shell.save(as_markdown(sheets, command), out / "routers.md"),
-        shell.save(json.dumps(list(rows), indent=1, sort_keys=True) + "\n", out / "results.json"),
-        shell.save(_csv(tidy(sheets)), out / "results.csv"),
-    ]
-
-
-def as_markdown(sheets: Sequence[Sheet], command: str = "") -> str:
-    """All tables, each below its result in words, and once what the columns mean."""
-    parts = ["# Routers beside each other\n"]
-    if command:
-        parts.append(f"By intarsia {version('intarsia')}: `{command}`\n")
-    for sheet in sheets:
-        parts.append(f"## {escape(capital(sheet.title))}\n\n{escape(sentence(sheet))}\n")
-        parts.append(markdown(table_of(sheet)))
-    columns = {c.title: c.meaning for sheet in sheets for c in table_of(sheet).columns}
-    meanings = [f"- **{escape(title)}**: {escape(said)}." for title, said in columns.items()]
-    parts.append("\n".join(["## The columns", "", *meanings, ""]))
-    return "\n".join(parts)
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -18,8 +18,8 @@ from ...data import corpora, sets
 from ...data.byte_pairs import KINDS, BytePairs, learned_once
 from ...data.images import ImageSet
 from ...data.packages import announce, building, cache_dir
+from ...results.store import key_of
 from ...train.order import Order
-from ..kept import key_of
 from .scale import Scale
 
 SEGMENT = 16_384  # characters of a text that stay together in one part

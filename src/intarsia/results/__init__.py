@@ -1,0 +1,1 @@
+"""What came out: one sheet of paired differences, one table, one page frame."""

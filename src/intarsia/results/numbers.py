@@ -1,0 +1,93 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from .sheet import Difference, Spread
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.8071 -> "80.7 %"."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def accuracy(spread: Spread) -> str:
+    """ "80.7 ± 0.4 %"; without ± for one seed."""
+    return f"{bare(spread)} %"
+
+
+def bare(spread: Spread) -> str:
+    """The same without its unit, for a table that says it once: "80.7 ± 0.4"."""
+    if spread.deviation is None:
+        return f"{100 * spread.mean:.1f}"
+    return f"{100 * spread.mean:.1f} ± {100 * spread.deviation:.1f}"
+
+
+def points(difference: Difference) -> str:
+    """ "+2.1 ± 0.6" percentage points."""
+    mean = signed(100 * difference.mean)
+    if difference.deviation is None:
+        return mean
+    return f"{mean} ± {100 * difference.deviation:.1f}"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """With a sign, unless it rounds to zero."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return f"{'+' if value > 0 else MINUS}{text}"
+
+
+def interval(low: float, high: float, digits: int = 1) -> str:
+    """Of differences between shares, in percentage points: "[+0.4, +2.1]"."""
+    return f"[{signed(100 * low, digits)}, {signed(100 * high, digits)}]"
+
+
+def probability(p: float) -> str:
+    """0.012, < 0.001."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def count(n: int) -> str:
+    """950, 48.4 k, 1.23 M ... T: three digits."""
+    for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        # 999 950 would round to 1000 k
+        if n >= size * 0.9995:
+            return f"{_three(n / size)} {unit}"
+    return str(n)
+
+
+def seconds(value: float) -> str:
+    """4.2 s, 38 s, 5 min 12 s, 2 h 03 min."""
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(n: int) -> str:
+    """Bytes in decimal units: 980 MB, 1.32 GB."""
+    if n < 10**9 * 0.9995:
+        return f"{max(1, round(n / 10**6))} MB" if n >= 10**6 else f"{n / 1000:.0f} kB"
+    return f"{_three(n / 10**9)} GB"
+
+
+def ratio(value: float) -> str:
+    """1.05×."""
+    return f"{_three(value)}×"
+
+
+def plural(n: int, one: str, many: str | None = None) -> str:
+    """1 picture, 2 pictures, 1,000 pictures."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def _three(value: float) -> str:
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f}"

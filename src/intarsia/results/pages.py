@@ -1,0 +1,114 @@
+"""What is generated from the cards: `python -m intarsia.results.pages` writes all of it.
+
+The card index, the top level's stub, docs/methods, and the table of methods in docs/reference.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..catalog import TAGS, cards, describe, example, shown
+from ..core.card import KINDS
+from ..core.errors import DataError
+from .index import write as write_index
+
+INDEX = """# Methods
+
+Each method is one file with a card: its kind, settings, paper, and the tags that the conformance
+suite checks in both directions. `intarsia list` prints the same cards, `intarsia show NAME` one of
+them. These pages are generated from the cards by `python -m intarsia.results.pages`.
+"""
+REFERENCE = """## Methods
+
+The settings of every method, as in `intarsia.Mosa(experts=4)`; generated from the card index.
+
+"""
+
+
+def pages() -> dict[str, str]:
+    """Text of every page by its file name, index.md among them."""
+    found = [describe(card) for card in cards()]
+    return {f"{c['name']}.md": page(c) for c in found if "doc" in c} | {"index.md": index(found)}
+
+
+def index(found: list[dict[str, Any]]) -> str:
+    """The table of all methods, by kind."""
+    lines = [INDEX]
+    there = {card["kind"] for card in found}
+    for kind in (kind for kind in KINDS if kind in there):
+        lines += [f"## {kind.capitalize()}s", "", "| name | what it is | paper | tags |"]
+        lines += ["|---|---|---|---|"]
+        for card in found:
+            if card["kind"] == kind:
+                name, paper = card["name"], card["paper"]
+                link = f"[{name}]({name}.md)" if "doc" in card else name
+                lines.append(
+                    f"| {link} | {card['summary']} | "
+                    f"[{paper['title']}]({paper['url']}), {paper['year']} | "
+                    f"{', '.join(card['tags'])} |"
+                )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def page(card: dict[str, Any]) -> str:
+    """One method: summary, paper, class, what it says of itself, settings, tags, how to run it."""
+    paper = card["paper"]
+    names = f"Also called: {', '.join(card['names'])}. " if card["names"] else ""
+    lines = [
+        f"# {card['name']}\n\n{card['summary']}\n",
+        f"[{paper['title']}]({paper['url']}) ({paper['year']}, arXiv:{paper['arxiv']}). {names}"
+        f"Kind: {card['kind']}; family: {card['family']}. In Python: `{card['python']}`.\n",
+        f"```text\n{card['doc']}\n```\n",
+        "## Settings\n\n| setting | type | default |\n|---|---|---|",
+    ]
+    for setting in card["settings"]:
+        kind = setting["type"].replace("|", "\\|")
+        lines.append(f"| `{setting['name']}` | `{kind}` | `{shown(setting['default'])}` |")
+    if card["tags"]:
+        lines += ["", "## Tags", ""]
+        lines += [f"- `{tag}`: {TAGS[tag]}" for tag in card["tags"]]
+    if card["kind"] == "adapter":
+        command, python = example(card)
+        lines += ["", "## Run it", "", "```sh", command, "```", "", "```python", python, "```"]
+    return "\n".join([*lines, ""])
+
+
+def reference(text: str) -> str:
+    """docs/reference.md with its table of methods as the index has them."""
+    before, heading, rest = text.partition(REFERENCE)
+    if not heading:
+        raise DataError(
+            "reference page", got="no section of methods", want=REFERENCE, fix="Put it back."
+        )
+    rows = [
+        f"| [`{card['config']}`](methods/{card['name']}.md) | {card['kind']} | {card['summary']} |"
+        for card in map(describe, cards())
+        if "doc" in card
+    ]
+    table = "\n".join(["| class | kind | what it is |", "|---|---|---|", *rows])
+    return f"{before}{heading}{table}\n\n{rest[rest.index('## ') :]}"
+
+
+def write(folder: Path) -> list[Path]:
+    """Write every page, and remove those of methods that are gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = pages()
+    for old in folder.glob("*.md"):
+        if old.name not in made:
+            old.unlink()
+    for name, text in made.items():
+        (folder / name).write_text(text)
+    return [folder / name for name in made]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the index and the pages of all cards.")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/methods"))
+    chosen = parser.parse_args().folder
+    write_index()
+    write(chosen)
+    page_of_names = chosen.parent / "reference.md"
+    page_of_names.write_text(reference(page_of_names.read_text()))

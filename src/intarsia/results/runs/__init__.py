@@ -1,0 +1,19 @@
+"""What came out: run folders as one table and one page.
+
+runs = gather(["runs/mosa-0", "runs/mosa-1"])
+print(markdown_table(compare(runs)))
+write_report(["runs"], "report.html")
+"""
+
+from .grouping import Comparison as Comparison
+from .grouping import Group as Group
+from .grouping import compare as compare
+from .mistakes import save_mistakes as save_mistakes
+from .page import render as render
+from .page import write_report as write_report
+from .reading import Run as Run
+from .reading import gather as gather
+from .reading import read_run as read_run
+from .tables import json_rows as json_rows
+from .tables import markdown_table as markdown_table
+from .tables import terminal_table as terminal_table

@@ -1,0 +1,61 @@
+"""Which class was taken for which: counts over all seeds of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .grouping import Group
+from .reading import Answers
+
+SHOWN = 30  # classes that a reader can still tell apart
+
+
+@dataclass(frozen=True, eq=False)
+class Confusion:
+    """counts[i, j] pictures of class i taken for class j, summed over `runs` runs.
+
+    With more classes than can be shown, those that are mixed up most often stay and the others are
+    joined in the last, so that nothing is left out of the sum.
+    """
+
+    classes: tuple[str, ...]
+    counts: np.ndarray
+    runs: int
+    joined: int  # classes in the last row, 0 = it is a class of its own
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Each row divided by its sum; a row without pictures stays 0."""
+        total = self.counts.sum(1, keepdims=True)
+        return self.counts / np.maximum(total, 1)
+
+
+def confusion_of(group: Group, limit: int = SHOWN) -> Confusion | None:
+    """The sum over the group's runs; None if a run has no predictions or other classes."""
+    answers = [run.answers for run in group.runs if run.answers is not None]
+    if len(answers) != len(group.runs) or len({a.classes for a in answers}) != 1:
+        return None
+    return _joined(answers, limit)
+
+
+def _joined(answers: Sequence[Answers], limit: int) -> Confusion:
+    classes = answers[0].classes
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    for one in answers:
+        np.add.at(counts, (one.labels, one.predicted), 1)
+    if len(classes) <= limit:
+        return Confusion(classes, counts, len(answers), 0)
+    wrong = counts - np.diag(np.diag(counts))
+    # stable, so that classes without a mistake keep their order
+    order = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")
+    kept = np.sort(order[: limit - 1])
+    place = np.full(len(classes), limit - 1)
+    place[kept] = np.arange(limit - 1)
+    small = np.zeros((limit, limit), dtype=counts.dtype)
+    np.add.at(small, (place[:, None], place[None, :]), counts)
+    others = len(classes) - len(kept)
+    names = (*(classes[i] for i in kept), f"{others} other classes")
+    return Confusion(names, small, len(answers), others)

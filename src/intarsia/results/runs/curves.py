@@ -1,0 +1,85 @@
+"""Learning curves from metrics.jsonl: one point per split and epoch, and means over seeds."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ...core.errors import CheckpointError
+
+_NOT_VALUES = frozenset({"step", "epoch", "split", "seconds"})
+
+
+@dataclass(frozen=True)
+class Point:
+    """Named values of a split at an epoch; of training, the means over the epoch's steps."""
+
+    split: str
+    epoch: float
+    values: Mapping[str, float]
+
+
+def read_curve(path: Path) -> tuple[Point, ...]:
+    """The points of a metrics.jsonl, in order; none if there is no such file.
+
+    An unfinished last line is left out: a killed run may stand in the middle of it.
+    Raises: CheckpointError for any other line that is not what it should be.
+    """
+    if not path.is_file():
+        return ()
+    lines: dict[tuple[str, float], list[Mapping[str, Any]]] = defaultdict(list)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    *whole, _unfinished = text.split("\n")
+    for number, line in enumerate(whole, start=1):
+        try:
+            entry = json.loads(line)
+            lines[str(entry["split"]), float(entry["epoch"])].append(entry)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _damaged(path, f"line {number}: {type(error).__name__}: {error}") from error
+    return tuple(Point(split, epoch, _values(entries)) for (split, epoch), entries in lines.items())
+
+
+def _values(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for entry in entries:
+        for name, value in entry.items():
+            if name not in _NOT_VALUES and isinstance(value, int | float):
+                found[name].append(float(value))
+    return {name: fmean(values) for name, values in found.items()}
+
+
+def metrics_of(curves: Iterable[Iterable[Point]]) -> list[str]:
+    """The names of all values; accuracy and loss first, the learning rate last."""
+    first = {"accuracy": 0, "loss": 1, "lr": 9}
+    names = {name for curve in curves for point in curve for name in point.values}
+    return sorted(names, key=lambda name: (first.get(name, 5), name))
+
+
+def line_of(curve: Iterable[Point], split: str, metric: str) -> dict[float, float]:
+    """epoch -> value, by epoch."""
+    found = {p.epoch: p.values[metric] for p in curve if p.split == split and metric in p.values}
+    return dict(sorted(found.items()))
+
+
+def mean_line(lines: Iterable[Mapping[float, float]]) -> dict[float, float]:
+    """The mean at the epochs that every one of the lines has."""
+    lines = [line for line in lines if line]
+    if not lines:
+        return {}
+    epochs = sorted(set.intersection(*(set(line) for line in lines)))
+    return {epoch: fmean(line[epoch] for line in lines) for epoch in epochs}
+
+
+def _damaged(path: Path, got: str) -> CheckpointError:
+    return CheckpointError(
+        f"curve in {path}", got=got, want="one JSON object with split and epoch a line",
+        fix="Restore it from a copy, or delete the file: the report then has no curves.",
+    )  # fmt: skip

@@ -1,0 +1,234 @@
+"""Runs that differ in the seed only make one group; groups are held against a baseline.
+
+Spread is the sample standard deviation over seeds, sqrt(sum (x - mean)^2 / (n - 1)); differences
+are paired: the same seed with and without.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...core.errors import DataError, UnknownName
+from ..sheet import Difference, Spread
+from .reading import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs of one method at one setting, by seed."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def accuracy(self) -> Spread:
+        return Spread.of([run.scores.accuracy for run in self.runs])
+
+    @property
+    def balanced_accuracy(self) -> Spread | None:
+        values = [v for run in self.runs if (v := run.scores.balanced_accuracy) is not None]
+        return Spread.of(values) if len(values) == len(self.runs) else None
+
+    @property
+    def seconds(self) -> Spread:
+        return Spread.of([run.costs.seconds for run in self.runs])
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The largest of the seeds."""
+        known = [run.costs.peak_bytes for run in self.runs if run.costs.peak_bytes is not None]
+        return max(known) if known else None
+
+    def difference(self, baseline: Group) -> Difference:
+        """Accuracy minus that of the baseline, seed by seed."""
+        theirs = {run.seed: run.scores.accuracy for run in baseline.runs}
+        pairs = [r.scores.accuracy - theirs[r.seed] for r in self.runs if r.seed in theirs]
+        if not pairs:
+            return Difference(self.accuracy.mean - baseline.accuracy.mean, None, 0, 0)
+        spread = Spread.of(pairs)
+        return Difference(spread.mean, spread.deviation, spread.n, sum(d > 0 for d in pairs))
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Groups in the order of their runs, and the one the others are held against, if any."""
+
+    groups: tuple[Group, ...]
+    baseline: Group | None
+
+    @property
+    def best(self) -> Group:
+        """Of the highest mean accuracy."""
+        return max(self.groups, key=lambda group: group.accuracy.mean)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(run for group in self.groups for run in group.runs)
+
+    def others(self) -> tuple[Group, ...]:
+        """All but the baseline."""
+        return tuple(group for group in self.groups if group is not self.baseline)
+
+
+def compare(runs: Iterable[Run], baseline: str | None = None) -> Comparison:
+    """Group runs and choose the baseline by label; None takes the first of several groups.
+
+    Raises: UnknownName for a baseline that is no group; DataError for two runs of one group that
+    have the same seed.
+    """
+    groups = group_runs(runs)
+    if baseline is None:
+        return Comparison(groups, groups[0] if len(groups) > 1 else None)
+    for group in groups:
+        if group.label == baseline:
+            return Comparison(groups, group)
+    raise UnknownName("baseline", baseline, [group.label for group in groups])
+
+
+def group_runs(runs: Iterable[Run]) -> tuple[Group, ...]:
+    """Runs of equal settings together; labels that are used twice tell what differs.
+
+    Raises: DataError for no run, and for two runs of one group that have the same seed.
+    """
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        settings = json.dumps(settings_of(run), sort_keys=True, default=str)
+        found.setdefault((label_of(run), settings), []).append(run)
+    if not found:
+        raise DataError("runs", got=0, want="at least 1", fix="Name a run folder.")
+    for (label, _), members in found.items():
+        _check_seeds(label, members)
+    labels = _apart([(label, settings_of(members[0])) for (label, _), members in found.items()])
+    ordered = (sorted(members, key=lambda run: run.seed) for members in found.values())
+    pairs = zip(labels, ordered, strict=True)
+    return tuple(Group(label, tuple(members)) for label, members in pairs)
+
+
+def label_of(run: Run) -> str:
+    """The caller's label, the adapters' methods, or what is trained."""
+    given = run.given.get("label")
+    if isinstance(given, str) and given.strip():
+        return given
+    names = [str(a.get("method") or a.get("peft_type")) for a in adapters_of(run).values()]
+    if not names:
+        counts = run.costs
+        if counts.trained_without_head == 0:
+            return "linear probe"
+        full = counts.trained == counts.parameters
+        return "full fine-tuning" if full else "partial fine-tuning"
+    objective = run.record.get("objective", "plain")
+    name = objective.get("name") if isinstance(objective, Mapping) else objective
+    return " + ".join(names) + ("" if name == "plain" else f", {name}")
+
+
+def adapters_of(run: Run) -> dict[str, Mapping[str, Any]]:
+    """Settings of each adapter, by name."""
+    method = run.record.get("method")
+    found = method.get("adapters") if isinstance(method, Mapping) else None
+    found = found if isinstance(found, Mapping) else {}
+    return {str(k): v for k, v in found.items() if isinstance(v, Mapping)}
+
+
+# of PEFT's configs: where a model lies and what wrote it, which decides nothing
+_ELSEWHERE = ("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "origin")
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Everything that decides a result but the seed and the pictures themselves."""
+    record = run.record
+    data = record.get("data")
+    sizes = {
+        part: about.get("n")
+        for part, about in (data.items() if isinstance(data, Mapping) else ())
+        if isinstance(about, Mapping)
+    }
+    training = {k: v for k, v in dict(record["training"]).items() if k != "seed"}
+    adapters = {
+        name: {k: v for k, v in about.items() if k not in _ELSEWHERE and k != "seed"}
+        for name, about in adapters_of(run).items()
+    }
+    # one adapter needs no name before its settings
+    adapter = _asked(run, next(iter(adapters.values()))) if len(adapters) == 1 else adapters
+    return {
+        "model": model_of(run),
+        "data": {"set": set_of(run)} | sizes,
+        "adapter": adapter,
+        "inputs": run.given.get("inputs"),
+        "baseline": run.given.get("method") if not adapters else None,
+        "objective": record.get("objective"),
+        "training": training,
+        "recipe": record.get("recipe"),
+    }
+
+
+def _asked(run: Run, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An adapter with the options that were asked for: its own may hold what the seed chose."""
+    asked = run.given.get("method")
+    if "options" not in adapter or not isinstance(asked, Mapping) or "method" not in asked:
+        return adapter
+    options = {k: v for k, v in asked.items() if k != "method"}
+    return {**adapter, "method": asked["method"], "options": options}
+
+
+def model_of(run: Run) -> str:
+    """The model's name as the caller gave it, else its class."""
+    method = run.record.get("method")
+    host = method.get("host") if isinstance(method, Mapping) else None
+    return str(run.given.get("model") or host or "a model")
+
+
+def set_of(run: Run) -> str | None:
+    """The data set's name, where the caller gave it or the record of its parts has it."""
+    data = run.given.get("data")
+    if isinstance(data, str):
+        return data
+    parts = data.get("parts") if isinstance(data, Mapping) else None
+    for part in parts.values() if isinstance(parts, Mapping) else ():
+        if isinstance(part, Mapping) and part.get("name"):
+            return str(part["name"]).partition("/")[0]
+    return None
+
+
+def flat(tree: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by dotted path; lists of plain values are leaves."""
+    if isinstance(tree, Mapping):
+        found: dict[str, Any] = {}
+        for name, value in tree.items():
+            found |= flat(value, f"{path}.{name}" if path else str(name))
+        return found
+    return {path: tree}
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Dotted paths that are not the same everywhere."""
+    leaves = [flat(one) for one in settings]
+    names = dict.fromkeys(name for one in leaves for name in one)
+    return [n for n in names if len({json.dumps(one.get(n), default=str) for one in leaves}) > 1]
+
+
+def _apart(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    counts = Counter(label for label, _ in named)
+    labels: list[str] = []
+    for label, settings in named:
+        if counts[label] > 1:
+            same = [other for name, other in named if name == label]
+            own = flat(settings)
+            shown = (f"{n.rpartition('.')[2]}={own.get(n)}" for n in differing(same))
+            label = f"{label} ({', '.join(shown)})"
+        labels.append(label)
+    return labels
+
+
+def _check_seeds(label: str, members: Sequence[Run]) -> None:
+    by_seed: dict[int, Run] = {}
+    for run in members:
+        first = by_seed.setdefault(run.seed, run)
+        if first is not run:
+            raise DataError(
+                f"runs of {label!r}", got=f"seed {run.seed} in {first.folder} and {run.folder}",
+                want="one run per seed", fix="Name one of them: a repeat is no second sample.",
+            )  # fmt: skip

@@ -1,0 +1,177 @@
+"""The pictures a model is most sure about and wrong: kept as thumbnails beside a run.
+
+save_mistakes(run, data.test.image, metrics.logits, metrics.labels, data.classes)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...core.errors import CheckpointError, ConfigError, DataError
+from ...core.files import writing
+
+MISTAKES, LIST = "mistakes", "mistakes.json"
+FORMAT = 1
+SIDE = 160  # pixels; a thumbnail's longer side
+LARGEST = 1_000_000  # bytes; no thumbnail of that size is that large
+
+Images = Callable[[int], Image.Image]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """Picture `index` of the evaluated part, its class, and the class it was taken for."""
+
+    index: int
+    true: str
+    predicted: str
+    confidence: float  # softmax probability of the wrong class, 0 ... 1
+    picture: Path
+    side: int = SIDE  # pixels of the thumbnail's longer side
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """The worst `shown`, the most confident first, out of `wrong` mistakes among `n` pictures."""
+
+    shown: tuple[Mistake, ...]
+    wrong: int
+    n: int
+
+
+def worst(logits: Tensor, labels: Tensor, k: int) -> list[tuple[int, float]]:
+    """(index, confidence) of the k most confident mistakes; ties in the set's order.
+
+    Confidence is the softmax probability of the predicted class.  logits (n, classes), labels (n,).
+    """
+    confidence, predicted = logits.double().softmax(1).max(1)
+    wrong = (predicted != labels).nonzero()[:, 0].tolist()
+    wrong.sort(key=lambda i: -float(confidence[i]))
+    return [(i, float(confidence[i])) for i in wrong[:k]]
+
+
+def save_mistakes(
+    folder: Path | str,
+    images: Images,
+    logits: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    k: int = 24,
+) -> Path:
+    """Write the k worst mistakes to `folder/mistakes/`: PNG thumbnails and mistakes.json.
+
+    images: index -> picture, asked for the k mistakes only.  logits: (n, classes); labels: (n,).
+    An older list in the folder is replaced as a whole. Returns the folder that was written.
+    Raises: ConfigError for k < 1; DataError for logits, labels and classes that do not fit each
+    other; TrainingError when the disk does not take it.
+    """
+    if k < 1:
+        raise ConfigError("k", got=k, want="at least 1", fix="24 fill a page.")
+    _check(logits, labels, classes)
+    chosen = worst(logits, labels, k)
+    predicted = logits.argmax(1)
+    wrong = int((predicted != labels).sum())
+    lines = [
+        {
+            "index": i,
+            "true": str(classes[int(labels[i])]),
+            "predicted": str(classes[int(predicted[i])]),
+            "confidence": confidence,
+        }
+        for i, confidence in chosen
+    ]
+    target = Path(folder) / MISTAKES
+    with writing(target) as scratch:
+        scratch.mkdir()
+        for i, _ in chosen:
+            thumbnail(images(i)).save(scratch / file_name(i), optimize=True)
+        content = {"format": FORMAT, "n": len(labels), "wrong": wrong, "mistakes": lines}
+        (scratch / LIST).write_text(json.dumps(content, indent=1) + "\n")
+    return target
+
+
+def thumbnail(picture: Image.Image, side: int = SIDE) -> Image.Image:
+    """An RGB copy whose longer side is at most `side`; smaller pictures stay as they are."""
+    small = picture.convert("RGB")
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return small
+
+
+def file_name(index: int) -> str:
+    """Of a picture's thumbnail."""
+    return f"{index:06d}.png"
+
+
+def read_mistakes(run: Path) -> Mistakes | None:
+    """What `save_mistakes` wrote into a run folder; None if there is nothing.
+
+    Raises: CheckpointError for a list that is damaged or of another version, or a thumbnail that is
+    missing or no picture.
+    """
+    folder = run / MISTAKES
+    if not folder.is_dir():
+        return None
+    path = folder / LIST
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise _damaged(path, f"format {content['format']}")
+        shown = tuple(_mistake(folder, line) for line in content["mistakes"])
+        return Mistakes(shown, wrong=int(content["wrong"]), n=int(content["n"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
+    index, confidence = int(line["index"]), float(line["confidence"])
+    if not 0 <= confidence <= 1:
+        raise ValueError(f"confidence {confidence}")
+    # the name follows from the index, so that a list cannot point outside its folder
+    path = folder / file_name(index)
+    if not path.is_file():
+        raise _damaged(path, "no such file")
+    if (size := path.stat().st_size) > LARGEST:
+        raise _damaged(path, f"{size} bytes")
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.verify()
+            side = max(picture.size)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    return Mistake(index, str(line["true"]), str(line["predicted"]), confidence, path, side)
+
+
+def _damaged(path: Path, got: str) -> CheckpointError:
+    return CheckpointError(
+        f"mistakes in {path}", got=got, want=f"the files of save_mistakes, format {FORMAT}",
+        fix=f"Delete the folder {path.parent} or write it again.",
+    )  # fmt: skip
+
+
+def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(classes) != logits.shape[1]:
+        raise DataError(
+            "predictions",
+            got=f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}, {len(classes)} names",
+            want="logits (n, classes), labels (n,), one name per class",
+            fix="Pass the logits and labels of one evaluation, and its data's classes.",
+        )  # fmt: skip
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(classes)):
+        raise DataError(
+            "labels", got=f"{int(labels.min())} ... {int(labels.max())}",
+            want=f"0 ... {len(classes) - 1}", fix="Count classes from 0.",
+        )  # fmt: skip
+    if not bool(torch.isfinite(logits).all()) or not math.isfinite(float(logits.double().sum())):
+        raise DataError(
+            "logits", got="values that are not finite", want="finite numbers",
+            fix="Look for the reason before reading mistakes out of them.",
+        )  # fmt: skip

@@ -1,0 +1,247 @@
+"""Run folders as frozen records: what a report needs, checked while it is read.
+
+run.json is wanted; metrics.jsonl, predictions.safetensors and mistakes/ may be missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ...core.errors import CheckpointError, DataError
+from .curves import Point, read_curve
+from .mistakes import Mistakes, read_mistakes
+
+RUN, METRICS, PREDICTIONS = "run.json", "metrics.jsonl", "predictions.safetensors"
+FORMAT = 1
+SPLITS = ("test", "val")  # the first that was scored is the result
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The result: shares of right answers, 0 ... 1, and mean cross-entropy, of one split."""
+
+    split: str
+    accuracy: float
+    balanced_accuracy: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Parameters, training seconds, peak bytes ("resident" or "accelerator"; None = not known)."""
+
+    trained: int
+    trained_without_head: int
+    parameters: int
+    seconds: float
+    peak_bytes: int | None
+    peak_kind: str
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Class of each picture of the scored split, and the class it was taken for.  (n,), (n,)."""
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One finished run; `record` is its run.json."""
+
+    folder: Path
+    seed: int
+    scores: Scores
+    costs: Costs
+    curve: tuple[Point, ...]
+    answers: Answers | None
+    mistakes: Mistakes | None
+    record: Mapping[str, Any]
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """What the caller of `fit` had written down: label, model, data."""
+        found = self.record.get("record")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def samples(self) -> str:
+        """What is right or wrong: "tokens" of a text, or "pictures"."""
+        scores = self.record["results"].get(self.scores.split)
+        return "tokens" if isinstance(scores, Mapping) and "perplexity" in scores else "pictures"
+
+
+def gather(folders: Iterable[Path | str]) -> tuple[Run, ...]:
+    """Read run folders, and folders of run folders (those in the order they were started).
+
+    A folder named twice is read once.
+    Raises: DataError for a path without a run; CheckpointError for one that is damaged.
+    """
+    found: dict[Path, Run] = {}
+    for folder in map(Path, folders):
+        for path in _runs_in(folder):
+            found.setdefault(path.resolve(), read_run(path))
+    if not found:
+        raise DataError(
+            "runs", got="no folder", want="at least one run folder", fix="Name the runs to show."
+        )
+    return tuple(found.values())
+
+
+def read_run(folder: Path | str) -> Run:
+    """One run folder, as `intarsia.fit(..., out=folder)` writes it.
+
+    Raises: DataError if there is no finished, scored run; CheckpointError for a damaged one.
+    """
+    folder = Path(folder)
+    record = _read_json(folder)
+    scores = _scores(folder, record)
+    return Run(
+        folder=folder,
+        seed=need(record, "training.seed", int, folder),
+        scores=scores,
+        costs=_costs(folder, record),
+        curve=read_curve(folder / METRICS),
+        answers=_answers(folder, record, scores),
+        mistakes=read_mistakes(folder),
+        record=record,
+    )
+
+
+def _runs_in(folder: Path) -> Sequence[Path]:
+    if (folder / RUN).is_file():
+        return [folder]
+    below = [path.parent for path in folder.glob(f"*/{RUN}")] if folder.is_dir() else []
+    if below:
+        # run.json is read twice, so that a damaged one is still reported by `read_run`
+        return sorted(below, key=lambda path: (str(_read_json(path).get("started")), path.name))
+    if not folder.exists():
+        got, fix = "nothing there", "Check the path."
+    elif (folder / METRICS).exists():
+        got, fix = f"a run without {RUN}", "Finish it: intarsia fit --resume."
+    else:
+        got, fix = f"no {RUN} in it or one level below", "Name a folder that intarsia fit wrote."
+    raise DataError(f"run folder {str(folder)!r}", got=got, want="a finished run", fix=fix)
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / RUN
+    if not path.is_file():
+        _runs_in(folder)  # says what is there instead
+        raise DataError(
+            f"run folder {str(folder)!r}", got="a folder of runs", want="one run",
+            fix="Name one of the folders in it.",
+        )  # fmt: skip
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
+    if not isinstance(record, dict):
+        raise damaged(path, f"a {type(record).__name__}")
+    if record.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(
+            f"format of {path}", got=record["format"], want=FORMAT,
+            fix="Read it with the version of intarsia that wrote it (see versions in the file).",
+        )  # fmt: skip
+    return record
+
+
+def need(record: Mapping[str, Any], where: str, kind: type[T], folder: Path) -> T:
+    """The value at a dotted path of run.json; float takes whole numbers, none may be infinite.
+
+    Raises: CheckpointError if it is missing or of another kind.
+    """
+    value: Any = record
+    for name in where.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            raise damaged(folder / RUN, f"no {where!r}")
+        value = value[name]
+    wanted: Any = (int, float) if kind is float else kind
+    wrong = not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool)
+    if wrong or (isinstance(value, float) and not math.isfinite(value)):
+        raise damaged(folder / RUN, f"{where} = {value!r}")
+    return cast(T, value)
+
+
+def _scores(folder: Path, record: Mapping[str, Any]) -> Scores:
+    results = need(record, "results", dict, folder)
+    split = next((name for name in SPLITS if name in results), None)
+    if split is None:
+        raise DataError(
+            f"results of {str(folder)!r}", got="no score", want="a score on a test or val part",
+            fix="Train with val=... or test=..., so that there is something to report.",
+        )  # fmt: skip
+    accuracy = need(record, f"results.{split}.accuracy", float, folder)
+    if not 0 <= accuracy <= 1:
+        raise damaged(folder / RUN, f"results.{split}.accuracy = {accuracy}")
+    rest = results[split]
+    return Scores(split, accuracy, rest.get("balanced_accuracy"), rest.get("loss"))
+
+
+def _costs(folder: Path, record: Mapping[str, Any]) -> Costs:
+    peak = record["results"].get("peak_bytes")
+    peak = peak if isinstance(peak, Mapping) else {}
+    kind = next((name for name in ("accelerator", "resident") if name in peak), "unknown")
+    return Costs(
+        trained=need(record, "parameters.trained", int, folder),
+        trained_without_head=need(record, "parameters.trained_without_head", int, folder),
+        parameters=need(record, "parameters.all", int, folder),
+        seconds=need(record, "results.seconds", float, folder),
+        peak_bytes=need(record, f"results.peak_bytes.{kind}", int, folder) if peak else None,
+        peak_kind=kind,
+    )
+
+
+def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Names from what is said of the data, or "class 0" ... where none were known."""
+    given, data = record.get("record"), record.get("data")
+    given = given if isinstance(given, Mapping) else {}
+    parts = list(data.values()) if isinstance(data, Mapping) else []
+    for part in (*parts, given.get("data"), given):
+        names = part.get("classes") if isinstance(part, Mapping) else None
+        if isinstance(names, list) and len(names) == count:
+            return tuple(map(str, names))
+    return tuple(f"class {i}" for i in range(count))
+
+
+def _answers(folder: Path, record: Mapping[str, Any], scores: Scores) -> Answers | None:
+    """From predictions.safetensors; None if it is missing or of another split than the scores."""
+    path = folder / PREDICTIONS
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            split = (file.metadata() or {}).get("split")
+            logits, labels = file.get_tensor("logits"), file.get_tensor("labels")
+    except (OSError, SafetensorError, TypeError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
+    if split is not None and split != scores.split:
+        return None
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
+        raise damaged(path, f"logits {logits.shape}, labels {labels.shape} {labels.dtype}")
+    if not len(labels) or labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise damaged(path, f"labels that are not 0 ... {logits.shape[1] - 1}")
+    predicted = logits.argmax(1)
+    share = float((predicted == labels).mean())
+    if not math.isclose(share, scores.accuracy, abs_tol=1e-6):
+        raise damaged(path, f"accuracy {share:.6f}, where run.json says {scores.accuracy:.6f}")
+    return Answers(labels, predicted, class_names(record, logits.shape[1]))
+
+
+def damaged(path: Path, got: str) -> CheckpointError:
+    """What to say of a file that is not as it was written."""
+    return CheckpointError(
+        f"run file {path}", got=got, want="the file as intarsia fit wrote it",
+        fix="Restore it from a copy, or run the training again.",
+    )  # fmt: skip

@@ -1,0 +1,57 @@
+"""Who routes where: the share of each expert in each router, of the last epoch of a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...gating.load import Load
+from .grouping import Comparison
+from .reading import Run
+
+
+@dataclass(frozen=True)
+class Row:
+    """A router: its place in the model, and its load."""
+
+    place: str
+    load: Load
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The routers of a method's first run, in the model's order."""
+
+    label: str
+    seed: int
+    rows: tuple[Row, ...]
+
+    @property
+    def experts(self) -> int:
+        """The most experts that a router has."""
+        return max(len(row.load.share) for row in self.rows)
+
+
+def routings(comparison: Comparison) -> list[Routed]:
+    """Of the methods that route; empty if none does."""
+    found = [(group, _rows(group.runs[0])) for group in comparison.groups]
+    return [Routed(group.label, group.runs[0].seed, rows) for group, rows in found if rows]
+
+
+def _rows(run: Run) -> tuple[Row, ...]:
+    found: Any = run.record["results"].get("routing")
+    if not isinstance(found, Mapping):
+        return ()
+    active: Any = run.record["results"].get("routing_active") or {}  # not in older records
+    return tuple(
+        Row(short(str(name)), Load(tuple(map(float, share)), float(active.get(name, 1.0))))
+        for name, share in found.items()
+    )
+
+
+def short(path: str) -> str:
+    """A router's path without what all routers have in theirs."""
+    path = re.sub(r"^base_model\.model\.", "", path)
+    return re.sub(r"\.intarsia_cells\..*$", "", path)

@@ -1,0 +1,226 @@
+"""A comparison in plain sentences, and what a reader should know before believing it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import numbers
+from ..wording import capital, joined
+from .grouping import Comparison, Group, model_of, set_of
+from .reading import Run
+
+PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
+HOW_CHOSEN = {
+    "last": "The last epoch is the result; nothing was chosen.",
+    "val": "The epoch with the best validation accuracy is the result.",
+}
+
+
+def title(comparison: Comparison) -> str:
+    """The methods and the data, for a heading."""
+    where = set_of(comparison.runs[0])
+    return f"{_methods(comparison)} on {where}" if where else _methods(comparison)
+
+
+def _methods(comparison: Comparison) -> str:
+    """Their names, or how many there are."""
+    labels = [group.label for group in comparison.groups]
+    return capital(joined(labels)) if len(labels) <= 4 else f"{len(labels)} methods"
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """What was run, on what, and what came out."""
+    found = [_what(comparison), _result(comparison)]
+    if comparison.baseline is not None and comparison.best is not comparison.baseline:
+        found.append(_cost(comparison.best, comparison.baseline))
+    if (guess := _guessing(comparison)) is not None:
+        found.append(guess)
+    if (text := _perplexity(comparison.best)) is not None:
+        found.append(text)
+    return found
+
+
+def _what(comparison: Comparison) -> str:
+    run = comparison.runs[0]
+    several = len(comparison.groups) > 1
+    text = f"{_methods(comparison)} adapt{'' if several else 's'} {model_of(run)}"
+    text += f" ({numbers.count(run.costs.parameters)} parameters)"
+    text += f" to {set_of(run)}" if set_of(run) else ""
+    facts = [numbers.plural(n, "class", "classes")] if (n := _class_count(run)) else []
+    if sizes := sizes_of(run):
+        parts = [f"{n:,} {PART_NAMES.get(part, part)}" for part, n in sizes.items()]
+        facts.append(
+            f"{joined(parts)} {'pictures' if run.samples == 'pictures' else 'rows of text'}"
+        )
+    counts = sorted({len(group.runs) for group in comparison.groups})
+    seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else ""
+    seeds = seeds or numbers.plural(counts[0], "seed")
+    facts.append(f"{seeds} each" if several else seeds)
+    return f"{text}: {', '.join(facts)}."
+
+
+def _result(comparison: Comparison) -> str:
+    best, base = comparison.best, comparison.baseline
+    where = PART_NAMES.get(best.runs[0].scores.split, best.runs[0].scores.split)
+    right = f"{numbers.accuracy(best.accuracy)} of the {where} {best.runs[0].samples} right"
+    if base is None:
+        return f"It gets {right}."
+    if best is base:
+        return f"None does better than the baseline, {base.label}: it gets {right}."
+    found = best.difference(base)
+    text = f"The best, {best.label}, gets {right}: {numbers.points(found)} percentage points"
+    text += f" against {base.label}"
+    if found.n > 1:
+        text += f", ahead in {found.ahead} of {found.n} shared seeds"
+    if found.deviation is not None and found.mean <= found.deviation:
+        text += "; that is within the spread over seeds"
+    return f"{text}."
+
+
+def _cost(best: Group, base: Group) -> str:
+    costs = best.runs[0].costs
+    share = costs.trained / costs.parameters
+    small = (
+        "less than 0.01 %" if share < 0.0001 else numbers.percent(share, 1 if share > 0.01 else 2)
+    )
+    text = (
+        f"It trains {numbers.count(costs.trained)} parameters with the head, {small} of the model"
+    )
+    if base.seconds.mean > 0:
+        text += f", in {numbers.ratio(best.seconds.mean / base.seconds.mean)} the baseline's time"
+    return f"{text}."
+
+
+def _kind(runs: Sequence[Run]) -> str:
+    return "texts" if any(run.samples == "tokens" for run in runs) else "pictures"
+
+
+def _perplexity(best: Group) -> str | None:
+    """Perplexity and exact match after training, and before, of the first run."""
+    run = best.runs[0]
+    after, before = run.record["results"].get(run.scores.split, {}), run.given.get("before")
+    if run.samples != "tokens":
+        return None
+    now = (
+        f"perplexity {after['perplexity']:.2f}, exact match {numbers.percent(after['exact_match'])}"
+    )
+    if not isinstance(before, Mapping):
+        return f"{capital(now)}."
+    then = f"{before['perplexity']:.2f} and {numbers.percent(before['exact_match'])}"
+    return f"{capital(now)}; before training {then}."
+
+
+def _guessing(comparison: Comparison) -> str | None:
+    answers = comparison.best.runs[0].answers
+    if answers is None:
+        return None
+    counts = np.bincount(answers.labels, minlength=len(answers.classes))
+    share = numbers.percent(float(counts.max() / counts.sum()))
+    name = answers.classes[int(counts.argmax())]
+    return f'Always answering "{name}" would be right for {share}.'
+
+
+def notices(comparison: Comparison) -> list[str]:
+    """Reasons to read the table with care: runs that differ in more than the method."""
+    runs, groups = comparison.runs, comparison.groups
+    found = [
+        text
+        for differs, text in (
+            (
+                _per_seed(runs, "test"),
+                f"Not all methods were scored on the same test {_kind(runs)}.",
+            ),
+            (
+                _per_seed(runs, "train"),
+                f"Not all methods learned from the same training {_kind(runs)}.",
+            ),
+            (_vary(runs, model_of), "The runs start from different models."),
+            (_vary(runs, lambda r: r.scores.split), "Some runs were scored on test, some on val."),
+            (_vary(runs, lambda r: r.record.get("machine")), _MACHINES),
+            (_vary(runs, lambda r: r.record.get("versions")), "Package versions differ."),
+            (_vary(runs, lambda r: r.costs.peak_kind), "Memory was measured in different ways."),
+        )
+        if differs
+    ]
+    if any(run.scores.split == "val" for run in runs):
+        chosen = any(selection_of(run).get("rule") == "val" for run in runs)
+        text = f"There is no test part: accuracy is that of the validation {_kind(runs)}"
+        found.append(
+            f"{text}, which also chose the epoch, so it is too high." if chosen else f"{text}."
+        )
+    if len(groups) > 1 and any(len(group.runs) == 1 for group in groups):
+        found.append("A method with one seed has no spread: its difference may be chance.")
+    return found + _shared(runs)
+
+
+_MACHINES = "The runs are from different machines or thread counts: do not compare their times."
+
+
+def _shared(runs: Iterable[Run]) -> list[str]:
+    """Pictures that stand in two parts, as the data's record tells."""
+    found: dict[str, int] = {}
+    for run in runs:
+        data = run.given.get("data")
+        shared = data.get("shared_pictures") if isinstance(data, Mapping) else None
+        for pair, n in shared.items() if isinstance(shared, Mapping) else ():
+            if isinstance(n, int) and n > 0:
+                found[str(pair)] = max(n, found.get(str(pair), 0))
+    return [f"{numbers.plural(n, 'picture')} in both parts of {pair}." for pair, n in found.items()]
+
+
+def _per_seed(runs: Iterable[Run], part: str) -> bool:
+    """Whether runs of one seed have different pictures in a part."""
+    seen: dict[int, set[object]] = defaultdict(set)
+    for run in runs:
+        about = data_of(run).get(part, {})
+        seen[run.seed].add(about.get("sha256"))
+    return any(len(hashes) > 1 for hashes in seen.values())
+
+
+def _vary(runs: Iterable[Run], what: Callable[[Run], Any]) -> bool:
+    return len({json.dumps(what(run), sort_keys=True, default=str) for run in runs}) > 1
+
+
+def data_of(run: Run) -> dict[str, Mapping[str, Any]]:
+    """What run.json says of each part."""
+    data = run.record.get("data")
+    data = data if isinstance(data, Mapping) else {}
+    return {str(part): about for part, about in data.items() if isinstance(about, Mapping)}
+
+
+def sizes_of(run: Run) -> dict[str, int]:
+    """Pictures in each part."""
+    return {part: n for part, about in data_of(run).items() if isinstance(n := about.get("n"), int)}
+
+
+def selection_of(run: Run) -> Mapping[str, Any]:
+    """How the result was chosen: rule, epoch, disjoint_from_train."""
+    found = run.record["results"].get("selection")
+    return found if isinstance(found, Mapping) else {}
+
+
+def selection_rule(runs: Sequence[Run]) -> str:
+    """In words, for all runs."""
+    rules = dict.fromkeys(str(selection_of(run).get("rule")) for run in runs)
+    text = " ".join(HOW_CHOSEN.get(rule, f"Selection: {rule}.") for rule in rules)
+    if "val" in rules:
+        known = {selection_of(run).get("disjoint_from_train") for run in runs}
+        sure = known <= {True}
+        text += (
+            " No picture of the validation part is in the training part."
+            if sure
+            else " Whether the validation part shares pictures with training is not known."
+        )
+    if any(run.scores.split == "test" for run in runs):
+        before = any("before" in run.given for run in runs)
+        text += f" The test part was scored {'before and' if before else 'once,'} after training."
+    return text
+
+
+def _class_count(run: Run) -> int | None:
+    return len(run.answers.classes) if run.answers is not None else None

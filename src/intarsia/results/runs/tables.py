@@ -1,0 +1,129 @@
+"""One table of a comparison: for the terminal, Markdown, JSON and the page, from the same rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from .. import numbers
+from ..table import Column, Entry, Table, markdown, terminal
+from .grouping import Comparison, Group
+
+
+def table_of(comparison: Comparison) -> Table:
+    """A row for every group: accuracy, difference, trained parameters, time, memory."""
+    groups, base = comparison.groups, comparison.baseline
+    known = any(group.peak_bytes is not None for group in groups)
+    columns = [
+        Column("Method", "What was trained", numeric=False),
+        Column("Accuracy", "Share of right answers: mean ± sample standard deviation over seeds"),
+        Column("Seeds", "Number of runs that differ in the seed only"),
+        Column("Adapter parameters", "Trained parameters outside the classification head"),
+        Column("With head", "Trained parameters including the classification head"),
+        Column("Time", "Training time of one run, without evaluation: mean over seeds"),
+    ]
+    if base is not None:
+        title = "Difference"
+        meaning = f"Accuracy minus that of {base.label} at the same seed, percentage points"
+        columns.insert(2, Column(title, meaning))
+    if known:
+        columns.append(Column("Peak memory", "Highest memory of the process: largest of the seeds"))
+    rows = tuple(_row(group, base, known) for group in groups)
+    return Table(
+        caption=caption(comparison),
+        columns=tuple(columns),
+        rows=rows,
+        best=groups.index(comparison.best),
+        baseline=groups.index(base) if base else None,
+    )
+
+
+def caption(comparison: Comparison) -> str:
+    """What the numbers were measured on."""
+    splits = {run.scores.split for run in comparison.runs}
+    where = " and ".join({"test": "test", "val": "validation"}.get(s, s) for s in sorted(splits))
+    text = f"Accuracy on the {where} {comparison.runs[0].samples}"
+    if comparison.baseline is not None:
+        text += f"; differences and ratios to {comparison.baseline.label}, in percentage points"
+    return text + "."
+
+
+def _row(group: Group, base: Group | None, known: bool) -> tuple[Entry, ...]:
+    costs = group.runs[0].costs
+    accuracy, seconds = group.accuracy, group.seconds
+    cells = [
+        Entry(group.label),
+        Entry(numbers.accuracy(accuracy), full=f"{accuracy.mean:.6f}"),
+        Entry(str(accuracy.n)),
+        Entry(numbers.count(costs.trained_without_head), full=f"{costs.trained_without_head:,}"),
+        Entry(numbers.count(costs.trained), full=f"{costs.trained:,}"),
+        Entry(
+            numbers.seconds(seconds.mean),
+            _ratio(seconds.mean, base and base.seconds.mean, group is base),
+            f"{seconds.mean:.3f} s",
+        ),
+    ]
+    if base is not None:
+        cells.insert(2, _difference(group, base))
+    if known:
+        peak = group.peak_bytes
+        beside = _ratio(peak, base and base.peak_bytes, group is base)
+        cells.append(
+            Entry("", "", "")
+            if peak is None
+            else Entry(numbers.size(peak), beside, f"{peak:,} bytes")
+        )
+    return tuple(cells)
+
+
+def _difference(group: Group, base: Group) -> Entry:
+    if group is base:
+        return Entry("baseline")
+    found = group.difference(base)
+    if not found.n:
+        return Entry(numbers.points(found), "not paired", "no seed in common")
+    remark = f"ahead in {found.ahead} of {found.n}" if found.n > 1 else ""
+    return Entry(numbers.points(found), remark, f"{found.mean:+.6f} over {found.n} shared seeds")
+
+
+def _ratio(value: float | None, base: float | None, same: bool) -> str:
+    return "" if same or not value or not base else numbers.ratio(value / base)
+
+
+def terminal_table(comparison: Comparison) -> RichTable:
+    """For rich's console; text is shown as it is, without markup."""
+    return terminal(table_of(comparison))
+
+
+def markdown_table(comparison: Comparison) -> str:
+    """GitHub-flavoured, aligned in its source."""
+    return markdown(table_of(comparison))
+
+
+def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """The table's values in full, ready for JSON."""
+    base = comparison.baseline
+    rows: list[dict[str, Any]] = []
+    for group in comparison.groups:
+        costs, balanced = group.runs[0].costs, group.balanced_accuracy
+        other = None if group is base else base
+        rows.append(
+            {
+                "method": group.label,
+                "split": group.runs[0].scores.split,
+                "accuracy": asdict(group.accuracy),
+                "balanced_accuracy": asdict(balanced) if balanced else None,
+                "baseline": other.label if other else None,
+                "difference": asdict(group.difference(other)) if other else None,
+                "parameters": costs.parameters,
+                "trained": costs.trained,
+                "trained_without_head": costs.trained_without_head,
+                "seconds": asdict(group.seconds),
+                "peak_bytes": group.peak_bytes,
+                "seeds": [run.seed for run in group.runs],
+                "folders": [str(run.folder) for run in group.runs],
+            }
+        )
+    return rows

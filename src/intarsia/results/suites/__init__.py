@@ -1,0 +1,1 @@
+"""Methods on the tasks of a suite: records, statistics, tables and page."""

@@ -1,0 +1,182 @@
+"""Results that may be compared: one suite, one protocol and one backbone make a sheet.
+
+What stands in one sheet is never read in another, so no protocol can lend another its numbers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ...core.errors import DataError, UnknownName
+from ..wording import first_line
+from .records import Done, Failed, Method, Result, Task
+
+
+@dataclass(frozen=True, order=True)
+class Title:
+    """What all results of a sheet have in common."""
+
+    suite: str
+    protocol: str
+    model: str
+
+    @classmethod
+    def of(cls, result: Result) -> Title:
+        return cls(result.task.suite, result.setup.protocol, result.setup.model)
+
+
+Cell = tuple[Method, Task, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """Results by method, task and seed; tasks are ordered by group and name."""
+
+    title: Title
+    methods: tuple[Method, ...]
+    tasks: tuple[Task, ...]
+    seeds: tuple[int, ...]
+    results: Mapping[Cell, Result]
+
+    @cached_property
+    def accuracy(self) -> np.ndarray:
+        """(methods, tasks, seeds), shares; NaN where there is none."""
+        return self.values("accuracy")
+
+    def values(self, name: str) -> np.ndarray:
+        """A field of `Done`.  (methods, tasks, seeds), NaN where it is not known."""
+        shape = (len(self.methods), len(self.tasks), len(self.seeds))
+        found = np.full(shape, np.nan)
+        for (method, task, seed), result in self.results.items():
+            value = getattr(result.outcome, name, None)
+            if value is not None:
+                place = self.methods.index(method), self.tasks.index(task), self.seeds.index(seed)
+                found[place] = value
+        return found
+
+    @cached_property
+    def begun(self) -> np.ndarray:
+        """The seeds that a method has any result of, done or failed.  (methods, seeds), bool."""
+        pairs = {(method, seed) for method, _, seed in self.results}
+        return np.array([[(m, s) in pairs for s in self.seeds] for m in self.methods])
+
+    @cached_property
+    def complete(self) -> np.ndarray:
+        """Where a method has all the seeds it was begun with.  (methods, tasks), bool."""
+        missing = np.isnan(self.accuracy) & self.begun[:, None, :]
+        return np.asarray(~missing.any(axis=2))
+
+    @cached_property
+    def shared(self) -> np.ndarray:
+        """Tasks that all methods have completed; one without any is not asked.  (tasks,), bool."""
+        asked = self.complete[self.complete.any(axis=1)]
+        return np.asarray(asked.all(axis=0)) & bool(len(asked))
+
+    def groups(self) -> dict[str, np.ndarray]:
+        """Which tasks are in a group.  (tasks,), bool."""
+        names = np.array([task.group for task in self.tasks])
+        return {str(name): names == name for name in np.unique(names)}
+
+
+def sheets(results: Iterable[Result]) -> tuple[Sheet, ...]:
+    """Sort results into sheets; their order changes nothing.
+
+    Raises: DataError for none, for two results of one cell, and for a task or method that is
+    described in two ways.
+    """
+    found: dict[Title, dict[Cell, Result]] = defaultdict(dict)
+    for result in results:
+        cell = (result.method, result.task, result.seed)
+        first = found[Title.of(result)].setdefault(cell, result)
+        if first is not result:
+            raise DataError(
+                f"results of {result.method.label!r} on {result.task.name!r}, seed {result.seed}",
+                got=f"two, in {first.folder!r} and {result.folder!r}", want="one",
+                fix="Leave one out: a repeat is no second sample.",
+            )  # fmt: skip
+    if not found:
+        raise DataError("results", got="none", want="at least one", fix="Run a cell first.")
+    return tuple(_sheet(title, found[title]) for title in sorted(found))
+
+
+def _sheet(title: Title, cells: Mapping[Cell, Result]) -> Sheet:
+    methods = sorted({method for method, _, _ in cells})
+    tasks = sorted({task for _, task, _ in cells})
+    _one_each("method", [m.name for m in methods], methods)
+    _one_each("task", [t.name for t in tasks], tasks)
+    seeds = sorted({seed for _, _, seed in cells})
+    return Sheet(title, tuple(methods), tuple(tasks), tuple(seeds), dict(cells))
+
+
+def _one_each(kind: str, names: Sequence[str], found: Sequence[object]) -> None:
+    for name in set(names):
+        same = [about for about, n in zip(found, names, strict=True) if n == name]
+        if len(same) > 1:
+            raise DataError(
+                f"{kind} {name!r}", got=f"{same[0]} and {same[1]}", want="one description",
+                fix=f"Give the two {kind}s different names, or leave one out.",
+            )  # fmt: skip
+
+
+def find(methods: Iterable[Method], name: str) -> Method:
+    """The method of a name, or else of a label.  Raises: UnknownName; DataError for two labels."""
+    known = sorted(set(methods))
+    hits = [m for m in known if m.name == name] or [m for m in known if m.label == name]
+    if not hits:
+        raise UnknownName("baseline", name, sorted({m.name for m in known}))
+    if len({m.name for m in hits}) > 1:
+        raise DataError(
+            f"baseline {name!r}", got=f"the methods {[m.name for m in hits]}", want="one of them",
+            fix="Call it by its name.",
+        )  # fmt: skip
+    return hits[0]
+
+
+def gaps(sheet: Sheet) -> list[str]:
+    """What is missing and why: a sentence for each method that lacks something."""
+    lines: list[str] = []
+    for method, begun, row in zip(sheet.methods, sheet.begun, sheet.accuracy, strict=True):
+        reasons: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for task, scores in zip(sheet.tasks, row, strict=True):
+            for seed, wanted, score in zip(sheet.seeds, begun, scores, strict=True):
+                if wanted and np.isnan(score):
+                    why = _why(sheet.results.get((method, task, seed)))
+                    reasons[why][task.name].append(seed)
+        told = [
+            f"{why} on {_some([_cells(task, seeds, begun) for task, seeds in places.items()])}"
+            for why, places in sorted(reasons.items())
+        ]
+        if told:
+            lines.append(f"{method.label}: {'; '.join(told)}.")
+    return lines
+
+
+def _why(result: Result | None) -> str:
+    if result is not None and isinstance(result.outcome, Failed):
+        return f"failed ({first_line(result.outcome.error)})"
+    return "was not run"
+
+
+def _cells(task: str, seeds: Sequence[int], begun: np.ndarray) -> str:
+    if len(seeds) == begun.sum():
+        return task
+    return f"{task} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
+
+
+def _some(cells: Sequence[str], most: int = 6) -> str:
+    shown = ", ".join(cells[:most])
+    return shown if len(cells) <= most else f"{shown} and {len(cells) - most} more"
+
+
+def epochs_of(sheet: Sheet) -> dict[Method, set[int]]:
+    """Epochs that each method's finished runs were trained for."""
+    found: dict[Method, set[int]] = defaultdict(set)
+    for (method, _, _), result in sheet.results.items():
+        if isinstance(result.outcome, Done):
+            found[method].add(result.setup.epochs)
+    return found

@@ -1,0 +1,200 @@
+"""Laws of the statistics, and their naive twins."""
+
+from __future__ import annotations
+
+import math
+import random
+from statistics import fmean, stdev
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from intarsia.core.errors import ShapeError
+from intarsia.results import statistics
+
+tables = st.tuples(st.integers(1, 7), st.integers(1, 4)).flatmap(
+    lambda shape: arrays(float, shape, elements=st.integers(0, 100).map(lambda n: n / 100))
+)
+ragged = st.tuples(st.integers(1, 7), st.integers(1, 4)).flatmap(
+    lambda shape: arrays(
+        float, shape, elements=st.integers(0, 100).map(lambda n: n / 100) | st.just(math.nan)
+    )
+)
+
+
+@given(tables, st.data())
+def test_group_mean_is_task_mean_when_groups_are_equal(
+    table: np.ndarray, data: st.DataObject
+) -> None:
+    groups = data.draw(st.integers(1, 3))
+    names = [f"g{i % groups}" for i in range(groups * len(table))]
+    accuracy = np.tile(table, (groups, 1)) * data.draw(st.sampled_from([1.0, 0.5]))
+    group = statistics.suite_mean(accuracy, statistics.weights(names))
+    task = statistics.suite_mean(accuracy)
+    assert math.isclose(group.mean, task.mean, abs_tol=1e-12)
+
+
+@given(tables, st.randoms())
+def test_suite_means_against_their_definition(table: np.ndarray, rng: random.Random) -> None:
+    names = [rng.choice("abc") for _ in table]
+    by_seed = [
+        fmean(
+            fmean(v for v, n in zip(column, names, strict=True) if n == name) for name in set(names)
+        )
+        for column in table.T.tolist()
+    ]
+    found = statistics.suite_mean(table, statistics.weights(names))
+    assert math.isclose(found.mean, fmean(by_seed), abs_tol=1e-12)
+    assert found.n == table.shape[1]
+    if found.n > 1:
+        assert math.isclose(found.deviation or 0, stdev(by_seed), abs_tol=1e-12)
+
+
+def test_a_suite_mean_needs_every_task() -> None:
+    with pytest.raises(ShapeError):
+        statistics.suite_mean(np.array([[0.1, 0.2], [0.3, np.nan]]))
+    # a seed that no task has is no gap
+    assert statistics.suite_mean(np.array([[0.1, np.nan], [0.3, np.nan]])).mean == 0.2
+
+
+@given(ragged)
+def test_a_method_against_itself_differs_by_nothing(table: np.ndarray) -> None:
+    found = statistics.difference(table, table)
+    if np.isnan(table).all():
+        assert found is None
+        return
+    assert found is not None and found.mean == 0 and found.low in (0, None)
+    assert found.high == found.low and found.p in (1, None)
+    assert found.pairs == (~np.isnan(table)).sum()
+
+
+@given(ragged, st.randoms())
+def test_a_difference_is_over_pairs_only(ours: np.ndarray, rng: random.Random) -> None:
+    theirs = np.array([[rng.choice([math.nan, rng.random()]) for _ in row] for row in ours])
+    rows = [
+        [a - b for a, b in zip(x, y, strict=True) if not math.isnan(a - b)]
+        for x, y in zip(ours.tolist(), theirs.tolist(), strict=True)
+    ]
+    found = statistics.difference(ours, theirs)
+    if not any(rows):
+        assert found is None
+        return
+    assert found is not None
+    assert math.isclose(found.mean, fmean(fmean(row) for row in rows if row), abs_tol=1e-9)
+    assert found.pairs == sum(map(len, rows))
+    back = statistics.difference(theirs, ours)
+    assert back is not None and back.p == found.p and back.record == found.record[::-1]
+    if found.low is not None and found.high is not None:
+        values = [v for row in rows for v in row]
+        assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
+
+
+def test_the_interval_is_a_bootstrap_in_two_stages() -> None:
+    generator = np.random.default_rng(3)
+    ours, theirs = generator.normal(0.7, 0.05, (8, 3)), generator.normal(0.68, 0.05, (8, 3))
+    ours[2, 1] = np.nan  # one pair less
+    found = statistics.difference(ours, theirs)
+    rows = [[float(v) for v in row if not np.isnan(v)] for row in ours - theirs]
+    rng = random.Random(0)
+    means = sorted(
+        fmean(fmean(rng.choices(row, k=len(row))) for row in rng.choices(rows, k=len(rows)))
+        for _ in range(20_000)
+    )
+    assert found is not None and found.low is not None and found.high is not None
+    width = means[-500] - means[500]
+    assert math.isclose(found.low, means[500], abs_tol=0.05 * width)
+    assert math.isclose(found.high, means[-500], abs_tol=0.05 * width)
+    assert found.low < found.mean < found.high
+
+
+def test_the_interval_is_the_same_every_time_and_the_order_of_seeds_does_not_matter() -> None:
+    generator = np.random.default_rng(3)
+    ours, theirs = generator.random((5, 4)), generator.random((5, 4))
+    first, again = statistics.difference(ours, theirs), statistics.difference(ours, theirs)
+    turned = statistics.difference(ours[:, ::-1], theirs[:, ::-1])
+    other = statistics.difference(ours, theirs, seed=1)
+    assert first and again and turned and other
+    assert (first.low, first.high) == (again.low, again.high) == (turned.low, turned.high)
+    assert (first.low, first.high) != (other.low, other.high)
+
+
+def test_one_task_has_only_its_seeds() -> None:
+    found = statistics.difference(np.array([[0.5, 0.6, 0.7]]), np.array([[0.4, 0.4, 0.4]]))
+    assert found is not None and found.p is None
+    assert found.low is not None and 0.1 <= found.low < found.mean
+    alone = statistics.difference(np.array([[0.5]]), np.array([[0.4]]))
+    assert alone is not None and alone.low is None
+
+
+@given(tables)
+def test_ranks_add_up(table: np.ndarray) -> None:
+    k = len(table)
+    found = statistics.ranks(table)
+    assert np.allclose(found.sum(0), k * (k + 1) / 2)
+    # twin: one more than how many are better, and half of the ties
+    for column, ranks in zip(table.T, found.T, strict=True):
+        for value, rank in zip(column, ranks, strict=True):
+            better, equal = (column > value).sum(), (column == value).sum()
+            assert rank == better + (equal + 1) / 2
+
+
+@given(tables)
+def test_ranking_is_friedman_s(table: np.ndarray) -> None:
+    found = statistics.ranking(table)
+    if table.shape[0] < 3 or table.shape[1] < 2:
+        assert found is None
+        return
+    assert found is not None and 0 <= found.p <= 1
+    k, n = table.shape
+    # without ties: the textbook's statistic
+    if all(len(set(column)) == k for column in table.T):
+        chi = 12 * n / (k * (k + 1)) * (sum(found.ranks**2) - k * (k + 1) ** 2 / 4)
+        assert math.isclose(found.p, stats.chi2.sf(chi, k - 1), abs_tol=1e-9)
+    ordered = np.sort(found.ranks)
+    inside = {
+        (i, j) for first, last in found.cliques for i in range(first, last + 1)
+        for j in range(i + 1, last + 1)
+    }  # fmt: skip
+    assert inside == {
+        (i, j) for i in range(k) for j in range(i + 1, k)
+        if ordered[j] <= ordered[i] + found.critical
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("methods", "q"), [(2, 1.960), (5, 2.728), (10, 3.164)])
+def test_the_critical_difference_is_demsar_s(methods: int, q: float) -> None:
+    """q of table 5 in Demsar 2006."""
+    want = q * math.sqrt(methods * (methods + 1) / (6 * 14))
+    assert math.isclose(statistics.critical_difference(methods, 14), want, rel_tol=1e-3)
+
+
+@settings(max_examples=15)  # statsmodels collects garbage at each call
+@given(st.lists(st.none() | st.floats(0, 1), max_size=8))
+def test_holm_against_its_definition(p: list[float | None]) -> None:
+    order = sorted((i for i, value in enumerate(p) if value is not None), key=lambda i: p[i] or 0.0)
+    want: list[float | None] = [None] * len(p)
+    running = 0.0
+    for step, i in enumerate(order):
+        running = max(running, min(1.0, (len(order) - step) * (p[i] or 0.0)))
+        want[i] = running
+    found = statistics.holm(p)
+    assert [v is None for v in found] == [v is None for v in want]
+    assert np.allclose([v or 0 for v in found], [v or 0 for v in want])
+
+
+def test_wilcoxon_sees_a_clear_difference_and_needs_six_tasks() -> None:
+    assert statistics.wilcoxon(np.array([0.01])) is None
+    assert statistics.wilcoxon(np.zeros(9)) == 1
+    five = statistics.wilcoxon(np.linspace(0.01, 0.02, 5))
+    six = statistics.wilcoxon(np.linspace(0.01, 0.02, 6))
+    assert five is not None and six is not None and six < 0.05 < five
+
+
+def test_ppt() -> None:
+    assert statistics.ppt(0.7, 0) == 0.7
+    # 75.8 M trained: a factor of exp(-log10(8.58))
+    assert math.isclose(statistics.ppt(0.69, 75.8e6), 0.69 * math.exp(-0.93349), rel_tol=1e-4)

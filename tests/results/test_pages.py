@@ -1,0 +1,54 @@
+"""The methods' pages are what the cards say, now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from intarsia.catalog import cards
+from intarsia.core.errors import DataError
+from intarsia.results.pages import pages, reference, write
+
+# a baseline is PEFT's or a part of the model: a line in the index says it all
+METHODS = [card for card in cards() if card.kind != "baseline"]
+DOCS = Path(__file__).parents[2] / "docs" / "methods"
+
+
+def test_every_card_has_a_page_and_a_line_in_the_index() -> None:
+    made = pages()
+    assert made.keys() == {"index.md", *(f"{card.key}.md" for card in METHODS)}
+    for card in METHODS:
+        assert f"[{card.key}]({card.key}.md)" in made["index.md"]
+        text = made[f"{card.key}.md"]
+        assert card.summary in text and card.paper.url in text
+        assert all(f"`{tag}`" in text for tag in card.tags)
+        assert ("## Tags" in text) == bool(card.tags)
+        assert f".{card.config.__name__}`." in text
+
+
+@pytest.mark.parametrize("name", sorted(pages()))
+def test_a_page_is_up_to_date(name: str) -> None:
+    assert (DOCS / name).read_text() == pages()[name], "run intarsia.results.pages"
+
+
+def test_there_is_no_page_of_a_method_that_is_gone() -> None:
+    assert {p.name for p in DOCS.glob("*.md")} == pages().keys()
+
+
+def test_write_removes_old_pages_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("gone.md", "picture.svg"):
+        (tmp_path / name).touch()
+    write(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"picture.svg", *pages()}
+
+
+def test_the_table_of_the_reference_is_up_to_date() -> None:
+    text = (DOCS.parent / "reference.md").read_text()
+    assert reference(text) == text, "run: python -m intarsia.results.pages"
+    for card in METHODS:
+        assert f"[`{card.config.__name__}`](methods/{card.key}.md)" in text
+    without = "\n".join(line for line in text.splitlines() if "methods/topk.md" not in line)
+    assert reference(without + "\n") == text
+    with pytest.raises(DataError, match="no section of methods"):
+        reference("# Reference\n")
