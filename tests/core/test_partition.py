@@ -139,3 +139,24 @@ def test_small_label_types_are_used_up_to_their_limit() -> None:
     assert label_dtype(128) == torch.int8
     assert label_dtype(129) == torch.int16
     assert label_dtype(2**15 + 1) == torch.int32
+
+
+@given(masks(2))
+def test_a_partition_from_masks_has_those_masks(sets: list[Tensor]) -> None:
+    a, b = sets
+    partition = Partition.from_masks({"w": a}, {"w": b & ~a})
+    assert partition.parts == 2
+    assert torch.equal(partition.mask("w", 0), a)
+    assert torch.equal(partition.mask("w", 1), b & ~a)
+
+
+def test_masks_that_overlap_are_refused_with_the_place() -> None:
+    first, second = torch.tensor([[True, False]]), torch.tensor([[True, True]])
+    with pytest.raises(ConfigError, match=r"masks of 'w': got parts 0 and 1 at \(0, 0\)"):
+        Partition.from_masks({"w": first}, {"w": second})
+    with pytest.raises(ShapeError, match="'w'"):
+        Partition.from_masks({"w": first}, {"w": second[0]})
+    with pytest.raises(ConfigError, match=r"mask of 'w': got torch.int64, want bool"):
+        Partition.from_masks({"w": first.long()})
+    with pytest.raises(ConfigError, match="masks: got none"):
+        Partition.from_masks()

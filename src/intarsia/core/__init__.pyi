@@ -11,4 +11,6 @@ from .format import Format as Format
 from .partition import Partition as Partition
 from .partition import intersect as intersect
 from .partition import union as union
+from .pattern import Blocks as Blocks
+from .pattern import NofM as NofM
 from .routing import Routing as Routing

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from .checks import at_least, between
 from .errors import ConfigError, ShapeError
+from .pattern import Pattern, check_pattern
 
 NOBODY = -1
 
@@ -28,16 +31,38 @@ class Partition:
     `label[name]` has the shape of the parameter `name`; entry p in 0 ... parts - 1 is the part that
     owns the weight, -1 means nobody's. Parts cannot overlap, since a weight has one label.
     Overlapping sets are several one-part partitions, combined by `union` and `intersect`.
+    pattern: how the weights of each part lie in each parameter, for kernels that rely on it; None =
+    anyhow.
 
-    Raises: ConfigError if a label is outside -1 ... parts - 1 or parts < 1.
+    Raises: ConfigError if a label is outside -1 ... parts - 1, parts < 1, or the pattern is broken.
     """
 
     label: Mapping[str, Tensor]
     parts: int
+    pattern: Pattern | None = None
+
+    @classmethod
+    def from_masks(cls, *masks: Mapping[str, Tensor], pattern: Pattern | None = None) -> Partition:
+        """Part i is what mask i selects.  masks: parameter name -> bool, of the parameter's shape.
+
+        Raises: ConfigError for none, for a mask that is not bool, and for masks that overlap;
+        ShapeError for masks of other parameters or shapes.
+        """
+        if not masks:
+            raise ConfigError("masks", got="none", want="at least one", fix="Pass a mask a part.")
+        _same_shapes(masks)
+        label: dict[str, Tensor] = {}
+        for name, first in masks[0].items():
+            owner = torch.full(first.shape, NOBODY, dtype=label_dtype(len(masks)))
+            owner = owner.to(first.device)
+            for part, mask in enumerate(m[name] for m in masks):
+                _check_mask(name, part, mask, owner)
+                owner[mask] = part
+            label[name] = owner
+        return cls(label, len(masks), pattern)
 
     def __post_init__(self) -> None:
-        if self.parts < 1:
-            raise ConfigError("parts", got=self.parts, want="at least 1", fix="Ask for 1 or more.")
+        at_least("parts", self.parts, 1)
         for name, label in self.label.items():
             if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
                 raise ConfigError(
@@ -53,16 +78,20 @@ class Partition:
                     want=f"-1 ... {self.parts - 1}",
                     fix="Number the parts from 0; use -1 for weights that belong to nobody.",
                 )
+        self.check()
+
+    def check(self) -> None:
+        """Raises: ConfigError with the first place where a part breaks the pattern."""
+        for name in self.label if self.pattern is not None else ():
+            for part in range(self.parts):
+                check_pattern(cast(Pattern, self.pattern), name, part, self.mask(name, part))
 
     def __getitem__(self, name: str) -> Tensor:
         return self.label[name]
 
     def mask(self, name: str, part: int) -> Tensor:
         """Bool mask of the parameter's shape; True = selected by `part`."""
-        if not 0 <= part < self.parts:
-            raise ConfigError(
-                "part", got=part, want=f"0 ... {self.parts - 1}", fix="Parts count from 0."
-            )
+        between("part", part, 0, self.parts - 1, fix="Parts count from 0.")
         return self.label[name] == part
 
     def sizes(self) -> Tensor:
@@ -79,23 +108,45 @@ class Partition:
         return float(self.sizes().sum()) / total if total else 0.0
 
 
+def _check_mask(name: str, part: int, mask: Tensor, owner: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        raise ConfigError(f"mask of {name!r}", got=mask.dtype, want="bool", fix="Use mask.bool().")
+    if bool((taken := mask & (owner >= 0)).any()):
+        place = tuple(int(i) for i in taken.nonzero()[0])
+        raise ConfigError(
+            f"masks of {name!r}",
+            got=f"parts {int(owner[place])} and {part} at {place}",
+            want="masks that do not overlap",
+            fix="Give each weight to one part, or build one partition for each mask.",
+        )
+
+
+def _same_shapes(given: Sequence[Mapping[str, Tensor]]) -> None:
+    first = given[0]
+    for other in given:
+        for name in other.keys() | first.keys():
+            shapes = [tuple(m[name].shape) if name in m else None for m in (other, first)]
+            if None in shapes or shapes[0] != shapes[1]:
+                raise ShapeError(
+                    f"sets of {name!r}",
+                    got=f"shapes {shapes[0]} and {shapes[1]}",
+                    want="the same shape in all",
+                    fix="Combine sets of the same parameters.",
+                )
+
+
 def _one_part(partitions: tuple[Partition, ...]) -> None:
     if not partitions:
         raise ConfigError("set algebra", got="none", want="partitions", fix="Pass at least one.")
     for p in partitions:
         if p.parts != 1:
             raise ConfigError(
-                "set algebra", got=f"{p.parts} parts", want="one-part partitions",
+                "set algebra",
+                got=f"{p.parts} parts",
+                want="one-part partitions",
                 fix="Build each set as a Partition with parts=1.",
-            )  # fmt: skip
-        first = partitions[0].label
-        for name in p.label.keys() | first.keys():
-            shapes = [tuple(m[name].shape) if name in m else None for m in (p.label, first)]
-            if None in shapes or shapes[0] != shapes[1]:
-                raise ShapeError(
-                    f"set algebra on {name!r}", got=f"shapes {shapes[0]} and {shapes[1]}",
-                    want="the same shape in all", fix="Combine partitions of the same parameters.",
-                )  # fmt: skip
+            )
+    _same_shapes([p.label for p in partitions])
 
 
 def union(*partitions: Partition) -> Partition:

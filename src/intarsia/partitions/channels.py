@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import Partition
+from ..core.checks import between
 from ..core.errors import ConfigError, DataError
 
 
@@ -21,26 +22,27 @@ def top_units(scores: Mapping[str, Tensor], share: float) -> Partition:
     Raises: ConfigError for a share outside 0 ... 1, so small that it selects nothing, or larger
     than what may be selected; DataError for a score that is NaN.  Source: S2FT, its budgets.
     """
-    if not 0 <= share <= 1:
-        raise ConfigError("share of channels", got=share, want="0 ... 1", fix="Try 0.03.")
+    between("share of channels", share, 0, 1, fix="Try 0.03.")
     # float64 on the CPU, so that one model gets one selection wherever its scores were made
     every = torch.cat([s.detach().flatten().cpu().double() for s in scores.values()])
     if bool(every.isnan().any()):
-        raise DataError(
-            "scores of channels", got="NaN", want="numbers",
-            fix="Look at the calibration batches and at the model's weights.",
-        )  # fmt: skip
+        fix = "Look at the calibration batches and at the model's weights."
+        raise DataError("scores of channels", got="NaN", want="numbers", fix=fix)
     count, open_ = int(share * len(every) + 0.5), int((every > -torch.inf).sum())
     if not count:
         raise ConfigError(
-            "share of channels", got=f"{share} of {len(every)}, which selects nothing",
-            want=f"at least {0.5 / max(1, len(every)):.2g}, one of them", fix="Raise the share.",
-        )  # fmt: skip
+            "share of channels",
+            got=f"{share} of {len(every)}, which selects nothing",
+            want=f"at least {0.5 / max(1, len(every)):.2g}, one of them",
+            fix="Raise the share.",
+        )
     if count > open_:
         raise ConfigError(
-            "share of channels", got=f"{share}, {count} of {len(every)}",
-            want=f"at most the {open_} that no other adapter has", fix="Lower the share.",
-        )  # fmt: skip
+            "share of channels",
+            got=f"{share}, {count} of {len(every)}",
+            want=f"at most the {open_} that no other adapter has",
+            fix="Lower the share.",
+        )
     label = torch.full((len(every),), -1, dtype=torch.int8)
     label[every.argsort(descending=True, stable=True)[:count]] = 0
     sizes = [s.numel() for s in scores.values()]

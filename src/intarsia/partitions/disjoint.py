@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from ..core import Partition
-from ..core.errors import ConfigError, ShapeError
+from ..core.checks import at_least, one_of
+from ..core.errors import ShapeError
 from ..core.partition import label_dtype
+from ..core.pattern import COLUMNS, ROWS
 
 UNITS = ("element", "row", "column", "whole_row", "whole_column")
+PATTERNS = {"whole_row": ROWS, "whole_column": COLUMNS}
 
 
 def random_disjoint(
@@ -30,20 +33,18 @@ def random_disjoint(
     unit: what is dealt.
       "element"                    single weights, over the whole parameter
       "row", "column"              single weights, every row (column) shared out evenly
-      "whole_row", "whole_column"  whole output (input) channels
+      "whole_row", "whole_column"  whole output (input) channels; the partition's pattern says so
     shapes: parameter name -> shape; a vector counts as one row.
     Raises: ConfigError for parts < 1 or an unknown unit; ShapeError for more than two axes with a
     row or column unit.  Source: MoSA, section on splitting; balanced here to one weight exactly.
     """
-    if parts < 1:
-        raise ConfigError("parts", got=parts, want="at least 1", fix="One part is no split.")
-    if unit not in UNITS:
-        raise ConfigError("unit", got=repr(unit), want=f"one of {UNITS}", fix="Pick one of them.")
+    at_least("parts", parts, 1, fix="One part is no split.")
+    one_of("unit", unit, UNITS)
     label = {
         name: _deal(tuple(shape), parts, unit, generator).to(label_dtype(parts))
         for name, shape in shapes.items()
     }
-    return Partition(label, parts)
+    return Partition(label, parts, PATTERNS.get(unit))
 
 
 def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Generator) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import Partition
+from ..core.checks import between
 from ..core.errors import ConfigError
 
 CHUNK = 2**22  # scores looked at together
@@ -26,11 +27,7 @@ def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
     Source: LT-SFT (arXiv:2110.07560), whose released code takes all that reach the threshold.
     """
     total = sum(score.numel() for score in scores.values())
-    if not 0 <= count <= total:
-        raise ConfigError(
-            "count", got=count, want=f"0 ... {total}, the number of weights to choose from",
-            fix="Lower the count, or give a density between 0 and 1.",
-        )  # fmt: skip
+    between("count", count, 0, total, fix=f"There are {total} weights to choose from.")
     label = {n: torch.full(s.shape, -1, dtype=torch.int8) for n, s in scores.items()}
     if count:
         threshold, ties = _threshold(scores, count)
@@ -92,9 +89,7 @@ def _keys(score: Tensor) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, len(flat), CHUNK):
         chunk = flat[start : start + CHUNK].float()
         if bool(chunk.isnan().any()):
-            raise ConfigError(
-                "scores", got="NaN among them", want="numbers",
-                fix="Look for a training that diverged: lower its learning rate.",
-            )  # fmt: skip
+            fix = "Look for a training that diverged: lower its learning rate."
+            raise ConfigError("scores", got="NaN among them", want="numbers", fix=fix)
         bits = (chunk + 0.0).view(torch.int32).long()  # + 0.0: -0 is 0
         yield start, torch.where(bits < 0, -1 - (bits & 0x7FFFFFFF), bits) + 2**31

@@ -1,0 +1,122 @@
+"""How the weights of a part lie, where a kernel may rely on it: N of M, or whole blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .checks import at_least, between
+from .errors import ConfigError, ShapeError
+
+
+@dataclass(frozen=True)
+class NofM:
+    """Of each m consecutive weights along `axis` a part has exactly n.
+
+    n, m: 2 and 4 are what GPUs multiply; axis: of the weight (out, in, ...); -1, the last, and 1
+    is the inputs of a linear map.
+
+    Raises: ConfigError unless 1 <= n <= m.
+    """
+
+    n: int = 2
+    m: int = 4
+    axis: int = -1
+
+    def __post_init__(self) -> None:
+        at_least("m", self.m, 1)
+        between("n", self.n, 1, self.m)
+
+    def groups(self, weight: Tensor) -> Tensor:
+        """The weights in groups of m.  (out, in, ...) -> (..., m), the axis moved to the end.
+
+        Raises: ShapeError for an axis that m does not divide.
+        """
+        length = weight.shape[self.axis]
+        if length % self.m:
+            raise ShapeError(
+                f"axis {self.axis} of a weight of {tuple(weight.shape)}",
+                got=length,
+                want=f"a multiple of m = {self.m}",
+                fix="Leave this weight out.",
+            )
+        return weight.movedim(self.axis, -1).unflatten(-1, (-1, self.m))
+
+    def restored(self, groups: Tensor) -> Tensor:
+        """The inverse of `groups`."""
+        return groups.flatten(-2).movedim(-1, self.axis)
+
+    def holds(self, mask: Tensor) -> Tensor:
+        """Where a mask keeps to the pattern: bool, of the mask's shape."""
+        groups = self.groups(mask)
+        right = groups.sum(-1, keepdim=True) == self.n
+        return self.restored(right.expand_as(groups))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of rows x columns belong to one part as a whole; None = all there are.
+
+    Blocks(1, None): whole rows (output channels); Blocks(None, 1): whole columns; Blocks(4, 1):
+    four rows that share their columns, as kernels of sparse convolutions want it. A weight of more
+    than two axes is (out, the rest), a vector is one row.
+
+    Raises: ConfigError for sides below 1.
+    """
+
+    rows: int | None = 1
+    columns: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least("rows", 1 if self.rows is None else self.rows, 1)
+        at_least("columns", 1 if self.columns is None else self.columns, 1)
+
+    def groups(self, weight: Tensor) -> Tensor:
+        """The weights block by block.  (out, in, ...) -> (R, C, rows * columns).
+
+        Raises: ShapeError for a weight that blocks do not tile.
+        """
+        matrix = weight.flatten(1) if weight.dim() > 1 else weight.reshape(1, -1)
+        rows, columns = self._sides(*matrix.shape)
+        if matrix.shape[0] % rows or matrix.shape[1] % columns:
+            raise ShapeError(
+                "weight",
+                got=tuple(weight.shape),
+                want=f"a multiple of blocks of {rows} x {columns}",
+                fix="Leave this weight out.",
+            )
+        tiled = matrix.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))  # (R, rows, C, columns)
+        return tiled.transpose(1, 2).flatten(2)
+
+    def restored(self, groups: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `groups` for a weight of that shape."""
+        out, rest = (shape[0], shape[1:].numel()) if len(shape) > 1 else (1, shape.numel())
+        rows, columns = self._sides(out, rest)
+        return groups.unflatten(2, (rows, columns)).transpose(1, 2).reshape(shape)
+
+    def holds(self, mask: Tensor) -> Tensor:
+        """Where a mask keeps to the pattern: bool, of the mask's shape."""
+        groups = self.groups(mask)
+        right = groups.all(-1, keepdim=True) | ~groups.any(-1, keepdim=True)
+        return self.restored(right.expand_as(groups), mask.shape)
+
+    def _sides(self, out: int, rest: int) -> tuple[int, int]:
+        return self.rows or max(1, out), self.columns or max(1, rest)
+
+
+Pattern = NofM | Blocks
+ROWS, COLUMNS = Blocks(1, None), Blocks(None, 1)
+
+
+def check_pattern(pattern: Pattern, name: str, part: int, mask: Tensor) -> None:
+    """Raises: ConfigError with the first place where a part's mask breaks the pattern."""
+    if mask.numel() and not bool((right := pattern.holds(mask)).all()):
+        place = tuple(int(i) for i in (~right).nonzero()[0])
+        raise ConfigError(
+            f"pattern of {name!r}",
+            got=f"part {part}, which breaks it at {place}",
+            want=repr(pattern),
+            fix="Choose the weights by that pattern, or leave pattern=None.",
+        )
