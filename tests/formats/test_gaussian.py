@@ -12,9 +12,11 @@ from scipy import stats
 from torch import Tensor
 from torch.testing import assert_close
 
+from intarsia.core import nbytes
 from intarsia.core.errors import ConfigError, ShapeError
 from intarsia.formats import Gaussian
-from intarsia.formats.gaussian import codebook, pack_bits, unpack_bits
+from intarsia.formats.bits import pack_bits, unpack_bits
+from intarsia.formats.gaussian import codebook
 
 bits = st.integers(1, 8)
 
@@ -68,7 +70,7 @@ def test_decode_gives_what_training_saw(b: int, rows: int, columns: int, kind: s
     w, form = normal(rows, columns).float(), Gaussian(b, kind)
     made = form.encode(w)
     assert torch.equal(form.decode(made, w.shape), form.quantise(w))  # bit by bit
-    assert form.nbytes(w.shape) == sum(t.numel() * t.element_size() for t in made.values())
+    assert form.size(w.shape) == nbytes(made) == math.ceil(w.numel() * b / 8) + 8
 
 
 @pytest.mark.parametrize("kind", ["median", "lloyd"])
@@ -128,6 +130,8 @@ def test_what_cannot_be_is_refused() -> None:
         Gaussian(0)
     with pytest.raises(ConfigError, match="codebook: got 'kmeans'"):
         Gaussian(1, "kmeans")
+    with pytest.raises(ConfigError, match="keep: got a mask, want None: no level is 0"):
+        Gaussian(1).encode(normal(3, 3), normal(3, 3) > 0)
     made = Gaussian(1).encode(normal(3, 3))
     with pytest.raises(ShapeError, match=r"codes: got \(2,\), want \(3,\), 20 codes of 1 bits"):
         Gaussian(1).decode(made, (4, 5))

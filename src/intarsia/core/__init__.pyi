@@ -8,6 +8,7 @@ from .cell import Site as Site
 from .claim import Claim as Claim
 from .claim import Result as Result
 from .format import Format as Format
+from .format import nbytes as nbytes
 from .partition import Partition as Partition
 from .partition import intersect as intersect
 from .partition import union as union

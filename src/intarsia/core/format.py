@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from torch import Tensor
 
+Stored = Mapping[str, Tensor]
 
-class Format(Protocol):
-    """A way to store a tensor.
 
-    decode(encode(w), w.shape) is what the format makes of w, and decode keeps it: codes are stored,
-    never made anew from a decoded tensor.
+class Format(abc.ABC):
+    """A way to store a weight.
+
+    decode(encode(w), w.shape) is what the format makes of w, and decoding keeps it: codes are
+    stored, never made anew from a decoded tensor.
     """
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        """What is written: tensors by name, indices and metadata included."""
-        ...
+    @abc.abstractmethod
+    def encode(
+        self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What is written: tensors by name, indices and metadata included.
 
-    def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """The tensor of that shape that `stored` stands for."""
-        ...
+        keep: bool, of the weight's shape, the weights that are kept, all others being 0; None = the
+        format's own choice. moments: second moments of the layer's inputs, (in,) or (in, in), for
+        formats that choose codes by the error of the output; others do not read them.
+        Raises: ConfigError for a `keep` where the format has no zeros.
+        """
 
-    def nbytes(self, shape: Sequence[int]) -> int:
-        """The bytes of all that `encode` returns for a tensor of that shape."""
-        ...
+    @abc.abstractmethod
+    def decode(self, stored: Stored, shape: Sequence[int]) -> Tensor:
+        """The tensor of that shape that `stored` stands for.
+
+        Raises: ShapeError where they do not fit.
+        """
+
+    def matmul(self, x: Tensor, stored: Stored, shape: Sequence[int]) -> Tensor:
+        """x W^T, W (out, in) the weight that is stored; decodes it first.
+
+        x: (..., in) -> (..., out). A format with a kernel of its own overrides it.
+        """
+        return x @ self.decode(stored, shape).to(x).T
+
+
+def nbytes(stored: Stored) -> int:
+    """The bytes of all that is stored."""
+    return sum(t.numel() * t.element_size() for t in stored.values())

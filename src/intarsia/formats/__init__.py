@@ -1,3 +1,4 @@
 """Stored how?"""
 
+from .bitmask import Bitmask as Bitmask
 from .gaussian import Gaussian as Gaussian

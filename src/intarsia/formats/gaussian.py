@@ -10,7 +10,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, ShapeError
+from ..core import Format
+from ..core.checks import between, one_of
+from ..core.errors import ConfigError
+from .bits import pack_bits, unpack_bits
 
 CODEBOOKS = ("median", "lloyd")
 ROUNDS = 500
@@ -18,7 +21,7 @@ EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Format):
     """w = q(z) std + mean with z = (W - mean) / (std + 1e-5); q: to the nearest of 2^b levels.
 
     mean, std: of all entries of W.
@@ -34,12 +37,8 @@ class Gaussian:
     codebook: str = "median"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise ConfigError("bits", got=self.bits, want="1 ... 8", fix="Try 1, 2 or 4.")
-        if self.codebook not in CODEBOOKS:
-            raise ConfigError(
-                "codebook", got=repr(self.codebook), want=f"one of {CODEBOOKS}", fix="Pick one."
-            )
+        between("bits", self.bits, 1, 8, fix="Try 1, 2 or 4.")
+        one_of("codebook", self.codebook, CODEBOOKS)
 
     def quantise(self, weight: Tensor) -> Tensor:
         """What is left of a weight; the gradient passes q as if it were not there.
@@ -52,8 +51,13 @@ class Gaussian:
         q = self._levels(z)[self._codes(z)] + (z - z.detach())  # adds nothing but the gradient
         return (q * std + mean).to(weight.dtype)
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        """codes: (ceil(n b / 8),) uint8; moments: (2,) float32, mean and std."""
+    def encode(
+        self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """codes: (ceil(n b / 8),) uint8; moments: (2,) float32, mean and std of the weight."""
+        if keep is not None:
+            fix = "Use Bitmask, or encode the weight without a mask."
+            raise ConfigError("keep", got="a mask", want="None: no level is 0", fix=fix)
         w = weight.detach().float()
         mean, std = _moments(w)
         codes = self._codes((w - mean) / (std + EPS)).flatten()
@@ -65,7 +69,8 @@ class Gaussian:
         codes = unpack_bits(stored["codes"], self.bits, math.prod(shape))
         return (self._levels(mean)[codes] * std + mean).view(*shape)
 
-    def nbytes(self, shape: Sequence[int]) -> int:
+    def size(self, shape: Sequence[int]) -> int:
+        """The bytes of any tensor of that shape: here they do not depend on the data."""
         return -(-math.prod(shape) * self.bits // 8) + 8
 
     def _levels(self, like: Tensor) -> Tensor:
@@ -96,23 +101,3 @@ def codebook(bits: int, kind: str = "median") -> tuple[tuple[float, ...], tuple[
             levels = (density[:-1] - density[1:]) / below.diff()
         levels = (levels - levels.flip(0)) / 2  # symmetric to the last digit
     return tuple(levels.tolist()), tuple(((levels[1:] + levels[:-1]) / 2).tolist())
-
-
-def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Numbers below 2^b, lowest bit first, without gaps.  (n,) int64 -> (ceil(n b / 8),) uint8."""
-    place = torch.arange(8, device=codes.device)
-    flat = (codes[:, None] >> place[:bits] & 1).flatten()
-    flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)])  # a last byte that is not full
-    return (flat.view(-1, 8) << place).sum(1).to(torch.uint8)
-
-
-def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """What `pack_bits` packed.  (ceil(n b / 8),) uint8 -> (n,) int64."""
-    if packed.shape != ((want := -(-count * bits // 8)),):
-        raise ShapeError(
-            "codes", got=tuple(packed.shape), want=f"({want},), {count} codes of {bits} bits",
-            fix="Decode with the format and the shape of the encoding.",
-        )  # fmt: skip
-    place = torch.arange(8, device=packed.device)
-    flat = (packed.long()[:, None] >> place & 1).flatten()[: count * bits]
-    return (flat.view(count, bits) << place[:bits]).sum(1)

@@ -51,7 +51,7 @@ class Entry(NamedTuple):
     @property
     def nbytes(self) -> int:
         if self.format is not None:
-            return self.format.nbytes(self.tensor.shape)
+            return self.format.size(self.tensor.shape)
         return self.tensor.numel() * (4 if self._is_float else self.tensor.element_size())
 
     @property
