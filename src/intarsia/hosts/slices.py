@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from ..core import Method, Site
 from ..core.errors import ConfigError, TargetError, UnknownName
 from ..core.modes import evaluating
 from ..partitions import top_units
+from ..scores import Statistics, observing
 from .blocks import unwrapped, walk
 from .compare import call
 from .couples import couples
@@ -216,29 +216,17 @@ def _activations(
     model: nn.Module, modules: dict[str, nn.Module], ways: dict[str, Way], batches: Sequence[Any]
 ) -> dict[str, Tensor]:
     """Root mean square of each channel over all positions that are no padding."""
-    squares = {path: torch.zeros(way[1][1], dtype=torch.float64) for path, way in ways.items()}
-    counts = dict.fromkeys(ways, 0)
-    mask: Tensor | None = None
-
-    def count(path: str, module: nn.Module, args: Any, y: Any) -> None:
-        side, at = ways[path]
-        x = args[0] if side == "inputs" else y
-        x = x.detach().movedim(1, -1) if isinstance(module, nn.Conv2d) else x.detach()
-        rows = x.flatten(0, -2) if mask is None or mask.shape != x.shape[:-1] else x[mask]
-        squares[path] += rows.narrow(-1, *at).double().square().sum(0).cpu()
-        counts[path] += len(rows)
-
-    handles = [m.register_forward_hook(partial(count, p)) for p, m in modules.items()]
-    try:
-        with evaluating(model), torch.no_grad():
-            for batch in batches:
-                given = batch[0] if isinstance(batch, (tuple, list)) else batch
-                mask = given["attention_mask"].bool() if "attention_mask" in _keys(given) else None
-                call(model, given)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {path: (s / max(1, counts[path])).sqrt() for path, s in squares.items()}
+    outputs = [path for path, (side, _) in ways.items() if side != "inputs"]
+    with evaluating(model), torch.no_grad(), observing(modules, outputs=outputs) as seen:
+        for batch in batches:
+            given = batch[0] if isinstance(batch, (tuple, list)) else batch
+            masked = "attention_mask" in _keys(given)
+            seen.mask = given["attention_mask"].bool() if masked else None
+            call(model, given)
+    found = {  # a layer that no batch reached has zeros
+        path: seen.found.get(path, Statistics.none(sum(at))) for path, (_, at) in ways.items()
+    }
+    return {p: s.mean_square.sqrt().narrow(0, *ways[p][1]) for p, s in found.items()}
 
 
 def _keys(batch: Any) -> Any:

@@ -1,0 +1,102 @@
+"""One pass gives what all rows together give, in whatever batches and order they come."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import add
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from intarsia.core.errors import ShapeError
+from intarsia.scores import Statistics, observing
+
+sizes = st.lists(st.integers(0, 6), min_size=1, max_size=5)  # rows of each batch; empty ones, too
+
+
+def rows_of(load: list[int], seed: int, width: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [1 + torch.randn(n, width, generator=generator) for n in load]
+
+
+def assert_same(a: Statistics, b: Statistics) -> None:
+    assert a.count == b.count
+    for x, y in ((a.total, b.total), (a.squares, b.squares), (a.hessian, b.hessian)):
+        assert (x is None) == (y is None)
+        assert x is None or y is None or torch.allclose(x, y, rtol=1e-12, atol=1e-12)
+
+
+@given(sizes, st.integers(0, 99), st.randoms())
+def test_batches_add_up_to_the_whole_in_any_order(
+    load: list[int], seed: int, order: object
+) -> None:
+    batches = rows_of(load, seed)
+    found = [Statistics.of(rows, hessian=True) for rows in batches]
+    whole = torch.cat(batches).double()
+    shuffled = sorted(found, key=lambda _: order.random())  # type: ignore[attr-defined]
+    assert_same(reduce(add, shuffled), Statistics.of(whole, hessian=True))
+    nobody = Statistics.none(3, hessian=True)
+    assert_same(reduce(add, found, nobody), reduce(lambda a, b: b + a, reversed(found), nobody))
+    total = reduce(add, found)
+    if len(whole):  # the naive computation
+        assert_close(total.mean, whole.mean(0))
+        assert_close(total.mean_square, (whole**2).mean(0))
+        assert_close(total.variance, whole.var(0, correction=0), rtol=1e-9, atol=1e-9)
+        assert_close(total.hessian, torch.stack([torch.outer(x, x) for x in whole]).sum(0))
+    else:
+        assert_close(total.mean, torch.zeros(3, dtype=torch.float64))
+
+
+def test_sums_do_not_lose_small_numbers_behind_large_ones() -> None:
+    rows = torch.tensor([[2.0**25], [1.0]])
+    found = Statistics.of(rows[:1]) + Statistics.of(rows[1:])
+    assert float(found.total) == 2.0**25 + 1  # float32 has no such number
+
+
+def test_a_model_is_watched_layer_by_layer_and_left_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    layers = {"first": model[0], "second": model[2]}
+    batches = rows_of([5, 2], 0)
+    with observing(layers, outputs=["second"], hessian=True) as seen, torch.no_grad():
+        for rows in batches:
+            model(rows[None])
+    assert_same(seen.found["first"], Statistics.of(torch.cat(batches), hessian=True))
+    assert_same(seen.found["second"], Statistics.of(model(torch.cat(batches)), hessian=True))
+    count = seen.found["first"].count
+    model(batches[0])
+    assert seen.found["first"].count == count  # the hooks are gone
+    with pytest.raises(ZeroDivisionError), observing(layers):
+        raise ZeroDivisionError
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_padding_is_left_out() -> None:
+    layer = nn.Linear(3, 2)
+    x = torch.randn(2, 4, 3)
+    mask = torch.tensor([[True, True, False, False], [True, False, False, False]])
+    x[~mask] = torch.nan
+    with observing({"": layer}) as seen:
+        seen.mask = mask
+        layer(x)
+        seen.mask = None
+        layer(x[:, :1])
+    assert_same(seen.found[""], Statistics.of(torch.cat([x[mask], x[:, 0]])))
+
+
+def test_channels_of_a_convolution_are_its_second_axis() -> None:
+    layer, x = nn.Conv2d(3, 2, 1), torch.randn(2, 3, 4, 5)
+    with observing({"": layer}) as seen:
+        layer(x)
+    assert_same(seen.found[""], Statistics.of(x.movedim(1, -1).reshape(-1, 3)))
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    with pytest.raises(ShapeError, match="got widths 3 and 2"):
+        _ = Statistics.none(3) + Statistics.none(2)
+    with pytest.raises(ShapeError, match="hessian True and False"):
+        _ = Statistics.none(3, hessian=True) + Statistics.none(3)
