@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import intarsia
-from intarsia.conformance.composition import beside, over, sums, vit
+from intarsia.catalog import cards
+from intarsia.conformance.composition import beside, by_trait, over, sums, vit
 from intarsia.core.errors import ConfigError, FoldError
 from intarsia.core.registry import card
 from intarsia.hosts.delta_cells import layers_of
@@ -91,7 +92,16 @@ def test_pairs_that_the_page_of_compositions_names() -> None:
     assert beside(card("lt_sft"), card("lora")) == "yes"
     assert beside(card("mosa"), card("lt_sft")) == "blocks"
     assert sums(card("lora"), card("s2ft")) and not sums(card("lora"), card("ssf"))
-    page = (Path(__file__).parents[2] / "docs" / "composition.md").read_text()
-    from intarsia.catalog import cards
 
-    assert all(f"| **{found.key}** |" in page for found in cards("adapter"))
+
+def test_the_page_of_compositions_names_every_adapter_under_its_trait() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "composition.md").read_text()
+    for one, group in by_trait(cards("adapter")).items():
+        assert f"| {one} | {', '.join(f'`{found.key}`' for found in group)} |" in page
+
+
+@pytest.mark.parametrize(("one", "two"), [("bi", "s2ft"), ("mixlora", "mos"), ("poly", "ssf")])
+def test_what_was_not_tried_follows_from_the_traits(one: str, two: str) -> None:
+    first = {c.key: group[0] for group in by_trait(cards("adapter")).values() for c in group}
+    assert first[one].key != one or first[two].key != two
+    assert beside(card(one), card(two)) == beside(first[one], first[two])

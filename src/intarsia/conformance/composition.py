@@ -1,4 +1,4 @@
-"""Which adapters go together: every pair is tried on a small ViT, `python -m` writes the table."""
+"""Which adapters go together, tried by trait on a small ViT; `python -m` writes the page."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import dataclasses
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -23,31 +23,71 @@ from ..hosts import adapt, load
 from ..hosts.combine import combine
 from ..hosts.delta_cells import layers_of
 from .cards import tiny
+from .cells import site
 
 SIDE, CLASSES = 32, 3
 INTRO = """# What goes together
 
-Every pair of adapters was tried on a small ViT; `python -m intarsia.conformance.composition` tries
-them again and writes this page.
+Tried on a small ViT; `python -m intarsia.conformance.composition` tries it again and writes this
+page. What two methods do beside each other depends on their traits: where their cells sit, whether
+those run beside a module or after it, whether they are changes of weights, and whether they compute
+the module they sit at (*whole*). One method of each trait is tried with every other trait, all
+other methods with the one of their own trait. The rest follows.
 
+| trait | methods, the tried one first |
+|---|---|
 """
 BESIDE = """## Side by side
 
 Two adapters in one model, both active, saved, loaded into a fresh model, with the same outputs.
 **yes**: in the same blocks, where both methods go by themselves. **blocks**: one inside the other's
 places, which is refused, so that they take different blocks (`layers=`).
-
 """
+WITHIN = """Each other method beside the one of its trait: """
 OVER = """## One over the other
 
 The method of the row made of the method of the column (`over=`): trained one step, saved, loaded,
-with the same outputs.
-
+with the same outputs. Every pair was tried, since a method chooses what it is made of.
 """
 SUMS = """## Sums, means, differences
 
 `intarsia.combine(model, {"a": 0.5, "b": 0.5}, "mean")` makes a third adapter whose change of the
-weights is the mean of both. It works between all methods tagged *linear*: """
+weights is the mean of both. It works between all methods tagged *linear*, each tried with the first
+of them: """
+
+
+class Trait(NamedTuple):
+    """What decides beside which other adapters a method can stand."""
+
+    place: str
+    position: str
+    linear: bool
+    whole: bool
+
+    def __str__(self) -> str:
+        kind = "whole" if self.whole else "linear" if self.linear else "not linear"
+        return f"{kind}, {self.position}, {self.place}"
+
+
+def trait(card: Card) -> Trait:
+    """The trait of an adapter with its tiny settings."""
+    config = tiny(card)
+    cell = config.build(site(card), generator=torch.Generator())
+    roles = set(config.roles)
+    place = "at layers of attention"
+    if roles & {"mlp", "attention", "block"}:
+        place = "at the MLP or a block"
+    elif roles & {"mlp_linear", "linear"}:
+        place = "at layers inside the MLP too"
+    return Trait(place, config.position, "linear" in card.tags, cell.whole)
+
+
+def by_trait(found: Iterable[Card]) -> dict[Trait, list[Card]]:
+    """The cards of each trait, the one that stands for it first: that of the oldest paper."""
+    groups: dict[Trait, list[Card]] = {}
+    for card in sorted(found, key=lambda c: (c.paper.arxiv, c.key)):
+        groups.setdefault(trait(card), []).append(card)
+    return groups
 
 
 def vit() -> nn.Module:
@@ -145,32 +185,39 @@ def sums(one: Card, two: Card) -> bool:
     return mean.keys() == parts["one"].keys() | parts["two"].keys()
 
 
-def _grid(
-    rows: Iterable[Card], columns: Iterable[Card], cell: Callable[[Card, Card], str]
-) -> list[str]:
-    columns = list(columns)
-    lines = [f"| | {' | '.join(c.key for c in columns)} |", f"|---{'|---' * len(columns)}|"]
-    for row in rows:
-        lines.append(f"| **{row.key}** | {' | '.join(cell(row, c) for c in columns)} |")
-    return lines
+def _grid(heads: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
+    heads = list(heads)
+    lines = [f"| | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
+    return lines + [f"| **{name}** | {' | '.join(cells)} |" for name, cells in rows]
+
+
+def _made_of(found: Iterable[Card]) -> list[str]:
+    """The table of methods made of others."""
+    found = list(found)
+    outer = [c for c in found if any(f.name == "over" for f in dataclasses.fields(tiny(c)))]
+    rows = ((a.key, ["yes" if over(a, b) else "" for b in found]) for a in outer)
+    return _grid((c.key for c in found), rows)
 
 
 def page() -> str:
-    """All pairs, tried now."""
+    """The page, all of it tried now."""
     found = cards("adapter")
-    known = {
-        frozenset((a.key, b.key)): beside(a, b)
-        for a, b in itertools.combinations_with_replacement(found, 2)
-    }
-    lines = [INTRO + BESIDE.rstrip(), ""]
-    lines += _grid(found, found, lambda a, b: known[frozenset((a.key, b.key))])
-    outer = [c for c in found if any(f.name == "over" for f in dataclasses.fields(tiny(c)))]
-    lines += ["", OVER.rstrip(), ""]
-    lines += _grid(outer, found, lambda a, b: "yes" if over(a, b) else "")
-    linear = [c for c in found if "linear" in c.tags]
-    works = {c.key for c, d in itertools.product(linear, linear) if sums(c, d)}
-    lines += ["", SUMS + ", ".join(f"`{key}`" for key in sorted(works)) + "."]
-    return "\n".join([*lines, ""])
+    groups = by_trait(found)
+    firsts = [group[0] for group in groups.values()]
+    lines = [INTRO.rstrip()]
+    for one, group in groups.items():
+        lines.append(f"| {one} | {', '.join(f'`{card.key}`' for card in group)} |")
+    pairs = itertools.combinations_with_replacement(firsts, 2)
+    known = {frozenset((a.key, b.key)): beside(a, b) for a, b in pairs}
+    rows = ((a.key, [known[frozenset((a.key, b.key))] for b in firsts]) for a in firsts)
+    lines += ["", BESIDE, *_grid((c.key for c in firsts), rows)]
+    within = [f"`{c.key}` {beside(c, group[0])}" for group in groups.values() for c in group[1:]]
+    lines += ["", f"{WITHIN}{', '.join(within)}."]
+    lines += ["", OVER, *_made_of(found)]
+    first, *others = [c for c in found if "linear" in c.tags]
+    works = [c.key for c in (first, *others) if sums(first, c)]
+    lines += ["", f"{SUMS}{', '.join(f'`{key}`' for key in works)}.", ""]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
