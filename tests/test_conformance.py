@@ -291,7 +291,11 @@ class GateRouter(Router):
             self.idle = nn.Parameter(torch.ones(1))
         self.before: Tensor | None = None
         self.equal_counts = self.fault != "dense"
+        self.step = 0
         self.shift = torch.randn(config.experts, generator=generator)  # in no state dict
+
+    def before_step(self, step: int, steps: int) -> None:
+        self.step += 1
 
     def forward(self, x: Tensor) -> Any:
         return x if self.fault == "no routing" else super().forward(x)
@@ -349,6 +353,8 @@ class GateRouter(Router):
         if self.fault == "memory":
             logits = logits if self.before is None else logits + self.before
             self.before = 10 * logits.detach().flip(1).mean(0)
+        if self.fault == "no clock":
+            logits = logits * (1 + self.step)
         if self.fault == "no buffer":
             logits = logits + self.shift.to(logits)
         return logits
@@ -403,6 +409,7 @@ ROUTER_FAULTS: list[tuple[str, Card]] = [
     ("forgets_the_batch_before", gate("memory")),
     ("gives_as_many_if_it_says_so", gate("uneven")),
     ("comes_back_from_its_state", gate("no buffer")),
+    ("remembers_its_steps", gate("no clock")),
     ("says_what_width_it_takes", gate("plain matmul")),
 ]
 

@@ -1,4 +1,5 @@
 from .adapters.bottleneck import Bottleneck as Bottleneck
+from .adapters.fourier import Fourier as Fourier
 from .adapters.lora import Lora as Lora
 from .adapters.mos import Mos as Mos
 from .adapters.s2ft import S2ft as S2ft
@@ -74,6 +75,7 @@ from .routers.noisy_topk import NoisyTopK as NoisyTopK
 from .routers.permutation import PermutationSearch as PermutationSearch
 from .routers.random import RandomRouting as RandomRouting
 from .routers.recurrent import Recurrent as Recurrent
+from .routers.relu import ReMoe as ReMoe
 from .routers.switch import Switch as Switch
 from .routers.task import TaskRouting as TaskRouting
 from .routers.topk import TopK as TopK

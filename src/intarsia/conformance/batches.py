@@ -278,6 +278,30 @@ def comes_back_from_its_state(card: Card) -> None:
     )
 
 
+def remembers_its_steps(card: Card) -> None:
+    """What `before_step` changes is in the state dict: a resumed run goes on as it would have."""
+    run, resumed = build(card).train(), build(card, seed=5).train()
+    if not hasattr(run, "before_step"):
+        return
+    for step in range(8):
+        cast(Any, run).before_step(step, 10)
+        route(run, tokens(seed=step))
+    resumed.load_state_dict(run.state_dict())
+    found: list[dict[str, Tensor]] = []
+    for router in (run, resumed):
+        cast(Any, router).before_step(8, 10)
+        routing = route(router.train("stochastic" not in card.tags), tokens())
+        losses = {name: loss.detach() for name, loss in routing.losses.items()}
+        found.append(losses | {"weights": routing.dense().detach()})
+    for what, want in found[0].items():
+        require_close(
+            found[1][what],
+            want,
+            what=f"{what} of a run and of one resumed",
+            fix="Keep what `before_step` reads and changes in buffers.",
+        )
+
+
 def says_what_width_it_takes(card: Card) -> None:
     """Tokens of another width are routed, or refused with an error of this library."""
     try:
@@ -304,5 +328,6 @@ BATCH_LAWS: tuple[Law, ...] = (
     forgets_the_batch_before,
     gives_as_many_if_it_says_so,
     comes_back_from_its_state,
+    remembers_its_steps,
     says_what_width_it_takes,
 )
