@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,8 @@ def test_the_change_is_the_inverse_transform_of_few_entries(
 def test_the_change_and_the_places_are_those_of_peft() -> None:
     model = nn.Sequential(nn.Linear(6, 4, bias=False))
     config = FourierFTConfig(n_frequency=10, scaling=150.0, random_loc_seed=5, target_modules=["0"])
-    layer = get_peft_model(model, config).base_model.model[0]
+    adapted: Any = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    layer = adapted.base_model.model[0]
     cell = built(Fourier(10, 150.0, seed=5)).float()
     assert torch.equal(torch.stack([cell.place // 6, cell.place % 6]), layer.indices["default"])
     with torch.no_grad():

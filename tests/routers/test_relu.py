@@ -133,10 +133,10 @@ def test_a_token_without_an_expert_adds_nothing() -> None:
 def test_padding_counts_neither_for_the_loss_nor_for_the_sparsity() -> None:
     x, valid = rows(6), torch.tensor([[True, True, False, True, False, False]])
     padded, alone = built(ReMoe(4, 2)).train(), built(ReMoe(4, 2)).train()
-    padded.valid = valid
+    padded.context.valid = valid
     assert_close(padded(x).losses["l1"], alone(x[valid[0]]).losses["l1"])
     assert torch.equal(padded.seen, alone.seen) and int(padded.seen[1]) == 3
-    padded.valid = torch.zeros_like(valid)
+    padded.context.valid = torch.zeros_like(valid)
     assert not padded(x).losses
 
 

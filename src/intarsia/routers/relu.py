@@ -27,7 +27,7 @@ class ReMoe:
     The loss is lambda / T sum_t sum_e f_e R(x_t)_e, f_e = E / (k T) times the tokens of expert e:
     experts of many tokens are pushed down harder. lambda_i = lambda_{i-1} alpha^sign(S_target - S),
     with S the share of pairs of a token and an expert that are off, S_target = 1 - k / E.
-    lambda changes before each step of `fit`; a loop of your own calls the routers' `before_step`.
+    lambda changes before each step of `fit`; a loop of your own calls `gating.before_step`.
 
     Raises: ConfigError on a setting that cannot be.
     Source: paper, section 3, and released code.  A token may have no expert, and then adds nothing.
