@@ -1,4 +1,4 @@
-"""What is added? One file per published cell."""
+"""Adapters: one file per published cell that is added to a layer."""
 
 from .bottleneck import Bottleneck as Bottleneck
 from .bottleneck import BottleneckCell as BottleneckCell

@@ -1,5 +1,5 @@
-"""Bottleneck adapters: Houlsby (arXiv:1902.00751), Pfeiffer (arXiv:2005.00247), AdaptFormer
-(arXiv:2205.13535) and Adapter+ (arXiv:2406.06820) are one cell in four places."""
+"""Bottleneck adapters: one cell, placed as in Houlsby (arXiv:1902.00751), Pfeiffer
+(arXiv:2005.00247), AdaptFormer (arXiv:2205.13535) or Adapter+ (arXiv:2406.06820)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Paper, Site
+from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError, TargetError
 
 Linear = Callable[[Tensor], Tensor]
@@ -23,7 +24,7 @@ SCALES = ("layer", "channel")
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a published adapter sits, and its published settings."""
+    """The place of a published adapter, and its published settings."""
 
     roles: tuple[str, ...]
     position: str
@@ -45,22 +46,22 @@ PLACEMENTS = MappingProxyType(
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """A bottleneck adapter, s * up(act(down(norm(x)))), where and as `placement` says.
+    """A bottleneck adapter, s * up(act(down(norm(x)))).
 
     bottleneck: r, the width inside.
-    placement: "adaptformer" (beside the MLP), "pfeiffer" (after the MLP, inside its branch),
+    placement: "adaptformer" (parallel to the MLP), "pfeiffer" (after the MLP, inside its branch),
       "houlsby" (after attention and after the MLP, inside their branches) or "adapter+" (after the
       whole block).
     activation, norm, scale, init: None = as published for the placement.
       activation: "gelu", "relu" or "silu".
-      norm: "none"; "layer", a LayerNorm of what the cell reads; "residual", a LayerNorm of the
-        residual stream, recovered from the host's own LayerNorm that feeds the site.
+      norm: "none"; "layer", a LayerNorm of the cell's input; "residual", a LayerNorm of the
+        residual stream, computed from the output of the host's LayerNorm before the site.
       scale: a number, "layer" (one learned number) or "channel" (learned, one per output).
       init: "zero" (Kaiming down, zero up) or "houlsby" (both normal, sigma 0.01, cut at 2 sigma).
-    dropout: on the bottleneck, while training; weight_dropout: on the entries of the up-projection,
-      afresh for each sample (DropConnect, Wan et al. 2013).
+    dropout: of the bottleneck; weight_dropout: of the entries of the up-projection, drawn for each
+      sample (DropConnect, Wan et al. 2013). Both act in training only.
 
-    Raises: ConfigError on a setting that is none of these.
+    Raises: ConfigError on any other setting.
     Source: AdaptFormer (arXiv:2205.13535), Pfeiffer (arXiv:2005.00247), Houlsby (arXiv:1902.00751),
     Adapter+ (arXiv:2406.06820).
     Not for merging into weights: the activation makes it non-linear; `fold` can widen an MLP.
@@ -76,21 +77,19 @@ class Bottleneck:
     weight_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _choose("placement", self.placement, tuple(PLACEMENTS))
-        _choose("activation", self.resolved("activation"), tuple(ACTIVATIONS))
-        _choose("norm", self.resolved("norm"), NORMS)
-        _choose("init", self.resolved("init"), ("zero", "houlsby"))
+        one_of("placement", self.placement, PLACEMENTS)
+        one_of("activation", self.resolved("activation"), ACTIVATIONS)
+        one_of("norm", self.resolved("norm"), NORMS)
+        one_of("init", self.resolved("init"), ("zero", "houlsby"))
         if isinstance(self.resolved("scale"), str):
-            _choose("scale", self.resolved("scale"), SCALES)
-        if self.bottleneck < 1:
-            raise ConfigError("bottleneck", got=self.bottleneck, want="at least 1", fix="Try 16.")
+            one_of("scale", self.resolved("scale"), SCALES)
+        at_least("bottleneck", self.bottleneck, 1, "Try 16.")
         for name in ("dropout", "weight_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                got = getattr(self, name)
+            if not 0 <= (got := getattr(self, name)) < 1:
                 raise ConfigError(name, got=got, want="0 <= p < 1", fix="Try 0.1.")
 
     def resolved(self, name: str) -> str | float:
-        """The setting, or the placement's published one where it is None."""
+        """The setting, or the published one of the placement if it is None."""
         own = getattr(self, name)
         return getattr(PLACEMENTS[self.placement], name) if own is None else own
 
@@ -106,17 +105,12 @@ class Bottleneck:
         return BottleneckCell(self, site, generator=generator)
 
 
-def _choose(what: str, got: object, allowed: tuple[str, ...]) -> None:
-    if got not in allowed:
-        raise ConfigError(what, got=repr(got), want=f"one of {allowed}", fix="Pick one of them.")
-
-
 class ResidualNorm(nn.Module):
     """LayerNorm of the residual stream h, computed from the host's LayerNorm of h.
 
-    The host feeds x = n(h) * gamma_f + beta_f with n(h) the standardised h, so
-    LN(h) = (x - beta_f) / gamma_f * gamma + beta: an affine map of x, equal to a second LayerNorm
-    on h with the host's eps.
+    The input is x = n(h) * gamma_f + beta_f, where n(h) is the standardised h. Therefore
+    LN(h) = (x - beta_f) / gamma_f * gamma + beta is an affine map of x. It equals a second
+    LayerNorm of h with the host's eps.
     Raises: TargetError if no LayerNorm feeds the site, or a gamma_f is 0.
     """
 
@@ -125,26 +119,22 @@ class ResidualNorm(nn.Module):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
+        what, fix = f"norm='residual' at {site.path!r}", "Use norm='layer' or norm='none'."
         if site.norm is None:
-            raise TargetError(
-                f"norm='residual' at {site.path!r}", got="no LayerNorm that feeds the site",
-                want="a pre-norm block", fix="Use norm='layer' or norm='none'.",
-            )  # fmt: skip
+            got = "no LayerNorm that feeds the site"
+            raise TargetError(what, got=got, want="a pre-norm block", fix=fix)
         weight, bias = (t.detach().clone() for t in site.norm)
         if not weight.is_meta and bool((weight == 0).any()):
-            raise TargetError(
-                f"norm='residual' at {site.path!r}",
-                got=f"{int((weight == 0).sum())} zero gains in the host's LayerNorm",
-                want="none: the residual stream cannot be recovered there",
-                fix="Use norm='layer' or norm='none'.",
-            )
+            got = f"{int((weight == 0).sum())} zero gains in the host's LayerNorm"
+            want = "none: they lose the residual stream"
+            raise TargetError(what, got=got, want=want, fix=fix)
         self.register_buffer("host_weight", weight)
         self.register_buffer("host_bias", bias)
         self.weight = nn.Parameter(torch.ones_like(weight, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros_like(bias, dtype=torch.float32))
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """g, b with forward(x) = x * g + b."""
+        """(g, b) with forward(x) = x * g + b."""
         gain = self.weight / self.host_weight
         return gain, self.bias - gain * self.host_bias
 
@@ -154,9 +144,9 @@ class ResidualNorm(nn.Module):
 
 
 class DropConnect(nn.Linear):
-    """A linear map whose weights are dropped with probability p, afresh for each sample.
+    """A linear map whose weights are dropped with probability p, separately for each sample.
 
-    x: (B, ..., in).  Masks come from torch's own generator, as those of nn.Dropout do.
+    x: (B, ..., in) -> (B, ..., out).  Masks come from torch's own generator, as in nn.Dropout.
     """
 
     p = 0.0
@@ -179,7 +169,7 @@ class BottleneckCell(Cell):
         super().__init__()
         self.config = config
         width = site.reads
-        with torch.random.fork_rng(devices=[]):  # nn.Linear draws what `_reset` overwrites
+        with torch.random.fork_rng(devices=[]):  # `_reset` overwrites nn.Linear's initialisation
             self.down = nn.Linear(width, config.bottleneck)
             self.up = DropConnect(config.bottleneck, site.outputs)
         self.up.p = config.weight_dropout
@@ -211,12 +201,14 @@ class BottleneckCell(Cell):
             nn.init.zeros_(self.up.weight)
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """The cell with other projections in place of its own."""
+        """The cell with the given projections in place of its own."""
         return self.scale * up(self.dropout(self.act(self._normed(x, down))))
 
     def _normed(self, x: Tensor, down: Linear) -> Tensor:
-        """down(norm(x)).  An affine norm goes into the small weight instead of over every token:
-        less time, and no second copy of x kept for the backward."""
+        """down(norm(x)), with an affine norm folded into the small weight.
+
+        This is faster than a norm of every token, and the backward keeps no second copy of x.
+        """
         if isinstance(self.norm, ResidualNorm) and type(down) is nn.Linear:
             gain, shift = self.norm.affine()
             bias = down.weight @ shift.to(down.weight.dtype)

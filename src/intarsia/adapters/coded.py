@@ -1,4 +1,4 @@
-"""A cell whose weight matrices are quantised while it trains, whatever the cell is."""
+"""Quantisation-aware training of any cell: its weight matrices are quantised in each forward."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..core.errors import ConfigError
 from ..formats import Gaussian
 
 BIASES = ("bias", "biases")
-CUT = 2.0  # sigma at which the start of a constant weight is cut
+CUT = 2.0  # the initial normal distribution is cut at this many sigma
 
 
 def is_coded(name: str, parameter: Tensor) -> bool:
-    """Is this one of a cell's weight matrices?  Biases, gains and routers stay as they are."""
+    """Whether a parameter is quantised: weight matrices are; biases, gains and routers are not."""
     is_bias = name.rpartition(".")[2] in BIASES
     return parameter.dim() > 1 and not is_bias and "router" not in name
 
 
 def stored(body: nn.Module, *, biases: bool) -> dict[str, tuple[Tensor, bool]]:
-    """What a file must hold of a cell: name -> (tensor, is it coded?), sorted.
+    """The tensors of a cell that a file must store: name -> (tensor, whether it is coded), sorted.
 
-    biases: those of its linear maps, too.
+    biases: also store those of its linear maps.
     """
     weights = {n for n, p in body.named_parameters() if is_coded(n, p)}
     linear = {n.rpartition(".")[0] for n in weights}
@@ -39,7 +39,7 @@ def stored(body: nn.Module, *, biases: bool) -> dict[str, tuple[Tensor, bool]]:
 
 
 class _Call(nn.Module):
-    """A method of a cell as a forward, which functional_call wants."""
+    """A method of a cell as the forward of a module, for functional_call."""
 
     def __init__(self, body: Cell, method: str) -> None:
         super().__init__()
@@ -52,9 +52,9 @@ class _Call(nn.Module):
 class CodedCell(Cell):
     """body(x) with q(W) in place of each of its weight matrices W.
 
-    format: q, with a straight-through gradient; None = none, the float cell.
-    biases: keep those of the linear maps, in float. start: sigma of the normal, cut at 2 sigma,
-    from which a constant weight starts, since a constant has no spread to code.
+    format: q, with a straight-through gradient; None = no quantisation.
+    biases: keep the biases of the linear maps, in float. start: sigma of the normal distribution,
+    cut at 2 sigma, that initialises constant weights, because a constant cannot be quantised.
 
     Raises: ConfigError for a cell that has no weight matrix of its own.
     """
@@ -73,10 +73,9 @@ class CodedCell(Cell):
         self.whole = body.whole  # pyright: ignore[reportAttributeAccessIssue]
         weights = {n: p for n, p in body.named_parameters() if is_coded(n, p)}
         if not weights:
-            raise ConfigError(
-                "over", got=f"{type(body).__name__} without a weight matrix of its own",
-                want="a cell with linear maps", fix="Code a Bottleneck or a Lora.",
-            )  # fmt: skip
+            got = f"{type(body).__name__} without a weight matrix of its own"
+            fix = "Code a Bottleneck or a Lora."
+            raise ConfigError("over", got=got, want="a cell with linear maps", fix=fix)
         if not biases:
             for name in weights:
                 owner = body.get_submodule(name.rpartition(".")[0])
@@ -89,7 +88,7 @@ class CodedCell(Cell):
                 nn.init.trunc_normal_(weight, std=start, a=-cut, b=cut, generator=generator)
 
     def weights(self) -> dict[str, Tensor]:
-        """The quantised weight matrices by their names in the body."""
+        """The quantised weight matrices, by their names in the body."""
         if self.format is None:
             return {}
         return {
@@ -122,7 +121,7 @@ class CodedCell(Cell):
 
 
 class CodedLinear(nn.Linear):
-    """x q(W)^T + b: a head of few bits, trained as a CodedCell is.  (..., in) -> (..., out)."""
+    """x q(W)^T + b, a quantised head that is trained like a CodedCell.  (..., in) -> (..., out)."""
 
     format: Gaussian
 
@@ -142,9 +141,13 @@ class CodedLinear(nn.Linear):
     def merged(self) -> nn.Linear:
         """The plain layer with the quantised weight."""
         plain: nn.Linear = nn.utils.skip_init(  # pyright: ignore[reportAssignmentType]
-            nn.Linear, self.in_features, self.out_features, self.bias is not None,
-            device=self.weight.device, dtype=self.weight.dtype,
-        )  # fmt: skip
+            nn.Linear,
+            self.in_features,
+            self.out_features,
+            self.bias is not None,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+        )
         with torch.no_grad():
             plain.weight.copy_(self.format.quantise(self.weight))
             if self.bias is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Paper, Site
+from ..core.checks import at_least
 from ..core.errors import ConfigError, TargetError
 
 Linear = Callable[[Tensor], Tensor]
@@ -18,12 +19,12 @@ Linear = Callable[[Tensor], Tensor]
 class Lora:
     """Low-rank adaptation, y = W x + (alpha / r) B A x (Hu et al. 2021, section 4.1).
 
-    rank: r; alpha: None = r, a scale of 1; dropout: on x, while training.
-    roles: which of the host's layers: "qkv" (fused, or query, key and value), "qv" (query and
-      value, also inside a fused layer, each with a rank of its own, as in the paper),
-      "projection", "mlp_linear".
+    rank: r; alpha: None = r, a scale of 1; dropout: of x in training.
+    roles: the host's layers: "qkv" (fused, or query, key and value), "qv" (query and value, also
+      inside a fused layer, with separate A and B as in the paper), "projection", "mlp_linear".
 
-    Raises: ConfigError on a rank below 1.  A rank above the layer's width only wastes memory.
+    Raises: ConfigError on a rank below 1 or a dropout outside 0 <= p < 1.
+    Not with a rank above the layer's width, which only wastes memory.
     """
 
     rank: int = 16
@@ -33,8 +34,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
-        if self.rank < 1:
-            raise ConfigError("rank", got=self.rank, want="at least 1", fix="Try 8 or 16.")
+        at_least("rank", self.rank, 1, "Try 8 or 16.")
         if not 0 <= self.dropout < 1:
             raise ConfigError("dropout", got=self.dropout, want="0 <= p < 1", fix="Try 0.1.")
 
@@ -55,7 +55,7 @@ class LoraCell(Cell):
         super().__init__()
         self.config = config
         rows, columns = self.sizes(config.rank, site.outputs)
-        with torch.random.fork_rng(devices=[]):  # nn.Linear draws what is overwritten below
+        with torch.random.fork_rng(devices=[]):  # nn.Linear's initialisation is overwritten below
             self.down = nn.Linear(site.reads, rows, bias=False)  # A
             self.up = nn.Linear(config.rank, columns, bias=False)  # B
         self.dropout = nn.Dropout(config.dropout)
@@ -69,15 +69,14 @@ class LoraCell(Cell):
         return rank, outputs
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """The cell with other projections in place of its own."""
-        return up(self.scale * down(self.dropout(x)))  # the narrow side is cheaper to scale
+        """The cell with the given projections in place of its own."""
+        return up(self.scale * down(self.dropout(x)))  # eq. 3; scaling the r values is cheapest
 
     def forward(self, x: Tensor) -> Tensor:
         return self.compute(self.cast(x), self.down, self.up)
 
     def weighted(self, x: Tensor, weight: Tensor) -> Tensor:
-        # on the narrow side, where it costs least
-        down = self.down
+        down = self.down  # weighting its r outputs is cheapest
         return self.compute(self.cast(x), lambda x: down(x) * weight[:, None], self.up)
 
     def delta(self) -> Tensor:
@@ -85,23 +84,21 @@ class LoraCell(Cell):
 
 
 class QueryValueCell(LoraCell):
-    """Two LoRAs in a fused qkv layer, one for the queries and one for the values; keys stay.
+    """Two LoRAs in a fused qkv layer, for the queries and for the values; keys do not change.
 
-    A holds A_q over A_v (2r, d), B holds B_q over B_v (2d, r).  x: (..., d) -> (..., 3d).
-    Raises: TargetError for a layer whose outputs are no three equal parts.
+    A is A_q stacked on A_v (2r, d), B is B_q stacked on B_v (2d, r).  x: (..., d) -> (..., 3d).
+    Raises: TargetError for a layer whose outputs are not three equal parts.
     """
 
     def sizes(self, rank: int, outputs: int) -> tuple[int, int]:
         if outputs % 3:
-            raise TargetError(
-                "role 'qv' in a fused qkv layer", got=f"{outputs} outputs",
-                want="as many for queries as for keys and for values", fix="Use roles=('qkv',).",
-            )  # fmt: skip
+            what, want = "role 'qv' in a fused qkv layer", "equally many queries, keys and values"
+            raise TargetError(what, got=f"{outputs} outputs", want=want, fix="Use roles=('qkv',).")
         return 2 * rank, 2 * outputs // 3
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
         rank = self.config.rank
-        # both rows go through all of B, so that any linear map can stand for it; r is small
+        # both rows pass through all of B, so that `up` can be any linear map; r is small
         y = up((self.scale * down(self.dropout(x))).unflatten(-1, (2, rank)))  # (..., 2, 2d)
         query, value = y.unflatten(-1, (2, y.shape[-1] // 2)).diagonal(dim1=-3, dim2=-2).unbind(-1)
         return torch.cat([query, torch.zeros_like(query), value], -1)

@@ -1,4 +1,4 @@
-"""MoS: low-rank changes put together from shards of one pool (arXiv:2410.00938)."""
+"""MoS: low-rank adapters assembled from shards of a pool that layers share (arXiv:2410.00938)."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Paper, Site
+from ..core.checks import at_least
 from ..core.errors import ConfigError, ShapeError
 from .lora import Lora, LoraCell
 
-MOST = 64  # shards per vector that an error suggests
+MOST = 64  # the largest shards_per_vector that an error suggests
 
 
 @dataclass(frozen=True)
 class Mos:
-    """y = W x + (alpha / r) B A x, where A and B are put together from pools that layers share.
+    """y = W x + (alpha / r) B A x, where A and B are assembled from pools that layers share.
 
-    All layers of one type (a name such as "q_proj", and its shape) share a pool pair, (n, d_in / l)
-    and (n, d_out / l) with n = e l L for L layers: as many parameters as LoRA of rank e has. Each
-    of a layer's r vectors is l shards end to end; which ones is drawn once and stays.
+    All L layers of one type (a name such as "q_proj", and a shape) share two pools, (n, d_in / l)
+    and (n, d_out / l) with n = e l L. This is the number of parameters of LoRA with rank e. Each of
+    a layer's r vectors is l shards in sequence. The shards are drawn once, at random.
 
-    rank: r, at no cost in parameters; equivalent_rank: e; shards_per_vector: l, a divisor of all
-      widths; private_rank: p, how many of the r vectors are made of shards of the layer's own.
-    dissociate: draw the shards of A and of B apart; otherwise they are the same ones.
-    alpha: None = r, a scale of 1; dropout: on x, while training; roles: as in Lora.
+    rank: r, free of parameters; equivalent_rank: e; shards_per_vector: l, a divisor of all widths;
+      private_rank: p, how many of the r vectors consist of shards that only this layer uses.
+    dissociate: draw the shards of A and of B separately; otherwise use the same rows for both.
+    alpha: None = r, a scale of 1; dropout: of x in training; roles: as in Lora.
 
-    Raises: ConfigError on settings that cannot be, or that need more shards than the pool has;
+    Raises: ConfigError on impossible settings, or settings that need more shards than the pool has;
     ShapeError for a width that l does not divide.
     Source: paper, section 3.  e = r = p is plain LoRA.
-    Not for one layer of a kind: there is nobody to share with, and r cannot exceed e.
+    Not for a single layer of a type, which cannot share: r cannot exceed e.
     """
 
     rank: int = 8
@@ -48,16 +49,12 @@ class Mos:
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
         for name in ("rank", "equivalent_rank", "shards_per_vector"):
-            if getattr(self, name) < 1:
-                got = getattr(self, name)
-                raise ConfigError(name, got=got, want="at least 1", fix="Try rank=8, e=2, l=4.")
+            at_least(name, getattr(self, name), 1, "Try rank=8, e=2, l=4.")
         most = min(self.rank, self.equivalent_rank)
         if not 0 <= self.private_rank <= most:
-            raise ConfigError(
-                "private_rank", got=self.private_rank, want=f"0 ... {most}, the smaller rank",
-                fix="Try 1.",
-            )  # fmt: skip
-        Lora(self.rank, self.alpha, self.dropout)  # says what else can be wrong
+            want = f"0 ... {most}, the smaller rank"
+            raise ConfigError("private_rank", got=self.private_rank, want=want, fix="Try 1.")
+        Lora(self.rank, self.alpha, self.dropout)  # checks alpha and dropout
 
     @property
     def position(self) -> str:
@@ -70,7 +67,7 @@ class Mos:
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> MosCell:
-        """shared: what `share` gave for this site among others; None = pools for this one alone."""
+        """shared: the result of `share` for all sites; None = pools for this site alone."""
         if isinstance(shared, Shards):
             return MosCell(self, site, shared, generator=generator)
         own = self.share([site], generator=generator)
@@ -80,7 +77,7 @@ class Mos:
 
 
 def kind(site: Site) -> str:
-    """What the layers that share a pool have in common: a name and a shape."""
+    """The type of a layer, its name and shape; layers of one type share a pool."""
     name = site.path.rpartition(".")[2] or "site"
     return f"{name}_{site.inputs}x{site.outputs}"
 
@@ -92,24 +89,23 @@ class Pool(nn.Module):
         super().__init__()
         per, first = config.shards_per_vector, sites[0]
         shards = config.equivalent_rank * per * len(sites)
-        self.private = config.private_rank * per  # rows of each layer, at the end
+        self.private = config.private_rank * per  # rows of each layer, after the common ones
         self.common = shards - self.private * len(sites)
         self.layers = {site.path: layer for layer, site in enumerate(sites)}
         asked = (config.rank - config.private_rank) * per
         if asked > self.common:
             most = config.private_rank + self.common // per
-            raise ConfigError(
-                f"rank in the {len(sites)} layers {kind(first)!r}", got=config.rank,
-                want=f"at most {most}, or a shard would come twice",
-                fix="Raise equivalent_rank, lower rank, or adapt more layers of the kind.",
-            )  # fmt: skip
+            what = f"rank in the {len(sites)} layers {kind(first)!r}"
+            want = f"at most {most}, so that no shard is used twice"
+            fix = "Raise equivalent_rank, lower rank, or adapt more layers of this type."
+            raise ConfigError(what, got=config.rank, want=want, fix=fix)
         self.a = nn.Parameter(torch.empty(shards, first.inputs // per))
         self.b = nn.Parameter(torch.zeros(shards, first.outputs // per))
-        bound = first.inputs**-0.5  # Kaiming's, by the whole vector's inputs
+        bound = first.inputs**-0.5  # Kaiming, with the inputs of a whole vector
         nn.init.uniform_(self.a, -bound, bound, generator=generator)
 
     def draw(self, path: str, rank: int, per: int, generator: torch.Generator) -> Tensor:
-        """Rows for a layer, (r l,): shared ones, none twice, and then its private ones."""
+        """The rows of a layer, (r l,): distinct common rows, then its private rows."""
         asked = rank * per - self.private
         common = torch.randperm(self.common, generator=generator, device="cpu")[:asked]
         first = self.common + self.layers[path] * self.private
@@ -137,16 +133,16 @@ def _check_widths(per: int, sites: Sequence[Site]) -> None:
         for width in (site.inputs, site.outputs):
             if width % per:
                 works = [i for i in range(1, min(common, MOST) + 1) if common % i == 0]
-                raise ShapeError(
-                    f"width of {site.path!r}", got=width, want=f"a multiple of {per} shards",
-                    fix=f"Values of shards_per_vector that divide every width: {works}.",
-                )  # fmt: skip
+                what, want = f"width of {site.path!r}", f"a multiple of {per} shards"
+                fix = f"Values of shards_per_vector that divide every width: {works}."
+                raise ShapeError(what, got=width, want=want, fix=fix)
 
 
 class MosCell(Cell):
     """(alpha / r) B A x with A, B read from pools.  x: (..., d_in) -> (..., d_out).
 
-    The pools are referred to; whoever registers them, as `shared`, has them saved and trained.
+    The cell only refers to the pools. The module that registers them as `shared` saves and trains
+    them.
     """
 
     a: Tensor
@@ -166,12 +162,12 @@ class MosCell(Cell):
         rank, per = config.rank, config.shards_per_vector
         rows = pool.draw(site.path, rank, per, generator)
         apart = pool.draw(site.path, rank, per, generator) if config.dissociate else rows.clone()
-        # saved, so that a file does not depend on how a generator draws
+        # saved, so that a file does not depend on the random generator
         self.register_buffer("a", rows)
         self.register_buffer("b", apart)
 
     def sides(self) -> tuple[Tensor, Tensor]:
-        """A (r, d_in) and B transposed (r, d_out)."""
+        """A (r, d_in) and the transpose of B (r, d_out)."""
         (pool,) = self._pool
         found = (F.embedding(i.to(p.device), p) for i, p in ((self.a, pool.a), (self.b, pool.b)))
         a, b = (rows.view(self.config.rank, -1) for rows in found)
@@ -210,7 +206,7 @@ CARD = Card(
     ),
     tags=frozenset({"linear", "folds", "zero_start"}),
     tiny={"rank": 2, "equivalent_rank": 2, "shards_per_vector": 2},
-    summary="Low-rank changes put together from shards of one pool for the whole model.",
+    summary="Low-rank changes assembled from shards of a pool that layers share.",
     family="low rank",
     names=("Mixture of Shards",),
 )

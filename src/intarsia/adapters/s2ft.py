@@ -1,4 +1,4 @@
-"""Structured sparse fine-tuning: a few channels and heads, dense slices of the weights (S2FT)."""
+"""Structured sparse fine-tuning: train dense slices of weights (S2FT, arXiv:2412.06289)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from ..core.errors import CheckpointError, ConfigError, ShapeError, TargetError,
 SELECTIONS = ("random", "weight", "activation", "weight_activation", "gradient")
 ORDERS = ("largest", "smallest")
 ROLES = {"down": "mlp_linear", "up": "mlp_linear", "output": "projection", "value": "qkv"}
-# ends of paths, the longest that fits counts; None = a layer that S2FT leaves as it is
-FAMILIES: dict[str, str | None] = {
-    "down_proj": "down", "fc2": "down", "output.dense": "down",
-    "up_proj": "up", "fc1": "up", "intermediate.dense": "up",
-    "o_proj": "output", "out_proj": "output", "proj": "output", "attention.output.dense": "output",
-    "v_proj": "value", "value": "value", "qkv": "value",
-    "gate_proj": None, "q_proj": None, "k_proj": None, "query": None, "key": None,
-}  # fmt: skip
+# family -> ends of paths, of which the longest match counts; None = S2FT does not train the layer
+_ENDS = {
+    "down": ("down_proj", "fc2", "output.dense"),
+    "up": ("up_proj", "fc1", "intermediate.dense"),
+    "output": ("o_proj", "out_proj", "proj", "attention.output.dense"),
+    "value": ("v_proj", "value", "qkv"),
+    None: ("gate_proj", "q_proj", "k_proj", "query", "key"),
+}
+FAMILIES = {end: family for family, ends in _ENDS.items() for end in ends}
 
 
 def spell(ids: Iterable[int]) -> str:
-    """Channel numbers as text, runs as "first-last": "3,7,9-12"."""
+    """Channel numbers as text, with ranges as "first-last": "3,7,9-12"."""
     runs: list[list[int]] = []
     for i in sorted(ids):
         if runs and runs[-1][1] == i - 1:
@@ -39,21 +40,17 @@ def spell(ids: Iterable[int]) -> str:
 
 
 def read(text: str) -> list[int]:
-    """The numbers that `spell` wrote.  Raises: ConfigError for other text."""
-    ids: list[int] = []
+    """Parse the text of `spell`.  Raises: ConfigError for other text."""
+    ids, fix = list[int](), "Take them from intarsia.choose_channels."
     for run in text.split(","):
         first, _, last = run.partition("-")
         if not (first.isdecimal() and (last or first).isdecimal()) or run.endswith("-"):
-            raise ConfigError(
-                "channels", got=repr(text), want="numbers and runs, such as '3,7,9-12'",
-                fix="Take them from intarsia.choose_channels.",
-            )  # fmt: skip
+            want = "numbers and ranges, such as '3,7,9-12'"
+            raise ConfigError("channels", got=repr(text), want=want, fix=fix)
         ids += range(int(first), int(last or first) + 1)
     if not ids or sorted(set(ids)) != ids:
-        raise ConfigError(
-            "channels", got=repr(text), want="each channel once, in rising order",
-            fix="Take them from intarsia.choose_channels.",
-        )  # fmt: skip
+        want = "each channel once, in increasing order"
+        raise ConfigError("channels", got=repr(text), want=want, fix=fix)
     return ids
 
 
@@ -61,25 +58,27 @@ def read(text: str) -> list[int]:
 class S2ft:
     """Structured sparse fine-tuning: y = W x + S x[c], or y[c] = (W x)[c] + S x (Yang et al. 2024).
 
-    S is dense and starts at 0; c are a layer's selected channels. Down and output projections train
-    columns, S (d_out, c) on the inputs x[c]; up and value projections rows, S (c, d_in) for the
-    outputs c. Only S has gradients and optimiser state, and columns keep only x[c] for the backward
-    (rows keep x).
+    S is dense and starts at 0; c are the selected channels of a layer. Down and output projections
+    train columns: S (d_out, c) acts on the inputs x[c]. Up and value projections train rows:
+    S (c, d_in) adds to the outputs c. Only S has gradients and optimiser state. Columns keep only
+    x[c] for the backward; rows keep x.
 
-    down, up: share of the MLPs' inner channels; output, value: share of the attentions' heads, KV
-      groups where queries share keys. A share is of all layers together, so that layers get uneven
-      counts, and a layer may get none. A layer of another name gets the first share above 0.
+    down, up: fraction of the inner channels of all MLPs; output, value: fraction of all attention
+      heads, or of KV groups where queries share keys. Because a fraction counts over all layers,
+      layers get different numbers of channels, or none. A layer with an unknown name gets the first
+      fraction above 0.
     selection: "random", by a seed; or by a score of the slice: "weight", its norm; "activation",
       the root mean square of its channel; "weight_activation", their product; "gradient", the norm
-      of its gradient. All but the first two want data: `intarsia.choose_channels`.
-    order: "largest" or "smallest" scores are trained.
-    channels: (path, "3,7,9-12") pairs, as `intarsia.choose_channels` and `adapt` fill them in. A
-      layer that is in none (an `IntarsiaConfig` given to PEFT by hand) draws single channels.
+      of its gradient. The last three need data: `intarsia.choose_channels`.
+    order: train the slices with the "largest" or the "smallest" scores.
+    channels: (path, "3,7,9-12") pairs, filled in by `intarsia.choose_channels` and `adapt`. A layer
+      without a pair (an `IntarsiaConfig` given to PEFT directly) draws single channels.
 
-    Raises: ConfigError for shares outside 0 ... 1 or none above 0; UnknownName for a selection.
+    Raises: ConfigError for fractions outside 0 ... 1, or none above 0; UnknownName for a selection.
     Source: arXiv:2412.06289 and its release, whose scripts train down=0.03, or down=0.02 and
-    output=0.052, without weight decay (it would act on S, not on W + S).  Not where the last points
-    on the new task count more than what is kept of the old: LoRA of the same size fits it closer.
+    output=0.052, without weight decay (it would act on S, not on W + S).
+    Not when accuracy on the new task matters more than keeping the old one: LoRA of the same size
+    fits the new task better.
     """
 
     down: float = 0.03
@@ -95,10 +94,8 @@ class S2ft:
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ConfigError(name, got=share, want="a share, 0 ... 1", fix="Try 0.03.")
         if not any(getattr(self, name) for name in ROLES):
-            raise ConfigError(
-                "shares", got="0 for each of down, output, up and value", want="one above 0",
-                fix="Try down=0.03.",
-            )  # fmt: skip
+            got = "0 for each of down, output, up and value"
+            raise ConfigError("shares", got=got, want="one above 0", fix="Try down=0.03.")
         if self.selection not in SELECTIONS:
             raise UnknownName("selection", self.selection, SELECTIONS)
         if self.order not in ORDERS:
@@ -117,7 +114,7 @@ class S2ft:
         return "parallel"
 
     def family(self, path: str) -> str | None:
-        """Which share is a layer's: "down", "up", "output", "value", or None if it gets none."""
+        """The family of a layer, "down", "up", "output" or "value"; None if it is not trained."""
         ends = [end for end in FAMILIES if f".{path}".endswith(f".{end}")]
         name = FAMILIES[max(ends, key=len)] if ends else next(n for n in ROLES if getattr(self, n))
         return name if name is None or getattr(self, name) else None
@@ -125,11 +122,10 @@ class S2ft:
     def build(self, site: Site, *, generator: torch.Generator) -> S2ftCell:
         family = self.family(site.path)
         if family is None:
-            raise TargetError(
-                f"target {site.path!r}", got="a layer with no share of channels in these settings",
-                want="a down, up, output or value projection whose share is above 0",
-                fix="Target other layers, or set its share: S2ft(up=0.03).",
-            )  # fmt: skip
+            got = "a layer with no share of channels in these settings"
+            want = "a down, up, output or value projection whose share is above 0"
+            fix = "Target other layers, or set its share: S2ft(up=0.03)."
+            raise TargetError(f"target {site.path!r}", got=got, want=want, fix=fix)
         return S2ftCell(side_of(family), site, self._ids(site, family, generator))
 
     def _ids(self, site: Site, family: str, generator: torch.Generator) -> list[int]:
@@ -137,47 +133,43 @@ class S2ft:
         if (text := dict(self.channels).get(site.path)) is not None:
             ids = read(text)
             if not first <= ids[0] <= ids[-1] < first + width:
-                raise ShapeError(
-                    f"channels of {site.path!r}", got=f"{ids[0]} ... {ids[-1]}",
-                    want=f"{first} ... {first + width - 1}",
-                    fix="Choose them on this model: intarsia.choose_channels.",
-                )  # fmt: skip
+                got, want = f"{ids[0]} ... {ids[-1]}", f"{first} ... {first + width - 1}"
+                fix = "Choose them on this model: intarsia.choose_channels."
+                raise ShapeError(f"channels of {site.path!r}", got=got, want=want, fix=fix)
             return ids
         if not (count := int(getattr(self, family) * width + 0.5)):
-            raise ConfigError(
-                family, got=f"{getattr(self, family)} of {width} channels, which selects nothing",
-                want=f"at least {0.5 / width:.2g}, one of them", fix="Raise the share.",
-            )  # fmt: skip
+            got = f"{getattr(self, family)} of {width} channels, which selects nothing"
+            want = f"at least {0.5 / width:.2g}, one of them"
+            raise ConfigError(family, got=got, want=want, fix="Raise the share.")
         return (first + torch.randperm(width, generator=generator)[:count].sort().values).tolist()
 
 
 def side_of(family: str) -> str:
-    """Whose channels a family selects: the layer's "inputs" (columns) or "outputs" (rows)."""
+    """Whether a family selects the layer's "inputs" (columns) or "outputs" (rows)."""
     return "inputs" if family in ("down", "output") else "outputs"
 
 
 def span(site: Site, family: str) -> tuple[int, int]:
-    """(first, number) of the channels to select from; a fused layer's values are its last third.
+    """(first, number) of the selectable channels; a fused layer's values are its last third.
 
-    Raises: TargetError for a fused layer whose outputs are no three equal parts.
+    Raises: TargetError for a fused layer whose outputs are not three equal parts.
     """
     if side_of(family) == "inputs":
         return 0, site.inputs
     if family != "value" or site.path.rpartition(".")[2] != "qkv":
         return 0, site.outputs
     if site.outputs % 3:
-        raise TargetError(
-            f"values in the fused layer {site.path!r}", got=f"{site.outputs} outputs",
-            want="as many for queries as for keys and for values", fix="Set value=0.",
-        )  # fmt: skip
+        what, got = f"values in the fused layer {site.path!r}", f"{site.outputs} outputs"
+        want = "equally many queries, keys and values"
+        raise TargetError(what, got=got, want=want, fix="Set value=0.")
     return 2 * site.outputs // 3, site.outputs // 3
 
 
-At = Tensor | slice  # channels by number, or a run of them
+At = Tensor | slice  # channel numbers, or a range
 
 
 def _take(x: Tensor, at: At) -> Tensor:
-    """x[..., at], a view of a run.  (..., n) -> (..., c)."""
+    """x[..., at]; a view for a range.  (..., n) -> (..., c)."""
     return x[..., at] if isinstance(at, slice) else x.index_select(-1, at)
 
 
@@ -189,13 +181,13 @@ def _add(x: Tensor, at: At, a: Tensor, b: Tensor) -> None:
         x.index_add_(1, at, a @ b)
 
 
-class Columns(torch.autograd.Function):
-    """y = W x + b + S x[at], which keeps x[at] for the backward, and nothing else of x."""
+class LinearWithColumns(torch.autograd.Function):
+    """y = W x + b + S x[at]; of x, only x[at] is kept for the backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, at: At):
         rows = x.reshape(-1, x.shape[-1])  # (T, d_in)
-        y = linear(rows, weight, bias)  # a new tensor: the addition may be made in it
+        y = linear(rows, weight, bias)  # a new tensor, which may be changed in place
         kept = _take(rows, at).contiguous()  # a view would keep all of x alive
         y.addmm_(kept, s.T)
         ctx.save_for_backward(kept, weight, s, *((at,) if isinstance(at, Tensor) else ()))
@@ -215,8 +207,8 @@ class Columns(torch.autograd.Function):
         return dx, None, None, ds, None
 
 
-class Rows(torch.autograd.Function):
-    """y = W x + b, and y[at] += S x; the backward reads dy[at] only, and all of x."""
+class LinearWithRows(torch.autograd.Function):
+    """y = W x + b, then y[at] += S x; the backward of S reads dy[at] and x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, at: At):
@@ -242,10 +234,10 @@ class Rows(torch.autograd.Function):
 class S2ftCell(Cell):
     """S x[c], or S x at the outputs c and 0 elsewhere.  x: (..., d_in) -> (..., d_out).
 
-    `channels` (c,) are a buffer and saved; a run of neighbours is sliced in place of indexed.
-    Beside a plain frozen Linear both are computed at once, see `Columns` and `Rows`.
+    `channels` (c,) are a saved buffer. Contiguous channels are sliced instead of indexed. With a
+    plain frozen Linear both are computed together, see `LinearWithColumns` and `LinearWithRows`.
 
-    Raises: CheckpointError where `channels`, once loaded, are outside the layer.
+    Raises: CheckpointError when loaded `channels` are outside the layer.
     """
 
     fused: ClassVar[bool] = True
@@ -261,20 +253,21 @@ class S2ftCell(Cell):
         self.read_buffers()
 
     def read_buffers(self) -> None:
-        """Know on the host whether the channels are neighbours."""
-        # asked once, never in the forward: on an accelerator each answer stops the queue
+        """Check the channels, and note on the CPU whether they are contiguous."""
+        # not in the forward, because reading them from an accelerator waits for its queue
         ids = self.channels
         if ids.is_meta:
             return
         first, last = int(ids[0]), int(ids[-1])
         if int(ids.min()) < 0 or int(ids.max()) >= getattr(self, self.side):
-            raise CheckpointError(
-                "channels", got=f"{int(ids.min())} ... {int(ids.max())}",
-                want=f"0 ... {getattr(self, self.side) - 1}",
-                fix="The file is of another model; copy the folder again.",
-            )  # fmt: skip
-        neighbours = bool((ids.diff() == 1).all())
-        self.run = slice(first, last + 1) if neighbours else None
+            got, want = (
+                f"{int(ids.min())} ... {int(ids.max())}",
+                f"0 ... {getattr(self, self.side) - 1}",
+            )
+            fix = "The file is of another model; copy the folder again."
+            raise CheckpointError("channels", got=got, want=want, fix=fix)
+        contiguous = bool((ids.diff() == 1).all())
+        self.run = slice(first, last + 1) if contiguous else None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -286,7 +279,7 @@ class S2ftCell(Cell):
 
     @torch.no_grad()
     def renumber(self, new: Tensor) -> None:
-        """Follow a re-ordering of the host's channels: i is now new[i]; in place, sorted."""
+        """Follow a permutation of the host's channels, i -> new[i], in place; they stay sorted."""
         ids, order = new.to(self.channels.device)[self.channels].sort()
         axis = 1 if self.side == "inputs" else 0
         self.weight.copy_(self.weight.index_select(axis, order))
@@ -306,13 +299,13 @@ class S2ftCell(Cell):
         if tensors is None:
             y = module(x)
             return y + self(x).to(y.dtype)
-        function = Columns if self.side == "inputs" else Rows
+        function = LinearWithColumns if self.side == "inputs" else LinearWithRows
         return function.apply(*tensors, self.at)
 
     def _together(
         self, module: nn.Module, x: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:
-        """x, W, b, S in one dtype, if the module is a frozen Linear that nothing else watches."""
+        """x, W, b, S in one dtype, if the module is a frozen Linear without hooks; else None."""
         if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
             return None
         frozen = not any(p.requires_grad for p in module.parameters())

@@ -1,4 +1,4 @@
-"""A change of a few fixed entries of a weight: the delta of LT-SFT (arXiv:2110.07560) as a cell."""
+"""A sparse change of a weight, at fixed entries: the delta of LT-SFT (arXiv:2110.07560)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..core.errors import ConfigError
 class Sparse:
     """A sparse change of a linear layer, y = (W + D) x, where D has n entries at fixed places.
 
-    density: n as a share of the weight's entries, at least one; the places are drawn at random.
-    entries: "path=n" for single sites, in place of the density; the places then come with the
-      weights: this is how `attach_delta` stores a delta that LT-SFT found, see `LtSft`.
-    roles: which of the host's layers, see `Method`.
+    density: n / the number of the weight's entries, at least one entry; the places are random.
+    entries: "path=n" for single sites, in place of the density. Their places are loaded with the
+      weights; `attach_delta` stores a delta of LT-SFT in this form, see `LtSft`.
+    roles: the host's layers, see `Method`.
 
-    Raises: ConfigError on a density outside 0 ... 1, or entries of another form.
-    Source: the delta of LT-SFT, section 3; at random places it is SHiRA's, which PEFT has too.
-    Not for speed: D is written out in every forward, a second product as large as the layer's own;
-    to train a plain model's entries, use `LtSft` without `adapt`. Merge for inference.
+    Raises: ConfigError on a density outside 0 < d <= 1, or entries in another form.
+    Source: the delta of LT-SFT, section 3. With random places it is SHiRA, which PEFT also has.
+    Not for speed: every forward writes out D and multiplies with it, which doubles the layer's
+    products. To train entries of a plain model, use `LtSft` without `adapt`. Merge for inference.
     """
 
     density: float = 0.02
@@ -44,18 +44,17 @@ class Sparse:
         return "parallel"
 
     def counts(self) -> dict[str, int]:
-        """The number of entries of the sites that are named.
+        """Site -> its number of entries, for the sites in `entries`.
 
-        Raises: ConfigError for what is not "path=n", or a path twice.
+        Raises: ConfigError for text that is not "path=n", or a repeated path.
         """
         found: dict[str, int] = {}
         for text in self.entries:
             path, equals, count = text.rpartition("=")
             if not equals or not path or not count.isdecimal() or path in found:
-                raise ConfigError(
-                    "entries", got=repr(text), want="a site's path and a number, each path once",
-                    fix="For example: entries=('blocks.0.mlp.fc1=40',).",
-                )  # fmt: skip
+                want = "a site's path and a number, each path once"
+                fix = "For example: entries=('blocks.0.mlp.fc1=40',)."
+                raise ConfigError("entries", got=repr(text), want=want, fix=fix)
             found[path] = int(count)
         return found
 
@@ -63,11 +62,9 @@ class Sparse:
         weights = site.outputs * site.reads
         count = self.counts().get(site.path, max(1, round(self.density * weights)))
         if count > weights:
-            raise ConfigError(
-                f"entries of {site.path!r}", got=count,
-                want=f"at most the {weights} of a {site.outputs} x {site.reads} weight",
-                fix="Lower the number, or attach the delta to the model it was made for.",
-            )  # fmt: skip
+            want = f"at most the {weights} of a {site.outputs} x {site.reads} weight"
+            fix = "Lower the number, or attach the delta to the model it was made for."
+            raise ConfigError(f"entries of {site.path!r}", got=count, want=want, fix=fix)
         if count == weights:
             index = torch.empty(0, dtype=torch.int64, device="cpu")
         else:
@@ -77,10 +74,10 @@ class Sparse:
 
 
 class SparseCell(Cell):
-    """D x, with D (outputs, reads) zero but at `index`.  x: (..., reads) -> (..., outputs).
+    """D x, where D (outputs, reads) is zero except at `index`.  x: (..., reads) -> (..., outputs).
 
-    index: flat places in D, int64, rising, each once; an empty one beside outputs * reads values
-    stands for all places. values: (n,), trained. Both are in the cell's state.
+    index: (n,) flat places in D, int64, increasing; empty = all places, with outputs * reads
+    values. values: (n,), trained. Both are in the cell's state.
     """
 
     index: Tensor
@@ -93,7 +90,7 @@ class SparseCell(Cell):
 
     @property
     def full(self) -> bool:
-        """Are all entries of D trained?"""
+        """Whether all entries of D are trained."""
         return self.values.numel() == math.prod(self.shape)
 
     def places(self) -> Tensor:

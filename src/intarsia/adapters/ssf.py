@@ -13,15 +13,15 @@ from ..core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Ssf:
-    """Scale and shift what every layer says, y' = gamma * y + beta (Lian et al. 2022, eq. 2).
+    """Scale and shift the output of every layer, y' = gamma * y + beta (Lian et al. 2022, eq. 2).
 
-    roles: which of the host's layers: "linear" (linear maps and convolutions of the blocks), "norm"
-      and "embedding" (patches and what lies between stages); all of them, as published.
-    std: sigma of the start, gamma ~ N(1, std), beta ~ N(0, std). 0 leaves the host as it is; the
-      released code starts at 0.02.
+    roles: the host's layers: "linear" (linear maps and convolutions of the blocks), "norm" and
+      "embedding" (patches, and layers between stages). All of them are published.
+    std: sigma of the initial gamma ~ N(1, std) and beta ~ N(0, std). With 0 the model is unchanged
+      at the start; the released code uses 0.02.
 
     Raises: ConfigError on a negative std.
-    Not beside another adapter that reads the host's LayerNorms (norm="residual").
+    Not with another adapter that reads the host's LayerNorms (norm="residual").
     """
 
     roles: tuple[str, ...] = ("linear", "norm", "embedding")
@@ -30,7 +30,7 @@ class Ssf:
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
         if not 0 <= self.std < float("inf"):
-            raise ConfigError("std", got=self.std, want="0 or more", fix="Try 0 or 0.02.")
+            raise ConfigError("std", got=self.std, want="0 or larger", fix="Try 0 or 0.02.")
 
     @property
     def position(self) -> str:
@@ -41,7 +41,7 @@ class Ssf:
 
 
 class SsfCell(Cell):
-    """(gamma - 1) * y + beta, held as scale = gamma - 1 and shift = beta.  y: (..., d), as is."""
+    """(gamma - 1) * y + beta, with scale = gamma - 1 and shift = beta.  (..., d) -> (..., d)."""
 
     def __init__(self, config: Ssf, site: Site, *, generator: torch.Generator) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class SsfCell(Cell):
                 nn.init.normal_(parameter, std=config.std, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, self.cast(x), self.scale)
+        return torch.addcmul(self.shift, self.cast(x), self.scale)  # eq. 2, minus the host's y
 
     def affine(self) -> tuple[Tensor, Tensor]:
         return self.scale, self.shift
@@ -70,7 +70,7 @@ CARD = Card(
     ),
     tags=frozenset({"folds", "zero_start"}),
     tiny={},
-    summary="A scale and a shift for each channel of what every layer says.",
+    summary="A scale and a shift for each channel of every layer's output.",
     family="adapters",
     names=("Scaling and shifting features",),
 )

@@ -1,4 +1,4 @@
-"""Models that stand alone."""
+"""Models that need no host model."""
 
 from .convergence import Convergence as Convergence
 from .convergence import convergence_study as convergence_study

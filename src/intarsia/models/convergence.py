@@ -1,4 +1,4 @@
-"""How fast maximum likelihood finds the parameters of a Gaussian mixture as data grow."""
+"""Rates at which maximum likelihood recovers the parameters of a Gaussian mixture of experts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from .gaussian_mixture import Array, Parameters, draw
 from .gaussian_moe import SoftmaxGaussianMoE
 
 TRUTH = Parameters(
-    np.array([[4.0], [0.0]]), np.array([-1.0, 0.0]), 0.5,
-    np.array([[1.5], [-1.0]]), np.array([0.5, -0.5]), np.array([0.09, 0.16]),
-)  # fmt: skip
+    gate=np.array([[4.0], [0.0]]),
+    bias=np.array([-1.0, 0.0]),
+    tau=0.5,
+    slope=np.array([[1.5], [-1.0]]),
+    intercept=np.array([0.5, -0.5]),
+    variance=np.array([0.09, 0.16]),
+)
 """Two experts of one feature."""
 
 
 def voronoi(found: Parameters, truth: Parameters) -> dict[str, float]:
-    """Distances of fitted experts to the true ones next to them.
+    """Voronoi losses: distances of fitted experts to the nearest true ones.
 
-    Each fitted expert belongs to the true one whose (a, b, nu) is nearest, so that labels do not
-    matter; D is a sum over fitted experts of exp(beta_0) times a distance, to the power 1 in a cell
-    of one expert and 2 in a cell of several.
-    "gate": D of beta_1, and |tau - tau*|; "ratio": D of beta_1 / tau; "experts": D of (a, b, nu);
+    Each fitted expert belongs to the true expert with the nearest (a, b, nu), so the order of
+    experts does not matter. D is the sum over fitted experts of exp(beta_0) times a distance, to
+    the power 1 in a cell of one expert and 2 in a cell of several.
+    "gate": D of beta_1, plus |tau - tau*|; "ratio": D of beta_1 / tau; "experts": D of (a, b, nu);
     "mass": sum over cells of |sum exp(beta_0) - exp(beta_0*)|.
     """
     ours, theirs = (np.column_stack([p.slope, p.intercept, p.variance]) for p in (found, truth))
@@ -47,13 +51,13 @@ def voronoi(found: Parameters, truth: Parameters) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Convergence:
-    """sizes: n; errors: by name, the median over replicates at each n."""
+    """Result of a study.  sizes: n; errors: name -> the median over replicates at each n."""
 
     sizes: tuple[int, ...]
     errors: Mapping[str, tuple[float, ...]]
 
     def slope(self, name: str) -> float:
-        """Of log error against log n: -1/2 is the parametric rate."""
+        """The slope of log error against log n; -1/2 is the parametric rate."""
         return float(np.polyfit(np.log(self.sizes), np.log(self.errors[name]), 1)[0])
 
 
@@ -68,20 +72,19 @@ def convergence_study(
     seed: int = 0,
     report: Callable[[str], None] = lambda _: None,
 ) -> Convergence:
-    """Fit samples of a known mixture and follow the Voronoi errors as n grows.
+    """Fit samples of a known mixture at several n and measure the Voronoi losses.
 
-    x ~ U(-reach, reach) in each feature. A search starts near the truth: the gate times
-    1 + noise N(0, 1), experts plus noise N(0, 1), and so are the logs of temperature and variances.
-    Look at slopes, not at errors: what cannot be identified stays where it started, however near
-    the truth that is.
+    x ~ U(-reach, reach) in each feature. A search starts near the truth: the gate is multiplied by
+    1 + noise N(0, 1); noise N(0, 1) is added to the experts and to the logs of temperature and
+    variances. Compare slopes, not errors: a parameter that cannot be identified stays at its start,
+    which is near the truth.
 
-    Raises: ConfigError for less than two sizes or no replicate.
+    Raises: ConfigError for fewer than two sizes or no replicate.
     """
     if len(set(sizes)) < 2 or replicates < 1:
-        raise ConfigError(
-            "sizes", got=f"{tuple(sizes)}, {replicates} replicates", want="two sizes or more",
-            fix="A slope wants four sizes and ten replicates.",
-        )  # fmt: skip
+        got = f"{tuple(sizes)}, {replicates} replicates"
+        fix = "Use four sizes and ten replicates for a slope."
+        raise ConfigError("sizes", got=got, want="two sizes or more", fix=fix)
     random = np.random.default_rng(seed)
     medians: dict[str, list[float]] = {}
     for n in sizes:
@@ -104,7 +107,10 @@ def _near(truth: Parameters, noise: float, random: np.random.Generator) -> Param
         return noise * random.standard_normal(np.shape(like))
 
     return Parameters(
-        truth.gate * (1 + off(truth.gate)), truth.bias * (1 + off(truth.bias)),
-        truth.tau * float(np.exp(off(0.0))), truth.slope + off(truth.slope),
-        truth.intercept + off(truth.intercept), truth.variance * np.exp(off(truth.variance)),
-    )  # fmt: skip
+        truth.gate * (1 + off(truth.gate)),
+        truth.bias * (1 + off(truth.bias)),
+        truth.tau * float(np.exp(off(0.0))),
+        truth.slope + off(truth.slope),
+        truth.intercept + off(truth.intercept),
+        truth.variance * np.exp(off(truth.variance)),
+    )

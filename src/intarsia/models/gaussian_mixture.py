@@ -1,4 +1,4 @@
-"""The density of a softmax-gated mixture of linear Gaussian experts, with its gradient."""
+"""The density of a softmax-gated mixture of linear Gaussian experts, and its gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = np.ndarray
 
 
 class Parameters(NamedTuple):
-    """k experts of d features; the last one's gate is 0, so that the others are relative to it.
+    """Parameters of k experts with d features; the gate of the last expert is 0.
 
     gate: beta_1, (k, d); bias: beta_0, (k,); tau: the temperature;
     slope: a, (k, d); intercept: b, (k,); variance: nu, (k,).
@@ -54,12 +54,12 @@ def log_gates(at: Parameters, gate: str, x: Array) -> Array:
 
 
 def means(at: Parameters, x: Array) -> Array:
-    """(n, d) -> (n, k)."""
+    """The experts' means, a^T x + b.  x: (n, d) -> (n, k)."""
     return x @ at.slope.T + at.intercept
 
 
 def log_joint(at: Parameters, gate: str, x: Array, y: Array) -> Array:
-    """log of gate times density, expert by expert.  x: (n, d), y: (n,) -> (n, k)."""
+    """log of gate times density, per expert.  x: (n, d), y: (n,) -> (n, k)."""
     off = y[:, None] - means(at, x)
     normal = -0.5 * (np.log(2 * np.pi * at.variance) + off * off / at.variance)
     return log_gates(at, gate, x) + normal
@@ -71,7 +71,7 @@ def log_density(at: Parameters, gate: str, x: Array, y: Array) -> Array:
 
 
 def draw(at: Parameters, gate: str, x: Array, random: np.random.Generator) -> Array:
-    """y of each row of x.  (n, d) -> (n,)."""
+    """Sample y for each row of x.  (n, d) -> (n,)."""
     uniform = random.random((len(x), 1))
     chosen = (np.exp(log_gates(at, gate, x)).cumsum(axis=1)[:, :-1] < uniform).sum(axis=1)
     mean = means(at, x)[np.arange(len(x)), chosen]
@@ -80,9 +80,9 @@ def draw(at: Parameters, gate: str, x: Array, random: np.random.Generator) -> Ar
 
 def gradient(at: Parameters, gate: str, x: Array, y: Array) -> tuple[float, Parameters]:
     """The mean of log p(y | x), and its derivatives by gate, bias, log tau, slope, intercept and
-    log variance, in the places of what they belong to.
+    log variance, in the fields of `Parameters`.
 
-    The derivatives by the last expert's gate and bias are there, though these stay at 0.
+    They include the derivatives by the last expert's gate and bias, which stay at 0.
     """
     z = x @ at.gate.T  # (n, k)
     phi, slope = GATES[gate](z)

@@ -15,7 +15,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..core import Card, Paper
-from ..core.errors import ConfigError, ShapeError
+from ..core.checks import above, at_least, one_of
+from ..core.errors import ShapeError
 from .gaussian_mixture import (
     GATES,
     Array,
@@ -28,7 +29,7 @@ from .gaussian_mixture import (
 )
 
 TEMPERATURES = ("learn", "fixed")
-FLOOR = 1e-6  # of the variance of y: an expert of few samples would have an endless density
+FLOOR = 1e-6  # least variance, in units of that of y; the density of one sample is unbounded
 
 
 @dataclass(repr=False)
@@ -36,20 +37,20 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
     """p(y | x) = sum_i softmax_i(phi(beta_1i^T x) / tau + beta_0i) N(y; a_i^T x + b_i, nu_i).
 
     n_experts: k; gate: phi, "linear" (the dense-to-sparse gate), "sigmoid", "tanh" or "gelu" (the
-    activation gate); temperature: "learn" tau, or leave it "fixed"; tau: where it starts, or stays;
-    n_init: random starts, of which the most likely end is kept; max_iter, tol: of L-BFGS, which
-    stops where the mean log-likelihood has no larger gradient than tol, or gains less than 1e-6 tol
-    in a step; random_state: of the starts.
-    The gate of the last expert is 0, which decides between parameters of one density.
+    activation gate); temperature: "learn" tau, or keep it "fixed"; tau: the initial or fixed value;
+    n_init: number of random starts, of which the most likely result is kept; max_iter, tol: of
+    L-BFGS, which stops when the gradient of the mean log-likelihood is at most tol, or a step gains
+    less than 1e-6 tol; random_state: of the starts.
+    The gate of the last expert is 0, so that a density has one set of parameters.
 
     Fitted: gate_ (k, d), bias_ (k,), tau_, coef_ (k, d), intercept_ (k,), variance_ (k,),
-    log_likelihood_ (the mean over samples), n_iter_. In double precision; no variance falls below
-    1e-6 of that of y. Two of them are equal if their settings are.
+    log_likelihood_ (the mean over samples), n_iter_. In double precision; variances are at least
+    1e-6 of that of y. Estimators with equal settings are equal.
 
-    Raises: ConfigError by `fit` for a setting that cannot be; ShapeError for a start that does not
-    fit. Source: arXiv:2401.13875. With gate="linear" and temperature="learn" only beta_1 / tau
-    means something: the density of (c beta_1, c tau) is the same for every c, and no amount of
-    data tells them apart.
+    Raises: ConfigError by `fit` for an impossible setting; ShapeError for a start of another shape.
+    Source: arXiv:2401.13875.
+    Not with gate="linear" and temperature="learn" if beta_1 or tau matter: the density is the same
+    for (c beta_1, c tau) with any c, so data determine only beta_1 / tau.
     """
 
     n_experts: int = 2
@@ -62,7 +63,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
     random_state: int | np.random.RandomState | None = None
 
     def fit(self, X: Any, y: Any, *, start: Parameters | None = None) -> SoftmaxGaussianMoE:
-        """X: (n, d), y: (n,); start: where the one search begins, instead of random starts."""
+        """Fit X (n, d), y (n,).  start: begin a single search here, instead of random starts."""
         self._check()
         x, y = cast(
             tuple[Array, Array],
@@ -90,7 +91,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
 
     @property
     def parameters(self) -> Parameters:
-        """What was fitted, as one."""
+        """The fitted parameters."""
         check_is_fitted(self)
         return Parameters(
             self.gate_, self.bias_, self.tau_, self.coef_, self.intercept_, self.variance_
@@ -111,7 +112,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         return softmax(log_joint(self.parameters, self.gate, x, np.asarray(y)), axis=1)
 
     def score_samples(self, X: Any, y: Any = None) -> Array:
-        """log p(y | x) of each sample; y: (n,), None = what is predicted.  (n, d) -> (n,)."""
+        """log p(y | x) of each sample; y: (n,), None = the prediction.  (n, d) -> (n,)."""
         x = self._read(X)
         y = self.predict(x) if y is None else np.asarray(y, dtype=np.float64)
         if y.shape != (len(x),):
@@ -125,17 +126,12 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         return cast(Array, validate_data(self, X, reset=False, dtype=np.float64))
 
     def _check(self) -> None:
-        for what, got, allowed in (
-            ("gate", self.gate, tuple(GATES)), ("temperature", self.temperature, TEMPERATURES),
-        ):  # fmt: skip
-            if got not in allowed:
-                raise ConfigError(what, got=repr(got), want=f"one of {allowed}", fix="Pick one.")
+        one_of("gate", self.gate, GATES)
+        one_of("temperature", self.temperature, TEMPERATURES)
         for what in ("n_experts", "n_init", "max_iter"):
-            if not getattr(self, what) >= 1:
-                raise ConfigError(what, got=getattr(self, what), want="at least 1", fix="Try 4.")
-        for what in ("tau", "tol"):
-            if not getattr(self, what) > 0:
-                raise ConfigError(what, got=getattr(self, what), want="above 0", fix="Try 1e-6.")
+            at_least(what, getattr(self, what), 1, "Try 4.")
+        above("tau", self.tau, 0, "Try 1.")
+        above("tol", self.tol, 0, "Try 1e-6.")
 
     def _guess(self, x: Array, y: Array, random: np.random.RandomState) -> Parameters:
         """Experts by least squares on slices of x in a random direction."""
@@ -155,7 +151,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         return Parameters(gate, np.zeros(k), self.tau, coef[:, :d], coef[:, d], variance)
 
     def _search(self, x: Array, y: Array, start: Parameters) -> tuple[float, Parameters, int, bool]:
-        """Mean log-likelihood, parameters, steps, and whether it converged."""
+        """Return the mean log-likelihood, parameters, steps, and whether it converged."""
         learn, tau = self.temperature == "learn", start.tau
 
         def loss(vector: Array) -> tuple[float, Array]:
@@ -166,18 +162,16 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         logs = start._replace(tau=np.log(tau), variance=np.log(np.maximum(start.variance, FLOOR)))
         vector = _joined(logs, learn)
         free = len(vector) - self.n_experts
-        found = minimize(
-            loss, vector, jac=True, method="L-BFGS-B",
-            bounds=[(None, None)] * free + [(np.log(FLOOR), None)] * self.n_experts,
-            options={"maxiter": self.max_iter, "gtol": self.tol, "ftol": 1e-6 * self.tol},
-        )  # fmt: skip
+        bounds = [(None, None)] * free + [(np.log(FLOOR), None)] * self.n_experts
+        options = {"maxiter": self.max_iter, "gtol": self.tol, "ftol": 1e-6 * self.tol}
+        found = minimize(loss, vector, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         best = _unpack(found.x, self.n_experts, x.shape[1], None if learn else tau)
-        # a step that cannot improve in double precision is an end, too
+        # it has also converged when no step improves in double precision
         return -float(found.fun), best, max(1, int(found.nit)), int(found.nit) < self.max_iter
 
 
 class _Unit:
-    """The scales in which the search works; the density does not depend on them."""
+    """The units of the search, which standardise x and y; the density does not depend on them."""
 
     def __init__(self, x: Array, mean: float, y: float) -> None:
         self.x, self.mean, self.y = x, mean, y
@@ -189,33 +183,37 @@ class _Unit:
 
     def into(self, at: Parameters) -> Parameters:
         return at._replace(
-            gate=at.gate * self.x, slope=at.slope * self.x / self.y,
-            intercept=(at.intercept - self.mean) / self.y, variance=at.variance / self.y**2,
-        )  # fmt: skip
+            gate=at.gate * self.x,
+            slope=at.slope * self.x / self.y,
+            intercept=(at.intercept - self.mean) / self.y,
+            variance=at.variance / self.y**2,
+        )
 
     def back(self, at: Parameters) -> Parameters:
         return at._replace(
-            gate=at.gate / self.x, slope=at.slope * self.y / self.x,
-            intercept=at.intercept * self.y + self.mean, variance=at.variance * self.y**2,
-        )  # fmt: skip
+            gate=at.gate / self.x,
+            slope=at.slope * self.y / self.x,
+            intercept=at.intercept * self.y + self.mean,
+            variance=at.variance * self.y**2,
+        )
 
 
 def _joined(at: Parameters, learn: bool) -> Array:
-    """The free numbers as one vector: without the last gate, and without tau unless it learns."""
+    """The free parameters as one vector: without the last gate, and without a fixed tau."""
     tau = [np.atleast_1d(at.tau)] if learn else []
     free = [at.gate[:-1].ravel(), at.bias[:-1], *tau, at.slope.ravel(), at.intercept, at.variance]
     return np.concatenate(free)
 
 
 def _unpack(vector: Array, k: int, d: int, tau: float | None) -> Parameters:
-    """From `_joined`, which had log tau and log variance; tau: the fixed one, None = inside."""
+    """Inverse of `_joined` with log tau and log variance; tau: a fixed value, None = in vector."""
     sizes = [(k - 1) * d, k - 1, int(tau is None), k * d, k, k]
     gate, bias, own, slope, intercept, variance = np.split(vector, np.cumsum(sizes)[:-1])
+    gate = np.vstack([gate.reshape(k - 1, d), np.zeros((1, d))])
+    tau = float(np.exp(own[0])) if tau is None else tau
     return Parameters(
-        np.vstack([gate.reshape(k - 1, d), np.zeros((1, d))]), np.append(bias, 0.0),
-        float(np.exp(own[0])) if tau is None else tau,
-        slope.reshape(k, d), intercept, np.exp(variance),
-    )  # fmt: skip
+        gate, np.append(bias, 0.0), tau, slope.reshape(k, d), intercept, np.exp(variance)
+    )
 
 
 def _check_start(start: Parameters, k: int, d: int) -> None:
@@ -224,10 +222,9 @@ def _check_start(start: Parameters, k: int, d: int) -> None:
     positive = start.tau > 0 and bool((np.asarray(start.variance) > 0).all())
     last_zero = got == shapes and not start.gate[-1].any() and start.bias[-1] == 0
     if not (last_zero and positive):
-        raise ShapeError(
-            "start", got=got, want=f"{shapes}, tau and variances above 0, the last gate 0",
-            fix="Subtract the last expert's gate from all of them.",
-        )  # fmt: skip
+        want = f"{shapes}, tau and variances above 0, the last gate 0"
+        fix = "Subtract the last expert's gate from all gates."
+        raise ShapeError("start", got=got, want=want, fix=fix)
 
 
 CARD = Card(

@@ -1,4 +1,4 @@
-"""Which weights? The only home of top-k, N:M, row, block and random-disjoint selection."""
+"""Partitions: which weights are selected, by score, at random or disjointly."""
 
 from .channels import top_units as top_units
 from .disjoint import random_disjoint as random_disjoint

@@ -1,4 +1,4 @@
-"""The units (channels, heads) with the highest scores of a whole model (S2FT, arXiv:2412.06289)."""
+"""The units (channels, heads) with the highest scores in a model (S2FT, arXiv:2412.06289)."""
 
 from __future__ import annotations
 
@@ -13,36 +13,30 @@ from ..core.errors import ConfigError, DataError
 
 
 def top_units(scores: Mapping[str, Tensor], share: float) -> Partition:
-    """The best `share` of all units, over all layers at once, so that layers get uneven counts.
+    """Select the round(share * units) units with the highest scores over all layers.
 
-    round(share * all units) of them, ties to the earlier one; random scores choose at random. One
-    label for each unit: 0 = selected, -1 = not.
+    Layers get different numbers of units. Of equal scores the earlier unit is selected. Random
+    scores select at random. One label for each unit: 0 = selected, -1 = not.
 
     scores: layer -> (units,), higher is better; -inf is never selected.
-    Raises: ConfigError for a share outside 0 ... 1, so small that it selects nothing, or larger
-    than what may be selected; DataError for a score that is NaN.  Source: S2FT, its budgets.
+    Raises: ConfigError for a share outside 0 ... 1, or one that selects nothing or more units than
+    may be selected; DataError for a score that is NaN.  Source: S2FT, its budgets.
     """
-    between("share of channels", share, 0, 1, fix="Try 0.03.")
-    # float64 on the CPU, so that one model gets one selection wherever its scores were made
+    between("share of channels", share, 0, 1, "Try 0.03.")
+    # float64 on the CPU, so that the selection does not depend on the device of the scores
     every = torch.cat([s.detach().flatten().cpu().double() for s in scores.values()])
     if bool(every.isnan().any()):
         fix = "Look at the calibration batches and at the model's weights."
         raise DataError("scores of channels", got="NaN", want="numbers", fix=fix)
-    count, open_ = int(share * len(every) + 0.5), int((every > -torch.inf).sum())
+    count, free = int(share * len(every) + 0.5), int((every > -torch.inf).sum())
     if not count:
-        raise ConfigError(
-            "share of channels",
-            got=f"{share} of {len(every)}, which selects nothing",
-            want=f"at least {0.5 / max(1, len(every)):.2g}, one of them",
-            fix="Raise the share.",
-        )
-    if count > open_:
-        raise ConfigError(
-            "share of channels",
-            got=f"{share}, {count} of {len(every)}",
-            want=f"at most the {open_} that no other adapter has",
-            fix="Lower the share.",
-        )
+        got = f"{share} of {len(every)}, which selects nothing"
+        want = f"at least {0.5 / max(1, len(every)):.2g}, one of them"
+        raise ConfigError("share of channels", got=got, want=want, fix="Raise the share.")
+    if count > free:
+        got = f"{share}, {count} of {len(every)}"
+        want = f"at most the {free} that no other adapter has"
+        raise ConfigError("share of channels", got=got, want=want, fix="Lower the share.")
     label = torch.full((len(every),), -1, dtype=torch.int8)
     label[every.argsort(descending=True, stable=True)[:count]] = 0
     sizes = [s.numel() for s in scores.values()]

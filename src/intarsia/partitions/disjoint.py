@@ -24,21 +24,20 @@ def random_disjoint(
     generator: torch.Generator,
     unit: str = "element",
 ) -> Partition:
-    """Deal the weights of each parameter out to `parts` disjoint parts, at random and evenly.
+    """Divide the weights of each parameter into `parts` disjoint parts, at random and evenly.
 
-    A random order of the weights is dealt like cards, label(order[i]) = i mod parts, so sizes
-    differ by at most one and every weight has an owner; parts may outnumber the weights (some stay
-    empty).
+    Weights are dealt like cards in a random order, label(order[i]) = i mod parts. Every weight is
+    in one part, and sizes differ by at most one. With more parts than weights some parts are empty.
 
-    unit: what is dealt.
+    unit: what is divided.
       "element"                    single weights, over the whole parameter
-      "row", "column"              single weights, every row (column) shared out evenly
-      "whole_row", "whole_column"  whole output (input) channels; the partition's pattern says so
+      "row", "column"              single weights, evenly in every row (column)
+      "whole_row", "whole_column"  whole output (input) channels, the partition's pattern
     shapes: parameter name -> shape; a vector counts as one row.
     Raises: ConfigError for parts < 1 or an unknown unit; ShapeError for more than two axes with a
-    row or column unit.  Source: MoSA, section on splitting; balanced here to one weight exactly.
+    row or column unit.  Source: MoSA, section on splitting; here sizes differ by at most one.
     """
-    at_least("parts", parts, 1, fix="One part is no split.")
+    at_least("parts", parts, 1, "One part is no split.")
     one_of("unit", unit, UNITS)
     label = {
         name: _deal(tuple(shape), parts, unit, generator).to(label_dtype(parts))
@@ -48,7 +47,7 @@ def random_disjoint(
 
 
 def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Generator) -> Tensor:
-    # which part gets a surplus weight is itself random
+    # the parts that get one weight more are random
     names = torch.randperm(parts, generator=generator)
     if unit == "element":
         count = torch.Size(shape).numel()
@@ -76,8 +75,8 @@ def _deal_rows(
         dealt = torch.empty(rows, dtype=torch.int64)
         dealt[order] = torch.arange(rows) % parts
         return dealt[:, None].expand(rows, columns)
-    # each row continues where the one before it stopped: even in every row and even in all;
-    # the rows are in random order, else a period of `parts` rows would show
+    # each row continues where the previous one stopped, so rows and the total are both even;
+    # rows are in random order, because the labels repeat with a period of `parts` rows
     dealt = (torch.arange(rows * columns) % parts).reshape(rows, columns)
     dealt = dealt[torch.randperm(rows, generator=generator)]
     shuffle = torch.rand(rows, columns, generator=generator).argsort(1)

@@ -1,4 +1,4 @@
-"""The K largest of many scores, over all tensors at once, exactly K of them."""
+"""Selection of exactly the K largest scores over all tensors."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ import torch
 from torch import Tensor
 
 from ..core import Partition
-from ..core.checks import between
 from ..core.errors import ConfigError
 
-CHUNK = 2**22  # scores looked at together
+CHUNK = 2**22  # scores per step
 HALF = 2**16
 
 
 def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
-    """The `count` largest scores over all tensors, as the one part of a partition.
+    """Select the `count` largest scores over all tensors, as a partition with one part.
 
-    One threshold for all tensors, found by two histograms of the scores' bits: no sort, no list,
-    and no copy of more than some million scores at a time. Exactly `count` are taken: of those
-    equal to the threshold the first, in the order of the mapping and of the entries. Scores are
-    compared as float32.
+    Two histograms of the scores' bits give one threshold for all tensors, without sorting and
+    without copying more than a few million scores at a time. Exactly `count` scores are selected;
+    of those equal to the threshold, the first in the order of the mapping and of the entries.
+    Scores are compared as float32.
 
-    Raises: ConfigError if there are fewer scores than `count`, if it is negative, or for a NaN.
-    Source: LT-SFT (arXiv:2110.07560), whose released code takes all that reach the threshold.
+    Raises: ConfigError for a negative count, fewer scores than `count`, or a NaN.
+    Source: LT-SFT (arXiv:2110.07560), whose released code selects all scores at the threshold.
     """
     total = sum(score.numel() for score in scores.values())
     between("count", count, 0, total, fix=f"There are {total} weights to choose from.")
@@ -45,20 +44,20 @@ def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
 def keep_random(
     shapes: Mapping[str, Sequence[int]], count: int, *, generator: torch.Generator
 ) -> Partition:
-    """`count` of all weights, each as likely as any other.  Raises: as `keep_top` does."""
+    """Select `count` of all weights with equal probability.  Raises: as `keep_top` does."""
     scores = {n: torch.rand(tuple(s), generator=generator) for n, s in shapes.items()}
     return keep_top(scores, count)
 
 
 def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
-    """The flat places of a part in each parameter: (n,) int64, rising; all parameters are named."""
+    """Parameter -> flat places of a part in it, (n,) int64, increasing; for all parameters."""
     return {
         name: partition.mask(name, part).flatten().nonzero().flatten() for name in partition.label
     }
 
 
 def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
-    """(key of the count-th largest score, how many of the scores with that key are wanted)."""
+    """(key of the count-th largest score, how many scores with that key to select)."""
     high = _histogram(keys // HALF for score in scores.values() for _, keys in _keys(score))
     top, above = _bin(high, count)
     low = _histogram(
@@ -69,8 +68,8 @@ def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
 
 
 def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
-    """(bin of the count-th largest, how many are in the bins above it)."""
-    reached = histogram.flip(0).cumsum(0)  # how many are in the last bins
+    """(bin of the count-th largest, number of scores in the bins above it)."""
+    reached = histogram.flip(0).cumsum(0)  # number of scores in the last bins
     place = int((reached < count).sum())
     above = int(reached[place - 1]) if place else 0
     return HALF - 1 - place, above
@@ -84,12 +83,12 @@ def _histogram(parts: Iterator[Tensor]) -> Tensor:
 
 
 def _keys(score: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(first entry, keys) of chunks: int64 in 0 ... 2^32 - 1, in the order of the scores."""
+    """(first entry, keys) of chunks; keys are int64 in 0 ... 2^32 - 1 and sort as the scores do."""
     flat = score.detach().reshape(-1)
     for start in range(0, len(flat), CHUNK):
         chunk = flat[start : start + CHUNK].float()
         if bool(chunk.isnan().any()):
-            fix = "Look for a training that diverged: lower its learning rate."
-            raise ConfigError("scores", got="NaN among them", want="numbers", fix=fix)
+            fix = "Check for a diverged training, and lower its learning rate."
+            raise ConfigError("scores", got="NaN", want="numbers", fix=fix)
         bits = (chunk + 0.0).view(torch.int32).long()  # + 0.0: -0 is 0
         yield start, torch.where(bits < 0, -1 - (bits & 0x7FFFFFFF), bits) + 2**31

@@ -28,7 +28,7 @@ def read_lines(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
     for number, line in enumerate(_text(file).splitlines(), 1):
         if line.strip():
             path, *label = line.rsplit(None, 1)
-            rows.append((number, line, path.strip(), *(label or [""])))
+            rows.append((number, line, path.strip(), label[0] if label else ""))
     return _checked(file, "line", "lines `relative/path label`", rows, ids)
 
 
