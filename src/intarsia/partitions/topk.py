@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import Partition
+from ..core.checks import between
 from ..core.errors import ConfigError
 
 CHUNK = 2**22  # scores per step
