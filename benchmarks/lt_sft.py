@@ -31,7 +31,7 @@ from intarsia.hosts.own_weights import weights_of
 from intarsia.partitions import entries, keep_random
 from intarsia.schedules import Entries
 from intarsia.schedules.phases import Make
-from intarsia.train import Recipe, Training, plain
+from intarsia.train import Classes, Recipe, Training, plain
 from intarsia.train.learner import Learner
 from intarsia.train.precision import training_mode
 from intarsia.train.processes import accelerator
@@ -117,8 +117,8 @@ def stepper(
     for parameter in (*own.values(), *heads.values()):
         parameter.requires_grad_(True)
     recipe = Recipe(optimizer=make)
-    learner = Learner(model, model, plain, Training(), recipe, accelerator((), None))
-    learner.classes = CLASSES
+    ranks, task = accelerator((), None), Classes(CLASSES)
+    learner = Learner(model, model, plain, Training(), recipe, ranks, task)
     batch = x, torch.arange(len(x)) % CLASSES
     return lambda: learner.step([batch], 0, 10_000), 3 * 4 * (moved + head)
 

@@ -36,7 +36,7 @@ from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
 import intarsia
-from intarsia.train import Recipe, Training, one_backward, plain, two_pass
+from intarsia.train import Classes, Recipe, Training, one_backward, plain, two_pass
 from intarsia.train.learner import Learner
 from intarsia.train.objectives import Objective
 from intarsia.train.precision import cast_frozen, training_mode
@@ -98,8 +98,8 @@ def stepper(case: Case, args: argparse.Namespace) -> Callable[[], object]:
     training = Training(lr=1e-3, precision=case.precision)
     cast_frozen(model, case.precision)
     training_mode(model)
-    learner = Learner(model, model, case.objective, training, Recipe(), accelerator((), None))
-    learner.classes = CLASSES
+    ranks, task = accelerator((), None), Classes(CLASSES)
+    learner = Learner(model, model, case.objective, training, Recipe(), ranks, task)
     batch = images(args), torch.arange(args.batch) % CLASSES
     return lambda: learner.step([batch], 0, STEPS)
 

@@ -16,6 +16,7 @@ from .schedules import Phased
 from .train.objectives import Objective, Staged, plain
 from .train.run import Run, fit_once
 from .train.settings import Options, Training, settle
+from .train.tasks import Task
 
 PHASES = "phases"  # the folder of those before the last, in a run's own
 
@@ -26,6 +27,7 @@ def fit(
     val: Dataset[Any] | None = None,
     *,
     test: Dataset[Any] | None = None,
+    task: Task | None = None,
     objective: Objective | Staged = plain,
     training: Training | None = None,
     record: Mapping[str, Any] | None = None,
@@ -53,7 +55,7 @@ def fit(
     """
     _no_phases(model)
     settled = settle(training, options)
-    return fit_once(model, (train, val, test), objective, settled, record, evaluate_every)
+    return fit_once(model, (train, val, test), objective, settled, record, evaluate_every, task)
 
 
 def _no_phases(model: nn.Module) -> None:
@@ -92,6 +94,7 @@ def fit_in_phases(
     val: Dataset[Any] | None = None,
     *,
     test: Dataset[Any] | None = None,
+    task: Task | None = None,
     objective: Objective | Staged = plain,
     training: Training | None = None,
     record: Mapping[str, Any] | None = None,
@@ -118,7 +121,8 @@ def fit_in_phases(
             if running.out is not None and not phase.last:
                 own["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
             sets = train, val, test if phase.last else None
-            run = fit_once(model, sets, objective, settle(training, own), record, evaluate_every)
+            settled = settle(training, own)
+            run = fit_once(model, sets, objective, settled, record, evaluate_every, task)
             runs.append((phase.name, run))
     except StopIteration as end:
         return PhasedRun(end.value, tuple(runs))

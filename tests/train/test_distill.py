@@ -23,8 +23,7 @@ from intarsia import Capacity, Switch
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import CheckpointError, ConfigError
 from intarsia.fitting import fit
-from intarsia.train import Staged, distill, plain, staged_distillation
-from intarsia.train.objectives import TargetLoss, next_token
+from intarsia.train import Staged, TargetLoss, Tokens, distill, plain, staged_distillation
 
 
 def pair(blocks: int = 2) -> tuple[nn.Module, nn.Module]:
@@ -96,7 +95,7 @@ def test_of_texts_the_tokens_with_a_label_count_and_no_other() -> None:
     labels = ids.clone()
     labels[0, :5] = -100
     labels[2] = -100
-    found = distill(student, {"input_ids": ids}, TargetLoss(next_token, labels), teacher=teacher)
+    found = distill(student, {"input_ids": ids}, Tokens().loss_of(({}, labels)), teacher=teacher)
     s, t = student(input_ids=ids).logits, teacher.eval()(input_ids=ids).logits
     total, count = torch.zeros(()), 0
     for i in range(3):
@@ -107,7 +106,7 @@ def test_of_texts_the_tokens_with_a_label_count_and_no_other() -> None:
     assert count == 8 and bool(found.parts["divergence"] > 0.01)
     torch.testing.assert_close(found.parts["divergence"], total / count)
     none = torch.full_like(labels, -100)
-    found = distill(student, {"input_ids": ids}, TargetLoss(next_token, none), teacher=teacher)
+    found = distill(student, {"input_ids": ids}, Tokens().loss_of(({}, none)), teacher=teacher)
     assert float(found.loss.detach()) == 0.0
 
 

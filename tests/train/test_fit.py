@@ -346,7 +346,7 @@ def broken(**change: Any) -> TensorDataset:
     [
         (broken(y=torch.full((16,), CLASSES)), DataError, r"labels: got 3 ... 3, want 0 ... 2"),
         (broken(y=torch.full((16,), -1)), DataError, r"got -1 ... -1, want 0 ... 2"),
-        (broken(y=torch.zeros(16)), DataError, "want one whole number for each image"),
+        (broken(y=torch.zeros(16)), DataError, "labels .* one whole number for each image"),
         (broken(y=torch.zeros(16, 2).long()), DataError, "shape .* for labels"),
         (torch.utils.data.Subset(broken(), []), DataError, "training images: got 0"),
         ([(torch.zeros(3, 4, 4), 0, 1)] * 4, DataError, r"want \(image, label\)"),

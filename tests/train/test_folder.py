@@ -61,7 +61,7 @@ def test_a_run_leaves_a_folder_that_says_everything(tmp_path: Path) -> None:
     assert record == json.loads(json.dumps(dict(run.record)))
     assert record.keys() == {
         "format", "command", "started", "method", "parameters", "objective", "training", "recipe",
-        "running", "data", "machine", "versions", "record", "results",
+        "running", "data", "machine", "versions", "record", "results", "task",
     }  # fmt: skip
     assert record["method"]["adapters"]["default"]["method"] == "mosa"
     assert record["data"]["test"]["n"] == 20 and len(record["data"]["train"]["sha256"]) == 64

@@ -21,19 +21,16 @@ from intarsia.methods import Mosa
 from intarsia.routers import random_routers
 from intarsia.train.objectives import (
     Objective,
-    TargetLoss,
     blocks_of,
-    kl,
     local_variance,
     logits_of,
-    next_token,
     one_backward,
-    own_task,
     plain,
-    task_accuracy,
-    task_heads,
     two_pass,
 )
+from intarsia.train.outcome import TargetLoss, kl
+from intarsia.train.tasks import Tokens
+from intarsia.train.tasks.classes import own_task, task_accuracy, task_heads
 
 EXPERTS = 3
 
@@ -336,7 +333,7 @@ def test_padding_counts_in_no_divergence(objective: Objective) -> None:
         y = x.clone()
         x, y = (F.pad(t, (0, pad), value=v) for t, v in ((x, 0), (y, -100)))
         calls = itertools.count()
-        found.append(objective(model, x, TargetLoss(next_token, y)))
+        found.append(objective(model, x, Tokens().loss_of((x, y))))
     for name in ("task", "divergence"):
         torch.testing.assert_close(found[0].parts[name], found[1].parts[name])
     assert found[0].parts["divergence"] > 0

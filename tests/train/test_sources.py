@@ -15,7 +15,7 @@ from intarsia.fitting import fit_in_phases
 from intarsia.hosts import SparseDelta
 from intarsia.hosts.sources import from_sources
 from intarsia.methods import LtSft
-from intarsia.train.objectives import TargetLoss
+from intarsia.train import TargetLoss
 
 WIDTH, CLASSES = 6, 3
 

@@ -17,10 +17,18 @@ from intarsia.core import Routing
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.gating import Router, task_ids
 from intarsia.gating.load import CollapseWarning
-from intarsia.train import TokenMetrics, evaluate, logits_of, next_token, trainer_loss
-from intarsia.train.evaluate import is_text, right
-from intarsia.train.learner import Learner, counts_of
-from intarsia.train.objectives import TargetLoss, two_pass
+from intarsia.train import (
+    Classes,
+    TokenMetrics,
+    Tokens,
+    evaluate,
+    logits_of,
+    next_token,
+    task_of,
+    trainer_loss,
+)
+from intarsia.train.learner import Learner
+from intarsia.train.objectives import two_pass
 from intarsia.train.order import Reader
 
 VOCABULARY = 17
@@ -61,7 +69,7 @@ def test_rows_are_padded_to_the_longest_of_their_batch() -> None:
     assert y[0].tolist() == [*data.ids[0].tolist(), -100, -100]
     x, y = Reader(Rows((3, 3), tasks=True), seed=0)[(0, (0, 1))]
     assert not isinstance(x, Tensor) and x["task_ids"].tolist() == [0, 1]
-    assert is_text(data)
+    assert task_of(data) == Tokens()
 
 
 def test_padding_changes_no_score() -> None:
@@ -108,14 +116,14 @@ def test_next_token_ignores_what_has_no_label_and_is_that_of_transformers() -> N
     want = model(**x, labels=y).loss
     torch.testing.assert_close(next_token(logits_of(model, x), y), want)
     logits = torch.zeros(1, 3, 4)
-    assert right(logits, torch.tensor([[0, 0, -100]])).tolist() == [True]
+    assert Tokens().noted(logits, (x, torch.tensor([[0, 0, -100]])))["accuracy"] == 1
 
 
 def test_parts_of_a_batch_count_by_their_labels() -> None:
     short, long = torch.tensor([[1, 2, -100]]), torch.tensor([[1, 2, 3, 4]])
-    one, three = counts_of([short, long])
+    one, three = (Tokens().count(({}, labels)) for labels in (short, long))
     assert 3 * one == three > 0
-    assert counts_of([torch.zeros(3), torch.zeros(1)]) == [3, 1]
+    assert [Classes().count(({}, torch.zeros(n))) for n in (3, 1)] == [3, 1]
 
 
 def test_accumulated_parts_learn_what_the_whole_batch_does() -> None:
@@ -232,10 +240,11 @@ def test_the_trainer_takes_the_losses_of_routers(tmp_path: Path) -> None:
 def test_texts_without_anything_to_predict_are_refused() -> None:
     with pytest.raises(DataError, match="no token that has a label"):
         evaluate(llama(), Rows((3, 3), hidden=3))
+    row = [(torch.zeros(4), torch.zeros(2, dtype=torch.int64))]
     with pytest.raises(DataError, match="labels of tokens"):
-        intarsia.fit(
-            nn.Linear(4, 3), [(torch.zeros(4), torch.zeros(2, dtype=torch.int64))], epochs=1
-        )
+        intarsia.fit(nn.Linear(4, 3), row, task=Tokens(), epochs=1)  # pyright: ignore
+    with pytest.raises(DataError, match="want one logit for each label.*task="):
+        intarsia.fit(nn.Linear(4, 3), row, epochs=1)  # pyright: ignore
 
 
 def test_what_stands_beside_a_token_is_padded_along_the_tokens() -> None:
@@ -276,8 +285,7 @@ def test_shares_are_of_the_mean_over_processes(
         def reduce(self, own: Tensor, how: str) -> Tensor:
             return torch.full_like(own, mean)
 
-    labels = [torch.tensor([[0] * (1 + n) + [-100]]) for n in counts]
-    assert Learner._shares(SimpleNamespace(accelerator=Ranks()), labels) == shares  # pyright: ignore
+    assert Learner._shares(SimpleNamespace(accelerator=Ranks()), counts) == shares  # pyright: ignore
 
 
 def test_padding_counts_in_no_deep_alignment() -> None:
@@ -289,7 +297,7 @@ def test_padding_counts_in_no_deep_alignment() -> None:
     x, y = Reader(Rows((3, 9)), seed=0)[(0, (0, 1))]
     seen: list[Tensor] = []
     hook = model.model.layers[0].register_forward_hook(lambda _m, _x, out: seen.append(out))
-    found = two_pass(model, x, TargetLoss(next_token, y), deep=1.0)
+    found = two_pass(model, x, Tokens().loss_of((x, y)), deep=1.0)
     hook.remove()
     one, two = seen[0].chunk(2)
     real = torch.tensor([[1] * 3 + [0] * 6, [1] * 9]).bool()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
-from ..train.objectives import LossOf, Outcome
 from ..train.order import Inputs
+from ..train.outcome import LossOf, Outcome
 from .delta import SparseDelta
 from .own_weights import own_parameters
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..core.modes import evaluating
 from ..mixtures import undropped
-from .objectives import LossOf, Outcome, Staged, counted, kl, logits_of, plain
+from .objectives import Staged, logits_of, plain
 from .order import Inputs
+from .outcome import LossOf, Outcome, counted, divergence_of
 
 
 def distill(
@@ -48,7 +49,7 @@ def distill(
         )  # fmt: skip
     task = loss_of(logits)
     soft, own = (counted(part, loss_of) / temperature for part in (target, logits))
-    divergence = temperature**2 * kl(soft, own)
+    divergence = temperature**2 * divergence_of(loss_of)(soft, own)
     return Outcome(task + beta * divergence, logits, {"task": task, "divergence": divergence})
 
 

@@ -13,15 +13,15 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from ..core.files import disk_error, write_json, writing
-from .evaluate import Metrics, Scores
 from .precision import learned_state
+from .scores import Scores
 
 README = """One training run of intarsia.
 
 run.json                 what was run: command, settings, method, data, machine, versions, results
 metrics.jsonl            one JSON object a line: step, epoch, split, loss, accuracy, lr, seconds
 adapter/                 the trained weights without the frozen trunk (and without the optimiser)
-predictions.safetensors  logits and labels of the last evaluated split, named in its metadata
+predictions.safetensors  outputs and labels of the last evaluated split, named in its metadata
 state/                   the newest checkpoint; fit(..., out=FOLDER, resume=True) goes on from it
 phases/                  the runs before it, of a method that trains in phases
 tensorboard/             the curves: tensorboard --logdir FOLDER
@@ -101,8 +101,7 @@ def write_results(
 ) -> None:
     """adapter/, predictions.safetensors, and run.json last: with it, all is there."""
     _write_adapter(out / ADAPTER, model)
-    if isinstance(metrics, Metrics):
-        tensors = {"logits": metrics.logits, "labels": metrics.labels}
+    if metrics is not None and (tensors := metrics.predictions):
         with writing(out / "predictions.safetensors") as scratch:
             safetensors.torch.save_file(tensors, scratch, metadata={"split": split})
     write_json(out / RUN, record)

@@ -12,23 +12,27 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..core.errors import CheckpointError, DataError
+from ..core.errors import CheckpointError, ConfigError
 from ..core.modes import evaluating, modes_kept
 from ..core.seeds import mix
 from ..gating import load as statistics
 from . import checkpoint, resume
-from .evaluate import Metrics, Scores, evaluate, is_text
+from .evaluate import evaluate
 from .folder import METRICS, RUN, STATE, Log
 from .forward import wrapped
 from .interrupt import Interrupted, stop_on_signals
 from .learner import Learner
 from .objectives import Objective, Staged, logits_of
-from .order import Batch, Key, Order, Reader, check_range, labels_of, read, size_of, to_device
+from .order import Batch, Key, Order, Reader, labels_of, read, size_of, to_device
 from .precision import autocast, compute_dtype, training_mode
 from .processes import on_main
 from .progress import Bar, track, tracking
 from .randomness import generator_states, global_kept, seed_all, set_generator_states
+from .scores import Scores
 from .settings import Recipe, Running, Training
+from .tasks import Task
+
+Sets = tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any] | None]  # train, val, test
 
 
 class Loop:
@@ -37,18 +41,15 @@ class Loop:
     def __init__(
         self,
         model: nn.Module,
-        train: Dataset[Any],
-        val: Dataset[Any] | None,
-        test: Dataset[Any] | None,
+        sets: Sets,
+        task: Task,
         objective: Objective | Staged,
-        training: Training,
-        recipe: Recipe,
-        running: Running,
+        settings: tuple[Training, Recipe, Running],
     ) -> None:
-        self.model, self.train_set, self.val, self.test = model, train, val, test
-        self.training, self.recipe, self.running_ = training, recipe, running
-        self.objective = objective
-        self.log_to = None if running.out is None else running.out / METRICS
+        self.model, self.task, self.objective = model, task, objective
+        self.train_set, self.val, self.test = sets
+        self.training, self.recipe, self.running_ = settings
+        self.log_to = None if self.running_.out is None else self.running_.out / METRICS
         self.at = resume.Position()
         self.log = Log(None)
         self.val_scores: tuple[int, Scores] | None = None  # (step, scores) of the newest
@@ -62,7 +63,14 @@ class Loop:
         self.order = Order(
             size_of(self.train_set), self.training.batch_size, self.training.seed, shares
         )
-        self.reader = Reader(self.train_set, self.training.seed)
+        if self.task.whole and shares > 1:
+            raise ConfigError(
+                f"a batch of {type(self.task).__name__}",
+                got=f"{shares} parts of it (processes times accumulate)",
+                want="all of it at once: its loss compares the rows",
+                fix="Use accumulate=1 in one process, or Pairs(group=...).",
+            )
+        self.reader = Reader(self.train_set, self.training.seed, self.task)
         self.steps = self.training.epochs * self.order.steps
         self.at.identity = identity
         main = ranks.is_main_process
@@ -70,12 +78,11 @@ class Loop:
             stack.enter_context(global_kept())
             stack.enter_context(modes_kept(self.model))
             training_mode(self.model)
-            classes = self._look()
+            self.task = self._look()
             forward = stack.enter_context(wrapped(self.model, self.running_, ranks))
             self.learner = Learner(
-                self.model, forward, self.objective, self.training, self.recipe, ranks
+                self.model, forward, self.objective, self.training, self.recipe, ranks, self.task
             )
-            self.learner.classes = classes
             seed_all(mix(self.training.seed, ranks.process_index))
             statistics.forget(self.model)
             set_generator_states(self.model, on_main(ranks, lambda: generator_states(self.model)))
@@ -90,25 +97,18 @@ class Loop:
             self.bar = stack.enter_context(bar.shown())
             yield
 
-    def _look(self) -> int:
-        """The number of classes, by one sample through the model; labels are checked against it."""
+    def _look(self) -> Task:
+        """The task, knowing the model's output for one sample; labels are checked against it."""
         device, dtype = self.ranks.device, compute_dtype(self.model)
         x, y = self.reader[(0, (0,))]
         with torch.no_grad(), evaluating(self.model), autocast(device, dtype):
-            shape = logits_of(self.model, to_device(x, device)).shape
-        if len(shape) != y.ndim + 1:
-            raise DataError(
-                "the model's output", got=f"shape {tuple(shape)} for labels {tuple(y.shape)}",
-                want="(images, classes), or (texts, tokens, vocabulary) for labels of tokens",
-                fix="Give the model the head that its labels want.",
-            )  # fmt: skip
-        if y.ndim == 2:
-            return shape[-1]
+            output = logits_of(self.model, to_device(x, device))
+        task = self.task.seen(output, (x, y))
         for dataset in (self.train_set, self.val, self.test):
-            labels = None if dataset is None else labels_of(dataset)
+            labels = labels_of(dataset) if dataset is not None and task.labelled else None
             if labels is not None and len(labels):
-                check_range(torch.as_tensor(labels), shape[-1])
-        return shape[-1]
+                task.check(torch.as_tensor(labels))
+        return task
 
     def _restore(self) -> None:
         assert self.running_.out is not None
@@ -116,9 +116,11 @@ class Loop:
         state = on_main(self.ranks, lambda: path and checkpoint.load(path))
         if not state and (self.running_.out / RUN).exists():
             raise CheckpointError(
-                f"run {self.running_.out}", got="a finished one without its state/",
-                want="a checkpoint to go on from", fix="It is done; train anew in another folder.",
-            )  # fmt: skip
+                f"run {self.running_.out}",
+                got="a finished one without its state/",
+                want="a checkpoint to go on from",
+                fix="It is done; train anew in another folder.",
+            )
         if state:
             resume.restore(self.model, self.learner, self.at, state, self.ranks)
 
@@ -177,14 +179,15 @@ class Loop:
         found = self._evaluate(self.val)
         self.val_scores = self.at.step, found
         self._note("val", epoch, found.scores())
-        best, value = self.at.best, found.accuracy if isinstance(found, Metrics) else -found.loss
+        best, value = self.at.best, found.best
         if self.recipe.select == "val" and (best is None or value > best.value):
             self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))
 
     def _evaluate(self, dataset: Dataset[Any]) -> Scores:
         size = max(1, self.training.batch_size // self.ranks.num_processes)
-        size = size if is_text(dataset) else max(size, 32)
-        return evaluate(self.model, dataset, batch_size=size, workers=self.running_.workers)
+        size = max(size, 32) if self.task.small_outputs else size
+        workers = self.running_.workers
+        return evaluate(self.model, dataset, task=self.task, batch_size=size, workers=workers)
 
     def _note(self, split: str, epoch: int, found: dict[str, float]) -> None:
         line = {"step": self.at.step, "epoch": epoch, "split": split, **found}

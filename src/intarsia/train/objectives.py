@@ -1,16 +1,16 @@
 """What a training step minimises: functions of a model, a batch and a loss of logits.
 
-An objective is `objective(model, x, loss_of) -> Outcome`; `loss_of(logits)` knows the labels.
+An objective is `objective(model, x, loss_of) -> Outcome`; `loss_of(logits)` knows the labels. It
+says how many forwards a step has and how they are combined; a task says what the loss of one is.
 Settings are keywords: `functools.partial(two_pass, reg=0.5)` is an objective too.
 R-Drop (arXiv:2106.14448) is `two_pass` with add=1 on any model that has dropout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -21,31 +21,8 @@ from ..core import Cell
 from ..core.errors import ConfigError
 from ..gating import passes, redraw, task_ids
 from ..mixtures import SplitLinear
-from .order import IGNORED, Inputs
-
-LossOf = Callable[[Tensor], Tensor]
-Groups = Sequence[Sequence[int]]  # the classes of each task of a joint label space
-
-
-@dataclass(frozen=True)
-class TargetLoss:
-    """A `LossOf` that shows what it knows: labels (B,) or (B, T), or soft targets (B, classes)."""
-
-    criterion: Callable[[Tensor, Tensor], Tensor]  # (logits, target) -> mean over the batch
-    target: Tensor
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        return self.criterion(logits, self.target)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The loss to go back from, the batch's logits (..., classes), and named parts to log."""
-
-    loss: Tensor
-    logits: Tensor
-    parts: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-
+from .order import Inputs
+from .outcome import LossOf, Outcome, counted, divergence_of, wide
 
 Objective = Callable[[nn.Module, Inputs, LossOf], Outcome]
 
@@ -94,23 +71,6 @@ def logits_of(model: nn.Module, x: Inputs) -> Tensor:
     return logits if logits.ndim == 3 else wide(logits)
 
 
-def wide(logits: Tensor) -> Tensor:
-    """In float32 or better."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def next_token(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each token after the first, the mean over those whose label is not -100.
-
-    logits: (B, T, V), of the token after each; labels: (B, T), the tokens themselves.
-    """
-    target = labels[:, 1:]
-    known = target != IGNORED  # answers are a small part of most texts
-    picked, target = wide(logits[:, :-1][known]), target[known]
-    total = F.cross_entropy(picked, target, label_smoothing=label_smoothing, reduction="sum")
-    return total / max(1, len(target))
-
-
 def twice(x: Inputs) -> Inputs:
     """Two copies of a batch, stacked."""
     if isinstance(x, Tensor):
@@ -122,26 +82,6 @@ def plain(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
     """The loss of one forward."""
     logits = logits_of(model, x)
     return Outcome(loss_of(logits), logits)
-
-
-def kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
-    """KL(softmax(target) || softmax(logits)), the mean over rows.  (..., C), (..., C) -> ()."""
-    target = target.detach() if detach else target
-    logits, target = wide(logits.flatten(0, -2)), wide(target.flatten(0, -2))
-    total = F.kl_div(
-        logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="sum"
-    )
-    return total / max(1, len(target))
-
-
-def counted(logits: Tensor, loss_of: LossOf) -> Tensor:
-    """The rows of logits that a loss of tokens reads, in float32 or better: all where it reads all.
-
-    (B, T, V) -> (N, V), of those before a labelled token; (..., V) -> the same shape.
-    """
-    if logits.ndim == 3 and isinstance(loss_of, TargetLoss) and loss_of.target.ndim == 2:
-        logits = logits[:, :-1][loss_of.target[:, 1:] != IGNORED]
-    return wide(logits)
 
 
 def two_pass(
@@ -157,7 +97,8 @@ def two_pass(
     """Two stochastic passes that should agree (MoSA, arXiv:2312.02923; R-Drop, arXiv:2106.14448).
 
     L = CE(p1) + add CE(p2) + reg/2 [KL(sg p2 || p1) + KL(sg p1 || p2)] + deep D
-    with D the `deep_alignment` of the two passes; of texts, KL is over tokens that have a label.
+    with D the `deep_alignment` of the two passes; of texts, KL is over tokens that have a label. A
+    task without classes has its own distance in place of KL.
     The published MoSA has add=0, reg=1; its deep term has the weight 0.01 / 12. Both passes are
     stacked in one forward. `detach`: sg as published; without, the gradient of the divergence is to
     first order twice as large.
@@ -169,7 +110,8 @@ def two_pass(
     first, second = logits.chunk(2)
     task = loss_of(first)
     one, two = counted(first, loss_of), counted(second, loss_of)
-    divergence = (kl(two, one, detach=detach) + kl(one, two, detach=detach)) / 2
+    apart = divergence_of(loss_of)
+    divergence = (apart(two, one, detach=detach) + apart(one, two, detach=detach)) / 2
     loss = task + reg * divergence
     parts = {"task": task, "divergence": divergence}
     if add:
@@ -190,7 +132,8 @@ def one_backward(model: nn.Module, x: Inputs, loss_of: LossOf, *, reg: float = 1
     with torch.no_grad():
         second = logits_of(model, x)
     first = logits_of(model, x)
-    task, divergence = loss_of(first), kl(counted(second, loss_of), counted(first, loss_of))
+    apart = divergence_of(loss_of)
+    task, divergence = loss_of(first), apart(counted(second, loss_of), counted(first, loss_of))
     return Outcome(task + reg * divergence, first, {"task": task, "divergence": divergence})
 
 
@@ -224,72 +167,6 @@ def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: floa
         [_mean(layer.variance(z.to(layer.weight.dtype), scale), x) for layer, scale, z in seen]
     ).sum()
     return Outcome(task + weight * spread, logits, {"task": task, "variance": spread})
-
-
-def task_heads(
-    model: nn.Module, x: Inputs, loss_of: LossOf, *, groups: Groups, over: Objective = plain
-) -> Outcome:
-    """`over` with a head for each task: an image's loss sees the classes of its own task only.
-
-    As if the other logits were -inf, and with label smoothing over a task's own classes. groups:
-    the classes of each task, in any order, every class once (`suites.groups(classes).values()`).
-    Terms that compare two passes still see all logits.
-    Raises: ConfigError for groups that are no partition of the classes, and for soft targets: a
-    mixed image has no one task.
-    """
-    if not isinstance(loss_of, TargetLoss) or loss_of.target.ndim != 1:
-        raise ConfigError(
-            "objective 'task_heads'", got="a loss without one label for each image",
-            want="labels (B,)", fix="Leave out mixup and cutmix.",
-        )  # fmt: skip
-    return over(model, x, partial(_by_task, loss_of, groups))
-
-
-def _by_task(loss_of: TargetLoss, groups: Groups, logits: Tensor) -> Tensor:
-    """Mean loss of logits (B, C), each task's images by their own columns."""
-    task, place = _tasks(groups, logits)
-    of_image = task[loss_of.target]
-    total = logits.new_zeros(())
-    for number, classes in enumerate(groups):
-        rows = (of_image == number).nonzero().flatten()
-        if len(rows):
-            own = logits[rows][:, list(classes)]
-            loss = loss_of.criterion(own, place[loss_of.target[rows]])
-            total = total + loss * (len(rows) / len(logits))
-    return total
-
-
-def own_task(logits: Tensor, labels: Tensor, groups: Groups) -> Tensor:
-    """Logits with -inf where a class is not of the task of the image's label.  (n, C) -> (n, C).
-
-    Raises: ConfigError for groups that are no partition of the classes.
-    """
-    task, _ = _tasks(groups, logits)
-    return logits.masked_fill(task[labels][:, None] != task, -torch.inf)
-
-
-def task_accuracy(logits: Tensor, labels: Tensor, groups: Groups) -> float:
-    """Share of images that are right when their task is known.  (n, C), (n,) -> 0 to 1.
-
-    At least the accuracy over all classes.
-    """
-    return float((own_task(logits, labels, groups).argmax(-1) == labels).double().mean())
-
-
-def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each class its task, and its place among the classes of that task.  (C,), (C,)."""
-    order = [c for classes in groups for c in classes]
-    if sorted(order) != list(range(logits.shape[-1])):
-        raise ConfigError(
-            "groups of classes", got=f"{len(groups)} groups with {len(order)} classes",
-            want=f"each of the {logits.shape[-1]} classes once",
-            fix="Take them from suites.groups(classes).",
-        )  # fmt: skip
-    task, place = torch.empty(2, len(order), dtype=torch.int64).unbind()
-    for number, classes in enumerate(groups):
-        task[list(classes)] = number
-        place[list(classes)] = torch.arange(len(classes))
-    return task.to(logits.device), place.to(logits.device)
 
 
 def deep_alignment(hidden: list[Tensor], x: Inputs | None = None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from ..core.errors import ConfigError, DataError, TrainingError
 from ..core.seeds import mix
 from .randomness import seeded_cpu
 from .workers import usable_workers
+
+if TYPE_CHECKING:
+    from .tasks.task import Task
 
 Inputs = Tensor | Mapping[str, Tensor]  # pictures, or a model's arguments by name
 Batch = tuple[Inputs, Tensor]
@@ -71,7 +74,7 @@ class Order:
 
 
 class Reader(Dataset[Batch]):
-    """Whole batches of a dataset by (epoch, positions): (inputs, labels (B,) or (B, T) int64).
+    """Whole batches of a dataset by (epoch, positions): (inputs, target), as the task has them.
 
     Inputs are a tensor (B, ...), or tensors by the names of the model's arguments; rows of tokens
     are padded to the longest of their batch, which `attention_mask` then says.
@@ -80,23 +83,25 @@ class Reader(Dataset[Batch]):
     does not depend on the batch, the worker or the process that reads it.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Dataset[Any], seed: int, task: Task | None = None) -> None:
+        self.dataset, self.seed, self.task = dataset, seed, task
 
     def __len__(self) -> int:
         return size_of(self.dataset)
 
     def __getitem__(self, key: Key) -> Batch:
         epoch, positions = key
-        tensors = _tensors(self.dataset, positions)
+        task = self.task
+        tensors = _tensors(self.dataset, positions) if task is None or task.labelled else None
         if tensors is not None:
-            return tensors[0], as_labels(tensors[1])
-        rows = []
+            return tensors if task is None else task.batch(*tensors)
+        items = []
         for position in positions:
             with seeded_cpu(mix(self.seed, epoch, position)):
-                rows.append(_pair(_item(self.dataset, epoch, position)))
-        x, y = _stack(rows)
-        return x, as_labels(y)
+                items.append(_item(self.dataset, epoch, position))
+        if task is None:
+            return stack([pair(item) for item in items])
+        return task.batch(*task.collate(items))
 
 
 def nbytes(inputs: Inputs) -> int:
@@ -143,13 +148,12 @@ def _item(dataset: Dataset[Any], epoch: int, position: int) -> Any:
     return dataset[position] if drawn is None else drawn(epoch, position)
 
 
-def _pair(item: Any) -> tuple[Any, Any]:
+def pair(item: Any) -> tuple[Any, Any]:
     """(inputs, label) of a tuple, or of a mapping as Hugging Face datasets give it."""
     if isinstance(item, Mapping):
         label = next((k for k in ("labels", "label") if k in item), None)
-        rest = {k: v for k, v in item.items() if k != label}
-        if label and rest:
-            return rest["pixel_values"] if set(rest) == {"pixel_values"} else rest, item[label]
+        if label and len(item) > 1:
+            return input_of(item), item[label]
         got: object = f"a mapping with {sorted(item)}"
     elif isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
@@ -159,11 +163,20 @@ def _pair(item: Any) -> tuple[Any, Any]:
         "an item of the dataset",
         got=got,
         want="(image, label), or a mapping with labels and the model's arguments",
-        fix="Wrap the dataset so that it returns that.",
+        fix="Wrap the dataset so that it returns that, or name the task: task=...",
     )
 
 
-def _stack(rows: list[tuple[Any, Any]]) -> Batch:
+def input_of(item: Any) -> Any:
+    """What the model reads of a sample, labelled or not."""
+    if isinstance(item, Mapping):
+        rest = {k: v for k, v in item.items() if k not in ("labels", "label")}
+        return rest["pixel_values"] if set(rest) == {"pixel_values"} else rest
+    return item[0] if isinstance(item, tuple | list) and item else item
+
+
+def stack(rows: list[tuple[Any, Any]]) -> tuple[Inputs, Any]:
+    """Pairs as one batch, rows of tokens padded.  Raises: DataError."""
     try:
         first = rows[0][0]
         if isinstance(first, Mapping) and "input_ids" in first:
@@ -194,39 +207,13 @@ def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     return padded
 
 
-def as_labels(labels: Tensor) -> Tensor:
-    """(B,), or (B, T) of tokens, int64.  Raises: DataError for another kind or shape."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim not in (1, 2):
-        got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else ""
-        raise DataError(
-            "labels", got=got or type(labels).__name__,
-            want="one whole number for each image or token",
-            fix="Give the class index, counted from 0.",
-        )  # fmt: skip
-    return labels.long()
-
-
-def check_range(labels: Tensor, classes: int) -> None:
-    """Raise DataError unless all labels are in 0 ... classes - 1; those of tokens may be -100."""
-    if labels.ndim == 2:
-        labels = labels[labels != IGNORED]
-    if not len(labels):
-        return
-    low, high = (int(v) for v in labels.aminmax())
-    if low < 0 or high >= classes:
-        raise DataError(
-            "labels", got=f"{low} ... {high}", want=f"0 ... {classes - 1} (the model's classes)",
-            fix="Count classes from 0 and build the model with one output per class.",
-        )  # fmt: skip
-
-
 def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
     """All labels, where they can be had without reading images."""
     if isinstance(dataset, Subset):
         whole = labels_of(dataset.dataset)
         return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
-        return as_labels(dataset.tensors[1]).numpy(force=True)
+        return dataset.tensors[1].numpy(force=True)
     for name in ("labels", "targets"):
         found = getattr(dataset, name, None)
         if found is not None and len(found) == size_of(dataset):

@@ -14,8 +14,11 @@ from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DataError
 from ..core.heads import heads_of
-from .evaluate import Metrics, each
+from .evaluate import each
+from .order import Batch
 from .record import bare
+from .scores import Metrics
+from .tasks import Classes
 
 LEAST = 1e-12  # probability of a class that the training images do not show
 
@@ -67,11 +70,12 @@ def features(
         )  # fmt: skip
     seen: list[Tensor] = []
 
-    def instead(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return seen.pop(), labels
+    def instead(_logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        return seen.pop(), batch[1]
 
     hook = heads[0].register_forward_pre_hook(lambda _head, args: seen.append(args[0].float()))
     try:
-        return each(model, dataset, instead, batch_size=batch_size, workers=workers)
+        rows, labels = each(model, dataset, Classes(), instead, batch_size, workers)
+        return rows, labels
     finally:
         hook.remove()

@@ -37,7 +37,8 @@ class Bar:
     def step(self, done: int, line: Mapping[str, float | int | str]) -> None:
         """Show the newest scores of the line's split."""
         split = str(line["split"])
-        wanted = ("loss", "accuracy") if split == "train" else ("accuracy",)
+        wanted = ["accuracy"] if "accuracy" in line else ["loss"]
+        wanted = ["loss", "accuracy"] if split == "train" else wanted
         found = [f"{n} {line[n]:.3f}" for n in wanted if isinstance(line.get(n), float)]
         self._shown[split] = " ".join([split, *found])
         self._bar.update(

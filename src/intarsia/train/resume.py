@@ -112,8 +112,9 @@ def restore(
     settings or number of processes.
     """
     saved = state["identity"]
-    # checkpoints were once written without the validation part
-    check_same(saved, {k: v for k, v in at.identity.items() if k != "val" or k in saved})
+    # checkpoints were once written without the validation part and the task
+    later = {"val", "task"} - saved.keys()
+    check_same(saved, {k: v for k, v in at.identity.items() if k not in later})
     put_back(model, state["learned"])
     learner.load_state(state["learner"])
     set_generator_states(model, state["draws"])

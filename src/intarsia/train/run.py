@@ -14,17 +14,17 @@ from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DataError
 from . import record as records
-from .evaluate import Scores
 from .folder import FORMAT, prepare, write_results
-from .loop import Loop
+from .loop import Loop, Sets
 from .objectives import Objective, Staged
 from .precision import cast_frozen, trained
 from .processes import accelerator, on_main
 from .progress import tracker_names
 from .resume import trunk_hash
+from .scores import Scores
 from .settings import Recipe, Running, Training
-
-Sets = tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any] | None]  # train, val, test
+from .tasks.choose import chosen
+from .tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ def fit_once(
     settled: tuple[Training, Recipe, Running],
     record: Mapping[str, Any] | None,
     evaluate_every: int,
+    task: Task | None = None,
 ) -> Run:
     """One training, whatever the method: `fit`, or a phase.  sets: train, val, test."""
-    train, val, test = sets
+    train, val, _ = sets
     training, recipe, running = settled
     trained(model)
     disjoint = _check_selection(train, val, recipe, evaluate_every)
+    task = chosen(task, train, recipe)
     trackers = tracker_names(running.trackers, running.out)
     ranks = accelerator(trackers, running.out)
     if training.precision == "fp16" and ranks.device.type == "cpu":
@@ -66,8 +68,8 @@ def fit_once(
         on_main(ranks, lambda: prepare(out, running.resume))
     model.to(ranks.device)
     cast_frozen(model, training.precision)
-    about = _about(model, train, val, test, objective, training, recipe, running)
-    loop = Loop(model, train, val, test, objective, training, recipe, running)
+    about = _about(model, sets, task, objective, settled)
+    loop = Loop(model, sets, task, objective, settled)
     identity = _identity(about, model) if running.out is not None else {}
     resident = records.forget_peak()
     with loop.running(ranks, identity):
@@ -106,27 +108,26 @@ def _check_selection(
 
 def _about(
     model: nn.Module,
-    train: Dataset[Any],
-    val: Dataset[Any] | None,
-    test: Dataset[Any] | None,
+    sets: Sets,
+    task: Task,
     objective: Objective | Staged,
-    training: Training,
-    recipe: Recipe,
-    running: Running,
+    settled: tuple[Training, Recipe, Running],
 ) -> dict[str, Any]:
     """All that is known before the first step."""
-    sets = {"train": train, "val": val, "test": test}
+    training, recipe, running = settled
+    named = dict(zip(("train", "val", "test"), sets, strict=True))
     return {
         "format": FORMAT,
         "command": sys.argv,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": records.method_of(model),
         "parameters": records.parameter_counts(model),
+        "task": records.describe(task),
         "objective": records.describe(objective),
         "training": records.plain_values(training),
         "recipe": records.plain_values(recipe),
         "running": records.plain_values(running),
-        "data": {k: records.data_of(v) for k, v in sets.items() if v is not None},
+        "data": {k: records.data_of(v) for k, v in named.items() if v is not None},
         "machine": records.machine(),
         "versions": records.versions(),
     }
@@ -142,6 +143,7 @@ def _identity(about: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         "classes": data.get("classes"),
         "data": {k: v for k, v in data.items() if k != "classes"},
         "val": about["data"]["val"] if chooses else None,
+        "task": about["task"],
         "objective": about["objective"],
         "training": about["training"],
         "recipe": about["recipe"],

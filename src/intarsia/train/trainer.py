@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..gating import aux_loss
-from .objectives import next_token
 from .order import IGNORED
+from .tasks.tokens import next_token
 
 
 def trainer_loss(model: nn.Module) -> Callable[..., Tensor]:

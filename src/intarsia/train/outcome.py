@@ -1,0 +1,70 @@
+"""What a training step gives back, and the loss of one batch as an objective sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LossOf = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The loss to backpropagate, the model's output, and named parts of the loss to log."""
+
+    loss: Tensor
+    logits: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+def wide(logits: Tensor) -> Tensor:
+    """In float32 or better."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
+    """KL(softmax(target) || softmax(logits)), the mean over rows.  (..., C), (..., C) -> ()."""
+    target = target.detach() if detach else target
+    logits, target = wide(logits.flatten(0, -2)), wide(target.flatten(0, -2))
+    total = F.kl_div(
+        logits.log_softmax(-1), target.log_softmax(-1), log_target=True, reduction="sum"
+    )
+    return total / max(1, len(target))
+
+
+def _all(output: Tensor, _target: Tensor) -> Tensor:
+    return output
+
+
+@dataclass(frozen=True)
+class TargetLoss:
+    """A `LossOf` with the target it knows, and how two outputs are compared under it.
+
+    criterion: (output, target) -> mean over the batch.  read: (output, target) -> the rows of an
+    output that the loss looks at.  divergence: (rows, rows, detach=...) -> mean distance of the
+    second rows from the first, which are the target.
+    """
+
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    target: Tensor
+    read: Callable[[Tensor, Tensor], Tensor] = _all
+    divergence: Callable[..., Tensor] = kl
+
+    def __call__(self, output: Tensor) -> Tensor:
+        return self.criterion(output, self.target)
+
+
+def counted(output: Tensor, loss_of: LossOf) -> Tensor:
+    """The rows of an output that its loss looks at, in float32 or better."""
+    if isinstance(loss_of, TargetLoss):
+        output = loss_of.read(output, loss_of.target)
+    return wide(output)
+
+
+def divergence_of(loss_of: LossOf) -> Callable[..., Tensor]:
+    """How two outputs are compared: KL of their softmax, unless the loss has its own."""
+    return loss_of.divergence if isinstance(loss_of, TargetLoss) else kl

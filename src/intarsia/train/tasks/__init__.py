@@ -1,0 +1,12 @@
+"""What is learned: the loss of a model's output, and the scores of its field."""
+
+from .choose import task_of as task_of
+from .classes import Classes as Classes
+from .classes import Heads as Heads
+from .labels import MultiLabel as MultiLabel
+from .next_item import NextItem as NextItem
+from .pairs import Pairs as Pairs
+from .regression import Reconstruction as Reconstruction
+from .regression import Regression as Regression
+from .task import Task as Task
+from .tokens import Tokens as Tokens

@@ -1,0 +1,73 @@
+"""Which task a dataset is, by one of its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ...core.errors import ConfigError
+from ...schedules import ByFit
+from ..order import Inputs, Reader, size_of
+from ..settings import Recipe
+from .classes import Classes
+from .labels import MultiLabel
+from .regression import Regression
+from .task import Task
+from .tokens import Tokens
+
+
+def task_of(dataset: Dataset[Any]) -> Task:
+    """The task of a dataset, by the label of its first sample.
+
+    A whole number: Classes; one for each token: Tokens; a row of 0 and 1: MultiLabel; numbers with
+    a fraction: Regression. The others have to be named.
+    """
+    if not size_of(dataset):
+        return Classes()
+    inputs, label = Reader(dataset, seed=0)[(0, (0,))]
+    if not isinstance(label, Tensor):
+        return Classes()
+    if label.is_floating_point():
+        return Regression() if label.ndim <= 2 else Classes()
+    if label.ndim == 2:
+        binary = bool(((label == 0) | (label == 1)).all())
+        return MultiLabel() if binary and not _of_tokens(inputs) else Tokens()
+    return Classes()
+
+
+def _of_tokens(inputs: Inputs) -> bool:
+    if isinstance(inputs, Mapping):
+        return "input_ids" in inputs
+    return not inputs.is_floating_point()
+
+
+def chosen(task: Task | None, dataset: Dataset[Any], recipe: Recipe) -> Task:
+    """The task asked for, or the dataset's own with the recipe's smoothing and mixing.
+
+    Raises: ConfigError where the recipe has a setting that the task has not.
+    """
+    mixing = {n: v for n in ("mixup", "cutmix") if (v := getattr(recipe, n))}
+    given = mixing | ({"smoothing": recipe.smoothing} if recipe.smoothing else {})
+    found = task or task_of(dataset)
+    if isinstance(recipe.schedule, ByFit) and not found.answers:
+        raise ConfigError(
+            "schedule",
+            got=f"{type(recipe.schedule).__name__} for {type(found).__name__}",
+            want="a task with right answers, for it follows the training accuracy",
+            fix="Use ActiveSchedule.",
+        )
+    if task is None and type(found) is Classes:
+        return Classes(**given)
+    if task is None and type(found) is Tokens and not mixing:
+        return Tokens(smoothing=recipe.smoothing)
+    for name, value in given.items():
+        raise ConfigError(
+            name,
+            got=f"{value} for {type(found).__name__}",
+            want="a task of classes that is not named",
+            fix=f"Leave it out, or give it to the task: task=Classes({name}={value}).",
+        )
+    return found

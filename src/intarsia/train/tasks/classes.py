@@ -1,0 +1,214 @@
+"""One class for each sample; several tasks in one label space."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import Mixup
+from timm.loss.cross_entropy import SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from ...core.errors import ConfigError, DataError
+from ..objectives import Objective, plain
+from ..order import Batch, Inputs
+from ..outcome import LossOf, Outcome, TargetLoss
+from ..scores import Metrics
+from .task import Task, refuse_output
+
+Groups = Sequence[Sequence[int]]  # the classes of each task of a joint label space
+
+
+@dataclass(frozen=True)
+class Classes(Task):
+    """Cross-entropy of one class index for each sample; the scores are `Metrics`.
+
+    classes: of the model, None = read off its output; smoothing: of the labels; mixup, cutmix:
+    alpha of timm's Mixup, on tensors of pictures.
+    """
+
+    answers: ClassVar[bool] = True
+
+    classes: int | None = None
+    smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def batch(self, inputs: Inputs, target: Any) -> Batch:
+        return inputs, whole_numbers(target, 1, "one whole number for each image or token")
+
+    def seen(self, output: Tensor, batch: Batch) -> Self:
+        if output.ndim != 2:
+            refuse_output(
+                output,
+                batch[1],
+                "(images, classes), or (texts, tokens, vocabulary) for labels of tokens",
+            )
+        return dataclasses.replace(self, classes=output.shape[-1])
+
+    def check(self, target: Tensor) -> None:
+        if self.classes is not None:
+            check_range(target, self.classes)
+
+    def loss_of(self, batch: Batch) -> TargetLoss:
+        return TargetLoss(partial(F.cross_entropy, label_smoothing=self.smoothing), batch[1])
+
+    def loss(self, model: nn.Module, batch: Batch, objective: Objective = plain) -> Outcome:
+        x, y = batch
+        # timm mixes an image with its mirror place in the batch: an odd tail is left as it is
+        if (self.mixup or self.cutmix) and isinstance(x, Tensor) and len(x) % 2 == 0:
+            mix: Any = Mixup(
+                self.mixup,
+                self.cutmix,
+                label_smoothing=self.smoothing,
+                num_classes=self.classes or 0,
+            )
+            x, soft = mix(x, y)
+            return objective(model, x, TargetLoss(SoftTargetCrossEntropy(), soft))
+        return super().loss(model, batch, objective)
+
+    def noted(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if self.mixup or self.cutmix:  # a mixed image has no right answer
+            return {}
+        return {"accuracy": (output.argmax(-1) == batch[1]).float().mean()}
+
+    def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        return output, batch[1]
+
+    def scores(self, *rows: Tensor) -> Metrics:
+        logits, labels = rows
+        check_range(labels, logits.shape[1])
+        return Metrics.of(logits, labels)
+
+
+@dataclass(frozen=True)
+class Heads(Classes):
+    """`Classes` with a head for each task: a sample's loss sees the classes of its own task only.
+
+    As if the other logits were -inf, and with label smoothing over a task's own classes. The scores
+    have `own_task_accuracy` too, for a user who knows the task.
+    groups: the classes of each task, in any order, every class once.
+    Raises: ConfigError for mixed images, which have no one task, and, with a model, for groups that
+    are no partition of its classes.
+    """
+
+    groups: Groups = ()
+
+    def __post_init__(self) -> None:
+        if self.mixup or self.cutmix:
+            refuse_mixed()
+
+    def loss_of(self, batch: Batch) -> TargetLoss:
+        whole = super().loss_of(batch)
+        return dataclasses.replace(whole, criterion=partial(_by_task, whole.criterion, self.groups))
+
+    def scores(self, *rows: Tensor) -> Metrics:
+        own = task_accuracy(*rows, self.groups)
+        return dataclasses.replace(super().scores(*rows), extra={"own_task_accuracy": own})
+
+
+def task_heads(
+    model: nn.Module,
+    x: Inputs,
+    loss_of: LossOf,
+    *,
+    groups: Groups,
+    over: Objective = plain,
+) -> Outcome:
+    """The objective `over` with the loss of `Heads(groups=groups)`, for a task of classes.
+
+    Terms that compare two passes still see all logits.
+    Raises: ConfigError for groups that are no partition of the classes, and for soft targets.
+    """
+    if not isinstance(loss_of, TargetLoss) or loss_of.target.ndim != 1:
+        refuse_mixed()
+    criterion = partial(_by_task, loss_of.criterion, groups)
+    return over(model, x, dataclasses.replace(loss_of, criterion=criterion))
+
+
+def refuse_mixed() -> None:
+    raise ConfigError(
+        "objective 'task_heads'",
+        got="a loss without one label for each image",
+        want="labels (B,)",
+        fix="Leave out mixup and cutmix.",
+    )
+
+
+def _by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> Tensor:
+    """Mean loss of logits (B, C), each task's images by their own columns."""
+    task, place = _tasks(groups, logits)
+    of_image = task[target]
+    total = logits.new_zeros(())
+    for number, classes in enumerate(groups):
+        rows = (of_image == number).nonzero().flatten()
+        if len(rows):
+            own = logits[rows][:, list(classes)]
+            total = total + criterion(own, place[target[rows]]) * (len(rows) / len(logits))
+    return total
+
+
+def own_task(logits: Tensor, labels: Tensor, groups: Groups) -> Tensor:
+    """Logits with -inf where a class is not of the task of the image's label.  (n, C) -> (n, C).
+
+    Raises: ConfigError for groups that are no partition of the classes.
+    """
+    task, _ = _tasks(groups, logits)
+    return logits.masked_fill(task[labels][:, None] != task, -torch.inf)
+
+
+def task_accuracy(logits: Tensor, labels: Tensor, groups: Groups) -> float:
+    """Share of images that are right when their task is known.  (n, C), (n,) -> 0 to 1.
+
+    At least the accuracy over all classes.
+    """
+    return float((own_task(logits, labels, groups).argmax(-1) == labels).double().mean())
+
+
+def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each class its task, and its place among the classes of that task.  (C,), (C,)."""
+    order = [c for classes in groups for c in classes]
+    if sorted(order) != list(range(logits.shape[-1])):
+        raise ConfigError(
+            "groups of classes",
+            got=f"{len(groups)} groups with {len(order)} classes",
+            want=f"each of the {logits.shape[-1]} classes once",
+            fix="Take them from suites.groups(classes).",
+        )
+    task, place = torch.empty(2, len(order), dtype=torch.int64).unbind()
+    for number, classes in enumerate(groups):
+        task[list(classes)] = number
+        place[list(classes)] = torch.arange(len(classes))
+    return task.to(logits.device), place.to(logits.device)
+
+
+def whole_numbers(labels: Any, ndim: int, want: str) -> Tensor:
+    """Labels as int64.  Raises: DataError for another kind, or another number of axes."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != ndim:
+        found = isinstance(labels, Tensor) and f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise DataError(
+            "labels",
+            got=found or type(labels).__name__,
+            want=want,
+            fix="Give the class index, counted from 0, or say what the labels are: task=...",
+        )
+    return labels.long()
+
+
+def check_range(labels: Tensor, classes: int) -> None:
+    """Raises: DataError unless all labels are in 0 ... classes - 1."""
+    if not labels.numel():
+        return
+    low, high = (int(v) for v in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise DataError(
+            "labels",
+            got=f"{low} ... {high}",
+            want=f"0 ... {classes - 1} (the model's classes)",
+            fix="Count classes from 0 and build the model with one output per class.",
+        )

@@ -1,0 +1,104 @@
+"""Pairs that belong together: retrieval, with the other pairs of the batch as negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...core.checks import above, at_least
+from ..order import Batch, Inputs, pair, stack
+from ..outcome import TargetLoss, kl, wide
+from ..scores import Named, rank_of, ranking
+from .task import Task, refuse_output
+
+ROWS = 1024  # queries compared with all documents at a time
+
+
+@dataclass(frozen=True)
+class Pairs(Task):
+    """Symmetric InfoNCE: cross-entropy of cos(q_i, d_j) / temperature, both ways, in a batch.
+
+    Samples are (query, document), both of one form; the model reads the queries and documents of a
+    batch in one forward, and gives one vector each. The negatives are the other pairs of the batch,
+    or of groups of `group` pairs: a batch can be taken in parts (accumulate, several processes)
+    only if groups are given, and stay whole.
+    Scores: `loss` and, of each query among all documents, `hit_rate_k`, `ndcg_k` and
+    `reciprocal_rank`.  Not for sets where several documents answer a query.
+    Raises: ConfigError on a setting that cannot be.
+    Source: InfoNCE (arXiv:1807.03748); symmetric as in CLIP (arXiv:2103.00020).
+    """
+
+    labelled: ClassVar[bool] = False
+
+    temperature: float = 0.05
+    group: int | None = None
+    k: int = 10
+
+    def __post_init__(self) -> None:
+        above("temperature", self.temperature, 0)
+        at_least("k", self.k, 1)
+        if self.group is not None:
+            at_least("group", self.group, 2, fix="A pair needs another one as its negative.")
+
+    @property
+    def whole(self) -> bool:
+        return self.group is None
+
+    def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
+        """Queries, then documents, padded alike."""
+        pairs = [pair(item) for item in items]
+        return stack([(q, 0) for q, _ in pairs] + [(d, 0) for _, d in pairs])
+
+    def batch(self, inputs: Inputs, target: Any) -> Batch:
+        rows = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+        return inputs, torch.zeros(len(rows) // 2, dtype=torch.int64)
+
+    def seen(self, output: Tensor, batch: Batch) -> Pairs:
+        if output.ndim != 2 or len(output) != 2 * len(batch[1]):
+            refuse_output(output, batch[1], "one vector for each query and document")
+        return self
+
+    def loss_of(self, batch: Batch) -> TargetLoss:
+        return TargetLoss(self._info_nce, batch[1], divergence=self._divergence)
+
+    def _groups(self, output: Tensor) -> list[Tensor]:
+        """The similarities (g, g) of each group, over the temperature.  output: (2B, d)."""
+        queries, documents = F.normalize(wide(output), dim=-1).chunk(2)
+        size = self.group or max(1, len(queries))
+        both = zip(queries.split(size), documents.split(size), strict=True)
+        return [q @ d.T / self.temperature for q, d in both]
+
+    def _info_nce(self, output: Tensor, target: Tensor) -> Tensor:
+        total = output.new_zeros(())
+        for near in self._groups(output):
+            own = torch.arange(len(near), device=near.device)
+            one, other = F.cross_entropy(near, own), F.cross_entropy(near.T, own)
+            total = total + (one + other) / 2 * (len(near) / len(target))
+        return total
+
+    def _divergence(self, target: Tensor, output: Tensor, *, detach: bool = True) -> Tensor:
+        """KL of a query's distribution over its group's documents, the mean over queries."""
+        count = len(output) // 2
+        groups = zip(self._groups(target), self._groups(output), strict=True)
+        parts = [kl(two, one, detach=detach) * (len(one) / count) for two, one in groups]
+        return torch.stack(parts).sum()
+
+    def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        return F.normalize(wide(output), dim=-1).chunk(2)
+
+    def scores(self, *rows: Tensor) -> Named:
+        queries, documents = rows
+        losses, ranks = [], []
+        for first in range(0, len(queries), ROWS):
+            near = queries[first : first + ROWS] @ documents.T
+            own = near.diagonal(first)
+            ranks.append(rank_of(own, near))
+            logits = near.double() / self.temperature
+            losses.append(logits.logsumexp(1) - own.double() / self.temperature)
+        values = {"loss": float(torch.cat(losses).mean())} | ranking(torch.cat(ranks), self.k)
+        return Named(values, f"ndcg_{self.k}", {"queries": queries, "documents": documents})

@@ -1,0 +1,88 @@
+"""A task: what the loss of a model's output is, and how good outputs are."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import DataError
+from ..objectives import Objective, logits_of, plain
+from ..order import Batch, Inputs, pair, stack
+from ..outcome import Outcome, TargetLoss
+from ..scores import Scores
+
+
+class Task(abc.ABC):
+    """What the loop does not know of its batches: their form, their loss and their scores.
+
+    An objective says how many forwards a step has and how they are combined; a task says what the
+    loss of one output is. A batch is (inputs, target), its loss a mean over `count` things.
+    """
+
+    small_outputs: ClassVar[bool] = True  # many samples fit into one batch of evaluation
+    labelled: ClassVar[bool] = True  # samples are (inputs, label)
+    answers: ClassVar[bool] = False  # is there a training accuracy for a schedule to follow?
+
+    @property
+    def whole(self) -> bool:
+        """Whether the loss compares the rows of a batch, which then cannot be taken in parts."""
+        return False
+
+    def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
+        """Samples as one batch, rows of tokens padded.  Raises: DataError."""
+        return stack([pair(item) for item in items])
+
+    @abc.abstractmethod
+    def batch(self, inputs: Inputs, target: Any) -> Batch:
+        """A collated batch in the task's own types.  Raises: DataError for a target of another."""
+
+    def seen(self, output: Tensor, batch: Batch) -> Self:
+        """The task, knowing one output of the model.  Raises: DataError if it does not fit."""
+        return self
+
+    def check(self, target: Tensor) -> None:  # noqa: B027
+        """Raises: DataError for a target the model has no output for; by default there is none."""
+
+    def count(self, batch: Batch) -> int:
+        """How many things the loss is a mean over, by which the parts of a batch are weighed."""
+        return len(batch[1])
+
+    @abc.abstractmethod
+    def loss_of(self, batch: Batch) -> TargetLoss:
+        """The loss of an output for this batch."""
+
+    def loss(self, model: nn.Module, batch: Batch, objective: Objective = plain) -> Outcome:
+        """The loss of one batch, with its named parts."""
+        return objective(model, batch[0], self.loss_of(batch))
+
+    def noted(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What is logged of a training step beside its loss: means over the batch."""
+        return {}
+
+    @abc.abstractmethod
+    def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """What is kept of a batch for its scores: tensors with one row a sample."""
+
+    @abc.abstractmethod
+    def scores(self, *rows: Tensor) -> Scores:
+        """The scores of a whole set.  rows: of all batches, on the CPU.  Raises: DataError."""
+
+    @torch.no_grad()
+    def score(self, model: nn.Module, batches: Iterable[Batch]) -> Scores:
+        """The scores of a model, as it stands, on some batches."""
+        found = [self.rows(logits_of(model, batch[0]), batch) for batch in batches]
+        return self.scores(*(torch.cat(rows).cpu() for rows in zip(*found, strict=True)))
+
+
+def refuse_output(output: Tensor, target: Tensor, want: str) -> None:
+    """Raises: DataError for an output of a shape that the target does not go with."""
+    raise DataError(
+        "the model's output",
+        got=f"shape {tuple(output.shape)} for labels {tuple(target.shape)}",
+        want=want,
+        fix="Give the model the head that its labels want, or fit the task that it has: task=...",
+    )
