@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from intarsia.adapters import Bottleneck
+from intarsia.core import files
 from intarsia.fitting import fit
 from intarsia.methods import Mosa
 from intarsia.mixtures.split_adamw import split_adamw
@@ -146,7 +147,7 @@ def plans() -> dict[str, Callable[[], object]]:
     for step in (1, 4, 5, STEPS - 1):
         found[f"step {step}"] = partial(DIES.append, step)
     for calls in range(5, 10):  # at every one of the five syncs of the second checkpoint
-        found[f"sync {calls}"] = partial(after_calls, checkpoint, "sync", calls)
+        found[f"sync {calls}"] = partial(after_calls, files, "sync", calls)
     for calls in (1,):
         found[f"cleanup {calls}"] = partial(after_calls, checkpoint.shutil, "rmtree", calls)
     for line in (0, 11):

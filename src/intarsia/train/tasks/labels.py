@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import (
@@ -54,17 +55,20 @@ class MultiLabel(Task):
 
     def scores(self, *rows: Tensor) -> Named:
         logits, target = rows
-        occur = target.any(0)
-        if not bool(occur.any()):
+        occur = target.any(0).numpy()
+        if not occur.any():
             raise DataError(
                 "evaluation labels", got="no 1", want="at least one", fix="Label some samples."
             )
         y, z = target.numpy(), logits.numpy()
+        label_by_label = zip(y.T, z.T > 0, strict=True)  # scikit-learn takes one for two classes
         values = {
             "loss": float(_binary(logits.double(), target)),
             "mean_average_precision": average_precision_score(y[:, occur], z[:, occur]),
             "ranking_precision": label_ranking_average_precision_score(y, z),
-            "f1": f1_score(y, z > 0, average="macro", zero_division=0.0),
+            "f1": np.mean(
+                [f1_score(t, p, zero_division=0.0) for t, p in zip(y.T, z.T > 0, strict=True)]
+            ),
         }
         values = {name: float(value) for name, value in values.items()}
         return Named(values, "mean_average_precision", {"logits": logits, "labels": target})
