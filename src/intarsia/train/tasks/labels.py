@@ -61,11 +61,11 @@ class MultiLabel(Task):
                 "evaluation labels", got="no 1", want="at least one", fix="Label some samples."
             )
         y, z = target.numpy(), logits.numpy()
-        label_by_label = zip(y.T, z.T > 0, strict=True)  # scikit-learn takes one for two classes
         values = {
             "loss": float(_binary(logits.double(), target)),
             "mean_average_precision": average_precision_score(y[:, occur], z[:, occur]),
             "ranking_precision": label_ranking_average_precision_score(y, z),
+            # a label at a time: scikit-learn takes a single one for two classes
             "f1": np.mean(
                 [f1_score(t, p, zero_division=0.0) for t, p in zip(y.T, z.T > 0, strict=True)]
             ),
