@@ -50,7 +50,7 @@ def chosen(task: Task | None, dataset: Dataset[Any], recipe: Recipe) -> Task:
     Raises: ConfigError where the recipe has a setting that the task has not.
     """
     mixing = {n: v for n in ("mixup", "cutmix") if (v := getattr(recipe, n))}
-    given = mixing | ({"smoothing": recipe.smoothing} if recipe.smoothing else {})
+    given: dict[str, Any] = mixing | ({"smoothing": recipe.smoothing} if recipe.smoothing else {})
     found = task or task_of(dataset)
     if isinstance(recipe.schedule, ByFit) and not found.answers:
         raise ConfigError(

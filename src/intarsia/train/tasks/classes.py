@@ -101,14 +101,14 @@ class Heads(Classes):
 
     def __post_init__(self) -> None:
         if self.mixup or self.cutmix:
-            refuse_mixed()
+            raise mixed()
 
     def loss_of(self, batch: Batch) -> TargetLoss:
         whole = super().loss_of(batch)
         return dataclasses.replace(whole, criterion=partial(_by_task, whole.criterion, self.groups))
 
     def scores(self, *rows: Tensor) -> Metrics:
-        own = task_accuracy(*rows, self.groups)
+        own = task_accuracy(rows[0], rows[1], self.groups)
         return dataclasses.replace(super().scores(*rows), extra={"own_task_accuracy": own})
 
 
@@ -126,14 +126,15 @@ def task_heads(
     Raises: ConfigError for groups that are no partition of the classes, and for soft targets.
     """
     if not isinstance(loss_of, TargetLoss) or loss_of.target.ndim != 1:
-        refuse_mixed()
+        raise mixed()
     criterion = partial(_by_task, loss_of.criterion, groups)
     return over(model, x, dataclasses.replace(loss_of, criterion=criterion))
 
 
-def refuse_mixed() -> None:
-    raise ConfigError(
-        "objective 'task_heads'",
+def mixed() -> ConfigError:
+    """A mixed image has no one task."""
+    return ConfigError(
+        "heads of tasks",
         got="a loss without one label for each image",
         want="labels (B,)",
         fix="Leave out mixup and cutmix.",

@@ -61,17 +61,20 @@ class MultiLabel(Task):
                 "evaluation labels", got="no 1", want="at least one", fix="Label some samples."
             )
         y, z = target.numpy(), logits.numpy()
+        # a label at a time: scikit-learn takes a single one for two classes
+        each = [_f1(y[:, i], z[:, i] > 0) for i in range(y.shape[1])]
         values = {
             "loss": float(_binary(logits.double(), target)),
             "mean_average_precision": average_precision_score(y[:, occur], z[:, occur]),
             "ranking_precision": label_ranking_average_precision_score(y, z),
-            # a label at a time: scikit-learn takes a single one for two classes
-            "f1": np.mean(
-                [f1_score(t, p, zero_division=0.0) for t, p in zip(y.T, z.T > 0, strict=True)]
-            ),
+            "f1": sum(each) / len(each),
         }
         values = {name: float(value) for name, value in values.items()}
         return Named(values, "mean_average_precision", {"logits": logits, "labels": target})
+
+
+def _f1(truth: np.ndarray, guess: np.ndarray) -> float:
+    return float(f1_score(truth, guess, zero_division=0.0))  # pyright: ignore[reportArgumentType]
 
 
 def _binary(logits: Tensor, target: Tensor) -> Tensor:
