@@ -12,7 +12,7 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS ?= $(shell n=$(CORES); [ $$n -gt 8 ] && n=8; echo $$n)
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test lint format docs conformance bench claim clean
+.PHONY: help setup demo test lint format new generate docs conformance bench claim clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -40,6 +40,14 @@ lint: setup  ## ruff, pyright, import-linter
 format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+new: setup  ## begin a method: make new KIND=router NAME=relu PAPER=2412.14711
+	@[ -n "$(KIND)" -a -n "$(NAME)" -a -n "$(PAPER)" ] || { echo "new: got KIND='$(KIND)' NAME='$(NAME)' PAPER='$(PAPER)', want all three. Call: make new KIND=router NAME=relu PAPER=2412.14711"; exit 1; }
+	$(BIN)/python scripts/new_method.py $(KIND) $(NAME) --paper $(PAPER)
+
+generate: setup  ## all that is written from the methods' cards
+	$(BIN)/python -m intarsia.results.pages
+	$(BIN)/python -m intarsia.conformance.composition
 
 docs: setup  ## site/, strictly
 	$(BIN)/zensical build --clean --strict

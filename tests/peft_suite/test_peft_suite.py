@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.adapters.bottleneck import PLACEMENTS
+from intarsia.catalog import cards
 from intarsia.core.registry import keys
 from intarsia.hosts.config import IntarsiaConfig
 
@@ -104,6 +105,15 @@ VARIANTS: dict[str, Variant] = {
         "bi", {"over": {"method": "lora", "rank": 4}, "start": 1e-8}, ("qkv", "fc1"), merges=True
     ),
 }
+# so small a change that the start changes nothing, as the suite wants
+VARIANTS["fourier"] = Variant("fourier", {"entries": 1, "alpha": 1e-8}, ("qkv", "fc1"), merges=True)
+# the others as they are in the tests of this library, where they change nothing at first
+PLACES = {"mlp": "mlp", "attention": "attn", "mlp_linear": "fc1", "projection": "attn.proj"}
+for found in cards("adapter", tag="zero_start"):
+    if found.key not in {variant.method for variant in VARIANTS.values()}:
+        roles = found.config(**found.tiny).roles
+        places = tuple(PLACES.get(role, role) for role in roles)
+        VARIANTS[found.key] = Variant(found.key, dict(found.tiny), places, "linear" in found.tags)
 
 
 def _name(key: str, rest: str) -> str:
@@ -147,10 +157,7 @@ theirs.MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES[:] = [
 def _skip_unless_it_merges(model_id: str, config_cls: type, config_kwargs: dict[str, Any]) -> None:
     over = config_kwargs["options"].get("over", {}).get("method")
     mixture = config_kwargs["method"] in ("llava_mole", "mixlora")
-    if mixture or not {"lora", "lt_sft", "mos", "poly", "s2ft", "sparse"} & {
-        config_kwargs["method"],
-        over,
-    }:
+    if mixture or not {config_kwargs["method"], over} & {c.key for c in cards(tag="linear")}:
         pytest.skip(WHY_NOT)
 
 

@@ -70,6 +70,9 @@ def page(card: dict[str, Any]) -> str:
     if card["tags"]:
         lines += ["", "## Tags", ""]
         lines += [f"- `{tag}`: {TAGS[tag]}" for tag in card["tags"]]
+    if card["exceptions"]:
+        lines += ["", "## Laws of its kind that do not hold", ""]
+        lines += [f"- `{law}`: {reason}" for law, reason in card["exceptions"].items()]
     if card["kind"] == "adapter":
         command, python = example(card)
         lines += ["", "## Run it", "", "```sh", command, "```", "", "```python", python, "```"]
