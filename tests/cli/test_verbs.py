@@ -53,10 +53,23 @@ def test_help_has_an_example_that_parses(intarsia: Intarsia, verb: str) -> None:
         "show mosa",
         "show nosuch",
         "list --kind nosuch",
+        "fit nosuchdata",
+        "fit nosuch/folder",
+        "fit elpv --method nosuch",
+        "fit elpv --method switch",
+        "fit elpv --set expert=4",
+        "fit elpv --precision bf17",
+        "compare elpv --methods lora,nosuch",
+        "compare elpv --steps 10",
+        "evaluate nosuch",
+        "predict nosuch x.png",
+        "export nosuch",
+        "bench nosuch",
     ],
 )
 def test_start_imports_nothing_heavy(command: str) -> None:
     heavy = {"torch", "peft", "timm", "transformers"}
+    # what is refused, too: a typing error costs no eight seconds
     code = (
         "import sys\nfrom intarsia.cli import app\n"
         f"try: app({command.split()!r})\n"

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .early import check_choices
 from .options import Json
 from .shell import SOME_FAILED, note, show_json, show_table
 
@@ -96,9 +97,10 @@ def bench(
 
     Example:  intarsia bench mini --profile quick --jobs 2
     """
+    given: dict[str, Any] = dict(locals())
+    check_choices(given)
     from .bench_steps import ask, carry, listed
 
-    given: dict[str, Any] = dict(locals())
     if show or suite is None:
         _show_list(listed(root), as_json)
         return

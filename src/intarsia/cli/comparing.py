@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .early import check_choices, check_compared, check_data, is_text, method_key
 from .options import Data, Json, experiment_values, given_in_words, with_training_options
 from .shell import note, show_json, show_rich
+from .training import FOR_TEXTS
 
 TEXT_METHODS = "lora,mixlora"  # where nothing is said
 Baseline = Annotated[
@@ -73,10 +75,8 @@ def compare(
     Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set mosa.active=2
     """
     asked = {**locals(), **given}
-    from .routing import check_given
-
     words = given_in_words(ctx)
-    check_given(words, routers is not None)
+    check_compared(words, routers is not None)
     if routers is not None:
         _compare_routers(asked)
     else:
@@ -85,22 +85,24 @@ def compare(
 
 def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[str]) -> None:
     """given: the shared options among all that was asked; words: the names of what was given."""
-    from ..data.texts import is_text
+    data, methods, baseline = asked["data"], asked["methods"], asked["baseline"]
+    check_data(data)
+    check_choices(given)
+    if is_text(data):
+        given |= {"model": FOR_TEXTS["model"]} if "model" not in words else {}
+        methods = methods if "methods" in words else TEXT_METHODS
+    given_names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = [method_key(name, note) for name in given_names]
+    settings = list(_by_key(given["settings"] or (), dict(zip(given_names, names, strict=True))))
     from ..experiments import contest
     from ..experiments.experiment import Experiment, located
     from ..experiments.settings import value_of
-    from .training import FOR_TEXTS
 
-    data, methods, baseline = asked["data"], asked["methods"], asked["baseline"]
     values = experiment_values(given) | {"data": located(data), "settings": ()}
-    if is_text(data):
-        values |= {n: v for n, v in FOR_TEXTS.items() if n not in words}
-        methods = methods if "methods" in words else TEXT_METHODS
-    names = [name.strip() for name in methods.split(",") if name.strip()]
     numbers: tuple[int, ...] = value_of("--seeds", asked["seeds"], tuple[int, ...])
     folder = asked["out"] or Path("runs") / f"compare-{Path(data).name}"
     start = Experiment.of(values)
-    chosen = contest.on_one_adapter(start, names, contest.by_method(given["settings"] or ()), note)
+    chosen = contest.on_one_adapter(start, names, contest.by_method(settings), note)
     runs = contest.entries(start, names, numbers, chosen, folder)
     contest.check_baseline(runs, baseline)
     try:
@@ -111,6 +113,13 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
         raise KeyboardInterrupt("Call the same command again to go on.") from stop
     page = folder / "report.html"
     show_comparison([e.folder for e in runs], page, baseline, asked["as_json"])
+
+
+def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
+    """METHOD.name=value with the method's key in place of the name that was given for it."""
+    for text in settings:
+        name, dot, rest = text.partition(".")
+        yield f"{keys.get(name, name)}{dot}{rest}"
 
 
 def _compare_routers(given: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..core.errors import UnknownName
+from .early import check_run
 from .options import Json, RunFolder
 from .shell import note, show_json
 
@@ -33,11 +35,11 @@ def export(
 
     Example:  intarsia export runs/elpv-mosa-0 --format onnx
     """
-    from ..core.errors import UnknownName
-    from .release import release
-
     if form not in SUFFIXES:
         raise UnknownName("format", form, SUFFIXES)
+    check_run(run)
+    from .release import release
+
     target = out or run / f"export{SUFFIXES[form]}"
     lines: list[str] = []
     path = release(run, form, target, fold_it=not keep_adapter, report=note, result=lines.append)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError
 from ..experiments.routing import (
     PICTURES,
     TEXT,
@@ -22,28 +21,6 @@ from ..experiments.routing import (
 from ..experiments.settings import value_of
 from ..results.numbers import plural
 from ..results.routers.findings import Sheet
-
-OWN = ("data", "routers", "seeds", "budget", "steps", "sees_later", "jobs", "threads", "out",
-       "baseline", "as_json", "ctx", "debug")  # fmt: skip
-ONLY = ("budget", "steps", "sees_later")
-"""Options that mean something to a comparison of routers, and those that mean nothing without."""
-
-OPTIONS = {"settings": "--set", "targets": "--target", "images": "-n"}
-
-
-def check_given(given: set[str], routers: bool) -> None:
-    """Raises: ConfigError for options that say nothing here."""
-    strange = sorted(given - set(OWN) if routers else given & set(ONLY))
-    if not strange:
-        return
-    named = ", ".join(OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in strange)
-    raise ConfigError(
-        "options of compare", got=f"{named} {'with' if routers else 'without'} --routers",
-        want="with --routers: --seeds, --budget, --steps, --sees-later, --baseline, --jobs, "
-        "--threads, --out" if routers else "--routers with them",
-        fix="Leave them out: models, rates and pictures are one for all routers." if routers
-        else "For example: --routers top-k,switch --budget both",
-    )  # fmt: skip
 
 
 def ask(given: Mapping[str, Any]) -> Contest:

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from ..core.errors import ConfigError
+from .early import check_run
 from .options import Json, RunFolder
 from .shell import note, show_json, show_table
 
@@ -35,6 +37,7 @@ def evaluate(
 
     Example:  intarsia evaluate runs/elpv-mosa-0 --part val
     """
+    check_run(run)
     from ..results import numbers
     from .runs import open_run, pictures_to_score, score, scores_of
     from .training import TEXT_COLUMNS, text_row
@@ -86,19 +89,17 @@ def predict(
 
     Example:  intarsia predict runs/elpv-mosa-0 new_photos/ --csv > answers.csv
     """
-    from ..core.errors import ConfigError
+    if as_json and as_csv:
+        raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
+    check_run(run)
     from ..results import numbers
     from .runs import open_run, picture_files, predict
 
-    if as_json and as_csv:
-        raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
     if _predict_texts(run, files, as_csv=as_csv, tokens=tokens):
         return
     if tokens is not None:
-        raise ConfigError(
-            "--tokens", got=f"{tokens} for a run on pictures", want="a run on texts",
-            fix="Leave it out.",
-        )  # fmt: skip
+        got, want = f"{tokens} for a run on pictures", "a run on texts"
+        raise ConfigError("--tokens", got=got, want=want, fix="Leave it out.")
     found = list(predict(open_run(run), picture_files(files)))
     bad = [p for p in found if p.error]
     if as_json:
@@ -110,8 +111,9 @@ def predict(
     else:
         rows = [
             (str(p.file), ", ".join(f"{n} {numbers.percent(s)}" for n, s in p.classes[:SHOWN]))
-            for p in found if not p.error
-        ]  # fmt: skip
+            for p in found
+            if not p.error
+        ]
         show_table("", ("picture", "shows"), rows)
     for p in bad:
         note(f"{p.file}: cannot be read: {p.error}")
@@ -122,7 +124,6 @@ def predict(
 
 def _predict_texts(run: Path, files: Sequence[Path], *, as_csv: bool, tokens: int | None) -> bool:
     """Print a JSON line for each prompt; False for a run on pictures."""
-    from ..core.errors import ConfigError
     from .writing import TOKENS, complete, open_writer, prompts_of
 
     opened = open_writer(run, note)

@@ -73,7 +73,7 @@ OPTIONS = {
     "targets=[...]": "--target NAME",
     "val=0": "--val 0",
     "sees_later=True": "--sees-later",
-    "Lower shots, or pass fewer=True to take what there is": "Lower --shots",
+    "Lower shots, or pass fewer=True": "Lower --shots",
 }
 
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.checks import at_least
+from ..core.errors import ConfigError
+from .early import check_choices, check_data, check_settings, is_text, method_key
 from .options import (
     Data,
     Json,
@@ -54,11 +57,21 @@ def fit(
     Example:  intarsia fit elpv --size 70 --images 1000 --epochs 5 --lr 5e-3
     Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
     """
+    words = given_in_words(ctx)
+    if data is not None:
+        check_data(data)
+        if is_text(data):
+            method = method if "method" in words else FOR_TEXTS["method"]
+            given |= {"model": FOR_TEXTS["model"]} if "model" not in words else {}
+    method = method_key(method, note)
+    check_choices(given)
+    if not resume:
+        check_settings(method, given["settings"] or ())
     from ..experiments.execute import carry_out
     from ..train import Running
 
     values = experiment_values(given) | {"method": method, "seed": seed}
-    experiment, out = _asked(values, data, out, resume, given_in_words(ctx))
+    experiment, out = _asked(values, data, out, resume, words)
     use_threads(given["threads"])
     running = Running(out=out, resume=resume, **running_values(given))
     try:
@@ -78,37 +91,29 @@ def _asked(
 
     words: the names of what was given.  Raises: ConfigError for no data.
     """
-    from ..core.errors import ConfigError
-    from ..data.texts import is_text
     from ..experiments.experiment import Experiment, located, resumed
 
     if data is not None:
         values["data"] = located(data)
-        if is_text(data):
-            values |= {n: v for n, v in FOR_TEXTS.items() if n not in words}
         out = out or Path("runs") / f"{Path(data).name}-{values['method']}-{values['seed']}"
     if resume and out is not None:
         named = {"untrained": "pretrained", "fraction": "images"}
         words = {named.get(n, n) for n in words}
         return resumed(out, {n: v for n, v in values.items() if n in words}), out
     if data is None or out is None:
-        raise ConfigError(
-            "DATA", got="nothing", want="a named set, a folder, a table or a text file",
-            fix="For example: intarsia fit elpv --size 70. To go on: fit --resume --out FOLDER.",
-        )  # fmt: skip
+        want = "a named set, a folder, a table or a text file"
+        fix = "For example: intarsia fit elpv --size 70. To go on: fit --resume --out FOLDER."
+        raise ConfigError("DATA", got="nothing", want=want, fix=fix)
     return Experiment.of(values), out
 
 
 def use_threads(count: int | None) -> None:
     """Let torch compute with so many threads."""
-    import torch
-
-    from ..core.errors import ConfigError
-
     if count is None:
         return
-    if count < 1:
-        raise ConfigError("--threads", got=count, want="at least 1", fix="Leave it out.")
+    at_least("--threads", count, 1, fix="Leave it out.")
+    import torch
+
     torch.set_num_threads(count)
 
 

@@ -83,20 +83,20 @@ def spelled(text: str) -> str:
     return "".join(letter for letter in plain if letter.isalnum())
 
 
-def find(name: str) -> str:
+def find(name: str, *kinds: str) -> str:
     """The key of a method by its key or by a name of its paper, in any spelling.
 
+    kinds: those to choose from; all if none is given.
     Raises: UnknownName.
     """
-    if name in index() or name in RENAMED:
+    among = {key: entry for key, entry in index().items() if not kinds or entry["kind"] in kinds}
+    if RENAMED.get(name, name) in among:
         return RENAMED.get(name, name)
-    known = {spelled(key): key for key in index()}
-    known |= {spelled(n): key for key, entry in index().items() for n in entry["names"]}
-    if spelled(name) not in known:
-        raise UnknownName(
-            "method", name, {*index(), *(n for e in index().values() for n in e["names"])}
-        )
-    return known[spelled(name)]
+    known = {n: key for key, entry in among.items() for n in (key, *entry["names"])}
+    plain = {spelled(n): key for n, key in known.items()}
+    if spelled(name) not in plain:
+        raise UnknownName("method", name, known)
+    return plain[spelled(name)]
 
 
 def method_key(method: Method) -> str:
