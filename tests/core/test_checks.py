@@ -28,6 +28,7 @@ def test_what_is_allowed_passes() -> None:
         (lambda: at_least("experts", 0, 1), "experts: got 0, want at least 1. Try 1."),
         (lambda: at_least("experts", math.nan, 1), "experts: got nan, want at least 1"),
         (lambda: above("scale", 0, 0), "scale: got 0, want above 0. Try 0.1."),
+        (lambda: above("scale", math.inf, 0), "scale: got inf, want above 0. Try 0.1."),
         (lambda: between("share", 1.5, 0, 1), "share: got 1.5, want 0 ... 1. Try 0."),
         (lambda: between("share", math.nan, 0, 1), "share: got nan, want 0 ... 1"),
     ],

@@ -59,7 +59,7 @@ def test_a_mask_among_the_rest_is_seen_beside_positional_arguments(count: int) -
     assert context.input_ids is not None and torch.equal(context.input_ids, ids)
 
 
-def routed(*configs: Any, seed: int = 0) -> nn.Sequential:
+def routed(*configs: Any, seed: int = 0) -> Any:
     """Mixtures in a row, each with its own generator."""
     rows = []
     for number, config in enumerate(configs):

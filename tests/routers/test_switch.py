@@ -70,7 +70,7 @@ def test_dropped_tokens_count_in_the_balance_loss() -> None:
     ("settings", "message"),
     [
         ({"experts": 0}, "experts: got 0"),
-        ({"capacity": 0.0}, "capacity: got 0.0, want a number above 0"),
+        ({"capacity": 0.0}, "capacity: got 0.0, want above 0"),
         ({"capacity": float("inf")}, "capacity: got inf"),
         ({"z": -1.0}, "z: got -1.0"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from .errors import ConfigError
@@ -20,8 +21,8 @@ def at_least(what: str, got: float, least: float, fix: str = "") -> None:
 
 
 def above(what: str, got: float, bound: float, fix: str = "Try 0.1.") -> None:
-    """Raises: ConfigError unless got > bound; NaN is refused, too."""
-    if not got > bound:
+    """Raises: ConfigError unless got > bound; NaN and infinity are refused, too."""
+    if not bound < got < math.inf:
         raise ConfigError(what, got=got, want=f"above {bound}", fix=fix)
 
 

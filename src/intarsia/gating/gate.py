@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Routing
+from ..core.checks import at_least
 from ..core.errors import ConfigError, ShapeError
 from .balance import balance, z_loss
 from .router import Router
@@ -30,22 +32,33 @@ class Terms:
 
     def __post_init__(self) -> None:
         for what in ("std", "balance", "z"):
-            if not getattr(self, what) >= 0:
-                raise ConfigError(what, got=getattr(self, what), want="0 or more", fix="Try 0.01.")
+            at_least(what, getattr(self, what), 0, "Try 0.01.")
         if not 0 <= self.jitter < 1:
             raise ConfigError("jitter", got=self.jitter, want="0 <= e < 1", fix="Try 0.01.")
 
 
-class ScoreRouter(Router):
+class HasTerms(Protocol):
+    """The settings of a router whose experts follow from scores."""
+
+    @property
+    def experts(self) -> int: ...
+
+    def terms(self) -> Terms: ...
+
+
+C = TypeVar("C", bound=HasTerms)
+
+
+class ScoreRouter(Router, Generic[C]):
     """p = softmax(logits), from which a subclass chooses.  x: (..., d) -> Routing (rows, E).
 
     While training, x is multiplied by U(1 - jitter, 1 + jitter), in a copy, drawn as dropout is;
     losses "balance" and "z" are there.
     """
 
-    def __init__(self, experts: int, terms: Terms) -> None:
-        super().__init__(experts)
-        self.terms = terms
+    def __init__(self, config: C) -> None:
+        super().__init__(config.experts)
+        self.config, self.terms = config, config.terms()
 
     @abc.abstractmethod
     def logits(self, rows: Tensor) -> Tensor:
@@ -88,27 +101,25 @@ class ScoreRouter(Router):
         return losses
 
 
-class GateRouter(ScoreRouter):
-    """A `ScoreRouter` whose logits are x W^T + b."""
+class GateRouter(ScoreRouter[C]):
+    """A `ScoreRouter` whose logits are x W^T + b.  W: (E, width)."""
 
     by_expert = ("weight", "bias")
 
-    def __init__(
-        self, width: int, experts: int, terms: Terms, *, generator: torch.Generator
-    ) -> None:
-        super().__init__(experts, terms)
-        self.weight = nn.Parameter(torch.empty(experts, width))
-        nn.init.normal_(self.weight, std=terms.std, generator=generator)
-        self.bias = nn.Parameter(torch.zeros(experts)) if terms.bias else None
+    def __init__(self, config: C, width: int, *, generator: torch.Generator) -> None:
+        super().__init__(config)
+        self.weight = nn.Parameter(torch.empty(config.experts, width))
+        nn.init.normal_(self.weight, std=self.terms.std, generator=generator)
+        self.bias = nn.Parameter(torch.zeros(config.experts)) if self.terms.bias else None
 
     def logits(self, rows: Tensor) -> Tensor:
         return wide_linear(rows, self.weight, self.bias)
 
 
 def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
-    """The experts of largest logits, weighted by a softmax over those alone, as `choose` wants.
+    """The experts of largest logits and their softmax, for `choose`.  (N, E) -> (N, active) both.
 
-    The same as their share of the softmax over all.  (N, E) -> (N, active) both.
+    The softmax over the chosen ones is their share of the softmax over all.
     """
     chosen, index = logits.topk(active)
     return index, chosen.softmax(-1), None
@@ -122,7 +133,7 @@ def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     check_width(rows, weight.shape[1])
     dtype = torch.promote_types(rows.dtype, torch.float32)
     bias = None if bias is None else bias.to(dtype)
-    with _uncast(rows.device):
+    with uncast(rows.device):
         return F.linear(rows.to(dtype), weight.to(dtype), bias)
 
 
@@ -130,12 +141,12 @@ def wide_layer(rows: Tensor, layer: nn.Linear) -> Tensor:
     """The same of a layer's weights; a layer that carries an adapter is called, in its own type."""
     if type(layer) is nn.Linear:
         return wide_linear(rows, layer.weight, layer.bias)
-    with _uncast(rows.device):
+    with uncast(rows.device):
         y = layer(rows.to(layer.weight.dtype))
     return y.to(torch.promote_types(y.dtype, torch.float32))
 
 
-def _uncast(device: torch.device) -> AbstractContextManager[object]:
+def uncast(device: torch.device) -> AbstractContextManager[object]:
     """Inside, there is no autocast; the meta device knows none."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
@@ -143,7 +154,8 @@ def _uncast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def room_for(factor: float, pairs: int, experts: int) -> int:
-    """Places of an expert, ceil(factor pairs / E), but for what rounding adds to a whole number."""
+    """Places of an expert, ceil(factor pairs / E)."""
+    # the product of floats may be a little above the whole number that it should be
     return math.ceil(factor * pairs / experts - 1e-9)
 
 
@@ -151,16 +163,28 @@ def check_width(rows: Tensor, width: int) -> None:
     """Raise ShapeError unless rows (N, d) are as wide as a router was built for."""
     if rows.shape[-1] != width:
         raise ShapeError(
-            "router", got=f"tokens of width {rows.shape[-1]}", want=f"{width}, as it was built for",
+            "router",
+            got=f"tokens of width {rows.shape[-1]}",
+            want=f"{width}, as it was built for",
             fix=f"Build it with build({rows.shape[-1]}, generator=...).",
-        )  # fmt: skip
+        )
 
 
 def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> Routing:
-    """The routing of the rows that are no padding, which is not looked at, as one of all rows."""
+    """The routing of all rows, of which `route` gets those that are no padding."""
     real = valid.nonzero()[:, 0]
     found = route(rows[real])
     return replace(found, token=real[found.token], tokens=len(rows))
+
+
+def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Routing:
+    """The routing of gates (N, E) where `keep` (N, E) is True; without it, of those above 0.
+
+    A gate of NaN is one of them, so that it is seen in the output.
+    """
+    index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
+    whole = Routing.from_topk(index, gates.to(dtype), gates.shape[1])
+    return keep_pairs(whole, (~(gates <= 0) if keep is None else keep).flatten())
 
 
 def keep_pairs(routing: Routing, keep: Tensor) -> Routing:

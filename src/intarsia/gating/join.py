@@ -36,8 +36,7 @@ class BeforeForward:
                 bound = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
                 kwargs = {**bound, **kwargs}  # what **kwargs takes is bound under that one name
         mask = kwargs.get("attention_mask")
-        padded = isinstance(mask, Tensor) and mask.dim() == 2
-        context.valid = mask.bool() if padded else None
+        context.valid = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
         ids = kwargs.get("input_ids", args[0] if args else None)
         text = isinstance(ids, Tensor) and ids.dtype == torch.int64 and ids.dim() == 2
         context.input_ids = ids if text else None

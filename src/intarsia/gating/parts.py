@@ -6,12 +6,11 @@ import abc
 import math
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ..core import Routing
-from ..core.errors import ConfigError
-from .gate import keep_pairs, of_real
+from ..core.checks import at_least
+from .gate import gated, of_real
 from .router import Router
 
 SMALL = 1e-6
@@ -36,13 +35,6 @@ def unsettled(p: Tensor) -> Tensor:
     return -(p * (p + SMALL).log()).sum(-1).mean() / choices
 
 
-def gated(gates: Tensor, dtype: torch.dtype) -> Routing:
-    """The routing of gates (N, E), without those of exactly 0; those of NaN are kept and seen."""
-    index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
-    whole = Routing.from_topk(index, gates.to(dtype), gates.shape[1])
-    return keep_pairs(whole, ~(gates <= 0).flatten())
-
-
 class PartsRouter(Router):
     """g = sum_t g_t, where each of k parts ends on one expert: |g|_0 <= k once all have settled.
 
@@ -53,8 +45,7 @@ class PartsRouter(Router):
 
     def __init__(self, experts: int, active: int) -> None:
         super().__init__(experts)
-        if active < 1:
-            raise ConfigError("active", got=active, want="at least 1", fix="Try 2.")
+        at_least("active", active, 1, "Try 2.")
         self.active = active
 
     @abc.abstractmethod

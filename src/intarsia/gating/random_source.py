@@ -104,6 +104,11 @@ def _(source: int, law: str, shape: Sequence[int]) -> Tensor:
     return torch.empty(tuple(shape))
 
 
+def seeded_by(generator: torch.Generator) -> torch.Generator:
+    """A new generator whose seed is the other one's next draw."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+
 def random_sources(model: nn.Module) -> dict[str, RandomSource]:
     """Everything inside a model that draws, by path."""
     return {n: m for n, m in model.named_modules() if isinstance(m, RandomSource)}

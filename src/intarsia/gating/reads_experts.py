@@ -1,4 +1,4 @@
-"""What a router may know of the experts that it routes over: which of their units will be on."""
+"""Routers that read the weights of their experts: which hidden units will be on."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Encoded(Protocol):
 class ReadsExperts(nn.Module):
     """A module that reads the experts it routes over; they stay their owner's.
 
-    A `Mixture` shows its experts to its router. They are in no second place of a state dict, move
-    with their owner, and a deep copy of the owner reads its own.
+    A `Mixture` shows its experts to its router. They are registered with their owner alone, so
+    that a state dict has them once, and a deep copy of the owner reads its own.
 
     Raises: ConfigError for experts that cannot be read, or for reading before any were seen.
     """
@@ -34,7 +34,7 @@ class ReadsExperts(nn.Module):
         self._seen: tuple[Encoded, ...] = ()  # a tuple: no second registration
 
     def see(self, experts: Encoded) -> None:
-        """Route over these from now on.  Raises: ConfigError for experts that cannot be read."""
+        """Read these experts from now on.  Raises: ConfigError for experts that cannot be read."""
         experts.encoder()
         self._seen = (experts,)
 
@@ -45,10 +45,11 @@ class ReadsExperts(nn.Module):
         """
         if not self._seen:
             raise ConfigError(
-                f"experts of a {type(self).__name__}", got="none to read",
+                f"experts of a {type(self).__name__}",
+                got="none to read",
                 want="those that it routes over",
                 fix="Put it into intarsia.Mixture(StackedExperts(..., act='relu'), router).",
-            )  # fmt: skip
+            )
         return self._seen[0].encoder()
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Routing
+from ..core.checks import at_least, between
 from ..core.errors import ConfigError, ShapeError
 from .context import ReadsContext
 
@@ -28,6 +29,8 @@ class Router(ReadsContext, abc.ABC):
     """
 
     by_expert: ClassVar[tuple[str, ...] | None] = None
+    normalised: bool = False
+    equal_counts: bool = False
 
     def __init__(self, experts: int) -> None:
         super().__init__()
@@ -35,7 +38,6 @@ class Router(ReadsContext, abc.ABC):
         self.experts = experts
         self.received = torch.zeros(2, experts, dtype=torch.float64)
         self.served = 0
-        self.normalised, self.equal_counts = False, False
 
     @property
     def last(self) -> Routing | None:
@@ -85,23 +87,20 @@ class Router(ReadsContext, abc.ABC):
 
 def check_counts(experts: int, active: int = 1) -> None:
     """Raise ConfigError unless there is an expert, and `active` of them can be chosen."""
-    if experts < 1:
-        raise ConfigError("experts", got=experts, want="at least 1", fix="Try 4.")
-    if not 1 <= active <= experts:
-        raise ConfigError(
-            "active", got=active, want=f"1 ... {experts} (experts)",
-            fix="Fewer active experts, or more experts.",
-        )  # fmt: skip
+    at_least("experts", experts, 1, "Try 4.")
+    between("active", active, 1, experts, "Fewer active experts, or more experts.")
 
 
 def check_renormalised(experts: int, active: int) -> None:
-    """`check_counts`, and raise ConfigError where the weights of a token's experts say nothing."""
+    """`check_counts`, and raise ConfigError where a token's weights are 1 whatever they are of."""
     check_counts(experts, active)
     if active == 1 < experts:
         raise ConfigError(
-            "active", got="1, whose renormalised weight is 1 always",
-            want="a weight that teaches the router", fix="Use active=2 or more.",
-        )  # fmt: skip
+            "active",
+            got="1, whose renormalised weight is 1 always",
+            want="a weight that teaches the router",
+            fix="Use active=2 or more.",
+        )
 
 
 @torch.no_grad()

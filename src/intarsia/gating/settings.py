@@ -1,4 +1,4 @@
-"""What can be asked of any router's settings, and of settings inside them."""
+"""The settings of any router: its number of experts, and whether it looks at later tokens."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ def with_experts(config: Any, experts: int) -> Any:
     if "gate" in names:
         return replace(config, gate=with_experts(config.gate, experts))
     raise ConfigError(
-        "experts", got=f"a {type(config).__name__}, which has no such setting",
-        want="a router of a number of experts", fix="Choose the number in its own settings.",
-    )  # fmt: skip
+        "experts",
+        got=f"a {type(config).__name__}, which has no such setting",
+        want="a router of a number of experts",
+        fix="Choose the number in its own settings.",
+    )

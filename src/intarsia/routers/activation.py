@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.errors import ConfigError
+from ..core.checks import above, one_of
 from ..gating.gate import GateRouter, Terms, best, wide_linear
 from ..gating.router import check_renormalised
 
@@ -28,16 +28,16 @@ class ActivationGate:
 
     experts: E; active: k, E for the paper's gate, in which every token has every expert;
     phi: "sigmoid", "tanh" or "gelu" (the activation gate), or "linear" (the dense-to-sparse gate),
-    with which only W / tau means something: (c W, c tau) is the same gate for every c > 0, and
+    of which only W / tau is determined: (c W, c tau) is the same gate for every c > 0, and
     estimates of the two converge slower than any power of the number of samples;
-    tau: where the temperature starts, learned as exp of a parameter; bias: is there a b;
+    tau: the first temperature, learned as exp of a parameter; bias: whether there is a b;
     std: of the first weights; balance, z: coefficients of the balance loss (1 x k at uniform
     routing) and of the z-loss.
 
-    Raises: ConfigError on a setting that cannot be: k above E, or one expert of several, whose
-    weight is 1 whatever the router says.
-    Source: arXiv:2401.13875, whose estimator is `SoftmaxGaussianMoE`. Logits of "sigmoid" and
-    "tanh" are bounded by 1 / tau: not where choices must be hard from the start.
+    Raises: ConfigError for a setting out of range: k above E, or one expert of several, whose
+    weight would always be 1.
+    Source: arXiv:2401.13875, whose estimator is `SoftmaxGaussianMoE`. Not where choices must
+    be hard from the start: logits of "sigmoid" and "tanh" are bounded by 1 / tau.
     """
 
     experts: int = 8
@@ -51,12 +51,8 @@ class ActivationGate:
 
     def __post_init__(self) -> None:
         check_renormalised(self.experts, self.active)
-        if self.phi not in PHI:
-            raise ConfigError(
-                "phi", got=repr(self.phi), want=f"one of {tuple(PHI)}", fix="Pick one."
-            )
-        if not 0 < self.tau < math.inf:
-            raise ConfigError("tau", got=self.tau, want="above 0", fix="Try 1.")
+        one_of("phi", self.phi, PHI)
+        above("tau", self.tau, 0, "Try 1.")
         self.terms()
 
     def terms(self) -> Terms:
@@ -66,19 +62,20 @@ class ActivationGate:
         return ActivationRouter(self, width, generator=generator)
 
 
-class ActivationRouter(GateRouter):
+class ActivationRouter(GateRouter[ActivationGate]):
     """The router of `ActivationGate`.  x: (..., width) -> Routing (rows, E), k experts a row.
 
-    weight: W, beta_1 in the paper; bias: b, beta_0; log_tau: ().
+    weight: W (E, width), beta_1 in the paper; bias: b (E,), beta_0; log_tau: ().
     """
 
+    normalised = equal_counts = True
+
     def __init__(self, config: ActivationGate, width: int, *, generator: torch.Generator) -> None:
-        super().__init__(width, config.experts, config.terms(), generator=generator)
-        self.config, self.normalised, self.equal_counts = config, True, True
+        super().__init__(config, width, generator=generator)
         self.log_tau = nn.Parameter(torch.tensor(math.log(config.tau)))
 
     def logits(self, rows: Tensor) -> Tensor:
-        scores = PHI[self.config.phi](wide_linear(rows, self.weight))
+        scores = PHI[self.config.phi](wide_linear(rows, self.weight))  # phi(beta_1^T x), (N, E)
         scaled = scores / self.log_tau.to(scores.dtype).exp()
         return scaled if self.bias is None else scaled + self.bias
 

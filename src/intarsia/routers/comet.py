@@ -1,4 +1,4 @@
-"""COMET: k soft decision trees that settle on one leaf each (arXiv:2306.02824)."""
+"""COMET: k soft decision trees, each of which ends on one expert (arXiv:2306.02824)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.errors import ConfigError
+from ..core.checks import above, at_least
 from ..gating.gate import wide_linear
 from ..gating.parts import PartsRouter, smooth_step, unsettled
 
@@ -18,17 +18,18 @@ from ..gating.parts import PartsRouter, smooth_step, unsettled
 class Comet:
     """g_j = sum_t softmax over all (t, j) of a_tj(x) + log P_t(j | x), for k trees t.
 
-    Each of k binary trees has the experts as leaves, in heap order, so that every E will do. P_t is
-    the product of the splits S(w_i x + b_i) on the way to a leaf, S the smooth step, a = x A the
-    leaf's logit. Leaves of P = 0 are out: once every split is 0 or 1, |g|_0 <= k.
+    Each of k binary trees has the experts as leaves, in heap order, so that any E is possible. P_t
+    is the product of the splits S(w_i x + b_i) on the way to a leaf, S the smooth step, and a = x A
+    are the logits of the leaves. Leaves with P = 0 get nothing: |g|_0 <= k once every split is 0
+    or 1.
 
     experts: E; active: k; gamma: width of the smooth step's band; entropy: coefficient of the mean
-    entropy of P_t, as a share of log E, which settles the trees.
+    entropy of P_t, as a share of log E, which drives each tree to one leaf.
 
-    Raises: ConfigError on a setting that cannot be.
+    Raises: ConfigError for a setting out of range.
     Source: arXiv:2306.02824.
-    Weights sum to 1. Nothing here balances the load. Two trees may end on one expert, so that a
-    token has up to k. For "COMET+" put `PermutationSearch` around it.
+    Weights sum to 1. No loss balances the load. Two trees may end on the same expert, so that a
+    token has at most k. "COMET+" is `PermutationSearch(Comet(...))`.
     """
 
     experts: int = 8
@@ -37,13 +38,10 @@ class Comet:
     entropy: float = 0.1
 
     def __post_init__(self) -> None:
-        for what in ("experts", "active"):
-            if getattr(self, what) < 1:
-                raise ConfigError(what, got=getattr(self, what), want="at least 1", fix="Try 2.")
-        if not 0 < self.gamma < math.inf:
-            raise ConfigError("gamma", got=self.gamma, want="a number above 0", fix="Try 10.")
-        if not self.entropy >= 0:
-            raise ConfigError("entropy", got=self.entropy, want="0 or more", fix="Try 0.1.")
+        at_least("experts", self.experts, 1, "Try 2.")
+        at_least("active", self.active, 1, "Try 2.")
+        above("gamma", self.gamma, 0, "Try 10.")
+        at_least("entropy", self.entropy, 0, "Try 0.1.")
 
     def build(self, width: int, *, generator: torch.Generator) -> CometRouter:
         return CometRouter(self, width, generator=generator)
@@ -52,14 +50,16 @@ class Comet:
 class CometRouter(PartsRouter):
     """The router of `Comet`.  x: (..., width) -> Routing of shape (rows, E).
 
-    splits: w (k (E - 1), width), U(-gamma/100, gamma/100) at first, and offsets: b (k (E - 1),),
-    0 at first, so that splits start inside the band for tokens of a norm up to about 30, and a part
-    of them outside, without a gradient, for longer ones; leaves: A (k E, width), U(-0.05, 0.05).
+    splits: w (k (E - 1), width), U(-gamma/100, gamma/100) at first; offsets: b (k (E - 1),), 0 at
+    first: splits start inside the band for tokens of a norm up to about 30; some of them start
+    outside, without a gradient, for longer tokens. leaves: A (k E, width), U(-0.05, 0.05).
     """
+
+    normalised = True
 
     def __init__(self, config: Comet, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config.experts, config.active)
-        self.config, self.normalised = config, True
+        self.config = config
         small, inner = config.gamma / 100, config.active * (config.experts - 1)
         self.splits = nn.Parameter(torch.empty(inner, width))
         self.splits.data.uniform_(-small, small, generator=generator)
@@ -69,15 +69,15 @@ class CometRouter(PartsRouter):
 
     def trees(self, rows: Tensor) -> Tensor:
         """P, (N, k, E)."""
-        u = wide_linear(rows, self.splits, self.offsets)
+        u = wide_linear(rows, self.splits, self.offsets)  # w_i x + b_i
         u = u.view(len(rows), self.active, self.experts - 1)
         return leaf_probabilities(smooth_step(u, self.config.gamma))
 
     def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         p = self.trees(rows)
-        a = wide_linear(rows, self.leaves).view_as(p)
+        a = wide_linear(rows, self.leaves).view_as(p)  # (N, k, E)
         reached = p > 0
-        # inside the log, too: the gradient of log 0 would be no number
+        # 1 inside the log as well: the gradient of log 0 is not a number
         logits = (a + torch.where(reached, p, 1.0).log()).masked_fill(~reached, -math.inf)
         gates = logits.flatten(1).softmax(-1).view_as(p)  # over all k E pairs
         losses = {"entropy": self.config.entropy * unsettled(p)} if self.config.entropy else {}
@@ -98,6 +98,7 @@ def leaf_probabilities(splits: Tensor) -> Tensor:
         leaves.append(level[..., inner:])
         first += level.shape[-1]
         into = level[..., :inner]
+        # s to the left child, 1 - s to the right one
         level = torch.stack([into * here, into * (1 - here)], -1).flatten(-2)
     return torch.cat(leaves, -1)
 

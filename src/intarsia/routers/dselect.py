@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.errors import ConfigError
+from ..core.checks import above, at_least
 from ..gating.gate import wide_linear
 from ..gating.parts import PartsRouter, smooth_step, unsettled
 
-MASS = 1e-3  # below this a selector's reachable mass costs no more
+MASS = 1e-3  # the loss does not grow when a selector has less mass than this on experts
 
 
 @dataclass(frozen=True)
@@ -21,17 +20,16 @@ class DSelectK:
     """g = sum_t softmax(x V)_t r(z_t), r(z)_j = prod_b S(z_b) or 1 - S(z_b) by bit b of j.
 
     Each of k selectors has m = ceil(log2 E) bits S(z_b), z = x W, S the smooth step (the paper's
-    per-example gating). Once its bits are 0 or 1 a selector is on one expert.
+    per-example gating). A selector is on one expert once its bits are 0 or 1.
 
-    experts: E. If it is no power of two, codes from E on are nobody's: g then sums to less than 1,
-    and `reach` times the mean of 1 / (a selector's mass on experts) is in the loss.
-    active: k; gamma: width of the smooth step's band, the sharper the smaller;
-    entropy: coefficient of the selectors' mean entropy, as a share of log E, which settles them;
-    reach: see experts.
+    experts: E. If it is no power of two, the codes from E on belong to no expert: g then sums to
+    less than 1, and the loss has `reach` times the mean of 1 / (a selector's mass on experts).
+    active: k; gamma: width of the smooth step's band; entropy: coefficient of the selectors' mean
+    entropy, as a share of log E, which drives each of them to one expert; reach: see experts.
 
-    Raises: ConfigError on a setting that cannot be.
+    Raises: ConfigError for a setting out of range.
     Source: arXiv:2106.03760.
-    Two selectors may end on one expert, so that a token has up to k.
+    Two selectors may end on the same expert, so that a token has at most k.
     """
 
     experts: int = 8
@@ -41,14 +39,11 @@ class DSelectK:
     reach: float = 0.01
 
     def __post_init__(self) -> None:
-        for what in ("experts", "active"):
-            if getattr(self, what) < 1:
-                raise ConfigError(what, got=getattr(self, what), want="at least 1", fix="Try 2.")
-        if not 0 < self.gamma < math.inf:
-            raise ConfigError("gamma", got=self.gamma, want="a number above 0", fix="Try 1.")
-        for what in ("entropy", "reach"):
-            if not getattr(self, what) >= 0:
-                raise ConfigError(what, got=getattr(self, what), want="0 or more", fix="Try 0.01.")
+        at_least("experts", self.experts, 1, "Try 2.")
+        at_least("active", self.active, 1, "Try 2.")
+        above("gamma", self.gamma, 0, "Try 1.")
+        at_least("entropy", self.entropy, 0, "Try 0.01.")
+        at_least("reach", self.reach, 0, "Try 0.01.")
 
     def build(self, width: int, *, generator: torch.Generator) -> DSelectKRouter:
         return DSelectKRouter(self, width, generator=generator)
@@ -57,8 +52,8 @@ class DSelectK:
 class DSelectKRouter(PartsRouter):
     """The router of `DSelectK`.  x: (..., width) -> Routing of shape (rows, E).
 
-    bits: W (k m, width), U(-gamma/100, gamma/100) at first, so that z starts inside the band for
-    tokens of a norm up to about 30, and a share of it outside, without a gradient, for longer ones;
+    bits: W (k m, width), U(-gamma/100, gamma/100) at first: z starts inside the band for tokens of
+    a norm up to about 30; some of it starts outside, without a gradient, for longer tokens.
     mix: V (k, width), U(-0.05, 0.05) at first.
     """
 
@@ -75,8 +70,9 @@ class DSelectKRouter(PartsRouter):
 
     def selectors(self, rows: Tensor) -> Tensor:
         """r, (N, k, E)."""
-        z = wide_linear(rows, self.bits).view(len(rows), self.active, self.width)
+        z = wide_linear(rows, self.bits).view(len(rows), self.active, self.width)  # (N, k, m)
         r = z.new_ones(len(rows), self.active, 1)
+        # r(z)_j = prod_b S(z_b) or 1 - S(z_b), bit by bit
         for s in smooth_step(z, self.config.gamma)[..., None].unbind(2):  # (N, k, 1)
             r = torch.cat([r * (1 - s), r * s], -1)  # the next bit of the number is 0, or 1
         return r[..., : self.experts]

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
+from ..core.checks import at_least, between, one_of
 from ..core.errors import ConfigError
 from ..gating.balance import balance
-from ..gating.gate import keep_pairs, of_real, wide_linear
-from ..gating.random_source import RandomSource
+from ..gating.gate import gated, of_real, wide_linear
+from ..gating.random_source import RandomSource, seeded_by
 from ..gating.router import Router, before_step, check_counts
 
 SHAPES = ("exponential", "linear")
@@ -26,21 +27,20 @@ class EvoMoe:
     """The experts whose p = softmax((x W^T + zeta) / tau) is above a threshold, zeta ~ Gumbel.
 
     experts: E; tau: the first and the last temperature; shape: how it falls, "exponential",
-    first (last / first)^(s / D), or "linear"; until: D, as a share of the steps; hard_after: the
-    share of the steps after which a token has its one best expert, without noise, None = never;
-    threshold: c, below 1 / E, so that each token has an expert.
+    first (last / first)^(s / D) at step s, or "linear"; until: D, as a share of the steps;
+    hard_after: the share of the steps after which a token has its one best expert, without noise,
+    None = never; threshold: c, below 1 / E, so that each token has an expert.
     weights: of the active experts,
-      "renormalised", softmax(x W^T)_e over their sum, whose gradient is left out: outputs keep
-        their size as tau falls, and an expert that is alone still teaches the gate;
+      "renormalised", softmax(x W^T)_e over their sum, through which no gradient goes: outputs keep
+        their size as tau falls, and the gate of a single expert still has a gradient;
       "plain", softmax(x W^T)_e, as released: outputs shrink as experts drop out;
       "gumbel", p_e.
     balance: coefficient of E^2 mean_e(mean g_e mean active_e).
 
-    Noise is there while training only. Nothing else differs in evaluation: the release switches to
-    the one best expert there, which was not trained to be alone. The schedule moves by
-    `intarsia.fit(..., schedule=routers.anneal)`; without it tau stays at the first.
+    Evaluation is training without the noise; the release takes the one best expert there, which was
+    not trained alone. tau falls by `gating.before_step`; without it tau stays at the first.
 
-    Raises: ConfigError on a setting that cannot be.
+    Raises: ConfigError for a setting out of range.
     Source: arXiv:2112.14397, section 3, and released code. Not for saving time from the first step:
     at high temperature all experts run.
     """
@@ -60,29 +60,25 @@ class EvoMoe:
             raise ConfigError("tau", got=self.tau, want="two above 0", fix="Try (2.0, 0.3).")
         if not 0 < self.until <= 1:
             raise ConfigError("until", got=self.until, want="0 < D <= 1", fix="Try 0.3.")
-        if self.hard_after is not None and not 0 <= self.hard_after <= 1:
-            raise ConfigError("hard_after", got=self.hard_after, want="0 ... 1", fix="Try 0.5.")
+        if self.hard_after is not None:
+            between("hard_after", self.hard_after, 0, 1, "Try 0.5.")
         if not 0 <= self.threshold < 1 / self.experts:
-            raise ConfigError(
-                "threshold", got=self.threshold, want=f"0 ... 1 / {self.experts} (experts)",
-                fix="The paper's is 1e-3.",
-            )  # fmt: skip
-        if not self.balance >= 0:
-            raise ConfigError("balance", got=self.balance, want="0 or more", fix="Try 0.01.")
-        for what, allowed in (("shape", SHAPES), ("weights", WEIGHTS)):
-            if getattr(self, what) not in allowed:
-                got = repr(getattr(self, what))
-                raise ConfigError(what, got=got, want=f"one of {allowed}", fix="Pick one.")
+            want = f"0 ... 1 / {self.experts} (experts)"
+            fix = "The paper's is 1e-3."
+            raise ConfigError("threshold", got=self.threshold, want=want, fix=fix)
+        at_least("balance", self.balance, 0, "Try 0.01.")
+        one_of("shape", self.shape, SHAPES)
+        one_of("weights", self.weights, WEIGHTS)
 
     def temperature(self, step: int, steps: int) -> float:
-        """tau at a step of so many."""
+        """tau at a step of `steps`."""
         (first, last), share = self.tau, min(1.0, step / (self.until * steps))
         if self.shape == "linear":
             return first + (last - first) * share
         return first * (last / first) ** share
 
     def hard(self, step: int, steps: int) -> bool:
-        """Has each token its one best expert at a step of so many?"""
+        """Whether each token has its one best expert at a step of `steps`."""
         return self.hard_after is not None and step >= self.hard_after * steps
 
     def build(self, width: int, *, generator: torch.Generator) -> EvoMoeRouter:
@@ -92,8 +88,8 @@ class EvoMoe:
 class EvoMoeRouter(Router):
     """The router of `EvoMoe`.  x: (..., width) -> Routing (rows, E), 1 ... E experts a row.
 
-    clock: step and steps, (2,) int64, a buffer: a checkpoint has the temperature it was saved at,
-    in every dtype.  noise: zeta comes from it, the same on every device.
+    clock: step and steps, (2,) int64, a buffer, so that a checkpoint has its temperature, in every
+    dtype.  noise: the source of zeta, the same on every device.
     """
 
     clock: Tensor
@@ -104,8 +100,7 @@ class EvoMoeRouter(Router):
         self.config, self.normalised = config, config.weights == "renormalised"
         self.weight = nn.Parameter(torch.empty(config.experts, width))
         nn.init.normal_(self.weight, std=STD, generator=generator)
-        seed = int(torch.randint(2**62, (), generator=generator))
-        self.noise = RandomSource(torch.Generator().manual_seed(seed), self.context)
+        self.noise = RandomSource(seeded_by(generator), self.context)
         self.register_buffer("clock", torch.tensor([0, 1]))
 
     def before_step(self, step: int, steps: int) -> None:
@@ -117,7 +112,7 @@ class EvoMoeRouter(Router):
         self.clock.copy_(torch.tensor([step, steps]))
 
     def at(self) -> tuple[float, bool]:
-        """tau, and whether each token has one expert only, by the clock."""
+        """tau, and whether each token has only one expert, now."""
         step, steps = (0, 1) if self.clock.is_meta else self.clock.tolist()
         return self.config.temperature(step, steps), self.config.hard(step, steps)
 
@@ -136,16 +131,14 @@ class EvoMoeRouter(Router):
     def _chosen(self, rows: Tensor, noise: Tensor) -> Routing:
         tau, hard = self.at()
         logits = wide_linear(rows, self.weight)  # (N, E)
-        p = ((logits + noise.to(logits.dtype)) / tau).softmax(-1)
-        active = ~(p <= self.config.threshold)  # a NaN is kept, so that it is seen
+        p = ((logits + noise.to(logits.dtype)) / tau).softmax(-1)  # the DTS gate
+        active = ~(p <= self.config.threshold)  # a NaN stays, so that it is seen
         if hard:
             active = F.one_hot(logits.argmax(-1), self.experts).bool()
         gates = (p if self.config.weights == "gumbel" else logits.softmax(-1)) * active
         if self.config.weights == "renormalised":
             gates = gates / gates.detach().sum(-1, keepdim=True)
-        index = torch.arange(self.experts, device=rows.device).expand_as(gates)
-        whole = Routing.from_topk(index, gates.to(rows.dtype), self.experts)
-        routing = keep_pairs(whole, active.flatten())
+        routing = gated(gates, rows.dtype, active)
         if not (self.training and len(rows) and self.config.balance):
             return routing
         return replace(routing, losses={"balance": self.config.balance * balance(gates, routing)})
@@ -169,7 +162,7 @@ def anneal(model: nn.Module, step: int, steps: int) -> None:
 def diversify_(experts: Iterable[nn.Module], fraction: float, generator: torch.Generator) -> None:
     """Set a random part of the entries of each expert's matrices to 0, each expert's its own.
 
-    What one expert has learned becomes E that differ, which a gate can tell apart (section 3.2).
+    Copies of one trained expert then differ, so that a gate can tell them apart (section 3.2).
     Raises: ConfigError unless 0 <= fraction < 1.
     """
     matrices = (w for expert in experts for w in expert.parameters() if w.dim() > 1)

@@ -1,4 +1,4 @@
-"""Hash layers: a token's experts follow from which token it is (arXiv:2106.04426)."""
+"""Hash layers: a token's experts are a hash of its id (arXiv:2106.04426)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper, Routing
+from ..core.checks import one_of
 from ..core.errors import ConfigError, ShapeError
-from ..gating.gate import check_width
+from ..gating.gate import check_width, keep_pairs
 from ..gating.router import Router, check_counts
 
 KINDS = ("id", "row")
@@ -21,14 +22,14 @@ ROUNDS = ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1))
 class Hash:
     """The k experts of largest hash(id, expert), for each token, with weight 1 / k.
 
-    A random map that nothing trains (the paper's random hash), the same for an id in every batch.
+    A fixed random map (the paper's random hash); an id has the same experts in every batch.
 
-    experts: E; active: k; by: what the id is,
+    experts: E; active: k; by: which id,
       "id", a whole number for each token or each sample: `input_ids`, or those of `set_ids`;
-      "row", the bits of the row that comes in: equal rows, equal experts. For layers that read raw
-      inputs or embeddings; further up, a row's last bit changes with every step.
+      "row", the bits of the input row: equal rows have equal experts. For layers that read raw
+      inputs or embeddings; in later layers the last bits of a row change with every step.
 
-    Raises: ConfigError on a setting that cannot be; in a forward, ConfigError for ids that are
+    Raises: ConfigError for a setting out of range; in a forward, ConfigError for ids that are
     missing, ShapeError for ids that do not fit.
     Source: arXiv:2106.04426.
     """
@@ -39,8 +40,7 @@ class Hash:
 
     def __post_init__(self) -> None:
         check_counts(self.experts, self.active)
-        if self.by not in KINDS:
-            raise ConfigError("by", got=repr(self.by), want=f"one of {KINDS}", fix="Pick one.")
+        one_of("by", self.by, KINDS)
 
     def build(self, width: int, *, generator: torch.Generator) -> HashRouter:
         return HashRouter(self, width, generator=generator)
@@ -57,11 +57,11 @@ class HashRouter(Router):
     salt: Tensor
     factors: Tensor
     by_expert = ("salt",)
+    normalised = equal_counts = True
 
     def __init__(self, config: Hash, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config.experts)
-        self.equal_counts = True
-        self.config, self.normalised = config, True
+        self.config = config
         self.register_buffer("salt", _numbers(config.experts, generator))
         if config.by == "row":
             self.register_buffer("factors", _numbers(width, generator) | 1)
@@ -73,12 +73,7 @@ class HashRouter(Router):
         index = score.topk(self.config.active).indices
         weight = rows.new_full(index.shape, 1 / self.config.active)
         routing = Routing.from_topk(index, weight, self.experts)
-        if valid is None:
-            return routing
-        real = valid[routing.token]
-        return Routing(
-            routing.token[real], routing.expert[real], routing.weight[real], len(rows), self.experts
-        )
+        return routing if valid is None else keep_pairs(routing, valid[routing.token])
 
     def _of_rows(self, rows: Tensor) -> Tensor:
         check_width(rows, len(self.factors))
@@ -94,19 +89,22 @@ class HashRouter(Router):
         ids = self.context.ids if self.context.ids is not None else self.context.input_ids
         if ids is None:
             raise ConfigError(
-                "ids", got="none", want="the id of each token, such as input_ids",
-                fix="Call intarsia.set_ids(model, input_ids) before the model, or build "
-                "the router with by='row'.",
-            )  # fmt: skip
+                "ids",
+                got="none",
+                want="the id of each token, such as input_ids",
+                fix="Call intarsia.set_ids(model, input_ids) before the model, or build the router "
+                "with by='row'.",
+            )
         count = ids.numel()
         if rows == count:
             return ids.reshape(-1)
         if ids.dim() > 1 or not count or rows % count:
             raise ShapeError(
-                "ids", got=f"{tuple(ids.shape)} for {rows} rows",
+                "ids",
+                got=f"{tuple(ids.shape)} for {rows} rows",
                 want="one for each token, or one for each sample",
                 fix="Pass the ids of this very batch.",
-            )  # fmt: skip
+            )
         return ids.repeat_interleave(rows // count)
 
 

@@ -1,4 +1,4 @@
-"""MoE-X: to the experts that will have the fewest units on (arXiv:2503.07639)."""
+"""MoE-X: the experts that are expected to have the fewest active units (arXiv:2503.07639)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
+from ..core.checks import above
 from ..core.errors import ConfigError
 from ..gating.gate import ScoreRouter, Terms, best, wide_linear
 from ..gating.reads_experts import Encoded, ReadsExperts
@@ -23,23 +24,22 @@ LEAST = 1e-24
 class MoeX:
     """The k experts of smallest expected share of active units, for each token.
 
-    W_enc, of h units, is taken for Gaussian in each column: mu_i and sigma_i are the mean and the
-    deviation of what its units give input i, so that a pre-activation is about N(m, s^2) with
-    m = sum_i x_i mu_i and s^2 = sum_i x_i^2 sigma_i^2. A ReLU lets through the share
-    (1 + erf(m / (sqrt 2 s))) / 2, and the score of expert e is omega_e = -erf(m_e / (sqrt 2 s_e)).
-    A bias is one more column, whose input is 1. The weights of the k largest omega_e / tau are
-    their softmax.
+    The h entries of column i of W_enc are taken as Gaussian, with mean mu_i and deviation sigma_i.
+    A pre-activation is then about N(m, s^2) with m = sum_i x_i mu_i, s^2 = sum_i x_i^2 sigma_i^2,
+    and the share (1 + erf(m / (sqrt 2 s))) / 2 of the units is above 0. The score of expert e is
+    omega_e = -erf(m_e / (sqrt 2 s_e)). A bias is one more column, whose input is 1. The weights of
+    the k largest omega_e / tau are their softmax.
 
     experts: E; active: k; tau: the temperature; learn: is it learned, as exp of a parameter;
     balance, z: coefficients of the balance loss (1 x k at uniform routing) and of the z-loss.
 
     The router has no weights of its own: the gradient goes through mu and sigma into W_enc. It
-    takes stacked ReLU experts that differ, which the mixture shows it; experts that are gated,
-    W_2 (ReLU(W_g x) * W_1 x), are on where W_g says, and W_g is read. Statistics are those of the
-    weights as they are at each forward; a token costs O(E d).
+    takes stacked ReLU experts that differ, which the mixture shows it. Of gated experts,
+    W_2 (ReLU(W_g x) * W_1 x), W_g is read. The statistics are computed at each forward; a token
+    costs O(E d).
 
-    Raises: ConfigError on a setting that cannot be: k above E, or one expert of several, whose
-    weight is 1 whatever the score; and for experts that are equal, as copies are, or no ReLU's.
+    Raises: ConfigError for a setting out of range: k above E, or one expert of several, whose
+    weight would always be 1; and for experts that are equal, as copies are, or have no ReLU.
     Source: arXiv:2503.07639. After a layer norm the mean of x is near 0, hence m and the score,
     and routing is nearly even: a small tau, or learn=True, sharpens it. Not without a balance loss.
     """
@@ -53,15 +53,14 @@ class MoeX:
 
     def __post_init__(self) -> None:
         check_renormalised(self.experts, self.active)
-        if not 0 < self.tau < math.inf:
-            raise ConfigError("tau", got=self.tau, want="above 0", fix="Try 1.")
+        above("tau", self.tau, 0, "Try 1.")
         self.terms()
 
     def terms(self) -> Terms:
         return Terms(balance=self.balance, z=self.z)
 
     def build(self, width: int, *, generator: torch.Generator) -> MoeXRouter:
-        """A router that routes once it was shown experts: `Mixture` does, or `router.see`."""
+        """A router without experts yet: `Mixture` shows it some, or `router.see`."""
         return MoeXRouter(self, width)
 
 
@@ -74,16 +73,17 @@ class Columns(NamedTuple):
     bias_variance: Tensor | None
 
 
-class MoeXRouter(ScoreRouter, ReadsExperts):
+class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
     """The router of `MoeX`.  x: (..., width) -> Routing of shape (rows, E), k experts a row.
 
     log_tau: (), a parameter if tau is learned.
     """
 
+    normalised = equal_counts = True
+
     def __init__(self, config: MoeX, width: int) -> None:
-        super().__init__(config.experts, config.terms())
-        self.config, self.width = config, width
-        self.normalised = self.equal_counts = True
+        super().__init__(config)
+        self.width = width
         start = torch.tensor(math.log(config.tau))
         self.log_tau = nn.Parameter(start) if config.learn else None
 
@@ -93,25 +93,28 @@ class MoeXRouter(ScoreRouter, ReadsExperts):
         e, _, d = weight.shape
         if (e, d) != (self.experts, self.width):
             raise ConfigError(
-                "experts", got=f"{e} that read {d} numbers",
-                want=f"{self.experts} that read {self.width}", fix="Build the router for them.",
-            )  # fmt: skip
+                "experts",
+                got=f"{e} that read {d} numbers",
+                want=f"{self.experts} that read {self.width}",
+                fix="Build the router for them.",
+            )
         if e == 1 or weight.is_meta:
             return
         with torch.no_grad():
             alike = all(bool((t == t[:1]).all()) for t in self.columns() if t is not None)
         if alike:
             raise ConfigError(
-                "experts", got=f"{e} equal ones, which have one score and stay equal",
+                "experts",
+                got=f"{e} equal ones, which have one score and stay equal",
                 want="experts that differ",
                 fix="Use how='diversified' or how='slices' in place of copies.",
-            )  # fmt: skip
+            )
 
     def columns(self) -> Columns:
         """The statistics of W_enc as it is now, in float32 or better."""
         weight, bias = self.encoder()
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        # the variance of all units there are: correction 0, so that one unit has none
+        # mu and sigma^2 over the h units; correction 0, so that a single unit has variance 0
         variance, mean = torch.var_mean(weight.to(dtype), dim=1, correction=0)
         if bias is None:
             return Columns(mean, variance, None, None)
@@ -126,7 +129,7 @@ class MoeXRouter(ScoreRouter, ReadsExperts):
         """omega_e = -erf(m_e / (sqrt 2 s_e)).  (N, d) -> (N, E), -1 ... 1."""
         of = self.columns()
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        m = wide_linear(wide, of.mean, of.bias_mean)
+        m = wide_linear(wide, of.mean, of.bias_mean)  # (N, E)
         squared = wide_linear(wide.square(), of.variance, of.bias_variance)  # s^2
         return -torch.erf(m * (2 * squared.clamp(min=LEAST)).rsqrt())
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
+from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..gating.gate import of_real, wide_linear
-from ..gating.random_source import RandomSource
+from ..gating.random_source import RandomSource, seeded_by
 from ..gating.router import Router, check_counts
 
 SMALL = 1e-6  # the least standard deviation of the noise
@@ -21,14 +22,14 @@ SMALL = 1e-6  # the least standard deviation of the noise
 class NoisyTopK:
     """G = softmax(top-k(H)), H = x W_g + z softplus(x W_n), z ~ N(0, 1) while training.
 
-    experts: E; active: k; std: of the first W_g, 0 as in the paper, so that noise alone chooses at
-    first (W_n starts at 0);
-    importance: coefficient of CV(sum_x G(x))^2 (eq. 7); load: of CV(sum_x P(x))^2, with P(x)_e the
-    chance that e is among the k when its noise is drawn anew (appendix A); there is no such loss at
-    k = E. CV is standard deviation over mean.
+    experts: E; active: k; std: of the first W_g, 0 as in the paper, so that only the noise chooses
+    at first (W_n starts at 0);
+    importance: coefficient of CV(sum_x G(x))^2 (eq. 7); load: of CV(sum_x P(x))^2 (eq. 11), with
+    P(x)_e the probability that e is among the k when its noise alone is drawn anew; there is no
+    such loss at k = E. CV is standard deviation over mean.
 
-    Raises: ConfigError on a setting that cannot be: k above E, or one of several experts, whose
-    weight softmax makes 1 whatever the router says.
+    Raises: ConfigError for a setting out of range: k above E, or one of several experts, whose
+    weight would always be 1.
     """
 
     experts: int = 8
@@ -41,12 +42,13 @@ class NoisyTopK:
         check_counts(self.experts, self.active)
         if self.active == 1 < self.experts:
             raise ConfigError(
-                "active", got="1, a weight of 1 always", want="at least 2 of several experts",
+                "active",
+                got="1, a weight of 1 always",
+                want="at least 2 of several experts",
                 fix="Use intarsia.Switch or TopK(active=1, scale='prob').",
-            )  # fmt: skip
+            )
         for what in ("std", "importance", "load"):
-            if not getattr(self, what) >= 0:
-                raise ConfigError(what, got=getattr(self, what), want="0 or more", fix="Try 0.1.")
+            at_least(what, getattr(self, what), 0, "Try 0.1.")
 
     def build(self, width: int, *, generator: torch.Generator) -> NoisyTopKRouter:
         return NoisyTopKRouter(self, width, generator=generator)
@@ -59,16 +61,15 @@ class NoisyTopKRouter(Router):
     """
 
     by_expert = ("gate", "spread")
+    normalised = equal_counts = True
 
     def __init__(self, config: NoisyTopK, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config.experts)
-        self.equal_counts = True
-        self.config, self.normalised = config, True
+        self.config = config
         self.gate = nn.Parameter(torch.empty(config.experts, width))
         nn.init.normal_(self.gate, std=config.std, generator=generator)
         self.spread = nn.Parameter(torch.zeros(config.experts, width))
-        seed = int(torch.randint(2**62, (), generator=generator))
-        self.noise = RandomSource(torch.Generator().manual_seed(seed), self.context)
+        self.noise = RandomSource(seeded_by(generator), self.context)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         if not self.training:
@@ -83,11 +84,11 @@ class NoisyTopKRouter(Router):
         return self.noise.normal(rows, self.experts)
 
     def _chosen(self, rows: Tensor, noise: Tensor) -> Routing:
-        clean = wide_linear(rows, self.gate)  # (N, E)
+        clean = wide_linear(rows, self.gate)  # x W_g, (N, E)
         spread = F.softplus(wide_linear(rows, self.spread)).clamp_min(SMALL)
-        noisy = clean + noise.to(clean.dtype) * spread
-        top, index = noisy.topk(self.config.active)  # (N, k)
-        weight = top.softmax(-1)  # a logit of 0 counts like any other
+        noisy = clean + noise.to(clean.dtype) * spread  # eq. 4, H
+        top, index = noisy.topk(self.config.active)  # eq. 5, (N, k)
+        weight = top.softmax(-1)  # eq. 3, G
         routing = Routing.from_topk(index, weight.to(rows.dtype), self.experts)
         if not (self.training and len(rows)):
             return routing
@@ -97,24 +98,27 @@ class NoisyTopKRouter(Router):
     def _losses(self, gates: Tensor, chance: Tensor | None) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         if self.config.importance:
-            losses["importance"] = self.config.importance * variation(gates.sum(0))
+            losses["importance"] = self.config.importance * variation(gates.sum(0))  # eq. 6 and 7
         if self.config.load and chance is not None:
-            losses["load"] = self.config.load * variation(chance.sum(0))
+            losses["load"] = self.config.load * variation(chance.sum(0))  # eq. 10 and 11
         return losses
 
 
 def chances(clean: Tensor, noisy: Tensor, spread: Tensor, top: Tensor) -> Tensor | None:
-    """P(x)_e: is e among the k if its noise alone is drawn anew?  (N, E), or None at k = E.
+    """P(x)_e, the probability that e is among the k if its noise alone is drawn anew (eq. 8).
+
+    (N, E), or None at k = E.
 
     clean, noisy, spread: (N, E); top: (N, k), the largest of `noisy`.
     """
     k, experts = top.shape[1], clean.shape[1]
     if k == experts:
         return None
-    least = top[:, -1:]  # (N, 1), what one that is out has to beat
-    best_of_rest = noisy.topk(k + 1).values[:, -1:]  # (N, 1), what one that is in has to beat
-    beat = torch.where(noisy > best_of_rest, best_of_rest, least)
-    return torch.special.ndtr((clean - beat) / spread)
+    # the k-th largest H of all others: the k-th of all for an expert that is out, the (k + 1)-th
+    # for one that is in
+    kth, next_one = top[:, -1:], noisy.topk(k + 1).values[:, -1:]  # (N, 1) both
+    others = torch.where(noisy > next_one, next_one, kth)
+    return torch.special.ndtr((clean - others) / spread)  # eq. 9
 
 
 def variation(total: Tensor) -> Tensor:

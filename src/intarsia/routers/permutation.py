@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
+from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..core.registry import card
-from ..gating.gate import of_real, wide_linear
-from ..gating.parts import PartsRouter, gated
+from ..gating.gate import gated, of_real, wide_linear
+from ..gating.parts import PartsRouter
 from ..gating.router import Router
 from ..gating.settings import RouterConfig
 
@@ -26,20 +27,20 @@ def _comet() -> RouterConfig:
 
 @dataclass(frozen=True)
 class PermutationSearch:
-    """g P for a gate g, with P = Sinkhorn(M / tau) for so many steps, then one permutation.
+    """g P for a gate g, with P = Sinkhorn(M / tau) for N_p steps, then a permutation.
 
     P is doubly stochastic, (E, E); tau falls from `start` to `end`, on a log scale, and at step
-    `steps` the Hungarian method makes P a permutation, which stays (the paper's local search). From
-    then on experts are merely relabelled. `gating.before_step` moves it on; the step and what is
+    N_p the Hungarian method makes P a permutation for the rest of the run (the paper's local
+    search), which only relabels experts. `gating.before_step` moves it on; the step and what is
     found are in the checkpoint.
 
     gate: any router's settings; steps: N_p, 1 to 10 % of training in the paper; start, end: tau;
     entropy: coefficient of the entropies of P's rows and columns while it is sought;
-    each: a permutation for each part of a gate that has parts (COMET, DSelect-k), else one for all.
+    each: each part of a gate that has parts (COMET, DSelect-k) has its own permutation.
 
-    Raises: ConfigError on a setting that cannot be.
+    Raises: ConfigError for a setting out of range.
     Source: arXiv:2306.02824, local search.
-    While it searches, every expert gets a little of every token: those steps cost a dense mixture.
+    During the search every expert has a weight for every token: a step costs a dense mixture.
     """
 
     gate: RouterConfig = field(default_factory=_comet)
@@ -50,18 +51,13 @@ class PermutationSearch:
     each: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(
-                "steps", got=self.steps, want="at least 1", fix="Use the gate alone for no search."
-            )
+        at_least("steps", self.steps, 1, "Use the gate alone for no search.")
         if not 0 < self.end <= self.start:
-            raise ConfigError(
-                "start, end", got=f"{self.start}, {self.end}", want="0 < end <= start",
-                fix="Try 1e-3 and 1e-7.",
-            )  # fmt: skip
-        if not self.entropy >= 0:
-            raise ConfigError("entropy", got=self.entropy, want="0 or more", fix="Try 1e-4.")
-        self.build(1, generator=torch.Generator())  # the router says what is wrong with the gate
+            got = f"{self.start}, {self.end}"
+            fix = "Try 1e-3 and 1e-7."
+            raise ConfigError("start, end", got=got, want="0 < end <= start", fix=fix)
+        at_least("entropy", self.entropy, 0, "Try 1e-4.")
+        self.build(1, generator=torch.Generator())  # the router checks the gate
 
     @property
     def experts(self) -> int:
@@ -72,9 +68,11 @@ class PermutationSearch:
         gate = self.gate.build(width, generator=generator)
         if not isinstance(gate, Router):
             raise ConfigError(
-                "gate", got=type(gate).__name__, want="a router with a gate",
+                "gate",
+                got=type(gate).__name__,
+                want="a router with a gate",
                 fix="Pass Comet(), TopK() or the like; a random draw has nothing to permute.",
-            )  # fmt: skip
+            )
         return PermutationRouter(self, gate, generator=generator)
 
 
@@ -94,9 +92,11 @@ class PermutationRouter(Router):
         super().__init__(gate.experts)
         if config.each and not isinstance(gate, PartsRouter):
             raise ConfigError(
-                "each", got=f"a {type(config.gate).__name__} gate, which has no parts",
-                want="Comet or DSelectK", fix="Leave each=False.",
-            )  # fmt: skip
+                "each",
+                got=f"a {type(config.gate).__name__} gate, which has no parts",
+                want="Comet or DSelectK",
+                fix="Leave each=False.",
+            )
         self.config, self.gate, self.normalised = config, gate, gate.normalised
         count = gate.active if config.each and isinstance(gate, PartsRouter) else 1
         self.scores = nn.Parameter(torch.empty(count, gate.experts, gate.experts))
@@ -106,7 +106,7 @@ class PermutationRouter(Router):
         self.read_buffers()
 
     def read_buffers(self) -> None:
-        """Know on the host what the buffers say, so that no forward waits for a device."""
+        """Copy the buffers' state to Python, so that no forward waits for a device."""
         self._done = min(1.0, int(self.step) / self.config.steps)
         self._found = bool((self.order >= 0).all())
 

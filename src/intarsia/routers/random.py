@@ -1,5 +1,5 @@
 """Uniform random routing (THOR, arXiv:2110.04260): AdaMix (arXiv:2205.12410) draws for each batch,
-MoSA (arXiv:2312.02923) so too; a draw for each sample is the same law with more parts trained."""
+as does MoSA (arXiv:2312.02923); a draw for each sample has the same law."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
+from ..core.checks import at_least, between, one_of
 from ..core.errors import ConfigError
 from ..gating.random_source import RandomSource
 
@@ -19,18 +20,16 @@ class RandomRouter(RandomSource):
     x: (B, ...) -> Routing of shape (B, E), weight 1 at the k drawn experts; in evaluation every
     expert has the weight k / E, and nothing is drawn: a mixture gives its expected output.
 
-    Draws are held, stacked and shared out among ranks as `RandomSource` says. `fixed` forbids to
-    change k, for mixtures whose merge depends on it.
+    Draws are held, stacked and shared among ranks as in `RandomSource`. `fixed`: k may not change,
+    for mixtures whose merge depends on it.
 
     Raises: ConfigError unless 1 <= active <= experts; ShapeError where `RandomSource` does.
     """
 
     def __init__(self, experts: int, active: int, per: str, *, generator: torch.Generator) -> None:
         super().__init__(generator)
-        if experts < 1:
-            raise ConfigError("experts", got=experts, want="at least 1", fix="Try 4.")
-        if per not in ("batch", "sample"):
-            raise ConfigError("draw", got=repr(per), want="'batch' or 'sample'", fix="Pick one.")
+        at_least("experts", experts, 1, "Try 4.")
+        one_of("draw", per, ("batch", "sample"))
         self.experts, self.per = experts, per
         self.fixed = False
         self.active = active
@@ -47,16 +46,15 @@ class RandomRouter(RandomSource):
 
     def check_active(self, k: int) -> None:
         """Raise ConfigError unless k experts can be drawn from now on."""
-        if not 1 <= k <= self.experts:
-            raise ConfigError(
-                "active", got=k, want=f"1 ... {self.experts} (experts)",
-                fix="k = 1 is the paper, k = experts is the plain adapter.",
-            )  # fmt: skip
+        fix = "k = 1 is the paper, k = experts is the plain adapter."
+        between("active", k, 1, self.experts, fix)
         if self.fixed and k != self._active:
             raise ConfigError(
-                "active", got=k, want=f"{self._active}, as built: the merge depends on it",
+                "active",
+                got=k,
+                want=f"{self._active}, as built: the merge depends on it",
                 fix="Use scaling='inverted', whose merge holds for every k.",
-            )  # fmt: skip
+            )
 
     def _draw(self, rows: int) -> Tensor:
         size = 1 if self.per == "batch" else rows
@@ -81,7 +79,7 @@ class RandomRouting:
     active: k.
     draw: "sample", each sample its own k experts; "batch", one draw for all.
 
-    Raises: ConfigError on a setting that cannot be.
+    Raises: ConfigError for a setting out of range.
     Source: THOR (arXiv:2110.04260); AdaMix (arXiv:2205.12410) draws for each batch.
     """
 
@@ -90,7 +88,7 @@ class RandomRouting:
     draw: str = "sample"
 
     def __post_init__(self) -> None:
-        # the router says what can be wrong
+        # the router checks the settings
         self.build(1, generator=torch.Generator())
 
     def build(self, width: int, *, generator: torch.Generator) -> RandomRouter:

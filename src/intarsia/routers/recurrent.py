@@ -1,4 +1,4 @@
-"""Layer-wise recurrent routing (RMoE, arXiv:2408.06793): routers that know a token's way so far."""
+"""Layer-wise recurrent routing (RMoE, arXiv:2408.06793): a GRU along the depth of the model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
-from ..core.errors import ConfigError
-from ..gating.gate import GateRouter, Terms, best, wide_linear
+from ..core.checks import at_least
+from ..gating.gate import GateRouter, Terms, best, uncast, wide_linear
 from ..gating.layer_state import PassesState
 from ..gating.router import check_renormalised
 
@@ -20,18 +20,19 @@ from ..gating.router import check_renormalised
 class Recurrent:
     """The k experts of largest softmax(W2_l h_l), h_l = GRU(W1_l x_l, h_{l-1}), for each token.
 
-    The recurrence goes along the depth of the model, token by token, never along the sequence; one
-    GRU cell serves all layers, h_0 = 0 at the first. W1 (hidden x d) and W2 (experts x hidden) are
-    each layer's own, without bias. Weights of the k chosen experts sum to 1.
+    The recurrence goes along the depth of the model for each token, never along the sequence. All
+    layers share one GRU cell; h_0 = 0. Each layer has its own W1 (hidden x d) and W2
+    (experts x hidden), without bias. Weights of the k chosen experts sum to 1.
+
     experts: E; active: k; hidden: p, the width of the state; std: of the first weights of W2;
     jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on the input while training; balance,
-    z: coefficients of the losses; carry: False = h_{l-1} is 0 at every layer, the control for what
-    the recurrence does: a router of two layers that sees its own x alone.
+    z: coefficients of the losses; carry: False = h_{l-1} is 0 at every layer, a control for the
+    recurrence: a router of two layers that reads its own x alone.
 
-    Raises: ConfigError on a setting that cannot be: k above E, or one renormalised expert of
-    several, whose weight is 1 whatever the router says.
-    Source: arXiv:2408.06793, section 3. Not where a layer must be able to run without the layers
-    before it; the cell has the gradients of all layers, so that it may want a smaller rate.
+    Raises: ConfigError for a setting out of range: k above E, or one renormalised expert of
+    several, whose weight would always be 1.
+    Source: arXiv:2408.06793, section 3. The cell gets the gradients of all layers, so that it may
+    need a smaller rate. Not where a layer must be able to run without the layers before it.
     """
 
     experts: int = 8
@@ -44,8 +45,7 @@ class Recurrent:
     carry: bool = True
 
     def __post_init__(self) -> None:
-        if self.hidden < 1:
-            raise ConfigError("hidden", got=self.hidden, want="at least 1", fix="Try 8.")
+        at_least("hidden", self.hidden, 1, "Try 8.")
         check_renormalised(self.experts, self.active)
         self.terms()
 
@@ -57,18 +57,17 @@ class Recurrent:
         return RecurrentRouter(self, width, generator=generator)
 
 
-class RecurrentRouter(GateRouter, PassesState):
+class RecurrentRouter(GateRouter[Recurrent], PassesState):
     """The router of `Recurrent`.  x: (..., width) -> Routing (rows, E), k experts a row.
 
     Routing.state: h_l, (rows that are no padding, p), in float32 or better.
     cell: the GRU, in the first layer's router only; the others refer to it.
     """
 
+    normalised = equal_counts = True
+
     def __init__(self, config: Recurrent, width: int, *, generator: torch.Generator) -> None:
-        super().__init__(config.hidden, config.experts, config.terms(), generator=generator)
-        self.equal_counts = True
-        self.config = config
-        self.normalised = True
+        super().__init__(config, config.hidden, generator=generator)  # W2
         self.down = nn.Parameter(torch.empty(config.hidden, width))  # W1
         nn.init.normal_(self.down, std=width**-0.5, generator=generator)
         self.cell = nn.utils.skip_init(nn.GRUCell, config.hidden, config.hidden)
@@ -91,7 +90,7 @@ class RecurrentRouter(GateRouter, PassesState):
             del self.cell
 
     def logits(self, rows: Tensor) -> Tensor:
-        u = wide_linear(rows, self.down)
+        u = wide_linear(rows, self.down)  # W1 x, (N, p)
         before = self.carried(len(rows)) if self.config.carry else None
         state = self.recur(u, torch.zeros_like(u) if before is None else before)
         self.carry(state)
@@ -101,11 +100,8 @@ class RecurrentRouter(GateRouter, PassesState):
         """h_l from W1 x and h_{l-1}, all (N, p), in the type of u whatever autocast says."""
         (cell,) = self._cell
         weights = {name: p.to(u.dtype) for name, p in cell.named_parameters()}
-        call = (cell, weights, (u, state.to(u.dtype)))
-        if not torch.amp.is_autocast_available(u.device.type):
-            return torch.func.functional_call(*call)
-        with torch.autocast(u.device.type, enabled=False):
-            return torch.func.functional_call(*call)
+        with uncast(u.device):
+            return torch.func.functional_call(cell, weights, (u, state.to(u.dtype)))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
         return best(logits, self.config.active)

@@ -53,7 +53,7 @@ class ReMoe:
         return ReMoeRouter(self, width, generator=generator)
 
 
-class ReMoeRouter(GateRouter, PassesState):
+class ReMoeRouter(GateRouter[ReMoe], PassesState):
     """The router of `ReMoe`.  x: (..., width) -> Routing (rows, E), 0 ... E experts a row.
 
     growth: n, () int64, lambda = lambda_0 alpha^n, the same in all routers of a model.
@@ -65,8 +65,7 @@ class ReMoeRouter(GateRouter, PassesState):
     seen: Tensor
 
     def __init__(self, config: ReMoe, width: int, *, generator: torch.Generator) -> None:
-        super().__init__(width, config.experts, config.terms(), generator=generator)
-        self.config = config
+        super().__init__(config, width, generator=generator)
         self.layers = [self]  # of one model, whose sparsity is that of all together
         self.register_buffer("growth", torch.tensor(0))
         self.register_buffer("seen", torch.tensor([0, 0]))

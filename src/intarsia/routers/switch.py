@@ -1,8 +1,7 @@
-"""Switch gating: one expert a token, and so many tokens an expert (arXiv:2101.03961)."""
+"""Switch gating: one expert per token, a limit of tokens per expert (arXiv:2101.03961)."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,23 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import Card, Paper, Routing
-from ..core.errors import ConfigError
+from ..core.checks import above
 from ..gating.gate import GateRouter, Terms, keep_pairs, room_for
 from ..gating.router import check_counts
 
 
 @dataclass(frozen=True)
 class Switch:
-    """The expert of largest p = softmax(x W^T), with weight p; what is beyond its capacity drops.
+    """The expert of largest p = softmax(x W^T), with weight p; tokens above the capacity drop.
 
-    experts: E; capacity: c, an expert takes the first ceil(c T / E) of the T tokens that choose
-    it, while training (section 2.2); in evaluation it takes all, so that an answer does not depend
-    on its neighbours. A dropped token gets no expert.
+    experts: E; capacity: c; while training an expert takes the first ceil(c T / E) of T tokens that
+    choose it (section 2.2); in evaluation it takes all, so that a token's output does not depend on
+    other tokens. A dropped token gets no expert.
     std: of the gate's first weights; jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on
     its input while training; balance: coefficient of the balance loss (eq. 4), which counts dropped
     tokens too; z: coefficient of the z-loss (arXiv:2202.08906).
 
-    Raises: ConfigError on a setting that cannot be.
+    Raises: ConfigError for a setting out of range.
     Not for routing that must not depend on a token's place in the batch.
     """
 
@@ -39,11 +38,8 @@ class Switch:
 
     def __post_init__(self) -> None:
         check_counts(self.experts)
-        if not 0 < self.capacity < math.inf:
-            raise ConfigError(
-                "capacity", got=self.capacity, want="a number above 0",
-                fix="1 leaves room for uniform routing; 1.25 is the paper's.",
-            )  # fmt: skip
+        fix = "1 leaves room for uniform routing; 1.25 is the paper's."
+        above("capacity", self.capacity, 0, fix)
         self.terms()
 
     def terms(self) -> Terms:
@@ -53,21 +49,17 @@ class Switch:
         return SwitchRouter(self, width, generator=generator)
 
 
-class SwitchRouter(GateRouter):
+class SwitchRouter(GateRouter[Switch]):
     """The router of `Switch`.  x: (..., width) -> Routing of shape (rows, E), at most one a row."""
 
-    def __init__(self, config: Switch, width: int, *, generator: torch.Generator) -> None:
-        super().__init__(width, config.experts, config.terms(), generator=generator)
-        self.config = config
-
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
-        p, index = logits.softmax(-1).topk(1)
+        p, index = logits.softmax(-1).topk(1)  # eq. 1 and 2, (N, 1)
         return index, p, None
 
     def limit(self, routing: Routing) -> Routing:
         if not self.training:
             return routing
-        room = room_for(self.config.capacity, len(routing.expert), self.experts)
+        room = room_for(self.config.capacity, len(routing.expert), self.experts)  # eq. 3
         arrived = F.one_hot(routing.expert, self.experts).cumsum(0)  # (T, E)
         place = arrived.gather(1, routing.expert[:, None])[:, 0]  # 1 for an expert's first token
         return keep_pairs(routing, place <= room)

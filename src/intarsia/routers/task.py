@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
+from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError, ShapeError
-from ..gating.random_source import RandomSource
+from ..gating.random_source import RandomSource, seeded_by
 from ..gating.router import Router
 
 SPREAD = 1e-3  # logits start in U(-SPREAD, SPREAD): near equal shares of all skills
@@ -21,19 +22,19 @@ UNKNOWN = ("error", "mean")
 class TaskRouter(Router):
     """w = sigma(Z[task]) / sum over skills, for each head of each sample (Poly, section 2.2).
 
-    x: (N, ...), N samples, or N whole parts of them that follow each other, such as windows ->
-    Routing of shape (N heads, skills), all of its entries in order; row n heads + q is head q of
-    sample n. Padding has no say: a sample's tokens are all of its task.
+    x: (N, ...), N samples, or N equal parts of them in a row, such as windows -> Routing of shape
+    (N heads, skills), with all of its entries in order; row n heads + q is head q of sample n.
+    Padding changes nothing: all tokens of a sample have its task.
 
     logits: Z (tasks, heads, skills), U(-1e-3, 1e-3) at first.
     In training sigma(Z) is a draw of the relaxed Bernoulli distribution at temperature 1,
     sigma(Z + log u - log(1 - u)) with u ~ U(0, 1), one for each sample, from `noise`; in
     evaluation it is sigma(Z) itself.
-    task_ids: (samples,) int64, see `intarsia.task_ids`. Not needed for one task. unknown: what a
-    model of several tasks gives without them in evaluation: "error", or "mean", the mean of w over
-    the tasks; in training they are always needed.
+    Task ids, (samples,), come from `intarsia.task_ids`; one task needs none. unknown: without them
+    a model of several tasks raises in evaluation, "error", or takes the mean of w over the tasks,
+    "mean"; training always needs them.
 
-    Raises: ConfigError for settings that cannot be, and for ids that are missing or no tasks;
+    Raises: ConfigError for a setting out of range, and for ids that are missing or unknown;
     ShapeError for ids that do not fit the batch.
     """
 
@@ -47,16 +48,13 @@ class TaskRouter(Router):
         generator: torch.Generator,
     ) -> None:
         for name, value in (("tasks", tasks), ("skills", skills), ("heads", heads)):
-            if value < 1:
-                raise ConfigError(name, got=value, want="at least 1", fix="1 is the least.")
-        if unknown not in UNKNOWN:
-            raise ConfigError("unknown", got=repr(unknown), want=f"one of {UNKNOWN}", fix="Pick.")
+            at_least(name, value, 1)
+        one_of("unknown", unknown, UNKNOWN)
         super().__init__(skills)
         self.heads, self.unknown = heads, unknown
         self.logits = nn.Parameter(torch.empty(tasks, heads, skills))
         nn.init.uniform_(self.logits, -SPREAD, SPREAD, generator=generator)
-        seed = int(torch.randint(2**62, (), generator=generator))
-        self.noise = RandomSource(torch.Generator().manual_seed(seed), self.context)
+        self.noise = RandomSource(seeded_by(generator), self.context)
 
     @property
     def tasks(self) -> int:
@@ -80,7 +78,7 @@ class TaskRouter(Router):
         return self.remember(self.route(x, None))
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """The routing of samples or their parts (N, ...); `valid` decides nothing here."""
+        """The routing of samples or their parts (N, ...); `valid` is not read."""
         ids = self._ids(len(rows))
         if ids is None:
             weight = self.of_task(None).expand(len(rows), -1, -1)
@@ -112,9 +110,11 @@ class TaskRouter(Router):
         count = len(ids)
         if rows % count if count else rows:
             raise ShapeError(
-                "task_ids", got=f"{count} for {rows} rows", want="one for each sample",
+                "task_ids",
+                got=f"{count} for {rows} rows",
+                want="one for each sample",
                 fix="Pass the ids of this very batch.",
-            )  # fmt: skip
+            )
         self._check_range(ids)
         return ids
 
@@ -123,10 +123,12 @@ class TaskRouter(Router):
             return torch.zeros(rows, dtype=torch.int64)
         if self.training or self.unknown == "error":
             raise ConfigError(
-                "task_ids", got="none", want=f"the task of each sample, 0 ... {self.tasks - 1}",
+                "task_ids",
+                got="none",
+                want=f"the task of each sample, 0 ... {self.tasks - 1}",
                 fix="Call the model inside `with intarsia.task_ids(model, ids):`, give `fit` a "
                 "dataset with 'task_ids', or set unknown='mean' for evaluation.",
-            )  # fmt: skip
+            )
         return None
 
     def _check_range(self, ids: Tensor) -> None:
@@ -135,13 +137,15 @@ class TaskRouter(Router):
         low, high = (int(v) for v in ids.aminmax())
         if low < 0 or high >= self.tasks:
             raise ConfigError(
-                "task_ids", got=f"{low} ... {high}", want=f"0 ... {self.tasks - 1}",
+                "task_ids",
+                got=f"{low} ... {high}",
+                want=f"0 ... {self.tasks - 1}",
                 fix="Count tasks from 0; intarsia.methods.mhr.add_task makes room for a new one.",
-            )  # fmt: skip
+            )
 
 
 def _shares(logits: Tensor) -> Tensor:
-    """sigma over its sum over skills.  (..., skills) -> (..., skills)."""
+    """sigma(Z) over its sum over skills.  (..., skills) likewise."""
     raw = logits.sigmoid()
     return raw / (raw.sum(-1, keepdim=True) + SMALL)
 
@@ -151,11 +155,11 @@ class TaskRouting:
     """w = sigma(Z[task]) / sum over skills, for each head; see TaskRouter.
 
     tasks: how many.
-    skills: S, what is shared out.
-    heads: each decides by itself.
+    skills: S.
+    heads: each has shares of its own.
     unknown: without task ids in evaluation, "error" or "mean" over the tasks.
 
-    Raises: ConfigError on a setting that cannot be.
+    Raises: ConfigError for a setting out of range.
     Source: Poly (arXiv:2202.13914), section 2.2; heads as in MHR (arXiv:2211.03831).
     """
 
@@ -165,7 +169,7 @@ class TaskRouting:
     unknown: str = "error"
 
     def __post_init__(self) -> None:
-        # the router says what can be wrong
+        # the router checks the settings
         self.build(1, generator=torch.Generator())
 
     def build(self, width: int, *, generator: torch.Generator) -> TaskRouter:

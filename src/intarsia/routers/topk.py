@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper
+from ..core.checks import one_of
 from ..core.errors import ConfigError
 from ..gating.gate import GateRouter, Terms
 from ..gating.router import check_counts
@@ -24,13 +25,13 @@ class TopK:
       "renormalised", p_e over the sum of the k chosen ones (Mixtral, MixLoRA);
       "prob", p_e (Switch);
       "ste", 1, with the gradient of p_e (straight-through);
-      "none", 1: the task's loss says nothing to the router, as in LLaVA-MoLE's release.
-    bias: has the gate one; std: of its first weights; jitter: epsilon of the factors
+      "none", 1: the task's loss has no gradient for the router, as in LLaVA-MoLE's release.
+    bias: whether the gate has one; std: of its first weights; jitter: epsilon of the factors
       U(1 - epsilon, 1 + epsilon) on its input while training; balance, z: coefficients of the
       balance loss (1 x k at uniform routing) and of the z-loss.
 
-    Raises: ConfigError on a setting that cannot be: k above E, or one renormalised expert of
-    several, whose weight is 1 whatever the router says.
+    Raises: ConfigError for a setting out of range: k above E, or one renormalised expert of
+    several, whose weight would always be 1.
     Source: arXiv:1701.06538; forms of Mixtral (arXiv:2401.04088), Switch (arXiv:2101.03961) and
     LLaVA-MoLE (arXiv:2401.16160).
     """
@@ -46,15 +47,14 @@ class TopK:
 
     def __post_init__(self) -> None:
         check_counts(self.experts, self.active)
-        if self.scale not in SCALES:
-            raise ConfigError(
-                "scale", got=repr(self.scale), want=f"one of {SCALES}", fix="Pick one."
-            )
+        one_of("scale", self.scale, SCALES)
         if self.scale == "renormalised" and self.active == 1 < self.experts:
             raise ConfigError(
-                "scale", got="'renormalised' with one active expert, a weight of 1 always",
-                want="a weight that teaches the router", fix="Use scale='prob' or 'ste'.",
-            )  # fmt: skip
+                "scale",
+                got="'renormalised' with one active expert, a weight of 1 always",
+                want="a weight that teaches the router",
+                fix="Use scale='prob' or 'ste'.",
+            )
         self.terms()
 
     def terms(self) -> Terms:
@@ -64,16 +64,15 @@ class TopK:
         return TopKRouter(self, width, generator=generator)
 
 
-class TopKRouter(GateRouter):
+class TopKRouter(GateRouter[TopK]):
     """The router of `TopK`.  x: (..., width) -> Routing of shape (rows, E), k experts a row."""
 
+    equal_counts = True
+
     def __init__(self, config: TopK, width: int, *, generator: torch.Generator) -> None:
-        super().__init__(width, config.experts, config.terms(), generator=generator)
-        self.equal_counts = True
-        self.config = config
-        self.normalised = config.scale == "renormalised" or (config.scale, config.active) == (
-            "none", 1,
-        )  # fmt: skip
+        super().__init__(config, width, generator=generator)
+        one = config.active == 1 and config.scale == "none"
+        self.normalised = one or config.scale == "renormalised"
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
         p, index = logits.softmax(-1).topk(self.config.active)  # (N, k) both

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper
+from ..core.checks import above
 from ..core.errors import ConfigError
 from ..gating.gate import GateRouter, Terms
 from ..gating.router import check_counts
@@ -22,7 +23,7 @@ class TopP:
     U(1 - epsilon, 1 + epsilon) on its input while training; balance, z: coefficients of the
     losses. Weights are the probabilities, not renormalised.
 
-    Raises: ConfigError on a setting that cannot be.
+    Raises: ConfigError for a setting out of range.
     Source: arXiv:2403.07652; also the dynamic variant of MixLoRA (arXiv:2404.15159).
     """
 
@@ -38,8 +39,7 @@ class TopP:
         check_counts(self.experts)
         if not 0 < self.p <= 1:
             raise ConfigError("p", got=self.p, want="0 < p <= 1", fix="Try 0.8.")
-        if not self.temperature > 0:
-            raise ConfigError("temperature", got=self.temperature, want="above 0", fix="Try 1.")
+        above("temperature", self.temperature, 0, "Try 1.")
         self.terms()
 
     def terms(self) -> Terms:
@@ -49,19 +49,15 @@ class TopP:
         return TopPRouter(self, width, generator=generator)
 
 
-class TopPRouter(GateRouter):
+class TopPRouter(GateRouter[TopP]):
     """The router of `TopP`.  x: (..., width) -> Routing (rows, E), 1 ... E experts a row."""
-
-    def __init__(self, config: TopP, width: int, *, generator: torch.Generator) -> None:
-        super().__init__(width, config.experts, config.terms(), generator=generator)
-        self.config = config
 
     def logits(self, rows: Tensor) -> Tensor:
         return super().logits(rows) / self.config.temperature
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p, index = logits.softmax(-1).sort(descending=True, stable=True)
-        before = p.detach().cumsum(-1) - p.detach()  # of the experts that are more likely
+        before = p.detach().cumsum(-1) - p.detach()  # the sum over more probable experts
         needed = before < self.config.p
         first = torch.arange(self.experts, device=p.device) == 0
         return index, p, needed | first

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import Card, Paper
+from ..core.checks import above, at_least, one_of
 from ..core.errors import ConfigError, ShapeError
 from ..gating.gate import GateRouter, Terms, room_for
 from ..gating.router import check_counts
@@ -22,17 +23,17 @@ class Transport:
     """Pairs of a transport plan with at most k tokens per expert; weights are p = softmax(x W^T).
 
     The plan is `k_sparse_ot` of cost -p between T tokens of mass 1 and E experts of mass T / E. It
-    only decides who goes where; the gradient reaches W through the weights.
+    decides only which pairs there are; the gradient reaches W through the weights.
 
     experts: E; capacity: c; per: "expert", each takes at most k = ceil(c T / E) tokens; "token",
     each goes to at most k = ceil(c) experts, whose loads are then about equal;
     gamma: of the plan's quadratic term, larger = more pairs, up to k; iterations: of the solver;
     std: of the gate's first weights; z: coefficient of the z-loss.
 
-    Raises: ConfigError on a setting that cannot be: c < 1 leaves tokens without a place.
+    Raises: ConfigError for a setting out of range: c < 1 leaves tokens without a place.
     Source: arXiv:2209.15466.
-    Not for decoders: the plan is of the whole batch; and an answer depends on the other samples of
-    its batch, in evaluation too. A token can end without an expert, some in a hundred at c = 1.
+    Not for decoders: a token's experts depend on later tokens, and on the other samples of its
+    batch, in evaluation as well. A token can end without an expert, a few per cent at c = 1.
     """
 
     experts: int = 8
@@ -47,15 +48,14 @@ class Transport:
         check_counts(self.experts)
         if not 1 <= self.capacity < math.inf:
             raise ConfigError(
-                "capacity", got=self.capacity, want="a number of at least 1",
+                "capacity",
+                got=self.capacity,
+                want="a number of at least 1",
                 fix="1 is one expert per token on average; 1.25 drops fewer tokens.",
-            )  # fmt: skip
-        if self.per not in SIDES:
-            raise ConfigError("per", got=repr(self.per), want=f"one of {SIDES}", fix="Pick one.")
-        if not 0 < self.gamma < math.inf:
-            raise ConfigError("gamma", got=self.gamma, want="a number above 0", fix="Try 0.1.")
-        if self.iterations < 1:
-            raise ConfigError("iterations", got=self.iterations, want="at least 1", fix="Try 50.")
+            )
+        one_of("per", self.per, SIDES)
+        above("gamma", self.gamma, 0)
+        at_least("iterations", self.iterations, 1, "Try 50.")
         self.terms()
 
     def terms(self) -> Terms:
@@ -65,15 +65,11 @@ class Transport:
         return TransportRouter(self, width, generator=generator)
 
 
-class TransportRouter(GateRouter):
+class TransportRouter(GateRouter[Transport]):
     """The router of `Transport`.  x: (..., width) -> Routing of shape (rows, E)."""
 
-    def __init__(self, config: Transport, width: int, *, generator: torch.Generator) -> None:
-        super().__init__(width, config.experts, config.terms(), generator=generator)
-        self.config = config
-
     def plan(self, p: Tensor) -> Tensor:
-        """Who goes where.  p: (N, E) -> (N, E), 0 or more."""
+        """The transport plan.  p: (N, E) -> (N, E), 0 or more."""
         config, tokens = self.config, len(p)
         if not tokens:
             return torch.zeros_like(p)
@@ -87,7 +83,7 @@ class TransportRouter(GateRouter):
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = logits.softmax(-1)
         index = torch.arange(self.experts, device=p.device).expand_as(p)
-        # a token of NaN is one without a preference, or the plan would be NaN for all
+        # a token of NaN gets equal probabilities here, or the whole plan would be NaN
         even = p.detach().nan_to_num(1 / self.experts)
         return index, p, self.plan(even) > 0
 
@@ -98,24 +94,25 @@ def k_sparse_ot(
 ) -> Tensor:
     """argmin_T <T, C> + gamma/2 |T|^2 with T >= 0, T 1 = a, T' 1 = b, at most k > 0 per column.
 
-    By ascent of the semi-dual, a'alpha - sum_j b_j maxOmega_j(alpha - C_j): concave in
-    alpha; columns always sum to b and have at most k entries, rows sum to a at its maximum only,
-    if then: where k binds, plans that are best column by column need not fit together, and n rows
-    cannot be covered by fewer than n entries, k m < n.
-    Adam with a step that falls to 0, from Sinkhorn's alpha; both are measured in standard
-    deviations of the cost.
+    By ascent of the semi-dual, a'alpha - sum_j b_j maxOmega_j(alpha - C_j), concave in alpha.
+    Columns always sum to b and have at most k entries. Rows sum to a only at the maximum, and not
+    always there: the best plan of each column alone may leave rows uncovered, and k m < n entries
+    cannot cover n rows.
+    The solver is Adam with a step that falls to 0, from Sinkhorn's alpha; step and temperature are
+    in standard deviations of the cost.
 
     cost: (..., n, m), a: (..., n), b: (..., m), above 0, of equal sums -> (..., n, m).
     Raises: ConfigError for k < 1; ShapeError for marginals that do not fit the cost.
     """
-    if k < 1:
-        raise ConfigError("k", got=k, want="at least 1", fix="n / m covers every row just so.")
+    at_least("k", k, 1, "k = n / m is the least that covers every row.")
     n, m = cost.shape[-2:]
     if a.shape[-1] != n or b.shape[-1] != m:
         raise ShapeError(
-            "marginals", got=f"{a.shape[-1]} and {b.shape[-1]}", want=f"{n} and {m}",
+            "marginals",
+            got=f"{a.shape[-1]} and {b.shape[-1]}",
+            want=f"{n} and {m}",
             fix="One number for each row, and one for each column, of the cost.",
-        )  # fmt: skip
+        )
     cost = cost - cost.mean((-2, -1), keepdim=True)
     return _columns(_ascent(cost, a, b, k, gamma, iterations), cost, b, k, gamma)
 
@@ -126,7 +123,7 @@ def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations
     alpha = _sinkhorn(cost, a, b, START * spread[..., None], iterations)
     first, second = torch.zeros_like(alpha), torch.zeros_like(alpha)
     for t in range(1, iterations + 1):
-        slope = a - _columns(alpha, cost, b, k, gamma).sum(-1)  # (..., n)
+        slope = a - _columns(alpha, cost, b, k, gamma).sum(-1)  # of the semi-dual, (..., n)
         first = 0.9 * first + 0.1 * slope
         second = 0.99 * second + 0.01 * slope.square()
         step = RATE * spread * (1 - (t - 1) / iterations)
@@ -136,7 +133,7 @@ def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations
 
 
 def semi_dual(alpha: Tensor, cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
-    """What `k_sparse_ot` makes as large as it can; below the cost of every plan.  Returns (...)."""
+    """The objective of `k_sparse_ot`, a lower bound of the cost of every plan.  Returns (...)."""
     plan = _columns(alpha, cost, b, k, gamma)
     gain = (plan * (alpha[..., None] - cost)).sum((-2, -1))
     return (a * alpha).sum(-1) - gain + gamma / 2 * plan.square().sum((-2, -1))
