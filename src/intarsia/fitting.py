@@ -10,9 +10,15 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .core.errors import ConfigError
+from .data.images import ImageSet
+from .data.loaders import held
+from .data.splits import Splits
+from .data.texts import TextSplits
+from .data.transforms import eval_transform, input_config
 from .hosts.config import IntarsiaConfig
 from .hosts.peft import is_adapted
 from .schedules import Phased
+from .train.loop import Sets
 from .train.objectives import Objective, Staged, plain
 from .train.run import Run, fit_once
 from .train.settings import Options, Training, settle
@@ -23,7 +29,7 @@ PHASES = "phases"  # the folder of those before the last, in a run's own
 
 def fit(
     model: nn.Module,
-    train: Dataset[Any],
+    train: Dataset[Any] | Splits | TextSplits,
     val: Dataset[Any] | None = None,
     *,
     test: Dataset[Any] | None = None,
@@ -36,15 +42,19 @@ def fit(
 ) -> Run:
     """Train what is not frozen in a model, in place.
 
-    train, val, test: map-style datasets of (image tensor, class index), or of mappings with labels
-    and the model's arguments (pixel_values; input_ids), task_ids among them for methods that route
-    by task. Labels of a row of tokens are those tokens, -100 where nothing is to be predicted.
-    Losses of routers are added. The last epoch is the result, unless select="val"; `test` is scored
-    once, at the end. objective: see `intarsia.train.objectives`; a `Staged` one
-    changes on the way. record: kept in run.json.
-    evaluate_every: epochs between scores on val; 0 = only at the end.
+    train: what `load_data` or `load_texts` gives, with all its parts, pictures resized and
+    normalised as the model's own configuration says. Or train, val, test: image sets, or map-style
+    datasets of (inputs, label), or of mappings with labels and the model's arguments (pixel_values;
+    input_ids), task_ids among them for methods that route by task.
+    task: the loss and the scores, see `intarsia.train.tasks`; None = by the first label: a class
+    index, one for each token (-100 where nothing is to be predicted), a row of 0 and 1, or numbers.
+    objective: the forwards of a step, see `intarsia.train.objectives`; a `Staged` one changes on
+    the way. Losses of routers are added.
+    The last epoch is the result, unless select="val"; `test` is scored once, at the end.
+    record: kept in run.json.  evaluate_every: epochs between scores on val; 0 = only at the end.
     options: the fields of Training, Recipe and Running by name; they win over `training`.
 
+    Before each step every module with a method `before_step(step, steps)` is told so.
     With out="folder" the run can be killed at any moment and goes on, bit for bit, with
     resume=True. Started by `accelerate launch` or torchrun, it trains data-parallel: a batch is
     shared out among the processes, and draws are those of one process.
@@ -55,7 +65,43 @@ def fit(
     """
     _no_phases(model)
     settled = settle(training, options)
-    return fit_once(model, (train, val, test), objective, settled, record, evaluate_every, task)
+    sets, about = sets_of(model, train, val, test)
+    record = about | dict(record or {})
+    return fit_once(model, sets, objective, settled, record, evaluate_every, task)
+
+
+def sets_of(
+    model: nn.Module,
+    train: Dataset[Any] | Splits | TextSplits,
+    val: Dataset[Any] | None,
+    test: Dataset[Any] | None,
+) -> tuple[Sets, dict[str, Any]]:
+    """The three sets as the model sees them, and what a record says of where they come from.
+
+    Raises: ConfigError for splits with another val or test beside them; DataError for pictures and
+    a model that does not say how it wants them.
+    """
+    about: dict[str, Any] = {}
+    if isinstance(train, Splits | TextSplits):
+        if val is not None or test is not None:
+            raise ConfigError(
+                "val, test",
+                got="sets beside splits that have their own",
+                want="splits alone",
+                fix="Call fit(model, splits), or fit(model, splits.train, val, test=test).",
+            )
+        about["data"] = train.record
+        train, val, test = train.train, train.val, train.test
+    if isinstance(train, ImageSet):
+        about["inputs"] = input_config(model).record()
+    return (seen_by(model, train), seen_by(model, val), seen_by(model, test)), about
+
+
+def seen_by(model: nn.Module, dataset: Any) -> Any:
+    """Pictures resized and normalised as the model's configuration says; other sets as they are."""
+    if not isinstance(dataset, ImageSet):
+        return dataset
+    return held(dataset, eval_transform(input_config(model)))
 
 
 def _no_phases(model: nn.Module) -> None:
@@ -90,7 +136,7 @@ class PhasedRun:
 def fit_in_phases(
     model: nn.Module,
     method: Phased,
-    train: Dataset[Any],
+    train: Dataset[Any] | Splits | TextSplits,
     val: Dataset[Any] | None = None,
     *,
     test: Dataset[Any] | None = None,
@@ -111,6 +157,8 @@ def fit_in_phases(
     Raises: as `fit` and the method do; the model is then where the phase in question left it.
     """
     settings, recipe, running = settle(training, options)
+    (train, val, test), about = sets_of(model, train, val, test)
+    record = about | dict(record or {})
     runs: list[tuple[str, Run]] = []
     steps = method.phases(model, seed=settings.seed)
     try:

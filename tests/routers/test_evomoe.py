@@ -137,7 +137,7 @@ def test_fit_moves_the_clock_and_experts_drop_out() -> None:
     mixture = Mixture([nn.Linear(WIDTH, 2) for _ in range(3)], router)
     x = torch.randn(32, WIDTH, generator=draw)
     before = len(router.eval()(x).expert)
-    fit(mixture, TensorDataset(x, (x[:, 0] > 0).long()), epochs=4, batch_size=8, schedule=anneal)
+    fit(mixture, TensorDataset(x, (x[:, 0] > 0).long()), epochs=4, batch_size=8)
     assert router.clock.tolist() == [15, 16]
     assert before == 96 > len(router.eval()(x).expert)
 

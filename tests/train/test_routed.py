@@ -16,7 +16,6 @@ from intarsia.core.errors import CheckpointError
 from intarsia.fitting import fit
 from intarsia.gating import learned_routers
 from intarsia.mixtures import Mixture, StackedExperts
-from intarsia.routers import search_step
 from intarsia.train import Interrupted
 
 OPTIONS: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.05, "seed": 0}
@@ -54,10 +53,10 @@ def halted(net: nn.Module, out: Path, step: int, **options: Any) -> None:
 
 def test_a_search_that_was_over_is_over_when_it_goes_on(tmp_path: Path) -> None:
     whole = model(search())
-    fit(whole, pictures(40), schedule=search_step, **OPTIONS)
-    halted(model(search()), tmp_path, 7, also=search_step)
+    fit(whole, pictures(40), **OPTIONS)
+    halted(model(search()), tmp_path, 7)
     net = model(search())
-    go_on = stop_at(99, also=search_step)
+    go_on = stop_at(99)
     fit(net, pictures(40), out=tmp_path, resume=True, schedule=go_on, checkpoint_steps=1,
         **OPTIONS)  # fmt: skip
     (router,) = [m for m in net.modules() if hasattr(m, "found")]
@@ -70,7 +69,7 @@ def test_an_epoch_before_the_end_of_a_search_can_be_the_best(tmp_path: Path) -> 
     net = model(search(steps=12))
     val = pictures(40, seed=1)
     worse = {"lr": 0.5, "select": "val"}  # the first epoch is best
-    run = fit(net, pictures(40), val, schedule=search_step, **{**OPTIONS, **worse})
+    run = fit(net, pictures(40), val, **{**OPTIONS, **worse})
     (router,) = [m for m in net.modules() if hasattr(m, "found")]
     best = run.record["results"]["selection"]["epoch"]
     assert router.found == (5 * best > 12)

@@ -28,7 +28,7 @@ from ..gating import RouterConfig
 from ..gating.load import CollapseWarning
 from ..mixtures import Mixture, StackedExperts
 from ..results.store import Store, key_of
-from ..routers import Comet, Hash, PermutationSearch, TopK, search_step
+from ..routers import Comet, Hash, PermutationSearch, TopK
 from ..train import evaluate
 from . import mix6
 from .study import threads
@@ -118,8 +118,6 @@ def trained(
         model = nn.Sequential(mixture, nn.Linear(mix6.WIDTH, mix6.CLASSES))
     if not epochs:
         return model
-    if isinstance(router, PermutationSearch):
-        options["schedule"] = search_step
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the table says so
         fit(

@@ -42,7 +42,7 @@ class Splits:
 def load_data(
     spec: str,
     *,
-    seed: int,
+    seed: int = 0,
     train: int | None = None,
     val: int | None = None,
     test: int | None = None,

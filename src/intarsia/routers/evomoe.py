@@ -15,7 +15,7 @@ from ..core.errors import ConfigError
 from ..gating.balance import balance
 from ..gating.gate import gated, of_real, wide_linear
 from ..gating.random_source import RandomSource, seeded_by
-from ..gating.router import Router, before_step, check_counts
+from ..gating.router import Router, check_counts
 
 SHAPES = ("exponential", "linear")
 WEIGHTS = ("renormalised", "plain", "gumbel")
@@ -145,18 +145,20 @@ class EvoMoeRouter(Router):
 
 
 def anneal(model: nn.Module, step: int, steps: int) -> None:
-    """`gating.before_step`, for a model with an `EvoMoe` router.
+    """`before_step` of the `EvoMoe` routers in a model alone; `fit` calls that itself.
 
     Raises: ConfigError for a model that has none, or a step that is not in the run.
     """
-    if not any(isinstance(module, EvoMoeRouter) for module in model.modules()):
+    routers = [module for module in model.modules() if isinstance(module, EvoMoeRouter)]
+    if not routers:
         raise ConfigError(
             "anneal",
             got="a model without EvoMoe routers",
             want="one at least",
             fix="Use it with router=EvoMoe(...).",
         )
-    before_step(model, step, steps)
+    for router in routers:
+        router.before_step(step, steps)
 
 
 def diversify_(experts: Iterable[nn.Module], fraction: float, generator: torch.Generator) -> None:

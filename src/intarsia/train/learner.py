@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..core.errors import TrainingError
-from ..gating import aux_loss, learned_routers
+from ..gating import aux_loss, before_step, learned_routers
 from ..schedules import ByFit
 from .objectives import Objective, Staged
 from .optimisers import LearningRate
@@ -49,7 +49,6 @@ class Learner:
         dtype = DTYPES[training.precision]
         self.attentions = slow_attention(model, accelerator.device, dtype)
         self.routed = bool(learned_routers(model))
-        self.told = [m for m in model.modules() if callable(getattr(m, "before_step", None))]
         self.accuracies: list[float] = []  # of each epoch that ended
         self.recent: list[float] = []  # accuracies of the batches since
 
@@ -84,9 +83,8 @@ class Learner:
         return {"lr": lr, **logged}
 
     def _schedule(self, step: int, steps: int) -> None:
-        """Tell the modules that want to know, and the schedule, which step comes."""
-        for module in self.told:
-            cast(Any, module).before_step(step, steps)
+        """Tell the modules that change along a run which step comes, then the schedule."""
+        before_step(self.model, step, steps)
         schedule = self.recipe.schedule
         if isinstance(schedule, ByFit):
             schedule.follow(self.model, self.accuracies)

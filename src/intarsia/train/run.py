@@ -40,6 +40,21 @@ class Run:
     test: Scores | None
     out: Path | None
 
+    def __str__(self) -> str:
+        """Scores, epochs, seconds and the folder, in a few lines."""
+        results, training = self.record["results"], self.record["training"]
+        epoch = results["selection"]["epoch"]
+        chosen = "" if epoch == training["epochs"] else f", epoch {epoch} chosen on val"
+        scored = {"val": self.val, "test": self.test}
+        lines = [
+            f"{split:<6}"
+            + "  ".join(f"{name} {value:.4g}" for name, value in found.scores().items())
+            for split, found in scored.items()
+            if found is not None
+        ]
+        lines.append(f"epochs {training['epochs']}{chosen}, {results['seconds']:.1f} s of training")
+        return "\n".join([*lines, f"folder {self.out or 'none: nothing was written'}"])
+
 
 def fit_once(
     model: nn.Module,
