@@ -25,7 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import intarsia
 from intarsia import LlavaMole, Lora, MixLora, TopK
 from intarsia.claims.mixtures import naive, shared_mlp
-from intarsia.mixtures.dispatch import Slices
+from intarsia.kernels.experts import Slices, add_mix
+from intarsia.mixtures.lora_experts import dealt
 
 TOKENS, WIDTH, HIDDEN, RANK, EXPERTS, ADAPTERS = 2048, 576, 1536, 16, 8, 16
 ATTENTION = Lora(RANK, roles=("qkv", "projection"))
@@ -73,17 +74,13 @@ def stepper(method: Any, args: argparse.Namespace) -> Job:
     return step
 
 
-class HandOut(intarsia.Cell):
+class HandOut:
     """An expert without products."""
 
     def __init__(self, made: Tensor, narrow: Tensor) -> None:
-        super().__init__()
         self.made, self.narrow = made, narrow
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weighted(x, x.new_ones(len(x)))
-
-    def weighted(self, x: Tensor, weight: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
         self.taken, self.weighed = x, self.narrow * weight[:, None]
         return self.made
 
@@ -96,7 +93,9 @@ def dispatch(args: argparse.Namespace) -> Job:
     """
     router = METHODS["top 1 of 8"].routing().build(WIDTH, generator=torch.Generator())
     read = {w: torch.randn(TOKENS, w, requires_grad=True) for w in (WIDTH, HIDDEN)}
-    sizes = [len(tokens) for tokens in Slices.of(router(read[WIDTH])).tokens]
+    first = dealt(router(read[WIDTH]))
+    assert isinstance(first, Slices)
+    sizes = [len(tokens) for tokens in first.tokens]
     made = {w: [torch.randn(n, w, requires_grad=True) for n in sizes] for w in read}
     back = {w: [torch.randn(n, w) for n in sizes] for w in read}
     sums = {w: torch.zeros(TOKENS, w) for w in read}
@@ -106,7 +105,7 @@ def dispatch(args: argparse.Namespace) -> Job:
     back[RANK] = [torch.randn(n, RANK) for n in sizes]
 
     def block() -> None:
-        slices = Slices.of(router(read[WIDTH]))
+        pairs = dealt(router(read[WIDTH]))
         assert router.last is not None
         outputs = list(router.last.losses.values())
         grads = [torch.ones(())] * len(outputs)
@@ -115,7 +114,7 @@ def dispatch(args: argparse.Namespace) -> Job:
                 (sums[w].detach(), [HandOut(made[w][e], narrow[e]) for e in range(EXPERTS)])
                 for w in outside
             ]
-            slices.add_mix(read[inside], *into)
+            add_mix(pairs, read[inside], *into)
             for (y, experts), w in zip(into, outside, strict=True):
                 outputs += [y, *(e.weighed for e in experts)]
                 grads += [sums[w], *back[RANK]]

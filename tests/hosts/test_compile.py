@@ -46,12 +46,14 @@ def padded() -> dict[str, Tensor]:
 
 
 ROUTER = intarsia.TopK(4, 2, balance=0.01, z=0.01)
+# no dropout, whose draws would be others
+MIXLORA = intarsia.MixLora(over=intarsia.Lora(2), attention=None)
+LLAVA_MOLE = intarsia.LlavaMole(over=intarsia.Lora(2), attention=None)
 MODELS: dict[str, Any] = {
     "mosa": (lambda: intarsia.adapt(vit(), intarsia.Mosa(), seed=0), images),
-    "mosa, a draw a batch": (
-        lambda: intarsia.adapt(vit(), intarsia.Mosa(draw="batch"), seed=0), images,
-    ),
     "adamix": (lambda: intarsia.adapt(vit(), intarsia.Adamix(), seed=0), images),
+    "mixlora": (lambda: intarsia.adapt(vit(), MIXLORA, seed=0), images),
+    "llava_mole": (lambda: intarsia.adapt(vit(), LLAVA_MOLE, seed=0), images),
     "upcycled ViT": (lambda: intarsia.upcycle(vit(), ROUTER), images),
     "upcycled Llama, padded": (lambda: intarsia.upcycle(llama(), ROUTER), padded),
 }  # fmt: skip

@@ -9,7 +9,6 @@ from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError
 from intarsia.mixtures import ExpertList, Experts, StackedExperts
-from intarsia.mixtures.grouped import FEW, at_once, few, grouped
 
 SIZES = {"odd": (5, 7, 3), "whole": (8, 16, 8)}  # the second suits torch's grouped product
 LOADS = [
@@ -59,30 +58,6 @@ def test_a_list_of_any_modules_takes_the_same_call(load: tuple[int, ...]) -> Non
         nn.Linear(5, 3, bias=False), nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 3)),
     ]  # fmt: skip
     same(ExpertList(kinds).double(), torch.randn(sum(load), 5, dtype=torch.float64), chosen(load))
-
-
-def test_all_ways_to_multiply_are_tested() -> None:
-    weight = torch.ones(4, 16, 8)
-    loads = [sum(load) for load in LOADS]
-    assert {few(torch.ones(n, 8), weight) for n in loads} == {True, False}
-    assert any(few(torch.ones(sum(x), 8), weight) and max(x) > FEW for x in LOADS)
-    assert not few(torch.ones(2, 8), torch.ones(4, 8, 16).transpose(1, 2))
-    if not hasattr(torch.nn.functional, "grouped_mm"):
-        pytest.skip("this torch has no grouped_mm")
-    assert at_once(torch.ones(2, 8), torch.ones(3, 16, 8).transpose(1, 2))
-    assert not at_once(torch.ones(2, 5), torch.ones(3, 7, 5).transpose(1, 2))  # not aligned
-    assert not at_once(torch.ones(2, 8).double(), torch.ones(3, 8, 8).double())
-    assert not at_once(torch.ones(0, 8), torch.ones(3, 8, 8))
-
-
-def test_the_operator_obeys_the_rules_of_its_kind(generator: torch.Generator) -> None:
-    rows = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(3, 4, 3, dtype=torch.float64, requires_grad=True)
-    ends = torch.tensor([2, 2, 5], dtype=torch.int32)
-    torch.library.opcheck(
-        grouped, (rows, weight, ends), test_utils=("test_schema", "test_faketensor")
-    )
-    assert torch.autograd.gradcheck(grouped, (rows, weight, ends))
 
 
 def test_each_expert_is_drawn_for_itself(generator: torch.Generator) -> None:

@@ -18,9 +18,9 @@ from ..core import Claim, Method, Result, Routing, Site
 from ..fitting import fit
 from ..gating import learned_routers
 from ..hosts import adapt
+from ..kernels.experts import add_mix
 from ..methods import LlavaMole, MixLora
-from ..mixtures.dispatch import Slices
-from ..mixtures.lora_experts import OutputExperts
+from ..mixtures.lora_experts import OutputExperts, dealt
 from ..routers import TopK
 from . import mix6
 from .study import threads
@@ -148,9 +148,12 @@ def shared_mlp(seed: int) -> tuple[OutputExperts, nn.Module, Tensor, Routing]:
 
 def naive(cell: OutputExperts, mlp: nn.Module, x: Tensor, routing: Routing) -> Tensor:
     """Every active expert's whole MLP on its rows."""
-    outputs = [partial(cell.alone, mlp, e) for e in range(routing.experts)]
+
+    def weighted(e: int, rows: Tensor, weight: Tensor) -> Tensor:
+        return cell.alone(mlp, e, rows) * weight[:, None]
+
     y = torch.zeros_like(x)
-    Slices.of(routing).add_mix(x, (y, outputs))
+    add_mix(dealt(routing), x, (y, [partial(weighted, e) for e in range(routing.experts)]))
     return y
 
 

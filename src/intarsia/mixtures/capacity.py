@@ -12,6 +12,7 @@ from ..core import Routing
 from ..core.errors import ConfigError
 from ..gating import RandomSource
 from ..gating.gate import keep_pairs, room_for
+from ..kernels.experts import by_expert
 
 POLICIES = ("order", "random", "score")
 LOOKS_AHEAD = ("random", "score")  # a later token may take an earlier one's place
@@ -92,8 +93,8 @@ class Capacity:
 
 def _place(routing: Routing, first: Tensor) -> Tensor:
     """The place of each pair in its expert's queue, from 0.  first: (N,), the pairs in order."""
-    order = first[routing.expert[first].argsort(stable=True)]  # by expert, then as they came
-    load = routing.load()
-    begin = (load.cumsum(0) - load)[routing.expert[order]]
+    pairs = by_expert(routing.expert[first], routing.experts)
+    order = first[pairs.order]  # by expert, then as they came
+    begin = (pairs.ends - pairs.load)[pairs.expert]
     every = torch.arange(len(order), device=order.device)
     return torch.empty_like(order).scatter(0, order, every - begin)

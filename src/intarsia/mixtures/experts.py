@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..core import Routing
 from ..core.errors import ConfigError
+from ..kernels.experts import by_expert, ends_of, fused, grouped, mixed_mlps
 from ..routers.evomoe import drop_entries
-from .grouped import grouped
-from .mlps import act_name, mixed_mlps
 
 ACTS: Mapping[str, type[nn.Module]] = MappingProxyType(
     {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -50,9 +49,9 @@ class Experts(nn.Module, abc.ABC):
 
     def mix(self, x: Tensor, routing: Routing) -> Tensor:
         """sum_e G_te expert_e(x_t).  (T, d) -> (T, out)."""
-        expert, order = routing.expert.sort(stable=True)
-        token, weight = routing.token[order], routing.weight[order]
-        made = self(x.index_select(0, token), expert) * weight[:, None]  # (N, out)
+        pairs = by_expert(routing.expert, self.experts)
+        token, weight = routing.token[pairs.order], routing.weight[pairs.order]
+        made = self(x.index_select(0, token), pairs.expert) * weight[:, None]  # (N, out)
         return made.new_zeros(len(x), made.shape[1]).index_add(0, token, made)
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
@@ -80,11 +79,6 @@ class Experts(nn.Module, abc.ABC):
         for name, weight in list(self.named_parameters(recurse=False)):
             replace_rows(self, name, torch.cat([weight, theirs[name].to(weight)]))
         self.experts += other.experts
-
-    def load(self, expert: Tensor) -> Tensor:
-        """How many rows each expert has.  Returns (E,) int64."""
-        none = expert.new_zeros(self.experts)
-        return none.index_add(0, expert, torch.ones_like(expert))
 
 
 def replace_rows(module: nn.Module, name: str, rows: Tensor) -> None:
@@ -168,7 +162,7 @@ class StackedExperts(Experts):
 
     def _linear(self, expert: Tensor) -> Linear:
         """x W_e^T + b_e of sorted rows, each by its expert's."""
-        ends = self.load(expert).cumsum(0).to(torch.int32)
+        ends = ends_of(expert, self.experts)
 
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             dtype = _dtype(x)
@@ -184,21 +178,18 @@ class StackedExperts(Experts):
         return self.act(linear(rows, self.gate, self.gate_bias)) * up
 
     def mix(self, x: Tensor, routing: Routing) -> Tensor:
-        act = act_name(self.act)
-        bias = any(b is not None for b in (self.up_bias, self.gate_bias, self.down_bias))
-        if act is None or bias or x.device.type != "cpu":
+        tensors = (x, routing.weight, self.up, self.gate, self.down)
+        learned = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in tensors
+        )
+        act = fused(self.act, x, learned=learned)
+        if act is None or self.up_bias is not None:  # all matrices have a bias, or none has
             return super().mix(x, routing)
         x = x.to(_dtype(x))
-        up, gate, down = (
-            w if w is None else w.to(x.dtype) for w in (self.up, self.gate, self.down)
-        )
-        assert up is not None and down is not None
-        learned = any(
-            t is not None and t.requires_grad for t in (x, routing.weight, up, gate, down)
-        )
-        keep = learned and torch.is_grad_enabled()
+        up, down = self.up.to(x.dtype), self.down.to(x.dtype)
+        gate = None if self.gate is None else self.gate.to(x.dtype)
         pairs = routing.token, routing.expert, routing.weight
-        return mixed_mlps(x, *pairs, up, gate, down, act, keep)[0]
+        return mixed_mlps(x, *pairs, up, gate, down, act, learned)[0]
 
     def every(self, x: Tensor) -> Tensor:
         def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -245,7 +236,8 @@ class ExpertList(Experts):
         self.experts = len(modules)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        parts = rows.split(self.load(expert).tolist())
+        loads = ends_of(expert, self.experts).diff(prepend=expert.new_zeros(1)).tolist()
+        parts = rows.split(loads)
         return torch.cat([f(x) for f, x in zip(self.each, parts, strict=True)])
 
     def every(self, x: Tensor) -> Tensor:

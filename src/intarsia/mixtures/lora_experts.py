@@ -14,9 +14,10 @@ from ..adapters import Lora
 from ..core import Cell, Method, Routing, Site
 from ..core.errors import ConfigError, TargetError
 from ..gating import Router
+from ..kernels.experts import Dealt, Weighted, add_mix, deal
 from ..routers import TaskRouter
-from .dispatch import Expert, Slices, mix_naive
 
+Expert = Callable[[Tensor], Tensor]
 Add = Callable[[str, Tensor, Tensor], Tensor]
 ATTENTION = ("qkv", "projection")  # roles of the linear layers that get no experts
 
@@ -151,9 +152,13 @@ class MlpExperts(Cell):
                 fix="Use Lora; an expert sees the tokens that come to it, not samples.",
             )  # fmt: skip
 
-    def of(self, name: str) -> Sequence[Expert]:
+    def of(self, name: str) -> Sequence[Cell]:
         """The experts of one linear map."""
-        return cast("Sequence[Expert]", self.experts[name])
+        return cast("Sequence[Cell]", self.experts[name])
+
+    def weighted(self, name: str) -> Sequence[Weighted]:
+        """The same, each with the weights of its rows."""
+        return [cell.weighted for cell in self.of(name)]
 
     @abc.abstractmethod
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
@@ -188,26 +193,22 @@ class MlpExperts(Cell):
             )  # fmt: skip
 
 
-def asks_no_values(x: Tensor) -> bool:
-    """Must the forward be one graph, whatever the routing says?"""
-    return x.is_meta or torch.compiler.is_exporting()
+def dealt(routing: Routing) -> Dealt:
+    """The routing by expert."""
+    pairs = routing.token, routing.expert, routing.weight
+    return deal(*pairs, routing.tokens, routing.experts)
 
 
 class DeltaExperts(MlpExperts):
     """Each linear map P of the MLP becomes P x + sum_e G_te cell_e(x) (LLaVA-MoLE, section 3.2)."""
 
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        if asks_no_values(rows):
-            return self.dialect.compute(
-                module, rows,
-                lambda name, y, x: y + mix_naive(x, routing, self.of(name)).to(y.dtype),
-            )  # fmt: skip
-        slices, dialect = Slices.of(routing), self.dialect
+        pairs, dialect = dealt(routing), self.dialect
         hidden = [module.get_submodule(name)(rows) for name in dialect.reads]
-        slices.add_mix(rows, *zip(hidden, map(self.of, dialect.reads), strict=True))
+        add_mix(pairs, rows, *zip(hidden, map(self.weighted, dialect.reads), strict=True))
         a = dialect.inner(module, hidden)
         y = module.get_submodule(dialect.writes)(a)
-        slices.add_mix(a, (y, self.of(dialect.writes)))
+        add_mix(pairs, a, (y, self.weighted(dialect.writes)))
         return dialect.after(module, y)
 
 
@@ -225,29 +226,19 @@ class OutputExperts(MlpExperts):
             module, x, lambda name, y, x: y + self.of(name)[expert](x).to(y.dtype)
         )
 
-    def naive(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        """The oracle of `mixed`: every expert's whole MLP on every row."""
-        outputs: list[Expert] = [
-            lambda x, e=e: self.alone(module, e, x) for e in range(routing.experts)
-        ]
-        rest = 1 - routing.dense().sum(1, keepdim=True)
-        return mix_naive(rows, routing, outputs) + rest * module(rows)
-
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        if asks_no_values(rows):
-            return self.naive(module, rows, routing)
-        slices, dialect = Slices.of(routing), self.dialect
+        pairs, dialect = dealt(routing), self.dialect
         shared = [module.get_submodule(name)(rows) for name in dialect.reads]  # (T, h) each
-        bases = zip(*(slices.rows(base) for base in shared), strict=True)
+        bases = zip(*(pairs.rows(base) for base in shared), strict=True)
         blend = torch.zeros_like(shared[0])  # sum_e G_te a_te
         delta = rows.new_zeros(len(rows), self.outputs)
-        for e, (x, mine) in enumerate(zip(slices.rows(rows), bases, strict=True)):
+        for e, (x, mine) in enumerate(zip(pairs.rows(rows), bases, strict=True)):
             added = [self.of(name)[e](x) for name in dialect.reads]
             hidden = [y + more.to(y.dtype) for y, more in zip(mine, added, strict=True)]
             a = dialect.inner(module, hidden)  # (M_e, h)
-            slices.add(blend, e, nn.Identity(), a)
-            slices.add(delta, e, self.of(dialect.writes)[e], a)
-        left = slices.without(len(rows)) if self.router.normalised else slice(None)
+            pairs.add(blend, e, lambda a, weight: a * weight[:, None], a)
+            pairs.add(delta, e, self.of(dialect.writes)[e].weighted, a)
+        left = pairs.idle(len(rows)) if self.router.normalised else slice(None)
         rest = (1 - routing.dense().sum(1, keepdim=True))[left]
         if len(rest):
             plain = dialect.inner(module, [base[left] for base in shared])

@@ -1,4 +1,4 @@
-"""Where the pairs of a routing stand when they are sorted by expert, and how they add up again."""
+"""Where sorted pairs stand in blocks that one product computes, and how they add up again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .rows import by_expert
 
 # rows of an expert up to which products wait for the weights, so that rows of zeros cost nothing,
 # and rows in all, over pairs, that may then be
@@ -112,12 +114,12 @@ class Layout:
 
     @classmethod
     def of(cls, token: Tensor, expert: Tensor, tokens: int, experts: int) -> Layout:
-        load = torch.bincount(expert, minlength=experts)
+        pairs = by_expert(expert, experts)
+        order, load = pairs.order, pairs.load
         found = blocks(load.tolist())
         first = [b.rows.start + i * b.each for b in found for i in range(b.count)]
-        order = expert.argsort(stable=True)
         # how far the pairs of an expert are moved by the rows of zeros before them
-        moved = (torch.tensor(first) - (load.cumsum(0) - load))[expert[order]]
+        moved = (torch.tensor(first) - (pairs.ends - load))[pairs.expert]
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) + moved)
         return cls(token, place, tokens, found[-1].rows.stop, found)
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from intarsia.core import Routing
+from intarsia.kernels.experts import blocks as laid
+from intarsia.kernels.experts import fused, mixed_mlps, mlps_naive
+from intarsia.kernels.experts.acts import ACTS
+from intarsia.kernels.experts.blocks import FEW, LARGE, SOME, Layout, blocks, roomy
 from intarsia.mixtures import Experts, StackedExperts
-from intarsia.mixtures import layout as laid
-from intarsia.mixtures.layout import FEW, LARGE, SOME, Layout, blocks, roomy
-from intarsia.mixtures.mlps import ACTS, act_name, mixed_mlps, mixed_naive
 
 LOADS = {
     "none": (0, 0, 0), "one": (0, 7, 0), "few": (2, 0, 5, 3, 1), "alike": (20, 21, 19, 20, 22, 20),
@@ -62,7 +63,7 @@ def test_it_is_the_loop(load: tuple[int, ...], act: str, gated: bool) -> None:
     case = inputs(load, gated)
     leaves = [t for t in case if t is not None and t.requires_grad]
     found = []
-    for y in (mixed_mlps(*case, act, True)[0], mixed_naive(*case, act)):
+    for y in (mixed_mlps(*case, act, True)[0], mlps_naive(*case, act)):
         scale = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         grads = torch.autograd.grad(y, leaves, scale, materialize_grads=True)
         found.append((y, *grads))
@@ -98,7 +99,7 @@ def test_only_the_gradients_asked_for_are_there(frozen: str) -> None:
     leaves = [t for n, t in named.items() if t.requires_grad and n != frozen]
     ours, theirs = (
         torch.autograd.grad(y.sum(), leaves)
-        for y in (mixed_mlps(*case, "silu", True)[0], mixed_naive(*case, "silu"))
+        for y in (mixed_mlps(*case, "silu", True)[0], mlps_naive(*case, "silu"))
     )
     assert_close(ours, theirs)
 
@@ -107,7 +108,7 @@ def test_the_gradient_of_a_gradient_is_the_loops() -> None:
     case = inputs(LOADS["few"], True)
     leaves = [t for t in case if t is not None and t.requires_grad]
     found = []
-    for y in (mixed_mlps(*case, "silu", True)[0], mixed_naive(*case, "silu")):
+    for y in (mixed_mlps(*case, "silu", True)[0], mlps_naive(*case, "silu")):
         slopes = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
         found.append(torch.autograd.grad(sum(s.square().sum() for s in slopes), leaves))
     assert_close(*found)
@@ -151,9 +152,10 @@ def test_what_has_no_operator_goes_the_slow_way(generator: torch.Generator) -> N
     for act, bias in itertools.product((nn.SiLU(), nn.Tanh(), nn.GELU(approximate="tanh")), (0, 1)):
         experts = StackedExperts(2, 4, 6, act=act, bias=bool(bias), generator=generator)
         assert_close(experts.mix(x, routing), Experts.mix(experts, x, routing))
-    assert [act_name(a) for a in (nn.Tanh(), nn.GELU(), nn.GELU("tanh"), nn.ReLU())] == [
-        None, "gelu", "gelu_tanh", "relu",
-    ]  # fmt: skip
+    acts = (nn.Tanh(), nn.GELU(), nn.GELU("tanh"), nn.ReLU())
+    names = [fused(act, x, learned=True) for act in acts]
+    assert names == [None, "gelu", "gelu_tanh", "relu"]
+    assert fused(nn.ReLU(), x.to("meta"), learned=False) is None
 
 
 def test_large_tensors_are_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

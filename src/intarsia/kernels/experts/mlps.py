@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .layout import Layout, roomy
-
-aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Act:
-    """An activation f(z), and f'(z) times a gradient."""
-
-    forward: Any
-    backward: Any
-
-
-ACTS: Mapping[str, Act] = MappingProxyType(
-    {
-        "silu": Act(F.silu, aten.silu_backward),
-        "relu": Act(F.relu, lambda grad, z: aten.threshold_backward(grad, z, 0)),
-        "gelu": Act(F.gelu, aten.gelu_backward),
-        "gelu_tanh": Act(
-            lambda z: F.gelu(z, approximate="tanh"),
-            lambda grad, z: aten.gelu_backward(grad, z, approximate="tanh"),
-        ),
-    }
-)
-
-
-def act_name(act: nn.Module) -> str | None:
-    """The activation's name in `ACTS`, or None."""
-    if type(act) is nn.GELU:
-        return "gelu" if act.approximate == "none" else "gelu_tanh"
-    return {nn.SiLU: "silu", nn.ReLU: "relu"}.get(type(act))  # pyright: ignore
+from .acts import ACTS
+from .blocks import Layout, roomy
+from .naive import mlps_naive
 
 
 @torch.library.custom_op(
@@ -149,34 +117,9 @@ def mixed_mlps_backward(
     return [of_x, of_pairs, of_up, of_gate, of_down]
 
 
-def mixed_naive(
-    x: Tensor,
-    token: Tensor,
-    expert: Tensor,
-    weight: Tensor,
-    up: Tensor,
-    gate: Tensor | None,
-    down: Tensor,
-    act: str,
-) -> Tensor:
-    """The twin of `mixed_mlps`, expert by expert in torch's operators."""
-    y = x.new_zeros(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
-    for e in range(len(up)):
-        pairs = (expert == e).nonzero()[:, 0]
-        rows = x[token[pairs]]
-        z = rows @ up[e].t()
-        f = ACTS[act].forward
-        hidden = f(z) if gate is None else f(rows @ gate[e].t()) * z
-        made = (hidden @ down[e].t()) * weight[pairs, None]
-        y = y.index_add(0, token[pairs], made.to(y.dtype))
-    return y
-
-
 @mixed_mlps.register_fake
-def _(
-    x: Tensor, token: Tensor, expert: Tensor, weight: Tensor, up: Tensor, gate: Tensor | None,
-    down: Tensor, act: str, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, _, _, weight, up, gate, down, _, keep = args
     y = x.new_empty(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
     rows = torch.library.get_ctx().new_dynamic_size() if keep else 0
     z = x.new_empty(rows, up.shape[1]) if keep else x.new_empty(0)
@@ -184,14 +127,11 @@ def _(
 
 
 @mixed_mlps_backward.register_fake
-def _(
-    dy: Tensor, x: Tensor, token: Tensor, expert: Tensor, weight: Tensor, up: Tensor,
-    gate: Tensor | None, down: Tensor, z: Tensor, g: Tensor, act: str, need: list[bool],
-) -> list[Tensor]:  # fmt: skip
-    wanted = (x, weight, up, gate, down)
+def _(*args: Any) -> list[Tensor]:
+    _, x, _, _, weight, up, gate, down, _, _, _, need = args
     return [
         x.new_empty(0) if t is None or not n else torch.empty_like(t)
-        for t, n in zip(wanted, need, strict=True)
+        for t, n in zip((x, weight, up, gate, down), need, strict=True)
     ]
 
 
@@ -208,7 +148,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]
     wanted = ctx.needs_input_grad
     need = [bool(wanted[i]) for i in (0, 3, 4, 5, 6)]
     if torch.is_grad_enabled():  # a gradient of the gradient will be asked for
-        y = mixed_naive(x, token, expert, weight, up, gate, down, ctx.act)
+        y = mlps_naive(x, token, expert, weight, up, gate, down, ctx.act)
         of = [t for t, n in zip((x, weight, up, gate, down), need, strict=True) if n]
         found = iter(torch.autograd.grad(y, of, dy, create_graph=True, materialize_grads=True))
         dx, dw, *rest = (next(found) if n else None for n in need)

@@ -23,12 +23,12 @@ def at_once(a: Tensor, b: Tensor) -> bool:
         a.dtype != torch.bfloat16 or torch.cuda.get_device_capability(a.device) < (8, 0)
     ):
         return False
-    return all(
-        t.data_ptr() % BYTES == 0
-        and 1 in t.stride()[-2:]
-        and all(s * t.element_size() % BYTES == 0 for s in t.stride() if s != 1)
-        for t in (a, b)
-    )  # fmt: skip
+    return all(_aligned(t) for t in (a, b))
+
+
+def _aligned(t: Tensor) -> bool:
+    steps = [s * t.element_size() for s in t.stride() if s != 1]
+    return t.data_ptr() % BYTES == 0 and 1 in t.stride()[-2:] and not any(s % BYTES for s in steps)
 
 
 def few(rows: Tensor, weight: Tensor) -> bool:

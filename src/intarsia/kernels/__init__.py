@@ -1,0 +1,1 @@
+"""One folder for each operation: its slow twin, its fast ways, and the choice among them."""

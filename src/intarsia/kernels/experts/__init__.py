@@ -1,0 +1,36 @@
+"""sum_e G_te expert_e(x_t) over the pairs (token t, expert e) of a routing, of weight G_te.
+
+naive.py: the twins. rows.py: experts that are any functions, slice by slice. grouped.py: products
+of sorted rows with a matrix for each expert. mlps.py: a mixture of MLPs as one operator, on the
+rows that blocks.py lays out. Plain tensors only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .acts import act_name
+from .grouped import grouped as grouped
+from .mlps import mixed_mlps as mixed_mlps
+from .naive import mix_naive as mix_naive
+from .naive import mlps_naive as mlps_naive
+from .rows import Columns as Columns
+from .rows import Dealt as Dealt
+from .rows import Slices as Slices
+from .rows import Weighted as Weighted
+from .rows import add_mix as add_mix
+from .rows import by_expert as by_expert
+from .rows import deal as deal
+from .rows import ends_of as ends_of
+
+
+def fused(act: nn.Module, x: Tensor, *, learned: bool) -> str | None:
+    """The activation's name for `mixed_mlps`; None where `grouped` products are the way.
+
+    learned: a backward will follow. The operator then hands on as many rows as the experts' loads
+    ask for, which a compiled graph cannot know.
+    """
+    if x.device.type != "cpu" or (learned and torch.compiler.is_compiling()):
+        return None
+    return act_name(act)

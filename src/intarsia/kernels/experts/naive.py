@@ -1,0 +1,38 @@
+"""The slow twins of the operations on experts, in torch's own operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .acts import ACTS
+
+
+def mix_naive(x: Tensor, gates: Tensor, experts: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    """sum_e G_te expert_e(x_t), every expert on every row.  (T, d), gates: (T, E) -> (T, out)."""
+    return torch.stack([gates[:, e, None] * f(x) for e, f in enumerate(experts)]).sum(0)
+
+
+def mlps_naive(
+    x: Tensor,
+    token: Tensor,
+    expert: Tensor,
+    weight: Tensor,
+    up: Tensor,
+    gate: Tensor | None,
+    down: Tensor,
+    act: str,
+) -> Tensor:
+    """`mixed_mlps`, expert by expert."""
+    y = x.new_zeros(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
+    f = ACTS[act].forward
+    for e in range(len(up)):
+        pairs = (expert == e).nonzero()[:, 0]
+        rows = x[token[pairs]]
+        z = rows @ up[e].t()
+        hidden = f(z) if gate is None else f(rows @ gate[e].t()) * z
+        made = (hidden @ down[e].t()) * weight[pairs, None]
+        y = y.index_add(0, token[pairs], made.to(y.dtype))
+    return y

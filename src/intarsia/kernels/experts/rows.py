@@ -1,0 +1,133 @@
+"""Rows to their experts and back, for experts that are any functions of rows.
+
+Pairs of a token and an expert are sorted by expert in one place, `by_expert`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Weighted = Callable[[Tensor, Tensor], Tensor]  # rows (M, d), weights (M,) -> weighted rows (M, out)
+
+
+class Sorted(NamedTuple):
+    """Pairs by expert: expert (N,), rising; order (N,), where each stood; ends (E,) int32."""
+
+    expert: Tensor
+    order: Tensor
+    ends: Tensor
+
+    @property
+    def load(self) -> Tensor:
+        """How many pairs each expert has, (E,) int64."""
+        return self.ends.diff(prepend=self.ends.new_zeros(1)).long()
+
+
+def by_expert(expert: Tensor, experts: int) -> Sorted:
+    """Sort pairs by expert; those of one expert keep their order.  expert: (N,) int64."""
+    expert, order = expert.sort(stable=True)
+    return Sorted(expert, order, ends_of(expert, experts))
+
+
+def ends_of(expert: Tensor, experts: int) -> Tensor:
+    """Where each expert's rows end.  expert: (N,), rising -> (E,) int32."""
+    every = torch.arange(experts, device=expert.device)
+    return torch.searchsorted(expert, every, right=True, out_int32=True)
+
+
+class Take(torch.autograd.Function):
+    """x, and its rows at `token`.  A chain of these on x has one buffer for the gradient of x.
+
+    Rows are taken when they are needed and are gone before the next ones, so that a large x is
+    never copied whole; an index_select for each expert would make a gradient of x for each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(token)
+        ctx.length = len(x)
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), x.index_select(0, token)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None]:
+        rest, rows = grads
+        if rows is None:
+            return rest, None
+        (token,) = ctx.saved_tensors
+        total = rows.new_zeros(ctx.length, *rows.shape[1:]) if rest is None else rest
+        return total.index_add_(0, token, rows), None
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The pairs by expert: tokens and weights, (M_e,) of each."""
+
+    tokens: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]
+
+    def rows(self, x: Tensor) -> Iterator[Tensor]:
+        """Each expert's rows, one after the other.  (T, d) -> E times (M_e, d)."""
+        for token in self.tokens:
+            x, rows = Take.apply(x, token)
+            yield rows
+
+    def add(self, y: Tensor, e: int, expert: Weighted, rows: Tensor) -> None:
+        """Add an expert's output for its rows to y, in place, by their weights."""
+        y.index_add_(0, self.tokens[e], expert(rows, self.weights[e]).to(y.dtype))
+
+    def idle(self, tokens: int) -> Tensor | slice:
+        """The tokens that have no expert.  Returns (n,) int64."""
+        seen = torch.zeros(tokens, dtype=torch.bool, device=self.tokens[0].device)
+        for token in self.tokens:
+            seen[token] = True
+        return seen.logical_not().nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """`Slices` in which each expert has all tokens, most of them with weight 0.
+
+    For graphs, whose shapes cannot depend on where tokens go: time grows with T times E.
+    """
+
+    weights: tuple[Tensor, ...]
+
+    def rows(self, x: Tensor) -> Iterator[Tensor]:
+        return (x for _ in self.weights)
+
+    def add(self, y: Tensor, e: int, expert: Weighted, rows: Tensor) -> None:
+        y.add_(expert(rows, self.weights[e]).to(y.dtype))
+
+    def idle(self, tokens: int) -> Tensor | slice:
+        """All tokens: which of them have no expert is not known."""
+        return slice(None)
+
+
+Dealt = Slices | Columns
+
+
+def deal(token: Tensor, expert: Tensor, weight: Tensor, tokens: int, experts: int) -> Dealt:
+    """The pairs of tokens and experts, (N,) of each, as the experts take them."""
+    if token.is_meta or torch.compiler.is_compiling():
+        gates = weight.new_zeros(tokens * experts).index_add(0, token * experts + expert, weight)
+        return Columns(gates.view(tokens, experts).unbind(1))
+    pairs = by_expert(expert, experts)
+    sizes: list[int] = pairs.load.tolist()  # the one wait for the device
+    return Slices(token[pairs.order].split(sizes), weight[pairs.order].split(sizes))
+
+
+def add_mix(dealt: Dealt, x: Tensor, *into: tuple[Tensor, Sequence[Weighted]]) -> None:
+    """y_t + sum_e G_te expert_e(x_t), in place, for each (y, experts).  x: (T, d), y: (T, out).
+
+    Expert by expert, so that what is computed stays in a processor's cache. One without rows is
+    called too: its gradient is then 0, and data-parallel ranks do not wait for it.
+    """
+    for e, rows in enumerate(dealt.rows(x)):
+        for y, experts in into:
+            dealt.add(y, e, experts[e], rows)
