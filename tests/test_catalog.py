@@ -17,7 +17,14 @@ from intarsia.catalog import TAGS, card, cards, describe, find
 from intarsia.core import Card, registry
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.core.registry import INDEX, index
-from intarsia.results.index import STUB, entries, index_text, modules_with_cards, stub_text
+from intarsia.results.index import (
+    entries,
+    index_text,
+    modules_with_cards,
+    package_of,
+    stub_text,
+    stubs,
+)
 
 STALE = "run: python -m intarsia.results.pages"
 METHODS = [key for key in index() if key not in registry.keys("baseline")]
@@ -27,8 +34,12 @@ def test_the_index_is_what_the_methods_say_now() -> None:
     assert index_text(entries()) == INDEX.read_text(), STALE
 
 
+@pytest.mark.parametrize("stub", stubs(), ids=lambda p: p.parent.name)
+def test_a_stub_has_every_name(stub: Path) -> None:
+    assert stub_text(index(), stub, package_of(stub)) == stub.read_text(), STALE
+
+
 def test_the_top_level_has_the_settings_of_every_card() -> None:
-    assert stub_text(index()) == STUB.read_text(), STALE
     for key in METHODS:
         assert getattr(intarsia, index()[key]["config"].rpartition(".")[2]) is card(key).config
 
@@ -45,6 +56,10 @@ def test_the_stub_gains_a_new_card_and_loses_what_is_gone(tmp_path: Path) -> Non
         "from .core import Site as Site\n"
         "from .routers.topk import TopK as TopK\n"
         "from .routers.topp import TopP as TopP\n"
+    )
+    stub.write_text("from .topk import TopKRouter as TopKRouter\n")
+    assert stub_text(found, stub, "routers.") == (
+        "from .topk import TopKRouter as TopKRouter\nfrom .topp import TopP as TopP\n"
     )
 
 

@@ -1,5 +1,3 @@
-"""The nouns: Partition, Cell, Routing, Format; and what a method says of itself."""
-
 from .card import Card as Card
 from .card import Paper as Paper
 from .cell import Cell as Cell

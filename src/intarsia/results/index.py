@@ -1,4 +1,4 @@
-"""The card index and the top level's stub, written from the cards in the methods' files."""
+"""The card index and the stubs of public names, written from the cards in the methods' files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from ..core.exports import homes
 from ..core.registry import INDEX, card, cards_in, index, settings_to_dict
 
 ROOT = INDEX.parents[1]
-STUB = ROOT / "__init__.pyi"
 
 
 def modules_with_cards(root: Path = ROOT) -> list[str]:
@@ -94,12 +93,26 @@ def index_text(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "{\n" + ",\n".join(cards) + "\n}\n"
 
 
-def stub_text(found: Mapping[str, Mapping[str, Any]], stub: Path = STUB) -> str:
-    """The top level's stub: its other names as they are, and the settings class of every card."""
+def stubs() -> list[Path]:
+    """The stubs of packages, which list their public names: the top level's and the folders'."""
+    return sorted((*ROOT.glob("__init__.pyi"), *ROOT.glob("*/__init__.pyi")))
+
+
+def stub_text(found: Mapping[str, Mapping[str, Any]], stub: Path, package: str = "") -> str:
+    """A stub: its names as they are, and the settings class of every card below its package.
+
+    package: "routers." for that folder, "" for the top level.
+    """
     places = (e["config"].rpartition(".") for e in found.values() if e["config"])
-    names = homes(stub) | {name: module for module, _, name in places}
-    rows = sorted((m, n.islower(), n) for n, m in names.items() if _exists(m))
+    below = {name: m.removeprefix(package) for m, _, name in places if m.startswith(package)}
+    names = homes(stub) | below
+    rows = sorted((m, n.islower(), n) for n, m in names.items() if _exists(f"{package}{m}"))
     return "".join(f"from .{m} import {n} as {n}\n" for m, _, n in rows)
+
+
+def package_of(stub: Path) -> str:
+    """The package of a stub, as `stub_text` wants it."""
+    return "".join(f"{part}." for part in stub.parent.relative_to(ROOT).parts)
 
 
 def _exists(module: str) -> bool:
@@ -108,13 +121,14 @@ def _exists(module: str) -> bool:
 
 
 def write() -> None:
-    """Write both files."""
+    """Write the index and the stubs."""
     for settings in (False, True):  # a setting may be a method, whose key the index must know
         found = entries(settings=settings)
         INDEX.write_text(index_text(found))
         index.cache_clear()
         card.cache_clear()
-    STUB.write_text(stub_text(found))
+    for stub in stubs():
+        stub.write_text(stub_text(found, stub, package_of(stub)))
 
 
 if __name__ == "__main__":
