@@ -22,10 +22,11 @@ import numpy as np
 
 from intarsia.bench import Result, tables
 from intarsia.results import numbers
-from intarsia.results.statistics import difference, task_means
+from intarsia.results.sheet import Differences
+from intarsia.results.statistics import task_means
 from intarsia.results.suites import records
 from intarsia.results.suites.records import Done, Method
-from intarsia.results.suites.sheets import Sheet, Title, sheets
+from intarsia.results.suites.sheets import SuiteSheet, Title, sheets
 from intarsia.results.suites.summary import Findings
 from intarsia.results.suites.tables import results_table, tables_of
 from intarsia.results.table import Column, Entry, Table, escape, markdown
@@ -83,9 +84,10 @@ def told(name: str, findings: Findings) -> str:
     for row in findings.rows:
         gap = row.difference
         line = f"  {row.method.label:20s} rank {row.rank:5.2f}"
-        if gap is not None and gap.low is not None and gap.high is not None:
+        if gap is not None and gap.interval is not None:
+            low, high = gap.interval
             line += (
-                f"  {100 * gap.mean:+.2f} ({100 * gap.low:+.2f} to {100 * gap.high:+.2f}), ahead "
+                f"  {100 * gap.mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f}), ahead "
                 f"on {gap.record[0]} of {gap.by_task.size}; {_losses(findings, row.method)}"
             )
         lines.append(line)
@@ -104,7 +106,7 @@ def splits(ours: Sequence[Result]) -> Table | None:
     """What splitting gains, adapter by adapter and over the bottlenecks together."""
     kept = [r for r in ours if isinstance(r.outcome, Done)]
     (sheet,) = sheets(kept)
-    place = {m.name: sheet.methods.index(m) for m in sheet.methods}
+    place = {m.name: sheet.arms.index(m) for m in sheet.arms}
     known = {s: w for s, w in SPLITS.items() if s in place and w in place}
     if not known:
         return None
@@ -132,18 +134,17 @@ def splits(ours: Sequence[Result]) -> Table | None:
 
 
 def _split(
-    sheet: Sheet, whole: str, name: str, gaps: np.ndarray, loss: np.ndarray
+    sheet: SuiteSheet, whole: str, name: str, gaps: np.ndarray, loss: np.ndarray
 ) -> tuple[Entry, ...]:
     """gaps: (tasks, seeds or adapters), shares.  loss: (tasks,)."""
-    found = difference(gaps, np.zeros_like(gaps))
-    assert found is not None and found.low is not None and found.high is not None
-    assert found.p is not None
+    found = Differences.of(gaps, np.zeros_like(gaps))
+    assert found is not None and found.interval is not None and found.p is not None
     texts = [
         name, whole, numbers.signed(100 * found.mean, 2),
-        numbers.interval(found.low, found.high, 2),
+        numbers.interval(*found.interval, 2),
         *(numbers.signed(100 * found.by_task[i].mean(), 1) for i in sheet.groups().values()),
         " / ".join(map(str, found.record)), numbers.signed(loss.mean(), 2),
-        f"{(loss < 0).sum()} of {len(loss)}", str(found.pairs), numbers.probability(found.p),
+        f"{(loss < 0).sum()} of {len(loss)}", str(found.n), numbers.probability(found.p),
     ]  # fmt: skip
     return tuple(map(Entry, texts))
 

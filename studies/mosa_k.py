@@ -20,12 +20,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from intarsia.adapters import Bottleneck
 from intarsia.claims.ledger import machine, markdown
-from intarsia.claims.mosa import ADAPTER, BASE, SETS, plain
-from intarsia.claims.study import Arm, Budget, Score, Study, paired, threads
+from intarsia.claims.mosa import ADAPTER, BASE, SETS, arm, plain
+from intarsia.claims.study import Budget, Score, Study, threads
 from intarsia.data import structured
 from intarsia.methods import Mosa
+from intarsia.results.sheet import Differences
 from intarsia.schedules import active_at, set_active
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "mosa_k.md"
@@ -42,21 +45,21 @@ def ramp(model: Any, step: int, steps: int) -> None:
 
 ARMS = (
     ADAPTER,
-    Arm("k = 1, per sample", lambda _: Mosa(over=plain())),
-    Arm("k = 2, per sample", lambda _: Mosa(over=plain(), active=2)),
-    Arm("k = 3, per sample", lambda _: Mosa(over=plain(), active=3)),
-    Arm("k = 2, per batch", lambda _: Mosa(over=plain(), active=2, draw="batch")),
-    Arm("k from 1 to 4, per sample", lambda _: Mosa(over=plain()), version="ramp",
+    arm("k = 1, per sample", lambda _: Mosa(over=plain())),
+    arm("k = 2, per sample", lambda _: Mosa(over=plain(), active=2)),
+    arm("k = 3, per sample", lambda _: Mosa(over=plain(), active=3)),
+    arm("k = 2, per batch", lambda _: Mosa(over=plain(), active=2, draw="batch")),
+    arm("k from 1 to 4, per sample", lambda _: Mosa(over=plain()), version="ramp",
         options=lambda _: {"schedule": ramp}),
 )  # fmt: skip
 WHOLE, K1, K2, K3, BATCH, RAMP = ARMS
 wide = partial(Bottleneck, 64, activation="gelu")
 WIDE = (
-    Arm("adapter of 64", lambda _: wide()),
-    Arm("of 64, k = 1, per sample", lambda _: Mosa(over=wide())),
-    Arm("of 64, k = 2, per sample", lambda _: Mosa(over=wide(), active=2)),
+    arm("adapter of 64", lambda _: wide()),
+    arm("of 64, k = 1, per sample", lambda _: Mosa(over=wide())),
+    arm("of 64, k = 2, per sample", lambda _: Mosa(over=wide(), active=2)),
 )
-UNSPLIT = {arm.name: WHOLE.name for arm in ARMS} | {arm.name: WIDE[0].name for arm in WIDE}
+UNSPLIT = {one.name: WHOLE.name for one in ARMS} | {one.name: WIDE[0].name for one in WIDE}
 LARGER = ("fashion-mnist", "elpv", "mnist", "emoji", *structured.TASKS)  # 800 to train on
 SEARCH = (  # budget, sets, seeds, arms: the dear ones with fewer of the last two
     (FEW, SETS, (0, 1), (WHOLE, K1, K2, BATCH, RAMP)),
@@ -77,11 +80,11 @@ def search(report: Callable[[str], None], images: int | None) -> dict[tuple[Budg
             if images not in (None, budget.images):
                 continue
             study = Study(base=BASE, part="val", test=500, first=9 if budget is VTAB else 6)
-            for name, seed, arm in product(names, seeds, arms):
-                score = study.cell(name, budget, arm, seed)
-                found.setdefault((budget, arm.name), {})[name, seed] = score
+            for name, seed, one in product(names, seeds, arms):
+                score = study.cell(name, budget, one, seed)
+                found.setdefault((budget, one.name), {})[name, seed] = score
                 report(
-                    f"{budget.name}, {name}, seed {seed}, {arm.name}: {score.accuracy:.1f} %, "
+                    f"{budget.name}, {name}, seed {seed}, {one.name}: {score.accuracy:.1f} %, "
                     f"loss {score.loss:.2f}, {score.cpu:.0f} s"
                 )
     return found
@@ -90,19 +93,19 @@ def search(report: Callable[[str], None], images: int | None) -> dict[tuple[Budg
 def rows(found: Mapping[tuple[Budget, str], Cells]) -> list[dict[str, str]]:
     """A line for each budget and arm: what it gains over the whole adapter, and what it costs."""
     lines: list[dict[str, str]] = []
-    for (budget, arm), cells in found.items():
-        whole = found[budget, UNSPLIT[arm]]
+    for (budget, name), cells in found.items():
+        whole = found[budget, UNSPLIT[name]]
         pairs = [(score, whole[place]) for place, score in cells.items()]
-        gain, half = paired([s.accuracy - w.accuracy for s, w in pairs])
+        gain = Differences(np.array([[s.accuracy - w.accuracy for s, w in pairs]]))
         loss = statistics.mean(s.loss - w.loss for s, w in pairs)
-        split = arm != UNSPLIT[arm]
+        split = name != UNSPLIT[name]
         lines.append(
             {
                 "images x epochs": f"{budget.images} x {budget.epochs}",
-                "adapter": "left whole" if arm == WHOLE.name else arm,
+                "adapter": "left whole" if name == WHOLE.name else name,
                 "pairs": str(len(pairs)),
                 "accuracy": f"{statistics.mean(s.accuracy for s, _ in pairs):.1f}",
-                "points gained": f"{gain:+.1f} ± {half:.1f}" if split else "",
+                "points gained": f"{gain.mean:+.1f} ± {gain.half_width:.1f}" if split else "",
                 "loss": f"{loss:+.2f}" if split else "",
                 "CPU time": f"{statistics.median(s.cpu / w.cpu for s, w in pairs):.2f}x",
             }

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from intarsia.claims import deepspeed_moe, mix6, moe_x, zcode_m3
+from intarsia.claims import mix6, routed
 from intarsia.data import corpora
 from intarsia.data.small_models import Small
-from intarsia.experiments.routing import Scale, cells, materials
+from intarsia.experiments.routing import Scale, materials
 
 WORDS = "The cat sat on 12 mats, and Tom ran.\n"
 
 
 @pytest.fixture
-def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scale:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> routed.Bench:
     """The smallest scale; the corpus is called "toy", and cells are kept in a folder of its own."""
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
     monkeypatch.setattr(materials, "SEGMENT", 256)
     monkeypatch.setitem(corpora.CORPORA, "toy", corpora.Corpus(lambda _: WORDS * 1000, "a toy"))
-    for module in (moe_x, zcode_m3, deepspeed_moe):
-        monkeypatch.setattr(module, "cells", partial(cells, executor="here"))
-    return Scale(Small(8, 4, 2, 8), batch=4, steps=4, length=8, vocabulary=260, test=16)
+    scale = Scale(Small(8, 4, 2, 8), batch=4, steps=4, length=8, vocabulary=260, test=16)
+    return routed.Bench("toy", scale, "here")
 
 
 @pytest.fixture

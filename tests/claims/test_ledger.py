@@ -10,6 +10,10 @@ import pytest
 from intarsia.claims import claims, ledger
 from intarsia.core import Claim, Result
 from intarsia.core.errors import CheckpointError, UnknownName
+from intarsia.results.sheet import deviation
+
+# whose spread is a range, a half-width or a share of the bar
+RANGES = ("bi", "lt-sft", "mosa", "mosa-long")
 
 
 def a_claim(got, *, sense=">=", bar=0.5, minutes=1.0):
@@ -84,3 +88,19 @@ def test_a_foreign_record_is_refused(tmp_path):
 def test_an_unknown_claim_names_its_neighbours():
     with pytest.raises(UnknownName, match="Did you mean .*mosa"):
         ledger.claim("mosa-lang")
+
+
+def test_the_page_of_claims_is_that_of_their_records(tmp_path):
+    docs = Path(__file__).parents[2] / "docs"
+    ledger.write_page(docs / "claims", tmp_path / "claims.md")
+    assert (tmp_path / "claims.md").read_text() == (docs / "claims.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "docs" / "claims").glob("*.json")),
+    ids=lambda path: path.stem,
+)  # fmt: skip
+def test_a_published_spread_is_the_deviation_of_its_values(path):
+    record = ledger.read(path)
+    if record.key not in RANGES:
+        assert record.spread == pytest.approx(deviation(record.values))

@@ -11,9 +11,9 @@ def quiet(_):
     pass
 
 
-def test_on_text_each_figure_is_of_the_same_cells(text):
+def test_on_text_each_figure_is_of_the_same_cells(bench):
     results = [
-        moe_x.on_text((0,), quiet, of=of, data="toy", text=text)
+        moe_x.on_text((0,), quiet, of=of, bench=bench)
         for of in (moe_x.units_ratio, moe_x.loss_ratio, moe_x.rank)
     ]
     assert results[0].table == results[1].table == results[2].table

@@ -13,6 +13,7 @@ from intarsia.claims import evomoe, momentum, recurrent, routed
 from intarsia.core import Claim
 from intarsia.data import corpora
 from intarsia.data.small_models import Small
+from intarsia.experiments.pool import Arm
 from intarsia.experiments.routing import Scale, materials
 
 SCALE = Scale(Small(8, 2, 2, 8), batch=4, steps=10, length=8, vocabulary=260, test=16)
@@ -31,7 +32,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def arms_of(claim: Claim) -> tuple[routed.Arm, ...]:
+def arms_of(claim: Claim) -> tuple[Arm[routed.AtBudget], ...]:
     assert isinstance(claim.run, partial)
     told = claim.run.keywords
     return told["base"], told["ours"], *told.get("beside", ())

@@ -1,7 +1,5 @@
 """A study runs each cell once, on the same images for every arm, and never selects on test."""
 
-import math
-
 import numpy as np
 import pytest
 import timm
@@ -9,6 +7,8 @@ import torch
 
 from intarsia.adapters import Bottleneck
 from intarsia.claims import mosa, study
+from intarsia.core.errors import TrainingError
+from intarsia.experiments.pool import Arm
 from intarsia.train import Training
 
 TINY = study.Budget("tiny", images=12, epochs=2)
@@ -36,7 +36,7 @@ def small(monkeypatch, tmp_path):
 
 
 def arm(name="adapter", **options):
-    return study.Arm(name, lambda _: Bottleneck(4, activation="gelu"), **options)
+    return Arm(name, study.Recipe(lambda _: Bottleneck(4, activation="gelu"), **options))
 
 
 BASE = Training(lr=1e-2, batch_size=6)
@@ -85,11 +85,31 @@ def test_every_arm_runs(small, monkeypatch):
     assert len({arm.name for arm in mosa.ARMS}) == len(mosa.ARMS)
 
 
-def test_paired_interval():
-    mean, half = study.paired([1.0, 2.0, 3.0])
-    assert mean == 2.0
-    assert half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
-    assert study.paired([1.0]) == (1.0, math.inf)
+def test_a_failed_cell_stops_no_other_and_is_an_error_in_the_end():
+    def work(settings, task, seed):
+        if settings == "bad":
+            raise ValueError("no such thing")
+        done.append((task, seed))
+        return study.Score(50.0, 1.0, 0.1)
+
+    done, lines = [], []
+    arms = [Arm("a", "bad"), Arm("b", "good")]
+    with pytest.raises(TrainingError, match=r"2 of 4 .*no such thing"):
+        study.each(arms, (0, 1), work, lines.append, tasks=("x",), said=lambda s: f"{s.loss}")
+    assert done == [("x", 0), ("x", 1)]
+    assert len(lines) == 4 and "x, seed 0, a: FAILED" in lines[0] and "b: 1.0" in lines[1]
+
+
+def test_the_sheet_has_a_value_for_each_arm_task_and_seed():
+    def work(settings, task, seed):
+        return study.Score(settings + len(task) + seed, 0.0, 0.0)
+
+    found = study.each(
+        [Arm("a", 10), Arm("b", 20)], (0, 3), work, lambda _: None, tasks=("x", "xx"), said=str
+    )
+    assert found.of("b", "accuracy").tolist() == [[21, 24], [22, 25]]
+    gain = found.minus("b", "a", "accuracy")
+    assert (gain.mean, gain.n, gain.record) == (10, 4, (2, 0, 0))
 
 
 def test_what_chooses_sees_neither_training_nor_test_images(small):

@@ -27,8 +27,8 @@ def test_both_policies_drop_as_much_of_the_same_batches(few):
     assert result.got == min(result.values)
 
 
-def test_on_text(text):
-    result = zcode_m3.on_text((0,), quiet, data="toy", text=text)
+def test_on_text(bench):
+    result = zcode_m3.on_text((0,), quiet, bench=bench)
     assert 0.5 < result.got < 2
     assert [row["policy"] for row in result.table] == ["in order", "by lot"]
 

@@ -12,7 +12,7 @@ from ..core.errors import ConfigError, TrainingError
 from ..data.suites import SuiteTask
 from ..experiments.execute import for_budget, method_of
 from ..experiments.experiment import Pictures
-from ..experiments.pool import Outcome, Trial, Work, run_trials
+from ..experiments.pool import Trial, TrialEnd, Work, run_trials
 from ..results.store import Store, key_of
 from .folder import opened
 from .one_run import run as one_run
@@ -64,7 +64,7 @@ def _measured(plan: Plan, out: Path, how: How, report: Callable[[str], None], wo
 
     errors: list[str] = []
 
-    def done(end: Outcome) -> None:
+    def done(end: TrialEnd) -> None:
         if end.result is None:
             errors.append(f"{end.trial.name}: {end.error}")
         else:

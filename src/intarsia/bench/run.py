@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.errors import DataError, TrainingError
 from ..experiments.experiment import Experiment
-from ..experiments.pool import Outcome, Trial, Work, run_told
+from ..experiments.pool import Trial, TrialEnd, Work, run_told
 from ..results.store import Store
 from ..results.suites import records
 from ..train.folder import STATE
@@ -76,14 +76,14 @@ def _search(
         for key, (place, e) in asked.items() if todo(key)
     ]  # fmt: skip
 
-    def done(end: Outcome) -> None:
+    def done(end: TrialEnd) -> None:
         kept.add(str(end.trial.inputs["key"]), _row(end))
 
     _run(trials, how, report, work, done)
     return {p: (found, [kept[key_for(e)] for e in found]) for p, found in runs.items()}
 
 
-def _row(end: Outcome) -> dict[str, Any]:
+def _row(end: TrialEnd) -> dict[str, Any]:
     """What is kept of a search's run."""
     if end.result is None:
         return {"error": end.error}
@@ -138,7 +138,7 @@ def _finish(
     if len(trials) < len(places):
         report(f"{len(places) - len(trials)} of {len(places)} runs are there already.")
 
-    def done(end: Outcome) -> None:
+    def done(end: TrialEnd) -> None:
         key = str(end.trial.inputs["key"])
         if end.result is None:
             keep(key, records.Failed(end.error), records.Origin())
@@ -257,7 +257,7 @@ def _run(
     how: How,
     report: Report,
     work: Work,
-    done: Callable[[Outcome], None],
+    done: Callable[[TrialEnd], None],
 ) -> None:
     run_told(
         trials, work, jobs=how.jobs, done=done, said=_said, report=report,

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..adapters import Bottleneck
 from ..core import Claim, Result
+from ..experiments.pool import Arm
 from ..fitting import fit
 from ..hosts import adapt, pack, packed_size
 from ..methods import BiAdapter
+from ..results.sheet import Sheet, deviation
 from . import mix6
-from .study import threads
+from .study import each
 
 TASKS = ("rotate", "flip")
 STEPS, LR = 1500, 5e-3
@@ -22,63 +26,55 @@ SCALE = 4.0
 RATIO, POINTS, BYTES = 0.6, 1.5, 0.02
 
 
-class Arm(NamedTuple):
-    """One contender: width of the adapter, bits of its weights, the codebook."""
-
-    width: int
-    bits: int
-    codebook: str = "median"
-
-    @property
-    def name(self) -> str:
-        kind = "float" if self.bits == 32 else f"{self.bits} bit"
-        return f"{kind}, width {self.width}" + (", Lloyd" if self.codebook == "lloyd" else "")
+def adapter(width: int, bits: int, codebook: str = "median") -> BiAdapter:
+    """A bottleneck of so many bits a weight."""
+    over = Bottleneck(width, norm="none", scale=SCALE)
+    return BiAdapter(over, bits=bits, codebook=codebook)
 
 
-ONE, SAME_BYTES, SAME_WIDTH = Arm(32, 1), Arm(1, 32), Arm(32, 32)
-ARMS = (ONE, SAME_BYTES, SAME_WIDTH, Arm(32, 1, "lloyd"), Arm(32, 2))
-Errors = Mapping[tuple[str, str, int], float]
+ONE, SAME_BYTES, SAME_WIDTH = "1 bit, width 32", "float, width 1", "float, width 32"
+ARMS = (
+    Arm(ONE, adapter(32, 1)),
+    Arm(SAME_BYTES, adapter(1, 32)),
+    Arm(SAME_WIDTH, adapter(32, 32)),
+    Arm("1 bit, width 32, Lloyd", adapter(32, 1, "lloyd")),
+    Arm("2 bit, width 32", adapter(32, 2)),
+)
 
 
-def train(arm: Arm, task: str, seed: int) -> tuple[float, int, int]:
+class Made(NamedTuple):
     """Error on the test digits; bytes of the packed file and by the formula."""
-    over = Bottleneck(arm.width, norm="none", scale=SCALE)
-    method = BiAdapter(over, bits=arm.bits, codebook=arm.codebook)
+
+    error: float
+    size: int
+    formula: int
+
+
+def train(method: BiAdapter, task: str, seed: int) -> Made:
+    """One arm on one task."""
     model = adapt(mix6.backbone(), method, targets=["mlp"], seed=seed)  # with a float head
-    fit(
-        model, mix6.data("train", [task]), epochs=mix6.epochs(STEPS, 1), batch_size=mix6.BATCH,
-        lr=LR, seed=seed,
-    )  # fmt: skip
+    rows, epochs = mix6.data("train", [task]), mix6.epochs(STEPS, 1)
+    fit(model, rows, epochs=epochs, batch_size=mix6.BATCH, lr=LR, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         size = pack(model, folder).stat().st_size
-    return mix6.error(model, [task]), size, packed_size(model)
-
-
-def worst(
-    errors: Errors, seeds: Sequence[int], of: Callable[[float, float], float], to: Arm
-) -> float:
-    """The worse task's median over seeds of a comparison of one bit with another arm."""
-    return max(
-        statistics.median(of(errors[ONE.name, task, s], errors[to.name, task, s]) for s in seeds)
-        for task in TASKS
-    )
+    return Made(mix6.error(model, [task]), size, packed_size(model))
 
 
 def compare(seeds: tuple[int, ...], report: Callable[[str], None]) -> Result:
     """The largest of the three figures, each as a share of its bar."""
-    errors: dict[tuple[str, str, int], float] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    with threads(1):
-        for seed in seeds:
-            for task in TASKS:
-                for arm in ARMS:
-                    error, size, formula = train(arm, task, seed)
-                    errors[arm.name, task, seed] = error
-                    sizes[arm.name] = size, formula
-                    report(f"{task}, seed {seed}, {arm.name}: error {error:.3f}, {size} bytes")
-    ratio = worst(errors, seeds, lambda one, other: one / other, SAME_BYTES)
-    points = worst(errors, seeds, lambda one, other: 100 * (one - other), SAME_WIDTH)
-    off = max(abs(size / formula - 1) for size, formula in sizes.values())
+    found = each(
+        ARMS,
+        seeds,
+        train,
+        report,
+        tasks=TASKS,
+        said=lambda made: f"error {made.error:.3f}, {made.size} bytes",
+    )
+    errors = {name: found.of(name, "error") for name in found.arms}  # (tasks, seeds) each
+    ratios = errors[ONE] / errors[SAME_BYTES]
+    ratio = float(np.median(ratios, axis=1).max())
+    points = float(np.median(100 * (errors[ONE] - errors[SAME_WIDTH]), axis=1).max())
+    off = max(abs(made.size / made.formula - 1) for made in found.results.values())
     note = (
         f"Error of one bit at width 32 over that of floats at width 1: {ratio:.2f} (bar {RATIO}); "
         f"points lost to floats at width 32: {points:+.2f} (bar {POINTS}); file size off the "
@@ -86,28 +82,22 @@ def compare(seeds: tuple[int, ...], report: Callable[[str], None]) -> Result:
         "the worse of the two tasks. Bytes are those of the weights, float head included; their "
         "settings are a JSON file beside it."
     )
-    each = [
-        statistics.mean(errors[ONE.name, t, s] / errors[SAME_BYTES.name, t, s] for t in TASKS)
-        for s in seeds
-    ]
-    spread = statistics.stdev(each) if len(each) > 1 else 0.0
-    rows = [row(arm, errors, sizes, seeds) for arm in ARMS]
+    values = tuple(ratios.mean(0).tolist())
     got = max(ratio / RATIO, points / POINTS, off / BYTES)
-    return Result(got, spread / RATIO, tuple(each), tuple(rows), note)
+    rows = tuple(row(found, name) for name in found.arms)
+    return Result(got, deviation(values) / RATIO, values, rows, note)
 
 
-def row(
-    arm: Arm, errors: Errors, sizes: Mapping[str, tuple[int, int]], seeds: Sequence[int]
-) -> dict[str, Any]:
+def row(found: Sheet[str, str, Made], name: str) -> dict[str, Any]:
     """One line of the table: error by task, median and range, and bytes."""
-    line: dict[str, Any] = {"adapter": arm.name}
+    line: dict[str, Any] = {"adapter": name}
     for task in TASKS:
-        found = sorted(errors[arm.name, task, s] for s in seeds)
+        errors = sorted(made.error for made in found.by_seed(name, task))
         line[f"{task}, error"] = (
-            f"{statistics.median(found):.3f} ({found[0]:.3f} ... {found[-1]:.3f})"
+            f"{statistics.median(errors):.3f} ({errors[0]:.3f} ... {errors[-1]:.3f})"
         )
-    size, formula = sizes[arm.name]
-    return line | {"file": f"{size} B", "formula": f"{formula} B"}
+    made = found.by_seed(name, TASKS[-1])[-1]
+    return line | {"file": f"{made.size} B", "formula": f"{made.formula} B"}
 
 
 CLAIMS = (

@@ -31,7 +31,7 @@ from ..results.store import Store, key_of
 from ..routers import Comet, Hash, PermutationSearch, TopK
 from ..train import evaluate
 from . import mix6
-from .study import threads
+from .study import result_of, threads
 
 EXPERTS, ACTIVE, HIDDEN = 8, 2, 32
 KEPT_BACK = 200  # training digits that choose
@@ -233,9 +233,8 @@ def judge(
         f"best on {KEPT_BACK} digits kept from training, the mean over all sets of b draws and "
         f"over seeds. The four comet claims judge the same runs, {_minutes(found):.0f} CPU minutes."
     )
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    rows = tuple(_row(name, found[name]) for name in found)
-    return Result(total(values), spread, values, rows, f"{setting}\n{note}" if note else setting)
+    rows = [_row(name, found[name]) for name in found]
+    return result_of(values, rows, f"{setting}\n{note}" if note else setting, total)
 
 
 def _minutes(found: Tries) -> float:

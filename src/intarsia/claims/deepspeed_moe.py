@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from ..core import Claim, Result
-from ..experiments.routing import TEXT, VARIANTS, Asked, Scale, Variant, cells, material
+from ..core.claim import Report
+from ..experiments.routing import VARIANTS, Scale, Variant, material
 from ..experiments.routing.build import dense, with_mixtures
 from ..experiments.routing.cell import CLIP, WARMUP, WEIGHT_DECAY
 from ..experiments.routing.materials import Material, stream
 from ..fitting import fit
 from ..hosts import student_of
+from ..results.sheet import deviation
 from ..routers import TopK
 from ..train import cosine, evaluate
 from ..train.distill import distill, staged_distillation
 from ..train.objectives import Objective, Staged, plain
-from .study import shown, spread, threads
+from .routed import BENCH, Bench, Cell, arm, loss, ratios
+from .study import result_of, shown, threads
 
-CORPUS, MANY, PYRAMID = "austen", 16, (4, 4, 16, 16)
+MANY, PYRAMID = 16, (4, 4, 16, 16)
 EVEN = Variant("even", TopK(MANY, 1, "prob"))
 PR = Variant("pr-moe", TopK(MANY, 1, "prob"), residual=True, experts=PYRAMID)
 ONE, BESIDE, TWO = VARIANTS["top-1"], VARIANTS["residual"], VARIANTS["top-k"]
 TEACHER, STUDENT, UNTIL, LAYERS = 1000, 500, 0.6, (0, 1, 3)  # steps; share; blocks that stay
-Report = Callable[[str], None]
-Cell = Mapping[str, Any]
 
 
 def total(cell: Cell) -> float:
     """All parameters of the model, as the paper counts its sizes."""
     return cell["parameters"]["total"]
-
-
-def loss(cell: Cell) -> float:
-    return cell["loss"]
 
 
 def ratio(
@@ -48,24 +45,23 @@ def ratio(
     base: Variant,
     of: Callable[[Cell], float] = loss,
     beside: Sequence[Variant] = (),
-    data: str = CORPUS,
-    text: Scale = TEXT,
+    bench: Bench = BENCH,
     more: str = "",
 ) -> Result:
     """A figure of one contender over another's, the mean of the seeds."""
-    arms = (base, ours, *beside)
-    made = cells([Asked(v, data, s) for v in arms for s in seeds], report=report, text=text)
-    found = {v.name: made[i * len(seeds) : (i + 1) * len(seeds)] for i, v in enumerate(arms)}
-    values = tuple(of(a) / of(b) for a, b in zip(found[ours.name], found[base.name], strict=True))
+    arms = [arm(variant.name, variant) for variant in (base, ours, *beside)]
+    found, text = bench.cells(arms, seeds, report), bench.scale
+    values = ratios(found[ours.name], found[base.name], of)
     note = (
-        f"Cells of `{data}`: a decoder of {text.shape.layers} layers, {text.shape.width} wide, "
-        f"experts of {text.shape.hidden} units, {text.steps} steps. Names: `even`, {MANY} experts "
+        f"Cells of `{bench.corpus}`: a decoder of {text.shape.layers} layers, "
+        f"{text.shape.width} wide, experts of {text.shape.hidden} units, "
+        f"{text.steps} steps. Names: `even`, {MANY} experts "
         f"in each layer, top-1; `pr-moe`, {PYRAMID} and an MLP beside them; `top-1`, `residual` "
         "(an MLP beside) and `top-k` (two a token), eight experts. `all parameters` is what the "
         f"paper calls the size of a model; `of experts` leaves out the MLPs beside them.{more}"
     )
     rows = tuple(_row(name, each) for name, each in found.items())
-    return Result(statistics.mean(values), spread(values), values, rows, note)
+    return result_of(values, rows, note)
 
 
 def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
@@ -100,12 +96,12 @@ def students(
     seeds: Sequence[int],
     report: Report,
     *,
-    data: str = CORPUS,
-    text: Scale = TEXT,
+    bench: Bench = BENCH,
     steps: tuple[int, int] = (TEACHER, STUDENT),
     layers: Sequence[int] = LAYERS,
 ) -> Result:
     """Mean loss with staged distillation over the smaller of those with none and to the end."""
+    data, text = bench.corpus, bench.scale
     found = material(data, text)
     losses: dict[str, list[float]] = {"teacher": []}
     with threads(1):
@@ -134,7 +130,7 @@ def students(
         "best from it to the end (LOG, 2026-11-25)."
     )
     rows = tuple({"model": name, "test loss": shown(each, ".4f")} for name, each in losses.items())
-    return Result(got, spread(values), values, rows, note)
+    return Result(got, deviation(values), values, rows, note)
 
 
 SIZES = (

@@ -8,13 +8,13 @@ from itertools import pairwise
 
 from ..core import Claim
 from ..experiments.routing import VARIANTS
-from .routed import Arm, Cell, active, compare, measured
+from .routed import Cell, active, arm, compare, measured
 
 SMOOTHED = 3  # points of the curve in one mean; a point is the gate of one batch
 
-SWITCH = Arm("Switch", VARIANTS["switch"])
-EVOMOE = Arm("EvoMoE", VARIANTS["evomoe"])
-EQUAL = Arm("EvoMoE, equal operations", VARIANTS["evomoe"], "flops")
+SWITCH = arm("Switch", VARIANTS["switch"])
+EVOMOE = arm("EvoMoE", VARIANTS["evomoe"])
+EQUAL = arm("EvoMoE, equal operations", VARIANTS["evomoe"], "flops")
 
 PAPER = "(arXiv:2112.14397, abstract)"
 SETUP = (

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core import Claim, Result
 from ..models import Convergence, convergence_study
+from .study import result_of
 
 GATES = ("linear", "sigmoid")
 NAMES = {"gate": "beta_1 and tau", "ratio": "beta_1 / tau", "experts": "a, b, nu", "mass": "mass"}
@@ -35,8 +36,7 @@ def slopes(
         "search starts at the truth with a noise of 0.2. The four gaussian-moe claims judge the "
         "same runs."
     )
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return Result(statistics.median(values), spread, values, tuple(rows), note)
+    return result_of(values, rows, note, statistics.median)
 
 
 def _row(gate: str, name: str, found: Sequence[dict[str, Convergence]]) -> dict[str, Any]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import TensorDataset
 
 from ..core import Claim, Result
+from ..experiments.pool import Arm
 from ..fitting import fit, fit_in_phases
 from ..hosts import SparseDelta
 from ..methods import LtSft
 from ..train import evaluate
 from . import mix6
-from .study import threads
+from .study import each, result_of, shown, threads
 
 STEPS = 600
 LR = 2e-3  # that of the backbone's own training, for all arms; none was searched
@@ -23,7 +25,7 @@ TASKS = ("rotate", "flip")
 DENSITIES = (0.02, 0.005)
 SUMS = (0.02, 0.3, 1.0)
 
-Arms = Mapping[str, Callable[[str, int], float]]  # (task, seed) -> error
+Train = Callable[[str, int], float]  # task, seed -> error
 
 
 def options(seed: int, sets: int = 1, times: int = 1) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def options(seed: int, sets: int = 1, times: int = 1) -> dict[str, Any]:
     return {"epochs": epochs, "batch_size": mix6.BATCH, "lr": LR, "seed": seed}
 
 
-def arms() -> Arms:
+def arms() -> list[Arm[Train]]:
     """What is compared: each trains the backbone on one task and gives its test error."""
 
     def full(task: str, seed: int) -> float:
@@ -40,7 +42,7 @@ def arms() -> Arms:
         fit(model, mix6.data("train", [task]), **options(seed))
         return mix6.error(model, [task])
 
-    def sparse(method: LtSft, times: int = 1) -> Callable[[str, int], float]:
+    def sparse(method: LtSft, times: int = 1) -> Train:
         def run(task: str, seed: int) -> float:
             model = mix6.backbone()
             fit_in_phases(model, method, mix6.data("train", [task]), **options(seed, 1, times))
@@ -48,37 +50,40 @@ def arms() -> Arms:
 
         return run
 
-    found: dict[str, Callable[[str, int], float]] = {"full fine-tuning": full}
+    found: list[Arm[Train]] = [Arm("full fine-tuning", full)]
     for density in DENSITIES:
         for support in ("drift", "random", "magnitude"):
-            found[f"{support}, {density:.1%}"] = sparse(LtSft(density, support=support))
+            name = f"{support}, {density:.1%}"
+            found.append(Arm(name, sparse(LtSft(density, support=support))))
     twice = sparse(LtSft(DENSITIES[0], support="random"), 2)
-    return found | {f"random, {DENSITIES[0]:.1%}, twice the steps": twice}
+    return [*found, Arm(f"random, {DENSITIES[0]:.1%}, twice the steps", twice)]
+
+
+class Made(NamedTuple):
+    error: float
 
 
 def compare(seeds: tuple[int, ...], report: Callable[[str], None]) -> Result:
     """Every arm on both tasks; the larger of the two tasks' median ratios of errors."""
-    errors: dict[tuple[str, str, int], float] = {}
-    known = arms()
-    with threads(1):
-        for seed in seeds:
-            for task in TASKS:
-                for name, run in known.items():
-                    errors[name, task, seed] = run(task, seed)
-                    report(f"seed {seed}, {task}, {name}: error {errors[name, task, seed]:.4f}")
+    found = each(
+        arms(),
+        seeds,
+        lambda run, task, seed: Made(run(task, seed)),
+        report,
+        tasks=TASKS,
+        said=lambda made: f"error {made.error:.4f}",
+    )
+    errors = {name: found.of(name, "error") for name in found.arms}  # (tasks, seeds) each
     ours, base = (f"{support}, {DENSITIES[0]:.1%}" for support in ("drift", "random"))
-    ratios = {t: [errors[ours, t, s] / errors[base, t, s] for s in seeds] for t in TASKS}
+    ratios = dict(zip(TASKS, (errors[ours] / errors[base]).tolist(), strict=True))
     rows = []
-    for name in known:
+    for name in found.arms:
         line: dict[str, Any] = {"places": name}
-        for task in TASKS:
-            line[f"error, {task}"] = shown([errors[name, task, s] for s in seeds])
-            same = f"random, {name.partition(', ')[2].partition(',')[0]}"
-            if same in known:
-                each = [errors[name, task, s] / errors[same, task, s] for s in seeds]
-                line[f"/ random, {task}"] = f"{statistics.median(each):.2f}"
-            else:
-                line[f"/ random, {task}"] = ""
+        same = f"random, {name.partition(', ')[2].partition(',')[0]}"
+        for i, task in enumerate(TASKS):
+            line[f"error, {task}"] = shown(errors[name][i].tolist(), ".3f")
+            over = np.median(errors[name][i] / errors[same][i]) if same in errors else None
+            line[f"/ random, {task}"] = "" if over is None else f"{over:.2f}"
         rows.append(line)
     medians = {task: statistics.median(values) for task, values in ratios.items()}
     note = (
@@ -152,15 +157,14 @@ def compose(seeds: tuple[int, ...], report: Callable[[str], None]) -> Result:
     for density in SUMS:
         line: dict[str, Any] = {"density": f"{density:.0%}"}
         for name in scores[density, seeds[0]]:
-            line[name] = shown([scores[density, s][name] for s in seeds])
+            line[name] = shown([scores[density, s][name] for s in seeds], ".3f")
         rows.append(line)
     note = (
         "Accuracy of the sum of two deltas on a task in a language, which neither was trained on: "
         f"at 2 % minus at 30 %, {statistics.median(gains):+.1f} points (median of {len(seeds)} "
         "seeds). 'shared places': of the sparser delta's entries, those that the other has too."
     )
-    spread = statistics.stdev(gains) if len(gains) > 1 else 0.0
-    return Result(statistics.median(gains), spread, tuple(gains), tuple(rows), note)
+    return result_of(gains, rows, note, statistics.median)
 
 
 def shared(a: SparseDelta, b: SparseDelta) -> float:
@@ -169,11 +173,6 @@ def shared(a: SparseDelta, b: SparseDelta) -> float:
     for name in a.entries.keys() & b.entries.keys():
         both += int(torch.isin(a.entries[name][0], b.entries[name][0]).sum())
     return both / max(1, min(len(a), len(b)))
-
-
-def shown(values: Sequence[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.3f} ± {spread:.3f}"
 
 
 CLAIMS = (

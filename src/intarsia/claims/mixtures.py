@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
@@ -15,58 +16,62 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from ..adapters import Lora
 from ..core import Claim, Method, Result, Routing, Site
+from ..experiments.pool import Arm
 from ..fitting import fit
 from ..gating import learned_routers
 from ..hosts import adapt
 from ..kernels.experts import add_mix
 from ..methods import LlavaMole, MixLora
 from ..mixtures.lora_experts import OutputExperts, dealt
+from ..results.sheet import Sheet, deviation
 from ..routers import TopK
 from . import mix6
-from .study import threads
+from .study import each, result_of, shown, threads
 
 RANK, EXPERTS, STEPS, LR, MARKS = 4, 4, 1500, 5e-3, 8  # as in the feasibility study
 SHAPE = {"tokens": 2048, "width": 576, "hidden": 1536}  # SmolLM2-135M's MLP
 
 
-class Arm(NamedTuple):
+class Trained(NamedTuple):
     """A method on the MLPs of MIX6, and for how many times the steps."""
 
-    name: str
     method: Method
-    twice: bool = False
-
-    @property
-    def targets(self) -> list[str]:
-        return ["fc1", "fc2"] if isinstance(self.method, Lora) else ["mlp"]
+    times: int = 1
 
 
-def mole(scale: str) -> Arm:
+def mole(scale: str) -> Arm[Trained]:
     method = LlavaMole(EXPERTS, Lora(RANK), scale, attention=None)
-    return Arm(f"MoLE, E = {EXPERTS}, r = {RANK}, scale {scale!r}", method)
+    return Arm(f"MoLE, E = {EXPERTS}, r = {RANK}, scale {scale!r}", Trained(method))
 
 
-def mix(experts: int) -> Arm:
+def mix(experts: int) -> Arm[Trained]:
     method = MixLora(TopK(experts, 2), Lora(RANK), attention=None)
-    return Arm(f"MixLoRA, E = {experts}, k = 2, r = {RANK}", method)
+    return Arm(f"MixLoRA, E = {experts}, k = 2, r = {RANK}", Trained(method))
 
 
-LORA = Arm(f"LoRA, r = {RANK}", Lora(RANK))
-LONG = Arm(f"LoRA, r = {RANK}, twice the steps", Lora(RANK), twice=True)
-WIDE = Arm(f"LoRA, r = {2 * RANK}", Lora(2 * RANK))
+LORA = Arm(f"LoRA, r = {RANK}", Trained(Lora(RANK)))
+LONG = Arm(f"LoRA, r = {RANK}, twice the steps", Trained(Lora(RANK), times=2))
+WIDE = Arm(f"LoRA, r = {2 * RANK}", Trained(Lora(2 * RANK)))
 MOLE, MIX = mole("prob"), mix(8)
 
 
-def train(arm: Arm, seed: int, marks: int) -> tuple[float, float, float]:
+class Made(NamedTuple):
     """Error on the test digits, CPU seconds, and the largest share of an expert's tokens."""
+
+    error: float
+    cpu: float
+    share: float
+
+
+def train(arm: Trained, marks: int, seed: int) -> Made:
+    """One arm on all tasks."""
+    targets = ["fc1", "fc2"] if isinstance(arm.method, Lora) else ["mlp"]
     start = time.process_time()
-    model = adapt(mix6.backbone(marks), arm.method, targets=arm.targets, head=None, seed=seed)
-    fit(
-        model, mix6.data("train", marks=marks), epochs=mix6.epochs(STEPS * (1 + arm.twice)),
-        batch_size=mix6.BATCH, lr=LR, seed=seed,
-    )  # fmt: skip
+    model = adapt(mix6.backbone(marks), arm.method, targets=targets, head=None, seed=seed)
+    rows, epochs = mix6.data("train", marks=marks), mix6.epochs(STEPS * arm.times)
+    fit(model, rows, epochs=epochs, batch_size=mix6.BATCH, lr=LR, seed=seed)
     spent = time.process_time() - start
-    return mix6.error(model, marks=marks), spent, largest_share(model, marks)
+    return Made(mix6.error(model, marks=marks), spent, largest_share(model, marks))
 
 
 @torch.no_grad()
@@ -81,45 +86,41 @@ def compare(
     seeds: Sequence[int],
     report: Callable[[str], None],
     *,
-    ours: Arm,
-    base: Arm,
-    beside: Sequence[Arm] = (),
+    ours: Arm[Trained],
+    base: Arm[Trained],
+    beside: Sequence[Arm[Trained]] = (),
     marks: int = 0,
 ) -> Result:
     """The mean error of one arm over that of another; one value for each seed."""
-    found: dict[str, list[tuple[float, float, float]]] = {}
-    with threads(1):
-        for seed in seeds:
-            for arm in (base, ours, *beside):
-                made = train(arm, seed, marks)
-                found.setdefault(arm.name, []).append(made)
-                report(f"seed {seed}, {arm.name}: error {made[0]:.3f} in {made[1]:.0f} CPU s")
-    errors = {name: [error for error, _, _ in made] for name, made in found.items()}
-    values = [a / b for a, b in zip(errors[ours.name], errors[base.name], strict=True)]
-    ratio = statistics.mean(errors[ours.name]) / statistics.mean(errors[base.name])
-    table = [row(name, made, errors[base.name]) for name, made in found.items()]
+    found = each(
+        (base, ours, *beside),
+        seeds,
+        lambda arm, _, seed: train(arm, marks, seed),
+        report,
+        said=lambda made: f"error {made.error:.3f} in {made.cpu:.0f} CPU s",
+    )
+    errors = {name: found.of(name, "error")[0] for name in found.arms}  # (seeds,) each
+    mine, theirs = errors[ours.name], errors[base.name]
+    values = tuple((mine / theirs).tolist())
     where = f"each task told by {marks} marks in the input" if marks else "no mark of the task"
     note = (
         f"Six tasks mixed, {where}; {STEPS} steps of {mix6.BATCH}, lr {LR}, adapters on both "
         "linear layers of six blocks, no head trained. The last column is the largest share that "
         "one expert has in a block's pairs of a token and an expert, after training."
     )
-    return Result(ratio, statistics.stdev(values) if len(values) > 1 else 0.0, tuple(values),
-                  tuple(table), note)  # fmt: skip
+    rows = tuple(row(found, name, base.name) for name in found.arms)
+    return Result(float(mine.mean() / theirs.mean()), deviation(values), values, rows, note)
 
 
-def row(
-    name: str, made: Sequence[tuple[float, float, float]], base: Sequence[float]
-) -> Mapping[str, Any]:
+def row(found: Sheet[str, str, Made], name: str, base: str) -> Mapping[str, Any]:
     """One line of the table."""
-    errors, seconds, shares = zip(*made, strict=True)
-    spread = statistics.stdev(errors) if len(errors) > 1 else 0.0
+    errors, share = found.of(name, "error"), float(found.of(name, "share").max())
     return {
         "arm": name,
-        "error, %": f"{100 * statistics.mean(errors):.2f} ± {100 * spread:.2f}",
-        "over the baseline": f"{statistics.mean(errors) / statistics.mean(base):.3f}",
-        "CPU, s": f"{statistics.median(seconds):.0f}",
-        "largest share": f"{max(shares):.2f}" if max(shares) else "",
+        "error, %": shown((100 * errors[0]).tolist(), ".2f"),
+        "over the baseline": f"{errors.mean() / found.of(base, 'error').mean():.3f}",
+        "CPU, s": f"{np.median(found.of(name, 'cpu')):.0f}",
+        "largest share": f"{share:.2f}" if share else "",
     }
 
 
@@ -192,8 +193,7 @@ def time_shared(seeds: Sequence[int], report: Callable[[str], None], reps: int =
         "alone the ratio is 3 / 6: gate, up and down once for a token instead of once for each of "
         "its experts; the paper, which repeats down, has 4 / 6."
     )
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return Result(statistics.mean(values), spread, tuple(values), tuple(table), note)
+    return result_of(values, table, note)
 
 
 CONFLICT = "a plain LoRA of an expert's rank on the same layers, as many steps"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -14,22 +14,22 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from ..core import Claim, Result
-from ..experiments.routing import TEXT, VARIANTS, Asked, Expert, Scale, Variant, cells
+from ..core.claim import Report
+from ..experiments.routing import VARIANTS, Expert, Variant
 from ..fitting import fit
 from ..gating import RouterConfig
 from ..mixtures import Mixture, as_wide_mlp
 from ..routers import MoeX, TopK
 from ..train import evaluate
 from . import mix6
-from .study import shown, spread, threads
+from .routed import BENCH, Bench, Cell, arm
+from .study import result_of, shown, threads
 
-EXPERTS, ACTIVE, CORPUS = 8, 2, "austen"
+EXPERTS, ACTIVE = 8, 2
 LINEAR, OURS = VARIANTS["top-k-relu"], Variant(
     "moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu")
 )  # fmt: skip
 STEPS, LR, PROBED, BLOCK = 600, 1e-3, 1800, 3  # of the probe on MIX6
-Report = Callable[[str], None]
-Cell = Mapping[str, Any]
 
 
 def mean_of(cell: Cell, name: str) -> float:
@@ -37,40 +37,30 @@ def mean_of(cell: Cell, name: str) -> float:
     return statistics.mean(layer[name] for layer in cell["layers"])
 
 
-def ran(
-    seeds: Sequence[int], report: Report, *, data: str = CORPUS, text: Scale = TEXT
-) -> dict[str, Sequence[Cell]]:
-    """The cells of both, in the order of the seeds."""
-    asked = [Asked(v, data, seed) for v in (LINEAR, OURS) for seed in seeds]
-    found = cells(asked, report=report, text=text)
-    return {"linear": found[: len(seeds)], "ours": found[len(seeds) :]}
-
-
 def on_text(
     seeds: Sequence[int],
     report: Report,
     *,
     of: Callable[[Cell, Cell], float],
-    data: str = CORPUS,
-    text: Scale = TEXT,
+    bench: Bench = BENCH,
 ) -> Result:
     """A figure of our cell and the linear gate's, the mean of the seeds."""
-    found = ran(seeds, report, data=data, text=text)
-    values = tuple(of(a, b) for a, b in zip(found["ours"], found["linear"], strict=True))
-    rows = tuple(
-        _row(name, found[key])
-        for name, key in (("linear gate", "linear"), ("score of the weights", "ours"))
-    )
+    arms = [arm("linear gate", LINEAR), arm("score of the weights", OURS)]
+    found, text = bench.cells(arms, seeds, report), bench.scale
+    linear, ours = found.values()
+    values = tuple(of(a, b) for a, b in zip(ours, linear, strict=True))
+    rows = tuple(_row(name, each) for name, each in found.items())
     note = (
-        f"Cells of `{data}`: a decoder of {text.shape.layers} layers, {text.shape.width} wide, "
-        f"{EXPERTS} experts of {text.shape.hidden} units with ReLU, {ACTIVE} a token, both drawn "
+        f"Cells of `{bench.corpus}`: a decoder of {text.shape.layers} layers, "
+        f"{text.shape.width} wide, {EXPERTS} experts of {text.shape.hidden} units "
+        f"with ReLU, {ACTIVE} a token, both drawn "
         f"anew and trained for {text.steps} steps with the same balance loss; the score has no "
         "temperature to learn. Units: those that are on of an expert that a token has, mean of the "
         "layers. Rank: Spearman's, of the router's logits and the units on over all experts of a "
         "token. The three moe-x claims on text judge the same cells. A temperature that is learned "
         "from 0.1 costs no loss on the validation part, with 0.91 of the units (LOG, 2026-11-25)."
     )
-    return Result(statistics.mean(values), spread(values), values, rows, note)
+    return result_of(values, rows, note)
 
 
 def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
@@ -184,7 +174,7 @@ def probe(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result
         "0.1 is read as well as the linear gate, with a quarter fewer units on (LOG, 2026-11-25)."
     )
     rows = tuple(_probe_row(name, [each[name] for each in found]) for name in (linear, ours))
-    return Result(statistics.mean(values), spread(values), values, rows, note)
+    return result_of(values, rows, note)
 
 
 def _probe_row(name: str, made: Sequence[Probed]) -> dict[str, Any]:

@@ -7,16 +7,16 @@ from functools import partial
 from ..core import Claim
 from ..experiments.routing import VARIANTS, Variant
 from ..mixtures import AdamOnce
-from .routed import Arm, compare, hurt, perplexity
+from .routed import arm, compare, hurt, perplexity
 
 TOPK = VARIANTS["top-k"]
 RELEASED = AdamOnce(gamma1=1.0, start="zero")
 """The published first step; the host adds x itself, so that there is no kappa to take it away."""
 
-SMOE = Arm("SMoE, top-2 of 8", TOPK)
-MOMENTUM = Arm("MomentumSMoE", VARIANTS["momentum"])
-ADAM = Arm("AdamSMoE, first step from tokens", VARIANTS["adam"])
-ADAM_RELEASED = Arm(
+SMOE = arm("SMoE, top-2 of 8", TOPK)
+MOMENTUM = arm("MomentumSMoE", VARIANTS["momentum"])
+ADAM = arm("AdamSMoE, first step from tokens", VARIANTS["adam"])
+ADAM_RELEASED = arm(
     "AdamSMoE, first step as released", Variant("adam-released", TOPK.router, update=RELEASED)
 )
 

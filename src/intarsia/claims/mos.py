@@ -12,33 +12,38 @@ from peft import PeftModel
 
 from ..adapters import Lora, Mos, MosCell
 from ..core import Claim, Method, Result
+from ..experiments.pool import Arm
 from ..fitting import fit
 from ..hosts import adapt
+from ..results.sheet import deviation
 from . import mix6
-from .study import threads
+from .study import each, result_of
 
 STEPS, LR = 1500, 5e-3
 RANKS = (1, 2, 4, 8, 16)
 
 
-class Arm(NamedTuple):
-    """One contender; tied: every layer has the same vectors, the first of the pool."""
+class Shared(NamedTuple):
+    """A method; tied: every layer has the same vectors, the first of the pool."""
 
-    name: str
     method: Method
     tied: bool = False
 
 
-LORA = {rank: Arm(f"LoRA, rank {rank}", Lora(rank)) for rank in RANKS}
+def _arm(name: str, method: Method, tied: bool = False) -> Arm[Shared]:
+    return Arm(name, Shared(method, tied))
+
+
+LORA = {rank: _arm(f"LoRA, rank {rank}", Lora(rank)) for rank in RANKS}
 # the largest rank that six layers of a kind allow at e = 2 is 7; at e = 1 there is no private part
 MOS = {
-    1: Arm("MoS, e 1, rank 4", Mos(4, 1, 4, 0)),
-    2: Arm("MoS, e 2, rank 7", Mos(7, 2, 4, 1)),
-    4: Arm("MoS, e 4, rank 16", Mos(16, 4, 4, 1)),
+    1: _arm("MoS, e 1, rank 4", Mos(4, 1, 4, 0)),
+    2: _arm("MoS, e 2, rank 7", Mos(7, 2, 4, 1)),
+    4: _arm("MoS, e 4, rank 16", Mos(16, 4, 4, 1)),
 }
-SUBSET = Arm("subsets only, e 2, rank 7", Mos(7, 2, 1, 0, dissociate=False))
-PURE = Arm("one LoRA for all layers, rank 2", Mos(2, 2, 1, 0, dissociate=False), tied=True)
-POOL = Arm("the whole pool in every layer, rank 12", Mos(12, 2, 1, 0, dissociate=False))
+SUBSET = _arm("subsets only, e 2, rank 7", Mos(7, 2, 1, 0, dissociate=False))
+PURE = _arm("one LoRA for all layers, rank 2", Mos(2, 2, 1, 0, dissociate=False), tied=True)
+POOL = _arm("the whole pool in every layer, rank 12", Mos(12, 2, 1, 0, dissociate=False))
 
 
 def tie(model: PeftModel) -> None:
@@ -49,37 +54,39 @@ def tie(model: PeftModel) -> None:
                 rows.copy_(torch.arange(len(rows)))
 
 
+class Made(NamedTuple):
+    error: float
+
+
 @lru_cache
-def run(arm: Arm, seed: int) -> float:
+def run(arm: Shared, seed: int) -> Made:
     """Mean error over the six tasks' test digits after training on their mixture."""
-    model = adapt(mix6.backbone(), arm.method, targets=["fc1", "fc2"], head=None, seed=seed)
+    model = adapted(mix6.backbone(), arm, seed)
+    rows, epochs = mix6.data("train"), mix6.epochs(STEPS)
+    fit(model, rows, epochs=epochs, batch_size=mix6.BATCH, lr=LR, seed=seed)
+    return Made(mix6.error(model))
+
+
+def adapted(net: mix6.Net, arm: Shared, seed: int = 0) -> PeftModel:
+    """A net with an arm's cells on both layers of every MLP."""
+    model = adapt(net, arm.method, targets=["fc1", "fc2"], head=None, seed=seed)
     if arm.tied:
         tie(model)
-    fit(
-        model, mix6.data("train"), epochs=mix6.epochs(STEPS), batch_size=mix6.BATCH, lr=LR,
-        seed=seed,
-    )  # fmt: skip
-    return mix6.error(model)
-
-
-Errors = Mapping[tuple[str, int], float]
+    return model
 
 
 def measure(
-    arms: Sequence[Arm], seeds: Sequence[int], report: Callable[[str], None]
-) -> dict[tuple[str, int], float]:
-    """The error of every arm at every seed."""
-    errors: dict[tuple[str, int], float] = {}
-    with threads(1):
-        for seed in seeds:
-            for arm in arms:
-                errors[arm.name, seed] = run(arm, seed)
-                report(f"seed {seed}, {arm.name}: error {errors[arm.name, seed]:.3f}")
-    return errors
-
-
-def median(errors: Errors, arm: Arm, seeds: Sequence[int]) -> float:
-    return statistics.median(errors[arm.name, s] for s in seeds)
+    arms: Sequence[Arm[Shared]], seeds: Sequence[int], report: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """The errors of every arm, in the order of the seeds."""
+    found = each(
+        arms,
+        seeds,
+        lambda arm, _, seed: run(arm, seed),
+        report,
+        said=lambda made: f"error {made.error:.3f}",
+    )
+    return {arm.name: found.of(arm.name, "error")[0].tolist() for arm in arms}
 
 
 def matching_rank(error: float, ranks: Sequence[int], errors: Sequence[float]) -> float:
@@ -97,21 +104,24 @@ def matching_rank(error: float, ranks: Sequence[int], errors: Sequence[float]) -
     return float(ranks[-1])
 
 
-def row(arm: Arm, errors: Errors, seeds: Sequence[int]) -> dict[str, Any]:
-    """One line of the table: trained parameters, error, and its range over the seeds."""
-    found = sorted(errors[arm.name, s] for s in seeds)
-    return {
-        "adapter": arm.name,
-        "parameters": parameters(arm),
-        "error": f"{statistics.median(found):.3f}",
-        "range": f"{found[0]:.3f} ... {found[-1]:.3f}",
-    }
+def rows_of(
+    arms: Sequence[Arm[Shared]], errors: Mapping[str, Sequence[float]]
+) -> tuple[dict[str, Any], ...]:
+    """A line for each arm: trained parameters, error, and its range over the seeds."""
+    return tuple(
+        {
+            "adapter": arm.name,
+            "parameters": parameters(arm.settings),
+            "error": f"{statistics.median(errors[arm.name]):.3f}",
+            "range": f"{min(errors[arm.name]):.3f} ... {max(errors[arm.name]):.3f}",
+        }
+        for arm in arms
+    )
 
 
-def parameters(arm: Arm) -> int:
+def parameters(arm: Shared) -> int:
     """What an arm trains and must store; tied pools use their first vectors only."""
-    model = adapt(mix6.Net(), arm.method, targets=["fc1", "fc2"], head=None)
-    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    count = sum(p.numel() for p in adapted(mix6.Net(), arm).parameters() if p.requires_grad)
     return count // mix6.BLOCKS if arm.tied else count
 
 
@@ -120,11 +130,13 @@ def against_lora(seeds: tuple[int, ...], report: Callable[[str], None]) -> Resul
     arms = [*LORA.values(), *MOS.values()]
     errors = measure(arms, seeds, report)
     ratios = {
-        e: [errors[a.name, s] / errors[LORA[e].name, s] for s in seeds] for e, a in MOS.items()
+        e: [a / b for a, b in zip(errors[arm.name], errors[LORA[e].name], strict=True)]
+        for e, arm in MOS.items()
     }
     worst = max(MOS, key=lambda e: statistics.median(ratios[e]))
-    lora = [median(errors, LORA[r], seeds) for r in RANKS]
-    saved = {e: matching_rank(median(errors, a, seeds), RANKS, lora) / e for e, a in MOS.items()}
+    middle = {name: statistics.median(found) for name, found in errors.items()}
+    lora = [middle[LORA[rank].name] for rank in RANKS]
+    saved = {e: matching_rank(middle[arm.name], RANKS, lora) / e for e, arm in MOS.items()}
     note = (
         "Error over that of LoRA with as many parameters, medians: "
         + ", ".join(f"{statistics.median(r):.2f} at e = {e}" for e, r in ratios.items())
@@ -132,10 +144,7 @@ def against_lora(seeds: tuple[int, ...], report: Callable[[str], None]) -> Resul
         + ", ".join(f"{f:.1f}x at e = {e}" for e, f in saved.items())
         + " (the paper: about 8x on a 7B model)."
     )
-    values = tuple(ratios[worst])
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    rows = tuple(row(arm, errors, seeds) for arm in arms)
-    return Result(statistics.median(values), spread, values, rows, note)
+    return result_of(ratios[worst], rows_of(arms, errors), note, statistics.median)
 
 
 def orders(seeds: tuple[int, ...], report: Callable[[str], None]) -> Result:
@@ -143,18 +152,17 @@ def orders(seeds: tuple[int, ...], report: Callable[[str], None]) -> Result:
     arms = (MOS[2], SUBSET, PURE, POOL)
     errors = measure(arms, seeds, report)
 
-    def gaps(values: Callable[[Arm], float]) -> tuple[float, float]:
-        return tuple(100 * (values(b) - values(a)) for a, b in ((MOS[2], SUBSET), (SUBSET, PURE)))  # pyright: ignore[reportReturnType]
+    def gaps(ours: float, subset: float, pure: float) -> tuple[float, float]:
+        return 100 * (subset - ours), 100 * (pure - subset)
 
-    first, second = gaps(lambda arm: median(errors, arm, seeds))
-    each = tuple(min(gaps(lambda arm, s=s: errors[arm.name, s])) for s in seeds)
+    three = [errors[arm.name] for arm in arms[:3]]
+    first, second = gaps(*map(statistics.median, three))
+    values = tuple(min(gaps(*of_seed)) for of_seed in zip(*three, strict=True))
     note = (
         f"MoS above subsets only: {first:+.2f} points; subsets only above one LoRA for all layers: "
         f"{second:+.2f} points (medians)."
     )
-    spread = statistics.stdev(each) if len(each) > 1 else 0.0
-    rows = tuple(row(arm, errors, seeds) for arm in arms)
-    return Result(min(first, second), spread, each, rows, note)
+    return Result(min(first, second), deviation(values), values, rows_of(arms, errors), note)
 
 
 CLAIMS = (

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ..adapters import Bottleneck
 from ..core import Claim, Result
+from ..experiments.pool import Arm
 from ..methods import Adamix, Mosa, Official
+from ..results.sheet import Sheet
 from ..train import Training
 from ..train.objectives import two_pass
-from .study import Arm, Budget, Study, paired, threads
+from .study import Budget, Recipe, Score, Study, shown
 
 SCARCE = Budget("scarce", images=100, epochs=40)
 AMPLE = Budget("ample", images=500, epochs=5)
@@ -35,20 +38,25 @@ def official(budget: Budget) -> Official:
     )  # fmt: skip
 
 
-ADAPTER = Arm("adapter", lambda _: plain())
-MOSA = Arm("MoSA", lambda b: Mosa.for_budget(b.images, b.epochs, over=plain()))
+def arm(name: str, *recipe: Any, version: str = "", **options: Any) -> Arm[Recipe]:
+    """An arm from the fields of its recipe."""
+    return Arm(name, Recipe(*recipe, **options), version)
+
+
+ADAPTER = arm("adapter", lambda _: plain())
+MOSA = arm("MoSA", lambda b: Mosa.for_budget(b.images, b.epochs, over=plain()))
 ARMS = (
     ADAPTER,
     MOSA,
-    Arm("adapter, scale / N", lambda _: plain(scale=0.1 / 4)),
-    Arm("adapter, weight dropout", lambda _: plain(weight_dropout=0.75)),
-    Arm("adapter, R-Drop", lambda _: plain(dropout=0.1), rdrop),
-    Arm("adapter, R-Drop, half the epochs", lambda _: plain(dropout=0.1), rdrop, epochs=0.5),
-    Arm("AdaMix", lambda _: Adamix(over=plain(dropout=0.1)), two_pass),
-    Arm("AdaMix, half the epochs", lambda _: Adamix(over=plain(dropout=0.1)), two_pass, epochs=0.5),
-    Arm("MoSA as published", lambda _: published, two_pass),
-    Arm("MoSA as published, half the epochs", lambda _: published, two_pass, epochs=0.5),
-    Arm(
+    arm("adapter, scale / N", lambda _: plain(scale=0.1 / 4)),
+    arm("adapter, weight dropout", lambda _: plain(weight_dropout=0.75)),
+    arm("adapter, R-Drop", lambda _: plain(dropout=0.1), rdrop),
+    arm("adapter, R-Drop, half the epochs", lambda _: plain(dropout=0.1), rdrop, epochs=0.5),
+    arm("AdaMix", lambda _: Adamix(over=plain(dropout=0.1)), two_pass),
+    arm("AdaMix, half the epochs", lambda _: Adamix(over=plain(dropout=0.1)), two_pass, epochs=0.5),
+    arm("MoSA as published", lambda _: published, two_pass),
+    arm("MoSA as published, half the epochs", lambda _: published, two_pass, epochs=0.5),
+    arm(
         "MoSA, official recipe",
         lambda b: official(b).method,
         partial(two_pass, **Official().objective),
@@ -58,82 +66,48 @@ ARMS = (
         },
     ),  # fmt: skip
 )
-Scores = Mapping[tuple[str, str, str, int], float]
 
 
 def compare(
     seeds: Sequence[int],
     report: Callable[[str], None],
     *,
-    arms: Sequence[Arm],
+    arms: Sequence[Arm[Recipe]],
     budgets: Sequence[Budget],
     sets: Sequence[str] = SETS,
 ) -> Result:
     """Every arm on every set, budget and seed; the lower end of MoSA's paired interval."""
-    study, scores, seconds = Study(base=BASE), {}, {}
-    with threads(1):  # tiny batches: two threads cost more than they give
-        for seed in seeds:
-            for name in sets:
-                for budget in budgets:
-                    for arm in arms:
-                        score = study.cell(name, budget, arm, seed)
-                        key = budget.name, arm.name, name, seed
-                        scores[key], seconds[key] = score.accuracy, score.cpu
-                        report(
-                            f"{name}, {budget.name}, seed {seed}, {arm.name}: "
-                            f"{score.accuracy:.1f} % in {score.cpu:.0f} CPU s"
-                        )
-    main = differences(scores, SCARCE.name, MOSA.name, sets, seeds)
-    mean, half = paired(main)
-    rows = [row(scores, seconds, budget, arm, sets, seeds) for budget in budgets for arm in arms]
+    study = Study(base=BASE)
+    found = study.sheets(arms, budgets, sets, seeds, report)
+    main = found[SCARCE.name].minus(MOSA.name, ADAPTER.name, "accuracy")
+    assert main is not None
+    mean, half = main.mean, main.half_width
+    rows = [row(found[budget.name], budget, arm) for budget in budgets for arm in arms]
+    seconds = [score.cpu for sheet in found.values() for score in sheet.results.values()]
     note = (
         f"MoSA minus the plain adapter where data is scarce: {mean:+.2f} points, 95 % interval "
-        f"{mean - half:+.2f} ... {mean + half:+.2f} over {len(main)} pairs (set, seed)."
+        f"{mean - half:+.2f} ... {mean + half:+.2f} over {main.n} pairs (set, seed)."
     )
-    note += f"\n{sum(seconds.values()) / 3600:.1f} CPU hours of training in {len(scores)} cells."
+    note += f"\n{sum(seconds) / 3600:.1f} CPU hours of training in {len(seconds)} cells."
     if study.kept:
         note += (
             f" {study.kept} of them were kept from earlier runs, which the time "
             f"above does not count; {study.cells.path.name} deleted, all run again."
         )
-    return Result(mean - half, half, tuple(main), tuple(rows), note)
+    return Result(mean - half, half, tuple(main.known.tolist()), tuple(rows), note)
 
 
-def differences(
-    scores: Scores, budget: str, arm: str, sets: Sequence[str], seeds: Sequence[int]
-) -> list[float]:
-    """Points above the plain adapter, one for each set and seed."""
-    return [
-        scores[budget, arm, s, seed] - scores[budget, ADAPTER.name, s, seed]
-        for s in sets
-        for seed in seeds
-    ]
-
-
-def row(
-    scores: Scores,
-    seconds: Scores,
-    budget: Budget,
-    arm: Arm,
-    sets: Sequence[str],
-    seeds: Sequence[int],
-) -> dict[str, Any]:
+def row(sheet: Sheet[str, str, Score], budget: Budget, arm: Arm[Recipe]) -> dict[str, Any]:
     """One line of the table: accuracy by set, the paired difference, the relative cost."""
-    line: dict[str, Any] = {
-        "budget": f"{budget.images} images x {budget.epochs} epochs", "method": arm.name,
-    }  # fmt: skip
-    for name in sets:
-        values = [scores[budget.name, arm.name, name, seed] for seed in seeds]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        line[name] = f"{statistics.mean(values):.1f} ± {spread:.1f}"
-    mean, half = paired(differences(scores, budget.name, arm.name, sets, seeds))
-    line["minus adapter"] = "" if arm is ADAPTER else f"{mean:+.2f} ± {half:.2f}"
-    cost = [
-        seconds[budget.name, arm.name, s, i] / seconds[budget.name, ADAPTER.name, s, i]
-        for s in sets
-        for i in seeds
-    ]
-    line["CPU time"] = f"{statistics.median(cost):.2f}x"
+    words = f"{budget.images} images x {budget.epochs} epochs"
+    line: dict[str, Any] = {"budget": words, "method": arm.name}
+    for name, values in zip(sheet.tasks, sheet.of(arm.name, "accuracy"), strict=True):
+        line[name] = shown(values.tolist(), ".1f")
+    gain = sheet.minus(arm.name, ADAPTER.name, "accuracy")
+    assert gain is not None
+    line["minus adapter"] = "" if arm is ADAPTER else f"{gain.mean:+.2f} ± {gain.half_width:.2f}"
+    cost = sheet.of(arm.name, "cpu") / sheet.of(ADAPTER.name, "cpu")
+    line["CPU time"] = f"{np.median(cost):.2f}x"
     return line
 
 

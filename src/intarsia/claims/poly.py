@@ -24,7 +24,7 @@ from ..methods import Poly, mhr
 from ..routers import TaskRouter
 from ..train import evaluate
 from . import mix6
-from .study import threads
+from .study import result_of, shown, threads
 
 STEPS, LR, LR_Z = 1200, 5e-3, 0.1  # of the sheet, as are ranks, skills and heads
 SHOTS, EPOCHS, BATCH = 64, 100, 32  # of a task that comes later: 200 steps
@@ -129,9 +129,9 @@ def on_known_tasks(seeds: Sequence[int], report: Report, *, over: int) -> Result
     middle = {name: statistics.median(values) for name, values in errors.items()}
     rows = [
         {
-            "arm": name, "error %": _spread(errors[name]),
+            "arm": name, "error %": shown(errors[name], ".2f"),
             "median": f"{middle[name]:.2f}", "routing logits": found[0][name][2],
-            "cosine of task gradients": _spread([arms[name][1] for arms in found], "+.3f"),
+            "cosine of task gradients": shown([arms[name][1] for arms in found], "+.3f"),
         }
         for name in names
     ]  # fmt: skip
@@ -142,7 +142,7 @@ def on_known_tasks(seeds: Sequence[int], report: Report, *, over: int) -> Result
         "half-way through training, over all pairs of tasks; it is reported, not judged. "
         "poly and poly-heads judge the same runs."
     )
-    return Result(statistics.median(ratios), _stdev(ratios), tuple(ratios), tuple(rows), note)
+    return result_of(ratios, rows, note, statistics.median)
 
 
 LATER = (
@@ -197,21 +197,15 @@ def on_a_later_task(seeds: Sequence[int], report: Report, *, ours: str, over: st
     """Points by which one way is more accurate than another, the median of the seeds."""
     found = [later(seed, report) for seed in seeds]
     gains = [errors[over] - errors[ours] for errors in found]
-    rows = [{"way": name, "error %": _spread([errors[name] for errors in found])} for name in LATER]
+    rows = [
+        {"way": name, "error %": shown([errors[name] for errors in found], ".2f")} for name in LATER
+    ]
     note = (
         f"{SHOTS} shots, {EPOCHS * -(-SHOTS // BATCH)} steps; each seed is the mean over two tasks "
         "held out in turn, and three seeds hold out each of the six once; MHR, S = 4, Q = 8, r = 1 "
         "was trained on the other five. poly-mu, poly-mu-start and poly-z judge the same runs."
     )
-    return Result(statistics.median(gains), _stdev(gains), tuple(gains), tuple(rows), note)
-
-
-def _stdev(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _spread(values: Sequence[float], form: str = ".2f") -> str:
-    return f"{statistics.mean(values):{form}} ± {_stdev(values):{form.lstrip('+')}}"
+    return result_of(gains, rows, note, statistics.median)
 
 
 KNOWN = (

@@ -7,11 +7,11 @@ from functools import partial
 from ..core import Claim
 from ..experiments.routing import VARIANTS, Variant
 from ..routers import Recurrent
-from .routed import Arm, compare, information
+from .routed import arm, compare, information
 
-TOPK = Arm("linear router, top-2 of 8", VARIANTS["top-k"])
-RMOE = Arm("RMoE, p = 32", VARIANTS["rmoe"])
-ALONE = Arm("no recurrence, p = 38", Variant("alone", Recurrent(8, 2, hidden=38, carry=False)))
+TOPK = arm("linear router, top-2 of 8", VARIANTS["top-k"])
+RMOE = arm("RMoE, p = 32", VARIANTS["rmoe"])
+ALONE = arm("no recurrence, p = 38", Variant("alone", Recurrent(8, 2, hidden=38, carry=False)))
 """As many live parameters, 15.5 thousand: without a state, the cell's matrix of it does nothing."""
 
 NOTE = (

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from ..core import Result
 from ..core.claim import Report
+from ..experiments.pool import Arm
 from ..experiments.routing import TEXT, Asked, Scale, Variant, cells
+from .study import result_of, shown
 
 CORPUS = "austen"
 
@@ -17,12 +19,16 @@ Cell = Mapping[str, Any]
 """What `intarsia.experiments.routing.cells` tells of one."""
 
 
-class Arm(NamedTuple):
-    """A contender under the name it has in a table, at equal "steps" or "flops"."""
+class AtBudget(NamedTuple):
+    """A contender at equal "steps" or "flops"."""
 
-    name: str
     variant: Variant
     budget: str = "steps"
+
+
+def arm(name: str, variant: Variant, budget: str = "steps") -> Arm[AtBudget]:
+    """A contender under the name it has in a table."""
+    return Arm(name, AtBudget(variant, budget))
 
 
 class Bench(NamedTuple):
@@ -33,16 +39,30 @@ class Bench(NamedTuple):
     executor: str = "processes"
 
     def cells(
-        self, arms: Sequence[Arm], seeds: Sequence[int], report: Report, *, measure: Arm
+        self,
+        arms: Sequence[Arm[AtBudget]],
+        seeds: Sequence[int],
+        report: Report,
+        *,
+        measure: Arm[AtBudget] | None = None,
+        sees_later: bool = False,
     ) -> dict[str, list[Cell]]:
-        """By the arm's name, one for each seed.  measure: whose operations "flops" are equal to."""
-        asked = [Asked(a.variant, self.corpus, seed, a.budget) for a in arms for seed in seeds]
+        """By the arm's name, one for each seed.
+
+        measure: whose operations "flops" are equal to, None = the first arm's.
+        """
+        both = [(one.settings, seed) for one in arms for seed in seeds]
         made: list[Cell] = []
         made += cells(
-            asked, baseline=measure.variant, text=self.scale, report=report, executor=self.executor
+            [Asked(one.variant, self.corpus, seed, one.budget) for one, seed in both],
+            baseline=(measure or arms[0]).settings.variant,
+            text=self.scale,
+            report=report,
+            executor=self.executor,
+            sees_later=sees_later,
         )
         each = len(seeds)
-        return {a.name: made[i * each : (i + 1) * each] for i, a in enumerate(arms)}
+        return {one.name: made[i * each : (i + 1) * each] for i, one in enumerate(arms)}
 
 
 BENCH = Bench()
@@ -72,57 +92,52 @@ def compare(
     seeds: Sequence[int],
     report: Report,
     *,
-    ours: Arm,
-    base: Arm,
+    ours: Arm[AtBudget],
+    base: Arm[AtBudget],
     of: Callable[[Cell], float] = loss,
-    beside: Sequence[Arm] = (),
+    beside: Sequence[Arm[AtBudget]] = (),
     note: str = "",
     bench: Bench = BENCH,
 ) -> Result:
     """A figure of one contender over that of another: the mean of the seeds' ratios."""
-    found = bench.cells((base, ours, *beside), seeds, report, measure=base)
+    found = bench.cells((base, ours, *beside), seeds, report)
     return judged(found, ours, base, of=of, note=note)
 
 
 def judged(
     found: Mapping[str, Sequence[Cell]],
-    ours: Arm,
-    base: Arm,
+    ours: Arm[AtBudget],
+    base: Arm[AtBudget],
     *,
     of: Callable[[Cell], float],
     note: str,
 ) -> Result:
     """The result of `compare` from its cells."""
-    values = _ratios(found[ours.name], found[base.name], of)
-    rows = table(found, base)
-    return Result(statistics.mean(values), spread(values), values, rows, _with_setting(found, note))
+    values = ratios(found[ours.name], found[base.name], of)
+    return result_of(values, table(found, base), _with_setting(found, note))
 
 
 def measured(
     seeds: Sequence[int],
     report: Report,
     *,
-    ours: Arm,
-    base: Arm,
+    ours: Arm[AtBudget],
+    base: Arm[AtBudget],
     of: Callable[[Cell], float],
     note: str = "",
     bench: Bench = BENCH,
 ) -> Result:
     """A figure of one contender by itself: the mean of the seeds; the other stands in the table."""
-    found = bench.cells((base, ours), seeds, report, measure=base)
+    found = bench.cells((base, ours), seeds, report)
     values = tuple(of(cell) for cell in found[ours.name])
-    rows = table(found, base)
-    return Result(statistics.mean(values), spread(values), values, rows, _with_setting(found, note))
+    return result_of(values, table(found, base), _with_setting(found, note))
 
 
-def table(found: Mapping[str, Sequence[Cell]], base: Arm) -> tuple[Mapping[str, Any], ...]:
+def table(
+    found: Mapping[str, Sequence[Cell]], base: Arm[AtBudget]
+) -> tuple[Mapping[str, Any], ...]:
     """A line for each contender."""
     return tuple(_row(name, made, found[base.name]) for name, made in found.items())
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation, 0 of one."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _row(name: str, made: Sequence[Cell], base: Sequence[Cell]) -> dict[str, Any]:
@@ -131,10 +146,10 @@ def _row(name: str, made: Sequence[Cell], base: Sequence[Cell]) -> dict[str, Any
     return {
         "contender": name,
         "steps": "/".join(sorted({str(cell["steps"]) for cell in made})),
-        "test loss": f"{statistics.mean(losses):.4f} ± {spread(losses):.4f}",
-        "ratio": f"{statistics.mean(_ratios(made, base, loss)):.4f}",
+        "test loss": shown(losses, ".4f"),
+        "ratio": f"{statistics.mean(ratios(made, base, loss)):.4f}",
         "perplexity": f"{statistics.mean(map(perplexity, made)):.2f}",
-        "of perplexity": f"{statistics.mean(_ratios(made, base, perplexity)):.4f}",
+        "of perplexity": f"{statistics.mean(ratios(made, base, perplexity)):.4f}",
         "swapped": f"+{100 * statistics.mean(map(hurt, made)):.1f} %",
         "information": f"{statistics.mean(map(information, made)):.3f}",
         "active": f"{statistics.mean(map(active, made)):.2f}",
@@ -155,7 +170,7 @@ def _layers(cell: Cell, what: str) -> float:
     return statistics.mean(layer[what] for layer in cell["layers"])
 
 
-def _ratios(
+def ratios(
     ours: Sequence[Cell], base: Sequence[Cell], of: Callable[[Cell], float]
 ) -> tuple[float, ...]:
     return tuple(of(a) / of(b) for a, b in zip(ours, base, strict=True))

@@ -18,14 +18,19 @@ import intarsia
 from ..adapters import Lora, S2ft
 from ..core import Claim, Method, Result
 from ..core.claim import Report
+from ..experiments.pool import Arm
 from . import mix6
-from .study import threads
+from .study import each, result_of
 
 SOURCE = "identity"
 TARGETS = tuple(task for task in mix6.TASKS if task != SOURCE)
 STEPS, EVERY, LR = 400, 20, 5e-3
 CHANNELS, RANK = 12, 5  # for each block: 6,912 weights, and 6,720 of LoRA
-ARMS: dict[str, Method] = {"S2FT": S2ft(down=CHANNELS / mix6.HIDDEN), "LoRA": Lora(RANK)}
+ARMS: tuple[Arm[Method], ...] = (
+    Arm("S2FT", S2ft(down=CHANNELS / mix6.HIDDEN)),
+    Arm("LoRA", Lora(RANK)),
+)
+NAMES = tuple(arm.name for arm in ARMS)
 SMOL: dict[str, Any] = {
     "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
     "num_key_value_heads": 3, "num_hidden_layers": 4, "vocab_size": 512,
@@ -64,25 +69,22 @@ def train(method: Method, task: str, seed: int) -> Track:
     return track
 
 
-def tracks(seeds: Sequence[int], report: Report) -> dict[tuple[str, str, int], Track]:
+def tracks(seeds: Sequence[int], report: Report) -> Mapping[tuple[str, str, int], Track]:
     """Every arm on every task and seed."""
-    found: dict[tuple[str, str, int], Track] = {}
-    with threads(1):
-        for seed in seeds:
-            for task in TARGETS:
-                for arm, method in ARMS.items():
-                    found[arm, task, seed] = track = train(method, task, seed)
-                    report(
-                        f"{task}, seed {seed}, {arm}: target {track.target[-1]:.3f}, "
-                        f"source {track.source[-1]:.3f}"
-                    )
-    return found
+    return each(
+        ARMS,
+        seeds,
+        train,
+        report,
+        tasks=TARGETS,
+        said=lambda track: f"target {track.target[-1]:.3f}, source {track.source[-1]:.3f}",
+    ).results
 
 
 def matched(found: Mapping[tuple[str, str, int], Track], task: str, seed: int) -> Mapping[str, Any]:
     """The highest target accuracy that both arms reach, and what each kept of the source there."""
-    level = min(max(found[arm, task, seed].target) for arm in ARMS)
-    return {"level": level} | {arm: found[arm, task, seed].kept(level) for arm in ARMS}
+    level = min(max(found[arm, task, seed].target) for arm in NAMES)
+    return {"level": level} | {arm: found[arm, task, seed].kept(level) for arm in NAMES}
 
 
 def retention(seeds: Sequence[int], report: Report) -> Result:
@@ -95,9 +97,9 @@ def retention(seeds: Sequence[int], report: Report) -> Result:
     )
     rows = [
         {"task": task, "matched target accuracy": _mean(at[task, s]["level"] for s in seeds)}
-        | {f"source kept, {arm}": _mean(at[task, s][arm] for s in seeds) for arm in ARMS}
+        | {f"source kept, {arm}": _mean(at[task, s][arm] for s in seeds) for arm in NAMES}
         | {f"final target, {arm}": _mean(found[arm, task, s].target[-1] for s in seeds)
-           for arm in ARMS}
+           for arm in NAMES}
         for task in TARGETS
     ]  # fmt: skip
     note = (
@@ -105,7 +107,7 @@ def retention(seeds: Sequence[int], report: Report) -> Result:
         f"learning rate constant, {STEPS} steps looked at every {EVERY}; both arms are read where "
         "they first reach the highest target accuracy that both reach. Second linear of each MLP."
     )
-    return Result(statistics.mean(values), _spread(values), values, tuple(rows), note)
+    return result_of(values, rows, note)
 
 
 def in_domain(seeds: Sequence[int], report: Report) -> Result:
@@ -116,17 +118,13 @@ def in_domain(seeds: Sequence[int], report: Report) -> Result:
         statistics.mean(end["S2FT", t, s] - end["LoRA", t, s] for t in TARGETS) for s in seeds
     )
     rows = [
-        {"task": t} | {arm: _mean(end[arm, t, s] for s in seeds) for arm in ARMS} for t in TARGETS
+        {"task": t} | {arm: _mean(end[arm, t, s] for s in seeds) for arm in NAMES} for t in TARGETS
     ]
-    return Result(statistics.mean(values), _spread(values), values, tuple(rows))
+    return result_of(values, rows)
 
 
 def _mean(values: Any) -> str:
     return f"{statistics.mean(values):.3f}"
-
-
-def _spread(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def kept_bytes(call: Callable[[], object], own: Sequence[Tensor]) -> int:
@@ -203,7 +201,7 @@ def memory(seeds: Sequence[int], report: Report) -> Result:
         "storages, weights left out; 512 tokens, float32, four layers in SmolLM2-135M's shapes. "
         "Rows (up, value) keep their whole input, as full fine-tuning does."
     )
-    return Result(statistics.mean(values), _spread(values), tuple(values), tuple(rows), note)
+    return result_of(values, rows, note)
 
 
 PAPER = "(arXiv:2412.06289, abstract)"

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FunctionType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from scipy import stats
 from sklearn.model_selection import train_test_split
 from torch.utils.data import TensorDataset
 
-from ..core import Method
+from ..core import Method, Result
 from ..core.registry import method_to_dict
 from ..data import backbones, packages, sets, structured
 from ..data.decode import to_rgb
+from ..experiments.pool import Arm, Trial, TrialEnd, refuse_failed, run_told
 from ..fitting import fit
 from ..hosts import adapt
 from ..hosts.prefix import run_prefix, split_at
+from ..results.sheet import Sheet, Spread, deviation
 from ..results.store import Store, key_of
 from ..train import Training, evaluate
 from ..train.objectives import Objective, plain
 
+S, T, R = TypeVar("S"), TypeVar("T"), TypeVar("R")
 SIZE = 56  # px
 RENDERED = 2400  # pictures of a synthetic set
 
@@ -43,18 +44,15 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One contender.
+class Recipe:
+    """How an arm of a study is trained.
 
-    epochs: its share of the budget's epochs, 1/2 where a step costs twice; options: of `fit`;
-    version: to be changed with anything else that changes what the arm does.
+    epochs: its share of the budget's epochs, 1/2 where a step costs twice; options: of `fit`.
     """
 
-    name: str
     method: Callable[[Budget], Method]
     objective: Objective = plain
     epochs: float = 1.0
-    version: str = ""
     options: Callable[[Budget], dict[str, Any]] = lambda _: {}
 
 
@@ -86,25 +84,55 @@ class Study:
         self._held: tuple[Any, Any] | None = None
         self.kept = 0  # cells that were read, not run
 
-    def cell(self, name: str, budget: Budget, arm: Arm, seed: int) -> Score:
+    def cell(self, name: str, budget: Budget, arm: Arm[Recipe], seed: int) -> Score:
         """The score of one cell, from the file or by running it."""
-        method = arm.method(budget)
+        recipe = arm.settings
+        method = recipe.method(budget)
         inputs = {
             "set": name, "budget": [budget.images, budget.epochs], "arm": arm.name, "seed": seed,
             "method": method_to_dict(method), "base": repr(self.base),
-            "options": sorted(f"({n!r}, {_said(v)})" for n, v in arm.options(budget).items()),
-            "epochs": arm.epochs, "version": arm.version, "size": SIZE, "block": self.first,
+            "options": sorted(f"({n!r}, {_said(v)})" for n, v in recipe.options(budget).items()),
+            "epochs": recipe.epochs, "version": arm.version, "size": SIZE, "block": self.first,
             "test": self.test, "part": self.part,
         }  # fmt: skip
         key = key_of(inputs)
         if key in self.cells:
             self.kept += 1
         else:
-            score = self._run(name, budget, arm, method, seed)
+            score = self._run(name, budget, recipe, method, seed)
             self.cells.add(key, {**inputs, "score": vars(score)})
         return Score(**self.cells[key]["score"])
 
-    def _run(self, name: str, budget: Budget, arm: Arm, method: Method, seed: int) -> Score:
+    def sheets(
+        self,
+        arms: Sequence[Arm[Recipe]],
+        budgets: Sequence[Budget],
+        sets: Sequence[str],
+        seeds: Sequence[int],
+        report: Callable[[str], None],
+    ) -> dict[str, Sheet[str, str, Score]]:
+        """The scores by budget; all budgets of a set follow each other, so that it is kept."""
+        named = {budget.name: budget for budget in budgets}
+        found = each(
+            [Arm(arm.name, arm) for arm in arms],
+            seeds,
+            lambda arm, task, seed: self.cell(task[0], named[task[1]], arm, seed),
+            report,
+            tasks=[(name, budget) for name in sets for budget in named],
+            said=lambda score: f"{score.accuracy:.1f} % in {score.cpu:.0f} CPU s",
+        )
+        return {
+            name: Sheet(
+                found.arms,
+                tuple(sets),
+                found.seeds,
+                {(a, t[0], s): r for (a, t, s), r in found.results.items() if t[1] == name},
+                found.read,
+            )
+            for name in named
+        }
+
+    def _run(self, name: str, budget: Budget, recipe: Recipe, method: Method, seed: int) -> Score:
         train, test, tail = self._data(name, budget.images, seed)
         old = cast(torch.nn.Linear, tail.head)
         torch.manual_seed(seed)
@@ -113,10 +141,10 @@ class Study:
         torch.nn.init.zeros_(head.bias)
         tail.head = head
         model = adapt(tail, method, seed=seed)
-        epochs = max(1, round(budget.epochs * arm.epochs))
+        epochs = max(1, round(budget.epochs * recipe.epochs))
         training = replace(self.base, epochs=epochs, seed=seed)
         start = time.process_time()
-        fit(model, train, training=training, objective=arm.objective, **arm.options(budget))
+        fit(model, train, training=training, objective=recipe.objective, **recipe.options(budget))
         cpu = time.process_time() - start
         scores = evaluate(model, test)
         return Score(100 * scores.accuracy, scores.loss, cpu)
@@ -183,23 +211,66 @@ def _pixels(image: Any) -> torch.Tensor:
     return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)
 
 
-def paired(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean of paired differences and the half-width of its 95 % t-interval."""
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 2:
-        return float(values.mean()), math.inf
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean()), float(half)
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation of the seeds, 0 for one."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def result_of(
+    values: Sequence[float],
+    rows: Iterable[Mapping[str, Any]],
+    note: str = "",
+    over: Callable[[Sequence[float]], float] = statistics.mean,
+) -> Result:
+    """A claim's result from one value for each seed.  over: what of them is judged."""
+    return Result(over(values), deviation(values), tuple(values), tuple(rows), note)
 
 
 def shown(values: Sequence[float], form: str) -> str:
     """Mean and spread for a table."""
-    return f"{statistics.mean(values):{form}} ± {spread(values):{form}}"
+    return Spread.of(values).text(form)
+
+
+def each(
+    arms: Sequence[Arm[S]],
+    seeds: Sequence[int],
+    work: Callable[[S, T, int], R],
+    report: Callable[[str], None],
+    *,
+    tasks: Sequence[T] = ("",),
+    said: Callable[[R], str],
+) -> Sheet[str, T, R]:
+    """Every arm on every task from every seed, in this process, on one thread.
+
+    work: an arm's settings, task and seed -> what came out.  said: that in a few words.
+    Returns a sheet with the arms' names, whose values are attributes of what came out.
+    Raises: TrainingError when all others have run, if some failed.
+    """
+    found: dict[tuple[str, T, int], R] = {}
+
+    def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        arm, task, seed = inputs["arm"], inputs["task"], inputs["seed"]
+        with threads(1):  # tiny batches: two threads cost more than they give
+            made = found[arm.name, task, seed] = work(arm.settings, task, seed)
+        return {"said": said(made)}
+
+    trials = [
+        Trial(_title(arm, task, seed), {"arm": arm, "task": task, "seed": seed})
+        for seed in seeds
+        for task in tasks
+        for arm in arms
+    ]
+    failed: list[str] = []
+
+    def done(end: TrialEnd) -> None:
+        if end.result is None:
+            failed.append(f"{end.trial.name}: {end.error}")
+
+    run_told(
+        trials, run, jobs=1, done=done, said=lambda end: end["said"], report=report, executor="here"
+    )
+    refuse_failed(failed, len(trials))
+    return Sheet(tuple(arm.name for arm in arms), tuple(tasks), tuple(seeds), found, getattr)
+
+
+def _title(arm: Arm[Any], task: object, seed: int) -> str:
+    words = task if isinstance(task, tuple) else (task,) if task else ()
+    return ", ".join([*map(str, words), f"seed {seed}", arm.name])
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ..routers import TopK, Transport
 from ..routers.transport import TransportRouter
 from ..train import evaluate
 from . import mix6
-from .study import shown, spread, threads
+from .study import result_of, shown, threads
 
 EXPERTS, LAYER, STEPS, LR = 8, 3, 600, 1e-3
 EPS, ROUNDS = 0.05, 50  # of Sinkhorn's plan: entropy, in units of p; rounds
@@ -136,7 +136,7 @@ def judged(
         "the residual brings it. The four transport claims judge the same runs."
     )
     rows = tuple(_row(name, [arms[name] for arms in found]) for name in ARMS)
-    return Result(over(values), spread(values), values, rows, note)
+    return result_of(values, rows, note, over)
 
 
 def _row(name: str, made: Sequence[Found]) -> dict[str, Any]:

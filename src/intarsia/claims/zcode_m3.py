@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ..core import Claim, Result, Routing
-from ..experiments.routing import TEXT, VARIANTS, Asked, Scale, cells
+from ..core.claim import Report
+from ..experiments.routing import VARIANTS
 from ..fitting import fit
 from ..gating import RandomSource
 from ..hosts import expert_loads
@@ -22,16 +23,16 @@ from ..mixtures.zcode_m3 import mixtures_in
 from ..routers import TopK
 from ..train import evaluate
 from . import mix6
-from .study import shown, spread, threads
+from .routed import BENCH, Bench, Cell, arm, ratios
+from .routed import loss as cell_loss
+from .study import result_of, shown, threads
 
-EXPERTS, CORPUS, LR = 8, "austen", 1e-3
+EXPERTS, LR = 8, 1e-3
 TOKENS, BATCHES, SKEW = 2048, 100, 4.0  # of the mechanism: one expert is asked for four times
 POLICIES = {"order": "in order", "random": "by lot"}
 TIGHT = 0.75  # capacity factor where the batch is laid out by task
 STEPS, SHARED, MORE = 600, 200, 100  # on MIX6: all of a parent's, those before they part, after
 OTHERS = 10  # random choices of experts to keep
-Report = Callable[[str], None]
-Cell = Mapping[str, Any]
 
 
 def mechanism(policy: str, seed: int) -> tuple[list[float], float]:
@@ -71,30 +72,29 @@ def by_quarter(
         f"as often as each other. A rate is the mean over {BATCHES} batches, the same for both: "
         "512 tokens of a single batch tell it to 0.02 at best."
     )
-    return Result(over(values), spread(values), values, rows, note)
+    return result_of(values, rows, note, over)
 
 
-def on_text(
-    seeds: Sequence[int], report: Report, *, data: str = CORPUS, text: Scale = TEXT
-) -> Result:
+def on_text(seeds: Sequence[int], report: Report, *, bench: Bench = BENCH) -> Result:
     """Test loss of lots over order, the mean of the seeds; nothing is dropped in the test."""
-    arms = {"order": VARIANTS["top-1-order"], "random": VARIANTS["top-1-lots"]}
-    asked = [Asked(v, data, seed) for v in arms.values() for seed in seeds]
-    made = cells(asked, report=report, text=text, sees_later=True)
-    found = {"order": made[: len(seeds)], "random": made[len(seeds) :]}
-    pairs = list(zip(found["random"], found["order"], strict=True))
-    values = tuple(a["loss"] / b["loss"] for a, b in pairs)
+    arms = [arm(POLICIES["order"], VARIANTS["top-1-order"])]
+    arms += [arm(POLICIES["random"], VARIANTS["top-1-lots"])]
+    found, text = bench.cells(arms, seeds, report, sees_later=True), bench.scale
+    order, lots = found.values()
+    values = ratios(lots, order, cell_loss)
+    pairs = zip(lots, order, strict=True)
     late = [a["loss_by_position"][3] / b["loss_by_position"][3] for a, b in pairs]
     note = (
-        f"Cells of `{data}`, top-1 of {EXPERTS}, capacity factor 1 while training, {text.steps} "
-        f"steps; drops are those of a training forward on test rows, mean of the layers. At late "
+        f"Cells of `{bench.corpus}`, top-1 of {EXPERTS}, capacity factor 1 while training, "
+        f"{text.steps} steps; drops are those of a training forward on test rows, "
+        f"mean of the layers. At late "
         f"positions (last quarter of the rows) the ratio is {shown(late, '.4f')}; it is not "
         "judged here. Tokens stand row by row, so that order drops the last rows of a batch, at "
         "all positions alike, and rows are shuffled: no text stands late twice. That bar is judged "
         "in zcode-m3-late, where what stands late is always the same."
     )
-    rows = tuple(_row(POLICIES[name], each) for name, each in found.items())
-    return Result(statistics.mean(values), spread(values), values, rows, note)
+    rows = tuple(_row(name, each) for name, each in found.items())
+    return result_of(values, rows, note)
 
 
 def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def late(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
         }
         for key, name in POLICIES.items()
     )  # fmt: skip
-    return Result(statistics.mean(values), spread(values), values, rows, note)
+    return result_of(values, rows, note)
 
 
 def train(net: nn.Module, steps: int, seed: int) -> None:
@@ -218,7 +218,7 @@ def merging(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Resu
         }
         for name in ("first parent", "second parent", "merged")
     )  # fmt: skip
-    return Result(statistics.mean(values), spread(values), values, rows, note)
+    return result_of(values, rows, note)
 
 
 def kept(net: nn.Module, scores: Mapping[str, Tensor], experts: int) -> nn.Module:
@@ -257,7 +257,7 @@ def pruning(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Resu
     rows = tuple(
         {"experts": name, "test loss": shown(each, ".3f")} for name, each in losses.items()
     )
-    return Result(statistics.mean(values), spread(values), values, rows, note)
+    return result_of(values, rows, note)
 
 
 PAPER = "(arXiv:2109.10465, "

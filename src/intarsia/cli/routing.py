@@ -20,7 +20,7 @@ from ..experiments.routing import (
 )
 from ..experiments.settings import value_of
 from ..results.numbers import plural
-from ..results.routers.findings import Sheet
+from ..results.routers.findings import RouterSheet
 
 
 def ask(given: Mapping[str, Any]) -> Contest:
@@ -39,7 +39,7 @@ def ask(given: Mapping[str, Any]) -> Contest:
 
 def carry(
     contest: Contest, given: Mapping[str, Any], report: Callable[[str], None]
-) -> tuple[list[Sheet], dict[str, Any]]:
+) -> tuple[list[RouterSheet], dict[str, Any]]:
     """Run the cells that are not kept and write the files; the sheets, and all of it as JSON.
 
     Raises: UnknownName and ConfigError for what cannot be, before a cell runs.

@@ -9,12 +9,27 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from ..core.errors import ConfigError
+from ..core.checks import at_least, one_of
+from ..core.errors import TrainingError
 from .on_ray import OnRay, threads_for
 from .workers import Died, Executor, Here, OwnProcess
 from .workers import Work as Work
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Arm(Generic[S]):
+    """Who is compared: a name, and the settings that it stands for.
+
+    version: to be changed with anything else that changes what the arm does.
+    """
+
+    name: str
+    settings: S
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialEnd:
     """The end of a trial: its result, or what went wrong."""
 
     trial: Trial
@@ -40,8 +55,10 @@ class Outcome:
 
 
 EXECUTORS: Mapping[str, Callable[[int], Executor]] = {
-    "processes": OwnProcess, "ray": OnRay, "here": Here,
-}  # fmt: skip
+    "processes": OwnProcess,
+    "ray": OnRay,
+    "here": Here,
+}
 
 
 def run_trials(
@@ -49,14 +66,14 @@ def run_trials(
     work: Work,
     *,
     jobs: int,
-    done: Callable[[Outcome], None],
+    done: Callable[[TrialEnd], None],
     begun: Callable[[Trial], None] = lambda _: None,
     executor: str = "processes",
     threads: int | None = None,
 ) -> None:
     """Run every trial, `jobs` at a time, in their order; call `done` as each one ends.
 
-    A trial that raises, or whose process dies, is an Outcome with an error like any other.
+    A trial that raises, or whose process dies, is an TrialEnd with an error like any other.
     threads: of torch in each process; None shares this machine's cores out, or those of Ray's.
     Raises: ConfigError for impossible numbers; KeyboardInterrupt after the running trials have been
     told to stop.
@@ -65,7 +82,7 @@ def run_trials(
     waiting: queue.SimpleQueue[Trial] = queue.SimpleQueue()
     for trial in trials:
         waiting.put(trial)
-    ended: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[TrialEnd | BaseException | None] = queue.SimpleQueue()
     stopped = threading.Event()
 
     def serve(slot: Executor) -> None:
@@ -76,7 +93,7 @@ def run_trials(
                 except queue.Empty:
                     break
                 begun(trial)
-                ended.put(_outcome(slot, work, trial))
+                ended.put(_end_of(slot, work, trial))
         except BaseException as error:
             ended.put(error)
         finally:
@@ -101,11 +118,8 @@ def run_trials(
 
 
 def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[Executor]:
-    if jobs < 1 or executor not in EXECUTORS:
-        raise ConfigError(
-            "--jobs or executor", got=f"{jobs}, {executor!r}",
-            want=f"at least 1, one of {tuple(EXECUTORS)}", fix="Leave them out.",
-        )  # fmt: skip
+    at_least("--jobs", jobs, 1, "Leave it out.")
+    one_of("executor", executor, EXECUTORS)
     number = min(jobs, trials)
     if executor == "ray":
         share = threads_for(number, threads) if number else 1
@@ -129,7 +143,7 @@ class Pace:
     def ended(self) -> int:
         return sum(map(len, self.seconds.values()))
 
-    def add(self, end: Outcome) -> None:
+    def add(self, end: TrialEnd) -> None:
         self.seconds[end.trial.kind].append(end.seconds)
 
     def left(self) -> float | None:
@@ -149,7 +163,7 @@ def run_told(
     work: Work,
     *,
     jobs: int,
-    done: Callable[[Outcome], None],
+    done: Callable[[TrialEnd], None],
     said: Callable[[Mapping[str, Any]], str],
     report: Callable[[str], None],
     executor: str = "processes",
@@ -162,7 +176,7 @@ def run_told(
     pace = Pace(trials, jobs)
     start = time.monotonic()
 
-    def ended(end: Outcome) -> None:
+    def ended(end: TrialEnd) -> None:
         done(end)
         pace.add(end)
         left = pace.left() or 0.0
@@ -177,7 +191,18 @@ def run_told(
         run_trials(trials, work, jobs=jobs, done=ended, executor=executor, threads=threads)
 
 
-def _outcome(slot: Executor, work: Work, trial: Trial) -> Outcome:
+def refuse_failed(errors: Sequence[str], count: int) -> None:
+    """Raises: TrainingError with the first of the errors of `count` trials, if there is one."""
+    if errors:
+        raise TrainingError(
+            f"{len(errors)} of {count} trials",
+            got=errors[0],
+            want="a result of each",
+            fix="Mend it and call this again: finished trials are kept.",
+        )
+
+
+def _end_of(slot: Executor, work: Work, trial: Trial) -> TrialEnd:
     start = time.perf_counter()
     result, error = None, ""
     try:
@@ -186,4 +211,4 @@ def _outcome(slot: Executor, work: Work, trial: Trial) -> Outcome:
         error = str(death)
     except Exception as known:
         error = str(known)
-    return Outcome(trial, result, error, time.perf_counter() - start)
+    return TrialEnd(trial, result, error, time.perf_counter() - start)

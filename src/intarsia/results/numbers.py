@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .sheet import Difference, Spread
+from .sheet import Spread
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -19,17 +19,20 @@ def accuracy(spread: Spread) -> str:
 
 def bare(spread: Spread) -> str:
     """The same without its unit, for a table that says it once: "80.7 ± 0.4"."""
-    if spread.deviation is None:
-        return f"{100 * spread.mean:.1f}"
-    return f"{100 * spread.mean:.1f} ± {100 * spread.deviation:.1f}"
+    return in_percent(spread).text()
 
 
-def points(difference: Difference) -> str:
-    """ "+2.1 ± 0.6" percentage points."""
-    mean = signed(100 * difference.mean)
-    if difference.deviation is None:
-        return mean
-    return f"{mean} ± {100 * difference.deviation:.1f}"
+def points(spread: Spread) -> str:
+    """Of a difference, in percentage points: "+2.1 ± 0.6"."""
+    found = in_percent(spread)
+    mean = signed(found.mean)
+    return mean if found.deviation is None else f"{mean} ± {found.deviation:.1f}"
+
+
+def in_percent(spread: Spread) -> Spread:
+    """A spread of shares, times 100."""
+    known = spread.deviation
+    return Spread(100 * spread.mean, None if known is None else 100 * known, spread.n)
 
 
 def signed(value: float, digits: int = 1) -> str:

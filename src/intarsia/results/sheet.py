@@ -1,10 +1,26 @@
-"""Values of arms at the same seeds beside each other: means, spreads, paired differences."""
+"""Arms beside each other: means, spreads, and differences paired by task and seed.
+
+A spread is the sample standard deviation, sqrt(sum (x - mean)^2 / (n - 1)).  A difference is taken
+between two arms on the same task from the same seed; everything else is a mean of such pairs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, stdev
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from ..core.errors import ShapeError
+from .statistics import DECIMALS, bootstrap_interval, task_means, wilcoxon
+
+A = TypeVar("A")  # who is compared
+T = TypeVar("T")  # on what
+R = TypeVar("R")  # what came out
 
 
 @dataclass(frozen=True)
@@ -19,15 +35,186 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
+    def text(self, form: str = ".1f") -> str:
+        """ "3.3 ± 0.2"; without ± for one value.  form: of the mean; a sign stays with it."""
+        mean = f"{self.mean:{form}}"
+        return mean if self.deviation is None else f"{mean} ± {self.deviation:{form.lstrip('+')}}"
 
-@dataclass(frozen=True)
-class Difference:
-    """To the baseline, in accuracy: over n shared seeds, in `ahead` of which it was better.
 
-    Without shared seeds (n = 0) only the difference of the means is known.
+def suite_mean(accuracy: np.ndarray, weight: np.ndarray | None = None) -> Spread:
+    """Weighted mean over tasks (None = all alike), and its spread over seeds.
+
+    accuracy: (tasks, seeds) without NaN but for seeds that are NaN throughout, which are left out.
+    Raises: ShapeError where a task lacks a seed: such a mean would mix unequal tasks.
+    """
+    seeds = accuracy[:, ~np.isnan(accuracy).all(0)]
+    if not seeds.size or np.isnan(seeds).any():
+        raise ShapeError(
+            "accuracies of a suite", got="a task without one of the seeds",
+            want="the same seeds in every task", fix="Take the tasks that are complete.",
+        )  # fmt: skip
+    weight = np.full(len(seeds), 1 / len(seeds)) if weight is None else weight
+    # a sum in a fixed order of values: the order of the tasks must not show in the last digit
+    return Spread.of([math.fsum(column * weight) for column in seeds.T])
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation, 0 for one value."""
+    return Spread.of(values).deviation or 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Differences:
+    """One arm minus another, by task and seed: at least one pair.
+
+    pairs: (tasks, seeds), NaN where either arm has no value.
     """
 
-    mean: float
-    deviation: float | None
-    n: int
-    ahead: int
+    pairs: np.ndarray
+
+    @classmethod
+    def of(cls, ours: np.ndarray, theirs: np.ndarray) -> Differences | None:
+        """(tasks, seeds) each; None without a pair."""
+        pairs = np.round(ours - theirs, DECIMALS) + 0.0  # no -0
+        return None if np.isnan(pairs).all() else cls(pairs)
+
+    @classmethod
+    def by_seed(cls, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differences | None:
+        """On one task, by seed; None without a seed in common."""
+        shared = [seed for seed in ours if seed in theirs]
+        found = [np.array([[one[seed] for seed in shared]]) for one in (ours, theirs)]
+        return cls.of(*found) if shared else None
+
+    @cached_property
+    def by_task(self) -> np.ndarray:
+        """Means over seeds.  (tasks,), NaN without a pair."""
+        return np.round(task_means(self.pairs), DECIMALS) + 0.0
+
+    @property
+    def known(self) -> np.ndarray:
+        """The pairs that there are, in a row."""
+        return self.pairs[~np.isnan(self.pairs)]
+
+    @property
+    def mean(self) -> float:
+        """Over tasks, of the means over seeds."""
+        known = self.by_task[~np.isnan(self.by_task)]
+        return math.fsum(known) / len(known)
+
+    @property
+    def n(self) -> int:
+        """How many pairs there are."""
+        return len(self.known)
+
+    @property
+    def spread(self) -> Spread:
+        """Mean and sample standard deviation of the pairs."""
+        return Spread.of(self.known.tolist())
+
+    @property
+    def ahead(self) -> int:
+        """In how many pairs the value is higher than the other arm's."""
+        return int((self.known > 0).sum())
+
+    @property
+    def behind(self) -> int:
+        """In how many pairs the value is lower than the other arm's."""
+        return int((self.known < 0).sum())
+
+    @property
+    def record(self) -> tuple[int, int, int]:
+        """Tasks on which it was ahead, equal and behind."""
+        known = self.by_task[~np.isnan(self.by_task)]
+        return int((known > 0).sum()), int((known == 0).sum()), int((known < 0).sum())
+
+    @cached_property
+    def p(self) -> float | None:
+        """Of Wilcoxon's signed-rank test across tasks, uncorrected; None for one task."""
+        return wilcoxon(self.by_task[~np.isnan(self.by_task)])
+
+    @cached_property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % bootstrap interval of the mean, tasks drawn, then their seeds; None for one pair.
+
+        Tasks come first, since the question is what happens on other tasks of this kind; three
+        seeds of one task are no three tasks.  Drawing seeds as well keeps the noise of training in
+        the interval and makes it a little wider than drawing tasks alone, on the safe side.  With
+        one task there are only seeds to draw, and the interval speaks of that task only.
+        """
+        return bootstrap_interval(self.pairs[~np.isnan(self.by_task)], seed=0)
+
+    @property
+    def half_width(self) -> float:
+        """Of the 95 % t-interval of the mean, all pairs being one sample; infinite for one pair."""
+        from scipy import stats
+
+        if self.n < 2:
+            return math.inf
+        quantile = float(stats.t.ppf(0.975, self.n - 1))
+        return quantile * float(self.known.std(ddof=1)) / math.sqrt(self.n)
+
+
+class BySeed:
+    """The results of one arm on one task, by seed; a subclass has `by_seed`."""
+
+    def by_seed(self, what: str) -> dict[int, float]:
+        """seed -> value, where there is one."""
+        raise NotImplementedError
+
+    def spread(self, what: str) -> Spread | None:
+        """Over the seeds; None without a value."""
+        values = list(self.by_seed(what).values())
+        return Spread.of(values) if values else None
+
+    def minus(self, base: BySeed, what: str) -> Differences | None:
+        """Values minus those of another at the same seeds; None without a seed in common."""
+        return Differences.by_seed(self.by_seed(what), base.by_seed(what))
+
+    def ratio(self, base: BySeed, what: str) -> float | None:
+        """Mean over the shared seeds of value / that of another."""
+        theirs = base.by_seed(what)
+        found = [v / theirs[s] for s, v in self.by_seed(what).items() if theirs.get(s)]
+        return fmean(found) if found else None
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet(Generic[A, T, R]):
+    """Results by arm, task and seed; what may be compared stands in one sheet.
+
+    read: a result and the name of a value -> the value, None where there is none.
+    """
+
+    arms: tuple[A, ...]
+    tasks: tuple[T, ...]
+    seeds: tuple[int, ...]
+    results: Mapping[tuple[A, T, int], R]
+    read: Callable[[R, str], float | None]
+
+    def values(self, name: str) -> np.ndarray:
+        """A value of every result.  (arms, tasks, seeds), NaN where it is not known."""
+        shape = (len(self.arms), len(self.tasks), len(self.seeds))
+        found = np.full(shape, np.nan)
+        for (arm, task, seed), result in self.results.items():
+            value = self.read(result, name)
+            if value is not None:
+                found[self.arms.index(arm), self.tasks.index(task), self.seeds.index(seed)] = value
+        return found
+
+    def by_seed(self, arm: A, task: T) -> list[R]:
+        """One arm's results on one task, in the order of the seeds."""
+        return [self.results[arm, task, seed] for seed in self.seeds]
+
+    def of(self, arm: A, name: str) -> np.ndarray:
+        """A value of one arm's results.  (tasks, seeds)."""
+        return self.values(name)[self.arms.index(arm)]
+
+    def minus(self, arm: A, base: A, name: str) -> Differences | None:
+        """One arm minus another, paired by task and seed; None without a pair."""
+        values: Any = self.values(name)
+        return Differences.of(values[self.arms.index(arm)], values[self.arms.index(base)])
+
+    @cached_property
+    def begun(self) -> np.ndarray:
+        """The seeds that an arm has any result of, done or failed.  (arms, seeds), bool."""
+        pairs = {(arm, seed) for arm, _, seed in self.results}
+        return np.array([[(arm, seed) in pairs for seed in self.seeds] for arm in self.arms])

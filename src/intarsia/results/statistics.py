@@ -12,34 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import MissingExtra, ShapeError
-from .sheet import Spread
+from ..core.errors import MissingExtra
 
 ALPHA = 0.05
 RESAMPLES = 9_999
 DECIMALS = 12  # sums in another order must not break a tie
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Accuracy minus the baseline's, over pairs of a task and a seed.
-
-    mean: over tasks, of means over seeds.  low, high: bootstrap interval, None for a single pair.
-    p: Wilcoxon's signed-rank test across tasks, uncorrected.  by_task: NaN without a pair.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    p: float | None
-    by_task: np.ndarray
-    pairs: int
-
-    @property
-    def record(self) -> tuple[int, int, int]:
-        """Tasks on which it was ahead, equal and behind."""
-        known = self.by_task[~np.isnan(self.by_task)]
-        return int((known > 0).sum()), int((known == 0).sum()), int((known < 0).sum())
 
 
 @dataclass(frozen=True)
@@ -71,47 +48,11 @@ def weights(groups: Sequence[str]) -> np.ndarray:
     return 1.0 / (len(names) * size[place])
 
 
-def suite_mean(accuracy: np.ndarray, weight: np.ndarray | None = None) -> Spread:
-    """Weighted mean over tasks (None = all alike), and its spread over seeds.
+def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float] | None:
+    """95 % of a two-stage percentile bootstrap of the mean over tasks of the means over seeds.
 
-    accuracy: (tasks, seeds) without NaN but for seeds that are NaN throughout, which are left out.
-    Raises: ShapeError where a task lacks a seed: such a mean would mix unequal tasks.
+    pairs: (tasks, seeds), at least one of each task, NaN where there is none.  None for one pair.
     """
-    seeds = accuracy[:, ~np.isnan(accuracy).all(0)]
-    if not seeds.size or np.isnan(seeds).any():
-        raise ShapeError(
-            "accuracies of a suite", got="a task without one of the seeds",
-            want="the same seeds in every task", fix="Take the tasks that are complete.",
-        )  # fmt: skip
-    weight = np.full(len(seeds), 1 / len(seeds)) if weight is None else weight
-    # a sum in a fixed order of values: the order of the tasks must not show in the last digit
-    return Spread.of([math.fsum(column * weight) for column in seeds.T])
-
-
-def difference(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> Difference | None:
-    """Paired difference of two methods.  (tasks, seeds) each; None without a pair.
-
-    The interval is a percentile bootstrap in two stages, as the data arose: tasks are drawn with
-    replacement, and for every drawn task its seeds are drawn with replacement.  Tasks come first,
-    since the question is what happens on other tasks of this kind; three seeds of one task are no
-    three tasks.  Drawing seeds as well keeps the noise of training in the interval and makes it a
-    little wider than drawing tasks alone, on the safe side.  With one task there are only seeds to
-    draw, and the interval speaks of that task only.
-    """
-    pairs = np.round(ours - theirs, DECIMALS) + 0.0  # no -0
-    by_task = np.round(task_means(pairs), DECIMALS) + 0.0
-    known = ~np.isnan(by_task)
-    if not known.any():
-        return None
-    low, high = _interval(pairs[known], seed)
-    return Difference(
-        mean=math.fsum(by_task[known]) / int(known.sum()), low=low, high=high,
-        p=wilcoxon(by_task[known]), by_task=by_task, pairs=int((~np.isnan(pairs)).sum()),
-    )  # fmt: skip
-
-
-def _interval(pairs: np.ndarray, seed: int) -> tuple[float | None, float | None]:
-    """Two-stage percentile bootstrap.  pairs: (tasks, seeds), at least one of each task."""
     from scipy.stats import bootstrap
 
     table, count = np.sort(pairs, axis=1), (~np.isnan(pairs)).sum(1)  # known seeds first
@@ -134,7 +75,7 @@ def _interval(pairs: np.ndarray, seed: int) -> tuple[float | None, float | None]
     elif count[0] > 1:
         found = bootstrap((table[0, : count[0]],), np.mean, **options)
     else:
-        return None, None
+        return None
     low, high = np.round(found.confidence_interval, DECIMALS) + 0.0
     return float(low), float(high)
 

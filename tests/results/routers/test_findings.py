@@ -14,6 +14,7 @@ from intarsia.core.errors import ConfigError, DataError, UnknownName
 from intarsia.experiments.routing import VARIANTS, Contest, sheets_of, tidy, write
 from intarsia.results.routers.publish import as_markdown
 from intarsia.results.routers.tables import notes, sentence, table_of
+from intarsia.results.sheet import Spread
 from intarsia.results.table import Table
 
 Told = Callable[..., dict[str, Any]]
@@ -29,9 +30,11 @@ def test_differences_are_paired_by_seed(told: Told) -> None:
     rows += [told("comet", s, 2.9 + s) for s in (2, 1, 0)]
     (sheet,) = sheets_of(rows, "top-k")
     base, comet = sheet.contenders
-    found = comet.difference(base)
-    assert found is not None and found.n == 3 and found.ahead == 3
-    assert found.mean == pytest.approx(-0.1) and found.deviation == pytest.approx(0, abs=1e-9)
+    found = comet.minus(base, "loss")
+    assert found is not None and found.n == 3 and found.behind == 3
+    assert found.mean == pytest.approx(-0.1) and found.spread.deviation == pytest.approx(
+        0, abs=1e-9
+    )
     assert [row["seed"] for row in comet.rows] == [0, 1, 2]
     assert sheet.best is comet and "lower in 3 of 3 seeds" in sentence(sheet)
     flat = {(row["contender"], row["seed"]): row for row in tidy([sheet])}
@@ -45,11 +48,11 @@ def test_differences_are_paired_by_seed(told: Told) -> None:
 def test_a_seed_without_its_pair_is_not_paired(told: Told) -> None:
     rows = [told("top-k", 0, 3.0), told("top-k", 1, 9.0), told("comet", 0, 2.5)]
     (sheet,) = sheets_of(rows)
-    found = sheet.contenders[1].difference(sheet.contenders[0])
-    assert found is not None and (found.mean, found.n, found.deviation) == (-0.5, 1, None)
+    found = sheet.contenders[1].minus(sheet.contenders[0], "loss")
+    assert found is not None and found.spread == Spread(-0.5, None, 1)
     assert "Not with every seed: comet." in notes(sheet)
     (sheet,) = sheets_of([told("top-k", 0), told("comet", 1)])
-    assert sheet.contenders[1].difference(sheet.contenders[0]) is None
+    assert sheet.contenders[1].minus(sheet.contenders[0], "loss") is None
     assert "not paired" not in as_markdown([sheet]) and "no seed in common" in as_markdown([sheet])
 
 

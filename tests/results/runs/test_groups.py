@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.core.errors import DataError, UnknownName
-from intarsia.results.runs import compare, gather, read_run
+from intarsia.results.runs import compare, gather, json_rows, read_run
 from intarsia.results.runs.grouping import label_of
 from intarsia.results.sheet import Spread
 
@@ -54,15 +54,16 @@ def test_differences_are_paired_by_seed(make_run: Make) -> None:
     difference = mosa.difference(base)
     assert (difference.n, difference.ahead) == (2, 2)  # seed 2 has no partner
     assert difference.mean == pytest.approx(0.125)
-    assert difference.deviation == pytest.approx(np.std([0.15, 0.1], ddof=1))
+    assert difference.spread.deviation == pytest.approx(np.std([0.15, 0.1], ddof=1))
 
 
 def test_without_a_shared_seed_only_means_are_compared(make_run: Make) -> None:
     one, two = make_run("a", label="linear probe", seed=0), make_run("b", label="mosa", seed=1)
     base, mosa = compare(gather([one, two])).groups
-    difference = mosa.difference(base)
-    assert (difference.n, difference.deviation) == (0, None)
-    assert difference.mean == pytest.approx(mosa.accuracy.mean - base.accuracy.mean)
+    assert mosa.difference(base) is None
+    row = json_rows(compare(gather([one, two])))[1]["difference"]
+    apart = mosa.accuracy.mean - base.accuracy.mean
+    assert row == {"mean": pytest.approx(apart), "deviation": None, "n": 0, "ahead": 0}
 
 
 def test_settings_keep_groups_apart_and_label_them(make_run: Make) -> None:

@@ -23,7 +23,7 @@ from intarsia.results.runs import (
     terminal_table,
 )
 from intarsia.results.runs.tables import table_of
-from intarsia.results.sheet import Difference, Spread
+from intarsia.results.sheet import Spread
 
 Make = Callable[..., Path]
 
@@ -34,8 +34,8 @@ Make = Callable[..., Path]
         (numbers.percent(0.80714), "80.7 %"),
         (numbers.accuracy(Spread(0.80714, 0.0044, 3)), "80.7 ± 0.4 %"),
         (numbers.accuracy(Spread(0.80714, None, 1)), "80.7 %"),
-        (numbers.points(Difference(0.021, 0.006, 3, 3)), "+2.1 ± 0.6"),
-        (numbers.points(Difference(-0.021, None, 1, 0)), "\N{MINUS SIGN}2.1"),
+        (numbers.points(Spread(0.021, 0.006, 3)), "+2.1 ± 0.6"),
+        (numbers.points(Spread(-0.021, None, 1)), "\N{MINUS SIGN}2.1"),
         (numbers.signed(-0.04), "0.0"),
         (numbers.count(0), "0"),
         (numbers.count(999), "999"),

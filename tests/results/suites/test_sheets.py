@@ -30,7 +30,7 @@ def test_no_protocol_backbone_or_suite_lends_another_its_numbers(
     theirs.append(make_result("vpt", "mnist", accuracy=1.0, **{name: "other"}))
     alone, (first, second) = sheets(ours)[0], sheets(ours + theirs)
     own, other = (first, second) if len(first.results) == len(ours) else (second, first)
-    assert own.methods == alone.methods and own.tasks == alone.tasks
+    assert own.arms == alone.arms and own.tasks == alone.tasks
     assert np.array_equal(own.accuracy, alone.accuracy) and own.accuracy.max() < 0.99
     assert other.accuracy[0].min() == 0.99 and len(other.tasks) == 4
     # the baseline of one is no baseline of the other
@@ -58,7 +58,7 @@ def test_nothing_is_no_sheet() -> None:
 
 
 def test_a_baseline_is_found_by_name_or_label(make_result: Make) -> None:
-    methods = sheets([make_result("a", label="x"), make_result("b", label="x")])[0].methods
+    methods = sheets([make_result("a", label="x"), make_result("b", label="x")])[0].arms
     assert find(methods, "a").name == "a"
     with pytest.raises(DataError, match="Call it by its name"):
         find(methods, "x")

@@ -15,6 +15,7 @@ from scipy import stats
 
 from intarsia.core.errors import ShapeError
 from intarsia.results import statistics
+from intarsia.results.sheet import Differences, suite_mean
 
 tables = st.tuples(st.integers(1, 7), st.integers(1, 4)).flatmap(
     lambda shape: arrays(float, shape, elements=st.integers(0, 100).map(lambda n: n / 100))
@@ -33,8 +34,8 @@ def test_group_mean_is_task_mean_when_groups_are_equal(
     groups = data.draw(st.integers(1, 3))
     names = [f"g{i % groups}" for i in range(groups * len(table))]
     accuracy = np.tile(table, (groups, 1)) * data.draw(st.sampled_from([1.0, 0.5]))
-    group = statistics.suite_mean(accuracy, statistics.weights(names))
-    task = statistics.suite_mean(accuracy)
+    group = suite_mean(accuracy, statistics.weights(names))
+    task = suite_mean(accuracy)
     assert math.isclose(group.mean, task.mean, abs_tol=1e-12)
 
 
@@ -47,7 +48,7 @@ def test_suite_means_against_their_definition(table: np.ndarray, rng: random.Ran
         )
         for column in table.T.tolist()
     ]
-    found = statistics.suite_mean(table, statistics.weights(names))
+    found = suite_mean(table, statistics.weights(names))
     assert math.isclose(found.mean, fmean(by_seed), abs_tol=1e-12)
     assert found.n == table.shape[1]
     if found.n > 1:
@@ -56,20 +57,20 @@ def test_suite_means_against_their_definition(table: np.ndarray, rng: random.Ran
 
 def test_a_suite_mean_needs_every_task() -> None:
     with pytest.raises(ShapeError):
-        statistics.suite_mean(np.array([[0.1, 0.2], [0.3, np.nan]]))
+        suite_mean(np.array([[0.1, 0.2], [0.3, np.nan]]))
     # a seed that no task has is no gap
-    assert statistics.suite_mean(np.array([[0.1, np.nan], [0.3, np.nan]])).mean == 0.2
+    assert suite_mean(np.array([[0.1, np.nan], [0.3, np.nan]])).mean == 0.2
 
 
 @given(ragged)
 def test_a_method_against_itself_differs_by_nothing(table: np.ndarray) -> None:
-    found = statistics.difference(table, table)
+    found = Differences.of(table, table)
     if np.isnan(table).all():
         assert found is None
         return
-    assert found is not None and found.mean == 0 and found.low in (0, None)
-    assert found.high == found.low and found.p in (1, None)
-    assert found.pairs == (~np.isnan(table)).sum()
+    assert found is not None and found.mean == 0 and found.interval in ((0, 0), None)
+    assert found.p in (1, None)
+    assert found.n == (~np.isnan(table)).sum()
 
 
 @given(ragged, st.randoms())
@@ -79,55 +80,57 @@ def test_a_difference_is_over_pairs_only(ours: np.ndarray, rng: random.Random) -
         [a - b for a, b in zip(x, y, strict=True) if not math.isnan(a - b)]
         for x, y in zip(ours.tolist(), theirs.tolist(), strict=True)
     ]
-    found = statistics.difference(ours, theirs)
+    found = Differences.of(ours, theirs)
     if not any(rows):
         assert found is None
         return
     assert found is not None
     assert math.isclose(found.mean, fmean(fmean(row) for row in rows if row), abs_tol=1e-9)
-    assert found.pairs == sum(map(len, rows))
-    back = statistics.difference(theirs, ours)
+    assert found.n == sum(map(len, rows))
+    back = Differences.of(theirs, ours)
     assert back is not None and back.p == found.p and back.record == found.record[::-1]
-    if found.low is not None and found.high is not None:
+    if found.interval is not None:
+        low, high = found.interval
         values = [v for row in rows for v in row]
-        assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
+        assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
 
 
 def test_the_interval_is_a_bootstrap_in_two_stages() -> None:
     generator = np.random.default_rng(3)
     ours, theirs = generator.normal(0.7, 0.05, (8, 3)), generator.normal(0.68, 0.05, (8, 3))
     ours[2, 1] = np.nan  # one pair less
-    found = statistics.difference(ours, theirs)
+    found = Differences.of(ours, theirs)
     rows = [[float(v) for v in row if not np.isnan(v)] for row in ours - theirs]
     rng = random.Random(0)
     means = sorted(
         fmean(fmean(rng.choices(row, k=len(row))) for row in rng.choices(rows, k=len(rows)))
         for _ in range(20_000)
     )
-    assert found is not None and found.low is not None and found.high is not None
+    assert found is not None and found.interval is not None
+    low, high = found.interval
     width = means[-500] - means[500]
-    assert math.isclose(found.low, means[500], abs_tol=0.05 * width)
-    assert math.isclose(found.high, means[-500], abs_tol=0.05 * width)
-    assert found.low < found.mean < found.high
+    assert math.isclose(low, means[500], abs_tol=0.05 * width)
+    assert math.isclose(high, means[-500], abs_tol=0.05 * width)
+    assert low < found.mean < high
 
 
 def test_the_interval_is_the_same_every_time_and_the_order_of_seeds_does_not_matter() -> None:
     generator = np.random.default_rng(3)
     ours, theirs = generator.random((5, 4)), generator.random((5, 4))
-    first, again = statistics.difference(ours, theirs), statistics.difference(ours, theirs)
-    turned = statistics.difference(ours[:, ::-1], theirs[:, ::-1])
-    other = statistics.difference(ours, theirs, seed=1)
-    assert first and again and turned and other
-    assert (first.low, first.high) == (again.low, again.high) == (turned.low, turned.high)
-    assert (first.low, first.high) != (other.low, other.high)
+    first, again = Differences.of(ours, theirs), Differences.of(ours, theirs)
+    turned = Differences.of(ours[:, ::-1], theirs[:, ::-1])
+    other = statistics.bootstrap_interval(ours - theirs, seed=1)
+    assert first and again and turned
+    assert first.interval == again.interval == turned.interval
+    assert first.interval != other
 
 
 def test_one_task_has_only_its_seeds() -> None:
-    found = statistics.difference(np.array([[0.5, 0.6, 0.7]]), np.array([[0.4, 0.4, 0.4]]))
+    found = Differences.of(np.array([[0.5, 0.6, 0.7]]), np.array([[0.4, 0.4, 0.4]]))
     assert found is not None and found.p is None
-    assert found.low is not None and 0.1 <= found.low < found.mean
-    alone = statistics.difference(np.array([[0.5]]), np.array([[0.4]]))
-    assert alone is not None and alone.low is None
+    assert found.interval is not None and 0.1 <= found.interval[0] < found.mean
+    alone = Differences.of(np.array([[0.5]]), np.array([[0.4]]))
+    assert alone is not None and alone.interval is None
 
 
 @given(tables)
@@ -198,3 +201,12 @@ def test_ppt() -> None:
     assert statistics.ppt(0.7, 0) == 0.7
     # 75.8 M trained: a factor of exp(-log10(8.58))
     assert math.isclose(statistics.ppt(0.69, 75.8e6), 0.69 * math.exp(-0.93349), rel_tol=1e-4)
+
+
+def test_the_t_interval_is_that_of_all_pairs_as_one_sample() -> None:
+    three = Differences.by_seed({0: 2.0, 1: 4.0, 5: 6.0}, {0: 1.0, 1: 2.0, 5: 3.0, 7: 9.0})
+    assert three is not None and (three.mean, three.n, three.ahead) == (2.0, 3, 3)
+    assert math.isclose(three.half_width, 4.302653 / math.sqrt(3), rel_tol=1e-5)
+    one = Differences.by_seed({0: 1.0}, {0: 0.0})
+    assert one is not None and one.half_width == math.inf and one.interval is None
+    assert Differences.by_seed({0: 1.0}, {1: 0.0}) is None

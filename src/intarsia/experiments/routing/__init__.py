@@ -3,8 +3,8 @@
 [result] = cells([Asked(VARIANTS["comet"], "austen", seed=0, budget="flops")])
 """
 
-from ...results.routers.findings import Contender as Contender
-from ...results.routers.findings import Sheet as Sheet
+from ...results.routers.findings import RouterResults as RouterResults
+from ...results.routers.findings import RouterSheet as RouterSheet
 from ...results.routers.findings import sheets_of as sheets_of
 from ...results.routers.findings import tidy as tidy
 from ...results.routers.publish import write as write

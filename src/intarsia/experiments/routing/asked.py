@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...core.errors import ConfigError, TrainingError
+from ...core.checks import one_of
 from ...data.packages import cache_dir
 from ...results.store import KEY, Store, key_of
-from ..pool import Outcome, Trial, run_told
+from ..pool import Trial, TrialEnd, refuse_failed, run_told
 from .build import check_causal
 from .cell import VERSION, work
 from .materials import edition, is_text
@@ -92,7 +92,7 @@ def cells(
             most, each = (kept[key_of(cell)]["flops"]["total"] for cell in (base, own))
             final[one] = inputs(one, max(1, round(most / each * own["steps"])))
     failed |= run({one: said for one, said in final.items() if key_of(said) not in failed})
-    _refuse(failed, len(wanted))
+    refuse_failed(list(failed.values()), len(wanted))
     return [
         _bare(kept[key_of(final[one])]) | {"name": one.variant.name, "budget": one.budget}
         for one in wanted
@@ -102,19 +102,7 @@ def cells(
 def _check(wanted: Sequence[Asked], sees_later: bool) -> None:
     for one in wanted:
         check_causal(one.variant, one.data, is_text(one.data), sees_later)
-        if one.budget not in BUDGETS:
-            raise ConfigError(
-                "budget", got=repr(one.budget), want=f"one of {BUDGETS}", fix="Pick one."
-            )
-
-
-def _refuse(failed: Mapping[str, str], count: int) -> None:
-    if failed:
-        raise TrainingError(
-            f"{len(failed)} of {count} cells", got=next(iter(failed.values())),
-            want="a result of each",
-            fix="Mend it and call this again: finished cells are kept.",
-        )  # fmt: skip
+        one_of("budget", one.budget, BUDGETS)
 
 
 def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +126,7 @@ def _run(
     ]  # fmt: skip
     failed: dict[str, str] = {}
 
-    def done(end: Outcome) -> None:
+    def done(end: TrialEnd) -> None:
         if end.result is None:
             failed[key_of(end.trial.inputs)] = f"{end.trial.name}: {end.error}"
         else:

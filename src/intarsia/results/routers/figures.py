@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..plots import SYMBOLS, Look, figure_of, looks_of, plotly, safe, short
-from .findings import Contender, Row, Sheet
+from .findings import RouterResults, RouterSheet, Row
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -21,19 +21,19 @@ FEW = 8  # contenders that are told apart at one glance
 Line = dict[Any, float]
 
 
-def names_of(sheets: Sequence[Sheet]) -> list[str]:
+def names_of(sheets: Sequence[RouterSheet]) -> list[str]:
     """Every contender once; its place is its group's number."""
     return list(dict.fromkeys(one.name for sheet in sheets for one in sheet.contenders))
 
 
-def looks(sheets: Sequence[Sheet]) -> list[Look]:
+def looks(sheets: Sequence[RouterSheet]) -> list[Look]:
     """One for each contender: grey for the baseline."""
     base = next((sheet.baseline for sheet in sheets if sheet.baseline), None)
     names = names_of(sheets)
     return looks_of(len(names), names.index(base.name) if base else None)
 
 
-def plots(sheets: Sequence[Sheet]) -> dict[str, Figure]:
+def plots(sheets: Sequence[RouterSheet]) -> dict[str, Figure]:
     """The figures that there are, by name."""
     found: dict[str, Figure | None] = {
         "by_steps": _lines(sheets, _curve("step"), "Steps", "Validation loss"),
@@ -115,7 +115,7 @@ def _positions(row: Row) -> dict[int | None, Line]:
     return {None: dict(zip(QUARTERS, found, strict=True))} if found else {}
 
 
-def _lines(sheets: Sequence[Sheet], read: Read, x: str, y: str) -> Figure | None:
+def _lines(sheets: Sequence[RouterSheet], read: Read, x: str, y: str) -> Figure | None:
     names, shapes = names_of(sheets), [SYMBOLS[look.symbol] for look in looks(sheets)]
     traces: list[Any] = []
     for number, sheet in enumerate(sheets):
@@ -133,7 +133,7 @@ def _lines(sheets: Sequence[Sheet], read: Read, x: str, y: str) -> Figure | None
     return figure
 
 
-def _of(one: Contender, read: Read, about: dict[str, Any]) -> Iterator[Any]:
+def _of(one: RouterResults, read: Read, about: dict[str, Any]) -> Iterator[Any]:
     found = {row["seed"]: read(row) for row in one.rows}
     lines = {seed: of for seed, of in found.items() if of}
     if not lines:
@@ -171,7 +171,7 @@ def _trace(line: Line, name: str, about: dict[str, Any]) -> Any:
     )  # fmt: skip
 
 
-def _maps(sheets: Sequence[Sheet]) -> Figure | None:
+def _maps(sheets: Sequence[RouterSheet]) -> Figure | None:
     """Experts by classes: of the tokens of a class, the share that each expert has first."""
     names = names_of(sheets)
     traces = [

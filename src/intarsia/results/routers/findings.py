@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from ...core.errors import DataError, UnknownName
-from ..sheet import Difference, Spread
+from ..sheet import BySeed
 
 Row = Mapping[str, Any]
 """A result of `cells`."""
@@ -56,7 +56,7 @@ VALUES: dict[str, Callable[[Row], float | None]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Contender:
+class RouterResults(BySeed):
     """Cells that differ in the seed only, by seed."""
 
     name: str
@@ -67,35 +67,15 @@ class Contender:
         found = {row["seed"]: VALUES[what](row) for row in self.rows}
         return {seed: value for seed, value in found.items() if value is not None}
 
-    def spread(self, what: str) -> Spread | None:
-        """Over the seeds; None where there is nothing."""
-        values = list(self.by_seed(what).values())
-        return Spread.of(values) if values else None
-
-    def difference(self, base: Contender) -> Difference | None:
-        """Test loss minus that of another, seed by seed; ahead = lower. None: no seed in common."""
-        theirs = base.by_seed("loss")
-        pairs = [v - theirs[s] for s, v in self.by_seed("loss").items() if s in theirs]
-        if not pairs:
-            return None
-        spread = Spread.of(pairs)
-        return Difference(spread.mean, spread.deviation, spread.n, sum(d < 0 for d in pairs))
-
-    def ratio(self, base: Contender, what: str) -> float | None:
-        """Mean over the shared seeds of value / that of another."""
-        theirs = base.by_seed(what)
-        found = [v / theirs[s] for s, v in self.by_seed(what).items() if theirs.get(s)]
-        return fmean(found) if found else None
-
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
+class RouterSheet:
     """Contenders on one material at one budget; baseline: None for a single one."""
 
     data: str
     budget: str
-    contenders: tuple[Contender, ...]
-    baseline: Contender | None
+    contenders: tuple[RouterResults, ...]
+    baseline: RouterResults | None
 
     @property
     def text(self) -> bool:
@@ -103,7 +83,7 @@ class Sheet:
         return "bits_per_byte" in self.contenders[0].rows[0]
 
     @property
-    def best(self) -> Contender:
+    def best(self) -> RouterResults:
         """Of the lowest mean test loss."""
         return min(self.contenders, key=mean_loss)
 
@@ -121,12 +101,12 @@ class Sheet:
 WORDS = {"steps": "steps", "flops": "operations"}
 
 
-def mean_loss(contender: Contender) -> float:
+def mean_loss(contender: RouterResults) -> float:
     """Over the seeds."""
     return fmean(contender.by_seed("loss").values())
 
 
-def sheets_of(rows: Iterable[Row], baseline: str | None = None) -> list[Sheet]:
+def sheets_of(rows: Iterable[Row], baseline: str | None = None) -> list[RouterSheet]:
     """A sheet for each material and budget, in the order of the rows.
 
     baseline: name of the contender that the others are held against, None = the first.
@@ -152,16 +132,16 @@ def sheets_of(rows: Iterable[Row], baseline: str | None = None) -> list[Sheet]:
 
 def _sheet(
     data: str, budget: str, of: Mapping[str, Mapping[int, Row]], baseline: str | None
-) -> Sheet:
+) -> RouterSheet:
     contenders = tuple(
-        Contender(name, tuple(by_seed[seed] for seed in sorted(by_seed)))
+        RouterResults(name, tuple(by_seed[seed] for seed in sorted(by_seed)))
         for name, by_seed in of.items()
     )
     base = next((one for one in contenders if one.name == baseline), contenders[0])
-    return Sheet(data, budget, contenders, base if len(contenders) > 1 else None)
+    return RouterSheet(data, budget, contenders, base if len(contenders) > 1 else None)
 
 
-def tidy(sheets: Sequence[Sheet]) -> list[dict[str, Any]]:
+def tidy(sheets: Sequence[RouterSheet]) -> list[dict[str, Any]]:
     """A flat row for each cell: who and on what, VALUES, and beside the baseline of its seed."""
     return [
         _flat(sheet, contender, row)
@@ -171,7 +151,7 @@ def tidy(sheets: Sequence[Sheet]) -> list[dict[str, Any]]:
     ]
 
 
-def _flat(sheet: Sheet, contender: Contender, row: Row) -> dict[str, Any]:
+def _flat(sheet: RouterSheet, contender: RouterResults, row: Row) -> dict[str, Any]:
     seed, base = row["seed"], sheet.baseline
     theirs = next((r for r in base.rows if r["seed"] == seed), None) if base else None
     return {

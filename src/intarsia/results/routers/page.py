@@ -8,11 +8,11 @@ from typing import Any
 from .. import frame, numbers
 from ..wording import joined
 from . import figures
-from .findings import Sheet, mean_loss, tidy
+from .findings import RouterSheet, mean_loss, tidy
 from .tables import notes, sentence, table_of
 
 
-def render(sheets: Sequence[Sheet]) -> str:
+def render(sheets: Sequence[RouterSheet]) -> str:
     """The page as text.  Raises: MissingExtra without plotly or jinja2."""
     found = frame.drawn(figures.plots(sheets))
     looks, names = figures.looks(sheets), figures.names_of(sheets)
@@ -35,13 +35,13 @@ def render(sheets: Sequence[Sheet]) -> str:
     )
 
 
-def _heading(sheets: Sequence[Sheet]) -> str:
+def _heading(sheets: Sequence[RouterSheet]) -> str:
     data = list(dict.fromkeys(sheet.data for sheet in sheets))
     count = len(figures.names_of(sheets))
     return f"{numbers.plural(count, 'contender')} on {joined(data)}"
 
 
-def _sheet(sheet: Sheet, names: Sequence[str], looks: Sequence[Any]) -> dict[str, Any]:
+def _sheet(sheet: RouterSheet, names: Sequence[str], looks: Sequence[Any]) -> dict[str, Any]:
     return {
         "title": sheet.title,
         "table": table_of(sheet),
@@ -49,7 +49,7 @@ def _sheet(sheet: Sheet, names: Sequence[str], looks: Sequence[Any]) -> dict[str
     }
 
 
-def _shown(sheets: Sequence[Sheet], names: Sequence[str]) -> list[bool]:
+def _shown(sheets: Sequence[RouterSheet], names: Sequence[str]) -> list[bool]:
     """Of many, those of lowest loss and the baseline: more lines than that nobody tells apart."""
     if len(names) <= figures.FEW:
         return [True] * len(names)

@@ -11,13 +11,16 @@ from typing import Any
 from ...core.files import write_text
 from ..table import csv_text, escape, markdown
 from ..wording import capital
-from .findings import Sheet, tidy
+from .findings import RouterSheet, tidy
 from .page import render
 from .tables import sentence, table_of
 
 
 def write(
-    sheets: Sequence[Sheet], rows: Sequence[dict[str, Any]], out: Path | str, command: str = ""
+    sheets: Sequence[RouterSheet],
+    rows: Sequence[dict[str, Any]],
+    out: Path | str,
+    command: str = "",
 ) -> list[Path]:
     """Write routers.html, routers.md, results.json and results.csv; returns their paths.
 
@@ -34,7 +37,7 @@ def write(
     ]
 
 
-def as_markdown(sheets: Sequence[Sheet], command: str = "") -> str:
+def as_markdown(sheets: Sequence[RouterSheet], command: str = "") -> str:
     """All tables, each below its result in words, and once what the columns mean."""
     parts = ["# Routers beside each other\n"]
     if command:

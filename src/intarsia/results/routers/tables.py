@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .. import numbers
-from ..sheet import Spread
 from ..table import Column, Entry, Table
 from ..wording import capital, joined
-from .findings import Contender, Sheet, mean_loss
+from .findings import RouterResults, RouterSheet, mean_loss
 
 SHARES = ("accuracy", "router_time")
 COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -32,11 +31,11 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 
 
-def table_of(sheet: Sheet) -> Table:
+def table_of(sheet: RouterSheet) -> Table:
     """A row for every contender: mean over its seeds, and beside the baseline."""
     shown = [column for column in COLUMNS if _is_shown(sheet, column[0])]
     columns = [
-        Column("Contender", "The router, or what else is its own", numeric=False),
+        Column("RouterResults", "The router, or what else is its own", numeric=False),
         Column("Test loss", "Nats a token or picture: mean ± sample standard deviation over seeds"),
         *(Column(title, meaning) for _, title, meaning in shown),
     ]
@@ -55,20 +54,20 @@ def table_of(sheet: Sheet) -> Table:
     )
 
 
-def _is_shown(sheet: Sheet, name: str) -> bool:
+def _is_shown(sheet: RouterSheet, name: str) -> bool:
     if name == "accuracy":
         return not sheet.text
     values = [v for one in sheet.contenders for v in one.by_seed(name).values()]
     return any(values) if name == "dropped" else bool(values)
 
 
-def _row(one: Contender, sheet: Sheet, names: Sequence[str]) -> tuple[Entry, ...]:
+def _row(one: RouterResults, sheet: RouterSheet, names: Sequence[str]) -> tuple[Entry, ...]:
     base = sheet.baseline
     loss = one.spread("loss")
     assert loss is not None
     cells = [
         Entry(one.name),
-        Entry(spread(loss, 3), full=", ".join(_per_seed(one))),
+        Entry(loss.text(".3f"), full=", ".join(_per_seed(one))),
         *(_cell(one, base, name) for name in names),
     ]
     if base is not None:
@@ -76,31 +75,26 @@ def _row(one: Contender, sheet: Sheet, names: Sequence[str]) -> tuple[Entry, ...
     return tuple(cells)
 
 
-def _per_seed(one: Contender) -> list[str]:
+def _per_seed(one: RouterResults) -> list[str]:
     return [f"seed {seed}: {value:.4f}" for seed, value in one.by_seed("loss").items()]
 
 
-def spread(found: Spread, digits: int) -> str:
-    """ "3.314 ± 0.012"; without ± for one seed."""
-    text = f"{found.mean:.{digits}f}"
-    return text if found.deviation is None else f"{text} ± {found.deviation:.{digits}f}"
-
-
-def _difference(one: Contender, base: Contender) -> Entry:
+def _difference(one: RouterResults, base: RouterResults) -> Entry:
     if one is base:
         return Entry("baseline")
-    found = one.difference(base)
+    found = one.minus(base, "loss")
     if found is None:
         return Entry("", "no seed in common")
-    text = numbers.signed(found.mean, 3)
-    if found.deviation is not None:
-        text += f" ± {found.deviation:.3f}"
+    spread = found.spread
+    text = numbers.signed(spread.mean, 3)
+    if spread.deviation is not None:
+        text += f" ± {spread.deviation:.3f}"
     ratio = one.ratio(base, "loss")
-    remark = f"lower in {found.ahead} of {found.n}" if found.n > 1 else ""
+    remark = f"lower in {found.behind} of {found.n}" if found.n > 1 else ""
     return Entry(text, remark, f"{found.mean:+.5f}, ratio {ratio:.4f}")
 
 
-def _cell(one: Contender, base: Contender | None, name: str) -> Entry:
+def _cell(one: RouterResults, base: RouterResults | None, name: str) -> Entry:
     found = one.spread(name)
     if found is None:
         return Entry("")
@@ -118,7 +112,7 @@ def _cell(one: Contender, base: Contender | None, name: str) -> Entry:
     return Entry(f"{mean:.3f}" if name == "bits_per_byte" else f"{mean:.2f}", full=f"{mean:.5f}")
 
 
-def caption(sheet: Sheet) -> str:
+def caption(sheet: RouterSheet) -> str:
     """What the numbers were measured on."""
     seeds = joined([str(seed) for seed in sheet.seeds])
     text = f"{capital(sheet.title)}, {_steps(sheet)}, "
@@ -128,14 +122,14 @@ def caption(sheet: Sheet) -> str:
     return text + "."
 
 
-def _steps(sheet: Sheet) -> str:
+def _steps(sheet: RouterSheet) -> str:
     found = sorted({row["steps"] for one in sheet.contenders for row in one.rows})
     if len(found) == 1:
         return numbers.plural(found[0], "step")
     return f"{found[0]:,} to {found[-1]:,} steps"
 
 
-def notes(sheet: Sheet) -> list[str]:
+def notes(sheet: RouterSheet) -> list[str]:
     """What must be known to read the table."""
     found: list[str] = []
     if len(sheet.seeds) == 1:
@@ -152,18 +146,19 @@ def notes(sheet: Sheet) -> list[str]:
     return found
 
 
-def sentence(sheet: Sheet) -> str:
+def sentence(sheet: RouterSheet) -> str:
     """The result in words."""
     best, base = sheet.best, sheet.baseline
     loss = best.spread("loss")
     assert loss is not None
+    ends = loss.text(".3f")
     if base is None:
-        return f"On {sheet.title}, {best.name} ends with a test loss of {spread(loss, 3)}."
-    text = f"On {sheet.title}, {best.name} has the lowest mean test loss, {spread(loss, 3)}"
-    found = best.difference(base) if best is not base else None
+        return f"On {sheet.title}, {best.name} ends with a test loss of {ends}."
+    text = f"On {sheet.title}, {best.name} has the lowest mean test loss, {ends}"
+    found = best.minus(base, "loss") if best is not base else None
     if found is None:
         second = sorted(sheet.contenders, key=mean_loss)[1]
         gap = mean_loss(second) - loss.mean
         return f"{text}; next is {second.name}, {numbers.signed(gap, 3)}."
     text += f": {numbers.signed(found.mean, 3)} to {base.name}"
-    return f"{text}, lower in {found.ahead} of {numbers.plural(found.n, 'seed')}."
+    return f"{text}, lower in {found.behind} of {numbers.plural(found.n, 'seed')}."

@@ -1,28 +1,35 @@
-"""Runs that differ in the seed only make one group; groups are held against a baseline.
-
-Spread is the sample standard deviation over seeds, sqrt(sum (x - mean)^2 / (n - 1)); differences
-are paired: the same seed with and without.
-"""
+"""Runs that differ in the seed only make one group; groups are held against a baseline."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import DataError, UnknownName
-from ..sheet import Difference, Spread
+from ..sheet import BySeed, Differences, Spread
 from .reading import Run
+
+VALUES: Mapping[str, Callable[[Run], float | None]] = {
+    "accuracy": lambda run: run.scores.accuracy,
+    "balanced_accuracy": lambda run: run.scores.balanced_accuracy,
+    "seconds": lambda run: run.costs.seconds,
+}
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class Group(BySeed):
     """Runs of one method at one setting, by seed."""
 
     label: str
     runs: tuple[Run, ...]
+
+    def by_seed(self, what: str) -> dict[int, float]:
+        """seed -> one of VALUES, where there is one."""
+        found = {run.seed: VALUES[what](run) for run in self.runs}
+        return {seed: value for seed, value in found.items() if value is not None}
 
     @property
     def accuracy(self) -> Spread:
@@ -30,8 +37,8 @@ class Group:
 
     @property
     def balanced_accuracy(self) -> Spread | None:
-        values = [v for run in self.runs if (v := run.scores.balanced_accuracy) is not None]
-        return Spread.of(values) if len(values) == len(self.runs) else None
+        values = self.by_seed("balanced_accuracy")
+        return self.spread("balanced_accuracy") if len(values) == len(self.runs) else None
 
     @property
     def seconds(self) -> Spread:
@@ -43,14 +50,9 @@ class Group:
         known = [run.costs.peak_bytes for run in self.runs if run.costs.peak_bytes is not None]
         return max(known) if known else None
 
-    def difference(self, baseline: Group) -> Difference:
-        """Accuracy minus that of the baseline, seed by seed."""
-        theirs = {run.seed: run.scores.accuracy for run in baseline.runs}
-        pairs = [r.scores.accuracy - theirs[r.seed] for r in self.runs if r.seed in theirs]
-        if not pairs:
-            return Difference(self.accuracy.mean - baseline.accuracy.mean, None, 0, 0)
-        spread = Spread.of(pairs)
-        return Difference(spread.mean, spread.deviation, spread.n, sum(d > 0 for d in pairs))
+    def difference(self, baseline: Group) -> Differences | None:
+        """Accuracy minus that of the baseline, seed by seed; None without a seed in common."""
+        return self.minus(baseline, "accuracy")
 
 
 @dataclass(frozen=True, eq=False)

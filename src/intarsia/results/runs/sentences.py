@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import numbers
+from ..sheet import Spread
 from ..wording import capital, joined
 from .grouping import Comparison, Group, model_of, set_of
 from .reading import Run
@@ -73,11 +74,13 @@ def _result(comparison: Comparison) -> str:
     if best is base:
         return f"None does better than the baseline, {base.label}: it gets {right}."
     found = best.difference(base)
-    text = f"The best, {best.label}, gets {right}: {numbers.points(found)} percentage points"
+    apart = Spread(best.accuracy.mean - base.accuracy.mean, None, 0)
+    spread = apart if found is None else found.spread
+    text = f"The best, {best.label}, gets {right}: {numbers.points(spread)} percentage points"
     text += f" against {base.label}"
-    if found.n > 1:
+    if found is not None and found.n > 1:
         text += f", ahead in {found.ahead} of {found.n} shared seeds"
-    if found.deviation is not None and found.mean <= found.deviation:
+    if spread.deviation is not None and spread.mean <= spread.deviation:
         text += "; that is within the spread over seeds"
     return f"{text}."
 

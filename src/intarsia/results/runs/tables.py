@@ -82,10 +82,12 @@ def _difference(group: Group, base: Group) -> Entry:
     if group is base:
         return Entry("baseline")
     found = group.difference(base)
-    if not found.n:
-        return Entry(numbers.points(found), "not paired", "no seed in common")
+    if found is None:
+        apart = group.accuracy.mean - base.accuracy.mean
+        return Entry(numbers.signed(100 * apart), "not paired", "no seed in common")
     remark = f"ahead in {found.ahead} of {found.n}" if found.n > 1 else ""
-    return Entry(numbers.points(found), remark, f"{found.mean:+.6f} over {found.n} shared seeds")
+    full = f"{found.mean:+.6f} over {found.n} shared seeds"
+    return Entry(numbers.points(found.spread), remark, full)
 
 
 def _ratio(value: float | None, base: float | None, same: bool) -> str:
@@ -116,7 +118,7 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "accuracy": asdict(group.accuracy),
                 "balanced_accuracy": asdict(balanced) if balanced else None,
                 "baseline": other.label if other else None,
-                "difference": asdict(group.difference(other)) if other else None,
+                "difference": _paired(group, other) if other else None,
                 "parameters": costs.parameters,
                 "trained": costs.trained,
                 "trained_without_head": costs.trained_without_head,
@@ -127,3 +129,12 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _paired(group: Group, base: Group) -> dict[str, Any]:
+    """The difference for JSON; without a seed in common, that of the means."""
+    found = group.difference(base)
+    if found is None:
+        apart = group.accuracy.mean - base.accuracy.mean
+        return {"mean": apart, "deviation": None, "n": 0, "ahead": 0}
+    return asdict(found.spread) | {"ahead": found.ahead}

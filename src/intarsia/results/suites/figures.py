@@ -21,7 +21,7 @@ from ..plots import (
 )
 from ..sheet import Spread
 from .records import Method, Result, Task
-from .sheets import Sheet
+from .sheets import SuiteSheet
 from .summary import Findings, Means, Row
 from .tables import mean_of
 
@@ -63,7 +63,7 @@ def by_cost(findings: Findings, cost: str) -> Figure | None:
 
 
 def _points(findings: Findings, row: Row, look: Look, cost: str, mean: str) -> Points:
-    sheet, number = findings.sheet, findings.sheet.methods.index(row.method)
+    sheet, number = findings.sheet, findings.sheet.arms.index(row.method)
     shared, begun = sheet.shared, sheet.begun[number]
     accuracy = sheet.accuracy[number, shared][:, begun]
     tasks = [task.group for task, kept in zip(sheet.tasks, shared, strict=True) if kept]
@@ -144,7 +144,7 @@ def _part(means: Means | None, kind: str) -> Spread | None:
     return None if means is None else getattr(means, kind)
 
 
-def _only(sheet: Sheet, task: Task) -> np.ndarray:
+def _only(sheet: SuiteSheet, task: Task) -> np.ndarray:
     return np.array([other == task for other in sheet.tasks])
 
 
@@ -184,7 +184,9 @@ def _heat(
     )  # fmt: skip
 
 
-def _runs(sheet: Sheet, method: Method, task: Task, show: Callable[[Result], Shown]) -> list[Shown]:
+def _runs(
+    sheet: SuiteSheet, method: Method, task: Task, show: Callable[[Result], Shown]
+) -> list[Shown]:
     """What to show of each run of a cell."""
     found = (sheet.results.get((method, task, seed)) for seed in sheet.seeds)
     return [show(result) for result in found if result is not None]

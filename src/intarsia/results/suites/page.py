@@ -58,7 +58,7 @@ def _plots(findings: Findings, show: Any) -> dict[str, Any]:
 
 def _heading(summary: Summary) -> str:
     suites = list(dict.fromkeys(found.sheet.title.suite for found in summary.findings))
-    methods = {method.name for found in summary.findings for method in found.sheet.methods}
+    methods = {method.name for found in summary.findings for method in found.sheet.arms}
     return f"{capital(numbers.plural(len(methods), 'method'))} on {joined(suites)}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import numbers, statistics
 from ..wording import capital, joined
-from .sheets import Sheet, epochs_of, gaps
+from .sheets import SuiteSheet, epochs_of, gaps
 from .summary import Findings, Row
 
 
@@ -30,7 +30,7 @@ def sentences(findings: Findings) -> list[str]:
     """What was run, who leads by how much, and whether ranks differ by more than chance."""
     sheet = findings.sheet
     groups = len(sheet.groups())
-    what = numbers.plural(len(sheet.methods), "method")
+    what = numbers.plural(len(sheet.arms), "method")
     what += f" on {numbers.plural(len(sheet.tasks), 'task')}"
     what += f" in {groups} groups" if groups > 1 else ""
     found = [
@@ -104,7 +104,7 @@ def notes(findings: Findings) -> list[str]:
         )
     found += gaps(sheet)
     if len(set(sheet.begun.sum(1))) > 1:
-        counts = zip(sheet.methods, sheet.begun.sum(1), strict=True)
+        counts = zip(sheet.arms, sheet.begun.sum(1), strict=True)
         told = joined([f"{method.label} {n}" for method, n in counts])
         found.append(f"The methods have unequal numbers of seeds: {told}.")
     found += _lengths(sheet)
@@ -121,7 +121,7 @@ def notes(findings: Findings) -> list[str]:
     return found
 
 
-def _lengths(sheet: Sheet) -> list[str]:
+def _lengths(sheet: SuiteSheet) -> list[str]:
     """For how many epochs, and which methods for others."""
     trained = epochs_of(sheet)
     if not trained:
@@ -136,7 +136,7 @@ def _span(span: tuple[int, int]) -> str:
     return str(span[0]) if span[0] == span[1] else f"{span[0]} to {span[1]}"
 
 
-def _origins(sheet: Sheet) -> list[str]:
+def _origins(sheet: SuiteSheet) -> list[str]:
     """What scores came out of, where a reader would not expect it."""
     chosen: dict[str, set[str]] = {}
     twins: dict[str, int] = {}

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from ...core.errors import DataError, UnknownName
+from ..sheet import Sheet
 from ..wording import first_line
 from .records import Done, Failed, Method, Result, Task
 
@@ -30,40 +31,19 @@ class Title:
         return cls(result.task.suite, result.setup.protocol, result.setup.model)
 
 
-Cell = tuple[Method, Task, int]
+Place = tuple[Method, Task, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
+class SuiteSheet(Sheet[Method, Task, Result]):
     """Results by method, task and seed; tasks are ordered by group and name."""
 
     title: Title
-    methods: tuple[Method, ...]
-    tasks: tuple[Task, ...]
-    seeds: tuple[int, ...]
-    results: Mapping[Cell, Result]
 
     @cached_property
     def accuracy(self) -> np.ndarray:
         """(methods, tasks, seeds), shares; NaN where there is none."""
         return self.values("accuracy")
-
-    def values(self, name: str) -> np.ndarray:
-        """A field of `Done`.  (methods, tasks, seeds), NaN where it is not known."""
-        shape = (len(self.methods), len(self.tasks), len(self.seeds))
-        found = np.full(shape, np.nan)
-        for (method, task, seed), result in self.results.items():
-            value = getattr(result.outcome, name, None)
-            if value is not None:
-                place = self.methods.index(method), self.tasks.index(task), self.seeds.index(seed)
-                found[place] = value
-        return found
-
-    @cached_property
-    def begun(self) -> np.ndarray:
-        """The seeds that a method has any result of, done or failed.  (methods, seeds), bool."""
-        pairs = {(method, seed) for method, _, seed in self.results}
-        return np.array([[(m, s) in pairs for s in self.seeds] for m in self.methods])
 
     @cached_property
     def complete(self) -> np.ndarray:
@@ -83,13 +63,13 @@ class Sheet:
         return {str(name): names == name for name in np.unique(names)}
 
 
-def sheets(results: Iterable[Result]) -> tuple[Sheet, ...]:
+def sheets(results: Iterable[Result]) -> tuple[SuiteSheet, ...]:
     """Sort results into sheets; their order changes nothing.
 
     Raises: DataError for none, for two results of one cell, and for a task or method that is
     described in two ways.
     """
-    found: dict[Title, dict[Cell, Result]] = defaultdict(dict)
+    found: dict[Title, dict[Place, Result]] = defaultdict(dict)
     for result in results:
         cell = (result.method, result.task, result.seed)
         first = found[Title.of(result)].setdefault(cell, result)
@@ -104,13 +84,20 @@ def sheets(results: Iterable[Result]) -> tuple[Sheet, ...]:
     return tuple(_sheet(title, found[title]) for title in sorted(found))
 
 
-def _sheet(title: Title, cells: Mapping[Cell, Result]) -> Sheet:
+def _sheet(title: Title, cells: Mapping[Place, Result]) -> SuiteSheet:
     methods = sorted({method for method, _, _ in cells})
     tasks = sorted({task for _, task, _ in cells})
     _one_each("method", [m.name for m in methods], methods)
     _one_each("task", [t.name for t in tasks], tasks)
     seeds = sorted({seed for _, _, seed in cells})
-    return Sheet(title, tuple(methods), tuple(tasks), tuple(seeds), dict(cells))
+    return SuiteSheet(
+        arms=tuple(methods),
+        tasks=tuple(tasks),
+        seeds=tuple(seeds),
+        results=dict(cells),
+        read=lambda result, name: getattr(result.outcome, name, None),
+        title=title,
+    )
 
 
 def _one_each(kind: str, names: Sequence[str], found: Sequence[object]) -> None:
@@ -137,10 +124,10 @@ def find(methods: Iterable[Method], name: str) -> Method:
     return hits[0]
 
 
-def gaps(sheet: Sheet) -> list[str]:
+def gaps(sheet: SuiteSheet) -> list[str]:
     """What is missing and why: a sentence for each method that lacks something."""
     lines: list[str] = []
-    for method, begun, row in zip(sheet.methods, sheet.begun, sheet.accuracy, strict=True):
+    for method, begun, row in zip(sheet.arms, sheet.begun, sheet.accuracy, strict=True):
         reasons: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for task, scores in zip(sheet.tasks, row, strict=True):
             for seed, wanted, score in zip(sheet.seeds, begun, scores, strict=True):
@@ -173,7 +160,7 @@ def _some(cells: Sequence[str], most: int = 6) -> str:
     return shown if len(cells) <= most else f"{shown} and {len(cells) - most} more"
 
 
-def epochs_of(sheet: Sheet) -> dict[Method, set[int]]:
+def epochs_of(sheet: SuiteSheet) -> dict[Method, set[int]]:
     """Epochs that each method's finished runs were trained for."""
     found: dict[Method, set[int]] = defaultdict(set)
     for (method, _, _), result in sheet.results.items():

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .. import statistics
-from ..sheet import Spread
+from ..sheet import Differences, Spread, suite_mean
 from .records import Method, Result, only
-from .sheets import Sheet, find, sheets
+from .sheets import SuiteSheet, find, sheets
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Row:
     whole: Means | None
     shared: Means | None
     costs: Costs | None
-    difference: statistics.Difference | None
+    difference: Differences | None
     p: float | None
     rank: float | None
 
@@ -69,7 +69,7 @@ class Row:
 class Findings:
     """Everything about one sheet; rows are ordered by the mean over shared tasks, best first."""
 
-    sheet: Sheet
+    sheet: SuiteSheet
     rows: tuple[Row, ...]
     baseline: Method | None
     ranking: statistics.Ranking | None
@@ -81,7 +81,7 @@ class Findings:
 
     def row(self, method: Method) -> int:
         """The number of a method's row in the arrays of the sheet."""
-        return self.sheet.methods.index(method)
+        return self.sheet.arms.index(method)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def tables(records: Iterable[Result], baseline: str | None = None) -> Summary:
     found = sheets(records)
     base = None
     if baseline is not None:
-        base = find((m for sheet in found for m in sheet.methods), baseline).name
+        base = find((m for sheet in found for m in sheet.arms), baseline).name
     ordered = sorted(
         (result for sheet in found for result in sheet.results.values()),
         key=lambda r: (r.task, r.setup.protocol, r.setup.model, r.method, r.seed),
@@ -116,10 +116,10 @@ def tables(records: Iterable[Result], baseline: str | None = None) -> Summary:
     return Summary(tuple(findings_of(sheet, base) for sheet in found), tuple(ordered))
 
 
-def findings_of(sheet: Sheet, baseline: str | None) -> Findings:
+def findings_of(sheet: SuiteSheet, baseline: str | None) -> Findings:
     """The statistics of one sheet; baseline: the name of a method, which may be missing here."""
-    base = next((m for m in sheet.methods if m.name == baseline), None)
-    rows = [_row(sheet, number, base) for number in range(len(sheet.methods))]
+    base = next((m for m in sheet.arms if m.name == baseline), None)
+    rows = [_row(sheet, number, base) for number in range(len(sheet.arms))]
     corrected = statistics.holm([row.difference.p if row.difference else None for row in rows])
     ranks, ranking = _ranks(sheet)
     rows = [
@@ -134,12 +134,11 @@ def _place(row: Row) -> tuple[float, str, str]:
     return -mean.group.mean if mean else math.inf, row.method.label, row.method.name
 
 
-def _row(sheet: Sheet, number: int, base: Method | None) -> Row:
-    method, complete = sheet.methods[number], sheet.complete[number]
+def _row(sheet: SuiteSheet, number: int, base: Method | None) -> Row:
+    method, complete = sheet.arms[number], sheet.complete[number]
     difference = None
     if base is not None and method != base:
-        theirs = sheet.accuracy[sheet.methods.index(base)]
-        difference = statistics.difference(sheet.accuracy[number], theirs)
+        difference = sheet.minus(method, base, "accuracy")
     shared = sheet.shared & complete
     return Row(
         method=method,
@@ -153,20 +152,20 @@ def _row(sheet: Sheet, number: int, base: Method | None) -> Row:
     )
 
 
-def means_of(sheet: Sheet, number: int, tasks: np.ndarray) -> Means:
+def means_of(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Means:
     """Of a method over some of the tasks, all of them complete.  tasks: (tasks,), bool."""
     accuracy = sheet.accuracy[number]
     names = [task.group for task, kept in zip(sheet.tasks, tasks, strict=True) if kept]
     own = sheet.values("own_task_accuracy")[number]
     joint = tasks & ~np.isnan(own).all(axis=1)
     return Means(
-        group=statistics.suite_mean(accuracy[tasks], statistics.weights(names)),
-        task=statistics.suite_mean(accuracy[tasks]),
-        own=statistics.suite_mean(own[joint]) if joint.any() else None,
+        group=suite_mean(accuracy[tasks], statistics.weights(names)),
+        task=suite_mean(accuracy[tasks]),
+        own=suite_mean(own[joint]) if joint.any() else None,
     )
 
 
-def _costs(sheet: Sheet, number: int, tasks: np.ndarray) -> Costs | None:
+def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Costs | None:
     """Over some tasks: means over tasks of the means over seeds."""
 
     def mean(name: str) -> float | None:
@@ -182,10 +181,10 @@ def _costs(sheet: Sheet, number: int, tasks: np.ndarray) -> Costs | None:
     return Costs(trained, bare, seconds, mean("cpu_seconds"), largest)
 
 
-def _ranks(sheet: Sheet) -> tuple[list[float | None], statistics.Ranking | None]:
+def _ranks(sheet: SuiteSheet) -> tuple[list[float | None], statistics.Ranking | None]:
     """Average rank of each method over the shared tasks; one without a complete task has none."""
-    ranked = sheet.complete.any(1) if sheet.shared.any() else np.zeros(len(sheet.methods), bool)
-    found: list[float | None] = [None] * len(sheet.methods)
+    ranked = sheet.complete.any(1) if sheet.shared.any() else np.zeros(len(sheet.arms), bool)
+    found: list[float | None] = [None] * len(sheet.arms)
     if not ranked.any():
         return found, None
     means = statistics.task_means(sheet.accuracy[ranked][:, sheet.shared])

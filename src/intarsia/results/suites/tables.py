@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .. import numbers, statistics
-from ..sheet import Spread
+from ..sheet import Spread, suite_mean
 from ..table import Column, Entry, Table
 from .records import Failed, Method, Task
 from .sentences import heading, notes, over_seeds
-from .sheets import Sheet
+from .sheets import SuiteSheet
 from .summary import Findings, Row
 
 NONE = Entry("\N{EN DASH}")
@@ -89,12 +89,12 @@ def tasks_table(findings: Findings) -> Table:
     return Table(caption, tuple(columns), tuple(rows), None, None, below)
 
 
-def mean_of(sheet: Sheet, method: Method, tasks: np.ndarray) -> Spread | None:
+def mean_of(sheet: SuiteSheet, method: Method, tasks: np.ndarray) -> Spread | None:
     """Mean over some tasks, None unless all are complete.  tasks: (tasks,), bool."""
-    number = sheet.methods.index(method)
+    number = sheet.arms.index(method)
     if not sheet.complete[number, tasks].all():
         return None
-    return statistics.suite_mean(sheet.accuracy[number, tasks])
+    return suite_mean(sheet.accuracy[number, tasks])
 
 
 def tables_of(findings: Findings) -> list[tuple[str, Table]]:
@@ -146,12 +146,12 @@ def _line(head: Entry, spreads: Sequence[Spread | None]) -> tuple[Entry, ...]:
     return (head, *placed(cells, [spread and spread.mean for spread in spreads]))
 
 
-def _task_line(sheet: Sheet, methods: Sequence[Method], task: Task) -> tuple[Entry, ...]:
+def _task_line(sheet: SuiteSheet, methods: Sequence[Method], task: Task) -> tuple[Entry, ...]:
     column = sheet.tasks.index(task)
     cells: list[Entry] = []
     rated: list[float | None] = []  # a mean over fewer seeds is not held against the others
     for method in methods:
-        number = sheet.methods.index(method)
+        number = sheet.arms.index(method)
         scores = sheet.accuracy[number, column]
         known, wanted = scores[~np.isnan(scores)].tolist(), int(sheet.begun[number].sum())
         cell = share(Spread.of(known)) if known else Entry(_why_not(sheet, method, task))
@@ -162,7 +162,7 @@ def _task_line(sheet: Sheet, methods: Sequence[Method], task: Task) -> tuple[Ent
     return (Entry(task.name), *placed(cells, rated))
 
 
-def _why_not(sheet: Sheet, method: Method, task: Task) -> str:
+def _why_not(sheet: SuiteSheet, method: Method, task: Task) -> str:
     found = [sheet.results.get((method, task, seed)) for seed in sheet.seeds]
     return "failed" if any(r and isinstance(r.outcome, Failed) for r in found) else NONE.text
 
@@ -249,7 +249,7 @@ def _size(n: int | None) -> Entry:
     return NONE if n is None else Entry(numbers.size(n), full=f"{n:,} bytes")
 
 
-def _difference(sheet: Sheet, row: Row) -> tuple[Entry, ...]:
+def _difference(sheet: SuiteSheet, row: Row) -> tuple[Entry, ...]:
     found = row.difference
     rank = NONE if row.rank is None else Entry(f"{row.rank:.2f}")
     if found is None:
@@ -258,17 +258,14 @@ def _difference(sheet: Sheet, row: Row) -> tuple[Entry, ...]:
     names = [task.group for task, kept in zip(sheet.tasks, known, strict=True) if kept]
     grouped = float(found.by_task[known] @ statistics.weights(names))
     fewer = "" if known.all() else f"{int(known.sum())} of {len(known)} tasks"
-    interval = (
-        NONE if found.low is None or found.high is None
-        else Entry(numbers.interval(found.low, found.high, 2))
-    )  # fmt: skip
+    interval = NONE if found.interval is None else Entry(numbers.interval(*found.interval, 2))
     return (
         Entry(row.method.label),
         Entry(numbers.signed(100 * found.mean, 2), fewer, f"{found.mean:+.6f}"),
         interval,
         Entry(numbers.signed(100 * grouped, 2), full=f"{grouped:+.6f}"),
         Entry(" / ".join(map(str, found.record))),
-        Entry(str(found.pairs)),
+        Entry(str(found.n)),
         _probability(found.p),
         _probability(row.p),
         rank,
