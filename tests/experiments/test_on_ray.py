@@ -15,7 +15,7 @@ import pytest
 
 from intarsia.core.errors import ConfigError
 from intarsia.experiments.on_ray import threads_on
-from intarsia.experiments.pool import Outcome, Trial, run_trials
+from intarsia.experiments.pool import Trial, TrialEnd, run_trials
 
 
 class RayError(Exception):
@@ -91,8 +91,8 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**inputs, "data": os.environ.get("INTARSIA_DATA")}
 
 
-def run(*inputs: Mapping[str, Any], **how: Any) -> list[Outcome]:
-    found: list[Outcome] = []
+def run(*inputs: Mapping[str, Any], **how: Any) -> list[TrialEnd]:
+    found: list[TrialEnd] = []
     trials = [Trial(str(n), given) for n, given in enumerate(inputs)]
     run_trials(trials, work, done=found.append, executor="ray", **{"jobs": 1, "threads": 1} | how)
     return sorted(found, key=lambda end: end.trial.name)

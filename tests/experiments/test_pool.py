@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.experiments.pool import Outcome, Pace, Trial, run_told, run_trials
+from intarsia.experiments.pool import Pace, Trial, TrialEnd, run_told, run_trials
 from intarsia.train.progress import Bar
 
 
@@ -34,8 +34,8 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {"square": inputs["n"] ** 2, "process": os.getpid()}
 
 
-def run(kinds: list[str], jobs: int, executor: str = "processes") -> dict[str, Outcome]:
-    found: dict[str, Outcome] = {}
+def run(kinds: list[str], jobs: int, executor: str = "processes") -> dict[str, TrialEnd]:
+    found: dict[str, TrialEnd] = {}
     trials = [Trial(f"{kind}-{n}", {"do": kind, "n": n}) for n, kind in enumerate(kinds)]
     run_trials(
         trials, work, jobs=jobs, done=lambda o: found.update({o.trial.name: o}), threads=1,
@@ -83,8 +83,8 @@ def test_a_worker_draws_no_bar_over_the_others(
     assert result and result["drawn"] == drawn
 
 
-def ended(trial: Trial, seconds: float) -> Outcome:
-    return Outcome(trial, {}, "", seconds)
+def ended(trial: Trial, seconds: float) -> TrialEnd:
+    return TrialEnd(trial, {}, "", seconds)
 
 
 def test_time_left_is_by_kind() -> None:
