@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import learning
 import torch
 from safetensors.torch import save_file
 from tiny import host, pictures, stir
@@ -33,6 +34,9 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+TASKS = ("tokens", "items", "labels", "pairs")  # of `learning`, by their names there
+
+
 class Stop(Exception):
     """Leaves a run in the middle, in every rank at once."""
 
@@ -56,6 +60,20 @@ def train(draw: str, out: Path | None = None, **options: Any) -> tuple[nn.Module
     return model, run
 
 
+def train_task(case: learning.Case) -> dict[str, torch.Tensor]:
+    """Weights, scores on val and the losses of a run, whose rows may differ in length."""
+    model = case.build()
+    run = fit(
+        model, case.data(40, 1), case.data(13, 2), task=case.task, epochs=2, batch_size=8, lr=0.02,
+        trackers=(),
+    )  # fmt: skip
+    assert run.val is not None
+    losses = torch.tensor([line["loss"] for line in run.history], dtype=torch.float64)
+    scores = torch.tensor([*run.val.scores().values()], dtype=torch.float64)
+    weights = {n: p.detach().contiguous() for n, p in model.named_parameters()}
+    return {**weights, "losses": losses, "scores": scores}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ.get("RANK", "0"))
@@ -69,6 +87,8 @@ def main(folder: Path) -> None:
         learned = learned_state(model)
         result = {**learned, "logits": run.val.logits, "losses": scores, "features": seen}
         save_file({n: t.contiguous() for n, t in result.items()}, folder / f"{name}-{world}-{rank}")
+    for name in TASKS:
+        save_file(train_task(learning.CASES[name]), folder / f"task-{name}-{world}-{rank}")
     try:
         train(**CASES["sample"], out=folder / f"out-sample-{world}")
     except ConfigError as error:

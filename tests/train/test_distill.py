@@ -220,7 +220,7 @@ def test_bad_settings_are_refused() -> None:
     student, teacher = pair()
     x, loss_of = batch()
     for settings in ({"beta": -1.0}, {"temperature": 0.0}, {"temperature": float("nan")}):
-        with pytest.raises(ConfigError, match="beta, temperature: got"):
+        with pytest.raises(ConfigError, match=f"{next(iter(settings))}: got"):
             distill(student, x, loss_of, teacher=teacher, **settings)
     with pytest.raises(ConfigError, match="until: got 1.5"):
         staged_distillation(teacher, until=1.5)
@@ -231,5 +231,5 @@ def test_bad_settings_are_refused() -> None:
 
 @pytest.mark.parametrize("wrong", [{"beta": -1.0}, {"temperature": 0.0}])
 def test_what_cannot_be_is_said_at_once(wrong: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="beta, temperature"):
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: got"):
         staged_distillation(nn.Linear(2, 2), until=0.0, **wrong)

@@ -15,7 +15,8 @@ linux = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks children to ki
 
 @linux
 def test_killed_and_resumed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(FOLDER), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     found = subprocess.run(
         [sys.executable, str(FOLDER / "killing.py"), str(tmp_path)],
         capture_output=True, text=True, env=environment, timeout=600, check=False,

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import CASES
+from ranks import CASES, TASKS
 from safetensors.torch import load_file
 
 FOLDER = Path(__file__).parent
 
 
 def start(folder: Path, rank: int, world: int, port: int) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(FOLDER), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     if world > 1:
         environment |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
@@ -42,8 +43,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *(f"task-{name}" for name in TASKS)])
 def test_two_processes_learn_what_one_does(results: Path, case: str) -> None:
+    """A task's parts are weighed by what they count, however unevenly that is shared out."""
     one, *two = (load_file(results / f"{case}-{name}") for name in ("1-0", "2-0", "2-1"))
     assert len(two[1].pop("losses")) == 0
     for rank in two:

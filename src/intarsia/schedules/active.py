@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
 from ..routers import random_routers
 
@@ -19,17 +20,15 @@ def active_at(step: int, total: int, *, first: int, last: int, shape: str = "lin
       share of the steps; "step", first in the first half of the steps and last in the second.
     Raises: ConfigError on a shape that is none of these, k < 1, or a step that is not in the run.
     """
-    if shape not in SHAPES:
-        raise ConfigError("shape", got=repr(shape), want=f"one of {SHAPES}", fix="Pick one.")
-    if min(first, last) < 1:
-        raise ConfigError(
-            "active", got=f"{first} ... {last}", want="at least 1", fix="k = 1 is the paper."
-        )
+    one_of("shape", shape, SHAPES)
+    at_least("active", min(first, last), 1, fix="k = 1 is the paper.")
     if shape == "constant" and first != last:
         raise ConfigError(
-            "shape='constant'", got=f"first={first}, last={last}", want="the same k",
+            "shape='constant'",
+            got=f"first={first}, last={last}",
+            want="the same k",
             fix="Use shape='linear' or 'step' to change k.",
-        )  # fmt: skip
+        )
     if not 0 <= step < total:
         raise ConfigError(
             "step", got=step, want=f"0 ... {total - 1}", fix="Steps count from 0 to total - 1."
@@ -49,9 +48,11 @@ def set_active(model: nn.Module, k: int) -> None:
     routers = random_routers(model)
     if not routers:
         raise ConfigError(
-            "active", got="a model without a random router", want="MoSA or AdaMix",
+            "active",
+            got="a model without a random router",
+            want="MoSA or AdaMix",
             fix="Leave the schedule out, or adapt the model first.",
-        )  # fmt: skip
+        )
     for router in routers.values():
         router.check_active(k)
     for router in routers.values():

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
+from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..routers import random_routers
 from .active import set_active
@@ -38,15 +39,9 @@ class OnceFitted:
     share: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.active < 1:
-            raise ConfigError(
-                "active", got=self.active, want="at least 1", fix="k = 1 is the paper."
-            )
-        if not 0 < self.share <= 1:
-            raise ConfigError(
-                "share", got=self.share, want="of the training samples, 0 < share <= 1",
-                fix="Try 0.9.",
-            )  # fmt: skip
+        at_least("active", self.active, 1, fix="k = 1 is the paper.")
+        if not 0 < (got := self.share) <= 1:
+            raise ConfigError("share", got=got, want="0 < share <= 1", fix="Try 0.9.")
 
     def follow(self, model: nn.Module, accuracies: Sequence[float]) -> None:
         set_active(model, self.active)  # says at the first step what is wrong with k

@@ -41,10 +41,11 @@ def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     raise TrainingError(
-        f"checkpoint entry {path!r}", got=type(tree).__name__,
+        f"checkpoint entry {path!r}",
+        got=type(tree).__name__,
         want="tensors, numbers, strings, lists and mappings",
         fix="Keep only such values in the optimiser's state.",
-    )  # fmt: skip
+    )
 
 
 def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -111,9 +112,11 @@ def load(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, got: str) -> CheckpointError:
     return CheckpointError(
-        f"checkpoint {path}", got=got, want="the files as they were written",
+        f"checkpoint {path}",
+        got=got,
+        want="the files as they were written",
         fix="Restore it from a copy, or start again in another folder.",
-    )  # fmt: skip
+    )
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import above, at_least
 from ..core.errors import ConfigError
 from ..core.modes import evaluating
 from ..mixtures import undropped
@@ -44,9 +44,11 @@ def distill(
     logits = logits_of(model, x)
     if target.shape != logits.shape:
         raise ConfigError(
-            "teacher", got=f"logits {tuple(target.shape)}", want=f"{tuple(logits.shape)}, as the "
-            "model's", fix="Give the student the teacher's head.",
-        )  # fmt: skip
+            "teacher",
+            got=f"logits {tuple(target.shape)}",
+            want=f"{tuple(logits.shape)}, as the model's",
+            fix="Give the student the teacher's head.",
+        )
     task = loss_of(logits)
     soft, own = (counted(part, loss_of) / temperature for part in (target, logits))
     divergence = temperature**2 * divergence_of(loss_of)(soft, own)
@@ -54,11 +56,8 @@ def distill(
 
 
 def _check(beta: float, temperature: float) -> None:
-    if not (beta >= 0 and 0 < temperature < math.inf):
-        raise ConfigError(
-            "beta, temperature", got=f"{beta}, {temperature}", want="beta >= 0, temperature > 0",
-            fix="The paper has 1 and 1.",
-        )  # fmt: skip
+    at_least("beta", beta, 0, fix="The paper has 1.")
+    above("temperature", temperature, 0, fix="The paper has 1.")
 
 
 def staged_distillation(

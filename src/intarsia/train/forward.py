@@ -53,6 +53,8 @@ def _set_recompute(model: nn.Module, on: bool) -> None:
             host.gradient_checkpointing_disable()  # pyright: ignore
     else:
         raise ConfigError(
-            f"recompute of {type(host).__name__}", got="a model without gradient checkpointing",
-            want="a timm or transformers model", fix="Leave recompute off, or use a smaller batch.",
-        )  # fmt: skip
+            f"recompute of {type(host).__name__}",
+            got="a model without gradient checkpointing",
+            want="a timm or transformers model",
+            fix="Leave recompute off, or use a smaller batch.",
+        )

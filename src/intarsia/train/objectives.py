@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Cell
+from ..core.checks import between
 from ..core.errors import ConfigError
 from ..gating import passes, redraw, task_ids
 from ..mixtures import SplitLinear
@@ -42,10 +43,7 @@ class Staged:
     then: Objective
 
     def __post_init__(self) -> None:
-        if not 0 <= self.until <= 1:
-            raise ConfigError(
-                "until", got=self.until, want="a share of the steps, 0 ... 1", fix="Try 0.6."
-            )
+        between("until", self.until, 0, 1, fix="Try 0.6: a share of the steps.")
 
     def at(self, step: int, steps: int) -> Objective:
         """The objective of a step of so many, counted from 0."""
@@ -158,9 +156,11 @@ def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: floa
         logits = logits_of(model, x)
     if not seen:
         raise ConfigError(
-            "objective 'local_variance'", got="no split up-projection in the forward",
-            want="MoSA with split='up' or 'both'", fix="Use objective 'plain' or 'two_pass'.",
-        )  # fmt: skip
+            "objective 'local_variance'",
+            got="no split up-projection in the forward",
+            want="MoSA with split='up' or 'both'",
+            fix="Use objective 'plain' or 'two_pass'.",
+        )
     task = loss_of(logits)
     # outside autocast the sums of squares keep float32
     spread = torch.stack(
@@ -201,9 +201,11 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     large = [v for k, v in groups.items() if len(v) > 1 and sizes[k] * 2 >= max(sizes.values())]
     if not large:
         raise ConfigError(
-            f"blocks of {type(model).__name__}", got="no repeated block in a ModuleList",
-            want="at least two", fix="Leave out the deep alignment term (deep=0).",
-        )  # fmt: skip
+            f"blocks of {type(model).__name__}",
+            got="no repeated block in a ModuleList",
+            want="at least two",
+            fix="Leave out the deep alignment term (deep=0).",
+        )
     return max(large, key=len)
 
 

@@ -43,15 +43,18 @@ class Order:
     def __post_init__(self) -> None:
         if self.count < self.shares:
             raise DataError(
-                "training images", got=self.count, want=f"at least {self.shares}",
+                "training images",
+                got=self.count,
+                want=f"at least {self.shares}",
                 fix="Give the run some images to learn from.",
-            )  # fmt: skip
+            )
         if self.batch_size % self.shares:
             raise ConfigError(
-                "batch_size", got=self.batch_size,
+                "batch_size",
+                got=self.batch_size,
                 want=f"a multiple of {self.shares} (processes times accumulate)",
                 fix=f"Use {max(1, round(self.batch_size / self.shares)) * self.shares}.",
-            )  # fmt: skip
+            )
 
     @property
     def steps(self) -> int:
@@ -123,9 +126,11 @@ def size_of(dataset: Dataset[Any]) -> int:
         return len(dataset)  # pyright: ignore[reportArgumentType]
     except TypeError as error:
         raise DataError(
-            f"dataset {type(dataset).__name__}", got="no length", want="a map-style dataset",
+            f"dataset {type(dataset).__name__}",
+            got="no length",
+            want="a map-style dataset",
             fix="Give it __len__ and __getitem__, or collect it into a list.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, Tensor] | None:
@@ -184,10 +189,11 @@ def stack(rows: list[tuple[Any, Any]]) -> tuple[Inputs, Any]:
         return default_collate(rows)
     except (TypeError, RuntimeError) as error:
         raise DataError(
-            "a batch of images", got=str(error).strip().splitlines()[-1],
+            "a batch of images",
+            got=str(error).strip().splitlines()[-1],
             want="tensors of one shape and whole-number labels",
             fix="Resize the images and turn them into tensors in the dataset's transform.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
@@ -245,7 +251,8 @@ def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
         if isinstance(error, RuntimeError) and "worker" not in text and "shared memory" not in text:
             raise
         raise TrainingError(
-            f"{workers} workers that read data", got=text.strip().splitlines()[0],
+            f"{workers} workers that read data",
+            got=text.strip().splitlines()[0],
             want="room for them in memory and /dev/shm",
             fix="Use workers=0, or give the container more shared memory (--shm-size).",
-        ) from error  # fmt: skip
+        ) from error

@@ -22,9 +22,11 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     found = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not found:
         raise ConfigError(
-            f"trained parameters of {type(model).__name__}", got="none", want="at least one",
+            f"trained parameters of {type(model).__name__}",
+            got="none",
+            want="at least one",
             fix="Adapt the model first: model = intarsia.adapt(model, intarsia.Mosa()).",
-        )  # fmt: skip
+        )
     return found
 
 

@@ -26,11 +26,15 @@ class Bar:
         self.drawn = show and console.is_terminal and parent_process() is None
         self.epochs = epochs
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
             TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(), TextColumn("{task.fields[scores]}"),
-            console=console, disable=not self.drawn, transient=False,
-        )  # fmt: skip
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[scores]}"),
+            console=console,
+            disable=not self.drawn,
+            transient=False,
+        )
         self._task = self._bar.add_task("training", total=steps, scores="")
         self._shown: dict[str, str] = {}
 
@@ -42,9 +46,11 @@ class Bar:
         found = [f"{n} {line[n]:.3f}" for n in wanted if isinstance(line.get(n), float)]
         self._shown[split] = " ".join([split, *found])
         self._bar.update(
-            self._task, completed=done, description=f"epoch {line['epoch']}/{self.epochs}",
+            self._task,
+            completed=done,
+            description=f"epoch {line['epoch']}/{self.epochs}",
             scores="  ".join(self._shown.values()),
-        )  # fmt: skip
+        )
 
     @contextmanager
     def shown(self) -> Iterator[Bar]:
@@ -68,14 +74,18 @@ def tracker_names(wanted: Sequence[str] | None, out: Path | None) -> list[str]:
             raise MissingExtra(name, "track")
         if find_spec(name) is None:
             raise ConfigError(
-                f"tracker {name!r}", got="not installed", want="installed",
+                f"tracker {name!r}",
+                got="not installed",
+                want="installed",
                 fix=f"Install it (usually: pip install {name}), or use another tracker.",
-            )  # fmt: skip
+            )
         if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory and out is None:
             raise ConfigError(
-                f"tracker {name!r}", got="no run folder", want="somewhere to write",
+                f"tracker {name!r}",
+                got="no run folder",
+                want="somewhere to write",
                 fix="Pass out='runs/first'.",
-            )  # fmt: skip
+            )
     return list(wanted)
 
 
@@ -100,8 +110,9 @@ def track(accelerator: Accelerator, line: Mapping[str, float | int | str]) -> No
     """Send the numbers of a line as `split/name`."""
     split, step = line["split"], line["step"]
     values = {
-        f"{split}/{name}": value for name, value in line.items()
+        f"{split}/{name}": value
+        for name, value in line.items()
         if isinstance(value, float | int) and name not in ("step", "epoch")
-    }  # fmt: skip
+    }
     if accelerator.trackers:
         accelerator.log(values, step=int(step))

@@ -61,10 +61,11 @@ def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
     if other != wanted:
         differ = sorted(n for n in other | wanted if other.get(n) != wanted.get(n))
         raise CheckpointError(
-            "trained weights", got=f"{len(differ)} that do not fit, first {differ[0]!r}",
+            "trained weights",
+            got=f"{len(differ)} that do not fit, first {differ[0]!r}",
             want="the model the run was started with",
             fix="Build the model with the same method, backbone and number of classes.",
-        )  # fmt: skip
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(learned[name])
@@ -137,7 +138,9 @@ def check_same(saved: Mapping[str, Any], own: Mapping[str, Any], path: str = "")
             check_same(one, two, where)
         elif one != two:
             raise CheckpointError(
-                f"checkpoint of another run, {where}", got=two, want=one,
+                f"checkpoint of another run, {where}",
+                got=two,
+                want=one,
                 fix="Resume with the model, data and settings the run was started with, "
                 "or start a new run in another folder.",
-            )  # fmt: skip
+            )

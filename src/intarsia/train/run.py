@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..core.checks import at_least
 from ..core.errors import ConfigError, DataError
 from . import record as records
 from .folder import FORMAT, prepare, write_results
@@ -75,9 +76,11 @@ def fit_once(
     ranks = accelerator(trackers, running.out)
     if training.precision == "fp16" and ranks.device.type == "cpu":
         raise ConfigError(
-            "precision", got="'fp16' on a CPU", want="'fp32' or 'bf16' there",
+            "precision",
+            got="'fp16' on a CPU",
+            want="'fp32' or 'bf16' there",
             fix="Use precision='bf16'.",
-        )  # fmt: skip
+        )
     out = running.out
     if out is not None:
         on_main(ranks, lambda: prepare(out, running.resume))
@@ -102,22 +105,24 @@ def _check_selection(
     train: Dataset[Any], val: Dataset[Any] | None, recipe: Recipe, every: int
 ) -> bool | None:
     """Whether val shares nothing with train; None if nobody asked or it cannot be told."""
-    if every < 0:
-        raise ConfigError("evaluate_every", got=every, want="at least 0", fix="Try 1.")
+    at_least("evaluate_every", every, 0, fix="Try 1.")
     if recipe.select != "val":
         return None
     if val is None or not every:
         raise ConfigError(
-            "select='val'", got="no validation set" if val is None else "evaluate_every=0",
-            want="a score on val after some epochs", fix="Pass val=..., or select='last'.",
-        )  # fmt: skip
+            "select='val'",
+            got="no validation set" if val is None else "evaluate_every=0",
+            want="a score on val after some epochs",
+            fix="Pass val=..., or select='last'.",
+        )
     shared = records.shared_samples(train, val)
     if shared:
         raise DataError(
-            "select='val'", got=f"{shared} images that are in both train and val",
+            "select='val'",
+            got=f"{shared} images that are in both train and val",
             want="sets that share none: a model knows what it was trained on",
             fix="Take them out of val, or use select='last'.",
-        )  # fmt: skip
+        )
     return None if shared is None else True
 
 

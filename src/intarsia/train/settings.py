@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from torch import nn
 from torch.optim import Optimizer
 
+from ..core.checks import above, at_least, one_of
 from ..core.errors import ConfigError, UnknownName
 from ..schedules import ByFit
 from .optimisers import LrFactor, adamw, cosine
@@ -26,8 +27,8 @@ Schedule = Callable[[nn.Module, int, int], None]
 class Training:
     """The hyper-parameters that a paper would print.
 
-    batch_size: images per optimiser step, whatever `accumulate` and the number of processes.
-    accumulate: how many parts a process works its share of a batch off in.
+    batch_size: samples per optimiser step, over all parts and processes.
+    accumulate: gradient accumulation steps: the parts of a process's share of a batch.
     lr, weight_decay: of AdamW; warmup: share of all steps, linear from lr / warm-up steps.
     precision: "fp32"; "bf16" or "fp16": frozen weights held once in that type (and left so), the
       trained ones in fp32 under autocast; fp16 scales the loss and needs an accelerator.
@@ -46,24 +47,16 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for name in ("lr", "weight_decay", "seed"):
-            _at_least(name, getattr(self, name), 0)
+            at_least(name, getattr(self, name), 0)
         if not 0 <= self.warmup < 1:
-            raise ConfigError(
-                "warmup", got=self.warmup, want="a share of all steps, 0 <= warmup < 1",
-                fix="0.1 warms up during the first tenth of the steps.",
-            )  # fmt: skip
-        if self.precision not in PRECISIONS:
-            raise ConfigError(
-                "precision", got=repr(self.precision), want=f"one of {PRECISIONS}",
-                fix="bf16 suits most machines.",
-            )  # fmt: skip
+            raise ConfigError("warmup", got=self.warmup, want="0 <= warmup < 1", fix="Try 0.1.")
+        one_of("precision", self.precision, PRECISIONS, fix="bf16 suits most machines.")
         if self.batch_size % self.accumulate:
-            raise ConfigError(
-                "accumulate", got=f"{self.accumulate} parts of {self.batch_size} images",
-                want="equal parts", fix="Choose a divisor of batch_size.",
-            )  # fmt: skip
+            got = f"{self.accumulate} parts of {self.batch_size} samples"
+            fix = "Choose a divisor of batch_size."
+            raise ConfigError("accumulate", got=got, want="equal parts", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -90,24 +83,20 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
-            _at_least(name, getattr(self, name), 0)
+            at_least(name, getattr(self, name), 0)
         if isinstance(self.schedule, ByFit) and (self.mixup or self.cutmix):
             raise ConfigError(
-                "schedule", got=f"{type(self.schedule).__name__} with mixed images",
+                "schedule",
+                got=f"{type(self.schedule).__name__} with mixed images",
                 want="images with one right answer, for it follows the training accuracy",
                 fix="Leave mixup and cutmix out, or use ActiveSchedule.",
-            )  # fmt: skip
-        if not 0 <= self.smoothing < 1:
-            raise ConfigError(
-                "smoothing", got=self.smoothing, want="0 <= smoothing < 1", fix="Try 0.1."
             )
-        if self.clip is not None and self.clip <= 0:
-            raise ConfigError("clip", got=self.clip, want="above 0", fix="Try 1.0, or None.")
-        if self.select not in SELECTIONS:
-            raise ConfigError(
-                "select", got=repr(self.select), want=f"one of {SELECTIONS}",
-                fix="A test set is scored once, after training; it chooses nothing.",
-            )  # fmt: skip
+        if not 0 <= (got := self.smoothing) < 1:
+            raise ConfigError("smoothing", got=got, want="0 <= smoothing < 1", fix="Try 0.1.")
+        if self.clip is not None:
+            above("clip", self.clip, 0, fix="Try 1.0, or None.")
+        fix = "A test set is scored once, after training; it chooses nothing."
+        one_of("select", self.select, SELECTIONS, fix=fix)
 
     def factor(self, step: int, steps: int, warmup: float) -> float:
         """The multiple of lr at a step."""
@@ -140,16 +129,14 @@ class Running:
     def __post_init__(self) -> None:
         if self.out is not None:
             object.__setattr__(self, "out", Path(self.out))
-        _at_least("workers", self.workers, 0)
+        at_least("workers", self.workers, 0)
         if self.checkpoint_steps is not None:
-            _at_least("checkpoint_steps", self.checkpoint_steps, 1)
+            at_least("checkpoint_steps", self.checkpoint_steps, 1)
         if self.checkpoint_seconds is not None:
-            _at_least("checkpoint_seconds", self.checkpoint_seconds, 0)
+            at_least("checkpoint_seconds", self.checkpoint_seconds, 0)
         if self.resume and self.out is None:
-            raise ConfigError(
-                "resume", got="no run folder", want="the folder of the run to go on with",
-                fix="Pass out='that/folder'.",
-            )  # fmt: skip
+            want, fix = "the folder of the run to go on with", "Pass out='that/folder'."
+            raise ConfigError("resume", got="no run folder", want=want, fix=fix)
 
 
 class Options(TypedDict, total=False):
@@ -195,8 +182,3 @@ def settle(training: Training | None, options: Options) -> tuple[Training, Recip
     for name in left:
         raise UnknownName("setting of fit", name, Options.__annotations__)
     return taken[0], taken[1], taken[2]
-
-
-def _at_least(name: str, got: float, least: float) -> None:
-    if not got >= least:  # also refuses NaN
-        raise ConfigError(name, got=got, want=f"at least {least}", fix="Give a larger value.")

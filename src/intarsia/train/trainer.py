@@ -30,9 +30,11 @@ def trainer_loss(model: nn.Module) -> Callable[..., Tensor]:
     def loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
         if labels is None:
             raise ConfigError(
-                "labels of a batch", got="none that the Trainer knows of", want="labels",
+                "labels of a batch",
+                got="none that the Trainer knows of",
+                want="labels",
                 fix='Pass label_names=["labels"] to TrainingArguments.',
-            )  # fmt: skip
+            )
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
         labels = labels.to(logits.device)
         count = (labels != IGNORED).sum()  # as the Trainer counts them, the first token with them
