@@ -37,7 +37,7 @@ lint: setup  ## ruff, pyright, import-linter
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-format: setup  ## let ruff mend what it can
+format: setup  ## fix and format with ruff
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -45,14 +45,14 @@ new: setup  ## begin a method: make new KIND=router NAME=relu PAPER=2412.14711
 	@[ -n "$(KIND)" -a -n "$(NAME)" -a -n "$(PAPER)" ] || { echo "new: got KIND='$(KIND)' NAME='$(NAME)' PAPER='$(PAPER)', want all three. Call: make new KIND=router NAME=relu PAPER=2412.14711"; exit 1; }
 	$(BIN)/python scripts/new_method.py $(KIND) $(NAME) --paper $(PAPER)
 
-generate: setup  ## all that is written from the methods' cards
+generate: setup  ## write the files that are generated from the methods' cards
 	$(BIN)/python -m intarsia.results.pages
 	$(BIN)/python -m intarsia.conformance.composition
 
-docs: setup  ## site/, strictly
+docs: setup  ## build site/, warnings are errors
 	$(BIN)/zensical build --clean --strict
 
-conformance: setup  ## PEFT's own test-suite on every method
+conformance: setup  ## PEFT's own tests on every method
 	PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)
 
 bench: setup  ## a training step: speed and memory beside their bars and floors

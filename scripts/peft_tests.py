@@ -1,6 +1,6 @@
-"""Print the folder that holds PEFT's own tests at the installed version; obtain it once.
+"""Print the folder with PEFT's own tests of the installed version; download it the first time.
 
-PEFT's source distribution carries `tests/`, its wheel does not. Run by `make conformance`.
+PEFT's source distribution contains `tests/`, its wheel does not. Used by `make conformance`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def peft_tests() -> Path:
         if subprocess.run([*pip, "--quiet", "--dest", scratch], stdout=sys.stderr).returncode:
             sys.exit(
                 f"PEFT's tests: got no answer from a package index, want the source of {name}. "
-                f"Where there is one, run: {' '.join(['pip', *pip[3:]])}; then unpack the archive "
-                f"as {folder}."
+                f"On a machine with an index run: {' '.join(['pip', *pip[3:]])}; then unpack the "
+                f"archive as {folder}."
             )
         with tarfile.open(next(Path(scratch).glob("*.tar.gz"))) as archive:
             members = [m for m in archive if m.name.startswith(f"{name}/tests/")]
