@@ -149,7 +149,7 @@ def test_least_is_the_least_room() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"factor": 0}, "capacity factor: got 0, want a number above 0"),
+        ({"factor": 0}, "capacity factor: got 0, want above 0"),
         ({"factor": float("nan")}, "capacity factor"),
         ({"evaluation": -1.0}, "capacity evaluation"),
         ({"policy": "probs"}, "capacity policy: got 'probs'"),

@@ -314,7 +314,7 @@ def test_without_the_experts_the_mlp_is_left() -> None:
 def test_a_routing_of_neither_tokens_nor_samples_is_refused() -> None:
     experts = StackedExperts(3, D, 4, generator=seeded())
     layer = Mixture(experts, TaskRouter(1, 3, 2, generator=seeded()))
-    with pytest.raises(ShapeError, match="each token or for each sample"):
+    with pytest.raises(ShapeError, match="a row for each token or sample"):
         layer(torch.randn(2, 4, D))  # two heads a sample, which are no parts of the sequence
 
 

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from ..core import Cell
 from ..core.errors import ConfigError
+from ..core.linear import plain_linear
 from ..formats import Gaussian
 
 BIASES = ("bias", "biases")
@@ -140,16 +141,4 @@ class CodedLinear(nn.Linear):
 
     def merged(self) -> nn.Linear:
         """The plain layer with the quantised weight."""
-        plain: nn.Linear = nn.utils.skip_init(  # pyright: ignore[reportAssignmentType]
-            nn.Linear,
-            self.in_features,
-            self.out_features,
-            self.bias is not None,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-        )
-        with torch.no_grad():
-            plain.weight.copy_(self.format.quantise(self.weight))
-            if self.bias is not None:
-                plain.bias.copy_(self.bias)
-        return plain.train(self.training)
+        return plain_linear(self.format.quantise(self.weight), self.bias).train(self.training)

@@ -57,10 +57,9 @@ class Routing:
     ) -> Routing:
         """k experts per token.  index: (T, k) int64, weight: (T, k)."""
         if index.shape != weight.shape or index.dim() != 2:
-            raise ShapeError(
-                "top-k routing", got=f"{tuple(index.shape)} and {tuple(weight.shape)}",
-                want="two matrices (T, k)", fix="Pass the outputs of topk as they are.",
-            )  # fmt: skip
+            got = f"{tuple(index.shape)} and {tuple(weight.shape)}"
+            fix = "Pass the outputs of topk as they are."
+            raise ShapeError("top-k routing", got=got, want="two matrices (T, k)", fix=fix)
         tokens, k = index.shape
         token = torch.arange(tokens, device=index.device).repeat_interleave(k)
         return cls(

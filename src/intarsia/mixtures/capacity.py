@@ -1,14 +1,14 @@
-"""So many pairs an expert: which ones stay is decided by order, by lot or by score."""
+"""Limits how many tokens an expert takes; those that stay are the first, random, or the best."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..core import Routing
+from ..core.checks import above, at_least, one_of
 from ..core.errors import ConfigError
 from ..gating import RandomSource
 from ..gating.gate import keep_pairs, room_for
@@ -44,21 +44,11 @@ class Capacity:
     evaluation: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("factor", "evaluation"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(
-                    f"capacity {name}", got=value, want="a number above 0",
-                    fix="1 leaves room for uniform routing, E or more drops nothing.",
-                )  # fmt: skip
-        if self.policy not in POLICIES:
-            raise ConfigError(
-                "capacity policy", got=repr(self.policy), want=f"one of {POLICIES}", fix="Pick one."
-            )
-        if self.least < 1:
-            raise ConfigError(
-                "capacity least", got=self.least, want="at least 1", fix="4 is DeepSpeed's."
-            )
+        fix = "1 leaves room for uniform routing, E or more drops nothing."
+        above("capacity factor", self.factor, 0, fix)
+        above("capacity evaluation", 1 if self.evaluation is None else self.evaluation, 0, fix)
+        one_of("capacity policy", self.policy, POLICIES)
+        at_least("capacity least", self.least, 1, "4 is DeepSpeed's.")
 
     def room(self, routing: Routing, training: bool) -> int | None:
         """C, or None for no limit."""
@@ -76,10 +66,8 @@ class Capacity:
             return routing
         if self.policy == "random" and training:
             if draws is None:
-                raise ConfigError(
-                    "capacity", got="policy='random' and no source of randomness",
-                    want="draws", fix="Give the mixture a generator.",
-                )  # fmt: skip
+                got, fix = "policy='random' and no source of randomness", "Pass a generator."
+                raise ConfigError("capacity", got=got, want="draws", fix=fix)
             lots = draws.drawn(routing.tokens, lambda n: draws.uniform(n, routing.experts))
             lots = lots.to(routing.token.device)
             first = lots[routing.token, routing.expert].argsort(descending=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
+from ..core.checks import one_of
 from ..core.errors import ConfigError
 from ..routers import TopK
 from .capacity import Capacity
@@ -47,8 +48,7 @@ class DeepSpeedMoE:
     def __post_init__(self) -> None:
         if not self.experts:
             raise ConfigError("experts", got="none", want="a number for each layer", fix="Try 4.")
-        if self.mix not in MIXES:
-            raise ConfigError("mix", got=repr(self.mix), want=f"one of {MIXES}", fix="Pick one.")
+        one_of("mix", self.mix, MIXES)
         _ = self.capacity, [self._router(count) for count in self.experts]  # they say what cannot
 
     @property

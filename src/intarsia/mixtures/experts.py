@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Routing
+from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..kernels.experts import by_expert, ends_of, fused, grouped, mixed_mlps
 from ..routers.evomoe import drop_entries
@@ -25,9 +26,8 @@ Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x, weight, bias
 def activation(name: str) -> nn.Module:
     """Raises: ConfigError for a name that is not known."""
     if name not in ACTS:
-        raise ConfigError(
-            "act", got=repr(name), want=f"one of {sorted(ACTS)}, or a module", fix="Pick one."
-        )
+        want = f"one of {sorted(ACTS)}, or a module"
+        raise ConfigError("act", got=repr(name), want=want, fix="Pick one.")
     return ACTS[name]()
 
 
@@ -59,10 +59,9 @@ class Experts(nn.Module, abc.ABC):
 
         Raises: ConfigError for experts whose hidden units are not on or off.
         """
-        raise ConfigError(
-            "experts that a router reads", got=type(self).__name__,
-            want="StackedExperts(..., act='relu')", fix="Use those, or another router.",
-        )  # fmt: skip
+        got, want = type(self).__name__, "StackedExperts(..., act='relu')"
+        fix = "Use those, or another router."
+        raise ConfigError("experts that a router reads", got=got, want=want, fix=fix)
 
     def keep(self, index: Tensor) -> None:
         """Keep these experts, in this order.  index: (M,) int64.
@@ -114,13 +113,9 @@ class StackedExperts(Experts):
     ) -> None:
         super().__init__()
         outputs = width if outputs is None else outputs
-        for name, value in zip(
-            ("experts", "width", "hidden", "outputs"),
-            (experts, width, hidden, outputs),
-            strict=True,
-        ):
-            if value < 1:
-                raise ConfigError(name, got=value, want="at least 1", fix="Give a larger one.")
+        sizes = {"experts": experts, "width": width, "hidden": hidden, "outputs": outputs}
+        for name, value in sizes.items():
+            at_least(name, value, 1)
         self.experts, self.outputs = experts, outputs
         self.act = activation(act) if isinstance(act, str) else act
 
@@ -151,11 +146,9 @@ class StackedExperts(Experts):
         Raises: ConfigError unless the activation is ReLU: no other leaves a unit at exactly 0.
         """
         if not isinstance(self.act, nn.ReLU):
-            raise ConfigError(
-                "act of experts that a router reads", got=type(self.act).__name__,
-                want="ReLU, which alone turns units off",
-                fix="Use intarsia.upcycle(..., act='relu') or StackedExperts(..., act='relu').",
-            )  # fmt: skip
+            got, want = type(self.act).__name__, "ReLU, which alone turns units off"
+            fix = "Use intarsia.upcycle(..., act='relu') or StackedExperts(..., act='relu')."
+            raise ConfigError("act of experts that a router reads", got=got, want=want, fix=fix)
         if self.gate is None:
             return self.up, self.up_bias
         return self.gate, self.gate_bias

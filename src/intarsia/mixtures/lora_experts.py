@@ -66,14 +66,10 @@ def _dropped(mlp: Any, y: Tensor) -> Tensor:
     return mlp.drop2(y)
 
 
-GATED = Dialect(  # transformers: Llama, Mistral, Qwen, SmolLM
-    ("gate_proj", "up_proj"), "down_proj", frozenset({"act_fn"}),
-    _gated, _as_it_is,
-)  # fmt: skip
-PLAIN = Dialect(  # timm
-    ("fc1",), "fc2", frozenset({"act", "drop1", "norm", "drop2"}),
-    _plain, _dropped,
-)  # fmt: skip
+# transformers: Llama, Mistral, Qwen, SmolLM
+GATED = Dialect(("gate_proj", "up_proj"), "down_proj", frozenset({"act_fn"}), _gated, _as_it_is)
+# timm
+PLAIN = Dialect(("fc1",), "fc2", frozenset({"act", "drop1", "norm", "drop2"}), _plain, _dropped)
 WANT = "an MLP with gate_proj, up_proj, act_fn, down_proj (Llama), or fc1, act, fc2 (timm's Mlp)"
 FIX = "Adapt its linear layers with Lora(roles=('mlp_linear',)), or target other modules."
 
@@ -125,10 +121,8 @@ class MlpExperts(Cell):
     ) -> None:
         super().__init__()
         if over.position != "parallel" or "mlp" in over.roles:
-            raise ConfigError(
-                "over", got=type(over).__name__, want="an adapter beside a linear layer",
-                fix="Use Lora.",
-            )  # fmt: skip
+            want = "an adapter beside a linear layer"
+            raise ConfigError("over", got=type(over).__name__, want=want, fix="Use Lora.")
         self.path, self.outputs = site.path, site.outputs
         self.dialect, self.router = dialect_of(site), router
         rank: int = getattr(over, "rank", 1)
@@ -137,20 +131,18 @@ class MlpExperts(Cell):
         of_map = places(site, router.experts)
         for name, inputs, outputs in site.layers:
             if rank > min(inputs, outputs):
-                raise ConfigError(
-                    "rank", got=rank, want=f"at most {min(inputs, outputs)}, the width of {name}",
-                    fix="A full change of the layer has that rank already.",
-                )  # fmt: skip
+                want = f"at most {min(inputs, outputs)}, the width of {name}"
+                fix = "A full change of the layer has that rank already."
+                raise ConfigError("rank", got=rank, want=want, fix=fix)
             experts[name] = nn.ModuleList(
                 over.build(place, generator=generator, **more) for place in of_map[name]
             )
         self.experts = nn.ModuleDict(experts)
         if any(isinstance(m, TaskRouter) and m.tasks > 1 for m in self.experts.modules()):
-            raise ConfigError(
-                "over", got=f"{type(over).__name__}, which routes whole samples by their task",
-                want="an adapter that treats each token by itself",
-                fix="Use Lora; an expert sees the tokens that come to it, not samples.",
-            )  # fmt: skip
+            got = f"{type(over).__name__}, which routes whole samples by their task"
+            want = "an adapter that treats each token by itself"
+            fix = "Use Lora; an expert sees the tokens that come to it, not samples."
+            raise ConfigError("over", got=got, want=want, fix=fix)
 
     def of(self, name: str) -> Sequence[Cell]:
         """The experts of one linear map."""
@@ -169,10 +161,9 @@ class MlpExperts(Cell):
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        raise TargetError(
-            f"experts at {self.path!r}", got="an input and no MLP",
-            want="the MLP whose products they share", fix="Call cell.around(mlp, x).",
-        )  # fmt: skip
+        what, want = f"experts at {self.path!r}", "the MLP whose products they share"
+        fix = "Call cell.around(mlp, x)."
+        raise TargetError(what, got="an input and no MLP", want=want, fix=fix)
 
     @torch.no_grad()
     def check(self, module: nn.Module) -> None:
@@ -187,10 +178,8 @@ class MlpExperts(Cell):
             plain = self.dialect.compute(module, x, lambda _name, y, _x: y)
             same = torch.allclose(module(x), plain, rtol=1e-3, atol=1e-5, equal_nan=True)
         if not same:
-            raise TargetError(
-                f"target {self.path!r}",
-                got=f"{type(module).__name__} of {', '.join(children)}", want=WANT, fix=FIX,
-            )  # fmt: skip
+            got = f"{type(module).__name__} of {', '.join(children)}"
+            raise TargetError(f"target {self.path!r}", got=got, want=WANT, fix=FIX)
 
 
 def dealt(routing: Routing) -> Dealt:
@@ -258,8 +247,6 @@ def attention_cell(
     if site.layers:
         return None
     if attention is None:
-        raise TargetError(
-            f"target {site.path!r}", got="a linear layer, and attention=None", want="an MLP",
-            fix="Target the MLPs, or give attention=Lora(...).",
-        )  # fmt: skip
+        got, fix = "a linear layer, and attention=None", "Target MLPs, or give attention=Lora(...)."
+        raise TargetError(f"target {site.path!r}", got=got, want="an MLP", fix=fix)
     return attention.build(site, generator=generator)

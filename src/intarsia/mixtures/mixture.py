@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Routing
+from ..core.checks import one_of
 from ..core.errors import CheckpointError, ConfigError, ShapeError
 from ..gating import RandomSource, Router, expert_readers
 from ..gating.gate import wide_layer
@@ -22,7 +23,25 @@ DENSE = ("fc1.weight", "up_proj.weight")  # in a checkpoint of the MLP that was 
 MIXES = ("learned", "sum")
 
 
-class Mixture(nn.Module):
+class _InPlaceOfMlp(nn.Module):
+    """A module that stands where an MLP was, and refuses its weights."""
+
+    def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raise CheckpointError for the weights of the MLP that was here."""
+        if any(f"{prefix}{name}" in state_dict for name in DENSE):
+            raise CheckpointError(
+                f"weights of {prefix.rstrip('.') or 'the mixture'!r}",
+                got="those of a dense MLP",
+                want="those of a mixture",
+                fix="Load them into the dense model, then call intarsia.upcycle.",
+            )
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        self.refuse_others(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore
+
+
+class Mixture(_InPlaceOfMlp):
     """y_t = sum_e G_te expert_e(x_t) + shared(x_t).  x: (..., d) -> (..., out).
 
     experts: an `Experts`, or a list of modules of whatever kinds; router: which of them, with what
@@ -53,16 +72,13 @@ class Mixture(nn.Module):
         super().__init__()
         self.experts = experts if isinstance(experts, Experts) else ExpertList(experts)
         if router.experts != self.experts.experts:
-            raise ConfigError(
-                "router", got=f"{router.experts} experts to choose from",
-                want=f"{self.experts.experts}, as the mixture has",
-                fix="Give both the same number.",
-            )  # fmt: skip
+            got = f"{router.experts} experts to choose from"
+            want = f"{self.experts.experts}, as the mixture has"
+            raise ConfigError("router", got=got, want=want, fix="Give both the same number.")
         if capacity is not None and capacity.policy == "random" and generator is None:
-            raise ConfigError(
-                "capacity", got="policy='random' without a generator", want="a source of lots",
-                fix="Pass generator=torch.Generator().manual_seed(0).",
-            )  # fmt: skip
+            got, want = "policy='random' without a generator", "a source of random numbers"
+            fix = "Pass generator=torch.Generator().manual_seed(0)."
+            raise ConfigError("capacity", got=got, want=want, fix=fix)
         for reader in expert_readers(router):
             reader.see(self.experts)
         self.router, self.shared, self.capacity = router, shared, capacity
@@ -94,27 +110,9 @@ class Mixture(nn.Module):
         made = self.experts.every(rows)
         return torch.einsum("te,teo->to", routing.dense().to(made.dtype), made)
 
-    def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Raise CheckpointError for the weights of the MLP that was here."""
-        refuse_dense(state_dict, prefix)
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        refuse_dense(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore
-
     def __getstate__(self) -> dict[str, Any]:
         # a routing holds a graph, which cannot be copied
         return self.__dict__ | {"taken": None}
-
-
-def refuse_dense(state_dict: Mapping[str, Any], prefix: str) -> None:
-    """Raises: CheckpointError for the weights of the MLP that was where a mixture is now."""
-    if any(f"{prefix}{name}" in state_dict for name in DENSE):
-        raise CheckpointError(
-            f"weights of {prefix.rstrip('.') or 'the mixture'!r}", got="those of a dense MLP",
-            want="those of a mixture",
-            fix="Load them into the dense model, then call intarsia.upcycle.",
-        )  # fmt: skip
 
 
 @contextmanager
@@ -140,10 +138,8 @@ def spread(routing: Routing, x: Tensor) -> Routing:
     if routing.tokens == rows:
         return routing
     if routing.tokens != len(x):
-        raise ShapeError(
-            "routing", got=f"{routing.tokens} rows for {rows} tokens",
-            want="a row for each token or for each sample", fix="Use a router of tokens.",
-        )  # fmt: skip
+        got, want = f"{routing.tokens} rows for {rows} tokens", "a row for each token or sample"
+        raise ShapeError("routing", got=got, want=want, fix="Use a router of tokens.")
     each = rows // len(x)
     inside = torch.arange(each, device=routing.token.device)
     return replace(
@@ -155,7 +151,7 @@ def spread(routing: Routing, x: Tensor) -> Routing:
     )
 
 
-class ResidualMixture(nn.Module):
+class ResidualMixture(_InPlaceOfMlp):
     """c_1 mixture(x) + c_2 mlp(x), the residual experts of DeepSpeed-MoE.  (..., d) -> (..., out).
 
     mix: "learned", (c_1, c_2) = softmax(W x + b) for each token, in float32 or better (released
@@ -177,8 +173,7 @@ class ResidualMixture(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        if mix not in MIXES:
-            raise ConfigError("mix", got=repr(mix), want=f"one of {MIXES}", fix="Pick one.")
+        one_of("mix", mix, MIXES)
         self.mixture, self.mlp = mixture, mlp
         self.coefficient: nn.Linear | None = None
         if mix == "learned":
@@ -194,11 +189,3 @@ class ResidualMixture(nn.Module):
         c = wide_layer(x.reshape(-1, x.shape[-1]), self.coefficient).softmax(-1)
         c = c.to(plain.dtype).view(*x.shape[:-1], 2)
         return c[..., :1] * branch + c[..., 1:] * plain
-
-    def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Raise CheckpointError for the weights of the MLP that was here."""
-        refuse_dense(state_dict, prefix)
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        refuse_dense(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore

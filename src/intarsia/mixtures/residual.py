@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..core import Card, Paper
+from ..core.checks import one_of
 from ..core.errors import ConfigError, TargetError
 from ..gating import PassesState, number_layers, watch
 
@@ -90,10 +91,7 @@ class AdamOnce(Update):
         for what in ("beta1", "beta2"):
             if not 0 <= getattr(self, what) < 1:
                 raise ConfigError(what, got=getattr(self, what), want="0 <= b < 1", fix="Try 0.9.")
-        if self.start not in STARTS:
-            raise ConfigError(
-                "start", got=repr(self.start), want=f"one of {STARTS}", fix="Pick one."
-            )
+        one_of("start", self.start, STARTS)
 
     @classmethod
     def published(cls) -> AdamOnce:
@@ -143,10 +141,9 @@ class Robust(Update):
             )
         low, high = 1 - self.k**-0.5, 1 - 1 / self.k
         if not low <= self.p <= high:
-            raise ConfigError(
-                "p", got=self.p, want=f"{low:.3f} ... {high:.3f} for k = {self.k}",
-                fix="The smallest is the fastest, the largest stands the most noise.",
-            )  # fmt: skip
+            want = f"{low:.3f} ... {high:.3f} for k = {self.k}"
+            fix = "The smallest is the fastest, the largest stands the most noise."
+            raise ConfigError("p", got=self.p, want=want, fix=fix)
 
     @property
     def constants(self) -> tuple[float, float, float]:
@@ -182,10 +179,9 @@ class Residual(PassesState):
     def __init__(self, block: nn.Module, update: Update, *, added: bool = False) -> None:
         super().__init__()
         if added and update.reads_stream:
-            raise ConfigError(
-                "added", got=f"True with {update}", want="an update of f(x) alone",
-                fix="Use HeavyBall, or wrap the block together with its norm.",
-            )  # fmt: skip
+            got, want = f"True with {update}", "an update of f(x) alone"
+            fix = "Use HeavyBall, or wrap the block together with its norm."
+            raise ConfigError("added", got=got, want=want, fix=fix)
         self.block, self.update, self.added = block, update, added
 
     @property
@@ -212,10 +208,8 @@ def add_momentum(model: nn.Module, update: Update, paths: Sequence[str]) -> nn.M
     """
     known = dict(model.named_modules())
     if missing := [path for path in paths if not path or path not in known]:
-        raise TargetError(
-            f"path {missing[0]!r}", got="no such module", want="modules of the model",
-            fix="Name them as model.named_modules() does.",
-        )  # fmt: skip
+        what, fix = f"path {missing[0]!r}", "Name them as model.named_modules() does."
+        raise TargetError(what, got="no such module", want="modules of the model", fix=fix)
     made = [Residual(known[path], update, added=True) for path in paths]
     number_layers(made)
     for path, wrapped in zip(paths, made, strict=True):

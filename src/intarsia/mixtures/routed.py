@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Cell
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, ShapeError
 from ..routers import RandomRouter
 
 Linear = Callable[[Tensor], Tensor]
@@ -50,10 +50,9 @@ class RoutedCell(Cell):
     ) -> None:
         super().__init__()
         if "up" in layers and (dropped := getattr(getattr(body, "up", None), "p", 0)):
-            raise ConfigError(
-                "weight_dropout", got=dropped, want="0 where the up-projection has experts",
-                fix="The draw of the experts is the noise; leave weight_dropout at 0.",
-            )  # fmt: skip
+            want = "0 where the up-projection has experts"
+            fix = "The draw of the experts is the noise; leave weight_dropout at 0."
+            raise ConfigError("weight_dropout", got=dropped, want=want, fix=fix)
         self.body = body
         for side, layer in layers.items():
             setattr(body, side, layer)
@@ -92,11 +91,21 @@ def two_sided(body: Cell) -> Any:
     Raises: ConfigError if it is not.
     """
     if not all(isinstance(getattr(body, side, None), nn.Linear) for side in ("down", "up")):
-        raise ConfigError(
-            "over", got=type(body).__name__, want="a cell of a down and an up projection",
-            fix="Use over=Bottleneck(...) or over=Lora(...).",
-        )  # fmt: skip
+        want = "a cell of a down and an up projection"
+        fix = "Use over=Bottleneck(...) or over=Lora(...)."
+        raise ConfigError("over", got=type(body).__name__, want=want, fix=fix)
     return body
+
+
+def check_gates(gates: Tensor, experts: int, rows: int) -> None:
+    """Raises: ShapeError unless gates are (G, experts) with G a divisor of the rows."""
+    if gates.shape[1:] != (experts,) or not len(gates) or rows % len(gates):
+        raise ShapeError(
+            "gates",
+            got=f"{tuple(gates.shape)} for {rows} rows",
+            want=f"(G, {experts}) with G a divisor of the rows",
+            fix="One gate row for each sample, or one for the batch.",
+        )
 
 
 def draw_apart(experts: int, active: int, per: str, *, generator: torch.Generator) -> RandomRouter:

@@ -77,12 +77,9 @@ class SkillsCell(Cell):
         if task is None and self.router.tasks == 1:
             task = 0
         if task is None and self.router.unknown == "error":
-            raise FoldError(
-                f"merging Poly at {self.site.path!r}",
-                got=f"{self.router.tasks} tasks, each with weights of its own", want="one of them",
-                fix="Call intarsia.methods.mhr.to_lora(model, task) or to_mhr_mu(model), and merge "
-                "that.",
-            )  # fmt: skip
+            what, got = f"merging Poly at {self.site.path!r}", f"{self.router.tasks} tasks"
+            fix = "Merge what intarsia.methods.mhr.to_lora(model, task) or to_mhr_mu(model) gives."
+            raise FoldError(what, got=got, want="one of them, each has its own weights", fix=fix)
         return self.lora(self.router.of_task(task))
 
     def merged(self) -> LoraCell:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
-from ..core.errors import ShapeError
+from ..core.linear import plain_linear
+from .routed import check_gates
 
 
 class SoupLinear(nn.Module):
@@ -31,28 +31,15 @@ class SoupLinear(nn.Module):
 
     def merged(self) -> nn.Linear:
         """The plain linear layer that stands for the experts after training."""
-        # skip_init: a merge in the middle of training draws no random numbers
-        layer: nn.Linear = skip_init(  # pyright: ignore[reportAssignmentType]
-            nn.Linear, self.in_features, self.out_features, self.biases is not None,
-            device=self.weights.device, dtype=self.weights.dtype,
-        )  # fmt: skip
-        with torch.no_grad():
-            layer.weight.copy_(self.weights.mean(0))
-            if self.biases is not None:
-                layer.bias.copy_(self.biases.mean(0))
-        return layer
+        bias = None if self.biases is None else self.biases.mean(0)
+        return plain_linear(self.weights.mean(0), bias)
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
         if gates is None or not x.shape[0]:
             bias = None if self.biases is None else self.biases.mean(0)
             return F.linear(x, self.weights.mean(0), bias)
-        groups = gates.shape[0]
-        if gates.shape[1] != self.experts or not groups or x.shape[0] % groups:
-            raise ShapeError(
-                "gates", got=f"{tuple(gates.shape)} for {x.shape[0]} rows",
-                want=f"(G, {self.experts}) with G a divisor of the rows",
-                fix="One gate row for each sample, or one for the batch.",
-            )  # fmt: skip
+        check_gates(gates, self.experts, len(x))
+        groups = len(gates)
         share = gates.to(self.weights.dtype) / self.active
         weight = torch.einsum("gn,noi->gio", share, self.weights)  # (G, in, out)
         y = torch.bmm(x.reshape(groups, -1, self.in_features), weight.to(x.dtype))

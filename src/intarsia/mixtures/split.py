@@ -8,10 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from ..core import Partition
+from ..core.checks import between, one_of
 from ..core.errors import ConfigError, ShapeError
+from ..core.linear import plain_linear
+from .routed import check_gates
 
 SCALINGS = ("inverted", "paper")
 DECAYS = ("owned", "delta", "official")
@@ -70,9 +72,8 @@ class SplitLinear(nn.Module):
     ) -> None:
         super().__init__()
         _check(base, partition, active, scaling, decay)
-        self.experts, self.active, self.scaling, self.decay = (
-            partition.parts, active, scaling, decay,
-        )  # fmt: skip
+        self.experts, self.active = partition.parts, active
+        self.scaling, self.decay = scaling, decay
         self.in_features, self.out_features = base.in_features, base.out_features
         self.register_buffer("owner", partition["weight"].to(base.weight.device))
         # a start of zeros needs no tensor
@@ -156,28 +157,13 @@ class SplitLinear(nn.Module):
 
     def merged(self) -> nn.Linear:
         """The plain linear layer that stands for the experts after training."""
-        bias = self.merged_bias()
-        # skip_init: a merge in the middle of training draws no random numbers
-        layer: nn.Linear = skip_init(  # pyright: ignore[reportAssignmentType]
-            nn.Linear, self.in_features, self.out_features, bias is not None,
-            device=self.weight.device, dtype=self.weight.dtype,
-        )  # fmt: skip
-        with torch.no_grad():
-            layer.weight.copy_(self.merged_weight())
-            if bias is not None:
-                layer.bias.copy_(bias)
-        return layer
+        return plain_linear(self.merged_weight(), self.merged_bias())
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
         if gates is None or not x.shape[0]:
             return F.linear(x, self.merged_weight(), self.merged_bias())
-        groups = gates.shape[0]
-        if gates.shape[1:] != (self.experts,) or not groups or x.shape[0] % groups:
-            raise ShapeError(
-                "gates", got=f"{tuple(gates.shape)} for {x.shape[0]} rows",
-                want=f"(G, {self.experts}) with G a divisor of the rows",
-                fix="One gate row for each sample, or one for the batch.",
-            )  # fmt: skip
+        check_gates(gates, self.experts, len(x))
+        groups = len(gates)
         gates = gates.to(self.weight.dtype)
         weight = self.expert_weight(gates)  # (G, out, in)
         bias = None if self.biases is None else gates @ self.biases / self.active  # (G, out)
@@ -210,30 +196,22 @@ class SplitLinear(nn.Module):
 
 
 def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, decay: str) -> None:
-    for what, got, allowed in (("scaling", scaling, SCALINGS), ("decay", decay, DECAYS)):
-        if got not in allowed:
-            raise ConfigError(what, got=repr(got), want=f"one of {allowed}", fix="Pick one.")
-    if not 1 <= active <= partition.parts:
-        raise ConfigError(
-            "active", got=active, want=f"1 ... {partition.parts} (experts)",
-            fix="k = 1 is the paper, k = experts is the plain layer.",
-        )  # fmt: skip
+    one_of("scaling", scaling, SCALINGS)
+    one_of("decay", decay, DECAYS)
+    fix = "k = 1 is the paper, k = experts is the plain layer."
+    between("active", active, 1, partition.parts, fix=fix)
     if decay == "official" and (scaling, active) != ("paper", 1):
-        raise ConfigError(
-            "decay='official'", got=f"scaling={scaling!r}, active={active}",
-            want="scaling='paper', active=1", fix="Use decay='owned' elsewhere.",
-        )  # fmt: skip
+        got, want = f"scaling={scaling!r}, active={active}", "scaling='paper', active=1"
+        raise ConfigError("decay='official'", got=got, want=want, fix="Use decay='owned'.")
     label = partition.label.get("weight")
     if label is None or label.shape != base.weight.shape:
-        raise ShapeError(
-            "partition of 'weight'", got=None if label is None else tuple(label.shape),
-            want=tuple(base.weight.shape), fix="Partition the shape of the layer's weight.",
-        )  # fmt: skip
+        got, want = None if label is None else tuple(label.shape), tuple(base.weight.shape)
+        fix = "Partition the shape of the layer's weight."
+        raise ShapeError("partition of 'weight'", got=got, want=want, fix=fix)
     if bool((label < 0).any()):
-        raise ConfigError(
-            "partition", got=f"{int((label < 0).sum())} weights that nobody owns", want="none",
-            fix="Use random_disjoint, which deals out every weight.",
-        )  # fmt: skip
+        got = f"{int((label < 0).sum())} weights that nobody owns"
+        fix = "Use random_disjoint, which deals out every weight."
+        raise ConfigError("partition", got=got, want="none", fix=fix)
 
 
 def split_linear_naive(layer: SplitLinear, x: Tensor, gates: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
 from ..routers import random_routers
 from .split import SplitLinear
@@ -75,12 +76,10 @@ class SplitAdamW(Optimizer):
         update: str = "dense",
         variant: str = "torch",
     ) -> None:
-        for what, got, allowed in (("update", update, UPDATES), ("variant", variant, VARIANTS)):
-            if got not in allowed:
-                raise ConfigError(what, got=repr(got), want=f"one of {allowed}", fix="Pick one.")
+        one_of("update", update, UPDATES)
+        one_of("variant", variant, VARIANTS)
         for what, got in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if not got >= 0:
-                raise ConfigError(what, got=got, want="0 or more", fix="Try the default.")
+            at_least(what, got, 0, fix="Try the default.")
         if not all(0 <= b < 1 for b in betas):
             raise ConfigError("betas", got=betas, want="0 <= b < 1", fix="Try (0.9, 0.999).")
         # in the groups, so that a checkpoint names them

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.linear import plain_linear
+from ..kernels.experts import by_expert
 from .experts import StackedExperts
 from .mixture import Mixture
 
@@ -27,12 +29,12 @@ class WideMlp(nn.Module):
         super().__init__()
         self.experts, self.units = experts.experts, experts.up.shape[1]
         self.act = copy.deepcopy(experts.act)
-        self.up = _linear(experts.up.flatten(0, 1), experts.up_bias)
+        self.up = plain_linear(experts.up.flatten(0, 1), experts.up_bias)
         self.gate = None
         if experts.gate is not None:
-            self.gate = _linear(experts.gate.flatten(0, 1), experts.gate_bias)
+            self.gate = plain_linear(experts.gate.flatten(0, 1), experts.gate_bias)
         # (E, out, h) -> (out, E h)
-        self.down = _linear(experts.down.transpose(0, 1).flatten(1), None)
+        self.down = plain_linear(experts.down.transpose(0, 1).flatten(1), None)
         bias = experts.down_bias
         self.down_bias = None if bias is None else nn.Parameter(bias.detach().clone())  # (E, out)
         self.shared = copy.deepcopy(shared)
@@ -50,22 +52,6 @@ class WideMlp(nn.Module):
         if self.down_bias is not None:
             y = y + gates.view(*x.shape[:-1], self.experts).to(y.dtype) @ self.down_bias
         return y if self.shared is None else y + self.shared(x)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """An nn.Linear of copies.  weight: (out, in); bias: of as many entries as there are rows."""
-    to, of = weight.shape
-    layer = cast(
-        nn.Linear,
-        nn.utils.skip_init(
-            nn.Linear, of, to, bias=bias is not None, device=weight.device, dtype=weight.dtype
-        ),
-    )
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        if bias is not None:
-            layer.bias.copy_(bias.flatten())
-    return layer
 
 
 def as_wide_mlp(mixture: Mixture) -> WideMlp:
@@ -110,10 +96,9 @@ def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Acti
 
             hooks.append(module.register_forward_pre_hook(count))
     if not found:
-        raise ConfigError(
-            "model", got=f"a {type(model).__name__} without a mixture of stacked experts",
-            want="one", fix="Use intarsia.upcycle, or Mixture(StackedExperts(...), router).",
-        )  # fmt: skip
+        got = f"a {type(model).__name__} without a mixture of stacked experts"
+        fix = "Use intarsia.upcycle, or Mixture(StackedExperts(...), router)."
+        raise ConfigError("model", got=got, want="one", fix=fix)
     try:
         model(*args, **kwargs)
     finally:
@@ -132,16 +117,15 @@ def _counts(mixture: Mixture, x: Tensor) -> Tensor:
     """Units on, pairs, and tokens that have an expert, (3,) float64."""
     experts, routing = _stacked(mixture), mixture.routing(x)
     has = routing.weight != 0
-    expert, order = routing.expert[has].sort(stable=True)
-    token = routing.token[has][order]
-    on = experts.hidden(x.reshape(-1, x.shape[-1]).index_select(0, token), expert) != 0
+    pairs = by_expert(routing.expert[has], experts.experts)
+    token = routing.token[has][pairs.order]
+    on = experts.hidden(x.reshape(-1, x.shape[-1]).index_select(0, token), pairs.expert) != 0
     return torch.tensor([int(on.sum()), len(token), len(token.unique())], dtype=torch.float64)
 
 
 def _stacked(mixture: Mixture) -> StackedExperts:
     if not isinstance(mixture.experts, StackedExperts):
-        raise ConfigError(
-            "experts", got=type(mixture.experts).__name__, want="StackedExperts, of one width",
-            fix="Experts of other kinds are not one wide MLP.",
-        )  # fmt: skip
+        got, want = type(mixture.experts).__name__, "StackedExperts, of one width"
+        fix = "Experts of other kinds are not one wide MLP."
+        raise ConfigError("experts", got=got, want=want, fix=fix)
     return mixture.experts

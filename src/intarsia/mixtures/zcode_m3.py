@@ -22,6 +22,20 @@ from .capacity import Capacity
 from .experts import ExpertList, Experts, StackedExperts, replace_rows
 from .mixture import Mixture
 
+SAME = "Merge two trainings of one model."
+# routers whose experts can come and go
+GROWS = (
+    "TopK",
+    "TopP",
+    "Switch",
+    "NoisyTopK",
+    "ExpertChoice",
+    "ActivationGate",
+    "Transport",
+    "Recurrent",
+    "EvoMoe",
+)
+
 
 @dataclass(frozen=True)
 class ZCodeM3:
@@ -87,11 +101,8 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
     """
     ours, theirs = mixtures_in(a), mixtures_in(b)
     if not ours or ours.keys() != theirs.keys():
-        raise ConfigError(
-            "mixtures to merge", got=f"{len(ours)} and {len(theirs)}",
-            want="at least one, and the same places in both",
-            fix="Merge two trainings of one model.",
-        )  # fmt: skip
+        got, want = f"{len(ours)} and {len(theirs)}", "at least one, and the same places in both"
+        raise ConfigError("mixtures to merge", got=got, want=want, fix=SAME)
     for path, mine in ours.items():
         _check_alike(path, mine, theirs[path])
     apart, those = dict(_averaged(a)), dict(_averaged(b, twice=True))
@@ -101,10 +112,9 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
         raise _unlike("weights", shapes, other)
     for name, mine in apart.items():
         if not mine.is_floating_point() and not torch.equal(mine, those[name].to(mine.device)):
-            raise ConfigError(
-                f"{name!r}", got="other whole numbers in each", want="the same, as these have no "
-                "mean", fix="Merge models of one seed, trained for as many steps.",
-            )  # fmt: skip
+            want = "the same, as these have no mean"
+            fix = "Merge models of one seed, trained for as many steps."
+            raise ConfigError(f"{name!r}", got="other whole numbers in each", want=want, fix=fix)
     new = copy.deepcopy(a)
     for name, mine in _averaged(new):
         if mine.is_floating_point():
@@ -132,10 +142,8 @@ def check_prune(mixture: Mixture, kept: Sequence[int], where: str = "experts to 
     """Raises: as `prune` does."""
     count = mixture.experts.experts
     if not kept or len(set(kept)) < len(kept) or not set(kept) <= set(range(count)):
-        raise ConfigError(
-            where, got=list(kept), want=f"some of 0 ... {count - 1}, each once",
-            fix="Count experts from 0.",
-        )  # fmt: skip
+        want = f"some of 0 ... {count - 1}, each once"
+        raise ConfigError(where, got=list(kept), want=want, fix="Count experts from 0.")
     _rows(mixture)
     with_experts(_settings(mixture), len(kept))
 
@@ -151,12 +159,9 @@ def _rows(mixture: Mixture) -> dict[str, Tensor]:
     """
     router = mixture.router
     if not isinstance(router, Router) or router.by_expert is None or _settings(mixture) is None:
-        raise ConfigError(
-            "router", got=f"a {type(router).__name__}, built for its number of experts",
-            want="one with a row of weights for each expert",
-            fix="Use TopK, TopP, Switch, NoisyTopK, ExpertChoice, ActivationGate, Transport, "
-            "Recurrent, EvoMoe or Hash.",
-        )  # fmt: skip
+        got = f"a {type(router).__name__}, built for its number of experts"
+        want, fix = "one with a row of weights for each expert", f"Use {', '.join(GROWS)} or Hash."
+        raise ConfigError("router", got=got, want=want, fix=fix)
     return {n: t for n in router.by_expert if (t := getattr(router, n, None)) is not None}
 
 
@@ -200,11 +205,9 @@ def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
         for m in (mine, theirs)
     )
     if one[::2] != two[::2]:
-        raise ConfigError(
-            f"routers of {path!r}", got=f"{_settings(mine)} and {_settings(theirs)}",
-            want="equal settings but for the number of experts",
-            fix="Merge two trainings of one model.",
-        )  # fmt: skip
+        got = f"{_settings(mine)} and {_settings(theirs)}"
+        want = "equal settings but for the number of experts"
+        raise ConfigError(f"routers of {path!r}", got=got, want=want, fix=SAME)
     stacks = [_stack(m.experts) for m in (mine, theirs)]
     if one[1] != two[1] or stacks[0] != stacks[1]:
         raise _unlike(f"experts of {path!r}", (one[1], stacks[0]), (two[1], stacks[1]))
@@ -240,9 +243,7 @@ def _averaged(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tens
 
 
 def _unlike(what: str, one: object, two: object) -> ShapeError:
-    return ShapeError(
-        what, got=two, want=f"{one}, as in the first", fix="Merge two trainings of one model."
-    )
+    return ShapeError(what, got=two, want=f"{one}, as in the first", fix=SAME)
 
 
 CARD = Card(
