@@ -18,7 +18,6 @@ EXCEPTIONS: dict[str, str] = {
     "core/card.py::Card": "a record of one method, not a setting anyone passes on",
     "results/suites/records.py::Done": "what a run leaves behind, not a setting anyone passes on",
     "core/claim.py::Claim": "a record of one experiment, not a setting anyone passes on",
-    "cli/options.py::_shared": "a signature: one line for each option of a training run, no body",
     "cli/benching.py::bench": "a signature: one line for each option, three lines of body",
     "claims/ledger.py::Record": "what a run leaves behind, not a setting anyone passes on",
     "hosts/config.py::IntarsiaConfig": "six of its fields are what PEFT asks of a config",

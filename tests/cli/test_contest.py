@@ -275,7 +275,7 @@ def test_claims_are_run_kept_and_published(
     intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "claims", fake_claims)
-    monkeypatch.setattr("intarsia.cli.claim_steps.claims", fake_claims)
+    monkeypatch.setattr("intarsia.claims.claims", fake_claims)
     page = tmp_path / "claims.md"
     said = intarsia("claim", "small", "--page", page, "--seeds", "4,5")
     assert said.code == 0, said.err
@@ -293,7 +293,7 @@ def test_claims_are_run_kept_and_published(
 
 def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ledger, "claims", lambda: fake_claims("long"))
-    monkeypatch.setattr("intarsia.cli.claim_steps.claims", lambda: fake_claims("long"))
+    monkeypatch.setattr("intarsia.claims.claims", lambda: fake_claims("long"))
     page = tmp_path / "claims.md"
     assert "Did you mean small" in intarsia("claim", "smal", "--page", page).words
     assert "one of them" in intarsia("claim", "small", "--all", "--page", page).words

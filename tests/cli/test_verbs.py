@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import shlex
 import subprocess
@@ -14,7 +13,7 @@ import typer
 
 from intarsia.catalog import cards
 from intarsia.cli import app, listing, shell
-from intarsia.cli.options import _shared
+from intarsia.cli.options import shared
 from intarsia.core.errors import ConfigError
 from intarsia.train import Recipe, Training
 
@@ -121,7 +120,7 @@ def test_keywords_of_the_library_are_told_as_options(capsys: pytest.CaptureFixtu
 
 
 def test_defaults_are_those_of_the_library() -> None:
-    parameters = {n: p.default for n, p in inspect.signature(_shared).parameters.items()}
+    parameters = {p.name: p.default for p in shared()}
     for start in (Training(), Recipe()):
         for name in start.__dataclass_fields__.keys() & parameters.keys():
             assert parameters[name] == getattr(start, name), name

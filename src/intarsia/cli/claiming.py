@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..core import Claim
+from ..core.errors import ConfigError
 from .options import Json
 from .shell import note, show_json, show_table
 
@@ -31,17 +35,20 @@ def claim(
 
     Example:  intarsia claim mosa
     """
+    from ..claims import claims
     from ..experiments.settings import value_of
-    from .claim_steps import chosen, judge, listed
 
     if name is None and not every:
-        _show_list(listed(), as_json)
+        _show_list(claims(), as_json)
         return
+    if every and name is not None:
+        got = f"the name {name!r} with it"
+        raise ConfigError("--all", got=got, want="one of them", fix="Leave one out.")
+    if not page.suffix:
+        want = "a file, beside which the records lie"
+        raise ConfigError("--page", got=page, want=want, fix=f"For example: {page}.md")
     numbers: Any = None if seeds is None else value_of("--seeds", seeds, tuple[int, ...])
-    records = [
-        judge(one, seeds=numbers, page=page, report=note)
-        for one in chosen(name, every=every, long=long, report=note)
-    ]
+    records = [_judged(one, numbers, page) for one in _chosen(name, long)]
     if as_json:
         show_json(records)
         return
@@ -59,11 +66,42 @@ def claim(
     print(f"Page: {page}")
 
 
-def _show_list(rows: list[dict[str, Any]], as_json: bool) -> None:
+def _chosen(name: str | None, long: bool) -> list[Claim]:
+    """The claim of a name, or all that this machine can run in the time that was granted."""
+    import torch
+
+    from ..claims import claim, claims
+
+    if name is not None:
+        return [claim(name)]
+    can = {"cpu", "gpu" if torch.cuda.is_available() else "cpu", "long" if long else "cpu"}
+    for left in (c for c in claims() if c.needs not in can):
+        note(f"{left.key} is left out: it is marked {left.needs!r}.")
+    return [c for c in claims() if c.needs in can]
+
+
+def _judged(found: Claim, seeds: Sequence[int] | None, page: Path) -> dict[str, Any]:
+    """Run a claim, save its record beside the page, and write the page anew."""
+    from ..claims import run_claim, write_page
+    from ..claims.ledger import save
+
+    note(f"Claim {found.key}: about {found.minutes:g} minutes.")
+    record = run_claim(found, seeds=seeds, report=note)
+    folder = page.with_suffix("")
+    save(record, folder)
+    write_page(folder, page)
+    return dataclasses.asdict(record)
+
+
+def _show_list(found: Sequence[Claim], as_json: bool) -> None:
     if as_json:
-        show_json(rows)
+        names = ("sentence", "baseline", "minutes", "needs")
+        show_json(
+            [
+                {"name": c.key, "bar": f"{c.sense} {c.bar:g}"} | {n: getattr(c, n) for n in names}
+                for c in found
+            ]
+        )
         return
-    cells = [
-        (r["name"], r["sentence"], f"{r['minutes']:g}", NEEDS.get(r["needs"], "")) for r in rows
-    ]
+    cells = [(c.key, c.sentence, f"{c.minutes:g}", NEEDS.get(c.needs, "")) for c in found]
     show_table("", ("claim", "what is claimed", "minutes", ""), cells, right="minutes")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .early import check_choices, check_compared, check_data, is_text, method_key
-from .options import Data, Json, experiment_values, given_in_words, with_training_options
+from .options import Data, Json, experiment_values, given_in_words, shared, with_options
 from .shell import note, show_json, show_rich
 from .training import FOR_TEXTS
 
@@ -43,7 +43,12 @@ SeesLater = Annotated[
 ]
 
 
-@with_training_options
+@with_options(
+    shared(
+        settings="A setting of one method: METHOD.name=value, as mosa.active=2; may be repeated.",
+        split_seed="Of the split; each run's own seed if not given.",
+    )
+)
 def compare(
     ctx: typer.Context,
     data: Data,

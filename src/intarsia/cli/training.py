@@ -16,7 +16,8 @@ from .options import (
     experiment_values,
     given_in_words,
     running_values,
-    with_training_options,
+    shared,
+    with_options,
 )
 from .shell import note, show_json, show_table
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 FOR_TEXTS = {"model": "smollm2", "method": "lora"}  # where nothing is said
 
 
-@with_training_options
+@with_options(shared())
 def fit(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
