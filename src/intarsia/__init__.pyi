@@ -16,6 +16,7 @@ from .data import load_data as load_data
 from .data import load_texts as load_texts
 from .fitting import fit as fit
 from .fitting import fit_in_phases as fit_in_phases
+from .formats.gaussian import Gaussian as Gaussian
 from .gating import aux_loss as aux_loss
 from .gating import passes as passes
 from .gating import redraw as redraw
@@ -81,6 +82,8 @@ from .routers.task import TaskRouting as TaskRouting
 from .routers.topk import TopK as TopK
 from .routers.topp import TopP as TopP
 from .routers.transport import Transport as Transport
+from .schedules.active import ActiveSchedule as ActiveSchedule
+from .schedules.fitted import OnceFitted as OnceFitted
 from .train import Training as Training
 from .train import evaluate as evaluate
 from .train import trainer_loss as trainer_loss

@@ -18,9 +18,11 @@ from .core.registry import find as find
 TAGS: Mapping[str, str] = MappingProxyType(
     {
         "capacity": "in training an expert takes so many tokens, so that places in a batch matter",
+        "exact": "gives back every weight, bit by bit",
         "folds": "can become plain weights of a stock model",
         "learned": "its weights carry a gradient",
         "linear": "is a change of weights, so that it merges",
+        "monotone": "a larger weight never has a lower score",
         "non_causal": "a token's experts depend on later tokens",
         "sparse": "no token has every expert",
         "stateful": "a layer's choice depends on what the layers before it left",

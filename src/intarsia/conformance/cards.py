@@ -81,9 +81,9 @@ def has_defaults(card: Card) -> None:
 def is_frozen(card: Card) -> None:
     """A config cannot be changed after it was checked."""
     config = tiny(card)
-    name = dataclasses.fields(config)[0].name
+    name = next((f.name for f in dataclasses.fields(config)), "setting")
     try:
-        setattr(config, name, getattr(config, name))
+        setattr(config, name, getattr(config, name, None))
     except dataclasses.FrozenInstanceError:
         return
     raise Broken(

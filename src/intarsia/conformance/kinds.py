@@ -7,15 +7,19 @@ from types import MappingProxyType
 
 from ..core import Card
 from ..core.errors import UnknownName
-from . import adapters, mixtures, models, routers
+from . import adapters, formats, mixtures, models, partitions, routers, schedules, scores
 from .verdict import Checks, Law, checks
 
 SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
     {
         "adapter": lambda _: adapters.LAWS,  # a `Method`, which builds a `Cell` at a site
+        "format": lambda _: formats.LAWS,  # a `Format`
         "mixture": mixtures.laws,  # `step(f, x, m)`, or `build(width, hidden, generator=...)`
         "model": lambda _: models.LAWS,  # an estimator of scikit-learn that is a dataclass
+        "partition": lambda _: partitions.LAWS,  # `density`, `build(scores, generator=...)`
         "router": lambda _: routers.LAWS,  # `build(width, generator=...)`: x (T, d) -> Routing
+        "schedule": lambda _: schedules.LAWS,  # (model, step, steps) or `follow(...)`
+        "score": lambda _: scores.LAWS,  # `score(weight, statistics)`, of the weight's shape
     }
 )
 

@@ -39,7 +39,7 @@ class Bitmask(Format):
         padded = torch.nn.functional.pad(kept, (0, -kept.shape[1] % 8)).long()
         return {
             "compressed": weight.detach()[keep],
-            "bitmask": pack_bits(padded.flatten(), 1).view(len(kept), -1),
+            "bitmask": pack_bits(padded.flatten(), 1).view(len(kept), padded.shape[1] // 8),
             "row_offsets": counts.cumsum(0) - counts,
         }
 
@@ -54,7 +54,8 @@ class Bitmask(Format):
                 want=f"{(rows, -(-columns // 8))} for a weight of {tuple(shape)}",
                 fix="Decode with the shape of the encoding.",
             )
-        keep = unpack_bits(bits.flatten(), 1, bits.numel() * 8).bool().view(rows, -1)[:, :columns]
+        keep = unpack_bits(bits.flatten(), 1, bits.numel() * 8).bool()
+        keep = keep.view(rows, 8 * bits.shape[1])[:, :columns]
         if int(keep.sum()) != len(values):
             want = f"{int(keep.sum())}, as many as bits are set"
             raise ShapeError("compressed", got=len(values), want=want, fix="Copy the file again.")

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..core import Format
+from ..core import Card, Format, Paper
 from ..core.checks import between, one_of
 from ..core.errors import ConfigError
 from .bits import pack_bits, unpack_bits
@@ -101,3 +101,19 @@ def codebook(bits: int, kind: str = "median") -> tuple[tuple[float, ...], tuple[
             levels = (density[:-1] - density[1:]) / below.diff()
         levels = (levels - levels.flip(0)) / 2  # symmetric to the last digit
     return tuple(levels.tolist()), tuple(((levels[1:] + levels[:-1]) / 2).tolist())
+
+
+CARD = Card(
+    "gaussian",
+    kind="format",
+    config=Gaussian,
+    paper=Paper(
+        "2307.16867",
+        2023,
+        "Revisiting the Parameter Efficiency of Adapters from the Perspective "
+        "of Precision Redundancy",
+    ),
+    summary="A few bits for each weight, by the quantiles of a normal distribution.",
+    family="quantised",
+    exceptions={"keeps_shape_and_dtype": "it decodes to float32, in which its moments are"},
+)

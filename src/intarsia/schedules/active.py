@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..core import Card, Paper
 from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
 from ..routers import random_routers
@@ -63,13 +64,15 @@ def set_active(model: nn.Module, k: int) -> None:
 class ActiveSchedule:
     """`set_active` by `active_at`, as a training loop calls it: (model, step, steps) -> None.
 
-    From many to one active expert: the whole adapter is trained first, its parts are told apart
-    later. Depends on the step only, so that a resumed run sees the same.
+    From many to one active expert: the whole adapter is trained first, its parts differ later.
+    Depends on the step only, so that a resumed run sees the same.
+    first, last, shape: see `active_at`.
+
     Raises: ConfigError on a setting that `active_at` refuses.
     """
 
-    first: int
-    last: int
+    first: int = 4
+    last: int = 1
     shape: str = "linear"
 
     def __post_init__(self) -> None:
@@ -78,3 +81,17 @@ class ActiveSchedule:
     def __call__(self, model: nn.Module, step: int, steps: int) -> None:
         k = active_at(step, steps, first=self.first, last=self.last, shape=self.shape)
         set_active(model, k)
+
+
+CARD = Card(
+    "active",
+    kind="schedule",
+    config=ActiveSchedule,
+    paper=Paper(
+        "2312.02923",
+        2023,
+        "Split & Merge: Unlocking the Potential of Visual Adapters via Sparse Training",
+    ),
+    summary="How many experts are active, as a function of the step.",
+    family="schedules",
+)

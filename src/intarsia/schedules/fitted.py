@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
+from ..core import Card, Paper
 from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..routers import random_routers
@@ -35,7 +36,7 @@ class OnceFitted:
     Source: ours; measured in docs/log.  Not with mixed images, whose accuracy is not known.
     """
 
-    active: int
+    active: int = 1
     share: float = 0.9
 
     def __post_init__(self) -> None:
@@ -48,3 +49,17 @@ class OnceFitted:
         if not any(accuracy >= self.share for accuracy in accuracies):
             for router in random_routers(model).values():
                 router.active = router.experts
+
+
+CARD = Card(
+    "fitted",
+    kind="schedule",
+    config=OnceFitted,
+    paper=Paper(
+        "2312.02923",
+        2023,
+        "Split & Merge: Unlocking the Potential of Visual Adapters via Sparse Training",
+    ),
+    summary="All experts until the adapter fits its training samples, few from then on.",
+    family="schedules",
+)
