@@ -81,6 +81,8 @@ class Gaussian(Format):
 
 
 def _moments(w: Tensor) -> tuple[Tensor, Tensor]:
+    if not w.numel():
+        return w.new_zeros(()), w.new_zeros(())
     return w.mean(), w.std(correction=0)  # a single entry has a spread, too: 0
 
 
