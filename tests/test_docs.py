@@ -39,6 +39,7 @@ RUNNABLE = (
     "how-to/share-shards.md",
     "how-to/sparse-deltas.md",
     "how-to/students.md",
+    "how-to/train-other-tasks.md",
     "how-to/train-slices.md",
     "how-to/upcycle.md",
 )

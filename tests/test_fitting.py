@@ -72,6 +72,11 @@ def test_sets_of_pictures_may_be_given_one_by_one(folder: Path) -> None:
     ]
     assert runs[0].test is not None and runs[1].test is not None
     assert runs[0].test.scores() == runs[1].test.scores()
+    model = vit(2)
+    run = intarsia.fit(model, splits, **QUICK)
+    assert run.test is not None
+    scores = intarsia.evaluate(model, splits.test).scores()
+    assert scores == pytest.approx(run.test.scores(), rel=1e-5)
     with pytest.raises(ConfigError, match="val, test: got sets beside splits"):
         intarsia.fit(vit(2), splits, splits.val)
 

@@ -14,6 +14,7 @@ from .data import backbone as backbone
 from .data import language_model as language_model
 from .data import load_data as load_data
 from .data import load_texts as load_texts
+from .fitting import evaluate as evaluate
 from .fitting import fit as fit
 from .fitting import fit_in_phases as fit_in_phases
 from .formats.gaussian import Gaussian as Gaussian
@@ -85,5 +86,4 @@ from .routers.transport import Transport as Transport
 from .schedules.active import ActiveSchedule as ActiveSchedule
 from .schedules.fitted import OnceFitted as OnceFitted
 from .train import Training as Training
-from .train import evaluate as evaluate
 from .train import trainer_loss as trainer_loss

@@ -18,9 +18,11 @@ from .data.transforms import eval_transform, input_config
 from .hosts.config import IntarsiaConfig
 from .hosts.peft import is_adapted
 from .schedules import Phased
+from .train.evaluate import evaluate as score_set
 from .train.loop import Sets
 from .train.objectives import Objective, Staged, plain
 from .train.run import Run, fit_once
+from .train.scores import Scores
 from .train.settings import Options, Training, settle
 from .train.tasks import Task
 
@@ -102,6 +104,27 @@ def seen_by(model: nn.Module, dataset: Any) -> Any:
     if not isinstance(dataset, ImageSet):
         return dataset
     return held(dataset, eval_transform(input_config(model)))
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    task: Task | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Scores:
+    """Score a model in evaluation mode, in the type its frozen weights are held in.
+
+    dataset: what `fit` takes as train, val or test.  task: None = by the first label, as in `fit`:
+    Metrics for classes, TokenMetrics for texts. Random experts are merged in evaluation mode, so
+    one forward is enough. With several processes each takes its share, and all get the scores of
+    the whole set.
+    Raises: ConfigError for a batch_size below 1; DataError for an empty set, or labels outside the
+    model's classes.
+    """
+    dataset = seen_by(model, dataset)
+    return score_set(model, dataset, task=task, batch_size=batch_size, workers=workers)
 
 
 def _no_phases(model: nn.Module) -> None:

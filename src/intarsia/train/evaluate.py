@@ -29,14 +29,7 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Scores:
-    """Score a model in evaluation mode, in the type its frozen weights are held in.
-
-    Random experts are merged there, so one forward says everything. With several processes each
-    takes its share, and all get the scores of the whole set.
-    task: None = chosen by the labels, see `task_of`: Metrics for classes, TokenMetrics for texts.
-    Raises: ConfigError for a batch_size below 1; DataError for an empty set, or labels outside the
-    model's classes.
-    """
+    """`intarsia.evaluate`, for datasets of tensors."""
     at_least("batch_size", batch_size, 1, fix="Try 64.")
     task = task or task_of(dataset)
     return task.scores(*each(model, dataset, task, task.rows, batch_size, workers))
