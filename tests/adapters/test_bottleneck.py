@@ -1,4 +1,4 @@
-"""One bottleneck cell in its four published places: at birth, in its variants, in its norm."""
+"""The bottleneck cell in its four published placements: initial output, variants, norm."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_cell_is_its_formula(
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_settings_left_open_are_the_placements(placement: str) -> None:
+def test_unset_settings_are_those_of_the_placement(placement: str) -> None:
     config, published = Bottleneck(placement=placement), PLACEMENTS[placement]
     assert config.roles == published.roles
     assert config.position == published.position
@@ -182,7 +182,7 @@ def test_dropout_is_on_the_bottleneck_and_only_while_training() -> None:
     assert cell.eval()(x)[0, 0].item() == pytest.approx(50)
 
 
-def test_weights_are_dropped_for_each_sample_apart() -> None:
+def test_weights_are_dropped_separately_for_each_sample() -> None:
     layer = DropConnect(300, 2, dtype=torch.float64)
     layer.p = 0.25
     nn.init.ones_(layer.weight)
@@ -207,7 +207,7 @@ def test_inputs_of_any_shape(settings: dict[str, float], shape: tuple[int, ...])
     assert cell(torch.randn(shape, dtype=torch.float64)).shape == (*shape[:-1], OUT)
 
 
-def test_a_half_precision_host_is_met_in_the_cells_own_type() -> None:
+def test_a_half_precision_input_is_cast_to_the_cells_dtype() -> None:
     host = layer_norm().bfloat16()
     cell = Bottleneck(3).build(site(norm=host), generator=gen())
     x = torch.randn(2, WIDTH, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""A coded cell is its body with rounded weight matrices, whatever the body."""
+"""A coded cell equals its body with rounded weight matrices, for any body."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_it_computes_with_rounded_matrices(config: Any, biases: bool) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in cell.parameters())
 
 
-def test_its_change_of_weights_is_the_rounded_one() -> None:
+def test_delta_is_computed_from_rounded_weights() -> None:
     cell, x = coded(Lora(3)), torch.randn(2, 6)
     delta = cell.delta()
     assert delta is not None
@@ -85,7 +85,7 @@ def test_without_a_format_it_is_the_float_cell() -> None:
                 torch.optim.SGD(module.parameters(), 0.1).step()
 
 
-def test_a_weight_that_would_start_at_zero_gets_a_spread() -> None:
+def test_constant_weights_are_initialised_with_a_spread() -> None:
     cell = coded(Lora(8), start=1e-3)
     weight = cell.body.up.weight
     assert 5e-4 < weight.std() < 1.5e-3 and weight.abs().max() <= 2e-3
@@ -94,7 +94,7 @@ def test_a_weight_that_would_start_at_zero_gets_a_spread() -> None:
     assert rounded.isfinite().all() and len(rounded.unique()) == 4
 
 
-def test_a_file_holds_no_biases_unless_they_are_kept() -> None:
+def test_biases_are_stored_only_if_kept() -> None:
     plain = body(Bottleneck(5, norm="layer"))
     lean, full = stored(plain, biases=False), stored(plain, biases=True)
     assert set(full) - set(lean) == {"down.bias", "up.bias"}
@@ -106,7 +106,7 @@ def test_a_file_holds_no_biases_unless_they_are_kept() -> None:
     assert list(stored(coded(Bottleneck(5, norm="layer")).body, biases=False)) == list(lean)
 
 
-def test_a_whole_cell_stays_one() -> None:
+def test_a_whole_cell_stays_whole() -> None:
     class Doubled(type(body(Lora(2)))):
         whole = True
 

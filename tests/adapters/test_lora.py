@@ -1,4 +1,4 @@
-"""LoRA: linear, nothing at birth, its delta is what it adds."""
+"""LoRA: linear, initially zero, and its delta equals its addition."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def build(config: Lora, inputs: int = 6, outputs: int = 4, seed: int = 0) -> Lor
     st.none() | st.floats(0.0, 32.0),
     st.integers(0, 2**31),
 )
-def test_delta_is_what_the_cell_adds(
+def test_delta_equals_the_cells_addition(
     rank: int, inputs: int, outputs: int, alpha: float | None, seed: int
 ) -> None:
     cell = build(Lora(rank, alpha), inputs, outputs, seed)
@@ -79,7 +79,7 @@ def test_a_cell_can_be_built_without_memory() -> None:
     assert all(p.is_meta for p in cell.parameters())
 
 
-def test_a_half_precision_host_is_met_in_the_cells_own_type() -> None:
+def test_a_half_precision_input_is_cast_to_the_cells_dtype() -> None:
     cell = Lora(2).build(Site("b", 6, 6), generator=torch.Generator())
     assert cell(torch.ones(2, 6, dtype=torch.bfloat16)).dtype == torch.float32
 
@@ -143,7 +143,7 @@ def test_queries_and_values_start_as_two_loras_do() -> None:
     assert cell.down.weight.shape == (8, 64) and cell.down.weight.abs().max() <= 64**-0.5
 
 
-def test_only_a_fused_layer_is_taken_apart() -> None:
+def test_only_a_fused_layer_is_split() -> None:
     assert type(fused(Lora(2, roles=("qv",)))) is not LoraCell
     site = Site("b.attn.q_proj", 6, 6)
     assert type(Lora(2, roles=("qv",)).build(site, generator=torch.Generator())) is LoraCell
@@ -156,7 +156,7 @@ def test_a_fused_layer_without_three_equal_parts_is_refused() -> None:
 
 
 @pytest.mark.parametrize("config", [Lora(2, 4.0), Lora(2, roles=("qv",))], ids=["whole", "qv"])
-def test_a_weight_for_each_row_is_applied_on_the_narrow_side(config: Lora) -> None:
+def test_row_weights_are_applied_to_the_r_values(config: Lora) -> None:
     cell = fused(config)
     x, weight = torch.randn(5, 6, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
     assert_close(cell.weighted(x, weight), cell(x) * weight[:, None])

@@ -1,4 +1,4 @@
-"""MoS: shards of shared pools; LoRA and subset selection are its corners."""
+"""MoS: shards of shared pools; LoRA and subset selection are special cases."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ configs = st.builds(
 
 
 @given(configs, st.integers(0, 999))
-def test_the_cell_is_its_naive_twin(config: Mos, seed: int) -> None:
+def test_the_cell_equals_its_naive_twin(config: Mos, seed: int) -> None:
     shared, cells = make(config, sites(), seed)
     pool, x = pool_of(shared), torch.randn(2, 3, INPUTS, dtype=torch.float64)
     cell = cells[seed % LAYERS]
@@ -74,7 +74,9 @@ def test_the_cell_is_its_naive_twin(config: Mos, seed: int) -> None:
 
 
 @given(configs, st.integers(0, 999))
-def test_no_shard_comes_twice_and_private_ones_belong_to_one_layer(config: Mos, seed: int) -> None:
+def test_no_shard_is_used_twice_and_private_ones_belong_to_one_layer(
+    config: Mos, seed: int
+) -> None:
     shared, cells = make(config, sites(), seed)
     pool, own = pool_of(shared), config.private_rank * config.shards_per_vector
     assert pool.private == own and pool.common + LAYERS * own == len(pool.a)
@@ -100,7 +102,7 @@ def test_it_has_the_parameters_of_lora_of_the_equivalent_rank(config: Mos) -> No
     assert count == config.equivalent_rank * sum(s.inputs + s.outputs for s in places)
 
 
-def test_all_private_it_is_lora() -> None:
+def test_with_private_shards_only_it_is_lora() -> None:
     rank = 3
     for per in (1, 2, 4):
         shared, cells = make(Mos(rank, rank, per, rank), sites())
@@ -121,7 +123,7 @@ def test_all_private_it_is_lora() -> None:
             assert_close(pool.b.grad[rows].view(rank, OUTPUTS).T, lora.up.weight.grad)
 
 
-def test_whole_vectors_without_privacy_are_a_choice_of_pairs() -> None:
+def test_whole_common_vectors_are_a_selection_of_pairs() -> None:
     shared, cells = make(Mos(4, 2, 1, 0, dissociate=False), sites())
     pool = pool_of(shared)
     for cell in cells:
@@ -129,7 +131,7 @@ def test_whole_vectors_without_privacy_are_a_choice_of_pairs() -> None:
         assert_close(cell.delta(), want)
 
 
-def test_the_start_adds_nothing_and_goes_by_the_whole_width() -> None:
+def test_the_start_adds_nothing_and_uses_the_whole_fan_in() -> None:
     config = Mos(8, 4, 4)
     shared = config.share(sites(), generator=torch.Generator().manual_seed(0))
     pool, bound = pool_of(shared), INPUTS**-0.5  # not that of a shard, twice as wide
@@ -138,7 +140,7 @@ def test_the_start_adds_nothing_and_goes_by_the_whole_width() -> None:
     assert abs(float(pool.a.detach().mean())) < 0.1 * bound
 
 
-def test_layers_share_and_draw_apart() -> None:
+def test_layers_share_pools_and_draw_separately() -> None:
     _, cells = make(Mos(4, 2, 2, 1), sites())
     assert len({tuple(c.a.tolist()) for c in cells}) == LAYERS
     assert all(not torch.equal(c.a, c.b) for c in cells)
@@ -150,7 +152,7 @@ def test_layers_share_and_draw_apart() -> None:
     ]
 
 
-def test_a_cell_alone_has_pools_of_its_own() -> None:
+def test_a_single_cell_has_its_own_pools() -> None:
     cell = Mos(2, 2, 2, 1).build(Site("b.fc", 6, 10), generator=torch.Generator().manual_seed(0))
     assert sum(p.numel() for p in cell.parameters()) == 2 * (6 + 10)
     assert {"a", "b", "shared.pools.fc_6x10.a", "shared.pools.fc_6x10.b"} == set(cell.state_dict())
@@ -159,7 +161,7 @@ def test_a_cell_alone_has_pools_of_its_own() -> None:
     assert twin._pool[0] is not cell._pool[0]
 
 
-def test_a_half_precision_input_is_met_in_the_pools_type() -> None:
+def test_a_half_precision_input_is_cast_to_the_pools_dtype() -> None:
     config = Mos(2, 2, 2)
     shared = config.share(sites(), generator=torch.Generator())
     cell = config.build(sites()[0], generator=torch.Generator(), shared=shared)
@@ -192,7 +194,7 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
         Mos(**settings)
 
 
-def test_what_the_pool_does_not_hold_is_refused() -> None:
+def test_more_shards_than_the_pool_has_are_refused() -> None:
     Mos(6, 2, 4, 1).share(sites(), generator=torch.Generator())
     with pytest.raises(
         ConfigError, match=r"rank in the 5 layers 'fc_24x36': got 7, want at most 6"
@@ -202,7 +204,7 @@ def test_what_the_pool_does_not_hold_is_refused() -> None:
         Mos(4, 2, 2).build(sites()[0], generator=torch.Generator())
 
 
-def test_a_width_that_cannot_be_divided_says_what_divides_all() -> None:
+def test_an_indivisible_width_is_refused_with_the_common_divisors() -> None:
     places = [*sites("q_proj", 24, 24), *sites("k_proj", 24, 18)]  # grouped keys are narrower
     message = r"width of 'blocks.0.k_proj': got 18, want a multiple of 4.*\[1, 2, 3, 6\]"
     with pytest.raises(ShapeError, match=message):

@@ -1,4 +1,4 @@
-"""S2FT's cells: slices of a weight, their gradients, what they keep for the backward."""
+"""S2FT's cells: slices of a weight, their gradients, and tensors kept for the backward."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def slice_of(weight: Tensor, cell: S2ftCell) -> Tensor:
 
 
 @given(st.sets(st.integers(0, 40), min_size=1))
-def test_channels_are_spelled_and_read(ids: set[int]) -> None:
+def test_channel_texts_round_trip(ids: set[int]) -> None:
     assert read(spell(ids)) == sorted(ids)
     assert spell([3, 7, 9, 10, 11, 12]) == "3,7,9-12"
 
@@ -63,7 +63,7 @@ def test_other_text_is_refused(text: str) -> None:
 @pytest.mark.parametrize("ids", ["0,3-4", "1-3", "4"])
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 1, 3), (0, 2)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_fast_path_is_the_naive_sum(
+def test_the_fast_path_equals_the_naive_sum(
     family: str, ids: str, lead: tuple[int, ...], bias: bool
 ) -> None:
     cell, layer = build(family, ids), frozen(bias=bias)
@@ -148,13 +148,13 @@ def test_the_naive_path_indexed_keeps_only_its_channels() -> None:
     assert kept_bytes(lambda: cell(x), [cell.weight]) == 8 * 3 * 8
 
 
-def test_rows_keep_what_they_read() -> None:
+def test_rows_keep_their_input() -> None:
     cell, layer = build("up", "0,3-4"), frozen()
     x = torch.randn(8, 6, dtype=torch.float64)
     assert kept_bytes(lambda: cell.around(layer, x), [layer.weight, cell.weight]) == x.nbytes
 
 
-def test_the_lowest_layer_asks_for_no_gradient_of_its_input() -> None:
+def test_the_first_layer_computes_no_gradient_of_its_input() -> None:
     cell, layer = build("down", "1-3"), frozen()
     x = torch.randn(4, 6, dtype=torch.float64)
     cell.around(layer, x).sum().backward()
@@ -162,7 +162,7 @@ def test_the_lowest_layer_asks_for_no_gradient_of_its_input() -> None:
 
 
 @pytest.mark.parametrize("family", SIDES)
-def test_what_cannot_be_fused_is_added(family: str) -> None:
+def test_layers_that_cannot_be_fused_use_the_sum(family: str) -> None:
     cell, x = build(family, "1,3"), torch.randn(3, 6, dtype=torch.float64)
 
     class Other(nn.Linear):
@@ -184,7 +184,7 @@ def test_what_cannot_be_fused_is_added(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", SIDES)
-def test_autocast_computes_in_half_and_learns_in_full(family: str) -> None:
+def test_autocast_computes_in_half_and_trains_in_single_precision(family: str) -> None:
     cell, layer = build(family, "1,3").float(), frozen().float()
     x = torch.randn(4, 6, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -196,7 +196,7 @@ def test_autocast_computes_in_half_and_learns_in_full(family: str) -> None:
     assert cell.weight.grad is not None and cell.weight.grad.dtype == torch.float32
 
 
-def test_a_half_trunk_gives_half_and_keeps_the_cell_exact() -> None:
+def test_a_half_precision_trunk_keeps_its_dtype_and_the_cell_its_precision() -> None:
     cell, layer = build("down", "1,3").float(), frozen().bfloat16()
     y = cell.around(layer, torch.randn(4, 6).bfloat16())
     assert y.dtype == torch.bfloat16
@@ -222,7 +222,7 @@ def test_fuse_and_unfuse_return_the_weight() -> None:
         assert_close(layer.weight, w, rtol=0, atol=1e-15)
 
 
-def test_a_saved_cell_brings_its_channels() -> None:
+def test_a_loaded_cell_has_its_saved_channels() -> None:
     cell = build("down", "0,3-4")
     again = build("down", "1-3")
     assert again.run == slice(1, 4) and cell.run is None
@@ -236,7 +236,7 @@ def test_a_saved_cell_brings_its_channels() -> None:
 
 
 @pytest.mark.parametrize("family", SIDES)
-def test_a_cell_follows_a_reordering(family: str) -> None:
+def test_a_cell_follows_a_permutation(family: str) -> None:
     cell, layer = build(family, "0,3-4"), frozen()
     width = 6 if family == "down" else 5
     order = torch.randperm(width, generator=torch.Generator().manual_seed(3))
@@ -264,7 +264,7 @@ def test_values_of_a_fused_layer_are_its_last_third() -> None:
         config.build(Site("a.qkv", 4, 8), generator=torch.Generator())
 
 
-def test_families_go_by_the_end_of_the_path() -> None:
+def test_families_depend_on_the_end_of_the_path() -> None:
     config = S2ft(down=0.1, output=0.1, up=0.1, value=0.1)
     found = {
         path: config.family(path)
@@ -303,7 +303,7 @@ def test_bad_settings_are_refused() -> None:
         S2ft().build(Site("a.gate_proj", 9, 4), generator=generator)
 
 
-def test_compiled_it_says_the_same() -> None:
+def test_compiled_outputs_are_the_same() -> None:
     for family, ids in itertools.product(SIDES, ["1-3", "0,4"]):
         cell, layer = build(family, ids), frozen()
         x = torch.randn(3, 6, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A cell of fixed entries: its delta is what it adds, and nothing else ever changes."""
+"""A cell of fixed entries: its delta equals its addition, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_it_equals_the_dense_matrix_with_values_and_gradients(
     assert len(cell.places().unique()) == count and cell.places().dtype == torch.int64
 
 
-def test_a_new_cell_adds_nothing_and_starts_where_its_seed_says() -> None:
+def test_a_new_cell_adds_nothing_and_its_places_depend_on_the_seed() -> None:
     cells = [
         Sparse(0.2).build(Site("b", 8, 8), generator=torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
@@ -52,7 +52,7 @@ def test_a_new_cell_adds_nothing_and_starts_where_its_seed_says() -> None:
     assert not torch.equal(cells[0].index, cells[2].index)
 
 
-def test_places_are_in_the_state_and_are_not_trained() -> None:
+def test_places_are_saved_and_not_trained() -> None:
     cell = build(Sparse(0.5))
     assert set(cell.state_dict()) == {"index", "values"}
     assert [n for n, _ in cell.named_parameters()] == ["values"]

@@ -1,4 +1,4 @@
-"""SSF: y' = gamma * y + beta, nothing at birth, or the released start."""
+"""SSF: y' = gamma * y + beta, initially the identity, or the released start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def build(config: Ssf, inputs: int = 6, outputs: int = 4, seed: int = 0) -> SsfC
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31))
-def test_the_layer_and_its_cell_say_gamma_y_plus_beta(inputs: int, outputs: int, seed: int) -> None:
+def test_the_layer_with_its_cell_gives_gamma_y_plus_beta(
+    inputs: int, outputs: int, seed: int
+) -> None:
     cell = build(Ssf(std=0.5), inputs, outputs, seed).double()
     y = torch.randn(2, 3, outputs, dtype=torch.float64)
     gamma, beta = 1 + cell.scale, cell.shift
@@ -39,7 +41,7 @@ def test_a_new_cell_adds_nothing_and_both_parts_can_learn() -> None:
     assert cell.scale.grad.all() and cell.shift.grad is not None and cell.shift.grad.all()
 
 
-def test_the_released_start_is_normal_around_doing_nothing() -> None:
+def test_the_released_start_is_normal_around_the_identity() -> None:
     cell = build(Ssf(std=0.02), outputs=20_000)
     for parameter in (cell.scale.detach(), cell.shift.detach()):
         assert abs(float(parameter.mean())) < 1e-3 and abs(float(parameter.std()) - 0.02) < 1e-3

@@ -1,4 +1,4 @@
-"""Backbones by name: right trunk, seeded head, right input configuration, clear errors."""
+"""Backbones by name: correct trunk, seeded head, correct input configuration, errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_trunk_is_the_stored_one_and_the_head_is_seeded(toy: dict[str, Any])
     assert one(torch.zeros(2, 3, 160, 160)).shape == (2, 3)
 
 
-def test_the_untrained_twin_is_another_trunk(toy: dict[str, Any]) -> None:
+def test_random_weights_are_another_trunk(toy: dict[str, Any]) -> None:
     one, two = (backbone(**toy, classes=3, pretrained=p) for p in (True, False))
     assert trunk_fingerprint(one) != trunk_fingerprint(two)
     assert [p.shape for p in one.parameters()] == [p.shape for p in two.parameters()]
@@ -61,7 +61,7 @@ def test_the_input_configuration_is_the_packages(toy: dict[str, Any]) -> None:
     assert (inputs.size, inputs.mean, inputs.std) == ((96, 96), (0.1,) * 3, (2.0,) * 3)
 
 
-def test_the_global_generator_is_left_alone(toy: dict[str, Any]) -> None:
+def test_the_global_generator_does_not_change(toy: dict[str, Any]) -> None:
     before = torch.get_rng_state()
     backbone(**toy, classes=3)
     assert torch.equal(before, torch.get_rng_state())
@@ -111,7 +111,7 @@ def test_a_folder_that_holds_a_model_has_an_outline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [backbones.outline, lambda name: backbone(name, classes=2)])
-def test_a_folder_that_holds_no_model(make: Callable[[str], Any], tmp_path: Path) -> None:
+def test_a_folder_without_a_model(make: Callable[[str], Any], tmp_path: Path) -> None:
     with pytest.raises(AssetError, match=r"no config\.json in that folder, want a folder"):
         make(f"local-dir:{tmp_path}")
 
@@ -177,7 +177,7 @@ def test_a_size_the_architecture_cannot_take(monkeypatch: pytest.MonkeyPatch) ->
         backbone("test_vit", classes=3, size=33)
 
 
-def test_the_fingerprint_sees_one_changed_weight() -> None:
+def test_one_changed_weight_changes_the_fingerprint() -> None:
     model = backbone("test_vit", classes=3, pretrained=False)
     before = trunk_fingerprint(model)
     with torch.no_grad():

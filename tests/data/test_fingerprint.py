@@ -1,4 +1,4 @@
-"""The fingerprint sees every pixel and label, and nothing else."""
+"""The fingerprint depends on every pixel and label, and on nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image folders in every usual layout, and in the usual wrong ones."""
+"""Image folders in the usual layouts, and in common wrong ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_class_called_test_is_a_class_when_there_is_no_train(make_folder: Make
 
 
 @pytest.mark.parametrize("kind", ["file", "missing"])
-def test_a_path_that_is_no_folder(tmp_path: Path, kind: str) -> None:
+def test_a_path_that_is_not_a_folder(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "here"
     if kind == "file":
         path.write_text("x")

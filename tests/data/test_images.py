@@ -1,4 +1,4 @@
-"""Sets keep images and labels together; splits are disjoint, stratified and seeded."""
+"""Images stay with their labels; splits are disjoint, stratified and seeded."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_labels_out_of_range_are_refused(labels: object, says: str) -> None:
         _set(labels)
 
 
-def test_images_and_labels_must_be_as_many() -> None:
+def test_images_and_labels_must_have_equal_numbers() -> None:
     with pytest.raises(DataError, match="3 images and 2 labels"):
         _set([0, 1], n=3)
 
@@ -65,7 +65,7 @@ def test_stratified_is_disjoint_covering_and_in_proportion(
     np.testing.assert_array_equal(chosen, again)
 
 
-def test_another_seed_chooses_others(noise_set: Noise) -> None:
+def test_another_seed_chooses_other_images(noise_set: Noise) -> None:
     full = noise_set(60)
     one, two = (full.subset(12, seed=s) for s in (0, 1))
     assert not np.array_equal(one.images, two.images)
@@ -79,13 +79,13 @@ def test_subset_keeps_the_pair_of_image_and_label(noise_set: Noise) -> None:
     assert part.counts() == {"c0": 3, "c1": 3, "c2": 3}
 
 
-def test_subset_of_everything_is_everything(noise_set: Noise) -> None:
+def test_a_subset_of_all_images_is_the_set(noise_set: Noise) -> None:
     full = noise_set(9)
     assert full.subset(9, seed=0) is full
 
 
 @pytest.mark.parametrize("n", [2, 10])
-def test_impossible_subsets_say_what_is_possible(noise_set: Noise, n: int) -> None:
+def test_impossible_subsets_are_refused_with_the_possible_sizes(noise_set: Noise, n: int) -> None:
     with pytest.raises(ConfigError, match="between 3 and 9"):
         noise_set(9).subset(n, seed=0)
 
@@ -133,9 +133,7 @@ def test_verify_lists_all_unreadable_up_to_a_limit(
     assert str(paths[SHOWN + 4]) not in text and "skip" in caught.value.fix
 
 
-def test_skipping_records_what_it_skipped(
-    tmp_path: Path, picture: Callable[..., Image.Image]
-) -> None:
+def test_skipped_pictures_are_recorded(tmp_path: Path, picture: Callable[..., Image.Image]) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(5)]
     for i, path in enumerate(paths):
         picture(i).save(path)

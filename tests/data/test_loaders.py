@@ -1,4 +1,4 @@
-"""Pictures as tensors: a function of (seed, epoch, position), of nothing else."""
+"""Pictures as tensors: a function of (seed, epoch, position) only."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_augmentation_differs_between_epochs_and_seeds(noise_set: Noise) -> None
     assert torch.equal(one[0][0], draws[0]) and torch.equal(one[0][0], one[0][0])
 
 
-def test_the_global_generator_is_left_alone(noise_set: Noise) -> None:
+def test_the_global_generator_does_not_change(noise_set: Noise) -> None:
     before = torch.get_rng_state()
     _ = [_light(noise_set(8)).drawn(1, i) for i in range(8)]
     assert torch.equal(before, torch.get_rng_state())
@@ -100,7 +100,7 @@ def test_mixed_seeds_do_not_collide() -> None:
     assert mix(1, 23) != mix(12, 3)
 
 
-def test_everything_can_go_to_another_process(tmp_path: Path, noise_set: Noise) -> None:
+def test_sets_can_be_pickled_for_worker_processes(tmp_path: Path, noise_set: Noise) -> None:
     files = [tmp_path / f"{i}.png" for i in range(4)]
     full = noise_set(4)
     for i, file in enumerate(files):

@@ -42,7 +42,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fill=st.just(1),
     )
 )
-def test_weights_come_back(file: Path, weight: np.ndarray) -> None:
+def test_weights_round_trip(file: Path, weight: np.ndarray) -> None:
     _save(file, {"w": weight, "ümlaut": np.ones(2, np.float32)})
     weights, _ = read_onnx(file)
     assert list(weights) == ["w", "ümlaut"]
@@ -50,12 +50,12 @@ def test_weights_come_back(file: Path, weight: np.ndarray) -> None:
     np.testing.assert_array_equal(weights["w"], weight)
 
 
-def test_long_axes_come_back(file: Path) -> None:
+def test_long_axes_round_trip(file: Path) -> None:
     _save(file, {"w": np.zeros((300, 129), np.float32)})
     assert read_onnx(file)[0]["w"].shape == (300, 129)
 
 
-def test_nodes_come_back(file: Path) -> None:
+def test_nodes_round_trip(file: Path) -> None:
     _save(file, {})
     _, nodes = read_onnx(file)
     assert [(n.kind, n.inputs, n.outputs) for n in nodes] == [
@@ -65,7 +65,7 @@ def test_nodes_come_back(file: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\xff" * 40], ids=["empty", "text", "ones"])
-def test_what_is_not_onnx(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(CheckpointError, match="obtain it again"):
         read_onnx(tmp_path / "m.onnx")

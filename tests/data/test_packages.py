@@ -1,4 +1,4 @@
-"""Packages are unpacked whole or not at all, once, and never outside their folder."""
+"""Packages are unpacked completely or not at all, once, and never outside their folder."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def test_a_supplied_archive_is_unpacked_once(tmp_path: Path) -> None:
     assert obtain(package, cache=tmp_path) == folder
 
 
-def test_an_epoch_is_written_as_apt_does(tmp_path: Path) -> None:
+def test_an_epoch_in_a_version_is_written_as_apt_does(tmp_path: Path) -> None:
     package = _supply(tmp_path, WHEEL.replace("1.0", "1%3a1.0"), _wheel({"toy/a": b"x"}))
     epoch = dataclasses.replace(package, version="1:1.0")
     assert (obtain(epoch, cache=tmp_path, progress=lambda _: None) / "toy/a").is_file()
 
 
-def test_many_at_once_unpack_it_once(tmp_path: Path) -> None:
+def test_concurrent_processes_unpack_once(tmp_path: Path) -> None:
     package = _supply(tmp_path, WHEEL, _wheel({f"toy/{i}": b"x" * 999 for i in range(50)}))
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: obtain(package, cache=tmp_path), range(16)))
@@ -160,7 +160,7 @@ def test_a_crash_leaves_nothing_behind(tmp_path: Path) -> None:
     assert target.read_text() == "whole"
 
 
-def test_a_killed_process_leaves_a_lock_and_litter_that_do_no_harm(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_do_no_harm(tmp_path: Path) -> None:
     code = (
         "import os, sys; from importlib import util; from pathlib import Path\n"
         "spec = util.spec_from_file_location('packages', sys.argv[1])\n"
@@ -193,7 +193,7 @@ def test_specs_and_folders() -> None:
 
 
 @pytest.mark.network
-def test_npm_for_real(tmp_path: Path) -> None:
+def test_a_package_from_npm(tmp_path: Path) -> None:
     digest = "7b75c1057198cf97696909a9bee176c9c5e9bcb5b03bf3ecef2f484defadd51e"
     package = Package("npm", "is-number", "7.0.0", digest, 1, "MIT")
     folder = obtain(package, cache=tmp_path, progress=lambda _: None)

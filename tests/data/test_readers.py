@@ -52,7 +52,7 @@ def test_clip_art_over_the_limit_is_never_decoded(
     assert len(readers.openclipart(tmp_path, size=8)[0]) == 1
 
 
-def test_emoji_are_cut_out_of_their_sheet(tmp_path: Path) -> None:
+def test_emoji_are_cropped_from_their_sheet(tmp_path: Path) -> None:
     sheet = Image.new("RGBA", (34 * 2, 34 * 2), (0, 0, 0, 255))  # the margin would show
     places = {(0, 0): (250, 0, 0, 255), (1, 0): (0, 250, 0, 255), (0, 1): (0, 0, 0, 0)}
     rows = []
@@ -69,7 +69,7 @@ def test_emoji_are_cut_out_of_their_sheet(tmp_path: Path) -> None:
     assert (images[0] == [250, 0, 0]).all() and (images[1] == 255).all()
 
 
-def test_landsat_out_of_an_r_file(tmp_path: Path) -> None:
+def test_landsat_is_read_from_an_r_file(tmp_path: Path) -> None:
     n, bands = 5, np.arange(5 * 36).reshape(5, 36)
     head = b"RDX2\nX\n" + b"Satellite" + struct.pack(">ii", 0x313, 37)
     columns = b"".join(struct.pack(f">ii{n}d", 14, n, *bands[:, k]) for k in range(36))

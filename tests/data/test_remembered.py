@@ -16,7 +16,7 @@ from intarsia.data.folders import read_folder
 Make = Callable[..., Path]
 
 
-def test_the_second_time_nothing_is_decoded(
+def test_unchanged_files_are_not_decoded_again(
     make_folder: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_folder({"a": 3, "b": 3})
@@ -36,7 +36,7 @@ def test_a_changed_file_is_decoded_again(
     assert [x == y for x, y in zip(first, second, strict=True)] == [True, False, True, True]
 
 
-def test_a_file_that_broke_since_is_found(make_folder: Make) -> None:
+def test_a_file_that_was_damaged_since_is_found(make_folder: Make) -> None:
     folder = make_folder({"a": 2, "b": 2})
     read_folder(folder)
     (folder / "b" / "00.png").write_bytes(b"gone")
@@ -45,7 +45,7 @@ def test_a_file_that_broke_since_is_found(make_folder: Make) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a/00.png": 3}'])
-def test_a_damaged_memory_is_only_slower(make_folder: Make, content: str) -> None:
+def test_a_damaged_cache_is_only_slower(make_folder: Make, content: str) -> None:
     folder = make_folder({"a": 2, "b": 2})
     first = read_folder(folder)["all"].digests
     (file,) = (cache_dir() / "digests").iterdir()

@@ -38,7 +38,7 @@ def _load(toy: dict[str, Any], **more: Any) -> Any:
     return load(**{k: v for k, v in toy.items() if k != "calls"}, **more)
 
 
-def test_decoded_once_then_from_the_cache(toy: dict[str, Any]) -> None:
+def test_a_set_is_decoded_once_and_then_cached(toy: dict[str, Any]) -> None:
     one, two = _load(toy), _load(toy)
     assert len(toy["calls"]) == 1
     np.testing.assert_array_equal(one.images, two.images)
@@ -50,7 +50,7 @@ def test_the_publishers_parts(toy: dict[str, Any]) -> None:
     assert _load(toy, part="test").images.tolist() == _load(toy).images[4:].tolist()
 
 
-def test_a_part_nobody_defined(toy: dict[str, Any]) -> None:
+def test_an_undefined_part_is_refused(toy: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="'train' or 'test'"):
         _load(toy, part="validation")
 
@@ -68,7 +68,7 @@ def test_an_unknown_set() -> None:
         load("elvp")
 
 
-def test_every_set_says_what_it_is() -> None:
+def test_every_set_has_a_description_and_a_licence() -> None:
     for name, spec in SETS.items():
         assert spec.about and spec.package.licence and len(spec.package.sha256) == 64, name
     assert "SIMULATED" in SETS["textile"].about

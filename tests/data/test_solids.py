@@ -1,4 +1,4 @@
-"""Ray casting against marching along the ray in small steps; shadows, depth, and which is seen."""
+"""Ray casting agrees with ray marching; shadows, depth and visibility."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _inside_naive(solid: Solid, point: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["ball", "can", "cube"])
-def test_a_ray_meets_a_solid_where_marching_does(kind: Kind) -> None:
+def test_ray_casting_agrees_with_ray_marching(kind: Kind) -> None:
     solid = Solid(kind, (0.3, -0.2, 0.5), (1.2, 0.6, 0.8), turn(35))
     rng = np.random.default_rng(0)
     eye = np.array([4.0, -3.0, 2.0])

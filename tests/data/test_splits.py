@@ -1,4 +1,4 @@
-"""Splits share no picture, and the test part depends on nothing but its seed and size."""
+"""Splits are disjoint, and the test part depends on its seed and size only."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_default_sizes(noise_set: Noise) -> None:
     assert _sizes(make_splits({"all": noise_set(100)}, seed=0)) == (68, 12, 20)
 
 
-def test_val_zero_means_none(noise_set: Noise) -> None:
+def test_val_zero_gives_no_validation_part(noise_set: Noise) -> None:
     splits = make_splits({"all": noise_set(60)}, seed=0, val=0)
     assert splits.val is None and list(splits.record["parts"]) == ["train", "test"]
 
 
-def test_another_seed_is_another_split(noise_set: Noise) -> None:
+def test_another_seed_gives_another_split(noise_set: Noise) -> None:
     one, two = (make_splits({"all": noise_set(60)}, seed=s) for s in (0, 1))
     assert _keys(one.test) != _keys(two.test)
 
@@ -127,7 +127,7 @@ def test_shared_pictures_are_announced(make_folder: Make) -> None:
         ("table.csv", DataError, "nothing there"),
     ],
 )
-def test_neither_name_nor_path(
+def test_neither_a_name_nor_a_path_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, error: type[Exception], says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -167,7 +167,9 @@ def test_fewer_shots_where_there_are_not_enough(noise_set: Noise) -> None:
     assert few.record["kept"] == {"shots": 4, "fewer": True}
 
 
-def test_one_way_to_ask_for_fewer(noise_set: Noise, make_folder: Make) -> None:
+def test_only_one_way_to_reduce_training_images_may_be_given(
+    noise_set: Noise, make_folder: Make
+) -> None:
     with pytest.raises(ConfigError, match="one of train, fraction and shots"):
         make_splits({"all": noise_set(60)}, seed=0, train=9, fraction=0.5)
     with pytest.raises(ConfigError, match="shots=1"):

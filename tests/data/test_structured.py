@@ -1,4 +1,4 @@
-"""Synthetic tasks: labels say what was rendered, pictures depend on their number alone."""
+"""Synthetic tasks: labels match the pictures, which depend on their number only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _load(name: str, n: int, cache: Path, **more: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_depends_on_its_number_alone(name: str, tmp_path: Path) -> None:
+def test_a_picture_depends_on_its_number_only(name: str, tmp_path: Path) -> None:
     alone = structured.picture(name, 17)  # before any other
     many = _load(name, 20, tmp_path)
     np.testing.assert_array_equal(many.images[17], alone)
@@ -98,7 +98,7 @@ def test_both_ends_of_a_full_turn_are_the_same_picture() -> None:
 
 
 @pytest.mark.parametrize(("attribute", "values"), [(3, 32), (2, 40)])
-def test_latents_are_all_there_and_labelled_as_in_vtab(attribute: int, values: int) -> None:
+def test_latents_are_complete_and_labelled_as_in_vtab(attribute: int, values: int) -> None:
     by_class = structured.latents(attribute, 16, seed=0)
     assert sum(map(len, by_class)) == 3 * 6 * 40 * 32 * 32
     first = by_class[5].astype(np.int64)
@@ -114,14 +114,14 @@ def test_sprites_do_not_repeat(tmp_path: Path) -> None:
         assert len({picture.tobytes() for picture in images}) == 2000
 
 
-def test_count_is_the_number_of_things_seen() -> None:
+def test_count_is_the_number_of_visible_objects() -> None:
     for index in range(16):
         solids, _, pixels = structured.arrange("synthetic-count", 0, index)
         assert len(solids) == int(structured.TASKS["synthetic-count"].classes[index % 8])
         np.testing.assert_array_equal(pixels, structured.picture("synthetic-count", index))
 
 
-def test_distance_is_that_of_the_nearest() -> None:
+def test_distance_is_that_of_the_nearest_object() -> None:
     numbers = set()
     for index in range(24):
         solids, view, _ = structured.arrange("synthetic-distance", 0, index)
@@ -131,7 +131,7 @@ def test_distance_is_that_of_the_nearest() -> None:
     assert len(numbers) > 4  # the number of objects is left to chance
 
 
-def test_things_stand_apart_on_the_floor() -> None:
+def test_objects_do_not_touch() -> None:
     solids, _, _ = structured.arrange("synthetic-count", 0, 7)
     for i, one in enumerate(solids):
         assert one.at[2] == one.size[2]

@@ -1,4 +1,4 @@
-"""Smaller training parts: how many are kept of each class, and that they lie in each other."""
+"""Training subsets: the number of images of each class, and nesting."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _have(labels: Iterable[int]) -> list[int]:
 
 
 @given(labels=LABELS, fraction=SHARES, seed=SEEDS)
-def test_a_share_of_each_class(labels: list[int], fraction: float, seed: int) -> None:
+def test_a_fraction_of_each_class_is_kept(labels: list[int], fraction: float, seed: int) -> None:
     kept = keep_fraction(_set(labels), fraction, seed=seed)
     for n, got in zip(_have(labels), kept.counts().values(), strict=True):
         assert got == 0 if n == 0 else 1 <= got <= n
@@ -44,7 +44,7 @@ def test_a_share_of_each_class(labels: list[int], fraction: float, seed: int) ->
 
 
 @given(labels=LABELS, one=SHARES, two=SHARES, seed=SEEDS)
-def test_shares_are_nested(labels: list[int], one: float, two: float, seed: int) -> None:
+def test_fractions_are_nested(labels: list[int], one: float, two: float, seed: int) -> None:
     small, large = (keep_fraction(_set(labels), f, seed=seed) for f in sorted((one, two)))
     assert set(_where(small)) <= set(_where(large))
     assert _where(keep_fraction(_set(labels), 1.0, seed=seed)) == list(range(len(labels)))
@@ -79,7 +79,7 @@ def test_one_class_does_not_depend_on_the_others() -> None:
     assert _where(one) == [i for i in _where(two) if i < 20]
 
 
-def test_too_many_shots_says_what_there_is() -> None:
+def test_too_many_shots_are_refused_with_the_available_number() -> None:
     images = _set([0] * 5 + [1] * 2 + [2] * 3)
     with pytest.raises(
         ConfigError, match="shots=4, and 2 of 3 classes have less .fewest: 2 of 'b'"
@@ -88,7 +88,7 @@ def test_too_many_shots_says_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5, 10, float("nan")])
-def test_impossible_shares(fraction: float) -> None:
+def test_impossible_fractions_are_refused(fraction: float) -> None:
     with pytest.raises(ConfigError, match="above 0|0 ... 1"):
         keep_fraction(_set([0, 1]), fraction, seed=0)
 
@@ -110,11 +110,11 @@ def test_one_of_three(asked: dict[str, float]) -> None:
         Keep(**asked)  # pyright: ignore
 
 
-def test_the_record_says_what_was_asked() -> None:
+def test_the_record_has_the_given_settings() -> None:
     assert Keep().record() == {} and Keep(fraction=0.1).record() == {"fraction": 0.1}
     assert Keep(shots=2, fewer=True).record() == {"shots": 2, "fewer": True}
 
 
-def test_nothing_asked_is_everything() -> None:
+def test_without_settings_everything_is_kept() -> None:
     images = _set([0, 1, 2])
     assert Keep()(images, seed=0) is images

@@ -1,4 +1,4 @@
-"""CSV, Parquet, saved datasets and dataset objects give the same sets as folders do."""
+"""CSV, Parquet, saved datasets and dataset objects give the same sets as folders."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_damaged_parquet_file(tmp_path: Path) -> None:
         read_datasets(tmp_path / "t.parquet")
 
 
-def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_dataset(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(DataError, match="Save it again"):
@@ -161,7 +161,7 @@ def test_targets_are_used_before_items_are_decoded(picture: Picture) -> None:
     assert from_dataset(data, name="d").labels.tolist() == [1, 0]
 
 
-def test_given_class_names_win(picture: Picture) -> None:
+def test_given_class_names_are_preferred(picture: Picture) -> None:
     data = _Pairs([(picture(0), 0), (picture(1), 1)], classes=["x", "y"])
     assert from_dataset(data, name="d", classes=["no", "yes"]).classes == ("no", "yes")
 
@@ -189,7 +189,7 @@ def test_numpy_pictures(picture: Picture) -> None:
     [(b"image,label\na.png\n", "line 2"), (b"image,label\n,x\n", "line 2"),
      ("image,label\na.png,\u00e9\n".encode("latin-1"), "UTF-8")],
 )  # fmt: skip
-def test_broken_tables_say_where(tmp_path: Path, content: bytes, says: str) -> None:
+def test_errors_in_tables_name_the_line(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(DataError, match=says):
         read_csv(tmp_path / "t.csv")

@@ -59,7 +59,7 @@ def test_a_text_is_cut_in_order_and_its_end_is_the_test_part(tmp_path: Path) -> 
     assert half.record["parts"]["test"]["sha256"] != data.record["parts"]["test"]["sha256"]
 
 
-def test_all_of_a_text_is_one_part_however_short(tmp_path: Path) -> None:
+def test_read_texts_gives_one_part_even_for_short_texts(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     for count, sizes in {5: [5], 10: [10], 25: [10, 10, 5], 31: [10, 10, 10]}.items():
         file.write_text("a" * count)
@@ -90,7 +90,7 @@ def test_all_of_a_text_is_one_part_however_short(tmp_path: Path) -> None:
         },
     ],
 )
-def test_answers_alone_have_labels(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_only_answers_have_labels(tmp_path: Path, row: dict[str, Any]) -> None:
     rows = [row | {"id": i} for i in range(3)] + [{"text": f"free {i}"} for i in range(9)]
     data = load_texts(_jsonl(tmp_path / "a.jsonl", rows), Bytes(), length=32, seed=1)
     found = [r for p in (data.train, data.val, data.test) if p is not None for r in p]
@@ -153,7 +153,7 @@ def test_rows_whose_answer_does_not_fit_are_left_out_and_counted(tmp_path: Path)
         ("none.txt", None, "FileNotFound"),
     ],
 )
-def test_files_that_cannot_be_read_say_why(
+def test_unreadable_files_are_refused_with_a_reason(
     tmp_path: Path, name: str, content: str | bytes | None, message: str
 ) -> None:
     path = tmp_path / name
@@ -165,7 +165,7 @@ def test_files_that_cannot_be_read_say_why(
         load_texts(str(path), Bytes(), length=8, seed=0)
 
 
-def test_numbers_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_impossible_numbers_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("x" * 80)
     for wrong in ({"train": 99}, {"val": 9}, {"test": 0}, {"length": 1}, {"val": -1}):
@@ -176,19 +176,19 @@ def test_numbers_that_cannot_be_are_refused(tmp_path: Path) -> None:
         load_texts(_jsonl(tmp_path / "b.jsonl", long), Bytes(), length=8, seed=0)
 
 
-def test_what_is_a_text_and_a_model_that_is_not_there(tmp_path: Path) -> None:
+def test_text_names_are_recognised_and_a_missing_model_is_refused(tmp_path: Path) -> None:
     assert is_text("notes.txt") and is_text("wordnet") and is_text("a/b.jsonl")
     assert not is_text("elpv") and not is_text("photos/")
     with pytest.raises(AssetError, match="smollm2"):
         language_model(str(tmp_path))
 
 
-def test_python_docs_are_always_there() -> None:
+def test_python_docs_are_always_available() -> None:
     data = load_texts("python-docs", Bytes(), length=512, seed=0, train=2, val=1, test=1)
     assert len(data.train) == 2 and data.record["spec"] == "python-docs"
 
 
-def test_lines_of_json_may_hold_other_ends_of_lines(tmp_path: Path) -> None:
+def test_json_lines_may_contain_other_line_ends(tmp_path: Path) -> None:
     rows = [{"prompt": f"a\u2028b{i}", "response": "c\u0085d"} for i in range(6)]
     file = tmp_path / "rows.jsonl"
     file.write_text("\r\n".join(json.dumps(r, ensure_ascii=False) for r in rows), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Transforms follow the pretrained model's own configuration, timm's and transformers' alike."""
+"""Transforms follow the pretrained model's configuration, in timm and transformers."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_timm_configuration() -> None:
     assert (inputs.interpolation, inputs.crop) == (config["interpolation"], config["crop_pct"])
 
 
-def test_the_size_a_model_was_made_for_wins_and_an_override_wins_over_that() -> None:
+def test_a_given_size_is_preferred_to_the_models_and_that_to_the_pretrained_one() -> None:
     model = _vit(img_size=96)
     assert input_config(model).size == (96, 96)
     assert input_config(model, size=64).size == (64, 64)
 
 
-def test_a_peft_model_is_looked_through() -> None:
+def test_a_peft_model_has_the_configuration_of_its_base() -> None:
     from peft import LoraConfig, get_peft_model
 
     wrapped = get_peft_model(_vit(img_size=96), LoraConfig(target_modules=["qkv"]))
@@ -59,7 +59,7 @@ def test_evaluation_crops_the_centre() -> None:
     assert eval_transform(half)(Image.fromarray(pixels)).min() == 1
 
 
-def test_squash_keeps_everything() -> None:
+def test_squash_keeps_the_whole_picture() -> None:
     inputs = InputConfig(size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3, crop_mode="squash")
     pixels = np.zeros((8, 32, 3), np.uint8)
     pixels[:, 28:] = 255  # a centre crop would lose this
@@ -91,7 +91,7 @@ def test_crop_is_a_square_seven_eighths_of_the_shorter_side() -> None:
     assert len(starts) > 10 and starts <= set(range(33))
 
 
-def test_none_is_evaluation(picture: Picture) -> None:
+def test_no_augmentation_is_the_evaluation_transform(picture: Picture) -> None:
     image = picture(0, (20, 12))
     assert torch.equal(train_transform(HALF)(image), eval_transform(HALF)(image))
 
@@ -152,7 +152,7 @@ def test_a_processor_that_does_not_normalise() -> None:
     ("processor", "says"),
     [({**VIT, "do_flip_channel_order": True}, "BGR"), ({"image_mean": []}, "shortest_edge")],
 )
-def test_processors_that_cannot_be_followed(processor: dict[str, Any], says: str) -> None:
+def test_unsupported_processors_are_refused(processor: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError, match=says):
         input_config(_Hosted(), processor=processor)
 
@@ -176,7 +176,7 @@ def test_a_transformers_model_from_its_own_folder(tmp_path: Path, picture: Pictu
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), _Hosted(224)], ids=["plain", "no origin"])
-def test_a_model_that_says_nothing(model: nn.Module) -> None:
+def test_a_model_without_a_configuration_is_refused(model: nn.Module) -> None:
     with pytest.raises(DataError, match="InputConfig"):
         input_config(model)
 

@@ -1,4 +1,4 @@
-"""The Gaussian mixture of experts against closed forms, autograd, and what theory says of it."""
+"""The Gaussian mixture of experts against closed forms, autograd and theory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PHI: dict[str, Any] = {
         SoftmaxGaussianMoE(2, "gelu", n_init=1, max_iter=40, random_state=0),
     ]
 )
-def test_scikit_learn_finds_nothing(estimator: Any, check: Any) -> None:
+def test_scikit_learns_estimator_checks_pass(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
@@ -108,7 +108,7 @@ def test_density_and_gradient_are_those_of_the_definition(
 
 
 @pytest.mark.parametrize("gate", NAMES)
-def test_scaling_gate_and_temperature_together_is_invisible_to_the_linear_gate_only(
+def test_scaling_gate_and_temperature_changes_nothing_for_the_linear_gate_only(
     gate: str,
 ) -> None:
     at, x, y = problem(50)
@@ -161,7 +161,7 @@ def test_one_expert_is_ordinary_least_squares() -> None:
     assert ours.score(x, y) == pytest.approx(plain.score(x, y))
 
 
-def test_a_step_of_em_never_loses_likelihood_and_stays_at_the_maximum() -> None:
+def test_an_em_step_never_lowers_the_likelihood_and_stays_at_the_maximum() -> None:
     x, y = sample("sigmoid", 500)
     design = np.column_stack([x, np.ones(len(x))])
 
@@ -194,7 +194,7 @@ def test_a_step_of_em_never_loses_likelihood_and_stays_at_the_maximum() -> None:
 
 
 @pytest.mark.parametrize("gate", ["linear", "sigmoid"])
-def test_it_finds_the_experts_whatever_the_units(gate: str) -> None:
+def test_it_finds_the_experts_in_any_units(gate: str) -> None:
     x, y = sample(gate, 3000)
     near = SoftmaxGaussianMoE(2, gate).fit(x, y, start=TRUTH)
     assert voronoi(near.parameters, TRUTH)["experts"] < 0.15
@@ -220,7 +220,7 @@ def test_the_last_gate_stays_zero_and_a_fixed_temperature_stays() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_samples_of_one_seed_give_one_fit_and_an_expert_of_few_samples_no_endless_density() -> None:
+def test_fits_are_reproducible_and_densities_bounded() -> None:
     _, x, y = problem(12)
     first, second = (SoftmaxGaussianMoE(4, random_state=3, max_iter=150) for _ in range(2))
     with np.errstate(all="raise", under="ignore"):
@@ -230,7 +230,7 @@ def test_samples_of_one_seed_give_one_fit_and_an_expert_of_few_samples_no_endles
     assert first == second and first != SoftmaxGaussianMoE(3)
 
 
-def test_distances_do_not_depend_on_labels_and_grow_in_powers() -> None:
+def test_voronoi_losses_ignore_the_order_of_experts_and_use_powers() -> None:
     swapped = Parameters(
         *(np.asarray(p)[::-1] if np.ndim(p) else p for p in TRUTH)
     )  # labels swapped: the zero gate first
@@ -248,7 +248,7 @@ def test_distances_do_not_depend_on_labels_and_grow_in_powers() -> None:
     assert found["mass"] == pytest.approx(0, abs=1e-12)
 
 
-def test_a_study_follows_its_seed_and_experts_converge() -> None:
+def test_a_study_is_reproducible_and_experts_converge() -> None:
     made = [
         convergence_study("linear", sizes=(200, 3200), replicates=2, seed=seed)
         for seed in (0, 0, 1)

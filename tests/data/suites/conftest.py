@@ -1,4 +1,4 @@
-"""Tiny copies of published layouts, and suites whose tables say how many images those have."""
+"""Tiny copies of published layouts, and suites with the counts of these copies."""
 
 from __future__ import annotations
 

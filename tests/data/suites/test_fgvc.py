@@ -1,4 +1,4 @@
-"""FGVC: VPT's JSON splits beside the pictures, with the shares of training data it publishes."""
+"""FGVC: VPT's JSON splits beside the pictures, with its published fractions of training data."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_each_set_in_its_layout(
     assert (len(data.train), len(data.val or ()), len(data.test)) == (12, 3, 6)
 
 
-def test_the_table_is_vpts() -> None:
+def test_the_counts_are_those_of_vpt() -> None:
     found = {t.name: (t.classes, *t.counts.values()) for t in suites.suite("fgvc").tasks}
     assert found == {
         "cub": (200, 5394, 600, 5794),
@@ -66,7 +66,7 @@ def test_the_table_is_vpts() -> None:
     }
 
 
-def test_the_published_share_is_taken(vpt: Callable[..., Path]) -> None:
+def test_a_published_fraction_is_used(vpt: Callable[..., Path]) -> None:
     root = vpt("cub", "cub", "images")
     rows = json.loads((root / "train.json").read_text())
     small = dict(list(rows.items())[1:3])  # ids 2 and 900 only
@@ -80,14 +80,14 @@ def test_the_published_share_is_taken(vpt: Callable[..., Path]) -> None:
     assert data.record["parts"]["train"]["source"] == "FGVC, train_0.1.json"
 
 
-def test_a_share_without_a_file_is_drawn(vpt: Callable[..., Path]) -> None:
+def test_a_fraction_without_a_file_is_drawn(vpt: Callable[..., Path]) -> None:
     vpt("cub", "cub", "images")
     data = load_data("fgvc/cub", seed=0, fraction=0.25)
     assert data.train.counts() == {"2": 1, "5": 1, "900": 1}
     assert data.record["kept"] == {"fraction": 0.25, "from": "train"}
 
 
-def test_with_both_parts_joined_a_share_is_of_both_and_a_published_one_replaces_both(
+def test_with_train_and_val_joined_a_fraction_uses_or_replaces_both(
     vpt: Callable[..., Path],
 ) -> None:
     root = vpt("cub", "cub", "images")
@@ -113,7 +113,7 @@ def test_a_picture_in_two_parts(vpt: Callable[..., Path]) -> None:
         suites.read("fgvc/cub")
 
 
-def test_a_damaged_share_is_found(vpt: Callable[..., Path]) -> None:
+def test_a_damaged_published_fraction_is_found(vpt: Callable[..., Path]) -> None:
     root = vpt("cub", "cub", "images")
     (root / "train_0.5.json").write_text('{"gone.png": 2}')
     with pytest.raises(DataError, match="fgvc/cub, 0.5 of train: got 1 of 1 missing"):

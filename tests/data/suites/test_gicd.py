@@ -1,4 +1,4 @@
-"""GICD: torchvision's own classes read tiny sets in the form of their archives."""
+"""GICD: torchvision reads tiny sets in the layout of the published archives."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_wrong_counts(name: str, request: pytest.FixtureRequest, table: Table, h
         suites.read(spec)
 
 
-def test_other_bytes_than_published(cifar: Path) -> None:
+def test_changed_bytes_are_found(cifar: Path) -> None:
     (cifar / "test").write_bytes(b"changed")
     with pytest.raises(DataError, match="corrupted.*download=True"):
         suites.read("gicd/cifar100")

@@ -69,7 +69,7 @@ def test_every_picture_keeps_its_class(made: list[tuple[dict[str, int], int, boo
 
 
 @given(made=TASKS)
-def test_the_joint_table_counts_what_joint_gives(
+def test_the_joint_counts_match_the_joint_parts(
     made: list[tuple[dict[str, int], int, bool]],
 ) -> None:
     parts = {f"t{i}": _task(f"t{i}", s, c, seed=i, lists=x) for i, (s, c, x) in enumerate(made)}
@@ -85,7 +85,7 @@ def test_the_joint_table_counts_what_joint_gives(
     assert found.needs == tuple(parts) and found.group == "joint"
 
 
-def test_pictures_stay_where_they_are_until_asked(tmp_path: Path) -> None:
+def test_pictures_are_read_on_access(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     labels = np.array([0, 1, 0, 1])
     one = ImageSet("one", paths, labels, ("a", "b"))
@@ -112,7 +112,7 @@ def test_paths_and_arrays_are_split_and_checked_together(
         assert len(set(splits.train.digests)) == 16
 
 
-def test_joins_that_cannot_be() -> None:
+def test_impossible_joins_are_refused() -> None:
     good = _task("good", {"train": 4, "test": 2}, 2, seed=0, lists=False)
     with pytest.raises(ConfigError, match="got 1 task, want two or more"):
         joint({"good": good})

@@ -1,4 +1,4 @@
-"""Label files: good ones come back as they are, bad ones with the numbers of their bad lines."""
+"""Label files: good ones round-trip; errors in bad ones have line numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(rows=ROWS, end=st.sampled_from(["\n", "\r\n"]), gap=st.sampled_from([" ", "\t", "  "]))
-def test_lines_come_back(scratch: Path, rows: dict[str, int], end: str, gap: str) -> None:
+def test_lines_round_trip(scratch: Path, rows: dict[str, int], end: str, gap: str) -> None:
     file = scratch / "list.txt"
     text = end.join(f"{path}{gap}{label}" for path, label in rows.items())
     file.write_bytes(("\ufeff" + end + text + end + end).encode())
@@ -30,7 +30,7 @@ def test_lines_come_back(scratch: Path, rows: dict[str, int], end: str, gap: str
 
 
 @given(rows=ROWS, digits=st.booleans())
-def test_json_comes_back(scratch: Path, rows: dict[str, int], digits: bool) -> None:
+def test_json_round_trips(scratch: Path, rows: dict[str, int], digits: bool) -> None:
     file = scratch / "list.json"
     file.write_text(json.dumps({k: f"{v:03}" if digits else v for k, v in rows.items()}))
     assert read_json(file) == list(rows.items())
@@ -100,5 +100,5 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("path", "out"), [("a/../b", False), ("..b/c", False), ("a/../..", True)])
-def test_leaving_is_about_where_a_path_ends(path: str, out: bool) -> None:
+def test_a_path_leaves_the_folder_by_where_it_ends(path: str, out: bool) -> None:
     assert leaves(path) is out

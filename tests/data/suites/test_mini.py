@@ -1,4 +1,4 @@
-"""The `mini` suite: parts are as declared, stratified, fixed and share no picture."""
+"""The `mini` suite: parts are as declared, stratified, fixed and disjoint."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def _check(task: SuiteTask, parts: Parts) -> None:
 
 
 @pytest.mark.parametrize("task", RENDERED[:2], ids=lambda t: t.name)
-def test_rendered_tasks_are_what_they_declare(task: SuiteTask, tmp_path: Path) -> None:
+def test_rendered_tasks_match_their_declaration(task: SuiteTask, tmp_path: Path) -> None:
     _check(task, task.read(tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", RENDERED[2:], ids=lambda t: t.name)
-def test_ray_cast_tasks_are_what_they_declare(task: SuiteTask, tmp_path: Path) -> None:
+def test_ray_cast_tasks_match_their_declaration(task: SuiteTask, tmp_path: Path) -> None:
     _check(task, task.read(tmp_path))
 
 
 @pytest.mark.network
 @pytest.mark.parametrize("task", REAL, ids=lambda t: t.name)
-def test_real_tasks_are_what_they_declare(task: SuiteTask, tmp_path: Path) -> None:
+def test_real_tasks_match_their_declaration(task: SuiteTask, tmp_path: Path) -> None:
     parts = task.read(tmp_path)
     _check(task, parts)
     full = np.bincount(sets.load(task.name).labels) / len(sets.load(task.name))
@@ -99,13 +99,13 @@ def test_parts_are_fixed_disjoint_and_stratified(monkeypatch: pytest.MonkeyPatch
         assert max(counts) - min(counts) <= 2
 
 
-def test_all_that_is_left_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_remaining_pictures_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     _toy(monkeypatch, None)
     parts = mini.read_named("toy", (50, 16, 30), Path())  # 96 without the copies
     assert sum(map(len, parts.values())) == 96
 
 
-def test_the_publishers_test_part_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_publishers_test_part_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     _toy(monkeypatch, 60)
     parts = mini.read_named("toy", (30, 10, 20), Path())
     pictures = np.asarray(sets.load("toy").images)

@@ -1,4 +1,4 @@
-"""Suites by name, what is on disk of them, and joint tasks by specification."""
+"""Suites by name, which of their data are on disk, and joint tasks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_suite_by_name(name: str) -> None:
     assert suites.JOINT not in {t.name for t in found.tasks}
 
 
-def test_an_unknown_suite_is_guessed() -> None:
+def test_an_unknown_suite_gets_a_suggestion() -> None:
     with pytest.raises(UnknownName, match="Did you mean vtab-1k"):
         suites.suite("vtab1k")
     with pytest.raises(UnknownName, match="unknown suite"):
@@ -44,11 +44,13 @@ def test_an_unknown_suite_is_guessed() -> None:
 
 
 @pytest.mark.parametrize("spec", ["elpv", "photos/", "./vtab-1k/dtd", "/vtab-1k/dtd", "vtab-1k"])
-def test_other_specifications_are_no_task(spec: str) -> None:
+def test_other_specifications_are_not_tasks(spec: str) -> None:
     assert suites.find(spec) is None
 
 
-def test_where_pictures_go(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_folder_of_the_pictures(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     fgvc = suites.suite("fgvc")
     assert suites.root(fgvc) == home / "fgvc"
     monkeypatch.delenv("INTARSIA_DATA")
@@ -61,7 +63,7 @@ def _record(found: list[dict], suite: str, task: str) -> dict:
     return next(t for t in tasks if t["task"] == task)
 
 
-def test_what_is_on_disk(pair: Path) -> None:
+def test_describe_lists_what_is_on_disk(pair: Path) -> None:
     found = suites.describe()
     assert json.loads(json.dumps(found)) == found
     assert [s["suite"] for s in found] == list(suites.MODULES)
@@ -77,7 +79,7 @@ def test_what_is_on_disk(pair: Path) -> None:
     assert len(elsewhere["missing"]) == 3
 
 
-def test_what_one_suite_needs_the_others_do_without(
+def test_a_missing_dependency_breaks_one_suite_only(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken: Mapping[str, str] = {"vtab-1k": "vtab", "odd": "needs_what_is_not_installed"}
@@ -89,7 +91,7 @@ def test_what_one_suite_needs_the_others_do_without(
         suites.suite("odd")
 
 
-def test_two_tasks_as_one(pair: Path) -> None:
+def test_two_tasks_are_joined(pair: Path) -> None:
     data = load_data("vtab-1k/kitti+patch_camelyon", seed=0)
     assert data.classes == tuple(f"kitti/{i}" for i in range(4)) + tuple(
         f"patch_camelyon/{i}" for i in range(2)
@@ -129,11 +131,11 @@ def test_all_tasks_of_a_suite() -> None:
         ("fgvc/cub+", UnknownName, "cub"),
     ],
 )
-def test_joins_that_cannot_be(spec: str, error: type[Exception], says: str) -> None:
+def test_impossible_joins_are_refused(spec: str, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         suites.find(spec)
 
 
-def test_a_published_share_of_a_joint_task_is_drawn(pair: Path) -> None:
+def test_a_fraction_of_a_joint_task_is_drawn(pair: Path) -> None:
     assert suites.published("vtab-1k/kitti+patch_camelyon", 0.5) is None
     assert suites.published("fgvc/joint", 0.5) is None

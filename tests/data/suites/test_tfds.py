@@ -1,4 +1,4 @@
-"""VTAB-1k out of `tensorflow-datasets`, against a stand-in of the few calls that are made of it."""
+"""VTAB-1k from `tensorflow-datasets`, which a stand-in replaces here."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_dsprites_are_black_and_white(
     assert data.train.counts() == {str(i): 1 for i in range(16)}
 
 
-def test_a_wrong_count_is_found_here_too(
+def test_a_wrong_count_is_found(
     library: Callable[..., list[str]], prepared: Callable[[str], Path]
 ) -> None:
     rows = [{"image": _png(np.zeros((2, 2), np.uint8)), "label": np.int64(0)}] * 1100
@@ -187,7 +187,7 @@ def test_a_wrong_count_is_found_here_too(
         suites.read("vtab-1k/dtd")
 
 
-def test_lists_win(
+def test_lists_are_preferred(
     library: Callable[..., list[str]],
     prepared: Callable[[str], Path],
     table: Callable[..., None],
@@ -201,7 +201,7 @@ def test_lists_win(
     assert len(suites.read("vtab-1k/eurosat")["test"]) == 12 and not built
 
 
-def test_without_the_package(
+def test_without_the_package_an_extra_is_missing(
     prepared: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)

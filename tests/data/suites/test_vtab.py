@@ -1,4 +1,4 @@
-"""VTAB-1k as label lists: the table, the layout, and everything that can be wrong with a copy."""
+"""VTAB-1k from label lists: the published counts, the layout, and errors in a copy."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_table_is_the_published_one() -> None:
         ("clevr_dist", "clevr_distance"),
     ],
 )
-def test_lists_under_every_name(
+def test_lists_are_found_under_every_folder_name(
     home: Path, noah: Noah, table: Table, task: str, folder: str
 ) -> None:
     classes = suites.suite("vtab-1k").task(task).classes
@@ -75,7 +75,7 @@ def test_nothing_is_decoded_when_read(kitti: Path) -> None:
         load_data("vtab-1k/kitti", seed=0)
 
 
-def test_only_what_is_kept_is_decoded(home: Path, noah: Noah, table: Table) -> None:
+def test_only_kept_pictures_are_decoded(home: Path, noah: Noah, table: Table) -> None:
     counts = {"train": 8, "val": 4, "test": 16}
     table("vtab-1k/kitti", counts=counts)
     folder = noah(home / "vtab-1k/kitti", counts, classes=4)
@@ -127,7 +127,7 @@ def test_wrong_counts(kitti: Path, part: str) -> None:
         suites.read("vtab-1k/kitti")
 
 
-def test_the_real_table_refuses_a_small_copy(home: Path, noah: Noah) -> None:
+def test_the_published_counts_refuse_a_small_copy(home: Path, noah: Noah) -> None:
     noah(home / "vtab-1k/kitti", SMALL, classes=4)
     with pytest.raises(DataError, match="got train 8, val 4, test 6, want train 800, val 200, tes"):
         suites.read("vtab-1k/kitti")
@@ -174,7 +174,7 @@ def test_a_path_in_two_parts(kitti: Path, first: str, second: str, spelt: str) -
         suites.read("vtab-1k/kitti")
 
 
-def test_what_is_missing_and_where_it_goes(kitti: Path, home: Path) -> None:
+def test_missing_files_are_named_with_their_place(kitti: Path, home: Path) -> None:
     (kitti / "test.txt").unlink()
     with pytest.raises(DataError, match="INTARSIA_DATA") as error:
         suites.read("vtab-1k/kitti")
@@ -182,7 +182,7 @@ def test_what_is_missing_and_where_it_goes(kitti: Path, home: Path) -> None:
     assert str(home / "vtab-1k") in error.value.fix and "NOAH" in error.value.fix
 
 
-def test_a_copy_under_another_name_is_completed_there(kitti: Path) -> None:
+def test_missing_files_are_named_in_the_existing_folder(kitti: Path) -> None:
     begun = kitti.rename(kitti.with_name("kitti_dist"))
     (begun / "val200.txt").unlink()
     with pytest.raises(DataError) as error:
@@ -206,7 +206,7 @@ def test_labels_out_of_range(kitti: Path) -> None:
         suites.read("vtab-1k/kitti")
 
 
-def test_an_unknown_task_is_guessed(home: Path) -> None:
+def test_an_unknown_task_gets_a_suggestion(home: Path) -> None:
     with pytest.raises(UnknownName, match="Did you mean cifar100"):
         load_data("vtab-1k/cifar10", seed=0)
 
