@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia.mixtures import SplitLinear
+from intarsia.mixtures import Capacity, Mixture, SplitLinear, StackedExperts
 
 
 def vit() -> nn.Module:
@@ -90,6 +90,21 @@ def test_a_model_in_training_is_one_graph_and_computes_the_same(name: str) -> No
         for model in (graph, plain)
     )
     assert ours == theirs
+
+
+# the graph breaks there, and torch reads the gradients of what passes the break
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("router", [intarsia.TopK(4, 2), intarsia.Switch(4, 1.0)])
+def test_padding_takes_no_place_of_a_capacity_in_a_graph(router: Any) -> None:
+    torch._dynamo.reset()
+    generator = torch.Generator().manual_seed(0)
+    capacity = Capacity(0.5, least=1) if isinstance(router, intarsia.TopK) else None
+    experts = StackedExperts(4, 8, 16, bias=True, generator=generator)
+    gate = router.build(8, generator=generator)
+    mixture = Mixture(experts, gate, capacity=capacity).train()
+    gate.context.valid = torch.arange(14).view(2, 7) % 3 > 0
+    x = torch.randn(2, 7, 8, generator=generator)
+    assert_close(torch.compile(mixture, backend="aot_eager")(x), mixture(x))
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ class ScoreRouter(Router, Generic[C]):
         return routing
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        if valid is not None and not torch.compiler.is_compiling():
+        if valid is not None and (self.limited or not torch.compiler.is_compiling()):
             return of_real(rows, valid, lambda real: self.route(real, None))
         x = rows
         if self.training and self.terms.jitter:

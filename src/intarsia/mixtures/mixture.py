@@ -82,6 +82,8 @@ class Mixture(_InPlaceOfMlp):
         for reader in expert_readers(router):
             reader.see(self.experts)
         self.router, self.shared, self.capacity = router, shared, capacity
+        if capacity is not None and isinstance(router, Router):
+            router.limited = True
         self.draws = (
             RandomSource(generator) if generator is not None and capacity is not None else None
         )

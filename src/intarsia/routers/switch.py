@@ -52,6 +52,8 @@ class Switch:
 class SwitchRouter(GateRouter[Switch]):
     """The router of `Switch`.  x: (..., width) -> Routing of shape (rows, E), at most one a row."""
 
+    limited = True
+
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
         p, index = logits.softmax(-1).topk(1)  # eq. 1 and 2, (N, 1)
         return index, p, None
