@@ -16,6 +16,7 @@ from ..bench.profiles import PROFILES, Profile, profile
 from ..bench.protocols import PROTOCOLS, Protocol, protocol
 from ..bench.publish import as_markdown
 from ..bench.run import How, failures, run_plan
+from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from ..data import suites
 from ..experiments.experiment import OFFICIAL, Experiment, Pictures
@@ -27,6 +28,7 @@ from .shell import in_words
 Report = Callable[[str], None]
 BASELINE = "adaptformer"
 OWN = ("size", "epochs", "precision")  # options that stand for values of an Experiment
+METHOD = ("name", "method", "lr", "conv_lr", "objective", "half")  # what --list says of one
 HEADS = ("one", "each")
 OWN_HEADS = "Each task has a head of its own: a picture's loss sees the classes of its own task."
 
@@ -37,15 +39,7 @@ def listed(root: Path | None) -> dict[str, Any]:
     return {
         "suites": suites.describe(),
         "methods": [
-            {
-                "name": c.name,
-                "method": c.method,
-                "settings": list(c.settings),
-                "lr": c.lr,
-                "conv_lr": c.conv_lr,
-                "objective": c.objective,
-                "half": c.half,
-            }
+            {name: getattr(c, name) for name in METHOD} | {"settings": list(c.settings)}
             for c in CONTENDERS
         ],
         "protocols": [
@@ -88,10 +82,8 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path, floa
         (OWN_HEADS,) * (given["heads"] == "each") + rules.departures(start),
     )
     plan = suited(plan, named=bool(_names(given["methods"])))
-    how = How(
-        given["jobs"], "ray" if given["ray"] else "processes", given["threads"],
-        not given["keep_failed"],
-    )  # fmt: skip
+    where = "ray" if given["ray"] else "processes"
+    how = How(given["jobs"], where, given["threads"], not given["keep_failed"])
     out = given["out"] or Path("runs") / f"bench-{suite.name}-{rules.name}"
     report(
         f"{len(plan.tasks)} tasks x {len(plan.contenders)} methods x {len(plan.seeds)} seeds, "
@@ -112,12 +104,10 @@ def _values(given: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[st
         values |= {"last_blocks": last, "frozen_once": last is not None}
     fraction, shots = given["fraction"], given["shots"]
     if fraction is not None and shots is not None:
-        raise ConfigError(
-            "size of the training part", got=f"--fraction {fraction:g} and --shots {shots}",
-            want="one of them", fix="Leave out the other.",
-        )  # fmt: skip
-    if shots is not None and shots < 1:
-        raise ConfigError("--shots", got=shots, want="at least 1", fix="Try 5.")
+        what, got = "size of the training part", f"--fraction {fraction:g} and --shots {shots}"
+        raise ConfigError(what, got=got, want="one of them", fix="Leave out the other.")
+    if shots is not None:
+        at_least("--shots", shots, 1, fix="Try 5.")
     if fraction is not None:
         values["images"] = share_of(None, fraction)
     return values | {"shots": shots}
@@ -141,16 +131,14 @@ def _headed(
     if heads == "one":
         return found
     if rules.name == OFFICIAL:
-        raise ConfigError(
-            f"--heads each under protocol {rules.name!r}", got="a recipe with its own objective",
-            want="one head over all classes, as published", fix="Use --protocol honest or tuned.",
-        )  # fmt: skip
+        what, got = f"--heads each under protocol {rules.name!r}", "a recipe with its own objective"
+        want, fix = "one head over all classes, as published", "Use --protocol honest or tuned."
+        raise ConfigError(what, got=got, want=want, fix=fix)
     if single := [task.name for task in tasks if task.group != suites.JOINT]:
-        raise ConfigError(
-            "--heads each", got=f"{', '.join(single)}: one task each",
-            want="tasks that are several in one label space",
-            fix="For example: --tasks elpv+mnist, or --tasks joint for all of a suite.",
-        )  # fmt: skip
+        got = f"{', '.join(single)}: one task each"
+        want = "tasks that are several in one label space"
+        fix = "For example: --tasks elpv+mnist, or --tasks joint for all of a suite."
+        raise ConfigError("--heads each", got=got, want=want, fix=fix)
     return found.by_task()
 
 
@@ -182,12 +170,13 @@ def carry(
     written = write(found, out, baseline=held, cut=plan.cut)
     return {
         "plan": plan.asked,
-        "failed": [f"{r.task.name}, {r.method.name}, seed {r.seed}: {_error(r)}"
-                   for r in failures(found)],
+        "failed": [
+            f"{r.task.name}, {r.method.name}, seed {r.seed}: {_error(r)}" for r in failures(found)
+        ],
         "results": [r.to_dict() for r in found],
         "table": as_markdown(tables(found, held), plan.cut),
         "report": str(next((p for p in written if p.suffix == ".html"), out)),
-    }  # fmt: skip
+    }
 
 
 def _baseline(plan: Plan, asked: str | None) -> str:

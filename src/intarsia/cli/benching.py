@@ -123,16 +123,17 @@ def _show_list(found: dict[str, Any], as_json: bool) -> None:
             note(f"{suite['suite']}: {suite['error']}")
             continue
         rows = [(t["task"], t["group"], str(t["classes"]), t["pictures"]) for t in suite["tasks"]]
-        show_table(
-            f"{suite['suite']}: {suite['about']}", ("task", "group", "classes", "pictures"), rows,
-            right="classes",
-        )  # fmt: skip
+        columns = ("task", "group", "classes", "pictures")
+        show_table(f"{suite['suite']}: {suite['about']}", columns, rows, right="classes")
         if any(t["missing"] for t in suite["tasks"]):
             note(f"{suite['how']} The suite's folder is {suite['root']}.")
     rows = [
-        (m["name"], m["method"], " ".join(m["settings"]), f"{m['lr']:g}", m["objective"],
-         "half" if m["half"] else "all") for m in found["methods"]
-    ]  # fmt: skip
+        (
+            *(m["name"], m["method"], " ".join(m["settings"]), f"{m['lr']:g}", m["objective"]),
+            "half" if m["half"] else "all",
+        )
+        for m in found["methods"]
+    ]
     show_table("Methods", ("name", "method", "settings", "lr", "objective", "epochs"), rows)
     rows = [(p["name"], p["about"], _grid(p["grid"])) for p in found["protocols"]]
     show_table("Protocols", ("name", "about", "grid of a search"), rows)

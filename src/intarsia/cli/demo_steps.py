@@ -77,20 +77,12 @@ def train_all(asked: Demo, methods: Sequence[str], jobs: int, report: Report) ->
     Raises: as `run_all` does.
     """
     torch.set_num_threads(1)
-    start = Experiment(
-        Pictures(experiments.located(asked.data), images=asked.images, val=VAL, test=TEST),
-        Adapted(
-            asked.model,
-            asked.size,
-            last_blocks=BLOCKS,
-            frozen_once=True,
-            pretrained=asked.pretrained,
-        ),
-        Training(
-            epochs=asked.epochs, batch_size=32, lr=5e-3, weight_decay=0.01,
-            precision=_precision(asked, report),
-        ),
-    )  # fmt: skip
+    pictures = Pictures(experiments.located(asked.data), images=asked.images, val=VAL, test=TEST)
+    adapted = Adapted(asked.model, asked.size, pretrained=asked.pretrained)
+    training = Training(epochs=asked.epochs, batch_size=32, lr=5e-3, weight_decay=0.01)
+    start = Experiment(pictures, adapted, training).changed(
+        last_blocks=BLOCKS, frozen_once=True, precision=_precision(asked, report)
+    )
     chosen = on_one_adapter(start, methods, SETTINGS, report)
     contest = entries(start, methods, asked.seeds, chosen, asked.out)
     run_all(contest, options=["--threads", "1"], jobs=jobs, report=report)

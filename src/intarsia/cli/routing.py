@@ -49,10 +49,15 @@ def carry(
     folder = given["out"] or Path("runs") / f"routers-{'-'.join(contest.data)}"
     report(f"{plural(len(asked), 'cell')}; tables and page in {folder}")
     rows = cells(
-        asked, jobs=given["jobs"], report=report, baseline=VARIANTS[baseline],
-        text=_scale(TEXT, given["steps"]), pictures=_scale(PICTURES, given["steps"]),
-        sees_later=contest.sees_later, threads=given["threads"] or 1,
-    )  # fmt: skip
+        asked,
+        jobs=given["jobs"],
+        report=report,
+        baseline=VARIANTS[baseline],
+        text=_scale(TEXT, given["steps"]),
+        pictures=_scale(PICTURES, given["steps"]),
+        sees_later=contest.sees_later,
+        threads=given["threads"] or 1,
+    )
     sheets = sheets_of(rows, baseline)
     written = write(sheets, rows, folder, _command(given))
     return sheets, {"report": str(written[0]), "rows": tidy(sheets)}
