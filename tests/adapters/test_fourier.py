@@ -39,7 +39,7 @@ def delta_naive(cell: FourierCell) -> Tensor:
 def test_the_change_is_the_inverse_transform_of_few_entries(
     inputs: int, outputs: int, seed: int
 ) -> None:
-    cell = built(Fourier(max(1, inputs * outputs // 2), 3.0, seed), inputs, outputs, seed)
+    cell = built(Fourier(max(1, inputs * outputs // 2), 3.0, seed=seed), inputs, outputs, seed)
     assert_close(cell.delta(), delta_naive(cell))
 
 
@@ -62,6 +62,11 @@ def test_places_are_those_of_all_layers_of_one_shape_and_are_not_stored() -> Non
     assert list(one.state_dict()) == ["coefficients"]
 
 
+def test_a_start_of_zero_changes_nothing() -> None:
+    assert not bool(built(Fourier(5, std=0.0)).delta().any())
+    assert bool(built(Fourier(5)).delta().any())
+
+
 def test_half_precision_is_transformed_in_single() -> None:
     cell = built(Fourier(5)).to(torch.bfloat16)
     whole = built(Fourier(5)).to(torch.bfloat16).float()
@@ -73,3 +78,5 @@ def test_more_entries_than_weights_are_refused() -> None:
         built(Fourier(25))
     with pytest.raises(ConfigError, match="entries: got 0, want at least 1"):
         Fourier(0)
+    with pytest.raises(ConfigError, match="std: got -1.0, want at least 0"):
+        Fourier(std=-1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils.data import TensorDataset
 
 from intarsia.core.errors import ConfigError
+from intarsia.fitting import fit
 from intarsia.gating import join
 from intarsia.mixtures import Mixture, StackedExperts
 from intarsia.routers.relu import ReMoe, ReMoeRouter
+from intarsia.train import Interrupted
 
 WIDTH = 5
 
@@ -116,6 +120,40 @@ def test_a_resumed_run_has_the_same_lambda(dtype: torch.dtype) -> None:
         one.before_step(5, 9)
     assert int(again.growth) == int(router.growth) == 5
     assert again.strength() == router.strength()
+
+
+def network() -> nn.Sequential:
+    draws = torch.Generator().manual_seed(0)
+    experts = StackedExperts(4, WIDTH, 8, generator=draws)
+    mixture = Mixture(experts, ReMoe(4, 1).build(WIDTH, generator=draws))
+    head = nn.utils.skip_init(nn.Linear, WIDTH, 3)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, generator=draws)
+    return nn.Sequential(mixture, head)
+
+
+def stop_at(last: int) -> Any:
+    def schedule(model: nn.Module, step: int, steps: int) -> None:
+        if step == last:
+            raise KeyboardInterrupt
+
+    return schedule
+
+
+def test_fit_moves_lambda_and_a_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    data = TensorDataset(rows(40).float(), torch.arange(40) % 3)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.05, "seed": 0}
+    whole, again = network(), network()
+    fit(whole, data, **options)
+    assert int(whole.get_buffer("0.router.growth")) != 0
+
+    options |= {"out": tmp_path, "checkpoint_steps": 1}
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        fit(again, data, schedule=stop_at(6), **options)
+    again = network()
+    fit(again, data, schedule=stop_at(99), resume=True, **options)
+    for one, two in zip(again.state_dict().values(), whole.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_a_token_without_an_expert_adds_nothing() -> None:

@@ -17,7 +17,8 @@ from ..core.errors import ConfigError
 class Fourier:
     """y = (W + alpha Re(IDFT2(C))) x, with C zero but at n trained entries at fixed places.
 
-    entries: n, for each layer; alpha: the scale; seed: of the places, which are then the same in
+    entries: n, for each layer; alpha: the scale; std: of the first coefficients, 0 leaves the host
+    as it is; seed: of the places, which are then the same in
     all layers of one shape and are not stored; roles: which of the host's layers, see `Method`
     (the paper's are query and value, "qv", where they are layers of their own).
     IDFT2 divides by the number of weights.
@@ -29,12 +30,14 @@ class Fourier:
 
     entries: int = 1000
     alpha: float = 300.0
+    std: float = 1.0
     seed: int = 777
     roles: tuple[str, ...] = ("qkv",)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
         at_least("entries", self.entries, 1, fix="The paper's is 1000.")
+        at_least("std", self.std, 0)
 
     @property
     def position(self) -> str:
@@ -47,7 +50,7 @@ class Fourier:
 class FourierCell(Cell):
     """alpha Re(IDFT2(C)) x.  x: (..., reads) -> (..., outputs).
 
-    coefficients: (n,), N(0, 1) at first.  place: (n,) int64, flat places in C (outputs, reads).
+    coefficients: (n,), N(0, std^2) at first.  place: (n,) int64, flat places in C (outputs, reads).
     """
 
     place: Tensor
@@ -65,7 +68,9 @@ class FourierCell(Cell):
             )
         order = torch.randperm(weights, generator=torch.Generator().manual_seed(config.seed))
         self.register_buffer("place", order[: config.entries], persistent=False)
-        self.coefficients = nn.Parameter(torch.randn(config.entries, generator=generator))
+        self.coefficients = nn.Parameter(
+            config.std * torch.randn(config.entries, generator=generator)
+        )
 
     def delta(self) -> Tensor:
         # half precision has no Fourier transform

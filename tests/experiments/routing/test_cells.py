@@ -35,6 +35,7 @@ from intarsia.experiments.routing.cost import mixtures, price
 from intarsia.experiments.routing.materials import Material, stream
 from intarsia.mixtures import Capacity
 from intarsia.routers import EvoMoe, TopK
+from intarsia.routers.relu import ReMoe
 
 SCALE = Scale(Small(8, 2, 2, 8), batch=4, steps=6, length=8, vocabulary=260, test=16)
 WORDS = "The cat sat on 12 mats, and Tom ran.\n"
@@ -204,6 +205,12 @@ def test_a_contender_that_needs_acknowledging_is_what_upcycle_refuses(name: str)
     with_mixtures(model, variant, 0, sees_later=variant.sees_later)
 
 
+def test_a_router_without_a_contender_is_one_by_its_key() -> None:
+    one, two = chosen(["top-k", "relu"])
+    assert one is VARIANTS["top-k"]
+    assert two == Variant("relu", ReMoe(experts=8))
+
+
 def test_what_is_refused_before_anything_runs() -> None:
     late = VARIANTS["expert-choice"]
     with pytest.raises(ConfigError, match="sees later"):
@@ -212,7 +219,9 @@ def test_what_is_refused_before_anything_runs() -> None:
     with pytest.raises(ConfigError, match="budget"):
         _cells(Asked(VARIANTS["dense"], "toy", 0, "time"))
     with pytest.raises(UnknownName):
-        chosen(["top-k", "topk"])
+        chosen(["top-k", "top-q"])
+    with pytest.raises(UnknownName):
+        chosen(["lora"])
     with pytest.raises(ConfigError, match="dense model"):
         Variant("x", None, residual=True)
     with pytest.raises(ConfigError, match="dense_first"):

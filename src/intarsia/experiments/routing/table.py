@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...core.errors import UnknownName
+from ...core.registry import card, index, keys
 from ...mixtures import AdamOnce, Capacity, HeavyBall
 from ...routers import (
     ActivationGate,
@@ -73,10 +74,15 @@ VARIANTS: dict[str, Variant] = {
 
 
 def chosen(names: Iterable[str]) -> list[Variant]:
-    """The contenders of these names.  Raises: UnknownName."""
-    found: list[Variant] = []
-    for name in names:
-        if name not in VARIANTS:
-            raise UnknownName("contender", name, VARIANTS)
-        found.append(VARIANTS[name])
-    return found
+    """The contenders of these names; a router without one by its key.  Raises: UnknownName."""
+    return [VARIANTS[name] if name in VARIANTS else _by_key(name) for name in names]
+
+
+def _by_key(name: str) -> Variant:
+    """A router of the catalogue at eight experts, all else as its settings are."""
+    sized = {
+        k for k in keys("router") if any(s["name"] == "experts" for s in index()[k]["settings"])
+    }
+    if name not in sized:
+        raise UnknownName("contender", name, {*VARIANTS, *sized})
+    return Variant(name, card(name).config(experts=EXPERTS))
