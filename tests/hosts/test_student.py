@@ -24,8 +24,10 @@ from transformers import (
 
 import intarsia
 from intarsia import HeavyBall, Recurrent, Switch, TopK, add_momentum
+from intarsia.core.change import steps_of
 from intarsia.core.errors import TargetError
 from intarsia.gating import PassesState
+from intarsia.hosts.swap import places_in as places
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
@@ -151,8 +153,8 @@ def test_the_student_of_a_mixture_is_saved_as_one(
     )
     student = intarsia.student_of(moved(model), [0, 1, 3])
     row = ROWS[host]
-    assert student.upcycled.paths == (f"{row}.0.mlp", f"{row}.2.mlp")
-    assert student.upcycled.experts == (2, 4) and model.upcycled.experts == (2, 3, 4)
+    assert places(student).paths == (f"{row}.0.mlp", f"{row}.2.mlp")
+    assert places(student).experts == (2, 4) and places(model).experts == (2, 3, 4)
     folder = intarsia.save_mixture(student, tmp_path / "student")
     again = intarsia.load_mixture(HOSTS[host](3).eval(), folder)
     assert_close(out(again), out(student))
@@ -163,7 +165,7 @@ def test_the_student_of_a_mixture_is_saved_as_one(
 def test_a_student_without_mixtures_is_a_dense_model() -> None:
     model = intarsia.upcycle(made("vit"), TopK(experts=2), layers=[0])
     student = intarsia.student_of(model, [1, 2])
-    assert not hasattr(student, "upcycled") and not student._forward_pre_hooks
+    assert not steps_of(student) and not student._forward_pre_hooks
     intarsia.upcycle(student, TopK(experts=2))
     assert out(student).isfinite().all() and len(model._forward_pre_hooks) == 1
 

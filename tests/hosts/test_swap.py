@@ -37,6 +37,7 @@ from intarsia import (
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.gating import learned_routers
 from intarsia.hosts.gates import HostedRouter
+from intarsia.hosts.swap import places_in as places
 from intarsia.routers import ExpertChoice, Hash, PermutationSearch, Recurrent
 from intarsia.train.precision import cast_frozen
 
@@ -215,7 +216,7 @@ def test_the_mlp_may_stay_beside_its_copies(host: str, residual: str, times: int
     dense, model = made(host), made(host)
     intarsia.upcycle(model, TopK(experts=4), residual=residual)
     said: list[tuple[Tensor, Tensor]] = []
-    for path in model.upcycled.paths:
+    for path in places(model).paths:
         old, new = dense.get_submodule(path), model.get_submodule(path)
         assert isinstance(new, ResidualMixture)
         x = torch.randn(2, 5, 32)

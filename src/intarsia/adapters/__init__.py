@@ -2,4 +2,6 @@
 
 from ..core.exports import exports
 
-__getattr__, __dir__, __all__ = exports(__name__, __file__)
+_OLD = {"S2ft": "methods.S2ft", "S2ftCell": "methods.S2ftCell"}
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__, _OLD)

@@ -7,8 +7,6 @@ from .lora import Lora as Lora
 from .lora import LoraCell as LoraCell
 from .mos import Mos as Mos
 from .mos import MosCell as MosCell
-from .s2ft import S2ft as S2ft
-from .s2ft import S2ftCell as S2ftCell
 from .sparse import Sparse as Sparse
 from .sparse import SparseCell as SparseCell
 from .ssf import Ssf as Ssf

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Paper, Site
+from ..core.cell import Units
 from ..core.checks import at_least, one_of
-from ..core.errors import ConfigError, TargetError
+from ..core.errors import ConfigError, FoldError, TargetError
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -219,6 +220,36 @@ class BottleneckCell(Cell):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.compute(self.cast(x), self.down, self.up)
+
+    def units(self) -> Units:
+        """down' = Wd diag(g), Wd b + bd and up' = s Wu, s bu, with g x + b the norm, s the scale.
+
+        Raises: FoldError for a norm that is no affine map of its input.
+        """
+        down, up = self.down.weight, self.up.weight
+        gain, shift = torch.ones_like(down[0]), torch.zeros_like(down[0])
+        if isinstance(self.norm, ResidualNorm):
+            gain, shift = self.norm.affine()
+        elif not isinstance(self.norm, nn.Identity):
+            raise FoldError(
+                "fold",
+                got=f"a cell that normalises its input ({type(self.norm).__name__})",
+                want="norm='none' or norm='residual', which are affine maps of it",
+                fix="Keep the adapter attached.",
+            )
+        if not (torch.isfinite(gain).all() and torch.isfinite(shift).all()):
+            zeros = int((gain.isinf() | gain.isnan()).sum())
+            raise FoldError(
+                "fold",
+                got=f"{zeros} zero gains in the host's LayerNorm, or infinite ones",
+                want="none: the residual stream cannot be recovered there",
+                fix="Keep the adapter attached.",
+            )
+        scale = torch.as_tensor(self.scale, dtype=up.dtype).reshape(-1, 1)  # (1 | out, 1)
+        # a cell may have no biases
+        inner, outer = (0 if side.bias is None else side.bias for side in (self.down, self.up))
+        bias, outside = down @ shift + inner, up.new_zeros(len(up)) + scale[:, 0] * outer
+        return Units(down * gain, bias, self.act, scale * up, outside)
 
 
 CARD = Card(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Paper, Site
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, UnknownName
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ class Sparse:
     @property
     def position(self) -> str:
         return "parallel"
+
+    def check_sites(self, paths: Sequence[str]) -> None:
+        """Raises: UnknownName for an entry of a site that gets no cell."""
+        for path in self.counts():
+            if path not in paths:
+                raise UnknownName("site in entries", path, paths)
 
     def counts(self) -> dict[str, int]:
         """Site -> its number of entries, for the sites in `entries`.

@@ -11,11 +11,12 @@ from typing import Any
 from ..core.errors import ConfigError, UnknownName
 from ..data.suites import JOINED, JOINT
 from ..experiments import settings
-from ..experiments.experiment import OFFICIAL, Experiment
+from ..experiments.experiment import Experiment
 from ..methods import Official
 from ..methods.mosa import PUBLISHED as RECIPES
 from .contenders import Contender
 
+OFFICIAL = "official"  # the protocol, and the key of the recipe
 BY_SET = ("fgvc", "gicd")  # suites whose sets have a published recipe each
 
 

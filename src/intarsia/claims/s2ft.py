@@ -15,10 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 
-from ..adapters import Lora, S2ft
+from ..adapters import Lora
 from ..core import Claim, Method, Result
 from ..core.claim import Report
 from ..experiments.pool import Arm
+from ..methods import S2ft
 from . import mix6
 from .study import each, result_of
 

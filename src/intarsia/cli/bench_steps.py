@@ -13,13 +13,13 @@ from ..bench.contenders import CONTENDERS, Contender, contender
 from ..bench.fitting_methods import suited
 from ..bench.plan import Plan
 from ..bench.profiles import PROFILES, Profile, profile
-from ..bench.protocols import PROTOCOLS, Protocol, protocol
+from ..bench.protocols import OFFICIAL, PROTOCOLS, Protocol, protocol
 from ..bench.publish import as_markdown
 from ..bench.run import How, failures, run_plan
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from ..data import suites
-from ..experiments.experiment import OFFICIAL, Experiment, Pictures
+from ..experiments.experiment import Experiment, Pictures
 from ..experiments.settings import value_of
 from ..results.suites import records
 from .options import share_of

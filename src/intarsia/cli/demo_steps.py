@@ -15,10 +15,10 @@ from ..data import backbones, sets
 from ..experiments import experiment as experiments
 from ..experiments.contest import Entry, entries, on_one_adapter, run_all
 from ..experiments.experiment import Adapted, Experiment, Pictures
+from ..experiments.release import some_pictures, stock_of
+from ..experiments.runs import open_run
 from ..hosts import export_timm
 from ..train import Training
-from .release import some_pictures, stock_of
-from .runs import open_run
 
 Report = Callable[[str], None]
 VAL, TEST = 200, 800

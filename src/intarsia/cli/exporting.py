@@ -38,7 +38,7 @@ def export(
     if form not in SUFFIXES:
         raise UnknownName("format", form, SUFFIXES)
     check_run(run)
-    from .release import release
+    from ..experiments.release import release
 
     target = out or run / f"export{SUFFIXES[form]}"
     lines: list[str] = []

@@ -79,9 +79,9 @@ def show(
 
 def _with_pefts(found: dict[str, Any]) -> list[dict[str, Any]]:
     """The settings of a baseline out of PEFT: with those of PEFT's config, which is imported."""
-    from ..hosts.baselines import settings_of
+    from ..core.registry import card, settings_to_dict
 
     return [
         {"name": n, "type": type(v).__name__, "default": list(v) if isinstance(v, tuple) else v}
-        for n, v in settings_of(found["name"]).items()
+        for n, v in settings_to_dict(card(found["name"]).config()).items()
     ]

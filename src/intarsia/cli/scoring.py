@@ -38,10 +38,10 @@ def evaluate(
     Example:  intarsia evaluate runs/elpv-mosa-0 --part val
     """
     check_run(run)
+    from ..experiments.runs import open_run, pictures_to_score, score, scores_of
+    from ..experiments.writing import score_texts
     from ..results import numbers
-    from .runs import open_run, pictures_to_score, score, scores_of
     from .training import TEXT_COLUMNS, text_row
-    from .writing import score_texts
 
     if (texts := score_texts(run, data, part, note)) is not None:
         if as_json:
@@ -92,8 +92,8 @@ def predict(
     if as_json and as_csv:
         raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
     check_run(run)
+    from ..experiments.runs import open_run, picture_files, predict
     from ..results import numbers
-    from .runs import open_run, picture_files, predict
 
     if _predict_texts(run, files, as_csv=as_csv, tokens=tokens):
         return
@@ -124,7 +124,7 @@ def predict(
 
 def _predict_texts(run: Path, files: Sequence[Path], *, as_csv: bool, tokens: int | None) -> bool:
     """Print a JSON line for each prompt; False for a run on pictures."""
-    from .writing import TOKENS, complete, open_writer, prompts_of
+    from ..experiments.writing import TOKENS, complete, open_writer, prompts_of
 
     opened = open_writer(run, note)
     if opened is None:

@@ -38,6 +38,20 @@ class Site:
         return replace(self, position=position)
 
 
+@dataclass(frozen=True)
+class Units:
+    """Hidden units beside an MLP, y = columns act(rows x + bias) + shift.
+
+    rows: (r, inputs), bias: (r,), columns: (outputs, r), shift: (outputs,).
+    """
+
+    rows: Tensor
+    bias: Tensor
+    act: nn.Module
+    columns: Tensor
+    shift: Tensor
+
+
 class Cell(nn.Module, abc.ABC):
     """What is added at a site: y = site(x) + cell(x).
 
@@ -70,6 +84,13 @@ class Cell(nn.Module, abc.ABC):
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
         """(s, t), both (outputs,), if the cell adds s * y + t to the y that it reads, else None."""
+        return None
+
+    def units(self) -> Units | None:
+        """The hidden units that the cell is, else None.
+
+        Raises: FoldError where it would be but for a part of it.
+        """
         return None
 
     def merged(self) -> Cell:

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from .errors import TrainingError
 
 
@@ -41,8 +39,11 @@ def writing(target: str | Path) -> Iterator[Path]:
                 os.replace(place, aside)
             os.replace(path, place)
         sync(target.parent)
-    except (OSError, SafetensorError) as error:
-        raise disk_error(target, error) from error
+    except Exception as error:
+        # safetensors has an error of its own for a full disk
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            raise disk_error(target, error) from error
+        raise
     finally:
         if aside.exists() and not target.exists():
             os.replace(aside, target)

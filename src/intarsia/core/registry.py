@@ -105,6 +105,8 @@ def method_key(method: Method) -> str:
     Raises: ConfigError if they are of a class that is not in the list.
     """
     kind = type(method)
+    if (own := getattr(method, "card_key", None)) in index():
+        return own
     for key, entry in index().items():
         if f"{kind.__module__}.{kind.__name__}" == f"intarsia.{entry['config']}":
             return key
@@ -123,19 +125,22 @@ def method_to_dict(method: Method) -> dict[str, Any]:
 
 def settings_to_dict(config: object) -> dict[str, Any]:
     """The settings of any card's config, ready for JSON."""
+    if callable(given := getattr(config, "settings_to_dict", None)):
+        return given()
     return {f.name: _plain(getattr(config, f.name)) for f in fields(cast(Any, config))}
 
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return method_to_dict(cast("Method", value))
+        listed = any(type(value).__module__ == f"intarsia.{e['module']}" for e in index().values())
+        return method_to_dict(cast("Method", value)) if listed else settings_to_dict(value)
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in cast("list[Any]", value)]
     return value
 
 
 def _live(value: Any) -> Any:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and KEY in value:
         # what a method is made of may be a router, too
         return _from_dict(cast("Mapping[str, Any]", value), (*keys(), *keys("router")))
     return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
@@ -167,7 +172,7 @@ def settings_from_dict(found: Card, settings: Mapping[str, Any]) -> Any:
 
     Raises: as `method_from_dict`.
     """
-    known = [f.name for f in fields(cast(Any, found.config))]
+    known = settings_to_dict(found.config())
     for name in settings:
         if name not in known:
             raise UnknownName(f"setting of {found.key!r}", str(name), known)

@@ -131,7 +131,7 @@ def on_one_adapter(
     over: Method = getattr(first, "over")  # noqa: B009
     found = dict(chosen)
     for name, method in made.items():
-        if name in chosen or method is first or isinstance(method, str):
+        if name in chosen or method is first:
             continue
         if type(method) is type(over):
             found[name] = settings.words(over)

@@ -10,15 +10,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from ..core import Method
-from ..core.errors import ConfigError, UnknownName
+from ..core.errors import ConfigError
 from ..core.files import write_json
-from ..core.heads import heads_of
-from ..core.registry import keys, method_to_dict
 from ..data import (
     ImageSet,
     InputConfig,
@@ -35,23 +31,20 @@ from ..data import (
 )
 from ..data.texts import is_text
 from ..fitting import fit_as
-from ..hosts import adapt, baselines
+from ..hosts import apply
 from ..hosts.prefix import first_trained_block, reading_tokens, run_prefix
-from ..hosts.prepare import reset_head, set_dropout
-from ..methods import Official
 from ..results.runs import save_mistakes
-from ..train import Metrics, Run, Running, task_accuracy, task_heads, two_pass
+from ..train import Metrics, Run, Running, task_accuracy, task_heads
 from ..train.folder import RUN, prepare
 from ..train.objectives import Objective
 from ..train.precision import DTYPES
 from ..train.run import Sets
 from . import experiment as experiments
 from . import language, settings
-from .experiment import BASELINES, OFFICIAL, Adapted, Experiment
+from .experiment import Adapted, Experiment
 from .shared import Shared, Spent
 
 Report = Callable[[str], None]
-Chosen = Method | Official | str  # cells, a recipe, or a baseline's name
 
 
 def carry_out(
@@ -67,7 +60,7 @@ def carry_out(
     shared: where several runs keep what they have in common; the result is the same without it.
     score: False does not look at the test part, as a search must not.
     Texts are carried out by `language`.
-    Raises: what `load_data`, `backbone`, `adapt` and `fit` raise; UnknownName for a method that is
+    Raises: what `load_data`, `backbone`, `apply` and `fit` raise; UnknownName for a method that is
     not listed.
     """
     if is_text(experiment.pictures.data):
@@ -116,37 +109,36 @@ def carry_out(
 
 
 def record_of(
-    model: nn.Module, method: Chosen, experiment: Experiment, data: Splits
+    model: nn.Module, method: Any, experiment: Experiment, data: Splits
 ) -> dict[str, Any]:
     """What run.json says beside what the training loop knows; the model as it was pretrained."""
-    cells = method.method if isinstance(method, Official) else method
-    asked = experiment.adapted
-    said = settings.said_of_baseline(asked) if isinstance(cells, str) else method_to_dict(cells)
     return {
         "label": experiment.label,
         "command": experiment.command(),
-        "model": asked.model,
+        "model": experiment.adapted.model,
         "trunk": trunk_fingerprint(model),
         "data": data.record,
         "inputs": input_config(model).record(augment=experiment.pictures.augment),  # pyright: ignore
-        "method": said,
+        "method": settings.said(method),
     }
 
 
-def recipe_of(method: Chosen, experiment: Experiment) -> dict[str, Any]:
+def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
     """Keywords of `fit`: the objective, and all that is not in `Training`."""
     own = {name: getattr(experiment.recipe, name) for name in experiments.RECIPE}
-    if not isinstance(method, Official):
-        return own | {"objective": settings.objective(experiment.objective)}
+    own["objective"] = settings.objective(experiment.objective)
+    published: Mapping[str, Any] | None = getattr(method, "fit_options", None)
+    if published is None:
+        return own
     if experiment.objective != "plain" or experiment.adapted.frozen_once:
         raise ConfigError(
-            "method 'official'", got="--objective or --frozen-once with it",
+            f"method {experiment.adapted.method!r}",
+            got="--objective or --frozen-once with it",
             want="neither: the recipe has its objective, and dropout in every block",
-            fix="Leave them out, or use --method mosa.",
-        )  # fmt: skip
-    published = method.settings
-    kept = {name: published[name] for name in ("weight_decay", "optimizer", "lr_factor")}
-    return own | kept | {"objective": partial(two_pass, **method.objective)}
+            fix="Leave them out, or use its method alone.",
+        )
+    known = {f.name for f in dataclasses.fields(experiment.training)} - {"weight_decay"}
+    return own | {name: value for name, value in published.items() if name not in known}
 
 
 def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objective:
@@ -313,25 +305,14 @@ def held(
         return Prepared(images, look)
 
 
-def method_of(experiment: Experiment) -> Chosen:
-    """The method's config, the published recipe, or the name of a baseline.
-
-    Raises: UnknownName, ConfigError.
-    """
-    asked = experiment.adapted
-    if asked.method == OFFICIAL:
-        return settings.official(asked.settings, experiment.training)
-    if asked.method in BASELINES:
-        settings.of_baseline(asked)  # what is wrong with it is said now
-        return asked.method
-    if asked.method not in keys():
-        raise UnknownName("method", asked.method, (*BASELINES, OFFICIAL, *keys()))
-    return settings.method(asked.method, asked.settings)
+def method_of(experiment: Experiment) -> Any:
+    """The settings of the experiment's method.  Raises: as `settings.chosen` does."""
+    return settings.chosen(experiment.adapted, experiment.training)
 
 
 def for_budget(
-    found: Chosen, experiment: Experiment, images: int, report: Report
-) -> tuple[Chosen, dict[str, Any]]:
+    found: Any, experiment: Experiment, images: int, report: Report
+) -> tuple[Any, dict[str, Any]]:
     """What the method itself would choose for so many images and epochs, where nothing was said.
 
     A config class may offer `for_budget(images, epochs, **settings)`; it is asked unless `active`
@@ -352,30 +333,8 @@ def for_budget(
 
 
 def with_method(
-    model: nn.Module, method: Chosen, experiment: Experiment, classes: tuple[str, ...]
+    model: nn.Module, method: Any, experiment: Experiment, classes: tuple[str, ...]
 ) -> nn.Module:
-    """The model with the method's cells, or with what a baseline trains."""
-    asked = experiment.adapted
-    if isinstance(method, str):
-        chosen = settings.of_baseline(asked)
-        return baselines.build(method, model, chosen, seed=experiment.training.seed)
-    if isinstance(method, Official):
-        set_dropout(model, method.dropout)
-        generator = torch.Generator().manual_seed(experiment.training.seed)
-        reset_head(_linear_head(model), generator=generator)
-        method = method.method
-    return adapt(
-        model, method, targets=list(asked.targets) or None, layers=settings.layers(asked),
-        seed=experiment.training.seed, classes=classes,
-    )  # fmt: skip
-
-
-def _linear_head(model: nn.Module) -> nn.Linear:
-    heads = heads_of(model)
-    if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
-        raise ConfigError(
-            f"head of {type(model).__name__}",
-            got=" and ".join(type(head).__name__ for head in heads) or "none",
-            want="one linear classifier, whose start the recipe sets", fix="Use a ViT of timm.",
-        )  # fmt: skip
-    return heads[0]
+    """The model, changed by the method."""
+    change = settings.change_of(method, experiment.adapted, classes)
+    return apply(model, change, seed=experiment.training.seed)

@@ -9,16 +9,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..core.baselines import BASELINES as BASELINES
 from ..core.errors import CheckpointError, ConfigError
 from ..core.files import write_json
+from ..core.registry import card, index, keys
 from ..data import sets
 from ..data.texts import is_text
 from ..train import Recipe, Training
 
 FILE = "experiment.json"
 RECIPE = ("select", "mixup", "cutmix", "smoothing", "clip")  # of the Recipe, what JSON can hold
-OFFICIAL = "official"  # MoSA's published recipe: method, objective, optimiser and schedule
 
 
 @dataclass(frozen=True)
@@ -107,19 +106,21 @@ class Experiment:
 
         So one wish, "in the last six blocks", can be put to methods of every kind.
         """
-        found = BASELINES.get(self.adapted.method)
-        if found is None:
+        if self.adapted.method not in keys("baseline"):
             return self
-        last = self.adapted.last_blocks if found.in_blocks else None
-        frozen = self.adapted.frozen_once and (found.on_top or last is not None)
+        entry = index()[self.adapted.method]
+        in_blocks = any(setting["name"] == "last_blocks" for setting in entry["settings"])
+        last = self.adapted.last_blocks if in_blocks else None
+        on_top = getattr(card(self.adapted.method).config, "on_top", False)
+        frozen = self.adapted.frozen_once and (on_top or last is not None)
         return self.changed(last_blocks=last, frozen_once=frozen, targets=())
 
     @property
     def label(self) -> str:
         """The method in a table."""
-        names = {name: found.label for name, found in BASELINES.items() if found.label}
-        names[OFFICIAL] = "mosa, official"
-        method = names.get(self.adapted.method, self.adapted.method)
+        method = self.adapted.method
+        if method in (*keys("baseline"), *keys("recipe")):
+            method = next(iter(index()[method]["names"]), method)
         return method if self.objective == "plain" else f"{method}, {self.objective}"
 
     def command(self) -> str:

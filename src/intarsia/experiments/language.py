@@ -8,20 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from ..core import Method
-from ..core.errors import ConfigError, UnknownName
-from ..core.registry import keys, method_to_dict
+from ..core.errors import ConfigError
+from ..core.registry import card
 from ..data import trunk_fingerprint
 from ..data.language_models import language_model
 from ..data.texts import Texts, TextSplits, load_texts
 from ..fitting import fit_as
-from ..hosts import adapt, baselines
+from ..hosts import apply
 from ..train import Run, Running, evaluate
 from ..train.folder import prepare
 from ..train.precision import cast_frozen
 from . import experiment as experiments
 from . import settings
-from .experiment import BASELINES, OFFICIAL, Experiment
+from .experiment import Experiment
 
 LENGTH = 256  # tokens of a row, unless --size says otherwise
 PICTURES_ONLY = {
@@ -55,7 +54,9 @@ def carry_out(
         "label": experiment.label, "command": experiment.command(), "model": asked.model,
         "trunk": trunk_fingerprint(model), "data": data.record,
     }  # fmt: skip
-    model, about["method"], method = with_method(model, experiment)
+    method = settings.chosen(asked, experiment.training)
+    about["method"] = settings.said(method)
+    model = with_method(model, method, experiment)
     cast_frozen(model, experiment.training.precision)
     if score:
         report(f"Scoring {data.test.name} ({len(data.test):,} rows) before training.")
@@ -79,7 +80,7 @@ def carry_out(
 def check_options(experiment: Experiment) -> None:
     """Raises: ConfigError for an option or a method that only pictures have."""
     flat, method = experiment.flat(), experiment.adapted.method
-    if method in (OFFICIAL, "linear"):
+    if method in settings.known() and getattr(card(method).config, "needs_head", False):
         raise ConfigError(
             f"method {method!r}", got="a text", want="a method without a classifier",
             fix="Use lora, or another of `intarsia list`.",
@@ -109,25 +110,10 @@ def texts_of(
     )  # fmt: skip
 
 
-def with_method(
-    model: nn.Module, experiment: Experiment
-) -> tuple[nn.Module, str | dict[str, Any], Method | str]:
-    """The model with the method's cells, or with what a baseline trains; how JSON calls it; it.
-
-    Raises: UnknownName, ConfigError.
-    """
-    asked, seed = experiment.adapted, experiment.training.seed
-    if asked.method in BASELINES:
-        built = baselines.build(asked.method, model, settings.of_baseline(asked), seed=seed)
-        return built, settings.said_of_baseline(asked), asked.method
-    if asked.method not in keys():
-        raise UnknownName("method", asked.method, (*BASELINES, *keys()))
-    method: Method = settings.method(asked.method, asked.settings)
-    adapted = adapt(
-        model, method, targets=list(asked.targets) or None, head=None, seed=seed,
-        layers=settings.layers(asked),
-    )  # fmt: skip
-    return adapted, method_to_dict(method), method
+def with_method(model: nn.Module, method: Any, experiment: Experiment) -> nn.Module:
+    """The model, changed by the method; no head, since a language model trains none."""
+    change = settings.change_of(method, experiment.adapted, head=None)
+    return apply(model, change, seed=experiment.training.seed)
 
 
 def scores(model: nn.Module, texts: Texts, experiment: Experiment) -> Any:

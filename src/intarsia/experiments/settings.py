@@ -14,12 +14,14 @@ from functools import partial
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from ..core import Card, Method
+from ..core.change import Change
+from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
-from ..core.registry import card, keys, method_key
-from ..hosts.baselines import settings_of
-from ..methods import Official
+from ..core.registry import card, index, keys, method_key, method_to_dict, settings_to_dict
+from ..gating import RouterConfig
+from ..hosts import Adapt, as_change
 from ..train import OBJECTIVES, Objective, Training
-from .experiment import BASELINES, Adapted
+from .experiment import Adapted
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 Tree = dict[str, Any]
@@ -43,134 +45,173 @@ def pairs(settings: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def method(key: str, settings: Sequence[str], start: Method | None = None) -> Method:
-    """The config of a method with what `--set` says; `start` is what the rest is left at.
+def known() -> tuple[str, ...]:
+    """The keys of all that can be done to a model: what `--method` takes."""
+    return tuple(key for kind in ("adapter", "baseline", "recipe", "change") for key in keys(kind))
+
+
+def method(key: str, settings: Sequence[str], start: Any = None) -> Any:
+    """The settings of a method with what `--set` says; `start` is what the rest is left at.
 
     Raises: UnknownName for a method or a setting that does not exist, ConfigError for a value that
     is not of its type or that the method refuses.
     """
-    if key not in keys():
-        raise UnknownName("method", key, keys())
+    if key not in known():
+        raise UnknownName("method", key, known())
     return _build(card(key), pairs(settings), start, "")
 
 
-def official(settings: Sequence[str], training: Training) -> Official:
-    """MoSA's published recipe for the epochs, learning rate and batch size of a training.
+def chosen(asked: Adapted, training: Training) -> Any:
+    """The settings of the method of an experiment.
 
-    A tenth of the epochs warms up, as in the paper, unless `warmup_epochs` is set.
-    Raises: as `method` does; ConfigError for a setting that has an option of its own.
+    A recipe takes the rate, the epochs and the batch size from the training. Last blocks are a
+    setting of a baseline that has them.
+    Raises: as `method` does; ConfigError for a setting that has an option of its own, and for
+    places that the method does not have.
     """
-    given = pairs(settings)
-    own = {name: getattr(training, name) for name in ("lr", "epochs", "batch_size")}
-    for name in own.keys() & given.keys():
+    _check_places(asked)
+    given = pairs(asked.settings)
+    start = None
+    if asked.method in keys("recipe"):
+        config = card(asked.method).config
+        own = {f.name for f in dataclasses.fields(training)} & set(settings_to_dict(config()))
+        for name in own & given.keys():
+            raise ConfigError(
+                f"--set {name}",
+                got=f"{name}={given[name]}",
+                want="it as an option",
+                fix=f"Use --{name.replace('_', '-')} {given[name]}.",
+            )
+        start = config.for_training(training)
+    found = method(asked.method, asked.settings, start)
+    if (blocks := layers(asked)) is None or not hasattr(found, "last_blocks"):
+        return found
+    if "last_blocks" in given:
         raise ConfigError(
-            f"--set {name}", got=f"{name}={given[name]}", want="it as an option",
-            fix=f"Use --{name.replace('_', '-')} {given[name]}.",
-        )  # fmt: skip
-    start = Official(**own, warmup_epochs=max(1, training.epochs // 10))
-    found = dataclasses.replace(card("mosa"), key="official", config=Official)
-    return _build(found, given, start, "")
+            "--set last_blocks",
+            got=f"{given['last_blocks']}, and --last-blocks {asked.last_blocks}",
+            want="one of them",
+            fix="Leave one out.",
+        )
+    return with_settings(found, last_blocks=len(blocks))
 
 
-def baseline(name: str, settings: Sequence[str]) -> dict[str, Any]:
-    """What `--set` says of a baseline, by name.
+def change_of(
+    found: Any, asked: Adapted, classes: Sequence[str] | None = None, **places: Any
+) -> Change:
+    """What settings do to a model, at the places of an experiment.
 
-    Raises: UnknownName for a setting that does not exist, ConfigError for a value that is not of
-    the type of its default.
+    classes: their names, kept with an adapter.  places: of `Adapt`, such as head=None.
     """
-    known, given = settings_of(name), pairs(settings)
-    if given and not known:
-        raise ConfigError(
-            f"--set with method {name!r}", got=", ".join(settings),
-            want="none: it has no settings", fix="Leave --set out.",
-        )  # fmt: skip
-    for key in given:
-        if key not in known:
-            raise UnknownName(f"setting of {name!r}", key, known)
-    hints = {
-        key: tuple[str, ...] if isinstance(start, tuple) else type(start)
-        for key, start in known.items()
-    }
-    return {key: value_of(f"--set {key}", text, hints[key]) for key, text in given.items()}
+    change, blocks = as_change(found), layers(asked)
+    if isinstance(change, Adapt):
+        targets = list(asked.targets) or None
+        return dataclasses.replace(
+            change, targets=targets, layers=blocks, classes=classes, **places
+        )
+    if blocks is not None and hasattr(change, "layers"):
+        return dataclasses.replace(cast(Any, change), layers=tuple(blocks))
+    return change
+
+
+def said(found: Any) -> str | dict[str, Any]:
+    """A method for a run's record: cells with all settings, another change with those set."""
+    found = getattr(found, "method", found) if hasattr(found, "prepare") else found
+    key = method_key(found)
+    if key in keys():
+        return method_to_dict(found)
+    start, now = settings_to_dict(card(key).config()), settings_to_dict(found)
+    given = {name: value for name, value in now.items() if value != start[name]}
+    return {"method": key} | given if given else key
 
 
 def layers(asked: Adapted) -> range | None:
     """The blocks that get cells, None = all.  Raises: ConfigError for less than one."""
-    count = asked.last_blocks
-    if count is not None and count < 1:
-        raise ConfigError("--last-blocks", got=count, want="at least 1", fix="Try 6.")
-    return None if count is None else range(-count, 0)
+    if asked.last_blocks is None:
+        return None
+    at_least("--last-blocks", asked.last_blocks, 1, "Try 6.")
+    return range(-asked.last_blocks, 0)
 
 
-def of_baseline(asked: Adapted) -> dict[str, Any]:
-    """What is set of a baseline, the last blocks among it.
-
-    Raises: as `baseline` and `layers` do; ConfigError for places that it does not have, and for
-    last blocks that are said twice.
-    """
-    name, found = asked.method, BASELINES[asked.method]
-    chosen = baseline(name, asked.settings)
-    last_refused = asked.last_blocks is not None and not found.in_blocks
+def _check_places(asked: Adapted) -> None:
+    """Raises: ConfigError for --last-blocks or --target with a method that has no such places."""
+    if asked.method not in known() or asked.method in (*keys(), *keys("recipe")):
+        return
+    own = settings_to_dict(card(asked.method).config())
+    last_refused = asked.last_blocks is not None and not own.keys() & {"last_blocks", "layers"}
     refused = ["--last-blocks"] * last_refused + ["--target"] * bool(asked.targets)
     if refused:
-        peft, them = found.family == "peft", "it" if len(refused) == 1 else "them"
+        roles, them = "roles" in own, "it" if len(refused) == 1 else "them"
         raise ConfigError(
-            f"{' and '.join(refused)} with method {name!r}", got="places for cells",
-            want="its own settings for them" if peft else "none: it adds no cells",
-            fix="Use --set roles=qkv." if peft else f"Leave {them} out.",
-        )  # fmt: skip
-    if layers(asked) is None:
-        return chosen
-    if "last_blocks" in chosen:
-        raise ConfigError(
-            "--set last_blocks", got=f"{chosen['last_blocks']}, and --last-blocks "
-            f"{asked.last_blocks}", want="one of them", fix="Leave one out.",
-        )  # fmt: skip
-    return {"last_blocks": asked.last_blocks} | chosen
-
-
-def said_of_baseline(asked: Adapted) -> str | dict[str, Any]:
-    """A baseline for a run's record: its name, with what is not at its default where anything is.
-
-    Raises: as `of_baseline` does.
-    """
-    known = settings_of(asked.method)
-    given = {name: v for name, v in of_baseline(asked).items() if v != known[name]}
-    return {"method": asked.method} | given if given else asked.method
+            f"{' and '.join(refused)} with method {asked.method!r}",
+            got="places for cells",
+            want="its own settings for them" if roles else "none: it adds no cells",
+            fix="Use --set roles=qkv." if roles else f"Leave {them} out.",
+        )
 
 
 def _build(found: Card, given: Mapping[str, str], start: Any, above: str) -> Any:
     """A card's config; names in `given` may lead into a method inside, name.inner=value."""
-    every = get_type_hints(found.config)
-    # a class may hold more than its settings
-    hints = {f.name: every[f.name] for f in dataclasses.fields(cast(Any, found.config))}
+    if given and not settings_to_dict(found.config()):
+        raise ConfigError(
+            f"--set with method {found.key!r}",
+            got=", ".join(f"{name}={value}" for name, value in given.items()),
+            want="none: it has no settings",
+            fix="Leave --set out.",
+        )
+    start = start if start is not None else found.config()
+    return _changed(start, given, above, f"setting of {found.key!r}")
+
+
+def _changed(start: Any, given: Mapping[str, str], above: str, what: str) -> Any:
+    """A dataclass with values read from text."""
+    hints = _hints(start)
     own = {name: value for name, value in given.items() if "." not in name}
     inner: dict[str, dict[str, str]] = {}
     for name, value in given.items():
         outer, dot, rest = name.partition(".")
         if outer not in hints:
-            raise UnknownName(f"setting of {found.key!r}", f"{above}{name}", hints)
+            raise UnknownName(what, f"{above}{name}", hints)
         if dot:
             inner.setdefault(outer, {})[rest] = value
-    start = start if start is not None else found.config()
     new: dict[str, Any] = {}
     for name in {**own, **inner}:
-        where = f"{above}{name}"
-        options = _methods_in(hints[name])
-        if own.get(name) == "" and type(None) in get_args(hints[name]):
+        where, hint = f"{above}{name}", hints[name]
+        options, plain = _methods_in(hint), _plain_in(hint)
+        if own.get(name) == "" and type(None) in get_args(hint):
             new[name] = None
         elif options:
             new[name] = _inner(
                 where, options, own.get(name), inner.get(name, {}), getattr(start, name)
             )
+        elif plain and name in inner:
+            now = getattr(start, name) or plain()
+            new[name] = _changed(now, inner[name], f"{where}.", f"setting of {name!r}")
         elif name in inner:
             raise ConfigError(
-                f"--set {where}.{next(iter(inner[name]))}", got=f"{name} is no method",
-                want=f"{where}=value", fix=f"Its type is {_shown(hints[name])}.",
-            )  # fmt: skip
+                f"--set {where}.{next(iter(inner[name]))}",
+                got=f"{name} is no method",
+                want=f"{where}=value",
+                fix=f"Its type is {_shown(hint)}.",
+            )
         else:
-            new[name] = value_of(f"--set {where}", own[name], hints[name])
-    return dataclasses.replace(start, **new)
+            new[name] = value_of(f"--set {where}", own[name], hint)
+    return with_settings(start, **new)
+
+
+def _hints(config: Any) -> dict[str, Any]:
+    """The settings of a config, with their types; of one that is no field, its value's."""
+    every = get_type_hints(type(config))
+    return {
+        name: every.get(name) or (tuple[str, ...] if isinstance(now, list) else type(now))
+        for name, now in settings_to_dict(config).items()
+    }
+
+
+def with_settings(config: Any, **new: Any) -> Any:
+    """A config with other values."""
+    change = getattr(config, "with_settings", None) or partial(dataclasses.replace, config)
+    return change(**new)
 
 
 def _inner(
@@ -185,14 +226,22 @@ def _inner(
 
 
 def _methods_in(hint: Any) -> dict[str, Card]:
-    """The methods and routers that a field's type allows, by key; `Method` itself allows all."""
+    """The methods and routers that a field's type allows, by key; the protocols allow all."""
     kinds: list[Any] = list(get_args(hint) or (hint,))
-    if Method in kinds:
-        return {key: card(key) for key in keys()}
-    classes = [c for c in kinds if dataclasses.is_dataclass(c)]
-    # a card stands in the module of its config, and has that module's name
-    found = (card(cast(type, c).__module__.rpartition(".")[2]) for c in classes)
-    return {one.key: one for one in found}
+    for protocol, kind in ((Method, "adapter"), (RouterConfig, "router")):
+        if protocol in kinds:
+            return {key: card(key) for key in keys(kind)}
+    listed = {
+        entry["config"].rpartition(".")[2]: key for key, entry in index().items() if entry["config"]
+    }
+    names = [c.__name__ for c in kinds if dataclasses.is_dataclass(c)]
+    return {listed[name]: card(listed[name]) for name in names if name in listed}
+
+
+def _plain_in(hint: Any) -> Any:
+    """The dataclass in a field's type that is no method, such as `Capacity`."""
+    kinds: list[Any] = list(get_args(hint) or (hint,))
+    return next((c for c in kinds if dataclasses.is_dataclass(c)), None)
 
 
 def value_of(what: str, text: str, hint: Any) -> Any:

@@ -1,6 +1,7 @@
 """Model surgery: where cells go in a host model, how they get there, and how they come out."""
 
-from .adapt import adapt as adapt
+from ..core.renamed import renamed
+from .adapt import Adapt as Adapt
 from .combine import combine as combine
 from .delta import SparseDelta as SparseDelta
 from .delta_cells import attach_delta as attach_delta
@@ -12,16 +13,24 @@ from .export import export_timm as export_timm
 from .fold import fold as fold
 from .graphs import export_onnx as export_onnx
 from .graphs import export_program as export_program
-from .load import load as load
-from .mixture_file import load_mixture as load_mixture
-from .mixture_file import save_mixture as save_mixture
 from .pack import code_head as code_head
 from .pack import pack as pack
 from .pack import packed_size as packed_size
 from .pack import unpack as unpack
-from .permute import Permutation as Permutation
-from .permute import co_permute as co_permute
-from .slices import choose_channels as choose_channels
+from .saved import load as load
+from .saved import save as save
 from .student import student_of as student_of
+from .swap import Upcycle as Upcycle
 from .swap import looks_ahead as looks_ahead
-from .swap import upcycle as upcycle
+from .swap import places_in as places_in
+from .verbs import adapt as adapt
+from .verbs import apply as apply
+from .verbs import as_change as as_change
+from .verbs import load_mixture as load_mixture
+from .verbs import save_mixture as save_mixture
+from .verbs import upcycle as upcycle
+
+__getattr__ = renamed(
+    __name__,
+    {n: f"methods.{n}" for n in ("choose_channels", "co_permute", "Permutation")},
+)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, cast
 
 from peft import PeftModel
 from torch import nn
 
 from ..core import Method
+from ..core.change import Plan
 from ..core.errors import ConfigError, TargetError
 from ..core.heads import heads_of
-from ..core.registry import KEY, method_to_dict
+from ..core.registry import KEY, card, method_key, method_to_dict
 from .blocks import unwrapped, walk
+from .changing import base_of
 from .config import IntarsiaConfig
+from .fold import fold
 from .peft import is_adapted
-from .slices import planned
-from .undo import undone_on_error
+from .sites import planned
 
 
 def find_heads(model: nn.Module) -> list[str]:
@@ -28,54 +32,81 @@ def find_heads(model: nn.Module) -> list[str]:
     ]  # fmt: skip
 
 
-def adapt(
-    model: nn.Module,
-    method: Method,
-    *,
-    name: str = "default",
-    targets: Sequence[str] | str | None = None,
-    layers: Sequence[int] | None = None,
-    head: Sequence[str] | str | None = "auto",
-    seed: int = 0,
-    classes: Sequence[str] | None = None,
-) -> PeftModel:
-    """Freeze a pretrained model and put a method's cells into it, in place.
+class Recipe(Protocol):
+    """A published training: a method, and what it does to the model before cells go in."""
 
-    name: of the adapter; call again with another name to add one, inactive, to an adapted model.
+    @property
+    def method(self) -> Method: ...
+
+    def prepare(self, host: nn.Module, seed: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """A method's cells in a frozen pretrained model, and its head trained whole.
+
     targets: module names, ends of names or globs, where the method's own places do not suit.
     layers: numbers of the blocks to adapt; negative ones count from the last.
     head: paths of modules trained and saved whole; "auto" finds the classifier, None trains none.
-    seed: with each site's path, of the cells' first weights and draws, so that two methods at one
-      seed start from the same projections.
     classes: their names, stored with the adapter and compared at load.
-
-    Draws of random experts are made anew by each call of the model, and by nothing else: for a part
-    of it, such as `forward_features`, call `intarsia.redraw(model)` before every batch. With
-    gradient checkpointing, go backward before the next call, which forgets the draw.
+    recipe: a published one, whose `method` it is and which prepares the model.
 
     Raises: TargetError if a place matches nothing or cannot carry a cell; ConfigError for a name
-    in use. The model is then as it was.
+    in use.
     """
-    check_model(model, name)
-    host = model.get_base_model() if is_adapted(model) else model
-    heads = _heads(host, head)
-    method, sites = planned(host, method, targets, layers, seed)
-    for site in sites:
-        if any(site.path == h or site.path.startswith(f"{h}.") for h in heads):
-            raise TargetError(
-                f"target {site.path!r}", got="a head, which is trained whole",
-                want="a module of the trunk",
-                fix="Pass head=None to leave the head to the adapter.",
-            )  # fmt: skip
-    options = method_to_dict(method)
-    config = IntarsiaConfig(
-        method=options.pop(KEY), options=options, seed=seed,
-        target_modules=exactly(host, [site.path for site in sites]),
-        modules_to_save=heads or None,
-        origin={"classes": list(classes)} if classes is not None else None,
-    )  # fmt: skip
-    with undone_on_error(model, name):
-        return attach(model, config, name)
+
+    method: Method
+    targets: Sequence[str] | str | None = None
+    layers: Sequence[int] | None = None
+    head: Sequence[str] | str | None = "auto"
+    classes: Sequence[str] | None = None
+    recipe: Recipe | None = None
+
+    recorded: ClassVar[bool] = False  # PEFT keeps the list of adapters
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        """The outputs, where the card says that the method adds nothing before training."""
+        starts = "zero_start" in card(method_key(self.method)).tags
+        return frozenset({"outputs"}) if starts else frozenset()
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """The method with what it decides for the whole host, its sites and the heads by path."""
+        check_addable(host)
+        host = base_of(host)
+        heads = _heads(host, self.head)
+        method, sites = planned(host, self.method, self.targets, self.layers, seed, batches)
+        for site in sites:
+            if any(site.path == h or site.path.startswith(f"{h}.") for h in heads):
+                raise TargetError(
+                    f"target {site.path!r}",
+                    got="a head, which is trained whole",
+                    want="a module of the trunk",
+                    fix="Pass head=None to leave the head to the adapter.",
+                )
+        targets = tuple(site.path for site in sites)
+        return Plan(replace(self, method=method, targets=targets, layers=None, head=heads), seed)
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
+        """A PEFT model; a model that is adapted already gets the adapter, inactive."""
+        check_model(host, name)
+        if self.recipe is not None:
+            self.recipe.prepare(host, plan.seed)
+        options = method_to_dict(self.method)
+        classes = None if self.classes is None else {"classes": list(self.classes)}
+        config = IntarsiaConfig(
+            method=options.pop(KEY),
+            options=options,
+            seed=plan.seed,
+            target_modules=exactly(base_of(host), list(self.targets or ())),
+            modules_to_save=list(self.head or ()) or None,
+            origin=classes,
+        )
+        return attach(host, config, name)
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """See `intarsia.fold`."""
+        return fold(cast(PeftModel, host))
 
 
 def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
@@ -110,13 +141,18 @@ def _check_words(model: PeftModel) -> None:
         )  # fmt: skip
 
 
-def check_model(model: nn.Module, name: str) -> None:
-    """Raises: ConfigError if the model cannot take one more adapter of this name."""
+def check_addable(model: nn.Module) -> None:
+    """Raises: ConfigError for a model with adapters that are not ours."""
     if isinstance(model, PeftModel) and not is_adapted(model):
         raise ConfigError(
             "model", got="a PeftModel with adapters of PEFT's own", want="a plain or adapted model",
             fix="Call model.unload() or model.merge_and_unload() first.",
         )  # fmt: skip
+
+
+def check_model(model: nn.Module, name: str) -> None:
+    """Raises: ConfigError if the model cannot take one more adapter of this name."""
+    check_addable(model)
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
         raise ConfigError(
             "adapter name", got=repr(name),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from ..adapters.sparse import Sparse, SparseCell
 from ..core.errors import ConfigError, FoldError, TargetError
 from ..core.registry import KEY, method_to_dict
-from .adapt import adapt, check_model
+from .adapt import Adapt, check_model
 from .blocks import unwrapped, walk
+from .changing import apply_change
 from .config import IntarsiaConfig
 from .delta import Entry, SparseDelta
 from .own_weights import own_parameters
@@ -50,7 +52,8 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
             "delta", got="no entries", want="at least one", fix="Use the model as it is."
         )
     heads = sorted({n.rpartition(".")[0] for n in delta.heads})
-    adapted = adapt(model, sparse_of(found), name=name, targets=list(found), head=heads or None)
+    change = Adapt(sparse_of(found), list(found), head=heads or None)
+    adapted = cast(PeftModel, apply_change(model, change, name=name))
     put_entries(adapted, name, found)
     saved = _heads(adapted, name)
     with torch.no_grad():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..core import Card, Paper
+from ..core.change import Plan, Simple
 from ..core.errors import ConfigError, TargetError
 from ..core.modes import evaluating
 from ..gating import learned_routers
@@ -16,10 +18,53 @@ from ..gating.load import counting
 from ..mixtures.mixture import Mixture
 from ..mixtures.zcode_m3 import check_prune, merged, mixtures_in, prune
 from .compare import call
-from .swap import Upcycled, check_unadapted, generator
+from .swap import Places, Upcycle, check_unadapted, generator, move_places, upcycle_step
 
 RANDOM = "random"
 ALIKE = ("how", "capacity", "residual", "act")  # routers are compared layer by layer
+
+
+@dataclass(frozen=True)
+class MergeMixtures(Simple):
+    """The experts of another trained copy of the model beside its own, see `merge_mixtures`."""
+
+    other: nn.Module | None = None
+
+    recorded: ClassVar[bool] = False  # the step of `Upcycle` then has other places
+    preserves: ClassVar[frozenset[str]] = frozenset()
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        if self.other is None:
+            raise ConfigError(
+                "other", got="no model", want="a second upcycled one", fix="MergeMixtures(model)."
+            )
+        return merge_mixtures(host, self.other)
+
+
+@dataclass(frozen=True)
+class PruneExperts(Simple):
+    """Only some experts stay, those with the most tokens, see `prune_experts`.
+
+    keep: how many, of all layers or of each layer; or which, path of the MLP -> numbers.
+    at_random: by the seed and the path, not by tokens; otherwise `plan` wants a few batches.
+    """
+
+    keep: int | Sequence[int] | Mapping[str, Sequence[int]] = 1
+    at_random: bool = False
+
+    recorded: ClassVar[bool] = False
+    preserves: ClassVar[frozenset[str]] = frozenset()
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """Which experts stay: path -> numbers."""
+        done, _ = upcycled(host)
+        if isinstance(self.keep, Mapping):
+            return Plan(self, seed, {"keep": _given(self.keep, done)})
+        by = RANDOM if self.at_random else expert_loads(host, batches)
+        return Plan(self, seed, {"keep": _chosen(self.keep, by, done, seed)})
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        return prune_experts(host, plan.decided["keep"])
 
 
 def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
@@ -36,22 +81,22 @@ def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
     other sizes.
     Source: arXiv:2109.10465 (Z-code M3).
     """
-    ours, theirs = upcycled(a), upcycled(b)
-    for what, one, two in (
+    (ours, one), (theirs, two) = upcycled(a), upcycled(b)
+    for what, mine, other in (
         ("kind", type(a).__name__, type(b).__name__),
         ("layers", ours.paths, theirs.paths),
-        *((name, getattr(ours.told, name), getattr(theirs.told, name)) for name in ALIKE),
+        *((name, getattr(one, name), getattr(two, name)) for name in ALIKE),
     ):
-        if one != two:
+        if mine != other:
             raise ConfigError(
-                f"{what} of the models to merge", got=f"{two} after {one}", want="the same",
+                f"{what} of the models to merge", got=f"{other} after {mine}", want="the same",
                 fix="Merge two trainings of one upcycled model.",
             )  # fmt: skip
     for path in ours.paths:
         mixture_at(a, path)
     new = merged(a, b)
     counts = tuple(m + n for m, n in zip(ours.experts, theirs.experts, strict=True))
-    cast(Any, new).upcycled = replace(ours, experts=counts)
+    move_places(new, replace(ours, experts=counts))
     return new
 
 
@@ -107,7 +152,7 @@ def prune_experts(
     than a token has. The model is then as it was.
     Source: arXiv:2109.10465 (Z-code M3).
     """
-    done = upcycled(model)
+    done, _ = upcycled(model)
     mixtures = {path: mixture_at(model, path) for path in done.paths}
     chosen = _given(keep, done) if isinstance(keep, Mapping) else _chosen(keep, by, done, seed)
     for path, kept in chosen.items():
@@ -115,24 +160,24 @@ def prune_experts(
     for path, kept in chosen.items():
         prune(mixtures[path], kept)
     counts = tuple(mixture.experts.experts for mixture in mixtures.values())
-    cast(Any, model).upcycled = replace(done, experts=counts)
+    move_places(model, replace(done, experts=counts))
     return model
 
 
-def upcycled(model: nn.Module) -> Upcycled:
-    """What `upcycle` left in a model.
+def upcycled(model: nn.Module) -> tuple[Places, Upcycle]:
+    """The mixtures in a model, and the settings they were made with.
 
     Raises: TargetError where it left nothing, or where adapters are around it.
     """
     check_unadapted(model)
-    done: Upcycled | None = getattr(model, "upcycled", None)
-    if done is None:
+    step = upcycle_step(model)
+    if step is None:
         raise TargetError(
             "model", got="one that was not upcycled", want="one with mixtures",
             fix="Call intarsia.upcycle(model); for a Mixture of your own use "
             "intarsia.mixtures.merged and prune.",
         )  # fmt: skip
-    return done
+    return Places(**step.plan.decided), cast(Upcycle, step.plan.change)
 
 
 def mixture_at(model: nn.Module, path: str) -> Mixture:
@@ -149,7 +194,7 @@ def mixture_at(model: nn.Module, path: str) -> Mixture:
     return found[0]
 
 
-def _given(keep: Mapping[str, Sequence[int]], done: Upcycled) -> dict[str, list[int]]:
+def _given(keep: Mapping[str, Sequence[int]], done: Places) -> dict[str, list[int]]:
     if unknown := sorted(keep.keys() - set(done.paths)):
         raise ConfigError(
             "keep", got=f"a layer {unknown[0]!r}", want=f"paths among {list(done.paths)}",
@@ -159,7 +204,7 @@ def _given(keep: Mapping[str, Sequence[int]], done: Upcycled) -> dict[str, list[
 
 
 def _chosen(
-    keep: int | Sequence[int], by: Mapping[str, Tensor] | str | None, done: Upcycled, seed: int
+    keep: int | Sequence[int], by: Mapping[str, Tensor] | str | None, done: Places, seed: int
 ) -> dict[str, list[int]]:
     """The experts that stay, of each path, in ascending order."""
     numbers = [keep] * len(done.paths) if isinstance(keep, int) else list(keep)
@@ -191,3 +236,29 @@ def _scores(path: str, count: int, by: Mapping[str, Tensor] | str | None, seed: 
             fix="Pass by=intarsia.expert_loads(model, batches) of this very model, or 'random'.",
         )  # fmt: skip
     return torch.as_tensor(by[key])  # pyright: ignore
+
+
+_PAPER = Paper(
+    "2109.10465", 2021, "Scalable and Efficient MoE Training for Multitask Multilingual Models"
+)
+
+CARDS = (
+    Card(
+        "merge_mixtures",
+        kind="change",
+        config=MergeMixtures,
+        paper=_PAPER,
+        summary="The experts of two trained models in one, the mean of their other weights.",
+        family="experts",
+        names=("aggregation of experts",),
+    ),
+    Card(
+        "prune_experts",
+        kind="change",
+        config=PruneExperts,
+        paper=_PAPER,
+        summary="The least used experts go, and their rows of the gate.",
+        family="experts",
+        names=("expert pruning",),
+    ),
+)

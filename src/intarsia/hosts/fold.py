@@ -10,8 +10,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ..adapters import BottleneckCell, CodedLinear
 from ..core import Cell
+from ..core.cell import Units
+from ..core.change import steps_of
 from ..core.errors import ConfigError, FoldError, UnknownName
 from .compare import Inputs, difference, outputs, sample, shared_copy, tolerance_of
 from .peft import IntarsiaLayer, is_adapted
@@ -31,7 +32,10 @@ def fold(
     tolerance: float | None = None,
     report: Report = print,
 ) -> nn.Module:
-    """The stock timm or transformers model that says what the adapted one says in evaluation.
+    """A stock model with the adapted model's evaluation outputs; earlier changes stay in it.
+
+    Mixtures and other changes from before the adapter are kept; of a model without an adapter, the
+    last change is folded, where it can be.
 
     A linear cell is added to the weight it sits on, W' = W + delta; a scale behind a layer scales
     its weights, W' = (1 + s) W. An AdaptFormer-style bottleneck becomes hidden units of its MLP,
@@ -47,6 +51,8 @@ def fold(
     behind its module, a norm of its own, another activation, a gated MLP), and if the outputs
     differ. UnknownName for an adapter that is not there.
     """
+    if not isinstance(model, PeftModel) and (steps := steps_of(model)):
+        return steps[-1].plan.change.fold(model)
     names = _names(model, name)
     host = model.get_base_model()
     stock, counts = _stock(host, names)
@@ -97,6 +103,8 @@ def _stock(host: nn.Module, names: list[str]) -> tuple[nn.Module, str]:
         memo[id(config)] = copy.deepcopy(config)
     done = {"widened": 0, "changed": 0}
 
+    foreign = ("peft",) if steps_of(host) else OURS  # an earlier change has put in what is ours
+
     def visit(parent: nn.Module, path: str) -> None:
         for name, child in parent.named_children():
             at = f"{path}.{name}" if path else name
@@ -104,13 +112,16 @@ def _stock(host: nn.Module, names: list[str]) -> tuple[nn.Module, str]:
                 memo[id(child)] = _folded(child, names, memo, done)
             elif isinstance(saved := child._modules.get("modules_to_save"), nn.ModuleDict):
                 trained = next((saved[n] for n in names if n in saved), child.original_module)
-                trained = trained.merged() if isinstance(trained, CodedLinear) else trained
+                merge = getattr(trained, "merged", None)  # a head of few bits
+                trained = merge() if callable(merge) else trained
                 memo[id(child)] = copy.deepcopy(trained, memo)
-            elif type(child).__module__.split(".")[0] in OURS:
+            elif type(child).__module__.split(".")[0] in foreign:
                 raise FoldError(
-                    f"fold {at!r}", got=type(child).__name__, want="cells and trained heads only",
+                    f"fold {at!r}",
+                    got=type(child).__name__,
+                    want="cells and trained heads only",
                     fix="Merge or delete what else PEFT has put into the model.",
-                )  # fmt: skip
+                )
             else:
                 visit(child, at)
 
@@ -162,8 +173,8 @@ def fold_cell(
     if (delta := beside.delta()) is not None:
         add_weight(plain, delta.detach(), path)
         what = "changed"
-    elif isinstance(beside, BottleneckCell):
-        widen(plain, beside, path)
+    elif (units := _units(beside, path)) is not None:
+        widen(plain, units, path)
         what = "widened"
     else:
         raise FoldError(
@@ -181,6 +192,13 @@ def fold_cell(
     return what
 
 
+def _units(cell: Cell, path: str) -> Units | None:
+    try:
+        return cell.units()
+    except FoldError as error:
+        raise FoldError(f"fold {path!r}", got=error.got, want=error.want, fix=KEEP) from error
+
+
 def _forget(stock: nn.Module) -> None:
     """Take away what PEFT and the cells' draws leave on a host: a config and hooks."""
     stock.__dict__.pop("peft_config", None)
@@ -188,7 +206,8 @@ def _forget(stock: nn.Module) -> None:
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
             hooks = getattr(module, kind)
             for key, hook in list(hooks.items()):
-                if getattr(hook, "__module__", "").split(".")[0] in OURS:
+                own = getattr(hook, "__module__", "").split(".")[0] in OURS
+                if own and not getattr(hook, "stays", False):
                     del hooks[key]
 
 

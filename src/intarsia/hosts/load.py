@@ -1,4 +1,4 @@
-"""Load a saved adapter: what does not fit is refused, and leaves no trace."""
+"""Read a saved adapter from PEFT's own files; what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -16,44 +16,35 @@ from ..core.errors import CheckpointError, IntarsiaError
 from .adapt import attach, check_model
 from .config import Family, IntarsiaConfig
 from .origin import WEIGHTS
-from .undo import undone_on_error
 
 CONFIG = "adapter_config.json"
 
 
-def load(
+def read_adapter(
     model: nn.Module,
-    folder: str | Path,
+    folder: Path,
+    name: str,
     *,
-    name: str = "default",
     trainable: bool = False,
     classes: Sequence[str] | None = None,
 ) -> PeftModel:
-    """Put a saved adapter into the pretrained model it was trained on, in place.
+    """Put an adapter of PEFT's files into the pretrained model it was trained on, in place.
 
-    A plain model becomes an adapted one; an adapted one gets a further adapter, which
-    `model.set_adapter(name)` makes active. trainable: go on training it; otherwise it is frozen and
-    the model in evaluation mode. classes: if given, the names the saved head must have been trained
-    for, in their order, where the file knows them.
-
-    Raises: CheckpointError for a folder that is damaged, foreign, or belongs to another method,
-    trunk, head or class list; ConfigError for a name in use. The model is then as it was.
+    Raises: CheckpointError, ConfigError, as `intarsia.load` does; the caller undoes the rest.
     """
     check_model(model, name)
-    folder = Path(folder)
     config = read_config(folder)
     weights = read_weights(folder)
     _check_classes((config.origin or {}).get("classes"), classes)
     config.inference_mode = not trainable
-    with undone_on_error(model, name):
-        try:
-            adapted = attach(model, config, name)
-        except IntarsiaError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise _damaged(folder / CONFIG, f"places that the model has not ({error})") from error
-        check_shapes(folder, get_peft_model_state_dict(adapted, adapter_name=name), weights)
-        set_peft_model_state_dict(adapted, weights, adapter_name=name)
+    try:
+        adapted = attach(model, config, name)
+    except IntarsiaError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / CONFIG, f"places that the model has not ({error})") from error
+    check_shapes(folder, get_peft_model_state_dict(adapted, adapter_name=name), weights)
+    set_peft_model_state_dict(adapted, weights, adapter_name=name)
     if trainable:
         adapted.set_requires_grad(name)
     else:

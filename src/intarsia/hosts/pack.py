@@ -6,8 +6,9 @@ import copy
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeGuard, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, cast
 
 import torch
 from peft import PeftModel
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from ..adapters import CodedCell, CodedLinear
 from ..adapters.coded import stored
-from ..core import Method
+from ..core import Card, Method, Paper
+from ..core.change import Plan, Simple
 from ..core.errors import CheckpointError, ConfigError, TargetError, UnknownName
 from ..core.registry import KEY, method_to_dict
 from ..formats import Gaussian
 from .adapt import attach, check_model, find_heads
 from .blocks import walk
+from .changing import apply_change
 from .config import IntarsiaConfig
 from .load import read_config
 from .peft import IntarsiaLayer, ModulesToSaveWrapper, is_adapted
@@ -82,12 +85,30 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.cpu().contiguous().view(-1).view(torch.uint8)
 
 
-def code_head(model: nn.Module, bits: int = 1, codebook: str = "median") -> None:
-    """Let a model's classifier train with weights of few bits, too; call it before `adapt`.
+@dataclass(frozen=True)
+class CodeHead(Simple):
+    """A classifier that trains with weights of few bits, for `BiAdapter`; apply it first.
 
-    Raises: TargetError if the model has no linear head.
+    Raises: TargetError in `apply` if the model has no linear head.
     """
-    format = Gaussian(bits, codebook)
+
+    bits: int = 1
+    codebook: str = "median"
+
+    stores: ClassVar[str] = "nothing"  # an adapter keeps the head
+    preserves: ClassVar[frozenset[str]] = frozenset()
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        _code_head(host, Gaussian(self.bits, self.codebook))
+        return host
+
+
+def code_head(model: nn.Module, bits: int = 1, codebook: str = "median") -> None:
+    """Apply `CodeHead` to a model, in place.  Raises: as that."""
+    apply_change(model, CodeHead(bits, codebook))
+
+
+def _code_head(model: nn.Module, format: Gaussian) -> None:
     heads = [p for p in find_heads(model) if isinstance(model.get_submodule(p), nn.Linear)]
     if not heads:
         raise TargetError(
@@ -156,7 +177,7 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
     options = method_to_dict(settings.over)
     plain = copy.deepcopy(config)
     plain.method, plain.options = options.pop(KEY), options
-    with undone_on_error(model, name):
+    with undone_on_error(model):
         adapted = attach(model, plain, name)
         if _head_format(adapted, name) is not None:
             raise ConfigError(
@@ -272,3 +293,20 @@ def _read(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None
             str(path), got=str(error), want="a file as intarsia.pack wrote it",
             fix="Copy the folder again from its source.",
         ) from error  # fmt: skip
+
+
+CARDS = (
+    Card(
+        "code_head",
+        kind="change",
+        config=CodeHead,
+        paper=Paper(
+            "2307.16867",
+            2023,
+            "Revisiting the Parameter Efficiency of Adapters from the Perspective of Precision "
+            "Redundancy",
+        ),
+        summary="A classifier whose weights have few bits while it trains.",
+        family="few bits",
+    ),
+)

@@ -32,8 +32,7 @@ from .blocks import blocks, unwrapped, walk
 from .config import Family, IntarsiaConfig
 from .mixed import BASE, check_names
 from .shared import Shared
-from .sites import check_nesting, site_at
-from .slices import planned
+from .sites import check_nesting, planned, site_at
 
 PREFIX = "intarsia_"
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..core.errors import ConfigError, TargetError
+from ..core.heads import heads_of
 
 DROPOUTS = ("pos_drop", "mlp.drop1", "mlp.drop2")
 
@@ -32,6 +33,19 @@ def set_dropout(model: nn.Module, p: float) -> None:
         )  # fmt: skip
     for module in found:
         module.p = p
+
+
+def linear_head(model: nn.Module) -> nn.Linear:
+    """The one linear classifier of a model.  Raises: ConfigError for another head."""
+    heads = heads_of(model)
+    if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
+        raise ConfigError(
+            f"head of {type(model).__name__}",
+            got=" and ".join(type(head).__name__ for head in heads) or "none",
+            want="one linear classifier, whose start the recipe sets",
+            fix="Use a ViT of timm.",
+        )
+    return heads[0]
 
 
 def reset_head(head: nn.Linear, *, generator: torch.Generator) -> None:

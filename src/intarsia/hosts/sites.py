@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from timm.layers import LayerNorm2d, RmsNorm2d
 from torch import Tensor, nn
@@ -160,6 +161,29 @@ def find_sites(
         paths = _by_name(model, wanted, within)
     check_nesting(model, paths)
     return [site_at(model, path, method.position) for path in paths]
+
+
+def planned(
+    host: nn.Module,
+    method: Method,
+    targets: Sequence[str] | str | None = None,
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+    batches: Iterable[Any] = (),
+) -> tuple[Method, list[Site]]:
+    """A method with what it decides for a whole host, and its sites there.
+
+    A method may offer `plan(host, batches, targets=, layers=, seed=)`, which gives the settings to
+    use; `paths`, in place of the roles; and `check_sites(paths)`.
+    """
+    if callable(plan := getattr(method, "plan", None)):
+        method = plan(host, batches, targets=targets, layers=layers, seed=seed)
+    if targets is None:
+        targets = getattr(method, "paths", ()) or None
+    sites = find_sites(host, method, targets, layers)
+    if callable(check := getattr(method, "check_sites", None)):
+        check([site.path for site in sites])
+    return method, sites
 
 
 def _by_role(

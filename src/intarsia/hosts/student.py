@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
+from ..core import Card, Paper
+from ..core.change import Plan, Simple
 from ..core.errors import TargetError
 from ..gating import rejoin, unwatch
 from .blocks import blocks
 from .gates import own_gate
 from .sites import select_blocks
-from .swap import Upcycled, check_unadapted
+from .swap import Places, check_unadapted, move_places, places_in
 
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of a transformers config
+
+
+@dataclass(frozen=True)
+class Student(Simple):
+    """A copy of the model with some of its blocks, see `student_of`."""
+
+    layers: tuple[int, ...] = (0,)
+
+    recorded: ClassVar[bool] = False  # the student is a model of fewer blocks, not a changed one
+    preserves: ClassVar[frozenset[str]] = frozenset()
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        return student_of(host, self.layers)
 
 
 def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
@@ -92,18 +107,29 @@ def _renumber(student: nn.Module, row: nn.Module, old: Sequence[int], count: int
 
 
 def _record(student: nn.Module, moved: dict[str, str]) -> None:
-    """Let `upcycled` say what stands in the student; nothing, if no mixture is left."""
-    done: Upcycled | None = getattr(student, "upcycled", None)
-    if done is None:
+    """Record which mixtures stand in the student, and where."""
+    if (done := places_in(student)) is None:
         return
-    host: Any = student
     left = [i for i, path in enumerate(done.paths) if path.removesuffix(".mlp") in moved]
-    host.upcycled = replace(
-        done,
-        paths=tuple(f"{moved[done.paths[i].removesuffix('.mlp')]}.mlp" for i in left),
-        experts=tuple(done.experts[i] for i in left),
-        parts=tuple(done.parts[i] for i in left),
-    )
+    paths = tuple(f"{moved[done.paths[i].removesuffix('.mlp')]}.mlp" for i in left)
+    experts, parts = (tuple(numbers[i] for i in left) for numbers in (done.experts, done.parts))
+    move_places(student, Places(paths, experts, parts), elsewhere=True)
     if not left:
-        del host.upcycled
-        unwatch(host, all=True)
+        unwatch(student, all=True)
+
+
+CARDS = (
+    Card(
+        "student_of",
+        kind="change",
+        config=Student,
+        paper=Paper(
+            "2201.05596",
+            2022,
+            "DeepSpeed-MoE: Advancing Mixture-of-Experts Inference and Training to Power "
+            "Next-Generation AI Scale",
+        ),
+        summary="A shallower student out of a trained model.",
+        family="experts",
+    ),
+)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from peft import PeftModel
 from torch import nn
 
-from ..core.errors import CheckpointError, ConfigError, TargetError
+from ..core import Card, Paper
+from ..core.change import Plan, Step, set_steps, steps_of
+from ..core.checks import one_of
+from ..core.errors import CheckpointError, ConfigError, FoldError, TargetError
 from ..gating import Router, RouterConfig, non_causal, watch, with_experts
 from ..mixtures.capacity import LOOKS_AHEAD, Capacity
 from ..mixtures.experts import StackedExperts, activation
@@ -26,50 +29,8 @@ HOW = ("copies", "diversified", "slices", "fresh")
 
 
 @dataclass(frozen=True)
-class UpcycleSettings:
-    """What `upcycle` was told, but for the layers and their numbers of experts.
-
-    act: of the experts, None = the MLP's.
-    """
-
-    router: RouterConfig
-    how: str
-    capacity: Capacity | None
-    residual: str | None
-    fraction: float
-    seed: int
-    act: str | None = None
-
-
-@dataclass(frozen=True)
-class Upcycled:
-    """The mixtures that stand in a model, kept as its `upcycled`.
-
-    paths: of the MLPs that were there; experts: how many each mixture has by now; parts: in how
-    many parts the hidden units of each MLP were dealt out, 1 = its experts are whole copies.
-    """
-
-    told: UpcycleSettings
-    paths: tuple[str, ...]
-    experts: tuple[int, ...]
-    parts: tuple[int, ...]
-
-
-def upcycle(
-    model: nn.Module,
-    router: RouterConfig = TopK(),  # noqa: B008 - frozen
-    *,
-    experts: int | Sequence[int] | None = None,
-    how: str = "copies",
-    layers: Sequence[int] | None = None,
-    capacity: Capacity | None = None,
-    residual: str | None = None,
-    fraction: float = 0.1,
-    act: str | None = None,
-    seed: int = 0,
-    sees_later: bool = False,
-) -> nn.Module:
-    """Put a `Mixture` in the place of MLPs of a timm ViT or a Llama-shaped decoder, in place.
+class Upcycle:
+    """A `Mixture` in the place of MLPs of a timm ViT or a Llama-shaped decoder.
 
     router: settings of a router; experts: E in place of the router's own, or one for each layer, in
     the order of the model.
@@ -84,66 +45,147 @@ def upcycle(
     act: the experts' activation in place of the MLP's, "gelu", "relu" or "silu", on the gate's
     path if they are gated; the output is then not the dense one. `MoeX` wants "relu".
     layers: numbers of the blocks, negative ones count from the last; None = all.
-    capacity: how many tokens an expert takes.  seed: with each path, of routers and other draws.
+    capacity: how many tokens an expert takes.
     residual: keep the MLP beside the experts, for every token (Residual-MoE, arXiv:2201.05596):
       "learned", weighed by a softmax for each token, or "sum", see `ResidualMixture`.
-    sees_later: acknowledges that in a decoder a router or policy by which a token's experts depend
-      on later tokens lets it look ahead.
 
     In Mixtral, Qwen2-MoE and Qwen3-MoE models the blocks with experts of their own keep them and
-    get the router alone; dense layers between them are left.
-    Nothing is frozen. `intarsia.fit` adds the routers' losses; `intarsia.save_mixture` saves.
+    get the router alone; dense layers between them are left. Nothing is frozen.
 
-    Raises: TargetError for MLPs of another kind, adapted models and layers that are not there;
-    ConfigError for settings that cannot be. The model is then as it was.
+    Raises: ConfigError for settings that cannot be; TargetError in `plan` for MLPs of another kind,
+    adapted models and layers that are not there.
     """
-    check_plain(model)
-    if residual is not None and residual not in MIXES:
-        raise ConfigError(
-            "residual", got=repr(residual), want=f"None or one of {MIXES}", fix="Pick one."
+
+    router: RouterConfig = TopK()  # noqa: RUF009 - frozen
+    experts: int | tuple[int, ...] | None = None
+    how: str = "copies"
+    layers: tuple[int, ...] | None = None
+    capacity: Capacity | None = None
+    residual: str | None = None
+    fraction: float = 0.1
+    act: str | None = None
+
+    stores: ClassVar[str] = "all"  # which of the host's weights a saved folder needs
+
+    def __post_init__(self) -> None:
+        for name in ("experts", "layers"):
+            if isinstance(value := getattr(self, name), Sequence):
+                object.__setattr__(self, name, tuple(value))
+        if isinstance(self.capacity, Mapping):
+            object.__setattr__(self, "capacity", Capacity(**self.capacity))
+        if getattr(self.router, "experts", None) is None:
+            raise ConfigError(
+                "router",
+                got=f"{type(self.router).__name__}, which routes no tokens to experts",
+                want="a router of tokens",
+                fix="Use TopK(), or adapt(model, Poly(...)).",
+            )
+        if self.residual is not None:
+            one_of("residual", self.residual, MIXES)
+        one_of("how", self.how, HOW)
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        """The outputs depend on the router: copies need weights that sum to one."""
+        return frozenset()
+
+    def plan(
+        self,
+        host: nn.Module,
+        batches: Iterable[Any] = (),
+        *,
+        seed: int = 0,
+        sees_later: bool = False,
+    ) -> Plan:
+        """The places, and the numbers of experts of each.
+
+        sees_later: acknowledges that in a decoder a router or policy by which a token's experts
+        depend on later tokens lets it look ahead.
+        """
+        check_plain(host)
+        chosen = _chosen(host, self.layers)
+        counts = _counts(self.experts, self.router, len(chosen))
+        if not sees_later:
+            _check_causal(chosen, self.router, self.capacity)
+        parts = counts if self.how == "slices" else (1,) * len(counts)
+        paths = tuple(f"{path}.mlp" for path, _ in chosen)
+        return Plan(self, seed, asdict(Places(paths, counts, parts)))
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """In place; everything is built before anything is replaced."""
+        check_plain(host)
+        _put(host, self, Places(**plan.decided), plan.seed)
+        return host
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """Raises: FoldError: no plain layer chooses among experts."""
+        raise FoldError(
+            f"fold {type(host).__name__}",
+            got="mixtures, whose router chooses experts for each token",
+            want="a change of weights, or units of an MLP",
+            fix="Keep the mixtures: save the model with intarsia.save.",
         )
-    if how not in HOW:
-        raise ConfigError("how", got=repr(how), want=f"one of {HOW}", fix="Pick one.")
-    chosen = _chosen(model, layers)
-    counts = _counts(experts, router, len(chosen))
-    if not sees_later:
-        _check_causal(chosen, router, capacity)
-    told = UpcycleSettings(router, how, capacity, residual, fraction, seed, act)
-    paths = tuple(f"{path}.mlp" for path, _ in chosen)
-    parts = counts if how == "slices" else (1,) * len(counts)
-    _put(model, Upcycled(told, paths, counts, parts), chosen)
-    return model
 
 
-def restored(model: nn.Module, done: Upcycled, check: Callable[[], None]) -> None:
-    """Do to a dense model what was done to another; undone if `check` then raises.
+@dataclass(frozen=True)
+class Places:
+    """The mixtures that stand in a model.
 
-    Raises: CheckpointError for a model without those places; TargetError for one upcycled before.
+    paths: of the MLPs that were there; experts: how many each mixture has by now; parts: in how
+    many parts the hidden units of each MLP were dealt out, 1 = its experts are whole copies.
     """
-    check_plain(model)
-    found = {f"{path}.mlp": (path, block) for path, block in blocks(model)}
-    if missing := [path for path in done.paths if path not in found]:
-        raise CheckpointError(
-            "mixture", got=f"a {type(model).__name__} without {missing[0]!r}",
-            want=f"the {len(done.paths)} MLPs that were mixtures",
-            fix="Create the dense model with the architecture of the training run.",
-        )  # fmt: skip
-    undo = _put(model, done, [found[path] for path in done.paths])
-    try:
-        check()
-    except BaseException:
-        undo()
-        raise
+
+    paths: tuple[str, ...]
+    experts: tuple[int, ...]
+    parts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("paths", "experts", "parts"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        lengths = {len(self.paths), len(self.experts), len(self.parts)}
+        if len(lengths) > 1 or min((*self.experts, *self.parts), default=1) < 1:
+            raise ConfigError(
+                "mixtures",
+                got=f"{len(self.paths)} paths, experts {self.experts}, parts {self.parts}",
+                want="a number of experts and of parts for each path",
+                fix="Take them from Upcycle.plan.",
+            )
+
+
+def upcycle_step(model: nn.Module) -> Step | None:
+    """The step that put mixtures into a model, if one did."""
+    return next((s for s in steps_of(model) if isinstance(s.plan.change, Upcycle)), None)
+
+
+def places_in(model: nn.Module) -> Places | None:
+    """The mixtures that `upcycle` put into a model, if it did."""
+    return None if (step := upcycle_step(model)) is None else Places(**step.plan.decided)
+
+
+def move_places(model: nn.Module, places: Places, *, elsewhere: bool = False) -> None:
+    """Record that other mixtures stand in a model now; none: that it was never upcycled.
+
+    elsewhere: the dense model, too, is another one, whose fingerprint is not known.
+    """
+    old = upcycle_step(model)
+    new = None
+    if old is not None and places.paths:
+        plan = replace(old.plan, decided=asdict(places))
+        new = replace(old, plan=plan, on={} if elsewhere else old.on)
+    steps = (new if step is old else step for step in steps_of(model))
+    set_steps(model, (step for step in steps if step is not None))
 
 
 def check_plain(model: nn.Module) -> None:
     """Raises: TargetError for a model with adapters or mixtures."""
     check_unadapted(model)
-    if hasattr(model, "upcycled"):
+    if upcycle_step(model) is not None:
         raise TargetError(
-            "model", got="one that was upcycled before", want="a dense model",
+            "model",
+            got="one that was upcycled before",
+            want="a dense model",
             fix="Start from a fresh copy of it.",
-        )  # fmt: skip
+        )
 
 
 def check_unadapted(model: nn.Module) -> None:
@@ -155,36 +197,25 @@ def check_unadapted(model: nn.Module) -> None:
         )  # fmt: skip
 
 
-def _put(
-    model: nn.Module, done: Upcycled, chosen: Sequence[tuple[str, nn.Module]]
-) -> Callable[[], None]:
-    """Build everything, then put it in place, watched by a hook; returns what undoes it."""
-    places: list[tuple[nn.Module, str, nn.Module]] = []
-    for i, (_, block) in enumerate(chosen):
-        name, new = _made(done, i, block)
-        places.append((block if name == "mlp" else block.get_submodule("mlp"), name, new))
-    old = [(parent, name, getattr(parent, name)) for parent, name, _ in places]
-    for parent, name, new in places:
-        setattr(parent, name, new)
-    unhook = watch(model, stays=True)
-    refuse = model.register_load_state_dict_pre_hook(_refuse_others)
-    host: Any = model
-    host.upcycled = done
-    config = getattr(model, "config", None)
-    asked = getattr(config, "output_router_logits", False)
-    if asked:  # the host's loss would be of its own gates, which are gone
-        cast(Any, config).output_router_logits = False
-
-    def undo() -> None:
-        unhook()
-        refuse.remove()
-        del host.upcycled
-        if asked:
-            cast(Any, config).output_router_logits = True
-        for parent, name, module in old:
-            setattr(parent, name, module)
-
-    return undo
+def _put(model: nn.Module, change: Upcycle, at: Places, seed: int) -> None:
+    """Build everything, then put it in place, watched by hooks."""
+    found = {f"{path}.mlp": block for path, block in blocks(model)}
+    if missing := [path for path in at.paths if path not in found]:
+        raise CheckpointError(
+            "mixture",
+            got=f"a {type(model).__name__} without {missing[0]!r}",
+            want=f"the {len(at.paths)} MLPs that were mixtures",
+            fix="Create the dense model with the architecture of the training run.",
+        )
+    new = [_made(change, at, i, found[path], seed) for i, path in enumerate(at.paths)]
+    for path, (name, module) in zip(at.paths, new, strict=True):
+        block = found[path]
+        setattr(block if name == "mlp" else block.get_submodule("mlp"), name, module)
+    watch(model, stays=True)
+    model.register_load_state_dict_pre_hook(_refuse_others)
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False  # the host's loss would be of its gates, now gone
 
 
 def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
@@ -209,12 +240,7 @@ def _chosen(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, n
 
 
 def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -> tuple[int, ...]:
-    own: int | None = getattr(router, "experts", None)
-    if own is None:
-        raise ConfigError(
-            "router", got=f"{type(router).__name__}, which routes by task, not by token",
-            want="a router of tokens", fix="Use TopK(), or adapt(model, Poly(...)).",
-        )  # fmt: skip
+    own = int(router.experts)
     if experts is None:
         return (own,) * n
     if isinstance(experts, int):
@@ -261,10 +287,10 @@ def generator(seed: int, path: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
-def _made(done: Upcycled, i: int, block: nn.Module) -> tuple[str, nn.Module]:
+def _made(told: Upcycle, at: Places, i: int, block: nn.Module, seed: int) -> tuple[str, nn.Module]:
     """What replaces a block's MLP or its gate, and the name of that."""
-    path, count, mlp = done.paths[i], done.experts[i], block.get_submodule("mlp")
-    told, draws = done.told, generator(done.told.seed, path)
+    path, count, mlp = at.paths[i], at.experts[i], block.get_submodule("mlp")
+    draws = generator(seed, path)
     config = told.router
     if count != config.experts:
         config = with_experts(config, count)
@@ -279,7 +305,7 @@ def _made(done: Upcycled, i: int, block: nn.Module) -> tuple[str, nn.Module]:
         new = config.build(own.weight.shape[-1], generator=draws).to(own.weight.device)
         return "gate", hosted(f"{path}.gate", gate, new, count).train(mlp.training)
     dense = dense_mlp(path, mlp)
-    parts = done.parts[i]
+    parts = at.parts[i]
     made = drawn(dense, count, parts, path, draws) if told.how == "fresh" else None
     of_mlp = stacked(dense, count if made is None else 1, parts, path, draws)
     check_output(mlp, of_mlp, parts, path)
@@ -305,3 +331,21 @@ def _flags(made: StackedExperts, dense: Dense) -> list[bool]:
     layers = {"up": dense.up, "gate": dense.gate, "down": dense.down}
     names = [name.removesuffix("_bias") for name, _ in made.named_parameters()]
     return [layer.weight.requires_grad for n in names if (layer := layers[n]) is not None]
+
+
+CARDS = (
+    Card(
+        "upcycle",
+        kind="change",
+        config=Upcycle,
+        paper=Paper(
+            "2212.05055",
+            2022,
+            "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints",
+        ),
+        tiny={"router": TopK(experts=2)},
+        summary="Mixtures of experts in the place of a dense model's MLPs.",
+        family="experts",
+        names=("sparse upcycling",),
+    ),
+)

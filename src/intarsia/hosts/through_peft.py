@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +14,12 @@ from peft import (
     PeftModel,
     PeftType,
     get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
 )
 from torch import nn
 
 from ..core.errors import ConfigError
 from .adapt import check_model, exactly, find_heads
 from .blocks import blocks
-from .load import check_shapes, read_weights
 from .sites import find_sites
 
 # what we decide, or what is no setting of a method
@@ -104,14 +100,3 @@ def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str
     layers = range(-last_blocks, 0) if last_blocks else None
     places: Any = _Places(tuple(roles))
     return [site.path for site in find_sites(model, places, layers=layers)]
-
-
-def read_back(model: nn.Module, folder: Path) -> None:
-    """Put what `save_pretrained` wrote into a model that was built with the same settings.
-
-    Raises: CheckpointError for files that are damaged, or of another method or model.
-    """
-    assert isinstance(model, PeftModel)
-    weights = read_weights(folder)
-    check_shapes(folder, get_peft_model_state_dict(model), weights)
-    set_peft_model_state_dict(model, weights)

@@ -1,53 +1,39 @@
-"""A failed adaptation leaves no trace."""
+"""A failed change leaves no trace."""
 
 from __future__ import annotations
 
-import contextlib
+import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from peft import PeftModel
 from torch import nn
 
-from ..gating import unwatch
-from .blocks import unwrapped, walk
-from .peft import IntarsiaLayer, ModulesToSaveWrapper
 
+@contextmanager
+def undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Inside, a model is changed; after an error its modules are what they were.
 
-@contextlib.contextmanager
-def undone_on_error(model: nn.Module, name: str) -> Iterator[None]:
-    """Inside, an adapter is put into a model; if that fails, the model is as it was before."""
-    host = model.get_base_model() if isinstance(model, PeftModel) else model
+    Modules, hooks, flags, modes, attributes and the config are put back; numbers written into a
+    weight that stays are not: a change writes those last.
+    """
+    config = getattr(model, "config", None)
+    owners: list[Any] = [*model.modules(), *([config] if hasattr(config, "__dict__") else [])]
+    held = [(vars(owner), copy.copy(vars(owner))) for owner in owners]
+    inside = [
+        (value, copy.copy(value))
+        for _, before in held
+        for value in before.values()
+        if isinstance(value, (dict, list, set))
+    ]
     trained = [(p, p.requires_grad) for p in model.parameters()]
-    modes = [(m, m.training) for m in model.modules()]
     try:
         yield
     except BaseException:
-        _strip(host, name)
+        # in place, since others hold the same containers: handles of hooks, PEFT's layers
+        for now, before in (*held, *inside):
+            now.clear()
+            (now.extend if isinstance(now, list) else now.update)(before)
         for parameter, flag in trained:
             parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
         raise
-
-
-def _strip(host: nn.Module, name: str) -> None:
-    """Take every trace of an adapter out of a model, and wrappers that carry no other."""
-    for path, module in list(walk(host)):
-        if isinstance(module, IntarsiaLayer):
-            if name in module.intarsia_cells:
-                del module.intarsia_cells[name], module.intarsia_sites[name]
-            left, inner = len(module.intarsia_cells), module.base_layer
-        elif isinstance(module, ModulesToSaveWrapper):
-            module.delete_adapter(name, [n for n in module.active_adapters if n != name])
-            left, inner = len(module.modules_to_save), module.original_module
-        else:
-            continue
-        if not left:
-            parent, _, child = path.rpartition(".")
-            setattr(unwrapped(dict(walk(host))[parent]), child, inner)
-    configs = getattr(host, "peft_config", {})
-    configs.pop(name, None)
-    if not configs:
-        if hasattr(host, "peft_config"):
-            del host.peft_config
-        unwatch(host)

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import BottleneckCell
-from ..adapters.bottleneck import ResidualNorm
+from ..core.cell import Units
 from ..core.errors import FoldError
 
 KEEP = "Keep the adapter attached: export_onnx and export_program take the adapted model as it is."
@@ -85,63 +84,37 @@ def exact(module: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     return copy.deepcopy(module, dict(memo or {})).cpu().double().eval()
 
 
-def _affine(cell: BottleneckCell, path: str) -> tuple[Tensor, Tensor]:
-    """g, b with norm(x) = g * x + b."""
-    one = torch.ones_like(cell.down.weight[0])
-    if isinstance(cell.norm, nn.Identity):
-        return one, torch.zeros_like(one)
-    if not isinstance(cell.norm, ResidualNorm):
-        raise FoldError(
-            f"fold {path!r}", got=f"a cell that normalises its input ({type(cell.norm).__name__})",
-            want="norm='none' or norm='residual', which are affine maps of it", fix=KEEP,
-        )  # fmt: skip
-    gain, shift = cell.norm.affine()
-    if not (torch.isfinite(gain).all() and torch.isfinite(shift).all()):
-        zeros = int((cell.norm.host_weight == 0).sum())
-        raise FoldError(
-            f"fold {path!r}", got=f"{zeros} zero gains in the host's LayerNorm, or infinite ones",
-            want="none: the residual stream cannot be recovered there", fix=KEEP,
-        )  # fmt: skip
-    return gain, shift
+def widen(module: nn.Module, units: Units, path: str) -> None:
+    """Append hidden units to the MLP they stand beside, in place.
 
-
-def _check(mlp: PlainMlp, cell: BottleneckCell, path: str) -> None:
-    if not same_function(mlp.act, cell.act):
-        raise FoldError(
-            f"fold {path!r}", got=f"{cell.act} in the cell beside {mlp.act} in the MLP",
-            want="one activation, to the last digit", fix=KEEP,
-        )  # fmt: skip
-    fits = (cell.down.in_features, cell.up.out_features) == (mlp.inputs, mlp.fc2.weight.shape[0])
-    if not fits:
-        raise FoldError(
-            f"fold {path!r}", got=f"a cell {cell.down.in_features} -> {cell.up.out_features}",
-            want=f"the MLP's {mlp.inputs} -> {mlp.fc2.weight.shape[0]}", fix=KEEP,
-        )  # fmt: skip
-
-
-def widen(module: nn.Module, cell: BottleneckCell, path: str) -> None:
-    """Append a cell's units to the MLP it is parallel to, in place.
-
-    fc1' = [fc1; Wd diag(g)], b1' = [b1; bd + Wd b], fc2' = [fc2 | s Wu], b2' = b2 + s bu, with
-    g * x + b the cell's norm and s its scale (a number, or one per output).
-    Raises: FoldError if the module is no plain MLP or the cell's function is not its own.
+    fc1' = [fc1; rows], b1' = [b1; bias], fc2' = [fc2 | columns], b2' = b2 + shift.
+    Raises: FoldError if the module is no plain MLP, or of another activation or width.
     """
     mlp = plain_mlp(module)
     if mlp is None:
         raise FoldError(
-            f"fold {path!r}", got=f"a bottleneck beside {type(module).__name__}",
-            want="an MLP that is fc2(act(fc1(x))), without gate or norm inside", fix=KEEP,
-        )  # fmt: skip
-    _check(mlp, cell, path)
-    gain, shift = _affine(cell, path)
-    scale = torch.as_tensor(cell.scale, dtype=cell.up.weight.dtype).reshape(-1, 1)  # (1 | out, 1)
-    down, up = cell.down.weight, cell.up.weight
-    # a cell may have no biases
-    inner, outer = (0 if side.bias is None else side.bias for side in (cell.down, cell.up))
-    first = (down * gain, down @ shift + inner)
-    second = (scale * up, up.new_zeros(len(up)) + scale[:, 0] * outer)
-    append_units(mlp, *first, second[0], path)
-    add_bias(mlp.fc2, second[1], f"{path}.fc2")
+            f"fold {path!r}",
+            got=f"a bottleneck beside {type(module).__name__}",
+            want="an MLP that is fc2(act(fc1(x))), without gate or norm inside",
+            fix=KEEP,
+        )
+    if not same_function(mlp.act, units.act):
+        raise FoldError(
+            f"fold {path!r}",
+            got=f"{units.act} in the cell beside {mlp.act} in the MLP",
+            want="one activation, to the last digit",
+            fix=KEEP,
+        )
+    sizes, own = (units.rows.shape[1], len(units.columns)), (mlp.inputs, len(mlp.fc2.weight))
+    if sizes != own:
+        raise FoldError(
+            f"fold {path!r}",
+            got=f"a cell {sizes[0]} -> {sizes[1]}",
+            want=f"the MLP's {own[0]} -> {own[1]}",
+            fix=KEEP,
+        )
+    append_units(mlp, units.rows, units.bias, units.columns, path)
+    add_bias(mlp.fc2, units.shift, f"{path}.fc2")
 
 
 def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, path: str) -> None:

@@ -133,7 +133,7 @@ def _add(
     config = copy.deepcopy(cast(IntarsiaConfig, model.peft_config[poly]))
     config.options = method_to_dict(found[0].of)
     config.method = config.options.pop(KEY)
-    with undone_on_error(model, name):
+    with undone_on_error(model):
         attach(model, config, name)
     layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
     layers = [m for m in layers if poly in m.intarsia_cells]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -13,12 +14,15 @@ from torch import nn
 from ..adapters import Bottleneck, Lora
 from ..core import Card, Paper, Site
 from ..core.errors import ConfigError
+from ..hosts.prepare import linear_head, reset_head, set_dropout
 from ..mixtures.routed import RoutedCell, draw_apart, two_sided
 from ..mixtures.split import DECAYS, SCALINGS, SplitLinear
 from ..mixtures.split_adamw import SplitAdamW, split_adamw
 from ..partitions import random_disjoint
 from ..partitions.disjoint import UNITS
 from ..routers import RandomRouter
+from ..train.objectives import two_pass
+from ..train.settings import Training
 
 SETTINGS = MappingProxyType(
     {"split": ("up", "down", "both"), "scaling": SCALINGS, "decay": DECAYS, "unit": UNITS}
@@ -150,13 +154,13 @@ class Official:
 
     bottleneck: 64, or 16 for VTAB-1k; deep: the deep alignment term. `PUBLISHED` has the settings
     of each set. To run it:
-      set_dropout(model, Official.dropout); reset_head(model.head, generator=g)   # hosts.prepare
-      model = adapt(model, official.method)
-      fit(model, train, objective=partial(two_pass, **official.objective), **official.settings)
+      model = intarsia.apply(model, official)
+      intarsia.fit(model, train, **official.fit_options)
     Not as a default: it reproduces, `Mosa` improves.
     """
 
     dropout: ClassVar[float] = 0.1  # of the backbone's embedding and MLPs, too
+    needs_head: ClassVar[bool] = True
 
     bottleneck: int = 64
     experts: int = 4
@@ -166,6 +170,24 @@ class Official:
     epochs: int = 100
     warmup_epochs: int = 10
     batch_size: int = 128
+
+    @classmethod
+    def for_training(cls, training: Training) -> Official:
+        """The recipe for the rate, epochs and batches of a training; a tenth of them warms up."""
+        epochs, warmup = training.epochs, max(1, training.epochs // 10)
+        return cls(
+            lr=training.lr, epochs=epochs, warmup_epochs=warmup, batch_size=training.batch_size
+        )
+
+    def prepare(self, host: nn.Module, seed: int) -> None:
+        """Dropout in the trunk, and the head's published start, in place.
+
+        Raises: TargetError for a model without these dropouts; ConfigError for one without one
+        linear head.
+        """
+        head = linear_head(host)
+        set_dropout(host, self.dropout)
+        reset_head(head, generator=torch.Generator().manual_seed(seed))
 
     @property
     def method(self) -> Mosa:
@@ -191,6 +213,11 @@ class Official:
             "optimizer": self.optimizer,
             "lr_factor": self.lr_factor,
         }
+
+    @property
+    def fit_options(self) -> dict[str, Any]:
+        """Keywords of `fit`, the objective among them."""
+        return self.settings | {"objective": partial(two_pass, **self.objective)}
 
     def optimizer(self, model: nn.Module, lr: float, weight_decay: float) -> SplitAdamW:
         """The released code's AdamW over N copies, on the one tensor."""
@@ -223,18 +250,33 @@ PUBLISHED = MappingProxyType(
 )
 
 
-CARD = Card(
-    "mosa",
-    kind="adapter",
-    config=Mosa,
-    paper=Paper(
-        "2312.02923",
-        2023,
-        "Split & Merge: Unlocking the Potential of Visual Adapters via Sparse Training",
+_PAPER = Paper(
+    "2312.02923",
+    2023,
+    "Split & Merge: Unlocking the Potential of Visual Adapters via Sparse Training",
+)
+
+CARDS = (
+    Card(
+        "mosa",
+        kind="adapter",
+        config=Mosa,
+        paper=_PAPER,
+        tags=frozenset({"stochastic", "folds", "zero_start"}),
+        tiny={"over": Bottleneck(4, activation="gelu")},
+        summary="Split an adapter into disjoint parts, train them stochastically, merge them into "
+        "one.",
+        family="adapter mixtures",
+        names=("MoSA", "Split & Merge", "Split and Merge", "MoSL"),
     ),
-    tags=frozenset({"stochastic", "folds", "zero_start"}),
-    tiny={"over": Bottleneck(4, activation="gelu")},
-    summary="Split an adapter into disjoint parts, train them stochastically, merge them into one.",
-    family="adapter mixtures",
-    names=("MoSA", "Split & Merge", "Split and Merge", "MoSL"),
+    Card(
+        "official",
+        kind="recipe",
+        config=Official,
+        paper=_PAPER,
+        tiny={"bottleneck": 4},
+        summary="The published training of MoSA: cells, objective, optimiser and schedule.",
+        family="adapter mixtures",
+        names=("mosa, official",),
+    ),
 )

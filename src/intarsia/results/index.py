@@ -55,22 +55,16 @@ def entry(found: Card, module: str, settings: bool) -> dict[str, Any]:
         "tags": sorted(found.tags),
         "exceptions": dict(found.exceptions),
         "phased": hasattr(config, "phases"),
-        "settings": (_settings(config) if named else _plain(config())) if settings else [],
+        "settings": _settings(config()) if settings else [],
     }
 
 
 def _settings(config: Any) -> list[dict[str, Any]]:
-    defaults = settings_to_dict(config())
+    defaults = settings_to_dict(config)
     return [
         {"name": f.name, "type": _type_name(f.type), "default": defaults[f.name]}
         for f in dataclasses.fields(config)
-    ]
-
-
-def _plain(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"name": n, "type": type(v).__name__, "default": list(v) if isinstance(v, tuple) else v}
-        for n, v in settings.items()
+        if f.name in defaults
     ]
 
 

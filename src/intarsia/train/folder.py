@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ state/ may be deleted when the run is done.
 """
 METRICS, RUN, ADAPTER, STATE = "metrics.jsonl", "run.json", "adapter", "state"
 FORMAT = 1  # of run.json
+
+
+Write = Callable[[nn.Module, Path], object]  # puts a trained model into a folder
 
 
 class Log:
@@ -99,17 +102,23 @@ def prepare(out: Path, resume: bool) -> None:
 
 
 def write_results(
-    out: Path, model: nn.Module, record: Mapping[str, Any], split: str, metrics: Scores | None
+    out: Path,
+    model: nn.Module,
+    record: Mapping[str, Any],
+    split: str,
+    metrics: Scores | None,
+    write: Write,
 ) -> None:
     """adapter/, predictions.safetensors, and run.json last: with it, all is there."""
-    _write_adapter(out / ADAPTER, model)
+    write(model, out / ADAPTER)
     if metrics is not None and (tensors := metrics.predictions):
         with writing(out / "predictions.safetensors") as scratch:
             safetensors.torch.save_file(tensors, scratch, metadata={"split": split})
     write_json(out / RUN, record)
 
 
-def _write_adapter(folder: Path, model: nn.Module) -> None:
+def write_learned(model: nn.Module, folder: Path) -> None:
+    """What a model has learned: PEFT's files, or the trained weights."""
     save = getattr(model, "save_pretrained", None)
     with writing(folder) as scratch:
         if callable(save) and hasattr(model, "peft_config"):

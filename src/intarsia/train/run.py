@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ..core.checks import at_least
 from ..core.errors import ConfigError, DataError
 from . import record as records
-from .folder import FORMAT, prepare, write_results
+from .folder import FORMAT, Write, prepare, write_learned, write_results
 from .loop import Loop, Sets
 from .objectives import Objective, Staged
 from .precision import cast_frozen, trained
@@ -65,8 +65,12 @@ def fit_once(
     record: Mapping[str, Any] | None,
     evaluate_every: int,
     task: Task | None = None,
+    write: Write = write_learned,
 ) -> Run:
-    """One training, whatever the method: `fit`, or a phase.  sets: train, val, test."""
+    """One training, whatever the method: `fit`, or a phase.
+
+    sets: train, val, test.  write: puts the trained model into the run's folder.
+    """
     train, val, _ = sets
     training, recipe, running = settled
     trained(model)
@@ -97,7 +101,7 @@ def fit_once(
     done = about | {"record": records.plain_values(record or {}), "results": results}
     if out is not None:
         split = "test" if "test" in scores else "val"
-        on_main(ranks, lambda: write_results(out, model, done, split, scores.get(split)))
+        on_main(ranks, lambda: write_results(out, model, done, split, scores.get(split), write))
     return Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), running.out)
 
 

@@ -15,9 +15,9 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 import intarsia
 from intarsia import S2ft, choose_channels, co_permute
-from intarsia.adapters import S2ftCell
-from intarsia.adapters.s2ft import read
 from intarsia.core.errors import TargetError
+from intarsia.methods import S2ftCell
+from intarsia.methods.s2ft.spelling import read
 
 pytestmark = pytest.mark.filterwarnings(  # PEFT asks a transformers 5 model by the old name
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"

@@ -5,45 +5,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters.s2ft import ROLES, S2ft, read, side_of, span, spell
-from ..adapters.sparse import Sparse
-from ..core import Method, Site
-from ..core.errors import ConfigError, TargetError, UnknownName
-from ..core.modes import evaluating
-from ..partitions import top_units
-from ..scores import Statistics, observing
-from .blocks import unwrapped, walk
-from .compare import call
+from ...core import Site
+from ...core.errors import ConfigError, TargetError
+from ...core.modes import evaluating
+from ...hosts.blocks import unwrapped, walk
+from ...hosts.compare import call
+from ...hosts.sites import find_sites
+from ...partitions import top_units
+from ...scores import Statistics, observing
 from .couples import couples
-from .sites import find_sites
+from .spelling import read, side_of, span, spell
+
+if TYPE_CHECKING:
+    from .s2ft import S2ft
 
 Loss = Callable[[nn.Module, Any], Tensor]
-
-
-def planned(
-    host: nn.Module,
-    method: Method,
-    targets: Sequence[str] | str | None,
-    layers: Sequence[int] | None,
-    seed: int,
-) -> tuple[Method, list[Site]]:
-    """A method with what it decides for the whole model, and its sites."""
-    if not isinstance(method, S2ft):
-        sites = find_sites(host, method, targets, layers)
-        if isinstance(method, Sparse):
-            for path in method.counts():
-                if path not in (known := [site.path for site in sites]):
-                    raise UnknownName("site in entries", path, known)
-        return method, sites
-    if not method.channels:
-        method = choose_channels(host, method, targets=targets, layers=layers, seed=seed)
-    paths = [path for path, _ in method.channels]
-    return method, find_sites(host, method, paths if targets is None else targets, layers)
 
 
 def choose_channels(
@@ -110,7 +91,7 @@ def _groups(
     layers: Sequence[int] | None,
 ) -> dict[str, list[Site]]:
     """The sites of each share above 0."""
-    groups: dict[str, list[Site]] = {name: [] for name in ROLES if getattr(method, name)}
+    groups: dict[str, list[Site]] = {name: [] for name in method.shares}
     for site in find_sites(model, method, targets, layers):
         family = method.family(site.path)
         if family is not None:

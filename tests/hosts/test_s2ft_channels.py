@@ -15,10 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia import S2ft, choose_channels
-from intarsia.adapters import S2ftCell
-from intarsia.adapters.s2ft import read
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.config import IntarsiaConfig
+from intarsia.methods import S2ftCell
+from intarsia.methods.s2ft.spelling import read
 
 pytestmark = pytest.mark.filterwarnings(  # PEFT asks a transformers 5 model by the old name
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
-from intarsia.adapters import S2ft, S2ftCell
-from intarsia.adapters.s2ft import read, spell
 from intarsia.core import Site
 from intarsia.core.errors import (
     CheckpointError,
@@ -24,6 +22,8 @@ from intarsia.core.errors import (
     TargetError,
     UnknownName,
 )
+from intarsia.methods import S2ft, S2ftCell
+from intarsia.methods.s2ft.spelling import read, spell
 
 SIDES = {"down": "b.mlp.down_proj", "up": "b.mlp.up_proj"}
 
@@ -283,7 +283,7 @@ def test_families_depend_on_the_end_of_the_path() -> None:
 @pytest.mark.parametrize("name", ["down", "output", "up", "value"])
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_shares_outside_zero_to_one_are_refused(name: str, share: float) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: got {share}, want a share"):
+    with pytest.raises(ConfigError, match=f"{name}: got {share}, want 0 ... 1"):
         S2ft(**{name: share})
 
 

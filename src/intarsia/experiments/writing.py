@@ -15,12 +15,12 @@ from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.modes import evaluating
 from ..data.language_models import language_model
 from ..data.texts import Prompt, Texts, is_text, read_prompts, read_texts
-from ..experiments import experiment as experiments
-from ..experiments import language
-from ..experiments.experiment import Experiment, located
 from ..results.runs import read_run
 from ..train.evaluate import device_of
 from ..train.precision import cast_frozen
+from . import experiment as experiments
+from . import language
+from .experiment import Experiment, located
 from .runs import Report, check_unchanged, restored
 
 STDIN = Path("-")
@@ -51,9 +51,7 @@ def open_writer(folder: Path, report: Report) -> Writer | None:
     model, tokenizer = language_model(
         chosen.model, pretrained=chosen.pretrained, seed=experiment.training.seed, progress=report
     )
-    model = restored(
-        model, folder, experiment, record, lambda m: language.with_method(m, experiment)[0], None
-    )
+    model = restored(model, folder, experiment, record)
     cast_frozen(model, experiment.training.precision)
     form = record.get("record", {}).get("data", {}).get("form")
     return Writer(model.eval(), tokenizer, experiment, record, form == "answers")

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, DataError, UnknownName
@@ -18,20 +16,17 @@ from ..data import ImageSet, InputConfig, eval_transform, input_config, trunk_fi
 from ..data.decode import SUFFIXES, read_image
 from ..data.folders import check_same_classes
 from ..data.splits import read_data
-from ..experiments import experiment as experiments
-from ..experiments.execute import held, model_of, pictures_of, with_method
-from ..experiments.experiment import BASELINES, Experiment
 from ..hosts import load
-from ..hosts.through_peft import read_back
 from ..results.runs import read_run
 from ..results.runs.reading import need
 from ..train import Metrics
 from ..train import predict as predict_logits
 from ..train.evaluate import device_of
-from ..train.folder import ADAPTER
 from ..train.objectives import logits_of
 from ..train.precision import autocast, cast_frozen, compute_dtype
-from ..train.resume import put_back
+from . import experiment as experiments
+from .execute import held, model_of, pictures_of
+from .experiment import Experiment
 
 Report = Callable[[str], None]
 PARTS = ("test", "val", "all", "train")  # the first that is there is scored
@@ -61,11 +56,7 @@ def open_run(folder: Path, *, as_trained: bool = True) -> Opened:
     classes = tuple(map(str, need(record, "record.data.classes", list, folder)))
     model = model_of(experiment.adapted, len(classes), experiment.training.seed)
     inputs = input_config(model)
-
-    def built(model: nn.Module) -> nn.Module:
-        return with_method(model, experiment.adapted.method, experiment, classes)
-
-    model = restored(model, folder, experiment, record, built, classes)
+    model = restored(model, folder, experiment, record, classes)
     if as_trained:
         cast_frozen(model, experiment.training.precision)
     return Opened(model.eval(), inputs, classes, experiment, record)
@@ -76,35 +67,20 @@ def restored(
     folder: Path,
     experiment: Experiment,
     record: Mapping[str, Any],
-    built: Callable[[nn.Module], nn.Module],
-    classes: tuple[str, ...] | None,
+    classes: tuple[str, ...] | None = None,
 ) -> nn.Module:
-    """The pretrained model with what the run has learned; `built` puts a baseline's parts in."""
+    """The pretrained model with what the run has learned.
+
+    Raises: CheckpointError for another pretrained model, or damaged files.
+    """
     if (found := trunk_fingerprint(model)) != (want := need(record, "record.trunk", str, folder)):
         raise CheckpointError(
-            f"backbone {experiment.adapted.model!r} of {folder}", got=f"weights {found[:12]}",
+            f"backbone {experiment.adapted.model!r} of {folder}",
+            got=f"weights {found[:12]}",
             want=f"{want[:12]}, those it was trained on",
             fix="Use the version of timm and of the weights that run.json names.",
-        )  # fmt: skip
-    if experiment.adapted.method not in BASELINES:
-        return load(model, folder / ADAPTER, classes=classes)
-    model = built(model)
-    if BASELINES[experiment.adapted.method].peft:
-        read_back(model, folder / ADAPTER)
-    else:
-        put_back(model, _trained(folder))
-    return model
-
-
-def _trained(folder: Path) -> dict[str, Tensor]:
-    path = folder / ADAPTER / "trained.safetensors"
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"weights {path}", got=f"{type(error).__name__}: {error}",
-            want="the file as `intarsia fit` wrote it", fix="Restore it, or train again.",
-        ) from error  # fmt: skip
+        )
+    return load(model, folder, classes=classes)
 
 
 def pictures_to_score(

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
-from ..adapters import S2ftCell
-from ..adapters.s2ft import S2ft, read, spell
-from ..core.errors import ConfigError, TargetError
-from ..core.registry import method_from_dict, settings_to_dict
-from . import origin
-from .blocks import unwrapped, walk
+from ...core.errors import ConfigError, TargetError
+from ...core.registry import method_from_dict, settings_to_dict
+from ...hosts import origin
+from ...hosts.blocks import unwrapped, walk
+from ...hosts.peft import IntarsiaLayer, PeftModel, is_adapted
+from .cell import S2ftCell
 from .couples import Couple, couples
-from .peft import IntarsiaLayer, is_adapted
+from .s2ft import S2ft
+from .spelling import read, spell
 
 
 @dataclass(frozen=True)

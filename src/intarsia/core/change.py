@@ -1,0 +1,83 @@
+"""What is done to a model: planned, applied, and folded to plain modules where that can be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, cast
+
+from torch import nn
+
+LAWS = ("outputs", "shape", "routing")
+STEPS = "intarsia_steps"  # the attribute in which a model keeps what was done to it
+
+
+class Change(Protocol):
+    """Settings that alter a model: an adapter, experts, a baseline, a recipe.
+
+    plan: what the change decides for a host; may look at calibration batches, changes nothing.
+    apply: the changed model, in place where the host can stay; the caller undoes it on an error.
+    fold: the model with this change as plain modules.  Raises: FoldError where none are the same.
+    preserves: which of LAWS hold right after `apply`, before any training: "outputs", the model
+      gives the same in evaluation; "shape", the state dict keeps its names and shapes; "routing",
+      each token keeps its experts. Conformance tests those named.
+    """
+
+    @property
+    def preserves(self) -> frozenset[str]: ...
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan: ...
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module: ...
+
+    def fold(self, host: nn.Module) -> nn.Module: ...
+
+
+class Simple:
+    """What a change has that decides nothing for a host and leaves plain modules behind.
+
+    stores: which of the host's weights a saved folder needs: "all", those that are "trained", or
+    "nothing".
+    """
+
+    stores: ClassVar[str] = "trained"
+    preserves: ClassVar[frozenset[str]] = frozenset({"outputs", "shape", "routing"})
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """The settings as they are."""
+        return Plan(cast(Change, self), seed)
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """The model itself."""
+        return host
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A change with all that it decides for one host; equal hosts and plans give equal models.
+
+    seed: of new weights and draws.  decided: what the settings leave open, ready for JSON.
+    """
+
+    change: Change
+    seed: int = 0
+    decided: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
+
+
+@dataclass(frozen=True)
+class Step:
+    """A plan that was applied, under a name, to a host of this fingerprint."""
+
+    plan: Plan
+    name: str
+    on: Mapping[str, Any]
+
+
+def steps_of(model: nn.Module) -> tuple[Step, ...]:
+    """What turns the plain model into this one, adapters apart: PEFT keeps a list of those."""
+    return getattr(model, STEPS, ())
+
+
+def set_steps(host: nn.Module, steps: Iterable[Step]) -> None:
+    """Replace a host's record of what was done to it."""
+    setattr(host, STEPS, tuple(steps))

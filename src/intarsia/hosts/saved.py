@@ -1,0 +1,293 @@
+"""One folder for whatever was done to a model: `intarsia.json`, safetensors, PEFT's own files.
+
+intarsia.json        {"format", "weights", "extra", "steps": [{"key", "settings", "decided", "seed",
+                     "name", "on"}]}: what to do to the pretrained model, in order
+host.safetensors     weights of the model itself: "all", those that were "trained", or no such file
+adapter_config.json, adapter_model.safetensors     an adapter, as PEFT reads it; named ones in
+                     folders of their own
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..core.change import Plan, Step, set_steps, steps_of
+from ..core.errors import CheckpointError, ConfigError, IntarsiaError, TargetError, UnknownName
+from ..core.files import writing
+from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
+from . import older
+from .blocks import unwrapped, walk
+from .changing import base_of
+from .config import IntarsiaConfig
+from .load import WEIGHTS, check_shapes, read_weights
+from .older import ADAPTER, FORMAT, HOST, OURS, SETTINGS, Adapter, Saved, damaged
+from .origin import check_trunk
+from .peft import is_adapted
+from .undo import undone_on_error
+
+KEYS = frozenset({"key", "settings", "decided", "seed", "name", "on"})
+
+
+def save(model: nn.Module, folder: str | Path) -> Path:
+    """Write what was done to a model, and the weights it has from that; whole or not at all.
+
+    An earlier folder of this kind is replaced.
+    Raises: ConfigError for a model that was not changed, settings that are in no list, and a folder
+    with other files in it; TrainingError if it cannot be written. The folder is then as it was.
+    """
+    folder, host = Path(folder), base_of(model)
+    steps, adapters = steps_of(host), dict(_adapters(model))
+    if not steps and not adapters:
+        raise ConfigError(
+            "model",
+            got="one that was not changed",
+            want="one with adapters, mixtures or trained parts",
+            fix="Call intarsia.apply, adapt or upcycle first, or save it as its library does.",
+        )
+    _check_target(folder)
+    stores, state = _stored(steps, bool(adapters)), _state(host)
+    tensors = {n: t for n, t in state.items() if isinstance(t, Tensor)}
+    if stores == "trained":
+        frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
+        tensors = {n: t for n, t in tensors.items() if n not in frozen}
+    content = {
+        "format": FORMAT,
+        "weights": stores,
+        "extra": {n: v for n, v in state.items() if n not in tensors} if stores == "all" else {},
+        "steps": [*map(_step_to_dict, steps), *adapters.values()],
+    }
+    with writing(folder) as scratch:
+        scratch.mkdir()
+        if isinstance(model, PeftModel):
+            model.save_pretrained(str(scratch))
+        if stores != "nothing":
+            save_file(_apart(tensors), scratch / HOST)
+        (scratch / SETTINGS).write_text(json.dumps(content, indent=1) + "\n")
+    return folder
+
+
+def load(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    trainable: bool = False,
+    classes: Sequence[str] | None = None,
+) -> nn.Module:
+    """Do to a pretrained model what a saved folder says, in place, and give it those weights.
+
+    folder: as `save`, PEFT's `save_pretrained` or `pack` wrote it, a run of `intarsia fit`, or the
+      file of a `SparseDelta`.
+    name: of the adapter in the model, None = its own; of several in a folder, the one to load.
+    trainable: go on training an adapter; otherwise it is frozen and the model in evaluation mode.
+    classes: if given, the names that an adapter's head must have been trained for, in their order,
+      where the file knows them.
+
+    A model with adapters gets a further one, which `model.set_adapter(name)` makes active.
+    Raises: CheckpointError for a folder that is damaged, foreign, or belongs to another method,
+    trunk, head or class list; ConfigError for a name in use. The model is then as it was.
+    """
+    found = _read(Path(folder))
+    adapters = _named(found.adapters, name)
+    with undone_on_error(model), _kept(model, bool(found.steps and adapters)):
+        new = _replayed(model, found)
+        for adapter in adapters:
+            new = adapter.read(new, name or adapter.name, trainable, classes)
+    return new
+
+
+def _replayed(model: nn.Module, found: Saved) -> nn.Module:
+    """The steps that are no adapters, and the weights of the host."""
+    weights = None if found.weights is None else _tensors(found.weights)
+    if found.steps and (done := steps_of(base_of(model))):
+        raise TargetError(
+            "model",
+            got=f"one that was changed before, by {method_key(cast(Any, done[0].plan.change))!r}",
+            want="the pretrained one",
+            fix="Start from a fresh copy of it.",
+        )
+    for number, step in enumerate(found.steps):
+        host = base_of(model)
+        if number == 0 and step.on:
+            values = {} if found.stores == "all" else {"values": step.on["values"]}
+            check_trunk(host, {"layout": step.on["layout"], **values})
+        before = steps_of(host)
+        try:
+            model = step.plan.change.apply(model, step.plan, name=step.name)
+        except ConfigError as error:
+            raise CheckpointError(
+                f"step {method_key(step.plan.change)!r} of {str(found.folder)!r}",
+                got=f"settings that do not suit this model ({error})",
+                want="the architecture of the training run",
+                fix="Create the pretrained model as it was.",
+            ) from error
+        set_steps(base_of(model), (*before, step))
+    if weights is not None:
+        host = base_of(model)
+        wanted = {n: t for n, t in _state(host).items() if isinstance(t, Tensor)}
+        if found.stores == "trained":
+            frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
+            wanted = {n: t for n, t in wanted.items() if n not in frozen}
+        check_shapes(found.folder, wanted, weights)
+        host.load_state_dict({**weights, **found.extra}, strict=False)  # tied ones are there once
+    elif found.steps and isinstance(model, PeftModel) and not is_adapted(model):
+        saved = read_weights(found.folder)
+        check_shapes(found.folder, get_peft_model_state_dict(model), saved)
+        set_peft_model_state_dict(model, saved)
+    return model
+
+
+def _read(folder: Path) -> Saved:
+    """What a folder says, of this format or of an older one."""
+    if (folder / ADAPTER / SETTINGS).is_file():  # a run of `intarsia fit`
+        folder = folder / ADAPTER
+    path = folder / SETTINGS
+    if not path.is_file():
+        return older.read(folder)
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            got = content.get("format") if isinstance(content, dict) else "no object"
+            raise damaged(path, f"format {got!r}, not {FORMAT}")
+        return _saved(folder, content)
+    except ValueError as error:
+        if isinstance(error, IntarsiaError):
+            raise damaged(path, f"settings that no method takes ({error})") from error
+        raise damaged(path, f"text that is not JSON ({error})") from error
+    except (UnknownName, TypeError, KeyError, AttributeError) as error:
+        raise damaged(path, f"settings that no method takes ({error})") from error
+
+
+def _saved(folder: Path, content: Mapping[str, Any]) -> Saved:
+    steps: list[Step] = []
+    adapters: list[Adapter] = []
+    for entry in content["steps"]:
+        if set(entry) != KEYS:
+            raise ConfigError("step", got=sorted(entry), want=sorted(KEYS), fix="Restore the file.")
+        name, found = str(entry["name"]), card(str(entry["key"]))
+        if found.kind not in ("adapter", "baseline", "change"):
+            raise ConfigError("key", got=f"{found.key!r}, no change", want="one", fix="Restore it.")
+        if found.kind == "adapter":
+            adapters.append(Adapter(name, folder if name == "default" else folder / name))
+        else:
+            change = settings_from_dict(found, entry["settings"])
+            plan = Plan(change, int(entry["seed"]), dict(entry["decided"]))
+            steps.append(Step(plan, name, dict(entry["on"])))
+    stores = str(content["weights"])
+    weights = None if stores == "nothing" else folder / HOST
+    return Saved(folder, tuple(steps), tuple(adapters), weights, stores, dict(content["extra"]))
+
+
+def _named(adapters: Sequence[Adapter], name: str | None) -> Sequence[Adapter]:
+    """All adapters of a folder, or the one of several that has a name."""
+    if name is None or len(adapters) < 2:
+        return adapters
+    chosen = [adapter for adapter in adapters if adapter.name == name]
+    if not chosen:
+        raise UnknownName("adapter", name, [adapter.name for adapter in adapters])
+    return chosen
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, f"no readable safetensors file ({error})") from error
+
+
+@contextmanager
+def _kept(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Inside, numbers may be written into a model; after an error they are what they were."""
+    tensors = (*model.parameters(), *model.buffers()) if wanted else ()
+    held = [(t, t.detach().clone()) for t in tensors]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in held:
+                tensor.copy_(value)
+        raise
+
+
+def _stored(steps: Iterable[Step], adapted: bool) -> str:
+    """Which weights of the host a folder needs: "all", "trained" or "nothing"."""
+    wanted = {getattr(step.plan.change, "stores", "trained") for step in steps}
+    if "all" in wanted or (adapted and "trained" in wanted):
+        return "all"  # an adapter freezes what was trained before it
+    return "trained" if "trained" in wanted else "nothing"
+
+
+def _state(host: nn.Module) -> dict[str, Any]:
+    """A model's state dict without adapters, tied tensors once."""
+    whole: dict[str, Any] = {}
+    for path, module in walk(host):
+        unwrapped(module)._save_to_state_dict(whole, f"{path}." if path else "", False)
+    found: dict[str, Any] = {}
+    seen: set[tuple[Any, ...]] = set()
+    for name, value in whole.items():
+        if isinstance(value, Tensor) and value.numel() and not value.is_meta:
+            where = (value.data_ptr(), value.shape, value.stride())
+            if where in seen:
+                continue
+            seen.add(where)
+        found[name] = value
+    return found
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+
+
+def _step_to_dict(step: Step) -> dict[str, Any]:
+    change: Any = step.plan.change
+    return {
+        "key": method_key(change),
+        "settings": settings_to_dict(change),
+        "decided": dict(step.plan.decided),
+        "seed": step.plan.seed,
+        "name": step.name,
+        "on": dict(step.on),
+    }
+
+
+def _adapters(model: nn.Module) -> Iterable[tuple[str, dict[str, Any]]]:
+    """The adapters of a model as steps, the active ones first; PEFT's file has what counts."""
+    if not is_adapted(model):
+        return
+    active = list(model.active_adapters)
+    for name in sorted(model.peft_config, key=lambda name: name not in active):
+        config = cast(IntarsiaConfig, model.peft_config[name])
+        yield (
+            name,
+            {
+                "key": config.method,
+                "settings": config.options,
+                "decided": {},
+                "seed": config.seed,
+                "name": name,
+                "on": (config.origin or {}).get("trunk", {}),
+            },
+        )
+
+
+def _check_target(folder: Path) -> None:
+    """Raises: ConfigError for a path with anything but a saved model."""
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    foreign = [p for p in inside if p.name not in OURS and not (p / WEIGHTS).is_file()]
+    if foreign or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(
+            f"folder {str(folder)!r}",
+            got=f"{foreign[0].name!r} in it" if foreign else "a file",
+            want="a new folder, or one with a saved model, which is replaced",
+            fix="Choose another.",
+        )

@@ -1,0 +1,142 @@
+"""The verbs: `apply` any change to a model; `adapt` and `upcycle` are two changes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftModel
+from torch import nn
+
+from ..core import Method
+from ..core.change import Change
+from ..core.errors import ConfigError
+from ..gating import RouterConfig
+from ..mixtures.capacity import Capacity
+from ..routers import TopK
+from .adapt import Adapt
+from .changing import apply_change, apply_plan
+from .saved import load, save
+from .swap import Upcycle, check_plain, check_unadapted, upcycle_step
+
+
+def apply(
+    model: nn.Module,
+    change: Change | Method | RouterConfig,
+    batches: Iterable[Any] = (),
+    *,
+    seed: int = 0,
+    name: str = "default",
+) -> nn.Module:
+    """Change a model, in place where it can stay; returns the changed one.
+
+    change: settings of an adapter, a baseline, a recipe or a change, see `intarsia list`; those of
+      an adapter stand for `Adapt(method)`, those of a router for `Upcycle(router)`.
+    batches: for changes that look at calibration data, as the model takes them.
+    seed: of new weights and draws.  name: of the adapter, if it is one.
+
+    Changes stack on one model, which keeps a list of them: `intarsia.save` writes it with the
+    weights, and `intarsia.load` does the same to a pretrained model again.
+
+    Raises: what the change raises; ConfigError for anything else. The model is then as it was.
+    """
+    return apply_change(model, as_change(change), batches, seed=seed, name=name)
+
+
+def as_change(settings: Any) -> Change:
+    """The change that settings stand for.  Raises: ConfigError."""
+    if callable(getattr(settings, "apply", None)):
+        return settings
+    if hasattr(settings, "prepare"):
+        return Adapt(settings.method, recipe=settings)
+    if hasattr(settings, "roles"):
+        return Adapt(settings)
+    if hasattr(settings, "experts") and hasattr(settings, "build"):
+        return Upcycle(settings)
+    raise ConfigError(
+        "change",
+        got=type(settings).__name__,
+        want="settings of an adapter, a router, a baseline, a recipe or a change",
+        fix="`intarsia list` shows them; pass an instance, such as intarsia.Mosa(experts=4).",
+    )
+
+
+def adapt(
+    model: nn.Module,
+    method: Method,
+    *,
+    name: str = "default",
+    targets: Sequence[str] | str | None = None,
+    layers: Sequence[int] | None = None,
+    head: Sequence[str] | str | None = "auto",
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+) -> PeftModel:
+    """Freeze a pretrained model and put a method's cells into it, in place.
+
+    name: of the adapter; call again with another name to add one, inactive, to an adapted model.
+    targets, layers, head, classes: see `Adapt`.
+    seed: with each site's path, of the cells' first weights and draws, so that two methods at one
+      seed start from the same projections.
+
+    Draws of random experts are made anew by each call of the model, and by nothing else: for a part
+    of it, such as `forward_features`, call `intarsia.redraw(model)` before every batch. With
+    gradient checkpointing, go backward before the next call, which forgets the draw.
+
+    Raises: TargetError if a place matches nothing or cannot carry a cell; ConfigError for a name
+    in use. The model is then as it was.
+    """
+    change = Adapt(method, targets, layers, head, classes)
+    return cast(PeftModel, apply_change(model, change, seed=seed, name=name))
+
+
+def upcycle(
+    model: nn.Module,
+    router: RouterConfig = TopK(),  # noqa: B008 - frozen
+    *,
+    experts: int | Sequence[int] | None = None,
+    how: str = "copies",
+    layers: Sequence[int] | None = None,
+    capacity: Capacity | None = None,
+    residual: str | None = None,
+    fraction: float = 0.1,
+    act: str | None = None,
+    seed: int = 0,
+    sees_later: bool = False,
+) -> nn.Module:
+    """Put a `Mixture` in the place of MLPs of a timm ViT or a Llama-shaped decoder, in place.
+
+    router ... act: see `Upcycle`.  seed: with each path, of routers and other draws.
+    sees_later: acknowledges that in a decoder a router or policy by which a token's experts depend
+    on later tokens lets it look ahead.
+
+    Nothing is frozen. `intarsia.fit` adds the routers' losses; `intarsia.save` saves.
+
+    Raises: TargetError for MLPs of another kind, adapted models and layers that are not there;
+    ConfigError for settings that cannot be. The model is then as it was.
+    """
+    change = Upcycle(router, experts, how, layers, capacity, residual, fraction, act)  # pyright: ignore
+    return apply_plan(model, change.plan(model, seed=seed, sees_later=sees_later))
+
+
+def save_mixture(model: nn.Module, folder: str | Path) -> Path:
+    """`save`, for a model with mixtures and without adapters.
+
+    Raises: ConfigError for a model that is not upcycled; TargetError for one with adapters.
+    """
+    check_unadapted(model)
+    if upcycle_step(model) is None:
+        raise ConfigError(
+            "model",
+            got="one that was not upcycled",
+            want="one that was",
+            fix="Call intarsia.upcycle(model), or save it with intarsia.save.",
+        )
+    return save(model, folder)
+
+
+def load_mixture(model: nn.Module, folder: str | Path) -> nn.Module:
+    """`load`, for a plain model.  Raises: TargetError for a model that is a mixture already."""
+    check_plain(model)
+    return load(model, folder)

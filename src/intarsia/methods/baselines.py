@@ -1,0 +1,156 @@
+"""Baselines: a part of the model as it is, or prompts before its tokens, trained with the head."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..core import Card, Paper
+from ..core.change import Plan, Simple
+from ..core.errors import FoldError
+from ..hosts.prompts import add_prompts
+from ..hosts.select import train_part
+
+
+class _Part(Simple):
+    """Nothing is added: `train_part` freezes the rest."""
+
+    part: ClassVar[str]
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        settings: Any = self
+        return train_part(host, self.part, **asdict(settings))
+
+
+@dataclass(frozen=True)
+class LinearProbe(_Part):
+    """The head alone is trained, on the frozen trunk."""
+
+    part: ClassVar[str] = "linear"
+    on_top: ClassVar[bool] = True  # the first blocks are frozen, whatever the settings
+    needs_head: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class FullTuning(_Part):
+    """Every weight of the model is trained."""
+
+    part: ClassVar[str] = "full"
+
+
+@dataclass(frozen=True)
+class BitFit(_Part):
+    """Every bias is trained, and the head.  last_blocks: in so many and behind them, 0 = all."""
+
+    part: ClassVar[str] = "bitfit"
+    last_blocks: int = 0
+
+
+@dataclass(frozen=True)
+class NormTuning(_Part):
+    """Gains and biases of every norm are trained, and the head.  last_blocks: see `BitFit`."""
+
+    part: ClassVar[str] = "norms"
+    last_blocks: int = 0
+
+
+@dataclass(frozen=True)
+class LastBlocks(_Part):
+    """The last `blocks` blocks are trained, what follows them, and the head."""
+
+    part: ClassVar[str] = "last-k"
+    on_top: ClassVar[bool] = True
+    blocks: int = 1
+
+
+class _Prompts(Simple):
+    """See `add_prompts`."""
+
+    deep: ClassVar[bool]
+    preserves: ClassVar[frozenset[str]] = frozenset()
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        settings: Any = self
+        return add_prompts(host, deep=self.deep, seed=plan.seed, **asdict(settings))
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """Raises: FoldError."""
+        raise FoldError(
+            f"fold {type(host).__name__}",
+            got="prompts, which are tokens beside the picture's",
+            want="a change of weights",
+            fix="Keep the prompts: save the model with intarsia.save.",
+        )
+
+
+@dataclass(frozen=True)
+class VptShallow(_Prompts):
+    """Trained tokens stand before the first block; the head is trained, too."""
+
+    deep: ClassVar[bool] = False
+    prompts: int = 10
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class VptDeep(_Prompts):
+    """Every block has trained tokens of its own; the head is trained, too.
+
+    last_blocks: only so many blocks, from the last, have some; 0 = all.
+    """
+
+    deep: ClassVar[bool] = True
+    prompts: int = 10
+    dropout: float = 0.0
+    last_blocks: int = 0
+
+
+def _card(key: str, config: type, summary: str, paper: Paper, *names: str) -> Card:
+    family = "prompts" if issubclass(config, _Prompts) else "part of the model"
+    return Card(
+        key,
+        kind="baseline",
+        config=config,
+        paper=paper,
+        summary=summary,
+        family=family,
+        names=names,
+    )
+
+
+_PROBES = "Understanding intermediate layers using linear classifier probes"
+_FROZEN = Paper("1411.1792", 2014, "How transferable are features in deep neural networks?")
+_BITFIT = (
+    "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models"
+)
+_NORMS = "The Expressive Power of Tuning Only the Normalization Layers"
+_VPT = Paper("2203.12119", 2022, "Visual Prompt Tuning")
+
+CARDS = (
+    _card(
+        "linear",
+        LinearProbe,
+        "The head alone, on the frozen trunk.",
+        Paper("1610.01644", 2016, _PROBES),
+        "linear probe",
+    ),
+    _card("full", FullTuning, "Every weight of the model.", _FROZEN, "full fine-tuning"),
+    _card("bitfit", BitFit, "Every bias, and the head.", Paper("2106.10199", 2021, _BITFIT)),
+    _card(
+        "norms",
+        NormTuning,
+        "Gains and biases of every norm, and the head.",
+        Paper("2302.07937", 2023, _NORMS),
+        "norm tuning",
+    ),
+    _card("last-k", LastBlocks, "The last blocks, what follows them, and the head.", _FROZEN),
+    _card("vpt-shallow", VptShallow, "Trained tokens before the first block, and the head.", _VPT),
+    _card(
+        "vpt-deep",
+        VptDeep,
+        "Trained tokens of its own for every block, and the head.",
+        _VPT,
+    ),
+)

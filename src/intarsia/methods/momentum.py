@@ -1,0 +1,84 @@
+"""Momentum in the residual stream of a whole model (MomentumSMoE, arXiv:2410.14574)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, cast
+
+from torch import nn
+
+from ..core import Card, Paper
+from ..core.change import Plan, Simple
+from ..core.checks import one_of
+from ..core.errors import FoldError
+from ..hosts.blocks import blocks
+from ..hosts.changing import apply_change
+from ..mixtures import residual
+from ..mixtures.residual import AdamOnce, HeavyBall, Robust, Update
+
+RULES = {kind.__name__: kind for kind in (HeavyBall, AdamOnce, Robust)}
+
+
+@dataclass(frozen=True)
+class Momentum(Simple):
+    """The MLPs, or other modules, write to the residual stream with momentum.
+
+    update: `HeavyBall`, `AdamOnce` or `Robust`.  paths: of the modules, in the order of the depth;
+    none = the MLP of every block.
+    Raises: TargetError in `apply` for a path that is not there; ConfigError as `Residual` does.
+    """
+
+    update: Update = field(default_factory=HeavyBall)
+    paths: tuple[str, ...] = ()
+
+    preserves: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "paths", tuple(self.paths))
+        if isinstance(self.update, Mapping):
+            settings = dict(cast("Mapping[str, Any]", self.update))
+            one_of("update", rule := settings.pop("rule", None), RULES)
+            object.__setattr__(self, "update", RULES[str(rule)](**settings))
+
+    def settings_to_dict(self) -> dict[str, Any]:
+        """For JSON; the update by its name."""
+        update: Any = self.update
+        rule = {"rule": type(update).__name__, **asdict(update)}
+        return {"update": rule, "paths": list(self.paths)}
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """The places."""
+        paths = self.paths or tuple(f"{path}.mlp" for path, _ in blocks(host))
+        return Plan(Momentum(self.update, paths), seed)
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        return residual.add_momentum(host, self.update, self.paths)
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """Raises: FoldError: what a layer gets depends on the layers before it."""
+        raise FoldError(
+            f"fold {type(host).__name__}",
+            got="momentum along the depth",
+            want="layers that do not read one another's",
+            fix="Keep it: save the model with intarsia.save.",
+        )
+
+
+def add_momentum(model: nn.Module, update: Update, paths: Sequence[str]) -> nn.Module:
+    """Apply `Momentum`: add_momentum(vit, HeavyBall(0.7), ["blocks.0.mlp", "blocks.1.mlp"])."""
+    return apply_change(model, Momentum(update, tuple(paths)))
+
+
+CARDS = (
+    Card(
+        "add_momentum",
+        kind="change",
+        config=Momentum,
+        paper=Paper(
+            "2410.14574", 2024, "MomentumSMoE: Integrating Momentum into Sparse Mixture of Experts"
+        ),
+        summary="Momentum in the residual stream, put into a whole model.",
+        family="residual updates",
+    ),
+)

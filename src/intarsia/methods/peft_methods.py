@@ -1,0 +1,206 @@
+"""PEFT's own methods as baselines: PEFT's code, in places found by role, and a trained head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..core import Card, Paper
+from ..core.change import Plan, Simple
+from ..core.errors import UnknownName
+from ..hosts.through_peft import plain_settings, through_peft
+
+
+@dataclass(frozen=True)
+class PeftMethod(Simple):
+    """One of PEFT's methods, by the name of its card without "peft-".
+
+    roles: which of the host's layers, see `Method`.  last_blocks: so many blocks from the last, 0 =
+    all.  settings: of PEFT's config, those that are numbers, words or switches.
+
+    Raises: UnknownName for a method or a setting that PEFT has not.
+    """
+
+    method: str = "lora"
+    roles: tuple[str, ...] = ("qkv",)
+    last_blocks: int = 0
+    settings: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
+
+    stores: ClassVar[str] = "nothing"  # PEFT's own files have it
+    preserves: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.method not in _METHODS:
+            raise UnknownName("method of PEFT", self.method, _METHODS)
+        object.__setattr__(self, "roles", tuple(self.roles))
+        known = plain_settings(self._kind)
+        for name in self.settings:
+            if name not in known:
+                raise UnknownName(f"setting of {self.card_key!r}", name, [*_OWN, *known])
+        object.__setattr__(self, "settings", {**known, **self.settings})
+
+    @property
+    def card_key(self) -> str:
+        return f"peft-{self.method}"
+
+    @property
+    def _kind(self) -> str:
+        return _METHODS[self.method][0]
+
+    def settings_to_dict(self) -> dict[str, Any]:
+        """All settings side by side, as `of_settings` takes them."""
+        return {"roles": list(self.roles), "last_blocks": self.last_blocks, **self.settings}
+
+    def with_settings(self, **given: Any) -> PeftMethod:
+        """The same with other settings, PEFT's among them."""
+        return of_settings(self.method, **(self.settings_to_dict() | given))
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        return through_peft(
+            host,
+            self._kind,
+            self.settings,
+            roles=self.roles,
+            last_blocks=self.last_blocks,
+            seed=plan.seed,
+        )
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """PEFT's own merge.  Raises: what PEFT raises for a method that does not merge."""
+        model: Any = host
+        return model.merge_and_unload()
+
+
+_OWN = ("roles", "last_blocks")
+
+
+def of_settings(method: str, **given: Any) -> PeftMethod:
+    """A method of PEFT with its settings and PEFT's side by side."""
+    own = {name: given.pop(name) for name in _OWN if name in given}
+    return PeftMethod(method, settings=given, **own)
+
+
+# name -> PEFT's type, what it is, arXiv number, year, title, settings that differ
+_METHODS: dict[str, tuple[str, str, str, int, str, dict[str, Any]]] = {
+    "lora": (
+        "LORA",
+        "Low-rank changes",
+        "2106.09685",
+        2021,
+        "LoRA: Low-Rank Adaptation of Large Language Models",
+        {},
+    ),
+    "dora": (
+        "LORA",
+        "Low-rank changes of the weights' directions",
+        "2402.09353",
+        2024,
+        "DoRA: Weight-Decomposed Low-Rank Adaptation",
+        {"use_dora": True},
+    ),
+    "ia3": (
+        "IA3",
+        "Scales of keys, values and hidden units",
+        "2205.05638",
+        2022,
+        "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
+        {"roles": ("qkv", "mlp_linear")},
+    ),
+    "loha": (
+        "LOHA",
+        "Hadamard products of low-rank changes",
+        "2108.06098",
+        2021,
+        "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning",
+        {},
+    ),
+    "lokr": (
+        "LOKR",
+        "Kronecker products of low-rank changes",
+        "2212.10650",
+        2022,
+        "KronA: Parameter Efficient Tuning with Kronecker Adapter",
+        {},
+    ),
+    "oft": (
+        "OFT",
+        "Rotations of the weights, block by block",
+        "2306.07280",
+        2023,
+        "Controlling Text-to-Image Diffusion by Orthogonal Finetuning",
+        {},
+    ),
+    "hra": (
+        "HRA",
+        "Householder reflections of the weights",
+        "2405.17484",
+        2024,
+        "Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder Reflection "
+        "Adaptation",
+        {},
+    ),
+    "vera": (
+        "VERA",
+        "Scales of frozen random low-rank changes",
+        "2310.11454",
+        2023,
+        "VeRA: Vector-based Random Matrix Adaptation",
+        {},
+    ),
+    "randlora": (
+        "RANDLORA",
+        "Scales of many frozen random low-rank changes",
+        "2502.00987",
+        2025,
+        "RandLoRA: Full-rank parameter-efficient fine-tuning of large models",
+        {},
+    ),
+    "fourierft": (
+        "FOURIERFT",
+        "Changes with a few Fourier coefficients",
+        "2405.03003",
+        2024,
+        "Parameter-Efficient Fine-Tuning with Discrete Fourier Transform",
+        {},
+    ),
+    "miss": (
+        "MISS",
+        "Changes by shared shards",
+        "2409.15371",
+        2024,
+        "MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing Structure",
+        {},
+    ),
+    "delora": (
+        "DELORA",
+        "Low-rank changes with a bounded strength",
+        "2503.18225",
+        2025,
+        "Decoupling Angles and Strength in Low-rank Adaptation",
+        {},
+    ),
+    "lntuning": (
+        "LN_TUNING",
+        "Gains and biases of every norm",
+        "2312.11420",
+        2023,
+        "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning",
+        {"roles": ("norm",)},
+    ),
+}
+
+CARDS = tuple(
+    Card(
+        f"peft-{name}",
+        kind="baseline",
+        config=partial(of_settings, name, **differs),
+        paper=Paper(arxiv, year, title),
+        summary=f"{about}, by PEFT's own code, and the head.",
+        family="peft",
+    )
+    for name, (_, about, arxiv, year, title, differs) in _METHODS.items()
+)

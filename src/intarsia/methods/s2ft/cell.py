@@ -1,0 +1,172 @@
+"""The cell of S2FT: dense slices S of a weight, on selected channels (arXiv:2412.06289)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from ...core import Cell, Site
+from ...core.errors import CheckpointError
+
+At = Tensor | slice  # channel numbers, or a range
+
+
+def _take(x: Tensor, at: At) -> Tensor:
+    """x[..., at]; a view for a range.  (..., n) -> (..., c)."""
+    return x[..., at] if isinstance(at, slice) else x.index_select(-1, at)
+
+
+def _add(x: Tensor, at: At, a: Tensor, b: Tensor) -> None:
+    """x[:, at] += a @ b, in place.  x: (T, n), a: (T, k), b: (k, c)."""
+    if isinstance(at, slice):
+        x[:, at].addmm_(a, b)
+    else:
+        x.index_add_(1, at, a @ b)
+
+
+class LinearWithColumns(torch.autograd.Function):
+    """y = W x + b + S x[at]; of x, only x[at] is kept for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, at: At):
+        rows = x.reshape(-1, x.shape[-1])  # (T, d_in)
+        y = linear(rows, weight, bias)  # a new tensor, which may be changed in place
+        kept = _take(rows, at).contiguous()  # a view would keep all of x alive
+        y.addmm_(kept, s.T)
+        ctx.save_for_backward(kept, weight, s, *((at,) if isinstance(at, Tensor) else ()))
+        ctx.at = at if isinstance(at, slice) else None
+        return y.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        kept, weight, s, *at = ctx.saved_tensors
+        rows, dx = dy.reshape(-1, dy.shape[-1]), None
+        if ctx.needs_input_grad[0]:
+            dx = rows @ weight
+            _add(dx, ctx.at or at[0], rows, s)
+            dx = dx.view(*dy.shape[:-1], weight.shape[1])
+        ds = rows.T @ kept if ctx.needs_input_grad[3] else None
+        return dx, None, None, ds, None
+
+
+class LinearWithRows(torch.autograd.Function):
+    """y = W x + b, then y[at] += S x; the backward of S reads dy[at] and x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, at: At):
+        rows = x.reshape(-1, x.shape[-1])
+        y = linear(rows, weight, bias)
+        _add(y, at, rows, s.T)
+        ctx.save_for_backward(x, weight, s, *((at,) if isinstance(at, Tensor) else ()))
+        ctx.at = at if isinstance(at, slice) else None
+        return y.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight, s, *at = ctx.saved_tensors
+        rows, dx = dy.reshape(-1, dy.shape[-1]), None
+        part = _take(rows, ctx.at or at[0])  # (T, c)
+        if ctx.needs_input_grad[0]:
+            dx = (rows @ weight).addmm_(part, s).view_as(x)
+        ds = part.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[3] else None
+        return dx, None, None, ds, None
+
+
+class S2ftCell(Cell):
+    """S x[c], or S x at the outputs c and 0 elsewhere.  x: (..., d_in) -> (..., d_out).
+
+    `channels` (c,) are a saved buffer. Contiguous channels are sliced instead of indexed. With a
+    plain frozen Linear both are computed together, see `LinearWithColumns` and `LinearWithRows`.
+
+    Raises: CheckpointError when loaded `channels` are outside the layer.
+    """
+
+    fused: ClassVar[bool] = True
+
+    def __init__(self, side: str, site: Site, ids: list[int]) -> None:
+        super().__init__()
+        self.side, self.inputs, self.outputs = side, site.reads, site.outputs
+        shape = (site.outputs, len(ids)) if side == "inputs" else (len(ids), site.reads)
+        self.weight = nn.Parameter(torch.zeros(shape))
+        self.channels: Tensor
+        self.register_buffer("channels", torch.tensor(ids, dtype=torch.int64))
+        self.run: slice | None = None
+        self.read_buffers()
+
+    def read_buffers(self) -> None:
+        """Check the channels, and note on the CPU whether they are contiguous."""
+        # not in the forward, because reading them from an accelerator waits for its queue
+        ids = self.channels
+        if ids.is_meta:
+            return
+        first, last = int(ids[0]), int(ids[-1])
+        if int(ids.min()) < 0 or int(ids.max()) >= getattr(self, self.side):
+            got, want = (
+                f"{int(ids.min())} ... {int(ids.max())}",
+                f"0 ... {getattr(self, self.side) - 1}",
+            )
+            fix = "The file is of another model; copy the folder again."
+            raise CheckpointError("channels", got=got, want=want, fix=fix)
+        contiguous = bool((ids.diff() == 1).all())
+        self.run = slice(first, last + 1) if contiguous else None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.read_buffers()
+
+    @property
+    def at(self) -> At:
+        return self.channels if self.run is None else self.run
+
+    @torch.no_grad()
+    def renumber(self, new: Tensor) -> None:
+        """Follow a permutation of the host's channels, i -> new[i], in place; they stay sorted."""
+        ids, order = new.to(self.channels.device)[self.channels].sort()
+        axis = 1 if self.side == "inputs" else 0
+        self.weight.copy_(self.weight.index_select(axis, order))
+        self.channels.copy_(ids)
+        self.read_buffers()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cast(x)
+        if self.side == "inputs":
+            return linear(_take(x, self.at), self.weight)
+        part = linear(x, self.weight)  # (..., c)
+        zeros = part.new_zeros(*part.shape[:-1], self.outputs)
+        return zeros.index_add(-1, self.channels, part)
+
+    def around(self, module: nn.Module, x: Tensor) -> Tensor:
+        tensors = self._together(module, x)
+        if tensors is None:
+            y = module(x)
+            return y + self(x).to(y.dtype)
+        function = LinearWithColumns if self.side == "inputs" else LinearWithRows
+        return function.apply(*tensors, self.at)
+
+    def _together(
+        self, module: nn.Module, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:
+        """x, W, b, S in one dtype, if the module is a frozen Linear without hooks; else None."""
+        if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        frozen = not any(p.requires_grad for p in module.parameters())
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        if not (frozen and learns) or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        weight, bias, s = module.weight, module.bias, self.weight
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x, weight, s = x.to(dtype), weight.to(dtype), s.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        return (x, weight, bias, s) if x.dtype == weight.dtype == s.dtype else None
+
+    def delta(self) -> Tensor:
+        zeros = self.weight.new_zeros(self.outputs, self.inputs)
+        return zeros.index_add(1 if self.side == "inputs" else 0, self.channels, self.weight)

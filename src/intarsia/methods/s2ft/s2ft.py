@@ -1,0 +1,160 @@
+"""Structured sparse fine-tuning: train dense slices of weights (S2FT, arXiv:2412.06289)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...core import Card, Paper, Site
+from ...core.checks import between
+from ...core.errors import ConfigError, ShapeError, TargetError, UnknownName
+from .cell import S2ftCell
+from .channels import choose_channels
+from .spelling import read, side_of, span
+
+SELECTIONS = ("random", "weight", "activation", "weight_activation", "gradient")
+ORDERS = ("largest", "smallest")
+ROLES = {"down": "mlp_linear", "up": "mlp_linear", "output": "projection", "value": "qkv"}
+# family -> ends of paths, of which the longest match counts; None = S2FT does not train the layer
+_ENDS = {
+    "down": ("down_proj", "fc2", "output.dense"),
+    "up": ("up_proj", "fc1", "intermediate.dense"),
+    "output": ("o_proj", "out_proj", "proj", "attention.output.dense"),
+    "value": ("v_proj", "value", "qkv"),
+    None: ("gate_proj", "q_proj", "k_proj", "query", "key"),
+}
+FAMILIES = {end: family for family, ends in _ENDS.items() for end in ends}
+
+
+@dataclass(frozen=True)
+class S2ft:
+    """Structured sparse fine-tuning: y = W x + S x[c], or y[c] = (W x)[c] + S x (Yang et al. 2024).
+
+    S is dense and starts at 0; c are the selected channels of a layer. Down and output projections
+    train columns: S (d_out, c) acts on the inputs x[c]. Up and value projections train rows:
+    S (c, d_in) adds to the outputs c. Only S has gradients and optimiser state. Columns keep only
+    x[c] for the backward; rows keep x.
+
+    down, up: fraction of the inner channels of all MLPs; output, value: fraction of all attention
+      heads, or of KV groups where queries share keys. Because a fraction counts over all layers,
+      layers get different numbers of channels, or none. A layer with an unknown name gets the first
+      fraction above 0.
+    selection: "random", by a seed; or by a score of the slice: "weight", its norm; "activation",
+      the root mean square of its channel; "weight_activation", their product; "gradient", the norm
+      of its gradient. The last three need data: `intarsia.choose_channels`.
+    order: train the slices with the "largest" or the "smallest" scores.
+    channels: (path, "3,7,9-12") pairs, filled in by `intarsia.choose_channels` and `adapt`. A layer
+      without a pair (an `IntarsiaConfig` given to PEFT directly) draws single channels.
+
+    Raises: ConfigError for fractions outside 0 ... 1, or none above 0; UnknownName for a selection.
+    Source: arXiv:2412.06289 and its release, whose scripts train down=0.03, or down=0.02 and
+    output=0.052, without weight decay (it would act on S, not on W + S).
+    Not when accuracy on the new task matters more than keeping the old one: LoRA of the same size
+    fits the new task better.
+    """
+
+    down: float = 0.03
+    output: float = 0.0
+    up: float = 0.0
+    value: float = 0.0
+    selection: str = "random"
+    order: str = "largest"
+    channels: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ROLES:
+            between(name, getattr(self, name), 0, 1, "Try 0.03.")
+        if not self.shares:
+            got = "0 for each of down, output, up and value"
+            raise ConfigError("shares", got=got, want="one above 0", fix="Try down=0.03.")
+        if self.selection not in SELECTIONS:
+            raise UnknownName("selection", self.selection, SELECTIONS)
+        if self.order not in ORDERS:
+            raise UnknownName("order", self.order, ORDERS)
+        pairs = tuple((str(path), str(text)) for path, text in self.channels)
+        for _, text in pairs:
+            read(text)
+        object.__setattr__(self, "channels", pairs)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(ROLES[name] for name in self.shares))
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """The families with a share above 0."""
+        return tuple(name for name in ROLES if getattr(self, name))
+
+    @property
+    def position(self) -> str:
+        return "parallel"
+
+    def family(self, path: str) -> str | None:
+        """The family of a layer, "down", "up", "output" or "value"; None if it is not trained."""
+        ends = [end for end in FAMILIES if f".{path}".endswith(f".{end}")]
+        name = FAMILIES[max(ends, key=len)] if ends else self.shares[0]
+        return name if name is None or getattr(self, name) else None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The layers whose channels are chosen."""
+        return tuple(path for path, _ in self.channels)
+
+    def plan(
+        self,
+        host: nn.Module,
+        batches: Iterable[Any] = (),
+        *,
+        targets: Sequence[str] | str | None = None,
+        layers: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> S2ft:
+        """The method with its channels chosen on a host, see `choose_channels`."""
+        if self.channels:
+            return self
+        return choose_channels(host, self, batches, targets=targets, layers=layers, seed=seed)
+
+    def build(self, site: Site, *, generator: torch.Generator) -> S2ftCell:
+        family = self.family(site.path)
+        if family is None:
+            got = "a layer with no share of channels in these settings"
+            want = "a down, up, output or value projection whose share is above 0"
+            fix = "Target other layers, or set its share: S2ft(up=0.03)."
+            raise TargetError(f"target {site.path!r}", got=got, want=want, fix=fix)
+        return S2ftCell(side_of(family), site, self._ids(site, family, generator))
+
+    def _ids(self, site: Site, family: str, generator: torch.Generator) -> list[int]:
+        first, width = span(site, family)
+        if (text := dict(self.channels).get(site.path)) is not None:
+            ids = read(text)
+            if not first <= ids[0] <= ids[-1] < first + width:
+                got, want = f"{ids[0]} ... {ids[-1]}", f"{first} ... {first + width - 1}"
+                fix = "Choose them on this model: intarsia.choose_channels."
+                raise ShapeError(f"channels of {site.path!r}", got=got, want=want, fix=fix)
+            return ids
+        if not (count := int(getattr(self, family) * width + 0.5)):
+            got = f"{getattr(self, family)} of {width} channels, which selects nothing"
+            want = f"at least {0.5 / width:.2g}, one of them"
+            raise ConfigError(family, got=got, want=want, fix="Raise the share.")
+        return (first + torch.randperm(width, generator=generator)[:count].sort().values).tolist()
+
+
+CARD = Card(
+    "s2ft",
+    kind="adapter",
+    config=S2ft,
+    paper=Paper(
+        "2412.06289",
+        2024,
+        "S2FT: Efficient, Scalable and Generalizable LLM Fine-tuning by Structured Sparsity",
+    ),
+    tags=frozenset({"linear", "folds", "zero_start"}),
+    tiny={"down": 0.5},
+    summary="Dense slices of the weights: a few channels and heads.",
+    family="sparse deltas",
+    names=("Structured sparse fine-tuning",),
+)

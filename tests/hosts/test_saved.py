@@ -1,0 +1,409 @@
+"""What was done to a model comes back from its folder; what does not fit leaves no trace."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import timm
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+import intarsia
+from intarsia import Capacity, MoeX, Switch, TopK
+from intarsia.core.change import steps_of
+from intarsia.core.errors import CheckpointError, ConfigError, TargetError, UnknownName
+from intarsia.core.registry import card
+from intarsia.hosts.swap import places_in as places
+from intarsia.routers import PermutationSearch, Recurrent
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def vit(seed: int = 0, width: int = 32) -> nn.Module:
+    torch.manual_seed(seed)
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=width, num_heads=2, num_classes=5
+    ).eval()
+
+
+def llama(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)).eval()
+
+
+def mixtral(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)).eval()
+
+
+def out(model: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    if hasattr(model, "config"):
+        return model(input_ids=torch.randint(1, 64, (2, 6), generator=generator)).logits
+    return model(torch.randn(2, 3, 32, 32, generator=generator))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return intarsia.save_mixture(intarsia.upcycle(vit(), TopK(experts=2)), tmp_path / "mixture")
+
+
+CASES: dict[str, tuple[Callable[[int], nn.Module], dict[str, object]]] = {
+    "vit": (vit, {"router": TopK(experts=4), "how": "diversified", "layers": [1]}),
+    "pyramid": (vit, {"router": Switch(), "experts": [2, 4], "capacity": Capacity(0.5, "random")}),
+    "llama": (llama, {"router": TopK(experts=4, scale="none"), "how": "slices"}),
+    "pyramid beside MLPs": (
+        llama,
+        {"router": Switch(), "experts": [2, 4], "residual": "learned"},
+    ),
+    "sum": (vit, {"router": TopK(experts=4), "how": "slices", "residual": "sum"}),
+    "depth": (llama, {"router": Recurrent(experts=4, hidden=4)}),
+    "search": (vit, {"router": PermutationSearch(TopK(experts=2))}),
+    "read": (vit, {"router": MoeX(4, tau=0.1), "how": "diversified", "act": "relu"}),
+    "read slices": (llama, {"router": MoeX(4, learn=True), "how": "slices", "act": "relu"}),
+    "mixtral": (mixtral, {"router": TopK(experts=4)}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_comes_back(case: str, tmp_path: Path) -> None:
+    make, settings = CASES[case]
+    model = intarsia.upcycle(make(0), **settings)  # pyright: ignore
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    folder = intarsia.save_mixture(model, tmp_path / "mixture")
+    fresh = make(1)
+    assert intarsia.load_mixture(fresh, folder) is fresh
+    assert_close(out(fresh), out(model))
+    assert places(fresh) == places(model)
+    assert sorted(p.name for p in folder.iterdir()) == ["host.safetensors", "intarsia.json"]
+
+
+def test_a_mixture_into_the_dense_model_and_the_other_way_round(saved: Path) -> None:
+    dense, mixture = vit(), intarsia.upcycle(vit(), TopK(experts=2))
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*mlp\.experts\.up"):
+        dense.load_state_dict(mixture.state_dict())
+    with pytest.raises(CheckpointError, match=r"'blocks\.0\.mlp': got those of a dense MLP"):
+        mixture.load_state_dict(dense.state_dict())
+    with pytest.raises(TargetError, match="got one that was upcycled before"):
+        intarsia.load_mixture(mixture, saved)
+    with pytest.raises(ConfigError, match="got one that was not upcycled"):
+        intarsia.save_mixture(dense, saved)
+    with pytest.raises(TargetError, match="got one that was changed before, by 'upcycle'"):
+        intarsia.load(mixture, saved)
+
+
+def test_files_of_the_dense_model_and_of_the_mixture_are_told_apart(tmp_path: Path) -> None:
+    """As `save_pretrained` writes them, and safetensors reads them: nothing is lost in silence."""
+    dense = llama()
+    mixture: Any = intarsia.upcycle(llama(), TopK(experts=2))
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    wanted = out(mixture)
+    for name, model in (("dense", dense), ("mixture", mixture)):
+        cast(Any, model).save_pretrained(tmp_path / name)
+    files = {n: load_file(tmp_path / n / "model.safetensors") for n in ("dense", "mixture")}
+    for strict in (True, False):
+        with pytest.raises(CheckpointError, match="got those of a dense MLP"):
+            mixture.load_state_dict(files["dense"], strict=strict)
+    assert_close(out(mixture), wanted), "refused before anything was overwritten"
+    with pytest.raises(RuntimeError, match=r"Missing key.*mlp\.gate_proj(.|\n)*Unexpected key"):
+        dense.load_state_dict(files["mixture"])
+    again = intarsia.upcycle(llama(1), TopK(experts=2))
+    left = again.load_state_dict(files["mixture"], strict=False)
+    assert left.missing_keys == ["lm_head.weight"] and not left.unexpected_keys  # tied, there once
+    assert_close(out(again), wanted)
+
+
+def test_the_own_gate_of_a_sparse_model_is_told_from_a_router() -> None:
+    plain, routed = mixtral(), intarsia.upcycle(mixtral(), TopK(experts=4), experts=4)
+    for strict in (True, False):
+        with pytest.raises(CheckpointError, match=r"mlp\.gate': got those of the host's own gate"):
+            routed.load_state_dict(plain.state_dict(), strict=strict)
+    with pytest.raises(RuntimeError, match=r"Missing key.*gate\.weight"):
+        plain.load_state_dict(routed.state_dict())
+
+
+def half(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+
+    return damage
+
+
+def put(*path: str | int, value: object) -> Callable[[Path], None]:
+    """Replaces a value of intarsia.json."""
+
+    def damage(folder: Path) -> None:
+        file = folder / "intarsia.json"
+        found = json.loads(file.read_text())
+        inside = found
+        for key in path[:-1]:
+            inside = inside[key]
+        inside[path[-1]] = value
+        file.write_text(json.dumps(found))
+
+    return damage
+
+
+def step(*path: str, value: object) -> Callable[[Path], None]:
+    return put("steps", 0, *path, value=value)
+
+
+FEWER = {"paths": ["blocks.0.mlp"], "experts": [2], "parts": [1]}
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no settings": (lambda f: (f / "intarsia.json").unlink(), "want a folder with"),
+    "no weights": (lambda f: (f / "host.safetensors").unlink(), "no readable safetensors"),
+    "half of the settings": (half("intarsia.json"), "not JSON"),
+    "half of the weights": (half("host.safetensors"), "no readable safetensors"),
+    "a list": (lambda f: (f / "intarsia.json").write_text("[]"), "no object"),
+    "another format": (put("format", value=2), "format 2, not 1"),
+    "no format": (put("format", value=None), "format None, not 1"),
+    "a step of its own": (put("steps", 0, value={"key": "upcycle"}), "want \\['decided'"),
+    "no such key": (step("key", value="nobody"), "unknown method"),
+    "code": (step("key", value="os.system"), "unknown method"),
+    "a router": (step("key", value="topk"), "no change"),
+    "an unknown router": (step("settings", "router", value={"method": "nobody"}), "'nobody'"),
+    "no router": (step("settings", "router", value={"method": "lora"}), "a router of tokens"),
+    "an unknown activation": (step("settings", "act", value="swish"), "act: got 'swish'"),
+    "an unknown setting": (step("settings", value={"routers": 1}), "Did you mean router"),
+    "another E": (step("decided", "experts", value=[2, 3]), "want \\(3, "),
+    "other places": (
+        step("decided", "paths", value=["layers.0.mlp"] * 2),
+        "without 'layers.0.mlp'",
+    ),
+    "another branch": (step("settings", "residual", value="half"), "residual: got 'half'"),
+    "parts of nothing": (step("decided", "parts", value=[1]), "a number of experts and of parts"),
+    "fewer places": (step("decided", value=FEWER), "do not belong"),
+    "another model": (step("on", "layout", value="0" * 32), "with other layers"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_folder_is_refused_and_leaves_the_model(case: str, saved: Path) -> None:
+    damage, message = DAMAGE[case]
+    damage(saved)
+    model = vit(1)
+    wanted, kinds = out(model), [type(m) for m in model.modules()]
+    with pytest.raises(CheckpointError, match=message):
+        intarsia.load_mixture(model, saved)
+    assert [type(m) for m in model.modules()] == kinds and not steps_of(model)
+    assert not model._forward_pre_hooks
+    assert_close(out(model), wanted)
+
+
+def as_before(folder: Path, **changes: object) -> None:
+    """Turn a folder of one upcycled model into that of one release ago."""
+    content = json.loads((folder / "intarsia.json").read_text())
+    (one,) = content["steps"]
+    names = ("router", "how", "capacity", "residual", "fraction", "act")
+    stored = {"format": 1, "extra": content["extra"], "seed": one["seed"]} | one["decided"]
+    stored |= {name: one["settings"][name] for name in names} | changes
+    stored = {name: value for name, value in stored.items() if value != "left out"}
+    (folder / "mixture.json").write_text(json.dumps(stored))
+    (folder / "host.safetensors").rename(folder / "mixture.safetensors")
+    (folder / "intarsia.json").unlink()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_mixture_folder_of_one_release_ago_is_read(case: str, tmp_path: Path) -> None:
+    make, settings = CASES[case]
+    model = intarsia.upcycle(make(0), **settings)  # pyright: ignore
+    as_before(intarsia.save(model, tmp_path / "mixture"))
+    again = intarsia.load(make(1), tmp_path / "mixture")
+    assert_close(out(again), out(model))
+    assert places(again) == places(model)
+    intarsia.save(again, tmp_path / "mixture")  # the old files give way
+    assert sorted(p.name for p in (tmp_path / "mixture").iterdir()) == [
+        "host.safetensors",
+        "intarsia.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"format": 2}, "format 2, not 1"),
+        ({"router": {"method": "lora"}}, "'lora' is no router"),
+        ({"act": "swish"}, "act: got 'swish'"),
+        ({"parts": [1]}, "a number of experts and of parts"),
+    ],
+)
+def test_a_damaged_folder_of_one_release_ago(
+    changes: dict[str, object], says: str, saved: Path
+) -> None:
+    as_before(saved, **changes)
+    model = vit(1)
+    with pytest.raises(CheckpointError, match=says):
+        intarsia.load(model, saved)
+    assert not steps_of(model)
+
+
+@pytest.mark.parametrize("how", ["copies", "slices"])
+def test_a_file_from_before_mlps_could_stay_is_read(how: str, tmp_path: Path) -> None:
+    model = intarsia.upcycle(vit(), TopK(experts=2), how=how)
+    folder = intarsia.save_mixture(model, tmp_path / "mixture")
+    as_before(folder, parts="left out", residual="left out")
+    again = intarsia.load_mixture(vit(1), folder)
+    assert places(again) == places(model)
+    assert_close(out(again), out(model))
+
+
+def test_another_architecture_is_refused(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match="with other layers"):
+        intarsia.load_mixture(llama(), saved)
+    slices = intarsia.upcycle(llama(), TopK(experts=3), how="slices")
+    folder = intarsia.save_mixture(slices, saved.parent / "slices")
+    with pytest.raises(CheckpointError, match="with other layers"):
+        intarsia.load_mixture(mixtral(), folder)
+    as_before(folder)  # without a fingerprint
+    with pytest.raises(CheckpointError, match="settings that do not suit this model"):
+        intarsia.load_mixture(mixtral(), folder)
+    with pytest.raises(CheckpointError, match="with other layers"):
+        intarsia.load_mixture(vit(width=48), saved)
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    adapted = intarsia.adapt(intarsia.upcycle(vit(), TopK(3, 2)), intarsia.Lora(2))
+    with pytest.raises(TargetError, match="adapters"):
+        intarsia.save_mixture(adapted, tmp_path / "a")
+    with pytest.raises(ConfigError, match="got one that was not changed"):
+        intarsia.save(vit(), tmp_path / "b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    model = intarsia.upcycle(vit(), TopK(3, 2))
+    for folder in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(ConfigError, match="want a new folder"):
+            intarsia.save(model, folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+HOSTS: dict[str, tuple[Callable[[int], nn.Module], list[str]]] = {
+    "vit": (vit, ["blocks.0.mlp", "blocks.1.mlp"]),
+    "llama": (llama, ["model.layers.0.mlp", "model.layers.1.mlp"]),
+}
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """As if trained: every number that is not frozen is another one."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def comes_back(model: nn.Module, make: Callable[[int], nn.Module], folder: Path) -> nn.Module:
+    """Saved, loaded into the pretrained model, with the same outputs and the same steps."""
+    intarsia.save(model, folder)
+    again = intarsia.load(make(0), folder).eval()
+    assert_close(out(again), out(model))
+    assert [s.plan.change for s in steps_of(again)] == [s.plan.change for s in steps_of(model)]
+    return again
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_changes_stack_and_come_back_at_each_stage(host: str, tmp_path: Path) -> None:
+    """Upcycled, with momentum, adapted twice, folded: each stage is a folder."""
+    make, _ = HOSTS[host]
+    model = moved(intarsia.upcycle(make(0), TopK(experts=2)))
+    comes_back(model, make, tmp_path / "experts")
+    model = moved(intarsia.apply(model, intarsia.Momentum(intarsia.HeavyBall(0.3))))
+    comes_back(model, make, tmp_path / "momentum")
+    adapted = moved(intarsia.adapt(model, intarsia.Lora(2)))
+    comes_back(adapted, make, tmp_path / "adapter")
+    intarsia.apply(adapted, intarsia.S2ft(down=0.0, output=0.5), name="second")
+    adapted.set_adapter("second")
+    moved(adapted)
+    comes_back(adapted, make, tmp_path / "second")
+    inputs = torch.randint(1, 64, (2, 6)) if host == "llama" else None
+    folded = intarsia.fold(adapted, inputs=inputs, report=lambda _: None)
+    assert_close(out(folded), out(adapted), rtol=1e-4, atol=1e-5)
+    assert not any("peft" in type(m).__module__ for m in folded.modules())
+    comes_back(folded, make, tmp_path / "folded")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_peft_reads_the_adapter_of_a_stack(host: str, tmp_path: Path) -> None:
+    make, _ = HOSTS[host]
+    model = moved(intarsia.adapt(intarsia.upcycle(make(0), TopK(experts=2)), intarsia.Lora(2)))
+    intarsia.save(model, tmp_path / "stack")
+    upcycled = intarsia.upcycle(make(0), TopK(experts=2))
+    again = PeftModel.from_pretrained(upcycled, str(tmp_path / "stack")).eval()
+    assert_close(out(again), out(model))
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_host_as_it_was(tmp_path: Path) -> None:
+    model = intarsia.adapt(moved(intarsia.upcycle(vit(), TopK(experts=2))), intarsia.Lora(2))
+    folder = intarsia.save(model, tmp_path / "stack")
+    other = intarsia.save(intarsia.adapt(vit(), intarsia.Lora(3)), tmp_path / "other")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_bytes((other / name).read_bytes())
+    dense = vit(2)
+    wanted, kinds = out(dense), [type(m) for m in dense.modules()]
+    with pytest.raises(CheckpointError, match="trunk"):
+        intarsia.load(dense, folder)
+    assert [type(m) for m in dense.modules()] == kinds and not steps_of(dense)
+    assert torch.equal(out(dense), wanted)
+
+
+@pytest.mark.parametrize("key", ["bitfit", "last-k", "vpt-deep", "peft-lora", "full"])
+def test_a_baseline_wants_its_own_pretrained_model(key: str, tmp_path: Path) -> None:
+    model = moved(intarsia.apply(vit(), card(key).config()))
+    comes_back(model, vit, tmp_path / key)
+    if key != "peft-lora":  # PEFT's files do not say what they belong to
+        with pytest.raises(CheckpointError, match="with other weights"):
+            intarsia.load(vit(1), tmp_path / key)
+
+
+def test_a_trained_part_under_an_adapter_is_saved(tmp_path: Path) -> None:
+    model = moved(intarsia.apply(vit(), intarsia.BitFit()))
+    comes_back(moved(intarsia.adapt(model, intarsia.Lora(2))), vit, tmp_path / "both")
+
+
+def test_several_adapters_come_back_by_name(tmp_path: Path) -> None:
+    model = intarsia.adapt(vit(), intarsia.Lora(2), name="one")
+    intarsia.adapt(model, intarsia.Ssf(), name="two")
+    for name in ("two", "one"):
+        model.set_adapter(name)
+        moved(model)
+    intarsia.save(model, tmp_path / "both")
+    both = intarsia.load(vit(), tmp_path / "both").eval()
+    two = intarsia.load(vit(), tmp_path / "both", name="two").eval()
+    assert list(both.peft_config) == ["one", "two"] and list(two.peft_config) == ["two"]
+    assert_close(out(both), out(model))
+    model.set_adapter("two")
+    assert_close(out(two), out(model))
+    with pytest.raises(UnknownName, match="Did you mean two"):
+        intarsia.load(vit(), tmp_path / "both", name="twe")
+
+
+def test_a_coded_head_and_a_packed_adapter_are_read_by_the_same_load(tmp_path: Path) -> None:
+    intarsia.apply(model := vit(), intarsia.CodeHead())
+    model = moved(intarsia.adapt(model, intarsia.BiAdapter()))
+    comes_back(model, vit, tmp_path / "coded")
+    intarsia.pack(model, tmp_path / "packed")
+    assert_close(out(intarsia.load(vit(), tmp_path / "packed")), out(model))
+
+
+def test_the_file_of_a_delta_is_read_by_the_same_load(tmp_path: Path) -> None:
+    model = moved(intarsia.adapt(vit(), intarsia.Lora(2)))
+    intarsia.delta_of(model).save(tmp_path / "delta.safetensors")
+    assert_close(out(intarsia.load(vit(), tmp_path / "delta.safetensors").eval()), out(model))
