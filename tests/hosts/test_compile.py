@@ -94,7 +94,9 @@ def test_a_model_in_training_is_one_graph_and_computes_the_same(name: str) -> No
 
 # the graph breaks there, and torch reads the gradients of what passes the break
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("router", [intarsia.TopK(4, 2), intarsia.Switch(4, 1.0)])
+@pytest.mark.parametrize(
+    "router", [intarsia.TopK(4, 2), intarsia.Switch(4, 1.0), intarsia.ExpertChoice(4)]
+)
 def test_padding_takes_no_place_of_a_capacity_in_a_graph(router: Any) -> None:
     torch._dynamo.reset()
     generator = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,11 @@ class ScoreRouter(Router, Generic[C]):
 
     While training, x is multiplied by U(1 - jitter, 1 + jitter), in a copy, drawn as dropout is;
     losses "balance" and "z" are there.
+    by_row: a row's experts depend on that row alone, so that a graph of `torch.compile`, which has
+    a fixed number of pairs, may give padding pairs of weight 0.
     """
+
+    by_row: ClassVar[bool] = True
 
     def __init__(self, config: C) -> None:
         super().__init__(config.experts)
@@ -76,7 +80,7 @@ class ScoreRouter(Router, Generic[C]):
         return routing
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        if valid is not None and (self.limited or not torch.compiler.is_compiling()):
+        if valid is not None and not (self.by_row and torch.compiler.is_compiling()):
             return of_real(rows, valid, lambda real: self.route(real, None))
         x = rows
         if self.training and self.terms.jitter:
@@ -85,7 +89,7 @@ class ScoreRouter(Router, Generic[C]):
             x = x * torch.empty_like(x).uniform_(low, high)
         logits = self.logits(x)
         index, weight, counts = self.choose(logits)
-        if valid is not None:  # a graph has as many pairs as there are rows: padding weighs 0 in it
+        if valid is not None:
             weight = torch.where(valid[:, None], weight, 0)
         whole = Routing.from_topk(index, weight.to(rows.dtype), self.experts)
         routing = whole if counts is None else keep_pairs(whole, counts.flatten())

@@ -24,7 +24,6 @@ class Router(ReadsContext, abc.ABC):
     by_expert: names of the parameters and buffers that have a row for each expert and alone decide
     which experts there are; None where experts cannot come or go.
     equal_counts: each row has as many experts as any other, whatever it holds.
-    limited: a capacity counts the pairs, so that padding may have none even in a compiled graph.
 
     Raises: ConfigError for less than one expert; ShapeError for padding of another batch.
     """
@@ -32,7 +31,6 @@ class Router(ReadsContext, abc.ABC):
     by_expert: ClassVar[tuple[str, ...] | None] = None
     normalised: bool = False
     equal_counts: bool = False
-    limited: bool = False
 
     def __init__(self, experts: int) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from ..core import Routing
 from ..core.checks import one_of
 from ..core.errors import CheckpointError, ConfigError, ShapeError
 from ..gating import RandomSource, Router, expert_readers
-from ..gating.gate import wide_layer
+from ..gating.gate import keep_pairs, wide_layer
 from ..routers import RandomRouter
 from .capacity import Capacity
 from .experts import ExpertList, Experts
@@ -82,8 +82,6 @@ class Mixture(_InPlaceOfMlp):
         for reader in expert_readers(router):
             reader.see(self.experts)
         self.router, self.shared, self.capacity = router, shared, capacity
-        if capacity is not None and isinstance(router, Router):
-            router.limited = True
         self.draws = (
             RandomSource(generator) if generator is not None and capacity is not None else None
         )
@@ -95,6 +93,8 @@ class Mixture(_InPlaceOfMlp):
         # a router may weigh in float32 where the model is half as wide
         routing = spread(replace(routing, weight=routing.weight.to(x.dtype)), x)
         if self.capacity is not None:
+            if torch.compiler.is_compiling():  # padding may have pairs, of weight 0
+                routing = keep_pairs(routing, routing.weight != 0)
             routing = self.capacity.limit(routing, training=self.training, draws=self.draws)
             if self.training:
                 self.taken = routing

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..core import Cell
 from ..core.errors import ConfigError, ShapeError
+from ..gating.random_source import seeded_by
 from ..routers import RandomRouter
 
 Linear = Callable[[Tensor], Tensor]
@@ -110,6 +111,4 @@ def check_gates(gates: Tensor, experts: int, rows: int) -> None:
 
 def draw_apart(experts: int, active: int, per: str, *, generator: torch.Generator) -> RandomRouter:
     """A random router with a generator of its own, seeded from `generator`."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    own = torch.Generator().manual_seed(seed)
-    return RandomRouter(experts, active, per, generator=own)
+    return RandomRouter(experts, active, per, generator=seeded_by(generator))

@@ -51,6 +51,8 @@ class ExpertChoice:
 class ExpertChoiceRouter(GateRouter[ExpertChoice]):
     """The router of `ExpertChoice`.  x: (..., width) -> Routing (rows, E), each expert as often."""
 
+    by_row = False
+
     def room(self, tokens: int) -> int:
         """k = ceil(c T / E), how many tokens each expert takes."""
         return min(tokens, room_for(self.config.capacity, tokens, self.experts))

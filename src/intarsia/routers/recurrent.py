@@ -90,11 +90,11 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
             del self.cell
 
     def logits(self, rows: Tensor) -> Tensor:
-        u = wide_linear(rows, self.down)  # W1 x, (N, p)
+        u = wide_linear(rows, self.down)  # eq. 4, (N, p)
         before = self.carried(len(rows)) if self.config.carry else None
-        state = self.recur(u, torch.zeros_like(u) if before is None else before)
+        state = self.recur(u, torch.zeros_like(u) if before is None else before)  # eq. 5, h_l
         self.carry(state)
-        return wide_linear(state, self.weight)
+        return wide_linear(state, self.weight)  # eq. 6
 
     def recur(self, u: Tensor, state: Tensor) -> Tensor:
         """h_l from W1 x and h_{l-1}, all (N, p), in the type of u whatever autocast says."""

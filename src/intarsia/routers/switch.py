@@ -52,7 +52,7 @@ class Switch:
 class SwitchRouter(GateRouter[Switch]):
     """The router of `Switch`.  x: (..., width) -> Routing of shape (rows, E), at most one a row."""
 
-    limited = True
+    by_row = False
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
         p, index = logits.softmax(-1).topk(1)  # eq. 1 and 2, (N, 1)

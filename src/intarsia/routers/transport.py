@@ -68,6 +68,8 @@ class Transport:
 class TransportRouter(GateRouter[Transport]):
     """The router of `Transport`.  x: (..., width) -> Routing of shape (rows, E)."""
 
+    by_row = False
+
     def plan(self, p: Tensor) -> Tensor:
         """The transport plan.  p: (N, E) -> (N, E), 0 or more."""
         config, tokens = self.config, len(p)
