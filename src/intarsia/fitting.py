@@ -46,7 +46,7 @@ def fit(
     evaluate_every: int = 1,
     **options: Unpack[Options],
 ) -> Run:
-    """Train what is not frozen in a model, in place.
+    """Train the parameters of a model that are not frozen, in place.
 
     train: what `load_data` or `load_texts` gives, with all its parts, pictures resized and
     normalised as the model's own configuration says. Or train, val, test: image sets, or map-style
@@ -82,7 +82,7 @@ def sets_of(
     val: Dataset[Any] | None,
     test: Dataset[Any] | None,
 ) -> tuple[Sets, dict[str, Any]]:
-    """The three sets as the model sees them, and what a record says of where they come from.
+    """The three sets as the model sees them, and the record of where they come from.
 
     Raises: ConfigError for splits with another val or test beside them; DataError for pictures and
     a model that does not say how it wants them.
@@ -140,7 +140,7 @@ def _write(model: nn.Module, folder: Path) -> None:
 
 
 def _no_phases(model: nn.Module) -> None:
-    """Raises: ConfigError for an adapter that only a training in phases makes what it is to be."""
+    """Raises: ConfigError for an adapter whose method trains in phases."""
     configs: Mapping[str, Any] = model.peft_config if is_adapted(model) else {}
     for name in model.active_adapters if is_adapted(model) else ():
         config = configs[name]
@@ -155,7 +155,7 @@ def _no_phases(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class PhasedRun:
-    """What a training in phases gave: what the method found, and the run of each phase, by name.
+    """The result of a training in phases: the method's own, and the run of each phase, by name.
 
     `run` is that of the last phase, whose scores are those of the result.
     """
@@ -182,7 +182,7 @@ def fit_in_phases(
     evaluate_every: int = 1,
     **options: Unpack[Options],
 ) -> PhasedRun:
-    """Train a model as a method of several phases says, in place: see `fit` for the arguments.
+    """Train a model by a method of several phases, in place: see `fit` for the arguments.
 
     Each phase is a `fit` of its own: the same seed, a fresh optimiser, schedule and order, and the
     epochs that were asked for times the phase's own length. With out="folder" the last phase is the

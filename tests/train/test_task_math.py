@@ -183,7 +183,7 @@ def test_chunks_of_queries_are_scored_alike(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_heads_are_the_objective_of_task_heads() -> None:
-    logits, y = normal(6, 4, seed=2), torch.tensor([0, 1, 2, 3, 0, 2])
+    logits, y = normal(6, 4, seed=2), torch.tensor([0, 1, 0, 3, 0, 2])
     groups = ([0, 3], [2, 1])
     model = torch.nn.Identity()
     batch = logits, y

@@ -18,10 +18,10 @@ def unchanged(make: Make) -> Make:
 
 @dataclass(frozen=True)
 class Phase:
-    """One training of a model: all of it in the state in which it is to start.
+    """One training of a model, which the method has prepared.
 
-    length: its share of the epochs that were asked for.  optimizer: what becomes of the run's own
-    way to make an optimiser.  last: does the result come out of it?
+    length: its share of the epochs that were asked for.  optimizer: changes the run's own optimiser
+    factory.  last: its result is the result of the training.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Phase:
 
 @runtime_checkable
 class Phased(Protocol):
-    """A method that trains a model several times, and may do with it what it likes in between."""
+    """A method that trains a model several times, and may change it in between."""
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Any]:
         """Yields each phase when the model is ready for it; returns what was found.

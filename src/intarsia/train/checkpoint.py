@@ -1,4 +1,4 @@
-"""Checkpoints that are there in full or not at all: safetensors and JSON, hashed, then renamed.
+"""Atomic checkpoints: safetensors and JSON, hashed, written aside and then renamed.
 
 `folder/save-000012/` holds tensors.safetensors, state.json and manifest.json with the SHA-256 of
 the other two. A folder of that name is complete: it was renamed after all of it was on disk.
@@ -92,7 +92,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state that `save` was given, tensors on the CPU.
+    """Read a checkpoint written by `save`; tensors are on the CPU.
 
     Raises: CheckpointError for a file that is missing, truncated or changed in any bit.
     """

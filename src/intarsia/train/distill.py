@@ -68,7 +68,7 @@ def staged_distillation(
     fit(student, train, objective=staged_distillation(teacher, until=0.6))
 
     A student that is shallower than its teacher fits both for a while, and not to the end, where
-    the teacher's word costs it accuracy (arXiv:2201.05596, section 4.2).
+    the teacher's targets lower its accuracy (arXiv:2201.05596, section 4.2).
     Raises: ConfigError for settings that cannot be.
     """
     _check(beta, temperature)

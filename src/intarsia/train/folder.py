@@ -1,4 +1,4 @@
-"""The run folder: what is written where, and when."""
+"""The run folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Log:
         self._file = None
 
     def open(self, size: int) -> None:
-        """Go on after the first `size` bytes; what a killed run wrote behind them is cut off."""
+        """Go on after the first `size` bytes; later lines, of a killed run, are cut off."""
         if self.path is None:
             return
         try:

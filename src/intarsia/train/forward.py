@@ -18,7 +18,7 @@ from .settings import Running
 
 @contextmanager
 def wrapped(model: nn.Module, running: Running, accelerator: Accelerator) -> Iterator[nn.Module]:
-    """The model for training; what was switched on in it is switched off again afterwards.
+    """The model for training; its settings are restored afterwards.
 
     Each process draws its own rows of the joined batch's draws. Under `recompute` draws are held
     until the next `redraw`, so that the second computation meets the same experts.

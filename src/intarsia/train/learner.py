@@ -23,7 +23,7 @@ from .tasks import Task
 
 
 class Learner:
-    """A model, what moves it, and the loss it is moved by.
+    """A model with its optimiser, objective and task.
 
     `model` is the user's; `forward` is the same model wrapped for several processes or compiled.
     """
@@ -41,7 +41,7 @@ class Learner:
         self.model, self.forward, self.objective, self.task = model, forward, objective, task
         self.training, self.recipe, self.accelerator = training, recipe, accelerator
         self.optimizer = recipe.optimizer(model, training.lr, training.weight_decay)
-        # what it moves: not always the model's own parameters, see schedules.Entries
+        # not always the model's own parameters, see schedules.Entries
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.rate = LearningRate(self.optimizer)
         scaled = training.precision == "fp16"
@@ -92,7 +92,7 @@ class Learner:
             schedule(self.model, step, steps)
 
     def end_epoch(self) -> None:
-        """Note how well the epoch's batches were answered."""
+        """Store the mean training accuracy of the epoch."""
         if self.recent:
             self.accuracies.append(sum(self.recent) / len(self.recent))
         self.recent = []

@@ -1,4 +1,4 @@
-"""What a training step minimises: functions of a model, a batch and a loss of logits.
+"""Training objectives: functions of a model, a batch and a loss of logits.
 
 An objective is `objective(model, x, loss_of) -> Outcome`; `loss_of(logits)` knows the labels. It
 says how many forwards a step has and how they are combined; a task says what the loss of one is.
@@ -53,9 +53,9 @@ class Staged:
 def logits_of(model: nn.Module, x: Inputs) -> Tensor:
     """Logits of a model that returns them or has `.logits`; draws anew.
 
-    At least float32, but for those of tokens (B, T, V), which are large: what reads them widens
-    the few that it needs.
-    x: what the model reads, or its arguments by name; "task_ids" among them go to the routers.
+    At least float32. Those of tokens (B, T, V) keep their type, since they are large: losses and
+    scores widen the rows they need.
+    x: the model's input, or its arguments by name; "task_ids" among them go to the routers.
     """
     redraw(model)
     if isinstance(x, Tensor):
@@ -149,7 +149,7 @@ def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: floa
     Var is the variance of a split up-projection's output over the draw of its experts, summed over
     outputs, in closed form (`SplitLinear.variance`) at the bottleneck z of this forward: half the
     expected squared distance of two passes at the cell, without the second pass. It leaves out
-    what later layers make of the difference: a surrogate for `two_pass`, not the same loss.
+    how later layers change the difference: a surrogate for `two_pass`, not the same loss.
     Raises: ConfigError for a model without a cell whose up-projection is split.
     """
     with _bottlenecks(model) as seen:

@@ -1,4 +1,4 @@
-"""What a training step gives back, and the loss of one batch as an objective sees it."""
+"""The outcome of a training step, and the loss of a batch's output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is trained, what is frozen, and in which type each is held."""
+"""Trained and frozen parameters, and the type each is held in."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -> list[nn.Module]:
-    """timm's attentions whose products are better written out: in a half type on a CPU.
+    """timm's attention layers that are faster unfused: on a CPU, in a half type.
 
     torch's fused attention takes longer there than two matrix products and a softmax, whose scores
     are small up to some hundred tokens.
@@ -115,6 +115,6 @@ def _learns(module: nn.Module) -> bool:
 
 
 def learned_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: trained parameters and persistent buffers, no frozen weights."""
+    """Trained parameters and persistent buffers; no frozen weights."""
     without = {n for n, _ in frozen(model)}
     return {n: t for n, t in model.state_dict().items() if n not in without}

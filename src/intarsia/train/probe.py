@@ -1,4 +1,4 @@
-"""The linear probe: what a frozen trunk already knows, in one pass over the images."""
+"""The linear probe: a classifier on a frozen trunk's features, in one pass over the images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def linear_probe(
 def features(
     model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """What goes into the model's head, (n, d) float32, and the labels (n,), on the CPU.
+    """The inputs of the model's head, (n, d) float32, and the labels (n,), on the CPU.
 
     In the set's order, in every process.  Raises: ConfigError for a model without one head.
     """

@@ -1,4 +1,4 @@
-"""How many processes there are, which one this is, and where it computes: accelerate's answers."""
+"""The processes of a data-parallel run, and the device of each, from accelerate."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def accelerator(trackers: Sequence[str], out: Path | None) -> Accelerator:
 
 
 def on_main(ranks: Accelerator, job: Callable[[], Result]) -> Result:
-    """What the main process gets from the job, in every process; so is the error it raises."""
+    """Run a job in the main process; every process gets its result, or raises its error."""
     found: Result | IntarsiaError | None = None
     if ranks.is_main_process:
         try:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and what trackers are told."""
+"""The progress bar of a run, and its trackers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from ..core.errors import ConfigError, MissingExtra, UnknownName
 
 
 class Bar:
-    """A progress bar on stderr; nothing where that is not a terminal, or in a pool's worker, whose
-    bar would be drawn over the others' and the runner's lines.
+    """A progress bar on stderr.
+
+    Not drawn where stderr is no terminal, nor in a worker of a pool: bars would overwrite each
+    other.
     """
 
     def __init__(self, steps: int, epochs: int, *, show: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a run says of itself: machine, versions, parameter counts, data, settings."""
+"""The record of a run: machine, versions, parameter counts, data, settings."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 
 
 def forget_peak() -> int:
-    """Let `peak_bytes` count from here, where the system can: loading the data is not training.
+    """Start the count of `peak_bytes` here, where the system can: loading the data is not training.
 
     Returns what is resident now, freed memory that the process still held given back.
     """
@@ -71,7 +71,7 @@ def forget_peak() -> int:
 def peak_bytes(start: int) -> dict[str, int]:
     """Highest resident memory and accelerator allocation since `forget_peak`.
 
-    start: what that returned; `grown` is the highest above it, what training itself took.
+    start: the value that returned; `grown` is the peak above it, the memory of training itself.
     Where the system cannot forget, the process's highest resident memory so far.
     """
     unit = 1 if sys.platform == "darwin" else 1024
@@ -148,7 +148,7 @@ def describe(function: object) -> Any:
 
 
 def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
-    """Number of images, class names where known, and a hash of what can be had without decoding.
+    """Number of samples, class names where known, and a hash that needs no decoding.
 
     Tensors are hashed whole; pictures by the digests of their pixels; texts by those of their rows,
     `digests`; others by their labels.

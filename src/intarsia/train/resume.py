@@ -1,4 +1,4 @@
-"""What a killed run must find again, and whether a checkpoint belongs to this run."""
+"""The state of a run, and the check that a checkpoint belongs to this run."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Score:
 
 @dataclass
 class Position:
-    """Where a run stands: steps done, time spent, bytes of metrics written, best epoch so far, and
-    the routers' loads in the newest whole epoch."""
+    """Progress of a run: steps, time, bytes of metrics written, the best epoch so far, and the
+    routers' loads in the newest whole epoch."""
 
     step: int = 0
     seconds: float = 0.0
@@ -49,12 +49,12 @@ class Position:
 
 
 def learned_copy(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes, as it is now, on the CPU."""
+    """A copy of the trained parameters and buffers, on the CPU."""
     return {name: t.detach().cpu().clone() for name, t in learned_state(model).items()}
 
 
 def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
-    """Set what training changes.  Raises: CheckpointError if names or shapes differ."""
+    """Set trained parameters and buffers.  Raises: CheckpointError if names or shapes differ."""
     own = learned_state(model)
     other = {n: tuple(t.shape) for n, t in own.items()}
     wanted = {n: tuple(t.shape) for n, t in learned.items()}
@@ -70,7 +70,7 @@ def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
         for name, tensor in own.items():
             tensor.copy_(learned[name])
     for module in model.modules():
-        # what a module knows on the host of its buffers, as after load_state_dict
+        # values that a module keeps beside its buffers, as after load_state_dict
         if callable(read := getattr(module, "read_buffers", None)):
             read()
 
@@ -107,7 +107,7 @@ def capture(model: nn.Module, learner: Learner, at: Position, ranks: Accelerator
 def restore(
     model: nn.Module, learner: Learner, at: Position, state: Mapping[str, Any], ranks: Accelerator
 ) -> None:
-    """Put a run back to where it was captured.
+    """Restore a run to the state that was captured.
 
     Raises: CheckpointError if the checkpoint is of another run: method, backbone, classes, data,
     settings or number of processes.

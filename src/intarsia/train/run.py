@@ -30,9 +30,9 @@ from .tasks.task import Task
 
 @dataclass(frozen=True)
 class Run:
-    """What a run gave: scores on val and test (None without such a set), curves, and its record.
+    """The result of a run: scores on val and test (None without such a set), curves, and record.
 
-    `history` holds the lines of metrics.jsonl (in the main process), `record` what run.json says.
+    `history` holds the lines of metrics.jsonl (in the main process), `record` those of run.json.
     """
 
     record: Mapping[str, Any]
@@ -108,7 +108,7 @@ def fit_once(
 def _check_selection(
     train: Dataset[Any], val: Dataset[Any] | None, recipe: Recipe, every: int
 ) -> bool | None:
-    """Whether val shares nothing with train; None if nobody asked or it cannot be told."""
+    """True if val shares no sample with train; None if not checked, or not known."""
     at_least("evaluate_every", every, 0, fix="Try 1.")
     if recipe.select != "val":
         return None
@@ -137,7 +137,7 @@ def _about(
     objective: Objective | Staged,
     settled: tuple[Training, Recipe, Running],
 ) -> dict[str, Any]:
-    """All that is known before the first step."""
+    """The part of the record that is known before the first step."""
     training, recipe, running = settled
     named = dict(zip(("train", "val", "test"), sets, strict=True))
     return {
@@ -158,7 +158,7 @@ def _about(
 
 
 def _identity(about: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """What must be the same for a checkpoint to fit."""
+    """The settings and data that a checkpoint must share with the run."""
     data = about["data"]["train"]
     chooses = about["recipe"]["select"] == "val"
     return {

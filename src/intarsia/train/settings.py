@@ -1,4 +1,4 @@
-"""What a run is asked to do: three small frozen dataclasses, and the keywords that set them."""
+"""The settings of a run: three small frozen dataclasses, and their keywords."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Schedule = Callable[[nn.Module, int, int], None]
 
 @dataclass(frozen=True)
 class Training:
-    """The hyper-parameters that a paper would print.
+    """The hyper-parameters that papers print.
 
     batch_size: samples per optimiser step, over all parts and processes.
     accumulate: gradient accumulation steps: the parts of a process's share of a batch.
@@ -61,7 +61,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything else that decides what is learned; the defaults do nothing out of the ordinary.
+    """The other settings that change what is learned; the defaults are plain AdamW.
 
     optimizer: (model, lr, weight_decay) -> Optimizer.  lr_factor: (step, steps) -> multiple of lr,
     None = cosine after the warm-up.  schedule: (model, step, steps), called before each step; it
@@ -105,7 +105,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Running:
-    """How a run is carried out; none of it changes what is learned beyond rounding.
+    """How a run is carried out; this changes what is learned by rounding at most.
 
     out: the run folder, None = nothing is written.  resume: go on from its checkpoint.
     checkpoint_steps, checkpoint_seconds: whichever comes first; None = not by that.

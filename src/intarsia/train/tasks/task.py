@@ -17,7 +17,7 @@ from ..scores import Scores
 
 
 class Task(abc.ABC):
-    """What the loop does not know of its batches: their form, their loss and their scores.
+    """The form of batches, their loss and their scores, which the loop does not know.
 
     An objective says how many forwards a step has and how they are combined; a task says what the
     loss of one output is. A batch is (inputs, target), its loss a mean over `count` things.
@@ -60,12 +60,12 @@ class Task(abc.ABC):
         return objective(model, batch[0], self.loss_of(batch))
 
     def noted(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """What is logged of a training step beside its loss: means over the batch."""
+        """Other values to log of a training step: means over the batch."""
         return {}
 
     @abc.abstractmethod
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """What is kept of a batch for its scores: tensors with one row a sample."""
+        """The values of a batch that its scores need: tensors with one row a sample."""
 
     @abc.abstractmethod
     def scores(self, *rows: Tensor) -> Scores:
