@@ -3,6 +3,7 @@
 [result] = cells([Asked(VARIANTS["comet"], "austen", seed=0, budget="flops")])
 """
 
+from ...core.renamed import renamed
 from ...results.routers.findings import RouterResults as RouterResults
 from ...results.routers.findings import RouterSheet as RouterSheet
 from ...results.routers.findings import sheets_of as sheets_of
@@ -22,3 +23,11 @@ from .table import chosen as chosen
 from .variant import Expert as Expert
 from .variant import Start as Start
 from .variant import Variant as Variant
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "Contender": "results.routers.findings.RouterResults",
+        "Sheet": "results.routers.findings.RouterSheet",
+    },
+)
