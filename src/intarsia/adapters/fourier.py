@@ -60,12 +60,9 @@ class FourierCell(Cell):
         self.config, self.shape = config, (site.outputs, site.reads)
         weights = site.outputs * site.reads
         if config.entries > weights:
-            raise ConfigError(
-                f"entries of {site.path!r}",
-                got=config.entries,
-                want=f"at most the {weights} of a {site.outputs} x {site.reads} weight",
-                fix="Lower the number, or leave this layer out.",
-            )
+            want = f"at most the {weights} of a {site.outputs} x {site.reads} weight"
+            fix = "Lower the number, or leave this layer out."
+            raise ConfigError(f"entries of {site.path!r}", got=config.entries, want=want, fix=fix)
         order = torch.randperm(weights, generator=torch.Generator().manual_seed(config.seed))
         self.register_buffer("place", order[: config.entries], persistent=False)
         self.coefficients = nn.Parameter(

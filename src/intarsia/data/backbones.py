@@ -107,12 +107,8 @@ def _build(
 ) -> nn.Module:
     if size < spec.multiple or size % spec.multiple:
         near = max(1, round(size / spec.multiple)) * spec.multiple
-        raise ConfigError(
-            f"picture size for {name}",
-            got=size,
-            want=f"a multiple of {spec.multiple}",
-            fix=f"Use {near}.",
-        )
+        what, want = f"picture size for {name}", f"a multiple of {spec.multiple}"
+        raise ConfigError(what, got=size, want=want, fix=f"Use {near}.")
     model = _create(spec.timm_name, classes, size, pretrained=False)
     if state is not None:
         head = _classifier(model)
@@ -149,12 +145,9 @@ def _check_name(name: str, pretrained: bool) -> None:
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise UnknownName("backbone", name, [*PACKAGED, *near])
     if pretrained and ":" not in name and not timm.is_model_pretrained(name):
-        raise AssetError(
-            f"pretrained weights of {name}",
-            got="none published",
-            want="a timm model with weights",
-            fix=f"Choose from timm.list_models({name.split('.')[0] + '*'!r}, pretrained=True).",
-        )
+        what = f"pretrained weights of {name}"
+        fix = f"Choose from timm.list_models({name.split('.')[0] + '*'!r}, pretrained=True)."
+        raise AssetError(what, got="none published", want="a timm model with weights", fix=fix)
 
 
 def _check_folder(name: str, pretrained: bool) -> None:

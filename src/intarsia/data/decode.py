@@ -49,12 +49,9 @@ def read_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
                 raise Image.DecompressionBombError(f"Image size ({image.width}x{image.height})")
             return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(
-            name,
-            got=str(error).partition(" exceeds")[0],
-            want=f"at most {MAX_PIXELS} pixels",
-            fix="Shrink it first, e.g. `vipsthumbnail -s 2048 FILE`, which reads in pieces.",
-        ) from error
+        got = str(error).partition(" exceeds")[0]
+        fix = "Shrink it first, e.g. `vipsthumbnail -s 2048 FILE`, which reads in pieces."
+        raise DataError(name, got=got, want=f"at most {MAX_PIXELS} pixels", fix=fix) from error
     except DataError as error:
         raise DataError(name, got=error.got, want=error.want, fix=error.fix) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError ...
@@ -88,12 +85,9 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:
-        raise DataError(
-            "image array",
-            got=f"shape {array.shape}",
-            want="(height, width) or (height, width, 1|3|4)",
-            fix="Move the channels to the last axis.",
-        )
+        want = "(height, width) or (height, width, 1|3|4)"
+        fix = "Move the channels to the last axis."
+        raise DataError("image array", got=f"shape {array.shape}", want=want, fix=fix)
     mode = "RGBA" if array.ndim == 3 and array.shape[2] == 4 else None
     image = Image.fromarray(np.ascontiguousarray(_to_uint8(array)))
     return to_rgb(image) if mode else image.convert("RGB")
@@ -109,12 +103,9 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
         return np.round(array.astype(np.float32) / 257).astype(np.uint8)
     if np.issubdtype(array.dtype, np.floating) and low >= 0 and high <= 1:
         return np.round(array.astype(np.float32) * 255).astype(np.uint8)
-    raise DataError(
-        "image values",
-        got=f"{array.dtype} from {low} to {high}",
-        want="8-bit, 16-bit without sign, or floats from 0 to 1",
-        fix="Rescale the values before saving the image.",
-    )
+    want = "8-bit, 16-bit without sign, or floats from 0 to 1"
+    fix = "Rescale the values before saving the image."
+    raise DataError("image values", got=f"{array.dtype} from {low} to {high}", want=want, fix=fix)
 
 
 def digest(image: Image.Image) -> str:

@@ -56,12 +56,9 @@ def check_same_classes(sets: dict[str, ImageSet]) -> None:
 def _directory(root: Path) -> Path:
     if root.is_dir():
         return root
-    raise DataError(
-        f"image folder {str(root)!r}",
-        got="a file" if root.exists() else "nothing there",
-        want="a folder with one sub-folder per class, or with train/ and test/",
-        fix="Check the path.",
-    )
+    got = "a file" if root.exists() else "nothing there"
+    want = "a folder with one sub-folder per class, or with train/ and test/"
+    raise DataError(f"image folder {str(root)!r}", got=got, want=want, fix="Check the path.")
 
 
 def _parts(root: Path) -> dict[str, Path]:
@@ -74,12 +71,8 @@ def _parts(root: Path) -> dict[str, Path]:
         return {}
     for part, folders in found.items():
         if len(folders) > 1:
-            raise DataError(
-                f"part {part!r} of {str(root)!r}",
-                got=" and ".join(folder.name for folder in folders),
-                want="one folder",
-                fix="Merge them or rename one.",
-            )
+            got, fix = " and ".join(folder.name for folder in folders), "Merge them or rename one."
+            raise DataError(f"part {part!r} of {str(root)!r}", got=got, want="one folder", fix=fix)
     return {part: folders[0] for part, folders in found.items() if folders}
 
 
@@ -88,12 +81,9 @@ def _read_classes(root: Path) -> ImageSet:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         loose = sum(p.suffix.lower() in SUFFIXES for p in root.iterdir())
-        raise DataError(
-            f"image folder {str(root)!r}",
-            got=f"no sub-folder ({loose} pictures directly in it)",
-            want="one sub-folder per class",
-            fix="Sort the pictures into folders named after their classes.",
-        )
+        got, want = f"no sub-folder ({loose} pictures directly in it)", "one sub-folder per class"
+        fix = "Sort the pictures into folders named after their classes."
+        raise DataError(f"image folder {str(root)!r}", got=got, want=want, fix=fix)
     paths: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):

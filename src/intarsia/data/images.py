@@ -184,12 +184,9 @@ def check_every_class(images: ImageSet) -> None:
         raise DataError(what, got=got, want="at least 2 classes", fix=fix)
     empty = [name for name, n in images.counts().items() if n == 0]
     if empty:
-        raise DataError(
-            f"classes of {images.name!r}",
-            got=f"no picture of {', '.join(empty[:SHOWN])}",
-            want="at least one picture of every class",
-            fix="Add pictures (or ask for a larger part), or remove these classes.",
-        )
+        what, got = f"classes of {images.name!r}", f"no picture of {', '.join(empty[:SHOWN])}"
+        fix = "Add pictures (or ask for a larger part), or remove these classes."
+        raise DataError(what, got=got, want="at least one picture of every class", fix=fix)
 
 
 def _of_each(labels: np.ndarray, n: int, seed: int) -> np.ndarray:

@@ -77,8 +77,8 @@ def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Tens
     return TensorDataset(out, torch.as_tensor(images.labels, dtype=torch.int64))
 
 
-def held(images: ImageSet, transform: Transform) -> Dataset[tuple[Tensor, int]]:
-    """`tensors` where they fit into memory, else `Prepared`, which transforms at each look."""
+def held(images: ImageSet, transform: Transform) -> TensorDataset | Prepared:
+    """`tensors` if they fit into memory, otherwise `Prepared`, which transforms on each access."""
     try:
         return tensors(images, transform)
     except ConfigError:  # more than half of the free memory

@@ -94,12 +94,9 @@ def building(target: Path) -> Iterator[Path | None]:
         lock = FileLock(str(target.parent / f".{target.name}.lock"))
         lock.acquire()
     except OSError as error:
-        raise AssetError(
-            f"cache folder {target.parent}",
-            got=error,
-            want="a folder that can be written",
-            fix="Set INTARSIA_HOME to a writable folder with a few GB of free space.",
-        ) from error
+        what = f"cache folder {target.parent}"
+        fix = "Set INTARSIA_HOME to a writable folder with a few GB of free space."
+        raise AssetError(what, got=error, want="a folder that can be written", fix=fix) from error
     try:
         if target.exists():  # another process built it meanwhile
             yield None
@@ -189,12 +186,9 @@ def _download(package: Package, folder: Path, cache: Path) -> Path:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise AssetError(
-            f"obtaining {package.spec}",
-            got=f"no program {command[0]!r} on this machine",
-            want=f"the {package.registry} client {command[0]!r}",
-            fix=elsewhere,
-        ) from error
+        got = f"no program {command[0]!r} on this machine"
+        want = f"the {package.registry} client {command[0]!r}"
+        raise AssetError(f"obtaining {package.spec}", got=got, want=want, fix=elsewhere) from error
     archives = [p for p in folder.iterdir() if p.suffix in {".whl", ".deb", ".tgz"}]
     if done.returncode or len(archives) != 1:
         lines = (done.stderr or done.stdout).strip().splitlines()
@@ -253,12 +247,9 @@ def _untar(archive: Path, target: Path) -> None:
 def _refuse_escape(target: Path, name: str, archive: Path) -> None:
     root = target.resolve()
     if Path(name).is_absolute() or not (root / name).resolve().is_relative_to(root):
-        raise AssetError(
-            f"unpacking {archive.name}",
-            got=f"a member named {name!r}",
-            want="paths inside the archive's own folder",
-            fix="Do not use this archive: it tries to write elsewhere.",
-        )
+        what, got = f"unpacking {archive.name}", f"a member named {name!r}"
+        fix = "Do not use this archive: it tries to write elsewhere."
+        raise AssetError(what, got=got, want="paths inside the archive's own folder", fix=fix)
 
 
 def _deb_payload(archive: Path) -> bytes:

@@ -139,12 +139,8 @@ def make_splits(
     kept = Keep(train, fraction, shots, fewer)
     _check_sizes(train=train, val=val, test=test)
     if "all" not in parts and "train" not in parts:
-        raise DataError(
-            "parts of the data",
-            got=", ".join(parts) or "none",
-            want="'all', or 'train' with 'val' or 'test'",
-            fix="Name the part to train on 'train'.",
-        )
+        want, fix = "'all', or 'train' with 'val' or 'test'", "Name the part to train on 'train'."
+        raise DataError("parts of the data", got=", ".join(parts) or "none", want=want, fix=fix)
     check_same_classes(parts)
     pool = parts["train"] if "train" in parts else parts["all"]
     default = round(len(pool) * TEST_SHARE)

@@ -128,12 +128,9 @@ def _picture(dataset: Any, index: int) -> Picture:
     picture = dataset[index][0]
     if isinstance(picture, Image.Image | np.ndarray | Path | bytes):
         return picture
-    raise DataError(
-        f"picture {index} of {type(dataset).__name__}",
-        got=type(picture).__name__,
-        want="a Pillow image or a numpy array",
-        fix="Make the dataset without a transform: the model's own is applied later.",
-    )
+    what, got = f"picture {index} of {type(dataset).__name__}", type(picture).__name__
+    fix = "Make the dataset without a transform: the model's own is applied later."
+    raise DataError(what, got=got, want="a Pillow image or a numpy array", fix=fix)
 
 
 def _encoded(table: Any, column: str, index: int) -> Picture:
@@ -172,12 +169,9 @@ def _from_table(table: Any, name: str) -> ImageSet:
 def _checked(sets: dict[str, ImageSet], path: Path, on_error: OnError) -> dict[str, ImageSet]:
     unknown = set(sets) - {"all", "train", "val", "test"}
     if not sets or unknown or ("all" in sets and len(sets) > 1):
-        raise DataError(
-            f"parts of {path.name}",
-            got=", ".join(sorted(sets)) or "an empty table",
-            want="train with val or test, or no parts",
-            fix="Correct the part column, or name the splits train, val and test.",
-        )
+        what, got = f"parts of {path.name}", ", ".join(sorted(sets)) or "an empty table"
+        fix = "Correct the part column, or name the splits train, val and test."
+        raise DataError(what, got=got, want="train with val or test, or no parts", fix=fix)
     check_same_classes(sets)
     for images in sets.values():
         check_every_class(images)

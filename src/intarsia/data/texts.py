@@ -228,12 +228,8 @@ def _object(line: str, where: str) -> Mapping[str, Any]:
             where, got=str(error), want="one JSON object", fix="Correct or delete the line."
         ) from error
     if not isinstance(found, dict):
-        raise DataError(
-            where,
-            got=type(found).__name__,
-            want="one JSON object",
-            fix='For example {"prompt": "...", "response": "..."}.',
-        )
+        got, fix = type(found).__name__, 'For example {"prompt": "...", "response": "..."}.'
+        raise DataError(where, got=got, want="one JSON object", fix=fix)
     return found
 
 

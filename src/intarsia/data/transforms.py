@@ -100,12 +100,9 @@ def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
 
 def _from_processor(config: Mapping[str, Any], model: nn.Module) -> InputConfig:
     if config.get("do_flip_channel_order"):
-        raise DataError(
-            "image processor",
-            got="do_flip_channel_order (BGR pictures)",
-            want="RGB pictures",
-            fix="Flip the channels of the first layer, or use another backbone.",
-        )
+        got = "do_flip_channel_order (BGR pictures)"
+        fix = "Flip the channels of the first layer, or use another backbone."
+        raise DataError("image processor", got=got, want="RGB pictures", fix=fix)
     resize = _edge(config.get("size"))
     cut = _edge(config.get("crop_size")) if config.get("do_center_crop") else None
     # without a crop use the model's size; DINOv2's (518) is only that of its position embedding

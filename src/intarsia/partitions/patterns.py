@@ -45,12 +45,8 @@ def keep_blocks(scores: Mapping[str, Tensor], count: int, blocks: Blocks) -> Par
 def _n_of_m(name: str, score: Tensor, pattern: NofM) -> Tensor:
     groups = pattern.groups(score.detach())
     if bool(groups.isnan().any()):
-        raise DataError(
-            f"scores of {name!r}",
-            got="NaN among them",
-            want="numbers",
-            fix="Look for a training that diverged: lower its learning rate.",
-        )
+        got, fix = "NaN among them", "Look for a training that diverged: lower its learning rate."
+        raise DataError(f"scores of {name!r}", got=got, want="numbers", fix=fix)
     best = groups.argsort(dim=-1, descending=True, stable=True)[..., : pattern.n]
     mask = torch.zeros_like(groups, dtype=torch.bool).scatter(-1, best, True)
     return pattern.restored(mask).cpu().contiguous()

@@ -24,7 +24,7 @@ class _Set:
 
     classes: int
     counts: tuple[int, int, int]  # train, val, test
-    folders: tuple[str, ...]
+    others: tuple[str, ...]  # folder names besides NAME and FGVC-NAME
     images: str
     about: str
 
@@ -32,39 +32,31 @@ class _Set:
 # the splits of VPT; train and val together are the original training part
 _SETS = {
     "cub": _Set(
-        200,
-        (5394, 600, 5794),
-        ("cub", "CUB", "CUB_200_2011", "FGVC-cub"),
-        "images",
-        "CUB-200-2011: species of birds",
+        200, (5394, 600, 5794), ("CUB", "CUB_200_2011"), "images", "CUB-200-2011: species of birds"
     ),
     "nabirds": _Set(
         555,
         (21536, 2393, 24633),
-        ("nabirds", "NABirds", "FGVC-nabirds"),
+        ("NABirds",),
         "images",
         "NABirds: species of birds of North America",
     ),
     "flowers": _Set(
         102,
         (1020, 1020, 6149),
-        ("flowers", "Flowers", "OxfordFlowers", "FGVC-flowers"),
+        ("Flowers", "OxfordFlowers"),
         ".",
         "Oxford Flowers: kinds of flowers",
     ),
     "dogs": _Set(
         120,
         (10800, 1200, 8580),
-        ("dogs", "Dogs", "StanfordDogs", "FGVC-dogs"),
+        ("Dogs", "StanfordDogs"),
         "Images",
         "Stanford Dogs: breeds of dogs",
     ),
     "cars": _Set(
-        196,
-        (7329, 815, 8041),
-        ("cars", "Cars", "StanfordCars", "FGVC-cars"),
-        ".",
-        "Stanford Cars: make, model and year",
+        196, (7329, 815, 8041), ("Cars", "StanfordCars"), ".", "Stanford Cars: make, model and year"
     ),
 }
 
@@ -108,8 +100,12 @@ def _classes(rows: list[tuple[str, int]]) -> dict[int, int]:
 
 def _folder(name: str, root: Path) -> Path:
     """The set's folder under the first name that exists, or where it should be."""
-    places = [root / folder for folder in _SETS[name].folders]
+    places = [root / folder for folder in _folders(name)]
     return next((place for place in places if place.is_dir()), places[0])
+
+
+def _folders(name: str) -> tuple[str, ...]:
+    return name, *_SETS[name].others, f"FGVC-{name}"
 
 
 def _task(name: str, found: _Set) -> SuiteTask:
@@ -120,7 +116,7 @@ def _task(name: str, found: _Set) -> SuiteTask:
         classes=found.classes,
         counts=dict(zip(PARTS, found.counts, strict=True)),
         read=partial(read, name),
-        needs=tuple("|".join(f"{folder}/{need}" for folder in found.folders) for need in needs),
+        needs=tuple("|".join(f"{folder}/{need}" for folder in _folders(name)) for need in needs),
         about=found.about,
     )
 

@@ -80,12 +80,8 @@ def check_present(images: ImageSet, *, spec: str, fix: str) -> None:
     if absent:
         shown = "".join(f"\n  {path}" for path in absent[:SHOWN])
         more = f"\n  and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
-        raise DataError(
-            f"pictures of {spec}",
-            got=f"{len(absent)} of {len(images)} missing:{shown}{more}\n",
-            want="every picture of the list",
-            fix=fix,
-        )
+        what, got = f"pictures of {spec}", f"{len(absent)} of {len(images)} missing:{shown}{more}\n"
+        raise DataError(what, got=got, want="every picture of the list", fix=fix)
 
 
 class _Pairs(list[tuple[str, object]]):

@@ -73,12 +73,9 @@ def read_published(suite: Suite, task: SuiteTask, folder: Path, fraction: float)
 def _check_needs(suite: Suite, task: SuiteTask, folder: Path) -> None:
     absent = missing(task, folder)
     if absent:
-        raise DataError(
-            f"{suite.name}/{task.name}",
-            got="missing:" + "".join(f"\n  {path}" for path in absent) + "\n",
-            want="these files" if len(absent) > 1 else "this file",
-            fix=_fix(suite, folder),
-        )
+        got = "missing:" + "".join(f"\n  {path}" for path in absent) + "\n"
+        want = "these files" if len(absent) > 1 else "this file"
+        raise DataError(f"{suite.name}/{task.name}", got=got, want=want, fix=_fix(suite, folder))
 
 
 def _check_counts(task: SuiteTask, parts: Parts, spec: str, fix: str) -> None:
