@@ -110,6 +110,7 @@ def test_padding_takes_no_place_of_a_capacity_in_a_graph(router: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor imports what torch deprecates
 def test_inductor_computes_what_the_model_does() -> None:
     torch._dynamo.reset()
     plain = MODELS["mosa"][0]().train()

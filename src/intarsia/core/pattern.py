@@ -42,7 +42,8 @@ class NofM:
                 want=f"a multiple of m = {self.m}",
                 fix="Leave this weight out.",
             )
-        return weight.movedim(self.axis, -1).unflatten(-1, (-1, self.m))
+        lines = weight.movedim(self.axis, -1)
+        return lines.reshape(*lines.shape[:-1], length // self.m, self.m)
 
     def restored(self, groups: Tensor) -> Tensor:
         """The inverse of `groups`."""
@@ -80,21 +81,22 @@ class Blocks:
         """
         matrix = weight.flatten(1) if weight.dim() > 1 else weight.reshape(1, -1)
         rows, columns = self._sides(*matrix.shape)
-        if matrix.shape[0] % rows or matrix.shape[1] % columns:
+        out, rest = matrix.shape
+        if out % rows or rest % columns:
             raise ShapeError(
                 "weight",
                 got=tuple(weight.shape),
                 want=f"a multiple of blocks of {rows} x {columns}",
                 fix="Leave this weight out.",
             )
-        tiled = matrix.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))  # (R, rows, C, columns)
+        tiled = matrix.reshape(out // rows, rows, rest // columns, columns)
         return tiled.transpose(1, 2).flatten(2)
 
     def restored(self, groups: Tensor, shape: torch.Size) -> Tensor:
         """The inverse of `groups` for a weight of that shape."""
         out, rest = (shape[0], shape[1:].numel()) if len(shape) > 1 else (1, shape.numel())
         rows, columns = self._sides(out, rest)
-        return groups.unflatten(2, (rows, columns)).transpose(1, 2).reshape(shape)
+        return groups.reshape(*groups.shape[:2], rows, columns).transpose(1, 2).reshape(shape)
 
     def holds(self, mask: Tensor) -> Tensor:
         """Where a mask keeps to the pattern: bool, of the mask's shape."""
