@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from intarsia.core import Format, nbytes
+from intarsia.conformance.cards import CARD_LAWS
+from intarsia.conformance.formats import LAWS
+from intarsia.conformance.verdict import Law
+from intarsia.core import Card, Format, Paper, nbytes
 from intarsia.core.errors import ShapeError
 from intarsia.formats import Bitmask, Gaussian
 
@@ -97,3 +100,10 @@ def test_nan_and_infinity_come_back() -> None:
     weight = torch.tensor([[0.0, math.nan, -math.inf, 2.0]])
     back = Bitmask().decode(Bitmask().encode(weight), (1, 4))
     assert_close(back, weight, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("law", [law for law in LAWS if law not in CARD_LAWS])
+def test_a_bitmask_obeys_the_laws_of_formats(law: Law) -> None:
+    # it is in no paper, so it has no card of its own
+    paper = Paper("2307.16867", 2023, "none")
+    law(Card("bitmask", "format", Bitmask, paper, tags=frozenset({"exact"})))

@@ -55,8 +55,8 @@ class Units:
 class Cell(nn.Module, abc.ABC):
     """What is added at a site: y = site(x) + cell(x).
 
-    A cell never merges itself into a host; it says what it would add. A `whole` cell computes what
-    the site gives together with what it adds (experts of an MLP share its products), by `around`.
+    A cell never merges itself into a host; `delta` is what it would add. A `whole` cell computes
+    the output of the site with its addition (experts of an MLP share its products), by `around`.
     A `fused` cell has an addition of its own, but `around` is the cheaper way beside a Linear.
     """
 

@@ -25,7 +25,7 @@ class Capacity:
     factor: c while training; 1 leaves room for uniform routing, E or more drops nothing.
     policy: which pairs of a full expert stay,
       "order", those of the first tokens (GShard, arXiv:2006.16668);
-      "random", a lot drawn for each pair (random token selection of Z-code M3, arXiv:2109.10465),
+      "random", those of a random order (random token selection of Z-code M3, arXiv:2109.10465),
       which treats early and late tokens alike: while training, a later token may take the place
       of an earlier one;
       "score", those of largest weight.
@@ -60,7 +60,7 @@ class Capacity:
     def limit(
         self, routing: Routing, *, training: bool, draws: RandomSource | None = None
     ) -> Routing:
-        """The routing less what is dropped.  draws: the lots of "random", needed to train."""
+        """The routing less what is dropped.  draws: of the policy "random", needed to train."""
         room = self.room(routing, training)
         if room is None:
             return routing
@@ -68,9 +68,9 @@ class Capacity:
             if draws is None:
                 got, fix = "policy='random' and no source of randomness", "Pass a generator."
                 raise ConfigError("capacity", got=got, want="draws", fix=fix)
-            lots = draws.drawn(routing.tokens, lambda n: draws.uniform(n, routing.experts))
-            lots = lots.to(routing.token.device)
-            first = lots[routing.token, routing.expert].argsort(descending=True)
+            drawn = draws.drawn(routing.tokens, lambda n: draws.uniform(n, routing.experts))
+            drawn = drawn.to(routing.token.device)
+            first = drawn[routing.token, routing.expert].argsort(descending=True)
         elif self.policy == "score":
             score = routing.weight.detach().nan_to_num(0)  # a NaN would come first
             first = score.argsort(descending=True, stable=True)

@@ -49,7 +49,10 @@ class DeepSpeedMoE:
         if not self.experts:
             raise ConfigError("experts", got="none", want="a number for each layer", fix="Try 4.")
         one_of("mix", self.mix, MIXES)
-        _ = self.capacity, [self._router(count) for count in self.experts]  # they say what cannot
+        _ = (
+            self.capacity,
+            [self._router(count) for count in self.experts],
+        )  # each checks its settings
 
     @property
     def router(self) -> TopK:

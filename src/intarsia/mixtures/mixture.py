@@ -46,8 +46,8 @@ class Mixture(_InPlaceOfMlp):
 
     experts: an `Experts`, or a list of modules of whatever kinds; router: which of them, with what
     weight, for each token, or for each sample, whose tokens then go together; shared: a module that
-    every token passes; capacity: how many tokens an expert takes, None = all.  generator: of the
-    lots of `Capacity(policy="random")`.
+    every token passes; capacity: how many tokens an expert takes, None = all.  generator: for
+    the random order of `Capacity(policy="random")`.
 
     Rows are sorted by expert, so that time and memory grow with the pairs, never with T times E.
     Exact and differentiable. Padding and dropped tokens get 0 from the experts. Losses stay with

@@ -1,4 +1,4 @@
-"""An inventory of LoRA skills, of which each task gets a mean of its own."""
+"""An inventory of LoRA skills; each task has its own weighted mean of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Z-code M3 (arXiv:2109.10465): lots where an expert is full, merging of mixtures, pruning.
+"""Z-code M3 (arXiv:2109.10465): full experts drop at random; merging and pruning.
 
 Whole models: `intarsia.merge_mixtures` and `intarsia.prune_experts`.
 """
@@ -39,18 +39,18 @@ GROWS = (
 
 @dataclass(frozen=True)
 class ZCodeM3:
-    """The layer: top-1 experts by softmax(x W^T), weight p of the chosen one, and lots where full.
+    """The layer: top-1 experts by softmax(x W^T), weight p; full experts drop at random.
 
     `intarsia.upcycle(model, layer.router, capacity=layer.capacity)` puts it into a model.
 
     experts: E; factor: c while training, an expert takes max(ceil(c T / E), least) of the T tokens,
-    drawn by lot among those that choose it; evaluation: c in evaluation, where there are no lots;
+    drawn at random among those that choose it; evaluation: c in evaluation, without random drops;
     least: see factor; jitter: epsilon of the factors U(1 - epsilon, 1 + epsilon) on the gate's
     input while training; balance: coefficient of E sum_e mean(p_e) mean(chosen_e).
 
     Raises: ConfigError on a setting that cannot be.
-    Source: arXiv:2109.10465, and released code, where lots are drawn in evaluation, too. In a
-    decoder the lots let a later token take an earlier one's place.
+    Source: arXiv:2109.10465, and released code, which drops at random in evaluation, too. In a
+    decoder a later token may then take an earlier one's place.
     """
 
     experts: int = 64
@@ -61,7 +61,7 @@ class ZCodeM3:
     balance: float = 0.01
 
     def __post_init__(self) -> None:
-        _ = self.router, self.capacity  # they say what cannot be
+        _ = self.router, self.capacity  # each checks its settings
 
     @property
     def router(self) -> TopK:
@@ -254,7 +254,7 @@ CARD = Card(
         "2109.10465", 2021, "Scalable and Efficient MoE Training for Multitask Multilingual Models"
     ),
     tiny={"experts": 4, "least": 8},
-    summary="One expert a token, lots where one is full; trained mixtures merge and shrink.",
+    summary="One expert a token; full experts drop at random; trained mixtures merge and shrink.",
     family="mixture layers",
     names=("Z-code M3", "Z-code"),
 )

@@ -28,8 +28,8 @@ from .rows import ends_of as ends_of
 def fused(act: nn.Module, x: Tensor, *, learned: bool) -> str | None:
     """The activation's name for `mixed_mlps`; None where `grouped` products are the way.
 
-    learned: a backward will follow. The operator then hands on as many rows as the experts' loads
-    ask for, which a compiled graph cannot know.
+    learned: a backward will follow. The operator then returns rows for it, and their number depends
+    on the experts' loads, which a compiled graph cannot know.
     """
     if x.device.type != "cpu" or (learned and torch.compiler.is_compiling()):
         return None
