@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from intarsia.bench import one_run
 from intarsia.bench.contenders import contender
 from intarsia.bench.plan import Plan
 from intarsia.bench.protocols import protocol
 from intarsia.bench.run import How, run_plan
 from intarsia.data.suites import suite
+from intarsia.experiments import one_run
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.results.suites.records import Result
 from intarsia.train import Running

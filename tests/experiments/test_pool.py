@@ -44,6 +44,13 @@ def run(kinds: list[str], jobs: int, executor: str = "processes") -> dict[str, T
     return found
 
 
+def test_a_fresh_process_serves_one_trial() -> None:
+    found = run(["work", "raise", "work", "die"], jobs=1, executor="fresh")
+    one, two = (found[f"work-{n}"].result for n in (0, 2))
+    assert one and two and len({one["process"], two["process"], os.getpid()}) == 3
+    assert "Count." in found["raise-1"].error and "exit code -9" in found["die-3"].error
+
+
 def test_every_trial_ends_once_and_a_process_serves_many() -> None:
     found = run(["work"] * 5, jobs=2)
     results = [found[f"work-{n}"].result for n in range(5)]

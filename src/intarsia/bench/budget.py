@@ -12,10 +12,10 @@ from ..core.errors import ConfigError, TrainingError
 from ..data.suites import SuiteTask
 from ..experiments.execute import for_budget, method_of
 from ..experiments.experiment import Pictures
+from ..experiments.one_run import run as one_run
 from ..experiments.pool import Trial, TrialEnd, Work, run_trials
 from ..results.store import Store, key_of
 from .folder import opened
-from .one_run import run as one_run
 from .plan import Place, Plan
 from .preflight import absent, check
 from .run import How

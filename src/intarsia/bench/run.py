@@ -11,12 +11,12 @@ from typing import Any
 
 from ..core.errors import DataError, TrainingError
 from ..experiments.experiment import Experiment
+from ..experiments.one_run import run as one_run
 from ..experiments.pool import Trial, TrialEnd, Work, run_told
 from ..results.store import Store
 from ..results.suites import records
 from ..train.folder import STATE
 from .folder import RESULTS, SEARCHES, opened
-from .one_run import run as one_run
 from .plan import Place, Plan, key_for
 from .preflight import check
 

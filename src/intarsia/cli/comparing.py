@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from .early import check_choices, check_compared, check_data, is_text, method_key
-from .options import Data, Json, experiment_values, given_in_words, shared, with_options
+from .options import (
+    Data,
+    Json,
+    experiment_values,
+    given_in_words,
+    running_values,
+    shared,
+    with_options,
+)
 from .shell import note, show_json, show_rich
 from .training import FOR_TEXTS
 
@@ -99,7 +107,7 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
     given_names = [name.strip() for name in methods.split(",") if name.strip()]
     names = [method_key(name, note) for name in given_names]
     settings = list(_by_key(given["settings"] or (), dict(zip(given_names, names, strict=True))))
-    from ..experiments import contest
+    from ..experiments import matrix
     from ..experiments.experiment import Experiment, located
     from ..experiments.settings import value_of
 
@@ -107,12 +115,16 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
     numbers: tuple[int, ...] = value_of("--seeds", asked["seeds"], tuple[int, ...])
     folder = asked["out"] or Path("runs") / f"compare-{Path(data).name}"
     start = Experiment.of(values)
-    chosen = contest.on_one_adapter(start, names, contest.by_method(settings), note)
-    runs = contest.entries(start, names, numbers, chosen, folder)
-    contest.check_baseline(runs, baseline)
+    chosen = matrix.on_one_adapter(start, names, matrix.by_method(settings), note)
+    runs = matrix.planned(start, names, numbers, chosen, folder)
+    matrix.check_baseline(runs, baseline)
     try:
-        contest.run_all(
-            runs, options=contest.running_options(given), jobs=asked["jobs"], report=note
+        matrix.run_all(
+            runs,
+            jobs=asked["jobs"],
+            report=note,
+            threads=given["threads"],
+            running=running_values(given),
         )
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("Call the same command again to go on.") from stop

@@ -13,8 +13,8 @@ import torch
 
 from ..data import backbones, sets
 from ..experiments import experiment as experiments
-from ..experiments.contest import Entry, entries, on_one_adapter, run_all
 from ..experiments.experiment import Adapted, Experiment, Pictures
+from ..experiments.matrix import PlannedRun, on_one_adapter, planned, run_all
 from ..experiments.release import some_pictures, stock_of
 from ..experiments.runs import open_run
 from ..hosts import export_timm
@@ -70,7 +70,7 @@ def faster_precision() -> str:
     return min(seconds, key=seconds.__getitem__)
 
 
-def train_all(asked: Demo, methods: Sequence[str], jobs: int, report: Report) -> list[Entry]:
+def train_all(asked: Demo, methods: Sequence[str], jobs: int, report: Report) -> list[PlannedRun]:
     """Train the methods at every seed, `jobs` runs at a time with one thread each.
 
     Two small runs side by side take less time than one after the other with two threads.
@@ -84,9 +84,9 @@ def train_all(asked: Demo, methods: Sequence[str], jobs: int, report: Report) ->
         last_blocks=BLOCKS, frozen_once=True, precision=_precision(asked, report)
     )
     chosen = on_one_adapter(start, methods, SETTINGS, report)
-    contest = entries(start, methods, asked.seeds, chosen, asked.out)
-    run_all(contest, options=["--threads", "1"], jobs=jobs, report=report)
-    return contest
+    runs = planned(start, methods, asked.seeds, chosen, asked.out)
+    run_all(runs, jobs=jobs, report=report, threads=1)
+    return runs
 
 
 def _precision(asked: Demo, report: Report) -> str:
@@ -99,14 +99,14 @@ def _precision(asked: Demo, report: Report) -> str:
     return chosen
 
 
-def fold_one(contest: Sequence[Entry], target: Path, report: Report) -> Path:
+def fold_one(runs: Sequence[PlannedRun], target: Path, report: Report) -> Path:
     """Fold the first run of the last method into a stock model and write it as timm loads it.
 
     Raises: FoldError or ExportError where the outputs differ.
     """
-    method = contest[-1].experiment.adapted.method
-    entry = next(e for e in contest if e.experiment.adapted.method == method)
-    opened = open_run(entry.folder, as_trained=False)
+    method = runs[-1].experiment.adapted.method
+    first = next(e for e in runs if e.experiment.adapted.method == method)
+    opened = open_run(first.folder, as_trained=False)
     images = some_pictures(opened, report, COMPARED)
     stock = stock_of(opened, images, report)
     path = export_timm(stock, target, classes=opened.classes, inputs=images, report=report)

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from ..core.checks import at_least, one_of
 from ..core.errors import TrainingError
 from .on_ray import OnRay, threads_for
-from .workers import Died, Executor, Here, OwnProcess
+from .workers import Died, Executor, FreshProcess, Here, OwnProcess
 from .workers import Work as Work
 
 S = TypeVar("S")
@@ -56,6 +56,7 @@ class TrialEnd:
 
 EXECUTORS: Mapping[str, Callable[[int], Executor]] = {
     "processes": OwnProcess,
+    "fresh": FreshProcess,
     "ray": OnRay,
     "here": Here,
 }

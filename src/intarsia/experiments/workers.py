@@ -103,6 +103,16 @@ class OwnProcess:
             process.join()
 
 
+class FreshProcess(OwnProcess):
+    """A process of its own for each trial, so that no memory of one is in the peak of the next."""
+
+    def run(self, work: Work, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return super().run(work, inputs)
+        finally:
+            self.close()
+
+
 def _serve(pipe: Connection, threads: int) -> None:
     """Work until the pipe ends; end at once when the parent does."""
     parent = multiprocessing.parent_process()

@@ -1,4 +1,4 @@
-"""One run of the benchmark, in a worker process."""
+"""One run, in a process of the pool: how `intarsia compare` and `intarsia bench` train."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..experiments.execute import carry_out
-from ..experiments.experiment import FILE, Experiment
-from ..experiments.shared import Shared
+from ..data.packages import announce
 from ..results.store import key_of
 from ..train import Running
+from .execute import carry_out
+from .experiment import FILE, Experiment
+from .shared import Shared
 
 
 @lru_cache(maxsize=1)
@@ -23,19 +24,29 @@ def shared_in(folder: str) -> Shared:
 def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Train and score; the run's folder is kept, and one that was killed goes on.
 
-    inputs: experiment (flat), folder (of the run), shared (folder of what runs have in common),
-    test (False: the test part is not looked at).
+    inputs: experiment (flat), folder (of the run); and if they are there: shared (folder of what
+    runs have in common), test (False: the test part is not looked at), running (fields of
+    `Running`), quiet (False: what it says is printed, not only returned).
     """
     experiment = Experiment.of(inputs["experiment"])
-    folder = Path(inputs["folder"])
-    running = Running(out=folder, resume=(folder / FILE).is_file(), trackers=())
-    shared = shared_in(inputs["shared"])
-    found = carry_out(experiment, running, lambda _: None, shared, score=inputs.get("test", True))
+    folder, shared = Path(inputs["folder"]), inputs.get("shared")
+    options = {"trackers": (), **inputs.get("running", {})}
+    running = Running(out=folder, resume=(folder / FILE).is_file(), **options)
+    lines: list[str] = []
+    quiet = inputs.get("quiet", True)
+    found = carry_out(
+        experiment,
+        running,
+        lines.append if quiet else announce,
+        None if shared is None else shared_in(shared),
+        score=inputs.get("test", True),
+    )
     record = found.record
     return {
         "results": dict(record["results"]),
         "parameters": dict(record["parameters"]),
-        "origin": origin_of(record["record"]),
+        "origin": {} if shared is None else origin_of(record["record"]),
+        "lines": lines,
     }
 
 

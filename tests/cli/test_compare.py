@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import types
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +13,28 @@ from intarsia.claims import ledger
 from intarsia.cli import demo_steps
 from intarsia.core import Claim, Result
 from intarsia.core.errors import ConfigError, TrainingError
-from intarsia.experiments import contest
-from intarsia.experiments.contest import Entry, by_method, on_one_adapter, run_all, running_options
+from intarsia.experiments import matrix
 from intarsia.experiments.experiment import Adapted, Experiment, Pictures
+from intarsia.experiments.matrix import PlannedRun, by_method, on_one_adapter, run_all
 from intarsia.experiments.settings import method
 from intarsia.train import Training
 
-from .conftest import QUICK, TINY, Intarsia, call, photos
+from .conftest import QUICK, TINY, Intarsia, photos
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The command lines of runs, which are carried out in this process."""
-    commands: list[list[str]] = []
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders' names of runs, which are carried out in this process."""
+    names: list[str] = []
+    real = matrix.run
 
-    def run(command: list[str], **_: object) -> Any:
-        commands.append(command[3:])
-        assert command[1:3] == ["-m", "intarsia"]
-        said = call(*command[3:])
-        return types.SimpleNamespace(returncode=said.code, stderr=said.err)
+    def run(inputs: Any) -> Any:
+        names.append(Path(inputs["folder"]).name)
+        return real(inputs)
 
-    monkeypatch.setattr(contest.subprocess, "run", run)
-    return commands
+    monkeypatch.setattr(matrix, "EXECUTOR", "here")
+    monkeypatch.setattr(matrix, "run", run)
+    return names
 
 
 COMPARE = (
@@ -50,7 +48,7 @@ COMPARE = (
 
 
 def test_compare_gives_one_table_and_one_page(
-    intarsia: Intarsia, folder: Path, tmp_path: Path, started: list[list[str]]
+    intarsia: Intarsia, folder: Path, tmp_path: Path, started: list[str]
 ) -> None:
     words = (
         "compare",
@@ -81,7 +79,7 @@ def test_compare_gives_one_table_and_one_page(
     assert "linear probe" in said.out and "Report:" in said.out
     (tmp_path / "c" / "mosa-1" / "run.json").unlink()
     assert intarsia(*words).code == 0
-    assert len(started) == 7 and started[-1][:2] == ["fit", "--resume"]
+    assert len(started) == 7 and started[-1] == "mosa-1"
     # other settings need another folder
     said = intarsia(*words, "--lr", "0.5")
     assert said.code == 2 and "lr=0.01" in said.words and "another --out" in said.words
@@ -90,24 +88,28 @@ def test_compare_gives_one_table_and_one_page(
 def test_texts_are_compared_by_methods_that_they_can_have(
     intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands: list[list[str]] = []
+    asked: list[Any] = []
 
-    def fail(command: list[str], **_: object) -> Any:
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 2)
+    def fail(inputs: Any) -> Any:
+        asked.append(inputs["experiment"])
+        raise ValueError("no machine for it")
 
-    monkeypatch.setattr(contest.subprocess, "run", fail)
+    monkeypatch.setattr(matrix, "EXECUTOR", "here")
+    monkeypatch.setattr(matrix, "run", fail)
     data = tmp_path / "answers.jsonl"
     data.write_text('{"prompt": "a", "response": "b"}\n' * 9)
-    words = ("compare", data, "--out", tmp_path / "c")
+    words = ("compare", data, "--seeds", "0", "--out", tmp_path / "c")
     assert intarsia(*words).code == 2
-    assert "--model smollm2 --method lora" in " ".join(commands.pop())
-    assert not commands
+    assert [(one["model"], one["method"]) for one in asked] == [
+        ("smollm2", "lora"), ("smollm2", "mixlora"),
+    ]  # fmt: skip
+    asked.clear()
     assert intarsia(*words, "-m", "mine", "--methods", "mixlora").code == 2
-    assert "--model mine --method mixlora" in " ".join(commands.pop())
+    assert [(one["model"], one["method"]) for one in asked] == [("mine", "mixlora")]
+    asked.clear()
     for other in ("linear", "official"):
         said = intarsia(*words, "--methods", f"lora,{other}")
-        assert "a method without a classifier" in said.words and not commands
+        assert "a method without a classifier" in said.words and not asked
 
 
 def test_report_of_runs(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def test_bad_contests(
     intarsia: Intarsia,
     folder: Path,
     tmp_path: Path,
-    started: list[list[str]],
+    started: list[str],
     words: str,
     says: str,
 ) -> None:
@@ -150,18 +152,30 @@ def test_bad_contests(
     assert said.code == 2 and says in said.words and not started
 
 
-def test_a_run_that_fails_stops_the_others(
-    intarsia: Intarsia, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_fails_stops_no_other_and_is_run_again(
+    intarsia: Intarsia,
+    folder: Path,
+    tmp_path: Path,
+    started: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls: list[Any] = []
+    real = matrix.run
 
-    def fail(command: Any, **_: object) -> Any:
-        calls.append(command)
-        return subprocess.CompletedProcess(command, 2)
+    def fail(inputs: Any) -> Any:
+        if inputs["experiment"]["method"] == "linear":
+            raise ValueError("no memory")
+        return real(inputs)
 
-    monkeypatch.setattr(contest.subprocess, "run", fail)
-    said = intarsia("compare", folder, *TINY, "--out", tmp_path / "c")
-    assert said.code == 2 and "its message is above" in said.words and len(calls) == 1
+    words = ("compare", folder, *TINY, *QUICK, "--methods", "linear,bottleneck", "--seeds", "0")
+    words = (*words, "--out", tmp_path / "c")
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix, "run", fail)
+        said = intarsia(*words)
+    assert said.code == 2 and "no memory" in said.words and "finished trials are kept" in said.words
+    assert started == ["bottleneck-0"]
+    said = intarsia(*words)
+    assert said.code == 0 and started == ["bottleneck-0", "linear-0"]
+    assert "1 of 2 runs are there already" in said.words
 
 
 def test_ctrl_c_starts_no_further_run(
@@ -169,11 +183,12 @@ def test_ctrl_c_starts_no_further_run(
 ) -> None:
     calls: list[Any] = []
 
-    def stopped(command: Any, **_: object) -> Any:
-        calls.append(command)
-        return subprocess.CompletedProcess(command, 130)
+    def stopped(inputs: Any) -> Any:
+        calls.append(inputs)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(contest.subprocess, "run", stopped)
+    monkeypatch.setattr(matrix, "EXECUTOR", "here")
+    monkeypatch.setattr(matrix, "run", stopped)
     said = intarsia("compare", folder, *TINY, "--out", tmp_path / "c")
     assert said.code == 130 and "same command again" in said.words and len(calls) == 1
 
@@ -206,33 +221,24 @@ def test_a_mixture_and_the_plain_adapter_are_one_adapter() -> None:
     assert method("lora", found["lora"]) == Lora(4)  # pyright: ignore[reportArgumentType]
 
 
-def test_how_to_run_is_handed_on() -> None:
-    given = {
-        "workers": 2,
-        "threads": None,
-        "recompute": True,
-        "compile": False,
-        "tracker": ["a", "b"],
-    }
-    assert running_options(given) == [
-        "--workers", "2", "--recompute", "--tracker", "a", "--tracker", "b",
-    ]  # fmt: skip
-
-
 def test_a_run_in_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
     adapted = Adapted("test_vit", 32, method="linear", pretrained=False)
     one = Experiment(Pictures(str(folder)), adapted, Training(epochs=1))
-    entry = Entry(one, tmp_path / "r")
-    assert not entry.finished()
-    run_all([entry], options=["--threads", "1"], jobs=1, report=print)
-    assert entry.finished()
-    wrong = Entry(one.changed(data=str(tmp_path / "none")), tmp_path / "w")
-    with pytest.raises(TrainingError, match="exit code 2"):
-        run_all([wrong], options=[], jobs=1, report=print)
+    runs = [PlannedRun(one.changed(seed=seed), tmp_path / f"r{seed}") for seed in (0, 1)]
+    wrong = PlannedRun(one.changed(data=str(tmp_path / "none")), tmp_path / "w")
+    assert not runs[0].finished()
+    lines: list[str] = []
+    with pytest.raises(TrainingError, match=r"1 of 3 trials.*none"):
+        run_all([*runs, wrong], jobs=1, report=lines.append, threads=1)
+    assert all(run.finished() for run in runs) and not wrong.finished()
+    assert sum("% of the test part right" in line for line in lines) == 2
+    # neither a thread nor a tracker was forgotten on the way
+    about = json.loads((tmp_path / "r0" / "run.json").read_text())
+    assert about["machine"]["threads"] == 1
 
 
 def test_the_demo_from_pictures_to_page(
-    intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[list[str]]
+    intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[str]
 ) -> None:
     for name, value in {"VAL": 4, "TEST": 6, "BLOCKS": 2, "COMPARED": 6}.items():
         monkeypatch.setattr(demo_steps, name, value)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from intarsia.bench import one_run, tables, write
+from intarsia.bench import tables, write
 from intarsia.bench.contenders import contender
 from intarsia.bench.plan import Plan
 from intarsia.bench.protocols import protocol
 from intarsia.bench.publish import as_markdown
 from intarsia.bench.run import How, run_plan
 from intarsia.data.suites import find, suite
+from intarsia.experiments import one_run
 from intarsia.experiments.execute import carry_out
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.results.suites import records

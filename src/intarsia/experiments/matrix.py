@@ -1,0 +1,202 @@
+"""Several methods and seeds on the same data, as trials of the pool: each run in its own folder.
+
+A process for each run keeps the memory of one out of the peak of the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core import Method
+from ..core.checks import at_least
+from ..core.errors import ConfigError, UnknownName
+from ..data.texts import is_text
+from ..results import numbers
+from ..train.folder import RUN
+from . import experiment as experiments
+from . import language, settings
+from .execute import method_of
+from .experiment import Experiment
+from .one_run import run
+from .pool import Trial, TrialEnd, refuse_failed, run_told
+
+Report = Callable[[str], None]
+EXECUTOR = "fresh"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A method at a seed, and the folder of its run."""
+
+    experiment: Experiment
+    folder: Path
+
+    def trial(self, running: Mapping[str, Any], *, quiet: bool) -> Trial:
+        """The piece of work.  running: of `Running`; quiet: what it says comes with its end."""
+        name = f"{self.experiment.label}, seed {self.experiment.training.seed}"
+        inputs = {
+            "experiment": self.experiment.flat(),
+            "folder": str(self.folder.absolute()),
+            "running": dict(running),
+            "quiet": quiet,
+        }
+        return Trial(name, inputs, kind=self.experiment.label)
+
+    def finished(self) -> bool:
+        """Whether the folder holds this very run, complete.
+
+        Raises: ConfigError for a folder with another experiment.
+        """
+        if not (self.folder / experiments.FILE).is_file():
+            return False
+        found = experiments.read(self.folder)
+        if found != self.experiment:
+            ours, theirs = self.experiment.flat(), found.flat()
+            differs = [f"{k}={theirs[k]}" for k in ours if ours[k] != theirs[k]]
+            raise ConfigError(
+                f"run folder {self.folder}",
+                got=f"a run with {', '.join(differs)}",
+                want="a new folder, or runs of the same comparison",
+                fix="Choose another --out.",
+            )
+        return (self.folder / RUN).is_file()
+
+
+def planned(
+    start: Experiment,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    chosen: Mapping[str, Sequence[str]],
+    out: Path,
+) -> list[PlannedRun]:
+    """Every method at every seed; all of a seed before the next one.
+
+    chosen: name=value settings by method.
+    Raises: UnknownName and ConfigError for what is wrong with any of them, before a run begins.
+    """
+    if len(set(methods)) < len(methods) or len(set(seeds)) < len(seeds) or not (methods and seeds):
+        raise ConfigError(
+            "--methods or --seeds",
+            got=f"{', '.join(methods)}; {', '.join(map(str, seeds))}",
+            want="each once, at least one",
+            fix="For example: --methods linear,mosa --seeds 0,1",
+        )
+    if unknown := [name for name in chosen if name not in methods]:
+        raise UnknownName("method in --set METHOD.name=value", unknown[0], methods)
+    found: list[PlannedRun] = []
+    for seed in seeds:
+        for method in methods:
+            one = start.changed(method=method, seed=seed, settings=tuple(chosen.get(method, ())))
+            one = one.suited()
+            method_of(one)
+            if is_text(one.pictures.data):
+                language.check_options(one)
+            found.append(PlannedRun(one, out / f"{method}-{seed}"))
+    return found
+
+
+def check_baseline(runs: Sequence[PlannedRun], baseline: str | None) -> None:
+    """Raises: UnknownName for a baseline that will be no group of the report."""
+    labels = list(dict.fromkeys(run.experiment.label for run in runs))
+    # a label that two groups have is told apart in brackets, once they are there
+    if baseline is not None and baseline.partition(" (")[0] not in labels:
+        raise UnknownName("baseline", baseline, labels)
+
+
+def by_method(words: Iterable[str]) -> dict[str, list[str]]:
+    """METHOD.name=value as name=value by method.  Raises: ConfigError without a method."""
+    found: dict[str, list[str]] = {}
+    for name, value in settings.pairs(words).items():
+        method, dot, rest = name.partition(".")
+        if not dot:
+            raise ConfigError(
+                f"--set {name}",
+                got="no method in front of it",
+                want="METHOD.name=value",
+                fix=f"For example: --set mosa.{name}={value}",
+            )
+        found.setdefault(method, []).append(f"{rest}={value}")
+    return found
+
+
+def on_one_adapter(
+    start: Experiment, methods: Sequence[str], chosen: Mapping[str, Sequence[str]], report: Report
+) -> dict[str, Sequence[str]]:
+    """Settings under which a mixture and the plain adapter beside it are the same adapter.
+
+    A mixture's own defaults may differ from those of the adapter it is made of (its activation, for
+    one); a comparison of the two would then be one of activations. The first mixture's adapter
+    counts for all, but for methods whose own settings were given.
+    """
+    made = {
+        name: method_of(start.changed(method=name, settings=tuple(chosen.get(name, ()))).suited())
+        for name in methods
+    }
+    first = next((m for m in made.values() if hasattr(m, "over")), None)
+    if first is None:
+        return dict(chosen)
+    over: Method = getattr(first, "over")  # noqa: B009
+    found = dict(chosen)
+    for name, method in made.items():
+        if name in chosen or method is first:
+            continue
+        if type(method) is type(over):
+            found[name] = settings.words(over)
+        elif hasattr(method, "over"):
+            found[name] = [f"over.{word}" for word in settings.words(over)]
+        else:
+            continue
+        if found[name]:
+            report(f"{name}: the adapter that is split: {', '.join(found[name])}")
+    return found
+
+
+def run_all(
+    runs: Sequence[PlannedRun],
+    *,
+    jobs: int,
+    report: Report,
+    threads: int | None = None,
+    running: Mapping[str, Any] | None = None,
+) -> None:
+    """Run what is not finished yet; a run that was stopped goes on where it stood.
+
+    jobs: runs at a time.  threads: of torch in each.  running: other fields of `Running`.
+    Raises: TrainingError when all have ended, if some failed; KeyboardInterrupt when one was
+    stopped.
+    """
+    at_least("--jobs", jobs, 1, fix="Leave it out.")
+    left = [one for one in runs if not one.finished()]
+    if len(left) < len(runs):
+        report(f"{len(runs) - len(left)} of {len(runs)} runs are there already.")
+    failed: list[str] = []
+
+    def done(end: TrialEnd) -> None:
+        if end.result is None:
+            failed.append(f"{end.trial.name}: {end.error}")
+            return
+        for line in end.result["lines"]:
+            report(line)
+
+    trials = [one.trial(running or {}, quiet=jobs > 1) for one in left]
+    run_told(
+        trials,
+        run,
+        jobs=jobs,
+        done=done,
+        said=_said,
+        report=report,
+        executor=EXECUTOR,
+        threads=threads,
+    )
+    refuse_failed(failed, len(trials))
+
+
+def _said(result: Mapping[str, Any]) -> str:
+    """The share of right answers, on the part that counts."""
+    scores = result["results"]
+    part = next(part for part in ("test", "val") if scores.get(part))
+    return f"{numbers.percent(scores[part]['accuracy'])} of the {part} part right"
