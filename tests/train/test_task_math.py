@@ -164,6 +164,14 @@ def test_pairs_are_told_from_the_others_of_their_group(
     assert float(task.loss_of(batch)(vectors)) == pytest.approx(want, rel=1e-5)
 
 
+def test_similarities_are_not_rounded_by_autocast() -> None:
+    task, vectors = Pairs(), normal(16, 4, seed=0).float()
+    loss_of = task.loss_of(task.batch(vectors, None))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss_of(vectors)
+    assert torch.equal(inside, loss_of(vectors))
+
+
 @given(st.integers(2, 30), seeds)
 def test_retrieval_among_all_documents_is_that_of_sklearn(count: int, seed: int) -> None:
     task = Pairs(k=3)

@@ -109,7 +109,19 @@ def test_scores_do_not_depend_on_the_batches(case: Case) -> None:
         assert other == pytest.approx(found[0], rel=1e-5)
     reader = Reader(data, seed=0, task=case.task)
     batches = [reader[(0, (0, 1, 2, 3))], reader[(0, tuple(range(4, 11)))]]
-    assert case.task.score(model, batches).scores() == pytest.approx(found[0], rel=1e-5)
+    assert case.task.score(model, batches) == pytest.approx(found[0], rel=1e-5)
+
+
+@every_task
+def test_half_precision_learns_nearly_the_same(case: Case) -> None:
+    found = []
+    for precision in ("fp32", "bf16"):
+        run = fit(
+            case.build(), case.data(40, 1), task=case.task, epochs=2, precision=precision, **QUICK
+        )  # fmt: skip
+        found.append([line["loss"] for line in run.history])
+    assert found[1][0] == pytest.approx(found[0][0], rel=0.02)
+    assert found[1] == pytest.approx(found[0], rel=0.2)
 
 
 @every_task

@@ -71,7 +71,9 @@ class Pairs(Task):
         queries, documents = F.normalize(wide(output), dim=-1).chunk(2)
         size = self.group or max(1, len(queries))
         both = zip(queries.split(size), documents.split(size), strict=True)
-        return [q @ d.T / self.temperature for q, d in both]
+        # a half type would round cosines by more than small temperatures tell apart
+        with torch.autocast(output.device.type, enabled=False):
+            return [q @ d.T / self.temperature for q, d in both]
 
     def _info_nce(self, output: Tensor, target: Tensor) -> Tensor:
         total = output.new_zeros(())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -72,10 +72,11 @@ class Task(abc.ABC):
         """The scores of a whole set.  rows: of all batches, on the CPU.  Raises: DataError."""
 
     @torch.no_grad()
-    def score(self, model: nn.Module, batches: Iterable[Batch]) -> Scores:
-        """The scores of a model, as it stands, on some batches."""
+    def score(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
+        """The scores of a model, in its present mode, on some batches."""
         found = [self.rows(logits_of(model, batch[0]), batch) for batch in batches]
-        return self.scores(*(torch.cat(rows).cpu() for rows in zip(*found, strict=True)))
+        rows = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+        return self.scores(*rows).scores()
 
 
 def refuse_output(output: Tensor, target: Tensor, want: str) -> None:
