@@ -16,6 +16,7 @@ import intarsia
 from intarsia.catalog import TAGS, card, cards, describe, find
 from intarsia.core import Card, registry
 from intarsia.core.errors import ConfigError, UnknownName
+from intarsia.core.exports import homes
 from intarsia.core.registry import INDEX, index
 from intarsia.results.index import (
     entries,
@@ -37,6 +38,8 @@ def test_the_index_is_what_the_methods_say_now() -> None:
 @pytest.mark.parametrize("stub", stubs(), ids=lambda p: p.parent.name)
 def test_a_stub_has_every_name(stub: Path) -> None:
     assert stub_text(index(), stub, package_of(stub)) == stub.read_text(), STALE
+    # a module of a name's own name would hide it once it is imported
+    assert not homes(stub).keys() & {p.stem for p in stub.parent.iterdir()}
 
 
 def test_the_top_level_has_the_settings_of_every_card() -> None:

@@ -16,7 +16,11 @@ from intarsia.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 BY_HAND = 4
-GENERATED = ("src/intarsia/core/cards.json", "src/intarsia/__init__.pyi", "docs/reference.md")
+STUBS = ("__init__.pyi", "adapters/__init__.pyi", "routers/__init__.pyi")
+GENERATED = (
+    *("src/intarsia/core/cards.json", "docs/reference.md"),
+    *(f"src/intarsia/{stub}" for stub in STUBS),
+)
 NEW: dict[str, Any] = runpy.run_path(str(ROOT / "scripts" / "new_method.py"))
 TOYS = {"router": "toy_gate", "adapter": "toy_change"}
 COPIED = ("src", "docs", "scripts", "CHANGELOG.md", "pyproject.toml", "tests/conftest.py")

@@ -183,7 +183,8 @@ def test_show_tells_paper_settings_tags_and_an_example(intarsia: Intarsia) -> No
 
 def test_show_names_the_class_where_it_can_be_imported(intarsia: Intarsia) -> None:
     assert "In Python: intarsia.RandomRouting\n" in intarsia("show", "random").out
-    assert "In Python" not in intarsia("show", "linear").out
+    assert "In Python: intarsia.LinearProbe\n" in intarsia("show", "linear").out
+    assert "In Python" not in intarsia("show", "peft-dora").out
 
 
 def test_help_says_what_an_option_means_to_its_verb(intarsia: Intarsia) -> None:

@@ -42,7 +42,6 @@ OF_ROUTERS = (
 ONLY_OF_ROUTERS = ("budget", "steps", "sees_later")
 """Options that mean something to a comparison of routers, and those that mean nothing without."""
 OPTIONS = {"settings": "--set", "targets": "--target", "images": "-n"}
-RECIPE = "official"
 RUN = ("adapter", "baseline", "recipe", "change")  # kinds of what can be trained
 
 
@@ -86,7 +85,7 @@ def method_key(name: str, report: Callable[[str], None]) -> str:
 
     Raises: UnknownName.
     """
-    key = name if name == RECIPE else find(name, *RUN)
+    key = find(name, *RUN)
     if key != name:
         report(f"Method {name!r} is {key}.")
     return key
@@ -94,8 +93,8 @@ def method_key(name: str, report: Callable[[str], None]) -> str:
 
 def check_settings(key: str, settings: Iterable[str]) -> None:
     """Raises: UnknownName for a name=value that is no setting of the method."""
-    entry = index().get(key)
-    if entry is None or entry["family"] == "peft":  # the recipe's and PEFT's are not in the index
+    entry = index()[key]
+    if entry["family"] == "peft":  # what PEFT's config has is known to PEFT
         return
     known = [setting["name"] for setting in entry["settings"]]
     for text in settings:

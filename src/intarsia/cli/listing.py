@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..catalog import TAGS, card, cards, describe, example, find, shown
+from ..core.registry import settings_to_dict
 from .options import Json
 from .shell import show_json, show_table
 
@@ -24,8 +26,6 @@ def list_methods(
     Example:  intarsia list --kind adapter --tag folds
     Example:  intarsia list RMoE
     """
-    from ..catalog import cards, describe
-
     found = [describe(card) for card in cards(kind, tag, family, text)]
     if as_json:
         hidden = ("settings", "doc")
@@ -52,8 +52,6 @@ def show(
 
     Example:  intarsia show mosa
     """
-    from ..catalog import TAGS, card, describe, example, find, shown
-
     found = describe(card(find(method)))
     if "peft" in found["family"]:
         found["settings"] = _with_pefts(found)
@@ -79,9 +77,5 @@ def show(
 
 def _with_pefts(found: dict[str, Any]) -> list[dict[str, Any]]:
     """The settings of a baseline out of PEFT: with those of PEFT's config, which is imported."""
-    from ..core.registry import card, settings_to_dict
-
-    return [
-        {"name": n, "type": type(v).__name__, "default": list(v) if isinstance(v, tuple) else v}
-        for n, v in settings_to_dict(card(found["name"]).config()).items()
-    ]
+    settings = settings_to_dict(card(found["name"]).config())
+    return [{"name": n, "type": type(v).__name__, "default": v} for n, v in settings.items()]

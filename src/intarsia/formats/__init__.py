@@ -1,4 +1,5 @@
 """Stored how?"""
 
-from .bitmask import Bitmask as Bitmask
-from .gaussian import Gaussian as Gaussian
+from ..core.exports import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

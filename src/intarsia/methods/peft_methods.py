@@ -53,7 +53,7 @@ class PeftMethod(Simple):
 
     def settings_to_dict(self) -> dict[str, Any]:
         """All settings side by side, as `of_settings` takes them."""
-        return {"roles": list(self.roles), "last_blocks": self.last_blocks, **self.settings}
+        return {**self.settings, "roles": list(self.roles), "last_blocks": self.last_blocks}
 
     def with_settings(self, **given: Any) -> PeftMethod:
         """The same with other settings, PEFT's among them."""

@@ -1,7 +1,5 @@
 """Models that need no host model."""
 
-from .convergence import Convergence as Convergence
-from .convergence import convergence_study as convergence_study
-from .convergence import voronoi as voronoi
-from .gaussian_mixture import Parameters as Parameters
-from .gaussian_moe import SoftmaxGaussianMoE as SoftmaxGaussianMoE
+from ..core.exports import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -1,4 +1,5 @@
 """How much does each weight matter? What layers saw, in one pass over calibration batches."""
 
-from .statistics import Statistics as Statistics
-from .statistics import observing as observing
+from ..core.exports import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -1,0 +1,2 @@
+from .bitmask import Bitmask as Bitmask
+from .gaussian import Gaussian as Gaussian

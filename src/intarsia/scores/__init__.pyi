@@ -1,0 +1,2 @@
+from .statistics import Statistics as Statistics
+from .statistics import observing as observing
