@@ -150,9 +150,11 @@ def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objec
         return objective
     if "tasks" not in data.record:
         raise ConfigError(
-            f"--objective {experiment.objective}", got=f"{experiment.pictures.data}, one task",
-            want="several tasks in one label space", fix="For example: mini/elpv+mnist",
-        )  # fmt: skip
+            f"--objective {experiment.objective}",
+            got=f"{experiment.pictures.data}, one task",
+            want="several tasks in one label space",
+            fix="For example: mini/elpv+mnist",
+        )
     return partial(task_heads, groups=list(data.record["tasks"].values()), over=objective)
 
 
@@ -207,9 +209,11 @@ def tokens_once(
     """
     if experiment.pictures.augment != "none" or running.recompute:
         raise ConfigError(
-            "--frozen-once", got="--augment or --recompute with it", want="it alone",
+            "--frozen-once",
+            got="--augment or --recompute with it",
+            want="it alone",
             fix="Leave --frozen-once out: every step then computes every block.",
-        )  # fmt: skip
+        )
     dtype = DTYPES[experiment.training.precision]
     block = first_trained_block(model)
     with reading_tokens(model, block) as prefix:
@@ -242,9 +246,15 @@ def pictures_of(experiment: Experiment, report: Report) -> Splits:
     share = asked.images is not None and 0 < asked.images < 1
     size: dict[str, Any] = {"fraction" if share else "train": asked.images}
     return load_data(
-        asked.data, seed=seed, **size, shots=asked.shots, val=asked.val, test=asked.test,
-        on_error="skip" if asked.skip_unreadable else "raise", progress=report,
-    )  # fmt: skip
+        asked.data,
+        seed=seed,
+        **size,
+        shots=asked.shots,
+        val=asked.val,
+        test=asked.test,
+        on_error="skip" if asked.skip_unreadable else "raise",
+        progress=report,
+    )
 
 
 def model_of(adapted: Adapted, classes: int, seed: int) -> nn.Module:
@@ -276,10 +286,11 @@ def sets_of(
     tasks = suites.members(found[0], found[1].name) if found else ()
     if augment != "none" and any(task.group == "structured" for task in tasks):
         raise ConfigError(
-            "--augment", got=f"{augment!r} for {experiment.pictures.data}",
+            "--augment",
+            got=f"{augment!r} for {experiment.pictures.data}",
             want="'none': its labels are places, angles and counts, which a crop or flip changes",
             fix="Leave it out.",
-        )  # fmt: skip
+        )
     if augment == "none":
         train = of("train", data.train)
     else:

@@ -93,9 +93,12 @@ class Experiment:
             return kind(**{name: values[name] for name in known if name in values})
 
         return cls(
-            group(Pictures), group(Adapted), group(Training), group(Recipe, RECIPE),
+            group(Pictures),
+            group(Adapted),
+            group(Training),
+            group(Recipe, RECIPE),
             values.get("objective", "plain"),
-        )  # fmt: skip
+        )
 
     def changed(self, **changes: Any) -> Experiment:
         """The same with other values, by the names of the options."""
@@ -165,17 +168,21 @@ def read(out: Path) -> Experiment:
     if not path.is_file():
         got = "a folder without one" if out.is_dir() else "no such folder"
         raise ConfigError(
-            f"experiment in {out}", got=got, want=f"a run of `intarsia fit`, with {FILE}",
+            f"experiment in {out}",
+            got=got,
+            want=f"a run of `intarsia fit`, with {FILE}",
             fix="Check the path, or start the run with `intarsia fit DATA --out FOLDER`.",
-        )  # fmt: skip
+        )
     try:
         flat = json.loads(path.read_text())
         return Experiment.of(flat)
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise CheckpointError(
-            f"experiment {path}", got=f"{type(error).__name__}: {error}",
-            want="the file as `intarsia fit` wrote it", fix="Restore it from a copy.",
-        ) from error  # fmt: skip
+            f"experiment {path}",
+            got=f"{type(error).__name__}: {error}",
+            want="the file as `intarsia fit` wrote it",
+            fix="Restore it from a copy.",
+        ) from error
 
 
 def resumed(out: Path, asked: Mapping[str, Any]) -> Experiment:
@@ -190,10 +197,11 @@ def resumed(out: Path, asked: Mapping[str, Any]) -> Experiment:
         value = list(value) if isinstance(value, tuple) else value
         if name in flat and value != flat[name]:
             raise ConfigError(
-                f"{' '.join(_option(name, value))}", got=f"{value} for a run with {flat[name]}",
+                f"{' '.join(_option(name, value))}",
+                got=f"{value} for a run with {flat[name]}",
                 want="the settings that the run was started with",
                 fix="Leave the option out to go on, or start another run with another --out.",
-            )  # fmt: skip
+            )
     return saved
 
 

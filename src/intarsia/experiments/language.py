@@ -24,9 +24,13 @@ from .experiment import Experiment
 
 LENGTH = 256  # tokens of a row, unless --size says otherwise
 PICTURES_ONLY = {
-    "shots": None, "augment": "none", "skip_unreadable": False, "frozen_once": False,
-    "mixup": 0.0, "cutmix": 0.0,
-}  # fmt: skip
+    "shots": None,
+    "augment": "none",
+    "skip_unreadable": False,
+    "frozen_once": False,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+}
 
 
 def carry_out(
@@ -51,9 +55,12 @@ def carry_out(
     )
     data = texts_of(experiment, tokenizer, report)
     about = {
-        "label": experiment.label, "command": experiment.command(), "model": asked.model,
-        "trunk": trunk_fingerprint(model), "data": data.record,
-    }  # fmt: skip
+        "label": experiment.label,
+        "command": experiment.command(),
+        "model": asked.model,
+        "trunk": trunk_fingerprint(model),
+        "data": data.record,
+    }
     method = settings.chosen(asked, experiment.training)
     about["method"] = settings.said(method)
     model = with_method(model, method, experiment)
@@ -71,10 +78,15 @@ def carry_out(
     options = {f.name: getattr(running, f.name) for f in dataclasses.fields(running)}
     options |= {name: getattr(experiment.recipe, name) for name in experiments.RECIPE}
     return fit_as(method)(
-        model, data.train, data.val, test=data.test if score else None,
-        training=experiment.training, record=about,
-        objective=settings.objective(experiment.objective), **options,
-    )  # fmt: skip
+        model,
+        data.train,
+        data.val,
+        test=data.test if score else None,
+        training=experiment.training,
+        record=about,
+        objective=settings.objective(experiment.objective),
+        **options,
+    )
 
 
 def check_options(experiment: Experiment) -> None:
@@ -82,15 +94,19 @@ def check_options(experiment: Experiment) -> None:
     flat, method = experiment.flat(), experiment.adapted.method
     if method in settings.known() and getattr(card(method).config, "needs_head", False):
         raise ConfigError(
-            f"method {method!r}", got="a text", want="a method without a classifier",
+            f"method {method!r}",
+            got="a text",
+            want="a method without a classifier",
             fix="Use lora, or another of `intarsia list`.",
-        )  # fmt: skip
+        )
     for name, nothing in PICTURES_ONLY.items():
         if flat[name] != nothing:
             raise ConfigError(
-                f"--{name.replace('_', '-')}", got=f"{flat[name]} for a text",
-                want="pictures, which it is for", fix="Leave it out.",
-            )  # fmt: skip
+                f"--{name.replace('_', '-')}",
+                got=f"{flat[name]} for a text",
+                want="pictures, which it is for",
+                fix="Leave it out.",
+            )
 
 
 def length_of(experiment: Experiment) -> int:
@@ -104,10 +120,15 @@ def texts_of(
     """The rows of tokens of the experiment's data."""
     asked, seed = experiment.pictures, experiment.training.seed
     return load_texts(
-        asked.data, tokenizer, length=length_of(experiment),
+        asked.data,
+        tokenizer,
+        length=length_of(experiment),
         seed=seed if asked.split_seed is None else asked.split_seed,
-        train=asked.images, val=asked.val, test=asked.test, progress=report,
-    )  # fmt: skip
+        train=asked.images,
+        val=asked.val,
+        test=asked.test,
+        progress=report,
+    )
 
 
 def with_method(model: nn.Module, method: Any, experiment: Experiment) -> nn.Module:

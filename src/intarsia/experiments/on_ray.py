@@ -113,10 +113,11 @@ def threads_on(cores: list[int], jobs: int, asked: int | None) -> int:
         return asked
     each = asked or 1
     raise ConfigError(
-        "--jobs and --threads on Ray", got=f"{jobs} jobs of {each} cores",
+        "--jobs and --threads on Ray",
+        got=f"{jobs} jobs of {each} cores",
         want=f"at most {room(each)} such jobs on machines of {cores or 'no'} cores",
         fix="Use fewer --jobs or --threads, or a larger cluster.",
-    )  # fmt: skip
+    )
 
 
 def threads_for(jobs: int, asked: int | None) -> int:

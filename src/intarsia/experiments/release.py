@@ -29,9 +29,11 @@ def release(
     """
     if form == "timm" and not fold_it:
         raise ConfigError(
-            "--keep-adapter", got="--format timm", want="onnx or torch: timm knows no adapters",
+            "--keep-adapter",
+            got="--format timm",
+            want="onnx or torch: timm knows no adapters",
             fix="Leave one of them out.",
-        )  # fmt: skip
+        )
     opened = open_run(run, as_trained=False)
     images = some_pictures(opened, report)
     model = stock_of(opened, images, result) if fold_it else opened.model

@@ -122,7 +122,7 @@ def check_unchanged(
                 got="other data than the run had",
                 want="the same, or what was trained on may be scored",
                 fix="Restore the data, or name other data to score: intarsia evaluate RUN DATA.",
-            )  # fmt: skip
+            )
 
 
 def score(opened: Opened, images: ImageSet) -> Metrics:
@@ -155,9 +155,11 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
             inside = [path] if path.exists() else []
         if not inside:
             raise DataError(
-                f"pictures in {path}", got="none" if path.is_dir() else "no such file",
-                want="a picture, or a folder with some", fix="Check the path.",
-            )  # fmt: skip
+                f"pictures in {path}",
+                got="none" if path.is_dir() else "no such file",
+                want="a picture, or a folder with some",
+                fix="Check the path.",
+            )
         found += inside
     return found
 
@@ -174,9 +176,11 @@ class Prediction:
         """For JSON and CSV."""
         name, probability = self.classes[0] if self.classes else ("", None)
         return {
-            "file": str(self.file), "class": name, "probability": probability,
+            "file": str(self.file),
+            "class": name,
+            "probability": probability,
             "error": self.error,
-        }  # fmt: skip
+        }
 
 
 def predict(opened: Opened, files: Sequence[Path]) -> Iterator[Prediction]:

@@ -289,12 +289,13 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 def _shown(hint: Any) -> str:
     """A type in words."""
     names = [
-        "nothing" if kind is type(None)
+        "nothing"
+        if kind is type(None)
         else f"{NAMES.get(get_args(kind)[0], 'values')}, or several with commas"
         if get_origin(kind) is tuple
         else NAMES.get(kind, str(kind))
         for kind in _kinds(hint)
-    ]  # fmt: skip
+    ]
     return " or ".join(names)
 
 
@@ -321,9 +322,10 @@ def objective(text: str) -> Objective:
     function = OBJECTIVES[name]
     hints = get_type_hints(function)
     known = [
-        p.name for p in inspect.signature(function).parameters.values()
+        p.name
+        for p in inspect.signature(function).parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY
-    ]  # fmt: skip
+    ]
     given: Tree = {}
     for key, value in pairs(part for part in rest.split(",") if part).items():
         if key not in known:

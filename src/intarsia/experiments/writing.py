@@ -118,14 +118,22 @@ def complete(opened: Writer, prompts: Sequence[Prompt], tokens: int) -> Iterator
     for number, prompt in enumerate(prompts, 1):
         if room is not None and len(prompt.ids) + tokens > room:
             raise DataError(
-                f"prompt {number}", got=f"{len(prompt.ids)} tokens and {tokens} to come",
-                want=f"at most {room} together", fix="Shorten it, or ask for fewer --tokens.",
-            )  # fmt: skip
+                f"prompt {number}",
+                got=f"{len(prompt.ids)} tokens and {tokens} to come",
+                want=f"at most {room} together",
+                fix="Shorten it, or ask for fewer --tokens.",
+            )
         ids = prompt.ids[None].to(device_of(model))
         with evaluating(model), torch.no_grad():
             whole = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens,
-                do_sample=False, temperature=None, top_p=None, top_k=None, pad_token_id=end,
-            )  # fmt: skip
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=end,
+            )
         said = opened.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
         yield {"prompt": prompt.text, "completion": said}

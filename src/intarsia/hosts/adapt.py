@@ -27,9 +27,10 @@ def find_heads(model: nn.Module) -> list[str]:
     """The classifiers of `heads_of` that have weights, by path."""
     own = [unwrapped(m) for m in heads_of(model)]
     return [
-        p for p, m in walk(model)
+        p
+        for p, m in walk(model)
         if any(unwrapped(m) is h for h in own) and next(m.parameters(), None) is not None
-    ]  # fmt: skip
+    ]
 
 
 class Recipe(Protocol):
@@ -131,23 +132,28 @@ def _check_words(model: PeftModel) -> None:
         parts = path.split(".")
         # behind these stands the adapter's own name
         words |= {
-            word for before, word in zip(("", *parts), parts, strict=False)
+            word
+            for before, word in zip(("", *parts), parts, strict=False)
             if before not in ("intarsia_cells", "modules_to_save")
-        }  # fmt: skip
+        }
     if clash := sorted(words & set(model.peft_config)):
         raise ConfigError(
-            "adapter name", got=repr(clash[0]), want="no word in the path of a weight",
+            "adapter name",
+            got=repr(clash[0]),
+            want="no word in the path of a weight",
             fix=f"Choose another, such as '{clash[0]}-adapter': weights would be lost when saved.",
-        )  # fmt: skip
+        )
 
 
 def check_addable(model: nn.Module) -> None:
     """Raises: ConfigError for a model with adapters that are not ours."""
     if isinstance(model, PeftModel) and not is_adapted(model):
         raise ConfigError(
-            "model", got="a PeftModel with adapters of PEFT's own", want="a plain or adapted model",
+            "model",
+            got="a PeftModel with adapters of PEFT's own",
+            want="a plain or adapted model",
             fix="Call model.unload() or model.merge_and_unload() first.",
-        )  # fmt: skip
+        )
 
 
 def check_model(model: nn.Module, name: str) -> None:
@@ -155,15 +161,18 @@ def check_model(model: nn.Module, name: str) -> None:
     check_addable(model)
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
         raise ConfigError(
-            "adapter name", got=repr(name),
+            "adapter name",
+            got=repr(name),
             want="a name without dots that torch does not use itself",
             fix="Letters, digits, - and _ are fine: 'solar-cells'.",
-        )  # fmt: skip
+        )
     if is_adapted(model) and name in model.peft_config:
         raise ConfigError(
-            "adapter name", got=repr(name), want=f"none of {sorted(model.peft_config)}",
+            "adapter name",
+            got=repr(name),
+            want=f"none of {sorted(model.peft_config)}",
             fix="Choose another name, or call model.delete_adapter first.",
-        )  # fmt: skip
+        )
 
 
 def exactly(host: nn.Module, paths: list[str]) -> set[str] | str:
@@ -189,5 +198,5 @@ def _heads(host: nn.Module, head: Sequence[str] | str | None) -> list[str]:
                 got=f"the end of {also} too" if wanted in paths else "no module of that path",
                 want="the path of one module, to be trained and saved whole",
                 fix=f"The model's own: {find_heads(host) or 'none found'}; or pass head=None.",
-            )  # fmt: skip
+            )
     return names

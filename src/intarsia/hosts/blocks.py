@@ -24,8 +24,15 @@ SEPARATE = {
     "projection": PROJECTION,
 }
 ROLES = (
-    "linear", "norm", "embedding", "block", "mlp", "attention", "mlp_linear", *SEPARATE,
-)  # fmt: skip
+    "linear",
+    "norm",
+    "embedding",
+    "block",
+    "mlp",
+    "attention",
+    "mlp_linear",
+    *SEPARATE,
+)
 BERT_MLP = ("intermediate", "output")  # of a layer of BERT, whose MLP is no module of its own
 POINTWISE = ("conv_pw", "conv_pwl")
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm, RmsNorm2d)
@@ -125,9 +132,7 @@ def _bert_places(block: nn.Module, role: str) -> list[str]:
 
 def outside(model: nn.Module, found: list[tuple[str, nn.Module]], role: str) -> list[str]:
     """Paths of a role outside the blocks: all norms, or the layers before and between blocks."""
-    outside = [
-        (p, m) for p, m in walk(model) if not any(p == b or inside(p, b) for b, _ in found)
-    ]  # fmt: skip
+    outside = [(p, m) for p, m in walk(model) if not any(p == b or inside(p, b) for b, _ in found)]
     if role == "norm":
         return [p for p, m in outside if norm_width(m)]
     order = {p: i for i, (p, _) in enumerate(walk(model))}
@@ -158,8 +163,10 @@ def norm_width(module: nn.Module) -> int | None:
 def is_pointwise(module: nn.Module | None) -> bool:
     module = module if module is None else unwrapped(module)
     return isinstance(module, nn.Conv2d) and (module.kernel_size, module.stride, module.groups) == (
-        (1, 1), (1, 1), 1,
-    )  # fmt: skip
+        (1, 1),
+        (1, 1),
+        1,
+    )
 
 
 def widths(module: nn.Module) -> tuple[int, int] | None:

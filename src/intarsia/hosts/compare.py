@@ -65,9 +65,11 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
     size = getattr(config, "image_size", None)
     if size is None:
         raise ConfigError(
-            f"input of {type(model).__name__}", got="a model that does not say its image size",
-            want="a timm or transformers vision model", fix="Pass inputs=, a batch of its inputs.",
-        )  # fmt: skip
+            f"input of {type(model).__name__}",
+            got="a model that does not say its image size",
+            want="a timm or transformers vision model",
+            fix="Pass inputs=, a batch of its inputs.",
+        )
     height, width = (size, size) if isinstance(size, int) else size
     return int(getattr(config, "num_channels", 3)), int(height), int(width)
 

@@ -69,9 +69,11 @@ class IntarsiaConfig(PeftConfig):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kinds):
                 raise ConfigError(
-                    name, got=repr(value), want=" or ".join(k.__name__ for k in kinds),
+                    name,
+                    got=repr(value),
+                    want=" or ".join(k.__name__ for k in kinds),
                     fix="Give a value of that type, or none.",
-                )  # fmt: skip
+                )
         self.settings()
 
     def settings(self) -> Method:
@@ -104,9 +106,15 @@ class IntarsiaConfig(PeftConfig):
         """The part of the config that the weights depend on."""
         stored = self.to_dict()
         names = (
-            "method", "options", "seed", "target_modules", "exclude_modules", "layers_to_transform",
-            "layers_pattern", "modules_to_save",
-        )  # fmt: skip
+            "method",
+            "options",
+            "seed",
+            "target_modules",
+            "exclude_modules",
+            "layers_to_transform",
+            "layers_pattern",
+            "modules_to_save",
+        )
         classes = (self.origin or {}).get("classes")
         return {name: stored[name] for name in names} | {"classes": classes}
 

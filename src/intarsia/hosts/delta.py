@@ -67,7 +67,7 @@ class SparseDelta:
                     got=f"places {tuple(index.shape)} {index.dtype}, values {tuple(values.shape)}",
                     want=f"as many rising int64 places in 0 ... {size - 1} as values",
                     fix="Build deltas with LtSft or SparseDelta.between.",
-                )  # fmt: skip
+                )
 
     @classmethod
     def between(
@@ -181,10 +181,12 @@ class SparseDelta:
                 got = f"a weight that is tied to {other!r}, which the delta changes too"
             if got != shape:
                 raise CheckpointError(
-                    f"delta of {name!r}", got=got, want=f"shape {shape}, once",
+                    f"delta of {name!r}",
+                    got=got,
+                    want=f"shape {shape}, once",
                     fix="Create the model with the sizes and classes of the training run; "
                     "delta.without_heads() leaves the heads out.",
-                )  # fmt: skip
+                )
         if check:
             self._check_base(own, applied or {})
         return own
@@ -207,32 +209,38 @@ class SparseDelta:
             told, same = told + int(telling.sum()), same + int((near & telling).sum())
         if 2 * same < told:
             raise CheckpointError(
-                "base of the delta", got=f"other weights ({same} of {told} samples are the same)",
+                "base of the delta",
+                got=f"other weights ({same} of {told} samples are the same)",
                 want="the pretrained weights that the delta was found in",
                 fix="Load those weights. Of deltas that change most entries, apply the sum; for a "
                 "model that was trained on since, pass check=False.",
-            )  # fmt: skip
+            )
 
     def __add__(self, other: SparseDelta) -> SparseDelta:
         for name in self.base.keys() & other.base.keys():
             if self.base[name] != other.base[name]:
                 raise ConfigError(
-                    "sum of deltas", got=f"deltas of two base models, which differ in {name!r}",
+                    "sum of deltas",
+                    got=f"deltas of two base models, which differ in {name!r}",
                     want="deltas of one",
                     fix="Train both from the same pretrained weights, in the same type.",
-                )  # fmt: skip
+                )
         for name in self.heads.keys() & other.heads.keys():
             if not torch.equal(self.heads[name], other.heads[name]):
                 raise ConfigError(
-                    f"sum of deltas, head {name!r}", got="two that differ", want="one",
+                    f"sum of deltas, head {name!r}",
+                    got="two that differ",
+                    want="one",
                     fix="Keep that of the task: a + b.without_heads().",
-                )  # fmt: skip
+                )
         names = list(dict.fromkeys((*self.entries, *other.entries)))
         entries = {n: _sum(self.entries.get(n), other.entries.get(n)) for n in names}
         return SparseDelta(
-            entries, {**self.shapes, **other.shapes}, {**self.base, **other.base},
+            entries,
+            {**self.shapes, **other.shapes},
+            {**self.base, **other.base},
             {**self.heads, **other.heads},
-        )._without_zeros()  # fmt: skip
+        )._without_zeros()
 
     def __mul__(self, factor: float) -> SparseDelta:
         scaled = {name: (index, values * factor) for name, (index, values) in self.entries.items()}
@@ -276,9 +284,10 @@ class SparseDelta:
         try:
             return cls(
                 {n: (index, parts["values"][n]) for n, index in parts["index"].items()},
-                {n: tuple(shape) for n, shape in about["shapes"].items()}, about["base"],
+                {n: tuple(shape) for n, shape in about["shapes"].items()},
+                about["base"],
                 parts["head"],
-            )  # fmt: skip
+            )
         except (KeyError, ShapeError, AttributeError, TypeError) as error:
             raise delta_file.damaged(Path(path), f"entries that do not fit ({error})") from error
 

@@ -42,10 +42,11 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
         path, _, leaf = parameter.rpartition(".")
         if leaf != "weight" or not isinstance(modules[path], LAYERS):
             raise TargetError(
-                f"delta of {parameter!r}", got=f"a {leaf} of {type(modules[path]).__name__}",
+                f"delta of {parameter!r}",
+                got=f"a {leaf} of {type(modules[path]).__name__}",
                 want="weights of linear layers, beside which a cell can stand",
                 fix="Use delta.apply(model), or adapt(model, LtSft()), which stays within those.",
-            )  # fmt: skip
+            )
     found = {n.rpartition(".")[0]: entry for n, entry in changed.items()}
     if not found:
         raise ConfigError(
@@ -88,9 +89,10 @@ def put_entries(model: PeftModel, name: str, entries: Mapping[str, Entry]) -> No
 def layers_of(model: PeftModel, name: str) -> dict[str, IntarsiaLayer]:
     """The wrapped modules that carry an adapter, by path."""
     return {
-        path: module for path, module in walk(model.get_base_model())
+        path: module
+        for path, module in walk(model.get_base_model())
         if isinstance(module, IntarsiaLayer) and name in module.intarsia_cells
-    }  # fmt: skip
+    }
 
 
 def cells_of(model: PeftModel, name: str) -> dict[str, SparseCell]:
@@ -112,9 +114,11 @@ def delta_of(model: nn.Module, name: str | None = None) -> SparseDelta:
         )
     if merged := sorted({n for m in layers_of(model, chosen).values() for n in m.merged_adapters}):
         raise FoldError(
-            "delta", got=f"a model with {merged} merged into its weights",
-            want="the weights it started from", fix="Call model.unmerge_adapter() first.",
-        )  # fmt: skip
+            "delta",
+            got=f"a model with {merged} merged into its weights",
+            want="the weights it started from",
+            fix="Call model.unmerge_adapter() first.",
+        )
     own, entries = own_parameters(model), dict[str, Entry]()
     with torch.no_grad():
         for path, layer in layers_of(model, chosen).items():

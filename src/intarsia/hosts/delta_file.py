@@ -40,10 +40,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise damaged(path, f"no readable safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"delta {str(path)!r}", got=f"a file of format {metadata.get('format')!r}",
+            f"delta {str(path)!r}",
+            got=f"a file of format {metadata.get('format')!r}",
             want=f"{FORMAT!r}",
             fix="Adapters are read with intarsia.load; other files are no deltas.",
-        )  # fmt: skip
+        )
     text = metadata.get("about", "")
     if metadata.get("digest") != _digest(tensors, text):
         raise damaged(path, "contents that are not those that were written")
@@ -52,9 +53,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def damaged(path: Path, got: str) -> CheckpointError:
     return CheckpointError(
-        f"delta {str(path)!r}", got=got, want="a file as SparseDelta.save wrote it",
+        f"delta {str(path)!r}",
+        got=got,
+        want="a file as SparseDelta.save wrote it",
         fix="Copy the file again from its source.",
-    )  # fmt: skip
+    )
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

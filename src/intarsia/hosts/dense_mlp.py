@@ -48,7 +48,7 @@ def dense_mlp(path: str, module: nn.Module) -> Dense:
             want="fc1, act, fc2 (timm's Mlp) or gate_proj, up_proj, act_fn, down_proj (Llama), "
             "without dropout",
             fix="Choose layers=[...] without it, or set its dropout to 0.",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -62,9 +62,11 @@ def drawn(
     (hidden, width), outputs = dense.up.weight.shape, dense.down.out_features
     if experts < 1 or hidden % parts:
         raise ConfigError(
-            "experts", got=parts, want=f"a divisor of the {hidden} hidden units of {path!r}",
+            "experts",
+            got=parts,
+            want=f"a divisor of the {hidden} hidden units of {path!r}",
             fix="Slices are of one size; choose another number.",
-        )  # fmt: skip
+        )
     linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
     bias = any(m.bias is not None for m in linears)
     act, gated = copy.deepcopy(dense.act), dense.gate is not None
@@ -111,7 +113,8 @@ def check_output(mlp: nn.Module, made: StackedExperts, parts: int, path: str) ->
     close = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.1
     if not torch.allclose(y, mlp(x), rtol=close, atol=close, equal_nan=True):
         raise TargetError(
-            f"MLP {path!r}", got=f"a {type(mlp).__name__} with a forward of its own",
+            f"MLP {path!r}",
+            got=f"a {type(mlp).__name__} with a forward of its own",
             want="down(act(up(x))), or down(act(gate(x)) * up(x))",
             fix="Choose layers=[...] without it.",
-        )  # fmt: skip
+        )

@@ -89,9 +89,11 @@ def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
     ):
         if mine != other:
             raise ConfigError(
-                f"{what} of the models to merge", got=f"{other} after {mine}", want="the same",
+                f"{what} of the models to merge",
+                got=f"{other} after {mine}",
+                want="the same",
                 fix="Merge two trainings of one upcycled model.",
-            )  # fmt: skip
+            )
     for path in ours.paths:
         mixture_at(a, path)
     new = merged(a, b)
@@ -120,15 +122,19 @@ def expert_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
     found = {p: n for p, n in found.items() if not any(p.startswith(f"{q}.") for q in found)}
     if not (found and seen):
         raise ConfigError(
-            "loads", got=f"{seen} batches for {len(found)} routers", want="at least one of each",
+            "loads",
+            got=f"{seen} batches for {len(found)} routers",
+            want="at least one of each",
             fix="Give a few batches of validation data, and a model with routers.",
-        )  # fmt: skip
+        )
     if empty := [path for path, load in found.items() if not load.any()]:
         raise ConfigError(
-            f"loads of {empty[0]!r}", got="no token for any expert", want="some",
+            f"loads of {empty[0]!r}",
+            got="no token for any expert",
+            want="some",
             fix="Give batches that are not all padding, and the model as it was before "
             "torch.compile, whose graphs do not count.",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -173,10 +179,12 @@ def upcycled(model: nn.Module) -> tuple[Places, Upcycle]:
     step = upcycle_step(model)
     if step is None:
         raise TargetError(
-            "model", got="one that was not upcycled", want="one with mixtures",
+            "model",
+            got="one that was not upcycled",
+            want="one with mixtures",
             fix="Call intarsia.upcycle(model); for a Mixture of your own use "
             "intarsia.mixtures.merged and prune.",
-        )  # fmt: skip
+        )
     return Places(**step.plan.decided), cast(Upcycle, step.plan.change)
 
 
@@ -188,18 +196,22 @@ def mixture_at(model: nn.Module, path: str) -> Mixture:
     found = list(mixtures_in(model.get_submodule(path)).values())
     if not found:
         raise TargetError(
-            f"{path!r}", got="a block with experts of the host's own", want="intarsia's Mixture",
+            f"{path!r}",
+            got="a block with experts of the host's own",
+            want="intarsia's Mixture",
             fix="Only mixtures that upcycle has put in can change their number of experts.",
-        )  # fmt: skip
+        )
     return found[0]
 
 
 def _given(keep: Mapping[str, Sequence[int]], done: Places) -> dict[str, list[int]]:
     if unknown := sorted(keep.keys() - set(done.paths)):
         raise ConfigError(
-            "keep", got=f"a layer {unknown[0]!r}", want=f"paths among {list(done.paths)}",
+            "keep",
+            got=f"a layer {unknown[0]!r}",
+            want=f"paths among {list(done.paths)}",
             fix="Layers that are left out stay as they are.",
-        )  # fmt: skip
+        )
     return {path: [int(i) for i in kept] for path, kept in keep.items()}
 
 
@@ -212,9 +224,11 @@ def _chosen(
         1 <= m <= e for m, e in zip(numbers, done.experts, strict=False)
     ):
         raise ConfigError(
-            "keep", got=keep, want=f"1 ... {list(done.experts)}, one number or one for each layer",
+            "keep",
+            got=keep,
+            want=f"1 ... {list(done.experts)}, one number or one for each layer",
             fix="Give as many experts as there are, or fewer.",
-        )  # fmt: skip
+        )
     found: dict[str, list[int]] = {}
     for path, count, m in zip(done.paths, done.experts, numbers, strict=True):
         order = _scores(path, count, by, seed).argsort(descending=True, stable=True)
@@ -232,9 +246,11 @@ def _scores(path: str, count: int, by: Mapping[str, Tensor] | str | None, seed: 
     if key is None or len(by[key]) != count:  # pyright: ignore
         got = "none for this layer" if key is None else f"{len(by[key])} numbers"  # pyright: ignore
         raise ConfigError(
-            f"loads of {path!r}", got=got, want=f"a number for each of {count} experts",
+            f"loads of {path!r}",
+            got=got,
+            want=f"a number for each of {count} experts",
             fix="Pass by=intarsia.expert_loads(model, batches) of this very model, or 'random'.",
-        )  # fmt: skip
+        )
     return torch.as_tensor(by[key])  # pyright: ignore
 
 

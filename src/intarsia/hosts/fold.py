@@ -74,9 +74,11 @@ def fold(
 def _names(model: PeftModel, name: str | None) -> list[str]:
     if not is_adapted(model):
         raise FoldError(
-            "fold", got=f"{type(model).__name__}, which carries no adapter",
-            want="a model from intarsia.adapt or intarsia.load", fix="Fold the adapted model.",
-        )  # fmt: skip
+            "fold",
+            got=f"{type(model).__name__}, which carries no adapter",
+            want="a model from intarsia.adapt or intarsia.load",
+            fix="Fold the adapted model.",
+        )
     known = list(model.peft_config)
     if name is not None and name not in known:
         raise UnknownName("adapter", name, known)
@@ -84,14 +86,18 @@ def _names(model: PeftModel, name: str | None) -> list[str]:
     layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
     if not names or (name is None and any(layer.disable_adapters for layer in layers)):
         raise ConfigError(
-            "active adapter", got="none, or all of them disabled", want=f"one of {known}",
+            "active adapter",
+            got="none, or all of them disabled",
+            want=f"one of {known}",
             fix="Pass name=, or activate one.",
-        )  # fmt: skip
+        )
     if merged := sorted({n for layer in layers for n in layer.merged_adapters}):
         raise FoldError(
-            "fold", got=f"a model with {merged} merged into its weights",
-            want="the adapter beside the pretrained weights", fix="Call model.unmerge_adapter().",
-        )  # fmt: skip
+            "fold",
+            got=f"a model with {merged} merged into its weights",
+            want="the adapter beside the pretrained weights",
+            fix="Call model.unmerge_adapter().",
+        )
     return names
 
 
@@ -164,10 +170,12 @@ def fold_cell(
             return "changed"
     if position != "parallel" or not isinstance(cell, Cell):
         raise FoldError(
-            f"fold {path!r}", got=f"{type(cell).__name__} behind {type(plain).__name__}",
+            f"fold {path!r}",
+            got=f"{type(cell).__name__} behind {type(plain).__name__}",
             want="a cell beside its module (adaptformer, LoRA) or a scale behind it (SSF): what "
-            "else follows a module cannot go into its weights", fix=KEEP,
-        )  # fmt: skip
+            "else follows a module cannot go into its weights",
+            fix=KEEP,
+        )
     before, beside = exact(plain), exact(cell.merged())
     assert isinstance(beside, Cell)
     if (delta := beside.delta()) is not None:
@@ -178,9 +186,11 @@ def fold_cell(
         what = "widened"
     else:
         raise FoldError(
-            f"fold {path!r}", got=f"{type(beside).__name__}, which is no linear map",
-            want="a cell that is a weight change or a bottleneck", fix=KEEP,
-        )  # fmt: skip
+            f"fold {path!r}",
+            got=f"{type(beside).__name__}, which is no linear map",
+            want="a cell that is a weight change or a bottleneck",
+            fix=KEEP,
+        )
     width = next(p for p in before.parameters() if p.dim() > 1).shape[1]
     x = torch.randn(64, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -39,10 +39,11 @@ class HostedRouter(nn.Module):
         """Raise CheckpointError for the weights of the gate that was here."""
         if f"{prefix}weight" in state_dict:
             raise CheckpointError(
-                f"weights of {prefix.rstrip('.')!r}", got="those of the host's own gate",
+                f"weights of {prefix.rstrip('.')!r}",
+                got="those of the host's own gate",
                 want="those of a router in its place",
                 fix="Load them into the model as it was, then call intarsia.upcycle.",
-            )  # fmt: skip
+            )
 
 
 def own_gate(block: nn.Module) -> nn.Module | None:
@@ -59,29 +60,37 @@ def hosted(path: str, gate: nn.Module, router: nn.Module, experts: int) -> Hoste
     """
     if isinstance(gate, HostedRouter):
         raise TargetError(
-            f"gate {path!r}", got="a router put there before", want="the host's own",
+            f"gate {path!r}",
+            got="a router put there before",
+            want="the host's own",
             fix="Start from a fresh copy of the model.",
-        )  # fmt: skip
+        )
     if type(gate).__name__ not in GATES:
         raise TargetError(
-            f"gate {path!r}", got=type(gate).__name__, want=f"one of {sorted(GATES)}",
+            f"gate {path!r}",
+            got=type(gate).__name__,
+            want=f"one of {sorted(GATES)}",
             fix="Other sparse models call their gates in other ways; choose layers=[...] without.",
-        )  # fmt: skip
+        )
     own: Any = gate
     if expert_readers(router):
         raise ConfigError(
-            f"router of {path!r}", got="one that reads its experts, which are the host's own",
-            want="a router that reads tokens alone", fix="Use TopK(...), or upcycle a dense model.",
-        )  # fmt: skip
+            f"router of {path!r}",
+            got="one that reads its experts, which are the host's own",
+            want="a router that reads tokens alone",
+            fix="Use TopK(...), or upcycle a dense model.",
+        )
     if not isinstance(router, Router):
         raise ConfigError(
             "router", got=type(router).__name__, want="a router of tokens", fix="Use TopK(...)."
         )
     if len(own.weight) != experts:
         raise ConfigError(
-            "experts", got=experts, want=f"{len(own.weight)}, as the block at {path!r} has",
+            "experts",
+            got=experts,
+            want=f"{len(own.weight)}, as the block at {path!r} has",
             fix=f"Call upcycle(..., experts={len(own.weight)}).",
-        )  # fmt: skip
+        )
     mine = getattr(router, "weight", None)
     if isinstance(mine, nn.Parameter) and mine.shape == own.weight.shape:
         with torch.no_grad():

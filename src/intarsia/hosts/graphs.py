@@ -67,11 +67,16 @@ def export_onnx(
     with writing(target) as scratch:
         program = _traced(
             lambda: torch.onnx.export(
-                whole, (_example(batch),), dynamo=True, verbose=False, input_names=[INPUT],
-                output_names=[OUTPUT], dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                whole,
+                (_example(batch),),
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             ),
             "export_onnx",
-        )  # fmt: skip
+        )
         if classes is not None:
             program.model.metadata_props["classes"] = json.dumps(list(classes))
         program.save(str(scratch), external_data=_bytes(whole) > ONE_FILE)
@@ -117,9 +122,11 @@ def _target(path: str | Path, suffix: str) -> Path:
     target = Path(path)
     if target.suffix != suffix or target.is_dir():
         raise ConfigError(
-            "path of the export", got=str(target), want=f"a file *{suffix}",
+            "path of the export",
+            got=str(target),
+            want=f"a file *{suffix}",
             fix=f"Use {target.with_suffix(suffix).name}.",
-        )  # fmt: skip
+        )
     return target
 
 
@@ -136,9 +143,11 @@ def _prepared(model: nn.Module, images: Tensor | None) -> tuple[Logits, Tensor]:
     batch = sample(host) if images is None else images
     if batch.dim() != 4 or not len(batch):
         raise ConfigError(
-            "images", got=tuple(batch.shape), want="(B, C, H, W), B at least 1",
+            "images",
+            got=tuple(batch.shape),
+            want="(B, C, H, W), B at least 1",
             fix="Pass a batch as the transforms and loader give it.",
-        )  # fmt: skip
+        )
     # PEFT's outer layers take arbitrary arguments; the host inside carries the cells as well
     whole = Logits(shared_copy(host)).eval().requires_grad_(False)
     return whole, batch
@@ -158,10 +167,11 @@ def _traced(trace: Callable[[], Any], what: str) -> Any:
     except Exception as error:  # whatever torch's tracers raise is one thing here: no graph
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise ExportError(
-            what, got=f"{type(error).__name__}: {lines[0] if lines else ''}",
+            what,
+            got=f"{type(error).__name__}: {lines[0] if lines else ''}",
             want="a model that torch.export can trace",
             fix="Fold it first; torch's own message above this one names the line.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _bytes(model: nn.Module) -> int:

@@ -64,18 +64,21 @@ def read_config(folder: Path) -> IntarsiaConfig:
             raise ValueError("not an object")
     except OSError as error:
         raise CheckpointError(
-            f"adapter folder {str(folder)!r}", got=error.strerror or "unreadable",
+            f"adapter folder {str(folder)!r}",
+            got=error.strerror or "unreadable",
             want=f"a folder with {CONFIG} and {WEIGHTS}",
             fix="Give the folder that model.save_pretrained wrote (a named adapter has its own).",
-        ) from error  # fmt: skip
+        ) from error
     except ValueError as error:
         raise _damaged(path, f"text that is not JSON ({error})") from error
     kind = stored.get("peft_type")
     if kind != Family.INTARSIA.value:
         raise CheckpointError(
-            str(path), got=f"an adapter of type {kind!r}", want=f"{Family.INTARSIA.value!r}",
+            str(path),
+            got=f"an adapter of type {kind!r}",
+            want=f"{Family.INTARSIA.value!r}",
             fix="Load adapters of PEFT's own with peft.PeftModel.from_pretrained.",
-        )  # fmt: skip
+        )
     try:
         return IntarsiaConfig.from_pretrained(str(folder))
     except CheckpointError:
@@ -98,18 +101,22 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _damaged(path: Path, got: str) -> CheckpointError:
     return CheckpointError(
-        str(path), got=got, want="a file as model.save_pretrained wrote it",
+        str(path),
+        got=got,
+        want="a file as model.save_pretrained wrote it",
         fix="Copy the folder again from its source, or train again.",
-    )  # fmt: skip
+    )
 
 
 def _check_classes(stored: Sequence[str] | None, wanted: Sequence[str] | None) -> None:
     if wanted is None or stored is None or list(stored) == list(wanted):
         return
     raise CheckpointError(
-        "classes", got=list(stored), want=list(wanted),
+        "classes",
+        got=list(stored),
+        want=list(wanted),
         fix="Use the data the adapter was trained on, or train a new head.",
-    )  # fmt: skip
+    )
 
 
 def check_shapes(folder: Path, wanted: dict[str, Any], got: dict[str, Tensor]) -> None:
@@ -126,7 +133,8 @@ def check_shapes(folder: Path, wanted: dict[str, Any], got: dict[str, Tensor]) -
     for key, tensor in got.items():
         if tensor.shape != wanted[key].shape:
             raise CheckpointError(
-                f"{key} in {str(folder)!r}", got=tuple(tensor.shape),
+                f"{key} in {str(folder)!r}",
+                got=tuple(tensor.shape),
                 want=tuple(wanted[key].shape),
                 fix="Create the model with the sizes and classes of the training run.",
-            )  # fmt: skip
+            )

@@ -20,16 +20,22 @@ def check_names(
     """
     if training:
         raise ConfigError(
-            "adapter_names", got="a model in training mode", want="a model in evaluation mode",
+            "adapter_names",
+            got="a model in training mode",
+            want="a model in evaluation mode",
             fix="Call model.eval(); to train, set one adapter at a time.",
-        )  # fmt: skip
+        )
     if unknown := sorted(set(names) - set(known) - {BASE}):
         raise ConfigError(
-            "adapter_names", got=unknown, want=f"some of {sorted(known)} or {BASE!r}",
+            "adapter_names",
+            got=unknown,
+            want=f"some of {sorted(known)} or {BASE!r}",
             fix="Name one adapter for each sample.",
-        )  # fmt: skip
+        )
     if inputs and len(inputs[0]) != len(names):
         raise ConfigError(
-            "adapter_names", got=f"{len(names)} names for {len(inputs[0])} samples",
-            want="as many names as samples", fix="Name one adapter for each sample.",
-        )  # fmt: skip
+            "adapter_names",
+            got=f"{len(names)} names for {len(inputs[0])} samples",
+            want="as many names as samples",
+            fix="Name one adapter for each sample.",
+        )

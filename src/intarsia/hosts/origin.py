@@ -44,9 +44,10 @@ def fingerprint(model: nn.Module, heads: Sequence[str] = ()) -> dict[str, Any]:
     layout = sorted((name, tuple(t.shape)) for name, t in tensors.items())
     digest = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
     matrices = [
-        t for _, t in sorted(tensors.items())
+        t
+        for _, t in sorted(tensors.items())
         if t.dim() > 1 and t.is_floating_point() and t.numel() and not t.is_meta
-    ]  # fmt: skip
+    ]
     step = max(1, len(matrices) // SAMPLES)
     values = [float(t.detach().reshape(-1)[t.numel() // 3]) for t in matrices[::step]]
     return {"layout": digest[:32], "values": [float(f"{v:.5g}") for v in values]}
@@ -57,10 +58,11 @@ def check_trunk(model: nn.Module, wanted: Mapping[str, Any], heads: Sequence[str
     got = fingerprint(model, heads)
     if got["layout"] != wanted.get("layout"):
         raise CheckpointError(
-            "trunk", got=f"{type(unwrapped(model)).__name__} with other layers",
+            "trunk",
+            got=f"{type(unwrapped(model)).__name__} with other layers",
             want="the architecture the adapter was trained on",
             fix="Create the model with the name and settings of the training run.",
-        )  # fmt: skip
+        )
     if "values" not in wanted:
         return
     a, b = torch.tensor(got["values"]), torch.tensor(wanted["values"])
@@ -68,10 +70,11 @@ def check_trunk(model: nn.Module, wanted: Mapping[str, Any], heads: Sequence[str
         return
     if a.shape != b.shape or not torch.allclose(a, b, rtol=RELATIVE, atol=ABSOLUTE):
         raise CheckpointError(
-            "trunk", got="the right architecture with other weights",
+            "trunk",
+            got="the right architecture with other weights",
             want="the pretrained weights the adapter was trained on",
             fix="Load the same pretrained weights before the adapter; unmerge other adapters.",
-        )  # fmt: skip
+        )
 
 
 def head_shapes(model: nn.Module, heads: Sequence[str]) -> dict[str, list[int]]:
@@ -79,9 +82,10 @@ def head_shapes(model: nn.Module, heads: Sequence[str]) -> dict[str, list[int]]:
     modules = dict(walk(model))
     return {
         f"{head}.{name}": list(p.shape)
-        for head in heads if head in modules
+        for head in heads
+        if head in modules
         for name, p in unwrapped(modules[head]).named_parameters()
-    }  # fmt: skip
+    }
 
 
 def check_heads(
@@ -91,9 +95,11 @@ def check_heads(
     got = head_shapes(model, heads)
     if got != {name: list(shape) for name, shape in wanted.items()}:
         raise CheckpointError(
-            "head", got=got, want=dict(wanted),
+            "head",
+            got=got,
+            want=dict(wanted),
             fix="Create the model with the number of classes of the training run.",
-        )  # fmt: skip
+        )
 
 
 def matched(
@@ -141,8 +147,9 @@ def check_digest(
     wanted, got = (origin or {}).get("digest"), _digest(place, identity)
     if wanted and got and wanted != got:
         raise CheckpointError(
-            f"adapter in {place}", got="weights or settings that changed after they were saved",
+            f"adapter in {place}",
+            got="weights or settings that changed after they were saved",
             want="the files as they were written",
             fix="Copy the folder again from its source: a byte was damaged or a file was swapped. "
             "If you changed settings on purpose, delete origin.digest from adapter_config.json.",
-        )  # fmt: skip
+        )

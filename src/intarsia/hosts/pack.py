@@ -112,9 +112,11 @@ def _code_head(model: nn.Module, format: Gaussian) -> None:
     heads = [p for p in find_heads(model) if isinstance(model.get_submodule(p), nn.Linear)]
     if not heads:
         raise TargetError(
-            "head", got="no linear classifier", want="one, such as a timm model's head",
+            "head",
+            got="no linear classifier",
+            want="one, such as a timm model's head",
             fix="Create the model with num_classes, before it is adapted.",
-        )  # fmt: skip
+        )
     for path in heads:
         coded = CodedLinear.of(cast(nn.Linear, model.get_submodule(path)), format)
         parent, _, name = path.rpartition(".")
@@ -170,9 +172,11 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
     settings = config.settings()
     if not _codes(settings):
         raise CheckpointError(
-            f"packed adapter in {str(folder)!r}", got=f"method {config.method!r}",
-            want="one that codes its weights, such as 'bi'", fix="Load it with intarsia.load.",
-        )  # fmt: skip
+            f"packed adapter in {str(folder)!r}",
+            got=f"method {config.method!r}",
+            want="one that codes its weights, such as 'bi'",
+            fix="Load it with intarsia.load.",
+        )
     raw, head = _read(folder, config)
     options = method_to_dict(settings.over)
     plain = copy.deepcopy(config)
@@ -181,18 +185,20 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
         adapted = attach(model, plain, name)
         if _head_format(adapted, name) is not None:
             raise ConfigError(
-                "head", got="one that codes its weights", want="a plain one, for decoded weights",
+                "head",
+                got="one that codes its weights",
+                want="a plain one, for decoded weights",
                 fix="Call code_head before training only.",
-            )  # fmt: skip
+            )
         cells = [(cell, settings.format) for cell in _cells(adapted, name)]
-        entries = [
-            *_cell_entries(cells, settings.biases), *_head_entries(adapted, name, head)
-        ]  # fmt: skip
+        entries = [*_cell_entries(cells, settings.biases), *_head_entries(adapted, name, head)]
         if (want := sum(entry.nbytes for entry in entries)) != len(raw):
             raise CheckpointError(
-                f"{PACKED} in {str(folder)!r}", got=f"{len(raw)} bytes", want=f"{want}",
+                f"{PACKED} in {str(folder)!r}",
+                got=f"{len(raw)} bytes",
+                want=f"{want}",
                 fix="Use the pretrained model and the settings of the training run.",
-            )  # fmt: skip
+            )
         for cell, _ in cells if not settings.biases else ():
             _drop_biases(cell)
         for entry in entries:
@@ -210,9 +216,11 @@ def _described(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Code
     names = list(model.peft_config) if is_adapted(model) else []
     if not names or (name is None and len(model.active_adapters) != 1):
         raise ConfigError(
-            "adapter to pack", got="none, or several active ones", want=f"one of {names}",
+            "adapter to pack",
+            got="none, or several active ones",
+            want=f"one of {names}",
             fix="Pass name=, and a model from intarsia.adapt.",
-        )  # fmt: skip
+        )
     name = model.active_adapters[0] if name is None else name
     if name not in names:
         raise UnknownName("adapter", name, names)
@@ -220,9 +228,11 @@ def _described(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Code
     settings = config.settings()
     if not _codes(settings):
         raise ConfigError(
-            f"adapter {name!r}", got=f"method {config.method!r}, whose weights are floats",
-            want="one that codes them while it trains", fix="Train intarsia.BiAdapter(over=...).",
-        )  # fmt: skip
+            f"adapter {name!r}",
+            got=f"method {config.method!r}, whose weights are floats",
+            want="one that codes them while it trains",
+            fix="Train intarsia.BiAdapter(over=...).",
+        )
     return config, settings, name
 
 
@@ -290,9 +300,11 @@ def _read(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None
         return raw, Gaussian(int(bits), codebook) if head else None
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            str(path), got=str(error), want="a file as intarsia.pack wrote it",
+            str(path),
+            got=str(error),
+            want="a file as intarsia.pack wrote it",
             fix="Copy the folder again from its source.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 CARDS = (

@@ -148,10 +148,11 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
             base, (nn.Linear, nn.Conv2d)
         ):
             raise FoldError(
-                f"merging adapter {name!r} at {self.path!r}", got=type(base).__name__,
+                f"merging adapter {name!r} at {self.path!r}",
+                got=type(base).__name__,
                 want="a Linear or pointwise convolution with the cell beside it",
                 fix="Target linear layers.",
-            )  # fmt: skip
+            )
         return delta.reshape(base.weight.shape)
 
     def _shift(self, name: str, sign: int, safe: bool) -> None:
@@ -218,10 +219,11 @@ class IntarsiaModel(BaseTuner):
         for head in saved:
             if not any(n.endswith(head) for n in names):
                 raise TargetError(
-                    f"head {head!r}", got="no module of that name",
+                    f"head {head!r}",
+                    got="no module of that name",
                     want="a module that is trained and saved whole",
                     fix="Name it as in model.named_modules().",
-                )  # fmt: skip
+                )
         heads = [n for n in names if any(n.endswith(h) for h in saved)]
         peft_config.origin = origin.matched(peft_config.origin, model, heads)
 
@@ -308,8 +310,9 @@ class IntarsiaModel(BaseTuner):
         wrappers = (IntarsiaLayer, AuxiliaryTrainingWrapper)
         handles = [
             module.register_forward_pre_hook(pass_names, with_kwargs=True)
-            for module in self.modules() if isinstance(module, wrappers)
-        ]  # fmt: skip
+            for module in self.modules()
+            if isinstance(module, wrappers)
+        ]
         try:
             yield
         finally:
@@ -351,9 +354,11 @@ class IntarsiaModel(BaseTuner):
         shared = [p for p, m in self.model.named_modules() if weight is m._parameters.get("weight")]
         if weight is not None and len(shared) > 1:
             raise FoldError(
-                f"merging at {layer.path!r}", got=f"a weight that {shared[0]!r} has, too",
-                want="a weight of its own", fix="Use intarsia.fold(model), which unties a copy.",
-            )  # fmt: skip
+                f"merging at {layer.path!r}",
+                got=f"a weight that {shared[0]!r} has, too",
+                want="a weight of its own",
+                fix="Use intarsia.fold(model), which unties a copy.",
+            )
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)

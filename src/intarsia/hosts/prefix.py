@@ -45,8 +45,11 @@ class Tail(nn.Module):
         super().__init__()
         self.blocks = nn.Sequential(*_blocks(model)[block:])
         self.norm, self.fc_norm, self.head_drop, self.head = (
-            model.norm, model.fc_norm, model.head_drop, model.head,
-        )  # fmt: skip
+            model.norm,
+            model.fc_norm,
+            model.head_drop,
+            model.head,
+        )
         self.pool = model.pool
         self.num_patches = model.patch_embed.num_patches  # tells how long the token sequence is
 
@@ -65,8 +68,11 @@ class ConvTail(nn.Module):
         super().__init__()
         self.blocks = nn.Sequential(*_blocks(model)[block:])
         self.conv_head, self.bn2, self.global_pool, self.classifier = (
-            model.conv_head, model.bn2, model.global_pool, model.classifier,
-        )  # fmt: skip
+            model.conv_head,
+            model.bn2,
+            model.global_pool,
+            model.classifier,
+        )
 
     def get_classifier(self) -> nn.Module:
         return cast(nn.Module, self.classifier)
@@ -119,17 +125,20 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
     heads = getattr(model, "head_dist", None) or getattr(model, "aux_head", None)
     if heads is not None:
         raise TargetError(
-            "model to split", got=f"{type(model).__name__}, with two heads", want="one head",
+            "model to split",
+            got=f"{type(model).__name__}, with two heads",
+            want="one head",
             fix="Adapt the whole model with layers=... instead.",
-        )  # fmt: skip
+        )
     if block is None:
         return Features(model), _classifier(model)
     if not isinstance(model, SPLITTABLE):
         raise TargetError(
-            "model to split", got=type(model).__name__,
+            "model to split",
+            got=type(model).__name__,
             want="a timm VisionTransformer or EfficientNet",
             fix="Adapt the whole model with layers=... instead.",
-        )  # fmt: skip
+        )
     if not 0 <= block < len(_blocks(model)):
         raise ConfigError(
             "block",
@@ -148,9 +157,11 @@ def _classifier(model: nn.Module) -> nn.Module:
     found = cast(Any, model).get_classifier() if timms else None
     if not isinstance(found, nn.Module) or isinstance(found, nn.Identity):
         raise TargetError(
-            "model to split", got=type(model).__name__, want="a timm model with a classifier",
+            "model to split",
+            got=type(model).__name__,
+            want="a timm model with a classifier",
             fix="Train every block in every step instead.",
-        )  # fmt: skip
+        )
     _no_dropout(model)
     return found
 
@@ -158,9 +169,11 @@ def _classifier(model: nn.Module) -> nn.Module:
 def _no_dropout(model: nn.Module) -> None:
     if drop := getattr(model, "drop_rate", 0.0):
         raise ConfigError(
-            "dropout before the classifier", got=drop, want="0: each image is seen once",
+            "dropout before the classifier",
+            got=drop,
+            want="0: each image is seen once",
             fix="Create the model with drop_rate=0.",
-        )  # fmt: skip
+        )
 
 
 @torch.no_grad()
@@ -206,10 +219,11 @@ def first_trained_block(model: nn.Module) -> int | None:
     before = [n for n, p in host.named_parameters() if p.requires_grad and id(p) not in after]
     if before or not first:
         raise ConfigError(
-            "blocks to compute once", got=f"{before[0] if before else 'block 0'} is trained",
+            "blocks to compute once",
+            got=f"{before[0] if before else 'block 0'} is trained",
             want="frozen blocks below the first trained one",
             fix="Adapt the last blocks only, or compute every block in every step.",
-        )  # fmt: skip
+        )
     return first
 
 

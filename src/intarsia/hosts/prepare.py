@@ -28,9 +28,11 @@ def set_dropout(model: nn.Module, p: float) -> None:
     ]
     if not found:
         raise TargetError(
-            f"dropout of {type(model).__name__}", got=f"no nn.Dropout named {DROPOUTS}",
-            want="a timm vision transformer", fix="Set the rates where the model is made.",
-        )  # fmt: skip
+            f"dropout of {type(model).__name__}",
+            got=f"no nn.Dropout named {DROPOUTS}",
+            want="a timm vision transformer",
+            fix="Set the rates where the model is made.",
+        )
     for module in found:
         module.p = p
 

@@ -83,9 +83,11 @@ def add_prompts(
     if not isinstance(model, VisionTransformer) or hasattr(model, NAME):
         again = "one with prompts" if hasattr(model, NAME) else type(model).__name__
         raise TargetError(
-            "model for prompts", got=again, want="a timm VisionTransformer without prompts",
+            "model for prompts",
+            got=again,
+            want="a timm VisionTransformer without prompts",
             fix="Use a ViT, DeiT or DINOv2 of timm, or another method: --method ssf.",
-        )  # fmt: skip
+        )
     if prompts < 0:
         raise ConfigError("prompts", got=prompts, want="0 or more", fix="Try 10.")
     if not 0 <= dropout < 1:
@@ -93,10 +95,11 @@ def add_prompts(
     stack = list(cast(nn.Sequential, model.blocks))
     if not 0 <= last_blocks <= (len(stack) if deep else 0):
         raise ConfigError(
-            "last_blocks", got=last_blocks,
+            "last_blocks",
+            got=last_blocks,
             want=f"0 ... {len(stack)}" if deep else "0: shallow prompts stand before the first",
             fix="0 stands for all of them.",
-        )  # fmt: skip
+        )
     train_part(model, "linear")
     if not prompts:
         return model
@@ -105,9 +108,13 @@ def add_prompts(
     patch = cast(Any, model.patch_embed).proj.weight[0].numel()
     shape = (len(stack) if deep else 1, prompts, model.embed_dim)
     own = Prompts(
-        shape, model.num_prefix_tokens, (6 / (patch + model.embed_dim)) ** 0.5, dropout,
-        torch.Generator().manual_seed(seed), first,
-    )  # fmt: skip
+        shape,
+        model.num_prefix_tokens,
+        (6 / (patch + model.embed_dim)) ** 0.5,
+        dropout,
+        torch.Generator().manual_seed(seed),
+        first,
+    )
     own.to(next(model.parameters()).device).train(model.training)
     model.add_module(NAME, own)
     for row, block in enumerate(stack if deep else stack[:1]):

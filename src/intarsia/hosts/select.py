@@ -32,9 +32,11 @@ def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int
     heads = find_heads(model)
     if not heads and part == "linear":
         raise ConfigError(
-            f"head of {type(model).__name__}", got="none", want="a classifier to train",
+            f"head of {type(model).__name__}",
+            got="none",
+            want="a classifier to train",
             fix="Use another method or model.",
-        )  # fmt: skip
+        )
     learns = [p for head in heads for p in model.get_submodule(head).parameters()]
     last = partial(_last, "blocks", blocks)
     others = {"full": _all, "bitfit": _biases, "norms": _norms, "last-k": last}
@@ -44,9 +46,11 @@ def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int
         found = [p for p in found if id(p) in kept]
     if part in others and not found:
         raise ConfigError(
-            f"method {part!r}", got=f"{type(model).__name__}, which has nothing of the kind",
-            want="a model with that part", fix="Use another method or model.",
-        )  # fmt: skip
+            f"method {part!r}",
+            got=f"{type(model).__name__}, which has nothing of the kind",
+            want="a model with that part",
+            fix="Use another method or model.",
+        )
     model.requires_grad_(False)
     for parameter in (*learns, *found):
         parameter.requires_grad_(True)
@@ -75,9 +79,11 @@ def _last(what: str, count: int, model: nn.Module) -> Iterator[nn.Parameter]:
     found = [path for path, _ in blocks(model)]
     if not 1 <= count <= len(found):
         raise ConfigError(
-            what, got=count, want=f"1 ... {len(found)}",
+            what,
+            got=count,
+            want=f"1 ... {len(found)}",
             fix=f"{type(model).__name__} has {len(found)} blocks.",
-        )  # fmt: skip
+        )
     order = dict(walk(model))
     start = list(order).index(found[-count])
     for module in list(order.values())[start:]:

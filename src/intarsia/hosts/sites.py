@@ -32,10 +32,15 @@ CHANNELS_FIRST = (nn.Conv2d, nn.GroupNorm, LayerNorm2d, RmsNorm2d)
 # blocks known to be pre-norm: only there does the named LayerNorm feed the module
 PRE_NORM = frozenset(
     {
-        "Block", "ConvNeXtBlock", "DeiTLayer", "Dinov2Layer", "Dinov2WithRegistersLayer",
-        "SwinTransformerBlock", "ViTLayer",
+        "Block",
+        "ConvNeXtBlock",
+        "DeiTLayer",
+        "Dinov2Layer",
+        "Dinov2WithRegistersLayer",
+        "SwinTransformerBlock",
+        "ViTLayer",
     }
-)  # fmt: skip
+)
 FEEDS = {
     "attn": ("norm1",),
     "attention": ("layernorm_before", "norm1"),
@@ -91,16 +96,18 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
     both = widths(module)
     if both is None:
         raise TargetError(
-            f"target {path!r}", got=f"{type(module).__name__}, which has no input and output width",
+            f"target {path!r}",
+            got=f"{type(module).__name__}, which has no input and output width",
             want="a Linear, a pointwise convolution, an MLP, an attention or a block",
             fix=f"Candidates: {_candidates(model)}.",
-        )  # fmt: skip
+        )
     if _read_as_weight(chain[-2], path):
         raise TargetError(
-            f"target {path!r}", got="a layer whose weight the host reads without calling it",
+            f"target {path!r}",
+            got="a layer whose weight the host reads without calling it",
             want="a module that is called, or the cell would do nothing",
             fix="Target the attention or the MLP instead.",
-        )  # fmt: skip
+        )
     kind = block_kind(module)
     layers = [layer for _, layer in layers_of(module)]
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
@@ -108,10 +115,11 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
         position = "sequential"
     if position == "parallel" and kind != "convnext" and not all(map(is_pointwise, convolutions)):
         raise TargetError(
-            f"target {path!r}", got=f"{type(module).__name__} with spatial or strided convolutions",
+            f"target {path!r}",
+            got=f"{type(module).__name__} with spatial or strided convolutions",
             want="a module that maps each position on its own, for a cell beside it",
             fix="Target its block, or use a sequential placement (pfeiffer, houlsby, adapter+).",
-        )  # fmt: skip
+        )
     first = kind in ("convnext", "mbconv") or isinstance([module, *layers][-1], CHANNELS_FIRST)
     norm = _feeding_norm(chain, path) if position == "parallel" else None
     inner = tuple((p, *sizes) for p, m in layers_of(module) if p and (sizes := widths(m)))
@@ -126,9 +134,11 @@ def select_blocks(blocks_: list[tuple[str, nn.Module]], layers: Sequence[int] | 
     wrong = [i for i in layers if not -count <= i < count]
     if wrong or not layers:
         raise TargetError(
-            "layers", got=wrong or "none", want=f"{-count} ... {count - 1}",
+            "layers",
+            got=wrong or "none",
+            want=f"{-count} ... {count - 1}",
             fix=f"The model has {count} blocks; negative numbers count from the last.",
-        )  # fmt: skip
+        )
     wanted = {i % count for i in layers}
     return [p for i, (p, _) in enumerate(blocks_) if i in wanted]
 
@@ -199,22 +209,24 @@ def _by_role(
             got="no block that is known by its structure",
             want="a ViT, Swin, ConvNeXt, EfficientNet, Llama or BERT",
             fix=f"Name the modules, targets=[...]. Candidates: {_candidates(model)}.",
-        )  # fmt: skip
+        )
     paths: list[str] = []
     for role in roles:
         there = [
             f"{p}.{place}" if place else p
-            for p, block in found if chosen is None or p in chosen
+            for p, block in found
+            if chosen is None or p in chosen
             for place in places(block, role)
-        ]  # fmt: skip
+        ]
         if role in AROUND and chosen is None:
             there += outside(model, found, role)
         if not there and not (role == "embedding" and len(roles) > 1):
             raise TargetError(
-                f"role {role!r}", got=f"{type(unwrapped(model)).__name__}, which has none",
+                f"role {role!r}",
+                got=f"{type(unwrapped(model)).__name__}, which has none",
                 want="at least one module in that role",
                 fix="Choose another placement or method, or name modules with targets=[...].",
-            )  # fmt: skip
+            )
         paths += [p for p in there if p not in paths]
     order = {p: i for i, (p, _) in enumerate(walk(model))}
     return sorted(paths, key=order.__getitem__)
@@ -245,10 +257,11 @@ def _no_match(model: nn.Module, pattern: str) -> TargetError:
     )
     hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return TargetError(
-        f"target {pattern!r}", got="no module of that name",
+        f"target {pattern!r}",
+        got="no module of that name",
         want="a path, the end of one, or a glob",
         fix=hint or f"Candidates: {_candidates(model)}.",
-    )  # fmt: skip
+    )
 
 
 def _candidates(model: nn.Module) -> str:
@@ -272,4 +285,4 @@ def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
                     got=f"a module {place} {other!r}, which {why}",
                     want="modules that do not contain each other",
                     fix="Choose targets=[...] outside it, or adapt a fresh copy of the model.",
-                )  # fmt: skip
+                )

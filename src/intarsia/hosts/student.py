@@ -80,11 +80,12 @@ def _row(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]]:
     mixed = len({own_gate(dict(b.named_children()).get("mlp", b)) is None for _, b in found}) > 1
     if place is None or not whole or mixed or getattr(model, "rope_mixed", False):
         raise TargetError(
-            f"model {type(model).__name__}", got=f"{len(found)} blocks in {len(places)} places"
+            f"model {type(model).__name__}",
+            got=f"{len(found)} blocks in {len(places)} places"
             + (", sparse and dense ones" if mixed else ""),
             want="one row of blocks that do not depend on their number",
             fix="Use a ViT or a Llama-shaped decoder; stages and alternating blocks cannot go.",
-        )  # fmt: skip
+        )
     return place, found
 
 

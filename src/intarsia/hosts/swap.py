@@ -192,9 +192,11 @@ def check_unadapted(model: nn.Module) -> None:
     """Raises: TargetError for a model with adapters."""
     if isinstance(model, PeftModel) or wrapped_paths(model):
         raise TargetError(
-            "model", got="one with adapters", want="a plain model",
+            "model",
+            got="one with adapters",
+            want="a plain model",
             fix="Do this first, then intarsia.adapt; or merge and unload the adapters.",
-        )  # fmt: skip
+        )
 
 
 def _put(model: nn.Module, change: Upcycle, at: Places, seed: int) -> None:
@@ -230,9 +232,11 @@ def _chosen(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, n
     found = [(p, b) for p, b in blocks(model) if "mlp" in dict(b.named_children())]
     if not found:
         raise TargetError(
-            f"model {type(model).__name__}", got="no block with an MLP of its own",
-            want="a timm ViT or a Llama-shaped decoder", fix="Put intarsia's Mixture in by hand.",
-        )  # fmt: skip
+            f"model {type(model).__name__}",
+            got="no block with an MLP of its own",
+            want="a timm ViT or a Llama-shaped decoder",
+            fix="Put intarsia's Mixture in by hand.",
+        )
     wanted = select_blocks(found, layers)
     chosen = [(p, b) for p, b in found if p in wanted]
     sparse = [(p, b) for p, b in chosen if own_gate(b.get_submodule("mlp")) is not None]
@@ -247,9 +251,11 @@ def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -
         return (experts,) * n
     if len(experts) != n:
         raise ConfigError(
-            "experts", got=f"{len(experts)} numbers", want=f"{n}, one for each layer",
+            "experts",
+            got=f"{len(experts)} numbers",
+            want=f"{n}, one for each layer",
             fix="Give one number for all, or choose layers=[...].",
-        )  # fmt: skip
+        )
     return tuple(experts)
 
 
@@ -262,10 +268,11 @@ def _check_causal(
         return
     if (what := looks_ahead(router, capacity)) is not None:
         raise ConfigError(
-            "routing of a decoder", got=f"{what}, where later tokens have a say",
+            "routing of a decoder",
+            got=f"{what}, where later tokens have a say",
             want="routing that looks back only",
             fix="Use TopK(...) and Capacity(policy='order'), or say sees_later=True.",
-        )  # fmt: skip
+        )
 
 
 def looks_ahead(router: RouterConfig, capacity: Capacity | None = None) -> str | None:
@@ -299,8 +306,9 @@ def _made(told: Upcycle, at: Places, i: int, block: nn.Module, seed: int) -> tup
             raise ConfigError(
                 f"{path!r}",
                 got="how, capacity, residual or act for a block with experts of its own",
-                want="a router alone", fix="Leave them out, or choose layers=[...] that are dense.",
-            )  # fmt: skip
+                want="a router alone",
+                fix="Leave them out, or choose layers=[...] that are dense.",
+            )
         own: Any = gate
         new = config.build(own.weight.shape[-1], generator=draws).to(own.weight.device)
         return "gate", hosted(f"{path}.gate", gate, new, count).train(mlp.training)

@@ -24,10 +24,18 @@ from .sites import find_sites
 
 # what we decide, or what is no setting of a method
 DECIDED = {field.name for field in fields(PeftConfig)} | {
-    "target_modules", "modules_to_save", "exclude_modules", "feedforward_modules", "bias",
-    "fan_in_fan_out", "layers_pattern", "layers_to_transform", "save_projection", "megatron_core",
+    "target_modules",
+    "modules_to_save",
+    "exclude_modules",
+    "feedforward_modules",
+    "bias",
+    "fan_in_fan_out",
+    "layers_pattern",
+    "layers_to_transform",
+    "save_projection",
+    "megatron_core",
     "ensure_weight_tying",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ def plain_settings(kind: str) -> dict[str, Any]:
         if f.name not in DECIDED
         and f.default is not MISSING
         and isinstance(f.default, (bool, int, float, str))
-    }  # fmt: skip
+    }
 
 
 def through_peft(
@@ -84,9 +92,11 @@ def through_peft(
             adapted = get_peft_model(model, config)
     except (ValueError, TypeError, ZeroDivisionError, AssertionError) as error:
         raise ConfigError(
-            f"settings of PEFT's {kind}", got=dict(settings), want="what PEFT can build",
+            f"settings of PEFT's {kind}",
+            got=dict(settings),
+            want="what PEFT can build",
             fix=f"It says: {str(error).rstrip('.')}.",
-        ) from error  # fmt: skip
+        ) from error
     assert isinstance(adapted, PeftModel)
     return adapted
 

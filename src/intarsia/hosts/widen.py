@@ -146,9 +146,11 @@ def add_bias(layer: nn.Module, bias: Tensor, path: str) -> None:
 
 def _no_bias(path: str) -> FoldError:
     return FoldError(
-        f"fold {path!r}", got="a layer without a bias, and a cell with one",
-        want="a layer that has a bias", fix=KEEP,
-    )  # fmt: skip
+        f"fold {path!r}",
+        got="a layer without a bias, and a cell with one",
+        want="a layer that has a bias",
+        fix=KEEP,
+    )
 
 
 def set_weights(layer: nn.Module, **tensors: Tensor) -> None:
@@ -162,15 +164,19 @@ def add_weight(layer: nn.Module, delta: Tensor, path: str) -> None:
     """Add a weight change (out, in) to a Linear or a pointwise convolution, in place."""
     if not isinstance(layer, (nn.Linear, nn.Conv2d)) or not is_pointwise(layer):
         raise FoldError(
-            f"fold {path!r}", got=f"a linear cell beside {type(layer).__name__}",
-            want="a Linear or a 1x1 convolution", fix=KEEP,
-        )  # fmt: skip
+            f"fold {path!r}",
+            got=f"a linear cell beside {type(layer).__name__}",
+            want="a Linear or a 1x1 convolution",
+            fix=KEEP,
+        )
     weight = layer.weight.detach()
     if delta.shape != weight.shape[:2]:
         raise FoldError(
-            f"fold {path!r}", got=f"a weight change of shape {tuple(delta.shape)}",
-            want=f"{tuple(weight.shape[:2])}", fix=KEEP,
-        )  # fmt: skip
+            f"fold {path!r}",
+            got=f"a weight change of shape {tuple(delta.shape)}",
+            want=f"{tuple(weight.shape[:2])}",
+            fix=KEEP,
+        )
     set_weights(layer, weight=weight + delta.reshape(weight.shape).to(weight))
 
 

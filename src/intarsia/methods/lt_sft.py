@@ -89,9 +89,11 @@ class LtSft:
         """Both phases, as often as `iterations` says; returns phi. See `schedules.Phased`."""
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise ConfigError(
-                "LT-SFT", got=f"{dist.get_world_size()} processes", want="one",
+                "LT-SFT",
+                got=f"{dist.get_world_size()} processes",
+                want="one",
                 fix="Start it without a launcher: gradients are gathered in one process only.",
-            )  # fmt: skip
+            )
         generator = torch.Generator().manual_seed(seed)
         if is_adapted(model):
             return self._beside(model, generator)
@@ -105,9 +107,11 @@ class LtSft:
         count = round(self.density * total) if self.count is None else self.count
         if count > total:
             raise ConfigError(
-                "count", got=count, want=f"at most the {total} weights to choose from",
+                "count",
+                got=count,
+                want=f"at most the {total} weights to choose from",
                 fix="Lower it, or let more parameters be chosen: `maskable`, or more `targets`.",
-            )  # fmt: skip
+            )
         ends = [j * count // self.iterations for j in range(self.iterations + 1)]
         return [b - a for a, b in zip(ends, ends[1:], strict=False)]
 
@@ -171,8 +175,9 @@ class LtSft:
         """Optimisers of the chosen entries, which are pulled to where they started."""
         towards = {
             chosen.vectors[p]: start[n].flatten()[chosen.index[p].to(start[n].device)]
-            for n, p in own.items() if p in chosen.vectors
-        }  # fmt: skip
+            for n, p in own.items()
+            if p in chosen.vectors
+        }
         return pull(chosen.optimizer(make), towards, self.pull, total)
 
     def _beside(self, model: PeftModel, draws: torch.Generator) -> Phases:
@@ -230,10 +235,11 @@ def ticket_of(model: PeftModel) -> str:
     method = model.peft_config[names[0]].method if len(names) == 1 else None  # pyright: ignore
     if method != CARD.key:
         raise ConfigError(
-            "LT-SFT of an adapted model", got=f"active adapters {names}, of method {method!r}",
+            "LT-SFT of an adapted model",
+            got=f"active adapters {names}, of method {method!r}",
             want="one active adapter, from adapt(model, LtSft())",
             fix="Call model.set_adapter, adapt with LtSft(), or pass the plain model.",
-        )  # fmt: skip
+        )
     return names[0]
 
 

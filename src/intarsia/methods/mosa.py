@@ -65,17 +65,21 @@ class Mosa:
     def __post_init__(self) -> None:
         if not isinstance(self.over, Bottleneck | Lora):
             raise ConfigError(
-                "over", got=type(self.over).__name__, want="Bottleneck or Lora",
+                "over",
+                got=type(self.over).__name__,
+                want="Bottleneck or Lora",
                 fix="Pass the adapter that is to be split.",
-            )  # fmt: skip
+            )
         for name, allowed in SETTINGS.items():
             if (got := getattr(self, name)) not in allowed:
                 raise ConfigError(name, got=repr(got), want=f"one of {allowed}", fix="Pick one.")
         if self.decay == "official" and (self.scaling, self.active) != ("paper", 1):
             raise ConfigError(
-                "decay='official'", got=f"scaling={self.scaling!r}, active={self.active}",
-                want="scaling='paper', active=1", fix="Use decay='owned' elsewhere.",
-            )  # fmt: skip
+                "decay='official'",
+                got=f"scaling={self.scaling!r}, active={self.active}",
+                want="scaling='paper', active=1",
+                fix="Use decay='owned' elsewhere.",
+            )
         # the router says what else can be wrong
         RandomRouter(self.experts, self.active, self.draw, generator=torch.Generator())
 
@@ -128,13 +132,19 @@ class MosaCell(RoutedCell):
                 continue
             linear: nn.Linear = getattr(body, side)
             partition = random_disjoint(
-                {"weight": linear.weight.shape}, config.experts, generator=generator,
+                {"weight": linear.weight.shape},
+                config.experts,
+                generator=generator,
                 unit=config.unit,
-            )  # fmt: skip
+            )
             layers[side] = SplitLinear(
-                linear, partition, active=config.active, scaling=config.scaling,
-                decay=config.decay, zero_start=side in body.zero_sides,
-            )  # fmt: skip
+                linear,
+                partition,
+                active=config.active,
+                scaling=config.scaling,
+                decay=config.decay,
+                zero_start=side in body.zero_sides,
+            )
             routers[side] = draw_apart(
                 config.experts, config.active, config.draw, generator=generator
             )
@@ -222,9 +232,14 @@ class Official:
     def optimizer(self, model: nn.Module, lr: float, weight_decay: float) -> SplitAdamW:
         """The released code's AdamW over N copies, on the one tensor."""
         return split_adamw(
-            model, lr, weight_decay, norm_decays=True, eps=1e-6, update="dense",
+            model,
+            lr,
+            weight_decay,
+            norm_decays=True,
+            eps=1e-6,
+            update="dense",
             variant="huggingface",
-        )  # fmt: skip
+        )
 
     def lr_factor(self, step: int, steps: int) -> float:
         """epoch / warm-up epochs, then half a cosine; constant within an epoch."""

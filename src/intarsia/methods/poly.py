@@ -67,22 +67,27 @@ class Poly:
         narrow = min(site.reads, site.outputs)
         if self.rank > narrow:
             raise TargetError(
-                f"rank at {site.path!r}", got=self.rank,
-                want=f"at most {narrow}, the layer's smaller width", fix="Use a smaller rank.",
-            )  # fmt: skip
+                f"rank at {site.path!r}",
+                got=self.rank,
+                want=f"at most {narrow}, the layer's smaller width",
+                fix="Use a smaller rank.",
+            )
         if site.reads % self.heads or site.outputs % self.heads:
             both = math.gcd(site.reads, site.outputs)
             raise TargetError(
-                f"heads at {site.path!r}", got=self.heads,
+                f"heads at {site.path!r}",
+                got=self.heads,
                 want=f"a divisor of {site.reads} inputs and {site.outputs} outputs: one of "
                 f"{[q for q in range(1, both + 1) if both % q == 0]}",
                 fix="Choose one of these, or other layers.",
-            )  # fmt: skip
+            )
         if "qv" in self.roles and site.path.rpartition(".")[2] == "qkv":
             raise TargetError(
-                f"role 'qv' at {site.path!r}", got="a fused qkv layer", want="single layers",
+                f"role 'qv' at {site.path!r}",
+                got="a fused qkv layer",
+                want="single layers",
                 fix="Use roles=('qkv',).",
-            )  # fmt: skip
+            )
         return SkillsCell(
             self.lora(), self.heads, self.skills, site, router=self.router, generator=generator
         )

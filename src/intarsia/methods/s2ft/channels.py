@@ -98,16 +98,19 @@ def _groups(
             groups[family].append(site)
         elif targets is not None:
             raise TargetError(
-                f"target {site.path!r}", got="a layer with no share of channels",
+                f"target {site.path!r}",
+                got="a layer with no share of channels",
                 want="a down, up, output or value projection whose share is above 0",
                 fix="Target other layers, or set its share: S2ft(up=0.03).",
-            )  # fmt: skip
+            )
     for family, found in groups.items():
         if not found:
             raise TargetError(
-                f"share {family!r}", got=f"{getattr(method, family)}, and no layer for it",
-                want="at least one layer of that kind", fix=f"Set {family}=0, or target layers.",
-            )  # fmt: skip
+                f"share {family!r}",
+                got=f"{getattr(method, family)}, and no layer for it",
+                want="at least one layer of that kind",
+                fix=f"Set {family}=0, or target layers.",
+            )
     return groups
 
 
@@ -117,17 +120,19 @@ def _units(site: Site, family: str, known: dict[str, int]) -> int:
         count = known.get(site.path, width)
         if count != width:
             raise TargetError(
-                f"share {family!r} at {site.path!r}", got=f"{width} outputs for {count} channels",
+                f"share {family!r} at {site.path!r}",
+                got=f"{width} outputs for {count} channels",
                 want="one each: a gate and its values in one layer are not told apart",
                 fix="Set up=0.",
-            )  # fmt: skip
+            )
         return width
     if site.path not in known:
         raise TargetError(
-            f"heads at {site.path!r}", got="an attention whose heads cannot be told apart",
+            f"heads at {site.path!r}",
+            got="an attention whose heads cannot be told apart",
             want="head_dim or num_heads, and query, key and value of whole heads",
             fix=f"Set {family}=0, or name channels yourself: S2ft(channels=...).",
-        )  # fmt: skip
+        )
     return known[site.path]
 
 
@@ -156,9 +161,11 @@ def _scores(
     batches = list(batches)
     if kind != "weight" and not batches:
         raise ConfigError(
-            f"selection {kind!r}", got="no calibration data", want="a few batches",
+            f"selection {kind!r}",
+            got="no calibration data",
+            want="a few batches",
             fix="Call intarsia.choose_channels(model, method, batches), and adapt with the result.",
-        )  # fmt: skip
+        )
     modules = {path: unwrapped(m) for path, m in walk(model) if path in sites}
     families = {path: _family(method, site) for path, site in sites.items()}
     ways = {path: (side_of(f), span(sites[path], f)) for path, f in families.items()}
@@ -242,7 +249,9 @@ def _own_loss(model: nn.Module, batch: Any) -> Tensor:
     value = getattr(call(model, given), "loss", None)
     if not isinstance(value, Tensor):
         raise ConfigError(
-            "selection 'gradient'", got="outputs without a loss", want="a loss to differentiate",
+            "selection 'gradient'",
+            got="outputs without a loss",
+            want="a loss to differentiate",
             fix="Pass loss=lambda model, batch: ..., or batches with labels.",
-        )  # fmt: skip
+        )
     return value

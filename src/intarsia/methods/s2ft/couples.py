@@ -66,9 +66,10 @@ def _found(module: nn.Module, names: tuple[str, ...]) -> dict[str, Layer]:
     """The linear layers inside that have one of the names, by path."""
     inside = {p: unwrapped(m) for p, m in walk(module) if p}
     return {
-        p: m for p, m in inside.items()
+        p: m
+        for p, m in inside.items()
         if isinstance(m, (nn.Linear, nn.Conv2d)) and f".{p}".endswith(tuple(f".{n}" for n in names))
-    }  # fmt: skip
+    }
 
 
 def _strays(module: nn.Module, layers: tuple[str, ...], out: str, free: int = 0) -> tuple[str, ...]:
@@ -78,9 +79,10 @@ def _strays(module: nn.Module, layers: tuple[str, ...], out: str, free: int = 0)
         f"{p}.{name}".lstrip(".")
         for p, m in walk(module)
         for name, parameter in unwrapped(m).named_parameters(recurse=False)
-        if p not in layers and not (behind and p.startswith(f"{behind}."))
+        if p not in layers
+        and not (behind and p.startswith(f"{behind}."))
         and not ("norm" in p and parameter.shape == (free,))
-    )  # fmt: skip
+    )
 
 
 def _couple(

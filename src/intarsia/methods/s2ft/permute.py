@@ -47,16 +47,20 @@ class Permutation:
         rows, columns = self._rows(), self._columns()
         layers = {p: m for p in (*rows, *columns) if isinstance(m := modules[p], IntarsiaLayer)}
         around = [
-            (p, n) for p, m in modules.items() if isinstance(m, IntarsiaLayer)
-            for n, cell in m.intarsia_cells.items() if getattr(cell, "whole", False)
+            (p, n)
+            for p, m in modules.items()
+            if isinstance(m, IntarsiaLayer)
+            for n, cell in m.intarsia_cells.items()
+            if getattr(cell, "whole", False)
             if any(q.startswith(f"{p}.") for q in (*rows, *columns))
-        ]  # fmt: skip
+        ]
         if around:
             raise TargetError(
                 f"permutation inside {around[0][0]!r}",
                 got=f"adapter {around[0][1]!r}, whose experts know the order of its units",
-                want="a model without it", fix="Permute before other adapters go in.",
-            )  # fmt: skip
+                want="a model without it",
+                fix="Permute before other adapters go in.",
+            )
         for path, layer in layers.items():
             for name, cell in layer.intarsia_cells.items():
                 if not isinstance(cell, S2ftCell) or _side(path, rows) != cell.side:
@@ -65,7 +69,7 @@ class Permutation:
                         got=f"adapter {name!r}, which has {type(cell).__name__}",
                         want="cells of S2ft, which can follow it",
                         fix="Permute the model before other adapters go in.",
-                    )  # fmt: skip
+                    )
         for path, index in rows.items():
             _reorder(unwrapped(modules[path]), index, 0)
         for path, index in columns.items():
@@ -102,19 +106,23 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
     """
     if not method.channels:
         raise ConfigError(
-            "channels", got="none", want="those of choose_channels",
+            "channels",
+            got="none",
+            want="those of choose_channels",
             fix="Call method = intarsia.choose_channels(model, method) first.",
-        )  # fmt: skip
+        )
     chosen, orders = dict(method.channels), []
     for couple in couples(model.get_base_model() if is_adapted(model) else model):
         if not any(path in chosen for path in couple.paths):
             continue
         if couple.stray:
             raise TargetError(
-                f"permutation at {couple.out[0]!r}", got=f"{couple.stray[:2]} beside it",
+                f"permutation at {couple.out[0]!r}",
+                got=f"{couple.stray[:2]} beside it",
                 want="linear layers only: what else has a value for each channel or head would "
-                "have to follow", fix="Train without co_permute: results are the same.",
-            )  # fmt: skip
+                "have to follow",
+                fix="Train without co_permute: results are the same.",
+            )
         first = _picked(couple, chosen, couple.into)
         second = _picked(couple, chosen, [(*couple.out, 1)])
         # stable, so that units that were neighbours stay so
@@ -123,10 +131,11 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
     known = {path for couple, _ in orders for path in couple.paths}
     if lost := sorted(chosen.keys() - known):
         raise TargetError(
-            f"permutation at {lost[0]!r}", got="a layer that is coupled to none that is known",
+            f"permutation at {lost[0]!r}",
+            got="a layer that is coupled to none that is known",
             want="an MLP of gate, up and down, or an attention of query, key, value and projection",
             fix="Train without co_permute: results are the same.",
-        )  # fmt: skip
+        )
     permutation = Permutation(tuple(orders))
     moved = permutation.moved(method)
     permutation.apply(model)
@@ -148,9 +157,11 @@ def _picked(
         count.index_add_(0, ids, torch.ones_like(ids))
         if bool(((count > 0) & (count != each)).any()):
             raise TargetError(
-                f"permutation at {path!r}", got="a part of a head, or of a group of heads",
-                want=f"all {each} channels of one", fix="Choose with intarsia.choose_channels.",
-            )  # fmt: skip
+                f"permutation at {path!r}",
+                got="a part of a head, or of a group of heads",
+                want=f"all {each} channels of one",
+                fix="Choose with intarsia.choose_channels.",
+            )
         units |= count > 0
     return units
 
