@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.execute import carry_out
-from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.experiments.experiment import Adapted, Experiment, Pictures
+from intarsia.experiments.runs import open_run, pictures_to_score, score
+from intarsia.experiments.settings import chosen
 from intarsia.experiments.shared import Shared
-from intarsia.train import Run, Running
+from intarsia.train import Run, Running, Training
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +116,79 @@ def test_a_method_of_phases_is_carried_out_and_opened_again(tmp_path: Path) -> N
     assert (out / "phases" / "1-all" / "run.json").is_file()
     again = carry_out(start, Running(out=out, resume=True), lambda _: None)
     assert again.record["results"]["test"] == done.record["results"]["test"]
+
+
+ANY = {
+    "an adapter": ("lora", ("rank=2",)),
+    "a baseline": ("bitfit", ()),
+    "PEFT's": ("peft-lora", ("r=2", "roles=qkv,projection")),
+    "prompts": ("vpt-deep", ("prompts=2",)),
+    "a recipe": ("official", ("bottleneck=4",)),
+    "experts": ("upcycle", ("router=topk", "router.experts=4", "capacity.factor=2")),
+    "experts of a size": ("upcycle", ("router=topk", "experts=3", "residual=sum")),
+}
+
+
+@pytest.mark.parametrize("case", ANY)
+def test_any_change_is_trained_and_opened_again(case: str, tmp_path: Path) -> None:
+    method, settings = ANY[case]
+    start = Experiment(Pictures("mini/synthetic-location", images=32, val=16, test=16)).changed(
+        model="test_vit", size=32, pretrained=False, epochs=1, method=method, settings=settings
+    )
+    out = tmp_path / "run"
+    done = carry_out(start, Running(out=out), lambda _: None)
+    wanted = load_file(out / "predictions.safetensors")["logits"]
+    key = {"official": "mosa"}.get(method, method)
+    said = done.record["record"]["method"]
+    assert key == (said if isinstance(said, str) else said["method"])
+
+    def scored() -> Tensor:
+        opened = open_run(out)
+        images = pictures_to_score(opened, None, "test", lambda _: None)
+        return score(opened, images).logits
+
+    assert_close(scored(), wanted)
+    as_one_release_ago(out)
+    if method != "upcycle":
+        assert_close(scored(), wanted)
+
+
+def as_one_release_ago(out: Path) -> None:
+    """Runs were without intarsia.json, and the weights of a baseline had another name."""
+    (out / "adapter" / "intarsia.json").unlink()
+    if (out / "adapter" / "host.safetensors").exists():
+        (out / "adapter" / "host.safetensors").rename(out / "adapter" / "trained.safetensors")
+
+
+def test_a_change_is_put_into_the_last_blocks() -> None:
+    found = [
+        run("mini/synthetic-location", method="upcycle", frozen_once=False, **more)
+        for more in ({"settings": ("router.experts=2",)}, {"last_blocks": 1})
+    ]
+    layers = [len(one.record["results"]["routing"]) for one in found]
+    assert layers[0] > layers[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        (("router=topp", "router.expert=2"), UnknownName, "Did you mean experts"),
+        (("router=lora",), UnknownName, "method for --set router"),
+        (("capacity.factors=2",), UnknownName, "Did you mean factor"),
+        (("capacity.factor=many",), ConfigError, "want a number"),
+        (("how=copied",), ConfigError, "one of"),
+        (("how.x=1",), ConfigError, "how is no method"),
+    ],
+)
+def test_a_wrong_setting_of_a_change(
+    settings: tuple[str, ...], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        chosen(Adapted(method="upcycle", settings=settings), Training())
+
+
+def test_targets_are_for_cells() -> None:
+    with pytest.raises(ConfigError, match="--target with method 'upcycle'"):
+        chosen(Adapted(method="upcycle", targets=("mlp",)), Training())
+    with pytest.raises(ConfigError, match="Use --lr 0.1"):
+        chosen(Adapted(method="official", settings=("lr=0.1",)), Training())

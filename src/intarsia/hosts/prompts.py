@@ -10,6 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ..core.checks import at_least
 from ..core.errors import ConfigError, TargetError
 from .select import train_part
 
@@ -88,8 +89,7 @@ def add_prompts(
             want="a timm VisionTransformer without prompts",
             fix="Use a ViT, DeiT or DINOv2 of timm, or another method: --method ssf.",
         )
-    if prompts < 0:
-        raise ConfigError("prompts", got=prompts, want="0 or more", fix="Try 10.")
+    at_least("prompts", prompts, 0, "Try 10.")
     if not 0 <= dropout < 1:
         raise ConfigError("dropout", got=dropout, want="0 <= p < 1", fix="Try 0.1.")
     stack = list(cast(nn.Sequential, model.blocks))
@@ -107,14 +107,8 @@ def add_prompts(
     stack = stack[first:]
     patch = cast(Any, model.patch_embed).proj.weight[0].numel()
     shape = (len(stack) if deep else 1, prompts, model.embed_dim)
-    own = Prompts(
-        shape,
-        model.num_prefix_tokens,
-        (6 / (patch + model.embed_dim)) ** 0.5,
-        dropout,
-        torch.Generator().manual_seed(seed),
-        first,
-    )
+    bound, generator = (6 / (patch + model.embed_dim)) ** 0.5, torch.Generator().manual_seed(seed)
+    own = Prompts(shape, model.num_prefix_tokens, bound, dropout, generator, first)
     own.to(next(model.parameters()).device).train(model.training)
     model.add_module(NAME, own)
     for row, block in enumerate(stack if deep else stack[:1]):
