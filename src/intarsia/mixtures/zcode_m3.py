@@ -23,18 +23,6 @@ from .experts import ExpertList, Experts, StackedExperts, replace_rows
 from .mixture import Mixture
 
 SAME = "Merge two trainings of one model."
-# routers whose experts can come and go
-GROWS = (
-    "TopK",
-    "TopP",
-    "Switch",
-    "NoisyTopK",
-    "ExpertChoice",
-    "ActivationGate",
-    "Transport",
-    "Recurrent",
-    "EvoMoe",
-)
 
 
 @dataclass(frozen=True)
@@ -160,7 +148,7 @@ def _rows(mixture: Mixture) -> dict[str, Tensor]:
     router = mixture.router
     if not isinstance(router, Router) or router.by_expert is None or _settings(mixture) is None:
         got = f"a {type(router).__name__}, built for its number of experts"
-        want, fix = "one with a row of weights for each expert", f"Use {', '.join(GROWS)} or Hash."
+        want, fix = "one with a row of weights for each expert", "Use one, such as TopK or Hash."
         raise ConfigError("router", got=got, want=want, fix=fix)
     return {n: t for n in router.by_expert if (t := getattr(router, n, None)) is not None}
 
