@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.core.errors import DataError
-from intarsia.data.byte_pairs import KINDS, kind_of, learned
+from intarsia.data.byte_pairs import KINDS, kind_of, trained
 from intarsia.data.corpora import r_strings
 
-BPE = learned(["the cat and the hat, 12 of them\n" * 20], 280)
+BPE = trained(["the cat and the hat, 12 of them\n" * 20], 280)
 
 
 @given(st.text(max_size=40))

@@ -62,7 +62,7 @@ def kind_of(text: str) -> str:
     return "word" if text[0].isspace() else "part"
 
 
-def learned(texts: Iterable[str], size: int) -> BytePairs:
+def trained(texts: Iterable[str], size: int) -> BytePairs:
     """Train a tokenizer of at most `size` tokens: the 256 bytes, then the most frequent merges."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -73,9 +73,9 @@ def learned(texts: Iterable[str], size: int) -> BytePairs:
     return BytePairs(tokenizer)
 
 
-def learned_once(file: Path, texts: Iterable[str], size: int) -> BytePairs:
+def trained_once(file: Path, texts: Iterable[str], size: int) -> BytePairs:
     """The tokenizer in a JSON file; trained and written the first time."""
     with building(file) as scratch:
         if scratch is not None:
-            learned(texts, size).tokenizer.save(str(scratch))
+            trained(texts, size).tokenizer.save(str(scratch))
     return BytePairs(Tokenizer.from_file(str(file)))

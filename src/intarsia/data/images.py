@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.data.decode import Picture, Pictures, digest, read_image, to_rgb
+from intarsia.data.digest_cache import DigestCache
 from intarsia.data.packages import announce
-from intarsia.data.remembered import Remembered
 
 OnError = Literal["raise", "skip"]
 MANY = 5_000  # from this many pictures on, a line announces the check
@@ -121,11 +121,11 @@ def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -
 
     files = [p for p in images.images if isinstance(p, Path)] if _of_files(images) else []
     # a joined set may mix paths with other pictures
-    memory = Remembered(files) if files and len(files) == len(images) else None
+    cache = DigestCache(files) if files and len(files) == len(images) else None
 
     def decode(index: int) -> str | DataError:
         try:
-            known = memory.get(files[index]) if memory else None
+            known = cache.get(files[index]) if cache else None
             return known or digest(images.image(index))
         except DataError as error:
             return error
@@ -134,8 +134,8 @@ def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -
         announce(f"intarsia: checking {len(images)} pictures of {images.name!r}")
     with ThreadPoolExecutor(threads) as pool:  # Pillow and hashlib release the GIL
         results = list(pool.map(decode, range(len(images))))
-    if memory:
-        memory.save({p: r for p, r in zip(files, results, strict=True) if isinstance(r, str)})
+    if cache:
+        cache.save({p: r for p, r in zip(files, results, strict=True) if isinstance(r, str)})
     bad = [(i, r) for i, r in enumerate(results) if isinstance(r, DataError)]
     if not bad:
         digests = tuple(r for r in results if isinstance(r, str))

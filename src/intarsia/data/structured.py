@@ -103,7 +103,7 @@ def _task(name: str) -> Rendered:
     return TASKS[name]
 
 
-class _Draws:
+class _Random:
     """Random numbers from SHA-256 of a key, which no library version can change."""
 
     def __init__(self, *key: str | int) -> None:
@@ -180,20 +180,20 @@ def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.nda
 
     The label is the number of objects, or the range of the depth of the nearest object's centre.
     """
-    draws = _Draws(name, seed, index)
+    random = _Random(name, seed, index)
     counting = name == "synthetic-count"
     bounds = None if counting else NEAREST[index % 6 : index % 6 + 2]
     while True:
-        grey = draws.real(0.4, 0.6)
+        grey = random.real(0.4, 0.6)
         view = View(
-            eye=(draws.real(-0.5, 0.5), draws.real(-10.4, -9.4), draws.real(4.8, 5.8)),
+            eye=(random.real(-0.5, 0.5), random.real(-10.4, -9.4), random.real(4.8, 5.8)),
             target=(0.0, -0.4, 0.0),
             zoom=1.35,
-            lamp=(draws.real(-0.8, 0.8), draws.real(-0.8, 0.3), draws.real(0.7, 1.1)),
+            lamp=(random.real(-0.8, 0.8), random.real(-0.8, 0.3), random.real(0.7, 1.1)),
             floor=(grey, grey, grey),
         )
-        objects = 3 + (index % 8 if counting else draws.below(8))
-        solids = _objects(draws, view, objects, bounds)
+        objects = 3 + (index % 8 if counting else random.below(8))
+        solids = _objects(random, view, objects, bounds)
         if solids is None:
             continue
         pixels, seen = render(solids, view, SCENE)
@@ -202,13 +202,13 @@ def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.nda
 
 
 def _objects(
-    draws: _Draws, view: View, objects: int, bounds: tuple[float, ...] | None
+    random: _Random, view: View, objects: int, bounds: tuple[float, ...] | None
 ) -> list[Solid] | None:
     """Objects that do not touch, the nearest within `bounds`; None when they do not fit."""
-    nearest = draws.real(*bounds) if bounds else 0.0
+    nearest = random.real(*bounds) if bounds else 0.0
     solids: list[Solid] = []
     for _ in range(400):
-        solid = _object(draws)
+        solid = _object(random)
         if bounds and not solids:
             solid = _moved_to(nearest, solid, view)
         away = depth(view, solid.at)
@@ -226,17 +226,17 @@ def _objects(
     return None
 
 
-def _object(draws: _Draws) -> Solid:
+def _object(random: _Random) -> Solid:
     """A small or large object on the floor, of metal or rubber."""
-    kind = ("ball", "can", "cube")[draws.below(3)]
-    half = (0.35, 0.7)[draws.below(2)] * (0.75 if kind == "cube" else 1.0)
+    kind = ("ball", "can", "cube")[random.below(3)]
+    half = (0.35, 0.7)[random.below(2)] * (0.75 if kind == "cube" else 1.0)
     return Solid(
         kind,
-        (draws.real(-3.6, 3.6), draws.real(-4.6, 3.4), half),
+        (random.real(-3.6, 3.6), random.real(-4.6, 3.4), half),
         (half, half, half),
-        turn(draws.below(360)),
-        COLOURS[draws.below(len(COLOURS))],
-        shine=0.7 * draws.below(2),
+        turn(random.below(360)),
+        COLOURS[random.below(len(COLOURS))],
+        shine=0.7 * random.below(2),
     )
 
 
@@ -256,22 +256,22 @@ def pose(name: str, seed: int, index: int) -> tuple[list[Solid], View]:
 
     The label is the toy's azimuth / 20 degrees, or (the eye's elevation - 30 degrees) / 5 degrees.
     """
-    draws = _Draws(name, seed, index)
-    azimuth = index % 18 if name == "synthetic-azimuth" else draws.below(18)
-    elevation = index % 9 if name == "synthetic-elevation" else draws.below(9)
+    random = _Random(name, seed, index)
+    azimuth = index % 18 if name == "synthetic-azimuth" else random.below(18)
+    elevation = index % 9 if name == "synthetic-elevation" else random.below(9)
     cosine, sine = turn(30 + 5 * elevation)
-    away = draws.real(6.2, 7.0)
-    floor, shade = draws.real(0.45, 0.75), draws.real(0.1, 0.4)
+    away = random.real(6.2, 7.0)
+    floor, shade = random.real(0.45, 0.75), random.real(0.1, 0.4)
     view = View(
         eye=(0.0, -away * cosine, away * sine),
-        target=(draws.real(-0.15, 0.15), draws.real(-0.15, 0.15), draws.real(0.4, 0.6)),
+        target=(random.real(-0.15, 0.15), random.real(-0.15, 0.15), random.real(0.4, 0.6)),
         zoom=1.8,
-        lamp=LAMPS[draws.below(len(LAMPS))],
+        lamp=LAMPS[random.below(len(LAMPS))],
         floor=(floor, floor, floor),
     )
-    parts = TOYS[tuple(TOYS)[draws.below(len(TOYS))]]
-    stretch = tuple(draws.real(0.85, 1.15) for _ in range(3))
-    return [_part(row, stretch, draws.real(0.9, 1.1), 20 * azimuth, shade) for row in parts], view
+    parts = TOYS[tuple(TOYS)[random.below(len(TOYS))]]
+    stretch = tuple(random.real(0.85, 1.15) for _ in range(3))
+    return [_part(row, stretch, random.real(0.9, 1.1), 20 * azimuth, shade) for row in parts], view
 
 
 def _part(row: Part, stretch: Sequence[float], swell: float, azimuth: int, shade: float) -> Solid:

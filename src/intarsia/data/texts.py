@@ -92,13 +92,13 @@ def load_texts(
     keys; ConfigError for impossible numbers; UnknownName for an unknown corpus.
     """
     rows = _rows(spec, tokenizer, length, progress)
-    notes: dict[str, Any] = {"form": "answers" if isinstance(rows, _Answers) else "text"}
-    if isinstance(rows, _Answers):
-        parts = _drawn([_prompt(one) for one in rows.said], val, test, seed)
+    notes: dict[str, Any] = {"form": "answers" if isinstance(rows, _Instructions) else "text"}
+    if isinstance(rows, _Instructions):
+        parts = _grouped([_prompt(one) for one in rows.samples], val, test, seed)
     else:
-        rows = _whole(rows, length, spec)
-        parts = _in_order(len(rows), val, test)
-    parts["train"] = _first(parts["train"], train)
+        rows = _full_blocks(rows, length, spec)
+        parts = _consecutive(len(rows), val, test)
+    parts["train"] = _limited(parts["train"], train)
     name, sets = Path(spec).stem, dict[str, Texts]()
     for part, chosen in parts.items():
         found = [row for i in chosen if (row := rows[i]) is not None]
@@ -108,9 +108,9 @@ def load_texts(
             fix = "Give each row more tokens (length, --size)."
             raise DataError(f"{part} part of {spec}", got=got, want="at least one", fix=fix)
     skipped = sum(map(len, parts.values())) - sum(map(len, sets.values()))
-    notes |= _lost(spec, rows, skipped, length, progress)
+    notes |= _report_lost(spec, rows, skipped, length, progress)
     record = {"spec": spec, "length": length, "seed": seed, **notes}
-    record["parts"] = {part: _described(found) for part, found in sets.items() if len(found)}
+    record["parts"] = {part: _part_record(found) for part, found in sets.items() if len(found)}
     val_part = sets["val"] if len(sets["val"]) else None
     return TextSplits(sets["train"], val_part, sets["test"], record)
 
@@ -129,7 +129,7 @@ def read_texts(
         got = f"no row of two tokens whose answer fits into {length}"
         fix = "Give it more text, or each row more tokens (--size)."
         raise DataError(f"text {spec}", got=got, want="at least one", fix=fix)
-    _lost(spec, rows, len(every) - len(found), length, progress)
+    _report_lost(spec, rows, len(every) - len(found), length, progress)
     return Texts(f"{Path(spec).stem}/all", found)
 
 
@@ -162,13 +162,15 @@ def read_prompts(
             _object(line, f"line {number} of {name}") if line[0] == "{" else {plain: line}
             for number, line in enumerate(lines, 1)
         ]
-    prompts = [_asked(line, tokenizer, f"line {i} of {name}") for i, line in enumerate(found, 1)]
+    prompts = [
+        _prompt_of(line, tokenizer, f"line {i} of {name}") for i, line in enumerate(found, 1)
+    ]
     if not prompts:
         raise DataError(f"prompts in {name}", got="none", want="at least one line", fix="Add one.")
     return prompts
 
 
-def _asked(line: Mapping[str, Any], tokenizer: Any, where: str) -> Prompt:
+def _prompt_of(line: Mapping[str, Any], tokenizer: Any, where: str) -> Prompt:
     """The prompt of a line without its answer."""
     if isinstance(text := line.get("text"), str):
         ids = tokenizer(text)["input_ids"]
@@ -176,8 +178,8 @@ def _asked(line: Mapping[str, Any], tokenizer: Any, where: str) -> Prompt:
         messages = line.get("messages")
         if isinstance(messages, list) and messages and _role(messages[-1]) != "assistant":
             line = {**line, "messages": [*messages, {"role": "assistant", "content": ""}]}
-        said = _said({ANSWER[-1]: "", **line}, where)
-        text, ids = _prompt(said), _tokens(said, tokenizer)[0]
+        sample = _sample({ANSWER[-1]: "", **line}, where)
+        text, ids = _prompt(sample), _tokens(sample, tokenizer)[0]
     if not ids:
         raise DataError(where, got="no token", want="a prompt", fix="Leave the line out.")
     return Prompt(text, torch.tensor(ids, dtype=torch.int64))
@@ -187,12 +189,12 @@ def _role(message: Any) -> Any:
     return message.get("role") if isinstance(message, Mapping) else None
 
 
-def _described(found: Texts) -> dict[str, Any]:
+def _part_record(found: Texts) -> dict[str, Any]:
     digest = hashlib.sha256("".join(found.digests).encode()).hexdigest()
     return {"name": found.name, "n": len(found), "tokens": found.tokens, "sha256": digest}
 
 
-def _first(chosen: list[int], count: int | float | None) -> list[int]:
+def _limited(chosen: list[int], count: int | float | None) -> list[int]:
     if count is None:
         return chosen
     wanted = round(count * len(chosen)) if 0 < count < 1 else count
@@ -234,21 +236,21 @@ def _object(line: str, where: str) -> Mapping[str, Any]:
 
 
 Row = tuple[Tensor, Tensor]
-Said = str | list[dict[str, str]]  # a text, or the messages of a chat
+Sample = str | list[dict[str, str]]  # a text, or the messages of a chat
 
 
-def _rows(spec: str, tokenizer: Any, length: int, progress: Report) -> list[Row] | _Answers:
+def _rows(spec: str, tokenizer: Any, length: int, progress: Report) -> list[Row] | _Instructions:
     """The blocks of a text file (the last may be short), or the rows of an instruction file."""
     at_least("length", length, 2, "Try 256.")
     source = corpora.read(spec, progress) if spec in corpora.names() else _file(Path(spec))
     if not isinstance(source, str):
-        said = [_said(line, f"line {i} of {spec}") for i, line in enumerate(source, 1)]
-        return _Answers(said, tokenizer, length)
+        samples = [_sample(line, f"line {i} of {spec}") for i, line in enumerate(source, 1)]
+        return _Instructions(samples, tokenizer, length)
     ids = torch.tensor(tokenizer(source, verbose=False)["input_ids"], dtype=torch.int64)
     return [(block, block) for block in ids.split(length) if len(block) > 1]
 
 
-def _whole(blocks: list[Row], length: int, spec: str) -> list[Row]:
+def _full_blocks(blocks: list[Row], length: int, spec: str) -> list[Row]:
     """The blocks of full length.  Raises: DataError for fewer than three."""
     found = [block for block in blocks if len(block[0]) == length]
     if len(found) < 3:
@@ -259,11 +261,11 @@ def _whole(blocks: list[Row], length: int, spec: str) -> list[Row]:
     return found
 
 
-def _lost(
-    spec: str, rows: Sequence[Row] | _Answers, skipped: int, length: int, progress: Report
+def _report_lost(
+    spec: str, rows: Sequence[Row] | _Instructions, skipped: int, length: int, progress: Report
 ) -> dict[str, int]:
     """Report how many rows were left out and how many cut; return the non-zero counts."""
-    cut = rows.cut if isinstance(rows, _Answers) else 0
+    cut = rows.cut if isinstance(rows, _Instructions) else 0
     if skipped:
         progress(f"intarsia: {spec}: {skipped} rows left out, no answer within {length} tokens")
     if cut:
@@ -271,18 +273,18 @@ def _lost(
     return {name: n for name, n in {"skipped": skipped, "cut": cut}.items() if n}
 
 
-class _Answers:
+class _Instructions:
     """The rows of an instruction file, tokenized on access; None where the answer does not fit."""
 
-    def __init__(self, said: Sequence[Said], tokenizer: Any, length: int) -> None:
-        self.said, self.tokenizer, self.length = said, tokenizer, length
+    def __init__(self, samples: Sequence[Sample], tokenizer: Any, length: int) -> None:
+        self.samples, self.tokenizer, self.length = samples, tokenizer, length
         self.cut = 0  # answers that were cut off
 
     def __len__(self) -> int:
-        return len(self.said)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> Row | None:
-        prompt, answer = _tokens(self.said[index], self.tokenizer)
+        prompt, answer = _tokens(self.samples[index], self.tokenizer)
         if len(prompt) >= self.length or len(prompt) + len(answer) < 2:
             return None
         self.cut += len(prompt) + len(answer) > self.length
@@ -292,44 +294,46 @@ class _Answers:
         return ids, labels
 
 
-def _tokens(said: Said, tokenizer: Any) -> tuple[list[int], list[int]]:
+def _tokens(sample: Sample, tokenizer: Any) -> tuple[list[int], list[int]]:
     """The tokens before the answer, and those of the answer with the end token."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if isinstance(said, str):
-        return [], tokenizer(said)["input_ids"] + end
+    if isinstance(sample, str):
+        return [], tokenizer(sample)["input_ids"] + end
     if getattr(tokenizer, "chat_template", None):
-        asked = tokenizer.apply_chat_template(said[:-1], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(said, tokenize=False)
+        asked = tokenizer.apply_chat_template(
+            sample[:-1], tokenize=False, add_generation_prompt=True
+        )
+        whole = tokenizer.apply_chat_template(sample, tokenize=False)
         if whole.startswith(asked):
             parts = asked, whole[len(asked) :].rstrip("\n")
             prompt, answer = (
                 tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts
             )
             return prompt, answer
-    answer = tokenizer(said[-1]["content"], add_special_tokens=False)["input_ids"]
-    return tokenizer(_prompt(said) + "\n")["input_ids"], answer + end
+    answer = tokenizer(sample[-1]["content"], add_special_tokens=False)["input_ids"]
+    return tokenizer(_prompt(sample) + "\n")["input_ids"], answer + end
 
 
-def _prompt(said: Said) -> str:
+def _prompt(sample: Sample) -> str:
     """The text before the answer. Rows with the same one stay in one part."""
-    return said if isinstance(said, str) else "\n".join(m["content"] for m in said[:-1])
+    return sample if isinstance(sample, str) else "\n".join(m["content"] for m in sample[:-1])
 
 
-def _said(line: Mapping[str, Any], where: str) -> Said:
+def _sample(line: Mapping[str, Any], where: str) -> Sample:
     """The text or the messages of a line."""
     if isinstance(text := line.get("text"), str):
         return text
     messages = line.get("messages") or _messages(line, where)
     try:
-        said = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
+        sample = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
     except (TypeError, KeyError) as error:
         got = f"messages without {error}"
         fix = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}'
         raise DataError(where, got=got, want="role and content in each", fix=fix) from error
-    if len(said) < 2 or said[-1]["role"] != "assistant":
-        got, fix = f"roles {[m['role'] for m in said]}", "Add it, or leave the line out."
+    if len(sample) < 2 or sample[-1]["role"] != "assistant":
+        got, fix = f"roles {[m['role'] for m in sample]}", "Add it, or leave the line out."
         raise DataError(where, got=got, want="an answer of the assistant at the end", fix=fix)
-    return said
+    return sample
 
 
 def _messages(line: Mapping[str, Any], where: str) -> list[dict[str, str]]:
@@ -358,7 +362,7 @@ def _counts(rows: int, val: int | None, test: int | None) -> tuple[int, int]:
     return asked[0], asked[1]
 
 
-def _in_order(rows: int, val: int | None, test: int | None) -> dict[str, list[int]]:
+def _consecutive(rows: int, val: int | None, test: int | None) -> dict[str, list[int]]:
     """Consecutive rows: the end of a text is not trained on."""
     vals, tests = _counts(rows, val, test)
     every, first = list(range(rows)), rows - vals - tests
@@ -369,7 +373,9 @@ def _in_order(rows: int, val: int | None, test: int | None) -> dict[str, list[in
     }
 
 
-def _drawn(groups: list[str], val: int | None, test: int | None, seed: int) -> dict[str, list[int]]:
+def _grouped(
+    groups: list[str], val: int | None, test: int | None, seed: int
+) -> dict[str, list[int]]:
     """Rows in random order; all rows of a group (one prompt) are in the same part."""
     vals, tests = _counts(len(groups), val, test)
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from ...core.errors import DataError
 from ...core.seeds import mix
 from ...data import corpora, sets
-from ...data.byte_pairs import KINDS, BytePairs, learned_once
+from ...data.byte_pairs import KINDS, BytePairs, trained_once
 from ...data.images import ImageSet
 from ...data.packages import announce, building, cache_dir
 from ...results.store import key_of
@@ -89,7 +89,7 @@ def _rows(name: str, scale: Scale) -> Material:
         if scratch is not None:
             _cut(name, scale, folder / f"{name}-{key}.json", scratch)
     found: dict[str, Tensor] = load_file(str(file))
-    bpe = learned_once(folder / f"{name}-{key}.json", (), scale.vocabulary)
+    bpe = trained_once(folder / f"{name}-{key}.json", (), scale.vocabulary)
     rows = {part: found[part].long() for part in PARTS}
     rows["test"] = rows["test"][: scale.test]
     of = {part: TensorDataset(x, x) for part, x in rows.items()}
@@ -105,7 +105,7 @@ def _cut(name: str, scale: Scale, bpe_file: Path, target: Path) -> None:
             fix=f"Choose another of {corpora.names()}.",
         )  # fmt: skip
     parts = segments(text)
-    bpe = learned_once(bpe_file, parts["train"], scale.vocabulary)
+    bpe = trained_once(bpe_file, parts["train"], scale.vocabulary)
     save_file({p: in_rows(bpe, found, scale.length) for p, found in parts.items()}, str(target))
 
 

@@ -28,7 +28,7 @@ def stamp(path: Path) -> Stamp | None:
     return found.st_size, found.st_mtime_ns
 
 
-class Remembered:
+class DigestCache:
     """The digests of the files under one folder, stored in `<cache>/digests/`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
