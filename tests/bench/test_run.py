@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from intarsia.bench.contenders import contender
+from intarsia.bench.arms import arm
 from intarsia.bench.folder import PLAN, RESULTS, SEARCHES
 from intarsia.bench.protocols import protocol
 from intarsia.bench.run import How, measured, run_plan
@@ -35,7 +35,7 @@ def quiet(_: str) -> None:
 def test_every_place_has_a_result_and_is_run_once(tmp_path: Path) -> None:
     plan = toys.plan()
     found = run_plan(plan, tmp_path, ONE, quiet, toys.work)
-    places = [(p.task.name, p.contender.name, p.seed) for p in plan.places()]
+    places = [(p.task.name, p.arm.name, p.seed) for p in plan.places()]
     assert [(r.task.name, r.method.name, r.seed) for r in found] == places
     assert len({r.key for r in found}) == len(places) == 18
     again = run_plan(plan, tmp_path, ONE, quiet, toys.work)
@@ -48,7 +48,7 @@ def test_every_place_has_a_result_and_is_run_once(tmp_path: Path) -> None:
 
 def test_a_run_of_another_plan_is_told_as_this_plan_s(tmp_path: Path) -> None:
     """A probe trains no block, so that it is the same run whatever blocks the others train."""
-    only = toys.plan(seeds=(0,), tasks=toys.TOYS.tasks[:1], contenders=(contender("linear"),))
+    only = toys.plan(seeds=(0,), tasks=toys.TOYS.tasks[:1], arms=(arm("linear"),))
     blocks = [replace(only, start=only.start.changed(last_blocks=n)) for n in (2, 3)]
     first, second = (run_plan(plan, tmp_path, ONE, quiet, toys.work)[0] for plan in blocks)
     assert first.key == second.key and first.outcome == second.outcome
@@ -174,7 +174,7 @@ def test_what_cannot_be_planned_is_refused() -> None:
         toys.plan(seeds=(0, 0))
     with pytest.raises(ConfigError, match="honest or tuned"):
         toys.plan("official")
-    assert toys.plan(contenders=(contender("mosa"),), protocol=protocol("official"))
+    assert toys.plan(arms=(arm("mosa"),), protocol=protocol("official"))
 
 
 @pytest.mark.parametrize("rules", ["honest", "tuned"])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from intarsia.bench import tables, write
-from intarsia.bench.contenders import contender
+from intarsia.bench.arms import arm
+from intarsia.bench.arms import by_task as with_heads
 from intarsia.bench.plan import Plan
 from intarsia.bench.protocols import protocol
 from intarsia.bench.publish import as_markdown
@@ -34,7 +35,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Plan:
     )
     names = ("linear", "adaptformer", "mosa")
     return Plan(
-        mini, (mini.task("synthetic-location"),), tuple(map(contender, names)), (0,),
+        mini, (mini.task("synthetic-location"),), tuple(map(arm, names)), (0,),
         protocol("honest"), start,
     )  # fmt: skip
 
@@ -61,8 +62,8 @@ def test_joint_tasks_are_scored_by_their_own_task_too(
 ) -> None:
     joint = find("mini/synthetic-location+synthetic-orientation")
     assert joint is not None
-    contenders = [c.by_task() if by_task else c for c in plan.contenders]
-    both = replace(plan, tasks=(joint[1],), contenders=tuple(contenders))
+    arms = [with_heads(c) if by_task else c for c in plan.arms]
+    both = replace(plan, tasks=(joint[1],), arms=tuple(arms))
     found = run_plan(both, tmp_path / "out", HERE, lambda _: None)
     for one in found:
         assert isinstance(one.outcome, records.Done), one.outcome
@@ -78,7 +79,7 @@ def test_the_published_recipe_runs(plan: Plan, tmp_path: Path) -> None:
     joint = find("mini/synthetic-location+synthetic-orientation")
     assert joint is not None
     official = replace(
-        plan, tasks=(*plan.tasks, joint[1]), contenders=(contender("mosa"),),
+        plan, tasks=(*plan.tasks, joint[1]), arms=(arm("mosa"),),
         protocol=protocol("official"),
     )  # fmt: skip
     for one in run_plan(official, tmp_path / "out", HERE, lambda _: None):
@@ -99,7 +100,7 @@ def test_results_become_tables_and_a_page(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_a_search_never_looks_at_the_test_part(plan: Plan, tmp_path: Path) -> None:
-    tuned = replace(plan, contenders=(contender("linear"),), protocol=protocol("tuned"))
+    tuned = replace(plan, arms=(arm("linear"),), protocol=protocol("tuned"))
     said: list[str] = []
     run_plan(tuned, tmp_path, HERE, said.append)
     records = [json.loads(p.read_text())["results"] for p in tmp_path.rglob("run.json")]

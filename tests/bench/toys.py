@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from intarsia.bench.contenders import contender
+from intarsia.bench.arms import arm
 from intarsia.bench.plan import Plan
 from intarsia.bench.protocols import protocol
 from intarsia.bench.run import How, run_plan
@@ -32,7 +32,7 @@ TOYS = Suite("toys", "arithmetic", (task("one"), task("two"), task("three", "str
 
 def plan(rules: str = "honest", **changes: Any) -> Plan:
     found = Plan(
-        TOYS, TOYS.tasks, tuple(map(contender, ("linear", "adaptformer", "mosa"))), (0, 1),
+        TOYS, TOYS.tasks, tuple(map(arm, ("linear", "adaptformer", "mosa"))), (0, 1),
         protocol(rules), Experiment(Pictures("")).changed(epochs=20),
     )  # fmt: skip
     return replace(found, **changes)

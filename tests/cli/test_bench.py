@@ -32,20 +32,20 @@ def asked(**given: Any) -> Any:
 
 def test_profiles_are_defaults_and_words_win() -> None:
     plan, how, out, minutes = asked(profile="quick")
-    assert len(plan.tasks) == 4 and len(plan.contenders) == 6 and plan.seeds == (0,)
+    assert len(plan.tasks) == 4 and len(plan.arms) == 6 and plan.seeds == (0,)
     assert plan.start.training.epochs == 20 and plan.start.adapted.frozen_once
     assert minutes == 15 and asked(profile="quick", budget=5)[3] == 5
     assert how.jobs == 1 and out == Path("runs/bench-mini-honest")
     plan, *_ = asked(
         profile="quick", methods="mosa,ssf", seeds="3,4", epochs=2, last_blocks=0, fraction=0.1
     )
-    assert [c.name for c in plan.contenders] == ["mosa", "ssf"] and plan.seeds == (3, 4)
+    assert [c.name for c in plan.arms] == ["mosa", "ssf"] and plan.seeds == (3, 4)
     assert plan.start.training.epochs == 2 and plan.start.adapted.last_blocks is None
     assert plan.start.pictures.images == 0.1
     plan, *_ = asked()
-    assert len(plan.tasks) == 15 and len(plan.contenders) > 20 and plan.seeds == (0, 1, 2)
+    assert len(plan.tasks) == 15 and len(plan.arms) > 20 and plan.seeds == (0, 1, 2)
     plan, *_ = asked(protocol="official")
-    assert [c.name for c in plan.contenders] == ["mosa"]
+    assert [c.name for c in plan.arms] == ["mosa"]
 
 
 def test_the_official_protocol_fixes_what_words_do_not() -> None:
@@ -68,7 +68,7 @@ def test_the_official_protocol_fixes_what_words_do_not() -> None:
 
 def test_another_network_gets_the_methods_that_fit_it_at_their_rates() -> None:
     plan, *_ = asked(model="efficientnet-lite0", size=64)
-    rates = {c.name: c.lr for c in plan.contenders}
+    rates = {c.name: c.settings.lr for c in plan.arms}
     assert rates["lora"] == 1e-3 and "vpt-deep" not in rates and "vpt-deep" in plan.cut[0]
     with pytest.raises(ConfigError, match="vpt-deep: model for prompts"):
         asked(model="efficientnet-lite0", size=64, methods="lora,vpt-deep")

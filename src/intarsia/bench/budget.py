@@ -16,7 +16,7 @@ from ..experiments.one_run import run as one_run
 from ..experiments.pool import Trial, TrialEnd, Work, run_trials
 from ..results.store import Store, key_of
 from .folder import opened
-from .plan import Place, Plan
+from .plan import Plan, Slot
 from .preflight import absent, check
 from .run import How
 
@@ -27,7 +27,7 @@ SETTING_UP = 2.0  # seconds of a run that are not training: model, files, mistak
 SCORING = 0.5  # of the time that training takes for an image
 
 Costs = Mapping[str, float]
-"""Seconds of training for one image, by the contender's name."""
+"""Seconds of training for one image, by the arm's name."""
 
 
 def measured_costs(
@@ -52,13 +52,13 @@ def _measured(plan: Plan, out: Path, how: How, report: Callable[[str], None], wo
     images = min(max(PILOT_IMAGES, 2 * task.classes), _trained_on(task))
     keys: dict[str, str] = {}
     trials: list[Trial] = []
-    for contender in plan.contenders:
-        flat = _pilot(plan, Place(task, contender, seed), images)
-        keys[contender.name] = key = key_of({"pilot": flat, "jobs": how.jobs})
+    for arm in plan.arms:
+        flat = _pilot(plan, Slot(task, arm, seed), images)
+        keys[arm.name] = key = key_of({"pilot": flat, "jobs": how.jobs})
         folder, shared = (str((out / name).absolute()) for name in (f"pilots/{key}", "shared"))
         inputs = {"experiment": flat, "folder": folder, "shared": shared}
         if key not in kept:
-            trials.append(Trial(contender.name, inputs))
+            trials.append(Trial(arm.name, inputs))
     if trials:
         report(f"Timing {len(trials)} methods, to fit them into the budget.")
 
@@ -75,14 +75,16 @@ def _measured(plan: Plan, out: Path, how: How, report: Callable[[str], None], wo
     found = {name: kept[key]["seconds"] for name, key in keys.items() if key in kept}
     if not found:
         raise TrainingError(
-            "timing for --budget", got=errors[0], want="one method that can be timed",
+            "timing for --budget",
+            got=errors[0],
+            want="one method that can be timed",
             fix="Mend that, or leave --budget out: runs that fail are then recorded.",
-        )  # fmt: skip
+        )
     dearest = max(found.values())
-    return {c.name: found.get(c.name, dearest) for c in plan.contenders}
+    return {c.name: found.get(c.name, dearest) for c in plan.arms}
 
 
-def _pilot(plan: Plan, place: Place, images: int) -> dict[str, Any]:
+def _pilot(plan: Plan, place: Slot, images: int) -> dict[str, Any]:
     """A short run like the one that counts, with the active parts that one would choose."""
     final, task = plan.final(place), place.task
     many = int(_kept(plan.start.pictures, task.classes, _trained_on(task)))
@@ -110,7 +112,7 @@ def minutes(plan: Plan, costs: Costs, jobs: int) -> float:
     for place in plan.places():
         counts = place.task.counts
         kept = partial(_kept, plan.start.pictures, place.task.classes)
-        each = costs[place.contender.name]
+        each = costs[place.arm.name]
         final = plan.final(place).training.epochs * kept(_trained_on(place.task))
         total += SETTING_UP + each * (final + SCORING * counts["test"])
         for run in plan.search(place):
@@ -129,7 +131,7 @@ def _kept(asked: Pictures, classes: int, images: int) -> float:
 
 def piloting(plan: Plan, costs: Costs, jobs: int) -> float:
     """Minutes that the pilots took which told the costs; the same when they were kept."""
-    each = [SETTING_UP + costs[c.name] * PILOT_IMAGES * PILOT_EPOCHS for c in plan.contenders]
+    each = [SETTING_UP + costs[c.name] * PILOT_IMAGES * PILOT_EPOCHS for c in plan.arms]
     return sum(each) / 60 / jobs
 
 
@@ -153,9 +155,10 @@ def fitted(plan: Plan, costs: Costs, budget: float, jobs: int) -> Plan:
         plan = smaller.smaller(f"{fewer} epochs in place of {epochs}.")
     if needed > most:
         raise ConfigError(
-            "--budget", got=f"{budget:g} minutes",
+            "--budget",
+            got=f"{budget:g} minutes",
             want=f"at least {needed + budget - most:.0f} for {len(plan.tasks)} tasks x "
-            f"{len(plan.contenders)} methods",
+            f"{len(plan.arms)} methods",
             fix="Choose fewer with --tasks and --methods.",
-        )  # fmt: skip
+        )
     return plan

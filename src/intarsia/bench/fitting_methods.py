@@ -11,7 +11,8 @@ from torch import nn
 from ..core.errors import ConfigError, IntarsiaError
 from ..data import outline
 from ..experiments.execute import method_of, with_method
-from .plan import Place, Plan
+from .arms import among_batch_norms
+from .plan import Plan, Slot
 from .preflight import check_model
 
 CLASSES = "0", "1"  # of no task: a place does not depend on them
@@ -31,7 +32,7 @@ def suited(plan: Plan, *, named: bool) -> Plan:
     if model is None:
         return plan
     unfit = _unfit(plan, model)
-    fit = tuple(c for c in plan.contenders if c.name not in unfit)
+    fit = tuple(c for c in plan.arms if c.name not in unfit)
     if unfit and (named or not fit):
         known = ", ".join(c.name for c in fit)
         raise ConfigError(
@@ -39,22 +40,22 @@ def suited(plan: Plan, *, named: bool) -> Plan:
             got="".join(f"\n  {name}: {why}" for name, why in unfit.items()) + "\n",
             want=f"those that fit it, as {known}" if fit else "one that fits",
             fix="Leave --methods out to run those that fit." if named else "Use another --model.",
-        )  # fmt: skip
+        )
     if unfit:
         left = f"Left out, for {asked.model} has no place for them: {', '.join(unfit)}."
-        plan = plan.smaller(left, contenders=fit)
+        plan = plan.smaller(left, arms=fit)
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        plan = replace(plan, contenders=tuple(c.among_batch_norms() for c in plan.contenders))
+        plan = replace(plan, arms=tuple(among_batch_norms(c) for c in plan.arms))
     return plan
 
 
 def _unfit(plan: Plan, model: nn.Module) -> Mapping[str, str]:
     """The methods without a place in a model, and what each says; no weight is computed."""
     found: dict[str, str] = {}
-    for contender in plan.contenders:
-        experiment = plan.final(Place(plan.tasks[0], contender, plan.seeds[0]))
+    for arm in plan.arms:
+        experiment = plan.final(Slot(plan.tasks[0], arm, plan.seeds[0]))
         try:
             with_method(copy.deepcopy(model), method_of(experiment), experiment, CLASSES)
         except IntarsiaError as error:
-            found[contender.name] = str(error)
+            found[arm.name] = str(error)
     return found

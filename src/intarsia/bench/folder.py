@@ -53,10 +53,11 @@ def opened(out: Path, asked: dict[str, Any]) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ConfigError(
-            f"results folder {out}", got="one that another runner works in",
+            f"results folder {out}",
+            got="one that another runner works in",
             want="a folder of its own for each runner",
             fix="Wait for it, or choose another --out.",
-        ) from error  # fmt: skip
+        ) from error
     try:
         _check(out / PLAN, {name: asked[name] for name in SHARED})
         (out / "README.txt").write_text(README)
@@ -74,17 +75,22 @@ def _check(path: Path, same: dict[str, Any]) -> None:
         number = found["format"]
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise CheckpointError(
-            f"{path}", got=f"{type(error).__name__}: {error}", want="what `intarsia bench` wrote",
+            f"{path}",
+            got=f"{type(error).__name__}: {error}",
+            want="what `intarsia bench` wrote",
             fix="Choose another --out, or delete the file to keep the results beside it.",
-        ) from error  # fmt: skip
+        ) from error
     if number != FORMAT:
         raise CheckpointError(
-            f"format of {path}", got=f"{number}, by intarsia {found.get('intarsia', '?')}",
-            want=FORMAT, fix="Choose another --out, or go on with the version that wrote it.",
-        )  # fmt: skip
+            f"format of {path}",
+            got=f"{number}, by intarsia {found.get('intarsia', '?')}",
+            want=FORMAT,
+            fix="Choose another --out, or go on with the version that wrote it.",
+        )
     if other := {name: found[name] for name in same if found.get(name, same[name]) != same[name]}:
         raise ConfigError(
             f"results folder {path.parent}",
             got=", ".join(f"{name} {value}" for name, value in other.items()),
-            want=", ".join(f"{name} {same[name]}" for name in other), fix="Choose another --out.",
-        )  # fmt: skip
+            want=", ".join(f"{name} {same[name]}" for name in other),
+            fix="Choose another --out.",
+        )

@@ -11,20 +11,20 @@ from ..core.errors import ConfigError
 from ..data.suites import Suite, SuiteTask
 from ..experiments.experiment import Experiment
 from ..results.store import key_of
-from .contenders import Contender
+from .arms import BenchArm
 from .protocols import Protocol
 
 
 @dataclass(frozen=True, eq=False)  # one object for each place
-class Place:
+class Slot:
     """One place of the matrix."""
 
     task: SuiteTask
-    contender: Contender
+    arm: BenchArm
     seed: int
 
     def __str__(self) -> str:
-        return f"{self.task.name}, {self.contender.name}, seed {self.seed}"
+        return f"{self.task.name}, {self.arm.name}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -37,44 +37,46 @@ class Plan:
 
     suite: Suite
     tasks: tuple[SuiteTask, ...]
-    contenders: tuple[Contender, ...]
+    arms: tuple[BenchArm, ...]
     seeds: tuple[int, ...]
     protocol: Protocol
     start: Experiment
     cut: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for what in ("tasks", "contenders", "seeds"):
+        for what in ("tasks", "arms", "seeds"):
             given: tuple[Any, ...] = getattr(self, what)
             names = [getattr(g, "name", g) for g in given]
             if not given or len(set(names)) < len(names):
                 raise ConfigError(
-                    what, got=", ".join(map(str, names)) or "none", want="each once, at least one",
+                    what,
+                    got=", ".join(map(str, names)) or "none",
+                    want="each once, at least one",
                     fix="`intarsia bench --list` names tasks and methods.",
-                )  # fmt: skip
-        for contender in self.contenders:
-            self.protocol.check(contender)
+                )
+        for arm in self.arms:
+            self.protocol.check(arm)
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[Slot]:
         """All of a task beside each other, so that its pictures stay in memory; seeds outside, so
         that a run that is stopped leaves whole seeds."""
         for seed in self.seeds:
             for task in self.tasks:
-                for contender in self.contenders:
-                    yield Place(task, contender, seed)
+                for arm in self.arms:
+                    yield Slot(task, arm, seed)
 
-    def final(self, place: Place) -> Experiment:
+    def final(self, place: Slot) -> Experiment:
         """The run that counts, before a search has its say."""
-        return self.protocol.final(place.contender, self._at(place), self._spec(place.task))
+        return self.protocol.final(place.arm, self._at(place), self._spec(place.task))
 
-    def search(self, place: Place) -> list[Experiment]:
+    def search(self, place: Slot) -> list[Experiment]:
         """The runs that choose its settings."""
-        return self.protocol.search(place.contender, self._at(place), self._spec(place.task))
+        return self.protocol.search(place.arm, self._at(place), self._spec(place.task))
 
-    def _at(self, place: Place) -> Experiment:
+    def _at(self, place: Slot) -> Experiment:
         epochs = self.start.training.epochs
         return self.start.changed(
-            seed=place.seed, epochs=max(1, epochs // 2) if place.contender.half else epochs
+            seed=place.seed, epochs=max(1, epochs // 2) if place.arm.settings.half else epochs
         )
 
     def _spec(self, task: SuiteTask) -> str:
@@ -106,7 +108,7 @@ class Plan:
             "protocol": self.protocol.name,
             "model": self.model,
             "tasks": [task.name for task in self.tasks],
-            "methods": [contender.name for contender in self.contenders],
+            "methods": [arm.name for arm in self.arms],
             "seeds": list(self.seeds),
             "epochs": self.start.training.epochs,
             "start": self.start.flat(),

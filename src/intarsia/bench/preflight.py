@@ -18,7 +18,7 @@ from ..hosts.blocks import blocks
 from ..hosts.prefix import SPLITTABLE
 from ..results.suites import records
 from .folder import RESULTS
-from .plan import Place, Plan
+from .plan import Plan, Slot
 
 SHOWN = 20  # missing paths in one message
 
@@ -36,12 +36,14 @@ def check(plan: Plan, out: Path, report: Callable[[str], None]) -> None:
         paths = [path for found in missing.values() for path in found]
         raise DataError(
             f"pictures of {plan.suite.name}, {len(missing)} of {len(missing)} tasks",
-            got="missing:" + "".join(f"\n  {path}" for path in paths[:SHOWN])
-            + (f"\n  and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "") + "\n",
+            got="missing:"
+            + "".join(f"\n  {path}" for path in paths[:SHOWN])
+            + (f"\n  and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")
+            + "\n",
             want="those of one task at least",
             fix=f"{plan.suite.how} The suite's folder is {root(plan.suite)} "
             "(set INTARSIA_DATA to move it).",
-        )  # fmt: skip
+        )
     if gone:
         told = "; ".join(f"{name} (missing: {paths[0]})" for name, paths in gone.items())
         report(f"Not on disk, so that every run of it will fail: {told}")
@@ -57,14 +59,19 @@ def absent(plan: Plan) -> dict[str, list[Path]]:
 def unfinished(plan: Plan, out: Path) -> list[str]:
     """The tasks that have a run without a score in the folder."""
     file = out / RESULTS
-    have = {
-        (r.task.name, r.method.name, r.seed, r.setup.epochs, r.setup.model)
-        for r in records.read(file) if r.status == "done"
-    } if file.exists() else set()  # fmt: skip
+    have = (
+        {
+            (r.task.name, r.method.name, r.seed, r.setup.epochs, r.setup.model)
+            for r in records.read(file)
+            if r.status == "done"
+        }
+        if file.exists()
+        else set()
+    )
 
-    def done(place: Place) -> bool:
+    def done(place: Slot) -> bool:
         epochs = plan.final(place).training.epochs
-        return (place.task.name, place.contender.name, place.seed, epochs, plan.model) in have
+        return (place.task.name, place.arm.name, place.seed, epochs, plan.model) in have
 
     return list(dict.fromkeys(p.task.name for p in plan.places() if not done(p)))
 
@@ -75,7 +82,7 @@ def check_model(plan: Plan) -> None:
     model = outline(asked.model, size=asked.size, pretrained=asked.pretrained)
     if model is None:  # it lies in a hub
         return
-    finals = [plan.final(Place(task, contender, seed)).adapted for contender in plan.contenders]
+    finals = [plan.final(Slot(task, arm, seed)).adapted for arm in plan.arms]
     for found in finals:
         if found.last_blocks is not None:
             _check_last(found, model)
@@ -83,17 +90,19 @@ def check_model(plan: Plan) -> None:
     split = any(f.frozen_once and f.method != "linear" for f in finals)
     if split and not isinstance(model, SPLITTABLE):
         raise ConfigError(
-            f"--last-blocks with model {asked.model!r}", got=type(model).__name__,
+            f"--last-blocks with model {asked.model!r}",
+            got=type(model).__name__,
             want="a VisionTransformer or EfficientNet of timm: other blocks are computed once",
             fix="Use --last-blocks 0: all blocks are trained, in every step.",
-        )  # fmt: skip
+        )
 
 
 def _check_last(asked: Adapted, model: nn.Module) -> None:
     count = len(blocks(model)) - asked.frozen_once  # the first one is frozen then
     if not 1 <= (asked.last_blocks or 0) <= count:
         raise ConfigError(
-            f"--last-blocks with model {asked.model!r}", got=asked.last_blocks,
+            f"--last-blocks with model {asked.model!r}",
+            got=asked.last_blocks,
             want=f"1 ... {count}" if count > 0 else "0: no blocks are known in it",
             fix="0 stands for all of them.",
-        )  # fmt: skip
+        )

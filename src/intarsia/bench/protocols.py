@@ -14,7 +14,7 @@ from ..experiments import settings
 from ..experiments.experiment import Experiment
 from ..methods import Official
 from ..methods.mosa import PUBLISHED as RECIPES
-from .contenders import Contender
+from .arms import BenchArm
 
 OFFICIAL = "official"  # the protocol, and the key of the recipe
 BY_SET = ("fgvc", "gicd")  # suites whose sets have a published recipe each
@@ -41,18 +41,20 @@ class Protocol:
     only: tuple[str, ...] = ()
     starts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType(dict[str, Any]()))
 
-    def check(self, contender: Contender) -> None:
+    def check(self, arm: BenchArm) -> None:
         """Raises: ConfigError for a method that the protocol says nothing about."""
-        if self.only and contender.name not in self.only:
+        if self.only and arm.name not in self.only:
             raise ConfigError(
-                f"method {contender.name!r} under protocol {self.name!r}", got="no rule for it",
-                want=f"one of {self.only}", fix="Use --protocol honest or tuned.",
-            )  # fmt: skip
+                f"method {arm.name!r} under protocol {self.name!r}",
+                got="no rule for it",
+                want=f"one of {self.only}",
+                fix="Use --protocol honest or tuned.",
+            )
 
-    def final(self, contender: Contender, start: Experiment, task: str) -> Experiment:
+    def final(self, arm: BenchArm, start: Experiment, task: str) -> Experiment:
         """The run that counts, before a search has its say."""
         values: dict[str, Any] = {"data": task + JOINED, "val": 0, **self.training}
-        chosen = contender.into(start.changed(**values))
+        chosen = arm.settings.into(start.changed(**values))
         return _as_published(chosen, task) if self.name == OFFICIAL else chosen
 
     def departures(self, start: Experiment) -> tuple[str, ...]:
@@ -64,19 +66,19 @@ class Protocol:
             if name in self.starts and flat[name] != self.starts[name]
         )
 
-    def search(self, contender: Contender, start: Experiment, task: str) -> list[Experiment]:
+    def search(self, arm: BenchArm, start: Experiment, task: str) -> list[Experiment]:
         """The runs whose validation accuracy chooses; none without a grid.
 
-        "lr" in the grid multiplies the contender's own.
+        "lr" in the grid multiplies the arm's own.
         """
         if not self.grid:
             return []
-        base = self.final(contender, start, task).changed(data=task, val=None)
+        base = self.final(arm, start, task).changed(data=task, val=None)
         found: list[Experiment] = []
         for values in product(*self.grid.values()):
             given = dict(zip(self.grid, values, strict=True))
             if "lr" in given:
-                given["lr"] *= contender.lr
+                given["lr"] *= arm.settings.lr
             found.append(base.changed(**given))
         return found
 
@@ -130,11 +132,14 @@ def _as_published(chosen: Experiment, spec: str) -> Experiment:
     found = published(spec)
     cells = Official(found.bottleneck, found.experts, found.split, deep=found.deep)
     return chosen.changed(
-        method=OFFICIAL, settings=settings.words(cells), objective="plain",  # it has its own
-        lr=found.lr, batch_size=found.batch_size,
+        method=OFFICIAL,
+        settings=settings.words(cells),
+        objective="plain",  # it has its own
+        lr=found.lr,
+        batch_size=found.batch_size,
         augment="crop" if spec.partition("/")[0] in BY_SET else "none",
         frozen_once=False,  # its dropout is in every block
-    )  # fmt: skip
+    )
 
 
 _TOLD: Mapping[str, Callable[[Any], str]] = {

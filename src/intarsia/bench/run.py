@@ -17,7 +17,7 @@ from ..results.store import Store
 from ..results.suites import records
 from ..train.folder import STATE
 from .folder import RESULTS, SEARCHES, opened
-from .plan import Place, Plan, key_for
+from .plan import Plan, Slot, key_for
 from .preflight import check
 
 Report = Callable[[str], None]
@@ -57,13 +57,13 @@ def run_plan(
 
 def _search(
     plan: Plan,
-    places: Sequence[Place],
+    places: Sequence[Slot],
     kept: Store,
     out: Path,
     how: How,
     report: Report,
     work: Work,
-) -> dict[Place, tuple[list[Experiment], list[Mapping[str, Any]]]]:
+) -> dict[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]]:
     """The searches of each place and their ends; those that had ended are read."""
     runs = {place: plan.search(place) for place in places}
     asked = {key_for(e): (place, e) for place, found in runs.items() for e in found}
@@ -73,8 +73,9 @@ def _search(
 
     trials = [
         _trial(f"{place}, search {', '.join(_chosen(plan, e))}", key, e, place, out, test=False)
-        for key, (place, e) in asked.items() if todo(key)
-    ]  # fmt: skip
+        for key, (place, e) in asked.items()
+        if todo(key)
+    ]
 
     def done(end: TrialEnd) -> None:
         kept.add(str(end.trial.inputs["key"]), _row(end))
@@ -100,8 +101,8 @@ def _chosen(plan: Plan, experiment: Experiment) -> list[str]:
 
 def _finish(
     plan: Plan,
-    places: Sequence[Place],
-    searched: Mapping[Place, tuple[list[Experiment], list[Mapping[str, Any]]]],
+    places: Sequence[Slot],
+    searched: Mapping[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]],
     out: Path,
     how: How,
     report: Report,
@@ -109,7 +110,7 @@ def _finish(
 ) -> list[records.Result]:
     file = out / RESULTS
     have = {r.key: r for r in records.read(file)} if file.exists() else {}
-    finals: dict[Place, tuple[str, Experiment | None, records.Setup]] = {}
+    finals: dict[Slot, tuple[str, Experiment | None, records.Setup]] = {}
     for place in places:
         experiment, setup = _settled(plan, place, *searched[place])
         key = key_for(experiment or plan.final(place))
@@ -151,7 +152,7 @@ def _finish(
 
 
 def _settled(
-    plan: Plan, place: Place, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
+    plan: Plan, place: Slot, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
 ) -> tuple[Experiment | None, records.Setup]:
     """The run that counts with what its search chose; None if every run of the search failed."""
     final = plan.final(place)
@@ -175,10 +176,14 @@ def unusable(scores: Mapping[str, Any], part: str) -> str:
     """Why scores of a part are no result; "" if each is a number."""
     for name, value in scores.items():
         if isinstance(value, float) and not math.isfinite(value):
-            return str(TrainingError(
-                f"{name} of {part}", got=value, want="a finite number",
-                fix="The training went astray: lower the method's lr.",
-            ))  # fmt: skip
+            return str(
+                TrainingError(
+                    f"{name} of {part}",
+                    got=value,
+                    want="a finite number",
+                    fix="The training went astray: lower the method's lr.",
+                )
+            )
     return ""
 
 
@@ -210,7 +215,7 @@ def _done(found: Mapping[str, Any]) -> records.Done:
 
 def _result(
     plan: Plan,
-    place: Place,
+    place: Slot,
     key: str,
     setup: records.Setup,
     folder: str,
@@ -221,7 +226,7 @@ def _result(
     return records.Result(
         key=key,
         task=records.Task(plan.suite.name, task.group, task.name, task.synthetic),
-        method=records.Method(place.contender.name, place.contender.name),
+        method=records.Method(place.arm.name, place.arm.name),
         seed=place.seed,
         setup=setup,
         folder=folder,
@@ -230,14 +235,14 @@ def _result(
     )
 
 
-def _folder(place: Place, key: str) -> Path:
+def _folder(place: Slot, key: str) -> Path:
     """Of a run, below the benchmark's."""
-    method = place.contender.name.replace(" ", "-")
+    method = place.arm.name.replace(" ", "-")
     return Path("runs", place.task.name, f"{method}-{place.seed}-{key[:6]}")
 
 
 def _trial(
-    name: str, key: str, experiment: Experiment, place: Place, out: Path, *, test: bool = True
+    name: str, key: str, experiment: Experiment, place: Slot, out: Path, *, test: bool = True
 ) -> Trial:
     return Trial(
         name,
@@ -248,7 +253,7 @@ def _trial(
             "shared": str((out / "shared").absolute()),
             "test": test,
         },
-        kind=place.contender.name,
+        kind=place.arm.name,
     )
 
 
@@ -260,9 +265,15 @@ def _run(
     done: Callable[[TrialEnd], None],
 ) -> None:
     run_told(
-        trials, work, jobs=how.jobs, done=done, said=_said, report=report,
-        executor=how.executor, threads=how.threads,
-    )  # fmt: skip
+        trials,
+        work,
+        jobs=how.jobs,
+        done=done,
+        said=_said,
+        report=report,
+        executor=how.executor,
+        threads=how.threads,
+    )
 
 
 def _said(result: Mapping[str, Any]) -> str:

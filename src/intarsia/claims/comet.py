@@ -121,9 +121,16 @@ def trained(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the table says so
         fit(
-            model, parts(seed)[0], epochs=epochs, batch_size=mix6.BATCH, lr=drawn.lr, seed=seed,
-            evaluate_every=0, trackers=(), **options,
-        )  # fmt: skip
+            model,
+            parts(seed)[0],
+            epochs=epochs,
+            batch_size=mix6.BATCH,
+            lr=drawn.lr,
+            seed=seed,
+            evaluate_every=0,
+            trackers=(),
+            **options,
+        )
     return model
 
 
@@ -136,10 +143,12 @@ def scored(model: nn.Module, seed: int) -> dict[str, float]:
     val, found = (evaluate(model, part, batch_size=512) for part in (parts(seed)[1], test))
     routing = model[0].router(test.tensors[0])  # pyright: ignore
     return {
-        "val": val.loss, "loss": found.loss, "accuracy": found.accuracy,
+        "val": val.loss,
+        "loss": found.loss,
+        "accuracy": found.accuracy,
         "active": len(routing.token) / routing.tokens,
         "largest": float(routing.load().max()) / len(routing.token),
-    }  # fmt: skip
+    }
 
 
 Tries = Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]
@@ -168,9 +177,12 @@ def _one(
     kept: Store, router: RouterConfig, drawn: Drawn, seed: int, epochs: int
 ) -> Mapping[str, float]:
     inputs = {
-        "router": method_to_dict(cast(Any, router)), "lr": drawn.lr, "seed": seed, "epochs": epochs,
+        "router": method_to_dict(cast(Any, router)),
+        "lr": drawn.lr,
+        "seed": seed,
+        "epochs": epochs,
         "version": VERSION,
-    }  # fmt: skip
+    }
     key = key_of(inputs)
     if key not in kept:
         start = time.process_time()

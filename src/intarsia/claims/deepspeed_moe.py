@@ -86,9 +86,18 @@ def train(
     """Test loss after so many steps, with the cells' optimiser."""
     rows = stream(found.train, 0, steps, text.batch, seed)
     fit(
-        model, rows, epochs=1, batch_size=text.batch, lr=text.lr, weight_decay=WEIGHT_DECAY,
-        clip=CLIP, seed=seed, lr_factor=cosine(WARMUP), objective=objective, trackers=(),
-    )  # fmt: skip
+        model,
+        rows,
+        epochs=1,
+        batch_size=text.batch,
+        lr=text.lr,
+        weight_decay=WEIGHT_DECAY,
+        clip=CLIP,
+        seed=seed,
+        lr_factor=cosine(WARMUP),
+        objective=objective,
+        trackers=(),
+    )
     return evaluate(model, found.test, batch_size=64).loss
 
 
@@ -154,7 +163,8 @@ CLAIMS = (
     ),
     Claim(
         "deepspeed-moe-size",
-        sentence="Such a pyramid is much smaller than many experts everywhere " + PAPER
+        sentence="Such a pyramid is much smaller than many experts everywhere "
+        + PAPER
         + "All parameters, as the paper counts.",
         baseline="16 experts in each layer, top-1",
         bar=0.65,
@@ -175,7 +185,8 @@ CLAIMS = (
     ),
     Claim(
         "deepspeed-moe-two",
-        sentence="One expert beside an MLP is as good as two experts a token " + PAPER
+        sentence="One expert beside an MLP is as good as two experts a token "
+        + PAPER
         + "Test loss.",
         baseline="top-2 of the same eight experts",
         bar=1.01,
@@ -195,4 +206,4 @@ CLAIMS = (
         needs="long",
         minutes=12,
     ),
-)  # fmt: skip
+)

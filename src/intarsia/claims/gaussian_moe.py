@@ -41,15 +41,16 @@ def slopes(
 
 def _row(gate: str, name: str, found: Sequence[dict[str, Convergence]]) -> dict[str, Any]:
     made = [each[gate].slope(name) for each in found]
-    middle = (
-        statistics.median(each[gate].errors[name][at] for each in found) for at in (0, -1)
-    )  # fmt: skip
+    middle = (statistics.median(each[gate].errors[name][at] for each in found) for at in (0, -1))
     first, last = (f"{error:.4f}" for error in middle)
     return {
-        "gate": gate, "what": NAMES[name], "slope": f"{statistics.median(made):+.2f}",
+        "gate": gate,
+        "what": NAMES[name],
+        "slope": f"{statistics.median(made):+.2f}",
         "of each seed": ", ".join(f"{s:+.2f}" for s in made),
-        "error at the first n": first, "at the last n": last,
-    }  # fmt: skip
+        "error at the first n": first,
+        "at the last n": last,
+    }
 
 
 def _slope(found: dict[str, Convergence], gate: str, name: str) -> float:
@@ -86,7 +87,8 @@ CLAIMS = (
     ),
     Claim(
         "gaussian-moe-ratio",
-        sentence="What the density of a linear gate does depend on is found " + PAPER
+        sentence="What the density of a linear gate does depend on is found "
+        + PAPER
         + "beta_1 / tau.",
         baseline="slope -1/2 of the parametric rate",
         bar=-0.40,
@@ -96,7 +98,8 @@ CLAIMS = (
     ),
     Claim(
         "gaussian-moe-experts",
-        sentence="Experts are found at the parametric rate whatever the gate " + PAPER
+        sentence="Experts are found at the parametric rate whatever the gate "
+        + PAPER
         + "experts of both gates, as their largest distance from -0.55 (bar: between -0.70 and "
         "-0.40).",
         baseline="slope -0.55; distance",
@@ -105,4 +108,4 @@ CLAIMS = (
         run=partial(slopes, of=_off),
         minutes=2,
     ),
-)  # fmt: skip
+)

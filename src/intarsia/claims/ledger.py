@@ -87,13 +87,22 @@ def run_claim(
     if seeds is not None:
         command += f" --seeds {','.join(map(str, chosen))}"
     return Record(
-        key=found.key, sentence=found.sentence, baseline=found.baseline,
-        bar=f"{found.sense} {found.bar:g}", got=result.got, spread=result.spread,
-        values=result.values, holds=found.holds(result), seeds=chosen,
-        seconds=time.perf_counter() - start, machine=machine(),
-        date=datetime.now(UTC).strftime("%Y-%m-%d"), command=command, note=result.note,
+        key=found.key,
+        sentence=found.sentence,
+        baseline=found.baseline,
+        bar=f"{found.sense} {found.bar:g}",
+        got=result.got,
+        spread=result.spread,
+        values=result.values,
+        holds=found.holds(result),
+        seeds=chosen,
+        seconds=time.perf_counter() - start,
+        machine=machine(),
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        command=command,
+        note=result.note,
         table=result.table,
-    )  # fmt: skip
+    )
 
 
 def save(record: Record, folder: Path) -> Path:
@@ -110,21 +119,26 @@ def read(path: Path) -> Record:
         return Record(**raw)
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
-            f"record {path.name}", got=str(error), want="what `intarsia claim` writes",
+            f"record {path.name}",
+            got=str(error),
+            want="what `intarsia claim` writes",
             fix="Run the claim again.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def write_page(folder: Path, page: Path) -> None:
     """Write `page` (Markdown) from the records in `folder`."""
     records = {p.stem: read(p) for p in sorted(folder.glob("*.json"))}
     lines = [
-        "# Claims", "",
+        "# Claims",
+        "",
         "Each paper's headline as the smallest honest experiment. The bar is fixed before the run",
         "and does not move after it; what fails stays here as failed. *From kept cells*: what is",
-        "judged was run before, for another claim or for this one.", "",
-        "| claim | baseline | bar | got (spread) | result |", "|---|---|---|---|---|",
-    ]  # fmt: skip
+        "judged was run before, for another claim or for this one.",
+        "",
+        "| claim | baseline | bar | got (spread) | result |",
+        "|---|---|---|---|---|",
+    ]
     for found in claims():
         record = records.get(found.key)
         bar = record.bar if record else f"{found.sense} {found.bar:g}"

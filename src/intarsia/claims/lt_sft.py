@@ -136,11 +136,13 @@ def compose(seeds: tuple[int, ...], report: Callable[[str], None]) -> Result:
             for density in SUMS:
                 speaks, solves = (
                     fit_in_phases(
-                        mix6.backbone(), LtSft(density, head=head), sets[name][0],
+                        mix6.backbone(),
+                        LtSft(density, head=head),
+                        sets[name][0],
                         **options(seed, count),
                     ).found
                     for name, head, count in (("language", "frozen", 2), ("task", "whole", 1))
-                )  # fmt: skip
+                )
                 found = {
                     "language alone": accuracy(speaks, "language"),
                     "task alone": accuracy(solves, "task"),

@@ -136,9 +136,7 @@ def of_experts(
         net: Any = Net(inputs)
     for i in layers:
         draws = torch.Generator().manual_seed(seed * BLOCKS + i)
-        experts = StackedExperts(
-            router.experts, WIDTH, HIDDEN, act=act, bias=True, generator=draws
-        )  # fmt: skip
+        experts = StackedExperts(router.experts, WIDTH, HIDDEN, act=act, bias=True, generator=draws)
         gate: Any = router.build(WIDTH, generator=draws)
         net.blocks[i].mlp = Mixture(experts, gate, capacity=capacity, generator=draws)
     return net

@@ -182,9 +182,10 @@ def time_shared(seeds: Sequence[int], report: Callable[[str], None], reps: int =
             # outputs that differ are no speed-up
             values.append(ms["shared"] / ms["naive"] if off <= 1e-5 else float("inf"))
             table.append(
-                {"seed": seed} | {f"{n}, ms": f"{t:.0f}" for n, t in ms.items()}
+                {"seed": seed}
+                | {f"{n}, ms": f"{t:.0f}" for n, t in ms.items()}
                 | {"shared / naive": f"{values[-1]:.3f}", "largest difference": f"{off:.1e}"}
-            )  # fmt: skip
+            )
             report(f"seed {seed}: {values[-1]:.3f}, outputs differ by {off:.1e}")
     note = (
         f"Forward of an MLP of SmolLM2-135M's shape, {SHAPE['tokens']} tokens of width "

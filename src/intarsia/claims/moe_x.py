@@ -26,9 +26,7 @@ from .routed import BENCH, Bench, Cell, arm
 from .study import result_of, shown, threads
 
 EXPERTS, ACTIVE = 8, 2
-LINEAR, OURS = VARIANTS["top-k-relu"], Variant(
-    "moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu")
-)  # fmt: skip
+LINEAR, OURS = VARIANTS["top-k-relu"], Variant("moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu"))
 STEPS, LR, PROBED, BLOCK = 600, 1e-3, 1800, 3  # of the probe on MIX6
 
 
@@ -136,16 +134,23 @@ def probed(seed: int, report: Report, steps: int = STEPS) -> dict[str, Probed]:
     """Both routers on MIX6, and what a line reads off their units."""
     found: dict[str, Probed] = {}
     routers: dict[str, RouterConfig] = {
-        "linear gate": TopK(EXPERTS, ACTIVE), "score of the weights": MoeX(EXPERTS, ACTIVE)
-    }  # fmt: skip
-    rows = torch.randperm(
-        len(mix6.data("train")), generator=torch.Generator().manual_seed(seed)
-    )[:PROBED]  # fmt: skip
+        "linear gate": TopK(EXPERTS, ACTIVE),
+        "score of the weights": MoeX(EXPERTS, ACTIVE),
+    }
+    rows = torch.randperm(len(mix6.data("train")), generator=torch.Generator().manual_seed(seed))[
+        :PROBED
+    ]
     with threads(1):
         for name, router in routers.items():
             net = mix6.of_experts(router, seed=seed, act="relu")
-            fit(net, mix6.data("train"), epochs=mix6.epochs(steps), batch_size=mix6.BATCH, lr=LR,
-                seed=seed)  # fmt: skip
+            fit(
+                net,
+                mix6.data("train"),
+                epochs=mix6.epochs(steps),
+                batch_size=mix6.BATCH,
+                lr=LR,
+                seed=seed,
+            )
             test = mix6.data("test")
             units = (
                 wide_units(net, mix6.data("train").tensors[0][rows]),
@@ -182,9 +187,12 @@ def _probe_row(name: str, made: Sequence[Probed]) -> dict[str, Any]:
         return shown([float(getattr(m, what)) for m in made], form)
 
     return {
-        "router": name, "AUC of the digit": of("digit", ".4f"), "of the task": of("task", ".4f"),
-        "units on": of("units", ".1f"), "test loss": of("loss", ".3f"),
-    }  # fmt: skip
+        "router": name,
+        "AUC of the digit": of("digit", ".4f"),
+        "of the task": of("task", ".4f"),
+        "units on": of("units", ".1f"),
+        "test loss": of("loss", ".3f"),
+    }
 
 
 PAPER = "(arXiv:2503.07639). "
@@ -193,7 +201,8 @@ GATE = "a linear gate over the same ReLU experts, top-2 of 8"
 CLAIMS = (
     Claim(
         "moe-x",
-        sentence="Routing by the experts' own weights leaves fewer units on " + PAPER
+        sentence="Routing by the experts' own weights leaves fewer units on "
+        + PAPER
         + "Units on of an expert that a token has.",
         baseline=GATE,
         bar=0.92,
@@ -233,4 +242,4 @@ CLAIMS = (
         run=probe,
         minutes=3,
     ),
-)  # fmt: skip
+)

@@ -63,10 +63,14 @@ CLAIMS = (
         bar=0.995,
         sense="<=",
         run=partial(
-            compare, ours=ADAM, base=SMOE, of=perplexity, beside=(ADAM_RELEASED, MOMENTUM),
+            compare,
+            ours=ADAM,
+            base=SMOE,
+            of=perplexity,
+            beside=(ADAM_RELEASED, MOMENTUM),
             note=f"{NOTE} {STEP}",
         ),
         minutes=30,
         needs="long",
     ),
-)  # fmt: skip
+)

@@ -33,9 +33,12 @@ def official(budget: Budget) -> Official:
     Without the dropout of the trunk, whose frozen half is computed once.
     """
     return Official(
-        16, lr=BASE.lr, epochs=budget.epochs, batch_size=BASE.batch_size,
+        16,
+        lr=BASE.lr,
+        epochs=budget.epochs,
+        batch_size=BASE.batch_size,
         warmup_epochs=max(1, budget.epochs // 10),
-    )  # fmt: skip
+    )
 
 
 def arm(name: str, *recipe: Any, version: str = "", **options: Any) -> Arm[Recipe]:
@@ -64,7 +67,7 @@ ARMS = (
             "optimizer": official(b).optimizer,
             "lr_factor": official(b).lr_factor,
         },
-    ),  # fmt: skip
+    ),
 )
 
 

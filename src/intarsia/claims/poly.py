@@ -66,9 +66,7 @@ def adapted(method: Method, seed: int) -> PeftModel:
 
 
 def train(model: nn.Module, rows: Dataset[Any], epochs: int, batch: int, **settings: Any) -> None:
-    fit(
-        Told(model), rows, epochs=epochs, batch_size=batch, lr=LR, optimizer=optimizer, **settings
-    )  # fmt: skip
+    fit(Told(model), rows, epochs=epochs, batch_size=batch, lr=LR, optimizer=optimizer, **settings)
 
 
 def error(model: nn.Module, rows: TensorDataset) -> float:
@@ -129,12 +127,14 @@ def on_known_tasks(seeds: Sequence[int], report: Report, *, over: int) -> Result
     middle = {name: statistics.median(values) for name, values in errors.items()}
     rows = [
         {
-            "arm": name, "error %": shown(errors[name], ".2f"),
-            "median": f"{middle[name]:.2f}", "routing logits": found[0][name][2],
+            "arm": name,
+            "error %": shown(errors[name], ".2f"),
+            "median": f"{middle[name]:.2f}",
+            "routing logits": found[0][name][2],
             "cosine of task gradients": shown([arms[name][1] for arms in found], "+.3f"),
         }
         for name in names
-    ]  # fmt: skip
+    ]
     shared, poly, ours = (middle[name] for name in names)
     note = (
         f"Medians: shared {shared:.2f} %, Poly {poly:.2f} %, MHR {ours:.2f} %: "
@@ -146,9 +146,13 @@ def on_known_tasks(seeds: Sequence[int], report: Report, *, over: int) -> Result
 
 
 LATER = (
-    "MHR", "MHR-mu", "MHR-z", "LoRA from scratch, r = 1", "LoRA from scratch, r = 4",
+    "MHR",
+    "MHR-mu",
+    "MHR-z",
+    "LoRA from scratch, r = 1",
+    "LoRA from scratch, r = 4",
     "the average of all skills, untrained",
-)  # fmt: skip
+)
 
 
 @lru_cache

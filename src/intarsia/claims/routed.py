@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..core import Result
 from ..core.claim import Report
 from ..experiments.pool import Arm
-from ..experiments.routing import TEXT, Asked, Scale, Variant, cells
+from ..experiments.routing import TEXT, RouterTrial, Scale, Variant, cells
 from .study import result_of, shown
 
 CORPUS = "austen"
@@ -54,7 +54,7 @@ class Bench(NamedTuple):
         both = [(one.settings, seed) for one in arms for seed in seeds]
         made: list[Cell] = []
         made += cells(
-            [Asked(one.variant, self.corpus, seed, one.budget) for one, seed in both],
+            [RouterTrial(one.variant, self.corpus, seed, one.budget) for one, seed in both],
             baseline=(measure or arms[0]).settings.variant,
             text=self.scale,
             report=report,

@@ -33,9 +33,13 @@ ARMS: tuple[Arm[Method], ...] = (
 )
 NAMES = tuple(arm.name for arm in ARMS)
 SMOL: dict[str, Any] = {
-    "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "num_hidden_layers": 4, "vocab_size": 512,
-}  # fmt: skip
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 4,
+    "vocab_size": 512,
+}
 
 
 @dataclass
@@ -63,9 +67,16 @@ def train(method: Method, task: str, seed: int) -> Track:
             model.train()
 
     intarsia.fit(
-        model, mix6.data("train", [task]), epochs=mix6.epochs(STEPS, 1), lr=LR, seed=seed,
-        batch_size=mix6.BATCH, trackers=(), schedule=look, lr_factor=lambda *_: 1.0,
-    )  # fmt: skip
+        model,
+        mix6.data("train", [task]),
+        epochs=mix6.epochs(STEPS, 1),
+        lr=LR,
+        seed=seed,
+        batch_size=mix6.BATCH,
+        trackers=(),
+        schedule=look,
+        lr_factor=lambda *_: 1.0,
+    )
     look(model, STEPS, STEPS)
     return track
 
@@ -99,10 +110,12 @@ def retention(seeds: Sequence[int], report: Report) -> Result:
     rows = [
         {"task": task, "matched target accuracy": _mean(at[task, s]["level"] for s in seeds)}
         | {f"source kept, {arm}": _mean(at[task, s][arm] for s in seeds) for arm in NAMES}
-        | {f"final target, {arm}": _mean(found[arm, task, s].target[-1] for s in seeds)
-           for arm in NAMES}
+        | {
+            f"final target, {arm}": _mean(found[arm, task, s].target[-1] for s in seeds)
+            for arm in NAMES
+        }
         for task in TARGETS
-    ]  # fmt: skip
+    ]
     note = (
         f"One value per seed: the share of {len(TARGETS)} tasks. The source is {SOURCE}, the "
         f"learning rate constant, {STEPS} steps looked at every {EVERY}; both arms are read where "
@@ -190,10 +203,14 @@ def memory(seeds: Sequence[int], report: Report) -> Result:
         found = {arm: activations(m, tokens) for arm, m in arms_of_memory(seed).items()}
         values.append(found["S2FT"][0] / found["full"][0])
         rows += [
-            {"seed": seed, "down projections": arm, "kept by them, KiB": f"{own / 1024:.0f}",
-             "kept by the whole forward, MiB": f"{whole / 2**20:.1f}"}
+            {
+                "seed": seed,
+                "down projections": arm,
+                "kept by them, KiB": f"{own / 1024:.0f}",
+                "kept by the whole forward, MiB": f"{whole / 2**20:.1f}",
+            }
             for arm, (own, whole) in found.items()
-        ]  # fmt: skip
+        ]
         report(f"seed {seed}: {values[-1]:.4f}")
     width, count = SMOL["intermediate_size"], SMOL["num_hidden_layers"]
     share = int(0.03 * width * count + 0.5) / (width * count)

@@ -29,7 +29,9 @@ from ..results.store import Store, key_of
 from ..train import Training, evaluate
 from ..train.objectives import Objective, plain
 
-S, T, R = TypeVar("S"), TypeVar("T"), TypeVar("R")
+S = TypeVar("S")  # of an arm
+T = TypeVar("T")  # a task
+R = TypeVar("R")  # what came out
 SIZE = 56  # px
 RENDERED = 2400  # pictures of a synthetic set
 
@@ -76,9 +78,14 @@ class Study:
     """
 
     def __init__(
-        self, *, base: Training, test: int = 1000, part: str = "test", first: int = 6,
+        self,
+        *,
+        base: Training,
+        test: int = 1000,
+        part: str = "test",
+        first: int = 6,
         ledger: Path | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.base, self.test, self.part, self.first = base, test, part, first
         self.cells = Store(ledger or packages.cache_dir() / "claims" / "cells.jsonl")
         self._held: tuple[Any, Any] | None = None
@@ -89,12 +96,20 @@ class Study:
         recipe = arm.settings
         method = recipe.method(budget)
         inputs = {
-            "set": name, "budget": [budget.images, budget.epochs], "arm": arm.name, "seed": seed,
-            "method": method_to_dict(method), "base": repr(self.base),
+            "set": name,
+            "budget": [budget.images, budget.epochs],
+            "arm": arm.name,
+            "seed": seed,
+            "method": method_to_dict(method),
+            "base": repr(self.base),
             "options": sorted(f"({n!r}, {_said(v)})" for n, v in recipe.options(budget).items()),
-            "epochs": recipe.epochs, "version": arm.version, "size": SIZE, "block": self.first,
-            "test": self.test, "part": self.part,
-        }  # fmt: skip
+            "epochs": recipe.epochs,
+            "version": arm.version,
+            "size": SIZE,
+            "block": self.first,
+            "test": self.test,
+            "part": self.part,
+        }
         key = key_of(inputs)
         if key in self.cells:
             self.kept += 1

@@ -161,7 +161,8 @@ CLAIMS = (
     Claim(
         "transport",
         sentence="A plan with at most k = T / E tokens an expert is even without a balance loss "
-        + PAPER + "The largest load over the mean, the largest of the seeds.",
+        + PAPER
+        + "The largest load over the mean, the largest of the seeds.",
         baseline=f"1 is even; for {UNBALANCED} see transport-unbalanced",
         bar=1.05,
         sense="<=",
@@ -171,7 +172,8 @@ CLAIMS = (
     Claim(
         "transport-unbalanced",
         sentence="Without a balance loss top-1 is uneven, so that there is something to even out "
-        + PAPER + "The largest load over the mean, the smallest of the seeds.",
+        + PAPER
+        + "The largest load over the mean, the smallest of the seeds.",
         baseline="1 is even",
         bar=1.3,
         sense=">=",
@@ -197,4 +199,4 @@ CLAIMS = (
         run=partial(judged, of=lambda arms: arms[PLAN].pairs, over=max),
         minutes=4,
     ),
-)  # fmt: skip
+)

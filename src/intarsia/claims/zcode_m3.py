@@ -46,7 +46,7 @@ def mechanism(policy: str, seed: int) -> tuple[list[float], float]:
         asked = Routing.from_topk(expert[:, None], torch.ones(TOKENS, 1), EXPERTS)
         lost += 1 - torch.bincount(
             capacity.limit(asked, training=True, draws=draws).token, minlength=TOKENS
-        )  # fmt: skip
+        )
     rate = lost / BATCHES
     return [float(part.mean()) for part in rate.chunk(4)], float(rate.mean())
 
@@ -61,12 +61,14 @@ def by_quarter(
     rows = tuple(
         {
             "policy": POLICIES[name],
-            **{f"quarter {i + 1}": f"{statistics.mean(q[i] for q, _ in made):.3f}"
-               for i in range(4)},
+            **{
+                f"quarter {i + 1}": f"{statistics.mean(q[i] for q, _ in made):.3f}"
+                for i in range(4)
+            },
             "in all": f"{statistics.mean(total for _, total in made):.4f}",
         }
         for name, made in found.items()
-    )  # fmt: skip
+    )
     note = (
         f"T = {TOKENS}, E = {EXPERTS}, capacity factor 1; one expert is asked for {SKEW:g} times "
         f"as often as each other. A rate is the mean over {BATCHES} batches, the same for both: "
@@ -145,8 +147,14 @@ def late(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
                     TopK(EXPERTS, 1, "prob"), seed=seed, capacity=Capacity(TIGHT, policy)
                 )
                 model, test = ByTask(net), placed("test", seed)
-                fit(model, placed("train", seed), epochs=mix6.epochs(steps), lr=LR, seed=seed,
-                    batch_size=mix6.BATCH)  # fmt: skip
+                fit(
+                    model,
+                    placed("train", seed),
+                    epochs=mix6.epochs(steps),
+                    lr=LR,
+                    seed=seed,
+                    batch_size=mix6.BATCH,
+                )
                 x, y = test.tensors
                 behind = x[:, -1] >= len(mix6.TASKS) - 2
                 ours = evaluate(model, TensorDataset(x[behind], y[behind]), batch_size=1024)
@@ -161,11 +169,12 @@ def late(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
     )
     rows = tuple(
         {
-            "policy": name, "loss of the last two tasks": shown(last[key], ".3f"),
+            "policy": name,
+            "loss of the last two tasks": shown(last[key], ".3f"),
             "of all six": shown(whole[key], ".3f"),
         }
         for key, name in POLICIES.items()
-    )  # fmt: skip
+    )
     return result_of(values, rows, note)
 
 
@@ -201,8 +210,10 @@ def merging(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Resu
                 more = copy.deepcopy(net)
                 train(more, steps * MORE // STEPS, 2000 + seed)
                 losses.setdefault(name, []).append(loss(more))
-                report(f"seed {seed}, {name}: {losses[f'{name}, before'][-1]:.3f}, then "
-                       f"{losses[name][-1]:.3f}")  # fmt: skip
+                report(
+                    f"seed {seed}, {name}: {losses[f'{name}, before'][-1]:.3f}, then "
+                    f"{losses[name][-1]:.3f}"
+                )
     each = zip(losses["merged"], losses["first parent"], losses["second parent"], strict=True)
     values = tuple(ours / ((one + two) / 2) for ours, one, two in each)
     passes = mix6.epochs(steps * MORE // STEPS)
@@ -213,11 +224,12 @@ def merging(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Resu
     )
     rows = tuple(
         {
-            "net": name, "loss before": shown(losses[f"{name}, before"], ".3f"),
+            "net": name,
+            "loss before": shown(losses[f"{name}, before"], ".3f"),
             "after the further steps": shown(losses[name], ".3f"),
         }
         for name in ("first parent", "second parent", "merged")
-    )  # fmt: skip
+    )
     return result_of(values, rows, note)
 
 
@@ -246,8 +258,9 @@ def pruning(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Resu
             losses["by lot"].append(
                 statistics.mean(loss(kept(net, lot, EXPERTS // 2)) for lot in lots)
             )
-            report(f"seed {seed}: by use {losses['by use'][-1]:.3f}, by lot "
-                   f"{losses['by lot'][-1]:.3f}")  # fmt: skip
+            report(
+                f"seed {seed}: by use {losses['by use'][-1]:.3f}, by lot {losses['by lot'][-1]:.3f}"
+            )
     values = tuple(a / b for a, b in zip(losses["by use"], losses["by lot"], strict=True))
     note = (
         f"MIX6, the first parent of zcode-m3-merge: {EXPERTS // 2} of {EXPERTS} experts stay in "
@@ -310,7 +323,8 @@ CLAIMS = (
     Claim(
         "zcode-m3-merge",
         sentence="Two trained mixtures merge into one that is as good after a few more steps "
-        + PAPER + "aggregation of experts). Test loss.",
+        + PAPER
+        + "aggregation of experts). Test loss.",
         baseline="the mean of both parents after as many steps more",
         bar=1.0,
         sense="<=",
@@ -327,4 +341,4 @@ CLAIMS = (
         run=pruning,
         minutes=2,
     ),
-)  # fmt: skip
+)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..bench import tables, write
+from ..bench.arms import ARMS, BenchArm, arm, by_task
 from ..bench.budget import fitted, measured_costs
-from ..bench.contenders import CONTENDERS, Contender, contender
 from ..bench.fitting_methods import suited
 from ..bench.plan import Plan
 from ..bench.profiles import PROFILES, Profile, profile
@@ -28,7 +28,7 @@ from .shell import in_words
 Report = Callable[[str], None]
 BASELINE = "adaptformer"
 OWN = ("size", "epochs", "precision")  # options that stand for values of an Experiment
-METHOD = ("name", "method", "lr", "conv_lr", "objective", "half")  # what --list says of one
+METHOD = ("method", "lr", "conv_lr", "objective", "half")  # what --list says of one
 HEADS = ("one", "each")
 OWN_HEADS = "Each task has a head of its own: a picture's loss sees the classes of its own task."
 
@@ -39,8 +39,9 @@ def listed(root: Path | None) -> dict[str, Any]:
     return {
         "suites": suites.describe(),
         "methods": [
-            {name: getattr(c, name) for name in METHOD} | {"settings": list(c.settings)}
-            for c in CONTENDERS
+            {"name": c.name, "settings": list(c.settings.settings)}
+            | {name: getattr(c.settings, name) for name in METHOD}
+            for c in ARMS
         ],
         "protocols": [
             {"name": p.name, "about": p.about, "grid": {n: list(v) for n, v in p.grid.items()}}
@@ -67,7 +68,7 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path, floa
     start = Experiment(Pictures("")).changed(**_values(given, base, rules))
     names = _names(given["tasks"]) or _those_of(base.tasks, [t.name for t in suite.tasks])
     tasks = [_task(suite, name) for name in names]
-    asked = rules.only or tuple(c.name for c in CONTENDERS)
+    asked = rules.only or tuple(c.name for c in ARMS)
     methods = _names(given["methods"]) or _those_of(base.methods, asked)
     seeds: tuple[int, ...] = (
         value_of("--seeds", given["seeds"], tuple[int, ...]) if given["seeds"] else base.seeds
@@ -75,7 +76,7 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path, floa
     plan = Plan(
         suite,
         tuple(tasks),
-        tuple(_headed(contender(name), given["heads"], tasks, rules) for name in methods),
+        tuple(_headed(arm(name), given["heads"], tasks, rules) for name in methods),
         seeds,
         rules,
         start,
@@ -86,7 +87,7 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path, floa
     how = How(given["jobs"], where, given["threads"], not given["keep_failed"])
     out = given["out"] or Path("runs") / f"bench-{suite.name}-{rules.name}"
     report(
-        f"{len(plan.tasks)} tasks x {len(plan.contenders)} methods x {len(plan.seeds)} seeds, "
+        f"{len(plan.tasks)} tasks x {len(plan.arms)} methods x {len(plan.seeds)} seeds, "
         f"protocol {rules.name}, {plan.model}; results in {out}"
     )
     return plan, how, out, given["budget"] or base.minutes
@@ -120,8 +121,8 @@ def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
 
 
 def _headed(
-    found: Contender, heads: str, tasks: Sequence[suites.SuiteTask], rules: Protocol
-) -> Contender:
+    found: BenchArm, heads: str, tasks: Sequence[suites.SuiteTask], rules: Protocol
+) -> BenchArm:
     """A method with the heads that were asked for.
 
     Raises: UnknownName for other words; ConfigError where a head for each task cannot be.
@@ -139,7 +140,7 @@ def _headed(
         want = "tasks that are several in one label space"
         fix = "For example: --tasks elpv+mnist, or --tasks joint for all of a suite."
         raise ConfigError("--heads each", got=got, want=want, fix=fix)
-    return found.by_task()
+    return by_task(found)
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -180,7 +181,7 @@ def carry(
 
 
 def _baseline(plan: Plan, asked: str | None) -> str:
-    names = [c.name for c in plan.contenders]
+    names = [c.name for c in plan.arms]
     if asked is not None and asked not in names:
         raise UnknownName("baseline", asked, names)
     return asked or (BASELINE if BASELINE in names else names[0])

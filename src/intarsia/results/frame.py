@@ -73,9 +73,12 @@ def _environment() -> Any:
         raise MissingExtra("jinja2", "report") from error
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         loader=jinja2.FunctionLoader(read),
-    )  # fmt: skip
+    )
     environment.filters["percent"] = lambda share: unbroken(numbers.percent(share, 0))
     environment.filters["plural"] = numbers.plural
     environment.filters["unbroken"] = unbroken

@@ -7,11 +7,22 @@ from collections.abc import Iterable, Sequence
 from .table import Entry, Table
 
 _NAMED = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
-    "±": r"$\pm$", "\N{MINUS SIGN}": "$-$", "×": r"$\times$", "\N{EN DASH}": "--",
-    "\N{NO-BREAK SPACE}": "~", "\N{HORIZONTAL ELLIPSIS}": r"\ldots{}", "\n": " ", "\r": " ",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "\N{MINUS SIGN}": "$-$",
+    "×": r"$\times$",
+    "\N{EN DASH}": "--",
+    "\N{NO-BREAK SPACE}": "~",
+    "\N{HORIZONTAL ELLIPSIS}": r"\ldots{}",
+    "\n": " ",
+    "\r": " ",
+}
 _SPECIAL = str.maketrans(_NAMED | {c: f"\\{c}" for c in "&%$#_{}"})
 PREAMBLE = "% needs \\usepackage{adjustbox,booktabs} and \\usepackage[T1]{fontenc}"
 

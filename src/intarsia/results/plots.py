@@ -91,9 +91,12 @@ def against_parameters(series: Sequence[Points]) -> Figure:
     counts = [n for points in series for n in points.x]
     low, high = _log_range(min(counts), max(counts))
     figure.update_xaxes(
-        type="log", title_text="Trained parameters, with head", range=[low, high],
-        tickformat="~s", dtick=1 if high - low > 1.5 else "D2",
-    )  # fmt: skip
+        type="log",
+        title_text="Trained parameters, with head",
+        range=[low, high],
+        tickformat="~s",
+        dtick=1 if high - low > 1.5 else "D2",
+    )
     return figure
 
 
@@ -130,7 +133,7 @@ def _by_cost(series: Sequence[Points], unit: str) -> Figure:
                     hovertemplate=hover,
                     marker={"symbol": f"{symbol}-open", "size": 7},
                     meta={"group": i},
-                )  # fmt: skip
+                )
             )
         deviation = 100 * (points.spread.deviation or 0)
         bar = {"type": "data", "array": [deviation], "thickness": 1.5, "width": 5}
@@ -145,7 +148,7 @@ def _by_cost(series: Sequence[Points], unit: str) -> Figure:
                 error_y={**bar, "visible": deviation > 0},
                 customdata=[numbers.accuracy(points.spread)],
                 hovertemplate=f"%{{customdata}}, {unit}<extra>%{{fullData.name}}</extra>",
-            )  # fmt: skip
+            )
         )
     figure = figure_of(traces)
     figure.update_yaxes(title_text="Accuracy", ticksuffix=" %")
@@ -158,9 +161,12 @@ def figure_of(traces: Sequence[Any]) -> Figure:
     go = plotly()
     figure = go.Figure(list(traces))
     figure.update_layout(
-        template="none", showlegend=False, margin={"l": 56, "r": 12, "t": 12, "b": 48},
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-    )  # fmt: skip
+        template="none",
+        showlegend=False,
+        margin={"l": 56, "r": 12, "t": 12, "b": 48},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+    )
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
     return figure

@@ -67,9 +67,12 @@ def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float] | No
         return (np.where(inside, drawn, 0.0).sum(-1) / n[..., 0]).mean(axis)
 
     options: dict[str, Any] = {
-        "n_resamples": RESAMPLES, "confidence_level": 1 - ALPHA, "method": "percentile",
-        "vectorized": True, "rng": outer,
-    }  # fmt: skip
+        "n_resamples": RESAMPLES,
+        "confidence_level": 1 - ALPHA,
+        "method": "percentile",
+        "vectorized": True,
+        "rng": outer,
+    }
     if len(table) > 1:
         found = bootstrap((np.arange(len(table)),), draw, batch=1_000, **options)
     elif count[0] > 1:

@@ -17,8 +17,8 @@ from intarsia.data import corpora
 from intarsia.data.small_models import Small
 from intarsia.experiments.routing import (
     VARIANTS,
-    Asked,
     Expert,
+    RouterTrial,
     Scale,
     Start,
     Variant,
@@ -28,7 +28,7 @@ from intarsia.experiments.routing import (
     materials,
     work,
 )
-from intarsia.experiments.routing import asked as module
+from intarsia.experiments.routing import trials as module
 from intarsia.experiments.routing.build import dense, with_mixtures
 from intarsia.experiments.routing.cell import VERSION
 from intarsia.experiments.routing.cost import mixtures, price
@@ -58,7 +58,7 @@ def _inputs(variant: Variant, **changed: Any) -> dict[str, Any]:
     } | changed  # fmt: skip
 
 
-def _cells(*asked: Asked, **options: Any) -> list[dict[str, Any]]:
+def _cells(*asked: RouterTrial, **options: Any) -> list[dict[str, Any]]:
     return cells(asked, text=SCALE, executor="here", report=lambda _: None, **options)
 
 
@@ -177,15 +177,17 @@ def test_a_cell_is_run_once_under_any_name(monkeypatch: pytest.MonkeyPatch) -> N
         return work(inputs)
 
     monkeypatch.setattr(module, "work", counted)
-    first = _cells(Asked(VARIANTS["top-k"], "toy"))
-    again = _cells(Asked(Variant("other", TopK(8, 2)), "toy"), Asked(VARIANTS["dense"], "toy"))
+    first = _cells(RouterTrial(VARIANTS["top-k"], "toy"))
+    again = _cells(
+        RouterTrial(Variant("other", TopK(8, 2)), "toy"), RouterTrial(VARIANTS["dense"], "toy")
+    )
     assert len(runs) == 2
     assert again[0] == first[0] | {"name": "other"}
 
 
 def test_equal_operations() -> None:
     base, dear, cheap = _cells(
-        *(Asked(VARIANTS[n], "toy", 0, "flops") for n in ("top-k", "dts", "dense"))
+        *(RouterTrial(VARIANTS[n], "toy", 0, "flops") for n in ("top-k", "dts", "dense"))
     )
     assert base["steps"] == SCALE.steps
     assert dear["steps"] <= base["steps"] <= cheap["steps"]
@@ -214,10 +216,10 @@ def test_a_router_without_a_contender_is_one_by_its_key() -> None:
 def test_what_is_refused_before_anything_runs() -> None:
     late = VARIANTS["expert-choice"]
     with pytest.raises(ConfigError, match="sees later"):
-        _cells(Asked(late, "toy"))
-    assert _cells(Asked(late, "toy"), sees_later=True)[0]["sees_later"] is True
+        _cells(RouterTrial(late, "toy"))
+    assert _cells(RouterTrial(late, "toy"), sees_later=True)[0]["sees_later"] is True
     with pytest.raises(ConfigError, match="budget"):
-        _cells(Asked(VARIANTS["dense"], "toy", 0, "time"))
+        _cells(RouterTrial(VARIANTS["dense"], "toy", 0, "time"))
     with pytest.raises(UnknownName):
         chosen(["top-k", "top-q"])
     with pytest.raises(UnknownName):
@@ -231,14 +233,14 @@ def test_what_is_refused_before_anything_runs() -> None:
 def test_a_failed_cell_is_said_and_the_others_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = Variant("bad", TopK(4), experts=(2,))  # two layers
     with pytest.raises(TrainingError, match="bad on toy"):
-        _cells(Asked(bad, "toy"), Asked(VARIANTS["dense"], "toy"))
+        _cells(RouterTrial(bad, "toy"), RouterTrial(VARIANTS["dense"], "toy"))
     monkeypatch.setattr(module, "work", lambda _: pytest.fail("was kept"))
-    assert _cells(Asked(VARIANTS["dense"], "toy"))
+    assert _cells(RouterTrial(VARIANTS["dense"], "toy"))
 
 
 def test_a_contender_that_fails_at_equal_steps_stops_no_other_at_equal_operations() -> None:
     bad = Variant("bad", TopK(4), experts=(2,))
-    few = [Asked(one, "toy", 0, "flops") for one in (bad, VARIANTS["dense"])]
+    few = [RouterTrial(one, "toy", 0, "flops") for one in (bad, VARIANTS["dense"])]
     with pytest.raises(TrainingError, match="1 of 2 cells: got bad on toy"):
         _cells(*few)
     assert _cells(few[1])  # is there

@@ -1,6 +1,6 @@
 """The same small model under every router: trained alike, told of in the same terms.
 
-[result] = cells([Asked(VARIANTS["comet"], "austen", seed=0, budget="flops")])
+[result] = cells([RouterTrial(VARIANTS["comet"], "austen", seed=0, budget="flops")])
 """
 
 from ...core.renamed import renamed
@@ -9,8 +9,6 @@ from ...results.routers.findings import RouterSheet as RouterSheet
 from ...results.routers.findings import sheets_of as sheets_of
 from ...results.routers.findings import tidy as tidy
 from ...results.routers.publish import write as write
-from .asked import Asked as Asked
-from .asked import cells as cells
 from .cell import work as work
 from .contest import Contest as Contest
 from .materials import material as material
@@ -20,6 +18,8 @@ from .scale import Scale as Scale
 from .table import BASELINE as BASELINE
 from .table import VARIANTS as VARIANTS
 from .table import chosen as chosen
+from .trials import RouterTrial as RouterTrial
+from .trials import cells as cells
 from .variant import Expert as Expert
 from .variant import Start as Start
 from .variant import Variant as Variant
@@ -27,6 +27,7 @@ from .variant import Variant as Variant
 __getattr__ = renamed(
     __name__,
     {
+        "Asked": "experiments.routing.trials.RouterTrial",
         "Contender": "results.routers.findings.RouterResults",
         "Sheet": "results.routers.findings.RouterSheet",
     },

@@ -28,9 +28,13 @@ def dense(variant: Variant, material: Material, scale: Scale, seed: int) -> nn.M
         return small_decoder(shape, tokens=len(material.kinds), length=scale.length, seed=seed)
     channels, size = material.train.tensors[0].shape[1:3]
     model: Any = small_vit(
-        shape, classes=len(material.classes), size=size, patch=scale.patch, channels=channels,
+        shape,
+        classes=len(material.classes),
+        size=size,
+        patch=scale.patch,
+        channels=channels,
         seed=seed,
-    )  # fmt: skip
+    )
     return model
 
 
@@ -44,10 +48,16 @@ def with_mixtures(
     paths = [path for path, _ in model.named_modules() if path.endswith(".mlp")]
     if variant.router is not None:
         upcycle(
-            model, variant.router, how=variant.start.how, fraction=variant.start.fraction,
-            experts=variant.experts, capacity=variant.capacity, seed=seed, sees_later=sees_later,
+            model,
+            variant.router,
+            how=variant.start.how,
+            fraction=variant.start.fraction,
+            experts=variant.experts,
+            capacity=variant.capacity,
+            seed=seed,
+            sees_later=sees_later,
             residual="learned" if variant.residual else None,
-        )  # fmt: skip
+        )
         if hasattr(model, "patch_embed"):
             model.register_forward_pre_hook(_tell_places)
     if variant.update is not None:
@@ -66,7 +76,8 @@ def check_causal(variant: Variant, data: str, text: bool, sees_later: bool) -> N
     """Raises: ConfigError for a text and a contender that sees later tokens, if unacknowledged."""
     if text and variant.sees_later and not sees_later:
         raise ConfigError(
-            f"{variant.name!r} on {data!r}", got="a router that sees later tokens, and a text",
+            f"{variant.name!r} on {data!r}",
+            got="a router that sees later tokens, and a text",
             want="routing that looks back only",
             fix="Compare it on pictures, or acknowledge the leak with sees_later=True.",
-        )  # fmt: skip
+        )

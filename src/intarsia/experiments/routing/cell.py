@@ -97,9 +97,14 @@ def _train(
     """The steps of a course, watched."""
     marks = [round(course.steps * i / POINTS) for i in range(1, POINTS)]
     watch = Watch(
-        model, found.val, batch=scale.batch, marks=marks, schedules=schedules(model),
-        first=course.first, spent=spent,
-    )  # fmt: skip
+        model,
+        found.val,
+        batch=scale.batch,
+        marks=marks,
+        schedules=schedules(model),
+        first=course.first,
+        spent=spent,
+    )
     rows = stream(found.train, course.first, course.count, scale.batch, seed)
     with watch.watching(), warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the result says so
@@ -110,9 +115,18 @@ def _train(
 
 def _run(model: nn.Module, rows: Any, scale: Scale, seed: int, course: Course, watch: Watch) -> Run:
     return fit(
-        model, rows, epochs=1, batch_size=scale.batch, lr=scale.lr, weight_decay=WEIGHT_DECAY,
-        clip=CLIP, seed=seed, lr_factor=course.factor, schedule=watch, trackers=(),
-    )  # fmt: skip
+        model,
+        rows,
+        epochs=1,
+        batch_size=scale.batch,
+        lr=scale.lr,
+        weight_decay=WEIGHT_DECAY,
+        clip=CLIP,
+        seed=seed,
+        lr_factor=course.factor,
+        schedule=watch,
+        trackers=(),
+    )
 
 
 def schedules(model: nn.Module) -> Sequence[Schedule]:

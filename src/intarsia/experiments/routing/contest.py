@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from ...core.errors import ConfigError, UnknownName
 from ...data import corpora, sets
-from .asked import BUDGETS, Asked
 from .materials import is_text
 from .table import BASELINE, VARIANTS, chosen
+from .trials import BUDGETS, RouterTrial
 
 
 class Contest(NamedTuple):
@@ -24,20 +24,26 @@ class Contest(NamedTuple):
     budgets: Sequence[str] = ("steps",)
     sees_later: bool = False
 
-    def asked(self) -> list[Asked]:
+    def asked(self) -> list[RouterTrial]:
         """The cells.
 
         Raises: UnknownName for a material or contender that is not there; ConfigError for an
         unknown budget, or what is named twice or not at all.
         """
         routers = ("all",) if self.routers is None else self.routers
-        for what, named in (("data", self.data), ("seeds", self.seeds), ("budgets", self.budgets),
-                            ("routers", routers)):  # fmt: skip
+        for what, named in (
+            ("data", self.data),
+            ("seeds", self.seeds),
+            ("budgets", self.budgets),
+            ("routers", routers),
+        ):
             if not named or len(set(named)) < len(named):
                 raise ConfigError(
-                    what, got=", ".join(map(str, named)) or "nothing",
-                    want="each once, at least one", fix="For example: 0,1,2, or top-k,switch.",
-                )  # fmt: skip
+                    what,
+                    got=", ".join(map(str, named)) or "nothing",
+                    want="each once, at least one",
+                    fix="For example: 0,1,2, or top-k,switch.",
+                )
         for budget in self.budgets:
             if budget not in BUDGETS:
                 raise ConfigError(
@@ -48,7 +54,7 @@ class Contest(NamedTuple):
             if name not in known:
                 raise UnknownName("corpus or set of pictures", name, known)
         return [
-            Asked(variant, data, seed, budget)
+            RouterTrial(variant, data, seed, budget)
             for data in self.data
             for budget in self.budgets
             for variant in chosen(self._all(data) if self.routers is None else self.routers)

@@ -39,9 +39,11 @@ class Start:
             )
         if self.how == "fresh" and self.dense_first:
             raise ConfigError(
-                "dense_first", got=f"{self.dense_first} with experts that are drawn anew",
-                want="experts that come from the dense model", fix="Use how='diversified'.",
-            )  # fmt: skip
+                "dense_first",
+                got=f"{self.dense_first} with experts that are drawn anew",
+                want="experts that come from the dense model",
+                fix="Use how='diversified'.",
+            )
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,11 @@ class Variant:
             self.capacity or self.residual or self.experts or self.start != Start()
         ):
             raise ConfigError(
-                f"variant {self.name!r}", got="a dense model with settings of a mixture",
-                want="a router", fix="Give it one, such as TopK().",
-            )  # fmt: skip
+                f"variant {self.name!r}",
+                got="a dense model with settings of a mixture",
+                want="a router",
+                fix="Give it one, such as TopK().",
+            )
 
     @property
     def sees_later(self) -> bool:

@@ -102,10 +102,12 @@ def _drops(name: str) -> Read:
     def read(row: Row) -> dict[int | None, Line]:
         if not any(layer["dropped"] for layer in row["layers"]):
             return {}
-        return _with_mean({
-            i: {q: 100 * v for q, v in zip(QUARTERS, layer[name], strict=True)}
-            for i, layer in enumerate(row["layers"])
-        })  # fmt: skip
+        return _with_mean(
+            {
+                i: {q: 100 * v for q, v in zip(QUARTERS, layer[name], strict=True)}
+                for i, layer in enumerate(row["layers"])
+            }
+        )
 
     return read
 
@@ -152,9 +154,7 @@ def _at(layer: int | None, seed: int | None) -> dict[str, int | None]:
 def _mean(lines: Sequence[Line]) -> Line:
     """Point by point: seeds differ in what was spent by then, so x is a mean, too."""
     points = zip(*(line.items() for line in lines), strict=False)
-    return {
-        _middle([x for x, _ in point]): fmean(y for _, y in point) for point in points
-    }  # fmt: skip
+    return {_middle([x for x, _ in point]): fmean(y for _, y in point) for point in points}
 
 
 def _middle(xs: Sequence[Any]) -> Any:
@@ -164,11 +164,16 @@ def _middle(xs: Sequence[Any]) -> Any:
 def _trace(line: Line, name: str, about: dict[str, Any]) -> Any:
     one = about["seed"] is not None
     return plotly().Scatter(
-        x=list(line), y=[float(f"{value:.5g}") for value in line.values()], name=name,
-        mode="lines" if one else "lines+markers", line={"width": 1 if one else 2},
-        marker={"size": 7}, opacity=0.45 if one else 1,
-        hovertemplate="%{y:.4g} at %{x}<extra>%{fullData.name}</extra>", meta=about,
-    )  # fmt: skip
+        x=list(line),
+        y=[float(f"{value:.5g}") for value in line.values()],
+        name=name,
+        mode="lines" if one else "lines+markers",
+        line={"width": 1 if one else 2},
+        marker={"size": 7},
+        opacity=0.45 if one else 1,
+        hovertemplate="%{y:.4g} at %{x}<extra>%{fullData.name}</extra>",
+        meta=about,
+    )
 
 
 def _maps(sheets: Sequence[RouterSheet]) -> Figure | None:
@@ -200,9 +205,16 @@ def _heat(layer: Row, row: Row, about: dict[str, Any]) -> Any:
     experts = [str(i + 1) for i in range(layer["experts"])]
     rows = [*experts, "none"][: len(counts)]
     return plotly().Heatmap(
-        z=shares, x=list(range(len(ticks))), y=list(range(len(rows))), xgap=1, ygap=1, zmin=0,
-        zmax=100, texttemplate="%{z:.0f}", showscale=False,
+        z=shares,
+        x=list(range(len(ticks))),
+        y=list(range(len(rows))),
+        xgap=1,
+        ygap=1,
+        zmin=0,
+        zmax=100,
+        texttemplate="%{z:.0f}",
+        showscale=False,
         text=[[f"{line[j]:,} of {total[j]:,}" for j in kept] for line in counts],
         hovertemplate="%{z} %, %{text}<extra></extra>",
         meta=about | {"seed": None, "ticks": ticks, "rows": rows},
-    )  # fmt: skip
+    )

@@ -117,17 +117,17 @@ def sheets_of(rows: Iterable[Row], baseline: str | None = None) -> list[RouterSh
         of = found.setdefault((row["data"], row["budget"]), {}).setdefault(row["name"], {})
         if of.setdefault(row["seed"], row) is not row:
             raise DataError(
-                f"cells of {row['name']!r}", got=f"seed {row['seed']} twice", want="each seed once",
+                f"cells of {row['name']!r}",
+                got=f"seed {row['seed']} twice",
+                want="each seed once",
                 fix="Leave one out: a repeat is no second sample.",
-            )  # fmt: skip
+            )
     if not found:
         raise DataError("cells", got=0, want="at least 1", fix="Name a contender.")
     names = list(dict.fromkeys(name for of in found.values() for name in of))
     if baseline is not None and baseline not in names:
         raise UnknownName("baseline", baseline, names)
-    return [
-        _sheet(data, budget, of, baseline) for (data, budget), of in found.items()
-    ]  # fmt: skip
+    return [_sheet(data, budget, of, baseline) for (data, budget), of in found.items()]
 
 
 def _sheet(
@@ -155,11 +155,14 @@ def _flat(sheet: RouterSheet, contender: RouterResults, row: Row) -> dict[str, A
     seed, base = row["seed"], sheet.baseline
     theirs = next((r for r in base.rows if r["seed"] == seed), None) if base else None
     return {
-        "data": sheet.data, "budget": sheet.budget, "contender": contender.name, "seed": seed,
+        "data": sheet.data,
+        "budget": sheet.budget,
+        "contender": contender.name,
+        "seed": seed,
         "sees_later": row["sees_later"],
         **{name: value(row) for name, value in VALUES.items()},
         "baseline": base.name if base else None,
         "loss_difference": row["loss"] - theirs["loss"] if theirs else None,
         "loss_ratio": row["loss"] / theirs["loss"] if theirs else None,
         "operations_ratio": row["flops"]["total"] / theirs["flops"]["total"] if theirs else None,
-    }  # fmt: skip
+    }

@@ -13,22 +13,40 @@ SHARES = ("accuracy", "router_time")
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("bits_per_byte", "Bits/byte", "Test loss in bits, by the bytes of what is predicted"),
     ("accuracy", "Accuracy, %", "Share of right answers on the test part"),
-    ("load_cv", "Load CV", "Standard deviation over mean of the experts' loads on the test part, "
-     "0 = even: mean over layers"),
-    ("gate_entropy", "Entropy", "Of a token's weights as shares, in nats, 0 = one expert: "
-     "mean over tokens and layers"),
+    (
+        "load_cv",
+        "Load CV",
+        "Standard deviation over mean of the experts' loads on the test part, "
+        "0 = even: mean over layers",
+    ),
+    (
+        "gate_entropy",
+        "Entropy",
+        "Of a token's weights as shares, in nats, 0 = one expert: mean over tokens and layers",
+    ),
     ("active", "Active", "Experts of a token on the test part: mean over layers"),
-    ("dropped", "Dropped, %", "Share of a token's pairs that full experts leave out while "
-     "training: mean over layers"),
-    ("agreement", "Agreement", "Normalised mutual information, 2 I / (H + H), of the first "
-     "experts in consecutive layers: mean over the pairs"),
-    ("specialisation", "Special.", "Normalised mutual information of a token's first expert "
-     "and its class or kind: mean over layers"),
+    (
+        "dropped",
+        "Dropped, %",
+        "Share of a token's pairs that full experts leave out while training: mean over layers",
+    ),
+    (
+        "agreement",
+        "Agreement",
+        "Normalised mutual information, 2 I / (H + H), of the first "
+        "experts in consecutive layers: mean over the pairs",
+    ),
+    (
+        "specialisation",
+        "Special.",
+        "Normalised mutual information of a token's first expert "
+        "and its class or kind: mean over layers",
+    ),
     ("router_parameters", "Router", "Parameters of all routers"),
     ("operations", "Operations", "Of training, in matrix products"),
     ("router_time", "Time, %", "The routers' share of the time of the mixtures' forwards"),
     ("cpu_seconds", "CPU", "Processor time of training: mean over seeds"),
-)  # fmt: skip
+)
 
 
 def table_of(sheet: RouterSheet) -> Table:

@@ -80,6 +80,8 @@ def mean_line(lines: Iterable[Mapping[float, float]]) -> dict[float, float]:
 
 def _damaged(path: Path, got: str) -> CheckpointError:
     return CheckpointError(
-        f"curve in {path}", got=got, want="one JSON object with split and epoch a line",
+        f"curve in {path}",
+        got=got,
+        want="one JSON object with split and epoch a line",
         fix="Restore it from a copy, or delete the file: the report then has no curves.",
-    )  # fmt: skip
+    )

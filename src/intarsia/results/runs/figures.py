@@ -118,14 +118,16 @@ def _curve(line: Mapping[float, float], scale: float, name: str, about: dict[str
     one, metric = about["seed"] is not None, about["metric"]
     form = ".4g" if metric not in UNIT else ".1f"
     return go.Scatter(
-        x=list(line), y=[scale * value for value in line.values()], name=name,
+        x=list(line),
+        y=[scale * value for value in line.values()],
+        name=name,
         mode="lines" if one or len(line) > FEW else "lines+markers",
         line={"width": 1 if one else 2.5, "dash": "dot" if about["split"] == "train" else "solid"},
         marker={"size": 6},
         opacity=0.5 if one else 1,
         hovertemplate=f"%{{y:{form}}}{UNIT.get(metric, '')}<extra>%{{fullData.name}}</extra>",
         meta=about,
-    )  # fmt: skip
+    )
 
 
 def confusions(comparison: Comparison) -> Figure | None:
@@ -151,18 +153,31 @@ def _heat(found: Confusion, number: int, mode: str) -> Any:
     values = found.counts if mode == "counts" else 100 * found.shares
     shown = "{:.0f}".format
     legible = len(names) <= LEGIBLE
-    text = [[shown(v) if c and legible else "" for v, c in zip(vs, cs, strict=True)]
-            for vs, cs in zip(values, found.counts, strict=True)]  # fmt: skip
+    text = [
+        [shown(v) if c and legible else "" for v, c in zip(vs, cs, strict=True)]
+        for vs, cs in zip(values, found.counts, strict=True)
+    ]
     hover = [
-        [f"{true}<br>taken for {taken}<br>{found.counts[i, j]} pictures, "
-         f"{100 * found.shares[i, j]:.1f} % of the row" for j, taken in enumerate(names)]
+        [
+            f"{true}<br>taken for {taken}<br>{found.counts[i, j]} pictures, "
+            f"{100 * found.shares[i, j]:.1f} % of the row"
+            for j, taken in enumerate(names)
+        ]
         for i, true in enumerate(names)
-    ]  # fmt: skip
+    ]
     ticks = [safe(short(name)) for name in found.classes]
     return go.Heatmap(
-        z=values.tolist(), text=text, customdata=hover, texttemplate="%{text}",
-        hovertemplate="%{customdata}<extra></extra>", showscale=False, xgap=1, ygap=1, zmin=0,
+        z=values.tolist(),
+        text=text,
+        customdata=hover,
+        texttemplate="%{text}",
+        hovertemplate="%{customdata}<extra></extra>",
+        showscale=False,
+        xgap=1,
+        ygap=1,
+        zmin=0,
         # places, not names: two names may be cut to the same
-        x=list(range(len(names))), y=list(range(len(names))),
+        x=list(range(len(names))),
+        y=list(range(len(names))),
         meta={"group": number, "mode": mode, "ticks": ticks},
-    )  # fmt: skip
+    )

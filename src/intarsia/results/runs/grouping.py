@@ -231,6 +231,8 @@ def _check_seeds(label: str, members: Sequence[Run]) -> None:
         first = by_seed.setdefault(run.seed, run)
         if first is not run:
             raise DataError(
-                f"runs of {label!r}", got=f"seed {run.seed} in {first.folder} and {run.folder}",
-                want="one run per seed", fix="Name one of them: a repeat is no second sample.",
-            )  # fmt: skip
+                f"runs of {label!r}",
+                got=f"seed {run.seed} in {first.folder} and {run.folder}",
+                want="one run per seed",
+                fix="Name one of them: a repeat is no second sample.",
+            )

@@ -152,9 +152,11 @@ def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
 
 def _damaged(path: Path, got: str) -> CheckpointError:
     return CheckpointError(
-        f"mistakes in {path}", got=got, want=f"the files of save_mistakes, format {FORMAT}",
+        f"mistakes in {path}",
+        got=got,
+        want=f"the files of save_mistakes, format {FORMAT}",
         fix=f"Delete the folder {path.parent} or write it again.",
-    )  # fmt: skip
+    )
 
 
 def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
@@ -164,14 +166,18 @@ def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
             got=f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}, {len(classes)} names",
             want="logits (n, classes), labels (n,), one name per class",
             fix="Pass the logits and labels of one evaluation, and its data's classes.",
-        )  # fmt: skip
+        )
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(classes)):
         raise DataError(
-            "labels", got=f"{int(labels.min())} ... {int(labels.max())}",
-            want=f"0 ... {len(classes) - 1}", fix="Count classes from 0.",
-        )  # fmt: skip
+            "labels",
+            got=f"{int(labels.min())} ... {int(labels.max())}",
+            want=f"0 ... {len(classes) - 1}",
+            fix="Count classes from 0.",
+        )
     if not bool(torch.isfinite(logits).all()) or not math.isfinite(float(logits.double().sum())):
         raise DataError(
-            "logits", got="values that are not finite", want="finite numbers",
+            "logits",
+            got="values that are not finite",
+            want="finite numbers",
             fix="Look for the reason before reading mistakes out of them.",
-        )  # fmt: skip
+        )

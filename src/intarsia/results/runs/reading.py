@@ -140,9 +140,11 @@ def _read_json(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         _runs_in(folder)  # says what is there instead
         raise DataError(
-            f"run folder {str(folder)!r}", got="a folder of runs", want="one run",
+            f"run folder {str(folder)!r}",
+            got="a folder of runs",
+            want="one run",
             fix="Name one of the folders in it.",
-        )  # fmt: skip
+        )
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -151,9 +153,11 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise damaged(path, f"a {type(record).__name__}")
     if record.get("format", FORMAT) != FORMAT:
         raise CheckpointError(
-            f"format of {path}", got=record["format"], want=FORMAT,
+            f"format of {path}",
+            got=record["format"],
+            want=FORMAT,
             fix="Read it with the version of intarsia that wrote it (see versions in the file).",
-        )  # fmt: skip
+        )
     return record
 
 
@@ -179,9 +183,11 @@ def _scores(folder: Path, record: Mapping[str, Any]) -> Scores:
     split = next((name for name in SPLITS if name in results), None)
     if split is None:
         raise DataError(
-            f"results of {str(folder)!r}", got="no score", want="a score on a test or val part",
+            f"results of {str(folder)!r}",
+            got="no score",
+            want="a score on a test or val part",
             fix="Train with val=... or test=..., so that there is something to report.",
-        )  # fmt: skip
+        )
     accuracy = need(record, f"results.{split}.accuracy", float, folder)
     if not 0 <= accuracy <= 1:
         raise damaged(folder / RUN, f"results.{split}.accuracy = {accuracy}")
@@ -242,6 +248,8 @@ def _answers(folder: Path, record: Mapping[str, Any], scores: Scores) -> Answers
 def damaged(path: Path, got: str) -> CheckpointError:
     """What to say of a file that is not as it was written."""
     return CheckpointError(
-        f"run file {path}", got=got, want="the file as intarsia fit wrote it",
+        f"run file {path}",
+        got=got,
+        want="the file as intarsia fit wrote it",
         fix="Restore it from a copy, or run the training again.",
-    )  # fmt: skip
+    )

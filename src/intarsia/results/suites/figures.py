@@ -88,17 +88,23 @@ def heat(findings: Findings, show: Callable[[Result], Shown]) -> Figure:
     """
     lines = _lines(findings)
     methods = [row.method for row in findings.rows]
-    ticks = [f"<b>{safe(short(name, LONGEST))}</b>" if bold else safe(short(name, LONGEST))
-             for name, bold, _, _ in lines]  # fmt: skip
+    ticks = [
+        f"<b>{safe(short(name, LONGEST))}</b>" if bold else safe(short(name, LONGEST))
+        for name, bold, _, _ in lines
+    ]
     shares = np.array(
         [[np.nan if s is None else s.mean for s in spreads] for _, _, spreads, _ in lines]
     )
-    runs = [[_runs(findings.sheet, m, task, show) for m in methods] if task else [[]] * len(methods)
-            for _, _, _, task in lines]  # fmt: skip
+    runs = [
+        [_runs(findings.sheet, m, task, show) for m in methods] if task else [[]] * len(methods)
+        for _, _, _, task in lines
+    ]
     about = {
-        "ticks": ticks, "names": [name for name, _, _, _ in lines],
-        "methods": [safe(short(m.label)) for m in methods], "labels": [m.label for m in methods],
-    }  # fmt: skip
+        "ticks": ticks,
+        "names": [name for name, _, _, _ in lines],
+        "methods": [safe(short(m.label)) for m in methods],
+        "labels": [m.label for m in methods],
+    }
     filled = [[bool(cell) for cell in row] for row in runs]
     traces = [_heat(shares, "shares", about, filled)]
     if findings.baseline is not None:
@@ -110,12 +116,22 @@ def heat(findings: Findings, show: Callable[[Result], Shown]) -> Figure:
     figure.update_yaxes(automargin=False, autorange="reversed")
     figure.update_layout(hovermode="closest")
     # a cell without a number has no place for text of its own
-    figure.update_layout(annotations=[
-        {"x": j, "y": i, "text": "failed" if any(run["text"].startswith("failed") for run in cell)
-         else "part", "showarrow": False, "captureevents": False}
-        for i, row in enumerate(runs) for j, cell in enumerate(row)
-        if cell and np.isnan(shares[i, j])
-    ])  # fmt: skip
+    figure.update_layout(
+        annotations=[
+            {
+                "x": j,
+                "y": i,
+                "text": "failed"
+                if any(run["text"].startswith("failed") for run in cell)
+                else "part",
+                "showarrow": False,
+                "captureevents": False,
+            }
+            for i, row in enumerate(runs)
+            for j, cell in enumerate(row)
+            if cell and np.isnan(shares[i, j])
+        ]
+    )
     return figure
 
 
@@ -178,10 +194,16 @@ def _heat(
         z=[[None if np.isnan(v) else float(v) for v in row] for row in points],
         text=[[shown(float(v)) for v in row] for row in points],
         customdata=[[told(i, j) for j in range(columns)] for i in range(rows)],
-        texttemplate="%{text}", hovertemplate="%{customdata}<extra></extra>", showscale=False,
-        xgap=1, ygap=1, hoverongaps=True, x=list(range(columns)), y=list(range(rows)),
+        texttemplate="%{text}",
+        hovertemplate="%{customdata}<extra></extra>",
+        showscale=False,
+        xgap=1,
+        ygap=1,
+        hoverongaps=True,
+        x=list(range(columns)),
+        y=list(range(rows)),
         meta={"mode": mode, **about},
-    )  # fmt: skip
+    )
 
 
 def _runs(

@@ -15,32 +15,65 @@ from .records import Done, Result
 
 # column -> type in Parquet
 COLUMNS = {
-    "suite": "string", "group": "string", "task": "string", "synthetic": "bool",
-    "protocol": "string", "model": "string", "method": "string", "label": "string",
-    "seed": "int64", "status": "string", "accuracy": "float64", "balanced_accuracy": "float64",
-    "own_task_accuracy": "float64", "loss": "float64", "trained": "int64",
-    "trained_without_head": "int64", "seconds": "float64", "cpu_seconds": "float64",
-    "peak_bytes": "int64", "epochs": "int64", "tried": "int64", "search_seconds": "float64",
-    "selected": "string", "folder": "string", "key": "string", "code": "string",
-    "pictures": "string", "twins": "int64", "chosen": "string", "error": "string",
-}  # fmt: skip
+    "suite": "string",
+    "group": "string",
+    "task": "string",
+    "synthetic": "bool",
+    "protocol": "string",
+    "model": "string",
+    "method": "string",
+    "label": "string",
+    "seed": "int64",
+    "status": "string",
+    "accuracy": "float64",
+    "balanced_accuracy": "float64",
+    "own_task_accuracy": "float64",
+    "loss": "float64",
+    "trained": "int64",
+    "trained_without_head": "int64",
+    "seconds": "float64",
+    "cpu_seconds": "float64",
+    "peak_bytes": "int64",
+    "epochs": "int64",
+    "tried": "int64",
+    "search_seconds": "float64",
+    "selected": "string",
+    "folder": "string",
+    "key": "string",
+    "code": "string",
+    "pictures": "string",
+    "twins": "int64",
+    "chosen": "string",
+    "error": "string",
+}
 
 
 def tidy(result: Result) -> dict[str, Any]:
     """A result as a flat row; None where it has no such value."""
     task, method, setup, outcome = result.task, result.method, result.setup, result.outcome
     row = {
-        "suite": task.suite, "group": task.group, "task": task.name, "synthetic": task.synthetic,
-        "protocol": setup.protocol, "model": setup.model, "method": method.name,
-        "label": method.label, "seed": result.seed, "status": result.status,
-        "epochs": setup.epochs, "tried": setup.tried,
+        "suite": task.suite,
+        "group": task.group,
+        "task": task.name,
+        "synthetic": task.synthetic,
+        "protocol": setup.protocol,
+        "model": setup.model,
+        "method": method.name,
+        "label": method.label,
+        "seed": result.seed,
+        "status": result.status,
+        "epochs": setup.epochs,
+        "tried": setup.tried,
         "search_seconds": setup.search_seconds,
         "selected": json.dumps(dict(setup.selected), sort_keys=True),
-        "folder": result.folder, "key": result.key, "code": result.origin.code,
-        "pictures": result.origin.pictures, "twins": result.origin.twins,
+        "folder": result.folder,
+        "key": result.key,
+        "code": result.origin.code,
+        "pictures": result.origin.pictures,
+        "twins": result.origin.twins,
         "chosen": json.dumps(dict(result.origin.chosen), sort_keys=True),
         "error": None if isinstance(outcome, Done) else outcome.error,
-    }  # fmt: skip
+    }
     return {name: row[name] if name in row else getattr(outcome, name, None) for name in COLUMNS}
 
 

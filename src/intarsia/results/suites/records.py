@@ -81,13 +81,17 @@ class Done:
         for name in ("trained_without_head", "seconds", "cpu_seconds", "peak_bytes"):
             value = getattr(self, name)
             _check(
-                value is None or (value >= 0 and math.isfinite(value)), name, value,
+                value is None or (value >= 0 and math.isfinite(value)),
+                name,
+                value,
                 "a finite value, at least 0",
-            )  # fmt: skip
+            )
         _check(
-            self.trained >= self.trained_without_head, "trained", self.trained,
+            self.trained >= self.trained_without_head,
+            "trained",
+            self.trained,
             f"no less than without the head, {self.trained_without_head}",
-        )  # fmt: skip
+        )
         loss = self.loss
         _check(loss is None or math.isfinite(loss), "loss", loss, "a finite value, or None")
 
@@ -150,9 +154,11 @@ class Result:
             raise _wrong("a result", type(raw).__name__, "a JSON object")
         if raw.get("format") != FORMAT:
             raise CheckpointError(
-                "format of a result", got=raw.get("format"), want=FORMAT,
+                "format of a result",
+                got=raw.get("format"),
+                want=FORMAT,
                 fix="Read it with the version of intarsia that wrote it.",
-            )  # fmt: skip
+            )
         status = raw.get("status")
         kind = next((kind for kind, name in _STATUS.items() if name == status), None)
         if kind is None:
@@ -184,18 +190,22 @@ def read(path: Path | str) -> list[Result]:
         whole, _, _torn = path.read_bytes().rpartition(b"\n")
     except OSError as error:
         raise DataError(
-            f"results {str(path)!r}", got=f"{type(error).__name__}", want="a file of results",
+            f"results {str(path)!r}",
+            got=f"{type(error).__name__}",
+            want="a file of results",
             fix="Check the path, or run the benchmark first.",
-        ) from error  # fmt: skip
+        ) from error
     found: dict[str, Result] = {}
     for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
         try:
             result = Result.from_dict(json.loads(line))
         except (ValueError, RecursionError, CheckpointError) as error:
             raise CheckpointError(
-                f"line {number} of {path}", got=error, want="a result as this version writes it",
+                f"line {number} of {path}",
+                got=error,
+                want="a result as this version writes it",
                 fix="Remove the line: its cell is run again.",
-            ) from error  # fmt: skip
+            ) from error
         found[result.key] = result
     return list(found.values())
 

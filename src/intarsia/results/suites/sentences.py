@@ -71,8 +71,11 @@ def _against(findings: Findings) -> list[str]:
         return [f"No method differs from {base.label} across tasks (Wilcoxon, Holm, 0.05)."]
     better = [row for row in sure if row.difference and row.difference.mean > 0]
     worse = [row for row in sure if row not in better]
-    parts = [f"{joined([_gain(row) for row in rows])} {verb}"
-             for rows, verb in ((better, "above"), (worse, "below")) if rows]  # fmt: skip
+    parts = [
+        f"{joined([_gain(row) for row in rows])} {verb}"
+        for rows, verb in ((better, "above"), (worse, "below"))
+        if rows
+    ]
     return [f"Across tasks (Wilcoxon, Holm, 0.05), against {base.label}: {'; '.join(parts)}."]
 
 

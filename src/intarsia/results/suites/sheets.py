@@ -31,7 +31,7 @@ class Title:
         return cls(result.task.suite, result.setup.protocol, result.setup.model)
 
 
-Place = tuple[Method, Task, int]
+Key = tuple[Method, Task, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,22 +69,23 @@ def sheets(results: Iterable[Result]) -> tuple[SuiteSheet, ...]:
     Raises: DataError for none, for two results of one cell, and for a task or method that is
     described in two ways.
     """
-    found: dict[Title, dict[Place, Result]] = defaultdict(dict)
+    found: dict[Title, dict[Key, Result]] = defaultdict(dict)
     for result in results:
         cell = (result.method, result.task, result.seed)
         first = found[Title.of(result)].setdefault(cell, result)
         if first is not result:
             raise DataError(
                 f"results of {result.method.label!r} on {result.task.name!r}, seed {result.seed}",
-                got=f"two, in {first.folder!r} and {result.folder!r}", want="one",
+                got=f"two, in {first.folder!r} and {result.folder!r}",
+                want="one",
                 fix="Leave one out: a repeat is no second sample.",
-            )  # fmt: skip
+            )
     if not found:
         raise DataError("results", got="none", want="at least one", fix="Run a cell first.")
     return tuple(_sheet(title, found[title]) for title in sorted(found))
 
 
-def _sheet(title: Title, cells: Mapping[Place, Result]) -> SuiteSheet:
+def _sheet(title: Title, cells: Mapping[Key, Result]) -> SuiteSheet:
     methods = sorted({method for method, _, _ in cells})
     tasks = sorted({task for _, task, _ in cells})
     _one_each("method", [m.name for m in methods], methods)
@@ -105,9 +106,11 @@ def _one_each(kind: str, names: Sequence[str], found: Sequence[object]) -> None:
         same = [about for about, n in zip(found, names, strict=True) if n == name]
         if len(same) > 1:
             raise DataError(
-                f"{kind} {name!r}", got=f"{same[0]} and {same[1]}", want="one description",
+                f"{kind} {name!r}",
+                got=f"{same[0]} and {same[1]}",
+                want="one description",
                 fix=f"Give the two {kind}s different names, or leave one out.",
-            )  # fmt: skip
+            )
 
 
 def find(methods: Iterable[Method], name: str) -> Method:
@@ -118,9 +121,11 @@ def find(methods: Iterable[Method], name: str) -> Method:
         raise UnknownName("baseline", name, sorted({m.name for m in known}))
     if len({m.name for m in hits}) > 1:
         raise DataError(
-            f"baseline {name!r}", got=f"the methods {[m.name for m in hits]}", want="one of them",
+            f"baseline {name!r}",
+            got=f"the methods {[m.name for m in hits]}",
+            want="one of them",
             fix="Call it by its name.",
-        )  # fmt: skip
+        )
     return hits[0]
 
 

@@ -123,9 +123,8 @@ def findings_of(sheet: SuiteSheet, baseline: str | None) -> Findings:
     corrected = statistics.holm([row.difference.p if row.difference else None for row in rows])
     ranks, ranking = _ranks(sheet)
     rows = [
-        replace(row, p=p, rank=rank)
-        for row, p, rank in zip(rows, corrected, ranks, strict=True)
-    ]  # fmt: skip
+        replace(row, p=p, rank=rank) for row, p, rank in zip(rows, corrected, ranks, strict=True)
+    ]
     return Findings(sheet, tuple(sorted(rows, key=_place)), base, ranking)
 
 

