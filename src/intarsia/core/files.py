@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from .errors import TrainingError
 
 
 @contextmanager
-def writing(target: str | Path) -> Iterator[Path]:
+def writing(target: str | Path) -> Generator[Path, None, None]:
     """Gives a path of the same name, to write a file or a folder at; puts it in place at the end.
 
     What else was written beside it (a graph's weights) is put beside the target, before it. All is

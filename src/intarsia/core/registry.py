@@ -105,7 +105,8 @@ def method_key(method: Method) -> str:
     Raises: ConfigError if they are of a class that is not in the list.
     """
     kind = type(method)
-    if (own := getattr(method, "card_key", None)) in index():
+    own = str(getattr(method, "card_key", ""))
+    if own in index():
         return own
     for key, entry in index().items():
         if f"{kind.__module__}.{kind.__name__}" == f"intarsia.{entry['config']}":
@@ -125,8 +126,9 @@ def method_to_dict(method: Method) -> dict[str, Any]:
 
 def settings_to_dict(config: object) -> dict[str, Any]:
     """The settings of any card's config, ready for JSON."""
-    if callable(given := getattr(config, "settings_to_dict", None)):
-        return given()
+    own: Any = getattr(config, "settings_to_dict", None)
+    if callable(own):
+        return cast("dict[str, Any]", own())
     return {f.name: _plain(getattr(config, f.name)) for f in fields(cast(Any, config))}
 
 
@@ -140,10 +142,12 @@ def _plain(value: Any) -> Any:
 
 
 def _live(value: Any) -> Any:
-    if isinstance(value, Mapping) and KEY in value:
-        # what a method is made of may be a router, too
-        return _from_dict(cast("Mapping[str, Any]", value), (*keys(), *keys("router")))
-    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(cast("list[Any]", value))
+    if not isinstance(value, Mapping) or KEY not in value:
+        return cast(Any, value)
+    # what a method is made of may be a router, too
+    return _from_dict(cast("Mapping[str, Any]", value), (*keys(), *keys("router")))
 
 
 def method_from_dict(settings: Mapping[str, Any]) -> Any:
