@@ -6,8 +6,8 @@ import abc
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, Protocol, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,16 @@ from ..core.checks import at_least
 from ..core.errors import ConfigError, ShapeError
 from .balance import balance, z_loss
 from .router import Router
+from .settings import RouterConfig
 
 
 @dataclass(frozen=True)
 class Terms:
-    """std: of the gate's first weights; bias: has it one; jitter; coefficients of losses."""
+    """The settings that gates share.
+
+    std: of the first weights; bias: whether there is one; jitter: epsilon of the factors
+    U(1 - epsilon, 1 + epsilon) on the input while training; balance, z: coefficients of losses.
+    """
 
     std: float = 0.02
     bias: bool = False
@@ -36,17 +41,17 @@ class Terms:
         if not 0 <= self.jitter < 1:
             raise ConfigError("jitter", got=self.jitter, want="0 <= e < 1", fix="Try 0.01.")
 
+    @classmethod
+    def of(cls, config: object) -> Terms:
+        """Those of a router's settings, by the names of its fields.
 
-class HasTerms(Protocol):
-    """The settings of a router whose experts follow from scores."""
-
-    @property
-    def experts(self) -> int: ...
-
-    def terms(self) -> Terms: ...
+        Raises: ConfigError for one out of range.
+        """
+        names = [f.name for f in fields(cls) if hasattr(config, f.name)]
+        return cls(**{name: getattr(config, name) for name in names})
 
 
-C = TypeVar("C", bound=HasTerms)
+C = TypeVar("C", bound=RouterConfig)
 
 
 class ScoreRouter(Router, Generic[C]):
@@ -62,11 +67,11 @@ class ScoreRouter(Router, Generic[C]):
 
     def __init__(self, config: C) -> None:
         super().__init__(config.experts)
-        self.config, self.terms = config, config.terms()
+        self.config, self.terms = config, Terms.of(config)
 
     @abc.abstractmethod
     def logits(self, rows: Tensor) -> Tensor:
-        """(N, d) -> (N, E), in float32 or better, whatever autocast says."""
+        """(N, d) -> (N, E), in float32 or better, under autocast as well."""
 
     @abc.abstractmethod
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -130,7 +135,7 @@ def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
 
 
 def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows W^T + b in float32 or better, whatever autocast says.  (N, d) -> (N, out).
+    """rows W^T + b in float32 or better, under autocast as well.  (N, d) -> (N, out).
 
     Raises: ShapeError for rows of another width.
     """
@@ -142,7 +147,7 @@ def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def wide_layer(rows: Tensor, layer: nn.Linear) -> Tensor:
-    """The same of a layer's weights; a layer that carries an adapter is called, in its own type."""
+    """The same with a layer's weights; a layer with an adapter is called, in its own type."""
     if type(layer) is nn.Linear:
         return wide_linear(rows, layer.weight, layer.bias)
     with uncast(rows.device):
@@ -151,7 +156,7 @@ def wide_layer(rows: Tensor, layer: nn.Linear) -> Tensor:
 
 
 def uncast(device: torch.device) -> AbstractContextManager[object]:
-    """Inside, there is no autocast; the meta device knows none."""
+    """Inside, autocast is off; the meta device has none."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
@@ -175,7 +180,7 @@ def check_width(rows: Tensor, width: int) -> None:
 
 
 def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> Routing:
-    """The routing of all rows, of which `route` gets those that are no padding."""
+    """The routing of all rows, made by `route` from those that are not padding."""
     real = valid.nonzero()[:, 0]
     found = route(rows[real])
     return replace(found, token=real[found.token], tokens=len(rows))
@@ -192,7 +197,7 @@ def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Rout
 
 
 def keep_pairs(routing: Routing, keep: Tensor) -> Routing:
-    """The pairs where `keep` is True; all of them on the meta device, which knows no values."""
+    """The pairs where `keep` is True; all of them on the meta device, which has no values."""
     if keep.is_meta:
         return routing
     token, expert, weight = (t[keep] for t in (routing.token, routing.expert, routing.weight))

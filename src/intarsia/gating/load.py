@@ -1,4 +1,4 @@
-"""How routers share their rows out: shares, entropy, variation, and a word when one expert wins."""
+"""The load of the experts of a router: shares, entropy, variation, and a warning of collapse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .context import having
 from .router import learned_routers
 
-COLLAPSED = 0.9  # the share of k experts of a row's k above which the others learn nothing
+COLLAPSED = 0.9  # when as many experts as a row has get this share, the others do not learn
 
 
 class CollapseWarning(UserWarning):
@@ -46,13 +46,13 @@ class Load:
 
     @property
     def collapsed(self) -> bool:
-        """Whether as few experts as one row has, k of more than k, have nearly all."""
+        """Whether k experts, as many as one row has, get nearly all of more than k."""
         k = max(1, round(self.active))
         return len(self.share) > k and sum(sorted(self.share)[-k:]) > COLLAPSED
 
 
 def loads(model: nn.Module) -> dict[str, Load]:
-    """Of each learned router, by path, since `forget`; routers that have seen nothing are left out.
+    """The load of each learned router since `forget`, by path; routers without rows are left out.
 
     Counted while training, or inside `counting`: `received` of `Router`.
     """
@@ -106,7 +106,7 @@ def summary(found: Mapping[str, Load]) -> dict[str, float]:
 
 
 def warn_of_collapse(found: Mapping[str, Load]) -> bool:
-    """Warn, with the remedy, where a router has collapsed; says whether it did."""
+    """Warn, with the remedy, where a router has collapsed; returns whether one did."""
     gone = [name for name, load in found.items() if load.collapsed]
     if gone:
         load = found[gone[0]]

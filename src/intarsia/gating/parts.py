@@ -1,4 +1,4 @@
-"""Gates in k parts, each of which settles on one expert by smooth steps (DSelect-k, COMET)."""
+"""Gates in k parts, each of which ends on one expert by smooth steps (DSelect-k, COMET)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PartsRouter(Router):
     """g = sum_t g_t, where each of k parts ends on one expert: |g|_0 <= k once all have settled.
 
     x: (..., d) -> Routing of shape (rows, E), zeros left out; before it has settled a gate is
-    denser, up to all E. Gates are in float32 or better, whatever autocast says.
+    denser, up to all E. Gates are in float32 or better, under autocast as well.
     Losses are there while training.
     """
 

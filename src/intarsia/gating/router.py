@@ -20,10 +20,10 @@ class Router(ReadsContext, abc.ABC):
     context: padding and ids of the batch; rows of padding get no expert and count in no loss.
     received: (2, E) float64, pairs and weight that each expert had since `forget`, in training, or
     inside `load.counting`; served: how many rows had an expert at all.
-    normalised: the weights of a row that has experts sum to one, whatever the parameters are.
+    normalised: the weights of a row that has experts sum to one, for all parameters.
     by_expert: names of the parameters and buffers that have a row for each expert and alone decide
     which experts there are; None where experts cannot come or go.
-    equal_counts: each row has as many experts as any other, whatever it holds.
+    equal_counts: every row has the same number of experts.
 
     Raises: ConfigError for less than one expert; ShapeError for padding of another batch.
     """
@@ -92,7 +92,7 @@ def check_counts(experts: int, active: int = 1) -> None:
 
 
 def check_renormalised(experts: int, active: int) -> None:
-    """`check_counts`, and raise ConfigError where a token's weights are 1 whatever they are of."""
+    """`check_counts`, and raise ConfigError for one expert of several: its weight is always 1."""
     check_counts(experts, active)
     if active == 1 < experts:
         raise ConfigError(

@@ -24,7 +24,7 @@ class RouterConfig(Protocol):
 def non_causal(config: object) -> bool:
     """Whether later tokens decide where earlier ones go: the tag of its card, or of a gate inside.
 
-    Settings that are in no card say so by an attribute `non_causal`.
+    Settings without a card have an attribute `non_causal` if so.
     """
     if not is_dataclass(config) or isinstance(config, type):
         return bool(getattr(config, "non_causal", False))

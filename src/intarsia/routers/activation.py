@@ -53,10 +53,7 @@ class ActivationGate:
         check_renormalised(self.experts, self.active)
         one_of("phi", self.phi, PHI)
         above("tau", self.tau, 0, "Try 1.")
-        self.terms()
-
-    def terms(self) -> Terms:
-        return Terms(self.std, self.bias, balance=self.balance, z=self.z)
+        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> ActivationRouter:
         return ActivationRouter(self, width, generator=generator)

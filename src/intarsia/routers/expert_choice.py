@@ -39,10 +39,7 @@ class ExpertChoice:
     def __post_init__(self) -> None:
         check_counts(self.experts)
         above("capacity", self.capacity, 0, "2 is the paper's: two experts per token on average.")
-        self.terms()
-
-    def terms(self) -> Terms:
-        return Terms(self.std, jitter=self.jitter, z=self.z)
+        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> ExpertChoiceRouter:
         return ExpertChoiceRouter(self, width, generator=generator)

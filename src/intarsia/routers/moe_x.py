@@ -54,10 +54,7 @@ class MoeX:
     def __post_init__(self) -> None:
         check_renormalised(self.experts, self.active)
         above("tau", self.tau, 0, "Try 1.")
-        self.terms()
-
-    def terms(self) -> Terms:
-        return Terms(balance=self.balance, z=self.z)
+        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> MoeXRouter:
         """A router without experts yet: `Mixture` shows it some, or `router.see`."""

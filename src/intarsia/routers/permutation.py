@@ -22,7 +22,7 @@ ROUNDS = (20, 150)  # of Sinkhorn's normalisation, at the first and at the last 
 
 
 def _comet() -> RouterConfig:
-    return card("comet").config()  # a router knows no other router
+    return card("comet").config()  # routers do not import each other
 
 
 @dataclass(frozen=True)

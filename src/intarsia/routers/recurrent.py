@@ -47,10 +47,7 @@ class Recurrent:
     def __post_init__(self) -> None:
         at_least("hidden", self.hidden, 1, "Try 8.")
         check_renormalised(self.experts, self.active)
-        self.terms()
-
-    def terms(self) -> Terms:
-        return Terms(self.std, jitter=self.jitter, balance=self.balance, z=self.z)
+        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> RecurrentRouter:
         """A router alone; `gating.join(model)` puts those of a model on one thread."""
@@ -97,7 +94,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         return wide_linear(state, self.weight)  # eq. 6
 
     def recur(self, u: Tensor, state: Tensor) -> Tensor:
-        """h_l from W1 x and h_{l-1}, all (N, p), in the type of u whatever autocast says."""
+        """h_l from W1 x and h_{l-1}, all (N, p), in the type of u, under autocast as well."""
         (cell,) = self._cell
         weights = {name: p.to(u.dtype) for name, p in cell.named_parameters()}
         with uncast(u.device):

@@ -44,10 +44,7 @@ class ReMoe:
         check_counts(self.experts, self.active)
         above("coefficient", self.coefficient, 0, fix="The paper's is 1e-8.")
         at_least("factor", self.factor, 1, fix="The paper's is 1.2.")
-        self.terms()
-
-    def terms(self) -> Terms:
-        return Terms(self.std)
+        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> ReMoeRouter:
         return ReMoeRouter(self, width, generator=generator)

@@ -40,10 +40,7 @@ class Switch:
         check_counts(self.experts)
         fix = "1 leaves room for uniform routing; 1.25 is the paper's."
         above("capacity", self.capacity, 0, fix)
-        self.terms()
-
-    def terms(self) -> Terms:
-        return Terms(self.std, jitter=self.jitter, balance=self.balance, z=self.z)
+        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> SwitchRouter:
         return SwitchRouter(self, width, generator=generator)

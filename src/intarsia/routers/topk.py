@@ -55,10 +55,7 @@ class TopK:
                 want="a weight that teaches the router",
                 fix="Use scale='prob' or 'ste'.",
             )
-        self.terms()
-
-    def terms(self) -> Terms:
-        return Terms(self.std, self.bias, self.jitter, self.balance, self.z)
+        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TopKRouter:
         return TopKRouter(self, width, generator=generator)

@@ -40,10 +40,7 @@ class TopP:
         if not 0 < self.p <= 1:
             raise ConfigError("p", got=self.p, want="0 < p <= 1", fix="Try 0.8.")
         above("temperature", self.temperature, 0, "Try 1.")
-        self.terms()
-
-    def terms(self) -> Terms:
-        return Terms(self.std, jitter=self.jitter, balance=self.balance, z=self.z)
+        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TopPRouter:
         return TopPRouter(self, width, generator=generator)

@@ -56,10 +56,7 @@ class Transport:
         one_of("per", self.per, SIDES)
         above("gamma", self.gamma, 0)
         at_least("iterations", self.iterations, 1, "Try 50.")
-        self.terms()
-
-    def terms(self) -> Terms:
-        return Terms(self.std, z=self.z)
+        Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TransportRouter:
         return TransportRouter(self, width, generator=generator)

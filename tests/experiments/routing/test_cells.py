@@ -241,7 +241,7 @@ def test_a_failed_cell_is_said_and_the_others_are_kept(monkeypatch: pytest.Monke
 def test_a_contender_that_fails_at_equal_steps_stops_no_other_at_equal_operations() -> None:
     bad = Variant("bad", TopK(4), experts=(2,))
     few = [RouterTrial(one, "toy", 0, "flops") for one in (bad, VARIANTS["dense"])]
-    with pytest.raises(TrainingError, match="1 of 2 cells: got bad on toy"):
+    with pytest.raises(TrainingError, match="1 of 2 trials: got bad on toy"):
         _cells(*few)
     assert _cells(few[1])  # is there
 
