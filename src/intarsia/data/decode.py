@@ -23,7 +23,7 @@ Picture = Image.Image | np.ndarray | Path | bytes  # bytes: an encoded file
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures(Sequence[Picture]):
+class LazyPictures(Sequence[Picture]):
     """`size` pictures; picture i is get(i), called on each access."""
 
     size: int

@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.data.decode import Picture, Pictures, digest, read_image, to_rgb
+from intarsia.data.decode import LazyPictures, Picture, digest, read_image, to_rgb
 from intarsia.data.digest_cache import DigestCache
 from intarsia.data.packages import announce
 
@@ -81,7 +81,7 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         if isinstance(self.images, np.ndarray):
             images = self.images[where]
         else:
-            images = Pictures(len(where), partial(_at, self.images, where))
+            images = LazyPictures(len(where), partial(_at, self.images, where))
         return dataclasses.replace(
             self,
             name=name or self.name,

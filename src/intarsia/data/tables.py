@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from intarsia.core.errors import DataError, MissingExtra
-from intarsia.data.decode import Picture, Pictures
+from intarsia.data.decode import LazyPictures, Picture
 from intarsia.data.folders import check_same_classes
 from intarsia.data.images import ImageSet, OnError, check_every_class, verify
 from intarsia.data.packages import cache_dir
@@ -118,7 +118,7 @@ def from_dataset(
     labels = np.asarray(targets)
     known = classes or getattr(dataset, "classes", None)
     known = known or [str(i) for i in range(len(set(labels.ravel().tolist())))]
-    pictures = Pictures(len(dataset), partial(_picture, dataset))
+    pictures = LazyPictures(len(dataset), partial(_picture, dataset))
     images = ImageSet(name, pictures, labels, tuple(known), source=type(dataset).__name__)
     check_every_class(images)
     return verify(images, on_error=on_error)
@@ -161,7 +161,7 @@ def _from_table(table: Any, name: str) -> ImageSet:
         classes = sorted(set(values))
         labels = [classes.index(v) for v in values]
     undecoded = table.cast_column(image, datasets.Image(decode=False))
-    pictures = Pictures(len(table), partial(_encoded, undecoded, image))
+    pictures = LazyPictures(len(table), partial(_encoded, undecoded, image))
     ids = np.asarray(labels, dtype=np.int64)
     return ImageSet(name, pictures, ids, tuple(str(c) for c in classes), source="datasets")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core.errors import ConfigError
-from ..decode import Picture, Pictures
+from ..decode import LazyPictures, Picture
 from ..images import ImageSet
 from .task import Parts, SuiteTask
 
@@ -104,9 +104,9 @@ def chained(first: ImageSet, second: ImageSet) -> ImageSet:
     return replace(first, images=images, labels=labels, digests=())
 
 
-def _in_sequence(parts: Sequence[Sequence[Picture] | np.ndarray]) -> Pictures:
+def _in_sequence(parts: Sequence[Sequence[Picture] | np.ndarray]) -> LazyPictures:
     starts = list(accumulate(map(len, parts), initial=0))
-    return Pictures(starts[-1], partial(_picture, parts, starts))
+    return LazyPictures(starts[-1], partial(_picture, parts, starts))
 
 
 def _picture(

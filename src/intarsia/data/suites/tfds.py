@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import DataError, MissingExtra
-from ..decode import Picture, Pictures, read_image
+from ..decode import LazyPictures, Picture, read_image
 from ..images import ImageSet
 from .task import Parts
 
@@ -154,7 +154,7 @@ def _to_set(name: str, examples: Iterable[Example], classes: int) -> ImageSet:
         labels.append(source.label(example))
     pictures: Any = files
     if source.scale != 1:
-        pictures = Pictures(len(files), partial(_scaled, files, source.scale))
+        pictures = LazyPictures(len(files), partial(_scaled, files, source.scale))
     names = tuple(str(i) for i in range(classes))
     label = np.asarray(labels, dtype=np.int64)
     return ImageSet(name, pictures, label, names, source=f"VTAB-1k, TFDS {source.builder}")
