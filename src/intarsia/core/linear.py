@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +9,7 @@ from torch import Tensor, nn
 def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """x W^T + b of copies; draws no random numbers.  weight: (out, in), bias: out entries."""
     out, width = weight.shape
-    skip_init: Any = nn.utils.skip_init
-    layer: nn.Linear = skip_init(
+    layer: nn.Linear = nn.utils.skip_init(  # pyright: ignore
         nn.Linear, width, out, bias is not None, device=weight.device, dtype=weight.dtype
     )
     with torch.no_grad():
