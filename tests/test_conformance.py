@@ -556,5 +556,5 @@ def test_every_law_of_mixtures_is_seen_to_fail(law: str) -> None:
 
 
 def test_a_kind_without_a_suite_is_named() -> None:
-    with pytest.raises(UnknownName, match="'format'"):
-        check(dataclasses.replace(HEALTHY, kind="format"))
+    with pytest.raises(UnknownName, match="'placement'"):
+        check(dataclasses.replace(HEALTHY, kind="placement"))

@@ -1,9 +1,9 @@
-"""Laws of formats, partitions, scores and schedules; each is seen to fail on a planted fault."""
+"""Laws of formats, partitions, scores, schedules and changes; each is seen to fail."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from intarsia.conformance import check
 from intarsia.conformance.cards import CARD_LAWS
 from intarsia.core import Card, Format, NofM, Paper, Partition
+from intarsia.core.change import Plan, Simple
 from intarsia.core.errors import ConfigError, ConformanceError
 from intarsia.formats import Bitmask
 from intarsia.partitions import keep_n_of_m, keep_top, random_disjoint
@@ -155,12 +156,48 @@ class Moved:
         router.active = active_at(step, steps, first=4, last=1)
 
 
+@dataclass(frozen=True)
+class HeadAlone(Simple):
+    """The head alone is trained, or something else by its `fault`."""
+
+    fault: str = ""
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        return frozenset(() if self.fault == "says too little" else ("outputs", "shape"))
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        if self.fault == "plans":
+            next(host.parameters()).data.add_(1)
+        return super().plan(host, batches, seed=seed)
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        if self.fault == "refuses":
+            raise ConfigError("host", got="a ViT", want="none", fix="None.")
+        weight: Any = host.get_parameter("head.weight")
+        if self.fault in ("other outputs", "writes"):
+            weight.data.mul_(0.5)
+        if self.fault == "draws":
+            weight.data.add_(torch.rand(()))
+        return host.requires_grad_(False)
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        if self.fault == "folds wrongly":
+            host.get_parameter("head.weight").data.mul_(2)
+        return host
+
+
 FORMAT, PARTITION = toy("format", Rows, "exact"), toy("partition", Chosen)
 SCORE, SCHEDULE = toy("score", Scored, "monotone"), toy("schedule", Moved)
+LISTED = {"comes_back_from_its_folder": "a saved folder names a change of the list"}
+CHANGE = dataclasses.replace(toy("change", HeadAlone), exceptions=LISTED)
 
 
 def faulty(card: Card, fault: str, **more: Any) -> Card:
     return dataclasses.replace(card, tiny={"fault": fault} | more)
+
+
+KINDS = (FORMAT, PARTITION, SCORE, SCHEDULE, CHANGE)
 
 
 FAULTS: list[tuple[str, Card]] = [
@@ -197,6 +234,14 @@ FAULTS: list[tuple[str, Card]] = [
     ("ends_alike", faulty(SCHEDULE, "half way")),
     ("refuses_a_step_outside", faulty(SCHEDULE, "anywhere")),
     ("draws_nothing_of_torch_s", faulty(SCHEDULE, "draws")),
+    ("takes_a_host", faulty(CHANGE, "refuses")),
+    ("plans_without_a_trace", faulty(CHANGE, "plans")),
+    ("plans_without_a_trace", faulty(CHANGE, "draws")),
+    ("leaves_no_trace_of_an_error", faulty(CHANGE, "writes")),
+    ("preserves_what_it_says", faulty(CHANGE, "other outputs")),
+    ("preserves_what_it_says", faulty(CHANGE, "says too little")),
+    ("comes_back_from_its_folder", dataclasses.replace(CHANGE, exceptions={})),
+    ("folds_or_refuses", faulty(CHANGE, "folds wrongly")),
 ]
 HEALTHY = {
     "rows": FORMAT,
@@ -206,6 +251,7 @@ HEALTHY = {
     "deal": toy("partition", Chosen, how="deal"),
     "wanda": SCORE,
     "active": SCHEDULE,
+    "head": CHANGE,
 }
 
 
@@ -226,5 +272,5 @@ def test_a_planted_fault_is_found(law: str, card: Card) -> None:
 
 
 def test_every_law_of_these_kinds_is_seen_to_fail() -> None:
-    laws = {c.name for card in (FORMAT, PARTITION, SCORE, SCHEDULE) for c in check(card)}
+    laws = {c.name for card in KINDS for c in check(card)}
     assert laws - OF_ANY_CARD == {law for law, _ in FAULTS}

@@ -10,7 +10,7 @@ import torch
 
 import intarsia
 from intarsia.catalog import cards
-from intarsia.conformance.composition import beside, by_trait, over, sums, vit
+from intarsia.conformance.composition import after, beside, by_trait, over, sums, vit
 from intarsia.core.errors import ConfigError, FoldError
 from intarsia.core.registry import card
 from intarsia.hosts.delta_cells import layers_of
@@ -92,6 +92,12 @@ def test_pairs_that_the_page_of_compositions_names() -> None:
     assert beside(card("lt_sft"), card("lora")) == "yes"
     assert beside(card("mosa"), card("lt_sft")) == "blocks"
     assert sums(card("lora"), card("s2ft")) and not sums(card("lora"), card("ssf"))
+
+
+def test_changes_stack_or_say_why_not() -> None:
+    assert after(card("upcycle"), card("lora")) == "yes"
+    assert after(card("upcycle"), card("mosa")) == "refused"  # it has no place but the MLP
+    assert after(card("vpt-deep"), card("mosa")) == "yes"
 
 
 def test_the_page_of_compositions_names_every_adapter_under_its_trait() -> None:

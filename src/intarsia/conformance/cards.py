@@ -31,7 +31,7 @@ def says_what_it_is(card: Card) -> None:
     """Key, summary, family and paper are there."""
     paper = card.paper
     wrong = {
-        "key": re.fullmatch(r"[a-z][a-z0-9_]*", card.key) is None,
+        "key": re.fullmatch(r"[a-z][a-z0-9_-]*", card.key) is None,
         "summary": not card.summary.endswith("."),
         "family": not card.family,
         "paper": not (ARXIV.fullmatch(paper.arxiv) and paper.title),

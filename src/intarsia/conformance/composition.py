@@ -10,22 +10,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from peft import PeftModel
-from torch import nn
 
 from ..catalog import cards
 from ..core import Card
 from ..core.errors import IntarsiaError
 from ..gating import task_ids
-from ..hosts import adapt, load
+from ..hosts import adapt, load, save
 from ..hosts.combine import combine
 from ..hosts.delta_cells import layers_of
 from .cards import tiny
 from .cells import site
+from .changes import (
+    change_of,
+    changed,
+    comes_back_from_its_folder,
+    host_of,
+    moved,
+    outputs,
+    pictures,
+    vit,
+)
 
-SIDE, CLASSES = 32, 3
 INTRO = """# What goes together
 
 Tried on a small ViT; `python -m intarsia.conformance.composition` tries it again and writes this
@@ -44,6 +51,12 @@ Two adapters in one model, both active, saved, loaded into a fresh model, with t
 places, which is refused, so that they take different blocks (`layers=`).
 """
 WITHIN = """Each other method beside the one of its trait: """
+STACKED = """## One after the other
+
+A change of the model (the row), then an adapter (the column), trained, saved with `intarsia.save`
+and loaded into a fresh model with the same outputs. **refused**: the first change leaves no place
+for the second, which says so.
+"""
 OVER = """## One over the other
 
 The method of the row made of the method of the column (`over=`): trained one step, saved, loaded,
@@ -90,42 +103,9 @@ def by_trait(found: Iterable[Card]) -> dict[Trait, list[Card]]:
     return groups
 
 
-def vit() -> nn.Module:
-    """Two blocks of width 32, the same weights each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return timm.create_model(
-            "vit_tiny_patch16_224",
-            img_size=SIDE,
-            embed_dim=32,
-            depth=2,
-            num_heads=2,
-            num_classes=CLASSES,
-        )
-
-
-def _pictures() -> torch.Tensor:
-    return torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-
-
-def _moved(model: nn.Module) -> None:
-    """Every trained weight moved, as training would."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-
-
-@torch.no_grad()
-def _says(model: nn.Module) -> torch.Tensor:
-    with task_ids(model, torch.zeros(3, dtype=torch.int64)):
-        return model.eval()(_pictures())
-
-
 def _survives(model: PeftModel, names: list[str]) -> bool:
     """Whether a fresh model with the saved adapters says the same."""
-    want = _says(model)
+    want = outputs(model)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         again: Any = vit()
@@ -133,7 +113,7 @@ def _survives(model: PeftModel, names: list[str]) -> bool:
             place = Path(folder) / name
             again = load(again, place if place.is_dir() else folder, name=name)
         again.base_model.set_adapter(names)
-        return torch.allclose(_says(again), want, rtol=1e-4, atol=1e-5)
+        return torch.allclose(outputs(again), want, rtol=1e-4, atol=1e-5)
 
 
 def beside(one: Card, two: Card) -> str:
@@ -145,7 +125,7 @@ def beside(one: Card, two: Card) -> str:
         except IntarsiaError:
             continue
         model.base_model.set_adapter(["one", "two"])
-        _moved(model)
+        moved(model)
         if _survives(model, ["one", "two"]):
             return "yes" if places == (None, None) else "blocks"
     return "no"
@@ -157,11 +137,23 @@ def over(outer: Card, inner: Card) -> bool:
         method = dataclasses.replace(tiny(outer), over=tiny(inner))
         model = adapt(vit(), method, name="one", head=None)
         with task_ids(model, torch.zeros(3, dtype=torch.int64)):
-            model.train()(_pictures()).square().mean().backward()
+            model.train()(pictures()).square().mean().backward()
     except (IntarsiaError, TypeError):
         return False
-    _moved(model)
+    moved(model)
     return _survives(model, ["one"])
+
+
+def after(first: Card, then: Card) -> str:
+    """ "yes", "refused" or "no": are both in one model, saved and loaded?"""
+    try:
+        model = changed(changed(vit(), change_of(first)), change_of(then))
+    except IntarsiaError:
+        return "refused"
+    want = outputs(moved(model))
+    with tempfile.TemporaryDirectory() as folder:
+        again = load(vit(), save(model, f"{folder}/saved"))
+    return "yes" if torch.allclose(outputs(again), want, rtol=1e-4, atol=1e-5) else "no"
 
 
 def sums(one: Card, two: Card) -> bool:
@@ -170,7 +162,7 @@ def sums(one: Card, two: Card) -> bool:
         model: Any = adapt(vit(), tiny(one), name="one", head=None)
         model = adapt(model, tiny(two), name="two", head=None)
         model.base_model.set_adapter(["one", "two"])  # what is inactive is frozen
-        _moved(model)
+        moved(model)
         model = combine(model, {"one": 0.5, "two": 0.5}, "mean")
     except IntarsiaError:
         return False
@@ -189,6 +181,13 @@ def _grid(heads: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]]) -> li
     heads = list(heads)
     lines = [f"| | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
     return lines + [f"| **{name}** | {' | '.join(cells)} |" for name, cells in rows]
+
+
+def _of_a_plain_model() -> list[Card]:
+    """The changes of a plain model, and prompts, that its saved folder can hold."""
+    found = (*cards("change"), *cards("baseline", family="prompts"))
+    kept = [c for c in found if comes_back_from_its_folder.__name__ not in c.exceptions]
+    return [c for c in kept if host_of(c) is vit]
 
 
 def _made_of(found: Iterable[Card]) -> list[str]:
@@ -213,6 +212,8 @@ def page() -> str:
     lines += ["", BESIDE, *_grid((c.key for c in firsts), rows)]
     within = [f"`{c.key}` {beside(c, group[0])}" for group in groups.values() for c in group[1:]]
     lines += ["", f"{WITHIN}{', '.join(within)}."]
+    stacks = ((c.key, [after(c, a) for a in firsts]) for c in _of_a_plain_model())
+    lines += ["", STACKED, *_grid((c.key for c in firsts), stacks)]
     lines += ["", OVER, *_made_of(found)]
     first, *others = [c for c in found if "linear" in c.tags]
     works = [c.key for c in (first, *others) if sums(first, c)]

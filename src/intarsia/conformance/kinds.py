@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from ..core import Card
+from ..core import Card, registry
 from ..core.errors import UnknownName
-from . import adapters, formats, mixtures, models, partitions, routers, schedules, scores
+from . import adapters, changes, formats, mixtures, models, partitions, routers, schedules, scores
 from .verdict import Checks, Law, checks
+
+
+def adapter_laws(card: Card) -> tuple[Law, ...]:
+    """Those of the cell; of a listed adapter, which PEFT can hold, those of a change as well."""
+    return adapters.LAWS + (changes.CHANGE_LAWS if card.key in registry.index() else ())
+
 
 SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
     {
-        "adapter": lambda _: adapters.LAWS,  # a `Method`, which builds a `Cell` at a site
+        "adapter": adapter_laws,  # a `Method`, which builds a `Cell` at a site
+        "baseline": lambda _: changes.LAWS,
+        "change": lambda _: changes.LAWS,  # a `Change`, or what `intarsia.apply` makes one of
         "format": lambda _: formats.LAWS,  # a `Format`
         "mixture": mixtures.laws,  # `step(f, x, m)`, or `build(width, hidden, generator=...)`
         "model": lambda _: models.LAWS,  # an estimator of scikit-learn that is a dataclass
         "partition": lambda _: partitions.LAWS,  # `density`, `build(scores, generator=...)`
+        "recipe": lambda _: changes.LAWS,
         "router": lambda _: routers.LAWS,  # `build(width, generator=...)`: x (T, d) -> Routing
         "schedule": lambda _: schedules.LAWS,  # (model, step, steps) or `follow(...)`
         "score": lambda _: scores.LAWS,  # `score(weight, statistics)`, of the weight's shape

@@ -67,8 +67,8 @@ class Adapt:
 
     @property
     def preserves(self) -> frozenset[str]:
-        """The outputs, where the card says that the method adds nothing before training."""
-        starts = "zero_start" in card(method_key(self.method)).tags
+        """The outputs, if the method adds nothing at first and no recipe changes the host."""
+        starts = "zero_start" in card(method_key(self.method)).tags and self.recipe is None
         return frozenset({"outputs"}) if starts else frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:

@@ -26,7 +26,10 @@ ALIKE = ("how", "capacity", "residual", "act")  # routers are compared layer by 
 
 @dataclass(frozen=True)
 class MergeMixtures(Simple):
-    """The experts of another trained copy of the model beside its own, see `merge_mixtures`."""
+    """The experts of another trained copy of the model beside its own, see `merge_mixtures`.
+
+    other: the copy.
+    """
 
     other: nn.Module | None = None
 
@@ -267,12 +270,24 @@ CARDS = (
         summary="The experts of two trained models in one, the mean of their other weights.",
         family="experts",
         names=("aggregation of experts",),
+        exceptions=dict.fromkeys(
+            (
+                "takes_a_host",
+                "plans_without_a_trace",
+                "leaves_no_trace_of_an_error",
+                "preserves_what_it_says",
+                "comes_back_from_its_folder",
+                "folds_or_refuses",
+            ),
+            "it needs a second model, which is no setting that a file could hold",
+        ),
     ),
     Card(
         "prune_experts",
         kind="change",
         config=PruneExperts,
         paper=_PAPER,
+        tiny={"keep": 2},
         summary="The least used experts go, and their rows of the gate.",
         family="experts",
         names=("expert pruning",),

@@ -89,6 +89,8 @@ def _bytes(tensor: Tensor) -> Tensor:
 class CodeHead(Simple):
     """A classifier that trains with weights of few bits, for `BiAdapter`; apply it first.
 
+    bits, codebook: see `intarsia.formats.Gaussian`.
+
     Raises: TargetError in `apply` if the model has no linear head.
     """
 
@@ -96,7 +98,7 @@ class CodeHead(Simple):
     codebook: str = "median"
 
     stores: ClassVar[str] = "nothing"  # an adapter keeps the head
-    preserves: ClassVar[frozenset[str]] = frozenset()
+    preserves: ClassVar[frozenset[str]] = frozenset({"shape"})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         _code_head(host, Gaussian(self.bits, self.codebook))
@@ -320,5 +322,6 @@ CARDS = (
         ),
         summary="A classifier whose weights have few bits while it trains.",
         family="few bits",
+        exceptions={"comes_back_from_its_folder": "the adapter after it stores the head"},
     ),
 )

@@ -23,7 +23,10 @@ PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of a transfo
 
 @dataclass(frozen=True)
 class Student(Simple):
-    """A copy of the model with some of its blocks, see `student_of`."""
+    """A copy of the model with some of its blocks, see `student_of`.
+
+    layers: the numbers of those blocks.
+    """
 
     layers: tuple[int, ...] = (0,)
 
@@ -132,5 +135,8 @@ CARDS = (
         ),
         summary="A shallower student out of a trained model.",
         family="experts",
+        exceptions={
+            "comes_back_from_its_folder": "a student is a model of its own: save it as such",
+        },
     ),
 )

@@ -86,8 +86,11 @@ class Upcycle:
 
     @property
     def preserves(self) -> frozenset[str]:
-        """The outputs depend on the router: copies need weights that sum to one."""
-        return frozenset()
+        """The outputs, for copies with room for every token and weights that sum to one."""
+        changed = (self.capacity, self.residual, self.act) != (None, None, None)
+        router = self.router.build(1, generator=torch.Generator())
+        kept = self.how == "copies" and not changed and getattr(router, "normalised", False)
+        return frozenset({"outputs"} if kept else ())
 
     def plan(
         self,

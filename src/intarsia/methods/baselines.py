@@ -87,7 +87,10 @@ class _Prompts(Simple):
 
 @dataclass(frozen=True)
 class VptShallow(_Prompts):
-    """Trained tokens stand before the first block; the head is trained, too."""
+    """Trained tokens stand before the first block; the head is trained, too.
+
+    prompts: how many; dropout: on them, while training.
+    """
 
     deep: ClassVar[bool] = False
     prompts: int = 10
@@ -98,6 +101,7 @@ class VptShallow(_Prompts):
 class VptDeep(_Prompts):
     """Every block has trained tokens of its own; the head is trained, too.
 
+    prompts: how many in each; dropout: on them, while training.
     last_blocks: only so many blocks, from the last, have some; 0 = all.
     """
 

@@ -31,7 +31,6 @@ class PeftMethod(Simple):
     settings: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
 
     stores: ClassVar[str] = "nothing"  # PEFT's own files have it
-    preserves: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         if self.method not in _METHODS:
@@ -42,6 +41,11 @@ class PeftMethod(Simple):
             if name not in known:
                 raise UnknownName(f"setting of {self.card_key!r}", name, [*_OWN, *known])
         object.__setattr__(self, "settings", {**known, **self.settings})
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        """The outputs; the coefficients of FourierFT alone are drawn."""
+        return frozenset() if self.method == "fourierft" else frozenset({"outputs"})
 
     @property
     def card_key(self) -> str:
@@ -201,6 +205,8 @@ CARDS = tuple(
         paper=Paper(arxiv, year, title),
         summary=f"{about}, by PEFT's own code, and the head.",
         family="peft",
+        tiny={"r": 8} if name == "miss" else {},
+        exceptions={"documents_its_settings": "they are PEFT's, which documents them"},
     )
     for name, (_, about, arxiv, year, title, differs) in _METHODS.items()
 )

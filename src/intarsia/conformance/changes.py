@@ -1,0 +1,220 @@
+"""Laws of a change: what it keeps, that it can be undone, saved, loaded, and folded or refused."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..core import Card
+from ..core.change import Change, Plan
+from ..core.errors import FoldError, IntarsiaError
+from ..gating import task_ids
+from ..hosts import apply, load, save, upcycle
+from ..hosts.verbs import as_change
+from ..routers import TopK
+from .cards import CARD_LAWS, tiny
+from .verdict import Broken, Law, require, require_close
+
+SIDE, CLASSES, BATCH = 32, 3, 3
+
+
+def vit() -> nn.Module:
+    """Two blocks of width 32, the same weights each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return timm.create_model(
+            "vit_tiny_patch16_224",
+            img_size=SIDE,
+            embed_dim=32,
+            depth=2,
+            num_heads=2,
+            num_classes=CLASSES,
+        )
+
+
+# the first that a change takes is its host
+HOSTS: tuple[Callable[[], nn.Module], ...] = (
+    vit,
+    lambda: moved(upcycle(vit(), TopK(4))),
+)
+
+
+def pictures() -> Tensor:
+    return torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """The model with every trained weight moved, as training would."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return model
+
+
+@torch.no_grad()
+def outputs(model: nn.Module) -> Tensor:
+    """What the model gives for the pictures in evaluation, all of them of task 0."""
+    with task_ids(model, torch.zeros(BATCH, dtype=torch.int64)):
+        return model.eval()(pictures())
+
+
+def change_of(card: Card) -> Change:
+    """The change that the card's tiny settings stand for."""
+    return as_change(tiny(card))
+
+
+def changed(host: nn.Module, change: Change, seed: int = 0) -> nn.Module:
+    """The host with the change, which may look at the pictures."""
+    return apply(host, change, [pictures()], seed=seed, name="one")
+
+
+def host_of(card: Card) -> Callable[[], nn.Module]:
+    """What makes a host that the change takes.  Raises: Broken where none of them is."""
+    refused: list[str] = []
+    for make in HOSTS:
+        try:
+            changed(make(), change_of(card))
+        except IntarsiaError as error:
+            refused.append(str(error))
+        else:
+            return make
+    raise Broken(refused, "a ViT, or an upcycled one, taken", "Mend tiny={...}.")
+
+
+def takes_a_host(card: Card) -> None:
+    """A tiny host is changed, and its outputs are numbers."""
+    found = changed(host_of(card)(), change_of(card))
+    finite = bool(outputs(found).isfinite().all())
+    require(finite, got="outputs that are not finite", want="numbers", fix="Look at the start.")
+
+
+def plans_without_a_trace(card: Card) -> None:
+    """Planning leaves the host as it is; equal hosts and seeds give equal models."""
+    make = host_of(card)
+    host = make()
+    change_of(card).plan(host, [pictures()], seed=3)
+    _require_as_before(host, make(), "after a plan")
+    one, two = (changed(make(), change_of(card), seed=3) for _ in range(2))
+    _require_as_before(one, two, "of one seed")
+
+
+@dataclass(frozen=True)
+class _Fails:
+    """A change that raises as soon as the one inside was applied."""
+
+    inside: Change
+    planned: Plan | None = None
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        return frozenset()
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        return Plan(replace(self, planned=self.inside.plan(host, batches, seed=seed)), seed)
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        assert self.planned is not None
+        self.planned.change.apply(host, self.planned, name=name)
+        raise KeyError("planted")
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        return host
+
+
+def leaves_no_trace_of_an_error(card: Card) -> None:
+    """An error after the change was made leaves modules, weights, flags and hooks as they were."""
+    make = host_of(card)
+    host = make()
+    try:
+        changed(host, _Fails(change_of(card)))
+    except KeyError:
+        _require_as_before(host, make(), "after an error")
+        return
+    raise Broken("an error that was swallowed", "it", "Let errors through.")
+
+
+def preserves_what_it_says(card: Card) -> None:
+    """`preserves` has "outputs" and "shape" exactly where they are kept before any training."""
+    make, change = host_of(card), change_of(card)
+    before, after = make(), changed(make(), change)
+    same = bool((outputs(after) - outputs(before)).abs().max() <= 1e-4)
+    shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (before, after)]
+    for what, shown in (("outputs", same), ("shape", shapes[0] == shapes[1])):
+        require(
+            shown == (what in change.preserves),
+            got=f"preserves {sorted(change.preserves)}; {what} kept: {shown}",
+            want=f"{what!r} exactly where it is kept",
+            fix="Mend `preserves`, or the start.",
+        )
+
+
+def comes_back_from_its_folder(card: Card) -> None:
+    """Saved after training and loaded into a fresh host, the model has the same outputs."""
+    make = host_of(card)
+    model = moved(changed(make(), change_of(card)))
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, f"{folder}/saved")
+        again = load(vit(), f"{folder}/saved")
+    require_close(outputs(again), outputs(model), what="outputs after loading", fix="Save it all.")
+
+
+def folds_or_refuses(card: Card) -> None:
+    """`fold` gives a model of the host's library with the same outputs, or raises FoldError."""
+    change = change_of(card)
+    model = moved(changed(host_of(card)(), change))
+    want = outputs(model)
+    try:
+        folded = change.fold(copy.deepcopy(model))
+    except FoldError:
+        return
+    off = float((outputs(folded) - want).abs().max())
+    require(
+        off <= 1e-4 * max(1.0, float(want.abs().max())),
+        got=f"outputs that differ by {off:.1e}",
+        want="the same",
+        fix="Refuse with a FoldError, or compare with the unfolded model.",
+    )
+
+
+def _require_as_before(one: nn.Module, two: nn.Module, when: str) -> None:
+    """Two models of the same modules, weights, flags and hooks."""
+    for what, of in (
+        ("modules", lambda m: [(n, type(x)) for n, x in m.named_modules()]),
+        ("flags", lambda m: [(n, p.requires_grad) for n, p in m.named_parameters()]),
+        ("modes", lambda m: [x.training for x in m.modules()]),
+        ("hooks", lambda m: [_hooks(x) for x in m.modules()]),
+    ):
+        require(of(one) == of(two), got=f"other {what} {when}", want="the same", fix="Undo it.")
+    ours, theirs = one.state_dict(), two.state_dict()
+    differ = [n for n in theirs if n not in ours or not _equal(ours[n], theirs[n])]
+    require(not differ, got=f"other weights {differ} {when}", want="the same", fix="Undo them.")
+    close = torch.equal(outputs(one), outputs(two))
+    require(close, got=f"other outputs {when}", want="the same bits", fix="Undo it.")
+
+
+def _hooks(module: nn.Module) -> int:
+    return len(module._forward_hooks) + len(module._forward_pre_hooks)
+
+
+def _equal(one: Any, two: Any) -> bool:
+    return torch.equal(one, two) if isinstance(one, Tensor) else one == two
+
+
+CHANGE_LAWS: tuple[Law, ...] = (
+    takes_a_host,
+    plans_without_a_trace,
+    leaves_no_trace_of_an_error,
+    preserves_what_it_says,
+    comes_back_from_its_folder,
+    folds_or_refuses,
+)
+LAWS: tuple[Law, ...] = (*CARD_LAWS, *CHANGE_LAWS)
