@@ -77,7 +77,8 @@ def test_a_router_and_an_adapter_are_at_most_four_files_by_hand(tmp_path: Path) 
     before = contents(tree)
     python(tree, "-m", "intarsia.results.pages")
     pages = {f"docs/methods/{name}.md" for name in ("index", *TOYS.values())}
-    assert changed(before, contents(tree)) == {*GENERATED, *pages}
+    stubs = {f"src/intarsia/{folder}/__init__.pyi" for folder in NEW["FOLDERS"].values()}
+    assert changed(before, contents(tree)) == {*GENERATED, *pages, *stubs}
     python(tree, "-c", CHECK, *TOYS.values())
     tests = [f"tests/{kind}s/test_{key}.py" for kind, key in TOYS.items()]
     python(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
