@@ -30,7 +30,7 @@ def test_differences_are_paired_by_seed(told: Told) -> None:
     rows += [told("comet", s, 2.9 + s) for s in (2, 1, 0)]
     (sheet,) = sheets_of(rows, "top-k")
     base, comet = sheet.contenders
-    found = comet.minus(base, "loss")
+    found = comet.difference(base)
     assert found is not None and found.n == 3 and found.behind == 3
     assert found.mean == pytest.approx(-0.1) and found.spread.deviation == pytest.approx(
         0, abs=1e-9
@@ -48,11 +48,11 @@ def test_differences_are_paired_by_seed(told: Told) -> None:
 def test_a_seed_without_its_pair_is_not_paired(told: Told) -> None:
     rows = [told("top-k", 0, 3.0), told("top-k", 1, 9.0), told("comet", 0, 2.5)]
     (sheet,) = sheets_of(rows)
-    found = sheet.contenders[1].minus(sheet.contenders[0], "loss")
+    found = sheet.contenders[1].difference(sheet.contenders[0])
     assert found is not None and found.spread == Spread(-0.5, None, 1)
     assert "Not with every seed: comet." in notes(sheet)
     (sheet,) = sheets_of([told("top-k", 0), told("comet", 1)])
-    assert sheet.contenders[1].minus(sheet.contenders[0], "loss") is None
+    assert sheet.contenders[1].difference(sheet.contenders[0]) is None
     assert "not paired" not in as_markdown([sheet]) and "no seed in common" in as_markdown([sheet])
 
 

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from ...core.errors import DataError, UnknownName
-from ..sheet import BySeed
+from ..sheet import BySeed, Differences
 
 Row = Mapping[str, Any]
 """A result of `cells`."""
@@ -66,6 +66,10 @@ class RouterResults(BySeed):
         """seed -> one of VALUES, where there is one."""
         found = {row["seed"]: VALUES[what](row) for row in self.rows}
         return {seed: value for seed, value in found.items() if value is not None}
+
+    def difference(self, base: RouterResults) -> Differences | None:
+        """Test loss minus that of another, seed by seed; None without a seed in common."""
+        return self.minus(base, "loss")
 
 
 @dataclass(frozen=True, eq=False)

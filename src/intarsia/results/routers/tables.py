@@ -100,7 +100,7 @@ def _per_seed(one: RouterResults) -> list[str]:
 def _difference(one: RouterResults, base: RouterResults) -> Entry:
     if one is base:
         return Entry("baseline")
-    found = one.minus(base, "loss")
+    found = one.difference(base)
     if found is None:
         return Entry("", "no seed in common")
     spread = found.spread
@@ -173,7 +173,7 @@ def sentence(sheet: RouterSheet) -> str:
     if base is None:
         return f"On {sheet.title}, {best.name} ends with a test loss of {ends}."
     text = f"On {sheet.title}, {best.name} has the lowest mean test loss, {ends}"
-    found = best.minus(base, "loss") if best is not base else None
+    found = best.difference(base) if best is not base else None
     if found is None:
         second = sorted(sheet.contenders, key=mean_loss)[1]
         gap = mean_loss(second) - loss.mean
