@@ -37,11 +37,16 @@ class Simple:
     """What a change has that decides nothing for a host and leaves plain modules behind.
 
     stores: which of the host's weights a saved folder needs: "all", those that are "trained", or
-    "nothing".
+    "nothing".  laws: those that it preserves.
     """
 
     stores: ClassVar[str] = "trained"
-    preserves: ClassVar[frozenset[str]] = frozenset({"outputs", "shape", "routing"})
+    laws: ClassVar[frozenset[str]] = frozenset(LAWS)
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        """The laws of the class."""
+        return self.laws
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """The settings as they are."""

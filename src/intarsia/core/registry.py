@@ -99,7 +99,7 @@ def find(name: str, *kinds: str) -> str:
     return plain[spelled(name)]
 
 
-def method_key(method: Method) -> str:
+def method_key(method: object) -> str:
     """The key under which the list knows a method's settings.
 
     Raises: ConfigError if they are of a class that is not in the list.

@@ -234,7 +234,7 @@ def _methods_in(hint: Any) -> dict[str, Card]:
     listed = {
         entry["config"].rpartition(".")[2]: key for key, entry in index().items() if entry["config"]
     }
-    names = [c.__name__ for c in kinds if dataclasses.is_dataclass(c)]
+    names = [cast(type, c).__name__ for c in kinds if dataclasses.is_dataclass(c)]
     return {listed[name]: card(listed[name]) for name in names if name in listed}
 
 

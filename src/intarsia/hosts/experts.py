@@ -34,7 +34,7 @@ class MergeMixtures(Simple):
     other: nn.Module | None = None
 
     recorded: ClassVar[bool] = False  # the step of `Upcycle` then has other places
-    preserves: ClassVar[frozenset[str]] = frozenset()
+    laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         if self.other is None:
@@ -56,7 +56,7 @@ class PruneExperts(Simple):
     at_random: bool = False
 
     recorded: ClassVar[bool] = False
-    preserves: ClassVar[frozenset[str]] = frozenset()
+    laws: ClassVar[frozenset[str]] = frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Which experts stay: path -> numbers."""

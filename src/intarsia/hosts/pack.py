@@ -98,7 +98,7 @@ class CodeHead(Simple):
     codebook: str = "median"
 
     stores: ClassVar[str] = "nothing"  # an adapter keeps the head
-    preserves: ClassVar[frozenset[str]] = frozenset({"shape"})
+    laws: ClassVar[frozenset[str]] = frozenset({"shape"})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         _code_head(host, Gaussian(self.bits, self.codebook))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from timm.layers import LayerNorm2d, RmsNorm2d
 from torch import Tensor, nn
@@ -186,8 +186,9 @@ def planned(
     A method may offer `plan(host, batches, targets=, layers=, seed=)`, which gives the settings to
     use; `paths`, in place of the roles; and `check_sites(paths)`.
     """
-    if callable(plan := getattr(method, "plan", None)):
-        method = plan(host, batches, targets=targets, layers=layers, seed=seed)
+    plan: Any = getattr(method, "plan", None)
+    if callable(plan):
+        method = cast(Method, plan(host, batches, targets=targets, layers=layers, seed=seed))
     if targets is None:
         targets = getattr(method, "paths", ()) or None
     sites = find_sites(host, method, targets, layers)

@@ -31,7 +31,7 @@ class Student(Simple):
     layers: tuple[int, ...] = (0,)
 
     recorded: ClassVar[bool] = False  # the student is a model of fewer blocks, not a changed one
-    preserves: ClassVar[frozenset[str]] = frozenset()
+    laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         return student_of(host, self.layers)

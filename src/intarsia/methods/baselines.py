@@ -69,7 +69,7 @@ class _Prompts(Simple):
     """See `add_prompts`."""
 
     deep: ClassVar[bool]
-    preserves: ClassVar[frozenset[str]] = frozenset()
+    laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         settings: Any = self

@@ -32,7 +32,7 @@ class Momentum(Simple):
     update: Update = field(default_factory=HeavyBall)
     paths: tuple[str, ...] = ()
 
-    preserves: ClassVar[frozenset[str]] = frozenset()
+    laws: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", tuple(self.paths))
