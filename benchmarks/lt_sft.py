@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from intarsia.hosts.own_weights import weights_of
+from intarsia.hosts.anatomy.own_weights import weights_of
 from intarsia.partitions import entries, keep_random
 from intarsia.schedules import Entries
 from intarsia.schedules.phases import Make

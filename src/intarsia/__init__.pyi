@@ -31,7 +31,6 @@ from .hosts import combine as combine
 from .hosts import delta_of as delta_of
 from .hosts import expert_loads as expert_loads
 from .hosts import fold as fold
-from .hosts import load as load
 from .hosts import load_mixture as load_mixture
 from .hosts import merge_mixtures as merge_mixtures
 from .hosts import pack as pack
@@ -41,11 +40,11 @@ from .hosts import save_mixture as save_mixture
 from .hosts import student_of as student_of
 from .hosts import unpack as unpack
 from .hosts import upcycle as upcycle
-from .hosts.experts import MergeMixtures as MergeMixtures
-from .hosts.experts import PruneExperts as PruneExperts
-from .hosts.pack import CodeHead as CodeHead
-from .hosts.student import Student as Student
-from .hosts.swap import Upcycle as Upcycle
+from .hosts.out.pack import CodeHead as CodeHead
+from .hosts.swap.experts import MergeMixtures as MergeMixtures
+from .hosts.swap.experts import PruneExperts as PruneExperts
+from .hosts.swap.student import Student as Student
+from .hosts.swap.upcycle import Upcycle as Upcycle
 from .methods import Mosl as Mosl
 from .methods import PeftMethod as PeftMethod
 from .methods import add_momentum as add_momentum

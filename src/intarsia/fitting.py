@@ -17,8 +17,8 @@ from .data.loaders import held
 from .data.splits import Splits
 from .data.texts import TextSplits
 from .data.transforms import eval_transform, input_config
-from .hosts.config import IntarsiaConfig
-from .hosts.peft import is_adapted
+from .hosts.attach.config import IntarsiaConfig
+from .hosts.attach.peft import is_adapted
 from .hosts.saved import save
 from .schedules import Phased
 from .train.evaluate import evaluate as score_set

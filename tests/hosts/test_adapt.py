@@ -15,9 +15,9 @@ from intarsia.adapters import Bottleneck, Lora
 from intarsia.core import Method
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts import adapt, load
-from intarsia.hosts.adapt import find_heads
-from intarsia.hosts.config import IntarsiaConfig
-from intarsia.hosts.peft import IntarsiaLayer
+from intarsia.hosts.attach.adapt import find_heads
+from intarsia.hosts.attach.config import IntarsiaConfig
+from intarsia.hosts.attach.peft import IntarsiaLayer
 from intarsia.methods import Adamix, Mosa, Mosl
 from intarsia.train.record import parameter_counts
 

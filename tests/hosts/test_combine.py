@@ -13,7 +13,7 @@ from intarsia.catalog import cards
 from intarsia.conformance.composition import after, beside, by_trait, over, sums, vit
 from intarsia.core.errors import ConfigError, FoldError
 from intarsia.core.registry import card
-from intarsia.hosts.delta_cells import layers_of
+from intarsia.hosts.delta.cells import layers_of
 
 
 def adapted(*methods: Any, layers: tuple[int, ...] | None = None) -> Any:

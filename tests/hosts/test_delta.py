@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, ShapeError, TargetError
 from intarsia.hosts import SparseDelta, attach_delta, delta_of
-from intarsia.hosts.own_weights import own_parameters
+from intarsia.hosts.anatomy.own_weights import own_parameters
 
 VIT = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
 

@@ -18,7 +18,7 @@ import intarsia
 from intarsia import Capacity, Comet, Mixture, NoisyTopK, Recurrent, Switch, TopK
 from intarsia.core.errors import ConfigError, ShapeError, TargetError
 from intarsia.gating import learned_routers
-from intarsia.hosts.swap import places_in as places
+from intarsia.hosts.swap.upcycle import places_in as places
 from intarsia.routers import Hash, PermutationSearch
 
 SIZES = {

@@ -23,12 +23,12 @@ from intarsia.adapters import Bottleneck, Lora
 from intarsia.core import Method
 from intarsia.core.errors import ConfigError, ExportError, MissingExtra, TrainingError
 from intarsia.hosts import adapt
-from intarsia.hosts import export as export_module
-from intarsia.hosts.compare import difference, image_shape, sample
-from intarsia.hosts.export import export_timm, ratio_for, whole_width
-from intarsia.hosts.fold import fold
-from intarsia.hosts.graphs import export_onnx, export_program
-from intarsia.hosts.widen import mlps
+from intarsia.hosts.anatomy.compare import difference, image_shape, sample
+from intarsia.hosts.out import export as export_module
+from intarsia.hosts.out.export import export_timm, ratio_for, whole_width
+from intarsia.hosts.out.fold import fold
+from intarsia.hosts.out.graphs import export_onnx, export_program
+from intarsia.hosts.out.widen import mlps
 from intarsia.methods import Mosa, Mosl
 
 # PEFT asks a transformers model for what transformers has renamed

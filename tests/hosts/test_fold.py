@@ -23,8 +23,8 @@ from intarsia.adapters import Bottleneck, BottleneckCell, Lora, Ssf
 from intarsia.core import Cell, Method, Site
 from intarsia.core.errors import ConfigError, FoldError, UnknownName
 from intarsia.hosts import adapt
-from intarsia.hosts.fold import fold, fold_cell
-from intarsia.hosts.widen import add_weight, exact, mlps, pad, plain_mlp, same_function, widen
+from intarsia.hosts.out.fold import fold, fold_cell
+from intarsia.hosts.out.widen import add_weight, exact, mlps, pad, plain_mlp, same_function, widen
 from intarsia.methods import Adamix, Mosa, Mosl
 
 # PEFT asks a transformers model for what transformers has renamed

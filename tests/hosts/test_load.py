@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from intarsia.adapters import Bottleneck, Lora
 from intarsia.core.errors import CheckpointError, ConfigError, IntarsiaError
 from intarsia.hosts import adapt, load
-from intarsia.hosts.origin import fingerprint
+from intarsia.hosts.anatomy.origin import fingerprint
 from intarsia.methods import Mosa
 
 Make = Callable[[str], nn.Module]

@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 import intarsia
 from intarsia import LlavaMole, Lora, MixLora, Poly, S2ft, Sparse, TopK
 from intarsia.core.errors import ConfigError, FoldError, TargetError, UnknownName
-from intarsia.hosts.adapt import find_heads
-from intarsia.hosts.export import export_timm
-from intarsia.hosts.prefix import first_trained_block, split_at
+from intarsia.hosts.anatomy.prefix import first_trained_block, split_at
+from intarsia.hosts.attach.adapt import find_heads
+from intarsia.hosts.out.export import export_timm
 from intarsia.train.record import parameter_counts
 
 SIZES: dict[str, Any] = {

@@ -14,8 +14,8 @@ from intarsia.adapters import Bottleneck, Lora
 from intarsia.core import Method
 from intarsia.core.errors import ConfigError, FoldError, TargetError
 from intarsia.hosts import adapt, load
-from intarsia.hosts.config import IntarsiaConfig
-from intarsia.hosts.peft import IntarsiaLayer, IntarsiaModel
+from intarsia.hosts.attach.config import IntarsiaConfig
+from intarsia.hosts.attach.peft import IntarsiaLayer, IntarsiaModel
 from intarsia.methods import Mosa, Mosl
 from intarsia.routers import random_routers
 

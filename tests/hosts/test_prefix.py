@@ -9,8 +9,8 @@ import intarsia
 from intarsia import Bottleneck, Lora, adapt
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.core.registry import card, index, keys, settings_from_dict
-from intarsia.hosts.prefix import first_trained_block, reading_tokens, run_prefix, split_at
-from intarsia.hosts.select import BATCH_NORM
+from intarsia.hosts.anatomy.prefix import first_trained_block, reading_tokens, run_prefix, split_at
+from intarsia.hosts.attach.select import BATCH_NORM
 from intarsia.train.precision import learned_state, training_mode
 
 SMALL = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError, TargetError
-from intarsia.hosts.prompts import add_prompts
+from intarsia.hosts.attach.prompts import add_prompts
 from intarsia.train.precision import cast_frozen, learned_state
 from intarsia.train.resume import put_back
 

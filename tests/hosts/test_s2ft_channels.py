@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import intarsia
 from intarsia import S2ft, choose_channels
 from intarsia.core.errors import ConfigError, TargetError
-from intarsia.hosts.config import IntarsiaConfig
+from intarsia.hosts.attach.config import IntarsiaConfig
 from intarsia.methods import S2ftCell
 from intarsia.methods.s2ft.spelling import read
 

@@ -21,7 +21,7 @@ from intarsia import Capacity, MoeX, Switch, TopK
 from intarsia.core.change import steps_of
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError, UnknownName
 from intarsia.core.registry import card
-from intarsia.hosts.swap import places_in as places
+from intarsia.hosts.swap.upcycle import places_in as places
 from intarsia.routers import PermutationSearch, Recurrent
 
 SIZES = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.core.errors import ConfigError, UnknownName
-from intarsia.hosts.select import PARTS, train_part
+from intarsia.hosts.attach.select import PARTS, train_part
 
 Make = Callable[[str], nn.Module]
 

@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from intarsia.adapters import Lora, Mos
 from intarsia.core.errors import ConfigError, ShapeError
 from intarsia.hosts import adapt, fold, load
-from intarsia.hosts.config import IntarsiaConfig
-from intarsia.hosts.peft import IntarsiaLayer
+from intarsia.hosts.attach.config import IntarsiaConfig
+from intarsia.hosts.attach.peft import IntarsiaLayer
 from intarsia.methods import BiAdapter
 
 pytestmark = pytest.mark.filterwarnings(

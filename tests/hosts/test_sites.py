@@ -13,8 +13,8 @@ from intarsia.adapters import Bottleneck, Lora, Ssf
 from intarsia.core import Method
 from intarsia.core.errors import TargetError
 from intarsia.hosts import adapt
-from intarsia.hosts.blocks import blocks
-from intarsia.hosts.sites import find_sites, site_at
+from intarsia.hosts.anatomy.blocks import blocks
+from intarsia.hosts.anatomy.sites import find_sites, site_at
 
 Make = Callable[[str], nn.Module]
 

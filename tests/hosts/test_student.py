@@ -27,7 +27,7 @@ from intarsia import HeavyBall, Recurrent, Switch, TopK, add_momentum
 from intarsia.core.change import steps_of
 from intarsia.core.errors import TargetError
 from intarsia.gating import PassesState
-from intarsia.hosts.swap import places_in as places
+from intarsia.hosts.swap.upcycle import places_in as places
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,

@@ -36,8 +36,8 @@ from intarsia import (
 )  # fmt: skip
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.gating import learned_routers
-from intarsia.hosts.gates import HostedRouter
-from intarsia.hosts.swap import places_in as places
+from intarsia.hosts.anatomy.gates import HostedRouter
+from intarsia.hosts.swap.upcycle import places_in as places
 from intarsia.routers import ExpertChoice, Hash, PermutationSearch, Recurrent
 from intarsia.train.precision import cast_frozen
 

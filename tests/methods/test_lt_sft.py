@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import intarsia
 from intarsia.core.errors import ConfigError
 from intarsia.fitting import fit, fit_in_phases
-from intarsia.hosts.own_weights import own_parameters, weights_of
+from intarsia.hosts.anatomy.own_weights import own_parameters, weights_of
 from intarsia.methods import LtSft
 
 CLASSES, WIDTH = 3, 12

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from intarsia.adapters.bottleneck import PLACEMENTS
 from intarsia.catalog import cards
 from intarsia.core.registry import keys
-from intarsia.hosts.config import IntarsiaConfig
+from intarsia.hosts.attach.config import IntarsiaConfig
 
 WHY_NOT = "a bottleneck is not linear in its input, so it does not merge"
 

@@ -14,8 +14,8 @@ from ..core.errors import ConfigError, DataError
 from ..data import outline
 from ..data.suites import reading, root
 from ..experiments.experiment import Adapted
-from ..hosts.blocks import blocks
-from ..hosts.prefix import SPLITTABLE
+from ..hosts.anatomy.blocks import blocks
+from ..hosts.anatomy.prefix import SPLITTABLE
 from ..results.suites import records
 from .folder import RESULTS
 from .plan import Plan, Slot

@@ -19,7 +19,7 @@ from ..core import Claim, Method, Result
 from ..fitting import fit
 from ..gating import task_ids
 from ..hosts import adapt
-from ..hosts.peft import PeftModel
+from ..hosts.attach.peft import PeftModel
 from ..methods import Poly, mhr
 from ..routers import TaskRouter
 from ..train import evaluate

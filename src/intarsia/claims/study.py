@@ -23,7 +23,7 @@ from ..data.decode import to_rgb
 from ..experiments.pool import Arm, Trial, TrialEnd, refuse_failed, run_told
 from ..fitting import fit
 from ..hosts import adapt
-from ..hosts.prefix import run_prefix, split_at
+from ..hosts.anatomy.prefix import run_prefix, split_at
 from ..results.sheet import Sheet, Spread, deviation
 from ..results.store import Store, key_of
 from ..train import Training, evaluate

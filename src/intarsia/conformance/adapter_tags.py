@@ -8,7 +8,7 @@ from torch import nn
 
 from ..core import Card
 from ..core.errors import FoldError, TargetError
-from ..hosts.fold import fold_cell
+from ..hosts.out.fold import fold_cell
 from .cards import tiny
 from .cells import DRAWS, HIDDEN, INPUTS, OUTPUTS, build, inputs, site, trained
 from .verdict import require_close, require_tag

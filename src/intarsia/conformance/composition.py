@@ -18,8 +18,8 @@ from ..core import Card
 from ..core.errors import IntarsiaError
 from ..gating import task_ids
 from ..hosts import adapt, load, save
-from ..hosts.combine import combine
-from ..hosts.delta_cells import layers_of
+from ..hosts.delta.cells import layers_of
+from ..hosts.delta.combine import combine
 from .cards import tiny
 from .cells import site
 from .changes import (

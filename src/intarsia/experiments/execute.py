@@ -32,7 +32,7 @@ from ..data import (
 from ..data.texts import is_text
 from ..fitting import fit_as
 from ..hosts import apply
-from ..hosts.prefix import first_trained_block, reading_tokens, run_prefix
+from ..hosts.anatomy.prefix import first_trained_block, reading_tokens, run_prefix
 from ..results.runs import save_mistakes
 from ..train import Metrics, Run, Running, task_accuracy, task_heads
 from ..train.folder import RUN, prepare

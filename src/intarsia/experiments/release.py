@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.errors import AssetError, ConfigError, DataError
 from ..data import eval_transform
 from ..hosts import export_onnx, export_program, export_timm, fold
-from ..hosts.peft import is_adapted
+from ..hosts.attach.peft import is_adapted
 from .runs import Opened, open_run, pictures_to_score
 
 Report = Callable[[str], None]

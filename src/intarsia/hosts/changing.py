@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..core.change import Change, Plan, Step, set_steps, steps_of
-from .origin import fingerprint
+from .anatomy.origin import fingerprint
 from .undo import undone_on_error
 
 

@@ -17,11 +17,11 @@ from torch import nn
 from ..core.change import Plan, Step
 from ..core.errors import CheckpointError, IntarsiaError
 from ..core.registry import KEY, card, settings_from_dict
-from .delta import SparseDelta
-from .delta_cells import attach_delta
-from .load import CONFIG, WEIGHTS, read_adapter
-from .pack import PACKED, unpack
-from .swap import Places, Upcycle
+from .attach.adapter_files import CONFIG, WEIGHTS, read_adapter
+from .delta.cells import attach_delta
+from .delta.sparse_delta import SparseDelta
+from .out.pack import PACKED, unpack
+from .swap.upcycle import Places, Upcycle
 
 SETTINGS, HOST, FORMAT = "intarsia.json", "host.safetensors", 1
 MIXTURE, MIXTURE_WEIGHTS = "mixture.json", "mixture.safetensors"

@@ -26,13 +26,13 @@ from ..core.errors import CheckpointError, ConfigError, IntarsiaError, TargetErr
 from ..core.files import writing
 from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
 from . import older
-from .blocks import unwrapped, walk
+from .anatomy.blocks import unwrapped, walk
+from .anatomy.origin import check_trunk
+from .attach.adapter_files import WEIGHTS, check_shapes, read_weights
+from .attach.config import IntarsiaConfig
+from .attach.peft import is_adapted
 from .changing import base_of
-from .config import IntarsiaConfig
-from .load import WEIGHTS, check_shapes, read_weights
 from .older import ADAPTER, FORMAT, HOST, OURS, SETTINGS, Adapter, Saved, damaged
-from .origin import check_trunk
-from .peft import is_adapted
 from .undo import undone_on_error
 
 KEYS = frozenset({"key", "settings", "decided", "seed", "name", "on"})

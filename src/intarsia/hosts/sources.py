@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..train.order import Inputs
 from ..train.outcome import LossOf, Outcome
-from .delta import SparseDelta
-from .own_weights import own_parameters
+from .anatomy.own_weights import own_parameters
+from .delta.sparse_delta import SparseDelta
 
 
 def from_sources(

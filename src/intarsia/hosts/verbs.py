@@ -15,10 +15,10 @@ from ..core.errors import ConfigError
 from ..gating import RouterConfig
 from ..mixtures.capacity import Capacity
 from ..routers import TopK
-from .adapt import Adapt
+from .attach.adapt import Adapt
 from .changing import apply_change, apply_plan
 from .saved import load, save
-from .swap import Upcycle, check_plain, check_unadapted, upcycle_step
+from .swap.upcycle import Upcycle, check_plain, check_unadapted, upcycle_step
 
 
 def apply(

@@ -10,8 +10,8 @@ from torch import nn
 from ..core import Card, Paper
 from ..core.change import Plan, Simple
 from ..core.errors import FoldError
-from ..hosts.prompts import add_prompts
-from ..hosts.select import train_part
+from ..hosts.attach.prompts import add_prompts
+from ..hosts.attach.select import train_part
 
 
 class _Part(Simple):

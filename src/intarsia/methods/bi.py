@@ -32,7 +32,7 @@ class BiAdapter:
       up-projection) starts: a constant has no spread to code.
 
     Raises: ConfigError on a setting that cannot be, or a cell without weight matrices.
-    Source: paper, section 3; `intarsia.hosts.pack` writes the small file.
+    Source: paper, section 3; `intarsia.hosts.out.pack` writes the small file.
     Not for adapters that must add nothing at the start; not for speed: the forward is a float one.
     """
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ..adapters.sparse import Sparse, SparseCell
 from ..core import Card, Paper, Partition, Site, union
 from ..core.errors import ConfigError
-from ..hosts.delta import SparseDelta
-from ..hosts.delta_cells import cells_of, delta_of, put_entries
-from ..hosts.own_weights import handed_back, own_parameters, weights_of
-from ..hosts.peft import PeftModel, is_adapted
+from ..hosts.anatomy.own_weights import handed_back, own_parameters, weights_of
+from ..hosts.attach.peft import PeftModel, is_adapted
+from ..hosts.delta.cells import cells_of, delta_of, put_entries
+from ..hosts.delta.sparse_delta import SparseDelta
 from ..partitions.topk import entries, keep_top
 from ..schedules import Entries, Phase, pull
 from ..schedules.phases import Make

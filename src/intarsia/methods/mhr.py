@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..core.registry import KEY, method_to_dict
-from ..hosts.adapt import attach, check_model
-from ..hosts.config import IntarsiaConfig
-from ..hosts.peft import IntarsiaLayer, ModulesToSaveWrapper, PeftModel, is_adapted
+from ..hosts.attach.adapt import attach, check_model
+from ..hosts.attach.config import IntarsiaConfig
+from ..hosts.attach.peft import IntarsiaLayer, ModulesToSaveWrapper, PeftModel, is_adapted
 from ..hosts.undo import undone_on_error
 from ..mixtures import SkillsCell, decay_groups
 from ..routers import TaskRouter

@@ -12,7 +12,7 @@ from ..core import Card, Paper
 from ..core.change import Plan, Simple
 from ..core.checks import one_of
 from ..core.errors import FoldError
-from ..hosts.blocks import blocks
+from ..hosts.anatomy.blocks import blocks
 from ..hosts.changing import apply_change
 from ..mixtures import residual
 from ..mixtures.residual import AdamOnce, HeavyBall, Robust, Update

@@ -14,7 +14,7 @@ from torch import nn
 from ..adapters import Bottleneck, Lora
 from ..core import Card, Paper, Site
 from ..core.errors import ConfigError
-from ..hosts.prepare import linear_head, reset_head, set_dropout
+from ..hosts.attach.prepare import linear_head, reset_head, set_dropout
 from ..mixtures.routed import RoutedCell, draw_apart, two_sided
 from ..mixtures.split import DECAYS, SCALINGS, SplitLinear
 from ..mixtures.split_adamw import SplitAdamW, split_adamw

@@ -12,7 +12,7 @@ from torch import nn
 from ..core import Card, Paper
 from ..core.change import Plan, Simple
 from ..core.errors import UnknownName
-from ..hosts.through_peft import plain_settings, through_peft
+from ..hosts.attach.through_peft import plain_settings, through_peft
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ...core import Site
 from ...core.errors import ConfigError, TargetError
 from ...core.modes import evaluating
-from ...hosts.blocks import unwrapped, walk
-from ...hosts.compare import call
-from ...hosts.sites import find_sites
+from ...hosts.anatomy.blocks import unwrapped, walk
+from ...hosts.anatomy.compare import call
+from ...hosts.anatomy.sites import find_sites
 from ...partitions import top_units
 from ...scores import Statistics, observing
 from .couples import couples

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...hosts.blocks import ATTENTION, PROJECTION, QKV, blocks, unwrapped, walk
+from ...hosts.anatomy.blocks import ATTENTION, PROJECTION, QKV, blocks, unwrapped, walk
 
 UP = ("gate_proj", "up_proj", "fc1", "fc1_g", "fc1_x", "intermediate.dense")
 DOWN = ("down_proj", "fc2", "output.dense")

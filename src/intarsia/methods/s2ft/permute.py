@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigError, TargetError
 from ...core.registry import method_from_dict, settings_to_dict
-from ...hosts import origin
-from ...hosts.blocks import unwrapped, walk
-from ...hosts.peft import IntarsiaLayer, PeftModel, is_adapted
+from ...hosts.anatomy import origin
+from ...hosts.anatomy.blocks import unwrapped, walk
+from ...hosts.attach.peft import IntarsiaLayer, PeftModel, is_adapted
 from .cell import S2ftCell
 from .couples import Couple, couples
 from .s2ft import S2ft

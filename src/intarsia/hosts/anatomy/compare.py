@@ -1,0 +1,123 @@
+"""Do two models say the same? Seeded images, outputs as tensors, and their largest difference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import ConfigError, IntarsiaError
+
+Inputs = Tensor | Mapping[str, Tensor]
+
+# of the largest output: what re-ordered sums and one rounding of the weights amount to
+TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 5e-2,
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of two models' outputs, and the largest output it is measured by."""
+
+    largest: float
+    scale: float
+
+    @property
+    def relative(self) -> float:
+        return self.largest / self.scale if self.scale else self.largest
+
+    def __str__(self) -> str:
+        return f"{self.largest:.1e} ({self.relative:.1e} of the largest output)"
+
+    def check(self, what: str, tolerance: float, error: type[IntarsiaError], fix: str) -> None:
+        """Raise `error` unless the relative difference is within the tolerance; NaN never is."""
+        if not self.relative <= tolerance:
+            raise error(
+                what, got=f"outputs that differ by {self}", want=f"at most {tolerance:.0e}", fix=fix
+            )
+
+
+def tolerance_of(model: nn.Module) -> float:
+    """The tolerance that the model's coarsest floating-point parameters deserve."""
+    found = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return max((TOLERANCE.get(dtype, 5e-2) for dtype in found), default=TOLERANCE[torch.float32])
+
+
+def image_shape(model: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) of a timm or transformers vision model's input.
+
+    Raises: ConfigError if the model does not say.
+    """
+    config = getattr(model, "config", None)
+    if isinstance(cfg := getattr(model, "pretrained_cfg", None), Mapping) and cfg.get("input_size"):
+        channels, *size = cfg["input_size"]
+        made_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        height, width = made_for or size
+        return int(getattr(model, "in_chans", None) or channels), int(height), int(width)
+    size = getattr(config, "image_size", None)
+    if size is None:
+        raise ConfigError(
+            f"input of {type(model).__name__}",
+            got="a model that does not say its image size",
+            want="a timm or transformers vision model",
+            fix="Pass inputs=, a batch of its inputs.",
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(getattr(config, "num_channels", 3)), int(height), int(width)
+
+
+def sample(model: nn.Module, batch: int = 2) -> Tensor:
+    """Seeded normal noise of the model's input size, dtype and device."""
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, *image_shape(model), generator=generator)
+    return images.to(like.device, like.dtype)
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The model's own output for a tensor or for keyword inputs."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Every tensor in an output: a tensor, or any nesting of mappings and sequences."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, (list, tuple)):
+        return [t for item in output for t in tensors(item)]
+    return []
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """What the model says, without gradients, as it stands."""
+    with torch.no_grad():
+        return [t.detach() for t in tensors(call(model, inputs))]
+
+
+def difference(got: list[Tensor], want: list[Tensor]) -> Difference:
+    """The largest absolute difference over all outputs; infinite if their shapes differ."""
+    if [t.shape for t in got] != [t.shape for t in want] or not want:
+        return Difference(float("inf"), 1.0)
+    pairs = [(a.cpu().double(), b.cpu().double()) for a, b in zip(got, want, strict=True)]
+    pairs = [(a, b) for a, b in pairs if b.numel()]
+    if any(not torch.isfinite(t).all() for pair in pairs for t in pair):
+        return Difference(float("nan"), 1.0)
+    worst = max(float((a - b).abs().max()) for a, b in pairs)
+    return Difference(worst, max(float(b.abs().max()) for _, b in pairs))
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of the structure on the same memory, whose modes and flags are its own."""
+    memo: dict[int, Any] = {id(b): b.detach() for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, memo)

@@ -1,0 +1,155 @@
+"""What saved weights belong to: the frozen trunk, the head's shape, the class names, the bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import CheckpointError
+from .blocks import unwrapped, walk
+
+WEIGHTS = "adapter_model.safetensors"
+SAMPLES = 96
+# trunks are compared across dtypes: bfloat16 keeps 8 bits of a weight
+RELATIVE, ABSOLUTE = 2**-6, 1e-6
+
+
+def _tensors(model: nn.Module, heads: Sequence[str]) -> dict[str, Tensor]:
+    """The trunk's own parameters and buffers, by their names without adapters and heads."""
+    found: dict[str, Tensor] = {}
+    for path, wrapped in walk(model):
+        if any(path == h or path.startswith(f"{h}.") for h in heads):
+            continue
+        module = unwrapped(wrapped)
+        own = dict(module.named_parameters(recurse=False)) | dict(
+            module.named_buffers(recurse=False)
+        )
+        found |= {f"{path}.{n}" if path else n: t for n, t in own.items()}
+    return found
+
+
+def fingerprint(model: nn.Module, heads: Sequence[str] = ()) -> dict[str, Any]:
+    """{"layout": sha256 of names and shapes, "values": sampled weights}, heads left out.
+
+    One weight, at a fixed place, of up to 96 matrices: the same in float32, bfloat16 and float16 up
+    to rounding, and different for another training run of the same architecture.
+    """
+    tensors = _tensors(model, heads)
+    layout = sorted((name, tuple(t.shape)) for name, t in tensors.items())
+    digest = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
+    matrices = [
+        t
+        for _, t in sorted(tensors.items())
+        if t.dim() > 1 and t.is_floating_point() and t.numel() and not t.is_meta
+    ]
+    step = max(1, len(matrices) // SAMPLES)
+    values = [float(t.detach().reshape(-1)[t.numel() // 3]) for t in matrices[::step]]
+    return {"layout": digest[:32], "values": [float(f"{v:.5g}") for v in values]}
+
+
+def check_trunk(model: nn.Module, wanted: Mapping[str, Any], heads: Sequence[str] = ()) -> None:
+    """Raises: CheckpointError if the model is not the trunk that `wanted` was taken from."""
+    got = fingerprint(model, heads)
+    if got["layout"] != wanted.get("layout"):
+        raise CheckpointError(
+            "trunk",
+            got=f"{type(unwrapped(model)).__name__} with other layers",
+            want="the architecture the adapter was trained on",
+            fix="Create the model with the name and settings of the training run.",
+        )
+    if "values" not in wanted:
+        return
+    a, b = torch.tensor(got["values"]), torch.tensor(wanted["values"])
+    if not a.numel():  # on the meta device there is nothing to compare
+        return
+    if a.shape != b.shape or not torch.allclose(a, b, rtol=RELATIVE, atol=ABSOLUTE):
+        raise CheckpointError(
+            "trunk",
+            got="the right architecture with other weights",
+            want="the pretrained weights the adapter was trained on",
+            fix="Load the same pretrained weights before the adapter; unmerge other adapters.",
+        )
+
+
+def head_shapes(model: nn.Module, heads: Sequence[str]) -> dict[str, list[int]]:
+    """The shapes of the trained heads' parameters, by name."""
+    modules = dict(walk(model))
+    return {
+        f"{head}.{name}": list(p.shape)
+        for head in heads
+        if head in modules
+        for name, p in unwrapped(modules[head]).named_parameters()
+    }
+
+
+def check_heads(
+    model: nn.Module, wanted: Mapping[str, Sequence[int]], heads: Sequence[str]
+) -> None:
+    """Raises: CheckpointError if a saved head does not fit the model's."""
+    got = head_shapes(model, heads)
+    if got != {name: list(shape) for name, shape in wanted.items()}:
+        raise CheckpointError(
+            "head",
+            got=got,
+            want=dict(wanted),
+            fix="Create the model with the number of classes of the training run.",
+        )
+
+
+def matched(
+    wanted: Mapping[str, Any] | None, model: nn.Module, heads: Sequence[str]
+) -> dict[str, Any]:
+    """The origin of an adapter on this model; the wanted one, checked, where there is one.
+
+    Raises: CheckpointError if the model has another trunk or other heads.
+    """
+    if not wanted or "trunk" not in wanted:
+        found = {"trunk": fingerprint(model, heads), "heads": head_shapes(model, heads)}
+        return dict(wanted or {}) | found
+    check_trunk(model, wanted["trunk"], heads)
+    check_heads(model, wanted.get("heads", {}), heads)
+    return dict(wanted)
+
+
+def _digest(folder: Path, identity: Mapping[str, Any]) -> str | None:
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        return None
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    with weights.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def with_digest(
+    origin: Mapping[str, Any] | None, folder: str | Path, identity: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The origin together with a digest of the weights just saved and of what they depend on."""
+    digest = _digest(Path(folder), identity)
+    return dict(origin or {}) | {"digest": digest} if digest else dict(origin or {}) or None
+
+
+def check_digest(
+    origin: Mapping[str, Any] | None,
+    folder: str | Path,
+    subfolder: str | None,
+    identity: Mapping[str, Any],
+) -> None:
+    """Raises: CheckpointError if weights or settings differ from those that were saved together."""
+    place = Path(folder) / (subfolder or "")
+    wanted, got = (origin or {}).get("digest"), _digest(place, identity)
+    if wanted and got and wanted != got:
+        raise CheckpointError(
+            f"adapter in {place}",
+            got="weights or settings that changed after they were saved",
+            want="the files as they were written",
+            fix="Copy the folder again from its source: a byte was damaged or a file was swapped. "
+            "If you changed settings on purpose, delete origin.digest from adapter_config.json.",
+        )

@@ -1,0 +1,245 @@
+"""Compute what is frozen below the first trained part once per image, not once per step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast, overload
+
+import torch
+from peft import PeftModel
+from timm.models.efficientnet import EfficientNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from ...core.errors import ConfigError, TargetError
+from ..attach.prompts import NAME, Prompts
+
+SPLITTABLE = (VisionTransformer, EfficientNet)  # of timm
+
+
+class Prefix(nn.Module):
+    """A model up to a block.  images (B, 3, H, W) -> tokens (B, T, d) or maps (B, C, h, w)."""
+
+    def __init__(self, model: VisionTransformer | EfficientNet, block: int) -> None:
+        super().__init__()
+        self.model = model
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        model = self.model
+        if isinstance(model, EfficientNet):
+            x = model.bn1(model.conv_stem(x))
+        else:
+            x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+        for block in _blocks(model)[: self.block]:
+            x = block(x)
+        return x
+
+
+class Tail(nn.Module):
+    """The rest of a ViT.  tokens (B, T, d) -> logits.  Its modules are the given model's own."""
+
+    def __init__(self, model: VisionTransformer, block: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*_blocks(model)[block:])
+        self.norm, self.fc_norm, self.head_drop, self.head = (
+            model.norm,
+            model.fc_norm,
+            model.head_drop,
+            model.head,
+        )
+        self.pool = model.pool
+        self.num_patches = model.patch_embed.num_patches  # tells how long the token sequence is
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(x)
+        return self.head(self.head_drop(self.fc_norm(self.pool(self.norm(x)))))
+
+
+class ConvTail(nn.Module):
+    """The rest of an EfficientNet.  maps (B, C, h, w) -> logits.  Modules are the model's own."""
+
+    def __init__(self, model: EfficientNet, block: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*_blocks(model)[block:])
+        self.conv_head, self.bn2, self.global_pool, self.classifier = (
+            model.conv_head,
+            model.bn2,
+            model.global_pool,
+            model.classifier,
+        )
+
+    def get_classifier(self) -> nn.Module:
+        return cast(nn.Module, self.classifier)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.global_pool(self.bn2(self.conv_head(self.blocks(x)))))
+
+
+class Features(nn.Module):
+    """A timm model up to its classifier.  images (B, 3, H, W) -> features (B, d)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        model = cast(Any, self.model)
+        return model.forward_head(model.forward_features(x), pre_logits=True)
+
+
+def _host(model: nn.Module) -> nn.Module:
+    return cast(nn.Module, model.get_base_model()) if isinstance(model, PeftModel) else model
+
+
+def _blocks(model: VisionTransformer | EfficientNet) -> list[nn.Module]:
+    """In order; an EfficientNet's lie in stages."""
+    found = list(cast(nn.Sequential, model.blocks))
+    if isinstance(model, EfficientNet):
+        return [block for stage in found for block in cast(nn.Sequential, stage)]
+    return found
+
+
+@overload
+def split_at(model: nn.Module, block: int) -> tuple[Prefix, Tail | ConvTail]: ...
+@overload
+def split_at(model: nn.Module, block: None) -> tuple[Features, nn.Module]: ...
+@overload
+def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]: ...
+def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]:
+    """model(x) = tail(prefix(x)), cut before block number `block`, or before the classifier (None).
+
+    Adapting only the tail is adapting the model with `layers=range(block, depth)`, except that the
+    prefix can be run once (see `run_prefix`): with half of the blocks frozen below the first cell,
+    a training step costs half.
+    Raises: TargetError for anything but a timm VisionTransformer or EfficientNet (before the
+    classifier: but a timm model that classifies); ConfigError for a block outside, or, but in a
+    VisionTransformer's tail, dropout before the classifier.
+    Not with augmentation that changes each image anew: the prefix sees each image once.
+    """
+    heads = getattr(model, "head_dist", None) or getattr(model, "aux_head", None)
+    if heads is not None:
+        raise TargetError(
+            "model to split",
+            got=f"{type(model).__name__}, with two heads",
+            want="one head",
+            fix="Adapt the whole model with layers=... instead.",
+        )
+    if block is None:
+        return Features(model), _classifier(model)
+    if not isinstance(model, SPLITTABLE):
+        raise TargetError(
+            "model to split",
+            got=type(model).__name__,
+            want="a timm VisionTransformer or EfficientNet",
+            fix="Adapt the whole model with layers=... instead.",
+        )
+    if not 0 <= block < len(_blocks(model)):
+        raise ConfigError(
+            "block",
+            got=block,
+            want=f"0 ... {len(_blocks(model)) - 1}",
+            fix="Half the depth is usual.",
+        )
+    if isinstance(model, EfficientNet):
+        _no_dropout(model)
+        return Prefix(model, block), ConvTail(model, block)
+    return Prefix(model, block), Tail(model, block)
+
+
+def _classifier(model: nn.Module) -> nn.Module:
+    timms = all(hasattr(model, n) for n in ("forward_features", "forward_head", "get_classifier"))
+    found = cast(Any, model).get_classifier() if timms else None
+    if not isinstance(found, nn.Module) or isinstance(found, nn.Identity):
+        raise TargetError(
+            "model to split",
+            got=type(model).__name__,
+            want="a timm model with a classifier",
+            fix="Train every block in every step instead.",
+        )
+    _no_dropout(model)
+    return found
+
+
+def _no_dropout(model: nn.Module) -> None:
+    if drop := getattr(model, "drop_rate", 0.0):
+        raise ConfigError(
+            "dropout before the classifier",
+            got=drop,
+            want="0: each image is seen once",
+            fix="Create the model with drop_rate=0.",
+        )
+
+
+@torch.no_grad()
+def run_prefix(
+    prefix: nn.Module, dataset: Dataset[Any], *, dtype: torch.dtype, batch_size: int = 64
+) -> TensorDataset:
+    """(tokens, label) pairs of a set of (image, label) pairs, tokens held in `dtype`."""
+    prefix.eval()
+    tokens, labels = [], []
+    device = next(prefix.parameters()).device
+    low = dtype if dtype != torch.float32 else torch.bfloat16
+    for x, y in DataLoader(dataset, batch_size):
+        with torch.autocast(device.type, low, enabled=dtype != torch.float32):
+            tokens.append(prefix(x.to(device)).to("cpu", dtype))
+        labels.append(y)
+    return TensorDataset(torch.cat(tokens), torch.cat(labels))
+
+
+def first_trained_block(model: nn.Module) -> int | None:
+    """The number of the first block with something to train in it; the last one's, if only what
+    comes after the blocks is trained; None if that is the classifier alone.
+
+    Raises: TargetError for a model that cannot be split, unless the classifier alone is trained;
+    ConfigError if what comes before the blocks, or the first of them, is trained: nothing can be
+    computed once.
+    """
+    host = _host(model)
+    trained = {id(p) for p in host.parameters() if p.requires_grad}
+    if hasattr(host, "get_classifier"):
+        found = cast(Any, host).get_classifier()
+        found = found if isinstance(found, tuple) else (found,)
+        own = {id(p) for head in found for p in head.parameters()}
+        if trained and trained <= own:
+            return None
+    _, tail = split_at(host, 0)
+    learns = [any(p.requires_grad for p in block.parameters()) for block in tail.blocks]
+    own = getattr(host, NAME, None)  # prompts are the model's, but enter at a block
+    if isinstance(own, Prompts):
+        learns[own.first] = True
+    first = learns.index(True) if any(learns) else len(learns) - 1
+    entering = list(own.parameters()) if isinstance(own, Prompts) else []
+    after = {id(p) for p in (*split_at(host, first)[1].parameters(), *entering)}
+    before = [n for n, p in host.named_parameters() if p.requires_grad and id(p) not in after]
+    if before or not first:
+        raise ConfigError(
+            "blocks to compute once",
+            got=f"{before[0] if before else 'block 0'} is trained",
+            want="frozen blocks below the first trained one",
+            fix="Adapt the last blocks only, or compute every block in every step.",
+        )
+    return first
+
+
+@contextmanager
+def reading_tokens(model: nn.Module, block: int | None) -> Iterator[nn.Module]:
+    """Inside, the model takes the tokens that enter block number `block` in place of images, or the
+    features that enter its classifier (None).
+
+    Gives the module that makes them. Modules, names and hooks stay the model's own, so that it is
+    trained, saved and loaded as ever.
+    Raises: as split_at does.
+    """
+    host = _host(model)
+    prefix, tail = split_at(host, block)
+    vars(host)["forward"] = tail.forward
+    try:
+        yield prefix
+    finally:
+        del vars(host)["forward"]

@@ -1,0 +1,289 @@
+"""Roles to places: where in a host model a method's cells go."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+from timm.layers import LayerNorm2d, RmsNorm2d
+from torch import Tensor, nn
+
+from ...core import Method, Site
+from ...core.errors import TargetError
+from .blocks import (
+    QKV,
+    block_kind,
+    blocks,
+    inside,
+    is_pointwise,
+    layers_of,
+    outside,
+    places,
+    unwrapped,
+    walk,
+    widths,
+    wrapped_paths,
+)
+
+AROUND = ("norm", "embedding")  # roles that are found outside the blocks, too
+CHANNELS_FIRST = (nn.Conv2d, nn.GroupNorm, LayerNorm2d, RmsNorm2d)
+# blocks known to be pre-norm: only there does the named LayerNorm feed the module
+PRE_NORM = frozenset(
+    {
+        "Block",
+        "ConvNeXtBlock",
+        "DeiTLayer",
+        "Dinov2Layer",
+        "Dinov2WithRegistersLayer",
+        "SwinTransformerBlock",
+        "ViTLayer",
+    }
+)
+FEEDS = {
+    "attn": ("norm1",),
+    "attention": ("layernorm_before", "norm1"),
+    "mlp": ("norm2", "layernorm_after", "norm"),
+}
+
+
+def _chain(model: nn.Module, path: str) -> list[nn.Module]:
+    """The unwrapped modules from the model down to `path`."""
+    chain = [unwrapped(model)]
+    for name in path.split("."):
+        child = chain[-1]._modules.get(name)
+        if child is None:
+            raise _no_match(model, path)
+        chain.append(unwrapped(child))
+    return chain
+
+
+def _feeding_norm(chain: Sequence[nn.Module], path: str) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of the LayerNorm whose output the module at the chain's end reads."""
+    names = path.split(".")
+    # the module itself, or the first layer inside it
+    up = 2 if names[-1] in (*QKV, "fc1") else 1
+    if len(names) < up or len(chain) <= up or type(chain[-up - 1]).__name__ not in PRE_NORM:
+        return None
+    for name in FEEDS.get(names[-up], ()):
+        norm = chain[-up - 1]._modules.get(name)
+        weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        if isinstance(norm, nn.LayerNorm) and weight is not None and bias is not None:
+            return weight, bias
+    return None
+
+
+def _read_as_weight(parent: nn.Module, path: str) -> bool:
+    """Does an attention use its qkv layer as F.linear(x, qkv.weight), like Swin v2 and EVA?"""
+    separate = getattr(parent, "qkv_bias_separate", False)
+    return (
+        path.rpartition(".")[2] == "qkv"
+        and not separate
+        and hasattr(parent, "q_bias")
+        and (parent.q_bias is not None)
+    )
+
+
+def site_at(model: nn.Module, path: str, position: str) -> Site:
+    """The site at a path, read off the host's structure; the same whenever it is asked.
+
+    The blocks of EfficientNet change the resolution, so they are always "sequential".
+    Raises: TargetError if nothing is there, it has no widths, or "parallel" cannot work.
+    """
+    chain = _chain(model, path)
+    module = chain[-1]
+    both = widths(module)
+    if both is None:
+        raise TargetError(
+            f"target {path!r}",
+            got=f"{type(module).__name__}, which has no input and output width",
+            want="a Linear, a pointwise convolution, an MLP, an attention or a block",
+            fix=f"Candidates: {_candidates(model)}.",
+        )
+    if _read_as_weight(chain[-2], path):
+        raise TargetError(
+            f"target {path!r}",
+            got="a layer whose weight the host reads without calling it",
+            want="a module that is called, or the cell would do nothing",
+            fix="Target the attention or the MLP instead.",
+        )
+    kind = block_kind(module)
+    layers = [layer for _, layer in layers_of(module)]
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    if kind == "mbconv":
+        position = "sequential"
+    if position == "parallel" and kind != "convnext" and not all(map(is_pointwise, convolutions)):
+        raise TargetError(
+            f"target {path!r}",
+            got=f"{type(module).__name__} with spatial or strided convolutions",
+            want="a module that maps each position on its own, for a cell beside it",
+            fix="Target its block, or use a sequential placement (pfeiffer, houlsby, adapter+).",
+        )
+    first = kind in ("convnext", "mbconv") or isinstance([module, *layers][-1], CHANNELS_FIRST)
+    norm = _feeding_norm(chain, path) if position == "parallel" else None
+    inner = tuple((p, *sizes) for p, m in layers_of(module) if p and (sizes := widths(m)))
+    return Site(path, *both, position, "first" if first else "last", norm, inner)
+
+
+def select_blocks(blocks_: list[tuple[str, nn.Module]], layers: Sequence[int] | None) -> list[str]:
+    """The paths of the blocks of these numbers.  Raises: TargetError for one that is not there."""
+    count = len(blocks_)
+    if layers is None:
+        return [p for p, _ in blocks_]
+    wrong = [i for i in layers if not -count <= i < count]
+    if wrong or not layers:
+        raise TargetError(
+            "layers",
+            got=wrong or "none",
+            want=f"{-count} ... {count - 1}",
+            fix=f"The model has {count} blocks; negative numbers count from the last.",
+        )
+    wanted = {i % count for i in layers}
+    return [p for i, (p, _) in enumerate(blocks_) if i in wanted]
+
+
+def find_sites(
+    model: nn.Module,
+    method: Method,
+    targets: Sequence[str] | str | None = None,
+    layers: Sequence[int] | None = None,
+) -> list[Site]:
+    """The sites of a method in a host model, in the model's order.
+
+    By default the method's roles decide. In convolutional nets "qkv", "projection" and "mlp_linear"
+    all mean the pointwise layers, and in EfficientNet, which has no MLP, "mlp" means the block.
+    "linear" is every linear map and convolution of a block, "norm" every LayerNorm or its like,
+    "embedding" what is before and between the blocks: with `layers`, only what lies inside them.
+    targets: module paths, else ends of paths, else globs, in place of the roles.
+    layers: numbers of blocks, over all stages; negative ones count from the last.
+
+    Raises: TargetError if a role or target matches nothing or has no widths, or if a site lies
+    inside or around another site or an adapted module.
+    """
+    found = blocks(model)
+    chosen = select_blocks(found, layers)
+    if targets is None:
+        paths = _by_role(model, found, None if layers is None else chosen, method.roles)
+    else:
+        wanted = [targets] if isinstance(targets, str) else list(targets)
+        within = None if layers is None else chosen
+        paths = _by_name(model, wanted, within)
+    check_nesting(model, paths)
+    return [site_at(model, path, method.position) for path in paths]
+
+
+def planned(
+    host: nn.Module,
+    method: Method,
+    targets: Sequence[str] | str | None = None,
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+    batches: Iterable[Any] = (),
+) -> tuple[Method, list[Site]]:
+    """A method with what it decides for a whole host, and its sites there.
+
+    A method may offer `plan(host, batches, targets=, layers=, seed=)`, which gives the settings to
+    use; `paths`, in place of the roles; and `check_sites(paths)`.
+    """
+    plan: Any = getattr(method, "plan", None)
+    if callable(plan):
+        method = cast(Method, plan(host, batches, targets=targets, layers=layers, seed=seed))
+    if targets is None:
+        targets = getattr(method, "paths", ()) or None
+    sites = find_sites(host, method, targets, layers)
+    if callable(check := getattr(method, "check_sites", None)):
+        check([site.path for site in sites])
+    return method, sites
+
+
+def _by_role(
+    model: nn.Module,
+    found: list[tuple[str, nn.Module]],
+    chosen: list[str] | None,
+    roles: Sequence[str],
+) -> list[str]:
+    """Places of the roles in the chosen blocks; None = in all of them, and around them."""
+    if not found:
+        raise TargetError(
+            f"model {type(unwrapped(model)).__name__}",
+            got="no block that is known by its structure",
+            want="a ViT, Swin, ConvNeXt, EfficientNet, Llama or BERT",
+            fix=f"Name the modules, targets=[...]. Candidates: {_candidates(model)}.",
+        )
+    paths: list[str] = []
+    for role in roles:
+        there = [
+            f"{p}.{place}" if place else p
+            for p, block in found
+            if chosen is None or p in chosen
+            for place in places(block, role)
+        ]
+        if role in AROUND and chosen is None:
+            there += outside(model, found, role)
+        if not there and not (role == "embedding" and len(roles) > 1):
+            raise TargetError(
+                f"role {role!r}",
+                got=f"{type(unwrapped(model)).__name__}, which has none",
+                want="at least one module in that role",
+                fix="Choose another placement or method, or name modules with targets=[...].",
+            )
+        paths += [p for p in there if p not in paths]
+    order = {p: i for i, (p, _) in enumerate(walk(model))}
+    return sorted(paths, key=order.__getitem__)
+
+
+def _by_name(model: nn.Module, wanted: list[str], within: list[str] | None) -> list[str]:
+    names = [p for p, _ in walk(model) if p]
+    if within is not None:
+        names = [n for n in names if any(n == b or inside(n, b) for b in within)]
+    hits: set[str] = set()
+    for pattern in wanted:
+        matched = [n for n in names if n == pattern]
+        matched = matched or [n for n in names if n.endswith(f".{pattern}")]
+        matched = matched or [n for n in names if fnmatchcase(n, pattern)]
+        if not matched:
+            raise _no_match(model, pattern)
+        hits.update(matched)
+    if not hits:
+        raise TargetError("targets", got="an empty list", want="names", fix="Or leave it out.")
+    return [n for n in names if n in hits]
+
+
+def _no_match(model: nn.Module, pattern: str) -> TargetError:
+    names = [p for p, _ in walk(model) if p]
+    ends = sorted({n.rpartition(".")[2] for n in names if not n.rpartition(".")[2].isdigit()})
+    near = difflib.get_close_matches(pattern, ends, 3) or difflib.get_close_matches(
+        pattern, names, 3
+    )
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return TargetError(
+        f"target {pattern!r}",
+        got="no module of that name",
+        want="a path, the end of one, or a glob",
+        fix=hint or f"Candidates: {_candidates(model)}.",
+    )
+
+
+def _candidates(model: nn.Module) -> str:
+    ends = {
+        p.rpartition(".")[2]: type(m).__name__ for p, m in walk(model) if p and widths(unwrapped(m))
+    }
+    named = [f"{n} ({t})" for n, t in ends.items() if not n.isdigit()]
+    return ", ".join(named[:20]) or "none"
+
+
+def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
+    """Refuse sites inside or around each other or an adapted module: a host would skip them."""
+    others = (*paths, *wrapped_paths(model))
+    for path in paths:
+        for other in others:
+            if inside(path, other) or inside(other, path):
+                place = "inside" if inside(path, other) else "around"
+                why = "is a target too" if other in paths else "carries an adapter already"
+                raise TargetError(
+                    f"target {path!r}",
+                    got=f"a module {place} {other!r}, which {why}",
+                    want="modules that do not contain each other",
+                    fix="Choose targets=[...] outside it, or adapt a fresh copy of the model.",
+                )

@@ -1,0 +1,202 @@
+"""Put a method's cells into a pretrained model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, cast
+
+from peft import PeftModel
+from torch import nn
+
+from ...core import Method
+from ...core.change import Plan
+from ...core.errors import ConfigError, TargetError
+from ...core.heads import heads_of
+from ...core.registry import KEY, card, method_key, method_to_dict
+from ..anatomy.blocks import unwrapped, walk
+from ..anatomy.sites import planned
+from ..changing import base_of
+from ..out.fold import fold
+from .config import IntarsiaConfig
+from .peft import is_adapted
+
+
+def find_heads(model: nn.Module) -> list[str]:
+    """The classifiers of `heads_of` that have weights, by path."""
+    own = [unwrapped(m) for m in heads_of(model)]
+    return [
+        p
+        for p, m in walk(model)
+        if any(unwrapped(m) is h for h in own) and next(m.parameters(), None) is not None
+    ]
+
+
+class Recipe(Protocol):
+    """A published training: a method, and what it does to the model before cells go in."""
+
+    @property
+    def method(self) -> Method: ...
+
+    def prepare(self, host: nn.Module, seed: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Adapt:
+    """A method's cells in a frozen pretrained model, and its head trained whole.
+
+    targets: module names, ends of names or globs, where the method's own places do not suit.
+    layers: numbers of the blocks to adapt; negative ones count from the last.
+    head: paths of modules trained and saved whole; "auto" finds the classifier, None trains none.
+    classes: their names, stored with the adapter and compared at load.
+    recipe: a published one, whose `method` it is and which prepares the model.
+
+    Raises: TargetError if a place matches nothing or cannot carry a cell; ConfigError for a name
+    in use.
+    """
+
+    method: Method
+    targets: Sequence[str] | str | None = None
+    layers: Sequence[int] | None = None
+    head: Sequence[str] | str | None = "auto"
+    classes: Sequence[str] | None = None
+    recipe: Recipe | None = None
+
+    recorded: ClassVar[bool] = False  # PEFT keeps the list of adapters
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        """The outputs, if the method adds nothing at first and no recipe changes the host."""
+        starts = "zero_start" in card(method_key(self.method)).tags and self.recipe is None
+        return frozenset({"outputs"}) if starts else frozenset()
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """The method with what it decides for the whole host, its sites and the heads by path."""
+        check_addable(host)
+        host = base_of(host)
+        heads = _heads(host, self.head)
+        method, sites = planned(host, self.method, self.targets, self.layers, seed, batches)
+        for site in sites:
+            if any(site.path == h or site.path.startswith(f"{h}.") for h in heads):
+                raise TargetError(
+                    f"target {site.path!r}",
+                    got="a head, which is trained whole",
+                    want="a module of the trunk",
+                    fix="Pass head=None to leave the head to the adapter.",
+                )
+        targets = tuple(site.path for site in sites)
+        return Plan(replace(self, method=method, targets=targets, layers=None, head=heads), seed)
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
+        """A PEFT model; a model that is adapted already gets the adapter, inactive."""
+        check_model(host, name)
+        if self.recipe is not None:
+            self.recipe.prepare(host, plan.seed)
+        options = method_to_dict(self.method)
+        classes = None if self.classes is None else {"classes": list(self.classes)}
+        config = IntarsiaConfig(
+            method=options.pop(KEY),
+            options=options,
+            seed=plan.seed,
+            target_modules=exactly(base_of(host), list(self.targets or ())),
+            modules_to_save=list(self.head or ()) or None,
+            origin=classes,
+        )
+        return attach(host, config, name)
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """See `intarsia.fold`."""
+        return fold(cast(PeftModel, host))
+
+
+def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
+    """A PEFT model with the config's cells under a name; a plain model is wrapped first."""
+    if is_adapted(model):
+        model.add_adapter(name, config)
+        _check_words(model)
+        return model
+    config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
+    adapted = PeftModel(model, config, name)
+    _check_words(adapted)
+    return adapted
+
+
+def _check_words(model: PeftModel) -> None:
+    """Raises: ConfigError for an adapter that is called as a module or weight is.
+
+    PEFT saves an adapter as all weights in whose path no other adapter's name stands.
+    """
+    words: set[str] = set()
+    for path in model.state_dict():
+        parts = path.split(".")
+        # behind these stands the adapter's own name
+        words |= {
+            word
+            for before, word in zip(("", *parts), parts, strict=False)
+            if before not in ("intarsia_cells", "modules_to_save")
+        }
+    if clash := sorted(words & set(model.peft_config)):
+        raise ConfigError(
+            "adapter name",
+            got=repr(clash[0]),
+            want="no word in the path of a weight",
+            fix=f"Choose another, such as '{clash[0]}-adapter': weights would be lost when saved.",
+        )
+
+
+def check_addable(model: nn.Module) -> None:
+    """Raises: ConfigError for a model with adapters that are not ours."""
+    if isinstance(model, PeftModel) and not is_adapted(model):
+        raise ConfigError(
+            "model",
+            got="a PeftModel with adapters of PEFT's own",
+            want="a plain or adapted model",
+            fix="Call model.unload() or model.merge_and_unload() first.",
+        )
+
+
+def check_model(model: nn.Module, name: str) -> None:
+    """Raises: ConfigError if the model cannot take one more adapter of this name."""
+    check_addable(model)
+    if not name or "." in name or hasattr(nn.ModuleDict(), name):
+        raise ConfigError(
+            "adapter name",
+            got=repr(name),
+            want="a name without dots that torch does not use itself",
+            fix="Letters, digits, - and _ are fine: 'solar-cells'.",
+        )
+    if is_adapted(model) and name in model.peft_config:
+        raise ConfigError(
+            "adapter name",
+            got=repr(name),
+            want=f"none of {sorted(model.peft_config)}",
+            fix="Choose another name, or call model.delete_adapter first.",
+        )
+
+
+def exactly(host: nn.Module, paths: list[str]) -> set[str] | str:
+    """What makes PEFT, which goes by the ends of names, choose these paths and no other."""
+    names = [p for p, _ in walk(host)]
+    if any(n.endswith(f".{p}") and n not in paths for n in names for p in paths):
+        return "|".join(re.escape(p) for p in paths)
+    return set(paths)
+
+
+def _heads(host: nn.Module, head: Sequence[str] | str | None) -> list[str]:
+    if head is None:
+        return []
+    names = [head] if isinstance(head, str) else list(head)
+    names = find_heads(host) if names == ["auto"] else names
+    paths = [p for p, _ in walk(host) if p]
+    for wanted in names:
+        # PEFT goes by the ends of names
+        also = [p for p in paths if p.endswith(wanted) and p not in names]
+        if wanted not in paths or also:
+            raise TargetError(
+                f"head {wanted!r}",
+                got=f"the end of {also} too" if wanted in paths else "no module of that path",
+                want="the path of one module, to be trained and saved whole",
+                fix=f"The model's own: {find_heads(host) or 'none found'}; or pass head=None.",
+            )
+    return names

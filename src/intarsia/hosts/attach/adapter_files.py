@@ -1,0 +1,140 @@
+"""Read a saved adapter from PEFT's own files; what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...core.errors import CheckpointError, IntarsiaError
+from ..anatomy.origin import WEIGHTS
+from .adapt import attach, check_model
+from .config import Family, IntarsiaConfig
+
+CONFIG = "adapter_config.json"
+
+
+def read_adapter(
+    model: nn.Module,
+    folder: Path,
+    name: str,
+    *,
+    trainable: bool = False,
+    classes: Sequence[str] | None = None,
+) -> PeftModel:
+    """Put an adapter of PEFT's files into the pretrained model it was trained on, in place.
+
+    Raises: CheckpointError, ConfigError, as `intarsia.load` does; the caller undoes the rest.
+    """
+    check_model(model, name)
+    config = read_config(folder)
+    weights = read_weights(folder)
+    _check_classes((config.origin or {}).get("classes"), classes)
+    config.inference_mode = not trainable
+    try:
+        adapted = attach(model, config, name)
+    except IntarsiaError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / CONFIG, f"places that the model has not ({error})") from error
+    check_shapes(folder, get_peft_model_state_dict(adapted, adapter_name=name), weights)
+    set_peft_model_state_dict(adapted, weights, adapter_name=name)
+    if trainable:
+        adapted.set_requires_grad(name)
+    else:
+        adapted.eval()
+    return adapted
+
+
+def read_config(folder: Path) -> IntarsiaConfig:
+    """The method and places of a saved adapter, checked against its weights' digest.
+
+    Raises: CheckpointError if the folder holds no adapter of this library, or a damaged one.
+    """
+    path = folder / CONFIG
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("not an object")
+    except OSError as error:
+        raise CheckpointError(
+            f"adapter folder {str(folder)!r}",
+            got=error.strerror or "unreadable",
+            want=f"a folder with {CONFIG} and {WEIGHTS}",
+            fix="Give the folder that model.save_pretrained wrote (a named adapter has its own).",
+        ) from error
+    except ValueError as error:
+        raise _damaged(path, f"text that is not JSON ({error})") from error
+    kind = stored.get("peft_type")
+    if kind != Family.INTARSIA.value:
+        raise CheckpointError(
+            str(path),
+            got=f"an adapter of type {kind!r}",
+            want=f"{Family.INTARSIA.value!r}",
+            fix="Load adapters of PEFT's own with peft.PeftModel.from_pretrained.",
+        )
+    try:
+        return IntarsiaConfig.from_pretrained(str(folder))
+    except CheckpointError:
+        raise
+    except (IntarsiaError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"settings that no method takes ({error})") from error
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a saved adapter, on the CPU.
+
+    Raises: CheckpointError if there are none, or the file is cut short or not safetensors.
+    """
+    path = folder / WEIGHTS
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, f"no readable safetensors file ({error})") from error
+
+
+def _damaged(path: Path, got: str) -> CheckpointError:
+    return CheckpointError(
+        str(path),
+        got=got,
+        want="a file as model.save_pretrained wrote it",
+        fix="Copy the folder again from its source, or train again.",
+    )
+
+
+def _check_classes(stored: Sequence[str] | None, wanted: Sequence[str] | None) -> None:
+    if wanted is None or stored is None or list(stored) == list(wanted):
+        return
+    raise CheckpointError(
+        "classes",
+        got=list(stored),
+        want=list(wanted),
+        fix="Use the data the adapter was trained on, or train a new head.",
+    )
+
+
+def check_shapes(folder: Path, wanted: dict[str, Any], got: dict[str, Tensor]) -> None:
+    """Raises: CheckpointError unless names and shapes are those of the adapter just attached."""
+    missing, foreign = sorted(wanted.keys() - got.keys()), sorted(got.keys() - wanted.keys())
+    if missing or foreign:
+        raise CheckpointError(
+            f"weights in {str(folder)!r}",
+            got=f"{len(foreign)} tensors that do not belong, such as {foreign[:1]}; "
+            f"{len(missing)} missing, such as {missing[:1]}",
+            want=f"the {len(wanted)} tensors of the method in {CONFIG}",
+            fix="The weights are of another method or model; copy the folder again.",
+        )
+    for key, tensor in got.items():
+        if tensor.shape != wanted[key].shape:
+            raise CheckpointError(
+                f"{key} in {str(folder)!r}",
+                got=tuple(tensor.shape),
+                want=tuple(wanted[key].shape),
+                fix="Create the model with the sizes and classes of the training run.",
+            )

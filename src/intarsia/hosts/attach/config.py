@@ -1,0 +1,140 @@
+"""Which method goes where, in the form in which PEFT stores it."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig
+from torch import nn
+
+from ...core import Cell, Method, Site
+from ...core.errors import ConfigError
+from ...core.registry import method_from_dict
+from ..anatomy import origin
+from .shared import Shared, shares
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "options": (dict,),
+    "seed": (int,),
+    "target_modules": (set, str),
+    "exclude_modules": (set, str),
+    "layers_to_transform": (list, int),
+    "layers_pattern": (list, str),
+    "modules_to_save": (list, set, str),
+    "origin": (dict,),
+}
+
+
+class Family(str, enum.Enum):  # noqa: UP042  PEFT's mappings want a str enum whose name is its value
+    """The type under which PEFT knows every method."""
+
+    INTARSIA = "INTARSIA"
+
+
+@dataclass
+class IntarsiaConfig(PeftConfig):
+    """Which method goes where, as PEFT stores it: `adapter_config.json`.
+
+    method, options: the catalogue's key and settings, see `intarsia.core.registry`.
+    seed: with a site's path, the source of its cell's first weights, so that two methods with one
+      seed start from the same projections.
+    target_modules: paths or ends of paths; None = where the method's roles say.
+    init_weights: False = random cells (PEFT's test-suite asks for it).
+    origin: what the weights belong to (trunk, heads, class names), checked at load.
+    """
+
+    method: str = field(default="bottleneck")
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = field(default=0)
+    target_modules: list[str] | set[str] | str | None = field(default=None)
+    exclude_modules: list[str] | set[str] | str | None = field(default=None)
+    layers_to_transform: list[int] | int | None = field(default=None)
+    layers_pattern: list[str] | str | None = field(default=None)
+    modules_to_save: list[str] | None = field(default=None)
+    init_weights: bool = field(default=True)
+    origin: dict[str, Any] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = Family.INTARSIA
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(value := getattr(self, name), (list, tuple)):
+                setattr(self, name, set(value))
+        for name, kinds in KINDS.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kinds):
+                raise ConfigError(
+                    name,
+                    got=repr(value),
+                    want=" or ".join(k.__name__ for k in kinds),
+                    fix="Give a value of that type, or none.",
+                )
+        self.settings()
+
+    def settings(self) -> Method:
+        """The method's own frozen settings."""
+        return method_from_dict({"method": self.method} | (self.options or {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        # sorted, so that equal adapters give equal files
+        return {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        self.origin = origin.with_digest(self.origin, save_directory, self._identity())
+        super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> IntarsiaConfig:
+        """Raises: CheckpointError if the folder's weights are not those it was saved with."""
+        config = cast(
+            IntarsiaConfig,
+            super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs),
+        )
+        origin.check_digest(
+            config.origin, pretrained_model_name_or_path, subfolder, config._identity()
+        )
+        return config
+
+    def _identity(self) -> dict[str, Any]:
+        """The part of the config that the weights depend on."""
+        stored = self.to_dict()
+        names = (
+            "method",
+            "options",
+            "seed",
+            "target_modules",
+            "exclude_modules",
+            "layers_to_transform",
+            "layers_pattern",
+            "modules_to_save",
+        )
+        classes = (self.origin or {}).get("classes")
+        return {name: stored[name] for name in names} | {"classes": classes}
+
+    def _generator(self, path: str, salt: str) -> torch.Generator:
+        digest = hashlib.sha256(f"{self.seed}:{path}:{salt}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+
+    def share(self, sites: Iterable[Site]) -> Shared:
+        """What the cells of this adapter share; sites are asked for only if they do."""
+        method = self.settings()
+        if not shares(method):
+            return Shared()
+        generator = self._generator("", "shared")
+        return Shared(lambda: method.share(list(sites), generator=generator))
+
+    def build(self, site: Site, name: str, shared: Shared) -> Cell:
+        """The cell of this adapter for a site."""
+        generator = self._generator(site.path, "" if self.init_weights else name)
+        cell = shared.build(self.settings(), site, generator=generator)
+        if not self.init_weights:
+            for parameter in cell.parameters():
+                nn.init.normal_(parameter, std=0.2, generator=generator)
+        return cell

@@ -1,0 +1,384 @@
+"""The plug-in by which every cell lives in a PEFT model; nothing else touches PEFT's internals.
+
+One family type, INTARSIA, with a `method` key: cells of different methods sit, save and load side
+by side in one model, which PEFT refuses to distinct types. `intarsia` must be imported before
+`PeftModel.from_pretrained` reads such a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeGuard
+
+import torch
+from peft import PeftModel
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import ModulesToSaveWrapper as ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from ...core import Cell, Site
+from ...core.errors import FoldError, TargetError
+from ...core.registry import settings_to_dict
+from ...gating import of_samples, unwatch, watch
+from ..anatomy import origin
+from ..anatomy.blocks import blocks, unwrapped, walk
+from ..anatomy.sites import check_nesting, planned, site_at
+from .config import Family, IntarsiaConfig
+from .mixed import BASE, check_names
+from .shared import Shared
+
+PREFIX = "intarsia_"
+
+
+class IntarsiaLayer(nn.Module, BaseTunerLayer):
+    """A host's module with cells beside ("parallel") or behind it ("sequential").
+
+    y = f(x) + sum over active adapters of cell(x), or of cell(f(x)). Cells read the width as the
+    last axis. Random routers hold their draw until the host's next forward, so that the
+    recomputation of gradient checkpointing meets the same experts.
+    """
+
+    adapter_layer_names = ("intarsia_cells",)
+
+    def __init__(self, base_layer: nn.Module, site: Site) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.training = base_layer.training  # not train(), which would reach into the host
+        self.intarsia_cells = nn.ModuleDict().train(self.training)
+        self.intarsia_sites: dict[str, tuple[str, str]] = {}  # name -> (position, channels)
+        self.in_features, self.out_features = site.inputs, site.outputs
+        self.path = site.path
+        self.merged_adapters: list[str] = []
+        self._active_adapter: list[str] = []
+
+    def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
+        """Put a cell in place under an adapter's name."""
+        self.intarsia_cells[name] = cell.train(self.training)
+        self.intarsia_sites[name] = (site.position, site.channels)
+        self._move_adapter_to_device_of_base_layer(name)
+        self.set_adapter(self.active_adapters, inference_mode=frozen)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.intarsia_sites.pop(adapter_name, None)
+
+    def _get_base_layer_device_and_dtype(
+        self, base_layer: nn.Module
+    ) -> tuple[torch.device | None, torch.dtype | None]:
+        first = next((p for p in base_layer.parameters() if p.is_floating_point()), None)
+        if first is None:
+            return super()._get_base_layer_device_and_dtype(base_layer)
+        return first.device, first.dtype
+
+    def _addition(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        position, channels = self.intarsia_sites[name]
+        cell = self.intarsia_cells[name]
+        if isinstance(cell, Cell) and cell.whole:
+            return cell.around(self.base_layer, x).to(y.dtype) - y
+        read = x if position == "parallel" else y
+        if channels == "first":
+            return cell(read.movedim(1, -1)).movedim(-1, 1).to(y.dtype)
+        return cell(read).to(y.dtype)
+
+    def _alone(self) -> Cell | None:
+        """The cell that computes this place by itself: the only one active, `whole` or `fused`."""
+        if self.disable_adapters or self.merged_adapters:
+            return None
+        active = [n for n in self.active_adapters if n in self.intarsia_cells]
+        cell = self.intarsia_cells[active[0]] if len(active) == 1 else None
+        if isinstance(cell, Cell) and cell.fused:
+            beside = self.intarsia_sites[active[0]] == ("parallel", "last")
+            return cell if beside and type(self.base_layer) is nn.Linear else None
+        return cell if isinstance(cell, Cell) and cell.whole else None
+
+    def _per_sample(self, x: Tensor, y: Tensor, names: Sequence[str]) -> Tensor:
+        total = torch.zeros_like(y)
+        # windows of one sample follow each other
+        each = y.shape[0] // len(names)
+        for name in dict.fromkeys(names):
+            if name in self.intarsia_cells:
+                chosen = torch.tensor([n == name for n in names])
+                rows = chosen.repeat_interleave(each).to(y.device)
+                with of_samples(self.intarsia_cells[name], chosen):
+                    total[rows] = self._addition(name, x[rows], y[rows])
+        return y + total
+
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        if self.merged and (self.disable_adapters or adapter_names is not None):
+            self.unmerge()
+        x = args[0] if args else next(iter(kwargs.values()))
+        if adapter_names is None and (cell := self._alone()) is not None:
+            return cell.around(self.base_layer, x)
+        out = self.base_layer(*args, **kwargs)
+        if self.disable_adapters:
+            return out
+        y = out[0] if isinstance(out, tuple) else out
+        if adapter_names is not None:
+            total = self._per_sample(x, y, adapter_names)
+        else:
+            active = [n for n in self.active_adapters if n in self.intarsia_cells]
+            total = y
+            for name in active:
+                if name not in self.merged_adapters:
+                    total = total + self._addition(name, x, y)
+        return (total, *out[1:]) if isinstance(out, tuple) else total
+
+    def delta(self, name: str) -> Tensor:
+        """The change of the host's weight, in its shape.
+
+        Raises: FoldError if the cell is not linear, or what it sits on has no such weight.
+        """
+        cell, base = self.intarsia_cells[name], self.get_base_layer()
+        delta = cell.merged().delta() if isinstance(cell, Cell) else None
+        if delta is None:
+            raise FoldError(
+                f"merging adapter {name!r} at {self.path!r}",
+                got=f"{type(cell).__name__}, which is not linear in its input",
+                want="a cell that is a change of weights, such as LoRA",
+                fix="Try intarsia.fold(model), or keep the adapter attached.",
+            )
+        if self.intarsia_sites[name][0] != "parallel" or not isinstance(
+            base, (nn.Linear, nn.Conv2d)
+        ):
+            raise FoldError(
+                f"merging adapter {name!r} at {self.path!r}",
+                got=type(base).__name__,
+                want="a Linear or pointwise convolution with the cell beside it",
+                fix="Target linear layers.",
+            )
+        return delta.reshape(base.weight.shape)
+
+    def _shift(self, name: str, sign: int, safe: bool) -> None:
+        weight = self.get_base_weight()
+        merged = weight + (sign * self.delta(name)).to(weight.dtype)
+        if safe and not torch.isfinite(merged).all():
+            raise ValueError(
+                f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
+            )
+        self.set_base_weight(merged)
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name in self.intarsia_cells:
+                self._shift(name, +1, safe_merge)
+                self.merged_adapters.append(name)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        while self.merged_adapters:
+            self._shift(self.merged_adapters.pop(), -1, False)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        with contextlib.suppress(FoldError):
+            return adapter_name in self.intarsia_cells and self.delta(adapter_name) is not None
+        return False
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """What merging adds to the host's weight."""
+        return self.delta(adapter_name)
+
+
+class IntarsiaModel(BaseTuner):
+    """PEFT's tuner for every method."""
+
+    prefix = PREFIX
+    tuner_layer_cls = IntarsiaLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _prepare_adapter_config(self, peft_config: IntarsiaConfig, model_config: Any) -> Any:
+        layers = peft_config.layers_to_transform
+        if peft_config.target_modules is None:
+            chosen = [layers] if isinstance(layers, int) else layers
+            method, sites = planned(
+                self.model, peft_config.settings(), None, chosen, peft_config.seed
+            )
+            peft_config.options = settings_to_dict(method)
+            peft_config.target_modules = {site.path for site in sites}
+        if layers is not None and not peft_config.layers_pattern:
+            # the stock pattern wants a name before the container, which timm's `blocks.0` has not
+            lists = {p.rpartition(".")[0].rpartition(".")[2] for p, _ in blocks(self.model)}
+            peft_config.layers_pattern = sorted(lists)
+        return peft_config
+
+    def _prepare_model(self, peft_config: IntarsiaConfig, model: nn.Module) -> None:
+        """Everything that can be refused is refused here, before a module is touched."""
+        names = [p for p, _ in walk(model) if p]
+        paths = [n for n in names if self._check_target_module_exists(peft_config, n)]
+        check_nesting(model, paths)
+        position = peft_config.settings().position
+        self._shared = peft_config.share(site_at(model, p, position) for p in paths)
+        saved = peft_config.modules_to_save or ()
+        for head in saved:
+            if not any(n.endswith(head) for n in names):
+                raise TargetError(
+                    f"head {head!r}",
+                    got="no module of that name",
+                    want="a module that is trained and saved whole",
+                    fix="Name it as in model.named_modules().",
+                )
+        heads = [n for n in names if any(n.endswith(h) for h in saved)]
+        peft_config.origin = origin.matched(peft_config.origin, model, heads)
+
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self._shared = Shared()  # the cells have it now
+        watch(model)
+        self._rest_statistics()
+
+    def _create_and_replace(
+        self,
+        peft_config: IntarsiaConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        site = site_at(self.model, current_key, peft_config.settings().position)
+        cell = peft_config.build(site, adapter_name, self._shared)
+        if isinstance(cell, Cell):
+            cell.check(unwrapped(target))
+        if not isinstance(target, IntarsiaLayer):
+            target = IntarsiaLayer(target, site)
+            target.set_adapter(self.active_adapters)
+            setattr(parent, target_name, target)
+        target.add(adapter_name, cell, site, frozen=peft_config.inference_mode)
+
+    def train(self, mode: bool = True) -> IntarsiaModel:
+        super().train(mode)
+        self._rest_statistics()
+        return self
+
+    def _rest_statistics(self) -> None:
+        """Batch statistics of a frozen trunk stay as they are."""
+        for _, module in walk(self.model):
+            norm = unwrapped(module)
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not any(
+                p.requires_grad for p in norm.parameters()
+            ):
+                norm.eval()
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # the stock rule drops the name in the last or second-to-last place only; cells are nested
+        if (inside := f".intarsia_cells.{adapter_name}.") in key:
+            return key.replace(inside, ".intarsia_cells.", 1)
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: Any
+    ) -> None:
+        # used to unload; the stock one wants `.weight` on both sides, which a block has not
+        setattr(parent, child_name, new_module)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        was_active = adapter_name in self.active_adapters
+        left = [n for n in self.peft_config if n != adapter_name]
+        active = [n for n in self.active_adapters if n != adapter_name] or left[:1]
+        super().delete_adapter(adapter_name)
+        # the stock one asks the first layer what is active now, which may carry no other adapter
+        if was_active and active:
+            self.set_adapter(active[0] if len(active) == 1 else active)
+
+    @contextlib.contextmanager
+    def _enable_peft_forward_hooks(
+        self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
+    ) -> Iterator[None]:
+        if adapter_names is None:
+            yield
+            return
+        inputs = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+        check_names(adapter_names, self.peft_config, inputs, training=self.training)
+
+        def pass_names(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+            names: list[str] = adapter_names
+            if isinstance(module, ModulesToSaveWrapper):  # not every adapter has a head of its own
+                names = [n if n in module.modules_to_save else BASE for n in adapter_names]
+            return args, {**kwargs, "adapter_names": names}
+
+        wrappers = (IntarsiaLayer, AuxiliaryTrainingWrapper)
+        handles = [
+            module.register_forward_pre_hook(pass_names, with_kwargs=True)
+            for module in self.modules()
+            if isinstance(module, wrappers)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        self._check_deltas(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:
+            self._check_deltas(adapter_names)
+        super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        host = self.model
+        unwatch(host)
+        return host
+
+    def _check_deltas(self, adapter_names: list[str] | None) -> None:
+        """Raises: FoldError for the first cell that cannot merge, before a layer is touched."""
+        names = self.active_adapters if adapter_names is None else adapter_names
+        for module in self.model.modules():
+            if isinstance(module, IntarsiaLayer):
+                for name in names:
+                    if name in module.intarsia_cells and name not in module.merged_adapters:
+                        module.delta(name)
+                        self._check_own(module)
+
+    def _check_own(self, layer: IntarsiaLayer) -> None:
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        shared = [p for p, m in self.model.named_modules() if weight is m._parameters.get("weight")]
+        if weight is not None and len(shared) > 1:
+            raise FoldError(
+                f"merging at {layer.path!r}",
+                got=f"a weight that {shared[0]!r} has, too",
+                want="a weight of its own",
+                fix="Use intarsia.fold(model), which unties a copy.",
+            )
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            return
+        for layer in self.model.modules():
+            if isinstance(layer, IntarsiaLayer) and adapter_name in layer.intarsia_cells:
+                for part in layer.intarsia_cells[adapter_name].modules():
+                    for name, buffer in list(part.named_buffers(recurse=False)):
+                        # the stock one leaves a cell's buffers in half precision
+                        if buffer.dtype in (torch.float16, torch.bfloat16):
+                            setattr(part, name, buffer.float())
+
+
+def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
+    """Is this a PEFT model that carries cells?"""
+    return isinstance(model, PeftModel) and isinstance(model.base_model, IntarsiaModel)
+
+
+# what register_peft_method does, less its check that the name is in PEFT's own closed enum
+PEFT_TYPE_TO_CONFIG_MAPPING[Family.INTARSIA] = IntarsiaConfig  # pyright: ignore[reportArgumentType]
+PEFT_TYPE_TO_TUNER_MAPPING[Family.INTARSIA] = IntarsiaModel  # pyright: ignore[reportArgumentType]
+PEFT_TYPE_TO_PREFIX_MAPPING[Family.INTARSIA] = PREFIX  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,59 @@
+"""What published recipes do to a backbone before cells go in: its dropout, its head's start."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ...core.errors import ConfigError, TargetError
+from ...core.heads import heads_of
+
+DROPOUTS = ("pos_drop", "mlp.drop1", "mlp.drop2")
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Dropout of a timm vision transformer's embedding and MLPs, in place.
+
+    Of use to what needs noisy forwards, as the published MoSA and R-Drop do. Stays in the model.
+    Raises: TargetError for a model without these modules; ConfigError unless 0 <= p < 1.
+    """
+    if not 0 <= p < 1:
+        raise ConfigError("dropout", got=p, want="0 <= p < 1", fix="Try 0.1.")
+    found = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Dropout) and f".{name}".endswith(tuple(f".{d}" for d in DROPOUTS))
+    ]
+    if not found:
+        raise TargetError(
+            f"dropout of {type(model).__name__}",
+            got=f"no nn.Dropout named {DROPOUTS}",
+            want="a timm vision transformer",
+            fix="Set the rates where the model is made.",
+        )
+    for module in found:
+        module.p = p
+
+
+def linear_head(model: nn.Module) -> nn.Linear:
+    """The one linear classifier of a model.  Raises: ConfigError for another head."""
+    heads = heads_of(model)
+    if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
+        raise ConfigError(
+            f"head of {type(model).__name__}",
+            got=" and ".join(type(head).__name__ for head in heads) or "none",
+            want="one linear classifier, whose start the recipe sets",
+            fix="Use a ViT of timm.",
+        )
+    return heads[0]
+
+
+def reset_head(head: nn.Linear, *, generator: torch.Generator) -> None:
+    """Start a classifier as VPT (arXiv:2203.12119) and MoSA do, in place.
+
+    W ~ N(0, 2 / classes) (Kaiming, fan-out) and b = -log 99: every class starts unlikely.
+    """
+    nn.init.kaiming_normal_(head.weight, mode="fan_out", generator=generator)
+    nn.init.constant_(head.bias, -math.log(99))

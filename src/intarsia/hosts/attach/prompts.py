@@ -1,0 +1,118 @@
+"""Visual prompt tuning, shallow and deep (arXiv:2203.12119)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ...core.checks import at_least
+from ...core.errors import ConfigError, TargetError
+from .select import train_part
+
+NAME = "prompts"
+
+
+class Prompts(nn.Module):
+    """Trained tokens that stand between the class token (and registers) and the patches.
+
+    tokens: (1, n, d) shallow, or (depth, n, d) deep, ~ U(-v, v) with v^2 = 6 / (patch + d), where a
+    patch has 3 * side * side values, as in the released code; prefix: how many tokens stand before;
+    first: the number of the first block that has some.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        prefix: int,
+        bound: float,
+        dropout: float,
+        generator: torch.Generator,
+        first: int = 0,
+    ) -> None:
+        super().__init__()
+        self.prefix, self.first = prefix, first
+        self.tokens = nn.Parameter(torch.empty(*shape))
+        nn.init.uniform_(self.tokens, -bound, bound, generator=generator)
+        self.dropout = nn.Dropout(dropout)
+
+    def insert(self, row: int, x: Tensor) -> Tensor:
+        """(B, prefix + patches, d) -> (B, prefix + n + patches, d)."""
+        tokens = self.dropout(self.tokens[row].expand(len(x), -1, -1)).to(x.dtype)
+        return torch.cat([x[:, : self.prefix], tokens, x[:, self.prefix :]], 1)
+
+    def remove(self, x: Tensor) -> Tensor:
+        """The inverse of insert."""
+        after = self.prefix + self.tokens.shape[1]
+        return torch.cat([x[:, : self.prefix], x[:, after:]], 1)
+
+
+# hooks, not another forward: the modules, their names and gradient checkpointing stay the model's
+def _before(prompts: Prompts, row: int, block: nn.Module, args: tuple[Any, ...]) -> Any:
+    return (prompts.insert(row, args[0]), *args[1:])
+
+
+def _after(prompts: Prompts, block: nn.Module, args: Any, out: Tensor) -> Tensor:
+    return prompts.remove(out)
+
+
+def add_prompts(
+    model: nn.Module,
+    *,
+    prompts: int = 10,
+    deep: bool = False,
+    dropout: float = 0.0,
+    last_blocks: int = 0,
+    seed: int = 0,
+) -> nn.Module:
+    """Give a frozen vision transformer trained prompts, in place; they and the head are trained.
+
+    prompts: how many, 0 for none.  deep: fresh ones for every block, in place of the ones before;
+    else those of the first block are carried through.  dropout: on the prompts, while training.
+    last_blocks: deep ones in so many blocks, from the last (the paper's prompt depth); 0 = all.
+    They are gone before the last norm, so that any pooling reads what it always did; the released
+    code keeps them there and reads the class token, which is the same.
+
+    Raises: TargetError for anything but a timm VisionTransformer, or one with prompts; ConfigError
+    for settings that cannot be.
+    Not with `forward_intermediates`, whose maps have no place for shallow prompts.
+    """
+    if not isinstance(model, VisionTransformer) or hasattr(model, NAME):
+        again = "one with prompts" if hasattr(model, NAME) else type(model).__name__
+        raise TargetError(
+            "model for prompts",
+            got=again,
+            want="a timm VisionTransformer without prompts",
+            fix="Use a ViT, DeiT or DINOv2 of timm, or another method: --method ssf.",
+        )
+    at_least("prompts", prompts, 0, "Try 10.")
+    if not 0 <= dropout < 1:
+        raise ConfigError("dropout", got=dropout, want="0 <= p < 1", fix="Try 0.1.")
+    stack = list(cast(nn.Sequential, model.blocks))
+    if not 0 <= last_blocks <= (len(stack) if deep else 0):
+        raise ConfigError(
+            "last_blocks",
+            got=last_blocks,
+            want=f"0 ... {len(stack)}" if deep else "0: shallow prompts stand before the first",
+            fix="0 stands for all of them.",
+        )
+    train_part(model, "linear")
+    if not prompts:
+        return model
+    first = len(stack) - last_blocks if last_blocks else 0
+    stack = stack[first:]
+    patch = cast(Any, model.patch_embed).proj.weight[0].numel()
+    shape = (len(stack) if deep else 1, prompts, model.embed_dim)
+    bound, generator = (6 / (patch + model.embed_dim)) ** 0.5, torch.Generator().manual_seed(seed)
+    own = Prompts(shape, model.num_prefix_tokens, bound, dropout, generator, first)
+    own.to(next(model.parameters()).device).train(model.training)
+    model.add_module(NAME, own)
+    for row, block in enumerate(stack if deep else stack[:1]):
+        block.register_forward_pre_hook(partial(_before, own, row))
+    for block in stack if deep else stack[-1:]:
+        block.register_forward_hook(partial(_after, own))
+    return model

@@ -1,0 +1,90 @@
+"""Baselines that train a part of the model as it is: nothing is added, the rest is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from torch import nn
+
+from ...core.errors import ConfigError, UnknownName
+from ..anatomy.blocks import blocks, is_norm, walk
+from .adapt import find_heads
+
+PARTS = ("linear", "full", "bitfit", "norms", "last-k")
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int = 0) -> nn.Module:
+    """Freeze a model but for a part of it, in place; a classifier is always trained.
+
+    part: "linear", the head; "full", everything; "bitfit", every bias; "norms", the weights and
+    biases of every norm; "last-k", the last `blocks` blocks and what follows the first of them
+    (norms, patch merging).  last_blocks: biases or norms in so many and behind them, 0 = all.
+    Names stay the model's own, so that the trained weights are a plain state dict; PEFT's LNTuning
+    trains the same norms, in copies that take their places.
+
+    Raises: UnknownName for another part; ConfigError for a model without a head or without that
+    part, or a wrong number of blocks.
+    """
+    if part not in PARTS:
+        raise UnknownName("part of a model", part, PARTS)
+    heads = find_heads(model)
+    if not heads and part == "linear":
+        raise ConfigError(
+            f"head of {type(model).__name__}",
+            got="none",
+            want="a classifier to train",
+            fix="Use another method or model.",
+        )
+    learns = [p for head in heads for p in model.get_submodule(head).parameters()]
+    last = partial(_last, "blocks", blocks)
+    others = {"full": _all, "bitfit": _biases, "norms": _norms, "last-k": last}
+    found = list(others[part](model)) if part in others else []
+    if last_blocks:
+        kept = {id(p) for p in _last("last_blocks", last_blocks, model)}
+        found = [p for p in found if id(p) in kept]
+    if part in others and not found:
+        raise ConfigError(
+            f"method {part!r}",
+            got=f"{type(model).__name__}, which has nothing of the kind",
+            want="a model with that part",
+            fix="Use another method or model.",
+        )
+    model.requires_grad_(False)
+    for parameter in (*learns, *found):
+        parameter.requires_grad_(True)
+    return model
+
+
+def _all(model: nn.Module) -> Iterator[nn.Parameter]:
+    return model.parameters()
+
+
+def _biases(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Biases by name; the table of Swin's relative positions is none."""
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2].endswith("bias"):
+            yield parameter
+
+
+def _norms(model: nn.Module) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        if is_norm(module) or isinstance(module, BATCH_NORM):
+            yield from module.parameters(recurse=False)
+
+
+def _last(what: str, count: int, model: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters of the last blocks, and of all modules behind the first of these."""
+    found = [path for path, _ in blocks(model)]
+    if not 1 <= count <= len(found):
+        raise ConfigError(
+            what,
+            got=count,
+            want=f"1 ... {len(found)}",
+            fix=f"{type(model).__name__} has {len(found)} blocks.",
+        )
+    order = dict(walk(model))
+    start = list(order).index(found[-count])
+    for module in list(order.values())[start:]:
+        yield from module.parameters(recurse=False)

@@ -1,0 +1,53 @@
+"""What the cells of one adapter share, held by the first of them.
+
+A method with `share(sites, generator=)` gets, in `build(site, generator=, shared=)`, the module
+that it made for all sites; every cell refers to it, and the first cell also registers it. So it is
+saved, moved, cast, frozen, trained and deleted once, and as any cell is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeGuard, cast
+
+import torch
+from torch import nn
+
+from ...core import Cell, Method, Site
+
+
+class Sharing(Method, Protocol):
+    """A method whose cells share state."""
+
+    def share(self, sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module: ...
+
+    def build(
+        self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
+    ) -> Cell: ...
+
+
+def shares(method: Method) -> TypeGuard[Sharing]:
+    """Do the cells of this method share state?"""
+    return callable(getattr(method, "share", None))
+
+
+class Shared:
+    """Builds the cells of one adapter; make: what they share, None = nothing.
+
+    It is made with the first cell, so that it is where that cell is, be it the meta device.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module] | None = None) -> None:
+        self._make = make
+        self._module: nn.Module | None = None
+
+    def build(self, method: Method, site: Site, *, generator: torch.Generator) -> Cell:
+        """The method's cell for a site."""
+        if self._make is None:
+            return method.build(site, generator=generator)
+        first = self._module is None
+        module = self._module = self._make() if self._module is None else self._module
+        cell = cast(Sharing, method).build(site, generator=generator, shared=module)
+        if first:
+            cell.add_module("shared", module)
+        return cell

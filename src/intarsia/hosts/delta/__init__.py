@@ -1,0 +1,1 @@
+"""Changes of single weights, to apply, add and send around."""

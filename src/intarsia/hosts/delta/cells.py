@@ -1,0 +1,140 @@
+"""Deltas as adapters and adapters as deltas: sparse cells of a model, and what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from ...adapters.sparse import Sparse, SparseCell
+from ...core.errors import ConfigError, FoldError, TargetError
+from ...core.registry import KEY, method_to_dict
+from ..anatomy.blocks import unwrapped, walk
+from ..anatomy.own_weights import own_parameters
+from ..anatomy.sites import site_at
+from ..attach.adapt import Adapt, check_model
+from ..attach.config import IntarsiaConfig
+from ..attach.peft import IntarsiaLayer, ModulesToSaveWrapper, is_adapted
+from ..changing import apply_change
+from .sparse_delta import Entry, SparseDelta
+
+LAYERS = (nn.Linear, nn.Conv2d)
+
+
+def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") -> PeftModel:
+    """Put a delta beside a model's weights as an adapter, in place: switched, mixed, saved as any.
+
+    Its heads become the adapter's trained heads. The model must be the delta's base, without it.
+
+    Raises: TargetError if the delta changes what is no weight of a linear layer (biases, tables
+    of embeddings); CheckpointError for another base; ConfigError for a name in use. The model is
+    then as it was.
+    """
+    check_model(model, name)
+    host = model.get_base_model() if is_adapted(model) else model
+    delta.check(host)
+    modules = {path: unwrapped(module) for path, module in walk(host)}
+    changed = {n: entry for n, entry in delta.entries.items() if len(entry[0])}
+    for parameter in changed:
+        path, _, leaf = parameter.rpartition(".")
+        if leaf != "weight" or not isinstance(modules[path], LAYERS):
+            raise TargetError(
+                f"delta of {parameter!r}",
+                got=f"a {leaf} of {type(modules[path]).__name__}",
+                want="weights of linear layers, beside which a cell can stand",
+                fix="Use delta.apply(model), or adapt(model, LtSft()), which stays within those.",
+            )
+    found = {n.rpartition(".")[0]: entry for n, entry in changed.items()}
+    if not found:
+        raise ConfigError(
+            "delta", got="no entries", want="at least one", fix="Use the model as it is."
+        )
+    heads = sorted({n.rpartition(".")[0] for n in delta.heads})
+    change = Adapt(sparse_of(found), list(found), head=heads or None)
+    adapted = cast(PeftModel, apply_change(model, change, name=name))
+    put_entries(adapted, name, found)
+    saved = _heads(adapted, name)
+    with torch.no_grad():
+        for parameter, head in delta.heads.items():
+            saved[parameter].copy_(head)
+    return adapted
+
+
+def sparse_of(entries: Mapping[str, Entry]) -> Sparse:
+    """The settings of cells with so many entries at each path."""
+    return Sparse(entries=tuple(f"{path}={len(i)}" for path, (i, _) in entries.items()))
+
+
+def put_entries(model: PeftModel, name: str, entries: Mapping[str, Entry]) -> None:
+    """Let an adapter's cells be sparse ones with these entries, whatever they were."""
+    config = model.peft_config[name]
+    assert isinstance(config, IntarsiaConfig)
+    options = method_to_dict(sparse_of(entries))
+    config.method, config.options = options.pop(KEY), options
+    host = model.get_base_model()
+    for path, layer in layers_of(model, name).items():
+        old = next(layer.intarsia_cells[name].parameters())
+        index, values = entries[path]
+        site = site_at(host, path, "parallel")
+        if len(index) == site.outputs * site.reads:
+            index = index[:0]
+        cell = SparseCell(site, index, values.to(old.device, torch.float32).clone())
+        cell.values.requires_grad_(old.requires_grad)
+        layer.intarsia_cells[name] = cell.train(layer.training)
+
+
+def layers_of(model: PeftModel, name: str) -> dict[str, IntarsiaLayer]:
+    """The wrapped modules that carry an adapter, by path."""
+    return {
+        path: module
+        for path, module in walk(model.get_base_model())
+        if isinstance(module, IntarsiaLayer) and name in module.intarsia_cells
+    }
+
+
+def cells_of(model: PeftModel, name: str) -> dict[str, SparseCell]:
+    """The sparse cells of an adapter, by path."""
+    found = {p: layer.intarsia_cells[name] for p, layer in layers_of(model, name).items()}
+    return {p: cell for p, cell in found.items() if isinstance(cell, SparseCell)}
+
+
+def delta_of(model: nn.Module, name: str | None = None) -> SparseDelta:
+    """The delta that an adapter of linear cells is: all entries that they change, and its heads.
+
+    Raises: ConfigError for a model without that adapter; FoldError for a cell that is not linear.
+    """
+    names = list(model.peft_config) if is_adapted(model) else []
+    chosen = name or (names[0] if len(names) == 1 else None)
+    if not is_adapted(model) or chosen not in names:
+        raise ConfigError(
+            "adapter", got=repr(name), want=f"one of {names}", fix="Pass the name of one of them."
+        )
+    if merged := sorted({n for m in layers_of(model, chosen).values() for n in m.merged_adapters}):
+        raise FoldError(
+            "delta",
+            got=f"a model with {merged} merged into its weights",
+            want="the weights it started from",
+            fix="Call model.unmerge_adapter() first.",
+        )
+    own, entries = own_parameters(model), dict[str, Entry]()
+    with torch.no_grad():
+        for path, layer in layers_of(model, chosen).items():
+            change = layer.delta(chosen).reshape(-1)
+            index = change.nonzero().flatten()
+            entries[f"{path}.weight"] = index.cpu(), change[index].cpu()
+    start = {n: own[n] for n in entries}
+    heads = {n: p.detach().cpu().clone() for n, p in _heads(model, chosen).items()}
+    return SparseDelta.of(entries, start, heads)
+
+
+def _heads(model: PeftModel, name: str) -> dict[str, Tensor]:
+    """The adapter's own trained heads, by the names of the host's."""
+    return {
+        f"{path}.{leaf}": parameter
+        for path, module in walk(model.get_base_model())
+        if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save
+        for leaf, parameter in module.modules_to_save[name].named_parameters()
+    }

@@ -1,0 +1,68 @@
+"""A delta on disk: one safetensors file with a digest, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ...core.errors import CheckpointError
+from ...core.files import writing
+
+FORMAT = "intarsia sparse delta 1"
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Put tensors and JSON into a file."""
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(about, sort_keys=True)
+    metadata = {"format": FORMAT, "about": text, "digest": _digest(kept, text)}
+    with writing(path) as scratch:
+        safetensors.torch.save_file(kept, scratch, metadata=metadata)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the JSON of a file.
+
+    Raises: CheckpointError if it is not there, cut short, changed, or no delta.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, f"no readable safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"delta {str(path)!r}",
+            got=f"a file of format {metadata.get('format')!r}",
+            want=f"{FORMAT!r}",
+            fix="Adapters are read with intarsia.load; other files are no deltas.",
+        )
+    text = metadata.get("about", "")
+    if metadata.get("digest") != _digest(tensors, text):
+        raise damaged(path, "contents that are not those that were written")
+    return tensors, json.loads(text)
+
+
+def damaged(path: Path, got: str) -> CheckpointError:
+    return CheckpointError(
+        f"delta {str(path)!r}",
+        got=got,
+        want="a file as SparseDelta.save wrote it",
+        fix="Copy the file again from its source.",
+    )
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)}".encode())
+        digest.update(safetensors.torch.save({"t": tensors[name]}))
+    return digest.hexdigest()

@@ -1,0 +1,303 @@
+"""Sparse deltas: the change of some entries of a model's weights, to apply, add and send around."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import CheckpointError, ConfigError, ShapeError
+from ..anatomy.origin import ABSOLUTE, RELATIVE
+from ..anatomy.own_weights import own_parameters
+from . import file as delta_file
+
+SAMPLES = 8  # of each parameter
+Entry = tuple[Tensor, Tensor]  # flat places (n,) int64, rising; values (n,)
+Touched = tuple[nn.Parameter, Any, Tensor, Tensor]  # places, what was there, what is there now
+
+
+def samples(tensors: Mapping[str, Tensor]) -> dict[str, list[float]]:
+    """A few weights of each tensor, at fixed places: what tells one base model from others."""
+    found: dict[str, list[float]] = {}
+    for name, tensor in tensors.items():
+        places = _places(tensor.numel()).to(tensor.device)
+        found[name] = [float(f"{v:.5g}") for v in tensor.detach().reshape(-1)[places].tolist()]
+    return found
+
+
+def _places(size: int) -> Tensor:
+    count = min(SAMPLES, size)
+    return (2 * torch.arange(count) + 1) * size // max(1, 2 * count)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseDelta:
+    """phi: the change of some entries of a model's weights, theta = theta_0 + phi.
+
+    entries: parameter -> (flat places, int64, rising; values); shapes: of those parameters.
+    base: a few weights of theta_0, see `samples`.  heads: layers that theta_0 has not trained,
+    whole and absolute: they are set, not added, and no arithmetic changes them.
+
+    a + b, a - b, s * a and -a are deltas of the same base; a + b is exact about overlaps and the
+    same as b + a. Entries that are zero are left out.
+    Raises: ShapeError for entries that do not fit their shapes; ConfigError for sums of deltas of
+    two bases, or of two heads of one name that differ; CheckpointError for a model that is not the
+    base, or a file that is no delta.
+    Source: LT-SFT (arXiv:2110.07560), section 3; task arithmetic (arXiv:2212.04089).
+    """
+
+    entries: Mapping[str, Entry]
+    shapes: Mapping[str, tuple[int, ...]]
+    base: Mapping[str, list[float]]
+    heads: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def __post_init__(self) -> None:
+        for name, (index, values) in self.entries.items():
+            size = torch.Size(self.shapes[name]).numel() if name in self.shapes else -1
+            rising = index.dtype == torch.int64 and bool((index[1:] > index[:-1]).all())
+            inside = not len(index) or (int(index[0]) >= 0 and int(index[-1]) < size)
+            if index.dim() != 1 or values.shape != index.shape or not rising or not inside:
+                raise ShapeError(
+                    f"entries of {name!r}",
+                    got=f"places {tuple(index.shape)} {index.dtype}, values {tuple(values.shape)}",
+                    want=f"as many rising int64 places in 0 ... {size - 1} as values",
+                    fix="Build deltas with LtSft or SparseDelta.between.",
+                )
+
+    @classmethod
+    def between(
+        cls,
+        model: nn.Module,
+        start: Mapping[str, Tensor],
+        *,
+        heads: Mapping[str, Tensor] | None = None,
+    ) -> SparseDelta:
+        """What differs between a model's parameters and their start, tensor by tensor."""
+        own = own_parameters(model)
+        entries: dict[str, Entry] = {}
+        for name, old in start.items():
+            change = (own[name].detach() - old.to(own[name].device)).reshape(-1)
+            index = change.nonzero().flatten()
+            entries[name] = index.cpu(), change[index].cpu()
+        whole = {name: head.detach().cpu().clone() for name, head in (heads or {}).items()}
+        return cls.of(entries, start, whole)
+
+    @classmethod
+    def of(
+        cls, entries: Mapping[str, Entry], start: Mapping[str, Tensor], heads: Mapping[str, Tensor]
+    ) -> SparseDelta:
+        """The delta with these entries, of a base with these weights."""
+        shapes = {name: tuple(old.shape) for name, old in start.items()}
+        return cls(entries, shapes, samples(start), heads)._without_zeros()
+
+    def __len__(self) -> int:
+        """How many entries change, heads apart."""
+        return sum(len(index) for index, _ in self.entries.values())
+
+    @property
+    def density(self) -> float:
+        """The share of the entries of the named parameters that change."""
+        total = sum(torch.Size(shape).numel() for shape in self.shapes.values())
+        return len(self) / total if total else 0.0
+
+    def apply(self, model: nn.Module, *, check: bool = True) -> None:
+        """theta + phi, in place, and the heads set; a tied parameter is changed once.
+
+        check: look at the base's weights; False for a model that has been trained on since, of
+        which names and shapes are then all that is looked at.
+        Raises: CheckpointError for another base, or one without these parameters; the model is
+        then as it was.
+        """
+        self._put(self._fitting(model, check))
+
+    def revert(self, model: nn.Module, *, check: bool = True) -> None:
+        """theta - phi, in place: theta before `apply`, but for the rounding of one addition.
+
+        Heads stay as they are. For the same bits, and heads, use `applied`.
+        check, Raises: as in `apply`.
+        """
+        away = (-self).without_heads()
+        away._put(away._fitting(model, check, applied=self.entries))
+
+    def check(self, model: nn.Module) -> None:
+        """Raises: CheckpointError if `apply` would."""
+        self._fitting(model)
+
+    @contextmanager
+    def applied(self, model: nn.Module, *, check: bool = True) -> Iterator[None]:
+        """Inside, the delta is in the model; afterwards what it touched has the bits it had.
+
+        What has been trained meanwhile keeps its change: so each batch of a training on several
+        sources can be learned with the delta of its source in place.
+        check, Raises: as in `apply`.
+        """
+        touched = self._put(self._fitting(model, check))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, place, before, after in reversed(touched):
+                    now = parameter.view(-1)[place]
+                    back = torch.where(now == after, before, before + (now - after))
+                    parameter.view(-1)[place] = back
+
+    @torch.no_grad()
+    def _put(self, own: Mapping[str, nn.Parameter]) -> list[Touched]:
+        """Add the entries, rounding once, and set the heads; returns what was where."""
+        wanted: list[tuple[str, Any, Tensor]] = [(n, i, v) for n, (i, v) in self.entries.items()]
+        wanted += [(n, slice(None), head.reshape(-1)) for n, head in self.heads.items()]
+        touched: list[Touched] = []
+        for name, place, values in wanted:
+            parameter = own[name]
+            if not parameter.is_contiguous():
+                parameter.data = parameter.data.contiguous()
+            flat, values = parameter.view(-1), values.to(parameter.device)
+            if isinstance(place, Tensor):
+                place = place.to(parameter.device)
+                values = flat[place] + values
+            before = flat[place].clone()
+            flat[place] = values.to(parameter.dtype)
+            touched.append((parameter, place, before, flat[place].clone()))
+        return touched
+
+    def _fitting(
+        self, model: nn.Module, check: bool = True, applied: Mapping[str, Entry] | None = None
+    ) -> dict[str, nn.Parameter]:
+        """The model's parameters, once it is sure that all of the delta fits.
+
+        applied: entries that are expected to be in the model already.
+        """
+        own = own_parameters(model)
+        wanted = dict(self.shapes) | {n: tuple(h.shape) for n, h in self.heads.items()}
+        seen: dict[int, str] = {}
+        for name, shape in wanted.items():
+            got = tuple(own[name].shape) if name in own else "no parameter of that name"
+            if name in own and (other := seen.setdefault(id(own[name]), name)) != name:
+                got = f"a weight that is tied to {other!r}, which the delta changes too"
+            if got != shape:
+                raise CheckpointError(
+                    f"delta of {name!r}",
+                    got=got,
+                    want=f"shape {shape}, once",
+                    fix="Create the model with the sizes and classes of the training run; "
+                    "delta.without_heads() leaves the heads out.",
+                )
+        if check:
+            self._check_base(own, applied or {})
+        return own
+
+    def _check_base(self, own: Mapping[str, nn.Parameter], applied: Mapping[str, Entry]) -> None:
+        """Raises: CheckpointError unless most of the samples are those of the base.
+
+        Most, since other deltas may be in the model already; weights that are zero say nothing.
+        """
+        told = same = 0
+        for name, values in samples({n: own[n] for n in self.base}).items():
+            want, got = torch.tensor([self.base[name], values], dtype=torch.float64)
+            near = torch.isclose(got, want, rtol=RELATIVE, atol=ABSOLUTE)
+            if name in applied:
+                full = torch.zeros(torch.Size(self.shapes[name]).numel(), dtype=torch.float64)
+                full[applied[name][0]] = applied[name][1].double()
+                moved = want + full[_places(len(full))]
+                near |= torch.isclose(got, moved, rtol=RELATIVE, atol=ABSOLUTE)
+            telling = (got.abs() > ABSOLUTE) | (want.abs() > ABSOLUTE)
+            told, same = told + int(telling.sum()), same + int((near & telling).sum())
+        if 2 * same < told:
+            raise CheckpointError(
+                "base of the delta",
+                got=f"other weights ({same} of {told} samples are the same)",
+                want="the pretrained weights that the delta was found in",
+                fix="Load those weights. Of deltas that change most entries, apply the sum; for a "
+                "model that was trained on since, pass check=False.",
+            )
+
+    def __add__(self, other: SparseDelta) -> SparseDelta:
+        for name in self.base.keys() & other.base.keys():
+            if self.base[name] != other.base[name]:
+                raise ConfigError(
+                    "sum of deltas",
+                    got=f"deltas of two base models, which differ in {name!r}",
+                    want="deltas of one",
+                    fix="Train both from the same pretrained weights, in the same type.",
+                )
+        for name in self.heads.keys() & other.heads.keys():
+            if not torch.equal(self.heads[name], other.heads[name]):
+                raise ConfigError(
+                    f"sum of deltas, head {name!r}",
+                    got="two that differ",
+                    want="one",
+                    fix="Keep that of the task: a + b.without_heads().",
+                )
+        names = list(dict.fromkeys((*self.entries, *other.entries)))
+        entries = {n: _sum(self.entries.get(n), other.entries.get(n)) for n in names}
+        return SparseDelta(
+            entries,
+            {**self.shapes, **other.shapes},
+            {**self.base, **other.base},
+            {**self.heads, **other.heads},
+        )._without_zeros()
+
+    def __mul__(self, factor: float) -> SparseDelta:
+        scaled = {name: (index, values * factor) for name, (index, values) in self.entries.items()}
+        return replace(self, entries=scaled)._without_zeros()
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SparseDelta:
+        return replace(self, entries={name: (i, -v) for name, (i, v) in self.entries.items()})
+
+    def __sub__(self, other: SparseDelta) -> SparseDelta:
+        return self + (-other)
+
+    def without_heads(self) -> SparseDelta:
+        """The entries alone."""
+        return replace(self, heads={})
+
+    def _without_zeros(self) -> SparseDelta:
+        kept = {n: (i[v != 0], v[v != 0]) for n, (i, v) in self.entries.items()}
+        return replace(self, entries=kept)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all: 12 bytes for an entry in float32."""
+        tensors = {f"index:{n}": index for n, (index, _) in self.entries.items()}
+        tensors |= {f"values:{n}": values for n, (_, values) in self.entries.items()}
+        tensors |= {f"head:{n}": head for n, head in self.heads.items()}
+        shapes = {n: list(shape) for n, shape in self.shapes.items()}
+        delta_file.write(Path(path), tensors, {"shapes": shapes, "base": dict(self.base)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> SparseDelta:
+        """Read what `save` wrote.
+
+        Raises: CheckpointError if the file is not there, damaged, cut short, or no delta.
+        """
+        tensors, about = delta_file.read(Path(path))
+        parts: dict[str, dict[str, Tensor]] = {"index": {}, "values": {}, "head": {}}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(":")
+            parts.get(kind, {})[name] = tensor
+        try:
+            return cls(
+                {n: (index, parts["values"][n]) for n, index in parts["index"].items()},
+                {n: tuple(shape) for n, shape in about["shapes"].items()},
+                about["base"],
+                parts["head"],
+            )
+        except (KeyError, ShapeError, AttributeError, TypeError) as error:
+            raise delta_file.damaged(Path(path), f"entries that do not fit ({error})") from error
+
+
+def _sum(a: Entry | None, b: Entry | None) -> Entry:
+    if a is None or b is None:
+        found = a or b
+        assert found is not None
+        return found
+    index, place = torch.cat([a[0], b[0]]).unique(return_inverse=True)
+    values = torch.zeros(len(index), dtype=torch.promote_types(a[1].dtype, b[1].dtype))
+    values.index_add_(0, place, torch.cat([a[1], b[1]]).to(values.dtype))
+    return index, values

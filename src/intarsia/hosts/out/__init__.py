@@ -1,0 +1,1 @@
+"""How a changed model comes out: folded, exported, packed."""

@@ -1,0 +1,207 @@
+"""A stock timm model as a folder that timm itself builds and loads, with none of our code.
+
+timm.create_model("local-dir:FOLDER", pretrained=True)
+timm.create_model(ARCH, checkpoint_path="FOLDER/model.safetensors", **model_args of config.json)
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_model_args, save_for_hf
+from torch import nn
+
+from ...core.errors import ConfigError, ExportError
+from ...core.files import writing
+from ..anatomy.blocks import wrapped_paths
+from ..anatomy.compare import Inputs, difference, outputs, sample
+from ..attach.peft import is_adapted
+from .widen import mlps, pad
+
+Report = Callable[[str], None]
+FILES = frozenset({"config.json", "model.safetensors"})
+ELSEWHERE = "Use export_onnx or export_program, which keep any shape."
+
+
+def export_timm(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    inputs: Inputs | None = None,
+    report: Report = print,
+) -> Path:
+    """Write a folded timm model as model.safetensors and config.json, and check that it comes back.
+
+    The config holds the architecture, the arguments that build it (with the `mlp_ratio` of widened
+    MLPs), the class names, and size, mean and standard deviation of the pictures. MLPs of unlike
+    widths are padded with zero units, in a copy, where one ratio has to build them all.
+    timm rebuilds the model from the files; weights must be equal bit by bit, outputs on `inputs`
+    (None = seeded noise) too. An earlier export at `path` is replaced, anything else is not.
+
+    classes: None = those that came with the folded adapter.
+    Raises: ExportError if no arguments of timm build the model (a widened ConvNeXt: its constructor
+    knows no MLP ratio), or it comes back different; ConfigError for a model that is adapted, is not
+    timm's, or for a path in use.
+    """
+    target = Path(path)
+    _check(model, target, classes)
+    source, arguments, padded = _buildable(model)
+    with writing(target) as folder:
+        folder.mkdir()
+        config: dict[str, Any] = {"label_names": list(classes)} if classes else {}
+        save_for_hf(source, str(folder), config, arguments, safe_serialization=True)
+        found = _reload(source, folder, model, inputs)
+    ratio = arguments.get("mlp_ratio")
+    widened = "" if ratio is None else f" mlp_ratio={ratio}, {padded} zero units added;"
+    report(f"export_timm: {target};{widened} rebuilt by timm, output difference {found}.")
+    return target
+
+
+def _check(model: nn.Module, target: Path, classes: Sequence[str] | None) -> None:
+    if is_adapted(model) or wrapped_paths(model):
+        raise ConfigError(
+            "export_timm",
+            got="a model with adapters in it",
+            want="a stock timm model",
+            fix="Pass intarsia.fold(model).",
+        )
+    config = getattr(model, "pretrained_cfg", None)
+    if not isinstance(config, dict) or not config.get("architecture"):
+        raise ConfigError(
+            "export_timm",
+            got=f"{type(model).__name__} without a timm architecture",
+            want="a model made by timm.create_model",
+            fix="A transformers model writes itself: model.save_pretrained(folder).",
+        )
+    count = getattr(model, "num_classes", None)
+    if classes is not None and (len(classes) != count or len(set(classes)) != count):
+        raise ConfigError(
+            "classes",
+            got=f"{len(classes)} names, {len(set(classes))} distinct",
+            want=f"{count}, one for each output",
+            fix="Give them in the order of the outputs.",
+        )
+    strangers = sorted(p.name for p in target.iterdir()) if target.is_dir() else []
+    if (target.exists() and not target.is_dir()) or (strangers and not _exported(target)):
+        raise ConfigError(
+            "path of the export",
+            got=f"{target} with {strangers or 'a file'} in it",
+            want="a new folder, an empty one, or an earlier export",
+            fix="Choose another path.",
+        )
+
+
+def _exported(folder: Path) -> bool:
+    """Whether a folder holds what `export_timm` wrote, and nothing else."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    names = {p.name for p in folder.iterdir()}
+    return names <= FILES and isinstance(config, dict) and "architecture" in config
+
+
+def whole_width(ratio: float, inputs: int) -> int:
+    """The hidden width that timm derives from a ratio."""
+    return int(inputs * ratio)
+
+
+def ratio_for(hidden: int, inputs: int) -> float:
+    """A ratio whose product with `inputs`, cut to an integer, is `hidden`."""
+    quotient = hidden / inputs
+    # half a unit up: no rounding of a product moves it across an integer
+    return quotient if whole_width(quotient, inputs) == hidden else (hidden + 0.5) / inputs
+
+
+def _ratios(model: nn.Module) -> list[dict[str, Any]]:
+    """What might have timm build these MLPs: nothing more, one ratio, one for each stage."""
+    found = list(dict.fromkeys((m.inputs, m.hidden) for m in mlps(model).values()))
+    stages = [ratio_for(hidden, inputs) for inputs, hidden in found]
+    tries: list[dict[str, Any]] = [{}]
+    if len(stages) == len({inputs for inputs, _ in found}) and stages:
+        one = stages[0]
+        if all(whole_width(one, i) == h for i, h in found):
+            tries.append({"mlp_ratio": one})
+        tries.append({"mlp_ratio": stages})
+    return tries
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in model.state_dict().items()}
+
+
+def _buildable(model: nn.Module) -> tuple[nn.Module, dict[str, Any], int]:
+    """The model, padded in a copy where need be, and the arguments that build its shapes."""
+    tried: dict[str, str] = {}
+    for padded in (False, True):
+        source, units = model, 0
+        if padded:
+            source = copy.deepcopy(model)
+            if not (units := pad(source)):
+                break
+        for arguments in _ratios(source):
+            wrong = _misfit(source, arguments)
+            if wrong is None:
+                return source, arguments, units
+            tried[str(arguments or "its own arguments")] = wrong
+    raise ExportError(
+        f"export_timm of {_architecture(model)}",
+        got="; ".join(f"with {key}: {why}" for key, why in tried.items()),
+        want="arguments from which timm.create_model builds these shapes",
+        fix=ELSEWHERE,
+    )
+
+
+def _architecture(model: nn.Module) -> str:
+    return str(vars(model)["pretrained_cfg"]["architecture"])
+
+
+def _misfit(model: nn.Module, arguments: dict[str, Any]) -> str | None:
+    """Why timm does not build the model's shapes from its arguments and these; None if it does."""
+    settings = get_model_args(model, dict(arguments))
+    try:
+        with torch.device("meta"):
+            built = timm.create_model(_architecture(model), **settings)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        return f"{type(error).__name__} ({str(error).splitlines()[0] if str(error) else ''})"
+    got, want = _shapes(built), _shapes(model)
+    wrong = [name for name in want.keys() | got.keys() if want.get(name) != got.get(name)]
+    if not wrong:
+        return None
+    first = min(wrong)
+    return f"{first} is {got.get(first, 'missing')} for {want.get(first, 'nothing')}"
+
+
+def _reload(source: nn.Module, folder: Path, model: nn.Module, inputs: Inputs | None) -> Any:
+    """Build the model from the files alone and compare weights and outputs."""
+    like = next(p for p in source.parameters() if p.is_floating_point())
+    try:
+        again = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ExportError(
+            "export_timm",
+            got=f"{type(error).__name__}: {error}",
+            want="files that timm loads",
+            fix=ELSEWHERE,
+        ) from error
+    again = again.to(like.device, like.dtype).eval()
+    want = source.state_dict()
+    wrong = [k for k, t in again.state_dict().items() if not torch.equal(t, want[k])]
+    if wrong:
+        raise ExportError(
+            "export_timm",
+            got=f"other weights after loading: {wrong[:3]}",
+            want="the model's own, bit by bit",
+            fix=ELSEWHERE,
+        )
+    batch = sample(model) if inputs is None else inputs
+    found = difference(outputs(again, batch), outputs(model, batch))
+    found.check("export_timm", 1e-4, ExportError, ELSEWHERE)
+    return found

@@ -1,0 +1,263 @@
+"""Turn an adapted model into a stock one: nothing of ours inside, the same outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from ...core import Cell
+from ...core.cell import Units
+from ...core.change import steps_of
+from ...core.errors import ConfigError, FoldError, UnknownName
+from ..anatomy.compare import Inputs, difference, outputs, sample, shared_copy, tolerance_of
+from ..attach.peft import IntarsiaLayer, is_adapted
+from .rescale import rescale
+from .widen import EXACT, KEEP, add_weight, exact, mlps, pad, widen
+
+Report = Callable[[str], None]
+OURS = ("intarsia", "peft")
+
+
+def fold(
+    model: PeftModel,
+    *,
+    name: str | None = None,
+    inputs: Inputs | None = None,
+    uniform: bool = False,
+    tolerance: float | None = None,
+    report: Report = print,
+) -> nn.Module:
+    """A stock model with the adapted model's evaluation outputs; earlier changes stay in it.
+
+    Mixtures and other changes from before the adapter are kept; of a model without an adapter, the
+    last change is folded, where it can be.
+
+    A linear cell is added to the weight it sits on, W' = W + delta; a scale behind a layer scales
+    its weights, W' = (1 + s) W. An AdaptFormer-style bottleneck becomes hidden units of its MLP,
+    fc2' act(fc1' x), see `widen`; a mixture is merged first. The trained head takes the place of
+    the pretrained one. The given model is left as it is.
+
+    name: the adapter; None = the active ones. inputs: what both models are compared on; None =
+    seeded noise of the model's input size. uniform: pad all MLPs of one input width to one hidden
+    width, so that the stock constructor can build the model. tolerance: of the output difference,
+    relative to the largest output; None = by dtype (float32: 1e-4).
+
+    Raises: FoldError, naming the module, where no stock weights give the same function (a cell
+    behind its module, a norm of its own, another activation, a gated MLP), and if the outputs
+    differ. UnknownName for an adapter that is not there.
+    """
+    if not isinstance(model, PeftModel) and (steps := steps_of(model)):
+        return steps[-1].plan.change.fold(model)
+    names = _names(model, name)
+    host = model.get_base_model()
+    stock, counts = _stock(host, names)
+    if uniform:
+        pad(stock, _whole_ratio if _wants_whole_ratio(stock) else None)
+    note = _describe(stock)
+    _name_classes(stock, getattr(model.peft_config[names[0]], "origin", None) or {})
+    batch = sample(host) if inputs is None else inputs
+    twin = cast(PeftModel, shared_copy(model).eval())
+    twin.base_model.enable_adapter_layers()  # pyright: ignore[reportCallIssue]
+    twin.base_model.set_adapter(names, inference_mode=True)  # pyright: ignore[reportCallIssue]
+    found = difference(outputs(stock, batch), outputs(twin, batch))
+    limit = tolerance_of(stock) if tolerance is None else tolerance
+    report(f"fold: {counts}; largest output difference {found}.{note}")
+    found.check("fold", limit, FoldError, "Fold in float32 or float64, or keep the adapter.")
+    return stock
+
+
+def _names(model: PeftModel, name: str | None) -> list[str]:
+    if not is_adapted(model):
+        raise FoldError(
+            "fold",
+            got=f"{type(model).__name__}, which carries no adapter",
+            want="a model from intarsia.adapt or intarsia.load",
+            fix="Fold the adapted model.",
+        )
+    known = list(model.peft_config)
+    if name is not None and name not in known:
+        raise UnknownName("adapter", name, known)
+    names = list(model.active_adapters) if name is None else [name]
+    layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
+    if not names or (name is None and any(layer.disable_adapters for layer in layers)):
+        raise ConfigError(
+            "active adapter",
+            got="none, or all of them disabled",
+            want=f"one of {known}",
+            fix="Pass name=, or activate one.",
+        )
+    if merged := sorted({n for layer in layers for n in layer.merged_adapters}):
+        raise FoldError(
+            "fold",
+            got=f"a model with {merged} merged into its weights",
+            want="the adapter beside the pretrained weights",
+            fix="Call model.unmerge_adapter().",
+        )
+    return names
+
+
+def _stock(host: nn.Module, names: list[str]) -> tuple[nn.Module, str]:
+    """A copy of the host whose wrapped modules are replaced by plain ones, and what was done."""
+    # what is in the memo is taken, not copied: every module shares one config, wrappers give way
+    memo: dict[int, Any] = {}
+    if (config := getattr(host, "config", None)) is not None:
+        memo[id(config)] = copy.deepcopy(config)
+    done = {"widened": 0, "changed": 0}
+
+    foreign = ("peft",) if steps_of(host) else OURS  # an earlier change has put in what is ours
+
+    def visit(parent: nn.Module, path: str) -> None:
+        for name, child in parent.named_children():
+            at = f"{path}.{name}" if path else name
+            if isinstance(child, IntarsiaLayer):
+                memo[id(child)] = _folded(child, names, memo, done)
+            elif isinstance(saved := child._modules.get("modules_to_save"), nn.ModuleDict):
+                trained = next((saved[n] for n in names if n in saved), child.original_module)
+                merge = getattr(trained, "merged", None)  # a head of few bits
+                trained = merge() if callable(merge) else trained
+                memo[id(child)] = copy.deepcopy(trained, memo)
+            elif type(child).__module__.split(".")[0] in foreign:
+                raise FoldError(
+                    f"fold {at!r}",
+                    got=type(child).__name__,
+                    want="cells and trained heads only",
+                    fix="Merge or delete what else PEFT has put into the model.",
+                )
+            else:
+                visit(child, at)
+
+    visit(host, "")
+    stock = copy.deepcopy(host, memo)
+    _forget(stock)
+    counts = f"{done['widened']} MLPs widened, {done['changed']} weights changed"
+    return stock.eval().requires_grad_(True), counts
+
+
+def _folded(
+    layer: IntarsiaLayer, names: list[str], memo: dict[int, Any], done: dict[str, int]
+) -> nn.Module:
+    plain = exact(layer.base_layer, memo)
+    for name in names:
+        if name in layer.intarsia_cells:
+            position, channels = layer.intarsia_sites[name]
+            cell = layer.intarsia_cells[name]
+            done[fold_cell(plain, cell, layer.path, position, channels)] += 1
+    # rounded once, to the dtype and device that each parameter had
+    like = dict(layer.base_layer.named_parameters()) | dict(layer.base_layer.named_buffers())
+    for key, tensor in (*plain.named_parameters(), *plain.named_buffers()):
+        tensor.data = tensor.data.to(like[key])
+    return plain
+
+
+def fold_cell(
+    plain: nn.Module, cell: nn.Module, path: str, position: str, channels: str = "last"
+) -> str:
+    """Fold one cell into the float64 copy of its module, in place; says "widened" or "changed".
+
+    Both sides are compared on random features before the result counts.
+    Raises: FoldError, naming `path`.
+    """
+    if position == "sequential" and isinstance(cell, Cell):
+        behind = exact(cell.merged())
+        assert isinstance(behind, Cell)
+        if (affine := behind.affine()) is not None:
+            rescale(plain, *affine, path, channels)
+            return "changed"
+    if position != "parallel" or not isinstance(cell, Cell):
+        raise FoldError(
+            f"fold {path!r}",
+            got=f"{type(cell).__name__} behind {type(plain).__name__}",
+            want="a cell beside its module (adaptformer, LoRA) or a scale behind it (SSF): what "
+            "else follows a module cannot go into its weights",
+            fix=KEEP,
+        )
+    before, beside = exact(plain), exact(cell.merged())
+    assert isinstance(beside, Cell)
+    if (delta := beside.delta()) is not None:
+        add_weight(plain, delta.detach(), path)
+        what = "changed"
+    elif (units := _units(beside, path)) is not None:
+        widen(plain, units, path)
+        what = "widened"
+    else:
+        raise FoldError(
+            f"fold {path!r}",
+            got=f"{type(beside).__name__}, which is no linear map",
+            want="a cell that is a weight change or a bottleneck",
+            fix=KEEP,
+        )
+    width = next(p for p in before.parameters() if p.dim() > 1).shape[1]
+    x = torch.randn(64, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        added = beside(x)
+        if channels == "first":
+            x, added = x[..., None, None], added[..., None, None]
+        found = difference([plain(x)], [before(x) + added])
+    found.check(f"fold {path!r}", 1e3 * EXACT, FoldError, KEEP)
+    return what
+
+
+def _units(cell: Cell, path: str) -> Units | None:
+    try:
+        return cell.units()
+    except FoldError as error:
+        raise FoldError(f"fold {path!r}", got=error.got, want=error.want, fix=KEEP) from error
+
+
+def _forget(stock: nn.Module) -> None:
+    """Take away what PEFT and the cells' draws leave on a host: a config and hooks."""
+    stock.__dict__.pop("peft_config", None)
+    for module in stock.modules():
+        for kind in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = getattr(module, kind)
+            for key, hook in list(hooks.items()):
+                own = getattr(hook, "__module__", "").split(".")[0] in OURS
+                if own and not getattr(hook, "stays", False):
+                    del hooks[key]
+
+
+def _wants_whole_ratio(stock: nn.Module) -> bool:
+    """Does the model's transformers config hold the MLP's width as a whole multiple only?"""
+    config = getattr(stock, "config", None)
+    return isinstance(getattr(config, "mlp_ratio", None), int) and not hasattr(
+        config, "intermediate_size"
+    )
+
+
+def _whole_ratio(inputs: int, widest: int) -> int:
+    return -(-widest // inputs) * inputs
+
+
+def _describe(stock: nn.Module) -> str:
+    """Write the MLPs' width into a transformers config, or say why save_pretrained will not do."""
+    config = getattr(stock, "config", None)
+    found = {(m.inputs, m.hidden) for m in mlps(stock).values()}
+    if config is None or not hasattr(config, "hidden_size") or not found:
+        return ""
+    inputs, hidden = next(iter(found))
+    if len(found) == 1 and hasattr(config, "intermediate_size"):
+        config.intermediate_size = hidden
+        return ""
+    if len(found) == 1 and _wants_whole_ratio(stock) and hidden % inputs == 0:
+        config.mlp_ratio = hidden // inputs
+        return ""
+    return (
+        f" {type(config).__name__} cannot say these widths: before save_pretrained, fold with "
+        "uniform=True."
+    )
+
+
+def _name_classes(stock: nn.Module, origin: Mapping[str, Any]) -> None:
+    """The class names that came with the adapter, where timm and transformers keep theirs."""
+    classes: list[str] = list(origin.get("classes") or ())
+    ours, theirs = getattr(stock, "pretrained_cfg", None), getattr(stock, "config", None)
+    if classes and isinstance(ours, dict):
+        ours |= {"label_names": classes, "num_classes": len(classes)}
+    elif classes and theirs is not None and hasattr(theirs, "id2label"):
+        theirs.id2label = dict(enumerate(classes))
+        theirs.label2id = {name: i for i, name in enumerate(classes)}

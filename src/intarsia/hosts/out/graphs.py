@@ -1,0 +1,203 @@
+"""A model as a graph that runs without its Python code: ONNX, and torch.export.
+
+Folded models, and adapted ones in evaluation, cells and all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import ConfigError, ExportError, MissingExtra
+from ...core.files import writing
+from ..anatomy.compare import Difference, difference, outputs, sample, shared_copy, tolerance_of
+from ..attach.peft import is_adapted
+
+Report = Callable[[str], None]
+# above this a protobuf cannot hold the weights, and they go into a file of their own
+ONE_FILE = 2_000_000_000
+INPUT, OUTPUT = "images", "logits"
+
+
+class Logits(nn.Module):
+    """A model as images -> one tensor: timm's output, or a transformers classifier's logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.model(images)
+        if isinstance(out, Tensor):
+            return out
+        return out.logits if hasattr(out, "logits") else out[0]
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    images: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    tolerance: float | None = None,
+    report: Report = print,
+) -> Path:
+    """Write `images` (B, C, H, W) -> `logits` (B, K) as ONNX, any B, and check it in onnxruntime.
+
+    The file is compared with the model on `images` as they are, on twice as many, and on one. torch
+    chooses the operator set. Class names go into the metadata as JSON under "classes". Weights of
+    more than 2 GB go into a second file, PATH.data.
+
+    images: real, prepared ones are the honest check; None = seeded noise of the model's input size.
+    tolerance: of the output difference, relative to the largest output; None = by dtype.
+    Raises: MissingExtra without intarsia[export]; ExportError if torch cannot trace the model or
+    onnxruntime says something else; ConfigError for a path that is not *.onnx.
+    """
+    target = _target(path, ".onnx")
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        _needs(package)
+    whole, batch = _prepared(model, images)
+    with writing(target) as scratch:
+        program = _traced(
+            lambda: torch.onnx.export(
+                whole,
+                (_example(batch),),
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            ),
+            "export_onnx",
+        )
+        if classes is not None:
+            program.model.metadata_props["classes"] = json.dumps(list(classes))
+        program.save(str(scratch), external_data=_bytes(whole) > ONE_FILE)
+        found = _compare(whole, _runtime(scratch), batch)
+        _judge("export_onnx", found, whole, tolerance)
+    opset = program.model.opset_imports.get("", "?")
+    report(f"export_onnx: {target}, opset {opset}; largest output difference {found}.")
+    return target
+
+
+def export_program(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    images: Tensor | None = None,
+    tolerance: float | None = None,
+    report: Report = print,
+) -> Path:
+    """Write a torch.export program of images (B, C, H, W), any B, and check the loaded file.
+
+    torch.export.load(path).module()(images) needs torch and nothing of ours.
+    images, tolerance: see export_onnx.
+    Raises: ExportError if torch cannot trace the model or the loaded program says something else;
+    ConfigError for a path that is not *.pt2.
+    """
+    target = _target(path, ".pt2")
+    whole, batch = _prepared(model, images)
+    dynamic = ({0: torch.export.Dim("batch")},)
+    program = _traced(
+        lambda: torch.export.export(whole, (_example(batch),), dynamic_shapes=dynamic),
+        "export_program",
+    )
+    with writing(target) as scratch:
+        torch.export.save(program, scratch)
+        again = torch.export.load(scratch).module()
+        found = _compare(whole, again, batch)
+        _judge("export_program", found, whole, tolerance)
+    report(f"export_program: {target}; largest output difference {found}.")
+    return target
+
+
+def _target(path: str | Path, suffix: str) -> Path:
+    target = Path(path)
+    if target.suffix != suffix or target.is_dir():
+        raise ConfigError(
+            "path of the export",
+            got=str(target),
+            want=f"a file *{suffix}",
+            fix=f"Use {target.with_suffix(suffix).name}.",
+        )
+    return target
+
+
+def _needs(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingExtra(package, "export") from error
+
+
+def _prepared(model: nn.Module, images: Tensor | None) -> tuple[Logits, Tensor]:
+    """The model in evaluation on shared memory, and the images it is checked on."""
+    host = model.get_base_model() if is_adapted(model) else model
+    batch = sample(host) if images is None else images
+    if batch.dim() != 4 or not len(batch):
+        raise ConfigError(
+            "images",
+            got=tuple(batch.shape),
+            want="(B, C, H, W), B at least 1",
+            fix="Pass a batch as the transforms and loader give it.",
+        )
+    # PEFT's outer layers take arbitrary arguments; the host inside carries the cells as well
+    whole = Logits(shared_copy(host)).eval().requires_grad_(False)
+    return whole, batch
+
+
+def _example(batch: Tensor) -> Tensor:
+    """What is traced: two blank images, since a batch of one is specialised and files keep it."""
+    return torch.zeros_like(batch[:1]).repeat(2, 1, 1, 1)
+
+
+def _traced(trace: Callable[[], Any], what: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # torch's exporter calls what torch itself has deprecated
+            warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)
+            return trace()
+    except Exception as error:  # whatever torch's tracers raise is one thing here: no graph
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ExportError(
+            what,
+            got=f"{type(error).__name__}: {lines[0] if lines else ''}",
+            want="a model that torch.export can trace",
+            fix="Fold it first; torch's own message above this one names the line.",
+        ) from error
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def _runtime(path: Path) -> Callable[[Tensor], Tensor]:
+    onnxruntime = _needs("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.cpu().numpy()})[0])
+
+    return run
+
+
+def _compare(whole: nn.Module, again: Callable[[Tensor], Tensor], batch: Tensor) -> Difference:
+    """The worst of the batch, twice the batch, and one image: the batch size must stay free."""
+    found: list[Difference] = []
+    for images in (batch, torch.cat([batch, batch.flip(0)]), batch[:1]):
+        with torch.no_grad():
+            got = again(images).detach()
+        found.append(difference([got], outputs(whole, images)))
+    return max(found, key=lambda d: (d.relative != d.relative, d.relative))
+
+
+def _judge(what: str, found: Difference, whole: nn.Module, tolerance: float | None) -> None:
+    limit = tolerance_of(whole) if tolerance is None else tolerance
+    found.check(what, limit, ExportError, "Export in float32, or set tolerance= as you accept it.")

@@ -1,0 +1,327 @@
+"""A trained adapter of few bits as a file that really has that size (arXiv:2307.16867)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, cast
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...adapters import CodedCell, CodedLinear
+from ...adapters.coded import stored
+from ...core import Card, Method, Paper
+from ...core.change import Plan, Simple
+from ...core.errors import CheckpointError, ConfigError, TargetError, UnknownName
+from ...core.registry import KEY, method_to_dict
+from ...formats import Gaussian
+from ..anatomy.blocks import walk
+from ..attach.adapt import attach, check_model, find_heads
+from ..attach.adapter_files import read_config
+from ..attach.config import IntarsiaConfig
+from ..attach.peft import IntarsiaLayer, ModulesToSaveWrapper, is_adapted
+from ..changing import apply_change
+from ..undo import undone_on_error
+
+PACKED = "adapter_packed.safetensors"
+BYTES = "bytes"  # the one tensor of the file, so that its header stays small
+
+
+class Coded(Protocol):
+    """A method over another one, whose weights are stored in a format."""
+
+    over: Method
+    biases: bool
+
+    @property
+    def format(self) -> Gaussian | None: ...
+
+
+class Entry(NamedTuple):
+    """A tensor that the file holds: in a format, or None, as it is (floats as float32)."""
+
+    tensor: Tensor
+    format: Gaussian | None
+
+    @property
+    def nbytes(self) -> int:
+        if self.format is not None:
+            return self.format.size(self.tensor.shape)
+        return self.tensor.numel() * (4 if self._is_float else self.tensor.element_size())
+
+    @property
+    def _is_float(self) -> bool:
+        return self.tensor.is_floating_point()
+
+    def encode(self) -> list[Tensor]:
+        """The tensors that are written, as bytes."""
+        if self.format is None:
+            kept = self.tensor.detach().float() if self._is_float else self.tensor.detach()
+            return [_bytes(kept)]
+        made = self.format.encode(self.tensor)
+        return [_bytes(made["moments"]), made["codes"].cpu()]
+
+    def decode(self, raw: Tensor) -> None:
+        """Write into the tensor what was stored of it."""
+        if self.format is None:
+            dtype = torch.float32 if self._is_float else self.tensor.dtype
+            found = raw.clone().view(dtype).view(self.tensor.shape)
+        else:
+            moments = raw[:8].clone().view(torch.float32)
+            found = self.format.decode({"moments": moments, "codes": raw[8:]}, self.tensor.shape)
+        with torch.no_grad():
+            self.tensor.copy_(found)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.cpu().contiguous().view(-1).view(torch.uint8)
+
+
+@dataclass(frozen=True)
+class CodeHead(Simple):
+    """A classifier that trains with weights of few bits, for `BiAdapter`; apply it first.
+
+    bits, codebook: see `intarsia.formats.Gaussian`.
+
+    Raises: TargetError in `apply` if the model has no linear head.
+    """
+
+    bits: int = 1
+    codebook: str = "median"
+
+    stores: ClassVar[str] = "nothing"  # an adapter keeps the head
+    laws: ClassVar[frozenset[str]] = frozenset({"shape"})
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        _code_head(host, Gaussian(self.bits, self.codebook))
+        return host
+
+
+def code_head(model: nn.Module, bits: int = 1, codebook: str = "median") -> None:
+    """Apply `CodeHead` to a model, in place.  Raises: as that."""
+    apply_change(model, CodeHead(bits, codebook))
+
+
+def _code_head(model: nn.Module, format: Gaussian) -> None:
+    heads = [p for p in find_heads(model) if isinstance(model.get_submodule(p), nn.Linear)]
+    if not heads:
+        raise TargetError(
+            "head",
+            got="no linear classifier",
+            want="one, such as a timm model's head",
+            fix="Create the model with num_classes, before it is adapted.",
+        )
+    for path in heads:
+        coded = CodedLinear.of(cast(nn.Linear, model.get_submodule(path)), format)
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, coded)
+
+
+def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Path:
+    """Write a trained `BiAdapter` in its few bits: `adapter_packed.safetensors` and its settings.
+
+    Weight matrices are codes, b bits each, and two float32; everything else (a float head, biases,
+    gains) is float32. The file has ceil(n b / 8) + 8 bytes for each matrix of n weights, 4 for each
+    other number, and a header of about a hundred. What `unpack` reads from it gives the outputs of
+    training, bit by bit.
+
+    name: the adapter; None = the active one.
+    Raises: ConfigError if the adapter is not of a method that codes its weights.
+    """
+    config, settings, name = _described(model, name)
+    cells = [(c.body, c.format) for c in _cells(model, name) if isinstance(c, CodedCell)]
+    found = [*_cell_entries(cells, settings.biases), *_head_entries(model, name, None)]
+    raw = torch.cat([part for entry in found for part in entry.encode()])
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"crc": _crc(config._identity(), raw)}
+    if (coded := _head_format(model, name)) is not None:
+        metadata["head"] = f"{coded.bits} {coded.codebook}"
+    save_file({BYTES: raw}, folder / PACKED, metadata)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    return folder / PACKED
+
+
+def packed_size(model: PeftModel, *, name: str | None = None) -> int:
+    """The bytes that `pack` writes, without the header."""
+    _, settings, name = _described(model, name)
+    cells = [(c.body, c.format) for c in _cells(model, name) if isinstance(c, CodedCell)]
+    found = [*_cell_entries(cells, settings.biases), *_head_entries(model, name, None)]
+    return sum(entry.nbytes for entry in found)
+
+
+def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> PeftModel:
+    """Put a packed adapter into the pretrained model it was trained on, in place, frozen.
+
+    It comes as the float adapter (`over` of its settings) with the decoded weights: coded again it
+    would change. So it switches, mixes, folds and saves as any other.
+
+    Raises: CheckpointError for a folder that is damaged, foreign, or belongs to another trunk, head
+    or method; ConfigError for a name in use. The model is then as it was.
+    """
+    check_model(model, name)
+    folder = Path(folder)
+    config = read_config(folder)
+    settings = config.settings()
+    if not _codes(settings):
+        raise CheckpointError(
+            f"packed adapter in {str(folder)!r}",
+            got=f"method {config.method!r}",
+            want="one that codes its weights, such as 'bi'",
+            fix="Load it with intarsia.load.",
+        )
+    raw, head = _read(folder, config)
+    options = method_to_dict(settings.over)
+    plain = copy.deepcopy(config)
+    plain.method, plain.options = options.pop(KEY), options
+    with undone_on_error(model):
+        adapted = attach(model, plain, name)
+        if _head_format(adapted, name) is not None:
+            raise ConfigError(
+                "head",
+                got="one that codes its weights",
+                want="a plain one, for decoded weights",
+                fix="Call code_head before training only.",
+            )
+        cells = [(cell, settings.format) for cell in _cells(adapted, name)]
+        entries = [*_cell_entries(cells, settings.biases), *_head_entries(adapted, name, head)]
+        if (want := sum(entry.nbytes for entry in entries)) != len(raw):
+            raise CheckpointError(
+                f"{PACKED} in {str(folder)!r}",
+                got=f"{len(raw)} bytes",
+                want=f"{want}",
+                fix="Use the pretrained model and the settings of the training run.",
+            )
+        for cell, _ in cells if not settings.biases else ():
+            _drop_biases(cell)
+        for entry in entries:
+            entry.decode(raw[: entry.nbytes])
+            raw = raw[entry.nbytes :]
+    return adapted.eval()
+
+
+def _codes(settings: Any) -> TypeGuard[Coded]:
+    return all(hasattr(settings, name) for name in ("over", "biases", "format"))
+
+
+def _described(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Coded, str]:
+    """The adapter's config (a copy), settings and name."""
+    names = list(model.peft_config) if is_adapted(model) else []
+    if not names or (name is None and len(model.active_adapters) != 1):
+        raise ConfigError(
+            "adapter to pack",
+            got="none, or several active ones",
+            want=f"one of {names}",
+            fix="Pass name=, and a model from intarsia.adapt.",
+        )
+    name = model.active_adapters[0] if name is None else name
+    if name not in names:
+        raise UnknownName("adapter", name, names)
+    config = copy.deepcopy(cast(IntarsiaConfig, model.peft_config[name]))
+    settings = config.settings()
+    if not _codes(settings):
+        raise ConfigError(
+            f"adapter {name!r}",
+            got=f"method {config.method!r}, whose weights are floats",
+            want="one that codes them while it trains",
+            fix="Train intarsia.BiAdapter(over=...).",
+        )
+    return config, settings, name
+
+
+def _cells(model: PeftModel, name: str) -> Iterator[nn.Module]:
+    for _, module in sorted(walk(model.get_base_model())):
+        if isinstance(module, IntarsiaLayer) and name in module.intarsia_cells:
+            yield module.intarsia_cells[name]
+
+
+def _cell_entries(cells: list[tuple[Any, Gaussian | None]], biases: bool) -> Iterator[Entry]:
+    for body, format in cells:
+        for tensor, coded in stored(body, biases=biases).values():
+            yield Entry(tensor, format if coded else None)
+
+
+def _drop_biases(cell: nn.Module) -> None:
+    """The float adapter keeps its biases, at zero."""
+    kept = stored(cell, biases=False)
+    with torch.no_grad():
+        for name, parameter in cell.named_parameters():
+            if name not in kept:
+                parameter.zero_()
+
+
+def _heads(model: PeftModel, name: str) -> list[nn.Module]:
+    return [
+        module.modules_to_save[name]
+        for _, module in sorted(walk(model.get_base_model()))
+        if isinstance(module, ModulesToSaveWrapper) and name in module.modules_to_save
+    ]
+
+
+def _head_format(model: PeftModel, name: str) -> Gaussian | None:
+    found = (m for head in _heads(model, name) for m in head.modules())
+    return next((m.format for m in found if isinstance(m, CodedLinear)), None)
+
+
+def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterator[Entry]:
+    """coded: the format of the linear maps in heads; None = each head's own."""
+    for head in _heads(model, name):
+        own = {id(m.weight): m.format for m in head.modules() if isinstance(m, CodedLinear)}
+        linear = {id(m.weight): coded for m in head.modules() if isinstance(m, nn.Linear)}
+        formats = own if coded is None else linear
+        for _, tensor in sorted(head.state_dict(keep_vars=True).items()):
+            yield Entry(tensor, formats.get(id(tensor)))
+
+
+def _crc(identity: object, raw: Tensor) -> str:
+    settings = json.dumps(identity, sort_keys=True)
+    return f"{zlib.crc32(raw.numpy().tobytes(), zlib.crc32(settings.encode())):08x}"
+
+
+def _read(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None]:
+    """The bytes of a packed file, and the format of the linear maps in its heads."""
+    path = folder / PACKED
+    try:
+        with safe_open(path, "pt") as file:
+            raw, metadata = file.get_tensor(BYTES), file.metadata() or {}
+        older = [config.method, config.options, config.seed]  # without places, as first written
+        known = [_crc(identity, raw) for identity in (config._identity(), older)]
+        if raw.dtype != torch.uint8 or metadata.get("crc") not in known:
+            raise ValueError("bytes or settings that changed after they were written")
+        head = metadata.get("head")
+        bits, _, codebook = (head or "").partition(" ")
+        return raw, Gaussian(int(bits), codebook) if head else None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            str(path),
+            got=str(error),
+            want="a file as intarsia.pack wrote it",
+            fix="Copy the folder again from its source.",
+        ) from error
+
+
+CARDS = (
+    Card(
+        "code_head",
+        kind="change",
+        config=CodeHead,
+        paper=Paper(
+            "2307.16867",
+            2023,
+            "Revisiting the Parameter Efficiency of Adapters from the Perspective of Precision "
+            "Redundancy",
+        ),
+        summary="A classifier whose weights have few bits while it trains.",
+        family="few bits",
+        exceptions={"comes_back_from_its_folder": "the adapter after it stores the head"},
+    ),
+)

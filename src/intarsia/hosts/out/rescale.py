@@ -1,0 +1,58 @@
+"""A scale and a shift of what a layer says are weights of that layer: W' = (1 + s) W."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import FoldError
+from ..anatomy.blocks import NORMS
+from ..anatomy.compare import difference
+from .widen import EXACT, KEEP, add_bias, exact, set_weights
+
+
+def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels: str) -> None:
+    """Make a layer say y + scale * y + shift, in place; compared on random inputs.
+
+    layer: a Linear, a convolution or a norm, in float64.  scale, shift: (out,).
+    Raises: FoldError for another module, one without the weights it would need (patch merging in
+    Swin has no bias), or one that does not scale with its weights.
+    """
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    if not isinstance(layer, (nn.Linear, nn.Conv2d, *NORMS)) or not isinstance(weight, Tensor):
+        raise FoldError(
+            f"fold {path!r}",
+            got=f"a scale behind {type(layer).__name__}",
+            want="a Linear, a convolution or a norm with weights",
+            fix=KEEP,
+        )
+    before = exact(layer)
+    gain = (1 + scale.detach()).to(weight)
+    by_row = isinstance(layer, (nn.Linear, nn.Conv2d))  # (out, ...), a norm's is (..., out)
+    rows = gain.view(-1, *[1] * (weight.dim() - 1)) if by_row else gain
+    set_weights(layer, weight=weight * rows)
+    if isinstance(bias, Tensor):
+        set_weights(layer, bias=bias * gain)
+    add_bias(layer, shift.detach(), path)
+    x = _inputs(layer, channels)
+    with torch.no_grad():
+        y = before(x)
+        if channels == "first":
+            scale, shift = scale[:, None, None], shift[:, None, None]
+        found = difference([layer(x)], [y + scale * y + shift])
+    found.check(f"fold {path!r}", 1e3 * EXACT, FoldError, KEEP)
+
+
+def _inputs(layer: nn.Module, channels: str) -> Tensor:
+    """Random features that the layer can read."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(layer, nn.Conv2d):
+        sides = [k + s for k, s in zip(layer.kernel_size, layer.stride, strict=True)]
+        shape = (4, layer.in_channels, *sides)
+    elif isinstance(layer, nn.Linear):
+        shape = (64, layer.in_features)
+    elif channels == "first":
+        shape = (64, len(layer.get_parameter("weight")), 2, 2)
+    else:
+        shape = (64, *layer.get_parameter("weight").shape)
+    return torch.randn(shape, dtype=torch.float64, generator=generator)

@@ -1,0 +1,205 @@
+"""A bottleneck beside an MLP is a wider MLP: the closed form, and padding to one width.
+
+fc2(act(fc1 x)) + s * up(act(down(g * x + b))) is, for one activation, an MLP whose hidden layer is
+the two side by side: the cell's units are appended to the host's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.cell import Units
+from ...core.errors import FoldError
+
+KEEP = "Keep the adapter attached: export_onnx and export_program take the adapted model as it is."
+ACTS = ("act", "activation_fn", "activation")
+# float64: both sides are the same sum in another order
+EXACT = 1e-12
+
+
+@dataclass(frozen=True)
+class PlainMlp:
+    """The parts of a module known to be fc2(act(fc1(x))) in evaluation."""
+
+    fc1: nn.Linear | nn.Conv2d
+    act: nn.Module
+    fc2: nn.Linear | nn.Conv2d
+
+    @property
+    def inputs(self) -> int:
+        return self.fc1.weight.shape[1]
+
+    @property
+    def hidden(self) -> int:
+        return self.fc1.weight.shape[0]
+
+
+def is_pointwise(module: nn.Module | None) -> bool:
+    """Is this a Linear, or a convolution that is one at each position?"""
+    if not isinstance(module, (nn.Linear, nn.Conv2d)) or not module.weight.is_floating_point():
+        return False
+    if isinstance(module, nn.Linear):
+        return True
+    size = (module.kernel_size, module.stride, module.groups)
+    return size == ((1, 1), (1, 1), 1) and module.padding in ((0, 0), "valid", "same")
+
+
+def plain_mlp(module: nn.Module) -> PlainMlp | None:
+    """The parts of an MLP, or None: with a gate or a norm inside it is another map."""
+    children = dict(module.named_children())
+    fc1, fc2 = children.pop("fc1", None), children.pop("fc2", None)
+    act = next((children.pop(name) for name in ACTS if name in children), None)
+    if not (is_pointwise(fc1) and is_pointwise(fc2)) or act is None or type(fc1) is not type(fc2):
+        return None
+    inert = all(isinstance(m, (nn.Dropout, nn.Identity)) for m in children.values())
+    if not inert or any(True for _ in module.parameters(recurse=False)):
+        return None
+    mlp = PlainMlp(fc1, act, fc2)  # pyright: ignore[reportArgumentType]
+    # a gated MLP has twice as many units before the gate as after it
+    return mlp if mlp.hidden == mlp.fc2.weight.shape[1] else None
+
+
+def same_function(a: nn.Module, b: nn.Module) -> bool:
+    """Are two activations one function, up to rounding in float64? Read off a grid, not a name."""
+    grid = torch.linspace(-12, 12, 4097, dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            ya, yb = (copy.deepcopy(act).cpu().double().eval()(grid.clone()) for act in (a, b))
+    except (RuntimeError, TypeError, ValueError):  # not an elementwise map
+        return False
+    return ya.shape == yb.shape == grid.shape and torch.allclose(ya, yb, rtol=0, atol=EXACT)
+
+
+def exact(module: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
+    """A copy in float64 on the CPU, in evaluation mode, to compute without rounding.
+
+    memo: what is taken as it is in place of being copied, by id.
+    """
+    return copy.deepcopy(module, dict(memo or {})).cpu().double().eval()
+
+
+def widen(module: nn.Module, units: Units, path: str) -> None:
+    """Append hidden units to the MLP they stand beside, in place.
+
+    fc1' = [fc1; rows], b1' = [b1; bias], fc2' = [fc2 | columns], b2' = b2 + shift.
+    Raises: FoldError if the module is no plain MLP, or of another activation or width.
+    """
+    mlp = plain_mlp(module)
+    if mlp is None:
+        raise FoldError(
+            f"fold {path!r}",
+            got=f"a bottleneck beside {type(module).__name__}",
+            want="an MLP that is fc2(act(fc1(x))), without gate or norm inside",
+            fix=KEEP,
+        )
+    if not same_function(mlp.act, units.act):
+        raise FoldError(
+            f"fold {path!r}",
+            got=f"{units.act} in the cell beside {mlp.act} in the MLP",
+            want="one activation, to the last digit",
+            fix=KEEP,
+        )
+    sizes, own = (units.rows.shape[1], len(units.columns)), (mlp.inputs, len(mlp.fc2.weight))
+    if sizes != own:
+        raise FoldError(
+            f"fold {path!r}",
+            got=f"a cell {sizes[0]} -> {sizes[1]}",
+            want=f"the MLP's {own[0]} -> {own[1]}",
+            fix=KEEP,
+        )
+    append_units(mlp, units.rows, units.bias, units.columns, path)
+    add_bias(mlp.fc2, units.shift, f"{path}.fc2")
+
+
+def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, path: str) -> None:
+    """Append hidden units.  rows: (r, in), bias: (r,), columns: (out, r)."""
+    fc1, fc2 = mlp.fc1, mlp.fc2
+    tail = fc1.weight.shape[2:]  # () or (1, 1)
+    with torch.no_grad():
+        rows = rows.reshape(*rows.shape, *tail).to(fc1.weight)
+        columns = columns.reshape(*columns.shape, *tail).to(fc2.weight)
+        set_weights(fc1, weight=torch.cat([fc1.weight, rows]))
+        set_weights(fc2, weight=torch.cat([fc2.weight, columns], dim=1))
+        if fc1.bias is not None:
+            set_weights(fc1, bias=torch.cat([fc1.bias, bias.to(fc1.bias)]))
+        elif bool((bias != 0).any()):
+            raise _no_bias(f"{path}.fc1")
+    unit = "features" if isinstance(fc1, nn.Linear) else "channels"
+    setattr(fc1, f"out_{unit}", mlp.hidden)
+    setattr(fc2, f"in_{unit}", mlp.hidden)
+
+
+def add_bias(layer: nn.Module, bias: Tensor, path: str) -> None:
+    """Add to a layer's bias, in place.  Raises: FoldError if it has none and needs one."""
+    own = getattr(layer, "bias", None)
+    if isinstance(own, Tensor):
+        set_weights(layer, bias=own + bias.to(own))
+    elif bool((bias != 0).any()):
+        raise _no_bias(path)
+
+
+def _no_bias(path: str) -> FoldError:
+    return FoldError(
+        f"fold {path!r}",
+        got="a layer without a bias, and a cell with one",
+        want="a layer that has a bias",
+        fix=KEEP,
+    )
+
+
+def set_weights(layer: nn.Module, **tensors: Tensor) -> None:
+    """Give a layer other weights, in place."""
+    # new parameters, never a write: a weight tied to another layer must not change there
+    for name, value in tensors.items():
+        setattr(layer, name, nn.Parameter(value.detach().contiguous()))
+
+
+def add_weight(layer: nn.Module, delta: Tensor, path: str) -> None:
+    """Add a weight change (out, in) to a Linear or a pointwise convolution, in place."""
+    if not isinstance(layer, (nn.Linear, nn.Conv2d)) or not is_pointwise(layer):
+        raise FoldError(
+            f"fold {path!r}",
+            got=f"a linear cell beside {type(layer).__name__}",
+            want="a Linear or a 1x1 convolution",
+            fix=KEEP,
+        )
+    weight = layer.weight.detach()
+    if delta.shape != weight.shape[:2]:
+        raise FoldError(
+            f"fold {path!r}",
+            got=f"a weight change of shape {tuple(delta.shape)}",
+            want=f"{tuple(weight.shape[:2])}",
+            fix=KEEP,
+        )
+    set_weights(layer, weight=weight + delta.reshape(weight.shape).to(weight))
+
+
+def mlps(model: nn.Module) -> dict[str, PlainMlp]:
+    """Every plain MLP of a model, by path."""
+    found = {path: plain_mlp(module) for path, module in model.named_modules()}
+    return {path: mlp for path, mlp in found.items() if mlp is not None}
+
+
+def pad(model: nn.Module, target: Callable[[int, int], int] | None = None) -> int:
+    """Give the MLPs of one input width one hidden width, by units of zeros; returns their number.
+
+    target: (inputs, widest hidden) -> hidden, at least the widest; None = the widest.
+    In place; the outputs stay the same whatever the activation, since a zero column reads them.
+    """
+    found, padded = mlps(model), 0
+    for width in {m.inputs for m in found.values()}:
+        group = {p: m for p, m in found.items() if m.inputs == width}
+        widest = max(m.hidden for m in group.values())
+        hidden = widest if target is None else target(width, widest)
+        for path, mlp in group.items():
+            if extra := hidden - mlp.hidden:
+                zeros = torch.zeros(extra, width), torch.zeros(extra)
+                append_units(mlp, *zeros, torch.zeros(mlp.fc2.weight.shape[0], extra), path)
+                padded += extra
+    return padded

@@ -1,0 +1,1 @@
+"""What takes the place of layers: mixtures, more or fewer experts, students."""

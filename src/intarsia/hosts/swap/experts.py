@@ -1,0 +1,295 @@
+"""More or fewer experts in a whole model: two models merged, the least used experts pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ...core import Card, Paper
+from ...core.change import Plan, Simple
+from ...core.errors import ConfigError, TargetError
+from ...core.modes import evaluating
+from ...gating import learned_routers
+from ...gating.load import counting
+from ...mixtures.mixture import Mixture
+from ...mixtures.zcode_m3 import check_prune, merged, mixtures_in, prune
+from ..anatomy.compare import call
+from .upcycle import Places, Upcycle, check_unadapted, generator, move_places, upcycle_step
+
+RANDOM = "random"
+ALIKE = ("how", "capacity", "residual", "act")  # routers are compared layer by layer
+
+
+@dataclass(frozen=True)
+class MergeMixtures(Simple):
+    """The experts of another trained copy of the model beside its own, see `merge_mixtures`.
+
+    other: the copy.
+    """
+
+    other: nn.Module | None = None
+
+    recorded: ClassVar[bool] = False  # the step of `Upcycle` then has other places
+    laws: ClassVar[frozenset[str]] = frozenset()
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        if self.other is None:
+            raise ConfigError(
+                "other", got="no model", want="a second upcycled one", fix="MergeMixtures(model)."
+            )
+        return merge_mixtures(host, self.other)
+
+
+@dataclass(frozen=True)
+class PruneExperts(Simple):
+    """Only some experts stay, those with the most tokens, see `prune_experts`.
+
+    keep: how many, of all layers or of each layer; or which, path of the MLP -> numbers.
+    at_random: by the seed and the path, not by tokens; otherwise `plan` wants a few batches.
+    """
+
+    keep: int | Sequence[int] | Mapping[str, Sequence[int]] = 1
+    at_random: bool = False
+
+    recorded: ClassVar[bool] = False
+    laws: ClassVar[frozenset[str]] = frozenset()
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """Which experts stay: path -> numbers."""
+        done, _ = upcycled(host)
+        if isinstance(self.keep, Mapping):
+            return Plan(self, seed, {"keep": _given(self.keep, done)})
+        by = RANDOM if self.at_random else expert_loads(host, batches)
+        return Plan(self, seed, {"keep": _chosen(self.keep, by, done, seed)})
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        return prune_experts(host, plan.decided["keep"])
+
+
+def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
+    """A new model with the experts of two upcycled ones, layer by layer, and the mean of the rest.
+
+    Aggregation of experts: experts and gate rows of a, then those of b; (w_a + w_b) / 2 of every
+    other weight. Two trainings of one dense model are what it is for: the merged model has what
+    both learned, and is to be trained on. Where weights are probabilities (`Switch`), there are
+    more experts to share them, so that outputs of experts are smaller at first.
+    a and b stay as they are; `save_mixture` saves what comes out.
+
+    Raises: TargetError for models that are not upcycled, or carry adapters; ConfigError for models
+    that were upcycled differently, and for routers whose experts cannot come or go; ShapeError for
+    other sizes.
+    Source: arXiv:2109.10465 (Z-code M3).
+    """
+    (ours, one), (theirs, two) = upcycled(a), upcycled(b)
+    for what, mine, other in (
+        ("kind", type(a).__name__, type(b).__name__),
+        ("layers", ours.paths, theirs.paths),
+        *((name, getattr(one, name), getattr(two, name)) for name in ALIKE),
+    ):
+        if mine != other:
+            raise ConfigError(
+                f"{what} of the models to merge",
+                got=f"{other} after {mine}",
+                want="the same",
+                fix="Merge two trainings of one upcycled model.",
+            )
+    for path in ours.paths:
+        mixture_at(a, path)
+    new = merged(a, b)
+    counts = tuple(m + n for m, n in zip(ours.experts, theirs.experts, strict=True))
+    move_places(new, replace(ours, experts=counts))
+    return new
+
+
+@torch.no_grad()
+def expert_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
+    """How many tokens each expert gets in evaluation, before any capacity.
+
+    batches: as the model takes them: a tensor, a mapping of keywords, or (x, y), of which the model
+    gets x. Padding, by `attention_mask`, does not count.
+    Returns path of each learned router -> (E,) int64. The model is left as it is.
+    Raises: ConfigError for no batch, a model without learned routers, or one that does not count,
+    as a compiled one.
+    """
+    routers, seen = learned_routers(model), 0
+    with evaluating(model), counting(model):
+        for batch in batches:
+            call(model, batch[0] if isinstance(batch, (tuple, list)) else batch)
+            seen += 1
+        found = {path: router.received[0].long() for path, router in routers.items()}
+    # the gate of a permutation is asked for its scores, and routes nothing itself
+    found = {p: n for p, n in found.items() if not any(p.startswith(f"{q}.") for q in found)}
+    if not (found and seen):
+        raise ConfigError(
+            "loads",
+            got=f"{seen} batches for {len(found)} routers",
+            want="at least one of each",
+            fix="Give a few batches of validation data, and a model with routers.",
+        )
+    if empty := [path for path, load in found.items() if not load.any()]:
+        raise ConfigError(
+            f"loads of {empty[0]!r}",
+            got="no token for any expert",
+            want="some",
+            fix="Give batches that are not all padding, and the model as it was before "
+            "torch.compile, whose graphs do not count.",
+        )
+    return found
+
+
+def prune_experts(
+    model: nn.Module,
+    keep: int | Sequence[int] | Mapping[str, Sequence[int]],
+    by: Mapping[str, Tensor] | str | None = None,
+    *,
+    seed: int = 0,
+) -> nn.Module:
+    """Take experts and their gate rows out of an upcycled model, in place.
+
+    keep: how many stay, of all layers or of each layer; or which, path of the MLP -> numbers.
+    by: which, where keep says how many: those with the most tokens, by `expert_loads(model, val)`
+    (the first of equals); or "random", by the seed and the path. Store experts keep their order,
+    so that as many as there are changes nothing.
+    Parameters are new ones: make optimisers afterwards. `save_mixture` saves what is left.
+
+    Raises: TargetError for a model that is not upcycled, or carries adapters; ConfigError for
+    numbers and loads that do not fit, for routers whose experts cannot go, and for fewer experts
+    than a token has. The model is then as it was.
+    Source: arXiv:2109.10465 (Z-code M3).
+    """
+    done, _ = upcycled(model)
+    mixtures = {path: mixture_at(model, path) for path in done.paths}
+    chosen = _given(keep, done) if isinstance(keep, Mapping) else _chosen(keep, by, done, seed)
+    for path, kept in chosen.items():
+        check_prune(mixtures[path], kept, f"experts to keep of {path!r}")
+    for path, kept in chosen.items():
+        prune(mixtures[path], kept)
+    counts = tuple(mixture.experts.experts for mixture in mixtures.values())
+    move_places(model, replace(done, experts=counts))
+    return model
+
+
+def upcycled(model: nn.Module) -> tuple[Places, Upcycle]:
+    """The mixtures in a model, and the settings they were made with.
+
+    Raises: TargetError where it left nothing, or where adapters are around it.
+    """
+    check_unadapted(model)
+    step = upcycle_step(model)
+    if step is None:
+        raise TargetError(
+            "model",
+            got="one that was not upcycled",
+            want="one with mixtures",
+            fix="Call intarsia.upcycle(model); for a Mixture of your own use "
+            "intarsia.mixtures.merged and prune.",
+        )
+    return Places(**step.plan.decided), cast(Upcycle, step.plan.change)
+
+
+def mixture_at(model: nn.Module, path: str) -> Mixture:
+    """The mixture in the place of an MLP, with or without that MLP beside it.
+
+    Raises: TargetError for a sparse block of the host's own.
+    """
+    found = list(mixtures_in(model.get_submodule(path)).values())
+    if not found:
+        raise TargetError(
+            f"{path!r}",
+            got="a block with experts of the host's own",
+            want="intarsia's Mixture",
+            fix="Only mixtures that upcycle has put in can change their number of experts.",
+        )
+    return found[0]
+
+
+def _given(keep: Mapping[str, Sequence[int]], done: Places) -> dict[str, list[int]]:
+    if unknown := sorted(keep.keys() - set(done.paths)):
+        raise ConfigError(
+            "keep",
+            got=f"a layer {unknown[0]!r}",
+            want=f"paths among {list(done.paths)}",
+            fix="Layers that are left out stay as they are.",
+        )
+    return {path: [int(i) for i in kept] for path, kept in keep.items()}
+
+
+def _chosen(
+    keep: int | Sequence[int], by: Mapping[str, Tensor] | str | None, done: Places, seed: int
+) -> dict[str, list[int]]:
+    """The experts that stay, of each path, in ascending order."""
+    numbers = [keep] * len(done.paths) if isinstance(keep, int) else list(keep)
+    if len(numbers) != len(done.paths) or not all(
+        1 <= m <= e for m, e in zip(numbers, done.experts, strict=False)
+    ):
+        raise ConfigError(
+            "keep",
+            got=keep,
+            want=f"1 ... {list(done.experts)}, one number or one for each layer",
+            fix="Give as many experts as there are, or fewer.",
+        )
+    found: dict[str, list[int]] = {}
+    for path, count, m in zip(done.paths, done.experts, numbers, strict=True):
+        order = _scores(path, count, by, seed).argsort(descending=True, stable=True)
+        found[path] = sorted(order[:m].tolist())
+    return found
+
+
+def _scores(path: str, count: int, by: Mapping[str, Tensor] | str | None, seed: int) -> Tensor:
+    if by == RANDOM:
+        return torch.rand(count, generator=generator(seed, path))
+    key = None
+    if isinstance(by, Mapping):
+        inside = (f"{path}.router", f"{path}.mixture.router")
+        key = next((name for name in inside if name in by), None)
+    if key is None or len(by[key]) != count:  # pyright: ignore
+        got = "none for this layer" if key is None else f"{len(by[key])} numbers"  # pyright: ignore
+        raise ConfigError(
+            f"loads of {path!r}",
+            got=got,
+            want=f"a number for each of {count} experts",
+            fix="Pass by=intarsia.expert_loads(model, batches) of this very model, or 'random'.",
+        )
+    return torch.as_tensor(by[key])  # pyright: ignore
+
+
+_PAPER = Paper(
+    "2109.10465", 2021, "Scalable and Efficient MoE Training for Multitask Multilingual Models"
+)
+
+CARDS = (
+    Card(
+        "merge_mixtures",
+        kind="change",
+        config=MergeMixtures,
+        paper=_PAPER,
+        summary="The experts of two trained models in one, the mean of their other weights.",
+        family="experts",
+        names=("aggregation of experts",),
+        exceptions=dict.fromkeys(
+            (
+                "takes_a_host",
+                "plans_without_a_trace",
+                "leaves_no_trace_of_an_error",
+                "preserves_what_it_says",
+                "comes_back_from_its_folder",
+                "folds_or_refuses",
+            ),
+            "it needs a second model, which is no setting that a file could hold",
+        ),
+    ),
+    Card(
+        "prune_experts",
+        kind="change",
+        config=PruneExperts,
+        paper=_PAPER,
+        tiny={"keep": 2},
+        summary="The least used experts go, and their rows of the gate.",
+        family="experts",
+        names=("expert pruning",),
+    ),
+)

@@ -1,0 +1,142 @@
+"""A shallower student out of a trained model (Mixture-of-Students, arXiv:2201.05596)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+from torch import nn
+
+from ...core import Card, Paper
+from ...core.change import Plan, Simple
+from ...core.errors import TargetError
+from ...gating import rejoin, unwatch
+from ..anatomy.blocks import blocks
+from ..anatomy.gates import own_gate
+from ..anatomy.sites import select_blocks
+from .upcycle import Places, check_unadapted, move_places, places_in
+
+PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of a transformers config
+
+
+@dataclass(frozen=True)
+class Student(Simple):
+    """A copy of the model with some of its blocks, see `student_of`.
+
+    layers: the numbers of those blocks.
+    """
+
+    layers: tuple[int, ...] = (0,)
+
+    recorded: ClassVar[bool] = False  # the student is a model of fewer blocks, not a changed one
+    laws: ClassVar[frozenset[str]] = frozenset()
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        return student_of(host, self.layers)
+
+
+def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
+    """A copy of a model with some of its blocks, those of these numbers, in their order.
+
+    For timm ViTs, transformers' ViTs and Llama-shaped decoders, upcycled or not. Blocks are
+    numbered anew, in the config and in caches, too, so that `save_mixture` saves the student and
+    `load_mixture` takes it into a dense model of its depth. Weights are the teacher's, which stays
+    as it is; those left out are not copied. Train it with `intarsia.train.distill`.
+
+    layers: numbers of the blocks that stay, negative ones count from the last; every eighth to
+      fourth block may go (21 of 24 stay in the paper, which spares the widest layers).
+    Raises: TargetError for layers that are not there, adapted models, and models whose blocks do
+    not stand in one row or depend on their number.
+    Source: arXiv:2201.05596, section 4.2.
+    """
+    check_unadapted(model)
+    place, found = _row(model)
+    kept = select_blocks(found, layers)
+    gone = [block for path, block in found if path not in kept]
+    # in the copy something else stands for the blocks that go
+    student = copy.deepcopy(model, {id(block): nn.Identity() for block in gone})
+    row = student.get_submodule(place)
+    old = [int(path.rpartition(".")[2]) for path in kept]
+    stay = [block for i, block in enumerate(row.children()) if i in old]
+    row._modules.clear()
+    for number, block in enumerate(stay):
+        row.add_module(str(number), block)
+    _renumber(student, row, old, len(found))
+    _record(student, {path: f"{place}.{i}" for i, path in enumerate(kept)})
+    rejoin(student)
+    return student
+
+
+def _row(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]]:
+    """The path of the container that has all blocks and nothing else, and the blocks.
+
+    Raises: TargetError for a model without one.
+    """
+    found = blocks(model)
+    places = {path.rpartition(".")[0] for path, _ in found}
+    place = next(iter(places)) if len(places) == 1 else None
+    row = None if place is None else model.get_submodule(place)
+    whole = isinstance(row, nn.ModuleList | nn.Sequential) and len(row) == len(found)
+    # a mixture of sparse and dense blocks goes by their numbers, and so do these positions
+    mixed = len({own_gate(dict(b.named_children()).get("mlp", b)) is None for _, b in found}) > 1
+    if place is None or not whole or mixed or getattr(model, "rope_mixed", False):
+        raise TargetError(
+            f"model {type(model).__name__}",
+            got=f"{len(found)} blocks in {len(places)} places"
+            + (", sparse and dense ones" if mixed else ""),
+            want="one row of blocks that do not depend on their number",
+            fix="Use a ViT or a Llama-shaped decoder; stages and alternating blocks cannot go.",
+        )
+    return place, found
+
+
+def _renumber(student: nn.Module, row: nn.Module, old: Sequence[int], count: int) -> None:
+    """Tell whoever knows the number of a block, or how many there are."""
+    for number, block in enumerate(row.children()):
+        for module in block.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                cast(Any, module).layer_idx = number  # the place in a cache
+    config: Any = getattr(student, "config", None)
+    if config is not None:
+        config.num_hidden_layers = len(old)
+        for name in PER_LAYER:
+            each = getattr(config, name, None)
+            if isinstance(each, (list, tuple)) and len(each) == count:
+                setattr(config, name, [each[i] for i in old])
+    info: Any = getattr(student, "feature_info", None)
+    if isinstance(info, list) and len(info) == count:  # timm: the module of each block
+        cast(Any, student).feature_info = info[: len(old)]
+
+
+def _record(student: nn.Module, moved: dict[str, str]) -> None:
+    """Record which mixtures stand in the student, and where."""
+    if (done := places_in(student)) is None:
+        return
+    left = [i for i, path in enumerate(done.paths) if path.removesuffix(".mlp") in moved]
+    paths = tuple(f"{moved[done.paths[i].removesuffix('.mlp')]}.mlp" for i in left)
+    experts, parts = (tuple(numbers[i] for i in left) for numbers in (done.experts, done.parts))
+    move_places(student, Places(paths, experts, parts), elsewhere=True)
+    if not left:
+        unwatch(student, all=True)
+
+
+CARDS = (
+    Card(
+        "student_of",
+        kind="change",
+        config=Student,
+        paper=Paper(
+            "2201.05596",
+            2022,
+            "DeepSpeed-MoE: Advancing Mixture-of-Experts Inference and Training to Power "
+            "Next-Generation AI Scale",
+        ),
+        summary="A shallower student out of a trained model.",
+        family="experts",
+        exceptions={
+            "comes_back_from_its_folder": "a student is a model of its own: save it as such",
+        },
+    ),
+)

@@ -1,0 +1,362 @@
+"""Turn the MLPs of a dense model into mixtures, and give sparse models another router."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, cast
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from ...core import Card, Paper
+from ...core.change import Plan, Step, set_steps, steps_of
+from ...core.checks import one_of
+from ...core.errors import CheckpointError, ConfigError, FoldError, TargetError
+from ...gating import Router, RouterConfig, non_causal, watch, with_experts
+from ...mixtures.capacity import LOOKS_AHEAD, Capacity
+from ...mixtures.experts import StackedExperts, activation
+from ...mixtures.mixture import MIXES, Mixture, ResidualMixture
+from ...routers import TopK
+from ..anatomy.blocks import ATTENTION, blocks, wrapped_paths
+from ..anatomy.dense_mlp import Dense, check_output, dense_mlp, drawn, stacked
+from ..anatomy.gates import HostedRouter, hosted, own_gate
+from ..anatomy.sites import select_blocks
+
+HOW = ("copies", "diversified", "slices", "fresh")
+
+
+@dataclass(frozen=True)
+class Upcycle:
+    """A `Mixture` in the place of MLPs of a timm ViT or a Llama-shaped decoder.
+
+    router: settings of a router; experts: E in place of the router's own, or one for each layer, in
+    the order of the model.
+    how: what the experts are,
+      "copies" of the MLP (sparse upcycling, arXiv:2212.05055): a router whose weights sum to one
+      gives the dense model's output at the start;
+      "diversified", copies with `fraction` of each one's weights set to 0 (EvoMoE);
+      "slices", E equal parts of its hidden units, which sum to the dense output if all are active
+      with weight 1, `TopK(experts=E, active=E, scale="none")`;
+      "fresh", drawn anew, each for itself, as a model that is trained from scratch has them: the
+      MLP's own weights are forgotten.
+    act: the experts' activation in place of the MLP's, "gelu", "relu" or "silu", on the gate's
+    path if they are gated; the output is then not the dense one. `MoeX` wants "relu".
+    layers: numbers of the blocks, negative ones count from the last; None = all.
+    capacity: how many tokens an expert takes.
+    residual: keep the MLP beside the experts, for every token (Residual-MoE, arXiv:2201.05596):
+      "learned", weighed by a softmax for each token, or "sum", see `ResidualMixture`.
+
+    In Mixtral, Qwen2-MoE and Qwen3-MoE models the blocks with experts of their own keep them and
+    get the router alone; dense layers between them are left. Nothing is frozen.
+
+    Raises: ConfigError for settings that cannot be; TargetError in `plan` for MLPs of another kind,
+    adapted models and layers that are not there.
+    """
+
+    router: RouterConfig = TopK()  # noqa: RUF009 - frozen
+    experts: int | tuple[int, ...] | None = None
+    how: str = "copies"
+    layers: tuple[int, ...] | None = None
+    capacity: Capacity | None = None
+    residual: str | None = None
+    fraction: float = 0.1
+    act: str | None = None
+
+    stores: ClassVar[str] = "all"  # which of the host's weights a saved folder needs
+
+    def __post_init__(self) -> None:
+        for name in ("experts", "layers"):
+            if isinstance(value := getattr(self, name), Sequence):
+                object.__setattr__(self, name, tuple(value))
+        if isinstance(self.capacity, Mapping):
+            object.__setattr__(self, "capacity", Capacity(**self.capacity))
+        if getattr(self.router, "experts", None) is None:
+            raise ConfigError(
+                "router",
+                got=f"{type(self.router).__name__}, which routes no tokens to experts",
+                want="a router of tokens",
+                fix="Use TopK(), or adapt(model, Poly(...)).",
+            )
+        if self.residual is not None:
+            one_of("residual", self.residual, MIXES)
+        one_of("how", self.how, HOW)
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        """The outputs, for copies with room for every token and weights that sum to one."""
+        changed = (self.capacity, self.residual, self.act) != (None, None, None)
+        router = self.router.build(1, generator=torch.Generator())
+        kept = self.how == "copies" and not changed and getattr(router, "normalised", False)
+        return frozenset({"outputs"} if kept else ())
+
+    def plan(
+        self,
+        host: nn.Module,
+        batches: Iterable[Any] = (),
+        *,
+        seed: int = 0,
+        sees_later: bool = False,
+    ) -> Plan:
+        """The places, and the numbers of experts of each.
+
+        sees_later: acknowledges that in a decoder a router or policy by which a token's experts
+        depend on later tokens lets it look ahead.
+        """
+        check_plain(host)
+        chosen = _chosen(host, self.layers)
+        counts = _counts(self.experts, self.router, len(chosen))
+        if not sees_later:
+            _check_causal(chosen, self.router, self.capacity)
+        parts = counts if self.how == "slices" else (1,) * len(counts)
+        paths = tuple(f"{path}.mlp" for path, _ in chosen)
+        return Plan(self, seed, asdict(Places(paths, counts, parts)))
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """In place; everything is built before anything is replaced."""
+        check_plain(host)
+        _put(host, self, Places(**plan.decided), plan.seed)
+        return host
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """Raises: FoldError: no plain layer chooses among experts."""
+        raise FoldError(
+            f"fold {type(host).__name__}",
+            got="mixtures, whose router chooses experts for each token",
+            want="a change of weights, or units of an MLP",
+            fix="Keep the mixtures: save the model with intarsia.save.",
+        )
+
+
+@dataclass(frozen=True)
+class Places:
+    """The mixtures that stand in a model.
+
+    paths: of the MLPs that were there; experts: how many each mixture has by now; parts: in how
+    many parts the hidden units of each MLP were dealt out, 1 = its experts are whole copies.
+    """
+
+    paths: tuple[str, ...]
+    experts: tuple[int, ...]
+    parts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("paths", "experts", "parts"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        lengths = {len(self.paths), len(self.experts), len(self.parts)}
+        if len(lengths) > 1 or min((*self.experts, *self.parts), default=1) < 1:
+            raise ConfigError(
+                "mixtures",
+                got=f"{len(self.paths)} paths, experts {self.experts}, parts {self.parts}",
+                want="a number of experts and of parts for each path",
+                fix="Take them from Upcycle.plan.",
+            )
+
+
+def upcycle_step(model: nn.Module) -> Step | None:
+    """The step that put mixtures into a model, if one did."""
+    return next((s for s in steps_of(model) if isinstance(s.plan.change, Upcycle)), None)
+
+
+def places_in(model: nn.Module) -> Places | None:
+    """The mixtures that `upcycle` put into a model, if it did."""
+    return None if (step := upcycle_step(model)) is None else Places(**step.plan.decided)
+
+
+def move_places(model: nn.Module, places: Places, *, elsewhere: bool = False) -> None:
+    """Record that other mixtures stand in a model now; none: that it was never upcycled.
+
+    elsewhere: the dense model, too, is another one, whose fingerprint is not known.
+    """
+    old = upcycle_step(model)
+    new = None
+    if old is not None and places.paths:
+        plan = replace(old.plan, decided=asdict(places))
+        new = replace(old, plan=plan, on={} if elsewhere else old.on)
+    steps = (new if step is old else step for step in steps_of(model))
+    set_steps(model, (step for step in steps if step is not None))
+
+
+def check_plain(model: nn.Module) -> None:
+    """Raises: TargetError for a model with adapters or mixtures."""
+    check_unadapted(model)
+    if upcycle_step(model) is not None:
+        raise TargetError(
+            "model",
+            got="one that was upcycled before",
+            want="a dense model",
+            fix="Start from a fresh copy of it.",
+        )
+
+
+def check_unadapted(model: nn.Module) -> None:
+    """Raises: TargetError for a model with adapters."""
+    if isinstance(model, PeftModel) or wrapped_paths(model):
+        raise TargetError(
+            "model",
+            got="one with adapters",
+            want="a plain model",
+            fix="Do this first, then intarsia.adapt; or merge and unload the adapters.",
+        )
+
+
+def _put(model: nn.Module, change: Upcycle, at: Places, seed: int) -> None:
+    """Build everything, then put it in place, watched by hooks."""
+    found = {f"{path}.mlp": block for path, block in blocks(model)}
+    if missing := [path for path in at.paths if path not in found]:
+        raise CheckpointError(
+            "mixture",
+            got=f"a {type(model).__name__} without {missing[0]!r}",
+            want=f"the {len(at.paths)} MLPs that were mixtures",
+            fix="Create the dense model with the architecture of the training run.",
+        )
+    new = [_made(change, at, i, found[path], seed) for i, path in enumerate(at.paths)]
+    for path, (name, module) in zip(at.paths, new, strict=True):
+        block = found[path]
+        setattr(block if name == "mlp" else block.get_submodule("mlp"), name, module)
+    watch(model, stays=True)
+    model.register_load_state_dict_pre_hook(_refuse_others)
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False  # the host's loss would be of its gates, now gone
+
+
+def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
+    """Before any weight is overwritten, raise CheckpointError for those of the model as it was."""
+    for name, module in model.named_modules():
+        if isinstance(module, Mixture | ResidualMixture | HostedRouter):
+            module.refuse_others(state_dict, f"{prefix}{name}.")
+
+
+def _chosen(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, nn.Module]]:
+    """The blocks to change, by path."""
+    found = [(p, b) for p, b in blocks(model) if "mlp" in dict(b.named_children())]
+    if not found:
+        raise TargetError(
+            f"model {type(model).__name__}",
+            got="no block with an MLP of its own",
+            want="a timm ViT or a Llama-shaped decoder",
+            fix="Put intarsia's Mixture in by hand.",
+        )
+    wanted = select_blocks(found, layers)
+    chosen = [(p, b) for p, b in found if p in wanted]
+    sparse = [(p, b) for p, b in chosen if own_gate(b.get_submodule("mlp")) is not None]
+    return sparse if sparse and layers is None else chosen
+
+
+def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -> tuple[int, ...]:
+    own = int(router.experts)
+    if experts is None:
+        return (own,) * n
+    if isinstance(experts, int):
+        return (experts,) * n
+    if len(experts) != n:
+        raise ConfigError(
+            "experts",
+            got=f"{len(experts)} numbers",
+            want=f"{n}, one for each layer",
+            fix="Give one number for all, or choose layers=[...].",
+        )
+    return tuple(experts)
+
+
+def _check_causal(
+    chosen: Sequence[tuple[str, nn.Module]], router: RouterConfig, capacity: Capacity | None
+) -> None:
+    """Raises: ConfigError where a decoder's tokens would be routed by later ones."""
+    attentions = [getattr(block, name, None) for _, block in chosen for name in ATTENTION]
+    if not any(getattr(attention, "is_causal", False) is True for attention in attentions):
+        return
+    if (what := looks_ahead(router, capacity)) is not None:
+        raise ConfigError(
+            "routing of a decoder",
+            got=f"{what}, where later tokens have a say",
+            want="routing that looks back only",
+            fix="Use TopK(...) and Capacity(policy='order'), or say sees_later=True.",
+        )
+
+
+def looks_ahead(router: RouterConfig, capacity: Capacity | None = None) -> str | None:
+    """What gives later tokens a say in where earlier ones go, if anything does."""
+    if non_causal(router):
+        return type(router).__name__
+    if capacity is None:
+        return None
+    if capacity.policy in LOOKS_AHEAD:
+        return f"Capacity(policy={capacity.policy!r})"
+    built = router.build(1, generator=torch.Generator())
+    if isinstance(built, Router) and built.equal_counts:
+        return None
+    return f"Capacity with {type(router).__name__}, whose pairs set its room"
+
+
+def generator(seed: int, path: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+
+
+def _made(told: Upcycle, at: Places, i: int, block: nn.Module, seed: int) -> tuple[str, nn.Module]:
+    """What replaces a block's MLP or its gate, and the name of that."""
+    path, count, mlp = at.paths[i], at.experts[i], block.get_submodule("mlp")
+    draws = generator(seed, path)
+    config = told.router
+    if count != config.experts:
+        config = with_experts(config, count)
+    if (gate := own_gate(mlp)) is not None:
+        if (told.how, told.capacity, told.residual, told.act) != ("copies", None, None, None):
+            raise ConfigError(
+                f"{path!r}",
+                got="how, capacity, residual or act for a block with experts of its own",
+                want="a router alone",
+                fix="Leave them out, or choose layers=[...] that are dense.",
+            )
+        own: Any = gate
+        new = config.build(own.weight.shape[-1], generator=draws).to(own.weight.device)
+        return "gate", hosted(f"{path}.gate", gate, new, count).train(mlp.training)
+    dense = dense_mlp(path, mlp)
+    parts = at.parts[i]
+    made = drawn(dense, count, parts, path, draws) if told.how == "fresh" else None
+    of_mlp = stacked(dense, count if made is None else 1, parts, path, draws)
+    check_output(mlp, of_mlp, parts, path)
+    made = made or of_mlp
+    if told.act is not None:
+        made.act = activation(told.act)
+    if told.how == "diversified":
+        made.diversify(told.fraction, draws)
+    chosen = cast(Router, config.build(dense.up.in_features, generator=draws))
+    mixture = Mixture(made, chosen, capacity=told.capacity, generator=draws)
+    for new, old in zip(made.parameters(), _flags(made, dense), strict=True):
+        new.requires_grad_(old)
+    whole: nn.Module = mixture
+    if told.residual is not None:
+        width = dense.up.in_features
+        whole = ResidualMixture(mixture, mlp, width=width, mix=told.residual, generator=draws)
+    like = dense.up.weight
+    return "mlp", whole.to(like.device, like.dtype).train(mlp.training)
+
+
+def _flags(made: StackedExperts, dense: Dense) -> list[bool]:
+    """Which parameters of the experts are trained: those whose matrix was."""
+    layers = {"up": dense.up, "gate": dense.gate, "down": dense.down}
+    names = [name.removesuffix("_bias") for name, _ in made.named_parameters()]
+    return [layer.weight.requires_grad for n in names if (layer := layers[n]) is not None]
+
+
+CARDS = (
+    Card(
+        "upcycle",
+        kind="change",
+        config=Upcycle,
+        paper=Paper(
+            "2212.05055",
+            2022,
+            "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints",
+        ),
+        tiny={"router": TopK(experts=2)},
+        summary="Mixtures of experts in the place of a dense model's MLPs.",
+        family="experts",
+        names=("sparse upcycling",),
+    ),
+)
