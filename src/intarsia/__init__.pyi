@@ -31,6 +31,7 @@ from .hosts import combine as combine
 from .hosts import delta_of as delta_of
 from .hosts import expert_loads as expert_loads
 from .hosts import fold as fold
+from .hosts import load as load
 from .hosts import load_mixture as load_mixture
 from .hosts import merge_mixtures as merge_mixtures
 from .hosts import pack as pack

@@ -16,7 +16,7 @@ from ..data import ImageSet, InputConfig, eval_transform, input_config, trunk_fi
 from ..data.decode import SUFFIXES, read_image
 from ..data.folders import check_same_classes
 from ..data.splits import read_data
-from ..hosts.attach import adapter_files as load
+from ..hosts import load
 from ..results.runs import read_run
 from ..results.runs.reading import need
 from ..train import Metrics
