@@ -24,11 +24,12 @@ from collections.abc import Iterable
 class IntarsiaError(Exception):
     """`what: got ..., want .... fix` as one readable line, and the four parts as attributes.
 
-    got: an exception is shown as its type and its text.
+    got: an exception of another library is shown as its type and its text, one of ours as its text.
     """
 
     def __init__(self, what: str, *, got: object, want: object, fix: str) -> None:
-        got = f"{type(got).__name__}: {got}" if isinstance(got, Exception) else got
+        if isinstance(got, Exception) and not isinstance(got, IntarsiaError):
+            got = f"{type(got).__name__}: {got}"
         self.what, self.got, self.want, self.fix = what, got, want, fix
         super().__init__(f"{what}: got {got}, want {want}. {fix}")
 
