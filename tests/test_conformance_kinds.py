@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from intarsia.conformance import check
 from intarsia.conformance.cards import CARD_LAWS
 from intarsia.core import Card, Format, NofM, Paper, Partition
-from intarsia.core.change import Plan, Simple
+from intarsia.core.change import PlainChange, Plan
 from intarsia.core.errors import ConfigError, ConformanceError
 from intarsia.formats import Bitmask
 from intarsia.partitions import keep_n_of_m, keep_top, random_disjoint
@@ -157,7 +157,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class HeadAlone(Simple):
+class HeadAlone(PlainChange):
     """The head alone is trained, or something else by its `fault`."""
 
     fault: str = ""

@@ -129,6 +129,8 @@ ANY = {
 }
 
 
+# untrained routers may well collapse in one epoch
+@pytest.mark.filterwarnings("ignore::intarsia.gating.load.CollapseWarning")
 @pytest.mark.parametrize("case", ANY)
 def test_any_change_is_trained_and_opened_again(case: str, tmp_path: Path) -> None:
     method, settings = ANY[case]

@@ -33,7 +33,7 @@ class Change(Protocol):
     def fold(self, host: nn.Module) -> nn.Module: ...
 
 
-class Simple:
+class PlainChange:
     """What a change has that decides nothing for a host and leaves plain modules behind.
 
     stores: which of the host's weights a saved folder needs: "all", those that are "trained", or

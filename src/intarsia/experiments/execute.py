@@ -131,12 +131,9 @@ def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
     if published is None:
         return own
     if experiment.objective != "plain" or experiment.adapted.frozen_once:
-        raise ConfigError(
-            f"method {experiment.adapted.method!r}",
-            got="--objective or --frozen-once with it",
-            want="neither: the recipe has its objective, and dropout in every block",
-            fix="Leave them out, or use its method alone.",
-        )
+        what, got = f"method {experiment.adapted.method!r}", "--objective or --frozen-once with it"
+        want = "neither: the recipe has its objective, and dropout in every block"
+        raise ConfigError(what, got=got, want=want, fix="Leave them out, or use its method alone.")
     known = {f.name for f in dataclasses.fields(experiment.training)} - {"weight_decay"}
     return own | {name: value for name, value in published.items() if name not in known}
 
@@ -149,12 +146,9 @@ def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objec
     if not experiment.objective.startswith(settings.HEADS):
         return objective
     if "tasks" not in data.record:
-        raise ConfigError(
-            f"--objective {experiment.objective}",
-            got=f"{experiment.pictures.data}, one task",
-            want="several tasks in one label space",
-            fix="For example: mini/elpv+mnist",
-        )
+        what = f"--objective {experiment.objective}"
+        got, want = f"{experiment.pictures.data}, one task", "several tasks in one label space"
+        raise ConfigError(what, got=got, want=want, fix="For example: mini/elpv+mnist")
     return partial(task_heads, groups=list(data.record["tasks"].values()), over=objective)
 
 
@@ -208,12 +202,9 @@ def tokens_once(
     Raises: ConfigError with augmentation, which changes a picture in every epoch, or recomputation.
     """
     if experiment.pictures.augment != "none" or running.recompute:
-        raise ConfigError(
-            "--frozen-once",
-            got="--augment or --recompute with it",
-            want="it alone",
-            fix="Leave --frozen-once out: every step then computes every block.",
-        )
+        what = "--frozen-once"
+        fix = "Leave --frozen-once out: every step then computes every block."
+        raise ConfigError(what, got="--augment or --recompute with it", want="it alone", fix=fix)
     dtype = DTYPES[experiment.training.precision]
     block = first_trained_block(model)
     with reading_tokens(model, block) as prefix:
@@ -285,12 +276,9 @@ def sets_of(
     found = suites.find(experiment.pictures.data)
     tasks = suites.members(found[0], found[1].name) if found else ()
     if augment != "none" and any(task.group == "structured" for task in tasks):
-        raise ConfigError(
-            "--augment",
-            got=f"{augment!r} for {experiment.pictures.data}",
-            want="'none': its labels are places, angles and counts, which a crop or flip changes",
-            fix="Leave it out.",
-        )
+        got = f"{augment!r} for {experiment.pictures.data}"
+        want = "'none': its labels are places, angles and counts, which a crop or flip changes"
+        raise ConfigError("--augment", got=got, want=want, fix="Leave it out.")
     if augment == "none":
         train = of("train", data.train)
     else:

@@ -167,22 +167,16 @@ def read(out: Path) -> Experiment:
     path = out / FILE
     if not path.is_file():
         got = "a folder without one" if out.is_dir() else "no such folder"
-        raise ConfigError(
-            f"experiment in {out}",
-            got=got,
-            want=f"a run of `intarsia fit`, with {FILE}",
-            fix="Check the path, or start the run with `intarsia fit DATA --out FOLDER`.",
-        )
+        what = f"experiment in {out}"
+        fix = "Check the path, or start the run with `intarsia fit DATA --out FOLDER`."
+        raise ConfigError(what, got=got, want=f"a run of `intarsia fit`, with {FILE}", fix=fix)
     try:
         flat = json.loads(path.read_text())
         return Experiment.of(flat)
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise CheckpointError(
-            f"experiment {path}",
-            got=f"{type(error).__name__}: {error}",
-            want="the file as `intarsia fit` wrote it",
-            fix="Restore it from a copy.",
-        ) from error
+        what = f"experiment {path}"
+        got, want = f"{type(error).__name__}: {error}", "the file as `intarsia fit` wrote it"
+        raise CheckpointError(what, got=got, want=want, fix="Restore it from a copy.") from error
 
 
 def resumed(out: Path, asked: Mapping[str, Any]) -> Experiment:

@@ -93,20 +93,12 @@ def check_options(experiment: Experiment) -> None:
     """Raises: ConfigError for an option or a method that only pictures have."""
     flat, method = experiment.flat(), experiment.adapted.method
     if method in settings.known() and getattr(card(method).config, "needs_head", False):
-        raise ConfigError(
-            f"method {method!r}",
-            got="a text",
-            want="a method without a classifier",
-            fix="Use lora, or another of `intarsia list`.",
-        )
+        what, fix = f"method {method!r}", "Use lora, or another of `intarsia list`."
+        raise ConfigError(what, got="a text", want="a method without a classifier", fix=fix)
     for name, nothing in PICTURES_ONLY.items():
         if flat[name] != nothing:
-            raise ConfigError(
-                f"--{name.replace('_', '-')}",
-                got=f"{flat[name]} for a text",
-                want="pictures, which it is for",
-                fix="Leave it out.",
-            )
+            what, got = f"--{name.replace('_', '-')}", f"{flat[name]} for a text"
+            raise ConfigError(what, got=got, want="pictures, which it is for", fix="Leave it out.")
 
 
 def length_of(experiment: Experiment) -> int:

@@ -28,12 +28,8 @@ def release(
     Raises: FoldError where no stock model says the same; ExportError where the written one differs.
     """
     if form == "timm" and not fold_it:
-        raise ConfigError(
-            "--keep-adapter",
-            got="--format timm",
-            want="onnx or torch: timm knows no adapters",
-            fix="Leave one of them out.",
-        )
+        what, want = "--keep-adapter", "onnx or torch: timm knows no adapters"
+        raise ConfigError(what, got="--format timm", want=want, fix="Leave one of them out.")
     opened = open_run(run, as_trained=False)
     images = some_pictures(opened, report)
     model = stock_of(opened, images, result) if fold_it else opened.model

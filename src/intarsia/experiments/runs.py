@@ -74,12 +74,9 @@ def restored(
     Raises: CheckpointError for another pretrained model, or damaged files.
     """
     if (found := trunk_fingerprint(model)) != (want := need(record, "record.trunk", str, folder)):
-        raise CheckpointError(
-            f"backbone {experiment.adapted.model!r} of {folder}",
-            got=f"weights {found[:12]}",
-            want=f"{want[:12]}, those it was trained on",
-            fix="Use the version of timm and of the weights that run.json names.",
-        )
+        what, got = f"backbone {experiment.adapted.model!r} of {folder}", f"weights {found[:12]}"
+        fix = "Use the version of timm and of the weights that run.json names."
+        raise CheckpointError(what, got=got, want=f"{want[:12]}, those it was trained on", fix=fix)
     return load(model, folder, classes=classes)
 
 
@@ -154,12 +151,9 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
         else:
             inside = [path] if path.exists() else []
         if not inside:
-            raise DataError(
-                f"pictures in {path}",
-                got="none" if path.is_dir() else "no such file",
-                want="a picture, or a folder with some",
-                fix="Check the path.",
-            )
+            got = "none" if path.is_dir() else "no such file"
+            want = "a picture, or a folder with some"
+            raise DataError(f"pictures in {path}", got=got, want=want, fix="Check the path.")
         found += inside
     return found
 

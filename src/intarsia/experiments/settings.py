@@ -76,23 +76,15 @@ def chosen(asked: Adapted, training: Training) -> Any:
         config = card(asked.method).config
         own = {f.name for f in dataclasses.fields(training)} & set(settings_to_dict(config()))
         for name in own & given.keys():
-            raise ConfigError(
-                f"--set {name}",
-                got=f"{name}={given[name]}",
-                want="it as an option",
-                fix=f"Use --{name.replace('_', '-')} {given[name]}.",
-            )
+            what, fix = f"--set {name}", f"Use --{name.replace('_', '-')} {given[name]}."
+            raise ConfigError(what, got=f"{name}={given[name]}", want="it as an option", fix=fix)
         start = config.for_training(training)
     found = method(asked.method, asked.settings, start)
     if (blocks := layers(asked)) is None or not hasattr(found, "last_blocks"):
         return found
     if "last_blocks" in given:
-        raise ConfigError(
-            "--set last_blocks",
-            got=f"{given['last_blocks']}, and --last-blocks {asked.last_blocks}",
-            want="one of them",
-            fix="Leave one out.",
-        )
+        got, want = f"{given['last_blocks']}, and --last-blocks {asked.last_blocks}", "one of them"
+        raise ConfigError("--set last_blocks", got=got, want=want, fix="Leave one out.")
     return with_settings(found, last_blocks=len(blocks))
 
 
@@ -153,12 +145,9 @@ def _check_places(asked: Adapted) -> None:
 def _build(found: Card, given: Mapping[str, str], start: Any, above: str) -> Any:
     """A card's config; names in `given` may lead into a method inside, name.inner=value."""
     if given and not settings_to_dict(found.config()):
-        raise ConfigError(
-            f"--set with method {found.key!r}",
-            got=", ".join(f"{name}={value}" for name, value in given.items()),
-            want="none: it has no settings",
-            fix="Leave --set out.",
-        )
+        what = f"--set with method {found.key!r}"
+        got = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise ConfigError(what, got=got, want="none: it has no settings", fix="Leave --set out.")
     start = start if start is not None else found.config()
     return _changed(start, given, above, f"setting of {found.key!r}")
 

@@ -117,12 +117,9 @@ def complete(opened: Writer, prompts: Sequence[Prompt], tokens: int) -> Iterator
     end = opened.tokenizer.eos_token_id
     for number, prompt in enumerate(prompts, 1):
         if room is not None and len(prompt.ids) + tokens > room:
-            raise DataError(
-                f"prompt {number}",
-                got=f"{len(prompt.ids)} tokens and {tokens} to come",
-                want=f"at most {room} together",
-                fix="Shorten it, or ask for fewer --tokens.",
-            )
+            got = f"{len(prompt.ids)} tokens and {tokens} to come"
+            fix = "Shorten it, or ask for fewer --tokens."
+            raise DataError(f"prompt {number}", got=got, want=f"at most {room} together", fix=fix)
         ids = prompt.ids[None].to(device_of(model))
         with evaluating(model), torch.no_grad():
             whole = model.generate(

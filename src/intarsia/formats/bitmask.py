@@ -48,12 +48,9 @@ class Bitmask(Format):
         weight = values.new_zeros(tuple(shape))
         rows, columns = _matrix(weight).shape
         if bits.shape != (rows, -(-columns // 8)):
-            raise ShapeError(
-                "bitmask",
-                got=tuple(bits.shape),
-                want=f"{(rows, -(-columns // 8))} for a weight of {tuple(shape)}",
-                fix="Decode with the shape of the encoding.",
-            )
+            want = f"{(rows, -(-columns // 8))} for a weight of {tuple(shape)}"
+            fix = "Decode with the shape of the encoding."
+            raise ShapeError("bitmask", got=tuple(bits.shape), want=want, fix=fix)
         keep = unpack_bits(bits.flatten(), 1, bits.numel() * 8).bool()
         keep = keep.view(rows, 8 * bits.shape[1])[:, :columns]
         if int(keep.sum()) != len(values):

@@ -22,12 +22,8 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     Raises: ShapeError for another number of bytes.
     """
     if packed.shape != ((want := -(-count * bits // 8)),):
-        raise ShapeError(
-            "codes",
-            got=tuple(packed.shape),
-            want=f"({want},), {count} codes of {bits} bits",
-            fix="Decode with the format and the shape of the encoding.",
-        )
+        got, fix = tuple(packed.shape), "Decode with the format and the shape of the encoding."
+        raise ShapeError("codes", got=got, want=f"({want},), {count} codes of {bits} bits", fix=fix)
     place = torch.arange(8, device=packed.device)
     flat = (packed.long()[:, None] >> place & 1).flatten()[: count * bits]
     return (flat.view(count, bits) << place[:bits]).sum(1)

@@ -48,12 +48,9 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     folder, host = Path(folder), base_of(model)
     steps, adapters = steps_of(host), dict(_adapters(model))
     if not steps and not adapters:
-        raise ConfigError(
-            "model",
-            got="one that was not changed",
-            want="one with adapters, mixtures or trained parts",
-            fix="Call intarsia.apply, adapt or upcycle first, or save it as its library does.",
-        )
+        want = "one with adapters, mixtures or trained parts"
+        fix = "Call intarsia.apply, adapt or upcycle first, or save it as its library does."
+        raise ConfigError("model", got="one that was not changed", want=want, fix=fix)
     _check_target(folder)
     stores, state = _stored(steps, bool(adapters)), _state(host)
     tensors = {n: t for n, t in state.items() if isinstance(t, Tensor)}
@@ -110,12 +107,9 @@ def _replayed(model: nn.Module, found: Saved) -> nn.Module:
     """The steps that are no adapters, and the weights of the host."""
     weights = None if found.weights is None else _tensors(found.weights)
     if found.steps and (done := steps_of(base_of(model))):
-        raise TargetError(
-            "model",
-            got=f"one that was changed before, by {method_key(cast(Any, done[0].plan.change))!r}",
-            want="the pretrained one",
-            fix="Start from a fresh copy of it.",
-        )
+        got = f"one that was changed before, by {method_key(cast(Any, done[0].plan.change))!r}"
+        want = "the pretrained one"
+        raise TargetError("model", got=got, want=want, fix="Start from a fresh copy of it.")
     for number, step in enumerate(found.steps):
         host = base_of(model)
         if number == 0 and step.on:
@@ -285,9 +279,6 @@ def _check_target(folder: Path) -> None:
     inside = list(folder.iterdir()) if folder.is_dir() else []
     foreign = [p for p in inside if p.name not in OURS and not (p / WEIGHTS).is_file()]
     if foreign or (folder.exists() and not folder.is_dir()):
-        raise ConfigError(
-            f"folder {str(folder)!r}",
-            got=f"{foreign[0].name!r} in it" if foreign else "a file",
-            want="a new folder, or one with a saved model, which is replaced",
-            fix="Choose another.",
-        )
+        got = f"{foreign[0].name!r} in it" if foreign else "a file"
+        want = "a new folder, or one with a saved model, which is replaced"
+        raise ConfigError(f"folder {str(folder)!r}", got=got, want=want, fix="Choose another.")

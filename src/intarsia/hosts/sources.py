@@ -27,21 +27,13 @@ def from_sources(
     Source: LT-SFT (arXiv:2110.07560), multi-source training, where each batch is of one source.
     """
     if isinstance(x, Tensor) or "task_ids" not in x:
-        raise ConfigError(
-            "batch of several sources",
-            got="no 'task_ids' in it",
-            want="the number of each row's source",
-            fix="Add task_ids to the data set's mappings.",
-        )
+        want, fix = "the number of each row's source", "Add task_ids to the data set's mappings."
+        raise ConfigError("batch of several sources", got="no 'task_ids' in it", want=want, fix=fix)
     ids = x["task_ids"]
     sources = ids.unique().tolist()
     if not 0 <= sources[0] <= sources[-1] < len(deltas):
-        raise ConfigError(
-            "task_ids",
-            got=f"{sources[0]} ... {sources[-1]}",
-            want=f"0 ... {len(deltas) - 1}",
-            fix="Number the sources as their deltas are.",
-        )
+        got, fix = f"{sources[0]} ... {sources[-1]}", "Number the sources as their deltas are."
+        raise ConfigError("task_ids", got=got, want=f"0 ... {len(deltas) - 1}", fix=fix)
     rows = [(ids == source).nonzero().flatten() for source in sources]
     parts = [
         _logits(model, {n: t[r] for n, t in x.items() if n != "task_ids"}, deltas[s])

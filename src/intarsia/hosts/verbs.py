@@ -54,12 +54,9 @@ def as_change(settings: Any) -> Change:
         return Adapt(settings)
     if hasattr(settings, "experts") and hasattr(settings, "build"):
         return Upcycle(settings)
-    raise ConfigError(
-        "change",
-        got=type(settings).__name__,
-        want="settings of an adapter, a router, a baseline, a recipe or a change",
-        fix="`intarsia list` shows them; pass an instance, such as intarsia.Mosa(experts=4).",
-    )
+    want = "settings of an adapter, a router, a baseline, a recipe or a change"
+    fix = "`intarsia list` shows them; pass an instance, such as intarsia.Mosa(experts=4)."
+    raise ConfigError("change", got=type(settings).__name__, want=want, fix=fix)
 
 
 def adapt(
@@ -127,12 +124,8 @@ def save_mixture(model: nn.Module, folder: str | Path) -> Path:
     """
     check_unadapted(model)
     if upcycle_step(model) is None:
-        raise ConfigError(
-            "model",
-            got="one that was not upcycled",
-            want="one that was",
-            fix="Call intarsia.upcycle(model), or save it with intarsia.save.",
-        )
+        what, fix = "model", "Call intarsia.upcycle(model), or save it with intarsia.save."
+        raise ConfigError(what, got="one that was not upcycled", want="one that was", fix=fix)
     return save(model, folder)
 
 

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..core import Card, Paper
-from ..core.change import Plan, Simple
+from ..core.change import PlainChange, Plan
 from ..core.errors import FoldError
 from ..hosts.attach.prompts import add_prompts
 from ..hosts.attach.select import train_part
 
 
-class _Part(Simple):
+class _Part(PlainChange):
     """Nothing is added: `train_part` freezes the rest."""
 
     part: ClassVar[str]
@@ -65,7 +65,7 @@ class LastBlocks(_Part):
     blocks: int = 1
 
 
-class _Prompts(Simple):
+class _Prompts(PlainChange):
     """See `add_prompts`."""
 
     deep: ClassVar[bool]
@@ -77,12 +77,9 @@ class _Prompts(Simple):
 
     def fold(self, host: nn.Module) -> nn.Module:
         """Raises: FoldError."""
-        raise FoldError(
-            f"fold {type(host).__name__}",
-            got="prompts, which are tokens beside the picture's",
-            want="a change of weights",
-            fix="Keep the prompts: save the model with intarsia.save.",
-        )
+        got = "prompts, which are tokens beside the picture's"
+        fix = "Keep the prompts: save the model with intarsia.save."
+        raise FoldError(f"fold {type(host).__name__}", got=got, want="a change of weights", fix=fix)
 
 
 @dataclass(frozen=True)

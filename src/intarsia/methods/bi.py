@@ -44,19 +44,12 @@ class BiAdapter:
 
     def __post_init__(self) -> None:
         if isinstance(self.over, BiAdapter) or not callable(getattr(self.over, "build", None)):
-            raise ConfigError(
-                "over",
-                got=type(self.over).__name__,
-                want="another adapter's settings",
-                fix="Pass a Bottleneck or a Lora.",
-            )
+            got, want = type(self.over).__name__, "another adapter's settings"
+            raise ConfigError("over", got=got, want=want, fix="Pass a Bottleneck or a Lora.")
         if callable(getattr(self.over, "share", None)):
-            raise ConfigError(
-                "over",
-                got=f"{type(self.over).__name__}, whose cells share their weights",
-                want="an adapter whose cells have weights of their own",
-                fix="Code a Lora.",
-            )
+            got = f"{type(self.over).__name__}, whose cells share their weights"
+            want = "an adapter whose cells have weights of their own"
+            raise ConfigError("over", got=got, want=want, fix="Code a Lora.")
         if not self.start > 0:
             raise ConfigError("start", got=self.start, want="more than 0", fix="Try 1e-3.")
         if self.bits != FLOAT:

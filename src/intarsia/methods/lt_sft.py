@@ -88,12 +88,9 @@ class LtSft:
     def phases(self, model: nn.Module, *, seed: int = 0) -> Phases:
         """Both phases, as often as `iterations` says; returns phi. See `schedules.Phased`."""
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            raise ConfigError(
-                "LT-SFT",
-                got=f"{dist.get_world_size()} processes",
-                want="one",
-                fix="Start it without a launcher: gradients are gathered in one process only.",
-            )
+            what = "LT-SFT"
+            fix = "Start it without a launcher: gradients are gathered in one process only."
+            raise ConfigError(what, got=f"{dist.get_world_size()} processes", want="one", fix=fix)
         generator = torch.Generator().manual_seed(seed)
         if is_adapted(model):
             return self._beside(model, generator)
@@ -106,12 +103,9 @@ class LtSft:
         """
         count = round(self.density * total) if self.count is None else self.count
         if count > total:
-            raise ConfigError(
-                "count",
-                got=count,
-                want=f"at most the {total} weights to choose from",
-                fix="Lower it, or let more parameters be chosen: `maskable`, or more `targets`.",
-            )
+            want = f"at most the {total} weights to choose from"
+            fix = "Lower it, or let more parameters be chosen: `maskable`, or more `targets`."
+            raise ConfigError("count", got=count, want=want, fix=fix)
         ends = [j * count // self.iterations for j in range(self.iterations + 1)]
         return [b - a for a, b in zip(ends, ends[1:], strict=False)]
 

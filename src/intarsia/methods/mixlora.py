@@ -42,12 +42,9 @@ class MixLora:
 
     def __post_init__(self) -> None:
         if not isinstance(self.router, (TopK, TopP, Switch)):
-            raise ConfigError(
-                "router",
-                got=repr(self.router),
-                want="TopK(...), TopP(...) or Switch(...)",
-                fix="The defaults are TopK(experts=8, active=2).",
-            )
+            want = "TopK(...), TopP(...) or Switch(...)"
+            fix = "The defaults are TopK(experts=8, active=2)."
+            raise ConfigError("router", got=repr(self.router), want=want, fix=fix)
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 from torch import nn
 
 from ..core import Card, Paper
-from ..core.change import Plan, Simple
+from ..core.change import PlainChange, Plan
 from ..core.checks import one_of
 from ..core.errors import FoldError
 from ..hosts.anatomy.blocks import blocks
@@ -21,7 +21,7 @@ RULES = {kind.__name__: kind for kind in (HeavyBall, AdamOnce, Robust)}
 
 
 @dataclass(frozen=True)
-class Momentum(Simple):
+class Momentum(PlainChange):
     """The MLPs, or other modules, write to the residual stream with momentum.
 
     update: `HeavyBall`, `AdamOnce` or `Robust`.  paths: of the modules, in the order of the depth;
@@ -57,12 +57,9 @@ class Momentum(Simple):
 
     def fold(self, host: nn.Module) -> nn.Module:
         """Raises: FoldError: what a layer gets depends on the layers before it."""
-        raise FoldError(
-            f"fold {type(host).__name__}",
-            got="momentum along the depth",
-            want="layers that do not read one another's",
-            fix="Keep it: save the model with intarsia.save.",
-        )
+        what = f"fold {type(host).__name__}"
+        got, want = "momentum along the depth", "layers that do not read one another's"
+        raise FoldError(what, got=got, want=want, fix="Keep it: save the model with intarsia.save.")
 
 
 def add_momentum(model: nn.Module, update: Update, paths: Sequence[str]) -> nn.Module:

@@ -64,22 +64,15 @@ class Mosa:
 
     def __post_init__(self) -> None:
         if not isinstance(self.over, Bottleneck | Lora):
-            raise ConfigError(
-                "over",
-                got=type(self.over).__name__,
-                want="Bottleneck or Lora",
-                fix="Pass the adapter that is to be split.",
-            )
+            got, fix = type(self.over).__name__, "Pass the adapter that is to be split."
+            raise ConfigError("over", got=got, want="Bottleneck or Lora", fix=fix)
         for name, allowed in SETTINGS.items():
             if (got := getattr(self, name)) not in allowed:
                 raise ConfigError(name, got=repr(got), want=f"one of {allowed}", fix="Pick one.")
         if self.decay == "official" and (self.scaling, self.active) != ("paper", 1):
-            raise ConfigError(
-                "decay='official'",
-                got=f"scaling={self.scaling!r}, active={self.active}",
-                want="scaling='paper', active=1",
-                fix="Use decay='owned' elsewhere.",
-            )
+            what, want = "decay='official'", "scaling='paper', active=1"
+            got = f"scaling={self.scaling!r}, active={self.active}"
+            raise ConfigError(what, got=got, want=want, fix="Use decay='owned' elsewhere.")
         # the router says what else can be wrong
         RandomRouter(self.experts, self.active, self.draw, generator=torch.Generator())
 

@@ -66,12 +66,8 @@ class Poly:
     def build(self, site: Site, *, generator: torch.Generator) -> SkillsCell:
         narrow = min(site.reads, site.outputs)
         if self.rank > narrow:
-            raise TargetError(
-                f"rank at {site.path!r}",
-                got=self.rank,
-                want=f"at most {narrow}, the layer's smaller width",
-                fix="Use a smaller rank.",
-            )
+            what, want = f"rank at {site.path!r}", f"at most {narrow}, the layer's smaller width"
+            raise TargetError(what, got=self.rank, want=want, fix="Use a smaller rank.")
         if site.reads % self.heads or site.outputs % self.heads:
             both = math.gcd(site.reads, site.outputs)
             raise TargetError(
@@ -82,12 +78,8 @@ class Poly:
                 fix="Choose one of these, or other layers.",
             )
         if "qv" in self.roles and site.path.rpartition(".")[2] == "qkv":
-            raise TargetError(
-                f"role 'qv' at {site.path!r}",
-                got="a fused qkv layer",
-                want="single layers",
-                fix="Use roles=('qkv',).",
-            )
+            what, got = f"role 'qv' at {site.path!r}", "a fused qkv layer"
+            raise TargetError(what, got=got, want="single layers", fix="Use roles=('qkv',).")
         return SkillsCell(
             self.lora(), self.heads, self.skills, site, router=self.router, generator=generator
         )

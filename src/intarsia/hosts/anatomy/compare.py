@@ -64,12 +64,9 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
         return int(getattr(model, "in_chans", None) or channels), int(height), int(width)
     size = getattr(config, "image_size", None)
     if size is None:
-        raise ConfigError(
-            f"input of {type(model).__name__}",
-            got="a model that does not say its image size",
-            want="a timm or transformers vision model",
-            fix="Pass inputs=, a batch of its inputs.",
-        )
+        what, want = f"input of {type(model).__name__}", "a timm or transformers vision model"
+        got = "a model that does not say its image size"
+        raise ConfigError(what, got=got, want=want, fix="Pass inputs=, a batch of its inputs.")
     height, width = (size, size) if isinstance(size, int) else size
     return int(getattr(config, "num_channels", 3)), int(height), int(width)
 

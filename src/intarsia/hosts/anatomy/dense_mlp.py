@@ -61,12 +61,9 @@ def drawn(
     """
     (hidden, width), outputs = dense.up.weight.shape, dense.down.out_features
     if experts < 1 or hidden % parts:
-        raise ConfigError(
-            "experts",
-            got=parts,
-            want=f"a divisor of the {hidden} hidden units of {path!r}",
-            fix="Slices are of one size; choose another number.",
-        )
+        want = f"a divisor of the {hidden} hidden units of {path!r}"
+        fix = "Slices are of one size; choose another number."
+        raise ConfigError("experts", got=parts, want=want, fix=fix)
     linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
     bias = any(m.bias is not None for m in linears)
     act, gated = copy.deepcopy(dense.act), dense.gate is not None
@@ -112,9 +109,6 @@ def check_output(mlp: nn.Module, made: StackedExperts, parts: int, path: str) ->
     y = every[:, :parts].sum(1)
     close = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.1
     if not torch.allclose(y, mlp(x), rtol=close, atol=close, equal_nan=True):
-        raise TargetError(
-            f"MLP {path!r}",
-            got=f"a {type(mlp).__name__} with a forward of its own",
-            want="down(act(up(x))), or down(act(gate(x)) * up(x))",
-            fix="Choose layers=[...] without it.",
-        )
+        what, want = f"MLP {path!r}", "down(act(up(x))), or down(act(gate(x)) * up(x))"
+        got = f"a {type(mlp).__name__} with a forward of its own"
+        raise TargetError(what, got=got, want=want, fix="Choose layers=[...] without it.")

@@ -38,12 +38,9 @@ class HostedRouter(nn.Module):
     def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """Raise CheckpointError for the weights of the gate that was here."""
         if f"{prefix}weight" in state_dict:
-            raise CheckpointError(
-                f"weights of {prefix.rstrip('.')!r}",
-                got="those of the host's own gate",
-                want="those of a router in its place",
-                fix="Load them into the model as it was, then call intarsia.upcycle.",
-            )
+            what, got = f"weights of {prefix.rstrip('.')!r}", "those of the host's own gate"
+            fix = "Load them into the model as it was, then call intarsia.upcycle."
+            raise CheckpointError(what, got=got, want="those of a router in its place", fix=fix)
 
 
 def own_gate(block: nn.Module) -> nn.Module | None:
@@ -59,38 +56,25 @@ def hosted(path: str, gate: nn.Module, router: nn.Module, experts: int) -> Hoste
     experts, or a router that is not one of tokens, or reads its experts.
     """
     if isinstance(gate, HostedRouter):
-        raise TargetError(
-            f"gate {path!r}",
-            got="a router put there before",
-            want="the host's own",
-            fix="Start from a fresh copy of the model.",
-        )
+        what, fix = f"gate {path!r}", "Start from a fresh copy of the model."
+        raise TargetError(what, got="a router put there before", want="the host's own", fix=fix)
     if type(gate).__name__ not in GATES:
-        raise TargetError(
-            f"gate {path!r}",
-            got=type(gate).__name__,
-            want=f"one of {sorted(GATES)}",
-            fix="Other sparse models call their gates in other ways; choose layers=[...] without.",
-        )
+        what = f"gate {path!r}"
+        fix = "Other sparse models call their gates in other ways; choose layers=[...] without."
+        raise TargetError(what, got=type(gate).__name__, want=f"one of {sorted(GATES)}", fix=fix)
     own: Any = gate
     if expert_readers(router):
-        raise ConfigError(
-            f"router of {path!r}",
-            got="one that reads its experts, which are the host's own",
-            want="a router that reads tokens alone",
-            fix="Use TopK(...), or upcycle a dense model.",
-        )
+        what, want = f"router of {path!r}", "a router that reads tokens alone"
+        got = "one that reads its experts, which are the host's own"
+        raise ConfigError(what, got=got, want=want, fix="Use TopK(...), or upcycle a dense model.")
     if not isinstance(router, Router):
         raise ConfigError(
             "router", got=type(router).__name__, want="a router of tokens", fix="Use TopK(...)."
         )
     if len(own.weight) != experts:
-        raise ConfigError(
-            "experts",
-            got=experts,
-            want=f"{len(own.weight)}, as the block at {path!r} has",
-            fix=f"Call upcycle(..., experts={len(own.weight)}).",
-        )
+        want = f"{len(own.weight)}, as the block at {path!r} has"
+        fix = f"Call upcycle(..., experts={len(own.weight)})."
+        raise ConfigError("experts", got=experts, want=want, fix=fix)
     mine = getattr(router, "weight", None)
     if isinstance(mine, nn.Parameter) and mine.shape == own.weight.shape:
         with torch.no_grad():

@@ -94,12 +94,8 @@ def check_heads(
     """Raises: CheckpointError if a saved head does not fit the model's."""
     got = head_shapes(model, heads)
     if got != {name: list(shape) for name, shape in wanted.items()}:
-        raise CheckpointError(
-            "head",
-            got=got,
-            want=dict(wanted),
-            fix="Create the model with the number of classes of the training run.",
-        )
+        what, fix = "head", "Create the model with the number of classes of the training run."
+        raise CheckpointError(what, got=got, want=dict(wanted), fix=fix)
 
 
 def matched(

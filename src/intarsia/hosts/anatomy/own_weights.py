@@ -35,12 +35,8 @@ def weights_of(
     own = own_parameters(model)
     for glob in maskable:
         if not any(fnmatchcase(n, glob) for n in own):
-            raise ConfigError(
-                f"maskable {glob!r}",
-                got="no parameter of that name",
-                want="names or globs",
-                fix=f"The first of the model's own: {list(own)[:3]}.",
-            )
+            what, fix = f"maskable {glob!r}", f"The first of the model's own: {list(own)[:3]}."
+            raise ConfigError(what, got="no parameter of that name", want="names or globs", fix=fix)
     inside = tuple(f"{head}." for head in find_heads(model))
     heads = {n: p for n, p in own.items() if n.startswith(inside)} if inside else {}
     modules = dict(walk(model))

@@ -124,28 +124,18 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
     """
     heads = getattr(model, "head_dist", None) or getattr(model, "aux_head", None)
     if heads is not None:
-        raise TargetError(
-            "model to split",
-            got=f"{type(model).__name__}, with two heads",
-            want="one head",
-            fix="Adapt the whole model with layers=... instead.",
-        )
+        got = f"{type(model).__name__}, with two heads"
+        fix = "Adapt the whole model with layers=... instead."
+        raise TargetError("model to split", got=got, want="one head", fix=fix)
     if block is None:
         return Features(model), _classifier(model)
     if not isinstance(model, SPLITTABLE):
-        raise TargetError(
-            "model to split",
-            got=type(model).__name__,
-            want="a timm VisionTransformer or EfficientNet",
-            fix="Adapt the whole model with layers=... instead.",
-        )
+        want = "a timm VisionTransformer or EfficientNet"
+        fix = "Adapt the whole model with layers=... instead."
+        raise TargetError("model to split", got=type(model).__name__, want=want, fix=fix)
     if not 0 <= block < len(_blocks(model)):
-        raise ConfigError(
-            "block",
-            got=block,
-            want=f"0 ... {len(_blocks(model)) - 1}",
-            fix="Half the depth is usual.",
-        )
+        what, want = "block", f"0 ... {len(_blocks(model)) - 1}"
+        raise ConfigError(what, got=block, want=want, fix="Half the depth is usual.")
     if isinstance(model, EfficientNet):
         _no_dropout(model)
         return Prefix(model, block), ConvTail(model, block)
@@ -156,24 +146,16 @@ def _classifier(model: nn.Module) -> nn.Module:
     timms = all(hasattr(model, n) for n in ("forward_features", "forward_head", "get_classifier"))
     found = cast(Any, model).get_classifier() if timms else None
     if not isinstance(found, nn.Module) or isinstance(found, nn.Identity):
-        raise TargetError(
-            "model to split",
-            got=type(model).__name__,
-            want="a timm model with a classifier",
-            fix="Train every block in every step instead.",
-        )
+        got, fix = type(model).__name__, "Train every block in every step instead."
+        raise TargetError("model to split", got=got, want="a timm model with a classifier", fix=fix)
     _no_dropout(model)
     return found
 
 
 def _no_dropout(model: nn.Module) -> None:
     if drop := getattr(model, "drop_rate", 0.0):
-        raise ConfigError(
-            "dropout before the classifier",
-            got=drop,
-            want="0: each image is seen once",
-            fix="Create the model with drop_rate=0.",
-        )
+        what, want = "dropout before the classifier", "0: each image is seen once"
+        raise ConfigError(what, got=drop, want=want, fix="Create the model with drop_rate=0.")
 
 
 @torch.no_grad()
@@ -218,12 +200,9 @@ def first_trained_block(model: nn.Module) -> int | None:
     after = {id(p) for p in (*split_at(host, first)[1].parameters(), *entering)}
     before = [n for n, p in host.named_parameters() if p.requires_grad and id(p) not in after]
     if before or not first:
-        raise ConfigError(
-            "blocks to compute once",
-            got=f"{before[0] if before else 'block 0'} is trained",
-            want="frozen blocks below the first trained one",
-            fix="Adapt the last blocks only, or compute every block in every step.",
-        )
+        what, got = "blocks to compute once", f"{before[0] if before else 'block 0'} is trained"
+        fix = "Adapt the last blocks only, or compute every block in every step."
+        raise ConfigError(what, got=got, want="frozen blocks below the first trained one", fix=fix)
     return first
 
 

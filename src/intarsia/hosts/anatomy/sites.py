@@ -102,12 +102,9 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
             fix=f"Candidates: {_candidates(model)}.",
         )
     if _read_as_weight(chain[-2], path):
-        raise TargetError(
-            f"target {path!r}",
-            got="a layer whose weight the host reads without calling it",
-            want="a module that is called, or the cell would do nothing",
-            fix="Target the attention or the MLP instead.",
-        )
+        what, want = f"target {path!r}", "a module that is called, or the cell would do nothing"
+        got = "a layer whose weight the host reads without calling it"
+        raise TargetError(what, got=got, want=want, fix="Target the attention or the MLP instead.")
     kind = block_kind(module)
     layers = [layer for _, layer in layers_of(module)]
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
@@ -133,12 +130,8 @@ def select_blocks(blocks_: list[tuple[str, nn.Module]], layers: Sequence[int] | 
         return [p for p, _ in blocks_]
     wrong = [i for i in layers if not -count <= i < count]
     if wrong or not layers:
-        raise TargetError(
-            "layers",
-            got=wrong or "none",
-            want=f"{-count} ... {count - 1}",
-            fix=f"The model has {count} blocks; negative numbers count from the last.",
-        )
+        what, fix = "layers", f"The model has {count} blocks; negative numbers count from the last."
+        raise TargetError(what, got=wrong or "none", want=f"{-count} ... {count - 1}", fix=fix)
     wanted = {i % count for i in layers}
     return [p for i, (p, _) in enumerate(blocks_) if i in wanted]
 
@@ -222,12 +215,9 @@ def _by_role(
         if role in AROUND and chosen is None:
             there += outside(model, found, role)
         if not there and not (role == "embedding" and len(roles) > 1):
-            raise TargetError(
-                f"role {role!r}",
-                got=f"{type(unwrapped(model)).__name__}, which has none",
-                want="at least one module in that role",
-                fix="Choose another placement or method, or name modules with targets=[...].",
-            )
+            what, got = f"role {role!r}", f"{type(unwrapped(model)).__name__}, which has none"
+            fix = "Choose another placement or method, or name modules with targets=[...]."
+            raise TargetError(what, got=got, want="at least one module in that role", fix=fix)
         paths += [p for p in there if p not in paths]
     order = {p: i for i, (p, _) in enumerate(walk(model))}
     return sorted(paths, key=order.__getitem__)

@@ -79,12 +79,9 @@ class Adapt:
         method, sites = planned(host, self.method, self.targets, self.layers, seed, batches)
         for site in sites:
             if any(site.path == h or site.path.startswith(f"{h}.") for h in heads):
-                raise TargetError(
-                    f"target {site.path!r}",
-                    got="a head, which is trained whole",
-                    want="a module of the trunk",
-                    fix="Pass head=None to leave the head to the adapter.",
-                )
+                what, got = f"target {site.path!r}", "a head, which is trained whole"
+                fix = "Pass head=None to leave the head to the adapter."
+                raise TargetError(what, got=got, want="a module of the trunk", fix=fix)
         targets = tuple(site.path for site in sites)
         return Plan(replace(self, method=method, targets=targets, layers=None, head=heads), seed)
 
@@ -137,42 +134,30 @@ def _check_words(model: PeftModel) -> None:
             if before not in ("intarsia_cells", "modules_to_save")
         }
     if clash := sorted(words & set(model.peft_config)):
-        raise ConfigError(
-            "adapter name",
-            got=repr(clash[0]),
-            want="no word in the path of a weight",
-            fix=f"Choose another, such as '{clash[0]}-adapter': weights would be lost when saved.",
-        )
+        what = "adapter name"
+        fix = f"Choose another, such as '{clash[0]}-adapter': weights would be lost when saved."
+        raise ConfigError(what, got=repr(clash[0]), want="no word in the path of a weight", fix=fix)
 
 
 def check_addable(model: nn.Module) -> None:
     """Raises: ConfigError for a model with adapters that are not ours."""
     if isinstance(model, PeftModel) and not is_adapted(model):
-        raise ConfigError(
-            "model",
-            got="a PeftModel with adapters of PEFT's own",
-            want="a plain or adapted model",
-            fix="Call model.unload() or model.merge_and_unload() first.",
-        )
+        got = "a PeftModel with adapters of PEFT's own"
+        fix = "Call model.unload() or model.merge_and_unload() first."
+        raise ConfigError("model", got=got, want="a plain or adapted model", fix=fix)
 
 
 def check_model(model: nn.Module, name: str) -> None:
     """Raises: ConfigError if the model cannot take one more adapter of this name."""
     check_addable(model)
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
-        raise ConfigError(
-            "adapter name",
-            got=repr(name),
-            want="a name without dots that torch does not use itself",
-            fix="Letters, digits, - and _ are fine: 'solar-cells'.",
-        )
+        want = "a name without dots that torch does not use itself"
+        fix = "Letters, digits, - and _ are fine: 'solar-cells'."
+        raise ConfigError("adapter name", got=repr(name), want=want, fix=fix)
     if is_adapted(model) and name in model.peft_config:
-        raise ConfigError(
-            "adapter name",
-            got=repr(name),
-            want=f"none of {sorted(model.peft_config)}",
-            fix="Choose another name, or call model.delete_adapter first.",
-        )
+        want = f"none of {sorted(model.peft_config)}"
+        fix = "Choose another name, or call model.delete_adapter first."
+        raise ConfigError("adapter name", got=repr(name), want=want, fix=fix)
 
 
 def exactly(host: nn.Module, paths: list[str]) -> set[str] | str:

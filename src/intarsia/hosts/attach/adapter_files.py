@@ -73,12 +73,9 @@ def read_config(folder: Path) -> IntarsiaConfig:
         raise _damaged(path, f"text that is not JSON ({error})") from error
     kind = stored.get("peft_type")
     if kind != Family.INTARSIA.value:
-        raise CheckpointError(
-            str(path),
-            got=f"an adapter of type {kind!r}",
-            want=f"{Family.INTARSIA.value!r}",
-            fix="Load adapters of PEFT's own with peft.PeftModel.from_pretrained.",
-        )
+        got = f"an adapter of type {kind!r}"
+        fix = "Load adapters of PEFT's own with peft.PeftModel.from_pretrained."
+        raise CheckpointError(str(path), got=got, want=f"{Family.INTARSIA.value!r}", fix=fix)
     try:
         return IntarsiaConfig.from_pretrained(str(folder))
     except CheckpointError:
@@ -111,12 +108,8 @@ def _damaged(path: Path, got: str) -> CheckpointError:
 def _check_classes(stored: Sequence[str] | None, wanted: Sequence[str] | None) -> None:
     if wanted is None or stored is None or list(stored) == list(wanted):
         return
-    raise CheckpointError(
-        "classes",
-        got=list(stored),
-        want=list(wanted),
-        fix="Use the data the adapter was trained on, or train a new head.",
-    )
+    what, fix = "classes", "Use the data the adapter was trained on, or train a new head."
+    raise CheckpointError(what, got=list(stored), want=list(wanted), fix=fix)
 
 
 def check_shapes(folder: Path, wanted: dict[str, Any], got: dict[str, Tensor]) -> None:
@@ -132,9 +125,6 @@ def check_shapes(folder: Path, wanted: dict[str, Any], got: dict[str, Tensor]) -
         )
     for key, tensor in got.items():
         if tensor.shape != wanted[key].shape:
-            raise CheckpointError(
-                f"{key} in {str(folder)!r}",
-                got=tuple(tensor.shape),
-                want=tuple(wanted[key].shape),
-                fix="Create the model with the sizes and classes of the training run.",
-            )
+            what, want = f"{key} in {str(folder)!r}", tuple(wanted[key].shape)
+            fix = "Create the model with the sizes and classes of the training run."
+            raise CheckpointError(what, got=tuple(tensor.shape), want=want, fix=fix)

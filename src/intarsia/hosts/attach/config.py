@@ -68,12 +68,9 @@ class IntarsiaConfig(PeftConfig):
         for name, kinds in KINDS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kinds):
-                raise ConfigError(
-                    name,
-                    got=repr(value),
-                    want=" or ".join(k.__name__ for k in kinds),
-                    fix="Give a value of that type, or none.",
-                )
+                want = " or ".join(k.__name__ for k in kinds)
+                fix = "Give a value of that type, or none."
+                raise ConfigError(name, got=repr(value), want=want, fix=fix)
         self.settings()
 
     def settings(self) -> Method:

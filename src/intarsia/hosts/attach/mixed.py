@@ -19,23 +19,13 @@ def check_names(
     Raises: ConfigError.
     """
     if training:
-        raise ConfigError(
-            "adapter_names",
-            got="a model in training mode",
-            want="a model in evaluation mode",
-            fix="Call model.eval(); to train, set one adapter at a time.",
-        )
+        got = "a model in training mode"
+        fix = "Call model.eval(); to train, set one adapter at a time."
+        raise ConfigError("adapter_names", got=got, want="a model in evaluation mode", fix=fix)
     if unknown := sorted(set(names) - set(known) - {BASE}):
-        raise ConfigError(
-            "adapter_names",
-            got=unknown,
-            want=f"some of {sorted(known)} or {BASE!r}",
-            fix="Name one adapter for each sample.",
-        )
+        what, want = "adapter_names", f"some of {sorted(known)} or {BASE!r}"
+        raise ConfigError(what, got=unknown, want=want, fix="Name one adapter for each sample.")
     if inputs and len(inputs[0]) != len(names):
-        raise ConfigError(
-            "adapter_names",
-            got=f"{len(names)} names for {len(inputs[0])} samples",
-            want="as many names as samples",
-            fix="Name one adapter for each sample.",
-        )
+        got = f"{len(names)} names for {len(inputs[0])} samples"
+        fix = "Name one adapter for each sample."
+        raise ConfigError("adapter_names", got=got, want="as many names as samples", fix=fix)

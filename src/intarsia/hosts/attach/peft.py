@@ -147,12 +147,9 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         if self.intarsia_sites[name][0] != "parallel" or not isinstance(
             base, (nn.Linear, nn.Conv2d)
         ):
-            raise FoldError(
-                f"merging adapter {name!r} at {self.path!r}",
-                got=type(base).__name__,
-                want="a Linear or pointwise convolution with the cell beside it",
-                fix="Target linear layers.",
-            )
+            what = f"merging adapter {name!r} at {self.path!r}"
+            want = "a Linear or pointwise convolution with the cell beside it"
+            raise FoldError(what, got=type(base).__name__, want=want, fix="Target linear layers.")
         return delta.reshape(base.weight.shape)
 
     def _shift(self, name: str, sign: int, safe: bool) -> None:
@@ -218,12 +215,9 @@ class IntarsiaModel(BaseTuner):
         saved = peft_config.modules_to_save or ()
         for head in saved:
             if not any(n.endswith(head) for n in names):
-                raise TargetError(
-                    f"head {head!r}",
-                    got="no module of that name",
-                    want="a module that is trained and saved whole",
-                    fix="Name it as in model.named_modules().",
-                )
+                what, fix = f"head {head!r}", "Name it as in model.named_modules()."
+                want = "a module that is trained and saved whole"
+                raise TargetError(what, got="no module of that name", want=want, fix=fix)
         heads = [n for n in names if any(n.endswith(h) for h in saved)]
         peft_config.origin = origin.matched(peft_config.origin, model, heads)
 
@@ -353,12 +347,9 @@ class IntarsiaModel(BaseTuner):
         weight = getattr(layer.get_base_layer(), "weight", None)
         shared = [p for p, m in self.model.named_modules() if weight is m._parameters.get("weight")]
         if weight is not None and len(shared) > 1:
-            raise FoldError(
-                f"merging at {layer.path!r}",
-                got=f"a weight that {shared[0]!r} has, too",
-                want="a weight of its own",
-                fix="Use intarsia.fold(model), which unties a copy.",
-            )
+            what, got = f"merging at {layer.path!r}", f"a weight that {shared[0]!r} has, too"
+            fix = "Use intarsia.fold(model), which unties a copy."
+            raise FoldError(what, got=got, want="a weight of its own", fix=fix)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)

@@ -27,12 +27,9 @@ def set_dropout(model: nn.Module, p: float) -> None:
         if isinstance(module, nn.Dropout) and f".{name}".endswith(tuple(f".{d}" for d in DROPOUTS))
     ]
     if not found:
-        raise TargetError(
-            f"dropout of {type(model).__name__}",
-            got=f"no nn.Dropout named {DROPOUTS}",
-            want="a timm vision transformer",
-            fix="Set the rates where the model is made.",
-        )
+        what = f"dropout of {type(model).__name__}"
+        got, want = f"no nn.Dropout named {DROPOUTS}", "a timm vision transformer"
+        raise TargetError(what, got=got, want=want, fix="Set the rates where the model is made.")
     for module in found:
         module.p = p
 
@@ -41,12 +38,9 @@ def linear_head(model: nn.Module) -> nn.Linear:
     """The one linear classifier of a model.  Raises: ConfigError for another head."""
     heads = heads_of(model)
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
-        raise ConfigError(
-            f"head of {type(model).__name__}",
-            got=" and ".join(type(head).__name__ for head in heads) or "none",
-            want="one linear classifier, whose start the recipe sets",
-            fix="Use a ViT of timm.",
-        )
+        got = " and ".join(type(head).__name__ for head in heads) or "none"
+        want, fix = "one linear classifier, whose start the recipe sets", "Use a ViT of timm."
+        raise ConfigError(f"head of {type(model).__name__}", got=got, want=want, fix=fix)
     return heads[0]
 
 

@@ -83,23 +83,17 @@ def add_prompts(
     """
     if not isinstance(model, VisionTransformer) or hasattr(model, NAME):
         again = "one with prompts" if hasattr(model, NAME) else type(model).__name__
-        raise TargetError(
-            "model for prompts",
-            got=again,
-            want="a timm VisionTransformer without prompts",
-            fix="Use a ViT, DeiT or DINOv2 of timm, or another method: --method ssf.",
-        )
+        what = "model for prompts"
+        fix = "Use a ViT, DeiT or DINOv2 of timm, or another method: --method ssf."
+        raise TargetError(what, got=again, want="a timm VisionTransformer without prompts", fix=fix)
     at_least("prompts", prompts, 0, "Try 10.")
     if not 0 <= dropout < 1:
         raise ConfigError("dropout", got=dropout, want="0 <= p < 1", fix="Try 0.1.")
     stack = list(cast(nn.Sequential, model.blocks))
     if not 0 <= last_blocks <= (len(stack) if deep else 0):
-        raise ConfigError(
-            "last_blocks",
-            got=last_blocks,
-            want=f"0 ... {len(stack)}" if deep else "0: shallow prompts stand before the first",
-            fix="0 stands for all of them.",
-        )
+        what = "last_blocks"
+        want = f"0 ... {len(stack)}" if deep else "0: shallow prompts stand before the first"
+        raise ConfigError(what, got=last_blocks, want=want, fix="0 stands for all of them.")
     train_part(model, "linear")
     if not prompts:
         return model

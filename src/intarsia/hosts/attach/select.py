@@ -31,12 +31,8 @@ def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int
         raise UnknownName("part of a model", part, PARTS)
     heads = find_heads(model)
     if not heads and part == "linear":
-        raise ConfigError(
-            f"head of {type(model).__name__}",
-            got="none",
-            want="a classifier to train",
-            fix="Use another method or model.",
-        )
+        what, want = f"head of {type(model).__name__}", "a classifier to train"
+        raise ConfigError(what, got="none", want=want, fix="Use another method or model.")
     learns = [p for head in heads for p in model.get_submodule(head).parameters()]
     last = partial(_last, "blocks", blocks)
     others = {"full": _all, "bitfit": _biases, "norms": _norms, "last-k": last}
@@ -45,12 +41,9 @@ def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int
         kept = {id(p) for p in _last("last_blocks", last_blocks, model)}
         found = [p for p in found if id(p) in kept]
     if part in others and not found:
-        raise ConfigError(
-            f"method {part!r}",
-            got=f"{type(model).__name__}, which has nothing of the kind",
-            want="a model with that part",
-            fix="Use another method or model.",
-        )
+        got = f"{type(model).__name__}, which has nothing of the kind"
+        fix = "Use another method or model."
+        raise ConfigError(f"method {part!r}", got=got, want="a model with that part", fix=fix)
     model.requires_grad_(False)
     for parameter in (*learns, *found):
         parameter.requires_grad_(True)
@@ -78,12 +71,8 @@ def _last(what: str, count: int, model: nn.Module) -> Iterator[nn.Parameter]:
     """Parameters of the last blocks, and of all modules behind the first of these."""
     found = [path for path, _ in blocks(model)]
     if not 1 <= count <= len(found):
-        raise ConfigError(
-            what,
-            got=count,
-            want=f"1 ... {len(found)}",
-            fix=f"{type(model).__name__} has {len(found)} blocks.",
-        )
+        want, fix = f"1 ... {len(found)}", f"{type(model).__name__} has {len(found)} blocks."
+        raise ConfigError(what, got=count, want=want, fix=fix)
     order = dict(walk(model))
     start = list(order).index(found[-count])
     for module in list(order.values())[start:]:

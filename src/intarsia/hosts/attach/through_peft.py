@@ -91,12 +91,8 @@ def through_peft(
             config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]](**own)
             adapted = get_peft_model(model, config)
     except (ValueError, TypeError, ZeroDivisionError, AssertionError) as error:
-        raise ConfigError(
-            f"settings of PEFT's {kind}",
-            got=dict(settings),
-            want="what PEFT can build",
-            fix=f"It says: {str(error).rstrip('.')}.",
-        ) from error
+        what, fix = f"settings of PEFT's {kind}", f"It says: {str(error).rstrip('.')}."
+        raise ConfigError(what, got=dict(settings), want="what PEFT can build", fix=fix) from error
     assert isinstance(adapted, PeftModel)
     return adapted
 

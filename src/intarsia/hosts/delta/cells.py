@@ -113,12 +113,8 @@ def delta_of(model: nn.Module, name: str | None = None) -> SparseDelta:
             "adapter", got=repr(name), want=f"one of {names}", fix="Pass the name of one of them."
         )
     if merged := sorted({n for m in layers_of(model, chosen).values() for n in m.merged_adapters}):
-        raise FoldError(
-            "delta",
-            got=f"a model with {merged} merged into its weights",
-            want="the weights it started from",
-            fix="Call model.unmerge_adapter() first.",
-        )
+        got, want = f"a model with {merged} merged into its weights", "the weights it started from"
+        raise FoldError("delta", got=got, want=want, fix="Call model.unmerge_adapter() first.")
     own, entries = own_parameters(model), dict[str, Entry]()
     with torch.no_grad():
         for path, layer in layers_of(model, chosen).items():

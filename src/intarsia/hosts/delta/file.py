@@ -39,12 +39,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         raise damaged(path, f"no readable safetensors file ({error})") from error
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"delta {str(path)!r}",
-            got=f"a file of format {metadata.get('format')!r}",
-            want=f"{FORMAT!r}",
-            fix="Adapters are read with intarsia.load; other files are no deltas.",
-        )
+        got = f"a file of format {metadata.get('format')!r}"
+        fix = "Adapters are read with intarsia.load; other files are no deltas."
+        raise CheckpointError(f"delta {str(path)!r}", got=got, want=f"{FORMAT!r}", fix=fix)
     text = metadata.get("about", "")
     if metadata.get("digest") != _digest(tensors, text):
         raise damaged(path, "contents that are not those that were written")

@@ -219,20 +219,13 @@ class SparseDelta:
     def __add__(self, other: SparseDelta) -> SparseDelta:
         for name in self.base.keys() & other.base.keys():
             if self.base[name] != other.base[name]:
-                raise ConfigError(
-                    "sum of deltas",
-                    got=f"deltas of two base models, which differ in {name!r}",
-                    want="deltas of one",
-                    fix="Train both from the same pretrained weights, in the same type.",
-                )
+                got = f"deltas of two base models, which differ in {name!r}"
+                fix = "Train both from the same pretrained weights, in the same type."
+                raise ConfigError("sum of deltas", got=got, want="deltas of one", fix=fix)
         for name in self.heads.keys() & other.heads.keys():
             if not torch.equal(self.heads[name], other.heads[name]):
-                raise ConfigError(
-                    f"sum of deltas, head {name!r}",
-                    got="two that differ",
-                    want="one",
-                    fix="Keep that of the task: a + b.without_heads().",
-                )
+                got, fix = "two that differ", "Keep that of the task: a + b.without_heads()."
+                raise ConfigError(f"sum of deltas, head {name!r}", got=got, want="one", fix=fix)
         names = list(dict.fromkeys((*self.entries, *other.entries)))
         entries = {n: _sum(self.entries.get(n), other.entries.get(n)) for n in names}
         return SparseDelta(

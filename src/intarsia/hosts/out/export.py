@@ -66,36 +66,23 @@ def export_timm(
 
 def _check(model: nn.Module, target: Path, classes: Sequence[str] | None) -> None:
     if is_adapted(model) or wrapped_paths(model):
-        raise ConfigError(
-            "export_timm",
-            got="a model with adapters in it",
-            want="a stock timm model",
-            fix="Pass intarsia.fold(model).",
-        )
+        got, want = "a model with adapters in it", "a stock timm model"
+        raise ConfigError("export_timm", got=got, want=want, fix="Pass intarsia.fold(model).")
     config = getattr(model, "pretrained_cfg", None)
     if not isinstance(config, dict) or not config.get("architecture"):
-        raise ConfigError(
-            "export_timm",
-            got=f"{type(model).__name__} without a timm architecture",
-            want="a model made by timm.create_model",
-            fix="A transformers model writes itself: model.save_pretrained(folder).",
-        )
+        got = f"{type(model).__name__} without a timm architecture"
+        fix = "A transformers model writes itself: model.save_pretrained(folder)."
+        raise ConfigError("export_timm", got=got, want="a model made by timm.create_model", fix=fix)
     count = getattr(model, "num_classes", None)
     if classes is not None and (len(classes) != count or len(set(classes)) != count):
-        raise ConfigError(
-            "classes",
-            got=f"{len(classes)} names, {len(set(classes))} distinct",
-            want=f"{count}, one for each output",
-            fix="Give them in the order of the outputs.",
-        )
+        got = f"{len(classes)} names, {len(set(classes))} distinct"
+        fix = "Give them in the order of the outputs."
+        raise ConfigError("classes", got=got, want=f"{count}, one for each output", fix=fix)
     strangers = sorted(p.name for p in target.iterdir()) if target.is_dir() else []
     if (target.exists() and not target.is_dir()) or (strangers and not _exported(target)):
-        raise ConfigError(
-            "path of the export",
-            got=f"{target} with {strangers or 'a file'} in it",
-            want="a new folder, an empty one, or an earlier export",
-            fix="Choose another path.",
-        )
+        got = f"{target} with {strangers or 'a file'} in it"
+        want = "a new folder, an empty one, or an earlier export"
+        raise ConfigError("path of the export", got=got, want=want, fix="Choose another path.")
 
 
 def _exported(folder: Path) -> bool:
@@ -151,12 +138,9 @@ def _buildable(model: nn.Module) -> tuple[nn.Module, dict[str, Any], int]:
             if wrong is None:
                 return source, arguments, units
             tried[str(arguments or "its own arguments")] = wrong
-    raise ExportError(
-        f"export_timm of {_architecture(model)}",
-        got="; ".join(f"with {key}: {why}" for key, why in tried.items()),
-        want="arguments from which timm.create_model builds these shapes",
-        fix=ELSEWHERE,
-    )
+    got = "; ".join(f"with {key}: {why}" for key, why in tried.items())
+    want = "arguments from which timm.create_model builds these shapes"
+    raise ExportError(f"export_timm of {_architecture(model)}", got=got, want=want, fix=ELSEWHERE)
 
 
 def _architecture(model: nn.Module) -> str:
@@ -185,22 +169,14 @@ def _reload(source: nn.Module, folder: Path, model: nn.Module, inputs: Inputs | 
     try:
         again = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ExportError(
-            "export_timm",
-            got=f"{type(error).__name__}: {error}",
-            want="files that timm loads",
-            fix=ELSEWHERE,
-        ) from error
+        what, got = "export_timm", f"{type(error).__name__}: {error}"
+        raise ExportError(what, got=got, want="files that timm loads", fix=ELSEWHERE) from error
     again = again.to(like.device, like.dtype).eval()
     want = source.state_dict()
     wrong = [k for k, t in again.state_dict().items() if not torch.equal(t, want[k])]
     if wrong:
-        raise ExportError(
-            "export_timm",
-            got=f"other weights after loading: {wrong[:3]}",
-            want="the model's own, bit by bit",
-            fix=ELSEWHERE,
-        )
+        what, got = "export_timm", f"other weights after loading: {wrong[:3]}"
+        raise ExportError(what, got=got, want="the model's own, bit by bit", fix=ELSEWHERE)
     batch = sample(model) if inputs is None else inputs
     found = difference(outputs(again, batch), outputs(model, batch))
     found.check("export_timm", 1e-4, ExportError, ELSEWHERE)

@@ -73,31 +73,20 @@ def fold(
 
 def _names(model: PeftModel, name: str | None) -> list[str]:
     if not is_adapted(model):
-        raise FoldError(
-            "fold",
-            got=f"{type(model).__name__}, which carries no adapter",
-            want="a model from intarsia.adapt or intarsia.load",
-            fix="Fold the adapted model.",
-        )
+        got = f"{type(model).__name__}, which carries no adapter"
+        want = "a model from intarsia.adapt or intarsia.load"
+        raise FoldError("fold", got=got, want=want, fix="Fold the adapted model.")
     known = list(model.peft_config)
     if name is not None and name not in known:
         raise UnknownName("adapter", name, known)
     names = list(model.active_adapters) if name is None else [name]
     layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
     if not names or (name is None and any(layer.disable_adapters for layer in layers)):
-        raise ConfigError(
-            "active adapter",
-            got="none, or all of them disabled",
-            want=f"one of {known}",
-            fix="Pass name=, or activate one.",
-        )
+        what, got = "active adapter", "none, or all of them disabled"
+        raise ConfigError(what, got=got, want=f"one of {known}", fix="Pass name=, or activate one.")
     if merged := sorted({n for layer in layers for n in layer.merged_adapters}):
-        raise FoldError(
-            "fold",
-            got=f"a model with {merged} merged into its weights",
-            want="the adapter beside the pretrained weights",
-            fix="Call model.unmerge_adapter().",
-        )
+        got, fix = f"a model with {merged} merged into its weights", "Call model.unmerge_adapter()."
+        raise FoldError("fold", got=got, want="the adapter beside the pretrained weights", fix=fix)
     return names
 
 
@@ -122,12 +111,9 @@ def _stock(host: nn.Module, names: list[str]) -> tuple[nn.Module, str]:
                 trained = merge() if callable(merge) else trained
                 memo[id(child)] = copy.deepcopy(trained, memo)
             elif type(child).__module__.split(".")[0] in foreign:
-                raise FoldError(
-                    f"fold {at!r}",
-                    got=type(child).__name__,
-                    want="cells and trained heads only",
-                    fix="Merge or delete what else PEFT has put into the model.",
-                )
+                want = "cells and trained heads only"
+                fix = "Merge or delete what else PEFT has put into the model."
+                raise FoldError(f"fold {at!r}", got=type(child).__name__, want=want, fix=fix)
             else:
                 visit(child, at)
 
@@ -185,12 +171,9 @@ def fold_cell(
         widen(plain, units, path)
         what = "widened"
     else:
-        raise FoldError(
-            f"fold {path!r}",
-            got=f"{type(beside).__name__}, which is no linear map",
-            want="a cell that is a weight change or a bottleneck",
-            fix=KEEP,
-        )
+        got = f"{type(beside).__name__}, which is no linear map"
+        want = "a cell that is a weight change or a bottleneck"
+        raise FoldError(f"fold {path!r}", got=got, want=want, fix=KEEP)
     width = next(p for p in before.parameters() if p.dim() > 1).shape[1]
     x = torch.randn(64, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -121,12 +121,8 @@ def export_program(
 def _target(path: str | Path, suffix: str) -> Path:
     target = Path(path)
     if target.suffix != suffix or target.is_dir():
-        raise ConfigError(
-            "path of the export",
-            got=str(target),
-            want=f"a file *{suffix}",
-            fix=f"Use {target.with_suffix(suffix).name}.",
-        )
+        what, fix = "path of the export", f"Use {target.with_suffix(suffix).name}."
+        raise ConfigError(what, got=str(target), want=f"a file *{suffix}", fix=fix)
     return target
 
 
@@ -142,12 +138,8 @@ def _prepared(model: nn.Module, images: Tensor | None) -> tuple[Logits, Tensor]:
     host = model.get_base_model() if is_adapted(model) else model
     batch = sample(host) if images is None else images
     if batch.dim() != 4 or not len(batch):
-        raise ConfigError(
-            "images",
-            got=tuple(batch.shape),
-            want="(B, C, H, W), B at least 1",
-            fix="Pass a batch as the transforms and loader give it.",
-        )
+        what, fix = "images", "Pass a batch as the transforms and loader give it."
+        raise ConfigError(what, got=tuple(batch.shape), want="(B, C, H, W), B at least 1", fix=fix)
     # PEFT's outer layers take arbitrary arguments; the host inside carries the cells as well
     whole = Logits(shared_copy(host)).eval().requires_grad_(False)
     return whole, batch

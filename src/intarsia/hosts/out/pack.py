@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...adapters import CodedCell, CodedLinear
 from ...adapters.coded import stored
 from ...core import Card, Method, Paper
-from ...core.change import Plan, Simple
+from ...core.change import PlainChange, Plan
 from ...core.errors import CheckpointError, ConfigError, TargetError, UnknownName
 from ...core.registry import KEY, method_to_dict
 from ...formats import Gaussian
@@ -86,7 +86,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CodeHead(Simple):
+class CodeHead(PlainChange):
     """A classifier that trains with weights of few bits, for `BiAdapter`; apply it first.
 
     bits, codebook: see `intarsia.formats.Gaussian`.
@@ -113,12 +113,9 @@ def code_head(model: nn.Module, bits: int = 1, codebook: str = "median") -> None
 def _code_head(model: nn.Module, format: Gaussian) -> None:
     heads = [p for p in find_heads(model) if isinstance(model.get_submodule(p), nn.Linear)]
     if not heads:
-        raise TargetError(
-            "head",
-            got="no linear classifier",
-            want="one, such as a timm model's head",
-            fix="Create the model with num_classes, before it is adapted.",
-        )
+        got = "no linear classifier"
+        fix = "Create the model with num_classes, before it is adapted."
+        raise TargetError("head", got=got, want="one, such as a timm model's head", fix=fix)
     for path in heads:
         coded = CodedLinear.of(cast(nn.Linear, model.get_submodule(path)), format)
         parent, _, name = path.rpartition(".")
@@ -173,12 +170,9 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
     config = read_config(folder)
     settings = config.settings()
     if not _codes(settings):
-        raise CheckpointError(
-            f"packed adapter in {str(folder)!r}",
-            got=f"method {config.method!r}",
-            want="one that codes its weights, such as 'bi'",
-            fix="Load it with intarsia.load.",
-        )
+        what = f"packed adapter in {str(folder)!r}"
+        got, want = f"method {config.method!r}", "one that codes its weights, such as 'bi'"
+        raise CheckpointError(what, got=got, want=want, fix="Load it with intarsia.load.")
     raw, head = _read(folder, config)
     options = method_to_dict(settings.over)
     plain = copy.deepcopy(config)
@@ -186,21 +180,14 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
     with undone_on_error(model):
         adapted = attach(model, plain, name)
         if _head_format(adapted, name) is not None:
-            raise ConfigError(
-                "head",
-                got="one that codes its weights",
-                want="a plain one, for decoded weights",
-                fix="Call code_head before training only.",
-            )
+            got, fix = "one that codes its weights", "Call code_head before training only."
+            raise ConfigError("head", got=got, want="a plain one, for decoded weights", fix=fix)
         cells = [(cell, settings.format) for cell in _cells(adapted, name)]
         entries = [*_cell_entries(cells, settings.biases), *_head_entries(adapted, name, head)]
         if (want := sum(entry.nbytes for entry in entries)) != len(raw):
-            raise CheckpointError(
-                f"{PACKED} in {str(folder)!r}",
-                got=f"{len(raw)} bytes",
-                want=f"{want}",
-                fix="Use the pretrained model and the settings of the training run.",
-            )
+            what = f"{PACKED} in {str(folder)!r}"
+            fix = "Use the pretrained model and the settings of the training run."
+            raise CheckpointError(what, got=f"{len(raw)} bytes", want=f"{want}", fix=fix)
         for cell, _ in cells if not settings.biases else ():
             _drop_biases(cell)
         for entry in entries:
@@ -217,24 +204,17 @@ def _described(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Code
     """The adapter's config (a copy), settings and name."""
     names = list(model.peft_config) if is_adapted(model) else []
     if not names or (name is None and len(model.active_adapters) != 1):
-        raise ConfigError(
-            "adapter to pack",
-            got="none, or several active ones",
-            want=f"one of {names}",
-            fix="Pass name=, and a model from intarsia.adapt.",
-        )
+        what, fix = "adapter to pack", "Pass name=, and a model from intarsia.adapt."
+        raise ConfigError(what, got="none, or several active ones", want=f"one of {names}", fix=fix)
     name = model.active_adapters[0] if name is None else name
     if name not in names:
         raise UnknownName("adapter", name, names)
     config = copy.deepcopy(cast(IntarsiaConfig, model.peft_config[name]))
     settings = config.settings()
     if not _codes(settings):
-        raise ConfigError(
-            f"adapter {name!r}",
-            got=f"method {config.method!r}, whose weights are floats",
-            want="one that codes them while it trains",
-            fix="Train intarsia.BiAdapter(over=...).",
-        )
+        what, want = f"adapter {name!r}", "one that codes them while it trains"
+        got = f"method {config.method!r}, whose weights are floats"
+        raise ConfigError(what, got=got, want=want, fix="Train intarsia.BiAdapter(over=...).")
     return config, settings, name
 
 
@@ -301,12 +281,8 @@ def _read(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None
         bits, _, codebook = (head or "").partition(" ")
         return raw, Gaussian(int(bits), codebook) if head else None
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            str(path),
-            got=str(error),
-            want="a file as intarsia.pack wrote it",
-            fix="Copy the folder again from its source.",
-        ) from error
+        want, fix = "a file as intarsia.pack wrote it", "Copy the folder again from its source."
+        raise CheckpointError(str(path), got=str(error), want=want, fix=fix) from error
 
 
 CARDS = (

@@ -20,12 +20,8 @@ def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels:
     """
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if not isinstance(layer, (nn.Linear, nn.Conv2d, *NORMS)) or not isinstance(weight, Tensor):
-        raise FoldError(
-            f"fold {path!r}",
-            got=f"a scale behind {type(layer).__name__}",
-            want="a Linear, a convolution or a norm with weights",
-            fix=KEEP,
-        )
+        what, want = f"fold {path!r}", "a Linear, a convolution or a norm with weights"
+        raise FoldError(what, got=f"a scale behind {type(layer).__name__}", want=want, fix=KEEP)
     before = exact(layer)
     gain = (1 + scale.detach()).to(weight)
     by_row = isinstance(layer, (nn.Linear, nn.Conv2d))  # (out, ...), a norm's is (..., out)

@@ -92,27 +92,16 @@ def widen(module: nn.Module, units: Units, path: str) -> None:
     """
     mlp = plain_mlp(module)
     if mlp is None:
-        raise FoldError(
-            f"fold {path!r}",
-            got=f"a bottleneck beside {type(module).__name__}",
-            want="an MLP that is fc2(act(fc1(x))), without gate or norm inside",
-            fix=KEEP,
-        )
+        got = f"a bottleneck beside {type(module).__name__}"
+        want = "an MLP that is fc2(act(fc1(x))), without gate or norm inside"
+        raise FoldError(f"fold {path!r}", got=got, want=want, fix=KEEP)
     if not same_function(mlp.act, units.act):
-        raise FoldError(
-            f"fold {path!r}",
-            got=f"{units.act} in the cell beside {mlp.act} in the MLP",
-            want="one activation, to the last digit",
-            fix=KEEP,
-        )
+        what, got = f"fold {path!r}", f"{units.act} in the cell beside {mlp.act} in the MLP"
+        raise FoldError(what, got=got, want="one activation, to the last digit", fix=KEEP)
     sizes, own = (units.rows.shape[1], len(units.columns)), (mlp.inputs, len(mlp.fc2.weight))
     if sizes != own:
-        raise FoldError(
-            f"fold {path!r}",
-            got=f"a cell {sizes[0]} -> {sizes[1]}",
-            want=f"the MLP's {own[0]} -> {own[1]}",
-            fix=KEEP,
-        )
+        what, got = f"fold {path!r}", f"a cell {sizes[0]} -> {sizes[1]}"
+        raise FoldError(what, got=got, want=f"the MLP's {own[0]} -> {own[1]}", fix=KEEP)
     append_units(mlp, units.rows, units.bias, units.columns, path)
     add_bias(mlp.fc2, units.shift, f"{path}.fc2")
 
@@ -163,20 +152,12 @@ def set_weights(layer: nn.Module, **tensors: Tensor) -> None:
 def add_weight(layer: nn.Module, delta: Tensor, path: str) -> None:
     """Add a weight change (out, in) to a Linear or a pointwise convolution, in place."""
     if not isinstance(layer, (nn.Linear, nn.Conv2d)) or not is_pointwise(layer):
-        raise FoldError(
-            f"fold {path!r}",
-            got=f"a linear cell beside {type(layer).__name__}",
-            want="a Linear or a 1x1 convolution",
-            fix=KEEP,
-        )
+        what, got = f"fold {path!r}", f"a linear cell beside {type(layer).__name__}"
+        raise FoldError(what, got=got, want="a Linear or a 1x1 convolution", fix=KEEP)
     weight = layer.weight.detach()
     if delta.shape != weight.shape[:2]:
-        raise FoldError(
-            f"fold {path!r}",
-            got=f"a weight change of shape {tuple(delta.shape)}",
-            want=f"{tuple(weight.shape[:2])}",
-            fix=KEEP,
-        )
+        what, got = f"fold {path!r}", f"a weight change of shape {tuple(delta.shape)}"
+        raise FoldError(what, got=got, want=f"{tuple(weight.shape[:2])}", fix=KEEP)
     set_weights(layer, weight=weight + delta.reshape(weight.shape).to(weight))
 
 

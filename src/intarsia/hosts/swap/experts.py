@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import Card, Paper
-from ...core.change import Plan, Simple
+from ...core.change import PlainChange, Plan
 from ...core.errors import ConfigError, TargetError
 from ...core.modes import evaluating
 from ...gating import learned_routers
@@ -25,7 +25,7 @@ ALIKE = ("how", "capacity", "residual", "act")  # routers are compared layer by 
 
 
 @dataclass(frozen=True)
-class MergeMixtures(Simple):
+class MergeMixtures(PlainChange):
     """The experts of another trained copy of the model beside its own, see `merge_mixtures`.
 
     other: the copy.
@@ -45,7 +45,7 @@ class MergeMixtures(Simple):
 
 
 @dataclass(frozen=True)
-class PruneExperts(Simple):
+class PruneExperts(PlainChange):
     """Only some experts stay, those with the most tokens, see `prune_experts`.
 
     keep: how many, of all layers or of each layer; or which, path of the MLP -> numbers.
@@ -91,12 +91,8 @@ def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
         *((name, getattr(one, name), getattr(two, name)) for name in ALIKE),
     ):
         if mine != other:
-            raise ConfigError(
-                f"{what} of the models to merge",
-                got=f"{other} after {mine}",
-                want="the same",
-                fix="Merge two trainings of one upcycled model.",
-            )
+            got, fix = f"{other} after {mine}", "Merge two trainings of one upcycled model."
+            raise ConfigError(f"{what} of the models to merge", got=got, want="the same", fix=fix)
     for path in ours.paths:
         mixture_at(a, path)
     new = merged(a, b)
@@ -124,12 +120,9 @@ def expert_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
     # the gate of a permutation is asked for its scores, and routes nothing itself
     found = {p: n for p, n in found.items() if not any(p.startswith(f"{q}.") for q in found)}
     if not (found and seen):
-        raise ConfigError(
-            "loads",
-            got=f"{seen} batches for {len(found)} routers",
-            want="at least one of each",
-            fix="Give a few batches of validation data, and a model with routers.",
-        )
+        got = f"{seen} batches for {len(found)} routers"
+        fix = "Give a few batches of validation data, and a model with routers."
+        raise ConfigError("loads", got=got, want="at least one of each", fix=fix)
     if empty := [path for path, load in found.items() if not load.any()]:
         raise ConfigError(
             f"loads of {empty[0]!r}",
@@ -198,23 +191,16 @@ def mixture_at(model: nn.Module, path: str) -> Mixture:
     """
     found = list(mixtures_in(model.get_submodule(path)).values())
     if not found:
-        raise TargetError(
-            f"{path!r}",
-            got="a block with experts of the host's own",
-            want="intarsia's Mixture",
-            fix="Only mixtures that upcycle has put in can change their number of experts.",
-        )
+        got = "a block with experts of the host's own"
+        fix = "Only mixtures that upcycle has put in can change their number of experts."
+        raise TargetError(f"{path!r}", got=got, want="intarsia's Mixture", fix=fix)
     return found[0]
 
 
 def _given(keep: Mapping[str, Sequence[int]], done: Places) -> dict[str, list[int]]:
     if unknown := sorted(keep.keys() - set(done.paths)):
-        raise ConfigError(
-            "keep",
-            got=f"a layer {unknown[0]!r}",
-            want=f"paths among {list(done.paths)}",
-            fix="Layers that are left out stay as they are.",
-        )
+        got, fix = f"a layer {unknown[0]!r}", "Layers that are left out stay as they are."
+        raise ConfigError("keep", got=got, want=f"paths among {list(done.paths)}", fix=fix)
     return {path: [int(i) for i in kept] for path, kept in keep.items()}
 
 
@@ -226,12 +212,9 @@ def _chosen(
     if len(numbers) != len(done.paths) or not all(
         1 <= m <= e for m, e in zip(numbers, done.experts, strict=False)
     ):
-        raise ConfigError(
-            "keep",
-            got=keep,
-            want=f"1 ... {list(done.experts)}, one number or one for each layer",
-            fix="Give as many experts as there are, or fewer.",
-        )
+        want = f"1 ... {list(done.experts)}, one number or one for each layer"
+        fix = "Give as many experts as there are, or fewer."
+        raise ConfigError("keep", got=keep, want=want, fix=fix)
     found: dict[str, list[int]] = {}
     for path, count, m in zip(done.paths, done.experts, numbers, strict=True):
         order = _scores(path, count, by, seed).argsort(descending=True, stable=True)
@@ -248,12 +231,9 @@ def _scores(path: str, count: int, by: Mapping[str, Tensor] | str | None, seed: 
         key = next((name for name in inside if name in by), None)
     if key is None or len(by[key]) != count:  # pyright: ignore
         got = "none for this layer" if key is None else f"{len(by[key])} numbers"  # pyright: ignore
-        raise ConfigError(
-            f"loads of {path!r}",
-            got=got,
-            want=f"a number for each of {count} experts",
-            fix="Pass by=intarsia.expert_loads(model, batches) of this very model, or 'random'.",
-        )
+        what = f"loads of {path!r}"
+        fix = "Pass by=intarsia.expert_loads(model, batches) of this very model, or 'random'."
+        raise ConfigError(what, got=got, want=f"a number for each of {count} experts", fix=fix)
     return torch.as_tensor(by[key])  # pyright: ignore
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 from torch import nn
 
 from ...core import Card, Paper
-from ...core.change import Plan, Simple
+from ...core.change import PlainChange, Plan
 from ...core.errors import TargetError
 from ...gating import rejoin, unwatch
 from ..anatomy.blocks import blocks
@@ -22,7 +22,7 @@ PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of a transfo
 
 
 @dataclass(frozen=True)
-class Student(Simple):
+class Student(PlainChange):
     """A copy of the model with some of its blocks, see `student_of`.
 
     layers: the numbers of those blocks.

@@ -74,12 +74,9 @@ class Upcycle:
         if isinstance(self.capacity, Mapping):
             object.__setattr__(self, "capacity", Capacity(**self.capacity))
         if getattr(self.router, "experts", None) is None:
-            raise ConfigError(
-                "router",
-                got=f"{type(self.router).__name__}, which routes no tokens to experts",
-                want="a router of tokens",
-                fix="Use TopK(), or adapt(model, Poly(...)).",
-            )
+            got = f"{type(self.router).__name__}, which routes no tokens to experts"
+            fix = "Use TopK(), or adapt(model, Poly(...))."
+            raise ConfigError("router", got=got, want="a router of tokens", fix=fix)
         if self.residual is not None:
             one_of("residual", self.residual, MIXES)
         one_of("how", self.how, HOW)
@@ -147,12 +144,9 @@ class Places:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         lengths = {len(self.paths), len(self.experts), len(self.parts)}
         if len(lengths) > 1 or min((*self.experts, *self.parts), default=1) < 1:
-            raise ConfigError(
-                "mixtures",
-                got=f"{len(self.paths)} paths, experts {self.experts}, parts {self.parts}",
-                want="a number of experts and of parts for each path",
-                fix="Take them from Upcycle.plan.",
-            )
+            got = f"{len(self.paths)} paths, experts {self.experts}, parts {self.parts}"
+            want = "a number of experts and of parts for each path"
+            raise ConfigError("mixtures", got=got, want=want, fix="Take them from Upcycle.plan.")
 
 
 def upcycle_step(model: nn.Module) -> Step | None:
@@ -183,23 +177,15 @@ def check_plain(model: nn.Module) -> None:
     """Raises: TargetError for a model with adapters or mixtures."""
     check_unadapted(model)
     if upcycle_step(model) is not None:
-        raise TargetError(
-            "model",
-            got="one that was upcycled before",
-            want="a dense model",
-            fix="Start from a fresh copy of it.",
-        )
+        what, got = "model", "one that was upcycled before"
+        raise TargetError(what, got=got, want="a dense model", fix="Start from a fresh copy of it.")
 
 
 def check_unadapted(model: nn.Module) -> None:
     """Raises: TargetError for a model with adapters."""
     if isinstance(model, PeftModel) or wrapped_paths(model):
-        raise TargetError(
-            "model",
-            got="one with adapters",
-            want="a plain model",
-            fix="Do this first, then intarsia.adapt; or merge and unload the adapters.",
-        )
+        what, fix = "model", "Do this first, then intarsia.adapt; or merge and unload the adapters."
+        raise TargetError(what, got="one with adapters", want="a plain model", fix=fix)
 
 
 def _put(model: nn.Module, change: Upcycle, at: Places, seed: int) -> None:
@@ -234,12 +220,9 @@ def _chosen(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, n
     """The blocks to change, by path."""
     found = [(p, b) for p, b in blocks(model) if "mlp" in dict(b.named_children())]
     if not found:
-        raise TargetError(
-            f"model {type(model).__name__}",
-            got="no block with an MLP of its own",
-            want="a timm ViT or a Llama-shaped decoder",
-            fix="Put intarsia's Mixture in by hand.",
-        )
+        what = f"model {type(model).__name__}"
+        got, want = "no block with an MLP of its own", "a timm ViT or a Llama-shaped decoder"
+        raise TargetError(what, got=got, want=want, fix="Put intarsia's Mixture in by hand.")
     wanted = select_blocks(found, layers)
     chosen = [(p, b) for p, b in found if p in wanted]
     sparse = [(p, b) for p, b in chosen if own_gate(b.get_submodule("mlp")) is not None]
@@ -253,12 +236,8 @@ def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -
     if isinstance(experts, int):
         return (experts,) * n
     if len(experts) != n:
-        raise ConfigError(
-            "experts",
-            got=f"{len(experts)} numbers",
-            want=f"{n}, one for each layer",
-            fix="Give one number for all, or choose layers=[...].",
-        )
+        got, fix = f"{len(experts)} numbers", "Give one number for all, or choose layers=[...]."
+        raise ConfigError("experts", got=got, want=f"{n}, one for each layer", fix=fix)
     return tuple(experts)
 
 
@@ -270,12 +249,9 @@ def _check_causal(
     if not any(getattr(attention, "is_causal", False) is True for attention in attentions):
         return
     if (what := looks_ahead(router, capacity)) is not None:
-        raise ConfigError(
-            "routing of a decoder",
-            got=f"{what}, where later tokens have a say",
-            want="routing that looks back only",
-            fix="Use TopK(...) and Capacity(policy='order'), or say sees_later=True.",
-        )
+        got, want = f"{what}, where later tokens have a say", "routing that looks back only"
+        fix = "Use TopK(...) and Capacity(policy='order'), or say sees_later=True."
+        raise ConfigError("routing of a decoder", got=got, want=want, fix=fix)
 
 
 def looks_ahead(router: RouterConfig, capacity: Capacity | None = None) -> str | None:
@@ -306,12 +282,9 @@ def _made(told: Upcycle, at: Places, i: int, block: nn.Module, seed: int) -> tup
         config = with_experts(config, count)
     if (gate := own_gate(mlp)) is not None:
         if (told.how, told.capacity, told.residual, told.act) != ("copies", None, None, None):
-            raise ConfigError(
-                f"{path!r}",
-                got="how, capacity, residual or act for a block with experts of its own",
-                want="a router alone",
-                fix="Leave them out, or choose layers=[...] that are dense.",
-            )
+            got = "how, capacity, residual or act for a block with experts of its own"
+            fix = "Leave them out, or choose layers=[...] that are dense."
+            raise ConfigError(f"{path!r}", got=got, want="a router alone", fix=fix)
         own: Any = gate
         new = config.build(own.weight.shape[-1], generator=draws).to(own.weight.device)
         return "gate", hosted(f"{path}.gate", gate, new, count).train(mlp.training)

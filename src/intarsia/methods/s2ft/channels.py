@@ -105,12 +105,9 @@ def _groups(
             )
     for family, found in groups.items():
         if not found:
-            raise TargetError(
-                f"share {family!r}",
-                got=f"{getattr(method, family)}, and no layer for it",
-                want="at least one layer of that kind",
-                fix=f"Set {family}=0, or target layers.",
-            )
+            what, want = f"share {family!r}", "at least one layer of that kind"
+            got = f"{getattr(method, family)}, and no layer for it"
+            raise TargetError(what, got=got, want=want, fix=f"Set {family}=0, or target layers.")
     return groups
 
 
@@ -119,12 +116,9 @@ def _units(site: Site, family: str, known: dict[str, int]) -> int:
     if family in ("down", "up"):
         count = known.get(site.path, width)
         if count != width:
-            raise TargetError(
-                f"share {family!r} at {site.path!r}",
-                got=f"{width} outputs for {count} channels",
-                want="one each: a gate and its values in one layer are not told apart",
-                fix="Set up=0.",
-            )
+            what, fix = f"share {family!r} at {site.path!r}", "Set up=0."
+            want = "one each: a gate and its values in one layer are not told apart"
+            raise TargetError(what, got=f"{width} outputs for {count} channels", want=want, fix=fix)
         return width
     if site.path not in known:
         raise TargetError(
@@ -160,12 +154,9 @@ def _scores(
         return {path: _random(method, site, seed) for path, site in sites.items()}
     batches = list(batches)
     if kind != "weight" and not batches:
-        raise ConfigError(
-            f"selection {kind!r}",
-            got="no calibration data",
-            want="a few batches",
-            fix="Call intarsia.choose_channels(model, method, batches), and adapt with the result.",
-        )
+        what = f"selection {kind!r}"
+        fix = "Call intarsia.choose_channels(model, method, batches), and adapt with the result."
+        raise ConfigError(what, got="no calibration data", want="a few batches", fix=fix)
     modules = {path: unwrapped(m) for path, m in walk(model) if path in sites}
     families = {path: _family(method, site) for path, site in sites.items()}
     ways = {path: (side_of(f), span(sites[path], f)) for path, f in families.items()}
@@ -248,10 +239,7 @@ def _own_loss(model: nn.Module, batch: Any) -> Tensor:
     given = batch[0] if isinstance(batch, (tuple, list)) else batch
     value = getattr(call(model, given), "loss", None)
     if not isinstance(value, Tensor):
-        raise ConfigError(
-            "selection 'gradient'",
-            got="outputs without a loss",
-            want="a loss to differentiate",
-            fix="Pass loss=lambda model, batch: ..., or batches with labels.",
-        )
+        got = "outputs without a loss"
+        fix = "Pass loss=lambda model, batch: ..., or batches with labels."
+        raise ConfigError("selection 'gradient'", got=got, want="a loss to differentiate", fix=fix)
     return value

@@ -55,12 +55,9 @@ class Permutation:
             if any(q.startswith(f"{p}.") for q in (*rows, *columns))
         ]
         if around:
-            raise TargetError(
-                f"permutation inside {around[0][0]!r}",
-                got=f"adapter {around[0][1]!r}, whose experts know the order of its units",
-                want="a model without it",
-                fix="Permute before other adapters go in.",
-            )
+            what, want = f"permutation inside {around[0][0]!r}", "a model without it"
+            got = f"adapter {around[0][1]!r}, whose experts know the order of its units"
+            raise TargetError(what, got=got, want=want, fix="Permute before other adapters go in.")
         for path, layer in layers.items():
             for name, cell in layer.intarsia_cells.items():
                 if not isinstance(cell, S2ftCell) or _side(path, rows) != cell.side:
@@ -105,12 +102,8 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
     then.
     """
     if not method.channels:
-        raise ConfigError(
-            "channels",
-            got="none",
-            want="those of choose_channels",
-            fix="Call method = intarsia.choose_channels(model, method) first.",
-        )
+        what, fix = "channels", "Call method = intarsia.choose_channels(model, method) first."
+        raise ConfigError(what, got="none", want="those of choose_channels", fix=fix)
     chosen, orders = dict(method.channels), []
     for couple in couples(model.get_base_model() if is_adapted(model) else model):
         if not any(path in chosen for path in couple.paths):
@@ -156,12 +149,9 @@ def _picked(
         ids = torch.tensor(read(chosen[path])) % width // each
         count.index_add_(0, ids, torch.ones_like(ids))
         if bool(((count > 0) & (count != each)).any()):
-            raise TargetError(
-                f"permutation at {path!r}",
-                got="a part of a head, or of a group of heads",
-                want=f"all {each} channels of one",
-                fix="Choose with intarsia.choose_channels.",
-            )
+            what = f"permutation at {path!r}"
+            got, want = "a part of a head, or of a group of heads", f"all {each} channels of one"
+            raise TargetError(what, got=got, want=want, fix="Choose with intarsia.choose_channels.")
         units |= count > 0
     return units
 
