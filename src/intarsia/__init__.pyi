@@ -13,6 +13,7 @@ from .data import backbone as backbone
 from .data import language_model as language_model
 from .data import load_data as load_data
 from .data import load_texts as load_texts
+from .experiments.opening import open_run as open_run
 from .fitting import evaluate as evaluate
 from .fitting import fit as fit
 from .fitting import fit_in_phases as fit_in_phases

@@ -14,8 +14,9 @@ import timm
 import torch
 from PIL import Image
 
+from intarsia import open_run
 from intarsia.experiments import runs
-from intarsia.experiments.runs import open_run, picture_files
+from intarsia.experiments.runs import PictureRun, picture_files
 
 from .conftest import QUICK, TINY, Intarsia, photos, picture
 
@@ -95,12 +96,31 @@ def test_one_broken_picture_costs_no_other(intarsia: Intarsia, run: Path, tmp_pa
 def test_every_batch_is_predicted(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = picture_files([folder])
     opened = open_run(run)
-    whole = [p.classes for p in runs.predict(opened, files)]
+    assert isinstance(opened, PictureRun)
+    whole = [p.classes for p in opened.predict(files)]
     monkeypatch.setattr(runs, "BATCH", 5)
-    parts = [p.classes for p in runs.predict(opened, files)]
+    parts = [p.classes for p in opened.predict(files)]
     for a, b in zip(whole, parts, strict=True):
         assert [n for n, _ in a] == [n for n, _ in b]
         assert [s for _, s in a] == pytest.approx([s for _, s in b], abs=1e-5)
+
+
+def test_a_run_from_python(run: Path, folder: Path, tmp_path: Path) -> None:
+    opened = open_run(run)
+    assert isinstance(opened, PictureRun) and not opened.model.training
+    wanted = json.loads((run / "run.json").read_text())
+    assert opened.evaluate()["accuracy"] == wanted["results"]["test"]["accuracy"]
+    assert opened.classes == ("dark", "light") and dict(opened.record) == wanted
+    found = opened.predict(str(folder / "dark"))
+    assert [p.file for p in found] == sorted((folder / "dark").iterdir())
+    file = folder / "light" / "0.png"
+    with Image.open(file) as image:
+        same = opened.predict([file, image, np.asarray(image), file.read_bytes()])
+    assert [p.file for p in same] == [file, None, None, None]
+    for one in same[1:]:
+        assert dict(one.classes) == pytest.approx(dict(same[0].classes), abs=1e-6)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert opened.predict(tmp_path / "broken.png")[0].error
 
 
 def test_a_number_of_tokens_is_for_texts(intarsia: Intarsia, run: Path, folder: Path) -> None:

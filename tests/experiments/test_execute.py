@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.execute import carry_out
 from intarsia.experiments.experiment import Adapted, Experiment, Pictures
-from intarsia.experiments.runs import open_run, pictures_to_score, score
+from intarsia.experiments.runs import open_pictures, pictures_to_score, score
 from intarsia.experiments.settings import chosen
 from intarsia.experiments.shared import Shared
 from intarsia.train import Run, Running, Training
@@ -145,7 +145,7 @@ def test_any_change_is_trained_and_opened_again(case: str, tmp_path: Path) -> No
     assert key == (said if isinstance(said, str) else said["method"])
 
     def scored() -> Tensor:
-        opened = open_run(out)
+        opened = open_pictures(out)
         images = pictures_to_score(opened, None, "test", lambda _: None)
         return score(opened, images).logits
 

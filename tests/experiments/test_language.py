@@ -19,7 +19,8 @@ from intarsia.core.errors import CheckpointError, ConfigError, DataError, Unknow
 from intarsia.data.texts import read_prompts
 from intarsia.experiments.execute import carry_out
 from intarsia.experiments.experiment import Experiment, Pictures
-from intarsia.experiments.writing import open_writer, score_texts
+from intarsia.experiments.opening import open_run
+from intarsia.experiments.writing import TextRun
 from intarsia.results.runs.page import write_report
 from intarsia.train import Run, Running, TokenMetrics
 
@@ -134,9 +135,7 @@ def test_short_texts_are_scored_and_changed_ones_are_not(
     lines = Path(answers).read_text().splitlines()
 
     def found(data: str | None, part: str | None = None) -> int:
-        scores = score_texts(out, data, part, lambda _: None)
-        assert scores is not None
-        return scores["n"]
+        return open_run(out).evaluate(data, part)["n"]
 
     other.write_text(lines[0])
     assert found(str(other)) == found(str(other), "all") == 1
@@ -171,7 +170,7 @@ def test_another_model_than_the_run_s_is_refused(carry: Carry, model: str, tmp_p
     record["record"]["trunk"] = "0" * 64
     file.write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match="trained on"):
-        score_texts(out, None, None, lambda _: None)
+        open_run(out)
 
 
 Predict = Callable[..., list[dict[str, str]]]
@@ -202,8 +201,8 @@ def test_predict_goes_on_from_the_prompts_of_a_file_of_answers(
     texts = ["number 1?", "number 2?", "number 3?", "number 4 is"]
     assert [line["prompt"] for line in found] == texts
     assert all(line.keys() == {"prompt", "completion"} for line in found)
-    writer = open_writer(out, lambda _: None)
-    assert writer is not None and writer.asked
+    writer = open_run(out)
+    assert isinstance(writer, TextRun) and writer.asked
     for line, prompt in zip(found, read_prompts(some, writer.tokenizer), strict=True):
         ids = prompt.ids
         for _ in range(3):  # the naive twin: without a cache, token by token
@@ -213,6 +212,8 @@ def test_predict_goes_on_from_the_prompts_of_a_file_of_answers(
                 break
             ids = torch.cat([ids, best[None]])
         assert line["completion"] == writer.tokenizer.decode(ids[len(prompt.ids) :])
+    assert writer.predict(some, tokens=3) == found
+    assert writer.predict("number 1?", tokens=3) == found[:1] and writer.classes == ()
     piped = predict(out, "-", "--tokens", 3, given='number 1?\n\n{"text": "number 4 is"}\n')
     assert piped == [found[0], found[3]]
 
@@ -227,8 +228,8 @@ def test_predict_goes_on_from_lines_of_a_run_on_a_text(
     lines.write_text("to be\nor not\n")
     found = predict(out, lines, "--tokens", 2)
     assert [line["prompt"] for line in found] == ["to be", "or not"]
-    writer = open_writer(out, lambda _: None)
-    assert writer is not None and not writer.asked
+    writer = open_run(out)
+    assert isinstance(writer, TextRun) and not writer.asked
     assert (
         read_prompts(["to be"], writer.tokenizer, asked=False)[0].ids.tolist()
         == (writer.tokenizer("to be")["input_ids"])

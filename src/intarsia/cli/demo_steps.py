@@ -16,7 +16,7 @@ from ..experiments import experiment as experiments
 from ..experiments.experiment import Adapted, Experiment, Pictures
 from ..experiments.matrix import PlannedRun, on_one_adapter, planned, run_all
 from ..experiments.release import some_pictures, stock_of
-from ..experiments.runs import open_run
+from ..experiments.runs import open_pictures
 from ..hosts import export_timm
 from ..train import Training
 
@@ -106,7 +106,7 @@ def fold_one(runs: Sequence[PlannedRun], target: Path, report: Report) -> Path:
     """
     method = runs[-1].experiment.adapted.method
     first = next(e for e in runs if e.experiment.adapted.method == method)
-    opened = open_run(first.folder, as_trained=False)
+    opened = open_pictures(first.folder, as_trained=False)
     images = some_pictures(opened, report, COMPARED)
     stock = stock_of(opened, images, report)
     path = export_timm(stock, target, classes=opened.classes, inputs=images, report=report)

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from ..core.errors import ConfigError
 from .early import check_run
 from .options import Json, RunFolder
 from .shell import note, show_json, show_table
+
+if TYPE_CHECKING:
+    from ..experiments.writing import TextRun
 
 SHOWN = 3  # classes of a picture in the table
 
@@ -38,23 +41,19 @@ def evaluate(
     Example:  intarsia evaluate runs/elpv-mosa-0 --part val
     """
     check_run(run)
-    from ..experiments.runs import open_run, pictures_to_score, score, scores_of
-    from ..experiments.writing import score_texts
+    from ..experiments.opening import open_run
+    from ..experiments.writing import TextRun
     from ..results import numbers
     from .training import TEXT_COLUMNS, text_row
 
-    if (texts := score_texts(run, data, part, note)) is not None:
-        if as_json:
-            show_json(texts)
-        else:
-            row = (texts["set"], *text_row(texts))
-            show_table("", TEXT_COLUMNS, [row], right=",".join(TEXT_COLUMNS[1:]))
-        return
-    opened = open_run(run)
-    images = pictures_to_score(opened, data, part, note)
-    found = scores_of(images, score(opened, images))
+    opened = open_run(run, report=note)
+    found = opened.evaluate(data, part, note)
     if as_json:
         show_json(found)
+        return
+    if isinstance(opened, TextRun):
+        row = (found["set"], *text_row(found))
+        show_table("", TEXT_COLUMNS, [row], right=",".join(TEXT_COLUMNS[1:]))
         return
     print(
         f"{found['set']}: {found['n']:,} pictures, accuracy {numbers.percent(found['accuracy'])}, "
@@ -92,15 +91,18 @@ def predict(
     if as_json and as_csv:
         raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
     check_run(run)
-    from ..experiments.runs import open_run, picture_files, predict
+    from ..experiments.opening import open_run
+    from ..experiments.writing import TextRun
     from ..results import numbers
 
-    if _predict_texts(run, files, as_csv=as_csv, tokens=tokens):
+    opened = open_run(run, report=note)
+    if isinstance(opened, TextRun):
+        _predict_texts(opened, files, as_csv=as_csv, tokens=tokens)
         return
     if tokens is not None:
         got, want = f"{tokens} for a run on pictures", "a run on texts"
         raise ConfigError("--tokens", got=got, want=want, fix="Leave it out.")
-    found = list(predict(open_run(run), picture_files(files)))
+    found = opened.predict(files)
     bad = [p for p in found if p.error]
     if as_json:
         show_json([p.row() | {"classes": dict(p.classes)} for p in found])
@@ -122,18 +124,15 @@ def predict(
         raise typer.Exit(1)
 
 
-def _predict_texts(run: Path, files: Sequence[Path], *, as_csv: bool, tokens: int | None) -> bool:
-    """Print a JSON line for each prompt; False for a run on pictures."""
-    from ..experiments.writing import TOKENS, complete, open_writer, prompts_of
+def _predict_texts(
+    opened: TextRun, files: Sequence[Path], *, as_csv: bool, tokens: int | None
+) -> None:
+    """Print a JSON line for each prompt."""
+    from ..experiments.writing import TOKENS, complete, prompts_of
 
-    opened = open_writer(run, note)
-    if opened is None:
-        return False
     if as_csv:
-        raise ConfigError(
-            "--csv", got="a run on texts", want="JSON lines, which they are", fix="Leave it out."
-        )
+        got, want = "a run on texts", "JSON lines, which they are"
+        raise ConfigError("--csv", got=got, want=want, fix="Leave it out.")
     prompts = prompts_of(opened, files)
     for line in complete(opened, prompts, TOKENS if tokens is None else tokens):
         print(json.dumps(line, ensure_ascii=False), flush=True)
-    return True

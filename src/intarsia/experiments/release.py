@@ -13,7 +13,7 @@ from ..core.errors import AssetError, ConfigError, DataError
 from ..data import eval_transform
 from ..hosts import export_onnx, export_program, export_timm, fold
 from ..hosts.attach.peft import is_adapted
-from .runs import Opened, open_run, pictures_to_score
+from .runs import PictureRun, open_pictures, pictures_to_score
 
 Report = Callable[[str], None]
 PICTURES = 8  # on which the outputs are compared
@@ -30,7 +30,7 @@ def release(
     if form == "timm" and not fold_it:
         what, want = "--keep-adapter", "onnx or torch: timm knows no adapters"
         raise ConfigError(what, got="--format timm", want=want, fix="Leave one of them out.")
-    opened = open_run(run, as_trained=False)
+    opened = open_pictures(run, as_trained=False)
     images = some_pictures(opened, report)
     model = stock_of(opened, images, result) if fold_it else opened.model
     classes = list(opened.classes)
@@ -41,14 +41,14 @@ def release(
     return export_program(model, target, images=images, report=result)
 
 
-def stock_of(opened: Opened, images: Tensor | None, result: Report) -> nn.Module:
+def stock_of(opened: PictureRun, images: Tensor | None, result: Report) -> nn.Module:
     """The folded model; one without an adapter is stock already."""
     if not is_adapted(opened.model):
         return opened.model
     return fold(opened.model, inputs=images, report=result)
 
 
-def some_pictures(opened: Opened, report: Report, count: int = PICTURES) -> Tensor | None:
+def some_pictures(opened: PictureRun, report: Report, count: int = PICTURES) -> Tensor | None:
     """So many pictures of the test part as the model sees them; None where the data are gone."""
     try:
         images = pictures_to_score(opened, None, "test", report)

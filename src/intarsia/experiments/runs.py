@@ -1,4 +1,4 @@
-"""A finished run folder as a model again: to score pictures, and to say what they show."""
+"""A finished run on pictures as a model again: to score pictures, and to classify them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.errors import CheckpointError, DataError, UnknownName
 from ..core.modes import evaluating
 from ..data import ImageSet, InputConfig, eval_transform, input_config, trunk_fingerprint
-from ..data.decode import SUFFIXES, read_image
+from ..data.decode import SUFFIXES, Picture, read_image, to_rgb
 from ..data.folders import check_same_classes
 from ..data.splits import read_data
 from ..hosts import load
@@ -34,8 +34,13 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A trained model, how its pictures must look, and the run it comes from."""
+class PictureRun:
+    """A finished run on pictures.
+
+    model: trained, in evaluation mode.  inputs: the size and scale of its pictures.
+    classes: their names, in the order of the logits.  experiment: what was asked for.
+    record: the contents of run.json.
+    """
 
     model: nn.Module
     inputs: InputConfig
@@ -43,14 +48,35 @@ class Opened:
     experiment: Experiment
     record: Mapping[str, Any]
 
+    def evaluate(
+        self, data: str | None = None, part: str | None = None, report: Report = lambda _: None
+    ) -> dict[str, Any]:
+        """Scores on a part of the run's own data, or of other data with the same classes.
 
-def open_run(folder: Path, *, as_trained: bool = True) -> Opened:
-    """The model of a finished run.
+        part: "train", "val", "test" or, of other data, "all"; None = "test" where there is one.
+        Raises: UnknownName for a part that is not there; DataError for other classes, or own data
+        that are not those of the training run.
+        """
+        images = pictures_to_score(self, data, part, report)
+        return scores_of(images, score(self, images))
 
-    as_trained: its frozen weights in the type they were trained beside; False = float32.
-    Raises: DataError or ConfigError for a folder that is no finished run of `intarsia fit`;
-    CheckpointError for damaged files, or where the backbone is not the one of the run.
-    """
+    def predict(self, pictures: str | Picture | Sequence[str | Picture]) -> list[Prediction]:
+        """One prediction for each picture, in order; one that cannot be read has an `error`.
+
+        pictures: paths of files, or of folders with pictures anywhere below; Pillow images; arrays
+          (H, W, 3).
+        Raises: DataError for a path that is not there, or a folder without pictures.
+        """
+        several = [pictures] if isinstance(pictures, str | Picture) else pictures
+        found: list[Picture] = []
+        for one in several:
+            found += picture_files([Path(one)]) if isinstance(one, str | Path) else [one]
+        starts = range(0, len(found), BATCH)
+        return [p for first in starts for p in _predict(self, found[first : first + BATCH])]
+
+
+def open_pictures(folder: Path, *, as_trained: bool = True) -> PictureRun:
+    """A finished run on pictures, see `intarsia.open_run`."""
     experiment = experiments.read(folder)
     record = read_run(folder).record
     classes = tuple(map(str, need(record, "record.data.classes", list, folder)))
@@ -59,7 +85,7 @@ def open_run(folder: Path, *, as_trained: bool = True) -> Opened:
     model = restored(model, folder, experiment, record, classes)
     if as_trained:
         cast_frozen(model, experiment.training.precision)
-    return Opened(model.eval(), inputs, classes, experiment, record)
+    return PictureRun(model.eval(), inputs, classes, experiment, record)
 
 
 def restored(
@@ -81,7 +107,7 @@ def restored(
 
 
 def pictures_to_score(
-    opened: Opened, data: str | None, part: str | None, report: Report
+    opened: PictureRun, data: str | None, part: str | None, report: Report
 ) -> ImageSet:
     """A part of the run's own data, or of other data with the same classes.
 
@@ -122,7 +148,7 @@ def check_unchanged(
             )
 
 
-def score(opened: Opened, images: ImageSet) -> Metrics:
+def score(opened: PictureRun, images: ImageSet) -> Metrics:
     """The model's scores on a set."""
     logits, labels = predict_logits(opened.model, held(images, opened.inputs), batch_size=BATCH)
     return Metrics.of(logits, labels)
@@ -160,9 +186,12 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a picture shows: classes with their probabilities, the likeliest first; or why not."""
+    """The classes of a picture with their probabilities, the likeliest first; or the error.
 
-    file: Path
+    file: None for a picture that came from no file.
+    """
+
+    file: Path | None
     classes: tuple[tuple[str, float], ...] = ()
     error: str | None = None
 
@@ -170,41 +199,36 @@ class Prediction:
         """For JSON and CSV."""
         name, probability = self.classes[0] if self.classes else ("", None)
         return {
-            "file": str(self.file),
+            "file": str(self.file or ""),
             "class": name,
             "probability": probability,
             "error": self.error,
         }
 
 
-def predict(opened: Opened, files: Sequence[Path]) -> Iterator[Prediction]:
-    """One prediction for each file, in order; a file that cannot be read gets its reason."""
-    for first in range(0, len(files), BATCH):
-        yield from _predict_batch(opened, files[first : first + BATCH])
-
-
-def _predict_batch(opened: Opened, files: Sequence[Path]) -> Iterator[Prediction]:
+def _predict(opened: PictureRun, pictures: Sequence[Picture]) -> Iterator[Prediction]:
     transform = eval_transform(opened.inputs)
-    pictures: dict[Path, Tensor] = {}
-    errors: dict[Path, str] = {}
-    for file in files:
+    ready: dict[int, Tensor] = {}
+    errors: dict[int, str] = {}
+    for i, picture in enumerate(pictures):
         try:
-            pictures[file] = transform(read_image(file))
+            encoded = isinstance(picture, Path | bytes)
+            ready[i] = transform(read_image(picture) if encoded else to_rgb(picture))
         except DataError as error:
-            errors[file] = f"{error.got}; want {error.want}"
-    shares = dict(zip(pictures, _shares(opened, list(pictures.values())), strict=True))
-    for file in files:
-        if file in errors:
-            yield Prediction(file, error=errors[file])
+            errors[i] = f"{error.got}; want {error.want}"
+    shares = dict(zip(ready, _shares(opened, list(ready.values())), strict=True))
+    for i, picture in enumerate(pictures):
+        file = picture if isinstance(picture, Path) else None
+        if i in errors:
+            yield Prediction(file, error=errors[i])
         else:
-            probability = shares[file]
-            order = probability.argsort(descending=True).tolist()
-            ranked = tuple((opened.classes[i], float(probability[i])) for i in order)
+            order = shares[i].argsort(descending=True).tolist()
+            ranked = tuple((opened.classes[c], float(shares[i][c])) for c in order)
             yield Prediction(file, ranked)
 
 
 @torch.no_grad()
-def _shares(opened: Opened, pictures: list[Tensor]) -> Tensor:
+def _shares(opened: PictureRun, pictures: list[Tensor]) -> Tensor:
     """Probabilities (n, classes) of n pictures."""
     if not pictures:
         return torch.zeros(0, len(opened.classes))

@@ -1,12 +1,12 @@
-"""A finished run on texts as a model again: to score texts, and to go on from prompts."""
+"""A finished run on texts as a model again: to score texts, and to continue prompts."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.modes import evaluating
 from ..data.language_models import language_model
-from ..data.texts import Prompt, Texts, is_text, read_prompts, read_texts
+from ..data.texts import Prompt, Texts, read_prompts, read_texts
 from ..results.runs import read_run
 from ..train.evaluate import device_of
 from ..train.precision import cast_frozen
@@ -28,57 +28,67 @@ TOKENS = 64  # of a completion, unless --tokens says otherwise
 
 
 @dataclass(frozen=True)
-class Writer:
-    """A trained language model, its tokenizer, and the run it comes from."""
+class TextRun:
+    """A finished run on texts.
+
+    model: trained, in evaluation mode.  tokenizer: its own.  experiment: what was asked for.
+    record: the contents of run.json.  asked: it was trained on answers; False = on running text.
+    """
 
     model: nn.Module
     tokenizer: Any
     experiment: Experiment
-    record: Mapping[str, Any]  # what run.json says
-    asked: bool  # it has learned answers; False = texts that go on
+    record: Mapping[str, Any]
+    asked: bool
+
+    classes: ClassVar[tuple[str, ...]] = ()
+
+    def evaluate(
+        self, data: str | None = None, part: str | None = None, report: Report = lambda _: None
+    ) -> dict[str, Any]:
+        """Scores on a part of the run's own text, or of another one.
+
+        part: "train", "val", "test" or "all"; None = "test", of another text "all".
+        Raises: UnknownName for a part that is not there; DataError where the run's own text is not
+        that of the training run.
+        """
+        if data is not None and part in (None, "all"):
+            length = language.length_of(self.experiment)
+            texts = read_texts(data, self.tokenizer, length=length, progress=report)
+        else:
+            texts = _part(self, data, part or "test", report)
+        scores = language.scores(self.model, texts, self.experiment).scores()
+        return {"set": texts.name, "n": len(texts)} | scores
+
+    def predict(
+        self, prompts: str | Path | Sequence[str | Path], tokens: int = TOKENS
+    ) -> list[dict[str, str]]:
+        """Each prompt with its completion, the likeliest token at a time.
+
+        prompts: texts, or paths of files with prompts.  tokens: at most so many for each.
+        Raises: ConfigError for tokens < 1; DataError for files that cannot be read, and prompts
+        that leave no room.
+        """
+        several = [prompts] if isinstance(prompts, str | Path) else prompts
+        sources = [one if isinstance(one, Path) else [one] for one in several]
+        return list(complete(self, prompts_of(self, sources), tokens))
 
 
-def open_writer(folder: Path, report: Report) -> Writer | None:
-    """The model of a finished run on texts; None for a run on pictures.
-
-    Raises: DataError or ConfigError for a folder that is no finished run of `intarsia fit`;
-    CheckpointError for damaged files, or where the model is not the one of the run.
-    """
+def open_texts(folder: Path, *, as_trained: bool = True, report: Report) -> TextRun:
+    """A finished run on texts, see `intarsia.open_run`."""
     experiment = experiments.read(folder)
-    if not is_text(experiment.pictures.data):
-        return None
     record, chosen = read_run(folder).record, experiment.adapted
     model, tokenizer = language_model(
         chosen.model, pretrained=chosen.pretrained, seed=experiment.training.seed, progress=report
     )
     model = restored(model, folder, experiment, record)
-    cast_frozen(model, experiment.training.precision)
+    if as_trained:
+        cast_frozen(model, experiment.training.precision)
     form = record.get("record", {}).get("data", {}).get("form")
-    return Writer(model.eval(), tokenizer, experiment, record, form == "answers")
+    return TextRun(model.eval(), tokenizer, experiment, record, form == "answers")
 
 
-def score_texts(
-    folder: Path, data: str | None, part: str | None, report: Report
-) -> dict[str, Any] | None:
-    """The scores of a run on texts, for JSON; None for a run on pictures.
-
-    data: another text, None = the run's own; part: if not given, "test", of another text "all".
-    Raises: as `open_writer`; UnknownName for a part that is not there; DataError where the run's
-    own text is another one now.
-    """
-    opened = open_writer(folder, report)
-    if opened is None:
-        return None
-    if data is not None and part in (None, "all"):
-        length = language.length_of(opened.experiment)
-        texts = read_texts(data, opened.tokenizer, length=length, progress=report)
-    else:
-        texts = _part(opened, data, part or "test", report)
-    scores = language.scores(opened.model, texts, opened.experiment).scores()
-    return {"set": texts.name, "n": len(texts)} | scores
-
-
-def _part(opened: Writer, data: str | None, part: str, report: Report) -> Texts:
+def _part(opened: TextRun, data: str | None, part: str, report: Report) -> Texts:
     """A part of the run's own text, or of another one in shares of its own."""
     asked = opened.experiment
     own = data is None or located(data) == located(asked.pictures.data)
@@ -95,17 +105,17 @@ def _part(opened: Writer, data: str | None, part: str, report: Report) -> Texts:
     return texts
 
 
-def prompts_of(opened: Writer, files: Sequence[Path]) -> list[Prompt]:
-    """The prompts of files, "-" for standard input.  Raises: DataError."""
+def prompts_of(opened: TextRun, sources: Iterable[Path | Sequence[str]]) -> list[Prompt]:
+    """The prompts of files, "-" for standard input, and of lines.  Raises: DataError."""
     found: list[Prompt] = []
-    for file in files:
-        source = sys.stdin.read().split("\n") if file == STDIN else file
-        found += read_prompts(source, opened.tokenizer, asked=opened.asked)
+    for source in sources:
+        lines = sys.stdin.read().split("\n") if source == STDIN else source
+        found += read_prompts(lines, opened.tokenizer, asked=opened.asked)
     return found
 
 
-def complete(opened: Writer, prompts: Sequence[Prompt], tokens: int) -> Iterator[dict[str, str]]:
-    """Each prompt with what the model goes on to say, the likeliest token at a time.
+def complete(opened: TextRun, prompts: Sequence[Prompt], tokens: int) -> Iterator[dict[str, str]]:
+    """Each prompt with its completion, the likeliest token at a time.
 
     tokens: at most so many, fewer where the model says that it is done.
     Raises: ConfigError for tokens < 1; DataError for a prompt that leaves no room for them.

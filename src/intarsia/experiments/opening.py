@@ -1,0 +1,29 @@
+"""A run folder as an object to evaluate and predict with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data.texts import is_text
+from . import experiment as experiments
+from .runs import PictureRun, Report, open_pictures
+from .writing import TextRun, open_texts
+
+
+def open_run(
+    folder: str | Path, *, as_trained: bool = True, report: Report = lambda _: None
+) -> PictureRun | TextRun:
+    """A finished run of `intarsia fit`, with its trained model.
+
+    Both kinds have `evaluate()` and `predict(...)`, `model`, `classes` (none of a run on texts),
+    `experiment` and `record`, the contents of run.json.
+
+    as_trained: the frozen weights in the type they had in training; False = float32.
+    report: called with a line where something takes time.
+    Raises: DataError or ConfigError for a folder that is no finished run; CheckpointError for
+    damaged files, or a pretrained model that is not that of the run.
+    """
+    folder = Path(folder)
+    if is_text(experiments.read(folder).pictures.data):
+        return open_texts(folder, as_trained=as_trained, report=report)
+    return open_pictures(folder, as_trained=as_trained)
