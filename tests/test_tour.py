@@ -1,0 +1,57 @@
+"""The four walks of docs/tour.md name what is there, and climb back up at most three times."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src" / "intarsia"
+TOUR = (ROOT / "docs" / "tour.md").read_text()
+WALKS = dict(re.findall(r"^## (Walk \d)[^\n]*\n(.*?)(?=^## |\Z)", TOUR, re.M | re.S))
+STEP = re.compile(r"^\| `([\w/]+\.py)`( ↑)? \| `(\w+)` \|", re.M)
+MOST = 3
+
+
+def _height(file: str) -> int:
+    """The layer of a file, 0 at the top; folders of one layer are as high as each other."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = next(c["layers"] for c in contracts["contracts"] if c["id"] == "layers")
+    room = file.partition("/")[0].removesuffix(".py")
+    return next(i for i, layer in enumerate(layers) if room in re.findall(r"\w+", layer))
+
+
+def climbs(steps: list[str]) -> list[bool]:
+    """For each step, whether its folder is above that of the step before."""
+    heights = [_height(file) for file in steps]
+    return [False, *(b < a for a, b in zip(heights, heights[1:], strict=False))]
+
+
+def test_there_are_four_walks() -> None:
+    assert sorted(WALKS) == ["Walk 1", "Walk 2", "Walk 3", "Walk 4"]
+
+
+@pytest.mark.parametrize("walk", sorted(WALKS))
+def test_a_walk_names_what_is_there(walk: str) -> None:
+    steps = STEP.findall(WALKS[walk])
+    assert len(steps) == WALKS[walk].count("\n| `") >= 10
+    for file, _, name in steps:
+        tree = ast.parse((SRC / file).read_text())
+        kinds = ast.FunctionDef | ast.ClassDef
+        assert name in {n.name for n in tree.body if isinstance(n, kinds)}, f"{file}: {name}"
+
+
+@pytest.mark.parametrize("walk", sorted(WALKS))
+def test_a_walk_climbs_at_most_three_times_and_says_where(walk: str) -> None:
+    steps = STEP.findall(WALKS[walk])
+    found = climbs([file for file, _, _ in steps])
+    assert [bool(mark) for _, mark, _ in steps] == found
+    assert sum(found) <= MOST
+
+
+def test_a_climb_is_seen() -> None:
+    assert climbs(["fitting.py", "core/files.py", "hosts/saved.py"]) == [False, False, True]
