@@ -4,39 +4,38 @@ from __future__ import annotations
 
 import copy
 
-import safetensors.torch
 import torch
-from torch import Tensor
+from timm.layers.mlp import Mlp
+from torch import Tensor, nn
 
 from ..core import Card, Cell
-from .adapter_tags import (
-    folds_exactly_when_tagged,
-    linear_exactly_when_tagged,
-    stochastic_exactly_when_tagged,
-    zero_start_exactly_when_tagged,
-)
+from ..core.errors import FoldError, TargetError
+from ..hosts.out.fold import fold_cell
 from .cards import CARD_LAWS, tiny
-from .cells import BATCH, DRAWS, OUTPUTS, TOKENS, build, inputs, site, trained
-from .verdict import Law, require, require_close
+from .cells import BATCH, DRAWS, HIDDEN, INPUTS, OUTPUTS, TOKENS, build, inputs, site, trained
+from .made import read_again, require_own_draws, seeded
+from .verdict import (
+    Law,
+    laws_of,
+    require,
+    require_close,
+    require_equal,
+    require_finite,
+    require_tag,
+)
 
 
 def builds_a_cell(card: Card) -> None:
     """roles, position and build are as `Method` says; rectangular and square sites both do."""
     config = tiny(card)
-    require(
-        bool(config.roles) and config.position in ("parallel", "sequential"),
-        got=f"roles {config.roles}, position {config.position!r}",
-        want="some roles, and 'parallel' or 'sequential'",
-        fix="See intarsia.core.cell.Method.",
-    )
+    holds = bool(config.roles) and config.position in ("parallel", "sequential")
+    got = f"roles {config.roles}, position {config.position!r}"
+    want = "some roles, and 'parallel' or 'sequential'"
+    require(holds, got, want, "See intarsia.core.cell.Method.")
     for square in (False, True):
         cell = config.build(site(card, square=square), generator=torch.Generator())
-        require(
-            isinstance(cell, Cell) and any(True for _ in cell.parameters()),
-            got=type(cell).__name__,
-            want="a Cell with parameters",
-            fix="Derive it from Cell.",
-        )
+        holds = isinstance(cell, Cell) and any(True for _ in cell.parameters())
+        require(holds, type(cell).__name__, "a Cell with parameters", "Derive it from Cell.")
 
 
 def maps_the_widths(card: Card) -> None:
@@ -45,8 +44,7 @@ def maps_the_widths(card: Card) -> None:
         cell = trained(card).train(mode)
         for lead in ((BATCH,), (BATCH, TOKENS), (BATCH, 2, 3)):
             got = tuple(cell(inputs(card, *lead)).shape)
-            want = (*lead, OUTPUTS)
-            require(got == want, got=got, want=want, fix="Act on the last axis only.")
+            require_equal(got, (*lead, OUTPUTS), "Act on the last axis only.")
 
 
 def leaves_its_input_alone(card: Card) -> None:
@@ -54,42 +52,28 @@ def leaves_its_input_alone(card: Card) -> None:
     x = inputs(card).requires_grad_()
     before = x.detach().clone()
     trained(card).train()(x).square().sum().backward()
-    require(
-        torch.equal(x.detach(), before),
-        got="an x that was written to",
-        want="x as given",
-        fix="Use no in-place operation on what the cell is given.",
-    )
-    require(
-        x.grad is not None and bool((x.grad != 0).any()),
-        got="no gradient at the input",
-        want="one",
-        fix="Do not detach x.",
-    )
+    fix = "Use no in-place operation on what the cell is given."
+    require(torch.equal(x.detach(), before), "an x that was written to", "x as given", fix)
+    holds = x.grad is not None and bool((x.grad != 0).any())
+    require(holds, "no gradient at the input", "one", "Do not detach x.")
 
 
 def depends_on_its_seed_only(card: Card) -> None:
     """First weights and draws follow from the generator, not from torch's own."""
-    found: list[list[Tensor]] = []
-    for seed in (3, 4):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            cell = trained(card).train()
-            drawn = [cell(inputs(card)).detach() for _ in range(4)]
-            found.append([*cell.state_dict().values(), *drawn])
-    same = all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    require(
-        same,
-        got="weights or draws that follow torch's global generator",
-        want="all randomness from the generator that build was given",
-        fix="Pass generator= on, also to the routers.",
-    )
+
+    def made() -> list[Tensor]:
+        cell = trained(card).train()
+        drawn = [cell(inputs(card)).detach() for _ in range(4)]
+        return [*cell.state_dict().values(), *drawn]
+
+    got = "weights or draws that follow torch's global generator"
+    require_own_draws(made, got, "Pass generator= on, also to the routers.")
 
 
 def trains_every_parameter(card: Card) -> None:
     """Over many draws, a finite gradient reaches every entry of every parameter."""
     cell = trained(card).train()
-    generator = torch.Generator().manual_seed(5)
+    generator = seeded(5)
     reached = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in cell.named_parameters()}
     for draw in range(DRAWS):
         y = cell(inputs(card, 8, seed=draw))
@@ -97,36 +81,22 @@ def trains_every_parameter(card: Card) -> None:
         (y * torch.randn(y.shape, generator=generator)).sum().backward()
         for name, parameter in cell.named_parameters():
             if parameter.grad is not None:
-                finite = bool(torch.isfinite(parameter.grad).all())
-                require(
-                    finite,
-                    got=f"a gradient of {name} that is not finite",
-                    want="numbers",
-                    fix="Look for a division or a logarithm.",
-                )
+                fix = "Look for a division or a logarithm."
+                require_finite(parameter.grad, f"gradients of {name}", fix)
                 reached[name] |= parameter.grad != 0
     left = {name: int((~seen).sum()) for name, seen in reached.items() if not seen.all()}
-    require(
-        not left,
-        got=f"entries that never get a gradient: {left}",
-        want="none",
-        fix="Make them buffers, or let the forward use them.",
-    )
+    fix = "Make them buffers, or let the forward use them."
+    require(not left, f"entries that never get a gradient: {left}", "none", fix)
 
 
 def survives_safetensors(card: Card) -> None:
     """state_dict holds all that decides the outputs, and only tensors."""
     cell, x = trained(card).eval(), inputs(card)
-    state = {name: tensor.contiguous() for name, tensor in cell.state_dict().items()}
     again = build(card, seed=9).eval()
-    again.load_state_dict(safetensors.torch.load(safetensors.torch.save(state)))
+    again.load_state_dict(read_again(cell.state_dict()))
     with torch.no_grad():
-        require(
-            torch.equal(again(x), cell(x)),
-            got="other outputs after loading",
-            want="the same bits",
-            fix="Register what the forward uses as buffers or parameters.",
-        )
+        fix = "Register what the forward uses as buffers or parameters."
+        require(torch.equal(again(x), cell(x)), "other outputs after loading", "the same bits", fix)
 
 
 def copies_deeply(card: Card) -> None:
@@ -137,12 +107,8 @@ def copies_deeply(card: Card) -> None:
         before = cell(x)
         for parameter in cell.parameters():
             parameter.zero_()
-        require_close(
-            twin(x),
-            before,
-            what="outputs of a deep copy",
-            fix="Share no tensor between a cell and its copy.",
-        )
+        fix = "Share no tensor between a cell and its copy."
+        require_close(twin(x), before, "outputs of a deep copy", fix)
 
 
 def follows_dtype_and_device(card: Card) -> None:
@@ -151,7 +117,7 @@ def follows_dtype_and_device(card: Card) -> None:
         for mode in (True, False):
             got = trained(card).to(dtype).train(mode)(inputs(card).to(dtype)).dtype
             fix = "Make new tensors in x's type."
-            require(got == dtype, got=f"{got} for {dtype}", want=dtype, fix=fix)
+            require(got == dtype, f"{got} for {dtype}", dtype, fix)
     # meta tensors refuse to meet CPU ones, as a GPU's do
     for mode in (True, False):
         cell = build(card).to("meta").train(mode)
@@ -159,12 +125,8 @@ def follows_dtype_and_device(card: Card) -> None:
             device = cell(inputs(card).to("meta")).device.type
         except (RuntimeError, NotImplementedError) as error:
             device = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        require(
-            device == "meta",
-            got=device,
-            want="outputs on the input's device",
-            fix="Make new tensors on x's device, and ask none for its value in the forward.",
-        )
+        fix = "Make new tensors on x's device, and ask none for its value in the forward."
+        require(device == "meta", device, "outputs on the input's device", fix)
 
 
 def takes_one_sample(card: Card) -> None:
@@ -172,8 +134,7 @@ def takes_one_sample(card: Card) -> None:
     for mode in (True, False):
         for count in (1, 0):
             got = tuple(trained(card).train(mode)(inputs(card, count, TOKENS)).shape)
-            want = (count, TOKENS, OUTPUTS)
-            require(got == want, got=got, want=want, fix="Assume no size of the batch.")
+            require_equal(got, (count, TOKENS, OUTPUTS), "Assume no size of the batch.")
 
 
 def treats_samples_apart(card: Card) -> None:
@@ -181,12 +142,8 @@ def treats_samples_apart(card: Card) -> None:
     cell, x = trained(card).eval().double(), inputs(card).double()
     with torch.no_grad():
         alone = torch.cat([cell(row[None]) for row in x])
-        require_close(
-            alone,
-            cell(x),
-            what="answers alone and in a batch",
-            fix="Use no statistics of the batch in evaluation.",
-        )
+        fix = "Use no statistics of the batch in evaluation."
+        require_close(alone, cell(x), "answers alone and in a batch", fix)
 
 
 def works_under_autocast(card: Card) -> None:
@@ -195,24 +152,16 @@ def works_under_autocast(card: Card) -> None:
     full = cell(x).detach()
     with torch.autocast("cpu", torch.bfloat16):
         half = cell(x)
-    require_close(
-        half.detach().bfloat16(),
-        full.bfloat16(),
-        what="answers with and without autocast",
-        fix="Leave the types to autocast: use Cell.cast.",
-    )
+    got, what = half.detach().bfloat16(), "answers with and without autocast"
+    require_close(got, full.bfloat16(), what, "Leave the types to autocast: use Cell.cast.")
     cell.train()
     with torch.autocast("cpu", torch.bfloat16):
         y = cell(x)
     y.float().square().sum().backward()
     for name, parameter in cell.named_parameters():
-        finite = parameter.grad is None or bool(torch.isfinite(parameter.grad).all())
-        require(
-            finite,
-            got=f"a gradient of {name} that is not finite",
-            want="numbers",
-            fix="Compute the critical part in float32.",
-        )
+        if parameter.grad is not None:
+            fix = "Compute the critical part in float32."
+            require_finite(parameter.grad, f"gradients of {name}", fix)
 
 
 def merges_into_one_cell(card: Card) -> None:
@@ -222,21 +171,13 @@ def merges_into_one_cell(card: Card) -> None:
         want = cell(x)
         merged = cell.merged().train()
         for _ in range(4):
-            require_close(
-                merged(x),
-                want,
-                what="the merged cell's outputs in training mode",
-                fix="merged() must be deterministic and equal to the evaluation forward.",
-            )
+            fix = "merged() must be deterministic and equal to the evaluation forward."
+            require_close(merged(x), want, "the merged cell's outputs in training mode", fix)
         if merged is not cell:
             for parameter in cell.parameters():
                 parameter.zero_()
-            require_close(
-                merged(x),
-                want,
-                what="the merged cell's outputs after the cell has changed",
-                fix="Copy the tensors in merged().",
-            )
+            what = "the merged cell's outputs after the cell has changed"
+            require_close(merged(x), want, what, "Copy the tensors in merged().")
 
 
 def evaluates_without_chance(card: Card) -> None:
@@ -246,26 +187,50 @@ def evaluates_without_chance(card: Card) -> None:
         first = cell.eval()(x)
         cell.train()(x)
         same = all(torch.equal(cell.eval()(x), first) for _ in range(DRAWS))
-    require(same, got="evaluations that differ", want="the same bits", fix="Draw in training only.")
+    require(same, "evaluations that differ", "the same bits", "Draw in training only.")
 
 
-LAWS: tuple[Law, ...] = (
-    *CARD_LAWS,
-    builds_a_cell,
-    maps_the_widths,
-    leaves_its_input_alone,
-    depends_on_its_seed_only,
-    trains_every_parameter,
-    survives_safetensors,
-    copies_deeply,
-    follows_dtype_and_device,
-    takes_one_sample,
-    treats_samples_apart,
-    works_under_autocast,
-    merges_into_one_cell,
-    evaluates_without_chance,
-    zero_start_exactly_when_tagged,
-    linear_exactly_when_tagged,
-    stochastic_exactly_when_tagged,
-    folds_exactly_when_tagged,
-)
+def zero_start_exactly_when_tagged(card: Card) -> None:
+    """ "zero_start": before training the cell adds rounding at most; the host is what it was."""
+    with torch.no_grad():
+        found = [build(card).train(mode)(inputs(card)) for mode in (True, False)]
+    shown = not any(bool((y.abs() > 1e-6).any()) for y in found)
+    require_tag(card, "zero_start", shown, "an addition of zero before training")
+
+
+def linear_exactly_when_tagged(card: Card) -> None:
+    """ "linear": delta() is the matrix (outputs, reads) by which the cell acts; else None."""
+    cell = trained(card).double().eval()
+    delta, x = cell.delta(), inputs(card).double()
+    require_tag(card, "linear", delta is not None, "a delta()")
+    if delta is not None:
+        with torch.no_grad():
+            fix = "delta() is the whole change of the weight, its scale included."
+            require_close(x @ delta.T, cell(x), "x @ delta().T and forward(x)", fix)
+
+
+def stochastic_exactly_when_tagged(card: Card) -> None:
+    """ "stochastic": two forwards in training differ."""
+    cell, x = trained(card).train(), inputs(card)
+    with torch.no_grad():
+        first = cell(x)
+        shown = any(not torch.equal(cell(x), first) for _ in range(DRAWS))
+    require_tag(card, "stochastic", shown, "forwards in training that differ")
+
+
+def folds_exactly_when_tagged(card: Card) -> None:
+    """ "folds": beside an MLP, or a linear layer where its roles say so, it becomes weights."""
+    where = site(card)
+    host: nn.Module = nn.Linear(INPUTS, OUTPUTS)
+    if "mlp" in tiny(card).roles:
+        host = Mlp(INPUTS, HIDDEN, OUTPUTS)
+    cell = trained(card)
+    try:
+        fold_cell(host.double().eval(), cell, where.path, where.position)
+        shown = True
+    except (FoldError, TargetError):
+        shown = False
+    require_tag(card, "folds", shown, "a cell that becomes weights of its host")
+
+
+LAWS: tuple[Law, ...] = (*CARD_LAWS, *laws_of(__name__))

@@ -14,7 +14,8 @@ from ..core import Card, Routing
 from ..core.errors import IntarsiaError
 from ..gating import Router, expert_readers, start
 from .cards import tiny
-from .verdict import Broken, Law, require, require_close
+from .made import normal, seeded
+from .verdict import Broken, laws_of, require, require_close, require_finite
 
 WIDTH, TOKENS = 6, 5
 UNITS = 7  # of an expert
@@ -25,7 +26,7 @@ class Toy:
     """ReLU experts for a router that reads its experts: their encoder alone."""
 
     def __init__(self, experts: int, like: Tensor) -> None:
-        draw = torch.Generator().manual_seed(5)
+        draw = seeded(5)
         shapes = (experts, UNITS, WIDTH), (experts, UNITS)
         self.weight, self.bias = (
             torch.randn(s, generator=draw).to(like).requires_grad_() for s in shapes
@@ -37,8 +38,7 @@ class Toy:
 
 def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
     """A router with its tiny settings, or with other sizes, shown experts if it reads them."""
-    generator = torch.Generator().manual_seed(seed)
-    router = dataclasses.replace(tiny(card), **sizes).build(WIDTH, generator=generator)
+    router = dataclasses.replace(tiny(card), **sizes).build(WIDTH, generator=seeded(seed))
     return shown(router, torch.empty(()))
 
 
@@ -50,33 +50,26 @@ def shown(router: nn.Module, like: Tensor) -> nn.Module:
 
 
 def tokens(count: int = TOKENS, seed: int = 1) -> Tensor:
-    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return normal(count, WIDTH, seed=seed)
 
 
 def route(router: nn.Module, x: Tensor) -> Routing:
     """What the router says, checked to be a Routing of the tokens."""
     routing: Any = router(x)
-    require(
-        isinstance(routing, Routing),
-        got=type(routing).__name__,
-        want="a Routing",
-        fix="Build it with Routing.from_topk or Routing.from_dense.",
-    )
-    inside = (
-        bool(
-            ((routing.token >= 0) & (routing.token < len(x))).all()
-            and ((routing.expert >= 0) & (routing.expert < routing.experts)).all()
-        )
-        if routing.token.device.type != "meta"
-        else True
-    )
-    require(
-        routing.tokens == len(x) and inside,
-        got=f"{routing.tokens} tokens, {routing.experts} experts",
-        want=f"{len(x)} tokens",
-        fix="Route every token once, to experts that exist.",
-    )
+    fix = "Build it with Routing.from_topk or Routing.from_dense."
+    require(isinstance(routing, Routing), type(routing).__name__, "a Routing", fix)
+    holds = routing.tokens == len(x)
+    if routing.token.device.type != "meta":
+        for index, count in ((routing.token, len(x)), (routing.expert, routing.experts)):
+            holds = holds and bool(((index >= 0) & (index < count)).all())
+    got = f"{routing.tokens} tokens, {routing.experts} experts"
+    require(holds, got, f"{len(x)} tokens", "Route every token once, to experts that exist.")
     return routing
+
+
+def gates(router: nn.Module, x: Tensor) -> Tensor:
+    """The weights of the tokens' experts.  -> (T, E)."""
+    return route(router, x).dense().detach()
 
 
 def _survives(call: Callable[[], Routing], what: str) -> Routing:
@@ -87,18 +80,10 @@ def _survives(call: Callable[[], Routing], what: str) -> Routing:
         raise
     except Exception as error:
         name = type(error).__name__
-        raise Broken(
-            f"{name} ({error}) at {what}",
-            "a routing",
-            "Take no maximum, mean or index of what may be empty.",
-        ) from error
-    values = [routing.weight.detach(), *(loss.detach() for loss in routing.losses.values())]
-    require(
-        all(bool(v.isfinite().all()) for v in values),
-        got=f"weights or losses that are not finite at {what}",
-        want="numbers",
-        fix="Divide by at least one token.",
-    )
+        fix = "Take no maximum, mean or index of what may be empty."
+        raise Broken(f"{name} ({error}) at {what}", "a routing", fix) from error
+    for value in (routing.weight, *routing.losses.values()):
+        require_finite(value, f"weights or losses at {what}", "Divide by at least one token.")
     return routing
 
 
@@ -108,7 +93,7 @@ def routes_an_empty_batch(card: Card) -> None:
         router = build(card).train(training)
         routing = _survives(lambda r=router: route(r, tokens(0)), "an empty batch")
         none = not len(routing.token)
-        require(none, got="pairs of no tokens", want="none", fix="Count the rows.")
+        require(none, "pairs of no tokens", "none", "Count the rows.")
 
 
 def routes_padding_alone(card: Card) -> None:
@@ -122,7 +107,7 @@ def routes_padding_alone(card: Card) -> None:
     router.context.valid = torch.zeros(1, TOKENS, dtype=torch.bool)
     routing = _survives(lambda: route(router, tokens()), "padding alone")
     none = not len(routing.token) or "stochastic" in card.tags
-    require(none, got="experts for padding", want="none", fix="Heed `valid`.")
+    require(none, "experts for padding", "none", "Heed `valid`.")
 
 
 def keeps_a_nan_in_its_row(card: Card) -> None:
@@ -134,39 +119,25 @@ def keeps_a_nan_in_its_row(card: Card) -> None:
     broken = x.clone()
     broken[bad] = torch.nan
     others = torch.arange(TOKENS) != bad
-    want, got = (route(build(card).eval(), rows).dense().detach() for rows in (x, broken))
+    want, got = (gates(build(card).eval(), rows) for rows in (x, broken))
     if "non_causal" in card.tags:
-        require(
-            bool(got[others].isfinite().all() and (got[others] != 0).any()),
-            got="weights of other tokens that are not finite, or none",
-            want="numbers",
-            fix="Rank a token of NaN last, and leave it out of every sum over tokens.",
-        )
+        holds = bool(got[others].isfinite().all() and (got[others] != 0).any())
+        fix = "Rank a token of NaN last, and leave it out of every sum over tokens."
+        require(holds, "weights of other tokens that are not finite, or none", "numbers", fix)
         return
-    require_close(
-        got[others],
-        want[others],
-        what="weights beside a token of NaN and without it",
-        fix="Take no sum over tokens.",
-    )
-    require(
-        bool((got[bad] != 0).any()),
-        got="no expert for a token of NaN",
-        want="one at least, so that the NaN is seen in its output",
-        fix="Drop pairs by `~(weight <= 0)`: a NaN is not above 0.",
-    )
+    fix = "Take no sum over tokens."
+    require_close(got[others], want[others], "weights beside a token of NaN and without it", fix)
+    wanted = "one at least, so that the NaN is seen in its output"
+    fix = "Drop pairs by `~(weight <= 0)`: a NaN is not above 0."
+    require(bool((got[bad] != 0).any()), "no expert for a token of NaN", wanted, fix)
 
 
 def counts_a_logit_of_zero(card: Card) -> None:
     """Tokens of zeros, whose logits may all be exactly 0, have experts like any other."""
-    gates = route(build(card).eval(), torch.zeros(TOKENS, WIDTH)).dense().detach()
-    given = gates.sum(1) > 0
-    require(
-        bool(given.any() if "non_causal" in card.tags else given.all()),
-        got="no expert for a token of zeros",
-        want="experts",
-        fix="Tell who is chosen by index, not by a logit that differs from 0.",
-    )
+    given = gates(build(card).eval(), torch.zeros(TOKENS, WIDTH)).sum(1) > 0
+    holds = bool(given.any() if "non_causal" in card.tags else given.all())
+    fix = "Tell who is chosen by index, not by a logit that differs from 0."
+    require(holds, "no expert for a token of zeros", "experts", fix)
 
 
 def evaluates_as_it_trains(card: Card) -> None:
@@ -176,29 +147,20 @@ def evaluates_as_it_trains(card: Card) -> None:
     """
     if "stochastic" in card.tags:
         return
-    ours, theirs = (route(build(card).train(on), tokens()) for on in (True, False))
-    trained, evaluated = ours.dense().detach(), theirs.dense().detach()
+    trained, evaluated = (gates(build(card).train(on), tokens()) for on in (True, False))
     if "capacity" in card.tags:
         evaluated = torch.where(trained != 0, evaluated, 0.0)
-    require_close(
-        evaluated,
-        trained,
-        what="weights in evaluation and in training",
-        fix="Differ by noise and capacity only.",
-    )
+    fix = "Differ by noise and capacity only."
+    require_close(evaluated, trained, "weights in evaluation and in training", fix)
 
 
 def heeds_no_autocast(card: Card) -> None:
     """Under autocast weights have the same bits as without."""
-    want = route(build(card).eval(), tokens()).dense().detach()
+    want = gates(build(card).eval(), tokens())
     with torch.autocast("cpu", torch.bfloat16):
-        got = route(build(card).eval(), tokens()).dense().detach()
-    require(
-        got.dtype == want.dtype and torch.equal(got, want),
-        got="weights that autocast changes",
-        want="those of float32",
-        fix="Compute logits as gating.gate.wide_linear does.",
-    )
+        got = gates(build(card).eval(), tokens())
+    found, fix = "weights that autocast changes", "Compute logits as gating.gate.wide_linear does."
+    require(got.dtype == want.dtype and torch.equal(got, want), found, "those of float32", fix)
 
 
 class _Largest(TorchDispatchMode):
@@ -224,12 +186,9 @@ def grows_with_tokens_alone(card: Card) -> None:
         with _Largest() as largest:
             route(router, x)
         sizes.append(largest.bytes)
-    require(
-        sizes[1] <= 2 * sizes[0],
-        got=f"{sizes[0]:,} bytes for {MANY} tokens, {sizes[1]:,} for twice as many",
-        want="twice as many",
-        fix="Keep pairs of token and expert, not a one-hot of places.",
-    )
+    holds = sizes[1] <= 2 * sizes[0]
+    got = f"{sizes[0]:,} bytes for {MANY} tokens, {sizes[1]:,} for twice as many"
+    require(holds, got, "twice as many", "Keep pairs of token and expert, not a one-hot of places.")
 
 
 def forgets_the_batch_before(card: Card) -> None:
@@ -239,13 +198,9 @@ def forgets_the_batch_before(card: Card) -> None:
     used, fresh = build(card), build(card)
     route(used.train(), tokens(2 * TOKENS, seed=7))
     start(used)
-    ours, theirs = (route(r.eval(), tokens()).dense().detach() for r in (used, fresh))
-    require_close(
-        ours,
-        theirs,
-        what="weights after another batch and without it",
-        fix="Keep nothing of a batch that decides about the next.",
-    )
+    ours, theirs = (gates(r.eval(), tokens()) for r in (used, fresh))
+    fix = "Keep nothing of a batch that decides about the next."
+    require_close(ours, theirs, "weights after another batch and without it", fix)
 
 
 def gives_as_many_if_it_says_so(card: Card) -> None:
@@ -255,12 +210,8 @@ def gives_as_many_if_it_says_so(card: Card) -> None:
         if isinstance(router, Router) and router.equal_counts:
             routing = route(router, scale * tokens())
             counts = routing.token.bincount(minlength=TOKENS)
-            require(
-                bool((counts == counts[0]).all()),
-                got=f"{counts.tolist()} experts a token",
-                want="as many for each",
-                fix="Leave `equal_counts` False.",
-            )
+            holds, got = bool((counts == counts[0]).all()), f"{counts.tolist()} experts a token"
+            require(holds, got, "as many for each", "Leave `equal_counts` False.")
 
 
 def comes_back_from_its_state(card: Card) -> None:
@@ -269,13 +220,9 @@ def comes_back_from_its_state(card: Card) -> None:
     if not isinstance(saved, Router):
         return
     fresh.load_state_dict(saved.state_dict())
-    ours, theirs = (route(r, tokens()).dense().detach() for r in (fresh, saved))
-    require_close(
-        ours,
-        theirs,
-        what="weights of a router and of its copy through a state dict",
-        fix="Register what is drawn or scheduled as a parameter or a buffer.",
-    )
+    ours, theirs = (gates(r, tokens()) for r in (fresh, saved))
+    fix = "Register what is drawn or scheduled as a parameter or a buffer."
+    require_close(ours, theirs, "weights of a router and of its copy through a state dict", fix)
 
 
 def remembers_its_steps(card: Card) -> None:
@@ -294,12 +241,8 @@ def remembers_its_steps(card: Card) -> None:
         losses = {name: loss.detach() for name, loss in routing.losses.items()}
         found.append(losses | {"weights": routing.dense().detach()})
     for what, want in found[0].items():
-        require_close(
-            found[1][what],
-            want,
-            what=f"{what} of a run and of one resumed",
-            fix="Keep what `before_step` reads and changes in buffers.",
-        )
+        fix = "Keep what `before_step` reads and changes in buffers."
+        require_close(found[1][what], want, f"{what} of a run and of one resumed", fix)
 
 
 def says_what_width_it_takes(card: Card) -> None:
@@ -310,24 +253,8 @@ def says_what_width_it_takes(card: Card) -> None:
         if isinstance(error, Broken):
             raise
     except Exception as error:
-        raise Broken(
-            f"{type(error).__name__} ({error}) at another width",
-            "a ShapeError",
-            "Compute logits as gating.gate.wide_linear does.",
-        ) from error
+        got, want = f"{type(error).__name__} ({error}) at another width", "a ShapeError"
+        raise Broken(got, want, "Compute logits as gating.gate.wide_linear does.") from error
 
 
-BATCH_LAWS: tuple[Law, ...] = (
-    routes_an_empty_batch,
-    routes_padding_alone,
-    keeps_a_nan_in_its_row,
-    counts_a_logit_of_zero,
-    evaluates_as_it_trains,
-    heeds_no_autocast,
-    grows_with_tokens_alone,
-    forgets_the_batch_before,
-    gives_as_many_if_it_says_so,
-    comes_back_from_its_state,
-    remembers_its_steps,
-    says_what_width_it_takes,
-)
+BATCH_LAWS = laws_of(__name__)

@@ -10,7 +10,7 @@ from typing import Any, cast
 from ..core import Card
 from ..core.errors import IntarsiaError
 from ..core.registry import settings_from_dict, settings_to_dict
-from .verdict import Broken, Law, require
+from .verdict import Broken, laws_of, require, require_equal
 
 ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
@@ -20,11 +20,8 @@ def tiny(card: Card) -> Any:
     try:
         return card.config(**card.tiny)
     except (TypeError, IntarsiaError) as error:
-        raise Broken(
-            f"{type(error).__name__}: {error}",
-            "tiny settings that work",
-            "Correct the card's tiny={...}.",
-        ) from error
+        fix = "Correct the card's tiny={...}."
+        raise Broken(f"{type(error).__name__}: {error}", "tiny settings that work", fix) from error
 
 
 def says_what_it_is(card: Card) -> None:
@@ -39,31 +36,19 @@ def says_what_it_is(card: Card) -> None:
         "year": not (ARXIV.fullmatch(paper.arxiv) and paper.year >= 2000 + int(paper.arxiv[:2])),
     }
     missing = [name for name, bad in wrong.items() if bad]
-    require(
-        not missing,
-        got=f"no proper {', '.join(missing)}",
-        want="a lower-case key, one sentence, a family, a paper by arXiv number, title and year",
-        fix="Complete the card.",
-    )
+    want = "a lower-case key, one sentence, a family, a paper by arXiv number, title and year"
+    require(not missing, f"no proper {', '.join(missing)}", want, "Complete the card.")
 
 
 def documents_its_settings(card: Card) -> None:
     """Each setting stands in the config's docstring, which `intarsia show` prints."""
     text = getattr(card.config, "__doc__", None) or ""
-    require(
-        dataclasses.is_dataclass(card.config),
-        got=type(card.config).__name__,
-        want="a dataclass as config",
-        fix="Make the config a frozen dataclass.",
-    )
+    holds, got = dataclasses.is_dataclass(card.config), type(card.config).__name__
+    require(holds, got, "a dataclass as config", "Make the config a frozen dataclass.")
     names = [f.name for f in dataclasses.fields(cast(Any, card.config))]
     missing = [name for name in names if re.search(rf"\b{name}\b", text) is None]
-    require(
-        not missing,
-        got=f"nothing about {missing}",
-        want="a word on every setting",
-        fix="Name it in the config's docstring.",
-    )
+    fix = "Name it in the config's docstring."
+    require(not missing, f"nothing about {missing}", "a word on every setting", fix)
 
 
 def has_defaults(card: Card) -> None:
@@ -71,11 +56,8 @@ def has_defaults(card: Card) -> None:
     try:
         card.config()
     except (TypeError, IntarsiaError) as error:
-        raise Broken(
-            f"{type(error).__name__}: {error}",
-            "defaults that work",
-            "Give every setting a default.",
-        ) from error
+        fix = "Give every setting a default."
+        raise Broken(f"{type(error).__name__}: {error}", "defaults that work", fix) from error
 
 
 def is_frozen(card: Card) -> None:
@@ -86,11 +68,8 @@ def is_frozen(card: Card) -> None:
         setattr(config, name, getattr(config, name, None))
     except dataclasses.FrozenInstanceError:
         return
-    raise Broken(
-        "a config that can be changed",
-        "a frozen dataclass",
-        "Declare it with @dataclass(frozen=True).",
-    )
+    fix = "Declare it with @dataclass(frozen=True)."
+    raise Broken("a config that can be changed", "a frozen dataclass", fix)
 
 
 def survives_json(card: Card) -> None:
@@ -100,18 +79,8 @@ def survives_json(card: Card) -> None:
         again = settings_from_dict(card, json.loads(json.dumps(settings_to_dict(config))))
     except (TypeError, ValueError, LookupError) as error:
         again = f"{type(error).__name__}: {error}"
-    require(
-        again == config,
-        got=again,
-        want=config,
-        fix="Keep numbers, strings, booleans, None, tuples and listed methods as settings only.",
-    )
+    fix = "Keep numbers, strings, booleans, None, tuples and listed methods as settings only."
+    require_equal(again, config, fix)
 
 
-CARD_LAWS: tuple[Law, ...] = (
-    says_what_it_is,
-    documents_its_settings,
-    has_defaults,
-    is_frozen,
-    survives_json,
-)
+CARD_LAWS = laws_of(__name__)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..core import Card, Cell, Site
 from .cards import tiny
+from .made import moved, normal, seeded, torch_seed
 
 INPUTS, HIDDEN, OUTPUTS = 6, 7, 10
 BATCH, TOKENS = 4, 3
@@ -47,28 +48,21 @@ class Beside(Cell):
 
 def host() -> nn.Module:
     """The MLP of `site`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch_seed(0):
         return Mlp(INPUTS, HIDDEN, OUTPUTS).requires_grad_(False)
 
 
 def build(card: Card, seed: int = 0) -> Cell:
     """A cell with the card's tiny settings, as it is before training."""
-    cell = tiny(card).build(site(card), generator=torch.Generator().manual_seed(seed))
+    cell = tiny(card).build(site(card), generator=seeded(seed))
     return Beside(cell) if isinstance(cell, Cell) and cell.whole else cell
 
 
 def trained(card: Card, seed: int = 0) -> Cell:
     """A cell whose every parameter has moved: what starts at zero hides what comes before it."""
-    cell = build(card, seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for parameter in cell.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.5)
-    return cell
+    return moved(build(card, seed), by=0.5, seed=seed + 1)
 
 
 def inputs(card: Card, *shape: int, seed: int = 2) -> Tensor:
     """Normal features (..., what the cell reads)."""
-    shape = (*(shape or (BATCH, TOKENS)), site(card).reads)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return normal(*(shape or (BATCH, TOKENS)), site(card).reads, seed=seed)

@@ -20,15 +20,15 @@ from ..hosts import apply, load, save, upcycle
 from ..hosts.verbs import as_change
 from ..routers import TopK
 from .cards import CARD_LAWS, tiny
-from .verdict import Broken, Law, require, require_close
+from .made import moved, normal, torch_seed
+from .verdict import Broken, Law, laws_of, require, require_close, require_finite
 
 SIDE, CLASSES, BATCH = 32, 3, 3
 
 
 def vit() -> nn.Module:
     """Two blocks of width 32, the same weights each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch_seed(0):
         return timm.create_model(
             "vit_tiny_patch16_224",
             img_size=SIDE,
@@ -47,17 +47,7 @@ HOSTS: tuple[Callable[[], nn.Module], ...] = (
 
 
 def pictures() -> Tensor:
-    return torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-
-
-def moved(model: nn.Module) -> nn.Module:
-    """The model with every trained weight moved, as training would."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    return model
+    return normal(BATCH, 3, SIDE, SIDE)
 
 
 @torch.no_grad()
@@ -93,8 +83,7 @@ def host_of(card: Card) -> Callable[[], nn.Module]:
 def takes_a_host(card: Card) -> None:
     """A tiny host is changed, and its outputs are numbers."""
     found = changed(host_of(card)(), change_of(card))
-    finite = bool(outputs(found).isfinite().all())
-    require(finite, got="outputs that are not finite", want="numbers", fix="Look at the start.")
+    require_finite(outputs(found), "outputs", "Look at the start.")
 
 
 def plans_without_a_trace(card: Card) -> None:
@@ -149,12 +138,9 @@ def preserves_what_it_says(card: Card) -> None:
     same = bool((outputs(after) - outputs(before)).abs().max() <= 1e-4)
     shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (before, after)]
     for what, shown in (("outputs", same), ("shape", shapes[0] == shapes[1])):
-        require(
-            shown == (what in change.preserves),
-            got=f"preserves {sorted(change.preserves)}; {what} kept: {shown}",
-            want=f"{what!r} exactly where it is kept",
-            fix="Mend `preserves`, or the start.",
-        )
+        holds = shown == (what in change.preserves)
+        got = f"preserves {sorted(change.preserves)}; {what} kept: {shown}"
+        require(holds, got, f"{what!r} exactly where it is kept", "Mend `preserves`, or the start.")
 
 
 def comes_back_from_its_folder(card: Card) -> None:
@@ -164,7 +150,7 @@ def comes_back_from_its_folder(card: Card) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save(model, f"{folder}/saved")
         again = load(vit(), f"{folder}/saved")
-    require_close(outputs(again), outputs(model), what="outputs after loading", fix="Save it all.")
+    require_close(outputs(again), outputs(model), "outputs after loading", "Save it all.")
 
 
 def folds_or_refuses(card: Card) -> None:
@@ -177,12 +163,9 @@ def folds_or_refuses(card: Card) -> None:
     except FoldError:
         return
     off = float((outputs(folded) - want).abs().max())
-    require(
-        off <= 1e-4 * max(1.0, float(want.abs().max())),
-        got=f"outputs that differ by {off:.1e}",
-        want="the same",
-        fix="Refuse with a FoldError, or compare with the unfolded model.",
-    )
+    holds = off <= 1e-4 * max(1.0, float(want.abs().max()))
+    got = f"outputs that differ by {off:.1e}"
+    require(holds, got, "the same", "Refuse with a FoldError, or compare with the unfolded model.")
 
 
 def _require_as_before(one: nn.Module, two: nn.Module, when: str) -> None:
@@ -193,12 +176,12 @@ def _require_as_before(one: nn.Module, two: nn.Module, when: str) -> None:
         ("modes", lambda m: [x.training for x in m.modules()]),
         ("hooks", lambda m: [_hooks(x) for x in m.modules()]),
     ):
-        require(of(one) == of(two), got=f"other {what} {when}", want="the same", fix="Undo it.")
+        require(of(one) == of(two), f"other {what} {when}", "the same", "Undo it.")
     ours, theirs = one.state_dict(), two.state_dict()
     differ = [n for n in theirs if n not in ours or not _equal(ours[n], theirs[n])]
-    require(not differ, got=f"other weights {differ} {when}", want="the same", fix="Undo them.")
+    require(not differ, f"other weights {differ} {when}", "the same", "Undo them.")
     close = torch.equal(outputs(one), outputs(two))
-    require(close, got=f"other outputs {when}", want="the same bits", fix="Undo it.")
+    require(close, f"other outputs {when}", "the same bits", "Undo it.")
 
 
 def _hooks(module: nn.Module) -> int:
@@ -209,12 +192,5 @@ def _equal(one: Any, two: Any) -> bool:
     return torch.equal(one, two) if isinstance(one, Tensor) else one == two
 
 
-CHANGE_LAWS: tuple[Law, ...] = (
-    takes_a_host,
-    plans_without_a_trace,
-    leaves_no_trace_of_an_error,
-    preserves_what_it_says,
-    comes_back_from_its_folder,
-    folds_or_refuses,
-)
+CHANGE_LAWS = laws_of(__name__)
 LAWS: tuple[Law, ...] = (*CARD_LAWS, *CHANGE_LAWS)

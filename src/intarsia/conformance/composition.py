@@ -27,11 +27,11 @@ from .changes import (
     changed,
     comes_back_from_its_folder,
     host_of,
-    moved,
     outputs,
     pictures,
     vit,
 )
+from .made import moved
 
 INTRO = """# What goes together
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from ..core import Card
 from ..gating import aux_loss
 from .cards import CARD_LAWS, tiny
-from .verdict import Law, require, require_close
+from .made import seeded
+from .verdict import Law, require, require_close, require_equal
 
 ROWS, WIDTH = 5, 6
 
 
 def stream(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    draw = torch.Generator().manual_seed(seed)
+    draw = seeded(seed)
     return torch.randn(ROWS, WIDTH, generator=draw, dtype=torch.float64).to(dtype)
 
 
@@ -27,6 +28,10 @@ def block(dtype: torch.dtype = torch.float64) -> nn.Linear:
         layer.weight.copy_(stream(7)[:1].T @ stream(8)[:1])
         layer.bias.copy_(stream(9)[0])
     return layer
+
+
+def _kind(x: Tensor) -> tuple[object, ...]:
+    return x.shape, x.dtype, x.device.type
 
 
 def _steps(card: Card, f: nn.Module, x: Tensor) -> list[Tensor | None]:
@@ -41,10 +46,7 @@ def keeps_shape_and_dtype(card: Card) -> None:
     for x in (stream(0), stream(0, torch.bfloat16), stream(0).to("meta")):
         for made in _steps(card, block(x.dtype).to(x.device), x):
             if made is not None:
-                got = (made.shape, made.dtype, made.device.type)
-                want = (x.shape, x.dtype, x.device.type)
-                fix = "Compute in the dtype of f(x)."
-                require(got == want, got=got, want=want, fix=fix)
+                require_equal(_kind(made), _kind(x), "Compute in the dtype of f(x).")
 
 
 def keeps_rows_apart(card: Card) -> None:
@@ -54,12 +56,8 @@ def keeps_rows_apart(card: Card) -> None:
     for i, made in enumerate(_steps(card, f, whole)):
         if made is not None:
             apart = torch.cat([one for row in alone if (one := row[i]) is not None])
-            require_close(
-                made.detach(),
-                apart.detach(),
-                what="rows together and alone",
-                fix="Take no sum over rows.",
-            )
+            fix = "Take no sum over rows."
+            require_close(made.detach(), apart.detach(), "rows together and alone", fix)
 
 
 def teaches_the_block(card: Card) -> None:
@@ -70,12 +68,12 @@ def teaches_the_block(card: Card) -> None:
     if added.requires_grad:
         (added * stream(3)).sum().backward()
     shown = all(p.grad is not None and float(p.grad.abs().max()) > 1e-2 for p in f.parameters())
-    require(shown, got="no gradient to speak of", want="one", fix="Do not take the sign.")
+    require(shown, "no gradient to speak of", "one", "Do not take the sign.")
 
 
 def _layer(card: Card) -> nn.Module:
-    made: nn.Module = tiny(card).build(WIDTH, 7, generator=torch.Generator().manual_seed(0))
-    draw = torch.Generator().manual_seed(1)
+    made: nn.Module = tiny(card).build(WIDTH, 7, generator=seeded())
+    draw = seeded(1)
     with torch.no_grad():
         for parameter in made.parameters():  # gates may start at 0
             parameter.normal_(generator=draw)
@@ -88,21 +86,15 @@ def layer_keeps_shape_and_dtype(card: Card) -> None:
         layer = _layer(card).to(x.device, x.dtype)
         for training in (True, False):
             y = layer.train(training)(x)
-            got = (y.shape, y.dtype, y.device.type)
-            want = (x.shape, x.dtype, x.device.type)
-            require(got == want, got=got, want=want, fix="Compute in the dtype of x.")
+            require_equal(_kind(y), _kind(x), "Compute in the dtype of x.")
 
 
 def layer_keeps_rows_apart(card: Card) -> None:
     """In evaluation, where there is room for all, a row's output depends on no other row."""
     whole, layer = stream(1), _layer(card).double().eval()
     apart = torch.cat([layer(row[None]) for row in whole])
-    require_close(
-        layer(whole).detach(),
-        apart.detach(),
-        what="rows together and alone",
-        fix="Take no sum over rows; give the tiny settings room for all.",
-    )
+    fix = "Take no sum over rows; give the tiny settings room for all."
+    require_close(layer(whole).detach(), apart.detach(), "rows together and alone", fix)
 
 
 def layer_learns(card: Card) -> None:
@@ -110,28 +102,14 @@ def layer_learns(card: Card) -> None:
     layer = _layer(card).double().train()
     (layer(stream(2)).mul(stream(3)).sum() + aux_loss(layer)).backward()
     idle = [n for n, p in layer.named_parameters() if p.grad is None or not bool(p.grad.any())]
-    require(
-        not idle,
-        got=f"nothing for {idle}",
-        want="a gradient for every parameter",
-        fix="Take idle parameters out.",
-    )
+    fix = "Take idle parameters out."
+    require(not idle, f"nothing for {idle}", "a gradient for every parameter", fix)
 
 
-STEP_LAWS: tuple[Law, ...] = (
-    *CARD_LAWS,
-    keeps_shape_and_dtype,
-    keeps_rows_apart,
-    teaches_the_block,
-)
-LAYER_LAWS: tuple[Law, ...] = (
-    *CARD_LAWS,
-    layer_keeps_shape_and_dtype,
-    layer_keeps_rows_apart,
-    layer_learns,
-)
+STEP_LAWS = keeps_shape_and_dtype, keeps_rows_apart, teaches_the_block
+LAYER_LAWS = layer_keeps_shape_and_dtype, layer_keeps_rows_apart, layer_learns
 
 
 def laws(card: Card) -> tuple[Law, ...]:
     """Those of a layer if its config offers `build`, else those of an update, which has `step`."""
-    return LAYER_LAWS if hasattr(card.config, "build") else STEP_LAWS
+    return (*CARD_LAWS, *(LAYER_LAWS if hasattr(card.config, "build") else STEP_LAWS))

@@ -16,23 +16,15 @@ from .verdict import Law, require
 def is_an_estimator(card: Card) -> None:
     """It passes scikit-learn's `check_estimator`."""
     model = tiny(card)
-    require(
-        isinstance(model, BaseEstimator),
-        got=type(model).__name__,
-        want="an estimator",
-        fix="Inherit from sklearn.base.BaseEstimator.",
-    )
+    fix = "Inherit from sklearn.base.BaseEstimator."
+    require(isinstance(model, BaseEstimator), type(model).__name__, "an estimator", fix)
     with warnings.catch_warnings():
         for kind in (ConvergenceWarning, SkipTestWarning):
             warnings.simplefilter("ignore", kind)
         found = check_estimator(model, on_fail=None, on_skip=None)
     failed = [f"{c['check_name']}: {c['exception']}" for c in found if c["status"] == "failed"]
-    require(
-        not failed,
-        got=failed,
-        want="every check of scikit-learn passed",
-        fix="See sklearn.utils.estimator_checks.",
-    )
+    fix = "See sklearn.utils.estimator_checks."
+    require(not failed, failed, "every check of scikit-learn passed", fix)
 
 
 # `set_params` of scikit-learn changes an estimator, so that it cannot be frozen

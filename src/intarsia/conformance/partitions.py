@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..core import Card, Partition
 from .cards import CARD_LAWS, tiny
-from .verdict import Law, require
+from .made import require_own_draws, seeded
+from .verdict import Law, laws_of, require, require_equal
 
 SHAPES: tuple[dict[str, tuple[int, ...]], ...] = (
     {"a": (4, 8), "b": (8, 4)},
@@ -29,13 +30,13 @@ class Chooser(Protocol):
 
 
 def scores(shapes: Mapping[str, tuple[int, ...]] = SHAPES[0]) -> dict[str, Tensor]:
-    draw = torch.Generator().manual_seed(1)
+    draw = seeded(1)
     return {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
 
 
 def _chosen(card: Card, given: Mapping[str, Tensor], seed: int = 0) -> Partition:
     config: Chooser = tiny(card)
-    return config.build(given, generator=torch.Generator().manual_seed(seed))
+    return config.build(given, generator=seeded(seed))
 
 
 def gives_each_weight_a_label(card: Card) -> None:
@@ -44,9 +45,9 @@ def gives_each_weight_a_label(card: Card) -> None:
         given = scores(shapes)
         found = _chosen(card, given)
         labels = {name: tuple(label.shape) for name, label in found.label.items()}
-        require(labels == shapes, got=labels, want=shapes, fix="Label every weight.")
+        require_equal(labels, shapes, "Label every weight.")
         same = all(torch.equal(given[n], s) for n, s in scores(shapes).items())
-        require(same, got="scores written to", want="scores as given", fix="Copy them first.")
+        require(same, "scores written to", "scores as given", "Copy them first.")
 
 
 def chooses_as_many_as_asked(card: Card) -> None:
@@ -56,12 +57,8 @@ def chooses_as_many_as_asked(card: Card) -> None:
         found = _chosen(card, scores(shapes))
         weights = sum(label.numel() for label in found.label.values())
         got, want = int(found.sizes().sum()), density * weights
-        require(
-            abs(got - want) <= len(shapes),
-            got=f"{got} of {weights} weights",
-            want=f"{want:.1f}, density {density}",
-            fix="Round once, over all of them.",
-        )
+        holds, wanted = abs(got - want) <= len(shapes), f"{want:.1f}, density {density}"
+        require(holds, f"{got} of {weights} weights", wanted, "Round once, over all of them.")
 
 
 def keeps_its_pattern(card: Card) -> None:
@@ -72,20 +69,15 @@ def keeps_its_pattern(card: Card) -> None:
 
 def depends_on_its_generator_only(card: Card) -> None:
     """One seed, one choice, whatever torch's own generator does."""
-    found: list[Partition] = []
-    for seed in (3, 4):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            found.append(_chosen(card, scores()))
-    same = all(torch.equal(found[0][name], found[1][name]) for name in found[0].label)
-    require(same, got="choices that differ", want="the same", fix="Draw from `generator`.")
+    fix = "Draw from `generator`."
+    require_own_draws(lambda: _chosen(card, scores()).label.values(), "choices that differ", fix)
 
 
 def balances_its_parts(card: Card) -> None:
     """Parts of one parameter differ by no more than one unit: a weight, a row or a column."""
     found = _chosen(card, scores({"a": (12, 12)})).sizes()
     off = int(found.max() - found.min())
-    require(off <= 12, got=f"parts of {found.tolist()}", want="even ones", fix="Deal like cards.")
+    require(off <= 12, f"parts of {found.tolist()}", "even ones", "Deal like cards.")
 
 
 def follows_the_scores_or_ignores_them(card: Card) -> None:
@@ -99,15 +91,7 @@ def follows_the_scores_or_ignores_them(card: Card) -> None:
     followed = torch.equal(flipped.flip(0), want)
     ignored = torch.equal(flipped, want)
     fix = "Rank by the scores alone, or by the generator alone."
-    require(followed or ignored, got="a choice by place and score", want="by one", fix=fix)
+    require(followed or ignored, "a choice by place and score", "by one", fix)
 
 
-LAWS: tuple[Law, ...] = (
-    *CARD_LAWS,
-    gives_each_weight_a_label,
-    chooses_as_many_as_asked,
-    keeps_its_pattern,
-    depends_on_its_generator_only,
-    balances_its_parts,
-    follows_the_scores_or_ignores_them,
-)
+LAWS: tuple[Law, ...] = (*CARD_LAWS, *laws_of(__name__))

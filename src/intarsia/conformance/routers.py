@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ..core import Card, Routing
 from ..gating import PassesState, Router, expert_readers
-from .batches import BATCH_LAWS, build, route, shown, tokens
+from .batches import BATCH_LAWS, build, gates, route, shown, tokens
 from .cards import CARD_LAWS, tiny
-from .verdict import Law, require, require_close, require_tag
+from .made import normal, require_own_draws
+from .verdict import Law, laws_of, require, require_close, require_finite, require_tag
 
 DRAWS = 20
 
@@ -21,12 +22,11 @@ def returns_a_routing(card: Card) -> None:
     x = tokens()
     before = x.clone()
     routing = route(build(card), x)
-    finite = bool(torch.isfinite(routing.weight).all())
-    require(finite, got="weights that are not finite", want="numbers", fix="Guard the division.")
+    require_finite(routing.weight, "weights", "Guard the division.")
     scalars = all(loss.dim() == 0 for loss in routing.losses.values())
-    require(scalars, got="losses with axes", want="scalars", fix="Take their mean.")
+    require(scalars, "losses with axes", "scalars", "Take their mean.")
     same = torch.equal(x, before)
-    require(same, got="an x that was written to", want="x as given", fix="Copy it first.")
+    require(same, "an x that was written to", "x as given", "Copy it first.")
 
 
 def routes_one_token(card: Card) -> None:
@@ -40,12 +40,8 @@ def follows_device_and_dtype(card: Card) -> None:
         router = shown(build(card).to(x.device, x.dtype), x)
         weight = route(router, x).weight
         same = (weight.dtype, weight.device.type) == (x.dtype, x.device.type)
-        require(
-            same,
-            got=f"weights {weight.dtype} on {weight.device}",
-            want=f"{x.dtype} on {x.device}",
-            fix="Make new tensors from x: x.new_zeros, x.device.",
-        )
+        fix = "Make new tensors from x: x.new_zeros, x.device."
+        require(same, f"weights {weight.dtype} on {weight.device}", f"{x.dtype} on {x.device}", fix)
 
 
 def _resized(card: Card, **sizes: int) -> nn.Module | None:
@@ -61,13 +57,8 @@ def gives_one_expert_all(card: Card) -> None:
     router = _resized(card, experts=1, active=1) or _resized(card, experts=1)
     if router is None:
         return
-    gates = route(router, tokens()).dense().detach()
-    require_close(
-        gates,
-        torch.ones_like(gates),
-        what="weights of the only expert",
-        fix="A probability among one is 1.",
-    )
+    found, fix = gates(router, tokens()), "A probability among one is 1."
+    require_close(found, torch.ones_like(found), "weights of the only expert", fix)
 
 
 def leaves_nobody_out_at_k_of_k(card: Card) -> None:
@@ -76,13 +67,8 @@ def leaves_nobody_out_at_k_of_k(card: Card) -> None:
     router = _resized(card, experts=experts, active=experts)
     if router is None:
         return
-    gates = route(router, tokens()).dense()
-    require(
-        bool((gates != 0).all()),
-        got="experts without a token",
-        want="all of them",
-        fix="k = E is the dense mixture.",
-    )
+    all_used, fix = bool((gates(router, tokens()) != 0).all()), "k = E is the dense mixture."
+    require(all_used, "experts without a token", "all of them", fix)
 
 
 def stands_extreme_inputs(card: Card) -> None:
@@ -90,12 +76,8 @@ def stands_extreme_inputs(card: Card) -> None:
     for scale in (0.0, 1e5):
         weight = route(build(card), scale * tokens()).weight.detach()
         fine = bool((torch.isfinite(weight) & (weight >= 0)).all())
-        require(
-            fine,
-            got=f"weights {weight} at inputs times {scale}",
-            want="0 or more, finite",
-            fix="Use softmax, which subtracts the largest logit.",
-        )
+        fix = "Use softmax, which subtracts the largest logit."
+        require(fine, f"weights {weight} at inputs times {scale}", "0 or more, finite", fix)
 
 
 def leaves_padding_out(card: Card) -> None:
@@ -111,29 +93,23 @@ def leaves_padding_out(card: Card) -> None:
     for other in (x, torch.where(valid[:, None], x, 7 * tokens(seed=9))):
         router.context.valid = valid[None]
         routing = route(router, other)
-        gates = routing.dense().detach()
-        none = not bool(gates[~valid].any())
-        require(none, got="experts for padding", want="none", fix="Heed `valid`.")
-        same = {"weights": (gates[valid], alone.dense().detach())}
+        dense = routing.dense().detach()
+        none = not bool(dense[~valid].any())
+        require(none, "experts for padding", "none", "Heed `valid`.")
+        same = {"weights": (dense[valid], alone.dense().detach())}
         same |= {n: (routing.losses[n].detach(), v.detach()) for n, v in alone.losses.items()}
         for what, (got, want) in same.items():
-            require_close(
-                got,
-                want,
-                what=f"{what} with and without padding",
-                fix="Leave rows where `valid` is False out of every sum.",
-            )
+            fix = "Leave rows where `valid` is False out of every sum."
+            require_close(got, want, f"{what} with and without padding", fix)
 
 
 def evaluates_without_chance(card: Card) -> None:
     """A learned router says the same twice in evaluation."""
     router = build(card).eval()
     if isinstance(router, Router):
-        gates = _gates(router, tokens())
-        same = not bool((gates != gates[0]).any())
-        require(
-            same, got="evaluations that differ", want="the same bits", fix="Draw in training only."
-        )
+        drawn = _drawn(router, tokens())
+        same = not bool((drawn != drawn[0]).any())
+        require(same, "evaluations that differ", "the same bits", "Draw in training only.")
 
 
 def capacity_exactly_when_tagged(card: Card) -> None:
@@ -143,41 +119,32 @@ def capacity_exactly_when_tagged(card: Card) -> None:
     shown = False
     for seed in range(DRAWS):
         x = tokens(seed=seed)
-        ours, theirs = (route(build(card), each).dense() for each in (x, x.flip(0)))
+        ours, theirs = (gates(build(card), each) for each in (x, x.flip(0)))
         shown = shown or not torch.allclose(ours, theirs.flip(0), atol=1e-6)
     require_tag(card, "capacity", shown, "experts that go by a token's place")
 
 
-def _gates(router: nn.Module, x: Tensor, count: int = DRAWS) -> Tensor:
-    return torch.stack([route(router, x).dense().detach() for _ in range(count)])
+def _drawn(router: nn.Module, x: Tensor) -> Tensor:
+    return torch.stack([gates(router, x) for _ in range(DRAWS)])  # (draws, T, E)
 
 
 def draws_from_its_generator(card: Card) -> None:
     """One seed, one sequence of draws, whatever torch's own generator does."""
-    found: list[Tensor] = []
-    for seed in (3, 4):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            found.append(_gates(build(card), tokens()))
-    require_close(
-        found[1],
-        found[0],
-        what="routings of one seed",
-        fix="Draw from the generator that build was given.",
-    )
+    fix = "Draw from the generator that build was given."
+    require_own_draws(lambda: [_drawn(build(card), tokens())], "routings that differ", fix)
 
 
 def sparse_exactly_when_tagged(card: Card) -> None:
     """ "sparse": no token goes to every expert."""
-    gates = _gates(build(card), tokens())  # (draws, T, E)
-    shown = bool(((gates != 0).sum(-1) < gates.shape[-1]).all())
+    drawn = _drawn(build(card), tokens())
+    shown = bool(((drawn != 0).sum(-1) < drawn.shape[-1]).all())
     require_tag(card, "sparse", shown, "routing that leaves some expert out for every token")
 
 
 def stochastic_exactly_when_tagged(card: Card) -> None:
     """ "stochastic": two forwards in training differ."""
-    gates = _gates(build(card).train(), tokens())
-    require_tag(card, "stochastic", bool((gates != gates[0]).any()), "forwards that differ")
+    drawn = _drawn(build(card).train(), tokens())
+    require_tag(card, "stochastic", bool((drawn != drawn[0]).any()), "forwards that differ")
 
 
 def learned_exactly_when_tagged(card: Card) -> None:
@@ -188,7 +155,7 @@ def learned_exactly_when_tagged(card: Card) -> None:
     parameters = [*router.parameters(), *read]
     shown = bool(parameters) and routing.weight.requires_grad
     if shown:
-        scale = torch.randn(routing.weight.shape, generator=torch.Generator().manual_seed(2))
+        scale = normal(*routing.weight.shape, seed=2)
         (routing.weight * scale).sum().backward()
         shown = all(p.grad is not None and bool((p.grad != 0).any()) for p in parameters)
     require_tag(card, "learned", shown, "weights that carry a gradient to every parameter")
@@ -199,7 +166,7 @@ def after_a_layer(router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
     routing = route(router, x)
     if routing.state is None or not isinstance(router, PassesState):
         return routing
-    left = torch.randn(routing.state.shape, generator=torch.Generator().manual_seed(seed))
+    left = normal(*routing.state.shape, seed=seed)
     router.thread.leave(router.layer - 1, left.to(routing.state))
     return route(router, x)
 
@@ -208,8 +175,8 @@ def stateful_exactly_when_tagged(card: Card) -> None:
     """ "stateful": what the layer before left changes the routing."""
     if "stochastic" in card.tags:
         return
-    gates = [after_a_layer(build(card).eval(), tokens(), s).dense() for s in range(DRAWS)]
-    shown = any(not torch.equal(g, gates[0]) for g in gates)
+    found = [after_a_layer(build(card).eval(), tokens(), s).dense() for s in range(DRAWS)]
+    shown = any(not torch.equal(each, found[0]) for each in found)
     require_tag(card, "stateful", shown, "routing that hears the layer before")
 
 
@@ -219,27 +186,9 @@ def non_causal_exactly_when_tagged(card: Card) -> None:
     for seed in range(DRAWS):
         x = tokens(seed=seed)
         other = torch.cat([x[:-1], 10 * tokens(1, seed=seed + 100)])
-        ours, theirs = (route(build(card), each).dense().detach() for each in (x, other))
+        ours, theirs = (gates(build(card), each) for each in (x, other))
         shown = shown or not torch.equal(ours[:-1], theirs[:-1])
     require_tag(card, "non_causal", shown, "earlier tokens that follow a later one")
 
 
-LAWS: tuple[Law, ...] = (
-    *CARD_LAWS,
-    returns_a_routing,
-    routes_one_token,
-    follows_device_and_dtype,
-    draws_from_its_generator,
-    gives_one_expert_all,
-    leaves_nobody_out_at_k_of_k,
-    stands_extreme_inputs,
-    leaves_padding_out,
-    evaluates_without_chance,
-    capacity_exactly_when_tagged,
-    sparse_exactly_when_tagged,
-    stochastic_exactly_when_tagged,
-    learned_exactly_when_tagged,
-    non_causal_exactly_when_tagged,
-    stateful_exactly_when_tagged,
-    *BATCH_LAWS,
-)
+LAWS: tuple[Law, ...] = (*CARD_LAWS, *laws_of(__name__), *BATCH_LAWS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,17 +11,26 @@ from torch import Tensor
 from ..core import Card
 from ..scores.statistics import Statistics
 from .cards import CARD_LAWS, tiny
-from .verdict import Law, require, require_close, require_tag
+from .made import normal, require_own_draws
+from .verdict import (
+    Law,
+    laws_of,
+    require,
+    require_close,
+    require_equal,
+    require_finite,
+    require_tag,
+)
 
 OUT, IN, ROWS = 5, 7, 12
 
 
 def weight(out: int = OUT) -> Tensor:
-    return torch.randn(out, IN, generator=torch.Generator().manual_seed(1))
+    return normal(out, IN)
 
 
 def rows(count: int = ROWS) -> Tensor:
-    return torch.randn(count, IN, generator=torch.Generator().manual_seed(2))
+    return normal(count, IN, seed=2)
 
 
 def _scored(card: Card, w: Tensor, seen: Statistics) -> Tensor:
@@ -39,11 +49,9 @@ def scores_each_weight(card: Card) -> None:
         for x in (rows(), 0 * rows(), rows(0), 1e4 * rows()):
             before = w.clone()
             found = _scored(card, w, _seen(x))
-            got, want = tuple(found.shape), tuple(w.shape)
-            require(got == want, got=got, want=want, fix="Score every weight.")
-            finite = bool(found.isfinite().all())
-            require(finite, got="no numbers", want="numbers", fix="Guard the division.")
-            require(torch.equal(w, before), got="a weight written to", want="it", fix="Copy it.")
+            require_equal(tuple(found.shape), tuple(w.shape), "Score every weight.")
+            require_finite(found, "scores", "Guard the division.")
+            require(torch.equal(w, before), "a weight written to", "it", "Copy it.")
 
 
 def splits_batches_as_it_likes(card: Card) -> None:
@@ -52,13 +60,13 @@ def splits_batches_as_it_likes(card: Card) -> None:
     for cut in (1, 5):
         parts = _seen(rows()[:cut]) + _seen(rows()[cut:])
         found = _scored(card, weight(), parts)
-        require_close(found, whole, what="scores of batches split", fix="Read sums alone.")
+        require_close(found, whole, "scores of batches split", "Read sums alone.")
 
 
 def is_the_same_each_time(card: Card) -> None:
     """Two calls, one score, whatever torch's own generator does."""
-    one, two = (_scored(card, weight(), _seen(rows())) for _ in range(2))
-    require(torch.equal(one, two), got="scores that differ", want="the same", fix="Draw nothing.")
+    found = partial(_scored, card, weight(), _seen(rows()))
+    require_own_draws(lambda: [found()], "scores that differ", "Draw nothing.")
 
 
 def monotone_exactly_when_tagged(card: Card) -> None:
@@ -74,10 +82,4 @@ def monotone_exactly_when_tagged(card: Card) -> None:
     require_tag(card, "monotone", shown, "a score that grows with its weight")
 
 
-LAWS: tuple[Law, ...] = (
-    *CARD_LAWS,
-    scores_each_weight,
-    splits_batches_as_it_likes,
-    is_the_same_each_time,
-    monotone_exactly_when_tagged,
-)
+LAWS: tuple[Law, ...] = (*CARD_LAWS, *laws_of(__name__))

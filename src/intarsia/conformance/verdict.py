@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from types import FunctionType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core import Card
-from ..core.errors import ConformanceError
+from ..core.errors import ConformanceError, IntarsiaError
 
 Law = Callable[[Card], None]
 # of the largest value: one rounding of each term of a short sum
@@ -40,6 +42,14 @@ class Broken(Exception):
     def __init__(self, got: object, want: object, fix: str) -> None:
         super().__init__(got, want, fix)
         self.got, self.want, self.fix = got, want, fix
+
+
+def laws_of(module: str) -> tuple[Law, ...]:
+    """The laws of a module, in order: its own public functions `(card: Card) -> None`."""
+    law = {"card": "Card", "return": "None"}
+    own = [f for f in vars(sys.modules[module]).values() if isinstance(f, FunctionType)]
+    own = [f for f in own if f.__module__ == module and f.__annotations__ == law]
+    return tuple(f for f in own if not f.__name__.startswith("_"))
 
 
 def checks(card: Card, laws: Iterable[Law]) -> Checks:
@@ -84,29 +94,48 @@ def _error(card: Card, law: str, broken: Broken) -> ConformanceError:
     return ConformanceError(what, got=broken.got, want=broken.want, fix=broken.fix)
 
 
-def require(holds: bool, *, got: object, want: object, fix: str) -> None:
+def require(holds: bool, got: object, want: object, fix: str) -> None:
     """Say that the law is broken unless `holds`."""
     if not holds:
         raise Broken(got, want, fix)
+
+
+def require_equal(got: object, want: object, fix: str) -> None:
+    """Two shapes, types or names that are the same."""
+    require(got == want, got, want, fix)
+
+
+def require_finite(values: Tensor, what: str, fix: str) -> None:
+    """No infinity and no NaN."""
+    require(bool(values.isfinite().all()), f"{what} that are not finite", "numbers", fix)
+
+
+def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -> None:
+    """A call that raises an error of this library."""
+    try:
+        call()
+    except IntarsiaError:
+        return
+    raise Broken(got, want, fix)
 
 
 def require_tag(card: Card, tag: str, shown: bool, what: str) -> None:
     """The card has `tag` exactly when the method shows what the tag says."""
     if tag in card.tags:
         fix = f"Take {tag!r} off the card's tags, or mend the method."
-        require(shown, got=f"tag {tag!r}, but not {what}", want=what, fix=fix)
+        require(shown, f"tag {tag!r}, but not {what}", what, fix)
     else:
         fix = f"Add {tag!r} to the card's tags."
-        require(not shown, got=f"{what}, but no tag {tag!r}", want=f"the tag {tag!r}", fix=fix)
+        require(not shown, f"{what}, but no tag {tag!r}", f"the tag {tag!r}", fix)
 
 
-def require_close(got: Tensor, want: Tensor, *, what: str, fix: str) -> None:
+def require_close(got: Tensor, want: Tensor, what: str, fix: str) -> None:
     """Two tensors of one shape and type that differ by no more than rounding."""
     for name in ("shape", "dtype", "device"):
         ours, theirs = getattr(got, name), getattr(want, name)
-        require(ours == theirs, got=f"{what}: {name} {ours}", want=f"{name} {theirs}", fix=fix)
+        require(ours == theirs, f"{what}: {name} {ours}", f"{name} {theirs}", fix)
     if not want.numel():
         return
     limit = CLOSE[want.dtype] * max(1.0, float(want.abs().max()))
     off = float((got - want).abs().max())
-    require(off <= limit, got=f"{what} that differ by {off:.1e}", want="equal", fix=fix)
+    require(off <= limit, f"{what} that differ by {off:.1e}", "equal", fix)
