@@ -23,12 +23,13 @@ from .hosts.saved import save
 from .schedules import Phased
 from .train.evaluate import evaluate as score_set
 from .train.folder import write_learned
-from .train.loop import Sets
+from .train.loop import Job, Sets
 from .train.objectives import Objective, Staged, plain
 from .train.run import Run, fit_once
 from .train.scores import Scores
 from .train.settings import Options, Training, settle
 from .train.tasks import Task
+from .train.tasks.choose import chosen
 
 PHASES = "phases"  # the folder of those before the last, in a run's own
 
@@ -70,10 +71,11 @@ def fit(
     another run; Interrupted (a KeyboardInterrupt) after Ctrl-C, with the checkpoint written.
     """
     _no_phases(model)
-    settled = settle(training, options)
+    training, recipe, running = settle(training, options)
     sets, about = sets_of(model, train, val, test)
-    record = about | dict(record or {})
-    return fit_once(model, sets, objective, settled, record, evaluate_every, task, _write)
+    task = chosen(task, sets[0], recipe)
+    job = Job(model, sets, task, objective, training, recipe, running)
+    return fit_once(job, about | dict(record or {}), evaluate_every, _write)
 
 
 def sets_of(
@@ -90,12 +92,9 @@ def sets_of(
     about: dict[str, Any] = {}
     if isinstance(train, Splits | TextSplits):
         if val is not None or test is not None:
-            raise ConfigError(
-                "val, test",
-                got="sets beside splits that have their own",
-                want="splits alone",
-                fix="Call fit(model, splits), or fit(model, splits.train, val, test=test).",
-            )
+            got = "sets beside splits that have their own"
+            fix = "Call fit(model, splits), or fit(model, splits.train, val, test=test)."
+            raise ConfigError("val, test", got=got, want="splits alone", fix=fix)
         about["data"] = train.record
         train, val, test = train.train, train.val, train.test
     if isinstance(train, ImageSet):
@@ -145,12 +144,9 @@ def _no_phases(model: nn.Module) -> None:
     for name in model.active_adapters if is_adapted(model) else ():
         config = configs[name]
         if isinstance(config, IntarsiaConfig) and isinstance(config.settings(), Phased):
-            raise ConfigError(
-                f"adapter {name!r}",
-                got=f"{config.method}, which is trained in phases",
-                want="a training in phases",
-                fix="Call intarsia.fit_in_phases(model, method, train, ...) with its settings.",
-            )
+            got = f"{config.method}, which is trained in phases"
+            fix = "Call intarsia.fit_in_phases(model, method, train, ...) with its settings."
+            raise ConfigError(f"adapter {name!r}", got=got, want="a training in phases", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -193,6 +189,7 @@ def fit_in_phases(
     """
     settings, recipe, running = settle(training, options)
     (train, val, test), about = sets_of(model, train, val, test)
+    task = chosen(task, train, recipe)
     record = about | dict(record or {})
     runs: list[tuple[str, Run]] = []
     steps = method.phases(model, seed=settings.seed)
@@ -204,9 +201,8 @@ def fit_in_phases(
             if running.out is not None and not phase.last:
                 own["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
             sets = train, val, test if phase.last else None
-            settled = settle(training, own)
-            run = fit_once(model, sets, objective, settled, record, evaluate_every, task, _write)
-            runs.append((phase.name, run))
+            job = Job(model, sets, task, objective, *settle(training, own))
+            runs.append((phase.name, fit_once(job, record, evaluate_every, _write)))
     except StopIteration as end:
         return PhasedRun(end.value, tuple(runs))
     finally:

@@ -36,9 +36,9 @@ from ..hosts.anatomy.prefix import first_trained_block, reading_tokens, run_pref
 from ..results.runs import save_mistakes
 from ..train import Metrics, Run, Running, task_accuracy, task_heads
 from ..train.folder import RUN, prepare
+from ..train.loop import Sets
 from ..train.objectives import Objective
 from ..train.precision import DTYPES
-from ..train.run import Sets
 from . import experiment as experiments
 from . import language, settings
 from .experiment import Adapted, Experiment

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,21 +36,26 @@ from .tasks import Task
 Sets = tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any] | None]  # train, val, test
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on which sets, for which loss, and how."""
+
+    model: nn.Module
+    sets: Sets
+    task: Task
+    objective: Objective | Staged
+    training: Training
+    recipe: Recipe
+    running: Running
+
+
 class Loop:
     """A run from its first step, or from its checkpoint, to its last."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        sets: Sets,
-        task: Task,
-        objective: Objective | Staged,
-        settings: tuple[Training, Recipe, Running],
-    ) -> None:
-        self.model, self.task, self.objective = model, task, objective
-        self.train_set, self.val, self.test = sets
-        self.training, self.recipe, self.running_ = settings
-        self.log_to = None if self.running_.out is None else self.running_.out / METRICS
+    def __init__(self, job: Job) -> None:
+        self.job, self.model, self.task = job, job.model, job.task
+        self.train_set, self.val, self.test = job.sets
+        self.training, self.recipe, self.how = job.training, job.recipe, job.running
         self.at = resume.Position()
         self.log = Log(None)
         self.val_scores: tuple[int, Scores] | None = None  # (step, scores) of the newest
@@ -58,11 +64,10 @@ class Loop:
     @contextmanager
     def running(self, ranks: Accelerator, identity: dict[str, Any]) -> Iterator[None]:
         """Everything that is open or set only while the run goes on."""
-        self.ranks = ranks
-        shares = ranks.num_processes * self.training.accumulate
-        self.order = Order(
-            size_of(self.train_set), self.training.batch_size, self.training.seed, shares
-        )
+        self.ranks, job = ranks, self.job
+        shares = ranks.num_processes * job.training.accumulate
+        size, seed = job.training.batch_size, job.training.seed
+        self.order = Order(size_of(self.train_set), size, seed, shares)
         if self.task.whole and shares > 1:
             raise ConfigError(
                 f"a batch of {type(self.task).__name__}",
@@ -70,7 +75,7 @@ class Loop:
                 want="all of it at once: its loss compares the rows",
                 fix="Use accumulate=1 in one process, or Pairs(group=...).",
             )
-        self.reader = Reader(self.train_set, self.training.seed, self.task)
+        self.reader = Reader(self.train_set, seed, self.task)
         self.steps = self.training.epochs * self.order.steps
         self.at.identity = identity
         main = ranks.is_main_process
@@ -79,16 +84,17 @@ class Loop:
             stack.enter_context(modes_kept(self.model))
             training_mode(self.model)
             self.task = self._look()
-            forward = stack.enter_context(wrapped(self.model, self.running_, ranks))
+            forward = stack.enter_context(wrapped(self.model, self.how, ranks))
             self.learner = Learner(
-                self.model, forward, self.objective, self.training, self.recipe, ranks, self.task
+                self.model, forward, job.objective, job.training, job.recipe, ranks, self.task
             )
-            seed_all(mix(self.training.seed, ranks.process_index))
+            seed_all(mix(seed, ranks.process_index))
             statistics.forget(self.model)
             set_generator_states(self.model, on_main(ranks, lambda: generator_states(self.model)))
-            if self.running_.resume:
+            if self.how.resume:
                 self._restore()
-            self.log = Log(self.log_to if main else None)
+            out = self.how.out
+            self.log = Log(out / METRICS if out is not None and main else None)
             self.log.open(self.at.metrics_bytes)
             stack.callback(self.log.close)
             stack.enter_context(tracking(ranks, self.at.step))
@@ -111,16 +117,13 @@ class Loop:
         return task
 
     def _restore(self) -> None:
-        assert self.running_.out is not None
-        path = checkpoint.latest(self.running_.out / STATE)
+        assert self.how.out is not None
+        path = checkpoint.latest(self.how.out / STATE)
         state = on_main(self.ranks, lambda: path and checkpoint.load(path))
-        if not state and (self.running_.out / RUN).exists():
-            raise CheckpointError(
-                f"run {self.running_.out}",
-                got="a finished one without its state/",
-                want="a checkpoint to go on from",
-                fix="It is done; train anew in another folder.",
-            )
+        if not state and (self.how.out / RUN).exists():
+            what, fix = f"run {self.how.out}", "It is done; train anew in another folder."
+            got = "a finished one without its state/"
+            raise CheckpointError(what, got=got, want="a checkpoint to go on from", fix=fix)
         if state:
             resume.restore(self.model, self.learner, self.at, state, self.ranks)
 
@@ -153,7 +156,7 @@ class Loop:
                 for batch in self.order.epoch(epoch, first)
                 for part in range(parts)
             ]
-            stream = read(self.reader, keys, self.running_.workers)
+            stream = read(self.reader, keys, self.how.workers)
             for _ in range(len(keys) // parts):
                 yield [next(stream) for _ in range(parts)]
             epoch, first = epoch + 1, 0
@@ -186,7 +189,7 @@ class Loop:
     def _evaluate(self, dataset: Dataset[Any]) -> Scores:
         size = max(1, self.training.batch_size // self.ranks.num_processes)
         size = max(size, 32) if self.task.small_outputs else size
-        workers = self.running_.workers
+        workers = self.how.workers
         return evaluate(self.model, dataset, task=self.task, batch_size=size, workers=workers)
 
     def _note(self, split: str, epoch: int, found: dict[str, float]) -> None:
@@ -199,7 +202,7 @@ class Loop:
 
     def _decide(self, since: float) -> tuple[bool, bool]:
         """(stop, save), the same in every process."""
-        how = self.running_
+        how = self.how
         due = (how.checkpoint_steps is not None and self.at.step % how.checkpoint_steps == 0) or (
             how.checkpoint_seconds is not None and since >= how.checkpoint_seconds
         )
@@ -211,7 +214,7 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint, if there is a folder."""
-        out = self.running_.out
+        out = self.how.out
         if out is None:
             return
         self.at.metrics_bytes = self.log.size()
@@ -219,7 +222,7 @@ class Loop:
         on_main(self.ranks, lambda: checkpoint.save(out / STATE, state))
 
     def _interrupted(self) -> Interrupted:
-        out = self.running_.out
+        out = self.how.out
         where = f"stopped after step {self.at.step} of {self.steps}"
         if out is None:
             return Interrupted(f"{where}; nothing was saved, since no out=... was given")

@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.utils.data import Dataset
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError, DataError
 from . import record as records
-from .folder import FORMAT, Write, prepare, write_learned, write_results
-from .loop import Loop, Sets
-from .objectives import Objective, Staged
+from .folder import FORMAT, Write, prepare, write_results
+from .loop import Job, Loop
 from .precision import cast_frozen, trained
 from .processes import accelerator, on_main
 from .progress import tracker_names
 from .resume import trunk_hash
 from .scores import Scores
-from .settings import Recipe, Running, Training
-from .tasks.choose import chosen
-from .tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -57,100 +52,69 @@ class Run:
         return "\n".join([*lines, f"folder {self.out or 'none: nothing was written'}"])
 
 
-def fit_once(
-    model: nn.Module,
-    sets: Sets,
-    objective: Objective | Staged,
-    settled: tuple[Training, Recipe, Running],
-    record: Mapping[str, Any] | None,
-    evaluate_every: int,
-    task: Task | None = None,
-    write: Write = write_learned,
-) -> Run:
+def fit_once(job: Job, record: Mapping[str, Any], evaluate_every: int, write: Write) -> Run:
     """One training, whatever the method: `fit`, or a phase.
 
-    sets: train, val, test.  write: puts the trained model into the run's folder.
+    write: puts the trained model into the run's folder.
     """
-    train, val, _ = sets
-    training, recipe, running = settled
-    trained(model)
-    disjoint = _check_selection(train, val, recipe, evaluate_every)
-    task = chosen(task, train, recipe)
-    trackers = tracker_names(running.trackers, running.out)
-    ranks = accelerator(trackers, running.out)
+    model, training, out = job.model, job.training, job.running.out
+    trained(model)  # raises if nothing is
+    disjoint = _check_selection(job, evaluate_every)
+    ranks = accelerator(tracker_names(job.running.trackers, out), out)
     if training.precision == "fp16" and ranks.device.type == "cpu":
-        raise ConfigError(
-            "precision",
-            got="'fp16' on a CPU",
-            want="'fp32' or 'bf16' there",
-            fix="Use precision='bf16'.",
-        )
-    out = running.out
+        what, got = "precision", "'fp16' on a CPU"
+        raise ConfigError(what, got=got, want="'fp32' or 'bf16' there", fix="Use precision='bf16'.")
     if out is not None:
-        on_main(ranks, lambda: prepare(out, running.resume))
+        on_main(ranks, lambda: prepare(out, job.running.resume))
     model.to(ranks.device)
     cast_frozen(model, training.precision)
-    about = _about(model, sets, task, objective, settled)
-    loop = Loop(model, sets, task, objective, settled)
-    identity = _identity(about, model) if running.out is not None else {}
+    about = _about(job)
+    loop = Loop(job)
+    identity = _identity(about, model) if out is not None else {}
     resident = records.forget_peak()
     with loop.running(ranks, identity):
         loop.train(evaluate_every)
         scores = loop.finish()
     results = _results(loop, scores, disjoint) | {"peak_bytes": records.peak_bytes(resident)}
-    done = about | {"record": records.plain_values(record or {}), "results": results}
+    done = about | {"record": records.plain_values(record), "results": results}
     if out is not None:
         split = "test" if "test" in scores else "val"
         on_main(ranks, lambda: write_results(out, model, done, split, scores.get(split), write))
-    return Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), running.out)
+    return Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), out)
 
 
-def _check_selection(
-    train: Dataset[Any], val: Dataset[Any] | None, recipe: Recipe, every: int
-) -> bool | None:
+def _check_selection(job: Job, every: int) -> bool | None:
     """True if val shares no sample with train; None if not checked, or not known."""
     at_least("evaluate_every", every, 0, fix="Try 1.")
-    if recipe.select != "val":
+    if job.recipe.select != "val":
         return None
+    train, val, _ = job.sets
     if val is None or not every:
-        raise ConfigError(
-            "select='val'",
-            got="no validation set" if val is None else "evaluate_every=0",
-            want="a score on val after some epochs",
-            fix="Pass val=..., or select='last'.",
-        )
+        got = "no validation set" if val is None else "evaluate_every=0"
+        want = "a score on val after some epochs"
+        raise ConfigError("select='val'", got=got, want=want, fix="Pass val=..., or select='last'.")
     shared = records.shared_samples(train, val)
     if shared:
-        raise DataError(
-            "select='val'",
-            got=f"{shared} images that are in both train and val",
-            want="sets that share none: a model knows what it was trained on",
-            fix="Take them out of val, or use select='last'.",
-        )
+        what, want = "select='val'", "sets that share none: a model knows what it was trained on"
+        got = f"{shared} images that are in both train and val"
+        raise DataError(what, got=got, want=want, fix="Take them out of val, or use select='last'.")
     return None if shared is None else True
 
 
-def _about(
-    model: nn.Module,
-    sets: Sets,
-    task: Task,
-    objective: Objective | Staged,
-    settled: tuple[Training, Recipe, Running],
-) -> dict[str, Any]:
+def _about(job: Job) -> dict[str, Any]:
     """The part of the record that is known before the first step."""
-    training, recipe, running = settled
-    named = dict(zip(("train", "val", "test"), sets, strict=True))
+    named = dict(zip(("train", "val", "test"), job.sets, strict=True))
     return {
         "format": FORMAT,
         "command": sys.argv,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "method": records.method_of(model),
-        "parameters": records.parameter_counts(model),
-        "task": records.describe(task),
-        "objective": records.describe(objective),
-        "training": records.plain_values(training),
-        "recipe": records.plain_values(recipe),
-        "running": records.plain_values(running),
+        "method": records.method_of(job.model),
+        "parameters": records.parameter_counts(job.model),
+        "task": records.describe(job.task),
+        "objective": records.describe(job.objective),
+        "training": records.plain_values(job.training),
+        "recipe": records.plain_values(job.recipe),
+        "running": records.plain_values(job.running),
         "data": {k: records.data_of(v) for k, v in named.items() if v is not None},
         "machine": records.machine(),
         "versions": records.versions(),
