@@ -231,20 +231,14 @@ class BottleneckCell(Cell):
         if isinstance(self.norm, ResidualNorm):
             gain, shift = self.norm.affine()
         elif not isinstance(self.norm, nn.Identity):
-            raise FoldError(
-                "fold",
-                got=f"a cell that normalises its input ({type(self.norm).__name__})",
-                want="norm='none' or norm='residual', which are affine maps of it",
-                fix="Keep the adapter attached.",
-            )
+            got = f"a cell that normalises its input ({type(self.norm).__name__})"
+            want = "norm='none' or norm='residual', which are affine maps of it"
+            raise FoldError("fold", got=got, want=want, fix="Keep the adapter attached.")
         if not (torch.isfinite(gain).all() and torch.isfinite(shift).all()):
             zeros = int((gain.isinf() | gain.isnan()).sum())
-            raise FoldError(
-                "fold",
-                got=f"{zeros} zero gains in the host's LayerNorm, or infinite ones",
-                want="none: the residual stream cannot be recovered there",
-                fix="Keep the adapter attached.",
-            )
+            got = f"{zeros} zero gains in the host's LayerNorm, or infinite ones"
+            want = "none: the residual stream cannot be recovered there"
+            raise FoldError("fold", got=got, want=want, fix="Keep the adapter attached.")
         scale = torch.as_tensor(self.scale, dtype=up.dtype).reshape(-1, 1)  # (1 | out, 1)
         # a cell may have no biases
         inner, outer = (0 if side.bias is None else side.bias for side in (self.down, self.up))

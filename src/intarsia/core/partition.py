@@ -65,19 +65,12 @@ class Partition:
         at_least("parts", self.parts, 1)
         for name, label in self.label.items():
             if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-                raise ConfigError(
-                    f"labels of {name!r}",
-                    got=label.dtype,
-                    want="an integer type",
-                    fix="A mask m becomes a one-part label by m.to(torch.int8) - 1.",
-                )
+                got, fix = label.dtype, "A mask m becomes a one-part label by m.to(torch.int8) - 1."
+                raise ConfigError(f"labels of {name!r}", got=got, want="an integer type", fix=fix)
             if label.numel() and not (int(label.min()) >= -1 and int(label.max()) < self.parts):
-                raise ConfigError(
-                    f"labels of {name!r}",
-                    got=f"{int(label.min())} ... {int(label.max())}",
-                    want=f"-1 ... {self.parts - 1}",
-                    fix="Number the parts from 0; use -1 for weights that belong to nobody.",
-                )
+                what, got = f"labels of {name!r}", f"{int(label.min())} ... {int(label.max())}"
+                fix = "Number the parts from 0; use -1 for weights that belong to nobody."
+                raise ConfigError(what, got=got, want=f"-1 ... {self.parts - 1}", fix=fix)
         self.check()
 
     def check(self) -> None:
@@ -113,12 +106,9 @@ def _check_mask(name: str, part: int, mask: Tensor, owner: Tensor) -> None:
         raise ConfigError(f"mask of {name!r}", got=mask.dtype, want="bool", fix="Use mask.bool().")
     if bool((taken := mask & (owner >= 0)).any()):
         place = tuple(int(i) for i in taken.nonzero()[0])
-        raise ConfigError(
-            f"masks of {name!r}",
-            got=f"parts {int(owner[place])} and {part} at {place}",
-            want="masks that do not overlap",
-            fix="Give each weight to one part, or build one partition for each mask.",
-        )
+        got = f"parts {int(owner[place])} and {part} at {place}"
+        fix = "Give each weight to one part, or build one partition for each mask."
+        raise ConfigError(f"masks of {name!r}", got=got, want="masks that do not overlap", fix=fix)
 
 
 def _same_shapes(given: Sequence[Mapping[str, Tensor]]) -> None:
@@ -127,12 +117,9 @@ def _same_shapes(given: Sequence[Mapping[str, Tensor]]) -> None:
         for name in other.keys() | first.keys():
             shapes = [tuple(m[name].shape) if name in m else None for m in (other, first)]
             if None in shapes or shapes[0] != shapes[1]:
-                raise ShapeError(
-                    f"sets of {name!r}",
-                    got=f"shapes {shapes[0]} and {shapes[1]}",
-                    want="the same shape in all",
-                    fix="Combine sets of the same parameters.",
-                )
+                what, fix = f"sets of {name!r}", "Combine sets of the same parameters."
+                got = f"shapes {shapes[0]} and {shapes[1]}"
+                raise ShapeError(what, got=got, want="the same shape in all", fix=fix)
 
 
 def _one_part(partitions: tuple[Partition, ...]) -> None:
@@ -140,12 +127,8 @@ def _one_part(partitions: tuple[Partition, ...]) -> None:
         raise ConfigError("set algebra", got="none", want="partitions", fix="Pass at least one.")
     for p in partitions:
         if p.parts != 1:
-            raise ConfigError(
-                "set algebra",
-                got=f"{p.parts} parts",
-                want="one-part partitions",
-                fix="Build each set as a Partition with parts=1.",
-            )
+            what, fix = "set algebra", "Build each set as a Partition with parts=1."
+            raise ConfigError(what, got=f"{p.parts} parts", want="one-part partitions", fix=fix)
     _same_shapes([p.label for p in partitions])
 
 

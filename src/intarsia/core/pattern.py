@@ -36,12 +36,9 @@ class NofM:
         """
         length = weight.shape[self.axis]
         if length % self.m:
-            raise ShapeError(
-                f"axis {self.axis} of a weight of {tuple(weight.shape)}",
-                got=length,
-                want=f"a multiple of m = {self.m}",
-                fix="Leave this weight out.",
-            )
+            what = f"axis {self.axis} of a weight of {tuple(weight.shape)}"
+            want = f"a multiple of m = {self.m}"
+            raise ShapeError(what, got=length, want=want, fix="Leave this weight out.")
         lines = weight.movedim(self.axis, -1)
         return lines.reshape(*lines.shape[:-1], length // self.m, self.m)
 
@@ -83,12 +80,8 @@ class Blocks:
         rows, columns = self._sides(*matrix.shape)
         out, rest = matrix.shape
         if out % rows or rest % columns:
-            raise ShapeError(
-                "weight",
-                got=tuple(weight.shape),
-                want=f"a multiple of blocks of {rows} x {columns}",
-                fix="Leave this weight out.",
-            )
+            what, want = "weight", f"a multiple of blocks of {rows} x {columns}"
+            raise ShapeError(what, got=tuple(weight.shape), want=want, fix="Leave this weight out.")
         tiled = matrix.reshape(out // rows, rows, rest // columns, columns)
         return tiled.transpose(1, 2).flatten(2)
 
@@ -116,9 +109,6 @@ def check_pattern(pattern: Pattern, name: str, part: int, mask: Tensor) -> None:
     """Raises: ConfigError with the first place where a part's mask breaks the pattern."""
     if mask.numel() and not bool((right := pattern.holds(mask)).all()):
         place = tuple(int(i) for i in (~right).nonzero()[0])
-        raise ConfigError(
-            f"pattern of {name!r}",
-            got=f"part {part}, which breaks it at {place}",
-            want=repr(pattern),
-            fix="Choose the weights by that pattern, or leave pattern=None.",
-        )
+        got = f"part {part}, which breaks it at {place}"
+        fix = "Choose the weights by that pattern, or leave pattern=None."
+        raise ConfigError(f"pattern of {name!r}", got=got, want=repr(pattern), fix=fix)

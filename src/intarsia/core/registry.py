@@ -111,12 +111,9 @@ def method_key(method: object) -> str:
     for key, entry in index().items():
         if f"{kind.__module__}.{kind.__name__}" == f"intarsia.{entry['config']}":
             return key
-    raise ConfigError(
-        "method",
-        got=f"{kind.__module__}.{kind.__qualname__}",
-        want=f"the settings of one of {list(keys())}",
-        fix="Pass an instance, such as intarsia.Mosa(experts=4).",
-    )
+    got = f"{kind.__module__}.{kind.__qualname__}"
+    fix = "Pass an instance, such as intarsia.Mosa(experts=4)."
+    raise ConfigError("method", got=got, want=f"the settings of one of {list(keys())}", fix=fix)
 
 
 def method_to_dict(method: Method) -> dict[str, Any]:

@@ -112,12 +112,9 @@ class Context:
         """Raises: ShapeError if there are task ids for another number of samples."""
         # only here: asking for the length would fix it in an exported program
         if self.task_ids is not None and len(self.task_ids) != samples:
-            raise ShapeError(
-                "task_ids",
-                got=f"{len(self.task_ids)} for a batch of {samples}",
-                want="one for each sample",
-                fix="Repeat them as the samples are: ids.repeat_interleave(beams) for beams.",
-            )
+            got = f"{len(self.task_ids)} for a batch of {samples}"
+            fix = "Repeat them as the samples are: ids.repeat_interleave(beams) for beams."
+            raise ShapeError("task_ids", got=got, want="one for each sample", fix=fix)
 
     @contextmanager
     def having(self, **values: Any) -> Iterator[None]:
@@ -178,12 +175,8 @@ def task_ids(model: nn.Module, ids: Tensor) -> AbstractContextManager[None]:
     tasks that it does not have.
     """
     if ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ConfigError(
-            "task_ids",
-            got=f"{ids.dtype} of shape {tuple(ids.shape)}",
-            want="one whole number for each sample",
-            fix="Count tasks from 0.",
-        )
+        got, want = f"{ids.dtype} of shape {tuple(ids.shape)}", "one whole number for each sample"
+        raise ConfigError("task_ids", got=got, want=want, fix="Count tasks from 0.")
     # on the CPU, so that every layer can read them without waiting for a device
     return having(model, task_ids=ids.detach().cpu())
 

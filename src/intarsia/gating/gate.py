@@ -171,12 +171,9 @@ def room_for(factor: float, pairs: int, experts: int) -> int:
 def check_width(rows: Tensor, width: int) -> None:
     """Raise ShapeError unless rows (N, d) are as wide as a router was built for."""
     if rows.shape[-1] != width:
-        raise ShapeError(
-            "router",
-            got=f"tokens of width {rows.shape[-1]}",
-            want=f"{width}, as it was built for",
-            fix=f"Build it with build({rows.shape[-1]}, generator=...).",
-        )
+        got = f"tokens of width {rows.shape[-1]}"
+        fix = f"Build it with build({rows.shape[-1]}, generator=...)."
+        raise ShapeError("router", got=got, want=f"{width}, as it was built for", fix=fix)
 
 
 def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> Routing:

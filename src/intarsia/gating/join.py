@@ -107,12 +107,9 @@ def start(model: nn.Module) -> None:
         if not isinstance(module, PassesState) or module.joined:
             continue
         if module.kin in alone:
-            raise ConfigError(
-                f"{type(module).__name__}s",
-                got="several, each on a thread of its own",
-                want="one thread along the model's depth",
-                fix="Call gating.join(model) once, before the optimiser is made.",
-            )
+            what, got = f"{type(module).__name__}s", "several, each on a thread of its own"
+            fix = "Call gating.join(model) once, before the optimiser is made."
+            raise ConfigError(what, got=got, want="one thread along the model's depth", fix=fix)
         alone.add(module.kin)
 
 

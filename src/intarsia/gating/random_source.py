@@ -67,12 +67,8 @@ class RandomSource(ReadsContext):
         context, found = self.context, self.held
         if found is None:
             if rows % context.passes:
-                raise ShapeError(
-                    "passes",
-                    got=f"{rows} rows",
-                    want=f"a multiple of {context.passes}",
-                    fix="Stack whole copies of the batch.",
-                )
+                got, fix = f"{rows} rows", "Stack whole copies of the batch."
+                raise ShapeError("passes", got=got, want=f"a multiple of {context.passes}", fix=fix)
             rank, world = context.shard
             each = rows // context.passes
             joined = [draw(each * world) for _ in range(context.passes)]
@@ -80,12 +76,9 @@ class RandomSource(ReadsContext):
             if context.hold:
                 context.held[self] = found
         if len(found) != rows:
-            raise ShapeError(
-                "held draw",
-                got=f"{rows} rows",
-                want=f"{len(found)}, as when it was drawn",
-                fix="Call redraw(model) before every batch.",
-            )
+            want = f"{len(found)}, as when it was drawn"
+            fix = "Call redraw(model) before every batch."
+            raise ShapeError("held draw", got=f"{rows} rows", want=want, fix=fix)
         return found
 
 

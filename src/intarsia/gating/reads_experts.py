@@ -44,12 +44,9 @@ class ReadsExperts(nn.Module):
         Raises: ConfigError before any were.
         """
         if not self._seen:
-            raise ConfigError(
-                f"experts of a {type(self).__name__}",
-                got="none to read",
-                want="those that it routes over",
-                fix="Put it into intarsia.Mixture(StackedExperts(..., act='relu'), router).",
-            )
+            what = f"experts of a {type(self).__name__}"
+            fix = "Put it into intarsia.Mixture(StackedExperts(..., act='relu'), router)."
+            raise ConfigError(what, got="none to read", want="those that it routes over", fix=fix)
         return self._seen[0].encoder()
 
 

@@ -76,12 +76,9 @@ class Router(ReadsContext, abc.ABC):
         if x.dim() > 2 and valid.shape[0] == x.shape[0] and valid.shape[1] > x.shape[1]:
             valid = valid[:, -x.shape[1] :]
         if valid.numel() != x[..., 0].numel():
-            raise ShapeError(
-                "attention mask",
-                got=f"{tuple(whole.shape)} for {tuple(x.shape)}",
-                want="an entry for each token",
-                fix="Pass the mask of this very batch.",
-            )
+            got = f"{tuple(whole.shape)} for {tuple(x.shape)}"
+            fix = "Pass the mask of this very batch."
+            raise ShapeError("attention mask", got=got, want="an entry for each token", fix=fix)
         return valid.reshape(-1)
 
 
@@ -95,12 +92,8 @@ def check_renormalised(experts: int, active: int) -> None:
     """`check_counts`, and raise ConfigError for one expert of several: its weight is always 1."""
     check_counts(experts, active)
     if active == 1 < experts:
-        raise ConfigError(
-            "active",
-            got="1, whose renormalised weight is 1 always",
-            want="a weight that teaches the router",
-            fix="Use active=2 or more.",
-        )
+        got, want = "1, whose renormalised weight is 1 always", "a weight that teaches the router"
+        raise ConfigError("active", got=got, want=want, fix="Use active=2 or more.")
 
 
 @torch.no_grad()

@@ -45,9 +45,6 @@ def with_experts(config: Any, experts: int) -> Any:
         return replace(config, experts=experts)
     if "gate" in names:
         return replace(config, gate=with_experts(config.gate, experts))
-    raise ConfigError(
-        "experts",
-        got=f"a {type(config).__name__}, which has no such setting",
-        want="a router of a number of experts",
-        fix="Choose the number in its own settings.",
-    )
+    got = f"a {type(config).__name__}, which has no such setting"
+    want = "a router of a number of experts"
+    raise ConfigError("experts", got=got, want=want, fix="Choose the number in its own settings.")

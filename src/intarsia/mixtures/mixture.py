@@ -29,12 +29,9 @@ class _InPlaceOfMlp(nn.Module):
     def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """Raise CheckpointError for the weights of the MLP that was here."""
         if any(f"{prefix}{name}" in state_dict for name in DENSE):
-            raise CheckpointError(
-                f"weights of {prefix.rstrip('.') or 'the mixture'!r}",
-                got="those of a dense MLP",
-                want="those of a mixture",
-                fix="Load them into the dense model, then call intarsia.upcycle.",
-            )
+            what, want = f"weights of {prefix.rstrip('.') or 'the mixture'!r}", "those of a mixture"
+            fix = "Load them into the dense model, then call intarsia.upcycle."
+            raise CheckpointError(what, got="those of a dense MLP", want=want, fix=fix)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         self.refuse_others(state_dict, prefix)

@@ -101,12 +101,9 @@ def two_sided(body: Cell) -> Any:
 def check_gates(gates: Tensor, experts: int, rows: int) -> None:
     """Raises: ShapeError unless gates are (G, experts) with G a divisor of the rows."""
     if gates.shape[1:] != (experts,) or not len(gates) or rows % len(gates):
-        raise ShapeError(
-            "gates",
-            got=f"{tuple(gates.shape)} for {rows} rows",
-            want=f"(G, {experts}) with G a divisor of the rows",
-            fix="One gate row for each sample, or one for the batch.",
-        )
+        want = f"(G, {experts}) with G a divisor of the rows"
+        fix = "One gate row for each sample, or one for the batch."
+        raise ShapeError("gates", got=f"{tuple(gates.shape)} for {rows} rows", want=want, fix=fix)
 
 
 def draw_apart(experts: int, active: int, per: str, *, generator: torch.Generator) -> RandomRouter:

@@ -151,12 +151,8 @@ def anneal(model: nn.Module, step: int, steps: int) -> None:
     """
     routers = [module for module in model.modules() if isinstance(module, EvoMoeRouter)]
     if not routers:
-        raise ConfigError(
-            "anneal",
-            got="a model without EvoMoe routers",
-            want="one at least",
-            fix="Use it with router=EvoMoe(...).",
-        )
+        what, got = "anneal", "a model without EvoMoe routers"
+        raise ConfigError(what, got=got, want="one at least", fix="Use it with router=EvoMoe(...).")
     for router in routers:
         router.before_step(step, steps)
 

@@ -99,12 +99,9 @@ class HashRouter(Router):
         if rows == count:
             return ids.reshape(-1)
         if ids.dim() > 1 or not count or rows % count:
-            raise ShapeError(
-                "ids",
-                got=f"{tuple(ids.shape)} for {rows} rows",
-                want="one for each token, or one for each sample",
-                fix="Pass the ids of this very batch.",
-            )
+            got = f"{tuple(ids.shape)} for {rows} rows"
+            want = "one for each token, or one for each sample"
+            raise ShapeError("ids", got=got, want=want, fix="Pass the ids of this very batch.")
         return ids.repeat_interleave(rows // count)
 
 

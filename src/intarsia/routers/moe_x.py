@@ -89,23 +89,16 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
         weight, _ = self.encoder()
         e, _, d = weight.shape
         if (e, d) != (self.experts, self.width):
-            raise ConfigError(
-                "experts",
-                got=f"{e} that read {d} numbers",
-                want=f"{self.experts} that read {self.width}",
-                fix="Build the router for them.",
-            )
+            got, want = f"{e} that read {d} numbers", f"{self.experts} that read {self.width}"
+            raise ConfigError("experts", got=got, want=want, fix="Build the router for them.")
         if e == 1 or weight.is_meta:
             return
         with torch.no_grad():
             alike = all(bool((t == t[:1]).all()) for t in self.columns() if t is not None)
         if alike:
-            raise ConfigError(
-                "experts",
-                got=f"{e} equal ones, which have one score and stay equal",
-                want="experts that differ",
-                fix="Use how='diversified' or how='slices' in place of copies.",
-            )
+            got = f"{e} equal ones, which have one score and stay equal"
+            fix = "Use how='diversified' or how='slices' in place of copies."
+            raise ConfigError("experts", got=got, want="experts that differ", fix=fix)
 
     def columns(self) -> Columns:
         """The statistics of W_enc as it is now, in float32 or better."""

@@ -41,12 +41,9 @@ class NoisyTopK:
     def __post_init__(self) -> None:
         check_counts(self.experts, self.active)
         if self.active == 1 < self.experts:
-            raise ConfigError(
-                "active",
-                got="1, a weight of 1 always",
-                want="at least 2 of several experts",
-                fix="Use intarsia.Switch or TopK(active=1, scale='prob').",
-            )
+            got = "1, a weight of 1 always"
+            fix = "Use intarsia.Switch or TopK(active=1, scale='prob')."
+            raise ConfigError("active", got=got, want="at least 2 of several experts", fix=fix)
         for what in ("std", "importance", "load"):
             at_least(what, getattr(self, what), 0, "Try 0.1.")
 

@@ -67,12 +67,8 @@ class PermutationSearch:
     def build(self, width: int, *, generator: torch.Generator) -> PermutationRouter:
         gate = self.gate.build(width, generator=generator)
         if not isinstance(gate, Router):
-            raise ConfigError(
-                "gate",
-                got=type(gate).__name__,
-                want="a router with a gate",
-                fix="Pass Comet(), TopK() or the like; a random draw has nothing to permute.",
-            )
+            fix = "Pass Comet(), TopK() or the like; a random draw has nothing to permute."
+            raise ConfigError("gate", got=type(gate).__name__, want="a router with a gate", fix=fix)
         return PermutationRouter(self, gate, generator=generator)
 
 
@@ -91,12 +87,8 @@ class PermutationRouter(Router):
     ) -> None:
         super().__init__(gate.experts)
         if config.each and not isinstance(gate, PartsRouter):
-            raise ConfigError(
-                "each",
-                got=f"a {type(config.gate).__name__} gate, which has no parts",
-                want="Comet or DSelectK",
-                fix="Leave each=False.",
-            )
+            what, got = "each", f"a {type(config.gate).__name__} gate, which has no parts"
+            raise ConfigError(what, got=got, want="Comet or DSelectK", fix="Leave each=False.")
         self.config, self.gate, self.normalised = config, gate, gate.normalised
         count = gate.active if config.each and isinstance(gate, PartsRouter) else 1
         self.scores = nn.Parameter(torch.empty(count, gate.experts, gate.experts))

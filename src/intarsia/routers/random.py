@@ -49,12 +49,9 @@ class RandomRouter(RandomSource):
         fix = "k = 1 is the paper, k = experts is the plain adapter."
         between("active", k, 1, self.experts, fix)
         if self.fixed and k != self._active:
-            raise ConfigError(
-                "active",
-                got=k,
-                want=f"{self._active}, as built: the merge depends on it",
-                fix="Use scaling='inverted', whose merge holds for every k.",
-            )
+            want = f"{self._active}, as built: the merge depends on it"
+            fix = "Use scaling='inverted', whose merge holds for every k."
+            raise ConfigError("active", got=k, want=want, fix=fix)
 
     def _draw(self, rows: int) -> Tensor:
         size = 1 if self.per == "batch" else rows

@@ -109,12 +109,8 @@ class TaskRouter(Router):
             return self._no_ids(rows)
         count = len(ids)
         if rows % count if count else rows:
-            raise ShapeError(
-                "task_ids",
-                got=f"{count} for {rows} rows",
-                want="one for each sample",
-                fix="Pass the ids of this very batch.",
-            )
+            got, want = f"{count} for {rows} rows", "one for each sample"
+            raise ShapeError("task_ids", got=got, want=want, fix="Pass the ids of this very batch.")
         self._check_range(ids)
         return ids
 
@@ -136,12 +132,9 @@ class TaskRouter(Router):
             return
         low, high = (int(v) for v in ids.aminmax())
         if low < 0 or high >= self.tasks:
-            raise ConfigError(
-                "task_ids",
-                got=f"{low} ... {high}",
-                want=f"0 ... {self.tasks - 1}",
-                fix="Count tasks from 0; intarsia.methods.mhr.add_task makes room for a new one.",
-            )
+            got = f"{low} ... {high}"
+            fix = "Count tasks from 0; intarsia.methods.mhr.add_task makes room for a new one."
+            raise ConfigError("task_ids", got=got, want=f"0 ... {self.tasks - 1}", fix=fix)
 
 
 def _shares(logits: Tensor) -> Tensor:

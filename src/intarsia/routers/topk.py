@@ -49,12 +49,9 @@ class TopK:
         check_counts(self.experts, self.active)
         one_of("scale", self.scale, SCALES)
         if self.scale == "renormalised" and self.active == 1 < self.experts:
-            raise ConfigError(
-                "scale",
-                got="'renormalised' with one active expert, a weight of 1 always",
-                want="a weight that teaches the router",
-                fix="Use scale='prob' or 'ste'.",
-            )
+            got = "'renormalised' with one active expert, a weight of 1 always"
+            want = "a weight that teaches the router"
+            raise ConfigError("scale", got=got, want=want, fix="Use scale='prob' or 'ste'.")
         Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> TopKRouter:

@@ -47,12 +47,8 @@ class Transport:
     def __post_init__(self) -> None:
         check_counts(self.experts)
         if not 1 <= self.capacity < math.inf:
-            raise ConfigError(
-                "capacity",
-                got=self.capacity,
-                want="a number of at least 1",
-                fix="1 is one expert per token on average; 1.25 drops fewer tokens.",
-            )
+            what, fix = "capacity", "1 is one expert per token on average; 1.25 drops fewer tokens."
+            raise ConfigError(what, got=self.capacity, want="a number of at least 1", fix=fix)
         one_of("per", self.per, SIDES)
         above("gamma", self.gamma, 0)
         at_least("iterations", self.iterations, 1, "Try 50.")
@@ -106,12 +102,8 @@ def k_sparse_ot(
     at_least("k", k, 1, "k = n / m is the least that covers every row.")
     n, m = cost.shape[-2:]
     if a.shape[-1] != n or b.shape[-1] != m:
-        raise ShapeError(
-            "marginals",
-            got=f"{a.shape[-1]} and {b.shape[-1]}",
-            want=f"{n} and {m}",
-            fix="One number for each row, and one for each column, of the cost.",
-        )
+        what, fix = "marginals", "One number for each row, and one for each column, of the cost."
+        raise ShapeError(what, got=f"{a.shape[-1]} and {b.shape[-1]}", want=f"{n} and {m}", fix=fix)
     cost = cost - cost.mean((-2, -1), keepdim=True)
     return _columns(_ascent(cost, a, b, k, gamma, iterations), cost, b, k, gamma)
 

@@ -24,12 +24,8 @@ def active_at(step: int, total: int, *, first: int, last: int, shape: str = "lin
     one_of("shape", shape, SHAPES)
     at_least("active", min(first, last), 1, fix="k = 1 is the paper.")
     if shape == "constant" and first != last:
-        raise ConfigError(
-            "shape='constant'",
-            got=f"first={first}, last={last}",
-            want="the same k",
-            fix="Use shape='linear' or 'step' to change k.",
-        )
+        what, fix = "shape='constant'", "Use shape='linear' or 'step' to change k."
+        raise ConfigError(what, got=f"first={first}, last={last}", want="the same k", fix=fix)
     if not 0 <= step < total:
         raise ConfigError(
             "step", got=step, want=f"0 ... {total - 1}", fix="Steps count from 0 to total - 1."
@@ -48,12 +44,8 @@ def set_active(model: nn.Module, k: int) -> None:
     """
     routers = random_routers(model)
     if not routers:
-        raise ConfigError(
-            "active",
-            got="a model without a random router",
-            want="MoSA or AdaMix",
-            fix="Leave the schedule out, or adapt the model first.",
-        )
+        want, fix = "MoSA or AdaMix", "Leave the schedule out, or adapt the model first."
+        raise ConfigError("active", got="a model without a random router", want=want, fix=fix)
     for router in routers.values():
         router.check_active(k)
     for router in routers.values():

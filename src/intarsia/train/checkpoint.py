@@ -40,12 +40,9 @@ def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         return {_TUPLE: items} if isinstance(tree, tuple) else items
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
-    raise TrainingError(
-        f"checkpoint entry {path!r}",
-        got=type(tree).__name__,
-        want="tensors, numbers, strings, lists and mappings",
-        fix="Keep only such values in the optimiser's state.",
-    )
+    want = "tensors, numbers, strings, lists and mappings"
+    fix = "Keep only such values in the optimiser's state."
+    raise TrainingError(f"checkpoint entry {path!r}", got=type(tree).__name__, want=want, fix=fix)
 
 
 def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:

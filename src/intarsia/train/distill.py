@@ -43,12 +43,8 @@ def distill(
         target = logits_of(teacher, x)
     logits = logits_of(model, x)
     if target.shape != logits.shape:
-        raise ConfigError(
-            "teacher",
-            got=f"logits {tuple(target.shape)}",
-            want=f"{tuple(logits.shape)}, as the model's",
-            fix="Give the student the teacher's head.",
-        )
+        got, want = f"logits {tuple(target.shape)}", f"{tuple(logits.shape)}, as the model's"
+        raise ConfigError("teacher", got=got, want=want, fix="Give the student the teacher's head.")
     task = loss_of(logits)
     soft, own = (counted(part, loss_of) / temperature for part in (target, logits))
     divergence = temperature**2 * divergence_of(loss_of)(soft, own)

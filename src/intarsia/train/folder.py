@@ -84,12 +84,8 @@ class Log:
 def prepare(out: Path, resume: bool) -> None:
     """Make the folder.  Raises: ConfigError if it holds another run, or cannot be made."""
     if not resume and any((out / name).exists() for name in (RUN, METRICS, STATE)):
-        raise ConfigError(
-            f"run folder {out}",
-            got="a folder with a run in it",
-            want="a new one",
-            fix="Choose another folder, or go on with that run: resume=True.",
-        )
+        want, fix = "a new one", "Choose another folder, or go on with that run: resume=True."
+        raise ConfigError(f"run folder {out}", got="a folder with a run in it", want=want, fix=fix)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "README.txt").write_text(README)

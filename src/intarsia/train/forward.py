@@ -52,9 +52,6 @@ def _set_recompute(model: nn.Module, on: bool) -> None:
         else:
             host.gradient_checkpointing_disable()  # pyright: ignore
     else:
-        raise ConfigError(
-            f"recompute of {type(host).__name__}",
-            got="a model without gradient checkpointing",
-            want="a timm or transformers model",
-            fix="Leave recompute off, or use a smaller batch.",
-        )
+        what, got = f"recompute of {type(host).__name__}", "a model without gradient checkpointing"
+        fix = "Leave recompute off, or use a smaller batch."
+        raise ConfigError(what, got=got, want="a timm or transformers model", fix=fix)

@@ -155,12 +155,9 @@ def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: floa
     with _bottlenecks(model) as seen:
         logits = logits_of(model, x)
     if not seen:
-        raise ConfigError(
-            "objective 'local_variance'",
-            got="no split up-projection in the forward",
-            want="MoSA with split='up' or 'both'",
-            fix="Use objective 'plain' or 'two_pass'.",
-        )
+        what = "objective 'local_variance'"
+        got, want = "no split up-projection in the forward", "MoSA with split='up' or 'both'"
+        raise ConfigError(what, got=got, want=want, fix="Use objective 'plain' or 'two_pass'.")
     task = loss_of(logits)
     # outside autocast the sums of squares keep float32
     spread = torch.stack(
@@ -200,12 +197,9 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     sizes = {k: sum(p.numel() for m in v for p in m.parameters()) for k, v in groups.items()}
     large = [v for k, v in groups.items() if len(v) > 1 and sizes[k] * 2 >= max(sizes.values())]
     if not large:
-        raise ConfigError(
-            f"blocks of {type(model).__name__}",
-            got="no repeated block in a ModuleList",
-            want="at least two",
-            fix="Leave out the deep alignment term (deep=0).",
-        )
+        what, got = f"blocks of {type(model).__name__}", "no repeated block in a ModuleList"
+        fix = "Leave out the deep alignment term (deep=0)."
+        raise ConfigError(what, got=got, want="at least two", fix=fix)
     return max(large, key=len)
 
 

@@ -42,19 +42,12 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.count < self.shares:
-            raise DataError(
-                "training images",
-                got=self.count,
-                want=f"at least {self.shares}",
-                fix="Give the run some images to learn from.",
-            )
+            what, fix = "training images", "Give the run some images to learn from."
+            raise DataError(what, got=self.count, want=f"at least {self.shares}", fix=fix)
         if self.batch_size % self.shares:
-            raise ConfigError(
-                "batch_size",
-                got=self.batch_size,
-                want=f"a multiple of {self.shares} (processes times accumulate)",
-                fix=f"Use {max(1, round(self.batch_size / self.shares)) * self.shares}.",
-            )
+            want = f"a multiple of {self.shares} (processes times accumulate)"
+            fix = f"Use {max(1, round(self.batch_size / self.shares)) * self.shares}."
+            raise ConfigError("batch_size", got=self.batch_size, want=want, fix=fix)
 
     @property
     def steps(self) -> int:
@@ -125,12 +118,9 @@ def size_of(dataset: Dataset[Any]) -> int:
     try:
         return len(dataset)  # pyright: ignore[reportArgumentType]
     except TypeError as error:
-        raise DataError(
-            f"dataset {type(dataset).__name__}",
-            got="no length",
-            want="a map-style dataset",
-            fix="Give it __len__ and __getitem__, or collect it into a list.",
-        ) from error
+        what = f"dataset {type(dataset).__name__}"
+        fix = "Give it __len__ and __getitem__, or collect it into a list."
+        raise DataError(what, got="no length", want="a map-style dataset", fix=fix) from error
 
 
 def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, Tensor] | None:
@@ -164,12 +154,9 @@ def pair(item: Any) -> tuple[Any, Any]:
         return item[0], item[1]
     else:
         got = f"{type(item).__name__}"
-    raise DataError(
-        "an item of the dataset",
-        got=got,
-        want="(image, label), or a mapping with labels and the model's arguments",
-        fix="Wrap the dataset so that it returns that, or name the task: task=...",
-    )
+    want = "(image, label), or a mapping with labels and the model's arguments"
+    fix = "Wrap the dataset so that it returns that, or name the task: task=..."
+    raise DataError("an item of the dataset", got=got, want=want, fix=fix)
 
 
 def input_of(item: Any) -> Any:
@@ -250,9 +237,6 @@ def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
         text = str(error)
         if isinstance(error, RuntimeError) and "worker" not in text and "shared memory" not in text:
             raise
-        raise TrainingError(
-            f"{workers} workers that read data",
-            got=text.strip().splitlines()[0],
-            want="room for them in memory and /dev/shm",
-            fix="Use workers=0, or give the container more shared memory (--shm-size).",
-        ) from error
+        what, want = f"{workers} workers that read data", "room for them in memory and /dev/shm"
+        fix = "Use workers=0, or give the container more shared memory (--shm-size)."
+        raise TrainingError(what, got=text.strip().splitlines()[0], want=want, fix=fix) from error

@@ -21,12 +21,9 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that learn, by name.  Raises: ConfigError if there are none."""
     found = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not found:
-        raise ConfigError(
-            f"trained parameters of {type(model).__name__}",
-            got="none",
-            want="at least one",
-            fix="Adapt the model first: model = intarsia.adapt(model, intarsia.Mosa()).",
-        )
+        what = f"trained parameters of {type(model).__name__}"
+        fix = "Adapt the model first: model = intarsia.adapt(model, intarsia.Mosa())."
+        raise ConfigError(what, got="none", want="at least one", fix=fix)
     return found
 
 

@@ -41,12 +41,8 @@ def linear_probe(
     """
     x, y = features(model, train, batch_size=batch_size, workers=workers)
     if len(y.unique()) < 2:
-        raise DataError(
-            "classes of the training images",
-            got=len(y.unique()),
-            want="at least 2",
-            fix="Add images of another class.",
-        )
+        what, got = "classes of the training images", len(y.unique())
+        raise DataError(what, got=got, want="at least 2", fix="Add images of another class.")
     regression = LogisticRegression(C=inverse_decay, max_iter=2000)
     fitted = make_pipeline(StandardScaler(), regression).fit(x.numpy(), y.numpy())
     x, labels = features(model, test, batch_size=batch_size, workers=workers)
@@ -65,12 +61,9 @@ def features(
     """
     heads = heads_of(bare(model))
     if len(heads) != 1:
-        raise ConfigError(
-            f"head of {type(model).__name__}",
-            got=f"{len(heads)} of them" if heads else "none",
-            want="one classifier to look in front of",
-            fix="Build the model with num_classes above 0, and without distillation.",
-        )
+        what, got = f"head of {type(model).__name__}", f"{len(heads)} of them" if heads else "none"
+        fix = "Build the model with num_classes above 0, and without distillation."
+        raise ConfigError(what, got=got, want="one classifier to look in front of", fix=fix)
     seen: list[Tensor] = []
 
     def instead(_logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:

@@ -30,12 +30,9 @@ def accelerator(trackers: Sequence[str], out: Path | None) -> Accelerator:
     try:
         return Accelerator(mixed_precision="no", log_with=[*trackers] or None, project_dir=out)
     except ValueError as error:
-        raise ConfigError(
-            "accelerate",
-            got=f"an Accelerator in use ({error})",
-            want="none, or one with mixed_precision='no'",
-            fix="Set the precision with fit(..., precision='bf16') only.",
-        ) from error
+        got, want = f"an Accelerator in use ({error})", "none, or one with mixed_precision='no'"
+        fix = "Set the precision with fit(..., precision='bf16') only."
+        raise ConfigError("accelerate", got=got, want=want, fix=fix) from error
 
 
 def on_main(ranks: Accelerator, job: Callable[[], Result]) -> Result:

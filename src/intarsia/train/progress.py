@@ -75,19 +75,11 @@ def tracker_names(wanted: Sequence[str] | None, out: Path | None) -> list[str]:
         if find_spec(name) is None and name == "tensorboard":
             raise MissingExtra(name, "track")
         if find_spec(name) is None:
-            raise ConfigError(
-                f"tracker {name!r}",
-                got="not installed",
-                want="installed",
-                fix=f"Install it (usually: pip install {name}), or use another tracker.",
-            )
+            fix = f"Install it (usually: pip install {name}), or use another tracker."
+            raise ConfigError(f"tracker {name!r}", got="not installed", want="installed", fix=fix)
         if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory and out is None:
-            raise ConfigError(
-                f"tracker {name!r}",
-                got="no run folder",
-                want="somewhere to write",
-                fix="Pass out='runs/first'.",
-            )
+            what, want = f"tracker {name!r}", "somewhere to write"
+            raise ConfigError(what, got="no run folder", want=want, fix="Pass out='runs/first'.")
     return list(wanted)
 
 

@@ -60,12 +60,9 @@ def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
     wanted = {n: tuple(t.shape) for n, t in learned.items()}
     if other != wanted:
         differ = sorted(n for n in other | wanted if other.get(n) != wanted.get(n))
-        raise CheckpointError(
-            "trained weights",
-            got=f"{len(differ)} that do not fit, first {differ[0]!r}",
-            want="the model the run was started with",
-            fix="Build the model with the same method, backbone and number of classes.",
-        )
+        what, got = "trained weights", f"{len(differ)} that do not fit, first {differ[0]!r}"
+        fix = "Build the model with the same method, backbone and number of classes."
+        raise CheckpointError(what, got=got, want="the model the run was started with", fix=fix)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(learned[name])

@@ -29,12 +29,8 @@ def trainer_loss(model: nn.Module) -> Callable[..., Tensor]:
 
     def loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
         if labels is None:
-            raise ConfigError(
-                "labels of a batch",
-                got="none that the Trainer knows of",
-                want="labels",
-                fix='Pass label_names=["labels"] to TrainingArguments.',
-            )
+            what, fix = "labels of a batch", 'Pass label_names=["labels"] to TrainingArguments.'
+            raise ConfigError(what, got="none that the Trainer knows of", want="labels", fix=fix)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
         labels = labels.to(logits.device)
         count = (labels != IGNORED).sum()  # as the Trainer counts them, the first token with them

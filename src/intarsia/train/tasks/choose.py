@@ -53,21 +53,15 @@ def chosen(task: Task | None, dataset: Dataset[Any], recipe: Recipe) -> Task:
     given: dict[str, Any] = mixing | ({"smoothing": recipe.smoothing} if recipe.smoothing else {})
     found = task or task_of(dataset)
     if isinstance(recipe.schedule, ByFit) and not found.answers:
-        raise ConfigError(
-            "schedule",
-            got=f"{type(recipe.schedule).__name__} for {type(found).__name__}",
-            want="a task with right answers, for it follows the training accuracy",
-            fix="Use ActiveSchedule.",
-        )
+        got = f"{type(recipe.schedule).__name__} for {type(found).__name__}"
+        want = "a task with right answers, for it follows the training accuracy"
+        raise ConfigError("schedule", got=got, want=want, fix="Use ActiveSchedule.")
     if task is None and type(found) is Classes:
         return Classes(**given)
     if task is None and type(found) is Tokens and not mixing:
         return Tokens(smoothing=recipe.smoothing)
     for name, value in given.items():
-        raise ConfigError(
-            name,
-            got=f"{value} for {type(found).__name__}",
-            want="a task of classes that is not named",
-            fix=f"Leave it out, or give it to the task: task=Classes({name}={value}).",
-        )
+        got = f"{value} for {type(found).__name__}"
+        fix = f"Leave it out, or give it to the task: task=Classes({name}={value})."
+        raise ConfigError(name, got=got, want="a task of classes that is not named", fix=fix)
     return found

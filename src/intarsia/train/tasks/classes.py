@@ -175,12 +175,9 @@ def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Of each class its task, and its place among the classes of that task.  (C,), (C,)."""
     order = [c for classes in groups for c in classes]
     if sorted(order) != list(range(logits.shape[-1])):
-        raise ConfigError(
-            "groups of classes",
-            got=f"{len(groups)} groups with {len(order)} classes",
-            want=f"each of the {logits.shape[-1]} classes once",
-            fix="Take them from suites.groups(classes).",
-        )
+        what, want = "groups of classes", f"each of the {logits.shape[-1]} classes once"
+        got = f"{len(groups)} groups with {len(order)} classes"
+        raise ConfigError(what, got=got, want=want, fix="Take them from suites.groups(classes).")
     task, place = torch.empty(2, len(order), dtype=torch.int64).unbind()
     for number, classes in enumerate(groups):
         task[list(classes)] = number
@@ -192,12 +189,8 @@ def whole_numbers(labels: Any, ndim: int, want: str) -> Tensor:
     """Labels as int64.  Raises: DataError for another kind, or another number of axes."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != ndim:
         found = isinstance(labels, Tensor) and f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise DataError(
-            "labels",
-            got=found or type(labels).__name__,
-            want=want,
-            fix="Give the class index, counted from 0, or say what the labels are: task=...",
-        )
+        fix = "Give the class index, counted from 0, or say what the labels are: task=..."
+        raise DataError("labels", got=found or type(labels).__name__, want=want, fix=fix)
     return labels.long()
 
 
@@ -207,9 +200,6 @@ def check_range(labels: Tensor, classes: int) -> None:
         return
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= classes:
-        raise DataError(
-            "labels",
-            got=f"{low} ... {high}",
-            want=f"0 ... {classes - 1} (the model's classes)",
-            fix="Count classes from 0 and build the model with one output per class.",
-        )
+        want = f"0 ... {classes - 1} (the model's classes)"
+        fix = "Count classes from 0 and build the model with one output per class."
+        raise DataError("labels", got=f"{low} ... {high}", want=want, fix=fix)

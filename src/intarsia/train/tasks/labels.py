@@ -34,12 +34,9 @@ class MultiLabel(Task):
     def batch(self, inputs: Inputs, target: Any) -> Batch:
         target = torch.as_tensor(target)
         if target.ndim != 2 or not bool(((target == 0) | (target == 1)).all()):
-            raise DataError(
-                "labels",
-                got=f"{target.dtype} of shape {tuple(target.shape)}",
-                want="a row of 0 and 1 for each sample",
-                fix="Give one number for each label, 1 where it applies.",
-            )
+            got = f"{target.dtype} of shape {tuple(target.shape)}"
+            fix = "Give one number for each label, 1 where it applies."
+            raise DataError("labels", got=got, want="a row of 0 and 1 for each sample", fix=fix)
         return inputs, target.to(torch.float32)
 
     def seen(self, output: Tensor, batch: Batch) -> MultiLabel:

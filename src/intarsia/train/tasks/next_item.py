@@ -46,12 +46,9 @@ class NextItem(Task):
         pairs = [pair(item) for item in items]
         histories = [_row(history) for history, _ in pairs]
         if any(h.ndim != 1 or h.is_floating_point() or not len(h) for h in histories):
-            raise DataError(
-                "a history",
-                got="one that is empty, or no row of whole numbers",
-                want="the items before the next one, at least 1",
-                fix="Leave out users with one item.",
-            )
+            got = "one that is empty, or no row of whole numbers"
+            want = "the items before the next one, at least 1"
+            raise DataError("a history", got=got, want=want, fix="Leave out users with one item.")
         longest = max(len(history) for history in histories)
         x = torch.stack([F.pad(h.long(), (longest - len(h), 0)) for h in histories])
         return x, torch.as_tensor([int(following) for _, following in pairs])

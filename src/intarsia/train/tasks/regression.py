@@ -30,12 +30,9 @@ class Regression(Task):
     def batch(self, inputs: Inputs, target: Any) -> Batch:
         target = torch.as_tensor(target)
         if target.ndim not in (1, 2) or not bool(torch.isfinite(target).all()):
-            raise DataError(
-                "targets",
-                got=f"{target.dtype} of shape {tuple(target.shape)}",
-                want="finite numbers, one or a row of them for each sample",
-                fix="Leave out samples without a target.",
-            )
+            what, want = "targets", "finite numbers, one or a row of them for each sample"
+            got = f"{target.dtype} of shape {tuple(target.shape)}"
+            raise DataError(what, got=got, want=want, fix="Leave out samples without a target.")
         target = target if target.is_floating_point() else target.to(torch.float32)
         return inputs, target.reshape(len(target), -1)
 
@@ -88,12 +85,9 @@ class Reconstruction(Task):
     def batch(self, inputs: Inputs, target: Any) -> Batch:
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             got = inputs.dtype if isinstance(inputs, Tensor) else f"inputs {sorted(inputs)}"
-            raise DataError(
-                "samples to reconstruct",
-                got=got,
-                want="one floating-point tensor each",
-                fix="Turn them into numbers in the dataset's transform.",
-            )
+            what = "samples to reconstruct"
+            fix = "Turn them into numbers in the dataset's transform."
+            raise DataError(what, got=got, want="one floating-point tensor each", fix=fix)
         return inputs, torch.zeros(len(inputs), dtype=torch.int64)
 
     def seen(self, output: Tensor, batch: Batch) -> Reconstruction:

@@ -81,9 +81,6 @@ class Task(abc.ABC):
 
 def refuse_output(output: Tensor, target: Tensor, want: str) -> None:
     """Raises: DataError for an output of a shape that the target does not go with."""
-    raise DataError(
-        "the model's output",
-        got=f"shape {tuple(output.shape)} for labels {tuple(target.shape)}",
-        want=want,
-        fix="Give the model the head that its labels want, or fit the task that it has: task=...",
-    )
+    got = f"shape {tuple(output.shape)} for labels {tuple(target.shape)}"
+    fix = "Give the model the head that its labels want, or fit the task that it has: task=..."
+    raise DataError("the model's output", got=got, want=want, fix=fix)

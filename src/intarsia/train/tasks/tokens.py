@@ -89,12 +89,9 @@ class Tokens(Task):
     def scores(self, *rows: Tensor) -> TokenMetrics:
         loss, tokens, hits = rows[0].unbind(1)
         if not bool(tokens.any()):
-            raise DataError(
-                "evaluation texts",
-                got="no token that has a label",
-                want="at least one",
-                fix="Label the answers; -100 is for what is not to be predicted.",
-            )
+            what = "evaluation texts"
+            fix = "Label the answers; -100 is for what is not to be predicted."
+            raise DataError(what, got="no token that has a label", want="at least one", fix=fix)
         asked = tokens > 0
         return TokenMetrics(
             loss=float(loss.sum() / tokens.sum()),
