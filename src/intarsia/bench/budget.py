@@ -74,12 +74,9 @@ def _measured(plan: Plan, out: Path, how: How, report: Callable[[str], None], wo
     run_trials(trials, work, jobs=how.jobs, done=done, executor=how.executor, threads=how.threads)
     found = {name: kept[key]["seconds"] for name, key in keys.items() if key in kept}
     if not found:
-        raise TrainingError(
-            "timing for --budget",
-            got=errors[0],
-            want="one method that can be timed",
-            fix="Mend that, or leave --budget out: runs that fail are then recorded.",
-        )
+        what = "timing for --budget"
+        fix = "Mend that, or leave --budget out: runs that fail are then recorded."
+        raise TrainingError(what, got=errors[0], want="one method that can be timed", fix=fix)
     dearest = max(found.values())
     return {c.name: found.get(c.name, dearest) for c in plan.arms}
 

@@ -52,12 +52,9 @@ def opened(out: Path, asked: dict[str, Any]) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ConfigError(
-            f"results folder {out}",
-            got="one that another runner works in",
-            want="a folder of its own for each runner",
-            fix="Wait for it, or choose another --out.",
-        ) from error
+        got = "one that another runner works in"
+        want, fix = "a folder of its own for each runner", "Wait for it, or choose another --out."
+        raise ConfigError(f"results folder {out}", got=got, want=want, fix=fix) from error
     try:
         _check(out / PLAN, {name: asked[name] for name in SHARED})
         (out / "README.txt").write_text(README)
@@ -74,23 +71,14 @@ def _check(path: Path, same: dict[str, Any]) -> None:
         found = json.loads(path.read_text())
         number = found["format"]
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"{path}",
-            got=f"{type(error).__name__}: {error}",
-            want="what `intarsia bench` wrote",
-            fix="Choose another --out, or delete the file to keep the results beside it.",
-        ) from error
+        what, got = f"{path}", f"{type(error).__name__}: {error}"
+        fix = "Choose another --out, or delete the file to keep the results beside it."
+        raise CheckpointError(what, got=got, want="what `intarsia bench` wrote", fix=fix) from error
     if number != FORMAT:
-        raise CheckpointError(
-            f"format of {path}",
-            got=f"{number}, by intarsia {found.get('intarsia', '?')}",
-            want=FORMAT,
-            fix="Choose another --out, or go on with the version that wrote it.",
-        )
+        got = f"{number}, by intarsia {found.get('intarsia', '?')}"
+        fix = "Choose another --out, or go on with the version that wrote it."
+        raise CheckpointError(f"format of {path}", got=got, want=FORMAT, fix=fix)
     if other := {name: found[name] for name in same if found.get(name, same[name]) != same[name]}:
-        raise ConfigError(
-            f"results folder {path.parent}",
-            got=", ".join(f"{name} {value}" for name, value in other.items()),
-            want=", ".join(f"{name} {same[name]}" for name in other),
-            fix="Choose another --out.",
-        )
+        got = ", ".join(f"{name} {value}" for name, value in other.items())
+        want, fix = ", ".join(f"{name} {same[name]}" for name in other), "Choose another --out."
+        raise ConfigError(f"results folder {path.parent}", got=got, want=want, fix=fix)

@@ -48,12 +48,9 @@ class Plan:
             given: tuple[Any, ...] = getattr(self, what)
             names = [getattr(g, "name", g) for g in given]
             if not given or len(set(names)) < len(names):
-                raise ConfigError(
-                    what,
-                    got=", ".join(map(str, names)) or "none",
-                    want="each once, at least one",
-                    fix="`intarsia bench --list` names tasks and methods.",
-                )
+                got = ", ".join(map(str, names)) or "none"
+                fix = "`intarsia bench --list` names tasks and methods."
+                raise ConfigError(what, got=got, want="each once, at least one", fix=fix)
         for arm in self.arms:
             self.protocol.check(arm)
 

@@ -100,9 +100,6 @@ def check_model(plan: Plan) -> None:
 def _check_last(asked: Adapted, model: nn.Module) -> None:
     count = len(blocks(model)) - asked.frozen_once  # the first one is frozen then
     if not 1 <= (asked.last_blocks or 0) <= count:
-        raise ConfigError(
-            f"--last-blocks with model {asked.model!r}",
-            got=asked.last_blocks,
-            want=f"1 ... {count}" if count > 0 else "0: no blocks are known in it",
-            fix="0 stands for all of them.",
-        )
+        what = f"--last-blocks with model {asked.model!r}"
+        want = f"1 ... {count}" if count > 0 else "0: no blocks are known in it"
+        raise ConfigError(what, got=asked.last_blocks, want=want, fix="0 stands for all of them.")

@@ -44,12 +44,9 @@ class Protocol:
     def check(self, arm: BenchArm) -> None:
         """Raises: ConfigError for a method that the protocol says nothing about."""
         if self.only and arm.name not in self.only:
-            raise ConfigError(
-                f"method {arm.name!r} under protocol {self.name!r}",
-                got="no rule for it",
-                want=f"one of {self.only}",
-                fix="Use --protocol honest or tuned.",
-            )
+            what = f"method {arm.name!r} under protocol {self.name!r}"
+            fix = "Use --protocol honest or tuned."
+            raise ConfigError(what, got="no rule for it", want=f"one of {self.only}", fix=fix)
 
     def final(self, arm: BenchArm, start: Experiment, task: str) -> Experiment:
         """The run that counts, before a search has its say."""

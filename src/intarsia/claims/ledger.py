@@ -118,12 +118,8 @@ def read(path: Path) -> Record:
             raw[name] = tuple(raw[name])
         return Record(**raw)
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"record {path.name}",
-            got=str(error),
-            want="what `intarsia claim` writes",
-            fix="Run the claim again.",
-        ) from error
+        want, fix = "what `intarsia claim` writes", "Run the claim again."
+        raise CheckpointError(f"record {path.name}", got=str(error), want=want, fix=fix) from error
 
 
 def write_page(folder: Path, page: Path) -> None:

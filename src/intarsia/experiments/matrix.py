@@ -56,12 +56,9 @@ class PlannedRun:
         if found != self.experiment:
             ours, theirs = self.experiment.flat(), found.flat()
             differs = [f"{k}={theirs[k]}" for k in ours if ours[k] != theirs[k]]
-            raise ConfigError(
-                f"run folder {self.folder}",
-                got=f"a run with {', '.join(differs)}",
-                want="a new folder, or runs of the same comparison",
-                fix="Choose another --out.",
-            )
+            what, want = f"run folder {self.folder}", "a new folder, or runs of the same comparison"
+            got = f"a run with {', '.join(differs)}"
+            raise ConfigError(what, got=got, want=want, fix="Choose another --out.")
         return (self.folder / RUN).is_file()
 
 
@@ -78,12 +75,9 @@ def planned(
     Raises: UnknownName and ConfigError for what is wrong with any of them, before a run begins.
     """
     if len(set(methods)) < len(methods) or len(set(seeds)) < len(seeds) or not (methods and seeds):
-        raise ConfigError(
-            "--methods or --seeds",
-            got=f"{', '.join(methods)}; {', '.join(map(str, seeds))}",
-            want="each once, at least one",
-            fix="For example: --methods linear,mosa --seeds 0,1",
-        )
+        got = f"{', '.join(methods)}; {', '.join(map(str, seeds))}"
+        fix = "For example: --methods linear,mosa --seeds 0,1"
+        raise ConfigError("--methods or --seeds", got=got, want="each once, at least one", fix=fix)
     if unknown := [name for name in chosen if name not in methods]:
         raise UnknownName("method in --set METHOD.name=value", unknown[0], methods)
     found: list[PlannedRun] = []
@@ -112,12 +106,8 @@ def by_method(words: Iterable[str]) -> dict[str, list[str]]:
     for name, value in settings.pairs(words).items():
         method, dot, rest = name.partition(".")
         if not dot:
-            raise ConfigError(
-                f"--set {name}",
-                got="no method in front of it",
-                want="METHOD.name=value",
-                fix=f"For example: --set mosa.{name}={value}",
-            )
+            got, fix = "no method in front of it", f"For example: --set mosa.{name}={value}"
+            raise ConfigError(f"--set {name}", got=got, want="METHOD.name=value", fix=fix)
         found.setdefault(method, []).append(f"{rest}={value}")
     return found
 

@@ -112,12 +112,9 @@ def threads_on(cores: list[int], jobs: int, asked: int | None) -> int:
     if asked is not None and room(asked) >= jobs:
         return asked
     each = asked or 1
-    raise ConfigError(
-        "--jobs and --threads on Ray",
-        got=f"{jobs} jobs of {each} cores",
-        want=f"at most {room(each)} such jobs on machines of {cores or 'no'} cores",
-        fix="Use fewer --jobs or --threads, or a larger cluster.",
-    )
+    what, fix = "--jobs and --threads on Ray", "Use fewer --jobs or --threads, or a larger cluster."
+    want = f"at most {room(each)} such jobs on machines of {cores or 'no'} cores"
+    raise ConfigError(what, got=f"{jobs} jobs of {each} cores", want=want, fix=fix)
 
 
 def threads_for(jobs: int, asked: int | None) -> int:

@@ -195,12 +195,8 @@ def run_told(
 def refuse_failed(errors: Sequence[str], count: int) -> None:
     """Raises: TrainingError with the first of the errors of `count` trials, if there is one."""
     if errors:
-        raise TrainingError(
-            f"{len(errors)} of {count} trials",
-            got=errors[0],
-            want="a result of each",
-            fix="Mend it and call this again: finished trials are kept.",
-        )
+        want, fix = "a result of each", "Mend it and call this again: finished trials are kept."
+        raise TrainingError(f"{len(errors)} of {count} trials", got=errors[0], want=want, fix=fix)
 
 
 def _end_of(slot: Executor, work: Work, trial: Trial) -> TrialEnd:

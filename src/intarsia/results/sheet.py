@@ -49,12 +49,9 @@ def suite_mean(accuracy: np.ndarray, weight: np.ndarray | None = None) -> Spread
     """
     seeds = accuracy[:, ~np.isnan(accuracy).all(0)]
     if not seeds.size or np.isnan(seeds).any():
-        raise ShapeError(
-            "accuracies of a suite",
-            got="a task without one of the seeds",
-            want="the same seeds in every task",
-            fix="Take the tasks that are complete.",
-        )
+        what = "accuracies of a suite"
+        got, want = "a task without one of the seeds", "the same seeds in every task"
+        raise ShapeError(what, got=got, want=want, fix="Take the tasks that are complete.")
     weight = np.full(len(seeds), 1 / len(seeds)) if weight is None else weight
     # a sum in a fixed order of values: the order of the tasks must not show in the last digit
     return Spread.of([math.fsum(column * weight) for column in seeds.T])

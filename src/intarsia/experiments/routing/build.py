@@ -75,9 +75,6 @@ def _tell_places(model: Any, args: tuple[Any, ...]) -> None:
 def check_causal(variant: Variant, data: str, text: bool, sees_later: bool) -> None:
     """Raises: ConfigError for a text and a contender that sees later tokens, if unacknowledged."""
     if text and variant.sees_later and not sees_later:
-        raise ConfigError(
-            f"{variant.name!r} on {data!r}",
-            got="a router that sees later tokens, and a text",
-            want="routing that looks back only",
-            fix="Compare it on pictures, or acknowledge the leak with sees_later=True.",
-        )
+        what, got = f"{variant.name!r} on {data!r}", "a router that sees later tokens, and a text"
+        fix = "Compare it on pictures, or acknowledge the leak with sees_later=True."
+        raise ConfigError(what, got=got, want="routing that looks back only", fix=fix)

@@ -38,12 +38,9 @@ class Contest(NamedTuple):
             ("routers", routers),
         ):
             if not named or len(set(named)) < len(named):
-                raise ConfigError(
-                    what,
-                    got=", ".join(map(str, named)) or "nothing",
-                    want="each once, at least one",
-                    fix="For example: 0,1,2, or top-k,switch.",
-                )
+                got = ", ".join(map(str, named)) or "nothing"
+                fix = "For example: 0,1,2, or top-k,switch."
+                raise ConfigError(what, got=got, want="each once, at least one", fix=fix)
         for budget in self.budgets:
             if budget not in BUDGETS:
                 raise ConfigError(

@@ -106,12 +106,8 @@ def _rows(name: str, scale: Scale) -> Material:
 def _cut(name: str, scale: Scale, bpe_file: Path, target: Path) -> None:
     text = corpora.read(name, announce)
     if not isinstance(text, str):
-        raise DataError(
-            f"corpus {name!r}",
-            got="questions and answers",
-            want="one text",
-            fix=f"Choose another of {corpora.names()}.",
-        )
+        what, got = f"corpus {name!r}", "questions and answers"
+        raise DataError(what, got=got, want="one text", fix=f"Choose another of {corpora.names()}.")
     parts = segments(text)
     bpe = trained_once(bpe_file, parts["train"], scale.vocabulary)
     save_file({p: in_rows(bpe, found, scale.length) for p, found in parts.items()}, str(target))
@@ -124,12 +120,8 @@ def segments(text: str) -> dict[str, list[str]]:
     """
     whole = [text[i : i + SEGMENT] for i in range(0, len(text), SEGMENT)]
     if len(whole) < 3:
-        raise DataError(
-            "text",
-            got=f"{len(text)} characters",
-            want=f"more than {2 * SEGMENT}",
-            fix="Choose a longer one.",
-        )
+        what, got = "text", f"{len(text)} characters"
+        raise DataError(what, got=got, want=f"more than {2 * SEGMENT}", fix="Choose a longer one.")
     lot = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)).tolist()
     found: dict[str, list[str]] = {}
     for part, most in PARTS.items():
@@ -162,12 +154,8 @@ def _pictures(name: str, scale: Scale) -> Material:
 def _tensor(pictures: ImageSet) -> Tensor:
     """(n, channels, H, W) float32 in 0 ... 1."""
     if not isinstance(pictures.images, np.ndarray):
-        raise DataError(
-            f"pictures of {pictures.name!r}",
-            got="files of several sizes",
-            want="one array",
-            fix="Choose fashion-mnist.",
-        )
+        what, got = f"pictures of {pictures.name!r}", "files of several sizes"
+        raise DataError(what, got=got, want="one array", fix="Choose fashion-mnist.")
     x = torch.from_numpy(np.ascontiguousarray(pictures.images)).float() / 255
     return x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
 

@@ -41,12 +41,8 @@ class Scale:
     def __post_init__(self) -> None:
         least = min(self.batch, self.steps, self.patch, 1 if self.test is None else self.test)
         if least < 1 or self.length < 4 or self.vocabulary < 256 or not self.lr > 0:
-            raise ConfigError(
-                "scale",
-                got=self,
-                want="counts of at least 1, rows of 4 tokens, 256 tokens of BPE",
-                fix="Leave out what you need not change.",
-            )
+            what, want = "scale", "counts of at least 1, rows of 4 tokens, 256 tokens of BPE"
+            raise ConfigError(what, got=self, want=want, fix="Leave out what you need not change.")
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""

@@ -38,12 +38,9 @@ class Start:
                 "dense_first", got=self.dense_first, want="0 <= share < 1", fix="Try 0.1."
             )
         if self.how == "fresh" and self.dense_first:
-            raise ConfigError(
-                "dense_first",
-                got=f"{self.dense_first} with experts that are drawn anew",
-                want="experts that come from the dense model",
-                fix="Use how='diversified'.",
-            )
+            got = f"{self.dense_first} with experts that are drawn anew"
+            want = "experts that come from the dense model"
+            raise ConfigError("dense_first", got=got, want=want, fix="Use how='diversified'.")
 
 
 @dataclass(frozen=True)
@@ -86,12 +83,8 @@ class Variant:
         if self.router is None and (
             self.capacity or self.residual or self.experts or self.start != Start()
         ):
-            raise ConfigError(
-                f"variant {self.name!r}",
-                got="a dense model with settings of a mixture",
-                want="a router",
-                fix="Give it one, such as TopK().",
-            )
+            what, got = f"variant {self.name!r}", "a dense model with settings of a mixture"
+            raise ConfigError(what, got=got, want="a router", fix="Give it one, such as TopK().")
 
     @property
     def sees_later(self) -> bool:

@@ -120,12 +120,8 @@ def sheets_of(rows: Iterable[Row], baseline: str | None = None) -> list[RouterSh
     for row in rows:
         of = found.setdefault((row["data"], row["budget"]), {}).setdefault(row["name"], {})
         if of.setdefault(row["seed"], row) is not row:
-            raise DataError(
-                f"cells of {row['name']!r}",
-                got=f"seed {row['seed']} twice",
-                want="each seed once",
-                fix="Leave one out: a repeat is no second sample.",
-            )
+            what, fix = f"cells of {row['name']!r}", "Leave one out: a repeat is no second sample."
+            raise DataError(what, got=f"seed {row['seed']} twice", want="each seed once", fix=fix)
     if not found:
         raise DataError("cells", got=0, want="at least 1", fix="Name a contender.")
     names = list(dict.fromkeys(name for of in found.values() for name in of))

@@ -230,9 +230,6 @@ def _check_seeds(label: str, members: Sequence[Run]) -> None:
     for run in members:
         first = by_seed.setdefault(run.seed, run)
         if first is not run:
-            raise DataError(
-                f"runs of {label!r}",
-                got=f"seed {run.seed} in {first.folder} and {run.folder}",
-                want="one run per seed",
-                fix="Name one of them: a repeat is no second sample.",
-            )
+            got = f"seed {run.seed} in {first.folder} and {run.folder}"
+            fix = "Name one of them: a repeat is no second sample."
+            raise DataError(f"runs of {label!r}", got=got, want="one run per seed", fix=fix)

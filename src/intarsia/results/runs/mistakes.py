@@ -168,16 +168,8 @@ def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
             fix="Pass the logits and labels of one evaluation, and its data's classes.",
         )
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(classes)):
-        raise DataError(
-            "labels",
-            got=f"{int(labels.min())} ... {int(labels.max())}",
-            want=f"0 ... {len(classes) - 1}",
-            fix="Count classes from 0.",
-        )
+        got, want = f"{int(labels.min())} ... {int(labels.max())}", f"0 ... {len(classes) - 1}"
+        raise DataError("labels", got=got, want=want, fix="Count classes from 0.")
     if not bool(torch.isfinite(logits).all()) or not math.isfinite(float(logits.double().sum())):
-        raise DataError(
-            "logits",
-            got="values that are not finite",
-            want="finite numbers",
-            fix="Look for the reason before reading mistakes out of them.",
-        )
+        what, fix = "logits", "Look for the reason before reading mistakes out of them."
+        raise DataError(what, got="values that are not finite", want="finite numbers", fix=fix)

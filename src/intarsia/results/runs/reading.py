@@ -139,12 +139,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / RUN
     if not path.is_file():
         _runs_in(folder)  # says what is there instead
-        raise DataError(
-            f"run folder {str(folder)!r}",
-            got="a folder of runs",
-            want="one run",
-            fix="Name one of the folders in it.",
-        )
+        what, got = f"run folder {str(folder)!r}", "a folder of runs"
+        raise DataError(what, got=got, want="one run", fix="Name one of the folders in it.")
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -152,12 +148,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise damaged(path, f"a {type(record).__name__}")
     if record.get("format", FORMAT) != FORMAT:
-        raise CheckpointError(
-            f"format of {path}",
-            got=record["format"],
-            want=FORMAT,
-            fix="Read it with the version of intarsia that wrote it (see versions in the file).",
-        )
+        fix = "Read it with the version of intarsia that wrote it (see versions in the file)."
+        raise CheckpointError(f"format of {path}", got=record["format"], want=FORMAT, fix=fix)
     return record
 
 
@@ -182,12 +174,9 @@ def _scores(folder: Path, record: Mapping[str, Any]) -> Scores:
     results = need(record, "results", dict, folder)
     split = next((name for name in SPLITS if name in results), None)
     if split is None:
-        raise DataError(
-            f"results of {str(folder)!r}",
-            got="no score",
-            want="a score on a test or val part",
-            fix="Train with val=... or test=..., so that there is something to report.",
-        )
+        what = f"results of {str(folder)!r}"
+        fix = "Train with val=... or test=..., so that there is something to report."
+        raise DataError(what, got="no score", want="a score on a test or val part", fix=fix)
     accuracy = need(record, f"results.{split}.accuracy", float, folder)
     if not 0 <= accuracy <= 1:
         raise damaged(folder / RUN, f"results.{split}.accuracy = {accuracy}")

@@ -153,12 +153,8 @@ class Result:
         if not isinstance(raw, Mapping):
             raise _wrong("a result", type(raw).__name__, "a JSON object")
         if raw.get("format") != FORMAT:
-            raise CheckpointError(
-                "format of a result",
-                got=raw.get("format"),
-                want=FORMAT,
-                fix="Read it with the version of intarsia that wrote it.",
-            )
+            what, fix = "format of a result", "Read it with the version of intarsia that wrote it."
+            raise CheckpointError(what, got=raw.get("format"), want=FORMAT, fix=fix)
         status = raw.get("status")
         kind = next((kind for kind, name in _STATUS.items() if name == status), None)
         if kind is None:
@@ -189,23 +185,17 @@ def read(path: Path | str) -> list[Result]:
     try:
         whole, _, _torn = path.read_bytes().rpartition(b"\n")
     except OSError as error:
-        raise DataError(
-            f"results {str(path)!r}",
-            got=f"{type(error).__name__}",
-            want="a file of results",
-            fix="Check the path, or run the benchmark first.",
-        ) from error
+        what = f"results {str(path)!r}"
+        got, fix = f"{type(error).__name__}", "Check the path, or run the benchmark first."
+        raise DataError(what, got=got, want="a file of results", fix=fix) from error
     found: dict[str, Result] = {}
     for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
         try:
             result = Result.from_dict(json.loads(line))
         except (ValueError, RecursionError, CheckpointError) as error:
-            raise CheckpointError(
-                f"line {number} of {path}",
-                got=error,
-                want="a result as this version writes it",
-                fix="Remove the line: its cell is run again.",
-            ) from error
+            what, fix = f"line {number} of {path}", "Remove the line: its cell is run again."
+            want = "a result as this version writes it"
+            raise CheckpointError(what, got=error, want=want, fix=fix) from error
         found[result.key] = result
     return list(found.values())
 

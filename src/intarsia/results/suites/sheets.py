@@ -105,12 +105,9 @@ def _one_each(kind: str, names: Sequence[str], found: Sequence[object]) -> None:
     for name in set(names):
         same = [about for about, n in zip(found, names, strict=True) if n == name]
         if len(same) > 1:
-            raise DataError(
-                f"{kind} {name!r}",
-                got=f"{same[0]} and {same[1]}",
-                want="one description",
-                fix=f"Give the two {kind}s different names, or leave one out.",
-            )
+            what = f"{kind} {name!r}"
+            fix = f"Give the two {kind}s different names, or leave one out."
+            raise DataError(what, got=f"{same[0]} and {same[1]}", want="one description", fix=fix)
 
 
 def find(methods: Iterable[Method], name: str) -> Method:
@@ -120,12 +117,8 @@ def find(methods: Iterable[Method], name: str) -> Method:
     if not hits:
         raise UnknownName("baseline", name, sorted({m.name for m in known}))
     if len({m.name for m in hits}) > 1:
-        raise DataError(
-            f"baseline {name!r}",
-            got=f"the methods {[m.name for m in hits]}",
-            want="one of them",
-            fix="Call it by its name.",
-        )
+        what, got = f"baseline {name!r}", f"the methods {[m.name for m in hits]}"
+        raise DataError(what, got=got, want="one of them", fix="Call it by its name.")
     return hits[0]
 
 
