@@ -20,7 +20,7 @@ from intarsia.bench.run import How, run_plan
 from intarsia.data.suites import suite
 from intarsia.experiments import one_run
 from intarsia.experiments.experiment import Experiment, Pictures
-from intarsia.results.suites.records import Result
+from intarsia.results.suites.records import RunResult
 from intarsia.train import Running
 
 METHODS = ("linear", "adaptformer", "mosa")
@@ -39,7 +39,7 @@ def plan(epochs: int) -> Plan:
     )  # fmt: skip
 
 
-def lasting(found: Result) -> dict[str, Any]:
+def lasting(found: RunResult) -> dict[str, Any]:
     """A result but for what it cost, flat."""
     told = dataclasses.asdict(found)
     told |= {f"{group}.{name}": value for group in ("outcome", "setup")

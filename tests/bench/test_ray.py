@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from intarsia.bench.run import How, run_plan
-from intarsia.results.suites.records import Result
+from intarsia.results.suites.records import RunResult
 
 from . import killing
 
@@ -33,7 +33,7 @@ def test_a_plan_on_ray_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert len(said) == 3 and "[3/3]" in said[-1]
 
 
-def scores(found: Result) -> object:
+def scores(found: RunResult) -> object:
     """All but times and memory, to rounding."""
     told = killing.lasting(found)
     return {n: round(v, 4) if isinstance(v, float) else v for n, v in told.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -61,7 +61,11 @@ def cell(loss: float, **more: Any) -> dict[str, Any]:
 def test_a_ratio_is_the_mean_of_the_seeds() -> None:
     ours, base = evomoe.EVOMOE, evomoe.SWITCH
     found = {base.name: [cell(2.0), cell(4.0)], ours.name: [cell(1.0), cell(4.0)]}
-    result = routed.judged(found, ours, base, of=routed.loss, note="So.")
+
+    def of(cells: Mapping[str, routed.Cell]) -> float:
+        return routed.loss(cells[ours.name]) / routed.loss(cells[base.name])
+
+    result = routed.judged(found, base, of, "So.")
     assert result.values == (0.5, 1.0) and result.got == 0.75
     assert result.note.endswith("So.")
     assert result.table[1]["ratio"] == "0.7500"

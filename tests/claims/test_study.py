@@ -70,7 +70,7 @@ def test_half_the_epochs_are_half_the_steps(small, monkeypatch):
 
 def test_the_claim_compares_in_pairs(small, monkeypatch):
     monkeypatch.setattr(study.packages, "cache_dir", lambda: small.parent)
-    result = mosa.compare(
+    result = mosa.gain(
         (0, 1), lambda _: None, arms=mosa.ARMS[:2], budgets=(mosa.SCARCE,), sets=("a",)
     )
     assert len(result.values) == 2
@@ -80,7 +80,7 @@ def test_the_claim_compares_in_pairs(small, monkeypatch):
 def test_every_arm_runs(small, monkeypatch):
     monkeypatch.setattr(study.packages, "cache_dir", lambda: small.parent)
     few = study.Budget(mosa.SCARCE.name, images=12, epochs=2)
-    result = mosa.compare((0,), lambda _: None, arms=mosa.ARMS, budgets=(few,), sets=("a",))
+    result = mosa.gain((0,), lambda _: None, arms=mosa.ARMS, budgets=(few,), sets=("a",))
     assert [r["method"] for r in result.table] == [arm.name for arm in mosa.ARMS]
     assert len({arm.name for arm in mosa.ARMS}) == len(mosa.ARMS)
 
@@ -90,7 +90,7 @@ def test_a_failed_cell_stops_no_other_and_is_an_error_in_the_end():
         if settings == "bad":
             raise ValueError("no such thing")
         done.append((task, seed))
-        return study.Score(50.0, 1.0, 0.1)
+        return study.StudyScore(50.0, 1.0, 0.1)
 
     done, lines = [], []
     arms = [Arm("a", "bad"), Arm("b", "good")]
@@ -102,7 +102,7 @@ def test_a_failed_cell_stops_no_other_and_is_an_error_in_the_end():
 
 def test_the_sheet_has_a_value_for_each_arm_task_and_seed():
     def work(settings, task, seed):
-        return study.Score(settings + len(task) + seed, 0.0, 0.0)
+        return study.StudyScore(settings + len(task) + seed, 0.0, 0.0)
 
     found = study.each(
         [Arm("a", 10), Arm("b", 20)], (0, 3), work, lambda _: None, tasks=("x", "xx"), said=str

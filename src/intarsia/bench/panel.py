@@ -12,7 +12,7 @@ from urllib.parse import quote
 from ..core.errors import IntarsiaError
 from ..experiments import experiment
 from ..results import numbers
-from ..results.suites.records import Done, Result
+from ..results.suites.records import Done, RunResult
 from ..results.wording import first_line
 from ..train.folder import RUN
 
@@ -22,10 +22,10 @@ Shown = Mapping[str, Any]
 address] ...; report: the command that makes its report, "" without a folder."""
 
 
-def panels(runs: Path, out: Path) -> Callable[[Result], Shown]:
+def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
     """What to show of a run whose folder is below `runs`, in a page that lies in `out`."""
 
-    def shown(result: Result) -> Shown:
+    def shown(result: RunResult) -> Shown:
         outcome, place = result.outcome, runs / result.folder
         there = bool(result.folder) and place.is_dir()
         if isinstance(outcome, Done):
@@ -46,7 +46,7 @@ def panels(runs: Path, out: Path) -> Callable[[Result], Shown]:
     return shown
 
 
-def facts(result: Result) -> dict[str, str]:
+def facts(result: RunResult) -> dict[str, str]:
     """What is known of a run, in words, by what it is."""
     outcome, setup = result.outcome, result.setup
     found: dict[str, str | None] = {}

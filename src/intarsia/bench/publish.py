@@ -11,7 +11,7 @@ from ..core.files import write_text
 from ..results.latex import PREAMBLE, latex
 from ..results.suites.flat_rows import write_csv, write_parquet
 from ..results.suites.page import render
-from ..results.suites.records import Result
+from ..results.suites.records import RunResult
 from ..results.suites.summary import Summary, tables
 from ..results.suites.tables import tables_of
 from ..results.table import escape, markdown
@@ -19,7 +19,7 @@ from .panel import panels
 
 
 def write(
-    records: Iterable[Result],
+    records: Iterable[RunResult],
     out: Path | str,
     baseline: str | None = None,
     cut: Sequence[str] = (),

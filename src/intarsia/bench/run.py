@@ -39,7 +39,7 @@ class How:
 
 def run_plan(
     plan: Plan, out: Path, how: How, report: Report = print, work: Work = one_run
-) -> list[records.Result]:
+) -> list[records.RunResult]:
     """Run what is not finished; returns the results of the plan's places, in their order.
 
     A run that fails is a result with its error. Killed at any moment and started again, it gives
@@ -107,7 +107,7 @@ def _finish(
     how: How,
     report: Report,
     work: Work,
-) -> list[records.Result]:
+) -> list[records.RunResult]:
     file = out / RESULTS
     have = {r.key: r for r in records.read(file)} if file.exists() else {}
     finals: dict[Slot, tuple[str, Experiment | None, records.Setup]] = {}
@@ -221,12 +221,12 @@ def _result(
     folder: str,
     outcome: records.Done | records.Failed,
     origin: records.Origin,
-) -> records.Result:
+) -> records.RunResult:
     task = place.task
-    return records.Result(
+    return records.RunResult(
         key=key,
-        task=records.Task(plan.suite.name, task.group, task.name, task.synthetic),
-        method=records.Method(place.arm.name, place.arm.name),
+        task=records.SuiteTask(plan.suite.name, task.group, task.name, task.synthetic),
+        method=records.MethodName(place.arm.name, place.arm.name),
         seed=place.seed,
         setup=setup,
         folder=folder,
@@ -284,6 +284,6 @@ def _said(result: Mapping[str, Any]) -> str:
     return f"{100 * scores[part]['accuracy']:.1f} % of {part}"
 
 
-def failures(found: Iterable[records.Result]) -> list[records.Result]:
+def failures(found: Iterable[records.RunResult]) -> list[records.RunResult]:
     """Those that have no score."""
     return records.only(found, "failed")

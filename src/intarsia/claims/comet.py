@@ -29,9 +29,8 @@ from ..gating.load import CollapseWarning
 from ..mixtures import Mixture, StackedExperts
 from ..results.store import Store, key_of
 from ..routers import Comet, Hash, PermutationSearch, TopK
-from ..train import evaluate
 from . import mix6
-from .study import result_of, threads
+from .study import by_arm, class_scores, result_of
 
 EXPERTS, ACTIVE, HIDDEN = 8, 2, 32
 KEPT_BACK = 200  # training digits that choose
@@ -140,7 +139,7 @@ def scored(model: nn.Module, seed: int) -> dict[str, float]:
     largest share of one expert in the pairs."""
     model.eval()
     test = mix6.data("test")
-    val, found = (evaluate(model, part, batch_size=512) for part in (parts(seed)[1], test))
+    val, found = (class_scores(model, part, 512) for part in (parts(seed)[1], test))
     routing = model[0].router(test.tensors[0])  # pyright: ignore
     return {
         "val": val.loss,
@@ -158,19 +157,18 @@ Tries = Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]]
 def tried(seeds: Sequence[int], report: Report, length: Length, gates: Sequence[str]) -> Tries:
     """Those that are kept are read, the others run."""
     kept = Store(length.file or cache_dir() / "claims" / "comet.jsonl")
-    found: dict[str, dict[int, list[Mapping[str, float]]]] = {name: {} for name in gates}
-    with threads(1):
-        for seed in seeds:
-            for name in gates:
-                start = time.process_time()
-                found[name][seed] = [
-                    _one(kept, GATES[name](d, length.steps), d, seed, length.epochs)
-                    for d in draws(seed, length.draws)
-                ]
-                spent = time.process_time() - start
-                best = picked(found[name][seed])
-                report(f"seed {seed}, {name}: test loss {best['loss']:.3f} in {spent:.0f} CPU s")
-    return found
+
+    def of_gate(name: str, seed: int) -> list[Mapping[str, float]]:
+        return [
+            _one(kept, GATES[name](d, length.steps), d, seed, length.epochs)
+            for d in draws(seed, length.draws)
+        ]
+
+    def said(tries: Sequence[Mapping[str, float]]) -> str:
+        return f"test loss {picked(tries)['loss']:.3f}"
+
+    found = by_arm({name: name for name in gates}, seeds, of_gate, report, said)
+    return {name: dict(zip(seeds, tries, strict=True)) for name, tries in found.items()}
 
 
 def _one(
@@ -289,39 +287,32 @@ IDLE = (
 )
 SEEDS = (0, 1, 2, 3, 4)
 
+claim = partial(Claim, sense="<=", minutes=10, seeds=SEEDS)
+
 CLAIMS = (
-    Claim(
+    claim(
         "comet",
         sentence=f"A gate of trees that settle on k experts is at least as good as top-k {PAPER}.",
         baseline="top-k; ratio of test losses",
         bar=1.0,
-        sense="<=",
         run=partial(judge, of=partial(ratio, ours="COMET", base="top-k"), note=TIED),
-        seeds=SEEDS,
-        minutes=10,
     ),
-    Claim(
+    claim(
         "comet-hash",
         sentence=f"A learned gate, top-k, is at least as good as a hash of the picture {PAPER}.",
         baseline="hash, k = 2; ratio of test losses",
         bar=1.0,
-        sense="<=",
         run=partial(judge, of=partial(ratio, ours="top-k", base="hash")),
-        seeds=SEEDS,
-        minutes=10,
     ),
-    Claim(
+    claim(
         "comet-active",
         sentence="COMET's trees have settled at the end of training: experts of a picture "
         "(arXiv:2306.02824, section 4).",
         baseline="k = 2",
         bar=ACTIVE + 0.1,
-        sense="<=",
         run=partial(judge, of=nonzeros, note=LOOSE),
-        seeds=SEEDS,
-        minutes=10,
     ),
-    Claim(
+    claim(
         "comet-search",
         sentence="The search for a permutation saves tuning: top-k with it does as well in two "
         f"draws of its settings as without it in six {PAPER}.",
@@ -329,7 +320,5 @@ CLAIMS = (
         bar=3,
         sense=">=",
         run=partial(judge, of=saved, total=sum, note=IDLE),
-        seeds=SEEDS,
-        minutes=10,
     ),
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,13 +18,12 @@ from ..experiments.routing.cell import CLIP, WARMUP, WEIGHT_DECAY
 from ..experiments.routing.materials import Material, stream
 from ..fitting import fit
 from ..hosts import student_of
-from ..results.sheet import deviation
 from ..routers import TopK
 from ..train import cosine, evaluate
 from ..train.distill import distill, staged_distillation
 from ..train.objectives import Objective, Staged, plain
-from .routed import BENCH, Bench, Cell, arm, loss, ratios
-from .study import result_of, shown, threads
+from .routed import BENCH, Bench, Cell, arm, loss
+from .study import by_seed, judge, row_of, shown
 
 MANY, PYRAMID = 16, (4, 4, 16, 16)
 EVEN = Variant("even", TopK(MANY, 1, "prob"))
@@ -51,7 +51,6 @@ def ratio(
     """A figure of one contender over another's, the mean of the seeds."""
     arms = [arm(variant.name, variant) for variant in (base, ours, *beside)]
     found, text = bench.cells(arms, seeds, report), bench.scale
-    values = ratios(found[ours.name], found[base.name], of)
     note = (
         f"Cells of `{bench.corpus}`: a decoder of {text.shape.layers} layers, "
         f"{text.shape.width} wide, experts of {text.shape.hidden} units, "
@@ -60,8 +59,7 @@ def ratio(
         "(an MLP beside) and `top-k` (two a token), eight experts. `all parameters` is what the "
         f"paper calls the size of a model; `of experts` leaves out the MLPs beside them.{more}"
     )
-    rows = tuple(_row(name, each) for name, each in found.items())
-    return result_of(values, rows, note)
+    return judge(found, lambda cells: of(cells[ours.name]) / of(cells[base.name]), _row, note)
 
 
 def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
@@ -112,24 +110,22 @@ def students(
     """Mean loss with staged distillation over the smaller of those with none and to the end."""
     data, text = bench.corpus, bench.scale
     found = material(data, text)
-    losses: dict[str, list[float]] = {"teacher": []}
-    with threads(1):
-        for seed in seeds:
-            teacher = with_mixtures(dense(ONE, found, text, seed), ONE, seed)
-            losses["teacher"].append(train(teacher, found, text, steps[0], seed, plain))
-            arms: dict[str, Objective | Staged] = {
-                "labels alone": plain,
-                "distilled to the end": partial(distill, teacher=teacher),
-                "distilled at first": staged_distillation(teacher, until=UNTIL),
-            }
-            for name, objective in arms.items():
-                student = student_of(teacher, layers)
-                made = train(student, found, text, steps[1], seed + 100, objective)
-                losses.setdefault(name, []).append(made)
-                report(f"seed {seed}, {name}: test loss {made:.4f}")
-    none, full, staged = (losses[name] for name in list(losses)[1:])
-    got = statistics.mean(staged) / min(statistics.mean(none), statistics.mean(full))
-    values = tuple(c / min(a, b) for a, b, c in zip(none, full, staged, strict=True))
+
+    def run(seed: int) -> dict[str, float]:
+        teacher = with_mixtures(dense(ONE, found, text, seed), ONE, seed)
+        losses = {"teacher": train(teacher, found, text, steps[0], seed, plain)}
+        arms: dict[str, Objective | Staged] = {
+            "labels alone": plain,
+            "distilled to the end": partial(distill, teacher=teacher),
+            "distilled at first": staged_distillation(teacher, until=UNTIL),
+        }
+        for name, objective in arms.items():
+            student = student_of(teacher, layers)
+            losses[name] = train(student, found, text, steps[1], seed + 100, objective)
+        return losses
+
+    losses = by_seed(seeds, run, report)
+    none, full, staged = (statistics.mean(losses[name]) for name in list(losses)[1:])
     note = (
         f"`{data}`: a teacher of {text.shape.layers} layers, top-1 of eight experts, "
         f"{steps[0]} steps; students of its blocks {tuple(layers)}, {steps[1]} steps each on the "
@@ -138,8 +134,13 @@ def students(
         "These students overtake their teacher; ones that are drawn anew stay behind it and learn "
         "best from it to the end (LOG, 2026-11-25)."
     )
-    rows = tuple({"model": name, "test loss": shown(each, ".4f")} for name, each in losses.items())
-    return Result(got, deviation(values), values, rows, note)
+    result = judge(losses, _over_the_better, row_of("model", {"test loss": ("", ".4f")}), note)
+    return replace(result, got=staged / min(none, full))
+
+
+def _over_the_better(losses: Mapping[str, float]) -> float:
+    _, none, full, staged = losses.values()
+    return staged / min(none, full)
 
 
 SIZES = (
@@ -149,61 +150,51 @@ SIZES = (
 )
 PAPER = "(arXiv:2201.05596, section 4). "
 
+claim = partial(Claim, sense="<=", needs="long", minutes=14)
+
 CLAIMS = (
-    Claim(
+    claim(
         "deepspeed-moe",
         sentence="Fewer experts in early layers and an MLP beside them are as good as many experts "
         "everywhere " + PAPER + "Test loss.",
         baseline="16 experts in each layer, top-1",
         bar=1.01,
-        sense="<=",
         run=partial(ratio, ours=PR, base=EVEN),
-        needs="long",
-        minutes=14,
     ),
-    Claim(
+    claim(
         "deepspeed-moe-size",
         sentence="Such a pyramid is much smaller than many experts everywhere "
         + PAPER
         + "All parameters, as the paper counts.",
         baseline="16 experts in each layer, top-1",
         bar=0.65,
-        sense="<=",
         run=partial(ratio, ours=PR, base=EVEN, of=total, more=SIZES),
-        needs="long",
-        minutes=14,
     ),
-    Claim(
+    claim(
         "deepspeed-moe-residual",
         sentence="One expert beside an MLP is no worse than one expert " + PAPER + "Test loss.",
         baseline="top-1 of the same eight experts",
         bar=1.0,
-        sense="<=",
         run=partial(ratio, ours=BESIDE, base=ONE, beside=(TWO,)),
-        needs="long",
         minutes=20,
     ),
-    Claim(
+    claim(
         "deepspeed-moe-two",
         sentence="One expert beside an MLP is as good as two experts a token "
         + PAPER
         + "Test loss.",
         baseline="top-2 of the same eight experts",
         bar=1.01,
-        sense="<=",
         run=partial(ratio, ours=BESIDE, base=TWO, beside=(ONE,)),
-        needs="long",
         minutes=20,
     ),
-    Claim(
+    claim(
         "deepspeed-moe-students",
         sentence="A shallower student learns best from a teacher at first and from labels alone "
         "afterwards " + PAPER + "Test loss of a student of three of four layers.",
         baseline="the better of no distillation and distillation to the end",
         bar=1.0,
-        sense="<=",
         run=students,
-        needs="long",
         minutes=12,
     ),
 )

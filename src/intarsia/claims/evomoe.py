@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ..core import Claim
 from ..experiments.routing import VARIANTS
-from .routed import Cell, active, arm, compare, measured
+from .routed import Cell, active, arm, measured, ratio
 
 SMOOTHED = 3  # points of the curve in one mean; a point is the gate of one batch
 
@@ -56,49 +56,40 @@ def entropy_rise(cell: Cell) -> float:
     return rise / math.log(experts)
 
 
+claim = partial(Claim, sense="<=", needs="long", minutes=20)
+
 CLAIMS = (
-    Claim(
+    claim(
         "evomoe",
         sentence=f"A mixture grown out of one expert, whose gate goes from dense to sparse, is no "
         f"worse than Switch at equal steps {PAPER}.",
         baseline="Switch, as many steps; ratio of test losses",
         bar=1.0,
-        sense="<=",
-        run=partial(compare, ours=EVOMOE, base=SWITCH, note=f"{SETUP}\n{BOUGHT}"),
-        minutes=20,
-        needs="long",
+        run=partial(ratio, ours=EVOMOE, base=SWITCH, note=f"{SETUP}\n{BOUGHT}"),
     ),
-    Claim(
+    claim(
         "evomoe-operations",
         sentence=f"A mixture grown out of one expert, whose gate goes from dense to sparse, is no "
         f"worse than Switch at equal operations {PAPER}.",
         baseline="Switch, as many operations; ratio of test losses",
         bar=1.0,
-        sense="<=",
-        run=partial(compare, ours=EQUAL, base=SWITCH, beside=(EVOMOE,), note=f"{SETUP}\n{HALVED}"),
+        run=partial(ratio, ours=EQUAL, base=SWITCH, beside=(EVOMOE,), note=f"{SETUP}\n{HALVED}"),
         minutes=30,
-        needs="long",
     ),
-    Claim(
+    claim(
         "evomoe-active",
         sentence="In the end the gate has become one for a single expert (arXiv:2112.14397, "
         "section 3): experts of a token in the last step of training.",
         baseline="Switch's one expert",
         bar=1.05,
-        sense="<=",
         run=partial(measured, ours=EVOMOE, base=SWITCH, of=active, note=f"{SETUP}\n{NOISE}"),
-        minutes=20,
-        needs="long",
     ),
-    Claim(
+    claim(
         "evomoe-entropy",
         sentence="The gate only ever becomes more decided (arXiv:2112.14397, section 3): the "
         "largest rise of its smoothed entropy, as a share of log E.",
         baseline="no rise; a hundredth is noise",
         bar=0.01,
-        sense="<=",
         run=partial(measured, ours=EVOMOE, base=SWITCH, of=entropy_rise, note=SETUP),
-        minutes=20,
-        needs="long",
     ),
 )

@@ -64,17 +64,17 @@ def _off(found: dict[str, Convergence]) -> float:
 PAPER = "(arXiv:2401.13875, abstract). Slope of log error against log n: "
 EASY = "With an activation inside, the gate is found at the parametric rate " + PAPER
 
+claim = partial(Claim, sense="<=", minutes=2)
+
 CLAIMS = (
-    Claim(
+    claim(
         "gaussian-moe",
         sentence=EASY + "beta_1 and tau of the sigmoid gate.",
         baseline="slope -1/2 of the parametric rate",
         bar=-0.40,
-        sense="<=",
         run=partial(slopes, of=partial(_slope, gate="sigmoid", name="gate")),
-        minutes=2,
     ),
-    Claim(
+    claim(
         "gaussian-moe-linear",
         sentence="A temperature in a linear softmax gate cannot be learned at any polynomial rate "
         + PAPER
@@ -83,20 +83,17 @@ CLAIMS = (
         bar=-0.20,
         sense=">=",
         run=partial(slopes, of=partial(_slope, gate="linear", name="gate")),
-        minutes=2,
     ),
-    Claim(
+    claim(
         "gaussian-moe-ratio",
         sentence="What the density of a linear gate does depend on is found "
         + PAPER
         + "beta_1 / tau.",
         baseline="slope -1/2 of the parametric rate",
         bar=-0.40,
-        sense="<=",
         run=partial(slopes, of=partial(_slope, gate="linear", name="ratio")),
-        minutes=2,
     ),
-    Claim(
+    claim(
         "gaussian-moe-experts",
         sentence="Experts are found at the parametric rate whatever the gate "
         + PAPER
@@ -104,8 +101,6 @@ CLAIMS = (
         "-0.40).",
         baseline="slope -0.55; distance",
         bar=0.15,
-        sense="<=",
         run=partial(slopes, of=_off),
-        minutes=2,
     ),
 )

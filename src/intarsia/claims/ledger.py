@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..core import Claim
+from ..core.claim import Report
 from ..core.errors import CheckpointError, UnknownName
 from ..core.files import write_json
 from ..results.numbers import plural
@@ -77,7 +78,7 @@ def machine() -> str:
 
 
 def run_claim(
-    found: Claim, *, seeds: Sequence[int] | None = None, report: Callable[[str], None] = print
+    found: Claim, *, seeds: Sequence[int] | None = None, report: Report = print
 ) -> Record:
     """Run a claim and judge it against its bar, which was fixed before."""
     chosen = tuple(found.seeds if seeds is None else seeds)

@@ -11,13 +11,13 @@ import torch
 from torch.utils.data import TensorDataset
 
 from ..core import Claim, Result
+from ..core.claim import Report
 from ..experiments.pool import Arm
 from ..fitting import fit, fit_in_phases
 from ..hosts import SparseDelta
 from ..methods import LtSft
-from ..train import evaluate
 from . import mix6
-from .study import each, result_of, shown, threads
+from .study import by_arm, class_scores, each, result_of, shown
 
 STEPS = 600
 LR = 2e-3  # that of the backbone's own training, for all arms; none was searched
@@ -63,7 +63,7 @@ class Made(NamedTuple):
     error: float
 
 
-def compare(seeds: tuple[int, ...], report: Callable[[str], None]) -> Result:
+def of_places(seeds: tuple[int, ...], report: Report) -> Result:
     """Every arm on both tasks; the larger of the two tasks' median ratios of errors."""
     found = each(
         arms(),
@@ -71,7 +71,6 @@ def compare(seeds: tuple[int, ...], report: Callable[[str], None]) -> Result:
         lambda run, task, seed: Made(run(task, seed)),
         report,
         tasks=TASKS,
-        said=lambda made: f"error {made.error:.4f}",
     )
     errors = {name: found.of(name, "error") for name in found.arms}  # (tasks, seeds) each
     ours, base = (f"{support}, {DENSITIES[0]:.1%}" for support in ("drift", "random"))
@@ -122,50 +121,43 @@ def languages() -> dict[str, tuple[TensorDataset, TensorDataset]]:
     return {name: (of("train"), of("test")) for name, of in made.items()}
 
 
-def compose(seeds: tuple[int, ...], report: Callable[[str], None]) -> Result:
+def compose(seeds: tuple[int, ...], report: Report) -> Result:
     """Deltas of a language and of a task, added, on what neither has seen, by density."""
-    sets, scores = languages(), dict[tuple[float, int], dict[str, float]]()
+    sets = languages()
 
     def accuracy(delta: SparseDelta, name: str) -> float:
         model = mix6.backbone()
         delta.apply(model)
-        return evaluate(model, sets[name][1], batch_size=512).accuracy
+        return class_scores(model, sets[name][1], 512).accuracy
 
-    with threads(1):
-        for seed in seeds:
-            for density in SUMS:
-                speaks, solves = (
-                    fit_in_phases(
-                        mix6.backbone(),
-                        LtSft(density, head=head),
-                        sets[name][0],
-                        **options(seed, count),
-                    ).found
-                    for name, head, count in (("language", "frozen", 2), ("task", "whole", 1))
-                )
-                found = {
-                    "language alone": accuracy(speaks, "language"),
-                    "task alone": accuracy(solves, "task"),
-                    "sum": accuracy(speaks + solves, "task in the language"),
-                    "without the language": accuracy(solves, "task in the language"),
-                    "shared places": shared(speaks, solves),
-                }
-                scores[density, seed] = found
-                report(
-                    f"seed {seed}, density {density:.0%}: the sum is right on {found['sum']:.1%}"
-                )
-    gains = [100 * (scores[SUMS[0], s]["sum"] - scores[SUMS[1], s]["sum"]) for s in seeds]
-    rows = []
-    for density in SUMS:
-        line: dict[str, Any] = {"density": f"{density:.0%}"}
-        for name in scores[density, seeds[0]]:
-            line[name] = shown([scores[density, s][name] for s in seeds], ".3f")
-        rows.append(line)
+    def trained(name: str, density: float, seed: int) -> SparseDelta:
+        head, count = ("frozen", 2) if name == "language" else ("whole", 1)
+        method, rows = LtSft(density, head=head), sets[name][0]
+        return fit_in_phases(mix6.backbone(), method, rows, **options(seed, count)).found
+
+    def work(density: float, seed: int) -> dict[str, float]:
+        speaks, solves = (trained(name, density, seed) for name in ("language", "task"))
+        return {
+            "language alone": accuracy(speaks, "language"),
+            "task alone": accuracy(solves, "task"),
+            "sum": accuracy(speaks + solves, "task in the language"),
+            "without the language": accuracy(solves, "task in the language"),
+            "shared places": shared(speaks, solves),
+        }
+
+    arms = {f"{density:.0%}": density for density in SUMS}
+    found = by_arm(arms, seeds, work, report)
+    sparse, dense, _ = found.values()
+    gains = [100 * (a["sum"] - b["sum"]) for a, b in zip(sparse, dense, strict=True)]
     note = (
         "Accuracy of the sum of two deltas on a task in a language, which neither was trained on: "
         f"at 2 % minus at 30 %, {statistics.median(gains):+.1f} points (median of {len(seeds)} "
         "seeds). 'shared places': of the sparser delta's entries, those that the other has too."
     )
+    rows = [
+        {"density": name} | {what: shown([one[what] for one in made], ".3f") for what in made[0]}
+        for name, made in found.items()
+    ]
     return result_of(gains, rows, note, statistics.median)
 
 
@@ -185,7 +177,7 @@ CLAIMS = (
         baseline="error at random places, the same density and steps; the worse of two tasks",
         bar=0.75,
         sense="<=",
-        run=compare,
+        run=of_places,
         minutes=8,
     ),
     Claim(

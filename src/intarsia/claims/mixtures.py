@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from ..adapters import Lora
 from ..core import Claim, Method, Result, Routing, Site
+from ..core.claim import Report
 from ..experiments.pool import Arm
 from ..fitting import fit
 from ..gating import learned_routers
@@ -82,9 +83,9 @@ def largest_share(model: nn.Module, marks: int) -> float:
     return max((float(r.load().max() / r.load().sum()) for r in routings), default=0.0)
 
 
-def compare(
+def ratio(
     seeds: Sequence[int],
-    report: Callable[[str], None],
+    report: Report,
     *,
     ours: Arm[Trained],
     base: Arm[Trained],
@@ -92,13 +93,8 @@ def compare(
     marks: int = 0,
 ) -> Result:
     """The mean error of one arm over that of another; one value for each seed."""
-    found = each(
-        (base, ours, *beside),
-        seeds,
-        lambda arm, _, seed: train(arm, marks, seed),
-        report,
-        said=lambda made: f"error {made.error:.3f} in {made.cpu:.0f} CPU s",
-    )
+    arms = base, ours, *beside
+    found = each(arms, seeds, lambda arm, _, seed: train(arm, marks, seed), report)
     errors = {name: found.of(name, "error")[0] for name in found.arms}  # (seeds,) each
     mine, theirs = errors[ours.name], errors[base.name]
     values = tuple((mine / theirs).tolist())
@@ -159,7 +155,7 @@ def naive(cell: OutputExperts, mlp: nn.Module, x: Tensor, routing: Routing) -> T
 
 
 @torch.no_grad()
-def time_shared(seeds: Sequence[int], report: Callable[[str], None], reps: int = 15) -> Result:
+def time_shared(seeds: Sequence[int], report: Report, reps: int = 15) -> Result:
     """Wall time of the shared forward over the naive one, medians of interleaved calls."""
     values: list[float] = []
     table: list[Mapping[str, Any]] = []
@@ -199,54 +195,48 @@ def time_shared(seeds: Sequence[int], report: Callable[[str], None], reps: int =
 
 CONFLICT = "a plain LoRA of an expert's rank on the same layers, as many steps"
 
+claim = partial(Claim, sense="<=", minutes=5)
+
 CLAIMS = (
-    Claim(
+    claim(
         "llava-mole",
         sentence="One LoRA expert a token resolves the conflict of domains that a plain LoRA of "
         "the same active rank suffers (arXiv:2401.16160, abstract).",
         baseline=CONFLICT,
         bar=0.85,
-        sense="<=",
-        run=partial(compare, ours=MOLE, base=LORA, beside=(mole("ste"), mole("none")), marks=MARKS),
-        minutes=5,
+        run=partial(ratio, ours=MOLE, base=LORA, beside=(mole("ste"), mole("none")), marks=MARKS),
     ),
-    Claim(
+    claim(
         "llava-mole-twice",
         sentence="A mixture of LoRA experts is better than a plain LoRA that sees twice the "
         "samples (arXiv:2401.16160, abstract).",
         baseline="a plain LoRA of an expert's rank, twice the steps",
         bar=1.0,
-        sense="<=",
-        run=partial(compare, ours=MOLE, base=LONG, marks=MARKS),
+        run=partial(ratio, ours=MOLE, base=LONG, marks=MARKS),
         minutes=3,
     ),
-    Claim(
+    claim(
         "llava-mole-unmarked",
         sentence="Where no input says which domain it is from, one LoRA expert a token is no worse "
         "than a plain LoRA of the same active rank.",
         baseline=CONFLICT,
         bar=1.0,
-        sense="<=",
-        run=partial(compare, ours=MOLE, base=LORA, beside=(mole("ste"), mole("none"))),
-        minutes=5,
+        run=partial(ratio, ours=MOLE, base=LORA, beside=(mole("ste"), mole("none"))),
     ),
-    Claim(
+    claim(
         "mixlora",
         sentence="A mixture of LoRA experts is more accurate than one LoRA of an expert's rank "
         "(arXiv:2404.15159, section 4).",
         baseline=CONFLICT,
         bar=0.90,
-        sense="<=",
-        run=partial(compare, ours=MIX, base=LORA, beside=(WIDE,)),
-        minutes=5,
+        run=partial(ratio, ours=MIX, base=LORA, beside=(WIDE,)),
     ),
-    Claim(
+    claim(
         "mixlora-time",
         sentence="Experts that share the products of their frozen MLP are faster than whole MLPs, "
         "with the same outputs (arXiv:2404.15159, section 3.3).",
         baseline="the MLP of every active expert by itself, rows sorted by expert",
         bar=0.85,
-        sense="<=",
         run=time_shared,
         minutes=0.5,
     ),

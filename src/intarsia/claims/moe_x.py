@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,9 +23,10 @@ from ..routers import MoeX, TopK
 from ..train import evaluate
 from . import mix6
 from .routed import BENCH, Bench, Cell, arm
-from .study import result_of, shown, threads
+from .study import by_arm, judge, row_of, shown
 
 EXPERTS, ACTIVE = 8, 2
+GATE, WEIGHTS = "linear gate", "score of the weights"
 LINEAR, OURS = VARIANTS["top-k-relu"], Variant("moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu"))
 STEPS, LR, PROBED, BLOCK = 600, 1e-3, 1800, 3  # of the probe on MIX6
 
@@ -43,11 +44,8 @@ def on_text(
     bench: Bench = BENCH,
 ) -> Result:
     """A figure of our cell and the linear gate's, the mean of the seeds."""
-    arms = [arm("linear gate", LINEAR), arm("score of the weights", OURS)]
+    arms = [arm(GATE, LINEAR), arm(WEIGHTS, OURS)]
     found, text = bench.cells(arms, seeds, report), bench.scale
-    linear, ours = found.values()
-    values = tuple(of(a, b) for a, b in zip(ours, linear, strict=True))
-    rows = tuple(_row(name, each) for name, each in found.items())
     note = (
         f"Cells of `{bench.corpus}`: a decoder of {text.shape.layers} layers, "
         f"{text.shape.width} wide, {EXPERTS} experts of {text.shape.hidden} units "
@@ -58,7 +56,7 @@ def on_text(
         "token. The three moe-x claims on text judge the same cells. A temperature that is learned "
         "from 0.1 costs no loss on the validation part, with 0.91 of the units (LOG, 2026-11-25)."
     )
-    return result_of(values, rows, note)
+    return judge(found, lambda cells: of(cells[WEIGHTS], cells[GATE]), _row, note)
 
 
 def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
@@ -129,47 +127,25 @@ def factors(part: str) -> tuple[np.ndarray, np.ndarray]:
     return digit.numpy(), tasks.numpy()
 
 
-@lru_cache
-def probed(seed: int, report: Report, steps: int = STEPS) -> dict[str, Probed]:
-    """Both routers on MIX6, and what a line reads off their units."""
-    found: dict[str, Probed] = {}
-    routers: dict[str, RouterConfig] = {
-        "linear gate": TopK(EXPERTS, ACTIVE),
-        "score of the weights": MoeX(EXPERTS, ACTIVE),
-    }
-    rows = torch.randperm(len(mix6.data("train")), generator=torch.Generator().manual_seed(seed))[
-        :PROBED
-    ]
-    with threads(1):
-        for name, router in routers.items():
-            net = mix6.of_experts(router, seed=seed, act="relu")
-            fit(
-                net,
-                mix6.data("train"),
-                epochs=mix6.epochs(steps),
-                batch_size=mix6.BATCH,
-                lr=LR,
-                seed=seed,
-            )
-            test = mix6.data("test")
-            units = (
-                wide_units(net, mix6.data("train").tensors[0][rows]),
-                wide_units(net, test.tensors[0]),
-            )
-            known = zip(factors("train"), factors("test"), strict=True)
-            digit, task = (auc(units, (a[rows.numpy()], b)) for a, b in known)
-            on = float((units[1] != 0).sum(1).mean()) / ACTIVE
-            loss = evaluate(net, test, batch_size=1024).loss
-            found[name] = Probed(loss, on, digit, task)
-            report(f"seed {seed}, {name}: AUC of digit {digit:.4f}, of task {task:.4f}")
-    return found
+ROUTERS: dict[str, RouterConfig] = {GATE: TopK(EXPERTS, ACTIVE), WEIGHTS: MoeX(EXPERTS, ACTIVE)}
+
+
+def probed(router: RouterConfig, seed: int, steps: int) -> Probed:
+    """A net on MIX6, and what a line reads off its units."""
+    train, test = mix6.data("train"), mix6.data("test")
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:PROBED]
+    net = mix6.of_experts(router, seed=seed, act="relu")
+    fit(net, train, epochs=mix6.epochs(steps), batch_size=mix6.BATCH, lr=LR, seed=seed)
+    units = wide_units(net, train.tensors[0][rows]), wide_units(net, test.tensors[0])
+    known = zip(factors("train"), factors("test"), strict=True)
+    digit, task = (auc(units, (a[rows.numpy()], b)) for a, b in known)
+    on = float((units[1] != 0).sum(1).mean()) / ACTIVE
+    return Probed(evaluate(net, test, batch_size=1024).loss, on, digit, task)
 
 
 def probe(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
     """AUC of our net less the linear gate's, mean of digit and task, mean of the seeds."""
-    found = [probed(seed, report, steps) for seed in seeds]
-    linear, ours = list(found[0])
-    values = tuple(each[ours].both - each[linear].both for each in found)
+    found = by_arm(ROUTERS, seeds, lambda router, seed: probed(router, seed, steps), report)
     note = (
         f"MIX6 without marks, an MLP of six blocks with mixtures of ReLU experts, from scratch; "
         f"{steps} steps. The probe is a logistic regression (C = 0.01) on the standardised units "
@@ -178,65 +154,57 @@ def probe(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result
         "The router has its default temperature, 1. On held-out digits one that is learned from "
         "0.1 is read as well as the linear gate, with a quarter fewer units on (LOG, 2026-11-25)."
     )
-    rows = tuple(_probe_row(name, [each[name] for each in found]) for name in (linear, ours))
-    return result_of(values, rows, note)
+    return judge(found, lambda nets: nets[WEIGHTS].both - nets[GATE].both, PROBE_ROW, note)
 
 
-def _probe_row(name: str, made: Sequence[Probed]) -> dict[str, Any]:
-    def of(what: str, form: str) -> str:
-        return shown([float(getattr(m, what)) for m in made], form)
-
-    return {
-        "router": name,
-        "AUC of the digit": of("digit", ".4f"),
-        "of the task": of("task", ".4f"),
-        "units on": of("units", ".1f"),
-        "test loss": of("loss", ".3f"),
-    }
-
+PROBE_ROW = row_of(
+    "router",
+    {
+        "AUC of the digit": ("digit", ".4f"),
+        "of the task": ("task", ".4f"),
+        "units on": ("units", ".1f"),
+        "test loss": ("loss", ".3f"),
+    },
+)
 
 PAPER = "(arXiv:2503.07639). "
-GATE = "a linear gate over the same ReLU experts, top-2 of 8"
+BASELINE = "a linear gate over the same ReLU experts, top-2 of 8"
+
+claim = partial(Claim, sense="<=", minutes=14)
 
 CLAIMS = (
-    Claim(
+    claim(
         "moe-x",
         sentence="Routing by the experts' own weights leaves fewer units on "
         + PAPER
         + "Units on of an expert that a token has.",
-        baseline=GATE,
+        baseline=BASELINE,
         bar=0.92,
-        sense="<=",
         run=partial(on_text, of=units_ratio),
         needs="long",
-        minutes=14,
     ),
-    Claim(
+    claim(
         "moe-x-loss",
         sentence="Routing by the experts' own weights costs no loss " + PAPER + "Test loss.",
-        baseline=GATE,
+        baseline=BASELINE,
         bar=1.01,
-        sense="<=",
         run=partial(on_text, of=loss_ratio),
         needs="long",
-        minutes=14,
     ),
-    Claim(
+    claim(
         "moe-x-rank",
         sentence="The score, read off the weights, says how many units will be on "
         + "(arXiv:2503.07639, figure 9). Spearman's rank correlation over the experts of a token.",
         baseline="-1: the sparsest expert always has the largest score",
         bar=-0.5,
-        sense="<=",
         run=partial(on_text, of=rank),
         needs="long",
-        minutes=14,
     ),
-    Claim(
+    claim(
         "moe-x-probe",
         sentence="Its units say what the input is no worse " + PAPER + "AUC of linear probes for "
         "digit and task on MIX6, the difference of their means.",
-        baseline=GATE,
+        baseline=BASELINE,
         bar=0.0,
         sense=">=",
         run=probe,

@@ -7,7 +7,7 @@ from functools import partial
 from ..core import Claim
 from ..experiments.routing import VARIANTS, Variant
 from ..mixtures import AdamOnce
-from .routed import arm, compare, hurt, perplexity
+from .routed import arm, hurt, perplexity, ratio
 
 TOPK = VARIANTS["top-k"]
 RELEASED = AdamOnce(gamma1=1.0, start="zero")
@@ -32,38 +32,33 @@ EQUAL = (
     "lower with momentum in all seeds, as clean ones are."
 )
 
+claim = partial(Claim, sense="<=", needs="long", minutes=15)
+
 CLAIMS = (
-    Claim(
+    claim(
         "momentum",
         sentence="Momentum along the depth lowers the perplexity of a sparse mixture of experts "
         "(arXiv:2410.14574, abstract).",
         baseline="the same mixture without momentum; ratio of perplexities",
         bar=0.995,
-        sense="<=",
-        run=partial(compare, ours=MOMENTUM, base=SMOE, of=perplexity, note=NOTE),
-        minutes=15,
-        needs="long",
+        run=partial(ratio, ours=MOMENTUM, base=SMOE, of=perplexity, note=NOTE),
     ),
-    Claim(
+    claim(
         "momentum-swapped",
         sentence="A mixture with momentum stands swapped tokens at least as well "
         "(arXiv:2410.14574, abstract): the share by which they raise its perplexity.",
         baseline="the same mixture without momentum; ratio of the rises",
         bar=1.0,
-        sense="<=",
-        run=partial(compare, ours=MOMENTUM, base=SMOE, of=hurt, note=f"{NOTE}\n{EQUAL}"),
-        minutes=15,
-        needs="long",
+        run=partial(ratio, ours=MOMENTUM, base=SMOE, of=hurt, note=f"{NOTE}\n{EQUAL}"),
     ),
-    Claim(
+    claim(
         "momentum-adam",
         sentence="An Adam step at the first layer, and momentum from there on, lowers the "
         "perplexity of a sparse mixture of experts (arXiv:2410.14574, section 3).",
         baseline="the same mixture without momentum; ratio of perplexities",
         bar=0.995,
-        sense="<=",
         run=partial(
-            compare,
+            ratio,
             ours=ADAM,
             base=SMOE,
             of=perplexity,
@@ -71,6 +66,5 @@ CLAIMS = (
             note=f"{NOTE} {STEP}",
         ),
         minutes=30,
-        needs="long",
     ),
 )

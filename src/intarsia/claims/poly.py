@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +16,18 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from ..adapters import Lora
 from ..core import Claim, Method, Result
+from ..core.claim import Report
 from ..fitting import fit
 from ..gating import task_ids
 from ..hosts import adapt
 from ..hosts.attach.peft import PeftModel
 from ..methods import Poly, mhr
 from ..routers import TaskRouter
-from ..train import evaluate
 from . import mix6
-from .study import result_of, shown, threads
+from .study import by_arm, by_seed, class_scores, judge, row_of, shown
 
 STEPS, LR, LR_Z = 1200, 5e-3, 0.1  # of the sheet, as are ranks, skills and heads
 SHOTS, EPOCHS, BATCH = 64, 100, 32  # of a task that comes later: 200 steps
-Report = Callable[[str], None]
 optimizer = partial(mhr.poly_adamw, lr_z=LR_Z)
 
 
@@ -71,7 +70,7 @@ def train(model: nn.Module, rows: Dataset[Any], epochs: int, batch: int, **setti
 
 def error(model: nn.Module, rows: TensorDataset) -> float:
     """Percent of wrong answers."""
-    return 100 * (1 - evaluate(Told(model), rows, batch_size=1024).accuracy)
+    return 100 * (1 - class_scores(Told(model), rows, 1024).accuracy)
 
 
 def alignment(model: nn.Module, rows: TensorDataset) -> float:
@@ -89,22 +88,24 @@ def alignment(model: nn.Module, rows: TensorDataset) -> float:
     return statistics.mean(float(F.cosine_similarity(a, b, 0)) for a, b in pairs)
 
 
+class Learned(NamedTuple):
+    """Error in %, alignment half-way and number of logits."""
+
+    error: float
+    cosine: float
+    logits: int
+
+
 @lru_cache
-def together(seed: int, report: Report) -> dict[str, tuple[float, float, int]]:
-    """Error, alignment half-way and number of logits of each arm, trained on all six tasks."""
+def learned(method: Method, seed: int) -> Learned:
+    """An arm trained on all six tasks."""
     tasks = tuple(mix6.TASKS)
     rows, test = data("train", tasks), data("test", tasks)
-    found: dict[str, tuple[float, float, int]] = {}
-    with threads(1):
-        for name, method in methods(len(tasks)).items():
-            model = adapted(method, seed)
-            cosines: list[float] = []
-            schedule = partial(_watch, cosines=cosines, rows=rows)
-            train(model, rows, mix6.epochs(STEPS), mix6.BATCH, seed=seed, schedule=schedule)
-            z = sum(m.logits.numel() for m in model.modules() if isinstance(m, TaskRouter))
-            found[name] = error(model, test), cosines[0], z
-            report(f"seed {seed}, {name}: error {found[name][0]:.2f} %, cosine {cosines[0]:+.3f}")
-    return found
+    model, cosines = adapted(method, seed), list[float]()
+    schedule = partial(_watch, cosines=cosines, rows=rows)
+    train(model, rows, mix6.epochs(STEPS), mix6.BATCH, seed=seed, schedule=schedule)
+    z = sum(m.logits.numel() for m in model.modules() if isinstance(m, TaskRouter))
+    return Learned(error(model, test), cosines[0], z)
 
 
 def _watch(
@@ -118,23 +119,20 @@ def _watch(
 
 def on_known_tasks(seeds: Sequence[int], report: Report, *, over: int) -> Result:
     """Error of MHR over that of another arm, the median of the seeds."""
-    found = [together(seed, report) for seed in seeds]
-    names = list(methods(len(mix6.TASKS)))
-    errors = {name: [arms[name][0] for arms in found] for name in names}
-    ratios = [
-        ours / other for ours, other in zip(errors[names[2]], errors[names[over]], strict=True)
-    ]
-    middle = {name: statistics.median(values) for name, values in errors.items()}
-    rows = [
-        {
+    arms = methods(len(mix6.TASKS))
+    names = list(arms)
+    found = by_arm(arms, seeds, learned, report)
+    middle = {name: statistics.median(m.error for m in made) for name, made in found.items()}
+
+    def row(name: str, made: Sequence[Learned]) -> dict[str, Any]:
+        return {
             "arm": name,
-            "error %": shown(errors[name], ".2f"),
+            "error %": shown([m.error for m in made], ".2f"),
             "median": f"{middle[name]:.2f}",
-            "routing logits": found[0][name][2],
-            "cosine of task gradients": shown([arms[name][1] for arms in found], "+.3f"),
+            "routing logits": made[0].logits,
+            "cosine of task gradients": shown([m.cosine for m in made], "+.3f"),
         }
-        for name in names
-    ]
+
     shared, poly, ours = (middle[name] for name in names)
     note = (
         f"Medians: shared {shared:.2f} %, Poly {poly:.2f} %, MHR {ours:.2f} %: "
@@ -142,7 +140,11 @@ def on_known_tasks(seeds: Sequence[int], report: Report, *, over: int) -> Result
         "half-way through training, over all pairs of tasks; it is reported, not judged. "
         "poly and poly-heads judge the same runs."
     )
-    return result_of(ratios, rows, note, statistics.median)
+
+    def of(made: Mapping[str, Learned]) -> float:
+        return made[names[2]].error / made[names[over]].error
+
+    return judge(found, of, row, note, statistics.median)
 
 
 LATER = (
@@ -156,24 +158,21 @@ LATER = (
 
 
 @lru_cache
-def later(seed: int, report: Report) -> dict[str, float]:
+def later(seed: int) -> dict[str, float]:
     """Error of each way to a task that was held out, the mean over two such tasks.
 
     Seeds 0, 1 and 2 hold out two of the six each, so that each of them is held out once.
     """
     tasks = tuple(mix6.TASKS)
     found: dict[str, list[float]] = {name: [] for name in LATER}
-    with threads(1):
-        for number in (2 * seed, 2 * seed + 1):
-            held = tasks[number % len(tasks)]
-            known = [task for task in tasks if task != held]
-            base = adapted(Poly(len(known), skills=4, heads=8, rank=1), seed)
-            epochs = mix6.epochs(STEPS, len(known))
-            train(base, data("train", known), epochs, mix6.BATCH, seed=seed)
-            for name, score in _adapted_to(base, held, len(known), seed).items():
-                found[name].append(score)
-            scores = ", ".join(f"{name} {values[-1]:.1f}" for name, values in found.items())
-            report(f"seed {seed}, {held} held out: {scores}")
+    for number in (2 * seed, 2 * seed + 1):
+        held = tasks[number % len(tasks)]
+        known = [task for task in tasks if task != held]
+        base = adapted(Poly(len(known), skills=4, heads=8, rank=1), seed)
+        epochs = mix6.epochs(STEPS, len(known))
+        train(base, data("train", known), epochs, mix6.BATCH, seed=seed)
+        for name, score in _adapted_to(base, held, len(known), seed).items():
+            found[name].append(score)
     return {name: statistics.mean(values) for name, values in found.items()}
 
 
@@ -199,17 +198,14 @@ def _adapted_to(base: PeftModel, held: str, new: int, seed: int) -> dict[str, fl
 
 def on_a_later_task(seeds: Sequence[int], report: Report, *, ours: str, over: str) -> Result:
     """Points by which one way is more accurate than another, the median of the seeds."""
-    found = [later(seed, report) for seed in seeds]
-    gains = [errors[over] - errors[ours] for errors in found]
-    rows = [
-        {"way": name, "error %": shown([errors[name] for errors in found], ".2f")} for name in LATER
-    ]
+    found = by_seed(seeds, later, report)
     note = (
         f"{SHOTS} shots, {EPOCHS * -(-SHOTS // BATCH)} steps; each seed is the mean over two tasks "
         "held out in turn, and three seeds hold out each of the six once; MHR, S = 4, Q = 8, r = 1 "
         "was trained on the other five. poly-mu, poly-mu-start and poly-z judge the same runs."
     )
-    return result_of(gains, rows, note, statistics.median)
+    row = row_of("way", {"error %": ("", ".2f")})
+    return judge(found, lambda errors: errors[over] - errors[ours], row, note, statistics.median)
 
 
 KNOWN = (
@@ -218,8 +214,10 @@ KNOWN = (
 )
 FEW = "For a new task with few examples (arXiv:2211.03831, section 3): "
 
+claim = partial(Claim, sense=">=", minutes=5)
+
 CLAIMS = (
-    Claim(
+    claim(
         "poly",
         sentence=KNOWN + "Here MHR against the shared LoRA, on six tasks.",
         baseline="error of one shared LoRA; ratio",
@@ -228,7 +226,7 @@ CLAIMS = (
         run=partial(on_known_tasks, over=0),
         minutes=3,
     ),
-    Claim(
+    claim(
         "poly-heads",
         sentence=KNOWN + "Here MHR against Poly, on six tasks.",
         baseline="error of Poly, without heads; ratio",
@@ -237,31 +235,25 @@ CLAIMS = (
         run=partial(on_known_tasks, over=1),
         minutes=3,
     ),
-    Claim(
+    claim(
         "poly-mu",
         sentence=FEW + "MHR-mu, one LoRA from the means of the skills, is about as good as MHR.",
         baseline="MHR with a new row of Z, all trained; points of accuracy",
         bar=-1.5,
-        sense=">=",
         run=partial(on_a_later_task, ours="MHR-mu", over="MHR"),
-        minutes=5,
     ),
-    Claim(
+    claim(
         "poly-mu-start",
         sentence=FEW + "MHR-mu is at least as good as the same LoRA from scratch.",
         baseline="LoRA from scratch of the same rank, 1; points of accuracy",
         bar=0.0,
-        sense=">=",
         run=partial(on_a_later_task, ours="MHR-mu", over="LoRA from scratch, r = 1"),
-        minutes=5,
     ),
-    Claim(
+    claim(
         "poly-z",
         sentence=FEW + "MHR-z, which trains nothing but Z, beats the untrained average of skills.",
         baseline="the untrained average of skills; points of accuracy",
         bar=0.0,
-        sense=">=",
         run=partial(on_a_later_task, ours="MHR-z", over=LATER[-1]),
-        minutes=5,
     ),
 )

@@ -7,7 +7,7 @@ from functools import partial
 from ..core import Claim
 from ..experiments.routing import VARIANTS, Variant
 from ..routers import Recurrent
-from .routed import arm, compare, information
+from .routed import arm, information, ratio
 
 TOPK = arm("linear router, top-2 of 8", VARIANTS["top-k"])
 RMOE = arm("RMoE, p = 32", VARIANTS["rmoe"])
@@ -32,19 +32,19 @@ UNEVEN = (
     "recurrence (docs/log, 2026-11-25)."
 )
 
+claim = partial(Claim, needs="long", minutes=25)
+
 CLAIMS = (
-    Claim(
+    claim(
         "rmoe",
         sentence="Routers that pass a state along the depth predict no worse than linear ones "
         "(arXiv:2408.06793, abstract).",
         baseline="linear top-2 router; ratio of test losses",
         bar=1.0,
         sense="<=",
-        run=partial(compare, ours=RMOE, base=TOPK, beside=(ALONE,), note=f"{NOTE}\n{SHORT}"),
-        minutes=25,
-        needs="long",
+        run=partial(ratio, ours=RMOE, base=TOPK, beside=(ALONE,), note=f"{NOTE}\n{SHORT}"),
     ),
-    Claim(
+    claim(
         "rmoe-information",
         sentence="Choices of consecutive layers know more of each other when routers pass a state "
         "along (arXiv:2408.06793, section 5): mutual information of a token's first experts.",
@@ -52,9 +52,12 @@ CLAIMS = (
         bar=1.2,
         sense=">=",
         run=partial(
-            compare, ours=RMOE, base=TOPK, of=information, beside=(ALONE,), note=f"{NOTE}\n{UNEVEN}"
+            ratio,
+            ours=RMOE,
+            base=TOPK,
+            of=information,
+            beside=(ALONE,),
+            note=f"{NOTE}\n{UNEVEN}",
         ),
-        minutes=25,
-        needs="long",
     ),
 )

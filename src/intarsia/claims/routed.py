@@ -11,7 +11,7 @@ from ..core import Result
 from ..core.claim import Report
 from ..experiments.pool import Arm
 from ..experiments.routing import TEXT, RouterTrial, Scale, Variant, cells
-from .study import result_of, shown
+from .study import judge, shown
 
 CORPUS = "austen"
 
@@ -88,7 +88,7 @@ def information(cell: Cell) -> float:
     return statistics.mean(pair["information"] for pair in cell["agreement"])
 
 
-def compare(
+def ratio(
     seeds: Sequence[int],
     report: Report,
     *,
@@ -101,20 +101,18 @@ def compare(
 ) -> Result:
     """A figure of one contender over that of another: the mean of the seeds' ratios."""
     found = bench.cells((base, ours, *beside), seeds, report)
-    return judged(found, ours, base, of=of, note=note)
+    return judged(found, base, lambda cells: of(cells[ours.name]) / of(cells[base.name]), note)
 
 
 def judged(
     found: Mapping[str, Sequence[Cell]],
-    ours: Arm[AtBudget],
     base: Arm[AtBudget],
-    *,
-    of: Callable[[Cell], float],
+    of: Callable[[Mapping[str, Cell]], float],
     note: str,
 ) -> Result:
-    """The result of `compare` from its cells."""
-    values = ratios(found[ours.name], found[base.name], of)
-    return result_of(values, table(found, base), _with_setting(found, note))
+    """The mean of a figure of each seed's cells.  base: whom the table holds the others against."""
+    setting = _with_setting(found, note)
+    return judge(found, of, lambda name, made: _row(name, made, found[base.name]), setting)
 
 
 def measured(
@@ -129,15 +127,7 @@ def measured(
 ) -> Result:
     """A figure of one contender by itself: the mean of the seeds; the other stands in the table."""
     found = bench.cells((base, ours), seeds, report)
-    values = tuple(of(cell) for cell in found[ours.name])
-    return result_of(values, table(found, base), _with_setting(found, note))
-
-
-def table(
-    found: Mapping[str, Sequence[Cell]], base: Arm[AtBudget]
-) -> tuple[Mapping[str, Any], ...]:
-    """A line for each contender."""
-    return tuple(_row(name, made, found[base.name]) for name, made in found.items())
+    return judged(found, base, lambda cells: of(cells[ours.name]), note)
 
 
 def _row(name: str, made: Sequence[Cell], base: Sequence[Cell]) -> dict[str, Any]:

@@ -224,28 +224,26 @@ def memory(seeds: Sequence[int], report: Report) -> Result:
 
 PAPER = "(arXiv:2412.06289, abstract)"
 
+claim = partial(Claim, sense=">=", minutes=4)
+
 CLAIMS = (
-    Claim(
+    claim(
         "s2ft",
         sentence="S2FT forgets less than LoRA: at the same accuracy on a new task it keeps at "
         f"least LoRA's accuracy on the old one, in two thirds of the tasks {PAPER}.",
         baseline="LoRA of the same size, where both first reach the same target accuracy",
         bar=2 / 3,
-        sense=">=",
         run=retention,
-        minutes=4,
     ),
-    Claim(
+    claim(
         "s2ft-in-domain",
         sentence="S2FT learns a new task about as well as LoRA of its size: at most 4 points worse "
         f"{PAPER}.",
         baseline="LoRA of the same size; final target accuracy, S2FT minus LoRA",
         bar=-0.04,
-        sense=">=",
         run=in_domain,
-        minutes=4,
     ),
-    Claim(
+    claim(
         "s2ft-memory",
         sentence="What S2FT's trained linear layers keep for the backward is at most a tenth of "
         f"what full fine-tuning's keep {PAPER}.",

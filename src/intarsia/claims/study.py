@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import TensorDataset
 
 from ..core import Method, Result
+from ..core.claim import Report
 from ..core.registry import method_to_dict
 from ..data import backbones, packages, sets, structured
 from ..data.decode import to_rgb
@@ -28,6 +29,7 @@ from ..results.sheet import Sheet, Spread, deviation
 from ..results.store import Store, key_of
 from ..train import Training, evaluate
 from ..train.objectives import Objective, plain
+from ..train.scores import Metrics
 
 S = TypeVar("S")  # of an arm
 T = TypeVar("T")  # a task
@@ -59,7 +61,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Score:
+class StudyScore:
     """Accuracy in percent on images no choice was made on, and CPU seconds of training."""
 
     accuracy: float
@@ -91,7 +93,7 @@ class Study:
         self._held: tuple[Any, Any] | None = None
         self.kept = 0  # cells that were read, not run
 
-    def cell(self, name: str, budget: Budget, arm: Arm[Recipe], seed: int) -> Score:
+    def cell(self, name: str, budget: Budget, arm: Arm[Recipe], seed: int) -> StudyScore:
         """The score of one cell, from the file or by running it."""
         recipe = arm.settings
         method = recipe.method(budget)
@@ -116,7 +118,7 @@ class Study:
         else:
             score = self._run(name, budget, recipe, method, seed)
             self.cells.add(key, {**inputs, "score": vars(score)})
-        return Score(**self.cells[key]["score"])
+        return StudyScore(**self.cells[key]["score"])
 
     def sheets(
         self,
@@ -124,8 +126,8 @@ class Study:
         budgets: Sequence[Budget],
         sets: Sequence[str],
         seeds: Sequence[int],
-        report: Callable[[str], None],
-    ) -> dict[str, Sheet[str, str, Score]]:
+        report: Report,
+    ) -> dict[str, Sheet[str, str, StudyScore]]:
         """The scores by budget; all budgets of a set follow each other, so that it is kept."""
         named = {budget.name: budget for budget in budgets}
         found = each(
@@ -147,7 +149,9 @@ class Study:
             for name in named
         }
 
-    def _run(self, name: str, budget: Budget, recipe: Recipe, method: Method, seed: int) -> Score:
+    def _run(
+        self, name: str, budget: Budget, recipe: Recipe, method: Method, seed: int
+    ) -> StudyScore:
         train, test, tail = self._data(name, budget.images, seed)
         old = cast(torch.nn.Linear, tail.head)
         torch.manual_seed(seed)
@@ -161,8 +165,8 @@ class Study:
         start = time.process_time()
         fit(model, train, training=training, objective=recipe.objective, **recipe.options(budget))
         cpu = time.process_time() - start
-        scores = evaluate(model, test)
-        return Score(100 * scores.accuracy, scores.loss, cpu)
+        scores = class_scores(model, test)
+        return StudyScore(100 * scores.accuracy, scores.loss, cpu)
 
     def _data(
         self, name: str, images: int, seed: int
@@ -226,6 +230,21 @@ def _pixels(image: Any) -> torch.Tensor:
     return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)
 
 
+def in_words(made: Any) -> str:
+    """The numbers that came out, by their names if they have some."""
+    if isinstance(made, float | int):
+        return f"{made:.4g}"
+    made = made._asdict() if hasattr(made, "_asdict") else made
+    return ", ".join(f"{name} {in_words(value)}" for name, value in made.items())
+
+
+def class_scores(model: torch.nn.Module, rows: TensorDataset, batch_size: int = 64) -> Metrics:
+    """The scores of a model of classes."""
+    scores = evaluate(model, rows, batch_size=batch_size)
+    assert isinstance(scores, Metrics)
+    return scores
+
+
 def result_of(
     values: Sequence[float],
     rows: Iterable[Mapping[str, Any]],
@@ -234,6 +253,59 @@ def result_of(
 ) -> Result:
     """A claim's result from one value for each seed.  over: what of them is judged."""
     return Result(over(values), deviation(values), tuple(values), tuple(rows), note)
+
+
+def by_arm(
+    arms: Mapping[str, S],
+    seeds: Sequence[int],
+    work: Callable[[S, int], R],
+    report: Report,
+    said: Callable[[R], str] = in_words,
+) -> dict[str, list[R]]:
+    """What `each` makes of every arm on a single task, in the order of the seeds."""
+    named = [Arm(name, settings) for name, settings in arms.items()]
+    found = each(named, seeds, lambda arm, _, seed: work(arm, seed), report, said=said)
+    return {name: found.by_seed(name, "") for name in arms}
+
+
+def by_seed(
+    seeds: Sequence[int], work: Callable[[int], Mapping[str, R]], report: Report
+) -> dict[str, list[R]]:
+    """`by_arm` of arms that depend on each other.  work: a seed -> what came out of each arm."""
+    made = by_arm({"": work}, seeds, lambda run, seed: run(seed), report)[""]
+    return {name: [one[name] for one in made] for name in made[0]}
+
+
+def judge(
+    found: Mapping[str, Sequence[R]],
+    of: Callable[[Mapping[str, R]], float],
+    row: Callable[[str, Sequence[R]], Mapping[str, Any]],
+    note: str = "",
+    over: Callable[[Sequence[float]], float] = statistics.mean,
+) -> Result:
+    """A claim's result from what came out of each arm, in the order of the seeds.
+
+    of: what came out of a seed's arms -> its value.  row: an arm's line of the table.
+    """
+    seeds = zip(*found.values(), strict=True)
+    values = [of(dict(zip(found, made, strict=True))) for made in seeds]
+    return result_of(values, [row(name, made) for name, made in found.items()], note, over)
+
+
+def row_of(head: str, columns: Mapping[str, tuple[str, str]]) -> Callable[..., dict[str, Any]]:
+    """A `row` for `judge` of means and spreads.
+
+    head: what the arms are.  columns: title -> attribute of what came out ("" = itself), format.
+    """
+
+    def row(name: str, made: Sequence[Any]) -> dict[str, Any]:
+        values = {
+            title: shown([getattr(one, what) if what else one for one in made], form)
+            for title, (what, form) in columns.items()
+        }
+        return {head: name} | values
+
+    return row
 
 
 def shown(values: Sequence[float], form: str) -> str:
@@ -245,10 +317,10 @@ def each(
     arms: Sequence[Arm[S]],
     seeds: Sequence[int],
     work: Callable[[S, T, int], R],
-    report: Callable[[str], None],
+    report: Report,
     *,
     tasks: Sequence[T] = ("",),
-    said: Callable[[R], str],
+    said: Callable[[R], str] = in_words,
 ) -> Sheet[str, T, R]:
     """Every arm on every task from every seed, in this process, on one thread.
 
@@ -285,7 +357,7 @@ def each(
 
 def _title(arm: Arm[Any], task: object, seed: int) -> str:
     words = task if isinstance(task, tuple) else (task,) if task else ()
-    return ", ".join([*map(str, words), f"seed {seed}", arm.name])
+    return ", ".join([*map(str, words), f"seed {seed}", *([arm.name] if arm.name else [])])
 
 
 @contextmanager

@@ -13,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Claim, Result, Routing
+from ..core.claim import Report
 from ..fitting import fit
 from ..gating import RouterConfig
 from ..mixtures import Mixture
 from ..routers import TopK, Transport
 from ..routers.transport import TransportRouter
-from ..train import evaluate
 from . import mix6
-from .study import result_of, shown, threads
+from .study import by_arm, class_scores, judge, shown
 
 EXPERTS, LAYER, STEPS, LR = 8, 3, 600, 1e-3
 EPS, ROUNDS = 0.05, 50  # of Sinkhorn's plan: entropy, in units of p; rounds
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,7 @@ class Loads:
         self.most = max(self.most, int(routing.load().max()) / room)
 
 
+@lru_cache
 def train(router: RouterConfig, seed: int, steps: int = STEPS) -> Found:
     """A classifier with one mixture, from scratch; all test digits are one batch."""
     net = mix6.of_experts(router, seed=seed, layers=[LAYER])
@@ -98,7 +98,7 @@ def train(router: RouterConfig, seed: int, steps: int = STEPS) -> Found:
     mixture.router.register_forward_hook(seen)
     fit(net, mix6.data("train"), epochs=mix6.epochs(steps), batch_size=mix6.BATCH, lr=LR, seed=seed)
     test = mix6.data("test")
-    scores = evaluate(net, test, batch_size=len(test))
+    scores = class_scores(net, test, len(test))
     routing = seen.last
     assert routing is not None and routing.tokens == len(test)
     load = routing.load().double()
@@ -106,28 +106,16 @@ def train(router: RouterConfig, seed: int, steps: int = STEPS) -> Found:
     return Found(scores.loss, scores.accuracy, float(load.max() / load.mean()), lost, seen.most)
 
 
-@lru_cache
-def trained(seed: int, report: Report, steps: int = STEPS) -> dict[str, Found]:
-    """All arms of a seed."""
-    found: dict[str, Found] = {}
-    with threads(1):
-        for name, router in ARMS.items():
-            found[name] = made = train(router, seed, steps)
-            report(f"seed {seed}, {name}: loss {made.loss:.3f}, largest load {made.load:.2f}")
-    return found
-
-
 def judged(
     seeds: Sequence[int],
     report: Report,
     *,
-    of: Callable[[dict[str, Found]], float],
+    of: Callable[[Mapping[str, Found]], float],
     over: Callable[[Sequence[float]], float],
     steps: int = STEPS,
 ) -> Result:
     """A figure of each seed's arms, and their mean, largest or smallest as the result."""
-    found = [trained(seed, report, steps) for seed in seeds]
-    values = tuple(of(arms) for arms in found)
+    found = by_arm(ARMS, seeds, lambda router, seed: train(router, seed, steps), report)
     note = (
         f"MIX6 without marks, an MLP of six blocks from scratch with eight experts in block "
         f"{LAYER}; {steps} steps of {mix6.BATCH}, lr {LR}; equal steps for all. Load, pairs and "
@@ -135,8 +123,7 @@ def judged(
         "The largest column is of all steps of training, too. A token without an expert keeps what "
         "the residual brings it. The four transport claims judge the same runs."
     )
-    rows = tuple(_row(name, [arms[name] for arms in found]) for name in ARMS)
-    return result_of(values, rows, note, over)
+    return judge(found, of, _row, note, over)
 
 
 def _row(name: str, made: Sequence[Found]) -> dict[str, Any]:
@@ -150,26 +137,26 @@ def _row(name: str, made: Sequence[Found]) -> dict[str, Any]:
     }
 
 
-def _ratio(arms: dict[str, Found]) -> float:
+def _ratio(arms: Mapping[str, Found]) -> float:
     return arms[PLAN].loss / arms[FREE].loss
 
 
 PAPER = "(arXiv:2209.15466). "
 UNBALANCED = "top-1 trained without a balance loss"
 
+claim = partial(Claim, sense="<=", minutes=4)
+
 CLAIMS = (
-    Claim(
+    claim(
         "transport",
         sentence="A plan with at most k = T / E tokens an expert is even without a balance loss "
         + PAPER
         + "The largest load over the mean, the largest of the seeds.",
         baseline=f"1 is even; for {UNBALANCED} see transport-unbalanced",
         bar=1.05,
-        sense="<=",
         run=partial(judged, of=lambda arms: arms[PLAN].load, over=max),
-        minutes=4,
     ),
-    Claim(
+    claim(
         "transport-unbalanced",
         sentence="Without a balance loss top-1 is uneven, so that there is something to even out "
         + PAPER
@@ -178,25 +165,20 @@ CLAIMS = (
         bar=1.3,
         sense=">=",
         run=partial(judged, of=lambda arms: arms[FREE].load, over=min),
-        minutes=4,
     ),
-    Claim(
+    claim(
         "transport-loss",
         sentence="The plan costs no accuracy " + PAPER + "Test cross-entropy after equal steps.",
         baseline=UNBALANCED,
         bar=1.02,
-        sense="<=",
         run=partial(judged, of=_ratio, over=statistics.mean),
-        minutes=4,
     ),
-    Claim(
+    claim(
         "transport-pairs",
         sentence="No expert ever has more than k tokens " + PAPER + "The largest column of any "
         "step and of the test, over k.",
         baseline="k = ceil(T / E)",
         bar=1.0,
-        sense="<=",
         run=partial(judged, of=lambda arms: arms[PLAN].pairs, over=max),
-        minutes=4,
     ),
 )

@@ -6,7 +6,7 @@ import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,12 @@ from ..routers import TopK
 from ..train import evaluate
 from . import mix6
 from .routed import BENCH, Bench, Cell, arm, ratios
-from .routed import loss as cell_loss
-from .study import result_of, shown, threads
+from .study import by_arm, by_seed, judge, row_of, shown
 
 EXPERTS, LR = 8, 1e-3
 TOKENS, BATCHES, SKEW = 2048, 100, 4.0  # of the mechanism: one expert is asked for four times
-POLICIES = {"order": "in order", "random": "by lot"}
+IN_ORDER, BY_LOT = "in order", "by lot"
+POLICIES = {"order": IN_ORDER, "random": BY_LOT}
 TIGHT = 0.75  # capacity factor where the batch is laid out by task
 STEPS, SHARED, MORE = 600, 200, 100  # on MIX6: all of a parent's, those before they part, after
 OTHERS = 10  # random choices of experts to keep
@@ -55,37 +55,29 @@ def by_quarter(
     seeds: Sequence[int], report: Report, *, policy: str, over: Callable[[Sequence[float]], float]
 ) -> Result:
     """The largest less the smallest rate of a quarter."""
-    found = {name: [mechanism(name, seed) for seed in seeds] for name in POLICIES}
-    values = tuple(max(quarters) - min(quarters) for quarters, _ in found[policy])
-    report(f"{POLICIES[policy]}: {', '.join(f'{v:.3f}' for v in values)}")
-    rows = tuple(
-        {
-            "policy": POLICIES[name],
-            **{
-                f"quarter {i + 1}": f"{statistics.mean(q[i] for q, _ in made):.3f}"
-                for i in range(4)
-            },
-            "in all": f"{statistics.mean(total for _, total in made):.4f}",
-        }
-        for name, made in found.items()
-    )
+    name = POLICIES[policy]
+    found = {said: [mechanism(key, seed) for seed in seeds] for key, said in POLICIES.items()}
+
+    def row(name: str, made: Sequence[tuple[list[float], float]]) -> dict[str, Any]:
+        rates = (statistics.mean(quarters[i] for quarters, _ in made) for i in range(4))
+        line = {"policy": name} | {f"quarter {i + 1}": f"{q:.3f}" for i, q in enumerate(rates)}
+        return line | {"in all": f"{statistics.mean(total for _, total in made):.4f}"}
+
     note = (
         f"T = {TOKENS}, E = {EXPERTS}, capacity factor 1; one expert is asked for {SKEW:g} times "
         f"as often as each other. A rate is the mean over {BATCHES} batches, the same for both: "
         "512 tokens of a single batch tell it to 0.02 at best."
     )
-    return result_of(values, rows, note, over)
+    result = judge(found, lambda made: max(made[name][0]) - min(made[name][0]), row, note, over)
+    report(f"{name}: {', '.join(f'{value:.3f}' for value in result.values)}")
+    return result
 
 
 def on_text(seeds: Sequence[int], report: Report, *, bench: Bench = BENCH) -> Result:
     """Test loss of lots over order, the mean of the seeds; nothing is dropped in the test."""
-    arms = [arm(POLICIES["order"], VARIANTS["top-1-order"])]
-    arms += [arm(POLICIES["random"], VARIANTS["top-1-lots"])]
+    arms = [arm(IN_ORDER, VARIANTS["top-1-order"]), arm(BY_LOT, VARIANTS["top-1-lots"])]
     found, text = bench.cells(arms, seeds, report, sees_later=True), bench.scale
-    order, lots = found.values()
-    values = ratios(lots, order, cell_loss)
-    pairs = zip(lots, order, strict=True)
-    late = [a["loss_by_position"][3] / b["loss_by_position"][3] for a, b in pairs]
+    late = ratios(found[BY_LOT], found[IN_ORDER], lambda cell: cell["loss_by_position"][3])
     note = (
         f"Cells of `{bench.corpus}`, top-1 of {EXPERTS}, capacity factor 1 while training, "
         f"{text.steps} steps; drops are those of a training forward on test rows, "
@@ -95,8 +87,7 @@ def on_text(seeds: Sequence[int], report: Report, *, bench: Bench = BENCH) -> Re
         "all positions alike, and rows are shuffled: no text stands late twice. That bar is judged "
         "in zcode-m3-late, where what stands late is always the same."
     )
-    rows = tuple(_row(name, each) for name, each in found.items())
-    return result_of(values, rows, note)
+    return judge(found, lambda cells: cells[BY_LOT]["loss"] / cells[IN_ORDER]["loss"], _row, note)
 
 
 def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
@@ -136,46 +127,38 @@ def placed(part: str, seed: int) -> TensorDataset:
     return TensorDataset(torch.cat([x, place[:, None]], 1), y)
 
 
+class Late(NamedTuple):
+    """Test losses: of the last two tasks, and of all six."""
+
+    last: float
+    whole: float
+
+
+def of_policy(policy: str, seed: int, steps: int) -> Late:
+    """A net whose experts are full, with what stands late in every batch always the same."""
+    full = Capacity(TIGHT, policy)
+    net = mix6.of_experts(TopK(EXPERTS, 1, "prob"), seed=seed, capacity=full)
+    model, test, count = ByTask(net), placed("test", seed), mix6.epochs(steps)
+    fit(model, placed("train", seed), epochs=count, lr=LR, seed=seed, batch_size=mix6.BATCH)
+    x, y = test.tensors
+    behind = x[:, -1] >= len(mix6.TASKS) - 2
+    parts = TensorDataset(x[behind], y[behind]), test
+    return Late(*(evaluate(model, part, batch_size=1024).loss for part in parts))
+
+
 def late(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
     """Loss on the last two tasks of six, lots over order, the mean of the seeds."""
-    last: dict[str, list[float]] = {policy: [] for policy in POLICIES}
-    whole: dict[str, list[float]] = {policy: [] for policy in POLICIES}
-    with threads(1):
-        for seed in seeds:
-            for policy in POLICIES:
-                net = mix6.of_experts(
-                    TopK(EXPERTS, 1, "prob"), seed=seed, capacity=Capacity(TIGHT, policy)
-                )
-                model, test = ByTask(net), placed("test", seed)
-                fit(
-                    model,
-                    placed("train", seed),
-                    epochs=mix6.epochs(steps),
-                    lr=LR,
-                    seed=seed,
-                    batch_size=mix6.BATCH,
-                )
-                x, y = test.tensors
-                behind = x[:, -1] >= len(mix6.TASKS) - 2
-                ours = evaluate(model, TensorDataset(x[behind], y[behind]), batch_size=1024)
-                last[policy].append(ours.loss)
-                whole[policy].append(evaluate(model, test, batch_size=1024).loss)
-                report(f"seed {seed}, {POLICIES[policy]}: loss of the last tasks {ours.loss:.3f}")
-    values = tuple(a / b for a, b in zip(last["random"], last["order"], strict=True))
+    arms = {name: key for key, name in POLICIES.items()}
+    found = by_arm(arms, seeds, lambda policy, seed: of_policy(policy, seed, steps), report)
     note = (
         f"MIX6, mixtures in all blocks, top-1 of {EXPERTS}, capacity factor {TIGHT} while "
         f"training, nothing dropped in the test; {steps} steps. Each batch stands task by task, "
         "so that order drops the last tasks; which are last goes round with the seed."
     )
-    rows = tuple(
-        {
-            "policy": name,
-            "loss of the last two tasks": shown(last[key], ".3f"),
-            "of all six": shown(whole[key], ".3f"),
-        }
-        for key, name in POLICIES.items()
+    row = row_of(
+        "policy", {"loss of the last two tasks": ("last", ".3f"), "of all six": ("whole", ".3f")}
     )
-    return result_of(values, rows, note)
+    return judge(found, lambda made: made[BY_LOT].last / made[IN_ORDER].last, row, note)
 
 
 def train(net: nn.Module, steps: int, seed: int) -> None:
@@ -198,39 +181,38 @@ def parents(seed: int, steps: int) -> tuple[nn.Module, nn.Module]:
     return both
 
 
+class Further(NamedTuple):
+    """Test loss before and after a few more steps."""
+
+    before: float
+    after: float
+
+
 def merging(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
     """Loss of the merged net over the mean of its parents', after the same further steps."""
-    losses: dict[str, list[float]] = {}
-    with threads(1):
-        for seed in seeds:
-            a, b = parents(seed, steps)
-            nets = {"first parent": a, "second parent": b, "merged": merged(a, b)}
-            for name, net in nets.items():
-                losses.setdefault(f"{name}, before", []).append(loss(net))
-                more = copy.deepcopy(net)
-                train(more, steps * MORE // STEPS, 2000 + seed)
-                losses.setdefault(name, []).append(loss(more))
-                report(
-                    f"seed {seed}, {name}: {losses[f'{name}, before'][-1]:.3f}, then "
-                    f"{losses[name][-1]:.3f}"
-                )
-    each = zip(losses["merged"], losses["first parent"], losses["second parent"], strict=True)
-    values = tuple(ours / ((one + two) / 2) for ours, one, two in each)
+
+    def run(seed: int) -> dict[str, Further]:
+        a, b = parents(seed, steps)
+        found: dict[str, Further] = {}
+        for name, net in {"first parent": a, "second parent": b, "merged": merged(a, b)}.items():
+            more = copy.deepcopy(net)
+            train(more, steps * MORE // STEPS, 2000 + seed)
+            found[name] = Further(loss(net), loss(more))
+        return found
+
+    def of(made: Mapping[str, Further]) -> float:
+        one, two, ours = (net.after for net in made.values())
+        return ours / ((one + two) / 2)
+
+    found = by_seed(seeds, run, report)
     passes = mix6.epochs(steps * MORE // STEPS)
     note = (
         f"MIX6, mixtures in all blocks, top-1 of {EXPERTS}; parents of {steps} steps, the first "
         f"third together; merged, {2 * EXPERTS} experts. All three then learn {passes} more "
         "passes, on one course of the rate, the merged net's start being its parents' mean."
     )
-    rows = tuple(
-        {
-            "net": name,
-            "loss before": shown(losses[f"{name}, before"], ".3f"),
-            "after the further steps": shown(losses[name], ".3f"),
-        }
-        for name in ("first parent", "second parent", "merged")
-    )
-    return result_of(values, rows, note)
+    columns = {"loss before": ("before", ".3f"), "after the further steps": ("after", ".3f")}
+    return judge(found, of, row_of("net", columns), note)
 
 
 def kept(net: nn.Module, scores: Mapping[str, Tensor], experts: int) -> nn.Module:
@@ -244,50 +226,49 @@ def kept(net: nn.Module, scores: Mapping[str, Tensor], experts: int) -> nn.Modul
 
 def pruning(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
     """Loss after pruning by use over the mean after pruning by lot."""
-    losses: dict[str, list[float]] = {"whole": [], "by use": [], "by lot": [], "least used": []}
-    with threads(1):
-        for seed in seeds:
-            net, _ = parents(seed, steps)
-            use = expert_loads(net, [mix6.data("train").tensors[0]])
-            draws = torch.Generator().manual_seed(seed)
-            lots = [{p: torch.rand(EXPERTS, generator=draws) for p in use} for _ in range(OTHERS)]
-            losses["whole"].append(loss(net))
-            losses["by use"].append(loss(kept(net, use, EXPERTS // 2)))
-            rare = {path: -load for path, load in use.items()}
-            losses["least used"].append(loss(kept(net, rare, EXPERTS // 2)))
-            losses["by lot"].append(
-                statistics.mean(loss(kept(net, lot, EXPERTS // 2)) for lot in lots)
-            )
-            report(
-                f"seed {seed}: by use {losses['by use'][-1]:.3f}, by lot {losses['by lot'][-1]:.3f}"
-            )
-    values = tuple(a / b for a, b in zip(losses["by use"], losses["by lot"], strict=True))
+
+    def run(seed: int) -> dict[str, float]:
+        net, _ = parents(seed, steps)
+        use = expert_loads(net, [mix6.data("train").tensors[0]])
+        draws = torch.Generator().manual_seed(seed)
+        lots = [{p: torch.rand(EXPERTS, generator=draws) for p in use} for _ in range(OTHERS)]
+        rare = {path: -load for path, load in use.items()}
+
+        def half(scores: Mapping[str, Tensor]) -> float:
+            return loss(kept(net, scores, EXPERTS // 2))
+
+        return {
+            "whole": loss(net),
+            "by use": half(use),
+            "by lot": statistics.mean(map(half, lots)),
+            "least used": half(rare),
+        }
+
+    found = by_seed(seeds, run, report)
     note = (
         f"MIX6, the first parent of zcode-m3-merge: {EXPERTS // 2} of {EXPERTS} experts stay in "
         f"each block, nothing is trained afterwards. Use is counted on the training digits; a lot "
         f"is the mean of {OTHERS}."
     )
-    rows = tuple(
-        {"experts": name, "test loss": shown(each, ".3f")} for name, each in losses.items()
-    )
-    return result_of(values, rows, note)
+    row = row_of("experts", {"test loss": ("", ".3f")})
+    return judge(found, lambda losses: losses["by use"] / losses["by lot"], row, note)
 
 
 PAPER = "(arXiv:2109.10465, "
 LOTS = "Tokens that are kept by lot are dropped alike wherever they stand " + PAPER + "random "
 
+claim = partial(Claim, sense="<=", minutes=0.02)
+
 CLAIMS = (
-    Claim(
+    claim(
         "zcode-m3",
         sentence=LOTS + "token selection). Largest less smallest drop rate of the quarters of a "
         "batch, the largest of the seeds.",
         baseline="0: the same in each",
         bar=0.03,
-        sense="<=",
         run=partial(by_quarter, policy="random", over=max),
-        minutes=0.02,
     ),
-    Claim(
+    claim(
         "zcode-m3-order",
         sentence="Tokens that are kept in order are dropped late in the batch " + PAPER + "random "
         "token selection). Largest less smallest drop rate of the quarters, the smallest of the "
@@ -296,48 +277,43 @@ CLAIMS = (
         bar=0.25,
         sense=">=",
         run=partial(by_quarter, policy="order", over=min),
-        minutes=0.02,
     ),
-    Claim(
+    claim(
         "zcode-m3-loss",
         sentence="With lots a model learns no worse than with order " + PAPER + "random token "
         "selection). Test loss without drops.",
         baseline="the same mixtures, the first tokens kept",
         bar=1.0,
-        sense="<=",
         run=on_text,
         needs="long",
         minutes=14,
     ),
-    Claim(
+    claim(
         "zcode-m3-late",
         sentence="With lots a model learns better what stands late in a batch " + PAPER + "random "
         "token selection). Test loss without drops of the last two of six tasks.",
         baseline="the same mixtures, the first tokens kept",
         bar=0.995,
-        sense="<=",
         run=late,
         seeds=(0, 1, 2, 3, 4, 5),
         minutes=4,
     ),
-    Claim(
+    claim(
         "zcode-m3-merge",
         sentence="Two trained mixtures merge into one that is as good after a few more steps "
         + PAPER
         + "aggregation of experts). Test loss.",
         baseline="the mean of both parents after as many steps more",
         bar=1.0,
-        sense="<=",
         run=merging,
         minutes=3,
     ),
-    Claim(
+    claim(
         "zcode-m3-prune",
         sentence="Half the experts are better chosen by use than by lot " + PAPER + "expert "
         "pruning). Test loss.",
         baseline="the mean of ten random choices",
         bar=1.0,
-        sense="<=",
         run=pruning,
         minutes=2,
     ),

@@ -187,5 +187,5 @@ def _baseline(plan: Plan, asked: str | None) -> str:
     return asked or (BASELINE if BASELINE in names else names[0])
 
 
-def _error(found: records.Result) -> str:
+def _error(found: records.RunResult) -> str:
     return in_words(found.outcome.error) if isinstance(found.outcome, records.Failed) else ""

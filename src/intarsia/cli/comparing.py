@@ -176,9 +176,9 @@ def show_comparison(
     folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool
 ) -> None:
     """Print the table of runs and write their page."""
-    from ..results.runs import compare, gather, json_rows, terminal_table, write_report
+    from ..results.runs import comparison_of, gather, json_rows, terminal_table, write_report
 
-    comparison = compare(gather(folders), baseline)
+    comparison = comparison_of(gather(folders), baseline)
     written = write_report(folders, page, baseline=baseline)
     if as_json:
         show_json({"report": str(written), "rows": json_rows(comparison)})

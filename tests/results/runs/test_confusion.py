@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intarsia.results.runs import compare, gather
+from intarsia.results.runs import comparison_of, gather
 from intarsia.results.runs.confusion import _joined, confusion_of
 from intarsia.results.runs.reading import Answers
 
@@ -46,14 +46,14 @@ def test_the_classes_that_are_mixed_up_most_stay() -> None:
 
 
 def test_seeds_are_added_up(runs: Path) -> None:
-    found = confusion_of(compare(gather([runs])).groups[0])
+    found = confusion_of(comparison_of(gather([runs])).groups[0])
     assert found is not None
     assert found.runs == 3 and found.counts.sum() == 3 * 160
 
 
 def test_a_group_without_all_predictions_has_none(tmp_path: Path, runs: Path) -> None:
     read = gather([runs / "mosa-0", runs / "mosa-1"])
-    (group,) = compare(read).groups
+    (group,) = comparison_of(read).groups
     assert confusion_of(group) is not None
     object.__setattr__(read[0], "answers", None)
     assert confusion_of(group) is None

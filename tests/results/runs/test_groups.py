@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.core.errors import DataError, UnknownName
-from intarsia.results.runs import compare, gather, json_rows, read_run
+from intarsia.results.runs import comparison_of, gather, json_rows, read_run
 from intarsia.results.runs.grouping import label_of
 from intarsia.results.sheet import Spread
 
@@ -31,7 +31,7 @@ def test_one_value_has_no_spread() -> None:
 
 
 def test_seeds_of_one_method_are_one_group(runs: Path) -> None:
-    comparison = compare(gather([runs]))
+    comparison = comparison_of(gather([runs]))
     assert [g.label for g in comparison.groups] == ["linear probe", "plain adapter", "mosa"]
     assert all([run.seed for run in g.runs] == [0, 1, 2] for g in comparison.groups)
     assert comparison.baseline is comparison.groups[0]
@@ -50,7 +50,7 @@ def test_differences_are_paired_by_seed(make_run: Make) -> None:
     ]  # fmt: skip
     for folder in folders:
         (folder / "predictions.safetensors").unlink()
-    base, mosa = compare(gather(folders)).groups
+    base, mosa = comparison_of(gather(folders)).groups
     difference = mosa.difference(base)
     assert (difference.n, difference.ahead) == (2, 2)  # seed 2 has no partner
     assert difference.mean == pytest.approx(0.125)
@@ -59,9 +59,9 @@ def test_differences_are_paired_by_seed(make_run: Make) -> None:
 
 def test_without_a_shared_seed_only_means_are_compared(make_run: Make) -> None:
     one, two = make_run("a", label="linear probe", seed=0), make_run("b", label="mosa", seed=1)
-    base, mosa = compare(gather([one, two])).groups
+    base, mosa = comparison_of(gather([one, two])).groups
     assert mosa.difference(base) is None
-    row = json_rows(compare(gather([one, two])))[1]["difference"]
+    row = json_rows(comparison_of(gather([one, two])))[1]["difference"]
     apart = mosa.accuracy.mean - base.accuracy.mean
     assert row == {"mean": pytest.approx(apart), "deviation": None, "n": 0, "ahead": 0}
 
@@ -69,36 +69,36 @@ def test_without_a_shared_seed_only_means_are_compared(make_run: Make) -> None:
 def test_settings_keep_groups_apart_and_label_them(make_run: Make) -> None:
     changes = [{}, {"training.lr": 0.01}, {"training.lr": 0.01, "training.seed": 7}]
     runs = gather([make_run(str(i), change=change) for i, change in enumerate(changes)])
-    groups = compare(runs).groups
+    groups = comparison_of(runs).groups
     assert [g.label for g in groups] == ["mosa (lr=0.001)", "mosa (lr=0.01)"]
     assert [len(g.runs) for g in groups] == [1, 2]
 
 
 def test_fewer_training_images_are_another_setting(make_run: Make) -> None:
     few = make_run("few", change={"data.train": {"n": 200, "sha256": "0"}})
-    labels = [g.label for g in compare(gather([make_run("many"), few])).groups]
+    labels = [g.label for g in comparison_of(gather([make_run("many"), few])).groups]
     assert labels == ["mosa (train=1000)", "mosa (train=200)"]
 
 
 def test_a_repeated_seed_is_no_second_sample(make_run: Make) -> None:
     with pytest.raises(DataError, match="seed 0 in .*one run per seed"):
-        compare(gather([make_run("a"), make_run("b")]))
+        comparison_of(gather([make_run("a"), make_run("b")]))
 
 
 def test_baseline_by_name(runs: Path) -> None:
     found = gather([runs])
-    assert compare(found, "plain adapter").baseline is not None
+    assert comparison_of(found, "plain adapter").baseline is not None
     with pytest.raises(UnknownName, match="Did you mean mosa"):
-        compare(found, "mossa")
+        comparison_of(found, "mossa")
 
 
 def test_a_single_group_has_no_baseline(make_run: Make) -> None:
-    assert compare([read_run(make_run())]).baseline is None
+    assert comparison_of([read_run(make_run())]).baseline is None
 
 
 def test_nothing_to_compare() -> None:
     with pytest.raises(DataError, match="got 0"):
-        compare([])
+        comparison_of([])
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,11 @@ def test_what_decides_a_result_keeps_groups_apart(make_run: Make) -> None:
     blocks = [{change: {}, "record.method": {"method": "bitfit", "last_blocks": n}} for n in (0, 6)]
     for i, pair in enumerate((ranks, sizes, blocks)):
         runs = [make_run(f"{i}{j}", label="one", change=c) for j, c in enumerate(pair)]
-        assert len(compare(gather(runs)).groups) == 2
+        assert len(comparison_of(gather(runs)).groups) == 2
     moved = [{change: {"default": {"peft_type": "LORA", "base_model_name_or_path": p},},
               "training.seed": s} for s, p in enumerate("ab")]  # fmt: skip
     runs = [make_run(f"m{i}", label="one", change=c) for i, c in enumerate(moved)]
-    assert len(compare(gather(runs)).groups) == 1
+    assert len(comparison_of(gather(runs)).groups) == 1
 
 
 def test_what_the_seed_chose_keeps_no_seeds_apart(make_run: Make) -> None:
@@ -144,6 +144,6 @@ def test_what_the_seed_chose_keeps_no_seeds_apart(make_run: Make) -> None:
         return make_run(name, label="s2ft", seed=seed, change=change)
 
     folders = [run("a", 0, 0.03), run("b", 1, 0.03), run("c", 0, 0.06), run("d", 0, 0.03, "fc1")]
-    groups = compare(gather(folders)).groups
+    groups = comparison_of(gather(folders)).groups
     assert [len(group.runs) for group in groups] == [2, 1, 1]
     assert "down=0.06" in groups[1].label and "channels" not in groups[1].label

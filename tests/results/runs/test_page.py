@@ -16,7 +16,7 @@ import pytest
 
 from intarsia.core.errors import IntarsiaError, MissingExtra, TrainingError, UnknownName
 from intarsia.results.plots import MARKS, SYMBOLS, Look
-from intarsia.results.runs import compare, gather, read_run, render, write_report
+from intarsia.results.runs import comparison_of, gather, read_run, render, write_report
 from intarsia.results.runs.figures import looks
 
 Make = Callable[..., Path]
@@ -137,7 +137,7 @@ def test_headings_leave_no_level_out(page: Page) -> None:
 
 def test_numbers_of_the_table_are_on_the_page(page: Page, runs: Path) -> None:
     text = " ".join(page.text)
-    for group in compare(gather([runs])).groups:
+    for group in comparison_of(gather([runs])).groups:
         assert (
             f"{100 * group.accuracy.mean:.1f} ± {100 * (group.accuracy.deviation or 0):.1f} %"
             in text
@@ -175,12 +175,12 @@ def test_what_is_missing_is_said(make_run: Make, name: str, says: str) -> None:
 def test_the_baseline_is_grey_and_no_two_methods_look_alike(make_run: Make) -> None:
     labels = [f"m{i}" for i in range(20)]
     runs = gather(make_run(name, change={"record.label": name, "started": name}) for name in labels)
-    found = looks(compare(runs, "m3"))
+    found = looks(comparison_of(runs, "m3"))
     assert found[3] == Look(0, 0)
     assert [look.color for look in found[:9]] == [1, 2, 3, 0, 4, 5, 6, 7, 1]
     assert len(set(found)) == 20
     assert all(look.symbol < len(SYMBOLS) == len(MARKS) for look in found)
-    assert looks(compare(runs[:1])) == [Look(1, 0)]
+    assert looks(comparison_of(runs[:1])) == [Look(1, 0)]
 
 
 def test_one_method_is_no_point_in_a_plot_of_costs(make_run: Make) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import intarsia
-from intarsia.results.runs import compare, gather, render, save_mistakes, terminal_table
+from intarsia.results.runs import comparison_of, gather, render, save_mistakes, terminal_table
 from intarsia.results.runs.tables import table_of
 
 
@@ -62,7 +62,7 @@ def test_a_real_run_is_read(folder: Path) -> None:
 
 
 def test_real_runs_make_a_page(folder: Path) -> None:
-    comparison = compare(gather([folder]))
+    comparison = comparison_of(gather([folder]))
     assert [g.label for g in comparison.groups] == ["linear probe", "full fine-tuning"]
     assert [len(g.runs) for g in comparison.groups] == [2, 2]
     assert terminal_table(comparison).row_count == 2

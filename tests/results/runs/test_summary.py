@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from intarsia.results.runs import compare, gather, read_run
+from intarsia.results.runs import comparison_of, gather, read_run
 from intarsia.results.runs.sentences import notices, selection_rule, sentences, title
 from intarsia.results.runs.settings_rows import (
     commands,
@@ -23,7 +23,7 @@ Make = Callable[..., Path]
 
 
 def test_a_comparison_in_words(runs: Path) -> None:
-    comparison = compare(gather([runs]))
+    comparison = comparison_of(gather([runs]))
     what, result, cost, guess = sentences(comparison)
     assert what == (
         "Linear probe, plain adapter and mosa adapt vit_small_patch14_dinov2 (22.1 M parameters) "
@@ -41,14 +41,14 @@ def test_a_comparison_in_words(runs: Path) -> None:
 
 def test_a_single_run_in_words(make_run: Make) -> None:
     run = read_run(make_run(change={"record": {}}))
-    what, result, _ = sentences(compare([run]))
+    what, result, _ = sentences(comparison_of([run]))
     assert what.startswith("Mosa adapts VisionTransformer (22.2 M parameters): 4 classes, 1,000 ")
     assert what.endswith("1 seed.")
     assert result == f"It gets {100 * run.scores.accuracy:.1f} % of the test pictures right."
 
 
 def test_a_baseline_that_is_not_beaten_is_said(runs: Path) -> None:
-    text = " ".join(sentences(compare(gather([runs]), "mosa")))
+    text = " ".join(sentences(comparison_of(gather([runs]), "mosa")))
     assert "None does better than the baseline, mosa: it gets " in text
 
 
@@ -61,7 +61,7 @@ def test_a_difference_within_the_spread_is_said(make_run: Make) -> None:
     ]
     for folder in folders:
         (folder / "predictions.safetensors").unlink()
-    text = sentences(compare(gather(folders)))[1]
+    text = sentences(comparison_of(gather(folders)))[1]
     assert "+1.5 ± 4.9" in text and "ahead in 1 of 2" in text
     assert text.endswith("that is within the spread over seeds.")
 
@@ -83,7 +83,7 @@ def test_runs_that_cannot_be_compared_fairly(
     make_run: Make, change: dict[str, object], says: str
 ) -> None:
     runs = [read_run(make_run("a", label="linear probe")), read_run(make_run("b", change=change))]
-    found = notices(compare(runs))
+    found = notices(comparison_of(runs))
     assert any(says in text for text in found)
     assert "one seed has no spread" in found[-1] or "in both" in found[-1]
 
@@ -91,7 +91,7 @@ def test_runs_that_cannot_be_compared_fairly(
 def test_a_score_on_val_that_also_chose_the_epoch(make_run: Make) -> None:
     change = {"results.test": None, "results.selection": {"rule": "val", "epoch": 3}}
     run = read_run(make_run(change=change))
-    assert "so it is too high" in notices(compare([run]))[0]
+    assert "so it is too high" in notices(comparison_of([run]))[0]
     assert "is not known" in selection_rule([run])
 
 
@@ -106,7 +106,7 @@ def test_selection_in_words(make_run: Make) -> None:
 
 def test_settings_are_shared_or_differ(make_run: Make) -> None:
     slow = make_run("slow", label="linear probe", change={"training.lr": 0.01})
-    common, own = setting_rows(compare(gather([slow, make_run("mosa")])))
+    common, own = setting_rows(comparison_of(gather([slow, make_run("mosa")])))
     assert ("training.epochs", "8") in common
     assert own == [("training.lr", ["0.01", "0.001"])]
     assert not any("seed" in name or "adapter" in name for name, _ in common)
@@ -119,7 +119,7 @@ def test_methods_one_by_one(make_run: Make) -> None:
     }
     folders = [make_run("0", label="linear probe"), make_run("1")]
     folders.append(make_run("2", change={"method.adapters": two}))
-    assert [text for _, text in method_rows(compare(gather(folders)))] == [
+    assert [text for _, text in method_rows(comparison_of(gather(folders)))] == [
         "no adapter", "mosa bottleneck=16 on mlp", "a: lora rank=4; b: IA3",
     ]  # fmt: skip
 
@@ -144,7 +144,7 @@ def test_commands(make_run: Make, command: object, text: list[str]) -> None:
 def test_parts_of_the_data(make_run: Make) -> None:
     part = {"name": "elpv/test", "counts": {"a": 3}, "licence": "CC", "source": "here"}
     change = {"record.data": {"parts": {"test": part}}}
-    found = data_parts(compare([read_run(make_run(change=change))]))
+    found = data_parts(comparison_of([read_run(make_run(change=change))]))
     assert [(p.name, p.count, p.classes) for p in found["parts"]] == [
         ("training", "1,000", ""), ("validation", "150", ""), ("test", "160", "a 3"),
     ]  # fmt: skip
@@ -153,11 +153,11 @@ def test_parts_of_the_data(make_run: Make) -> None:
 
 
 def test_other_seeds_with_other_pictures_are_said(runs: Path) -> None:
-    assert not data_parts(compare(gather([runs])))["same"]
+    assert not data_parts(comparison_of(gather([runs])))["same"]
 
 
 def test_runs_one_by_one(runs: Path) -> None:
-    found = run_rows(compare(gather([runs])))
+    found = run_rows(comparison_of(gather([runs])))
     assert len(found["rows"]) == 9
     assert all(len(row) == len(found["columns"]) for row in found["rows"])
     assert [row[-1] for row in found["rows"][-3:]] == ["mosa-0", "mosa-1", "mosa-2"]

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from intarsia.results import numbers
 from intarsia.results.runs import (
-    compare,
+    comparison_of,
     gather,
     json_rows,
     markdown_table,
@@ -85,7 +85,7 @@ def printed(comparison: object) -> str:
 
 
 def test_all_forms_have_the_same_numbers(runs: Path) -> None:
-    comparison = compare(gather([runs]))
+    comparison = comparison_of(gather([runs]))
     table = table_of(comparison)
     shown, text = printed(terminal_table(comparison)), markdown_table(comparison)
     for row in table.rows:
@@ -96,7 +96,7 @@ def test_all_forms_have_the_same_numbers(runs: Path) -> None:
 
 
 def test_rows_and_columns_fit(runs: Path) -> None:
-    table = table_of(compare(gather([runs])))
+    table = table_of(comparison_of(gather([runs])))
     assert all(len(row) == len(table.columns) for row in table.rows)
     titles = [column.title for column in table.columns]
     assert titles == [
@@ -109,20 +109,20 @@ def test_rows_and_columns_fit(runs: Path) -> None:
 
 
 def test_a_single_run_has_no_difference(make_run: Make) -> None:
-    comparison = compare([read_run(make_run())])
+    comparison = comparison_of([read_run(make_run())])
     assert "Difference" not in markdown_table(comparison)
     assert "±" not in markdown_table(comparison)
     assert json_rows(comparison)[0]["difference"] is None
 
 
 def test_memory_that_was_not_measured_is_no_column(make_run: Make) -> None:
-    comparison = compare([read_run(make_run(change={"results.peak_bytes": None}))])
+    comparison = comparison_of([read_run(make_run(change={"results.peak_bytes": None}))])
     assert "memory" not in markdown_table(comparison)
 
 
 def test_markdown_is_a_table_whatever_the_label_says(make_run: Make) -> None:
     label = "a | b\n| c <b>`[x](y)*"
-    text = markdown_table(compare([read_run(make_run(change={"record.label": label}))]))
+    text = markdown_table(comparison_of([read_run(make_run(change={"record.label": label}))]))
     header, rule, row, blank, _caption = text.rstrip("\n").split("\n")
     assert len({len(line) for line in (header, rule, row)}) == 1
     assert not blank and header.count("|") == row.replace("\\|", "").count("|")
@@ -131,4 +131,4 @@ def test_markdown_is_a_table_whatever_the_label_says(make_run: Make) -> None:
 
 def test_markup_in_a_label_is_text_in_the_terminal(make_run: Make) -> None:
     run = read_run(make_run(change={"record.label": "[red]x[/red]"}))
-    assert "[red]x[/red]" in printed(terminal_table(compare([run])))
+    assert "[red]x[/red]" in printed(terminal_table(comparison_of([run])))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from intarsia.results.suites.records import Done, Failed, Method, Result, Setup, Task
+from intarsia.results.suites.records import Done, Failed, MethodName, RunResult, Setup, SuiteTask
 
 HOSTILE = '<script>alert("x")</script> & 5_% | $x$'
 TASKS = (
@@ -37,7 +37,7 @@ def result(
     seed: int = 0,
     accuracy: float | None = 0.8,
     **about: Any,
-) -> Result:
+) -> RunResult:
     """One result; accuracy None = failed.  about: label, group, protocol, model, suite,
     error, own.
     """
@@ -53,10 +53,10 @@ def result(
         )
     )  # fmt: skip
     group = about.get("group", "natural")
-    return Result(
+    return RunResult(
         key=f"{suite}-{protocol}-{model}-{method}-{task}-{seed}",
-        task=Task(suite, group, task, group == "structured"),
-        method=Method(method, about.get("label", method.upper())),
+        task=SuiteTask(suite, group, task, group == "structured"),
+        method=MethodName(method, about.get("label", method.upper())),
         seed=seed,
         setup=Setup(protocol, model, about.get("epochs", 20), {}, about.get("tried", 0)),
         folder=f"runs/{method}-{task}-{seed}",
@@ -66,10 +66,10 @@ def result(
 
 def suite(
     tasks: Sequence[tuple[str, str]] = TASKS, seeds: int = 3, gaps: bool = False, **about: Any
-) -> list[Result]:
+) -> list[RunResult]:
     """Every method on every task; gaps: one cell failed, and one was not run."""
     generator = np.random.default_rng(0)
-    found: list[Result] = []
+    found: list[RunResult] = []
     for number, (group, task) in enumerate(tasks):
         start, luck = generator.uniform(0.35, 0.8), generator.normal(0, 0.02, len(METHODS))
         for i, (name, label, gain, trained, seconds) in enumerate(METHODS):
@@ -87,13 +87,13 @@ def suite(
 
 
 @pytest.fixture(scope="session")
-def make_result() -> Callable[..., Result]:
+def make_result() -> Callable[..., RunResult]:
     """One result; see `result`."""
     return result
 
 
 @pytest.fixture(scope="session")
-def make_suite() -> Callable[..., list[Result]]:
+def make_suite() -> Callable[..., list[RunResult]]:
     """14 tasks, 8 methods, 3 seeds; see `suite`."""
     return suite
 

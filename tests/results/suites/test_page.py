@@ -18,11 +18,11 @@ from intarsia.bench.panel import facts, panels
 from intarsia.experiments.experiment import Experiment, Pictures, save
 from intarsia.results.suites.diagram import LEFT, RIGHT, diagram
 from intarsia.results.suites.page import render
-from intarsia.results.suites.records import Result
+from intarsia.results.suites.records import RunResult
 from intarsia.results.suites.summary import tables
 
-Make = Callable[..., Result]
-MakeAll = Callable[..., list[Result]]
+Make = Callable[..., RunResult]
+MakeAll = Callable[..., list[RunResult]]
 Browse = Callable[..., str]
 CUT = ("Seeds 3 and 4 were left out.",)
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')

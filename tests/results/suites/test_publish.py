@@ -17,12 +17,12 @@ from intarsia.bench.publish import as_latex, as_markdown, write
 from intarsia.core.errors import MissingExtra
 from intarsia.results.latex import escape, latex
 from intarsia.results.suites.flat_rows import COLUMNS, write_parquet
-from intarsia.results.suites.records import Done, Result
+from intarsia.results.suites.records import Done, RunResult
 from intarsia.results.suites.summary import tables
 from intarsia.results.suites.tables import difference_table, results_table, tables_of, tasks_table
 
-Make = Callable[..., Result]
-MakeAll = Callable[..., list[Result]]
+Make = Callable[..., RunResult]
+MakeAll = Callable[..., list[RunResult]]
 NAMES = ["index.html", "table.md", "table.tex", "results.csv", "results.parquet"]
 
 

@@ -17,16 +17,16 @@ from intarsia.core.errors import CheckpointError, DataError, TrainingError
 from intarsia.results.suites.records import (
     Done,
     Failed,
-    Method,
-    Result,
+    MethodName,
+    RunResult,
     Setup,
-    Task,
+    SuiteTask,
     append,
     only,
     read,
 )
 
-Make = Callable[..., Result]
+Make = Callable[..., RunResult]
 
 words = st.text(max_size=12)
 shares = st.floats(0, 1)
@@ -39,8 +39,8 @@ outcomes = st.builds(Failed, words) | st.builds(
     own_task_accuracy=st.none() | shares,
 )  # fmt: skip
 results = st.builds(
-    Result, words, st.builds(Task, words, words, words, st.booleans()),
-    st.builds(Method, words, words), st.integers(0, 99),
+    RunResult, words, st.builds(SuiteTask, words, words, words, st.booleans()),
+    st.builds(MethodName, words, words), st.integers(0, 99),
     st.builds(Setup, words, words, st.integers(0, 99),
               st.dictionaries(words, st.integers() | words), st.integers(0, 99)),
     words, outcomes,
@@ -48,8 +48,8 @@ results = st.builds(
 
 
 @given(results)
-def test_a_record_comes_back_from_json(made: Result) -> None:
-    assert Result.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+def test_a_record_comes_back_from_json(made: RunResult) -> None:
+    assert RunResult.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 
 def test_a_line_from_before_joint_tasks_still_reads(make_result: Make, tmp_path: Path) -> None:
@@ -132,14 +132,14 @@ def test_a_wrong_value_is_named(make_result: Make, where: str, value: Any, says:
         place = place[name]
     place[last] = value
     with pytest.raises(DataError, match=says):
-        Result.from_dict(raw)
+        RunResult.from_dict(raw)
 
 
 def test_a_missing_value_is_named(make_result: Make) -> None:
     raw = make_result().to_dict()
     del raw["task"]["group"]
     with pytest.raises(DataError, match=r"result.task: got no \['group'\]"):
-        Result.from_dict(raw)
+        RunResult.from_dict(raw)
 
 
 def test_another_version_s_record_is_refused(make_result: Make, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from intarsia.core.errors import DataError, UnknownName
-from intarsia.results.suites.records import Result
+from intarsia.results.suites.records import RunResult
 from intarsia.results.suites.sheets import find, gaps, sheets
 from intarsia.results.suites.summary import tables
 
-Make = Callable[..., Result]
+Make = Callable[..., RunResult]
 
 
 @pytest.mark.parametrize("name", ["protocol", "model", "suite"])

@@ -12,15 +12,15 @@ import pytest
 
 from intarsia.core.errors import UnknownName
 from intarsia.results.statistics import ppt
-from intarsia.results.suites.records import Done, Origin, Result
+from intarsia.results.suites.records import Done, Origin, RunResult
 from intarsia.results.suites.sentences import notes, sentences
-from intarsia.results.suites.summary import Row, tables
+from intarsia.results.suites.summary import MethodRow, tables
 
-Make = Callable[..., Result]
-MakeAll = Callable[..., list[Result]]
+Make = Callable[..., RunResult]
+MakeAll = Callable[..., list[RunResult]]
 
 
-def rows_of(results: list[Result], baseline: str | None = None) -> dict[str, Row]:
+def rows_of(results: list[RunResult], baseline: str | None = None) -> dict[str, MethodRow]:
     (found,) = tables(results, baseline).findings
     return {row.method.name: row for row in found.rows}
 
@@ -143,7 +143,7 @@ def test_uneven_efforts_are_told(make_result: Make) -> None:
 
 
 def test_what_scores_came_out_of_is_told(make_result: Make) -> None:
-    def of(method: str, task: str, **about: Any) -> Result:
+    def of(method: str, task: str, **about: Any) -> RunResult:
         known = {"code": "c", "pictures": "p", "twins": 0}
         return replace(make_result(method, task), origin=Origin(**known | about))
 

@@ -20,9 +20,6 @@ from torch import nn
 from ...fitting import fit
 from ...gating import learned_routers
 from ...gating.load import CollapseWarning
-from ...routers import anneal, search_step
-from ...routers.evomoe import EvoMoeRouter
-from ...routers.permutation import PermutationRouter
 from ...train import Run, cosine
 from .build import check_causal, dense, with_mixtures
 from .cost import matrices, mixtures
@@ -30,7 +27,7 @@ from .materials import Material, material, stream
 from .observe import observed
 from .scale import Scale
 from .variant import Variant
-from .watch import Schedule, Watch
+from .watch import Watch
 
 VERSION = 1
 """To be raised with anything that changes what a cell gives."""
@@ -101,7 +98,6 @@ def _train(
         found.val,
         batch=scale.batch,
         marks=marks,
-        schedules=schedules(model),
         first=course.first,
         spent=spent,
     )
@@ -127,17 +123,6 @@ def _run(model: nn.Module, rows: Any, scale: Scale, seed: int, course: Course, w
         schedule=watch,
         trackers=(),
     )
-
-
-def schedules(model: nn.Module) -> Sequence[Schedule]:
-    """Those that the routers of a model need."""
-    found: list[Schedule] = []
-    routers = list(model.modules())
-    if any(isinstance(m, EvoMoeRouter) for m in routers):
-        found.append(anneal)
-    if any(isinstance(m, PermutationRouter) for m in routers):
-        found.append(search_step)
-    return found
 
 
 def parameters(model: nn.Module) -> dict[str, int]:

@@ -17,8 +17,6 @@ from ...train import evaluate
 from .cost import Price, mixtures, price
 from .measures import gate_entropy, variation
 
-Schedule = Callable[[nn.Module, int, int], None]
-
 
 class Layer:
     """What one mixture did while training since `forget`, and since the beginning."""
@@ -44,7 +42,7 @@ class Layer:
 
 
 class Watch:
-    """Called before each step, as `fit`'s schedule; it changes nothing but by the schedules in it.
+    """Called before each step, as `fit`'s schedule; it changes nothing.
 
     At each of the marks, and by `note`, a point is added: step, loss on the validation part,
     operations spent, and what each layer has to say. first: the steps before this training.
@@ -57,20 +55,16 @@ class Watch:
         *,
         batch: int,
         marks: Sequence[int],
-        schedules: Sequence[Schedule] = (),
         first: int = 0,
         spent: float = 0.0,
     ) -> None:
         self.model, self.val, self.batch = model, val, batch
-        self.marks, self.schedules, self.first = frozenset(marks), schedules, first
-        self.before = spent
+        self.marks, self.first, self.before = frozenset(marks), first, spent
         self.layers = {path: Layer(m) for path, m in mixtures(model).items()}
         self.price: Price = price(model, val.tensors[0][:2])
         self.points: list[dict[str, Any]] = []
 
     def __call__(self, model: nn.Module, step: int, steps: int) -> None:
-        for schedule in self.schedules:
-            schedule(model, step, steps)
         if self.first + step in self.marks and step:
             self.note(step)
 

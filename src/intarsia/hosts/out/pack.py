@@ -45,7 +45,7 @@ class Coded(Protocol):
     def format(self) -> Gaussian | None: ...
 
 
-class Entry(NamedTuple):
+class PackedTensor(NamedTuple):
     """A tensor that the file holds: in a format, or None, as it is (floats as float32)."""
 
     tensor: Tensor
@@ -224,10 +224,10 @@ def _cells(model: PeftModel, name: str) -> Iterator[nn.Module]:
             yield module.intarsia_cells[name]
 
 
-def _cell_entries(cells: list[tuple[Any, Gaussian | None]], biases: bool) -> Iterator[Entry]:
+def _cell_entries(cells: list[tuple[Any, Gaussian | None]], biases: bool) -> Iterator[PackedTensor]:
     for body, format in cells:
         for tensor, coded in stored(body, biases=biases).values():
-            yield Entry(tensor, format if coded else None)
+            yield PackedTensor(tensor, format if coded else None)
 
 
 def _drop_biases(cell: nn.Module) -> None:
@@ -252,14 +252,14 @@ def _head_format(model: PeftModel, name: str) -> Gaussian | None:
     return next((m.format for m in found if isinstance(m, CodedLinear)), None)
 
 
-def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterator[Entry]:
+def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterator[PackedTensor]:
     """coded: the format of the linear maps in heads; None = each head's own."""
     for head in _heads(model, name):
         own = {id(m.weight): m.format for m in head.modules() if isinstance(m, CodedLinear)}
         linear = {id(m.weight): coded for m in head.modules() if isinstance(m, nn.Linear)}
         formats = own if coded is None else linear
         for _, tensor in sorted(head.state_dict(keep_vars=True).items()):
-            yield Entry(tensor, formats.get(id(tensor)))
+            yield PackedTensor(tensor, formats.get(id(tensor)))
 
 
 def _crc(identity: object, raw: Tensor) -> str:

@@ -1,13 +1,13 @@
 """What came out: run folders as one table and one page.
 
 runs = gather(["runs/mosa-0", "runs/mosa-1"])
-print(markdown_table(compare(runs)))
+print(markdown_table(comparison_of(runs)))
 write_report(["runs"], "report.html")
 """
 
 from .grouping import Comparison as Comparison
 from .grouping import Group as Group
-from .grouping import compare as compare
+from .grouping import comparison_of as comparison_of
 from .mistakes import save_mistakes as save_mistakes
 from .page import render as render
 from .page import write_report as write_report

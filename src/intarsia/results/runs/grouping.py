@@ -76,7 +76,7 @@ class Comparison:
         return tuple(group for group in self.groups if group is not self.baseline)
 
 
-def compare(runs: Iterable[Run], baseline: str | None = None) -> Comparison:
+def comparison_of(runs: Iterable[Run], baseline: str | None = None) -> Comparison:
     """Group runs and choose the baseline by label; None takes the first of several groups.
 
     Raises: UnknownName for a baseline that is no group; DataError for two runs of one group that

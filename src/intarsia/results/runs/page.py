@@ -12,7 +12,7 @@ from .. import frame, numbers
 from . import figures
 from .confusion import confusion_of
 from .curves import line_of, mean_line
-from .grouping import Comparison, Group, compare
+from .grouping import Comparison, Group, comparison_of
 from .mistakes import Mistake, Mistakes
 from .reading import Run, gather
 from .routing import routings
@@ -41,8 +41,8 @@ def write_report(
     folders: run folders, or folders that hold some.  baseline: label of the method the others are
     held against, None = the first.  heading: of the page, None = the methods and the data set.
     The same runs give the same bytes.
-    Raises: DataError, CheckpointError and UnknownName as `gather` and `compare` do; MissingExtra
-    without plotly or jinja2; TrainingError when the file cannot be written.
+    Raises: DataError, CheckpointError and UnknownName as `gather` and `comparison_of` do;
+    MissingExtra without plotly or jinja2; TrainingError when the file cannot be written.
     """
     page = render(gather(folders), baseline=baseline, heading=heading)
     return write_text(out, page)
@@ -50,7 +50,7 @@ def write_report(
 
 def render(runs: Iterable[Run], *, baseline: str | None = None, heading: str | None = None) -> str:
     """The page as text; see `write_report`."""
-    comparison = compare(runs, baseline)
+    comparison = comparison_of(runs, baseline)
     plots, looks = _plots(comparison), figures.looks(comparison)
     return frame.render(
         "run",

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Scores:
+class SplitScores:
     """The result: shares of right answers, 0 ... 1, and mean cross-entropy, of one split."""
 
     split: str
@@ -36,7 +36,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Costs:
+class RunCosts:
     """Parameters, training seconds, peak bytes ("resident" or "accelerator"; None = not known)."""
 
     trained: int
@@ -62,8 +62,8 @@ class Run:
 
     folder: Path
     seed: int
-    scores: Scores
-    costs: Costs
+    scores: SplitScores
+    costs: RunCosts
     curve: tuple[Point, ...]
     answers: Answers | None
     mistakes: Mistakes | None
@@ -170,7 +170,7 @@ def need(record: Mapping[str, Any], where: str, kind: type[T], folder: Path) -> 
     return cast(T, value)
 
 
-def _scores(folder: Path, record: Mapping[str, Any]) -> Scores:
+def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
     results = need(record, "results", dict, folder)
     split = next((name for name in SPLITS if name in results), None)
     if split is None:
@@ -181,14 +181,14 @@ def _scores(folder: Path, record: Mapping[str, Any]) -> Scores:
     if not 0 <= accuracy <= 1:
         raise damaged(folder / RUN, f"results.{split}.accuracy = {accuracy}")
     rest = results[split]
-    return Scores(split, accuracy, rest.get("balanced_accuracy"), rest.get("loss"))
+    return SplitScores(split, accuracy, rest.get("balanced_accuracy"), rest.get("loss"))
 
 
-def _costs(folder: Path, record: Mapping[str, Any]) -> Costs:
+def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
     peak = record["results"].get("peak_bytes")
     peak = peak if isinstance(peak, Mapping) else {}
     kind = next((name for name in ("accelerator", "resident") if name in peak), "unknown")
-    return Costs(
+    return RunCosts(
         trained=need(record, "parameters.trained", int, folder),
         trained_without_head=need(record, "parameters.trained_without_head", int, folder),
         parameters=need(record, "parameters.all", int, folder),
@@ -210,7 +210,7 @@ def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in range(count))
 
 
-def _answers(folder: Path, record: Mapping[str, Any], scores: Scores) -> Answers | None:
+def _answers(folder: Path, record: Mapping[str, Any], scores: SplitScores) -> Answers | None:
     """From predictions.safetensors; None if it is missing or of another split than the scores."""
     path = folder / PREDICTIONS
     if not path.is_file():

@@ -13,7 +13,7 @@ from .reading import Run
 
 
 @dataclass(frozen=True)
-class Row:
+class RouterRow:
     """A router: its place in the model, and its load."""
 
     place: str
@@ -26,7 +26,7 @@ class Routed:
 
     label: str
     seed: int
-    rows: tuple[Row, ...]
+    rows: tuple[RouterRow, ...]
 
     @property
     def experts(self) -> int:
@@ -40,13 +40,13 @@ def routings(comparison: Comparison) -> list[Routed]:
     return [Routed(group.label, group.runs[0].seed, rows) for group, rows in found if rows]
 
 
-def _rows(run: Run) -> tuple[Row, ...]:
+def _rows(run: Run) -> tuple[RouterRow, ...]:
     found: Any = run.record["results"].get("routing")
     if not isinstance(found, Mapping):
         return ()
     active: Any = run.record["results"].get("routing_active") or {}  # not in older records
     return tuple(
-        Row(short(str(name)), Load(tuple(map(float, share)), float(active.get(name, 1.0))))
+        RouterRow(short(str(name)), Load(tuple(map(float, share)), float(active.get(name, 1.0))))
         for name, share in found.items()
     )
 

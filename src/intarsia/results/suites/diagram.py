@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .summary import Findings, Row
+from .summary import Findings, MethodRow
 
 WIDTH, LEFT, RIGHT = 760.0, 190.0, 570.0  # of the picture; the axis from ... to
 AXIS, FIRST, STEP, BAR = 62.0, 30.0, 24.0, 9.0
@@ -67,7 +67,7 @@ def diagram(findings: Findings) -> Diagram | None:
     return Diagram(height, ticks, marks, bars, found.critical, found.critical * scale)
 
 
-def _mark(n: int, half: int, last: int, top: float, x: float, number: int, row: Row) -> Mark:
+def _mark(n: int, half: int, last: int, top: float, x: float, number: int, row: MethodRow) -> Mark:
     """The better half is labelled on the left from the top, the other on the right from below."""
     left = n < half
     y = top + STEP * (n if left else last - 1 - n)

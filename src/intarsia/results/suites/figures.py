@@ -20,9 +20,9 @@ from ..plots import (
     short,
 )
 from ..sheet import Spread
-from .records import Method, Result, Task
+from .records import MethodName, RunResult, SuiteTask
 from .sheets import SuiteSheet
-from .summary import Findings, Means, Row
+from .summary import Findings, Means, MethodRow
 from .tables import mean_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def by_cost(findings: Findings, cost: str) -> Figure | None:
     return whole
 
 
-def _points(findings: Findings, row: Row, look: Look, cost: str, mean: str) -> Points:
+def _points(findings: Findings, row: MethodRow, look: Look, cost: str, mean: str) -> Points:
     sheet, number = findings.sheet, findings.sheet.arms.index(row.method)
     shared, begun = sheet.shared, sheet.begun[number]
     accuracy = sheet.accuracy[number, shared][:, begun]
@@ -80,7 +80,7 @@ def _points(findings: Findings, row: Row, look: Look, cost: str, mean: str) -> P
     )
 
 
-def heat(findings: Findings, show: Callable[[Result], Shown]) -> Figure:
+def heat(findings: Findings, show: Callable[[RunResult], Shown]) -> Figure:
     """Means of groups and suite, and each task, by method: two traces, of differences and shares.
 
     A trace's meta tells its mode; the first one's has, for every cell, what a click shows of each
@@ -135,7 +135,7 @@ def heat(findings: Findings, show: Callable[[Result], Shown]) -> Figure:
     return figure
 
 
-Line = tuple[str, bool, list[Spread | None], Task | None]
+Line = tuple[str, bool, list[Spread | None], SuiteTask | None]
 
 
 def _lines(findings: Findings) -> list[Line]:
@@ -160,7 +160,7 @@ def _part(means: Means | None, kind: str) -> Spread | None:
     return None if means is None else getattr(means, kind)
 
 
-def _only(sheet: SuiteSheet, task: Task) -> np.ndarray:
+def _only(sheet: SuiteSheet, task: SuiteTask) -> np.ndarray:
     return np.array([other == task for other in sheet.tasks])
 
 
@@ -207,7 +207,7 @@ def _heat(
 
 
 def _runs(
-    sheet: SuiteSheet, method: Method, task: Task, show: Callable[[Result], Shown]
+    sheet: SuiteSheet, method: MethodName, task: SuiteTask, show: Callable[[RunResult], Shown]
 ) -> list[Shown]:
     """What to show of each run of a cell."""
     found = (sheet.results.get((method, task, seed)) for seed in sheet.seeds)

@@ -11,7 +11,7 @@ from typing import Any
 from ...core.errors import MissingExtra
 from ...core.files import write_text
 from ..table import csv_text
-from .records import Done, Result
+from .records import Done, RunResult
 
 # column -> type in Parquet
 COLUMNS = {
@@ -48,7 +48,7 @@ COLUMNS = {
 }
 
 
-def tidy(result: Result) -> dict[str, Any]:
+def tidy(result: RunResult) -> dict[str, Any]:
     """A result as a flat row; None where it has no such value."""
     task, method, setup, outcome = result.task, result.method, result.setup, result.outcome
     row = {
@@ -77,12 +77,12 @@ def tidy(result: Result) -> dict[str, Any]:
     return {name: row[name] if name in row else getattr(outcome, name, None) for name in COLUMNS}
 
 
-def write_csv(results: Iterable[Result], out: Path) -> Path:
+def write_csv(results: Iterable[RunResult], out: Path) -> Path:
     """One header, one line for each result.  Raises: TrainingError when it cannot be written."""
     return write_text(out, csv_text([tidy(result) for result in results]))
 
 
-def write_parquet(results: Iterable[Result], out: Path) -> Path:
+def write_parquet(results: Iterable[RunResult], out: Path) -> Path:
     """The same with types.  Raises: MissingExtra without pyarrow."""
     try:
         import pyarrow as pa

@@ -10,14 +10,14 @@ from .. import frame, numbers
 from ..wording import capital, first_line, joined
 from . import figures
 from .diagram import WIDTH, diagram
-from .records import Failed, Result
+from .records import Failed, RunResult
 from .sentences import heading, notes, sentences
 from .summary import Findings, Summary
 from .tables import difference_table, results_table, tasks_table
 
 
 def render(
-    summary: Summary, show: Callable[[Result], Mapping[str, Any]], cut: Sequence[str] = ()
+    summary: Summary, show: Callable[[RunResult], Mapping[str, Any]], cut: Sequence[str] = ()
 ) -> str:
     """The page as text.
 
@@ -106,7 +106,7 @@ def _sheet(i: int, findings: Findings, plots: dict[str, Any], summary: Summary) 
     }
 
 
-def _failure(result: Result) -> dict[str, Any]:
+def _failure(result: RunResult) -> dict[str, Any]:
     error = result.outcome.error if isinstance(result.outcome, Failed) else ""
     setup = result.setup
     return {

@@ -18,7 +18,7 @@ FIX = "Write it with Result.to_dict of this version, or run the cell again."
 
 
 @dataclass(frozen=True, order=True)
-class Task:
+class SuiteTask:
     """A data set with its labels; `synthetic` says that its pictures are rendered."""
 
     suite: str
@@ -28,7 +28,7 @@ class Task:
 
 
 @dataclass(frozen=True, order=True)
-class Method:
+class MethodName:
     """`name` tells methods apart, `label` is what people read."""
 
     name: str
@@ -119,15 +119,15 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """What became of a cell.  key: hash of its settings.  folder: of its run, relative to the file.
 
     Raises: DataError for a value that no cell can have.
     """
 
     key: str
-    task: Task
-    method: Method
+    task: SuiteTask
+    method: MethodName
     seed: int
     setup: Setup
     folder: str
@@ -144,7 +144,7 @@ class Result:
         return {"format": FORMAT, "status": self.status, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Result:
+    def from_dict(cls, raw: Mapping[str, Any]) -> RunResult:
         """The record of `to_dict`, strictly.
 
         Raises: DataError for a missing, unknown or wrong value; CheckpointError for a record of
@@ -166,7 +166,7 @@ class Result:
 _STATUS: dict[type, str] = {Done: "done", Failed: "failed"}
 
 
-def append(path: Path | str, result: Result) -> None:
+def append(path: Path | str, result: RunResult) -> None:
     """Add one line to results.jsonl: wholly there when this returns, by one writer at a time.
 
     What a kill left of an unfinished last line is removed first.
@@ -175,7 +175,7 @@ def append(path: Path | str, result: Result) -> None:
     append_line(Path(path), result.to_dict())
 
 
-def read(path: Path | str) -> list[Result]:
+def read(path: Path | str) -> list[RunResult]:
     """The results of a file: the last line of each key, in the order the keys first came.
 
     An unfinished last line is left out: a killed run may stand in the middle of it.
@@ -188,19 +188,19 @@ def read(path: Path | str) -> list[Result]:
         what = f"results {str(path)!r}"
         got, fix = f"{type(error).__name__}", "Check the path, or run the benchmark first."
         raise DataError(what, got=got, want="a file of results", fix=fix) from error
-    found: dict[str, Result] = {}
+    found: dict[str, RunResult] = {}
     for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
         try:
-            result = Result.from_dict(json.loads(line))
+            result = RunResult.from_dict(json.loads(line))
         except (ValueError, RecursionError, CheckpointError) as error:
             what, fix = f"line {number} of {path}", "Remove the line: its cell is run again."
             want = "a result as this version writes it"
-            raise CheckpointError(what, got=error, want=want, fix=fix) from error
+            raise CheckpointError(what, got=str(error), want=want, fix=fix) from error
         found[result.key] = result
     return list(found.values())
 
 
-def only(results: Iterable[Result], status: str) -> list[Result]:
+def only(results: Iterable[RunResult], status: str) -> list[RunResult]:
     """Those that are "done", or "failed"."""
     return [result for result in results if result.status == status]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .. import numbers, statistics
 from ..wording import capital, joined
 from .sheets import SuiteSheet, epochs_of, gaps
-from .summary import Findings, Row
+from .summary import Findings, MethodRow
 
 
 def heading(findings: Findings) -> str:
@@ -79,7 +79,7 @@ def _against(findings: Findings) -> list[str]:
     return [f"Across tasks (Wilcoxon, Holm, 0.05), against {base.label}: {'; '.join(parts)}."]
 
 
-def _gain(row: Row) -> str:
+def _gain(row: MethodRow) -> str:
     assert row.difference is not None
     return f"{row.method.label} ({numbers.signed(100 * row.difference.mean)} points)"
 

@@ -15,7 +15,7 @@ import numpy as np
 from ...core.errors import DataError, UnknownName
 from ..sheet import Sheet
 from ..wording import first_line
-from .records import Done, Failed, Method, Result, Task
+from .records import Done, Failed, MethodName, RunResult, SuiteTask
 
 
 @dataclass(frozen=True, order=True)
@@ -27,15 +27,15 @@ class Title:
     model: str
 
     @classmethod
-    def of(cls, result: Result) -> Title:
+    def of(cls, result: RunResult) -> Title:
         return cls(result.task.suite, result.setup.protocol, result.setup.model)
 
 
-Key = tuple[Method, Task, int]
+Key = tuple[MethodName, SuiteTask, int]
 
 
 @dataclass(frozen=True, eq=False)
-class SuiteSheet(Sheet[Method, Task, Result]):
+class SuiteSheet(Sheet[MethodName, SuiteTask, RunResult]):
     """Results by method, task and seed; tasks are ordered by group and name."""
 
     title: Title
@@ -63,13 +63,13 @@ class SuiteSheet(Sheet[Method, Task, Result]):
         return {str(name): names == name for name in np.unique(names)}
 
 
-def sheets(results: Iterable[Result]) -> tuple[SuiteSheet, ...]:
+def sheets(results: Iterable[RunResult]) -> tuple[SuiteSheet, ...]:
     """Sort results into sheets; their order changes nothing.
 
     Raises: DataError for none, for two results of one cell, and for a task or method that is
     described in two ways.
     """
-    found: dict[Title, dict[Key, Result]] = defaultdict(dict)
+    found: dict[Title, dict[Key, RunResult]] = defaultdict(dict)
     for result in results:
         cell = (result.method, result.task, result.seed)
         first = found[Title.of(result)].setdefault(cell, result)
@@ -85,7 +85,7 @@ def sheets(results: Iterable[Result]) -> tuple[SuiteSheet, ...]:
     return tuple(_sheet(title, found[title]) for title in sorted(found))
 
 
-def _sheet(title: Title, cells: Mapping[Key, Result]) -> SuiteSheet:
+def _sheet(title: Title, cells: Mapping[Key, RunResult]) -> SuiteSheet:
     methods = sorted({method for method, _, _ in cells})
     tasks = sorted({task for _, task, _ in cells})
     _one_each("method", [m.name for m in methods], methods)
@@ -110,7 +110,7 @@ def _one_each(kind: str, names: Sequence[str], found: Sequence[object]) -> None:
             raise DataError(what, got=f"{same[0]} and {same[1]}", want="one description", fix=fix)
 
 
-def find(methods: Iterable[Method], name: str) -> Method:
+def find(methods: Iterable[MethodName], name: str) -> MethodName:
     """The method of a name, or else of a label.  Raises: UnknownName; DataError for two labels."""
     known = sorted(set(methods))
     hits = [m for m in known if m.name == name] or [m for m in known if m.label == name]
@@ -141,7 +141,7 @@ def gaps(sheet: SuiteSheet) -> list[str]:
     return lines
 
 
-def _why(result: Result | None) -> str:
+def _why(result: RunResult | None) -> str:
     if result is not None and isinstance(result.outcome, Failed):
         return f"failed ({first_line(result.outcome.error)})"
     return "was not run"
@@ -158,9 +158,9 @@ def _some(cells: Sequence[str], most: int = 6) -> str:
     return shown if len(cells) <= most else f"{shown} and {len(cells) - most} more"
 
 
-def epochs_of(sheet: SuiteSheet) -> dict[Method, set[int]]:
+def epochs_of(sheet: SuiteSheet) -> dict[MethodName, set[int]]:
     """Epochs that each method's finished runs were trained for."""
-    found: dict[Method, set[int]] = defaultdict(set)
+    found: dict[MethodName, set[int]] = defaultdict(set)
     for (method, _, _), result in sheet.results.items():
         if isinstance(result.outcome, Done):
             found[method].add(result.setup.epochs)

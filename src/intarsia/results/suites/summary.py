@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import statistics
 from ..sheet import Differences, Spread, suite_mean
-from .records import Method, Result, only
+from .records import MethodName, RunResult, only
 from .sheets import SuiteSheet, find, sheets
 
 
@@ -29,7 +29,7 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Costs:
+class MeanCosts:
     """Means over tasks and seeds; `peak_bytes` is the largest.  None = not known."""
 
     trained: float
@@ -40,7 +40,7 @@ class Costs:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class MethodRow:
     """A method of a sheet.
 
     complete: tasks with all of its seeds.  whole: its means, None unless all tasks are complete.
@@ -48,11 +48,11 @@ class Row:
     p: of the difference, corrected by Holm.  rank: on the shared tasks.
     """
 
-    method: Method
+    method: MethodName
     complete: int
     whole: Means | None
     shared: Means | None
-    costs: Costs | None
+    costs: MeanCosts | None
     difference: Differences | None
     p: float | None
     rank: float | None
@@ -70,8 +70,8 @@ class Findings:
     """Everything about one sheet; rows are ordered by the mean over shared tasks, best first."""
 
     sheet: SuiteSheet
-    rows: tuple[Row, ...]
-    baseline: Method | None
+    rows: tuple[MethodRow, ...]
+    baseline: MethodName | None
     ranking: statistics.Ranking | None
 
     @property
@@ -79,7 +79,7 @@ class Findings:
         """Whether a method lacks a task."""
         return any(row.complete < len(self.sheet.tasks) for row in self.rows)
 
-    def row(self, method: Method) -> int:
+    def row(self, method: MethodName) -> int:
         """The number of a method's row in the arrays of the sheet."""
         return self.sheet.arms.index(method)
 
@@ -89,15 +89,15 @@ class Summary:
     """Findings of each sheet, and all results in a fixed order."""
 
     findings: tuple[Findings, ...]
-    results: tuple[Result, ...]
+    results: tuple[RunResult, ...]
 
     @property
-    def failed(self) -> list[Result]:
+    def failed(self) -> list[RunResult]:
         """Results without a score."""
         return only(self.results, "failed")
 
 
-def tables(records: Iterable[Result], baseline: str | None = None) -> Summary:
+def tables(records: Iterable[RunResult], baseline: str | None = None) -> Summary:
     """Results of any suites, protocols and backbones, each combination for itself.
 
     baseline: name or label of the method that the others are held against; a sheet that has no
@@ -128,18 +128,18 @@ def findings_of(sheet: SuiteSheet, baseline: str | None) -> Findings:
     return Findings(sheet, tuple(sorted(rows, key=_place)), base, ranking)
 
 
-def _place(row: Row) -> tuple[float, str, str]:
+def _place(row: MethodRow) -> tuple[float, str, str]:
     mean = row.shared or row.whole
     return -mean.group.mean if mean else math.inf, row.method.label, row.method.name
 
 
-def _row(sheet: SuiteSheet, number: int, base: Method | None) -> Row:
+def _row(sheet: SuiteSheet, number: int, base: MethodName | None) -> MethodRow:
     method, complete = sheet.arms[number], sheet.complete[number]
     difference = None
     if base is not None and method != base:
         difference = sheet.minus(method, base, "accuracy")
     shared = sheet.shared & complete
-    return Row(
+    return MethodRow(
         method=method,
         complete=int(complete.sum()),
         whole=means_of(sheet, number, complete) if complete.all() else None,
@@ -164,7 +164,7 @@ def means_of(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Means:
     )
 
 
-def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Costs | None:
+def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> MeanCosts | None:
     """Over some tasks: means over tasks of the means over seeds."""
 
     def mean(name: str) -> float | None:
@@ -177,7 +177,7 @@ def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Costs | None:
     assert trained is not None and bare is not None and seconds is not None
     peak = sheet.values("peak_bytes")[number, tasks]
     largest = None if np.isnan(peak).all() else int(np.nanmax(peak))
-    return Costs(trained, bare, seconds, mean("cpu_seconds"), largest)
+    return MeanCosts(trained, bare, seconds, mean("cpu_seconds"), largest)
 
 
 def _ranks(sheet: SuiteSheet) -> tuple[list[float | None], statistics.Ranking | None]:

@@ -10,10 +10,10 @@ import numpy as np
 from .. import numbers, statistics
 from ..sheet import Spread, suite_mean
 from ..table import Column, Entry, Table
-from .records import Failed, Method, Task
+from .records import Failed, MethodName, SuiteTask
 from .sentences import heading, notes, over_seeds
 from .sheets import SuiteSheet
-from .summary import Findings, Row
+from .summary import Findings, MethodRow
 
 NONE = Entry("\N{EN DASH}")
 METHOD = Column("Method", "What was trained", numeric=False)
@@ -24,8 +24,8 @@ class Field:
     """A column, a row's cell in it, and the value that decides who is first, if anybody is."""
 
     column: Column
-    cell: Callable[[Row], Entry]
-    value: Callable[[Row], float | None] | None = None
+    cell: Callable[[MethodRow], Entry]
+    value: Callable[[MethodRow], float | None] | None = None
 
 
 def results_table(findings: Findings) -> Table:
@@ -100,7 +100,7 @@ def tasks_table(findings: Findings) -> Table:
     return Table(caption, tuple(columns), tuple(rows), None, None, below)
 
 
-def mean_of(sheet: SuiteSheet, method: Method, tasks: np.ndarray) -> Spread | None:
+def mean_of(sheet: SuiteSheet, method: MethodName, tasks: np.ndarray) -> Spread | None:
     """Mean over some tasks, None unless all are complete.  tasks: (tasks,), bool."""
     number = sheet.arms.index(method)
     if not sheet.complete[number, tasks].all():
@@ -134,7 +134,7 @@ def _table(
     )
 
 
-def _column(field: Field, rows: Sequence[Row]) -> list[Entry]:
+def _column(field: Field, rows: Sequence[MethodRow]) -> list[Entry]:
     cells = [field.cell(row) for row in rows]
     return cells if field.value is None else placed(cells, [field.value(row) for row in rows])
 
@@ -157,7 +157,9 @@ def _line(head: Entry, spreads: Sequence[Spread | None]) -> tuple[Entry, ...]:
     return (head, *placed(cells, [spread and spread.mean for spread in spreads]))
 
 
-def _task_line(sheet: SuiteSheet, methods: Sequence[Method], task: Task) -> tuple[Entry, ...]:
+def _task_line(
+    sheet: SuiteSheet, methods: Sequence[MethodName], task: SuiteTask
+) -> tuple[Entry, ...]:
     column = sheet.tasks.index(task)
     cells: list[Entry] = []
     rated: list[float | None] = []  # a mean over fewer seeds is not held against the others
@@ -173,7 +175,7 @@ def _task_line(sheet: SuiteSheet, methods: Sequence[Method], task: Task) -> tupl
     return (Entry(task.name), *placed(cells, rated))
 
 
-def _why_not(sheet: SuiteSheet, method: Method, task: Task) -> str:
+def _why_not(sheet: SuiteSheet, method: MethodName, task: SuiteTask) -> str:
     found = [sheet.results.get((method, task, seed)) for seed in sheet.seeds]
     return "failed" if any(r and isinstance(r.outcome, Failed) for r in found) else NONE.text
 
@@ -197,10 +199,10 @@ def _means(findings: Findings) -> list[Field]:
     titles = {kind: f"{kind.capitalize()} mean" for kind in about} | {"own": "Own task"}
 
     def field(kind: str, part: str, title: str, meaning: str) -> Field:
-        def spread(row: Row) -> Spread | None:
+        def spread(row: MethodRow) -> Spread | None:
             return getattr(getattr(row, part), kind, None)
 
-        def cell(row: Row) -> Entry:
+        def cell(row: MethodRow) -> Entry:
             if part == "whole" and row.whole is None:
                 return Entry(f"{row.complete} of {total} tasks")
             return share(spread(row))
@@ -278,7 +280,7 @@ def _size(n: int | None) -> Entry:
     return NONE if n is None else Entry(numbers.size(n), full=f"{n:,} bytes")
 
 
-def _difference(sheet: SuiteSheet, row: Row) -> tuple[Entry, ...]:
+def _difference(sheet: SuiteSheet, row: MethodRow) -> tuple[Entry, ...]:
     found = row.difference
     rank = NONE if row.rank is None else Entry(f"{row.rank:.2f}")
     if found is None:
@@ -305,5 +307,5 @@ def _probability(p: float | None) -> Entry:
     return NONE if p is None else Entry(numbers.probability(p), full=f"{p:.3g}")
 
 
-def _places(rows: Sequence[Row]) -> str:
+def _places(rows: Sequence[MethodRow]) -> str:
     return "The best of each column is marked, and the second best." if len(rows) > 1 else ""
