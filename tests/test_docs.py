@@ -38,6 +38,7 @@ RUNNABLE = (
     "how-to/several-adapters.md",
     "how-to/share-shards.md",
     "how-to/sparse-deltas.md",
+    "how-to/stack-changes.md",
     "how-to/students.md",
     "how-to/train-other-tasks.md",
     "how-to/train-slices.md",
