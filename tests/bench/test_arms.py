@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from intarsia import Upcycle
 from intarsia.bench.arms import ARMS, arm, by_task
 from intarsia.bench.plan import key_for
 from intarsia.bench.protocols import protocol
 from intarsia.core.errors import UnknownName
 from intarsia.experiments.execute import method_of, recipe_of
 from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.experiments.settings import change_of
 from intarsia.methods import Official
 from intarsia.methods.mosa import PUBLISHED
 
@@ -52,6 +54,14 @@ def test_in_all_blocks_only_the_probe_has_something_to_compute_once(name: str) -
 def test_a_contender_that_is_not_there() -> None:
     with pytest.raises(UnknownName, match="Did you mean mosa"):
         arm("moza")
+
+
+def test_any_other_method_is_an_arm_with_its_defaults() -> None:
+    found = arm("upcycle").settings.into(START)
+    assert found.adapted.last_blocks == 6 and not found.adapted.frozen_once  # nothing is frozen
+    assert found.training.lr == arm("full").settings.lr < arm("fourier").settings.lr
+    change = change_of(method_of(found), found.adapted)
+    assert isinstance(change, Upcycle) and change.layers == tuple(range(-6, 0))
 
 
 def test_the_official_protocol_is_the_published_recipe() -> None:

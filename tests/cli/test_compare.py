@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from intarsia import Bottleneck, Lora, Mosa
+from intarsia import Bottleneck, Lora, Mosa, TopK, Upcycle
 from intarsia.claims import ledger
 from intarsia.cli import demo_steps
 from intarsia.core import Claim, Result
 from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.experiments import matrix
 from intarsia.experiments.experiment import Adapted, Experiment, Pictures
-from intarsia.experiments.matrix import PlannedRun, by_method, on_one_adapter, run_all
+from intarsia.experiments.matrix import PlannedRun, by_method, on_one_adapter, planned, run_all
 from intarsia.experiments.settings import method
 from intarsia.train import Training
 
@@ -191,6 +191,19 @@ def test_ctrl_c_starts_no_further_run(
     monkeypatch.setattr(matrix, "run", stopped)
     said = intarsia("compare", folder, *TINY, "--out", tmp_path / "c")
     assert said.code == 130 and "same command again" in said.words and len(calls) == 1
+
+
+def test_changes_and_methods_are_compared(tmp_path: Path) -> None:
+    start = Experiment(Pictures("mini/elpv")).changed(last_blocks=2, frozen_once=True)
+    names = ("linear", "mosa", "upcycle", "add_momentum")
+    given = by_method(["upcycle.router=topk", "upcycle.router.experts=3"])
+    chosen = on_one_adapter(start, names, given, lambda _: None)
+    runs = [run.experiment for run in planned(start, names, [0], chosen, tmp_path)]
+    assert [run.adapted.method for run in runs] == list(names)
+    assert [run.adapted.last_blocks for run in runs] == [None, 2, 2, None]
+    assert [run.adapted.frozen_once for run in runs] == [True, True, False, False]
+    change = method("upcycle", runs[2].adapted.settings)
+    assert change == Upcycle(TopK(experts=3))
 
 
 def test_settings_by_method() -> None:

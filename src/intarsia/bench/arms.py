@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.errors import UnknownName
+from ..core.registry import keys
 from ..experiments.experiment import Experiment
 from ..experiments.pool import Arm
 from ..experiments.settings import HEADS
 
-ADAPTER_LR, CONV_LR = 5e-3, 3e-3
+ADAPTER_LR, CONV_LR, FULL_LR = 5e-3, 3e-3, 1e-4
 SIZE = 16  # width of a bottleneck, rank of LoRA
 WIDE = 64  # as published for AdaptFormer and MoSA beyond VTAB-1k
 
@@ -76,7 +77,7 @@ def _over(placement: str, *more: str, size: int = SIZE) -> tuple[str, ...]:
 
 ARMS = (
     _arm("linear", "linear", conv_lr=0.1),
-    _arm("full", "full", lr=1e-4),
+    _arm("full", "full", lr=FULL_LR),
     _arm("bitfit", "bitfit", lr=2e-3, conv_lr=5e-2),
     _arm("norms", "norms", lr=2e-3, conv_lr=5e-2),
     _arm("last-1", "last-k", ("blocks=1",), lr=5e-4, conv_lr=2e-2),
@@ -110,8 +111,16 @@ ARMS = (
 
 
 def arm(name: str) -> BenchArm:
-    """The arm of that name.  Raises: UnknownName."""
+    """The arm of that name, or any other method of `intarsia fit` as it is by default.
+
+    A change that freezes nothing gets the rate of full fine-tuning.
+    Raises: UnknownName.
+    """
     for found in ARMS:
         if found.name == name:
             return found
+    if name in keys("change"):
+        return _arm(name, name, lr=FULL_LR)
+    if name in (*keys(), *keys("baseline")):
+        return _arm(name, name)
     raise UnknownName("method of the benchmark", name, [c.name for c in ARMS])

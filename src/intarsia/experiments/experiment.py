@@ -105,17 +105,18 @@ class Experiment:
         return Experiment.of(self.flat() | changes)
 
     def suited(self) -> Experiment:
-        """Without the places for cells, and the frozen blocks, that a baseline does not have.
+        """Without the places for cells, and the frozen blocks, that the method does not have.
 
         So one wish, "in the last six blocks", can be put to methods of every kind.
         """
-        if self.adapted.method not in keys("baseline"):
+        entry = index().get(self.adapted.method, {})
+        if entry.get("kind") not in ("baseline", "change"):
             return self
-        entry = index()[self.adapted.method]
-        in_blocks = any(setting["name"] == "last_blocks" for setting in entry["settings"])
+        in_blocks = {setting["name"] for setting in entry["settings"]} & {"last_blocks", "layers"}
         last = self.adapted.last_blocks if in_blocks else None
         on_top = getattr(card(self.adapted.method).config, "on_top", False)
-        frozen = self.adapted.frozen_once and (on_top or last is not None)
+        freezes = entry["kind"] == "baseline" and (on_top or last is not None)
+        frozen = self.adapted.frozen_once and freezes
         return self.changed(last_blocks=last, frozen_once=frozen, targets=())
 
     @property
