@@ -29,21 +29,12 @@ SIDE, CLASSES, BATCH = 32, 3, 3
 def vit() -> nn.Module:
     """Two blocks of width 32, the same weights each time."""
     with torch_seed(0):
-        return timm.create_model(
-            "vit_tiny_patch16_224",
-            img_size=SIDE,
-            embed_dim=32,
-            depth=2,
-            num_heads=2,
-            num_classes=CLASSES,
-        )
+        sizes: dict[str, Any] = {"img_size": SIDE, "embed_dim": 32, "depth": 2, "num_heads": 2}
+        return timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, **sizes)
 
 
 # the first that a change takes is its host
-HOSTS: tuple[Callable[[], nn.Module], ...] = (
-    vit,
-    lambda: moved(upcycle(vit(), TopK(4))),
-)
+HOSTS: tuple[Callable[[], nn.Module], ...] = (vit, lambda: moved(upcycle(vit(), TopK(4))))
 
 
 def pictures() -> Tensor:

@@ -22,15 +22,7 @@ from ..hosts.delta.cells import layers_of
 from ..hosts.delta.combine import combine
 from .cards import tiny
 from .cells import site
-from .changes import (
-    change_of,
-    changed,
-    comes_back_from_its_folder,
-    host_of,
-    outputs,
-    pictures,
-    vit,
-)
+from .changes import change_of, changed, comes_back_from_its_folder, host_of, outputs, pictures, vit
 from .made import moved
 
 INTRO = """# What goes together
