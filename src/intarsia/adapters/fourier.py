@@ -34,14 +34,12 @@ class Fourier:
     seed: int = 777
     roles: tuple[str, ...] = ("qkv",)
 
+    position = "parallel"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
         at_least("entries", self.entries, 1, fix="The paper's is 1000.")
         at_least("std", self.std, 0)
-
-    @property
-    def position(self) -> str:
-        return "parallel"
 
     def build(self, site: Site, *, generator: torch.Generator) -> FourierCell:
         return FourierCell(self, site, generator=generator)

@@ -46,6 +46,8 @@ class Mos:
     dropout: float = 0.0
     roles: tuple[str, ...] = ("qkv", "projection", "mlp_linear")
 
+    position = "parallel"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
         for name in ("rank", "equivalent_rank", "shards_per_vector"):
@@ -55,10 +57,6 @@ class Mos:
             want = f"0 ... {most}, the smaller rank"
             raise ConfigError("private_rank", got=self.private_rank, want=want, fix="Try 1.")
         Lora(self.rank, self.alpha, self.dropout)  # checks alpha and dropout
-
-    @property
-    def position(self) -> str:
-        return "parallel"
 
     def share(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
         """The pools for all sites of a model."""

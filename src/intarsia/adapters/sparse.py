@@ -33,16 +33,14 @@ class Sparse:
     entries: tuple[str, ...] = ()
     roles: tuple[str, ...] = ("qkv", "projection", "mlp_linear")
 
+    position = "parallel"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
         object.__setattr__(self, "entries", tuple(self.entries))
         if not 0 < self.density <= 1:
             raise ConfigError("density", got=self.density, want="0 < d <= 1", fix="Try 0.02.")
         self.counts()
-
-    @property
-    def position(self) -> str:
-        return "parallel"
 
     def check_sites(self, paths: Sequence[str]) -> None:
         """Raises: UnknownName for an entry of a site that gets no cell."""

@@ -27,14 +27,12 @@ class Ssf:
     roles: tuple[str, ...] = ("linear", "norm", "embedding")
     std: float = 0.0
 
+    position = "sequential"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
         if not 0 <= self.std < float("inf"):
             raise ConfigError("std", got=self.std, want="0 or larger", fix="Try 0 or 0.02.")
-
-    @property
-    def position(self) -> str:
-        return "sequential"
 
     def build(self, site: Site, *, generator: torch.Generator) -> SsfCell:
         return SsfCell(self, site, generator=generator)

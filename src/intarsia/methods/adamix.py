@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import torch
 
@@ -37,6 +38,9 @@ class Adamix:
     draw: str = "batch"
     noise: float = 0.0
 
+    roles = property(attrgetter("over.roles"))
+    position = property(attrgetter("over.position"))
+
     def __post_init__(self) -> None:
         if self.share not in SHARES:
             raise ConfigError("share", got=repr(self.share), want=f"one of {SHARES}", fix="Pick.")
@@ -44,14 +48,6 @@ class Adamix:
             raise ConfigError("noise", got=self.noise, want="0 or more", fix="Try 0.01.")
         # the router says what else can be wrong
         draw_apart(self.experts, self.active, self.draw, generator=torch.Generator())
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return self.over.roles
-
-    @property
-    def position(self) -> str:
-        return self.over.position
 
     def build(self, site: Site, *, generator: torch.Generator) -> RoutedCell:
         body = two_sided(self.over.build(site, generator=generator))

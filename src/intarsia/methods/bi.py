@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import torch
 
@@ -42,6 +43,9 @@ class BiAdapter:
     biases: bool = False
     start: float = 1e-3
 
+    roles = property(attrgetter("over.roles"))
+    position = property(attrgetter("over.position"))
+
     def __post_init__(self) -> None:
         if isinstance(self.over, BiAdapter) or not callable(getattr(self.over, "build", None)):
             got, want = type(self.over).__name__, "another adapter's settings"
@@ -59,14 +63,6 @@ class BiAdapter:
     def format(self) -> Gaussian | None:
         """How a weight matrix is stored; None = as it is."""
         return None if self.bits == FLOAT else Gaussian(self.bits, self.codebook)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return self.over.roles
-
-    @property
-    def position(self) -> str:
-        return self.over.position
 
     def build(self, site: Site, *, generator: torch.Generator) -> CodedCell:
         body = self.over.build(site, generator=generator)

@@ -36,6 +36,8 @@ class LlavaMole:
     balance: float = 0.01
     attention: Lora | None = field(default_factory=lambda: Lora(32, 64.0, 0.05, ATTENTION))
 
+    position = "parallel"
+
     def __post_init__(self) -> None:
         self.routing()
 
@@ -45,10 +47,6 @@ class LlavaMole:
     @property
     def roles(self) -> tuple[str, ...]:
         return ("mlp", *(() if self.attention is None else self.attention.roles))
-
-    @property
-    def position(self) -> str:
-        return "parallel"
 
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:
         plain = attention_cell(self.attention, site, generator=generator)

@@ -60,6 +60,8 @@ class LtSft:
     maskable: tuple[str, ...] = ("*",)
     head: str = "whole"
 
+    position = "parallel"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "maskable", tuple(self.maskable))
         if not 0 <= self.density <= 1:
@@ -76,10 +78,6 @@ class LtSft:
     @property
     def roles(self) -> tuple[str, ...]:
         return ("qkv", "projection", "mlp_linear")
-
-    @property
-    def position(self) -> str:
-        return "parallel"
 
     def build(self, site: Site, *, generator: torch.Generator) -> SparseCell:
         """The cell of phase A: every entry of the layer's weight may change."""

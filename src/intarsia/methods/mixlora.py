@@ -40,6 +40,8 @@ class MixLora:
     over: Method = field(default_factory=lambda: Lora(16, 32.0, 0.05))
     attention: Lora | None = field(default_factory=lambda: Lora(16, 32.0, 0.05, ATTENTION))
 
+    position = "parallel"
+
     def __post_init__(self) -> None:
         if not isinstance(self.router, (TopK, TopP, Switch)):
             want = "TopK(...), TopP(...) or Switch(...)"
@@ -49,10 +51,6 @@ class MixLora:
     @property
     def roles(self) -> tuple[str, ...]:
         return ("mlp", *(() if self.attention is None else self.attention.roles))
-
-    @property
-    def position(self) -> str:
-        return "parallel"
 
     @property
     def share(self) -> Callable[..., nn.Module] | None:

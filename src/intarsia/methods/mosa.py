@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -62,6 +63,9 @@ class Mosa:
     decay: str = "owned"
     unit: str = "element"
 
+    roles = property(attrgetter("over.roles"))
+    position = property(attrgetter("over.position"))
+
     def __post_init__(self) -> None:
         if not isinstance(self.over, Bottleneck | Lora):
             got, fix = type(self.over).__name__, "Pass the adapter that is to be split."
@@ -95,14 +99,6 @@ class Mosa:
         split = 1 if images <= cls.FEW else max(1, whole // 2)
         settings.setdefault("active", split if first <= epochs <= last else whole)
         return cls(**settings)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return self.over.roles
-
-    @property
-    def position(self) -> str:
-        return self.over.position
 
     def build(self, site: Site, *, generator: torch.Generator) -> MosaCell:
         body = two_sided(self.over.build(site, generator=generator))

@@ -45,14 +45,12 @@ class Poly:
     unknown: str = "error"
     roles: tuple[str, ...] = ("qkv",)
 
+    position = "parallel"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
         self.lora()
         self.router(torch.Generator())
-
-    @property
-    def position(self) -> str:
-        return "parallel"
 
     def lora(self) -> Lora:
         """The settings of what one task gets."""

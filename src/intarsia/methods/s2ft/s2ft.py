@@ -65,6 +65,8 @@ class S2ft:
     order: str = "largest"
     channels: tuple[tuple[str, str], ...] = ()
 
+    position = "parallel"
+
     def __post_init__(self) -> None:
         for name in ROLES:
             between(name, getattr(self, name), 0, 1, "Try 0.03.")
@@ -88,10 +90,6 @@ class S2ft:
     def shares(self) -> tuple[str, ...]:
         """The families with a share above 0."""
         return tuple(name for name in ROLES if getattr(self, name))
-
-    @property
-    def position(self) -> str:
-        return "parallel"
 
     def family(self, path: str) -> str | None:
         """The family of a layer, "down", "up", "output" or "value"; None if it is not trained."""
