@@ -256,7 +256,7 @@ def test_a_cell_is_not_linear() -> None:
         ({"norm": "batch"}, "norm: got 'batch'"),
         ({"init": "ones"}, "init: got 'ones'"),
         ({"scale": "token"}, "scale: got 'token'"),
-        ({"dropout": 1.0}, "dropout: got 1.0, want 0 <= p < 1"),
+        ({"dropout": 1.0}, "dropout: got 1.0, want 0 <= dropout < 1"),
         ({"dropout": -0.1}, "dropout: got -0.1"),
         ({"weight_dropout": 1.0}, "weight_dropout: got 1.0"),
     ],

@@ -216,5 +216,5 @@ def test_before_step_reaches_every_module_that_changes_along_a_run() -> None:
     assert not router.found
     before_step(model, 3, 10)
     assert router.found
-    with pytest.raises(ConfigError, match="step: got 10 of 10"):
+    with pytest.raises(ConfigError, match="step: got 10, want 0 ... 9"):
         before_step(model, 10, 10)

@@ -238,7 +238,7 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
 def test_annealing_nothing_and_bad_fractions_are_refused() -> None:
     with pytest.raises(ConfigError, match="got a model without EvoMoe routers"):
         anneal(nn.Linear(2, 2), 0, 2)
-    with pytest.raises(ConfigError, match="step: got 2 of 2"):
+    with pytest.raises(ConfigError, match="step: got 2, want 0 ... 1"):
         anneal(build(), 2, 2)
     with pytest.raises(ConfigError, match="fraction: got 1.0"):
         diversify_([nn.Linear(2, 2)], 1.0, torch.Generator())

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..core import Card, Cell, Paper, Site
 from ..core.cell import Units
-from ..core.checks import at_least, one_of
-from ..core.errors import ConfigError, FoldError, TargetError
+from ..core.checks import at_least, below_one, one_of
+from ..core.errors import FoldError, TargetError
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -86,8 +86,7 @@ class Bottleneck:
             one_of("scale", self.resolved("scale"), SCALES)
         at_least("bottleneck", self.bottleneck, 1, "Try 16.")
         for name in ("dropout", "weight_dropout"):
-            if not 0 <= (got := getattr(self, name)) < 1:
-                raise ConfigError(name, got=got, want="0 <= p < 1", fix="Try 0.1.")
+            below_one(name, getattr(self, name))
 
     def resolved(self, name: str) -> str | float:
         """The setting, or the published one of the placement if it is None."""

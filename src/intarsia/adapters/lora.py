@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Paper, Site
-from ..core.checks import at_least
-from ..core.errors import ConfigError, TargetError
+from ..core.checks import at_least, below_one
+from ..core.errors import TargetError
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -32,15 +32,12 @@ class Lora:
     dropout: float = 0.0
     roles: tuple[str, ...] = ("qkv",)
 
+    position = "parallel"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
         at_least("rank", self.rank, 1, "Try 8 or 16.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("dropout", got=self.dropout, want="0 <= p < 1", fix="Try 0.1.")
-
-    @property
-    def position(self) -> str:
-        return "parallel"
+        below_one("dropout", self.dropout)
 
     def build(self, site: Site, *, generator: torch.Generator) -> LoraCell:
         fused = site.path.rpartition(".")[2] == "qkv"

@@ -68,6 +68,5 @@ class Card:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ConfigError(
-                f"kind of {self.key!r}", got=self.kind, want=KINDS, fix="Use one of the kinds."
-            )
+            what, got = f"kind of {self.key!r}", self.kind
+            raise ConfigError(what, got=got, want=KINDS, fix="Use one of the kinds.")

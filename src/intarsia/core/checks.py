@@ -30,3 +30,9 @@ def between(what: str, got: float, low: float, high: float, fix: str = "") -> No
     """Raises: ConfigError unless low <= got <= high; NaN is refused, too."""
     if not low <= got <= high:
         raise ConfigError(what, got=got, want=f"{low} ... {high}", fix=fix or f"Try {low}.")
+
+
+def below_one(what: str, got: float, fix: str = "Try 0.1.") -> None:
+    """Raises: ConfigError unless 0 <= got < 1; NaN is refused, too."""
+    if not 0 <= got < 1:
+        raise ConfigError(what, got=got, want=f"0 <= {what} < 1", fix=fix)

@@ -38,13 +38,9 @@ class Routing:
 
     def __post_init__(self) -> None:
         if not self.token.shape == self.expert.shape == self.weight.shape or self.token.dim() != 1:
-            raise ShapeError(
-                "routing",
-                got=f"{tuple(self.token.shape)}, {tuple(self.expert.shape)}, "
-                f"{tuple(self.weight.shape)}",
-                want="three vectors of one length",
-                fix="Build it with Routing.from_topk or Routing.from_dense.",
-            )
+            got = ", ".join(str(tuple(t.shape)) for t in (self.token, self.expert, self.weight))
+            fix = "Build it with Routing.from_topk or Routing.from_dense."
+            raise ShapeError("routing", got=got, want="three vectors of one length", fix=fix)
 
     @classmethod
     def from_topk(
@@ -68,16 +64,12 @@ class Routing:
 
     @classmethod
     def from_dense(
-        cls,
-        gates: Tensor,
-        losses: Mapping[str, Tensor] | None = None,
-        state: Tensor | None = None,
+        cls, gates: Tensor, losses: Mapping[str, Tensor] | None = None, state: Tensor | None = None
     ) -> Routing:
         """The non-zero entries of a gate matrix.  gates: (T, E)."""
         if gates.dim() != 2:
-            raise ShapeError(
-                "gates", got=tuple(gates.shape), want="(T, E)", fix="Flatten the batch to tokens."
-            )
+            what, got = "gates", tuple(gates.shape)
+            raise ShapeError(what, got=got, want="(T, E)", fix="Flatten the batch to tokens.")
         token, expert = gates.nonzero(as_tuple=True)
         tokens, experts = gates.shape
         return cls(token, expert, gates[token, expert], tokens, experts, losses or {}, state)

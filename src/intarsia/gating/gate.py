@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Routing
-from ..core.checks import at_least
-from ..core.errors import ConfigError, ShapeError
+from ..core.checks import at_least, below_one
+from ..core.errors import ShapeError
 from .balance import balance, z_loss
 from .router import Router
 from .settings import RouterConfig
@@ -38,8 +38,7 @@ class Terms:
     def __post_init__(self) -> None:
         for what in ("std", "balance", "z"):
             at_least(what, getattr(self, what), 0, "Try 0.01.")
-        if not 0 <= self.jitter < 1:
-            raise ConfigError("jitter", got=self.jitter, want="0 <= e < 1", fix="Try 0.01.")
+        below_one("jitter", self.jitter, fix="Try 0.01.")
 
     @classmethod
     def of(cls, config: object) -> Terms:

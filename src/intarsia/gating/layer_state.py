@@ -38,13 +38,9 @@ class PassesState(ReadsContext):
         """
         state = self.thread.before(self.layer)
         if state is not None and len(state) != rows:
-            raise ShapeError(
-                "state of the layer before",
-                got=f"{len(state)} rows",
-                want=f"{rows}",
-                fix="Call gating.start(model) before every forward of a loop of your own, and let "
-                "all layers see the same tokens.",
-            )
+            what, got = "state of the layer before", f"{len(state)} rows"
+            fix = "Call gating.start(model) before each forward; all layers see the same tokens."
+            raise ShapeError(what, got=got, want=f"{rows}", fix=fix)
         return state
 
     def carry(self, state: Tensor) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.checks import one_of
+from ..core.checks import below_one, one_of
 from ..core.errors import ConfigError, TargetError
 from ..gating import PassesState, number_layers, watch
 
@@ -89,8 +89,7 @@ class AdamOnce(Update):
     def __post_init__(self) -> None:
         _momentum(self.mu)
         for what in ("beta1", "beta2"):
-            if not 0 <= getattr(self, what) < 1:
-                raise ConfigError(what, got=getattr(self, what), want="0 <= b < 1", fix="Try 0.9.")
+            below_one(what, getattr(self, what), fix="Try 0.9.")
         one_of("start", self.start, STARTS)
 
     @classmethod
@@ -136,9 +135,8 @@ class Robust(Update):
 
     def __post_init__(self) -> None:
         if not (self.k > 1 and self.L > 0):
-            raise ConfigError(
-                "k, L", got=f"{self.k}, {self.L}", want="k above 1, L above 0", fix="Try 4 and 1."
-            )
+            what, got = "k, L", f"{self.k}, {self.L}"
+            raise ConfigError(what, got=got, want="k above 1, L above 0", fix="Try 4 and 1.")
         low, high = 1 - self.k**-0.5, 1 - 1 / self.k
         if not low <= self.p <= high:
             want = f"{low:.3f} ... {high:.3f} for k = {self.k}"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Paper, Routing
-from ..core.checks import at_least, between, one_of
+from ..core.checks import at_least, below_one, between, one_of
 from ..core.errors import ConfigError
 from ..gating.balance import balance
 from ..gating.gate import gated, of_real, wide_linear
@@ -105,10 +105,7 @@ class EvoMoeRouter(Router):
 
     def before_step(self, step: int, steps: int) -> None:
         """Set the clock.  Raises: ConfigError for a step that is not in the run."""
-        if not 0 <= step < steps:
-            raise ConfigError(
-                "step", got=f"{step} of {steps}", want="a step of the run", fix="Count from 0."
-            )
+        between("step", step, 0, steps - 1, fix="Count from 0.")
         self.clock.copy_(torch.tensor([step, steps]))
 
     def at(self) -> tuple[float, bool]:
@@ -173,8 +170,7 @@ def drop_entries(weights: Iterable[Tensor], fraction: float, generator: torch.Ge
 
     Raises: ConfigError unless 0 <= fraction < 1.
     """
-    if not 0 <= fraction < 1:
-        raise ConfigError("fraction", got=fraction, want="0 <= f < 1", fix="Try 0.1.")
+    below_one("fraction", fraction)
     for weight in weights:
         keep = torch.rand(weight.shape, generator=generator) >= fraction
         weight.mul_(keep.to(weight.device))

@@ -88,13 +88,9 @@ class HashRouter(Router):
     def _of_tokens(self, rows: int) -> Tensor:
         ids = self.context.ids if self.context.ids is not None else self.context.input_ids
         if ids is None:
-            raise ConfigError(
-                "ids",
-                got="none",
-                want="the id of each token, such as input_ids",
-                fix="Call intarsia.set_ids(model, input_ids) before the model, or build the router "
-                "with by='row'.",
-            )
+            want = "the id of each token, such as input_ids"
+            fix = "Call intarsia.set_ids(model, input_ids) before the model, or use by='row'."
+            raise ConfigError("ids", got="none", want=want, fix=fix)
         count = ids.numel()
         if rows == count:
             return ids.reshape(-1)

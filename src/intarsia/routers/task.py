@@ -118,13 +118,10 @@ class TaskRouter(Router):
         if self.tasks == 1:
             return torch.zeros(rows, dtype=torch.int64)
         if self.training or self.unknown == "error":
-            raise ConfigError(
-                "task_ids",
-                got="none",
-                want=f"the task of each sample, 0 ... {self.tasks - 1}",
-                fix="Call the model inside `with intarsia.task_ids(model, ids):`, give `fit` a "
-                "dataset with 'task_ids', or set unknown='mean' for evaluation.",
-            )
+            want = f"the task of each sample, 0 ... {self.tasks - 1}"
+            ways = "`with intarsia.task_ids(model, ids):`, give `fit` a dataset with 'task_ids'"
+            fix = f"Call the model inside {ways}, or set unknown='mean' for evaluation."
+            raise ConfigError("task_ids", got="none", want=want, fix=fix)
         return None
 
     def _check_range(self, ids: Tensor) -> None:

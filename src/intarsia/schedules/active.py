@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..core import Card, Paper
-from ..core.checks import at_least, one_of
+from ..core.checks import at_least, between, one_of
 from ..core.errors import ConfigError
 from ..routers import random_routers
 
@@ -26,10 +26,7 @@ def active_at(step: int, total: int, *, first: int, last: int, shape: str = "lin
     if shape == "constant" and first != last:
         what, fix = "shape='constant'", "Use shape='linear' or 'step' to change k."
         raise ConfigError(what, got=f"first={first}, last={last}", want="the same k", fix=fix)
-    if not 0 <= step < total:
-        raise ConfigError(
-            "step", got=step, want=f"0 ... {total - 1}", fix="Steps count from 0 to total - 1."
-        )
+    between("step", step, 0, total - 1, fix="Steps count from 0 to total - 1.")
     if shape == "step":
         return first if 2 * step < total else last
     turn = (abs(last - first) + 1) * step // total

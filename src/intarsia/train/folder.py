@@ -90,9 +90,8 @@ def prepare(out: Path, resume: bool) -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "README.txt").write_text(README)
     except FileExistsError as error:
-        raise ConfigError(
-            f"run folder {out}", got="a file", want="a folder", fix="Choose another name."
-        ) from error
+        what, got = f"run folder {out}", "a file"
+        raise ConfigError(what, got=got, want="a folder", fix="Choose another name.") from error
     except OSError as error:
         raise disk_error(out, error) from error
 

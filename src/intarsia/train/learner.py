@@ -141,13 +141,9 @@ class Learner:
 
     def _refuse(self, what: str, got: float, step: int) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        raise TrainingError(
-            f"{what} at step {step + 1}",
-            got=got,
-            want="a finite number",
-            fix="Lower lr, clip the gradients (clip=1.0), or look for broken images. "
-            "The model and the last checkpoint are as they were before this step.",
-        )
+        as_before = "The model and the last checkpoint are as they were before this step."
+        fix = f"Lower lr, clip the gradients (clip=1.0), or look for broken images. {as_before}"
+        raise TrainingError(f"{what} at step {step + 1}", got=got, want="a finite number", fix=fix)
 
     def state(self) -> dict[str, Any]:
         """What the optimiser, the loss scale and a schedule that follows the fit remember."""

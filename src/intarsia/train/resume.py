@@ -17,12 +17,7 @@ from ..gating.load import Load
 from .checkpoint import tensors_hash
 from .learner import Learner
 from .precision import frozen, learned_state
-from .randomness import (
-    generator_states,
-    global_state,
-    set_generator_states,
-    set_global_state,
-)
+from .randomness import generator_states, global_state, set_generator_states, set_global_state
 
 
 @dataclass(frozen=True)
@@ -134,10 +129,6 @@ def check_same(saved: Mapping[str, Any], own: Mapping[str, Any], path: str = "")
         if isinstance(one, Mapping) and isinstance(two, Mapping):
             check_same(one, two, where)
         elif one != two:
-            raise CheckpointError(
-                f"checkpoint of another run, {where}",
-                got=two,
-                want=one,
-                fix="Resume with the model, data and settings the run was started with, "
-                "or start a new run in another folder.",
-            )
+            what = f"checkpoint of another run, {where}"
+            fix = "Resume with the model, data and settings of its start, or take another folder."
+            raise CheckpointError(what, got=two, want=one, fix=fix)

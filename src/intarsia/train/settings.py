@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from torch import nn
 from torch.optim import Optimizer
 
-from ..core.checks import above, at_least, one_of
+from ..core.checks import above, at_least, below_one, one_of
 from ..core.errors import ConfigError, UnknownName
 from ..schedules import ByFit
 from .optimisers import LrFactor, adamw, cosine
@@ -50,8 +50,7 @@ class Training:
             at_least(name, getattr(self, name), 1)
         for name in ("lr", "weight_decay", "seed"):
             at_least(name, getattr(self, name), 0)
-        if not 0 <= self.warmup < 1:
-            raise ConfigError("warmup", got=self.warmup, want="0 <= warmup < 1", fix="Try 0.1.")
+        below_one("warmup", self.warmup)
         one_of("precision", self.precision, PRECISIONS, fix="bf16 suits most machines.")
         if self.batch_size % self.accumulate:
             got = f"{self.accumulate} parts of {self.batch_size} samples"
@@ -91,8 +90,7 @@ class Recipe:
                 want="images with one right answer, for it follows the training accuracy",
                 fix="Leave mixup and cutmix out, or use ActiveSchedule.",
             )
-        if not 0 <= (got := self.smoothing) < 1:
-            raise ConfigError("smoothing", got=got, want="0 <= smoothing < 1", fix="Try 0.1.")
+        below_one("smoothing", self.smoothing)
         if self.clip is not None:
             above("clip", self.clip, 0, fix="Try 1.0, or None.")
         fix = "A test set is scored once, after training; it chooses nothing."

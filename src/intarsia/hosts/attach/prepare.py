@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from ...core.checks import below_one
 from ...core.errors import ConfigError, TargetError
 from ...core.heads import heads_of
 
@@ -19,8 +20,7 @@ def set_dropout(model: nn.Module, p: float) -> None:
     Of use to what needs noisy forwards, as the published MoSA and R-Drop do. Stays in the model.
     Raises: TargetError for a model without these modules; ConfigError unless 0 <= p < 1.
     """
-    if not 0 <= p < 1:
-        raise ConfigError("dropout", got=p, want="0 <= p < 1", fix="Try 0.1.")
+    below_one("dropout", p)
     found = [
         module
         for name, module in model.named_modules()

@@ -10,7 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ...core.checks import at_least
+from ...core.checks import at_least, below_one
 from ...core.errors import ConfigError, TargetError
 from .select import train_part
 
@@ -87,8 +87,7 @@ def add_prompts(
         fix = "Use a ViT, DeiT or DINOv2 of timm, or another method: --method ssf."
         raise TargetError(what, got=again, want="a timm VisionTransformer without prompts", fix=fix)
     at_least("prompts", prompts, 0, "Try 10.")
-    if not 0 <= dropout < 1:
-        raise ConfigError("dropout", got=dropout, want="0 <= p < 1", fix="Try 0.1.")
+    below_one("dropout", dropout)
     stack = list(cast(nn.Sequential, model.blocks))
     if not 0 <= last_blocks <= (len(stack) if deep else 0):
         what = "last_blocks"

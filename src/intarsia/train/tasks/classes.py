@@ -113,12 +113,7 @@ class Heads(Classes):
 
 
 def task_heads(
-    model: nn.Module,
-    x: Inputs,
-    loss_of: LossOf,
-    *,
-    groups: Groups,
-    over: Objective = plain,
+    model: nn.Module, x: Inputs, loss_of: LossOf, *, groups: Groups, over: Objective = plain
 ) -> Outcome:
     """The objective `over` with the loss of `Heads(groups=groups)`, for a task of classes.
 

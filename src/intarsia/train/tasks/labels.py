@@ -8,11 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import (
-    average_precision_score,
-    f1_score,
-    label_ranking_average_precision_score,
-)
+from sklearn.metrics import average_precision_score, f1_score, label_ranking_average_precision_score
 from torch import Tensor
 
 from ...core.errors import DataError
@@ -54,9 +50,8 @@ class MultiLabel(Task):
         logits, target = rows
         occur = target.any(0).numpy()
         if not occur.any():
-            raise DataError(
-                "evaluation labels", got="no 1", want="at least one", fix="Label some samples."
-            )
+            what, got = "evaluation labels", "no 1"
+            raise DataError(what, got=got, want="at least one", fix="Label some samples.")
         y, z = target.numpy(), logits.numpy()
         # a label at a time: scikit-learn takes a single one for two classes
         each = [_f1(y[:, i], z[:, i] > 0) for i in range(y.shape[1])]
