@@ -15,8 +15,9 @@ from typing import Any
 from torch import nn
 
 from ..core.change import Plan, Step
-from ..core.errors import CheckpointError, IntarsiaError
+from ..core.errors import IntarsiaError
 from ..core.registry import KEY, card, settings_from_dict
+from .anatomy.origin import damaged
 from .attach.adapter_files import CONFIG, WEIGHTS, read_adapter
 from .delta.cells import attach_delta
 from .delta.sparse_delta import SparseDelta
@@ -133,13 +134,3 @@ def _upcycled(stored: Mapping[str, Any]) -> Plan:
     parts = stored.get("parts", whole)
     places = Places(tuple(stored["paths"]), tuple(stored["experts"]), tuple(parts))
     return Plan(change, int(stored["seed"]), vars(places))
-
-
-def damaged(path: Path, got: str) -> CheckpointError:
-    """The error for a file that is not as it was written."""
-    return CheckpointError(
-        str(path),
-        got=got,
-        want="a file as intarsia.save wrote it",
-        fix="Copy the folder again from its source, or train again.",
-    )

@@ -26,14 +26,13 @@ from ..core.errors import CheckpointError, ConfigError, IntarsiaError, TargetErr
 from ..core.files import writing
 from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
 from . import older
-from .anatomy.blocks import unwrapped, walk
-from .anatomy.origin import check_trunk
+from .anatomy.blocks import base_of, unwrapped, walk
+from .anatomy.origin import check_trunk, damaged
 from .attach.adapter_files import WEIGHTS, check_shapes, read_weights
 from .attach.config import IntarsiaConfig
 from .attach.peft import is_adapted
-from .changing import base_of
-from .older import ADAPTER, FORMAT, HOST, OURS, SETTINGS, Adapter, Saved, damaged
-from .undo import undone_on_error
+from .changing import undone_on_error
+from .older import ADAPTER, FORMAT, HOST, OURS, SETTINGS, Adapter, Saved
 
 KEYS = frozenset({"key", "settings", "decided", "seed", "name", "on"})
 

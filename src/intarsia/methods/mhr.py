@@ -15,7 +15,7 @@ from ..core.registry import KEY, method_to_dict
 from ..hosts.attach.adapt import attach, check_model
 from ..hosts.attach.config import IntarsiaConfig
 from ..hosts.attach.peft import IntarsiaLayer, ModulesToSaveWrapper, PeftModel, is_adapted
-from ..hosts.undo import undone_on_error
+from ..hosts.changing import undone_on_error
 from ..mixtures import SkillsCell, decay_groups
 from ..routers import TaskRouter
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from peft import PeftModel
 from timm.layers import RmsNorm, RmsNorm2d
 from torch import nn
 
@@ -37,6 +38,11 @@ BERT_MLP = ("intermediate", "output")  # of a layer of BERT, whose MLP is no mod
 POINTWISE = ("conv_pw", "conv_pwl")
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm, RmsNorm2d)
 INNER = ("base_layer", "original_module")  # the host's own module inside an adapter's wrapper
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The model without PEFT's wrapper."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -149,3 +149,9 @@ def check_digest(
             fix="Copy the folder again from its source: a byte was damaged or a file was swapped. "
             "If you changed settings on purpose, delete origin.digest from adapter_config.json.",
         )
+
+
+def damaged(path: Path, got: str, writer: str = "intarsia.save") -> CheckpointError:
+    """The error for a file that is not as it was written."""
+    want, fix = f"a file as {writer} wrote it", "Copy the folder again from its source."
+    return CheckpointError(str(path), got=got, want=want, fix=fix)

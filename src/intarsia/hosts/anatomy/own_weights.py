@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
-from peft import PeftModel
 from torch import nn
 
 from ...core.errors import ConfigError
 from ..attach.adapt import find_heads
-from .blocks import unwrapped, walk
+from .blocks import base_of, unwrapped, walk
 
 
 def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The host's parameters by their names without adapters; a tied one has all of its names."""
-    host = model.get_base_model() if isinstance(model, PeftModel) else model
+    host = base_of(model)
     return {
         f"{path}.{name}" if path else name: parameter
         for path, module in walk(host)

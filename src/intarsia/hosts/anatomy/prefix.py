@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any, cast, overload
 
 import torch
-from peft import PeftModel
 from timm.models.efficientnet import EfficientNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ...core.errors import ConfigError, TargetError
 from ..attach.prompts import NAME, Prompts
+from .blocks import base_of
 
 SPLITTABLE = (VisionTransformer, EfficientNet)  # of timm
 
@@ -91,10 +91,6 @@ class Features(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         model = cast(Any, self.model)
         return model.forward_head(model.forward_features(x), pre_logits=True)
-
-
-def _host(model: nn.Module) -> nn.Module:
-    return cast(nn.Module, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
 def _blocks(model: VisionTransformer | EfficientNet) -> list[nn.Module]:
@@ -182,7 +178,7 @@ def first_trained_block(model: nn.Module) -> int | None:
     ConfigError if what comes before the blocks, or the first of them, is trained: nothing can be
     computed once.
     """
-    host = _host(model)
+    host = base_of(model)
     trained = {id(p) for p in host.parameters() if p.requires_grad}
     if hasattr(host, "get_classifier"):
         found = cast(Any, host).get_classifier()
@@ -215,7 +211,7 @@ def reading_tokens(model: nn.Module, block: int | None) -> Iterator[nn.Module]:
     trained, saved and loaded as ever.
     Raises: as split_at does.
     """
-    host = _host(model)
+    host = base_of(model)
     prefix, tail = split_at(host, block)
     vars(host)["forward"] = tail.forward
     try:

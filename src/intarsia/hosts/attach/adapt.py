@@ -15,9 +15,8 @@ from ...core.change import Plan
 from ...core.errors import ConfigError, TargetError
 from ...core.heads import heads_of
 from ...core.registry import KEY, card, method_key, method_to_dict
-from ..anatomy.blocks import unwrapped, walk
+from ..anatomy.blocks import base_of, unwrapped, walk
 from ..anatomy.sites import planned
-from ..changing import base_of
 from ..out.fold import fold
 from .config import IntarsiaConfig
 from .peft import is_adapted

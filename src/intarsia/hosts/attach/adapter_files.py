@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, IntarsiaError
-from ..anatomy.origin import WEIGHTS
+from ..anatomy.origin import WEIGHTS, damaged
 from .adapt import attach, check_model
 from .config import Family, IntarsiaConfig
 
-CONFIG = "adapter_config.json"
+CONFIG, WRITER = "adapter_config.json", "model.save_pretrained"
 
 
 def read_adapter(
@@ -42,7 +42,9 @@ def read_adapter(
     except IntarsiaError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(folder / CONFIG, f"places that the model has not ({error})") from error
+        raise damaged(
+            folder / CONFIG, f"places that the model has not ({error})", WRITER
+        ) from error
     check_shapes(folder, get_peft_model_state_dict(adapted, adapter_name=name), weights)
     set_peft_model_state_dict(adapted, weights, adapter_name=name)
     if trainable:
@@ -70,7 +72,7 @@ def read_config(folder: Path) -> IntarsiaConfig:
             fix="Give the folder that model.save_pretrained wrote (a named adapter has its own).",
         ) from error
     except ValueError as error:
-        raise _damaged(path, f"text that is not JSON ({error})") from error
+        raise damaged(path, f"text that is not JSON ({error})", WRITER) from error
     kind = stored.get("peft_type")
     if kind != Family.INTARSIA.value:
         got = f"an adapter of type {kind!r}"
@@ -81,7 +83,7 @@ def read_config(folder: Path) -> IntarsiaConfig:
     except CheckpointError:
         raise
     except (IntarsiaError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(path, f"settings that no method takes ({error})") from error
+        raise damaged(path, f"settings that no method takes ({error})", WRITER) from error
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -93,16 +95,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, f"no readable safetensors file ({error})") from error
-
-
-def _damaged(path: Path, got: str) -> CheckpointError:
-    return CheckpointError(
-        str(path),
-        got=got,
-        want="a file as model.save_pretrained wrote it",
-        fix="Copy the folder again from its source, or train again.",
-    )
+        raise damaged(path, f"no readable safetensors file ({error})", WRITER) from error
 
 
 def _check_classes(stored: Sequence[str] | None, wanted: Sequence[str] | None) -> None:

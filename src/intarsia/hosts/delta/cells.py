@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...adapters.sparse import Sparse, SparseCell
 from ...core.errors import ConfigError, FoldError, TargetError
 from ...core.registry import KEY, method_to_dict
-from ..anatomy.blocks import unwrapped, walk
+from ..anatomy.blocks import base_of, unwrapped, walk
 from ..anatomy.own_weights import own_parameters
 from ..anatomy.sites import site_at
 from ..attach.adapt import Adapt, check_model
@@ -34,7 +34,7 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
     then as it was.
     """
     check_model(model, name)
-    host = model.get_base_model() if is_adapted(model) else model
+    host = base_of(model)
     delta.check(host)
     modules = {path: unwrapped(module) for path, module in walk(host)}
     changed = {n: entry for n, entry in delta.entries.items() if len(entry[0])}

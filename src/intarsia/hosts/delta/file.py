@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ...core.errors import CheckpointError
 from ...core.files import writing
+from ..anatomy.origin import damaged
 
-FORMAT = "intarsia sparse delta 1"
+FORMAT, WRITER = "intarsia sparse delta 1", "SparseDelta.save"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -37,24 +38,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise damaged(path, f"no readable safetensors file ({error})") from error
+        raise damaged(path, f"no readable safetensors file ({error})", WRITER) from error
     if metadata.get("format") != FORMAT:
         got = f"a file of format {metadata.get('format')!r}"
         fix = "Adapters are read with intarsia.load; other files are no deltas."
         raise CheckpointError(f"delta {str(path)!r}", got=got, want=f"{FORMAT!r}", fix=fix)
     text = metadata.get("about", "")
     if metadata.get("digest") != _digest(tensors, text):
-        raise damaged(path, "contents that are not those that were written")
+        raise damaged(path, "contents that are not those that were written", WRITER)
     return tensors, json.loads(text)
-
-
-def damaged(path: Path, got: str) -> CheckpointError:
-    return CheckpointError(
-        f"delta {str(path)!r}",
-        got=got,
-        want="a file as SparseDelta.save wrote it",
-        fix="Copy the file again from its source.",
-    )
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

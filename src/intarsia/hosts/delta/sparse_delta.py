@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, ConfigError, ShapeError
-from ..anatomy.origin import ABSOLUTE, RELATIVE
+from ..anatomy.origin import ABSOLUTE, RELATIVE, damaged
 from ..anatomy.own_weights import own_parameters
 from . import file as delta_file
 
@@ -282,7 +282,8 @@ class SparseDelta:
                 parts["head"],
             )
         except (KeyError, ShapeError, AttributeError, TypeError) as error:
-            raise delta_file.damaged(Path(path), f"entries that do not fit ({error})") from error
+            got = f"entries that do not fit ({error})"
+            raise damaged(Path(path), got, delta_file.WRITER) from error
 
 
 def _sum(a: Entry | None, b: Entry | None) -> Entry:

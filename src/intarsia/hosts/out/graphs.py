@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigError, ExportError, MissingExtra
 from ...core.files import writing
+from ..anatomy.blocks import base_of
 from ..anatomy.compare import Difference, difference, outputs, sample, shared_copy, tolerance_of
-from ..attach.peft import is_adapted
 
 Report = Callable[[str], None]
 # above this a protobuf cannot hold the weights, and they go into a file of their own
@@ -135,7 +135,7 @@ def _needs(package: str) -> Any:
 
 def _prepared(model: nn.Module, images: Tensor | None) -> tuple[Logits, Tensor]:
     """The model in evaluation on shared memory, and the images it is checked on."""
-    host = model.get_base_model() if is_adapted(model) else model
+    host = base_of(model)
     batch = sample(host) if images is None else images
     if batch.dim() != 4 or not len(batch):
         what, fix = "images", "Pass a batch as the transforms and loader give it."

@@ -24,12 +24,12 @@ from ...core.errors import CheckpointError, ConfigError, TargetError, UnknownNam
 from ...core.registry import KEY, method_to_dict
 from ...formats import Gaussian
 from ..anatomy.blocks import walk
+from ..anatomy.origin import damaged
 from ..attach.adapt import attach, check_model, find_heads
 from ..attach.adapter_files import read_config
 from ..attach.config import IntarsiaConfig
 from ..attach.peft import IntarsiaLayer, ModulesToSaveWrapper, is_adapted
-from ..changing import apply_change
-from ..undo import undone_on_error
+from ..changing import apply_change, undone_on_error
 
 PACKED = "adapter_packed.safetensors"
 BYTES = "bytes"  # the one tensor of the file, so that its header stays small
@@ -101,25 +101,22 @@ class CodeHead(PlainChange):
     laws: ClassVar[frozenset[str]] = frozenset({"shape"})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        _code_head(host, Gaussian(self.bits, self.codebook))
+        heads = [p for p in find_heads(host) if isinstance(host.get_submodule(p), nn.Linear)]
+        if not heads:
+            got, want = "no linear classifier", "one, such as a timm model's head"
+            fix = "Create the model with num_classes, before it is adapted."
+            raise TargetError("head", got=got, want=want, fix=fix)
+        format = Gaussian(self.bits, self.codebook)
+        for path in heads:
+            coded = CodedLinear.of(cast(nn.Linear, host.get_submodule(path)), format)
+            parent, _, leaf = path.rpartition(".")
+            setattr(host.get_submodule(parent), leaf, coded)
         return host
 
 
 def code_head(model: nn.Module, bits: int = 1, codebook: str = "median") -> None:
     """Apply `CodeHead` to a model, in place.  Raises: as that."""
     apply_change(model, CodeHead(bits, codebook))
-
-
-def _code_head(model: nn.Module, format: Gaussian) -> None:
-    heads = [p for p in find_heads(model) if isinstance(model.get_submodule(p), nn.Linear)]
-    if not heads:
-        got = "no linear classifier"
-        fix = "Create the model with num_classes, before it is adapted."
-        raise TargetError("head", got=got, want="one, such as a timm model's head", fix=fix)
-    for path in heads:
-        coded = CodedLinear.of(cast(nn.Linear, model.get_submodule(path)), format)
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, coded)
 
 
 def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Path:
@@ -281,8 +278,7 @@ def _read(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None
         bits, _, codebook = (head or "").partition(" ")
         return raw, Gaussian(int(bits), codebook) if head else None
     except (SafetensorError, OSError, ValueError) as error:
-        want, fix = "a file as intarsia.pack wrote it", "Copy the folder again from its source."
-        raise CheckpointError(str(path), got=str(error), want=want, fix=fix) from error
+        raise damaged(path, str(error), "intarsia.pack") from error
 
 
 CARDS = (

@@ -273,15 +273,20 @@ def generator(seed: int, path: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
-def _made(told: Upcycle, at: Places, i: int, block: nn.Module, seed: int) -> tuple[str, nn.Module]:
+def _made(asked: Upcycle, at: Places, i: int, block: nn.Module, seed: int) -> tuple[str, nn.Module]:
     """What replaces a block's MLP or its gate, and the name of that."""
     path, count, mlp = at.paths[i], at.experts[i], block.get_submodule("mlp")
     draws = generator(seed, path)
-    config = told.router
+    config = asked.router
     if count != config.experts:
         config = with_experts(config, count)
     if (gate := own_gate(mlp)) is not None:
-        if (told.how, told.capacity, told.residual, told.act) != ("copies", None, None, None):
+        if (asked.how, asked.capacity, asked.residual, asked.act) != (
+            "copies",
+            None,
+            None,
+            None,
+        ):
             got = "how, capacity, residual or act for a block with experts of its own"
             fix = "Leave them out, or choose layers=[...] that are dense."
             raise ConfigError(f"{path!r}", got=got, want="a router alone", fix=fix)
@@ -290,22 +295,22 @@ def _made(told: Upcycle, at: Places, i: int, block: nn.Module, seed: int) -> tup
         return "gate", hosted(f"{path}.gate", gate, new, count).train(mlp.training)
     dense = dense_mlp(path, mlp)
     parts = at.parts[i]
-    made = drawn(dense, count, parts, path, draws) if told.how == "fresh" else None
+    made = drawn(dense, count, parts, path, draws) if asked.how == "fresh" else None
     of_mlp = stacked(dense, count if made is None else 1, parts, path, draws)
     check_output(mlp, of_mlp, parts, path)
     made = made or of_mlp
-    if told.act is not None:
-        made.act = activation(told.act)
-    if told.how == "diversified":
-        made.diversify(told.fraction, draws)
+    if asked.act is not None:
+        made.act = activation(asked.act)
+    if asked.how == "diversified":
+        made.diversify(asked.fraction, draws)
     chosen = cast(Router, config.build(dense.up.in_features, generator=draws))
-    mixture = Mixture(made, chosen, capacity=told.capacity, generator=draws)
+    mixture = Mixture(made, chosen, capacity=asked.capacity, generator=draws)
     for new, old in zip(made.parameters(), _flags(made, dense), strict=True):
         new.requires_grad_(old)
     whole: nn.Module = mixture
-    if told.residual is not None:
+    if asked.residual is not None:
         width = dense.up.in_features
-        whole = ResidualMixture(mixture, mlp, width=width, mix=told.residual, generator=draws)
+        whole = ResidualMixture(mixture, mlp, width=width, mix=asked.residual, generator=draws)
     like = dense.up.weight
     return "mlp", whole.to(like.device, like.dtype).train(mlp.training)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError, TargetError
 from ...core.registry import method_from_dict, settings_to_dict
 from ...hosts.anatomy import origin
-from ...hosts.anatomy.blocks import unwrapped, walk
+from ...hosts.anatomy.blocks import base_of, unwrapped, walk
 from ...hosts.attach.peft import IntarsiaLayer, PeftModel, is_adapted
 from .cell import S2ftCell
 from .couples import Couple, couples
@@ -42,7 +42,7 @@ class Permutation:
 
         Raises: TargetError if another method's cells sit on what is re-ordered.
         """
-        host = model.get_base_model() if is_adapted(model) else model
+        host = base_of(model)
         modules = dict(walk(host))
         rows, columns = self._rows(), self._columns()
         layers = {p: m for p in (*rows, *columns) if isinstance(m := modules[p], IntarsiaLayer)}
@@ -105,7 +105,7 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
         what, fix = "channels", "Call method = intarsia.choose_channels(model, method) first."
         raise ConfigError(what, got="none", want="those of choose_channels", fix=fix)
     chosen, orders = dict(method.channels), []
-    for couple in couples(model.get_base_model() if is_adapted(model) else model):
+    for couple in couples(base_of(model)):
         if not any(path in chosen for path in couple.paths):
             continue
         if couple.stray:
