@@ -69,7 +69,7 @@ def test_places_and_settings_are_those_of_what_it_codes() -> None:
         ({"bits": 0}, "bits: got 0, want 1 ... 8"),
         ({"bits": 16}, "bits: got 16"),
         ({"codebook": "kmeans"}, "codebook: got 'kmeans'"),
-        ({"start": 0.0}, "start: got 0.0, want more than 0"),
+        ({"start": 0.0}, "start: got 0.0, want above 0"),
         ({"over": "lora"}, "over: got str"),
         ({"over": BiAdapter()}, "over: got BiAdapter"),
     ],

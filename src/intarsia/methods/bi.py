@@ -10,6 +10,7 @@ import torch
 from ..adapters import Bottleneck
 from ..adapters.coded import CodedCell
 from ..core import Card, Method, Paper, Site
+from ..core.checks import above
 from ..core.errors import ConfigError
 from ..formats import Gaussian
 
@@ -54,8 +55,7 @@ class BiAdapter:
             got = f"{type(self.over).__name__}, whose cells share their weights"
             want = "an adapter whose cells have weights of their own"
             raise ConfigError("over", got=got, want=want, fix="Code a Lora.")
-        if not self.start > 0:
-            raise ConfigError("start", got=self.start, want="more than 0", fix="Try 1e-3.")
+        above("start", self.start, 0, "Try 1e-3.")
         if self.bits != FLOAT:
             Gaussian(self.bits, self.codebook)  # says what else can be wrong
 

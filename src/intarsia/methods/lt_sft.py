@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..adapters.sparse import Sparse, SparseCell
 from ..core import Card, Paper, Partition, Site, union
+from ..core.checks import above, at_least, between, one_of
 from ..core.errors import ConfigError
 from ..hosts.anatomy.own_weights import handed_back, own_parameters, weights_of
 from ..hosts.attach.peft import PeftModel, is_adapted
@@ -64,16 +65,13 @@ class LtSft:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "maskable", tuple(self.maskable))
-        if not 0 <= self.density <= 1:
-            raise ConfigError("density", got=self.density, want="0 <= d <= 1", fix="Try 0.02.")
-        for name, least in (("count", 0), ("iterations", 1), ("pull", 0)):
-            if (value := getattr(self, name)) is not None and not value >= least:
-                raise ConfigError(name, got=value, want=f"at least {least}", fix="Raise it.")
-        if not self.first > 0:
-            raise ConfigError("first", got=self.first, want="a share above 0", fix="Try 0.3 or 1.")
-        for name, known in (("support", SUPPORTS), ("head", HEADS)):
-            if (value := getattr(self, name)) not in known:
-                raise ConfigError(name, got=repr(value), want=f"one of {known}", fix="Pick one.")
+        between("density", self.density, 0, 1, "Try 0.02.")
+        at_least("count", self.count or 0, 0)
+        at_least("iterations", self.iterations, 1)
+        at_least("pull", self.pull, 0)
+        above("first", self.first, 0, "Try 0.3 or 1.")
+        one_of("support", self.support, SUPPORTS)
+        one_of("head", self.head, HEADS)
 
     @property
     def roles(self) -> tuple[str, ...]:

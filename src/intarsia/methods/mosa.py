@@ -14,6 +14,7 @@ from torch import nn
 
 from ..adapters import Bottleneck, Lora
 from ..core import Card, Paper, Site
+from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
 from ..hosts.attach.prepare import linear_head, reset_head, set_dropout
 from ..mixtures.routed import RoutedCell, draw_apart, two_sided
@@ -71,8 +72,7 @@ class Mosa:
             got, fix = type(self.over).__name__, "Pass the adapter that is to be split."
             raise ConfigError("over", got=got, want="Bottleneck or Lora", fix=fix)
         for name, allowed in SETTINGS.items():
-            if (got := getattr(self, name)) not in allowed:
-                raise ConfigError(name, got=repr(got), want=f"one of {allowed}", fix="Pick one.")
+            one_of(name, getattr(self, name), allowed)
         if self.decay == "official" and (self.scaling, self.active) != ("paper", 1):
             what, want = "decay='official'", "scaling='paper', active=1"
             got = f"scaling={self.scaling!r}, active={self.active}"
@@ -91,9 +91,8 @@ class Mosa:
         can get, and at 100 nothing was gained: the adapter stays whole (k = N) there.
         settings: of Mosa; an `active` among them wins.  Raises: ConfigError for no image or epoch.
         """
-        for name, value in (("images", images), ("epochs", epochs)):
-            if value < 1:
-                raise ConfigError(name, got=value, want="at least 1", fix="Say what you have.")
+        at_least("images", images, 1)
+        at_least("epochs", epochs, 1)
         whole = int(settings.get("experts", cls.experts))
         first, last = cls.EPOCHS
         split = 1 if images <= cls.FEW else max(1, whole // 2)
