@@ -56,13 +56,7 @@ def run_plan(
 
 
 def _search(
-    plan: Plan,
-    places: Sequence[Slot],
-    kept: Store,
-    out: Path,
-    how: How,
-    report: Report,
-    work: Work,
+    plan: Plan, places: Sequence[Slot], kept: Store, out: Path, how: How, report: Report, work: Work
 ) -> dict[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]]:
     """The searches of each place and their ends; those that had ended are read."""
     runs = {place: plan.search(place) for place in places}
@@ -258,11 +252,7 @@ def _trial(
 
 
 def _run(
-    trials: Sequence[Trial],
-    how: How,
-    report: Report,
-    work: Work,
-    done: Callable[[TrialEnd], None],
+    trials: Sequence[Trial], how: How, report: Report, work: Work, done: Callable[[TrialEnd], None]
 ) -> None:
     run_told(
         trials,

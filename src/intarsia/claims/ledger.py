@@ -153,10 +153,7 @@ def _section(found: Claim, record: Record | None) -> list[str]:
     lines = ["", f"## {found.key}", "", found.sentence, ""]
     if record is None:
         return [*lines, f"Not run yet: `intarsia claim {found.key}`."]
-    lines += [
-        f"`{record.command}` on {record.date}, {_cost(found, record)}; {record.machine}.",
-        "",
-    ]
+    lines += [f"`{record.command}` on {record.date}, {_cost(found, record)}; {record.machine}.", ""]
     if record.note:
         lines += [*record.note.splitlines(), ""]
     return lines + markdown(record.table)

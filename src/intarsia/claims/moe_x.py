@@ -37,11 +37,7 @@ def mean_of(cell: Cell, name: str) -> float:
 
 
 def on_text(
-    seeds: Sequence[int],
-    report: Report,
-    *,
-    of: Callable[[Cell, Cell], float],
-    bench: Bench = BENCH,
+    seeds: Sequence[int], report: Report, *, of: Callable[[Cell, Cell], float], bench: Bench = BENCH
 ) -> Result:
     """A figure of our cell and the linear gate's, the mean of the seeds."""
     arms = [arm(GATE, LINEAR), arm(WEIGHTS, OURS)]

@@ -64,10 +64,7 @@ ARMS = (
         "MoSA, official recipe",
         lambda b: official(b).method,
         partial(two_pass, **Official().objective),
-        options=lambda b: {
-            "optimizer": official(b).optimizer,
-            "lr_factor": official(b).lr_factor,
-        },
+        options=lambda b: {"optimizer": official(b).optimizer, "lr_factor": official(b).lr_factor},
     ),
 )
 

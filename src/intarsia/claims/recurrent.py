@@ -52,12 +52,7 @@ CLAIMS = (
         bar=1.2,
         sense=">=",
         run=partial(
-            ratio,
-            ours=RMOE,
-            base=TOPK,
-            of=information,
-            beside=(ALONE,),
-            note=f"{NOTE}\n{UNEVEN}",
+            ratio, ours=RMOE, base=TOPK, of=information, beside=(ALONE,), note=f"{NOTE}\n{UNEVEN}"
         ),
     ),
 )

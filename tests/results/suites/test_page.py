@@ -56,13 +56,7 @@ def test_the_page_loads_nothing_and_has_all_parts(folder: Path) -> None:
     assert page.count("<script") - page.count("&lt;script") >= 3
     head = page[: page.index('id="data"')]
     assert not re.search(r'(?:src|href)="(?!#|data:)', head)
-    for text in (
-        "Failed cells",
-        "MemoryError: killed",
-        "Cut or changed",
-        CUT[0],
-        "13 of 14 tasks",
-    ):
+    for text in ("Failed cells", "MemoryError: killed", "Cut or changed", CUT[0], "13 of 14 tasks"):
         assert text in head
     ids = re.findall(r' id="([^"]+)"', head)
     assert len(ids) == len(set(ids))

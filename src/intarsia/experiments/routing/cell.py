@@ -93,14 +93,7 @@ def _train(
 ) -> Watch:
     """The steps of a course, watched."""
     marks = [round(course.steps * i / POINTS) for i in range(1, POINTS)]
-    watch = Watch(
-        model,
-        found.val,
-        batch=scale.batch,
-        marks=marks,
-        first=course.first,
-        spent=spent,
-    )
+    watch = Watch(model, found.val, batch=scale.batch, marks=marks, first=course.first, spent=spent)
     rows = stream(found.train, course.first, course.count, scale.batch, seed)
     with watch.watching(), warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the result says so
