@@ -8,8 +8,9 @@ validation pictures of an EfficientNet (docs/log), but for what does not fit it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.errors import UnknownName
 from ..core.registry import keys
@@ -17,6 +18,7 @@ from ..experiments.experiment import Experiment
 from ..experiments.pool import Arm
 from ..experiments.settings import HEADS
 
+T = TypeVar("T")
 ADAPTER_LR, CONV_LR, FULL_LR = 5e-3, 3e-3, 1e-4
 SIZE = 16  # width of a bottleneck, rank of LoRA
 WIDE = 64  # as published for AdaptFormer and MoSA beyond VTAB-1k
@@ -116,11 +118,17 @@ def arm(name: str) -> BenchArm:
     A change that freezes nothing gets the rate of full fine-tuning.
     Raises: UnknownName.
     """
-    for found in ARMS:
-        if found.name == name:
-            return found
-    if name in keys("change"):
-        return _arm(name, name, lr=FULL_LR)
-    if name in (*keys(), *keys("baseline")):
-        return _arm(name, name)
-    raise UnknownName("method of the benchmark", name, [c.name for c in ARMS])
+    if all(found.name != name for found in ARMS):
+        if name in keys("change"):
+            return _arm(name, name, lr=FULL_LR)
+        if name in (*keys(), *keys("baseline")):
+            return _arm(name, name)
+    return named("method of the benchmark", name, ARMS)
+
+
+def named(kind: str, name: str, among: Sequence[T]) -> T:
+    """The one of that name.  Raises: UnknownName."""
+    known = {getattr(one, "name"): one for one in among}  # noqa: B009
+    if name not in known:
+        raise UnknownName(kind, name, list(known))
+    return known[name]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from ..core.errors import UnknownName
+from .arms import named
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,4 @@ PROFILES = (FULL, QUICK)
 
 def profile(name: str) -> Profile:
     """The profile of that name.  Raises: UnknownName."""
-    for found in PROFILES:
-        if found.name == name:
-            return found
-    raise UnknownName("profile", name, [p.name for p in PROFILES])
+    return named("profile", name, PROFILES)

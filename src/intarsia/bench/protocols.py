@@ -8,13 +8,13 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any
 
-from ..core.errors import ConfigError, UnknownName
+from ..core.errors import ConfigError
 from ..data.suites import JOINED, JOINT
 from ..experiments import settings
 from ..experiments.experiment import Experiment
 from ..methods import Official
 from ..methods.mosa import PUBLISHED as RECIPES
-from .arms import BenchArm
+from .arms import BenchArm, named
 
 OFFICIAL = "official"  # the protocol, and the key of the recipe
 BY_SET = ("fgvc", "gicd")  # suites whose sets have a published recipe each
@@ -110,10 +110,7 @@ PROTOCOLS = (HONEST, TUNED, PUBLISHED)
 
 def protocol(name: str) -> Protocol:
     """The protocol of that name.  Raises: UnknownName."""
-    for found in PROTOCOLS:
-        if found.name == name:
-            return found
-    raise UnknownName("protocol", name, [p.name for p in PROTOCOLS])
+    return named("protocol", name, PROTOCOLS)
 
 
 def published(spec: str) -> Official:

@@ -113,8 +113,10 @@ def _finish(
 
     def keep(key: str, outcome: records.Done | records.Failed, origin: records.Origin) -> None:
         place = at[key]
-        folder = _folder(place, key).as_posix()
-        found = _result(plan, place, key, finals[place][2], folder, outcome, origin)
+        folder, task, name = _folder(place, key).as_posix(), place.task, place.arm.name
+        about = records.SuiteTask(plan.suite.name, task.group, task.name, task.synthetic)
+        method, setup = records.MethodName(name, name), finals[place][2]
+        found = records.RunResult(key, about, method, place.seed, setup, folder, outcome, origin)
         records.append(file, found)
         have[key] = found
         if found.status == "done":  # nothing will go on from it
@@ -170,14 +172,8 @@ def unusable(scores: Mapping[str, Any], part: str) -> str:
     """Why scores of a part are no result; "" if each is a number."""
     for name, value in scores.items():
         if isinstance(value, float) and not math.isfinite(value):
-            return str(
-                TrainingError(
-                    f"{name} of {part}",
-                    got=value,
-                    want="a finite number",
-                    fix="The training went astray: lower the method's lr.",
-                )
-            )
+            what, fix = f"{name} of {part}", "The training went astray: lower the method's lr."
+            return str(TrainingError(what, got=value, want="a finite number", fix=fix))
     return ""
 
 
@@ -207,28 +203,6 @@ def _done(found: Mapping[str, Any]) -> records.Done:
     )
 
 
-def _result(
-    plan: Plan,
-    place: Slot,
-    key: str,
-    setup: records.Setup,
-    folder: str,
-    outcome: records.Done | records.Failed,
-    origin: records.Origin,
-) -> records.RunResult:
-    task = place.task
-    return records.RunResult(
-        key=key,
-        task=records.SuiteTask(plan.suite.name, task.group, task.name, task.synthetic),
-        method=records.MethodName(place.arm.name, place.arm.name),
-        seed=place.seed,
-        setup=setup,
-        folder=folder,
-        outcome=outcome,
-        origin=origin,
-    )
-
-
 def _folder(place: Slot, key: str) -> Path:
     """Of a run, below the benchmark's."""
     method = place.arm.name.replace(" ", "-")
@@ -238,32 +212,21 @@ def _folder(place: Slot, key: str) -> Path:
 def _trial(
     name: str, key: str, experiment: Experiment, place: Slot, out: Path, *, test: bool = True
 ) -> Trial:
-    return Trial(
-        name,
-        {
-            "key": key,
-            "experiment": experiment.flat(),
-            "folder": str((out / _folder(place, key)).absolute()),
-            "shared": str((out / "shared").absolute()),
-            "test": test,
-        },
-        kind=place.arm.name,
-    )
+    inputs = {
+        "key": key,
+        "experiment": experiment.flat(),
+        "folder": str((out / _folder(place, key)).absolute()),
+        "shared": str((out / "shared").absolute()),
+        "test": test,
+    }
+    return Trial(name, inputs, kind=place.arm.name)
 
 
 def _run(
     trials: Sequence[Trial], how: How, report: Report, work: Work, done: Callable[[TrialEnd], None]
 ) -> None:
-    run_told(
-        trials,
-        work,
-        jobs=how.jobs,
-        done=done,
-        said=_said,
-        report=report,
-        executor=how.executor,
-        threads=how.threads,
-    )
+    pool: dict[str, Any] = {"jobs": how.jobs, "executor": how.executor, "threads": how.threads}
+    run_told(trials, work, done=done, said=_said, report=report, **pool)
 
 
 def _said(result: Mapping[str, Any]) -> str:

@@ -81,7 +81,7 @@ def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
     return Result(got, deviation(values) / RATIO, values, rows, note)
 
 
-def row(found: Sheet[str, str, Made], name: str) -> dict[str, Any]:
+def row(found: Sheet[str, Any, Made], name: str) -> dict[str, Any]:
     """One line of the table: error by task, median and range, and bytes."""
     line: dict[str, Any] = {"adapter": name}
     for task in TASKS:

@@ -8,12 +8,12 @@ from functools import lru_cache, partial
 from typing import Any
 
 from ..core import Claim, Result
+from ..core.claim import Report
 from ..models import Convergence, convergence_study
 from .study import result_of
 
 GATES = ("linear", "sigmoid")
 NAMES = {"gate": "beta_1 and tau", "ratio": "beta_1 / tau", "experts": "a, b, nu", "mass": "mass"}
-Report = Callable[[str], None]
 
 
 @lru_cache

@@ -108,7 +108,7 @@ def ratio(
     return Result(float(mine.mean() / theirs.mean()), deviation(values), values, rows, note)
 
 
-def row(found: Sheet[str, str, Made], name: str, base: str) -> Mapping[str, Any]:
+def row(found: Sheet[str, Any, Made], name: str, base: str) -> Mapping[str, Any]:
     """One line of the table."""
     errors, share = found.of(name, "error"), float(found.of(name, "share").max())
     return {

@@ -172,16 +172,8 @@ def run_all(
             report(line)
 
     trials = [one.trial(running or {}, quiet=jobs > 1) for one in left]
-    run_told(
-        trials,
-        run,
-        jobs=jobs,
-        done=done,
-        said=_said,
-        report=report,
-        executor=EXECUTOR,
-        threads=threads,
-    )
+    how: dict[str, Any] = {"jobs": jobs, "executor": EXECUTOR, "threads": threads}
+    run_told(trials, run, done=done, said=_said, report=report, **how)
     refuse_failed(failed, len(trials))
 
 

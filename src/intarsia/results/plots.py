@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,8 @@ from .sheet import Spread
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
-
-
 COLORS = 7  # of the style sheet, beside grey
-
-
 # the same shapes for tables and controls, as paths in a box of 16 by 16
 MARKS = (
     "M8 2a6 6 0 1 0 .01 0z",
@@ -33,8 +28,6 @@ MARKS = (
     "M8 .8l2.2 5 5.3.5-4 3.6 1.2 5.3L8 12.4l-4.7 2.8 1.2-5.3-4-3.6 5.3-.5z",
     "M1 2h14L8 14z",
 )
-
-
 LONGEST = 18  # letters of a class on an axis
 
 
@@ -170,3 +163,12 @@ def figure_of(traces: Sequence[Any]) -> Figure:
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
     return figure
+
+
+TOLD = {"texttemplate": "%{text}", "hovertemplate": "%{customdata}<extra></extra>"}
+
+
+def heat(z: Sequence[Sequence[float | None]], meta: Mapping[str, Any], **options: Any) -> Any:
+    """A heat map without a scale, by place: two names of an axis may be cut to the same."""
+    places = {"x": list(range(len(z[0]))), "y": list(range(len(z)))}
+    return plotly().Heatmap(z=z, showscale=False, xgap=1, ygap=1, meta=meta, **places, **options)

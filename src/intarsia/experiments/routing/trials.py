@@ -9,6 +9,7 @@ them. What was spent in the end is in the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,8 +72,8 @@ def cells(
     def inputs(one: RouterTrial, steps: int) -> dict[str, Any]:
         return _inputs(one, steps, scale_of(one), sees_later)
 
-    def run(many: Mapping[RouterTrial, Mapping[str, Any]]) -> dict[str, str]:
-        return _run(many, kept, jobs=jobs, report=report, executor=executor, threads=threads)
+    how: dict[str, Any] = {"jobs": jobs, "executor": executor, "threads": threads}
+    run = partial(_run, kept=kept, report=report, **how)
 
     first = {one._replace(budget="steps") for one in wanted}
     first |= {RouterTrial(baseline, one.data, one.seed) for one in wanted if one.budget == "flops"}
@@ -119,13 +120,7 @@ def _bare(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(
-    many: Mapping[RouterTrial, Mapping[str, Any]],
-    kept: Store,
-    *,
-    jobs: int,
-    report: Callable[[str], None],
-    executor: str,
-    threads: int | None,
+    many: Mapping[RouterTrial, Mapping[str, Any]], *, kept: Store, **how: Any
 ) -> dict[str, str]:
     """Run those that are not kept; the errors of those that failed, by their keys."""
     left = {key_of(said): (one, said) for one, said in many.items()}
@@ -142,16 +137,7 @@ def _run(
         else:
             kept.add(key_of(end.trial.inputs), {**end.trial.inputs, **end.result})
 
-    run_told(
-        trials,
-        work,
-        jobs=jobs,
-        done=done,
-        said=_said,
-        report=report,
-        executor=executor,
-        threads=threads,
-    )
+    run_told(trials, work, done=done, said=_said, **how)
     return failed
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ..plots import SYMBOLS, Look, figure_of, looks_of, plotly, safe, short
+from ..plots import SYMBOLS, Look, figure_of, heat, looks_of, plotly, safe, short
 from .findings import RouterResults, RouterSheet, Row
 
 if TYPE_CHECKING:
@@ -204,17 +204,12 @@ def _heat(layer: Row, row: Row, about: dict[str, Any]) -> Any:
     ticks = [safe(short(row["classes"][j])) for j in kept]
     experts = [str(i + 1) for i in range(layer["experts"])]
     rows = [*experts, "none"][: len(counts)]
-    return plotly().Heatmap(
-        z=shares,
-        x=list(range(len(ticks))),
-        y=list(range(len(rows))),
-        xgap=1,
-        ygap=1,
+    return heat(
+        shares,
+        about | {"seed": None, "ticks": ticks, "rows": rows},
         zmin=0,
         zmax=100,
         texttemplate="%{z:.0f}",
-        showscale=False,
         text=[[f"{line[j]:,} of {total[j]:,}" for j in kept] for line in counts],
         hovertemplate="%{z} %, %{text}<extra></extra>",
-        meta=about | {"seed": None, "ticks": ticks, "rows": rows},
     )

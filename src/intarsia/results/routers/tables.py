@@ -53,7 +53,7 @@ def table_of(sheet: RouterSheet) -> Table:
     """A row for every contender: mean over its seeds, and beside the baseline."""
     shown = [column for column in COLUMNS if _is_shown(sheet, column[0])]
     columns = [
-        Column("RouterResults", "The router, or what else is its own", numeric=False),
+        Column("Contender", "The router, or what else is its own", numeric=False),
         Column("Test loss", "Nats a token or picture: mean ± sample standard deviation over seeds"),
         *(Column(title, meaning) for _, title, meaning in shown),
     ]

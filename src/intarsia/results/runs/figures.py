@@ -8,18 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..plots import (
-    SYMBOLS,
-    Look,
-    Points,
-    against_parameters,
-    against_seconds,
-    figure_of,
-    looks_of,
-    plotly,
-    safe,
-    short,
-)
+from .. import plots
 from .confusion import Confusion, confusion_of
 from .curves import line_of, mean_line, metrics_of
 from .grouping import Comparison, Group
@@ -41,12 +30,12 @@ LEANING = 14  # classes whose names have room to lean
 LEGIBLE = 20  # classes whose numbers still fit into their cells
 
 
-def looks(comparison: Comparison) -> list[Look]:
+def looks(comparison: Comparison) -> list[plots.Look]:
     """One for each group: a grey circle for the baseline, no two alike among the next 49."""
     groups, base = comparison.groups, comparison.baseline
     if base is None:
-        return [Look(1, 0)] * len(groups)
-    return looks_of(len(groups), groups.index(base))
+        return [plots.Look(1, 0)] * len(groups)
+    return plots.looks_of(len(groups), groups.index(base))
 
 
 def metric_name(metric: str) -> str:
@@ -56,17 +45,17 @@ def metric_name(metric: str) -> str:
 
 def by_parameters(comparison: Comparison) -> Figure:
     """Accuracy against trained parameters with the head."""
-    return against_parameters(_points(comparison, lambda run: float(run.costs.trained)))
+    return plots.against_parameters(_points(comparison, lambda run: float(run.costs.trained)))
 
 
 def by_time(comparison: Comparison) -> Figure:
     """Accuracy against training seconds."""
-    return against_seconds(_points(comparison, lambda run: run.costs.seconds))
+    return plots.against_seconds(_points(comparison, lambda run: run.costs.seconds))
 
 
-def _points(comparison: Comparison, cost: Callable[[Run], float]) -> list[Points]:
+def _points(comparison: Comparison, cost: Callable[[Run], float]) -> list[plots.Points]:
     return [
-        Points(
+        plots.Points(
             label=group.label,
             look=look,
             x=[cost(run) for run in group.runs],
@@ -81,7 +70,7 @@ def _points(comparison: Comparison, cost: Callable[[Run], float]) -> list[Points
 def curves(comparison: Comparison) -> Figure | None:
     """Every value of metrics.jsonl by epoch, per method: mean over seeds, and each seed."""
     found = metrics_of(run.curve for run in comparison.runs)
-    shapes = [SYMBOLS[look.symbol] for look in looks(comparison)]
+    shapes = [plots.SYMBOLS[look.symbol] for look in looks(comparison)]
     traces = [
         trace
         for metric in found
@@ -92,7 +81,7 @@ def curves(comparison: Comparison) -> Figure | None:
         return None
     for trace in traces:
         trace.marker.symbol = shapes[trace.meta["group"]]
-    figure = figure_of(traces)
+    figure = plots.figure_of(traces)
     figure.update_xaxes(title_text="Epoch")
     figure.update_layout(hovermode="x unified")
     return figure
@@ -106,7 +95,7 @@ def _curves_of(group: Group, number: int, metric: str) -> Iterator[Any]:
         if not mean:
             continue
         about = {"metric": metric, "group": number, "split": split}
-        name = safe(f"{group.label}, {part}")
+        name = plots.safe(f"{group.label}, {part}")
         yield _curve(mean, scale, name, about | {"seed": None})
         for seed, line in lines.items():
             if line and len(lines) > 1:
@@ -114,7 +103,7 @@ def _curves_of(group: Group, number: int, metric: str) -> Iterator[Any]:
 
 
 def _curve(line: Mapping[float, float], scale: float, name: str, about: dict[str, Any]) -> Any:
-    go = plotly()
+    go = plots.plotly()
     one, metric = about["seed"] is not None, about["metric"]
     form = ".4g" if metric not in UNIT else ".1f"
     return go.Scatter(
@@ -138,7 +127,7 @@ def confusions(comparison: Comparison) -> Figure | None:
             traces += [_heat(found, i, "counts"), _heat(found, i, "shares")]
     if not traces:
         return None
-    figure = figure_of(traces)
+    figure = plots.figure_of(traces)
     # the page knows how wide the names are, and makes room for them
     leaning = len(traces[0].z) <= LEANING
     figure.update_xaxes(title_text="Predicted", automargin=False, tickangle=-40 if leaning else -90)
@@ -148,8 +137,7 @@ def confusions(comparison: Comparison) -> Figure | None:
 
 
 def _heat(found: Confusion, number: int, mode: str) -> Any:
-    go = plotly()
-    names = [safe(name) for name in found.classes]
+    names = [plots.safe(name) for name in found.classes]
     values = found.counts if mode == "counts" else 100 * found.shares
     shown = "{:.0f}".format
     legible = len(names) <= LEGIBLE
@@ -165,19 +153,6 @@ def _heat(found: Confusion, number: int, mode: str) -> Any:
         ]
         for i, true in enumerate(names)
     ]
-    ticks = [safe(short(name)) for name in found.classes]
-    return go.Heatmap(
-        z=values.tolist(),
-        text=text,
-        customdata=hover,
-        texttemplate="%{text}",
-        hovertemplate="%{customdata}<extra></extra>",
-        showscale=False,
-        xgap=1,
-        ygap=1,
-        zmin=0,
-        # places, not names: two names may be cut to the same
-        x=list(range(len(names))),
-        y=list(range(len(names))),
-        meta={"group": number, "mode": mode, "ticks": ticks},
-    )
+    ticks = [plots.safe(plots.short(name)) for name in found.classes]
+    meta = {"group": number, "mode": mode, "ticks": ticks}
+    return plots.heat(values.tolist(), meta, text=text, customdata=hover, zmin=0, **plots.TOLD)

@@ -131,17 +131,12 @@ def _guessing(comparison: Comparison) -> str | None:
 def notices(comparison: Comparison) -> list[str]:
     """Reasons to read the table with care: runs that differ in more than the method."""
     runs, groups = comparison.runs, comparison.groups
+    kind = _kind(runs)
     found = [
         text
         for differs, text in (
-            (
-                _per_seed(runs, "test"),
-                f"Not all methods were scored on the same test {_kind(runs)}.",
-            ),
-            (
-                _per_seed(runs, "train"),
-                f"Not all methods learned from the same training {_kind(runs)}.",
-            ),
+            (_per_seed(runs, "test"), f"Not all methods were scored on the same test {kind}."),
+            (_per_seed(runs, "train"), f"Not all methods learned from the same training {kind}."),
             (_vary(runs, model_of), "The runs start from different models."),
             (_vary(runs, lambda r: r.scores.split), "Some runs were scored on test, some on val."),
             (_vary(runs, lambda r: r.record.get("machine")), _MACHINES),
@@ -152,7 +147,7 @@ def notices(comparison: Comparison) -> list[str]:
     ]
     if any(run.scores.split == "val" for run in runs):
         chosen = any(selection_of(run).get("rule") == "val" for run in runs)
-        text = f"There is no test part: accuracy is that of the validation {_kind(runs)}"
+        text = f"There is no test part: accuracy is that of the validation {kind}"
         found.append(
             f"{text}, which also chose the epoch, so it is too high." if chosen else f"{text}."
         )

@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .. import numbers, statistics
-from ..plots import (
-    Look,
-    Points,
-    against_parameters,
-    against_seconds,
-    figure_of,
-    looks_of,
-    plotly,
-    safe,
-    short,
-)
+from .. import numbers, plots, statistics
 from ..sheet import Spread
 from .records import MethodName, RunResult, SuiteTask
 from .sheets import SuiteSheet
@@ -32,11 +21,11 @@ LONGEST = 28  # letters of a task on an axis
 Shown = Mapping[str, Any]  # what a click tells of a run
 
 
-def looks(findings: Findings) -> list[Look]:
+def looks(findings: Findings) -> list[plots.Look]:
     """One for each row: grey for the baseline."""
     methods = [row.method for row in findings.rows]
     base = findings.baseline
-    return looks_of(len(methods), methods.index(base) if base else None)
+    return plots.looks_of(len(methods), methods.index(base) if base else None)
 
 
 def by_cost(findings: Findings, cost: str) -> Figure | None:
@@ -47,7 +36,7 @@ def by_cost(findings: Findings, cost: str) -> Figure | None:
     rows = [(i, row) for i, row in enumerate(findings.rows) if row.shared and row.costs]
     if len(rows) < 2:
         return None
-    draw = against_seconds if cost == "seconds" else against_parameters
+    draw = plots.against_seconds if cost == "seconds" else plots.against_parameters
     dressed = looks(findings)
     traces: list[Any] = []
     figure = None
@@ -57,12 +46,14 @@ def by_cost(findings: Findings, cost: str) -> Figure | None:
             trace.meta = {"group": rows[trace.meta["group"]][0], "mean": mean}
             traces.append(trace)
     assert figure is not None
-    whole = figure_of(traces)
+    whole = plots.figure_of(traces)
     whole.layout = figure.layout
     return whole
 
 
-def _points(findings: Findings, row: MethodRow, look: Look, cost: str, mean: str) -> Points:
+def _points(
+    findings: Findings, row: MethodRow, look: plots.Look, cost: str, mean: str
+) -> plots.Points:
     sheet, number = findings.sheet, findings.sheet.arms.index(row.method)
     shared, begun = sheet.shared, sheet.begun[number]
     accuracy = sheet.accuracy[number, shared][:, begun]
@@ -70,7 +61,7 @@ def _points(findings: Findings, row: MethodRow, look: Look, cost: str, mean: str
     weight = statistics.weights(tasks) if mean == "group" else np.full(len(tasks), 1 / len(tasks))
     costs = sheet.values(cost)[number, shared][:, begun].mean(0)
     spread: Spread = getattr(row.shared, mean)
-    return Points(
+    return plots.Points(
         label=row.method.label,
         look=look,
         x=costs.tolist(),
@@ -88,10 +79,8 @@ def heat(findings: Findings, show: Callable[[RunResult], Shown]) -> Figure:
     """
     lines = _lines(findings)
     methods = [row.method for row in findings.rows]
-    ticks = [
-        f"<b>{safe(short(name, LONGEST))}</b>" if bold else safe(short(name, LONGEST))
-        for name, bold, _, _ in lines
-    ]
+    names = [(plots.safe(plots.short(name, LONGEST)), bold) for name, bold, _, _ in lines]
+    ticks = [f"<b>{name}</b>" if bold else name for name, bold in names]
     shares = np.array(
         [[np.nan if s is None else s.mean for s in spreads] for _, _, spreads, _ in lines]
     )
@@ -102,7 +91,7 @@ def heat(findings: Findings, show: Callable[[RunResult], Shown]) -> Figure:
     about = {
         "ticks": ticks,
         "names": [name for name, _, _, _ in lines],
-        "methods": [safe(short(m.label)) for m in methods],
+        "methods": [plots.safe(plots.short(m.label)) for m in methods],
         "labels": [m.label for m in methods],
     }
     filled = [[bool(cell) for cell in row] for row in runs]
@@ -111,7 +100,7 @@ def heat(findings: Findings, show: Callable[[RunResult], Shown]) -> Figure:
         base = shares[:, methods.index(findings.baseline)][:, None]
         traces.insert(0, _heat(shares - base, "differences", about, filled, shares))
     traces[0].meta = {**traces[0].meta, "runs": runs}
-    figure = figure_of(traces)
+    figure = plots.figure_of(traces)
     figure.update_xaxes(automargin=False, side="top", tickangle=-40)
     figure.update_yaxes(automargin=False, autorange="reversed")
     figure.update_layout(hovermode="closest")
@@ -171,7 +160,6 @@ def _heat(
     filled: list[list[bool]],
     shares: np.ndarray | None = None,
 ) -> Any:
-    go = plotly()
     points = 100 * values
 
     def shown(value: float) -> str:
@@ -180,7 +168,7 @@ def _heat(
         return numbers.signed(value) if mode == "differences" else f"{value:.1f}"
 
     def told(i: int, j: int) -> str:
-        name, method = safe(about["names"][i]), safe(about["labels"][j])
+        name, method = plots.safe(about["names"][i]), plots.safe(about["labels"][j])
         share = values[i, j] if shares is None else shares[i, j]
         if np.isnan(share):
             return f"{name}<br>{method}<br>not complete"
@@ -190,19 +178,13 @@ def _heat(
         return text + ("<br>click for its runs" if filled[i][j] else "")
 
     rows, columns = values.shape
-    return go.Heatmap(
-        z=[[None if np.isnan(v) else float(v) for v in row] for row in points],
+    return plots.heat(
+        [[None if np.isnan(v) else float(v) for v in row] for row in points],
+        {"mode": mode, **about},
         text=[[shown(float(v)) for v in row] for row in points],
         customdata=[[told(i, j) for j in range(columns)] for i in range(rows)],
-        texttemplate="%{text}",
-        hovertemplate="%{customdata}<extra></extra>",
-        showscale=False,
-        xgap=1,
-        ygap=1,
         hoverongaps=True,
-        x=list(range(columns)),
-        y=list(range(rows)),
-        meta={"mode": mode, **about},
+        **plots.TOLD,
     )
 
 

@@ -13,39 +13,20 @@ from ...core.files import write_text
 from ..table import csv_text
 from .records import Done, RunResult
 
-# column -> type in Parquet
-COLUMNS = {
-    "suite": "string",
-    "group": "string",
-    "task": "string",
-    "synthetic": "bool",
-    "protocol": "string",
-    "model": "string",
-    "method": "string",
-    "label": "string",
-    "seed": "int64",
-    "status": "string",
-    "accuracy": "float64",
-    "balanced_accuracy": "float64",
-    "own_task_accuracy": "float64",
-    "loss": "float64",
-    "trained": "int64",
-    "trained_without_head": "int64",
-    "seconds": "float64",
-    "cpu_seconds": "float64",
-    "peak_bytes": "int64",
-    "epochs": "int64",
-    "tried": "int64",
-    "search_seconds": "float64",
-    "selected": "string",
-    "folder": "string",
-    "key": "string",
-    "code": "string",
-    "pictures": "string",
-    "twins": "int64",
-    "chosen": "string",
-    "error": "string",
+NAMES = """
+suite group task synthetic protocol model method label seed status accuracy balanced_accuracy
+own_task_accuracy loss trained trained_without_head seconds cpu_seconds peak_bytes epochs tried
+search_seconds selected folder key code pictures twins chosen error
+"""
+TYPES = {
+    "bool": "synthetic",
+    "int64": "seed trained trained_without_head peak_bytes epochs tried twins",
+    "float64": "accuracy balanced_accuracy own_task_accuracy loss seconds cpu_seconds "
+    "search_seconds",
 }
+OTHER = {name: kind for kind, names in TYPES.items() for name in names.split()}
+COLUMNS = {name: OTHER.get(name, "string") for name in NAMES.split()}
+"""column -> type in Parquet"""
 
 
 def tidy(result: RunResult) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -222,39 +223,25 @@ def _means(findings: Findings) -> list[Field]:
 
 def _costs(findings: Findings) -> list[Field]:
     where = ", over the shared tasks" if findings.ragged else ""
+
+    def field(title: str, meaning: str, shown: Callable[[Any], Entry], name: str) -> Field:
+        column = Column(title, f"{meaning}{where}")
+        return Field(column, lambda row: shown(row.costs and getattr(row.costs, name)))
+
+    discount = (
+        "Group mean times exp(-log10(P / 10 M + 1)), P the parameters without the head: accuracy "
+        "after a discount for parameters"
+    )
+    without = "Trained outside the head: mean over tasks"
+    peak = "What training took above the loaded model and pictures: the largest of all runs"
+    time = "Training time of one run: mean over tasks and seeds"
     fields = [
-        Field(
-            Column("Parameters", f"Trained outside the head: mean over tasks{where}"),
-            lambda row: _count(row.costs and row.costs.trained_without_head),
-        ),
-        Field(
-            Column("With head", f"Trained, with the head: mean over tasks{where}"),
-            lambda row: _count(row.costs and row.costs.trained),
-        ),
-        Field(
-            Column(
-                "PPT",
-                "Group mean times exp(-log10(P / 10 M + 1)), P the parameters without "
-                "the head: accuracy after a discount for parameters",
-            ),
-            lambda row: _ppt(row.ppt),
-        ),
-        Field(
-            Column("Time", f"Training time of one run: mean over tasks and seeds{where}"),
-            lambda row: _seconds(row.costs and row.costs.seconds),
-        ),
-        Field(
-            Column("CPU time", f"Processor seconds of the same, all cores{where}"),
-            lambda row: _seconds(row.costs and row.costs.cpu_seconds),
-        ),
-        Field(
-            Column(
-                "Peak memory",
-                "What training took above the loaded model and pictures: "
-                f"the largest of all runs{where}",
-            ),
-            lambda row: _size(row.costs and row.costs.peak_bytes),
-        ),
+        field("Parameters", without, _count, "trained_without_head"),
+        field("With head", "Trained, with the head: mean over tasks", _count, "trained"),
+        Field(Column("PPT", discount), lambda row: _ppt(row.ppt)),
+        field("Time", time, _seconds, "seconds"),
+        field("CPU time", "Processor seconds of the same, all cores", _seconds, "cpu_seconds"),
+        field("Peak memory", peak, _size, "peak_bytes"),
     ]
     costs = [row.costs for row in findings.rows if row.costs]
     unknown = {
