@@ -151,11 +151,8 @@ def fitted(plan: Plan, costs: Costs, budget: float, jobs: int) -> Plan:
     if fewer < epochs:
         plan = smaller.smaller(f"{fewer} epochs in place of {epochs}.")
     if needed > most:
-        raise ConfigError(
-            "--budget",
-            got=f"{budget:g} minutes",
-            want=f"at least {needed + budget - most:.0f} for {len(plan.tasks)} tasks x "
-            f"{len(plan.arms)} methods",
-            fix="Choose fewer with --tasks and --methods.",
-        )
+        parts = f"{len(plan.tasks)} tasks x {len(plan.arms)} methods"
+        want = f"at least {needed + budget - most:.0f} for {parts}"
+        fix = "Choose fewer with --tasks and --methods."
+        raise ConfigError("--budget", got=f"{budget:g} minutes", want=want, fix=fix)
     return plan

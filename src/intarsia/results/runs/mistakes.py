@@ -161,12 +161,10 @@ def _damaged(path: Path, got: str) -> CheckpointError:
 
 def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(classes) != logits.shape[1]:
-        raise DataError(
-            "predictions",
-            got=f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}, {len(classes)} names",
-            want="logits (n, classes), labels (n,), one name per class",
-            fix="Pass the logits and labels of one evaluation, and its data's classes.",
-        )
+        got = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}, {len(classes)} names"
+        want = "logits (n, classes), labels (n,), one name per class"
+        fix = "Pass the logits and labels of one evaluation, and its data's classes."
+        raise DataError("predictions", got=got, want=want, fix=fix)
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(classes)):
         got, want = f"{int(labels.min())} ... {int(labels.max())}", f"0 ... {len(classes) - 1}"
         raise DataError("labels", got=got, want=want, fix="Count classes from 0.")

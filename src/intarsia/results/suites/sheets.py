@@ -74,12 +74,10 @@ def sheets(results: Iterable[RunResult]) -> tuple[SuiteSheet, ...]:
         cell = (result.method, result.task, result.seed)
         first = found[Title.of(result)].setdefault(cell, result)
         if first is not result:
-            raise DataError(
-                f"results of {result.method.label!r} on {result.task.name!r}, seed {result.seed}",
-                got=f"two, in {first.folder!r} and {result.folder!r}",
-                want="one",
-                fix="Leave one out: a repeat is no second sample.",
-            )
+            what = f"results of {result.method.label!r} on {result.task.name!r}, seed {result.seed}"
+            got = f"two, in {first.folder!r} and {result.folder!r}"
+            fix = "Leave one out: a repeat is no second sample."
+            raise DataError(what, got=got, want="one", fix=fix)
     if not found:
         raise DataError("results", got="none", want="at least one", fix="Run a cell first.")
     return tuple(_sheet(title, found[title]) for title in sorted(found))
