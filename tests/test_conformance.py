@@ -520,9 +520,9 @@ class Leaky(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x @ self.weight
-        if self.fault == "layer_keeps_rows_apart":
+        if self.fault == "keeps_rows_apart":
             y = y - y.mean(0)
-        return y.float() if self.fault == "layer_keeps_shape_and_dtype" else y
+        return y.float() if self.fault == "keeps_shape_and_dtype" else y
 
 
 @dataclass(frozen=True)

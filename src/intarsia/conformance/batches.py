@@ -92,8 +92,7 @@ def routes_an_empty_batch(card: Card) -> None:
     for training in (True, False):
         router = build(card).train(training)
         routing = _survives(lambda r=router: route(r, tokens(0)), "an empty batch")
-        none = not len(routing.token)
-        require(none, "pairs of no tokens", "none", "Count the rows.")
+        require(not len(routing.token), "pairs of no tokens", "none", "Count the rows.")
 
 
 def routes_padding_alone(card: Card) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, cast
 
 from ..core import Card
@@ -17,11 +18,14 @@ ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
 def tiny(card: Card) -> Any:
     """The card's config with its settings for tests."""
+    return _config(card, card.tiny, "tiny settings that work", "Correct the card's tiny={...}.")
+
+
+def _config(card: Card, settings: Mapping[str, Any], want: str, fix: str) -> Any:
     try:
-        return card.config(**card.tiny)
+        return card.config(**settings)
     except (TypeError, IntarsiaError) as error:
-        fix = "Correct the card's tiny={...}."
-        raise Broken(f"{type(error).__name__}: {error}", "tiny settings that work", fix) from error
+        raise Broken(f"{type(error).__name__}: {error}", want, fix) from error
 
 
 def says_what_it_is(card: Card) -> None:
@@ -53,11 +57,7 @@ def documents_its_settings(card: Card) -> None:
 
 def has_defaults(card: Card) -> None:
     """The config can be made without a word."""
-    try:
-        card.config()
-    except (TypeError, IntarsiaError) as error:
-        fix = "Give every setting a default."
-        raise Broken(f"{type(error).__name__}: {error}", "defaults that work", fix) from error
+    _config(card, {}, "defaults that work", "Give every setting a default.")
 
 
 def is_frozen(card: Card) -> None:
