@@ -77,9 +77,6 @@ class Classes(Task):
             return {}
         return {"accuracy": (output.argmax(-1) == batch[1]).float().mean()}
 
-    def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        return output, batch[1]
-
     def scores(self, *rows: Tensor) -> Metrics:
         logits, labels = rows
         check_range(labels, logits.shape[1])

@@ -43,9 +43,6 @@ class MultiLabel(Task):
     def loss_of(self, batch: Batch) -> TargetLoss:
         return TargetLoss(_binary, batch[1], divergence=_binary_kl)
 
-    def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        return output, batch[1]
-
     def scores(self, *rows: Tensor) -> Named:
         logits, target = rows
         occur = target.any(0).numpy()
