@@ -45,12 +45,10 @@ def check_same_classes(sets: dict[str, ImageSet]) -> None:
             continue
         only = [f"only in {first}: {sorted(one - two)}"] if one - two else []
         only += [f"only in {part}: {sorted(two - one)}"] if two - one else []
-        raise DataError(
-            f"classes of {first} and {part}",
-            got="; ".join(only) or "the same names in another order",
-            want="the same classes in every part",
-            fix="Rename, add or remove class folders until they agree.",
-        )
+        what = f"classes of {first} and {part}"
+        got = "; ".join(only) or "the same names in another order"
+        fix = "Rename, add or remove class folders until they agree."
+        raise DataError(what, got=got, want="the same classes in every part", fix=fix)
 
 
 def _directory(root: Path) -> Path:

@@ -143,12 +143,10 @@ def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -
     if on_error == "raise":
         shown = "".join(f"\n  {images.label_of(i)}: {error.got}" for i, error in bad[:SHOWN])
         more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        raise DataError(
-            f"{len(bad)} of {len(images)} pictures of {images.name!r} cannot be read",
-            got=shown + more + "\n",
-            want="readable images of at most 89 Mpx",
-            fix="Replace or delete them, or pass on_error='skip' (left out and recorded).",
-        )
+        what = f"{len(bad)} of {len(images)} pictures of {images.name!r} cannot be read"
+        got = shown + more + "\n"
+        fix = "Replace or delete them, or pass on_error='skip' (left out and recorded)."
+        raise DataError(what, got=got, want="readable images of at most 89 Mpx", fix=fix)
     left_out = {i for i, _ in bad}
     kept = images.select(i for i in range(len(images)) if i not in left_out)
     check_every_class(kept)

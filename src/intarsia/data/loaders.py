@@ -61,12 +61,10 @@ def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Tens
     first = transform(images.image(0))
     needed, free = first.nbytes * len(images), psutil.virtual_memory().available
     if needed > free * MEMORY_SHARE:
-        raise ConfigError(
-            f"{images.name!r} as tensors of {tuple(first.shape)}",
-            got=f"{needed / 1e9:.1f} GB",
-            want=f"at most half of the free {free / 1e9:.1f} GB",
-            fix="Use Prepared(images, transform), smaller pictures, or fewer of them.",
-        )
+        what = f"{images.name!r} as tensors of {tuple(first.shape)}"
+        want = f"at most half of the free {free / 1e9:.1f} GB"
+        fix = "Use Prepared(images, transform), smaller pictures, or fewer of them."
+        raise ConfigError(what, got=f"{needed / 1e9:.1f} GB", want=want, fix=fix)
     out = first.new_empty((len(images), *first.shape))
 
     def fill(index: int) -> None:

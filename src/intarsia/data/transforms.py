@@ -108,12 +108,10 @@ def _from_processor(config: Mapping[str, Any], model: nn.Module) -> InputConfig:
     # without a crop use the model's size; DINOv2's (518) is only that of its position embedding
     side = cut or _edge(getattr(getattr(model, "config", None), "image_size", None)) or resize
     if side is None or (config.get("do_normalize", True) and not config.get("image_mean")):
-        raise DataError(
-            "image processor",
-            got=f"size {config.get('size')}, image_mean {config.get('image_mean')}",
-            want="a size (height and width, or shortest_edge), a mean and a deviation",
-            fix="Write the InputConfig(size, mean, std) yourself.",
-        )
+        got = f"size {config.get('size')}, image_mean {config.get('image_mean')}"
+        want = "a size (height and width, or shortest_edge), a mean and a deviation"
+        fix = "Write the InputConfig(size, mean, std) yourself."
+        raise DataError("image processor", got=got, want=want, fix=fix)
     normal = config.get("do_normalize", True)
     shortest = isinstance(config.get("size"), Mapping) and "shortest_edge" in config["size"]
     return InputConfig(

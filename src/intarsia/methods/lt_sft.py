@@ -224,12 +224,10 @@ def ticket_of(model: PeftModel) -> str:
     names = list(model.active_adapters)
     method = model.peft_config[names[0]].method if len(names) == 1 else None  # pyright: ignore
     if method != CARD.key:
-        raise ConfigError(
-            "LT-SFT of an adapted model",
-            got=f"active adapters {names}, of method {method!r}",
-            want="one active adapter, from adapt(model, LtSft())",
-            fix="Call model.set_adapter, adapt with LtSft(), or pass the plain model.",
-        )
+        got = f"active adapters {names}, of method {method!r}"
+        want = "one active adapter, from adapt(model, LtSft())"
+        fix = "Call model.set_adapter, adapt with LtSft(), or pass the plain model."
+        raise ConfigError("LT-SFT of an adapted model", got=got, want=want, fix=fix)
     return names[0]
 
 

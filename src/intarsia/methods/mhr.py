@@ -116,12 +116,10 @@ def _named(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
     names = [n for n in known if cells(model, n)]
     if (poly is None and len(names) == 1) or poly in names:
         return cast(PeftModel, model), poly or names[0]
-    raise ConfigError(
-        "poly",
-        got="several" if poly is None and names else repr(poly),
-        want=f"an adapter of the method Poly, here one of {names}",
-        fix="Name one of them with poly=, or call intarsia.adapt(model, intarsia.Poly(...)) first.",
-    )
+    got = "several" if poly is None and names else repr(poly)
+    want = f"an adapter of the method Poly, here one of {names}"
+    fix = "Name one of them with poly=, or call intarsia.adapt(model, intarsia.Poly(...)) first."
+    raise ConfigError("poly", got=got, want=want, fix=fix)
 
 
 def _add(

@@ -64,12 +64,10 @@ def check_apart(parts: Mapping[Path, Iterable[Row]]) -> None:
     paths = {file: {os.path.normpath(path) for path, _ in rows} for file, rows in parts.items()}
     for one, other in combinations(paths, 2):
         if both := sorted(paths[one] & paths[other]):
-            raise DataError(
-                f"label files {one.name} and {other.name} in {one.parent}",
-                got=f"{len(both)} {'path' if len(both) == 1 else 'paths'} in both, as {both[0]!r}",
-                want="every picture in one part",
-                fix="Take the files from their publisher again, or correct them.",
-            )
+            what = f"label files {one.name} and {other.name} in {one.parent}"
+            got = f"{len(both)} {'path' if len(both) == 1 else 'paths'} in both, as {both[0]!r}"
+            fix = "Take the files from their publisher again, or correct them."
+            raise DataError(what, got=got, want="every picture in one part", fix=fix)
 
 
 def check_present(images: ImageSet, *, spec: str, fix: str) -> None:

@@ -95,12 +95,10 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
     module = chain[-1]
     both = widths(module)
     if both is None:
-        raise TargetError(
-            f"target {path!r}",
-            got=f"{type(module).__name__}, which has no input and output width",
-            want="a Linear, a pointwise convolution, an MLP, an attention or a block",
-            fix=f"Candidates: {_candidates(model)}.",
-        )
+        what = f"target {path!r}"
+        got = f"{type(module).__name__}, which has no input and output width"
+        want = "a Linear, a pointwise convolution, an MLP, an attention or a block"
+        raise TargetError(what, got=got, want=want, fix=f"Candidates: {_candidates(model)}.")
     if _read_as_weight(chain[-2], path):
         what, want = f"target {path!r}", "a module that is called, or the cell would do nothing"
         got = "a layer whose weight the host reads without calling it"
@@ -111,12 +109,10 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
     if kind == "mbconv":
         position = "sequential"
     if position == "parallel" and kind != "convnext" and not all(map(is_pointwise, convolutions)):
-        raise TargetError(
-            f"target {path!r}",
-            got=f"{type(module).__name__} with spatial or strided convolutions",
-            want="a module that maps each position on its own, for a cell beside it",
-            fix="Target its block, or use a sequential placement (pfeiffer, houlsby, adapter+).",
-        )
+        got = f"{type(module).__name__} with spatial or strided convolutions"
+        want = "a module that maps each position on its own, for a cell beside it"
+        fix = "Target its block, or use a sequential placement (pfeiffer, houlsby, adapter+)."
+        raise TargetError(f"target {path!r}", got=got, want=want, fix=fix)
     first = kind in ("convnext", "mbconv") or isinstance([module, *layers][-1], CHANNELS_FIRST)
     norm = _feeding_norm(chain, path) if position == "parallel" else None
     inner = tuple((p, *sizes) for p, m in layers_of(module) if p and (sizes := widths(m)))
@@ -198,12 +194,10 @@ def _by_role(
 ) -> list[str]:
     """Places of the roles in the chosen blocks; None = in all of them, and around them."""
     if not found:
-        raise TargetError(
-            f"model {type(unwrapped(model)).__name__}",
-            got="no block that is known by its structure",
-            want="a ViT, Swin, ConvNeXt, EfficientNet, Llama or BERT",
-            fix=f"Name the modules, targets=[...]. Candidates: {_candidates(model)}.",
-        )
+        what = f"model {type(unwrapped(model)).__name__}"
+        want = "a ViT, Swin, ConvNeXt, EfficientNet, Llama or BERT"
+        fix = f"Name the modules, targets=[...]. Candidates: {_candidates(model)}."
+        raise TargetError(what, got="no block that is known by its structure", want=want, fix=fix)
     paths: list[str] = []
     for role in roles:
         there = [
@@ -271,9 +265,7 @@ def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
             if inside(path, other) or inside(other, path):
                 place = "inside" if inside(path, other) else "around"
                 why = "is a target too" if other in paths else "carries an adapter already"
-                raise TargetError(
-                    f"target {path!r}",
-                    got=f"a module {place} {other!r}, which {why}",
-                    want="modules that do not contain each other",
-                    fix="Choose targets=[...] outside it, or adapt a fresh copy of the model.",
-                )
+                got = f"a module {place} {other!r}, which {why}"
+                want = "modules that do not contain each other"
+                fix = "Choose targets=[...] outside it, or adapt a fresh copy of the model."
+                raise TargetError(f"target {path!r}", got=got, want=want, fix=fix)

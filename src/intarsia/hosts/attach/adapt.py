@@ -177,10 +177,8 @@ def _heads(host: nn.Module, head: Sequence[str] | str | None) -> list[str]:
         # PEFT goes by the ends of names
         also = [p for p in paths if p.endswith(wanted) and p not in names]
         if wanted not in paths or also:
-            raise TargetError(
-                f"head {wanted!r}",
-                got=f"the end of {also} too" if wanted in paths else "no module of that path",
-                want="the path of one module, to be trained and saved whole",
-                fix=f"The model's own: {find_heads(host) or 'none found'}; or pass head=None.",
-            )
+            got = f"the end of {also} too" if wanted in paths else "no module of that path"
+            want = "the path of one module, to be trained and saved whole"
+            fix = f"The model's own: {find_heads(host) or 'none found'}; or pass head=None."
+            raise TargetError(f"head {wanted!r}", got=got, want=want, fix=fix)
     return names

@@ -41,12 +41,10 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
     for parameter in changed:
         path, _, leaf = parameter.rpartition(".")
         if leaf != "weight" or not isinstance(modules[path], LAYERS):
-            raise TargetError(
-                f"delta of {parameter!r}",
-                got=f"a {leaf} of {type(modules[path]).__name__}",
-                want="weights of linear layers, beside which a cell can stand",
-                fix="Use delta.apply(model), or adapt(model, LtSft()), which stays within those.",
-            )
+            got = f"a {leaf} of {type(modules[path]).__name__}"
+            want = "weights of linear layers, beside which a cell can stand"
+            fix = "Use delta.apply(model), or adapt(model, LtSft()), which stays within those."
+            raise TargetError(f"delta of {parameter!r}", got=got, want=want, fix=fix)
     found = {n.rpartition(".")[0]: entry for n, entry in changed.items()}
     if not found:
         raise ConfigError(

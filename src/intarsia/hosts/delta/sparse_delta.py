@@ -62,12 +62,10 @@ class SparseDelta:
             rising = index.dtype == torch.int64 and bool((index[1:] > index[:-1]).all())
             inside = not len(index) or (int(index[0]) >= 0 and int(index[-1]) < size)
             if index.dim() != 1 or values.shape != index.shape or not rising or not inside:
-                raise ShapeError(
-                    f"entries of {name!r}",
-                    got=f"places {tuple(index.shape)} {index.dtype}, values {tuple(values.shape)}",
-                    want=f"as many rising int64 places in 0 ... {size - 1} as values",
-                    fix="Build deltas with LtSft or SparseDelta.between.",
-                )
+                got = f"places {tuple(index.shape)} {index.dtype}, values {tuple(values.shape)}"
+                want = f"as many rising int64 places in 0 ... {size - 1} as values"
+                fix = "Build deltas with LtSft or SparseDelta.between."
+                raise ShapeError(f"entries of {name!r}", got=got, want=want, fix=fix)
 
     @classmethod
     def between(

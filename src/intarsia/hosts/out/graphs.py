@@ -158,12 +158,10 @@ def _traced(trace: Callable[[], Any], what: str) -> Any:
             return trace()
     except Exception as error:  # whatever torch's tracers raise is one thing here: no graph
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ExportError(
-            what,
-            got=f"{type(error).__name__}: {lines[0] if lines else ''}",
-            want="a model that torch.export can trace",
-            fix="Fold it first; torch's own message above this one names the line.",
-        ) from error
+        got = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        want = "a model that torch.export can trace"
+        fix = "Fold it first; torch's own message above this one names the line."
+        raise ExportError(what, got=got, want=want, fix=fix) from error
 
 
 def _bytes(model: nn.Module) -> int:

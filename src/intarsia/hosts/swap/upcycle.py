@@ -119,12 +119,10 @@ class Upcycle:
 
     def fold(self, host: nn.Module) -> nn.Module:
         """Raises: FoldError: no plain layer chooses among experts."""
-        raise FoldError(
-            f"fold {type(host).__name__}",
-            got="mixtures, whose router chooses experts for each token",
-            want="a change of weights, or units of an MLP",
-            fix="Keep the mixtures: save the model with intarsia.save.",
-        )
+        what = f"fold {type(host).__name__}"
+        got = "mixtures, whose router chooses experts for each token"
+        fix = "Keep the mixtures: save the model with intarsia.save."
+        raise FoldError(what, got=got, want="a change of weights, or units of an MLP", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -192,12 +190,10 @@ def _put(model: nn.Module, change: Upcycle, at: Places, seed: int) -> None:
     """Build everything, then put it in place, watched by hooks."""
     found = {f"{path}.mlp": block for path, block in blocks(model)}
     if missing := [path for path in at.paths if path not in found]:
-        raise CheckpointError(
-            "mixture",
-            got=f"a {type(model).__name__} without {missing[0]!r}",
-            want=f"the {len(at.paths)} MLPs that were mixtures",
-            fix="Create the dense model with the architecture of the training run.",
-        )
+        got = f"a {type(model).__name__} without {missing[0]!r}"
+        want = f"the {len(at.paths)} MLPs that were mixtures"
+        fix = "Create the dense model with the architecture of the training run."
+        raise CheckpointError("mixture", got=got, want=want, fix=fix)
     new = [_made(change, at, i, found[path], seed) for i, path in enumerate(at.paths)]
     for path, (name, module) in zip(at.paths, new, strict=True):
         block = found[path]

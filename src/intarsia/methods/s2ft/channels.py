@@ -97,12 +97,10 @@ def _groups(
         if family is not None:
             groups[family].append(site)
         elif targets is not None:
-            raise TargetError(
-                f"target {site.path!r}",
-                got="a layer with no share of channels",
-                want="a down, up, output or value projection whose share is above 0",
-                fix="Target other layers, or set its share: S2ft(up=0.03).",
-            )
+            what = f"target {site.path!r}"
+            want = "a down, up, output or value projection whose share is above 0"
+            fix = "Target other layers, or set its share: S2ft(up=0.03)."
+            raise TargetError(what, got="a layer with no share of channels", want=want, fix=fix)
     for family, found in groups.items():
         if not found:
             what, want = f"share {family!r}", "at least one layer of that kind"
@@ -121,12 +119,10 @@ def _units(site: Site, family: str, known: dict[str, int]) -> int:
             raise TargetError(what, got=f"{width} outputs for {count} channels", want=want, fix=fix)
         return width
     if site.path not in known:
-        raise TargetError(
-            f"heads at {site.path!r}",
-            got="an attention whose heads cannot be told apart",
-            want="head_dim or num_heads, and query, key and value of whole heads",
-            fix=f"Set {family}=0, or name channels yourself: S2ft(channels=...).",
-        )
+        got = "an attention whose heads cannot be told apart"
+        want = "head_dim or num_heads, and query, key and value of whole heads"
+        fix = f"Set {family}=0, or name channels yourself: S2ft(channels=...)."
+        raise TargetError(f"heads at {site.path!r}", got=got, want=want, fix=fix)
     return known[site.path]
 
 

@@ -61,12 +61,10 @@ class Permutation:
         for path, layer in layers.items():
             for name, cell in layer.intarsia_cells.items():
                 if not isinstance(cell, S2ftCell) or _side(path, rows) != cell.side:
-                    raise TargetError(
-                        f"permutation at {path!r}",
-                        got=f"adapter {name!r}, which has {type(cell).__name__}",
-                        want="cells of S2ft, which can follow it",
-                        fix="Permute the model before other adapters go in.",
-                    )
+                    got = f"adapter {name!r}, which has {type(cell).__name__}"
+                    want = "cells of S2ft, which can follow it"
+                    fix = "Permute the model before other adapters go in."
+                    raise TargetError(f"permutation at {path!r}", got=got, want=want, fix=fix)
         for path, index in rows.items():
             _reorder(unwrapped(modules[path]), index, 0)
         for path, index in columns.items():
@@ -123,12 +121,10 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
         orders.append((couple, group.argsort(stable=True)))
     known = {path for couple, _ in orders for path in couple.paths}
     if lost := sorted(chosen.keys() - known):
-        raise TargetError(
-            f"permutation at {lost[0]!r}",
-            got="a layer that is coupled to none that is known",
-            want="an MLP of gate, up and down, or an attention of query, key, value and projection",
-            fix="Train without co_permute: results are the same.",
-        )
+        got = "a layer that is coupled to none that is known"
+        want = "an MLP of gate, up and down, or an attention of query, key, value and projection"
+        fix = "Train without co_permute: results are the same."
+        raise TargetError(f"permutation at {lost[0]!r}", got=got, want=want, fix=fix)
     permutation = Permutation(tuple(orders))
     moved = permutation.moved(method)
     permutation.apply(model)
