@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from intarsia.bench import Result, tables
+from intarsia.bench import RunResult, tables
 from intarsia.results import numbers
 from intarsia.results.sheet import Differences
 from intarsia.results.statistics import task_means
@@ -43,13 +43,13 @@ SPLITS = {
 DEAR = ("Time", "Peak memory")  # columns that the README leaves out
 
 
-def by_model(found: Iterable[Result]) -> Iterator[tuple[str, list[Result]]]:
+def by_model(found: Iterable[RunResult]) -> Iterator[tuple[str, list[RunResult]]]:
     """Results that may be compared: those of one model, the first one's name first."""
     for title, same in groupby(sorted(found, key=Title.of, reverse=True), key=Title.of):
         yield title.model, list(same)
 
 
-def parts(ours: Sequence[Result]) -> Iterator[tuple[str, Findings]]:
+def parts(ours: Sequence[RunResult]) -> Iterator[tuple[str, Findings]]:
     """Of a model: what methods have at all seeds, then at the first one, if more have that."""
     seeds = sorted({result.seed for result in ours})
     all_seeds = list(part(ours, seeds, numbers.plural(len(seeds), "seed")))
@@ -59,7 +59,9 @@ def parts(ours: Sequence[Result]) -> Iterator[tuple[str, Findings]]:
         yield from one_seed
 
 
-def part(ours: Sequence[Result], seeds: Sequence[int], name: str) -> Iterator[tuple[str, Findings]]:
+def part(
+    ours: Sequence[RunResult], seeds: Sequence[int], name: str
+) -> Iterator[tuple[str, Findings]]:
     """Findings on those methods that have every task at all of the seeds."""
     tasks = {result.task for result in ours}
     seen: dict[str, set[object]] = defaultdict(set)
@@ -102,7 +104,7 @@ def _losses(findings: Findings, method: Method) -> str:
     return f"loss {gaps.mean():+.2f}, lower on {(gaps < 0).sum()}"
 
 
-def splits(ours: Sequence[Result]) -> Table | None:
+def splits(ours: Sequence[RunResult]) -> Table | None:
     """What splitting gains, adapter by adapter and over the bottlenecks together."""
     kept = [r for r in ours if isinstance(r.outcome, Done)]
     (sheet,) = sheets(kept)
@@ -149,7 +151,7 @@ def _split(
     return tuple(map(Entry, texts))
 
 
-def page(text: str, found: Sequence[Result]) -> str:
+def page(text: str, found: Sequence[RunResult]) -> str:
     """The page with its own introduction and the tables of these results below it."""
     prose, _, _ = text.partition("\n## ")
     below: list[str] = []
@@ -165,7 +167,7 @@ def page(text: str, found: Sequence[Result]) -> str:
     return "\n".join([prose, *below])
 
 
-def readme(text: str, found: Sequence[Result]) -> str:
+def readme(text: str, found: Sequence[RunResult]) -> str:
     """The README with the first model's results in the first figure of its section on them."""
     _, ours = next(by_model(found))
     _, findings = next(parts(ours))
