@@ -25,7 +25,7 @@ from intarsia.results import numbers
 from intarsia.results.sheet import Differences
 from intarsia.results.statistics import task_means
 from intarsia.results.suites import records
-from intarsia.results.suites.records import Done, Method
+from intarsia.results.suites.records import Done, MethodName
 from intarsia.results.suites.sheets import SuiteSheet, Title, sheets
 from intarsia.results.suites.summary import Findings
 from intarsia.results.suites.tables import results_table, tables_of
@@ -96,7 +96,7 @@ def told(name: str, findings: Findings) -> str:
     return "\n".join(lines)
 
 
-def _losses(findings: Findings, method: Method) -> str:
+def _losses(findings: Findings, method: MethodName) -> str:
     """How much the test loss is above the baseline's, and on how many tasks it is lower."""
     assert findings.baseline is not None
     loss = findings.sheet.values("loss")  # (methods, tasks, seeds)
