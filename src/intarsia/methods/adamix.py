@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 import torch
 
@@ -38,8 +37,13 @@ class Adamix:
     draw: str = "batch"
     noise: float = 0.0
 
-    roles = property(attrgetter("over.roles"))
-    position = property(attrgetter("over.position"))
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.over.roles
+
+    @property
+    def position(self) -> str:
+        return self.over.position
 
     def __post_init__(self) -> None:
         one_of("share", self.share, SHARES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 import torch
 
@@ -44,8 +43,13 @@ class BiAdapter:
     biases: bool = False
     start: float = 1e-3
 
-    roles = property(attrgetter("over.roles"))
-    position = property(attrgetter("over.position"))
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.over.roles
+
+    @property
+    def position(self) -> str:
+        return self.over.position
 
     def __post_init__(self) -> None:
         if isinstance(self.over, BiAdapter) or not callable(getattr(self.over, "build", None)):

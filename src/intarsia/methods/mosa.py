@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -64,8 +63,13 @@ class Mosa:
     decay: str = "owned"
     unit: str = "element"
 
-    roles = property(attrgetter("over.roles"))
-    position = property(attrgetter("over.position"))
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.over.roles
+
+    @property
+    def position(self) -> str:
+        return self.over.position
 
     def __post_init__(self) -> None:
         if not isinstance(self.over, Bottleneck | Lora):
