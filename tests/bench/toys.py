@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.bench.arms import arm
-from intarsia.bench.plan import Plan
+from intarsia.bench.plan import BenchPlan
 from intarsia.bench.protocols import protocol
 from intarsia.bench.run import How, run_plan
 from intarsia.core.errors import TrainingError
@@ -30,8 +30,8 @@ def task(name: str, group: str = "natural") -> SuiteTask:
 TOYS = Suite("toys", "arithmetic", (task("one"), task("two"), task("three", "structured")))
 
 
-def plan(rules: str = "honest", **changes: Any) -> Plan:
-    found = Plan(
+def plan(rules: str = "honest", **changes: Any) -> BenchPlan:
+    found = BenchPlan(
         TOYS, TOYS.tasks, tuple(map(arm, ("linear", "adaptformer", "mosa"))), (0, 1),
         protocol(rules), Experiment(Pictures("")).changed(epochs=20),
     )  # fmt: skip

@@ -36,7 +36,7 @@ def small(monkeypatch, tmp_path):
 
 
 def arm(name="adapter", **options):
-    return Arm(name, study.Recipe(lambda _: Bottleneck(4, activation="gelu"), **options))
+    return Arm(name, study.StudyRecipe(lambda _: Bottleneck(4, activation="gelu"), **options))
 
 
 BASE = Training(lr=1e-2, batch_size=6)

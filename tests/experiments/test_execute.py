@@ -16,7 +16,7 @@ from intarsia.experiments.execute import carry_out
 from intarsia.experiments.experiment import Adapted, Experiment, Pictures
 from intarsia.experiments.runs import open_pictures, pictures_to_score, score
 from intarsia.experiments.settings import chosen
-from intarsia.experiments.shared import Shared
+from intarsia.experiments.shared import SharedWork
 from intarsia.train import Run, Running, Training
 
 
@@ -25,7 +25,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path_factory.mktemp("home")))
 
 
-def run(data: str, shared: Shared | None = None, *, score: bool = True, **values: Any) -> Run:
+def run(data: str, shared: SharedWork | None = None, *, score: bool = True, **values: Any) -> Run:
     start = Experiment(Pictures(data, images=64, val=32, test=64)).changed(
         model="test_vit", size=32, pretrained=False, epochs=2, method="linear", frozen_once=True
     )
@@ -69,14 +69,14 @@ def test_the_last_blocks_of_a_baseline_are_in_the_record() -> None:
 
 
 def test_a_search_makes_nothing_of_the_test_part(tmp_path: Path) -> None:
-    found = run("mini/synthetic-location", Shared(tmp_path), score=False)
+    found = run("mini/synthetic-location", SharedWork(tmp_path), score=False)
     assert found.test is None and "test" not in found.record["data"]
     kinds = [path.name.partition("-")[0] for path in tmp_path.glob("*.safetensors")]
     assert sorted(kinds) == ["pixels", "pixels", "tokens", "tokens"]
 
 
 def test_what_is_shared_changes_nothing(tmp_path: Path) -> None:
-    data, shared = "mini/synthetic-location", Shared(tmp_path)
+    data, shared = "mini/synthetic-location", SharedWork(tmp_path)
     alone = [
         run(data, method=m, frozen_once=m == "linear").record["results"]["test"]
         for m in ("linear", "full")
@@ -95,7 +95,7 @@ def test_what_is_shared_is_made_once_and_few_are_held(tmp_path: Path) -> None:
         made.append(n)
         return n
 
-    shared = Shared(keep=2)
+    shared = SharedWork(keep=2)
     for n in (1, 2, 1, 3, 1, 2):
         assert shared.get("kind", {"n": n}, lambda n=n: make(n)) == n
     assert made == [1, 2, 3, 2]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from intarsia.kernels.experts import (
-    Columns,
+    AllTokens,
     Slices,
     Weighted,
     add_mix,
@@ -47,8 +47,8 @@ def gates(found: Pairs, tokens: int, count: int) -> Tensor:
     return dense.index_put((token, expert), weight, accumulate=True)
 
 
-def ways(found: Pairs, tokens: int, count: int) -> tuple[Slices | Columns, ...]:
-    return deal(*found, tokens, count), Columns(gates(found, tokens, count).unbind(1))
+def ways(found: Pairs, tokens: int, count: int) -> tuple[Slices | AllTokens, ...]:
+    return deal(*found, tokens, count), AllTokens(gates(found, tokens, count).unbind(1))
 
 
 @pytest.mark.parametrize("kind", ["two", "one expert", "some without"])
@@ -112,4 +112,4 @@ def test_tokens_without_an_expert_are_found() -> None:
     dealt = deal(token, expert, torch.ones(3), 5, 2)
     assert isinstance(dealt.idle(5), Tensor) and dealt.idle(5).tolist() == [1, 2, 4]  # type: ignore[union-attr]
     meta = deal(token.to("meta"), expert.to("meta"), torch.ones(3, device="meta"), 5, 2)
-    assert isinstance(meta, Columns) and meta.idle(5) == slice(None)
+    assert isinstance(meta, AllTokens) and meta.idle(5) == slice(None)

@@ -16,7 +16,7 @@ from ..experiments.one_run import run as one_run
 from ..experiments.pool import Trial, TrialEnd, Work, run_trials
 from ..results.store import Store, key_of
 from .folder import opened
-from .plan import Plan, Slot
+from .plan import BenchPlan, Slot
 from .preflight import absent, check
 from .run import How
 
@@ -31,7 +31,7 @@ Costs = Mapping[str, float]
 
 
 def measured_costs(
-    plan: Plan, out: Path, how: How, report: Callable[[str], None], work: Work = one_run
+    plan: BenchPlan, out: Path, how: How, report: Callable[[str], None], work: Work = one_run
 ) -> Costs:
     """A pilot of each method on the first task that is there: twenty epochs of 64 images.
 
@@ -45,7 +45,9 @@ def measured_costs(
         return _measured(plan, out, how, report, work)
 
 
-def _measured(plan: Plan, out: Path, how: How, report: Callable[[str], None], work: Work) -> Costs:
+def _measured(
+    plan: BenchPlan, out: Path, how: How, report: Callable[[str], None], work: Work
+) -> Costs:
     kept = Store(out / PILOTS)
     missing, seed = absent(plan), plan.seeds[0]
     task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])
@@ -81,7 +83,7 @@ def _measured(plan: Plan, out: Path, how: How, report: Callable[[str], None], wo
     return {c.name: found.get(c.name, dearest) for c in plan.arms}
 
 
-def _pilot(plan: Plan, place: Slot, images: int) -> dict[str, Any]:
+def _pilot(plan: BenchPlan, place: Slot, images: int) -> dict[str, Any]:
     """A short run like the one that counts, with the active parts that one would choose."""
     final, task = plan.final(place), place.task
     many = int(_kept(plan.start.pictures, task.classes, _trained_on(task)))
@@ -103,7 +105,7 @@ def _trained_on(task: SuiteTask) -> int:
     return task.counts["train"] + task.counts.get("val", 0)
 
 
-def minutes(plan: Plan, costs: Costs, jobs: int) -> float:
+def minutes(plan: BenchPlan, costs: Costs, jobs: int) -> float:
     """What a plan takes, from the cost of an image."""
     total = 0.0
     for place in plan.places():
@@ -126,13 +128,13 @@ def _kept(asked: Pictures, classes: int, images: int) -> float:
     return images if few is None else few * images if few < 1 else min(images, few)
 
 
-def piloting(plan: Plan, costs: Costs, jobs: int) -> float:
+def piloting(plan: BenchPlan, costs: Costs, jobs: int) -> float:
     """Minutes that the pilots took which told the costs; the same when they were kept."""
     each = [SETTING_UP + costs[c.name] * PILOT_IMAGES * PILOT_EPOCHS for c in plan.arms]
     return sum(each) / 60 / jobs
 
 
-def fitted(plan: Plan, costs: Costs, budget: float, jobs: int) -> Plan:
+def fitted(plan: BenchPlan, costs: Costs, budget: float, jobs: int) -> BenchPlan:
     """The plan, or a smaller one that fits into the minutes of a budget, pilots included.
 
     Raises: ConfigError if one seed of FEWEST_EPOCHS epochs does not fit.

@@ -12,13 +12,13 @@ from ..core.errors import ConfigError, IntarsiaError
 from ..data import outline
 from ..experiments.execute import method_of, with_method
 from .arms import among_batch_norms
-from .plan import Plan, Slot
+from .plan import BenchPlan, Slot
 from .preflight import check_model
 
 CLASSES = "0", "1"  # of no task: a place does not depend on them
 
 
-def suited(plan: Plan, *, named: bool) -> Plan:
+def suited(plan: BenchPlan, *, named: bool) -> BenchPlan:
     """The plan with the methods that fit its model, each at its rate for such a network.
 
     named: the methods were asked for by name, and none of them may be left out; else those that do
@@ -49,7 +49,7 @@ def suited(plan: Plan, *, named: bool) -> Plan:
     return plan
 
 
-def _unfit(plan: Plan, model: nn.Module) -> Mapping[str, str]:
+def _unfit(plan: BenchPlan, model: nn.Module) -> Mapping[str, str]:
     """The methods without a place in a model, and what each says; no weight is computed."""
     found: dict[str, str] = {}
     for arm in plan.arms:

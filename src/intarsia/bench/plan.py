@@ -28,7 +28,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What is to be run.
 
     start: everything the places share, as the model, its size and the epochs.
@@ -79,7 +79,7 @@ class Plan:
     def _spec(self, task: SuiteTask) -> str:
         return f"{self.suite.name}/{task.name}"
 
-    def smaller(self, cut: str, **changes: Any) -> Plan:
+    def smaller(self, cut: str, **changes: Any) -> BenchPlan:
         """The plan with some of it left out, and the sentence that says so."""
         return replace(self, cut=(*self.cut, cut), **changes)
 

@@ -18,12 +18,12 @@ from ..hosts.anatomy.blocks import blocks
 from ..hosts.anatomy.prefix import SPLITTABLE
 from ..results.suites import records
 from .folder import RESULTS
-from .plan import Plan, Slot
+from .plan import BenchPlan, Slot
 
 SHOWN = 20  # missing paths in one message
 
 
-def check(plan: Plan, out: Path, report: Callable[[str], None]) -> None:
+def check(plan: BenchPlan, out: Path, report: Callable[[str], None]) -> None:
     """Say which of the plan's tasks are not on disk; nothing is read or downloaded.
 
     Raises: UnknownName, ConfigError and AssetError for a model that does not exist or has no such
@@ -49,14 +49,14 @@ def check(plan: Plan, out: Path, report: Callable[[str], None]) -> None:
         report(f"Not on disk, so that every run of it will fail: {told}")
 
 
-def absent(plan: Plan) -> dict[str, list[Path]]:
+def absent(plan: BenchPlan) -> dict[str, list[Path]]:
     """What is missing, of each task that lacks something."""
     folder = root(plan.suite)
     found = {task.name: reading.missing(task, folder) for task in plan.tasks}
     return {name: paths for name, paths in found.items() if paths}
 
 
-def unfinished(plan: Plan, out: Path) -> list[str]:
+def unfinished(plan: BenchPlan, out: Path) -> list[str]:
     """The tasks that have a run without a score in the folder."""
     file = out / RESULTS
     have = (
@@ -76,7 +76,7 @@ def unfinished(plan: Plan, out: Path) -> list[str]:
     return list(dict.fromkeys(p.task.name for p in plan.places() if not done(p)))
 
 
-def check_model(plan: Plan) -> None:
+def check_model(plan: BenchPlan) -> None:
     """Raises: UnknownName, ConfigError and AssetError, as `check` does."""
     asked, task, seed = plan.start.adapted, plan.tasks[0], plan.seeds[0]
     model = outline(asked.model, size=asked.size, pretrained=asked.pretrained)

@@ -17,7 +17,7 @@ from ..results.store import Store
 from ..results.suites import records
 from ..train.folder import STATE
 from .folder import RESULTS, SEARCHES, opened
-from .plan import Plan, Slot, key_for
+from .plan import BenchPlan, Slot, key_for
 from .preflight import check
 
 Report = Callable[[str], None]
@@ -38,7 +38,7 @@ class How:
 
 
 def run_plan(
-    plan: Plan, out: Path, how: How, report: Report = print, work: Work = one_run
+    plan: BenchPlan, out: Path, how: How, report: Report = print, work: Work = one_run
 ) -> list[records.RunResult]:
     """Run what is not finished; returns the results of the plan's places, in their order.
 
@@ -56,7 +56,13 @@ def run_plan(
 
 
 def _search(
-    plan: Plan, places: Sequence[Slot], kept: Store, out: Path, how: How, report: Report, work: Work
+    plan: BenchPlan,
+    places: Sequence[Slot],
+    kept: Store,
+    out: Path,
+    how: How,
+    report: Report,
+    work: Work,
 ) -> dict[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]]:
     """The searches of each place and their ends; those that had ended are read."""
     runs = {place: plan.search(place) for place in places}
@@ -88,13 +94,13 @@ def _row(end: TrialEnd) -> dict[str, Any]:
     return {"val": found["val"], "seconds": found["seconds"]}
 
 
-def _chosen(plan: Plan, experiment: Experiment) -> list[str]:
+def _chosen(plan: BenchPlan, experiment: Experiment) -> list[str]:
     flat = experiment.flat()
     return [f"{name}={flat[name]:g}" for name in plan.protocol.grid]
 
 
 def _finish(
-    plan: Plan,
+    plan: BenchPlan,
     places: Sequence[Slot],
     searched: Mapping[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]],
     out: Path,
@@ -114,7 +120,7 @@ def _finish(
     def keep(key: str, outcome: records.Done | records.Failed, origin: records.Origin) -> None:
         place = at[key]
         folder, task, name = _folder(place, key).as_posix(), place.task, place.arm.name
-        about = records.SuiteTask(plan.suite.name, task.group, task.name, task.synthetic)
+        about = records.TaskName(plan.suite.name, task.group, task.name, task.synthetic)
         method, setup = records.MethodName(name, name), finals[place][2]
         found = records.RunResult(key, about, method, place.seed, setup, folder, outcome, origin)
         records.append(file, found)
@@ -148,7 +154,7 @@ def _finish(
 
 
 def _settled(
-    plan: Plan, place: Slot, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
+    plan: BenchPlan, place: Slot, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
 ) -> tuple[Experiment | None, records.Setup]:
     """The run that counts with what its search chose; None if every run of the search failed."""
     final = plan.final(place)

@@ -42,7 +42,7 @@ ARMS = (
 )
 
 
-class Made(NamedTuple):
+class BiRun(NamedTuple):
     """Error on the test digits; bytes of the packed file and by the formula."""
 
     error: float
@@ -50,14 +50,14 @@ class Made(NamedTuple):
     formula: int
 
 
-def train(method: BiAdapter, task: str, seed: int) -> Made:
+def train(method: BiAdapter, task: str, seed: int) -> BiRun:
     """One arm on one task."""
     model = adapt(mix6.backbone(), method, targets=["mlp"], seed=seed)  # with a float head
     rows, epochs = mix6.data("train", [task]), mix6.epochs(STEPS, 1)
     fit(model, rows, epochs=epochs, batch_size=mix6.BATCH, lr=LR, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         size = pack(model, folder).stat().st_size
-    return Made(mix6.error(model, [task]), size, packed_size(model))
+    return BiRun(mix6.error(model, [task]), size, packed_size(model))
 
 
 def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
@@ -81,7 +81,7 @@ def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
     return Result(got, deviation(values) / RATIO, values, rows, note)
 
 
-def row(found: Sheet[str, Any, Made], name: str) -> dict[str, Any]:
+def row(found: Sheet[str, Any, BiRun], name: str) -> dict[str, Any]:
     """One line of the table: error by task, median and range, and bytes."""
     line: dict[str, Any] = {"adapter": name}
     for task in TASKS:

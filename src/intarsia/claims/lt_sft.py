@@ -59,13 +59,15 @@ def arms() -> list[Arm[Train]]:
     return [*found, Arm(f"random, {DENSITIES[0]:.1%}, twice the steps", twice)]
 
 
-class Made(NamedTuple):
+class DeltaRun(NamedTuple):
     error: float
 
 
 def of_places(seeds: tuple[int, ...], report: Report) -> Result:
     """Every arm on both tasks; the larger of the two tasks' median ratios of errors."""
-    found = each(arms(), seeds, lambda run, task, seed: Made(run(task, seed)), report, tasks=TASKS)
+    found = each(
+        arms(), seeds, lambda run, task, seed: DeltaRun(run(task, seed)), report, tasks=TASKS
+    )
     errors = {name: found.of(name, "error") for name in found.arms}  # (tasks, seeds) each
     ours, base = (f"{support}, {DENSITIES[0]:.1%}" for support in ("drift", "random"))
     ratios = dict(zip(TASKS, (errors[ours] / errors[base]).tolist(), strict=True))

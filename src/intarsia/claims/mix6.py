@@ -39,7 +39,7 @@ TASKS: dict[str, Callable[[Pictures, np.ndarray], tuple[Pictures, np.ndarray]]] 
 """Digits and labels to digits and labels; the same picture has another answer in another task."""
 
 
-class Block(nn.Module):
+class MixBlock(nn.Module):
     """x + fc2(gelu(fc1(norm(x)))).  (..., 96) -> (..., 96)."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Net(nn.Module):
     def __init__(self, inputs: int = 64) -> None:
         super().__init__()
         self.stem = nn.Linear(inputs, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
+        self.blocks = nn.ModuleList(MixBlock() for _ in range(BLOCKS))
         self.head = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:

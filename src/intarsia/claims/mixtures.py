@@ -56,7 +56,7 @@ WIDE = Arm(f"LoRA, r = {2 * RANK}", Trained(Lora(2 * RANK)))
 MOLE, MIX = mole("prob"), mix(8)
 
 
-class Made(NamedTuple):
+class MixtureRun(NamedTuple):
     """Error on the test digits, CPU seconds, and the largest share of an expert's tokens."""
 
     error: float
@@ -64,7 +64,7 @@ class Made(NamedTuple):
     share: float
 
 
-def train(arm: Trained, marks: int, seed: int) -> Made:
+def train(arm: Trained, marks: int, seed: int) -> MixtureRun:
     """One arm on all tasks."""
     targets = ["fc1", "fc2"] if isinstance(arm.method, Lora) else ["mlp"]
     start = time.process_time()
@@ -72,7 +72,7 @@ def train(arm: Trained, marks: int, seed: int) -> Made:
     rows, epochs = mix6.data("train", marks=marks), mix6.epochs(STEPS * arm.times)
     fit(model, rows, epochs=epochs, batch_size=mix6.BATCH, lr=LR, seed=seed)
     spent = time.process_time() - start
-    return Made(mix6.error(model, marks=marks), spent, largest_share(model, marks))
+    return MixtureRun(mix6.error(model, marks=marks), spent, largest_share(model, marks))
 
 
 @torch.no_grad()
@@ -108,7 +108,7 @@ def ratio(
     return Result(float(mine.mean() / theirs.mean()), deviation(values), values, rows, note)
 
 
-def row(found: Sheet[str, Any, Made], name: str, base: str) -> Mapping[str, Any]:
+def row(found: Sheet[str, Any, MixtureRun], name: str, base: str) -> Mapping[str, Any]:
     """One line of the table."""
     errors, share = found.of(name, "error"), float(found.of(name, "share").max())
     return {

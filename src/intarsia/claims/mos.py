@@ -55,17 +55,17 @@ def tie(model: PeftModel) -> None:
                 rows.copy_(torch.arange(len(rows)))
 
 
-class Made(NamedTuple):
+class MosRun(NamedTuple):
     error: float
 
 
 @lru_cache
-def run(arm: MosArm, seed: int) -> Made:
+def run(arm: MosArm, seed: int) -> MosRun:
     """Mean error over the six tasks' test digits after training on their mixture."""
     model = adapted(mix6.backbone(), arm, seed)
     rows, epochs = mix6.data("train"), mix6.epochs(STEPS)
     fit(model, rows, epochs=epochs, batch_size=mix6.BATCH, lr=LR, seed=seed)
-    return Made(mix6.error(model))
+    return MosRun(mix6.error(model))
 
 
 def adapted(net: mix6.Net, arm: MosArm, seed: int = 0) -> PeftModel:

@@ -16,7 +16,7 @@ from ..methods import Adamix, Mosa, Official
 from ..results.sheet import Sheet
 from ..train import Training
 from ..train.objectives import two_pass
-from .study import Budget, Recipe, Study, StudyScore, shown
+from .study import Budget, Study, StudyRecipe, StudyScore, shown
 
 SCARCE = Budget("scarce", images=100, epochs=40)
 AMPLE = Budget("ample", images=500, epochs=5)
@@ -42,9 +42,9 @@ def official(budget: Budget) -> Official:
     )
 
 
-def arm(name: str, *recipe: Any, version: str = "", **options: Any) -> Arm[Recipe]:
+def arm(name: str, *recipe: Any, version: str = "", **options: Any) -> Arm[StudyRecipe]:
     """An arm from the fields of its recipe."""
-    return Arm(name, Recipe(*recipe, **options), version)
+    return Arm(name, StudyRecipe(*recipe, **options), version)
 
 
 ADAPTER = arm("adapter", lambda _: plain())
@@ -73,7 +73,7 @@ def gain(
     seeds: Sequence[int],
     report: Report,
     *,
-    arms: Sequence[Arm[Recipe]],
+    arms: Sequence[Arm[StudyRecipe]],
     budgets: Sequence[Budget],
     sets: Sequence[str] = SETS,
 ) -> Result:
@@ -98,7 +98,9 @@ def gain(
     return Result(mean - half, half, tuple(main.known.tolist()), tuple(rows), note)
 
 
-def row(sheet: Sheet[str, str, StudyScore], budget: Budget, arm: Arm[Recipe]) -> dict[str, Any]:
+def row(
+    sheet: Sheet[str, str, StudyScore], budget: Budget, arm: Arm[StudyRecipe]
+) -> dict[str, Any]:
     """One line of the table: accuracy by set, the paired difference, the relative cost."""
     words = f"{budget.images} images x {budget.epochs} epochs"
     line: dict[str, Any] = {"budget": words, "method": arm.name}

@@ -48,7 +48,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StudyRecipe:
     """How an arm of a study is trained.
 
     epochs: its share of the budget's epochs, 1/2 where a step costs twice; options: of `fit`.
@@ -93,7 +93,7 @@ class Study:
         self._held: tuple[Any, Any] | None = None
         self.kept = 0  # cells that were read, not run
 
-    def cell(self, name: str, budget: Budget, arm: Arm[Recipe], seed: int) -> StudyScore:
+    def cell(self, name: str, budget: Budget, arm: Arm[StudyRecipe], seed: int) -> StudyScore:
         """The score of one cell, from the file or by running it."""
         recipe = arm.settings
         method = recipe.method(budget)
@@ -122,7 +122,7 @@ class Study:
 
     def sheets(
         self,
-        arms: Sequence[Arm[Recipe]],
+        arms: Sequence[Arm[StudyRecipe]],
         budgets: Sequence[Budget],
         sets: Sequence[str],
         seeds: Sequence[int],
@@ -150,7 +150,7 @@ class Study:
         }
 
     def _run(
-        self, name: str, budget: Budget, recipe: Recipe, method: Method, seed: int
+        self, name: str, budget: Budget, recipe: StudyRecipe, method: Method, seed: int
     ) -> StudyScore:
         train, test, tail = self._data(name, budget.images, seed)
         old = cast(torch.nn.Linear, tail.head)

@@ -11,7 +11,7 @@ from ..bench import tables, write
 from ..bench.arms import ARMS, BenchArm, arm, by_task
 from ..bench.budget import fitted, measured_costs
 from ..bench.fitting_methods import suited
-from ..bench.plan import Plan
+from ..bench.plan import BenchPlan
 from ..bench.profiles import PROFILES, Profile, profile
 from ..bench.protocols import OFFICIAL, PROTOCOLS, Protocol, protocol
 from ..bench.publish import as_markdown
@@ -57,7 +57,7 @@ def _use_root(root: Path | None) -> None:
         os.environ["INTARSIA_DATA"] = str(root.expanduser().absolute())
 
 
-def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path, float | None]:
+def ask(given: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, Path, float | None]:
     """The plan that was asked for, how to run it, the folder of its results, and its minutes.
 
     Raises: UnknownName and ConfigError for what does not exist, before a run begins.
@@ -73,7 +73,7 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[Plan, How, Path, floa
     seeds: tuple[int, ...] = (
         value_of("--seeds", given["seeds"], tuple[int, ...]) if given["seeds"] else base.seeds
     )
-    plan = Plan(
+    plan = BenchPlan(
         suite,
         tuple(tasks),
         tuple(_headed(arm(name), given["heads"], tasks, rules) for name in methods),
@@ -153,7 +153,7 @@ def _those_of(chosen: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
 
 
 def carry(
-    plan: Plan, how: How, out: Path, baseline: str | None, budget: float | None, report: Report
+    plan: BenchPlan, how: How, out: Path, baseline: str | None, budget: float | None, report: Report
 ) -> dict[str, Any]:
     """Run a plan and write its tables; what happened, ready for JSON.
 
@@ -180,7 +180,7 @@ def carry(
     }
 
 
-def _baseline(plan: Plan, asked: str | None) -> str:
+def _baseline(plan: BenchPlan, asked: str | None) -> str:
     names = [c.name for c in plan.arms]
     if asked is not None and asked not in names:
         raise UnknownName("baseline", asked, names)

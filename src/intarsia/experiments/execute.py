@@ -42,7 +42,7 @@ from ..train.precision import DTYPES
 from . import experiment as experiments
 from . import language, settings
 from .experiment import Adapted, Experiment
-from .shared import Shared, Spent
+from .shared import SharedWork, Spent
 
 Report = Callable[[str], None]
 
@@ -51,7 +51,7 @@ def carry_out(
     experiment: Experiment,
     running: Running,
     report: Report,
-    shared: Shared | None = None,
+    shared: SharedWork | None = None,
     *,
     score: bool = True,
 ) -> Run:
@@ -69,7 +69,7 @@ def carry_out(
     recipe = recipe_of(method, experiment)
     if running.out is not None and running.out.exists():
         prepare(running.out, running.resume)  # a folder in use is refused before the work begins
-    shared = shared or Shared()
+    shared = shared or SharedWork()
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
     recipe["objective"] = by_task(recipe["objective"], experiment, data)
     method, chosen = for_budget(method, experiment, len(data.train), report)
@@ -193,7 +193,7 @@ def tokens_once(
     sets: Sets,
     experiment: Experiment,
     running: Running,
-    shared: Shared,
+    shared: SharedWork,
     same: Mapping[str, Any],
 ) -> Iterator[tuple[Sets, Spent]]:
     """Inside, the model reads tokens; gives them for each set, and the time of the first.
@@ -259,7 +259,7 @@ def sets_of(
     experiment: Experiment,
     data: Splits,
     inputs: InputConfig,
-    shared: Shared,
+    shared: SharedWork,
     same: Mapping[str, Any],
     *,
     score: bool = True,
@@ -289,7 +289,7 @@ def sets_of(
 
 
 def held(
-    images: ImageSet, inputs: InputConfig, shared: Shared | None = None, same: Any = None
+    images: ImageSet, inputs: InputConfig, shared: SharedWork | None = None, same: Any = None
 ) -> Dataset[Any]:
     """A set as the model sees it in evaluation, in memory if it fits there.
 

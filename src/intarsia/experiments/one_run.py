@@ -12,13 +12,13 @@ from ..results.store import key_of
 from ..train import Running
 from .execute import carry_out
 from .experiment import FILE, Experiment
-from .shared import Shared
+from .shared import SharedWork
 
 
 @lru_cache(maxsize=1)
-def shared_in(folder: str) -> Shared:
+def shared_in(folder: str) -> SharedWork:
     """What this process holds in common for all of its runs."""
-    return Shared(Path(folder))
+    return SharedWork(Path(folder))
 
 
 def run(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Spent(NamedTuple):
         return Spent(self.seconds - start.seconds, self.cpu_seconds - start.cpu_seconds)
 
 
-class Shared:
+class SharedWork:
     """A memory of `keep` things of each kind, and a folder that several processes share.
 
     Things are told apart by everything they depend on; whoever asks must not change what it gets.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from intarsia.results.suites.records import Done, Failed, MethodName, RunResult, Setup, SuiteTask
+from intarsia.results.suites.records import Done, Failed, MethodName, RunResult, Setup, TaskName
 
 HOSTILE = '<script>alert("x")</script> & 5_% | $x$'
 TASKS = (
@@ -55,7 +55,7 @@ def result(
     group = about.get("group", "natural")
     return RunResult(
         key=f"{suite}-{protocol}-{model}-{method}-{task}-{seed}",
-        task=SuiteTask(suite, group, task, group == "structured"),
+        task=TaskName(suite, group, task, group == "structured"),
         method=MethodName(method, about.get("label", method.upper())),
         seed=seed,
         setup=Setup(protocol, model, about.get("epochs", 20), {}, about.get("tried", 0)),

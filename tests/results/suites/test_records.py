@@ -20,7 +20,7 @@ from intarsia.results.suites.records import (
     MethodName,
     RunResult,
     Setup,
-    SuiteTask,
+    TaskName,
     append,
     only,
     read,
@@ -39,7 +39,7 @@ outcomes = st.builds(Failed, words) | st.builds(
     own_task_accuracy=st.none() | shares,
 )  # fmt: skip
 results = st.builds(
-    RunResult, words, st.builds(SuiteTask, words, words, words, st.booleans()),
+    RunResult, words, st.builds(TaskName, words, words, words, st.booleans()),
     st.builds(MethodName, words, words), st.integers(0, 99),
     st.builds(Setup, words, words, st.integers(0, 99),
               st.dictionaries(words, st.integers() | words), st.integers(0, 99)),

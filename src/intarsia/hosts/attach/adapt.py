@@ -32,7 +32,7 @@ def find_heads(model: nn.Module) -> list[str]:
     ]
 
 
-class Recipe(Protocol):
+class PublishedRecipe(Protocol):
     """A published training: a method, and what it does to the model before cells go in."""
 
     @property
@@ -60,7 +60,7 @@ class Adapt:
     layers: Sequence[int] | None = None
     head: Sequence[str] | str | None = "auto"
     classes: Sequence[str] | None = None
-    recipe: Recipe | None = None
+    recipe: PublishedRecipe | None = None
 
     recorded: ClassVar[bool] = False  # PEFT keeps the list of adapters
 

@@ -15,7 +15,7 @@ from .grouped import grouped as grouped
 from .mlps import mixed_mlps as mixed_mlps
 from .naive import mix_naive as mix_naive
 from .naive import mlps_naive as mlps_naive
-from .rows import Columns as Columns
+from .rows import AllTokens as AllTokens
 from .rows import Dealt as Dealt
 from .rows import Slices as Slices
 from .rows import Weighted as Weighted

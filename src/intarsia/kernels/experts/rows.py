@@ -90,7 +90,7 @@ class Slices:
 
 
 @dataclass(frozen=True)
-class Columns:
+class AllTokens:
     """`Slices` in which each expert has all tokens, most of them with weight 0.
 
     For graphs, whose shapes cannot depend on where tokens go: time grows with T times E.
@@ -109,14 +109,14 @@ class Columns:
         return slice(None)
 
 
-Dealt = Slices | Columns
+Dealt = Slices | AllTokens
 
 
 def deal(token: Tensor, expert: Tensor, weight: Tensor, tokens: int, experts: int) -> Dealt:
     """The pairs of tokens and experts, (N,) of each, as the experts take them."""
     if token.is_meta or torch.compiler.is_compiling():
         gates = weight.new_zeros(tokens * experts).index_add(0, token * experts + expert, weight)
-        return Columns(gates.view(tokens, experts).unbind(1))
+        return AllTokens(gates.view(tokens, experts).unbind(1))
     pairs = by_expert(expert, experts)
     sizes: list[int] = pairs.load.tolist()  # the one wait for the device
     return Slices(token[pairs.order].split(sizes), weight[pairs.order].split(sizes))

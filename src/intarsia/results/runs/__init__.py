@@ -11,7 +11,7 @@ from .grouping import comparison_of as comparison_of
 from .mistakes import save_mistakes as save_mistakes
 from .page import render as render
 from .page import write_report as write_report
-from .reading import Run as Run
+from .reading import FinishedRun as FinishedRun
 from .reading import gather as gather
 from .reading import read_run as read_run
 from .tables import json_rows as json_rows

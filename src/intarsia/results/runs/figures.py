@@ -12,7 +12,7 @@ from .. import plots
 from .confusion import Confusion, confusion_of
 from .curves import line_of, mean_line, metrics_of
 from .grouping import Comparison, Group
-from .reading import Run
+from .reading import FinishedRun
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -53,7 +53,7 @@ def by_time(comparison: Comparison) -> Figure:
     return plots.against_seconds(_points(comparison, lambda run: run.costs.seconds))
 
 
-def _points(comparison: Comparison, cost: Callable[[Run], float]) -> list[plots.Points]:
+def _points(comparison: Comparison, cost: Callable[[FinishedRun], float]) -> list[plots.Points]:
     return [
         plots.Points(
             label=group.label,

@@ -10,9 +10,9 @@ from typing import Any
 
 from ...core.errors import DataError, UnknownName
 from ..sheet import BySeed, Differences, Spread
-from .reading import Run
+from .reading import FinishedRun
 
-VALUES: Mapping[str, Callable[[Run], float | None]] = {
+VALUES: Mapping[str, Callable[[FinishedRun], float | None]] = {
     "accuracy": lambda run: run.scores.accuracy,
     "balanced_accuracy": lambda run: run.scores.balanced_accuracy,
     "seconds": lambda run: run.costs.seconds,
@@ -24,7 +24,7 @@ class Group(BySeed):
     """Runs of one method at one setting, by seed."""
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
 
     def by_seed(self, what: str) -> dict[int, float]:
         """seed -> one of VALUES, where there is one."""
@@ -68,7 +68,7 @@ class Comparison:
         return max(self.groups, key=lambda group: group.accuracy.mean)
 
     @property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[FinishedRun, ...]:
         return tuple(run for group in self.groups for run in group.runs)
 
     def others(self) -> tuple[Group, ...]:
@@ -76,7 +76,7 @@ class Comparison:
         return tuple(group for group in self.groups if group is not self.baseline)
 
 
-def comparison_of(runs: Iterable[Run], baseline: str | None = None) -> Comparison:
+def comparison_of(runs: Iterable[FinishedRun], baseline: str | None = None) -> Comparison:
     """Group runs and choose the baseline by label; None takes the first of several groups.
 
     Raises: UnknownName for a baseline that is no group; DataError for two runs of one group that
@@ -91,12 +91,12 @@ def comparison_of(runs: Iterable[Run], baseline: str | None = None) -> Compariso
     raise UnknownName("baseline", baseline, [group.label for group in groups])
 
 
-def group_runs(runs: Iterable[Run]) -> tuple[Group, ...]:
+def group_runs(runs: Iterable[FinishedRun]) -> tuple[Group, ...]:
     """Runs of equal settings together; labels that are used twice tell what differs.
 
     Raises: DataError for no run, and for two runs of one group that have the same seed.
     """
-    found: dict[tuple[str, str], list[Run]] = {}
+    found: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in runs:
         settings = json.dumps(settings_of(run), sort_keys=True, default=str)
         found.setdefault((label_of(run), settings), []).append(run)
@@ -110,7 +110,7 @@ def group_runs(runs: Iterable[Run]) -> tuple[Group, ...]:
     return tuple(Group(label, tuple(members)) for label, members in pairs)
 
 
-def label_of(run: Run) -> str:
+def label_of(run: FinishedRun) -> str:
     """The caller's label, the adapters' methods, or what is trained."""
     given = run.given.get("label")
     if isinstance(given, str) and given.strip():
@@ -127,7 +127,7 @@ def label_of(run: Run) -> str:
     return " + ".join(names) + ("" if name == "plain" else f", {name}")
 
 
-def adapters_of(run: Run) -> dict[str, Mapping[str, Any]]:
+def adapters_of(run: FinishedRun) -> dict[str, Mapping[str, Any]]:
     """Settings of each adapter, by name."""
     method = run.record.get("method")
     found = method.get("adapters") if isinstance(method, Mapping) else None
@@ -139,7 +139,7 @@ def adapters_of(run: Run) -> dict[str, Mapping[str, Any]]:
 _ELSEWHERE = ("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "origin")
 
 
-def settings_of(run: Run) -> dict[str, Any]:
+def settings_of(run: FinishedRun) -> dict[str, Any]:
     """Everything that decides a result but the seed and the pictures themselves."""
     record = run.record
     data = record.get("data")
@@ -167,7 +167,7 @@ def settings_of(run: Run) -> dict[str, Any]:
     }
 
 
-def _asked(run: Run, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
+def _asked(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
     """An adapter with the options that were asked for: its own may hold what the seed chose."""
     asked = run.given.get("method")
     if "options" not in adapter or not isinstance(asked, Mapping) or "method" not in asked:
@@ -176,14 +176,14 @@ def _asked(run: Run, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**adapter, "method": asked["method"], "options": options}
 
 
-def model_of(run: Run) -> str:
+def model_of(run: FinishedRun) -> str:
     """The model's name as the caller gave it, else its class."""
     method = run.record.get("method")
     host = method.get("host") if isinstance(method, Mapping) else None
     return str(run.given.get("model") or host or "a model")
 
 
-def set_of(run: Run) -> str | None:
+def set_of(run: FinishedRun) -> str | None:
     """The data set's name, where the caller gave it or the record of its parts has it."""
     data = run.given.get("data")
     if isinstance(data, str):
@@ -225,8 +225,8 @@ def _apart(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     return labels
 
 
-def _check_seeds(label: str, members: Sequence[Run]) -> None:
-    by_seed: dict[int, Run] = {}
+def _check_seeds(label: str, members: Sequence[FinishedRun]) -> None:
+    by_seed: dict[int, FinishedRun] = {}
     for run in members:
         first = by_seed.setdefault(run.seed, run)
         if first is not run:

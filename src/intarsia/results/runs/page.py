@@ -14,7 +14,7 @@ from .confusion import confusion_of
 from .curves import line_of, mean_line
 from .grouping import Comparison, Group, comparison_of
 from .mistakes import Mistake, Mistakes
-from .reading import Run, gather
+from .reading import FinishedRun, gather
 from .routing import routings
 from .sentences import notices, selection_rule, sentences, title
 from .settings_rows import (
@@ -48,7 +48,9 @@ def write_report(
     return write_text(out, page)
 
 
-def render(runs: Iterable[Run], *, baseline: str | None = None, heading: str | None = None) -> str:
+def render(
+    runs: Iterable[FinishedRun], *, baseline: str | None = None, heading: str | None = None
+) -> str:
     """The page as text; see `write_report`."""
     comparison = comparison_of(runs, baseline)
     plots, looks = _plots(comparison), figures.looks(comparison)

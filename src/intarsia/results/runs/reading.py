@@ -57,7 +57,7 @@ class Answers:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class FinishedRun:
     """One finished run; `record` is its run.json."""
 
     folder: Path
@@ -82,13 +82,13 @@ class Run:
         return "tokens" if isinstance(scores, Mapping) and "perplexity" in scores else "pictures"
 
 
-def gather(folders: Iterable[Path | str]) -> tuple[Run, ...]:
+def gather(folders: Iterable[Path | str]) -> tuple[FinishedRun, ...]:
     """Read run folders, and folders of run folders (those in the order they were started).
 
     A folder named twice is read once.
     Raises: DataError for a path without a run; CheckpointError for one that is damaged.
     """
-    found: dict[Path, Run] = {}
+    found: dict[Path, FinishedRun] = {}
     for folder in map(Path, folders):
         for path in _runs_in(folder):
             found.setdefault(path.resolve(), read_run(path))
@@ -99,7 +99,7 @@ def gather(folders: Iterable[Path | str]) -> tuple[Run, ...]:
     return tuple(found.values())
 
 
-def read_run(folder: Path | str) -> Run:
+def read_run(folder: Path | str) -> FinishedRun:
     """One run folder, as `intarsia.fit(..., out=folder)` writes it.
 
     Raises: DataError if there is no finished, scored run; CheckpointError for a damaged one.
@@ -107,7 +107,7 @@ def read_run(folder: Path | str) -> Run:
     folder = Path(folder)
     record = _read_json(folder)
     scores = _scores(folder, record)
-    return Run(
+    return FinishedRun(
         folder=folder,
         seed=need(record, "training.seed", int, folder),
         scores=scores,

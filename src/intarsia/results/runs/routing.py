@@ -9,7 +9,7 @@ from typing import Any
 
 from ...gating.load import Load
 from .grouping import Comparison
-from .reading import Run
+from .reading import FinishedRun
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def routings(comparison: Comparison) -> list[Routed]:
     return [Routed(group.label, group.runs[0].seed, rows) for group, rows in found if rows]
 
 
-def _rows(run: Run) -> tuple[RouterRow, ...]:
+def _rows(run: FinishedRun) -> tuple[RouterRow, ...]:
     found: Any = run.record["results"].get("routing")
     if not isinstance(found, Mapping):
         return ()

@@ -13,7 +13,7 @@ from .. import numbers
 from ..sheet import Spread
 from ..wording import capital, joined
 from .grouping import Comparison, Group, model_of, set_of
-from .reading import Run
+from .reading import FinishedRun
 
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 HOW_CHOSEN = {
@@ -99,7 +99,7 @@ def _cost(best: Group, base: Group) -> str:
     return f"{text}."
 
 
-def _kind(runs: Sequence[Run]) -> str:
+def _kind(runs: Sequence[FinishedRun]) -> str:
     return "texts" if any(run.samples == "tokens" for run in runs) else "pictures"
 
 
@@ -159,7 +159,7 @@ def notices(comparison: Comparison) -> list[str]:
 _MACHINES = "The runs are from different machines or thread counts: do not compare their times."
 
 
-def _shared(runs: Iterable[Run]) -> list[str]:
+def _shared(runs: Iterable[FinishedRun]) -> list[str]:
     """Pictures that stand in two parts, as the data's record tells."""
     found: dict[str, int] = {}
     for run in runs:
@@ -171,7 +171,7 @@ def _shared(runs: Iterable[Run]) -> list[str]:
     return [f"{numbers.plural(n, 'picture')} in both parts of {pair}." for pair, n in found.items()]
 
 
-def _per_seed(runs: Iterable[Run], part: str) -> bool:
+def _per_seed(runs: Iterable[FinishedRun], part: str) -> bool:
     """Whether runs of one seed have different pictures in a part."""
     seen: dict[int, set[object]] = defaultdict(set)
     for run in runs:
@@ -180,29 +180,29 @@ def _per_seed(runs: Iterable[Run], part: str) -> bool:
     return any(len(hashes) > 1 for hashes in seen.values())
 
 
-def _vary(runs: Iterable[Run], what: Callable[[Run], Any]) -> bool:
+def _vary(runs: Iterable[FinishedRun], what: Callable[[FinishedRun], Any]) -> bool:
     return len({json.dumps(what(run), sort_keys=True, default=str) for run in runs}) > 1
 
 
-def data_of(run: Run) -> dict[str, Mapping[str, Any]]:
+def data_of(run: FinishedRun) -> dict[str, Mapping[str, Any]]:
     """What run.json says of each part."""
     data = run.record.get("data")
     data = data if isinstance(data, Mapping) else {}
     return {str(part): about for part, about in data.items() if isinstance(about, Mapping)}
 
 
-def sizes_of(run: Run) -> dict[str, int]:
+def sizes_of(run: FinishedRun) -> dict[str, int]:
     """Pictures in each part."""
     return {part: n for part, about in data_of(run).items() if isinstance(n := about.get("n"), int)}
 
 
-def selection_of(run: Run) -> Mapping[str, Any]:
+def selection_of(run: FinishedRun) -> Mapping[str, Any]:
     """How the result was chosen: rule, epoch, disjoint_from_train."""
     found = run.record["results"].get("selection")
     return found if isinstance(found, Mapping) else {}
 
 
-def selection_rule(runs: Sequence[Run]) -> str:
+def selection_rule(runs: Sequence[FinishedRun]) -> str:
     """In words, for all runs."""
     rules = dict.fromkeys(str(selection_of(run).get("rule")) for run in runs)
     text = " ".join(HOW_CHOSEN.get(rule, f"Selection: {rule}.") for rule in rules)
@@ -220,5 +220,5 @@ def selection_rule(runs: Sequence[Run]) -> str:
     return text
 
 
-def _class_count(run: Run) -> int | None:
+def _class_count(run: FinishedRun) -> int | None:
     return len(run.answers.classes) if run.answers is not None else None

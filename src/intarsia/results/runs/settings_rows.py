@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import numbers
 from .grouping import Comparison, adapters_of, differing, flat, set_of, settings_of
-from .reading import Run
+from .reading import FinishedRun
 from .sentences import PART_NAMES, data_of, selection_of
 
 FEW = 4  # words of a list that are shown one by one
@@ -76,7 +76,7 @@ def method_rows(comparison: Comparison) -> list[tuple[str, str]]:
     return [(group.label, _method(group.runs[0])) for group in comparison.groups]
 
 
-def _method(run: Run) -> str:
+def _method(run: FinishedRun) -> str:
     adapters = adapters_of(run)
     if not adapters:
         return "no adapter"
@@ -147,7 +147,7 @@ def _origin(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def machine_rows(run: Run) -> list[tuple[str, str]]:
+def machine_rows(run: FinishedRun) -> list[tuple[str, str]]:
     """The machine and the versions of the first run."""
     rows: list[tuple[str, str]] = []
     for section in ("machine", "versions"):
@@ -180,12 +180,12 @@ def run_rows(comparison: Comparison) -> dict[str, Any]:
     return {"columns": RUN_COLUMNS, "rows": rows}
 
 
-def commands(runs: Iterable[Run]) -> list[str]:
+def commands(runs: Iterable[FinishedRun]) -> list[str]:
     """Each command once, in order."""
     return list(dict.fromkeys(text for run in runs if (text := _command(run))))
 
 
-def _command(run: Run) -> str:
+def _command(run: FinishedRun) -> str:
     given = run.given.get("command", run.record.get("command"))
     if isinstance(given, str):
         return given

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import numbers, plots, statistics
 from ..sheet import Spread
-from .records import MethodName, RunResult, SuiteTask
+from .records import MethodName, RunResult, TaskName
 from .sheets import SuiteSheet
 from .summary import Findings, Means, MethodRow
 from .tables import mean_of
@@ -124,7 +124,7 @@ def heat(findings: Findings, show: Callable[[RunResult], Shown]) -> Figure:
     return figure
 
 
-Line = tuple[str, bool, list[Spread | None], SuiteTask | None]
+Line = tuple[str, bool, list[Spread | None], TaskName | None]
 
 
 def _lines(findings: Findings) -> list[Line]:
@@ -149,7 +149,7 @@ def _part(means: Means | None, kind: str) -> Spread | None:
     return None if means is None else getattr(means, kind)
 
 
-def _only(sheet: SuiteSheet, task: SuiteTask) -> np.ndarray:
+def _only(sheet: SuiteSheet, task: TaskName) -> np.ndarray:
     return np.array([other == task for other in sheet.tasks])
 
 
@@ -189,7 +189,7 @@ def _heat(
 
 
 def _runs(
-    sheet: SuiteSheet, method: MethodName, task: SuiteTask, show: Callable[[RunResult], Shown]
+    sheet: SuiteSheet, method: MethodName, task: TaskName, show: Callable[[RunResult], Shown]
 ) -> list[Shown]:
     """What to show of each run of a cell."""
     found = (sheet.results.get((method, task, seed)) for seed in sheet.seeds)

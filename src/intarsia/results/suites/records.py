@@ -18,7 +18,7 @@ FIX = "Write it with Result.to_dict of this version, or run the cell again."
 
 
 @dataclass(frozen=True, order=True)
-class SuiteTask:
+class TaskName:
     """A data set with its labels; `synthetic` says that its pictures are rendered."""
 
     suite: str
@@ -126,7 +126,7 @@ class RunResult:
     """
 
     key: str
-    task: SuiteTask
+    task: TaskName
     method: MethodName
     seed: int
     setup: Setup

@@ -15,7 +15,7 @@ import numpy as np
 from ...core.errors import DataError, UnknownName
 from ..sheet import Sheet
 from ..wording import first_line
-from .records import Done, Failed, MethodName, RunResult, SuiteTask
+from .records import Done, Failed, MethodName, RunResult, TaskName
 
 
 @dataclass(frozen=True, order=True)
@@ -31,11 +31,11 @@ class Title:
         return cls(result.task.suite, result.setup.protocol, result.setup.model)
 
 
-Key = tuple[MethodName, SuiteTask, int]
+Key = tuple[MethodName, TaskName, int]
 
 
 @dataclass(frozen=True, eq=False)
-class SuiteSheet(Sheet[MethodName, SuiteTask, RunResult]):
+class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
     """Results by method, task and seed; tasks are ordered by group and name."""
 
     title: Title

@@ -11,7 +11,7 @@ import numpy as np
 from .. import numbers, statistics
 from ..sheet import Spread, suite_mean
 from ..table import Column, Entry, Table
-from .records import Failed, MethodName, SuiteTask
+from .records import Failed, MethodName, TaskName
 from .sentences import heading, notes, over_seeds
 from .sheets import SuiteSheet
 from .summary import Findings, MethodRow
@@ -159,7 +159,7 @@ def _line(head: Entry, spreads: Sequence[Spread | None]) -> tuple[Entry, ...]:
 
 
 def _task_line(
-    sheet: SuiteSheet, methods: Sequence[MethodName], task: SuiteTask
+    sheet: SuiteSheet, methods: Sequence[MethodName], task: TaskName
 ) -> tuple[Entry, ...]:
     column = sheet.tasks.index(task)
     cells: list[Entry] = []
@@ -176,7 +176,7 @@ def _task_line(
     return (Entry(task.name), *placed(cells, rated))
 
 
-def _why_not(sheet: SuiteSheet, method: MethodName, task: SuiteTask) -> str:
+def _why_not(sheet: SuiteSheet, method: MethodName, task: TaskName) -> str:
     found = [sheet.results.get((method, task, seed)) for seed in sheet.seeds]
     return "failed" if any(r and isinstance(r.outcome, Failed) for r in found) else NONE.text
 
