@@ -6,6 +6,7 @@ between two arms on the same task from the same seed; everything else is a mean 
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,12 +154,12 @@ class Differences:
         return quantile * float(self.known.std(ddof=1)) / math.sqrt(self.n)
 
 
-class BySeed:
-    """The results of one arm on one task, by seed; a subclass has `by_seed`."""
+class BySeed(abc.ABC):
+    """The results of one arm on one task, by seed."""
 
+    @abc.abstractmethod
     def by_seed(self, what: str) -> dict[int, float]:
         """seed -> value, where there is one."""
-        raise NotImplementedError
 
     def spread(self, what: str) -> Spread | None:
         """Over the seeds; None without a value."""
