@@ -2,7 +2,7 @@
 
 One family type, INTARSIA, with a `method` key: cells of different methods sit, save and load side
 by side in one model, which PEFT refuses to distinct types. `intarsia` must be imported before
-`PeftModel.from_pretrained` reads such a folder.
+is imported, see `core.with_peft`.
 """
 
 from __future__ import annotations
