@@ -194,3 +194,18 @@ def test_targets_are_for_cells() -> None:
         chosen(Adapted(method="upcycle", targets=("mlp",)), Training())
     with pytest.raises(ConfigError, match="Use --lr 0.1"):
         chosen(Adapted(method="official", settings=("lr=0.1",)), Training())
+
+
+def test_run_json_has_the_pictures_whatever_was_computed_of_them(tmp_path: Path) -> None:
+    data, shared = "mini/synthetic-location", SharedWork(tmp_path)
+    same = [
+        run(data, frozen_once=False),
+        run(data),  # blocks computed once
+        run(data, shared),
+        run(data, shared, method="bitfit", last_blocks=1),  # features of another block
+        run(data, size=64),
+    ]
+    other = run(data, seed=1)
+    for part in ("train", "val", "test"):
+        (digest,) = {found.record["data"][part]["sha256"] for found in same}
+        assert other.record["data"][part]["sha256"] != digest

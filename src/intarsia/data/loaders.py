@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -52,7 +53,15 @@ class Prepared(Dataset[tuple[Tensor, int]]):
             return self.transform(picture), label
 
 
-def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> TensorDataset:
+class Held(TensorDataset):
+    """What was computed of pictures, their labels, and the SHA-256 of each picture's pixels."""
+
+    def __init__(self, *tensors: Tensor, digests: Sequence[str]) -> None:
+        super().__init__(*tensors)
+        self.digests = [*digests]
+
+
+def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Held:
     """Transform a set once and hold it in memory: (n, 3, H, W) float32 and (n,) int64.
 
     Raises: ConfigError when it needs more than half of the free memory.
@@ -72,7 +81,8 @@ def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Tens
 
     with ThreadPoolExecutor(threads) as pool:  # Pillow releases the GIL
         list(pool.map(fill, range(len(images))))
-    return TensorDataset(out, torch.as_tensor(images.labels, dtype=torch.int64))
+    labels = torch.as_tensor(images.labels, dtype=torch.int64)
+    return Held(out, labels, digests=images.digests)
 
 
 def held(images: ImageSet, transform: Transform) -> TensorDataset | Prepared:

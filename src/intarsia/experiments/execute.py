@@ -11,11 +11,12 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError
 from ..core.files import write_json
 from ..data import (
+    Held,
     ImageSet,
     InputConfig,
     Prepared,
@@ -209,9 +210,12 @@ def tokens_once(
     block = first_trained_block(model)
     with reading_tokens(model, block) as prefix:
 
-        def tokens(part: str, images: Dataset[Any]) -> tuple[TensorDataset, Spent]:
+        def tokens(part: str, images: Dataset[Any]) -> tuple[Held, Spent]:
             inputs = {**same, "part": part, "block": block, "dtype": str(dtype)}
-            return shared.tensors("tokens", inputs, lambda: run_prefix(prefix, images, dtype=dtype))
+            found, spent = shared.tensors(
+                "tokens", inputs, lambda: run_prefix(prefix, images, dtype=dtype)
+            )
+            return Held(*found.tensors, digests=getattr(images, "digests", ())), spent
 
         train, once = tokens("train", sets[0])
         val, test = (
@@ -299,7 +303,8 @@ def held(
     try:
         if shared is None:
             return tensors(images, look)
-        return shared.tensors("pixels", same, lambda: tensors(images, look))[0]
+        found, _ = shared.tensors("pixels", same, lambda: tensors(images, look))
+        return Held(*found.tensors, digests=images.digests)
     except ConfigError:  # more than half of the free memory
         return Prepared(images, look)
 

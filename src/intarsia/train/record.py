@@ -150,8 +150,8 @@ def describe(function: object) -> Any:
 def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
     """Number of samples, class names where known, and a hash that needs no decoding.
 
-    Tensors are hashed whole; pictures by the digests of their pixels; texts by those of their rows,
-    `digests`; others by their labels.
+    Pictures are hashed by the digests of their pixels, whatever was computed of them, and texts by
+    those of their rows, `digests`; other tensors whole; the rest by their labels.
     """
     known = getattr(dataset, "classes", None)
     if isinstance(dataset, Subset):
@@ -159,11 +159,11 @@ def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
         inner = data_of(dataset.dataset)
         digest = _sha(inner["sha256"].encode() + index)
         known = inner.get("classes")
-    elif isinstance(dataset, TensorDataset):
-        digest = tensors_hash([(str(i), t) for i, t in enumerate(dataset.tensors)])
-    elif isinstance(rows := getattr(dataset, "digests", None), list):
+    elif rows := getattr(dataset, "digests", None):
         labels = labels_of(dataset)  # the rows of a text hold theirs
         digest = _sha(" ".join(rows).encode() + (b"" if labels is None else labels.tobytes()))
+    elif isinstance(dataset, TensorDataset):
+        digest = tensors_hash([(str(i), t) for i, t in enumerate(dataset.tensors)])
     else:
         labels = labels_of(dataset)
         digest = _sha(b"" if labels is None else labels.astype(np.int64).tobytes())
