@@ -242,9 +242,12 @@ def test_a_run_in_a_process_of_its_own(folder: Path, tmp_path: Path) -> None:
     assert not runs[0].finished()
     lines: list[str] = []
     with pytest.raises(TrainingError, match=r"1 of 3 trials.*none"):
-        run_all([*runs, wrong], jobs=1, report=lines.append, threads=1)
+        run_all([*runs, wrong], jobs=2, report=lines.append, threads=1)
     assert all(run.finished() for run in runs) and not wrong.finished()
     assert sum("% of the test part right" in line for line in lines) == 2
+    # each line has its run's name, and what every seed says is said once
+    assert all(line.startswith((f"{one.label}, seed ", "[")) for line in lines)
+    assert sum("Training linear" in line for line in lines) == 1
     # neither a thread nor a tracker was forgotten on the way
     about = json.loads((tmp_path / "r0" / "run.json").read_text())
     assert about["machine"]["threads"] == 1

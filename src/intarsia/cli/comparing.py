@@ -176,7 +176,14 @@ def show_comparison(
     folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool
 ) -> None:
     """Print the table of runs and write their page."""
-    from ..results.runs import comparison_of, gather, json_rows, terminal_table, write_report
+    from ..results.runs import (
+        comparison_of,
+        differences,
+        gather,
+        json_rows,
+        terminal_table,
+        write_report,
+    )
 
     comparison = comparison_of(gather(folders), baseline)
     written = write_report(folders, page, baseline=baseline)
@@ -184,4 +191,6 @@ def show_comparison(
         show_json({"report": str(written), "rows": json_rows(comparison)})
         return
     show_rich(terminal_table(comparison))
+    for line in differences(comparison):
+        print(line)
     print(f"Report: {written}")

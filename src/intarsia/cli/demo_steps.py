@@ -21,9 +21,8 @@ from ..hosts import export_timm
 from ..train import Training
 
 Report = Callable[[str], None]
-VAL, TEST = 200, 800
-BLOCKS = 6  # of twelve; the others stay as they are and are computed once
-SETTINGS = {"mosa": ("over.bottleneck=16",)}
+VAL, TEST = 0, 1600
+BLOCKS = 3  # of twelve; the others stay as they are and are computed once
 REPEATS = 20  # of a multiplication that is timed
 COMPARED = 200  # test pictures
 
@@ -83,7 +82,7 @@ def train_all(asked: Demo, methods: Sequence[str], jobs: int, report: Report) ->
     start = Experiment(pictures, adapted, training).changed(
         last_blocks=BLOCKS, frozen_once=True, precision=_precision(asked, report)
     )
-    chosen = on_one_adapter(start, methods, SETTINGS, report)
+    chosen = on_one_adapter(start, methods, {}, report)
     runs = planned(start, methods, asked.seeds, chosen, asked.out)
     run_all(runs, jobs=jobs, report=report, threads=1)
     return runs

@@ -163,13 +163,16 @@ def run_all(
     if len(left) < len(runs):
         report(f"{len(runs) - len(left)} of {len(runs)} runs are there already.")
     failed: list[str] = []
+    said: set[tuple[str, str]] = set()
 
     def done(end: TrialEnd) -> None:
         if end.result is None:
             failed.append(f"{end.trial.name}: {end.error}")
             return
-        for line in end.result["lines"]:
-            report(line)
+        for line in end.result["lines"]:  # a kind of run says the same at every seed
+            if (end.trial.kind, line) not in said:
+                report(f"{end.trial.name}: {line}")
+            said.add((end.trial.kind, line))
 
     trials = [one.trial(running or {}, quiet=jobs > 1) for one in left]
     how: dict[str, Any] = {"jobs": jobs, "executor": EXECUTOR, "threads": threads}

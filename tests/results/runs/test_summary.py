@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
+from intarsia.results import numbers
 from intarsia.results.runs import comparison_of, gather, read_run
-from intarsia.results.runs.sentences import notices, selection_rule, sentences, title
+from intarsia.results.runs.sentences import differences, notices, selection_rule, sentences, title
 from intarsia.results.runs.settings_rows import (
     commands,
     data_parts,
@@ -24,7 +27,7 @@ Make = Callable[..., Path]
 
 def test_a_comparison_in_words(runs: Path) -> None:
     comparison = comparison_of(gather([runs]))
-    what, result, cost, guess = sentences(comparison)
+    what, result, _, _, cost, guess = sentences(comparison)
     assert what == (
         "Linear probe, plain adapter and mosa adapt vit_small_patch14_dinov2 (22.1 M parameters) "
         "to elpv: 4 classes, 1,000 training, 150 validation and 160 test pictures, 3 seeds each."
@@ -86,6 +89,44 @@ def test_runs_that_cannot_be_compared_fairly(
     found = notices(comparison_of(runs))
     assert any(says in text for text in found)
     assert "one seed has no spread" in found[-1] or "in both" in found[-1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        ((0.70, 0.73, 0.71), "+1.33 points (95 % interval"),
+        ((0.70, 0.73, 0.70), "these pairs cannot tell them apart."),
+        ((0.70, 0.71, 0.70), "mosa is behind."),
+        ((0.73, 0.74, 0.73), "mosa is ahead."),
+    ],
+)
+def test_a_difference_comes_with_its_interval(
+    make_run: Make, scores: tuple[float, ...], says: str
+) -> None:
+    base = {"mosa": scores, "plain adapter": (0.70, 0.70, 0.70)}
+    if "behind" in says:
+        base["plain adapter"] = (0.74, 0.75, 0.73)
+    folders = [
+        make_run(f"{label}{seed}", label=label, seed=seed, change={"results.test.accuracy": value})
+        for label, values in base.items()
+        for seed, value in enumerate(values)
+    ]
+    for folder in folders:
+        (folder / "predictions.safetensors").unlink()
+    comparison = comparison_of(gather(folders), "plain adapter")
+    (told,) = differences(comparison)
+    assert told.startswith("Mosa minus plain adapter: ") and "; 3 pairs): " in told
+    assert says in told and told in sentences(comparison)
+    gaps = np.array(base["mosa"]) - np.array(base["plain adapter"])
+    low, high = stats.t.interval(0.95, 2, gaps.mean(), stats.sem(gaps))
+    assert numbers.signed(100 * low, 2) in told and numbers.signed(100 * high, 2) in told
+
+
+def test_two_pairs_have_no_interval(make_run: Make) -> None:
+    folders = [
+        make_run(f"{m}{s}", label=m, seed=s) for m in ("mosa", "plain adapter") for s in (0, 1)
+    ]
+    assert differences(comparison_of(gather(folders))) == []
 
 
 def test_a_score_on_val_that_also_chose_the_epoch(make_run: Make) -> None:

@@ -14,6 +14,7 @@ from .page import write_report as write_report
 from .reading import FinishedRun as FinishedRun
 from .reading import gather as gather
 from .reading import read_run as read_run
+from .sentences import differences as differences
 from .tables import json_rows as json_rows
 from .tables import markdown_table as markdown_table
 from .tables import terminal_table as terminal_table

@@ -16,6 +16,7 @@ from .grouping import Comparison, Group, model_of, set_of
 from .reading import FinishedRun
 
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
+ENOUGH = 3  # pairs for an interval: that of two says nothing
 HOW_CHOSEN = {
     "last": "The last epoch is the result; nothing was chosen.",
     "val": "The epoch with the best validation accuracy is the result.",
@@ -36,7 +37,7 @@ def _methods(comparison: Comparison) -> str:
 
 def sentences(comparison: Comparison) -> list[str]:
     """What was run, on what, and what came out."""
-    found = [_what(comparison), _result(comparison)]
+    found = [_what(comparison), _result(comparison), *differences(comparison)]
     if comparison.baseline is not None and comparison.best is not comparison.baseline:
         found.append(_cost(comparison.best, comparison.baseline))
     if (guess := _guessing(comparison)) is not None:
@@ -80,9 +81,31 @@ def _result(comparison: Comparison) -> str:
     text += f" against {base.label}"
     if found is not None and found.n > 1:
         text += f", ahead in {found.ahead} of {found.n} shared seeds"
-    if spread.deviation is not None and spread.mean <= spread.deviation:
+    few = found is None or found.n < ENOUGH
+    if few and spread.deviation is not None and spread.mean <= spread.deviation:
         text += "; that is within the spread over seeds"
     return f"{text}."
+
+
+def differences(comparison: Comparison) -> list[str]:
+    """Each method minus the baseline, with the interval of the mean, where it has enough pairs."""
+    base, told = comparison.baseline, []
+    if base is None:
+        return told
+    for group in comparison.others():
+        found = group.difference(base)
+        if found is None or found.n < ENOUGH:
+            continue
+        low, high = found.t_interval
+        verdict = f"{group.label} is ahead" if low > 0 else f"{group.label} is behind"
+        if low <= 0 <= high:
+            verdict = "these pairs cannot tell them apart"
+        told.append(
+            f"{capital(group.label)} minus {base.label}: {numbers.signed(100 * found.mean, 2)} "
+            f"points (95 % interval {numbers.signed(100 * low, 2)} to "
+            f"{numbers.signed(100 * high, 2)}; {found.n} pairs): {verdict}."
+        )
+    return told
 
 
 def _cost(best: Group, base: Group) -> str:
