@@ -117,6 +117,10 @@ class Scored:
 
     fault: str = ""
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"mean" if self.fault == "needs" else "square"})
+
     def score(self, weight: Tensor, seen: Statistics) -> Tensor:
         if self.fault == "shape":
             return weight.abs().sum(0)
@@ -126,6 +130,8 @@ class Scored:
             return weight.abs() * (1 + seen.count * (id(seen) % 7))
         if self.fault == "chance":
             return torch.rand(weight.shape)
+        if self.fault == "place":
+            return weight.abs() * torch.arange(1, weight.shape[1] + 1)
         if self.fault == "small first":
             return -weight.abs()
         return weight.abs() * seen.mean_square.sqrt().float()
@@ -226,6 +232,8 @@ FAULTS: list[tuple[str, Card]] = [
     ("scores_each_weight", faulty(SCORE, "division")),
     ("splits_batches_as_it_likes", faulty(SCORE, "chance")),
     ("is_the_same_each_time", faulty(SCORE, "chance")),
+    ("permutes_with_its_columns", faulty(SCORE, "place")),
+    ("reads_what_it_needs", faulty(SCORE, "needs")),
     ("monotone_exactly_when_tagged", faulty(SCORE, "small first")),
     ("monotone_exactly_when_tagged", dataclasses.replace(SCORE, tags=frozenset())),
     ("sets_something", faulty(SCHEDULE, "nothing")),

@@ -104,5 +104,9 @@ from .routers.topp import TopP as TopP
 from .routers.transport import Transport as Transport
 from .schedules.active import ActiveSchedule as ActiveSchedule
 from .schedules.fitted import OnceFitted as OnceFitted
+from .schedules.fixed_mask import FixedMask as FixedMask
+from .schedules.gradual import Gradual as Gradual
+from .schedules.rigl import RigL as RigL
+from .schedules.set import Set as Set
 from .train import Training as Training
 from .train import trainer_loss as trainer_loss

@@ -197,6 +197,7 @@ def fit_in_phases(
         while True:
             phase = next(steps)
             own: Any = dict(options) | {"optimizer": phase.optimizer(recipe.optimizer)}
+            own |= {} if phase.schedule is None else {"schedule": phase.schedule}
             own["epochs"] = max(1, round(settings.epochs * phase.length))
             if running.out is not None and not phase.last:
                 own["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"

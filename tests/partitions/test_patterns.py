@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from intarsia.core import Blocks
+from intarsia.core import Blocks, NofM
 from intarsia.core.errors import ConfigError, DataError, ShapeError
-from intarsia.partitions import keep_blocks, keep_n_of_m
+from intarsia.partitions import keep_blocks, keep_n_of_m, keep_rows
 
 sides = st.integers(1, 3)
 
@@ -34,6 +34,20 @@ def test_n_of_m_are_the_largest_of_each_group(
             group = range(start, start + m)
             want = sorted(group, key=lambda i: (-line[i], i))[:n]  # of equal ones the first
             assert [i for i in group if row[i]] == sorted(want)
+
+
+@given(sides, st.integers(1, 9), st.floats(0, 1), st.integers(0, 99))
+def test_each_row_keeps_as_many_of_its_largest(
+    rows: int, columns: int, density: float, seed: int
+) -> None:
+    score = drawn(rows, columns, seed=seed)
+    part = keep_rows({"w": score}, density)
+    mask = part.mask("w", 0)
+    count = columns - int((1 - density) * columns + 1e-6)
+    assert part.pattern == (NofM(count, columns) if count else None)
+    for line, row in zip(score.tolist(), mask.tolist(), strict=True):
+        want = sorted(range(columns), key=lambda i: (-line[i], i))[:count]
+        assert [i for i in range(columns) if row[i]] == sorted(want)
 
 
 @given(sides, sides, sides, sides, st.integers(0, 99), st.data())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from intarsia.core.errors import ShapeError
+from intarsia.core.errors import ConfigError, ShapeError
 from intarsia.scores import Statistics, observing
 
 sizes = st.lists(st.integers(0, 6), min_size=1, max_size=5)  # rows of each batch; empty ones, too
@@ -25,9 +25,14 @@ def rows_of(load: list[int], seed: int, width: int = 3) -> list[Tensor]:
 
 def assert_same(a: Statistics, b: Statistics) -> None:
     assert a.count == b.count
-    for x, y in ((a.total, b.total), (a.squares, b.squares), (a.hessian, b.hessian)):
-        assert (x is None) == (y is None)
-        assert x is None or y is None or torch.allclose(x, y, rtol=1e-12, atol=1e-12)
+    assert a.collected == b.collected
+    for x, y in (
+        (a.total, b.total),
+        (a.squares, b.squares),
+        (a.hessian, b.hessian),
+        (a.deviations, b.deviations),
+    ):
+        assert x is None or y is None or torch.allclose(x, y, rtol=1e-5, atol=1e-5)
 
 
 @given(sizes, st.integers(0, 99), st.randoms())
@@ -44,9 +49,12 @@ def test_batches_add_up_to_the_whole_in_any_order(
     total = reduce(add, found)
     if len(whole):  # the naive computation
         assert_close(total.mean, whole.mean(0))
-        assert_close(total.mean_square, (whole**2).mean(0))
-        assert_close(total.variance, whole.var(0, correction=0), rtol=1e-9, atol=1e-9)
-        assert_close(total.hessian, torch.stack([torch.outer(x, x) for x in whole]).sum(0))
+        naive = {"rtol": 1e-5, "atol": 1e-5}  # of float32 products
+        assert_close(total.mean_square, (whole**2).mean(0), **naive)
+        assert_close(total.variance, whole.var(0, correction=0), **naive)
+        products = torch.stack([torch.outer(x, x) for x in whole])
+        assert_close(total.hessian, products.sum(0), **naive)
+        assert_close(total.second_moment, products.mean(0), **naive)
     else:
         assert_close(total.mean, torch.zeros(3, dtype=torch.float64))
 
@@ -55,6 +63,37 @@ def test_sums_do_not_lose_small_numbers_behind_large_ones() -> None:
     rows = torch.tensor([[2.0**25], [1.0]])
     found = Statistics.of(rows[:1]) + Statistics.of(rows[1:])
     assert float(found.total) == 2.0**25 + 1  # float32 has no such number
+
+
+def test_a_variance_survives_a_large_mean_and_any_split() -> None:
+    x = torch.randn(3000, 2, generator=torch.Generator().manual_seed(0)) + 3e4
+    whole = x.double().var(0, correction=0)
+    for cut in (1, 1500, 2999):
+        found = Statistics.of(x[:cut]) + Statistics.of(x[cut:])
+        assert_close(found.variance, whole, rtol=1e-4, atol=0)
+
+
+def test_what_nobody_needs_is_not_there() -> None:
+    rows = rows_of([9], 0)[0]
+    square = Statistics.of(rows, needs={"square"})
+    assert square.collected == {"square"} and square.total is None and square.hessian is None
+    with pytest.raises(ConfigError, match="no 'mean'"):
+        _ = square.variance
+    with pytest.raises(ConfigError, match="no 'hessian'"):
+        _ = Statistics.of(rows).second_moment
+    assert Statistics.none(3, needs={"hessian"}).collected == {"hessian"}
+
+
+def test_layers_of_one_input_share_its_statistics() -> None:
+    layers = {name: nn.Linear(3, 2) for name in "qk"}
+    x = torch.randn(1, 5, 3)
+    with observing(layers) as seen, torch.no_grad():
+        for layer in layers.values():
+            layer(x)
+        assert seen.found["q"] is seen.found["k"]
+        x.add_(1)  # the same tensor, other numbers
+        layers["q"](x)
+        assert_same(seen.found["q"], Statistics.of(torch.cat([x[0] - 1, x[0]])))
 
 
 def test_a_model_is_watched_layer_by_layer_and_left_as_it_was() -> None:
@@ -98,5 +137,5 @@ def test_channels_of_a_convolution_are_its_second_axis() -> None:
 def test_what_does_not_belong_together_is_refused() -> None:
     with pytest.raises(ShapeError, match="got widths 3 and 2"):
         _ = Statistics.none(3) + Statistics.none(2)
-    with pytest.raises(ShapeError, match="hessian True and False"):
+    with pytest.raises(ShapeError, match="'hessian'.* and \\['mean', 'square'\\]"):
         _ = Statistics.none(3, hessian=True) + Statistics.none(3)

@@ -19,6 +19,7 @@ from intarsia.core.errors import ConfigError
 from intarsia.fitting import fit
 from intarsia.methods import Mosa
 from intarsia.mixtures.split_adamw import split_adamw
+from intarsia.schedules import RigL
 from intarsia.train import features, one_backward, plain, two_pass
 from intarsia.train.precision import learned_state
 
@@ -30,6 +31,10 @@ CASES: dict[str, dict[str, Any]] = {
     "lazy": {
         "draw": "batch", "objective": plain,
         "optimizer": partial(split_adamw, update="lazy"),
+    },
+    "rigl": {
+        "draw": "sample", "objective": plain, "clip": 0.1,
+        "schedule": RigL(density=0.5, every=2),
     },
 }  # fmt: skip
 

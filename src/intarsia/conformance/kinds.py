@@ -7,13 +7,29 @@ from types import MappingProxyType
 
 from ..core import Card, registry
 from ..core.errors import UnknownName
-from . import adapters, changes, formats, mixtures, models, partitions, routers, schedules, scores
+from . import (
+    adapters,
+    changes,
+    formats,
+    mixtures,
+    models,
+    partitions,
+    routers,
+    schedules,
+    scores,
+    sparse_schedules,
+)
 from .verdict import Checks, Law, checks
 
 
 def adapter_laws(card: Card) -> tuple[Law, ...]:
     """Those of the cell; of a listed adapter, which PEFT can hold, those of a change as well."""
     return adapters.LAWS + (changes.CHANGE_LAWS if card.key in registry.index() else ())
+
+
+def schedule_laws(card: Card) -> tuple[Law, ...]:
+    """Those of (model, step, steps) and `follow(...)`, or of a `SparseSchedule`."""
+    return sparse_schedules.LAWS if hasattr(card.config, "begin") else schedules.LAWS
 
 
 SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
@@ -27,7 +43,7 @@ SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
         "partition": lambda _: partitions.LAWS,  # `density`, `build(scores, generator=...)`
         "recipe": lambda _: changes.LAWS,
         "router": lambda _: routers.LAWS,  # `build(width, generator=...)`: x (T, d) -> Routing
-        "schedule": lambda _: schedules.LAWS,  # (model, step, steps) or `follow(...)`
+        "schedule": schedule_laws,
         "score": lambda _: scores.LAWS,  # `score(weight, statistics)`, of the weight's shape
     }
 )

@@ -69,6 +69,24 @@ def is_the_same_each_time(card: Card) -> None:
     require_own_draws(lambda: [found()], "scores that differ", "Draw nothing.")
 
 
+def permutes_with_its_columns(card: Card) -> None:
+    """Inputs in another order, scores in that order."""
+    order = torch.arange(IN - 1, -1, -1)
+    want = _scored(card, weight(), _seen(rows()))[:, order]
+    found = _scored(card, weight()[:, order], _seen(rows()[:, order]))
+    require_close(found, want, "scores of permuted inputs", "Treat every column alike.")
+
+
+def reads_what_it_needs(card: Card) -> None:
+    """`needs`, if it says so: without the other statistics the score is the same."""
+    needs = getattr(tiny(card), "needs", None)
+    if needs is None:
+        return
+    want = _scored(card, weight(), _seen(rows()))
+    found = _scored(card, weight(), Statistics.of(rows(), needs=needs))
+    require_equal(found.tolist(), want.tolist(), "Say all that is read.")
+
+
 def monotone_exactly_when_tagged(card: Card) -> None:
     """ "monotone": with all else as it was, a larger |w| never has a lower score."""
     shown, seen = True, _seen(rows())

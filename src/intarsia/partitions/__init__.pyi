@@ -1,7 +1,14 @@
 from .channels import top_units as top_units
+from .compensate import choose_and_compensate as choose_and_compensate
+from .densities import erdos_renyi as erdos_renyi
+from .densities import keep_shares as keep_shares
+from .densities import random_masks as random_masks
+from .densities import uniform as uniform
 from .disjoint import random_disjoint as random_disjoint
 from .patterns import keep_blocks as keep_blocks
 from .patterns import keep_n_of_m as keep_n_of_m
+from .patterns import keep_rows as keep_rows
+from .sparsifier import Sparsifier as Sparsifier
 from .topk import entries as entries
 from .topk import keep_random as keep_random
 from .topk import keep_top as keep_top

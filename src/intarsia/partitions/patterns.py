@@ -1,13 +1,15 @@
-"""The largest scores within a pattern that kernels know: n of each m, or whole blocks."""
+"""The largest scores within a pattern: so many a row, n of each m, or whole blocks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ..core import Blocks, NofM, Partition
+from ..core.checks import between
 from ..core.errors import DataError
 from .topk import keep_top
 
@@ -24,6 +26,31 @@ def keep_n_of_m(
     return Partition.from_masks(
         {name: _n_of_m(name, score, pattern) for name, score in scores.items()}, pattern=pattern
     )
+
+
+def keep_rows(scores: Mapping[str, Tensor], density: float) -> Partition:
+    """The largest scores of each row (output), C - floor((1 - density) C) of its C weights.
+
+    That many, as Wanda prunes; of equal scores the first. A weight of more than two axes is
+    (out, the rest), a vector one row. Matrices of one width have the pattern `NofM(n, C)`.
+    Raises: ConfigError for a density outside 0 ... 1; DataError for a NaN.
+    """
+    between("density", density, 0, 1, "Try 0.5.")
+    masks: dict[str, Tensor] = {}
+    counts: set[tuple[int, int]] = set()
+    for name, score in scores.items():
+        matrix = score.flatten(1) if score.dim() > 1 else score.reshape(1, -1)
+        count = kept_of(matrix.shape[1], density)
+        _no_nan(name, matrix)
+        masks[name] = largest(matrix.detach(), count).cpu().view(score.shape)
+        counts.add((count, matrix.shape[1]) if score.dim() == 2 else (0, 0))
+    one = next(iter(counts)) if len(counts) == 1 else (0, 0)
+    return Partition.from_masks(masks, pattern=NofM(*one) if one[0] else None)
+
+
+def kept_of(width: int, density: float) -> int:
+    """How many of a row's weights are kept: width - floor((1 - density) width)."""
+    return width - math.floor((1 - density) * width + 1e-6)
 
 
 def keep_blocks(scores: Mapping[str, Tensor], count: int, blocks: Blocks) -> Partition:
@@ -44,9 +71,17 @@ def keep_blocks(scores: Mapping[str, Tensor], count: int, blocks: Blocks) -> Par
 
 def _n_of_m(name: str, score: Tensor, pattern: NofM) -> Tensor:
     groups = pattern.groups(score.detach())
-    if bool(groups.isnan().any()):
+    _no_nan(name, groups)
+    return pattern.restored(largest(groups, pattern.n)).cpu().contiguous()
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Where the `count` largest of each last axis are, bool; of equal ones the first."""
+    best = scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
+
+
+def _no_nan(name: str, scores: Tensor) -> None:
+    if bool(scores.isnan().any()):
         got, fix = "NaN among them", "Look for a training that diverged: lower its learning rate."
         raise DataError(f"scores of {name!r}", got=got, want="numbers", fix=fix)
-    best = groups.argsort(dim=-1, descending=True, stable=True)[..., : pattern.n]
-    mask = torch.zeros_like(groups, dtype=torch.bool).scatter(-1, best, True)
-    return pattern.restored(mask).cpu().contiguous()

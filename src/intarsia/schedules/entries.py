@@ -44,10 +44,12 @@ class Entries:
     forgotten; the optimiser moves the vectors, so that it decays, remembers and clips nothing else,
     and each step writes them back. For one process.
 
-    index: parameter -> flat places (n,) int64, each once.
+    index: parameter -> flat places (n,) int64, each once.  dense: where not None, the whole
+    gradients are added up in it, too.
     """
 
     def __init__(self, index: Mapping[nn.Parameter, Tensor]) -> None:
+        self.dense: dict[nn.Parameter, Tensor] | None = None
         self.index = {p: i.to(p.device) for p, i in index.items()}
         self.vectors = {p: nn.Parameter(self._read(p)) for p in self.index}
 
@@ -79,9 +81,28 @@ class Entries:
 
         return hooked(made, before=self._refresh, after=self._write)
 
+    @torch.no_grad()
+    def move(self, index: Mapping[nn.Parameter, Tensor], optimizer: Optimizer | None) -> None:
+        """Train other entries from now on; states of those that stay go along, new ones are 0."""
+        for parameter, new in index.items():
+            old, new = self.index[parameter], new.to(parameter.device)
+            vector = self.vectors[parameter]
+            held = {} if optimizer is None else optimizer.state.get(vector, {})
+            for key, value in held.items():
+                if isinstance(value, Tensor) and value.shape == old.shape:
+                    full = value.new_zeros(parameter.numel())
+                    full[old] = value
+                    held[key] = full[new]
+            self.index[parameter] = new
+            vector.grad = None
+            vector.data = self._read(parameter)
+
     def _gather(self, parameter: Tensor) -> None:
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
         vector, grad = self.vectors[parameter], parameter.grad
+        if self.dense is not None:
+            before = self.dense.get(parameter)
+            self.dense[parameter] = grad if before is None else before + grad
         found = grad.reshape(-1)[self.index[parameter]]
         vector.grad = found if vector.grad is None else vector.grad.add_(found)
         parameter.grad = None

@@ -21,13 +21,14 @@ class Phase:
     """One training of a model, which the method has prepared.
 
     length: its share of the epochs that were asked for.  optimizer: changes the run's own optimiser
-    factory.  last: its result is the result of the training.
+    factory.  last: its result is the result of the training.  schedule: None = the run's own.
     """
 
     name: str
     length: float = 1.0
     last: bool = False
     optimizer: Callable[[Make], Make] = unchanged
+    schedule: Any = None
 
 
 @runtime_checkable

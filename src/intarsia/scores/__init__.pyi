@@ -1,2 +1,9 @@
 from .statistics import Statistics as Statistics
 from .statistics import observing as observing
+from .statistics import of_all_processes as of_all_processes
+from .weights import gradient as gradient
+from .weights import inverse_factor as inverse_factor
+from .weights import magnitude as magnitude
+from .weights import obs as obs
+from .weights import taylor as taylor
+from .weights import wanda as wanda

@@ -9,16 +9,17 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ..core.errors import TrainingError
 from ..gating import aux_loss, before_step, learned_routers
-from ..schedules import ByFit
+from ..schedules import ByFit, Masking, SparseSchedule
 from .objectives import Objective, Staged
 from .optimisers import LearningRate
 from .order import Batch, to_device
 from .precision import DTYPES, autocast, slow_attention, written_out
-from .settings import Recipe, Training
+from .settings import Recipe, Schedule, Training
 from .tasks import Task
 
 
@@ -40,7 +41,10 @@ class Learner:
     ) -> None:
         self.model, self.forward, self.objective, self.task = model, forward, objective, task
         self.training, self.recipe, self.accelerator = training, recipe, accelerator
-        self.optimizer = recipe.optimizer(model, training.lr, training.weight_decay)
+        masks = recipe.schedule if isinstance(recipe.schedule, SparseSchedule) else None
+        self.masking = Masking(masks, model, training.seed) if masks is not None else None
+        make = self.masking.masked.optimizer(recipe.optimizer) if self.masking else recipe.optimizer
+        self.optimizer = make(model, training.lr, training.weight_decay)
         # not always the model's own parameters, see schedules.Entries
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.rate = LearningRate(self.optimizer)
@@ -78,7 +82,7 @@ class Learner:
         if self.accelerator.num_processes > 1:
             total = cast(Tensor, self.accelerator.reduce(total, "mean"))
         logged = dict(zip(names, total.tolist(), strict=True))
-        self._update(logged["loss"], step)
+        self._update(logged["loss"], step, steps)
         self.recent += [logged["accuracy"]] if "accuracy" in logged else []
         return {"lr": lr, **logged}
 
@@ -86,10 +90,23 @@ class Learner:
         """Tell the modules that change along a run which step comes, then the schedule."""
         before_step(self.model, step, steps)
         schedule = self.recipe.schedule
-        if isinstance(schedule, ByFit):
+        if self.masking:
+            self.masking.before(step, steps)
+            if step == 0:
+                self._same_masks()
+        elif isinstance(schedule, ByFit):
             schedule.follow(self.model, self.accuracies)
         elif schedule is not None:
-            schedule(self.model, step, steps)
+            cast(Schedule, schedule)(self.model, step, steps)
+
+    def _same_masks(self) -> None:
+        """Raises: TrainingError where processes have other masks."""
+        if self.masking and self.accelerator.num_processes > 1:
+            found = gather_object([self.masking.digest()])
+            if len(set(found)) > 1:
+                fix = "Run all processes on machines of one kind, with one version of torch."
+                got = f"{len(set(found))} kinds in {len(found)} processes"
+                raise TrainingError("masks", got=got, want="the same in all", fix=fix)
 
     def end_epoch(self) -> None:
         """Store the mean training accuracy of the epoch."""
@@ -120,11 +137,12 @@ class Learner:
         (self.scaler.scale(loss) if self.scaler else loss).backward()
         return {name: value.detach().float() for name, value in values.items()}
 
-    def _update(self, loss: float, step: int) -> None:
+    def _update(self, loss: float, step: int, steps: int) -> None:
         if not math.isfinite(loss):
             self._refuse("loss", loss, step)
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
+        regrows = self.masking is not None and self.masking.replaces(step, steps)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         # a scaler looks at the gradients itself, skips the step and lowers its scale
@@ -132,7 +150,12 @@ class Learner:
             self._refuse("gradient norm", float(norm), step)
         if self.recipe.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip, norm)
-        if self.scaler:
+        if self.masking and regrows:
+            self.masking.regrow(step, steps)
+            self._same_masks()
+            if self.scaler:
+                self.scaler.update()
+        elif self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
@@ -149,9 +172,13 @@ class Learner:
         """What the optimiser, the loss scale and a schedule that follows the fit remember."""
         scaler = self.scaler.state_dict() if self.scaler else None
         fit = {"accuracies": self.accuracies, "recent": self.recent}
-        return {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "fit": fit}
+        masks = self.masking.state() if self.masking else None
+        own = {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "fit": fit}
+        return own | ({"masks": masks} if masks else {})
 
     def load_state(self, state: dict[str, Any]) -> None:
+        if self.masking:
+            self.masking.load_state(state["masks"])
         self.optimizer.load_state_dict(state["optimizer"])
         fit = state.get("fit", {})  # checkpoints were once written without
         self.accuracies, self.recent = fit.get("accuracies", []), fit.get("recent", [])

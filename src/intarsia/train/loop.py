@@ -88,6 +88,8 @@ class Loop:
             self.learner = Learner(
                 self.model, forward, job.objective, job.training, job.recipe, ranks, self.task
             )
+            if (masking := self.learner.masking) is not None:
+                stack.enter_context(masking.masked.training())
             seed_all(mix(seed, ranks.process_index))
             statistics.forget(self.model)
             set_generator_states(self.model, on_main(ranks, lambda: generator_states(self.model)))

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError, DataError
+from ..schedules import SparseSchedule
 from . import record as records
 from .folder import FORMAT, Write, prepare, write_results
 from .loop import Job, Loop
@@ -96,6 +97,8 @@ def _check_selection(job: Job, every: int) -> bool | None:
 def _about(job: Job) -> dict[str, Any]:
     """The part of the record that is known before the first step."""
     named = dict(zip(("train", "val", "test"), job.sets, strict=True))
+    schedule = job.recipe.schedule
+    masks = isinstance(schedule, SparseSchedule)
     return {
         "format": FORMAT,
         "command": sys.argv,
@@ -105,7 +108,8 @@ def _about(job: Job) -> dict[str, Any]:
         "task": records.describe(job.task),
         "objective": records.describe(job.objective),
         "training": records.plain_values(job.training),
-        "recipe": records.plain_values(job.recipe),
+        "recipe": records.plain_values(job.recipe)
+        | ({"schedule": records.describe(schedule)} if masks else {}),
         "running": records.plain_values(job.running),
         "data": {k: records.data_of(v) for k, v in named.items() if v is not None},
         "machine": records.machine(),

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..core.checks import above, at_least, below_one, one_of
 from ..core.errors import ConfigError, UnknownName
-from ..schedules import ByFit
+from ..schedules import ByFit, SparseSchedule
 from .optimisers import LrFactor, adamw, cosine
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -64,7 +64,8 @@ class Recipe:
 
     optimizer: (model, lr, weight_decay) -> Optimizer.  lr_factor: (step, steps) -> multiple of lr,
     None = cosine after the warm-up.  schedule: (model, step, steps), called before each step; it
-    must depend on these only, so that a resumed run sees the same; or a `schedules.ByFit`.
+    must depend on these only, so that a resumed run sees the same; or a `schedules.ByFit`;
+    or a `schedules.SparseSchedule`, whose masks the checkpoint holds.
     mixup, cutmix: alpha of timm's Mixup; smoothing: of the labels.  clip: largest gradient norm.
     select: "last" epoch, or the best on "val" (which must share no sample with train).
 
@@ -73,7 +74,7 @@ class Recipe:
 
     optimizer: OptimizerFactory = adamw
     lr_factor: LrFactor | None = None
-    schedule: Schedule | ByFit | None = None
+    schedule: Schedule | ByFit | SparseSchedule | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
     smoothing: float = 0.0
@@ -150,7 +151,7 @@ class Options(TypedDict, total=False):
     seed: int
     optimizer: OptimizerFactory
     lr_factor: LrFactor | None
-    schedule: Schedule | ByFit | None
+    schedule: Schedule | ByFit | SparseSchedule | None
     mixup: float
     cutmix: float
     smoothing: float

@@ -1,0 +1,160 @@
+"""Laws of a schedule of masks: as dense as it says at every step, zeros everywhere, resumable."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from ..core import Card
+from ..schedules import Masking
+from .cards import CARD_LAWS, tiny
+from .made import normal, read_again, torch_seed
+from .verdict import Broken, Law, laws_of, require, require_close
+
+STEPS = 8
+
+
+def net(sparse: bool = True) -> nn.Module:
+    """A convolution and two linear maps; sparse: a third of their weights is 0."""
+    with torch_seed(0):
+        made = nn.Sequential(
+            nn.Conv2d(2, 4, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(16, 6),
+            nn.Tanh(),
+            nn.Linear(6, 3),
+        )
+    with torch.no_grad():
+        for p in made.parameters():
+            if sparse and p.dim() > 1:
+                p.view(-1)[::3] = 0
+    return made
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    return AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+
+
+class Run:
+    """A training of `net` in steps, as the loop does them."""
+
+    def __init__(self, schedule: Any, model: nn.Module, seed: int = 0) -> None:
+        self.model, self.masking = model, Masking(schedule, model, seed)
+        self.optimizer = self.masking.masked.optimizer(adamw)(model, 0.05, 0.1)
+
+    def step(self, step: int) -> None:
+        with self.masking.masked.training():
+            self.masking.before(step, STEPS)
+            self.model(normal(5, 2, 4, 4, seed=step)).square().sum().backward()
+            if self.masking.replaces(step, STEPS):
+                self.masking.regrow(step, STEPS)
+            else:
+                self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def to(self, stop: int, start: int = 0) -> Run:
+        for step in range(start, stop):
+            self.step(step)
+        return self
+
+    def weights(self) -> dict[str, Tensor]:
+        return {n: p.detach().clone() for n, p in self.model.named_parameters()}
+
+
+def _differ(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> list[str]:
+    return [n for n in one if not torch.equal(one[n], two[n])]
+
+
+def is_as_dense_as_it_says(card: Card) -> None:
+    """At the end `density` of the weights is kept, within one a layer; masks change when due."""
+    schedule = tiny(card)
+    run = Run(schedule, net())
+    before = {n: k.clone() for n, k in run.masking.masked.kept.items()}
+    for step in range(STEPS):
+        run.step(step)
+        after = run.masking.masked.kept
+        due = schedule.due(step, STEPS)
+        holds = due or not _differ(before, after)
+        require(holds, f"masks that change at step {step}", "the same", "Say that it is due.")
+        before = {n: k.clone() for n, k in after.items()}
+    density = getattr(schedule, "density", None)
+    if density is not None:
+        kept, total = (sum(int(f(k)) for k in before.values()) for f in (torch.sum, torch.numel))
+        off = abs(kept - density * total)
+        got, want = f"{kept} of {total} kept", f"density {density}"
+        require(off <= len(before), got, want, "Round once a layer.")
+
+
+def keeps_zeros_everywhere(card: Card) -> None:
+    """After each step weights and moments outside the masks are 0, and those inside move."""
+    run = Run(tiny(card), net())
+    for step in range(STEPS):
+        run.step(step)
+        for name, weight in run.masking.weights.items():
+            kept = run.masking.masked.kept[name]
+            held = run.optimizer.state.get(weight, {}).values()
+            for value in (weight.detach(), *(v for v in held if v.shape == weight.shape)):
+                away = int(value[~kept].count_nonzero())
+                require(not away, f"{away} numbers in {name!r}", "0 outside", "Mask them.")
+    moved = _differ(run.weights(), dict(net().named_parameters()))
+    require(bool(moved), "weights that stay", "a training", "Mask only the others.")
+
+
+def stores_vectors_alike(card: Card) -> None:
+    """With store="vectors" the training is the same, up to rounding."""
+    dense = Run(tiny(card), net()).to(STEPS).weights()
+    vectors = Run(replace(tiny(card), store="vectors"), net()).to(STEPS).weights()
+    for name, value in dense.items():
+        require_close(vectors[name], value, f"{name} of vectors", "Move the states along.")
+
+
+def resumes_from_its_state(card: Card) -> None:
+    """A run that goes on from its state ends in the same bits."""
+    for store in ("dense", "vectors"):
+        schedule = replace(tiny(card), store=store)
+        whole = Run(schedule, net()).to(STEPS).weights()
+        for stop in (1, STEPS // 2):
+            first = Run(schedule, net()).to(stop)
+            state = copy.deepcopy((first.masking.state(), first.optimizer.state_dict()))
+            again = Run(schedule, net(), seed=9)
+            again.model.load_state_dict(read_again(first.model.state_dict()))
+            again.masking.load_state(state[0])
+            again.optimizer.load_state_dict(state[1])
+            differ = _differ(again.to(STEPS, stop).weights(), whole)
+            fix = "Keep masks, counter and generator in the state."
+            require(not differ, f"other {differ} from step {stop}, {store}", "the same", fix)
+
+
+def leaves_a_dense_run_alone(card: Card) -> None:
+    """With density=1 it is the plain training, bit for bit; one without a density refuses."""
+    if not hasattr(tiny(card), "density"):
+        return
+    found = Run(replace(tiny(card), density=1.0), net(sparse=False)).to(STEPS).weights()
+    plain = net(sparse=False)
+    optimizer = adamw(plain, 0.05, 0.1)
+    for step in range(STEPS):
+        plain(normal(5, 2, 4, 4, seed=step)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    differ = _differ(found, dict(plain.named_parameters()))
+    require(not differ, f"other {differ}", "the plain run's", "Change nothing at density 1.")
+
+
+def draws_of_its_own_generator(card: Card) -> None:
+    """One seed, one run, whatever torch's own generator does."""
+    found: list[dict[str, Tensor]] = []
+    for seed in (1, 2):
+        with torch_seed(seed):
+            found.append(Run(tiny(card), net()).to(STEPS).weights())
+    if differ := _differ(*found):
+        raise Broken(f"other {differ}", "the same bits from one seed", "Draw from `generator`.")
+
+
+LAWS: tuple[Law, ...] = (*CARD_LAWS, *laws_of(__name__))

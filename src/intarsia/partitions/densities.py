@@ -1,0 +1,73 @@
+"""How dense each layer is, and masks of those densities, by score or at random."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..core import Partition
+from ..core.checks import between
+from .topk import keep_random, keep_top
+
+
+def uniform(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
+    """The same density for every layer.  Raises: ConfigError for one outside 0 ... 1."""
+    between("density", density, 0, 1, "Try 0.5.")
+    return dict.fromkeys(shapes, density)
+
+
+def erdos_renyi(
+    shapes: Mapping[str, Sequence[int]], density: float, *, kernel: bool = True
+) -> dict[str, float]:
+    """Layer densities that grow with (out + in [+ kh + kw]) / (out in [kh kw]); `density` in all.
+
+    kernel: count the sides of a convolution's kernel, too. A layer that would be more than dense is
+    dense, and the others share what it cannot take.
+    Raises: ConfigError for a density outside 0 ... 1.
+    Source: SET (arXiv:1707.04780), equation 1; RigL (arXiv:1911.11134), section 3 (1).
+    """
+    between("density", density, 0, 1, "Try 0.5.")
+    size = {name: math.prod(shape) for name, shape in shapes.items()}
+    raw = {n: sum(s if kernel else s[:2]) / max(1, size[n]) for n, s in shapes.items()}
+    dense: set[str] = {name for name, count in size.items() if not count}
+    while True:
+        left = density * sum(size.values()) - sum(size[n] for n in dense)
+        weighed = sum(raw[n] * size[n] for n in raw if n not in dense)
+        scale = left / weighed if weighed else 0.0
+        over = {n for n in raw if n not in dense and raw[n] * scale > 1}
+        if not over:
+            return {n: 1.0 if n in dense else max(0.0, raw[n] * scale) for n in raw}
+        dense |= over
+
+
+def keep_shares(scores: Mapping[str, Tensor], densities: Mapping[str, float]) -> Partition:
+    """In each tensor the largest scores, round(density * its size); of equal ones the first.
+
+    Raises: ConfigError for a density outside 0 ... 1, or a NaN.
+    """
+    label: dict[str, Tensor] = {}
+    for name, score in scores.items():
+        between(f"density of {name!r}", densities[name], 0, 1, "Try 0.5.")
+        label |= keep_top({name: score}, round(densities[name] * score.numel())).label
+    return Partition(label, 1)
+
+
+def random_masks(
+    shapes: Mapping[str, Sequence[int]],
+    densities: Mapping[str, float],
+    *,
+    generator: torch.Generator,
+) -> Partition:
+    """In each tensor round(density * its size) weights, all with equal probability.
+
+    Raises: as `keep_shares`.
+    """
+    label: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        between(f"density of {name!r}", densities[name], 0, 1, "Try 0.5.")
+        count = round(densities[name] * math.prod(shape))
+        label |= keep_random({name: shape}, count, generator=generator).label
+    return Partition(label, 1)

@@ -1,0 +1,110 @@
+"""The step of dynamic sparse training: drop the smallest weights, grow as many others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Partition
+from ..core.checks import above, at_least, between, one_of
+from ..partitions import erdos_renyi, random_masks, uniform
+from ..partitions.topk import keep_top
+from .masked import STORES, Kept, Weights
+
+SPREADS = {"uniform": uniform, "erdos-renyi": erdos_renyi}
+
+
+@torch.no_grad()
+def grow(
+    weight: Tensor,
+    kept: Tensor,
+    drop: float,
+    grow_score: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Drop round(drop n) of the n kept weights, the smallest, and grow as many of the others.
+
+    weight, kept (bool), grow_score: one shape -> the new mask, with n weights as before.
+    grow_score: the largest grow; None = at random, by `generator`. Of equal ones the earlier entry
+    stays or grows. A weight that was just dropped may grow again, and then keeps its value.
+    Raises: ConfigError for a share outside 0 ... 1, a NaN, or neither score nor generator.
+    """
+    between("drop", drop, 0, 1, "Try 0.3.")
+    count = int(kept.sum())
+    some = min(round(drop * count), kept.numel() - count)
+    if grow_score is None:
+        at_least("generator", 0 if generator is None else 1, 1, "Pass a torch.Generator.")
+        grow_score = torch.rand(weight.shape, generator=generator)
+    size = weight.detach().abs().masked_fill(~kept, -1)
+    stays = keep_top({"": size}, count - some).mask("", 0).to(kept.device)
+    free = grow_score.detach().to(kept.device).float().masked_fill(stays, -math.inf)
+    return stays | keep_top({"": free}, some).mask("", 0).to(kept.device)
+
+
+@dataclass(frozen=True)
+class DropAndGrow:
+    """What RigL and SET share: sparse from the start, and as sparse to the end.
+
+    density: of all the layers' weights.  drop: the share of a layer's weights that is exchanged at
+    first; it falls along half a cosine.  every: steps between changes; stop: the share of the steps
+    after which the masks are fixed.  spread: "erdos-renyi" or "uniform".  layers, store: see
+    `FixedMask`.
+
+    Raises: ConfigError on settings that cannot be.
+    """
+
+    density: float = 0.25
+    drop: float = 0.3
+    every: int = 100
+    stop: float = 0.75
+    spread: str = "erdos-renyi"
+    layers: Sequence[str] | None = None
+    store: str = "dense"
+
+    reads_gradients = False
+
+    def __post_init__(self) -> None:
+        above("density", self.density, 0, "Try 0.25.")
+        between("density", self.density, 0, 1, "Try 0.25.")
+        between("drop", self.drop, 0, 1, "Try 0.3.")
+        between("stop", self.stop, 0, 1, "Try 0.75.")
+        at_least("every", self.every, 1)
+        one_of("spread", self.spread, tuple(SPREADS))
+        one_of("store", self.store, STORES)
+
+    def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
+        """Random masks of the layers' densities."""
+        shapes = {name: tuple(w.shape) for name, w in weights.items()}
+        densities = SPREADS[self.spread](shapes, self.density)
+        return random_masks(shapes, densities, generator=generator)
+
+    def due(self, step: int, steps: int) -> bool:
+        """Every so many steps, until the stop; never where nothing is 0."""
+        return self.density < 1 and 0 < step < self.stop * steps and step % self.every == 0
+
+    def share(self, step: int, steps: int) -> float:
+        """drop / 2 (1 + cos(pi t / T_end)), the share that is exchanged at a step."""
+        return self.drop / 2 * (1 + math.cos(math.pi * step / (self.stop * steps)))
+
+    def update(
+        self,
+        weights: Weights,
+        kept: Kept,
+        gradients: Mapping[str, Tensor],
+        at: tuple[int, int],
+        generator: torch.Generator,
+    ) -> Kept:
+        """Layer by layer, `grow` by the scores of `grow_score`."""
+        share = self.share(*at)
+        return {
+            n: grow(w, kept[n], share, self.grow_score(w, gradients.get(n)), generator)
+            for n, w in weights.items()
+        }
+
+    def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
+        """The largest grow; None = at random."""
+        return None

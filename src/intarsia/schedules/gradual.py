@@ -1,0 +1,109 @@
+"""Gradual magnitude pruning along a training (Zhu and Gupta, arXiv:1710.01878)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Card, Paper, Partition
+from ..core.checks import at_least, between, one_of
+from ..core.errors import ConfigError
+from ..partitions import erdos_renyi, keep_shares, uniform
+from ..partitions.topk import keep_top
+from .masked import STORES, Kept, Weights
+
+SPREADS = ("uniform", "erdos-renyi", "global")
+
+
+def cubic(at: float, first: float, last: float) -> float:
+    """s_t = s_f + (s_i - s_f) (1 - t)^3, t in 0 ... 1 the time between its ends (equation 1)."""
+    return last + (first - last) * (1 - min(1.0, max(0.0, at))) ** 3
+
+
+@dataclass(frozen=True)
+class Gradual:
+    """The smallest weights are set to 0, little by little; what is 0 stays 0.
+
+    density: at the end.  start, stop: where pruning begins and ends, as shares of the steps; the
+    sparsity between them rises by s_t = s_f + (s_i - s_f)(1 - t)^3.  every: steps between changes.
+    spread: "uniform", every layer has the density; "erdos-renyi"; "global", the smallest of all.
+    layers, store: see `FixedMask`.
+
+    Raises: ConfigError on settings that cannot be.
+    """
+
+    density: float = 0.25
+    start: float = 0.0
+    stop: float = 0.6
+    every: int = 10
+    spread: str = "uniform"
+    layers: Sequence[str] | None = None
+    store: str = "dense"
+
+    reads_gradients = False
+
+    def __post_init__(self) -> None:
+        between("density", self.density, 0, 1, "Try 0.25.")
+        between("stop", self.stop, self.start, 1, "Try 0.6.")
+        at_least("start", self.start, 0)
+        at_least("every", self.every, 1)
+        one_of("spread", self.spread, SPREADS)
+        one_of("store", self.store, STORES)
+        if not self.density:
+            raise ConfigError("density", got=0, want="above 0", fix="Try 0.25.")
+
+    def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
+        """What is not 0; all of a dense model."""
+        return Partition.from_masks({name: w.detach() != 0 for name, w in weights.items()})
+
+    def due(self, step: int, steps: int) -> bool:
+        """Every so many steps between the ends, and at the stop."""
+        first, last = round(self.start * steps), round(self.stop * steps)
+        last = min(last, steps - 1)
+        return first <= step <= last and ((step - first) % self.every == 0 or step == last)
+
+    def density_at(self, step: int, steps: int) -> float:
+        """The density that a step asks for."""
+        first, last = round(self.start * steps), min(round(self.stop * steps), steps - 1)
+        return 1 - cubic(
+            (step - first) / max(1, last - first) if last > first else 1.0, 0.0, 1 - self.density
+        )
+
+    def update(
+        self,
+        weights: Weights,
+        kept: Kept,
+        gradients: Mapping[str, Tensor],
+        at: tuple[int, int],
+        generator: torch.Generator,
+    ) -> Kept:
+        """The largest of what is kept."""
+        density = self.density_at(*at)
+        scores = {n: w.detach().abs().masked_fill(~kept[n], -1) for n, w in weights.items()}
+        shapes = {name: tuple(w.shape) for name, w in weights.items()}
+        if self.spread == "global":
+            total = sum(w.numel() for w in weights.values())
+            found = keep_top(scores, round(density * total))
+        else:
+            spread = uniform if self.spread == "uniform" else erdos_renyi
+            found = keep_shares(scores, spread(shapes, density))
+        return {n: found.mask(n, 0).to(kept[n].device) & kept[n] for n in kept}
+
+
+CARD = Card(
+    "gradual",
+    kind="schedule",
+    config=Gradual,
+    paper=Paper(
+        "1710.01878",
+        2017,
+        "To prune, or not to prune: exploring the efficacy of pruning for model compression",
+    ),
+    tiny={"density": 0.5, "every": 2},
+    summary="The smallest weights become 0 little by little, most of them early.",
+    family="sparse training",
+    names=("GMP", "gradual magnitude pruning"),
+)

@@ -1,0 +1,71 @@
+"""Iterative magnitude pruning: prune, train again, prune what is left (arXiv:1506.02626)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..core import Partition
+from ..core.checks import above, at_least, between
+from ..partitions.topk import keep_top
+from .fixed_mask import FixedMask
+from .masked import masked_weights
+from .phases import Phase
+
+
+@dataclass(frozen=True)
+class Imp:
+    """`rounds` times: the smallest weights left become 0, then the model is trained with its zeros.
+
+    density: at the end; each round keeps density^(1/rounds) of what is left, over all layers at
+    once.  layers, store: see `FixedMask`.  `intarsia.fit_in_phases` carries it out on a trained
+    model; each round has the epochs that were asked for.
+
+    Raises: ConfigError on settings that cannot be.
+    Source: Han et al. (2015), section 3; the global share of Sparse Model Soups (arXiv:2306.16788).
+    """
+
+    density: float = 0.1
+    rounds: int = 3
+    layers: Sequence[str] | None = None
+    store: str = "dense"
+
+    def __post_init__(self) -> None:
+        above("density", self.density, 0, "Try 0.1.")
+        between("density", self.density, 0, 1, "Try 0.1.")
+        at_least("rounds", self.rounds, 1)
+
+    def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Partition]:
+        """Each round after its pruning; returns the masks of the last."""
+        found: Partition | None = None
+        for number in range(1, self.rounds + 1):
+            found = prune(model, self.density ** (number / self.rounds), self.layers, found)
+            schedule = FixedMask(self.layers, self.store) if found.density() < 1 else None
+            yield Phase(f"round-{number}", last=number == self.rounds, schedule=schedule)
+        assert found is not None
+        return found
+
+
+@torch.no_grad()
+def prune(
+    model: nn.Module,
+    density: float,
+    layers: Sequence[str] | None = None,
+    within: Partition | None = None,
+) -> Partition:
+    """Set all but round(density n) of the n weights of these layers to 0, the smallest first.
+
+    within: masks of an earlier call, outside which nothing is kept.  Raises: ConfigError as
+    `masked_weights` does.
+    """
+    weights = masked_weights(model, layers)
+    scores = {n: w.detach().abs() for n, w in weights.items()}
+    if within is not None:
+        scores = {n: s.masked_fill((within[n] < 0).to(s.device), -1) for n, s in scores.items()}
+    found = keep_top(scores, round(density * sum(w.numel() for w in weights.values())))
+    for name, weight in weights.items():
+        weight.masked_fill_(~found.mask(name, 0).to(weight.device), 0)
+    return found

@@ -1,0 +1,294 @@
+"""Weights that are 0 and stay so through a training: masks of gradients, weights and moments."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..core import Partition
+from ..core.errors import CheckpointError, ConfigError, TrainingError
+from .entries import Entries
+from .phases import Make, hooked
+
+STORES = ("dense", "vectors")
+REFUSED = ("amsgrad",)  # settings of an optimiser that remember more than the step allows
+POINTWISE = "1x1"
+
+Weights = Mapping[str, nn.Parameter]
+Kept = dict[str, Tensor]  # parameter -> bool, True = kept
+
+
+@runtime_checkable
+class SparseSchedule(Protocol):
+    """Settings of a training with masks: which weights, and when the masks change.
+
+    layers: globs of layers' paths, "1x1" for pointwise convolutions; None = all linear maps and
+    convolutions that are not grouped.  store: see `Masked`.  reads_gradients: masks change after
+    the backward of a step, by its dense gradients and in place of its update (RigL); else before
+    its forward.  begin: the masks at the start, one part.  due: whether masks change at a step.
+    update: the new masks, exact where they promise a density.
+    """
+
+    @property
+    def layers(self) -> Sequence[str] | None: ...
+    @property
+    def store(self) -> str: ...
+    @property
+    def reads_gradients(self) -> bool: ...
+
+    def begin(self, weights: Weights, generator: torch.Generator) -> Partition: ...
+
+    def due(self, step: int, steps: int) -> bool: ...
+
+    def update(
+        self,
+        weights: Weights,
+        kept: Kept,
+        gradients: Mapping[str, Tensor],
+        at: tuple[int, int],
+        generator: torch.Generator,
+    ) -> Kept: ...
+
+
+def masked_weights(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, Any]:
+    """The weights of linear maps and convolutions that are trained, by parameter name, each once.
+
+    layers: see `SparseSchedule`; a grouped convolution only where a glob without "*" names it.
+    Raises: ConfigError where a glob matches no layer, or nothing is left.
+    """
+    found: dict[str, Any] = {}
+    used: set[str] = set()
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        conv = isinstance(module, nn.modules.conv._ConvNd)
+        if not isinstance(module, nn.Linear) and not conv:
+            continue
+        globs = [g for g in layers or ["*"] if matches(path, module, g)]
+        used |= set(globs)
+        grouped = conv and module.groups > 1 and path not in globs
+        weight: Any = module.weight
+        if globs and not grouped and weight.requires_grad and id(weight) not in seen:
+            seen.add(id(weight))
+            found[f"{path}.weight" if path else "weight"] = weight
+    missing = [g for g in layers or () if g not in used]
+    if missing or not found:
+        got = f"no layer for {missing}" if missing else "no layer that is trained"
+        fix = "See model.named_modules(); '*' takes all linear maps and convolutions."
+        raise ConfigError("layers to mask", got=got, want="layers of the model", fix=fix)
+    return found
+
+
+def matches(path: str, module: nn.Module, glob: str) -> bool:
+    """Whether a layer is one of those that a glob, or "1x1", names."""
+    if glob == POINTWISE:
+        kernel = getattr(module, "kernel_size", None)
+        return kernel is not None and set(kernel) == {1}
+    return fnmatchcase(path, glob) or fnmatchcase(path, f"*.{glob}")
+
+
+class Masked:
+    """Weights outside a partition are 0 and stay 0, with their gradients and optimiser states.
+
+    partition: one part, of the names of `weights`.  store: "dense", the optimiser holds states of
+    the weights' shapes; "vectors", it holds those of the kept weights only (`Entries`), in one
+    process, for densities below about 0.3.
+
+    masked = Masked(weights, partition)
+    optimizer = masked.optimizer(make)(model, lr, weight_decay)
+    with masked.training():
+        loss.backward(); masked.mask_gradients(); clip; optimizer.step()
+
+    Weights are set to 0 at once. After each step every state of the weight's shape is masked, too.
+    Raises: ConfigError for an unknown store, or masks of other weights; for an optimiser with
+    `amsgrad`; TrainingError for one whose states have other shapes, by name.
+    """
+
+    def __init__(self, weights: Weights, partition: Partition, store: str = "dense") -> None:
+        if store not in STORES:
+            raise ConfigError("store", got=repr(store), want=f"one of {STORES}", fix="Pick one.")
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if store == "vectors" and ranks > 1:
+            fix = "Use store='dense': gradients are gathered in one process only."
+            raise ConfigError("store 'vectors'", got=f"{ranks} processes", want="one", fix=fix)
+        if set(weights) != set(partition.label) or partition.parts != 1:
+            got = f"{partition.parts} parts of {sorted(partition.label)[:3]} ..."
+            want, fix = "one part of the same weights", "Choose the masks for these weights."
+            raise ConfigError("masks", got=got, want=want, fix=fix)
+        self.weights, self.store = dict(weights), store
+        self.kept: Kept = {}
+        self.entries: Entries | None = None
+        self._optimizer: Optimizer | None = None
+        self.set({name: partition.mask(name, 0) for name in weights})
+
+    @torch.no_grad()
+    def set(self, kept: Mapping[str, Tensor]) -> None:
+        """Change the masks: what is no longer kept is 0, what is new starts with its weight.
+
+        States of what is new are 0.
+        """
+        new = {n: kept[n].to(w.device) for n, w in self.weights.items()}
+        grown = {n: new[n] & ~self.kept[n] for n in self.kept}
+        self.kept = new
+        for name, weight in self.weights.items():
+            weight.masked_fill_(~new[name], 0)
+        if self.store == "vectors":
+            index = {self.weights[n]: k.flatten().nonzero().flatten() for n, k in new.items()}
+            if self.entries is None:
+                self.entries = Entries(index)
+            else:
+                self.entries.move(index, self._optimizer)
+        self._mask_states(grown)
+
+    def density(self) -> float:
+        """The share of these weights that is kept."""
+        total = sum(kept.numel() for kept in self.kept.values())
+        return sum(int(kept.sum()) for kept in self.kept.values()) / max(1, total)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """While it is open, gradients are gathered for store="vectors"."""
+        if self.entries is None:
+            yield
+        else:
+            with self.entries.training():
+                yield
+
+    def optimizer(self, make: Make) -> Make:
+        """Optimisers that mask before and after every step."""
+        inner = make if self.entries is None else self.entries.optimizer(make)
+
+        def made(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+            optimizer = inner(model, lr, weight_decay)
+            for name in REFUSED:
+                if any(group.get(name) for group in optimizer.param_groups):
+                    got = f"{type(optimizer).__name__}({name}=True)"
+                    want = "states that can be masked weight by weight"
+                    fix = f"Leave {name} out."
+                    raise ConfigError("optimizer", got=got, want=want, fix=fix)
+            self._optimizer = optimizer
+            return optimizer
+
+        return hooked(made, before=self.mask_gradients, after=self._after)
+
+    def mask_gradients(self, *_: Any) -> None:
+        """Gradients of weights that are not kept are 0; call it before a gradient is clipped."""
+        for name, weight in self.weights.items():
+            if weight.grad is not None:
+                weight.grad.masked_fill_(~self.kept[name], 0)
+
+    @torch.no_grad()
+    def _after(self, *_: Any) -> None:
+        if self.entries is None:  # which moves nothing else
+            for name, weight in self.weights.items():
+                weight.masked_fill_(~self.kept[name], 0)
+            self._mask_states({})
+
+    @torch.no_grad()
+    def _mask_states(self, grown: Mapping[str, Tensor]) -> None:
+        """States outside the masks are 0, and so are those of weights that have just grown."""
+        if self._optimizer is None or self.entries is not None:
+            return
+        for name, weight in self.weights.items():
+            away = ~self.kept[name] | grown[name] if name in grown else ~self.kept[name]
+            for key, value in self._optimizer.state.get(weight, {}).items():
+                if isinstance(value, Tensor) and value.dim():
+                    if value.shape != weight.shape:
+                        kind = type(self._optimizer).__name__
+                        got = f"state {key!r} of {kind}, of shape {tuple(value.shape)}"
+                        want = f"states of {name!r}'s shape, {tuple(weight.shape)}"
+                        fix = "Use AdamW or SGD, whose states can be masked weight by weight."
+                        raise TrainingError("masked training", got=got, want=want, fix=fix)
+                    value.masked_fill_(away, 0)
+
+
+class Masking:
+    """A `SparseSchedule` at work on a model: its masks, its counter and its generator."""
+
+    def __init__(self, schedule: SparseSchedule, model: nn.Module, seed: int) -> None:
+        self.schedule = schedule
+        self.generator = torch.Generator().manual_seed(seed)
+        self.weights = masked_weights(model, schedule.layers)
+        start = schedule.begin(self.weights, self.generator)
+        self.masked = Masked(self.weights, start, schedule.store)
+        self.changes = 0
+
+    def before(self, step: int, steps: int) -> None:
+        """Before a step's forward: change the masks, or watch for the gradients to do so."""
+        if self.schedule.due(step, steps):
+            if self.schedule.reads_gradients:
+                self._watch({})
+            else:
+                self._change({}, (step, steps))
+
+    def replaces(self, step: int, steps: int) -> bool:
+        """Whether `regrow` stands in the place of a step's update; if not, mask the gradients."""
+        if self.schedule.reads_gradients and self.schedule.due(step, steps):
+            return True
+        self.masked.mask_gradients()
+        return False
+
+    def regrow(self, step: int, steps: int) -> None:
+        """Change the masks by the dense gradients of the step."""
+        self._change(self._dense(), (step, steps))
+        self._watch(None)
+
+    def _change(self, gradients: Mapping[str, Tensor], at: tuple[int, int]) -> None:
+        kept = self.schedule.update(
+            self.weights, dict(self.masked.kept), gradients, at, self.generator
+        )
+        self.masked.set(kept)
+        self.changes += 1
+
+    def _watch(self, dense: dict[Any, Tensor] | None) -> None:
+        if self.masked.entries is not None:
+            self.masked.entries.dense = dense
+
+    def _dense(self) -> dict[str, Tensor]:
+        """The gradients of all weights, 0 for those without."""
+        held: Any = self.masked.entries and self.masked.entries.dense
+        found: dict[str, Tensor] = {}
+        for name, weight in self.weights.items():
+            gradient = weight.grad if held is None else held.get(weight)
+            found[name] = torch.zeros_like(weight) if gradient is None else gradient.detach()
+        return found
+
+    def digest(self) -> str:
+        """A hash of the masks: equal on all processes."""
+        total = hashlib.sha256()
+        for kept in self.masked.kept.values():
+            total.update(kept.cpu().numpy().tobytes())
+        return total.hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        """Masks, counter and generator, as a checkpoint holds them."""
+        return {
+            "schedule": type(self.schedule).__name__,
+            "kept": {name: kept.clone() for name, kept in self.masked.kept.items()},
+            "changes": self.changes,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`; call it when the weights are there, and before the optimiser's.
+
+        Raises: CheckpointError for the masks of another schedule or model.
+        """
+        own = {n: tuple(k.shape) for n, k in self.masked.kept.items()}
+        saved = {n: tuple(k.shape) for n, k in state["kept"].items()}
+        kind = type(self.schedule).__name__
+        if own != saved or state["schedule"] != kind:
+            got = f"masks of {len(saved)} weights by {state['schedule']}"
+            fix = "Resume with the schedule and the model of the run's start."
+            want = f"those of {len(own)} by {kind}"
+            raise CheckpointError("masks", got=got, want=want, fix=fix)
+        self.masked.set(state["kept"])
+        self.changes = state["changes"]
+        self.generator.set_state(state["generator"])

@@ -1,0 +1,44 @@
+"""RigL: drop the smallest weights, grow those of the largest gradients (arXiv:1911.11134)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..core import Card, Paper
+from ..scores import gradient
+from .drop_and_grow import DropAndGrow
+
+
+@dataclass(frozen=True)
+class RigL(DropAndGrow):
+    """Sparse from random masks, which every so many steps follow the dense gradient.
+
+    Every `every` steps until `stop`, in place of the optimiser's step: in each layer the smallest
+    |w| of a share f(t) = drop / 2 (1 + cos(pi t / T_end)) of the kept weights go, and as many with
+    the largest |g| of the dense gradient come, at 0 (algorithm 1).
+    density: of all the layers' weights.  drop: the share of a layer's weights that is exchanged at
+    first.  every: steps between changes; stop: the share of the steps after which masks are fixed.
+    spread: "erdos-renyi" or "uniform".  layers, store: see `FixedMask`.
+    Source: paper, section 3. Not for fine-tuning a pretrained model: it starts from random masks,
+    which drop most of what the model knows; prune it instead.
+    """
+
+    reads_gradients: ClassVar[bool] = True
+
+    def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
+        """|g| of the dense gradient."""
+        return None if grad is None else gradient(weight, grad)
+
+
+CARD = Card(
+    "rigl",
+    kind="schedule",
+    config=RigL,
+    paper=Paper("1911.11134", 2019, "Rigging the Lottery: Making All Tickets Winners"),
+    tiny={"density": 0.5, "every": 2},
+    summary="Sparse training: the smallest weights go, those of the largest gradients come.",
+    family="sparse training",
+)

@@ -1,0 +1,77 @@
+"""How much each weight of a linear map matters: by size, by inputs, by curvature, by gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.errors import DataError
+from .statistics import Statistics
+
+DAMPINGS = 3  # tenfold each
+
+
+def magnitude(weight: Tensor, seen: Statistics | None = None) -> Tensor:
+    """|W|.  (out, in, ...) -> the same shape.  Source: Han et al. (arXiv:1506.02626)."""
+    return weight.detach().abs()
+
+
+def wanda(weight: Tensor, seen: Statistics) -> Tensor:
+    """|W_ij| sqrt(mean x_j^2).  (out, in) -> (out, in).
+
+    The paper has the norm of x_j over all tokens, which is the same but for one factor.
+    Source: Wanda (arXiv:2306.11695), equation 1. Reads "square".
+    """
+    size = seen.mean_square.sqrt().to(weight)
+    return weight.detach().abs() * size.view(1, -1, *[1] * (weight.dim() - 2))
+
+
+def obs(weight: Tensor, seen: Statistics, damp: float = 0.01) -> Tensor:
+    """W_ij^2 / U_jj^2, U as in `inverse_factor`: the error of dropping W_ij alone, where the
+    columns before j are fixed and those behind it make up for it.  (out, in) -> (out, in).
+
+    It depends on the order of the columns.  Raises: as `inverse_factor`.
+    Source: SparseGPT (arXiv:2301.00774), equation 5. Reads "hessian".
+    """
+    factor = inverse_factor(seen.second_moment, damp).to(weight)
+    return weight.detach().square() / factor.diagonal().square()
+
+
+def gradient(weight: Tensor, grad: Tensor) -> Tensor:
+    """|g|: which weight, were it there, would lower the loss most (RigL, arXiv:1911.11134)."""
+    return grad.detach().abs()
+
+
+def taylor(weight: Tensor, grad: Tensor) -> Tensor:
+    """|W g|: to first order, the change of the loss without the weight (SNIP, arXiv:1810.02340)."""
+    return (weight.detach() * grad.detach()).abs()
+
+
+def inverse_factor(moment: Tensor, damp: float = 0.01, what: str = "moments of inputs") -> Tensor:
+    """U, upper triangular, U^T U = (H + damp mean(diag H) I)^-1.  moment: H (d, d) -> float64.
+
+    Columns of inputs that are always 0 have a 1 on the diagonal of H in place of 0. Where H is not
+    positive definite the damping is made ten times larger, twice at most.
+    Raises: DataError for an H that is not finite, or not positive definite after that.
+    """
+    h = moment.detach().double().cpu().clone()
+    if not bool((finite := torch.isfinite(h).all(0)).all()):
+        got = f"{int((~finite).sum())} columns not finite"
+        fix = "Look at the calibration rows, and at the blocks before: something has overflowed."
+        raise DataError(what, got=got, want="finite numbers", fix=fix)
+    diagonal = h.diagonal()  # a view
+    diagonal[diagonal == 0] = 1
+    eye = diagonal.mean().clone() * torch.eye(len(h), dtype=h.dtype)
+    for power in range(DAMPINGS):
+        lower, failed = torch.linalg.cholesky_ex(h + damp * 10**power * eye)
+        if not failed:
+            inverse = torch.cholesky_inverse(lower)
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not failed:
+                return upper
+    raise DataError(
+        what,
+        got=f"no positive definite matrix after dampings up to {damp * 10 ** (DAMPINGS - 1)}",
+        want="inputs that span their channels",
+        fix="Give more calibration rows, or a larger damp.",
+    )

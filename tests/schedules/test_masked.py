@@ -1,0 +1,259 @@
+"""What is masked is 0 everywhere; masks change by exact counts; a run resumes with its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.utils.data import TensorDataset
+
+from intarsia import fit, fit_in_phases
+from intarsia.core.errors import CheckpointError, ConfigError, TrainingError
+from intarsia.schedules import (
+    FixedMask,
+    Gradual,
+    Imp,
+    Masked,
+    RigL,
+    Set,
+    grow,
+    masked_weights,
+    prune,
+)
+from intarsia.schedules.gradual import cubic
+from intarsia.schedules.phases import Make
+
+
+def net(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3))
+
+
+def rows(count: int = 40) -> TensorDataset:
+    draw = torch.Generator().manual_seed(1)
+    return TensorDataset(
+        torch.randn(count, 6, generator=draw), torch.randint(3, (count,), generator=draw)
+    )
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    return AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+
+
+def kept_of(model: nn.Module) -> dict[str, Tensor]:
+    return {n: w.detach() != 0 for n, w in masked_weights(model).items()}
+
+
+def density_of(model: nn.Module) -> float:
+    kept = list(kept_of(model).values())
+    return sum(int(k.sum()) for k in kept) / sum(k.numel() for k in kept)
+
+
+OPTIONS: dict[str, Any] = {"epochs": 4, "batch_size": 8, "lr": 0.05, "trackers": ()}
+
+
+def test_a_clipped_gradient_is_that_of_kept_weights() -> None:
+    model = net()
+    part = prune(model, 0.6)
+    masked = Masked(masked_weights(model), part)
+    model(torch.ones(2, 6)).square().sum().backward()
+    masked.mask_gradients()
+    for name, weight in masked.weights.items():
+        assert weight.grad is not None
+        assert not weight.grad[~part.mask(name, 0)].any() and weight.grad.any()
+
+
+@pytest.mark.parametrize("store", ["dense", "vectors"])
+def test_zeros_stay_zeros_through_fit(store: str) -> None:
+    model = net()
+    part = prune(model, 0.4)
+    fit(model, rows(), schedule=FixedMask(store=store), clip=0.1, **OPTIONS)
+    for name, kept in kept_of(model).items():
+        assert torch.equal(kept, part.mask(name, 0))
+
+
+def test_vectors_hold_states_of_kept_weights_only() -> None:
+    model = net()
+    part = prune(model, 0.25)
+    masked = Masked(masked_weights(model), part, "vectors")
+    optimizer = masked.optimizer(adamw)(model, 0.1, 0.0)
+    with masked.training():
+        model(torch.ones(2, 6)).square().sum().backward()
+        optimizer.step()
+    held = sum(s["exp_avg"].numel() for s in optimizer.state.values())
+    biases = 20 + 3
+    assert held == int(part.sizes()) + biases
+
+
+def test_a_model_without_zeros_has_no_mask_to_keep() -> None:
+    with pytest.raises(ConfigError, match="2 layers without a zero.*intarsia.sparsify"):
+        fit(net(), rows(), schedule=FixedMask(), **OPTIONS)
+
+
+def factored(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    return torch.optim.Adafactor(model.parameters(), lr=lr)
+
+
+def amsgrad(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    return AdamW(model.parameters(), lr=lr, amsgrad=True)
+
+
+def test_states_that_cannot_be_masked_are_refused_by_name() -> None:
+    model = net()
+    prune(model, 0.5)
+    with pytest.raises(ConfigError, match=r"AdamW\(amsgrad=True\)"):
+        fit(model, rows(), schedule=FixedMask(), optimizer=amsgrad, **OPTIONS)
+    with pytest.raises(TrainingError, match="state 'row_var' of Adafactor"):
+        fit(model, rows(), schedule=FixedMask(), optimizer=factored, **OPTIONS)
+
+
+def momentum(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    return SGD(model.parameters(), lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True)
+
+
+@pytest.mark.parametrize("make", [adamw, momentum])
+def test_momentum_does_not_come_back(make: Make) -> None:
+    model = net()
+    schedule = Gradual(density=0.2, every=2, spread="global")
+    fit(model, rows(), schedule=schedule, optimizer=make, **OPTIONS)
+    assert density_of(model) == pytest.approx(0.2, abs=0.01)
+
+
+def test_the_cubic_schedule() -> None:
+    assert cubic(0, 0.1, 0.9) == pytest.approx(0.1) and cubic(1, 0.1, 0.9) == 0.9
+    assert cubic(0.5, 0, 0.8) == pytest.approx(0.8 - 0.8 / 8)
+    schedule = Gradual(density=0.25, start=0.1, stop=0.6, every=10)
+    due = [step for step in range(100) if schedule.due(step, 100)]
+    assert due == [10, 20, 30, 40, 50, 60]
+    assert schedule.density_at(10, 100) == 1 and schedule.density_at(60, 100) == 0.25
+
+
+@pytest.mark.parametrize("schedule", [RigL(0.5, every=3), Set(0.5, every=3), Gradual(0.5, every=3)])
+def test_masks_resume_with_the_run(schedule: Any, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stops(at: int) -> Callable[..., Any]:
+        def make(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+            optimizer = adamw(model, lr, weight_decay)
+            steps = [0]
+
+            def count(*_: Any) -> None:
+                steps[0] += 1
+                if steps[0] > at:
+                    raise Stop
+
+            optimizer.register_step_pre_hook(count)
+            return optimizer
+
+        return make
+
+    whole = net()
+    fit(whole, rows(), schedule=schedule, optimizer=adamw, **OPTIONS)
+    half = net()
+    often = OPTIONS | {"checkpoint_steps": 1, "out": tmp_path / "run", "schedule": schedule}
+    factory = stops(8)
+    factory.__qualname__ = "adamw"  # the same settings as those of the run that goes on
+    with pytest.raises(Stop):
+        fit(half, rows(), optimizer=factory, **often)
+    again = net()
+    fit(again, rows(), optimizer=adamw, resume=True, **often)
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert density_of(again) == pytest.approx(0.5, abs=0.01)
+
+
+def test_rigl_exchanges_weights_and_keeps_their_number() -> None:
+    model = net()
+    schedule = RigL(density=0.5, every=4, drop=0.5, spread="uniform")
+    fit(model, rows(), schedule=schedule, seed=3, **OPTIONS)
+    after = kept_of(model)
+    still = net()
+    fit(still, rows(), schedule=RigL(density=0.5, stop=0.0, spread="uniform"), seed=3, **OPTIONS)
+    start = kept_of(still)
+    assert all(int(start[n].sum()) == int(after[n].sum()) for n in start)
+    assert any(not torch.equal(start[n], after[n]) for n in start)
+
+
+def naive_grow(w: Tensor, kept: Tensor, drop: float, score: Tensor) -> Tensor:
+    places = range(w.numel())
+    count = int(kept.sum())
+    some = min(round(drop * count), w.numel() - count)
+    there = [i for i in places if bool(kept[i])]
+    stays = sorted(there, key=lambda i: (-float(w[i].abs()), i))[: count - some]
+    others = [i for i in places if i not in stays]
+    new = sorted(others, key=lambda i: (-float(score[i]), i))[:some]
+    mask = torch.zeros_like(kept)
+    mask[[*stays, *new]] = True
+    return mask
+
+
+@given(st.integers(1, 12), st.floats(0, 1), st.integers(0, 99))
+def test_the_smallest_go_and_the_largest_scores_come(size: int, drop: float, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    w, score = (torch.randint(-3, 4, (size,), generator=draw).float() for _ in range(2))
+    kept = torch.rand(size, generator=draw) < 0.6
+    found = grow(w, kept, drop, score.abs())
+    assert torch.equal(found, naive_grow(w, kept, drop, score.abs()))
+    at_random = grow(w, kept, drop, generator=draw)
+    assert int(at_random.sum()) == int(found.sum()) == int(kept.sum())
+
+
+def test_growing_needs_a_score_or_a_generator() -> None:
+    with pytest.raises(ConfigError, match=r"torch\.Generator"):
+        grow(torch.ones(3), torch.ones(3).bool(), 0.3)
+
+
+def test_iterative_pruning_only_ever_removes(tmp_path: Path) -> None:
+    model, pruned, method = net(), net(), Imp(density=0.125, rounds=3)
+    seen: list[dict[str, Tensor]] = []
+    for found in method.phases(pruned):
+        assert isinstance(found.schedule, FixedMask)
+        seen.append(kept_of(pruned))
+        with torch.no_grad():
+            for n, w in masked_weights(pruned).items():
+                w.add_(0.1 * torch.randn_like(w) * seen[-1][n])
+    for before, after in zip(seen, seen[1:], strict=False):
+        assert all(not (after[n] & ~before[n]).any() for n in before)
+    done = fit_in_phases(model, method, rows(), out=tmp_path / "imp", **OPTIONS)
+    assert density_of(model) == pytest.approx(0.125, abs=0.01)
+    assert done.found.density() == pytest.approx(0.125, abs=0.01)
+    assert [name for name, _ in done.runs] == ["round-1", "round-2", "round-3"]
+    resumed = net()
+    again = OPTIONS | {"resume": True}
+    fit_in_phases(resumed, method, rows(), out=tmp_path / "imp", **again)
+    pairs = zip(model.parameters(), resumed.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_layers_are_named_by_globs() -> None:
+    model = nn.ModuleDict(
+        {"a": nn.Conv2d(2, 4, 1), "b": nn.Conv2d(4, 4, 3, groups=4), "c": nn.Linear(4, 2)}
+    )
+    assert list(masked_weights(model)) == ["a.weight", "c.weight"]
+    assert list(masked_weights(model, ["1x1"])) == ["a.weight"]
+    assert list(masked_weights(model, ["b", "c"])) == ["b.weight", "c.weight"]
+    with pytest.raises(ConfigError, match=r"no layer for \['d'\]"):
+        masked_weights(model, ["c", "d"])
+    with pytest.raises(ConfigError, match="no layer that is trained"):
+        masked_weights(model.requires_grad_(False))
+
+
+def test_masks_of_another_run_are_refused() -> None:
+    from intarsia.schedules import Masking
+
+    one, two = Masking(RigL(0.5), net(), 0), Masking(Set(0.5), net(), 0)
+    with pytest.raises(CheckpointError, match="2 weights by RigL, want those of 2 by Set"):
+        two.load_state(one.state())
+    with pytest.raises(ConfigError, match="store"):
+        RigL(store="sparse")
+    with pytest.raises(ConfigError, match="want one part of the same weights"):
+        Masked({}, prune(net(), 0.5))

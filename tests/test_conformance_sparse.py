@@ -1,0 +1,115 @@
+"""Laws of schedules of masks; each is seen to fail."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from intarsia.conformance import check
+from intarsia.conformance.cards import CARD_LAWS
+from intarsia.core import Card, Paper, Partition
+from intarsia.core.errors import ConformanceError
+from intarsia.partitions import keep_shares
+from intarsia.schedules.masked import Kept, Masked, Weights
+
+OF_ANY_CARD = {"names_its_exceptions", *(law.__name__ for law in CARD_LAWS)}
+PAPER = Paper("1911.11134", 2019, "A paper")
+
+
+@dataclass(frozen=True)
+class Half:
+    """Half of the weights, exchanged at random at every second step; or else, by its `fault`.
+
+    density, layers, store: as others have them.
+    """
+
+    density: float = 0.5
+    layers: Sequence[str] | None = None
+    store: str = "dense"
+    fault: str = ""
+
+    reads_gradients = False
+
+    def _masks(self, weights: Weights, generator: torch.Generator | None) -> Partition:
+        scores = {n: torch.rand(w.shape, generator=generator) for n, w in weights.items()}
+        share = self.density / 2 if self.fault == "half" else self.density
+        return keep_shares(scores, dict.fromkeys(scores, share))
+
+    def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
+        return self._masks(weights, None if self.fault == "global" else generator)
+
+    def due(self, step: int, steps: int) -> bool:
+        return step % 2 == 1
+
+    def update(
+        self,
+        weights: Weights,
+        kept: Kept,
+        gradients: Mapping[str, Tensor],
+        at: tuple[int, int],
+        generator: torch.Generator,
+    ) -> Kept:
+        if self.fault == "dense run" and self.density == 1:
+            next(iter(weights.values())).data.mul_(0.5)
+        if self.fault == "forgets":
+            generator = torch.Generator().manual_seed(len(SEEN))
+            SEEN.append(at[0])
+        found = self._masks(weights, generator)
+        return {n: found.mask(n, 0) for n in kept}
+
+
+SEEN: list[int] = []
+GOOD = Card("toy", kind="schedule", config=Half, paper=PAPER, summary="A toy.", family="toys")
+
+
+def faulty(fault: str) -> Card:
+    return dataclasses.replace(GOOD, tiny={"fault": fault})
+
+
+FAULTS = [
+    ("is_as_dense_as_it_says", "half"),
+    ("resumes_from_its_state", "forgets"),
+    ("leaves_a_dense_run_alone", "dense run"),
+    ("draws_of_its_own_generator", "global"),
+]
+
+
+def red(law: str, card: Card) -> None:
+    (found,) = [c for c in check(card) if c.name == law]
+    with pytest.raises(ConformanceError):
+        found()
+
+
+def test_a_schedule_from_outside_passes() -> None:
+    for law in check(GOOD):
+        law()
+
+
+@pytest.mark.parametrize(("law", "fault"), FAULTS)
+def test_a_planted_fault_is_found(law: str, fault: str) -> None:
+    red(law, faulty(fault))
+
+
+def test_moments_that_are_not_masked_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Masked, "_mask_states", lambda *_: None)
+    red("keeps_zeros_everywhere", GOOD)
+
+
+def test_states_that_do_not_move_along_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from intarsia.schedules.entries import Entries
+
+    move = Entries.move
+    monkeypatch.setattr(Entries, "move", lambda self, index, _: move(self, index, None))
+    red("stores_vectors_alike", GOOD)
+
+
+def test_every_law_is_seen_to_fail() -> None:
+    laws: Any = {c.name for c in check(GOOD)} - OF_ANY_CARD
+    others = {"keeps_zeros_everywhere", "stores_vectors_alike"}
+    assert laws == {law for law, _ in FAULTS} | others
