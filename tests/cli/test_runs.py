@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -178,7 +179,11 @@ def test_a_damaged_baseline(intarsia: Intarsia, folder: Path, tmp_path: Path) ->
 
 
 def test_a_folded_export_is_the_model(
-    intarsia: Intarsia, run: Path, folder: Path, tmp_path: Path
+    intarsia: Intarsia,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     said = intarsia("export", run, "--out", tmp_path / "stock", "--json")
     assert said.code == 0, said.err
@@ -189,6 +194,17 @@ def test_a_folded_export_is_the_model(
     with torch.no_grad():
         torch.testing.assert_close(stock(x), opened.model(x), atol=1e-4, rtol=1e-4)
     assert stock.pretrained_cfg["label_names"] == ["dark", "light"]
+    # a transparent picture, by the script alone: black as stored, white as people see it
+    pixels = np.zeros((40, 30, 4), np.uint8)
+    pixels[:, :3, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    monkeypatch.setattr("sys.argv", ["predict.py", str(tmp_path / "clear.png")])
+    capsys.readouterr()
+    runpy.run_path(str(tmp_path / "stock" / "predict.py"))
+    file, name, share = capsys.readouterr().out.split()
+    (want,) = opened.predict(file)
+    assert (name, float(share)) == (want.classes[0][0], pytest.approx(want.classes[0][1], abs=1e-3))
+    assert name == "light"
 
 
 def test_export_as_a_program(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ HOSTS = {"vit": vit, "swin": swin}
 def test_timm_builds_the_model_again(host: Any, method: Method, tmp_path: Path) -> None:
     stock, x = folded(host(), method, classes=NAMES), images()
     folder = export_timm(stock, tmp_path / "out", report=quiet)
-    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", "predict.py"}
     config = json.loads((folder / "config.json").read_text())
     args, file = config["model_args"], folder / "model.safetensors"
     assert config["pretrained_cfg"]["label_names"] == NAMES
@@ -245,12 +245,12 @@ ONNX = ("folded vit", "folded swin", "adapted pfeiffer", "adapted transformers v
 
 @pytest.mark.parametrize("make", GRAPHS.values(), ids=GRAPHS.keys())
 def test_a_program_says_the_same(make: Any, tmp_path: Path) -> None:
-    model, path = make(), tmp_path / "model.pt2"
-    assert export_program(model, path, images=images(), report=quiet) == path
+    model, path, lines = make(), tmp_path / "model.pt2", []
+    assert export_program(model, path, images=images(), report=lines.append) == path
     program = torch.export.load(path).module()
     for batch in (1, 2, 5):
         assert (program(images(batch)) - said(model, images(batch))).abs().max() < 1e-5
-    assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
+    assert ("Without intarsia" in lines[0]) == (tmp_path / "model.pt2.predict.py").is_file()
 
 
 @pytest.mark.parametrize("make", [GRAPHS[name] for name in ONNX], ids=ONNX)
@@ -265,7 +265,7 @@ def test_onnxruntime_says_the_same(make: Any, tmp_path: Path) -> None:
         assert (got - want).abs().max() <= 1e-4 * want.abs().max()
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == NAMES
     assert "opset" in lines[0] and "difference" in lines[0]
-    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    assert ("Without intarsia" in lines[0]) == (tmp_path / "model.onnx.predict.py").is_file()
 
 
 def test_the_pictures_of_the_check_are_not_kept(tmp_path: Path) -> None:

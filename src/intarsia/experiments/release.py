@@ -33,12 +33,10 @@ def release(
     opened = open_pictures(run, as_trained=False)
     images = some_pictures(opened, report)
     model = stock_of(opened, images, result) if fold_it else opened.model
-    classes = list(opened.classes)
+    told: Any = {"classes": list(opened.classes), "preprocessing": opened.inputs, "report": result}
     if form == "timm":
-        return export_timm(model, target, classes=classes, inputs=images, report=result)
-    if form == "onnx":
-        return export_onnx(model, target, images=images, classes=classes, report=result)
-    return export_program(model, target, images=images, report=result)
+        return export_timm(model, target, inputs=images, **told)
+    return (export_onnx if form == "onnx" else export_program)(model, target, images=images, **told)
 
 
 def stock_of(opened: PictureRun, images: Tensor | None, result: Report) -> nn.Module:

@@ -71,11 +71,12 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
     return int(getattr(config, "num_channels", 3)), int(height), int(width)
 
 
-def sample(model: nn.Module, batch: int = 2) -> Tensor:
-    """Seeded normal noise of the model's input size, dtype and device."""
+def sample(model: nn.Module, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
+    """Seeded normal noise of the model's input size, or another, dtype and device."""
     like = next(p for p in model.parameters() if p.is_floating_point())
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, *image_shape(model), generator=generator)
+    channels, *own = image_shape(model)
+    images = torch.randn(batch, channels, *(size or own), generator=generator)
     return images.to(like.device, like.dtype)
 
 

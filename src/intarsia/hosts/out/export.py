@@ -19,13 +19,15 @@ from torch import nn
 
 from ...core.errors import ConfigError, ExportError
 from ...core.files import writing
+from ...data.transforms import InputConfig
 from ..anatomy.blocks import wrapped_paths
 from ..anatomy.compare import Inputs, difference, outputs, sample
 from ..attach.peft import is_adapted
+from .preprocessing import SCRIPT, described, inputs_of, script
 from .widen import mlps, pad
 
 Report = Callable[[str], None]
-FILES = frozenset({"config.json", "model.safetensors"})
+FILES = frozenset({"config.json", "model.safetensors", SCRIPT})
 ELSEWHERE = "Use export_onnx or export_program, which keep any shape."
 
 
@@ -35,17 +37,21 @@ def export_timm(
     *,
     classes: Sequence[str] | None = None,
     inputs: Inputs | None = None,
+    preprocessing: InputConfig | None = None,
     report: Report = print,
 ) -> Path:
     """Write a folded timm model as model.safetensors and config.json, and check that it comes back.
 
     The config holds the architecture, the arguments that build it (with the `mlp_ratio` of widened
-    MLPs), the class names, and size, mean and standard deviation of the pictures. MLPs of unlike
-    widths are padded with zero units, in a copy, where one ratio has to build them all.
+    MLPs), the class names, timm's own settings of the pictures, and under "preprocessing" all that
+    turns a file into an input, transparent and 16-bit pictures included; predict.py beside it does
+    that, with Pillow, numpy and timm. MLPs of unlike widths are padded with zero units, in a copy,
+    where one ratio has to build them all.
     timm rebuilds the model from the files; weights must be equal bit by bit, outputs on `inputs`
     (None = seeded noise) too. An earlier export at `path` is replaced, anything else is not.
 
     classes: None = those that came with the folded adapter.
+    preprocessing: of the pictures in training; None = the model's own.
     Raises: ExportError if no arguments of timm build the model (a widened ConvNeXt: its constructor
     knows no MLP ratio), or it comes back different; ConfigError for a model that is adapted, is not
     timm's, or for a path in use.
@@ -53,15 +59,40 @@ def export_timm(
     target = Path(path)
     _check(model, target, classes)
     source, arguments, padded = _buildable(model)
+    seen, named = inputs_of(model, preprocessing), classes or _label_names(model)
     with writing(target) as folder:
         folder.mkdir()
         config: dict[str, Any] = {"label_names": list(classes)} if classes else {}
-        save_for_hf(source, str(folder), config, arguments, safe_serialization=True)
+        pictures = None if seen is None else _for_timm(seen)
+        if seen is not None:
+            config["preprocessing"] = described(seen, named)
+            (folder / SCRIPT).write_text(script("timm", target), "utf-8")
+        save_for_hf(
+            source, str(folder), config, arguments, safe_serialization=True, data_config=pictures
+        )
         found = _reload(source, folder, model, inputs)
     ratio = arguments.get("mlp_ratio")
     widened = "" if ratio is None else f" mlp_ratio={ratio}, {padded} zero units added;"
     report(f"export_timm: {target};{widened} rebuilt by timm, output difference {found}.")
+    if seen is not None:
+        report(f"Without intarsia: python {target / SCRIPT} PICTURES")
     return target
+
+
+def _label_names(model: nn.Module) -> list[str] | None:
+    return getattr(model, "pretrained_cfg", {}).get("label_names")
+
+
+def _for_timm(inputs: InputConfig) -> dict[str, Any]:
+    """An input configuration as timm names it."""
+    return {
+        "input_size": (3, *inputs.size),
+        "mean": inputs.mean,
+        "std": inputs.std,
+        "interpolation": inputs.interpolation,
+        "crop_pct": inputs.crop,
+        "crop_mode": inputs.crop_mode,
+    }
 
 
 def _check(model: nn.Module, target: Path, classes: Sequence[str] | None) -> None:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigError, ExportError, MissingExtra
 from ...core.files import writing
+from ...data.transforms import InputConfig
 from ..anatomy.blocks import base_of
 from ..anatomy.compare import Difference, difference, outputs, sample, shared_copy, tolerance_of
+from .preprocessing import KEY, described, inputs_of, write_script
 
 Report = Callable[[str], None]
 # above this a protobuf cannot hold the weights, and they go into a file of their own
@@ -46,15 +48,19 @@ def export_onnx(
     *,
     images: Tensor | None = None,
     classes: Sequence[str] | None = None,
+    preprocessing: InputConfig | None = None,
     tolerance: float | None = None,
     report: Report = print,
 ) -> Path:
     """Write `images` (B, C, H, W) -> `logits` (B, K) as ONNX, any B, and check it in onnxruntime.
 
     The file is compared with the model on `images` as they are, on twice as many, and on one. torch
-    chooses the operator set. Class names go into the metadata as JSON under "classes". Weights of
-    more than 2 GB go into a second file, PATH.data.
+    chooses the operator set. Class names go into the metadata as JSON under "classes", and under
+    "preprocessing" all that turns a picture file into an input; PATH.predict.py beside it does
+    that, with Pillow, numpy and onnxruntime. Weights of more than 2 GB go into a second file,
+    PATH.data.
 
+    preprocessing: of the pictures in training; None = the model's own, if it has one.
     images: real, prepared ones are the honest check; None = seeded noise of the model's input size.
     tolerance: of the output difference, relative to the largest output; None = by dtype.
     Raises: MissingExtra without intarsia[export]; ExportError if torch cannot trace the model or
@@ -63,7 +69,8 @@ def export_onnx(
     target = _target(path, ".onnx")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         _needs(package)
-    whole, batch = _prepared(model, images)
+    whole, batch = _prepared(model, images, preprocessing)
+    seen = inputs_of(base_of(model), preprocessing, batch)
     with writing(target) as scratch:
         program = _traced(
             lambda: torch.onnx.export(
@@ -79,11 +86,14 @@ def export_onnx(
         )
         if classes is not None:
             program.model.metadata_props["classes"] = json.dumps(list(classes))
+        if seen is not None:
+            program.model.metadata_props[KEY] = json.dumps(described(seen, classes))
         program.save(str(scratch), external_data=_bytes(whole) > ONE_FILE)
         found = _compare(whole, _runtime(scratch), batch)
         _judge("export_onnx", found, whole, tolerance)
+    script = write_script("onnxruntime", target, seen)
     opset = program.model.opset_imports.get("", "?")
-    report(f"export_onnx: {target}, opset {opset}; largest output difference {found}.")
+    report(f"export_onnx: {target}, opset {opset}; largest output difference {found}.{script}")
     return target
 
 
@@ -92,29 +102,36 @@ def export_program(
     path: str | Path,
     *,
     images: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: InputConfig | None = None,
     tolerance: float | None = None,
     report: Report = print,
 ) -> Path:
     """Write a torch.export program of images (B, C, H, W), any B, and check the loaded file.
 
-    torch.export.load(path).module()(images) needs torch and nothing of ours.
-    images, tolerance: see export_onnx.
+    torch.export.load(path).module()(images) needs torch and nothing of ours. The file has the
+    names of the classes and what turns a picture into an input as "preprocessing.json" among its
+    extra files; PATH.predict.py beside it reads them.
+    images, classes, preprocessing, tolerance: see export_onnx.
     Raises: ExportError if torch cannot trace the model or the loaded program says something else;
     ConfigError for a path that is not *.pt2.
     """
     target = _target(path, ".pt2")
-    whole, batch = _prepared(model, images)
+    whole, batch = _prepared(model, images, preprocessing)
+    seen = inputs_of(base_of(model), preprocessing, batch)
+    extra = {} if seen is None else {f"{KEY}.json": json.dumps(described(seen, classes))}
     dynamic = ({0: torch.export.Dim("batch")},)
     program = _traced(
         lambda: torch.export.export(whole, (_example(batch),), dynamic_shapes=dynamic),
         "export_program",
     )
     with writing(target) as scratch:
-        torch.export.save(program, scratch)
+        torch.export.save(program, scratch, extra_files=extra)
         again = torch.export.load(scratch).module()
         found = _compare(whole, again, batch)
         _judge("export_program", found, whole, tolerance)
-    report(f"export_program: {target}; largest output difference {found}.")
+    script = write_script("torch", target, seen)
+    report(f"export_program: {target}; largest output difference {found}.{script}")
     return target
 
 
@@ -133,10 +150,13 @@ def _needs(package: str) -> Any:
         raise MissingExtra(package, "export") from error
 
 
-def _prepared(model: nn.Module, images: Tensor | None) -> tuple[Logits, Tensor]:
+def _prepared(
+    model: nn.Module, images: Tensor | None, inputs: InputConfig | None
+) -> tuple[Logits, Tensor]:
     """The model in evaluation on shared memory, and the images it is checked on."""
     host = base_of(model)
-    batch = sample(host) if images is None else images
+    size = None if inputs is None else inputs.size
+    batch = sample(host, size=size) if images is None else images
     if batch.dim() != 4 or not len(batch):
         what, fix = "images", "Pass a batch as the transforms and loader give it."
         raise ConfigError(what, got=tuple(batch.shape), want="(B, C, H, W), B at least 1", fix=fix)

@@ -1,0 +1,183 @@
+"""What turns a picture file into the input of an exported model: as data, and as a script.
+
+The script is made of the source of `prepare`, so it needs Pillow and numpy and nothing of ours.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from ...core.errors import ConfigError, DataError
+from ...core.files import writing
+from ...data.transforms import InputConfig, input_config
+
+KEY = "preprocessing"
+SCRIPT = "predict.py"
+
+
+def inputs_of(
+    model: nn.Module, given: InputConfig | None, images: Tensor | None = None
+) -> InputConfig | None:
+    """The given input configuration, or the model's own; None where it has none.
+
+    images: of one size, (B, C, H, W), which a graph will be bound to.
+    Raises: ConfigError if they are of another size than `given`.
+    """
+    size = None if images is None else (int(images.shape[-2]), int(images.shape[-1]))
+    if given is not None:
+        if size is not None and size != tuple(given.size):
+            fix = "Prepare the images as the configuration says, or leave one of both out."
+            raise ConfigError("images", got=f"{size} px", want=f"{given.size} px", fix=fix)
+        return given
+    try:
+        own = input_config(model)
+    except DataError:
+        return None
+    return own if size is None else replace(own, size=size)
+
+
+def described(inputs: InputConfig, classes: Sequence[str] | None) -> dict[str, Any]:
+    """JSON for `prepare`: how pictures become inputs, and the names of the outputs.
+
+    resize: "to" a height and width; "shorter" side in px; or as large as "covers", or fits
+    "inside", a height and width, proportions kept.
+    """
+    height, width = (math.floor(side / inputs.crop) for side in inputs.size)
+    if inputs.crop_mode == "squash":
+        resize: dict[str, Any] = {"to": [height, width]}
+    elif inputs.crop_mode == "border":
+        resize = {"inside": [height, width]}
+    else:
+        resize = {"shorter": height} if height == width else {"covers": [height, width]}
+    return {
+        "picture": "first frame, turned by EXIF; 16 bits / 257, transparent parts on background",
+        "background": [255, 255, 255],
+        "resize": resize,
+        "interpolation": inputs.interpolation,
+        "crop": list(inputs.size),
+        "fill": [round(255 * value) for value in inputs.mean],
+        "mean": list(inputs.mean),
+        "std": list(inputs.std),
+        "classes": None if classes is None else list(classes),
+        "outputs": "logits",
+    }
+
+
+def prepare(picture: Any, how: Mapping[str, Any]) -> np.ndarray:
+    """A picture file as the model's input, (1, 3, height, width).  how: its "preprocessing"."""
+    with Image.open(picture) as file:
+        image = ImageOps.exif_transpose(file)
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float32)
+        values = values * 255 if image.mode == "F" else values / 257
+        image = Image.fromarray(np.round(values).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        behind = Image.new("RGBA", layer.size, (*how["background"], 255))
+        image = Image.alpha_composite(behind, layer)
+    image = image.convert("RGB")
+
+    width, height = image.size
+    kind, size = next(iter(how["resize"].items()))
+    if kind == "shorter":
+        short, long = sorted((width, height))
+        size = [size if side == short else int(size * long / short) for side in (height, width)]
+    elif kind in ("covers", "inside"):
+        ratio = (min if kind == "covers" else max)(height / size[0], width / size[1])
+        size = [round(height / ratio), round(width / ratio)]
+    if size != [height, width]:
+        image = image.resize(size[::-1], Image.Resampling[how["interpolation"].upper()])
+
+    (width, height), (rows, columns) = image.size, how["crop"]
+    if rows > height or columns > width:
+        size = max(columns, width), max(rows, height)
+        canvas = Image.new("RGB", size, tuple(how["fill"]))
+        canvas.paste(image, ((size[0] - width) // 2, (size[1] - height) // 2))
+        image, (width, height) = canvas, size
+    top, left = round((height - rows) / 2), round((width - columns) / 2)
+    image = image.crop((left, top, left + columns, top + rows))
+    pixels = np.asarray(image).astype(np.float32) / np.float32(255)
+    pixels = (pixels - np.float32(how["mean"])) / np.float32(how["std"])
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+_HEAD = '''"""Say what pictures show: python {script} PICTURES. Needs {needs}, Pillow, numpy."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+{imports}
+from PIL import Image, ImageOps
+
+MODEL = Path(__file__).parent{model}
+{load}
+
+
+'''
+_TAIL = """
+
+for file in sys.argv[1:]:
+    x = prepare(file, HOW)
+    logits = {run}
+    share = np.exp(logits - logits.max())
+    best = int(logits.argmax())
+    name = HOW["classes"][best] if HOW["classes"] else best
+    print(file, name, f"{{share[best] / share.sum():.4f}}")
+"""
+_FORMS = {
+    "timm": (
+        "import timm\nimport torch",
+        'HOW = json.loads((MODEL / "config.json").read_text())["preprocessing"]\n'
+        'model = timm.create_model(f"local-dir:{MODEL}", pretrained=True).eval()',
+        "model(torch.from_numpy(x))[0].detach().numpy()",
+    ),
+    "onnxruntime": (
+        "import onnxruntime",
+        "session = onnxruntime.InferenceSession(MODEL)\n"
+        'HOW = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])',
+        'session.run(["logits"], {"images": x})[0][0]',
+    ),
+    "torch": (
+        "import torch",
+        'extra = {"preprocessing.json": ""}\n'
+        "model = torch.export.load(MODEL, extra_files=extra).module()\n"
+        'HOW = json.loads(extra["preprocessing.json"])',
+        "model(torch.from_numpy(x))[0].detach().numpy()",
+    ),
+}
+
+
+def script(needs: str, path: Path) -> str:
+    """Python that classifies pictures with an export.  needs: "timm", "onnxruntime" or "torch"."""
+    imports, load, run = _FORMS[needs]
+    name = SCRIPT if needs == "timm" else script_of(path).name
+    model = "" if needs == "timm" else f' / "{path.name}"'
+    head = _HEAD.format(script=name, needs=needs, imports=imports, model=model, load=load)
+    return head + inspect.getsource(prepare) + _TAIL.format(run=run)
+
+
+def script_of(path: Path) -> Path:
+    """Where the script of an exported file is: m.onnx has m.onnx.predict.py."""
+    return path.with_name(f"{path.name}.{SCRIPT}")
+
+
+def write_script(needs: str, path: Path, inputs: InputConfig | None) -> str:
+    """Put the script beside an exported file; says how it is called, or why there is none."""
+    if inputs is None:
+        return " The model does not say how it wants pictures: pass preprocessing= to have it kept."
+    with writing(script_of(path)) as scratch:
+        scratch.write_text(script(needs, path), "utf-8")
+    return f" Without intarsia: python {script_of(path)} PICTURES"

@@ -1,0 +1,133 @@
+"""The script of an export makes of a picture, by itself, exactly what the library makes of it."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from intarsia.data.decode import read_image
+from intarsia.data.transforms import InputConfig, eval_transform, input_config
+from intarsia.hosts import export_onnx, export_program, export_timm
+from intarsia.hosts.out.preprocessing import described, prepare, script
+
+CLASSES = ["a", "b", "c"]
+MODES = ("RGB", "RGBA", "LA", "L", "P", "1", "CMYK", "I;16", "I", "F")
+
+
+def picture(mode: str, width: int, height: int, seed: int = 0) -> bytes:
+    """An encoded picture, with transparency where the mode has some."""
+    draw = np.random.default_rng(seed)
+    if mode in ("I;16", "I"):
+        deep = draw.integers(0, 65536, (height, width)).astype(np.uint16)
+        image, kind = Image.fromarray(deep), "png" if mode == "I;16" else "tiff"
+        image = image.convert("I") if mode == "I" else image
+    elif mode == "F":
+        image, kind = Image.fromarray(draw.random((height, width)).astype(np.float32)), "tiff"
+    else:
+        noise = draw.integers(0, 256, (height, width, 4)).astype(np.uint8)
+        image, kind = Image.fromarray(noise), "tiff" if mode == "CMYK" else "png"
+        image = image if mode == "RGBA" else image.convert("RGB") if mode == "P" else image
+        image = image.convert(mode)
+    file, options = io.BytesIO(), {"transparency": 3} if mode == "P" else {}
+    if mode == "RGB":
+        exif = Image.Exif()
+        exif[0x0112] = 6  # lies on its side
+        options = {"exif": exif}
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+configs = st.builds(
+    InputConfig,
+    size=st.tuples(st.integers(4, 24), st.integers(4, 24)) | st.sampled_from([(8, 8), (17, 17)]),
+    mean=st.just((0.485, 0.456, 0.406)),
+    std=st.just((0.229, 0.224, 0.225)),
+    interpolation=st.sampled_from(["bicubic", "bilinear", "nearest", "lanczos"]),
+    crop=st.sampled_from([1.0, 0.875, 0.9]),
+    crop_mode=st.sampled_from(["center", "squash", "border"]),
+)
+
+
+@given(configs, st.sampled_from(MODES), st.integers(6, 40), st.integers(6, 40))
+def test_a_file_becomes_the_same_input(
+    inputs: InputConfig, mode: str, width: int, height: int
+) -> None:
+    encoded = picture(mode, width, height)
+    want = eval_transform(inputs)(read_image(encoded))[None]
+    how = json.loads(json.dumps(described(inputs, None)))
+    assert torch.equal(torch.from_numpy(prepare(io.BytesIO(encoded), how)), want)
+
+
+@pytest.mark.parametrize("needs", ["timm", "onnxruntime", "torch"])
+def test_the_script_needs_nothing_of_ours(needs: str) -> None:
+    code = script(needs, Path("m.onnx"))
+    nodes = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Import | ast.ImportFrom)]
+    text = " ".join(map(ast.unparse, nodes))
+    assert "intarsia" not in text and needs in text
+
+
+def scripts(folder: Path, model: Any, **told: Any) -> list[Path]:
+    """Exports of a model in all three forms, and their scripts."""
+    export_timm(model, folder / "stock", **told)
+    export_onnx(model, folder / "m.onnx", **told)
+    export_program(model, folder / "p.pt2", **told)
+    return [folder / f"{place}predict.py" for place in ("stock/", "m.onnx.", "p.pt2.")]
+
+
+ALL = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("intarsia", "peft", "transformers")))
+scripts, files = sys.argv[1:4], sys.argv[4:]
+for script in scripts:
+    sys.argv = [script, *files]
+    runpy.run_path(script)
+"""
+
+
+def test_every_export_says_in_a_process_of_its_own_what_the_model_says(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"img_size": 48, "depth": 1, "embed_dim": 24, "num_heads": 2}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **sizes).eval()
+    inputs = InputConfig((48, 48), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", 0.8)
+    files = [tmp_path / f"{i}.picture" for i in range(len(MODES))]
+    for seed, (file, mode) in enumerate(zip(files, MODES, strict=True)):
+        file.write_bytes(picture(mode, 50, 45, seed))
+    x = torch.stack([eval_transform(inputs)(read_image(file)) for file in files])
+    with torch.no_grad():  # answers that differ
+        head: Any = model.get_submodule("head")
+        head.weight.mul_(100)
+        head.bias.sub_(model(x).mean(0))
+        wanted = model(x).softmax(1).max(1)
+    told: dict[str, Any] = {"classes": CLASSES, "preprocessing": inputs, "report": lambda _: None}
+    paths = scripts(tmp_path, model, **told)
+    run = subprocess.run(
+        [sys.executable, "-c", ALL, *map(str, paths), *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    said = [line.split() for line in run.stdout.splitlines()]
+    assert [s[0] for s in said] == 3 * [str(file) for file in files]
+    assert [s[1] for s in said] == 3 * [CLASSES[i] for i in wanted.indices]
+    assert [float(s[2]) for s in said] == pytest.approx(3 * wanted.values.tolist(), abs=2e-3)
+    assert len(set(wanted.indices.tolist())) > 1
+    again = timm.create_model(f"local-dir:{tmp_path / 'stock'}", pretrained=True)
+    assert input_config(again) == inputs  # timm's own transform of an RGB picture is the same
+    stored = json.loads((tmp_path / "stock" / "config.json").read_text())["preprocessing"]
+    meta = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
+    assert json.loads(meta["preprocessing"]) == stored == described(inputs, CLASSES)
