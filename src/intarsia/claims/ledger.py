@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import math
 import os
 import platform
@@ -21,7 +20,7 @@ import torch
 from ..core import Claim
 from ..core.claim import Report
 from ..core.errors import CheckpointError, UnknownName
-from ..core.files import write_json
+from ..core.files import read_json, write_json
 from ..results.numbers import plural
 
 KEPT = 0.1  # of the declared time: less is no run of its own
@@ -114,11 +113,11 @@ def save(record: Record, folder: Path) -> Path:
 def read(path: Path) -> Record:
     """Read a record.  Raises: CheckpointError if the file is not one."""
     try:
-        raw: dict[str, Any] = json.loads(path.read_text())
+        raw: dict[str, Any] = read_json(path)
         for name in ("values", "seeds", "table"):
             raw[name] = tuple(raw[name])
         return Record(**raw)
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         want, fix = "what `intarsia claim` writes", "Run the claim again."
         raise CheckpointError(f"record {path.name}", got=str(error), want=want, fix=fix) from error
 

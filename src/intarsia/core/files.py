@@ -1,17 +1,23 @@
-"""Files and folders that are written whole or not at all: the one place that replaces them."""
+"""Files and folders that are written whole or not at all, locked, read as JSON, and digested."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import TrainingError
+from .errors import CheckpointError, ConfigError, TrainingError
+
+LOCK = ".lock"
+DEEP = 100  # levels of JSON: no file of ours has more than a dozen
 
 
 @contextmanager
@@ -83,3 +89,110 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+@contextmanager
+def alone(folder: str | Path) -> Generator[None, None, None]:
+    """Inside, no other process works in this folder, which is made; left empty, it goes again.
+
+    The lock ends with its process, however that ends. Within one thread it may be taken again.
+    Raises: ConfigError if another process holds it, or for a file; TrainingError where no folder
+    can be made.
+    """
+    from filelock import FileLock, Timeout  # not needed to read, nor by `import intarsia`
+
+    folder = Path(folder).absolute()
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, is_singleton=True)
+        lock.acquire(timeout=0)
+    except FileExistsError as error:
+        what, fix = f"folder {folder}", "Choose another name."
+        raise ConfigError(what, got="a file", want="a folder", fix=fix) from error
+    except Timeout as error:
+        got, want = "one that another process works in", "a folder of its own for each run"
+        fix = "Wait for that run to end, or choose another folder."
+        raise ConfigError(f"folder {folder}", got=got, want=want, fix=fix) from error
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    try:
+        yield
+    finally:
+        if made and [path.name for path in folder.iterdir()] == [LOCK]:
+            shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+@contextmanager
+def unbroken() -> Generator[None, None, None]:
+    """Inside, Ctrl-C and SIGTERM wait.
+
+    torch turns an interrupt while it reads tensors into an error of its own, as if the file were
+    damaged.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    kinds = signal.SIGINT, signal.SIGTERM
+    before = {kind: signal.signal(kind, lambda number, _: came.append(number)) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler or signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
+
+
+def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> Any:
+    """A JSON text that anybody may have written.  pairs: makes an object of its pairs.
+
+    Raises: ValueError if it is none, or nested so deeply that nothing can work with it.
+    """
+    try:
+        found = json.loads(raw, object_pairs_hook=pairs)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    level: list[Any] = [found]
+    for _ in range(DEEP):
+        nested: list[Any] = [v for v in level if isinstance(v, dict | list)]
+        if not nested:
+            return found
+        level = [v for one in nested for v in getattr(one, "values", one.__iter__)()]
+    raise ValueError(f"nested more than {DEEP} levels deep")
+
+
+def read_json(path: str | Path) -> Any:
+    """A JSON file that anybody may have written.
+
+    Raises: OSError if it cannot be read or is no file; ValueError as `parse_json` does.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no file")
+    return parse_json(path.read_bytes())
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(folder: Path, pattern: str = "*.safetensors") -> dict[str, str]:
+    """The SHA-256 of each file of a kind below a folder, by its path there."""
+    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def check_digest(path: Path, wanted: Mapping[str, str], name: str) -> None:
+    """Raises: CheckpointError if a file is not the one whose SHA-256 was written down.
+
+    wanted: by name, as `digests` gave them; a file that is not in it is older than that.
+    """
+    if name in wanted and path.is_file() and sha256(path) != wanted[name]:
+        got, want = "bytes that changed after they were written", "the file as it was written"
+        fix = "Copy the folder again from its source: a byte was damaged or a file was swapped."
+        raise CheckpointError(str(path), got=got, want=want, fix=fix)

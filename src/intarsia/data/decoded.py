@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from intarsia.core.files import parse_json
 from intarsia.data.packages import building, reading
 
 Decoded = tuple[np.ndarray, list[int], list[str]]  # uint8 images, labels, class names
@@ -30,6 +31,6 @@ def decoded_once(
             save_file(tensors, str(scratch), metadata={"classes": json.dumps(classes)})
     with reading(file):
         with safe_open(str(file), framework="pt") as head:
-            classes = tuple(json.loads(head.metadata()["classes"]))
+            classes = tuple(parse_json(head.metadata()["classes"]))
         tensors = load_file(str(file))  # memory-mapped: processes share the pages
         return tensors["images"].numpy(), tensors["labels"].numpy(), classes

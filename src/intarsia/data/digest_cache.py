@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.errors import TrainingError
-from ..core.files import write_json
+from ..core.files import read_json, write_json
 from .packages import cache_dir
 
 Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
@@ -37,7 +36,7 @@ class DigestCache:
         self.file = cache_dir() / "digests" / f"{key}.json"
         self.known: dict[str, list[object]] = {}
         with contextlib.suppress(OSError, ValueError):  # missing or damaged: decode again
-            found = json.loads(self.file.read_text())
+            found = read_json(self.file)
             self.known = found if isinstance(found, dict) else {}
 
     def _name(self, path: Path) -> str:

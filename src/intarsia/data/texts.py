@@ -7,7 +7,6 @@ data = load_texts("answers.jsonl", tokenizer, length=256, seed=0, train=2000)
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 
 from intarsia.core.checks import at_least
 from intarsia.core.errors import ConfigError, DataError
+from intarsia.core.files import parse_json
 from intarsia.data import corpora
 from intarsia.data.packages import announce
 
@@ -224,7 +224,7 @@ def _file(path: Path) -> str | list[Mapping[str, Any]]:
 
 def _object(line: str, where: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError as error:
         raise DataError(
             where, got=str(error), want="one JSON object", fix="Correct or delete the line."

@@ -6,7 +6,6 @@ mixture.json of one release ago.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 
 from ..core.change import Plan, Step
 from ..core.errors import IntarsiaError
+from ..core.files import read_json
 from ..core.registry import KEY, card, settings_from_dict
 from .anatomy.origin import damaged
 from .attach.adapter_files import CONFIG, WEIGHTS, read_adapter
@@ -80,7 +80,7 @@ def _run(folder: Path) -> Saved:
     if (inside / WEIGHTS).is_file() and _ours(inside):
         return read(inside)
     try:
-        stored = json.loads((folder / RUN).read_text("utf-8"))
+        stored = read_json(folder / RUN)
         told, seed = stored["record"]["method"], int(stored["training"]["seed"])
         settings = {KEY: told} if isinstance(told, str) else dict(told)
         found = card(str(settings.pop(KEY)))
@@ -93,7 +93,7 @@ def _run(folder: Path) -> Saved:
 
 def _ours(folder: Path) -> bool:
     try:
-        return json.loads((folder / CONFIG).read_text("utf-8")).get("peft_type") == "INTARSIA"
+        return read_json(folder / CONFIG).get("peft_type") == "INTARSIA"
     except (OSError, ValueError, AttributeError):
         return True  # its reader tells what is wrong
 
@@ -102,7 +102,7 @@ def _mixture(folder: Path) -> Saved:
     """mixture.json: one step, `upcycle`, and every weight."""
     path = folder / MIXTURE
     try:
-        stored = json.loads(path.read_text("utf-8"))
+        stored = read_json(path)
     except ValueError as error:
         raise damaged(path, f"text that is not JSON ({error})") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:

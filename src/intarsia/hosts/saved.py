@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..core.change import Plan, Step, set_steps, steps_of
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError, TargetError, UnknownName
-from ..core.files import writing
+from ..core.files import read_json, unbroken, writing
 from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
 from . import older
 from .anatomy.blocks import base_of, unwrapped, walk
@@ -148,7 +148,7 @@ def _read(folder: Path) -> Saved:
     if not path.is_file():
         return older.read(folder)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = read_json(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             got = content.get("format") if isinstance(content, dict) else "no object"
             raise damaged(path, f"format {got!r}, not {FORMAT}")
@@ -193,7 +193,8 @@ def _named(adapters: Sequence[Adapter], name: str | None) -> Sequence[Adapter]:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        with unbroken():
+            return load_file(path)
     except (SafetensorError, OSError) as error:
         raise damaged(path, f"no readable safetensors file ({error})") from error
 

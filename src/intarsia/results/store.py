@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..core.files import disk_error
+from ..core.files import disk_error, parse_json
 
 KEY = "key"
 
@@ -36,7 +36,7 @@ class Store:
             return
         for line in self.path.read_bytes().splitlines():
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError:
                 continue
             if isinstance(row, dict) and KEY in row:

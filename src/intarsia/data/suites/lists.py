@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core.errors import DataError
+from ...core.files import parse_json
 from ..images import ImageSet
 
 Row = tuple[str, int]  # path below the folder of the pictures, class id
@@ -40,8 +41,8 @@ def read_json(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
     """
     form = "a JSON object {relative path: class id}"
     try:
-        found = json.loads(_text(file), object_pairs_hook=_Pairs)
-    except json.JSONDecodeError as error:
+        found = parse_json(_text(file), pairs=_Pairs)
+    except ValueError as error:
         raise _bad(file, str(error), form) from error
     if not isinstance(found, _Pairs):
         raise _bad(file, f"a JSON {type(found).__name__}", form)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, IntarsiaError
+from ...core.files import read_json, unbroken
 from ..anatomy.origin import WEIGHTS, damaged
 from .adapt import attach, check_model
 from .config import Family, IntarsiaConfig
@@ -61,7 +61,7 @@ def read_config(folder: Path) -> IntarsiaConfig:
     """
     path = folder / CONFIG
     try:
-        stored = json.loads(path.read_text("utf-8"))
+        stored = read_json(path)
         if not isinstance(stored, dict):
             raise ValueError("not an object")
     except OSError as error:
@@ -93,7 +93,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     path = folder / WEIGHTS
     try:
-        return load_file(path)
+        with unbroken():
+            return load_file(path)
     except (SafetensorError, OSError) as error:
         raise damaged(path, f"no readable safetensors file ({error})", WRITER) from error
 

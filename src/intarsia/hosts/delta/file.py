@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...core.errors import CheckpointError
-from ...core.files import writing
+from ...core.files import parse_json, unbroken, writing
 from ..anatomy.origin import damaged
 
 FORMAT, WRITER = "intarsia sparse delta 1", "SparseDelta.save"
@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises: CheckpointError if it is not there, cut short, changed, or no delta.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with unbroken(), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
@@ -46,7 +46,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     text = metadata.get("about", "")
     if metadata.get("digest") != _digest(tensors, text):
         raise damaged(path, "contents that are not those that were written", WRITER)
-    return tensors, json.loads(text)
+    try:
+        return tensors, parse_json(text)
+    except ValueError as error:
+        raise damaged(path, f"no JSON beside the tensors ({error})", WRITER) from error
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

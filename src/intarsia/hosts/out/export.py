@@ -7,7 +7,6 @@ timm.create_model(ARCH, checkpoint_path="FOLDER/model.safetensors", **model_args
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from timm.models import get_model_args, save_for_hf
 from torch import nn
 
 from ...core.errors import ConfigError, ExportError
-from ...core.files import writing
+from ...core.files import read_json, writing
 from ...data.transforms import InputConfig
 from ..anatomy.blocks import wrapped_paths
 from ..anatomy.compare import Inputs, difference, outputs, sample
@@ -119,7 +118,7 @@ def _check(model: nn.Module, target: Path, classes: Sequence[str] | None) -> Non
 def _exported(folder: Path) -> bool:
     """Whether a folder holds what `export_timm` wrote, and nothing else."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
     except (OSError, ValueError):
         return False
     names = {p.name for p in folder.iterdir()}

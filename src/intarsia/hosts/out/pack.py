@@ -21,6 +21,7 @@ from ...adapters.coded import stored
 from ...core import Card, Method, Paper
 from ...core.change import PlainChange, Plan
 from ...core.errors import CheckpointError, ConfigError, TargetError, UnknownName
+from ...core.files import unbroken
 from ...core.registry import KEY, method_to_dict
 from ...formats import Gaussian
 from ..anatomy.blocks import walk
@@ -268,7 +269,7 @@ def _read(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None
     """The bytes of a packed file, and the format of the linear maps in its heads."""
     path = folder / PACKED
     try:
-        with safe_open(path, "pt") as file:
+        with unbroken(), safe_open(path, "pt") as file:
             raw, metadata = file.get_tensor(BYTES), file.metadata() or {}
         older = [config.method, config.options, config.seed]  # without places, as first written
         known = [_crc(identity, raw) for identity in (config._identity(), older)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from ...core.errors import CheckpointError
+from ...core.files import parse_json
 
 _NOT_VALUES = frozenset({"step", "epoch", "split", "seconds"})
 
@@ -40,9 +40,9 @@ def read_curve(path: Path) -> tuple[Point, ...]:
     *whole, _unfinished = text.split("\n")
     for number, line in enumerate(whole, start=1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             lines[str(entry["split"]), float(entry["epoch"])].append(entry)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise _damaged(path, f"line {number}: {type(error).__name__}: {error}") from error
     return tuple(Point(split, epoch, _values(entries)) for (split, epoch), entries in lines.items())
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...core.errors import CheckpointError, ConfigError, DataError
-from ...core.files import writing
+from ...core.files import read_json, writing
 
 MISTAKES, LIST = "mistakes", "mistakes.json"
 FORMAT = 1
@@ -122,7 +122,7 @@ def read_mistakes(run: Path) -> Mistakes | None:
         return None
     path = folder / LIST
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         if content["format"] != FORMAT:
             raise _damaged(path, f"format {content['format']}")
         shown = tuple(_mistake(folder, line) for line in content["mistakes"])

@@ -5,7 +5,6 @@ run.json is wanted; metrics.jsonl, predictions.safetensors and mistakes/ may be 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ...core.errors import CheckpointError, DataError
+from ...core.files import read_json
 from .curves import Point, read_curve
 from .mistakes import Mistakes, read_mistakes
 
@@ -142,8 +142,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
         what, got = f"run folder {str(folder)!r}", "a folder of runs"
         raise DataError(what, got=got, want="one run", fix="Name one of the folders in it.")
     try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        record = read_json(path)
+    except (OSError, ValueError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(record, dict):
         raise damaged(path, f"a {type(record).__name__}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import types
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ...core.errors import CheckpointError, DataError
+from ...core.files import parse_json
 from ..store import append_line
 
 FORMAT = 1
@@ -191,8 +191,8 @@ def read(path: Path | str) -> list[RunResult]:
     found: dict[str, RunResult] = {}
     for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
         try:
-            result = RunResult.from_dict(json.loads(line))
-        except (ValueError, RecursionError, CheckpointError) as error:
+            result = RunResult.from_dict(parse_json(line))
+        except (ValueError, CheckpointError) as error:
             what, fix = f"line {number} of {path}", "Remove the line: its cell is run again."
             want = "a result as this version writes it"
             raise CheckpointError(what, got=str(error), want=want, fix=fix) from error
