@@ -22,16 +22,14 @@ from .hosts.attach.peft import is_adapted
 from .hosts.saved import save
 from .schedules import Phased
 from .train.evaluate import evaluate as score_set
-from .train.folder import write_learned
+from .train.folder import PHASES, owned, write_learned
 from .train.loop import Job, Sets
 from .train.objectives import Objective, Staged, plain
-from .train.run import Run, fit_once
+from .train.run import Finish, Run, fit_once
 from .train.scores import Scores
 from .train.settings import Options, Training, settle
 from .train.tasks import Task
 from .train.tasks.choose import chosen
-
-PHASES = "phases"  # the folder of those before the last, in a run's own
 
 
 def fit(
@@ -45,6 +43,7 @@ def fit(
     training: Training | None = None,
     record: Mapping[str, Any] | None = None,
     evaluate_every: int = 1,
+    finish: Finish = lambda run: run,
     **options: Unpack[Options],
 ) -> Run:
     """Train the parameters of a model that are not frozen, in place.
@@ -59,6 +58,8 @@ def fit(
     the way. Losses of routers are added.
     The last epoch is the result, unless select="val"; `test` is scored once, at the end.
     record: kept in run.json.  evaluate_every: epochs between scores on val; 0 = only at the end.
+    finish: gets the result and returns what is to be the result, before run.json is written; what
+    it puts into the folder is then there whenever run.json is.
     options: the fields of Training, Recipe and Running by name; they win over `training`.
 
     Before each step every module with a method `before_step(step, steps)` is told so.
@@ -75,7 +76,7 @@ def fit(
     sets, about = sets_of(model, train, val, test)
     task = chosen(task, sets[0], recipe)
     job = Job(model, sets, task, objective, training, recipe, running)
-    return fit_once(job, about | dict(record or {}), evaluate_every, _write)
+    return fit_once(job, about | dict(record or {}), evaluate_every, _write, finish)
 
 
 def sets_of(
@@ -176,6 +177,7 @@ def fit_in_phases(
     training: Training | None = None,
     record: Mapping[str, Any] | None = None,
     evaluate_every: int = 1,
+    finish: Finish = lambda run: run,
     **options: Unpack[Options],
 ) -> PhasedRun:
     """Train a model by a method of several phases, in place: see `fit` for the arguments.
@@ -194,16 +196,18 @@ def fit_in_phases(
     runs: list[tuple[str, Run]] = []
     steps = method.phases(model, seed=settings.seed)
     try:
-        while True:
-            phase = next(steps)
-            own: Any = dict(options) | {"optimizer": phase.optimizer(recipe.optimizer)}
-            own |= {} if phase.schedule is None else {"schedule": phase.schedule}
-            own["epochs"] = max(1, round(settings.epochs * phase.length))
-            if running.out is not None and not phase.last:
-                own["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
-            sets = train, val, test if phase.last else None
-            job = Job(model, sets, task, objective, *settle(training, own))
-            runs.append((phase.name, fit_once(job, record, evaluate_every, _write)))
+        with owned(running.out, running.resume):
+            while True:
+                phase = next(steps)
+                own: Any = dict(options) | {"optimizer": phase.optimizer(recipe.optimizer)}
+                own |= {} if phase.schedule is None else {"schedule": phase.schedule}
+                own["epochs"] = max(1, round(settings.epochs * phase.length))
+                if running.out is not None and not phase.last:
+                    own["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
+                sets = train, val, test if phase.last else None
+                job = Job(model, sets, task, objective, *settle(training, own))
+                last = [finish] if phase.last else []
+                runs.append((phase.name, fit_once(job, record, evaluate_every, _write, *last)))
     except StopIteration as end:
         return PhasedRun(end.value, tuple(runs))
     finally:

@@ -150,7 +150,10 @@ def test_a_search_that_goes_astray_chooses_among_the_others(tmp_path: Path) -> N
 
 
 def test_only_one_runner_works_in_a_folder(tmp_path: Path) -> None:
-    with FileLock(str(tmp_path / ".lock")), pytest.raises(ConfigError, match="another runner"):
+    with (
+        FileLock(str(tmp_path / ".lock")),
+        pytest.raises(ConfigError, match="another process works in"),
+    ):
         run_plan(toys.plan(), tmp_path, ONE, quiet, toys.work)
 
 

@@ -344,9 +344,13 @@ def test_nothing_to_train_on(intarsia: Intarsia, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_keeps_the_last_good_state(
     intarsia: Intarsia, folder: Path, tmp_path: Path
 ) -> None:
-    said = intarsia("fit", folder, *TINY, *QUICK[:-2], "--lr", "1e38", "--out", tmp_path / "r")
-    assert said.code == 2 and "TrainingError" in said.err and "finite" in said.words
-    assert not (tmp_path / "r" / "run.json").exists()
+    words = ["fit", folder, *TINY, *QUICK[:-2], "--out", tmp_path / "my run"]
+    said = intarsia(*words, "--lr", "1e38")
+    assert said.code == 2 and "NotFinite" in said.err and "Lower lr" in said.words
+    assert not (tmp_path / "my run" / "run.json").exists()
+    said = intarsia(*words, "--lr", "1e-3")  # as advised, in the same folder
+    assert said.code == 0, said.err
+    assert f"intarsia report '{tmp_path / 'my run'}'  |" in said.out
 
 
 def test_a_damaged_experiment(tmp_path: Path) -> None:

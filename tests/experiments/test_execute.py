@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -12,12 +13,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError, UnknownName
+from intarsia.core.files import alone
 from intarsia.experiments.execute import carry_out
 from intarsia.experiments.experiment import Adapted, Experiment, Pictures
 from intarsia.experiments.runs import open_pictures, pictures_to_score, score
 from intarsia.experiments.settings import chosen
 from intarsia.experiments.shared import SharedWork
-from intarsia.train import Run, Running, Training
+from intarsia.train import Run, Running, Training, folder
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +118,46 @@ def test_a_method_of_phases_is_carried_out_and_opened_again(tmp_path: Path) -> N
     assert (out / "phases" / "1-all" / "run.json").is_file()
     again = carry_out(start, Running(out=out, resume=True), lambda _: None)
     assert again.record["results"]["test"] == done.record["results"]["test"]
+
+
+def test_a_kill_before_the_last_file_is_no_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run.json is written once, after all else, with what the experiment adds to it."""
+    start = Experiment(Pictures(JOINT, images=32, val=32, test=32)).changed(
+        model="test_vit", size=32, pretrained=False, epochs=1, method="linear", frozen_once=True
+    )
+    written: list[dict[str, Any]] = []
+
+    def write(path: Path, record: dict[str, Any]) -> None:
+        assert (path.parent / "mistakes").is_dir() and (path.parent / "adapter").is_dir()
+        written.append(record)
+
+    monkeypatch.setattr(folder, "write_json", write)
+    done = carry_out(start, Running(out=tmp_path / "run"), lambda _: None)
+    (record,) = written
+    assert record == done.record and not (tmp_path / "run" / "run.json").exists()
+    assert record["results"]["seconds_once"] and record["results"]["test"]["own_task_accuracy"]
+
+
+def test_a_folder_that_another_process_works_in_is_refused(tmp_path: Path) -> None:
+    start = Experiment(Pictures("mini/synthetic-location", images=32, val=16, test=16))
+    out = tmp_path / "run"
+    refused: list[BaseException] = []
+
+    def second(resume: bool) -> None:
+        try:
+            carry_out(start, Running(out=out, resume=resume), lambda _: None)
+        except ConfigError as error:
+            refused.append(error)
+
+    with alone(out):
+        for resume in (False, True):
+            thread = Thread(target=second, args=(resume,))
+            thread.start()
+            thread.join()
+        assert [p.name for p in out.iterdir()] == [".lock"]
+    assert len(refused) == 2 and all("another process works in" in str(e) for e in refused)
 
 
 ANY = {

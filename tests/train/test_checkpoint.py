@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import host, pictures
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import CheckpointError, ConfigError, TrainingError
 from intarsia.fitting import fit
-from intarsia.train import checkpoint, two_pass
+from intarsia.train import Interrupted, checkpoint, two_pass
 
 trees = st.recursive(
     st.none()
@@ -54,13 +55,43 @@ def test_views_and_shared_tensors_are_written(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_is_kept_and_leftovers_are_swept(tmp_path: Path) -> None:
-    (tmp_path / "save-000009.tmp").mkdir()
+    (tmp_path / ".save-000009.x1y2").mkdir()  # of a killed write
+    for name in ("my notes", "save-mine", "save-000009.tmp"):
+        (tmp_path / name).mkdir()
     for value in range(3):
         checkpoint.save(tmp_path, {"value": value})
-    assert [p.name for p in tmp_path.iterdir()] == ["save-000003"]
+    inside = {p.name for p in tmp_path.iterdir()}
+    assert inside == {"save-000003", "my notes", "save-mine", "save-000009.tmp"}
     newest = checkpoint.latest(tmp_path)
     assert newest is not None and checkpoint.load(newest) == {"value": 2}
     assert checkpoint.latest(tmp_path / "nowhere") is None
+
+
+def test_after_the_last_number_of_six_digits_comes_the_next(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, {"value": 0}).rename(tmp_path / "save-999999")
+    for value in (1, 2):
+        checkpoint.save(tmp_path, {"value": value})
+    newest = checkpoint.latest(tmp_path)
+    assert newest is not None and newest.name == "save-1000001"
+    assert checkpoint.load(newest) == {"value": 2}
+
+
+def test_an_interrupt_while_it_is_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint.save(tmp_path, {"w": torch.ones(3)})
+    real = checkpoint.safetensors.torch.load_file
+
+    def interrupted(*args: Any) -> Any:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:  # as torch does with it
+            raise ValueError("could not determine the shape of object type") from None
+        return real(*args)
+
+    monkeypatch.setattr(checkpoint.safetensors.torch, "load_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.load(path)
 
 
 def test_what_json_cannot_hold_is_refused(tmp_path: Path) -> None:
@@ -210,3 +241,69 @@ def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
         fit(host(), pictures(16), **(settings | {"out": file}))
     with pytest.raises(ConfigError, match="resume: got no run folder"):
         fit(host(), pictures(16), resume=True)
+
+
+@pytest.mark.parametrize("metrics", ["lost", "short", "garbage"])
+def test_a_run_goes_on_without_its_curve(tmp_path: Path, metrics: str) -> None:
+    whole = fit(host(), pictures(40), **(started(tmp_path / "whole") | {"resume": True}))
+    settings = started(tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    if metrics == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(b"".join(lines[:3]) + (lines[3][:9] if metrics == "short" else b"\0" * 99))
+    model = host()
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl has .* bytes .* has a gap"):
+        run = fit(model, pictures(40), **(settings | {"resume": True}))
+    kept = 0 if metrics == "lost" else 3
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in found] == [*range(1, kept + 1), *range(11, 16)]
+    assert found[-1]["loss"] == whole.history[-1]["loss"] and list(run.history) == found
+
+
+def test_a_rate_that_led_to_no_number_leaves_its_folder_to_a_lower_one(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 8, "out": out, "trackers": ()}
+    with pytest.raises(TrainingError, match="Lower lr"):
+        fit(host(), pictures(40), lr=1e30, checkpoint_steps=1, **settings)
+    (out / "notes.txt").write_text("mine")
+    assert json.loads((out / "failed.json").read_text())["error"]
+    run = fit(host(), pictures(40), lr=1e-3, **settings)
+    fresh = fit(host(), pictures(40), lr=1e-3, **(settings | {"out": None}))
+    assert [line["loss"] for line in run.history] == [line["loss"] for line in fresh.history]
+    assert (out / "notes.txt").exists() and not (out / "failed.json").exists()
+    with pytest.raises(ConfigError, match="a folder with a run in it"):
+        fit(host(), pictures(40), lr=1e-3, **settings)
+
+
+def test_a_score_that_ctrl_c_cut_short_is_taken_when_the_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 8, "select": "val", "trackers": ()}
+    sets = pictures(40), pictures(40, seed=1)
+    whole = fit(host(), *sets, **settings)
+    scored: list[int] = []
+
+    class Impatient(Dataset[Any]):
+        """Somebody presses Ctrl-C while it is scored for the second time."""
+
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> Any:
+            scored.append(index)
+            if len(scored) == 45:
+                signal.raise_signal(signal.SIGINT)
+            return sets[1][index]
+
+    val = Impatient()
+    settings |= {"out": tmp_path / "run"}
+    with pytest.raises(Interrupted, match="after step 10 of 15"):
+        fit(host(), sets[0], val, **settings)
+    assert len(scored) == 40 + 32  # the second of its two batches was not read
+    run = fit(host(), sets[0], val, resume=True, **settings)
+    drop = {"seconds"}
+    ours, theirs = ([{k: v for k, v in line.items() if k not in drop} for line in r.history]
+                    for r in (run, whole))  # fmt: skip
+    assert ours == theirs and run.record["results"]["val"] == whole.record["results"]["val"]

@@ -52,8 +52,8 @@ def test_a_run_leaves_a_folder_that_says_everything(tmp_path: Path) -> None:
         record={"source": Path("x"), "classes": ("a", "b")}, **QUICK,
     )  # fmt: skip
     assert {p.name for p in out.iterdir()} == {
-        "README.txt", "adapter", "metrics.jsonl", "predictions.safetensors", "run.json", "state",
-        "tensorboard",
+        ".lock", "README.txt", "adapter", "metrics.jsonl", "predictions.safetensors", "run.json",
+        "state", "tensorboard",
     }  # fmt: skip
     for name in ("run.json", "metrics.jsonl", "adapter", "predictions.safetensors", "state"):
         assert name in (out / "README.txt").read_text()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..core.errors import CheckpointError, ConfigError
-from ..core.files import disk_error, write_json
+from ..core.files import alone, read_json, write_json, write_text
 
 FORMAT = 1
 SHARED = "suite", "protocol"  # by all results of a folder
@@ -40,35 +37,18 @@ def opened(out: Path, asked: dict[str, Any]) -> Iterator[None]:
     Raises: ConfigError if another one does, for a folder of another suite or protocol, or if `out`
     is a file; CheckpointError for a folder of another format or one that is damaged.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise ConfigError(
-            f"results folder {out}", got="a file", want="a folder", fix="Choose another --out."
-        ) from error
-    except OSError as error:
-        raise disk_error(out, error) from error
-    lock = FileLock(str(out / ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        got = "one that another runner works in"
-        want, fix = "a folder of its own for each runner", "Wait for it, or choose another --out."
-        raise ConfigError(f"results folder {out}", got=got, want=want, fix=fix) from error
-    try:
+    with alone(out):
         _check(out / PLAN, {name: asked[name] for name in SHARED})
-        (out / "README.txt").write_text(README)
+        write_text(out / "README.txt", README)
         write_json(out / PLAN, {"format": FORMAT, "intarsia": version("intarsia"), **asked})
         yield
-    finally:
-        lock.release()
 
 
 def _check(path: Path, same: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
         number = found["format"]
     except (ValueError, TypeError, KeyError, OSError) as error:
         what, got = f"{path}", f"{type(error).__name__}: {error}"

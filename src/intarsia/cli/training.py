@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +79,9 @@ def fit(
     try:
         run = carry_out(experiment, running, note)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"Go on: intarsia fit --resume --out {out}") from stop
+        raise KeyboardInterrupt(
+            f"Go on: intarsia fit --resume --out {shlex.quote(str(out))}"
+        ) from stop
     if as_json:
         show_json({"folder": str(out), **run.record["results"], "method": run.record["record"]})
         return
@@ -140,8 +143,9 @@ def _show(run: Any, out: Path | None) -> None:
         f"({counts['trained_without_head']:,} without the head), "
         f"{numbers.seconds(results['seconds'])} of training."
     )
-    more = f"intarsia evaluate {out}" if before else f"intarsia predict {out} PICTURES"
-    print(f"Next:  intarsia report {out}  |  {more}")
+    run_folder = shlex.quote(str(out))
+    more = f"evaluate {run_folder}" if before else f"predict {run_folder} PICTURES"
+    print(f"Next:  intarsia report {run_folder}  |  intarsia {more}")
 
 
 TEXT_COLUMNS = ("part", "perplexity", "loss", "tokens right", "exact match", "tokens")

@@ -14,7 +14,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError
-from ..core.files import write_json
 from ..data import (
     Held,
     ImageSet,
@@ -36,10 +35,11 @@ from ..hosts import apply
 from ..hosts.anatomy.prefix import first_trained_block, reading_tokens, run_prefix
 from ..results.runs import save_mistakes
 from ..train import Metrics, Run, Running, task_accuracy, task_heads
-from ..train.folder import RUN, prepare
+from ..train.folder import owned
 from ..train.loop import Sets
 from ..train.objectives import Objective
 from ..train.precision import DTYPES
+from ..train.processes import on_main, processes
 from . import experiment as experiments
 from . import language, settings
 from .experiment import Adapted, Experiment
@@ -68,9 +68,21 @@ def carry_out(
         return language.carry_out(experiment, running, report, score=score)
     method = method_of(experiment)
     recipe = recipe_of(method, experiment)
-    if running.out is not None and running.out.exists():
-        prepare(running.out, running.resume)  # a folder in use is refused before the work begins
     shared = shared or SharedWork()
+    with owned(running.out, running.resume):  # a folder in use is refused before the work begins
+        return _on_pictures(experiment, method, recipe, running, report, shared, score=score)
+
+
+def _on_pictures(
+    experiment: Experiment,
+    method: Any,
+    recipe: dict[str, Any],
+    running: Running,
+    report: Report,
+    shared: SharedWork,
+    *,
+    score: bool,
+) -> Run:
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
     recipe["objective"] = by_task(recipe["objective"], experiment, data)
     method, chosen = for_budget(method, experiment, len(data.train), report)
@@ -82,9 +94,7 @@ def carry_out(
     sets = sets_of(experiment, data, input_config(model), shared, same, score=score)
     same = same | {"trunk": about["trunk"]}
     model = with_method(model, method, experiment, data.classes)
-    if running.out is not None:
-        prepare(running.out, running.resume)
-        experiments.save(experiment, running.out)
+    experiments.save(experiment, running.out)
     report(
         f"Training {experiment.label} on {len(data.train):,} pictures of "
         f"{' x '.join(map(str, about['inputs']['size']))} px, {experiment.training.epochs} epochs."
@@ -92,21 +102,25 @@ def carry_out(
     options = {name: getattr(running, name) for name in running.__dataclass_fields__} | recipe
     sets_for = tokens_once if experiment.adapted.frozen_once else pictures_each_step
     with sets_for(model, sets, experiment, running, shared, same) as ((train, val, test), once):
-        run = fit_as(method)(
+        return fit_as(method)(
             model,
             train,
             val,
             test=test,
             training=experiment.training,
             record=about,
+            finish=partial(finished, data=data, once=once),
             **options,
         )
-    run = dataclasses.replace(run, record=with_seconds(with_own_task(run, data), once))
-    if running.out is not None:
-        write_json(running.out / RUN, run.record)
-        if isinstance(found := run.test, Metrics):
-            save_mistakes(running.out, data.test.image, found.logits, found.labels, data.classes)
-    return run
+
+
+def finished(run: Run, *, data: Splits, once: Spent) -> Run:
+    """The run with what only its experiment knows; its mistakes are put into its folder."""
+    if run.out is not None and isinstance(found := run.test, Metrics):
+        out, image = run.out, data.test.image
+        save = partial(save_mistakes, out, image, found.logits, found.labels, data.classes)
+        on_main(processes(), save)
+    return dataclasses.replace(run, record=with_seconds(with_own_task(run, data), once))
 
 
 def record_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, ConfigError
-from ..core.files import write_json
+from ..core.files import read_json, write_json
 from ..core.registry import card, index, keys
 from ..data import sets
 from ..data.texts import is_text
 from ..train import Recipe, Training
+from ..train.processes import on_main, processes
 
 FILE = "experiment.json"
 RECIPE = ("select", "mixup", "cutmix", "smoothing", "clip")  # of the Recipe, what JSON can hold
@@ -155,9 +155,10 @@ def _option(name: str, value: Any) -> list[str]:
     return [option, str(value)]
 
 
-def save(experiment: Experiment, out: Path) -> None:
-    """Write it into a run folder."""
-    write_json(out / FILE, experiment.flat())
+def save(experiment: Experiment, out: Path | None) -> None:
+    """Write it into a run folder, if there is one."""
+    if out is not None:
+        on_main(processes(), lambda: write_json(out / FILE, experiment.flat()))
 
 
 def read(out: Path) -> Experiment:
@@ -172,7 +173,7 @@ def read(out: Path) -> Experiment:
         fix = "Check the path, or start the run with `intarsia fit DATA --out FOLDER`."
         raise ConfigError(what, got=got, want=f"a run of `intarsia fit`, with {FILE}", fix=fix)
     try:
-        flat = json.loads(path.read_text())
+        flat = read_json(path)
         return Experiment.of(flat)
     except (ValueError, TypeError, AttributeError, OSError) as error:
         what = f"experiment {path}"

@@ -16,7 +16,7 @@ from ..data.texts import Texts, TextSplits, load_texts
 from ..fitting import fit_as
 from ..hosts import apply
 from ..train import Run, Running, evaluate
-from ..train.folder import prepare
+from ..train.folder import owned
 from ..train.precision import cast_frozen
 from . import experiment as experiments
 from . import settings
@@ -47,8 +47,13 @@ def carry_out(
     that mean nothing for texts; UnknownName for a method that is not listed.
     """
     check_options(experiment)
-    if running.out is not None and running.out.exists():
-        prepare(running.out, running.resume)  # a folder in use is refused before the work begins
+    with owned(running.out, running.resume):  # a folder in use is refused before the work begins
+        return _on_texts(experiment, running, report, score=score)
+
+
+def _on_texts(
+    experiment: Experiment, running: Running, report: Callable[[str], None], *, score: bool
+) -> Run:
     asked, seed = experiment.adapted, experiment.training.seed
     model, tokenizer = language_model(
         asked.model, pretrained=asked.pretrained, seed=seed, progress=report
@@ -68,9 +73,7 @@ def carry_out(
     if score:
         report(f"Scoring {data.test.name} ({len(data.test):,} rows) before training.")
         about["before"] = scores(model, data.test, experiment).scores()
-    if running.out is not None:
-        prepare(running.out, running.resume)
-        experiments.save(experiment, running.out)
+    experiments.save(experiment, running.out)
     report(
         f"Training {experiment.label} on {data.train.tokens:,} tokens in {len(data.train):,} rows, "
         f"{experiment.training.epochs} epochs."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..core.errors import CheckpointError, TrainingError
-from ..core.files import writing
+from ..core.files import read_json, sha256, unbroken, writing
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
@@ -65,9 +66,8 @@ def save(folder: Path, state: Mapping[str, Any]) -> Path:
 
     Raises: TrainingError when the disk does not take it; the checkpoint before stays as it was.
     """
-    before = latest(folder)
-    number = 1 + (int(before.name.rpartition("-")[2]) if before else 0)
-    final = folder / f"save-{number:06d}"
+    before = _saves(folder)
+    final = folder / f"save-{1 + max(before, default=0):06d}"
     tensors: dict[str, Tensor] = {}
     tree = flatten(state, tensors)
     with writing(final) as scratch:
@@ -76,16 +76,22 @@ def save(folder: Path, state: Mapping[str, Any]) -> Path:
         (scratch / STATE).write_text(json.dumps(tree))
         hashes = {name: sha256(scratch / name) for name in (TENSORS, STATE)}
         (scratch / MANIFEST).write_text(json.dumps({"sha256": hashes}))
-    for old in folder.iterdir():
-        if old != final:
-            shutil.rmtree(old, ignore_errors=True)
+    for old in (*before.values(), *folder.glob(".save-*")):  # and what killed ones left
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint in a folder."""
-    found = sorted(folder.glob("save-??????")) if folder.is_dir() else []
-    return found[-1] if found else None
+    found = _saves(folder)
+    return found[max(found)] if found else None
+
+
+def _saves(folder: Path) -> dict[int, Path]:
+    """The complete checkpoints in a folder, by number."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    named = {path: re.fullmatch(r"save-(\d{6,})", path.name) for path in inside}
+    return {int(match[1]): path for path, match in named.items() if match}
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -94,13 +100,14 @@ def load(path: Path) -> dict[str, Any]:
     Raises: CheckpointError for a file that is missing, truncated or changed in any bit.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = read_json(path / MANIFEST)
         hashes = manifest["sha256"]
         for name in (TENSORS, STATE):
             if sha256(path / name) != hashes[name]:
                 raise _damaged(path / name, "other bytes than were written")
-        tree = json.loads((path / STATE).read_text())
-        tensors = safetensors.torch.load_file(path / TENSORS)
+        tree = read_json(path / STATE)
+        with unbroken():
+            tensors = safetensors.torch.load_file(path / TENSORS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     # off the memory map: the file goes away with the next checkpoint
@@ -129,11 +136,6 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(tensor.untyped_storage().data_ptr())
         apart[name] = tensor
     return apart
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensors_hash(tensors: Sequence[tuple[str, Tensor]]) -> str:

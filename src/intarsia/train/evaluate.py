@@ -28,11 +28,15 @@ def evaluate(
     task: Task | None = None,
     batch_size: int = 64,
     workers: int = 0,
+    watch: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """`intarsia.evaluate`, for datasets of tensors."""
+    """`intarsia.evaluate`, for datasets of tensors.
+
+    watch: called before each batch; what it raises ends the evaluation.
+    """
     at_least("batch_size", batch_size, 1, fix="Try 64.")
     task = task or task_of(dataset)
-    return task.scores(*each(model, dataset, task, task.rows, batch_size, workers))
+    return task.scores(*each(model, dataset, task, task.rows, batch_size, workers, watch))
 
 
 def predict(
@@ -52,6 +56,7 @@ def each(
     of: Callable[[Tensor, Batch], tuple[Tensor, ...]],
     batch_size: int,
     workers: int,
+    watch: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, ...]:
     """Rows for each sample out of its batch's output, on the CPU, in order.
 
@@ -70,6 +75,7 @@ def each(
     found: list[tuple[Tensor, ...]] = []
     with evaluating(model):
         for x, y in read(Reader(dataset, seed=0, task=task), keys, workers):
+            watch()
             batch = to_device(x, device), y.to(device)
             with autocast(device, dtype):
                 output = logits_of(model, batch[0])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ import safetensors.torch
 from torch import nn
 
 from ..core.errors import ConfigError
-from ..core.files import disk_error, write_json, writing
+from ..core.files import alone, disk_error, parse_json, write_json, writing
+from .learner import NotFinite
 from .precision import learned_state
+from .processes import on_main, processes
 from .scores import Scores
 
 README = """One training run of intarsia.
@@ -30,6 +35,7 @@ Everything is JSON or safetensors: reading it runs no code.
 state/ may be deleted when the run is done.
 """
 METRICS, RUN, ADAPTER, STATE = "metrics.jsonl", "run.json", "adapter", "state"
+PHASES, FAILED, TENSORBOARD = "phases", "failed.json", "tensorboard"
 FORMAT = 1  # of run.json
 
 
@@ -44,16 +50,38 @@ class Log:
         self._file = None
 
     def open(self, size: int) -> None:
-        """Go on after the first `size` bytes; later lines, of a killed run, are cut off."""
+        """Go on after the first `size` bytes; later lines, of a killed run, are cut off.
+
+        Of a file that is lost, short or damaged the whole lines before the damage are kept, with a
+        warning: the curve has a gap, what is learned has none.
+        """
         if self.path is None:
             return
         try:
             self._file = self.path.open("a+b")
-            self._file.truncate(size)
             self._file.seek(0)
-            self.lines = [json.loads(line) for line in self._file.read().splitlines()]
+            kept = self._lines(self._file.read(size))
+            self._file.truncate(kept)
+            self._file.seek(0, os.SEEK_END)
         except OSError as error:
             raise disk_error(self.path, error) from error
+        if kept < size:
+            what = f"{self.path} has {kept} of the {size} bytes that it had at the checkpoint"
+            warnings.warn(f"{what}: the curve of this run has a gap.", stacklevel=2)
+
+    def _lines(self, raw: bytes) -> int:
+        """Keep the whole lines at the start; returns their bytes."""
+        kept = 0
+        for line in raw.splitlines(keepends=True):
+            try:
+                found = parse_json(line) if line.endswith(b"\n") else None
+            except ValueError:
+                found = None
+            if not isinstance(found, dict):
+                break
+            self.lines.append(found)
+            kept += len(line)
+        return kept
 
     def write(self, line: Mapping[str, Any]) -> None:
         self.lines.append(dict(line))
@@ -81,19 +109,36 @@ class Log:
             self._file = None
 
 
-def prepare(out: Path, resume: bool) -> None:
-    """Make the folder.  Raises: ConfigError if it holds another run, or cannot be made."""
-    if not resume and any((out / name).exists() for name in (RUN, METRICS, STATE)):
-        want, fix = "a new one", "Choose another folder, or go on with that run: resume=True."
-        raise ConfigError(f"run folder {out}", got="a folder with a run in it", want=want, fix=fix)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "README.txt").write_text(README)
-    except FileExistsError as error:
-        what, got = f"run folder {out}", "a file"
-        raise ConfigError(what, got=got, want="a folder", fix="Choose another name.") from error
-    except OSError as error:
-        raise disk_error(out, error) from error
+@contextmanager
+def owned(out: Path | None, resume: bool) -> Iterator[None]:
+    """Inside, this run alone works in the folder, which is made; None = no folder.
+
+    A run whose loss was no number leaves its place to the next one.
+    Raises: ConfigError if another process works there, or it holds another run.
+    """
+    with ExitStack() as stack:
+        if out is not None:
+            on_main(processes(), lambda: stack.enter_context(_owned(out, resume)))
+        yield
+
+
+@contextmanager
+def _owned(out: Path, resume: bool) -> Iterator[None]:
+    with alone(out):
+        if not resume and (out / FAILED).is_file() and not (out / RUN).exists():
+            for name in (STATE, PHASES, TENSORBOARD):
+                shutil.rmtree(out / name, ignore_errors=True)
+            for name in (METRICS, FAILED):
+                (out / name).unlink(missing_ok=True)
+        if not resume and any((out / name).exists() for name in (RUN, METRICS, STATE)):
+            got, want = "a folder with a run in it", "a new one"
+            fix = "Choose another folder, or go on with that run: resume=True."
+            raise ConfigError(f"run folder {out}", got=got, want=want, fix=fix)
+        try:
+            yield
+        except NotFinite as error:
+            write_json(out / FAILED, {"error": str(error)})
+            raise
 
 
 def write_results(

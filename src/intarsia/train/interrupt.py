@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+SOON = 1.0  # seconds that a step may take before it is said that it comes to its end
+STOPPING = b"\nStopping after this step. Ctrl-C again stops at once.\n"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,8 +29,12 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside, the first SIGINT or SIGTERM is noted; outside the main thread, nothing changes."""
+    """Inside, the first SIGINT or SIGTERM is noted; outside the main thread, nothing changes.
+
+    If what is going on takes longer than a second to end, a line on stderr says so.
+    """
     request = StopRequest()
+    told = threading.Timer(SOON, os.write, (2, STOPPING))
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -36,11 +44,15 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request:
             raise KeyboardInterrupt
         request.signal = number
+        told.start()
 
     try:
         for number in before:
             signal.signal(number, note)
         yield request
     finally:
+        told.cancel()
+        if request:
+            told.join()
         for number, handler in before.items():
             signal.signal(number, handler)

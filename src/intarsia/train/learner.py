@@ -23,6 +23,10 @@ from .settings import Recipe, Schedule, Training
 from .tasks import Task
 
 
+class NotFinite(TrainingError):
+    """A loss or a gradient that is no number: the run's settings cannot be gone on with."""
+
+
 class Learner:
     """A model with its optimiser, objective and task.
 
@@ -166,7 +170,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         as_before = "The model and the last checkpoint are as they were before this step."
         fix = f"Lower lr, clip the gradients (clip=1.0), or look for broken images. {as_before}"
-        raise TrainingError(f"{what} at step {step + 1}", got=got, want="a finite number", fix=fix)
+        raise NotFinite(f"{what} at step {step + 1}", got=got, want="a finite number", fix=fix)
 
     def state(self) -> dict[str, Any]:
         """What the optimiser, the loss scale and a schedule that follows the fit remember."""

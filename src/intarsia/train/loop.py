@@ -80,6 +80,7 @@ class Loop:
         self.at.identity = identity
         main = ranks.is_main_process
         with ExitStack() as stack:
+            self.stop = stack.enter_context(stop_on_signals())
             stack.enter_context(global_kept())
             stack.enter_context(modes_kept(self.model))
             training_mode(self.model)
@@ -100,7 +101,6 @@ class Loop:
             self.log.open(self.at.metrics_bytes)
             stack.callback(self.log.close)
             stack.enter_context(tracking(ranks, self.at.step))
-            self.stop = stack.enter_context(stop_on_signals())
             bar = Bar(self.steps, self.training.epochs, show=main)
             self.bar = stack.enter_context(bar.shown())
             yield
@@ -131,20 +131,19 @@ class Loop:
 
     def train(self, evaluate_every: int) -> None:
         """All steps that are left."""
-        last_save = time.monotonic()
-        per_epoch = self.order.steps
+        last_save, saved = time.monotonic(), self.at.step
         batches = self._batches()
-        while self.at.step < self.steps:
-            self._step(batches)
-            epoch, rest = divmod(self.at.step, per_epoch)
-            if not rest and evaluate_every and epoch % evaluate_every == 0:
-                self._score(epoch)
+        while True:
+            self._score(evaluate_every)
             stop, due = self._decide(time.monotonic() - last_save)
-            if stop or due:
+            if (stop or due) and self.at.step > saved:
                 self.save()
-                last_save = time.monotonic()
+                last_save, saved = time.monotonic(), self.at.step
             if stop:
                 raise self._interrupted()
+            if self.at.step == self.steps:
+                break
+            self._step(batches)
         self.save()
 
     def _batches(self) -> Iterator[list[Batch]]:
@@ -178,10 +177,17 @@ class Loop:
             statistics.forget(self.model)
         self._note("train", -(-self.at.step // self.order.steps), found)
 
-    def _score(self, epoch: int) -> None:
-        if self.val is None:
+    def _score(self, every: int) -> None:
+        """Score on val if that is due; a request to stop leaves it for later."""
+        epoch, rest = divmod(self.at.step, self.order.steps)
+        due = not rest and every and epoch % every == 0 and self.at.step > self.at.scored
+        if self.val is None or not due:
             return
-        found = self._evaluate(self.val)
+        try:
+            found = self._evaluate(self.val)
+        except Interrupted:
+            return
+        self.at.scored = self.at.step
         self.val_scores = self.at.step, found
         self._note("val", epoch, found.scores())
         best, value = self.at.best, found.best
@@ -191,8 +197,13 @@ class Loop:
     def _evaluate(self, dataset: Dataset[Any]) -> Scores:
         size = max(1, self.training.batch_size // self.ranks.num_processes)
         size = max(size, 32) if self.task.small_outputs else size
-        workers = self.how.workers
-        return evaluate(self.model, dataset, task=self.task, batch_size=size, workers=workers)
+        how: dict[str, Any] = {"batch_size": size, "workers": self.how.workers}
+        return evaluate(self.model, dataset, task=self.task, watch=self._watch, **how)
+
+    def _watch(self) -> None:
+        """Raises: Interrupted on a request to stop; several processes stop after a step only."""
+        if self.stop and self.ranks.num_processes == 1:
+            raise self._interrupted()
 
     def _note(self, split: str, epoch: int, found: dict[str, float]) -> None:
         line = {"step": self.at.step, "epoch": epoch, "split": split, **found}

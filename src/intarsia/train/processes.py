@@ -35,7 +35,7 @@ def accelerator(trackers: Sequence[str], out: Path | None) -> Accelerator:
         raise ConfigError("accelerate", got=got, want=want, fix=fix) from error
 
 
-def on_main(ranks: Accelerator, job: Callable[[], Result]) -> Result:
+def on_main(ranks: Accelerator | PartialState, job: Callable[[], Result]) -> Result:
     """Run a job in the main process; every process gets its result, or raises its error."""
     found: Result | IntarsiaError | None = None
     if ranks.is_main_process:

@@ -31,10 +31,11 @@ class Score:
 
 @dataclass
 class Position:
-    """Progress of a run: steps, time, bytes of metrics written, the best epoch so far, and the
-    routers' loads in the newest whole epoch."""
+    """Progress of a run: steps, the step of the newest score on val, time, bytes of metrics
+    written, the best epoch so far, and the routers' loads in the newest whole epoch."""
 
     step: int = 0
+    scored: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     metrics_bytes: int = 0
@@ -83,6 +84,7 @@ def capture(model: nn.Module, learner: Learner, at: Position, ranks: Accelerator
     return {
         "identity": at.identity,
         "step": at.step,
+        "scored": at.scored,
         "seconds": at.seconds,
         "cpu_seconds": at.cpu_seconds,
         "metrics_bytes": at.metrics_bytes,
@@ -113,6 +115,7 @@ def restore(
     set_generator_states(model, state["draws"])
     set_global_state(state["random"][ranks.process_index])
     at.step, at.metrics_bytes = state["step"], state["metrics_bytes"]
+    at.scored = state.get("scored", at.step)  # checkpoints were once written after scoring only
     at.seconds, at.cpu_seconds = state["seconds"], state["cpu_seconds"]
     at.loads = {name: Load(tuple(share), k) for name, (share, k) in state.get("loads", {}).items()}
     routers = learned_routers(model)

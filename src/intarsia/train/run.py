@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError, DataError
+from ..core.files import write_text
 from ..schedules import SparseSchedule
 from . import record as records
-from .folder import FORMAT, Write, prepare, write_results
+from .folder import FORMAT, README, Write, owned, write_results
 from .loop import Job, Loop
 from .precision import cast_frozen, trained
 from .processes import accelerator, on_main
@@ -45,10 +47,19 @@ class Run:
     __repr__ = __str__  # of a record and logits nobody reads the values in a notebook
 
 
-def fit_once(job: Job, record: Mapping[str, Any], evaluate_every: int, write: Write) -> Run:
+Finish = Callable[[Run], Run]  # what a run says of itself before it is written
+
+
+def fit_once(
+    job: Job,
+    record: Mapping[str, Any],
+    evaluate_every: int,
+    write: Write,
+    finish: Finish = lambda run: run,
+) -> Run:
     """One training, whatever the method: `fit`, or a phase.
 
-    write: puts the trained model into the run's folder.
+    write: puts the trained model into the run's folder.  finish: see `fit`.
     """
     model, training, out = job.model, job.training, job.running.out
     trained(model)  # raises if nothing is
@@ -57,8 +68,22 @@ def fit_once(job: Job, record: Mapping[str, Any], evaluate_every: int, write: Wr
     if training.precision == "fp16" and ranks.device.type == "cpu":
         what, got = "precision", "'fp16' on a CPU"
         raise ConfigError(what, got=got, want="'fp32' or 'bf16' there", fix="Use precision='bf16'.")
-    if out is not None:
-        on_main(ranks, lambda: prepare(out, job.running.resume))
+    with owned(out, job.running.resume):
+        if out is not None:
+            on_main(ranks, lambda: write_text(out / "README.txt", README))
+        return _fit(job, record, evaluate_every, disjoint, ranks, write, finish)
+
+
+def _fit(
+    job: Job,
+    record: Mapping[str, Any],
+    evaluate_every: int,
+    disjoint: bool | None,
+    ranks: Accelerator,
+    write: Write,
+    finish: Finish,
+) -> Run:
+    model, training, out = job.model, job.training, job.running.out
     model.to(ranks.device)
     cast_frozen(model, training.precision)
     about = _about(job)
@@ -70,10 +95,13 @@ def fit_once(job: Job, record: Mapping[str, Any], evaluate_every: int, write: Wr
         scores = loop.finish()
     results = _results(loop, scores, disjoint) | {"peak_bytes": records.peak_bytes(resident)}
     done = about | {"record": records.plain_values(record), "results": results}
+    run = Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), out)
+    run = finish(run)
     if out is not None:
         split = "test" if "test" in scores else "val"
-        on_main(ranks, lambda: write_results(out, model, done, split, scores.get(split), write))
-    return Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), out)
+        found = scores.get(split)
+        on_main(ranks, lambda: write_results(out, model, run.record, split, found, write))
+    return run
 
 
 def _check_selection(job: Job, every: int) -> bool | None:
