@@ -79,9 +79,10 @@ def fit(
     try:
         run = carry_out(experiment, running, note)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(
-            f"Go on: intarsia fit --resume --out {shlex.quote(str(out))}"
-        ) from stop
+        again = f"Go on: intarsia fit --resume --out {shlex.quote(str(out))}"
+        if not (out / "experiment.json").is_file():
+            again = "Nothing was trained yet: the same command begins again."
+        raise KeyboardInterrupt(again) from stop
     if as_json:
         show_json({"folder": str(out), **run.record["results"], "method": run.record["record"]})
         return

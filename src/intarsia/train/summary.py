@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,14 @@ def _next(record: Mapping[str, Any], out: Path | None) -> list[str]:
     if out is None:
         save = " Next: intarsia.save(model, FOLDER), or intarsia.fold(model)" if adapted else ""
         return [f"Nothing was written.{save}"]
+    report = f"intarsia report {shlex.quote(str(out))}"
     if record.get("record", {}).get("label"):
         later = f"intarsia.open_run({str(out)!r}).predict(PICTURES)"
     elif adapted:
         later = f"intarsia.load(PRETRAINED, {str(out)!r})"
     else:
-        return [f"Saved in {out}. Next, in a shell: intarsia report {out}"]
-    return [f"Saved in {out}. Next: {later}, or in a shell: intarsia report {out}"]
+        return [f"Saved in {out}. Next, in a shell: {report}"]
+    return [f"Saved in {out}. Next: {later}, or in a shell: {report}"]
 
 
 def method_name(record: Mapping[str, Any]) -> str:
