@@ -1,7 +1,7 @@
-"""The tables of docs/benchmarks/mini.md and of the README, out of benchmarks/mini/results.jsonl.
+"""The tables of docs/benchmarks/mini.md and the first picture, of benchmarks/mini/results.jsonl.
 
     python benchmarks/mini_page.py             # what the prose quotes: runs, hours, ranks, gaps
-    python benchmarks/mini_page.py --write     # and the tables, into both
+    python benchmarks/mini_page.py --write     # and the tables and the picture
 
 The results are of `intarsia bench mini --out benchmarks/mini`, in whatever order they were run. A
 method stands in the first tables of a model if it has every task at every seed; if more have every
@@ -12,9 +12,9 @@ left whole, at all seeds that both have.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -28,19 +28,22 @@ from intarsia.results.suites import records
 from intarsia.results.suites.records import Done, MethodName
 from intarsia.results.suites.sheets import SuiteSheet, Title, sheets
 from intarsia.results.suites.summary import Findings
-from intarsia.results.suites.tables import results_table, tables_of
+from intarsia.results.suites.tables import tables_of
 from intarsia.results.table import Column, Entry, Table, escape, markdown
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from mini_picture import THEMES, picture  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "mini" / "results.jsonl"
 PAGE = ROOT / "docs" / "benchmarks" / "mini.md"
-README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "pictures" / "methods-{}.svg"
 BASELINES = ("adaptformer", "pfeiffer")  # the first that a model has
 SPLITS = {
     "mosa": "adaptformer", "mosa-64": "adaptformer-64", "mosa pfeiffer": "pfeiffer",
     "mosa houlsby": "houlsby", "mosa adapter+": "adapter+", "mosl": "lora",
 }  # fmt: skip
-DEAR = ("Time", "Peak memory")  # columns that the README leaves out
 
 
 def by_model(found: Iterable[RunResult]) -> Iterator[tuple[str, list[RunResult]]]:
@@ -167,27 +170,11 @@ def page(text: str, found: Sequence[RunResult]) -> str:
     return "\n".join([prose, *below])
 
 
-def readme(text: str, found: Sequence[RunResult]) -> str:
-    """The README with the first model's results in the first figure of its section on them."""
+def pictures(found: Sequence[RunResult]) -> dict[str, str]:
+    """The first model's methods, accuracy against time, as SVG by theme."""
     _, ours = next(by_model(found))
     _, findings = next(parts(ours))
-    before, title, after = text.partition("### Many methods, one table")
-    head, fence, rest = after.partition("```text\n")
-    return "".join(
-        [before, title, head, fence, short(results_table(findings)), rest[rest.index("```") :]]
-    )
-
-
-def short(table: Table) -> str:
-    """Its lines without the columns that depend on what else the machine did."""
-    kept = [i for i, column in enumerate(table.columns) if column.title not in DEAR]
-    few = replace(
-        table,
-        columns=tuple(table.columns[i] for i in kept),
-        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
-    )
-    head, _, *rows = (line for line in markdown(few).splitlines() if line.startswith("|"))
-    return "\n".join([head, *rows, ""])
+    return {theme: picture(findings, theme) for theme in THEMES}
 
 
 def main() -> None:
@@ -201,7 +188,8 @@ def main() -> None:
             print(markdown(table))
     if asked.write:
         PAGE.write_text(page(PAGE.read_text(), found))
-        README.write_text(readme(README.read_text(), found))
+        for theme, text in pictures(found).items():
+            Path(str(PICTURE).format(theme)).write_text(text)
 
 
 if __name__ == "__main__":
