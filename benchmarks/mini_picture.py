@@ -18,17 +18,44 @@ SECONDS, PERCENT = (3.0, 300.0), (56.5, 65.0)  # of the axes
 TICKS_X, TICKS_Y = (3, 10, 30, 100, 300), (58, 60, 62, 64)
 LETTER = 7.6  # width of one at 14 px, about
 # which labels are placed first; one that finds no room is left out
-FIRST = (
-    "lora", "mosl", "mosa-64", "full", "linear", "last-1", "adaptformer-64", "vpt-shallow", "adamix",
-    "dora", "mosa", "vpt-deep", "ia3", "ssf", "bitfit", "norms", "houlsby",
-)  # fmt: skip
+FIRST = [
+    "lora",
+    "mosl",
+    "mosa-64",
+    "full",
+    "linear",
+    "last-1",
+    "adaptformer-64",
+    "vpt-shallow",
+    "adamix",
+    "dora",
+    "mosa",
+    "vpt-deep",
+    "ia3",
+    "ssf",
+    "bitfit",
+    "norms",
+    "houlsby",
+]
 BASELINES = ("linear", "full", "last-1", "bitfit", "norms", "vpt-shallow", "vpt-deep")
 THEMES = {
-    "light": {"text": "#1f2328", "soft": "#59636e", "line": "#d1d9e0", "split": "#b3400c",
-              "adapter": "#0b5cad", "paper": "#ffffff"},
-    "dark": {"text": "#f0f6fc", "soft": "#9ea7b3", "line": "#3d444d", "split": "#ff9a5c",
-             "adapter": "#6cb6ff", "paper": "#0d1117"},
-}  # fmt: skip
+    "light": {
+        "text": "#1f2328",
+        "soft": "#59636e",
+        "line": "#d1d9e0",
+        "split": "#b3400c",
+        "adapter": "#0b5cad",
+        "paper": "#ffffff",
+    },
+    "dark": {
+        "text": "#f0f6fc",
+        "soft": "#9ea7b3",
+        "line": "#3d444d",
+        "split": "#ff9a5c",
+        "adapter": "#6cb6ff",
+        "paper": "#0d1117",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -82,13 +109,23 @@ def labels(found: Sequence[Dot]) -> Iterator[tuple[Dot, float, float, str]]:
     for dot in sorted(found, key=lambda dot: order.get(dot.name, len(order))):
         wide = LETTER * len(dot.name)
         for dx, dy, anchor in (
-            (10, 4.5, "start"), (-10, 4.5, "end"), (0, -11, "middle"), (0, 20, "middle"),
-            (9, -8, "start"), (-9, -8, "end"), (9, 16, "start"), (-9, 16, "end"),
-        ):  # fmt: skip
+            (10, 4.5, "start"),
+            (-10, 4.5, "end"),
+            (0, -11, "middle"),
+            (0, 20, "middle"),
+            (9, -8, "start"),
+            (-9, -8, "end"),
+            (9, 16, "start"),
+            (-9, 16, "end"),
+        ):
             x, y = dot.x + dx, dot.y + dy
             left = {"start": x, "end": x - wide, "middle": x - wide / 2}[anchor]
             box = (left, y - 11, left + wide, y + 3)
-            if left > LEFT and left + wide < RIGHT and not any(_meet(box, other) for other in taken):
+            if (
+                left > LEFT
+                and left + wide < RIGHT
+                and not any(_meet(box, other) for other in taken)
+            ):
                 taken.append(box)
                 yield dot, x, y, anchor
                 break
@@ -144,8 +181,10 @@ def picture(findings: Findings, theme: str) -> str:
         )
     x = LEFT
     for kind, words in (
-        ("split", "adapter, split by MoSA"), ("adapter", "adapter"), ("baseline", "baseline"),
-    ):  # fmt: skip
+        ("split", "adapter, split by MoSA"),
+        ("adapter", "adapter"),
+        ("baseline", "baseline"),
+    ):
         fill = colors["paper"] if kind == "baseline" else ink[kind]
         lines.append(
             f'<circle cx="{x + 6}" cy="42" r="5" fill="{fill}" stroke="{ink[kind]}" '

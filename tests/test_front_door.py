@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from .test_real_pages import language_model
 from typer.testing import CliRunner
 
 import intarsia
 from intarsia.cli import app
 from intarsia.experiments import matrix
+
+from .test_real_pages import language_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/start/{name}.md" for name in ("vision", "language", "deploy")))
