@@ -37,8 +37,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     running = [start(folder, 0, 1, port), start(folder, 0, 2, port), start(folder, 1, 2, port)]
-    for process in running:
-        output, _ = process.communicate(timeout=300)
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    for process, output in zip(running, outputs, strict=True):
         assert process.returncode == 0, output
     return folder
 
@@ -71,3 +71,8 @@ def test_a_stopped_run_goes_on_in_two_processes(results: Path) -> None:
         whole = load_file(results / f"backward-2-{rank}")
         resumed = load_file(results / f"stop-2-{rank}")
         assert all(torch.equal(whole[name], value) for name, value in resumed.items())
+
+
+def test_a_process_closes_its_group_before_python_ends(results: Path) -> None:
+    """A thread of gloo that frees a tensor after Python has ended would abort the process."""
+    assert [(results / f"left-2-{rank}").read_text() for rank in (0, 1)] == ["closed"] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
@@ -16,9 +17,14 @@ Result = TypeVar("Result")
 
 
 def processes() -> PartialState:
-    """This process among those that accelerate or torchrun started."""
+    """This process among those that accelerate or torchrun started; the group ends with it."""
+    first = not PartialState._shared_state
     # accelerate forms a group of CPU processes only when told that there is nothing else
-    return PartialState(cpu=not torch.accelerator.is_available())
+    found = PartialState(cpu=not torch.accelerator.is_available())
+    if first:
+        # gloo's threads must end before Python does: one that then frees a tensor aborts
+        atexit.register(found.destroy_process_group)
+    return found
 
 
 def accelerator(trackers: Sequence[str], out: Path | None) -> Accelerator:
