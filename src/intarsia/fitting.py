@@ -74,7 +74,7 @@ def fit(
     _no_phases(model)
     training, recipe, running = settle(training, options)
     sets, about = sets_of(model, train, val, test)
-    task = chosen(task, sets[0], recipe)
+    task = chosen(task, sets[0], recipe, getattr(train, "classes", None))
     job = Job(model, sets, task, objective, training, recipe, running)
     return fit_once(job, about | dict(record or {}), evaluate_every, _write, finish)
 
@@ -190,8 +190,9 @@ def fit_in_phases(
     Raises: as `fit` and the method do; the model is then where the phase in question left it.
     """
     settings, recipe, running = settle(training, options)
+    classes = getattr(train, "classes", None)
     (train, val, test), about = sets_of(model, train, val, test)
-    task = chosen(task, train, recipe)
+    task = chosen(task, train, recipe, classes)
     record = about | dict(record or {})
     runs: list[tuple[str, Run]] = []
     steps = method.phases(model, seed=settings.seed)

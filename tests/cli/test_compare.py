@@ -10,7 +10,7 @@ import pytest
 
 from intarsia import Bottleneck, Lora, Mosa, TopK, Upcycle
 from intarsia.claims import ledger
-from intarsia.cli import demo_steps
+from intarsia.cli import demo_steps, early
 from intarsia.core import Claim, Result
 from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.experiments import matrix
@@ -298,6 +298,7 @@ def test_claims_are_run_kept_and_published(
 ) -> None:
     monkeypatch.setattr(ledger, "claims", fake_claims)
     monkeypatch.setattr("intarsia.claims.claims", fake_claims)
+    monkeypatch.setattr(early, "CLAIMS", ("small", "tiny"))
     page = tmp_path / "claims.md"
     said = intarsia("claim", "small", "--page", page, "--seeds", "4,5")
     assert said.code == 0, said.err
@@ -316,6 +317,7 @@ def test_claims_are_run_kept_and_published(
 def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ledger, "claims", lambda: fake_claims("long"))
     monkeypatch.setattr("intarsia.claims.claims", lambda: fake_claims("long"))
+    monkeypatch.setattr(early, "CLAIMS", ("small", "tiny"))
     page = tmp_path / "claims.md"
     assert "Did you mean small" in intarsia("claim", "smal", "--page", page).words
     assert "one of them" in intarsia("claim", "small", "--all", "--page", page).words

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 import pytest
 
 from intarsia.bench.profiles import PROFILES
 from intarsia.bench.protocols import PROTOCOLS
+from intarsia.claims import claims
 from intarsia.cli import early
+from intarsia.cli.options import shared
 from intarsia.core.errors import ConfigError, DataError, UnknownName
-from intarsia.data import corpora, sets, suites, texts
+from intarsia.data import backbones, corpora, sets, suites, texts
 from intarsia.data.transforms import Augment
+from intarsia.experiments.experiment import FILE
+from intarsia.experiments.routing import VARIANTS
 from intarsia.experiments.settings import HEADS
-from intarsia.train import OBJECTIVES
-from intarsia.train.settings import PRECISIONS
+from intarsia.train import OBJECTIVES, progress
+from intarsia.train.settings import PRECISIONS, SELECTIONS, settle
 
 from .conftest import Intarsia
 
@@ -25,6 +29,11 @@ def test_the_lists_are_those_of_the_library() -> None:
     assert set(early.CORPORA) == set(corpora.names())
     assert set(early.SUITES) == set(suites.MODULES)
     assert set(early.TEXTS) == set(texts.SUFFIXES)
+    assert set(early.BACKBONES) == {*backbones.names(), "smollm2"}
+    assert set(early.TRACKERS) == set(progress.TRACKERS)
+    assert set(early.ROUTERS) == set(VARIANTS)
+    assert set(early.CLAIMS) == {claim.key for claim in claims()}
+    assert early.SELECTIONS == SELECTIONS
     library = {
         "augment": get_args(Augment),
         "precision": PRECISIONS,
@@ -88,11 +97,52 @@ def test_settings_are_held_against_the_index() -> None:
 
 
 def test_a_run_is_a_folder(tmp_path: Path) -> None:
-    early.check_run(tmp_path)
+    with pytest.raises(ConfigError, match="a folder without one"):
+        early.check_run(tmp_path)
     with pytest.raises(ConfigError, match="no such folder"):
         early.check_run(tmp_path / "none")
+    (tmp_path / FILE).write_text("{}")
+    early.check_run(tmp_path)
 
 
 def test_fit_says_which_method_a_name_stands_for(intarsia: Intarsia) -> None:
     said = intarsia("fit", "elpv", "--method", "LT-SFT", "--set", "nosuch=1")
     assert "Method 'LT-SFT' is lt_sft." in said.err and "unknown setting of 'lt_sft'" in said.words
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("accumulate", 3),
+        ("lr", float("nan")),
+        ("weight_decay", -1.0),
+        ("seed", -1),
+        ("warmup", 1.0),
+        ("mixup", -0.1),
+        ("cutmix", -0.1),
+        ("smoothing", 1.0),
+        ("clip", 0.0),
+        ("workers", -1),
+        ("patience", 0),
+        ("select", "test"),
+        ("class_weights", "a"),
+        ("class_weights", "a=0"),
+    ],
+)
+def test_a_number_is_refused_early_where_the_library_refuses_it(name: str, value: Any) -> None:
+    given = {"batch_size": 32} | {name: value}
+    with pytest.raises(ConfigError) as ours:
+        early.check_numbers(given)
+    with pytest.raises(ConfigError) as theirs:
+        settle(None, cast(Any, given))
+    assert (ours.value.want, ours.value.got) == (theirs.value.want, theirs.value.got)
+
+
+def test_numbers_that_can_be_are_let_through() -> None:
+    early.check_numbers({p.name: p.default for p in shared()} | {"class_weights": "a=1, b=2.5"})
+    assert early.numbers("--seeds", "0, 2") == (0, 2)
+    for text in ("", "a", "0;1"):
+        with pytest.raises(ConfigError, match="whole number"):
+            early.numbers("--seeds", text)

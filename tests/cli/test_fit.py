@@ -303,7 +303,7 @@ def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) 
         ("--frozen-once", "is trained"),
         ("--frozen-once --last-blocks 2 --augment light", "it alone"),
         ("--epochs 0", "epochs"),
-        ("--batch-size 0", "batch_size"),
+        ("--batch-size 0", "--batch-size"),
         ("--accumulate 3", "equal parts"),
         ("--lr nan", "lr"),
         ("--precision fp8", "fp8"),

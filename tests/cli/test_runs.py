@@ -140,7 +140,7 @@ def test_predict_on_nothing(intarsia: Intarsia, run: Path, tmp_path: Path) -> No
 def test_a_folder_that_is_no_run(intarsia: Intarsia, tmp_path: Path) -> None:
     for verb in ("evaluate", "export"):
         assert "no such folder" in intarsia(verb, tmp_path / "none").words
-        assert "want a run of `intarsia fit`" in intarsia(verb, tmp_path).words
+        assert "the folder of a run of `intarsia fit`" in intarsia(verb, tmp_path).words
 
 
 def test_a_run_that_is_not_finished(intarsia: Intarsia, copy: Path) -> None:

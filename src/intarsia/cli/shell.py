@@ -14,14 +14,22 @@ from rich.panel import Panel
 from rich.table import Table
 from typer.core import TyperGroup
 
+from ..core.quiet import quiet
 from ..experiments import INTERRUPTED
 
 SOME_FAILED, USER_ERROR = 1, 2
+ANYWHERE = ("--debug", "--quiet", "-q")
 PIPE = 200  # characters of a line where there is no terminal
 
 
 def note(line: str) -> None:
     """One progress line, on stderr: stdout is for results."""
+    if not quiet():
+        warn(line)
+
+
+def warn(line: str) -> None:
+    """One line on stderr that --quiet does not silence: something is not as it was asked for."""
     Console(stderr=True, soft_wrap=True).print(escape(line), highlight=False)
 
 
@@ -101,7 +109,7 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            note(f"Stopped. {stop}".strip())
+            warn(f"Stopped. {stop}".strip())
             raise typer.Exit(INTERRUPTED) from stop
         except Exception as error:
             if not _is_ours(error):
@@ -121,6 +129,6 @@ def _is_ours(error: Exception) -> bool:
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """`--debug` belongs in front of the verb and may stand anywhere."""
-    left = [a for a in argv if a != "--debug"]
-    return ["--debug", *left] if len(left) < len(argv) else left
+    """`--debug` and `--quiet` belong in front of the verb and may stand anywhere."""
+    left = [a for a in argv if a not in ANYWHERE]
+    return [*(a for a in ANYWHERE if a in argv), *left]

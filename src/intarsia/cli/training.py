@@ -10,7 +10,17 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError
-from .early import check_choices, check_data, check_settings, is_text, method_key
+from . import completing
+from .configuring import with_config
+from .early import (
+    check_choices,
+    check_data,
+    check_numbers,
+    check_run,
+    check_settings,
+    is_text,
+    method_key,
+)
 from .options import (
     Data,
     Json,
@@ -35,8 +45,9 @@ def fit(
     method: Annotated[
         str,
         typer.Option(
+            autocompletion=completing.methods,
             help="An adapter or baseline of `intarsia list`, as mosa, linear (the head) or full "
-            "(everything); or official (MoSA's published recipe). For texts lora if not given."
+            "(everything); or official (MoSA's published recipe). For texts lora if not given.",
         ),
     ] = "mosa",
     seed: Annotated[int, typer.Option(help="Of weights, draws, order and split.")] = 0,
@@ -46,6 +57,13 @@ def fit(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, as it was started.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run's folder, run.json or experiment.json, or a file like it: all options as "
+            "there, but for those given here."
+        ),
+    ] = None,
     as_json: Json = False,
     **given: Any,
 ) -> None:
@@ -60,6 +78,13 @@ def fit(
     Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
     """
     words = given_in_words(ctx)
+    if config is not None:
+        if resume:
+            got, fix = "--config with it", "Leave --config out: the run has its own settings."
+            raise ConfigError("--resume", got=got, want="it alone", fix=fix)
+        own = {"data": data, "method": method, "seed": seed}
+        given, words = with_config(config, given | own, words, note)
+        data, method, seed = (given.pop(name) for name in own)
     if data is not None:
         check_data(data)
         if is_text(data):
@@ -67,15 +92,19 @@ def fit(
             given |= {"model": FOR_TEXTS["model"]} if "model" not in words else {}
     method = method_key(method, note)
     check_choices(given)
+    check_numbers(given | {"seed": seed})
+    if resume and out is not None:
+        check_run(out)
     if not resume:
         check_settings(method, given["settings"] or ())
     from ..experiments.execute import carry_out
     from ..train import Running
+    from ..train.settings import with_keywords
 
     values = experiment_values(given) | {"method": method, "seed": seed}
     experiment, out = _asked(values, data, out, resume, words)
     use_threads(given["threads"])
-    running = Running(out=out, resume=resume, **running_values(given))
+    running = with_keywords(Running(out=out, resume=resume), running_values(given))
     try:
         run = carry_out(experiment, running, note)
     except KeyboardInterrupt as stop:

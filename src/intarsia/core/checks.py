@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
 
 from .errors import ConfigError
@@ -36,3 +37,31 @@ def below_one(what: str, got: float, fix: str = "Try 0.1.") -> None:
     """Raises: ConfigError unless 0 <= got < 1; NaN is refused, too."""
     if not 0 <= got < 1:
         raise ConfigError(what, got=got, want=f"0 <= {what} < 1", fix=fix)
+
+
+DEVICES = ("cpu", "cuda", "mps")
+
+
+def check_device(name: str) -> None:
+    """Raises: ConfigError unless it is a name of a device, which need not be there."""
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ConfigError("device", got=repr(name), want="cpu, cuda, cuda:1 or mps", fix="Try cpu.")
+
+
+BALANCED = "balanced"  # class weights by how often a class occurs
+
+
+def named_numbers(what: str, text: str) -> dict[str, float]:
+    """ "a=1,b=2.5" as a mapping.  Raises: ConfigError for anything else, or a name given twice."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = (word.strip() for word in part.rpartition("="))
+        try:
+            number = float(value) if equals and name and name not in found else math.nan
+        except ValueError:
+            number = math.nan
+        if math.isnan(number):
+            want = f"{BALANCED}, or a number for each name, once: a=1,b=2"
+            raise ConfigError(what, got=repr(text), want=want, fix=f"For example: {BALANCED}")
+        found[name] = number
+    return found

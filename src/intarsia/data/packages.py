@@ -30,6 +30,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from intarsia.core.errors import AssetError
+from intarsia.core.quiet import quiet
 
 Registry = Literal["pypi", "debian", "npm"]
 
@@ -75,8 +76,9 @@ def cache_dir() -> Path:
 
 
 def announce(line: str) -> None:
-    """Write one progress line to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """Write one progress line to stderr, unless progress is not told."""
+    if not quiet():
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -39,7 +39,9 @@ from ..train.folder import owned
 from ..train.loop import Sets
 from ..train.objectives import Objective
 from ..train.precision import DTYPES
-from ..train.processes import on_main, processes
+from ..train.processes import device_named, on_main, processes
+from ..train.settings import keywords
+from ..train.weights import weights_of
 from . import experiment as experiments
 from . import language, settings
 from .experiment import Adapted, Experiment
@@ -68,6 +70,7 @@ def carry_out(
         return language.carry_out(experiment, running, report, score=score)
     method = method_of(experiment)
     recipe = recipe_of(method, experiment)
+    device_named(running.compute.device)  # one that is not there is refused, too
     shared = shared or SharedWork()
     with owned(running.out, running.resume):  # a folder in use is refused before the work begins
         return _on_pictures(experiment, method, recipe, running, report, shared, score=score)
@@ -85,6 +88,8 @@ def _on_pictures(
 ) -> Run:
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
     recipe["objective"] = by_task(recipe["objective"], experiment, data)
+    if weights := recipe["class_weights"]:
+        recipe["class_weights"] = weights_of(weights, data.classes, data.train.labels)
     method, chosen = for_budget(method, experiment, len(data.train), report)
     adapted, seed, classes = experiment.adapted, experiment.training.seed, len(data.classes)
     key = trunk_key(adapted) | {"classes": classes, "seed": seed}
@@ -94,12 +99,13 @@ def _on_pictures(
     sets = sets_of(experiment, data, input_config(model), shared, same, score=score)
     same = same | {"trunk": about["trunk"]}
     model = with_method(model, method, experiment, data.classes)
+    model.to(device_named(running.compute.device))
     experiments.save(experiment, running.out)
     report(
         f"Training {experiment.label} on {len(data.train):,} pictures of "
         f"{' x '.join(map(str, about['inputs']['size']))} px, {experiment.training.epochs} epochs."
     )
-    options = {name: getattr(running, name) for name in running.__dataclass_fields__} | recipe
+    options = keywords(running) | recipe
     sets_for = tokens_once if experiment.adapted.frozen_once else pictures_each_step
     with sets_for(model, sets, experiment, running, shared, same) as ((train, val, test), once):
         return fit_as(method)(
@@ -130,6 +136,7 @@ def record_of(
     return {
         "label": experiment.label,
         "command": experiment.command(),
+        "experiment": experiment.flat(),
         "model": experiment.adapted.model,
         "trunk": trunk_fingerprint(model),
         "data": data.record,
@@ -140,7 +147,8 @@ def record_of(
 
 def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
     """Keywords of `fit`: the objective, and all that is not in `Training`."""
-    own = {name: getattr(experiment.recipe, name) for name in experiments.RECIPE}
+    asked = keywords(experiment.recipe)
+    own = {name: asked[name] for name in experiments.RECIPE}
     own["objective"] = settings.objective(experiment.objective)
     published: Mapping[str, Any] | None = getattr(method, "fit_options", None)
     if published is None:
@@ -216,7 +224,7 @@ def tokens_once(
     same: what tells these tokens apart in `shared`, but for the part, the block and the type.
     Raises: ConfigError with augmentation, which changes a picture in every epoch, or recomputation.
     """
-    if experiment.pictures.augment != "none" or running.recompute:
+    if experiment.pictures.augment != "none" or running.compute.recompute:
         what = "--frozen-once"
         fix = "Leave --frozen-once out: every step then computes every block."
         raise ConfigError(what, got="--augment or --recompute with it", want="it alone", fix=fix)

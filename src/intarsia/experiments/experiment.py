@@ -15,9 +15,11 @@ from ..data import sets
 from ..data.texts import is_text
 from ..train import Recipe, Training
 from ..train.processes import on_main, processes
+from ..train.settings import keywords, with_keywords
 
 FILE = "experiment.json"
-RECIPE = ("select", "mixup", "cutmix", "smoothing", "clip")  # of the Recipe, what JSON can hold
+# of the Recipe, what JSON can hold
+RECIPE = ("select", "patience", "mixup", "cutmix", "smoothing", "class_weights", "clip")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Experiment:
         flat: dict[str, Any] = {}
         for group in (self.pictures, self.adapted, self.training):
             flat |= {f.name: getattr(group, f.name) for f in fields(group)}
-        flat |= {name: getattr(self.recipe, name) for name in RECIPE}
+        recipe = keywords(self.recipe)
+        flat |= {name: recipe[name] for name in RECIPE}
         flat["objective"] = self.objective
         return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
 
@@ -88,15 +91,14 @@ class Experiment:
             k: tuple(v) if isinstance(v, list) else v for k, v in flat.items()
         }
 
-        def group(kind: type[Any], names: tuple[str, ...] | None = None) -> Any:
-            known = names or tuple(f.name for f in fields(kind))
-            return kind(**{name: values[name] for name in known if name in values})
+        def group(kind: type[Any]) -> Any:
+            return kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
 
         return cls(
             group(Pictures),
             group(Adapted),
             group(Training),
-            group(Recipe, RECIPE),
+            with_keywords(Recipe(), {name: values[name] for name in RECIPE if name in values}),
             values.get("objective", "plain"),
         )
 

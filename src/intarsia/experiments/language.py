@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..hosts import apply
 from ..train import Run, Running, evaluate
 from ..train.folder import owned
 from ..train.precision import cast_frozen
+from ..train.settings import keywords
 from . import experiment as experiments
 from . import settings
 from .experiment import Experiment
@@ -30,6 +30,7 @@ PICTURES_ONLY = {
     "frozen_once": False,
     "mixup": 0.0,
     "cutmix": 0.0,
+    "class_weights": None,
 }
 
 
@@ -62,6 +63,7 @@ def _on_texts(
     about = {
         "label": experiment.label,
         "command": experiment.command(),
+        "experiment": experiment.flat(),
         "model": asked.model,
         "trunk": trunk_fingerprint(model),
         "data": data.record,
@@ -78,8 +80,8 @@ def _on_texts(
         f"Training {experiment.label} on {data.train.tokens:,} tokens in {len(data.train):,} rows, "
         f"{experiment.training.epochs} epochs."
     )
-    options = {f.name: getattr(running, f.name) for f in dataclasses.fields(running)}
-    options |= {name: getattr(experiment.recipe, name) for name in experiments.RECIPE}
+    recipe = keywords(experiment.recipe)
+    options = keywords(running) | {name: recipe[name] for name in experiments.RECIPE}
     return fit_as(method)(
         model,
         data.train,

@@ -10,6 +10,7 @@ from typing import Any
 from ..data.packages import announce
 from ..results.store import key_of
 from ..train import Running
+from ..train.settings import with_keywords
 from .execute import carry_out
 from .experiment import FILE, Experiment
 from .shared import SharedWork
@@ -31,7 +32,7 @@ def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
     experiment = Experiment.of(inputs["experiment"])
     folder, shared = Path(inputs["folder"]), inputs.get("shared")
     options = {"trackers": (), **inputs.get("running", {})}
-    running = Running(out=folder, resume=(folder / FILE).is_file(), **options)
+    running = with_keywords(Running(out=folder, resume=(folder / FILE).is_file()), options)
     lines: list[str] = []
     quiet = inputs.get("quiet", True)
     found = carry_out(

@@ -25,20 +25,20 @@ def wrapped(model: nn.Module, running: Running, accelerator: Accelerator) -> Ite
     Raises: ConfigError for recompute on a model that does not offer it.
     """
     shared: dict[str, Any] = {"shard": (accelerator.process_index, accelerator.num_processes)}
-    if running.recompute:
+    if running.compute.recompute:
         _set_recompute(model, True)
         shared["hold"] = True
     try:
         with having(model, **shared):
             forward = model
-            if running.compile:
+            if running.compute.compile:
                 forward = cast(nn.Module, torch.compile(model))
             if accelerator.num_processes > 1:
                 forward = accelerator.prepare_model(forward)
             yield forward
     finally:
         redraw(model)
-        if running.recompute:
+        if running.compute.recompute:
             _set_recompute(model, False)
 
 

@@ -27,7 +27,7 @@ from .objectives import Objective, Staged, logits_of
 from .order import Batch, Key, Order, Reader, labels_of, read, size_of, to_device
 from .precision import autocast, compute_dtype, training_mode
 from .processes import on_main
-from .progress import Bar, track, tracking
+from .progress import CSV, Bar, track, tracking
 from .randomness import generator_states, global_kept, seed_all, set_generator_states
 from .scores import Scores
 from .settings import Recipe, Running, Training
@@ -100,7 +100,8 @@ class Loop:
             self.log = Log(out / METRICS if out is not None and main else None)
             self.log.open(self.at.metrics_bytes)
             stack.callback(self.log.close)
-            stack.enter_context(tracking(ranks, self.at.step))
+            csv_in = out if CSV in (self.how.trackers or ()) else None
+            stack.enter_context(tracking(ranks, self.at.step, csv_in))
             bar = Bar(self.steps, self.training.epochs, show=main)
             self.bar = stack.enter_context(bar.shown())
             yield
@@ -141,10 +142,22 @@ class Loop:
                 last_save, saved = time.monotonic(), self.at.step
             if stop:
                 raise self._interrupted()
-            if self.at.step == self.steps:
+            if self.at.step == self.steps or self._stale(evaluate_every):
                 break
             self._step(batches)
         self.save()
+
+    def _stale(self, evaluate_every: int) -> bool:
+        """Whether val has been no better for as long as the recipe is patient."""
+        best, patience = self.at.best, self.recipe.patience
+        if best is None or patience is None or self.at.step % self.order.steps:
+            return False
+        return self.epochs - best.epoch >= patience * evaluate_every
+
+    @property
+    def epochs(self) -> int:
+        """Those begun so far."""
+        return -(-self.at.step // self.order.steps)
 
     def _batches(self) -> Iterator[list[Batch]]:
         """The parts of each batch that is left, as this process sees them."""
@@ -175,7 +188,7 @@ class Loop:
             found |= statistics.summary(self.at.loads)
             self.warned = self.warned or statistics.warn_of_collapse(self.at.loads)
             statistics.forget(self.model)
-        self._note("train", -(-self.at.step // self.order.steps), found)
+        self._note("train", self.epochs, found)
 
     def _score(self, every: int) -> None:
         """Score on val if that is due; a request to stop leaves it for later."""
@@ -253,5 +266,5 @@ class Loop:
             scores["val"] = self._evaluate(self.val)
         if self.test is not None:
             scores["test"] = self._evaluate(self.test)
-            self._note("test", self.training.epochs, scores["test"].scores())
+            self._note("test", self.epochs, scores["test"].scores())
         return scores

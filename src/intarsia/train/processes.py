@@ -5,13 +5,15 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
+from ..core.checks import check_device
 from ..core.errors import ConfigError, IntarsiaError
+from .progress import CSV
 
 Result = TypeVar("Result")
 
@@ -27,14 +29,45 @@ def processes() -> PartialState:
     return found
 
 
-def accelerator(trackers: Sequence[str], out: Path | None) -> Accelerator:
+def device_named(name: str | None) -> torch.device:
+    """The device of that name; None = what accelerate chooses.
+
+    Raises: ConfigError for a name that is none, for a device that is not there, and for any name
+    where several processes have a device each.
+    """
+    state = processes()
+    if name is None:
+        own = state.device if state.num_processes > 1 else state.default_device
+        return cast(torch.device, own)
+    if state.num_processes > 1:
+        got = f"{name!r} for {state.num_processes} processes"
+        fix = "Leave it out: each process has its own."
+        raise ConfigError("device", got=got, want="none", fix=fix)
+    check_device(name)
+    device = torch.device(name)
+    there = {"cpu": 1, "mps": int(torch.backends.mps.is_available())}
+    count = there.get(device.type, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    if (device.index or 0) >= count:
+        every = ["cpu"] + ["mps"] * there["mps"]
+        every += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        fix = "Leave it out: the best one that is there is used."
+        raise ConfigError("device", got=repr(name), want=f"one of {', '.join(every)}", fix=fix)
+    return device
+
+
+def accelerator(trackers: Sequence[str], out: Path | None, device: str | None) -> Accelerator:
     """accelerate for one run; autocast stays with the loop, since its own would patch the model.
 
-    Raises: ConfigError if the program has an Accelerator of another precision.
+    Raises: ConfigError if the program has an Accelerator of another precision, or for a device that
+    is not there.
     """
-    processes()
+    chosen = device_named(device)
     try:
-        return Accelerator(mixed_precision="no", log_with=[*trackers] or None, project_dir=out)
+        theirs: Any = [name for name in trackers if name != CSV] or None
+        found = Accelerator(mixed_precision="no", log_with=theirs, project_dir=out)
+        # accelerate knows one device a program, a run may have another
+        setattr(found.state, "device", chosen)  # noqa: B010
+        return found
     except ValueError as error:
         got, want = f"an Accelerator in use ({error})", "none, or one with mixed_precision='no'"
         fix = "Set the precision with fit(..., precision='bf16') only."

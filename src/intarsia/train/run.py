@@ -24,6 +24,7 @@ from .processes import accelerator, on_main
 from .progress import tracker_names
 from .resume import trunk_hash
 from .scores import Scores
+from .settings import keywords
 from .summary import summary
 
 
@@ -64,7 +65,8 @@ def fit_once(
     model, training, out = job.model, job.training, job.running.out
     trained(model)  # raises if nothing is
     disjoint = _check_selection(job, evaluate_every)
-    ranks = accelerator(tracker_names(job.running.trackers, out), out)
+    device = job.running.compute.device
+    ranks = accelerator(tracker_names(job.running.trackers, out), out, device)
     if training.precision == "fp16" and ranks.device.type == "cpu":
         what, got = "precision", "'fp16' on a CPU"
         raise ConfigError(what, got=got, want="'fp32' or 'bf16' there", fix="Use precision='bf16'.")
@@ -136,9 +138,9 @@ def _about(job: Job) -> dict[str, Any]:
         "task": records.describe(job.task),
         "objective": records.describe(job.objective),
         "training": records.plain_values(job.training),
-        "recipe": records.plain_values(job.recipe)
+        "recipe": records.plain_values(keywords(job.recipe))
         | ({"schedule": records.describe(schedule)} if masks else {}),
-        "running": records.plain_values(job.running),
+        "running": records.plain_values(keywords(job.running)),
         "data": {k: records.data_of(v) for k, v in named.items() if v is not None},
         "machine": records.machine(),
         "versions": records.versions(),
@@ -176,10 +178,11 @@ def _results(loop: Loop, scores: Mapping[str, Scores], disjoint: bool | None) ->
         ),
         "selection": {
             "rule": loop.recipe.select,
-            "epoch": best.epoch if best else loop.training.epochs,
+            "epoch": best.epoch if best else loop.epochs,
             "disjoint_from_train": disjoint,
+            "stopped_after": loop.epochs if loop.at.step < loop.steps else None,
         },
-        "steps": loop.steps,
+        "steps": loop.at.step,
         "seconds": round(loop.at.seconds, 3),
         "cpu_seconds": round(loop.at.cpu_seconds, 3),
     }

@@ -1,12 +1,12 @@
-"""The settings of a run: three small frozen dataclasses, and their keywords."""
+"""The settings of a run: small frozen dataclasses, and their keywords."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar, cast
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,12 +15,14 @@ from ..core.checks import above, at_least, below_one, one_of
 from ..core.errors import ConfigError, UnknownName
 from ..schedules import ByFit, SparseSchedule
 from .optimisers import LrFactor, adamw, cosine
+from .weights import ClassWeights, check_weights
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 SELECTIONS = ("last", "val")
 
 OptimizerFactory = Callable[[nn.Module, float, float], Optimizer]
 Schedule = Callable[[nn.Module, int, int], None]
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,32 @@ class Training:
 
 
 @dataclass(frozen=True)
+class LossOptions:
+    """What is done with the labels of classes before the loss.
+
+    mixup, cutmix: alpha of timm's Mixup; smoothing: of the labels.
+    class_weights: how much a class counts, see `train.weights.weights_of`; None = all the same.
+
+    Raises: ConfigError on a setting that cannot be.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    smoothing: float = 0.0
+    class_weights: ClassWeights | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix"):
+            at_least(name, getattr(self, name), 0)
+        below_one("smoothing", self.smoothing)
+        check_weights(self.class_weights)
+        if self.class_weights is not None and (self.mixup or self.cutmix):
+            want = "images with one right answer, for a weight is that of a class"
+            fix = "Leave mixup and cutmix out, or the weights."
+            raise ConfigError("class_weights", got="mixed images with them", want=want, fix=fix)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The other settings that change what is learned; the defaults are plain AdamW.
 
@@ -66,8 +94,10 @@ class Recipe:
     None = cosine after the warm-up.  schedule: (model, step, steps), called before each step; it
     must depend on these only, so that a resumed run sees the same; or a `schedules.ByFit`;
     or a `schedules.SparseSchedule`, whose masks the checkpoint holds.
-    mixup, cutmix: alpha of timm's Mixup; smoothing: of the labels.  clip: largest gradient norm.
+    clip: largest gradient norm.
     select: "last" epoch, or the best on "val" (which must share no sample with train).
+    patience: stop after so many scores on val in a row that are no better than the best, whose
+      epoch is then the result; implies select="val".  loss: see `LossOptions`.
 
     Raises: ConfigError on a setting that cannot be.
     """
@@ -75,31 +105,44 @@ class Recipe:
     optimizer: OptimizerFactory = adamw
     lr_factor: LrFactor | None = None
     schedule: Schedule | ByFit | SparseSchedule | None = None
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    smoothing: float = 0.0
     clip: float | None = None
     select: str = "last"
+    patience: int | None = None
+    loss: LossOptions = LossOptions()
 
     def __post_init__(self) -> None:
-        for name in ("mixup", "cutmix"):
-            at_least(name, getattr(self, name), 0)
-        if isinstance(self.schedule, ByFit) and (self.mixup or self.cutmix):
+        if isinstance(self.schedule, ByFit) and (self.loss.mixup or self.loss.cutmix):
             raise ConfigError(
                 "schedule",
                 got=f"{type(self.schedule).__name__} with mixed images",
                 want="images with one right answer, for it follows the training accuracy",
                 fix="Leave mixup and cutmix out, or use ActiveSchedule.",
             )
-        below_one("smoothing", self.smoothing)
         if self.clip is not None:
             above("clip", self.clip, 0, fix="Try 1.0, or None.")
         fix = "A test set is scored once, after training; it chooses nothing."
         one_of("select", self.select, SELECTIONS, fix=fix)
+        if self.patience is not None:
+            at_least("patience", self.patience, 1)
+            object.__setattr__(self, "select", "val")
 
     def factor(self, step: int, steps: int, warmup: float) -> float:
         """The multiple of lr at a step."""
         return (self.lr_factor or cosine(warmup))(step, steps)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """On what, and in which order, a step is computed.
+
+    device: "cpu", "cuda", "cuda:1", "mps"; None = what accelerate chooses.
+    recompute: forget activations and compute them again in the backward: less memory, a third more
+      time.  compile: torch.compile the forward; pays for long runs on an accelerator.
+    """
+
+    device: str | None = None
+    recompute: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,9 +152,7 @@ class Running:
     out: the run folder, None = nothing is written.  resume: go on from its checkpoint.
     checkpoint_steps, checkpoint_seconds: whichever comes first; None = not by that.
     trackers: names that accelerate knows; None = TensorBoard if it is installed.
-    workers: processes that read data, 0 = this one.
-    recompute: forget activations and compute them again in the backward: less memory, a third more
-      time.  compile: torch.compile the forward; pays for long runs on an accelerator.
+    workers: processes that read data, 0 = this one.  compute: see `Compute`.
 
     Raises: ConfigError on a setting that cannot be, such as resume without a folder.
     """
@@ -122,8 +163,7 @@ class Running:
     checkpoint_seconds: float | None = 30.0
     trackers: Sequence[str] | None = None
     workers: int = 0
-    recompute: bool = False
-    compile: bool = False
+    compute: Compute = Compute()
 
     def __post_init__(self) -> None:
         if self.out is not None:
@@ -155,16 +195,49 @@ class Options(TypedDict, total=False):
     mixup: float
     cutmix: float
     smoothing: float
+    class_weights: ClassWeights | None
     clip: float | None
     select: str
+    patience: int | None
     out: str | Path | None
     resume: bool
     checkpoint_steps: int | None
     checkpoint_seconds: float | None
     trackers: Sequence[str] | None
     workers: int
+    device: str | None
     recompute: bool
     compile: bool
+
+
+INSIDE = (
+    LossOptions,
+    Compute,
+)  # settings inside of settings: their keywords are those of the whole
+
+
+def keywords(settings: object) -> dict[str, Any]:
+    """Settings as the keywords of `fit`."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(cast(Any, settings)):
+        value = getattr(settings, field.name)
+        found |= keywords(value) if isinstance(value, INSIDE) else {field.name: value}
+    return found
+
+
+def with_keywords(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    """Settings with other values for some of their `keywords`; other names are left alone.
+
+    Raises: ConfigError for a value that cannot be.
+    """
+    new: dict[str, Any] = {}
+    for field in dataclasses.fields(cast(Any, settings)):
+        value = getattr(settings, field.name)
+        if isinstance(value, INSIDE):
+            new[field.name] = with_keywords(value, given)
+        elif field.name in given:
+            new[field.name] = given[field.name]
+    return cast(Settings, dataclasses.replace(cast(Any, settings), **new))
 
 
 def settle(training: Training | None, options: Options) -> tuple[Training, Recipe, Running]:
@@ -172,12 +245,10 @@ def settle(training: Training | None, options: Options) -> tuple[Training, Recip
 
     Raises: UnknownName for a keyword that is in none of them.
     """
-    taken: list[Any] = []
-    left: dict[str, Any] = dict(options)
-    for start in (training or Training(), Recipe(), Running()):
-        names = {f.name for f in dataclasses.fields(start)}
-        own = {name: left.pop(name) for name in sorted(names & left.keys())}
-        taken.append(dataclasses.replace(start, **own))
-    for name in left:
+    for name in options.keys() - Options.__annotations__.keys():
         raise UnknownName("setting of fit", name, Options.__annotations__)
-    return taken[0], taken[1], taken[2]
+    return (
+        with_keywords(training or Training(), options),
+        with_keywords(Recipe(), options),
+        with_keywords(Running(), options),
+    )

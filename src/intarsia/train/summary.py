@@ -18,7 +18,9 @@ def summary(
     """What `print(run)` shows.  record: of run.json."""
     results, training, counts = record["results"], record["training"], record["parameters"]
     epoch, n = results["selection"]["epoch"], record["data"]["train"]["n"]
-    chosen = "" if epoch == training["epochs"] else f", epoch {epoch} chosen on val"
+    epochs = results["selection"].get("stopped_after") or training["epochs"]
+    chosen = "" if epoch == epochs else f", epoch {epoch} chosen on val"
+    early = "" if epochs == training["epochs"] else f" of {training['epochs']}"
     lines = [f"{method_name(record)} on {_data(record)}{n:,} samples"]
     for split, found in (("val", val), ("test", test)):
         if found is not None:
@@ -29,7 +31,7 @@ def summary(
         f"{counts['trained']:,} of {counts['all']:,} parameters trained "
         f"({counts['trained_without_head']:,} without the head)"
     )
-    lines.append(f"{training['epochs']} epochs{chosen}, {results['seconds']:.1f} s of training")
+    lines.append(f"{epochs}{early} epochs{chosen}, {results['seconds']:.1f} s of training")
     return "\n".join([*lines, *_next(record, out)])
 
 

@@ -17,7 +17,7 @@ from .reading import FinishedRun
 from .sentences import PART_NAMES, data_of, selection_of
 
 FEW = 4  # words of a list that are shown one by one
-_SEEN_ELSEWHERE = ("label", "model", "method", "data", "classes", "command")
+_SEEN_ELSEWHERE = ("label", "model", "method", "data", "classes", "command", "experiment")
 
 
 @dataclass(frozen=True)

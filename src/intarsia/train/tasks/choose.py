@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 
 from ...core.errors import ConfigError
 from ...schedules import ByFit
-from ..order import Inputs, Reader, size_of
-from ..settings import Recipe
+from ..order import Inputs, Reader, labels_of, size_of
+from ..settings import Recipe, keywords
+from ..weights import weights_of
 from .classes import Classes
 from .labels import MultiLabel
 from .regression import Regression
@@ -44,24 +45,33 @@ def _of_tokens(inputs: Inputs) -> bool:
     return not inputs.is_floating_point()
 
 
-def chosen(task: Task | None, dataset: Dataset[Any], recipe: Recipe) -> Task:
-    """The task asked for, or the dataset's own with the recipe's smoothing and mixing.
+def chosen(
+    task: Task | None,
+    dataset: Dataset[Any],
+    recipe: Recipe,
+    classes: Sequence[str] | None = None,
+) -> Task:
+    """The task asked for, or the dataset's own with the recipe's smoothing, mixing and weights.
 
+    classes: their names, where the dataset does not know them.
     Raises: ConfigError where the recipe has a setting that the task has not.
     """
-    mixing = {n: v for n in ("mixup", "cutmix") if (v := getattr(recipe, n))}
-    given: dict[str, Any] = mixing | ({"smoothing": recipe.smoothing} if recipe.smoothing else {})
+    given = {name: value for name, value in keywords(recipe.loss).items() if value}
     found = task or task_of(dataset)
     if isinstance(recipe.schedule, ByFit) and not found.answers:
         got = f"{type(recipe.schedule).__name__} for {type(found).__name__}"
         want = "a task with right answers, for it follows the training accuracy"
         raise ConfigError("schedule", got=got, want=want, fix="Use ActiveSchedule.")
     if task is None and type(found) is Classes:
+        if weights := given.pop("class_weights", None):
+            names = classes or getattr(dataset, "classes", None)
+            given["weights"] = weights_of(weights, names, labels_of(dataset))
         return Classes(**given)
-    if task is None and type(found) is Tokens and not mixing:
-        return Tokens(smoothing=recipe.smoothing)
+    if task is None and type(found) is Tokens and given.keys() <= {"smoothing"}:
+        return Tokens(**given)
     for name, value in given.items():
         got = f"{value} for {type(found).__name__}"
-        fix = f"Leave it out, or give it to the task: task=Classes({name}={value})."
+        own = f"Classes({'weights=...' if name == 'class_weights' else f'{name}={value}'})"
+        fix = f"Leave it out, or give it to the task: task={own}."
         raise ConfigError(name, got=got, want="a task of classes that is not named", fix=fix)
     return found

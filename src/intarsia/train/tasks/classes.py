@@ -19,6 +19,7 @@ from ..objectives import Objective, plain
 from ..order import Batch, Inputs
 from ..outcome import LossOf, Outcome, TargetLoss
 from ..scores import Metrics
+from ..weights import WeightedCrossEntropy
 from .task import Task, refuse_output
 
 Groups = Sequence[Sequence[int]]  # the classes of each task of a joint label space
@@ -29,7 +30,8 @@ class Classes(Task):
     """Cross-entropy of one class index for each sample; the scores are `Metrics`.
 
     classes: of the model, None = read off its output; smoothing: of the labels; mixup, cutmix:
-    alpha of timm's Mixup, on tensors of pictures.
+    alpha of timm's Mixup, on tensors of pictures.  weights: of each class in the loss, none = all
+    the same; the scores do not know them.
     """
 
     answers: ClassVar[bool] = True
@@ -38,6 +40,7 @@ class Classes(Task):
     smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    weights: tuple[float, ...] | None = None
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
         return inputs, whole_numbers(target, 1, "one whole number for each image or token")
@@ -49,6 +52,9 @@ class Classes(Task):
                 batch[1],
                 "(images, classes), or (texts, tokens, vocabulary) for labels of tokens",
             )
+        if self.weights and len(self.weights) != output.shape[-1]:
+            what, got = "class_weights", f"{len(self.weights)} for {output.shape[-1]} classes"
+            raise ConfigError(what, got=got, want="one for each class", fix="Name each class once.")
         return dataclasses.replace(self, classes=output.shape[-1])
 
     def check(self, target: Tensor) -> None:
@@ -56,6 +62,8 @@ class Classes(Task):
             check_range(target, self.classes)
 
     def loss_of(self, batch: Batch) -> TargetLoss:
+        if self.weights:
+            return TargetLoss(WeightedCrossEntropy(self.weights, self.smoothing), batch[1])
         return TargetLoss(partial(F.cross_entropy, label_smoothing=self.smoothing), batch[1])
 
     def loss(self, model: nn.Module, batch: Batch, objective: Objective = plain) -> Outcome:
@@ -99,6 +107,8 @@ class Heads(Classes):
     def __post_init__(self) -> None:
         if self.mixup or self.cutmix:
             raise mixed()
+        if self.weights:
+            raise weighted()
 
     def loss_of(self, batch: Batch) -> TargetLoss:
         whole = super().loss_of(batch)
@@ -119,6 +129,8 @@ def task_heads(
     """
     if not isinstance(loss_of, TargetLoss) or loss_of.target.ndim != 1:
         raise mixed()
+    if isinstance(loss_of.criterion, WeightedCrossEntropy):
+        raise weighted()
     criterion = partial(_by_task, loss_of.criterion, groups)
     return over(model, x, dataclasses.replace(loss_of, criterion=criterion))
 
@@ -131,6 +143,12 @@ def mixed() -> ConfigError:
         want="labels (B,)",
         fix="Leave out mixup and cutmix.",
     )
+
+
+def weighted() -> ConfigError:
+    """Weights are those of all classes, a head knows those of its task."""
+    got, fix = "class_weights with them", "Leave the weights out."
+    return ConfigError("heads of tasks", got=got, want="classes that count the same", fix=fix)
 
 
 def _by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> Tensor:

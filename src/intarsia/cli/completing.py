@@ -1,0 +1,119 @@
+"""What a shell completes: methods, models, data and words of options, without importing torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import typer
+
+from ..core.checks import BALANCED, DEVICES
+from ..core.registry import index
+from .early import (
+    BACKBONES,
+    CHOICES,
+    CLAIMS,
+    CORPORA,
+    ROUTERS,
+    RUN,
+    SETS,
+    SUITES,
+    TRACKERS,
+)
+
+Complete = Callable[[str], list[str]]
+HELP = 60  # characters beside a word: one line
+TIMM = re.compile(r"^@register_model\ndef (\w+)", re.M)
+
+
+def among(known: Iterable[str]) -> Complete:
+    """Those of some words that begin as the incomplete one does."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in known if word.startswith(incomplete)]
+
+    return complete
+
+
+def several(one: Complete) -> Complete:
+    """The last of several with commas."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{word}" for word in one(last)]
+
+    return complete
+
+
+def methods(incomplete: str) -> list[tuple[str, str]]:
+    """What `--method` takes, with what it is."""
+    return [
+        (key, shorten(entry["summary"], HELP))
+        for key, entry in index().items()
+        if entry["kind"] in RUN and key.startswith(incomplete)
+    ]
+
+
+def method_names(incomplete: str) -> list[str]:
+    return [key for key, _ in methods(incomplete)]
+
+
+def cards(incomplete: str) -> list[tuple[str, str]]:
+    """What `intarsia show` takes."""
+    every = ((key, shorten(entry["summary"], HELP)) for key, entry in index().items())
+    return [found for found in every if found[0].startswith(incomplete)]
+
+
+def data(incomplete: str) -> Iterator[str]:
+    """Named sets, corpora and suites, and what lies in the folder."""
+    yield from among((*SETS, *CORPORA, *(f"{suite}/" for suite in SUITES)))(incomplete)
+    folder, _, head = incomplete.rpartition("/")
+    for path in sorted(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob("*")):
+        if path.name.startswith(head) and not path.name.startswith("."):
+            yield f"{folder}/{path.name}" if folder else path.name
+
+
+def models(incomplete: str) -> list[str]:
+    """The backbones of packages, and the models of the timm that is installed."""
+    return among((*BACKBONES, *_timms()))(incomplete)
+
+
+@lru_cache(maxsize=1)
+def _timms() -> tuple[str, ...]:
+    """Names out of timm's source, which is read and not imported."""
+    found = find_spec("timm")
+    if found is None or found.origin is None:
+        return ()
+    files = sorted(Path(found.origin).parent.glob("models/*.py"))
+    return tuple(name for file in files for name in TIMM.findall(file.read_text()))
+
+
+def settings(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Settings of the method that was named: of several METHOD.name=."""
+    if "method" in ctx.params:
+        return [f"{n}=" for n in _settings_of(ctx.params["method"]) if n.startswith(incomplete)]
+    names = [m for m in (ctx.params.get("methods") or "").split(",") if m in index()]
+    return among(f"{m}.{n}=" for m in names for n in _settings_of(m))(incomplete)
+
+
+def _settings_of(method: str) -> list[str]:
+    entry: Any = index().get(method, {})
+    return [setting["name"] for setting in entry.get("settings", ())]
+
+
+OF_OPTION: dict[str, Callable[..., Iterable[Any]]] = {
+    **{name: among(words) for name, words in CHOICES.items()},
+    "device": among(DEVICES),
+    "model": models,
+    "settings": settings,
+    "tracker": among(TRACKERS),
+    "class_weights": among((BALANCED,)),
+}
+CLAIM, ROUTER = among(CLAIMS), several(among(("all", *ROUTERS)))
+METHODS = several(method_names)
+KIND = among(sorted({entry["kind"] for entry in index().values()}))

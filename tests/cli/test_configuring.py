@@ -1,0 +1,100 @@
+"""`--config`, `--device` and `--quiet`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from intarsia.cli.configuring import read_config
+from intarsia.core.errors import CheckpointError, ConfigError, UnknownName
+from intarsia.core.quiet import QUIET, kept_quiet, quiet
+from intarsia.train.processes import device_named
+
+from .conftest import QUICK, TINY, Intarsia
+from .test_fit import weights
+
+
+@pytest.mark.parametrize("name", ["run.json", "experiment.json", "."])
+def test_a_runs_own_file_repeats_it(
+    intarsia: Intarsia, run: Path, tmp_path: Path, name: str
+) -> None:
+    said = intarsia("fit", "--config", run / name, "--tracker", "csv", "--out", tmp_path / "r")
+    assert said.code == 0, said.err
+    ours, theirs = weights(run), weights(tmp_path / "r")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_is_given_overrides_the_file_and_is_said(
+    intarsia: Intarsia, run: Path, tmp_path: Path
+) -> None:
+    words = ("fit", "--config", run, "--epochs", "1", "--method", "linear", "--out", tmp_path / "r")
+    said = intarsia(*words)
+    assert said.code == 2 and "it has no settings" in said.words  # those of the file's method
+    (tmp_path / "own.json").write_text('{"data": "nosuch", "epochs": 1, "method": "linear"}')
+    said = intarsia("fit", "--config", tmp_path / "own.json", "--epochs", "2")
+    assert said.code == 2 and "--epochs 2 in place of 1 of" in said.err and "nosuch" in said.err
+    said = intarsia("fit", "--config", run, "--resume", "--out", run)
+    assert said.code == 2 and "it alone" in said.words
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ("{", CheckpointError, "a JSON object"),
+        ("[]", ConfigError, "the options of a run"),
+        ('{"epoch": 3}', UnknownName, "Did you mean epochs"),
+        ('{"epochs": "3"}', ConfigError, "want int"),
+        ('{"lr": true}', ConfigError, "want float"),
+        ('{"settings": "experts=4"}', ConfigError, "want list"),
+        ('{"record": {}}', ConfigError, "in its program"),
+    ],
+)
+def test_a_file_that_cannot_be(
+    tmp_path: Path, text: str, error: type[Exception], says: str
+) -> None:
+    (tmp_path / "own.json").write_text(text)
+    with pytest.raises(error, match=says):
+        read_config(tmp_path / "own.json")
+
+
+def test_quiet_says_results_only(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
+    words = ("fit", folder, *TINY, *QUICK, "--method", "linear")
+    told = intarsia(*words, "--out", tmp_path / "a")
+    said = intarsia("--quiet", *words, "--out", tmp_path / "b")
+    assert said.code == 0 and said.err == "" and "accuracy" in said.out
+    assert "Training" in told.err and not quiet()
+    assert "unknown method" in intarsia("-q", "show", "nosuch").err
+
+
+def test_quiet_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(QUIET, "0")
+    with kept_quiet():
+        assert quiet()
+    assert not quiet()
+
+
+def test_a_run_on_a_named_device(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
+    words = ("fit", folder, *TINY, *QUICK, "--method", "linear", "--out", tmp_path / "r")
+    said = intarsia(*words, "--device", "cpu")
+    assert said.code == 0, said.err
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["running"]["device"] == "cpu"
+    assert intarsia("evaluate", tmp_path / "r", "--device", "cpu").code == 0
+
+
+def test_a_device_that_is_not_there(
+    intarsia: Intarsia, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    said = intarsia("fit", folder, *TINY, "--device", f"cuda:{count}", "--out", tmp_path / "r")
+    assert said.code == 2 and f"'cuda:{count}'" in said.words and "one of cpu" in said.words
+    assert not (tmp_path / "r").exists()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_named("cuda:1") == torch.device("cuda", 1)
+    assert device_named("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="cuda:0, cuda:1"):
+        device_named("cuda:2")

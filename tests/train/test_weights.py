@@ -1,0 +1,100 @@
+"""Class weights: a law of the mean, what "balanced" means, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+
+from intarsia import fit
+from intarsia.core.errors import ConfigError, UnknownName
+from intarsia.train import Recipe
+from intarsia.train.settings import LossOptions
+from intarsia.train.tasks import Classes, Heads
+from intarsia.train.tasks.choose import chosen
+from intarsia.train.weights import WeightedCrossEntropy, weights_of
+
+from .tiny import host, pictures
+
+LABELS = np.array([0, 0, 0, 1, 2, 2])
+
+
+def test_balanced_classes_count_the_same() -> None:
+    found = weights_of("balanced", None, LABELS)
+    shares = np.bincount(LABELS) * np.array(found)
+    assert np.allclose(shares, len(LABELS) / 3)  # every class in all, and 1 a sample in the mean
+    assert weights_of("balanced", "abc", LABELS) == found
+
+
+def test_weights_by_name_are_in_the_order_of_the_classes() -> None:
+    assert weights_of({"c": 3, "a": 0.5}, ("a", "b", "c"), None) == (0.5, 1.0, 3.0)
+    assert weights_of("c=3, a=0.5", ("a", "b", "c"), None) == (0.5, 1.0, 3.0)
+    assert weights_of([1, 2], None, None) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_it_is_the_mean_of_weighted_samples(smoothing: float) -> None:
+    logits, labels = torch.randn(7, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    loss = WeightedCrossEntropy((0.5, 1.0, 3.0), smoothing)
+    each = [
+        (0.5, 1.0, 3.0)[int(y)] * F.cross_entropy(z[None], y[None], label_smoothing=smoothing)
+        for z, y in zip(logits, labels, strict=True)
+    ]
+    assert torch.allclose(loss(logits, labels), torch.stack(each).mean())
+    parts = 3 * loss(logits[:3], labels[:3]) + 4 * loss(logits[3:], labels[3:])
+    assert torch.allclose(parts / 7, loss(logits, labels))  # so that accumulation changes nothing
+    same = WeightedCrossEntropy((1.0, 1.0, 1.0), smoothing)(logits, labels)
+    assert torch.allclose(same, F.cross_entropy(logits, labels, label_smoothing=smoothing))
+
+
+def test_a_weight_moves_what_is_learned() -> None:
+    data = pictures(24)
+    heavy: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 1e-2}
+    shares: list[float] = []
+    for weights in (None, [1.0, 50.0, 1.0]):
+        model = host()
+        fit(model, data, class_weights=weights, **heavy)
+        with torch.no_grad():
+            shares.append(float(model(data.tensors[0]).softmax(1)[:, 1].mean()))
+    assert shares[1] > shares[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "says"),
+    [
+        ("a", ConfigError, "a number for each name"),
+        ("a=1,a=2", ConfigError, "once"),
+        ("a=x", ConfigError, "a number for each name"),
+        ({"a": 0.0}, ConfigError, "above 0"),
+        ([1.0, float("nan")], ConfigError, "above 0"),
+    ],
+)
+def test_weights_that_cannot_be(asked: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        LossOptions(class_weights=asked)
+
+
+def test_weights_that_do_not_fit_the_data() -> None:
+    data = TensorDataset(torch.randn(6, 3, 8, 8), torch.as_tensor(LABELS))
+    rows = TensorDataset(torch.randn(6, 3, 8, 8), torch.eye(6).long())
+    with pytest.raises(UnknownName, match="Did you mean dark"):
+        weights_of({"drak": 2.0}, ("dark", "light"), None)
+    with pytest.raises(ConfigError, match="without names"):
+        weights_of({"dark": 2.0}, None, None)
+    with pytest.raises(ConfigError, match="no training image of 1 classes"):
+        weights_of("balanced", "abcd", LABELS)
+    with pytest.raises(ConfigError, match="mixed images"):
+        LossOptions(class_weights="balanced", mixup=0.2)
+    recipe = Recipe(loss=LossOptions(class_weights="balanced"))
+    with pytest.raises(ConfigError, match="class_weights: got balanced for MultiLabel"):
+        chosen(None, rows, recipe)
+    task = chosen(None, data, recipe)
+    assert isinstance(task, Classes) and task.weights == weights_of("balanced", None, LABELS)
+    with pytest.raises(ConfigError, match="3 for 2 classes"):
+        task.seen(torch.zeros(1, 2), (torch.zeros(1), torch.zeros(1)))
+    with pytest.raises(ConfigError, match="count the same"):
+        Heads(weights=(1.0, 2.0))
