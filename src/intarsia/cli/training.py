@@ -77,32 +77,13 @@ def fit(
     Example:  intarsia fit elpv --size 70 --images 1000 --epochs 5 --lr 5e-3
     Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
     """
-    words = given_in_words(ctx)
-    if config is not None:
-        if resume:
-            got, fix = "--config with it", "Leave --config out: the run has its own settings."
-            raise ConfigError("--resume", got=got, want="it alone", fix=fix)
-        own = {"data": data, "method": method, "seed": seed}
-        given, words = with_config(config, given | own, words, note)
-        data, method, seed = (given.pop(name) for name in own)
-    if data is not None:
-        check_data(data)
-        if is_text(data):
-            method = method if "method" in words else FOR_TEXTS["method"]
-            given |= {"model": FOR_TEXTS["model"]} if "model" not in words else {}
-    method = method_key(method, note)
-    check_choices(given)
-    check_numbers(given | {"seed": seed})
-    if resume and out is not None:
-        check_run(out)
-    if not resume:
-        check_settings(method, given["settings"] or ())
+    given |= {"data": data, "method": method, "seed": seed, "resume": resume, "out": out}
+    words = _checked(given, config, given_in_words(ctx))
     from ..experiments.execute import carry_out
     from ..train import Running
     from ..train.settings import with_keywords
 
-    values = experiment_values(given) | {"method": method, "seed": seed}
-    experiment, out = _asked(values, data, out, resume, words)
+    experiment, out = _asked(given, words)
     use_threads(given["threads"])
     running = with_keywords(Running(out=out, resume=resume), running_values(given))
     try:
@@ -118,19 +99,43 @@ def fit(
     _show(run, out)
 
 
-def _asked(
-    values: dict[str, Any], data: str | None, out: Path | None, resume: bool, words: set[str]
-) -> tuple[Experiment, Path]:
+def _checked(given: dict[str, Any], config: Path | None, words: set[str]) -> set[str]:
+    """Complete the parameters by those of a file and of the data, and refuse what cannot be.
+
+    words: names of the parameters that were given; returns those and the file's.
+    """
+    if config is not None:
+        if given["resume"]:
+            got, fix = "--config with it", "Leave --config out: the run has its own settings."
+            raise ConfigError("--resume", got=got, want="it alone", fix=fix)
+        found, words = with_config(config, given, words, note)
+        given |= found
+    if given["data"] is not None:
+        check_data(given["data"])
+        if is_text(given["data"]):
+            given |= {name: value for name, value in FOR_TEXTS.items() if name not in words}
+    given["method"] = method_key(given["method"], note)
+    check_choices(given)
+    check_numbers(given)
+    if not given["resume"]:
+        check_settings(given["method"], given["settings"] or ())
+    elif given["out"] is not None:
+        check_run(given["out"])
+    return words
+
+
+def _asked(given: dict[str, Any], words: set[str]) -> tuple[Experiment, Path]:
     """The experiment of the command line, or the one to go on with, and its folder.
 
     words: the names of what was given.  Raises: ConfigError for no data.
     """
     from ..experiments.experiment import Experiment, located, resumed
 
+    values, data, out = experiment_values(given), given["data"], given["out"]
     if data is not None:
         values["data"] = located(data)
         out = out or Path("runs") / f"{Path(data).name}-{values['method']}-{values['seed']}"
-    if resume and out is not None:
+    if given["resume"] and out is not None:
         named = {"untrained": "pretrained", "fraction": "images"}
         words = {named.get(n, n) for n in words}
         return resumed(out, {n: v for n, v in values.items() if n in words}), out
