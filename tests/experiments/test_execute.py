@@ -19,7 +19,7 @@ from intarsia.experiments.experiment import Adapted, Experiment, Pictures
 from intarsia.experiments.runs import open_pictures, pictures_to_score, score
 from intarsia.experiments.settings import chosen
 from intarsia.experiments.shared import SharedWork
-from intarsia.train import Run, Running, Training, folder
+from intarsia.train import Metrics, Run, Running, Training, folder
 
 
 @pytest.fixture(autouse=True)
@@ -251,3 +251,19 @@ def test_run_json_has_the_pictures_whatever_was_computed_of_them(tmp_path: Path)
     for part in ("train", "val", "test"):
         (digest,) = {found.record["data"][part]["sha256"] for found in same}
         assert other.record["data"][part]["sha256"] != digest
+
+
+@pytest.mark.parametrize("method", ["lora", "mosa", "bottleneck"])
+def test_what_is_left_out_changes_nothing(method: str) -> None:
+    values: dict[str, Any] = {"method": method, "last_blocks": 2, "lr": 1e-2}
+    start = Experiment(Pictures("mini/synthetic-location", images=37, val=16, test=16)).changed(
+        model="test_vit", size=32, pretrained=False, epochs=2, batch_size=8, **values
+    )
+    for frozen in (True, False):
+        one = start.changed(frozen_once=frozen)
+        whole, short = (carry_out(one, Running(), lambda _: None, whole=w) for w in (True, False))
+        losses = [[line["loss"] for line in found.history] for found in (whole, short)]
+        assert_close(*losses, rtol=1e-4, atol=1e-4)
+        assert isinstance(whole.test, Metrics) and isinstance(short.test, Metrics)
+        assert_close(short.test.logits, whole.test.logits, rtol=1e-3, atol=1e-3)
+        assert short.record["data"] == whole.record["data"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -32,18 +32,16 @@ from ..data import (
 from ..data.texts import is_text
 from ..fitting import fit_as
 from ..hosts import apply
-from ..hosts.anatomy.prefix import first_trained_block, reading_tokens, run_prefix
 from ..results.runs import save_mistakes
 from ..train import Metrics, Run, Running, task_accuracy, task_heads
 from ..train.folder import owned
 from ..train.loop import Sets
 from ..train.objectives import Objective
-from ..train.precision import DTYPES
 from ..train.processes import device_named, on_main, processes
 from ..train.settings import keywords
 from ..train.weights import weights_of
 from . import experiment as experiments
-from . import language, settings
+from . import language, once, settings
 from .experiment import Adapted, Experiment
 from .shared import SharedWork, Spent
 
@@ -57,11 +55,13 @@ def carry_out(
     shared: SharedWork | None = None,
     *,
     score: bool = True,
+    whole: bool = False,
 ) -> Run:
     """Train as the experiment says; `running.out` becomes a folder that can be resumed and read.
 
     shared: where several runs keep what they have in common; the result is the same without it.
-    score: False does not look at the test part, as a search must not.
+    score: False does not look at the test part, as a search must not.  whole: True computes all of
+    the model in every step, see `once.trimmed`; for tests.
     Texts are carried out by `language`.
     Raises: what `load_data`, `backbone`, `apply` and `fit` raise; UnknownName for a method that is
     not listed.
@@ -73,7 +73,9 @@ def carry_out(
     device_named(running.compute.device)  # one that is not there is refused, too
     shared = shared or SharedWork()
     with owned(running.out, running.resume):  # a folder in use is refused before the work begins
-        return _on_pictures(experiment, method, recipe, running, report, shared, score=score)
+        return _on_pictures(
+            experiment, method, recipe, running, report, shared, score=score, whole=whole
+        )
 
 
 def _on_pictures(
@@ -85,6 +87,7 @@ def _on_pictures(
     shared: SharedWork,
     *,
     score: bool,
+    whole: bool,
 ) -> Run:
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
     recipe["objective"] = by_task(recipe["objective"], experiment, data)
@@ -106,27 +109,26 @@ def _on_pictures(
         f"{' x '.join(map(str, about['inputs']['size']))} px, {experiment.training.epochs} epochs."
     )
     options = keywords(running) | recipe
-    sets_for = tokens_once if experiment.adapted.frozen_once else pictures_each_step
-    with sets_for(model, sets, experiment, running, shared, same) as ((train, val, test), once):
-        return fit_as(method)(
-            model,
-            train,
-            val,
-            test=test,
-            training=experiment.training,
-            record=about,
-            finish=partial(finished, data=data, once=once),
-            **options,
-        )
+    options |= {"training": experiment.training, "record": about}
+    computed = once.tokens_once if experiment.adapted.frozen_once else once.pictures_each_step
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        (train, val, test), spent = enter(computed(model, sets, experiment, running, shared, same))
+        if not (whole or running.compute.recompute or running.compute.compile):
+            short = once.trimmed(model, train, method, recipe["objective"], experiment)
+            train, more = enter(short)
+            spent = spent.plus(more)
+        finish = partial(finished, data=data, spent=spent)
+        return fit_as(method)(model, train, val, test=test, finish=finish, **options)
 
 
-def finished(run: Run, *, data: Splits, once: Spent) -> Run:
+def finished(run: Run, *, data: Splits, spent: Spent) -> Run:
     """The run with what only its experiment knows; its mistakes are put into its folder."""
     if run.out is not None and isinstance(found := run.test, Metrics):
         out, image = run.out, data.test.image
         save = partial(save_mistakes, out, image, found.logits, found.labels, data.classes)
         on_main(processes(), save)
-    return dataclasses.replace(run, record=with_seconds(with_own_task(run, data), once))
+    return dataclasses.replace(run, record=once.with_seconds(with_own_task(run, data), spent))
 
 
 def record_of(
@@ -200,60 +202,6 @@ def hashes(data: Splits) -> dict[str, str]:
 def trunk_key(adapted: Adapted) -> dict[str, Any]:
     """What the trunk of a model depends on."""
     return {name: getattr(adapted, name) for name in ("model", "size", "pretrained")}
-
-
-@contextmanager
-def pictures_each_step(
-    model: nn.Module, sets: Sets, experiment: Experiment, running: Running, *_: Any
-) -> Iterator[tuple[Sets, Spent]]:
-    """The sets as they are, and no time spent on them."""
-    yield sets, Spent()
-
-
-@contextmanager
-def tokens_once(
-    model: nn.Module,
-    sets: Sets,
-    experiment: Experiment,
-    running: Running,
-    shared: SharedWork,
-    same: Mapping[str, Any],
-) -> Iterator[tuple[Sets, Spent]]:
-    """Inside, the model reads tokens; gives them for each set, and the time of the first.
-
-    same: what tells these tokens apart in `shared`, but for the part, the block and the type.
-    Raises: ConfigError with augmentation, which changes a picture in every epoch, or recomputation.
-    """
-    if experiment.pictures.augment != "none" or running.compute.recompute:
-        what = "--frozen-once"
-        fix = "Leave --frozen-once out: every step then computes every block."
-        raise ConfigError(what, got="--augment or --recompute with it", want="it alone", fix=fix)
-    dtype = DTYPES[experiment.training.precision]
-    block = first_trained_block(model)
-    with reading_tokens(model, block) as prefix:
-
-        def tokens(part: str, images: Dataset[Any]) -> tuple[Held, Spent]:
-            inputs = {**same, "part": part, "block": block, "dtype": str(dtype)}
-            found, spent = shared.tensors(
-                "tokens", inputs, lambda: run_prefix(prefix, images, dtype=dtype)
-            )
-            return Held(*found.tensors, digests=getattr(images, "digests", ())), spent
-
-        train, once = tokens("train", sets[0])
-        val, test = (
-            None if images is None else tokens(part, images)[0]
-            for part, images in zip(("val", "test"), sets[1:], strict=True)
-        )
-        yield (train, val, test), once
-
-
-def with_seconds(record: Mapping[str, Any], once: Spent) -> dict[str, Any]:
-    """The record with what was computed once for the training pictures counted as training time."""
-    results = dict(record["results"])
-    if once.seconds:
-        results |= {name: round(results[name] + spent, 3) for name, spent in once._asdict().items()}
-        results["seconds_once"] = round(once.seconds, 3)
-    return dict(record) | {"results": results}
 
 
 def pictures_of(experiment: Experiment, report: Report) -> Splits:

@@ -32,6 +32,9 @@ class Spent(NamedTuple):
     def since(self, start: Spent) -> Spent:
         return Spent(self.seconds - start.seconds, self.cpu_seconds - start.cpu_seconds)
 
+    def plus(self, more: Spent) -> Spent:
+        return Spent(self.seconds + more.seconds, self.cpu_seconds + more.cpu_seconds)
+
 
 class SharedWork:
     """A memory of `keep` things of each kind, and a folder that several processes share.

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ...core.errors import ConfigError, TargetError
 from ..attach.prompts import NAME, Prompts
-from .blocks import base_of
+from .blocks import base_of, forward_as
 
 SPLITTABLE = (VisionTransformer, EfficientNet)  # of timm
 
@@ -213,8 +213,5 @@ def reading_tokens(model: nn.Module, block: int | None) -> Iterator[nn.Module]:
     """
     host = base_of(model)
     prefix, tail = split_at(host, block)
-    vars(host)["forward"] = tail.forward
-    try:
+    with forward_as(host, tail.forward):
         yield prefix
-    finally:
-        del vars(host)["forward"]

@@ -1,0 +1,109 @@
+"""What a run computes once, or leaves out, with the same result to rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..core.errors import ConfigError
+from ..data import Held
+from ..hosts.anatomy.class_token import reading_class_token
+from ..hosts.anatomy.constants import keeping_constants
+from ..hosts.anatomy.prefix import first_trained_block, reading_tokens, run_prefix
+from ..schedules import Phased
+from ..train import Running, one_backward, plain, task_heads, two_pass
+from ..train.loop import Sets
+from ..train.precision import DTYPES, cast_frozen
+from .experiment import Experiment
+from .shared import SharedWork, Spent
+
+
+@contextmanager
+def pictures_each_step(
+    model: nn.Module, sets: Sets, experiment: Experiment, running: Running, *_: Any
+) -> Iterator[tuple[Sets, Spent]]:
+    """The sets as they are, and no time spent on them."""
+    yield sets, Spent()
+
+
+@contextmanager
+def tokens_once(
+    model: nn.Module,
+    sets: Sets,
+    experiment: Experiment,
+    running: Running,
+    shared: SharedWork,
+    same: Mapping[str, Any],
+) -> Iterator[tuple[Sets, Spent]]:
+    """Inside, the model reads tokens; gives them for each set, and the time of the first.
+
+    same: what tells these tokens apart in `shared`, but for the part, the block and the type.
+    Raises: ConfigError with augmentation, which changes a picture in every epoch, or recomputation.
+    """
+    if experiment.pictures.augment != "none" or running.compute.recompute:
+        what = "--frozen-once"
+        fix = "Leave --frozen-once out: every step then computes every block."
+        raise ConfigError(what, got="--augment or --recompute with it", want="it alone", fix=fix)
+    dtype = DTYPES[experiment.training.precision]
+    block = first_trained_block(model)
+    with reading_tokens(model, block) as prefix:
+
+        def tokens(part: str, images: Dataset[Any]) -> tuple[Held, Spent]:
+            inputs = {**same, "part": part, "block": block, "dtype": str(dtype)}
+            found, spent = shared.tensors(
+                "tokens", inputs, lambda: run_prefix(prefix, images, dtype=dtype)
+            )
+            return Held(*found.tensors, digests=getattr(images, "digests", ())), spent
+
+        train, once = tokens("train", sets[0])
+        val, test = (
+            None if images is None else tokens(part, images)[0]
+            for part, images in zip(("val", "test"), sets[1:], strict=True)
+        )
+        yield (train, val, test), once
+
+
+@contextmanager
+def trimmed(
+    model: nn.Module, train: Dataset[Any], method: object, objective: object, experiment: Experiment
+) -> Iterator[tuple[Dataset[Any], Spent]]:
+    """Inside, the model leaves out what nobody reads, and what the rows given here hold already.
+
+    Its last block gives the class token alone (`reading_class_token`); where it reads tokens, what
+    is constant of them is kept with them (`keeping_constants`). The model as it is, and the set,
+    for a method of several phases, which trains other parameters in each, and for objectives that
+    read more than logits. Gives the rows, and the time they took.
+    """
+    start = Spent.now()
+    precision = experiment.training.precision
+    with ExitStack() as stack:
+        if not isinstance(method, Phased) and reads_logits_only(objective):
+            stack.enter_context(reading_class_token(model, train[0][0][None]))
+            if experiment.adapted.frozen_once and isinstance(train, Held):
+                cast_frozen(model, precision)
+                kept = keeping_constants(model, train, dtype=DTYPES[precision])
+                train = stack.enter_context(kept)
+        yield train, Spent.now().since(start)
+
+
+def reads_logits_only(objective: object) -> bool:
+    """Whether an objective of `settings.objective` looks at nothing of a forward but its logits."""
+    if isinstance(objective, partial):
+        over = objective.keywords.get("over", plain)
+        deep = bool(objective.keywords.get("deep"))
+        return not deep and reads_logits_only(objective.func) and reads_logits_only(over)
+    return objective in (plain, two_pass, one_backward, task_heads)
+
+
+def with_seconds(record: Mapping[str, Any], once: Spent) -> dict[str, Any]:
+    """The record with what was computed once for the training pictures counted as training time."""
+    results = dict(record["results"])
+    if once.seconds:
+        results |= {name: round(results[name] + spent, 3) for name, spent in once._asdict().items()}
+        results["seconds_once"] = round(once.seconds, 3)
+    return dict(record) | {"results": results}
