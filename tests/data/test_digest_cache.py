@@ -59,3 +59,15 @@ def test_a_cache_that_cannot_be_written_is_only_slower(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path / "file"))
     assert len(read_folder(make_folder({"a": 2, "b": 2}))["all"].digests) == 4
+
+
+def test_a_file_of_the_same_size_and_time_is_seen(make_folder: Make) -> None:
+    folder = make_folder({"a": 2, "b": 2})
+    one, other = folder / "a" / "00.png", folder / "a" / "01.png"
+    size = 2 * max(one.stat().st_size, other.stat().st_size)
+    one.write_bytes(one.read_bytes().ljust(size, b"\0"))  # what follows a PNG's end is ignored
+    first, before = read_folder(folder)["all"].digests, one.stat()
+    one.write_bytes(other.read_bytes().ljust(size, b"\0"))
+    os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+    second = read_folder(folder)["all"].digests
+    assert [x == y for x, y in zip(first, second, strict=True)] == [False, True, True, True]

@@ -186,12 +186,35 @@ def test_an_adapter_of_pefts_own(make: Make, tmp_path: Path) -> None:
         {"target_modules": 3},
         {"seed": "x"},
         {"origin": 3},
+        {"options": {"experts": 10**9}},
+        {"options": {"experts": 4, "over": {"method": "bottleneck", "bottleneck": 10**9}}},
+        {"options": {"experts": 4, "over": {"method": "bottleneck", "bottleneck": 1e9}}},
+        {"target_modules": "("},
+        {"target_modules": "(\\w+)+x"},
+        {"exclude_modules": "(b|bl|[a-z]+)*\\.x"},
+        {"layers_to_transform": [0], "layers_pattern": ["(b|bl|[a-z]+)*"]},
+        {"layers_to_transform": [0], "layers_pattern": "("},
+        {"origin": {"trunk": {"layout": 3, "values": "x"}}},
+        {"origin": {"trunk": {"layout": "LAYOUT", "values": ["a", None]}}},
+        {"origin": {"trunk": {"layout": "LAYOUT", "values": [[1.0], 2.0]}}},
+        {"origin": {"trunk": {"layout": "LAYOUT", "values": {"a": 1}}}},
+        {"origin": {"trunk": {"layout": "LAYOUT", "values": [10**400]}}},
+        {"origin": {"trunk": [1], "heads": 3}},
     ],
 )
 def test_settings_that_no_method_takes(saved: Path, make: Make, changes: dict[str, Any]) -> None:
     undigested(saved)
-    edit(saved, **changes)
+    layout = json.loads((saved / CONFIG).read_text())["origin"]["trunk"]["layout"]
+    edit(saved, **json.loads(json.dumps(changes).replace("LAYOUT", layout)))
     refused(make("vit"), saved)
+
+
+def test_a_config_that_is_nested_too_deeply(saved: Path, make: Make) -> None:
+    (saved / CONFIG).write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    assert CONFIG in refused(make("vit"), saved)
+    (saved / CONFIG).unlink()
+    (saved / "intarsia.json").write_text("[" * 100_000)
+    assert "intarsia.json" in refused(make("vit"), saved)
 
 
 def test_weights_of_another_method(saved: Path, make: Make, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -20,6 +20,7 @@ import intarsia
 from intarsia import Capacity, MoeX, Switch, TopK
 from intarsia.core.change import steps_of
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError, UnknownName
+from intarsia.core.files import digests, write_json
 from intarsia.core.registry import card
 from intarsia.hosts.swap.upcycle import places_in as places
 from intarsia.routers import PermutationSearch, Recurrent
@@ -169,7 +170,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no settings": (lambda f: (f / "intarsia.json").unlink(), "want a folder with"),
     "no weights": (lambda f: (f / "host.safetensors").unlink(), "no readable safetensors"),
     "half of the settings": (half("intarsia.json"), "not JSON"),
-    "half of the weights": (half("host.safetensors"), "no readable safetensors"),
+    "half of the weights": (half("host.safetensors"), "bytes that changed"),
     "a list": (lambda f: (f / "intarsia.json").write_text("[]"), "no object"),
     "another format": (put("format", value=2), "format 2, not 1"),
     "no format": (put("format", value=None), "format None, not 1"),
@@ -356,6 +357,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_host_as_it_was(tmp_path: Path) 
     other = intarsia.save(intarsia.adapt(vit(), intarsia.Lora(3)), tmp_path / "other")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (folder / name).write_bytes((other / name).read_bytes())
+    put("sha256", value={})(folder)
     dense = vit(2)
     wanted, kinds = out(dense), [type(m) for m in dense.modules()]
     with pytest.raises(CheckpointError, match="trunk"):
@@ -407,3 +409,53 @@ def test_the_file_of_a_delta_is_read_by_the_same_load(tmp_path: Path) -> None:
     model = moved(intarsia.adapt(vit(), intarsia.Lora(2)))
     intarsia.delta_of(model).save(tmp_path / "delta.safetensors")
     assert_close(out(intarsia.load(vit(), tmp_path / "delta.safetensors").eval()), out(model))
+
+
+SAVED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "a baseline": lambda model: intarsia.apply(model, card("bitfit").config()),
+    "PEFT's": lambda model: intarsia.apply(model, card("peft-lora").config(r=2, roles=("qkv",))),
+    "a mixture": lambda model: intarsia.upcycle(model, TopK(experts=2)),
+    "a stack": lambda model: intarsia.adapt(
+        intarsia.upcycle(model, TopK(experts=2)), intarsia.Lora(rank=2)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAVED)
+def test_one_flipped_bit_in_any_file_of_weights_is_refused(case: str, tmp_path: Path) -> None:
+    folder = intarsia.save(SAVED[case](vit()), tmp_path / "saved")
+    files = sorted(folder.rglob("*.safetensors"))
+    assert files
+    for file in files:
+        whole = file.read_bytes()
+        for where in (12, len(whole) // 2, len(whole) - 1):
+            file.write_bytes(whole[:where] + bytes([whole[where] ^ 1]) + whole[where + 1 :])
+            with pytest.raises(CheckpointError) as error:
+                intarsia.load(vit(), folder)
+            assert error.value.got and error.value.want and "Copy the folder" in error.value.fix
+        file.write_bytes(whole)
+    intarsia.load(vit(), folder)
+    settings = folder / "intarsia.json"
+    content = json.loads(settings.read_text())
+    assert len(content.pop("sha256")) == len(files)
+    settings.write_text(json.dumps(content))  # as folders once were
+    intarsia.load(vit(), folder)
+
+
+def test_sizes_that_the_weights_do_not_have_are_refused(saved: Path) -> None:
+    text = (saved / "intarsia.json").read_text()
+    assert '"experts": 2' in text
+    (saved / "intarsia.json").write_text(text.replace('"experts": 2', '"experts": 1000000000'))
+    with pytest.raises(CheckpointError, match="experts=1000000000"):
+        intarsia.load(vit(), saved)
+
+
+def test_the_weights_of_a_run_have_their_digest_in_its_record(tmp_path: Path) -> None:
+    file = tmp_path / "adapter" / "trained.safetensors"
+    file.parent.mkdir()
+    save_file({"head.weight": torch.ones(2)}, file)
+    record = {"record": {"method": "linear"}, "training": {"seed": 0}}
+    write_json(tmp_path / "run.json", record | {"sha256": digests(tmp_path)})
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    with pytest.raises(CheckpointError, match="got bytes that changed.*Copy the folder"):
+        intarsia.load(vit(), tmp_path)

@@ -199,6 +199,20 @@ def test_the_validation_part_is_held_to_where_the_checkpoint_knows_it(tmp_path: 
     assert torch.equal(whole.val.logits, again.val.logits)
 
 
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_replaced_picture_of_any_part_is_seen(tmp_path: Path, part: str) -> None:
+    sets = {"val": pictures(20, seed=1), "test": pictures(20, seed=2)}
+    settings = started(tmp_path / "run", resume=False)
+    whole = fit(host(), pictures(40), **sets, **(settings | {"out": tmp_path / "r"}))
+    assert whole.test is not None
+    x, y = (t.clone() for t in sets[part].tensors)
+    x[3] += 1
+    with pytest.raises(CheckpointError, match=f"another run, {part}.sha256"):
+        again: dict[str, Any] = settings | {"out": tmp_path / "r", "resume": True}
+        fit(host(), pictures(40), **(sets | {part: TensorDataset(x, y)}), **again)
+    fit(host(), pictures(40), test=sets["test"], **again)  # one may be left out
+
+
 @pytest.mark.parametrize("size", [60, 3_000, 20_000])
 def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path, size: int) -> None:
     settings = started(tmp_path / "run")

@@ -1,6 +1,7 @@
 """Cached digests of decoded image files, so that a folder is checked once and not in every run.
 
-A file counts as unchanged while its path, size and modification time are the same.
+A file counts as unchanged while its path, size and times are the same: nobody can write to it, or
+put another in its place, and keep the time at which the system saw it change.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from ..core.errors import TrainingError
 from ..core.files import read_json, write_json
 from .packages import cache_dir
 
-Stamp = tuple[int, int]  # bytes, nanoseconds of the last change
+Stamp = tuple[int, int, int]  # bytes; nanoseconds of the last change, as told and as seen
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Size and modification time of a file; None when it cannot be read."""
+    """Size and times of a file; None when it cannot be read."""
     try:
         found = path.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 class DigestCache:
@@ -45,7 +46,7 @@ class DigestCache:
     def get(self, path: Path) -> str | None:
         """The digest of a file that has not changed since `save`; None otherwise."""
         match self.known.get(self._name(path)):
-            case [size, changed, str(digest)] if (size, changed) == stamp(path):
+            case [*found, str(digest)] if tuple(found) == stamp(path):
                 return digest
         return None
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core.change import Plan, Step
 from ..core.errors import IntarsiaError
-from ..core.files import read_json
+from ..core.files import check_digest, read_json
 from ..core.registry import KEY, card, settings_from_dict
 from .anatomy.origin import damaged
 from .attach.adapter_files import CONFIG, WEIGHTS, read_adapter
@@ -81,6 +81,8 @@ def _run(folder: Path) -> Saved:
         return read(inside)
     try:
         stored = read_json(folder / RUN)
+        name = f"{ADAPTER}/{TRAINED}"
+        check_digest(folder / name, stored.get("sha256", {}), name)
         told, seed = stored["record"]["method"], int(stored["training"]["seed"])
         settings = {KEY: told} if isinstance(told, str) else dict(told)
         found = card(str(settings.pop(KEY)))

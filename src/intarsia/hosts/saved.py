@@ -1,7 +1,8 @@
 """One folder for whatever was done to a model: `intarsia.json`, safetensors, PEFT's own files.
 
 intarsia.json        {"format", "weights", "extra", "steps": [{"key", "settings", "decided", "seed",
-                     "name", "on"}]}: what to do to the pretrained model, in order
+                     "name", "on"}], "sha256"}: what to do to the pretrained model, in order;
+                     digests of the files of weights
 host.safetensors     weights of the model itself: "all", those that were "trained", or no such file
 adapter_config.json, adapter_model.safetensors     an adapter, as PEFT reads it; named ones in
                      folders of their own
@@ -23,11 +24,11 @@ from torch import Tensor, nn
 
 from ..core.change import Plan, Step, set_steps, steps_of
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError, TargetError, UnknownName
-from ..core.files import read_json, unbroken, writing
+from ..core.files import check_digest, digests, read_json, unbroken, writing
 from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
 from . import older
 from .anatomy.blocks import base_of, unwrapped, walk
-from .anatomy.origin import check_trunk, damaged
+from .anatomy.origin import check_sizes, check_trunk, damaged
 from .attach.adapter_files import WEIGHTS, check_shapes, read_weights
 from .attach.config import IntarsiaConfig
 from .attach.peft import is_adapted
@@ -68,6 +69,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
             model.save_pretrained(str(scratch))
         if stores != "nothing":
             save_file(_apart(tensors), scratch / HOST)
+        content["sha256"] = digests(scratch)
         (scratch / SETTINGS).write_text(json.dumps(content, indent=1) + "\n")
     return folder
 
@@ -178,6 +180,11 @@ def _saved(folder: Path, content: Mapping[str, Any]) -> Saved:
             steps.append(Step(plan, name, dict(entry["on"])))
     stores = str(content["weights"])
     weights = None if stores == "nothing" else folder / HOST
+    wanted = dict(content.get("sha256", {}))  # folders were once written without
+    for name in wanted:
+        check_digest(folder / name, wanted, name)
+    for step in content["steps"]:
+        check_sizes(folder / SETTINGS, step["settings"], weights or folder / WEIGHTS)
     return Saved(folder, tuple(steps), tuple(adapters), weights, stores, dict(content["extra"]))
 
 

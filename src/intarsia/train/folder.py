@@ -15,7 +15,7 @@ import safetensors.torch
 from torch import nn
 
 from ..core.errors import ConfigError
-from ..core.files import alone, disk_error, parse_json, write_json, writing
+from ..core.files import alone, digests, disk_error, parse_json, write_json, writing
 from .learner import NotFinite
 from .precision import learned_state
 from .processes import on_main, processes
@@ -154,7 +154,8 @@ def write_results(
     if metrics is not None and (tensors := metrics.predictions):
         with writing(out / "predictions.safetensors") as scratch:
             safetensors.torch.save_file(tensors, scratch, metadata={"split": split})
-    write_json(out / RUN, record)
+    found = {f"{ADAPTER}/{name}": digest for name, digest in digests(out / ADAPTER).items()}
+    write_json(out / RUN, {**record, "sha256": found})
 
 
 def write_learned(model: nn.Module, folder: Path) -> None:

@@ -107,9 +107,10 @@ def restore(
     settings or number of processes.
     """
     saved = state["identity"]
-    # checkpoints were once written without the validation part and the task
-    later = {"val", "task"} - saved.keys()
-    check_same(saved, {k: v for k, v in at.identity.items() if k not in later})
+    own = at.identity
+    # checkpoints were once written without the task and other parts; one may be left out, or come
+    later = {name for name in ("val", "test", "task") if not (saved.get(name) and own.get(name))}
+    check_same(*({k: v for k, v in one.items() if k not in later} for one in (saved, own)))
     put_back(model, state["learned"])
     learner.load_state(state["learner"])
     set_generator_states(model, state["draws"])

@@ -149,14 +149,15 @@ def _about(job: Job) -> dict[str, Any]:
 
 def _identity(about: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """The settings and data that a checkpoint must share with the run."""
-    data = about["data"]["train"]
-    chooses = about["recipe"]["select"] == "val"
+    parts = about["data"]
+    data = parts["train"]
     return {
         "method": about["method"],
         "backbone": trunk_hash(model),
         "classes": data.get("classes"),
         "data": {k: v for k, v in data.items() if k != "classes"},
-        "val": about["data"]["val"] if chooses else None,
+        "val": parts.get("val"),
+        "test": parts.get("test"),
         "task": about["task"],
         "objective": about["objective"],
         "training": about["training"],

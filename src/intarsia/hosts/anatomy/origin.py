@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError
@@ -16,6 +17,7 @@ from .blocks import unwrapped, walk
 
 WEIGHTS = "adapter_model.safetensors"
 SAMPLES = 96
+FEW, UNSIZED = 4096, {"seed", "steps", "alpha", "scale"}  # no size is large up to it; no sizes
 # trunks are compared across dtypes: bfloat16 keeps 8 bits of a weight
 RELATIVE, ABSOLUTE = 2**-6, 1e-6
 
@@ -65,7 +67,12 @@ def check_trunk(model: nn.Module, wanted: Mapping[str, Any], heads: Sequence[str
         )
     if "values" not in wanted:
         return
-    a, b = torch.tensor(got["values"]), torch.tensor(wanted["values"])
+    a = torch.tensor(got["values"])
+    try:
+        b = torch.tensor(wanted["values"], dtype=a.dtype)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        what, fix = "fingerprint of the trunk", "Copy the folder again from its source."
+        raise CheckpointError(what, got=error, want="a list of numbers", fix=fix) from error
     if not a.numel():  # on the meta device there is nothing to compare
         return
     if a.shape != b.shape or not torch.allclose(a, b, rtol=RELATIVE, atol=ABSOLUTE):
@@ -149,6 +156,32 @@ def check_digest(
             fix="Copy the folder again from its source: a byte was damaged or a file was swapped. "
             "If you changed settings on purpose, delete origin.digest from adapter_config.json.",
         )
+
+
+def check_sizes(path: Path, settings: object, weights: Path, name: str = "settings") -> None:
+    """Raises: CheckpointError for a number that no size in the file of the weights comes near.
+
+    Who builds what `experts=10**9` says runs out of memory before any weight is looked at.
+    """
+    try:
+        with safe_open(weights, "pt") as file:
+            names = list(file.keys())
+            sizes = [size for one in names for size in file.get_slice(one).get_shape()]
+    except (SafetensorError, OSError):
+        return  # its reader tells what is wrong
+    most = max(len(names), *sizes, FEW)
+
+    def look(value: object, name: str) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in cast("Mapping[str, object]", value).items():
+                look(inner, f"{name}.{key}")
+        elif isinstance(value, list):
+            for inner in cast("list[object]", value):
+                look(inner, name)
+        elif isinstance(value, int) and name.rpartition(".")[2] not in UNSIZED and value > most:
+            raise damaged(path, f"{name}={value}, where the largest size is {most}")
+
+    look(settings, name)
 
 
 def damaged(path: Path, got: str, writer: str = "intarsia.save") -> CheckpointError:

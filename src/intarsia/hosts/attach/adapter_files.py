@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, IntarsiaError
 from ...core.files import read_json, unbroken
-from ..anatomy.origin import WEIGHTS, damaged
+from ..anatomy.origin import WEIGHTS, check_sizes, damaged
 from .adapt import attach, check_model
 from .config import Family, IntarsiaConfig
 
@@ -78,12 +79,25 @@ def read_config(folder: Path) -> IntarsiaConfig:
         got = f"an adapter of type {kind!r}"
         fix = "Load adapters of PEFT's own with peft.PeftModel.from_pretrained."
         raise CheckpointError(str(path), got=got, want=f"{Family.INTARSIA.value!r}", fix=fix)
+    for name in ("target_modules", "exclude_modules", "layers_pattern"):
+        if not _is_plain(found := stored.get(name)):
+            got = f"{name}={found!r}, a regular expression"
+            fix = "If you trust the folder: peft.PeftModel.from_pretrained(model, folder)."
+            raise CheckpointError(str(path), got=got, want="paths of modules", fix=fix)
+    weights = next(folder.glob("adapter_*.safetensors"), folder / WEIGHTS)
+    check_sizes(path, stored.get("options"), weights, "options")
     try:
         return IntarsiaConfig.from_pretrained(str(folder))
     except CheckpointError:
         raise
     except (IntarsiaError, TypeError, ValueError, AttributeError) as error:
         raise damaged(path, f"settings that no method takes ({error})", WRITER) from error
+
+
+def _is_plain(pattern: object) -> bool:
+    """Whether PEFT, which compiles it, finds paths in it: alternatives, nothing that repeats."""
+    texts = pattern if isinstance(pattern, list) else [pattern]
+    return all(re.fullmatch(r"([\w|.-]|\\[.\-])*", t) for t in texts if isinstance(t, str))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
