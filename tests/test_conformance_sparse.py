@@ -1,4 +1,4 @@
-"""Laws of schedules of masks; each is seen to fail."""
+"""Laws of schedules of masks and of pruners; each is seen to fail."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from torch import Tensor
 
 from intarsia.conformance import check
 from intarsia.conformance.cards import CARD_LAWS
+from intarsia.conformance.sparsifiers import SPARSIFIER_LAWS
 from intarsia.core import Card, Paper, Partition
-from intarsia.core.errors import ConformanceError
-from intarsia.partitions import keep_shares
+from intarsia.core.errors import ConfigError, ConformanceError
+from intarsia.hosts.prune.pruner import LayerPruner
+from intarsia.partitions import keep_rows, keep_shares
 from intarsia.schedules.masked import Kept, Masked, Weights
+from intarsia.scores import Statistics
 
 OF_ANY_CARD = {"names_its_exceptions", *(law.__name__ for law in CARD_LAWS)}
 PAPER = Paper("1911.11134", 2019, "A paper")
@@ -82,7 +85,8 @@ FAULTS = [
 
 def red(law: str, card: Card) -> None:
     (found,) = [c for c in check(card) if c.name == law]
-    with pytest.raises(ConformanceError):
+    # a fault may also break the code that is called
+    with pytest.raises((ConformanceError, ConfigError)):
         found()
 
 
@@ -107,6 +111,63 @@ def test_states_that_do_not_move_along_are_found(monkeypatch: pytest.MonkeyPatch
     move = Entries.move
     monkeypatch.setattr(Entries, "move", lambda self, index, _: move(self, index, None))
     red("stores_vectors_alike", GOOD)
+
+
+@dataclass(frozen=True)
+class Largest(LayerPruner):
+    """The largest weights of each row, or something else by its `fault`.
+
+    density, pattern, layers: see `LayerPruner`.
+    """
+
+    fault: str = ""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"square"} if self.fault != "needs" else ())
+
+    def edit(
+        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+    ) -> tuple[Partition, Tensor]:
+        score = weight.abs() * seen.mean_square.to(weight).sqrt()
+        if self.fault == "chance":
+            score = torch.rand(weight.shape)
+        share = self.density / 2 if self.fault == "half" else self.density
+        part = keep_rows({name: score}, share)
+        new = weight if self.fault == "mask" else weight * part.mask(name, 0)
+        return part, new * 2 if self.fault == "moves" else new
+
+
+PRUNER = Card("toy", kind="change", config=Largest, paper=PAPER, summary="A toy.", family="toys")
+PRUNER_FAULTS = [
+    ("prunes_to_its_density", "half"),
+    ("prunes_to_its_density", "mask"),
+    ("compensates_exactly_when_tagged", "moves"),
+    ("prunes_by_what_it_needs", "needs"),
+    ("prunes_alike_in_two_processes", "chance"),
+    ("prunes_by_its_generator", "chance"),
+]
+
+
+def test_a_pruner_from_outside_passes() -> None:
+    for law in check(PRUNER):
+        if law.name in {f.__name__ for f in SPARSIFIER_LAWS}:
+            law()
+
+
+@pytest.mark.parametrize(("law", "fault"), PRUNER_FAULTS)
+def test_a_planted_fault_of_a_pruner_is_found(law: str, fault: str) -> None:
+    red(law, dataclasses.replace(PRUNER, tiny={"fault": fault}))
+
+
+def test_every_law_of_pruners_is_seen_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    edit = Largest.edit
+    monkeypatch.setattr(
+        Largest, "edit", lambda self, n, w, s, g: (edit(self, n, w, s, g)[0], w * 0)
+    )
+    red("leaves_a_dense_layer_dense", PRUNER)
+    laws = {law.__name__ for law in SPARSIFIER_LAWS}
+    assert laws == {law for law, _ in PRUNER_FAULTS} | {"leaves_a_dense_layer_dense"}
 
 
 def test_every_law_is_seen_to_fail() -> None:

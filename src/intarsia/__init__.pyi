@@ -43,6 +43,10 @@ from .hosts import student_of as student_of
 from .hosts import unpack as unpack
 from .hosts import upcycle as upcycle
 from .hosts.out.pack import CodeHead as CodeHead
+from .hosts.prune.pruner import sparsify as sparsify
+from .hosts.prune.pruners import Magnitude as Magnitude
+from .hosts.prune.pruners import SparseGPT as SparseGPT
+from .hosts.prune.pruners import Wanda as Wanda
 from .hosts.swap.experts import MergeMixtures as MergeMixtures
 from .hosts.swap.experts import PruneExperts as PruneExperts
 from .hosts.swap.student import Student as Student
@@ -61,6 +65,7 @@ from .methods.baselines import NormTuning as NormTuning
 from .methods.baselines import VptDeep as VptDeep
 from .methods.baselines import VptShallow as VptShallow
 from .methods.bi import BiAdapter as BiAdapter
+from .methods.dsnot import DSnoT as DSnoT
 from .methods.llava_mole import LlavaMole as LlavaMole
 from .methods.lt_sft import LtSft as LtSft
 from .methods.mixlora import MixLora as MixLora
@@ -106,6 +111,7 @@ from .schedules.active import ActiveSchedule as ActiveSchedule
 from .schedules.fitted import OnceFitted as OnceFitted
 from .schedules.fixed_mask import FixedMask as FixedMask
 from .schedules.gradual import Gradual as Gradual
+from .schedules.imp import Imp as Imp
 from .schedules.rigl import RigL as RigL
 from .schedules.set import Set as Set
 from .train import Training as Training

@@ -18,6 +18,7 @@ from .core.registry import find as find
 TAGS: Mapping[str, str] = MappingProxyType(
     {
         "capacity": "in training an expert takes so many tokens, so that places in a batch matter",
+        "compensates": "weights that are kept change, to make up for those that are not",
         "exact": "gives back every weight, bit by bit",
         "folds": "can become plain weights of a stock model",
         "learned": "its weights carry a gradient",

@@ -18,6 +18,7 @@ from . import (
     schedules,
     scores,
     sparse_schedules,
+    sparsifiers,
 )
 from .verdict import Checks, Law, checks
 
@@ -25,6 +26,12 @@ from .verdict import Checks, Law, checks
 def adapter_laws(card: Card) -> tuple[Law, ...]:
     """Those of the cell; of a listed adapter, which PEFT can hold, those of a change as well."""
     return adapters.LAWS + (changes.CHANGE_LAWS if card.key in registry.index() else ())
+
+
+def change_laws(card: Card) -> tuple[Law, ...]:
+    """Those of a `Change`, or what `intarsia.apply` makes one of; of a `Sparsifier` its own."""
+    own = sparsifiers.SPARSIFIER_LAWS if hasattr(card.config, "edit") else ()
+    return changes.LAWS + own
 
 
 def schedule_laws(card: Card) -> tuple[Law, ...]:
@@ -36,7 +43,7 @@ SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
     {
         "adapter": adapter_laws,  # a `Method`, which builds a `Cell` at a site
         "baseline": lambda _: changes.LAWS,
-        "change": lambda _: changes.LAWS,  # a `Change`, or what `intarsia.apply` makes one of
+        "change": change_laws,
         "format": lambda _: formats.LAWS,  # a `Format`
         "mixture": mixtures.laws,  # `step(f, x, m)`, or `build(width, hidden, generator=...)`
         "model": lambda _: models.LAWS,  # an estimator of scikit-learn that is a dataclass

@@ -50,6 +50,7 @@ class Card:
     (weights carry a gradient), "non_causal" (a token's experts depend on later tokens), "capacity"
     (an expert takes so many tokens, so that a token's place in the batch matters), "stateful"
     (the router reads what the layer before left in Routing.state).
+    Tag of changes that prune: "compensates" (kept weights change, too).
     `exceptions` are laws of conformance that do not hold for it: law -> reason.
 
     Raises: ConfigError for a kind that is none of KINDS.

@@ -143,8 +143,9 @@ def _live(value: Any) -> Any:
         return tuple(cast("list[Any]", value))
     if not isinstance(value, Mapping) or KEY not in value:
         return cast(Any, value)
-    # what a method is made of may be a router, too
-    return _from_dict(cast("Mapping[str, Any]", value), (*keys(), *keys("router")))
+    # what a method is made of may be a router or a change, too
+    known = (*keys(), *keys("router"), *keys("change"))
+    return _from_dict(cast("Mapping[str, Any]", value), known)
 
 
 def method_from_dict(settings: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from .baselines import NormTuning as NormTuning
 from .baselines import VptDeep as VptDeep
 from .baselines import VptShallow as VptShallow
 from .bi import BiAdapter as BiAdapter
+from .dsnot import DSnoT as DSnoT
 from .llava_mole import LlavaMole as LlavaMole
 from .lt_sft import LtSft as LtSft
 from .mixlora import MixLora as MixLora

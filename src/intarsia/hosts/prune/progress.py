@@ -1,0 +1,141 @@
+"""What a walk has finished: blocks and hidden states on disk, rows of a table, lines of progress.
+
+walk.json              what the walk is of, and for each finished block its rows and its file's hash
+block-000.safetensors  the edited weights of a block
+hidden-000.safetensors what the next block is given, batch by batch; only the newest is there
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ...core.errors import CheckpointError, ConfigError
+from ...core.files import write_json, writing
+from ...train.checkpoint import sha256
+from ...train.resume import check_same
+from ..anatomy.origin import damaged
+
+if TYPE_CHECKING:
+    from .walk import Flow, Stop
+
+RECORD = "walk.json"
+
+
+class Kept:
+    """out: the folder, None = nothing is written; identity: what a walk must share to go on.
+
+    report: is given a line for each block.
+    Raises: ConfigError for a folder with a walk in it, unless `resume`; CheckpointError for files
+    of another walk, or damaged ones.
+    """
+
+    def __init__(
+        self,
+        out: Path | None,
+        identity: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        self.out, self.identity, self.report = out, dict(identity), report
+        self.blocks: list[dict[str, Any]] = []
+        self.total = 0
+        if out is None:
+            if resume:
+                want, fix = "the folder of the walk to go on with", "Pass out='that/folder'."
+                raise ConfigError("resume", got="no folder", want=want, fix=fix)
+            return
+        path = out / RECORD
+        if path.is_file():
+            if not resume:
+                got, want = "a folder with a walk in it", "a new one, or resume=True"
+                fix = "Choose another folder, or go on with resume=True."
+                raise ConfigError(f"out {str(out)!r}", got=got, want=want, fix=fix)
+            try:
+                found = json.loads(path.read_text("utf-8"))
+                saved, self.blocks = found["identity"], list(found["blocks"])
+                self.hidden_hash = found["hidden"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise damaged(path, f"no record of a walk ({error})", "sparsify") from error
+            check_same(saved, json.loads(json.dumps(self.identity)))
+
+    def restored(self, stops: Sequence[Stop], flow: Flow) -> list[dict[str, Any]]:
+        """Put the finished blocks' weights into the model, and the hidden states behind them."""
+        self.total = len(stops)
+        done = zip(self.blocks, stops, strict=False)
+        for number, (block, stop) in enumerate(done):
+            tensors = self._read(f"block-{number:03}.safetensors", block["sha256"])
+            for path, weight in tensors.items():
+                set_weight(stop.layers[path], weight)
+        if self.blocks and flow.hidden:
+            states = self._read(f"hidden-{len(self.blocks) - 1:03}.safetensors", self.hidden_hash)
+            like = flow.hidden[0]
+            flow.hidden[:] = [states[str(i)].to(like.device) for i in range(len(flow.hidden))]
+        return self.blocks
+
+    def finished(
+        self, stop: Stop, rows: list[dict[str, Any]], flow: Flow, more: Mapping[str, Any]
+    ) -> None:
+        """Note a block, write it, and say so."""
+        number = len(self.blocks)
+        block: dict[str, Any] = {"block": stop.path, **more, "layers": rows, "sha256": ""}
+        if self.out is not None:
+            held: Any = stop.layers
+            weights = {p: m.weight.detach().cpu().contiguous() for p, m in held.items()}
+            block["sha256"] = self._write(f"block-{number:03}.safetensors", weights)
+            states = {str(i): h.cpu().contiguous() for i, h in enumerate(flow.hidden)}
+            self.hidden_hash = self._write(f"hidden-{number:03}.safetensors", states)
+        self.blocks.append(block)
+        if self.out is not None:
+            record = {"identity": self.identity, "blocks": self.blocks, "hidden": self.hidden_hash}
+            write_json(self.out / RECORD, record, indent=None)
+            (self.out / f"hidden-{number - 1:03}.safetensors").unlink(missing_ok=True)
+        if self.report is not None:
+            self.report(self.line())
+
+    def line(self) -> str:
+        """block 12/30  model.layers.11  density .400  error .061  2.1 s  left 1:02"""
+        block, done = self.blocks[-1], len(self.blocks)
+        rows = [row for row in block["layers"] if row["density"] is not None]
+        weights = sum(row["weights"] for row in rows)
+        density = sum(row["density"] * row["weights"] for row in rows) / max(1, weights)
+        error = "" if block["error"] is None else f"  error {block['error']:.3f}"
+        left = round(sum(b["seconds"] for b in self.blocks) / done * (self.total - done))
+        told = [f"  {row['layer']}: {row['told']}" for row in block["layers"] if row.get("told")]
+        return (
+            f"block {done}/{self.total}  {block['block']}  density {density:.3f}{error}  "
+            f"{block['seconds']:.1f} s  left {left // 60}:{left % 60:02}" + "".join(told)
+        )
+
+    def _write(self, name: str, tensors: Mapping[str, torch.Tensor]) -> str:
+        assert self.out is not None
+        with writing(self.out / name) as scratch:
+            save_file(dict(tensors), scratch)
+        return sha256(self.out / name)
+
+    def _read(self, name: str, digest: str) -> dict[str, torch.Tensor]:
+        assert self.out is not None
+        path = self.out / name
+        try:
+            if sha256(path) != digest:
+                raise damaged(path, "other bytes than were written", "sparsify")
+            # off the memory map: the file goes away with the next block
+            return {n: t.clone() for n, t in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            got, fix = error, "Restore it from a copy, or start again in another folder."
+            raise CheckpointError(str(path), got=got, want="the file", fix=fix) from error
+
+
+def set_weight(layer: nn.Module, weight: torch.Tensor) -> None:
+    """Put a weight into a layer as a new parameter, so that a failed change can be undone."""
+    old: Any = layer.weight
+    new = weight.to(old.device, old.dtype).view(old.shape)
+    layer.weight = nn.Parameter(new, requires_grad=old.requires_grad)

@@ -1,0 +1,389 @@
+"""Pruning as a change: which layers, calibration rows, the walk, and the verb `sparsify`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ...core import NofM, Partition
+from ...core.change import PlainChange, Plan
+from ...core.checks import above, between
+from ...core.errors import ConfigError, DataError, ShapeError, TargetError
+from ...core.registry import method_key, settings_to_dict
+from ...core.seeds import mix
+from ...partitions import Sparsifier
+from ...schedules.masked import matches
+from ...scores import Statistics
+from ..anatomy.blocks import base_of, blocks, is_pointwise, layers_of, unwrapped, wrapped_paths
+from ..anatomy.origin import fingerprint
+from ..attach.peft import is_adapted
+from ..changing import apply_plan
+from .progress import Kept, set_weight
+from .walk import Stop, inputs_of, walk_blocks
+
+ROWS, LENGTH, BATCH = 8, 32, 8
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Calibrated(Plan):
+    """A plan that was made with calibration batches; loaded from a folder it is a plain one.
+
+    found: the rows of the walk, once it is done.
+    """
+
+    batches: tuple[Any, ...] = ()
+    out: Path | None = None
+    resume: bool = False
+    report: Report | None = None
+    found: list[dict[str, Any]] = field(default_factory=lambda: list[dict[str, Any]]())
+
+
+class Pruner(PlainChange):
+    """A change that prunes, block by block: a `Sparsifier` with layers, and a pattern or none."""
+
+    stores: ClassVar[str] = "all"
+    laws: ClassVar[frozenset[str]] = frozenset({"shape"})
+
+    layers: Sequence[str]
+
+    @property
+    def n_of_m(self) -> NofM | None:
+        """The pattern, if the method has one."""
+        return None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Statistics that are read, see `Sparsifier`."""
+        return frozenset()
+
+    def on(self, layers: Sequence[str]) -> Any:
+        """The method on other layers."""
+        settings: Any = self
+        return replace(settings, layers=tuple(layers))
+
+    def score(self, weight: Tensor, seen: Statistics) -> Tensor:
+        """How much each weight matters.  (out, in) -> (out, in)."""
+        raise NotImplementedError
+
+    def edit(
+        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+    ) -> tuple[Partition, Tensor]:
+        """See `Sparsifier`."""
+        raise NotImplementedError
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """The layers are looked up and the rows are looked at; nothing is pruned.
+
+        Raises: TargetError for a model with adapters, without blocks, or layers outside them;
+        DataError for no rows where the method reads some, or too few; ShapeError for a pattern that
+        does not divide a layer's inputs.
+        """
+        stops = stops_of(host, self.layers)
+        _check_widths(stops, self.n_of_m)
+        held = tuple(batches) if self.needs else ()
+        if self.needs:
+            check_rows(held)
+        decided = {"calibration": digest_of(held), "batches": len(held)}
+        return Calibrated(self, seed, decided, held)
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """The walk; a plan that was read from a folder leaves the weights to that folder."""
+        if isinstance(plan, Calibrated):
+            plan.found[:] = prune_blocks(host, self, plan)
+        return host
+
+
+@dataclass(frozen=True)
+class LayerPruner(Pruner):
+    """Linear layers (and pointwise convolutions) inside the blocks keep a part of their weights.
+
+    density: the share of each layer that is kept.  pattern: None, or "n:m", n of each m consecutive
+    inputs.  layers: globs of paths, none = all of them; other layers stay dense.
+
+    Raises: ConfigError for a density outside (0, 1], or a pattern of another density.
+    """
+
+    density: float = 0.5
+    pattern: str | None = None
+    layers: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        above("density", self.density, 0, "Try 0.5.")
+        between("density", self.density, 0, 1, "Try 0.5.")
+        if (given := self.n_of_m) is not None and given.n / given.m != self.density:
+            got = f"{self.pattern!r} with density {self.density}"
+            fix = f"Set density={given.n / given.m:g}, or leave the pattern out."
+            raise ConfigError("pattern", got=got, want=f"density {given.n / given.m:g}", fix=fix)
+
+    @property
+    def n_of_m(self) -> NofM | None:
+        """The pattern, of which the text says n and m."""
+        if self.pattern is None:
+            return None
+        n, _, m = str(self.pattern).partition(":")
+        if not (n.isdigit() and m.isdigit()):
+            fix = "Write it as '2:4', or leave it out."
+            raise ConfigError("pattern", got=repr(self.pattern), want="'n:m'", fix=fix)
+        return NofM(int(n), int(m))
+
+
+def prune_blocks(host: nn.Module, method: Pruner, plan: Calibrated) -> list[dict[str, Any]]:
+    """Walk over the blocks of a model with a method; returns a row for each layer."""
+    stops = stops_of(host, method.layers)
+    on = fingerprint(host)
+    identity = {
+        "method": method_key(method),
+        "settings": settings_to_dict(method),
+        "seed": plan.seed,
+        "model": on,
+        **plan.decided,
+    }
+    kept = Kept(plan.out, identity, resume=plan.resume, report=plan.report)
+    edit = partial(edit_block, method, plan.seed)
+    return walk_blocks(host, stops, plan.batches, edit, needs=method.needs, kept=kept)
+
+
+def edit_block(
+    method: Sparsifier,
+    seed: int,
+    path: str,
+    layers: Mapping[str, nn.Module],
+    seen: Mapping[str, Statistics],
+) -> list[dict[str, Any]]:
+    """Prune the layers of a block; returns what became of each."""
+    rows: list[dict[str, Any]] = []
+    for name, layer in layers.items():
+        old: Any = layer.weight
+        weight = old.detach().flatten(1)
+        row: dict[str, Any] = {"layer": name, "weights": weight.numel(), "density": 1.0}
+        stats = seen.get(name, Statistics(0, None, None))
+        if method.needs and not stats.count:
+            rows.append(row | {"told": "no calibration row reached it; it stays dense"})
+            continue
+        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
+        generator = torch.Generator().manual_seed(mix(seed, number))
+        part, new = method.edit(name, weight, stats, generator)
+        set_weight(layer, new)
+        row["density"] = part.density()
+        if "hessian" in stats.collected:
+            plain = weight * part.mask(name, 0).to(weight.device)
+            row["error_masked"] = output_error(weight, plain, stats)
+            row["error"] = output_error(weight, new, stats)
+        rows.append(row)
+    return rows
+
+
+def output_error(weight: Tensor, new: Tensor, seen: Statistics) -> float:
+    """||(W' - W) X|| / ||W X||, from the second moments of X."""
+    moment = seen.second_moment.to(weight.device, torch.float32)
+    off, all_of = (((t @ moment) * t).sum() for t in ((new - weight).float(), weight.float()))
+    return float((off.clamp_min(0) / all_of.clamp_min(1e-30)).sqrt())
+
+
+def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
+    """The blocks with layers to prune, in order.
+
+    Raises: TargetError for adapters, no blocks, a glob that matches nothing, and one that matches
+    what is outside the blocks.
+    """
+    model = base_of(host)
+    if is_adapted(host) or wrapped_paths(model):
+        fix = "Fold the adapters first: model = intarsia.fold(model)."
+        raise TargetError("model", got="one with adapters", want="a plain one", fix=fix)
+    found = blocks(model)
+    if not found:
+        what, got = f"blocks of {type(model).__name__}", "none that are known"
+        fix = "Take a transformer of timm or transformers, or a schedule: fit(..., Gradual())."
+        raise TargetError(what, got=got, want="blocks with an mlp and an attention", fix=fix)
+    stops: list[Stop] = []
+    used: set[str] = set()
+    for path, block in found:
+        layers: dict[str, nn.Module] = {}
+        for inner, layer in layers_of(block):
+            if not isinstance(layer, nn.Linear) and not is_pointwise(layer):
+                continue
+            hits = [g for g in globs or ["*"] if matches(f"{path}.{inner}", layer, g)]
+            used |= set(hits)
+            if hits:
+                layers[f"{path}.{inner}"] = layer
+        stops.append(Stop(path, block, layers))
+    _check_globs(model, [g for g in globs if g not in used])
+    return stops
+
+
+def _check_globs(model: nn.Module, unused: Sequence[str]) -> None:
+    for glob in unused:
+        outside = [p for p, m in model.named_modules() if p and matches(p, unwrapped(m), glob)]
+        got = f"{outside[0]!r}, outside the blocks" if outside else "no layer of that name"
+        fix = "Embeddings, stems and heads stay dense; name linear layers inside the blocks."
+        raise TargetError(f"layers {glob!r}", got=got, want="layers inside the blocks", fix=fix)
+
+
+def _check_widths(stops: Sequence[Stop], pattern: NofM | None) -> None:
+    m = 1 if pattern is None else pattern.m
+    for stop in stops:
+        for name, layer in stop.layers.items():
+            weight: Any = layer.weight
+            if weight.shape[1] % m:
+                want = f"a multiple of {m}"
+                fix = "Leave the layer out with layers=..., or take another pattern."
+                raise ShapeError(f"inputs of {name!r}", got=weight.shape[1], want=want, fix=fix)
+
+
+def check_rows(batches: Sequence[Any]) -> None:
+    """Raises: DataError for no calibration rows, or too few or too short rows of tokens."""
+    shapes = [tuple(t.shape) for b in batches if (t := _tokens(inputs_of(b))) is not None]
+    count, length = sum(s[0] for s in shapes), min((s[1] for s in shapes), default=0)
+    if batches and not shapes:
+        return  # pictures
+    if count < ROWS or length < LENGTH:
+        got = f"{count} rows of {length} tokens and more"
+        want = f"at least {ROWS} rows of {LENGTH} tokens, to estimate moments of all channels"
+        fix = "Pass more or longer rows: load_texts('austen', tokenizer, length=512).train[:128]."
+        raise DataError("calibration", got=got, want=want, fix=fix)
+
+
+def _tokens(given: Any) -> Tensor | None:
+    ids = given.get("input_ids") if isinstance(given, Mapping) else given
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != 2:
+        return None
+    return ids
+
+
+def digest_of(batches: Sequence[Any]) -> str:
+    """A hash of the calibration rows."""
+    total = hashlib.sha256()
+    for batch in batches:
+        given = inputs_of(batch)
+        parts = given if isinstance(given, Mapping) else {"x": given}
+        for name in sorted(parts):
+            value = parts[name].detach().cpu().contiguous()
+            total.update(f"{name}:{value.dtype}:{tuple(value.shape)}\n".encode())
+            total.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return total.hexdigest()
+
+
+def batched(calib: Any, size: int = BATCH) -> list[Any]:
+    """Rows as batches a model takes: those of a data set are stacked where they are as long.
+
+    calib: a tensor of rows, a data set or a list of rows ({"input_ids": (T,)}, or (input, label)),
+    or a list of batches.
+    """
+    if isinstance(calib, Tensor):
+        return list(calib.split(size))
+    rows = [calib[i] for i in range(len(calib))]
+    rows = [row[0] if isinstance(row, (tuple, list)) else row for row in rows]
+    if rows and all(_single(row) for row in rows):
+        groups: list[list[Any]] = []
+        for row in rows:
+            shape = {n: tuple(t.shape) for n, t in _named(row).items()}
+            last = groups[-1] if groups else []
+            alike = last and shape == {n: tuple(t.shape) for n, t in _named(last[0]).items()}
+            if alike and len(last) < size:
+                last.append(row)
+            else:
+                groups.append([row])
+        return [_stacked(group) for group in groups]
+    return rows
+
+
+def _single(row: Any) -> bool:
+    """Whether it is one row, and no batch."""
+    ids = row.get("input_ids") if isinstance(row, Mapping) else row
+    return isinstance(ids, Tensor) and ids.dim() == (3 if ids.is_floating_point() else 1)
+
+
+def _named(row: Any) -> dict[str, Tensor]:
+    named = row if isinstance(row, Mapping) else {"": row}
+    return {n: t for n, t in named.items() if n != "labels"}
+
+
+def _stacked(rows: Sequence[Any]) -> Any:
+    named = {n: torch.stack([_named(row)[n] for row in rows]) for n in _named(rows[0])}
+    return named if isinstance(rows[0], Mapping) else named[""]
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """What `sparsify` did: a row for each layer, and the bytes of the pruned layers.
+
+    table: {"layer", "weights", "density", and where moments were collected "error_masked" and
+    "error", the relative error of its output before and after compensation}.
+    """
+
+    table: tuple[Mapping[str, Any], ...]
+    bytes: Mapping[str, int]
+
+    @property
+    def density(self) -> float:
+        """Of all layers together."""
+        total = sum(row["weights"] for row in self.table)
+        return sum(row["density"] * row["weights"] for row in self.table) / max(1, total)
+
+    def __str__(self) -> str:
+        megabytes = {name: f"{size / 1e6:.1f} MB" for name, size in self.bytes.items()}
+        told = [f"{row['layer']}: {row['told']}" for row in self.table if row.get("told")]
+        first = f"{len(self.table)} layers, density {self.density:.3f}"
+        return "\n".join([first, ", ".join(f"{n} {s}" for n, s in megabytes.items()), *told])
+
+
+def sparsify(
+    model: nn.Module,
+    method: Pruner,
+    calib: Any = (),
+    *,
+    layers: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    progress: Report | None = None,
+) -> Sparsified:
+    """Prune a pretrained model in place, block by block; no gradient is computed.
+
+    method: `Magnitude`, `Wanda`, `SparseGPT`, `DSnoT`.  calib: rows as `fit` takes them
+    (`load_texts(...).train`, a list of {"input_ids": (T,)}, a tensor of pictures), or batches.
+    layers: see `Pruner`.  out: a folder for finished blocks and hidden states; killed anywhere, the
+    same call with resume=True ends in the same bits.  progress: is given a line for each block.
+    Several processes each take their own rows, and all prune by the statistics of all.
+
+    Raises: as `Pruner.plan`; DataError for moments that are not finite; CheckpointError for a
+    folder of another walk or with a damaged file; TrainingError for a full disk. The model is then
+    as it was.
+    """
+    if not isinstance(method, Pruner):
+        want, fix = "Magnitude, Wanda, SparseGPT or DSnoT", "Pass intarsia.Wanda(density=0.5)."
+        raise ConfigError("method", got=type(method).__name__, want=want, fix=fix)
+    if layers is not None:
+        method = method.on(layers)
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if out is not None and ranks > 1:
+        fix = "Leave `out` out, or prune in one process."
+        raise ConfigError("out", got=f"{ranks} processes", want="one", fix=fix)
+    plan = method.plan(model, batched(calib), seed=seed)
+    assert isinstance(plan, Calibrated)
+    place = None if out is None else Path(out)
+    plan = replace(plan, out=place, resume=resume, report=progress)
+    apply_plan(model, plan)
+    return Sparsified(tuple(plan.found), bytes_of(stops_of(model, method.layers)))
+
+
+def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:
+    """What the layers' weights take as they are, and as `formats.Bitmask` stores them."""
+    dense = packed = 0
+    for layer in (m for stop in stops for m in stop.layers.values()):
+        weight: Any = layer.weight
+        rows, columns = weight.flatten(1).shape
+        dense += weight.numel() * weight.element_size()
+        packed += int(weight.count_nonzero()) * weight.element_size()
+        packed += rows * (-(-columns // 8) + 8)
+    return {"dense": dense, "bitmask": packed}

@@ -1,0 +1,151 @@
+"""Three ways to prune a layer: by size, by size and inputs, and with compensation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...core import Card, Paper, Partition
+from ...core.checks import above
+from ...partitions import choose_and_compensate, keep_n_of_m, keep_rows, keep_shares
+from ...scores import Statistics, magnitude, obs, wanda
+from .pruner import LayerPruner
+
+
+def masked(weight: Tensor, part: Partition, name: str) -> tuple[Partition, Tensor]:
+    """The partition, and the weight, 0 outside it."""
+    return part, weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
+
+
+@dataclass(frozen=True)
+class Magnitude(LayerPruner):
+    """The largest |W| of each layer are kept; needs no calibration.
+
+    density, pattern, layers: see `LayerPruner`.  Source: Han et al. (2015). For a language model
+    Wanda is as cheap and far better.
+    """
+
+    def score(self, weight: Tensor, seen: Statistics) -> Tensor:
+        """|W|."""
+        return magnitude(weight)
+
+    def edit(
+        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+    ) -> tuple[Partition, Tensor]:
+        scores = {name: self.score(weight, seen)}
+        if (given := self.n_of_m) is not None:
+            return masked(weight, keep_n_of_m(scores, given.n, given.m), name)
+        return masked(weight, keep_shares(scores, {name: self.density}), name)
+
+
+@dataclass(frozen=True)
+class Wanda(LayerPruner):
+    """In each row the largest |W_ij| ||x_j|| are kept, as they are.
+
+    density, pattern, layers: see `LayerPruner`; of a row of C weights C - floor((1 - density) C)
+    are kept.  Source: paper, equation 1 and algorithm 1. Two forwards of each block; SparseGPT is
+    better at low densities and costs minutes.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"square"})
+
+    def score(self, weight: Tensor, seen: Statistics) -> Tensor:
+        """|W_ij| sqrt(mean x_j^2)."""
+        return wanda(weight, seen)
+
+    def edit(
+        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+    ) -> tuple[Partition, Tensor]:
+        scores = {name: self.score(weight, seen)}
+        if (given := self.n_of_m) is not None:
+            return masked(weight, keep_n_of_m(scores, given.n, given.m), name)
+        return masked(weight, keep_rows(scores, self.density), name)
+
+
+@dataclass(frozen=True)
+class SparseGPT(LayerPruner):
+    """Column by column the weights of the least error go, and later columns make up for it.
+
+    density, pattern, layers: see `LayerPruner`; the density holds in each `block` of columns.
+    damp: of the Hessian, a share of its mean diagonal.  block: columns that are chosen at once.
+    Source: paper, algorithm 1; see `choose_and_compensate`.
+    """
+
+    damp: float = 0.01
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above("damp", self.damp, 0, "Try 0.01.")
+        above("block", self.block, 0, "Try 128.")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"hessian"})
+
+    def score(self, weight: Tensor, seen: Statistics) -> Tensor:
+        """W_ij^2 / U_jj^2."""
+        return obs(weight, seen, self.damp)
+
+    def edit(
+        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+    ) -> tuple[Partition, Tensor]:
+        return choose_and_compensate(
+            weight,
+            seen,
+            self.density,
+            pattern=self.n_of_m,
+            damp=self.damp,
+            block=self.block,
+            name=name,
+        )
+
+
+def _card(
+    key: str, config: type, paper: Paper, summary: str, *tags: str, names: Sequence[str] = ()
+) -> Card:
+    return Card(
+        key,
+        kind="change",
+        config=config,
+        paper=paper,
+        tags=frozenset(tags),
+        summary=summary,
+        family="pruning",
+        names=tuple(names),
+    )
+
+
+CARDS = (
+    _card(
+        "magnitude",
+        Magnitude,
+        Paper("1506.02626", 2015, "Learning both Weights and Connections for Efficient Networks"),
+        "The largest weights of each layer are kept.",
+        names=["magnitude pruning"],
+    ),
+    _card(
+        "wanda",
+        Wanda,
+        Paper(
+            "2306.11695", 2023, "A Simple and Effective Pruning Approach for Large Language Models"
+        ),
+        "In each row the largest products of weight and size of input are kept.",
+    ),
+    _card(
+        "sparsegpt",
+        SparseGPT,
+        Paper(
+            "2301.00774",
+            2023,
+            "SparseGPT: Massive Language Models Can be Accurately Pruned in One-Shot",
+        ),
+        "Weights of the least error go, column by column, and later columns make up for it.",
+        "compensates",
+    ),
+)

@@ -1,0 +1,114 @@
+"""DSnoT: a pruned layer's mask made better by swaps, without training (arXiv:2310.08915)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import Card, NofM, Paper, Partition
+from ..core.checks import at_least, one_of
+from ..core.errors import ConfigError
+from ..hosts.prune.pruner import Pruner
+from ..hosts.prune.pruners import Wanda
+from ..partitions.swaps import swap
+from ..scores import Statistics, wanda
+
+RESTORE = ("kept", "dense")
+
+
+@dataclass(frozen=True)
+class DSnoT(Pruner):
+    """The mask of another method, whose weights are swapped until each row's error is near 0.
+
+    The error of a row is expected to be eps = sum_pruned W_j E_j, E_j the mean of input j; see
+    `partitions.swap`.
+    base: the method of the first mask, with its density, pattern and layers; None = Wanda.
+    cycles: swaps a row at most; tolerance: of |eps|, as a share of the layer's mean at the start;
+    power: of the variance that a gain is divided by.  restore: after a method that compensates,
+    re-grown weights are dense and others stay compensated, "kept"; or all are dense, "dense".
+
+    Raises: ConfigError on settings that cannot be.  Source: paper, section 3; the guard of `swap`
+    and the relative tolerance are ours. SparseGPT alone is often better: compare.
+    """
+
+    base: Any = None
+    cycles: int = 50
+    tolerance: float = 0.02
+    power: float = 1.0
+    restore: str = "kept"
+
+    def __post_init__(self) -> None:
+        base = Wanda() if self.base is None else self.base
+        object.__setattr__(self, "base", base)
+        if not isinstance(base, Pruner) or isinstance(base, DSnoT):
+            want, fix = "Magnitude, Wanda or SparseGPT", "Pass DSnoT(Wanda(density=0.5))."
+            raise ConfigError("base", got=type(base).__name__, want=want, fix=fix)
+        at_least("cycles", self.cycles, 0)
+        at_least("tolerance", self.tolerance, 0)
+        at_least("power", self.power, 0)
+        one_of("restore", self.restore, RESTORE)
+
+    @property
+    def density(self) -> float:
+        """That of the base."""
+        return self.base.density
+
+    @property
+    def layers(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of the base."""
+        return self.base.layers
+
+    @property
+    def n_of_m(self) -> NofM | None:
+        """That of the base."""
+        return self.base.n_of_m
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Means and variances, sizes, and what the base reads."""
+        return self.base.needs | {"mean", "square"}
+
+    def on(self, layers: Sequence[str]) -> Any:
+        """The method on other layers."""
+        return replace(self, base=self.base.on(layers))
+
+    def edit(
+        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+    ) -> tuple[Partition, Tensor]:
+        part, new = self.base.edit(name, weight, seen, generator)
+        kept = part.mask(name, 0).to(weight.device)
+        pattern = self.n_of_m
+        score = wanda(weight, seen) if pattern is None else self.base.score(weight, seen)
+        found = swap(
+            weight,
+            kept,
+            seen,
+            score,
+            cycles=self.cycles,
+            tolerance=self.tolerance,
+            power=self.power,
+            pattern=pattern,
+        )
+        stays = kept & found.kept if self.restore == "kept" else torch.zeros_like(kept)
+        new = torch.where(stays, new, weight).masked_fill(~found.kept, 0)
+        held = part.pattern  # rows keep their number, and groups of N:M theirs
+        return Partition.from_masks({name: found.kept.cpu()}, pattern=held), new
+
+
+CARD = Card(
+    "dsnot",
+    kind="change",
+    config=DSnoT,
+    paper=Paper(
+        "2310.08915",
+        2023,
+        "Dynamic Sparse No Training: Training-Free Fine-tuning for Sparse LLMs",
+    ),
+    summary="A pruned mask made better by swaps that shrink each row's expected error.",
+    family="pruning",
+    names=("Dynamic Sparse no Training",),
+)

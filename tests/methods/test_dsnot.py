@@ -1,0 +1,84 @@
+"""DSnoT changes the mask of its base, not the number of its weights, and shrinks its errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import intarsia
+from intarsia.core.errors import ConfigError
+from intarsia.core.registry import card, settings_from_dict, settings_to_dict
+from intarsia.scores import Statistics
+
+NEEDS = {"mean", "square", "hessian"}
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+W = drawn(8, 256)
+X = drawn(400, 256, seed=1) + 0.3 * drawn(256, seed=3)
+SEEN = Statistics.of(X, needs=NEEDS)
+
+
+def edited(method: Any, needs: Any = NEEDS) -> tuple[Tensor, Tensor]:
+    part, new = method.edit("w", W, Statistics.of(X, needs=needs), torch.Generator())
+    return part.mask("w", 0), new
+
+
+def expected(kept: Tensor) -> float:
+    return float((W * SEEN.mean.float()).masked_fill(kept, 0).sum(1).abs().sum())
+
+
+@pytest.mark.parametrize("base", [intarsia.Magnitude(0.4), intarsia.Wanda(0.4)])
+def test_the_expected_error_falls_by_far(base: Any) -> None:
+    before, _ = edited(base)
+    after, new = edited(intarsia.DSnoT(base, tolerance=0.0))
+    assert int(before.sum()) == int(after.sum())
+    assert expected(after) < expected(before) / 3
+    assert torch.equal(new, W * after)  # kept weights are as they were
+
+
+def test_no_cycle_is_the_base() -> None:
+    for base in (intarsia.Wanda(0.5), intarsia.SparseGPT(0.5), intarsia.Wanda(0.5, "2:4")):
+        want = edited(base)
+        for got, one in zip(edited(intarsia.DSnoT(base, cycles=0)), want, strict=True):
+            assert torch.equal(got, one)
+
+
+def test_after_compensation_regrown_weights_are_dense() -> None:
+    base = intarsia.SparseGPT(0.4)
+    first, compensated = edited(base)
+    kept, new = edited(intarsia.DSnoT(base))
+    grown = kept & ~first
+    assert bool(grown.any())
+    assert torch.equal(new[grown], W[grown])
+    assert torch.equal(new[kept & first], compensated[kept & first])
+    assert not new[~kept].any()
+    again, dense = edited(intarsia.DSnoT(base, restore="dense"))
+    assert torch.equal(again, kept) and torch.equal(dense, W * kept)
+
+
+def test_settings_survive_json_with_their_base() -> None:
+    method = intarsia.DSnoT(intarsia.SparseGPT(0.4, layers=("mlp.*",)), cycles=9)
+    found = settings_from_dict(card("dsnot"), settings_to_dict(method))
+    assert found == method and found.layers == ("mlp.*",) and found.density == 0.4
+    assert intarsia.DSnoT().base == intarsia.Wanda()
+
+
+def test_it_reads_what_it_needs_and_refuses_what_cannot_be() -> None:
+    method = intarsia.DSnoT(intarsia.Wanda(0.5))
+    assert method.needs == {"mean", "square"}
+    assert all(
+        torch.equal(a, b) for a, b in zip(edited(method), edited(method, method.needs), strict=True)
+    )
+    with pytest.raises(ConfigError, match="no 'mean'"):
+        edited(method, {"square"})
+    with pytest.raises(ConfigError, match="want Magnitude, Wanda or SparseGPT"):
+        intarsia.DSnoT(intarsia.DSnoT())
+    with pytest.raises(ConfigError, match="restore"):
+        intarsia.DSnoT(restore="all")

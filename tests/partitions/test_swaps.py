@@ -1,0 +1,87 @@
+"""Swaps shrink each row's expected error, keep its number of weights, and are the best ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from intarsia.core import NofM
+from intarsia.partitions import keep_n_of_m, keep_rows
+from intarsia.partitions.swaps import swap
+from intarsia.scores import Statistics, wanda
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def seen(width: int, seed: int = 0) -> Statistics:
+    return Statistics.of(drawn(50, width, seed=seed) * 0.7 + drawn(width, seed=seed + 1))
+
+
+def eps(w: Tensor, kept: Tensor, stats: Statistics) -> Tensor:
+    return (w * stats.mean).masked_fill(kept, 0).sum(1)
+
+
+@given(st.integers(1, 6), st.integers(2, 20), st.floats(0.1, 0.9), st.integers(0, 50))
+def test_errors_shrink_and_rows_keep_their_number(
+    rows: int, columns: int, density: float, seed: int
+) -> None:
+    w, stats = drawn(rows, columns, seed=seed), seen(columns, seed)
+    score = wanda(w, stats)
+    kept = keep_rows({"w": score}, density).mask("w", 0)
+    last = eps(w, kept, stats).abs()
+    for cycles in range(4):
+        found = swap(w, kept, stats, score, cycles=cycles, tolerance=0)
+        now = eps(w, found.kept, stats)
+        assert torch.equal(found.kept.sum(1), kept.sum(1))
+        assert bool((now.abs() <= last + 1e-12).all())  # never rises
+        assert bool((now * eps(w, kept, stats) >= -1e-12).all())  # nor changes its sign
+        # the running sum is the one from scratch
+        assert found.after == pytest.approx(float(now.abs().sum()), abs=1e-9)
+        if not cycles:
+            assert torch.equal(found.kept, kept)
+        last = now.abs()
+
+
+@given(st.integers(0, 200))
+def test_one_swap_of_one_row_is_the_paper_s(seed: int) -> None:
+    w, stats = drawn(1, 8, seed=seed), seen(8, seed)
+    score = wanda(w, stats)
+    kept = keep_rows({"w": score}, 0.5).mask("w", 0)
+    found = swap(w, kept, stats, score, cycles=1, tolerance=0).kept
+    gain = (w * stats.mean)[0]
+    error = float(eps(w, kept, stats))
+    sign = 1 if error > 0 else -1
+    pruned = [j for j in range(8) if not kept[0, j]]
+    grows = max(pruned, key=lambda j: sign * float(gain[j] / stats.variance[j]))
+    goes = [j for j in range(8) if bool(kept[0, j]) and sign * float(gain[j]) < 0]
+    want = kept.clone()
+    if goes:
+        old = min(goes, key=lambda j: float(score[0, j]))
+        after = error + float(gain[old]) - float(gain[grows])
+        if abs(after) < abs(error) and after * error >= 0:
+            want[0, grows], want[0, old] = True, False
+    assert torch.equal(found, want)
+
+
+def test_two_of_four_stays_two_of_four() -> None:
+    w, stats = drawn(6, 128), seen(128)
+    score = wanda(w, stats)
+    kept = keep_n_of_m({"w": score}).mask("w", 0)
+    found = swap(w, kept, stats, score, pattern=NofM(2, 4))
+    assert bool((found.kept.view(6, 32, 4).sum(-1) == 2).all())
+    assert found.after < found.before
+
+
+def test_a_constant_channel_is_counted_and_not_divided_by() -> None:
+    x = drawn(50, 6)
+    x[:, 2] = 3.0
+    stats = Statistics.of(x)
+    w = drawn(4, 6)
+    found = swap(w, keep_rows({"w": w.abs()}, 0.5).mask("w", 0), stats, wanda(w, stats))
+    assert found.constant == 1 and found.after <= found.before
