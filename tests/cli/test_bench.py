@@ -111,6 +111,12 @@ def test_what_does_not_exist_is_refused(given: dict[str, Any], says: str) -> Non
         asked(**given)
 
 
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_a_budget_of_no_minutes_is_refused(intarsia: Intarsia, minutes: str) -> None:
+    said = intarsia("bench", "mini", "--budget", minutes)
+    assert said.code == 2 and "--budget" in said.words and "want above 0" in said.words
+
+
 def test_every_place_is_an_experiment_that_can_be_repeated() -> None:
     plan, *_ = asked()
     for place in plan.places():

@@ -59,6 +59,7 @@ def test_data_that_may_exist_are_let_through(spec: str) -> None:
         ("vtab/cifar", UnknownName, "unknown suite"),
         ("photos/none", DataError, "nothing there"),
         ("answers.jsonl", DataError, "nothing there"),
+        ("x" * 5000 + "/y", DataError, "nothing there"),
     ],
 )
 def test_data_that_cannot_be_are_refused(spec: str, error: type[Exception], says: str) -> None:

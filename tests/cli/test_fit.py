@@ -299,13 +299,17 @@ def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) 
         ("--target mpl", "Did you mean 'mlp'"),
         ("--target mlp --target fc1", "contain each other"),
         ("--last-blocks 0", "want at least 1"),
-        ("--last-blocks 99", "want -6 ... 5"),
+        ("--last-blocks 99", "The model has 6 blocks; --last-blocks takes so many at most."),
         ("--frozen-once", "is trained"),
         ("--frozen-once --last-blocks 2 --augment light", "it alone"),
         ("--epochs 0", "epochs"),
         ("--batch-size 0", "--batch-size"),
         ("--accumulate 3", "equal parts"),
-        ("--lr nan", "lr"),
+        ("--lr nan", "Try 1e-3."),
+        ("--epochs ten", "'ten'"),
+        ("--epochs=ten", "'ten'"),
+        ("--split-seed -1", "seed of the split"),
+        ("--seed 99999999999999999999", "want 0 ..."),
         ("--precision fp8", "fp8"),
         ("--precision fp16", "on a CPU"),
         ("--select test", "it chooses nothing"),
@@ -332,6 +336,16 @@ def test_bad_options(
     assert said.code == 2, said.err
     assert says in said.words and "Traceback" not in said.err
     assert not (tmp_path / "r" / "run.json").exists()
+
+
+def test_a_file_name_cannot_write_to_the_terminal(intarsia: Intarsia, tmp_path: Path) -> None:
+    data = photos(tmp_path / "photos", n=2)
+    (data / "dark" / "a\x1b]0;title\x07\x9b31m.png").touch()
+    said = intarsia("fit", data, *TINY, "--out", tmp_path / "r")
+    assert said.code == 2 and r"a\x1b]0;title\x07\x9b31m.png" in said.words.replace(" ", "")
+    assert not {"\x1b]", "\x07", "\x9b"} & {
+        said.err[i : i + n] for i in range(len(said.err)) for n in (1, 2)
+    }
 
 
 def test_nothing_to_train_on(intarsia: Intarsia, tmp_path: Path) -> None:

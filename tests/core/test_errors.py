@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from intarsia.core import errors
-from intarsia.core.errors import ConfigError, IntarsiaError, MissingExtra, UnknownName
+from intarsia.core.errors import ConfigError, IntarsiaError, MissingExtra, UnknownName, printable
 
 PLAIN = [
     kind
@@ -52,3 +52,14 @@ def test_a_missing_extra_says_what_to_install() -> None:
     assert isinstance(error, ImportError)
     assert "pip install 'intarsia[export]'" in str(error)
     assert "'onnxruntime'" in str(error)
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
+    name = "a\x1b[31mb\x07\x9b\u202e\udcff.png"
+    assert printable(name) == r"a\x1b[31mb\x07\x9b\u202e\udcff.png"
+    error = ConfigError(name, got=name, want="\x1b", fix="two\nlines\tremain")
+    assert printable(str(error)) == str(error) and "two\nlines\tremain" in str(error)
+
+
+def test_a_name_that_is_like_none_gets_no_advice() -> None:
+    assert "Choose one of them." in str(UnknownName("kind", "nonsense", ["baseline", "router"]))

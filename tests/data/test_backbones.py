@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
-from intarsia.core.errors import AssetError, ConfigError, UnknownName
+from intarsia.core.errors import AssetError, ConfigError, DataError, UnknownName
 from intarsia.data import backbone, backbones, eval_transform, input_config, trunk_fingerprint
 from intarsia.data.backbones import PACKAGED, PackagedBackbone, resize_positions
 
@@ -136,7 +137,54 @@ def test_a_folder_whose_weights_are_cut_short(size: int | None, tmp_path: Path) 
         backbone(f"local-dir:{tmp_path}", classes=2, size=size)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"architecture": "no-such-model"}'])
+@pytest.mark.parametrize("classes", [3, 2])
+def test_a_folder_with_the_weights_of_another_architecture(classes: int, tmp_path: Path) -> None:
+    for name, folder in (("test_vit", "one"), ("test_efficientnet", "two")):
+        saved = timm.create_model(name, num_classes=3)
+        where = tmp_path / folder
+        save_for_hf(saved, where, model_config={"num_classes": 3}, safe_serialization=True)
+    one, two = (f"local-dir:{tmp_path / folder}" for folder in ("one", "two"))
+    same = trunk_fingerprint(backbone(one, classes=3))
+    assert trunk_fingerprint(backbone(one, classes=classes)) == same
+    (tmp_path / "two" / "model.safetensors").rename(tmp_path / "one" / "model.safetensors")
+    with pytest.raises(AssetError, match=r"want weights of the architecture that its config\.json"):
+        backbone(one, classes=classes)
+    with pytest.raises(AssetError, match="without weights"):
+        backbone(two, classes=classes)
+
+
+def test_a_head_for_other_classes_is_that_of_the_seed(tmp_path: Path) -> None:
+    saved = timm.create_model("test_vit", num_classes=3)
+    save_for_hf(saved, tmp_path, model_config={"num_classes": 3}, safe_serialization=True)
+    got, want = (
+        backbone(name, classes=5, seed=4, pretrained=name != "test_vit").get_classifier()
+        for name in (f"local-dir:{tmp_path}", "test_vit")
+    )
+    assert torch.equal(got.weight, want.weight)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean": "abc"}, {"mean": [1, 2]}, {"std": -1}, {"std": [0, 0, 0]}, {"crop_pct": [1]},
+        {"crop_pct": 1e9}, {"interpolation": "abc"}, {"interpolation": [1]}, {"input_size": "x"},
+        {"first_conv": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_folder_whose_input_is_no_input(changes: dict[str, Any], tmp_path: Path) -> None:
+    saved = timm.create_model("test_efficientnet", num_classes=3)
+    save_for_hf(saved, tmp_path, model_config={"num_classes": 3}, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"] |= changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises((AssetError, DataError)):
+        input_config(backbone(f"local-dir:{tmp_path}", classes=2))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "{}", "[]", "[" * 100_000, '{"architecture": "no-such-model"}']
+)
 @pytest.mark.parametrize(
     "make", [backbones.outline, lambda name, **how: backbone(name, classes=2, **how)]
 )

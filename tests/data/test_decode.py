@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -13,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from intarsia.core.errors import DataError
-from intarsia.data.decode import MAX_PIXELS, digest, read_image, to_rgb
+from intarsia.core.errors import ConfigError, DataError
+from intarsia.data import decode
+from intarsia.data.decode import MAX_PIXELS, digest, read_image, room, to_rgb
 
 
 def _pixel(path: Path, at: tuple[int, int] = (0, 0)) -> object:
@@ -181,3 +185,124 @@ def test_digest_depends_on_size_and_pixels(width: int, height: int, seed: int) -
     turned = np.zeros((width, height, 3), np.uint8)  # same bytes, another shape
     equal = digest(Image.fromarray(blank)) == digest(Image.fromarray(turned))
     assert equal == (width == height)
+
+
+def test_a_postscript_file_named_png_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("started"))
+    head = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    (tmp_path / "page.png").write_text(head)
+    with Image.open(tmp_path / "page.png") as image:
+        assert image.format == "EPS", "Pillow on its own would take it"
+    with pytest.raises(DataError, match=r"page\.png.*cannot identify"):
+        read_image(tmp_path / "page.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_and_a_device_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero"), tmp_path):
+        with pytest.raises(DataError, match="a folder, a pipe or a device"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".png", "a\0b.png"], ids=["long", "zero byte"])
+def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match="too long|null byte") as caught:
+        read_image(Path(name))
+    assert len(str(caught.value)) < 700
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 400 * 640 * 3).reshape(400, 640, 3).astype(np.uint8)
+    Image.fromarray(ramp).save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    sizes = {side: read_image(tmp_path / "a.jpg", side=side).size for side in (40, 90, 150, 300)}
+    assert sizes == {40: (80, 50), 90: (160, 100), 150: (320, 200), 300: (640, 400)}
+    assert read_image(tmp_path / "a.png", side=40).size == (640, 400)
+    small, whole = (
+        np.asarray(read_image(tmp_path / "a.jpg", side=side).resize((20, 12)), dtype=float)
+        for side in (60, None)
+    )
+    assert abs(small - whole).max() < 3
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_strips_are_the_whole_picture(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (23, 17, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    layer = image.convert("RGBA")
+    want = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    for rows in (1, 17 * 4, 10_000):
+        monkeypatch.setattr(decode, "STRIP", rows)
+        assert to_rgb(image).tobytes() == want.tobytes()
+        monkeypatch.setattr(decode, "STRIP", 10_000)
+        whole = digest(want)
+        monkeypatch.setattr(decode, "STRIP", rows)
+        assert digest(want) == whole
+
+
+def test_large_pictures_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "AT_ONCE", 100)
+    Image.new("L", (10, 8)).save(tmp_path / "large.png")
+    Image.new("L", (4, 4)).save(tmp_path / "small.png")
+    entered = threading.Event()
+
+    def enter() -> None:
+        with room(tmp_path / "large.png"):
+            entered.set()
+
+    with contextlib.ExitStack() as inside:
+        inside.enter_context(room(tmp_path / "large.png"))
+        inside.enter_context(room(tmp_path / "small.png"))  # 96 of 100: there is room
+        waits = threading.Thread(target=enter)
+        waits.start()
+        assert not entered.wait(0.05)
+    waits.join(10)
+    assert entered.is_set()
+    monkeypatch.setattr(decode, "AT_ONCE", 1)
+    with room(tmp_path / "large.png"):  # one alone is never kept out
+        pass
+
+
+def test_the_limit_of_pixels_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (10, 8)).save(tmp_path / "a.png")
+    monkeypatch.setenv("INTARSIA_MAX_PIXELS", "79")
+    with pytest.raises(DataError, match=r"10x8.*at most 79 pixels"):
+        read_image(tmp_path / "a.png")
+    monkeypatch.setenv("INTARSIA_MAX_PIXELS", "80")
+    assert read_image(tmp_path / "a.png").size == (10, 8)
+    monkeypatch.setenv("INTARSIA_MAX_PIXELS", "many")
+    with pytest.raises(ConfigError, match="INTARSIA_MAX_PIXELS: got 'many'"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_picture_above_pillows_limit_is_read_where_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # 80 pixels are more than twice as many
+    monkeypatch.setattr(decode, "MAX_PIXELS", 20)
+    Image.new("L", (10, 8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="at most 20 pixels"):
+        read_image(tmp_path / "a.png")
+    monkeypatch.setenv("INTARSIA_MAX_PIXELS", "100")
+    assert read_image(tmp_path / "a.png").size == (10, 8)
+
+
+def test_a_picture_larger_than_the_free_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Little:
+        available = 100
+
+    Image.new("L", (10, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(decode.psutil, "virtual_memory", Little)
+    assert read_image(tmp_path / "a.png").size == (10, 8), "a small one is always tried"
+    monkeypatch.setattr(decode, "STRIP", 10)
+    with pytest.raises(DataError, match="10x8 px, .* GB while it is decoded"):
+        read_image(tmp_path / "a.png")

@@ -21,6 +21,23 @@ def _keys(images: ImageSet | None) -> set[str]:
     return set() if images is None else set(images.digests)
 
 
+def test_any_seed_from_zero_on(noise_set: Noise) -> None:
+    found = [make_splits({"all": noise_set(30)}, seed=seed, val=0) for seed in (2**32, 2**62)]
+    assert found[0].test.digests != found[1].test.digests
+    for make in (
+        lambda: make_splits({"all": noise_set(30)}, seed=-1),
+        lambda: load_data("x", seed=-1),
+    ):
+        with pytest.raises(ConfigError, match="seed of the split: got -1"):
+            make()
+
+
+@pytest.mark.parametrize("spec", ["nowhere.csv", "a/nowhere", "x" * 5000 + "/y"])
+def test_a_path_that_is_not_there(spec: str) -> None:
+    with pytest.raises(DataError, match="nothing there, want a named set, a task, a folder, a CSV"):
+        load_data(spec)
+
+
 def _sizes(splits: Splits) -> tuple[int, int, int]:
     return len(splits.train), len(splits.val or ()), len(splits.test)
 

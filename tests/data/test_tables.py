@@ -47,9 +47,20 @@ def test_csv_with_parts_and_numbers(make_folder: Make) -> None:
     assert sets["test"].labels.tolist() == [0, 1]
 
 
+def test_a_label_of_many_digits(make_folder: Make) -> None:
+    make_folder({"x": 4})
+    digits = "1" * 5000
+    sets = read_csv(_csv(make_folder({"y": 2}), [f"y/00.png,{digits}", "y/01.png,2"]))
+    assert sorted(sets["all"].classes) == [digits, "2"]
+
+
 @pytest.mark.parametrize(
     ("head", "rows", "says"),
     [
+        ("image,label", ['"x/00.png,a', "x/01.png,b"], "quote that is opened and not closed"),
+        ("image,label", ['"x' + "y" * 140_000, "x/01.png,b"], "quote that is opened"),
+        ("image,label", ["x/00.png,a", "x" * 5000 + ".png,b"], "too long"),
+        ("image,label", ["x/00.png,a", "a\0b.png,b"], "null byte|NUL"),
         ("picture,label", ["a,b"], "columns"),
         ("image,kind", ["a,b"], "columns"),
         ("image,label", [], "an empty table"),
@@ -58,7 +69,19 @@ def test_csv_with_parts_and_numbers(make_folder: Make) -> None:
         ("image,label,part", ["x/00.png,a,fold1", "x/01.png,b,fold1"], "fold1"),
         ("image,label,part", ["x/00.png,a,train", "x/01.png,b,test"], "no picture of b"),
     ],
-    ids=["no image", "no label", "empty", "one class", "missing file", "unknown part", "no class"],
+    ids=[
+        "quote",
+        "long quote",
+        "long name",
+        "zero byte",
+        "no image",
+        "no label",
+        "empty",
+        "one class",
+        "missing file",
+        "unknown part",
+        "no class",
+    ],
 )
 def test_bad_csv(make_folder: Make, head: str, rows: list[str], says: str) -> None:
     with pytest.raises(DataError, match=says):

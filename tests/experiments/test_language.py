@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from intarsia.cli.app import app
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from intarsia.data.texts import read_prompts
+from intarsia.experiments import language
 from intarsia.experiments.execute import carry_out
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.opening import open_run
@@ -257,3 +258,14 @@ def test_lines_that_are_no_prompts_are_named(line: str, message: str, model: str
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
     with pytest.raises(DataError, match=message):
         read_prompts([line], tokenizer)
+
+
+def test_a_missing_text_is_noticed_before_the_model(
+    carry: Carry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language, "language_model", lambda *_, **__: pytest.fail("obtained"))
+    (tmp_path / "bad.jsonl").write_text("{")
+    (tmp_path / "folder.txt").mkdir()
+    for name in ("none.txt", "bad.jsonl", "folder.txt"):
+        with pytest.raises(DataError):
+            carry(str(tmp_path / name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from intarsia.adapters import Bottleneck, Lora
 from intarsia.core import Method
@@ -266,3 +268,15 @@ def test_a_site_inside_or_around_an_adapted_module_is_refused(
     with pytest.raises(TargetError, match="carries an adapter already"):
         model.add_adapter("other", config)
     assert list(model.peft_config) == ["beside"]
+
+
+def test_a_transformers_model_is_wrapped_without_a_warning(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    config = LlamaConfig(
+        vocab_size=3, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        adapt(LlamaForCausalLM(config), Lora(2))
+    assert not [str(w.message) for w in recwarn]

@@ -90,7 +90,7 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, Path,
         f"{len(plan.tasks)} tasks x {len(plan.arms)} methods x {len(plan.seeds)} seeds, "
         f"protocol {rules.name}, {plan.model}; results in {out}"
     )
-    return plan, how, out, given["budget"] or base.minutes
+    return plan, how, out, base.minutes if given["budget"] is None else given["budget"]
 
 
 def _values(given: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.checks import above
 from .completing import OF_OPTION, models
 from .early import check_choices, check_numbers, numbers
 from .options import Json
-from .shell import SOME_FAILED, note, show_json, show_table, warn
+from .shell import SOME_FAILED, note, say, show_json, show_table, warn
 
 
 def bench(
@@ -113,6 +114,8 @@ def bench(
     check_numbers({"jobs": jobs, "threads": threads, "epochs": epochs})
     if seeds is not None:
         numbers("--seeds", seeds)
+    if budget is not None:
+        above("--budget", budget, 0, "For example: --budget 30; left out, nothing is cut.")
     from .bench_steps import ask, carry, listed
 
     if show or suite is None:
@@ -164,4 +167,4 @@ def _show(summary: dict[str, Any]) -> None:
     for cut in summary["plan"]["cut"]:
         note(f"Cut or changed: {cut}")
     print(summary["table"])
-    print(f"Report: {summary['report']}")
+    say(f"Report: {summary['report']}")

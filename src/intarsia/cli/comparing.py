@@ -28,7 +28,7 @@ from .options import (
     shared,
     with_options,
 )
-from .shell import note, show_json, show_rich
+from .shell import note, say, show_json, show_rich
 from .training import FOR_TEXTS
 
 TEXT_METHODS = "lora,mixlora"  # where nothing is said
@@ -169,8 +169,8 @@ def _compare_routers(given: dict[str, Any]) -> None:
         table = table_of(sheet)
         show_rich(terminal(table))
         for line in table.notes:
-            print(line)
-    print(f"Report: {found['report']}")
+            say(line)
+    say(f"Report: {found['report']}")
 
 
 def report(
@@ -206,5 +206,5 @@ def show_comparison(
         return
     show_rich(terminal_table(comparison))
     for line in differences(comparison):
-        print(line)
-    print(f"Report: {written}")
+        say(line)
+    say(f"Report: {written}")

@@ -11,7 +11,7 @@ from ..core.errors import UnknownName
 from .completing import among
 from .early import check_run
 from .options import Json, RunFolder
-from .shell import note, show_json
+from .shell import note, say, show_json
 
 SUFFIXES = {"timm": "", "onnx": ".onnx", "torch": ".pt2"}
 
@@ -53,4 +53,4 @@ def export(
         show_json({"path": str(path), "format": form, "checks": lines})
         return
     for line in lines:
-        print(line)
+        say(line)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, printable
 from .early import check_numbers, check_run
 from .options import Device, Json, RunFolder
-from .shell import note, show_json, show_table, warn
+from .shell import note, say, show_json, show_table, warn
 
 if TYPE_CHECKING:
     from ..experiments.writing import TextRun
@@ -59,7 +59,7 @@ def evaluate(
         row = (found["set"], *text_row(found))
         show_table("", TEXT_COLUMNS, [row], right=",".join(TEXT_COLUMNS[1:]))
         return
-    print(
+    say(
         f"{found['set']}: {found['n']:,} pictures, accuracy {numbers.percent(found['accuracy'])}, "
         f"balanced {numbers.percent(found['balanced_accuracy'])}, loss {found['loss']:.3f}"
     )
@@ -143,4 +143,4 @@ def _predict_texts(
         raise ConfigError("--csv", got=got, want=want, fix="Leave it out.")
     prompts = prompts_of(opened, files)
     for line in complete(opened, prompts, TOKENS if tokens is None else tokens):
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+        print(printable(json.dumps(line, ensure_ascii=False)), flush=True)

@@ -12,12 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from typer import BadParameter
 from typer.core import TyperGroup
 
+from ..core.errors import printable
 from ..core.quiet import quiet
 from ..experiments import INTERRUPTED
 
 SOME_FAILED, USER_ERROR = 1, 2
+WORDS = "intarsia.words"
 ANYWHERE = ("--debug", "--quiet", "-q")
 PIPE = 200  # characters of a line where there is no terminal
 
@@ -30,13 +33,18 @@ def note(line: str) -> None:
 
 def warn(line: str) -> None:
     """One line on stderr that --quiet does not silence: something is not as it was asked for."""
-    Console(stderr=True, soft_wrap=True).print(escape(line), highlight=False)
+    Console(stderr=True, soft_wrap=True).print(escape(printable(line)), highlight=False)
+
+
+def say(line: str) -> None:
+    """One line of a result, on stdout."""
+    print(printable(line))
 
 
 def show_json(data: Any) -> None:
     """Data as JSON on stdout, and nothing else there."""
     text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
-    print(text.encode("utf-8", "replace").decode())  # a file's name may be no text
+    say(text)
 
 
 def _finite(data: Any) -> Any:
@@ -52,12 +60,12 @@ def show_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = ""
 ) -> None:
     """A table on stdout; `right` names the columns of numbers."""
-    table = Table(title=title or None, title_justify="left", title_style="bold")
+    table = Table(title=printable(title) or None, title_justify="left", title_style="bold")
     for column in columns:
         number = column in right.split(",")
         table.add_column(column, justify="right" if number else "left", no_wrap=number)
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(printable(cell)) for cell in row))
     show_rich(table)
 
 
@@ -80,6 +88,7 @@ OPTIONS = {
     "precision='bf16'": "--precision bf16",
     "targets=[...]": "--target NAME",
     "val=0": "--val 0",
+    "negative numbers count from the last": "--last-blocks takes so many at most",
     "sees_later=True": "--sees-later",
     "Lower shots, or pass fewer=True": "Lower --shots",
 }
@@ -96,8 +105,8 @@ def show_error(error: Exception) -> None:
     """What went wrong, in the four parts of a library error."""
     parts = {name: str(getattr(error, name, "")) for name in ("got", "want", "fix")}
     parts["fix"] = in_words(parts["fix"])
-    lines = [f"[bold]{name:<5}[/bold]{escape(text)}" for name, text in parts.items()]
-    title = escape(f"{type(error).__name__}: {getattr(error, 'what', '')}")
+    lines = [f"[bold]{name:<5}[/bold]{escape(printable(text))}" for name, text in parts.items()]
+    title = escape(printable(f"{type(error).__name__}: {getattr(error, 'what', '')}"))
     panel = Panel("\n".join(lines), title=title, title_align="left", border_style="red")
     Console(stderr=True).print(panel, highlight=False)
 
@@ -105,12 +114,21 @@ def show_error(error: Exception) -> None:
 class Verbs(TyperGroup):
     """The verbs; errors of the library become one panel and exit code 2, Ctrl-C a clean stop."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Keeps the words of a verb, for the error of one that is no value of its option."""
+        ctx.meta[WORDS] = list(args)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             warn(f"Stopped. {stop}".strip())
             raise typer.Exit(INTERRUPTED) from stop
+        except BadParameter as error:
+            if word := _word(ctx.meta.get(WORDS, ()), getattr(error.param, "opts", ())):
+                error.message = f"{word!r}: {error.message}"
+            raise
         except Exception as error:
             if not _is_ours(error):
                 raise
@@ -118,6 +136,16 @@ class Verbs(TyperGroup):
                 Console(stderr=True).print_exception()
             show_error(error)
             raise typer.Exit(USER_ERROR) from error
+
+
+def _word(words: Sequence[str], names: Sequence[str]) -> str:
+    """What stands last behind one of an option's names on the command line."""
+    found = ""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in names:
+            found = value if equals else after
+    return found
 
 
 def _is_ours(error: Exception) -> bool:

@@ -30,7 +30,7 @@ from .options import (
     shared,
     with_options,
 )
-from .shell import note, show_json, show_table
+from .shell import note, say, show_json, show_table
 
 if TYPE_CHECKING:
     from ..experiments.experiment import Experiment
@@ -180,7 +180,7 @@ def _show(run: Any, out: Path | None) -> None:
     )
     run_folder = shlex.quote(str(out))
     more = f"evaluate {run_folder}" if before else f"predict {run_folder} PICTURES"
-    print(f"Next:  intarsia report {run_folder}  |  intarsia {more}")
+    say(f"Next:  intarsia report {run_folder}  |  intarsia {more}")
 
 
 TEXT_COLUMNS = ("part", "perplexity", "loss", "tokens right", "exact match", "tokens")

@@ -18,7 +18,15 @@ IntarsiaError
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, which may stand in a file's name, as \\x1b."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class IntarsiaError(Exception):
@@ -31,7 +39,7 @@ class IntarsiaError(Exception):
         if isinstance(got, Exception) and not isinstance(got, IntarsiaError):
             got = f"{type(got).__name__}: {got}"
         self.what, self.got, self.want, self.fix = what, got, want, fix
-        super().__init__(f"{what}: got {got}, want {want}. {fix}")
+        super().__init__(printable(f"{what}: got {got}, want {want}. {fix}"))
 
     def __reduce__(self) -> tuple[object, ...]:
         # keyword-only arguments would be lost on the way between processes
@@ -103,6 +111,6 @@ class UnknownName(IntarsiaError, LookupError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
         fix = f"Did you mean {' or '.join(near)}?" if near else "Choose one of them."
         super().__init__(f"unknown {kind}", got=repr(name), want=f"one of {names}", fix=fix)

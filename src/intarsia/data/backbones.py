@@ -166,8 +166,12 @@ def _check_folder(name: str, pretrained: bool) -> None:
 def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
     _check_name(name, pretrained)
     try:
+        if name.startswith(FOLDER) and pretrained:
+            _load_strictly(name, classes)
         model = _create(name, classes, size, pretrained)
-    except REFUSALS as error:
+    except Exception as error:
+        if not (isinstance(error, REFUSALS) or name.startswith(FOLDER)):
+            raise  # a folder's configuration may hold anything, and fail anywhere
         got = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
         if size is not None and not _takes(name, size) and _takes(name, None):
             want, fix = "a size that the model can take", "Leave it out, or try multiples of 32."
@@ -188,11 +192,23 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
     return model if size is None else _note(model, input_size=(3, size, size))
 
 
+def _load_strictly(name: str, classes: int) -> None:
+    """Raises: as timm does for a folder whose weights are not all those of its architecture.
+
+    For another number of classes timm loads what fits and leaves the rest untrained.
+    """
+    with torch.random.fork_rng(devices=[]):
+        own: Any = timm.create_model(name, pretrained=False)
+        if own.num_classes != classes:
+            known = {"num_classes": own.num_classes}
+            timm.create_model(name, pretrained=True, pretrained_cfg_overlay=known)
+
+
 def _takes(name: str, size: int | None) -> bool:
     """Whether the architecture can be built for that size; None = its own."""
     try:
         _create(name, 1, size, pretrained=False)
-    except REFUSALS:
+    except Exception:  # a damaged configuration may fail anywhere
         return False
     return True
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+import psutil
+from PIL import ExifTags, Image, ImageOps
 
-from intarsia.core.errors import DataError
+from intarsia.core.errors import ConfigError, DataError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: 256 MB as RGB
+LIMIT = "INTARSIA_MAX_PIXELS"  # the environment variable of another limit
+AT_ONCE = 50_000_000  # pixels that are decoded side by side, unless one picture alone has more
+BYTES = 12  # of a pixel while it is decoded: as in the file, as RGB, and a mask
+STRIP = 1 << 22  # pixels that are laid on white, or hashed, at a time
+LONGEST = 300  # characters of a file's name in an error
+# what Pillow may open: others start programs (EPS), or are no pictures of a camera
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "PPM", "TIFF", "AVIF")
 SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif"}
     | {".tiff", ".webp"}
@@ -36,30 +47,123 @@ class LazyPictures(Sequence[Picture]):
         return self.get(range(self.size)[index])
 
 
-def read_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
+def max_pixels() -> int:
+    """The largest picture that is read: `MAX_PIXELS`, or what INTARSIA_MAX_PIXELS says.
+
+    Raises: ConfigError for what is no number from 1 on.
+    """
+    asked = os.environ.get(LIMIT, "")
+    if asked and not (asked.isascii() and asked.isdecimal() and int(asked[:18]) > 0):
+        fix = f"For example {MAX_PIXELS}; unset it for that."
+        raise ConfigError(LIMIT, got=repr(asked), want="a number of pixels", fix=fix)
+    return int(asked[:18]) if asked else MAX_PIXELS
+
+
+def opened(source: Path | bytes) -> Image.Image:
+    """A picture of one of `FORMATS`, not yet decoded.
+
+    Raises: OSError for what is no file; what Pillow raises.
+    """
+    if isinstance(source, Path) and os.path.exists(source) and not os.path.isfile(source):
+        raise OSError("a folder, a pipe or a device")  # a pipe would be waited for
+    if (limit := max_pixels()) > MAX_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS or limit)  # warns from here on
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF is not in every Pillow
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+
+
+def read_image(
+    source: Path | bytes, *, name: str | None = None, side: int | None = None
+) -> Image.Image:
     """Decode an image file or its bytes completely: the first frame as RGB, upright.
 
-    Raises: DataError naming the file (or `name`) when it is empty, damaged, not an image, or
-    larger than `MAX_PIXELS`.
+    side: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, with both sides at least this long.
+    Raises: DataError naming the file (or `name`) when it is empty, damaged, not an image, larger
+    than `max_pixels`, or too large for the free memory.
     """
     name = name or (str(source) if isinstance(source, Path) else "encoded image")
+    limit = max_pixels()
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with opened(source) as image:
+            if side is not None:
+                image.draft(None, (side, side))
+            if image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"Image size ({image.width}x{image.height})")
+            _check_memory(image, name)
             return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         got = str(error).partition(" exceeds")[0]
-        fix = "Shrink it first, e.g. `vipsthumbnail -s 2048 FILE`, which reads in pieces."
-        raise DataError(name, got=got, want=f"at most {MAX_PIXELS} pixels", fix=fix) from error
+        fix = "Shrink it first, e.g. `vipsthumbnail -s 2048 FILE`, or allow more (--max-pixels)."
+        raise DataError(name, got=got, want=f"at most {limit} pixels", fix=fix) from error
     except DataError as error:
         raise DataError(name, got=error.got, want=error.want, fix=error.fix) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError ...
-        is_file = isinstance(source, Path) and source.is_file()
-        size = len(source) if isinstance(source, bytes) else is_file and source.stat().st_size
-        got = error if size else "an empty or missing file"
-        fix = "Replace or delete it, or pass on_error='skip'."
-        raise DataError(name, got=got, want="a readable image", fix=fix) from error
+        raise DataError(
+            shortened(name),
+            got=_reason(source, error),
+            want="a readable image",
+            fix="Replace or delete it, or pass on_error='skip'.",
+        ) from error
+
+
+def shortened(name: str) -> str:
+    """A file's name in an error: its end, if it is too long to be read."""
+    return name if len(name) <= LONGEST else f"...{name[-LONGEST:]}"
+
+
+def _reason(source: Path | bytes, error: Exception) -> object:
+    """Why a picture was not read: the error, unless there was nothing to read."""
+    try:
+        empty = not (source.lstat().st_size if isinstance(source, Path) else source)
+    except FileNotFoundError:
+        return "an empty or missing file"
+    except (OSError, ValueError) as no_path:  # a name that is too long, or holds a zero byte
+        return getattr(no_path, "strerror", None) or str(no_path)
+    regular = isinstance(source, bytes) or os.path.isfile(source)
+    return "an empty or missing file" if empty and regular else error
+
+
+def _check_memory(image: Image.Image, name: str) -> None:
+    """Raises: DataError for a large picture whose pixels do not fit into the free memory."""
+    needed = image.width * image.height * BYTES
+    if needed > STRIP * BYTES and needed > (free := psutil.virtual_memory().available):
+        got = f"{image.width}x{image.height} px, {needed / 1e9:.1f} GB while it is decoded"
+        fix = "Shrink it first, or free memory."
+        raise DataError(name, got=got, want=f"at most the free {free / 1e9:.1f} GB", fix=fix)
+
+
+class _Room:
+    """How many pixels are being decoded in this process; a large picture waits for others."""
+
+    def __init__(self) -> None:
+        self.used, self.changed = 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: not self.used or self.used + pixels <= AT_ONCE)
+            self.used += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= pixels
+                self.changed.notify_all()
+
+
+_ROOM = _Room()
+
+
+@contextlib.contextmanager
+def room(picture: Picture) -> Iterator[None]:
+    """Inside, a picture may be decoded: at one time `AT_ONCE` pixels, or one picture with more."""
+    pixels = 0
+    if isinstance(picture, Path | bytes):
+        with contextlib.suppress(Exception), opened(picture) as image:  # read_image says what is
+            pixels = image.width * image.height
+    with _ROOM.of(pixels):
+        yield
 
 
 def to_rgb(picture: Image.Image | np.ndarray) -> Image.Image:
@@ -71,14 +175,32 @@ def to_rgb(picture: Image.Image | np.ndarray) -> Image.Image:
     """
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
-    image = ImageOps.exif_transpose(picture)
+    image = picture
+    picture.load()  # a PNG may say at its end how it is turned
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(picture)
     if image.mode == "F" or image.mode.startswith("I"):
         return _from_array(np.asarray(image))
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
+        return _on_white(image)
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """In strips, so that a large picture is in memory twice and not five times."""
+    found = Image.new("RGB", image.size)
+    for strip, place in _strips(image):
+        layer = strip.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        found.paste(Image.alpha_composite(white, layer).convert("RGB"), place)
+    return found
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
+    """(some rows of the picture, where they begin), from the top to the bottom."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(image.height, top + rows))), (0, top)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -110,5 +232,7 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
 
 def digest(image: Image.Image) -> str:
     """SHA-256 of an RGB image's size and pixels, which does not depend on the file format."""
-    head = f"{image.width}x{image.height}:".encode()
-    return hashlib.sha256(head + image.tobytes()).hexdigest()
+    total = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+    for strip, _ in _strips(image):
+        total.update(strip.tobytes())
+    return total.hexdigest()

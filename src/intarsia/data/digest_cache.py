@@ -23,7 +23,7 @@ def stamp(path: Path) -> Stamp | None:
     """Size and times of a file; None when it cannot be read."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return None
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 

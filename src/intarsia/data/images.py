@@ -16,7 +16,17 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import Dataset
 
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.data.decode import LazyPictures, Picture, digest, read_image, to_rgb
+from intarsia.core.seeds import mix
+from intarsia.data.decode import (
+    LazyPictures,
+    Picture,
+    digest,
+    max_pixels,
+    read_image,
+    room,
+    shortened,
+    to_rgb,
+)
 from intarsia.data.digest_cache import DigestCache
 from intarsia.data.packages import announce
 
@@ -56,13 +66,16 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.image(index), int(self.labels[index])
 
-    def image(self, index: int) -> Image.Image:
-        """Picture `index` as 8-bit RGB.  Raises: DataError when it cannot be read."""
+    def image(self, index: int, *, side: int | None = None) -> Image.Image:
+        """Picture `index` as 8-bit RGB; at least `side` px, where it need not be larger.
+
+        Raises: DataError when it cannot be read.
+        """
         picture = self.images[index]
         if isinstance(picture, Path):
-            return read_image(picture)
+            return read_image(picture, side=side)
         if isinstance(picture, bytes):
-            return read_image(picture, name=f"{self.name}[{index}]")
+            return read_image(picture, name=f"{self.name}[{index}]", side=side)
         return to_rgb(picture)
 
     def label_of(self, index: int) -> str:
@@ -126,7 +139,10 @@ def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -
     def decode(index: int) -> str | DataError:
         try:
             known = cache.get(files[index]) if cache else None
-            return known or digest(images.image(index))
+            if known:
+                return known
+            with room(images.images[index]):
+                return digest(images.image(index))
         except DataError as error:
             return error
 
@@ -141,12 +157,14 @@ def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -
         digests = tuple(r for r in results if isinstance(r, str))
         return dataclasses.replace(images, digests=digests)
     if on_error == "raise":
-        shown = "".join(f"\n  {images.label_of(i)}: {error.got}" for i, error in bad[:SHOWN])
+        lines = [f"\n  {shortened(images.label_of(i))}: {error.got}" for i, error in bad[:SHOWN]]
+        shown = "".join(lines)
         more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         what = f"{len(bad)} of {len(images)} pictures of {images.name!r} cannot be read"
         got = shown + more + "\n"
         fix = "Replace or delete them, or pass on_error='skip' (left out and recorded)."
-        raise DataError(what, got=got, want="readable images of at most 89 Mpx", fix=fix)
+        want = f"readable images of at most {max_pixels() / 1e6:.0f} Mpx"
+        raise DataError(what, got=got, want=want, fix=fix)
     left_out = {i for i, _ in bad}
     kept = images.select(i for i in range(len(images)) if i not in left_out)
     check_every_class(kept)
@@ -226,5 +244,6 @@ def stratified(
         fix = "Ask for another number, or add images."
         raise ConfigError("size of a split", got=got, want=f"between {least} and {most}", fix=fix)
     where = np.arange(len(labels))
-    chosen, rest = train_test_split(where, train_size=n, random_state=seed, stratify=labels)
+    state = seed if seed < 2**32 else mix(seed) % 2**32  # scikit-learn takes no larger one
+    chosen, rest = train_test_split(where, train_size=n, random_state=state, stratify=labels)
     return np.sort(chosen), np.sort(rest)

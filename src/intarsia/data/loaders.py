@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from intarsia.core.errors import ConfigError
 from intarsia.core.seeds import mix
+from intarsia.data.decode import room
 from intarsia.data.images import ImageSet
 from intarsia.data.transforms import Transform
 
@@ -47,7 +48,8 @@ class Prepared(Dataset[tuple[Tensor, int]]):
 
     def drawn(self, epoch: int, index: int) -> tuple[Tensor, int]:
         """A picture with its augmentation of that epoch, and its label."""
-        picture, label = self.images[index]
+        picture = self.images.image(index, side=side_of(self.transform))
+        label = int(self.images.labels[index])
         with torch.random.fork_rng(devices=[]):  # leaves the caller's generator unchanged
             torch.default_generator.manual_seed(mix(self.seed, epoch, index))
             return self.transform(picture), label
@@ -61,13 +63,19 @@ class Held(TensorDataset):
         self.digests = [*digests]
 
 
+def side_of(transform: Transform) -> int | None:
+    """How many px of a picture's sides a transform needs; None = all that there are."""
+    return getattr(transform, "side", None)
+
+
 def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Held:
     """Transform a set once and hold it in memory: (n, 3, H, W) float32 and (n,) int64.
 
     Raises: ConfigError when it needs more than half of the free memory.
     Not for random transforms: every epoch would see the same random numbers.
     """
-    first = transform(images.image(0))
+    side = side_of(transform)
+    first = transform(images.image(0, side=side))
     needed, free = first.nbytes * len(images), psutil.virtual_memory().available
     if needed > free * MEMORY_SHARE:
         what = f"{images.name!r} as tensors of {tuple(first.shape)}"
@@ -77,7 +85,8 @@ def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Held
     out = first.new_empty((len(images), *first.shape))
 
     def fill(index: int) -> None:
-        out[index] = transform(images.image(index))
+        with room(images.images[index]):
+            out[index] = transform(images.image(index, side=side))
 
     with ThreadPoolExecutor(threads) as pool:  # Pillow releases the GIL
         list(pool.map(fill, range(len(images))))

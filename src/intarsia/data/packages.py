@@ -29,7 +29,7 @@ import platformdirs
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from intarsia.core.errors import AssetError
+from intarsia.core.errors import AssetError, printable
 from intarsia.core.quiet import quiet
 
 Registry = Literal["pypi", "debian", "npm"]
@@ -78,7 +78,7 @@ def cache_dir() -> Path:
 def announce(line: str) -> None:
     """Write one progress line to stderr, unless progress is not told."""
     if not quiet():
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 @contextmanager

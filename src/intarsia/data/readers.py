@@ -101,7 +101,7 @@ def _drawing(file: Path, size: int) -> np.ndarray | None:
     if width * height > MAX_PIXELS:
         return None
     square, way = (size, size), Image.Resampling.LANCZOS
-    with Image.open(file) as image:
+    with Image.open(file, formats=["PNG"]) as image:
         layer = image.convert("RGBA")
     layer = layer.reduce(max(1, max(layer.size) // (3 * size)))  # a box filter first: 6x faster
     fit = to_rgb(ImageOps.contain(layer, square, way))
@@ -122,7 +122,7 @@ def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
     topic = [row["category"] for row in rows]
     classes = sorted(name for name in set(topic) if topic.count(name) >= fewest)
     rows = [row for row in rows if row["category"] in classes]
-    with Image.open(root / f"img/{vendor}/sheets/32.png") as image:
+    with Image.open(root / f"img/{vendor}/sheets/32.png", formats=["PNG"]) as image:
         sheet = image.convert("RGBA")
     images = []
     for row in rows:  # every picture has a margin of 1 px on the sheet

@@ -8,6 +8,7 @@ data = load_data("mini/elpv", seed=0, fraction=0.1)       # a tenth of the train
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from intarsia.core.checks import at_least
 from intarsia.core.errors import ConfigError, DataError, UnknownName
 from intarsia.data import sets, suites
 from intarsia.data.fingerprint import fingerprint, shared
@@ -60,6 +62,7 @@ def load_data(
     See `make_splits` for the sizes.
     Raises: UnknownName or DataError when `spec` is neither a name nor a readable path.
     """
+    at_least("seed of the split", seed, 0)
     kept: dict[str, Any] = {}
     kept |= Keep(train, fraction, shots, fewer).record()  # checks the sizes before reading
     parts = read_data(spec, on_error=on_error, progress=progress)
@@ -98,12 +101,16 @@ def read_data(
             return parts
         return {part: verify(images, on_error=on_error) for part, images in parts.items()}
     path = Path(spec).expanduser()
-    if not path.exists() and len(path.parts) == 1 and not path.suffix:
+    there = os.path.exists(path)  # unlike Path.exists, no error for a name that is too long
+    if not there and len(path.parts) == 1 and not path.suffix:
         known = [*sets.SETS, *(f"{name}/TASK" for name in suites.MODULES)]
         raise UnknownName("data set (and no folder of that name is here)", spec, known)
     head = path.parts[0] if path.parts else ""
-    if not path.exists() and get_close_matches(head, suites.MODULES, cutoff=0.7):
+    if not there and get_close_matches(head, suites.MODULES, cutoff=0.7):
         raise UnknownName("suite (and no folder of that name is here)", head, suites.MODULES)
+    if not there:
+        want = "a named set, a task, a folder, a CSV or Parquet file"
+        raise DataError(f"data {spec!r}", got="nothing there", want=want, fix="Check the path.")
     table = path.suffix == ".parquet" and path.is_file()
     if table or is_saved_dataset(path) or has_parquet(path):
         return read_datasets(path, on_error=on_error)
@@ -136,6 +143,7 @@ def make_splits(
     Raises: ConfigError for impossible sizes; DataError for parts with different classes, or a class
     without training images.
     """
+    at_least("seed of the split", seed, 0)
     kept = Keep(train, fraction, shots, fewer)
     _check_sizes(train=train, val=val, test=test)
     if "all" not in parts and "train" not in parts:

@@ -45,20 +45,23 @@ def read_csv(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
+            reader = csv.DictReader(lines, strict=True)
             image = _column(reader.fieldnames or (), _IMAGE_COLUMNS, file.name)
             label = _column(reader.fieldnames or (), _LABEL_COLUMNS, file.name)
             rows = list(reader)
     except UnicodeDecodeError as error:
         fix = "Save the file as UTF-8."
         raise DataError(f"table {file}", got=error, want="UTF-8", fix=fix) from error
+    except (OSError, csv.Error) as error:
+        fix = "Look for a quote that is opened and not closed, or save the table again."
+        raise DataError(f"table {file}", got=error, want="a CSV file", fix=fix) from error
     for number, row in enumerate(rows, 2):
         if not row[image] or row[label] is None:
             got, want = "a row without a picture or a label", "both in every row"
             fix = "Complete the row, or delete it."
             raise DataError(f"line {number} of {file}", got=got, want=want, fix=fix)
     classes = sorted({row[label] for row in rows})
-    if all(name.isdecimal() for name in classes):
+    if all(name.isdecimal() and len(name) < 19 for name in classes):
         classes.sort(key=int)
     parts: dict[str, list[dict[str, str]]] = {}
     for row in rows:

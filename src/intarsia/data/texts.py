@@ -69,6 +69,12 @@ def is_text(spec: str) -> bool:
     return spec in corpora.names() or Path(spec).suffix.lower() in SUFFIXES
 
 
+def check_text(spec: str) -> None:
+    """Raises: as `load_texts` does for a file, before anything that takes long is obtained."""
+    if spec not in corpora.names():
+        _file(Path(spec))
+
+
 def load_texts(
     spec: str,
     tokenizer: Any,
@@ -206,6 +212,8 @@ def _limited(chosen: list[int], count: int | float | None) -> list[int]:
 
 def _file(path: Path) -> str | list[Mapping[str, Any]]:
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("a folder, a pipe or a device")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fix = "Check the path, or save the file as UTF-8."

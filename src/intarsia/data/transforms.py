@@ -7,6 +7,7 @@ test = eval_transform(inputs)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from intarsia.core.checks import at_least, one_of
-from intarsia.core.errors import DataError
+from intarsia.core.errors import DataError, IntarsiaError
 
 Augment = Literal["none", "light", "crop"]
 Transform = Callable[[Image.Image], Tensor]
 
+SPARE = 3  # Pillow's `reducing_gap`: what is shrunk to 3 times a size first, looks the same after
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -37,6 +39,20 @@ class InputConfig:
     interpolation: str = "bicubic"
     crop: float = 1.0  # the shorter side is resized to size / crop, then the centre is cropped
     crop_mode: str = "center"  # "squash": resized to exactly size / crop without its proportions
+
+    def __post_init__(self) -> None:
+        numbers = (*self.mean, *self.std, self.crop)
+        if (
+            min(self.size) < 1
+            or len(self.mean) != 3
+            or len(self.std) != 3
+            or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+            or min(*self.std, self.crop, 10 - self.crop) <= 0
+            or self.interpolation not in {way.value for way in InterpolationMode}
+        ):
+            want = "a size from 1 on, 3 means, 3 deviations, a crop of 0 ... 10, an interpolation"
+            fix = "Correct it in the model's config.json, or write InputConfig(size, mean, std)."
+            raise DataError("input configuration", got=self, want=want, fix=fix)
 
     def record(self, augment: Augment = "none") -> dict[str, Any]:
         """JSON-ready record for the run folder."""
@@ -55,10 +71,17 @@ def input_config(
     """
     if size is not None:
         at_least("picture size", size, 1, "Give it in pixels.")
-    if processor is None and getattr(model, "pretrained_cfg", None):
-        found = _from_timm(model)
-    else:
-        found = _from_processor(_processor_dict(model, processor), model)
+    try:
+        if processor is None and getattr(model, "pretrained_cfg", None):
+            found = _from_timm(model)
+        else:
+            found = _from_processor(_processor_dict(model, processor), model)
+    except IntarsiaError:
+        raise
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        what, want = f"input configuration of {type(model).__name__}", "numbers where they belong"
+        fix = "Copy the model's folder again from its source."
+        raise DataError(what, got=error, want=want, fix=fix) from error
     return found if size is None else replace(found, size=(size, size))
 
 
@@ -88,7 +111,7 @@ def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
             raise OSError("the model does not name its folder or repository")
         from transformers import AutoImageProcessor
 
-        return AutoImageProcessor.from_pretrained(where).to_dict()
+        return AutoImageProcessor.from_pretrained(where, trust_remote_code=False).to_dict()
     except (ImportError, OSError, ValueError) as error:
         raise DataError(
             f"input configuration of {type(model).__name__}",
@@ -133,6 +156,22 @@ def _edge(size: Any) -> int | None:
     return int(size) if size else None
 
 
+@dataclass(frozen=True)
+class Look:
+    """A transform, and how many px of a picture's sides it needs: see `read_image`."""
+
+    steps: Transform
+    side: int
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        return self.steps(picture)
+
+
+def _needed(inputs: InputConfig) -> int:
+    """So many px that a picture may be shrunk to them first, and the result looks the same."""
+    return round(SPARE * max(inputs.size) / inputs.crop)
+
+
 def eval_transform(inputs: InputConfig) -> Transform:
     """Resize, centre crop and normalise to (3, H, W), without randomness."""
     made = create_transform(
@@ -144,7 +183,7 @@ def eval_transform(inputs: InputConfig) -> Transform:
         crop_pct=inputs.crop,
         crop_mode=inputs.crop_mode,
     )
-    return cast(Transform, made)
+    return Look(cast(Transform, made), _needed(inputs))
 
 
 def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transform:
@@ -165,7 +204,7 @@ def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transf
     else:
         shorter = round(max(inputs.size) * 256 / 224)
         cut = [v2.Resize(shorter, interpolation=way), v2.RandomCrop(inputs.size)]
-    return v2.Compose(
+    steps = v2.Compose(
         [
             *cut,
             v2.RandomHorizontalFlip(),
@@ -174,3 +213,4 @@ def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transf
             v2.Normalize(mean=list(inputs.mean), std=list(inputs.std)),
         ]
     )
+    return Look(steps, _needed(inputs) * 2)  # a crop keeps 60 % of the area or more

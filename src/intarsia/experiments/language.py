@@ -11,7 +11,7 @@ from ..core.errors import ConfigError
 from ..core.registry import card
 from ..data import trunk_fingerprint
 from ..data.language_models import language_model
-from ..data.texts import Texts, TextSplits, load_texts
+from ..data.texts import Texts, TextSplits, check_text, load_texts
 from ..fitting import fit_as
 from ..hosts import apply
 from ..train import Run, Running, evaluate
@@ -48,6 +48,7 @@ def carry_out(
     that mean nothing for texts; UnknownName for a method that is not listed.
     """
     check_options(experiment)
+    check_text(experiment.pictures.data)
     with owned(running.out, running.resume):  # a folder in use is refused before the work begins
         return _on_texts(experiment, running, report, score=score)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..core.modes import evaluating
 from ..data import ImageSet, InputConfig, eval_transform, input_config, trunk_fingerprint
 from ..data.decode import SUFFIXES, Picture, read_image, to_rgb
 from ..data.folders import check_same_classes
+from ..data.loaders import side_of
 from ..data.splits import read_data
 from ..hosts import load
 from ..results.runs import read_run
@@ -172,12 +174,13 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if os.path.isdir(path):  # unlike Path.is_dir, no error for a name that is too long
+            files = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            inside = sorted(p for p in files if p.is_file())
         else:
-            inside = [path] if path.exists() else []
+            inside = [path] if os.path.exists(path) else []
         if not inside:
-            got = "none" if path.is_dir() else "no such file"
+            got = "none" if os.path.isdir(path) else "no such file"
             want = "a picture, or a folder with some"
             raise DataError(f"pictures in {path}", got=got, want=want, fix="Check the path.")
         found += inside
@@ -213,7 +216,8 @@ def _predict(opened: PictureRun, pictures: Sequence[Picture]) -> Iterator[Predic
     for i, picture in enumerate(pictures):
         try:
             encoded = isinstance(picture, Path | bytes)
-            ready[i] = transform(read_image(picture) if encoded else to_rgb(picture))
+            side = side_of(transform)
+            ready[i] = transform(read_image(picture, side=side) if encoded else to_rgb(picture))
         except DataError as error:
             errors[i] = f"{error.got}; want {error.want}"
     shares = dict(zip(ready, _shares(opened, list(ready.values())), strict=True))

@@ -289,9 +289,10 @@ def _shown(hint: Any) -> str:
 
 
 def _hint_for(what: str, hint: Any) -> str:
-    examples = {int: "4", float: "0.1", bool: "true", str: "gelu"}
-    kind = next((k for k in _kinds(hint) if k in examples), str)
-    return f"For example: {what}={examples[kind]}"
+    examples: dict[Any, str] = {int: "4", float: "0.1", bool: "true", str: "gelu"}
+    several = {tuple[kind, ...]: "0,1,2" if kind is int else examples[kind] for kind in examples}
+    kind = next((k for k in _kinds(hint) if k in examples | several), str)
+    return f"For example: {what}{'=' if ' ' in what else ' '}{(examples | several)[kind]}"
 
 
 HEADS = "task_heads"

@@ -11,7 +11,7 @@ from typing import Any, TypedDict, TypeVar, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from ..core.checks import above, at_least, below_one, one_of
+from ..core.checks import above, at_least, below_one, between, one_of
 from ..core.errors import ConfigError, UnknownName
 from ..schedules import ByFit, SparseSchedule
 from .optimisers import LrFactor, adamw, cosine
@@ -50,8 +50,9 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
             at_least(name, getattr(self, name), 1)
-        for name in ("lr", "weight_decay", "seed"):
-            at_least(name, getattr(self, name), 0)
+        at_least("lr", self.lr, 0, fix="Try 1e-3.")
+        at_least("weight_decay", self.weight_decay, 0)
+        between("seed", self.seed, 0, 2**63 - 1)
         below_one("warmup", self.warmup)
         one_of("precision", self.precision, PRECISIONS, fix="bf16 suits most machines.")
         if self.batch_size % self.accumulate:

@@ -127,7 +127,8 @@ def select_blocks(blocks_: list[tuple[str, nn.Module]], layers: Sequence[int] | 
     wrong = [i for i in layers if not -count <= i < count]
     if wrong or not layers:
         what, fix = "layers", f"The model has {count} blocks; negative numbers count from the last."
-        raise TargetError(what, got=wrong or "none", want=f"{-count} ... {count - 1}", fix=fix)
+        got = ", ".join(map(str, wrong[:3])) + ", ..." * (len(wrong) > 3) or "none"
+        raise TargetError(what, got=got, want=f"{-count} ... {count - 1}", fix=fix)
     wanted = {i % count for i in layers}
     return [p for i, (p, _) in enumerate(blocks_) if i in wanted]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, cast
 
@@ -106,6 +108,18 @@ class Adapt:
         return fold(cast(PeftModel, host))
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without PEFT's warnings about what it does itself."""
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5.24 for what that has renamed
+        asked = "`is_gradient_checkpointing` is deprecated"
+        warnings.filterwarnings("ignore", asked, FutureWarning)
+        # LNTuning does not know timm's LayerNorm, a LayerNorm like any other
+        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+        yield
+
+
 def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
     """A PEFT model with the config's cells under a name; a plain model is wrapped first."""
     if is_adapted(model):
@@ -113,7 +127,8 @@ def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
         _check_words(model)
         return model
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-    adapted = PeftModel(model, config, name)
+    with quiet_peft():
+        adapted = PeftModel(model, config, name)
     _check_words(adapted)
     return adapted
 

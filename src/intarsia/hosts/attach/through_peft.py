@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
@@ -20,7 +19,7 @@ from torch import nn
 from ...core.errors import ConfigError
 from ..anatomy.blocks import blocks
 from ..anatomy.sites import find_sites
-from .adapt import check_model, exactly, find_heads
+from .adapt import check_model, exactly, find_heads, quiet_peft
 
 # what we decide, or what is no setting of a method
 DECIDED = {field.name for field in fields(PeftConfig)} | {
@@ -84,9 +83,7 @@ def through_peft(
         own["feedforward_modules"] = exactly(model, last)
     own["target_modules"] = exactly(model, paths)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # LNTuning does not know timm's LayerNorm, a LayerNorm like any other
-            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+        with torch.random.fork_rng(devices=[]), quiet_peft():
             torch.manual_seed(seed)
             config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]](**own)
             adapted = get_peft_model(model, config)
