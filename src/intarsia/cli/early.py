@@ -135,7 +135,8 @@ def check_numbers(given: Mapping[str, Any]) -> None:
     """Raises: ConfigError for what `Training`, `Recipe` and `Running` would refuse, too."""
     for name, least in LEAST.items():
         if given.get(name) is not None:
-            at_least(f"--{name.replace('_', '-')}", given[name], least)
+            fix = "Try 1e-3." if name == "lr" else ""
+            at_least(f"--{name.replace('_', '-')}", given[name], least, fix)
     for name in SHARES:
         if given.get(name) is not None:
             below_one(name, given[name])
