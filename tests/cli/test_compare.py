@@ -128,7 +128,7 @@ def test_report_of_runs(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
     ("words", "says"),
     [
         ("--methods linear,moza", "Did you mean mosa"),
-        ("--seeds x", "For example: --seeds 0,1,2"),
+        ("--seeds x", "For example: --seeds=0,1"),
         ("--methods linear,linear", "each once"),
         ("--methods ,", "at least one"),
         ("--seeds 0,x", "several with commas"),

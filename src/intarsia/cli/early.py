@@ -86,7 +86,7 @@ ONLY_OF_ROUTERS = ("budget", "steps", "sees_later")
 """Options that mean something to a comparison of routers, and those that mean nothing without."""
 # numbers of a run that can be too small, and those that are shares below 1
 LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 1, "lr": 0, "weight_decay": 0}
-LEAST |= {"seed": 0, "mixup": 0, "cutmix": 0, "workers": 0, "threads": 1, "jobs": 1}
+LEAST |= {"mixup": 0, "cutmix": 0, "workers": 0, "threads": 1, "jobs": 1}
 SHARES = ("warmup", "smoothing")
 OPTIONS = {"settings": "--set", "targets": "--target", "images": "-n"}
 RUN = ("adapter", "baseline", "recipe", "change")  # kinds of what can be trained
@@ -137,6 +137,8 @@ def check_numbers(given: Mapping[str, Any]) -> None:
         if given.get(name) is not None:
             fix = "Try 1e-3." if name == "lr" else ""
             at_least(f"--{name.replace('_', '-')}", given[name], least, fix)
+    if given.get("seed") is not None:
+        between("seed", given["seed"], 0, 2**63 - 1)
     for name in SHARES:
         if given.get(name) is not None:
             below_one(name, given[name])
