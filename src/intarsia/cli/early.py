@@ -16,6 +16,7 @@ from ..core.checks import (
     above,
     at_least,
     below_one,
+    between,
     check_device,
     named_numbers,
     one_of,
