@@ -12,7 +12,7 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS ?= $(shell n=$(CORES); [ $$n -gt 8 ] && n=8; echo $$n)
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test lint format new generate docs conformance bench claim clean
+.PHONY: help setup demo test lint format new generate docs dist conformance bench claim clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -51,6 +51,11 @@ generate: setup  ## write the files that are generated from the methods' cards
 
 docs: setup  ## build site/, warnings are errors
 	$(BIN)/zensical build --clean --strict
+
+dist: setup  ## a wheel and a source archive in dist/, checked
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
 
 conformance: setup  ## PEFT's own tests on every method
 	PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)

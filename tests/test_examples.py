@@ -1,0 +1,55 @@
+"""The examples do their job on small models, from the first line to the last."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from .test_front_door import desk
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SAYS = {
+    "own_folder": ("accuracy", "Adapter, head, scores and mistakes"),
+    "compare_and_fold": ("Mosa minus bottleneck", "Highest mean accuracy", "local-dir:"),
+    "language_model": ("perplexity of the test rows", "PEFT adapter: adapter"),
+    "upcycle_and_route": ("cat:", "dog:"),
+    "plain_peft": ("largest difference of the outputs", "step 2: loss"),
+}
+
+
+def test_every_example_is_listed_and_tried() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == SAYS.keys()
+    listed = (EXAMPLES / "README.md").read_text()
+    for path in (*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")):
+        assert f"({path.name})" in listed
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_an_example_does_its_job(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    desk(tmp_path)
+    words = ["answers.jsonl", "--model", "tiny"] if name == "language_model" else ["photos"]
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words, "--tiny"])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert all(text in said for text in SAYS[name])
+
+
+def test_the_notebook_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    desk(tmp_path)
+    book = json.loads((EXAMPLES / "first_hour.ipynb").read_text())
+    code = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") for cell in book["cells"]), "outputs are not kept"
+    file = tmp_path / "book.py"
+    file.write_text("\n\n".join(code).replace("TINY = False", "TINY = True"))
+    runpy.run_path(str(file))
+    assert "Split minus whole" in capsys.readouterr().out
