@@ -48,6 +48,7 @@ new: setup  ## begin a method: make new KIND=router NAME=relu PAPER=2412.14711
 generate: setup  ## write the files that are generated from the methods' cards
 	$(BIN)/python -m intarsia.results.pages
 	$(BIN)/python -m intarsia.conformance.composition
+	$(BIN)/python -m intarsia.conformance.hosts
 
 docs: setup  ## build site/, warnings are errors
 	$(BIN)/zensical build --clean --strict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,7 +91,9 @@ def test_the_cell_is_its_formula(
     h = torch.randn(2, 5, WIDTH, dtype=torch.float64)
     x = host(h) if norm == "residual" else h
     z = x
-    if norm != "none":
+    if norm == "rms":
+        z = F.rms_norm(h, (WIDTH,), cell.norm.get_parameter("weight"), eps=1e-6)
+    elif norm != "none":
         gain, shift = cell.norm.weight, cell.norm.bias
         assert isinstance(gain, Tensor)
         assert isinstance(shift, Tensor)
@@ -158,12 +161,26 @@ def test_a_residual_norm_keeps_its_hosts_norm_but_does_not_train_it() -> None:
 
 def test_the_residual_stream_must_be_recoverable() -> None:
     with pytest.raises(TargetError, match=r"at 'b.mlp': got no LayerNorm that feeds the site"):
-        Bottleneck().build(site(), generator=gen())
+        Bottleneck(norm="residual").build(site(), generator=gen())
     host = layer_norm()
     host.weight.data[[1, 4]] = 0
     with pytest.raises(TargetError, match="got 2 zero gains.*Use norm='layer'"):
         Bottleneck().build(site(norm=host), generator=gen())
     Bottleneck(norm="layer").build(site(norm=host), generator=gen())
+
+
+@pytest.mark.parametrize(
+    ("norms", "kind"), [("layer", nn.LayerNorm), ("rms", nn.RMSNorm), ("none", nn.Identity)]
+)
+def test_without_a_layer_norm_before_the_site_the_norm_is_of_the_hosts_kind(
+    norms: str, kind: type[nn.Module]
+) -> None:
+    there = replace(site(), norms=norms)
+    assert type(Bottleneck().build(there, generator=gen()).norm) is kind
+    # published without a norm, and settings of one's own, stay as they are
+    after = replace(there, position="sequential")
+    assert type(Bottleneck(placement="pfeiffer").build(after, generator=gen()).norm) is nn.Identity
+    assert type(Bottleneck(norm="layer").build(there, generator=gen()).norm) is nn.LayerNorm
 
 
 def test_dropout_is_on_the_bottleneck_and_only_while_training() -> None:

@@ -261,6 +261,26 @@ def test_deltas_of_two_bases_do_not_add_up() -> None:
         delta(vit()) + delta(vit(seed=1))
 
 
+def test_a_task_that_was_trained_on_its_source_adds_up_with_another_target() -> None:
+    """The paper's order: phi_T is found at theta_0 + phi_S and applied at theta_0 + phi_target."""
+    source, target = delta(vit(), 0.5, seed=1), delta(vit(), 0.5, seed=2)
+    model = vit()
+    source.apply(model)
+    task = delta(model, seed=3)
+    with pytest.raises(ConfigError, match=r"rebased\(other\)"):
+        _ = task + target
+    both = task.rebased(source) + target
+    got, want = vit(), vit()
+    both.apply(got)
+    target.apply(want)
+    task.apply(want, check=False)
+    for n, p in own_parameters(got).items():
+        assert_close(p, own_parameters(want)[n])
+    assert task.rebased(source).entries == task.entries
+    with pytest.raises(ConfigError, match="base of the delta: got another"):
+        task.rebased(target)
+
+
 def test_two_heads_do_not_add_up() -> None:
     plain = delta(vit())
     a, b = (

@@ -190,8 +190,6 @@ def test_targets_are_paths_ends_or_globs(make: Make, targets: list[str], want: l
         ("convnext", HOULSBY, None, None, "role 'attention'"),
         ("convnext", QKV, ["conv_dw"], None, "spatial or strided convolutions"),
         ("efficientnet", QKV, ["conv_stem"], None, "spatial or strided convolutions"),
-        ("swinv2", QKV, None, None, "without calling it"),
-        ("eva", QKV, None, None, "without calling it"),
     ],
 )
 def test_what_cannot_be_a_site_is_refused(
@@ -205,6 +203,30 @@ def test_what_cannot_be_a_site_is_refused(
     assert says in str(error.value)
     assert dict(model.named_modules()).keys() == before.keys()
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["swinv2", "eva"])
+def test_a_layer_that_the_host_reads_as_a_weight_is_called_once_it_has_a_cell(
+    make: Make, images: Callable[[str], Tensor], name: str
+) -> None:
+    x, model = images(name), make(name)
+    for norm in model.modules():
+        if isinstance(norm, nn.LayerNorm):  # some of Swin v2's start at zero
+            nn.init.ones_(norm.weight)
+    before = model(x)
+    adapted = adapt(model, QKV, head=None)
+    assert torch.allclose(adapted(x), before, atol=1e-5)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    assert (adapted(x) - before).norm() > 1e-2 * before.norm()
+
+
+def test_a_layer_that_is_only_ever_read_as_a_weight_is_refused(make: Make) -> None:
+    model = make("eva")
+    del model.blocks[0].attn.qkv_bias_separate
+    with pytest.raises(TargetError, match="without calling it"):
+        adapt(model, QKV)
 
 
 def test_an_unknown_model_is_told_its_candidates() -> None:

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import Dataset, TensorDataset
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import intarsia
 from intarsia.core.errors import ConfigError
@@ -269,6 +275,31 @@ def test_a_language_model_learns_and_its_tied_weights_stay_one() -> None:
     other = llama()
     phi.apply(other)
     assert_close(other(ids).logits, model.eval()(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_delta_of_a_language_goes_into_a_classifier() -> None:
+    """The head of the language model is behind the trunk, and is not chosen from."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 48, "max_position_embeddings": 16,
+    }  # fmt: skip
+    model = BertForMaskedLM(BertConfig(**sizes))
+    own, _ = weights_of(model, ("*",), trunk=True)
+    assert own and all(name.startswith("bert.") for name in own)
+    assert any(name.startswith("cls.") for name in weights_of(model, ("*",))[0])
+    classifier = BertForSequenceClassification(BertConfig(**sizes, num_labels=3))
+    classifier.bert.load_state_dict(model.bert.state_dict(), strict=False)
+    phases = LtSft(density=0.1, head="frozen", support="random").phases(model)
+    next(phases)
+    with torch.no_grad():
+        for parameter in own.values():
+            parameter.add_(0.01)
+    with pytest.raises(StopIteration) as found:
+        next(phases)
+    before = classifier.bert.embeddings.word_embeddings.weight.detach().clone()
+    found.value.value.apply(classifier)
+    assert not torch.equal(classifier.bert.embeddings.word_embeddings.weight, before)
 
 
 def test_tied_weights_are_chosen_once() -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -19,7 +19,7 @@ from ..core.errors import FoldError, TargetError
 Linear = Callable[[Tensor], Tensor]
 
 ACTIVATIONS = MappingProxyType({"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU})
-NORMS = ("none", "layer", "residual")
+NORMS = ("none", "layer", "rms", "residual")
 SCALES = ("layer", "channel")
 
 
@@ -52,11 +52,12 @@ class Bottleneck:
     bottleneck: r, the width inside.
     placement: "adaptformer" (parallel to the MLP), "pfeiffer" (after the MLP, inside its branch),
       "houlsby" (after attention and after the MLP, inside their branches) or "adapter+" (after the
-      whole block).
+      whole block). None = "adaptformer", or "pfeiffer" where the host's MLP is no module (BERT).
     activation, norm, scale, init: None = as published for the placement.
       activation: "gelu", "relu" or "silu".
-      norm: "none"; "layer", a LayerNorm of the cell's input; "residual", a LayerNorm of the
-        residual stream, computed from the output of the host's LayerNorm before the site.
+      norm: "none"; "layer" or "rms", a LayerNorm or RMSNorm of the cell's input; "residual", a
+        LayerNorm of the residual stream, computed from the output of the host's LayerNorm before
+        the site. Where none feeds the site, None in its place is a norm of the host's own kind.
       scale: a number, "layer" (one learned number) or "channel" (learned, one per output).
       init: "zero" (Kaiming down, zero up) or "houlsby" (both normal, sigma 0.01, cut at 2 sigma).
     dropout: of the bottleneck; weight_dropout: of the entries of the up-projection, drawn for each
@@ -69,7 +70,7 @@ class Bottleneck:
     """
 
     bottleneck: int = 64
-    placement: str = "adaptformer"
+    placement: str | None = None
     activation: str | None = None
     norm: str | None = None
     scale: float | str | None = None
@@ -78,7 +79,8 @@ class Bottleneck:
     weight_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        one_of("placement", self.placement, PLACEMENTS)
+        if self.placement is not None:
+            one_of("placement", self.placement, PLACEMENTS)
         one_of("activation", self.resolved("activation"), ACTIVATIONS)
         one_of("norm", self.resolved("norm"), NORMS)
         one_of("init", self.resolved("init"), ("zero", "houlsby"))
@@ -91,15 +93,30 @@ class Bottleneck:
     def resolved(self, name: str) -> str | float:
         """The setting, or the published one of the placement if it is None."""
         own = getattr(self, name)
-        return getattr(PLACEMENTS[self.placement], name) if own is None else own
+        return getattr(self.published, name) if own is None else own
+
+    def norm_at(self, site: Site) -> str:
+        """The norm in a cell at a site."""
+        norm = str(self.resolved("norm"))
+        by_host = self.norm is None and norm == "residual" and site.norm is None
+        return site.norms if by_host else norm
+
+    @property
+    def published(self) -> Placement:
+        return PLACEMENTS[self.placement or "adaptformer"]
+
+    @property
+    def elsewhere(self) -> Bottleneck | None:
+        """The settings for a host that has no place beside its MLPs."""
+        return replace(self, placement="pfeiffer") if self.placement is None else None
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return PLACEMENTS[self.placement].roles
+        return self.published.roles
 
     @property
     def position(self) -> str:
-        return PLACEMENTS[self.placement].position
+        return self.published.position
 
     def build(self, site: Site, *, generator: torch.Generator) -> BottleneckCell:
         return BottleneckCell(self, site, generator=generator)
@@ -176,8 +193,9 @@ class BottleneckCell(Cell):
         self.norm = {
             "none": lambda: nn.Identity(),
             "layer": lambda: nn.LayerNorm(width, eps=1e-6),
+            "rms": lambda: nn.RMSNorm(width, eps=1e-6),
             "residual": lambda: ResidualNorm(site),
-        }[str(config.resolved("norm"))]()
+        }[config.norm_at(site)]()
         self.act = ACTIVATIONS[str(config.resolved("activation"))]()
         self.dropout = nn.Dropout(config.dropout)
         scale = config.resolved("scale")

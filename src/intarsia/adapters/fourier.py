@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +13,18 @@ from ..core import Card, Cell, Paper, Site
 from ..core.checks import at_least
 from ..core.errors import ConfigError
 
+PUBLISHED, ALPHA = 1000, 300.0  # entries of a layer
+
 
 @dataclass(frozen=True)
 class Fourier:
     """y = (W + alpha Re(IDFT2(C))) x, with C zero but at n trained entries at fixed places.
 
-    entries: n, for each layer; alpha: the scale; std: of the first coefficients, 0 leaves the host
-    as it is; seed: of the places, which are then the same in
-    all layers of one shape and are not stored; roles: which of the host's layers, see `Method`
-    (the paper's are query and value, "qv", where they are layers of their own).
+    entries: n, for each layer; None = 1,000, or all weights of a smaller layer; alpha: the scale;
+    None = 300, or less where the first change would be larger than the first weights of a Linear;
+    std: of the first coefficients, 0 leaves the host as it is; seed: of the places, which are then
+    the same in all layers of one shape and are not stored; roles: which of the host's layers, see
+    `Method` (the paper's are query and value, "qv", where they are layers of their own).
     IDFT2 divides by the number of weights.
 
     Raises: ConfigError on less than one entry; when it is built, on more than a layer has weights.
@@ -28,8 +32,8 @@ class Fourier:
     Not for speed: each forward transforms a matrix as large as the layer's. Fold for inference.
     """
 
-    entries: int = 1000
-    alpha: float = 300.0
+    entries: int | None = None
+    alpha: float | None = None
     std: float = 1.0
     seed: int = 777
     roles: tuple[str, ...] = ("qkv",)
@@ -38,7 +42,8 @@ class Fourier:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
-        at_least("entries", self.entries, 1, fix="The paper's is 1000.")
+        if self.entries is not None:
+            at_least("entries", self.entries, 1, fix=f"The paper's is {PUBLISHED}.")
         at_least("std", self.std, 0)
 
     def build(self, site: Site, *, generator: torch.Generator) -> FourierCell:
@@ -57,22 +62,23 @@ class FourierCell(Cell):
         super().__init__()
         self.config, self.shape = config, (site.outputs, site.reads)
         weights = site.outputs * site.reads
-        if config.entries > weights:
+        entries = min(PUBLISHED, weights) if config.entries is None else config.entries
+        if entries > weights:
             want = f"at most the {weights} of a {site.outputs} x {site.reads} weight"
             fix = "Lower the number, or leave this layer out."
-            raise ConfigError(f"entries of {site.path!r}", got=config.entries, want=want, fix=fix)
+            raise ConfigError(f"entries of {site.path!r}", got=entries, want=want, fix=fix)
+        first = config.std * math.sqrt(entries / 2 * 3 * site.reads) / weights  # at alpha = 1
+        self.alpha = min(ALPHA, 1 / max(first, 1e-9)) if config.alpha is None else config.alpha
         order = torch.randperm(weights, generator=torch.Generator().manual_seed(config.seed))
-        self.register_buffer("place", order[: config.entries], persistent=False)
-        self.coefficients = nn.Parameter(
-            config.std * torch.randn(config.entries, generator=generator)
-        )
+        self.register_buffer("place", order[:entries], persistent=False)
+        self.coefficients = nn.Parameter(config.std * torch.randn(entries, generator=generator))
 
     def delta(self) -> Tensor:
         # half precision has no Fourier transform
         values = self.coefficients.to(torch.promote_types(self.coefficients.dtype, torch.float32))
         flat = values.new_zeros(self.shape[0] * self.shape[1])
         spectrum = flat.index_copy(0, self.place, values).view(self.shape)  # C, eq. 2
-        change = self.config.alpha * torch.fft.ifft2(spectrum).real  # eq. 3 and 4
+        change = self.alpha * torch.fft.ifft2(spectrum).real  # eq. 3 and 4
         return change.to(self.coefficients.dtype)
 
     def forward(self, x: Tensor) -> Tensor:

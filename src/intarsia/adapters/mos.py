@@ -15,6 +15,7 @@ from ..core.checks import at_least
 from ..core.errors import ConfigError, ShapeError
 from .lora import Lora, LoraCell
 
+PUBLISHED = 8  # the rank
 MOST = 64  # the largest shards_per_vector that an error suggests
 
 
@@ -26,8 +27,9 @@ class Mos:
     and (n, d_out / l) with n = e l L. This is the number of parameters of LoRA with rank e. Each of
     a layer's r vectors is l shards in sequence. The shards are drawn once, at random.
 
-    rank: r, free of parameters; equivalent_rank: e; shards_per_vector: l, a divisor of all widths;
-      private_rank: p, how many of the r vectors consist of shards that only this layer uses.
+    rank: r, free of parameters; None = 8, or as many as a type with few layers has shards for;
+      equivalent_rank: e; shards_per_vector: l, a divisor of all widths; private_rank: p, how many
+      of the r vectors consist of shards that only this layer uses.
     dissociate: draw the shards of A and of B separately; otherwise use the same rows for both.
     alpha: None = r, a scale of 1; dropout: of x in training; roles: as in Lora.
 
@@ -37,7 +39,7 @@ class Mos:
     Not for a single layer of a type, which cannot share: r cannot exceed e.
     """
 
-    rank: int = 8
+    rank: int | None = None
     equivalent_rank: int = 2
     shards_per_vector: int = 4
     private_rank: int = 1
@@ -50,13 +52,15 @@ class Mos:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
-        for name in ("rank", "equivalent_rank", "shards_per_vector"):
+        rank = PUBLISHED if self.rank is None else self.rank
+        at_least("rank", rank, 1, "Try rank=8, e=2, l=4.")
+        for name in ("equivalent_rank", "shards_per_vector"):
             at_least(name, getattr(self, name), 1, "Try rank=8, e=2, l=4.")
-        most = min(self.rank, self.equivalent_rank)
+        most = min(rank, self.equivalent_rank)
         if not 0 <= self.private_rank <= most:
             want = f"0 ... {most}, the smaller rank"
             raise ConfigError("private_rank", got=self.private_rank, want=want, fix="Try 1.")
-        Lora(self.rank, self.alpha, self.dropout)  # checks alpha and dropout
+        Lora(rank, self.alpha, self.dropout)  # checks alpha and dropout
 
     def share(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
         """The pools for all sites of a model."""
@@ -90,9 +94,9 @@ class Pool(nn.Module):
         self.private = config.private_rank * per  # rows of each layer, after the common ones
         self.common = shards - self.private * len(sites)
         self.layers = {site.path: layer for layer, site in enumerate(sites)}
-        asked = (config.rank - config.private_rank) * per
-        if asked > self.common:
-            most = config.private_rank + self.common // per
+        most = config.private_rank + self.common // per
+        self.rank = min(PUBLISHED, most) if config.rank is None else config.rank
+        if self.rank > most:
             what = f"rank in the {len(sites)} layers {kind(first)!r}"
             want = f"at most {most}, so that no shard is used twice"
             fix = "Raise equivalent_rank, lower rank, or adapt more layers of this type."
@@ -156,8 +160,8 @@ class MosCell(Cell):
         assert isinstance(pool, Pool)
         self._pool = (pool,)  # a tuple: no second registration, and safe to load by assignment
         self.dropout = nn.Dropout(config.dropout)
-        self.scale = (config.rank if config.alpha is None else config.alpha) / config.rank
-        rank, per = config.rank, config.shards_per_vector
+        self.rank, rank, per = pool.rank, pool.rank, config.shards_per_vector
+        self.scale = (rank if config.alpha is None else config.alpha) / rank
         rows = pool.draw(site.path, rank, per, generator)
         apart = pool.draw(site.path, rank, per, generator) if config.dissociate else rows.clone()
         # saved, so that a file does not depend on the random generator
@@ -168,7 +172,7 @@ class MosCell(Cell):
         """A (r, d_in) and the transpose of B (r, d_out)."""
         (pool,) = self._pool
         found = (F.embedding(i.to(p.device), p) for i, p in ((self.a, pool.a), (self.b, pool.b)))
-        a, b = (rows.view(self.config.rank, -1) for rows in found)
+        a, b = (rows.view(self.rank, -1) for rows in found)
         return a, b
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,7 +186,7 @@ class MosCell(Cell):
 
     def merged(self) -> LoraCell:
         """The plain LoRA of rank r."""
-        rank = self.config.rank
+        rank = self.rank
         settings = Lora(rank, self.scale * rank, self.config.dropout)
         site = Site(self.path, self.inputs, self.outputs)
         plain = LoraCell(settings, site, generator=torch.Generator())

@@ -19,6 +19,7 @@ class Site:
     y = f(x) + cell(f(x)). `channels` says which axis carries the width ("last" or "first").
     `norm` holds weight and bias of the host's LayerNorm that feeds the module, if there is one.
     `layers` are the linear maps inside a composite module, (path in it, inputs, outputs) each.
+    `norms`: what the host's norms around the module are, "layer", "rms" or "none" of the two.
     """
 
     path: str
@@ -28,6 +29,7 @@ class Site:
     channels: str = "last"
     norm: tuple[Tensor, Tensor] | None = None
     layers: tuple[tuple[str, int, int], ...] = ()
+    norms: str = "layer"
 
     @property
     def reads(self) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-NAMES = ("classifier", "head", "fc", "score")  # transformers and torchvision
+# transformers and torchvision; the last two stand before a classifier, as new as it is
+NAMES = ("classifier", "head", "fc", "score", "pre_classifier", "projector")
 
 
 def heads_of(model: nn.Module) -> list[nn.Module]:

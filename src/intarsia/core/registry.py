@@ -99,6 +99,11 @@ def find(name: str, *kinds: str) -> str:
     return plain[spelled(name)]
 
 
+def by_name(name: str, *kinds: str) -> Any:
+    """The default settings of what `find` finds."""
+    return card(find(name, *kinds)).config()
+
+
 def method_key(method: object) -> str:
     """The key under which the list knows a method's settings.
 

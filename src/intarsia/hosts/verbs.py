@@ -12,6 +12,7 @@ from torch import nn
 from ..core import Method
 from ..core.change import Change
 from ..core.errors import ConfigError
+from ..core.registry import by_name
 from ..gating import RouterConfig
 from ..mixtures.capacity import Capacity
 from ..routers import TopK
@@ -20,10 +21,12 @@ from .changing import apply_change, apply_plan
 from .saved import load, save
 from .swap.upcycle import Upcycle, check_plain, check_unadapted, upcycle_step
 
+NAMED = ("adapter", "router", "baseline", "recipe", "change")  # kinds that change a model
+
 
 def apply(
     model: nn.Module,
-    change: Change | Method | RouterConfig,
+    change: Change | Method | RouterConfig | str,
     batches: Iterable[Any] = (),
     *,
     seed: int = 0,
@@ -32,7 +35,8 @@ def apply(
     """Change a model, in place where it can stay; returns the changed one.
 
     change: settings of an adapter, a baseline, a recipe or a change, see `intarsia list`; those of
-      an adapter stand for `Adapt(method)`, those of a router for `Upcycle(router)`.
+      an adapter stand for `Adapt(method)`, those of a router for `Upcycle(router)`, and a name,
+      such as "lora", for its default settings.
     batches: for changes that look at calibration data, as the model takes them.
     seed: of new weights and draws.  name: of the adapter, if it is one.
 
@@ -45,7 +49,12 @@ def apply(
 
 
 def as_change(settings: Any) -> Change:
-    """The change that settings stand for.  Raises: ConfigError."""
+    """The change that settings, or the name of some, stand for.
+
+    Raises: ConfigError; UnknownName for a name that the list does not have.
+    """
+    if isinstance(settings, str):
+        settings = by_name(settings, *NAMED)
     if callable(getattr(settings, "apply", None)):
         return settings
     if hasattr(settings, "prepare"):
@@ -55,13 +64,15 @@ def as_change(settings: Any) -> Change:
     if hasattr(settings, "experts") and hasattr(settings, "build"):
         return Upcycle(settings)
     want = "settings of an adapter, a router, a baseline, a recipe or a change"
-    fix = "`intarsia list` shows them; pass an instance, such as intarsia.Mosa(experts=4)."
+    fix = (
+        "`intarsia list` shows them; pass a name, or an instance such as intarsia.Mosa(experts=4)."
+    )
     raise ConfigError("change", got=type(settings).__name__, want=want, fix=fix)
 
 
 def adapt(
     model: nn.Module,
-    method: Method,
+    method: Method | str = "mosa",
     *,
     name: str = "default",
     targets: Sequence[str] | str | None = None,
@@ -72,6 +83,8 @@ def adapt(
 ) -> PeftModel:
     """Freeze a pretrained model and put a method's cells into it, in place.
 
+    method: settings of an adapter, or the name of one with its default settings, as "lora"; see
+      `intarsia list`. Places and norms that are left open are chosen by the host.
     name: of the adapter; call again with another name to add one, inactive, to an adapted model.
     targets, layers, head, classes: see `Adapt`.
     seed: with each site's path, of the cells' first weights and draws, so that two methods at one
@@ -82,15 +95,23 @@ def adapt(
     gradient checkpointing, go backward before the next call, which forgets the draw.
 
     Raises: TargetError if a place matches nothing or cannot carry a cell; ConfigError for a name
-    in use. The model is then as it was.
+    in use, or what is no adapter; UnknownName for no method. The model is then as it was.
     """
+    if isinstance(method, str):
+        method = by_name(method, "adapter")
+    elif isinstance(method, type) or not hasattr(method, "roles"):
+        fix = (
+            'Pass "mosa", or an instance such as intarsia.Mosa(experts=4); others: intarsia.apply.'
+        )
+        got = f"{method.__name__}, a class" if isinstance(method, type) else type(method).__name__
+        raise ConfigError("method", got=got, want="the settings or the name of an adapter", fix=fix)
     change = Adapt(method, targets, layers, head, classes)
     return cast(PeftModel, apply_change(model, change, seed=seed, name=name))
 
 
 def upcycle(
     model: nn.Module,
-    router: RouterConfig = TopK(),  # noqa: B008 - frozen
+    router: RouterConfig | str = TopK(),  # noqa: B008 - frozen
     *,
     experts: int | Sequence[int] | None = None,
     how: str = "copies",
@@ -104,7 +125,8 @@ def upcycle(
 ) -> nn.Module:
     """Put a `Mixture` in the place of MLPs of a timm ViT or a Llama-shaped decoder, in place.
 
-    router ... act: see `Upcycle`.  seed: with each path, of routers and other draws.
+    router ... act: see `Upcycle`; a router also by its name, as "switch".
+    seed: with each path, of routers and other draws.
     sees_later: acknowledges that in a decoder a router or policy by which a token's experts depend
     on later tokens lets it look ahead.
 
@@ -113,6 +135,7 @@ def upcycle(
     Raises: TargetError for MLPs of another kind, adapted models and layers that are not there;
     ConfigError for settings that cannot be. The model is then as it was.
     """
+    router = by_name(router, "router") if isinstance(router, str) else router
     change = Upcycle(router, experts, how, layers, capacity, residual, fraction, act)  # pyright: ignore
     return apply_plan(model, change.plan(model, seed=seed, sees_later=sees_later))
 

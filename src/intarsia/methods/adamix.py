@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -36,6 +36,12 @@ class Adamix:
     share: str = "down"
     draw: str = "batch"
     noise: float = 0.0
+
+    @property
+    def elsewhere(self) -> Adamix | None:
+        """These settings over those of `over` elsewhere."""
+        other = getattr(self.over, "elsewhere", None)
+        return None if other is None else replace(self, over=other)
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -42,6 +42,12 @@ class BiAdapter:
     codebook: str = "median"
     biases: bool = False
     start: float = 1e-3
+
+    @property
+    def elsewhere(self) -> BiAdapter | None:
+        """These settings over those of `over` elsewhere."""
+        other = getattr(self.over, "elsewhere", None)
+        return None if other is None else replace(self, over=other)
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -24,8 +24,8 @@ class LlavaMole:
     attention's linear layers, None = none there.
     A host's padding, by its `attention_mask`, gets no expert and counts in no loss.
 
-    Raises: ConfigError on a setting that cannot be; TargetError for an MLP of another kind than
-    Llama's or timm's.
+    Raises: ConfigError on a setting that cannot be; TargetError for an MLP of an unknown kind, see
+    `mixtures.dialects`.
     Source: paper, section 3.2, and released code; `fit` adds the loss, see `intarsia.aux_loss`.
     Not for data without domains that tell themselves apart: a LoRA trained longer may do as well.
     """
@@ -43,6 +43,11 @@ class LlavaMole:
 
     def routing(self) -> TopK:
         return TopK(self.experts, 1, self.scale, bias=True, balance=self.balance)
+
+    @property
+    def elsewhere(self) -> LlavaMole | None:
+        """The settings for a host without attention."""
+        return None if self.attention is None else replace(self, attention=None)
 
     @property
     def roles(self) -> tuple[str, ...]:

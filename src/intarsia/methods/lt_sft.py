@@ -41,7 +41,8 @@ class LtSft:
     support: "drift" (the paper), or a baseline without phase A: "random", "magnitude".
     maskable: names or globs of parameters to choose from in a plain model; norms never are.
     head: of a plain model: "whole", trained in both phases and kept absolute; "frozen", as for a
-      delta of a language, which goes with any task's head.
+      delta of a language, which goes with any task's head: what is behind the trunk, as the head of
+      a language model, is not chosen from.
 
     `intarsia.fit_in_phases` carries it out. On a plain model all parameters that are maskable can
     change; on one from `adapt(model, LtSft())` the weights of the layers that have a cell, which
@@ -121,7 +122,7 @@ class LtSft:
 
     def _inside(self, model: nn.Module, draws: torch.Generator) -> Phases:
         """The phases of a plain model, in its own weights."""
-        own, heads = weights_of(model, self.maskable)
+        own, heads = weights_of(model, self.maskable, trunk=self.head == "frozen")
         if self.head == "frozen":
             heads = {}
         total = sum(p.numel() for p in own.values())

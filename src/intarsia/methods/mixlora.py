@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -29,8 +29,8 @@ class MixLora:
     What G leaves over of 1 goes to the MLP without experts: after top-p, beyond a capacity, and for
     padding (a host's `attention_mask`), which gets no expert and counts in no loss.
 
-    Raises: ConfigError on a setting that cannot be; TargetError for an MLP of another kind than
-    Llama's or timm's.
+    Raises: ConfigError on a setting that cannot be; TargetError for an MLP of an unknown kind, see
+    `mixtures.dialects`.
     Source: paper, section 3, and released code. The balance loss, k at uniform routing, is added by
     `fit`, see `intarsia.aux_loss`. Here the down-projection is computed once for all experts, too.
     Not for a budget of parameters: a LoRA with the rank of all active experts does as well.
@@ -47,6 +47,11 @@ class MixLora:
             want = "TopK(...), TopP(...) or Switch(...)"
             fix = "The defaults are TopK(experts=8, active=2)."
             raise ConfigError("router", got=repr(self.router), want=want, fix=fix)
+
+    @property
+    def elsewhere(self) -> MixLora | None:
+        """The settings for a host without attention."""
+        return None if self.attention is None else replace(self, attention=None)
 
     @property
     def roles(self) -> tuple[str, ...]:

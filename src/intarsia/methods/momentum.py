@@ -11,8 +11,9 @@ from torch import nn
 from ..core import Card, Paper
 from ..core.change import PlainChange, Plan
 from ..core.checks import one_of
-from ..core.errors import FoldError
-from ..hosts.anatomy.blocks import blocks
+from ..core.errors import FoldError, TargetError
+from ..hosts.anatomy.blocks import blocks, inside, mlp_of
+from ..hosts.anatomy.sites import check_one_row
 from ..hosts.changing import apply_change
 from ..mixtures import residual
 from ..mixtures.residual import AdamOnce, HeavyBall, Robust, Update
@@ -48,8 +49,14 @@ class Momentum(PlainChange):
         return {"update": rule, "paths": list(self.paths)}
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """The places."""
-        paths = self.paths or tuple(f"{path}.mlp" for path, _ in blocks(host))
+        """The places.  Raises: TargetError for blocks whose tokens differ, as Swin's stages."""
+        found = blocks(host)
+        own = {path: f"{path}.{mlp}" for path, block in found if (mlp := mlp_of(block))}
+        paths = self.paths or tuple(own.values())
+        if not paths:
+            what, got = f"model {type(host).__name__}", "no block with an MLP of its own"
+            raise TargetError(what, got=got, want="a transformer", fix="Name modules with paths=.")
+        check_one_row((b for b, _ in found if any(inside(p, b) for p in paths)), "momentum")
         return Plan(Momentum(self.update, paths), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:

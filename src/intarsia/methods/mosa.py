@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -62,6 +62,12 @@ class Mosa:
     scaling: str = "inverted"
     decay: str = "owned"
     unit: str = "element"
+
+    @property
+    def elsewhere(self) -> Mosa | None:
+        """These settings over those of `over` elsewhere."""
+        other = getattr(self.over, "elsewhere", None)
+        return None if other is None else replace(self, over=other)
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,61 +15,12 @@ from ..core.errors import ConfigError, TargetError
 from ..gating import Router
 from ..kernels.experts import Dealt, Weighted, add_mix, deal
 from ..routers import TaskRouter
+from .dialects import DIALECTS, Dialect
 
 Expert = Callable[[Tensor], Tensor]
-Add = Callable[[str, Tensor, Tensor], Tensor]
 ATTENTION = ("qkv", "projection")  # roles of the linear layers that get no experts
 
-
-@dataclass(frozen=True)
-class Dialect:
-    """How an MLP computes: y = after(writes(inner(reads[0](x), reads[1](x), ...))).
-
-    reads, writes: names of its linear maps; others: those of all that it may have beside them;
-    inner(module, hidden), after(module, y): what is between them and behind.
-    """
-
-    reads: tuple[str, ...]
-    writes: str
-    others: frozenset[str]
-    inner: Callable[[Any, Sequence[Tensor]], Tensor]
-    after: Callable[[Any, Tensor], Tensor]
-
-    @property
-    def linears(self) -> tuple[str, ...]:
-        return (*self.reads, self.writes)
-
-    def compute(self, module: Any, x: Tensor, add: Add) -> Tensor:
-        """The MLP, with add(name, y, input) in place of each linear map's y."""
-
-        def linear(name: str, x: Tensor) -> Tensor:
-            return add(name, module.get_submodule(name)(x), x)
-
-        hidden = self.inner(module, [linear(name, x) for name in self.reads])
-        return self.after(module, linear(self.writes, hidden))
-
-
-def _gated(mlp: Any, hidden: Sequence[Tensor]) -> Tensor:
-    return mlp.act_fn(hidden[0]) * hidden[1]
-
-
-def _as_it_is(_: Any, y: Tensor) -> Tensor:
-    return y
-
-
-def _plain(mlp: Any, hidden: Sequence[Tensor]) -> Tensor:
-    return mlp.norm(mlp.drop1(mlp.act(hidden[0])))
-
-
-def _dropped(mlp: Any, y: Tensor) -> Tensor:
-    return mlp.drop2(y)
-
-
-# transformers: Llama, Mistral, Qwen, SmolLM
-GATED = Dialect(("gate_proj", "up_proj"), "down_proj", frozenset({"act_fn"}), _gated, _as_it_is)
-# timm
-PLAIN = Dialect(("fc1",), "fc2", frozenset({"act", "drop1", "norm", "drop2"}), _plain, _dropped)
-WANT = "an MLP with gate_proj, up_proj, act_fn, down_proj (Llama), or fc1, act, fc2 (timm's Mlp)"
+WANT = f"an MLP in one module, of {', '.join(' + '.join(d.linears) for d in DIALECTS)}"
 FIX = "Adapt its linear layers with Lora(roles=('mlp_linear',)), or target other modules."
 
 
@@ -80,14 +30,15 @@ def dialect_of(site: Site) -> Dialect:
     Raises: TargetError, with what is there instead.
     """
     widths = {name: (inputs, outputs) for name, inputs, outputs in site.layers}
-    for dialect in (GATED, PLAIN):
+    for dialect in DIALECTS:
         hidden = {widths.get(name, (0, 0))[1] for name in dialect.reads}
         fits = {widths.get(dialect.writes, (0, 0))[0]} == hidden  # no halves that are multiplied
         if set(widths) == set(dialect.linears) and fits and site.channels == "last":
             return dialect
     layers = ", ".join(f"{name} ({i} -> {o})" for name, i, o in site.layers) or "a linear layer"
-    first = " over channels in front" if site.channels == "first" else ""
-    raise TargetError(f"target {site.path!r}", got=layers + first, want=WANT, fix=FIX)
+    if site.channels == "first":
+        layers = "convolutions, whose channels are in front"
+    raise TargetError(f"target {site.path!r}", got=layers, want=WANT, fix=FIX)
 
 
 def places(site: Site, experts: int) -> dict[str, list[Site]]:
@@ -123,7 +74,7 @@ class MlpExperts(Cell):
         if over.position != "parallel" or "mlp" in over.roles:
             want = "an adapter beside a linear layer"
             raise ConfigError("over", got=type(over).__name__, want=want, fix="Use Lora.")
-        self.path, self.outputs = site.path, site.outputs
+        self.path, self.inputs, self.outputs = site.path, site.inputs, site.outputs
         self.dialect, self.router = dialect_of(site), router
         rank: int = getattr(over, "rank", 1)
         more: dict[str, Any] = {} if shared is None else {"shared": shared}
@@ -169,12 +120,11 @@ class MlpExperts(Cell):
     def check(self, module: nn.Module) -> None:
         """Raise TargetError unless the module computes as its dialect says."""
         children = dict(module.named_children())
-        known = {*self.dialect.linears, *self.dialect.others}
         weight = cast(Tensor, children[self.dialect.reads[0]].weight)
-        same = set(children) == known
+        same = self.dialect.fits(children)
         drops = any(m.p and m.training for m in module.modules() if isinstance(m, nn.Dropout))
         if same and not weight.is_meta and not drops and weight.is_floating_point():
-            x = torch.linspace(-1, 1, 2 * weight.shape[1]).to(weight).view(2, -1)
+            x = torch.linspace(-1, 1, 2 * self.inputs).to(weight).view(2, -1)
             plain = self.dialect.compute(module, x, lambda _name, y, _x: y)
             same = torch.allclose(module(x), plain, rtol=1e-3, atol=1e-5, equal_nan=True)
         if not same:

@@ -21,7 +21,8 @@ SCALES = ("renormalised", "prob", "ste", "none")
 class TopK:
     """The k experts of largest p = softmax(x W^T), for each token.
 
-    experts: E; active: k; scale: the weight of a chosen expert,
+    experts: E; active: k; scale: the weight of a chosen expert; None = "renormalised", and in the
+      place of a host's own gate what that gate does, with its bias,
       "renormalised", p_e over the sum of the k chosen ones (Mixtral, MixLoRA);
       "prob", p_e (Switch);
       "ste", 1, with the gradient of p_e (straight-through);
@@ -38,7 +39,7 @@ class TopK:
 
     experts: int = 8
     active: int = 2
-    scale: str = "renormalised"
+    scale: str | None = None
     bias: bool = False
     std: float = 0.02
     jitter: float = 0.0
@@ -47,8 +48,9 @@ class TopK:
 
     def __post_init__(self) -> None:
         check_counts(self.experts, self.active)
-        one_of("scale", self.scale, SCALES)
-        if self.scale == "renormalised" and self.active == 1 < self.experts:
+        scale = self.scale or SCALES[0]
+        one_of("scale", scale, SCALES)
+        if scale == "renormalised" and self.active == 1 < self.experts:
             got = "'renormalised' with one active expert, a weight of 1 always"
             want = "a weight that teaches the router"
             raise ConfigError("scale", got=got, want=want, fix="Use scale='prob' or 'ste'.")
@@ -66,11 +68,12 @@ class TopKRouter(GateRouter[TopK]):
     def __init__(self, config: TopK, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config, width, generator=generator)
         one = config.active == 1 and config.scale == "none"
-        self.normalised = one or config.scale == "renormalised"
+        self.scale = config.scale or SCALES[0]
+        self.normalised = one or self.scale == "renormalised"
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
         p, index = logits.softmax(-1).topk(self.config.active)  # (N, k) both
-        match self.config.scale:
+        match self.scale:
             case "renormalised":
                 weight = p / p.sum(-1, keepdim=True)
             case "prob":

@@ -1,9 +1,11 @@
 """What a host model is made of: its blocks, and the layers, norms and MLPs inside them.
 
-Structure decides, not the model's name. A block is a module with an `mlp` and one of `attn`,
-`attention`, `self_attn` or `conv_dw` (timm ViT, DeiT, DINOv2, Swin, ConvNeXt; transformers ViT,
-DINOv2, Llama and its like), one of the pointwise-convolution blocks of EfficientNet, or a layer of
-BERT, whose MLP is two modules, `intermediate` and `output`.
+Structure decides, not the model's name. A block of tokens has an attention, or the token-mixing MLP
+of a Mixer, and an MLP: a module of its own (timm ViT, Swin, EVA; transformers ViT, CLIP, Llama,
+GPT-2, T5), or two layers with what is between them (BERT's `intermediate` and `output`, Whisper's
+`fc1` and `fc2`). ConvNeXt's has a depthwise convolution in place of the attention. In a model
+without such blocks, a block is a module of several convolutions (ResNet, RegNet, MobileNet,
+EfficientNet).
 """
 
 from __future__ import annotations
@@ -15,12 +17,23 @@ from typing import Any
 from peft import PeftModel
 from timm.layers import RmsNorm, RmsNorm2d
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ...core.errors import UnknownName
 
 ATTENTION = ("attn", "attention", "self_attn")
-QKV = ("qkv", "q_proj", "k_proj", "v_proj", "query", "key", "value")
-PROJECTION = ("proj", "o_proj", "out_proj")
+MLP = ("mlp", "ffn", "feed_forward", "mlp_channels")
+SPLIT_MLP = (("intermediate", "output"), ("fc1", "fc2"))  # an MLP that is no module of its own
+# of each kind queries, keys, values; alone, the fused layers
+QKV = (
+    *("qkv", "c_attn"),
+    *("q_proj", "k_proj", "v_proj"),
+    *("query", "key", "value"),
+    *("q_lin", "k_lin", "v_lin"),
+    *("q", "k", "v"),
+)
+FUSED = ("qkv", "c_attn")
+PROJECTION = ("proj", "o_proj", "out_proj", "out_lin", "c_proj", "o")
 SEPARATE = {
     "qkv": QKV,
     "qv": tuple(name for name in QKV if not name.startswith("k")),
@@ -36,10 +49,13 @@ ROLES = (
     "mlp_linear",
     *SEPARATE,
 )
-BERT_MLP = ("intermediate", "output")  # of a layer of BERT, whose MLP is no module of its own
 POINTWISE = ("conv_pw", "conv_pwl")
+CONVOLUTIONAL = ("mbconv", "conv")  # kinds of blocks that map whole pictures, not tokens
+LAYERS = (nn.Linear, nn.Conv2d, Conv1D)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm, RmsNorm2d)
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 INNER = ("base_layer", "original_module")  # the host's own module inside an adapter's wrapper
+Layer = nn.Linear | nn.Conv2d | Conv1D
 
 
 def base_of(model: nn.Module) -> nn.Module:
@@ -81,35 +97,93 @@ def wrapped_paths(model: nn.Module) -> list[str]:
 
 
 def block_kind(module: nn.Module) -> str | None:
-    """ "attention", "convnext", "mbconv" or "bert" for a block, None for anything else."""
-    children = unwrapped(module)._modules
-    if all(name in children for name in ("attention", *BERT_MLP)):
-        return "bert"
-    if isinstance(children.get("mlp"), nn.Module):
-        if any(name in children for name in ATTENTION):
+    """What a block is; None for anything else.
+
+    "attention", tokens, and an MLP that is a module; "split", an MLP that is two layers; "mixer",
+    an MLP over tokens; "convnext"; "mbconv", as in EfficientNet; "conv", other convolutions.
+    """
+    module = unwrapped(module)
+    children = module._modules
+    if _t5(module):
+        return "attention"
+    if any(name in children for name in ATTENTION):
+        if any(name in children for name in MLP):
             return "attention"
-        if "conv_dw" in children:
-            return "convnext"
-    elif ("conv_dw" in children or "conv_exp" in children) and any(
-        n in children for n in POINTWISE
-    ):
+        if _split(module):
+            return "split"
+    if "mlp_tokens" in children and "mlp_channels" in children:
+        return "mixer"
+    if isinstance(children.get("mlp"), nn.Module):
+        return "convnext" if "conv_dw" in children else None
+    if ("conv_dw" in children or "conv_exp" in children) and any(n in children for n in POINTWISE):
         return "mbconv"
-    return None
+    return "conv" if _convolutions(module) else None
+
+
+def _t5(module: nn.Module) -> bool:
+    """A block of T5, whose parts stand in a list."""
+    parts = module._modules.get("layer")
+    first = parts[0] if isinstance(parts, nn.ModuleList) and len(parts) > 1 else None
+    return hasattr(first, "SelfAttention")
+
+
+def _split(module: nn.Module) -> tuple[str, str] | None:
+    return next((both for both in SPLIT_MLP if all(n in module._modules for n in both)), None)
+
+
+def _convolutions(module: nn.Module) -> bool:
+    """Several convolutions with norms, one after the other, and no stage of blocks inside."""
+    children = [unwrapped(m) for m in module._modules.values() if m is not None]
+    counts = [sum(isinstance(m, nn.Conv2d) for m in child.modules()) for child in children]
+    stages = (nn.Sequential, nn.ModuleList)
+    if isinstance(module, stages) or counts.count(1) < 2:
+        return False
+    if any(isinstance(c, stages) and n > 1 for c, n in zip(children, counts, strict=True)):
+        return False
+    return any(isinstance(m, (BATCH_NORM, nn.GroupNorm)) for m in module.modules())
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Every block of the model, in order, with its path."""
-    return [(p, unwrapped(m)) for p, m in walk(model) if p and block_kind(m)]
+    """Every block of the model, in order, with its path; of tokens, if it has any."""
+    kinds = {p: kind for p, m in walk(model) if p and (kind := block_kind(m))}
+    tokens = {p for p, kind in kinds.items() if kind not in CONVOLUTIONAL}
+    paths = tokens or {p for p in kinds if not any(inside(p, other) for other in kinds)}
+    return [(p, unwrapped(m)) for p, m in walk(model) if p in paths]
 
 
-def layers_of(module: nn.Module) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
-    return [
-        (p, m) for p, w in walk(module) if isinstance(m := unwrapped(w), (nn.Linear, nn.Conv2d))
-    ]
+def attention_of(block: nn.Module) -> str | None:
+    """The path of what mixes the tokens of a block."""
+    if _t5(block):
+        return "layer.0.SelfAttention"
+    return next((n for n in (*ATTENTION, "mlp_tokens") if n in block._modules), None)
 
 
-def places(block: nn.Module, role: str) -> list[str]:
-    """Paths of a role inside a block; "" is the block itself.  Raises: UnknownName for no role."""
+def mlp_of(block: nn.Module) -> str | None:
+    """The path of a block's MLP, if that is a module."""
+    if _t5(block):
+        return f"layer.{len(block.get_submodule('layer')) - 1}.DenseReluDense"  # pyright: ignore
+    return next((n for n in MLP if n in block._modules), None)
+
+
+def split_mlp_of(block: nn.Module) -> tuple[str, str] | None:
+    """The paths of the two layers that are a block's MLP, if that is no module."""
+    if (both := _split(block)) is None:
+        return None
+    first, last = (
+        next((p for p, _ in layers_of(block) if p == n or inside(p, n)), "") for n in both
+    )
+    return (first, last) if first and last else None
+
+
+def layers_of(module: nn.Module) -> list[tuple[str, Layer]]:
+    return [(p, m) for p, w in walk(module) if isinstance(m := unwrapped(w), LAYERS)]
+
+
+def places(block: nn.Module, role: str, position: str = "sequential") -> list[str]:
+    """Paths of a role inside a block; "" is the block itself.  Raises: UnknownName for no role.
+
+    Beside an MLP of two layers ("parallel") there is no place.
+    """
     if role not in ROLES:
         raise UnknownName("role", role, ROLES)
     kind = block_kind(block)
@@ -119,37 +193,49 @@ def places(block: nn.Module, role: str) -> list[str]:
         return [p for p, m in walk(block) if norm_width(m)]
     if role == "embedding":
         return []
-    if role == "block" or (role == "mlp" and kind == "mbconv"):
+    if role == "block" or (role == "mlp" and kind in CONVOLUTIONAL):
         return [""]
-    if kind == "bert":
-        return _bert_places(block, role)
+    if kind in CONVOLUTIONAL:
+        return _pointwise(block) if role != "attention" else []
+    if kind == "split" and role in ("mlp", "attention", "mlp_linear"):
+        return _split_places(block, role, position)
+    mlp, attention = mlp_of(block), attention_of(block)
     if role == "mlp":
-        return ["mlp"]
-    if kind == "attention":
-        attention = next(n for n in ATTENTION if n in block._modules)
-        if role == "attention":
-            return [attention]
-        if role in SEPARATE:
-            wanted = SEPARATE[role]
-            inside = unwrapped(block.get_submodule(attention))._modules
-            return [f"{attention}.{n}" for n in wanted if isinstance(inside.get(n), nn.Module)]
+        return [mlp] if mlp else []
     if role == "attention":
-        return []
-    # a convolutional block has linear maps over channels only in its pointwise layers
-    if kind == "mbconv":
-        return [n for n in POINTWISE if is_pointwise(block._modules.get(n))]
-    return [f"mlp.{p}" for p, _ in layers_of(block.get_submodule("mlp"))]
+        return [attention] if attention else []
+    # a block of ConvNeXt has linear maps over channels only in its MLP
+    if role == "mlp_linear" or attention is None:
+        return [f"{mlp}.{p}" for p, _ in layers_of(block.get_submodule(mlp or ""))]
+    found = [f"{attention}.{p}" for p, _ in layers_of(block.get_submodule(attention))]
+    if kind == "mixer":  # its first layer reads all tokens, as queries and keys do
+        return found[:1] if role != "projection" else found[1:]
+    if role == "projection" and f"{attention}.output.dense" in found:
+        return [f"{attention}.output.dense"]
+    return [p for p in found if p.rpartition(".")[2] in SEPARATE[role]]
 
 
-def _bert_places(block: nn.Module, role: str) -> list[str]:
-    """Linear layers of a role; residuals and norms are inside its attention and its MLP."""
-    inside = [p for p, m in layers_of(block)]
+def _split_places(block: nn.Module, role: str, position: str) -> list[str]:
+    """An MLP of two layers is followed by its second; BERT's attention has the residual inside."""
+    both = split_mlp_of(block) or ()
     if role == "mlp_linear":
-        return [p for p in inside if p.split(".")[0] in BERT_MLP]
-    if role == "projection":
-        return [p for p in inside if p == "attention.output.dense"]
-    wanted = SEPARATE.get(role, ())
-    return [p for p in inside if p.startswith("attention.self.") and p.split(".")[-1] in wanted]
+        return list(both)
+    if role == "mlp":
+        return list(both[1:]) if position == "sequential" else []
+    attention = attention_of(block) or ""
+    behind = f"{attention}.output.dense"
+    if behind not in {p for p, _ in layers_of(block)}:
+        return [attention]
+    return [behind] if position == "sequential" else []
+
+
+def _pointwise(block: nn.Module) -> list[str]:
+    """The 1x1 convolutions in a row of a block's layers, not those of a gate (squeeze, excite)."""
+    if block_kind(block) == "mbconv":
+        return [n for n in POINTWISE if is_pointwise(block._modules.get(n))]
+    each = [(n, layers_of(m)) for n, m in block._modules.items() if m is not None]
+    alone = [(n, *found[0]) for n, found in each if len(found) == 1]
+    return [f"{n}.{p}".rstrip(".") for n, p, m in alone if is_pointwise(m)]
 
 
 def outside(model: nn.Module, found: list[tuple[str, nn.Module]], role: str) -> list[str]:
@@ -159,13 +245,20 @@ def outside(model: nn.Module, found: list[tuple[str, nn.Module]], role: str) -> 
         return [p for p, m in outside if norm_width(m)]
     order = {p: i for i, (p, _) in enumerate(walk(model))}
     last = order[found[-1][0]]
-    layers = (nn.Linear, nn.Conv2d)
-    return [p for p, m in outside if isinstance(unwrapped(m), layers) and order[p] < last]
+    return [p for p, m in outside if isinstance(unwrapped(m), LAYERS) and order[p] < last]
 
 
 def is_norm(module: nn.Module) -> bool:
     """A LayerNorm or its like; transformers has an RMSNorm of its own for each family."""
-    return isinstance(module, NORMS) or type(module).__name__.endswith("RMSNorm")
+    return isinstance(module, NORMS) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
+
+
+def norm_kind(module: nn.Module) -> str:
+    """How the outermost norms inside normalise: "layer", "rms", or "none" where there are none."""
+    norms = [unwrapped(m) for _, m in walk(module) if norm_width(m)]
+    if not norms:
+        return "none"
+    return "layer" if isinstance(norms[0], (nn.LayerNorm, nn.GroupNorm)) else "rms"
 
 
 def norm_width(module: nn.Module) -> int | None:
@@ -195,18 +288,24 @@ def widths(module: nn.Module) -> tuple[int, int] | None:
     """(inputs, outputs) by the first and last layer inside; a norm's channels."""
     if width := norm_width(module):
         return width, width
-    if block_kind(module) == "attention":
-        module = unwrapped(module.get_submodule("mlp"))
+    if mlp := block_kind(module) in ("attention", "mixer") and mlp_of(module):
+        module = unwrapped(module.get_submodule(mlp))
     inside = layers_of(module)
     # an attention's first layer may be that of its position bias
     first = [layer for p, layer in inside if p.split(".")[0] in QKV] or [m for _, m in inside]
     last = [layer for p, layer in inside if p.split(".")[0] in PROJECTION] or [m for _, m in inside]
     if not inside:
         return None
-    return (
-        first[0].in_features if isinstance(first[0], nn.Linear) else first[0].in_channels,
-        last[-1].out_features if isinstance(last[-1], nn.Linear) else last[-1].out_channels,
-    )
+    return sizes(first[0])[0], sizes(last[-1])[1]
+
+
+def sizes(layer: Layer) -> tuple[int, int]:
+    """Inputs and outputs of a linear map or a convolution."""
+    if isinstance(layer, Conv1D):  # GPT-2's Linear, whose weight is (inputs, outputs)
+        return layer.weight.shape[0], layer.weight.shape[1]
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
 
 
 def inside(path: str, outer: str) -> bool:

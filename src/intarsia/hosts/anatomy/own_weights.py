@@ -25,10 +25,12 @@ def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def weights_of(
-    model: nn.Module, maskable: tuple[str, ...]
+    model: nn.Module, maskable: tuple[str, ...], *, trunk: bool = False
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """(weights to choose from, weights of the heads); norms are in neither, tied ones in one, once.
 
+    trunk: choose from what models of all tasks have, without the layers of a language model or
+    another task behind it.
     Raises: ConfigError for a name or glob that matches no parameter.
     """
     own = own_parameters(model)
@@ -39,14 +41,22 @@ def weights_of(
     inside = tuple(f"{head}." for head in find_heads(model))
     heads = {n: p for n, p in own.items() if n.startswith(inside)} if inside else {}
     modules = dict(walk(model))
+    shared = _trunk(base_of(model)) if trunk else ""
     seen = {id(p) for p in heads.values()}
     found: dict[str, nn.Parameter] = {}
     for n, p in own.items():
         wanted = any(fnmatchcase(n, glob) for glob in maskable) and p.is_floating_point()
+        wanted = wanted and n.startswith(shared)
         if wanted and id(p) not in seen and not is_norm(modules[n.rpartition(".")[0]]):
             found[n] = p
             seen.add(id(p))
     return found, heads
+
+
+def _trunk(host: nn.Module) -> str:
+    """How the names of a transformers model's trunk begin; "" where all of the model is one."""
+    name = getattr(host, "base_model_prefix", "")
+    return f"{name}." if name and isinstance(getattr(host, name, None), nn.Module) else ""
 
 
 def is_norm(module: nn.Module) -> bool:

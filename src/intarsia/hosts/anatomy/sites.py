@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from ...core import Method, Site
 from ...core.errors import TargetError
 from .blocks import (
+    CONVOLUTIONAL,
     QKV,
     block_kind,
     blocks,
     inside,
     is_pointwise,
     layers_of,
+    norm_kind,
     outside,
     places,
     unwrapped,
@@ -33,18 +35,25 @@ CHANNELS_FIRST = (nn.Conv2d, nn.GroupNorm, LayerNorm2d, RmsNorm2d)
 PRE_NORM = frozenset(
     {
         "Block",
+        "CLIPEncoderLayer",
         "ConvNeXtBlock",
         "DeiTLayer",
         "Dinov2Layer",
         "Dinov2WithRegistersLayer",
+        "EvaBlock",
+        "GPT2Block",
+        "MixerBlock",
+        "SiglipEncoderLayer",
         "SwinTransformerBlock",
         "ViTLayer",
     }
 )
 FEEDS = {
-    "attn": ("norm1",),
+    "attn": ("norm1", "ln_1"),
     "attention": ("layernorm_before", "norm1"),
-    "mlp": ("norm2", "layernorm_after", "norm"),
+    "mlp": ("norm2", "layernorm_after", "norm", "layer_norm2", "ln_2"),
+    "mlp_channels": ("norm2",),
+    "self_attn": ("layer_norm1",),
 }
 
 
@@ -85,10 +94,16 @@ def _read_as_weight(parent: nn.Module, path: str) -> bool:
     )
 
 
+def call_layer(parent: nn.Module, path: str) -> None:
+    """Let an attention call its qkv layer, in place, and add its biases afterwards, as timm can."""
+    if _read_as_weight(parent, path):
+        vars(parent)["qkv_bias_separate"] = True
+
+
 def site_at(model: nn.Module, path: str, position: str) -> Site:
     """The site at a path, read off the host's structure; the same whenever it is asked.
 
-    The blocks of EfficientNet change the resolution, so they are always "sequential".
+    Blocks of convolutions change the resolution, so they are always "sequential".
     Raises: TargetError if nothing is there, it has no widths, or "parallel" cannot work.
     """
     chain = _chain(model, path)
@@ -99,24 +114,27 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
         got = f"{type(module).__name__}, which has no input and output width"
         want = "a Linear, a pointwise convolution, an MLP, an attention or a block"
         raise TargetError(what, got=got, want=want, fix=f"Candidates: {_candidates(model)}.")
-    if _read_as_weight(chain[-2], path):
+    if _read_as_weight(chain[-2], path) and not hasattr(chain[-2], "qkv_bias_separate"):
         what, want = f"target {path!r}", "a module that is called, or the cell would do nothing"
         got = "a layer whose weight the host reads without calling it"
         raise TargetError(what, got=got, want=want, fix="Target the attention or the MLP instead.")
     kind = block_kind(module)
     layers = [layer for _, layer in layers_of(module)]
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
-    if kind == "mbconv":
+    if kind in CONVOLUTIONAL:
         position = "sequential"
     if position == "parallel" and kind != "convnext" and not all(map(is_pointwise, convolutions)):
         got = f"{type(module).__name__} with spatial or strided convolutions"
         want = "a module that maps each position on its own, for a cell beside it"
         fix = "Target its block, or use a sequential placement (pfeiffer, houlsby, adapter+)."
         raise TargetError(f"target {path!r}", got=got, want=want, fix=fix)
-    first = kind in ("convnext", "mbconv") or isinstance([module, *layers][-1], CHANNELS_FIRST)
+    first = kind in ("convnext", *CONVOLUTIONAL)
+    first = first or isinstance([module, *layers][-1], CHANNELS_FIRST)
     norm = _feeding_norm(chain, path) if position == "parallel" else None
     inner = tuple((p, *sizes) for p, m in layers_of(module) if p and (sizes := widths(m)))
-    return Site(path, *both, position, "first" if first else "last", norm, inner)
+    kinds = (norm_kind(m) for m in reversed(chain[:-1]))
+    norms = "none" if first else next((k for k in kinds if k != "none"), "none")
+    return Site(path, *both, position, "first" if first else "last", norm, inner, norms)
 
 
 def select_blocks(blocks_: list[tuple[str, nn.Module]], layers: Sequence[int] | None) -> list[str]:
@@ -142,7 +160,7 @@ def find_sites(
     """The sites of a method in a host model, in the model's order.
 
     By default the method's roles decide. In convolutional nets "qkv", "projection" and "mlp_linear"
-    all mean the pointwise layers, and in EfficientNet, which has no MLP, "mlp" means the block.
+    all mean the pointwise layers, and where there is no MLP, "mlp" means the block.
     "linear" is every linear map and convolution of a block, "norm" every LayerNorm or its like,
     "embedding" what is before and between the blocks: with `layers`, only what lies inside them.
     targets: module paths, else ends of paths, else globs, in place of the roles.
@@ -154,7 +172,7 @@ def find_sites(
     found = blocks(model)
     chosen = select_blocks(found, layers)
     if targets is None:
-        paths = _by_role(model, found, None if layers is None else chosen, method.roles)
+        paths = _by_role(model, found, None if layers is None else chosen, method)
     else:
         wanted = [targets] if isinstance(targets, str) else list(targets)
         within = None if layers is None else chosen
@@ -174,14 +192,20 @@ def planned(
     """A method with what it decides for a whole host, and its sites there.
 
     A method may offer `plan(host, batches, targets=, layers=, seed=)`, which gives the settings to
-    use; `paths`, in place of the roles; and `check_sites(paths)`.
+    use; `paths`, in place of the roles; `elsewhere`, the settings for a host that has no place for
+    its own; and `check_sites(paths)`.
     """
     plan: Any = getattr(method, "plan", None)
     if callable(plan):
         method = cast(Method, plan(host, batches, targets=targets, layers=layers, seed=seed))
     if targets is None:
         targets = getattr(method, "paths", ()) or None
-    sites = find_sites(host, method, targets, layers)
+    try:
+        sites = find_sites(host, method, targets, layers)
+    except TargetError:
+        if (other := getattr(method, "elsewhere", None)) is None:
+            raise
+        method, sites = other, find_sites(host, other, targets, layers)
     if callable(check := getattr(method, "check_sites", None)):
         check([site.path for site in sites])
     return method, sites
@@ -191,28 +215,38 @@ def _by_role(
     model: nn.Module,
     found: list[tuple[str, nn.Module]],
     chosen: list[str] | None,
-    roles: Sequence[str],
+    method: Method,
 ) -> list[str]:
     """Places of the roles in the chosen blocks; None = in all of them, and around them."""
     if not found:
         what = f"model {type(unwrapped(model)).__name__}"
-        want = "a ViT, Swin, ConvNeXt, EfficientNet, Llama or BERT"
+        want = "a transformer, a Mixer or a convolutional net of timm or transformers"
         fix = f"Name the modules, targets=[...]. Candidates: {_candidates(model)}."
         raise TargetError(what, got="no block that is known by its structure", want=want, fix=fix)
     paths: list[str] = []
-    for role in roles:
+    for role in method.roles:
         there = [
             f"{p}.{place}" if place else p
             for p, block in found
             if chosen is None or p in chosen
-            for place in places(block, role)
+            for place in places(block, role, method.position)
         ]
         if role in AROUND and chosen is None:
             there += outside(model, found, role)
-        if not there and not (role == "embedding" and len(roles) > 1):
+        if not there and not (role in AROUND and len(method.roles) > 1):
             what, got = f"role {role!r}", f"{type(unwrapped(model)).__name__}, which has none"
+            if role == "mlp":  # parallel, or it would be at the second of two layers
+                got = f"{type(unwrapped(model)).__name__}, whose MLPs are no modules of their own"
             fix = "Choose another placement or method, or name modules with targets=[...]."
             raise TargetError(what, got=got, want="at least one module in that role", fix=fix)
+        both = [
+            (p, other) for p in there for other in paths if inside(p, other) or inside(other, p)
+        ]
+        if both:
+            (one, other), name = both[0], type(unwrapped(model)).__name__
+            got = f"{name}, where {one!r} and {other!r} lie inside one another"
+            fix = "Choose another method, or name modules with targets=[...]."
+            raise TargetError(f"roles {method.roles}", got=got, want="separate places", fix=fix)
         paths += [p for p in there if p not in paths]
     order = {p: i for i, (p, _) in enumerate(walk(model))}
     return sorted(paths, key=order.__getitem__)
@@ -270,3 +304,15 @@ def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
                 want = "modules that do not contain each other"
                 fix = "Choose targets=[...] outside it, or adapt a fresh copy of the model."
                 raise TargetError(f"target {path!r}", got=got, want=want, fix=fix)
+
+
+def check_one_row(blocks_: Iterable[str], what: str) -> None:
+    """Raises: TargetError unless blocks stand in one row, so that all have the same tokens."""
+    rows = list(dict.fromkeys(path.rpartition(".")[0] for path in blocks_))
+    if len(rows) > 1:
+        raise TargetError(
+            f"blocks for {what}",
+            got=f"{len(rows)} rows of blocks, {', '.join(rows[:3])}, each with tokens of its own",
+            want="one row, since each layer reads what the one before left for the same tokens",
+            fix="Choose blocks of one row.",
+        )

@@ -28,8 +28,8 @@ from ...core.errors import FoldError, TargetError
 from ...core.registry import settings_to_dict
 from ...gating import of_samples, unwatch, watch
 from ..anatomy import origin
-from ..anatomy.blocks import blocks, unwrapped, walk
-from ..anatomy.sites import check_nesting, planned, site_at
+from ..anatomy.blocks import LAYERS, Conv1D, blocks, unwrapped, walk
+from ..anatomy.sites import call_layer, check_nesting, planned, site_at
 from .config import Family, IntarsiaConfig
 from .mixed import BASE, check_names
 from .shared import Shared
@@ -144,13 +144,11 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
                 want="a cell that is a change of weights, such as LoRA",
                 fix="Try intarsia.fold(model), or keep the adapter attached.",
             )
-        if self.intarsia_sites[name][0] != "parallel" or not isinstance(
-            base, (nn.Linear, nn.Conv2d)
-        ):
+        if self.intarsia_sites[name][0] != "parallel" or not isinstance(base, LAYERS):
             what = f"merging adapter {name!r} at {self.path!r}"
             want = "a Linear or pointwise convolution with the cell beside it"
             raise FoldError(what, got=type(base).__name__, want=want, fix="Target linear layers.")
-        return delta.reshape(base.weight.shape)
+        return (delta.T if isinstance(base, Conv1D) else delta).reshape(base.weight.shape)
 
     def _shift(self, name: str, sign: int, safe: bool) -> None:
         weight = self.get_base_weight()
@@ -247,6 +245,7 @@ class IntarsiaModel(BaseTuner):
             target = IntarsiaLayer(target, site)
             target.set_adapter(self.active_adapters)
             setattr(parent, target_name, target)
+            call_layer(parent, target_name)
         target.add(adapter_name, cell, site, frozen=peft_config.inference_mode)
 
     def train(self, mode: bool = True) -> IntarsiaModel:

@@ -8,11 +8,10 @@ from functools import partial
 from torch import nn
 
 from ...core.errors import ConfigError, UnknownName
-from ..anatomy.blocks import blocks, is_norm, walk
+from ..anatomy.blocks import BATCH_NORM, blocks, is_norm, walk
 from .adapt import find_heads
 
 PARTS = ("linear", "full", "bitfit", "norms", "last-k")
-BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int = 0) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ...core.errors import ConfigError
 from ..anatomy.blocks import blocks
-from ..anatomy.sites import find_sites
+from ..anatomy.sites import call_layer, find_sites
 from .adapt import check_model, exactly, find_heads, quiet_peft
 
 # what we decide, or what is no setting of a method
@@ -102,4 +102,8 @@ def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str
         )
     layers = range(-last_blocks, 0) if last_blocks else None
     places: Any = _Places(tuple(roles))
-    return [site.path for site in find_sites(model, places, layers=layers)]
+    found = [site.path for site in find_sites(model, places, layers=layers)]
+    for path in found:
+        parent, _, name = path.rpartition(".")
+        call_layer(model.get_submodule(parent), name)
+    return found

@@ -218,7 +218,8 @@ class SparseDelta:
         for name in self.base.keys() & other.base.keys():
             if self.base[name] != other.base[name]:
                 got = f"deltas of two base models, which differ in {name!r}"
-                fix = "Train both from the same pretrained weights, in the same type."
+                fix = "Train both from the same pretrained weights, in the same type; if one was "
+                fix += "trained with another in place, add that one.rebased(other)."
                 raise ConfigError("sum of deltas", got=got, want="deltas of one", fix=fix)
         for name in self.heads.keys() & other.heads.keys():
             if not torch.equal(self.heads[name], other.heads[name]):
@@ -232,6 +233,29 @@ class SparseDelta:
             {**self.base, **other.base},
             {**self.heads, **other.heads},
         )._without_zeros()
+
+    def rebased(self, source: SparseDelta) -> SparseDelta:
+        """The same change, told of the base that `source` was found in.
+
+        For a task that was trained with the delta of its source language in place, at theta_0 +
+        phi_S: `task.rebased(source) + target` is then a delta of theta_0 (paper, section 3.2).
+        Raises: ConfigError if the task's base is not `source` in its own base.
+        """
+        base = dict(self.base)
+        for name in self.base.keys() & source.base.keys():
+            full = torch.zeros(torch.Size(self.shapes[name]).numel(), dtype=torch.float64)
+            if name in source.entries:
+                index, values = source.entries[name]
+                full[index] = values.double()
+            start = torch.tensor(source.base[name], dtype=torch.float64)
+            want, got = start + full[_places(len(full))], torch.tensor(self.base[name]).double()
+            if not torch.allclose(got, want, rtol=RELATIVE, atol=ABSOLUTE):
+                fix = "Rebase on the delta that was in the model when the training began."
+                want = "the source's base with the source's delta in it"
+                got = f"another, by {name!r}"
+                raise ConfigError("base of the delta", got=got, want=want, fix=fix)
+            base[name] = source.base[name]
+        return replace(self, base=base)
 
     def __mul__(self, factor: float) -> SparseDelta:
         scaled = {name: (index, values * factor) for name, (index, values) in self.entries.items()}

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ...core import Cell
 from ...core.cell import Units
@@ -174,7 +175,8 @@ def fold_cell(
         got = f"{type(beside).__name__}, which is no linear map"
         want = "a cell that is a weight change or a bottleneck"
         raise FoldError(f"fold {path!r}", got=got, want=want, fix=KEEP)
-    width = next(p for p in before.parameters() if p.dim() > 1).shape[1]
+    inputs = 0 if isinstance(before, Conv1D) else 1
+    width = next(p for p in before.parameters() if p.dim() > 1).shape[inputs]
     x = torch.randn(64, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         added = beside(x)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ...core.cell import Units
 from ...core.errors import FoldError
@@ -151,6 +152,8 @@ def set_weights(layer: nn.Module, **tensors: Tensor) -> None:
 
 def add_weight(layer: nn.Module, delta: Tensor, path: str) -> None:
     """Add a weight change (out, in) to a Linear or a pointwise convolution, in place."""
+    if isinstance(layer, Conv1D):  # its weight is (in, out)
+        return set_weights(layer, weight=layer.weight.detach() + delta.T.to(layer.weight))
     if not isinstance(layer, (nn.Linear, nn.Conv2d)) or not is_pointwise(layer):
         what, got = f"fold {path!r}", f"a linear cell beside {type(layer).__name__}"
         raise FoldError(what, got=got, want="a Linear or a 1x1 convolution", fix=KEEP)

@@ -15,15 +15,15 @@ from ...core import Card, Paper
 from ...core.change import Plan, Step, set_steps, steps_of
 from ...core.checks import one_of
 from ...core.errors import CheckpointError, ConfigError, FoldError, TargetError
-from ...gating import Router, RouterConfig, non_causal, watch, with_experts
+from ...gating import PassesState, Router, RouterConfig, non_causal, watch, with_experts
 from ...mixtures.capacity import LOOKS_AHEAD, Capacity
 from ...mixtures.experts import StackedExperts, activation
 from ...mixtures.mixture import MIXES, Mixture, ResidualMixture
 from ...routers import TopK
 from ..anatomy.blocks import ATTENTION, blocks, wrapped_paths
 from ..anatomy.dense_mlp import Dense, check_output, dense_mlp, drawn, stacked
-from ..anatomy.gates import HostedRouter, hosted, own_gate
-from ..anatomy.sites import select_blocks
+from ..anatomy.gates import HostedRouter, followed, gate_name, hosted, own_gate, read_gate
+from ..anatomy.sites import check_one_row, select_blocks
 
 HOW = ("copies", "diversified", "slices", "fresh")
 
@@ -49,8 +49,10 @@ class Upcycle:
     residual: keep the MLP beside the experts, for every token (Residual-MoE, arXiv:2201.05596):
       "learned", weighed by a softmax for each token, or "sum", see `ResidualMixture`.
 
-    In Mixtral, Qwen2-MoE and Qwen3-MoE models the blocks with experts of their own keep them and
-    get the router alone; dense layers between them are left. Nothing is frozen.
+    In sparse models (Mixtral, Qwen-MoE, OLMoE, DeepSeek-V2, GPT-OSS) the blocks with experts of
+    their own keep them and get the router alone; dense layers between them are left. `TopK()` is
+    then what the host's own gate does, and `TopK(...)` without a scale weighs as that gate does.
+    Nothing is frozen.
 
     Raises: ConfigError for settings that cannot be; TargetError in `plan` for MLPs of another kind,
     adapted models and layers that are not there.
@@ -104,12 +106,15 @@ class Upcycle:
         """
         check_plain(host)
         chosen = _chosen(host, self.layers)
-        counts = _counts(self.experts, self.router, len(chosen))
+        router = _followed(chosen, self.router)
+        counts = _counts(self.experts, router, len(chosen))
         if not sees_later:
-            _check_causal(chosen, self.router, self.capacity)
+            _check_causal(chosen, router, self.capacity)
+        if passes_state(router):
+            check_one_row((path for path, _ in chosen), type(router).__name__)
         parts = counts if self.how == "slices" else (1,) * len(counts)
         paths = tuple(f"{path}.mlp" for path, _ in chosen)
-        return Plan(self, seed, asdict(Places(paths, counts, parts)))
+        return Plan(replace(self, router=router), seed, asdict(Places(paths, counts, parts)))
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """In place; everything is built before anything is replaced."""
@@ -225,6 +230,21 @@ def _chosen(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, n
     return sparse if sparse and layers is None else chosen
 
 
+def _followed(chosen: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
+    """The router, with what it leaves open as the host's own gates have it."""
+    mlps = [(f"{path}.mlp", block.get_submodule("mlp")) for path, block in chosen]
+    gates = [(p, gate) for p, mlp in mlps if (gate := own_gate(mlp)) is not None]
+    if not gates:
+        return router
+    return followed(router, [read_gate(*of) for of in gates], gates[0][0])
+
+
+def passes_state(router: RouterConfig) -> bool:
+    """Does each layer's router read what that of the layer before left?"""
+    built = router.build(1, generator=torch.Generator())
+    return any(isinstance(m, PassesState) for m in built.modules())
+
+
 def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -> tuple[int, ...]:
     own = int(router.experts)
     if experts is None:
@@ -288,7 +308,8 @@ def _made(asked: Upcycle, at: Places, i: int, block: nn.Module, seed: int) -> tu
             raise ConfigError(f"{path!r}", got=got, want="a router alone", fix=fix)
         own: Any = gate
         new = config.build(own.weight.shape[-1], generator=draws).to(own.weight.device)
-        return "gate", hosted(f"{path}.gate", gate, new, count).train(mlp.training)
+        name = gate_name(mlp) or ""
+        return name, hosted(f"{path}.{name}", gate, new, count).train(mlp.training)
     dense = dense_mlp(path, mlp)
     parts = at.parts[i]
     made = drawn(dense, count, parts, path, draws) if asked.how == "fresh" else None

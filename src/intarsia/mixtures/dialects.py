@@ -1,0 +1,75 @@
+"""How the MLPs of timm and transformers compute, by the names of their linear maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Add = Callable[[str, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """y = behind(writes(between(reads[0](x)))), or of between(reads[0](x)) * reads[1](x).
+
+    reads, writes: names of the linear maps.  between, behind: of what is applied there, in this
+    order, where the MLP has it; the first is the activation, after which the gated factor follows.
+    """
+
+    reads: tuple[str, ...]
+    writes: str
+    between: tuple[str, ...]
+    behind: tuple[str, ...] = ()
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        return (*self.reads, self.writes)
+
+    def fits(self, children: Iterable[str]) -> bool:
+        """Whether a module has these parts and no others."""
+        own = set(children)
+        return {*self.linears} <= own <= {*self.linears, *self.between, *self.behind}
+
+    def inner(self, module: Any, hidden: Sequence[Tensor]) -> Tensor:
+        """What the last linear map reads.  hidden: the outputs of `reads`."""
+        y = hidden[0]
+        act, *others = (part for name in self.between if (part := getattr(module, name, None)))
+        y = act(y) * hidden[1] if len(hidden) > 1 else act(y)
+        for part in others:
+            y = part(y)
+        return y
+
+    def after(self, module: Any, y: Tensor) -> Tensor:
+        for name in self.behind:
+            part = getattr(module, name, None)
+            y = y if part is None else part(y)
+        return y
+
+    def compute(self, module: Any, x: Tensor, add: Add) -> Tensor:
+        """The MLP, with add(name, y, input) in place of each linear map's y."""
+
+        def linear(name: str, x: Tensor) -> Tensor:
+            return add(name, module.get_submodule(name)(x), x)
+
+        hidden = self.inner(module, [linear(name, x) for name in self.reads])
+        return self.after(module, linear(self.writes, hidden))
+
+
+DIALECTS = (
+    Dialect(("gate_proj", "up_proj"), "down_proj", ("act_fn",)),  # Llama, Mistral, Qwen, Gemma
+    # timm; ViT, CLIP and SigLIP of transformers
+    Dialect(("fc1",), "fc2", ("act", "activation_fn", "drop1", "norm"), ("drop2",)),
+    Dialect(("lin1",), "lin2", ("activation",), ("dropout",)),  # DistilBERT
+    Dialect(("c_fc",), "c_proj", ("act",), ("dropout",)),  # GPT-2
+    Dialect(("wi",), "wo", ("act", "dropout")),  # T5
+    Dialect(("wi_0", "wi_1"), "wo", ("act", "dropout")),  # T5 v1.1
+    Dialect(
+        ("intermediate_dense",),
+        "output_dense",
+        ("intermediate_act_fn", "intermediate_dropout"),
+        ("output_dropout",),
+    ),  # Wav2Vec2
+)

@@ -1,0 +1,127 @@
+"""Default settings on every model that the documentation lists, and methods by their names."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+import intarsia
+from intarsia.catalog import card, cards
+from intarsia.conformance.hosts import HOSTS, host, page, works
+from intarsia.core.errors import ConfigError, TargetError, UnknownName
+from intarsia.hosts.anatomy.blocks import block_kind, blocks, places
+from intarsia.methods import LinearProbe
+
+PAGE = Path(__file__).parents[2] / "docs" / "hosts.md"
+# a method of each place on a model of each kind; the page has the others
+OTHERS = [
+    ("lora", "timm EVA-02"), ("lora", "GPT-2"), ("lora", "DistilBERT"), ("bi", "BERT"),
+    ("adamix", "Whisper encoder"), ("fourier", "timm RegNet"), ("llava_mole", "SigLIP"),
+    ("llava_mole", "T5"), ("mixlora", "timm ConvNeXt"), ("mixlora", "GPT-2"), ("mos", "timm Swin"),
+    ("ssf", "timm ResNet"), ("poly", "timm MLP-Mixer"), ("s2ft", "Llama"), ("lt_sft", "Wav2Vec2"),
+    ("sparse", "CLIP"), ("bottleneck", "Gemma"),
+]  # fmt: skip
+
+
+def on_page(key: str, name: str) -> str:
+    """The cell of the table."""
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if "|" in line]
+    column = rows[0].index(key) + 1
+    return next(row for row in rows if row[0] == f"**{name}**")[column]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", HOSTS)
+def test_the_default_method_works_on_every_model(name: str) -> None:
+    assert works(card("mosa"), name) == on_page("mosa", name)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("key", "name"), OTHERS)
+def test_defaults_of_other_methods_work(key: str, name: str) -> None:
+    assert works(card(key), name) == on_page(key, name)
+
+
+def test_the_page_has_every_adapter_and_only_moe_of_one_mlp_is_refused() -> None:
+    for each in cards("adapter"):
+        cells = {name: on_page(each.key, name) for name in HOSTS}
+        refused = [name for name, cell in cells.items() if cell not in ("yes", "folds")]
+        assert each.key in ("mixlora", "llava_mole") or not refused
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_page_is_what_is_tried_now() -> None:
+    assert page() == PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "kind", "mlp", "after", "attention"),
+    [
+        ("BERT", 2, "split", [], ["output.dense"], ["attention.output.dense"]),
+        ("Whisper encoder", 2, "split", [], ["fc2"], ["self_attn"]),
+        ("DistilBERT", 2, "attention", ["ffn"], ["ffn"], ["attention"]),
+        ("GPT-2", 2, "attention", ["mlp"], ["mlp"], ["attn"]),
+        ("CLIP", 4, "attention", ["mlp"], ["mlp"], ["self_attn"]),
+        ("Wav2Vec2", 2, "attention", ["feed_forward"], ["feed_forward"], ["attention"]),
+        ("timm MLP-Mixer", 2, "mixer", ["mlp_channels"], ["mlp_channels"], ["mlp_tokens"]),
+        ("timm ResNet", 4, "conv", [""], [""], []),
+        ("timm RegNet", 4, "conv", [""], [""], []),
+    ],
+)
+def test_blocks_are_known_by_their_structure(
+    name: str, count: int, kind: str, mlp: list[str], after: list[str], attention: list[str]
+) -> None:
+    found = blocks(host(name))
+    assert len(found) == count
+    for _, block in found:
+        assert block_kind(block) == kind
+        assert places(block, "mlp", "parallel") == mlp
+        assert places(block, "mlp", "sequential") == after
+        assert places(block, "attention", "sequential") == attention
+
+
+def test_layers_of_an_encoder_decoder_are_those_of_both() -> None:
+    found = dict(blocks(host("T5")))
+    assert list(found) == [f"{side}.block.{i}" for side in ("encoder", "decoder") for i in (0, 1)]
+    decoder = found["decoder.block.0"]
+    assert places(decoder, "mlp") == ["layer.2.DenseReluDense"]
+    assert places(decoder, "qv") == ["layer.0.SelfAttention.q", "layer.0.SelfAttention.v"]
+
+
+def test_a_placement_that_was_asked_for_is_not_changed() -> None:
+    with pytest.raises(TargetError, match="whose MLPs are no modules of their own"):
+        intarsia.adapt(host("BERT"), intarsia.Bottleneck(4, "adaptformer"))
+    by_host = intarsia.adapt(host("BERT"), intarsia.Bottleneck(4))
+    settings: Any = by_host.peft_config["default"]
+    assert settings.options["placement"] == "pfeiffer"
+
+
+def test_a_method_is_taken_by_its_name_with_its_defaults() -> None:
+    assert inspect.signature(intarsia.adapt).parameters["method"].default == "mosa"
+    for name, key in (("mosa", "mosa"), ("MoSA", "mosa"), ("LoRA", "lora")):
+        model: Any = intarsia.adapt(host("timm ViT"), name)
+        assert model.peft_config["default"].method == key
+    assert isinstance(intarsia.upcycle(host("timm ViT"), "switch"), nn.Module)
+    assert isinstance(intarsia.apply(host("timm ViT"), "linear"), nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "says"),
+    [
+        ("moza", UnknownName, "Did you mean 'mosa'"),
+        ("switch", UnknownName, "unknown method"),
+        (intarsia.Mosa, ConfigError, "got Mosa, a class"),
+        (LinearProbe(), ConfigError, "intarsia.apply"),
+        (3, ConfigError, 'Pass "mosa"'),
+    ],
+)
+def test_what_is_no_adapter_is_refused_with_what_to_pass(
+    method: Any, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        intarsia.adapt(host("timm ViT"), method)
