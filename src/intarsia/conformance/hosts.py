@@ -90,11 +90,11 @@ def _classifier(name: str, **settings: Any) -> Host:
 
 def _mixer() -> nn.Module:
     model = MlpMixer(5, 32, patch_size=8, num_blocks=2, embed_dim=32)
-    nn.init.normal_(model.head.weight)  # it starts at zero
+    nn.init.normal_(model.get_parameter("head.weight"))  # it starts at zero
     return model
 
 
-def _mobile(kind: type[nn.Module], *stages: str) -> Host:
+def _mobile(kind: Callable[..., nn.Module], *stages: str) -> Host:
     """A MobileNet of few stages, each a block string of timm's."""
 
     def make() -> nn.Module:
@@ -200,22 +200,20 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
         "Qwen3": _classifier("Qwen3"),
         "Gemma": _classifier("Gemma"),
         "Gemma 2": _classifier("Gemma2"),
-        "Whisper encoder": Host(
-            lambda: hf.WhisperForAudioClassification(
-                hf.WhisperConfig(
-                    d_model=32,
-                    encoder_layers=2,
-                    encoder_attention_heads=2,
-                    encoder_ffn_dim=64,
-                    num_mel_bins=8,
-                    max_source_positions=12,
-                    vocab_size=64,
-                    pad_token_id=0,
-                    decoder_layers=1,
-                    num_labels=5,
-                )
-            ),
+        "Whisper encoder": _hf(
+            "WhisperForAudioClassification",
+            "WhisperConfig",
             partial(_sounds, "input_features", 8, 24),
+            d_model=32,
+            encoder_layers=2,
+            encoder_attention_heads=2,
+            encoder_ffn_dim=64,
+            num_mel_bins=8,
+            max_source_positions=12,
+            vocab_size=64,
+            pad_token_id=0,
+            decoder_layers=1,
+            num_labels=5,
         ),
         "Wav2Vec2": _hf(
             "Wav2Vec2ForSequenceClassification",
@@ -252,7 +250,8 @@ def one_step(model: nn.Module, batch: Batch) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-2)
     out = model.train()(*batch.values()) if "x" in batch else model.train()(**batch)
-    sum(t.square().mean() for t in tensors(out)[:2] if t.is_floating_point()).backward()
+    losses = [t.square().mean() for t in tensors(out)[:2] if t.is_floating_point()]
+    torch.stack(losses).sum().backward()
     optimizer.step()
     model.eval()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -45,11 +46,14 @@ class BeforeForward:
 def join(model: nn.Module) -> Context:
     """Let the modules of a model share one `Context`, and those that pass a state on do so.
 
+    The encoder and the decoder of one model have a context each, and threads of their own.
     A host calls it once, after it has put the modules in and before an optimiser sees them: what
     the layers of a thread share is then the first one's. States go along the modules of equal kin,
     in the order of the model. Modules that were joined before stay on their thread. Call it again
     after you have put in more modules by hand.
     """
+    if stacks := _stacks(model):
+        return [join(stack) for stack in stacks][-1]
     number_layers([m for m in model.modules() if isinstance(m, PassesState)])
     known = [hook.context for _, hook in _hooks(model)] + [c for c in contexts(model) if c.joined]
     context = known[0] if known else Context()
@@ -119,6 +123,11 @@ def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
     Draws are then held until the next forward. A model that is watched is joined again, and has
     the one hook. A model without modules that read a `Context` gets none.
     """
+    if stacks := _stacks(model):  # each is called with a mask and ids of its own
+        each = ExitStack()
+        for stack in stacks:
+            each.callback(watch(stack, stays=stays))
+        return each.close
     if not contexts(model):
         return lambda: None
     context = join(model)
@@ -132,10 +141,20 @@ def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
 
 def unwatch(model: nn.Module, *, all: bool = False) -> None:
     """Take the hook of `watch` off a model again; one that stays only with `all`."""
+    for stack in _stacks(model):
+        unwatch(stack, all=all)
     for key, hook in _hooks(model):
         if all or not hook.stays:
             del model._forward_pre_hooks[key]
             model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _stacks(model: nn.Module) -> list[nn.Module]:
+    """The encoder and the decoder of a transformers model that has both."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return []
+    both = (m for m in model.modules() if {"encoder", "decoder"} <= m._modules.keys())
+    return [part for m in both for part in (m.encoder, m.decoder)][:2]  # pyright: ignore
 
 
 def _hooks(model: nn.Module) -> list[tuple[int, BeforeForward]]:

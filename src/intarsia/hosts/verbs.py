@@ -97,15 +97,14 @@ def adapt(
     Raises: TargetError if a place matches nothing or cannot carry a cell; ConfigError for a name
     in use, or what is no adapter; UnknownName for no method. The model is then as it was.
     """
-    if isinstance(method, str):
-        method = by_name(method, "adapter")
-    elif isinstance(method, type) or not hasattr(method, "roles"):
+    given: Any = by_name(method, "adapter") if isinstance(method, str) else method
+    if isinstance(given, type) or not hasattr(given, "roles"):
         fix = (
             'Pass "mosa", or an instance such as intarsia.Mosa(experts=4); others: intarsia.apply.'
         )
-        got = f"{method.__name__}, a class" if isinstance(method, type) else type(method).__name__
+        got = f"{given.__name__}, a class" if isinstance(given, type) else type(given).__name__
         raise ConfigError("method", got=got, want="the settings or the name of an adapter", fix=fix)
-    change = Adapt(method, targets, layers, head, classes)
+    change = Adapt(given, targets, layers, head, classes)
     return cast(PeftModel, apply_change(model, change, seed=seed, name=name))
 
 
@@ -123,7 +122,7 @@ def upcycle(
     seed: int = 0,
     sees_later: bool = False,
 ) -> nn.Module:
-    """Put a `Mixture` in the place of MLPs of a timm ViT or a Llama-shaped decoder, in place.
+    """Put a `Mixture` in the place of MLPs of a timm or transformers model, in place.
 
     router ... act: see `Upcycle`; a router also by its name, as "switch".
     seed: with each path, of routers and other draws.

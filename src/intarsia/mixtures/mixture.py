@@ -17,9 +17,11 @@ from ..gating import RandomSource, Router, expert_readers
 from ..gating.gate import keep_pairs, wide_layer
 from ..routers import RandomRouter
 from .capacity import Capacity
+from .dialects import DIALECTS
 from .experts import ExpertList, Experts
 
-DENSE = ("fc1.weight", "up_proj.weight")  # in a checkpoint of the MLP that was here
+# in a checkpoint of the MLP that was here, or of its last layer
+DENSE = ("weight", *(f"{dialect.writes}.weight" for dialect in DIALECTS))
 MIXES = ("learned", "sum")
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Identity
+from transformers.pytorch_utils import Conv1D
 
 from ...core.errors import ConfigError, TargetError
+from ...mixtures.dialects import DIALECTS
 from ...mixtures.experts import StackedExperts
-from ..out.widen import plain_mlp
+from .blocks import mlp_of, split_mlp_of
 
-GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+ACTS = ("activation_fn", "intermediate_act_fn", "act")  # beside the first layer of an MLP of two
 
 
 @dataclass(frozen=True)
@@ -26,30 +29,83 @@ class Dense:
     act: nn.Module
 
 
+class SplitMlp(nn.Module):
+    """An MLP whose layers a block holds itself: down(act(up x)).  (..., d) -> (..., d)."""
+
+    def __init__(self, fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = fc1, act, fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+@dataclass(frozen=True)
+class MlpPlace:
+    """Where a block has its MLP: what stands in for it goes to `path`.
+
+    mlp: the MLP as a module; emptied: paths in the block of what then passes on what it gets.
+    """
+
+    path: str
+    mlp: nn.Module
+    emptied: tuple[str, ...] = ()
+
+
+def mlp_place(block: nn.Module) -> MlpPlace | None:
+    """The MLP of a block of tokens; None for a block without one.
+
+    One of two layers becomes a module of its own, in the place of the second (BERT, BART).
+    """
+    if (name := mlp_of(block)) is not None:
+        return MlpPlace(name, block.get_submodule(name))
+    if (both := split_mlp_of(block)) is None:
+        return None
+    owner = both[0].rpartition(".")[0]
+    inside = block.get_submodule(owner)
+    act = next((n for n in ACTS if isinstance(getattr(inside, n, None), nn.Module)), None)
+    if act is None or getattr(block, "activation_dropout", 0):
+        return None
+    emptied = (both[0], f"{owner}.{act}".lstrip("."))
+    parts = (block.get_submodule(p) for p in (*emptied, both[1]))
+    return MlpPlace(both[1], SplitMlp(*parts), emptied)
+
+
 def dense_mlp(path: str, module: nn.Module) -> Dense:
     """The parts of an MLP.
 
     Raises: TargetError for one that computes otherwise, or drops out.
     """
-    children: dict[str, Any] = dict(module.named_children())
-    found = None
-    if children.keys() == GATED:
-        found = Dense(*(children[n] for n in ("up_proj", "gate_proj", "down_proj", "act_fn")))
-    elif (plain := plain_mlp(module)) is not None:
-        found = Dense(cast(Any, plain.fc1), None, cast(Any, plain.fc2), plain.act)
-    linears = [] if found is None else [found.up, found.gate, found.down]
-    exact = all(m is None or type(m) is nn.Linear for m in linears)
+    children: dict[str, Any] = {n: m for n, m in module.named_children() if type(m) is not Identity}
+    dialect = next((d for d in DIALECTS if d.fits(children)), None)
     drops = [m.p for m in module.modules() if isinstance(m, nn.Dropout) and m.p]
-    if found is None or not exact or drops:
-        raise TargetError(
-            f"MLP {path!r}",
-            got=f"{type(module).__name__} of {', '.join(children)}"
-            + (f", with dropout {drops[0]}" if drops else ""),
-            want="fc1, act, fc2 (timm's Mlp) or gate_proj, up_proj, act_fn, down_proj (Llama), "
-            "without dropout",
-            fix="Choose layers=[...] without it, or set its dropout to 0.",
-        )
-    return found
+    if dialect is not None and not drops:
+        *reads, down = (_linear(children[n]) for n in dialect.linears)
+        act, *others = (children[n] for n in dialect.between if n in children)
+        inert = all(isinstance(m, nn.Dropout) for m in others)
+        if inert and down is not None and (up := reads[-1]) and all(reads):
+            return Dense(up, reads[0] if len(reads) > 1 else None, down, act)
+    raise TargetError(
+        f"MLP {path!r}",
+        got=f"{type(module).__name__} of {', '.join(children)}"
+        + (f", with dropout {drops[0]}" if drops else ""),
+        want="fc1, act, fc2 (timm's Mlp), gate_proj, up_proj, act_fn, down_proj (Llama), or the "
+        "MLP of BERT, GPT-2 or T5, without dropout",
+        fix="Choose layers=[...] without it, or set its dropout to 0.",
+    )
+
+
+def _linear(module: nn.Module) -> nn.Linear | None:
+    """A linear layer; GPT-2's as one, which has its weight transposed."""
+    if type(module) is nn.Linear:
+        return module
+    if type(module) is not Conv1D:
+        return None
+    inputs, outputs = module.weight.shape
+    plain = nn.Linear(inputs, outputs, device="meta")
+    plain.weight = nn.Parameter(module.weight.detach().T, module.weight.requires_grad)
+    plain.bias = module.bias
+    return plain
 
 
 def drawn(

@@ -64,7 +64,8 @@ class HostedRouter(nn.Module):
 def gate_name(block: nn.Module) -> str | None:
     """The name of the gate in a block that has experts of its own; None for a dense MLP."""
     children = dict(block.named_children())
-    return next((n for n in NAMES if n in children), None) if "experts" in children else None
+    own = (n for n in NAMES if n in children and not isinstance(children[n], Router))
+    return next(own, None) if "experts" in children else None
 
 
 def own_gate(block: nn.Module) -> nn.Module | None:

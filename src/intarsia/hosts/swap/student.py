@@ -13,7 +13,7 @@ from ...core import Card, Paper
 from ...core.change import PlainChange, Plan
 from ...core.errors import TargetError
 from ...gating import rejoin, unwatch
-from ..anatomy.blocks import blocks
+from ..anatomy.blocks import blocks, inside, mlp_of
 from ..anatomy.gates import own_gate
 from ..anatomy.sites import select_blocks
 from .upcycle import Places, check_unadapted, move_places, places_in
@@ -80,7 +80,8 @@ def _row(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]]:
     row = None if place is None else model.get_submodule(place)
     whole = isinstance(row, nn.ModuleList | nn.Sequential) and len(row) == len(found)
     # a mixture of sparse and dense blocks goes by their numbers, and so do these positions
-    mixed = len({own_gate(dict(b.named_children()).get("mlp", b)) is None for _, b in found}) > 1
+    mlps = (b.get_submodule(mlp_of(b) or "") for _, b in found)
+    mixed = len({own_gate(mlp) is None for mlp in mlps}) > 1
     if place is None or not whole or mixed or getattr(model, "rope_mixed", False):
         raise TargetError(
             f"model {type(model).__name__}",
@@ -114,8 +115,13 @@ def _record(student: nn.Module, moved: dict[str, str]) -> None:
     """Record which mixtures stand in the student, and where."""
     if (done := places_in(student)) is None:
         return
-    left = [i for i, path in enumerate(done.paths) if path.removesuffix(".mlp") in moved]
-    paths = tuple(f"{moved[done.paths[i].removesuffix('.mlp')]}.mlp" for i in left)
+    ends = [next((b for b in moved if inside(path, b)), None) for path in done.paths]
+    left = [i for i, block in enumerate(ends) if block is not None]
+    paths = tuple(
+        f"{moved[block]}{path.removeprefix(block)}"
+        for path, block in zip(done.paths, ends, strict=True)
+        if block is not None
+    )
     experts, parts = (tuple(numbers[i] for i in left) for numbers in (done.experts, done.parts))
     move_places(student, Places(paths, experts, parts), elsewhere=True)
     if not left:

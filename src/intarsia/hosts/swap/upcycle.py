@@ -20,17 +20,26 @@ from ...mixtures.capacity import LOOKS_AHEAD, Capacity
 from ...mixtures.experts import StackedExperts, activation
 from ...mixtures.mixture import MIXES, Mixture, ResidualMixture
 from ...routers import TopK
-from ..anatomy.blocks import ATTENTION, blocks, wrapped_paths
-from ..anatomy.dense_mlp import Dense, check_output, dense_mlp, drawn, stacked
+from ..anatomy.blocks import attention_of, blocks, wrapped_paths
+from ..anatomy.dense_mlp import (
+    Dense,
+    MlpPlace,
+    check_output,
+    dense_mlp,
+    drawn,
+    mlp_place,
+    stacked,
+)
 from ..anatomy.gates import HostedRouter, followed, gate_name, hosted, own_gate, read_gate
 from ..anatomy.sites import check_one_row, select_blocks
 
+CAUSAL = ("is_causal", "is_decoder")  # attributes of attentions
 HOW = ("copies", "diversified", "slices", "fresh")
 
 
 @dataclass(frozen=True)
 class Upcycle:
-    """A `Mixture` in the place of MLPs of a timm ViT or a Llama-shaped decoder.
+    """A `Mixture` in the place of MLPs of a transformer: timm's ViTs, Llama, BERT, GPT-2, T5.
 
     router: settings of a router; experts: E in place of the router's own, or one for each layer, in
     the order of the model.
@@ -113,7 +122,7 @@ class Upcycle:
         if passes_state(router):
             check_one_row((path for path, _ in chosen), type(router).__name__)
         parts = counts if self.how == "slices" else (1,) * len(counts)
-        paths = tuple(f"{path}.mlp" for path, _ in chosen)
+        paths = tuple(f"{path}.{_place(block).path}" for path, block in chosen)
         return Plan(replace(self, router=router), seed, asdict(Places(paths, counts, parts)))
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
@@ -193,16 +202,18 @@ def check_unadapted(model: nn.Module) -> None:
 
 def _put(model: nn.Module, change: Upcycle, at: Places, seed: int) -> None:
     """Build everything, then put it in place, watched by hooks."""
-    found = {f"{path}.mlp": block for path, block in blocks(model)}
+    found = _mlps(model)
     if missing := [path for path in at.paths if path not in found]:
         got = f"a {type(model).__name__} without {missing[0]!r}"
         want = f"the {len(at.paths)} MLPs that were mixtures"
         fix = "Create the dense model with the architecture of the training run."
         raise CheckpointError("mixture", got=got, want=want, fix=fix)
-    new = [_made(change, at, i, found[path], seed) for i, path in enumerate(at.paths)]
-    for path, (name, module) in zip(at.paths, new, strict=True):
-        block = found[path]
-        setattr(block if name == "mlp" else block.get_submodule("mlp"), name, module)
+    new = {path: _made(change, at, i, found[path][1].mlp, seed) for i, path in enumerate(at.paths)}
+    for path, (name, module) in new.items():
+        block, place = found[path]
+        for emptied in place.emptied:
+            _replace(block, emptied, nn.Identity())
+        _replace(block, f"{place.path}.{name}".rstrip("."), module)
     watch(model, stays=True)
     model.register_load_state_dict_pre_hook(_refuse_others)
     config: Any = getattr(model, "config", None)
@@ -219,20 +230,38 @@ def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> N
 
 def _chosen(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, nn.Module]]:
     """The blocks to change, by path."""
-    found = [(p, b) for p, b in blocks(model) if "mlp" in dict(b.named_children())]
+    found = [(p, b) for p, b in blocks(model) if mlp_place(b) is not None]
     if not found:
         what = f"model {type(model).__name__}"
-        got, want = "no block with an MLP of its own", "a timm ViT or a Llama-shaped decoder"
+        got, want = "no block with an MLP", "a transformer of timm or transformers"
         raise TargetError(what, got=got, want=want, fix="Put intarsia's Mixture in by hand.")
     wanted = select_blocks(found, layers)
     chosen = [(p, b) for p, b in found if p in wanted]
-    sparse = [(p, b) for p, b in chosen if own_gate(b.get_submodule("mlp")) is not None]
+    sparse = [(p, b) for p, b in chosen if own_gate(_place(b).mlp) is not None]
     return sparse if sparse and layers is None else chosen
+
+
+def _place(block: nn.Module) -> MlpPlace:
+    """The MLP of a block that has one."""
+    place = mlp_place(block)
+    assert place is not None
+    return place
+
+
+def _mlps(model: nn.Module) -> dict[str, tuple[nn.Module, MlpPlace]]:
+    """Path of each MLP -> its block and its place there."""
+    found = ((p, b, mlp_place(b)) for p, b in blocks(model))
+    return {f"{p}.{place.path}": (b, place) for p, b, place in found if place is not None}
+
+
+def _replace(block: nn.Module, path: str, module: nn.Module) -> None:
+    owner, _, name = path.rpartition(".")
+    setattr(block.get_submodule(owner), name, module)
 
 
 def _followed(chosen: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
     """The router, with what it leaves open as the host's own gates have it."""
-    mlps = [(f"{path}.mlp", block.get_submodule("mlp")) for path, block in chosen]
+    mlps = [(f"{path}.{(at := _place(block)).path}", at.mlp) for path, block in chosen]
     gates = [(p, gate) for p, mlp in mlps if (gate := own_gate(mlp)) is not None]
     if not gates:
         return router
@@ -261,8 +290,9 @@ def _check_causal(
     chosen: Sequence[tuple[str, nn.Module]], router: RouterConfig, capacity: Capacity | None
 ) -> None:
     """Raises: ConfigError where a decoder's tokens would be routed by later ones."""
-    attentions = [getattr(block, name, None) for _, block in chosen for name in ATTENTION]
-    if not any(getattr(attention, "is_causal", False) is True for attention in attentions):
+    attentions = (block.get_submodule(attention_of(block) or "") for _, block in chosen)
+    flags = (getattr(m, name, None) for a in attentions for m in a.modules() for name in CAUSAL)
+    if not any(flag is True for flag in flags):
         return
     if (what := looks_ahead(router, capacity)) is not None:
         got, want = f"{what}, where later tokens have a say", "routing that looks back only"
@@ -289,9 +319,9 @@ def generator(seed: int, path: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
-def _made(asked: Upcycle, at: Places, i: int, block: nn.Module, seed: int) -> tuple[str, nn.Module]:
-    """What replaces a block's MLP or its gate, and the name of that."""
-    path, count, mlp = at.paths[i], at.experts[i], block.get_submodule("mlp")
+def _made(asked: Upcycle, at: Places, i: int, mlp: nn.Module, seed: int) -> tuple[str, nn.Module]:
+    """What replaces an MLP, "", or its gate, by name."""
+    path, count = at.paths[i], at.experts[i]
     draws = generator(seed, path)
     config = asked.router
     if count != config.experts:
@@ -329,7 +359,7 @@ def _made(asked: Upcycle, at: Places, i: int, block: nn.Module, seed: int) -> tu
         width = dense.up.in_features
         whole = ResidualMixture(mixture, mlp, width=width, mix=asked.residual, generator=draws)
     like = dense.up.weight
-    return "mlp", whole.to(like.device, like.dtype).train(mlp.training)
+    return "", whole.to(like.device, like.dtype).train(mlp.training)
 
 
 def _flags(made: StackedExperts, dense: Dense) -> list[bool]:
