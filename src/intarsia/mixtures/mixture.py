@@ -21,7 +21,7 @@ from .dialects import DIALECTS
 from .experts import ExpertList, Experts
 
 # in a checkpoint of the MLP that was here, or of its last layer
-DENSE = ("weight", *(f"{dialect.writes}.weight" for dialect in DIALECTS))
+DENSE = ("weight", *(f"{name}.weight" for dialect in DIALECTS for name in dialect.linears))
 MIXES = ("learned", "sum")
 
 
