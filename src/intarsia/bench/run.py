@@ -12,6 +12,7 @@ from typing import Any
 from ..core.errors import DataError, TrainingError
 from ..experiments.experiment import Experiment
 from ..experiments.one_run import run as one_run
+from ..experiments.one_run import shape_of
 from ..experiments.pool import Trial, TrialEnd, Work, run_told
 from ..results.store import Store
 from ..results.suites import records
@@ -28,13 +29,15 @@ class How:
     """How runs are carried out; none of it changes a result beyond rounding.
 
     jobs: runs at a time.  executor: "processes", "ray" or "here".  threads: of torch in each run,
-    None shares the cores out.  again: run failed ones again.
+    None shares the cores out.  again: run failed ones again.  alone: each run by itself, and all of
+    its model in every step, for tests and timings.
     """
 
     jobs: int = 1
     executor: str = "processes"
     threads: int | None = None
     again: bool = True
+    alone: bool = False
 
 
 def run_plan(
@@ -225,12 +228,14 @@ def _trial(
         "shared": str((out / "shared").absolute()),
         "test": test,
     }
-    return Trial(name, inputs, kind=place.arm.name)
+    return Trial(name, inputs, kind=place.arm.name, stack=shape_of(experiment, test=test))
 
 
 def _run(
     trials: Sequence[Trial], how: How, report: Report, work: Work, done: Callable[[TrialEnd], None]
 ) -> None:
+    if how.alone or work is not one_run:
+        trials = [replace(t, inputs={**t.inputs, "whole": how.alone}, stack="") for t in trials]
     pool: dict[str, Any] = {"jobs": how.jobs, "executor": how.executor, "threads": how.threads}
     run_told(trials, work, done=done, said=_said, report=report, **pool)
 

@@ -20,7 +20,7 @@ from . import experiment as experiments
 from . import language, settings
 from .execute import method_of
 from .experiment import Experiment
-from .one_run import run
+from .one_run import run, shape_of
 from .pool import Trial, TrialEnd, refuse_failed, run_told
 
 Report = Callable[[str], None]
@@ -43,7 +43,8 @@ class PlannedRun:
             "running": dict(running),
             "quiet": quiet,
         }
-        return Trial(name, inputs, kind=self.experiment.label)
+        shape = shape_of(self.experiment, running=inputs["running"])
+        return Trial(name, inputs, kind=self.experiment.label, stack=shape)
 
     def finished(self) -> bool:
         """Whether the folder holds this very run, complete.

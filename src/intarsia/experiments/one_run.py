@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from ..core.registry import index
 from ..data.packages import announce
+from ..data.texts import is_text
+from ..hosts.together import on_one_trunk
 from ..results.store import key_of
 from ..train import Running
 from ..train.settings import with_keywords
+from ..train.stack import Seat, stacked
 from .execute import carry_out
 from .experiment import FILE, Experiment
 from .shared import SharedWork
+from .workers import sendable
 
 
 @lru_cache(maxsize=1)
@@ -22,16 +27,20 @@ def shared_in(folder: str) -> SharedWork:
     return SharedWork(Path(folder))
 
 
-def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
     """Train and score; the run's folder is kept, and one that was killed goes on.
 
     inputs: experiment (flat), folder (of the run); and if they are there: shared (folder of what
     runs have in common), test (False: the test part is not looked at), running (fields of
-    `Running`), quiet (False: what it says is printed, not only returned).
+    `Running`), quiet (False: what it says is printed, not only returned), whole (True: every step
+    computes all of the model, see `once.trimmed`). Or stack: the inputs of several runs of one
+    shape, which step together; then the result is `ends`, a result or an error for each.
     """
+    if "stack" in inputs:
+        return _stack(inputs["stack"])
     experiment = Experiment.of(inputs["experiment"])
     folder, shared = Path(inputs["folder"]), inputs.get("shared")
-    options = {"trackers": (), **inputs.get("running", {})}
+    options = {"trackers": (), **inputs.get("running", {}), "seat": seat}
     running = with_keywords(Running(out=folder, resume=(folder / FILE).is_file()), options)
     lines: list[str] = []
     quiet = inputs.get("quiet", True)
@@ -41,6 +50,7 @@ def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
         lines.append if quiet else announce,
         None if shared is None else shared_in(shared),
         score=inputs.get("test", True),
+        whole=inputs.get("whole", False),
     )
     record = found.record
     return {
@@ -49,6 +59,35 @@ def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
         "origin": {} if shared is None else origin_of(record["record"]),
         "lines": lines,
     }
+
+
+def _stack(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Raises: KeyboardInterrupt for all, if they were stopped."""
+    found = stacked([partial(run, inputs) for inputs in each], on_one_trunk)
+    ends: list[dict[str, Any]] = []
+    for end in found:
+        if isinstance(end, BaseException):
+            if not isinstance(end, Exception):
+                raise end
+            ends.append({"result": None, "error": str(sendable(end))})
+        else:
+            ends.append({"result": end, "error": ""})
+    return {"ends": ends}
+
+
+def shape_of(experiment: Experiment, **more: Any) -> str:
+    """The same for runs that may step together: they differ in seed, rate and decay alone.
+
+    "" for runs that gain nothing: texts, and methods that are no adapter, which train the trunk.
+    more: what else has to be the same.
+    """
+    flat = experiment.flat()
+    kind = index().get(experiment.adapted.method, {}).get("kind")
+    if is_text(experiment.pictures.data) or kind in ("baseline", "change", "recipe"):
+        return ""
+    for name in ("seed", "lr", "weight_decay"):
+        del flat[name]
+    return key_of({**flat, **more})
 
 
 def origin_of(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .workers import Died, Executor, FreshProcess, Here, OwnProcess
 from .workers import Work as Work
 
 S = TypeVar("S")
+MOST = 6  # trials in a piece: beyond, what they hold in memory costs more than it gains
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,15 @@ class Arm(Generic[S]):
 class Trial:
     """One piece of work: how it is called in messages, and everything it depends on.
 
-    kind: trials of one kind take about as long; "" = of no kind.
+    kind: trials of one kind take about as long; "" = of no kind.  stack: trials of one stack may be
+    carried out in one piece, as `work` of {"stack": [inputs, ...]} -> {"ends": [...]}, see
+    `one_run.run`; "" = by itself.
     """
 
     name: str
     inputs: Mapping[str, Any]
     kind: str = ""
+    stack: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,18 @@ def run_trials(
     executor: str = "processes",
     threads: int | None = None,
 ) -> None:
-    """Run every trial, `jobs` at a time, in their order; call `done` as each one ends.
+    """Run every trial, `jobs` pieces at a time, in their order; call `done` as each one ends.
 
     A trial that raises, or whose process dies, is an TrialEnd with an error like any other.
     threads: of torch in each process; None shares this machine's cores out, or those of Ray's.
     Raises: ConfigError for impossible numbers; KeyboardInterrupt after the running trials have been
     told to stop.
     """
-    slots = _slots(executor, jobs, threads, len(trials))
-    waiting: queue.SimpleQueue[Trial] = queue.SimpleQueue()
-    for trial in trials:
-        waiting.put(trial)
+    todo = pieces(trials, jobs)
+    slots = _slots(executor, jobs, threads, len(todo))
+    waiting: queue.SimpleQueue[list[Trial]] = queue.SimpleQueue()
+    for piece in todo:
+        waiting.put(piece)
     ended: queue.SimpleQueue[TrialEnd | BaseException | None] = queue.SimpleQueue()
     stopped = threading.Event()
 
@@ -90,11 +95,13 @@ def run_trials(
         try:
             while not stopped.is_set():
                 try:
-                    trial = waiting.get_nowait()
+                    piece = waiting.get_nowait()
                 except queue.Empty:
                     break
-                begun(trial)
-                ended.put(_end_of(slot, work, trial))
+                for trial in piece:
+                    begun(trial)
+                for end in _ends_of(slot, work, piece):
+                    ended.put(end)
         except BaseException as error:
             ended.put(error)
         finally:
@@ -116,6 +123,19 @@ def run_trials(
         stopped.set()
         for slot in slots:
             slot.close()
+
+
+def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
+    """Trials in pieces, one stack in one: at most MOST of them, and a piece for each job."""
+    stacks: dict[object, list[Trial]] = {}
+    for number, trial in enumerate(trials):
+        stacks.setdefault(trial.stack or number, []).append(trial)
+    found: list[list[Trial]] = []
+    for members in stacks.values():
+        parts = max(-(-len(members) // MOST), min(len(members), -(-jobs // len(stacks))))
+        size = -(-len(members) // parts)
+        found += [members[i : i + size] for i in range(0, len(members), size)]
+    return found
 
 
 def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[Executor]:
@@ -197,6 +217,19 @@ def refuse_failed(errors: Sequence[str], count: int) -> None:
     if errors:
         want, fix = "a result of each", "Mend it and call this again: finished trials are kept."
         raise TrainingError(f"{len(errors)} of {count} trials", got=errors[0], want=want, fix=fix)
+
+
+def _ends_of(slot: Executor, work: Work, piece: Sequence[Trial]) -> list[TrialEnd]:
+    """The ends of a piece; the trials of one whose process died are tried one by one."""
+    if len(piece) == 1:
+        return [_end_of(slot, work, piece[0])]
+    start = time.perf_counter()
+    try:
+        ends = slot.run(work, {"stack": [dict(trial.inputs) for trial in piece]})["ends"]
+    except Exception:
+        return [_end_of(slot, work, trial) for trial in piece]
+    each = (time.perf_counter() - start) / len(piece)
+    return [TrialEnd(t, e["result"], e["error"], each) for t, e in zip(piece, ends, strict=True)]
 
 
 def _end_of(slot: Executor, work: Work, trial: Trial) -> TrialEnd:

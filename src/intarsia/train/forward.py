@@ -14,6 +14,7 @@ from ..core.errors import ConfigError
 from ..gating import having, redraw
 from .record import bare
 from .settings import Running
+from .stack import Seated
 
 
 @contextmanager
@@ -31,6 +32,8 @@ def wrapped(model: nn.Module, running: Running, accelerator: Accelerator) -> Ite
     try:
         with having(model, **shared):
             forward = model
+            if running.compute.seat is not None:
+                forward = Seated(model, running.compute.seat)
             if running.compute.compile:
                 forward = cast(nn.Module, torch.compile(model))
             if accelerator.num_processes > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -52,6 +52,7 @@ class Learner:
         # not always the model's own parameters, see schedules.Entries
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.rate = LearningRate(self.optimizer)
+        self.backward: Callable[[Tensor], object] = Tensor.backward
         scaled = training.precision == "fp16"
         self.scaler = torch.amp.GradScaler(accelerator.device.type) if scaled else None
         dtype = DTYPES[training.precision]
@@ -138,7 +139,7 @@ class Learner:
             loss = loss + parts["auxiliary"]
         values = {"loss": loss, **self.task.noted(outcome.logits, batch), **parts}
         loss = loss * share
-        (self.scaler.scale(loss) if self.scaler else loss).backward()
+        self.backward(self.scaler.scale(loss) if self.scaler else loss)
         return {name: value.detach().float() for name, value in values.items()}
 
     def _update(self, loss: float, step: int, steps: int) -> None:

@@ -80,7 +80,8 @@ class Loop:
         self.at.identity = identity
         main = ranks.is_main_process
         with ExitStack() as stack:
-            self.stop = stack.enter_context(stop_on_signals())
+            seat = self.how.compute.seat
+            self.stop = seat.stop if seat else stack.enter_context(stop_on_signals())
             stack.enter_context(global_kept())
             stack.enter_context(modes_kept(self.model))
             training_mode(self.model)
@@ -89,6 +90,8 @@ class Loop:
             self.learner = Learner(
                 self.model, forward, job.objective, job.training, job.recipe, ranks, self.task
             )
+            if seat is not None:
+                self.learner.backward = seat.backward
             if (masking := self.learner.masking) is not None:
                 stack.enter_context(masking.masked.training())
             seed_all(mix(seed, ranks.process_index))
@@ -176,11 +179,12 @@ class Loop:
             epoch, first = epoch + 1, 0
 
     def _step(self, batches: Iterator[list[Batch]]) -> None:
-        clock, cpu = time.perf_counter(), time.process_time()
+        clock, cpu = self._now()
         found = self.learner.step(next(batches), self.at.step, self.steps)
         self.at.step += 1
-        self.at.seconds += time.perf_counter() - clock
-        self.at.cpu_seconds += time.process_time() - cpu
+        wall, cores = self._now()
+        self.at.seconds += wall - clock
+        self.at.cpu_seconds += cores - cpu
         if ended := self.at.step % self.order.steps == 0:
             self.learner.end_epoch()
         if self.learner.routed and ended:
@@ -189,6 +193,11 @@ class Loop:
             self.warned = self.warned or statistics.warn_of_collapse(self.at.loads)
             statistics.forget(self.model)
         self._note("train", self.epochs, found)
+
+    def _now(self) -> tuple[float, float]:
+        """Time on the wall and of the cores; of a run among others its share."""
+        seat = self.how.compute.seat
+        return seat.now() if seat else (time.perf_counter(), time.process_time())
 
     def _score(self, every: int) -> None:
         """Score on val if that is due; a request to stop leaves it for later."""

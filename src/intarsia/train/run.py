@@ -140,11 +140,17 @@ def _about(job: Job) -> dict[str, Any]:
         "training": records.plain_values(job.training),
         "recipe": records.plain_values(keywords(job.recipe))
         | ({"schedule": records.describe(schedule)} if masks else {}),
-        "running": records.plain_values(keywords(job.running)),
+        "running": records.plain_values(keywords(job.running) | {"seat": _beside(job)}),
         "data": {k: records.data_of(v) for k, v in named.items() if v is not None},
         "machine": records.machine(),
         "versions": records.versions(),
     }
+
+
+def _beside(job: Job) -> int | None:
+    """How many runs step together."""
+    seat = job.running.compute.seat
+    return None if seat is None else len(seat.stack.spent)
 
 
 def _identity(about: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..core.checks import above, at_least, below_one, between, one_of
 from ..core.errors import ConfigError, UnknownName
 from ..schedules import ByFit, SparseSchedule
 from .optimisers import LrFactor, adamw, cosine
+from .stack import Seat
 from .weights import ClassWeights, check_weights
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -139,11 +140,13 @@ class Compute:
     device: "cpu", "cuda", "cuda:1", "mps"; None = what accelerate chooses.
     recompute: forget activations and compute them again in the backward: less memory, a third more
       time.  compile: torch.compile the forward; pays for long runs on an accelerator.
+    seat: of a run among others that step together, see `train.stack`.
     """
 
     device: str | None = None
     recompute: bool = False
     compile: bool = False
+    seat: Seat | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,7 @@ class Options(TypedDict, total=False):
     device: str | None
     recompute: bool
     compile: bool
+    seat: Seat | None
 
 
 INSIDE = (

@@ -1,0 +1,206 @@
+"""Several models on one trunk: what they share sees the rows of all, what is trained its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from itertools import chain
+from typing import Any, cast
+
+import torch
+from timm.layers import Attention, DropPath, Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..core import Cell
+from ..core.modes import evaluating
+from ..gating import RandomSource, learned_routers
+from .anatomy.blocks import base_of, forward_as
+from .anatomy.prefix import SPLITTABLE
+from .attach.peft import IntarsiaLayer
+
+# their forward calls their children, and does the same to each row
+OPEN = (nn.Sequential, nn.ModuleDict, Block, Attention, Mlp)
+NEAR = 0.03  # of the largest logit: rounding in bfloat16
+Alone = Callable[[int], Any]
+
+
+class OnOneTrunk:
+    """One forward for models that differ in what is trained: their logits, each its own.
+
+    Frozen modules that are equal in all models compute the rows of all in one call; any other
+    module computes each model's rows in that model. models: of one method and one architecture.
+    """
+
+    def __init__(self, models: Sequence[nn.Module], places: Sequence[Sequence[nn.Module]]) -> None:
+        self.models = models
+        self.sizes: list[int] = []
+        self.alone: Alone = lambda _: nullcontext()
+        self.open = ExitStack()
+        for modules in places:
+            first, *_ = modules
+            each = partial(self._each, modules, first.forward, draws=_draws(first))
+            self.open.enter_context(forward_as(first, each))
+
+    def __call__(self, rows: Sequence[Tensor], alone: Alone) -> list[Tensor]:
+        """rows: the input of each model, (B_i, ...).  alone(i): inside, draws are those of i."""
+        for model, x in zip(self.models[1:], rows[1:], strict=True):
+            _begin(model, x)
+        self.sizes, self.alone = [len(x) for x in rows], alone
+        try:
+            out = self.models[0](torch.cat([*rows]))
+        finally:
+            self.sizes = []
+        return list(getattr(out, "logits", out).split([len(x) for x in rows]))
+
+    def _each(
+        self, modules: Sequence[nn.Module], own: Any, *args: Any, draws: bool, **kwargs: Any
+    ) -> Any:
+        """Each model's rows in its own module, one after another."""
+        if not self.sizes:
+            return own(*args, **kwargs)
+        sizes, found = self.sizes, list[Tensor]()
+        read = [self._split(value) for value in args]
+        for i, module in enumerate(modules):
+            compute = module if i else own
+            with self.alone(i) if draws else nullcontext():
+                found.append(compute(*(value[i] for value in read), **kwargs))
+        if any(len(part) % size for part, size in zip(found, sizes, strict=True)):
+            raise ValueError("not a row for each image")
+        return torch.cat(found)
+
+    def _split(self, value: Any) -> Sequence[Any]:
+        if not isinstance(value, Tensor):
+            return [value] * len(self.sizes)
+        times, rest = divmod(len(value), sum(self.sizes))
+        if rest:
+            raise ValueError("not a row for each image")
+        return value.split([times * size for size in self.sizes])
+
+    def close(self) -> None:
+        """Every model computes for itself again."""
+        self.open.close()
+
+
+def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTrunk | None:
+    """Models as one, tried on some rows; None where nothing would be gained, or rows be mixed up.
+
+    That is: one model alone, other hosts than timm's VisionTransformer and EfficientNet, routers
+    that learn, hooks on what is trained, or a trunk of which less than half is shared.
+    """
+    hosts = [base_of(model) for model in models]
+    if len(models) < 2 or not all(isinstance(host, SPLITTABLE) for host in hosts):
+        return None
+    if any(learned_routers(model) for model in models):
+        return None
+    found: list[list[nn.Module]] = []
+    names = [name for name, child in hosts[0].named_children() if _used(child, hosts[0])]
+    for name in names:
+        modules = [host._modules.get(name) for host in hosts]
+        if any(module is None for module in modules):
+            return None
+        found += _places(cast(list[nn.Module], modules))
+    if any(module._forward_hooks or module._forward_pre_hooks for module in chain(*found)):
+        return None
+    own = {id(p) for place in found for p in place[0].parameters()}
+    blocks = [p for p in cast(nn.Module, hosts[0].blocks).parameters() if not p.requires_grad]
+    if 2 * sum(p.numel() for p in blocks if id(p) in own) > sum(p.numel() for p in blocks):
+        return None
+    together = OnOneTrunk(models, found)
+    try:
+        equal = _equal(together, rows)
+    except (ValueError, RuntimeError):
+        equal = False
+    if not equal:
+        together.close()
+        return None
+    return together
+
+
+def _places(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
+    """The modules, or what is in them, that compute each model's rows for themselves."""
+    first = modules[0]
+    learns = any(p.requires_grad for module in modules for p in module.parameters())
+    if not learns and not _draws(first) and _same(modules):
+        return
+    children = [dict(module.named_children()) for module in modules]
+    if _is_open(first) and all(child.keys() == children[0].keys() for child in children):
+        for name in children[0]:
+            yield from _places([child[name] for child in children])
+    else:
+        yield modules
+
+
+def _is_open(module: nn.Module) -> bool:
+    """Whether its forward is its children's, called one by one on all rows."""
+    if any(True for _ in module.parameters(recurse=False)):
+        return False
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if isinstance(module, IntarsiaLayer):
+        cells = list(module.intarsia_cells.children())
+        return not any(isinstance(cell, Cell) and (cell.whole or cell.fused) for cell in cells)
+    return type(module) in OPEN
+
+
+def _same(modules: Sequence[nn.Module]) -> bool:
+    """Equal parameters and buffers."""
+    first, *others = ([*module.parameters(), *module.buffers()] for module in modules)
+    return all(len(first) == len(state) and all(map(torch.equal, first, state)) for state in others)
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether anything in it is random in training, or looks at the whole batch."""
+    for part in module.modules():
+        dropped = getattr(part, "p", 0.0) if isinstance(part, _DropoutNd) else 0.0
+        dropped = part.drop_prob if isinstance(part, DropPath) else dropped
+        if dropped or isinstance(part, RandomSource):
+            return True
+        if isinstance(part, _BatchNorm) and part.training:
+            return True
+    return False
+
+
+def _used(child: nn.Module, host: nn.Module) -> bool:
+    """Whether a model that reads tokens may call this child; what makes tokens is frozen."""
+    return any(True for _ in child.modules()) and child is not getattr(host, "patch_embed", None)
+
+
+def _begin(model: nn.Module, x: Tensor) -> None:
+    """What a forward of the model does before it computes: its hooks."""
+    host = base_of(model)
+    for module in dict.fromkeys((model, host)):
+        for number, hook in module._forward_pre_hooks.items():
+            if number in module._forward_pre_hooks_with_kwargs:
+                cast(Any, hook)(module, (x,), {})
+            else:
+                cast(Any, hook)(module, (x,))
+
+
+@torch.no_grad()
+def _equal(together: OnOneTrunk, rows: Sequence[Tensor]) -> bool:
+    """Whether each model's logits are those it has alone, where nothing is at its start of 0."""
+    models = together.models
+    learns = [p for model in models for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in learns]
+    noise = torch.Generator().manual_seed(0)
+    few = [x[: 2 + i % 2] for i, x in enumerate(rows)]
+    with ExitStack() as modes:
+        for model in models:
+            modes.enter_context(evaluating(model))
+        try:
+            for p in learns:
+                p += 0.1 * torch.randn(p.shape, generator=noise).to(p)
+            want = [
+                getattr(out := model(x), "logits", out)
+                for model, x in zip(models, few, strict=True)
+            ]
+            got = together(few, lambda _: nullcontext())
+        finally:
+            for p, value in zip(learns, before, strict=True):
+                p.copy_(value)
+    near = [(a - b).abs().max() <= NEAR * b.abs().max() for a, b in zip(got, want, strict=True)]
+    return all(bool(one) for one in near)

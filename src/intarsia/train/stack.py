@@ -1,0 +1,226 @@
+"""Several runs of one shape in one process, that meet at each forward and backward.
+
+Each is an ordinary run in a thread of its own. One thread works at a time; where a run comes to a
+forward it waits for the others, and one call computes the rows of all. Everything else of a run
+(order, draws, optimiser, checkpoints, folder) is its own, so that each ends as it does alone, to
+the rounding of matrix products of another height.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .interrupt import StopRequest, stop_on_signals
+from .randomness import global_kept, global_state, set_global_state
+
+Result = TypeVar("Result")
+
+
+class Together(Protocol):
+    """One forward for the rows of several models.  alone(i): inside, draws are those of run i."""
+
+    def __call__(self, rows: Sequence[Tensor], alone: Callable[[int], Any]) -> list[Tensor]: ...
+
+    def close(self) -> None: ...
+
+
+Joining = Callable[[Sequence[nn.Module], Sequence[Tensor]], "Together | None"]
+"""How models are computed together, tried on their rows; None where that cannot be."""
+
+
+@dataclass
+class _Asked:
+    """What a run waits for: its logits, or its gradients."""
+
+    model: nn.Module | None
+    value: Tensor
+    grad: bool
+    half: torch.dtype | None
+
+
+class Stack:
+    """Runs that take turns, one at a time, and what they wait for."""
+
+    def __init__(self, count: int, joining: Joining) -> None:
+        self.joining = joining
+        self.stop = StopRequest()
+        self.turn = 0
+        self.change = threading.Condition()
+        self.alive = list(range(count))
+        self.asked: dict[int, _Asked] = {}
+        self.found: dict[int, Any] = {}
+        self.random: dict[int, dict[str, Any]] = {}
+        self.spent = [(0.0, 0.0)] * count
+        self.mark = time.perf_counter(), time.process_time()
+        self._together: tuple[list[int], Together | None] = [], None
+
+    def meet(self, run: int, asked: _Asked) -> Any:
+        """Wait until all have asked; returns what was found for this one."""
+        self.random[run] = global_state()
+        self.asked[run] = asked
+        self._pass_on()
+        self.wait(run)
+        found = self.found.pop(run)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def wait(self, run: int) -> None:
+        """Until it is this run's turn; the global generators are then where it left them."""
+        with self.change:
+            self.change.wait_for(lambda: self.turn == run)
+        if run in self.random:
+            set_global_state(self.random.pop(run))
+
+    def leave(self, run: int) -> None:
+        """This one has ended."""
+        self.account()
+        self.alive.remove(run)
+        self._pass_on()
+
+    def account(self) -> None:
+        """Share out the time since the last call among those that go on."""
+        now = time.perf_counter(), time.process_time()
+        wall, cpu = (b - a for a, b in zip(self.mark, now, strict=True))
+        self.mark, share = now, max(1, len(self.alive))
+        for run in self.alive:
+            before = self.spent[run]
+            self.spent[run] = before[0] + wall / share, before[1] + cpu / share
+
+    def _pass_on(self) -> None:
+        """Give the turn to the next one that has not asked; when all have, answer them first."""
+        if self.alive and len(self.asked) == len(self.alive):
+            self._answer()
+        ready = [run for run in self.alive if run not in self.asked]
+        with self.change:
+            self.turn = ready[0] if ready else -1
+            self.change.notify_all()
+
+    def _answer(self) -> None:
+        asked, self.asked = dict(sorted(self.asked.items())), {}
+        kinds = {id(a.model) if a.model is None else 0: a for a in asked.values()}
+        try:
+            if len(kinds) > 1:
+                raise RuntimeError("runs of a stack that do not step alike")
+            if next(iter(asked.values())).model is None:
+                torch.autograd.backward([a.value for a in asked.values()])
+                self.found.update(dict.fromkeys(asked))
+            else:
+                self.found.update(self._forward(asked))
+        except Exception as error:
+            self.found.update(dict.fromkeys(asked, error))
+
+    def _forward(self, asked: Mapping[int, _Asked]) -> dict[int, Tensor]:
+        first, runs = next(iter(asked.values())), list(asked)
+        models = [a.model for a in asked.values() if a.model is not None]
+        rows = [a.value for a in asked.values()]
+        device = rows[0].device.type
+        half: dict[str, Any] = {"dtype": first.half, "enabled": first.half is not None}
+        with torch.autocast(device, **half), torch.set_grad_enabled(first.grad):
+            if self._together[0] != runs:
+                self.close()
+                self._together = runs, self.joining(models, rows)
+            together = self._together[1]
+            if together is not None:
+                return dict(zip(runs, together(rows, lambda i: self._own(runs[i])), strict=True))
+            found: dict[int, Tensor] = {}
+            for run, model, x in zip(runs, models, rows, strict=True):
+                with self._own(run):
+                    found[run] = model(x)
+            return found
+
+    def close(self) -> None:
+        """The models compute for themselves again."""
+        runs, together = self._together
+        self._together = [], None
+        if together is not None:
+            together.close()
+
+    def _own(self, run: int) -> _OwnDraws:
+        return _OwnDraws(self.random[run])
+
+
+class _OwnDraws:
+    """Inside, torch draws as a run does; its state moves on."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def __enter__(self) -> None:
+        torch.set_rng_state(self.state["torch"])
+
+    def __exit__(self, *_: object) -> None:
+        self.state["torch"] = torch.get_rng_state()
+
+
+class Seat:
+    """The place of one run in a stack."""
+
+    def __init__(self, stack: Stack, run: int) -> None:
+        self.stack, self.run = stack, run
+
+    @property
+    def stop(self) -> StopRequest:
+        return self.stack.stop
+
+    def now(self) -> tuple[float, float]:
+        """This run's share of the time on the wall and of the cores."""
+        self.stack.account()
+        return self.stack.spent[self.run]
+
+    def backward(self, loss: Tensor) -> None:
+        self.stack.meet(self.run, _Asked(None, loss, True, None))
+
+
+class Seated(nn.Module):
+    """A model whose forward waits for those of the other runs."""
+
+    def __init__(self, model: nn.Module, seat: Seat) -> None:
+        super().__init__()
+        self.model = model
+        self.seat = seat
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device.type
+        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        asked = _Asked(self.model, x, torch.is_grad_enabled(), half)
+        return self.seat.stack.meet(self.seat.run, asked)
+
+
+def stacked(
+    jobs: Sequence[Callable[[Seat], Result]], joining: Joining
+) -> list[Result | BaseException]:
+    """Run the jobs beside each other; the result of each, or its error.
+
+    A job trains with `Compute(seat=...)` on its seat. The first SIGINT or SIGTERM stops all after
+    their step, and each says so in its error.
+    """
+    stack = Stack(len(jobs), joining)
+    ends: list[Any] = [None] * len(jobs)
+
+    def work(run: int) -> None:
+        stack.wait(run)
+        try:
+            ends[run] = jobs[run](Seat(stack, run))
+        except BaseException as error:
+            ends[run] = error
+        finally:
+            stack.leave(run)
+
+    with global_kept(), stop_on_signals() as stack.stop:
+        begun = global_state()
+        stack.random = {run: begun for run in stack.alive}
+        threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(len(jobs))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stack.close()
+    return ends
