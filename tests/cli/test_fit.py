@@ -376,6 +376,27 @@ def test_a_damaged_experiment(tmp_path: Path) -> None:
             experiment.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data", 3), ("data", None), ("images", [1]), ("val", "x"), ("augment", None),
+        ("skip_unreadable", 1), ("model", {"a": 1}), ("size", 2.5), ("method", ["a"]),
+        ("settings", [1]), ("settings", "x"), ("pretrained", "yes"), ("epochs", 2.5),
+        ("epochs", True), ("lr", 10**400), ("lr", float("inf")), ("seed", 10**30),
+        ("objective", 3),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_in_experiment_json(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    experiment.save(Experiment(Pictures("elpv", images=0.5)), tmp_path)
+    assert experiment.read(tmp_path).pictures.images == 0.5
+    path = tmp_path / experiment.FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(CheckpointError, match=f"{name} is .*want .*Restore it"):
+        experiment.read(tmp_path)
+
+
 def test_large_sets_are_read_as_they_are_needed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

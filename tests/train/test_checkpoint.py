@@ -76,6 +76,15 @@ def test_after_the_last_number_of_six_digits_comes_the_next(tmp_path: Path) -> N
     assert checkpoint.load(newest) == {"value": 2}
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """What Ctrl-C does in a terminal; a shell lets its background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_while_it_is_read_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

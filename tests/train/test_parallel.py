@@ -13,6 +13,9 @@ import torch
 from ranks import CASES, TASKS
 from safetensors.torch import load_file
 
+from intarsia.core.errors import ConfigError
+from intarsia.train.processes import processes, waiting
+
 FOLDER = Path(__file__).parent
 
 
@@ -76,3 +79,16 @@ def test_a_stopped_run_goes_on_in_two_processes(results: Path) -> None:
 def test_a_process_closes_its_group_before_python_ends(results: Path) -> None:
     """A thread of gloo that frees a tensor after Python has ended would abort the process."""
     assert [(results / f"left-2-{rank}").read_text() for rank in (0, 1)] == ["closed"] * 2
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda:99", "nonsense"):
+        monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", name)
+        with pytest.raises(ConfigError, match=f"{name}.*want a device of this machine. Unset it"):
+            processes()
+
+
+def test_it_is_said_what_is_waited_for() -> None:
+    assert waiting({}) == waiting({"WORLD_SIZE": "1"}) == ""
+    told = waiting({"WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"})
+    assert "at here:1" in told and "WORLD_SIZE=2" in told and "unset it" in told

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.files import read_json, write_json
@@ -176,11 +178,32 @@ def read(out: Path) -> Experiment:
         raise ConfigError(what, got=got, want=f"a run of `intarsia fit`, with {FILE}", fix=fix)
     try:
         flat = read_json(path)
+        check_types(flat)
         return Experiment.of(flat)
     except (ValueError, TypeError, AttributeError, OSError) as error:
         what = f"experiment {path}"
         got, want = f"{type(error).__name__}: {error}", "the file as `intarsia fit` wrote it"
         raise CheckpointError(what, got=got, want=want, fix="Restore it from a copy.") from error
+
+
+def check_types(flat: Mapping[str, Any]) -> None:
+    """Raises: TypeError for a value that is not of its option's type."""
+    hints = {"objective": str}
+    for kind in (Pictures, Adapted, Training):
+        hints |= get_type_hints(kind)
+    for name, hint in hints.items():
+        if name in flat and not _fits(flat[name], hint):
+            raise TypeError(f"{name} is {flat[name]!r:.60}")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if isinstance(value, list):
+        words = all(isinstance(word, str) for word in cast("list[object]", value))
+        return words and any(get_origin(kind) is tuple for kind in kinds)
+    if type(value) is int:
+        return abs(value) < 2**63 and (int in kinds or float in kinds)
+    return type(value) in kinds and (not isinstance(value, float) or math.isfinite(value))
 
 
 def resumed(out: Path, asked: Mapping[str, Any]) -> Experiment:

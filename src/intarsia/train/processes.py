@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Sequence
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,17 +19,47 @@ from ..core.errors import ConfigError, IntarsiaError
 from .progress import CSV
 
 Result = TypeVar("Result")
+SOON = 5.0  # seconds of waiting for other processes until that is said
 
 
 def processes() -> PartialState:
     """This process among those that accelerate or torchrun started; the group ends with it."""
+    _check_environment()
     first = not PartialState._shared_state
-    # accelerate forms a group of CPU processes only when told that there is nothing else
-    found = PartialState(cpu=not torch.accelerator.is_available())
+    told = threading.Timer(SOON, lambda: print(waiting(os.environ), file=sys.stderr))
+    if first and waiting(os.environ):
+        told.start()
+    try:
+        # accelerate forms a group of CPU processes only when told that there is nothing else
+        found = PartialState(cpu=not torch.accelerator.is_available())
+    finally:
+        told.cancel()
     if first:
         # gloo's threads must end before Python does: one that then frees a tensor aborts
         atexit.register(found.destroy_process_group)
     return found
+
+
+def waiting(told: Mapping[str, str]) -> str:
+    """What is waited for, where the environment says that there are others; "" if it does not."""
+    world = told.get("WORLD_SIZE", "1")
+    if world in ("", "1"):
+        return ""
+    where = f"{told.get('MASTER_ADDR', '?')}:{told.get('MASTER_PORT', '?')}"
+    return (
+        f"Waiting at {where} for the other processes, since WORLD_SIZE={world} is set. Start them "
+        "(accelerate launch and torchrun do), or unset it to train in this process alone."
+    )
+
+
+def _check_environment() -> None:
+    name = os.environ.get("ACCELERATE_TORCH_DEVICE")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        what, fix = "ACCELERATE_TORCH_DEVICE", "Unset it, or name one that is there: cpu."
+        got = f"{name!r} ({str(error).splitlines()[0]})"
+        raise ConfigError(what, got=got, want="a device of this machine", fix=fix) from error
 
 
 def device_named(name: str | None) -> torch.device:
