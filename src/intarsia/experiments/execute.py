@@ -89,6 +89,7 @@ def _on_pictures(
     score: bool,
     whole: bool,
 ) -> Run:
+    report(f"Reading the pictures of {experiment.pictures.data}.")
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
     recipe["objective"] = by_task(recipe["objective"], experiment, data)
     if weights := recipe["class_weights"]:

@@ -27,7 +27,7 @@ from .objectives import Objective, Staged, logits_of
 from .order import Batch, Key, Order, Reader, labels_of, read, size_of, to_device
 from .precision import autocast, compute_dtype, training_mode
 from .processes import on_main
-from .progress import CSV, Bar, track, tracking
+from .progress import CSV, Bar, Start, track, tracking
 from .randomness import generator_states, global_kept, seed_all, set_generator_states
 from .scores import Scores
 from .settings import Recipe, Running, Training
@@ -60,6 +60,7 @@ class Loop:
         self.log = Log(None)
         self.val_scores: tuple[int, Scores] | None = None  # (step, scores) of the newest
         self.warned = False
+        self.side: int | None = None  # of pictures in px, on a CPU
 
     @contextmanager
     def running(self, ranks: Accelerator, identity: dict[str, Any]) -> Iterator[None]:
@@ -105,7 +106,8 @@ class Loop:
             stack.callback(self.log.close)
             csv_in = out if CSV in (self.how.trackers or ()) else None
             stack.enter_context(tracking(ranks, self.at.step, csv_in))
-            bar = Bar(self.steps, self.training.epochs, show=main)
+            start = Start(self.at.step, self.at.seconds, self.side)
+            bar = Bar(self.steps, self.training.epochs, show=main, start=start)
             self.bar = stack.enter_context(bar.shown())
             yield
 
@@ -113,6 +115,8 @@ class Loop:
         """The task, knowing the model's output for one sample; labels are checked against it."""
         device, dtype = self.ranks.device, compute_dtype(self.model)
         x, y = self.reader[(0, (0,))]
+        if isinstance(x, torch.Tensor) and x.dim() == 4 and device.type == "cpu":
+            self.side = x.shape[-1]
         with torch.no_grad(), evaluating(self.model), autocast(device, dtype):
             output = logits_of(self.model, to_device(x, device))
         task = self.task.seen(output, (x, y))

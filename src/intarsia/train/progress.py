@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing import parent_process
 from pathlib import Path
@@ -19,20 +21,36 @@ from ..core.errors import ConfigError, MissingExtra, UnknownName
 from ..core.quiet import quiet
 
 CSV = "csv"  # the tracker that is ours
+FIRST_STEPS, FIRST_SECONDS = 3, 4.0  # an estimate is made after whichever comes first
+LONG, VERY_LONG = 60.0, 300.0  # seconds from which it is told, and from which a size is proposed
+SMALLER = 224  # px, a multiple of 14, 16 and 32: of the patches of most models
+LOG_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: steps done and their seconds; side: of its pictures in px, on a CPU."""
+
+    step: int = 0
+    seconds: float = 0.0
+    side: int | None = None
 
 
 class Bar:
-    """A progress bar on stderr.
+    """A progress bar on stderr, or a line each `LOG_SECONDS` where stderr is no terminal.
 
-    Not drawn under --quiet, where stderr is no terminal, nor in a worker of a pool, where bars
-    would overwrite each other.
+    A long run says after its first steps how long it takes, and what smaller pictures would save.
+    Nothing under --quiet, nor in a worker of a pool, where bars would overwrite each other.
     """
 
-    def __init__(self, steps: int, epochs: int, *, show: bool) -> None:
-        console = Console(stderr=True)
-        self.drawn = show and not quiet() and console.is_terminal
-        self.drawn = self.drawn and parent_process() is None
-        self.epochs = epochs
+    def __init__(self, steps: int, epochs: int, *, show: bool, start: Start = Start()) -> None:
+        console = Console(stderr=True, soft_wrap=True)
+        told = show and not quiet() and parent_process() is None
+        self.drawn = told and console.is_terminal
+        self.logged = told and not console.is_terminal
+        self.steps, self.epochs, self.start = steps, epochs, start
+        self._say = console.print if told else lambda *_, **__: None
+        self._estimated, self._line_at = False, time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -53,6 +71,12 @@ class Bar:
         wanted = ["loss", "accuracy"] if split == "train" else wanted
         found = [f"{n} {line[n]:.3f}" for n in wanted if isinstance(line.get(n), float)]
         self._shown[split] = " ".join([split, *found])
+        left = self._left(done, float(line.get("seconds", 0.0)))
+        if self.logged and time.monotonic() - self._line_at >= LOG_SECONDS:
+            self._line_at = time.monotonic()
+            at = f"epoch {line['epoch']}/{self.epochs}, step {done:,}/{self.steps:,}"
+            rest = "" if left is None else f", about {duration(left)} left"
+            self._say(f"{at}: {'  '.join(self._shown.values())}{rest}", highlight=False)
         self._bar.update(
             self._task,
             completed=done,
@@ -60,10 +84,35 @@ class Bar:
             scores="  ".join(self._shown.values()),
         )
 
+    def _left(self, done: int, seconds: float) -> float | None:
+        """Seconds of training that are left, told once if they are many; None = not known yet."""
+        steps, spent = done - self.start.step, seconds - self.start.seconds
+        if steps < 1 or (steps < FIRST_STEPS and spent < FIRST_SECONDS):
+            return None
+        left = (self.steps - done) * spent / steps
+        if not self._estimated and left >= LONG:
+            each = f"{self.steps:,} steps, {spent / steps:.2g} s each"
+            text = f"About {duration(left)} of training: {each}."
+            side = self.start.side
+            if side is not None and side > SMALLER and left >= VERY_LONG:
+                less = duration(left * (SMALLER / side) ** 2)
+                text += f" Pictures of {SMALLER} px (--size {SMALLER}) would take about {less}."
+            self._say(text, highlight=False)
+        self._estimated = True
+        return left
+
     @contextmanager
     def shown(self) -> Iterator[Bar]:
         with self._bar:
             yield self
+
+
+def duration(seconds: float) -> str:
+    """About how long: 40 s, 12 min, 2 h 05 min."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def tracker_names(wanted: Sequence[str] | None, out: Path | None) -> list[str]:
