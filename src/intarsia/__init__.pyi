@@ -43,6 +43,8 @@ from .hosts import student_of as student_of
 from .hosts import unpack as unpack
 from .hosts import upcycle as upcycle
 from .hosts.out.pack import CodeHead as CodeHead
+from .hosts.prune.files import convert_sparse as convert_sparse
+from .hosts.prune.files import save_sparse as save_sparse
 from .hosts.prune.pruner import sparsify as sparsify
 from .hosts.prune.pruners import Magnitude as Magnitude
 from .hosts.prune.pruners import SparseGPT as SparseGPT

@@ -16,6 +16,7 @@ from .exporting import export
 from .listing import list_methods, show
 from .scoring import evaluate, predict
 from .shell import Verbs, arguments
+from .sparsifying import convert, sparsify
 from .training import fit
 
 app = typer.Typer(
@@ -62,6 +63,8 @@ app.command("predict")(predict)
 app.command("compare")(compare)
 app.command("bench")(bench)
 app.command("export")(export)
+app.command("sparsify")(sparsify)
+app.command("convert")(convert)
 app.command("claim")(claim)
 app.command("report")(report)
 app.command("demo")(demo)

@@ -22,6 +22,7 @@ from .widen import EXACT, KEEP, add_weight, exact, mlps, pad, widen
 
 Report = Callable[[str], None]
 OURS = ("intarsia", "peft")
+SPARSE = 0.05  # a weight with such a share of zeros has been pruned
 
 
 def fold(
@@ -31,6 +32,7 @@ def fold(
     inputs: Inputs | None = None,
     uniform: bool = False,
     tolerance: float | None = None,
+    keep_zeros: bool | None = None,
     report: Report = print,
 ) -> nn.Module:
     """A stock model with the adapted model's evaluation outputs; earlier changes stay in it.
@@ -46,7 +48,9 @@ def fold(
     name: the adapter; None = the active ones. inputs: what both models are compared on; None =
     seeded noise of the model's input size. uniform: pad all MLPs of one input width to one hidden
     width, so that the stock constructor can build the model. tolerance: of the output difference,
-    relative to the largest output; None = by dtype (float32: 1e-4).
+    relative to the largest output; None = by dtype (float32: 1e-4). keep_zeros: of a sparse weight
+    (5 % of zeros and more): True, they stay, and the outputs change, which is reported; False, the
+    adapter fills them; None = where it would, nothing is folded.
 
     Raises: FoldError, naming the module, where no stock weights give the same function (a cell
     behind its module, a norm of its own, another activation, a gated MLP), and if the outputs
@@ -56,7 +60,7 @@ def fold(
         return steps[-1].plan.change.fold(model)
     names = _names(model, name)
     host = model.get_base_model()
-    stock, counts = _stock(host, names)
+    stock, counts = _stock(host, names, keep_zeros)
     if uniform:
         pad(stock, _whole_ratio if _wants_whole_ratio(stock) else None)
     note = _describe(stock)
@@ -68,7 +72,8 @@ def fold(
     found = difference(outputs(stock, batch), outputs(twin, batch))
     limit = tolerance_of(stock) if tolerance is None else tolerance
     report(f"fold: {counts}; largest output difference {found}.{note}")
-    found.check("fold", limit, FoldError, "Fold in float32 or float64, or keep the adapter.")
+    if not keep_zeros:
+        found.check("fold", limit, FoldError, "Fold in float32 or float64, or keep the adapter.")
     return stock
 
 
@@ -91,7 +96,7 @@ def _names(model: PeftModel, name: str | None) -> list[str]:
     return names
 
 
-def _stock(host: nn.Module, names: list[str]) -> tuple[nn.Module, str]:
+def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[nn.Module, str]:
     """A copy of the host whose wrapped modules are replaced by plain ones, and what was done."""
     # what is in the memo is taken, not copied: every module shares one config, wrappers give way
     memo: dict[int, Any] = {}
@@ -106,6 +111,7 @@ def _stock(host: nn.Module, names: list[str]) -> tuple[nn.Module, str]:
             at = f"{path}.{name}" if path else name
             if isinstance(child, IntarsiaLayer):
                 memo[id(child)] = _folded(child, names, memo, done)
+                _zeros(child, memo[id(child)], keep_zeros)
             elif isinstance(saved := child._modules.get("modules_to_save"), nn.ModuleDict):
                 trained = next((saved[n] for n in names if n in saved), child.original_module)
                 merge = getattr(trained, "merged", None)  # a head of few bits
@@ -139,6 +145,31 @@ def _folded(
     for key, tensor in (*plain.named_parameters(), *plain.named_buffers()):
         tensor.data = tensor.data.to(like[key])
     return plain
+
+
+@torch.no_grad()
+def _zeros(layer: IntarsiaLayer, plain: nn.Module, keep: bool | None) -> None:
+    """Keep the zeros of a sparse weight, or refuse to fill them.  Raises: FoldError."""
+    new = dict(plain.named_parameters())
+    for name, old in layer.base_layer.named_parameters():
+        weight = new.get(name)
+        if old.dim() < 2 or weight is None or weight.shape != old.shape:
+            continue
+        zero = (old == 0).to(weight.device)
+        share, filled = float(zero.float().mean()), int((weight[zero] != 0).sum())
+        if keep is False or not SPARSE <= share < 1 or not filled:
+            continue
+        if keep:
+            weight.masked_fill_(zero, 0)
+            continue
+        density = int((weight != 0).sum()) / weight.numel()
+        raise FoldError(
+            f"fold {layer.path!r}",
+            got=f"an adapter that fills zeros: density {1 - share:.3f} becomes {density:.3f}",
+            want="a sparse weight that stays sparse",
+            fix="Fold with keep_zeros=True, which drops that part of the adapter, or False; or "
+            "keep the adapter beside the weight.",
+        )
 
 
 def fold_cell(

@@ -1,0 +1,135 @@
+"""`intarsia sparsify` and `intarsia convert`: sparse language models and their folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.checks import at_least, between
+from ..core.errors import ConfigError, UnknownName
+from .early import check_data, is_text
+from .options import Json
+from .shell import note, show_json
+
+METHODS = ("dsnot", "magnitude", "sparsegpt", "wanda")
+LAYOUTS = ("bitmask", "dense")
+RECORD = "sparsify.json"
+
+
+def sparsify(
+    model: Annotated[str, typer.Argument(help="smollm2, or a folder of save_pretrained.")],
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "wanda",
+    base: Annotated[str, typer.Option(help="Of dsnot: whose mask is made better.")] = "wanda",
+    density: Annotated[float, typer.Option(help="The share of weights that is kept.")] = 0.5,
+    pattern: Annotated[str | None, typer.Option(help="As 2:4; unstructured if not given.")] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option(help="A glob of layers, as 'mlp.*'; may be repeated.")
+    ] = None,
+    calib: Annotated[str, typer.Option(help="A text: a corpus, or a file.")] = "austen",
+    rows: Annotated[int, typer.Option(help="Calibration rows.")] = 128,
+    size: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of what a method draws.")] = 0,
+    save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
+    layout: Annotated[str, typer.Option(help=f"One of {', '.join(LAYOUTS)}.")] = "dense",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a walk to --save.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a pretrained language model block by block; no gradient is computed.
+
+    Finished blocks are kept beside --save until all are done: killed at any moment, the same
+    command with --resume ends in the same bits. The folder opens with from_pretrained (dense), or
+    is smaller (bitmask), which `intarsia convert` turns into a dense one.
+
+    Example:  intarsia sparsify smollm2 --method dsnot --density 0.5 --save out
+    """
+    _check(method, base, density, layout, rows, calib, save)
+    from ..data.language_models import language_model
+    from ..data.texts import load_texts
+    from ..hosts.prune.files import save_sparse
+    from ..hosts.prune.pruner import sparsify as prune
+
+    assert save is not None
+    chosen = _method(method, base, density, pattern, tuple(layers or ()))
+    walk = save.with_name(f"{save.name}.walk")
+    host, tokenizer = language_model(model)
+    texts = load_texts(calib, tokenizer, length=size, train=rows, progress=note).train
+    started = time.perf_counter()
+    done = prune(host, chosen, texts, out=walk, resume=resume, seed=seed, progress=note)
+    seconds = round(time.perf_counter() - started, 1)
+    record = {
+        "model": model,
+        "method": method,
+        "settings": _settings(chosen),
+        "seed": seed,
+        "calibration": {"data": calib, "rows": len(texts), "tokens": size},
+        "density": done.density,
+        "bytes": dict(done.bytes),
+        "seconds": seconds,
+        "layers": list(done.table),
+    }
+    save_sparse(host, save, layout=layout, tokenizer=tokenizer, record={RECORD: record})
+    shutil.rmtree(walk, ignore_errors=True)
+    if as_json:
+        show_json({"folder": str(save), **record})
+    else:
+        print(f"{done}\n{seconds} s\n{save}")
+
+
+def convert(
+    old: Annotated[Path, typer.Argument(help="A folder of sparse weights.")],
+    new: Annotated[Path, typer.Argument(help="The folder to write.")],
+    layout: Annotated[str, typer.Option(help=f"One of {', '.join(LAYOUTS)}.")] = "dense",
+) -> None:
+    """Write sparse weights in another layout; old sparse-bitmask folders open again.
+
+    Example:  intarsia convert sparse-llama dense-llama
+    """
+    if layout not in LAYOUTS:
+        raise UnknownName("--layout", layout, LAYOUTS)
+    if not old.is_dir():
+        fix = "Give the folder that holds config.json and *.safetensors."
+        raise ConfigError(f"folder {str(old)!r}", got="nothing there", want="a folder", fix=fix)
+    from ..hosts.prune.files import convert_sparse
+
+    print(convert_sparse(old, new, layout=layout))
+
+
+def _check(
+    method: str, base: str, density: float, layout: str, rows: int, calib: str, save: Path | None
+) -> None:
+    """What can be refused before torch is imported."""
+    for what, got, known in (
+        ("--method", method, METHODS),
+        ("--base", base, METHODS[1:]),
+        ("--layout", layout, LAYOUTS),
+    ):
+        if got not in known:
+            raise UnknownName(what, got, known)
+    between("--density", density, 0.001, 1, "Try 0.5.")
+    at_least("--rows", rows, 8, fix="Try 128.")
+    check_data(calib)
+    if not is_text(calib):
+        want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: --calib austen"
+        raise ConfigError("--calib", got=calib, want=want, fix=fix)
+    if save is None:
+        fix = "For example: --save out"
+        raise ConfigError("--save", got="nothing", want="the folder to write", fix=fix)
+    if save.exists():
+        fix = "Choose a new folder."
+        raise ConfigError(f"--save {save}", got="something there", want="nothing", fix=fix)
+
+
+def _method(method: str, base: str, density: float, pattern: str | None, layers: Any) -> Any:
+    from ..core.registry import card
+
+    inner = card(base if method == "dsnot" else method).config(density, pattern, layers)
+    return card("dsnot").config(inner) if method == "dsnot" else inner
+
+
+def _settings(method: Any) -> dict[str, Any]:
+    return dataclasses.asdict(method)

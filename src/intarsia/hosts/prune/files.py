@@ -1,0 +1,167 @@
+"""Folders of sparse models: stock ones with exact zeros, or with a bitmask; and old ones read.
+
+dense            what the model's own library writes; zeros are zeros
+bitmask          sparse.safetensors: <name>.compressed, .bitmask, .shape, .row_offsets for each
+                 weight that gets smaller, see `formats.Bitmask`; were it called model.safetensors,
+                 transformers would open it with random weights for what it does not know
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ...core.checks import one_of
+from ...core.errors import CheckpointError, ConfigError, ShapeError, TargetError
+from ...core.files import writing
+from ...formats import Bitmask
+from ..anatomy.blocks import base_of
+from ..anatomy.origin import damaged
+from ..attach.peft import is_adapted
+
+LAYOUTS = ("dense", "bitmask")
+SPARSE, DENSE, CONFIG, INDEX = (
+    "sparse.safetensors",
+    "model.safetensors",
+    "config.json",
+    "model.safetensors.index.json",
+)
+PARTS = ("compressed", "bitmask", "shape", "row_offsets")
+TEXTS = (".json", ".txt", ".jinja", ".model", ".md")  # what goes along; never code
+SAVED_BY = ("quantization_config", "compression_config", "sparsity_config")
+
+
+def save_sparse(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    layout: str = "dense",
+    tokenizer: Any = None,
+    record: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model of transformers, whole or not at all: its zeros are exact.
+
+    layout: "dense", a folder that `from_pretrained` opens; "bitmask", smaller, which
+    `intarsia.convert_sparse` turns into such a folder.  tokenizer: is written beside it.
+    record: file name -> what it holds as JSON.
+
+    Raises: TargetError for a model with adapters, or of another library; ConfigError for an unknown
+    layout; TrainingError if it cannot be written.
+    """
+    one_of("layout", layout, LAYOUTS)
+    host: Any = base_of(model)
+    if is_adapted(model):
+        fix = "Fold the adapters first: intarsia.fold(model, keep_zeros=True)."
+        raise TargetError("model", got="one with adapters", want="a plain one", fix=fix)
+    if not callable(getattr(host, "save_pretrained", None)):
+        want, fix = "a model of transformers", "Use intarsia.save, or hosts.export_timm for timm."
+        raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
+    with writing(folder) as scratch:
+        host.save_pretrained(scratch)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        for name, value in (record or {}).items():
+            (scratch / name).write_text(json.dumps(value, indent=1) + "\n")
+        if layout == "bitmask":
+            _write(scratch, read_tensors(scratch), layout)
+    return Path(folder)
+
+
+def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -> Path:
+    """Write a folder of sparse weights in another layout: old `sparse-bitmask` folders open again.
+
+    old: a folder of compressed-tensors' `sparse-bitmask` or `sparse-24-bitmask`, of `save_sparse`,
+    or a stock one.  Texts (configuration, tokenizer) go along.
+
+    Raises: CheckpointError for a folder without weights, damaged ones, or quantised ones;
+    ConfigError for a `new` that is there.
+    """
+    one_of("layout", layout, LAYOUTS)
+    old, new = Path(old), Path(new)
+    if new.exists():
+        fix = "Choose a new folder."
+        raise ConfigError(f"folder {str(new)!r}", got="something there", want="nothing", fix=fix)
+    tensors = read_tensors(old)
+    with writing(new) as scratch:
+        scratch.mkdir()
+        for path in old.iterdir():
+            if path.suffix in TEXTS and path.name not in (CONFIG, INDEX):
+                shutil.copy(path, scratch / path.name)
+        config = json.loads((old / CONFIG).read_text("utf-8")) if (old / CONFIG).is_file() else {}
+        config = {name: value for name, value in config.items() if name not in SAVED_BY}
+        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        _write(scratch, tensors, layout)
+    return new
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All weights of a folder, by name, those with a bitmask as they were.
+
+    Raises: CheckpointError for no weights, or files that are damaged or hold something else.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        want, fix = "*.safetensors", "Give a folder of save_pretrained or of `intarsia sparsify`."
+        raise CheckpointError(str(folder), got="no weights", want=want, fix=fix)
+    stored: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            stored |= load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise damaged(path, f"no readable safetensors file ({error})") from error
+    _check_parts(folder, stored)
+    names = {n.rpartition(".")[0] for n in stored if n.endswith(".bitmask")}
+    of_them = {f"{name}.{part}" for name in names for part in PARTS}
+    found = {n: t for n, t in stored.items() if n not in of_them}
+    for name in sorted(names):
+        try:
+            shape = [int(side) for side in stored[f"{name}.shape"].tolist()]
+            parts = {p: stored[f"{name}.{p}"] for p in ("compressed", "bitmask")}
+            parts["compressed"] = parts["compressed"].flatten()  # 2:4 has rows of it
+            found[name] = Bitmask().decode(parts, shape)
+        except (KeyError, ShapeError, TypeError, RuntimeError) as error:
+            raise damaged(folder, f"{name!r} that does not fit together ({error})") from error
+    return found
+
+
+def _check_parts(folder: Path, stored: Mapping[str, Tensor]) -> None:
+    other = [n for n in stored if n.endswith((".weight_packed", ".weight_scale"))]
+    if other:
+        got = f"quantised weights, such as {other[0]!r}"
+        fix = "Open it with the library that wrote it, which unpacks it; prune what comes out."
+        raise CheckpointError(str(folder), got=got, want="real numbers", fix=fix)
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], layout: str) -> None:
+    """Replace the weights in a folder by those, in a layout."""
+    for path in (*folder.glob("*.safetensors"), folder / INDEX):
+        path.unlink(missing_ok=True)
+    if layout == "dense":
+        save_file(dict(tensors), folder / DENSE, metadata={"format": "pt"})
+        return
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        packed = Bitmask().encode(tensor) if tensor.dim() == 2 else {}
+        size = sum(t.numel() * t.element_size() for t in packed.values())
+        if packed and size < tensor.numel() * tensor.element_size():
+            stored |= {f"{name}.{part}": value for part, value in packed.items()}
+            stored[f"{name}.shape"] = torch.tensor(tensor.shape)
+        else:
+            stored[name] = tensor
+    save_file(stored, folder / SPARSE, metadata={"format": "pt"})
+    path = folder / CONFIG
+    if path.is_file():
+        config = json.loads(path.read_text("utf-8"))
+        config["compression_config"] = {
+            "quant_method": "compressed-tensors",
+            "sparsity_config": {"format": "sparse-bitmask", "sparsity_structure": "unstructured"},
+        }
+        path.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,137 @@
+"""Sparse folders open with transformers, come back bit by bit, and are refused when damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from prune_models import llama, rows, vit
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import intarsia
+from intarsia.core.errors import CheckpointError, ConfigError, FoldError, TargetError
+from intarsia.hosts.prune.files import read_tensors
+
+
+def sparse() -> Any:
+    model = llama(2)
+    intarsia.sparsify(model, intarsia.Wanda(0.5), rows())
+    return model
+
+
+def opened(folder: Path) -> dict[str, Tensor]:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).state_dict()
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_a_dense_folder_opens_with_its_zeros(tmp_path: Path) -> None:
+    model = sparse()
+    intarsia.save_sparse(model, tmp_path / "out")
+    assert same(opened(tmp_path / "out"), model.state_dict())
+
+
+def test_a_bitmask_is_smaller_and_converts_back_bit_by_bit(tmp_path: Path) -> None:
+    model = sparse()
+    intarsia.save_sparse(model, tmp_path / "small", layout="bitmask", record={"a.json": [1]})
+    intarsia.save_sparse(model, tmp_path / "dense")
+    with pytest.raises(OSError, match="model.safetensors"):
+        opened(tmp_path / "small")  # never with random weights
+    sizes = [sum(p.stat().st_size for p in (tmp_path / n).glob("*.safetensors"))
+             for n in ("small", "dense")]  # fmt: skip
+    assert sizes[0] < 0.8 * sizes[1]
+    intarsia.convert_sparse(tmp_path / "small", tmp_path / "again")
+    assert same(opened(tmp_path / "again"), model.state_dict())
+    assert json.loads((tmp_path / "again" / "a.json").read_text()) == [1]
+    assert "compression_config" not in (tmp_path / "again" / "config.json").read_text()
+    intarsia.convert_sparse(tmp_path / "dense", tmp_path / "packed", layout="bitmask")
+    first, second = (read_tensors(tmp_path / n) for n in ("small", "packed"))
+    assert same(first, second)
+
+
+def test_an_old_folder_of_compressed_tensors_opens(tmp_path: Path) -> None:
+    """Its layout, written by hand: bits lowest first, rows from a byte of their own; and 2:4."""
+    w = torch.tensor([[0.0, 1, 0, 0, 2, 0, 0, 0, 0, 3], [0] * 10])
+    half = torch.tensor([[1.0, 0, 2, 0], [0, 0, 3, 4]])
+    stored = {
+        "a.weight.compressed": torch.tensor([1.0, 2, 3]),
+        "a.weight.bitmask": torch.tensor([[0b00010010, 0b10], [0, 0]], dtype=torch.uint8),
+        "a.weight.shape": torch.tensor([2, 10]),
+        "a.weight.row_offsets": torch.tensor([0, 3]),
+        "b.weight.compressed": torch.tensor([[1.0, 2], [3, 4]]),
+        "b.weight.bitmask": torch.tensor([[0b0101], [0b1100]], dtype=torch.uint8),
+        "b.weight.shape": torch.tensor([2, 4]),
+        "c.bias": torch.ones(2),
+    }
+    old = tmp_path / "old"
+    old.mkdir()
+    save_file(stored, old / "model.safetensors")
+    config = {"model_type": "llama", "quantization_config": {"format": "sparse-bitmask"}}
+    (old / "config.json").write_text(json.dumps(config))
+    (old / "code.py").write_text("raise SystemExit")
+    intarsia.convert_sparse(old, tmp_path / "new")
+    found = load_file(tmp_path / "new" / "model.safetensors")
+    assert same(found, {"a.weight": w, "b.weight": half, "c.bias": torch.ones(2)})
+    assert json.loads((tmp_path / "new" / "config.json").read_text()) == {"model_type": "llama"}
+    assert not (tmp_path / "new" / "code.py").exists()
+    # damage
+    for name, broken in (
+        ("a.weight.compressed", torch.ones(2)),
+        ("a.weight.shape", torch.tensor([2, 99])),
+        ("b.weight.shape", torch.tensor([-1, 4])),
+    ):
+        save_file(stored | {name: broken}, old / "model.safetensors")
+        with pytest.raises(CheckpointError, match="does not fit together"):
+            read_tensors(old)
+    save_file({n: t for n, t in stored.items() if n != "a.weight.shape"}, old / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"a.weight.shape"):
+        read_tensors(old)
+    save_file({"x.weight_packed": torch.ones(2)}, old / "model.safetensors")
+    with pytest.raises(CheckpointError, match="quantised weights"):
+        read_tensors(old)
+    (old / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="no readable safetensors"):
+        read_tensors(old)
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="hosts.export_timm"):
+        intarsia.save_sparse(vit(), tmp_path / "a")
+    with pytest.raises(TargetError, match="Fold the adapters"):
+        intarsia.save_sparse(intarsia.adapt(llama(1), intarsia.Lora(2)), tmp_path / "a")
+    with pytest.raises(ConfigError, match="layout"):
+        intarsia.save_sparse(llama(1), tmp_path / "a", layout="zip")
+    with pytest.raises(CheckpointError, match="no weights"):
+        intarsia.convert_sparse(tmp_path, tmp_path / "a")
+    with pytest.raises(ConfigError, match="something there"):
+        intarsia.convert_sparse(tmp_path, tmp_path)
+
+
+def test_an_adapter_folds_into_a_sparse_weight_with_its_zeros_or_not_at_all() -> None:
+    model = vit()
+    intarsia.sparsify(model, intarsia.Magnitude(0.4))
+    adapted = intarsia.adapt(model, intarsia.Lora(4))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if p.requires_grad and "head" not in name:
+                p.normal_(std=0.1)
+    with pytest.raises(FoldError, match=r"density 0.400 becomes 1.000.*keep_zeros=True"):
+        intarsia.fold(adapted)
+    lines: list[str] = []
+    kept = intarsia.fold(adapted, keep_zeros=True, report=lines.append)
+    filled = intarsia.fold(adapted, keep_zeros=False, report=lines.append)
+    assert "largest output difference" in lines[0]
+    for name, p in kept.named_parameters():
+        if "attn.qkv.weight" in name:
+            before = model.get_parameter(name.replace("qkv.", "qkv.base_layer."))
+            assert not p[before == 0].any() and not torch.equal(p, before)
+            assert bool((filled.get_parameter(name)[before == 0] != 0).all())
