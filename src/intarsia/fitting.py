@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,10 +17,11 @@ from .data.loaders import held
 from .data.splits import Splits
 from .data.texts import TextSplits
 from .data.transforms import eval_transform, input_config
+from .hosts.anatomy.blocks import blocks, layers_of
 from .hosts.attach.config import IntarsiaConfig
 from .hosts.attach.peft import is_adapted
 from .hosts.saved import save
-from .schedules import Phased
+from .schedules import Phased, SparseSchedule
 from .train.evaluate import evaluate as score_set
 from .train.folder import PHASES, owned, write_learned
 from .train.loop import Job, Sets
@@ -73,10 +74,29 @@ def fit(
     """
     _no_phases(model)
     training, recipe, running = settle(training, options)
+    recipe = replace(recipe, schedule=in_blocks(model, recipe.schedule))
     sets, about = sets_of(model, train, val, test)
     task = chosen(task, sets[0], recipe, getattr(train, "classes", None))
     job = Job(model, sets, task, objective, training, recipe, running)
     return fit_once(job, about | dict(record or {}), evaluate_every, _write, finish)
+
+
+def in_blocks(model: nn.Module, schedule: Any) -> Any:
+    """A schedule of masks on the layers inside the model's blocks, unless it names its own.
+
+    Embeddings, stems, heads and depthwise convolutions stay dense; of a model without blocks that
+    are known, every linear map and convolution is masked.
+    """
+    if not isinstance(schedule, SparseSchedule) or schedule.layers is not None or is_adapted(model):
+        return schedule
+    found = tuple(
+        f"{path}.{inner}"
+        for path, block in blocks(model)
+        for inner, layer in layers_of(block)
+        if getattr(layer, "groups", 1) == 1
+    )
+    settings: Any = schedule
+    return replace(settings, layers=found) if found else schedule
 
 
 def sets_of(

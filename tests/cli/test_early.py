@@ -17,7 +17,7 @@ from intarsia.data import backbones, corpora, sets, suites, texts
 from intarsia.data.transforms import Augment
 from intarsia.experiments.experiment import FILE
 from intarsia.experiments.routing import VARIANTS
-from intarsia.experiments.settings import HEADS
+from intarsia.experiments.settings import HEADS, SCHEDULES
 from intarsia.train import OBJECTIVES, progress
 from intarsia.train.settings import PRECISIONS, SELECTIONS, settle
 
@@ -38,6 +38,7 @@ def test_the_lists_are_those_of_the_library() -> None:
         "augment": get_args(Augment),
         "precision": PRECISIONS,
         "objective": (*OBJECTIVES, HEADS),
+        "schedule": SCHEDULES,
         "suite": tuple(suites.MODULES),
         "profile": tuple(p.name for p in PROFILES),
         "protocol": tuple(p.name for p in PROTOCOLS),

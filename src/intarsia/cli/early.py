@@ -59,12 +59,13 @@ CLAIMS = tuple(
     str.split(
         """
     bi comet comet-active comet-hash comet-search deepspeed-moe deepspeed-moe-residual
-    deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two evomoe evomoe-active
+    deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two dsnot evomoe evomoe-active
     evomoe-entropy evomoe-operations gaussian-moe gaussian-moe-experts gaussian-moe-linear
     gaussian-moe-ratio llava-mole llava-mole-twice llava-mole-unmarked lt-sft
     lt-sft-composition mixlora mixlora-time moe-x moe-x-loss moe-x-probe moe-x-rank momentum
     momentum-adam momentum-swapped mos mos-order mosa mosa-long poly poly-heads poly-mu
-    poly-mu-start poly-z rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory transport
+    poly-mu-start poly-z rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory
+    sparsify transport
     transport-loss transport-pairs transport-unbalanced zcode-m3 zcode-m3-late zcode-m3-loss
     zcode-m3-merge zcode-m3-order zcode-m3-prune
     """
@@ -75,6 +76,7 @@ CHOICES = {
     "augment": ("none", "light", "crop"),
     "precision": ("fp32", "bf16", "fp16"),
     "objective": ("plain", "two_pass", "one_backward", "local_variance", "task_heads"),
+    "schedule": ("fixed-mask", "gradual", "rigl", "set"),
     "suite": SUITES,
     "profile": ("full", "quick"),
     "protocol": ("honest", "tuned", "official"),
@@ -145,6 +147,12 @@ def check_numbers(given: Mapping[str, Any]) -> None:
             below_one(name, given[name])
     if given.get("clip") is not None:
         above("clip", given["clip"], 0, fix="Try 1.0, or no --clip.")
+    if given.get("density") is not None:
+        if given.get("schedule") in (None, "fixed-mask"):
+            got = f"it with {given.get('schedule') or 'no --schedule'}"
+            fix = "For example: --schedule rigl --density 0.25"
+            raise ConfigError("--density", got=got, want="gradual, rigl or set with it", fix=fix)
+        above("--density", given["density"], 0, fix="Try 0.25.")
     if given.get("select") is not None:
         fix = "A test set is scored once, after training; it chooses nothing."
         one_of("select", given["select"], SELECTIONS, fix=fix)

@@ -90,6 +90,8 @@ def shared(
         _model("frozen_once", bool, False, FROZEN_ONCE),
         _model("untrained", bool, False, "Start from random weights."),
         _training("objective", str, "plain", OBJECTIVE),
+        _training("schedule", str | None, None, SCHEDULE),
+        _training("density", float | None, None, "Of the schedule's layers; its own default."),
         _training("epochs", int, 20, "Passes over the training images."),
         _training("batch_size", int, 32, "Images per step."),
         _training("lr", float, 1e-3, "Learning rate of AdamW."),
@@ -137,6 +139,10 @@ CLASS_WEIGHTS = "How much a class counts in the loss: balanced, or a=1,b=2 by na
 PATIENCE = "Stop after so many epochs without a better score on val; the best epoch is the result."
 DEVICE = "cpu, cuda, cuda:1 or mps; the best that is there if not given."
 TRACKER = "csv, or of accelerate, as tensorboard, wandb, mlflow; may be repeated."
+SCHEDULE = (
+    "Of masks: fixed-mask keeps a sparse model's zeros; gradual prunes; rigl, set are sparse from "
+    "the start; with settings as rigl:every=10,layers=mlp.*."
+)
 SELECT = "last: the last epoch; or val: the best on the val part."
 
 
@@ -156,11 +162,23 @@ def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:
 
 def experiment_values(given: dict[str, Any]) -> dict[str, Any]:
     """What an `Experiment` is made of, out of all parameters of a verb."""
-    other = ("workers", "threads", "recompute", "compile", "tracker", "untrained", "fraction")
+    other = (
+        "workers",
+        "threads",
+        "recompute",
+        "compile",
+        "tracker",
+        "untrained",
+        "fraction",
+        "density",
+    )
     other += ("device",)
     values = {k: v for k, v in given.items() if k not in other}
     if given.get("fraction") is not None:
         values["images"] = share_of(given["images"], given["fraction"])
+    if given.get("density") is not None:
+        mark = "," if ":" in given["schedule"] else ":"
+        values["schedule"] = f"{given['schedule']}{mark}density={given['density']}"
     if "untrained" in given:
         values["pretrained"] = not given["untrained"]
     return {k: () if k in ("settings", "targets") and v is None else v for k, v in values.items()}

@@ -153,6 +153,7 @@ def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
     asked = keywords(experiment.recipe)
     own = {name: asked[name] for name in experiments.RECIPE}
     own["objective"] = settings.objective(experiment.objective)
+    own |= schedule_of(experiment)
     published: Mapping[str, Any] | None = getattr(method, "fit_options", None)
     if published is None:
         return own
@@ -162,6 +163,12 @@ def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
         raise ConfigError(what, got=got, want=want, fix="Leave them out, or use its method alone.")
     known = {f.name for f in dataclasses.fields(experiment.training)} - {"weight_decay"}
     return own | {name: value for name, value in published.items() if name not in known}
+
+
+def schedule_of(experiment: Experiment) -> dict[str, Any]:
+    """The keyword of `fit` for a schedule of masks; nothing without one."""
+    found = settings.schedule(experiment.schedule)
+    return {} if found is None else {"schedule": found}
 
 
 def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objective:

@@ -72,6 +72,7 @@ class Experiment:
     training: Training = Training()
     recipe: Recipe = Recipe()
     objective: str = "plain"
+    schedule: str | None = None
 
     def flat(self) -> dict[str, Any]:
         """One mapping, by the names of the options."""
@@ -80,7 +81,7 @@ class Experiment:
             flat |= {f.name: getattr(group, f.name) for f in fields(group)}
         recipe = keywords(self.recipe)
         flat |= {name: recipe[name] for name in RECIPE}
-        flat["objective"] = self.objective
+        flat |= {"objective": self.objective, "schedule": self.schedule}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
 
     @classmethod
@@ -102,6 +103,7 @@ class Experiment:
             group(Training),
             with_keywords(Recipe(), {name: values[name] for name in RECIPE if name in values}),
             values.get("objective", "plain"),
+            values.get("schedule"),
         )
 
     def changed(self, **changes: Any) -> Experiment:

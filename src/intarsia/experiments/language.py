@@ -81,7 +81,7 @@ def _on_texts(
         f"Training {experiment.label} on {data.train.tokens:,} tokens in {len(data.train):,} rows, "
         f"{experiment.training.epochs} epochs."
     )
-    recipe = keywords(experiment.recipe)
+    recipe, schedule = keywords(experiment.recipe), settings.schedule(experiment.schedule)
     options = keywords(running) | {name: recipe[name] for name in experiments.RECIPE}
     return fit_as(method)(
         model,
@@ -92,6 +92,7 @@ def _on_texts(
         record=about,
         objective=settings.objective(experiment.objective),
         **options,
+        **({} if schedule is None else {"schedule": schedule}),
     )
 
 

@@ -17,7 +17,7 @@ from ..core import Card, Method
 from ..core.change import Change
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
-from ..core.registry import card, index, keys, method_key, method_to_dict, settings_to_dict
+from ..core.registry import card, find, index, keys, method_key, method_to_dict, settings_to_dict
 from ..gating import RouterConfig
 from ..hosts import Adapt, as_change
 from ..train import OBJECTIVES, Objective, Training
@@ -296,6 +296,7 @@ def _hint_for(what: str, hint: Any) -> str:
 
 
 HEADS = "task_heads"
+SCHEDULES = ("fixed-mask", "gradual", "rigl", "set")
 
 
 def objective(text: str) -> Objective:
@@ -322,6 +323,28 @@ def objective(text: str) -> Objective:
             raise UnknownName(f"setting of objective {name!r}", key, known)
         given[key] = value_of(f"--objective {name}:{key}", value, hints[key])
     return partial(function, **given) if given else function
+
+
+def schedule(text: str | None) -> Any:
+    """A schedule of masks by name, with its settings behind a colon: rigl:density=0.25,every=10.
+
+    Raises: UnknownName for a name or a setting that does not exist.
+    """
+    if text is None:
+        return None
+    name, _, rest = text.partition(":")
+    key = find(name, "schedule")
+    config: Any = card(key).config
+    if not hasattr(config, "begin"):
+        raise UnknownName("schedule", name, SCHEDULES)
+    hints = get_type_hints(config)
+    given: Tree = {}
+    for setting, value in pairs(part for part in rest.split(",") if part).items():
+        if setting not in {f.name for f in dataclasses.fields(config)}:
+            known = [f.name for f in dataclasses.fields(config)]
+            raise UnknownName(f"setting of schedule {name!r}", setting, known)
+        given[setting] = value_of(f"--schedule {name}:{setting}", value, hints[setting])
+    return config(**given)
 
 
 def words(config: object, start: object | None = None) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
 from ..hosts.prune.pruner import Pruner
 from ..hosts.prune.pruners import Wanda
-from ..partitions.swaps import swap
+from ..partitions.swaps import Swapped, swap
 from ..scores import Statistics, wanda
 
 RESTORE = ("kept", "dense")
@@ -76,14 +76,11 @@ class DSnoT(Pruner):
         """The method on other layers."""
         return replace(self, base=self.base.on(layers))
 
-    def edit(
-        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
-    ) -> tuple[Partition, Tensor]:
-        part, new = self.base.edit(name, weight, seen, generator)
-        kept = part.mask(name, 0).to(weight.device)
+    def swapped(self, weight: Tensor, kept: Tensor, seen: Statistics) -> Swapped:
+        """The swaps from a mask of the base."""
         pattern = self.n_of_m
         score = wanda(weight, seen) if pattern is None else self.base.score(weight, seen)
-        found = swap(
+        return swap(
             weight,
             kept,
             seen,
@@ -93,6 +90,13 @@ class DSnoT(Pruner):
             power=self.power,
             pattern=pattern,
         )
+
+    def edit(
+        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+    ) -> tuple[Partition, Tensor]:
+        part, new = self.base.edit(name, weight, seen, generator)
+        kept = part.mask(name, 0).to(weight.device)
+        found = self.swapped(weight, kept, seen)
         stays = kept & found.kept if self.restore == "kept" else torch.zeros_like(kept)
         new = torch.where(stays, new, weight).masked_fill(~found.kept, 0)
         held = part.pattern  # rows keep their number, and groups of N:M theirs

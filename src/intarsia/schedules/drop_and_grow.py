@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,7 @@ class DropAndGrow:
     every: int = 100
     stop: float = 0.75
     spread: str = "erdos-renyi"
-    layers: Sequence[str] | None = None
+    layers: tuple[str, ...] | None = None
     store: str = "dense"
 
     reads_gradients = False

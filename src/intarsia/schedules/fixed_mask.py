@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ class FixedMask:
     Raises: ConfigError on an unknown store; at the start for layers without a zero.
     """
 
-    layers: Sequence[str] | None = None
+    layers: tuple[str, ...] | None = None
     store: str = "dense"
 
     reads_gradients = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,7 @@ class Gradual:
     stop: float = 0.6
     every: int = 10
     spread: str = "uniform"
-    layers: Sequence[str] | None = None
+    layers: tuple[str, ...] | None = None
     store: str = "dense"
 
     reads_gradients = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,7 @@ class Imp:
 
     density: float = 0.1
     rounds: int = 3
-    layers: Sequence[str] | None = None
+    layers: tuple[str, ...] | None = None
     store: str = "dense"
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class Imp:
 def prune(
     model: nn.Module,
     density: float,
-    layers: Sequence[str] | None = None,
+    layers: tuple[str, ...] | None = None,
     within: Partition | None = None,
 ) -> Partition:
     """Set all but round(density n) of the n weights of these layers to 0, the smallest first.

@@ -1,0 +1,108 @@
+"""`sparsify`, `convert` and `fit --schedule` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from .conftest import QUICK, TINY, Intarsia
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama whose tokens are bytes."""
+    folder = tmp_path_factory.mktemp("model")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {c: i for i, c in enumerate(["<end>", *alphabet])}
+    bytes_ = Tokenizer(models.BPE(vocab=words, merges=[]))
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=bytes_, eos_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(80)))
+    return file
+
+
+def test_a_model_is_pruned_saved_packed_and_converted(
+    intarsia: Intarsia, model: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    given = ("sparsify", str(model), "--calib", str(text), "--rows", "8", "--size", "64")
+    said = intarsia(*given, "--method", "dsnot", "--save", str(out), "--json")
+    assert said.code == 0, said.err
+    assert said.json["density"] == pytest.approx(0.5, abs=0.01)
+    assert "block 2/2 model.layers.1 density 0.500" in said.words
+    record = json.loads((out / "sparsify.json").read_text())
+    assert record["calibration"]["rows"] == 8 and len(record["layers"]) == 14
+    assert not (tmp_path / "out.walk").exists()
+    found = AutoModelForCausalLM.from_pretrained(out)
+    assert float((found.model.layers[0].mlp.up_proj.weight == 0).float().mean()) == 0.5
+    packed, again = tmp_path / "packed", tmp_path / "again"
+    assert intarsia("convert", str(out), str(packed), "--layout", "bitmask").code == 0
+    assert intarsia("convert", str(packed), str(again)).code == 0
+    state = AutoModelForCausalLM.from_pretrained(again).state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in found.state_dict().items())
+    assert (packed / "sparse.safetensors").stat().st_size < (
+        out / "model.safetensors"
+    ).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("--method", "wnada"), "got 'wnada'"),
+        (("--density", "0"), "got 0"),
+        (("--layout", "zip"), "unknown --layout"),
+        (("--rows", "3"), "got 3"),
+        (("--calib", "elpv"), "got elpv"),
+        ((), "got nothing"),
+        (("--save", "."), "something there"),
+    ],
+)
+def test_what_cannot_be_is_refused(intarsia: Intarsia, words: tuple[str, ...], what: str) -> None:
+    said = intarsia("sparsify", "smollm2", *words)
+    assert said.code == 2 and what in said.words
+
+
+def test_converting_nothing_is_refused(intarsia: Intarsia, tmp_path: Path) -> None:
+    said = intarsia("convert", str(tmp_path / "no"), str(tmp_path / "new"))
+    assert said.code == 2 and "nothing there" in said.words
+
+
+def test_a_run_is_sparse_from_the_start(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    given = ("fit", str(folder), *TINY, *QUICK, "--method", "full", "--out", str(out))
+    said = intarsia(*given, "--schedule", "rigl:every=2", "--density", "0.25")
+    assert said.code == 0, said.err
+    recipe = json.loads((out / "run.json").read_text())["recipe"]
+    assert recipe["schedule"]["name"] == "RigL" and recipe["schedule"]["density"] == 0.25
+    # layers inside the blocks, and no others
+    assert all(name.startswith("blocks.") for name in recipe["schedule"]["layers"])
+    for words, what in (
+        (("--schedule", "regl"), "unknown --schedule"),
+        (("--density", "0.3"), "got it with no --schedule"),
+        (("--schedule", "rigl:evry=3"), "evry"),
+    ):
+        said = intarsia("fit", str(folder), *TINY, *QUICK, *words, "--out", str(tmp_path / "no"))
+        assert said.code == 2 and what in said.words, said.err
