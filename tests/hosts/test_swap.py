@@ -430,7 +430,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception
     ),
     "k above E": (vit, {"router": TopK(experts=4), "experts": 1}, ConfigError, "active: got 2"),
     "too few numbers": (vit, {"experts": [2, 2]}, ConfigError, "experts: got 2 numbers, want 3"),
-    "no such layer": (vit, {"layers": [3]}, TargetError, "layers: got \\[3\\]"),
+    "no such layer": (vit, {"layers": [3]}, TargetError, "layers: got 3"),
     "gated timm": (
         lambda: timm.create_model(
             "eva02_tiny_patch14_224", img_size=28, depth=1, embed_dim=32, num_heads=2

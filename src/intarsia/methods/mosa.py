@@ -201,7 +201,9 @@ class Official:
     @property
     def method(self) -> Mosa:
         """The cells."""
-        over = Bottleneck(self.bottleneck, activation="gelu", scale=0.1, dropout=self.dropout)
+        over = Bottleneck(
+            self.bottleneck, "adaptformer", "gelu", "residual", 0.1, dropout=self.dropout
+        )
         return Mosa(
             over, self.experts, split=self.split, draw="batch", scaling="paper", decay="official"
         )

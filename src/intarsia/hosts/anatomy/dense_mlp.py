@@ -80,11 +80,13 @@ def dense_mlp(path: str, module: nn.Module) -> Dense:
     dialect = next((d for d in DIALECTS if d.fits(children)), None)
     drops = [m.p for m in module.modules() if isinstance(m, nn.Dropout) and m.p]
     if dialect is not None and not drops:
-        *reads, down = (_linear(children[n]) for n in dialect.linears)
+        linears = [m for n in dialect.linears if (m := _linear(children[n])) is not None]
         act, *others = (children[n] for n in dialect.between if n in children)
         inert = all(isinstance(m, nn.Dropout) for m in others)
-        if inert and down is not None and (up := reads[-1]) and all(reads):
-            return Dense(up, reads[0] if len(reads) > 1 else None, down, act)
+        if inert and len(linears) == len(dialect.linears):
+            *reads, down = linears
+            if reads[-1].out_features == down.in_features:  # no halves that are multiplied
+                return Dense(reads[-1], reads[0] if len(reads) > 1 else None, down, act)
     raise TargetError(
         f"MLP {path!r}",
         got=f"{type(module).__name__} of {', '.join(children)}"
