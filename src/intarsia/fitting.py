@@ -19,7 +19,7 @@ from .data.texts import TextSplits
 from .data.transforms import eval_transform, input_config
 from .hosts.anatomy.blocks import blocks, layers_of
 from .hosts.attach.config import IntarsiaConfig
-from .hosts.attach.peft import is_adapted
+from .hosts.attach.peft import is_adapted, is_peft
 from .hosts.saved import save
 from .schedules import Phased, SparseSchedule
 from .train.evaluate import evaluate as score_set
@@ -151,10 +151,10 @@ def evaluate(
     return score_set(model, dataset, task=task, batch_size=batch_size, workers=workers)
 
 
-def _write(model: nn.Module, folder: Path) -> None:
+def _write(model: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
     """A changed model by `save`; any other as what it has learned."""
-    if is_adapted(model) or steps_of(model):
-        save(model, folder)
+    if is_peft(model) or steps_of(model):
+        save(model, folder, record=record)
     else:
         write_learned(model, folder)
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
-from safetensors.torch import save_file
+from peft import IA3Config, LoHaConfig, LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia.adapters import Bottleneck
-from intarsia.hosts import adapt, save
+from intarsia.adapters import Bottleneck, Lora
+from intarsia.core.errors import CheckpointError
+from intarsia.hosts import adapt, fold, load, save
+from intarsia.hosts.attach.peft import is_adapted
 from intarsia.methods import Mosa
+from intarsia.methods.peft_methods import PeftMethod
 
 Make = Callable[[str], nn.Module]
 
@@ -63,3 +73,145 @@ def test_peft_and_transformers_load_ours_after_nothing_but_the_import(
         save_file({"x": x, "y": model(x).logits}, tmp_path / "said.safetensors")
     said = tmp_path / "said.safetensors"
     assert fresh(READ, tmp_path / "base", tmp_path / "adapter", said) == "equal\n"
+
+
+def llama(seed: int = 0, **settings: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, **settings)).eval()  # pyright: ignore
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """The model with numbers in all that is trained."""
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.3 * torch.randn(p.shape, generator=draw))
+    return model.eval()
+
+
+def said(model: nn.Module) -> Tensor:
+    ids = torch.arange(12).view(2, 6) * 5
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+WITHOUT_US = """
+import sys, torch
+sys.modules["intarsia"] = None
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+base, *folders = sys.argv[1:]
+from peft import PeftModel
+for folder in folders:
+    own = LlamaForCausalLM.from_pretrained(base)
+    own.load_adapter(folder)
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), folder)
+    want = load_file(folder + "/../said.safetensors")[folder.rpartition("/")[2]]
+    for one in own, model:
+        with torch.no_grad():
+            torch.testing.assert_close(one.eval()(torch.arange(12).view(2, 6) * 5).logits, want)
+    print(model.peft_config["default"].peft_type.value)
+"""
+QV = ("qv", "mlp_linear")
+THEIRS: dict[str, Any] = {
+    "lora": Lora(2, alpha=5.0, roles=QV),
+    "dora": PeftMethod("dora", roles=QV),
+    "ia3": PeftMethod("ia3", roles=QV),
+}
+
+
+def test_what_peft_has_is_written_as_pefts_own_type(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "base")  # pyright: ignore[reportCallIssue]
+    wanted: dict[str, Tensor] = {}
+    for name, method in THEIRS.items():
+        model = moved(intarsia.apply(llama(), method))
+        save(model, tmp_path / name)
+        wanted[name] = said(model)
+        assert_close(said(load(llama(), tmp_path / name)), wanted[name])
+    save_file(wanted, tmp_path / "said.safetensors")
+    printed = fresh(WITHOUT_US, tmp_path / "base", *(tmp_path / name for name in THEIRS))
+    assert printed.split() == ["LORA", "LORA", "IA3"]
+    # what vLLM and llama.cpp's converter look at
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["bias"]) == (2, 5, "none")
+    assert config["modules_to_save"] is None
+    keys = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert all(k.endswith((".lora_A.weight", ".lora_B.weight")) for k in keys)
+    assert all(k.startswith("base_model.model.model.layers.") for k in keys)
+
+
+def test_plain_lora_comes_back_as_cells_and_is_checked(make: Make, tmp_path: Path) -> None:
+    model = moved(adapt(make("vit"), Lora(2), classes=list("abcde")))
+    adapt(model, Mosa(Bottleneck(4)), name="other")
+    save(model, tmp_path)
+    again = load(make("vit"), tmp_path, name="default", classes=list("abcde"))
+    assert again.peft_config["default"].method == "lora"  # pyright: ignore
+    assert_close(
+        again.state_dict()["base_model.model.head.modules_to_save.default.weight"],
+        model.state_dict()["base_model.model.head.modules_to_save.default.weight"],
+    )
+    x = torch.randn(2, 3, 32, 32)
+    assert_close(again(x), model(x))
+    with pytest.raises(CheckpointError, match="classes"):
+        load(make("vit"), tmp_path, name="default", classes=list("edcba"))
+    file = tmp_path / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 8
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError):
+        load(make("vit"), tmp_path, name="default")
+
+
+PEFTS: dict[str, Any] = {
+    "lora": LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj"]),
+    "rslora": LoraConfig(r=4, use_rslora=True, target_modules="all-linear"),
+    "head": LoraConfig(r=2, target_modules=["down_proj"], modules_to_save=["lm_head"]),
+    "dora": LoraConfig(r=2, use_dora=True, target_modules=["o_proj"]),
+    "ranks": LoraConfig(r=2, rank_pattern={"v_proj": 4}, target_modules=["q_proj", "v_proj"]),
+    "pissa": LoraConfig(r=2, init_lora_weights="pissa", target_modules=["q_proj"]),
+    "embedding": LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]),
+    "ia3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "loha": LoHaConfig(r=2, target_modules=["q_proj"]),
+}
+
+
+@pytest.mark.parametrize("kind", PEFTS)
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_pefts_adapters_load_here(kind: str, tmp_path: Path) -> None:
+    model = moved(get_peft_model(llama(), copy.deepcopy(PEFTS[kind])))  # pyright: ignore
+    model.save_pretrained(str(tmp_path / "theirs"))  # pyright: ignore[reportCallIssue]
+    found = load(llama(), tmp_path / "theirs")
+    assert is_adapted(found) == (kind in ("lora", "rslora", "head"))
+    assert_close(said(found), said(model))
+    assert not any(p.requires_grad for p in found.parameters())
+    more = load(llama(), tmp_path / "theirs", trainable=True)
+    assert any(p.requires_grad for p in more.parameters())
+    save(found, tmp_path / "ours")
+    assert_close(said(load(llama(), tmp_path / "ours")), said(model))
+    if kind != "embedding":
+        ids = {"input_ids": torch.arange(12).view(2, 6) * 5}
+        stock = fold(found, inputs=ids, report=lambda _: None)  # pyright: ignore[reportArgumentType]
+        assert type(stock) is LlamaForCausalLM
+        assert_close(said(stock), said(model), atol=1e-4, rtol=1e-4)
+        assert_close(said(found), said(model))  # left as it was
+
+
+def test_what_reads_other_files_is_refused(tmp_path: Path) -> None:
+    model = get_peft_model(llama(), PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))  # pyright: ignore
+    model.save_pretrained(str(tmp_path))
+    with pytest.raises(CheckpointError, match="if you trust where it comes from"):
+        load(llama(), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": "NEW"}))
+    with pytest.raises(CheckpointError, match="type 'NEW'"):
+        load(llama(), tmp_path)
+
+
+def test_a_run_of_pefts_own_adapter_is_loaded(tmp_path: Path) -> None:
+    rows = [({"input_ids": torch.arange(6)}, torch.arange(6)) for _ in range(4)]
+    model: Any = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"]))  # pyright: ignore
+    intarsia.fit(model, rows, epochs=1, batch_size=4, out=tmp_path, trackers=())  # pyright: ignore
+    assert_close(said(load(llama(), tmp_path)), said(model.eval()))

@@ -34,10 +34,14 @@ OURS = frozenset(
 
 @dataclass(frozen=True)
 class Adapter:
-    """A saved adapter: its name, and the folder with PEFT's files, or a delta's file."""
+    """A saved adapter: its name, and the folder with PEFT's files, or a delta's file.
+
+    told: what intarsia.json says of one in PEFT's own form.
+    """
 
     name: str
     place: Path
+    told: Mapping[str, Any] | None = None
 
     def read(
         self, model: nn.Module, name: str, trainable: bool, classes: Sequence[str] | None
@@ -47,7 +51,9 @@ class Adapter:
             return attach_delta(model, SparseDelta.load(self.place), name)
         if (self.place / PACKED).is_file():
             return unpack(model, self.place, name=name)
-        return read_adapter(model, self.place, name, trainable=trainable, classes=classes)
+        return read_adapter(
+            model, self.place, name, trainable=trainable, classes=classes, told=self.told
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ def _run(folder: Path) -> Saved:
         stored = read_json(folder / RUN)
         name = f"{ADAPTER}/{TRAINED}"
         check_digest(folder / name, stored.get("sha256", {}), name)
+        if (inside / WEIGHTS).is_file() and "method" not in stored["record"]:
+            return read(inside)  # of a model that PEFT adapted before `fit`
         told, seed = stored["record"]["method"], int(stored["training"]["seed"])
         settings = {KEY: told} if isinstance(told, str) else dict(told)
         found = card(str(settings.pop(KEY)))

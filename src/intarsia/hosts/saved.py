@@ -32,22 +32,27 @@ from .anatomy.origin import check_sizes, check_trunk, damaged
 from .attach.adapter_files import WEIGHTS, check_shapes, read_weights
 from .attach.config import IntarsiaConfig
 from .attach.peft import is_adapted
+from .attach.plain_lora import write_plain
 from .changing import undone_on_error
+from .model_card import model_card
 from .older import ADAPTER, FORMAT, HOST, OURS, SETTINGS, Adapter, Saved
 
 KEYS = frozenset({"key", "settings", "decided", "seed", "name", "on"})
 
 
-def save(model: nn.Module, folder: str | Path) -> Path:
+def save(model: nn.Module, folder: str | Path, *, record: Mapping[str, Any] | None = None) -> Path:
     """Write what was done to a model, and the weights it has from that; whole or not at all.
 
+    Plain LoRA and what else PEFT has are written as PEFT's own types, which transformers, vLLM and
+    converters read without this library. README.md is a model card of the adapters.
     An earlier folder of this kind is replaced.
+    record: of the training, `run.record`, for the card.
     Raises: ConfigError for a model that was not changed, settings that are in no list, and a folder
     with other files in it; TrainingError if it cannot be written. The folder is then as it was.
     """
     folder, host = Path(folder), base_of(model)
     steps, adapters = steps_of(host), dict(_adapters(model))
-    if not steps and not adapters:
+    if not steps and not isinstance(model, PeftModel):
         want = "one with adapters, mixtures or trained parts"
         fix = "Call intarsia.apply, adapt or upcycle first, or save it as its library does."
         raise ConfigError("model", got="one that was not changed", want=want, fix=fix)
@@ -57,20 +62,25 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     if stores == "trained":
         frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
         tensors = {n: t for n, t in tensors.items() if n not in frozen}
-    content = {
-        "format": FORMAT,
-        "weights": stores,
-        "extra": {n: v for n, v in state.items() if n not in tensors} if stores == "all" else {},
-        "steps": [*map(_step_to_dict, steps), *adapters.values()],
-    }
+    extra = {n: v for n, v in state.items() if n not in tensors} if stores == "all" else {}
     with writing(folder) as scratch:
         scratch.mkdir()
         if isinstance(model, PeftModel):
             model.save_pretrained(str(scratch))
+            for name, entry in adapters.items():
+                entry["decided"] = write_plain(model, scratch, name) or {}
+            (scratch / "README.md").write_text(model_card(model, record), "utf-8")
+        content = {
+            "format": FORMAT,
+            "weights": stores,
+            "extra": extra,
+            "steps": [*map(_step_to_dict, steps), *adapters.values()],
+        }
         if stores != "nothing":
             save_file(_apart(tensors), scratch / HOST)
-        content["sha256"] = digests(scratch)
-        (scratch / SETTINGS).write_text(json.dumps(content, indent=1) + "\n")
+        if content["steps"]:  # an adapter of PEFT's own is its files alone
+            content["sha256"] = digests(scratch)
+            (scratch / SETTINGS).write_text(json.dumps(content, indent=1) + "\n")
     return folder
 
 
@@ -173,7 +183,8 @@ def _saved(folder: Path, content: Mapping[str, Any]) -> Saved:
         if found.kind not in ("adapter", "baseline", "change"):
             raise ConfigError("key", got=f"{found.key!r}, no change", want="one", fix="Restore it.")
         if found.kind == "adapter":
-            adapters.append(Adapter(name, folder if name == "default" else folder / name))
+            place = folder if name == "default" else folder / name
+            adapters.append(Adapter(name, place, dict(entry["decided"]) or None))
         else:
             change = settings_from_dict(found, entry["settings"])
             plan = Plan(change, int(entry["seed"]), dict(entry["decided"]))

@@ -39,7 +39,8 @@ PHASES, FAILED, TENSORBOARD = "phases", "failed.json", "tensorboard"
 FORMAT = 1  # of run.json
 
 
-Write = Callable[[nn.Module, Path], object]  # puts a trained model into a folder
+# puts a trained model into a folder, given the record of the run
+Write = Callable[[nn.Module, Path, Mapping[str, Any]], object]
 
 
 class Log:
@@ -150,7 +151,7 @@ def write_results(
     write: Write,
 ) -> None:
     """adapter/, predictions.safetensors, and run.json last: with it, all is there."""
-    write(model, out / ADAPTER)
+    write(model, out / ADAPTER, record)
     if metrics is not None and (tensors := metrics.predictions):
         with writing(out / "predictions.safetensors") as scratch:
             safetensors.torch.save_file(tensors, scratch, metadata={"split": split})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, IntarsiaError
 from ...core.files import read_json, unbroken
-from ..anatomy.origin import WEIGHTS, check_sizes, damaged
+from ..anatomy.origin import WEIGHTS, check_digest, check_sizes, damaged
 from .adapt import attach, check_model
 from .config import Family, IntarsiaConfig
+from .foreign import read_foreign
+from .plain_lora import ours, plain_config
 
 CONFIG, WRITER = "adapter_config.json", "model.save_pretrained"
 
@@ -28,14 +30,25 @@ def read_adapter(
     *,
     trainable: bool = False,
     classes: Sequence[str] | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> PeftModel:
     """Put an adapter of PEFT's files into the pretrained model it was trained on, in place.
 
+    Plain LoRA of PEFT's own becomes cells; what else PEFT has is read by PEFT.
+    told: of an adapter in PEFT's own form, what `write_plain` returned.
     Raises: CheckpointError, ConfigError, as `intarsia.load` does; the caller undoes the rest.
     """
     check_model(model, name)
-    config = read_config(folder)
-    weights = read_weights(folder)
+    stored, weights = _stored(folder), read_weights(folder)
+    if stored.get("peft_type") == Family.INTARSIA.value:
+        config = read_config(folder)
+    elif (found := _plain(model, folder, stored, weights, told)) is not None:
+        config, weights = found, ours(weights)
+    else:
+        _check_config(folder, stored)
+        foreign = read_foreign(model, folder, name, stored, trainable=trainable)
+        check_shapes(folder, get_peft_model_state_dict(foreign, adapter_name=name), weights)
+        return foreign if trainable else foreign.eval()
     _check_classes((config.origin or {}).get("classes"), classes)
     config.inference_mode = not trainable
     try:
@@ -60,6 +73,42 @@ def read_config(folder: Path) -> IntarsiaConfig:
 
     Raises: CheckpointError if the folder holds no adapter of this library, or a damaged one.
     """
+    path, stored = folder / CONFIG, _stored(folder)
+    kind = stored.get("peft_type")
+    if kind != Family.INTARSIA.value:
+        got = f"an adapter of type {kind!r}"
+        fix = "Load adapters of PEFT's own with intarsia.load."
+        raise CheckpointError(str(path), got=got, want=f"{Family.INTARSIA.value!r}", fix=fix)
+    _check_config(folder, stored)
+    try:
+        return IntarsiaConfig.from_pretrained(str(folder))
+    except CheckpointError:
+        raise
+    except (IntarsiaError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(path, f"settings that no method takes ({error})", WRITER) from error
+
+
+def _plain(
+    model: nn.Module,
+    folder: Path,
+    stored: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    told: Mapping[str, Any] | None,
+) -> IntarsiaConfig | None:
+    """The config of an adapter that is plain LoRA, checked against what was told of it."""
+    if told is None:
+        return plain_config(model, stored, weights)
+    _check_config(folder, told)
+    try:
+        config = IntarsiaConfig(**told)
+    except (IntarsiaError, TypeError, ValueError, AttributeError) as error:
+        got = f"settings that no method takes ({error})"
+        raise damaged(folder / CONFIG, got, "intarsia.save") from error
+    check_digest(config.origin, folder, None, config._identity())
+    return config
+
+
+def _stored(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         stored = read_json(path)
@@ -74,11 +123,12 @@ def read_config(folder: Path) -> IntarsiaConfig:
         ) from error
     except ValueError as error:
         raise damaged(path, f"text that is not JSON ({error})", WRITER) from error
-    kind = stored.get("peft_type")
-    if kind != Family.INTARSIA.value:
-        got = f"an adapter of type {kind!r}"
-        fix = "Load adapters of PEFT's own with peft.PeftModel.from_pretrained."
-        raise CheckpointError(str(path), got=got, want=f"{Family.INTARSIA.value!r}", fix=fix)
+    return stored
+
+
+def _check_config(folder: Path, stored: Mapping[str, Any]) -> None:
+    """Raises: CheckpointError for regular expressions, and sizes that the weights have not."""
+    path = folder / CONFIG
     for name in ("target_modules", "exclude_modules", "layers_pattern"):
         if not _is_plain(found := stored.get(name)):
             got = f"{name}={found!r}, a regular expression"
@@ -86,12 +136,6 @@ def read_config(folder: Path) -> IntarsiaConfig:
             raise CheckpointError(str(path), got=got, want="paths of modules", fix=fix)
     weights = next(folder.glob("adapter_*.safetensors"), folder / WEIGHTS)
     check_sizes(path, stored.get("options"), weights, "options")
-    try:
-        return IntarsiaConfig.from_pretrained(str(folder))
-    except CheckpointError:
-        raise
-    except (IntarsiaError, TypeError, ValueError, AttributeError) as error:
-        raise damaged(path, f"settings that no method takes ({error})", WRITER) from error
 
 
 def _is_plain(pattern: object) -> bool:

@@ -363,6 +363,11 @@ class IntarsiaModel(BaseTuner):
                             setattr(part, name, buffer.float())
 
 
+def is_peft(model: nn.Module) -> TypeGuard[PeftModel]:
+    """Is this a PEFT model, with adapters of any type?"""
+    return isinstance(model, PeftModel)
+
+
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
     """Is this a PEFT model that carries cells?"""
     return isinstance(model, PeftModel) and isinstance(model.base_model, IntarsiaModel)

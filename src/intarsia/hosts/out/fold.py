@@ -58,6 +58,8 @@ def fold(
     """
     if not isinstance(model, PeftModel) and (steps := steps_of(model)):
         return steps[-1].plan.change.fold(model)
+    if isinstance(model, PeftModel) and not is_adapted(model):
+        return _merged(model, inputs, tolerance, report)
     names = _names(model, name)
     host = model.get_base_model()
     stock, counts = _stock(host, names, keep_zeros)
@@ -75,6 +77,26 @@ def fold(
     if not keep_zeros:
         found.check("fold", limit, FoldError, "Fold in float32 or float64, or keep the adapter.")
     return stock
+
+
+def _merged(
+    model: PeftModel, inputs: Inputs | None, tolerance: float | None, report: Report
+) -> nn.Module:
+    """PEFT's own merge of its own adapters, in a copy, and the same comparison."""
+    twin = cast(Any, copy.deepcopy(model).eval())
+    try:
+        stock: nn.Module = twin.merge_and_unload()
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        got, fix = f"adapters that PEFT does not merge ({error})", "Keep the adapter attached."
+        raise FoldError("fold", got=got, want="a change of weights", fix=fix) from error
+    stock.__dict__.pop("peft_config", None)
+    host = model.get_base_model()
+    batch = sample(host) if inputs is None else inputs
+    found = difference(outputs(stock, batch), outputs(shared_copy(host).eval(), batch))
+    report(f"fold: merged by PEFT; largest output difference {found}.")
+    limit = tolerance_of(stock) if tolerance is None else tolerance
+    found.check("fold", limit, FoldError, "Fold in float32 or float64, or keep the adapter.")
+    return stock.eval().requires_grad_(True)
 
 
 def _names(model: PeftModel, name: str | None) -> list[str]:

@@ -1,0 +1,49 @@
+"""Adapters of PEFT's own types: read by PEFT, and checked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftModel
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from ...core.errors import CheckpointError, ConfigError
+from .peft import is_adapted
+
+ELSEWHERE = ("XLORA",)  # reads further adapters, from wherever its config says
+
+
+def read_foreign(
+    model: nn.Module, folder: Path, name: str, stored: Mapping[str, Any], *, trainable: bool
+) -> PeftModel:
+    """A PEFT model with a saved adapter of DoRA, IA3, LoHa, OFT ...
+
+    stored: its adapter_config.json.
+    Raises: CheckpointError for a type that PEFT has not, prompts (they load tokenizers), and what
+    PEFT refuses; ConfigError for a model that has adapters of ours.
+    """
+    kind = stored.get("peft_type")
+    what = f"adapter in {str(folder)!r}"
+    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)  # pyright: ignore[reportArgumentType]
+    if kind in ELSEWHERE or not (isinstance(tuner, type) and issubclass(tuner, BaseTuner)):
+        want = "'INTARSIA', or a type of PEFT that changes layers and reads no other files"
+        fix = "Load it with peft.PeftModel.from_pretrained, if you trust where it comes from."
+        raise CheckpointError(what, got=f"type {kind!r}", want=want, fix=fix)
+    if is_adapted(model):
+        got, want = f"PEFT's {kind} beside adapters of ours", "one family of adapters in a model"
+        raise ConfigError(what, got=got, want=want, fix="Load it into a fresh copy of the model.")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
+            warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
+            return PeftModel.from_pretrained(
+                model, str(folder), adapter_name=name, is_trainable=trainable
+            )
+    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        got, want = f"one that PEFT cannot load ({error})", "an adapter of this model"
+        fix = "Create the model with the name and settings of the training run."
+        raise CheckpointError(what, got=got, want=want, fix=fix) from error

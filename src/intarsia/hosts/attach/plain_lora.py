@@ -1,0 +1,136 @@
+"""LoRA in PEFT's own files: what else reads LoRA reads ours, and PEFT's adapters become cells.
+
+Ours are B and A as `up` and `down`; PEFT's are lora_B and lora_A. Nothing else differs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ...adapters.lora import Lora, LoraCell
+from ...core.registry import KEY, method_to_dict
+from ..anatomy import origin
+from ..anatomy.blocks import base_of, unwrapped, walk
+from .adapt import exactly
+from .config import IntarsiaConfig
+from .peft import IntarsiaLayer
+
+OURS = {
+    ".lora_A.weight": ".intarsia_cells.down.weight",
+    ".lora_B.weight": ".intarsia_cells.up.weight",
+}
+PLACES = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+KEPT = ("method", "options", "seed", "target_modules", "init_weights", "origin", *PLACES)
+# settings of PEFT's LoRA that we have, or that say nothing of the weights
+KNOWN = {f.name for f in fields(IntarsiaConfig)} | {
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "peft_version"
+}  # fmt: skip
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change the base's weights
+
+
+def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | None:
+    """Rewrite the files of an adapter that is plain LoRA as PEFT's; returns what they leave out.
+
+    None for any other adapter, whose files stay as they are.
+    """
+    config: Any = model.peft_config[name]
+    layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
+    mine = [layer for layer in layers if name in layer.intarsia_cells]
+    if config.method != "lora" or not all(_plain(layer, name) for layer in mine):
+        return None
+    method: Lora = config.settings()
+    place = folder if name == "default" else folder / name
+    stored = json.loads((place / "adapter_config.json").read_text("utf-8"))
+    alpha = method.rank if method.alpha is None else method.alpha
+    plain = LoraConfig(
+        r=method.rank,
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # pyright: ignore
+        lora_dropout=method.dropout,
+        target_modules=config.target_modules,
+        task_type=config.task_type,
+        inference_mode=True,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
+        auto_mapping=stored.get("auto_mapping"),
+        **{key: getattr(config, key) for key in PLACES},
+    )
+    plain.save_pretrained(str(place))
+    theirs = {ours: key for key, ours in OURS.items()}
+    tensors = {_renamed(n, theirs): t for n, t in load_file(place / origin.WEIGHTS).items()}
+    save_file(tensors, place / origin.WEIGHTS, metadata={"format": "pt"})
+    kept = {key: config.to_dict()[key] for key in KEPT}
+    return kept | {"origin": origin.with_digest(config.origin, place, config._identity())}
+
+
+def _plain(layer: IntarsiaLayer, name: str) -> bool:
+    return (
+        type(layer.intarsia_cells[name]) is LoraCell
+        and isinstance(unwrapped(layer), nn.Linear)
+        and layer.intarsia_sites[name] == ("parallel", "last")
+    )
+
+
+def _renamed(key: str, ends: Mapping[str, str]) -> str:
+    end = next((end for end in ends if key.endswith(end)), None)
+    return key if end is None else key.removesuffix(end) + ends[end]
+
+
+def ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of PEFT's LoRA by the names of our cells."""
+    return {_renamed(key, OURS): tensor for key, tensor in tensors.items()}
+
+
+def plain_config(
+    model: nn.Module, stored: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> IntarsiaConfig | None:
+    """PEFT's LoRA as a config of our cells, in the places where its tensors are.
+
+    None for what plain LoRA is not: DoRA, ranks by layer, biases, embeddings, PiSSA ...
+    """
+    ends = tuple(OURS)
+    if stored.get("peft_type") != "LORA" or not _all_plain(stored):
+        return None
+    paths = {
+        k.removeprefix("base_model.model.").rpartition(".lora_")[0]
+        for k in tensors
+        if k.endswith(ends)
+    }
+    modules = {path: unwrapped(module) for path, module in walk(base_of(model))}
+    heads = tuple(f"{name}." for name in stored.get("modules_to_save") or ())
+    rest = [
+        k for k in tensors if not k.endswith(ends) and not any(f".{h}" in f".{k}" for h in heads)
+    ]
+    if not paths or rest or not all(isinstance(modules.get(p), nn.Linear) for p in paths):
+        return None
+    rank, alpha = int(stored.get("r", 8)), float(stored.get("lora_alpha", 8))  # PEFT's defaults
+    alpha = alpha * rank**0.5 if stored.get("use_rslora") else alpha  # alpha / sqrt(r)
+    options = method_to_dict(Lora(rank, alpha, stored.get("lora_dropout", 0.0)))
+    return IntarsiaConfig(
+        method=options.pop(KEY),
+        options=options,
+        target_modules=exactly(base_of(model), sorted(paths)),
+        modules_to_save=stored.get("modules_to_save"),
+        base_model_name_or_path=stored.get("base_model_name_or_path"),
+        revision=stored.get("revision"),
+        task_type=stored.get("task_type"),
+    )
+
+
+def _all_plain(stored: Mapping[str, Any]) -> bool:
+    if stored.get("init_lora_weights", True) not in PLAIN_STARTS:
+        return False
+    known = {f.name: f for f in fields(LoraConfig)}
+    for key in stored.keys() - KNOWN:
+        field = known.get(key)
+        default = field.default if field is not None and field.default is not MISSING else None
+        if stored[key] != default and stored[key]:
+            return False
+    return True
