@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -163,11 +163,6 @@ def test_folders_without_an_adapter(saved: Path, make: Make, tmp_path: Path) -> 
     assert "model.save_pretrained" in refused(make("vit"), tmp_path)
     (saved / WEIGHTS).unlink()
     assert "no readable safetensors" in refused(make("vit"), saved)
-
-
-def test_an_adapter_of_pefts_own(make: Make, tmp_path: Path) -> None:
-    get_peft_model(make("vit"), LoraConfig(target_modules=["qkv"])).save_pretrained(tmp_path)
-    assert "'LORA', want 'INTARSIA'" in refused(make("vit"), tmp_path)
 
 
 @pytest.mark.parametrize(

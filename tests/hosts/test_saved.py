@@ -352,9 +352,9 @@ def test_peft_reads_the_adapter_of_a_stack(host: str, tmp_path: Path) -> None:
 
 
 def test_an_adapter_that_does_not_fit_leaves_the_host_as_it_was(tmp_path: Path) -> None:
-    model = intarsia.adapt(moved(intarsia.upcycle(vit(), TopK(experts=2))), intarsia.Lora(2))
+    model = intarsia.adapt(moved(intarsia.upcycle(vit(), TopK(experts=2))), intarsia.Mosl(2))
     folder = intarsia.save(model, tmp_path / "stack")
-    other = intarsia.save(intarsia.adapt(vit(), intarsia.Lora(3)), tmp_path / "other")
+    other = intarsia.save(intarsia.adapt(vit(), intarsia.Mosl(3)), tmp_path / "other")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (folder / name).write_bytes((other / name).read_bytes())
     put("sha256", value={})(folder)

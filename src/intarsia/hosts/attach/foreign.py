@@ -27,7 +27,7 @@ def read_foreign(
     PEFT refuses; ConfigError for a model that has adapters of ours.
     """
     kind = stored.get("peft_type")
-    what = f"adapter in {str(folder)!r}"
+    what = str(folder / "adapter_config.json")
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)  # pyright: ignore[reportArgumentType]
     if kind in ELSEWHERE or not (isinstance(tuner, type) and issubclass(tuner, BaseTuner)):
         want = "'INTARSIA', or a type of PEFT that changes layers and reads no other files"
