@@ -83,14 +83,12 @@ def read(folder: Path) -> Saved:
 def _run(folder: Path) -> Saved:
     """A run's adapter, or the baseline that run.json names."""
     inside = folder / ADAPTER
-    if (inside / WEIGHTS).is_file() and _ours(inside):
+    if (inside / WEIGHTS).is_file() and _alone(inside, folder / RUN):
         return read(inside)
     try:
         stored = read_json(folder / RUN)
         name = f"{ADAPTER}/{TRAINED}"
         check_digest(folder / name, stored.get("sha256", {}), name)
-        if (inside / WEIGHTS).is_file() and "method" not in stored["record"]:
-            return read(inside)  # of a model that PEFT adapted before `fit`
         told, seed = stored["record"]["method"], int(stored["training"]["seed"])
         settings = {KEY: told} if isinstance(told, str) else dict(told)
         found = card(str(settings.pop(KEY)))
@@ -101,10 +99,15 @@ def _run(folder: Path) -> Saved:
     return Saved(inside, (Step(Plan(change, seed), "default", {}),), (), weights, change.stores)
 
 
-def _ours(folder: Path) -> bool:
+def _alone(inside: Path, run: Path) -> bool:
+    """Is it an adapter by its own files, and no baseline of PEFT's, which run.json names?"""
     try:
-        return read_json(folder / CONFIG).get("peft_type") == "INTARSIA"
-    except (OSError, ValueError, AttributeError):
+        if read_json(inside / CONFIG).get("peft_type") == "INTARSIA":
+            return True
+        told = read_json(run)["record"].get("method")
+        key = told if isinstance(told, str) or told is None else told[KEY]
+        return key is None or card(str(key)).kind == "adapter"
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, LookupError):
         return True  # its reader tells what is wrong
 
 

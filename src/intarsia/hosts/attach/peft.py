@@ -29,6 +29,7 @@ from ...core.registry import settings_to_dict
 from ...gating import of_samples, unwatch, watch
 from ..anatomy import origin
 from ..anatomy.blocks import LAYERS, Conv1D, blocks, unwrapped, walk
+from ..anatomy.quantised import keep_trainable, refuse_quantised
 from ..anatomy.sites import call_layer, check_nesting, planned, site_at
 from .config import Family, IntarsiaConfig
 from .mixed import BASE, check_names
@@ -136,6 +137,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         Raises: FoldError if the cell is not linear, or what it sits on has no such weight.
         """
         cell, base = self.intarsia_cells[name], self.get_base_layer()
+        refuse_quantised(f"merging adapter {name!r}", base, self.path)
         delta = cell.merged().delta() if isinstance(cell, Cell) else None
         if delta is None:
             raise FoldError(
@@ -225,6 +227,7 @@ class IntarsiaModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._shared = Shared()  # the cells have it now
         watch(model)
+        keep_trainable(model)
         self._rest_statistics()
 
     def _create_and_replace(

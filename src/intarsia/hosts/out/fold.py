@@ -15,7 +15,9 @@ from ...core import Cell
 from ...core.cell import Units
 from ...core.change import steps_of
 from ...core.errors import ConfigError, FoldError, UnknownName
+from ..anatomy.blocks import walk
 from ..anatomy.compare import Inputs, difference, outputs, sample, shared_copy, tolerance_of
+from ..anatomy.quantised import refuse_quantised
 from ..attach.peft import IntarsiaLayer, is_adapted
 from .rescale import rescale
 from .widen import EXACT, KEEP, add_weight, exact, mlps, pad, widen
@@ -156,6 +158,8 @@ def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[
 def _folded(
     layer: IntarsiaLayer, names: list[str], memo: dict[int, Any], done: dict[str, int]
 ) -> nn.Module:
+    for inner, module in walk(layer.base_layer, layer.path):
+        refuse_quantised("fold", module, inner)
     plain = exact(layer.base_layer, memo)
     for name in names:
         if name in layer.intarsia_cells:

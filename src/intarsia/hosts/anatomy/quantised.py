@@ -1,0 +1,51 @@
+"""Layers whose weights a quantiser holds: bitsandbytes' int8 and 4 bits, torchao's tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import FoldError
+from .blocks import unwrapped, walk
+
+
+def quantised(module: nn.Module) -> bool:
+    """Does a quantiser hold this layer's weight?"""
+    weight = getattr(unwrapped(module), "weight", None)
+    return isinstance(weight, Tensor) and _held(weight)
+
+
+def _held(t: Tensor) -> bool:
+    return not (t.is_floating_point() or t.is_complex()) or type(t.detach()) is not Tensor
+
+
+def in_full(module: nn.Module, name: str, t: Tensor) -> Tensor:
+    """A parameter or buffer as it is; a quantised weight as one of its shape on the meta device."""
+    if not _held(t) or not isinstance(t, nn.Parameter):
+        return t
+    if isinstance(module, nn.Linear) and name == "weight":  # 4 bits are packed, two in a byte
+        return torch.empty(module.out_features, module.in_features, device="meta")
+    return torch.empty(t.shape, device="meta")
+
+
+def refuse_quantised(what: str, module: nn.Module, path: str) -> None:
+    """Raises: FoldError if a quantiser holds the weight that would change."""
+    if quantised(module):
+        got = f"{type(unwrapped(module)).__name__} at {path!r}, whose weight is quantised"
+        fix = "Load the adapter into the model in floating point and fold that: intarsia.load."
+        raise FoldError(what, got=got, want="weights in floating point", fix=fix)
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Keep bitsandbytes' 4-bit layers from their inference form on a CPU, which has no gradient.
+
+    They take it for good in the first evaluation, and training after it learns nothing, silently.
+    """
+    for _, wrapped in walk(model):
+        module: Any = unwrapped(wrapped)
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                module._save_to_state_dict({}, "", False)  # takes it back
