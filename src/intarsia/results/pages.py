@@ -13,6 +13,7 @@ from ..catalog import TAGS, cards, describe, example, shown
 from ..core.card import KINDS
 from ..core.errors import DataError
 from .index import write as write_index
+from .method_figures import figure, when
 
 INDEX = """# Methods
 
@@ -59,6 +60,7 @@ def page(card: dict[str, Any]) -> str:
     names = f"Also called: {', '.join(card['names'])}. " if card["names"] else ""
     lines = [
         f"# {card['name']}\n\n{card['summary']}\n",
+        *(f"{part}\n" for part in (figure(card), when(card)) if part),
         f"[{paper['title']}]({paper['url']}) ({paper['year']}, arXiv:{paper['arxiv']}). {names}"
         f"Kind: {card['kind']}; family: {card['family']}. In Python: `{card['python']}`.\n",
         f"```text\n{card['doc']}\n```\n",

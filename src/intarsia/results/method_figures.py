@@ -1,0 +1,179 @@
+"""What a method does to a layer, as a small drawing made of its card: inline SVG for its page.
+
+Colours are those of the page (`docs/site.css`): frozen parts are outlined, new ones are filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Lines = list[str]
+WIDTH = 560
+BLOCKS = 6  # drawn of a model
+NOT_BESIDE = ("ssf",)  # adapters that are no cell beside a layer
+CHOSEN = ("mixlora", "llava_mole")  # whose cell is a mixture that routes by its input
+
+
+def figure(card: Mapping[str, Any]) -> str:
+    """The drawing of a described card, "" where its kind has none."""
+    draw = _DRAWINGS.get("mixture" if card["name"] == "upcycle" else card["kind"])
+    if draw is None or card["name"] in NOT_BESIDE:
+        return ""
+    lines, height, says = draw(card["name"], set(card["tags"]))
+    head = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{says}">'
+    return "\n".join(['<figure class="drawing">', head, *lines, "</svg>", "</figure>"])
+
+
+def _box(x: float, y: float, w: float, h: float, text: str = "", kind: str = "box") -> Lines:
+    found = [f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="6"/>']
+    return found + (_text(x + w / 2, y + h / 2 + 5, text) if text else [])
+
+
+def _text(x: float, y: float, text: str, kind: str = "") -> Lines:
+    return [f'<text x="{x:g}" y="{y:g}"{f" class={kind!r}" if kind else ""}>{text}</text>']
+
+
+def _line(*points: tuple[float, float], kind: str = "line") -> str:
+    path = "L".join(f"{x:g} {y:g}" for x, y in points)
+    return f'<path class="{kind}" d="M{path}"/>'
+
+
+def _arrow(*points: tuple[float, float]) -> Lines:
+    """Ends in a tip; the last stretch goes to the right."""
+    x, y = points[-1]
+    tip = f'<path class="arrow" d="M{x:g} {y:g}l-7 -4.5v9z"/>'
+    return [_line(*points[:-1], (x - 6, y)), tip]
+
+
+def _adapter(name: str, tags: set[str]) -> tuple[Lines, int, str]:
+    """A frozen layer and a cell beside it; parts of the cell where training draws some of them."""
+    found = [*_text(28, 53, "x"), *_arrow((40, 48), (150, 48)), *_box(150, 24, 150, 48)]
+    found += [*_text(225, 53, "layer, frozen"), *_arrow((300, 48), (428, 48))]
+    found += [_line((90, 48), (90, 128)), *_arrow((90, 128), (150, 128))]
+    if "stochastic" in tags and "linear" not in tags:
+        for part in range(4):
+            found += _box(150 + 38 * part, 104, 34, 48, kind="new" if part == 1 else "open")
+        found += _text(225, 172, "parts of the cell: a step trains some", "soft")
+    else:
+        inner = "a change of weights" if "linear" in tags else "down, activation, up"
+        inner = "LoRA experts and a router" if name in CHOSEN else inner
+        found += [*_box(150, 104, 150, 48, name, "new"), *_text(225, 172, inner, "soft")]
+    found += [_line((300, 128), (440, 128), (440, 64)), *_sum(440, 48)]
+    found += [*_arrow((454, 48), (520, 48)), *_text(534, 53, "y")]
+    after = "afterwards folded: no extra layer" if "folds" in tags else "stays beside the layer"
+    found += _text(440, 150, after, "soft")
+    return found, 184, f"{name}: a cell beside a frozen layer; {after}"
+
+
+def _sum(x: float, y: float) -> Lines:
+    ring = f'<circle class="line" cx="{x:g}" cy="{y:g}" r="13"/>'
+    return [ring, _line((x - 6, y), (x + 6, y)), _line((x, y - 6), (x, y + 6))]
+
+
+def _router(name: str, tags: set[str]) -> tuple[Lines, int, str]:
+    """Tokens, and which experts they go to."""
+    found: Lines = _text(60, 20, "tokens", "soft") + _text(470, 20, "experts", "soft")
+    tokens, experts = (44.0, 80.0, 116.0, 152.0), (44.0, 80.0, 116.0, 152.0)
+    chosen = ((0, 1), (0, 3), (2, 1), (3, 2)) if "sparse" in tags else ((0, 1, 2, 3),) * 4
+    for y, to in zip(tokens, chosen, strict=True):
+        found.append(f'<circle class="line" cx="60" cy="{y:g}" r="9"/>')
+        found.append(_line((69, y), (210, y), kind="open"))
+        for number, expert in enumerate(to):
+            kind = "line" if number == 0 else "open"
+            found.append(_line((330, y), (420, experts[expert]), kind=kind))
+    for number, y in enumerate(experts):
+        found += _box(420, y - 13, 100, 26, f"expert {number + 1}", "box")
+        if "capacity" in tags:
+            found += [_line((x, y + 9), (x + 14, y + 9)) for x in (440, 462, 484)]
+    says = "a learned gate" if "learned" in tags else "a rule, nothing learned"
+    found += [*_box(210, 34, 120, 128, name, "new"), *_text(270, 184, says, "soft")]
+    notes = {
+        "non_causal": "looks at all tokens of the batch",
+        "stateful": "reads the layer before",
+        "stochastic": "draws while training",
+        "capacity": "an expert takes so many tokens",
+    }
+    told = [text for tag, text in notes.items() if tag in tags]
+    if told:
+        found += _text(270, 204, "; ".join(told), "soft")
+    return found, 212 if told else 192, f"{name}: {says} chooses experts for tokens"
+
+
+def _stack(kinds: Sequence[str], texts: Sequence[str], y: float = 44) -> Lines:
+    """Blocks from left to right."""
+    found: Lines = []
+    wide = (WIDTH - 40) / len(kinds) - 14
+    for number, (kind, text) in enumerate(zip(kinds, texts, strict=True)):
+        x = 20 + number * (wide + 14)
+        found += _box(x, y, wide, 54, text, kind)
+        if number:
+            found.append(_line((x - 14, y + 27), (x, y + 27)))
+    return found
+
+
+def _baseline(name: str, tags: set[str]) -> tuple[Lines, int, str]:
+    """Which blocks of the model train."""
+    texts = ["input", *(f"{n}" for n in range(1, BLOCKS)), "head"]
+    trained: Iterable[int] = {"linear": (6,), "full": range(7), "last-k": (5, 6)}.get(name, (6,))
+    kinds = ["new" if n in trained else "box" for n in range(len(texts))]
+    found = _stack(kinds, texts)
+    every = {"bitfit": "biases", "norms": "norms", "vpt-deep": "prompts"}.get(name)
+    if every or name == "vpt-shallow":
+        wide = (WIDTH - 40) / len(texts)
+        for n in range(1, BLOCKS) if every else (0,):
+            found += _box(20 + n * wide, 108, wide - 14, 14, kind="new")
+        found += _text(280, 142, f"{every or 'prompts'}, trained", "soft")
+    found += _text(280, 26, "filled: trained; outlined: frozen", "soft")
+    return found, 152 if every or name == "vpt-shallow" else 112, f"{name}: what is trained"
+
+
+def _mixture(name: str, tags: set[str]) -> tuple[Lines, int, str]:
+    """A layer, and the experts in its place."""
+    found = [*_box(20, 58, 110, 54, "layer"), *_arrow((130, 85), (200, 85))]
+    found += [*_text(165, 74, "becomes", "soft"), *_box(200, 58, 84, 54, "router", "new")]
+    for number, y in enumerate((12, 58, 104)):
+        found += [_line((284, 85), (330, y + 20), kind="line" if number == 1 else "open")]
+        found += [*_box(330, y, 110, 40, f"expert {number + 1}", "new")]
+        found += [_line((440, y + 20), (496, 85), kind="line" if number == 1 else "open")]
+    found += [*_sum(509, 85), *_arrow((522, 85), (552, 85)), *_text(280, 168, name, "soft")]
+    return found, 178, f"{name}: experts and a router in place of a layer"
+
+
+_DRAWINGS: Mapping[str, Callable[[str, set[str]], tuple[Lines, int, str]]] = {
+    "adapter": _adapter,
+    "router": _router,
+    "mixture": _mixture,
+    "baseline": _baseline,
+}
+
+
+def when(card: Mapping[str, Any]) -> str:
+    """When to use it, by its kind and tags, and when not, in the words of its class."""
+    tags, use = set(card["tags"]), ""
+    if card["kind"] == "adapter":
+        use = "a pretrained model whose weights stay frozen"
+        use += "; it folds into a stock model" if "folds" in tags else "; it stays a part of it"
+        use += "; it regularises: few samples, many passes" if "stochastic" in tags else ""
+    elif card["kind"] == "router":
+        use = "mixtures in encoders, as of pictures" if "non_causal" in tags else "any mixture"
+        use += ", with a bound on each expert's tokens" if "capacity" in tags else ""
+        use += "" if "learned" in tags else "; a baseline for routers that learn"
+    elif card["kind"] == "baseline":
+        use = "a comparison: what an adapter has to beat"
+    lines = [f"**Use it for** {use}."] if use else []
+    if refused := _refused(card["doc"]):
+        lines.append(f"**{refused[0]}** {refused[1]}")
+    return "  \n".join(lines)
+
+
+def _refused(doc: str) -> tuple[str, str] | None:
+    """The sentence of a docstring that begins with "Not for", "Not when" or "Not with"."""
+    lines = doc.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith(("Not for ", "Not when ", "Not with ", "Not where ", "Not in ")):
+            rest = lines[number:]
+            end = next((i for i, text in enumerate(rest) if i and not text.strip()), len(rest))
+            words = " ".join(text.strip() for text in rest[:end]).split(" ")
+            return " ".join(words[:2]), " ".join(words[2:]).rstrip(".") + "."
+    return None
