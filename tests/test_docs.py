@@ -30,6 +30,7 @@ RUNNABLE = (
     "how-to/fold-and-export.md",
     "how-to/gaussian-experts.md",
     "how-to/language-models.md",
+    "how-to/let-it-choose.md",
     "how-to/merge-and-prune-experts.md",
     "how-to/mix-lora-experts.md",
     "how-to/one-bit-adapters.md",

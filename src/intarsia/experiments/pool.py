@@ -85,6 +85,10 @@ def run_trials(
     """
     todo = pieces(trials, jobs)
     slots = _slots(executor, jobs, threads, len(todo))
+    if executor == "here" and len(slots) == 1:  # in this thread, which Ctrl-C reaches
+        for piece in todo:
+            _serve(piece, slots[0], work, begun, done)
+        return
     waiting: queue.SimpleQueue[list[Trial]] = queue.SimpleQueue()
     for piece in todo:
         waiting.put(piece)
@@ -98,10 +102,7 @@ def run_trials(
                     piece = waiting.get_nowait()
                 except queue.Empty:
                     break
-                for trial in piece:
-                    begun(trial)
-                for end in _ends_of(slot, work, piece):
-                    ended.put(end)
+                _serve(piece, slot, work, begun, ended.put)
         except BaseException as error:
             ended.put(error)
         finally:
@@ -123,6 +124,19 @@ def run_trials(
         stopped.set()
         for slot in slots:
             slot.close()
+
+
+def _serve(
+    piece: Sequence[Trial],
+    slot: Executor,
+    work: Work,
+    begun: Callable[[Trial], None],
+    put: Callable[[TrialEnd], None],
+) -> None:
+    for trial in piece:
+        begun(trial)
+    for end in _ends_of(slot, work, piece):
+        put(end)
 
 
 def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:

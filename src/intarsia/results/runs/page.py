@@ -35,21 +35,27 @@ def write_report(
     *,
     baseline: str | None = None,
     heading: str | None = None,
+    validation: str | None = None,
 ) -> Path:
     """Read run folders and write their page to `out`; returns its path.
 
     folders: run folders, or folders that hold some.  baseline: label of the method the others are
     held against, None = the first.  heading: of the page, None = the methods and the data set.
+    validation: why runs are scored on validation, None = there is no test part.
     The same runs give the same bytes.
     Raises: DataError, CheckpointError and UnknownName as `gather` and `comparison_of` do;
     MissingExtra without plotly or jinja2; TrainingError when the file cannot be written.
     """
-    page = render(gather(folders), baseline=baseline, heading=heading)
+    page = render(gather(folders), baseline=baseline, heading=heading, validation=validation)
     return write_text(out, page)
 
 
 def render(
-    runs: Iterable[FinishedRun], *, baseline: str | None = None, heading: str | None = None
+    runs: Iterable[FinishedRun],
+    *,
+    baseline: str | None = None,
+    heading: str | None = None,
+    validation: str | None = None,
 ) -> str:
     """The page as text; see `write_report`."""
     comparison = comparison_of(runs, baseline)
@@ -61,7 +67,7 @@ def render(
         sentences(comparison),
         eyebrow="intarsia report",
         heading=heading or title(comparison),
-        notices=notices(comparison),
+        notices=notices(comparison, validation),
         table=table_of(comparison),
         groups=comparison.groups,
         metrics=_metrics(plots),

@@ -151,8 +151,11 @@ def _guessing(comparison: Comparison) -> str | None:
     return f'Always answering "{name}" would be right for {share}.'
 
 
-def notices(comparison: Comparison) -> list[str]:
-    """Reasons to read the table with care: runs that differ in more than the method."""
+def notices(comparison: Comparison, validation: str | None = None) -> list[str]:
+    """Reasons to read the table with care: runs that differ in more than the method.
+
+    validation: why runs are scored on validation, None = there is no test part.
+    """
     runs, groups = comparison.runs, comparison.groups
     kind = _kind(runs)
     found = [
@@ -168,7 +171,9 @@ def notices(comparison: Comparison) -> list[str]:
         )
         if differs
     ]
-    if any(run.scores.split == "val" for run in runs):
+    if validation is not None:
+        found.append(validation)
+    elif any(run.scores.split == "val" for run in runs):
         chosen = any(selection_of(run).get("rule") == "val" for run in runs)
         text = f"There is no test part: accuracy is that of the validation {kind}"
         found.append(

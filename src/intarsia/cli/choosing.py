@@ -1,0 +1,96 @@
+"""`intarsia auto`: let it choose, within some minutes."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.errors import ConfigError
+from . import completing
+from .early import ARMS, check_choices, check_data, check_numbers, method_key
+from .options import Data, Json, given_in_words, shared, with_options
+from .shell import note, show_json, show_rich
+from .training import use_threads
+
+if TYPE_CHECKING:
+    from ..bench.auto import AutoRun
+
+OPTIONS = (
+    *("val", "test", "split_seed", "skip_unreadable", "model", "size", "untrained", "batch_size"),
+    *("weight_decay", "smoothing", "class_weights", "device", "precision", "threads"),
+)
+
+
+@with_options(tuple(p for p in shared() if p.name in OPTIONS))
+def auto(
+    ctx: typer.Context,
+    data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
+    minutes: Annotated[float, typer.Option(help="Of everything.")] = 10,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=completing.METHODS,
+            help="To choose among, with commas; linear,bitfit,lora,adaptformer,mosa if not given.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, draws, order and split.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder; runs/auto-DATA if not given.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the search in --out, as it was started.")
+    ] = False,
+    as_json: Json = False,
+    **given: Any,
+) -> None:
+    """Choose a method, a size, epochs and a rate for pictures on validation, and train the choice.
+
+    One step is timed at each size, candidates are trained shortly and the better half longer, all
+    within the minutes; the test part is looked at once, of the choice. The table shows the choice
+    and its runners-up, the page their curves and mistakes.
+
+    Example:  intarsia auto photos --minutes 10
+    """
+    words = given_in_words(ctx)
+    check_choices(given)
+    check_numbers(given | {"seed": seed})
+    if data is not None:
+        check_data(data)
+    names = [n.strip() for n in (methods or "").split(",") if n.strip()]
+    for name in names:
+        if name not in ARMS:  # arms of the benchmark, beside the methods
+            method_key(name, note)
+    if data is None and not resume:
+        want, fix = "a folder of pictures, a named set or a table", "For example: auto elpv"
+        raise ConfigError("DATA", got="nothing", want=want, fix=fix)
+    from ..bench.auto import auto as choose
+
+    use_threads(given.pop("threads"))
+    device = given.pop("device")
+    options = {n: v for n, v in given.items() if n in words and n != "untrained"}
+    options |= {"pretrained": False} if given["untrained"] else {}
+    common: dict[str, Any] = {"out": out, "resume": resume, "device": device, "report": note}
+    try:
+        found = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
+    except KeyboardInterrupt as stop:
+        where = shlex.quote(str(out or Path("runs") / f"auto-{Path(str(data)).name}"))
+        raise KeyboardInterrupt(f"Go on: intarsia auto --resume --out {where}") from stop
+    _show(found, as_json)
+
+
+def _show(found: AutoRun, as_json: bool) -> None:
+    from ..results.table import terminal
+
+    if as_json:
+        rows = [
+            {"method": r.name, "seconds": r.seconds, "val": dict(r.val), **r.experiment.flat()}
+            for r in found.rows
+        ]
+        show_json({"folder": str(found.folder), "test": dict(found.test), "rows": rows})
+        return
+    show_rich(terminal(found.table()))
+    print(f"Report: {found.report}\nRepeat: {found.choice.command()}")
+    print(f"Next:  intarsia predict {found.folder} PICTURES")
