@@ -100,7 +100,9 @@ def test_rows_and_columns_fit(runs: Path) -> None:
     assert all(len(row) == len(table.columns) for row in table.rows)
     titles = [column.title for column in table.columns]
     assert titles == [
-        "Method", "Accuracy", "Difference", "Seeds", "Adapter parameters", "With head", "Time",
+        "Method", "Accuracy", "Difference", "Balanced", "Loss", "Seeds", "Adapter parameters",
+        "With head",
+        "Time",
         "Peak memory",
     ]  # fmt: skip
     assert (table.best, table.baseline) == (2, 0)

@@ -15,6 +15,7 @@ from .reading import FinishedRun
 VALUES: Mapping[str, Callable[[FinishedRun], float | None]] = {
     "accuracy": lambda run: run.scores.accuracy,
     "balanced_accuracy": lambda run: run.scores.balanced_accuracy,
+    "loss": lambda run: run.scores.loss,
     "seconds": lambda run: run.costs.seconds,
 }
 
@@ -37,8 +38,15 @@ class Group(BySeed):
 
     @property
     def balanced_accuracy(self) -> Spread | None:
-        values = self.by_seed("balanced_accuracy")
-        return self.spread("balanced_accuracy") if len(values) == len(self.runs) else None
+        return self._of_all("balanced_accuracy")
+
+    @property
+    def loss(self) -> Spread | None:
+        return self._of_all("loss")
+
+    def _of_all(self, what: str) -> Spread | None:
+        """The spread of one of VALUES that every run has."""
+        return self.spread(what) if len(self.by_seed(what)) == len(self.runs) else None
 
     @property
     def seconds(self) -> Spread:

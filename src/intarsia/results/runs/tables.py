@@ -19,6 +19,8 @@ def table_of(comparison: Comparison) -> Table:
     columns = [
         Column("Method", "What was trained", numeric=False),
         Column("Accuracy", "Share of right answers: mean ± sample standard deviation over seeds"),
+        Column("Balanced", "Mean over classes of the share of right answers: mean over seeds"),
+        Column("Loss", "Mean cross-entropy of the same part, without class weights"),
         Column("Seeds", "Number of runs that differ in the seed only"),
         Column("Adapter parameters", "Trained parameters outside the classification head"),
         Column("With head", "Trained parameters including the classification head"),
@@ -53,9 +55,12 @@ def caption(comparison: Comparison) -> str:
 def _row(group: Group, base: Group | None, known: bool) -> tuple[Entry, ...]:
     costs = group.runs[0].costs
     accuracy, seconds = group.accuracy, group.seconds
+    balanced, loss = group.balanced_accuracy, group.loss
     cells = [
         Entry(group.label),
         Entry(numbers.accuracy(accuracy), full=f"{accuracy.mean:.6f}"),
+        Entry("" if balanced is None else numbers.percent(balanced.mean)),
+        Entry("" if loss is None else f"{loss.mean:.3f}"),
         Entry(str(accuracy.n)),
         Entry(numbers.count(costs.trained_without_head), full=f"{costs.trained_without_head:,}"),
         Entry(numbers.count(costs.trained), full=f"{costs.trained:,}"),
@@ -117,6 +122,7 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "split": group.runs[0].scores.split,
                 "accuracy": asdict(group.accuracy),
                 "balanced_accuracy": asdict(balanced) if balanced else None,
+                "loss": asdict(group.loss) if group.loss else None,
                 "baseline": other.label if other else None,
                 "difference": _paired(group, other) if other else None,
                 "parameters": costs.parameters,
