@@ -67,7 +67,7 @@ def page(card: dict[str, Any]) -> str:
         "## Settings\n\n| setting | type | default |\n|---|---|---|",
     ]
     for setting in card["settings"]:
-        kind = setting["type"].replace("|", "\\|")
+        kind = setting["type"].replace(" | ", " or ")  # a bar would end the cell
         lines.append(f"| `{setting['name']}` | `{kind}` | `{shown(setting['default'])}` |")
     if card["tags"]:
         lines += ["", "## Tags", ""]
