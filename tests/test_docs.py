@@ -29,6 +29,7 @@ RUNNABLE = (
     "how-to/compare-routers.md",
     "how-to/fold-and-export.md",
     "how-to/gaussian-experts.md",
+    "how-to/keep-zeros-while-training.md",
     "how-to/language-models.md",
     "how-to/let-it-choose.md",
     "how-to/merge-and-prune-experts.md",

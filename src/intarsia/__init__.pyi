@@ -119,3 +119,4 @@ from .schedules.rigl import RigL as RigL
 from .schedules.set import Set as Set
 from .train import Training as Training
 from .train import trainer_loss as trainer_loss
+from .train.squarehead import SquareHead as SquareHead

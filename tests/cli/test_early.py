@@ -14,7 +14,7 @@ from intarsia.claims import claims
 from intarsia.cli import early
 from intarsia.cli.options import shared
 from intarsia.core.errors import ConfigError, DataError, UnknownName
-from intarsia.core.registry import index
+from intarsia.core.registry import index, keys
 from intarsia.data import backbones, corpora, sets, suites, texts
 from intarsia.data.transforms import Augment
 from intarsia.experiments.experiment import FILE
@@ -40,7 +40,7 @@ def test_the_lists_are_those_of_the_library() -> None:
     library = {
         "augment": get_args(Augment),
         "precision": PRECISIONS,
-        "objective": (*OBJECTIVES, HEADS),
+        "objective": (*OBJECTIVES, *keys("objective"), HEADS),
         "schedule": SCHEDULES,
         "suite": tuple(suites.MODULES),
         "profile": tuple(p.name for p in PROFILES),

@@ -106,3 +106,39 @@ def test_a_run_is_sparse_from_the_start(intarsia: Intarsia, folder: Path, tmp_pa
     ):
         said = intarsia("fit", str(folder), *TINY, *QUICK, *words, "--out", str(tmp_path / "no"))
         assert said.code == 2 and what in said.words, said.err
+
+
+def test_a_sparse_model_follows_its_dense_one(
+    intarsia: Intarsia, model: Path, text: Path, tmp_path: Path
+) -> None:
+    pruned, run, other = (tmp_path / name for name in ("pruned", "run", "other"))
+    given = ("sparsify", str(model), "--method", "magnitude", "--calib", str(text))
+    assert intarsia(*given, "--rows", "8", "--size", "32", "--save", str(pruned)).code == 0
+    given = ("fit", str(text), "--model", str(pruned), "--method", "full", "--size", "32")
+    given += ("--epochs", "1", "--batch-size", "8", "--images", "16", "--objective")
+    sparse = ("--schedule", "fixed-mask", "--out")
+    said = intarsia(*given, "squarehead:kl=0.5", "--teacher", str(model), *sparse, str(run))
+    assert said.code == 0, said.err
+    record = json.loads((run / "run.json").read_text())
+    assert record["objective"]["kl"] == 0.5
+    assert record["objective"]["teacher"]["name"] == "LlamaForCausalLM"
+    # a run may teach as well
+    said = intarsia(*given, "squarehead", "--teacher", str(run), *sparse, str(other))
+    assert said.code == 0, said.err
+    for words in (("plain", "--teacher", str(model)), ("squarehead",), ("squarehed",)):
+        said = intarsia(*given, *words, "--out", str(tmp_path / "no"))
+        assert said.code == 2 and ("--teacher" in said.words or "unknown" in said.words)
+
+
+def test_a_sparse_picture_model_follows_a_run(
+    intarsia: Intarsia, folder: Path, tmp_path: Path
+) -> None:
+    dense, run = tmp_path / "dense", tmp_path / "run"
+    given = ("fit", str(folder), *TINY, *QUICK, "--method", "full")
+    assert intarsia(*given, "--out", str(dense)).code == 0
+    given += ("--objective", "squarehead", "--teacher", str(dense))
+    said = intarsia(*given, "--schedule", "gradual:every=1", "--density", "0.5", "--out", str(run))
+    assert said.code == 0, said.err
+    assert '"feature"' in (run / "metrics.jsonl").read_text()
+    said = intarsia(*given, "--frozen-once", "--out", str(tmp_path / "no"))
+    assert said.code == 2 and "--frozen-once with it" in said.words

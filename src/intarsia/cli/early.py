@@ -83,7 +83,14 @@ SELECTIONS = ("last", "val")
 CHOICES = {
     "augment": ("none", "light", "crop"),
     "precision": ("fp32", "bf16", "fp16"),
-    "objective": ("plain", "two_pass", "one_backward", "local_variance", "task_heads"),
+    "objective": (
+        "plain",
+        "two_pass",
+        "one_backward",
+        "local_variance",
+        "squarehead",
+        "task_heads",
+    ),
     "schedule": ("fixed-mask", "gradual", "rigl", "set"),
     "suite": SUITES,
     "profile": ("full", "quick"),
@@ -161,6 +168,7 @@ def check_numbers(given: Mapping[str, Any]) -> None:
             fix = "For example: --schedule rigl --density 0.25"
             raise ConfigError("--density", got=got, want="gradual, rigl or set with it", fix=fix)
         above("--density", given["density"], 0, fix="Try 0.25.")
+    check_teacher(str(given.get("objective")), given.get("teacher"))
     if given.get("select") is not None:
         fix = "A test set is scored once, after training; it chooses nothing."
         one_of("select", given["select"], SELECTIONS, fix=fix)
@@ -176,6 +184,16 @@ def check_numbers(given: Mapping[str, Any]) -> None:
         got = f"{given['accumulate']} parts of {given['batch_size']} samples"
         fix = "Choose a divisor of batch_size."
         raise ConfigError("accumulate", got=got, want="equal parts", fix=fix)
+
+
+def check_teacher(objective: str, teacher: str | None) -> None:
+    """Raises: ConfigError for a teacher without an objective that has one, or the reverse."""
+    has, wants = teacher or "teacher=" in objective, objective.startswith("squarehead")
+    if bool(has) != wants:
+        got = f"{teacher or 'none'} with --objective {objective}"
+        fix = "For example: --objective squarehead --teacher smollm2"
+        want = "squarehead and the dense model, both or neither"
+        raise ConfigError("--teacher", got=got, want=want, fix=fix)
 
 
 def numbers(what: str, text: str) -> tuple[int, ...]:

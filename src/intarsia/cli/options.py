@@ -90,6 +90,7 @@ def shared(
         _model("frozen_once", bool, False, FROZEN_ONCE),
         _model("untrained", bool, False, "Start from random weights."),
         _training("objective", str, "plain", OBJECTIVE),
+        _training("teacher", str | None, None, TEACHER),
         _training("schedule", str | None, None, SCHEDULE),
         _training("density", float | None, None, "Of the schedule's layers; its own default."),
         _training("epochs", int, 20, "Passes over the training images."),
@@ -132,8 +133,8 @@ SIZE = (
 TARGETS = "A module to adapt, by path, end of path or glob; may be repeated."
 FROZEN_ONCE = "Compute blocks below the first trained one once per picture."
 OBJECTIVE = (
-    "plain, two_pass, one_backward or local_variance; with settings as two_pass:add=1,reg=0.5. "
-    "task_heads, for joint tasks."
+    "plain, two_pass, one_backward, local_variance or squarehead; with settings as "
+    "two_pass:add=1,reg=0.5. task_heads, for joint tasks."
 )
 CLASS_WEIGHTS = "How much a class counts in the loss: balanced, or a=1,b=2 by name (others 1)."
 PATIENCE = "Stop after so many epochs without a better score on val; the best epoch is the result."
@@ -143,6 +144,7 @@ SCHEDULE = (
     "Of masks: fixed-mask keeps a sparse model's zeros; gradual prunes; rigl, set are sparse from "
     "the start; with settings as rigl:every=10,layers=mlp.*."
 )
+TEACHER = "Of squarehead: the dense model, by its name or the folder of its run."
 SELECT = "last: the last epoch; or val: the best on the val part."
 
 
@@ -171,6 +173,7 @@ def experiment_values(given: dict[str, Any]) -> dict[str, Any]:
         "untrained",
         "fraction",
         "density",
+        "teacher",
     )
     other += ("device",)
     values = {k: v for k, v in given.items() if k not in other}
@@ -179,6 +182,10 @@ def experiment_values(given: dict[str, Any]) -> dict[str, Any]:
     if given.get("density") is not None:
         mark = "," if ":" in given["schedule"] else ":"
         values["schedule"] = f"{given['schedule']}{mark}density={given['density']}"
+    if (teacher := given.get("teacher")) is not None:
+        mark = "," if ":" in given["objective"] else ":"
+        where = Path(teacher).resolve() if Path(teacher).exists() else teacher
+        values["objective"] = f"{given['objective']}{mark}teacher={where}"
     if "untrained" in given:
         values["pretrained"] = not given["untrained"]
     return {k: () if k in ("settings", "targets") and v is None else v for k, v in values.items()}

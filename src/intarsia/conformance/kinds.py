@@ -13,6 +13,7 @@ from . import (
     formats,
     mixtures,
     models,
+    objectives,
     partitions,
     routers,
     schedules,
@@ -47,6 +48,7 @@ SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
         "format": lambda _: formats.LAWS,  # a `Format`
         "mixture": mixtures.laws,  # `step(f, x, m)`, or `build(width, hidden, generator=...)`
         "model": lambda _: models.LAWS,  # an estimator of scikit-learn that is a dataclass
+        "objective": lambda _: objectives.LAWS,  # `teacher`, `(model, x, loss_of) -> Outcome`
         "partition": lambda _: partitions.LAWS,  # `density`, `build(scores, generator=...)`
         "recipe": lambda _: changes.LAWS,
         "router": lambda _: routers.LAWS,  # `build(width, generator=...)`: x (T, d) -> Routing

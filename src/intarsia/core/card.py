@@ -17,6 +17,7 @@ KINDS = (
     "format",
     "score",
     "schedule",
+    "objective",
     "placement",
     "change",
     "recipe",

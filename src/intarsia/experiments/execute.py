@@ -43,6 +43,7 @@ from ..train.weights import weights_of
 from . import experiment as experiments
 from . import language, once, settings
 from .experiment import Adapted, Experiment
+from .restoring import with_teacher
 from .shared import SharedWork, Spent
 
 Report = Callable[[str], None]
@@ -91,6 +92,13 @@ def _on_pictures(
 ) -> Run:
     report(f"Reading the pictures of {experiment.pictures.data}.")
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
+    recipe["objective"] = with_teacher(
+        recipe["objective"],
+        settings.teacher_of(experiment.objective),
+        lambda asked: model_of(asked.adapted, len(data.classes), asked.training.seed),
+        lambda name: backbone(name, classes=len(data.classes), size=experiment.adapted.size),
+        tuple(data.classes),
+    )
     recipe["objective"] = by_task(recipe["objective"], experiment, data)
     if weights := recipe["class_weights"]:
         recipe["class_weights"] = weights_of(weights, data.classes, data.train.labels)
@@ -154,6 +162,9 @@ def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
     own = {name: asked[name] for name in experiments.RECIPE}
     own["objective"] = settings.objective(experiment.objective)
     own |= schedule_of(experiment)
+    if settings.teacher_of(experiment.objective) and experiment.adapted.frozen_once:
+        want, fix = "pictures, which the teacher sees, too", "Leave --frozen-once out."
+        raise ConfigError("--teacher", got="--frozen-once with it", want=want, fix=fix)
     published: Mapping[str, Any] | None = getattr(method, "fit_options", None)
     if published is None:
         return own

@@ -21,6 +21,7 @@ from ..train.settings import keywords
 from . import experiment as experiments
 from . import settings
 from .experiment import Experiment
+from .restoring import with_teacher
 
 LENGTH = 256  # tokens of a row, unless --size says otherwise
 PICTURES_ONLY = {
@@ -81,6 +82,12 @@ def _on_texts(
         f"Training {experiment.label} on {data.train.tokens:,} tokens in {len(data.train):,} rows, "
         f"{experiment.training.epochs} epochs."
     )
+    objective = with_teacher(
+        settings.objective(experiment.objective),
+        settings.teacher_of(experiment.objective),
+        lambda asked: model_of(asked, report),
+        lambda name: language_model(name, progress=report)[0],
+    )
     recipe, schedule = keywords(experiment.recipe), settings.schedule(experiment.schedule)
     options = keywords(running) | {name: recipe[name] for name in experiments.RECIPE}
     return fit_as(method)(
@@ -90,10 +97,16 @@ def _on_texts(
         test=data.test if score else None,
         training=experiment.training,
         record=about,
-        objective=settings.objective(experiment.objective),
+        objective=objective,
         **options,
         **({} if schedule is None else {"schedule": schedule}),
     )
+
+
+def model_of(experiment: Experiment, report: Callable[[str], None]) -> nn.Module:
+    """The language model, before anything is done to it."""
+    asked, seed = experiment.adapted, experiment.training.seed
+    return language_model(asked.model, pretrained=asked.pretrained, seed=seed, progress=report)[0]
 
 
 def check_options(experiment: Experiment) -> None:

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import CheckpointError, DataError, UnknownName
+from ..core.errors import DataError, UnknownName
 from ..core.modes import evaluating
-from ..data import ImageSet, InputConfig, eval_transform, input_config, trunk_fingerprint
+from ..data import ImageSet, InputConfig, eval_transform, input_config
 from ..data.decode import SUFFIXES, Picture, read_image, to_rgb
 from ..data.folders import check_same_classes
 from ..data.loaders import side_of
 from ..data.splits import read_data
-from ..hosts import load
 from ..results.runs import read_run
 from ..results.runs.reading import need
 from ..train import Metrics
@@ -29,6 +28,7 @@ from ..train.precision import autocast, cast_frozen, compute_dtype
 from . import experiment as experiments
 from .execute import held, model_of, pictures_of
 from .experiment import Experiment
+from .restoring import restored
 
 Report = Callable[[str], None]
 PARTS = ("test", "val", "all", "train")  # the first that is there is scored
@@ -88,24 +88,6 @@ def open_pictures(folder: Path, *, as_trained: bool = True) -> PictureRun:
     if as_trained:
         cast_frozen(model, experiment.training.precision)
     return PictureRun(model.eval(), inputs, classes, experiment, record)
-
-
-def restored(
-    model: nn.Module,
-    folder: Path,
-    experiment: Experiment,
-    record: Mapping[str, Any],
-    classes: tuple[str, ...] | None = None,
-) -> nn.Module:
-    """The pretrained model with what the run has learned.
-
-    Raises: CheckpointError for another pretrained model, or damaged files.
-    """
-    if (found := trunk_fingerprint(model)) != (want := need(record, "record.trunk", str, folder)):
-        what, got = f"backbone {experiment.adapted.model!r} of {folder}", f"weights {found[:12]}"
-        fix = "Use the version of timm and of the weights that run.json names."
-        raise CheckpointError(what, got=got, want=f"{want[:12]}, those it was trained on", fix=fix)
-    return load(model, folder, classes=classes)
 
 
 def pictures_to_score(

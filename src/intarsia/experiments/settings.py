@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
@@ -295,7 +295,7 @@ def _hint_for(what: str, hint: Any) -> str:
     return f"For example: {what}{'=' if ' ' in what else ' '}{(examples | several)[kind]}"
 
 
-HEADS = "task_heads"
+HEADS, TEACHER = "task_heads", "teacher"
 SCHEDULES = ("fixed-mask", "gradual", "rigl", "set")
 
 
@@ -308,8 +308,10 @@ def objective(text: str) -> Objective:
     if text == HEADS:
         text = "plain"
     name, _, rest = text.removeprefix(f"{HEADS}+").partition(":")
+    if name in keys("objective"):
+        return configured("objective", name, card(name).config, rest, {TEACHER})
     if name not in OBJECTIVES:
-        raise UnknownName("objective", name, (*OBJECTIVES, HEADS))
+        raise UnknownName("objective", name, (*OBJECTIVES, *keys("objective"), HEADS))
     function = OBJECTIVES[name]
     hints = get_type_hints(function)
     known = [
@@ -325,6 +327,26 @@ def objective(text: str) -> Objective:
     return partial(function, **given) if given else function
 
 
+def teacher_of(text: str) -> str | None:
+    """The name of an objective's teacher: squarehead:teacher=smollm2."""
+    return pairs(part for part in text.partition(":")[2].split(",") if part).get(TEACHER)
+
+
+def configured(what: str, name: str, config: Any, rest: str, others: Set[str] = frozenset()) -> Any:
+    """A config with settings behind a colon, but for those of `others`.
+
+    Raises: UnknownName for a setting that does not exist; ConfigError for a value that cannot be.
+    """
+    hints, known = get_type_hints(config), [f.name for f in dataclasses.fields(config)]
+    given: Tree = {}
+    for setting, value in pairs(part for part in rest.split(",") if part).items():
+        if setting not in known:
+            raise UnknownName(f"setting of {what} {name!r}", setting, known)
+        if setting not in others:
+            given[setting] = value_of(f"--{what} {name}:{setting}", value, hints[setting])
+    return config(**given)
+
+
 def schedule(text: str | None) -> Any:
     """A schedule of masks by name, with its settings behind a colon: rigl:density=0.25,every=10.
 
@@ -337,14 +359,7 @@ def schedule(text: str | None) -> Any:
     config: Any = card(key).config
     if not hasattr(config, "begin"):
         raise UnknownName("schedule", name, SCHEDULES)
-    hints = get_type_hints(config)
-    given: Tree = {}
-    for setting, value in pairs(part for part in rest.split(",") if part).items():
-        if setting not in {f.name for f in dataclasses.fields(config)}:
-            known = [f.name for f in dataclasses.fields(config)]
-            raise UnknownName(f"setting of schedule {name!r}", setting, known)
-        given[setting] = value_of(f"--schedule {name}:{setting}", value, hints[setting])
-    return config(**given)
+    return configured("schedule", name, config, rest)
 
 
 def words(config: object, start: object | None = None) -> tuple[str, ...]:

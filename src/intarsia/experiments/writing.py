@@ -22,7 +22,8 @@ from ..train.precision import cast_frozen
 from . import experiment as experiments
 from . import language
 from .experiment import Experiment, located
-from .runs import Report, check_unchanged, restored
+from .restoring import restored
+from .runs import Report, check_unchanged
 
 STDIN = Path("-")
 TOKENS = 64  # of a completion, unless --tokens says otherwise

@@ -28,6 +28,7 @@ from .scores import TokenMetrics as TokenMetrics
 from .settings import Recipe as Recipe
 from .settings import Running as Running
 from .settings import Training as Training
+from .squarehead import SquareHead as SquareHead
 from .tasks import Classes as Classes
 from .tasks import Heads as Heads
 from .tasks import MultiLabel as MultiLabel

@@ -38,17 +38,26 @@ def distill(
     Source: arXiv:2201.05596, section 4.2.
     """
     _check(beta, temperature)
-    teacher.to((x if isinstance(x, Tensor) else next(iter(x.values()))).device)
-    with torch.no_grad(), evaluating(teacher), undropped(teacher):
-        target = logits_of(teacher, x)
-    logits = logits_of(model, x)
-    if target.shape != logits.shape:
-        got, want = f"logits {tuple(target.shape)}", f"{tuple(logits.shape)}, as the model's"
-        raise ConfigError("teacher", got=got, want=want, fix="Give the student the teacher's head.")
+    target, logits = taught(teacher, x), logits_of(model, x)
+    check_logits(target, logits)
     task = loss_of(logits)
     soft, own = (counted(part, loss_of) / temperature for part in (target, logits))
     divergence = temperature**2 * divergence_of(loss_of)(soft, own)
     return Outcome(task + beta * divergence, logits, {"task": task, "divergence": divergence})
+
+
+def taught(teacher: nn.Module, x: Inputs) -> Tensor:
+    """A teacher's logits: in evaluation mode, without a gradient, no token dropped."""
+    teacher.to((x if isinstance(x, Tensor) else next(iter(x.values()))).device)
+    with torch.no_grad(), evaluating(teacher), undropped(teacher):
+        return logits_of(teacher, x)
+
+
+def check_logits(target: Tensor, logits: Tensor) -> None:
+    """Raises: ConfigError for a teacher's logits of another shape."""
+    if target.shape != logits.shape:
+        got, want = f"logits {tuple(target.shape)}", f"{tuple(logits.shape)}, as the model's"
+        raise ConfigError("teacher", got=got, want=want, fix="Give the student the teacher's head.")
 
 
 def _check(beta: float, temperature: float) -> None:

@@ -1,0 +1,58 @@
+"""What a run has learned, put back into its pretrained model; and the model that teaches a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..core.errors import CheckpointError
+from ..data import trunk_fingerprint
+from ..hosts import load
+from ..results.runs import read_run
+from ..results.runs.reading import need
+from ..train import Objective, SquareHead
+from . import experiment as experiments
+from .experiment import Experiment
+
+
+def restored(
+    model: nn.Module,
+    folder: Path,
+    experiment: Experiment,
+    record: Mapping[str, Any],
+    classes: tuple[str, ...] | None = None,
+) -> nn.Module:
+    """The pretrained model with what the run has learned.
+
+    Raises: CheckpointError for another pretrained model, or damaged files.
+    """
+    if (found := trunk_fingerprint(model)) != (want := need(record, "record.trunk", str, folder)):
+        what, got = f"backbone {experiment.adapted.model!r} of {folder}", f"weights {found[:12]}"
+        fix = "Use the version of timm and of the weights that run.json names."
+        raise CheckpointError(what, got=got, want=f"{want[:12]}, those it was trained on", fix=fix)
+    return load(model, folder, classes=classes)
+
+
+def with_teacher(
+    objective: Objective,
+    name: str | None,
+    start: Callable[[Experiment], nn.Module],
+    named: Callable[[str], nn.Module],
+    classes: tuple[str, ...] | None = None,
+) -> Objective:
+    """The objective with its teacher, if it has one: a run of `fit`, or a pretrained model.
+
+    start: the pretrained model of a run's experiment.  named: a model by its name.
+    Raises: as `restored` does.
+    """
+    if not isinstance(objective, SquareHead) or name is None:
+        return objective
+    folder = Path(name)
+    if not (folder / experiments.FILE).is_file():
+        return replace(objective, teacher=named(name))
+    asked, record = experiments.read(folder), read_run(folder).record
+    return replace(objective, teacher=restored(start(asked), folder, asked, record, classes))

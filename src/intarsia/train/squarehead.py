@@ -1,0 +1,140 @@
+"""SquareHead: a sparse student follows the hidden states of its dense teacher (2310.06927)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Paper
+from ..core.checks import above, at_least
+from ..core.errors import ConfigError
+from .distill import check_logits, taught
+from .objectives import blocks_of, logits_of
+from .order import Inputs
+from .outcome import LossOf, Outcome, counted, divergence_of
+
+
+@dataclass(frozen=True)
+class SquareHead:
+    """L = ce CE + kl T^2 KL(t / T || s / T) + feature sum_l mean (h_s - h_t)^2 / (mean h_t^2 + eps)
+
+    h_s, h_t: the outputs of block l of student and teacher, over tokens whose attention_mask is 1;
+    of pictures over all.  t, s: their logits, over rows that have a label.  teacher: the dense
+    model, best fine-tuned on the task; it is in evaluation mode, without a gradient, and otherwise
+    as before.  feature, temperature, eps: above 0.  Each block counts the same, whatever its size.
+
+    fit(student, train, objective=SquareHead(teacher), schedule=FixedMask())
+    The last block's output is taken before the model's final norm. The published code has eps =
+    2^-7, which weakens blocks of small outputs. Costs one forward of the teacher more than `plain`.
+    Not for students with other blocks than the teacher's, nor for an encoder with a decoder.
+    Raises: ConfigError for settings that cannot be; at the first step without a teacher, for one
+    with other blocks or logits, and where no trained weight stands in or before a block.
+    Source: arXiv:2310.06927, the loss of section 3.
+    """
+
+    teacher: nn.Module | None = None
+    ce: float = 1.0
+    kl: float = 0.0
+    feature: float = 1.0
+    temperature: float = 1.0
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("ce", "kl"):
+            at_least(name, getattr(self, name), 0, fix="SquareHead has ce=1, kl=0.")
+        above("feature", self.feature, 0, fix="Use `distill` for a loss of logits alone.")
+        above("temperature", self.temperature, 0, fix="Try 1.0.")
+        above("eps", self.eps, 0, fix="Try 1e-6.")
+
+    def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
+        """The loss of one forward of each."""
+        if self.teacher is None:
+            want, fix = "the dense model", "Pass SquareHead(teacher), or fit --teacher NAME."
+            raise ConfigError("teacher of SquareHead", got="none", want=want, fix=fix)
+        if getattr(getattr(self.teacher, "config", None), "is_encoder_decoder", False) is True:
+            want, fix = "blocks with one padding mask", "Use `distill` for it."
+            raise ConfigError("teacher", got="an encoder with a decoder", want=want, fix=fix)
+        with block_outputs(self.teacher) as wanted:
+            target = taught(self.teacher, x)
+        with block_outputs(model) as own:
+            logits = logits_of(model, x)
+        _check(own, wanted, logits.requires_grad)
+        keep = mask_of(x)
+        feature = torch.stack(
+            [relative_error(s, t, keep, self.eps) for s, t in zip(own, wanted, strict=True)]
+        ).sum()
+        task = loss_of(logits)
+        parts = {"task": task, "feature": feature}
+        loss = self.ce * task + self.feature * feature
+        if self.kl:
+            check_logits(target, logits)
+            soft, said = (counted(part, loss_of) / self.temperature for part in (target, logits))
+            parts["divergence"] = self.temperature**2 * divergence_of(loss_of)(soft, said)
+            loss = loss + self.kl * parts["divergence"]
+        return Outcome(loss, logits, parts)
+
+
+def relative_error(own: Tensor, target: Tensor, keep: Tensor | None, eps: float) -> Tensor:
+    """mean (own - target)^2 / (mean target^2 + eps), in float32 or better.
+
+    own, target: (B, T, d) or (B, ...).  keep: (B, T) bool, the tokens that count; one of another
+    shape is left alone, as are all of it if None.
+    """
+    if keep is not None and keep.shape == own.shape[:-1]:
+        own, target = own[keep], target[keep]  # (N, d)
+    own, target = (h.to(torch.promote_types(h.dtype, torch.float32)) for h in (own, target))
+    return (own - target).square().mean() / (target.square().mean() + eps)
+
+
+def mask_of(x: Inputs) -> Tensor | None:
+    """The tokens of a batch that are no padding, (B, T) bool; None where all are."""
+    mask = x.get("attention_mask") if isinstance(x, Mapping) else None
+    return None if mask is None or mask.ndim != 2 else mask.bool()
+
+
+@contextmanager
+def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The output of each block, in the order of the forward, while inside.
+
+    No hook is left for the backward, in which recomputed blocks run once more.
+    """
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [block.register_forward_hook(keep) for block in blocks_of(model)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check(own: list[Tensor], wanted: list[Tensor], learns: bool) -> None:
+    """Raises: ConfigError for blocks that cannot be compared, or do not learn."""
+    shapes = [[tuple(h.shape) for h in found] for found in (wanted, own)]
+    if shapes[0] != shapes[1]:
+        said = [f"{len(s)} blocks with outputs {s[-1] if s else '()'}" for s in shapes]
+        fix = "Take the dense model that the student was pruned from."
+        raise ConfigError("teacher", got=said[0], want=f"{said[1]}, as the student", fix=fix)
+    if learns and not any(h.requires_grad for h in own):
+        got, want = "block outputs without a gradient", "a trained weight in or before a block"
+        fix = "Train more than the head."
+        raise ConfigError("SquareHead", got=got, want=want, fix=fix)
+
+
+CARD = Card(
+    "squarehead",
+    kind="objective",
+    config=SquareHead,
+    paper=Paper("2310.06927", 2023, "Sparse Fine-tuning for Inference Acceleration of LLMs"),
+    summary="A sparse model follows the hidden states of the dense one, block by block.",
+    family="distillation",
+    names=("SquareHead",),
+)
