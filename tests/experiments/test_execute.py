@@ -267,3 +267,26 @@ def test_what_is_left_out_changes_nothing(method: str) -> None:
         assert isinstance(whole.test, Metrics) and isinstance(short.test, Metrics)
         assert_close(short.test.logits, whole.test.logits, rtol=1e-3, atol=1e-3)
         assert short.record["data"] == whole.record["data"]
+
+
+def test_a_pruner_takes_its_rows_from_the_training_data_and_its_zeros_stay(tmp_path: Path) -> None:
+    start = Experiment(Pictures("mini/synthetic-location", images=64, val=32, test=64)).changed(
+        model="test_vit", size=32, pretrained=False, epochs=1, method="dsnot",
+        settings=("base=sparsegpt", "base.density=0.25", "base.layers=*.mlp.*"),
+    )  # fmt: skip
+    found = carry_out(start, Running(out=tmp_path / "run"), lambda _: None)
+    assert found.record["recipe"]["schedule"]["name"] == "FixedMask"
+    state = open_pictures(tmp_path / "run").model.state_dict()
+    pruned = [w for n, w in state.items() if ".mlp.fc" in n and n.endswith("weight")]
+    assert pruned
+    for weight in pruned:
+        assert float((weight != 0).double().mean()) == pytest.approx(0.25, abs=0.01)
+    assert bool((state["blocks.0.attn.qkv.weight"] != 0).all())
+
+
+def test_blocks_are_no_layers_of_a_pruner() -> None:
+    for method, name in (("wanda", "layers="), ("dsnot", "base.layers=")):
+        with pytest.raises(ConfigError, match=rf"--last-blocks with method.*--set {name}"):
+            chosen(Adapted(method=method, last_blocks=2), Training())
+    start = Experiment(Pictures("elpv")).changed(method="wanda", last_blocks=2)
+    assert start.suited().adapted.last_blocks is None

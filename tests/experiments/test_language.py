@@ -269,3 +269,14 @@ def test_a_missing_text_is_noticed_before_the_model(
     for name in ("none.txt", "bad.jsonl", "folder.txt"):
         with pytest.raises(DataError):
             carry(str(tmp_path / name))
+
+
+def test_a_model_is_pruned_with_rows_of_the_text_and_trained(carry: Carry, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Line {i} of a text, which says {i * i}.\n" for i in range(80)))
+    out = tmp_path / "run"
+    given: dict[str, Any] = {"settings": ("density=0.25",), "epochs": 1, "lr": 1e-3}
+    found = carry(str(text), out, method="wanda", **given)
+    weight: Any = open_run(out).model.get_submodule("model.layers.0.mlp.up_proj").weight
+    assert int((weight != 0).sum()) == weight.numel() // 4
+    assert found.record["recipe"]["schedule"]["name"] == "FixedMask"

@@ -11,6 +11,7 @@ from torch import nn
 from ..core.errors import ConfigError, IntarsiaError
 from ..data import outline
 from ..experiments.execute import method_of, with_method
+from ..hosts.prune.pruner import Pruner, stops_of
 from .arms import among_batch_norms
 from .plan import BenchPlan, Slot
 from .preflight import check_model
@@ -55,7 +56,10 @@ def _unfit(plan: BenchPlan, model: nn.Module) -> Mapping[str, str]:
     for arm in plan.arms:
         experiment = plan.final(Slot(plan.tasks[0], arm, plan.seeds[0]))
         try:
-            with_method(copy.deepcopy(model), method_of(experiment), experiment, CLASSES)
+            if isinstance(method := method_of(experiment), Pruner):
+                stops_of(model, method.layers)  # to prune, it would need rows
+            else:
+                with_method(copy.deepcopy(model), method, experiment, CLASSES)
         except IntarsiaError as error:
             found[arm.name] = str(error)
     return found

@@ -18,8 +18,9 @@ from ..data import packages
 from ..data.language_models import language_model
 from ..data.texts import load_texts
 from ..experiments.pool import Arm
-from ..hosts.prune.pruner import Pruner, batched, sparsify
+from ..hosts.prune.pruner import Pruner, sparsify
 from ..hosts.prune.pruners import Magnitude, SparseGPT, Wanda
+from ..hosts.prune.rows import batched
 from ..methods.dsnot import DSnoT
 from ..partitions.swaps import Swapped
 from ..results.store import Store, key_of

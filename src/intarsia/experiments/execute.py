@@ -32,6 +32,7 @@ from ..data import (
 from ..data.texts import is_text
 from ..fitting import fit_as
 from ..hosts import apply
+from ..hosts.prune.rows import training_rows
 from ..results.runs import save_mistakes
 from ..train import Metrics, Run, Running, task_accuracy, task_heads
 from ..train.folder import owned
@@ -110,7 +111,7 @@ def _on_pictures(
     same = {"inputs": about["inputs"], "pictures": hashes(data)}
     sets = sets_of(experiment, data, input_config(model), shared, same, score=score)
     same = same | {"trunk": about["trunk"]}
-    model = with_method(model, method, experiment, data.classes)
+    model = with_method(model, method, experiment, data.classes, sets[0])
     model.to(device_named(running.compute.device))
     experiments.save(experiment, running.out)
     report(
@@ -161,7 +162,7 @@ def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
     asked = keywords(experiment.recipe)
     own = {name: asked[name] for name in experiments.RECIPE}
     own["objective"] = settings.objective(experiment.objective)
-    own |= schedule_of(experiment)
+    own |= settings.schedule_of(experiment.schedule, method)
     if settings.teacher_of(experiment.objective) and experiment.adapted.frozen_once:
         want, fix = "pictures, which the teacher sees, too", "Leave --frozen-once out."
         raise ConfigError("--teacher", got="--frozen-once with it", want=want, fix=fix)
@@ -174,12 +175,6 @@ def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
         raise ConfigError(what, got=got, want=want, fix="Leave them out, or use its method alone.")
     known = {f.name for f in dataclasses.fields(experiment.training)} - {"weight_decay"}
     return own | {name: value for name, value in published.items() if name not in known}
-
-
-def schedule_of(experiment: Experiment) -> dict[str, Any]:
-    """The keyword of `fit` for a schedule of masks; nothing without one."""
-    found = settings.schedule(experiment.schedule)
-    return {} if found is None else {"schedule": found}
 
 
 def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objective:
@@ -326,8 +321,12 @@ def for_budget(
 
 
 def with_method(
-    model: nn.Module, method: Any, experiment: Experiment, classes: tuple[str, ...]
+    model: nn.Module,
+    method: Any,
+    experiment: Experiment,
+    classes: tuple[str, ...],
+    train: Any = None,
 ) -> nn.Module:
-    """The model, changed by the method."""
+    """The model, changed by the method.  train: of which a pruner takes its calibration rows."""
     change = settings.change_of(method, experiment.adapted, classes)
-    return apply(model, change, seed=experiment.training.seed)
+    return apply(model, change, training_rows(change, train), seed=experiment.training.seed)

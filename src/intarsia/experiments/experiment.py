@@ -119,7 +119,7 @@ class Experiment:
         if entry.get("kind") not in ("baseline", "change"):
             return self
         in_blocks = {setting["name"] for setting in entry["settings"]} & {"last_blocks", "layers"}
-        last = self.adapted.last_blocks if in_blocks else None
+        last = self.adapted.last_blocks if in_blocks and entry["family"] != "pruning" else None
         on_top = getattr(card(self.adapted.method).config, "on_top", False)
         freezes = entry["kind"] == "baseline" and (on_top or last is not None)
         frozen = self.adapted.frozen_once and freezes

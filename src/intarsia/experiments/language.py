@@ -14,6 +14,7 @@ from ..data.language_models import language_model
 from ..data.texts import Texts, TextSplits, check_text, load_texts
 from ..fitting import fit_as
 from ..hosts import apply
+from ..hosts.prune.rows import training_rows
 from ..train import Run, Running, evaluate
 from ..train.folder import owned
 from ..train.precision import cast_frozen
@@ -72,7 +73,7 @@ def _on_texts(
     }
     method = settings.chosen(asked, experiment.training)
     about["method"] = settings.said(method)
-    model = with_method(model, method, experiment)
+    model = with_method(model, method, experiment, data.train)
     cast_frozen(model, experiment.training.precision)
     if score:
         report(f"Scoring {data.test.name} ({len(data.test):,} rows) before training.")
@@ -88,7 +89,7 @@ def _on_texts(
         lambda asked: model_of(asked, report),
         lambda name: language_model(name, progress=report)[0],
     )
-    recipe, schedule = keywords(experiment.recipe), settings.schedule(experiment.schedule)
+    recipe = keywords(experiment.recipe)
     options = keywords(running) | {name: recipe[name] for name in experiments.RECIPE}
     return fit_as(method)(
         model,
@@ -99,7 +100,7 @@ def _on_texts(
         record=about,
         objective=objective,
         **options,
-        **({} if schedule is None else {"schedule": schedule}),
+        **settings.schedule_of(experiment.schedule, method),
     )
 
 
@@ -143,10 +144,15 @@ def texts_of(
     )
 
 
-def with_method(model: nn.Module, method: Any, experiment: Experiment) -> nn.Module:
-    """The model, changed by the method; no head, since a language model trains none."""
+def with_method(
+    model: nn.Module, method: Any, experiment: Experiment, train: Any = None
+) -> nn.Module:
+    """The model, changed by the method; no head, since a language model trains none.
+
+    train: of which a pruner takes its calibration rows.
+    """
     change = settings.change_of(method, experiment.adapted, head=None)
-    return apply(model, change, seed=experiment.training.seed)
+    return apply(model, change, training_rows(change, train), seed=experiment.training.seed)
 
 
 def scores(model: nn.Module, texts: Texts, experiment: Experiment) -> Any:

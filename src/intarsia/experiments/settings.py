@@ -20,10 +20,13 @@ from ..core.errors import ConfigError, UnknownName
 from ..core.registry import card, find, index, keys, method_key, method_to_dict, settings_to_dict
 from ..gating import RouterConfig
 from ..hosts import Adapt, as_change
+from ..hosts.prune.pruner import Pruner
+from ..schedules import FixedMask
 from ..train import OBJECTIVES, Objective, Training
 from .experiment import Adapted
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+SEVERAL = (tuple, Sequence)
 Tree = dict[str, Any]
 
 
@@ -130,15 +133,19 @@ def _check_places(asked: Adapted) -> None:
     if asked.method not in known() or asked.method in (*keys(), *keys("recipe")):
         return
     own = settings_to_dict(card(asked.method).config())
-    last_refused = asked.last_blocks is not None and not own.keys() & {"last_blocks", "layers"}
+    prunes = index()[asked.method]["family"] == "pruning"
+    numbered = own.keys() & {"last_blocks", "layers"} and not prunes
+    last_refused = asked.last_blocks is not None and not numbered
     refused = ["--last-blocks"] * last_refused + ["--target"] * bool(asked.targets)
     if refused:
         roles, them = "roles" in own, "it" if len(refused) == 1 else "them"
+        globs = "layers" if "layers" in own else "base.layers"
+        named = f"Use --set {globs}='*.mlp.*', or leave {them} out." if prunes else ""
         raise ConfigError(
             f"{' and '.join(refused)} with method {asked.method!r}",
             got="places for cells",
-            want="its own settings for them" if roles else "none: it adds no cells",
-            fix="Use --set roles=qkv." if roles else f"Leave {them} out.",
+            want="its own settings for them" if roles or prunes else "none: it adds no cells",
+            fix="Use --set roles=qkv." if roles else named or f"Leave {them} out.",
         )
 
 
@@ -265,7 +272,7 @@ def _read(text: str, kind: Any) -> tuple[Any, bool]:
             return None, False
     if kind is str:
         return text, text != ""
-    if get_origin(kind) is tuple:
+    if get_origin(kind) in SEVERAL:
         items = [item.strip() for item in text.split(",") if item.strip()]
         read = [_read(item, get_args(kind)[0]) for item in items]
         return tuple(value for value, _ in read), bool(read) and all(fits for _, fits in read)
@@ -281,7 +288,7 @@ def _shown(hint: Any) -> str:
         "nothing"
         if kind is type(None)
         else f"{NAMES.get(get_args(kind)[0], 'values')}, or several with commas"
-        if get_origin(kind) is tuple
+        if get_origin(kind) in SEVERAL
         else NAMES.get(kind, str(kind))
         for kind in _kinds(hint)
     ]
@@ -360,6 +367,17 @@ def schedule(text: str | None) -> Any:
     if not hasattr(config, "begin"):
         raise UnknownName("schedule", name, SCHEDULES)
     return configured("schedule", name, config, rest)
+
+
+def schedule_of(text: str | None, method: Any) -> dict[str, Any]:
+    """The keyword of `fit` for a schedule of masks; nothing without one.
+
+    What a pruner has set to 0 stays 0, unless another schedule is asked for.
+    """
+    found = schedule(text)
+    if found is None and isinstance(method, Pruner) and method.density < 1:
+        found = FixedMask()
+    return {} if found is None else {"schedule": found}
 
 
 def words(config: object, start: object | None = None) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from ..core import Card, NofM, Paper, Partition
 from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
 from ..hosts.prune.pruner import Pruner
-from ..hosts.prune.pruners import Wanda
+from ..hosts.prune.pruners import Magnitude, SparseGPT, Wanda
 from ..partitions.swaps import Swapped, swap
 from ..scores import Statistics, wanda
 
@@ -26,7 +26,7 @@ class DSnoT(Pruner):
 
     The error of a row is expected to be eps = sum_pruned W_j E_j, E_j the mean of input j; see
     `partitions.swap`.
-    base: the method of the first mask, with its density, pattern and layers; None = Wanda.
+    base: the method of the first mask, with its density, pattern and layers.
     cycles: swaps a row at most; tolerance: of |eps|, as a share of the layer's mean at the start;
     power: of the variance that a gain is divided by.  restore: after a method that compensates,
     re-grown weights are dense and others stay compensated, "kept"; or all are dense, "dense".
@@ -35,15 +35,14 @@ class DSnoT(Pruner):
     and the relative tolerance are ours. SparseGPT alone is often better: compare.
     """
 
-    base: Any = None
+    base: Magnitude | Wanda | SparseGPT = Wanda()  # noqa: RUF009 - frozen
     cycles: int = 50
     tolerance: float = 0.02
     power: float = 1.0
     restore: str = "kept"
 
     def __post_init__(self) -> None:
-        base = Wanda() if self.base is None else self.base
-        object.__setattr__(self, "base", base)
+        base: Any = self.base
         if not isinstance(base, Pruner) or isinstance(base, DSnoT):
             want, fix = "Magnitude, Wanda or SparseGPT", "Pass DSnoT(Wanda(density=0.5))."
             raise ConfigError("base", got=type(base).__name__, want=want, fix=fix)

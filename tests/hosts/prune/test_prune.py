@@ -24,7 +24,8 @@ from intarsia.core.errors import (
     TargetError,
     TrainingError,
 )
-from intarsia.hosts.prune.pruner import Pruner, batched, stops_of
+from intarsia.hosts.prune.pruner import Pruner, stops_of
+from intarsia.hosts.prune.rows import batched
 from intarsia.hosts.prune.walk import Chain, Whole, flow_of, inputs_of, mask_of
 from intarsia.scores import observing
 

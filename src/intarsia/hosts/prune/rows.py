@@ -1,0 +1,100 @@
+"""Calibration rows: as batches that a model takes, checked, and told apart by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import DataError
+from .walk import inputs_of
+
+ROWS, LENGTH, BATCH = 8, 32, 8
+OF_TRAINING = 128  # rows, where a training's own are taken
+
+
+def check_rows(batches: Sequence[Any]) -> None:
+    """Raises: DataError for no calibration rows, or too few or too short rows of tokens."""
+    shapes = [tuple(t.shape) for b in batches if (t := _tokens(inputs_of(b))) is not None]
+    count, length = sum(s[0] for s in shapes), min((s[1] for s in shapes), default=0)
+    if batches and not shapes:
+        return  # pictures
+    if count < ROWS or length < LENGTH:
+        got = f"{count} rows of {length} tokens and more"
+        want = f"at least {ROWS} rows of {LENGTH} tokens, to estimate moments of all channels"
+        fix = "Pass more or longer rows: load_texts('austen', tokenizer, length=512).train[:128]."
+        raise DataError("calibration", got=got, want=want, fix=fix)
+
+
+def _tokens(given: Any) -> Tensor | None:
+    ids = given.get("input_ids") if isinstance(given, Mapping) else given
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != 2:
+        return None
+    return ids
+
+
+def digest_of(batches: Sequence[Any]) -> str:
+    """A hash of the calibration rows."""
+    total = hashlib.sha256()
+    for batch in batches:
+        given = inputs_of(batch)
+        parts = given if isinstance(given, Mapping) else {"x": given}
+        for name in sorted(parts):
+            value = parts[name].detach().cpu().contiguous()
+            total.update(f"{name}:{value.dtype}:{tuple(value.shape)}\n".encode())
+            total.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return total.hexdigest()
+
+
+def batched(calib: Any, size: int = BATCH) -> list[Any]:
+    """Rows as batches a model takes: those of a data set are stacked where they are as long.
+
+    calib: a tensor of rows, a data set or a list of rows ({"input_ids": (T,)}, or (input, label)),
+    or a list of batches.
+    """
+    if isinstance(calib, Tensor):
+        return list(calib.split(size))
+    rows = [calib[i] for i in range(len(calib))]
+    rows = [row[0] if isinstance(row, (tuple, list)) else row for row in rows]
+    if rows and all(_single(row) for row in rows):
+        groups: list[list[Any]] = []
+        for row in rows:
+            shape = {n: tuple(t.shape) for n, t in _named(row).items()}
+            last = groups[-1] if groups else []
+            alike = last and shape == {n: tuple(t.shape) for n, t in _named(last[0]).items()}
+            if alike and len(last) < size:
+                last.append(row)
+            else:
+                groups.append([row])
+        return [_stacked(group) for group in groups]
+    return rows
+
+
+def _single(row: Any) -> bool:
+    """Whether it is one row, and no batch."""
+    ids = row.get("input_ids") if isinstance(row, Mapping) else row
+    return isinstance(ids, Tensor) and ids.dim() == (3 if ids.is_floating_point() else 1)
+
+
+def _named(row: Any) -> dict[str, Tensor]:
+    named = row if isinstance(row, Mapping) else {"": row}
+    return {n: t for n, t in named.items() if n != "labels"}
+
+
+def _stacked(rows: Sequence[Any]) -> Any:
+    named = {n: torch.stack([_named(row)[n] for row in rows]) for n in _named(rows[0])}
+    return named if isinstance(rows[0], Mapping) else named[""]
+
+
+def training_rows(change: Any, train: Any) -> list[Any]:
+    """Batches of 128 rows, evenly spread over training data, for a change that reads some.
+
+    No batches for a change that does not, such as an adapter.
+    """
+    if train is None or not getattr(change, "needs", ()):
+        return []
+    step = max(1, len(train) // OF_TRAINING)
+    return batched([train[i] for i in range(0, len(train), step)][:OF_TRAINING])
