@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from intarsia.bench import auto as autos
 from intarsia.bench import choosing
+from intarsia.bench.arms import arm
 from intarsia.bench.auto import auto
 from intarsia.bench.choosing import Cost
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments import one_run
+from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.experiments.pool import TrialEnd
 from intarsia.results.store import Store
 
 SETTINGS: dict[str, Any] = {"model": "test_vit", "pretrained": False, "batch_size": 8, "val": 8}
@@ -102,6 +108,58 @@ def test_little_time_tries_less(tmp_path: Path) -> None:
     found = auto(photos(tmp_path / "photos"), minutes=1e-6, out=tmp_path / "a", **SETTINGS)
     assert [row.experiment.training.epochs for row in found.rows] == [1]
     assert found.test["accuracy"] >= 0
+    assert "Only one candidate" in str(found)
+
+
+@given(
+    each=st.floats(0.001, 0.3),
+    once=st.floats(0, 0.2),
+    beside=st.floats(0.5, 20),
+    minutes=st.floats(0.5, 30),
+    fails=st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_minutes_hold_within_a_quarter_if_one_epoch_fits(
+    each: float, once: float, beside: float, minutes: float, fails: bool
+) -> None:
+    counts = (400, 60, 100)
+
+    def took(flat: dict[str, Any]) -> float:
+        images, val = flat["images"] or counts[0], flat["val"] or counts[1]
+        first = (images + val) * once
+        return first + flat["epochs"] * (images + choosing.SCORING * val) * each
+
+    def fake(trials: Any, *_: Any, done: Any, **__: Any) -> None:
+        for trial in trials:
+            flat = trial.inputs["experiment"]
+            seconds = took(flat)
+            images, val = flat["images"] or counts[0], flat["val"] or counts[1]
+            found = {"val": {"accuracy": 0.5, "loss": 1.0}, "seconds": seconds}
+            found["seconds_once"] = (images + val) * once
+            bad = fails and "linear" in trial.name
+            result = None if bad else {"results": found}
+            done(TrialEnd(trial, result, "no" if bad else "", 0.1 if bad else seconds + beside))
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing, "run_trials", fake)
+        patch.setattr(choosing, "FIRST_EPOCHS", 5)
+        start = Experiment(Pictures("x")).changed(size=32)
+        arms = [arm("linear"), arm("adaptformer")]
+        told = list[str]()
+        search = choosing.Search(
+            start, arms, [32], counts, 60 * minutes, Path(folder), told.append, {}
+        )
+        best = search.run()[0]
+        look = search._last_look(best.experiment)
+        pilot = beside + took({"images": 64, "val": 60, "epochs": choosing.PILOT_EPOCHS})
+        least = pilot + beside + took({"images": None, "val": None, "epochs": 1}) + look
+        event("one epoch fits" if least < 60 * minutes else "it does not")
+        if least < 60 * minutes:
+            assert search.spent + look <= 1.25 * 60 * minutes
+        else:
+            assert [row.experiment.training.epochs for row in search.best] == [1]
+        cut = search.best[-1].experiment.training.epochs < 5 or best.experiment.training.epochs < 5
+        assert cut == any("gets" in line for line in told)
 
 
 def test_what_a_run_costs() -> None:

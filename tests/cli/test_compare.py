@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from intarsia import Bottleneck, Lora, Mosa, TopK, Upcycle
 from intarsia.claims import ledger
@@ -263,8 +264,9 @@ def test_the_demo_from_pictures_to_page(
     words = (
         "demo", "--data", photos(tmp_path / "photos"), "--model", "test_vit", "--untrained",
         "--size", "32", "--images", "12", "--epochs", "2", "--seeds", "0", "--jobs", "1",
-        "--out", tmp_path / "demo",
+        "--out", tmp_path / "demo", "--device", "cpu",
     )  # fmt: skip
+    assert intarsia(*words[:-1], "cuda:77").code == 2 and not started
     said = intarsia(*words)
     assert said.code == 0, said.err
     for text in ("linear probe", "bottleneck", "mosa", "Report:"):
@@ -280,7 +282,7 @@ def test_the_demo_from_pictures_to_page(
 def test_assets_are_obtained_in_another_process() -> None:
     asked = demo_steps.Demo("no set", "no model", 32, 1, 1, (0,), Path("x"), pretrained=False)
     demo_steps.obtain(asked)  # nothing to obtain: no error
-    assert demo_steps.faster_precision() in ("fp32", "bf16")
+    assert demo_steps.faster_precision(torch.device("cpu")) in ("fp32", "bf16")
 
 
 def fake_claims(needs: str = "cpu") -> tuple[Claim, ...]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from intarsia.cli.configuring import read_config
+from intarsia.cli import configuring
+from intarsia.cli.configuring import read_config, with_config
 from intarsia.core.errors import CheckpointError, ConfigError, UnknownName
 from intarsia.core.quiet import QUIET, kept_quiet, quiet
 from intarsia.train.processes import device_named
@@ -31,14 +32,31 @@ def test_a_runs_own_file_repeats_it(
 def test_what_is_given_overrides_the_file_and_is_said(
     intarsia: Intarsia, run: Path, tmp_path: Path
 ) -> None:
-    words = ("fit", "--config", run, "--epochs", "1", "--method", "linear", "--out", tmp_path / "r")
-    said = intarsia(*words)
-    assert said.code == 2 and "it has no settings" in said.words  # those of the file's method
     (tmp_path / "own.json").write_text('{"data": "nosuch", "epochs": 1, "method": "linear"}')
     said = intarsia("fit", "--config", tmp_path / "own.json", "--epochs", "2")
     assert said.code == 2 and "--epochs 2 in place of 1 of" in said.err and "nosuch" in said.err
     said = intarsia("fit", "--config", run, "--resume", "--out", run)
     assert said.code == 2 and "it alone" in said.words
+
+
+def test_settings_go_with_their_method() -> None:
+    told, file = list[str](), Path("own.json")
+    found = {"method": "mosa", "settings": ["experts=4"], "epochs": 3}
+
+    def read(words: set[str], **given: object) -> dict[str, object]:
+        told.clear()
+        asked = {"settings": None, "method": "mosa", "epochs": 20}
+        return with_config(file, asked | given, words, told.append)[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configuring, "read_config", lambda _: dict(found))
+        other = read({"method"}, method="lora")
+        assert other["settings"] is None and other["epochs"] == 3
+        assert any("Without --set experts=4 of own.json, which is for mosa" in t for t in told)
+        own = read({"method", "settings"}, method="lora", settings=["rank=4"])
+        assert own["settings"] == ["rank=4"] and "--set" in " ".join(told)
+        for same in ({"method"}, {"epochs"}):
+            assert read(same)["settings"] == ["experts=4"] and "Without" not in " ".join(told)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,7 @@ def test_csv_beside_tensorboard_forgets_what_a_killed_run_wrote(tmp_path: Path) 
     assert any((tmp_path / "tensorboard").iterdir())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of mlflow's database
 @pytest.mark.parametrize("others", [("wandb",), ("mlflow",), ("wandb", "mlflow", "tensorboard")])
 def test_trackers_work_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: tuple[str, ...]
@@ -198,7 +199,7 @@ def test_trackers_work_together(
     for name in others:
         pytest.importorskip(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
     run = fit(
         host(), pictures(40), **(QUICK | {"trackers": [*others, "csv"], "out": tmp_path / "r"})

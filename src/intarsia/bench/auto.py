@@ -276,6 +276,9 @@ def _table(found: AutoRun) -> Table:
         f"The choice and its runners-up: chosen on {n['val']['n']:,} validation pictures, scored "
         f"once on {n['test']['n']:,} test pictures; {numbers.seconds(found.seconds)} in all."
     )
+    if len(found.rows) == 1:
+        caption += " Only one candidate was trained to a score, so nothing was compared: more "
+        caption += "minutes try more."
     entries = tuple(_line(row, found.test if i == 0 else None) for i, row in enumerate(rows))
     return Table(caption, columns, entries, best=0, baseline=None)
 

@@ -56,9 +56,9 @@ def _measured(
     trials: list[Trial] = []
     for arm in plan.arms:
         flat = _pilot(plan, Slot(task, arm, seed), images)
-        keys[arm.name] = key = key_of({"pilot": flat, "jobs": how.jobs})
+        keys[arm.name] = key = key_of({"pilot": flat, "jobs": how.jobs, **how.running})
         folder, shared = (str((out / name).absolute()) for name in (f"pilots/{key}", "shared"))
-        inputs = {"experiment": flat, "folder": folder, "shared": shared}
+        inputs = {"experiment": flat, "folder": folder, "shared": shared, "running": how.running}
         if key not in kept:
             trials.append(Trial(arm.name, inputs))
     if trials:

@@ -92,6 +92,7 @@ class Search:
     def __post_init__(self) -> None:
         self.store = Store(self.out / "search.jsonl")
         self.spent, self.costs = 0.0, dict[int, Cost]()
+        self.beside = SETTING_UP  # of a run's seconds, before a candidate's are known
         self.rows: list[Row] = []
 
     def run(self) -> list[Row]:
@@ -148,6 +149,7 @@ class Search:
             if self.costs and cost.of(*self.counts[:2], FIRST_EPOCHS) > SIZE_SHARE * self.seconds:
                 break
             self.costs[size], took, before = cost, trained, size
+            self.beside = row.beside
         self.rows.clear()  # pilots are no candidates
 
     def _fits(self, one: Experiment) -> bool:
@@ -158,16 +160,33 @@ class Search:
         took = self._cost(one).of(*self.counts[:2], one.training.epochs, fresh=not again)
         return self.spent + took + self._last_look(one) < self.seconds
 
+    def _cut(self, one: Experiment) -> Experiment:
+        """The first candidate, which always trains, with the epochs there is time for, 1 at least.
+
+        By what its size's pilot measured of a step.
+        """
+        cost, asked = self._cost(one), one.training.epochs
+        none, first = (cost.of(*self.counts[:2], epochs) for epochs in (0, 1))
+        left, pass_over = self.seconds - self.spent - self._last_look(one) - none, first - none
+        epochs = max(1, min(asked, int(left / pass_over))) if pass_over > 0 else asked
+        if epochs < asked:
+            self.report(
+                f"The first candidate gets {epochs} of {asked} epochs: an epoch takes about "
+                f"{numbers.seconds(pass_over)}."
+            )
+        return one.changed(epochs=epochs)
+
     def _cost(self, one: Experiment) -> Cost:
         """Of a candidate; what a run takes beside its training is that of the last one."""
         cost = self.costs[one.adapted.size or 0]
         trained = [row for row in self.rows if not row.error]
-        return replace(cost, overhead=trained[-1].beside) if trained else cost
+        return replace(cost, overhead=trained[-1].beside if trained else self.beside)
 
     def _rung(self, asked: Sequence[tuple[str, Experiment]]) -> list[Row]:
         """Train the candidates that there is time for, in their order; those with a score."""
         found: list[Row] = []
         for name, one in asked:
+            one = one if self.best else self._cut(one)
             if all(row.experiment != one for row in self.rows) and self._fits(one):
                 found.append(self._trained(name, one))
         return [row for row in found if not row.error]

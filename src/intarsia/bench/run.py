@@ -30,7 +30,7 @@ class How:
 
     jobs: runs at a time.  executor: "processes", "ray" or "here".  threads: of torch in each run,
     None shares the cores out.  again: run failed ones again.  alone: each run by itself, and all of
-    its model in every step, for tests and timings.
+    its model in every step, for tests and timings.  device: None is the best that is there.
     """
 
     jobs: int = 1
@@ -38,6 +38,12 @@ class How:
     threads: int | None = None
     again: bool = True
     alone: bool = False
+    device: str | None = None
+
+    @property
+    def running(self) -> dict[str, Any]:
+        """Fields of `Running` for each run."""
+        return {} if self.device is None else {"device": self.device}
 
 
 def run_plan(
@@ -234,6 +240,7 @@ def _trial(
 def _run(
     trials: Sequence[Trial], how: How, report: Report, work: Work, done: Callable[[TrialEnd], None]
 ) -> None:
+    trials = [replace(t, inputs={**t.inputs, "running": how.running}) for t in trials]
     if how.alone or work is not one_run:
         trials = [replace(t, inputs={**t.inputs, "whole": how.alone}, stack="") for t in trials]
     pool: dict[str, Any] = {"jobs": how.jobs, "executor": how.executor, "threads": how.threads}

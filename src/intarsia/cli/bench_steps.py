@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..data import suites
 from ..experiments.experiment import Experiment, Pictures
 from ..experiments.settings import value_of
 from ..results.suites import records
+from ..train.processes import device_named
 from .options import share_of
 from .shell import in_words
 
@@ -85,6 +87,9 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, Path,
     plan = suited(plan, named=bool(_names(given["methods"])))
     where = "ray" if given["ray"] else "processes"
     how = How(given["jobs"], where, given["threads"], not given["keep_failed"])
+    if given["device"] is not None:
+        device_named(given["device"])  # one that is not there is refused before any run
+        how = replace(how, device=given["device"])
     out = given["out"] or Path("runs") / f"bench-{suite.name}-{rules.name}"
     report(
         f"{len(plan.tasks)} tasks x {len(plan.arms)} methods x {len(plan.seeds)} seeds, "

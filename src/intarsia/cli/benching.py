@@ -10,7 +10,7 @@ import typer
 from ..core.checks import above
 from .completing import OF_OPTION, models
 from .early import check_choices, check_numbers, numbers
-from .options import Json
+from .options import Device, Json
 from .shell import SOME_FAILED, note, say, show_json, show_table, warn
 
 
@@ -90,6 +90,7 @@ def bench(
     ] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     threads: Annotated[int | None, typer.Option(help="Of torch in each run.")] = None,
+    device: Device = None,
     ray: Annotated[
         bool, typer.Option("--ray", help=r"Run on a Ray cluster: pip install 'intarsia\[ray]'.")
     ] = False,
@@ -111,7 +112,7 @@ def bench(
     """
     given: dict[str, Any] = dict(locals())
     check_choices(given)
-    check_numbers({"jobs": jobs, "threads": threads, "epochs": epochs})
+    check_numbers({"jobs": jobs, "threads": threads, "epochs": epochs, "device": device})
     if seeds is not None:
         numbers("--seeds", seeds)
     if budget is not None:

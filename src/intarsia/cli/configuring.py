@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from ..core.errors import CheckpointError, ConfigError, UnknownName
+from .early import method_key
 from .options import flag, shared
 
 FILES = ("experiment.json", "run.json")
@@ -48,10 +49,15 @@ def with_config(
     """All parameters of `fit` as the file has them, but for those given; and all names set.
 
     asked: the parameters; words: names of those that stand on the command line.  What these
-    override is reported.
+    override is reported, and what goes with them: settings of a method are left out for another.
     """
     found, given = read_config(path), dict(asked)
     named = {INVERSE.get(word, word) for word in words}
+    theirs, own = found.get("method"), found.get("settings")
+    another = "method" in words and method_key(given["method"], lambda _: None) != theirs
+    if own and theirs and another and "settings" not in words:
+        report(f"Without --set {' '.join(own)} of {path}, which is for {theirs}.")
+        del found["settings"]
     for name, value in found.items():
         if name in named:
             word = next(w for w in words if INVERSE.get(w, w) == name)

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from .comparing import show_comparison
-from .early import numbers
-from .options import Json
+from .early import check_numbers, numbers
+from .options import Device, Json
 from .shell import note
 
 METHODS = ("linear", "bottleneck", "mosa")
@@ -29,6 +29,7 @@ def demo(
     ),
     jobs: Annotated[int, typer.Option(help="Runs at a time, one thread each.")] = 2,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/demo"),
+    device: Device = None,
     as_json: Json = False,
     untrained: Annotated[bool, typer.Option("--untrained", hidden=True, help="For tests.")] = False,
 ) -> None:
@@ -41,6 +42,7 @@ def demo(
     Example:  intarsia demo
     """
     runs = numbers("--seeds", seeds)
+    check_numbers({"device": device})
     from .demo_steps import Demo, fold_one, obtain, train_all
 
     start = time.perf_counter()
@@ -49,7 +51,7 @@ def demo(
     obtain(asked)
     note("2/4  Linear probe, adapter, MoSA: at each seed the same pictures and steps")
     try:
-        contest = train_all(asked, METHODS, jobs, note)
+        contest = train_all(asked, METHODS, jobs, device, note)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("Call the same command again to go on.") from stop
     note("3/4  The MoSA model as a stock timm model")

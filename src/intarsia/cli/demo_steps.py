@@ -19,6 +19,7 @@ from ..experiments.release import some_pictures, stock_of
 from ..experiments.runs import open_pictures
 from ..hosts import export_timm
 from ..train import Training
+from ..train.processes import device_named
 
 Report = Callable[[str], None]
 VAL, TEST = 0, 1600
@@ -55,45 +56,48 @@ def _obtain(model: str | None, data: str) -> None:
         sets.load(data)
 
 
-def faster_precision() -> str:
-    """ "bf16" where this machine multiplies it faster than fp32, as one layer of a ViT-S does."""
+def faster_precision(device: torch.device) -> str:
+    """ "bf16" where a device multiplies it faster than fp32, as one layer of a ViT-S does."""
     seconds: dict[str, float] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        x, w = torch.randn(544, 384).to(dtype), torch.randn(384, 1536).to(dtype)
+        x, w = (torch.randn(size).to(device, dtype) for size in ((544, 384), (384, 1536)))
         times: list[float] = []
         for _ in range(REPEATS):
             start = time.perf_counter()
-            torch.mm(x, w)
+            float(torch.mm(x, w)[0, 0])  # waits for the device
             times.append(time.perf_counter() - start)
         seconds[name] = min(times)
     return min(seconds, key=seconds.__getitem__)
 
 
-def train_all(asked: Demo, methods: Sequence[str], jobs: int, report: Report) -> list[PlannedRun]:
+def train_all(
+    asked: Demo, methods: Sequence[str], jobs: int, device: str | None, report: Report
+) -> list[PlannedRun]:
     """Train the methods at every seed, `jobs` runs at a time with one thread each.
 
     Two small runs side by side take less time than one after the other with two threads.
-    Raises: as `run_all` does.
+    Raises: as `run_all` does; ConfigError for a device that is not there.
     """
+    where = device_named(device)
     torch.set_num_threads(1)
     pictures = Pictures(experiments.located(asked.data), images=asked.images, val=VAL, test=TEST)
     adapted = Adapted(asked.model, asked.size, pretrained=asked.pretrained)
     training = Training(epochs=asked.epochs, batch_size=32, lr=5e-3, weight_decay=0.01)
     start = Experiment(pictures, adapted, training).changed(
-        last_blocks=BLOCKS, frozen_once=True, precision=_precision(asked, report)
+        last_blocks=BLOCKS, frozen_once=True, precision=_precision(asked, where, report)
     )
     chosen = on_one_adapter(start, methods, {}, report)
     runs = planned(start, methods, asked.seeds, chosen, asked.out)
-    run_all(runs, jobs=jobs, report=report, threads=1)
+    run_all(runs, jobs=jobs, report=report, threads=1, running={"device": device})
     return runs
 
 
-def _precision(asked: Demo, report: Report) -> str:
+def _precision(asked: Demo, device: torch.device, report: Report) -> str:
     """That of the runs that are there, else the faster one."""
     found = sorted(asked.out.glob(f"*/{experiments.FILE}"))
     if found:
         return experiments.read(found[0].parent).training.precision
-    chosen = faster_precision()
+    chosen = faster_precision(device)
     report(f"Precision {chosen}: the faster one here.")
     return chosen
 

@@ -33,8 +33,8 @@ def titles(table: Any) -> list[str]:
 def test_both_means_and_both_counts_are_in_the_table(make_suite: MakeAll) -> None:
     (found,) = tables(make_suite(), "adaptformer").findings
     assert titles(results_table(found)) == [
-        "Method", "Group mean", "Task mean", "Parameters", "With head", "PPT", "Time", "CPU time",
-        "Peak memory",
+        "Method", "Group mean", "Task mean", "Balanced", "Loss", "Parameters", "With head", "PPT",
+        "Time", "CPU time", "Peak memory",
     ]  # fmt: skip
     assert results_table(found).notes == ("Trained for 20 epochs.",)
     # the same as means of the tasks' table
@@ -42,6 +42,18 @@ def test_both_means_and_both_counts_are_in_the_table(make_suite: MakeAll) -> Non
     columns = zip(*(row[1:] for row in last), strict=True)
     for row, below in zip(results_table(found).rows, columns, strict=True):
         assert [cell.text for cell in row[1:3]] == [cell.text for cell in below]
+
+
+def test_balanced_accuracy_and_loss_are_means_over_tasks(make_suite: MakeAll) -> None:
+    made = make_suite()
+    (found,) = tables(made, "adaptformer").findings
+    for row in results_table(found).rows:
+        own = [r for r in made if r.method.label == row[0].text]
+        for cell, name in zip(row[3:5], ("balanced_accuracy", "loss"), strict=True):
+            assert float(cell.full) == pytest.approx(
+                sum(getattr(r.outcome, name) for r in own) / len(own), abs=1e-6
+            )
+        assert not any(cell.place for cell in row[3:5])  # nobody is ranked by them
 
 
 def test_joint_tasks_have_a_column_and_others_none(make_result: Make, tmp_path: Path) -> None:

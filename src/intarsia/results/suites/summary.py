@@ -20,12 +20,15 @@ class Means:
 
     group: mean over groups of the means over a group's tasks.  task: plain mean over tasks.
     own: plain mean over joint tasks of the accuracy among the classes of an image's own task, None
-    where no task is joint.
+    where no task is joint.  balanced, loss: plain means over tasks of balanced accuracy and of the
+    loss.
     """
 
     group: Spread
     task: Spread
     own: Spread | None = None
+    balanced: Spread | None = None
+    loss: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -157,10 +160,14 @@ def means_of(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Means:
     names = [task.group for task, kept in zip(sheet.tasks, tasks, strict=True) if kept]
     own = sheet.values("own_task_accuracy")[number]
     joint = tasks & ~np.isnan(own).all(axis=1)
+    beside = (sheet.values(name)[number, tasks] for name in ("balanced_accuracy", "loss"))
+    balanced, loss = (suite_mean(v) if not np.isnan(v).all(axis=1).any() else None for v in beside)
     return Means(
         group=suite_mean(accuracy[tasks], statistics.weights(names)),
         task=suite_mean(accuracy[tasks]),
         own=suite_mean(own[joint]) if joint.any() else None,
+        balanced=balanced,
+        loss=loss,
     )
 
 

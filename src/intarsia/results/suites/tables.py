@@ -30,10 +30,11 @@ class Field:
 
 
 def results_table(findings: Findings) -> Table:
-    """A row for every method: both means, parameters, PPT, time, memory."""
+    """A row for every method: both means, balanced accuracy, loss, and what it costs."""
     fields = [
         Field(METHOD, lambda row: Entry(row.method.label)),
         *_means(findings),
+        *_beside(findings),
         *_costs(findings),
     ]
     caption = f"Accuracy in %, {over_seeds(findings)}. {_places(findings.rows)}".strip()
@@ -219,6 +220,25 @@ def _means(findings: Findings) -> list[Field]:
             for kind, text in about.items()
         ]
     return found
+
+
+def _beside(findings: Findings) -> list[Field]:
+    """Balanced accuracy and loss, which rank nobody."""
+    where = ", over the shared tasks" if findings.ragged else ""
+
+    def balanced(row: MethodRow) -> Entry:
+        return share(row.shared and row.shared.balanced)
+
+    def loss(row: MethodRow) -> Entry:
+        found = row.shared and row.shared.loss
+        return Entry(f"{found.mean:.3f}", full=f"{found.mean:.6f}") if found else NONE
+
+    right = "Mean over a task's classes of the share of right answers, %: plain mean over tasks"
+    mean_loss = "Mean cross-entropy of the test part: plain mean over tasks"
+    return [
+        Field(Column("Balanced", f"{right}{where}"), balanced),
+        Field(Column("Loss", f"{mean_loss}{where}"), loss),
+    ]
 
 
 def _costs(findings: Findings) -> list[Field]:
