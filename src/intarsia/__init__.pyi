@@ -50,6 +50,7 @@ from .hosts.prune.pruner import sparsify as sparsify
 from .hosts.prune.pruners import Magnitude as Magnitude
 from .hosts.prune.pruners import SparseGPT as SparseGPT
 from .hosts.prune.pruners import Wanda as Wanda
+from .hosts.soups import soup as soup
 from .hosts.swap.experts import MergeMixtures as MergeMixtures
 from .hosts.swap.experts import PruneExperts as PruneExperts
 from .hosts.swap.student import Student as Student
@@ -77,6 +78,7 @@ from .methods.mosa import Mosa as Mosa
 from .methods.mosa import Official as Official
 from .methods.poly import Poly as Poly
 from .methods.s2ft.s2ft import S2ft as S2ft
+from .methods.sms import SparseModelSoup as SparseModelSoup
 from .mixtures import AdamOnce as AdamOnce
 from .mixtures import Capacity as Capacity
 from .mixtures import ExpertList as ExpertList

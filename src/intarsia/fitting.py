@@ -222,11 +222,12 @@ def fit_in_phases(
                 phase = next(steps)
                 own: Any = dict(options) | {"optimizer": phase.optimizer(recipe.optimizer)}
                 own |= {} if phase.schedule is None else {"schedule": phase.schedule}
+                own |= phase.options
                 own["epochs"] = max(1, round(settings.epochs * phase.length))
                 if running.out is not None and not phase.last:
                     own["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
                 sets = train, val, test if phase.last else None
-                job = Job(model, sets, task, objective, *settle(training, own))
+                job = Job(model, sets, task, objective, *settle(training, own), phase.settle)
                 last = [finish] if phase.last else []
                 runs.append((phase.name, fit_once(job, record, evaluate_every, _write, *last)))
     except StopIteration as end:

@@ -20,6 +20,7 @@ from . import (
     scores,
     sparse_schedules,
     sparsifiers,
+    trainings,
 )
 from .verdict import Checks, Law, checks
 
@@ -53,6 +54,7 @@ SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
         "recipe": lambda _: changes.LAWS,
         "router": lambda _: routers.LAWS,  # `build(width, generator=...)`: x (T, d) -> Routing
         "schedule": schedule_laws,
+        "training": lambda _: trainings.LAWS,  # `density`, `phases(model, seed=...)`
         "score": lambda _: scores.LAWS,  # `score(weight, statistics)`, of the weight's shape
     }
 )

@@ -18,6 +18,7 @@ KINDS = (
     "score",
     "schedule",
     "objective",
+    "training",
     "placement",
     "change",
     "recipe",

@@ -24,3 +24,4 @@ from .s2ft.channels import choose_channels as choose_channels
 from .s2ft.permute import Permutation as Permutation
 from .s2ft.permute import co_permute as co_permute
 from .s2ft.s2ft import S2ft as S2ft
+from .sms import SparseModelSoup as SparseModelSoup

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..core import Partition
+from ..core import Card, Paper, Partition
 from ..core.checks import above, at_least, between
 from ..partitions.topk import keep_top
 from .fixed_mask import FixedMask
@@ -69,3 +69,15 @@ def prune(
     for name, weight in weights.items():
         weight.masked_fill_(~found.mask(name, 0).to(weight.device), 0)
     return found
+
+
+CARD = Card(
+    "imp",
+    kind="training",
+    config=Imp,
+    paper=Paper("1506.02626", 2015, "Learning both Weights and Connections for Efficient Networks"),
+    summary="Prune the smallest weights, train, prune what is left, and so on.",
+    family="sparse training",
+    names=("IMP", "Iterative magnitude pruning"),
+    tiny={"density": 0.4, "rounds": 2},
+)

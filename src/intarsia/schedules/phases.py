@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -16,12 +16,39 @@ def unchanged(make: Make) -> Make:
     return make
 
 
+class Trained(Protocol):
+    """A run whose training has ended, and whose scores are still to come."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    def recalibrate(self, share: float) -> None:
+        """Count the statistics of batch norms anew, on a share of the training data."""
+        ...
+
+    def score(self) -> float:
+        """The model's score on the validation set, more is better."""
+        ...
+
+
+@dataclass(frozen=True)
+class Settle:
+    """What a method does with a trained model before it is scored and saved.
+
+    by_val: it asks for scores, so that there must be a val that shares no sample with train.
+    """
+
+    run: Callable[[Trained], None]
+    by_val: bool = False
+
+
 @dataclass(frozen=True)
 class Phase:
     """One training of a model, which the method has prepared.
 
     length: its share of the epochs that were asked for.  optimizer: changes the run's own optimiser
     factory.  last: its result is the result of the training.  schedule: None = the run's own.
+    options: further keywords of `fit` that are others in this phase.  settle: see `Settle`.
     """
 
     name: str
@@ -29,6 +56,8 @@ class Phase:
     last: bool = False
     optimizer: Callable[[Make], Make] = unchanged
     schedule: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    settle: Settle | None = None
 
 
 @runtime_checkable

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,7 +19,9 @@ from ..core.errors import CheckpointError, ConfigError
 from ..core.modes import evaluating, modes_kept
 from ..core.seeds import mix
 from ..gating import load as statistics
+from ..schedules.phases import Settle
 from . import checkpoint, resume
+from .batch_norms import recalibrate
 from .evaluate import evaluate
 from .folder import METRICS, RUN, STATE, Log
 from .forward import wrapped
@@ -47,6 +51,7 @@ class Job:
     training: Training
     recipe: Recipe
     running: Running
+    settle: Settle | None = None
 
 
 class Loop:
@@ -251,6 +256,19 @@ class Loop:
         stop, save = (bool(flag) for flag in flags.tolist())  # pyright: ignore
         return stop, save and how.out is not None
 
+    def recalibrate(self, share: float) -> None:
+        """Count the statistics of batch norms anew, on a share of the training data."""
+        count = math.ceil(share * self.order.steps)
+        batches = (self.reader[(0, batch)][0] for batch in islice(self.order.epoch(0), count))
+        device, dtype = self.ranks.device, compute_dtype(self.model)
+        with autocast(device, dtype):
+            recalibrate(self.model, (to_device(x, device) for x in batches))
+
+    def score(self) -> float:
+        """The model's score on the validation set, more is better."""
+        assert self.val is not None
+        return self._evaluate(self.val).best
+
     def save(self) -> None:
         """Write a checkpoint, if there is a folder."""
         out = self.how.out
@@ -271,6 +289,9 @@ class Loop:
         """Scores of the chosen weights, which the model then has."""
         if self.at.best is not None:
             resume.put_back(self.model, self.at.best.learned)
+        if self.job.settle is not None:
+            self.val_scores = None
+            self.job.settle.run(self)
         fresh = self.at.best is None and self.val_scores and self.val_scores[0] == self.at.step
         scores: dict[str, Scores] = {}
         if self.val_scores and fresh:

@@ -109,9 +109,15 @@ def _fit(
 def _check_selection(job: Job, every: int) -> bool | None:
     """True if val shares no sample with train; None if not checked, or not known."""
     at_least("evaluate_every", every, 0, fix="Try 1.")
+    train, val, _ = job.sets
+    if job.settle is not None and job.settle.by_val:
+        shared = 0 if val is None else records.shared_samples(train, val)
+        if val is None or shared:
+            got = "none" if val is None else f"{shared} samples of train in it"
+            fix = "Pass val=... with other samples; what is chosen must not be by train or test."
+            raise DataError("val", got=got, want="samples of its own to choose by", fix=fix)
     if job.recipe.select != "val":
         return None
-    train, val, _ = job.sets
     if val is None or not every:
         got = "no validation set" if val is None else "evaluate_every=0"
         want = "a score on val after some epochs"

@@ -1,0 +1,58 @@
+"""The average of models, of their tensors or of their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..core.errors import CheckpointError
+from ..mixtures.sparse_soup import State, mixed
+
+
+def soup(
+    candidates: Sequence[str | Path | nn.Module | State], weights: Sequence[float] | None = None
+) -> dict[str, Tensor]:
+    """sum_i w_i theta_i of models that were trained from one pruned model with the same mask.
+
+    candidates: models, tensors by name, or folders with safetensors: of `save_pretrained`, of
+      `save`, or runs of `intarsia fit`, of which it is what they have learned.
+    weights: shares that add up to 1, None = all equal.
+
+    model.load_state_dict(soup([a, b, c]))
+    Batch norms need their statistics counted anew: `torch.optim.swa_utils.update_bn`. `intarsia
+    soup` does that for runs, and chooses by validation with --greedy. An average of adapters
+    (LoRA's two factors) is not the average of what they do: train them from one start.
+    Raises: ConfigError unless the candidates have the same names, shapes, types and zeros;
+    CheckpointError for a folder without weights, or damaged ones.
+    Source: arXiv:2306.16788, section 3; Wortsman et al. (2022).
+    """
+    names = [str(c) if isinstance(c, str | Path) else str(i + 1) for i, c in enumerate(candidates)]
+    return mixed([_state(one) for one in candidates], weights, names)
+
+
+def _state(candidate: str | Path | nn.Module | State) -> State:
+    if isinstance(candidate, nn.Module):
+        return candidate.state_dict()
+    if isinstance(candidate, Mapping):
+        return candidate
+    folder = Path(candidate)
+    folder = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else folder
+    files = sorted(folder.glob("*.safetensors"))
+    files = [file for file in files if file.name != "predictions.safetensors"]
+    if not files:
+        got, want = "no *.safetensors", "a run, or a folder with weights"
+        fix = "Check the path."
+        raise CheckpointError(f"candidate {candidate}", got=got, want=want, fix=fix)
+    try:
+        return {name: t for file in files for name, t in load_file(file).items()}
+    except (SafetensorError, OSError) as error:
+        got, fix = f"{type(error).__name__}: {error}", "Restore it from a copy."
+        what, want = f"candidate {candidate}", "whole files of weights"
+        raise CheckpointError(what, got=got, want=want, fix=fix) from error
+
+
+ADAPTER_FOLDER = "adapter"  # of a run

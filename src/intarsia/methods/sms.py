@@ -1,0 +1,177 @@
+"""Sparse Model Soups: pruned models are averaged, and keep their zeros (arXiv:2306.16788)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..core import Card, Paper, Partition
+from ..core.checks import above, at_least, between, one_of
+from ..core.errors import ConfigError
+from ..mixtures.sparse_soup import distance, greedy, mixed
+from ..schedules import FixedMask, masked_weights, prune
+from ..schedules.phases import Phase, Settle, Trained
+from ..schedules.retrain import Retrain
+
+VARIED = ("seed", "weight_decay", "length", "retrain")
+PICKS = ("uniform", "greedy")
+BN_SHARE = 0.2  # of the training data, for statistics of batch norms
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Soup:
+    """Masks of the last round, and of each: which candidates are in it, how far from their mean."""
+
+    partition: Partition
+    chosen: tuple[tuple[int, ...], ...]
+    distance: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SparseModelSoup:
+    """`rounds` times: prune, train `candidates` from the one pruned model, go on with their mean.
+
+    theta = 1/m sum_i theta_i over candidates with one mask; the smallest of all weights left are
+    pruned, so that each round keeps density^(1/rounds) of them. Candidates differ in what `vary`
+    says: "seed" (order and draws), "weight_decay", "length" (a multiple of the epochs) or
+    "retrain" (the rate, a word of `Retrain`); values: one for each candidate, needed but for seeds.
+    pick: "uniform", or "greedy": the best on val, and each further one that does not lower that.
+    layers: see `FixedMask`.  Statistics of batch norms are counted anew on a fifth of the data.
+    With candidates=1 it is `Imp`. Candidates of a round are trained one after the other.
+
+    fit_in_phases(model, SparseModelSoup(density=0.1), train, val, epochs=10)
+    The published recipe has SGD with momentum .9, and Nesterov's exactly with weight decay.
+    Raises: ConfigError on settings that cannot be; greedy without val, or with one inside train.
+    Source: arXiv:2306.16788, section 3 and algorithm 1.
+    """
+
+    density: float = 0.1
+    rounds: int = 3
+    candidates: int = 3
+    vary: str = "seed"
+    values: tuple[Any, ...] = ()
+    pick: str = "uniform"
+    retrain: Retrain = Retrain()
+    layers: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.retrain, Mapping):  # out of a file
+            object.__setattr__(self, "retrain", Retrain(**self.retrain))
+        above("density", self.density, 0, "Try 0.1.")
+        between("density", self.density, 0, 1, "Try 0.1.")
+        at_least("rounds", self.rounds, 1)
+        at_least("candidates", self.candidates, 1)
+        one_of("vary", self.vary, VARIED)
+        one_of("pick", self.pick, PICKS)
+        if len(self.values) != self.candidates and (self.values or self.vary != "seed"):
+            want, fix = f"{self.candidates}, one for each candidate", "Pass values=(...)."
+            raise ConfigError("values", got=f"{len(self.values)}", want=want, fix=fix)
+
+    def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Soup]:
+        """Each candidate of each round; the last one of a round ends as the soup."""
+        found: Partition | None = None
+        chosen: list[tuple[int, ...]] = []
+        far: list[float] = []
+        for number in range(1, self.rounds + 1):
+            before = _norms(model, self.layers)
+            kept = found.density() if found is not None else 1.0
+            found = prune(model, self.density ** (number / self.rounds), self.layers, found)
+            moved = _moved(before, model, self.layers, 1 - found.density() / kept)
+            start, states = _copy(model), list[State]()
+            for i in range(self.candidates):
+                model.load_state_dict(start)
+                last = i == self.candidates - 1
+                settle = partial(self._settle, states=states, chosen=chosen, far=far, last=last)
+                yield Phase(
+                    f"round-{number}-candidate-{i + 1}",
+                    length=float(self.values[i]) if self.vary == "length" else 1.0,
+                    last=last and number == self.rounds,
+                    schedule=FixedMask(self.layers) if found.density() < 1 else None,
+                    options=self._options(i, seed, moved),
+                    settle=Settle(settle, self.pick == "greedy") if self.candidates > 1 else None,
+                )
+        assert found is not None
+        return Soup(found, tuple(chosen), tuple(far))
+
+    def _options(self, i: int, seed: int, moved: float) -> dict[str, Any]:
+        """What a candidate is told in other words than the run."""
+        retrain = self.retrain
+        options: dict[str, Any] = {}
+        if self.vary == "retrain":
+            retrain = Retrain(str(self.values[i]), retrain.original, retrain.share)
+        elif self.vary == "weight_decay":
+            options["weight_decay"] = float(self.values[i])
+        elif self.vary == "seed":
+            options["seed"] = int(self.values[i]) if self.values else seed + i
+        factor = retrain.factor(moved)
+        return options if factor is None else options | {"lr_factor": factor}
+
+    def _settle(
+        self,
+        run: Trained,
+        *,
+        states: list[State],
+        chosen: list[tuple[int, ...]],
+        far: list[float],
+        last: bool,
+    ) -> None:
+        """Keep a candidate; of the last one make the soup."""
+        states.append(_copy(run.model))
+        if not last:
+            return
+
+        def put(state: Any) -> None:
+            run.model.load_state_dict(state)
+            run.recalibrate(BN_SHARE)  # step 4
+
+        def score(state: Any) -> float:
+            put(state)
+            return run.score()
+
+        if self.pick == "greedy":
+            picked = greedy(states, score)
+            state, members = picked.state, picked.chosen
+        else:
+            state, members = mixed(states), tuple(range(len(states)))  # step 3
+        chosen.append(tuple(sorted(members)))
+        far.append(distance(states, state))
+        put(state)
+
+
+def _copy(model: nn.Module) -> State:
+    return {name: t.detach().clone() for name, t in model.state_dict().items()}
+
+
+def _norms(model: nn.Module, layers: tuple[str, ...] | None) -> list[Tensor]:
+    return [w.detach().clone() for w in masked_weights(model, layers).values()]
+
+
+def _moved(
+    before: list[Tensor], model: nn.Module, layers: tuple[str, ...] | None, pruned: float
+) -> float:
+    """d1 = |W - W_pruned| / (|W| sqrt s); 0 where nothing was pruned."""
+    now = masked_weights(model, layers).values()
+    lost = sum(float((a - b.detach()).square().sum()) for a, b in zip(before, now, strict=True))
+    whole = sum(float(a.square().sum()) for a in before)
+    return math.sqrt(lost / whole / pruned) if whole and pruned > 0 else 0.0
+
+
+CARD = Card(
+    "sms",
+    kind="training",
+    config=SparseModelSoup,
+    paper=Paper(
+        "2306.16788", 2023, "Sparse Model Soups: A Recipe for Improved Pruning via Model Averaging"
+    ),
+    summary="Prune, train several models with one mask, average them, and so on.",
+    family="sparse training",
+    names=("Sparse Model Soups", "SMS"),
+    tiny={"density": 0.4, "rounds": 2, "candidates": 2},
+)

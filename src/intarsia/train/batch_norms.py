@@ -1,0 +1,39 @@
+"""Statistics of batch norms, counted anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from ..core.modes import modes_kept
+from .objectives import logits_of
+from .order import Inputs
+
+
+class _Reads(nn.Module):
+    """A model that takes inputs as they stand in a batch."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Inputs) -> None:
+        logits_of(self.model, x)
+
+
+def has_batch_norms(model: nn.Module) -> bool:
+    """Whether a model keeps statistics of batches."""
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return any(m.track_running_stats for m in norms)
+
+
+def recalibrate(model: nn.Module, batches: Iterable[Inputs]) -> None:
+    """Mean and variance of every batch norm over these inputs; nothing else of the model changes.
+
+    The forwards are those of training mode, without a gradient.
+    """
+    if has_batch_norms(model):
+        with modes_kept(model):
+            update_bn(((x,) for x in batches), _Reads(model))
