@@ -69,6 +69,7 @@ from .methods.baselines import NormTuning as NormTuning
 from .methods.baselines import VptDeep as VptDeep
 from .methods.baselines import VptShallow as VptShallow
 from .methods.bi import BiAdapter as BiAdapter
+from .methods.drop_connect import DropConnect as DropConnect
 from .methods.dsnot import DSnoT as DSnoT
 from .methods.llava_mole import LlavaMole as LlavaMole
 from .methods.lt_sft import LtSft as LtSft
@@ -76,6 +77,7 @@ from .methods.mixlora import MixLora as MixLora
 from .methods.momentum import Momentum as Momentum
 from .methods.mosa import Mosa as Mosa
 from .methods.mosa import Official as Official
+from .methods.pace import Pace as Pace
 from .methods.poly import Poly as Poly
 from .methods.s2ft.s2ft import S2ft as S2ft
 from .methods.sms import SparseModelSoup as SparseModelSoup

@@ -111,6 +111,12 @@ ARMS = (
     _arm("mosl", "mosa", ("over=lora", f"over.rank={SIZE}", "split=both"), lr=1e-3, conv_lr=2e-3),
 )
 
+ASKED = (
+    _arm("pace", "pace", _over("adaptformer"), half=True),
+    _arm("drop_connect", "drop_connect", _over("adaptformer")),
+)
+"""Those that are run when they are named, beside the table of all."""
+
 
 def arm(name: str) -> BenchArm:
     """The arm of that name, or any other method of `intarsia fit` as it is by default.
@@ -118,12 +124,12 @@ def arm(name: str) -> BenchArm:
     A change that freezes nothing gets the rate of full fine-tuning.
     Raises: UnknownName.
     """
-    if all(found.name != name for found in ARMS):
+    if all(found.name != name for found in (*ARMS, *ASKED)):
         if name in keys("change"):
             return _arm(name, name, lr=FULL_LR)
         if name in (*keys(), *keys("baseline")):
             return _arm(name, name)
-    return named("method of the benchmark", name, ARMS)
+    return named("method of the benchmark", name, (*ARMS, *ASKED))
 
 
 def named(kind: str, name: str, among: Sequence[T]) -> T:

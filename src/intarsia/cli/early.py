@@ -88,6 +88,7 @@ CHOICES = {
         "two_pass",
         "one_backward",
         "local_variance",
+        "pace",
         "squarehead",
         "task_heads",
     ),

@@ -133,8 +133,8 @@ SIZE = (
 TARGETS = "A module to adapt, by path, end of path or glob; may be repeated."
 FROZEN_ONCE = "Compute blocks below the first trained one once per picture."
 OBJECTIVE = (
-    "plain, two_pass, one_backward, local_variance or squarehead; with settings as "
-    "two_pass:add=1,reg=0.5. task_heads, for joint tasks."
+    "plain, two_pass, one_backward, local_variance, squarehead or pace; with settings as "
+    "two_pass:add=1,reg=0.5. task_heads, for joint tasks. Pace has its own if none is given."
 )
 CLASS_WEIGHTS = "How much a class counts in the loss: balanced, or a=1,b=2 by name (others 1)."
 PATIENCE = "Stop after so many epochs without a better score on val; the best epoch is the result."

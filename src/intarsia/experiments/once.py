@@ -16,7 +16,7 @@ from ..hosts.anatomy.class_token import reading_class_token
 from ..hosts.anatomy.constants import keeping_constants
 from ..hosts.anatomy.prefix import first_trained_block, reading_tokens, run_prefix
 from ..schedules import Phased
-from ..train import Running, one_backward, plain, task_heads, two_pass
+from ..train import Running, one_backward, pace, plain, task_heads, two_pass
 from ..train.loop import Sets
 from ..train.precision import DTYPES, cast_frozen
 from .experiment import Experiment
@@ -97,7 +97,7 @@ def reads_logits_only(objective: object) -> bool:
         over = objective.keywords.get("over", plain)
         deep = bool(objective.keywords.get("deep"))
         return not deep and reads_logits_only(objective.func) and reads_logits_only(over)
-    return objective in (plain, two_pass, one_backward, task_heads)
+    return objective in (plain, two_pass, one_backward, pace, task_heads)
 
 
 def with_seconds(record: Mapping[str, Any], once: Spent) -> dict[str, Any]:

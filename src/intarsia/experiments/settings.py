@@ -354,6 +354,15 @@ def configured(what: str, name: str, config: Any, rest: str, others: Set[str] = 
     return config(**given)
 
 
+def objective_of(text: str, found: object) -> Objective:
+    """The objective asked for; where none was, that by which the method is trained, or "plain".
+
+    found: settings of a method, which may offer `trained_by`, the objective of its paper.
+    """
+    own: Objective | None = getattr(found, "trained_by", None)
+    return own if own is not None and text in ("plain", HEADS) else objective(text)
+
+
 def schedule(text: str | None) -> Any:
     """A schedule of masks by name, with its settings behind a colon: rigl:density=0.25,every=10.
 

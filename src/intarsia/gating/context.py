@@ -76,6 +76,7 @@ class Context:
     routings: router -> its routing of the newest forward in training.
     counting: do routers count their load in evaluation, too?
     joined: is it shared by the modules of a model?
+    step: of the training run, from `before_step`.
     """
 
     def __init__(self) -> None:
@@ -87,7 +88,7 @@ class Context:
         self.held: dict[nn.Module, Tensor] = {}
         self.hold, self.passes, self.shard = False, 1, (0, 1)
         self.routings: dict[nn.Module, Routing] = {}
-        self.counting, self.joined = False, False
+        self.counting, self.joined, self.step = False, False, 0
         self._computed: Tensor | None = None  # the task ids of the newest forward, if `hold`
 
     def start(self) -> None:

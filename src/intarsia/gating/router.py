@@ -135,9 +135,11 @@ def before_step(model: nn.Module, step: int, steps: int) -> None:
     """Call `before_step(step, steps)` of every module that has it; step: 0 ... steps - 1.
 
     Modules that change along a training run define it: a temperature that falls, a search that
-    ends. `fit` calls it; a loop of your own has to.
+    ends. `fit` calls it; a loop of your own has to. A `Context` has the step, too.
     """
     for module in model.modules():
+        if isinstance(module, ReadsContext):
+            module.context.step = step
         # asked of the class: a module looks through its parameters for what is not there
         if callable(getattr(type(module), "before_step", None)):
             cast(Any, module).before_step(step, steps)

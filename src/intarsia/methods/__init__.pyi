@@ -7,6 +7,7 @@ from .baselines import NormTuning as NormTuning
 from .baselines import VptDeep as VptDeep
 from .baselines import VptShallow as VptShallow
 from .bi import BiAdapter as BiAdapter
+from .drop_connect import DropConnect as DropConnect
 from .dsnot import DSnoT as DSnoT
 from .llava_mole import LlavaMole as LlavaMole
 from .lt_sft import LtSft as LtSft
@@ -17,6 +18,7 @@ from .mosa import Mosa as Mosa
 from .mosa import MosaCell as MosaCell
 from .mosa import Mosl as Mosl
 from .mosa import Official as Official
+from .pace import Pace as Pace
 from .peft_methods import PeftMethod as PeftMethod
 from .poly import Poly as Poly
 from .s2ft.cell import S2ftCell as S2ftCell

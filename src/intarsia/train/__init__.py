@@ -12,6 +12,7 @@ from .objectives import Staged as Staged
 from .objectives import local_variance as local_variance
 from .objectives import logits_of as logits_of
 from .objectives import one_backward as one_backward
+from .objectives import pace as pace
 from .objectives import plain as plain
 from .objectives import two_pass as two_pass
 from .optimisers import adamw as adamw

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Cell
-from ..core.checks import between
+from ..core.checks import at_least, between
 from ..core.errors import ConfigError
-from ..gating import passes, redraw, task_ids
+from ..gating import contexts, passes, redraw, task_ids
 from ..mixtures import SplitLinear
 from .order import Inputs
 from .outcome import LossOf, Outcome, counted, divergence_of, wide
@@ -133,6 +133,41 @@ def one_backward(model: nn.Module, x: Inputs, loss_of: LossOf, *, reg: float = 1
     apart = divergence_of(loss_of)
     task, divergence = loss_of(first), apart(counted(second, loss_of), counted(first, loss_of))
     return Outcome(task + reg * divergence, first, {"task": task, "divergence": divergence})
+
+
+def pace(
+    model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: float = 1.0, every: int = 1
+) -> Outcome:
+    """L = CE(z1) + weight * mean |z1 - z2|^2, of two noisy passes (PACE, arXiv:2409.17137).
+
+    z1 and z2 are logits, both with a gradient, the square summed over classes. `every`: only each
+    so many steps, the first among them, have the second pass; the others are `plain` (PACE_lazy).
+    The passes are stacked; a step with both costs twice `plain`. weight=0 is `plain`.
+    Not for a model without randomness: both passes are then equal.
+    Raises: ConfigError for a weight below 0, and an `every` below 1 or, above 1, in a model without
+    cells that draw, which know the step.
+    """
+    at_least("weight", weight, 0)
+    at_least("every", every, 1)
+    if not weight or _step(model, every) % every:
+        return plain(model, x, loss_of)
+    with passes(model, 2):
+        first, second = logits_of(model, twice(x)).chunk(2)
+    task = loss_of(first)
+    apart = counted(first, loss_of) - counted(second, loss_of)
+    distance = apart.square().sum(-1).mean()
+    return Outcome(task + weight * distance, first, {"task": task, "distance": distance})
+
+
+def _step(model: nn.Module, every: int) -> int:
+    """The step of `before_step`; 0 where every step is the same."""
+    if every == 1:
+        return 0
+    found = contexts(model)
+    if not found:
+        got, fix = f"{every} in a model without cells that draw", "Use every=1, or method Pace."
+        raise ConfigError("every", got=got, want="cells that know the step", fix=fix)
+    return found[0].step
 
 
 def _mean(values: Tensor, x: Inputs) -> Tensor:
@@ -252,5 +287,6 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "two_pass": two_pass,
         "one_backward": one_backward,
         "local_variance": local_variance,
+        "pace": pace,
     }
 )

@@ -1,0 +1,66 @@
+"""DropConnect of an adapter: each sample drops other weights (Wan et al. 2013)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..adapters import Bottleneck, Lora
+from ..core import Card, Paper, Site
+from ..core.checks import below_one, one_of
+from ..core.errors import ConfigError
+from ..mixtures.noisy import DroppedWeights, OverMethod
+from ..mixtures.routed import two_sided
+
+SIDES = ("up", "down")
+
+
+@dataclass(frozen=True)
+class DropConnect(OverMethod):
+    """An adapter whose weights w of one projection are w m / (1 - p) in training, P(m = 0) = p.
+
+    m is drawn for each sample and entry; evaluation is the adapter itself, which for the
+    up-projection is the mean over draws. With p = 1 - 1/N an entry is there as often as in MoSA
+    with one of N parts (arXiv:2312.02923), but entries are drawn apart and the bias is one.
+
+    over: the adapter.  p: the share that is dropped.  side: "up" or "down".
+    Raises: ConfigError on a setting that cannot be.
+    Source: Wan et al., ICML 2013, section 3. p=0 is the adapter, bit for bit.
+    Not for ample data: it regularises.
+    """
+
+    over: Bottleneck | Lora = field(default_factory=lambda: Bottleneck(activation="gelu"))
+    p: float = 0.5
+    side: str = "up"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.over, Bottleneck | Lora):
+            got, fix = type(self.over).__name__, "Pass the adapter whose weights are dropped."
+            raise ConfigError("over", got=got, want="Bottleneck or Lora", fix=fix)
+        if getattr(self.over, "weight_dropout", 0):
+            got, fix = "an adapter that drops weights itself", "Leave its weight_dropout at 0."
+            raise ConfigError("over", got=got, want="weight_dropout=0", fix=fix)
+        below_one("p", self.p, fix="Try 0.5.")
+        one_of("side", self.side, SIDES)
+
+    def build(self, site: Site, *, generator: torch.Generator) -> DroppedWeights:
+        body = two_sided(self.over.build(site, generator=generator))
+        return DroppedWeights(body, self.side, self.p, generator)
+
+
+CARD = Card(
+    "drop_connect",
+    kind="adapter",
+    config=DropConnect,
+    paper=Paper(
+        "1906.04569",
+        2019,
+        "DropConnect Is Effective in Modeling Uncertainty of Bayesian Deep Networks",
+    ),
+    tags=frozenset({"stochastic", "folds", "zero_start"}),
+    tiny={"over": Bottleneck(4, activation="gelu")},
+    summary="An adapter whose weights are dropped at random while it trains, for each sample anew.",
+    family="noise",
+    names=("DropConnect", "Drop-connect"),
+)

@@ -1,0 +1,78 @@
+"""PACE: noise on an adapter's output, and two draws that should agree (arXiv:2409.17137)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from ..adapters import Bottleneck
+from ..core import Card, Method, Paper, Site
+from ..core.checks import at_least
+from ..core.errors import ConfigError
+from ..mixtures.noisy import OverMethod, ScaledOutput
+from ..train.objectives import Objective, pace
+
+
+@dataclass(frozen=True)
+class Pace(OverMethod):
+    """Any adapter with its output times (1 + sigma e) in training, e ~ N(0, 1), and `pace`.
+
+    e is drawn for each sample and output, the same at all tokens; evaluation is the adapter.
+    The loss is CE(z1) + weight * mean |z1 - z2|^2 of two draws. The command line takes it by
+    itself; in Python: intarsia.fit(model, train, objective=method.trained_by)
+
+    over: the adapter.
+    sigma: of the noise, the same in all blocks; in the released code it falls linearly with depth.
+    weight: of the distance of the draws; 0 is the noise alone.
+    every: N, only each N-th step has the second pass (PACE_lazy).
+
+    Raises: ConfigError on a setting below its least, or an `over` that is no adapter.
+    Source: paper, section 3; released code. sigma=0 is the adapter, bit for bit.
+    Not for tight time: a step with two draws costs twice one of the adapter.
+    """
+
+    over: Method = field(default_factory=lambda: Bottleneck(activation="gelu"))
+    sigma: float = 1.0
+    weight: float = 1.0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.over, Pace) or not callable(getattr(self.over, "build", None)):
+            got, want = type(self.over).__name__, "another adapter's settings"
+            raise ConfigError("over", got=got, want=want, fix="Pass a Bottleneck or a Lora.")
+        if callable(getattr(self.over, "share", None)):
+            got = f"{type(self.over).__name__}, whose cells share their weights"
+            want = "an adapter whose cells have weights of their own"
+            raise ConfigError("over", got=got, want=want, fix="Use over=Lora().")
+        at_least("sigma", self.sigma, 0, "Try 1.")
+        at_least("weight", self.weight, 0, "Try 1.")
+        at_least("every", self.every, 1)
+
+    @property
+    def trained_by(self) -> Objective:
+        """The objective that goes with the noise."""
+        return partial(pace, weight=self.weight, every=self.every)
+
+    def build(self, site: Site, *, generator: torch.Generator) -> ScaledOutput:
+        body = self.over.build(site, generator=generator)
+        return ScaledOutput(body, self.sigma, generator)
+
+
+CARD = Card(
+    "pace",
+    kind="adapter",
+    config=Pace,
+    paper=Paper(
+        "2409.17137",
+        2024,
+        "PACE: marrying generalization in PArameter-efficient fine-tuning with "
+        "Consistency rEgularization",
+    ),
+    tags=frozenset({"stochastic", "folds", "zero_start"}),
+    tiny={"over": Bottleneck(4, activation="gelu")},
+    summary="Noise on an adapter's output while it trains, and a loss that lets two draws agree.",
+    family="noise",
+    names=("PACE",),
+)

@@ -1,0 +1,109 @@
+"""A cell that is disturbed while it trains, and is what it was in evaluation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..core import Cell
+from ..core.errors import ConfigError
+from ..gating import RandomSource
+from ..gating.random_source import seeded_by
+
+
+class OverMethod:
+    """For settings of a method over another one, `over`: its places are those of the other."""
+
+    over: Any
+
+    @property
+    def elsewhere(self) -> Self | None:
+        """These settings over those of `over` elsewhere."""
+        other = getattr(self.over, "elsewhere", None)
+        return None if other is None else replace(self, over=other)  # pyright: ignore
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.over.roles
+
+    @property
+    def position(self) -> str:
+        return self.over.position
+
+
+class NoisyCell(Cell):
+    """A cell with noise of its own. It starts with the bits that the cell has without noise.
+
+    body: the cell.  generator: that of `build`, which is left where it was.
+    Raises: ConfigError for a cell that computes the whole output of its site.
+    """
+
+    def __init__(self, body: Cell, generator: torch.Generator) -> None:
+        super().__init__()
+        if body.whole:
+            got, want = type(body).__name__, "an adapter that adds to its site"
+            raise ConfigError("over", got=got, want=want, fix="Use over=Bottleneck() or Lora().")
+        self.body = body
+        twin = torch.Generator().set_state(generator.get_state())
+        self.noise = RandomSource(seeded_by(twin))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.disturbed(x) if self.training and len(x) else self.body(x)
+
+    def disturbed(self, x: Tensor) -> Tensor:
+        """The addition in training.  x: (B, ..., inputs) -> (B, ..., outputs)."""
+        raise NotImplementedError
+
+    def merged(self) -> Cell:
+        return copy.deepcopy(self.body.merged())
+
+    def delta(self) -> Tensor | None:
+        return self.body.delta()
+
+
+class ScaledOutput(NoisyCell):
+    """(1 + sigma e) * body(x), e ~ N(0, 1) for each sample and output, the same at all tokens."""
+
+    def __init__(self, body: Cell, sigma: float, generator: torch.Generator) -> None:
+        super().__init__(body, generator)
+        self.sigma = sigma
+
+    def disturbed(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        if not self.sigma:
+            return y
+        noise = self.noise.drawn(len(y), lambda rows: self.noise.normal(rows, y.shape[-1]))
+        factor = (1 + self.sigma * noise).to(y)
+        return y * factor.view(len(y), *[1] * (y.dim() - 2), y.shape[-1])
+
+
+class DroppedWeights(NoisyCell):
+    """The body with the weights of one projection dropped, for each sample others."""
+
+    def __init__(self, body: Any, side: str, p: float, generator: torch.Generator) -> None:
+        super().__init__(body, generator)
+        self.side, self.p = side, p
+
+    def disturbed(self, x: Tensor) -> Tensor:
+        if not self.p:
+            return self.body(x)
+        body: Any = self.body
+        sides: dict[str, Callable[[Tensor], Tensor]] = {"down": body.down, "up": body.up}
+        sides[self.side] = self._dropped(sides[self.side])
+        return body.compute(self.cast(x), sides["down"], sides["up"])
+
+    def _dropped(self, layer: Any) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            rows, shape = x.reshape(len(x), -1, x.shape[-1]), layer.weight.shape
+            kept = self.noise.drawn(len(x), lambda n: self.noise.uniform(n, *shape) >= self.p)
+            weight = layer.weight * kept.to(x.device) / (1 - self.p)  # (B, out, in)
+            y = torch.bmm(rows, weight.transpose(1, 2).to(rows.dtype))
+            y = y if layer.bias is None else y + layer.bias.to(y.dtype)
+            return y.view(*x.shape[:-1], shape[0])
+
+        return forward
