@@ -161,7 +161,7 @@ def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
     """Keywords of `fit`: the objective, and all that is not in `Training`."""
     asked = keywords(experiment.recipe)
     own = {name: asked[name] for name in experiments.RECIPE}
-    own["objective"] = settings.objective_of(experiment.objective, method)
+    own["objective"] = settings.objective(experiment.objective, method)
     own |= settings.schedule_of(experiment.schedule, method)
     if settings.teacher_of(experiment.objective) and experiment.adapted.frozen_once:
         want, fix = "pictures, which the teacher sees, too", "Leave --frozen-once out."

@@ -84,7 +84,7 @@ def _on_texts(
         f"{experiment.training.epochs} epochs."
     )
     objective = with_teacher(
-        settings.objective_of(experiment.objective, method),
+        settings.objective(experiment.objective, method),
         settings.teacher_of(experiment.objective),
         lambda asked: model_of(asked, report),
         lambda name: language_model(name, progress=report)[0],

@@ -306,26 +306,23 @@ HEADS, TEACHER = "task_heads", "teacher"
 SCHEDULES = ("fixed-mask", "gradual", "rigl", "set")
 
 
-def objective(text: str) -> Objective:
+def objective(text: str, found: object = None) -> Objective:
     """An objective by name, with its settings behind a colon: two_pass:add=1,reg=0.5.
 
+    found: a method, whose own `trained_by`, if it has that, stands in the place of "plain".
     Behind "task_heads+" it is the one that each task's head has; alone, that is "plain".
     Raises: UnknownName for a name or a setting that does not exist.
     """
-    if text == HEADS:
-        text = "plain"
+    if text in ("plain", HEADS):
+        return getattr(found, "trained_by", OBJECTIVES["plain"])
     name, _, rest = text.removeprefix(f"{HEADS}+").partition(":")
     if name in keys("objective"):
         return configured("objective", name, card(name).config, rest, {TEACHER})
     if name not in OBJECTIVES:
         raise UnknownName("objective", name, (*OBJECTIVES, *keys("objective"), HEADS))
     function = OBJECTIVES[name]
-    hints = get_type_hints(function)
-    known = [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
+    hints, settings = get_type_hints(function), inspect.signature(function).parameters.values()
+    known = [p.name for p in settings if p.kind is inspect.Parameter.KEYWORD_ONLY]
     given: Tree = {}
     for key, value in pairs(part for part in rest.split(",") if part).items():
         if key not in known:
@@ -352,15 +349,6 @@ def configured(what: str, name: str, config: Any, rest: str, others: Set[str] = 
         if setting not in others:
             given[setting] = value_of(f"--{what} {name}:{setting}", value, hints[setting])
     return config(**given)
-
-
-def objective_of(text: str, found: object) -> Objective:
-    """The objective asked for; where none was, that by which the method is trained, or "plain".
-
-    found: settings of a method, which may offer `trained_by`, the objective of its paper.
-    """
-    own: Objective | None = getattr(found, "trained_by", None)
-    return own if own is not None and text in ("plain", HEADS) else objective(text)
 
 
 def schedule(text: str | None) -> Any:
