@@ -16,6 +16,8 @@ from torch.utils.data import TensorDataset
 
 from intarsia import fit, fit_in_phases
 from intarsia.core.errors import CheckpointError, ConfigError, TrainingError
+from intarsia.mixtures import Mixture, StackedExperts
+from intarsia.routers import TopK
 from intarsia.schedules import (
     FixedMask,
     Gradual,
@@ -28,6 +30,7 @@ from intarsia.schedules import (
     prune,
 )
 from intarsia.schedules.gradual import cubic
+from intarsia.schedules.masked import Masking
 from intarsia.schedules.phases import Make
 
 
@@ -257,3 +260,34 @@ def test_masks_of_another_run_are_refused() -> None:
         RigL(store="sparse")
     with pytest.raises(ConfigError, match="want one part of the same weights"):
         Masked({}, prune(net(), 0.5))
+
+
+@pytest.mark.parametrize("store", ["dense", "vectors"])
+def test_rigl_gives_each_expert_of_a_mixture_its_own_density(store: str) -> None:
+    torch.manual_seed(0)
+    experts = StackedExperts(3, 12, 20, generator=torch.Generator().manual_seed(1))
+    router = TopK(experts=3, active=2).build(12, generator=torch.Generator().manual_seed(2))
+    model = nn.Sequential(Mixture(experts, router), nn.Linear(12, 4))
+    assert set(masked_weights(model)) == {"0.experts.up", "0.experts.down", "1.weight"}
+    assert list(masked_weights(model, ["experts.up"])) == ["0.experts.up"]
+    schedule = RigL(density=0.3, every=2, spread="uniform", store=store)
+    masking = Masking(schedule, model, 0)
+    first = {n: k.clone() for n, k in masking.masked.kept.items()}
+    make = masking.masked.optimizer(lambda m, lr, wd: torch.optim.AdamW(m.parameters(), lr))
+    optimizer, steps = make(model, 1e-2, 0.0), 8
+    with masking.masked.training():
+        for step in range(steps):
+            masking.before(step, steps)
+            optimizer.zero_grad()
+            model(torch.randn(32, 12)).square().mean().backward()
+            if masking.replaces(step, steps):
+                masking.regrow(step, steps)
+            else:
+                optimizer.step()
+            kept = masking.masked.kept["0.experts.up"]
+            assert kept.sum((1, 2)).tolist() == [72] * 3 and not bool(experts.up[~kept].any())
+    assert masking.changes == 2  # at steps 2 and 4, of 6 = 0.75 * 8
+    assert not torch.equal(first["0.experts.up"], masking.masked.kept["0.experts.up"])
+    other = Masking(schedule, model, 1)
+    other.load_state(masking.state())
+    assert other.digest() == masking.digest()

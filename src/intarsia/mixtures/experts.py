@@ -99,6 +99,8 @@ class StackedExperts(Experts):
     Raises: ConfigError for sizes below 1 or another activation.
     """
 
+    matrices = ("up", "gate", "down")  # see `kernels.experts.stacked_matrices`
+
     def __init__(
         self,
         experts: int,

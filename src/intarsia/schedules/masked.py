@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 
 from ..core import Partition
 from ..core.errors import CheckpointError, ConfigError, TrainingError
+from ..gating import Router
+from ..kernels.experts import stacked_matrices
 from .entries import Entries
 from .phases import Make, hooked
 
@@ -61,23 +63,30 @@ class SparseSchedule(Protocol):
 def masked_weights(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, Any]:
     """The weights of linear maps and convolutions that are trained, by parameter name, each once.
 
-    layers: see `SparseSchedule`; a grouped convolution only where a glob without "*" names it.
+    Of stacked experts a weight is the stack (E, out, in), named by its parameter.
+    layers: see `SparseSchedule`; a grouped convolution, or a layer of a router, only where a glob
+    without "*" names it.
     Raises: ConfigError where a glob matches no layer, or nothing is left.
     """
     found: dict[str, Any] = {}
     used: set[str] = set()
     seen: set[int] = set()
+    routers: list[str] = []
     for path, module in model.named_modules():
         conv = isinstance(module, nn.modules.conv._ConvNd)
-        if not isinstance(module, nn.Linear) and not conv:
-            continue
-        globs = [g for g in layers or ["*"] if matches(path, module, g)]
-        used |= set(globs)
-        grouped = conv and module.groups > 1 and path not in globs
-        weight: Any = module.weight
-        if globs and not grouped and weight.requires_grad and id(weight) not in seen:
-            seen.add(id(weight))
-            found[f"{path}.weight" if path else "weight"] = weight
+        routers += [f"{path}."] if isinstance(module, Router) else []
+        own = ["weight"] if conv or isinstance(module, nn.Linear) else [*stacked_matrices(module)]
+        for name in own:
+            whole = f"{path}.{name}".lstrip(".")
+            place = path if name == "weight" else whole
+            globs = [g for g in layers or ["*"] if matches(place, module, g)]
+            used |= set(globs)
+            dense = (conv and module.groups > 1) or path.startswith(tuple(routers))
+            weight: Any = getattr(module, name)
+            left = dense and place not in globs
+            if globs and not left and weight.requires_grad and id(weight) not in seen:
+                seen.add(id(weight))
+                found[whole] = weight
     missing = [g for g in layers or () if g not in used]
     if missing or not found:
         got = f"no layer for {missing}" if missing else "no layer that is trained"
@@ -210,13 +219,23 @@ class Masked:
 
 
 class Masking:
-    """A `SparseSchedule` at work on a model: its masks, its counter and its generator."""
+    """A `SparseSchedule` at work on a model: its masks, its counter and its generator.
+
+    The schedule is shown each expert of a stack as a weight of its own, "mlp.experts.up.3".
+    """
 
     def __init__(self, schedule: SparseSchedule, model: nn.Module, seed: int) -> None:
         self.schedule = schedule
         self.generator = torch.Generator().manual_seed(seed)
         self.weights = masked_weights(model, schedule.layers)
-        start = schedule.begin(self.weights, self.generator)
+        self.stacks = frozenset(
+            f"{path}.{name}".lstrip(".")
+            for path, module in model.named_modules()
+            for name in stacked_matrices(module)
+        )
+        start = schedule.begin(self._each(self.weights), self.generator)
+        label = self._joined(start.label)
+        start = start if label.keys() == start.label.keys() else Partition(label, start.parts)
         self.masked = Masked(self.weights, start, schedule.store)
         self.changes = 0
 
@@ -241,11 +260,30 @@ class Masking:
         self._watch(None)
 
     def _change(self, gradients: Mapping[str, Tensor], at: tuple[int, int]) -> None:
+        each = self._each
         kept = self.schedule.update(
-            self.weights, dict(self.masked.kept), gradients, at, self.generator
+            each(self.weights), each(self.masked.kept), each(gradients), at, self.generator
         )
-        self.masked.set(kept)
+        self.masked.set(self._joined(kept))
         self.changes += 1
+
+    def _each(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The tensors, with those of a stack one by one."""
+        found: dict[str, Any] = {}
+        for name, tensor in tensors.items():
+            parts = tensor.detach() if name in self.stacks else [tensor]
+            keys = [f"{name}.{e}" for e in range(len(parts))] if name in self.stacks else [name]
+            found |= dict(zip(keys, parts, strict=True))
+        return found
+
+    def _joined(self, tensors: Mapping[str, Tensor]) -> Kept:
+        """The inverse of `_each`."""
+        return {
+            name: torch.stack([tensors[f"{name}.{e}"] for e in range(len(weight))])
+            if name in self.stacks
+            else tensors[name]
+            for name, weight in self.weights.items()
+        }
 
     def _watch(self, dense: dict[Any, Tensor] | None) -> None:
         if self.masked.entries is not None:

@@ -153,6 +153,11 @@ class Observed:
     mask: Tensor | None = None
     last: tuple[Tensor, Any, Statistics] | None = None  # an input, and what it gave
 
+    def add(self, name: str, new: Statistics) -> None:
+        """Count some rows of a layer."""
+        old = self.found.get(name)
+        self.found[name] = new if old is None else old + new
+
 
 @contextmanager
 def observing(
@@ -161,6 +166,7 @@ def observing(
     outputs: Collection[str] = (),
     hessian: bool = False,
     needs: Collection[str] = SUMS,
+    unfolded: bool = False,
 ) -> Iterator[Observed]:
     """Inside, every forward of these layers is counted; their hooks are gone afterwards.
 
@@ -173,11 +179,13 @@ def observing(
     outputs: names of the layers whose output is counted in place of their input.
     needs: what is collected, see `Statistics.of`.  hessian: adds "hessian" to it: d^2 numbers for
     each layer, and N d^2 products. A layer that no forward reaches is not in `found`.
+    unfolded: the channels of a convolution that is not 1x1 are the (channel, row, column) of what
+    its kernel covers, as its weight's `flatten(1)` has them, and a place of its output is a row.
     """
     wanted = frozenset(needs) | ({"hessian"} if hessian else frozenset())
     seen = Observed()
     hooks = [
-        module.register_forward_hook(partial(_count, seen, name, name in outputs, wanted))
+        module.register_forward_hook(partial(_count, seen, name, name in outputs, wanted, unfolded))
         for name, module in layers.items()
     ]
     try:
@@ -206,11 +214,16 @@ def _count(
     name: str,
     output: bool,
     needs: frozenset[str],
+    unfolded: bool,
     module: nn.Module,
     args: Any,
     y: Any,
 ) -> None:
     given: Tensor = y if output else args[0]
+    if unfolded and not output and isinstance(module, nn.Conv2d) and set(module.kernel_size) != {1}:
+        for one in given.split(1):  # a patch holds kh kw as many numbers as the picture
+            seen.add(name, Statistics.of(_patches(module, one, y), needs=needs))
+        return
     conv = isinstance(module, nn.modules.conv._ConvNd)
     # the very tensor, not written to since
     key = (0 if given.is_inference() else given._version, id(seen.mask), conv)
@@ -222,5 +235,28 @@ def _count(
         rows = x[seen.mask.to(x.device)] if masked and seen.mask is not None else x.flatten(0, -2)
         new = Statistics.of(rows, needs=needs)
         seen.last = given, key, new
-    old = seen.found.get(name)
-    seen.found[name] = new if old is None else old + new
+    seen.add(name, new)
+
+
+def _patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> Tensor:
+    """What a kernel covers at each place of the output.  x: (1, d, H, W) -> (h w, d kh kw).
+
+    Where the layer pads by itself, as TensorFlow's "SAME" does, the sides follow from the output's.
+    """
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    sides: list[int] = []
+    for axis in (1, 0):  # F.pad begins with the last one
+        before = after = 0
+        if isinstance(conv.padding, str) or not conv.padding[axis]:
+            span = (y.shape[2 + axis] - 1) * conv.stride[axis]
+            need = span + conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
+            extra = max(0, need - x.shape[2 + axis])
+            before, after = extra // 2, extra - extra // 2
+        else:
+            before = after = conv.padding[axis]
+        sides += [before, after]
+    padded = nn.functional.pad(x, sides, mode=mode) if any(sides) else x
+    found = nn.functional.unfold(
+        padded, conv.kernel_size, dilation=conv.dilation, stride=conv.stride
+    )
+    return found[0].T

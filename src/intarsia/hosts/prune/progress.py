@@ -2,20 +2,21 @@
 
 walk.json              what the walk is of, and for each finished block its rows and its file's hash
 block-000.safetensors  the edited weights of a block
+before-000.safetensors its weights as they were, while the walk is under way
 hidden-000.safetensors what the next block is given, batch by batch; only the newest is there
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from ...core.errors import CheckpointError, ConfigError
 from ...core.files import write_json, writing
@@ -47,6 +48,7 @@ class Kept:
     ) -> None:
         self.out, self.identity, self.report = out, dict(identity), report
         self.blocks: list[dict[str, Any]] = []
+        self.noted: list[tuple[Stop, Mapping[str, torch.Tensor] | Path]] = []
         self.total = 0
         if out is None:
             if resume:
@@ -67,14 +69,40 @@ class Kept:
                 raise damaged(path, f"no record of a walk ({error})", "sparsify") from error
             check_same(saved, json.loads(json.dumps(self.identity)))
 
+    def note(self, stop: Stop) -> None:
+        """Remember a block's weights before they are edited: on disk, if there is a folder."""
+        old = {p: m.stored if m.index is None else m.stored.clone() for p, m in stop.layers.items()}
+        held: Mapping[str, torch.Tensor] | Path = old
+        if self.out is not None:
+            held = self.out / f"before-{len(self.noted):03}.safetensors"
+            self._write(held.name, {p: w.cpu().contiguous() for p, w in old.items()})
+        self.noted.append((stop, held))
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Inside, blocks that are noted may be edited; after an error they are what they were."""
+        try:
+            yield
+        except BaseException:
+            for stop, held in reversed(self.noted):
+                old = load_file(held) if isinstance(held, Path) else held
+                for path, weight in old.items():
+                    stop.layers[path].put(weight.clone() if isinstance(held, Path) else weight)
+            raise
+        finally:
+            for _, held in self.noted:
+                if isinstance(held, Path):
+                    held.unlink(missing_ok=True)
+
     def restored(self, stops: Sequence[Stop], flow: Flow) -> list[dict[str, Any]]:
         """Put the finished blocks' weights into the model, and the hidden states behind them."""
         self.total = len(stops)
         done = zip(self.blocks, stops, strict=False)
         for number, (block, stop) in enumerate(done):
+            self.note(stop)
             tensors = self._read(f"block-{number:03}.safetensors", block["sha256"])
             for path, weight in tensors.items():
-                set_weight(stop.layers[path], weight)
+                stop.layers[path].put(weight)
         if self.blocks and flow.hidden:
             states = self._read(f"hidden-{len(self.blocks) - 1:03}.safetensors", self.hidden_hash)
             like = flow.hidden[0]
@@ -88,8 +116,7 @@ class Kept:
         number = len(self.blocks)
         block: dict[str, Any] = {"block": stop.path, **more, "layers": rows, "sha256": ""}
         if self.out is not None:
-            held: Any = stop.layers
-            weights = {p: m.weight.detach().cpu().contiguous() for p, m in held.items()}
+            weights = {p: m.stored.cpu().contiguous() for p, m in stop.layers.items()}
             block["sha256"] = self._write(f"block-{number:03}.safetensors", weights)
             states = {str(i): h.cpu().contiguous() for i, h in enumerate(flow.hidden)}
             self.hidden_hash = self._write(f"hidden-{number:03}.safetensors", states)
@@ -132,10 +159,3 @@ class Kept:
         except (OSError, SafetensorError) as error:
             got, fix = error, "Restore it from a copy, or start again in another folder."
             raise CheckpointError(str(path), got=got, want="the file", fix=fix) from error
-
-
-def set_weight(layer: nn.Module, weight: torch.Tensor) -> None:
-    """Put a weight into a layer as a new parameter, so that a failed change can be undone."""
-    old: Any = layer.weight
-    new = weight.to(old.device, old.dtype).view(old.shape)
-    layer.weight = nn.Parameter(new, requires_grad=old.requires_grad)

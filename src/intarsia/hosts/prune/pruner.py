@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,16 @@ from ...core.checks import above, between
 from ...core.errors import ConfigError, ShapeError, TargetError
 from ...core.registry import method_key, settings_to_dict
 from ...core.seeds import mix
+from ...gating import Router
 from ...partitions import Sparsifier
 from ...schedules.masked import matches
 from ...scores import Statistics
-from ..anatomy.blocks import base_of, blocks, is_pointwise, layers_of, unwrapped, wrapped_paths
+from ..anatomy.blocks import base_of, blocks, inside, layers_of, unwrapped, wrapped_paths
 from ..anatomy.origin import fingerprint
 from ..attach.peft import is_adapted
 from ..changing import apply_plan
-from .progress import Kept, set_weight
+from .matrices import Matrix, matrix_of, of_experts
+from .progress import Kept
 from .rows import batched, check_rows, digest_of
 from .walk import Stop, walk_blocks
 
@@ -109,10 +111,13 @@ class Pruner(PlainChange):
 
 @dataclass(frozen=True)
 class LayerPruner(Pruner):
-    """Linear layers (and pointwise convolutions) inside the blocks keep a part of their weights.
+    """Linear layers, convolutions and experts inside the blocks keep a part of their weights.
 
     density: the share of each layer that is kept.  pattern: None, or "n:m", n of each m consecutive
-    inputs.  layers: globs of paths, none = all of them; other layers stay dense.
+    inputs.  layers: globs of paths, none = all of them; other layers stay dense, and so do
+    routers and grouped convolutions. A layer outside the blocks is pruned where its full path is
+    given, as "lm_head". Of a mixture each expert's matrices are layers of their own, by the rows
+    that are routed to it: "model.layers.0.mlp.experts.up.3".
 
     Raises: ConfigError for a density outside (0, 1], or a pattern of another density.
     """
@@ -162,14 +167,13 @@ def edit_block(
     method: Sparsifier,
     seed: int,
     path: str,
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, Matrix],
     seen: Mapping[str, Statistics],
 ) -> list[dict[str, Any]]:
     """Prune the layers of a block; returns what became of each."""
     rows: list[dict[str, Any]] = []
     for name, layer in layers.items():
-        old: Any = layer.weight
-        weight = old.detach().flatten(1)
+        weight = layer.read()
         row: dict[str, Any] = {"layer": name, "weights": weight.numel(), "density": 1.0}
         stats = seen.get(name, Statistics(0, None, None))
         if method.needs and not stats.count:
@@ -178,7 +182,7 @@ def edit_block(
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
         generator = torch.Generator().manual_seed(mix(seed, number))
         part, new = method.edit(name, weight, stats, generator)
-        set_weight(layer, new)
+        layer.write(new)
         row["density"] = part.density()
         if "hessian" in stats.collected:
             plain = weight * part.mask(name, 0).to(weight.device)
@@ -213,24 +217,38 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
     stops: list[Stop] = []
     used: set[str] = set()
     for path, block in found:
-        layers: dict[str, nn.Module] = {}
-        for inner, layer in layers_of(block):
-            if not isinstance(layer, nn.Linear) and not is_pointwise(layer):
-                continue
-            hits = [g for g in globs or ["*"] if matches(f"{path}.{inner}", layer, g)]
+        layers: dict[str, Matrix] = {}
+        for inner, layer in _matrices(block):
+            name = f"{path}.{inner}"
+            hits = [g for g in globs or ["*"] if matches(name, layer.owner, g)]
             used |= set(hits)
             if hits:
-                layers[f"{path}.{inner}"] = layer
+                layers[name] = layer
         stops.append(Stop(path, block, layers))
+    for path, module in model.named_modules():  # outside the blocks by its full name alone
+        named = path in globs and not any(inside(path, b) for b, _ in found)
+        if named and (layer := matrix_of(module)) is not None:
+            used.add(path)
+            stops.append(Stop(path, module, {path: layer}, outside=True))
     _check_globs(model, [g for g in globs if g not in used])
     return stops
+
+
+def _matrices(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
+    """All that can be pruned inside a block; a router chooses, and stays dense."""
+    routers = [path for path, m in block.named_modules() if isinstance(m, Router)]
+    for path, layer in layers_of(block):
+        found = matrix_of(layer)
+        if found is not None and not any(path == r or inside(path, r) for r in routers):
+            yield path, found
+    yield from of_experts(block)
 
 
 def _check_globs(model: nn.Module, unused: Sequence[str]) -> None:
     for glob in unused:
         outside = [p for p, m in model.named_modules() if p and matches(p, unwrapped(m), glob)]
         got = f"{outside[0]!r}, outside the blocks" if outside else "no layer of that name"
-        fix = "Embeddings, stems and heads stay dense; name linear layers inside the blocks."
+        fix = "Embeddings stay dense; name layers in the blocks, or a head in full, as 'lm_head'."
         raise TargetError(f"layers {glob!r}", got=got, want="layers inside the blocks", fix=fix)
 
 
@@ -238,11 +256,10 @@ def _check_widths(stops: Sequence[Stop], pattern: NofM | None) -> None:
     m = 1 if pattern is None else pattern.m
     for stop in stops:
         for name, layer in stop.layers.items():
-            weight: Any = layer.weight
-            if weight.shape[1] % m:
+            if (width := layer.read().shape[1]) % m:
                 want = f"a multiple of {m}"
                 fix = "Leave the layer out with layers=..., or take another pattern."
-                raise ShapeError(f"inputs of {name!r}", got=weight.shape[1], want=want, fix=fix)
+                raise ShapeError(f"inputs of {name!r}", got=width, want=want, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -313,8 +330,8 @@ def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:
     """What the layers' weights take as they are, and as `formats.Bitmask` stores them."""
     dense = packed = 0
     for layer in (m for stop in stops for m in stop.layers.values()):
-        weight: Any = layer.weight
-        rows, columns = weight.flatten(1).shape
+        weight = layer.read()
+        rows, columns = weight.shape
         dense += weight.numel() * weight.element_size()
         packed += int(weight.count_nonzero()) * weight.element_size()
         packed += rows * (-(-columns // 8) + 8)

@@ -7,7 +7,7 @@ outputs are the next block's inputs. At no time is there more than one block's h
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,22 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from ...core.modes import evaluating
-from ...scores import Statistics, observing
+from ...scores import Statistics
 from ...scores.statistics import of_all_processes
-from ..anatomy.blocks import block_kind
+from ..anatomy.blocks import CONVOLUTIONAL, block_kind
 from ..anatomy.compare import call
+from .matrices import Matrix, seeing
 from .progress import Kept
 
-Edit = Callable[[str, Mapping[str, nn.Module], Mapping[str, Statistics]], list[dict[str, Any]]]
+Edit = Callable[[str, Mapping[str, Matrix], Mapping[str, Statistics]], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A block, and the layers in it that are edited, by their paths in the model."""
+    """A block, and the matrices in it that are edited, by their paths in the model.
+
+    outside: it is no block, but a layer behind them, such as a language model's head.
+    """
 
     path: str
     block: nn.Module
-    layers: Mapping[str, nn.Module]
+    layers: Mapping[str, Matrix]
+    outside: bool = False
 
 
 def walk_blocks(
@@ -51,15 +56,18 @@ def walk_blocks(
     A model whose blocks do not follow one another directly (Swin, EfficientNet) goes through
     whole, once for each block.
     """
-    with torch.no_grad(), evaluating(model):
-        flow = flow_of(model, stops, batches) if needs else Still()
+    with torch.no_grad(), evaluating(model), kept.undone_on_error():
+        chained = [stop for stop in stops if not stop.outside]
+        flow = flow_of(model, chained, batches) if needs else Still()
         done = kept.restored(stops, flow)
         for number, stop in enumerate(stops[len(done) :], len(done)):
             clock = time.perf_counter()
-            with observing(stop.layers, needs=needs) as seen:
-                before = flow.through(number, seen)
+            here = Whole(model, rowwise(batches)) if needs and stop.outside else flow
+            with seeing(stop.layers, needs) as seen:
+                before = here.through(number, seen)
+            kept.note(stop)
             found = edit(stop.path, stop.layers, of_all_processes(seen.found))
-            error = flow.onward(number, before)
+            error = here.onward(number, before)
             seconds = time.perf_counter() - clock
             kept.finished(stop, found, flow, {"error": error, "seconds": round(seconds, 3)})
         return [row for rows in kept.blocks for row in rows["layers"]]
@@ -80,7 +88,7 @@ class Still:
 class Whole:
     """All batches through the whole model, once for each block."""
 
-    def __init__(self, model: nn.Module, batches: Sequence[Any]) -> None:
+    def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
         self.model, self.batches, self.hidden = model, batches, list[Tensor]()
 
     def through(self, number: int, seen: Any) -> Tensor | None:
@@ -136,7 +144,7 @@ Flow = Still | Whole | Chain
 
 def flow_of(model: nn.Module, stops: Sequence[Stop], batches: Sequence[Any]) -> Flow:
     """A chain where each block is given the very tensor that the one before it returned."""
-    if any(block_kind(stop.block) == "mbconv" for stop in stops):  # which changes the channels
+    if any(block_kind(stop.block) in CONVOLUTIONAL for stop in stops):  # they change the channels
         return Whole(model, batches)
     chain = Chain(stops, [mask_of(batch) for batch in batches])
     inner = getattr(model, "base_model", model)  # of transformers, without its head
@@ -193,6 +201,17 @@ def inputs_of(batch: Any) -> Any:
     if isinstance(given, Mapping):
         return {name: value for name, value in given.items() if name != "labels"}
     return given
+
+
+def rowwise(batches: Sequence[Any]) -> Iterator[Any]:
+    """Row by row: the outputs of a language model's head are large."""
+    for batch in batches:
+        given = inputs_of(batch)
+        if isinstance(given, Mapping):
+            count = len(next(iter(given.values())))
+            yield from ({n: v[i : i + 1] for n, v in given.items()} for i in range(count))
+        else:
+            yield from given.split(1)
 
 
 def mask_of(batch: Any) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 naive.py: the twins. rows.py: experts that are any functions, slice by slice. grouped.py: products
 of sorted rows with a matrix for each expert. mlps.py: a mixture of MLPs as one operator, on the
-rows that blocks.py lays out. Plain tensors only.
+rows that blocks.py lays out. stacks.py: which
+parameters are such stacks. Plain tensors only.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .rows import add_mix as add_mix
 from .rows import by_expert as by_expert
 from .rows import deal as deal
 from .rows import ends_of as ends_of
+from .stacks import stacked_matrices as stacked_matrices
 
 
 def fused(act: nn.Module, x: Tensor, *, learned: bool) -> str | None:
