@@ -14,7 +14,7 @@ from ..core.errors import ConfigError
 from .completing import CLAIM
 from .early import check_claim, numbers
 from .options import Json
-from .shell import note, show_json, show_table
+from .shell import note, say, show_json, show_table
 
 NEEDS = {"cpu": "", "gpu": "needs an accelerator", "long": "takes more than ten minutes"}
 
@@ -59,17 +59,17 @@ def claim(
         show_json(records)
         return
     for record in records:
-        print(f"{record['key']}: {record['sentence']}")
-        print(f"  against {record['baseline']}, bar {record['bar']}")
-        print(
+        say(f"{record['key']}: {record['sentence']}")
+        say(f"  against {record['baseline']}, bar {record['bar']}")
+        say(
             f"  got {record['got']:.3f} (spread {record['spread']:.3f}, {len(record['seeds'])} "
             f"seeds): {'holds' if record['holds'] else 'FAILS'}"
         )
-        print(f"  {record['seconds']:.0f} s; {record['machine']}\n  {record['note']}".rstrip())
+        say(f"  {record['seconds']:.0f} s; {record['machine']}\n  {record['note']}".rstrip())
         if table := record["table"]:
             cells = [tuple(str(v) for v in row.values()) for row in table]
             show_table("", tuple(table[0]), cells)
-    print(f"Page: {page}")
+    say(f"Page: {page}")
 
 
 def _chosen(name: str | None, long: bool) -> list[Claim]:

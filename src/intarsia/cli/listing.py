@@ -11,7 +11,7 @@ from ..core.registry import settings_to_dict
 from .completing import KIND
 from .completing import cards as CARD
 from .options import Json
-from .shell import show_json, show_table
+from .shell import say, show_json, show_table
 
 
 def list_methods(
@@ -66,20 +66,20 @@ def show(
         show_json(found)
         return
     paper = found["paper"]
-    print(f"{found['name']} ({found['kind']}, {found['family']}): {found['summary']}\n")
-    print(f"{paper['title']} ({paper['year']})\n{paper['url']}\n")
+    say(f"{found['name']} ({found['kind']}, {found['family']}): {found['summary']}\n")
+    say(f"{paper['title']} ({paper['year']})\n{paper['url']}\n")
     if "python" in found:
-        print(f"In Python: {found['python']}\n")
+        say(f"In Python: {found['python']}\n")
     if found["names"]:
-        print(f"Also called: {', '.join(found['names'])}\n")
+        say(f"Also called: {', '.join(found['names'])}\n")
     if "doc" in found:
-        print(f"{found['doc']}\n")
+        say(f"{found['doc']}\n")
     rows = [(s["name"], s["type"], shown(s["default"])) for s in found["settings"]]
     show_table("Settings", ("setting", "type", "default"), rows)
     if found["tags"]:
         show_table("Tags", ("tag", "meaning"), [(t, TAGS.get(t, "")) for t in found["tags"]])
     if found["kind"] in ("adapter", "baseline"):
-        print("Run it:", *example(found), sep="\n  ")
+        say("\n  ".join(["Run it:", *example(found)]))
 
 
 def _with_pefts(found: dict[str, Any]) -> list[dict[str, Any]]:

@@ -37,8 +37,8 @@ def warn(line: str) -> None:
 
 
 def say(line: str) -> None:
-    """One line of a result, on stdout."""
-    print(printable(line))
+    """Lines of a result, on stdout."""
+    print(printable(line), flush=True)
 
 
 def show_json(data: Any) -> None:

@@ -14,7 +14,7 @@ from ..core.checks import at_least, between
 from ..core.errors import ConfigError, UnknownName
 from .early import check_data, is_text
 from .options import Json
-from .shell import note, show_json
+from .shell import note, say, show_json
 
 METHODS = ("dsnot", "magnitude", "sparsegpt", "wanda")
 LAYOUTS = ("bitmask", "dense")
@@ -77,7 +77,7 @@ def sparsify(
     if as_json:
         show_json({"folder": str(save), **record})
     else:
-        print(f"{done}\n{seconds} s\n{save}")
+        say(f"{done}\n{seconds} s\n{save}")
 
 
 def convert(
@@ -96,7 +96,7 @@ def convert(
         raise ConfigError(f"folder {str(old)!r}", got="nothing there", want="a folder", fix=fix)
     from ..hosts.prune.files import convert_sparse
 
-    print(convert_sparse(old, new, layout=layout))
+    say(str(convert_sparse(old, new, layout=layout)))
 
 
 def _check(
