@@ -1,4 +1,7 @@
 """The command line: each verb is one call of the library."""
 
-from .app import app as app
-from .app import main as main
+from ..core.interrupts import never_lost
+
+with never_lost():
+    from .app import app as app
+    from .app import main as main

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..core.interrupts import never_lost
 from ..core.quiet import kept_quiet
 from .benching import bench
 from .choosing import auto
@@ -16,7 +17,7 @@ from .demo import demo
 from .exporting import export
 from .listing import list_methods, show
 from .scoring import evaluate, predict
-from .shell import Verbs, arguments
+from .shell import Verbs, arguments, say
 from .sparsifying import convert, sparsify
 from .training import fit
 
@@ -36,7 +37,7 @@ def version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version as of
 
-        print(of("intarsia"))
+        say(of("intarsia"))
         raise typer.Exit
 
 
@@ -74,4 +75,5 @@ app.command("demo")(demo)
 
 def main() -> None:
     """The `intarsia` command."""
-    app(arguments(sys.argv[1:]), prog_name="intarsia")
+    with never_lost():
+        app(arguments(sys.argv[1:]), prog_name="intarsia")

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..core import interrupts
 from ..core.errors import ConfigError
 from ..data import (
     Held,
@@ -68,6 +69,7 @@ def carry_out(
     Raises: what `load_data`, `backbone`, `apply` and `fit` raise; UnknownName for a method that is
     not listed.
     """
+    interrupts.check()
     if is_text(experiment.pictures.data):
         return language.carry_out(experiment, running, report, score=score)
     method = method_of(experiment)

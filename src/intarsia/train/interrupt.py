@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..core import interrupts
+
 SOON = 1.0  # seconds that a step may take before it is said that it comes to its end
 STOPPING = b"\nStopping after this step. Ctrl-C again stops at once.\n"
 
@@ -32,7 +34,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """Inside, the first SIGINT or SIGTERM is noted; outside the main thread, nothing changes.
 
     If what is going on takes longer than a second to end, a line on stderr says so.
+    Raises: KeyboardInterrupt for one that came before and was swallowed, see `core.interrupts`.
     """
+    interrupts.check()
     request = StopRequest()
     told = threading.Timer(SOON, os.write, (2, STOPPING))
     if threading.current_thread() is not threading.main_thread():
