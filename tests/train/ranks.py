@@ -11,6 +11,7 @@ from typing import Any
 
 import learning
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny import host, pictures, stir
 from torch import nn
@@ -99,6 +100,9 @@ def main(folder: Path) -> None:
         learned = learned_state(model)
         result = {**learned, "logits": run.val.logits, "losses": scores, "features": seen}
         save_file({n: t.contiguous() for n, t in result.items()}, folder / f"{name}-{world}-{rank}")
+    if world > 1:
+        backend: Any = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+        (folder / f"timeout-{world}-{rank}").write_text(str(backend.options._timeout))
     for name in TASKS:
         save_file(train_task(learning.CASES[name]), folder / f"task-{name}-{world}-{rank}")
     try:

@@ -19,9 +19,9 @@ from intarsia.train.processes import processes, waiting
 FOLDER = Path(__file__).parent
 
 
-def start(folder: Path, rank: int, world: int, port: int) -> subprocess.Popen[str]:
+def start(folder: Path, rank: int, world: int, port: int, **more: str) -> subprocess.Popen[str]:
     paths = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | more
     if world > 1:
         environment |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
@@ -86,6 +86,20 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", name)
         with pytest.raises(ConfigError, match=f"{name}.*want a device of this machine. Unset it"):
             processes()
+
+
+def test_who_waits_for_nobody_stops_and_says_so(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        alone = start(tmp_path, 0, 2, probe.getsockname()[1] + 1, INTARSIA_RENDEZVOUS_SECONDS="1")
+    said = alone.communicate(timeout=120)[0]
+    assert alone.returncode == 1
+    assert "ConfigError: processes: got not all of WORLD_SIZE=2" in said
+    assert "want all of them within 1 s" in said and "INTARSIA_RENDEZVOUS_SECONDS=5" in said
+
+
+def test_collectives_are_given_longer_than_the_rendezvous(results: Path) -> None:
+    assert [(results / f"timeout-2-{rank}").read_text() for rank in (0, 1)] == ["0:30:00"] * 2
 
 
 def test_it_is_said_what_is_waited_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Collection
 
@@ -65,3 +66,16 @@ def named_numbers(what: str, text: str) -> dict[str, float]:
             raise ConfigError(what, got=repr(text), want=want, fix=f"For example: {BALANCED}")
         found[name] = number
     return found
+
+
+def from_environment(name: str, default: int, want: str) -> int:
+    """A whole number from 1 on out of a variable of the environment, `default` where it is not set.
+
+    want: what it is a number of, in the error.
+    Raises: ConfigError.
+    """
+    asked = os.environ.get(name, "")
+    if asked and not (asked.isascii() and asked.isdecimal() and int(asked[:18]) > 0):
+        fix = f"For example {default}; unset it for that."
+        raise ConfigError(name, got=repr(asked), want=want, fix=fix)
+    return int(asked[:18]) if asked else default

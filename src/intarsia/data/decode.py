@@ -15,7 +15,8 @@ import numpy as np
 import psutil
 from PIL import ExifTags, Image, ImageOps
 
-from intarsia.core.errors import ConfigError, DataError
+from intarsia.core.checks import from_environment
+from intarsia.core.errors import DataError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: 256 MB as RGB
 LIMIT = "INTARSIA_MAX_PIXELS"  # the environment variable of another limit
@@ -52,11 +53,7 @@ def max_pixels() -> int:
 
     Raises: ConfigError for what is no number from 1 on.
     """
-    asked = os.environ.get(LIMIT, "")
-    if asked and not (asked.isascii() and asked.isdecimal() and int(asked[:18]) > 0):
-        fix = f"For example {MAX_PIXELS}; unset it for that."
-        raise ConfigError(LIMIT, got=repr(asked), want="a number of pixels", fix=fix)
-    return int(asked[:18]) if asked else MAX_PIXELS
+    return from_environment(LIMIT, MAX_PIXELS, "a number of pixels")
 
 
 def opened(source: Path | bytes) -> Image.Image:

@@ -7,36 +7,68 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+from torch.distributed.constants import default_pg_nccl_timeout, default_pg_timeout
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from ..core.checks import check_device
+from ..core.checks import check_device, from_environment
 from ..core.errors import ConfigError, IntarsiaError
 from .progress import CSV
 
 Result = TypeVar("Result")
 SOON = 5.0  # seconds of waiting for other processes until that is said
+RENDEZVOUS = 60  # seconds of waiting for them at most
+LIMIT = "INTARSIA_RENDEZVOUS_SECONDS"  # the environment variable of another limit
 
 
 def processes() -> PartialState:
-    """This process among those that accelerate or torchrun started; the group ends with it."""
+    """This process among those that accelerate or torchrun started; the group ends with it.
+
+    Raises: ConfigError if the others do not come within `RENDEZVOUS` seconds.
+    """
     _check_environment()
     first = not PartialState._shared_state
     told = threading.Timer(SOON, lambda: print(waiting(os.environ), file=sys.stderr))
     if first and waiting(os.environ):
         told.start()
+    # accelerate forms a group of CPU processes only when told that there is nothing else
+    alone = not torch.accelerator.is_available()
     try:
-        # accelerate forms a group of CPU processes only when told that there is nothing else
-        found = PartialState(cpu=not torch.accelerator.is_available())
+        met = _met(alone) if first and waiting(os.environ) else None
+        found = met or PartialState(cpu=alone)
     finally:
         told.cancel()
     if first:
         # gloo's threads must end before Python does: one that then frees a tensor aborts
         atexit.register(found.destroy_process_group)
+    return found
+
+
+def _met(cpu: bool) -> PartialState:
+    """All processes, which must come within a limit; later collectives have torch's own.
+
+    Raises: ConfigError if they do not.
+    """
+    seconds = from_environment(LIMIT, RENDEZVOUS, "a number of seconds")
+    try:
+        found = PartialState(cpu=cpu, timeout=timedelta(seconds=seconds))
+    except (RuntimeError, ValueError) as error:  # of torch.distributed, and of its environment
+        PartialState._reset_state()
+        got = f"not all of WORLD_SIZE={os.environ['WORLD_SIZE']} ({str(error).splitlines()[0]})"
+        fix = "Start them all (accelerate launch and torchrun do), or unset WORLD_SIZE to train "
+        fix += f"in this process alone; {LIMIT}={5 * seconds} waits longer."
+        want = f"all of them within {seconds} s"
+        raise ConfigError("processes", got=got, want=want, fix=fix) from error
+    if dist.is_initialized():
+        own = default_pg_nccl_timeout if dist.get_backend() == "nccl" else default_pg_timeout
+        _set_pg_timeout(own or default_pg_timeout)
     return found
 
 
