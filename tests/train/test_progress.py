@@ -54,6 +54,19 @@ def test_a_log_gets_a_line_now_and_then(
     assert _told(capsys, 4000, 5.0) == ""
 
 
+def test_pictures_of_frozen_blocks_are_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    with Bar(1000, 0, show=True, start=Start(side=518), what="frozen blocks").shown() as bar:
+        bar.step(64, {"split": "train", "epoch": 0, "seconds": 64.0})
+    one, two = capsys.readouterr().err.splitlines()
+    assert one.startswith(
+        "About 16 min of frozen blocks: 1,000 pictures, 1 s each. Pictures of 224"
+    )
+    assert two == "frozen blocks, picture 64/1,000: train, about 16 min left"
+
+
 def test_durations() -> None:
     found = [duration(s) for s in (0.1, 89, 95, 3600, 7500)]
     assert found == ["1 s", "89 s", "2 min", "60 min", "2 h 05 min"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from ..core.errors import ConfigError
 from ..data import Held
@@ -19,6 +21,8 @@ from ..schedules import Phased
 from ..train import Running, one_backward, pace, plain, task_heads, two_pass
 from ..train.loop import Sets
 from ..train.precision import DTYPES, cast_frozen
+from ..train.processes import processes
+from ..train.progress import Bar, Start
 from .experiment import Experiment
 from .shared import SharedWork, Spent
 
@@ -56,7 +60,7 @@ def tokens_once(
         def tokens(part: str, images: Dataset[Any]) -> tuple[Held, Spent]:
             inputs = {**same, "part": part, "block": block, "dtype": str(dtype)}
             found, spent = shared.tensors(
-                "tokens", inputs, lambda: run_prefix(prefix, images, dtype=dtype)
+                "tokens", inputs, lambda: _told_prefix(prefix, images, part, dtype)
             )
             return Held(*found.tensors, digests=getattr(images, "digests", ())), spent
 
@@ -66,6 +70,23 @@ def tokens_once(
             for part, images in zip(("val", "test"), sets[1:], strict=True)
         )
         yield (train, val, test), once
+
+
+def _told_prefix(
+    prefix: nn.Module, images: Dataset[Any], part: str, dtype: torch.dtype
+) -> TensorDataset:
+    """`run_prefix` with a bar, or with lines where stderr is no terminal."""
+    started, device = time.monotonic(), next(prefix.parameters()).device
+    side = images[0][0].shape[-1] if device.type == "cpu" else None
+    show, count = processes().is_main_process, len(cast(Sized, images))
+    bar = Bar(count, 0, show=show, start=Start(side=side), what="frozen blocks")
+    with bar.shown():
+
+        def told(done: int) -> None:
+            seconds = time.monotonic() - started
+            bar.step(done, {"split": part, "epoch": 0, "seconds": seconds})
+
+        return run_prefix(prefix, images, dtype=dtype, told=told)
 
 
 @contextmanager

@@ -41,14 +41,23 @@ class Bar:
 
     A long run says after its first steps how long it takes, and what smaller pictures would save.
     Nothing under --quiet, nor in a worker of a pool, where bars would overwrite each other.
+    epochs: 0 for `what` has none: its steps are then pictures.
     """
 
-    def __init__(self, steps: int, epochs: int, *, show: bool, start: Start = Start()) -> None:
+    def __init__(
+        self,
+        steps: int,
+        epochs: int,
+        *,
+        show: bool,
+        start: Start = Start(),
+        what: str = "training",
+    ) -> None:
         console = Console(stderr=True, soft_wrap=True)
         told = show and not quiet() and parent_process() is None
         self.drawn = told and console.is_terminal
         self.logged = told and not console.is_terminal
-        self.steps, self.epochs, self.start = steps, epochs, start
+        self.steps, self.epochs, self.start, self.what = steps, epochs, start, what
         self._say = console.print if told else lambda *_, **__: None
         self._estimated, self._line_at = False, time.monotonic()
         self._bar = Progress(
@@ -61,7 +70,7 @@ class Bar:
             disable=not self.drawn,
             transient=False,
         )
-        self._task = self._bar.add_task("training", total=steps, scores="")
+        self._task = self._bar.add_task(what, total=steps, scores="")
         self._shown: dict[str, str] = {}
 
     def step(self, done: int, line: Mapping[str, float | int | str]) -> None:
@@ -72,15 +81,17 @@ class Bar:
         found = [f"{n} {line[n]:.3f}" for n in wanted if isinstance(line.get(n), float)]
         self._shown[split] = " ".join([split, *found])
         left = self._left(done, float(line.get("seconds", 0.0)))
+        at = f"epoch {line['epoch']}/{self.epochs}" if self.epochs else self.what
         if self.logged and time.monotonic() - self._line_at >= LOG_SECONDS:
             self._line_at = time.monotonic()
-            at = f"epoch {line['epoch']}/{self.epochs}, step {done:,}/{self.steps:,}"
+            number = f"{'step' if self.epochs else 'picture'} {done:,}/{self.steps:,}"
             rest = "" if left is None else f", about {duration(left)} left"
-            self._say(f"{at}: {'  '.join(self._shown.values())}{rest}", highlight=False)
+            shown = "  ".join(self._shown.values())
+            self._say(f"{at}, {number}: {shown}{rest}", highlight=False)
         self._bar.update(
             self._task,
             completed=done,
-            description=f"epoch {line['epoch']}/{self.epochs}",
+            description=at,
             scores="  ".join(self._shown.values()),
         )
 
@@ -91,8 +102,8 @@ class Bar:
             return None
         left = (self.steps - done) * spent / steps
         if not self._estimated and left >= LONG:
-            each = f"{self.steps:,} steps, {spent / steps:.2g} s each"
-            text = f"About {duration(left)} of training: {each}."
+            each = f"{self.steps:,} {'steps' if self.epochs else 'pictures'}, "
+            text = f"About {duration(left)} of {self.what}: {each}{spent / steps:.2g} s each."
             side = self.start.side
             if side is not None and side > SMALLER and left >= VERY_LONG:
                 less = duration(left * (SMALLER / side) ** 2)

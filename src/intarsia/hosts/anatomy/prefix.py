@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast, overload
 
@@ -156,9 +156,17 @@ def _no_dropout(model: nn.Module) -> None:
 
 @torch.no_grad()
 def run_prefix(
-    prefix: nn.Module, dataset: Dataset[Any], *, dtype: torch.dtype, batch_size: int = 64
+    prefix: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    dtype: torch.dtype,
+    batch_size: int = 64,
+    told: Callable[[int], None] = lambda _: None,
 ) -> TensorDataset:
-    """(tokens, label) pairs of a set of (image, label) pairs, tokens held in `dtype`."""
+    """(tokens, label) pairs of a set of (image, label) pairs, tokens held in `dtype`.
+
+    told: called with the number of images done, after each batch.
+    """
     prefix.eval()
     tokens, labels = [], []
     device = next(prefix.parameters()).device
@@ -167,6 +175,7 @@ def run_prefix(
         with torch.autocast(device.type, low, enabled=dtype != torch.float32):
             tokens.append(prefix(x.to(device)).to("cpu", dtype))
         labels.append(y)
+        told(sum(map(len, labels)))
     return TensorDataset(torch.cat(tokens), torch.cat(labels))
 
 
