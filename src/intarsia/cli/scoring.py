@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.errors import ConfigError, printable
+from ..core.errors import ConfigError
 from .early import check_numbers, check_run
-from .options import Device, Json, RunFolder
+from .options import Device, Json, MaxPixels, RunFolder, Side, allow_pixels
 from .shell import note, say, show_json, show_table, warn
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ SHOWN = 3  # classes of a picture in the table
 
 
 def evaluate(
+    ctx: typer.Context,
     run: RunFolder,
     data: Annotated[
         str | None, typer.Argument(help="Other data with the same classes; the run's own if none.")
@@ -35,6 +36,8 @@ def evaluate(
         ),
     ] = None,
     device: Device = None,
+    size: Side = None,
+    max_pixels: MaxPixels = None,
     as_json: Json = False,
 ) -> None:
     """Score a finished run on a part of its data, or on other data with the same classes.
@@ -43,13 +46,14 @@ def evaluate(
     """
     check_run(run)
     check_numbers({"device": device})
+    allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun
     from ..results import numbers
     from ..train.processes import device_named
     from .training import TEXT_COLUMNS, text_row
 
-    opened = open_run(run, report=note)
+    opened = open_run(run, size=size, report=note)
     opened.model.to(device_named(device))
     found = opened.evaluate(data, part, note)
     if as_json:
@@ -71,6 +75,7 @@ def evaluate(
 
 
 def predict(
+    ctx: typer.Context,
     run: RunFolder,
     files: Annotated[
         list[Path],
@@ -85,6 +90,8 @@ def predict(
         int | None, typer.Option(help="At most so many tokens of a completion; 64 if not given.")
     ] = None,
     device: Device = None,
+    size: Side = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Say what pictures show, or go on from prompts, as JSON lines, the likeliest token at a time.
 
@@ -97,12 +104,13 @@ def predict(
         raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
     check_run(run)
     check_numbers({"device": device})
+    allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun
     from ..results import numbers
     from ..train.processes import device_named
 
-    opened = open_run(run, report=note)
+    opened = open_run(run, size=size, report=note)
     opened.model.to(device_named(device))
     if isinstance(opened, TextRun):
         _predict_texts(opened, files, as_csv=as_csv, tokens=tokens)
@@ -143,4 +151,4 @@ def _predict_texts(
         raise ConfigError("--csv", got=got, want=want, fix="Leave it out.")
     prompts = prompts_of(opened, files)
     for line in complete(opened, prompts, TOKENS if tokens is None else tokens):
-        print(printable(json.dumps(line, ensure_ascii=False)), flush=True)
+        say(json.dumps(line, ensure_ascii=False))

@@ -24,6 +24,7 @@ from .early import (
 from .options import (
     Data,
     Json,
+    allow_pixels,
     experiment_values,
     given_in_words,
     running_values,
@@ -79,6 +80,7 @@ def fit(
     """
     given |= {"data": data, "method": method, "seed": seed, "resume": resume, "out": out}
     words = _checked(given, config, given_in_words(ctx))
+    allow_pixels(ctx, given["max_pixels"])
     from ..experiments.execute import carry_out
     from ..train import Running
     from ..train.settings import with_keywords
@@ -173,7 +175,7 @@ def _show(run: Any, out: Path | None) -> None:
     columns = TEXT_COLUMNS if before else ("part", "accuracy", "balanced", "loss")
     show_table("", columns, rows, right=",".join(columns[1:]))
     results, counts = run.record["results"], run.record["parameters"]
-    print(
+    say(
         f"{counts['trained']:,} of {counts['all']:,} parameters trained "
         f"({counts['trained_without_head']:,} without the head), "
         f"{numbers.seconds(results['seconds'])} of training."

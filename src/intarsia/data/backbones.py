@@ -18,6 +18,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from intarsia.core.checks import at_least
@@ -105,10 +106,7 @@ def outline(name: str, *, size: int | None = None, pretrained: bool = True) -> n
 def _build(
     name: str, spec: PackagedBackbone, state: State | None, classes: int, size: int
 ) -> nn.Module:
-    if size < spec.multiple or size % spec.multiple:
-        near = max(1, round(size / spec.multiple)) * spec.multiple
-        what, want = f"picture size for {name}", f"a multiple of {spec.multiple}"
-        raise ConfigError(what, got=size, want=want, fix=f"Use {near}.")
+    _check_multiple(name, size, spec.multiple)
     model = _create(spec.timm_name, classes, size, pretrained=False)
     if state is not None:
         head = _classifier(model)
@@ -120,6 +118,13 @@ def _build(
         model.load_state_dict(state | own, strict=True)
     stats = {"mean": spec.mean, "std": spec.std, "tag": name, "url": "", "hf_hub_id": None}
     return _note(model, **stats, input_size=(3, size, size))
+
+
+def _check_multiple(name: str, size: int, side: int) -> None:
+    """Raises: ConfigError for pictures that are no whole number of patches wide."""
+    if size < side or size % side:
+        what, fix = f"picture size for {name}", f"Use {max(1, round(size / side)) * side}."
+        raise ConfigError(what, got=size, want=f"a multiple of {side}", fix=fix)
 
 
 def resize_positions(table: Tensor, side: int) -> Tensor:
@@ -173,7 +178,8 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
         if not (isinstance(error, REFUSALS) or name.startswith(FOLDER)):
             raise  # a folder's configuration may hold anything, and fail anywhere
         got = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
-        if size is not None and not _takes(name, size) and _takes(name, None):
+        shaped = "size mismatch" in str(error)  # of weights, as an MLP-Mixer has for each size
+        if size is not None and (shaped or not _takes(name, size)) and _takes(name, None):
             want, fix = "a size that the model can take", "Leave it out, or try multiples of 32."
             raise ConfigError(
                 f"picture size {size} of {name}", got=got, want=want, fix=fix
@@ -189,7 +195,12 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
             fix="Check the network and run this again, set HF_HOME to a folder that holds the "
             f"model, or use a backbone from a package registry: {', '.join(PACKAGED)}.",
         ) from error
-    return model if size is None else _note(model, input_size=(3, size, size))
+    if size is None:
+        return model
+    patches = getattr(model, "patch_embed", None)
+    if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:
+        _check_multiple(name, size, max(map(int, patches.patch_size)))
+    return _note(model, input_size=(3, size, size))
 
 
 def _load_strictly(name: str, classes: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..core.errors import ConfigError
 from ..data.texts import is_text
 from . import experiment as experiments
 from .runs import PictureRun, Report, open_pictures
@@ -11,19 +12,28 @@ from .writing import TextRun, open_texts
 
 
 def open_run(
-    folder: str | Path, *, as_trained: bool = True, report: Report = lambda _: None
+    folder: str | Path,
+    *,
+    size: int | None = None,
+    as_trained: bool = True,
+    report: Report = lambda _: None,
 ) -> PictureRun | TextRun:
     """A finished run of `intarsia fit`, with its trained model.
 
     Both kinds have `evaluate()` and `predict(...)`, `model`, `classes` (none of a run on texts),
     `experiment` and `record`, the contents of run.json.
 
+    size: side of the pictures in px, None = that of the training.
     as_trained: the frozen weights in the type they had in training; False = float32.
     report: called with a line where something takes time.
-    Raises: DataError or ConfigError for a folder that is no finished run; CheckpointError for
-    damaged files, or a pretrained model that is not that of the run.
+    Raises: DataError or ConfigError for a folder that is no finished run, or a size that the model
+    cannot take; CheckpointError for damaged files, or a pretrained model that is not that of the
+    run.
     """
     folder = Path(folder)
     if is_text(experiments.read(folder).pictures.data):
+        if size is not None:
+            got, want = f"{size} for a run on texts", "a run on pictures"
+            raise ConfigError("size", got=got, want=want, fix="Leave it out.")
         return open_texts(folder, as_trained=as_trained, report=report)
-    return open_pictures(folder, as_trained=as_trained)
+    return open_pictures(folder, size=size, as_trained=as_trained)

@@ -30,11 +30,18 @@ def restored(
 
     Raises: CheckpointError for another pretrained model, or damaged files.
     """
+    check_backbone(model, folder, experiment, record)
+    return load(model, folder, classes=classes)
+
+
+def check_backbone(
+    model: nn.Module, folder: Path, experiment: Experiment, record: Mapping[str, Any]
+) -> None:
+    """Raises: CheckpointError for another model than that of the training, at its picture size."""
     if (found := trunk_fingerprint(model)) != (want := need(record, "record.trunk", str, folder)):
         what, got = f"backbone {experiment.adapted.model!r} of {folder}", f"weights {found[:12]}"
         fix = "Use the version of timm and of the weights that run.json names."
         raise CheckpointError(what, got=got, want=f"{want[:12]}, those it was trained on", fix=fix)
-    return load(model, folder, classes=classes)
 
 
 def with_teacher(

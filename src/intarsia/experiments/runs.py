@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import DataError, UnknownName
+from ..core.checks import at_least
+from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.modes import evaluating
 from ..data import ImageSet, InputConfig, eval_transform, input_config
 from ..data.decode import SUFFIXES, Picture, read_image, to_rgb
 from ..data.folders import check_same_classes
 from ..data.loaders import side_of
 from ..data.splits import read_data
+from ..hosts import load
+from ..hosts.anatomy.origin import resampled
 from ..results.runs import read_run
 from ..results.runs.reading import need
 from ..train import Metrics
@@ -28,7 +31,7 @@ from ..train.precision import autocast, cast_frozen, compute_dtype
 from . import experiment as experiments
 from .execute import held, model_of, pictures_of
 from .experiment import Experiment
-from .restoring import restored
+from .restoring import check_backbone
 
 Report = Callable[[str], None]
 PARTS = ("test", "val", "all", "train")  # the first that is there is scored
@@ -77,17 +80,38 @@ class PictureRun:
         return [p for first in starts for p in _predict(self, found[first : first + BATCH])]
 
 
-def open_pictures(folder: Path, *, as_trained: bool = True) -> PictureRun:
+def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = True) -> PictureRun:
     """A finished run on pictures, see `intarsia.open_run`."""
     experiment = experiments.read(folder)
     record = read_run(folder).record
     classes = tuple(map(str, need(record, "record.data.classes", list, folder)))
     model = model_of(experiment.adapted, len(classes), experiment.training.seed)
+    check_backbone(model, folder, experiment, record)
+    if size not in (None, experiment.adapted.size):
+        model = _of_size(size, model, experiment, len(classes))
     inputs = input_config(model)
-    model = restored(model, folder, experiment, record, classes)
+    model = load(model, folder, classes=classes)
     if as_trained:
         cast_frozen(model, experiment.training.precision)
     return PictureRun(model.eval(), inputs, classes, experiment, record)
+
+
+def _of_size(size: int, model: nn.Module, experiment: Experiment, classes: int) -> nn.Module:
+    """The backbone for pictures of another size; a random one is that of the training, resampled.
+
+    Raises: ConfigError for a size that it cannot take.
+    """
+    at_least("size", size, 1, "For example: 224.")
+    asked = replace(experiment.adapted, size=size)
+    found = model_of(asked, classes, experiment.training.seed)
+    if not asked.pretrained:
+        try:
+            found.load_state_dict(resampled(model.state_dict(), found))
+        except RuntimeError as error:
+            what, got = f"picture size {size} of {asked.model}", "layers of another shape"
+            want, fix = "a size that leaves its layers as they are", "Use that of the training."
+            raise ConfigError(what, got=got, want=want, fix=fix) from error
+    return found
 
 
 def pictures_to_score(

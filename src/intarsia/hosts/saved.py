@@ -28,7 +28,7 @@ from ..core.files import check_digest, digests, read_json, unbroken, writing
 from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
 from . import older
 from .anatomy.blocks import base_of, unwrapped, walk
-from .anatomy.origin import check_sizes, check_trunk, damaged
+from .anatomy.origin import check_sizes, check_trunk, damaged, resampled
 from .attach.adapter_files import WEIGHTS, check_shapes, read_weights
 from .attach.config import IntarsiaConfig
 from .attach.peft import is_adapted
@@ -143,6 +143,7 @@ def _replayed(model: nn.Module, found: Saved) -> nn.Module:
         if found.stores == "trained":
             frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
             wanted = {n: t for n, t in wanted.items() if n not in frozen}
+        weights = resampled(weights, host)
         check_shapes(found.folder, wanted, weights)
         host.load_state_dict({**weights, **found.extra}, strict=False)  # tied ones are there once
     elif found.steps and isinstance(model, PeftModel) and not is_adapted(model):

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError
@@ -19,12 +20,17 @@ from .quantised import in_full
 WEIGHTS = "adapter_model.safetensors"
 SAMPLES = 96
 FEW, UNSIZED = 4096, {"seed", "steps", "alpha", "scale"}  # no size is large up to it; no sizes
+# of timm and of transformers: what depends on the picture size, and is resampled for another one
+POSITIONS = frozenset({"pos_embed", "position_embeddings", "relative_position_bias_table"})
 # trunks are compared across dtypes: bfloat16 keeps 8 bits of a weight
 RELATIVE, ABSOLUTE = 2**-6, 1e-6
 
 
-def _tensors(model: nn.Module, heads: Sequence[str]) -> dict[str, Tensor]:
-    """The trunk's own parameters and buffers, by their names without adapters and heads."""
+def _tensors(model: nn.Module, heads: Sequence[str], sized: bool) -> dict[str, Tensor]:
+    """The trunk's own parameters and buffers, by their names without adapters and heads.
+
+    sized: with the tables of positions, and with buffers that are made anew at each start.
+    """
     found: dict[str, Tensor] = {}
     for path, wrapped in walk(model):
         if any(path == h or path.startswith(f"{h}.") for h in heads):
@@ -33,19 +39,26 @@ def _tensors(model: nn.Module, heads: Sequence[str]) -> dict[str, Tensor]:
         own = dict(module.named_parameters(recurse=False)) | dict(
             module.named_buffers(recurse=False)
         )
+        if not sized:
+            made = POSITIONS | module._non_persistent_buffers_set
+            own = {name: t for name, t in own.items() if name not in made}
         own = {name: in_full(module, name, t) for name, t in own.items()}
         found |= {f"{path}.{n}" if path else n: t for n, t in own.items()}
     return found
 
 
-def fingerprint(model: nn.Module, heads: Sequence[str] = ()) -> dict[str, Any]:
+def fingerprint(
+    model: nn.Module, heads: Sequence[str] = (), *, sized: bool = False
+) -> dict[str, Any]:
     """{"layout": sha256 of names and shapes, "values": sampled weights}, heads left out.
 
+    Tables of positions are left out, so that a model is the same at every picture size that leaves
+    its layers as they are.  sized: with them, as folders once had it.
     One weight, at a fixed place, of up to 96 matrices: the same in float32, bfloat16 and float16 up
     to rounding, and different for another training run of the same architecture. None for a
     quantised one, so that an adapter moves between a model and its quantised twin.
     """
-    tensors = _tensors(model, heads)
+    tensors = _tensors(model, heads, sized)
     layout = sorted((name, tuple(t.shape)) for name, t in tensors.items())
     digest = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
     matrices = [
@@ -65,11 +78,14 @@ def check_trunk(model: nn.Module, wanted: Mapping[str, Any], heads: Sequence[str
     """Raises: CheckpointError if the model is not the trunk that `wanted` was taken from."""
     got = fingerprint(model, heads)
     if got["layout"] != wanted.get("layout"):
+        got = fingerprint(model, heads, sized=True)
+    if got["layout"] != wanted.get("layout"):
         raise CheckpointError(
             "trunk",
             got=f"{type(unwrapped(model)).__name__} with other layers",
             want="the architecture the adapter was trained on",
-            fix="Create the model with the name and settings of the training run.",
+            fix="Create the model with the name and settings of the training run; with its picture "
+            "size, too, where layers depend on it (MLP-Mixer), or if the adapter is an older file.",
         )
     if "values" not in wanted:
         return
@@ -90,6 +106,18 @@ def check_trunk(model: nn.Module, wanted: Mapping[str, Any], heads: Sequence[str
             want="the pretrained weights the adapter was trained on",
             fix="Load the same pretrained weights before the adapter; unmerge other adapters.",
         )
+
+
+def resampled(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights with position embeddings as the model's grid has them, by timm's own function."""
+    own, patches = model.state_dict(), getattr(model, "patch_embed", None)
+    grid = getattr(patches, "grid_size", None)
+    found = dict(weights)
+    for name, table in weights.items():
+        if name == "pos_embed" and grid and name in own and own[name].shape != table.shape:
+            first = own[name].shape[1] - grid[0] * grid[1]  # tokens in front of the patches
+            found[name] = resample_abs_pos_embed(table, list(grid), num_prefix_tokens=first)
+    return found
 
 
 def head_shapes(model: nn.Module, heads: Sequence[str]) -> dict[str, list[int]]:
