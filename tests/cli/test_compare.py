@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +344,21 @@ def test_auto_chooses_and_says_what_else(
     said = intarsia("auto", "--resume", "--out", "runs/auto-photos")
     assert said.code == 0 and "chosen" in said.out and "report.html" in said.out
     assert intarsia("evaluate", "runs/auto-photos/choice").code == 0
+
+
+@pytest.mark.parametrize("words", [(), ("--routers", "top-k,switch")])
+def test_a_folder_in_use_is_refused(
+    intarsia: Intarsia, folder: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """The lock of the whole folder, which another process holds, not those of its runs."""
+    program = "import sys; from intarsia.core.files import alone\n"
+    program += "with alone(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(tmp_path / "runs")]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    data, options = ("austen", words) if words else (folder, (*TINY, *QUICK))
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        said = intarsia("compare", data, *options, "--seeds", "0", "--out", tmp_path / "runs")
+        assert other.stdin is not None
+        other.stdin.close()
+    assert said.code == 2 and "another process works in" in said.words

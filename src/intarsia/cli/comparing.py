@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.files import alone
 from . import completing
 from .early import (
     check_choices,
@@ -22,6 +23,7 @@ from .early import (
 from .options import (
     Data,
     Json,
+    allow_pixels,
     experiment_values,
     given_in_words,
     running_values,
@@ -102,6 +104,7 @@ def compare(
     asked = {**locals(), **given}
     words = given_in_words(ctx)
     check_compared(words, routers is not None)
+    allow_pixels(ctx, given["max_pixels"])
     numbers("--seeds", seeds)
     if routers is not None:
         check_routers(routers)
@@ -132,18 +135,19 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
     chosen = matrix.on_one_adapter(start, names, matrix.by_method(settings), note)
     runs = matrix.planned(start, names, seeds, chosen, folder)
     matrix.check_baseline(runs, baseline)
-    try:
-        matrix.run_all(
-            runs,
-            jobs=asked["jobs"],
-            report=note,
-            threads=given["threads"],
-            running=running_values(given),
-        )
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("Call the same command again to go on.") from stop
-    page = folder / "report.html"
-    show_comparison([e.folder for e in runs], page, baseline, asked["as_json"])
+    with alone(folder):
+        try:
+            matrix.run_all(
+                runs,
+                jobs=asked["jobs"],
+                report=note,
+                threads=given["threads"],
+                running=running_values(given),
+            )
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt("Call the same command again to go on.") from stop
+        page = folder / "report.html"
+        show_comparison([e.folder for e in runs], page, baseline, asked["as_json"])
 
 
 def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.files import alone
 from ..experiments.routing import (
     PICTURES,
     TEXT,
@@ -48,18 +49,19 @@ def carry(
     baseline = contest.baseline(given["baseline"])
     folder = given["out"] or Path("runs") / f"routers-{'-'.join(contest.data)}"
     report(f"{plural(len(asked), 'cell')}; tables and page in {folder}")
-    rows = cells(
-        asked,
-        jobs=given["jobs"],
-        report=report,
-        baseline=VARIANTS[baseline],
-        text=_scale(TEXT, given["steps"]),
-        pictures=_scale(PICTURES, given["steps"]),
-        sees_later=contest.sees_later,
-        threads=given["threads"] or 1,
-    )
-    sheets = sheets_of(rows, baseline)
-    written = write(sheets, rows, folder, _command(given))
+    with alone(folder):
+        rows = cells(
+            asked,
+            jobs=given["jobs"],
+            report=report,
+            baseline=VARIANTS[baseline],
+            text=_scale(TEXT, given["steps"]),
+            pictures=_scale(PICTURES, given["steps"]),
+            sees_later=contest.sees_later,
+            threads=given["threads"] or 1,
+        )
+        sheets = sheets_of(rows, baseline)
+        written = write(sheets, rows, folder, _command(given))
     return sheets, {"report": str(written[0]), "rows": tidy(sheets)}
 
 
