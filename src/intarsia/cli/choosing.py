@@ -11,8 +11,8 @@ import typer
 from ..core.errors import ConfigError
 from . import completing
 from .early import ARMS, check_choices, check_data, check_numbers, method_key
-from .options import Data, Json, given_in_words, shared, with_options
-from .shell import note, show_json, show_rich
+from .options import Data, Json, allow_pixels, given_in_words, shared, with_options
+from .shell import note, say, show_json, show_rich
 from .training import use_threads
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 OPTIONS = (
     *("val", "test", "split_seed", "skip_unreadable", "model", "size", "untrained", "batch_size"),
     *("weight_decay", "smoothing", "class_weights", "device", "precision", "threads"),
+    "max_pixels",
 )
 
 
@@ -69,6 +70,7 @@ def auto(
     from ..bench.auto import auto as choose
 
     use_threads(given.pop("threads"))
+    allow_pixels(ctx, given.pop("max_pixels"))
     device = given.pop("device")
     options = {n: v for n, v in given.items() if n in words and n != "untrained"}
     options |= {"pretrained": False} if given["untrained"] else {}
@@ -92,5 +94,5 @@ def _show(found: AutoRun, as_json: bool) -> None:
         show_json({"folder": str(found.folder), "test": dict(found.test), "rows": rows})
         return
     show_rich(terminal(found.table()))
-    print(f"Report: {found.report}\nRepeat: {found.choice.command()}")
-    print(f"Next:  intarsia predict {found.folder} PICTURES")
+    say(f"Report: {found.report}\nRepeat: {found.choice.command()}")
+    say(f"Next:  intarsia predict {found.folder} PICTURES")
