@@ -17,6 +17,7 @@ from .options import Device, Json, MaxPixels, RunFolder, Side, allow_pixels
 from .shell import note, say, show_json, show_table, warn
 
 if TYPE_CHECKING:
+    from ..experiments.runs import PictureRun
     from ..experiments.writing import TextRun
 
 SHOWN = 3  # classes of a picture in the table
@@ -107,7 +108,6 @@ def predict(
     allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun
-    from ..results import numbers
     from ..train.processes import device_named
 
     opened = open_run(run, size=size, report=note)
@@ -118,6 +118,15 @@ def predict(
     if tokens is not None:
         got, want = f"{tokens} for a run on pictures", "a run on texts"
         raise ConfigError("--tokens", got=got, want=want, fix="Leave it out.")
+    _predict_pictures(opened, files, as_json=as_json, as_csv=as_csv)
+
+
+def _predict_pictures(
+    opened: PictureRun, files: Sequence[Path], *, as_json: bool, as_csv: bool
+) -> None:
+    """Print a row for each picture.  Raises: typer.Exit if some could not be read."""
+    from ..results import numbers
+
     found = opened.predict(files)
     bad = [p for p in found if p.error]
     if as_json:
