@@ -78,7 +78,7 @@ def fit(
     sets, about = sets_of(model, train, val, test)
     task = chosen(task, sets[0], recipe, getattr(train, "classes", None))
     job = Job(model, sets, task, objective, training, recipe, running)
-    return fit_once(job, about | dict(record or {}), evaluate_every, _write, finish)
+    return fit_once(job, about | dict(record or {}), evaluate_every, write_trained, finish)
 
 
 def in_blocks(model: nn.Module, schedule: Any) -> Any:
@@ -151,7 +151,7 @@ def evaluate(
     return score_set(model, dataset, task=task, batch_size=batch_size, workers=workers)
 
 
-def _write(model: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
+def write_trained(model: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
     """A changed model by `save`; any other as what it has learned."""
     if is_peft(model) or steps_of(model):
         save(model, folder, record=record)
@@ -229,7 +229,8 @@ def fit_in_phases(
                 sets = train, val, test if phase.last else None
                 job = Job(model, sets, task, objective, *settle(training, own), phase.settle)
                 last = [finish] if phase.last else []
-                runs.append((phase.name, fit_once(job, record, evaluate_every, _write, *last)))
+                run = fit_once(job, record, evaluate_every, write_trained, *last)
+                runs.append((phase.name, run))
     except StopIteration as end:
         return PhasedRun(end.value, tuple(runs))
     finally:

@@ -125,6 +125,10 @@ def test_a_sparse_model_follows_its_dense_one(
     # a run may teach as well
     said = intarsia(*given, "squarehead", "--teacher", str(run), *sparse, str(other))
     assert said.code == 0, said.err
+    out = ("--save", str(tmp_path / "soup"), "--json")
+    said = intarsia("soup", str(run), str(other), *out)
+    assert said.code == 0, said.err
+    assert said.json["results"]["test"]["loss"] > 0
     for words in (("plain", "--teacher", str(model)), ("squarehead",), ("squarehed",)):
         said = intarsia(*given, *words, "--out", str(tmp_path / "no"))
         assert said.code == 2 and ("--teacher" in said.words or "unknown" in said.words)

@@ -18,6 +18,7 @@ from .exporting import export
 from .listing import list_methods, show
 from .scoring import evaluate, predict
 from .shell import Verbs, arguments, say
+from .souping import soup
 from .sparsifying import convert, sparsify
 from .training import fit
 
@@ -68,6 +69,7 @@ app.command("bench")(bench)
 app.command("export")(export)
 app.command("sparsify")(sparsify)
 app.command("convert")(convert)
+app.command("soup")(soup)
 app.command("claim")(claim)
 app.command("report")(report)
 app.command("demo")(demo)

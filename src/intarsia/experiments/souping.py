@@ -1,0 +1,189 @@
+"""Finished runs that share one mask, averaged into one more run folder (arXiv:2306.16788)."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..core.errors import ConfigError, DataError
+from ..fitting import write_trained
+from ..mixtures.sparse_soup import State, check_alike, distance, greedy, mixed
+from ..train.batch_norms import has_batch_norms, recalibrate
+from ..train.evaluate import device_of
+from ..train.folder import owned, write_results
+from ..train.order import to_device
+from ..train.record import shared_samples
+from ..train.scores import Scores
+from . import experiment as experiments
+from . import language
+from .execute import held
+from .opening import open_run
+from .runs import PictureRun, pictures_to_score, score
+from .writing import TextRun
+
+Report = Callable[[str], None]
+BN_SHARE, BATCH = 0.2, 64
+PARTS = ("train", "val", "test")
+ADDED = ("steps", "seconds", "cpu_seconds")  # of a run's results, what a soup has cost in all
+
+
+def soup_runs(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    weights: Sequence[float] | None = None,
+    by_val: bool = False,
+    report: Report = lambda _: None,
+) -> dict[str, Any]:
+    """Write the average of finished runs as a run: to evaluate, predict, report and export.
+
+    weights: see `intarsia.soup`.  by_val: take candidates in, from the best on, as long as the
+    score on the val part does not fall. Batch norms are counted anew on a fifth of the training
+    part. Returns the contents of run.json.
+    Raises: as `intarsia.soup` and `open_run` do; ConfigError for runs of another pretrained model
+    or other data, and weights with by_val; DataError without a val part of its own.
+    """
+    names = [str(folder) for folder in folders]
+    if by_val and weights is not None:
+        fix = "Leave one of them out."
+        raise ConfigError("soup", got="weights and greedy", want="one of them", fix=fix)
+    out = Path(out)
+    with owned(out, False):
+        runs = [open_run(folder, report=report) for folder in folders]
+        check_alike([run.model.state_dict() for run in runs], names)
+        _check_same(runs, names)
+        kitchen = Kitchen(runs[0], report)
+        states = [_copy(run.model.state_dict()) for run in runs]
+        chosen, state = list(range(len(states))), {}
+        if by_val:
+            kitchen.check_val()
+            picked = greedy(states, kitchen.value, names)
+            chosen, state = sorted(picked.chosen), picked.state
+        else:
+            state = mixed(states, weights, names)
+        kitchen.put(state)
+        said = {
+            "candidates": names,
+            "chosen": [names[i] for i in chosen],
+            "weights": list(weights or [1 / len(chosen)] * len(chosen)),
+            "by": "val" if by_val else None,
+            "distance": distance(states, state),
+        }
+        return _written(out, runs, kitchen, said)
+
+
+def _written(
+    out: Path, runs: Sequence[PictureRun | TextRun], kitchen: Kitchen, said: dict[str, Any]
+) -> dict[str, Any]:
+    first = runs[0]
+    record = copy.deepcopy(dict(first.record))
+    results = [run.record["results"] for run in runs]
+    scores = kitchen.scores()
+    selection = dict(record["results"]["selection"]) | {"rule": said["by"] or "last"}
+    record["results"] = {
+        **{part: found.scores() for part, found in scores.items()},
+        "selection": selection,
+        **{name: round(sum(r[name] for r in results), 3) for name in ADDED},
+        "peak_bytes": record["results"].get("peak_bytes"),
+    }
+    about = record["record"]
+    about["label"] = f"soup of {len(said['chosen'])}, {about['label']}"
+    about["soup"] = said
+    experiments.save(first.experiment, out)
+    split = "test" if "test" in scores else "val"
+    write_results(out, first.model, record, split, scores.get(split), write_trained)
+    return record
+
+
+class Kitchen:
+    """A run's model and its data, to try averages in."""
+
+    def __init__(self, run: PictureRun | TextRun, report: Report) -> None:
+        self.run, self.report = run, report
+        self.norms = has_batch_norms(run.model)
+        self.sets: dict[str, Any] = {}
+
+    def part(self, name: str) -> Any:
+        """A part of the run's data as the model sees it; None where there is none."""
+        if name not in self.sets:
+            self.sets |= self._parts()
+        return self.sets[name]
+
+    def _parts(self) -> Mapping[str, Any]:
+        run = self.run
+        if isinstance(run, TextRun):
+            texts = language.texts_of(run.experiment, run.tokenizer, self.report)
+            return {"train": texts.train, "val": texts.val, "test": texts.test}
+        has = run.record["record"]["data"]["parts"]
+        found = {n: pictures_to_score(run, None, n, self.report) for n in PARTS if n in has}
+        return dict.fromkeys(PARTS) | found
+
+    def _seen(self, name: str) -> Any:
+        images = self.part(name)
+        return held(images, self.run.inputs) if isinstance(self.run, PictureRun) else images
+
+    def check_val(self) -> None:
+        """Raises: DataError for no val part, or one that is in the training part."""
+        val = self.part("val")
+        shared = 0 if val is None else shared_samples(self._seen("train"), self._seen("val"))
+        if val is None or shared:
+            got = "none" if val is None else f"{shared} samples of train in it"
+            fix = "Train with a val part, or make a uniform soup; test chooses nothing."
+            raise DataError("val", got=got, want="samples of its own to choose by", fix=fix)
+
+    def put(self, state: State) -> None:
+        """Give the model these tensors, with batch norms counted anew."""
+        model = self.run.model
+        model.load_state_dict(state)
+        if self.norms:
+            rows = self._seen("train")
+            draw = torch.Generator().manual_seed(self.run.experiment.training.seed)
+            loader = DataLoader(rows, BATCH, shuffle=True, generator=draw)
+            count = math.ceil(BN_SHARE * len(loader))
+            batches = itertools.islice(loader, count)
+            recalibrate(model, (to_device(x, device_of(model)) for x, _ in batches))
+            model.eval()
+
+    def value(self, state: State) -> float:
+        """The score of tensors on val, more is better."""
+        self.put(state)
+        return self._score("val").best
+
+    def scores(self) -> dict[str, Scores]:
+        """Of the model as it is, on val and test."""
+        parts = [name for name in ("val", "test") if self.part(name) is not None]
+        return {name: self._score(name) for name in parts}
+
+    def _score(self, name: str) -> Scores:
+        if isinstance(self.run, TextRun):
+            return language.scores(self.run.model, self.part(name), self.run.experiment)
+        return score(self.run, self.part(name))
+
+
+def _check_same(runs: Sequence[PictureRun | TextRun], names: Sequence[str]) -> None:
+    """Raises: ConfigError for runs that began with other weights, or whose parts are others."""
+    first = runs[0].record["record"]
+    for run, name in zip(runs[1:], names[1:], strict=True):
+        other, two = run.record["record"], f"candidates {names[0]} and {name}"
+        if first["trunk"] != other["trunk"]:
+            fix = "Train all from one pruned model."
+            raise ConfigError(two, got="other pretrained weights", want="the same", fix=fix)
+        parts = [
+            {n: p.get("sha256") for n, p in one["data"].get("parts", {}).items()}
+            for one in (first, other)
+        ]
+        if parts[0] != parts[1]:
+            fix = "Give all runs one --split-seed: test samples of one are trained on by another."
+            raise ConfigError(two, got="other parts of data", want="the same", fix=fix)
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().clone() for name, t in state.items()}

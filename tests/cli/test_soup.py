@@ -1,0 +1,77 @@
+"""`intarsia soup`: an average of runs is a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from intarsia import open_run
+
+from .conftest import QUICK, TINY, Intarsia
+
+
+def fitted(intarsia: Intarsia, folder: Path, out: Path, *words: str, model: str = "") -> Path:
+    given = ("--model", model, "--untrained", "--size", "32") if model else TINY
+    given += ("--method", "magnitude", "--set", "density=0.5", "--split-seed", "0")
+    said = intarsia("fit", str(folder), *given, *QUICK, *words, "--out", str(out))
+    assert said.code == 0, said.err
+    return out
+
+
+def test_runs_are_averaged_into_a_run(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
+    a = fitted(intarsia, folder, tmp_path / "a")
+    b = fitted(intarsia, folder, tmp_path / "b", "--weight-decay", "0.3", "--epochs", "3")
+    out = tmp_path / "soup"
+    said = intarsia("soup", str(a), str(b), "--save", str(out), "--json")
+    assert said.code == 0, said.err
+    assert said.json["chosen"] == [str(a), str(b)] and said.json["distance"] > 0
+    states = [open_run(run).model.state_dict() for run in (a, b, out)]
+    for name, mean in states[2].items():
+        torch.testing.assert_close(mean, (states[0][name] + states[1][name]) / 2)
+        if mean.dim() > 1:
+            assert torch.equal(mean != 0, states[0][name] != 0)
+    scored = intarsia("evaluate", str(out), "--json")
+    assert scored.json["accuracy"] == pytest.approx(said.json["results"]["test"]["accuracy"])
+    record = json.loads((out / "run.json").read_text())
+    assert record["record"]["soup"]["by"] is None and record["record"]["label"].startswith("soup")
+    greedy = tmp_path / "greedy"
+    said = intarsia("soup", str(a), str(b), "--save", str(greedy), "--greedy", "--json")
+    assert said.code == 0, said.err
+    scores = [json.loads((r / "run.json").read_text())["results"]["val"] for r in (a, b)]
+    best = max(one["accuracy"] for one in scores)
+    assert said.json["by"] == "val" and said.json["results"]["val"]["accuracy"] >= best
+    other = tmp_path / "other"  # of another split
+    shutil.copytree(b, other)
+    record = json.loads((other / "run.json").read_text())
+    record["record"]["data"]["parts"]["train"]["sha256"] = "0" * 64
+    (other / "run.json").write_text(json.dumps(record))
+    for words, what in (
+        ((str(a), str(other), "--save", str(tmp_path / "no")), "other parts of data"),
+        ((str(a), "--save", str(tmp_path / "no")), "1 candidate"),
+        ((str(a), str(b)), "--save"),
+        ((str(a), str(b), "--save", str(out)), "something there"),
+        ((str(a), str(tmp_path), "--save", str(tmp_path / "no")), "a folder without one"),
+        ((str(a), str(b), "--weights", "1,x", "--save", str(tmp_path / "no")), "'1,x'"),
+        ((str(a), str(b), "--weights", "1,1", "--save", str(tmp_path / "no")), "add up to 1"),
+    ):
+        said = intarsia("soup", *words)
+        assert said.code == 2 and what in said.words, said.err
+        assert not (tmp_path / "no").exists()
+
+
+def test_batch_norms_are_counted_anew(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:
+    runs = [
+        fitted(intarsia, folder, tmp_path / n, "--epochs", n, model="test_resnet") for n in "12"
+    ]
+    out = tmp_path / "soup"
+    said = intarsia("soup", *map(str, runs), "--save", str(out))
+    assert said.code == 0, said.err
+    states = [open_run(run).model.state_dict() for run in (*runs, out)]
+    name = next(n for n in states[0] if n.endswith("running_var"))
+    mean = (states[0][name] + states[1][name]) / 2
+    assert not torch.allclose(states[2][name], mean)
+    assert int(states[2][name.replace("running_var", "num_batches_tracked")]) > 0
