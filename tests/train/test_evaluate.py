@@ -46,7 +46,7 @@ def test_evaluation_is_deterministic_and_leaves_the_model_as_it_was() -> None:
     assert model.training and model.blocks[0].dropout.training and not model.head.training
     assert torch.equal(torch.get_rng_state(), state)
     assert not first.logits.requires_grad
-    assert first.scores().keys() == {"loss", "accuracy", "balanced_accuracy"}
+    assert first.scores().keys() == {"loss", "accuracy", "balanced_accuracy", "ece"}
 
 
 def test_what_cannot_be_scored_is_an_error() -> None:

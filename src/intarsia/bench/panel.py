@@ -52,10 +52,13 @@ def facts(result: RunResult) -> dict[str, str]:
     found: dict[str, str | None] = {}
     if isinstance(outcome, Done):
         balanced, loss, peak = outcome.balanced_accuracy, outcome.loss, outcome.peak_bytes
+        tempered = outcome.tempered_loss
         found = {
             "accuracy": numbers.percent(outcome.accuracy, 2),
             "balanced accuracy": None if balanced is None else numbers.percent(balanced, 2),
             "loss": None if loss is None else f"{loss:.4f}",
+            "loss after one temperature": None if tempered is None else f"{tempered:.4f}",
+            "calibration error": None if outcome.ece is None else f"{outcome.ece:.4f}",
             "trained parameters": f"{outcome.trained:,}",
             "without head": f"{outcome.trained_without_head:,}",
             "training": numbers.seconds(outcome.seconds),

@@ -215,6 +215,8 @@ def _done(found: Mapping[str, Any]) -> records.Done:
         cpu_seconds=found["results"]["cpu_seconds"],
         peak_bytes=peak.get("accelerator", peak.get("grown")),
         own_task_accuracy=scores.get("own_task_accuracy"),
+        ece=scores.get("ece"),
+        tempered_loss=scores.get("tempered_loss"),
     )
 
 

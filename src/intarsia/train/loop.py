@@ -33,7 +33,7 @@ from .precision import autocast, compute_dtype, training_mode
 from .processes import on_main
 from .progress import CSV, Bar, Start, track, tracking
 from .randomness import generator_states, global_kept, seed_all, set_generator_states
-from .scores import Scores
+from .scores import Metrics, Scores
 from .settings import Recipe, Running, Training
 from .tasks import Task
 
@@ -299,6 +299,9 @@ class Loop:
         elif self.val is not None:
             scores["val"] = self._evaluate(self.val)
         if self.test is not None:
-            scores["test"] = self._evaluate(self.test)
+            found, val = self._evaluate(self.test), scores.get("val")
+            if isinstance(found, Metrics) and isinstance(val, Metrics):
+                found = found.tempered(val)
+            scores["test"] = found
             self._note("test", self.epochs, scores["test"].scores())
         return scores

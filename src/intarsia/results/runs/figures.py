@@ -21,6 +21,7 @@ UNIT = {"accuracy": " %", "balanced_accuracy": " %"}
 NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
+    "ece": "Calibration error",
     "loss": "Loss",
     "lr": "Learning rate",
 }

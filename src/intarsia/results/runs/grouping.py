@@ -16,6 +16,8 @@ VALUES: Mapping[str, Callable[[FinishedRun], float | None]] = {
     "accuracy": lambda run: run.scores.accuracy,
     "balanced_accuracy": lambda run: run.scores.balanced_accuracy,
     "loss": lambda run: run.scores.loss,
+    "ece": lambda run: run.scores.ece,
+    "tempered_loss": lambda run: run.scores.tempered_loss,
     "seconds": lambda run: run.costs.seconds,
 }
 
@@ -43,6 +45,14 @@ class Group(BySeed):
     @property
     def loss(self) -> Spread | None:
         return self._of_all("loss")
+
+    @property
+    def ece(self) -> Spread | None:
+        return self._of_all("ece")
+
+    @property
+    def tempered_loss(self) -> Spread | None:
+        return self._of_all("tempered_loss")
 
     def _of_all(self, what: str) -> Spread | None:
         """The spread of one of VALUES that every run has."""

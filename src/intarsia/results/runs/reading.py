@@ -27,12 +27,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SplitScores:
-    """The result: shares of right answers, 0 ... 1, and mean cross-entropy, of one split."""
+    """The result: shares of right answers, 0 ... 1, and mean cross-entropy, of one split.
+
+    ece: calibration error; tempered_loss: after one temperature, fitted on val.
+    """
 
     split: str
     accuracy: float
     balanced_accuracy: float | None
     loss: float | None
+    ece: float | None = None
+    tempered_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,8 @@ def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
     if not 0 <= accuracy <= 1:
         raise damaged(folder / RUN, f"results.{split}.accuracy = {accuracy}")
     rest = results[split]
-    return SplitScores(split, accuracy, rest.get("balanced_accuracy"), rest.get("loss"))
+    beside = ("balanced_accuracy", "loss", "ece", "tempered_loss")
+    return SplitScores(split, accuracy, *(rest.get(name) for name in beside))
 
 
 def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:

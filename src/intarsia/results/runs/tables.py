@@ -11,16 +11,24 @@ from .. import numbers
 from ..table import Column, Entry, Table, markdown, terminal
 from .grouping import Comparison, Group
 
+CALIBRATION = (
+    ("Tempered", "Loss after one temperature for all logits, fitted on the validation part"),
+    ("ECE", "Expected calibration error: mean distance of confidence from accuracy, 15 bins"),
+)
+"""Columns of runs that know it: title, meaning."""
+
 
 def table_of(comparison: Comparison) -> Table:
     """A row for every group: accuracy, difference, trained parameters, time, memory."""
     groups, base = comparison.groups, comparison.baseline
     known = any(group.peak_bytes is not None for group in groups)
+    rated = any(group.ece or group.tempered_loss for group in groups)
     columns = [
         Column("Method", "What was trained", numeric=False),
         Column("Accuracy", "Share of right answers: mean ± sample standard deviation over seeds"),
         Column("Balanced", "Mean over classes of the share of right answers: mean over seeds"),
         Column("Loss", "Mean cross-entropy of the same part, without class weights"),
+        *(Column(title, meaning) for title, meaning in CALIBRATION[: 2 * rated]),
         Column("Seeds", "Number of runs that differ in the seed only"),
         Column("Adapter parameters", "Trained parameters outside the classification head"),
         Column("With head", "Trained parameters including the classification head"),
@@ -32,7 +40,7 @@ def table_of(comparison: Comparison) -> Table:
         columns.insert(2, Column(title, meaning))
     if known:
         columns.append(Column("Peak memory", "Highest memory of the process: largest of the seeds"))
-    rows = tuple(_row(group, base, known) for group in groups)
+    rows = tuple(_row(group, base, known, rated) for group in groups)
     return Table(
         caption=caption(comparison),
         columns=tuple(columns),
@@ -52,15 +60,17 @@ def caption(comparison: Comparison) -> str:
     return text + "."
 
 
-def _row(group: Group, base: Group | None, known: bool) -> tuple[Entry, ...]:
+def _row(group: Group, base: Group | None, known: bool, rated: bool) -> tuple[Entry, ...]:
     costs = group.runs[0].costs
     accuracy, seconds = group.accuracy, group.seconds
     balanced, loss = group.balanced_accuracy, group.loss
+    calibration = group.tempered_loss, group.ece
     cells = [
         Entry(group.label),
         Entry(numbers.accuracy(accuracy), full=f"{accuracy.mean:.6f}"),
         Entry("" if balanced is None else numbers.percent(balanced.mean)),
         Entry("" if loss is None else f"{loss.mean:.3f}"),
+        *(Entry("" if v is None else f"{v.mean:.3f}") for v in calibration[: 2 * rated]),
         Entry(str(accuracy.n)),
         Entry(numbers.count(costs.trained_without_head), full=f"{costs.trained_without_head:,}"),
         Entry(numbers.count(costs.trained), full=f"{costs.trained:,}"),
@@ -123,6 +133,8 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "accuracy": asdict(group.accuracy),
                 "balanced_accuracy": asdict(balanced) if balanced else None,
                 "loss": asdict(group.loss) if group.loss else None,
+                "tempered_loss": asdict(group.tempered_loss) if group.tempered_loss else None,
+                "ece": asdict(group.ece) if group.ece else None,
                 "baseline": other.label if other else None,
                 "difference": _paired(group, other) if other else None,
                 "parameters": costs.parameters,

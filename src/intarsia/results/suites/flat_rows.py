@@ -15,14 +15,14 @@ from .records import Done, RunResult
 
 NAMES = """
 suite group task synthetic protocol model method label seed status accuracy balanced_accuracy
-own_task_accuracy loss trained trained_without_head seconds cpu_seconds peak_bytes epochs tried
-search_seconds selected folder key code pictures twins chosen error
+own_task_accuracy loss tempered_loss ece trained trained_without_head seconds cpu_seconds
+peak_bytes epochs tried search_seconds selected folder key code pictures twins chosen error
 """
 TYPES = {
     "bool": "synthetic",
     "int64": "seed trained trained_without_head peak_bytes epochs tried twins",
-    "float64": "accuracy balanced_accuracy own_task_accuracy loss seconds cpu_seconds "
-    "search_seconds",
+    "float64": "accuracy balanced_accuracy own_task_accuracy loss tempered_loss ece seconds "
+    "cpu_seconds search_seconds",
 }
 OTHER = {name: kind for kind, names in TYPES.items() for name in names.split()}
 COLUMNS = {name: OTHER.get(name, "string") for name in NAMES.split()}

@@ -62,6 +62,8 @@ class Done:
     """Shares 0 ... 1, mean cross-entropy, trained parameters, seconds, bytes; None = not known.
 
     own_task_accuracy: of joint tasks, among the classes of an image's own task.
+    ece: expected calibration error.  tempered_loss: the loss after one temperature, fitted on
+    validation pictures that were not trained on, where the run had some.
     """
 
     accuracy: float
@@ -73,9 +75,11 @@ class Done:
     cpu_seconds: float | None
     peak_bytes: int | None
     own_task_accuracy: float | None = None
+    ece: float | None = None
+    tempered_loss: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("accuracy", "balanced_accuracy", "own_task_accuracy"):
+        for name in ("accuracy", "balanced_accuracy", "own_task_accuracy", "ece"):
             value = getattr(self, name)
             _check(value is None or 0 <= value <= 1, name, value, "a share, 0 ... 1")
         for name in ("trained_without_head", "seconds", "cpu_seconds", "peak_bytes"):
@@ -92,8 +96,9 @@ class Done:
             self.trained,
             f"no less than without the head, {self.trained_without_head}",
         )
-        loss = self.loss
-        _check(loss is None or math.isfinite(loss), "loss", loss, "a finite value, or None")
+        for name in ("loss", "tempered_loss"):
+            value = getattr(self, name)
+            _check(value is None or math.isfinite(value), name, value, "a finite value, or None")
 
 
 @dataclass(frozen=True)
