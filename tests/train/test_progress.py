@@ -54,6 +54,16 @@ def test_a_log_gets_a_line_now_and_then(
     assert _told(capsys, 4000, 5.0) == ""
 
 
+@pytest.mark.parametrize(("side", "guess"), [(518, 3600.0), (224, 3600.0), (518, 10.0)])
+def test_a_very_long_run_is_guessed_before_its_first_step(
+    capsys: pytest.CaptureFixture[str], side: int, guess: float
+) -> None:
+    with Bar(100, 2, show=True, start=Start(side=side, guess=guess)).shown():
+        said = capsys.readouterr().err
+    want = "Perhaps 60 min of training, judged by one picture. Pictures of 224 px (--size 224)"
+    assert said.startswith(want) if (side, guess) == (518, 3600.0) else said == ""
+
+
 def test_pictures_of_frozen_blocks_are_counted(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

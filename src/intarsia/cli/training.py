@@ -81,6 +81,7 @@ def fit(
     given |= {"data": data, "method": method, "seed": seed, "resume": resume, "out": out}
     words = _checked(given, config, given_in_words(ctx))
     allow_pixels(ctx, given["max_pixels"])
+    note("Loading PyTorch and timm.")
     from ..experiments.execute import carry_out
     from ..train import Running
     from ..train.settings import with_keywords

@@ -66,6 +66,7 @@ class Loop:
         self.val_scores: tuple[int, Scores] | None = None  # (step, scores) of the newest
         self.warned = False
         self.side: int | None = None  # of pictures in px, on a CPU
+        self.forward = 0.0  # seconds of one of them
 
     @contextmanager
     def running(self, ranks: Accelerator, identity: dict[str, Any]) -> Iterator[None]:
@@ -111,7 +112,8 @@ class Loop:
             stack.callback(self.log.close)
             csv_in = out if CSV in (self.how.trackers or ()) else None
             stack.enter_context(tracking(ranks, self.at.step, csv_in))
-            start = Start(self.at.step, self.at.seconds, self.side)
+            guess = 2 * self.forward * self.training.batch_size * (self.steps - self.at.step)
+            start = Start(self.at.step, self.at.seconds, self.side, guess)
             bar = Bar(self.steps, self.training.epochs, show=main, start=start)
             self.bar = stack.enter_context(bar.shown())
             yield
@@ -123,7 +125,9 @@ class Loop:
         if isinstance(x, torch.Tensor) and x.dim() == 4 and device.type == "cpu":
             self.side = x.shape[-1]
         with torch.no_grad(), evaluating(self.model), autocast(device, dtype):
+            started = time.perf_counter()
             output = logits_of(self.model, to_device(x, device))
+            self.forward = time.perf_counter() - started
         task = self.task.seen(output, (x, y))
         for dataset in (self.train_set, self.val, self.test):
             labels = labels_of(dataset) if dataset is not None and task.labelled else None

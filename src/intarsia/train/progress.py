@@ -29,11 +29,15 @@ LOG_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins: steps done and their seconds; side: of its pictures in px, on a CPU."""
+    """Where a run begins: steps done and their seconds; side: of its pictures in px, on a CPU.
+
+    guess: seconds that all of it may take, judged by one picture; 0 = not known.
+    """
 
     step: int = 0
     seconds: float = 0.0
     side: int | None = None
+    guess: float = 0.0
 
 
 class Bar:
@@ -104,16 +108,23 @@ class Bar:
         if not self._estimated and left >= LONG:
             each = f"{self.steps:,} {'steps' if self.epochs else 'pictures'}, "
             text = f"About {duration(left)} of {self.what}: {each}{spent / steps:.2g} s each."
-            side = self.start.side
-            if side is not None and side > SMALLER and left >= VERY_LONG:
-                less = duration(left * (SMALLER / side) ** 2)
-                text += f" Pictures of {SMALLER} px (--size {SMALLER}) would take about {less}."
-            self._say(text, highlight=False)
+            self._say(text + self._smaller(left), highlight=False)
         self._estimated = True
         return left
 
+    def _smaller(self, left: float) -> str:
+        """What smaller pictures would save, where that is much."""
+        side = self.start.side
+        if side is None or side <= SMALLER or left < VERY_LONG:
+            return ""
+        less = duration(left * (SMALLER / side) ** 2)
+        return f" Pictures of {SMALLER} px (--size {SMALLER}) would take about {less}."
+
     @contextmanager
     def shown(self) -> Iterator[Bar]:
+        if hint := self._smaller(self.start.guess):
+            text = f"Perhaps {duration(self.start.guess)} of {self.what}, judged by one picture."
+            self._say(text + hint, highlight=False)
         with self._bar:
             yield self
 
