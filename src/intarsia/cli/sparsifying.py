@@ -18,6 +18,7 @@ from .shell import note, say, show_json
 
 METHODS = ("dsnot", "magnitude", "sparsegpt", "wanda")
 LAYOUTS = ("bitmask", "dense")
+SAVED = (*LAYOUTS, "pack-quantized")
 RECORD = "sparsify.json"
 
 
@@ -35,7 +36,7 @@ def sparsify(
     size: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
     seed: Annotated[int, typer.Option(help="Of what a method draws.")] = 0,
     save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
-    layout: Annotated[str, typer.Option(help=f"One of {', '.join(LAYOUTS)}.")] = "dense",
+    layout: Annotated[str, typer.Option(help=f"One of {', '.join(SAVED)}.")] = "dense",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a walk to --save.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -43,7 +44,8 @@ def sparsify(
 
     Finished blocks are kept beside --save until all are done: killed at any moment, the same
     command with --resume ends in the same bits. The folder opens with from_pretrained (dense), or
-    is smaller (bitmask), which `intarsia convert` turns into a dense one.
+    is smaller (bitmask), which `intarsia convert` turns into a dense one, or is rounded to int4
+    (pack-quantized; intarsia[hf-int4]), which opens with from_pretrained, too.
 
     Example:  intarsia sparsify smollm2 --method dsnot --density 0.5 --save out
     """
@@ -106,7 +108,7 @@ def _check(
     for what, got, known in (
         ("--method", method, METHODS),
         ("--base", base, METHODS[1:]),
-        ("--layout", layout, LAYOUTS),
+        ("--layout", layout, SAVED),
     ):
         if got not in known:
             raise UnknownName(what, got, known)

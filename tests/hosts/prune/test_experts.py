@@ -221,3 +221,31 @@ def test_a_walk_with_a_folder_holds_no_second_copy(tmp_path: Path) -> None:
     blocks = sum(m.stored.nbytes for s in stops_of(llama(4), ()) for m in s.layers.values())
     assert peaks[False] >= blocks > 4 * max(1, peaks[True])
     assert not list((tmp_path / "walk").glob("before-*"))
+
+
+@pytest.mark.slow
+def test_a_real_layers_mask_is_that_of_the_published_rule() -> None:
+    """Wanda (arXiv:2306.11695), algorithm 1, restated: float64, row by row, a stable sort."""
+    from intarsia.data.language_models import language_model
+
+    model: Any = language_model("smollm2", progress=lambda _: None)[0].eval()
+    layer = model.model.layers[0].mlp.down_proj
+    dense = layer.weight.detach().double().clone()
+    batch = torch.randint(49_152, (8, 32), generator=seeded())
+    taken: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, args: taken.append(args[0].double()))
+    with torch.no_grad():
+        model.model(batch)
+    handle.remove()
+    intarsia.sparsify(model, intarsia.Wanda(0.4), [batch], layers=["layers.0.mlp.down_proj"])
+    x = taken[0].reshape(-1, dense.shape[1])
+    metric = dense.abs() * x.square().sum(0).sqrt()  # ||x_j||_2 over all tokens
+    gone = int(dense.shape[1] * (1 - 0.4))  # as the authors' code counts
+    want = torch.ones_like(dense, dtype=torch.bool)
+    for i, row in enumerate(metric):
+        want[i, row.sort(stable=True).indices[:gone]] = False
+    kept = layer.weight.detach() != 0
+    kept |= (dense == 0) & want  # a kept weight that was 0 before cannot be told
+    # two scores within float32's rounding may change places
+    assert int((kept != want).sum()) <= 1e-4 * want.numel()
+    assert bool((layer.weight.double()[kept] == dense[kept]).all())

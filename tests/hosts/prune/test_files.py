@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import intarsia
-from intarsia.core.errors import CheckpointError, ConfigError, FoldError, TargetError
+from intarsia.core.errors import CheckpointError, ConfigError, FoldError, MissingExtra, TargetError
 from intarsia.hosts.prune.files import read_tensors
+from intarsia.hosts.prune.packed import packable, rounded, scales
 
 
 def sparse() -> Any:
@@ -135,3 +137,46 @@ def test_an_adapter_folds_into_a_sparse_weight_with_its_zeros_or_not_at_all() ->
             before = model.get_parameter(name.replace("qkv.", "qkv.base_layer."))
             assert not p[before == 0].any() and not torch.equal(p, before)
             assert bool((filled.get_parameter(name)[before == 0] != 0).all())
+
+
+# pack-quantized
+
+
+def test_rounding_keeps_zeros_and_is_within_half_a_step() -> None:
+    weight = torch.randn(6, 48, generator=torch.Generator().manual_seed(0))
+    weight[:, :16] = 0  # a pruned group
+    weight[1, 20] = 0
+    new = rounded(weight)
+    assert bool((new[weight == 0] == 0).all())
+    step = scales(weight).repeat_interleave(16, 1)
+    assert float(((new - weight).abs() / step).max()) <= 0.5 + 1e-5
+
+
+def test_pack_quantized_opens_in_transformers_to_the_bit(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="needs intarsia[hf-int4]")
+    from transformers import AutoModelForCausalLM
+
+    model = sparse()
+    ids = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(0))
+    intarsia.save_sparse(model, tmp_path / "int4", layout="pack-quantized")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "int4").eval()
+    for layer in packable(model).values():
+        layer.weight.data = rounded(layer.weight)
+        assert float((layer.weight == 0).float().mean()) >= 0.5
+    with torch.no_grad():
+        assert torch.equal(found(ids).logits, model(ids).logits)
+    intarsia.save_sparse(model, tmp_path / "dense")
+    size = {n: (tmp_path / n / "model.safetensors").stat().st_size for n in ("int4", "dense")}
+    assert size["int4"] < 0.7 * size["dense"]
+    with pytest.raises(CheckpointError, match="quantised weights"):
+        intarsia.convert_sparse(tmp_path / "int4", tmp_path / "again")
+
+
+def test_what_cannot_be_packed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = intarsia.upcycle(llama(1), intarsia.TopK(experts=4, active=2))
+    with pytest.raises(TargetError, match=r"experts in stacks, such as .*experts\.up\.0"):
+        packable(mixture)
+    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'intarsia\[hf-int4\]'"):
+        intarsia.save_sparse(llama(1), tmp_path / "out", layout="pack-quantized")
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ dense            what the model's own library writes; zeros are zeros
 bitmask          sparse.safetensors: <name>.compressed, .bitmask, .shape, .row_offsets for each
                  weight that gets smaller, see `formats.Bitmask`; were it called model.safetensors,
                  transformers would open it with random weights for what it does not know
+pack-quantized   compressed-tensors' int4, see `packed`: smaller, opened by `from_pretrained`
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from ...formats import Bitmask
 from ..anatomy.blocks import base_of
 from ..anatomy.origin import damaged
 from ..attach.peft import is_adapted
+from .packed import packed
 
 LAYOUTS = ("dense", "bitmask")
+PACKED = "pack-quantized"  # of a model alone: its layers have to be known
 SPARSE, DENSE, CONFIG, INDEX = (
     "sparse.safetensors",
     "model.safetensors",
@@ -50,13 +53,16 @@ def save_sparse(
     """Write a model of transformers, whole or not at all: its zeros are exact.
 
     layout: "dense", a folder that `from_pretrained` opens; "bitmask", smaller, which
-    `intarsia.convert_sparse` turns into such a folder.  tokenizer: is written beside it.
+    `intarsia.convert_sparse` turns into such a folder; "pack-quantized", int4 in groups of 16,
+    which `from_pretrained` opens: zeros stay, other weights are rounded.  tokenizer: is written
+    beside it.
     record: file name -> what it holds as JSON.
 
-    Raises: TargetError for a model with adapters, or of another library; ConfigError for an unknown
-    layout; TrainingError if it cannot be written.
+    Raises: TargetError for a model with adapters, or of another library, or without layers to pack;
+    MissingExtra for "pack-quantized" without compressed-tensors; ConfigError for an unknown layout;
+    TrainingError if it cannot be written.
     """
-    one_of("layout", layout, LAYOUTS)
+    one_of("layout", layout, (*LAYOUTS, PACKED))
     host: Any = base_of(model)
     if is_adapted(model):
         fix = "Fold the adapters first: intarsia.fold(model, keep_zeros=True)."
@@ -64,6 +70,7 @@ def save_sparse(
     if not callable(getattr(host, "save_pretrained", None)):
         want, fix = "a model of transformers", "Use intarsia.save, or hosts.export_timm for timm."
         raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
+    parts, quantised = packed(host) if layout == PACKED else ({}, None)
     with writing(folder) as scratch:
         host.save_pretrained(scratch)
         if tokenizer is not None:
@@ -72,6 +79,13 @@ def save_sparse(
             (scratch / name).write_text(json.dumps(value, indent=1) + "\n")
         if layout == "bitmask":
             _write(scratch, read_tensors(scratch), layout)
+        if quantised is not None:
+            gone = {f"{name.rpartition('.')[0]}.weight" for name in parts}
+            left = {n: t for n, t in read_tensors(scratch).items() if n not in gone}
+            _write(scratch, left | parts, "dense")
+            config = json.loads((scratch / CONFIG).read_text("utf-8"))
+            config["quantization_config"] = quantised
+            (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     return Path(folder)
 
 
