@@ -207,8 +207,8 @@ def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
     note = (
         f"Gain over the mean of its candidates {statistics.mean(gains):+.2f} points; at least its "
         f"best candidate in {better} of {len(seeds)} seeds (wanted: 3 of 5); against pruning in "
-        f"rounds with 3x the epochs {apart:+.2f} points (wanted: -0.1). The table's last two rows are "
-        "averages of nets whose masks were chosen apart, as they are and pruned to the same density."
+        f"rounds with 3x the epochs {apart:+.2f} points (wanted: -0.1). The last two rows are "
+        "averages of nets whose masks were chosen apart, as they are and pruned again."
     )
     return Result(lower(gains), max(gains) - min(gains), tuple(gains), tuple(table), note)
 
