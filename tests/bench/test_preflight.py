@@ -91,7 +91,10 @@ def test_a_pilot_takes_a_task_that_is_there(data: Path, tmp_path: Path) -> None:
         (ConfigError, {"last_blocks": 13}, r"last-blocks .* got 13, want 1 \.\.\. 12"),
         (ConfigError, {"last_blocks": 12, "frozen_once": True}, r"got 12, want 1 \.\.\. 11"),
         (ConfigError, {"last_blocks": -1}, r"want 1 \.\.\. 12"),
-        (ConfigError, {"model": "test_resnet", "last_blocks": 3}, "want 0: no blocks"),
+        (
+            ConfigError, {"model": "test_mambaout", "pretrained": False, "last_blocks": 3},
+            "want 0: no blocks",
+        ),
         (
             ConfigError, {"model": "test_convnext", "last_blocks": 3, "frozen_once": True},
             "want a VisionTransformer .* Use --last-blocks 0",

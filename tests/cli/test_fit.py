@@ -76,7 +76,8 @@ def test_baselines_are_trained_and_opened_again(
     assert (counts["trained_without_head"] == 0) == (method == "linear")
     again = intarsia("evaluate", out, "--json")
     assert again.code == 0, again.err
-    assert (again.json["accuracy"], again.json["loss"]) == (want["accuracy"], want["loss"])
+    assert again.json["accuracy"] == want["accuracy"]  # a run computes less of its last block
+    assert again.json["loss"] == pytest.approx(want["loss"], abs=1e-6)
     assert intarsia("predict", out, folder / "dark" / "0.png", "--json").code == 0
     if method == "vpt-deep":
         assert run["record"]["method"] == {"method": "vpt-deep", "prompts": 3}
@@ -98,7 +99,7 @@ def test_a_damaged_run_of_pefts_own(intarsia: Intarsia, folder: Path, tmp_path: 
     assert intarsia("fit", folder, *TINY, *QUICK, "--method", "peft-lora", "--out", out).code == 0
     (out / "adapter" / "adapter_model.safetensors").write_bytes(b"no weights")
     said = intarsia("evaluate", out)
-    assert said.code == 2 and "no readable safetensors file" in said.words
+    assert said.code == 2 and "bytes that changed" in said.words
 
 
 def test_the_published_recipe(intarsia: Intarsia, folder: Path, tmp_path: Path) -> None:

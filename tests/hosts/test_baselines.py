@@ -160,13 +160,24 @@ def test_what_peft_refuses_is_said_as_ours(make: Make) -> None:
         build("peft-lora", adapt(make("vit"), Lora(2)))
 
 
+def undigested(folder: Path) -> None:
+    """As folders were written before each file had a digest."""
+    record = json.loads((folder / "intarsia.json").read_text())
+    (folder / "intarsia.json").write_text(json.dumps({**record, "sha256": {}}))
+
+
 def test_damaged_and_foreign_files_are_refused(make: Make, tmp_path: Path) -> None:
     for name, settings in (("peft-lora", {}), ("peft-loha", {}), ("smaller", {"r": 4})):
         key = "peft-lora" if name == "smaller" else name
         intarsia.save(build(key, make("vit"), settings), tmp_path / name)
     folder, weights = tmp_path / "peft-lora", "adapter_model.safetensors"
+    whole = (folder / weights).read_bytes()
+    (folder / weights).write_bytes(whole[:-1] + b"\0")
+    with pytest.raises(CheckpointError, match="bytes that changed"):
+        intarsia.load(make("vit"), folder)
+    (folder / weights).write_bytes(whole)
+    undigested(folder)
     for other, says in (("smaller", r"want \(8, 32\)"), ("peft-loha", "that do not belong")):
-        whole = (folder / weights).read_bytes()
         (folder / weights).write_bytes((tmp_path / other / weights).read_bytes())
         model = make("vit")
         with pytest.raises(CheckpointError, match=says):

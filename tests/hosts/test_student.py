@@ -198,7 +198,7 @@ def test_momentum_of_the_residual_stream_goes_on() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], list[int], str]] = {
-    "no such layer": (vit, [4], "layers: got \\[4\\]"),
+    "no such layer": (vit, [4], "layers: got 4"),
     "none": (vit, [], "layers: got none"),
     "stages": (
         lambda: timm.create_model(

@@ -14,6 +14,9 @@ from ..results.store import key_of
 from .arms import BenchArm
 from .protocols import Protocol
 
+# options that came after results were published: at None, a run has the key it had without them
+LATER = frozenset({"class_weights", "patience", "schedule"})
+
 
 @dataclass(frozen=True, eq=False)  # one object for each place
 class Slot:
@@ -121,4 +124,5 @@ def _share(images: float | None) -> str:
 
 def key_for(experiment: Experiment) -> str:
     """The key of a run: everything its result depends on but the code and the suite's files."""
-    return key_of({"format": 1, "experiment": experiment.flat()})
+    given = {k: v for k, v in experiment.flat().items() if v is not None or k not in LATER}
+    return key_of({"format": 1, "experiment": given})

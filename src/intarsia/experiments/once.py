@@ -98,18 +98,20 @@ def trimmed(
     Its last block gives the class token alone (`reading_class_token`); where it reads tokens, what
     is constant of them is kept with them (`keeping_constants`). The model as it is, and the set,
     for a method of several phases, which trains other parameters in each, and for objectives that
-    read more than logits. Gives the rows, and the time they took.
+    read more than logits. Gives the rows, and the time that what is kept with them took.
     """
-    start = Spent.now()
+    spent = Spent()
     precision = experiment.training.precision
     with ExitStack() as stack:
         if not isinstance(method, Phased) and reads_logits_only(objective):
             stack.enter_context(reading_class_token(model, train[0][0][None]))
             if experiment.adapted.frozen_once and isinstance(train, Held):
+                start = Spent.now()
                 cast_frozen(model, precision)
                 kept = keeping_constants(model, train, dtype=DTYPES[precision])
                 train = stack.enter_context(kept)
-        yield train, Spent.now().since(start)
+                spent = Spent.now().since(start)
+        yield train, spent
 
 
 def reads_logits_only(objective: object) -> bool:

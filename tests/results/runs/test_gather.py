@@ -99,7 +99,7 @@ def broken(folder: Path, name: str, content: bytes) -> Path:
         ("run.json", b"[1]", "a list"),
         ("run.json", b"\xff\xfe", "Error"),
         ("run.json", b"{}", "no 'results'"),
-        ("run.json", b"[" * 100_000, "Recursion"),
+        ("run.json", b"[" * 100_000, "nested too deeply"),
         ("metrics.jsonl", b'{"split": "val", "epoch": 1}\n{"split"\n', "line 2"),
         ("metrics.jsonl", b'{"epoch": 1}\n', "line 1: KeyError"),
         ("metrics.jsonl", b"7\n", "line 1: TypeError"),
