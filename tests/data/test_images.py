@@ -35,9 +35,9 @@ def test_an_item_is_an_rgb_picture_and_an_int(noise_set: Noise) -> None:
         ([0, 1, 2], "labels from 0 to 2"),
         ([0, -1], "labels from -1 to 1|labels from -1 to 0"),
         ([0.0, 1.0], "float64"),
-        ([[0, 1], [1, 0]], "shape"),
+        ([[0, 1, 1], [1, 0, 0]], "shape"),
     ],
-    ids=["too high", "negative", "float", "multi-label"],
+    ids=["too high", "negative", "float", "rows of other labels"],
 )
 def test_labels_out_of_range_are_refused(labels: object, says: str) -> None:
     with pytest.raises(DataError, match=says):

@@ -18,8 +18,8 @@ from intarsia.data.tables import (
     from_dataset,
     has_parquet,
     is_saved_dataset,
-    read_csv,
     read_datasets,
+    read_table,
 )
 
 Make = Callable[..., Path]
@@ -34,7 +34,7 @@ def _csv(folder: Path, rows: list[str], head: str = "image,label") -> Path:
 
 def test_csv_with_names(make_folder: Make, picture: Picture) -> None:
     folder = make_folder({"x": 4})
-    sets = read_csv(_csv(folder, ["x/00.png,dog", "x/01.png,cat", "x/03.png,dog"]))
+    sets = read_table(_csv(folder, ["x/00.png,dog", "x/01.png,cat", "x/03.png,dog"]))
     assert sets["all"].counts() == {"cat": 1, "dog": 2}
     assert sets["all"].image(2).tobytes() == picture(3).tobytes()
 
@@ -42,7 +42,7 @@ def test_csv_with_names(make_folder: Make, picture: Picture) -> None:
 def test_csv_with_parts_and_numbers(make_folder: Make) -> None:
     folder = make_folder({"x": 4})
     rows = ["x/00.png,10,train", "x/01.png,9,train", "x/02.png,9,test", "x/03.png,10,test"]
-    sets = read_csv(_csv(folder, rows, "file_name,label,part"))
+    sets = read_table(_csv(folder, rows, "file_name,label,part"))
     assert sets["train"].classes == ("9", "10")
     assert sets["test"].labels.tolist() == [0, 1]
 
@@ -50,7 +50,7 @@ def test_csv_with_parts_and_numbers(make_folder: Make) -> None:
 def test_a_label_of_many_digits(make_folder: Make) -> None:
     make_folder({"x": 4})
     digits = "1" * 5000
-    sets = read_csv(_csv(make_folder({"y": 2}), [f"y/00.png,{digits}", "y/01.png,2"]))
+    sets = read_table(_csv(make_folder({"y": 2}), [f"y/00.png,{digits}", "y/01.png,2"]))
     assert sorted(sets["all"].classes) == [digits, "2"]
 
 
@@ -85,7 +85,7 @@ def test_a_label_of_many_digits(make_folder: Make) -> None:
 )
 def test_bad_csv(make_folder: Make, head: str, rows: list[str], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        read_csv(_csv(make_folder({"x": 2}), rows, head))
+        read_table(_csv(make_folder({"x": 2}), rows, head))
 
 
 def _table(picture: Picture, n: int = 6) -> Any:
@@ -215,4 +215,4 @@ def test_numpy_pictures(picture: Picture) -> None:
 def test_errors_in_tables_name_the_line(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(DataError, match=says):
-        read_csv(tmp_path / "t.csv")
+        read_table(tmp_path / "t.csv")

@@ -32,12 +32,12 @@ from ..experiments.pool import Trial, TrialEnd, refuse_failed, run_trials
 from ..hosts.anatomy.prefix import SPLITTABLE
 from ..results import numbers
 from ..results.runs import write_report
-from ..results.runs.reading import read_run
+from ..results.runs.reading import measure, read_run
 from ..results.table import Column, Entry, Table, markdown
 from ..train.folder import RUN, STATE
 from ..train.processes import device_named
 from .arms import among_batch_norms, arm
-from .choosing import Row, Search, measure, told
+from .choosing import Row, Search, told
 
 METHODS = ("linear", "adaptformer", "lora", "mosa", "bitfit")
 SIZES = (56, 112, 224)  # px, rounded to what a model can take, at most its own

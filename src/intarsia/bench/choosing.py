@@ -18,6 +18,7 @@ from ..experiments.experiment import Experiment
 from ..experiments.one_run import run as one_run
 from ..experiments.pool import Trial, TrialEnd, run_trials
 from ..results import numbers
+from ..results.runs.reading import measure
 from ..results.store import Store, key_of
 from .arms import BenchArm
 from .budget import SCORING, SETTING_UP
@@ -27,7 +28,6 @@ PILOT_IMAGES, PILOT_EPOCHS = 64, 2
 SIZE_SHARE = 0.15  # of the minutes, which one candidate of a size may take in the first rung
 FINISHING = 3.0  # seconds of the table and the page
 RATES = (0.3, 3.0)  # of the leader's: neighbours
-MEASURES = ("mean_average_precision", "accuracy")  # the first that a task has is looked at
 
 Report = Callable[[str], None]
 
@@ -51,11 +51,6 @@ class Row:
     def score(self) -> tuple[float, float]:
         """Higher is better; the loss decides among equals."""
         return self.val[measure(self.val)], -self.val["loss"]
-
-
-def measure(scores: Mapping[str, float]) -> str:
-    """The score that decides."""
-    return next(name for name in MEASURES if name in scores)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from ..core.checks import (
     one_of,
 )
 from ..core.errors import ConfigError, DataError, UnknownName
+from ..core.pictured import lists_pictures
 from ..core.registry import find, index
 
 SETS = (
@@ -128,8 +129,10 @@ def check_data(spec: str) -> None:
 
 
 def is_text(spec: str) -> bool:
-    """Whether the data are a text: a corpus, or a file of text by its suffix."""
-    return spec in CORPORA or Path(spec).suffix.lower() in TEXTS
+    """Whether the data are a text: a corpus, or a file of text by its suffix and first row."""
+    if spec in CORPORA:
+        return True
+    return Path(spec).suffix.lower() in TEXTS and not lists_pictures(Path(spec))
 
 
 def check_run(folder: Path) -> None:

@@ -29,7 +29,8 @@ Data = Annotated[
     typer.Argument(
         autocompletion=completing.data,
         help="A named set (elpv, fashion-mnist, ...), a benchmark's task (mini/elpv), a folder "
-        "with one sub-folder per class or with train/ and test/, a CSV or Parquet file; or a text: "
+        "with one sub-folder per class, with train/ and test/, or with labels.csv, a CSV, Parquet "
+        "or .jsonl file of pictures; or a text: "
         "a file that ends in .txt, .md or .jsonl, or a corpus (austen, wordnet, ...).",
     ),
 ]

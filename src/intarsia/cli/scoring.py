@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ from .options import Device, Json, MaxPixels, RunFolder, Side, allow_pixels
 from .shell import note, say, show_json, show_table, warn
 
 if TYPE_CHECKING:
-    from ..experiments.runs import PictureRun
+    from ..experiments.runs import PictureRun, Prediction
     from ..experiments.writing import TextRun
 
 SHOWN = 3  # classes of a picture in the table
@@ -64,6 +64,9 @@ def evaluate(
         row = (found["set"], *text_row(found))
         show_table("", TEXT_COLUMNS, [row], right=",".join(TEXT_COLUMNS[1:]))
         return
+    if "mean_average_precision" in found:
+        _show_labels(found)
+        return
     say(
         f"{found['set']}: {found['n']:,} pictures, accuracy {numbers.percent(found['accuracy'])}, "
         f"balanced {numbers.percent(found['balanced_accuracy'])}, loss {found['loss']:.3f}"
@@ -73,6 +76,22 @@ def evaluate(
         for name, c in found["classes"].items()
     ]
     show_table("", ("class", "pictures", "right"), rows, right="pictures,right")
+
+
+def _show_labels(found: dict[str, Any]) -> None:
+    """The scores of several labels, and how each is found."""
+    from ..results import numbers
+    from .training import LABEL_COLUMNS, label_row
+
+    row = (found["set"], *label_row(found))
+    show_table("", LABEL_COLUMNS, [row], right=",".join(LABEL_COLUMNS[1:]))
+    names = ("precision", "recall")
+    rows = [
+        (name, f"{c['n']:,}", *(numbers.percent(c[share]) for share in names))
+        for name, c in found["classes"].items()
+    ]
+    columns = ("label", "pictures", *names)
+    show_table("", columns, rows, right=",".join(columns[1:]))
 
 
 def predict(
@@ -125,7 +144,6 @@ def _predict_pictures(
     opened: PictureRun, files: Sequence[Path], *, as_json: bool, as_csv: bool
 ) -> None:
     """Print a row for each picture.  Raises: typer.Exit if some could not be read."""
-    from ..results import numbers
 
     found = opened.predict(files)
     bad = [p for p in found if p.error]
@@ -136,17 +154,22 @@ def _predict_pictures(
         writer.writeheader()
         writer.writerows(p.row() for p in found)
     else:
-        rows = [
-            (str(p.file), ", ".join(f"{n} {numbers.percent(s)}" for n, s in p.classes[:SHOWN]))
-            for p in found
-            if not p.error
-        ]
+        rows = [(str(p.file), _shown(p)) for p in found if not p.error]
         show_table("", ("picture", "shows"), rows)
     for p in bad:
         warn(f"{p.file}: cannot be read: {p.error}")
     if bad:
         warn(f"{len(bad)} of {len(found)} pictures could not be read.")
         raise typer.Exit(1)
+
+
+def _shown(found: Prediction) -> str:
+    """The likeliest classes with their probabilities; or all labels above one half."""
+    from ..results import numbers
+
+    count = SHOWN if found.labels is None else max(1, len(found.labels))
+    text = ", ".join(f"{n} {numbers.percent(s)}" for n, s in found.classes[:count])
+    return f"none above one half; the likeliest: {text}" if found.labels == () else text
 
 
 def _predict_texts(

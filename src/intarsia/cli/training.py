@@ -171,9 +171,12 @@ def _show(run: Any, out: Path | None) -> None:
         if isinstance(found, Metrics):
             shares = numbers.percent(found.accuracy), numbers.percent(found.balanced_accuracy)
             rows.append((part, *shares, f"{found.loss:.3f}"))
-        elif found is not None:
+        elif found is not None and before:
             rows.append((part, *text_row(found if isinstance(found, dict) else found.scores())))
     columns = TEXT_COLUMNS if before else ("part", "accuracy", "balanced", "loss")
+    if "mean_average_precision" in run.record["results"].get("test", {}):
+        columns = LABEL_COLUMNS
+        rows = [(part, *label_row(found.scores())) for part, found in scores.items() if found]
     show_table("", columns, rows, right=",".join(columns[1:]))
     results, counts = run.record["results"], run.record["parameters"]
     say(
@@ -184,6 +187,17 @@ def _show(run: Any, out: Path | None) -> None:
     run_folder = shlex.quote(str(out))
     more = f"evaluate {run_folder}" if before else f"predict {run_folder} PICTURES"
     say(f"Next:  intarsia report {run_folder}  |  intarsia {more}")
+
+
+LABEL_COLUMNS = ("part", "mean average precision", "F1", "ranking precision", "loss")
+
+
+def label_row(found: dict[str, Any]) -> tuple[str, ...]:
+    """The scores of several labels, but for their part, as LABEL_COLUMNS names them."""
+    from ..results import numbers
+
+    names = ("mean_average_precision", "f1", "ranking_precision")
+    return (*(numbers.percent(found[name]) for name in names), f"{found['loss']:.3f}")
 
 
 TEXT_COLUMNS = ("part", "perplexity", "loss", "tokens right", "exact match", "tokens")

@@ -21,7 +21,8 @@ def fingerprint(images: ImageSet) -> dict[str, Any]:
     known = images if images.digests else verify(images)
     total = hashlib.sha256()
     for picture, label in zip(known.digests, known.labels, strict=True):
-        total.update(f"{picture}:{label}\n".encode())
+        words = "".join(map(str, label)) if images.several else label
+        total.update(f"{picture}:{words}\n".encode())
     return {
         "name": images.name,
         "sha256": total.hexdigest(),

@@ -1,4 +1,4 @@
-"""Image classification sets: pictures with one label each."""
+"""Image classification sets: pictures with one label each, or with several."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,7 @@ from intarsia.data.decode import (
     to_rgb,
 )
 from intarsia.data.digest_cache import DigestCache
+from intarsia.data.label_sets import strata
 from intarsia.data.packages import announce
 
 OnError = Literal["raise", "skip"]
@@ -36,11 +37,12 @@ SHOWN = 20  # an error lists at most this many paths
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet(Dataset[tuple[Image.Image, int]]):
-    """Pictures with one label each; a map-style dataset of (RGB Pillow image, int).
+class ImageSet(Dataset[tuple[Image.Image, Any]]):
+    """Pictures with their labels; a map-style dataset of (RGB Pillow image, int or row of 0 and 1).
 
     images: a uint8 array (n, H, W) or (n, H, W, 3), or a sequence of Pillow images, arrays, paths
-    or encoded bytes, which are decoded on access. labels: (n,) int64, indices into `classes`.
+    or encoded bytes, which are decoded on access. labels: (n,) int64, indices into `classes`; or,
+    of several labels a picture, (n, classes), 1 where a label applies and 0 elsewhere.
     Raises: DataError when the numbers of labels and images differ, or a label has no class.
     """
 
@@ -63,8 +65,17 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.image(index), int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        return self.image(index), self.label(index)
+
+    @property
+    def several(self) -> bool:
+        """Whether a picture may have several labels."""
+        return self.labels.ndim == 2
+
+    def label(self, index: int) -> Any:
+        """A class, or an int64 row of 0 and 1."""
+        return self.labels[index].copy() if self.several else int(self.labels[index])
 
     def image(self, index: int, *, side: int | None = None) -> Image.Image:
         """Picture `index` as 8-bit RGB; at least `side` px, where it need not be larger.
@@ -85,6 +96,9 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
 
     def counts(self) -> dict[str, int]:
         """Images per class, in class order, including zeros."""
+        if self.several:
+            found = self.labels.sum(0)
+            return {name: int(n) for name, n in zip(self.classes, found, strict=True)}
         found = np.bincount(self.labels, minlength=len(self.classes))
         return {name: int(n) for name, n in zip(self.classes, found, strict=True)}
 
@@ -111,6 +125,8 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         """
         if n == len(self):
             return self
+        if self.several:
+            return self.select(stratified(self.labels, n, seed=seed, classes=self.classes)[0])
         present, counts = np.unique(self.labels, return_counts=True)
         if not len(present) <= n <= len(self):
             want, fix = f"between {len(present)} and {len(self)}", "Ask for another number."
@@ -180,7 +196,10 @@ def _of_files(images: ImageSet) -> bool:
 
 
 def check_labels(labels: np.ndarray, classes: Sequence[str], name: str) -> None:
-    """Raise DataError unless `labels` is (n,) integers in [0, len(classes))."""
+    """Raise DataError unless `labels` is (n,) integers in [0, len(classes)), or rows of 0 and 1."""
+    rows = labels.ndim == 2 and labels.shape[1] == len(classes)
+    if rows and labels.dtype.kind in "iu" and ((labels == 0) | (labels == 1)).all():
+        return
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         got, fix = f"{labels.dtype} of shape {labels.shape}", "Give one integer per image."
     elif len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
@@ -225,9 +244,19 @@ def stratified(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split positions into `n` chosen ones and the rest, both in class proportions and sorted.
 
+    Of several labels in the proportions of their sets, where `strata` can, else at random.
     Raises: DataError for a class with a single image; ConfigError when `n` or the rest is smaller
     than the number of classes.
     """
+    where = np.arange(len(labels))
+    state = seed if seed < 2**32 else mix(seed) % 2**32  # scikit-learn takes no larger one
+    if labels.ndim == 2:
+        if not 1 <= n < len(labels):
+            got, want = f"{n} of {len(labels)} images", f"between 1 and {len(labels) - 1}"
+            raise ConfigError("size of a split", got=got, want=want, fix="Ask for another number.")
+        by = strata(labels, n)
+        chosen, rest = train_test_split(where, train_size=n, random_state=state, stratify=by)
+        return np.sort(chosen), np.sort(rest)
     present, counts = np.unique(labels, return_counts=True)
     single = [str(classes[int(c)]) for c, k in zip(present, counts, strict=True) if k < 2]
     if single:
@@ -243,7 +272,5 @@ def stratified(
         got = f"{n} of {len(labels)} images, {least} classes"
         fix = "Ask for another number, or add images."
         raise ConfigError("size of a split", got=got, want=f"between {least} and {most}", fix=fix)
-    where = np.arange(len(labels))
-    state = seed if seed < 2**32 else mix(seed) % 2**32  # scikit-learn takes no larger one
     chosen, rest = train_test_split(where, train_size=n, random_state=state, stratify=labels)
     return np.sort(chosen), np.sort(rest)

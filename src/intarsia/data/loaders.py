@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,7 +21,7 @@ from intarsia.data.transforms import Transform
 MEMORY_SHARE = 0.5  # of the free memory, for a set held as tensors
 
 
-class Prepared(Dataset[tuple[Tensor, int]]):
+class Prepared(Dataset[tuple[Tensor, Any]]):
     """A set with a transform; `drawn(epoch, i)` seeds its augmentation with (seed, epoch, i)."""
 
     def __init__(self, images: ImageSet, transform: Transform, *, seed: int = 0) -> None:
@@ -29,7 +30,7 @@ class Prepared(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         return self.drawn(0, index)
 
     @property
@@ -38,7 +39,7 @@ class Prepared(Dataset[tuple[Tensor, int]]):
 
     @property
     def labels(self) -> np.ndarray:
-        """(n,) int64."""
+        """(n,) int64, or rows of 0 and 1."""
         return self.images.labels
 
     @property
@@ -46,10 +47,11 @@ class Prepared(Dataset[tuple[Tensor, int]]):
         """The SHA-256 of each picture's pixels; empty before `verify`."""
         return [*self.images.digests]
 
-    def drawn(self, epoch: int, index: int) -> tuple[Tensor, int]:
+    def drawn(self, epoch: int, index: int) -> tuple[Tensor, Any]:
         """A picture with its augmentation of that epoch, and its label."""
         picture = self.images.image(index, side=side_of(self.transform))
-        label = int(self.images.labels[index])
+        label = self.images.label(index)
+        label = torch.from_numpy(label) if self.images.several else label
         with torch.random.fork_rng(devices=[]):  # leaves the caller's generator unchanged
             torch.default_generator.manual_seed(mix(self.seed, epoch, index))
             return self.transform(picture), label
@@ -69,7 +71,7 @@ def side_of(transform: Transform) -> int | None:
 
 
 def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Held:
-    """Transform a set once and hold it in memory: (n, 3, H, W) float32 and (n,) int64.
+    """Transform a set once and hold it in memory: (n, 3, H, W) float32 and labels, int64.
 
     Raises: ConfigError when it needs more than half of the free memory.
     Not for random transforms: every epoch would see the same random numbers.

@@ -2,6 +2,7 @@
 
 data = load_data("elpv", seed=0, train=1000)
 data = load_data("photos/", seed=0)
+data = load_data("pictures.csv", seed=0)                  # several labels a picture: labels = a;b
 data = load_data("vtab-1k/cifar100", seed=0)              # a benchmark task in its published parts
 data = load_data("mini/elpv", seed=0, fraction=0.1)       # a tenth of the training part
 """
@@ -22,9 +23,16 @@ from intarsia.data import sets, suites
 from intarsia.data.fingerprint import fingerprint, shared
 from intarsia.data.folders import check_same_classes, read_folder
 from intarsia.data.images import ImageSet, OnError, check_every_class, stratified, verify
+from intarsia.data.label_sets import strata
 from intarsia.data.packages import announce
 from intarsia.data.subsets import Keep
-from intarsia.data.tables import has_parquet, is_saved_dataset, read_csv, read_datasets
+from intarsia.data.tables import (
+    has_parquet,
+    is_saved_dataset,
+    labels_file,
+    read_datasets,
+    read_table,
+)
 
 TEST_SHARE = 0.2  # of all images, when the source has no test part
 VAL_SHARE = 0.15  # of the remaining images, when the source has no validation part
@@ -54,8 +62,12 @@ def load_data(
     on_error: OnError = "raise",
     progress: Callable[[str], None] = announce,
 ) -> Splits:
-    """Return disjoint parts of a named set, image folder, CSV or Parquet file, or saved dataset.
+    """Return disjoint parts of a named set, image folder, table of pictures, or saved dataset.
 
+    A table is a CSV, .jsonl or Parquet file, or labels.csv or labels.jsonl in a folder of pictures.
+    With several labels a picture, as a;b or a list in its column `labels`, a split keeps the sets
+    of labels in proportion; where there are too many of them it is drawn at random, which is
+    reported and recorded as "drawn_plainly".
     A benchmark task is named "suite/task", see `suites.find`. If the suite publishes a training
     part of the given `fraction`, it replaces the training part and, with "@train+val", also the
     validation part. Otherwise the fraction is drawn from these parts. The record says which.
@@ -77,6 +89,9 @@ def load_data(
     sizes: dict[str, Any] = {"train": train, "val": val, "test": test, "fraction": fraction}
     sizes |= {"shots": shots, "fewer": fewer}
     splits = make_splits(parts, seed=seed, every_class=not task, **sizes)
+    if plain := splits.record.get("drawn_plainly"):
+        parts_ = " and ".join(plain)
+        progress(f"intarsia: {spec}: {parts_} drawn at random: too many sets of labels to stratify")
     for pair, n in splits.record["shared_pictures"].items():
         if n:
             progress(f"intarsia: {spec}: {pair} share {n} identical picture{'s' * (n > 1)}")
@@ -109,13 +124,13 @@ def read_data(
     if not there and get_close_matches(head, suites.MODULES, cutoff=0.7):
         raise UnknownName("suite (and no folder of that name is here)", head, suites.MODULES)
     if not there:
-        want = "a named set, a task, a folder, a CSV or Parquet file"
+        want = "a named set, a task, a folder, a CSV, Parquet or .jsonl file"
         raise DataError(f"data {spec!r}", got="nothing there", want=want, fix="Check the path.")
     table = path.suffix == ".parquet" and path.is_file()
     if table or is_saved_dataset(path) or has_parquet(path):
         return read_datasets(path, on_error=on_error)
-    if path.suffix == ".csv" and path.is_file():
-        return read_csv(path, on_error=on_error)
+    if lists := labels_file(path):
+        return read_table(lists, on_error=on_error)
     return read_folder(path, on_error=on_error)
 
 
@@ -152,17 +167,19 @@ def make_splits(
     check_same_classes(parts)
     pool = parts["train"] if "train" in parts else parts["all"]
     default = round(len(pool) * TEST_SHARE)
-    held, pool = _hold_out("test", parts.get("test"), pool, test, default, seed=seed)
+    plain: list[str] = []
+    held, pool = _hold_out("test", parts.get("test"), pool, test, default, plain, seed=seed)
     chosen: ImageSet | None = None
     if val != 0:
         default = round(len(pool) * VAL_SHARE)
-        chosen, pool = _hold_out("val", parts.get("val"), pool, val, default, seed=seed)
+        chosen, pool = _hold_out("val", parts.get("val"), pool, val, default, plain, seed=seed)
     pool = _renamed(kept(pool, seed=seed), "train")
     if every_class:
         check_every_class(pool)
     named = {"train": pool, "val": chosen, "test": held}
     ready = {k: v if v.digests else verify(v) for k, v in named.items() if v is not None}
     record = _record(ready, parts, seed) | {"kept": kept.record()}
+    record |= {"several_labels": True, "drawn_plainly": plain} if pool.several else {}
     return Splits(ready["train"], ready.get("val"), ready["test"], pool.classes, record)
 
 
@@ -174,12 +191,24 @@ def _check_sizes(**sizes: int | None) -> None:
 
 
 def _hold_out(
-    part: str, given: ImageSet | None, pool: ImageSet, n: int | None, default: int, *, seed: int
+    part: str,
+    given: ImageSet | None,
+    pool: ImageSet,
+    n: int | None,
+    default: int,
+    plain: list[str],
+    *,
+    seed: int,
 ) -> tuple[ImageSet, ImageSet]:
-    """(the held-out part, the rest of the pool); the source's own part is used if it has one."""
+    """(the held-out part, the rest of the pool); the source's own part is used if it has one.
+
+    plain: gets the part's name where sets of labels could not be kept in proportion.
+    """
     if given is not None:
         return _renamed(given if n is None else given.subset(n, seed=seed), part), pool
-    size = max(default, len(pool.classes)) if n is None else n
+    size = n if n is not None else max(default, 1 if pool.several else len(pool.classes))
+    if pool.several and strata(pool.labels, size) is None:
+        plain.append(part)
     chosen, rest = stratified(pool.labels, size, seed=seed, classes=pool.classes)
     return _renamed(pool.select(chosen), part), pool.select(rest)
 

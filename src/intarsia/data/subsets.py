@@ -54,7 +54,7 @@ class Keep:
 
 
 def keep_fraction(images: ImageSet, fraction: float, *, seed: int) -> ImageSet:
-    """Keep max(1, round(fraction * n)) of the n images of each class.
+    """Keep max(1, round(fraction * n)) of the n images of each class; of all, with several labels.
 
     Subsets of one seed are nested. Because each class is rounded and keeps at least one image, the
     total can differ from `fraction`.
@@ -72,6 +72,10 @@ def keep_shots(images: ImageSet, shots: int, *, seed: int, fewer: bool = False) 
     fewer: keep all images of a class that has fewer than `shots`.
     Raises: ConfigError for less than one shot, or (unless `fewer`) more than the rarest class has.
     """
+    if images.several:
+        what, got = f"shots of {images.name!r}", "several labels a picture"
+        fix = "Give a number of training images, or a fraction."
+        raise ConfigError(what, got=got, want="one class for each picture", fix=fix)
     have = {name: n for name, n in images.counts().items() if n}
     rarest = min(have, key=have.__getitem__, default="")
     if shots < 1 or (not fewer and shots > have.get(rarest, 0)):
@@ -90,8 +94,9 @@ def keep_shots(images: ImageSet, shots: int, *, seed: int, fewer: bool = False) 
 def _keep(images: ImageSet, many: Callable[[int], int], seed: int) -> ImageSet:
     """The first `many(n)` of the n shuffled images of each class, in the original order."""
     chosen = []
-    for label in np.unique(images.labels).tolist():
-        where = np.flatnonzero(images.labels == label)
+    labels = np.zeros(len(images), np.int64) if images.several else images.labels
+    for label in np.unique(labels).tolist():
+        where = np.flatnonzero(labels == label)
         order = np.random.default_rng((seed, label)).permutation(len(where))
         chosen.append(where[order[: many(len(where))]])
     return images.select(np.sort(np.concatenate(chosen)).tolist() if chosen else ())

@@ -1,7 +1,8 @@
 """Image sets from tables and dataset objects: CSV, Parquet, Hugging Face `datasets`, torchvision.
 
-A CSV file has the columns `image` (or `file_name`; paths relative to the file), `label` and
-optionally `part`.
+A CSV or .jsonl file has the columns `image` (or `file_name`; paths relative to the file), `label`
+and optionally `part`. Several labels a picture stand in `labels`, as a;b or as a JSON list. Such a
+file may stand in the folder of its pictures as `labels.csv` or `labels.jsonl`.
 Parquet files and folders of `Dataset.save_to_disk` are read with the `datasets` package
 (pip install 'intarsia[hf]').
 """
@@ -18,14 +19,23 @@ import numpy as np
 from PIL import Image
 
 from intarsia.core.errors import DataError, MissingExtra
+from intarsia.core.files import parse_json
+from intarsia.core.pictured import IMAGE_COLUMNS, LABEL_COLUMNS
 from intarsia.data.decode import LazyPictures, Picture
 from intarsia.data.folders import check_same_classes
 from intarsia.data.images import ImageSet, OnError, check_every_class, verify
+from intarsia.data.label_sets import has_several, label_sets, rows_of
 from intarsia.data.packages import cache_dir
 
-_IMAGE_COLUMNS = ("image", "file_name", "img", "path")
+LABELS = ("labels.csv", "labels.jsonl")  # in a folder of pictures
 _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
+
+
+def labels_file(path: Path) -> Path | None:
+    """The table at a path: a .csv, a .jsonl, or the labels file of a folder; None if none is."""
+    if path.is_file():
+        return path if path.suffix.lower() in (".csv", ".jsonl") else None
+    return next((path / name for name in LABELS if (path / name).is_file()), None)
 
 
 def has_parquet(folder: Path) -> bool:
@@ -38,41 +48,82 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def read_csv(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
-    """Return the sets of a CSV file: `all`, or one for each value of its `part` column.
+def read_table(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
+    """Return the sets of a CSV or .jsonl file: `all`, or one for each value of its `part` column.
 
-    Raises: DataError for missing columns, an empty table, unreadable pictures (see `verify`).
+    Raises: DataError for missing columns, an empty table, a row without a picture or a label,
+    labels that cannot be told apart (see `label_sets`), unreadable pictures (see `verify`).
     """
+    lines, names, rows = (_jsonl if file.suffix.lower() == ".jsonl" else _csv)(file)
+    image = _column(names, IMAGE_COLUMNS, file.name)
+    label = _column(names, LABEL_COLUMNS, file.name)
+    for number, row in zip(lines, rows, strict=True):
+        if not isinstance(row.get(image), str) or not row[image] or row.get(label) is None:
+            got, want = "a row without a picture or a label", "both in every row"
+            fix = "Complete the row, or delete it."
+            raise DataError(f"line {number} of {file}", got=got, want=want, fix=fix)
+    cells = [row[label] for row in rows]
+    several = has_several(label, cells, file)
+    found = label_sets(cells, file, lines) if several else [(str(cell),) for cell in cells]
+    classes = sorted({name for names in found for name in names})
+    if all(name.isdecimal() and len(name) < 19 for name in classes):
+        classes.sort(key=int)
+    labels = rows_of(found, classes)
+    parts: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        part = str(row.get("part") or "all")
+        parts.setdefault(_PARTS.get(part, part), []).append(i)
+    sets = {}
+    for part, chosen in parts.items():
+        own = labels[chosen] if several else labels[chosen].argmax(1)
+        paths = [file.parent / rows[i][image] for i in chosen]
+        name = file.parent.name if file.name in LABELS else file.stem
+        sets[part] = ImageSet(name, paths, own, tuple(classes), source=file.suffix[1:].lower())
+    return _checked(sets, file, on_error)
+
+
+Rows = tuple[list[int], Sequence[str], list[dict[str, Any]]]
+
+
+def _csv(file: Path) -> Rows:
+    """Line numbers, column names and rows."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines, strict=True)
-            image = _column(reader.fieldnames or (), _IMAGE_COLUMNS, file.name)
-            label = _column(reader.fieldnames or (), _LABEL_COLUMNS, file.name)
-            rows = list(reader)
+            names = list(reader.fieldnames or ())
+            rows: list[dict[str, Any]] = list(reader)
     except UnicodeDecodeError as error:
         fix = "Save the file as UTF-8."
         raise DataError(f"table {file}", got=error, want="UTF-8", fix=fix) from error
     except (OSError, csv.Error) as error:
         fix = "Look for a quote that is opened and not closed, or save the table again."
         raise DataError(f"table {file}", got=error, want="a CSV file", fix=fix) from error
-    for number, row in enumerate(rows, 2):
-        if not row[image] or row[label] is None:
-            got, want = "a row without a picture or a label", "both in every row"
-            fix = "Complete the row, or delete it."
-            raise DataError(f"line {number} of {file}", got=got, want=want, fix=fix)
-    classes = sorted({row[label] for row in rows})
-    if all(name.isdecimal() and len(name) < 19 for name in classes):
-        classes.sort(key=int)
-    parts: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        part = row.get("part") or "all"
-        parts.setdefault(_PARTS.get(part, part), []).append(row)
-    sets = {}
-    for part, chosen in parts.items():
-        labels = np.asarray([classes.index(row[label]) for row in chosen], dtype=np.int64)
-        paths = [file.parent / row[image] for row in chosen]
-        sets[part] = ImageSet(file.stem, paths, labels, tuple(classes), source="csv")
-    return _checked(sets, file, on_error)
+    return list(range(2, len(rows) + 2)), names, rows
+
+
+def _jsonl(file: Path) -> Rows:
+    """Line numbers, names of the first row, and rows."""
+    try:
+        text = file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"table {file}", got=error, want="UTF-8", fix="Save it again.") from error
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            got, fix = str(error), "Write one JSON object a line."
+            want = "a JSON object"
+            raise DataError(f"line {number} of {file}", got=got, want=want, fix=fix) from error
+        if not isinstance(row, dict):
+            fix = 'For example: {"image": "a.png", "labels": ["cat", "dog"]}'
+            raise DataError(f"line {number} of {file}", got=line, want="a JSON object", fix=fix)
+        numbers.append(number)
+        rows.append(row)
+    return numbers, list(rows[0]) if rows else (), rows
 
 
 def read_datasets(path: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet]:
@@ -120,7 +171,8 @@ def from_dataset(
         targets = [dataset[i][1] for i in range(len(dataset))]
     labels = np.asarray(targets)
     known = classes or getattr(dataset, "classes", None)
-    known = known or [str(i) for i in range(len(set(labels.ravel().tolist())))]
+    count = labels.shape[1] if labels.ndim == 2 else len(set(labels.ravel().tolist()))
+    known = known or [str(i) for i in range(count)]
     pictures = LazyPictures(len(dataset), partial(_picture, dataset))
     images = ImageSet(name, pictures, labels, tuple(known), source=type(dataset).__name__)
     check_every_class(images)
@@ -154,19 +206,35 @@ def _parquet_files(path: Path) -> dict[str, list[Any]]:
 def _from_table(table: Any, name: str) -> ImageSet:
     import datasets
 
-    image = _column(table.column_names, _IMAGE_COLUMNS, name)
-    label = _column(table.column_names, _LABEL_COLUMNS, name)
+    image = _column(table.column_names, IMAGE_COLUMNS, name)
+    label = _column(table.column_names, LABEL_COLUMNS, name)
     values = list(table[label])
     feature = table.features[label]
+    if has_several(label, values, Path(name)):
+        found = label_sets(values, Path(name), range(1, len(values) + 1))
+        inner: Any = getattr(feature, "feature", None)
+        if isinstance(inner, datasets.ClassLabel):
+            known = list(inner.names)
+            found = [tuple(known[int(i)] for i in names) for names in found]
+        else:
+            known = sorted({one for names in found for one in names})
+        pictures = _pictures_of(table, image)
+        return ImageSet(name, pictures, rows_of(found, known), tuple(known), source="datasets")
     if isinstance(feature, datasets.ClassLabel):
         classes, labels = list(feature.names), values
     else:
         classes = sorted(set(values))
         labels = [classes.index(v) for v in values]
-    undecoded = table.cast_column(image, datasets.Image(decode=False))
-    pictures = LazyPictures(len(table), partial(_encoded, undecoded, image))
+    pictures = _pictures_of(table, image)
     ids = np.asarray(labels, dtype=np.int64)
     return ImageSet(name, pictures, ids, tuple(str(c) for c in classes), source="datasets")
+
+
+def _pictures_of(table: Any, image: str) -> LazyPictures:
+    import datasets
+
+    undecoded = table.cast_column(image, datasets.Image(decode=False))
+    return LazyPictures(len(table), partial(_encoded, undecoded, image))
 
 
 def _checked(sets: dict[str, ImageSet], path: Path, on_error: OnError) -> dict[str, ImageSet]:

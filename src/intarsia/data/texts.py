@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from intarsia.core.checks import at_least
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.core.files import parse_json
+from intarsia.core.pictured import lists_pictures
 from intarsia.data import corpora
 from intarsia.data.packages import announce
 
@@ -65,8 +66,9 @@ class TextSplits:
 
 
 def is_text(spec: str) -> bool:
-    """Whether `load_texts` can read it: a named corpus, or a .txt, .md or .jsonl file."""
-    return spec in corpora.names() or Path(spec).suffix.lower() in SUFFIXES
+    """Whether `load_texts` can read it: a named corpus, or a .txt, .md or .jsonl file of texts."""
+    known = spec in corpora.names() or Path(spec).suffix.lower() in SUFFIXES
+    return known and not lists_pictures(Path(spec))
 
 
 def check_text(spec: str) -> None:

@@ -15,6 +15,7 @@ from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from ..data.texts import is_text
 from ..results import numbers
+from ..results.runs.reading import measure
 from ..train.folder import RUN
 from . import experiment as experiments
 from . import language, settings
@@ -185,4 +186,6 @@ def _said(result: Mapping[str, Any]) -> str:
     """The share of right answers, on the part that counts."""
     scores = result["results"]
     part = next(part for part in ("test", "val") if scores.get(part))
+    if (by := measure(scores[part])) != "accuracy":
+        return f"{by.replace('_', ' ')} {numbers.percent(scores[part][by])} on the {part} part"
     return f"{numbers.percent(scores[part]['accuracy'])} of the {part} part right"

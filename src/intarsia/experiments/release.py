@@ -34,6 +34,7 @@ def release(
     images = some_pictures(opened, report)
     model = stock_of(opened, images, result) if fold_it else opened.model
     told: Any = {"classes": list(opened.classes), "preprocessing": opened.inputs, "report": result}
+    told["several_labels"] = opened.several_labels
     if form == "timm":
         return export_timm(model, target, inputs=images, **told)
     return (export_onnx if form == "onnx" else export_program)(model, target, images=images, **told)

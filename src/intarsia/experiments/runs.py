@@ -23,7 +23,7 @@ from ..hosts import load
 from ..hosts.anatomy.origin import resampled
 from ..results.runs import read_run
 from ..results.runs.reading import need
-from ..train import Metrics
+from ..train import Metrics, MultiLabel, Scores
 from ..train import predict as predict_logits
 from ..train.evaluate import device_of
 from ..train.objectives import logits_of
@@ -44,7 +44,7 @@ class PictureRun:
 
     model: trained, in evaluation mode.  inputs: the size and scale of its pictures.
     classes: their names, in the order of the logits.  experiment: what was asked for.
-    record: the contents of run.json.
+    record: the contents of run.json.  several_labels: whether a picture may have several.
     """
 
     model: nn.Module
@@ -52,6 +52,11 @@ class PictureRun:
     classes: tuple[str, ...]
     experiment: Experiment
     record: Mapping[str, Any]
+
+    @property
+    def several_labels(self) -> bool:
+        about: Any = (self.record.get("record") or {}).get("data") or {}
+        return bool(about.get("several_labels"))
 
     def evaluate(
         self, data: str | None = None, part: str | None = None, report: Report = lambda _: None
@@ -70,6 +75,7 @@ class PictureRun:
 
         pictures: paths of files, or of folders with pictures anywhere below; Pillow images; arrays
           (H, W, 3).
+        Where a picture may have several labels, probabilities are those of each label by itself.
         Raises: DataError for a path that is not there, or a folder without pictures.
         """
         several = [pictures] if isinstance(pictures, str | Picture) else pictures
@@ -132,6 +138,11 @@ def pictures_to_score(
     if chosen not in parts:
         raise UnknownName("part", chosen, parts)
     images = parts[chosen]
+    if images.several != opened.several_labels:
+        one, many = "one class for each picture", "several labels a picture"
+        got, want = (many, one) if images.several else (one, many)
+        fix = "Name data like those the run was trained on."
+        raise DataError(f"labels of {images.name!r}", got=got, want=want, fix=fix)
     if images.classes != opened.classes:
         wanted = ImageSet("run", [], images.labels[:0], opened.classes)
         check_same_classes({"the run": wanted, "the data": images})
@@ -156,14 +167,25 @@ def check_unchanged(
             )
 
 
-def score(opened: PictureRun, images: ImageSet) -> Metrics:
+def score(opened: PictureRun, images: ImageSet) -> Scores:
     """The model's scores on a set."""
     logits, labels = predict_logits(opened.model, held(images, opened.inputs), batch_size=BATCH)
-    return Metrics.of(logits, labels)
+    return MultiLabel().scores(logits, labels) if images.several else Metrics.of(logits, labels)
 
 
-def scores_of(images: ImageSet, found: Metrics) -> dict[str, Any]:
-    """Scores for JSON: of the set, and how many of each class were right."""
+def scores_of(images: ImageSet, found: Scores) -> dict[str, Any]:
+    """Scores for JSON: of the set, and how many of each class were right.
+
+    Of several labels, how often each applies and, at one half, how many of the guesses and of the
+    pictures that have it are right (precision, recall).
+    """
+    if not isinstance(found, Metrics):
+        return {
+            "set": images.name,
+            "n": len(images),
+            **found.scores(),
+            "classes": _labels(images, found),
+        }
     right = found.logits.argmax(1) == found.labels
     per_class = {
         name: {"n": int(mine.sum()), "accuracy": float(right[mine].double().mean())}
@@ -171,6 +193,17 @@ def scores_of(images: ImageSet, found: Metrics) -> dict[str, Any]:
         if bool((mine := found.labels == label).any())
     }
     return {"set": images.name, "n": len(images), **found.scores(), "classes": per_class}
+
+
+def _labels(images: ImageSet, found: Scores) -> dict[str, dict[str, float]]:
+    rows: dict[str, dict[str, float]] = {}
+    guess, truth = found.predictions["logits"] > 0, found.predictions["labels"] > 0
+    for label, name in enumerate(images.classes):
+        mine, said = truth[:, label], guess[:, label]
+        both, n = int((mine & said).sum()), int(mine.sum())
+        precision, recall = both / max(1, int(said.sum())), both / max(1, n)
+        rows[name] = {"n": n, "precision": precision, "recall": recall}
+    return rows
 
 
 def picture_files(paths: Sequence[Path]) -> list[Path]:
@@ -197,15 +230,25 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
 class Prediction:
     """The classes of a picture with their probabilities, the likeliest first; or the error.
 
-    file: None for a picture that came from no file.
+    file: None for a picture that came from no file.  labels: those with a probability above one
+    half, where a picture may have several; else None.
     """
 
     file: Path | None
     classes: tuple[tuple[str, float], ...] = ()
     error: str | None = None
+    labels: tuple[str, ...] | None = None
 
     def row(self) -> dict[str, Any]:
-        """For JSON and CSV."""
+        """For JSON and CSV; several labels and their probabilities as a;b."""
+        if self.labels is not None:
+            share = dict(self.classes)
+            return {
+                "file": str(self.file or ""),
+                "labels": ";".join(self.labels),
+                "probabilities": ";".join(f"{share[name]:.6f}" for name in self.labels),
+                "error": self.error,
+            }
         name, probability = self.classes[0] if self.classes else ("", None)
         return {
             "file": str(self.file or ""),
@@ -230,11 +273,12 @@ def _predict(opened: PictureRun, pictures: Sequence[Picture]) -> Iterator[Predic
     for i, picture in enumerate(pictures):
         file = picture if isinstance(picture, Path) else None
         if i in errors:
-            yield Prediction(file, error=errors[i])
+            yield Prediction(file, error=errors[i], labels=() if opened.several_labels else None)
         else:
             order = shares[i].argsort(descending=True).tolist()
             ranked = tuple((opened.classes[c], float(shares[i][c])) for c in order)
-            yield Prediction(file, ranked)
+            there = tuple(name for name, share in ranked if share > 0.5)
+            yield Prediction(file, ranked, labels=there if opened.several_labels else None)
 
 
 @torch.no_grad()
@@ -244,4 +288,5 @@ def _shares(opened: PictureRun, pictures: list[Tensor]) -> Tensor:
         return torch.zeros(0, len(opened.classes))
     device = device_of(opened.model)
     with evaluating(opened.model), autocast(device, compute_dtype(opened.model)):
-        return logits_of(opened.model, torch.stack(pictures).to(device)).softmax(1).cpu()
+        logits = logits_of(opened.model, torch.stack(pictures).to(device))
+        return (logits.float().sigmoid() if opened.several_labels else logits.softmax(1)).cpu()

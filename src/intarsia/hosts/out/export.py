@@ -37,6 +37,7 @@ def export_timm(
     classes: Sequence[str] | None = None,
     inputs: Inputs | None = None,
     preprocessing: InputConfig | None = None,
+    several_labels: bool = False,
     report: Report = print,
 ) -> Path:
     """Write a folded timm model as model.safetensors and config.json, and check that it comes back.
@@ -50,7 +51,8 @@ def export_timm(
     (None = seeded noise) too. An earlier export at `path` is replaced, anything else is not.
 
     classes: None = those that came with the folded adapter.
-    preprocessing: of the pictures in training; None = the model's own.
+    preprocessing: of the pictures in training; None = the model's own.  several_labels: outputs are
+      logits of labels that may apply together, for predict.py.
     Raises: ExportError if no arguments of timm build the model (a widened ConvNeXt: its constructor
     knows no MLP ratio), or it comes back different; ConfigError for a model that is adapted, is not
     timm's, or for a path in use.
@@ -64,7 +66,7 @@ def export_timm(
         config: dict[str, Any] = {"label_names": list(classes)} if classes else {}
         pictures = None if seen is None else _for_timm(seen)
         if seen is not None:
-            config["preprocessing"] = described(seen, named)
+            config["preprocessing"] = described(seen, named, several_labels)
             (folder / SCRIPT).write_text(script("timm", target), "utf-8")
         save_for_hf(
             source, str(folder), config, arguments, safe_serialization=True, data_config=pictures

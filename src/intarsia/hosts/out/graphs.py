@@ -50,6 +50,7 @@ def export_onnx(
     images: Tensor | None = None,
     classes: Sequence[str] | None = None,
     preprocessing: InputConfig | None = None,
+    several_labels: bool = False,
     tolerance: float | None = None,
     report: Report = print,
 ) -> Path:
@@ -62,6 +63,7 @@ def export_onnx(
     PATH.data.
 
     preprocessing: of the pictures in training; None = the model's own, if it has one.
+    several_labels: outputs are logits of labels that may apply together, for predict.py.
     images: real, prepared ones are the honest check; None = seeded noise of the model's input size.
     tolerance: of the output difference, relative to the largest output; None = by dtype.
     Raises: MissingExtra without intarsia[export]; ExportError if torch cannot trace the model or
@@ -88,7 +90,7 @@ def export_onnx(
         if classes is not None:
             program.model.metadata_props["classes"] = json.dumps(list(classes))
         if seen is not None:
-            program.model.metadata_props[KEY] = json.dumps(described(seen, classes))
+            program.model.metadata_props[KEY] = json.dumps(described(seen, classes, several_labels))
         program.save(str(scratch), external_data=_bytes(whole) > ONE_FILE)
         found = _compare(whole, _runtime(scratch), batch)
         _judge("export_onnx", found, whole, tolerance)
@@ -105,6 +107,7 @@ def export_program(
     images: Tensor | None = None,
     classes: Sequence[str] | None = None,
     preprocessing: InputConfig | None = None,
+    several_labels: bool = False,
     tolerance: float | None = None,
     report: Report = print,
 ) -> Path:
@@ -113,14 +116,18 @@ def export_program(
     torch.export.load(path).module()(images) needs torch and nothing of ours. The file has the
     names of the classes and what turns a picture into an input as "preprocessing.json" among its
     extra files; PATH.predict.py beside it reads them.
-    images, classes, preprocessing, tolerance: see export_onnx.
+    images, classes, preprocessing, several_labels, tolerance: see export_onnx.
     Raises: ExportError if torch cannot trace the model or the loaded program says something else;
     ConfigError for a path that is not *.pt2.
     """
     target = _target(path, ".pt2")
     whole, batch = _prepared(model, images, preprocessing)
     seen = inputs_of(base_of(model), preprocessing, batch)
-    extra = {} if seen is None else {f"{KEY}.json": json.dumps(described(seen, classes))}
+    extra = (
+        {}
+        if seen is None
+        else {f"{KEY}.json": json.dumps(described(seen, classes, several_labels))}
+    )
     dynamic = ({0: torch.export.Dim("batch")},)
     program = _traced(
         lambda: torch.export.export(whole, (_example(batch),), dynamic_shapes=dynamic),

@@ -45,11 +45,14 @@ def inputs_of(
     return own if size is None else replace(own, size=size)
 
 
-def described(inputs: InputConfig, classes: Sequence[str] | None) -> dict[str, Any]:
+def described(
+    inputs: InputConfig, classes: Sequence[str] | None, several_labels: bool = False
+) -> dict[str, Any]:
     """JSON for `prepare`: how pictures become inputs, and the names of the outputs.
 
     resize: "to" a height and width; "shorter" side in px; or as large as "covers", or fits
-    "inside", a height and width, proportions kept.
+    "inside", a height and width, proportions kept.  outputs: logits of one class, or with
+    several_labels of each label by itself.
     """
     height, width = (math.floor(side / inputs.crop) for side in inputs.size)
     if inputs.crop_mode == "squash":
@@ -68,7 +71,7 @@ def described(inputs: InputConfig, classes: Sequence[str] | None) -> dict[str, A
         "mean": list(inputs.mean),
         "std": list(inputs.std),
         "classes": None if classes is None else list(classes),
-        "outputs": "logits",
+        "outputs": "logits of several labels" if several_labels else "logits",
     }
 
 
@@ -132,6 +135,12 @@ _TAIL = """
 for file in sys.argv[1:]:
     x = prepare(file, HOW)
     logits = {run}
+    if HOW["outputs"] == "logits of several labels":
+        share = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        there = np.flatnonzero(share > 0.5)
+        names = HOW["classes"] or range(len(share))
+        print(file, *(f"{{names[i]}} {{share[i]:.4f}}" for i in there))
+        continue
     share = np.exp(logits - logits.max())
     best = int(logits.argmax())
     name = HOW["classes"][best] if HOW["classes"] else best

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import plots
+from ..wording import capital
 from .confusion import Confusion, confusion_of
 from .curves import line_of, mean_line, metrics_of
 from .grouping import Comparison, Group
@@ -22,6 +23,8 @@ NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "ece": "Calibration error",
+    "mean_average_precision": "Mean average precision",
+    "f1": "F1",
     "loss": "Loss",
     "lr": "Learning rate",
 }
@@ -46,12 +49,14 @@ def metric_name(metric: str) -> str:
 
 def by_parameters(comparison: Comparison) -> Figure:
     """Accuracy against trained parameters with the head."""
-    return plots.against_parameters(_points(comparison, lambda run: float(run.costs.trained)))
+    figure = plots.against_parameters(_points(comparison, lambda run: float(run.costs.trained)))
+    return figure.update_yaxes(title_text=capital(comparison.measure))
 
 
 def by_time(comparison: Comparison) -> Figure:
     """Accuracy against training seconds."""
-    return plots.against_seconds(_points(comparison, lambda run: run.costs.seconds))
+    figure = plots.against_seconds(_points(comparison, lambda run: run.costs.seconds))
+    return figure.update_yaxes(title_text=capital(comparison.measure))
 
 
 def _points(comparison: Comparison, cost: Callable[[FinishedRun], float]) -> list[plots.Points]:

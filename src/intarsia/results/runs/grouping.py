@@ -15,6 +15,7 @@ from .reading import FinishedRun
 VALUES: Mapping[str, Callable[[FinishedRun], float | None]] = {
     "accuracy": lambda run: run.scores.accuracy,
     "balanced_accuracy": lambda run: run.scores.balanced_accuracy,
+    "f1": lambda run: run.scores.f1,
     "loss": lambda run: run.scores.loss,
     "ece": lambda run: run.scores.ece,
     "tempered_loss": lambda run: run.scores.tempered_loss,
@@ -41,6 +42,10 @@ class Group(BySeed):
     @property
     def balanced_accuracy(self) -> Spread | None:
         return self._of_all("balanced_accuracy")
+
+    @property
+    def f1(self) -> Spread | None:
+        return self._of_all("f1")
 
     @property
     def loss(self) -> Spread | None:
@@ -88,6 +93,16 @@ class Comparison:
     @property
     def runs(self) -> tuple[FinishedRun, ...]:
         return tuple(run for group in self.groups for run in group.runs)
+
+    @property
+    def measure(self) -> str:
+        """What the runs are compared by, in words."""
+        return self.groups[0].runs[0].scores.measure.replace("_", " ")
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether a picture may have several labels."""
+        return self.measure != "accuracy"
 
     def others(self) -> tuple[Group, ...]:
         """All but the baseline."""

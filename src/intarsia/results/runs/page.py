@@ -70,6 +70,8 @@ def render(
         notices=notices(comparison, validation),
         table=table_of(comparison),
         groups=comparison.groups,
+        score=comparison.measure,
+        several_labels=comparison.several_labels,
         metrics=_metrics(plots),
         splits=_splits(plots),
         seeds=any(len(group.runs) > 1 for group in comparison.groups),
@@ -114,7 +116,7 @@ def _curve_tables(comparison: Comparison) -> dict[str, Any] | None:
     """Mean accuracy by epoch, validation or else training: the curves in words."""
     for split, name in reversed(figures.SPLITS.items()):
         lines = [
-            mean_line(line_of(run.curve, split, "accuracy") for run in group.runs)
+            mean_line(line_of(run.curve, split, run.scores.measure) for run in group.runs)
             for group in comparison.groups
         ]
         epochs = sorted({epoch for line in lines for epoch in line})

@@ -30,6 +30,8 @@ class SplitScores:
     """The result: shares of right answers, 0 ... 1, and mean cross-entropy, of one split.
 
     ece: calibration error; tempered_loss: after one temperature, fitted on val.
+    measure: what `accuracy` is; of several labels a picture the mean average precision, which then
+    stands in its place, with f1 beside it.
     """
 
     split: str
@@ -38,6 +40,16 @@ class SplitScores:
     loss: float | None
     ece: float | None = None
     tempered_loss: float | None = None
+    f1: float | None = None
+    measure: str = "accuracy"
+
+
+MEASURES = ("mean_average_precision", "accuracy")  # the first that a task has is looked at
+
+
+def measure(scores: Mapping[str, float]) -> str:
+    """The score that decides."""
+    return next((name for name in MEASURES if name in scores), "accuracy")
 
 
 @dataclass(frozen=True)
@@ -182,12 +194,13 @@ def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
         what = f"results of {str(folder)!r}"
         fix = "Train with val=... or test=..., so that there is something to report."
         raise DataError(what, got="no score", want="a score on a test or val part", fix=fix)
-    accuracy = need(record, f"results.{split}.accuracy", float, folder)
-    if not 0 <= accuracy <= 1:
-        raise damaged(folder / RUN, f"results.{split}.accuracy = {accuracy}")
-    rest = results[split]
-    beside = ("balanced_accuracy", "loss", "ece", "tempered_loss")
-    return SplitScores(split, accuracy, *(rest.get(name) for name in beside))
+    rest = need(record, f"results.{split}", dict, folder)
+    by = measure(rest)
+    share = need(record, f"results.{split}.{by}", float, folder)
+    if not 0 <= share <= 1:
+        raise damaged(folder / RUN, f"results.{split}.{by} = {share}")
+    beside = ("balanced_accuracy", "loss", "ece", "tempered_loss", "f1")
+    return SplitScores(split, share, *(rest.get(name) for name in beside), measure=by)
 
 
 def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
@@ -229,6 +242,8 @@ def _answers(folder: Path, record: Mapping[str, Any], scores: SplitScores) -> An
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     if split is not None and split != scores.split:
         return None
+    if scores.measure != "accuracy" and labels.shape == logits.shape:
+        return None  # several labels a picture: no one class for each
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
         raise damaged(path, f"logits {logits.shape}, labels {labels.shape} {labels.dtype}")
     if not len(labels) or labels.min() < 0 or labels.max() >= logits.shape[1]:

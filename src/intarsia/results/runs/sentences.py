@@ -70,6 +70,10 @@ def _result(comparison: Comparison) -> str:
     best, base = comparison.best, comparison.baseline
     where = PART_NAMES.get(best.runs[0].scores.split, best.runs[0].scores.split)
     right = f"{numbers.accuracy(best.accuracy)} of the {where} {best.runs[0].samples} right"
+    if comparison.several_labels:
+        right = (
+            f"a {comparison.measure} of {numbers.accuracy(best.accuracy)} on the {where} pictures"
+        )
     if base is None:
         return f"It gets {right}."
     if best is base:
@@ -175,9 +179,14 @@ def notices(comparison: Comparison, validation: str | None = None) -> list[str]:
         found.append(validation)
     elif any(run.scores.split == "val" for run in runs):
         chosen = any(selection_of(run).get("rule") == "val" for run in runs)
-        text = f"There is no test part: accuracy is that of the validation {kind}"
+        text = f"There is no test part: {comparison.measure} is that of the validation {kind}"
         found.append(
             f"{text}, which also chose the epoch, so it is too high." if chosen else f"{text}."
+        )
+    if any(run.scores.measure != "accuracy" for run in runs):
+        found.append(
+            "A picture may have several labels, so there is no confusion matrix: a label is there "
+            "or not, and is not taken for another."
         )
     if len(groups) > 1 and any(len(group.runs) == 1 for group in groups):
         found.append("A method with one seed has no spread: its difference may be chance.")
@@ -234,6 +243,7 @@ def selection_rule(runs: Sequence[FinishedRun]) -> str:
     """In words, for all runs."""
     rules = dict.fromkeys(str(selection_of(run).get("rule")) for run in runs)
     text = " ".join(HOW_CHOSEN.get(rule, f"Selection: {rule}.") for rule in rules)
+    text = text.replace("accuracy", runs[0].scores.measure.replace("_", " "))
     if "val" in rules:
         known = {selection_of(run).get("disjoint_from_train") for run in runs}
         sure = known <= {True}

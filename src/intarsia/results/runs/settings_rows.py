@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import numbers
+from ..wording import capital
 from .grouping import Comparison, adapters_of, differing, flat, set_of, settings_of
 from .reading import FinishedRun
 from .sentences import PART_NAMES, data_of, selection_of
@@ -177,7 +178,8 @@ def run_rows(comparison: Comparison) -> dict[str, Any]:
         for group in comparison.groups
         for run in group.runs
     ]
-    return {"columns": RUN_COLUMNS, "rows": rows}
+    columns = [capital(comparison.measure) if c == "Accuracy" else c for c in RUN_COLUMNS]
+    return {"columns": columns, "rows": rows}
 
 
 def commands(runs: Iterable[FinishedRun]) -> list[str]:

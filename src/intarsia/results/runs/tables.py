@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 
 from .. import numbers
 from ..table import Column, Entry, Table, markdown, terminal
+from ..wording import capital
 from .grouping import Comparison, Group
 
 CALIBRATION = (
@@ -16,6 +17,15 @@ CALIBRATION = (
     ("ECE", "Expected calibration error: mean distance of confidence from accuracy, 15 bins"),
 )
 """Columns of runs that know it: title, meaning."""
+
+_BY_CLASS = (
+    Column("Accuracy", "Share of right answers: mean ± sample standard deviation over seeds"),
+    Column("Balanced", "Mean over classes of the share of right answers: mean over seeds"),
+)
+_BY_LABEL = (
+    Column("Average precision", "Mean over labels, of pictures in the order of their logits, %"),
+    Column("F1", "Mean over labels, at a probability of one half, %"),
+)
 
 
 def table_of(comparison: Comparison) -> Table:
@@ -25,8 +35,7 @@ def table_of(comparison: Comparison) -> Table:
     rated = any(group.ece or group.tempered_loss for group in groups)
     columns = [
         Column("Method", "What was trained", numeric=False),
-        Column("Accuracy", "Share of right answers: mean ± sample standard deviation over seeds"),
-        Column("Balanced", "Mean over classes of the share of right answers: mean over seeds"),
+        *(_BY_LABEL if comparison.several_labels else _BY_CLASS),
         Column("Loss", "Mean cross-entropy of the same part, without class weights"),
         *(Column(title, meaning) for title, meaning in CALIBRATION[: 2 * rated]),
         Column("Seeds", "Number of runs that differ in the seed only"),
@@ -36,7 +45,8 @@ def table_of(comparison: Comparison) -> Table:
     ]
     if base is not None:
         title = "Difference"
-        meaning = f"Accuracy minus that of {base.label} at the same seed, percentage points"
+        meaning = f"{capital(comparison.measure)} minus that of {base.label} at the same seed, "
+        meaning += "percentage points"
         columns.insert(2, Column(title, meaning))
     if known:
         columns.append(Column("Peak memory", "Highest memory of the process: largest of the seeds"))
@@ -54,7 +64,7 @@ def caption(comparison: Comparison) -> str:
     """What the numbers were measured on."""
     splits = {run.scores.split for run in comparison.runs}
     where = " and ".join({"test": "test", "val": "validation"}.get(s, s) for s in sorted(splits))
-    text = f"Accuracy on the {where} {comparison.runs[0].samples}"
+    text = f"{capital(comparison.measure)} on the {where} {comparison.runs[0].samples}"
     if comparison.baseline is not None:
         text += f"; differences and ratios to {comparison.baseline.label}, in percentage points"
     return text + "."
@@ -63,7 +73,7 @@ def caption(comparison: Comparison) -> str:
 def _row(group: Group, base: Group | None, known: bool, rated: bool) -> tuple[Entry, ...]:
     costs = group.runs[0].costs
     accuracy, seconds = group.accuracy, group.seconds
-    balanced, loss = group.balanced_accuracy, group.loss
+    balanced, loss = group.balanced_accuracy or group.f1, group.loss
     calibration = group.tempered_loss, group.ece
     cells = [
         Entry(group.label),
@@ -131,7 +141,9 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "method": group.label,
                 "split": group.runs[0].scores.split,
                 "accuracy": asdict(group.accuracy),
+                "measure": group.runs[0].scores.measure,
                 "balanced_accuracy": asdict(balanced) if balanced else None,
+                "f1": asdict(group.f1) if group.f1 else None,
                 "loss": asdict(group.loss) if group.loss else None,
                 "tempered_loss": asdict(group.tempered_loss) if group.tempered_loss else None,
                 "ece": asdict(group.ece) if group.ece else None,

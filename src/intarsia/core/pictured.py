@@ -1,0 +1,31 @@
+"""Which columns of a table name pictures and their labels, and whether a .jsonl file has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .files import parse_json
+
+IMAGE_COLUMNS = ("image", "file_name", "img", "path")
+LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
+TEXT_COLUMNS = ("text", "prompt", "messages")
+
+
+def lists_pictures(file: Path) -> bool:
+    """Whether a .jsonl file lists pictures: its first row has a picture, a label, and no text.
+
+    False for any other file, and for one that cannot be read.
+    """
+    if file.suffix.lower() != ".jsonl":
+        return False
+    try:
+        with file.expanduser().open(encoding="utf-8-sig") as lines:
+            row: Any = parse_json(next(filter(str.strip, lines), "null"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(row, dict):
+        return False
+    columns = (IMAGE_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS)
+    picture, label, text = (any(name in row for name in names) for names in columns)
+    return picture and label and not text
