@@ -201,6 +201,7 @@ def test_a_task_is_chosen_by_its_labels() -> None:
     run = fit(nn.Linear(6, 4), CASES["classes"].data(8, 0), smoothing=0.1, epochs=1, trackers=())
     assert run.record["task"] == {
         "name": "Classes", "classes": None, "smoothing": 0.1, "mixup": 0.0, "cutmix": 0.0,
+        "weights": None,
     }  # fmt: skip
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftModel
-from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from ...core.errors import CheckpointError, ConfigError
-from .peft import is_adapted
+from .peft import BaseTuner, is_adapted
 
 ELSEWHERE = ("XLORA",)  # reads further adapters, from wherever its config says
 
