@@ -16,8 +16,8 @@ from intarsia.adapters.bottleneck import (
     ACTIVATIONS,
     NORMS,
     PLACEMENTS,
-    DropConnect,
     ResidualNorm,
+    WeightDropout,
 )
 from intarsia.core import Site
 from intarsia.core.errors import ConfigError, TargetError
@@ -200,7 +200,7 @@ def test_dropout_is_on_the_bottleneck_and_only_while_training() -> None:
 
 
 def test_weights_are_dropped_separately_for_each_sample() -> None:
-    layer = DropConnect(300, 2, dtype=torch.float64)
+    layer = WeightDropout(300, 2, dtype=torch.float64)
     layer.p = 0.25
     nn.init.ones_(layer.weight)
     nn.init.zeros_(layer.bias)

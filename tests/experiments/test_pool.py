@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.experiments.pool import Pace, Trial, TrialEnd, run_told, run_trials
+from intarsia.experiments.pool import TimeLeft, Trial, TrialEnd, run_told, run_trials
 from intarsia.train.progress import Bar
 
 
@@ -98,7 +98,7 @@ def test_time_left_is_by_kind() -> None:
     trials = [
         Trial(f"{kind} {n}", {}, kind) for n in range(3) for kind in ("linear", "full", "ssf")
     ]
-    pace = Pace(trials, jobs=2)
+    pace = TimeLeft(trials, jobs=2)
     assert pace.left() is None
     pace.add(ended(trials[0], 10))  # of the others nothing is known: 8 x 10 s on two
     assert pace.left() == pytest.approx(8 * 10 / 2)

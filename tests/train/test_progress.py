@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from intarsia.train import progress
-from intarsia.train.progress import Bar, Start, duration
+from intarsia.train.progress import Bar, FirstSteps, duration
 
-BEGIN = Start()
+BEGIN = FirstSteps()
 
 
 def _told(
-    capsys: pytest.CaptureFixture[str], steps: int, seconds: float, start: Start = BEGIN
+    capsys: pytest.CaptureFixture[str], steps: int, seconds: float, start: FirstSteps = BEGIN
 ) -> str:
     """What is said in four steps of so many seconds each, of a run of so many steps."""
     with Bar(steps, 2, show=True, start=start).shown() as bar:
@@ -22,7 +22,7 @@ def _told(
 
 
 def test_a_long_run_is_told_once_and_a_size_proposed(capsys: pytest.CaptureFixture[str]) -> None:
-    said = _told(capsys, 1001, 5.0, Start(side=518))
+    said = _told(capsys, 1001, 5.0, FirstSteps(side=518))
     want = "About 83 min of training: 1,001 steps, 5 s each."
     assert said == f"{want} Pictures of 224 px (--size 224) would take about 16 min.\n"
 
@@ -31,15 +31,15 @@ def test_a_long_run_is_told_once_and_a_size_proposed(capsys: pytest.CaptureFixtu
 def test_no_size_is_proposed_where_it_would_not_help(
     capsys: pytest.CaptureFixture[str], side: int | None
 ) -> None:
-    assert _told(capsys, 1001, 5.0, Start(side=side)).endswith("5 s each.\n")
+    assert _told(capsys, 1001, 5.0, FirstSteps(side=side)).endswith("5 s each.\n")
 
 
 def test_a_short_run_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _told(capsys, 40, 0.1, Start(side=518)) == ""
+    assert _told(capsys, 40, 0.1, FirstSteps(side=518)) == ""
 
 
 def test_a_resumed_run_counts_its_own_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    said = _told(capsys, 201, 5.0, Start(step=100, seconds=1.0))
+    said = _told(capsys, 201, 5.0, FirstSteps(step=100, seconds=1.0))
     assert said.startswith("About 8 min of training: 201 steps, 5 s each.")
 
 
@@ -58,7 +58,7 @@ def test_a_log_gets_a_line_now_and_then(
 def test_a_very_long_run_is_guessed_before_its_first_step(
     capsys: pytest.CaptureFixture[str], side: int, guess: float
 ) -> None:
-    with Bar(100, 2, show=True, start=Start(side=side, guess=guess)).shown():
+    with Bar(100, 2, show=True, start=FirstSteps(side=side, guess=guess)).shown():
         said = capsys.readouterr().err
     want = "Perhaps 60 min of training, judged by one picture. Pictures of 224 px (--size 224)"
     assert said.startswith(want) if (side, guess) == (518, 3600.0) else said == ""
@@ -68,7 +68,7 @@ def test_pictures_of_frozen_blocks_are_counted(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
-    with Bar(1000, 0, show=True, start=Start(side=518), what="frozen blocks").shown() as bar:
+    with Bar(1000, 0, show=True, start=FirstSteps(side=518), what="frozen blocks").shown() as bar:
         bar.step(64, {"split": "train", "epoch": 0, "seconds": 64.0})
     one, two = capsys.readouterr().err.splitlines()
     assert one.startswith(

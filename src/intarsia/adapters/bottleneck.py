@@ -160,7 +160,7 @@ class ResidualNorm(nn.Module):
         return torch.addcmul(shift.to(x.dtype), x, gain.to(x.dtype))
 
 
-class DropConnect(nn.Linear):
+class WeightDropout(nn.Linear):
     """A linear map whose weights are dropped with probability p, separately for each sample.
 
     x: (B, ..., in) -> (B, ..., out).  Masks come from torch's own generator, as in nn.Dropout.
@@ -188,7 +188,7 @@ class BottleneckCell(Cell):
         width = site.reads
         with torch.random.fork_rng(devices=[]):  # `_reset` overwrites nn.Linear's initialisation
             self.down = nn.Linear(width, config.bottleneck)
-            self.up = DropConnect(config.bottleneck, site.outputs)
+            self.up = WeightDropout(config.bottleneck, site.outputs)
         self.up.p = config.weight_dropout
         self.norm = {
             "none": lambda: nn.Identity(),

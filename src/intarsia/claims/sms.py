@@ -24,7 +24,7 @@ from ..fitting import fit, fit_in_phases
 from ..methods import SparseModelSoup
 from ..results.store import Store, key_of
 from ..schedules import masked_weights, prune
-from ..schedules.phases import Trained
+from ..schedules.phases import EndedTraining
 from ..train.batch_norms import recalibrate
 from .study import class_scores, each, shown
 
@@ -35,7 +35,7 @@ T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t of so many values, tw
 OPTIONS: dict[str, Any] = {"batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "trackers": ()}
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -55,7 +55,7 @@ def resnet(seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = zip((1, *WIDTHS), WIDTHS, (1, 2, 2), strict=False)
-        blocks = [Block(a, b, stride) for a, b, stride in sizes]
+        blocks = [ResidualBlock(a, b, stride) for a, b, stride in sizes]
         pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], 10))
         return nn.Sequential(*blocks, *pool)
 
@@ -86,12 +86,12 @@ ALONE: list[float] = []  # of the candidates of the round that runs
 
 
 @dataclass(frozen=True)
-class Watched(SparseModelSoup):
+class ScoredSoup(SparseModelSoup):
     """The method, whose candidates are scored on the test part, for the table alone."""
 
     card_key = "sms"
 
-    def _settle(self, run: Trained, **kept: Any) -> None:
+    def _settle(self, run: EndedTraining, **kept: Any) -> None:
         ALONE[:] = ALONE[-self.candidates + 1 :] + [accuracy(run.model)]
         super()._settle(run, **kept)
 
@@ -105,7 +105,7 @@ class Souped(NamedTuple):
     density: float
 
 
-class Bench:
+class DenseNets:
     """Dense nets of each seed, trained once; cells are kept."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class Bench:
         model = self.start(seed)
         times = CANDIDATES if arm == "IMP, 3x the epochs" else 1
         count = CANDIDATES if arm == "soup" else 1
-        method = Watched(density, ROUNDS, count)
+        method = ScoredSoup(density, ROUNDS, count)
         how: dict[str, Any] = {"epochs": times * EPOCHS, "seed": 100 * seed, "optimizer": nesterov}
         ALONE.clear()
         fit_in_phases(model, method, rows("train"), **OPTIONS | how)
@@ -187,7 +187,7 @@ def lower(values: list[float]) -> float:
 
 def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
     """The soup's accuracy minus the mean of its candidates', in points; the lower end."""
-    bench = Bench()
+    bench = DenseNets()
     found = each([Arm(n, n) for n in ARMS], seeds, bench.cell, report, tasks=DENSITIES)
     table: list[dict[str, Any]] = []
     gains: list[float] = []

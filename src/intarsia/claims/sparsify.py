@@ -39,7 +39,7 @@ T95 = {2: 12.71, 3: 4.30}  # Student's t of so many values, two-sided
 
 
 @dataclass(frozen=True)
-class Watched(DSnoT):
+class CountedDSnoT(DSnoT):
     """DSnoT that adds up |eps| before and after its swaps, in SUMS."""
 
     card_key = "dsnot"
@@ -64,7 +64,7 @@ class Pruned(NamedTuple):
     after: float
 
 
-class Bench:
+class PrunedCells:
     """SmolLM2, dense again before each cell; cells are kept."""
 
     def __init__(self) -> None:
@@ -93,10 +93,10 @@ class Bench:
         clock = time.process_time()
         if arm != "dense":
             base, _, swaps = arm.partition(" + ")
-            method = BASES[base](density)
+            method: Any = BASES[base](density)
             draw = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
             rows = [train[int(i)] for i in draw[:CALIBRATION]]
-            sparsify(self.model, Watched(method) if swaps else method, rows, seed=seed)
+            sparsify(self.model, CountedDSnoT(method) if swaps else method, rows, seed=seed)
         return Pruned(nll(self.model, test), time.process_time() - clock, *SUMS)
 
 
@@ -120,7 +120,7 @@ def upper(values: Sequence[float]) -> float:
 
 
 def ran(names: Sequence[str], densities: Sequence[float], seeds: Any, report: Report) -> Any:
-    bench = Bench()
+    bench = PrunedCells()
     tasks = [(text, density) for text in TEXTS for density in densities]
     return each([Arm(n, n) for n in names], seeds, bench.cell, report, tasks=tasks)
 

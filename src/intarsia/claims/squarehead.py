@@ -55,7 +55,7 @@ def linear(step: int, steps: int) -> float:
     return min((step + 1) / 20, 1) * (1 - step / steps)
 
 
-class Bench:
+class SparseCells:
     """A dense model that is pruned and trained on; cells are kept.
 
     name: of the cells.  lr: of all arms.  make: () -> (dense model, its rows of training and
@@ -127,7 +127,7 @@ def smollm2() -> tuple[nn.Module, Any, Any]:
     return trained(model, found.train, 1e-4, 0, zeros=False), found.train, found.test
 
 
-def compare(bench: Bench, densities: tuple[float, ...]) -> Callable[..., Result]:
+def compare(bench: SparseCells, densities: tuple[float, ...]) -> Callable[..., Result]:
     """The share of the gap that SquareHead closes over that of labels alone; the worst density."""
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
@@ -174,7 +174,7 @@ CLAIMS = (
         baseline="the share of the gap that labels close in as many steps",
         bar=1.2,
         sense=">=",
-        run=compare(Bench("small", 1e-3, small), (0.2,)),
+        run=compare(SparseCells("small", 1e-3, small), (0.2,)),
         minutes=10,
     ),
     Claim(
@@ -183,7 +183,7 @@ CLAIMS = (
         baseline="the share of the gap that labels close in as many steps; the worse density",
         bar=1.2,
         sense=">=",
-        run=compare(Bench("smollm2", 1e-4, smollm2), (0.3, 0.2)),
+        run=compare(SparseCells("smollm2", 1e-4, smollm2), (0.3, 0.2)),
         needs="long",
         minutes=120,
     ),

@@ -23,7 +23,7 @@ from .verdict import Law, laws_of, require, require_close
 WORDS, WIDTH, LENGTHS, IGNORED = 11, 6, (5, 3, 4), -100
 
 
-class Block(nn.Module):
+class DropoutBlock(nn.Module):
     """A linear map behind dropout."""
 
     def __init__(self) -> None:
@@ -34,13 +34,13 @@ class Block(nn.Module):
         return self.up(self.drop(h)).tanh()
 
 
-class Net(nn.Module):
+class SideBySide(nn.Module):
     """Tokens through blocks that stand side by side, so that their order means nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS)
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.blocks = nn.ModuleList(DropoutBlock() for _ in range(3))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         h = self.embed(input_ids)
@@ -50,7 +50,7 @@ class Net(nn.Module):
 def net(seed: int) -> nn.Module:
     """A model of its seed, without chance in its forward."""
     with torch_seed(seed):
-        return Net().eval()
+        return SideBySide().eval()
 
 
 def batch(padding: int = 0) -> tuple[dict[str, Tensor], TargetLoss]:

@@ -42,7 +42,7 @@ def adamw(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     return AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
 
 
-class Run:
+class MaskedRun:
     """A training of `net` in steps, as the loop does them."""
 
     def __init__(self, schedule: Any, model: nn.Module, seed: int = 0) -> None:
@@ -59,7 +59,7 @@ class Run:
                 self.optimizer.step()
             self.optimizer.zero_grad()
 
-    def to(self, stop: int, start: int = 0) -> Run:
+    def to(self, stop: int, start: int = 0) -> MaskedRun:
         for step in range(start, stop):
             self.step(step)
         return self
@@ -75,7 +75,7 @@ def _differ(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> list[str]:
 def is_as_dense_as_it_says(card: Card) -> None:
     """At the end `density` of the weights is kept, within one a layer; masks change when due."""
     schedule = tiny(card)
-    run = Run(schedule, net())
+    run = MaskedRun(schedule, net())
     before = {n: k.clone() for n, k in run.masking.masked.kept.items()}
     for step in range(STEPS):
         run.step(step)
@@ -94,7 +94,7 @@ def is_as_dense_as_it_says(card: Card) -> None:
 
 def keeps_zeros_everywhere(card: Card) -> None:
     """After each step weights and moments outside the masks are 0, and those inside move."""
-    run = Run(tiny(card), net())
+    run = MaskedRun(tiny(card), net())
     for step in range(STEPS):
         run.step(step)
         for name, weight in run.masking.weights.items():
@@ -109,8 +109,8 @@ def keeps_zeros_everywhere(card: Card) -> None:
 
 def stores_vectors_alike(card: Card) -> None:
     """With store="vectors" the training is the same, up to rounding."""
-    dense = Run(tiny(card), net()).to(STEPS).weights()
-    vectors = Run(replace(tiny(card), store="vectors"), net()).to(STEPS).weights()
+    dense = MaskedRun(tiny(card), net()).to(STEPS).weights()
+    vectors = MaskedRun(replace(tiny(card), store="vectors"), net()).to(STEPS).weights()
     for name, value in dense.items():
         require_close(vectors[name], value, f"{name} of vectors", "Move the states along.")
 
@@ -119,11 +119,11 @@ def resumes_from_its_state(card: Card) -> None:
     """A run that goes on from its state ends in the same bits."""
     for store in ("dense", "vectors"):
         schedule = replace(tiny(card), store=store)
-        whole = Run(schedule, net()).to(STEPS).weights()
+        whole = MaskedRun(schedule, net()).to(STEPS).weights()
         for stop in (1, STEPS // 2):
-            first = Run(schedule, net()).to(stop)
+            first = MaskedRun(schedule, net()).to(stop)
             state = copy.deepcopy((first.masking.state(), first.optimizer.state_dict()))
-            again = Run(schedule, net(), seed=9)
+            again = MaskedRun(schedule, net(), seed=9)
             again.model.load_state_dict(read_again(first.model.state_dict()))
             again.masking.load_state(state[0])
             again.optimizer.load_state_dict(state[1])
@@ -136,7 +136,7 @@ def leaves_a_dense_run_alone(card: Card) -> None:
     """With density=1 it is the plain training, bit for bit; one without a density refuses."""
     if not hasattr(tiny(card), "density"):
         return
-    found = Run(replace(tiny(card), density=1.0), net(sparse=False)).to(STEPS).weights()
+    found = MaskedRun(replace(tiny(card), density=1.0), net(sparse=False)).to(STEPS).weights()
     plain = net(sparse=False)
     optimizer = adamw(plain, 0.05, 0.1)
     for step in range(STEPS):
@@ -152,7 +152,7 @@ def draws_of_its_own_generator(card: Card) -> None:
     found: list[dict[str, Tensor]] = []
     for seed in (1, 2):
         with torch_seed(seed):
-            found.append(Run(tiny(card), net()).to(STEPS).weights())
+            found.append(MaskedRun(tiny(card), net()).to(STEPS).weights())
     if differ := _differ(*found):
         raise Broken(f"other {differ}", "the same bits from one seed", "Draw from `generator`.")
 

@@ -112,6 +112,7 @@ class UnknownName(IntarsiaError, LookupError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         parts = (name, name.rpartition(".")[2])  # a setting may be said with its whole path
-        near = next(filter(None, (difflib.get_close_matches(p, names, n=3) for p in parts)), [])
+        found = (difflib.get_close_matches(part, names, n=3) for part in parts)
+        near = next((some for some in found if some), list[str]())
         fix = f"Did you mean {' or '.join(near)}?" if near else "Choose one of them."
         super().__init__(f"unknown {kind}", got=repr(name), want=f"one of {names}", fix=fix)

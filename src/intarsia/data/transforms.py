@@ -157,7 +157,7 @@ def _edge(size: Any) -> int | None:
 
 
 @dataclass(frozen=True)
-class Look:
+class Reading:
     """A transform, and how many px of a picture's sides it needs: see `read_image`."""
 
     steps: Transform
@@ -183,7 +183,7 @@ def eval_transform(inputs: InputConfig) -> Transform:
         crop_pct=inputs.crop,
         crop_mode=inputs.crop_mode,
     )
-    return Look(cast(Transform, made), _needed(inputs))
+    return Reading(cast(Transform, made), _needed(inputs))
 
 
 def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transform:
@@ -213,4 +213,4 @@ def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transf
             v2.Normalize(mean=list(inputs.mean), std=list(inputs.std)),
         ]
     )
-    return Look(steps, _needed(inputs) * 2)  # a crop keeps 60 % of the area or more
+    return Reading(steps, _needed(inputs) * 2)  # a crop keeps 60 % of the area or more

@@ -22,7 +22,7 @@ from ..train import Running, one_backward, pace, plain, task_heads, two_pass
 from ..train.loop import Sets
 from ..train.precision import DTYPES, cast_frozen
 from ..train.processes import processes
-from ..train.progress import Bar, Start
+from ..train.progress import Bar, FirstSteps
 from .experiment import Experiment
 from .shared import SharedWork, Spent
 
@@ -79,7 +79,7 @@ def _told_prefix(
     started, device = time.monotonic(), next(prefix.parameters()).device
     side = images[0][0].shape[-1] if device.type == "cpu" else None
     show, count = processes().is_main_process, len(cast(Sized, images))
-    bar = Bar(count, 0, show=show, start=Start(side=side), what="frozen blocks")
+    bar = Bar(count, 0, show=show, start=FirstSteps(side=side), what="frozen blocks")
     with bar.shown():
 
         def told(done: int) -> None:

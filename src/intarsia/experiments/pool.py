@@ -164,7 +164,7 @@ def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[E
 
 
 @dataclass
-class Pace:
+class TimeLeft:
     """How long what is left will take: by the mean time of what has ended of each kind.
 
     A kind of which nothing has ended takes the mean of all.
@@ -208,7 +208,7 @@ def run_told(
 
     said: a result in a few words.
     """
-    pace = Pace(trials, jobs)
+    pace = TimeLeft(trials, jobs)
     start = time.monotonic()
 
     def ended(end: TrialEnd) -> None:

@@ -15,7 +15,7 @@ from ..core.checks import above, at_least, between, one_of
 from ..core.errors import ConfigError
 from ..mixtures.sparse_soup import distance, greedy, mixed
 from ..schedules import FixedMask, masked_weights, prune
-from ..schedules.phases import Phase, Settle, Trained
+from ..schedules.phases import EndedTraining, Phase, Settle
 from ..schedules.retrain import Retrain
 
 VARIED = ("seed", "weight_decay", "length", "retrain")
@@ -115,7 +115,7 @@ class SparseModelSoup:
 
     def _settle(
         self,
-        run: Trained,
+        run: EndedTraining,
         *,
         states: list[State],
         chosen: list[tuple[int, ...]],

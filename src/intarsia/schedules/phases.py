@@ -16,7 +16,7 @@ def unchanged(make: Make) -> Make:
     return make
 
 
-class Trained(Protocol):
+class EndedTraining(Protocol):
     """A run whose training has ended, and whose scores are still to come."""
 
     @property
@@ -38,7 +38,7 @@ class Settle:
     by_val: it asks for scores, so that there must be a val that shares no sample with train.
     """
 
-    run: Callable[[Trained], None]
+    run: Callable[[EndedTraining], None]
     by_val: bool = False
 
 

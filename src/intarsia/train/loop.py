@@ -31,7 +31,7 @@ from .objectives import Objective, Staged, logits_of
 from .order import Batch, Key, Order, Reader, labels_of, read, size_of, to_device
 from .precision import autocast, compute_dtype, training_mode
 from .processes import on_main
-from .progress import CSV, Bar, Start, track, tracking
+from .progress import CSV, Bar, FirstSteps, track, tracking
 from .randomness import generator_states, global_kept, seed_all, set_generator_states
 from .scores import Metrics, Scores
 from .settings import Recipe, Running, Training
@@ -113,7 +113,7 @@ class Loop:
             csv_in = out if CSV in (self.how.trackers or ()) else None
             stack.enter_context(tracking(ranks, self.at.step, csv_in))
             guess = 2 * self.forward * self.training.batch_size * (self.steps - self.at.step)
-            start = Start(self.at.step, self.at.seconds, self.side, guess)
+            start = FirstSteps(self.at.step, self.at.seconds, self.side, guess)
             bar = Bar(self.steps, self.training.epochs, show=main, start=start)
             self.bar = stack.enter_context(bar.shown())
             yield

@@ -28,7 +28,7 @@ LOG_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Start:
+class FirstSteps:
     """Where a run begins: steps done and their seconds; side: of its pictures in px, on a CPU.
 
     guess: seconds that all of it may take, judged by one picture; 0 = not known.
@@ -54,7 +54,7 @@ class Bar:
         epochs: int,
         *,
         show: bool,
-        start: Start = Start(),
+        start: FirstSteps = FirstSteps(),
         what: str = "training",
     ) -> None:
         console = Console(stderr=True, soft_wrap=True)

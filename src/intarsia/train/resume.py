@@ -110,7 +110,8 @@ def restore(
     own = at.identity
     # checkpoints were once written without the task and other parts; one may be left out, or come
     later = {name for name in ("val", "test", "task") if not (saved.get(name) and own.get(name))}
-    check_same(*({k: v for k, v in one.items() if k not in later} for one in (saved, own)))
+    was, now = ({k: v for k, v in one.items() if k not in later} for one in (saved, own))
+    check_same(was, now)
     put_back(model, state["learned"])
     learner.load_state(state["learner"])
     set_generator_states(model, state["draws"])

@@ -23,7 +23,7 @@ SHARE = 0.25  # of the free memory
 BATCH = 64
 
 
-class _Call(NamedTuple):
+class _Recorded(NamedTuple):
     """A module that no trained parameter reaches, what it read and what it gave."""
 
     module: nn.Module
@@ -39,7 +39,7 @@ class _Enough(Exception):
 class Constants:
     """Modules of a host whose output depends on the image alone, and the outputs of this batch."""
 
-    def __init__(self, calls: Sequence[_Call], x: Tensor) -> None:
+    def __init__(self, calls: Sequence[_Recorded], x: Tensor) -> None:
         self.modules = [call.module for call in calls]
         self.outs = [(tuple(call.out.shape[1:]), call.out.dtype) for call in calls]
         self.needed = [True] * len(calls)
@@ -138,9 +138,9 @@ def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants
     return found if any(found.needed) else None
 
 
-def _calls(model: nn.Module, x: Tensor) -> list[_Call]:
+def _calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
     """The outermost modules that no trained parameter reaches, in the order of their calls."""
-    found: list[_Call] = []
+    found: list[_Recorded] = []
     inside: list[nn.Module] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -152,7 +152,7 @@ def _calls(model: nn.Module, x: Tensor) -> list[_Call]:
     def after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         if inside and inside[-1] is module:
             inside.clear()
-            found.append(_Call(module, args, kwargs, out))
+            found.append(_Recorded(module, args, kwargs, out))
 
     host = base_of(model)
     modules = [m for m in host.modules() if m is not host]
@@ -168,7 +168,7 @@ def _calls(model: nn.Module, x: Tensor) -> list[_Call]:
     return [call for call in found if id(call.module) not in twice]
 
 
-def _keeps(call: _Call, x: Tensor) -> bool:
+def _keeps(call: _Recorded, x: Tensor) -> bool:
     """Whether a row can hold the output: a tensor of its own, a row for each image."""
     _, args, _, out = call
     if not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor) or out is args[0]:
@@ -176,7 +176,7 @@ def _keeps(call: _Call, x: Tensor) -> bool:
     return len(out) == len(args[0]) == len(x) and not out.dtype.itemsize % x.dtype.itemsize
 
 
-def _same(call: _Call) -> bool:
+def _same(call: _Recorded) -> bool:
     """Whether a module gives the same in training as in evaluation: no dropout acts in it."""
     norms = (m for m in call.module.modules() if isinstance(m, _BatchNorm))
     if any(norm.training for norm in norms):  # the output then depends on the batch
