@@ -198,6 +198,20 @@ def test_a_folder_whose_configuration_is_broken(
         make(f"local-dir:{tmp_path}", size=size)
 
 
+@pytest.mark.parametrize(
+    "args", [{"num_heads": -1}, {"patch_size": True}, {"drop_rate": float("nan")}], ids=str
+)
+def test_a_folder_whose_model_can_be_built_but_not_run(
+    args: dict[str, Any], tmp_path: Path
+) -> None:
+    saved = timm.create_model("test_vit", num_classes=3)
+    save_for_hf(saved, tmp_path, model_config={"num_classes": 3}, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": args}))
+    with pytest.raises(AssetError, match=r"architecture that its config\.json names"):
+        backbone(f"local-dir:{tmp_path}", classes=2)
+
+
 def test_no_network_for_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise OSError("no route to host.\nmore lines")

@@ -204,12 +204,14 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
 
 
 def _load_strictly(name: str, classes: int) -> None:
-    """Raises: as timm does for a folder whose weights are not all those of its architecture.
+    """Raises: as timm does for a folder whose weights are not all those of its architecture, and
+    as the model does for a configuration that can be built, but not run.
 
     For another number of classes timm loads what fits and leaves the rest untrained.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         own: Any = timm.create_model(name, pretrained=False)
+        own(torch.zeros(2, *own.pretrained_cfg["input_size"]))  # two, for batch norms
         if own.num_classes != classes:
             known = {"num_classes": own.num_classes}
             timm.create_model(name, pretrained=True, pretrained_cfg_overlay=known)
