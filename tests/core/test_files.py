@@ -99,8 +99,9 @@ def test_a_folder_has_one_worker_until_its_process_ends(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_stayed_empty_goes_again(tmp_path: Path) -> None:
-    with pytest.raises(EOFError), alone(tmp_path / "run"):
-        raise EOFError
+    for name in ("run", "runs/of/mine"):  # with the folders above that were made for it
+        with pytest.raises(EOFError), alone(tmp_path / name):
+            raise EOFError
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="got a file, want a folder"):
         alone(tmp_path / "file").__enter__()

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def alone(folder: str | Path) -> Generator[None, None, None]:
     from filelock import FileLock, Timeout  # not needed to read, nor by `import intarsia`
 
     folder = Path(folder).absolute()
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]  # inner first
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, is_singleton=True)
@@ -121,6 +121,9 @@ def alone(folder: str | Path) -> Generator[None, None, None]:
     finally:
         if made and [path.name for path in folder.iterdir()] == [LOCK]:
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # others work in one of them by now
+                for parent in made[1:]:
+                    parent.rmdir()
         lock.release()
 
 

@@ -33,7 +33,8 @@ def apply_plan(model: nn.Module, plan: Plan, name: str = "default") -> nn.Module
     """The model with a plan applied; on an error it is as it was."""
     host = base_of(model)
     before, on = steps_of(host), fingerprint(host)
-    with undone_on_error(model):
+    # a plan with a folder undoes its own numbers from there, and so holds no second copy of them
+    with undone_on_error(model, numbers=getattr(plan, "out", None) is None):
         new = plan.change.apply(model, plan, name=name)
     # changes that rewrite what was recorded, or are recorded elsewhere, say so
     if getattr(plan.change, "recorded", True):
@@ -42,11 +43,12 @@ def apply_plan(model: nn.Module, plan: Plan, name: str = "default") -> nn.Module
 
 
 @contextmanager
-def undone_on_error(model: nn.Module) -> Iterator[None]:
+def undone_on_error(model: nn.Module, numbers: bool = True) -> Iterator[None]:
     """Inside, a model is changed; after an error its modules are what they were.
 
-    Modules, hooks, flags, modes, attributes and the config are put back; numbers written into a
-    weight that stays are not: a change writes those last.
+    Modules, hooks, flags, modes, attributes, the config and each weight's tensor are put back;
+    numbers written into a tensor that stays are not: a change writes those last.
+    numbers: False leaves the weights' tensors alone, and holds none of them.
     """
     config = getattr(model, "config", None)
     owners: list[Any] = [*model.modules(), *([config] if hasattr(config, "__dict__") else [])]
@@ -58,6 +60,7 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
         if isinstance(value, (dict, list, set))
     ]
     trained = [(p, p.requires_grad) for p in model.parameters()]
+    tensors = [(p, p.data) for p in model.parameters()] if numbers else []
     try:
         yield
     except BaseException:
@@ -65,6 +68,8 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
         for now, before in (*held, *inside):
             now.clear()
             (now.extend if isinstance(now, list) else now.update)(before)
+        for parameter, tensor in tensors:
+            parameter.data = tensor
         for parameter, flag in trained:
             parameter.requires_grad_(flag)
         raise

@@ -200,9 +200,10 @@ def _short(value: Any) -> str:
 def _table(title: str, rows: Mapping[str, Any]) -> str:
     """A table of two columns, or of one for each score."""
     if all(isinstance(row, Mapping) for row in rows.values()):
-        names = list(next(iter(rows.values())))
+        names = list(dict.fromkeys(name for row in rows.values() for name in row))
         lines = [["part", *names]] + [
-            [part, *(_number(n, row[n]) for n in names)] for part, row in rows.items()
+            [part, *(_number(n, row[n]) if n in row else "" for n in names)]
+            for part, row in rows.items()
         ]
     else:
         lines = [["", ""], *([name, text] for name, text in rows.items())]

@@ -10,6 +10,7 @@ from typing import Any
 from .scores import Metrics, Scores
 
 SHARES = ("accuracy", "balanced_accuracy", "exact_match", "own_task_accuracy")
+CALIBRATION = ("ece", "temperature", "tempered_loss")
 
 
 def summary(
@@ -79,8 +80,9 @@ def scores_text(found: Scores, n: int) -> str:
 
 
 def _numbers(scores: Mapping[str, float]) -> str:
-    """Shares first, the loss last."""
-    names = sorted(scores, key=lambda name: (name == "loss", name not in SHARES))
+    """Shares first, the loss last; how well it is calibrated stands in tables and pages."""
+    shown = [name for name in scores if name not in CALIBRATION]
+    names = sorted(shown, key=lambda name: (name == "loss", name not in SHARES))
     return ", ".join(
         f"{name.replace('_', ' ')} {100 * scores[name]:.1f} %"
         if name in SHARES

@@ -36,6 +36,11 @@ class Matrix:
         whole: Tensor = getattr(self.owner, self.name).detach()
         return whole if self.index is None else whole[self.index]
 
+    def detach_stack(self) -> None:
+        """Give the stack numbers of its own: editing it leaves those before as they are."""
+        stack: nn.Parameter = getattr(self.owner, self.name)
+        stack.data = stack.data.clone()
+
     def read(self) -> Tensor:
         """The matrix, (out, in)."""
         weight = self.stored.flatten(1)

@@ -71,9 +71,13 @@ class Kept:
 
     def note(self, stop: Stop) -> None:
         """Remember a block's weights before they are edited: on disk, if there is a folder."""
-        old = {p: m.stored if m.index is None else m.stored.clone() for p, m in stop.layers.items()}
+        old = {path: m.stored for path, m in stop.layers.items()}
         held: Mapping[str, torch.Tensor] | Path = old
-        if self.out is not None:
+        if self.out is None:
+            stacks = {(m.owner, m.name): m for m in stop.layers.values() if m.index is not None}
+            for m in stacks.values():
+                m.detach_stack()
+        else:
             held = self.out / f"before-{len(self.noted):03}.safetensors"
             self._write(held.name, {p: w.cpu().contiguous() for p, w in old.items()})
         self.noted.append((stop, held))
