@@ -12,7 +12,7 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS ?= $(shell n=$(CORES); [ $$n -gt 8 ] && n=8; echo $$n)
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test lint format new generate docs dist conformance bench claim clean
+.PHONY: help setup demo test numbers lint format new generate docs dist conformance bench claim clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -30,6 +30,13 @@ demo: setup  ## linear probe, plain adapter and MoSA on real photographs; a tabl
 
 test: setup  ## the suite: offline, CPU
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+# what computes: bits are promised between equal runs on one machine, not between processors
+NUMBERS := $(addprefix tests/,adapters formats gating kernels mixtures partitions routers schedules scores methods models train test_fitting.py)
+
+numbers: setup  ## the tests of what computes, as an older processor would, with one thread and two
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(NUMBERS)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n $(JOBS) $(NUMBERS)
 
 lint: setup  ## ruff, pyright, import-linter
 	$(BIN)/ruff check
