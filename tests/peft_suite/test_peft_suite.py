@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from intarsia.adapters.bottleneck import PLACEMENTS
 from intarsia.catalog import cards
-from intarsia.core.registry import keys
+from intarsia.core.registry import keys, settings_to_dict
 from intarsia.hosts.attach.config import IntarsiaConfig
 
 WHY_NOT = "a bottleneck is not linear in its input, so it does not merge"
@@ -115,7 +115,9 @@ for found in cards("adapter", tag="zero_start"):
     if found.key not in {variant.method for variant in VARIANTS.values()}:
         roles = found.config(**found.tiny).roles
         places = tuple(PLACES.get(role, role) for role in roles)
-        VARIANTS[found.key] = Variant(found.key, dict(found.tiny), places, "linear" in found.tags)
+        written = settings_to_dict(found.config(**found.tiny))
+        options = {name: written[name] for name in found.tiny}
+        VARIANTS[found.key] = Variant(found.key, options, places, "linear" in found.tags)
 
 
 def _name(key: str, rest: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
 from ..adapters import Bottleneck, Lora
 from ..core import Card, Paper, Site
 from ..core.checks import at_least, one_of
+from ..mixtures.over import OverMethod
 from ..mixtures.routed import RoutedCell, draw_apart, two_sided
 from ..mixtures.soup import SoupLinear
 
@@ -16,7 +17,7 @@ SHARES = ("down", "up", "none")
 
 
 @dataclass(frozen=True)
-class Adamix:
+class Adamix(OverMethod):
     """N dense copies of an adapter's projections; each forward trains some, the mean is kept.
 
     over: the adapter that is copied; experts: N; active: how many a draw trains, 1 in the paper;
@@ -36,20 +37,6 @@ class Adamix:
     share: str = "down"
     draw: str = "batch"
     noise: float = 0.0
-
-    @property
-    def elsewhere(self) -> Adamix | None:
-        """These settings over those of `over` elsewhere."""
-        other = getattr(self.over, "elsewhere", None)
-        return None if other is None else replace(self, over=other)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return self.over.roles
-
-    @property
-    def position(self) -> str:
-        return self.over.position
 
     def __post_init__(self) -> None:
         one_of("share", self.share, SHARES)

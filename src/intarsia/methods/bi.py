@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,12 +12,13 @@ from ..core import Card, Method, Paper, Site
 from ..core.checks import above
 from ..core.errors import ConfigError
 from ..formats import Gaussian
+from ..mixtures.over import OverMethod
 
 FLOAT = 32  # bits at which nothing is coded
 
 
 @dataclass(frozen=True)
-class BiAdapter:
+class BiAdapter(OverMethod):
     """Any adapter with its weight matrices W replaced by q(z) std(W) + mean(W) while it trains.
 
     z = (W - mean) / (std + 1e-5); q rounds to the nearest of 2^b levels made for N(0, 1), and the
@@ -42,20 +43,6 @@ class BiAdapter:
     codebook: str = "median"
     biases: bool = False
     start: float = 1e-3
-
-    @property
-    def elsewhere(self) -> BiAdapter | None:
-        """These settings over those of `over` elsewhere."""
-        other = getattr(self.over, "elsewhere", None)
-        return None if other is None else replace(self, over=other)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return self.over.roles
-
-    @property
-    def position(self) -> str:
-        return self.over.position
 
     def __post_init__(self) -> None:
         if isinstance(self.over, BiAdapter) or not callable(getattr(self.over, "build", None)):

@@ -10,7 +10,8 @@ from ..adapters import Bottleneck, Lora
 from ..core import Card, Paper, Site
 from ..core.checks import below_one, one_of
 from ..core.errors import ConfigError
-from ..mixtures.noisy import DroppedWeights, OverMethod
+from ..mixtures.noisy import DroppedWeights
+from ..mixtures.over import OverMethod
 from ..mixtures.routed import two_sided
 
 SIDES = ("up", "down")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from ..core import Card, Paper, Site
 from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
 from ..hosts.attach.prepare import linear_head, reset_head, set_dropout
+from ..mixtures.over import OverMethod
 from ..mixtures.routed import RoutedCell, draw_apart, two_sided
 from ..mixtures.split import DECAYS, SCALINGS, SplitLinear
 from ..mixtures.split_adamw import SplitAdamW, split_adamw
@@ -31,7 +32,7 @@ SETTINGS = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Mosa:
+class Mosa(OverMethod):
     """A mixture of sparse adapters over any two-sided cell.
 
     The chosen projections of `over` are dealt out at random to N = `experts` disjoint parts; a
@@ -62,20 +63,6 @@ class Mosa:
     scaling: str = "inverted"
     decay: str = "owned"
     unit: str = "element"
-
-    @property
-    def elsewhere(self) -> Mosa | None:
-        """These settings over those of `over` elsewhere."""
-        other = getattr(self.over, "elsewhere", None)
-        return None if other is None else replace(self, over=other)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return self.over.roles
-
-    @property
-    def position(self) -> str:
-        return self.over.position
 
     def __post_init__(self) -> None:
         if not isinstance(self.over, Bottleneck | Lora):

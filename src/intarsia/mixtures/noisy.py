@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,26 +14,6 @@ from ..core import Cell
 from ..core.errors import ConfigError
 from ..gating import RandomSource
 from ..gating.random_source import seeded_by
-
-
-class OverMethod:
-    """For settings of a method over another one, `over`: its places are those of the other."""
-
-    over: Any
-
-    @property
-    def elsewhere(self) -> Self | None:
-        """These settings over those of `over` elsewhere."""
-        other = getattr(self.over, "elsewhere", None)
-        return None if other is None else replace(self, over=other)  # pyright: ignore
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return self.over.roles
-
-    @property
-    def position(self) -> str:
-        return self.over.position
 
 
 class NoisyCell(Cell):
@@ -55,9 +35,9 @@ class NoisyCell(Cell):
     def forward(self, x: Tensor) -> Tensor:
         return self.disturbed(x) if self.training and len(x) else self.body(x)
 
+    @abc.abstractmethod
     def disturbed(self, x: Tensor) -> Tensor:
         """The addition in training.  x: (B, ..., inputs) -> (B, ..., outputs)."""
-        raise NotImplementedError
 
     def merged(self) -> Cell:
         return copy.deepcopy(self.body.merged())

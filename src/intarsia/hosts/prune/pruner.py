@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from ...core.seeds import mix
 from ...gating import Router
 from ...partitions import Sparsifier
 from ...schedules.masked import matches
-from ...scores import Statistics
+from ...scores import Statistics, magnitude
 from ..anatomy.blocks import base_of, blocks, inside, layers_of, unwrapped, wrapped_paths
 from ..anatomy.origin import fingerprint
 from ..attach.peft import is_adapted
@@ -49,7 +50,7 @@ class Calibrated(Plan):
     found: list[dict[str, Any]] = field(default_factory=lambda: list[dict[str, Any]]())
 
 
-class Pruner(PlainChange):
+class Pruner(PlainChange, abc.ABC):
     """A change that prunes, block by block: a `Sparsifier` with layers, and a pattern or none."""
 
     stores: ClassVar[str] = "all"
@@ -58,9 +59,9 @@ class Pruner(PlainChange):
     layers: Sequence[str]
 
     @property
+    @abc.abstractmethod
     def density(self) -> float:
         """The share of each layer that is kept."""
-        raise NotImplementedError
 
     @property
     def n_of_m(self) -> NofM | None:
@@ -77,15 +78,11 @@ class Pruner(PlainChange):
         settings: Any = self
         return replace(settings, layers=tuple(layers))
 
-    def score(self, weight: Tensor, seen: Statistics) -> Tensor:
-        """How much each weight matters.  (out, in) -> (out, in)."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def edit(
         self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
         """See `Sparsifier`."""
-        raise NotImplementedError
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """The layers are looked up and the rows are looked at; nothing is pruned.
@@ -145,6 +142,10 @@ class LayerPruner(Pruner):
             fix = "Write it as '2:4', or leave it out."
             raise ConfigError("pattern", got=repr(self.pattern), want="'n:m'", fix=fix)
         return NofM(int(n), int(m))
+
+    def score(self, weight: Tensor, seen: Statistics) -> Tensor:
+        """How much each weight matters: |w|, unless a method says more.  (out, in) -> (out, in)."""
+        return magnitude(weight)
 
 
 def prune_blocks(host: nn.Module, method: Pruner, plan: Calibrated) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core import Card, Paper, Partition
 from ...core.checks import above
 from ...partitions import choose_and_compensate, keep_n_of_m, keep_rows, keep_shares
-from ...scores import Statistics, magnitude, obs, wanda
+from ...scores import Statistics, obs, wanda
 from .pruner import LayerPruner
 
 
@@ -27,10 +27,6 @@ class Magnitude(LayerPruner):
     density, pattern, layers: see `LayerPruner`.  Source: Han et al. (2015). For a language model
     Wanda is as cheap and far better.
     """
-
-    def score(self, weight: Tensor, seen: Statistics) -> Tensor:
-        """|W|."""
-        return magnitude(weight)
 
     def edit(
         self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
