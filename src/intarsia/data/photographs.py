@@ -1,0 +1,77 @@
+"""Real photographs by name, for codecs and codes of patches: 28 of three packages.
+
+sky = photographs()[0].pixels          # uint8 (H, W, 3), half as wide and high as its file
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_sample_images
+
+from intarsia.core.checks import at_least
+from intarsia.core.errors import DataError
+from intarsia.data.decode import read_image
+from intarsia.data.packages import obtain, pinned
+
+PACKAGES = {
+    "lomiri-wallpapers-16.04": "usr/share/backgrounds/*.jpg",
+    "mate-backgrounds": "usr/share/backgrounds/mate/nature/*.jpg",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Photograph:
+    """A photograph's name, its pixels as uint8 (H, W, 3), and the package it comes from."""
+
+    name: str
+    pixels: np.ndarray
+    source: str
+
+
+def photographs(packages: Sequence[str] = tuple(PACKAGES), *, shrink: int = 2) -> list[Photograph]:
+    """Photographs by package, then name; two of scikit-learn, which need no download, come first.
+
+    shrink: pixels of a side that become one: the files are JPEGs, whose blocks a codec would see.
+    Raises: AssetError when a package is not available; ConfigError for shrink < 1.
+    """
+    at_least("shrink", shrink, 1)
+    bundled = load_sample_images()
+    files = [Path(name) for name in bundled["filenames"]]
+    found = [("scikit-learn", file) for file in sorted(files)]
+    for name in packages:
+        found += [(name, file) for file in sorted(obtain(pinned(name)).glob(PACKAGES[name]))]
+    return [
+        Photograph(file.stem, np.asarray(read_image(file).reduce(shrink)), where)
+        for where, file in found
+    ]
+
+
+def grey(pixels: np.ndarray) -> np.ndarray:
+    """The luma of a picture, 0 ... 255.  (H, W) or (H, W, 3) -> float64 (H, W)."""
+    if pixels.ndim == 2:
+        return pixels.astype(np.float64)
+    return pixels[..., :3] @ np.array([0.299, 0.587, 0.114])
+
+
+def patches(
+    pictures: Sequence[np.ndarray], side: int, count: int, random: np.random.Generator
+) -> np.ndarray:
+    """Square patches of grey pictures at random places, as many of each picture.
+
+    (H, W) each -> (count, side * side).
+    Raises: DataError for a picture smaller than a patch.
+    """
+    for index, picture in enumerate(pictures):
+        if min(picture.shape[:2]) < side:
+            got, want = f"{picture.shape} of picture {index}", f"at least {side} px on each side"
+            raise DataError("picture", got=got, want=want, fix="Take smaller patches.")
+    made = []
+    for k in range(count):
+        picture = pictures[k % len(pictures)]
+        top, left = (random.integers(0, length - side + 1) for length in picture.shape[:2])
+        made.append(picture[top : top + side, left : left + side].ravel())
+    return np.array(made, dtype=np.float64)
