@@ -1,0 +1,70 @@
+"""Relative-entropy coding by A*: a sample of q costs about KL(q || p) bits.
+
+Coder and decoder draw the same candidates z_1, z_2, ... of the prior p. With decreasing Gumbels
+G_1 > G_2 > ..., the index n = argmax log q(z_n) / p(z_n) + G_n has z_n distributed as q, exactly
+over all candidates and nearly over the first 2^bits. Maddison, Tarlow and Minka (A* sampling,
+2014); Flamich, Markou and Hernandez-Lobato (2201.12857), whose global bound the decoder uses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...core.checks import between
+from .philox import exponentials, normals
+
+Array = np.ndarray[Any, Any]
+
+
+def gumbels(key: int, count: int, group: int) -> Array:
+    """Gumbels in decreasing order: G_n = -log(E_1 + ... + E_n), E exponential.  -> (count,)."""
+    return -np.log(np.cumsum(exponentials(key, count, group)))
+
+
+def choose(log_ratio: Array, order: Array) -> int:
+    """The index whose candidate is a sample of q.
+
+    log_ratio: log q / p of each candidate, up to a constant, (n,); order: as `gumbels`, (n,).
+    """
+    return int(np.argmax(log_ratio + order))
+
+
+def choose_naive(log_ratio: Array, order: Array) -> int:
+    """`choose` one candidate after the other, ending when no later one can win."""
+    best, found, bound = -np.inf, 0, log_ratio.max()
+    for index, (ratio, gumbel) in enumerate(zip(log_ratio, order, strict=True)):
+        if gumbel + bound < best:
+            break
+        if ratio + gumbel > best:
+            best, found = ratio + gumbel, index
+    return found
+
+
+def candidates(key: int, group: int, width: int, bits: int) -> Array:
+    """The 2^bits candidates of a group: rows of normal deviates.  -> (2^bits, width) int32."""
+    return normals(key, np.arange(1 << bits), width, group)
+
+
+def chosen(key: int, group: int, width: int, index: int) -> Array:
+    """One candidate, without drawing the others.  -> (width,) int32."""
+    return normals(key, np.array([index]), width, group)[0]
+
+
+def pack(indices: Array, bits: int) -> bytes:
+    """Numbers below 2^bits, lowest bit first, without gaps; the last byte is filled with zeros."""
+    between("bits", bits, 1, 24)
+    parts = (np.asarray(indices, np.uint32)[:, None] >> np.arange(bits, dtype=np.uint32)) & 1
+    return np.packbits(parts.astype(np.uint8).ravel(), bitorder="little").tobytes()
+
+
+def unpack(payload: bytes, bits: int, count: int) -> Array:
+    """The inverse of `pack`.  -> (count,) int64."""
+    flat = np.unpackbits(np.frombuffer(payload, np.uint8), bitorder="little")[: count * bits]
+    return flat.reshape(count, bits).astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Length of what `pack` gives."""
+    return -(-count * bits // 8)
