@@ -43,6 +43,7 @@ RUNNABLE = (
     "how-to/stack-changes.md",
     "how-to/students.md",
     "how-to/prune-a-language-model.md",
+    "how-to/train-a-cnn-sparse.md",
     "how-to/train-other-tasks.md",
     "how-to/train-slices.md",
     "how-to/upcycle.md",

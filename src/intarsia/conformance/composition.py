@@ -20,6 +20,7 @@ from ..gating import task_ids
 from ..hosts import adapt, load, save
 from ..hosts.delta.cells import layers_of
 from ..hosts.delta.combine import combine
+from . import sparse_composition
 from .cards import tiny
 from .cells import site
 from .changes import change_of, changed, comes_back_from_its_folder, host_of, outputs, pictures, vit
@@ -206,10 +207,12 @@ def page() -> str:
     lines += ["", f"{WITHIN}{', '.join(within)}."]
     stacks = ((c.key, [after(c, a) for a in firsts]) for c in _of_a_plain_model())
     lines += ["", STACKED, *_grid((c.key for c in firsts), stacks)]
-    lines += ["", OVER, *_made_of(found)]
+    lines += ["", OVER, *_made_of(found), ""]
+    for part in sparse_composition.parts(firsts):
+        lines += [part] if isinstance(part, str) else [*_grid(part[0], part[1].items()), ""]
     first, *others = [c for c in found if "linear" in c.tags]
     works = [c.key for c in (first, *others) if sums(first, c)]
-    lines += ["", f"{SUMS}{', '.join(f'`{key}`' for key in works)}.", ""]
+    lines += [f"{SUMS}{', '.join(f'`{key}`' for key in works)}.", ""]
     return "\n".join(lines)
 
 
