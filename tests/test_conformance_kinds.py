@@ -18,6 +18,7 @@ from intarsia.core.change import PlainChange, Plan
 from intarsia.core.errors import ConfigError, ConformanceError
 from intarsia.formats import Bitmask
 from intarsia.partitions import keep_n_of_m, keep_top, random_disjoint
+from intarsia.placement import Placement, Topology, Trace
 from intarsia.routers import random_routers
 from intarsia.schedules import active_at
 from intarsia.scores.statistics import Statistics
@@ -193,6 +194,28 @@ class HeadAlone(PlainChange):
         return host
 
 
+@dataclass(frozen=True)
+class Dealt:
+    """Experts to devices in turn, or something else by its `fault`."""
+
+    fault: str = ""
+
+    def place(self, trace: Trace, topology: Topology) -> Placement:
+        layers, experts, devices = trace.layers, trace.experts, topology.devices
+        turn = torch.randperm(experts) if self.fault == "draws" else torch.arange(experts)
+        owner = (turn % devices).repeat(layers, 1)
+        if self.fault == "one device":
+            owner = owner * 0
+        if self.fault == "writes":
+            trace.expert[0] = trace.expert[1]
+        if self.fault == "divides" and int(trace.load().min()) == 0:
+            raise ValueError("no tokens")
+        found = Placement.of(owner, devices)
+        if self.fault == "says otherwise" and devices > 1:  # its plans are then of other places
+            found.holds[0] = found.holds[0].roll(1, 0)
+        return found
+
+
 FORMAT, PARTITION = toy("format", Rows, "exact"), toy("partition", Chosen)
 SCORE, SCHEDULE = toy("score", Scored, "monotone"), toy("schedule", Moved)
 LISTED = {"comes_back_from_its_folder": "a saved folder names a change of the list"}
@@ -203,7 +226,8 @@ def faulty(card: Card, fault: str, **more: Any) -> Card:
     return dataclasses.replace(card, tiny={"fault": fault} | more)
 
 
-KINDS = (FORMAT, PARTITION, SCORE, SCHEDULE, CHANGE)
+PLACEMENT = toy("placement", Dealt)
+KINDS = (FORMAT, PARTITION, SCORE, SCHEDULE, CHANGE, PLACEMENT)
 
 
 FAULTS: list[tuple[str, Card]] = [
@@ -250,6 +274,11 @@ FAULTS: list[tuple[str, Card]] = [
     ("preserves_what_it_says", faulty(CHANGE, "says too little")),
     ("comes_back_from_its_folder", dataclasses.replace(CHANGE, exceptions={})),
     ("folds_or_refuses", faulty(CHANGE, "folds wrongly")),
+    ("places_every_expert", faulty(PLACEMENT, "one device")),
+    ("places_the_same_each_time", faulty(PLACEMENT, "draws")),
+    ("leaves_the_trace_alone", faulty(PLACEMENT, "writes")),
+    ("takes_layers_without_tokens", faulty(PLACEMENT, "divides")),
+    ("gives_each_expert_one_home", faulty(PLACEMENT, "says otherwise")),
 ]
 HEALTHY = {
     "rows": FORMAT,
@@ -260,6 +289,7 @@ HEALTHY = {
     "wanda": SCORE,
     "active": SCHEDULE,
     "head": CHANGE,
+    "dealt": PLACEMENT,
 }
 
 

@@ -36,6 +36,7 @@ RUNNABLE = (
     "how-to/mix-lora-experts.md",
     "how-to/one-bit-adapters.md",
     "how-to/pass-state-along.md",
+    "how-to/place-experts.md",
     "how-to/route-by-task.md",
     "how-to/several-adapters.md",
     "how-to/share-shards.md",

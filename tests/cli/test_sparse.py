@@ -22,19 +22,25 @@ from .conftest import QUICK, TINY, Intarsia
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama whose tokens are bytes."""
     folder = tmp_path_factory.mktemp("model")
+    words = bytes_tokenizer(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=words, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def bytes_tokenizer(folder: Path) -> int:
+    """Write a tokenizer whose tokens are bytes; how many it has."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {c: i for i, c in enumerate(["<end>", *alphabet])}
     bytes_ = Tokenizer(models.BPE(vocab=words, merges=[]))
     bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=bytes_, eos_token="<end>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return len(words)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ SCALES = ("layer", "channel")
 
 
 @dataclass(frozen=True)
-class Placement:
+class Published:
     """The place of a published adapter, and its published settings."""
 
     roles: tuple[str, ...]
@@ -37,10 +37,10 @@ class Placement:
 
 PLACEMENTS = MappingProxyType(
     {
-        "adaptformer": Placement(("mlp",), "parallel", "relu", "residual", 0.1),
-        "pfeiffer": Placement(("mlp",), "sequential", "relu", "none", 1.0),
-        "houlsby": Placement(("attention", "mlp"), "sequential", "gelu", "none", 1.0, "houlsby"),
-        "adapter+": Placement(("block",), "sequential", "gelu", "none", "channel", "houlsby"),
+        "adaptformer": Published(("mlp",), "parallel", "relu", "residual", 0.1),
+        "pfeiffer": Published(("mlp",), "sequential", "relu", "none", 1.0),
+        "houlsby": Published(("attention", "mlp"), "sequential", "gelu", "none", 1.0, "houlsby"),
+        "adapter+": Published(("block",), "sequential", "gelu", "none", "channel", "houlsby"),
     }
 )
 
@@ -102,7 +102,7 @@ class Bottleneck:
         return site.norms if by_host else norm
 
     @property
-    def published(self) -> Placement:
+    def published(self) -> Published:
         return PLACEMENTS[self.placement or "adaptformer"]
 
     @property

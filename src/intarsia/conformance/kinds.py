@@ -15,6 +15,7 @@ from . import (
     models,
     objectives,
     partitions,
+    placements,
     routers,
     schedules,
     scores,
@@ -51,6 +52,7 @@ SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
         "model": lambda _: models.LAWS,  # an estimator of scikit-learn that is a dataclass
         "objective": lambda _: objectives.LAWS,  # `teacher`, `(model, x, loss_of) -> Outcome`
         "partition": lambda _: partitions.LAWS,  # `density`, `build(scores, generator=...)`
+        "placement": lambda _: placements.LAWS,  # `place(trace, topology) -> Placement`
         "recipe": lambda _: changes.LAWS,
         "router": lambda _: routers.LAWS,  # `build(width, generator=...)`: x (T, d) -> Routing
         "schedule": schedule_laws,

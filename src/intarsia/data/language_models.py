@@ -27,6 +27,7 @@ def language_model(
     *,
     pretrained: bool = True,
     seed: int = 0,
+    dtype: str = "float32",
     cache: Path | None = None,
     progress: Callable[[str], None] = announce,
 ) -> tuple[nn.Module, Any]:
@@ -36,17 +37,18 @@ def language_model(
     49,152 tokens, tied embedding and head). Its 4-bit weights are unpacked once to float32. Other
     names go to `from_pretrained`, restricted to safetensors and to the code of transformers.
     pretrained=False: random weights from `seed`, for "smollm2" or any configuration.
+    dtype: "float32", or "auto" for that of the file.
     Raises: AssetError when the weights are not available, damaged or of another architecture, or
     need code of their own; MissingExtra without the `gguf` package.
     """
     with _quiet():
         folder = str(_unpacked(cache or cache_dir(), progress)) if name in PACKAGED else name
-        model, tokenizer = _read(name, folder, pretrained, seed)
+        model, tokenizer = _read(name, folder, pretrained, seed, dtype)
     model.config.use_cache = False  # training reads keys and values once
     return model, tokenizer
 
 
-def _read(name: str, folder: str, pretrained: bool, seed: int) -> tuple[Any, Any]:
+def _read(name: str, folder: str, pretrained: bool, seed: int, dtype: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -59,7 +61,7 @@ def _read(name: str, folder: str, pretrained: bool, seed: int) -> tuple[Any, Any
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
                 return AutoModelForCausalLM.from_config(config, **own), tokenizer
-        own |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        own |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         found: Any = AutoModelForCausalLM.from_pretrained(folder, **own)
         model, told = found
         if missing := sorted(told["missing_keys"]):

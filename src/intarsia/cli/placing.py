@@ -1,0 +1,282 @@
+"""`intarsia trace`, `place` and `simulate`: where tokens go, and where experts shall live."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.checks import at_least
+from ..core.errors import ConfigError, UnknownName
+from .early import check_data, is_text
+from .options import Json
+from .shell import note, say, show_json, show_table
+
+SEARCHES = ("eplb", "exflow", "joint_home", "joint_stay", "moetuner")
+PLANS = ("ep", "stay")
+WORTH = (
+    "imbalance: largest load of a device over the mean; cross: share of transitions that change\n"
+    "the device; destinations: devices of a token's experts in a layer."
+)
+
+TraceFile = Annotated[Path, typer.Argument(help="A file that `intarsia trace` wrote.")]
+Devices = Annotated[int | None, typer.Option(help="So many alike ones.")]
+TopologyFile = Annotated[
+    Path | None,
+    typer.Option("--topology", help='JSON: {"nodes": 2, "each": 4, "intra": {"gbps": 300}, ...}.'),
+]
+
+
+def trace(
+    model: Annotated[str, typer.Argument(help="A folder of save_pretrained with experts.")],
+    text: Annotated[str, typer.Argument(help="A text: a corpus, or a file.")],
+    save: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
+    rows: Annotated[int, typer.Option(help="Sequences.")] = 128,
+    size: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 128,
+    as_json: Json = False,
+) -> None:
+    """Record which experts each token of a text has in every layer of a sparse model.
+
+    The model says what it says without. The file has one byte for each choice.
+
+    Example:  intarsia trace my-mixtral austen --save t.safetensors
+    """
+    check_data(text)
+    if not is_text(text):
+        want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
+        raise ConfigError("TEXT", got=text, want=want, fix=fix)
+    at_least("--rows", rows, 1)
+    at_least("--size", size, 2)
+    target = _new(save, "t.safetensors")
+    from ..data.language_models import language_model
+    from ..data.texts import load_texts
+    from ..hosts.tracing import trace as record
+    from ..placement.describe import described
+
+    host, tokenizer = language_model(model)
+    texts = load_texts(text, tokenizer, length=size, train=rows, progress=note).train
+    started = time.perf_counter()
+    found = record(host, (texts[i] for i in range(len(texts))), progress=note)
+    seconds = time.perf_counter() - started
+    found.save(target)
+    told = {"tokens": len(found), "layers": found.layers, "experts": found.experts}
+    told |= {"active": found.active, "tokens_per_second": len(found) / seconds}
+    rows_of = described(found)
+    if as_json:
+        show_json({"file": str(target), **told, "layer": rows_of})
+        return
+    show_table("", tuple(rows_of[0]), [tuple(map(_shown, r.values())) for r in rows_of])
+    say(
+        f"{len(found)} tokens, {found.layers} layers, {found.active} of {found.experts} experts; "
+        f"{len(found) / seconds:.0f} tokens/s\n{target}"
+    )
+
+
+def place(
+    trace: TraceFile,
+    devices: Devices = None,
+    topology: TopologyFile = None,
+    by: Annotated[str, typer.Option(help=f"One of {', '.join(SEARCHES)}.")] = "moetuner",
+    redundant: Annotated[int, typer.Option(help="Of eplb: places for copies, in all.")] = 0,
+    save: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A stock model, to be written with this placement.")
+    ] = None,
+    write: Annotated[Path | None, typer.Option(help="The folder for that model.")] = None,
+    sglang: Annotated[
+        Path | None, typer.Option(help="A JSON file for SGLang's --init-expert-location.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Place the experts of a trace on devices, and say what it is worth on text it did not see.
+
+    Half of the sequences are searched, the other half judges. With --checkpoint and --write, the
+    experts of a stock model are put into the order in which engines lay them out; copies need an
+    engine that knows them.
+
+    Example:  intarsia place t.safetensors --devices 8 --save p.json
+    """
+    if by not in SEARCHES:
+        raise UnknownName("--by", by, SEARCHES)
+    if redundant and by != "eplb":
+        fix = "For example: --by eplb --redundant 8"
+        raise ConfigError("--redundant", got=f"it with {by}", want="it with --by eplb", fix=fix)
+    if (checkpoint is None) != (write is None):
+        fix = "For example: --checkpoint my-mixtral --write placed"
+        raise ConfigError("--write", got="one of the two", want="--checkpoint, too", fix=fix)
+    target = _new(save, "p.json")
+    if write is not None:
+        _new(write, "placed")
+    from ..placement.searching import place as search
+    from ..placement.trace import Trace
+
+    found, links = Trace.load_file(trace), _topology(devices, topology)
+    seen, unseen = found.split()
+    placed = search(seen, links, _search(by, redundant))
+    told = _judged(by, placed, {"train": seen, "held_out": unseen})
+    if write is not None:
+        from ..hosts.relabel import write_relabelled
+
+        write_relabelled(str(checkpoint), write, placed)
+    if sglang is not None:
+        from ..core.files import write_json
+
+        write_json(sglang, {"physical_to_logical_map": placed.places()}, indent=None)
+    placed.save(target, by=by, quality=told)
+    if as_json:
+        show_json({"file": str(target), "by": by, "quality": told})
+        return
+    _show_quality(told)
+    say("\n".join(str(path) for path in (target, write, sglang) if path is not None))
+
+
+def _show_quality(told: dict[str, dict[str, dict[str, float]]]) -> None:
+    cells = [
+        (name, part, *(f"{value:.3f}" for value in values.values()))
+        for name, parts in told.items()
+        for part, values in parts.items()
+    ]
+    columns = ("placement", "sequences", "imbalance", "cross", "destinations")
+    show_table("", columns, cells, right="imbalance,cross,destinations")
+    say(WORTH)
+
+
+def _judged(by: str, placed: Any, parts: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """What a placement, and experts in order, are worth on each part."""
+    from ..placement.cost import quality
+    from ..placement.placement import Placement
+
+    found = {by: placed}
+    if placed.experts % placed.devices == 0:
+        plain = Placement.contiguous(placed.layers, placed.experts, placed.devices)
+        found = {"contiguous": plain} | found
+    return {
+        name: {part: dict(vars(quality(of, at))) for part, of in parts.items()}
+        for name, at in found.items()
+    }
+
+
+def simulate(
+    trace: TraceFile,
+    devices: Devices = None,
+    topology: TopologyFile = None,
+    plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "ep",
+    placement: Annotated[
+        Path | None, typer.Option(help="Of `intarsia place`; experts in order if not given.")
+    ] = None,
+    expert: Annotated[
+        str | None, typer.Option(help="d x h, as 4096x14336; the trace's own if not given.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Of one batch, from the trace's first.")] = 4096,
+    backward: Annotated[bool, typer.Option("--backward", help="With the gradients.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="A timeline for Perfetto or chrome://tracing.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say how long a batch takes on devices, what binds, and whether moving experts would pay.
+
+    A model of time, not a measurement: products at the device's full rate, links at theirs.
+
+    Example:  intarsia simulate t.safetensors --topology a.json --plan ep --save timeline.json
+    """
+    if plan not in PLANS:
+        raise UnknownName("--plan", plan, PLANS)
+    at_least("--tokens", tokens, 1)
+    from ..placement.trace import Trace
+
+    whole, links = Trace.load_file(trace), _topology(devices, topology)
+    found, engine = whole.rows(slice(tokens)), "home" if plan == "ep" else plan
+    told, line = _simulated(found, links, engine, placement, expert, backward)
+    if save is not None:
+        from ..core.files import write_text
+
+        write_text(save, line.chrome())
+    if as_json:
+        show_json(told)
+        return
+    binds = ", ".join(f"{name} {value * 1e3:.3g} ms" for name, value in told["binds"].items())
+    say(f"{len(found)} tokens: {told['seconds'] * 1e3:.3g} ms, of which {binds} (simulated)")
+    say(f"{told['link_bytes'] / 1e6:.4g} MB between devices")
+    say(
+        f"An expert has {told['expert_bytes'] / 1e6:.3g} MB. Loading one hides behind its own "
+        f"product from {told['rows_to_hide_a_load']:.0f} rows on."
+    )
+    if save is not None:
+        say(str(save))
+
+
+def _simulated(
+    found: Any, links: Any, engine: str, file: Path | None, expert: str | None, backward: bool
+) -> tuple[dict[str, Any], Any]:
+    """What is told of a batch, and its timeline."""
+    from ..placement.engines import ExpertSize, expert_parallel
+    from ..placement.placement import Placement
+    from ..placement.timeline import rows_to_hide
+    from ..placement.timeline import simulate as run
+
+    size = ExpertSize.of(found) if expert is None else ExpertSize(*_size(expert))
+    if file is None:
+        placed = Placement.contiguous(found.layers, found.experts, links.devices)
+    else:
+        placed = Placement.load_file(file)
+    nodes = links.nodes()
+    made = expert_parallel(found, placed, size, engine=engine, nodes=nodes, backward=backward)
+    line = run(made, links)
+    told = {
+        "seconds": line.seconds,
+        "binds": dict(line.binds()),
+        "link_bytes": int(made.bytes().sum()),
+        "tokens": len(found),
+        "rows_to_hide_a_load": rows_to_hide(size.item, links),
+        "expert_bytes": size.weights,
+    }
+    return told, line
+
+
+def _new(path: Path | None, example: str) -> Path:
+    """Raises: ConfigError unless there is a path, with nothing at it."""
+    if path is None:
+        fix = f"For example: --save {example}"
+        raise ConfigError("--save", got="nothing", want="what to write", fix=fix)
+    if path.exists():
+        fix = "Choose a new name."
+        raise ConfigError(f"{path}", got="something there", want="nothing", fix=fix)
+    return path
+
+
+def _topology(devices: int | None, file: Path | None) -> Any:
+    if (devices is None) == (file is None):
+        got = "neither" if file is None else "both"
+        fix = "For example: --devices 8, or --topology a.json"
+        raise ConfigError("--devices", got=got, want="it or --topology", fix=fix)
+    from ..placement.topology import Topology
+
+    if file is not None:
+        return Topology.load_file(file)
+    assert devices is not None
+    return Topology.uniform(devices)
+
+
+def _search(by: str, redundant: int) -> Any:
+    from ..core.registry import card
+
+    key, _, how = by.partition("_")
+    if key == "joint":
+        return card("joint_swaps").config(how)
+    return card(by).config(**({"redundant": redundant} if redundant else {}))
+
+
+def _size(text: str) -> tuple[int, int]:
+    """ "4096x14336" as two numbers.  Raises: ConfigError."""
+    width, _, hidden = text.partition("x")
+    if not (width.isdecimal() and hidden.isdecimal()):
+        want, fix = "width x hidden units", "For example: --expert 4096x14336"
+        raise ConfigError("--expert", got=repr(text), want=want, fix=fix)
+    return int(width), int(hidden)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,57 @@
+"""Where transformers hands tokens to experts: one interface for all of its sparse models.
+
+The experts of some 75 architectures are modules whose forward is f(self, hidden (T, d),
+index (T, k), weights (T, k)), looked up by name (`model.set_experts_implementation`). Recording
+listens there, offloading is such a function, and no model is patched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..core.errors import TargetError
+
+FLAGS = ("is_concatenated", "is_transposed", "has_bias", "has_gate")
+
+
+@dataclass(frozen=True)
+class StockExperts:
+    """The experts of one layer: E of width d and h hidden units, with or without a gate."""
+
+    path: str
+    module: nn.Module
+    experts: int
+    width: int
+    hidden: int
+    gated: bool
+
+
+def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
+    """Experts that transformers calls through its interface, by path, in the model's order."""
+    found: dict[str, StockExperts] = {}
+    for path, module in model.named_modules():
+        if all(hasattr(module, flag) for flag in FLAGS) and hasattr(module, "config"):
+            found[path] = _read(path, module)
+    return found
+
+
+def _read(path: str, module: Any) -> StockExperts:
+    down = getattr(module, "down_proj", None)
+    if not isinstance(down, Tensor) or down.dim() != 3:
+        got, want = f"{type(module).__name__} without a 3-D down_proj", "experts in one tensor"
+        fix = "Use a transformers version and model whose experts are fused."
+        raise TargetError(f"experts at {path!r}", got=got, want=want, fix=fix)
+    experts, a, b = down.shape
+    width, hidden = (b, a) if module.is_transposed else (a, b)
+    return StockExperts(path, module, experts, width, hidden, bool(module.has_gate))
+
+
+def arguments(given: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """(hidden, index, weights) of a call of experts, by position or by name."""
+    values: Iterable[Any] = (*given, *named.values())
+    hidden, index, weights = list(values)[:3]
+    return hidden, index, weights

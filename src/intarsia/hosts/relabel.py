@@ -1,0 +1,122 @@
+"""Experts in another order, so that a stock engine has a placement of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError, TargetError
+from ..core.files import digests, read_json, write_json, writing
+from ..data.language_models import language_model
+from ..mixtures.zcode_m3 import check_prune, prune
+from ..placement.placement import Placement
+from .anatomy.gates import HostedRouter, own_gate
+from .experts_function import StockExperts, stock_experts
+from .swap.upcycle import check_unadapted
+from .tracing import own_mixtures
+
+RECORD = "placement.json"
+BIAS = "e_score_correction_bias"
+
+
+@torch.no_grad()
+def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
+    """Permute gate rows and experts of every layer, in place, so that experts in order have it.
+
+    Engines lay experts out in order, E / D on each device; new expert i of a layer is the old one
+    `placement.relabelling()[layer, i]`, or `placement[layer, i]` for such a tensor (L, E), whose
+    `argsort(1)` takes it back. Shared experts stay. Each token has the same experts as before;
+    logits differ in the last bits (1e-5 of float32), since softmax adds in another order.
+    `model.save_pretrained` then writes a stock checkpoint.
+
+    Raises: ConfigError for copies or uneven counts, another number of layers or experts, and an
+    order that crosses the groups of a router that chooses groups first; TargetError for models
+    without experts, with adapters, or with a router put in the gate's place.
+    """
+    check_unadapted(model)
+    order = placement.relabelling() if isinstance(placement, Placement) else placement.long()
+    stock, own = stock_experts(model), own_mixtures(model)
+    sizes = [of.experts for of in stock.values()] + [m.experts.experts for _, m in own]
+    if not sizes:
+        got, fix = f"a {type(model).__name__} without experts", "Use a sparse model."
+        raise TargetError("model to relabel", got=got, want="mixtures of experts", fix=fix)
+    if stock and own:
+        got, fix = "stock experts and mixtures of ours", "Relabel a model of one kind."
+        raise TargetError("model to relabel", got=got, want="one of them", fix=fix)
+    if set(sizes) != {order.shape[1]} or len(sizes) != len(order):
+        got = f"{order.shape[0]} layers of {order.shape[1]} experts"
+        want = f"{len(sizes)} layers of {sizes[0]}, as the model has"
+        raise ConfigError("placement", got=got, want=want, fix="Trace and place this model.")
+    if bool((order.sort(1).values != torch.arange(order.shape[1])).any()):
+        got, fix = "an order that leaves experts out", "Take placement.relabelling()."
+        raise ConfigError("placement", got=got, want="each expert once", fix=fix)
+    gates = [_gate(model, of) for of in stock.values()]  # all are there, before any is changed
+    for row, (_, gate) in zip(order, gates, strict=False):
+        _check_groups(model, gate, row)
+    for row, (_, mixture) in zip(order, own, strict=False):
+        check_prune(mixture, row.tolist())
+    for row, of, (block, gate) in zip(order, stock.values(), gates, strict=False):
+        _permute(of.module, row, recurse=False)
+        _permute(gate, row, recurse=True)
+        if isinstance(bias := getattr(block, BIAS, None), Tensor):
+            bias.copy_(bias[row.to(bias.device)])
+    for row, (_, mixture) in zip(order, own, strict=False):
+        prune(mixture, row.tolist())  # all experts, in this order
+    return model
+
+
+def _gate(model: nn.Module, of: StockExperts) -> tuple[nn.Module, nn.Module]:
+    """The block of the experts, and its gate."""
+    block = model.get_submodule(of.path.rpartition(".")[0])
+    gate = own_gate(block)
+    if gate is None or isinstance(gate, HostedRouter):
+        got = "a router in its place" if gate is not None else f"none in {type(block).__name__}"
+        fix = "Relabel the stock model, before upcycle(...) gives it another router."
+        raise TargetError(f"gate beside {of.path!r}", got=got, want="the host's own", fix=fix)
+    return block, gate
+
+
+def _permute(module: nn.Module, order: Tensor, *, recurse: bool) -> None:
+    """Every tensor with a row for each expert."""
+    own = [*module.parameters(recurse), *module.buffers(recurse)]
+    for tensor in own:
+        if tensor.dim() and len(tensor) == len(order):
+            tensor.copy_(tensor[order.to(tensor.device)])
+
+
+def _check_groups(model: nn.Module, gate: nn.Module, order: Tensor) -> None:
+    """Raises: ConfigError where experts would change from one group of the router to another."""
+    config: Any = getattr(model, "config", None)
+    groups = getattr(gate, "n_group", None) or getattr(config, "n_group", None) or 1
+    if groups > 1:
+        of = order // (len(order) // groups)
+        if bool((of.view(groups, -1) != of.view(groups, -1)[:, :1]).any()):
+            got = f"an order that mixes the router's {groups} groups of experts"
+            want, fix = "whole groups, and orders inside a group", f"Eplb(groups={groups})."
+            raise ConfigError("placement", got=got, want=want, fix=fix)
+
+
+def write_relabelled(source: str, target: str | Path, placement: Placement) -> Path:
+    """A stock checkpoint of transformers with the experts in a placement's order.
+
+    source: a folder of save_pretrained. The folder's own type of numbers stays, tokenizer and
+    configuration are copied, and `placement.json` has the order and the SHA-256 of the files it was
+    made of: `relabel(model, order.argsort(1))` gives their very bits back.
+
+    Raises: AssetError for a folder that cannot be opened; as `relabel`.
+    """
+    model, tokenizer = language_model(source, dtype="auto")
+    relabel(model, placement)
+    host: Any = model
+    host.config.use_cache = read_json(Path(source, "config.json")).get("use_cache", True)
+    order = placement.relabelling().tolist()
+    said = {"devices": placement.devices, "order": order, "of": digests(Path(source))}
+    with writing(target) as scratch:
+        scratch.mkdir()
+        host.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        write_json(scratch / RECORD, said, indent=None)
+    return Path(target)

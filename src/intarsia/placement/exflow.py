@@ -1,0 +1,70 @@
+"""ExFlow (arXiv:2401.08383): experts that follow each other live on one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..core import Card, Paper
+from ..core.checks import at_least
+from .balance import affinity, transitions
+from .placement import Placement, check_divides
+from .topology import Topology
+from .trace import Trace
+
+
+@dataclass(frozen=True)
+class ExFlow:
+    """max sum_l (transitions between two layers that stay on a device), E / D experts on each.
+
+    The programme is solved exactly for one layer given its neighbours (an assignment of experts to
+    places), layer after layer until nothing improves; sweeps: over the layers at most. Loads are
+    not looked at.
+
+    Raises: ConfigError for no sweeps; in `place`, for devices that do not divide the experts.
+    Not for engines whose rows come back after each layer, which have no such traffic.
+    Source: arXiv:2401.08383, section 4.
+    """
+
+    sweeps: int = 20
+
+    def __post_init__(self) -> None:
+        at_least("sweeps", self.sweeps, 1)
+
+    def place(self, trace: Trace, topology: Topology) -> Placement:
+        """Equal counts, no copies."""
+        from scipy.optimize import linear_sum_assignment  # a third of a second, needed once
+
+        devices = topology.devices
+        check_divides(trace.experts, devices)
+        owner = Placement.contiguous(trace.layers, trace.experts, devices).owner.clone()
+        each, ways = trace.experts // devices, transitions(trace)
+        for _ in range(self.sweeps):
+            before = owner.clone()
+            for layer in range(trace.layers):
+                pull = affinity(ways, owner, layer, devices)  # (E, D)
+                now = float(pull.gather(1, owner[layer][:, None]).sum())
+                places = pull.repeat_interleave(each, 1).numpy()  # a device has E / D places
+                expert, place = linear_sum_assignment(places, maximize=True)
+                if float(places[expert, place].sum()) > now * (1 + 1e-12):
+                    owner[layer] = torch.from_numpy(place) // each
+            if torch.equal(before, owner):
+                break
+        return Placement.of(owner, devices)
+
+
+CARD = Card(
+    "exflow",
+    kind="placement",
+    config=ExFlow,
+    paper=Paper(
+        "2401.08383",
+        2024,
+        "Exploiting Inter-Layer Expert Affinity for Accelerating Mixture-of-Experts Model "
+        "Inference",
+    ),
+    summary="Experts that tokens visit one after the other, on one device.",
+    family="placement of experts",
+    names=("ExFlow",),
+)

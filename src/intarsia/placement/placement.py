@@ -1,0 +1,158 @@
+"""Where each expert of each layer lives, with as many copies as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.checks import at_least
+from ..core.errors import ConfigError, DataError
+from ..core.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Placement:
+    """owner: (L, E) int64, the device that keeps an expert;  holds: (L, D, E) bool, who has a copy.
+
+    The owner always holds. What `Partition` is to weights, this is to devices.
+
+    Raises: ConfigError for owners that are no devices, or do not hold what they own.
+    """
+
+    owner: Tensor
+    holds: Tensor
+
+    def __post_init__(self) -> None:
+        owner, holds = self.owner.long(), self.holds.bool()
+        object.__setattr__(self, "owner", owner)
+        object.__setattr__(self, "holds", holds)
+        fits = holds.dim() == 3 and owner.shape == (holds.shape[0], holds.shape[2])
+        if not fits or not owner.numel():
+            got = f"owner {tuple(owner.shape)}, holds {tuple(holds.shape)}"
+            raise ConfigError("placement", got=got, want="(L, E) and (L, D, E)", fix="Give both.")
+        if bool(((owner < 0) | (owner >= holds.shape[1])).any()):
+            got = f"owners {int(owner.min())} ... {int(owner.max())}"
+            want = f"devices 0 ... {holds.shape[1] - 1}"
+            raise ConfigError("placement", got=got, want=want, fix="Number devices from 0.")
+        if not bool(holds.gather(1, owner[:, None]).all()):
+            got, want = "an owner without its expert", "holds[l, owner[l, e], e]"
+            raise ConfigError("placement", got=got, want=want, fix="Build it with Placement.of.")
+
+    @classmethod
+    def of(cls, owner: Tensor, devices: int) -> Placement:
+        """One copy of each expert."""
+        owner = owner.long()
+        return cls(owner, owner[:, None, :] == torch.arange(devices)[None, :, None])
+
+    @classmethod
+    def contiguous(cls, layers: int, experts: int, devices: int) -> Placement:
+        """Experts in order, E / D on each device, as engines lay them out.
+
+        Raises: ConfigError unless D divides E.
+        """
+        check_divides(experts, devices)
+        owner = torch.arange(experts) // (experts // devices)
+        return cls.of(owner.repeat(layers, 1), devices)
+
+    @property
+    def layers(self) -> int:
+        return self.owner.shape[0]
+
+    @property
+    def experts(self) -> int:
+        return self.owner.shape[1]
+
+    @property
+    def devices(self) -> int:
+        return self.holds.shape[1]
+
+    def sizes(self) -> Tensor:
+        """Experts on each device, copies included.  Returns (L, D) int64."""
+        return self.holds.sum(2)
+
+    def moved(self, other: Placement, expert_bytes: int) -> Tensor:
+        """Bytes that go from device to device when this becomes `other`.  Returns (D, D) int64.
+
+        A copy comes from its owner of before; what is there already does not move.
+        """
+        new = other.holds & ~self.holds
+        layer, device, expert = new.nonzero(as_tuple=True)
+        found = torch.zeros(self.devices * self.devices, dtype=torch.int64)
+        at = self.owner[layer, expert] * self.devices + device
+        return found.index_add(0, at, torch.full_like(at, expert_bytes)).view(
+            self.devices, self.devices
+        )
+
+    def relabelling(self) -> Tensor:
+        """The old number of each new expert, (L, E) int64, so that a stock engine, which lays
+        experts out in order, has this placement.
+
+        Raises: ConfigError for copies, or devices that have different numbers of experts.
+        """
+        sizes = self.sizes()
+        if bool((sizes != self.experts // self.devices).any()) or self.experts % self.devices:
+            got = f"{int(sizes.min())} ... {int(sizes.max())} experts on a device"
+            want = f"{self.experts / self.devices:g} on each of {self.devices}, and no copies"
+            fix = "Place with equal counts and redundant=0; an engine must know copies."
+            raise ConfigError("relabelling of a placement", got=got, want=want, fix=fix)
+        return self.owner.argsort(dim=1, stable=True)
+
+    def places(self) -> list[list[int]]:
+        """The expert in each place, device after device, of each layer: copies included.
+
+        What SGLang's `--init-expert-location` reads as `physical_to_logical_map`.
+        Raises: ConfigError where devices have different numbers of places.
+        """
+        sizes = self.sizes()
+        if bool((sizes != sizes[0, 0]).any()):
+            got = f"{int(sizes.min())} ... {int(sizes.max())} experts on a device"
+            fix = "Fewer copies of one expert: no device can hold two."
+            raise ConfigError("places", got=got, want="as many on each", fix=fix)
+        return [layer.nonzero()[:, 1].tolist() for layer in self.holds]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: devices, owner, and which devices hold a copy beside the owner's."""
+        copies = self.holds.clone()
+        copies.scatter_(1, self.owner[:, None], False)
+        return {
+            "devices": self.devices,
+            "owner": self.owner.tolist(),
+            "copies": copies.nonzero().tolist(),  # [layer, device, expert]
+        }
+
+    def save(self, path: str | Path, **said: Any) -> Path:
+        """Write a JSON file; said: what else stands in it."""
+        return write_json(path, self.to_dict() | said, indent=None)
+
+    @classmethod
+    def load_file(cls, path: str | Path) -> Placement:
+        """Read what `save` wrote.  Raises: DataError for anything else."""
+        try:
+            found = read_json(path)
+            placed = cls.of(torch.tensor(found["owner"]), int(found["devices"]))
+            holds = placed.holds.clone()
+            for layer, device, expert in found["copies"]:
+                holds[layer, device, expert] = True
+            return cls(placed.owner, holds)
+        except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+            want, fix = "a file that `intarsia place` wrote", "Write it again: intarsia place"
+            raise DataError(f"placement {path}", got=error, want=want, fix=fix) from error
+
+
+def check_divides(experts: int, devices: int) -> None:
+    """Raises: ConfigError, with the nearest numbers that work, unless devices divide experts."""
+    at_least("devices", devices, 1)
+    if experts % devices:
+        works = [d for d in range(1, experts + 1) if experts % d == 0]
+        near = sorted(sorted(works, key=lambda d: abs(d - devices))[:2])
+        got, want = f"{devices} for {experts} experts", "a number that divides the experts"
+        raise ConfigError("devices", got=got, want=want, fix=f"Try {_or(near)}.")
+
+
+def _or(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))

@@ -1,0 +1,98 @@
+"""`trace`, `place` and `simulate`: from a stock mixture to a placed one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from intarsia.placement import Placement, Trace
+
+from .conftest import Intarsia
+from .test_sparse import bytes_tokenizer
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Mixtral whose tokens are bytes."""
+    folder = tmp_path_factory.mktemp("mixture")
+    words = bytes_tokenizer(folder)
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=words,
+        hidden_size=16,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=8,
+    )
+    MixtralForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_mixture_is_traced_placed_and_simulated(
+    intarsia: Intarsia, mixture: Path, tmp_path: Path
+) -> None:
+    text, trace, placed = tmp_path / "a.txt", tmp_path / "t.safetensors", tmp_path / "p.json"
+    text.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(80)))
+    given = ("--rows", "12", "--size", "16")
+    said = intarsia("trace", mixture, text, *given, "--save", trace, "--json")
+    assert said.code == 0, said.err
+    assert said.json["tokens"] == 192 and len(said.json["layer"]) == 2
+    assert len(Trace.load_file(trace)) == 192
+    out = ("--checkpoint", mixture, "--write", tmp_path / "new", "--sglang", tmp_path / "s.json")
+    said = intarsia("place", trace, "--devices", 4, "--save", placed, *out, "--json")
+    assert said.code == 0, said.err
+    quality = said.json["quality"]
+    assert quality["moetuner"]["train"]["imbalance"] < quality["contiguous"]["train"]["imbalance"]
+    order = Placement.load_file(placed).relabelling()
+    places = json.loads((tmp_path / "s.json").read_text())["physical_to_logical_map"]
+    assert places == order.tolist()
+    old, new = (AutoModelForCausalLM.from_pretrained(at) for at in (mixture, tmp_path / "new"))
+    gates = [m.model.layers[1].mlp.gate.weight for m in (old, new)]
+    assert torch.equal(gates[1], gates[0][order[1]])
+    topology, line = tmp_path / "a.json", tmp_path / "line.json"
+    topology.write_text('{"nodes": 2, "each": 2, "intra": {"gbps": 300}, "inter": {"gbps": 25}}')
+    for plan in ("ep", "stay"):
+        more = ("--plan", plan, "--placement", placed, "--backward", "--save", line, "--json")
+        said = intarsia("simulate", trace, "--topology", topology, *more)
+        assert said.code == 0, said.err
+        assert said.json["seconds"] > 0 and json.loads(line.read_text())["traceEvents"]
+    for by in ("eplb", "joint_home", "exflow"):
+        more = ("--redundant", 4) if by == "eplb" else ()
+        said = intarsia("place", trace, "--devices", 4, "--by", by, *more, "--save", placed)
+        assert said.code == 2 and "something there" in said.words
+        placed.unlink()
+        said = intarsia("place", trace, "--devices", 4, "--by", by, *more, "--save", placed)
+        assert said.code == 0 and by in said.out, said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("trace", "m", "nothing.txt", "--save", "t"), "Check the path"),
+        (("trace", "m", "elpv", "--save", "t"), "a corpus"),
+        (("trace", "m", "austen"), "--save t.safetensors"),
+        (("place", "t"), "--save p.json"),
+        (("place", "t", "--by", "moe-tuner", "--save", "p"), "Did you mean moetuner"),
+        (("place", "t", "--redundant", "2", "--save", "p"), "--by eplb"),
+        (("place", "t", "--write", "p", "--save", "p"), "--checkpoint"),
+        (("place", "t", "--devices", "2", "--save", "p"), "intarsia trace"),
+        (("simulate", "t", "--plan", "tp"), "unknown --plan"),
+        (("simulate", "t", "--tokens", "0"), "at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    intarsia: Intarsia,
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = intarsia(*words)
+    assert found.code == 2 and said in found.words

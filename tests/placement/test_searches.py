@@ -1,0 +1,182 @@
+"""Searches against brute force, and engines' bytes against a loop over tokens."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from intarsia.core.errors import ConfigError
+from intarsia.placement import (
+    ExpertSize,
+    Placement,
+    Topology,
+    expert_parallel,
+    place,
+    quality,
+)
+from intarsia.placement.balance import JointSwaps, longest_first, swapped
+from intarsia.placement.engines import COUNTS, ENGINES, PAIR, destinations, homes
+from intarsia.placement.eplb import Eplb, copied
+from intarsia.placement.exflow import ExFlow
+from intarsia.placement.moetuner import MoeTuner, even_clusters, orders, slowest, uneven
+
+from .made import made
+
+
+def every_even(experts: int, devices: int) -> list[Tensor]:
+    """All ways to deal experts out in equal counts, by brute force."""
+    each = experts // devices
+    ways = itertools.product(range(devices), repeat=experts)
+    return [torch.tensor(w) for w in ways if all(w.count(d) == each for d in range(devices))]
+
+
+@pytest.mark.parametrize(("experts", "devices"), [(8, 4), (6, 3)])
+def test_the_first_programme_is_brute_force_s(experts: int, devices: int) -> None:
+    ways = every_even(experts, devices)
+    load = made(experts=experts).load()[0]
+    best = min(uneven(load, way, devices) for way in ways)
+    found = even_clusters(load, devices, gap=0.0, nodes=10**6)
+    assert found is not None and found.bincount().tolist() == [experts // devices] * devices
+    assert_close(uneven(load, found, devices), best, atol=1e-9, rtol=0)
+    first = longest_first(load, devices)
+    assert uneven(load, swapped(load, first, devices), devices) <= uneven(load, first, devices)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_the_second_programme_is_brute_force_s(devices: int) -> None:
+    draws = torch.Generator().manual_seed(0)
+    traffic = [torch.rand(devices, devices, generator=draws).double() for _ in range(2)]
+    links = 1 + torch.rand(devices, devices, generator=draws).double()
+    every = [torch.tensor(p) for p in itertools.permutations(range(devices))]
+
+    def cost(chosen: tuple[Tensor, ...]) -> float:
+        at = [one.argsort() for one in chosen]
+        moved = [c[a][:, b] for c, a, b in zip(traffic, at, at[1:], strict=False)]
+        return sum(float(slowest(m, links)) for m in moved)
+
+    best = min(map(cost, itertools.product(every, repeat=3)))
+    assert_close(cost(tuple(orders(traffic, links, 3, 5))), best, atol=1e-12, rtol=0)
+
+
+def test_many_devices_are_ordered_one_layer_at_a_time() -> None:
+    trace, links = made(experts=12), Topology.two_level(3, 2)
+    placed = MoeTuner().place(trace, links)
+    assert placed.sizes().unique().tolist() == [2]
+    assert quality(trace, placed).cross < 1
+
+
+def test_joint_swaps_lower_what_they_are_asked_for() -> None:
+    trace = made(tokens=200, layers=4)
+    links = Topology.uniform(4)
+    plain = quality(trace, Placement.contiguous(4, 8, 4))
+    stay, home = (quality(trace, JointSwaps(by).place(trace, links)) for by in ("stay", "home"))
+    assert stay.cross < plain.cross and stay.cross < home.cross
+    start = torch.stack([swapped(of, longest_first(of, 4), 4) for of in trace.load()])
+    assert home.destinations < quality(trace, Placement.of(start, 4)).destinations
+    flow = quality(trace, ExFlow().place(trace, links))
+    assert flow.cross <= plain.cross
+
+
+def test_the_slack_bounds_the_load() -> None:
+    trace = made(tokens=200, layers=2)
+    tight = quality(trace, JointSwaps(slack=1.0).place(trace, Topology.uniform(4)))
+    start = torch.stack([swapped(of, longest_first(of, 4), 4) for of in trace.load()])
+    assert tight.imbalance <= quality(trace, Placement.of(start, 4)).imbalance + 1e-9
+
+
+def test_eplb_copies_the_busiest_and_evens_the_load() -> None:
+    trace, links = made(tokens=200), Topology.uniform(4)
+    without, with_copies = (Eplb(n).place(trace, links) for n in (0, 4))
+    assert without.sizes().unique().tolist() == [2]
+    assert with_copies.holds.sum((1, 2)).tolist() == [12] * 3
+    busiest = trace.load().argmax(1)
+    assert bool((with_copies.holds[torch.arange(3), :, busiest].sum(1) > 1).all())
+    assert quality(trace, with_copies).imbalance < quality(trace, without).imbalance
+    assert copied([4.0, 1.0], 2, 3) == [0, 0, 0, 1]
+    with pytest.raises(ConfigError, match="at most 1 copies"):
+        copied([4.0, 1.0], 1, 1)
+
+
+def test_eplb_keeps_groups_on_their_node() -> None:
+    trace, links = made(experts=12), Topology.two_level(2, 2)
+    placed = Eplb(groups=4).place(trace, links)
+    node = links.nodes()[placed.owner].view(3, 4, 3)
+    assert bool((node == node[:, :, :1]).all())
+    with pytest.raises(ConfigError, match="groups"):
+        Eplb(groups=5).place(trace, links)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("copies", [False, True])
+def test_the_plan_s_bytes_are_those_of_a_loop(engine: str, copies: bool) -> None:
+    trace, links, size = made(), Topology.two_level(2, 2), ExpertSize(5, 3, item=4)
+    trace.expert[4, 1, 1] = -1
+    placed = place(trace, links)
+    if copies:
+        placed.holds[:, 3, :3] = True
+    plan = expert_parallel(trace, placed, size, engine=engine, nodes=links.nodes(), backward=True)
+    want = {name: torch.zeros(4, 4, dtype=torch.int64) for name in ("there", "back")}
+    home = homes(trace, 4).tolist()
+
+    def sent(a: int, b: int, there: int, back: int) -> None:
+        want["there"][a, b] += there * (a != b)
+        want["back"][b, a] += back * (a != b)
+
+    for layer in range(3):
+        at = trace.expert[:, layer].long()
+        for a in range(4):
+            for b in range(4):
+                sent(a, b, COUNTS, 0)
+        for row in range(len(trace)):
+            here = home[row]
+            if engine == "stay":
+                before = int(placed.owner[layer - 1, trace.expert[row, layer - 1, 0]])
+                here = int(placed.owner[layer, at[row, 0]])
+                sent(before if layer else home[row], here, size.row, size.row)
+            to = destinations(
+                at[row : row + 1],
+                torch.tensor([here]),
+                placed.holds[layer],
+                links.nodes(),
+                torch.tensor([row]),
+            )[0].tolist()
+            for device in {d for d in to if d >= 0}:
+                sent(here, device, size.row, size.row)
+                sent(device, here, size.row, size.row)
+            for device in to:
+                if device >= 0:
+                    sent(here, device, PAIR + size.item, size.item)
+    if engine == "stay":
+        for row in range(len(trace)):
+            sent(int(placed.owner[2, trace.expert[row, 2, 0]]), home[row], size.row, size.row)
+    there = sum(s.bytes for s in plan.steps if s.resource == "link" and ".back" not in s.name)  # pyright: ignore
+    assert torch.equal(there, want["there"])  # pyright: ignore
+    assert torch.equal(plan.bytes(), want["there"] + want["back"])
+    flops = sum(float(s.flops.sum()) for s in plan.steps if s.flops is not None)  # pyright: ignore
+    assert flops == 3 * (trace.expert >= 0).sum() * size.flops
+
+
+def test_a_copy_close_by_is_taken() -> None:
+    holds = torch.tensor([[1, 0], [1, 1], [0, 0], [1, 1]]).bool()  # (D, E)
+    nodes = torch.tensor([0, 0, 1, 1])
+    expert = torch.tensor([[0, 1], [0, -1], [0, 1], [1, 0]])
+    at, row = torch.tensor([0, 2, 2, 3]), torch.arange(4)
+    found = destinations(expert, at, holds, nodes, row).tolist()
+    assert found == [[0, 1], [3, -1], [3, 3], [3, 3]]
+    apart = destinations(expert[:, :1], at * 0 + 2, holds, torch.arange(4), row)
+    assert apart.flatten().tolist() == [0, 1, 3, 3]  # in turn; the last asks for expert 1: 1 or 3
+
+
+def test_what_is_no_search_is_refused() -> None:
+    with pytest.raises(ConfigError, match="by"):
+        place(made(), 4, MoeTuner)  # pyright: ignore
+    with pytest.raises(ConfigError, match="Try 2 or 4"):
+        place(made(), 3)
+    with pytest.raises(ConfigError, match="as the trace has"):
+        quality(made(), Placement.contiguous(2, 8, 4))
+    with pytest.raises(ConfigError, match="--expert"):
+        ExpertSize.of(made())

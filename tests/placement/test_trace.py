@@ -1,0 +1,119 @@
+"""A trace is kept as it was, is counted as a loop would, and says what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+from intarsia.core.errors import ConfigError, DataError
+from intarsia.placement import Trace
+from intarsia.placement.describe import demand, described
+
+from .made import made
+
+
+@pytest.mark.parametrize("experts", [8, 254, 255, 300])
+def test_a_trace_comes_back_from_its_file(tmp_path: Path, experts: int) -> None:
+    whole = made(experts=experts)
+    whole.expert[::5, 1, 1] = -1
+    whole = replace(whole, weight=whole.weight.half().float(), names=("a", "b", "c"))  # pyright: ignore
+    whole = replace(whole, about={"model": "Toy", "width": "8"})
+    again = Trace.load_file(whole.save(tmp_path / "t.safetensors"))
+    for name in ("expert", "sequence", "position", "weight", "token"):
+        assert torch.equal(getattr(again, name), getattr(whole, name)), name
+    assert (again.experts, again.names, again.about) == (experts, whole.names, whole.about)
+
+
+def test_counts_are_those_of_a_loop() -> None:
+    trace = made()
+    trace.expert[3, :, 1] = trace.expert[10, 2, 0] = -1
+    load = torch.zeros(trace.layers, trace.experts, dtype=torch.int64)
+    ways = torch.zeros(trace.experts, trace.experts, dtype=torch.float64)
+    both = torch.zeros(trace.experts, trace.experts, dtype=torch.int64)
+    for row in trace.expert.tolist():
+        kept = [[e for e in layer if e >= 0] for layer in row]
+        for layer, some in enumerate(kept):
+            for expert in some:
+                load[layer, expert] += 1
+        for a in kept[1]:
+            for b in kept[2]:
+                ways[a, b] += 1 / len(kept[1]) / len(kept[2])
+            for b in kept[1]:
+                both[a, b] += 1
+    assert torch.equal(trace.load(), load)
+    assert_close(trace.transitions(1), ways, rtol=0, atol=1e-12)
+    assert torch.equal(trace.coactivation(1), both)
+    assert torch.equal(trace.routing(2).load(), load[2])
+    assert_close(float(trace.routing(0).weight.sum()), float(trace.routing(0).weight.sum()))
+
+
+def test_without_weights_experts_share_alike() -> None:
+    trace = replace(made(), weight=None)
+    assert_close(trace.routing(0).dense().sum(1), torch.ones(len(trace)))
+
+
+@pytest.mark.parametrize("streams", [1, 4, 50])
+def test_every_token_is_decoded_once(streams: int) -> None:
+    trace = made(tokens=60, each=7)  # the last sequence is shorter
+    steps = list(trace.steps(streams))
+    assert torch.cat(steps).sort().values.tolist() == list(range(60))
+    assert max(map(len, steps)) == min(streams, 9)
+    for rows in steps:
+        assert trace.sequence[rows].unique().numel() == len(rows)
+    asked = demand(trace, streams)
+    assert all(len(set(step)) == len(step) for step in asked)
+    assert asked[0] == sorted(asked[0])
+
+
+def test_a_split_is_of_whole_sequences() -> None:
+    first, second = made().split(0.4, seed=3)
+    assert not set(first.sequence.tolist()) & set(second.sequence.tolist())
+    assert len(first) + len(second) == 60
+    with pytest.raises(ConfigError, match="Record more sequences"):
+        made(tokens=5).split()
+
+
+def test_a_description_knows_repetition() -> None:
+    same = made()
+    same.expert[:] = same.expert[:1]
+    rows = described(same)
+    assert [row["repeats"] for row in rows] == [1.0] * 3
+    assert rows[0]["largest_share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: {"expert": t.expert.clone().fill_(8)}, "row 0: sequence 0, experts"),
+        (lambda t: {"sequence": t.sequence.flip(0)}, "row 4: sequence"),
+        (lambda t: {"position": t.position * 0}, "row 1: sequence 0"),
+        (lambda t: {"token": t.token[1:]}, "59 of token"),
+        (lambda t: {"expert": t.expert[:0]}, "experts of shape"),
+        (lambda t: {"expert": t.expert[:, 0]}, "experts of shape"),
+    ],
+)
+def test_what_is_no_trace_is_refused(change, said: str) -> None:  # pyright: ignore
+    trace = made()
+    with pytest.raises(DataError, match=said):
+        replace(trace, **change(trace))
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "t.safetensors"
+    for write in (
+        lambda: file.write_bytes(b"no"),
+        lambda: save_file({"w": torch.zeros(2)}, file),
+        lambda: save_file({"expert": torch.zeros(2, 1, 1, dtype=torch.uint8)}, file),
+        lambda: save_file({"expert": torch.zeros(2, 1, 1)}, file, metadata={"experts": "4"}),
+    ):
+        write()
+        with pytest.raises(DataError, match=re.escape("intarsia trace")):
+            Trace.load_file(file)
+    with pytest.raises(DataError, match="intarsia trace"):
+        Trace.load_file(tmp_path)
