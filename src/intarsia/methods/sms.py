@@ -43,7 +43,7 @@ class SparseModelSoup:
     says: "seed" (order and draws), "weight_decay", "length" (a multiple of the epochs) or
     "retrain" (the rate, a word of `Retrain`); values: one for each candidate, needed but for seeds.
     pick: "uniform", or "greedy": the best on val, and each further one that does not lower that.
-    layers: see `FixedMask`.  Statistics of batch norms are counted anew on a fifth of the data.
+    layers: see `MaskSettings`.  Statistics of batch norms are counted anew on a fifth of the data.
     With candidates=1 it is `Imp`. Candidates of a round are trained one after the other.
 
     fit_in_phases(model, SparseModelSoup(density=0.1), train, val, epochs=10)
@@ -93,7 +93,7 @@ class SparseModelSoup:
                     f"round-{number}-candidate-{i + 1}",
                     length=float(self.values[i]) if self.vary == "length" else 1.0,
                     last=last and number == self.rounds,
-                    schedule=FixedMask(self.layers) if found.density() < 1 else None,
+                    schedule=FixedMask(layers=self.layers) if found.density() < 1 else None,
                     options=self._options(i, seed, moved),
                     settle=Settle(settle, self.pick == "greedy") if self.candidates > 1 else None,
                 )

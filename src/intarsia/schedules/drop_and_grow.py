@@ -13,7 +13,8 @@ from ..core import Partition
 from ..core.checks import above, at_least, between, one_of
 from ..partitions import erdos_renyi, random_masks, uniform
 from ..partitions.topk import keep_top
-from .masked import STORES, Kept, Weights
+from .mask_settings import MaskSettings
+from .masked import Kept, Weights
 
 SPREADS = {"uniform": uniform, "erdos-renyi": erdos_renyi}
 
@@ -46,13 +47,13 @@ def grow(
 
 
 @dataclass(frozen=True)
-class DropAndGrow:
+class DropAndGrow(MaskSettings):
     """What RigL and SET share: sparse from the start, and as sparse to the end.
 
     density: of all the layers' weights.  drop: the share of a layer's weights that is exchanged at
     first; it falls along half a cosine.  every: steps between changes; stop: the share of the steps
     after which the masks are fixed.  spread: "erdos-renyi" or "uniform".  layers, store: see
-    `FixedMask`.
+    `MaskSettings`.
 
     Raises: ConfigError on settings that cannot be.
     """
@@ -62,19 +63,15 @@ class DropAndGrow:
     every: int = 100
     stop: float = 0.75
     spread: str = "erdos-renyi"
-    layers: tuple[str, ...] | None = None
-    store: str = "dense"
-
-    reads_gradients = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         above("density", self.density, 0, "Try 0.25.")
         between("density", self.density, 0, 1, "Try 0.25.")
         between("drop", self.drop, 0, 1, "Try 0.3.")
         between("stop", self.stop, 0, 1, "Try 0.75.")
         at_least("every", self.every, 1)
         one_of("spread", self.spread, tuple(SPREADS))
-        one_of("store", self.store, STORES)
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
         """Random masks of the layers' densities."""

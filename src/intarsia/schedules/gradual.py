@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core import Card, Paper, Partition
-from ..core.checks import at_least, between, one_of
-from ..core.errors import ConfigError
+from ..core import Card, Paper
+from ..core.checks import above, at_least, between, one_of
 from ..partitions import erdos_renyi, keep_shares, uniform
 from ..partitions.topk import keep_top
-from .masked import STORES, Kept, Weights
+from .mask_settings import MaskSettings
+from .masked import Kept, Weights
 
 SPREADS = ("uniform", "erdos-renyi", "global")
 
@@ -24,13 +24,13 @@ def cubic(at: float, first: float, last: float) -> float:
 
 
 @dataclass(frozen=True)
-class Gradual:
+class Gradual(MaskSettings):
     """The smallest weights are set to 0, little by little; what is 0 stays 0.
 
     density: at the end.  start, stop: where pruning begins and ends, as shares of the steps; the
     sparsity between them rises by s_t = s_f + (s_i - s_f)(1 - t)^3.  every: steps between changes.
     spread: "uniform", every layer has the density; "erdos-renyi"; "global", the smallest of all.
-    layers, store: see `FixedMask`.
+    layers, store: see `MaskSettings`.
 
     Raises: ConfigError on settings that cannot be.
     """
@@ -40,24 +40,15 @@ class Gradual:
     stop: float = 0.6
     every: int = 10
     spread: str = "uniform"
-    layers: tuple[str, ...] | None = None
-    store: str = "dense"
-
-    reads_gradients = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        above("density", self.density, 0, "Try 0.25.")
         between("density", self.density, 0, 1, "Try 0.25.")
         between("stop", self.stop, self.start, 1, "Try 0.6.")
         at_least("start", self.start, 0)
         at_least("every", self.every, 1)
         one_of("spread", self.spread, SPREADS)
-        one_of("store", self.store, STORES)
-        if not self.density:
-            raise ConfigError("density", got=0, want="above 0", fix="Try 0.25.")
-
-    def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """What is not 0; all of a dense model."""
-        return Partition.from_masks({name: w.detach() != 0 for name, w in weights.items()})
 
     def due(self, step: int, steps: int) -> bool:
         """Every so many steps between the ends, and at the stop."""

@@ -21,7 +21,7 @@ class Imp:
     """`rounds` times: the smallest weights left become 0, then the model is trained with its zeros.
 
     density: at the end; each round keeps density^(1/rounds) of what is left, over all layers at
-    once.  layers, store: see `FixedMask`.  `intarsia.fit_in_phases` carries it out on a trained
+    once.  layers, store: see `MaskSettings`.  `intarsia.fit_in_phases` carries it out on a trained
     model; each round has the epochs that were asked for.
 
     Raises: ConfigError on settings that cannot be.
@@ -43,7 +43,7 @@ class Imp:
         found: Partition | None = None
         for number in range(1, self.rounds + 1):
             found = prune(model, self.density ** (number / self.rounds), self.layers, found)
-            schedule = FixedMask(self.layers, self.store) if found.density() < 1 else None
+            schedule = FixedMask(layers=self.layers, store=self.store) if found.density() < 1 else None
             yield Phase(f"round-{number}", last=number == self.rounds, schedule=schedule)
         assert found is not None
         return found

@@ -21,7 +21,7 @@ class RigL(DropAndGrow):
     the largest |g| of the dense gradient come, at 0 (algorithm 1).
     density: of all the layers' weights.  drop: the share of a layer's weights that is exchanged at
     first.  every: steps between changes; stop: the share of the steps after which masks are fixed.
-    spread: "erdos-renyi" or "uniform".  layers, store: see `FixedMask`.
+    spread: "erdos-renyi" or "uniform".  layers, store: see `MaskSettings`.
     Source: paper, section 3. Not for fine-tuning a pretrained model: it starts from random masks,
     which drop most of what the model knows; prune it instead.
     """

@@ -16,7 +16,7 @@ class Set(DropAndGrow):
     The paper drops the weights nearest to 0 of each sign, and by a fixed share.
     density: of all the layers' weights.  drop: the share of a layer's weights that is exchanged at
     first.  every: steps between changes; stop: the share of the steps after which masks are fixed.
-    spread: "erdos-renyi" or "uniform".  layers, store: see `FixedMask`.
+    spread: "erdos-renyi" or "uniform".  layers, store: see `MaskSettings`.
     Source: paper, algorithm 1; the falling share is RigL's. Where a dense gradient can be afforded
     now and then, RigL is better.
     """

@@ -1,0 +1,53 @@
+"""What schedules of masks share: which layers, how states are stored, masks that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core import Partition
+from ..core.checks import one_of
+from .masked import STORES, Kept, Weights
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """A `SparseSchedule` whose masks are where weights are not 0, and stay so.
+
+    layers: globs of layers, "1x1" for pointwise convolutions, None = all linear maps and
+    convolutions that are not grouped.  store: "dense", or "vectors", an optimiser that remembers
+    the kept weights only.
+
+    Raises: ConfigError on an unknown store.
+    """
+
+    layers: tuple[str, ...] | None = field(default=None, kw_only=True)
+    store: str = field(default="dense", kw_only=True)
+
+    reads_gradients: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        one_of("store", self.store, STORES)
+
+    def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
+        """Where weights are not 0; all of a dense model."""
+        return Partition.from_masks({name: w.detach() != 0 for name, w in weights.items()})
+
+    def due(self, step: int, steps: int) -> bool:
+        """Never."""
+        return False
+
+    def update(
+        self,
+        weights: Weights,
+        kept: Kept,
+        gradients: Mapping[str, Tensor],
+        at: tuple[int, int],
+        generator: torch.Generator,
+    ) -> Kept:
+        """The masks as they are."""
+        return kept
