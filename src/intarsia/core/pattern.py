@@ -29,6 +29,14 @@ class NofM:
         at_least("m", self.m, 1)
         between("n", self.n, 1, self.m)
 
+    @classmethod
+    def read(cls, text: str, axis: int = -1) -> NofM:
+        """The pattern of "n:m".  Raises: ConfigError for another text, or as the class does."""
+        n, _, m = str(text).partition(":")
+        if not (n.isdigit() and m.isdigit()):
+            raise ConfigError("pattern", got=repr(text), want="'n:m'", fix="Write it as '2:4'.")
+        return cls(int(n), int(m), axis)
+
     def groups(self, weight: Tensor) -> Tensor:
         """The weights in groups of m.  (out, in, ...) -> (..., m), the axis moved to the end.
 

@@ -16,9 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..core import Cell
-from ..core.modes import evaluating
+from ..core.modes import evaluating, forward_as
 from ..gating import RandomSource, learned_routers
-from .anatomy.blocks import base_of, forward_as
+from .anatomy.blocks import base_of
 from .anatomy.prefix import SPLITTABLE
 from .attach.peft import IntarsiaLayer
 

@@ -10,8 +10,7 @@ EfficientNet).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 from peft import PeftModel
@@ -68,20 +67,6 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while inner := next((m for n in INNER if (m := module._modules.get(n)) is not None), None):
         module = inner
     return module
-
-
-@contextmanager
-def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside, the module computes this; it, its name and its hooks stay as they are."""
-    own = vars(module)
-    before = own.get("forward")
-    own["forward"] = forward
-    try:
-        yield
-    finally:
-        del own["forward"]
-        if before is not None:
-            own["forward"] = before
 
 
 def walk(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -13,9 +13,9 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ...core.modes import evaluating
+from ...core.modes import evaluating, forward_as
 from ...gating import learned_routers
-from .blocks import base_of, forward_as, unwrapped
+from .blocks import base_of, unwrapped
 
 
 @contextmanager

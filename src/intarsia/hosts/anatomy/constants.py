@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...core.modes import evaluating, modes_kept
+from ...core.modes import evaluating, forward_as, modes_kept
 from ...data.loaders import Held
 from ...gating import learned_routers
 from ...train.precision import autocast, slow_attention, training_mode, written_out
-from .blocks import base_of, forward_as
+from .blocks import base_of
 
 SHARE = 0.25  # of the free memory
 BATCH = 64

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ...core.errors import ConfigError, TargetError
+from ...core.modes import forward_as
 from ..attach.prompts import NAME, Prompts
-from .blocks import base_of, forward_as
+from .blocks import base_of
 
 SPLITTABLE = (VisionTransformer, EfficientNet)  # of timm
 

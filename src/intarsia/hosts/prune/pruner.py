@@ -135,13 +135,7 @@ class LayerPruner(Pruner):
     @property
     def n_of_m(self) -> NofM | None:
         """The pattern, of which the text says n and m."""
-        if self.pattern is None:
-            return None
-        n, _, m = str(self.pattern).partition(":")
-        if not (n.isdigit() and m.isdigit()):
-            fix = "Write it as '2:4', or leave it out."
-            raise ConfigError("pattern", got=repr(self.pattern), want="'n:m'", fix=fix)
-        return NofM(int(n), int(m))
+        return None if self.pattern is None else NofM.read(self.pattern)
 
     def score(self, weight: Tensor, seen: Statistics) -> Tensor:
         """How much each weight matters: |w|, unless a method says more.  (out, in) -> (out, in)."""
