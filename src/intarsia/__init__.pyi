@@ -126,6 +126,7 @@ from .routers.topk import TopK as TopK
 from .routers.topp import TopP as TopP
 from .routers.transport import Transport as Transport
 from .schedules.active import ActiveSchedule as ActiveSchedule
+from .schedules.bdwp import Bdwp as Bdwp
 from .schedules.fitted import OnceFitted as OnceFitted
 from .schedules.fixed_mask import FixedMask as FixedMask
 from .schedules.gradual import Gradual as Gradual

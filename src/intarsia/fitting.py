@@ -21,7 +21,7 @@ from .hosts.anatomy.blocks import blocks, layers_of
 from .hosts.attach.config import IntarsiaConfig
 from .hosts.attach.peft import is_adapted, is_peft
 from .hosts.saved import save
-from .schedules import Phased, SparseSchedule
+from .schedules import LayerSchedule, Phased, SparseSchedule
 from .train.evaluate import evaluate as score_set
 from .train.folder import PHASES, owned, write_learned
 from .train.loop import Job, Sets
@@ -87,7 +87,8 @@ def in_blocks(model: nn.Module, schedule: Any) -> Any:
     Embeddings, stems, heads and depthwise convolutions stay dense; of a model without blocks that
     are known, every linear map and convolution is masked.
     """
-    if not isinstance(schedule, SparseSchedule) or schedule.layers is not None or is_adapted(model):
+    known = isinstance(schedule, SparseSchedule | LayerSchedule)
+    if not known or schedule.layers is not None or is_adapted(model):
         return schedule
     found = tuple(
         f"{path}.{inner}"

@@ -67,7 +67,7 @@ ROUTERS = tuple(
 CLAIMS = tuple(
     str.split(
         """
-    bi comet comet-active comet-hash comet-search deepspeed-moe deepspeed-moe-residual
+    bdwp bdwp-one-shot bi comet comet-active comet-hash comet-search deepspeed-moe deepspeed-moe-residual
     deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two dsnot evomoe evomoe-active
     evomoe-entropy evomoe-operations gaussian-moe gaussian-moe-experts gaussian-moe-linear
     gaussian-moe-ratio llava-mole llava-mole-twice llava-mole-unmarked lt-sft
@@ -93,7 +93,7 @@ CHOICES = {
         "squarehead",
         "task_heads",
     ),
-    "schedule": ("fixed-mask", "gradual", "rigl", "set"),
+    "schedule": ("fixed-mask", "gradual", "rigl", "set", "bdwp"),
     "suite": SUITES,
     "profile": ("full", "quick"),
     "protocol": ("honest", "tuned", "official"),
@@ -167,7 +167,7 @@ def check_numbers(given: Mapping[str, Any]) -> None:
     if given.get("clip") is not None:
         above("clip", given["clip"], 0, fix="Try 1.0, or no --clip.")
     if given.get("density") is not None:
-        if given.get("schedule") in (None, "fixed-mask"):
+        if given.get("schedule") in (None, "fixed-mask", "bdwp"):
             got = f"it with {given.get('schedule') or 'no --schedule'}"
             fix = "For example: --schedule rigl --density 0.25"
             raise ConfigError("--density", got=got, want="gradual, rigl or set with it", fix=fix)

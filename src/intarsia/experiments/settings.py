@@ -303,7 +303,7 @@ def _hint_for(what: str, hint: Any) -> str:
 
 
 HEADS, TEACHER = "task_heads", "teacher"
-SCHEDULES = ("fixed-mask", "gradual", "rigl", "set")
+SCHEDULES = ("fixed-mask", "gradual", "rigl", "set", "bdwp")
 
 
 def objective(text: str, found: object = None) -> Objective:
@@ -361,7 +361,7 @@ def schedule(text: str | None) -> Any:
     name, _, rest = text.partition(":")
     key = find(name, "schedule")
     config: Any = card(key).config
-    if not hasattr(config, "begin"):
+    if not (hasattr(config, "begin") or hasattr(config, "training")):
         raise UnknownName("schedule", name, SCHEDULES)
     return configured("schedule", name, config, rest)
 

@@ -1,6 +1,8 @@
 from .active import ActiveSchedule as ActiveSchedule
 from .active import active_at as active_at
 from .active import set_active as set_active
+from .bdwp import Bdwp as Bdwp
+from .bdwp import LayerSchedule as LayerSchedule
 from .drop_and_grow import grow as grow
 from .entries import Entries as Entries
 from .entries import pull as pull

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core.errors import TrainingError
 from ..gating import aux_loss, before_step, learned_routers
-from ..schedules import ByFit, Masking, SparseSchedule
+from ..schedules import ByFit, LayerSchedule, Masking, SparseSchedule
 from .objectives import Objective, Staged
 from .optimisers import LearningRate
 from .order import Batch, to_device
@@ -101,7 +101,7 @@ class Learner:
                 self._same_masks()
         elif isinstance(schedule, ByFit):
             schedule.follow(self.model, self.accuracies)
-        elif schedule is not None:
+        elif schedule is not None and not isinstance(schedule, LayerSchedule):
             cast(Schedule, schedule)(self.model, step, steps)
 
     def _same_masks(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +19,7 @@ from ..core.errors import CheckpointError, ConfigError
 from ..core.modes import evaluating, modes_kept
 from ..core.seeds import mix
 from ..gating import load as statistics
+from ..schedules import LayerSchedule
 from ..schedules.phases import Settle
 from . import checkpoint, resume
 from .batch_norms import recalibrate
@@ -67,6 +68,7 @@ class Loop:
         self.warned = False
         self.side: int | None = None  # of pictures in px, on a CPU
         self.forward = 0.0  # seconds of one of them
+        self.fix_weights: Callable[[], None] = lambda: None  # see `LayerSchedule`
 
     @contextmanager
     def running(self, ranks: Accelerator, identity: dict[str, Any]) -> Iterator[None]:
@@ -92,6 +94,9 @@ class Loop:
             stack.enter_context(global_kept())
             stack.enter_context(modes_kept(self.model))
             training_mode(self.model)
+            schedule = job.recipe.schedule
+            if isinstance(schedule, LayerSchedule):
+                self.fix_weights = stack.enter_context(schedule.training(self.model))
             self.task = self._look()
             forward = stack.enter_context(wrapped(self.model, self.how, ranks))
             self.learner = Learner(
@@ -293,6 +298,7 @@ class Loop:
         """Scores of the chosen weights, which the model then has."""
         if self.at.best is not None:
             resume.put_back(self.model, self.at.best.learned)
+        self.fix_weights()
         if self.job.settle is not None:
             self.val_scores = None
             self.job.settle.run(self)

@@ -15,7 +15,7 @@ from torch import nn
 from ..core.checks import at_least
 from ..core.errors import ConfigError, DataError
 from ..core.files import write_text
-from ..schedules import SparseSchedule
+from ..schedules import LayerSchedule, SparseSchedule
 from . import record as records
 from .folder import FORMAT, README, Write, owned, write_results
 from .loop import Job, Loop
@@ -134,7 +134,7 @@ def _about(job: Job) -> dict[str, Any]:
     """The part of the record that is known before the first step."""
     named = dict(zip(("train", "val", "test"), job.sets, strict=True))
     schedule = job.recipe.schedule
-    masks = isinstance(schedule, SparseSchedule)
+    masks = isinstance(schedule, SparseSchedule | LayerSchedule)
     return {
         "format": FORMAT,
         "command": sys.argv,

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..core.checks import above, at_least, below_one, between, one_of
 from ..core.errors import ConfigError, UnknownName
-from ..schedules import ByFit, SparseSchedule
+from ..schedules import ByFit, LayerSchedule, SparseSchedule
 from .optimisers import LrFactor, adamw, cosine
 from .stack import Seat
 from .weights import ClassWeights, check_weights
@@ -95,7 +95,7 @@ class Recipe:
     optimizer: (model, lr, weight_decay) -> Optimizer.  lr_factor: (step, steps) -> multiple of lr,
     None = cosine after the warm-up.  schedule: (model, step, steps), called before each step; it
     must depend on these only, so that a resumed run sees the same; or a `schedules.ByFit`;
-    or a `schedules.SparseSchedule`, whose masks the checkpoint holds.
+    or a `schedules.SparseSchedule`, whose masks the checkpoint holds; or a `LayerSchedule`.
     clip: largest gradient norm.
     select: "last" epoch, or the best on "val" (which must share no sample with train).
     patience: stop after so many scores on val in a row that are no better than the best, whose
@@ -106,7 +106,7 @@ class Recipe:
 
     optimizer: OptimizerFactory = adamw
     lr_factor: LrFactor | None = None
-    schedule: Schedule | ByFit | SparseSchedule | None = None
+    schedule: Schedule | ByFit | SparseSchedule | LayerSchedule | None = None
     clip: float | None = None
     select: str = "last"
     patience: int | None = None
@@ -195,7 +195,7 @@ class Options(TypedDict, total=False):
     seed: int
     optimizer: OptimizerFactory
     lr_factor: LrFactor | None
-    schedule: Schedule | ByFit | SparseSchedule | None
+    schedule: Schedule | ByFit | SparseSchedule | LayerSchedule | None
     mixup: float
     cutmix: float
     smoothing: float

@@ -1,0 +1,184 @@
+"""BDWP: N:M weights in the forward and the backward of a training (arXiv:2309.13015)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Card, NofM, Paper
+from ..core.checks import one_of
+from ..core.errors import ConfigError, ShapeError
+from ..core.modes import forward_as
+from ..partitions.patterns import largest
+from .masked import masked_weights
+
+DIRECTIONS = ("both", "forward", "backward")
+INPUTS, OUTPUTS = 1, 0  # axes of a weight (out, in, ...)
+
+
+@runtime_checkable
+class LayerSchedule(Protocol):
+    """A schedule in which layers compute with other weights than those that are trained.
+
+    layers: see `SparseSchedule`.  training: inside, layers compute so; gives what makes the trained
+    weights those that the layers computed with, which is called when the last step is done.
+    """
+
+    @property
+    def layers(self) -> Sequence[str] | None: ...
+
+    def training(self, model: nn.Module) -> AbstractContextManager[Callable[[], None]]: ...
+
+
+def n_of_m_mask(weight: Tensor, pattern: NofM) -> Tensor:
+    """The n largest |w| of each m along the pattern's axis: bool, of equal ones the first.
+
+    A last group of fewer than m weights keeps n of them, or all it has.
+    """
+    size = weight.detach().abs().movedim(pattern.axis, -1)
+    padded = F.pad(size, (0, -size.shape[-1] % pattern.m), value=-1.0)
+    kept = largest(padded.unflatten(-1, (-1, pattern.m)), pattern.n).flatten(-2)
+    return kept[..., : size.shape[-1]].movedim(-1, pattern.axis)
+
+
+class _Instead(torch.autograd.Function):
+    """The second's values, the first's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        return second.view_as(second)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+instead: Callable[[Tensor, Tensor], Tensor] = _Instead.apply  # pyright: ignore
+
+
+@dataclass(frozen=True)
+class Bdwp:
+    """Layers compute with n of each m weights; all weights are trained, and masks chosen anew.
+
+    y = x W_f^T with n of m along the inputs, dx = dy W_b with n of m along the outputs of the same
+    dense W, dW = dy^T x for all of W. The largest |w| of a group are kept, at each step. When the
+    training is over, W is W_f, with exact zeros.
+    pattern: "n:m".  directions: "both"; "forward", dx = dy W_f, as SR-STE without its decay;
+    "backward", the forward stays dense and so does the model (SDWP).  pad: a last group may have
+    fewer than m weights.  layers: globs, "1x1" for pointwise convolutions; None = all linear maps
+    and convolutions inside the model's blocks.
+
+    fit(model, train, schedule=Bdwp("2:8"))
+    Products are 1/3 (n/m + n/m + 1) of a dense training's, on hardware that skips zeros: here a
+    step takes longer than a dense one, see `models.sat` for an accelerator's cycles.
+    Raises: ConfigError on a pattern or directions that cannot be, at the start for layers that are
+    no linear maps or convolutions; ShapeError for axes that m does not divide with pad=False.
+    Source: paper, section III. Not for a pretrained model that is to be pruned once: `sparsify`.
+    """
+
+    pattern: str = "2:8"
+    directions: str = "both"
+    pad: bool = True
+    layers: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        one_of("directions", self.directions, DIRECTIONS)
+        NofM.read(self.pattern)
+
+    def along(self, axis: int) -> NofM:
+        """The pattern along an axis of a weight (out, in, ...)."""
+        return NofM.read(self.pattern, axis)
+
+    def seen(self, weight: Tensor, axis: int) -> Tensor:
+        """W_f, along the inputs (1), or W_b, along the outputs (0)."""
+        return weight.detach() * n_of_m_mask(weight, self.along(axis))
+
+    @contextmanager
+    def training(self, model: nn.Module) -> Generator[Callable[[], None]]:
+        """Inside, layers compute with N:M weights; gives what makes W the forward's."""
+        called: set[str] = set()
+        layers = {name: self._layer(model, name) for name in masked_weights(model, self.layers)}
+        with ExitStack() as stack:
+            for name, layer in layers.items():
+                forward = partial(self._forward, layer, layer.forward, partial(called.add, name))
+                stack.enter_context(forward_as(layer, forward))
+            yield partial(self._end, layers, called)
+
+    def _layer(self, model: nn.Module, name: str) -> Any:
+        path, _, weight = name.rpartition(".")
+        layer = model.get_submodule(path)
+        if weight != "weight" or not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+            want, fix = "linear maps and convolutions", "Name layers=... without it."
+            raise ConfigError("layers of bdwp", got=repr(name), want=want, fix=fix)
+        axes = {"both": (INPUTS, OUTPUTS), "forward": (INPUTS,), "backward": (OUTPUTS,)}
+        for axis in axes[self.directions] if not self.pad else ():
+            try:
+                self.along(axis).groups(layer.weight)
+            except ShapeError as error:
+                fix = "Use pad=True, or name layers=... without it."
+                want = f"multiples of m in {self.pattern}"
+                raise ShapeError(f"weight of {path!r}", got=error.got, want=want, fix=fix) from None
+        return layer
+
+    def _forward(
+        self, layer: Any, own: Callable[..., Tensor], call: Callable[[], None], *args: Tensor
+    ) -> Tensor:
+        """The layer's own forward, with W_f and, for the gradient of its input, W_b."""
+        call()
+        weight: Tensor = layer.weight
+        ahead = weight if self.directions == "backward" else self.seen(weight, INPUTS)  # W_f
+        if not torch.is_grad_enabled():
+            return _computed(layer, own, ahead, args)
+        if self.directions == "forward":
+            return _computed(layer, own, instead(weight, ahead), args)
+        with torch.no_grad():
+            y = _computed(layer, own, ahead, args)
+        back = instead(weight, self.seen(weight, OUTPUTS))  # W_b; dW goes to all of W
+        return instead(_computed(layer, own, back, args), y)
+
+    @torch.no_grad()
+    def _end(self, layers: dict[str, Any], called: set[str]) -> None:
+        if self.directions == "backward":
+            return
+        if left := sorted(layers.keys() - called):
+            what = f"{len(left)} weights such as {left[0]!r} stay dense: their model reads them"
+            warnings.warn(f"{what} without calling their layer.", stacklevel=2)
+        for name in called:
+            layers[name].weight.copy_(self.seen(layers[name].weight, INPUTS))
+
+
+def _computed(
+    layer: nn.Module, own: Callable[..., Tensor], weight: Tensor, args: tuple[Tensor, ...]
+) -> Tensor:
+    """The layer's own forward with another weight."""
+    held: dict[str, Any] = layer._parameters
+    before = held["weight"]
+    held["weight"] = weight
+    try:
+        return own(*args)
+    finally:
+        held["weight"] = before
+
+
+CARD = Card(
+    "bdwp",
+    kind="schedule",
+    config=Bdwp,
+    paper=Paper(
+        "2309.13015",
+        2023,
+        "Efficient N:M Sparse DNN Training Using Algorithm, Architecture, and Dataflow Co-Design",
+    ),
+    tiny={"pattern": "1:2"},
+    summary="Forward and backward compute with N:M weights; all weights are trained.",
+    family="sparse training",
+    names=("Bidirectional weight pruning", "N:M sparse training"),
+)
