@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from intarsia.conformance import check
 from intarsia.conformance.cards import CARD_LAWS
@@ -114,6 +116,63 @@ def test_states_that_do_not_move_along_are_found(monkeypatch: pytest.MonkeyPatch
 
 
 @dataclass(frozen=True)
+class Halved:
+    """Layers compute with half of each weight, or else, by its `fault`.  layers: none."""
+
+    layers: Sequence[str] | None = None
+    fault: str = ""
+
+    @contextmanager
+    def training(self, model: nn.Module) -> Generator[Callable[[], None]]:
+        layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        by = 1.0 if self.fault == "nothing" else 0.5
+        done: list[int] = []
+
+        def end() -> None:
+            if self.fault == "again" or not done:
+                for layer in layers:
+                    layer.weight.data.mul_(0.25 if self.fault == "other" else by)
+                    vars(layer).pop("forward", None)
+            done.append(1)
+
+        def halved(layer: nn.Linear, x: Tensor) -> Tensor:
+            weight = layer.weight.detach() if self.fault == "frozen" else layer.weight
+            return nn.functional.linear(x, weight * by, layer.bias)
+
+        for layer in layers:
+            vars(layer)["forward"] = partial(halved, layer)
+        try:
+            yield end
+        except BaseException:
+            if self.fault != "stays":
+                end()
+                for layer in layers if self.fault != "moved" else ():
+                    layer.weight.data.div_(by)
+            raise
+
+
+HALVED = dataclasses.replace(GOOD, config=Halved)
+LAYER_FAULTS = [
+    ("ends_with_what_it_computed", "other"),
+    ("ends_with_what_it_computed", "again"),
+    ("computes_something_else", "nothing"),
+    ("trains_all_weights_of_a_plain_model", "frozen"),
+    ("trains_all_weights_of_a_plain_model", "stays"),
+    ("trains_all_weights_of_a_plain_model", "moved"),
+]
+
+
+def test_a_schedule_of_layers_from_outside_passes() -> None:
+    for law in check(HALVED):
+        law()
+
+
+@pytest.mark.parametrize(("law", "fault"), LAYER_FAULTS)
+def test_a_fault_in_layers_is_found(law: str, fault: str) -> None:
+    red(law, dataclasses.replace(HALVED, tiny={"fault": fault}))
+
+
+@dataclass(frozen=True)
 class Largest(LayerPruner):
     """The largest weights of each row, or something else by its `fault`.
 
@@ -174,3 +233,5 @@ def test_every_law_is_seen_to_fail() -> None:
     laws: Any = {c.name for c in check(GOOD)} - OF_ANY_CARD
     others = {"keeps_zeros_everywhere", "stores_vectors_alike"}
     assert laws == {law for law, _ in FAULTS} | others
+    of_layers = {c.name for c in check(HALVED)} - OF_ANY_CARD
+    assert of_layers == {law for law, _ in LAYER_FAULTS}

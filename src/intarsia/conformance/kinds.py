@@ -11,6 +11,7 @@ from . import (
     adapters,
     changes,
     formats,
+    layer_schedules,
     mixtures,
     models,
     objectives,
@@ -38,7 +39,9 @@ def change_laws(card: Card) -> tuple[Law, ...]:
 
 
 def schedule_laws(card: Card) -> tuple[Law, ...]:
-    """Those of (model, step, steps) and `follow(...)`, or of a `SparseSchedule`."""
+    """Those of (model, step, steps) and `follow(...)`, a `SparseSchedule` or a `LayerSchedule`."""
+    if hasattr(card.config, "training"):
+        return layer_schedules.LAWS
     return sparse_schedules.LAWS if hasattr(card.config, "begin") else schedules.LAWS
 
 
