@@ -61,7 +61,9 @@ def trains_all_weights_of_a_plain_model(card: Card) -> None:
     except KeyboardInterrupt:
         pass
     after = model.state_dict()
-    same = before.keys() == after.keys() and all(torch.equal(t, after[n]) for n, t in before.items())
+    same = before.keys() == after.keys() and all(
+        torch.equal(t, after[n]) for n, t in before.items()
+    )
     require(same, "other parameters", "those of the model", "Train them, change only the end.")
     for name, parameter in model.named_parameters():
         grad = parameter.grad

@@ -43,7 +43,8 @@ class Imp:
         found: Partition | None = None
         for number in range(1, self.rounds + 1):
             found = prune(model, self.density ** (number / self.rounds), self.layers, found)
-            schedule = FixedMask(layers=self.layers, store=self.store) if found.density() < 1 else None
+            fixed = FixedMask(layers=self.layers, store=self.store)
+            schedule = fixed if found.density() < 1 else None
             yield Phase(f"round-{number}", last=number == self.rounds, schedule=schedule)
         assert found is not None
         return found

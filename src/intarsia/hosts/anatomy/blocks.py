@@ -11,7 +11,6 @@ EfficientNet).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from peft import PeftModel
 from timm.layers import RmsNorm, RmsNorm2d
