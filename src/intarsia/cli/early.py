@@ -67,7 +67,8 @@ ROUTERS = tuple(
 CLAIMS = tuple(
     str.split(
         """
-    bdwp bdwp-one-shot bi comet comet-active comet-hash comet-search deepspeed-moe deepspeed-moe-residual
+    bdwp bdwp-one-shot
+    bi comet comet-active comet-hash comet-search deepspeed-moe deepspeed-moe-residual
     deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two dsnot evomoe evomoe-active
     evomoe-entropy evomoe-operations gaussian-moe gaussian-moe-experts gaussian-moe-linear
     gaussian-moe-ratio llava-mole llava-mole-twice llava-mole-unmarked lt-sft
