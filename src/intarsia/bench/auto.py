@@ -265,12 +265,14 @@ def _table(found: AutoRun) -> Table:
         Column("Rate", "Learning rate of AdamW"),
         Column("Blocks", "Blocks that are adapted, from the last; all if empty"),
         Column(f"Val {by}", "On the validation part, by which the first was chosen"),
-        Column("Balanced", "Mean over classes of the share of right answers, on validation"),
-        Column("Val loss", "Mean loss on the validation part"),
+        Column(
+            "Balanced", "Mean over classes of the share of right answers, on validation", spare=3
+        ),
+        Column("Val loss", "Mean loss on the validation part", spare=2),
         Column("Time", "Of this run, with everything it computes once"),
         Column(f"Test {by}", "Of the choice alone, looked at once"),
-        Column("Test balanced", "Of the choice alone"),
-        Column("Test loss", "Of the choice alone"),
+        Column("Test balanced", "Of the choice alone", spare=3),
+        Column("Test loss", "Of the choice alone", spare=2),
     )
     caption = (
         f"The choice and its runners-up: chosen on {n['val']['n']:,} validation pictures, scored "

@@ -84,7 +84,7 @@ def auto(
 
 
 def _show(found: AutoRun, as_json: bool) -> None:
-    from ..results.table import terminal
+    from ..results.table import Terminal
 
     if as_json:
         rows = [
@@ -93,6 +93,6 @@ def _show(found: AutoRun, as_json: bool) -> None:
         ]
         show_json({"folder": str(found.folder), "test": dict(found.test), "rows": rows})
         return
-    show_rich(terminal(found.table()))
+    show_rich(Terminal(found.table()))
     say(f"Report: {found.report}\nRepeat: {found.choice.command()}")
     say(f"Next:  intarsia predict {found.folder} PICTURES")

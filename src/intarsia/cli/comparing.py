@@ -159,7 +159,7 @@ def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
 
 def _compare_routers(given: dict[str, Any]) -> None:
     from ..results.routers.tables import table_of
-    from ..results.table import terminal
+    from ..results.table import Terminal
     from .routing import ask, carry
 
     try:
@@ -171,7 +171,7 @@ def _compare_routers(given: dict[str, Any]) -> None:
         return
     for sheet in sheets:
         table = table_of(sheet)
-        show_rich(terminal(table))
+        show_rich(Terminal(table))
         for line in table.notes:
             say(line)
     say(f"Report: {found['report']}")

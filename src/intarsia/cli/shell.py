@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
@@ -69,7 +69,7 @@ def show_table(
     show_rich(table)
 
 
-def show_rich(table: Table) -> None:
+def show_rich(table: RenderableType) -> None:
     """A table of rich on stdout."""
     terminal = Console()
     # a pipe has no width: lines as long as they need to be

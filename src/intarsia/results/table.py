@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
+
+UNBOUND = 10_000  # characters, more than any table asks for
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, what it means, and whether its cells are numbers."""
+    """A heading, what it means, and whether its cells are numbers.
+
+    spare: 0 always stands in a terminal; of the others the highest is left out first where the
+    terminal is too narrow.
+    """
 
     title: str
     meaning: str
     numeric: bool = True
+    spare: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,15 +57,41 @@ class Table:
     baseline: int | None
     notes: tuple[str, ...] = ()
 
+    def filled(self) -> Table:
+        """Without the columns that say nothing in any row."""
+        kept = [i for i in range(len(self.columns)) if any(row[i].text for row in self.rows)]
+        columns = tuple(self.columns[i] for i in kept)
+        return replace(
+            self, columns=columns, rows=tuple(tuple(r[i] for i in kept) for r in self.rows)
+        )
 
-def terminal(table: Table) -> RichTable:
-    """Any table for rich's console."""
-    shown = RichTable(caption=Text(table.caption), caption_justify="left", header_style="bold")
-    for column in table.columns:
+
+@dataclass(frozen=True)
+class Terminal:
+    """A table for rich's console: spare columns are left out, and named, until the rest fits."""
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
+        left = sorted({0, *(c.spare for c in self.table.columns)})
+        shown = _drawn(self.table, left.pop())
+        wide = options.update(width=UNBOUND)
+        while left and Measurement.get(console, wide, shown).maximum > options.max_width:
+            shown = _drawn(self.table, left.pop())
+        yield shown
+
+
+def _drawn(table: Table, most: int) -> RichTable:
+    """The columns that are spare at `most`."""
+    kept = [i for i, column in enumerate(table.columns) if column.spare <= most]
+    missing = ", ".join(c.title for c in table.columns if c.spare > most)
+    caption = table.caption + (f" In the report also: {missing}." if missing else "")
+    shown = RichTable(caption=Text(caption), caption_justify="left", header_style="bold")
+    for column in (table.columns[i] for i in kept):
         shown.add_column(Text(column.title), justify="right" if column.numeric else "left")
     for number, row in enumerate(table.rows):
         style = "bold" if number == table.best and len(table.rows) > 1 else None
-        shown.add_row(*(_text(cell) for cell in row), style=style)
+        shown.add_row(*(_text(row[i]) for i in kept), style=style)
     return shown
 
 

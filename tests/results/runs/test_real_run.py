@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import intarsia
-from intarsia.results.runs import comparison_of, gather, render, save_mistakes, terminal_table
+from intarsia.results.runs import comparison_of, gather, render, save_mistakes
 from intarsia.results.runs.tables import table_of
 
 
@@ -65,7 +65,7 @@ def test_real_runs_make_a_page(folder: Path) -> None:
     comparison = comparison_of(gather([folder]))
     assert [g.label for g in comparison.groups] == ["linear probe", "full fine-tuning"]
     assert [len(g.runs) for g in comparison.groups] == [2, 2]
-    assert terminal_table(comparison).row_count == 2
+    assert len(table_of(comparison).rows) == 2
     page = render(gather([folder]))
     assert all(row[1].text in page for row in table_of(comparison).rows)
     assert "full fine-tuning" in page and "of the test pictures right" in page

@@ -78,9 +78,9 @@ def test_seconds_never_show_sixty(value: float) -> None:
     assert "60" not in numbers.seconds(value).split()
 
 
-def printed(comparison: object) -> str:
+def printed(comparison: object, width: int = 200) -> str:
     out = io.StringIO()
-    Console(file=out, width=200, color_system=None).print(comparison)
+    Console(file=out, width=width, color_system=None).print(comparison)
     return out.getvalue()
 
 
@@ -108,6 +108,15 @@ def test_rows_and_columns_fit(runs: Path) -> None:
     assert (table.best, table.baseline) == (2, 0)
     assert [row[2].text for row in table.rows][0] == "baseline"
     assert table.rows[2][2].remark == "ahead in 3 of 3"
+
+
+def test_a_narrow_terminal_leaves_spare_columns_out_and_names_them(runs: Path) -> None:
+    table = terminal_table(comparison_of(gather([runs])))
+    narrow, wide = " ".join(printed(table, width=100).split()), printed(table)
+    assert "With head" in wide and "In the report" not in wide
+    assert "…" not in narrow and "Difference" in narrow
+    left = narrow.partition("In the report also: ")[2]
+    assert "With head" in left and "With head" not in narrow.partition("In the report")[0]
 
 
 def test_a_single_run_has_no_difference(make_run: Make) -> None:

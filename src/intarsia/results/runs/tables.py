@@ -5,22 +5,26 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from rich.table import Table as RichTable
-
 from .. import numbers
-from ..table import Column, Entry, Table, markdown, terminal
+from ..table import Column, Entry, Table, Terminal, markdown
 from ..wording import capital
 from .grouping import Comparison, Group
 
 CALIBRATION = (
-    ("Tempered", "Loss after one temperature for all logits, fitted on the validation part"),
-    ("ECE", "Expected calibration error: mean distance of confidence from accuracy, 15 bins"),
+    Column(
+        "Tempered",
+        "Loss after one temperature for all logits, fitted on the validation part",
+        spare=5,
+    ),
+    Column(
+        "ECE",
+        "Expected calibration error: mean distance of confidence from accuracy, 15 bins",
+        spare=4,
+    ),
 )
-"""Columns of runs that know it: title, meaning."""
-
 _BY_CLASS = (
     Column("Accuracy", "Share of right answers: mean ± sample standard deviation over seeds"),
-    Column("Balanced", "Mean over classes of the share of right answers: mean over seeds"),
+    Column("Balanced", "Mean over classes of the share of right answers: mean over seeds", spare=3),
 )
 _BY_LABEL = (
     Column("Average precision", "Mean over labels, of pictures in the order of their logits, %"),
@@ -31,33 +35,30 @@ _BY_LABEL = (
 def table_of(comparison: Comparison) -> Table:
     """A row for every group: accuracy, difference, trained parameters, time, memory."""
     groups, base = comparison.groups, comparison.baseline
-    known = any(group.peak_bytes is not None for group in groups)
-    rated = any(group.ece or group.tempered_loss for group in groups)
     columns = [
         Column("Method", "What was trained", numeric=False),
         *(_BY_LABEL if comparison.several_labels else _BY_CLASS),
         Column("Loss", "Mean cross-entropy of the same part, without class weights"),
-        *(Column(title, meaning) for title, meaning in CALIBRATION[: 2 * rated]),
-        Column("Seeds", "Number of runs that differ in the seed only"),
+        *CALIBRATION,
+        Column("Seeds", "Number of runs that differ in the seed only", spare=2),
         Column("Adapter parameters", "Trained parameters outside the classification head"),
-        Column("With head", "Trained parameters including the classification head"),
+        Column("With head", "Trained parameters including the classification head", spare=6),
         Column("Time", "Training time of one run, without evaluation: mean over seeds"),
+        Column("Peak memory", "Highest memory of the process: largest of the seeds", spare=1),
     ]
     if base is not None:
         title = "Difference"
         meaning = f"{capital(comparison.measure)} minus that of {base.label} at the same seed, "
         meaning += "percentage points"
         columns.insert(2, Column(title, meaning))
-    if known:
-        columns.append(Column("Peak memory", "Highest memory of the process: largest of the seeds"))
-    rows = tuple(_row(group, base, known, rated) for group in groups)
-    return Table(
+    table = Table(
         caption=caption(comparison),
         columns=tuple(columns),
-        rows=rows,
+        rows=tuple(_row(group, base) for group in groups),
         best=groups.index(comparison.best),
         baseline=groups.index(base) if base else None,
     )
+    return table.filled()
 
 
 def caption(comparison: Comparison) -> str:
@@ -70,7 +71,7 @@ def caption(comparison: Comparison) -> str:
     return text + "."
 
 
-def _row(group: Group, base: Group | None, known: bool, rated: bool) -> tuple[Entry, ...]:
+def _row(group: Group, base: Group | None) -> tuple[Entry, ...]:
     costs = group.runs[0].costs
     accuracy, seconds = group.accuracy, group.seconds
     balanced, loss = group.balanced_accuracy or group.f1, group.loss
@@ -80,7 +81,7 @@ def _row(group: Group, base: Group | None, known: bool, rated: bool) -> tuple[En
         Entry(numbers.accuracy(accuracy), full=f"{accuracy.mean:.6f}"),
         Entry("" if balanced is None else numbers.percent(balanced.mean)),
         Entry("" if loss is None else f"{loss.mean:.3f}"),
-        *(Entry("" if v is None else f"{v.mean:.3f}") for v in calibration[: 2 * rated]),
+        *(Entry("" if v is None else f"{v.mean:.3f}") for v in calibration),
         Entry(str(accuracy.n)),
         Entry(numbers.count(costs.trained_without_head), full=f"{costs.trained_without_head:,}"),
         Entry(numbers.count(costs.trained), full=f"{costs.trained:,}"),
@@ -92,15 +93,10 @@ def _row(group: Group, base: Group | None, known: bool, rated: bool) -> tuple[En
     ]
     if base is not None:
         cells.insert(2, _difference(group, base))
-    if known:
-        peak = group.peak_bytes
-        beside = _ratio(peak, base and base.peak_bytes, group is base)
-        cells.append(
-            Entry("", "", "")
-            if peak is None
-            else Entry(numbers.size(peak), beside, f"{peak:,} bytes")
-        )
-    return tuple(cells)
+    if (peak := group.peak_bytes) is None:
+        return (*cells, Entry(""))
+    beside = _ratio(peak, base and base.peak_bytes, group is base)
+    return (*cells, Entry(numbers.size(peak), beside, f"{peak:,} bytes"))
 
 
 def _difference(group: Group, base: Group) -> Entry:
@@ -119,9 +115,9 @@ def _ratio(value: float | None, base: float | None, same: bool) -> str:
     return "" if same or not value or not base else numbers.ratio(value / base)
 
 
-def terminal_table(comparison: Comparison) -> RichTable:
+def terminal_table(comparison: Comparison) -> Terminal:
     """For rich's console; text is shown as it is, without markup."""
-    return terminal(table_of(comparison))
+    return Terminal(table_of(comparison))
 
 
 def markdown_table(comparison: Comparison) -> str:
