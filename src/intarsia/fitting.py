@@ -74,11 +74,19 @@ def fit(
     """
     _no_phases(model)
     training, recipe, running = settle(training, options)
-    recipe = replace(recipe, schedule=in_blocks(model, recipe.schedule))
+    recipe = replace(recipe, schedule=in_blocks(model, _own_schedule(model, recipe.schedule)))
     sets, about = sets_of(model, train, val, test)
     task = chosen(task, sets[0], recipe, getattr(train, "classes", None))
     job = Job(model, sets, task, objective, training, recipe, running)
     return fit_once(job, about | dict(record or {}), evaluate_every, write_trained, finish)
+
+
+def _own_schedule(model: nn.Module, schedule: Any) -> Any:
+    """What a change that leaves zeros makes of a schedule, see `SparseIft.scheduled`."""
+    for step in () if is_adapted(model) else steps_of(model):
+        if (own := getattr(step.plan.change, "scheduled", None)) is not None:
+            schedule = own(step.plan, schedule)
+    return schedule
 
 
 def in_blocks(model: nn.Module, schedule: Any) -> Any:

@@ -75,7 +75,7 @@ CLAIMS = tuple(
     lt-sft-composition mixlora mixlora-time moe-x moe-x-loss moe-x-probe moe-x-rank momentum
     momentum-adam momentum-swapped mos mos-order mosa mosa-long poly poly-heads poly-mu
     poly-mu-start poly-z rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory
-    sms sparsify squarehead squarehead-smollm2 transport
+    sms sparse-ift sparse-ift-rigl sparsify squarehead squarehead-smollm2 transport
     transport-loss transport-pairs transport-unbalanced zcode-m3 zcode-m3-late zcode-m3-loss
     zcode-m3-merge zcode-m3-order zcode-m3-prune
     """

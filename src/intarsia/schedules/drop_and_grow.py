@@ -13,6 +13,7 @@ from ..core import Partition
 from ..core.checks import above, at_least, between, one_of
 from ..partitions import erdos_renyi, random_masks, uniform
 from ..partitions.topk import keep_top
+from .fixed_mask import FixedMask
 from .mask_settings import MaskSettings
 from .masked import Kept, Weights
 
@@ -50,15 +51,15 @@ def grow(
 class DropAndGrow(MaskSettings):
     """What RigL and SET share: sparse from the start, and as sparse to the end.
 
-    density: of all the layers' weights.  drop: the share of a layer's weights that is exchanged at
-    first; it falls along half a cosine.  every: steps between changes; stop: the share of the steps
-    after which the masks are fixed.  spread: "erdos-renyi" or "uniform".  layers, store: see
-    `MaskSettings`.
+    density: of all the layers' weights; None = a sparse model's own masks, and as many in each
+    layer ever after.  drop: the share of a layer's weights that is exchanged at first; it falls
+    along half a cosine.  every: steps between changes; stop: the share of the steps after which the
+    masks are fixed.  spread: "erdos-renyi" or "uniform".  layers, store: see `MaskSettings`.
 
-    Raises: ConfigError on settings that cannot be.
+    Raises: ConfigError on settings that cannot be; at the start for density=None without a zero.
     """
 
-    density: float = 0.25
+    density: float | None = 0.25
     drop: float = 0.3
     every: int = 100
     stop: float = 0.75
@@ -66,22 +67,25 @@ class DropAndGrow(MaskSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above("density", self.density, 0, "Try 0.25.")
-        between("density", self.density, 0, 1, "Try 0.25.")
+        if self.density is not None:
+            above("density", self.density, 0, "Try 0.25.")
+            between("density", self.density, 0, 1, "Try 0.25.")
         between("drop", self.drop, 0, 1, "Try 0.3.")
         between("stop", self.stop, 0, 1, "Try 0.75.")
         at_least("every", self.every, 1)
         one_of("spread", self.spread, tuple(SPREADS))
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Random masks of the layers' densities."""
+        """Random masks of the layers' densities; or those that are there."""
+        if self.density is None:
+            return FixedMask().begin(weights, generator)
         shapes = {name: tuple(w.shape) for name, w in weights.items()}
         densities = SPREADS[self.spread](shapes, self.density)
         return random_masks(shapes, densities, generator=generator)
 
     def due(self, step: int, steps: int) -> bool:
         """Every so many steps, until the stop; never where nothing is 0."""
-        return self.density < 1 and 0 < step < self.stop * steps and step % self.every == 0
+        return self.density != 1 and 0 < step < self.stop * steps and step % self.every == 0
 
     def share(self, step: int, steps: int) -> float:
         """drop / 2 (1 + cos(pi t / T_end)), the share that is exchanged at a step."""

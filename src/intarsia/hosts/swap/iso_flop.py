@@ -1,0 +1,295 @@
+"""Put sparse layers of as many FLOPs in the place of dense ones: wider, parallel, of two factors.
+
+Which layers of a host can be changed, and the four ways of Sparse-IFT (arXiv:2303.11525).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import TargetError
+from ...core.heads import heads_of
+from ...mixtures.iso_flop import Doped, Parallel
+from ...partitions.topk import keep_random
+from ...schedules.masked import matches
+from ..anatomy.blocks import BATCH_NORM, CONVOLUTIONAL, block_kind, blocks, layers_of
+from ..anatomy.dense_mlp import dense_mlp, mlp_place
+
+
+def layers_to_change(
+    host: nn.Module, kind: str, density: float, globs: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The layers that a kind of Sparse-IFT changes, by path; globs: see `SparseIft`.
+
+    Raises: TargetError for layers that cannot be, or are not there.
+    """
+    if kind == "wide":
+        return {p: host.get_submodule(p) for p, *_ in _widths(host, density)}
+    inside = [(f"{p}.{i}", m) for p, b in blocks(host) for i, m in layers_of(b)]
+    every = inside or _all_layers(host)[1:-1]
+    found, used = dict[str, Any](), set[str]()
+    for path, layer in every:
+        named = [g for g in globs or ("*",) if matches(path, layer, g)]
+        used |= set(named)
+        why = _unfit(host, path, layer, kind, density)
+        if named and why and path in (globs or ()):
+            fix = "Leave it out of layers=."
+            raise TargetError(f"layer {path!r}", got=why, want="a plain one", fix=fix)
+        if named and not why:
+            found[path] = layer
+    if missing := [g for g in globs or () if g not in used]:
+        want, fix = "layers inside the blocks", "See model.named_modules()."
+        raise TargetError("layers", got=f"none for {missing}", want=want, fix=fix)
+    return found
+
+
+def _unfit(host: nn.Module, path: str, layer: Any, kind: str, density: float) -> str:
+    """Why a layer cannot be changed; nothing if it can."""
+    if not isinstance(layer, nn.Linear | nn.Conv2d) or getattr(layer, "groups", 1) > 1:
+        return f"{type(layer).__name__} of groups, or with its weight transposed"
+    if layer.weight[0].numel() < 2:
+        return "one input"
+    conv = isinstance(layer, nn.Conv2d)
+    if kind == "parallel" and conv and not norm_place(host, path, layer.out_channels):
+        return "a convolution without a batch norm behind it"
+    rank = _doped_rank(layer, density)
+    return "too few weights for a rank" if kind == "doped" and rank < 1 else ""
+
+
+def norm_place(host: nn.Module, path: str, width: int | None = None) -> str:
+    """The path of what stands behind a layer; with a width, only a batch norm of that many."""
+    owner, _, name = path.rpartition(".")
+    names = list(host.get_submodule(owner)._modules)
+    behind = names[names.index(name) + 1 :][:1]
+    place = f"{owner}.{behind[0]}".lstrip(".") if behind else ""
+    norm: Any = host.get_submodule(place) if place else None
+    fits = isinstance(norm, BATCH_NORM) and norm.affine and norm.num_features == width
+    return place if width is None or fits else ""
+
+
+def _all_layers(host: nn.Module) -> list[tuple[str, Any]]:
+    return [(p, m) for p, m in host.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+
+
+def _widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
+    """Each layer that "wide" changes: its path, and its new inputs and outputs."""
+    if _of_tokens(host):
+        yield from _mlp_widths(host, density)
+        return
+    layers = _all_layers(host)
+    if len(layers) < 2:
+        got, want = f"{len(layers)} in {type(host).__name__}", "at least two: a width between them"
+        raise TargetError("layers to widen", got=got, want=want, fix="Use another kind.")
+    heads = [m for h in heads_of(host) for m in h.modules() if isinstance(m, nn.Linear)]
+    last = heads[-1] if heads else layers[-1][1]
+    made = {_sizes(m)[1] for _, m in layers}
+    for number, (path, layer) in enumerate(layers):
+        ins, outs = _sizes(layer)
+        reads = ins == _sizes(layers[0][1])[0] and ins not in made  # the picture, as the stem does
+        depthwise = getattr(layer, "groups", 1)
+        if depthwise not in (1, ins) or (not reads and layer.weight[0].numel() < 2):
+            got, want = f"{depthwise} groups or one input", "a plain or a depthwise convolution"
+            raise TargetError(f"layer {path!r}", got=got, want=want, fix="Use another kind.")
+        ins = ins if number == 0 or reads else _wider(ins, density)
+        yield path, ins, outs if layer is last else _wider(outs, density)
+    for path, module in host.named_modules():
+        own = list(module.parameters(recurse=False)) or list(module.buffers(recurse=False))
+        if own and not isinstance(module, nn.Linear | nn.Conv2d | BATCH_NORM):
+            want, fix = "layers and batch norms", "Use kind='parallel', 'factorised' or 'doped'."
+            raise TargetError(f"module {path!r}", got=type(module).__name__, want=want, fix=fix)
+
+
+def _of_tokens(host: nn.Module) -> bool:
+    """Whether its blocks are those of a transformer, whose stream keeps its width."""
+    return any(block_kind(block) not in CONVOLUTIONAL for _, block in blocks(host))
+
+
+def _mlp_widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
+    paths = {id(m): p for p, m in host.named_modules()}
+    for path, block in blocks(host):
+        if (place := mlp_place(block)) is None:
+            continue
+        mlp = dense_mlp(f"{path}.{place.path}", place.mlp)
+        hidden = round(mlp.up.out_features / density)
+        for layer in (mlp.up, mlp.gate, mlp.down):
+            if layer is None:
+                continue
+            if id(layer) not in paths:
+                got, want = "a linear map with its weight transposed", "nn.Linear"
+                fix = "Use kind='factorised' with layers= of other places."
+                raise TargetError(f"MLP of {path!r}", got=got, want=want, fix=fix)
+            ins, outs = _sizes(layer)
+            sizes = (hidden, outs) if layer is mlp.down else (ins, hidden)
+            yield paths[id(layer)], *sizes
+
+
+def _wider(width: int, density: float) -> int:
+    return round(width * density**-0.5)
+
+
+def _sizes(layer: Any) -> tuple[int, int]:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
+
+
+def widen(
+    host: nn.Module, density: float, layers: Mapping[str, int], draw: torch.Generator
+) -> dict[str, int]:
+    """Give layers and batch norms new widths, in place; how many weights each layer keeps."""
+    tokens = _of_tokens(host)
+    config: Any = getattr(host, "config", None)
+    for path, ins, outs in list(_widths(host, density)):
+        layer: Any = host.get_submodule(path)
+        gain, kept = _gain(layer), layers[path] / outs
+        groups = ins if getattr(layer, "groups", 1) > 1 else 1
+        _resize(layer, ins, outs, groups)
+        shape = (outs, ins // groups, *layer.weight.shape[2:])
+        layer.weight = _normal(shape, gain / math.sqrt(kept), layer.weight, draw)
+        if layer.bias is not None and len(layer.bias) != outs:
+            layer.bias = nn.Parameter(layer.bias.new_zeros(outs))
+    if tokens and hasattr(config, "intermediate_size"):
+        config.intermediate_size = round(config.intermediate_size / density)
+    for module in () if tokens else host.modules():
+        if isinstance(module, BATCH_NORM):
+            _widen_norm(module, _wider(module.num_features, density))
+    for name in () if tokens else ("num_features", "head_hidden_size"):  # what timm calls them
+        if isinstance(width := getattr(host, name, None), int):
+            setattr(host, name, _wider(width, density))
+    return dict(layers)
+
+
+def _resize(layer: Any, ins: int, outs: int, groups: int = 1) -> None:
+    names = ("in_features", "out_features")
+    if isinstance(layer, nn.Conv2d):
+        names, layer.groups = ("in_channels", "out_channels"), groups
+    for name, width in zip(names, (ins, outs), strict=True):
+        setattr(layer, name, width)
+
+
+def _widen_norm(norm: Any, width: int) -> None:
+    norm.num_features = width
+    for name, tensor in [*norm._parameters.items(), *norm._buffers.items()]:
+        if tensor is not None and tensor.dim():
+            start = (1.0 if name in ("weight", "running_var") else 0.0) * tensor.new_ones(width)
+            setattr(norm, name, nn.Parameter(start) if name in norm._parameters else start)
+
+
+def _gain(layer: Any) -> float:
+    """The standard deviation of outputs for inputs of standard deviation 1."""
+    weight = layer.weight.detach()
+    spread = float(weight.float().std()) or weight[0].numel() ** -0.5
+    return spread * math.sqrt(weight[0].numel())
+
+
+def _normal(
+    shape: tuple[int, ...], std: float, like: Tensor, draw: torch.Generator
+) -> nn.Parameter:
+    new = torch.randn(shape, generator=draw) * std
+    return nn.Parameter(new.to(like))
+
+
+def _as(layer: Any, outs: int, draw: torch.Generator, std: float, bias: bool = False) -> Any:
+    """A layer of the same kind and inputs with new weights and other outputs."""
+    new: Any = copy.deepcopy(layer)
+    _resize(new, _sizes(layer)[0], outs)
+    new.weight = _normal((outs, *layer.weight.shape[1:]), std, layer.weight, draw)
+    new.bias = new.bias if bias else None
+    return new
+
+
+def _reads(layer: Any, ins: int, draw: torch.Generator, std: float) -> Any:
+    """V: from a rank to the layer's outputs, at each position by itself."""
+    outs, bias = _sizes(layer)[1], layer.bias is not None
+    conv = isinstance(layer, nn.Conv2d)
+    new: Any = nn.Conv2d(ins, outs, 1, bias=bias) if conv else nn.Linear(ins, outs, bias=bias)
+    new.weight = _normal(tuple(new.weight.shape), std, layer.weight, draw)
+    new.bias = layer.bias
+    return new
+
+
+def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator) -> dict[str, int]:
+    layer: Any = host.get_submodule(path)
+    outs, count, q = _sizes(layer)[1], layer.weight.numel(), round(1 / density)
+    kept = [count // q + (i < count % q) for i in range(q)]
+    std = _gain(layer) / math.sqrt(count / q / outs)
+    layers = [_as(layer, outs, draw, std, bias=True) for _ in range(q)]
+    behind = norm_place(host, path, outs)
+    if behind:
+        old: Any = host.get_submodule(behind)
+        norms = [_branch_norm(old, q) for _ in range(q)]
+        host.set_submodule(behind, getattr(old, "act", nn.Identity()))
+    else:
+        norms = [nn.LayerNorm(outs).to(layer.weight) for _ in range(q)]
+    host.set_submodule(path, Parallel(layers, norms))
+    return {f"layers.{i}": n for i, n in enumerate(kept)}
+
+
+@torch.no_grad()
+def _branch_norm(old: Any, branches: int) -> nn.Module:
+    """A batch norm of one of so many branches, whose sum is as large as the one was."""
+    norm: Any = copy.deepcopy(old)
+    if hasattr(norm, "act"):
+        norm.act = nn.Identity()
+    norm.reset_running_stats()
+    norm.weight.div_(math.sqrt(branches))
+    norm.bias.div_(branches)
+    return norm
+
+
+def _factorised(
+    host: nn.Module, path: str, density: float, draw: torch.Generator
+) -> dict[str, int]:
+    layer: Any = host.get_submodule(path)
+    outs, count, reads = _sizes(layer)[1], layer.weight.numel(), layer.weight[0].numel()
+    rank = math.ceil(count / (density * (reads + outs)) - 1e-9)
+    kept_u = round(count * reads / (reads + outs))
+    u = _as(layer, rank, draw, math.sqrt(rank / kept_u))
+    v = _reads(layer, rank, draw, _gain(layer) * math.sqrt(outs / (count - kept_u)))
+    norm = nn.BatchNorm2d(rank) if isinstance(layer, nn.Conv2d) else nn.LayerNorm(rank)
+    parts = {"u": u, "norm": norm.to(layer.weight), "act": nn.ReLU(), "v": v}
+    factors = nn.Sequential()
+    for name, part in parts.items():
+        factors.add_module(name, part)
+    host.set_submodule(path, factors)
+    return {"u": kept_u, "v": count - kept_u}
+
+
+def _doped_rank(layer: Any, density: float) -> int:
+    reads, outs = layer.weight[0].numel(), len(layer.weight)
+    return math.floor((1 - density) * layer.weight.numel() / (reads + outs) + 1e-9)
+
+
+def _doped(host: nn.Module, path: str, density: float, draw: torch.Generator) -> dict[str, int]:
+    layer: Any = host.get_submodule(path)
+    outs, reads, gain = _sizes(layer)[1], layer.weight[0].numel(), _gain(layer)
+    rank = _doped_rank(layer, density)
+    kept = layer.weight.numel() - rank * (reads + outs)
+    sparse = _as(layer, outs, draw, gain * math.sqrt(density * outs / kept), bias=True)
+    u = _as(layer, rank, draw, reads**-0.5)
+    v = _reads(layer, rank, draw, gain * math.sqrt((1 - density) / rank))
+    v.bias = None
+    host.set_submodule(path, Doped(sparse, u, v))
+    return {"sparse": kept}
+
+
+def sparsify_layer(path: str, layer: Any, count: int, draw: torch.Generator) -> None:
+    """All but `count` weights of a layer, at random, become 0."""
+    rows = count / len(layer.weight)
+    if rows < 1:
+        what = f"{path}: {rows:.2f} weights a row are kept; a row of zeros is a dead unit."
+        warnings.warn(what, stacklevel=2)
+    shape = tuple(layer.weight.shape)
+    mask = keep_random({path: shape}, count, generator=draw).mask(path, 0).to(layer.weight.device)
+    layer.weight.data.mul_(mask)
+
+
+MADE = {"parallel": _parallel, "factorised": _factorised, "doped": _doped}
+"""Kind -> (host, path, density, draw) -> how many weights each sparse layer inside keeps."""

@@ -1,0 +1,77 @@
+"""Layers made of several sparse ones: parallel branches with norms, and a sparse plus a low rank.
+
+From a layer W: Parallel, sum_i norm_i(W_i x); Doped, W_s x + V U x (Sparse-IFT, arXiv:2303.11525).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import FoldError
+
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+class Parallel(nn.Module):
+    """sum_i norm_i(layer_i(x)), what stood for norm(layer(x)) before.  (..., in) -> (..., out)."""
+
+    def __init__(self, layers: Sequence[nn.Module], norms: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers, self.norms = nn.ModuleList(layers), nn.ModuleList(norms)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norms[0](self.layers[0](x))
+        for layer, norm in zip(self.layers[1:], self.norms[1:], strict=True):
+            y = y + norm(layer(x))
+        return y
+
+    @torch.no_grad()
+    def folded(self) -> tuple[nn.Module, nn.Module]:
+        """One layer and one batch norm with the same outputs in evaluation.
+
+        Raises: FoldError for norms whose statistics depend on the sample.
+        """
+        kind = type(self.norms[0]).__name__
+        if not isinstance(self.norms[0], BATCH_NORM):
+            fix = "Keep the branches: save the model with intarsia.save."
+            raise FoldError("parallel branches", got=kind, want="batch norms", fix=fix)
+        layer, norm = (cast(Any, copy.deepcopy(part[0])) for part in (self.layers, self.norms))
+        weight, shift = torch.zeros_like(layer.weight), torch.zeros_like(norm.bias)
+        for branch, own in zip(self.layers, cast("list[Any]", list(self.norms)), strict=True):
+            b: Any = branch
+            scale = own.weight * (own.running_var + own.eps).rsqrt()
+            weight += b.weight * scale.view(-1, *[1] * (b.weight.dim() - 1))
+            inner = 0 if b.bias is None else b.bias
+            shift += own.bias + scale * (inner - own.running_mean)
+        layer.weight.copy_(weight)
+        if layer.bias is not None:
+            layer.bias.zero_()
+        norm.weight.fill_(1)
+        norm.bias.copy_(shift)
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1 - norm.eps)
+        return layer, norm
+
+
+class Doped(nn.Module):
+    """W_s x + V U x: a sparse layer and a dense one of low rank.  (..., in) -> (..., out)."""
+
+    def __init__(self, sparse: nn.Module, u: nn.Module, v: nn.Module) -> None:
+        super().__init__()
+        self.sparse, self.u, self.v = sparse, u, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sparse(x) + self.v(self.u(x))
+
+    @torch.no_grad()
+    def folded(self) -> nn.Module:
+        """The dense layer W_s + V U."""
+        layer = cast(Any, copy.deepcopy(self.sparse))
+        low = cast(Any, self.v).weight.flatten(1) @ cast(Any, self.u).weight.flatten(1)
+        layer.weight.add_(low.view_as(layer.weight))
+        return layer
