@@ -83,6 +83,8 @@ from .methods.pace import Pace as Pace
 from .methods.poly import Poly as Poly
 from .methods.s2ft.s2ft import S2ft as S2ft
 from .methods.sms import SparseModelSoup as SparseModelSoup
+from .methods.sparse_ift import SparseIft as SparseIft
+from .methods.sparse_ift import flop_audit as flop_audit
 from .mixtures import AdamOnce as AdamOnce
 from .mixtures import Capacity as Capacity
 from .mixtures import ExpertList as ExpertList

@@ -21,6 +21,7 @@ from ..train.settings import keywords, with_keywords
 
 FILE = "experiment.json"
 # of the Recipe, what JSON can hold
+GLOBS = ("pruning", "sparse training")  # families whose `layers` are globs, not blocks
 RECIPE = ("select", "patience", "mixup", "cutmix", "smoothing", "class_weights", "clip")
 
 
@@ -119,7 +120,7 @@ class Experiment:
         if entry.get("kind") not in ("baseline", "change"):
             return self
         in_blocks = {setting["name"] for setting in entry["settings"]} & {"last_blocks", "layers"}
-        last = self.adapted.last_blocks if in_blocks and entry["family"] != "pruning" else None
+        last = self.adapted.last_blocks if in_blocks and entry["family"] not in GLOBS else None
         on_top = getattr(card(self.adapted.method).config, "on_top", False)
         freezes = entry["kind"] == "baseline" and (on_top or last is not None)
         frozen = self.adapted.frozen_once and freezes

@@ -23,7 +23,7 @@ from ..hosts import Adapt, as_change
 from ..hosts.prune.pruner import Pruner
 from ..schedules import FixedMask
 from ..train import OBJECTIVES, Objective, Training
-from .experiment import Adapted
+from .experiment import GLOBS, Adapted
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SEVERAL = (tuple, Sequence)
@@ -133,7 +133,7 @@ def _check_places(asked: Adapted) -> None:
     if asked.method not in known() or asked.method in (*keys(), *keys("recipe")):
         return
     own = settings_to_dict(card(asked.method).config())
-    prunes = index()[asked.method]["family"] == "pruning"
+    prunes = index()[asked.method]["family"] in GLOBS
     numbered = own.keys() & {"last_blocks", "layers"} and not prunes
     last_refused = asked.last_blocks is not None and not numbered
     refused = ["--last-blocks"] * last_refused + ["--target"] * bool(asked.targets)

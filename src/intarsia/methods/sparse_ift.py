@@ -159,7 +159,8 @@ class SparseIft(PlainChange):
             return schedule
         if isinstance(schedule, DropAndGrow):
             if schedule.density not in (None, self.density):
-                fix = f"Use {type(schedule).__name__}(density=None)."
+                name = type(schedule).__name__
+                fix = f"Use {name}(density=None); in a shell, --schedule {name.lower()}:density=."
                 want = f"{self.density}, as the model has, or None"
                 raise ConfigError("schedule's density", got=schedule.density, want=want, fix=fix)
             return replace(settings, density=None, layers=layers)
