@@ -72,7 +72,9 @@ CLAIMS = tuple(
     deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two dsnot evomoe evomoe-active
     evomoe-entropy evomoe-operations gaussian-moe gaussian-moe-experts gaussian-moe-linear
     gaussian-moe-ratio llava-mole llava-mole-twice llava-mole-unmarked lt-sft
-    lt-sft-composition mixlora mixlora-time moe-x moe-x-loss moe-x-probe moe-x-rank momentum
+    lt-sft-composition mixlora mixlora-time moe-x moe-x-loss moe-x-probe moe-x-rank moetuner
+    moetuner-home moetuner-joint moetuner-joint-skewed moetuner-time moetuner-traffic
+    moetuner-uniform momentum
     momentum-adam momentum-swapped mos mos-order mosa mosa-long poly poly-heads poly-mu
     poly-mu-start poly-z rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory
     sms sparse-ift sparse-ift-rigl sparsify squarehead squarehead-smollm2 transport
