@@ -19,6 +19,7 @@ from intarsia.core.errors import ConfigError, ConformanceError
 from intarsia.formats import Bitmask
 from intarsia.partitions import keep_n_of_m, keep_top, random_disjoint
 from intarsia.placement import Placement, Topology, Trace
+from intarsia.placement.cache import Policy
 from intarsia.routers import random_routers
 from intarsia.schedules import active_at
 from intarsia.scores.statistics import Statistics
@@ -216,6 +217,40 @@ class Dealt:
         return found
 
 
+@dataclass(frozen=True)
+class First:
+    """The first expert goes, or something else by its `fault`."""
+
+    fault: str = ""
+
+    def build(self, layers: int, experts: int) -> Policy:
+        if self.fault == "one layer" and layers == 1:
+            raise ValueError("no next layer")
+        return FirstOut(layers, experts, self.fault)
+
+
+class FirstOut(Policy):
+    def __init__(self, layers: int, experts: int, fault: str) -> None:
+        super().__init__(layers, experts)
+        self.fault = fault
+
+    def asked(self, layer: int, experts: Sequence[int]) -> None:
+        super().asked(layer, experts)
+        if self.fault == "empty" and len(experts) == self.experts:
+            raise ValueError("too many at once")
+
+    def used(self, key: tuple[int, int], hit: bool) -> None:
+        super().used(key, hit)
+        if self.fault == "again" and self.takes % 9 == 0:
+            raise RuntimeError("lost count")
+
+    def victim(self, resident: Iterable[tuple[int, int]]) -> tuple[int, int]:
+        if self.fault == "not there":
+            return (9, 9)
+        among = list(resident)
+        return among[int(torch.randint(len(among), ()))] if self.fault == "draws" else among[0]
+
+
 FORMAT, PARTITION = toy("format", Rows, "exact"), toy("partition", Chosen)
 SCORE, SCHEDULE = toy("score", Scored, "monotone"), toy("schedule", Moved)
 LISTED = {"comes_back_from_its_folder": "a saved folder names a change of the list"}
@@ -227,7 +262,8 @@ def faulty(card: Card, fault: str, **more: Any) -> Card:
 
 
 PLACEMENT = toy("placement", Dealt)
-KINDS = (FORMAT, PARTITION, SCORE, SCHEDULE, CHANGE, PLACEMENT)
+CACHE = toy("cache", First)
+KINDS = (FORMAT, PARTITION, SCORE, SCHEDULE, CHANGE, PLACEMENT, CACHE)
 
 
 FAULTS: list[tuple[str, Card]] = [
@@ -278,6 +314,11 @@ FAULTS: list[tuple[str, Card]] = [
     ("places_the_same_each_time", faulty(PLACEMENT, "draws")),
     ("leaves_the_trace_alone", faulty(PLACEMENT, "writes")),
     ("takes_layers_without_tokens", faulty(PLACEMENT, "divides")),
+    ("serves_every_ask", faulty(CACHE, "empty")),
+    ("loads_each_once_where_all_fit", faulty(CACHE, "again")),
+    ("chooses_what_it_is_offered", faulty(CACHE, "not there")),
+    ("decides_alike", faulty(CACHE, "draws")),
+    ("survives_steps_of_one_layer", faulty(CACHE, "one layer")),
     ("gives_each_expert_one_home", faulty(PLACEMENT, "says otherwise")),
 ]
 HEALTHY = {
@@ -290,6 +331,7 @@ HEALTHY = {
     "active": SCHEDULE,
     "head": CHANGE,
     "dealt": PLACEMENT,
+    "first out": CACHE,
 }
 
 

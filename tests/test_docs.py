@@ -34,6 +34,7 @@ RUNNABLE = (
     "how-to/let-it-choose.md",
     "how-to/merge-and-prune-experts.md",
     "how-to/mix-lora-experts.md",
+    "how-to/offload-experts.md",
     "how-to/one-bit-adapters.md",
     "how-to/pass-state-along.md",
     "how-to/place-experts.md",

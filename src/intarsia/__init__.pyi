@@ -43,6 +43,9 @@ from .hosts import save_mixture as save_mixture
 from .hosts import student_of as student_of
 from .hosts import unpack as unpack
 from .hosts import upcycle as upcycle
+from .hosts.offload.resident import offload as offload
+from .hosts.offload.resident import residency as residency
+from .hosts.offload.store import pack_experts as pack_experts
 from .hosts.out.pack import CodeHead as CodeHead
 from .hosts.prune.files import convert_sparse as convert_sparse
 from .hosts.prune.files import save_sparse as save_sparse
@@ -104,6 +107,9 @@ from .placement.eplb import Eplb as Eplb
 from .placement.exflow import ExFlow as ExFlow
 from .placement.moetuner import MoeTuner as MoeTuner
 from .placement.placement import Placement as Placement
+from .placement.policies import Expected as Expected
+from .placement.policies import Lfu as Lfu
+from .placement.policies import Lru as Lru
 from .placement.searching import place as place
 from .placement.timeline import simulate as simulate
 from .placement.topology import Topology as Topology

@@ -62,6 +62,12 @@ def test_a_mixture_is_traced_placed_and_simulated(
         said = intarsia("simulate", trace, "--topology", topology, *more)
         assert said.code == 0, said.err
         assert said.json["seconds"] > 0 and json.loads(line.read_text())["traceEvents"]
+    for policy in ("belady", "lru"):
+        more = ("--slots", 4, "--policy", policy, "--streams", 2, "--json")
+        said = intarsia("simulate", trace, "--topology", topology, *more)
+        assert 0 <= said.json["hit_rate"] < 1 and said.json["floor_seconds"] > 0
+    said = intarsia("pack", mixture, tmp_path / "store")
+    assert said.code == 0 and "16 experts" in said.out, said.err
     for by in ("eplb", "joint_home", "exflow"):
         more = ("--redundant", 4) if by == "eplb" else ()
         said = intarsia("place", trace, "--devices", 4, "--by", by, *more, "--save", placed)
@@ -84,6 +90,9 @@ def test_a_mixture_is_traced_placed_and_simulated(
         (("place", "t", "--devices", "2", "--save", "p"), "intarsia trace"),
         (("simulate", "t", "--plan", "tp"), "unknown --plan"),
         (("simulate", "t", "--tokens", "0"), "at least 1"),
+        (("simulate", "t", "--slots", "1"), "2 or more"),
+        (("simulate", "t", "--policy", "fifo"), "unknown --policy"),
+        (("pack", "nothing", "out"), "nothing there"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -16,7 +16,7 @@ from .comparing import compare, report
 from .demo import demo
 from .exporting import export
 from .listing import list_methods, show
-from .placing import place, simulate, trace
+from .placing import pack, place, simulate, trace
 from .scoring import evaluate, predict
 from .shell import Verbs, arguments, say
 from .souping import soup
@@ -72,6 +72,7 @@ app.command("sparsify")(sparsify)
 app.command("convert")(convert)
 app.command("soup")(soup)
 app.command("trace")(trace)
+app.command("pack")(pack)
 app.command("place")(place)
 app.command("simulate")(simulate)
 app.command("claim")(claim)

@@ -9,6 +9,7 @@ from ..core import Card, registry
 from ..core.errors import UnknownName
 from . import (
     adapters,
+    caches,
     changes,
     formats,
     layer_schedules,
@@ -49,6 +50,7 @@ SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
     {
         "adapter": adapter_laws,  # a `Method`, which builds a `Cell` at a site
         "baseline": lambda _: changes.LAWS,
+        "cache": lambda _: caches.LAWS,  # `build(layers, experts) -> Policy`
         "change": change_laws,
         "format": lambda _: formats.LAWS,  # a `Format`
         "mixture": mixtures.laws,  # `step(f, x, m)`, or `build(width, hidden, generator=...)`

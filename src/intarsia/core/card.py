@@ -20,6 +20,7 @@ KINDS = (
     "objective",
     "training",
     "placement",
+    "cache",
     "change",
     "recipe",
     "baseline",

@@ -1,4 +1,7 @@
 from .balance import JointSwaps as JointSwaps
+from .cache import Cache as Cache
+from .cache import Residency as Residency
+from .cache import replay as replay
 from .cost import Quality as Quality
 from .cost import quality as quality
 from .engines import ExpertSize as ExpertSize
@@ -9,6 +12,10 @@ from .moetuner import MoeTuner as MoeTuner
 from .placement import Placement as Placement
 from .plan import DevicePlan as DevicePlan
 from .plan import PlanStep as PlanStep
+from .policies import Belady as Belady
+from .policies import Expected as Expected
+from .policies import Lfu as Lfu
+from .policies import Lru as Lru
 from .searching import PlacementSearch as PlacementSearch
 from .searching import place as place
 from .timeline import Span as Span

@@ -1,0 +1,1 @@
+"""Sparse models whose experts stay on disk, with a few of them in memory."""

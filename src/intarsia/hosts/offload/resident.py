@@ -1,0 +1,273 @@
+"""A stock sparse model of which some experts are in memory: the same outputs, bit by bit."""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ...core.checks import one_of
+from ...core.errors import CheckpointError, ConfigError
+from ...placement.cache import Cache, Key, PolicyConfig, Residency
+from ...placement.policies import Expected
+from ..experts_function import arguments, stock_experts
+from .store import INDEX, ExpertStore, config_hash, pack_experts, read_json
+
+NAME = "intarsia_offload"  # of the experts function, in transformers' table
+SLOTS = "intarsia_slots"  # the attribute of an experts module that is offloaded
+ALIGNED = 64  # bytes: slots begin where a tensor of its own would
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+CHECKS = ("first", "always", "never")
+Report = Callable[[str], None]
+
+
+def offload(
+    source: str | Path,
+    *,
+    slots: int | str | float,
+    policy: PolicyConfig | None = None,
+    store: str | Path | None = None,
+    check: str = "first",
+    progress: Report = lambda _: None,
+) -> nn.Module:
+    """A causal language model of transformers of which only `slots` experts are in memory.
+
+    source: a store that `pack_experts` wrote, or a folder of save_pretrained, which is packed into
+    `store` first, an expert at a time.  slots: how many experts, of all layers together, as a
+    number, a size such as "8GB", or a share below 1.  policy: who gives its slot, `Expected()` if
+    not given.  check: when a record's SHA-256 is compared, "first" use, "always" or "never".
+    The experts' weights never stand in memory as a whole, not while the model is built either. Any
+    slots and any policy give the same bits as the resident model under
+    `set_experts_implementation("eager")`: the same products in the same order. `generate` works as
+    ever; `residency(model)` says what was found and what was read.
+
+    Raises: ConfigError for slots that cannot be, with the bytes of an expert; CheckpointError for
+    files that are damaged, missing or of another model; TargetError for a model without experts.
+    Not for training: there are no experts to be trained.
+    """
+    one_of("check", check, CHECKS)
+    folder = Path(source)
+    if not (folder / INDEX).is_file():
+        packed = Path(store) if store is not None else folder.with_name(f"{folder.name}-experts")
+        if not (packed / INDEX).is_file():
+            pack_experts(folder, packed, progress=progress)
+        folder = packed
+    found = ExpertStore(folder, check)
+    try:
+        count = slot_count(slots, found)
+        model = _skeleton(found)
+        cache = Cache(count, (policy or Expected()).build(len(found.layers), found.experts))
+        arena = Slots(found, cache)
+        _attach(model, found, arena)
+    except BaseException:
+        found.close()
+        raise
+    weakref.finalize(model, found.close)
+    return model
+
+
+def residency(model: nn.Module) -> Residency:
+    """What an offloaded model found in its slots and what it read, since it was opened.
+
+    Raises: ConfigError for another model.
+    """
+    return slots_of(model).residency()
+
+
+def slots_of(model: nn.Module) -> Slots:
+    """The slots of an offloaded model.  Raises: ConfigError for another model."""
+    for module in model.modules():
+        if (found := module.__dict__.get(SLOTS)) is not None:
+            return found[0]
+    got, fix = f"a {type(model).__name__} in memory", "Open it with intarsia.offload."
+    raise ConfigError("model", got=got, want="an offloaded one", fix=fix)
+
+
+def slot_count(asked: int | str | float, store: ExpertStore) -> int:
+    """Slots as a number.  Raises: ConfigError."""
+    whole = sum(len(layer["sha256"]) for layer in store.layers)
+    want = f"2 ... {whole} experts of {store.bytes} bytes each"
+    fix = f"For example: slots={max(2, whole // 4)}, or '{2 * store.bytes / 1e9:.3g}GB'."
+    count: float = -1
+    if isinstance(asked, str):
+        text = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)\s*", asked, re.IGNORECASE)
+        if text is not None and text[1].count(".") < 2 and text[1] != ".":
+            count = float(text[1]) * UNITS[text[2].upper()] // _stride(store.bytes)
+    else:
+        count = asked * whole if isinstance(asked, float) and asked <= 1 else asked
+    if not count >= 2 or count != count:
+        raise ConfigError("slots", got=repr(asked), want=want, fix=fix)
+    if count > whole:
+        if not isinstance(asked, str):
+            text_of = f"slots={asked} are more than the {whole} experts there are: all stay."
+            warnings.warn(text_of, stacklevel=3)
+        count = whole
+    return int(count)
+
+
+def _stride(size: int) -> int:
+    return -(-size // ALIGNED) * ALIGNED
+
+
+class Slots:
+    """One block of memory with a place for each resident expert, and who stands in it."""
+
+    def __init__(self, store: ExpertStore, cache: Cache) -> None:
+        self.store, self.cache = store, cache
+        stride = _stride(store.bytes)
+        try:
+            self.arena = torch.empty(cache.slots, stride, dtype=torch.uint8)
+        except (RuntimeError, MemoryError) as error:
+            got = f"no room for {cache.slots} experts of {store.bytes} bytes"
+            fix = f"Try slots={max(2, cache.slots // 2)}."
+            raise ConfigError("slots", got=got, want="fewer", fix=fix) from error
+        self.seconds, self.read, self.layer = 0.0, 0, 0
+        self.held: Key | None = None
+
+    def ask(self, layer: int, experts: list[int]) -> None:
+        """A layer's experts are about to be computed, in ascending order."""
+        if layer <= self.layer:
+            self.cache.begin()
+        self.layer = layer
+        self.cache.ask(layer, experts)
+
+    def expert(self, layer: int, number: int) -> dict[str, Tensor]:
+        """An expert's tensors, in their slot until another one is asked for."""
+        key = layer, number
+        if self.held != key:
+            self.let_go()
+            taken = self.cache.take(key)
+            if taken.load:
+                self._load(key, taken.slot)
+            self.held = key
+        record = self.arena[self.cache.at[key]]
+        return dict(self.store.views(layer, record))
+
+    def let_go(self) -> None:
+        """Nothing is in use."""
+        if self.held is not None:
+            self.cache.give(self.held)
+            self.held = None
+
+    def _load(self, key: Key, slot: int) -> None:
+        started = time.perf_counter()
+        try:
+            into: Any = self.arena[slot].numpy()
+            self.read += self.store.read(*key, memoryview(into))
+        except BaseException:
+            self.cache.drop(key)  # what is in the slot is nobody's
+            raise
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def residency(self) -> Residency:
+        return Residency(self.cache.hits, self.cache.loads, self.read, self.seconds)
+
+
+class _View:
+    """What stands in the place of a stacked weight: by an expert's number, its own."""
+
+    def __init__(self, slots: Slots, layer: int, name: str) -> None:
+        self.slots, self.layer, self.name = slots, layer, name
+
+    def __getitem__(self, expert: Any) -> Tensor:
+        return self.slots.expert(self.layer, int(expert))[self.name]
+
+
+def _offloaded(self: Any, *given: Any, **named: Any) -> Tensor:
+    """The experts function: says what is needed, then the model's own products, one by one."""
+    slots, layer = cast("tuple[Slots, int]", getattr(self, SLOTS))
+    hidden, index, _ = arguments(given, named)
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        got, fix = "a forward with gradients", "Run it under torch.no_grad()."
+        raise ConfigError("offloaded model", got=got, want="inference", fix=fix)
+    experts = [e for e in index.unique().tolist() if e < slots.store.experts]
+    slots.ask(layer, experts)
+    try:
+        return type(self).forward.__wrapped__(self, *given, **named)
+    finally:
+        slots.let_go()
+
+
+class _ExpertsOnMeta(TorchFunctionMode):
+    """Inside, stacked weights of so many experts have no memory."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        shape = args[0] if args and isinstance(args[0], tuple | list | torch.Size) else args
+        if func in (torch.empty, torch.zeros) and len(shape) in (2, 3) and shape[0] == self.experts:
+            kwargs = kwargs | {"device": "meta"}
+        return func(*args, **kwargs)
+
+
+def _skeleton(store: ExpertStore) -> Any:
+    """The model with every weight but the experts'."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(store.folder, trust_remote_code=False)
+        same = config_hash(read_json(store.folder / "config.json")) == store.config_hash
+    except (OSError, ValueError) as error:
+        want, fix = "the configuration that was packed", "Pack the model again."
+        raise CheckpointError(f"store {store.folder}", got=error, want=want, fix=fix) from error
+    if not same:
+        got, want = "the configuration of another model", "that which was packed with the experts"
+        raise CheckpointError(f"store {store.folder}", got=got, want=want, fix="Pack it again.")
+    rest = store.rest()
+    dtype = next((t.dtype for n, t in rest.items() if "embed" in n), torch.float32)
+    with _ExpertsOnMeta(store.experts), torch.random.fork_rng(devices=[]):
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, experts_implementation="eager", trust_remote_code=False
+        )
+    missing, extra = model.load_state_dict(rest, strict=False, assign=True)
+    model.tie_weights()
+    at_experts = tuple(f"{path}." for path in store.paths)
+    left = [
+        name
+        for name, t in model.state_dict().items()
+        if t.is_meta and not name.startswith(at_experts)
+    ]
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    lost = [n for n in missing if not n.startswith(at_experts) and n not in tied]
+    if extra or left or lost:
+        names = [*extra, *left, *lost]
+        got = f"weights that do not belong together: {', '.join(names[:3])}"
+        fix = "Its layout on disk is not known; save it with this version of transformers."
+        want = f"the weights of {type(model).__name__}"
+        raise CheckpointError(f"store {store.folder}", got=got, want=want, fix=fix)
+    return model.eval()
+
+
+def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
+    """Views in the place of the stacked weights, and the function that reads through them."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    if NAME not in ALL_EXPERTS_FUNCTIONS:
+        ALL_EXPERTS_FUNCTIONS.register(NAME, _offloaded)
+    found = stock_experts(model)
+    if list(found) != store.paths:
+        got, want = f"experts at {list(found)[:2]}", f"at {store.paths[:2]}, as packed"
+        raise CheckpointError(f"store {store.folder}", got=got, want=want, fix="Pack it again.")
+    for layer, (path, of) in enumerate(found.items()):
+        names = {part["name"] for part in store.layers[layer]["parts"]}
+        own = {name for name, _ in of.module.named_parameters(recurse=False)}
+        if own != names:
+            got, want = f"{sorted(names)} of {path}", f"{sorted(own)}"
+            raise CheckpointError(f"store {store.folder}", got=got, want=want, fix="Pack it again.")
+        for name in names:
+            delattr(of.module, name)
+            of.module.__dict__[name] = _View(slots, layer, name)
+        of.module.__dict__[SLOTS] = slots, layer
+    model.set_experts_implementation(NAME)

@@ -1,0 +1,279 @@
+"""Experts in files, one record each, written and read an expert at a time.
+
+A store is a folder: `experts.json` (sizes, SHA-256 of each record), one safetensors file for each
+layer with the experts one after another, `rest.safetensors` with every other weight, and the
+model's configuration and tokenizer. Packing needs the memory of one expert, and of the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...core.errors import CheckpointError, ConfigError, TargetError
+from ...core.files import read_json, write_json, writing
+
+INDEX, REST = "experts.json", "rest.safetensors"
+PAGE = 4096
+TEXTS = (".json", ".txt", ".jinja", ".model")
+NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+# a record's parts from a checkpoint with one tensor for each expert: gate over up, then down
+SINGLE = (("w1", "w3", "w2"), ("gate_proj", "up_proj", "down_proj"))
+RENAMED = ((".block_sparse_moe.", ".mlp."),)
+Report = Callable[[str], None]
+
+
+class Checkpoint:
+    """The safetensors of a folder of save_pretrained, read a tensor or a slice at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        files = sorted(folder.glob("*.safetensors"))
+        try:
+            self.files = {name: safe_open(str(name), "pt") for name in files}
+            self.where = {key: f for f in self.files.values() for key in f.keys()}  # noqa: SIM118
+            self.config = read_json(folder / "config.json")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise _unreadable(folder, error) from error
+        if not self.where:
+            raise _unreadable(folder, "no *.safetensors")
+
+    def tensor(self, key: str) -> Tensor:
+        return self.where[key].get_tensor(key)
+
+    def row(self, key: str, index: int) -> Tensor:
+        """One row of the first axis, alone."""
+        return self.where[key].get_slice(key)[index]
+
+    def rows(self, key: str) -> int:
+        return self.where[key].get_slice(key).get_shape()[0]
+
+
+def _unreadable(folder: Path, got: object) -> CheckpointError:
+    want, fix = "config.json and safetensors of save_pretrained", "Copy the folder again."
+    return CheckpointError(f"model {folder}", got=got, want=want, fix=fix)
+
+
+def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor]]]:
+    """By the path of each layer's experts: number -> that expert's tensors, of their fused names.
+
+    Raises: TargetError for a folder without experts.
+    """
+    found: dict[str, Callable[[int], dict[str, Tensor]]] = {}
+    for key in source.where:
+        if (single := re.fullmatch(r"(.+\.experts)\.0\.(w1|gate_proj)\.weight", key)) is not None:
+            names = next(names for names in SINGLE if names[0] == single[2])
+            found[single[1]] = _single(source, single[1], names)
+        elif (fused := re.fullmatch(r"(.+\.experts)\.down_proj", key)) is not None:
+            found[fused[1]] = _fused(source, fused[1])
+    if not found:
+        fix = "Give a sparse model of transformers, such as a Mixtral."
+        got = f"{source.config.get('model_type')} without experts"
+        raise TargetError(f"model {source.folder}", got=got, want="mixtures", fix=fix)
+    order = sorted(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path)])
+    return {path: found[path] for path in order}
+
+
+def _single(
+    source: Checkpoint, path: str, names: tuple[str, str, str]
+) -> Callable[[int], dict[str, Tensor]]:
+    def read(expert: int) -> dict[str, Tensor]:
+        gate, up, down = (source.tensor(f"{path}.{expert}.{name}.weight") for name in names)
+        return {"gate_up_proj": torch.cat([gate, up]), "down_proj": down}
+
+    return read
+
+
+def _fused(source: Checkpoint, path: str) -> Callable[[int], dict[str, Tensor]]:
+    keys = sorted(key for key in source.where if re.fullmatch(re.escape(path) + r"\.\w+", key))
+
+    def read(expert: int) -> dict[str, Tensor]:
+        return {key.rpartition(".")[2]: source.row(key, expert) for key in keys}
+
+    return read
+
+
+def renamed(key: str) -> str:
+    """A checkpoint's name as the module's."""
+    for old, new in RENAMED:
+        key = key.replace(old, new)
+    return key
+
+
+def pack_experts(
+    source: str | Path, store: str | Path, *, progress: Report = lambda _: None
+) -> Path:
+    """Write the experts of a model of transformers as a store that `intarsia.offload` opens.
+
+    source: a folder of save_pretrained; store: a new folder, whole or not at all. Numbers keep
+    their type and bits.
+
+    Raises: CheckpointError for a folder that cannot be read; TargetError for a model without
+    experts; ConfigError where something is at `store`.
+    """
+    source, store = Path(source), Path(store)
+    if store.exists():
+        fix = "Choose a new folder."
+        raise ConfigError(f"store {store}", got="something there", want="nothing", fix=fix)
+    found = Checkpoint(source)
+    layers = experts_of(found)
+    with writing(store) as scratch:
+        scratch.mkdir()
+        records: list[dict[str, Any]] = []
+        for number, (path, read) in enumerate(layers.items()):
+            file = scratch / f"layer-{number:04d}.safetensors"
+            records.append(
+                {"path": renamed(path), "file": file.name} | _write(file, found, path, read)
+            )
+            progress(f"layer {number + 1} of {len(layers)}")
+        rest = [k for k in found.where if not any(k.startswith(f"{p}.") for p in layers)]
+        save_file({renamed(k): found.tensor(k).contiguous() for k in rest}, scratch / REST)
+        for file in source.iterdir():
+            if file.suffix in TEXTS and not file.name.endswith(".index.json"):
+                shutil.copy(file, scratch)
+        write_json(scratch / INDEX, {"layers": records, "config": config_hash(found.config)}, None)
+    return store
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """By which a store and a configuration belong together."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def count_of(source: Checkpoint, path: str) -> int:
+    """How many experts a layer has."""
+    if f"{path}.down_proj" in source.where:
+        return source.rows(f"{path}.down_proj")
+    numbers = (re.match(re.escape(path) + r"\.(\d+)\.", key) for key in source.where)
+    return 1 + max(int(found[1]) for found in numbers if found)
+
+
+def _write(
+    file: Path, source: Checkpoint, path: str, read: Callable[[int], dict[str, Tensor]]
+) -> dict[str, Any]:
+    """One layer's records, each expert's tensors one after the other; what the index says of it."""
+    count = count_of(source, path)
+    first = {name: t.contiguous() for name, t in read(0).items()}
+    parts = [
+        {"name": name, "shape": list(t.shape), "dtype": NAMES[t.dtype]} for name, t in first.items()
+    ]
+    size = sum(t.nbytes for t in first.values())
+    header = _header(first, count)
+    hashes: list[str] = []
+    with file.open("wb") as out:
+        out.write(header)
+        for expert in range(count):
+            tensors = first if expert == 0 else read(expert)
+            raw = b"".join(_bytes(tensors[part["name"]]) for part in parts)
+            if len(raw) != size:
+                got, want = f"expert {expert} of {len(raw)} bytes", f"{size}, as the first has"
+                raise CheckpointError(f"experts {path}", got=got, want=want, fix="Copy it again.")
+            hashes.append(hashlib.sha256(raw).hexdigest())
+            out.write(raw)
+    return {"parts": parts, "start": len(header), "bytes": size, "sha256": hashes}
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _header(first: Mapping[str, Tensor], count: int) -> bytes:
+    """Of safetensors, blanks up to the next page, so that records can be read without it."""
+    said: dict[str, Any] = {}
+    at = 0
+    for expert in range(count):
+        for name, t in first.items():
+            end = at + t.nbytes
+            said[f"{expert}.{name}"] = {
+                "dtype": NAMES[t.dtype],
+                "shape": list(t.shape),
+                "data_offsets": [at, end],
+            }
+            at = end
+    text = json.dumps(said).encode()
+    text += b" " * (-(len(text) + 8) % PAGE)
+    return struct.pack("<Q", len(text)) + text
+
+
+class ExpertStore:
+    """An opened store: reads a record into memory that it is given, and checks it.
+
+    check: "first", the SHA-256 of each record when it is first read; "always"; "never".
+    Raises: CheckpointError for a folder that is no store; in `read`, for a record that is short,
+    missing or not what was packed.
+    """
+
+    def __init__(self, folder: str | Path, check: str = "first") -> None:
+        self.folder, self.check = Path(folder), check
+        try:
+            said = read_json(self.folder / INDEX)
+            self.layers: list[dict[str, Any]] = said["layers"]
+            self.config_hash = str(said["config"])
+            self.paths = [str(layer["path"]) for layer in self.layers]
+            self.experts = max(len(layer["sha256"]) for layer in self.layers)
+            self.bytes = max(int(layer["bytes"]) for layer in self.layers)
+            self.files = [
+                os.open(self.folder / layer["file"], os.O_RDONLY) for layer in self.layers
+            ]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            want, fix = "a folder that `intarsia pack` wrote", "Pack the model again."
+            raise CheckpointError(f"store {folder}", got=error, want=want, fix=fix) from error
+        self.seen: set[tuple[int, int]] = set()
+
+    def read(self, layer: int, expert: int, into: memoryview) -> int:
+        """Read a record into memory of its size.  Returns its bytes."""
+        of = self.layers[layer]
+        size, at = int(of["bytes"]), int(of["start"]) + expert * int(of["bytes"])
+        done = 0
+        while done < size:
+            got = os.preadv(self.files[layer], [into[done:size]], at + done)
+            if not got:
+                raise self._wrong(layer, expert, f"{done} bytes", f"{size}")
+            done += got
+        if self.check == "always" or (self.check == "first" and (layer, expert) not in self.seen):
+            if hashlib.sha256(into[:size]).hexdigest() != of["sha256"][expert]:
+                raise self._wrong(layer, expert, "bytes that changed", "those that were packed")
+            self.seen.add((layer, expert))
+        return size
+
+    def _wrong(self, layer: int, expert: int, got: str, want: str) -> CheckpointError:
+        what = f"expert {expert} of {self.paths[layer]} in {self.folder}"
+        return CheckpointError(what, got=got, want=want, fix="Pack the model again.")
+
+    def rest(self) -> dict[str, Tensor]:
+        """Every weight that is no expert's, by its name in the model."""
+        try:
+            with safe_open(str(self.folder / REST), "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            want, fix = "what was packed", "Pack the model again."
+            what = f"{self.folder / REST}"
+            raise CheckpointError(what, got=error, want=want, fix=fix) from error
+
+    def views(self, layer: int, record: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """A record (bytes,) as its tensors, by name."""
+        types = {name: dtype for dtype, name in NAMES.items()}
+        at = 0
+        for part in self.layers[layer]["parts"]:
+            dtype, shape = types[part["dtype"]], tuple(part["shape"])
+            end = at + dtype.itemsize * torch.Size(shape).numel()
+            yield part["name"], record[at:end].view(dtype).view(shape)
+            at = end
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in self.files:
+            os.close(file)
+        self.files = []

@@ -1,0 +1,228 @@
+"""Experts on disk: the same bits at any number of slots, and what happens to damaged files."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import MixtralForCausalLM
+
+import intarsia
+from intarsia.core.errors import CheckpointError, ConfigError, TargetError
+from intarsia.hosts.offload.store import INDEX, ExpertStore
+from intarsia.placement.policies import Expected, Lfu, Lru
+
+from .test_tracing import IDS, MODELS, mixtral
+
+STOCK = [name for name in MODELS if name != "ours"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of save_pretrained of each architecture."""
+    found: dict[str, Path] = {}
+    for name in STOCK:
+        found[name] = tmp_path_factory.mktemp("models") / name
+        model: Any = MODELS[name]()
+        model.save_pretrained(found[name])
+    return found
+
+
+@pytest.fixture(scope="module")
+def store(saved: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return intarsia.pack_experts(saved["mixtral"], tmp_path_factory.mktemp("stores") / "s")
+
+
+def resident(name: str) -> Any:
+    model: Any = MODELS[name]()
+    model.set_experts_implementation("eager")
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", STOCK)
+def test_outputs_are_the_same_bits(name: str, saved: dict[str, Path], tmp_path: Path) -> None:
+    whole, store = resident(name), tmp_path / "s"
+    want = whole(IDS).logits
+    words = whole.generate(IDS[:, :4], max_new_tokens=6, do_sample=False)
+    for slots, policy in ((2, None), (5, Lru()), (0.5, Lfu()), (16, Expected())):
+        model: Any = intarsia.offload(saved[name], slots=slots, policy=policy, store=store)
+        assert torch.equal(model(IDS).logits, want)
+        assert torch.equal(model.generate(IDS[:, :4], max_new_tokens=6, do_sample=False), words)
+        found = intarsia.residency(model)
+        assert found.bytes == found.loads * ExpertStore(store).bytes and found.loads
+        assert not any(".experts." in name for name, _ in model.named_parameters())
+    assert found.loads <= 16  # pyright: ignore
+
+
+def test_a_store_is_safetensors_that_others_read(store: Path) -> None:
+    model: Any = mixtral()
+    said = json.loads((store / INDEX).read_text())["layers"]
+    for layer, of in zip(model.model.layers, said, strict=True):
+        with safe_open(str(store / of["file"]), "pt") as file:
+            for name in ("gate_up_proj", "down_proj"):
+                for expert in range(8):
+                    want = getattr(layer.mlp.experts, name)[expert]
+                    assert torch.equal(file.get_tensor(f"{expert}.{name}"), want)
+
+
+def test_two_models_have_their_own_slots(store: Path) -> None:
+    a, b = (intarsia.offload(store, slots=n) for n in (2, 16))
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(a(IDS).logits, b(IDS).logits)
+    assert intarsia.residency(a).loads > intarsia.residency(b).loads == 16
+
+
+def damaged(store: Path, tmp_path: Path, at: int = 4096 + 5) -> Path:
+    """A copy of which one bit of the first layer is another."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(store, copy)
+    file = copy / "layer-0000.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[at] ^= 1
+    file.write_bytes(raw)
+    return copy
+
+
+def test_a_flipped_bit_is_found_at_first_use(store: Path, tmp_path: Path) -> None:
+    copy = damaged(store, tmp_path)
+    model: Any = intarsia.offload(copy, slots=4)
+    with torch.no_grad(), pytest.raises(CheckpointError, match="expert 0 of .*bytes that changed"):
+        model(IDS)
+    with torch.no_grad(), pytest.raises(CheckpointError, match="expert 0 of"):
+        model(IDS)  # what was read is in no slot
+    trusting: Any = intarsia.offload(copy, slots=4, check="never")
+    with torch.no_grad():
+        trusting(IDS)
+
+
+def test_a_short_missing_or_foreign_file_is_refused(store: Path, tmp_path: Path) -> None:
+    copy = damaged(store, tmp_path)
+    file = copy / "layer-0001.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    model: Any = intarsia.offload(copy, slots=4, check="never")
+    with torch.no_grad(), pytest.raises(CheckpointError, match="Pack the model again"):
+        model(IDS)
+    file.unlink()
+    with pytest.raises(CheckpointError, match="intarsia pack"):
+        intarsia.offload(copy, slots=4)
+    file.write_bytes(whole)
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'))
+    with pytest.raises(CheckpointError, match="another model"):
+        intarsia.offload(copy, slots=4)
+    for text in ("{", "[]", '{"layers": [{}]}'):
+        (copy / INDEX).write_text(text)
+        with pytest.raises(CheckpointError, match="intarsia pack"):
+            intarsia.offload(copy, slots=4)
+
+
+@pytest.mark.parametrize("slots", [0, 1, -3, 0.01, "1KB", "8XB", "1.2.3GB", "", float("nan")])
+def test_too_few_slots_are_refused(slots: Any, store: Path) -> None:
+    with pytest.raises(ConfigError, match="2 ... 16 experts of 3072 bytes each"):
+        intarsia.offload(store, slots=slots)
+
+
+def test_slots_are_counted_in_bytes_and_capped(store: Path) -> None:
+    from intarsia.hosts.offload.resident import slot_count
+
+    found = ExpertStore(store)
+    assert slot_count("10KB", found) == 3 and slot_count("1GiB", found) == 16
+    assert slot_count(0.25, found) == 4
+    with pytest.warns(UserWarning, match="more than the 16"):
+        assert slot_count(99, found) == 16
+    found.close()
+
+
+def test_what_cannot_be_offloaded_is_refused(
+    store: Path, saved: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="something there"):
+        intarsia.pack_experts(saved["mixtral"], store)
+    with pytest.raises(CheckpointError, match="config.json"):
+        intarsia.pack_experts(tmp_path, tmp_path / "new")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes: dict[str, Any] = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8}
+    LlamaForCausalLM(
+        LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(tmp_path / "dense")
+    with pytest.raises(TargetError, match="without experts"):
+        intarsia.pack_experts(tmp_path / "dense", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    model: Any = intarsia.offload(store, slots=2)
+    model.train()
+    with pytest.raises(ConfigError, match="inference"):
+        model(IDS)
+    with pytest.raises(ConfigError, match="an offloaded one"):
+        intarsia.residency(nn.Linear(1, 1))
+    with pytest.raises(ConfigError, match="check"):
+        intarsia.offload(store, slots=2, check="sometimes")
+
+
+LIMITED = """
+    import resource, sys, torch, transformers, intarsia
+    from transformers import MixtralForCausalLM
+    from intarsia.hosts.offload import resident
+    torch.set_num_threads(1)
+    source, store, room = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    lines = open("/proc/self/status").read().splitlines()
+    used = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (used + room, used + room))
+    if sys.argv[4] == "whole":
+        MixtralForCausalLM.from_pretrained(source)
+    else:
+        model = intarsia.offload(store, slots=4)
+        with torch.no_grad():
+            print(float(model(torch.arange(8)[None]).logits.double().sum()))
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_DATA"), reason="no limit of a process's data")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
+def test_a_model_larger_than_the_memory_limit_is_built(tmp_path: Path) -> None:
+    """96 MB of experts under 60 MB: building it whole fails, offloaded it gives the same."""
+    from transformers import MixtralConfig
+
+    config = MixtralConfig(
+        vocab_size=64,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=16,
+    )
+    torch.manual_seed(0)
+    model: Any = MixtralForCausalLM(config).eval()
+    model.set_experts_implementation("eager")
+    model.save_pretrained(tmp_path / "m")
+    intarsia.pack_experts(tmp_path / "m", tmp_path / "s")
+
+    def run(what: str) -> subprocess.CompletedProcess[str]:
+        words = (tmp_path / "m", tmp_path / "s", 60_000_000, what)
+        code = textwrap.dedent(LIMITED)
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True
+        )
+
+    assert run("whole").returncode != 0
+    found = run("offloaded")
+    assert found.returncode == 0, found.stderr[-2000:]
+    with torch.no_grad():
+        want = float(model(torch.arange(8)[None]).logits.double().sum())
+    assert float(found.stdout) == want

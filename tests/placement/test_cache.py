@@ -1,0 +1,105 @@
+"""Caches against brute force, by hand, and where LRU is known to hit nothing."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from intarsia.core.errors import ConfigError
+from intarsia.placement import Belady, Cache, replay
+from intarsia.placement.cache import Key, PolicyConfig, most_used
+from intarsia.placement.describe import demand
+from intarsia.placement.policies import Expected, Lfu, Lru
+
+from .made import made
+
+POLICIES: dict[str, PolicyConfig] = {"lru": Lru(), "lfu": Lfu(), "expected": Expected()}
+
+
+def fewest(asks: tuple[Key, ...], slots: int, start: frozenset[Key]) -> int:
+    """The fewest loads there can be, by trying every eviction."""
+
+    @functools.cache
+    def best(at: int, inside: frozenset[Key]) -> int:
+        if at == len(asks):
+            return 0
+        key = asks[at]
+        if key in inside:
+            return best(at + 1, inside)
+        if len(inside) < slots:
+            return 1 + best(at + 1, inside | {key})
+        return 1 + min(best(at + 1, inside - {out} | {key}) for out in inside)
+
+    return best(0, start)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_belady_is_the_bound_from_the_same_contents(seed: int) -> None:
+    trace = made(tokens=6, layers=2, experts=4, each=3, seed=seed)
+    steps = [[key] for step in demand(trace, 1) for key in step][:14]  # one at a time: no wishes
+    start = most_used(steps[::2], 3)
+    found = replay(steps, Belady(2, 4, steps), 3, start=start).loads
+    asks = tuple(key for step in steps for key in step)
+    assert found == fewest(asks, 3, frozenset(start))
+    for policy in POLICIES.values():
+        assert replay(steps, policy.build(2, 4), 3, start=start).loads >= found
+
+
+def test_several_streams_leave_lru_nothing() -> None:
+    """A step asks for more experts than there are slots: what was just used is not used next."""
+    trace = made(tokens=240, layers=4, experts=8, k=2, each=20)
+    steps = demand(trace, 4)
+    slots = 8
+    assert min(map(len, steps)) > slots
+    start = most_used(steps, slots)
+    rates = {n: replay(steps, p.build(4, 8), slots, start=start).rate for n, p in POLICIES.items()}
+    assert rates["lru"] < 0.02 and rates["lfu"] < 0.05
+    assert rates["expected"] > 0.15
+    assert rates["expected"] <= replay(steps, Belady(4, 8, steps), slots, start=start).rate
+
+
+def test_lfu_forgets_and_starts_at_one() -> None:
+    policy = Lfu(every=2, decay=0.5).build(1, 4)
+    cache = Cache(2, policy)
+    for expert in (0, 0, 0, 1, 2):  # 0 has 3 hits to come, 1 goes
+        cache.begin()
+        cache.ask(0, [expert])
+        taken = cache.take((0, expert))
+        cache.give((0, expert))
+    assert taken.out == (0, 1) and set(cache.at) == {(0, 0), (0, 2)}  # pyright: ignore
+    assert (cache.hits, cache.loads) == (2, 3)
+
+
+def test_what_is_in_use_or_wanted_stays() -> None:
+    cache = Cache(2, Lru().build(2, 4))
+    cache.begin()
+    cache.ask(0, [0, 1, 2])
+    cache.take((0, 0))
+    cache.take((0, 1))
+    with pytest.raises(ConfigError, match="2 experts in use"):
+        cache.take((0, 2))
+    cache.give((0, 1))
+    assert cache.take((0, 2)).out == (0, 1)
+    cache.give((0, 0))
+    cache.give((0, 2))
+    cache.ask(1, [0, 1])
+    cache.take((1, 0))
+    cache.give((1, 0))
+    cache.drop((1, 0))
+    assert (1, 0) not in cache.at and cache.free
+    wanted = Cache(2, Lru().build(1, 4))
+    wanted.fill([(0, 0), (0, 1)])
+    wanted.begin()
+    wanted.ask(0, [0, 2])
+    assert wanted.take((0, 2)).out == (0, 1)  # 0 is wanted next, though it is the older one
+
+
+def test_too_few_slots_are_refused() -> None:
+    for slots in (0, 1):
+        with pytest.raises(ConfigError, match="2 or more"):
+            Cache(slots, Lru().build(1, 1))
+    with pytest.raises(ConfigError, match="decay"):
+        Expected(1.5)
+    with pytest.raises(ConfigError, match="every"):
+        Lfu(every=0)
