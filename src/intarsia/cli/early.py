@@ -76,7 +76,8 @@ CLAIMS = tuple(
     moetuner-home moetuner-joint moetuner-joint-skewed moetuner-time moetuner-traffic
     moetuner-uniform momentum
     momentum-adam momentum-swapped mos mos-order mosa mosa-long poly poly-heads poly-mu
-    poly-mu-start poly-z rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory
+    poly-mu-start poly-z random-search random-search-loss random-search-rank
+    random-search-speed rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory
     sms sparse-ift sparse-ift-rigl sparsify squarehead squarehead-smollm2 transport
     transport-loss transport-pairs transport-unbalanced zcode-m3 zcode-m3-late zcode-m3-loss
     zcode-m3-merge zcode-m3-order zcode-m3-prune

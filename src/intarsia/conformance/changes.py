@@ -48,6 +48,12 @@ def outputs(model: nn.Module) -> Tensor:
         return model.eval()(pictures())
 
 
+def batches_for(change: Any) -> list[Any]:
+    """What a change may look at; with labels where it needs them."""
+    labelled = "labels" in getattr(change, "needs", ())
+    return [(pictures(), torch.arange(BATCH) % CLASSES) if labelled else pictures()]
+
+
 def change_of(card: Card) -> Change:
     """The change that the card's tiny settings stand for."""
     return as_change(tiny(card))
@@ -55,7 +61,7 @@ def change_of(card: Card) -> Change:
 
 def changed(host: nn.Module, change: Change, seed: int = 0) -> nn.Module:
     """The host with the change, which may look at the pictures."""
-    return apply(host, change, [pictures()], seed=seed, name="one")
+    return apply(host, change, batches_for(change), seed=seed, name="one")
 
 
 def host_of(card: Card) -> Callable[[], nn.Module]:
@@ -81,7 +87,8 @@ def plans_without_a_trace(card: Card) -> None:
     """Planning leaves the host as it is; equal hosts and seeds give equal models."""
     make = host_of(card)
     host = make()
-    change_of(card).plan(host, [pictures()], seed=3)
+    change = change_of(card)
+    change.plan(host, batches_for(change), seed=3)
     _require_as_before(host, make(), "after a plan")
     one, two = (changed(make(), change_of(card), seed=3) for _ in range(2))
     _require_as_before(one, two, "of one seed")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from ...core.errors import DataError
 from .walk import inputs_of
@@ -92,9 +93,15 @@ def _stacked(rows: Sequence[Any]) -> Any:
 def training_rows(change: Any, train: Any) -> list[Any]:
     """Batches of 128 rows, evenly spread over training data, for a change that reads some.
 
-    No batches for a change that does not, such as an adapter.
+    No batches for a change that does not, such as an adapter; with their labels, and four times as
+    many, for one that needs "labels".
     """
-    if train is None or not getattr(change, "needs", ()):
+    needs = getattr(change, "needs", ())
+    if train is None or not needs:
         return []
-    step = max(1, len(train) // OF_TRAINING)
-    return batched([train[i] for i in range(0, len(train), step)][:OF_TRAINING])
+    count = 4 * OF_TRAINING if "labels" in needs else OF_TRAINING
+    step = max(1, len(train) // count)
+    rows = [train[i] for i in range(0, len(train), step)][:count]
+    if "labels" in needs:
+        return [default_collate(rows[i : i + 64]) for i in range(0, len(rows), 64)]
+    return batched(rows)

@@ -80,7 +80,7 @@ def _all_layers(host: nn.Module) -> list[tuple[str, Any]]:
 
 def _widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
     """Each layer that "wide" changes: its path, and its new inputs and outputs."""
-    if _of_tokens(host):
+    if of_tokens(host):
         yield from _mlp_widths(host, density)
         return
     layers = _all_layers(host)
@@ -106,28 +106,35 @@ def _widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
             raise TargetError(f"module {path!r}", got=type(module).__name__, want=want, fix=fix)
 
 
-def _of_tokens(host: nn.Module) -> bool:
+def of_tokens(host: nn.Module) -> bool:
     """Whether its blocks are those of a transformer, whose stream keeps its width."""
     return any(block_kind(block) not in CONVOLUTIONAL for _, block in blocks(host))
 
 
 def _mlp_widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
     paths = {id(m): p for p, m in host.named_modules()}
+    for reads, writes in linear_mlps(host):
+        hidden = round(writes.in_features / density)
+        yield from ((paths[id(layer)], layer.in_features, hidden) for layer in reads)
+        yield paths[id(writes)], hidden, writes.out_features
+
+
+def linear_mlps(host: nn.Module) -> Iterator[tuple[list[nn.Linear], nn.Linear]]:
+    """The layers to and from the hidden units of each MLP in a transformer's blocks.
+
+    Raises: TargetError for an MLP that computes otherwise, or has its weights transposed.
+    """
+    inside = {id(m) for m in host.modules()}
     for path, block in blocks(host):
         if (place := mlp_place(block)) is None:
             continue
         mlp = dense_mlp(f"{path}.{place.path}", place.mlp)
-        hidden = round(mlp.up.out_features / density)
-        for layer in (mlp.up, mlp.gate, mlp.down):
-            if layer is None:
-                continue
-            if id(layer) not in paths:
-                got, want = "a linear map with its weight transposed", "nn.Linear"
-                fix = "Use kind='factorised' with layers= of other places."
-                raise TargetError(f"MLP of {path!r}", got=got, want=want, fix=fix)
-            ins, outs = _sizes(layer)
-            sizes = (hidden, outs) if layer is mlp.down else (ins, hidden)
-            yield paths[id(layer)], *sizes
+        layers = [m for m in (mlp.gate, mlp.up, mlp.down) if m is not None]
+        if any(id(layer) not in inside for layer in layers):
+            got, want = "a linear map with its weight transposed", "nn.Linear"
+            fix = "Leave this method out: it changes hidden units."
+            raise TargetError(f"MLP of {path!r}", got=got, want=want, fix=fix)
+        yield layers[:-1], layers[-1]
 
 
 def _wider(width: int, density: float) -> int:
@@ -144,7 +151,7 @@ def widen(
     host: nn.Module, density: float, layers: Mapping[str, int], draw: torch.Generator
 ) -> dict[str, int]:
     """Give layers and batch norms new widths, in place; how many weights each layer keeps."""
-    tokens = _of_tokens(host)
+    tokens = of_tokens(host)
     config: Any = getattr(host, "config", None)
     for path, ins, outs in list(_widths(host, density)):
         layer: Any = host.get_submodule(path)

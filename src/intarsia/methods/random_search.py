@@ -1,0 +1,261 @@
+"""Random search for sparse architectures: the best of many node masks (arXiv:2403.08265)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Card, Paper
+from ..core.change import PlainChange, Plan
+from ..core.checks import above, at_least, between, one_of
+from ..core.errors import ConfigError, DataError, TargetError
+from ..core.modes import evaluating
+from ..core.seeds import mix
+from ..hosts.swap.iso_flop import linear_mlps, of_tokens
+from ..hosts.swap.upcycle import check_unadapted
+from ..train.objectives import logits_of
+
+Kept = dict[str, Tensor]  # layer that reads hidden units -> the units that stay, increasing
+
+
+class Candidate(NamedTuple):
+    """An architecture, and its score: less is better."""
+
+    score: float
+    kept: Kept
+
+
+class Hidden(NamedTuple):
+    """A hidden layer: the linear maps that write its units, and the one that reads them."""
+
+    writes: tuple[nn.Linear, ...]
+    reads: nn.Linear
+
+
+@dataclass(frozen=True)
+class RandomSearch(PlainChange):
+    """Hidden units are dropped: of `draws` random choices, the one of the best score stays.
+
+    Of each hidden layer round(density n) units stay, in an MLP of linear maps or in the MLPs of a
+    transformer. Weights between two hidden layers fall to about density^2. Units are taken out of
+    the model, whose weights are otherwise as they were: train it then.
+    score, of the untrained smaller model on labelled batches, less is better:
+      "loss", the mean cross-entropy (the paper);
+      "snip", -sum |w dL/dw|, the sensitivity of the loss to its weights (arXiv:1810.02340);
+      "epoch", the loss after one pass of Adam (1e-3) over the batches: a control that has learned.
+    rank: 0 = the best, 1 = the next, ...   With draws=1 it is a random choice, and needs no batch.
+
+    model = apply(net, RandomSearch(density=0.1, draws=100), [(images, labels)]); fit(model, train)
+    Raises: ConfigError for settings that cannot be, or a layer without a unit left; DataError for
+    batches without labels; TargetError for a model without hidden layers of linear maps.
+    Source: paper, whose finding is that the selected ones learn no better than random ones: use it
+    as a baseline of other searches.
+    """
+
+    density: float = 0.5
+    draws: int = 100
+    score: str = "loss"
+    rank: int = 0
+
+    stores: ClassVar[str] = "all"
+
+    def __post_init__(self) -> None:
+        above("density", self.density, 0, "Try 0.5.")
+        between("density", self.density, 0, 1, "Try 0.5.")
+        at_least("draws", self.draws, 1)
+        one_of("score", self.score, SCORES)
+        between("rank", self.rank, 0, self.draws - 1, "0 is the best of the draws.")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Labelled batches, where there is something to choose."""
+        return frozenset({"labels"} if self.draws > 1 else ())
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        """Everything where all units stay."""
+        return frozenset(("outputs", "shape", "routing") if self.density == 1 else ())
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """The units that stay, and the score."""
+        best = search(host, self, batches, seed=seed)[self.rank]
+        kept = {path: units.tolist() for path, units in best.kept.items()}
+        score = best.score if math.isfinite(best.score) else None
+        return Plan(self, seed, {"kept": kept, "score": score})
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        cut(host, {path: torch.tensor(units) for path, units in plan.decided["kept"].items()})
+        return host
+
+
+def search(
+    host: nn.Module, settings: RandomSearch, batches: Iterable[Any] = (), *, seed: int = 0
+) -> list[Candidate]:
+    """All draws, the best first; of equal ones the earlier. The host stays as it was.
+
+    The first draws are the same for every number of them.
+    batches: (inputs, labels), or a model's arguments by name with "labels".
+    """
+    check_unadapted(host)
+    layers, held = hidden_layers(host), list(batches)
+    if settings.draws == 1:
+        return [Candidate(math.nan, drawn(layers, settings.density, mix(seed, 0)))]
+    if not held or any(labels_of(batch) is None for batch in held):
+        got = "none" if not held else "inputs alone"
+        fix = "Pass [(images, labels), ...], or draws=1 for a random choice."
+        raise DataError("batches of a search", got=got, want="some with labels", fix=fix)
+    score, found = SCORES[settings.score], list[Candidate]()
+    with evaluating(host):
+        for i in range(settings.draws):
+            kept = drawn(layers, settings.density, mix(seed, i))
+            found.append(Candidate(score(host, kept, held), kept))
+    return sorted(found, key=lambda one: one.score)
+
+
+def hidden_layers(host: nn.Module) -> dict[str, Hidden]:
+    """Each hidden layer, by the path of the linear map that reads it.
+
+    Raises: TargetError for a model that has none, or other layers among them.
+    """
+    paths = {id(m): path for path, m in host.named_modules()}
+    if of_tokens(host):
+        return {paths[id(w)]: Hidden(tuple(r), w) for r, w in linear_mlps(host)}
+    layers: list[Any] = [m for m in host.modules() if list(m.parameters(recurse=False))]
+    plain = all(type(m) is nn.Linear for m in layers)
+    pairs = list(zip(layers, layers[1:], strict=False))
+    if not pairs or not plain or any(a.out_features != b.in_features for a, b in pairs):
+        got = f"{type(host).__name__} of {sorted({type(m).__name__ for m in layers})}"
+        want, fix = "linear maps in a row, or a transformer", "Prune it: see intarsia.sparsify."
+        raise TargetError("hidden layers", got=got, want=want, fix=fix)
+    return {paths[id(b)]: Hidden((a,), b) for a, b in pairs}
+
+
+def drawn(layers: Mapping[str, Hidden], density: float, seed: int) -> Kept:
+    """A random choice of each layer's units.  Raises: ConfigError for a layer without one."""
+    draw, found = torch.Generator().manual_seed(seed), Kept()
+    for path, layer in layers.items():
+        units = layer.reads.in_features
+        if not (count := round(density * units)):
+            got, want = f"{density} of {units} units before {path!r}", "at least one unit"
+            raise ConfigError("density", got=got, want=want, fix=f"Set it above {0.5 / units:.2g}.")
+        found[path] = torch.randperm(units, generator=draw)[:count].sort().values
+    return found
+
+
+@contextmanager
+def masked(host: nn.Module, kept: Kept) -> Iterator[None]:
+    """Inside, the other units are 0 where they are read; the same as if they were not there."""
+    handles: list[Any] = []
+    try:
+        for path, units in kept.items():
+            reads: Any = host.get_submodule(path)
+            mask = torch.zeros_like(reads.weight[0]).index_fill(0, units.to(reads.weight.device), 1)
+            hook = partial(_times, mask)
+            handles.append(reads.register_forward_pre_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _times(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0] * mask, *inputs[1:])
+
+
+@torch.no_grad()
+def cut(host: nn.Module, kept: Kept) -> None:
+    """Take all other units out of the model, in place."""
+    config: Any = getattr(host, "config", None)
+    for path, layer in hidden_layers(host).items():
+        units = kept[path].to(layer.reads.weight.device)
+        for writes in layer.writes:
+            writes.weight = nn.Parameter(writes.weight[units], writes.weight.requires_grad)
+            if writes.bias is not None:
+                writes.bias = nn.Parameter(writes.bias[units], writes.bias.requires_grad)
+            writes.out_features = len(units)
+        reads = layer.reads
+        reads.weight = nn.Parameter(reads.weight[:, units], reads.weight.requires_grad)
+        reads.in_features = len(units)
+    if hasattr(config, "intermediate_size") and len({len(u) for u in kept.values()}) == 1:
+        config.intermediate_size = len(next(iter(kept.values())))
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """The labels of a batch, if it has some."""
+    if isinstance(batch, Mapping):
+        return batch.get("labels")
+    return batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
+
+
+def loss_of(model: nn.Module, batch: Any) -> Tensor:
+    """The mean cross-entropy of a batch; of a language model, of each next token."""
+    named = isinstance(batch, Mapping)
+    x = {n: v for n, v in batch.items() if n != "labels"} if named else batch[0]
+    logits, labels = logits_of(model, x).float(), labels_of(batch)
+    assert labels is not None
+    if logits.dim() == 3:
+        logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return F.cross_entropy(logits, labels)
+
+
+@torch.no_grad()
+def _loss(host: nn.Module, kept: Kept, batches: Sequence[Any]) -> float:
+    with masked(host, kept):
+        return _mean_loss(host, batches)
+
+
+def _mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
+    counts = [len(labels) for b in batches if (labels := labels_of(b)) is not None]
+    losses = [float(loss_of(model, b)) * n for b, n in zip(batches, counts, strict=True)]
+    return sum(losses) / sum(counts)
+
+
+def _snip(host: nn.Module, kept: Kept, batches: Sequence[Any]) -> float:
+    """-sum |w dL/dw|: the weights of dropped units have no gradient."""
+    weights = [p for p in host.parameters() if p.requires_grad and p.dim() > 1]
+    with masked(host, kept), torch.enable_grad():
+        total = sum((loss_of(host, batch) for batch in batches), torch.zeros(()))
+        found = torch.autograd.grad(total / len(batches), weights, allow_unused=True)
+    pairs = zip(weights, found, strict=True)
+    return -sum(float((w.detach() * g).abs().sum()) for w, g in pairs if g is not None)
+
+
+def _epoch(host: nn.Module, kept: Kept, batches: Sequence[Any]) -> float:
+    """The loss after one pass over the batches, of a copy."""
+    model = copy.deepcopy(host)
+    cut(model, kept)
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-3)
+    with torch.enable_grad():
+        for batch in batches:
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+    with torch.no_grad():
+        return _mean_loss(model, batches)
+
+
+SCORES = {"loss": _loss, "snip": _snip, "epoch": _epoch}
+
+CARD = Card(
+    "random_search",
+    kind="change",
+    config=RandomSearch,
+    paper=Paper(
+        "2403.08265",
+        2024,
+        "Random Search as a Baseline for Sparse Neural Network Architecture Search",
+    ),
+    summary="The best of many random choices of hidden units, by a score before training.",
+    family="sparse training",
+    names=("Random search",),
+    tiny={"draws": 3},
+)
