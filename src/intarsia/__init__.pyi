@@ -84,6 +84,7 @@ from .methods.mosa import Mosa as Mosa
 from .methods.mosa import Official as Official
 from .methods.pace import Pace as Pace
 from .methods.poly import Poly as Poly
+from .methods.random_search import RandomSearch as RandomSearch
 from .methods.s2ft.s2ft import S2ft as S2ft
 from .methods.sms import SparseModelSoup as SparseModelSoup
 from .methods.sparse_ift import SparseIft as SparseIft

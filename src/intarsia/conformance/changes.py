@@ -102,6 +102,10 @@ class _Fails:
     planned: Plan | None = None
 
     @property
+    def needs(self) -> frozenset[str]:
+        return getattr(self.inside, "needs", frozenset())
+
+    @property
     def preserves(self) -> frozenset[str]:
         return frozenset()
 

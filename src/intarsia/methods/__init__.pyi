@@ -21,6 +21,7 @@ from .mosa import Official as Official
 from .pace import Pace as Pace
 from .peft_methods import PeftMethod as PeftMethod
 from .poly import Poly as Poly
+from .random_search import RandomSearch as RandomSearch
 from .s2ft.cell import S2ftCell as S2ftCell
 from .s2ft.channels import choose_channels as choose_channels
 from .s2ft.permute import Permutation as Permutation
