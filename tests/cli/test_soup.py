@@ -39,8 +39,15 @@ def test_runs_are_averaged_into_a_run(intarsia: Intarsia, folder: Path, tmp_path
     record = json.loads((out / "run.json").read_text())
     assert record["record"]["soup"]["by"] is None and record["record"]["label"].startswith("soup")
     greedy = tmp_path / "greedy"
-    said = intarsia("soup", str(a), str(b), "--save", str(greedy), "--greedy", "--json")
+    said = intarsia("soup", str(a), str(b), "--save", str(greedy), "--greedy", "--line", "--json")
     assert said.code == 0, said.err
+    points = said.json["line"]["points"]
+    assert [round(share, 1) for share, _ in points] == [i / 10 for i in range(11)]
+    (pair,) = said.json["pairs"]
+    assert (pair["a"], pair["b"]) == (0, 1) and pair["distance"] > 0 and 0 < pair["cosine"] <= 1
+    page = tmp_path / "page.html"
+    assert intarsia("report", str(greedy), "--out", str(page)).code == 0
+    assert "Candidates of the soup" in page.read_text() and "plot-line" in page.read_text()
     scores = [json.loads((r / "run.json").read_text())["results"]["val"] for r in (a, b)]
     best = max(one["accuracy"] for one in scores)
     assert said.json["by"] == "val" and said.json["results"]["val"]["accuracy"] >= best

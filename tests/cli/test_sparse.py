@@ -55,12 +55,21 @@ def test_a_model_is_pruned_saved_packed_and_converted(
 ) -> None:
     out = tmp_path / "out"
     given = ("sparsify", str(model), "--calib", str(text), "--rows", "8", "--size", "64")
-    said = intarsia(*given, "--method", "dsnot", "--save", str(out), "--json")
+    said = intarsia(*given, "--method", "dsnot", "--save", str(out), "--errors", "--json")
     assert said.code == 0, said.err
     assert said.json["density"] == pytest.approx(0.5, abs=0.01)
     assert "block 2/2 model.layers.1 density 0.500" in said.words
     record = json.loads((out / "sparsify.json").read_text())
     assert record["calibration"]["rows"] == 8 and len(record["layers"]) == 14
+    assert all(row["error_masked"] > 0 and row["error"] > 0 for row in record["layers"])
+    assert record["perplexity"]["pruned"] != record["perplexity"]["dense"] > 1
+    parts = record["parts"]
+    assert parts["kept values"] + parts["bitmasks"] == record["bytes"]["bitmask"]
+    assert parts["kept values"] + parts["zeros left out"] == record["bytes"]["dense"]
+    page = tmp_path / "page.html"
+    said_too = intarsia("report", str(out), "--out", str(page), "--json")
+    assert said_too.code == 0 and said_too.json["models"][0]["method"] == "dsnot"
+    assert "dsnot on wanda" in page.read_text()
     assert not (tmp_path / "out.walk").exists()
     found = AutoModelForCausalLM.from_pretrained(out)
     assert float((found.model.layers[0].mlp.up_proj.weight == 0).float().mean()) == 0.5
@@ -101,7 +110,14 @@ def test_a_run_is_sparse_from_the_start(intarsia: Intarsia, folder: Path, tmp_pa
     given = ("fit", str(folder), *TINY, *QUICK, "--method", "full", "--out", str(out))
     said = intarsia(*given, "--schedule", "rigl:every=2", "--density", "0.25")
     assert said.code == 0, said.err
-    recipe = json.loads((out / "run.json").read_text())["recipe"]
+    record = json.loads((out / "run.json").read_text())
+    masks, recipe = record["results"]["masks"], record["recipe"]
+    assert masks["changes"] and all(0 < c["exchanged"] <= 0.3 for c in masks["changes"])
+    ever = [change["ever"] for change in masks["changes"]]
+    assert ever == sorted(ever) and ever[0] > 0.25
+    page = tmp_path / "page.html"
+    assert intarsia("report", str(out), "--out", str(page)).code == 0
+    assert "full fine-tuning, RigL" in page.read_text() and "plot-masks" in page.read_text()
     assert recipe["schedule"]["name"] == "RigL" and recipe["schedule"]["density"] == 0.25
     # layers inside the blocks, and no others
     assert all(name.startswith("blocks.") for name in recipe["schedule"]["layers"])

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from intarsia.core import Blocks, NofM
 from intarsia.core.errors import ConfigError, DataError, ShapeError
-from intarsia.partitions import choose_and_compensate
+from intarsia.partitions import choose_and_compensate, compensate
 from intarsia.partitions.compensate import Code, Pattern
 from intarsia.scores import Statistics
 
@@ -103,6 +103,16 @@ def test_two_of_four_is_chosen_group_by_group(block: int) -> None:
     part, new = choose_and_compensate(w, seen(x), pattern=NofM(2, 4), block=block)
     kept, want = naive(w, x, 4, by_rows(2), lambda c, _: c, 0.01)
     assert torch.equal(part.mask("weight", 0), kept) and part.pattern == NofM(2, 4)
+    assert_close(new, want)
+
+
+def test_columns_in_strips_are_those_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, x = drawn(7, 150), inputs(150, rows=400)
+    found = [choose_and_compensate(w, seen(x), 0.5, block=96, code=halves)]
+    monkeypatch.setattr(compensate, "STRIP", 1)
+    found.append(choose_and_compensate(w, seen(x), 0.5, block=96, code=halves))
+    (one, new), (two, want) = found
+    assert torch.equal(one.mask("weight", 0), two.mask("weight", 0))
     assert_close(new, want)
 
 

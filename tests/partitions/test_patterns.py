@@ -11,6 +11,7 @@ from torch import Tensor
 from intarsia.core import Blocks, NofM
 from intarsia.core.errors import ConfigError, DataError, ShapeError
 from intarsia.partitions import keep_blocks, keep_n_of_m, keep_rows
+from intarsia.partitions.patterns import largest
 
 sides = st.integers(1, 3)
 
@@ -85,3 +86,19 @@ def test_what_cannot_be_is_refused() -> None:
         keep_n_of_m({"w": torch.full((2, 4), torch.nan)})
     with pytest.raises(ConfigError, match="count: got 3"):
         keep_blocks({"w": torch.ones(2, 4)}, 3, Blocks(1, None))
+
+
+def sorted_largest(scores: Tensor, count: int) -> Tensor:
+    """By a whole sort."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, True)
+
+
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(0, 9), st.integers(0, 9))
+def test_the_largest_are_those_of_a_sort_and_of_equal_ones_the_first(
+    rows: int, width: int, count: int, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randint(4, (rows, width), generator=draw).float()
+    count = min(count, width)
+    assert torch.equal(largest(scores, count), sorted_largest(scores, count))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.errors import ConfigError
 from ..core.files import alone
 from . import completing
 from .early import (
@@ -185,9 +186,30 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about runs, and print their table.
 
+    Folders of `intarsia sparsify` have a page of their own: perplexity by density, bytes, layers.
+
     Example:  intarsia report runs/compare-elpv --out page.html
     """
-    show_comparison(runs, out, baseline, as_json)
+    if all(any(p.glob("sparsify.json")) or any(p.glob("*/sparsify.json")) for p in runs):
+        _show_sparse(runs, out, baseline, as_json)
+    else:
+        show_comparison(runs, out, baseline, as_json)
+
+
+def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool) -> None:
+    from ..results.sparse import gather, table_of, write_page
+    from ..results.table import terminal
+
+    if baseline is not None:
+        fix = "Leave it out: magnitude is the baseline of a page of pruned models."
+        raise ConfigError("--baseline", got=baseline, want="none", fix=fix)
+    found = gather(folders)
+    written = write_page(folders, page)
+    if as_json:
+        show_json({"report": str(written), "models": [dict(one.record) for one in found]})
+        return
+    show_rich(terminal(table_of(found)))
+    say(f"Report: {written}")
 
 
 def show_comparison(

@@ -23,6 +23,9 @@ def soup(
     weights: Annotated[
         str | None, typer.Option(help="Shares, as 0.5,0.25,0.25; all equal if not given.")
     ] = None,
+    line: Annotated[
+        bool, typer.Option("--line", help="Score 11 places between two of them, for the report.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Average runs that were trained from one pruned model, zeros and all, into one run.
@@ -46,7 +49,7 @@ def soup(
     shares = _shares(weights)
     from ..experiments.souping import soup_runs
 
-    record = soup_runs(runs, save, weights=shares, by_val=greedy, report=note)
+    record = soup_runs(runs, save, weights=shares, by_val=greedy, line=line, report=note)
     said, results = record["record"]["soup"], record["results"]
     if as_json:
         show_json({"folder": str(save), **said, "results": results})

@@ -38,6 +38,10 @@ def sparsify(
     save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
     layout: Annotated[str, typer.Option(help=f"One of {', '.join(SAVED)}.")] = "dense",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a walk to --save.")] = False,
+    test: Annotated[int, typer.Option(help="Rows of the text to measure perplexity on.")] = 16,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Measure each layer's output error; slower.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Prune a pretrained language model block by block; no gradient is computed.
@@ -47,30 +51,42 @@ def sparsify(
     is smaller (bitmask), which `intarsia convert` turns into a dense one, or is rounded to int4
     (pack-quantized; intarsia[hf-int4]), which opens with from_pretrained, too.
 
+    `intarsia report out other` draws what came out.
+
     Example:  intarsia sparsify smollm2 --method dsnot --density 0.5 --save out
     """
     _check(method, base, density, layout, rows, calib, save)
+    at_least("--test", test, 0)
     from ..data.language_models import language_model
     from ..data.texts import load_texts
     from ..hosts.prune.files import save_sparse
+    from ..hosts.prune.pruner import bytes_by_part, stops_of
     from ..hosts.prune.pruner import sparsify as prune
 
     assert save is not None
     chosen = _method(method, base, density, pattern, tuple(layers or ()))
     walk = save.with_name(f"{save.name}.walk")
     host, tokenizer = language_model(model)
-    texts = load_texts(calib, tokenizer, length=size, train=rows, progress=note).train
+    found = load_texts(calib, tokenizer, length=size, train=rows, test=test or None, progress=note)
+    texts, held_out = found.train, found.test
+    dense = _perplexity(host, held_out) if test else None
     started = time.perf_counter()
-    done = prune(host, chosen, texts, out=walk, resume=resume, seed=seed, progress=note)
+    done = prune(
+        host, chosen, texts, out=walk, resume=resume, seed=seed, errors=errors, progress=note
+    )
     seconds = round(time.perf_counter() - started, 1)
+    pruned = _perplexity(host, held_out) if test else None
     record = {
         "model": model,
         "method": method,
+        "base": base if method == "dsnot" else None,
         "settings": _settings(chosen),
         "seed": seed,
         "calibration": {"data": calib, "rows": len(texts), "tokens": size},
         "density": done.density,
+        "perplexity": {"dense": dense, "pruned": pruned, "rows": test},
         "bytes": dict(done.bytes),
+        "parts": bytes_by_part(host, stops_of(host, chosen.layers)),
         "seconds": seconds,
         "layers": list(done.table),
     }
@@ -79,7 +95,8 @@ def sparsify(
     if as_json:
         show_json({"folder": str(save), **record})
     else:
-        say(f"{done}\n{seconds} s\n{save}")
+        losses = [f"perplexity {dense:.1f} dense, {pruned:.1f} pruned"] if test else []
+        say("\n".join([str(done), *losses, f"{seconds} s", str(save)]))
 
 
 def convert(
@@ -131,6 +148,12 @@ def _method(method: str, base: str, density: float, pattern: str | None, layers:
 
     inner = card(base if method == "dsnot" else method).config(density, pattern, layers)
     return card("dsnot").config(inner) if method == "dsnot" else inner
+
+
+def _perplexity(model: Any, rows: Any) -> float:
+    from ..fitting import evaluate
+
+    return float(evaluate(model, rows, batch_size=4).scores()["perplexity"])
 
 
 def _settings(method: Any) -> dict[str, Any]:

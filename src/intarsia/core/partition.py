@@ -53,11 +53,11 @@ class Partition:
         _same_shapes(masks)
         label: dict[str, Tensor] = {}
         for name, first in masks[0].items():
-            owner = torch.full(first.shape, NOBODY, dtype=label_dtype(len(masks)))
-            owner = owner.to(first.device)
+            dtype, device = label_dtype(len(masks)), first.device
+            owner = torch.full(first.shape, NOBODY, dtype=dtype, device=device)
             for part, mask in enumerate(m[name] for m in masks):
                 _check_mask(name, part, mask, owner)
-                owner[mask] = part
+                owner.masked_fill_(mask, part)
             label[name] = owner
         return cls(label, len(masks), pattern)
 
@@ -98,7 +98,8 @@ class Partition:
     def density(self) -> float:
         """The share of weights that belong to some part."""
         total = sum(label.numel() for label in self.label.values())
-        return float(self.sizes().sum()) / total if total else 0.0
+        owned = sum(int((label >= 0).sum()) for label in self.label.values())
+        return owned / total if total else 0.0
 
 
 def _check_mask(name: str, part: int, mask: Tensor, owner: Tensor) -> None:

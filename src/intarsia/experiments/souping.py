@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ..core.errors import ConfigError, DataError
 from ..fitting import write_trained
-from ..mixtures.sparse_soup import State, check_alike, distance, greedy, mixed
+from ..mixtures.sparse_soup import State, check_alike, distance, greedy, mixed, pairs
 from ..train.batch_norms import has_batch_norms, recalibrate
 from ..train.evaluate import device_of
 from ..train.folder import owned, write_results
@@ -31,6 +31,7 @@ from .writing import TextRun
 
 Report = Callable[[str], None]
 BN_SHARE, BATCH = 0.2, 64
+LINE = 11  # places on the way from one candidate to another
 PARTS = ("train", "val", "test")
 ADDED = ("steps", "seconds", "cpu_seconds")  # of a run's results, what a soup has cost in all
 
@@ -41,13 +42,15 @@ def soup_runs(
     *,
     weights: Sequence[float] | None = None,
     by_val: bool = False,
+    line: bool = False,
     report: Report = lambda _: None,
 ) -> dict[str, Any]:
     """Write the average of finished runs as a run: to evaluate, predict, report and export.
 
     weights: see `intarsia.soup`.  by_val: take candidates in, from the best on, as long as the
-    score on the val part does not fall. Batch norms are counted anew on a fifth of the training
-    part. Returns the contents of run.json.
+    score on the val part does not fall.  line: score 11 places on the way between the two
+    candidates that are farthest apart, on val, for the report.
+    Batch norms are counted anew on a fifth of the training part. Returns the contents of run.json.
     Raises: as `intarsia.soup` and `open_run` do; ConfigError for runs of another pretrained model
     or other data, and weights with by_val; DataError without a val part of its own.
     """
@@ -63,20 +66,23 @@ def soup_runs(
         kitchen = Kitchen(runs[0], report)
         states = [_copy(run.model.state_dict()) for run in runs]
         chosen, state = list(range(len(states))), {}
-        if by_val:
+        if by_val or line:
             kitchen.check_val()
+        if by_val:
             picked = greedy(states, kitchen.value, names)
             chosen, state = sorted(picked.chosen), picked.state
         else:
             state = mixed(states, weights, names)
-        kitchen.put(state)
         said = {
             "candidates": names,
             "chosen": [names[i] for i in chosen],
             "weights": list(weights or [1 / len(chosen)] * len(chosen)),
             "by": "val" if by_val else None,
             "distance": distance(states, state),
+            "pairs": (apart := pairs(states)),
+            "line": kitchen.line(states, apart) if line else None,
         }
+        kitchen.put(state)
         return _written(out, runs, kitchen, said)
 
 
@@ -156,6 +162,17 @@ class Kitchen:
         """The score of tensors on val, more is better."""
         self.put(state)
         return self._score("val").best
+
+    def line(self, states: Sequence[State], apart: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The score on val of (1 - t) a + t b, a and b those farthest apart."""
+        widest = max(apart, key=lambda pair: pair["distance"])
+        ends = [states[int(widest[end])] for end in ("a", "b")]
+        points: list[tuple[float, float]] = []
+        for place in range(LINE):
+            share = place / (LINE - 1)
+            points.append((share, self.value(mixed(ends, [1 - share, share]))))
+            self.report(f"line {place + 1}/{LINE}: {points[-1][1]:.4f}")
+        return {"a": widest["a"], "b": widest["b"], "points": points}
 
     def scores(self) -> dict[str, Scores]:
         """Of the model as it is, on val and test."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -134,6 +135,24 @@ def distance(states: Sequence[State], centre: State) -> float:
         for s in states
     ]
     return sum(each) / len(each)
+
+
+def pairs(states: Sequence[State]) -> list[dict[str, float]]:
+    """Of each two candidates a < b, numbers from 0: Euclidean distance, and cosine of the angle."""
+    found: list[dict[str, float]] = []
+    for a, b in combinations(range(len(states)), 2):
+        one, two = states[a], states[b]
+        names = [n for n, t in one.items() if t.is_floating_point()]
+        dot, first, second = (
+            sum(float((x[n].double() * y[n].double()).sum()) for n in names)
+            for x, y in ((one, two), (one, one), (two, two))
+        )
+        apart = math.sqrt(
+            sum(float((one[n].double() - two[n].double()).square().sum()) for n in names)
+        )
+        cosine = dot / max(math.sqrt(first * second), 1e-300)
+        found.append({"a": a, "b": b, "distance": apart, "cosine": cosine})
+    return found
 
 
 def nonzeros(state: State) -> int:

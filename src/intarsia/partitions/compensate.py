@@ -20,6 +20,7 @@ from .patterns import largest
 Code = Callable[[Tensor, int], Tensor]  # (a column (out,), its index) -> what can be stored
 Pattern = NofM | Blocks | None
 NAME = "weight"
+STRIP = 32  # columns whose errors the rest of a block is told at once
 
 
 def choose_and_compensate(
@@ -50,38 +51,49 @@ def choose_and_compensate(
     """
     _check(weight, density, pattern, block)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    w = weight.detach().to(dtype).clone()
-    factor = inverse_factor(seen.second_moment, damp, f"moments of inputs of {name!r}").to(w)
-    w[:, seen.second_moment.diagonal().to(w.device) == 0] = 0  # inputs that are always 0
+    factor = inverse_factor(seen.second_moment, damp, f"moments of inputs of {name!r}")
+    factor = factor.to(weight.device, dtype)
+    # (in, out): here a column of W is a row, whose numbers lie side by side
+    w = weight.detach().to(dtype).T.clone(memory_format=torch.contiguous_format)
+    w[seen.second_moment.diagonal().to(w.device) == 0] = 0  # inputs that are always 0
     step = pattern.m if isinstance(pattern, NofM) else block
     block = max(step, block // step * step)
+    strip = STRIP if step == block else max(step, STRIP // step * step)
     kept = torch.ones_like(w, dtype=torch.bool)
-    for start in range(0, w.shape[1], block):
-        stop = min(start + block, w.shape[1])
-        part, inside = w[:, start:stop], factor[start:stop, start:stop]  # views
-        errors = torch.zeros_like(part)
-        for j in range(stop - start):
-            if j % step == 0:
-                group = slice(start + j, min(start + j + step, stop))
-                score = w[:, group].square() / factor.diagonal()[group].square()  # eq. 5
-                if keep is not None:
-                    score[~keep[:, group]] = -1
-                kept[:, group] = _chosen(score, density, pattern)
-                if keep is not None:
-                    kept[:, group] &= keep[:, group]
-            column, mask = part[:, j].clone(), kept[:, start + j]
-            stored = column if code is None else code(column, start + j).to(dtype)
-            stored = torch.where(mask, stored, torch.zeros_like(stored))
-            errors[:, j] = (column - stored) / inside[j, j]
-            part[:, j + 1 :] -= errors[:, j, None] * inside[j, None, j + 1 :]
-            part[:, j] = stored
-        w[:, stop:] -= errors @ factor[start:stop, stop:]
+    for start in range(0, len(w), block):
+        stop = min(start + block, len(w))
+        errors = torch.zeros_like(w[start:stop])
+        for first in range(start, stop, strip):
+            last = min(first + strip, stop)
+            for j in range(first, last):
+                if j % step == 0:
+                    group = slice(j, min(j + step, stop))
+                    score = w[group].square() / factor.diagonal()[group, None].square()  # eq. 5
+                    outside = None if keep is None else ~keep.T[group]
+                    kept[group] = _chosen(score, density, pattern, outside)
+                stored = w[j] if code is None else code(w[j].clone(), j).to(dtype)
+                stored = stored.masked_fill(~kept[j], 0)
+                error = torch.div(w[j] - stored, factor[j, j], out=errors[j - start])
+                w[j + 1 : last].addr_(factor[j, j + 1 : last], error, alpha=-1)
+                w[j] = stored
+            told = errors[first - start : last - start]
+            w[last:stop].addmm_(factor[first:last, last:stop].T, told, alpha=-1)
+        w[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    kept, w = kept.T.contiguous(), w.T.contiguous()
     found = Partition.from_masks({name: kept.cpu()}, pattern=pattern)
     return found, w.to(weight.dtype)
 
 
-def _chosen(score: Tensor, density: float, pattern: Pattern) -> Tensor:
-    """The part of a group of columns that is kept, (out, columns) bool."""
+def _chosen(score: Tensor, density: float, pattern: Pattern, outside: Tensor | None) -> Tensor:
+    """The part of a group of columns that is kept.  score, outside, result: (columns, out)."""
+    if outside is not None:
+        score = score.masked_fill(outside, -1)
+    found = _largest(score.T, density, pattern).T
+    return found if outside is None else found & ~outside
+
+
+def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
+    """(out, columns) -> bool."""
     if isinstance(pattern, NofM):
         return largest(score, pattern.n)
     if density == 1:

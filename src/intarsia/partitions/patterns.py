@@ -77,8 +77,15 @@ def _n_of_m(name: str, score: Tensor, pattern: NofM) -> Tensor:
 
 def largest(scores: Tensor, count: int) -> Tensor:
     """Where the `count` largest of each last axis are, bool; of equal ones the first."""
-    best = scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
+    width = scores.shape[-1]
+    if not 0 < count < width:
+        return torch.full_like(scores, count > 0, dtype=torch.bool)
+    last = scores.kthvalue(width - count + 1, dim=-1, keepdim=True).values
+    found, equal = scores > last, scores == last
+    left = count - found.sum(-1, keepdim=True)
+    if int(equal.sum()) > int(left.sum()):  # equal ones beyond the last that is kept
+        equal &= equal.cumsum(-1) <= left
+    return found | equal
 
 
 def _no_nan(name: str, scores: Tensor) -> None:

@@ -237,7 +237,8 @@ class Masking:
         label = self._joined(start.label)
         start = start if label.keys() == start.label.keys() else Partition(label, start.parts)
         self.masked = Masked(self.weights, start, schedule.store)
-        self.changes = 0
+        self.history: list[dict[str, float]] = []  # of each change
+        self.ever = {name: kept.clone() for name, kept in self.masked.kept.items()}
 
     def before(self, step: int, steps: int) -> None:
         """Before a step's forward: change the masks, or watch for the gradients to do so."""
@@ -264,8 +265,38 @@ class Masking:
         kept = self.schedule.update(
             each(self.weights), each(self.masked.kept), each(gradients), at, self.generator
         )
+        before = self.masked.kept
         self.masked.set(self._joined(kept))
-        self.changes += 1
+        now, total = self.masked.kept, sum(k.numel() for k in before.values())
+        new = sum(int((now[n] & ~before[n]).sum()) for n in now)
+        for name, each_kept in now.items():
+            self.ever[name] = self.ever[name] | each_kept
+        self.history.append(
+            {
+                "step": at[0],
+                "density": self.masked.density(),
+                "exchanged": new / max(1, sum(int(k.sum()) for k in now.values())),
+                "ever": sum(int(k.sum()) for k in self.ever.values()) / max(1, total),
+            }
+        )
+
+    @property
+    def changes(self) -> int:
+        """How often the masks have changed."""
+        return len(self.history)
+
+    def report(self) -> dict[str, Any]:
+        """For a run's record: each change of the masks, and each layer's density now.
+
+        exchanged: the share of the kept weights that are new; ever: the share of all weights that
+        were kept at some time, so far (in-time over-parameterisation).
+        """
+        kept = self.masked.kept
+        layers = [
+            {"layer": n, "weights": k.numel(), "density": float(k.float().mean())}
+            for n, k in kept.items()
+        ]
+        return {"changes": self.history, "layers": layers}
 
     def _each(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """The tensors, with those of a stack one by one."""
@@ -310,7 +341,8 @@ class Masking:
         return {
             "schedule": type(self.schedule).__name__,
             "kept": {name: kept.clone() for name, kept in self.masked.kept.items()},
-            "changes": self.changes,
+            "ever": {name: kept.clone() for name, kept in self.ever.items()},
+            "history": [dict(change) for change in self.history],
             "generator": self.generator.get_state(),
         }
 
@@ -328,5 +360,9 @@ class Masking:
             want = f"those of {len(own)} by {kind}"
             raise CheckpointError("masks", got=got, want=want, fix=fix)
         self.masked.set(state["kept"])
-        self.changes = state["changes"]
+        # checkpoints were once written without
+        self.history = [dict(change) for change in state.get("history", ())]
+        device = {n: k.device for n, k in self.masked.kept.items()}
+        ever = state.get("ever", state["kept"])
+        self.ever = {n: k.to(device[n]) for n, k in ever.items()}
         self.generator.set_state(state["generator"])

@@ -96,6 +96,8 @@ def _fit(
         loop.train(evaluate_every)
         scores = loop.finish()
     results = _results(loop, scores, disjoint) | {"peak_bytes": records.peak_bytes(resident)}
+    if loop.learner.masking is not None:
+        results["masks"] = loop.learner.masking.report()
     done = about | {"record": records.plain_values(record), "results": results}
     run = Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), out)
     run = finish(run)

@@ -155,7 +155,8 @@ def prune_blocks(host: nn.Module, method: Pruner, plan: Calibrated) -> list[dict
     }
     kept = Kept(plan.out, identity, resume=plan.resume, report=plan.report)
     edit = partial(edit_block, method, plan.seed)
-    return walk_blocks(host, stops, plan.batches, edit, needs=method.needs, kept=kept)
+    needs = method.needs | {"hessian"} if plan.decided.get("errors") else method.needs
+    return walk_blocks(host, stops, plan.batches, edit, needs=needs, kept=kept)
 
 
 def edit_block(
@@ -180,11 +181,19 @@ def edit_block(
         layer.write(new)
         row["density"] = part.density()
         if "hessian" in stats.collected:
-            plain = weight * part.mask(name, 0).to(weight.device)
-            row["error_masked"] = output_error(weight, plain, stats)
+            row["error_masked"] = output_error(
+                weight, _first(method, name, part, weight, stats), stats
+            )
             row["error"] = output_error(weight, new, stats)
         rows.append(row)
     return rows
+
+
+def _first(method: Any, name: str, part: Partition, weight: Tensor, seen: Statistics) -> Tensor:
+    """What the weight was before kept ones were changed, or before the swaps of a base's mask."""
+    if isinstance(base := getattr(method, "base", None), Pruner) and "hessian" not in base.needs:
+        return base.edit(name, weight, seen, torch.Generator())[1]
+    return weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
 
 
 def output_error(weight: Tensor, new: Tensor, seen: Statistics) -> float:
@@ -262,7 +271,7 @@ class Sparsified:
     """What `sparsify` did: a row for each layer, and the bytes of the pruned layers.
 
     table: {"layer", "weights", "density", and where moments were collected "error_masked" and
-    "error", the relative error of its output before and after compensation}.
+    "error", the relative error of its output before and after compensation or swaps}.
     """
 
     table: tuple[Mapping[str, Any], ...]
@@ -290,6 +299,7 @@ def sparsify(
     out: str | Path | None = None,
     resume: bool = False,
     seed: int = 0,
+    errors: bool = False,
     progress: Report | None = None,
 ) -> Sparsified:
     """Prune a pretrained model in place, block by block; no gradient is computed.
@@ -297,7 +307,9 @@ def sparsify(
     method: `Magnitude`, `Wanda`, `SparseGPT`, `DSnoT`.  calib: rows as `fit` takes them
     (`load_texts(...).train`, a list of {"input_ids": (T,)}, a tensor of pictures), or batches.
     layers: see `Pruner`.  out: a folder for finished blocks and hidden states; killed anywhere, the
-    same call with resume=True ends in the same bits.  progress: is given a line for each block.
+    same call with resume=True ends in the same bits.  errors: measure each layer's output error,
+    which SparseGPT does anyway; it costs a product of inputs as large as a layer's forward.
+    progress: is given a line for each block.
     Several processes each take their own rows, and all prune by the statistics of all.
 
     Raises: as `Pruner.plan`; DataError for moments that are not finite; CheckpointError for a
@@ -313,10 +325,15 @@ def sparsify(
     if out is not None and ranks > 1:
         fix = "Leave `out` out, or prune in one process."
         raise ConfigError("out", got=f"{ranks} processes", want="one", fix=fix)
-    plan = method.plan(model, batched(calib), seed=seed)
+    rows = batched(calib)
+    plan = method.plan(model, rows, seed=seed)
     assert isinstance(plan, Calibrated)
     place = None if out is None else Path(out)
     plan = replace(plan, out=place, resume=resume, report=progress)
+    if errors:
+        check_rows(rows)
+        decided = {**plan.decided, "errors": True, "calibration": digest_of(rows)}
+        plan = replace(plan, batches=tuple(rows), decided=decided)
     apply_plan(model, plan)
     return Sparsified(tuple(plan.found), bytes_of(stops_of(model, method.layers)))
 
@@ -331,3 +348,26 @@ def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:
         packed += int(weight.count_nonzero()) * weight.element_size()
         packed += rows * (-(-columns // 8) + 8)
     return {"dense": dense, "bitmask": packed}
+
+
+def bytes_by_part(model: nn.Module, stops: Sequence[Stop]) -> dict[str, int]:
+    """Where the bytes are, weights of the pruned layers as `formats.Bitmask` stores them.
+
+    Returns "kept values", "bitmasks", "zeros left out", "embeddings and heads", "other": the first
+    two and the last two are the file, the middle one what it saves.
+    """
+    pruned = {id(getattr(m.owner, m.name)) for stop in stops for m in stop.layers.values()}
+    found = {"kept values": 0, "bitmasks": 0, "zeros left out": 0}
+    for layer in (m for stop in stops for m in stop.layers.values()):
+        weight, size = layer.read(), layer.read().element_size()
+        kept = int(weight.count_nonzero())
+        found["kept values"] += kept * size
+        found["zeros left out"] += (weight.numel() - kept) * size
+        found["bitmasks"] += len(weight) * (-(-weight.shape[1] // 8) + 8)
+    inner = {id(p) for _, block in blocks(base_of(model)) for p in block.parameters()}
+    rest = [p for p in base_of(model).parameters() if id(p) not in pruned]
+    outer = [p.nbytes for p in rest if id(p) not in inner and p.dim() > 1]
+    return found | {
+        "embeddings and heads": sum(outer),
+        "other": sum(p.nbytes for p in rest) - sum(outer),
+    }

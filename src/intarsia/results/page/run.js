@@ -14,11 +14,15 @@
     time: ({ group }) => inAll(group),
     curves: ({ group, metric, split, seed }) =>
       inAll(group) && metric === one("metric").value && splits().has(split) && (seed === null || one("seeds").checked),
+    masks: ({ group, course }) => inAll(group) && course === one("course").value,
+    densities: () => true,
+    line: ({ group }) => inAll(group),
     confusion: (about) => about.group === method() && about.mode === mode(),
   };
 
   function painted(trace) {
     if (trace.type === "heatmap") {
+      if (trace.meta.rows) return { ...trace, colorscale: [[0, css("--tint")], [1, css("--heat")]], hoverongaps: false };
       const top = trace.meta.mode === "shares" ? 100 : undefined;
       return { ...trace, zmax: top, colorscale: [[0, css("--tint")], [1, css("--heat")]], hoverongaps: false };
     }
@@ -34,6 +38,8 @@
       layout.yaxis.ticksuffix = share ? " %" : "";
       layout.xaxis.showgrid = false;
     }
+    if (name === "masks") layout.yaxis.title = { text: one("course").selectedOptions[0].text.split(",")[0] };
+    if (name === "densities") strip(layout, traces[0].meta.rows);
     if (name === "confusion" && traces.length) square(layout, traces[0].meta.ticks, place.clientWidth);
     return layout;
   }
@@ -54,6 +60,13 @@
     layout.xaxis.title.standoff = layout.yaxis.title.standoff = 8;
   }
 
+  function strip(layout, rows) {
+    Object.assign(layout.yaxis, { tickvals: rows.map((_, i) => i), ticktext: rows, showgrid: false, ticks: "" });
+    Object.assign(layout.xaxis, { showgrid: false, ticks: "" });
+    layout.height = rows.length * 28 + 56;
+    layout.margin.b = 32;
+  }
+
   function draw(names = Object.keys(figures)) {
     for (const name of names) {
       const place = one(`plot-${name}`);
@@ -71,8 +84,9 @@
     if (has) draw(["confusion"]);
   }
 
-  for (const box of all("[data-group]")) box.addEventListener("change", () => draw(["parameters", "time", "curves"]));
+  for (const box of all("[data-group]")) box.addEventListener("change", () => draw(["parameters", "time", "curves", "masks", "line"]));
   for (const control of all("#metric, #seeds, [data-split]")) control.addEventListener("change", () => draw(["curves"]));
+  one("course")?.addEventListener("change", () => draw(["masks"]));
   for (const control of all("#method, [name=mode]")) control.addEventListener("change", showErrors);
   draw();
   showErrors();

@@ -144,7 +144,15 @@ def group_runs(runs: Iterable[FinishedRun]) -> tuple[Group, ...]:
 
 
 def label_of(run: FinishedRun) -> str:
-    """The caller's label, the adapters' methods, or what is trained."""
+    """The caller's label, the adapters' methods, or what is trained; and a schedule of masks."""
+    name, schedule = _method_of(run), (run.record.get("recipe") or {}).get("schedule")
+    masks = schedule.get("name") if isinstance(schedule, Mapping) else None
+    if masks in (None, "FixedMask") or "masks" not in run.record["results"]:
+        return name
+    return f"{name}, {masks}"
+
+
+def _method_of(run: FinishedRun) -> str:
     given = run.given.get("label")
     if isinstance(given, str) and given.strip():
         return given

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...core.files import write_text
 from .. import frame, numbers
-from . import figures
+from . import figures, sparse
 from .confusion import confusion_of
 from .curves import line_of, mean_line
 from .grouping import Comparison, Group, comparison_of
@@ -80,6 +80,8 @@ def render(
         errors=[_errors(i, group) for i, group in enumerate(comparison.groups)],
         best=comparison.groups.index(comparison.best),
         routings=routings(comparison),
+        courses=list(sparse.COURSES.items()),
+        soups=sparse.soups(comparison),
         pictured=any(run.samples == "pictures" for run in comparison.runs),
         record=_record(comparison),
         looks=looks,
@@ -89,11 +91,15 @@ def render(
 def _plots(comparison: Comparison) -> dict[str, Any]:
     """The figures that there are, as JSON."""
     several = len(comparison.groups) > 1  # one method is a single point
+    looks = figures.looks(comparison)
     return frame.drawn(
         {
             "parameters": figures.by_parameters(comparison) if several else None,
             "time": figures.by_time(comparison) if several else None,
             "curves": figures.curves(comparison),
+            "masks": sparse.courses(comparison, looks),
+            "densities": sparse.densities(comparison),
+            "line": sparse.lines(comparison, looks),
             "confusion": figures.confusions(comparison),
         }
     )

@@ -1,0 +1,190 @@
+"""The page of pruned models: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...core.errors import CheckpointError, DataError
+from ...core.files import read_json, write_text
+from .. import frame, plots
+from ..table import Column, Entry, Table
+from ..wording import joined
+from . import figures
+
+RECORD = "sparsify.json"
+BASELINE = "magnitude"
+WANTED = ("method", "settings", "density", "layers", "bytes", "seconds", "model", "calibration")
+
+
+class Pruned(NamedTuple):
+    """A folder of `intarsia sparsify`; record: its sparsify.json."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @property
+    def method(self) -> str:
+        """The method, and of DSnoT its base."""
+        base = self.record.get("base")
+        return f"{self.record['method']} on {base}" if base else self.record["method"]
+
+    @property
+    def asked(self) -> float:
+        """The density that was asked for; whole weights a row may make it a little more."""
+        settings = self.record["settings"]
+        return settings.get("base", settings)["density"]
+
+    def perplexity(self, which: str) -> float | None:
+        """ "dense" or "pruned"; None = not measured."""
+        return (self.record.get("perplexity") or {}).get(which)
+
+
+def _in(folder: Path) -> list[Path]:
+    return [folder] if (folder / RECORD).is_file() else [p.parent for p in _below(folder)]
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*/{RECORD}")) if folder.is_dir() else []
+
+
+def gather(folders: Iterable[Path | str]) -> list[Pruned]:
+    """Raises: DataError for a folder without sparsify.json; CheckpointError for a damaged one."""
+    found: dict[Path, Pruned] = {}
+    for given in map(Path, folders):
+        here = _in(given)
+        if not here:
+            fix = "Give folders of `intarsia sparsify` alone, or runs of `intarsia fit` alone."
+            raise DataError(str(given), got=f"no {RECORD}", want="a pruned model", fix=fix)
+        for folder in here:
+            found.setdefault(folder.resolve(), Pruned(folder, _read(folder / RECORD)))
+    return list(found.values())
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        record: Any = read_json(path)
+        missing = [name for name in WANTED if name not in record]
+        if missing:
+            raise ValueError(f"no {missing[0]!r}")
+    except (OSError, ValueError, TypeError) as error:
+        fix = "Prune again; the file is written by `intarsia sparsify`."
+        raise CheckpointError(str(path), got=str(error), want="a record", fix=fix) from error
+    return record
+
+
+def write_page(folders: Iterable[Path | str], out: Path | str, heading: str | None = None) -> Path:
+    """Write the page of pruned models to `out`; the same folders give the same bytes.
+
+    Raises: as `gather`; MissingExtra without plotly or jinja2.
+    """
+    found = gather(folders)
+    looks = looks_of(found)
+    drawn = frame.drawn(figures.plots_of(found, looks))
+    page = frame.render(
+        "sparse",
+        drawn,
+        [look.color for look in looks],
+        sentences(found),
+        eyebrow="intarsia sparsify",
+        heading=heading or f"{joined(methods(found))} on {joined(models(found))}",
+        notices=notices(found),
+        table=table_of(found),
+        looks=[looks[methods(found).index(one.method)] for one in found],
+        methods=list(zip(methods(found), looks, strict=True)),
+        names=[label(one, found) for one in found],
+        plots=drawn,
+        told=[(label(one, found), told_of(one)) for one in found if told_of(one)],
+    )
+    return write_text(out, page)
+
+
+def methods(found: Sequence[Pruned]) -> list[str]:
+    return list(dict.fromkeys(one.method for one in found))
+
+
+def models(found: Sequence[Pruned]) -> list[str]:
+    return list(dict.fromkeys(Path(str(one.record["model"])).name for one in found))
+
+
+def looks_of(found: Sequence[Pruned]) -> list[plots.Look]:
+    """One for each method; grey for magnitude, the baseline, where it is among others."""
+    names = methods(found)
+    base = names.index(BASELINE) if BASELINE in names and len(names) > 1 else None
+    return plots.looks_of(len(names), base)
+
+
+def label(one: Pruned, among: Sequence[Pruned]) -> str:
+    """Method and density, and the folder where those are not enough."""
+    text = f"{one.method}, density {one.asked:g}"
+    alike = [o for o in among if (o.method, o.asked) == (one.method, one.asked)]
+    return text if len(alike) < 2 else f"{text}, {one.folder.name}"
+
+
+def told_of(one: Pruned) -> list[str]:
+    """What the walk had to say about single layers."""
+    return [f"{row['layer']}: {row['told']}" for row in one.record["layers"] if row.get("told")]
+
+
+def sentences(found: Sequence[Pruned]) -> list[str]:
+    """The result in words: the best at each density that several methods were tried at."""
+    said: list[str] = []
+    dense = next((d for one in found if (d := one.perplexity("dense"))), None)
+    if dense is not None:
+        said.append(f"Dense, the model has a perplexity of {dense:.1f}.")
+    at: dict[float, list[tuple[float, str]]] = {}
+    for one in found:
+        if (value := one.perplexity("pruned")) is not None:
+            at.setdefault(one.asked, []).append((value, one.method))
+    for density, values in sorted(at.items(), reverse=True):
+        best = min(values)
+        tail = f", the lowest of {len(values)}" if len(values) > 1 else ""
+        said.append(f"At density {density:g}, {best[1]} has {best[0]:.1f}{tail}.")
+    return said or ["No perplexity was measured: prune with --test 16 or more."]
+
+
+def notices(found: Sequence[Pruned]) -> list[str]:
+    said: list[str] = []
+    texts = {(str(one.record["model"]), one.record["calibration"]["data"]) for one in found}
+    if len(texts) > 1:
+        said.append("The folders are of several models or texts: perplexities do not compare.")
+    if any(math.isclose(one.record["density"], 1) for one in found):
+        said.append("One of them is dense.")
+    return said
+
+
+COLUMNS = (
+    Column("Method", "what chose the weights, and the folder", numeric=False),
+    Column("Density", "the share of the pruned layers' weights that is kept"),
+    Column("Perplexity", "on held-out rows of the calibration text; lower is better"),
+    Column("Over dense", "that perplexity over the dense model's"),
+    Column("MB dense", "bytes of the pruned layers as they are"),
+    Column("MB bitmask", "the same with kept values and one bit a weight"),
+    Column("Seconds", "of pruning"),
+)
+
+
+def table_of(found: Sequence[Pruned]) -> Table:
+    """A row for each folder."""
+    rows: list[tuple[Entry, ...]] = []
+    for one in found:
+        pruned, dense = one.perplexity("pruned"), one.perplexity("dense")
+        over = "" if pruned is None or dense is None else f"{pruned / dense:.2f}"
+        rows.append(
+            (
+                Entry(one.method, one.folder.name),
+                Entry(f"{one.record['density']:.3f}"),
+                Entry("" if pruned is None else f"{pruned:.1f}"),
+                Entry(over),
+                *(Entry(f"{one.record['bytes'][k] / 1e6:.1f}") for k in ("dense", "bitmask")),
+                Entry(f"{one.record['seconds']:.0f}"),
+            )
+        )
+    values = [one.perplexity("pruned") for one in found]
+    known = [v for v in values if v is not None]
+    best = values.index(min(known)) if known else None
+    first = found[0].record["calibration"]
+    caption = f"Calibrated on {first['rows']} rows of {first['tokens']} tokens of {first['data']}."
+    return Table(caption, COLUMNS, tuple(rows), best, None)

@@ -1,0 +1,84 @@
+"""Pages of pruned models, of masks that change and of soups: drawn, and in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from intarsia.core.errors import CheckpointError, DataError
+from intarsia.results.sparse import gather, table_of, write_page
+from intarsia.results.sparse.figures import place_of
+from intarsia.results.sparse.page import sentences
+
+Browse = Callable[..., str]
+
+
+def written(
+    root: Path, method: str, density: float, perplexity: float | None, errors: bool = True
+) -> Path:
+    """A folder as `intarsia sparsify` leaves it, with two blocks of two layers."""
+    folder = root / f"{method}-{density}"
+    folder.mkdir(parents=True)
+    layers: list[dict[str, Any]] = []
+    for block in range(2):
+        for kind in ("self_attn.q_proj", "mlp.up_proj"):
+            row = {"layer": f"model.layers.{block}.{kind}", "weights": 64, "density": density}
+            layers.append(row | ({"error_masked": 0.3, "error": 0.1 * block} if errors else {}))
+    record = {
+        "model": "tiny", "method": method, "base": None, "settings": {"density": density},
+        "calibration": {"data": "austen", "rows": 8, "tokens": 64}, "density": density,
+        "perplexity": {"dense": 20.0, "pruned": perplexity, "rows": 8} if perplexity else None,
+        "bytes": {"dense": 1024, "bitmask": 700}, "seconds": 3.0, "layers": layers,
+        "parts": {"kept values": 500, "bitmasks": 200, "zeros left out": 500, "other": 100},
+    }  # fmt: skip
+    (folder / "sparsify.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    for method, value in (("magnitude", 90.0), ("wanda", 30.0)):
+        written(tmp_path, method, 0.5, value)
+    written(tmp_path, "wanda", 0.7, 22.0, errors=False)
+    return tmp_path
+
+
+def test_the_page_of_pruned_models_is_drawn(folders: Path, tmp_path: Path, browse: Browse) -> None:
+    page = write_page([folders], tmp_path / "page.html")
+    dom = browse(page, "--dump-dom")
+    drawn = set(re.findall(r'id="plot-(\w+)"[^>]*>\s*<div class="plot-container', dom))
+    assert drawn == {"perplexity", "bytes", "density", "before", "after"}
+    assert write_page([folders], tmp_path / "again.html").read_text() == page.read_text()
+    assert "magnitude and wanda on tiny" in page.read_text()
+
+
+def test_sentences_name_the_best_of_each_density(folders: Path) -> None:
+    found = gather([folders])
+    assert sentences(found) == [
+        "Dense, the model has a perplexity of 20.0.",
+        "At density 0.7, wanda has 22.0.",
+        "At density 0.5, wanda has 30.0, the lowest of 2.",
+    ]
+    table = table_of(found)
+    assert [row[3].text for row in table.rows] == ["4.50", "1.50", "1.10"] and table.best == 2
+    assert place_of("model.layers.3.mlp.up_proj") == ("3", "mlp.up_proj")
+    assert place_of("lm_head") == ("lm_head", "lm_head")
+
+
+def test_without_perplexity_the_page_says_how_to_measure_it(tmp_path: Path) -> None:
+    written(tmp_path, "wanda", 0.5, None, errors=False)
+    assert "--test" in sentences(gather([tmp_path]))[0]
+    write_page([tmp_path], tmp_path / "page.html")
+
+
+def test_what_is_no_pruned_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no sparsify.json"):
+        gather([tmp_path])
+    (written(tmp_path, "wanda", 0.5, 30.0) / "sparsify.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no 'method'"):
+        gather([tmp_path])
