@@ -19,6 +19,7 @@ import sysconfig
 import tempfile
 import time
 import venv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,10 @@ def environment(folder: Path) -> Path:
     return python
 
 
+def _take(taken: list[Tensor], layer: Any, args: tuple[Tensor, ...]) -> None:
+    taken.append(args[0].clone())
+
+
 @torch.no_grad()
 def inputs_of_block(number: int, rows: int, length: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Weights of a block's linear layers, and what each batch gives them."""
@@ -88,12 +93,10 @@ def inputs_of_block(number: int, rows: int, length: int) -> tuple[dict[str, Any]
     found = load_texts("austen", tokenizer, length=length, progress=lambda _: None).train
     stop = stops_of(model, ())[number]
     seen: dict[str, list[Tensor]] = {name: [] for name in stop.layers}
-    hooks = [
-        layer.owner.register_forward_pre_hook(
-            lambda _, args, taken=seen[name]: taken.append(args[0].clone())
-        )
-        for name, layer in stop.layers.items()
-    ]
+    hooks: list[Any] = []
+    for name, layer in stop.layers.items():
+        take = partial(_take, seen[name])
+        hooks.append(layer.owner.register_forward_pre_hook(take))
     body: Any = model
     for batch in batched([found[i] for i in range(rows)]):
         body.model(**inputs_of(batch), use_cache=False)
@@ -168,7 +171,7 @@ def main() -> None:
     body += ["", f"{min(mine):.2f} CPU seconds beside {min(its):.2f}, the best of {args.reps}."]
     about = (
         f"Block {args.block} of SmolLM2-135M, {args.rows} x {args.length} tokens of Austen, "
-        f"density {DENSITY}, {args.threads} thread; llm-compressor {PACKAGES[0].partition('==')[2]}."
+        f"density {DENSITY}, {args.threads} thread; {PACKAGES[0].replace('==', ' ')}."
     )
     publish("SparseGPT beside llm-compressor", about, body, args)
 
