@@ -31,4 +31,4 @@ def test_rigl_keeps_each_experts_density(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_experts_are_pruned_by_their_own_tokens() -> None:
     assert tried.pruned(card("wanda"), "Mixtral") == "yes"
-    assert {c.key for c in tried.schedules()} == {"fixed_mask", "gradual", "rigl", "set"}
+    assert {c.key for c in tried.schedules()} >= {"fixed_mask", "gradual", "rigl", "set"}

@@ -198,7 +198,7 @@ def report(
 
 def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool) -> None:
     from ..results.sparse import gather, table_of, write_page
-    from ..results.table import terminal
+    from ..results.table import Terminal
 
     if baseline is not None:
         fix = "Leave it out: magnitude is the baseline of a page of pruned models."
@@ -208,7 +208,7 @@ def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_j
     if as_json:
         show_json({"report": str(written), "models": [dict(one.record) for one in found]})
         return
-    show_rich(terminal(table_of(found)))
+    show_rich(Terminal(table_of(found)))
     say(f"Report: {written}")
 
 
