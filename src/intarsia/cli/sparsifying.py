@@ -49,9 +49,7 @@ def sparsify(
     Finished blocks are kept beside --save until all are done: killed at any moment, the same
     command with --resume ends in the same bits. The folder opens with from_pretrained (dense), or
     is smaller (bitmask), which `intarsia convert` turns into a dense one, or is rounded to int4
-    (pack-quantized; intarsia[hf-int4]), which opens with from_pretrained, too.
-
-    `intarsia report out other` draws what came out.
+    (pack-quantized; intarsia[hf-int4]), which opens with from_pretrained, too. `report` draws it.
 
     Example:  intarsia sparsify smollm2 --method dsnot --density 0.5 --save out
     """
@@ -60,34 +58,22 @@ def sparsify(
     from ..data.language_models import language_model
     from ..data.texts import load_texts
     from ..hosts.prune.files import save_sparse
-    from ..hosts.prune.pruner import bytes_by_part, stops_of
-    from ..hosts.prune.pruner import sparsify as prune
 
     assert save is not None
     chosen = _method(method, base, density, pattern, tuple(layers or ()))
     walk = save.with_name(f"{save.name}.walk")
     host, tokenizer = language_model(model)
-    found = load_texts(calib, tokenizer, length=size, train=rows, test=test or None, progress=note)
-    texts, held_out = found.train, found.test
-    dense = _perplexity(host, held_out) if test else None
-    started = time.perf_counter()
-    done = prune(
-        host, chosen, texts, out=walk, resume=resume, seed=seed, errors=errors, progress=note
-    )
-    seconds = round(time.perf_counter() - started, 1)
-    pruned = _perplexity(host, held_out) if test else None
+    texts = load_texts(calib, tokenizer, length=size, train=rows, test=test or None, progress=note)
+    how = {"out": walk, "resume": resume, "seed": seed, "errors": errors}
+    done, found = _pruned(host, chosen, texts, test, how)
     record = {
         "model": model,
         "method": method,
         "base": base if method == "dsnot" else None,
         "settings": _settings(chosen),
         "seed": seed,
-        "calibration": {"data": calib, "rows": len(texts), "tokens": size},
-        "density": done.density,
-        "perplexity": {"dense": dense, "pruned": pruned, "rows": test},
-        "bytes": dict(done.bytes),
-        "parts": bytes_by_part(host, stops_of(host, chosen.layers)),
-        "seconds": seconds,
+        "calibration": {"data": calib, "rows": len(texts.train), "tokens": size},
+        **found,
         "layers": list(done.table),
     }
     save_sparse(host, save, layout=layout, tokenizer=tokenizer, record={RECORD: record})
@@ -95,21 +81,46 @@ def sparsify(
     if as_json:
         show_json({"folder": str(save), **record})
     else:
-        losses = [f"perplexity {dense:.1f} dense, {pruned:.1f} pruned"] if test else []
-        say("\n".join([str(done), *losses, f"{seconds} s", str(save)]))
+        say(f"{_said(done, found)}\n{save}")
+
+
+def _said(done: Any, found: dict[str, Any]) -> str:
+    dense, pruned = (found["perplexity"][which] for which in ("dense", "pruned"))
+    told = [] if dense is None else [f"perplexity {dense:.1f} dense, {pruned:.1f} pruned"]
+    return "\n".join([str(done), *told, f"{found['seconds']} s"])
+
+
+def _pruned(
+    host: Any, method: Any, texts: Any, test: int, how: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Prune, and measure: what `sparsify` returns, and the part of the record that is measured."""
+    from ..hosts.prune.pruner import bytes_by_part, sparsify, stops_of
+
+    dense = _perplexity(host, texts.test) if test else None
+    started = time.perf_counter()
+    done = sparsify(host, method, texts.train, progress=note, **how)
+    seconds = round(time.perf_counter() - started, 1)
+    pruned = _perplexity(host, texts.test) if test else None
+    return done, {
+        "density": done.density,
+        "perplexity": {"dense": dense, "pruned": pruned, "rows": test},
+        "bytes": dict(done.bytes),
+        "parts": bytes_by_part(host, stops_of(host, method.layers)),
+        "seconds": seconds,
+    }
 
 
 def convert(
     old: Annotated[Path, typer.Argument(help="A folder of sparse weights.")],
     new: Annotated[Path, typer.Argument(help="The folder to write.")],
-    layout: Annotated[str, typer.Option(help=f"One of {', '.join(LAYOUTS)}.")] = "dense",
+    layout: Annotated[str, typer.Option(help=f"One of {', '.join(SAVED)}.")] = "dense",
 ) -> None:
     """Write sparse weights in another layout; old sparse-bitmask folders open again.
 
     Example:  intarsia convert sparse-llama dense-llama
     """
-    if layout not in LAYOUTS:
-        raise UnknownName("--layout", layout, LAYOUTS)
+    if layout not in SAVED:
+        raise UnknownName("--layout", layout, SAVED)
     if not old.is_dir():
         fix = "Give the folder that holds config.json and *.safetensors."
         raise ConfigError(f"folder {str(old)!r}", got="nothing there", want="a folder", fix=fix)

@@ -172,6 +172,27 @@ def test_pack_quantized_opens_in_transformers_to_the_bit(tmp_path: Path) -> None
         intarsia.convert_sparse(tmp_path / "int4", tmp_path / "again")
 
 
+def test_a_folder_is_converted_to_pack_quantized(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="needs intarsia[hf-int4]")
+    model = sparse()
+    intarsia.save_sparse(model, tmp_path / "bits", layout="bitmask", record={"own.json": {"a": 1}})
+    intarsia.convert_sparse(tmp_path / "bits", tmp_path / "int4", layout="pack-quantized")
+    intarsia.save_sparse(model, tmp_path / "want", layout="pack-quantized")
+    found, want = (load_file(tmp_path / n / "model.safetensors") for n in ("int4", "want"))
+    assert found.keys() == want.keys() and all(torch.equal(t, want[n]) for n, t in found.items())
+    assert json.loads((tmp_path / "int4" / "own.json").read_text()) == {"a": 1}
+
+
+def test_only_a_model_of_transformers_is_converted_to_pack_quantized(tmp_path: Path) -> None:
+    intarsia.save_sparse(sparse(), tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    config["architectures"] = ["MyOwnForCausalLM"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="got MyOwnForCausalLM, want a model of transf"):
+        intarsia.convert_sparse(tmp_path / "old", tmp_path / "new", layout="pack-quantized")
+    assert not (tmp_path / "new").exists()
+
+
 def test_what_cannot_be_packed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mixture = intarsia.upcycle(llama(1), intarsia.TopK(experts=4, active=2))
     with pytest.raises(TargetError, match=r"experts in stacks, such as .*experts\.up\.0"):

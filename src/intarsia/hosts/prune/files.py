@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ..attach.peft import is_adapted
 from .packed import packed
 
 LAYOUTS = ("dense", "bitmask")
-PACKED = "pack-quantized"  # of a model alone: its layers have to be known
+PACKED = "pack-quantized"  # of a model: its layers have to be known
 SPARSE, DENSE, CONFIG, INDEX = (
     "sparse.safetensors",
     "model.safetensors",
@@ -93,16 +94,19 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
     """Write a folder of sparse weights in another layout: old `sparse-bitmask` folders open again.
 
     old: a folder of compressed-tensors' `sparse-bitmask` or `sparse-24-bitmask`, of `save_sparse`,
-    or a stock one.  Texts (configuration, tokenizer) go along.
+    or a stock one.  Texts (configuration, tokenizer) go along.  layout: see `save_sparse`; for
+    "pack-quantized" transformers builds the model that the configuration names.
 
-    Raises: CheckpointError for a folder without weights, damaged ones, or quantised ones;
-    ConfigError for a `new` that is there.
+    Raises: CheckpointError for a folder without weights, damaged ones, quantised ones, or of a
+    model that transformers does not have; ConfigError for a `new` that is there; as `save_sparse`.
     """
-    one_of("layout", layout, LAYOUTS)
+    one_of("layout", layout, (*LAYOUTS, PACKED))
     old, new = Path(old), Path(new)
     if new.exists():
         fix = "Choose a new folder."
         raise ConfigError(f"folder {str(new)!r}", got="something there", want="nothing", fix=fix)
+    if layout == PACKED:
+        return _packed_folder(old, new)
     tensors = read_tensors(old)
     with writing(new) as scratch:
         scratch.mkdir()
@@ -113,6 +117,26 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
         config = {name: value for name, value in config.items() if name not in SAVED_BY}
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         _write(scratch, tensors, layout)
+    return new
+
+
+def _packed_folder(old: Path, new: Path) -> Path:
+    """By way of the model: which layers are packed depends on its blocks."""
+    import transformers
+
+    with tempfile.TemporaryDirectory() as place:
+        dense = convert_sparse(old, Path(place) / "dense")
+        config = dense / CONFIG
+        named = json.loads(config.read_text("utf-8")).get("architectures") or [None]
+        kind = getattr(transformers, str(named[0]), None)
+        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+            want, fix = "a model of transformers", "Convert it to dense or bitmask."
+            raise CheckpointError(str(old / CONFIG), got=named[0], want=want, fix=fix)
+        model = kind.from_pretrained(dense)
+        save_sparse(model, new, layout=PACKED)
+        for path in dense.iterdir():
+            if path.suffix in TEXTS and not (new / path.name).exists():
+                shutil.copy(path, new / path.name)
     return new
 
 
