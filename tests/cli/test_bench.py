@@ -130,7 +130,7 @@ def test_the_list_says_what_is_on_disk(
     monkeypatch.setenv("INTARSIA_DATA", str(tmp_path))
     said = intarsia("bench", "--list", "--json")
     found = json.loads(said.out)
-    assert [s["suite"] for s in found["suites"]] == ["vtab-1k", "fgvc", "gicd", "mini"]
+    assert [s["suite"] for s in found["suites"]] == ["vtab-1k", "fgvc", "gicd", "mini", "fresh"]
     cub = next(t for s in found["suites"] for t in s["tasks"] if t["task"] == "cub")
     assert not cub["on_disk"] and str(tmp_path / "fgvc" / "cub") in cub["missing"][0]
     assert {"honest", "tuned", "official"} == {p["name"] for p in found["protocols"]}
@@ -147,11 +147,11 @@ def test_the_list_says_of_every_task_where_its_pictures_are(
         return {t["spec"]: (t["pictures"], t["on_disk"]) for s in found for t in s["tasks"]}
 
     empty = told()
-    assert len(empty) == 42
+    assert len(empty) == 48
     for spec, (pictures, on_disk) in empty.items():
         suite, task = spec.split("/")
         rendered = suite == "mini" and task.startswith("synthetic-")
-        packaged = suite == "mini" and not rendered
+        packaged = suite in ("mini", "fresh") and not rendered
         assert on_disk == rendered
         assert pictures == (
             "rendered here" if rendered
@@ -159,7 +159,7 @@ def test_the_list_says_of_every_task_where_its_pictures_are(
         )  # fmt: skip
     table = "".join(x for x in intarsia("bench").out.splitlines() if x.startswith("│"))
     assert table.count("not on disk") == 27 and table.count("rendered here") == 6
-    assert table.count("obtained when first used") == 9
+    assert table.count("obtained when first used") == 15
 
     file = tmp_path / "home" / "sets" / f"mnist-{SETS['mnist'].package.version}.safetensors"
     file.parent.mkdir(parents=True)

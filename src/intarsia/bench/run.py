@@ -235,6 +235,7 @@ def _trial(
         "folder": str((out / _folder(place, key)).absolute()),
         "shared": str((out / "shared").absolute()),
         "test": test,
+        "evaluate_every": int(test or experiment.recipe.select == "val"),
     }
     return Trial(name, inputs, kind=place.arm.name, stack=shape_of(experiment, test=test))
 

@@ -18,7 +18,9 @@ def bench(
     ctx: typer.Context,
     suite: Annotated[
         str | None,
-        typer.Argument(help="mini, vtab-1k, fgvc or gicd.", autocompletion=OF_OPTION["suite"]),
+        typer.Argument(
+            help="mini, fresh, vtab-1k, fgvc or gicd.", autocompletion=OF_OPTION["suite"]
+        ),
     ] = None,
     tasks: Annotated[
         str | None,

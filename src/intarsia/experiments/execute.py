@@ -59,12 +59,13 @@ def carry_out(
     *,
     score: bool = True,
     whole: bool = False,
+    evaluate_every: int = 1,
 ) -> Run:
     """Train as the experiment says; `running.out` becomes a folder that can be resumed and read.
 
     shared: where several runs keep what they have in common; the result is the same without it.
     score: False does not look at the test part, as a search must not.  whole: True computes all of
-    the model in every step, see `once.trimmed`; for tests.
+    the model in every step, see `once.trimmed`; for tests.  evaluate_every: as `fit` takes it.
     Texts are carried out by `language`.
     Raises: what `load_data`, `backbone`, `apply` and `fit` raise; UnknownName for a method that is
     not listed.
@@ -78,7 +79,15 @@ def carry_out(
     shared = shared or SharedWork()
     with owned(running.out, running.resume):  # a folder in use is refused before the work begins
         return _on_pictures(
-            experiment, method, recipe, running, report, shared, score=score, whole=whole
+            experiment,
+            method,
+            recipe,
+            running,
+            report,
+            shared,
+            score=score,
+            whole=whole,
+            evaluate_every=evaluate_every,
         )
 
 
@@ -92,6 +101,7 @@ def _on_pictures(
     *,
     score: bool,
     whole: bool,
+    evaluate_every: int,
 ) -> Run:
     report(f"Reading the pictures of {experiment.pictures.data}.")
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
@@ -122,6 +132,7 @@ def _on_pictures(
     )
     options = keywords(running) | recipe
     options |= {"training": experiment.training, "record": about}
+    options |= {"evaluate_every": evaluate_every}
     computed = once.tokens_once if experiment.adapted.frozen_once else once.pictures_each_step
     with ExitStack() as stack:
         enter = stack.enter_context

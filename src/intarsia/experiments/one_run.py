@@ -33,8 +33,9 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
     inputs: experiment (flat), folder (of the run); and if they are there: shared (folder of what
     runs have in common), test (False: the test part is not looked at), running (fields of
     `Running`), quiet (False: what it says is printed, not only returned), whole (True: every step
-    computes all of the model, see `once.trimmed`). Or stack: the inputs of several runs of one
-    shape, which step together; then the result is `ends`, a result or an error for each.
+    computes all of the model, see `once.trimmed`), evaluate_every (as `fit` takes it). Or stack:
+    the inputs of several runs of one shape, which step together; then the result is `ends`, a result
+    or an error for each.
     """
     if "stack" in inputs:
         return _stack(inputs["stack"])
@@ -51,6 +52,7 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
         None if shared is None else shared_in(shared),
         score=inputs.get("test", True),
         whole=inputs.get("whole", False),
+        evaluate_every=inputs.get("evaluate_every", 1),
     )
     record = found.record
     return {

