@@ -16,6 +16,7 @@ from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.core.files import alone
 from intarsia.experiments.execute import carry_out
 from intarsia.experiments.experiment import Adapted, Experiment, Pictures
+from intarsia.experiments.once import of_part
 from intarsia.experiments.runs import open_pictures, pictures_to_score, score
 from intarsia.experiments.settings import chosen
 from intarsia.experiments.shared import SharedWork
@@ -291,3 +292,11 @@ def test_blocks_are_no_layers_of_a_pruner() -> None:
             chosen(Adapted(method=method, last_blocks=2), Training())
     start = Experiment(Pictures("elpv")).changed(method="wanda", last_blocks=2)
     assert start.suited().adapted.last_blocks is None
+
+
+def test_what_is_scored_on_is_told_apart_by_its_own_pictures() -> None:
+    one = {"trunk": "t", "pictures": {"train": "a", "test": "c"}}
+    two = {"trunk": "t", "pictures": {"train": "b", "test": "c"}}
+    assert of_part(one, "test") == of_part(two, "test") != of_part(one, "train")
+    assert of_part(one, "train") != of_part(two, "train")
+    assert of_part({**one, "trunk": "u"}, "test") != of_part(one, "test")

@@ -272,7 +272,7 @@ def sets_of(
     augment = experiment.pictures.augment
 
     def of(part: str, images: ImageSet) -> Dataset[Any]:
-        return held(images, inputs, shared, {**same, "part": part})
+        return held(images, inputs, shared, once.of_part(same, part))
 
     found = suites.find(experiment.pictures.data)
     tasks = suites.members(found[0], found[1].name) if found else ()

@@ -58,7 +58,7 @@ def tokens_once(
     with reading_tokens(model, block) as prefix:
 
         def tokens(part: str, images: Dataset[Any]) -> tuple[Held, Spent]:
-            inputs = {**same, "part": part, "block": block, "dtype": str(dtype)}
+            inputs = {**of_part(same, part), "block": block, "dtype": str(dtype)}
             found, spent = shared.tensors(
                 "tokens", inputs, lambda: _told_prefix(prefix, images, part, dtype)
             )
@@ -70,6 +70,14 @@ def tokens_once(
             for part, images in zip(("val", "test"), sets[1:], strict=True)
         )
         yield (train, val, test), once
+
+
+def of_part(same: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """What tells the pixels or the tokens of a part apart: its own pictures, not the others'.
+
+    Runs that draw their training pictures by their seed then share what they score on.
+    """
+    return {**same, "part": part, "pictures": same["pictures"][part]}
 
 
 def _told_prefix(
