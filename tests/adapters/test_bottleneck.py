@@ -217,7 +217,7 @@ def test_weights_are_dropped_separately_for_each_sample() -> None:
     assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
-@pytest.mark.parametrize("settings", [{}, {"weight_dropout": 0.5}, {"dropout": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"dropout": 0.5}])
 @pytest.mark.parametrize("shape", [(0, 5, WIDTH), (1, WIDTH), (2, 3, 3, WIDTH)])
 def test_inputs_of_any_shape(settings: dict[str, float], shape: tuple[int, ...]) -> None:
     cell = build(Bottleneck(3, norm="none", **settings))

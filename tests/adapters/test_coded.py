@@ -19,7 +19,7 @@ from intarsia.methods import Adamix, Mosa
 BODIES = {
     "bottleneck": Bottleneck(5, norm="none"),
     "residual norm": Bottleneck(5),
-    "dropconnect": Bottleneck(5, norm="none", weight_dropout=0.3),
+    "dropout": Bottleneck(5, norm="none", dropout=0.3),
     "scale": Bottleneck(5, norm="layer", scale="channel"),
     "lora": Lora(3),
     "mosa": Mosa(Bottleneck(5, norm="none")),

@@ -71,7 +71,7 @@ METHODS: dict[str, Method] = {
     "no norm": Bottleneck(6, activation="gelu", norm="none", scale=1.5),
     "learned scale": Bottleneck(6, activation="gelu", scale="layer"),
     "scale per channel": Bottleneck(6, activation="gelu", scale="channel", init="houlsby"),
-    "dropout": Bottleneck(6, activation="gelu", dropout=0.5, weight_dropout=0.5),
+    "dropout": Bottleneck(6, activation="gelu", dropout=0.5),
     "lora": Lora(2, alpha=5.0, roles=("qkv", "projection", "mlp_linear")),
     "lora on queries and values": Lora(2, alpha=5.0, roles=("qv", "projection")),
     "ssf": Ssf(std=0.02),

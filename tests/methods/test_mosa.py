@@ -266,7 +266,8 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
 
 
 def test_weight_dropout_and_a_split_up_side_exclude_each_other() -> None:
-    over = Bottleneck(4, activation="gelu", weight_dropout=0.5)
+    with pytest.warns(DeprecationWarning, match="DropConnect"):
+        over = Bottleneck(4, activation="gelu", weight_dropout=0.5)
     with pytest.raises(ConfigError, match="weight_dropout: got 0.5"):
         build(Mosa(over))
     build(Mosa(over, split="down"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -21,6 +22,7 @@ Linear = Callable[[Tensor], Tensor]
 ACTIVATIONS = MappingProxyType({"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU})
 NORMS = ("none", "layer", "rms", "residual")
 SCALES = ("layer", "channel")
+OLD = "Bottleneck(weight_dropout=p) is now DropConnect(Bottleneck(), p=p); it goes in version 0.3."
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class Bottleneck:
         the site. Where none feeds the site, None in its place is a norm of the host's own kind.
       scale: a number, "layer" (one learned number) or "channel" (learned, one per output).
       init: "zero" (Kaiming down, zero up) or "houlsby" (both normal, sigma 0.01, cut at 2 sigma).
-    dropout: of the bottleneck; weight_dropout: of the entries of the up-projection, drawn for each
-      sample (DropConnect, Wan et al. 2013). Both act in training only.
+    dropout: of the bottleneck, in training only.
+    weight_dropout: the old name of `DropConnect(over, p)`, gone in version 0.3.
 
     Raises: ConfigError on any other setting.
     Source: AdaptFormer (arXiv:2205.13535), Pfeiffer (arXiv:2005.00247), Houlsby (arXiv:1902.00751),
@@ -89,6 +91,8 @@ class Bottleneck:
         at_least("bottleneck", self.bottleneck, 1, "Try 16.")
         for name in ("dropout", "weight_dropout"):
             below_one(name, getattr(self, name))
+        if self.weight_dropout:
+            warnings.warn(OLD, DeprecationWarning, stacklevel=3)
 
     def resolved(self, name: str) -> str | float:
         """The setting, or the published one of the placement if it is None."""

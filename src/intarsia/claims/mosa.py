@@ -12,7 +12,7 @@ from ..adapters import Bottleneck
 from ..core import Claim, Result
 from ..core.claim import Report
 from ..experiments.pool import Arm
-from ..methods import Adamix, Mosa, Official
+from ..methods import Adamix, DropConnect, Mosa, Official
 from ..results.sheet import Sheet
 from ..train import Training
 from ..train.objectives import two_pass
@@ -53,7 +53,7 @@ ARMS = (
     ADAPTER,
     MOSA,
     arm("adapter, scale / N", lambda _: plain(scale=0.1 / 4)),
-    arm("adapter, weight dropout", lambda _: plain(weight_dropout=0.75)),
+    arm("adapter, DropConnect", lambda _: DropConnect(plain(), p=0.75)),
     arm("adapter, R-Drop", lambda _: plain(dropout=0.1), rdrop),
     arm("adapter, R-Drop, half the epochs", lambda _: plain(dropout=0.1), rdrop, epochs=0.5),
     arm("AdaMix", lambda _: Adamix(over=plain(dropout=0.1)), two_pass),

@@ -34,8 +34,8 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
     runs have in common), test (False: the test part is not looked at), running (fields of
     `Running`), quiet (False: what it says is printed, not only returned), whole (True: every step
     computes all of the model, see `once.trimmed`), evaluate_every (as `fit` takes it). Or stack:
-    the inputs of several runs of one shape, which step together; then the result is `ends`, a result
-    or an error for each.
+    the inputs of several runs of one shape, which step together; the result is then `ends`, for
+    each its result or its error.
     """
     if "stack" in inputs:
         return _stack(inputs["stack"])

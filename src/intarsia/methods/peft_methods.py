@@ -106,6 +106,14 @@ _METHODS: dict[str, tuple[str, str, str, int, str, dict[str, Any]]] = {
         "DoRA: Weight-Decomposed Low-Rank Adaptation",
         {"use_dora": True},
     ),
+    "glora": (
+        "GLORA",
+        "Low-rank factors and summands of weights, scales and shifts of biases",
+        "2306.07967",
+        2023,
+        "One-for-All: Generalized LoRA for Parameter-Efficient Fine-tuning",
+        {},
+    ),
     "ia3": (
         "IA3",
         "Scales of keys, values and hidden units",
