@@ -104,7 +104,7 @@ def carry(rules: Row, places: list[Place], kept: Store, out: Path, args: Any) ->
     trials: list[Trial] = []
     for place in places:
         key = key_of(vars(place))
-        if key in kept:
+        if key in kept and not kept[key]["error"]:  # a failed one is tried again
             continue
         one, test = experiment(rules, place), place.stage == "confirm"
         inputs = {
