@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 
 from intarsia.data.decode import read_image
 from intarsia.data.decoded import Decoded
+from intarsia.data.photographs import PACKAGES
 
 SIDE = 112  # px of a square
 SHORT = 4 * SIDE  # px of a photograph's shorter side, once it is shrunk
@@ -55,8 +56,11 @@ def photo_blur(*folders: Path) -> Decoded:
 
 def _files(folders: tuple[Path, ...]) -> list[Path]:
     """The photographs, in order of their names."""
-    places = ("usr/share/backgrounds", "usr/share/backgrounds/mate/nature")
-    found = [f for folder in folders for place in places for f in (folder / place).glob("*.jpg")]
+    found = [
+        f
+        for folder, where in zip(folders, PACKAGES.values(), strict=True)
+        for f in folder.glob(where)
+    ]
     return sorted(found, key=lambda file: file.name)
 
 

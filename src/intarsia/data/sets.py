@@ -17,6 +17,7 @@ from intarsia.data import photos, readers, sounds
 from intarsia.data.decoded import Decoded, decoded_once
 from intarsia.data.images import ImageSet
 from intarsia.data.packages import Package, announce, cache_dir, obtain, pinned
+from intarsia.data.photographs import PACKAGES
 
 Part = Literal["all", "train", "test"]
 
@@ -86,7 +87,7 @@ def _published(full: ImageSet, part: Part, train: int | None) -> ImageSet:
 
 
 _ELPV = pinned("elpv-dataset")
-_PHOTOS = pinned("lomiri-wallpapers-16.04"), pinned("mate-backgrounds")
+_PHOTOS = tuple(map(pinned, PACKAGES))
 _PROMPTS = tuple(pinned(f"asterisk-core-sounds-{name}-wav") for name in sounds.LANGUAGES)
 SETS: dict[str, NamedSet] = {
     "elpv": NamedSet(_ELPV, readers.elpv, "2,624 photographs of solar cells, 4 levels of defect"),
