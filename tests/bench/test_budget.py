@@ -13,11 +13,13 @@ from intarsia.bench.budget import (
     FEWEST_EPOCHS,
     SCORING,
     SETTING_UP,
+    estimated,
     fitted,
     measured_costs,
     minutes,
     piloting,
 )
+from intarsia.bench.protocols import Protocol
 from intarsia.bench.run import How
 from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.data import ImageSet, suites
@@ -157,3 +159,28 @@ def test_fewer_images_take_less_time(few, images) -> None:
     epochs, each = plan.start.training.epochs, sum(COSTS.values()) * 6  # three tasks, two seeds
     fixed = 18 * SETTING_UP + each * SCORING * 1000
     assert minutes(plan, COSTS, 1) == pytest.approx((fixed + each * epochs * images) / 60)
+
+
+def test_an_estimate_runs_nothing_of_the_plan_and_tells_time_and_memory(tmp_path: Path) -> None:
+    plan = toys.plan()
+
+    def work(inputs):
+        found = toys.work(inputs)
+        return found | {
+            "results": found["results"] | {"peak_bytes": {"grown": 7, "accelerator": 9}}
+        }
+
+    how = How(executor="here")
+    found = estimated(plan, tmp_path, how, lambda _: None, work)
+    costs = measured_costs(plan, tmp_path, how, lambda _: None, toys.work)
+    assert found == {"runs": len(list(plan.places())), "hours": minutes(plan, costs, 1) / 60,
+                     "peak_bytes": 9}  # fmt: skip
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_pilot_has_a_whole_batch(tmp_path: Path) -> None:
+    plan = toys.plan()
+    assert {flat["images"] for flat in flats_of(plan, tmp_path / "usual").values()} == {64}
+    wide = Protocol("toy", "about", {"batch_size": 96, "select": "last"})
+    flats = flats_of(replace(plan, protocol=wide), tmp_path / "wide")
+    assert {flat["images"] for flat in flats.values()} == {96}

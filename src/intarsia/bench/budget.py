@@ -51,7 +51,10 @@ def _measured(
     kept = Store(out / PILOTS)
     missing, seed = absent(plan), plan.seeds[0]
     task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])
-    images = min(max(PILOT_IMAGES, 2 * task.classes), _trained_on(task))
+    place = Slot(task, plan.arms[0], seed)
+    # a whole batch, or the memory would not be that of a step
+    least = max(PILOT_IMAGES, 2 * task.classes, plan.final(place).training.batch_size)
+    images = min(least, _trained_on(task))
     keys: dict[str, str] = {}
     trials: list[Trial] = []
     for arm in plan.arms:
@@ -70,8 +73,12 @@ def _measured(
         if end.result is None:
             errors.append(f"{end.trial.name}: {end.error}")
         else:
-            seconds: float = end.result["results"]["seconds"]
-            kept.add(keys[end.trial.name], {"seconds": seconds / (images * _pilot_epochs(images))})
+            results = end.result["results"]
+            row = {"seconds": results["seconds"] / (images * _pilot_epochs(images))}
+            peak = results.get("peak_bytes", {})
+            kept.add(
+                keys[end.trial.name], row | {"peak": peak.get("accelerator", peak.get("grown"))}
+            )
 
     run_trials(trials, work, jobs=how.jobs, done=done, executor=how.executor, threads=how.threads)
     found = {name: kept[key]["seconds"] for name, key in keys.items() if key in kept}
@@ -81,6 +88,21 @@ def _measured(
         raise TrainingError(what, got=errors[0], want="one method that can be timed", fix=fix)
     dearest = max(found.values())
     return {c.name: found.get(c.name, dearest) for c in plan.arms}
+
+
+def estimated(
+    plan: BenchPlan, out: Path, how: How, report: Callable[[str], None], work: Work = one_run
+) -> dict[str, Any]:
+    """What a plan would take, from measured steps: runs, hours, and the highest memory in bytes.
+
+    None for the memory where pilots did not measure it. No run of the plan is carried out.
+    Raises: as `measured_costs` does.
+    """
+    costs = measured_costs(plan, out, how, report, work)
+    peaks = [row["peak"] for row in Store(out / PILOTS).rows.values() if row.get("peak")]
+    runs = sum(1 + len(plan.search(place)) for place in plan.places())
+    hours = minutes(plan, costs, how.jobs) / 60
+    return {"runs": runs, "hours": hours, "peak_bytes": max(peaks, default=None)}
 
 
 def _pilot(plan: BenchPlan, place: Slot, images: int) -> dict[str, Any]:

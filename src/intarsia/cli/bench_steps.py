@@ -10,7 +10,7 @@ from typing import Any
 
 from ..bench import tables, write
 from ..bench.arms import ARMS, BenchArm, arm, by_task
-from ..bench.budget import fitted, measured_costs
+from ..bench.budget import estimated, fitted, measured_costs
 from ..bench.fitting_methods import suited
 from ..bench.plan import BenchPlan
 from ..bench.profiles import PROFILES, Profile, profile
@@ -22,6 +22,7 @@ from ..core.errors import ConfigError, UnknownName
 from ..data import suites
 from ..experiments.experiment import Experiment, Pictures
 from ..experiments.settings import value_of
+from ..results.numbers import size
 from ..results.suites import records
 from ..train.processes import device_named
 from .options import share_of
@@ -155,6 +156,22 @@ def _names(text: str | None) -> tuple[str, ...]:
 def _those_of(chosen: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """A profile's names that the suite has; all of them, where it names none of the suite's."""
     return tuple(n for n in chosen if n in known) or tuple(known)
+
+
+def foretold(plan: BenchPlan, how: How, out: Path, report: Report) -> dict[str, Any]:
+    """What a plan would take, and the same in a sentence; nothing of it is run."""
+    for told in plan.cut:
+        report(told)
+    found = estimated(plan, out, how, report)
+    memory = (
+        "" if found["peak_bytes"] is None else f", {size(found['peak_bytes'])} beside the model"
+    )
+    text = (
+        f"{found['runs']} runs, about {found['hours']:.1f} hours on this machine{memory}; by steps "
+        "timed on the first task. The same command without --estimate runs them, and goes on where "
+        "it was stopped."
+    )
+    return found | {"text": text}
 
 
 def carry(

@@ -92,6 +92,10 @@ def bench(
     budget: Annotated[
         float | None, typer.Option(help="Minutes: seeds and epochs are cut until it fits.")
     ] = None,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Time steps of each method; tell hours and memory; stop."),
+    ] = False,
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     threads: Annotated[int | None, typer.Option(help="Of torch in each run.")] = None,
     device: Device = None,
@@ -122,12 +126,16 @@ def bench(
         numbers("--seeds", seeds)
     if budget is not None:
         above("--budget", budget, 0, "For example: --budget 30; left out, nothing is cut.")
-    from .bench_steps import ask, carry, listed
+    from .bench_steps import ask, carry, foretold, listed
 
     if show or suite is None:
         _show_list(listed(root), as_json)
         return
     plan, how, folder, minutes = ask(given, note)
+    if estimate:
+        found = foretold(plan, how, folder, note)
+        show_json(found) if as_json else say(found["text"])
+        return
     summary = carry(plan, how, folder, baseline, minutes, note)
     if as_json:
         show_json(summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from intarsia.bench.arms import arm
+from intarsia.bench.budget import estimated
+from intarsia.bench.plan import BenchPlan
+from intarsia.bench.protocols import protocol
+from intarsia.bench.run import How, run_plan
 from intarsia.core.errors import DataError, UnknownName
 from intarsia.data import load_data, suites
 from intarsia.data.suites import vtab
+from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.results.suites.records import Done
 
 Noah = Callable[..., Path]
 Table = Callable[..., None]
@@ -216,3 +224,22 @@ def test_few_shots_of_a_task(kitti: Path) -> None:
     assert np.bincount(data.train.labels).tolist() == [1, 1, 1, 1]
     assert len(data.val or ()) == 4 and len(data.test) == 6
     assert data.record["kept"] == {"shots": 1}
+
+
+def test_the_papers_own_benchmark_runs_on_a_folder_as_noah_has_it(
+    kitti: Path, tmp_path: Path
+) -> None:
+    """`intarsia bench vtab-1k --protocol official`, of a tiny model, on a tiny copy."""
+    suite, rules = suites.suite("vtab-1k"), protocol("official")
+    start = Experiment(Pictures("")).changed(
+        **{**rules.starts, "model": "test_vit", "size": 32, "pretrained": False, "epochs": 2}
+    )
+    plan = BenchPlan(suite, (suite.task("kitti"),), (arm("mosa"),), (0,), rules, start)
+    how, out = How(executor="here"), tmp_path / "out"
+    told = estimated(plan, out, how, lambda _: None)
+    assert told["runs"] == 1 and told["hours"] > 0 and told["peak_bytes"] is not None
+    (found,) = run_plan(plan, out, how, lambda _: None)
+    assert isinstance(found.outcome, Done)
+    record = json.loads((out / found.folder / "run.json").read_text())["record"]
+    assert record["data"]["parts"]["train"]["n"] == 12  # train and val together
+    assert record["experiment"]["settings"] == ["bottleneck=16"]
