@@ -27,6 +27,7 @@ RUNNABLE = (
     "how-to/benchmark.md",
     "how-to/choose-a-router.md",
     "how-to/compare-routers.md",
+    "how-to/encode-photographs.md",
     "how-to/fold-and-export.md",
     "how-to/gaussian-experts.md",
     "how-to/keep-zeros-while-training.md",

@@ -102,6 +102,8 @@ from .mixtures import as_wide_mlp as as_wide_mlp
 from .mixtures.deepspeed_moe import DeepSpeedMoE as DeepSpeedMoE
 from .mixtures.residual import HeavyBall as HeavyBall
 from .mixtures.zcode_m3 import ZCodeM3 as ZCodeM3
+from .models.codec.codec import Recombiner as Recombiner
+from .models.codec.recombiner import RecombinerSettings as RecombinerSettings
 from .models.gaussian_moe import SoftmaxGaussianMoE as SoftmaxGaussianMoE
 from .placement.balance import JointSwaps as JointSwaps
 from .placement.eplb import Eplb as Eplb

@@ -12,6 +12,7 @@ from ..core.quiet import kept_quiet
 from .benching import bench
 from .choosing import auto
 from .claiming import claim
+from .coding import decode, encode, prior
 from .comparing import compare, report
 from .demo import demo
 from .exporting import export
@@ -75,6 +76,9 @@ app.command("trace")(trace)
 app.command("pack")(pack)
 app.command("place")(place)
 app.command("simulate")(simulate)
+app.command("encode")(encode)
+app.command("decode")(decode)
+app.command("prior")(prior)
 app.command("claim")(claim)
 app.command("report")(report)
 app.command("demo")(demo)

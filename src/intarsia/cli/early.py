@@ -83,8 +83,9 @@ CLAIMS = tuple(
     moetuner-uniform momentum
     momentum-adam momentum-swapped mos mos-order mosa mosa-long poly poly-heads poly-mu
     poly-mu-start poly-z random-search random-search-loss random-search-rank
-    random-search-speed rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory
-    sms sparse-ift sparse-ift-rigl sparsify squarehead squarehead-smollm2 transport
+    random-search-speed recombiner recombiner-ablation recombiner-coding recombiner-full
+    rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory sms sparse-ift sparse-ift-rigl
+    sparsify squarehead squarehead-smollm2 transport
     transport-loss transport-pairs transport-unbalanced zcode-m3 zcode-m3-late zcode-m3-loss
     zcode-m3-merge zcode-m3-order zcode-m3-prune
     """

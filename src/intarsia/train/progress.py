@@ -45,7 +45,7 @@ class Bar:
 
     A long run says after its first steps how long it takes, and what smaller pictures would save.
     Nothing under --quiet, nor in a worker of a pool, where bars would overwrite each other.
-    epochs: 0 for `what` has none: its steps are then pictures.
+    epochs: 0 for `what` has none: its steps are then of that `unit`.
     """
 
     def __init__(
@@ -56,12 +56,14 @@ class Bar:
         show: bool,
         start: FirstSteps = FirstSteps(),
         what: str = "training",
+        unit: str = "picture",
     ) -> None:
         console = Console(stderr=True, soft_wrap=True)
         told = show and not quiet() and parent_process() is None
         self.drawn = told and console.is_terminal
         self.logged = told and not console.is_terminal
         self.steps, self.epochs, self.start, self.what = steps, epochs, start, what
+        self.unit = "step" if epochs else unit
         self._say = console.print if told else lambda *_, **__: None
         self._estimated, self._line_at = False, time.monotonic()
         self._bar = Progress(
@@ -82,13 +84,14 @@ class Bar:
         split = str(line["split"])
         wanted = ["accuracy"] if "accuracy" in line else ["loss"]
         wanted = ["loss", "accuracy"] if split == "train" else wanted
+        wanted = ["psnr"] if "psnr" in line else wanted
         found = [f"{n} {line[n]:.3f}" for n in wanted if isinstance(line.get(n), float)]
         self._shown[split] = " ".join([split, *found])
         left = self._left(done, float(line.get("seconds", 0.0)))
         at = f"epoch {line['epoch']}/{self.epochs}" if self.epochs else self.what
         if self.logged and time.monotonic() - self._line_at >= LOG_SECONDS:
             self._line_at = time.monotonic()
-            number = f"{'step' if self.epochs else 'picture'} {done:,}/{self.steps:,}"
+            number = f"{self.unit} {done:,}/{self.steps:,}"
             rest = "" if left is None else f", about {duration(left)} left"
             shown = "  ".join(self._shown.values())
             self._say(f"{at}, {number}: {shown}{rest}", highlight=False)
@@ -106,7 +109,7 @@ class Bar:
             return None
         left = (self.steps - done) * spent / steps
         if not self._estimated and left >= LONG:
-            each = f"{self.steps:,} {'steps' if self.epochs else 'pictures'}, "
+            each = f"{self.steps:,} {self.unit}s, "
             text = f"About {duration(left)} of {self.what}: {each}{spent / steps:.2g} s each."
             self._say(text + self._smaller(left), highlight=False)
         self._estimated = True

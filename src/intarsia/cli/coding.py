@@ -1,0 +1,236 @@
+"""`intarsia encode`, `decode` and `prior`: a signal as a file, and what both sides share."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import struct
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.errors import ConfigError, DataError
+from .options import Json
+from .shell import note, say, show_json, show_table, warn
+
+SUFFIXES = {"image": ".png", "audio": ".wav", "video": ".npy", "structure": ".npy"}
+PriorFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder of `intarsia prior`; the built-in one of photographs if none."),
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The file to write.")]
+
+
+def encode(
+    file: Annotated[Path, typer.Argument(help="A picture, a .wav, or a .npy of frames or points.")],
+    out: Out = None,
+    prior: PriorFolder = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of fitting; more are better.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Encode a signal as a file whose length is the prior's rate: minutes for each megapixel.
+
+    The file names the prior by its digest; who decodes needs the same prior.
+
+    Example:  intarsia encode photo.png -o photo.irc
+    """
+    target = out or file.with_suffix(".irc")
+    _there(file)
+    signal, rate = _read(file)
+    from ..models.codec.codec import Recombiner
+
+    codec = Recombiner.load(prior or _built_in())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        data = codec.encode(signal, steps=steps, rate=rate, seed=seed)
+    for one in told:
+        warn(str(one.message))
+    _write(target, data)
+    rate_of_file = len(data) * 8 / _points(data)
+    said = {"file": str(target), "bytes": len(data), "bits_per_point": rate_of_file}
+    if as_json:
+        show_json(said | {"prior": codec.prior.digest.hex()})
+        return
+    say(f"{target}: {len(data):,} bytes, {rate_of_file:.2f} bits for each point.")
+    say(f"Next:  intarsia decode {shlex.quote(str(target))}")
+
+
+def decode(
+    file: Annotated[Path, typer.Argument(help="A file of `intarsia encode`.")],
+    out: Out = None,
+    prior: PriorFolder = None,
+    inspect: Annotated[
+        bool, typer.Option("--inspect", help="Say what the file is, and decode nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Decode a file of `intarsia encode`: a PNG, a .wav, or a .npy.
+
+    Example:  intarsia decode photo.irc -o photo.png
+    """
+    from ..models.codec import irc
+
+    _there(file)
+    data = file.read_bytes()
+    header, payload = irc.read(data)
+    said = dataclasses.asdict(header) | {
+        "prior": header.prior.hex(),
+        "version": irc.VERSION,
+        "bytes": len(data),
+        "payload": len(payload),
+    }
+    if inspect:
+        rows = [(name, str(value)) for name, value in said.items() if value not in (0, ())]
+        show_json(said) if as_json else show_table("", ("what", "value"), rows)
+        return
+    target = out or file.with_name(f"{file.stem}.decoded{SUFFIXES[header.kind]}")
+    from ..models.codec.codec import Recombiner
+
+    signal = Recombiner.load(prior or _built_in()).decode(data)
+    if header.count > 1 and header.kind != "video" and target.suffix != ".npy":
+        target = target.with_suffix(".npy")
+        note(f"A pack of {header.count} signals: written as one array, {target}.")
+    _save(target, signal, header.rate)
+    if as_json:
+        show_json(said | {"out": str(target)})
+        return
+    say(f"{target}: {header.kind} of {' x '.join(map(str, header.sizes))}.")
+
+
+def prior(
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
+    bits_per_pixel: Annotated[float, typer.Option(help="Of the payload.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 2000,
+    crops: Annotated[int, typer.Option(min=1, help="Parts of the pictures.")] = 500,
+    tiles: Annotated[int, typer.Option(min=1, help="Patches along each side of a part.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and draws.")] = 0,
+) -> None:
+    """Train the prior of a codec of pictures; a training that was killed goes on.
+
+    Example:  intarsia prior photographs/ --bits-per-pixel 0.5 --save my-prior
+    """
+    if save is None:
+        fix = "For example: --save my-prior"
+        raise ConfigError("--save", got="nothing", want="the folder to write", fix=fix)
+    if save.exists():
+        fix = "Choose a new folder."
+        raise ConfigError(f"--save {save}", got="something there", want="nothing", fix=fix)
+    from ..data.decode import SUFFIXES as PICTURES
+    from ..data.decode import to_rgb
+
+    files = [
+        path
+        for one in pictures
+        for path in (sorted(one.rglob("*")) if one.is_dir() else [one])
+        if one.is_file() or path.suffix.lower() in PICTURES
+    ]
+    if not files:
+        got, want = "none", f"files ending in {', '.join(sorted(PICTURES))}"
+        raise DataError("pictures", got=got, want=want, fix="Check the path.")
+    from ..models.codec.codec import Recombiner
+
+    arrays = [to_rgb(_picture(path)) for path in files]
+    state = save.with_name(f".{save.name}.training")
+    how: dict[str, Any] = {"crops": crops, "tiles": tiles, "steps": steps, "seed": seed}
+    codec = Recombiner.train(
+        arrays, bits_per_pixel, batch=max(1, 256 // tiles**2), out=state, **how
+    )
+    codec.save(save)
+    say(f"{save}: prior {codec.prior.digest.hex()} of {len(files)} pictures.")
+    say(f"Next:  intarsia encode photo.png --prior {shlex.quote(str(save))}")
+
+
+def _built_in() -> Path:
+    from ..models.codec.codec import PHOTOGRAPHS
+
+    return PHOTOGRAPHS
+
+
+def _there(file: Path) -> None:
+    if not file.is_file():
+        got = "a folder" if file.is_dir() else "no such file"
+        raise DataError(str(file), got=got, want="a file", fix="Check the path.")
+
+
+def _picture(file: Path) -> Any:
+    """A picture as it is in its file, turned as its EXIF says.  Raises: DataError."""
+    from PIL import Image, ImageOps
+
+    from ..data.decode import opened
+    from ..models.codec.signals import MOST_POINTS
+
+    try:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            picture = opened(file)
+        with picture:
+            if picture.width * picture.height > MOST_POINTS:
+                got, want = f"{picture.width} x {picture.height} px", f"at most {MOST_POINTS:,} px"
+                raise DataError(str(file), got=got, want=want, fix="Cut it into parts.")
+            return ImageOps.exif_transpose(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        want, fix = "a whole picture", "Open it in another program, or leave it out."
+        raise DataError(str(file), got=error, want=want, fix=fix) from error
+
+
+def _read(file: Path) -> tuple[Any, int]:
+    """A signal and, of audio, its rate.  Raises: DataError."""
+    import numpy as np
+
+    suffix = file.suffix.lower()
+    try:
+        if suffix == ".npy":
+            return np.load(file, allow_pickle=False), 0
+        if suffix == ".wav":
+            from scipy.io import wavfile
+
+            rate, samples = wavfile.read(file)
+            if samples.dtype == np.int16:
+                samples = samples / 32768
+            return (samples.mean(1) if samples.ndim == 2 else samples), int(rate)
+    except (OSError, ValueError, EOFError, struct.error) as error:
+        want, fix = f"a whole {suffix} file", "Write it again from its source."
+        raise DataError(str(file), got=error, want=want, fix=fix) from error
+    return _picture(file), 0
+
+
+def _save(target: Path, signal: Any, rate: int) -> None:
+    """Write a decoded signal in the form of the target's suffix.  Raises: ConfigError."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    kept, suffix = io.BytesIO(), target.suffix.lower()
+    if suffix == ".npy":
+        np.save(kept, signal)
+    elif suffix == ".wav" and signal.ndim == 1:
+        from scipy.io import wavfile
+
+        wavfile.write(kept, rate or 16_000, np.rint(signal * 32767).astype(np.int16))
+    elif suffix in (".png", ".tif", ".tiff", ".bmp") and signal.dtype == np.uint8:
+        Image.fromarray(signal).save(kept, Image.registered_extensions()[suffix])
+    else:
+        want = ".png, .tif or .bmp for a picture, .wav for audio, .npy for anything"
+        raise ConfigError("--out", got=target.name, want=want, fix="Choose another suffix.")
+    _write(target, kept.getvalue())
+
+
+def _write(target: Path, data: bytes) -> None:
+    from ..core.files import write_text
+
+    write_text(target, data)
+
+
+def _points(data: bytes) -> int:
+    import math
+
+    from ..models.codec import irc
+
+    header, _ = irc.read(data)
+    return math.prod(header.sizes) * header.count

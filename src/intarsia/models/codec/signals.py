@@ -1,0 +1,153 @@
+"""Signals as values in [0, 1] on a grid of patches, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...core.errors import DataError
+from .recombiner import DIMENSIONS, RecombinerSettings
+
+Array = np.ndarray[Any, Any]
+MOST_POINTS = 1 << 26  # of a signal: hours of encoding
+ANGSTROMS = 200.0  # width of the cube in which the points of a structure are told
+AS = {
+    "image": "8-bit RGB: uint8 (H, W, 3), or a picture of Pillow",
+    "audio": "float samples in -1 ... 1: (T,)",
+    "video": "8-bit RGB frames: uint8 (T, H, W, 3)",
+    "structure": "points of a chain in angstroms: float (n, 3)",
+}
+
+
+@dataclass(frozen=True)
+class Signal:
+    """values: (*sizes, channels) float64 in [0, 1]; centre: of a structure."""
+
+    values: Array
+    centre: tuple[float, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.values.shape[:-1]
+
+
+def checked(signal: Any, kind: str) -> Array:
+    """A signal as its field has it (see AS), as an array.
+
+    Raises: DataError for another form, an empty one, one with NaN, and one that is too large.
+    """
+    array, axes = _picture(signal) if kind == "image" else np.asarray(signal), DIMENSIONS[kind]
+    if array.ndim < axes or array.shape[axes:] != (() if kind == "audio" else (3,)):
+        raise _refused(kind, f"shape {array.shape}")
+    points = math.prod(array.shape[:axes])
+    if not points:
+        raise _refused(kind, f"nothing: shape {array.shape}", fix="Leave it out.")
+    if points > MOST_POINTS:
+        got, fix = f"{points:,} points", f"Cut it into parts of at most {MOST_POINTS:,} points."
+        raise _refused(kind, got, fix=fix)
+    if array.dtype.kind != "f" if kind in ("audio", "structure") else array.dtype != np.uint8:
+        raise _refused(kind, f"values of type {array.dtype}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise _refused(kind, "values that are not finite", fix="Fill them before.")
+    if kind == "audio" and np.abs(array).max() > 1:
+        raise _refused(kind, f"samples up to {np.abs(array).max():g}", fix="Scale it down.")
+    return array
+
+
+def read(signal: Any, kind: str) -> Signal:
+    """A signal as values.  Raises: DataError as `checked` does."""
+    values = checked(signal, kind).astype(np.float64)
+    if kind == "audio":
+        return Signal((values[:, None] + 1) / 2)
+    if kind == "structure":
+        centre = values.mean(0).astype(np.float32).astype(np.float64)
+        return Signal((values - centre) / ANGSTROMS + 0.5, tuple(centre.tolist()))
+    return Signal(values / 255)
+
+
+def write(values: Array, kind: str, centre: Sequence[float] = ()) -> Array:
+    """The inverse of `read`, of values that need not lie in [0, 1]."""
+    if kind == "structure":
+        return (values - 0.5) * ANGSTROMS + np.asarray(centre)
+    values = values.clip(0, 1)
+    if kind == "audio":
+        return values[:, 0] * 2 - 1
+    return np.rint(values * 255).astype(np.uint8)
+
+
+def tiles_of(sizes: Sequence[int], settings: RecombinerSettings) -> tuple[int, ...]:
+    """Patches along each axis; the last of them may stand over."""
+    return tuple(-(-size // side) for size, side in zip(sizes, settings.patch, strict=True))
+
+
+def patches(values: Array, settings: RecombinerSettings) -> tuple[Array, Array]:
+    """Values in patches, filled with those at the edge, and 1 where a point is the signal's own.
+
+    (*sizes, channels) -> (patches, points, channels), (patches, points).
+    """
+    tiles = tiles_of(values.shape[:-1], settings)
+    pairs = zip(tiles, settings.patch, values.shape, strict=False)
+    over = [(0, count * side - size) for count, side, size in pairs]
+    own = np.pad(np.ones((*values.shape[:-1], 1)), [*over, (0, 0)])
+    filled = np.pad(values, [*over, (0, 0)], mode="edge")
+    return _apart(filled, tiles, settings), _apart(own, tiles, settings)[..., 0]
+
+
+def together(found: Array, sizes: Sequence[int], settings: RecombinerSettings) -> Array:
+    """The inverse of `patches`.  -> (*sizes, channels)."""
+    tiles, n = tiles_of(sizes, settings), len(sizes)
+    whole = found.reshape(*tiles, *settings.patch, -1)
+    order = [axis for i in range(n) for axis in (i, n + i)]
+    full = [count * side for count, side in zip(tiles, settings.patch, strict=True)]
+    whole = whole.transpose(*order, 2 * n).reshape(*full, -1)
+    return whole[tuple(slice(size) for size in sizes)]
+
+
+def _apart(values: Array, tiles: Sequence[int], settings: RecombinerSettings) -> Array:
+    n = len(tiles)
+    pairs = [size for pair in zip(tiles, settings.patch, strict=True) for size in pair]
+    order = [*range(0, 2 * n, 2), *range(1, 2 * n, 2)]
+    cells = values.reshape(*pairs, -1).transpose(*order, 2 * n)
+    return cells.reshape(math.prod(tiles), settings.points, -1)
+
+
+def crops(
+    arrays: Sequence[Array], sizes: Sequence[int], count: int, random: np.random.Generator
+) -> list[Array]:
+    """`count` parts at random places, as many of each array.
+
+    Raises: DataError for an array that is smaller.
+    """
+    found = []
+    for i in range(count):
+        array = arrays[i % len(arrays)]
+        room = [size - wanted for size, wanted in zip(array.shape, sizes, strict=False)]
+        if min(room) < 0:
+            what, want = f"signal {i % len(arrays)}", f"at least {tuple(sizes)}"
+            fix = "Leave it out, or train with a smaller patch or fewer tiles."
+            raise DataError(what, got=f"size {array.shape[: len(room)]}", want=want, fix=fix)
+        start = [int(random.integers(0, over + 1)) for over in room]
+        found.append(array[tuple(slice(a, a + b) for a, b in zip(start, sizes, strict=True))])
+    return found
+
+
+def _picture(signal: Any) -> Array:
+    """uint8 (H, W, 3) of a picture without loss.  Raises: DataError."""
+    if isinstance(signal, Image.Image):
+        if signal.mode not in ("RGB", "L") or "transparency" in signal.info:
+            alpha = "A" in signal.mode or "transparency" in signal.info
+            fix = "Lay it on a background first: picture.convert('RGB') leaves alpha out."
+            deep = "Scale its values to 8 bits first; the codec has no others."
+            raise _refused("image", f"mode {signal.mode}", fix=fix if alpha else deep)
+        signal = signal.convert("RGB")
+    array = np.asarray(signal)
+    return np.repeat(array[..., None], 3, -1) if array.ndim == 2 else array
+
+
+def _refused(kind: str, got: str, fix: str = "Convert it first.") -> DataError:
+    return DataError(kind, got=got, want=AS[kind], fix=fix)

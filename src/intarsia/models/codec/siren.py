@@ -1,0 +1,144 @@
+"""Networks from coordinates to values, one for each row of a batch of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .recombiner import DIMENSIONS, STEP, RecombinerSettings
+
+OMEGA = 30.0  # of the sines
+FEATURES = 16  # Fourier features of a point, at least two for each axis
+HIGHEST = 1024.0  # of their frequencies, in half waves for each patch
+UP = 4, 2, 2  # times the resolution of the latents grows: STEP in all
+
+
+def fourier(patch: Sequence[int]) -> Tensor:
+    """cos and sin of pi w x at the centres of cells in (-1, 1).  -> (points, features)."""
+    axes = [(torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1 for side in patch]
+    where = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, len(patch), 1)
+    count = max(1, FEATURES // (2 * len(patch)))
+    w = torch.exp(torch.linspace(0, math.log(HIGHEST), count, dtype=torch.float64)) * math.pi
+    return torch.cat([torch.cos(where * w), torch.sin(where * w)], -1).flatten(1)
+
+
+def siren(x: Tensor, weights: Tensor, sizes: Sequence[int], omega: float = OMEGA) -> Tensor:
+    """A SIREN for each row: sin(omega (b + x W)) at every layer but the last, which is linear.
+
+    x: (rows, points, sizes[0]); weights: (rows, p) with bias, then W, of each layer.
+    -> (rows, points, sizes[-1]).  Sitzmann et al., arXiv:2006.09661.
+    """
+    at = 0
+    for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        bias = weights[:, None, at : at + fan_out]
+        at += fan_out
+        matrix = weights[:, at : at + fan_in * fan_out].view(-1, fan_in, fan_out)
+        at += fan_in * fan_out
+        x = torch.baddbmm(bias, x, matrix)
+        if layer < len(sizes) - 2:
+            x = torch.sin(omega * x)
+    return x
+
+
+def layer_sizes(sizes: Sequence[int]) -> list[int]:
+    """Weights of each layer, its biases among them."""
+    return [(a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False)]
+
+
+class Decoder(nn.Module):
+    """What all signals of a prior share: the maps A and the convolution of the positions.
+
+    forward: latents h (rows, width_of_weights + width_of_positions) of the patches of signals with
+    `tiles` patches along each axis, row-major -> (rows, points, channels).
+    """
+
+    points: Tensor
+
+    def __init__(self, settings: RecombinerSettings, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.settings = settings
+        axes, z = DIMENSIONS[settings.kind], settings.positions
+        out = max(8, z // 8) if z else 0
+        middle = max(16, z // 2)
+        features = fourier(settings.patch)
+        self.register_buffer("points", features.float(), persistent=False)
+        hidden = [settings.width] * settings.depth
+        self.sizes = [features.shape[1] + out, *hidden, settings.channels]
+        self.weights = sum(layer_sizes(self.sizes))
+        self.grid = tuple(side // STEP for side in settings.patch)
+        self.latents = z * math.prod(self.grid)
+        self.maps = nn.ParameterList()
+        if settings.reparametrise:
+            for p in layer_sizes(self.sizes):
+                drawn = (torch.rand(p, p, generator=generator) * 2 - 1) / p
+                self.maps.append(nn.Parameter(torch.eye(p) + drawn))
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+        self.convolutions = nn.ModuleList()
+        if z:
+            shapes = (z, middle, 5), (middle, middle, 3), (middle, out, 3)
+            for a, b, side in shapes:
+                self.convolutions.append(convolution(a, b, side, padding=side // 2))
+            for parameter in self.convolutions.parameters():
+                fan = parameter[0].numel() if parameter.ndim > 1 else len(parameter)
+                bound = 1 / math.sqrt(fan)
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    @property
+    def columns(self) -> int:
+        """Latents of a patch."""
+        return self.weights + self.latents
+
+    def start(self, generator: torch.Generator) -> Tensor:
+        """Latents to begin with: SIREN's own weights, and small positions.  -> (columns,)."""
+        parts: list[Tensor] = []
+        for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
+            bound = 1 / fan_in if layer == 0 else math.sqrt(6 / fan_in) / OMEGA
+            drawn = torch.rand((fan_in + 1) * fan_out, generator=generator) * 2 - 1
+            parts.append(drawn * bound)
+        parts.append(torch.randn(self.latents, generator=generator) * 0.1)
+        return torch.cat(parts)
+
+    def forward(self, h: Tensor, tiles: Sequence[int]) -> Tensor:
+        x = self.points.expand(len(h), -1, -1)
+        if self.latents:
+            x = torch.cat([x, self._positions(h[:, self.weights :], tiles)], -1)
+        return siren(x, self.reparametrised(h[:, : self.weights]), self.sizes) + 0.5
+
+    def reparametrised(self, h: Tensor) -> Tensor:
+        """w = h A for each layer (3.1).  (rows, weights) -> the same."""
+        if not len(self.maps):
+            return h
+        parts = h.split(layer_sizes(self.sizes), -1)
+        return torch.cat([part @ a for part, a in zip(parts, self.maps, strict=True)], -1)
+
+    def _positions(self, latents: Tensor, tiles: Sequence[int]) -> Tensor:
+        """Channels of every point; patches are stitched before (3.2).  -> (rows, points, out)."""
+        x = stitched(latents.reshape(len(latents), -1, *self.grid), tiles)
+        for index, (convolution, scale) in enumerate(zip(self.convolutions, UP, strict=True)):
+            x = convolution(F.interpolate(x, scale_factor=scale, mode="nearest"))
+            if index < len(UP) - 1:
+                x = F.leaky_relu(x)
+        return cut(x, tiles).flatten(2).transpose(1, 2)
+
+
+def stitched(x: Tensor, tiles: Sequence[int]) -> Tensor:
+    """(signals * tiles, C, *side) -> (signals, C, *(tiles * side))."""
+    n, side = len(tiles), x.shape[2:]
+    x = x.reshape(-1, *tiles, x.shape[1], *side)  # signal, tiles, C, side
+    order = [0, n + 1, *(axis for i in range(n) for axis in (1 + i, n + 2 + i))]
+    whole = [a * b for a, b in zip(tiles, side, strict=True)]
+    return x.permute(order).reshape(len(x), -1, *whole)
+
+
+def cut(x: Tensor, tiles: Sequence[int]) -> Tensor:
+    """The inverse of `stitched`."""
+    n = len(tiles)
+    side = [whole // count for whole, count in zip(x.shape[2:], tiles, strict=True)]
+    pairs = [size for pair in zip(tiles, side, strict=True) for size in pair]
+    x = x.reshape(*x.shape[:2], *pairs)  # signal, C, tile, side, tile, side ...
+    order = [0, *(2 + 2 * i for i in range(n)), 1, *(3 + 2 * i for i in range(n))]
+    return x.permute(order).reshape(-1, x.shape[1], *side)

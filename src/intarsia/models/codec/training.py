@@ -1,0 +1,207 @@
+"""Training a prior: posteriors of many signals and what they share, in turns with the prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import ConfigError, TrainingError
+from ...core.seeds import mix
+from ...train import checkpoint
+from .levels import Level, groups_by_mean, levels_of
+from .prior import RHO, Prior, Tell, divergence, fixed, joined, sigma
+from .recombiner import RecombinerSettings
+from .siren import Decoder
+
+REFRESH = 25  # steps between two updates of the prior and of beta
+FASTER = 2.0  # largest factor of beta at each of them
+LEAST_SCALE = 1e-4  # of a prior: a dead latent would make its group endless
+FIRST_RHO, FIRST_BETA = -4.0, 2e-2  # beta for each latent of a patch
+LR, LATE, LATE_LR = 2e-3, 0.6, 0.3  # from this share of the steps on, a part of the rate
+
+
+class Posteriors(nn.Module):
+    """mu and rho of the latents of every signal, at one level."""
+
+    def __init__(self, signals: int, level: Level, start: Tensor) -> None:
+        super().__init__()
+        self.rows, count = level.rows, signals * level.rows
+        self.mu = nn.Embedding(count, len(start), sparse=True, _weight=start.repeat(count, 1))
+        first = torch.full((count, len(start)), FIRST_RHO)
+        self.rho = nn.Embedding(count, len(start), sparse=True, _weight=first)
+
+    def of(self, signals: Tensor) -> tuple[Tensor, Tensor]:
+        """mu and sigma of some signals.  -> (signals, rows, columns) each."""
+        rows = signals[:, None] * self.rows + torch.arange(self.rows)
+        return self.mu(rows), sigma(self.rho(rows))
+
+
+class PriorTraining:
+    """The state of a training; `run` goes on from where it is.
+
+    values: (signals, patches, points, channels) in [0, 1]; payload: bits a patch.
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        tiles: Sequence[int],
+        settings: RecombinerSettings,
+        *,
+        payload: float,
+        steps: int,
+        batch: int,
+        seed: int,
+    ) -> None:
+        generator = torch.Generator().manual_seed(mix(seed, 0))
+        self.values, self.tiles, self.settings = values, tuple(tiles), settings
+        self.payload, self.steps, self.batch, self.seed = payload, steps, batch, seed
+        self.budget = payload * settings.kl_bits / settings.bits  # bits of divergence
+        self.levels = levels_of(settings, tiles)
+        self.decoder = Decoder(settings, generator=generator)
+        starts = [self.decoder.start(generator)]
+        starts += [torch.zeros(self.decoder.weights) for _ in self.levels[1:]]
+        pairs = zip(self.levels, starts, strict=True)
+        self.posteriors = nn.ModuleList(Posteriors(len(values), *pair) for pair in pairs)
+        self.mean = [start.clone() for start in starts]
+        self.scale = [torch.full_like(x, float(sigma(torch.tensor(-2.0)))) for x in starts]
+        self.beta, self.step, self.bits = FIRST_BETA / self.decoder.columns, 0, math.inf
+        found = [(p.mu.weight, p.rho.weight) for p in self.posteriors]  # pyright: ignore
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.SparseAdam(list(parameters), lr=rate)
+            for parameters, rate in zip(zip(*found, strict=True), (LR, RHO * LR), strict=True)
+        ]
+        if shared := list(self.decoder.parameters()):
+            self.optimisers.append(torch.optim.Adam(shared, lr=LR))
+
+    def run(self, folder: Path | None, tell: Tell, every: int = 100) -> Prior:
+        """Train to the end.  folder: where the state is kept each `every` steps, and found.
+
+        Raises: TrainingError when the loss is not finite; ConfigError for a folder of others.
+        """
+        if folder is not None and (found := checkpoint.latest(folder)):
+            self._load(checkpoint.load(found), folder)
+        while self.step < self.steps:
+            loss = self._step()
+            self.step += 1
+            if self.step % REFRESH == 0 or self.step == self.steps:
+                self._refresh()
+            if folder is not None and (self.step % every == 0 or self.step == self.steps):
+                checkpoint.save(folder, self._state())
+            tell(self.step, loss)
+        return self.prior()
+
+    def _step(self) -> float:
+        generator = torch.Generator().manual_seed(mix(self.seed, 1, self.step))
+        count = len(self.values)
+        chosen = torch.arange(count)
+        if self.batch < count:
+            chosen = torch.randperm(count, generator=generator)[: self.batch]
+        drawn, cost = [], torch.zeros(())
+        for posterior, mean, scale in zip(self.posteriors, self.mean, self.scale, strict=True):
+            assert isinstance(posterior, Posteriors)
+            mu, deviation = posterior.of(chosen)
+            drawn.append(mu + deviation * torch.randn(mu.shape, generator=generator))
+            cost = cost + divergence(mu, deviation, mean, scale).sum()
+        found = self.decoder(joined(drawn, self.levels), self.tiles)
+        wanted = self.values[chosen].flatten(0, 1)
+        error = (found - wanted).square().mean((1, 2))
+        loss = error.sum() + self.beta * cost
+        if not torch.isfinite(loss):
+            fix = "Check the signals for NaN, or train with fewer bits."
+            raise TrainingError("prior", got=f"loss {loss}", want="a finite one", fix=fix)
+        if self.step == round(LATE * self.steps):
+            for group in (g for optimiser in self.optimisers for g in optimiser.param_groups):
+                group["lr"] *= LATE_LR
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
+        loss.backward()
+        for optimiser in self.optimisers:
+            optimiser.step()
+        return -10 * math.log10(max(float(error.detach().mean()), 1e-12))
+
+    @torch.no_grad()
+    def _every(self) -> list[tuple[Tensor, Tensor]]:
+        """mu and sigma of all signals, by level: (signals * rows, columns)."""
+        return [(p.mu.weight, sigma(p.rho.weight)) for p in self.posteriors]  # pyright: ignore
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """The prior that is nearest to the posteriors, in closed form; beta towards the budget."""
+        every = self._every()
+        self.mean = [mu.mean(0) for mu, _ in every]
+        self.scale = [
+            (s.square() + (mu - m).square()).mean(0).sqrt().clamp_min(LEAST_SCALE)
+            for (mu, s), m in zip(every, self.mean, strict=True)
+        ]
+        patches = len(self.values) * self.levels[0].rows
+        self.bits = sum(float(x.sum()) for x in self._divergences()) / patches
+        self.beta *= min(max(self.bits / self.budget, 1 / FASTER), FASTER)
+        self.beta = min(max(self.beta, 1e-9), 1e-2)
+
+    @torch.no_grad()
+    def _divergences(self) -> list[Tensor]:
+        """Bits of each latent of each signal, by level."""
+        fours = zip(self._every(), self.mean, self.scale, strict=True)
+        return [divergence(mu, s, m, scale) / math.log(2) for (mu, s), m, scale in fours]
+
+    @torch.no_grad()
+    def prior(self) -> Prior:
+        """The prior as it is now, its groups cut by mean divergence."""
+        random = np.random.default_rng(mix(self.seed, 2))
+        found = [x.mean(0).numpy().clip(1e-9) for x in self._divergences()]
+        pairs = zip(found, self.levels, strict=True)
+        total = sum(bits.sum() * level.rows for bits, level in pairs)
+        wanted = self.payload * self.levels[0].rows / self.settings.bits  # groups of a signal
+        groups = [
+            groups_by_mean(bits, max(1, round(wanted * bits.sum() / total)), random)
+            for bits in found
+        ]
+        return Prior(
+            self.settings,
+            self.decoder.eval(),
+            tuple(fixed(x) for x in self.mean),
+            tuple(fixed(x) for x in self.scale),
+            tuple(torch.from_numpy(group) for group in groups),
+            tuple(p.rho.weight.mean(0) for p in self.posteriors),  # pyright: ignore
+            self.beta,
+        )
+
+    def _told(self) -> dict[str, Any]:
+        """What another training would not share."""
+        return {"steps": self.steps, "seed": self.seed, "batch": self.batch} | {
+            "payload": self.payload,
+            "signals": float(self.values.double().sum()),
+            "settings": repr(self.settings),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "told": self._told(),
+            "step": self.step,
+            "beta": self.beta,
+            "bits": self.bits,
+            "mean": list(self.mean),
+            "scale": list(self.scale),
+            "decoder": dict(self.decoder.state_dict()),
+            "posteriors": dict(self.posteriors.state_dict()),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+
+    def _load(self, state: dict[str, Any], folder: Path) -> None:
+        if state["told"] != self._told():
+            got, want = f"a training with {state['told']}", "the same settings and signals"
+            fix = "Choose another folder, or train as before."
+            raise ConfigError(f"folder {folder}", got=got, want=want, fix=fix)
+        self.step, self.beta, self.bits = state["step"], state["beta"], state["bits"]
+        self.mean, self.scale = state["mean"], state["scale"]
+        self.decoder.load_state_dict(state["decoder"])
+        self.posteriors.load_state_dict(state["posteriors"])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)

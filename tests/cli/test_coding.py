@@ -1,0 +1,125 @@
+"""`intarsia prior`, `encode` and `decode` on small files."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import wavfile
+from typer.testing import CliRunner
+
+from intarsia.cli import app
+from intarsia.models.codec.codec import Recombiner
+from intarsia.models.codec.recombiner import CARD, RecombinerSettings
+
+TINY = RecombinerSettings(**CARD.tiny)
+
+
+def run(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """photo.png, and the priors of pictures and of sounds."""
+    found = tmp_path_factory.mktemp("codec")
+    ramp = np.linspace(0, 255, 20 * 24 * 3).reshape(20, 24, 3).astype(np.uint8)
+    Image.fromarray(ramp).save(found / "photo.png")
+    Recombiner.train([ramp], 0.4, TINY, crops=4, steps=60).save(found / "prior")
+    sound = RecombinerSettings("audio", (32,), width=4, depth=1, positions=2, kl_bits=6)
+    wave = np.sin(np.arange(90) / 9) * 0.5
+    Recombiner.train([wave], 1.0, sound, crops=2, steps=10).save(found / "sounds")
+    wavfile.write(found / "hum.wav", 8000, (wave * 32767).astype(np.int16))
+    return found
+
+
+def test_a_photograph_goes_into_a_file_and_comes_back(folder: Path) -> None:
+    prior = ("--prior", folder / "prior")
+    done = run("encode", folder / "photo.png", *prior, "--steps", 30, "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["bytes"] == (folder / "photo.irc").stat().st_size
+    assert run("decode", folder / "photo.irc", *prior).exit_code == 0
+    with Image.open(folder / "photo.decoded.png") as found:
+        assert found.size == (24, 20) and found.mode == "RGB"
+    shown = json.loads(run("decode", folder / "photo.irc", "--inspect", "--json").stdout)
+    assert shown["kind"] == "image" and shown["sizes"] == [20, 24]
+    assert shown["prior"] == said["prior"]
+
+
+@pytest.mark.filterwarnings("ignore:.*far from the prior")
+def test_a_sound_keeps_its_rate(folder: Path) -> None:
+    prior, out = ("--prior", folder / "sounds"), folder / "hum.irc"
+    assert run("encode", folder / "hum.wav", "-o", out, *prior, "--steps", 5).exit_code == 0
+    assert run("decode", out, *prior, "-o", folder / "again.wav").exit_code == 0
+    rate, samples = wavfile.read(folder / "again.wav")
+    assert rate == 8000 and samples.shape == (90,) and samples.dtype == np.int16
+
+
+def huge(path: Path) -> Path:
+    """A PNG whose header says 10,000 x 10,000 px."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)
+    crc = struct.pack(">I", zlib.crc32(chunk))
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + crc
+    path.write_bytes(head + struct.pack(">I", 100) + b"IDAT")
+    return path
+
+
+def test_what_cannot_be_encoded_is_one_panel(folder: Path) -> None:
+    prior = ("--prior", folder / "prior")
+    Image.new("RGBA", (4, 4)).save(folder / "clear.png")
+    Image.new("I;16", (4, 4)).save(folder / "deep.png")
+    (folder / "torn.png").write_bytes((folder / "photo.png").read_bytes()[:90])
+    (folder / "torn.wav").write_bytes(b"RIFF")
+    wavfile.write(folder / "empty.wav", 8000, np.zeros(0, np.int16))
+    huge(folder / "huge.png")
+    for name, words in (
+        ("clear.png", "alpha"),
+        ("deep.png", "8 bits"),
+        ("torn.png", "whole picture"),
+        ("torn.wav", "whole .wav"),
+        ("huge.png", "10000 x 10000"),
+        ("nothing.png", "no such file"),
+        ("photo.png/..", "a folder"),
+    ):
+        done = run("encode", folder / name if "/" not in name else folder, *prior)
+        assert done.exit_code == 2 and words in " ".join(done.output.split()), done.output
+    done = run("encode", folder / "empty.wav", "--prior", folder / "sounds")
+    assert done.exit_code == 2 and "nothing" in done.output
+
+
+def test_another_prior_and_a_damaged_file_are_one_panel(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photo.irc"
+    run("encode", folder / "photo.png", "-o", out, "--prior", folder / "prior", "--steps", 1)
+    done = run("decode", out, "--prior", folder / "sounds")
+    assert done.exit_code == 2 and "which the file names" in " ".join(done.output.split())
+    out.write_bytes(out.read_bytes()[:-1])
+    done = run("decode", out, "--inspect")
+    assert done.exit_code == 2 and "got" in done.output
+    done = run("decode", out.with_name("no.irc"))
+    assert done.exit_code == 2 and "no such file" in done.output
+
+
+def test_a_target_of_another_kind_is_refused(folder: Path) -> None:
+    out, prior = folder / "other.irc", ("--prior", folder / "prior")
+    run("encode", folder / "photo.png", "-o", out, *prior, "--steps", 1)
+    done = run("decode", out, *prior, "-o", folder / "photo.wav")
+    assert done.exit_code == 2 and ".png" in done.output
+
+
+def test_a_prior_is_trained_from_a_folder(folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "one.png")
+    saved = tmp_path / "prior"
+    words = ("prior", tmp_path, "--save", saved, "--steps", 2, "--crops", 1, "--tiles", 1)
+    assert run(*words).exit_code == 0
+    assert Recombiner.load(saved).settings.kind == "image"
+    assert run(*words).exit_code == 2  # the folder is there
+    assert run("prior", tmp_path).exit_code == 2
+    (tmp_path / "none").mkdir()
+    assert run("prior", tmp_path / "none", "--save", tmp_path / "x").exit_code == 2
