@@ -33,7 +33,7 @@ from ..models.codec.recombiner import RecombinerSettings
 from ..models.codec.relative_entropy import candidates, choose, gumbels, packed_bytes
 from ..results.sheet import Differences
 from ..results.store import Store, key_of
-from .study import each, shown
+from .study import each, result_of, shown
 
 Array = np.ndarray[Any, Any]
 ARMS: Mapping[str, dict[str, Any]] = {
@@ -208,13 +208,12 @@ def ablation(seeds: tuple[int, ...], report: Report) -> Result:
     full = statistics.mean(one.mean for one in of["RECOMBINER"])
     less = {a: full - statistics.mean(x.mean for x in of[a]) for a in ARMS if a != "RECOMBINER"}
     values = tuple(less.values())
-    return Result(
-        min(values),
-        max(values) - min(values),
+    return result_of(
         values,
-        tuple(in_table(arm, made) for arm, made in of.items()),
+        [in_table(arm, made) for arm, made in of.items()],
         f"{MINI.pictures} crops of photographs that no prior saw, 32 x 32; a prior of {MINI.crops} "
         f"crops, {MINI.steps} steps. {speed(MINI, of['RECOMBINER'])}",
+        over=min,
     )
 
 
@@ -249,7 +248,7 @@ def rate_distortion(size: Size) -> Callable[..., Result]:
             f"at this size their headers decide, so the first column leaves them out. "
             f"{speed(size, ours)}"
         )
-        return Result(min(ends), max(ends) - min(ends), tuple(ends), tuple(rows), note)
+        return result_of(ends, rows, note, over=min)
 
     return run
 
@@ -305,13 +304,13 @@ def coding(seeds: tuple[int, ...], report: Report) -> Result:
     """The bias of coded samples; infinite if a file's weights or length are not as they must be."""
     equal, right = bits_of_files(50, 0.5, report)
     values = tuple(excess((seed,)) for seed in seeds)
-    bias = abs(statistics.mean(values)) if equal and right else math.inf
     note = (
         f"Weights of 50 files in another process: {'equal' if equal else 'NOT equal'}. Length of "
         f"each payload: {'the stated rate' if right else 'NOT the stated rate'}. "
         f"Variance of {TARGETS} coded samples of {TARGET_BITS} latents a seed, against the target."
     )
-    return Result(bias, max(values) - min(values), values, (), note)
+    wrong = 0 if equal and right else math.inf
+    return result_of(values, (), note, over=lambda found: abs(statistics.mean(found)) + wrong)
 
 
 CLAIMS = (
