@@ -1,0 +1,83 @@
+"""The one way in which anything moves between processes, and what it counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Group = dist.ProcessGroup | None  # None: all processes
+
+
+class Meter:
+    """Bytes that this process sent to each other one, by step; what stays here is not counted."""
+
+    def __init__(self, group: Group = None) -> None:
+        self.group, self.sent = group, dict[str, list[int]]()
+
+    def note(self, name: str, each: int, counts: Sequence[int]) -> None:
+        """So many rows of `each` bytes went to every process, under the name of a step."""
+        own = dist.get_rank(self.group)
+        row = [each * count * (to != own) for to, count in enumerate(counts)]
+        self.sent[name] = [
+            a + b for a, b in zip(self.sent.get(name, [0] * len(row)), row, strict=True)
+        ]
+
+    def gathered(self) -> dict[str, Tensor]:
+        """Of all processes: step -> (D, D) int64. Called by each of them, with the same steps."""
+        count = dist.get_world_size(self.group)
+        found: dict[str, Tensor] = {}
+        for name, row in sorted(self.sent.items()):
+            parts = [torch.zeros(count, dtype=torch.int64) for _ in range(count)]
+            dist.all_gather(parts, torch.tensor(row), group=self.group)
+            found[name] = torch.stack(parts)
+        return found
+
+
+class _Exchange(torch.autograd.Function):
+    """Rows to their processes; gradients go the same ways back."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], of: Any) -> Tensor:
+        ctx.send, ctx.receive, ctx.of = send, receive, of
+        group, meter, name = of
+        return _sent(rows, send, receive, group, meter, name)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        group, meter, name = ctx.of
+        back = _sent(grads[0], ctx.receive, ctx.send, group, meter, f"{name}.back")
+        return back, None, None, None
+
+
+def _sent(
+    rows: Tensor, send: list[int], receive: list[int], group: Group, meter: Meter | None, name: str
+) -> Tensor:
+    out = rows.new_empty(sum(receive), *rows.shape[1:])
+    dist.all_to_all_single(out, rows.contiguous(), receive, send, group=group)
+    if meter is not None:
+        meter.note(name, rows.dtype.itemsize * math.prod(rows.shape[1:]), send)
+    return out
+
+
+def exchanged(
+    rows: Tensor,
+    send: Sequence[int],
+    receive: Sequence[int],
+    *,
+    group: Group = None,
+    meter: Meter | None = None,
+    name: str = "exchange",
+) -> Tensor:
+    """The rows that all processes sent here, in the order of the processes.
+
+    rows: (N, ...), those for process 0 first, `send[p]` of them for process p; receive: how many
+    come from each. Differentiable: gradients of rows travel back under the name `name`.back. Every
+    process calls it, with rows or without, and calls backward if one of them does.
+    """
+    found: Any = _Exchange.apply(rows, list(send), list(receive), (group, meter, name))
+    return cast(Tensor, found)

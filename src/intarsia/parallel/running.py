@@ -1,0 +1,104 @@
+"""A plan of expert parallelism, carried out by processes: the same bytes as it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..core import Routing
+from ..core.errors import ConfigError, TrainingError
+from ..placement.engines import homes, where_rows_are
+from ..placement.placement import Placement
+from ..placement.plan import DevicePlan
+from ..placement.trace import Trace
+from .exchange import Group, Meter, exchanged
+from .sharded import Sharded
+
+
+def check_agreed(plan: DevicePlan, group: Group = None) -> None:
+    """All processes have one plan; otherwise they would wait for each other, or mix tokens up.
+
+    Raises: TrainingError, in each of them, with the two hashes that are farthest apart.
+    """
+    own = int(plan.digest()[:15], 16)  # 60 bits
+    least, most = torch.tensor(own), torch.tensor(own)
+    dist.all_reduce(least, dist.ReduceOp.MIN, group=group)
+    dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
+    if int(least) != int(most):
+        got = f"plans {int(least):015x} and {int(most):015x}, here {own:015x}"
+        fix = "Give every process the same trace, placement, sizes and engine."
+        raise TrainingError("plan of the processes", got=got, want="one plan", fix=fix)
+
+
+def carry_out(
+    plan: DevicePlan,
+    layers: Sequence[Sharded],
+    x: Tensor,
+    trace: Trace,
+    placement: Placement,
+    *,
+    engine: str = "home",
+    meter: Meter | None = None,
+    group: Group = None,
+) -> Tensor:
+    """x <- x + mixture(x), layer after layer, with the trace's routing: what `plan` describes.
+
+    x: this process's rows of the trace, those of the sequences that `homes` gives it, in order;
+    plan: of `expert_parallel(trace, placement, size, engine=engine)`, see there for the engines.
+    Returns the same rows. Gradients take the same ways back.
+
+    Raises: TrainingError where processes have different plans; ConfigError for other rows.
+    """
+    check_agreed(plan, group)
+    rank, home = dist.get_rank(group), homes(trace, plan.devices)
+    numbers = (home == rank).nonzero().flatten()
+    if len(x) != len(numbers):
+        got, want = f"{len(x)} rows", f"the {len(numbers)} of process {rank}"
+        raise ConfigError("rows", got=got, want=want, fix="Take those where homes(...) is here.")
+    at = torch.cat([home[None], where_rows_are(trace, placement, engine, home), home[None]])
+    stays = engine == "stay"
+    for number, layer in enumerate(layers):
+        if stays:
+            x, numbers = _moved(x, numbers, at[number], at[number + 1], number, meter, group)
+        routing = _routing(trace, numbers, number, x)
+        x = x + layer.mix(x, routing, numbers)
+    if stays:
+        x, _ = _moved(x, numbers, at[-2], at[-1], len(layers), meter, group)
+    return x
+
+
+def _routing(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
+    """A layer's routing of these rows; its weights are as a gate's, whose gradients travel, too."""
+    if len(numbers):
+        found = trace.rows(numbers).routing(layer)
+        token, expert, weight = found.token, found.expert, found.weight.to(x.dtype)
+    else:
+        token = expert = torch.zeros(0, dtype=torch.int64)
+        weight = x.new_zeros(0)
+    weight = weight.detach().requires_grad_(torch.is_grad_enabled())
+    return Routing(token, expert, weight, len(x), trace.experts)
+
+
+def _moved(
+    x: Tensor,
+    numbers: Tensor,
+    came: Tensor,
+    goes: Tensor,
+    layer: int,
+    meter: Meter | None,
+    group: Group,
+) -> tuple[Tensor, Tensor]:
+    """Rows at their next device, in the order of their numbers; all processes know who goes."""
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    to = goes[numbers]
+    order = to.argsort(stable=True)
+    send = torch.bincount(to, minlength=world).tolist()
+    here = (goes == rank).nonzero().flatten()
+    receive = torch.bincount(came[here], minlength=world).tolist()
+    name = f"{layer}.move"
+    there = exchanged(x[order], send, receive, group=group, meter=meter, name=name)
+    arrived = here[came[here].argsort(stable=True)]  # by sender, then by number
+    return there[arrived.argsort()], here

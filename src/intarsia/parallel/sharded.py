@@ -1,0 +1,137 @@
+"""Experts of a layer on several processes: rows go to their experts and come back."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..core import Routing
+from ..core.errors import ConfigError
+from ..mixtures.experts import Experts
+from ..placement.engines import destinations
+from ..placement.placement import Placement
+from .exchange import Group, Meter, exchanged
+
+
+class Sharded(Experts):
+    """E experts, of which this process computes those that it holds.
+
+    local: those, in ascending order; holds: (D, E) bool, who holds which; nodes: (D,), of the
+    processes, one if not given; meter: counts bytes as the steps `layer`.counts, .dispatch and
+    .combine of `placement.expert_parallel`.
+    Each process brings its own rows and routing, and gets the mixture of its own rows. A row goes
+    once to each process that computes some of its experts, which weighs and adds them up. Sums
+    over processes come in another order than in one: integers are equal, others up to rounding. A
+    process without rows takes part all the same.
+
+    Raises: ConfigError for local experts that are not those held; in a forward with gradients, for
+    copies, whose gradients would have to be added up at their owners.
+    """
+
+    def __init__(
+        self,
+        local: Experts,
+        holds: Tensor,
+        *,
+        group: Group = None,
+        nodes: Tensor | None = None,
+        meter: Meter | None = None,
+        layer: int = 0,
+    ) -> None:
+        super().__init__()
+        self.local, self.holds, self.group = local, holds.bool(), group
+        self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
+        self.experts, self.layer, self.meter = holds.shape[1], layer, meter
+        self.nodes = torch.zeros(self.world, dtype=torch.int64) if nodes is None else nodes
+        held = int(self.holds[self.rank].sum())
+        if len(holds) != self.world or local.experts != held:
+            got = f"{local.experts} experts of {held}, on {self.world} of {len(holds)} processes"
+            fix = "Take them from intarsia.parallel.shard."
+            raise ConfigError("sharded experts", got=got, want="those that it holds", fix=fix)
+        self.own = self.holds[self.rank].cumsum(0) - 1  # expert -> its place among the local ones
+
+    def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        token = torch.arange(len(rows), device=rows.device)
+        weight = rows.new_ones(len(rows))
+        return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
+
+    def every(self, x: Tensor) -> Tensor:
+        made = [
+            self.forward(x, torch.full((len(x),), e, device=x.device)) for e in range(self.experts)
+        ]
+        return torch.stack(made, 1)
+
+    def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
+        """sum_e G_te expert_e(x_t) of this process's rows.  (T, d) -> (T, out).
+
+        numbers: (T,), by which copies are taken in turn; the rows' places here if not given.
+        """
+        self._check_copies()
+        number = torch.arange(len(x)) if numbers is None else numbers
+        at = torch.full_like(routing.expert, self.rank)
+        of = number[routing.token]
+        to = destinations(routing.expert[:, None], at, self.holds, self.nodes, of)[:, 0]
+        order = (to * max(len(x), 1) + routing.token).argsort(stable=True)
+        to, token = to[order], routing.token[order]
+        once, row = (to * max(len(x), 1) + token).unique_consecutive(return_inverse=True)
+        place, token = once // max(len(x), 1), once % max(len(x), 1)
+        rows, pairs = (torch.bincount(t, minlength=self.world) for t in (place, to))
+        row = row - (rows.cumsum(0) - rows)[to]  # within its message
+        came = self._counts(torch.stack([rows, pairs], 1))
+        sizes = rows.tolist(), came[:, 0].tolist()
+        paired = pairs.tolist(), came[:, 1].tolist()
+        there = self._send(x[token], *sizes, "dispatch")
+        told = torch.stack([row, routing.expert[order]], 1)
+        told = self._send(told, *paired, "dispatch")
+        weight = self._send(routing.weight[order], *paired, "dispatch")
+        starts = came[:, 0].cumsum(0) - came[:, 0]
+        received = told[:, 0] + starts.repeat_interleave(came[:, 1])
+        here = Routing(received, self.own[told[:, 1]], weight, len(there), self.local.experts)
+        back = self._send(self.local.mix(there, here), *sizes[::-1], "combine")
+        return back.new_zeros(len(x), back.shape[1]).index_add(0, token, back)
+
+    def _check_copies(self) -> None:
+        copies = bool((self.holds.sum(0) > 1).any())
+        if copies and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            got, want = "copies of experts in a forward with gradients", "one copy of each"
+            fix = "Train with Eplb(0) or another placement without copies, or use torch.no_grad()."
+            raise ConfigError("sharded experts", got=got, want=want, fix=fix)
+
+    def _counts(self, mine: Tensor) -> Tensor:
+        """(rows, pairs) of each message that comes here.  (D, 2) -> (D, 2)."""
+        each = [1] * self.world
+        return exchanged(mine, each, each, **self._of("counts"))
+
+    def _send(self, rows: Tensor, send: list[int], receive: list[int], phase: str) -> Tensor:
+        return exchanged(rows, send, receive, **self._of(phase))
+
+    def _of(self, phase: str) -> dict[str, Any]:
+        return {"group": self.group, "meter": self.meter, "name": f"{self.layer}.{phase}"}
+
+
+def shard(
+    experts: Experts,
+    placement: Placement,
+    layer: int,
+    *,
+    group: Group = None,
+    nodes: Tensor | None = None,
+    meter: Meter | None = None,
+) -> Sharded:
+    """The part of a layer's experts that a placement gives to this process; `experts` stay whole.
+
+    Raises: ConfigError for a placement of other experts, or another number of devices.
+    """
+    holds = placement.holds[layer]
+    count = dist.get_world_size(group)
+    if holds.shape != (count, experts.experts):
+        got = f"{holds.shape[0]} devices and {holds.shape[1]} experts"
+        want = f"{count} processes and {experts.experts} experts"
+        raise ConfigError("placement", got=got, want=want, fix="Place for these processes.")
+    local = copy.deepcopy(experts)
+    local.keep(holds[dist.get_rank(group)].nonzero().flatten())
+    return Sharded(local, holds, group=group, nodes=nodes, meter=meter, layer=layer)
