@@ -91,7 +91,7 @@ class Sharded(Experts):
         starts = came[:, 0].cumsum(0) - came[:, 0]
         received = told[:, 0] + starts.repeat_interleave(came[:, 1])
         here = Routing(received, self.own[told[:, 1]], weight, len(there), self.local.experts)
-        back = self._send(self.local.mix(there, here), *sizes[::-1], "combine")
+        back = self._send(self.local.mix(there, here), sizes[1], sizes[0], "combine")
         return back.new_zeros(len(x), back.shape[1]).index_add(0, token, back)
 
     def _check_copies(self) -> None:
