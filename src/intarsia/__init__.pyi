@@ -108,6 +108,7 @@ from .models.gaussian_moe import SoftmaxGaussianMoE as SoftmaxGaussianMoE
 from .placement.balance import JointSwaps as JointSwaps
 from .placement.eplb import Eplb as Eplb
 from .placement.exflow import ExFlow as ExFlow
+from .placement.expertflow import Predictive as Predictive
 from .placement.moetuner import MoeTuner as MoeTuner
 from .placement.placement import Placement as Placement
 from .placement.policies import Expected as Expected

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from intarsia.claims import moetuner, routing_traces
+from intarsia.claims import expertflow, moetuner, routing_traces
 from intarsia.claims.ledger import claim
 
 
@@ -19,16 +19,21 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = "The cat sat on 12 mats, and Tom ran.\n" * 2000
     monkeypatch.setattr(routing_traces, "texts", lambda: {"a": words, "b": words.upper()})
     moetuner.placed.cache_clear()
+    expertflow.rates.cache_clear()
 
 
 @pytest.mark.usefixtures("small")
-def test_a_seed_s_traces_are_made_once() -> None:
+def test_a_seed_s_traces_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     first = routing_traces.traces(0, said.append)
     assert len(said) == 1 and {len(first[kind]) for kind in ("balanced", "skewed")} == {768}
     again = routing_traces.traces(0, said.append)
     assert len(said) == 1 and torch.equal(first["skewed"].expert, again["skewed"].expert)
     assert len(routing_traces.kept(0, "trained")) == 768
+    monkeypatch.setattr(expertflow, "AT_ONCE", 2)
+    for key in ("expertflow-step", "expertflow-regroup", "se-moe-lfu"):
+        result = claim(key).run((0,), said.append)
+        assert -1 < result.got < 1.5 and result.table
     result = claim("moetuner-traffic").run((0,), said.append)
     assert 0.5 < result.got < 1.5 and len(result.table) == 14
 

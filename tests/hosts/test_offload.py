@@ -19,6 +19,7 @@ from transformers import MixtralForCausalLM
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError
 from intarsia.hosts.offload.store import INDEX, ExpertStore
+from intarsia.placement.expertflow import Predictive, TokenTable
 from intarsia.placement.policies import Expected, Lfu, Lru
 
 from .test_tracing import IDS, MODELS, mixtral
@@ -81,6 +82,27 @@ def test_two_models_have_their_own_slots(store: Path) -> None:
         for _ in range(2):
             assert torch.equal(a(IDS).logits, b(IDS).logits)
     assert intarsia.residency(a).loads > intarsia.residency(b).loads == 16
+
+
+@torch.no_grad()
+def test_a_wrong_predictor_changes_no_bit(store: Path) -> None:
+    whole = resident("mixtral")
+    table = TokenTable.of(intarsia.trace(whole, [IDS]))
+    wrong = TokenTable(1 - table.share)
+    rates: dict[str, float] = {}
+    for name, predictor in (("right", table), ("wrong", wrong), ("none", None)):
+        model: Any = intarsia.offload(store, slots=6, policy=Predictive(), predictor=predictor)
+        for ids in (IDS, IDS[:, :3], IDS[:1], IDS[:, 2:]):
+            assert torch.equal(model(input_ids=ids).logits, whole(ids).logits)
+        words = model.generate(IDS[:1, :4], max_new_tokens=6, do_sample=False)
+        assert torch.equal(words, whole.generate(IDS[:1, :4], max_new_tokens=6, do_sample=False))
+        embedded = model.get_input_embeddings()(IDS)
+        assert torch.equal(model(inputs_embeds=embedded).logits, whole(IDS).logits)
+        rates[name] = intarsia.residency(model).rate
+    assert rates["right"] >= rates["wrong"]
+    with pytest.raises(ConfigError, match="a trace of this model"):
+        other = TokenTable(torch.zeros(3, 5, 8))
+        intarsia.offload(store, slots=6, policy=Predictive(), predictor=other)
 
 
 def damaged(store: Path, tmp_path: Path, at: int = 4096 + 5) -> Path:

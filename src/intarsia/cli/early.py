@@ -73,7 +73,7 @@ ROUTERS = tuple(
 CLAIMS = tuple(
     str.split(
         """
-    bdwp bdwp-one-shot
+    bdwp bdwp-one-shot expertflow-regroup expertflow-step se-moe-lfu
     bi comet comet-active comet-hash comet-search deepspeed-moe deepspeed-moe-residual
     deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two dsnot evomoe evomoe-active
     evomoe-entropy evomoe-operations gaussian-moe gaussian-moe-experts gaussian-moe-linear

@@ -16,7 +16,7 @@ from .shell import note, say, show_json, show_table
 
 SEARCHES = ("eplb", "exflow", "joint_home", "joint_stay", "moetuner")
 PLANS = ("ep", "stay")
-POLICIES = ("belady", "expected", "lfu", "lru")
+POLICIES = ("belady", "expected", "expertflow", "lfu", "lru")
 WORTH = (
     "imbalance: largest load of a device over the mean; cross: share of transitions that change\n"
     "the device; destinations: devices of a token's experts in a layer."
@@ -239,12 +239,16 @@ def _decoded(
     from ..core.registry import card
     from ..placement.cache import replay
     from ..placement.describe import demand
+    from ..placement.expertflow import TokenTable, foreseen
     from ..placement.policies import Belady
 
+    if policy == "expertflow":  # learned from one half, judged on the other
+        learned, trace = trace.split()
     steps = demand(trace, streams)
     sizes = trace.layers, trace.experts
+    told = foreseen(trace, TokenTable.of(learned), streams) if policy == "expertflow" else ()
     of = Belady(*sizes, steps) if policy == "belady" else card(policy).config().build(*sizes)
-    found = replay(steps, of, slots, expert_bytes=size)
+    found = replay(steps, of, slots, expert_bytes=size, foreseen=told)
     each = found.bytes / len(steps)
     return {
         "hit_rate": found.rate,

@@ -8,6 +8,9 @@ from .engines import ExpertSize as ExpertSize
 from .engines import expert_parallel as expert_parallel
 from .eplb import Eplb as Eplb
 from .exflow import ExFlow as ExFlow
+from .expertflow import Predictive as Predictive
+from .expertflow import TokenTable as TokenTable
+from .expertflow import regroup as regroup
 from .moetuner import MoeTuner as MoeTuner
 from .placement import Placement as Placement
 from .plan import DevicePlan as DevicePlan

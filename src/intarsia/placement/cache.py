@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from ..core.checks import at_least
 from ..core.errors import ConfigError
 
@@ -23,6 +25,18 @@ class Policy(abc.ABC):
     def __init__(self, layers: int, experts: int) -> None:
         self.layers, self.experts, self.layer = layers, experts, 0
         self.steps = self.takes = 0
+        self.chances: Tensor | None = None
+
+    def foresee(self, chances: Tensor | None) -> None:
+        """What is foreseen of the step that begins next: (L, E) chances; None: nothing is.
+
+        Raises: ConfigError for other sizes.
+        """
+        if chances is not None and tuple(chances.shape) != (self.layers, self.experts):
+            got, want = f"chances {tuple(chances.shape)}", f"({self.layers}, {self.experts})"
+            fix = "Make the predictor from a trace of this model."
+            raise ConfigError("predictor", got=got, want=want, fix=fix)
+        self.chances = chances
 
     def began(self) -> None:
         """A new step (a forward of the model) begins."""
@@ -164,14 +178,17 @@ def replay(
     *,
     start: Iterable[Key] = (),
     expert_bytes: int = 0,
+    foreseen: Sequence[Tensor] = (),
 ) -> Residency:
     """What a cache would have done with these steps, each a list of (layer, expert) in order.
 
-    demand: see `describe.demand`.  start: what is in at first.
+    demand: see `describe.demand`.  start: what is in at first.  foreseen: the chances of each step,
+    see `expertflow.foreseen`.
     """
     cache = Cache(slots, policy)
     cache.fill(start)
-    for step in demand:
+    for number, step in enumerate(demand):
+        policy.foresee(foreseen[number] if foreseen else None)
         cache.begin()
         for layer, experts in by_layer(step).items():
             cache.ask(layer, experts)

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from ...core.checks import one_of
 from ...core.errors import CheckpointError, ConfigError
 from ...placement.cache import Cache, Key, PolicyConfig, Residency
+from ...placement.expertflow import Foresees
 from ...placement.policies import Expected
 from ..experts_function import arguments, stock_experts
 from .store import INDEX, ExpertStore, config_hash, pack_experts, read_json
@@ -34,6 +35,7 @@ def offload(
     *,
     slots: int | str | float,
     policy: PolicyConfig | None = None,
+    predictor: Foresees | None = None,
     store: str | Path | None = None,
     check: str = "first",
     progress: Report = lambda _: None,
@@ -43,9 +45,11 @@ def offload(
     source: a store that `pack_experts` wrote, or a folder of save_pretrained, which is packed into
     `store` first, an expert at a time.  slots: how many experts, of all layers together, as a
     number, a size such as "8GB", or a share below 1.  policy: who gives its slot, `Expected()` if
-    not given.  check: when a record's SHA-256 is compared, "first" use, "always" or "never".
+    not given.  predictor: foresees each forward's experts from its token ids, for `Predictive()`,
+    as a `TokenTable` does.  check: when a record's SHA-256 is compared, at "first" use, "always" or
+    "never".
     The experts' weights never stand in memory as a whole, not while the model is built either. Any
-    slots and any policy give the same bits as the resident model under
+    slots, policy and predictor give the same bits as the resident model under
     `set_experts_implementation("eager")`: the same products in the same order. `generate` works as
     ever; `residency(model)` says what was found and what was read.
 
@@ -67,6 +71,9 @@ def offload(
         cache = Cache(count, (policy or Expected()).build(len(found.layers), found.experts))
         arena = Slots(found, cache)
         _attach(model, found, arena)
+        if predictor is not None:
+            cache.policy.foresee(predictor.chances(torch.zeros(1, dtype=torch.int64)))  # its sizes
+            model.register_forward_pre_hook(_Foreseeing(cache, predictor), with_kwargs=True)
     except BaseException:
         found.close()
         raise
@@ -170,6 +177,20 @@ class Slots:
 
     def residency(self) -> Residency:
         return Residency(self.cache.hits, self.cache.loads, self.read, self.seconds)
+
+
+class _Foreseeing:
+    """Before each forward: what its token ids foretell."""
+
+    def __init__(self, cache: Cache, predictor: Foresees) -> None:
+        self.cache, self.predictor = cache, predictor
+
+    def __call__(self, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        ids = given[0] if given else named.get("input_ids")
+        if isinstance(ids, Tensor) and not ids.is_floating_point():
+            self.cache.policy.foresee(self.predictor.chances(ids.flatten()))
+        else:
+            self.cache.policy.foresee(None)
 
 
 class _View:

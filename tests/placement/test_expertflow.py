@@ -1,0 +1,124 @@
+"""Foreseen experts: a table against a loop, one step known, regrouping by brute force."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from intarsia.core.errors import ConfigError, DataError
+from intarsia.placement import Belady, Trace, replay
+from intarsia.placement.cache import most_used
+from intarsia.placement.describe import demand
+from intarsia.placement.expertflow import (
+    Predictive,
+    TokenTable,
+    active,
+    foreseen,
+    recall,
+    regroup,
+)
+from intarsia.placement.policies import Expected, Lru
+
+from .made import made
+
+
+def spoken(tokens: int = 300) -> Trace:
+    """Experts that mostly depend on the token."""
+    draws = torch.Generator().manual_seed(0)
+    ids = torch.randint(12, (tokens,), generator=draws)
+    likes = 3 * torch.randn(12, 4, 8, generator=draws)
+    scores = likes[ids] + torch.randn(tokens, 4, 8, generator=draws)
+    row = torch.arange(tokens)
+    return Trace(scores.topk(2).indices, 8, row // 15, row % 15, token=ids)
+
+
+class Perfect:
+    """Knows the steps, in their order."""
+
+    def __init__(self, trace: Trace, streams: int) -> None:
+        self.steps = [
+            torch.stack([trace.rows(rows).chosen(at).amax(0) for at in range(trace.layers)])
+            for rows in trace.steps(streams)
+        ]
+
+    def chances(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.steps.pop(0)
+
+
+def test_a_table_is_the_shares_of_a_loop(tmp_path: Path) -> None:
+    trace = made()
+    table = TokenTable.of(trace, smoothing=0.5)
+    assert trace.token is not None
+    rows = (trace.token == 4).nonzero().flatten().tolist()
+    whole = trace.load().double() / len(trace)
+    want = torch.zeros(3, 8, dtype=torch.float64)
+    for row in rows:
+        for layer in range(3):
+            want[layer, trace.expert[row, layer].long()] += 1
+    want = (want + 0.5 * whole) / (len(rows) + 0.5)
+    torch.testing.assert_close(table.each(torch.tensor([4]))[0].double(), want, rtol=0, atol=1e-6)
+    for unknown in (-1, 10_000):
+        found = table.each(torch.tensor([unknown]))[0].double()
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
+    both = table.chances(torch.tensor([4, 7]))
+    a, b = table.each(torch.tensor([4, 7]))
+    torch.testing.assert_close(both, a + b - a * b)
+    again = TokenTable.load_file(table.save(tmp_path / "t.safetensors"))
+    assert torch.equal(again.share, table.share)
+    with pytest.raises(DataError, match="TokenTable"):
+        TokenTable.load_file(tmp_path)
+    with pytest.raises(DataError, match="no token ids"):
+        TokenTable.of(replace(trace, token=None))
+
+
+def test_tokens_foretell_more_than_frequency() -> None:
+    learned, unseen = spoken().split()
+    nothing = replace(learned, token=torch.zeros_like(learned.sequence))  # all tokens alike
+    assert recall(TokenTable.of(learned), unseen) > 0.1 + recall(TokenTable.of(nothing), unseen)
+
+
+def test_one_step_ahead_recovers_most_of_belady_where_lru_has_nothing() -> None:
+    trace = spoken()
+    steps, slots = demand(trace, 4), 8
+    start = most_used(steps, slots)
+    told = foreseen(trace, Perfect(trace, 4), 4)
+    wrong = [1 - chances for chances in told]
+    rates = {
+        "lru": replay(steps, Lru().build(4, 8), slots, start=start).rate,
+        "expected": replay(steps, Expected().build(4, 8), slots, start=start).rate,
+        "perfect": replay(steps, Predictive().build(4, 8), slots, start=start, foreseen=told).rate,
+        "wrong": replay(steps, Predictive().build(4, 8), slots, start=start, foreseen=wrong).rate,
+        "belady": replay(steps, Belady(4, 8, steps), slots, start=start).rate,
+    }
+    assert rates["lru"] < 0.05 and rates["perfect"] > 0.75 * rates["belady"]
+    assert rates["wrong"] < rates["perfect"] <= rates["belady"]
+    blind = replay(steps, Predictive().build(4, 8), slots, start=start).rate
+    assert blind == rates["expected"]
+
+
+def test_predictions_of_another_model_are_refused() -> None:
+    policy = Predictive().build(4, 8)
+    with pytest.raises(ConfigError, match="a trace of this model"):
+        policy.foresee(torch.zeros(3, 8))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_regrouping_is_never_worse_and_near_the_best(seed: int) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    routes = torch.rand(8, 2, 6, generator=draws) < 0.3
+    arrival = active(routes, [range(4), range(4, 8)])
+    found = regroup(routes)
+    assert sorted(found[0] + found[1]) == list(range(8)) and len(found[0]) == 4
+    best = min(
+        active(routes, [some, [s for s in range(8) if s not in some]])
+        for some in itertools.combinations(range(8), 4)
+    )
+    assert best <= active(routes, found) <= arrival
+    assert active(routes, found) - best <= 1
+    assert regroup(routes.float(), 4) == regroup(routes, 4)
+    with pytest.raises(ConfigError, match="divisor"):
+        regroup(routes, 3)
