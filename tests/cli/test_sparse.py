@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import intarsia as intarsia_lib
+
 from .conftest import QUICK, TINY, Intarsia
 
 
@@ -128,6 +130,31 @@ def test_a_run_is_sparse_from_the_start(intarsia: Intarsia, folder: Path, tmp_pa
     ):
         said = intarsia("fit", str(folder), *TINY, *QUICK, *words, "--out", str(tmp_path / "no"))
         assert said.code == 2 and what in said.words, said.err
+
+
+def test_a_training_with_n_of_m_weights_and_its_cycles(
+    intarsia: Intarsia, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    given = ("fit", str(folder), *TINY, *QUICK, "--method", "full", "--out", str(out))
+    said = intarsia(*given, "--schedule", "bdwp:pattern=1:2")
+    assert said.code == 0, said.err
+    recipe = json.loads((out / "run.json").read_text())["recipe"]
+    assert recipe["schedule"]["name"] == "Bdwp" and recipe["schedule"]["pattern"] == "1:2"
+    weight = intarsia_lib.open_run(out).model.get_parameter("blocks.0.mlp.fc1.weight")
+    assert float((weight != 0).float().mean()) == 0.5
+    for words, what in (
+        (("bdwp:pattern=3:2",), "n: got 3"),
+        (("bdwp", "--density", "0.5"), "gradual, rigl or set"),
+    ):
+        no = ("--out", str(tmp_path / "no"), "--schedule")
+        said = intarsia("fit", str(folder), *TINY, *QUICK, *no, *words)
+        assert said.code == 2 and what in said.words, said.err
+    said = intarsia("sat", "test_vit", "--pattern", "1:4", "--json")
+    found = json.loads(said.out)
+    assert found["times"] == pytest.approx(found["dense"] / found["cycles"]) and found["layers"]
+    said = intarsia("sat", "test_vit", "--size", "32")
+    assert said.code == 0 and "blocks.0.mlp.fc1" in said.out and "times as fast" in said.out
 
 
 def test_a_sparse_model_follows_its_dense_one(

@@ -14,6 +14,7 @@ from .choosing import auto
 from .claiming import claim
 from .coding import decode, encode, prior
 from .comparing import compare, report
+from .cycles import sat
 from .demo import demo
 from .exporting import export
 from .listing import list_methods, show
@@ -79,6 +80,7 @@ app.command("simulate")(simulate)
 app.command("encode")(encode)
 app.command("decode")(decode)
 app.command("prior")(prior)
+app.command("sat")(sat)
 app.command("claim")(claim)
 app.command("report")(report)
 app.command("demo")(demo)

@@ -86,6 +86,7 @@ CLAIMS = tuple(
     random-search-speed recombiner recombiner-ablation recombiner-coding recombiner-full
     rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory sms sparse-ift sparse-ift-rigl
     sparsify squarehead squarehead-smollm2 transport
+    sat sat-orders
     transport-loss transport-pairs transport-unbalanced zcode-m3 zcode-m3-late zcode-m3-loss
     zcode-m3-merge zcode-m3-order zcode-m3-prune
     """

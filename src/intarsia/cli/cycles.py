@@ -1,0 +1,43 @@
+"""`intarsia sat`: cycles of a training on an accelerator for N:M weights."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..core.checks import at_least
+from .completing import models
+from .options import Json
+from .shell import say, show_json, show_table
+
+
+def sat(
+    model: Annotated[
+        str, typer.Argument(help="A vision model, by its name.", autocompletion=models)
+    ],
+    pattern: Annotated[str, typer.Option(help="n:m, as 2:8.")] = "2:8",
+    directions: Annotated[str, typer.Option(help="both, forward or backward.")] = "both",
+    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
+    size: Annotated[int | None, typer.Option(help="Picture side in px; the model's own.")] = None,
+    side: Annotated[int, typer.Option(help="The array is so many units square.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """Cycles of a training step on SAT, dense and with N:M weights, layer by layer.
+
+    A model of an accelerator, not a measurement: products of attention are not counted.
+
+    Example:  intarsia sat resnet18 --pattern 2:8
+    """
+    at_least("--batch", batch, 1)
+    from ..experiments.accelerator import step_cycles
+
+    rows, dense, sparse = step_cycles(model, pattern, directions, batch, size, side)
+    if as_json:
+        show_json({"layers": rows, "dense": dense, "cycles": sparse, "times": dense / sparse})
+        return
+    table = [[f"{v:,}" if isinstance(v, int) else v for v in row.values()] for row in rows]
+    columns = list(rows[0])
+    show_table("", columns, table, right=",".join(columns[1:-1]))
+    say(f"A step of {batch} pictures: {dense:,} cycles dense, {sparse:,} at {pattern}.")
+    say(f"{dense / sparse:.2f} times as fast. os: outputs stay in the units; ws: weights do.")

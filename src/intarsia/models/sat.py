@@ -1,0 +1,307 @@
+"""SAT, an accelerator for N:M training: its cycles in closed form, and stepped (arXiv:2309.13015).
+
+An array of side x side units multiplies matrices, with dense weights or n of each m: a unit holds a
+weight and log2(m) bits that choose its activation. The paper's board cannot be had: constants
+without a source are ours, and figures compare settings with each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import NofM
+from ..core.checks import above, at_least, one_of
+from ..core.errors import ShapeError
+from ..core.modes import evaluating
+from ..schedules import Bdwp
+from ..schedules.bdwp import n_of_m_mask
+
+FLOWS = ("os", "ws")  # outputs, or weights, stay in the units
+HALF = 2  # bytes of a number
+MOVED = 5 * HALF  # bytes an updated weight: gradient, weight and momentum in, two of them out
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A linear map or convolution in a training: y (places, outputs) = x (places, inputs kernel) W.
+
+    kernel: kh kw; places: batch times height times width of the output; groups: of a convolution.
+    prunes: whether BDWP prunes it.  reads_data: its input needs no gradient.
+    """
+
+    name: str
+    outputs: int
+    inputs: int
+    kernel: int = 1
+    places: int = 1
+    groups: int = 1
+    prunes: bool = True
+    reads_data: bool = False
+
+    @property
+    def weights(self) -> int:
+        return self.groups * self.outputs * self.inputs * self.kernel
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """Cycles of a layer's step: forward, gradient of the input, of the weights, and the update.
+
+    flows: the dataflow of each of the first three.
+    """
+
+    forward: int
+    backward: int
+    weights: int
+    update: int
+    flows: tuple[str, str, str]
+
+    @property
+    def total(self) -> int:
+        return self.forward + self.backward + self.weights + self.update
+
+
+@dataclass(frozen=True)
+class Sat:
+    """The accelerator.
+
+    side: P, the array is P x P.  latency: stages of a multiply-add; interleave: independent tiles
+    that fill them.  dataflow: "os", "ws", or "best", the faster for each layer and stage.
+    pregenerate: N:M weights are sorted out while weights are updated, not before they are used;
+      of a layer of few products that takes longer than it saves.
+    lanes: weights that the update unit handles in a cycle, and top-k sorters.  bandwidth: bytes a
+    cycle to the memory.
+
+    Raises: ConfigError on settings that cannot be.
+    Source: paper, sections IV and V; side and lanes are the paper's, the others ours.
+    """
+
+    side: int = 32
+    latency: int = 8
+    interleave: int = 8
+    dataflow: str = "best"
+    pregenerate: bool = True
+    lanes: int = 32
+    bandwidth: float = 256.0
+
+    def __post_init__(self) -> None:
+        for name in ("side", "latency", "interleave", "lanes"):
+            at_least(name, getattr(self, name), 1)
+        one_of("dataflow", self.dataflow, ("best", *FLOWS))
+        above("bandwidth", self.bandwidth, 0)
+
+    @property
+    def interval(self) -> int:
+        """I, cycles between two multiply-adds of a tile: ceil(L_p / interleave)."""
+        return -(-self.latency // self.interleave)
+
+    def gemm(self, rows: int, slots: int, columns: int, flow: str) -> int:
+        """Cycles of (rows, K) (K, columns), of whose K weights a column has `slots`."""
+        side, fill = self.side, 2 * self.side - 2
+        if flow == "os":
+            tiles = -(-rows // side) * -(-columns // side)
+            return tiles * (slots * self.interval + fill)
+        return -(-slots // side) * -(-columns // side) * (rows + fill + side)
+
+    def cycles(self, layer: LayerShape, training: Bdwp | None = None) -> Cycles:
+        """A layer's step; training: None = dense."""
+        pruned = training if training is not None and layer.prunes else None
+        ahead = pruned if pruned is not None and pruned.directions != "backward" else None
+        back = pruned if pruned is not None and pruned.directions != "forward" else None
+        places, inputs, taps, outputs = layer.places, layer.inputs, layer.kernel, layer.outputs
+        forward, of_y = self._stage(layer, places, inputs, taps, outputs, ahead)
+        backward, of_x = self._stage(layer, places, outputs, taps, inputs, back)
+        # WU: R = Co, K = B HW, C = Ci k^2, always dense
+        weights, of_w = self._stage(layer, outputs, places, 1, inputs * taps, None)
+        update, moved = -(-layer.weights // self.lanes), layer.weights * MOVED  # WUVE
+        for direction in (ahead, back) if self.pregenerate else ():
+            moved += 0 if direction is None else _bytes(layer, direction)
+        sorts = sum(self._sort(layer, d) for d in (ahead, back)) if self.pregenerate else 0
+        update = max(update, sorts, self._moved(moved))
+        backward = 0 if layer.reads_data else backward
+        return Cycles(forward, backward, weights, update, (of_y, of_x, of_w))
+
+    def _stage(
+        self,
+        layer: LayerShape,
+        rows: int,
+        inner: int,
+        taps: int,
+        columns: int,
+        pruned: Bdwp | None,
+    ) -> tuple[int, str]:
+        """(cycles, dataflow) of a product (rows, inner taps) (inner taps, columns)."""
+        slots, held = inner * taps, layer.weights * HALF
+        if pruned is not None:
+            pattern = NofM.read(pruned.pattern)
+            slots = -(-inner // pattern.m) * pattern.n * taps  # the last group is padded
+            held = _bytes(layer, pruned) if self.pregenerate else held
+        flows = FLOWS if self.dataflow == "best" else (self.dataflow,)
+        found = {f: layer.groups * self.gemm(rows, slots, columns, f) for f in flows}
+        best = min(found, key=lambda flow: found[flow])
+        ends = layer.groups * layer.places * (layer.inputs + layer.outputs) * HALF
+        sort = 0 if self.pregenerate else self._sort(layer, pruned)
+        return max(found[best], self._moved(ends + held)) + sort, best
+
+    def _sort(self, layer: LayerShape, pruned: Bdwp | None) -> int:
+        """SORE: m cycles a group, `lanes` groups at a time."""
+        m = 0 if pruned is None else NofM.read(pruned.pattern).m
+        return -(-layer.weights // (self.lanes * m)) * m if m else 0
+
+    def _moved(self, bytes_: float) -> int:
+        return math.ceil(bytes_ / self.bandwidth)
+
+
+def _bytes(layer: LayerShape, pruned: Bdwp) -> int:
+    """Of N:M weights with their places."""
+    pattern = NofM.read(pruned.pattern)
+    bits = 8 * HALF + math.ceil(math.log2(pattern.m))
+    return math.ceil(layer.weights * pattern.n / pattern.m * bits / 8)
+
+
+def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerShape, ...]:
+    """The linear maps and convolutions that a forward calls, in order; products of attention not.
+
+    inputs: of one sample, as the model takes them; batch: how many a step has. The first layer, the
+    last and grouped convolutions stay dense, as in the paper.
+    """
+    found: list[LayerShape] = []
+
+    def note(name: str, layer: Any, _: Any, y: Tensor) -> None:
+        groups = getattr(layer, "groups", 1)
+        outputs, inside, *kernel = layer.weight.shape
+        places = batch * y.numel() // outputs
+        sizes = outputs // groups, inside, math.prod(kernel), places, groups
+        found.append(LayerShape(name, *sizes, prunes=groups == 1))
+
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    handles = [layer.register_forward_hook(partial(note, name)) for name, layer in layers]
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    ends = {0, len(found) - 1}
+    return tuple(
+        replace(layer, prunes=layer.prunes and i not in ends, reads_data=i == 0)
+        for i, layer in enumerate(found)
+    )
+
+
+def total(sat: Sat, layers: Sequence[LayerShape], training: Bdwp | None = None) -> int:
+    """Cycles of a step of all layers."""
+    return sum(sat.cycles(layer, training).total for layer in layers)
+
+
+def simulate(
+    x: Tensor, weight: Tensor, sat: Sat, flow: str = "os", pattern: NofM | None = None
+) -> tuple[Tensor, int]:
+    """The array cycle by cycle: (x W^T, cycles), for small matrices.
+
+    x: (rows, K), weight: (columns, K), dense or n of m along K.  Every unit passes its activations
+    to the right and its weights (os) or sums (ws) down, a step each cycle.
+    Raises: ShapeError for other shapes; ConfigError for a flow that is none.
+    Oracle of `Sat.gemm`.
+    """
+    one_of("flow", flow, FLOWS)
+    if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
+        got = f"{tuple(x.shape)} and {tuple(weight.shape)}"
+        raise ShapeError("product", got=got, want="(R, K) and (C, K)", fix="Transpose the weight.")
+    pattern, side = pattern or NofM(1, 1), sat.side
+    groups, values, places = _compact(x.double(), weight.double(), pattern)
+    y, cycles = x.new_zeros((len(x), len(weight)), dtype=torch.float64), 0
+    whole = slice(None)
+    blocks = range(0, len(x) if flow == "os" else values.shape[1], side)
+    for start, column in product(blocks, range(0, len(weight), side)):
+        block, c = slice(start, start + side), slice(column, column + side)
+        r, s = (block, whole) if flow == "os" else (whole, block)
+        tile = groups[r, s], values[c, s], places[c, s]
+        part, spent = _os(*tile, sat) if flow == "os" else _ws(*tile, side)
+        y[r, c] += part
+        cycles += spent
+    return y, cycles
+
+
+def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each slot: its group's activations (R, S, m), weights (C, S), places in it (C, S)."""
+    n, m = pattern.n, pattern.m
+    pad = -x.shape[1] % m
+    mask = n_of_m_mask(weight, NofM(n, m, 1))
+    weight, x, kept = (nn.functional.pad(t, (0, pad)) for t in (weight * mask, x, mask))
+    order = (
+        kept.view(len(kept), -1, m).byte().argsort(dim=-1, descending=True, stable=True)[..., :n]
+    )
+    values = weight.view(len(weight), -1, m).gather(-1, order)
+    groups = x.view(len(x), -1, 1, m).expand(-1, -1, n, -1)
+    return groups.flatten(1, 2), values.flatten(1), order.flatten(1)
+
+
+def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, int]:
+    """A tile whose sums stay; activations enter at the left, weights at the top, both skewed."""
+    side, slots = sat.side, values.shape[1]
+    sums = torch.zeros(side, side, dtype=torch.float64)
+    done = torch.zeros(side, side, dtype=torch.int64)
+    rights: dict[tuple[int, int], int] = {}  # unit -> slot of the activations it has
+    downs: dict[tuple[int, int], int] = {}  # unit -> slot of the weight it has
+    cycle = last = 0
+    while int(done.min()) < slots:
+        rights = {(p, q + 1): s for (p, q), s in rights.items() if q + 1 < side}
+        downs = {(p + 1, q): s for (p, q), s in downs.items() if p + 1 < side}
+        for i in range(side):  # edge i begins i cycles later, a slot each interval
+            slot, rest = divmod(cycle - i, sat.interval)
+            if rest == 0 and 0 <= slot < slots:
+                rights[i, 0] = downs[0, i] = slot
+        for (p, q), slot in rights.items():
+            assert downs[p, q] == slot  # they meet
+            done[p, q] += 1
+            last = cycle + sat.interval
+            if p < len(x) and q < len(values):
+                sums[p, q] += x[p, slot, places[q, slot]] * values[q, slot]
+        cycle += 1
+    return sums[: len(x), : len(values)], last
+
+
+def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, int]:
+    """A tile whose weights stay: loaded row by row; sums go down and come out at the bottom."""
+    y = torch.zeros(len(x), len(values), dtype=torch.float64)
+    cycle = side  # the weights are there
+    out = 0
+    rights: dict[tuple[int, int], int] = {}  # unit -> row of the activations it has
+    sums: dict[tuple[int, int], float] = {}  # what it got from above
+    while out < len(x) * side:
+        rights = {(p, q + 1): r for (p, q), r in rights.items() if q + 1 < side}
+        for p in range(side):
+            if 0 <= cycle - side - p < len(x):
+                rights[p, 0] = cycle - side - p
+        passed: dict[tuple[int, int], float] = {}
+        for (p, q), row in rights.items():
+            held = q < len(values) and p < values.shape[1]
+            own = float(x[row, p, places[q, p]] * values[q, p]) if held else 0.0
+            sum_ = sums.get((p, q), 0.0) + own
+            if p + 1 < side:
+                passed[p + 1, q] = sum_
+            else:
+                out += 1
+                if q < len(values):
+                    y[row, q] = sum_
+        sums = passed
+        cycle += 1
+    return y, cycle
+
+
+def each_layer(
+    sat: Sat, layers: Sequence[LayerShape], training: Bdwp
+) -> Iterator[tuple[LayerShape, Cycles, Cycles]]:
+    """Every layer with its cycles in a dense training and in this one."""
+    for layer in layers:
+        yield layer, sat.cycles(layer), sat.cycles(layer, training)

@@ -1,0 +1,115 @@
+"""The closed form is the simulation, to the cycle; and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from intarsia.core import NofM
+from intarsia.core.errors import ConfigError, ShapeError
+from intarsia.models.sat import LayerShape, Sat, layer_shapes, simulate, total
+from intarsia.schedules import Bdwp
+from intarsia.schedules.bdwp import n_of_m_mask
+
+sizes = st.integers(1, 6)
+
+
+@settings(max_examples=40)
+@given(sizes, st.integers(1, 9), sizes, st.integers(1, 3), st.integers(1, 4), st.data())
+def test_the_closed_form_is_the_simulation_to_the_cycle(
+    rows: int, inner: int, columns: int, side: int, latency: int, data: Any
+) -> None:
+    m = data.draw(st.integers(1, 4))
+    n = data.draw(st.integers(1, m))
+    flow = data.draw(st.sampled_from(("os", "ws")))
+    draw = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, inner, generator=draw)
+    weight = torch.randn(columns, inner, generator=draw)
+    sat = Sat(side, latency=latency, interleave=2)
+    y, cycles = simulate(x, weight, sat, flow, NofM(n, m))
+    kept = weight * n_of_m_mask(weight, NofM(n, m, 1))
+    torch.testing.assert_close(y, x.double() @ kept.double().T)
+    assert cycles == sat.gemm(rows, -(-inner // m) * n, columns, flow)
+    assert cycles >= rows * inner * columns * n / m / side**2
+
+
+def test_by_hand() -> None:
+    sat = Sat(2, latency=1, interleave=1)
+    assert sat.gemm(4, 4, 4, "os") == 24  # dense
+    assert sat.gemm(4, 2, 4, "os") == 16  # 2:4: the fill keeps it from half
+    x = torch.ones(4, 4)
+    assert simulate(x, x, sat)[1] == 24 and simulate(x, x, sat, pattern=NofM(2, 4))[1] == 16
+
+
+LAYER = LayerShape("a", 64, 64, kernel=9, places=500)
+
+
+def test_products_set_the_ratios_where_the_fill_and_the_memory_do_not() -> None:
+    """2:8 saves half of all products in both directions, a quarter in one."""
+    sat = Sat(2, bandwidth=1e9)
+    big = replace(LAYER, places=50_000)
+    dense = sat.cycles(big).total
+    assert dense / sat.cycles(big, Bdwp("2:8")).total == pytest.approx(2, rel=0.02)
+    assert sat.cycles(big, Bdwp("2:8", "forward")).total / dense == pytest.approx(0.75, rel=0.02)
+    assert sat.cycles(big, Bdwp("2:4")).total / dense == pytest.approx(2 / 3, rel=0.02)
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.sampled_from((1, 9)), st.floats(0.5, 1e3))
+def test_more_of_anything_is_never_slower(
+    outputs: int, inputs: int, kernel: int, bandwidth: float
+) -> None:
+    layer = LayerShape("a", outputs, inputs, kernel, places=30)
+    sat = Sat(8, latency=4, interleave=2, bandwidth=bandwidth)
+    for training in (None, Bdwp("2:4"), Bdwp("2:4", "backward")):
+        cycles = sat.cycles(layer, training).total
+        better = ({"bandwidth": 2 * bandwidth}, {"interleave": 4}, {"lanes": 64})
+        assert all(replace(sat, **one).cycles(layer, training).total <= cycles for one in better)
+        worse = ({"dataflow": "os"}, {"dataflow": "ws"})
+        assert all(replace(sat, **one).cycles(layer, training).total >= cycles for one in worse)
+
+
+def test_all_of_each_group_is_dense_work() -> None:
+    sat = Sat(4, bandwidth=1e9)
+    assert sat.cycles(LAYER, Bdwp("1:1")).forward == sat.cycles(LAYER).forward
+    assert sat.cycles(replace(LAYER, prunes=False), Bdwp("2:8")) == sat.cycles(LAYER)
+
+
+def test_layers_are_found_by_a_forward() -> None:
+    model: Any = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.Conv2d(8, 8, 3, groups=8, padding=1),
+        nn.Conv2d(8, 16, 1),
+        nn.Flatten(),
+        nn.Linear(16 * 16, 4),
+    )
+    stem, depthwise, pointwise, head = layer_shapes(model, torch.zeros(1, 3, 8, 8), batch=5)
+    assert stem == LayerShape("0", 8, 3, 9, 5 * 16, prunes=False, reads_data=True)
+    assert depthwise == LayerShape("1", 1, 1, 9, 5 * 16, groups=8, prunes=False)
+    assert pointwise == LayerShape("2", 16, 8, 1, 5 * 16)
+    assert head == LayerShape("4", 4, 256, 1, 5, prunes=False)
+    layers = (stem, depthwise, pointwise, head)
+    assert sum(layer.weights for layer in layers) == sum(
+        p.numel() for n, p in model.named_parameters() if "weight" in n
+    )
+    assert total(Sat(4), layers, Bdwp("2:8")) < total(Sat(4), layers)
+    assert not any(m._forward_hooks for m in model.modules())
+    vit = timm.create_model("test_vit", img_size=32)
+    assert layer_shapes(vit, torch.zeros(1, 3, 32, 32))[1].places == 5  # tokens
+
+
+def test_what_cannot_be_is_refused() -> None:
+    bad: Any = ({"side": 0}, {"dataflow": "is"}, {"bandwidth": 0})
+    for one in bad:
+        with pytest.raises(ConfigError):
+            Sat(**one)
+    with pytest.raises(ShapeError, match="Transpose"):
+        simulate(torch.ones(2, 3), torch.ones(3, 2), Sat(2))
+    with pytest.raises(ConfigError, match="flow"):
+        simulate(torch.ones(2, 3), torch.ones(2, 3), Sat(2), "is")
