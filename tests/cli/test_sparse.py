@@ -144,7 +144,7 @@ def test_a_training_with_n_of_m_weights_and_its_cycles(
     weight = intarsia_lib.open_run(out).model.get_parameter("blocks.0.mlp.fc1.weight")
     assert float((weight != 0).float().mean()) == 0.5
     for words, what in (
-        (("bdwp:pattern=3:2",), "n: got 3"),
+        (("bdwp:pattern=3:2",), "3:2"),
         (("bdwp", "--density", "0.5"), "gradual, rigl or set"),
     ):
         no = ("--out", str(tmp_path / "no"), "--schedule")

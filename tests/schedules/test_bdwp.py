@@ -188,16 +188,16 @@ def test_a_layer_that_is_not_called_stays_dense_and_is_told() -> None:
             return self.head(self.inner(x, x, x)[0])
 
     model = Attention()
-    with pytest.warns(UserWarning, match=r"'inner\.out_proj\.weight' stay dense"):
+    with pytest.warns(UserWarning, match=r"stay dense: \['inner\.out_proj\.weight'\]"):
         fit(model, rows(), schedule=Bdwp("1:2"), **OPTIONS)
     assert (model.inner.out_proj.weight != 0).all()
     assert float((model.head.weight != 0).float().mean()) == 0.5
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(ConfigError, match="n: got 5, want 1 ... 4"):
+    with pytest.raises(ConfigError, match="pattern: got '5:4', want 'n:m', n of each m"):
         Bdwp("5:4")
-    with pytest.raises(ConfigError, match="pattern: got '2', want 'n:m'"):
+    with pytest.raises(ConfigError, match="pattern: got '2'"):
         Bdwp("2")
     with pytest.raises(ConfigError, match="directions"):
         Bdwp(directions="up")

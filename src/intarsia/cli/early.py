@@ -105,7 +105,7 @@ CHOICES = {
         "squarehead",
         "task_heads",
     ),
-    "schedule": ("fixed-mask", "gradual", "rigl", "set", "bdwp"),
+    "schedule": ("fixed-mask", "gradual", "rigl", "set", "bdwp", "dsl"),
     "suite": SUITES,
     "profile": ("full", "quick"),
     "protocol": ("honest", "tuned", "official"),

@@ -31,10 +31,11 @@ class NofM:
 
     @classmethod
     def read(cls, text: str, axis: int = -1) -> NofM:
-        """The pattern of "n:m".  Raises: ConfigError for another text, or as the class does."""
+        """The pattern of "n:m".  Raises: ConfigError for another text."""
         n, _, m = str(text).partition(":")
-        if not (n.isdigit() and m.isdigit()):
-            raise ConfigError("pattern", got=repr(text), want="'n:m'", fix="Write it as '2:4'.")
+        if not (n.isdigit() and m.isdigit() and 1 <= int(n) <= int(m)):
+            want, fix = "'n:m', n of each m weights", "Write it as '2:4'."
+            raise ConfigError("pattern", got=repr(text), want=want, fix=fix)
         return cls(int(n), int(m), axis)
 
     def groups(self, weight: Tensor) -> Tensor:

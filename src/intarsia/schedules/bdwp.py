@@ -149,8 +149,8 @@ class Bdwp:
         if self.directions == "backward":
             return
         if left := sorted(layers.keys() - called):
-            what = f"{len(left)} weights such as {left[0]!r} stay dense: their model reads them"
-            warnings.warn(f"{what} without calling their layer.", stacklevel=2)
+            what = f"Weights that the model reads without calling their layer stay dense: {left}."
+            warnings.warn(what, stacklevel=2)
         for name in called:
             layers[name].weight.copy_(self.seen(layers[name].weight, INPUTS))
 

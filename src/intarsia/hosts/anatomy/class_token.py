@@ -106,7 +106,8 @@ def _attention(
 ) -> Tensor:
     """`Attention.forward` for the first token.  (B, T, d) -> (B, 1, d)."""
     norms = attention.q_norm, attention.k_norm
-    plain = type(attention.qkv) is nn.Linear and all(type(n) is nn.Identity for n in norms)
+    own = type(attention.qkv) is nn.Linear and "forward" not in vars(attention.qkv)
+    plain = own and all(type(n) is nn.Identity for n in norms)
     if plain and not (attention.training and attention.attn_drop.p):
         attended = _without_keys(attention, x)
         return attention.proj_drop(attention.proj(attention.norm(attended)))
