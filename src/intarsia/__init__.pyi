@@ -53,6 +53,8 @@ from .hosts.prune.pruner import sparsify as sparsify
 from .hosts.prune.pruners import Magnitude as Magnitude
 from .hosts.prune.pruners import SparseGPT as SparseGPT
 from .hosts.prune.pruners import Wanda as Wanda
+from .hosts.prune.tables import load_tables as load_tables
+from .hosts.prune.tables import save_tables as save_tables
 from .hosts.relabel import relabel as relabel
 from .hosts.soups import soup as soup
 from .hosts.swap.experts import MergeMixtures as MergeMixtures
@@ -139,6 +141,7 @@ from .routers.topp import TopP as TopP
 from .routers.transport import Transport as Transport
 from .schedules.active import ActiveSchedule as ActiveSchedule
 from .schedules.bdwp import Bdwp as Bdwp
+from .schedules.dsl import Dsl as Dsl
 from .schedules.fitted import OnceFitted as OnceFitted
 from .schedules.fixed_mask import FixedMask as FixedMask
 from .schedules.gradual import Gradual as Gradual

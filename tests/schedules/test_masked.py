@@ -19,6 +19,7 @@ from intarsia.core.errors import CheckpointError, ConfigError, TrainingError
 from intarsia.mixtures import Mixture, StackedExperts
 from intarsia.routers import TopK
 from intarsia.schedules import (
+    Dsl,
     FixedMask,
     Gradual,
     Imp,
@@ -139,7 +140,15 @@ def test_the_cubic_schedule() -> None:
     assert schedule.density_at(10, 100) == 1 and schedule.density_at(60, 100) == 0.25
 
 
-@pytest.mark.parametrize("schedule", [RigL(0.5, every=3), Set(0.5, every=3), Gradual(0.5, every=3)])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        RigL(0.5, every=3),
+        Set(0.5, every=3),
+        Gradual(0.5, every=3),
+        Dsl(0.5, every=3, layers=None),
+    ],
+)
 def test_masks_resume_with_the_run(schedule: Any, tmp_path: Path) -> None:
     class Stop(Exception):
         pass

@@ -303,7 +303,7 @@ def _hint_for(what: str, hint: Any) -> str:
 
 
 HEADS, TEACHER = "task_heads", "teacher"
-SCHEDULES = ("fixed-mask", "gradual", "rigl", "set", "bdwp")
+SCHEDULES = ("fixed-mask", "gradual", "rigl", "set", "bdwp", "dsl")
 
 
 def objective(text: str, found: object = None) -> Objective:

@@ -4,6 +4,7 @@ from .active import set_active as set_active
 from .bdwp import Bdwp as Bdwp
 from .bdwp import LayerSchedule as LayerSchedule
 from .drop_and_grow import grow as grow
+from .dsl import Dsl as Dsl
 from .entries import Entries as Entries
 from .entries import pull as pull
 from .fitted import ByFit as ByFit
@@ -15,7 +16,7 @@ from .imp import prune as prune
 from .masked import Masked as Masked
 from .masked import Masking as Masking
 from .masked import SparseSchedule as SparseSchedule
-from .masked import masked_weights as masked_weights
+from .masked_layers import masked_weights as masked_weights
 from .phases import Phase as Phase
 from .phases import Phased as Phased
 from .rigl import RigL as RigL

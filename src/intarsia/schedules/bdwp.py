@@ -18,7 +18,7 @@ from ..core.checks import one_of
 from ..core.errors import ConfigError, ShapeError
 from ..core.modes import forward_as
 from ..partitions.patterns import largest
-from .masked import masked_weights
+from .masked_layers import masked_weights
 
 DIRECTIONS = ("both", "forward", "backward")
 INPUTS, OUTPUTS = 1, 0  # axes of a weight (out, in, ...)

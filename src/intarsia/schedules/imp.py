@@ -12,7 +12,7 @@ from ..core import Card, Paper, Partition
 from ..core.checks import above, at_least, between
 from ..partitions.topk import keep_top
 from .fixed_mask import FixedMask
-from .masked import masked_weights
+from .masked_layers import masked_weights
 from .phases import Phase
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,14 +14,13 @@ from torch.optim import Optimizer
 
 from ..core import Partition
 from ..core.errors import CheckpointError, ConfigError, TrainingError
-from ..gating import Router
 from ..kernels.experts import stacked_matrices
 from .entries import Entries
+from .masked_layers import masked_weights
 from .phases import Make, hooked
 
 STORES = ("dense", "vectors")
 REFUSED = ("amsgrad",)  # settings of an optimiser that remember more than the step allows
-POINTWISE = "1x1"
 
 Weights = Mapping[str, nn.Parameter]
 Kept = dict[str, Tensor]  # parameter -> bool, True = kept
@@ -32,11 +30,13 @@ Kept = dict[str, Tensor]  # parameter -> bool, True = kept
 class SparseSchedule(Protocol):
     """Settings of a training with masks: which weights, and when the masks change.
 
-    layers: globs of layers' paths, "1x1" for pointwise convolutions; None = all linear maps and
-    convolutions that are not grouped.  store: see `Masked`.  reads_gradients: masks change after
-    the backward of a step, by its dense gradients and in place of its update (RigL); else before
-    its forward.  begin: the masks at the start, one part.  due: whether masks change at a step.
-    update: the new masks, exact where they promise a density.
+    layers: globs of layers' paths, "1x1" for pointwise convolutions, "tables" for embeddings; None
+    = all linear maps and convolutions that are not grouped.  store: see `Masked`.
+    reads_gradients: masks change after the backward of a step, by its dense gradients and in place
+    of its update (RigL); else before its forward.  begin: the masks at the start, one part.
+    due: whether masks change at a step.  update: the new masks, exact where they promise a density,
+    by the gradients of the step; of a schedule with a `memory` b by m = b m + (1 - b) |g| of all
+    steps so far.
     """
 
     @property
@@ -58,49 +58,6 @@ class SparseSchedule(Protocol):
         at: tuple[int, int],
         generator: torch.Generator,
     ) -> Kept: ...
-
-
-def masked_weights(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, Any]:
-    """The weights of linear maps and convolutions that are trained, by parameter name, each once.
-
-    Of stacked experts a weight is the stack (E, out, in), named by its parameter.
-    layers: see `SparseSchedule`; a grouped convolution, or a layer of a router, only where a glob
-    without "*" names it.
-    Raises: ConfigError where a glob matches no layer, or nothing is left.
-    """
-    found: dict[str, Any] = {}
-    used: set[str] = set()
-    seen: set[int] = set()
-    routers: list[str] = []
-    for path, module in model.named_modules():
-        conv = isinstance(module, nn.modules.conv._ConvNd)
-        routers += [f"{path}."] if isinstance(module, Router) else []
-        own = ["weight"] if conv or isinstance(module, nn.Linear) else [*stacked_matrices(module)]
-        for name in own:
-            whole = f"{path}.{name}".lstrip(".")
-            place = path if name == "weight" else whole
-            globs = [g for g in layers or ["*"] if matches(place, module, g)]
-            used |= set(globs)
-            dense = (conv and module.groups > 1) or path.startswith(tuple(routers))
-            weight: Any = getattr(module, name)
-            left = dense and place not in globs
-            if globs and not left and weight.requires_grad and id(weight) not in seen:
-                seen.add(id(weight))
-                found[whole] = weight
-    missing = [g for g in layers or () if g not in used]
-    if missing or not found:
-        got = f"no layer for {missing}" if missing else "no layer that is trained"
-        fix = "See model.named_modules(); '*' takes all linear maps and convolutions."
-        raise ConfigError("layers to mask", got=got, want="layers of the model", fix=fix)
-    return found
-
-
-def matches(path: str, module: nn.Module, glob: str) -> bool:
-    """Whether a layer is one of those that a glob, or "1x1", names."""
-    if glob == POINTWISE:
-        kernel = getattr(module, "kernel_size", None)
-        return kernel is not None and set(kernel) == {1}
-    return fnmatchcase(path, glob) or fnmatchcase(path, f"*.{glob}")
 
 
 class Masked:
@@ -239,25 +196,32 @@ class Masking:
         self.masked = Masked(self.weights, start, schedule.store)
         self.history: list[dict[str, float]] = []  # of each change
         self.ever = {name: kept.clone() for name, kept in self.masked.kept.items()}
+        self.memory: float = getattr(schedule, "memory", 0.0)
+        self.seen: dict[str, Tensor] = {}  # running means of |g|, of a schedule with a memory
 
     def before(self, step: int, steps: int) -> None:
         """Before a step's forward: change the masks, or watch for the gradients to do so."""
-        if self.schedule.due(step, steps):
-            if self.schedule.reads_gradients:
-                self._watch({})
-            else:
-                self._change({}, (step, steps))
+        due = self.schedule.due(step, steps)
+        if self.schedule.reads_gradients and (due or self.memory):
+            self._watch({})
+        elif due:
+            self._change({}, (step, steps))
 
     def replaces(self, step: int, steps: int) -> bool:
         """Whether `regrow` stands in the place of a step's update; if not, mask the gradients."""
+        for name, gradient in self._dense().items() if self.memory else ():
+            if bool(torch.isfinite(gradient).all()):
+                size = gradient.abs().float()
+                before = self.seen.get(name, torch.zeros_like(size))
+                self.seen[name] = before.lerp_(size, 1 - self.memory)
         if self.schedule.reads_gradients and self.schedule.due(step, steps):
             return True
         self.masked.mask_gradients()
         return False
 
     def regrow(self, step: int, steps: int) -> None:
-        """Change the masks by the dense gradients of the step."""
-        self._change(self._dense(), (step, steps))
+        """Change the masks by the dense gradients of the step, or by those that it remembers."""
+        self._change(self.seen if self.memory else self._dense(), (step, steps))
         self._watch(None)
 
     def _change(self, gradients: Mapping[str, Tensor], at: tuple[int, int]) -> None:
@@ -343,6 +307,7 @@ class Masking:
             "kept": {name: kept.clone() for name, kept in self.masked.kept.items()},
             "ever": {name: kept.clone() for name, kept in self.ever.items()},
             "history": [dict(change) for change in self.history],
+            "seen": {name: mean.clone() for name, mean in self.seen.items()},
             "generator": self.generator.get_state(),
         }
 
@@ -365,4 +330,6 @@ class Masking:
         device = {n: k.device for n, k in self.masked.kept.items()}
         ever = state.get("ever", state["kept"])
         self.ever = {n: k.to(device[n]) for n, k in ever.items()}
+        means = state.get("seen", {})
+        self.seen = {n: means[n].to(w.device) for n, w in self.weights.items() if n in means}
         self.generator.set_state(state["generator"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,7 +26,7 @@ class RigL(DropAndGrow):
     which drop most of what the model knows; prune it instead.
     """
 
-    reads_gradients: ClassVar[bool] = True
+    reads_gradients = True
 
     def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
         """|g| of the dense gradient."""

@@ -22,7 +22,7 @@ from ...core.registry import method_key, settings_to_dict
 from ...core.seeds import mix
 from ...gating import Router
 from ...partitions import Sparsifier
-from ...schedules.masked import matches
+from ...schedules.masked_layers import matches
 from ...scores import Statistics, magnitude
 from ..anatomy.blocks import base_of, blocks, inside, layers_of, unwrapped, wrapped_paths
 from ..anatomy.origin import fingerprint

@@ -18,7 +18,7 @@ from ...core.errors import TargetError
 from ...core.heads import heads_of
 from ...mixtures.iso_flop import Doped, Parallel
 from ...partitions.topk import keep_random
-from ...schedules.masked import matches
+from ...schedules.masked_layers import matches
 from ..anatomy.blocks import BATCH_NORM, CONVOLUTIONAL, block_kind, blocks, layers_of
 from ..anatomy.dense_mlp import dense_mlp, mlp_place
 

@@ -1,0 +1,75 @@
+"""The weights that are not 0, row by row, each with its column: CSR."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Format
+from ..core.errors import ShapeError
+
+INDEX, OFFSET = 2, 4  # bytes of a column, and of a row's first place
+MOST = 2**16  # columns
+
+
+@dataclass(frozen=True)
+class Columns(Format):
+    """The kept weights of each row in their own dtype, and their columns: exact.
+
+    At density d and b bytes a weight it takes d (b + 2) bytes a weight and 4 a row: less than dense
+    below the density of `break_even`, and less than a bitmask below 1/16.
+    Stored: values (kept,), columns (kept,) uint16, row_offsets (out + 1,) int32.
+    A weight of more than two axes is (out, the rest), a vector one row.
+
+    Raises: ShapeError for more than 65,536 columns or 2^31 - 1 kept weights, and for a `keep` or
+    stored tensors that do not fit.
+    Source: DSL (arXiv:2402.02855) stores tables by rows. Not for dense weights.
+    """
+
+    def encode(
+        self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """keep: None = what is not 0."""
+        keep = weight != 0 if keep is None else keep
+        if keep.shape != weight.shape:
+            want = tuple(weight.shape)
+            raise ShapeError("keep", got=tuple(keep.shape), want=want, fix="Mask each weight.")
+        kept, width = _matrix(keep), _matrix(weight).shape[1]
+        counts = kept.sum(1)
+        if width > MOST or int(counts.sum()) >= 2**31:
+            got = f"{width:,} columns, {int(counts.sum()):,} kept"
+            want, fix = f"at most {MOST:,} columns and 2^31 - 1 kept", "Use Bitmask."
+            raise ShapeError("weight", got=got, want=want, fix=fix)
+        ends = counts.cumsum(0).to(torch.int32)
+        return {
+            "values": weight.detach()[keep],
+            "columns": kept.nonzero()[:, 1].to(torch.uint16),
+            "row_offsets": torch.cat([ends.new_zeros(1), ends]),
+        }
+
+    def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        values, columns, offsets = (stored[n] for n in ("values", "columns", "row_offsets"))
+        weight = values.new_zeros(tuple(shape))
+        matrix, columns = _matrix(weight), columns.long()
+        counts = offsets.long().diff()
+        fits = len(counts) == len(matrix) and len(values) == len(columns) == int(offsets[-1])
+        fits = fits and not int(offsets[0]) and bool((counts >= 0).all())
+        if not fits or bool((columns >= matrix.shape[1]).any()):
+            got = f"{len(counts)} rows of {len(values)} values and {len(columns)} columns"
+            want, fix = f"what a weight of {tuple(shape)} becomes", "Decode with its own shape."
+            raise ShapeError("rows", got=got, want=want, fix=fix)
+        rows = torch.arange(len(matrix), device=values.device).repeat_interleave(counts)
+        matrix[rows, columns] = values  # a view of `weight`
+        return weight
+
+
+def break_even(width: int, itemsize: int = 2) -> float:
+    """The density below which rows of `width` weights of so many bytes take less than dense."""
+    return max(0.0, (itemsize * width - OFFSET) / ((itemsize + INDEX) * width)) if width else 0.0
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    return weight.flatten(1) if weight.dim() > 1 else weight.reshape(1, -1)

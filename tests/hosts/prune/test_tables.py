@@ -1,0 +1,61 @@
+"""A file of sparse tables is smaller, says why, and opens again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import intarsia
+from intarsia.core.errors import CheckpointError, TargetError
+from intarsia.schedules import Dsl
+from intarsia.schedules.masked import Masking
+
+
+def model(seed: int = 0, films: int = 50) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tables = {"users": nn.Embedding(30, 16), "films": nn.Embedding(films, 16)}
+        return nn.ModuleDict({**tables, "mix": nn.Linear(16, 2)})
+
+
+def test_sparse_tables_are_smaller_and_come_back(tmp_path: Path) -> None:
+    net = model()
+    Masking(Dsl(0.2, layers=("films",)), net, 0)
+    users, films = intarsia.save_tables(net, tmp_path / "a.safetensors")
+    assert not users.rows and users.bytes == users.dense == 30 * 16 * 4
+    assert films.rows and films.bytes == 6 * 160 + 4 * 51 + 16  # values, columns, rows, shape
+    assert "films.weight: rows, density 0.200 (rows are smaller below 0.625)" in str(films)
+    size = (tmp_path / "a.safetensors").stat().st_size
+    assert size < sum(p.numel() * 4 for p in net.parameters())
+    again = model(seed=1)
+    intarsia.load_tables(again, tmp_path / "a.safetensors")
+    for name, value in net.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    halves = intarsia.save_tables(net, tmp_path / "b.safetensors", half=True)
+    assert halves[1].bytes == 4 * 160 + 4 * 51 + 16 and halves[1].break_even == 0.4375
+    intarsia.load_tables(again, tmp_path / "b.safetensors")
+    assert torch.equal(again["films"].weight, net["films"].weight.half().float())
+    assert torch.equal(again["mix"].weight, net["mix"].weight)
+
+
+def test_damaged_files_and_other_models_are_refused(tmp_path: Path) -> None:
+    net, path = model(), tmp_path / "a.safetensors"
+    Masking(Dsl(0.2), net, 0)
+    intarsia.save_tables(net, path)
+    for other in (model(films=40), nn.ModuleDict({"users": nn.Embedding(30, 16)})):
+        with pytest.raises(CheckpointError):
+            intarsia.load_tables(other, path)
+    stored = load_file(path)
+    save_file({n: t for n, t in stored.items() if n != "films.weight.values"}, path)
+    with pytest.raises(CheckpointError, match=r"'films\.weight' that does not fit"):
+        intarsia.load_tables(net, path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="no readable safetensors"):
+        intarsia.load_tables(net, path)
+    with pytest.raises(TargetError, match="no embedding table"):
+        intarsia.save_tables(nn.Linear(2, 2), path)
