@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ METHODS = ("dsnot", "magnitude", "sparsegpt", "wanda")
 LAYOUTS = ("bitmask", "dense")
 SAVED = (*LAYOUTS, "pack-quantized")
 RECORD = "sparsify.json"
+ORDERS = ("block", "layer")
 
 
 def sparsify(
@@ -39,9 +41,8 @@ def sparsify(
     layout: Annotated[str, typer.Option(help=f"One of {', '.join(SAVED)}.")] = "dense",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a walk to --save.")] = False,
     test: Annotated[int, typer.Option(help="Rows of the text to measure perplexity on.")] = 16,
-    errors: Annotated[
-        bool, typer.Option("--errors", help="Measure each layer's output error; slower.")
-    ] = False,
+    errors: Annotated[bool, typer.Option("--errors", help="Measure layers' errors.")] = False,
+    sequential: Annotated[str, typer.Option(help="block, or layer: slower.")] = "block",
     as_json: Json = False,
 ) -> None:
     """Prune a pretrained language model block by block; no gradient is computed.
@@ -53,7 +54,7 @@ def sparsify(
 
     Example:  intarsia sparsify smollm2 --method dsnot --density 0.5 --save out
     """
-    _check(method, base, density, layout, rows, calib, save)
+    _check((method, base, layout, sequential), density, rows, calib, save)
     at_least("--test", test, 0)
     from ..data.language_models import language_model
     from ..data.texts import load_texts
@@ -64,13 +65,11 @@ def sparsify(
     walk = save.with_name(f"{save.name}.walk")
     host, tokenizer = language_model(model)
     texts = load_texts(calib, tokenizer, length=size, train=rows, test=test or None, progress=note)
-    how = {"out": walk, "resume": resume, "seed": seed, "errors": errors}
+    how = {"out": walk, "resume": resume, "seed": seed, "errors": errors, "sequential": sequential}
     done, found = _pruned(host, chosen, texts, test, how)
     record = {
         "model": model,
         "method": method,
-        "base": base if method == "dsnot" else None,
-        "settings": _settings(chosen),
         "seed": seed,
         "calibration": {"data": calib, "rows": len(texts.train), "tokens": size},
         **found,
@@ -94,6 +93,7 @@ def _pruned(
     host: Any, method: Any, texts: Any, test: int, how: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """Prune, and measure: what `sparsify` returns, and the part of the record that is measured."""
+    from ..core.registry import method_key
     from ..hosts.prune.pruner import bytes_by_part, sparsify, stops_of
 
     dense = _perplexity(host, texts.test) if test else None
@@ -102,6 +102,8 @@ def _pruned(
     seconds = round(time.perf_counter() - started, 1)
     pruned = _perplexity(host, texts.test) if test else None
     return done, {
+        "base": method_key(method.base) if hasattr(method, "base") else None,
+        "settings": _settings(method),
         "density": done.density,
         "perplexity": {"dense": dense, "pruned": pruned, "rows": test},
         "bytes": dict(done.bytes),
@@ -129,15 +131,10 @@ def convert(
     say(str(convert_sparse(old, new, layout=layout)))
 
 
-def _check(
-    method: str, base: str, density: float, layout: str, rows: int, calib: str, save: Path | None
-) -> None:
-    """What can be refused before torch is imported."""
-    for what, got, known in (
-        ("--method", method, METHODS),
-        ("--base", base, METHODS[1:]),
-        ("--layout", layout, SAVED),
-    ):
+def _check(names: Sequence[str], density: float, rows: int, calib: str, save: Path | None) -> None:
+    """What can be refused before torch is imported.  names: method, base, layout, sequential."""
+    whats = ("--method", "--base", "--layout", "--sequential")
+    for what, got, known in zip(whats, names, (METHODS, METHODS[1:], SAVED, ORDERS), strict=True):
         if got not in known:
             raise UnknownName(what, got, known)
     between("--density", density, 0.001, 1, "Try 0.5.")

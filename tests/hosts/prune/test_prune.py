@@ -27,7 +27,7 @@ from intarsia.core.errors import (
 from intarsia.hosts.prune.matrices import seeing
 from intarsia.hosts.prune.pruner import Pruner, stops_of
 from intarsia.hosts.prune.rows import batched
-from intarsia.hosts.prune.walk import Chain, Whole, flow_of, inputs_of, mask_of
+from intarsia.hosts.prune.walk import Chain, Whole, flow_of, in_order, inputs_of, mask_of
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], list[Any], type]] = {
     "llama": (llama, padded(), Chain),
@@ -67,6 +67,36 @@ def test_the_walk_is_what_whole_forwards_give(kind: str, method: Pruner) -> None
     assert done.density == pytest.approx(method.density, abs=0.02)
     assert len(done.table) == sum(len(stop.layers) for stop in stops)
     assert done.bytes["bitmask"] < done.bytes["dense"]
+
+
+def test_by_layer_each_sees_those_that_were_pruned_before_it() -> None:
+    walked, want = llama(2), llama(2)
+    method = intarsia.SparseGPT(0.5)
+    intarsia.sparsify(walked, method, padded(), sequential="layer")
+    for stop in stops_of(want, ()):
+        for name in stop.layers:
+            naive(want, method.on([name]), padded())
+    state = want.state_dict()
+    for name, tensor in walked.state_dict().items():
+        assert_close(tensor, state[name], rtol=1e-4, atol=1e-5)
+    by_block = llama(2)
+    intarsia.sparsify(by_block, method, padded())
+    differ = [n for n, t in by_block.state_dict().items() if not torch.equal(t, state[n])]
+    assert any("o_proj" in n for n in differ) and any("down_proj" in n for n in differ)
+
+
+@pytest.mark.parametrize("kind", ["a CNN", "timm's ViT"])
+def test_by_layer_goes_through_any_model(kind: str) -> None:
+    make, batches, _ = MODELS[kind]
+    walked = make()
+    stop = stops_of(walked, ())[0]
+    with torch.no_grad():
+        groups = in_order(stop.layers, lambda: [walked(inputs_of(b)) for b in batches])
+    assert [n for group in groups for n in group] == list(stop.layers)
+    done = intarsia.sparsify(walked, intarsia.Wanda(0.5), batches, sequential="layer")
+    assert done.density == pytest.approx(0.5, abs=0.02)
+    with pytest.raises(ConfigError, match="sequential: got"):
+        intarsia.sparsify(walked, intarsia.Wanda(0.5), batches, sequential="row")
 
 
 def test_what_is_not_in_a_block_stays_dense() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...core import NofM, Partition
 from ...core.change import PlainChange, Plan
-from ...core.checks import above, between
+from ...core.checks import above, between, one_of
 from ...core.errors import ConfigError, ShapeError, TargetError
 from ...core.registry import method_key, settings_to_dict
 from ...core.seeds import mix
@@ -156,7 +156,8 @@ def prune_blocks(host: nn.Module, method: Pruner, plan: Calibrated) -> list[dict
     kept = Kept(plan.out, identity, resume=plan.resume, report=plan.report)
     edit = partial(edit_block, method, plan.seed)
     needs = method.needs | {"hessian"} if plan.decided.get("errors") else method.needs
-    return walk_blocks(host, stops, plan.batches, edit, needs=needs, kept=kept)
+    by_layer = plan.decided.get("sequential") == "layer"
+    return walk_blocks(host, stops, plan.batches, edit, needs=needs, kept=kept, by_layer=by_layer)
 
 
 def edit_block(
@@ -300,6 +301,7 @@ def sparsify(
     resume: bool = False,
     seed: int = 0,
     errors: bool = False,
+    sequential: str = "block",
     progress: Report | None = None,
 ) -> Sparsified:
     """Prune a pretrained model in place, block by block; no gradient is computed.
@@ -309,6 +311,8 @@ def sparsify(
     layers: see `Pruner`.  out: a folder for finished blocks and hidden states; killed anywhere, the
     same call with resume=True ends in the same bits.  errors: measure each layer's output error,
     which SparseGPT does anyway; it costs a product of inputs as large as a layer's forward.
+    sequential: "block", the layers of a block are pruned by what they see in the block as it was;
+    "layer", each by what it sees behind those pruned before it, with a forward for each.
     progress: is given a line for each block.
     Several processes each take their own rows, and all prune by the statistics of all.
 
@@ -330,6 +334,9 @@ def sparsify(
     assert isinstance(plan, Calibrated)
     place = None if out is None else Path(out)
     plan = replace(plan, out=place, resume=resume, report=progress)
+    one_of("sequential", sequential, ("block", "layer"))
+    if sequential == "layer":
+        plan = replace(plan, decided={**plan.decided, "sequential": sequential})
     if errors:
         check_rows(rows)
         decided = {**plan.decided, "errors": True, "calibration": digest_of(rows)}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ...core.modes import evaluating
 from ...scores import Statistics
-from ...scores.statistics import of_all_processes
+from ...scores.statistics import Observed, of_all_processes
 from ..anatomy.blocks import CONVOLUTIONAL, block_kind
 from ..anatomy.compare import call
 from .matrices import Matrix, seeing
@@ -47,11 +48,14 @@ def walk_blocks(
     *,
     needs: Collection[str],
     kept: Kept,
+    by_layer: bool = False,
 ) -> list[dict[str, Any]]:
     """Edit each block in order; returns the rows that `edit` gives, block by block.
 
     edit: (path of the block, its layers, what they saw) -> rows, after it has changed the weights.
-    batches: as the model takes them.  needs: see `Statistics.of`; empty = no forward at all.
+    by_layer: what a layer sees has gone through the edited ones before it in its block, too; a pass
+    for each group of layers that are given one tensor.  batches: as the model takes them.
+    needs: see `Statistics.of`; empty = no forward at all.
     kept: where finished blocks and hidden states are written, and read again.
     A model whose blocks do not follow one another directly (Swin, EfficientNet) goes through
     whole, once for each block.
@@ -63,14 +67,50 @@ def walk_blocks(
         for number, stop in enumerate(stops[len(done) :], len(done)):
             clock = time.perf_counter()
             here = Whole(model, rowwise(batches)) if needs and stop.outside else flow
-            with seeing(stop.layers, needs) as seen:
-                before = here.through(number, seen)
-            kept.note(stop)
-            found = edit(stop.path, stop.layers, of_all_processes(seen.found))
+            before, found = None, list[dict[str, Any]]()
+            groups = [stop.layers]
+            if by_layer and needs:
+                groups = in_order(stop.layers, partial(here.through, number, Observed()))
+            for group in groups:
+                with seeing(group, needs) as seen:
+                    out = here.through(number, seen)
+                if group is groups[0]:
+                    before = out
+                    kept.note(stop)
+                found += edit(stop.path, group, of_all_processes(seen.found))
             error = here.onward(number, before)
             seconds = time.perf_counter() - clock
             kept.finished(stop, found, flow, {"error": error, "seconds": round(seconds, 3)})
         return [row for rows in kept.blocks for row in rows["layers"]]
+
+
+def in_order(layers: Mapping[str, Matrix], run: Callable[[], object]) -> list[Mapping[str, Matrix]]:
+    """Layers as a forward calls them, those together that are given one tensor.
+
+    run: the forward. Of experts those that read what the others give ("down") come behind them;
+    what is not called comes last.
+    """
+    calls: list[tuple[nn.Module, Any]] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if all(module is not known for known, _ in calls):
+            calls.append((module, next(iter((*args, *kwargs.values())), None)))
+
+    with ExitStack() as stack:
+        for owner in {m.owner for m in layers.values()}:
+            hook = owner.register_forward_pre_hook(note, with_kwargs=True)
+            stack.callback(hook.remove)
+        run()
+    places: dict[nn.Module, int] = {}
+    for number, (module, given) in enumerate(calls):
+        same = bool(number) and given is calls[number - 1][1]
+        places[module] = places[calls[number - 1][0]] if same else number
+    groups: dict[tuple[int, bool], dict[str, Matrix]] = {}
+    for name, layer in layers.items():
+        inner = layer.index is not None and layer.name.startswith("down")
+        key = places.get(layer.owner, len(calls)), inner
+        groups.setdefault(key, {})[name] = layer
+    return [groups[key] for key in sorted(groups)]
 
 
 class Still:
