@@ -106,7 +106,15 @@ from .mixtures.residual import HeavyBall as HeavyBall
 from .mixtures.zcode_m3 import ZCodeM3 as ZCodeM3
 from .models.codec.codec import Recombiner as Recombiner
 from .models.codec.recombiner import RecombinerSettings as RecombinerSettings
+from .models.coding.bsc import BSC as BSC
+from .models.coding.bsc import DSC as DSC
+from .models.coding.bsc import TSC as TSC
+from .models.coding.gsc import GSC as GSC
+from .models.coding.mca import MCA as MCA
+from .models.coding.mca import MMCA as MMCA
 from .models.gaussian_moe import SoftmaxGaussianMoE as SoftmaxGaussianMoE
+from .models.memory.mac import Mac as Mac
+from .models.memory.sparsey_net import SparseyNet as SparseyNet
 from .placement.balance import JointSwaps as JointSwaps
 from .placement.eplb import Eplb as Eplb
 from .placement.exflow import ExFlow as ExFlow

@@ -1,6 +1,14 @@
 from .codec.recombiner import RecombinerSettings as RecombinerSettings
+from .coding.bsc import BSC as BSC
+from .coding.bsc import DSC as DSC
+from .coding.bsc import TSC as TSC
+from .coding.gsc import GSC as GSC
+from .coding.mca import MCA as MCA
+from .coding.mca import MMCA as MMCA
 from .convergence import Convergence as Convergence
 from .convergence import convergence_study as convergence_study
 from .convergence import voronoi as voronoi
 from .gaussian_mixture import Parameters as Parameters
 from .gaussian_moe import SoftmaxGaussianMoE as SoftmaxGaussianMoE
+from .memory.mac import Mac as Mac
+from .memory.sparsey_net import SparseyNet as SparseyNet

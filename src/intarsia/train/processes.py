@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
@@ -154,3 +155,29 @@ def on_main(ranks: Accelerator | PartialState, job: Callable[[], Result]) -> Res
     if isinstance(found, IntarsiaError):
         raise found
     return cast(Result, found)
+
+
+class Shards:
+    """The rows of this process among those of all that accelerate or torchrun started.
+
+    model.fit(own_rows, shards=Shards()) of an estimator that adds up statistics.
+    Raises: as `processes`.
+    """
+
+    def __init__(self) -> None:
+        self._ranks = processes()
+        self.count: int = self._ranks.num_processes
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """The sum over the processes, each of which calls this.  -> the same shape, float64."""
+        own = torch.tensor(array, dtype=torch.float64, device=self._ranks.device)
+        if self.count > 1:
+            dist.all_reduce(own)
+        return own.cpu().numpy()
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of all processes, in their order; each calls this with as many as it has."""
+        found: list[Any] = [rows] * self.count
+        if self.count > 1:
+            dist.all_gather_object(found, rows)
+        return np.concatenate(found)

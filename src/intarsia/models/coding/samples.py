@@ -1,0 +1,60 @@
+"""Samples with missing values, and what is known of them before a model is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...core.errors import DataError
+from .shards import Shards
+from .states import Array
+
+
+class Block(NamedTuple):
+    """Some samples: x (n, D), 0 where a value is missing; seen: (n, D), None = all are there."""
+
+    x: Array
+    seen: Array | None
+
+    def take(self, rows: Any) -> Block:
+        return Block(self.x[rows], None if self.seen is None else self.seen[rows])
+
+    def dims(self) -> Array | int:
+        """Values of each sample that are there."""
+        return self.x.shape[1] if self.seen is None else self.seen.sum(axis=1)
+
+
+def block_of(x: Array, missing: bool) -> Block:
+    return Block(np.nan_to_num(x), ~np.isnan(x)) if missing else Block(x, None)
+
+
+def moments(data: Block, shards: Shards) -> tuple[Array, float]:
+    """The mean of each feature, and the root of their mean variance.
+
+    Raises: DataError for a column without values, and where all is constant.
+    """
+    seen = np.ones_like(data.x) if data.seen is None else data.seen
+    count = shards.sum(seen.sum(axis=0).astype(np.float64))
+    if len(bad := np.flatnonzero(count == 0)):
+        got = f"no value in {len(bad)} columns, the first of them {bad[0]}"
+        fix = "Leave such columns out."
+        raise DataError("X", got=got, want="a value in each column", fix=fix)
+    mean = shards.sum(data.x.sum(axis=0)) / count
+    off = np.square((data.x - mean) * seen).sum(axis=0)
+    spread = math.sqrt(float((shards.sum(off) / count).mean()))
+    if not spread > 1e-12 * (1 + float(np.abs(mean).max())):
+        got, want = "samples that are all equal", "samples that differ"
+        raise DataError("X", got=got, want=want, fix="Check how the samples were read.")
+    return mean, spread
+
+
+def count_of_causes(shares: Array) -> Array:
+    """P(g causes are on) for g = 0 ... H, of independent causes.  (H,) -> (H + 1,)."""
+    found = np.zeros(len(shares) + 1)
+    found[0] = 1.0
+    for share in shares:
+        found[1:] = found[1:] * (1 - share) + found[:-1] * share
+        found[0] *= 1 - share
+    return found

@@ -1,0 +1,5 @@
+"""Memories that learn at once."""
+
+from ...core.exports import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

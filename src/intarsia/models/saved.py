@@ -1,0 +1,88 @@
+"""A fitted estimator as a folder: card.json (key, settings, figures) and tensors.safetensors."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from ..core.errors import CheckpointError, ConfigError, IntarsiaError
+from ..core.files import check_digest, digests, read_json, write_json, writing
+from ..core.registry import card, keys, method_key, settings_from_dict, settings_to_dict
+
+CARD, TENSORS = "card.json", "tensors.safetensors"
+NAMES = "feature_names_in_"  # of a table's columns: text, so no tensor
+FORMAT = 1
+E = TypeVar("E")
+
+
+def save_estimator(estimator: BaseEstimator, folder: str | Path) -> Path:
+    """Write a fitted estimator of the card index; a folder of this kind is replaced.
+
+    Raises: NotFittedError; ConfigError for a random_state that is no number, and for a folder with
+    other files in it; TrainingError if it cannot be written.
+    """
+    check_is_fitted(estimator)
+    folder = Path(folder)
+    if isinstance(getattr(estimator, "random_state", None), np.random.RandomState):
+        got, want = "a RandomState", "a number or None"
+        fix = "Call set_params(random_state=0) before save."
+        raise ConfigError("random_state", got=got, want=want, fix=fix)
+    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - _OWN):
+        got, want = "a file, or other files in it", "a new folder, or one of a saved estimator"
+        raise ConfigError(f"folder {folder}", got=got, want=want, fix="Choose another name.")
+    learned = {n: v for n, v in vars(estimator).items() if n.endswith("_") and n[0] != "_"}
+    tensors = {n: v for n, v in learned.items() if isinstance(v, np.ndarray) and n != NAMES}
+    figures = {n: _plain(v) for n, v in learned.items() if n not in tensors}
+    with writing(folder) as scratch:
+        scratch.mkdir()
+        whole = {n: np.ascontiguousarray(v) for n, v in tensors.items()}
+        save_file(whole, scratch / TENSORS)
+        about = {"format": FORMAT, "key": method_key(estimator), "version": version("intarsia")}
+        about |= {"settings": settings_to_dict(estimator), "figures": figures}
+        write_json(scratch / CARD, about | {"sha256": digests(scratch)})
+    return folder
+
+
+_OWN = {CARD, TENSORS}
+
+
+def load_estimator(kind: type[E], folder: str | Path) -> E:
+    """The estimator of that class, or of one below it, that `save_estimator` wrote.
+
+    Raises: CheckpointError for a folder that is damaged, or of something else.
+    """
+    folder = Path(folder)
+    try:
+        about = read_json(folder / CARD)
+        if about["format"] != FORMAT or about["key"] not in keys("model"):
+            raise ValueError(f"format {about['format']!r}, key {about['key']!r}")
+        check_digest(folder / TENSORS, about["sha256"], TENSORS)
+        found: Any = settings_from_dict(card(about["key"]), about["settings"])
+        learned = load_file(folder / TENSORS) | dict(about["figures"])
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, IntarsiaError) as error:
+        want, fix = "what save wrote", "Copy it again, or fit and save anew."
+        raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
+    if not isinstance(found, kind):
+        got, want = f"a {type(found).__name__}", f"a {kind.__name__}"
+        fix = f"Load it with {type(found).__name__}.load."
+        raise CheckpointError(f"folder {folder}", got=got, want=want, fix=fix)
+    if not all(n.endswith("_") and n[0] != "_" for n in learned):
+        got, want = sorted(learned), "names of fitted attributes"
+        raise CheckpointError(f"folder {folder}", got=got, want=want, fix="Save it anew.")
+    for name, value in learned.items():
+        setattr(found, name, np.asarray(value, dtype=object) if name == NAMES else value)
+    return cast(E, found)
+
+
+def _plain(value: Any) -> Any:
+    """A figure as JSON has it."""
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

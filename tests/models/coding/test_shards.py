@@ -1,0 +1,110 @@
+"""Rows that are spread over processes give the parameters of all rows in one."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from numpy.testing import assert_allclose
+
+from intarsia.core.errors import ConfigError
+from intarsia.models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
+from intarsia.train import Shards
+
+KINDS = {"bsc": BSC, "tsc": TSC, "dsc": DSC, "mca": MCA, "mmca": MMCA, "gsc": GSC}
+
+
+class Exchange:
+    """What `intarsia.train.Shards` does, between threads."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._barrier = threading.Barrier(count)
+        self._given: dict[int, Any] = {}
+        self._own = threading.local()
+
+    def enter(self, rank: int) -> None:
+        self._own.rank = rank
+
+    def _all(self, array: Any) -> list[Any]:
+        self._given[self._own.rank] = array
+        self._barrier.wait()
+        found = [self._given[rank] for rank in range(self.count)]
+        self._barrier.wait()
+        return found
+
+    def sum(self, array: Any) -> Any:
+        return np.sum(self._all(array), axis=0)
+
+    def gather(self, rows: Any) -> Any:
+        return np.concatenate(self._all(rows))
+
+
+def rows(missing: bool) -> Any:
+    random = np.random.default_rng(0)
+    x = np.abs((random.random((61, 5)) < 0.3) @ random.normal(size=(5, 6)) * 3)
+    x += 0.3 * random.random(x.shape)
+    if missing:
+        x[3, 2] = x[40, 0] = np.nan
+    return x
+
+
+def model(name: str) -> Any:
+    return KINDS[name](5, n_candidates=4, max_active=2, n_iter=12, random_state=0)
+
+
+PARTS = {2: (slice(0, 20), slice(20, 61)), 4: tuple(slice(k, None, 4) for k in range(4))}
+PARAMETERS = ("components_", "noise_variance_", "prior_", "usage_", "evidences_")
+
+
+@pytest.mark.parametrize("count", PARTS)
+@pytest.mark.parametrize("name", KINDS)
+def test_shards_give_the_parameters_of_all_rows(name: str, count: int) -> None:
+    """Of odd sizes; a value is missing on some shards only."""
+    x = rows(missing=True)
+    alone = model(name).fit(x)
+    exchange = Exchange(count)
+
+    def one(rank: int) -> Any:
+        exchange.enter(rank)
+        return model(name).fit(x[PARTS[count][rank]], shards=exchange)
+
+    with ThreadPoolExecutor(count) as pool:
+        for found in pool.map(one, range(count)):
+            for parameter in PARAMETERS:
+                got, want = getattr(found, parameter), getattr(alone, parameter)
+                assert_allclose(got, want, rtol=1e-8, atol=1e-8)
+
+
+def test_shards_need_one_seed() -> None:
+    with pytest.raises(ConfigError, match="one number for all processes"):
+        BSC(2).fit(rows(False), shards=Exchange(2))
+
+
+def _worker(rank: int, port: int, folder: str) -> None:
+    import os
+
+    torch.set_num_threads(1)
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    os.environ |= where | {"RANK": str(rank), "WORLD_SIZE": "2"}
+    found = model("gsc").fit(rows(False)[rank::2], shards=Shards())
+    np.save(f"{folder}/{rank}.npy", found.components_)
+
+
+@pytest.mark.slow
+def test_processes_give_the_parameters_of_all_rows(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_worker, args=(port, str(tmp_path)), nprocs=2)  # pyright: ignore
+    alone = model("gsc").fit(rows(False)).components_
+    for rank in range(2):
+        assert_allclose(np.load(tmp_path / f"{rank}.npy"), alone, rtol=1e-8, atol=1e-8)
