@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import struct
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,19 +43,22 @@ def encode(
     signal, rate = _read(file)
     from ..models.codec.codec import Recombiner
 
-    codec = Recombiner.load(prior or _built_in())
+    codec, start = Recombiner.load(prior or _built_in()), time.monotonic()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         data = codec.encode(signal, steps=steps, rate=rate, seed=seed)
     for one in told:
         warn(str(one.message))
     _write(target, data)
-    rate_of_file = len(data) * 8 / _points(data)
+    points, seconds = _points(data), time.monotonic() - start
+    rate_of_file = len(data) * 8 / points
     said = {"file": str(target), "bytes": len(data), "bits_per_point": rate_of_file}
+    said |= {"seconds": seconds, "seconds_per_million_points": seconds / points * 1e6}
     if as_json:
         show_json(said | {"prior": codec.prior.digest.hex()})
         return
     say(f"{target}: {len(data):,} bytes, {rate_of_file:.2f} bits for each point.")
+    say(_speed(seconds, points))
     say(f"Next:  intarsia decode {shlex.quote(str(target))}")
 
 
@@ -89,15 +93,18 @@ def decode(
     target = out or file.with_name(f"{file.stem}.decoded{SUFFIXES[header.kind]}")
     from ..models.codec.codec import Recombiner
 
-    signal = Recombiner.load(prior or _built_in()).decode(data)
+    codec, start = Recombiner.load(prior or _built_in()), time.monotonic()
+    signal = codec.decode(data)
+    seconds = time.monotonic() - start
     if header.count > 1 and header.kind != "video" and target.suffix != ".npy":
         target = target.with_suffix(".npy")
         note(f"A pack of {header.count} signals: written as one array, {target}.")
     _save(target, signal, header.rate)
     if as_json:
-        show_json(said | {"out": str(target)})
+        show_json(said | {"out": str(target), "seconds": seconds})
         return
     say(f"{target}: {header.kind} of {' x '.join(map(str, header.sizes))}.")
+    say(_speed(seconds, _points(data)))
 
 
 def prior(
@@ -225,6 +232,10 @@ def _write(target: Path, data: bytes) -> None:
     from ..core.files import write_text
 
     write_text(target, data)
+
+
+def _speed(seconds: float, points: int) -> str:
+    return f"{seconds:.1f} s, {seconds / points * 1e6:,.1f} s for each million points."
 
 
 def _points(data: bytes) -> int:

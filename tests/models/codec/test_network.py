@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.distributions import Normal, kl_divergence
 
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, ShapeError
@@ -181,6 +184,33 @@ def test_a_prior_is_the_same_from_its_folder(codec: Recombiner, tmp_path: Path) 
         Recombiner.load(tmp_path / "prior")
     with pytest.raises(CheckpointError, match="folder of a prior"):
         Recombiner.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("settings", {"width": 10**9}, "sizes"),
+        ("settings", {"patch": [2**20, 2**20]}, "patch"),
+        ("settings", {"smell": 1}, "smell"),
+        ("groups.0", lambda x: x + 1, "numbered"),
+        ("scale.0", lambda x: x * 0, "deviation"),
+        ("mean.0", lambda x: x[:-1], "mean of level 0"),
+        ("mean.0", lambda x: x.float(), "mean of level 0"),
+    ],
+)
+def test_a_folder_that_somebody_made_up_is_refused(
+    codec: Recombiner, tmp_path: Path, name: str, value: Any, words: str
+) -> None:
+    folder = codec.save(tmp_path / "prior")
+    if name == "settings":
+        said = json.loads((folder / "prior.json").read_text())
+        said["settings"] |= value
+        (folder / "prior.json").write_text(json.dumps(said))
+    else:
+        tensors = load_file(folder / "prior.safetensors")
+        save_file(tensors | {name: value(tensors[name])}, folder / "prior.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        Recombiner.load(folder)
 
 
 def test_coin_fits_and_fits_into_its_bytes() -> None:

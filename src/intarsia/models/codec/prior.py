@@ -28,6 +28,7 @@ Array = np.ndarray[Any, Any]
 TENSORS, ABOUT = "prior.safetensors", "prior.json"
 FIXED = 1 << 24  # a mean or a deviation of 1; latents are whole numbers of 1 / (FIXED * UNIT)
 LARGEST = (1 << 31) - 1
+MOST_POINTS = 1 << 20  # of a patch
 RHO = 5.0  # times the rate of the means is that of rho, which has further to go
 Tell = Callable[[int, float], None]  # steps that are done, PSNR in dB
 
@@ -145,8 +146,9 @@ class Prior:
             with unbroken():
                 tensors = safetensors.torch.load_file(folder / TENSORS)
             settings = RecombinerSettings(**said["settings"])
-            decoder = Decoder(settings, generator=torch.Generator().manual_seed(0))
             inside = {k[8:]: v for k, v in tensors.items() if k.startswith("decoder.")}
+            _check_shapes(settings, tensors, inside)
+            decoder = Decoder(settings, generator=torch.Generator().manual_seed(0))
             decoder.load_state_dict(inside)
             levels = range(settings.levels)
             lists = [
@@ -162,6 +164,31 @@ class Prior:
         if found.digest.hex() != wanted:
             raise _damaged(folder, f"weights with the digest {found.digest.hex()}, not {wanted}")
         return found
+
+
+def _check_shapes(
+    settings: RecombinerSettings, tensors: Mapping[str, Tensor], inside: Mapping[str, Tensor]
+) -> None:
+    """Raises: ValueError where tensors are not those of the settings, before any is made."""
+    if settings.points > MOST_POINTS:
+        raise ValueError(f"a patch of {settings.points} points")
+    with torch.device("meta"):
+        empty = Decoder(settings)
+    wanted = {name: tuple(x.shape) for name, x in empty.state_dict().items()}
+    if wanted != {name: tuple(x.shape) for name, x in inside.items()}:
+        raise ValueError("a network of other sizes than the settings say")
+    for level in range(settings.levels):
+        columns = empty.columns if level == 0 else empty.weights
+        for name in ("mean", "scale", "groups", "rho"):
+            found = tensors[f"{name}.{level}"]
+            kind = torch.float32 if name == "rho" else torch.int32
+            if found.shape != (columns,) or found.dtype != kind:
+                raise ValueError(f"{name} of level {level} with {tuple(found.shape)} {found.dtype}")
+        groups = tensors[f"groups.{level}"].unique()
+        if not torch.equal(groups, torch.arange(len(groups), dtype=torch.int32)):
+            raise ValueError(f"groups of level {level} that are not numbered from 0 on")
+        if int(tensors[f"scale.{level}"].min()) < 1:
+            raise ValueError(f"a deviation of level {level} that is not above 0")
 
 
 def _damaged(folder: Path, got: object) -> CheckpointError:

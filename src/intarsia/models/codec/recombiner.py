@@ -44,7 +44,7 @@ class RecombinerSettings:
     def __post_init__(self) -> None:
         one_of("kind", self.kind, tuple(DIMENSIONS))
         at_least("width", self.width, 1)
-        at_least("depth", self.depth, 1)
+        between("depth", self.depth, 1, 64)
         at_least("positions", self.positions, 0)
         one_of("levels", self.levels, (1, 2, 3))
         between("kl_bits", self.kl_bits, 2, 18)

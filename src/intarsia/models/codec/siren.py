@@ -58,7 +58,9 @@ class Decoder(nn.Module):
 
     points: Tensor
 
-    def __init__(self, settings: RecombinerSettings, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, settings: RecombinerSettings, *, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.settings = settings
         axes, z = DIMENSIONS[settings.kind], settings.positions

@@ -1,0 +1,110 @@
+"""docs/pictures/recombiner.svg out of the claim's record, and photographs that were decoded.
+
+python benchmarks/codec_picture.py curves     # of docs/claims/recombiner.json
+python benchmarks/codec_picture.py decoded    # minutes: three held-out photographs, built-in prior
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from intarsia.claims.recombiner import HELD_OUT, SHRINK, file, psnr
+from intarsia.data.photographs import photographs
+from intarsia.models.codec.codec import Recombiner
+
+DOCS = Path(__file__).parents[1] / "docs"
+WIDTH, HEIGHT = 640, 400
+LEFT, RIGHT, TOP, BOTTOM = 56, 620, 28, 350  # of the plot
+RATES, QUALITY = (0.0, 3.0), (18.0, 40.0)  # of the axes: bits per pixel, dB
+COLOURS = {
+    "RECOMBINER": "#c2410c",
+    "COMBINER": "#0e7490",
+    "COIN": "#7c3aed",
+    "JPEG": "#808080",
+    "WEBP": "#808080",
+    "AVIF": "#808080",
+}
+DASHES = {"JPEG": "2 3", "WEBP": "7 4", "AVIF": "12 4 2 4"}
+SIDE, STEPS = 128, 300
+
+
+def place(rate: float, quality: float) -> tuple[float, float]:
+    x = LEFT + (rate - RATES[0]) / (RATES[1] - RATES[0]) * (RIGHT - LEFT)
+    return x, BOTTOM - (quality - QUALITY[0]) / (QUALITY[1] - QUALITY[0]) * (BOTTOM - TOP)
+
+
+def curves(rows: list[dict[str, str]]) -> str:
+    """PSNR against bits per pixel of the payload, a line for each codec."""
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        found[row["codec"]].append((float(row["bits per pixel"]), float(row["PSNR"].split()[0])))
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="PSNR against bits per pixel" font-family="sans-serif" font-size="13" '
+        f'fill="#808080">'
+    ]
+    for quality in range(20, 41, 5):
+        x, y = place(0, quality)
+        lines.append(f'<path d="M{x} {y:.0f}H{RIGHT}" stroke="#80808055"/>')
+        lines.append(f'<text x="{x - 8}" y="{y + 4:.0f}" text-anchor="end">{quality}</text>')
+    for rate in (0, 0.5, 1, 1.5, 2, 2.5, 3):
+        x, _ = place(rate, 0)
+        lines.append(f'<text x="{x:.0f}" y="{BOTTOM + 18}" text-anchor="middle">{rate:g}</text>')
+    middle = (LEFT + RIGHT) / 2
+    lines.append(
+        f'<text x="{middle}" y="{BOTTOM + 38}" text-anchor="middle">bits per pixel of the payload'
+        "; JPEG, WebP and AVIF less their headers</text>"
+    )
+    lines.append(f'<text x="{LEFT + 6}" y="{TOP - 6}">PSNR, dB</text>')
+    for number, (codec, points) in enumerate(found.items()):
+        shown = [place(*point) for point in sorted(points) if point[0] <= RATES[1]]
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in shown)
+        colour, dash = COLOURS[codec], DASHES.get(codec, "none")
+        style = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
+        lines.append(f'<path d="{path}" fill="none" {style}/>')
+        lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in shown]
+        y = BOTTOM - 20 * (len(found) - number) + 6
+        lines.append(f'<path d="M{RIGHT - 130} {y - 4}h30" {style}/>')
+        lines.append(f'<text x="{RIGHT - 92}" y="{y}" fill="{colour}">{codec}</text>')
+    return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def nearest(pixels: np.ndarray, form: str, size: int) -> str:
+    """Bytes and PSNR of the quality whose file is nearest to a size."""
+    files = [file(pixels, form, quality) for quality in range(1, 96, 2)]
+    data = min(files, key=lambda one: abs(len(one) - size))
+    found = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return f"{form} {len(data)} bytes {psnr(pixels, found):.2f} dB"
+
+
+def decoded() -> Image.Image:
+    """Held-out photographs above, decoded by the built-in prior below; figures are printed."""
+    codec = Recombiner.load()
+    held = [one.pixels for one in photographs(shrink=SHRINK)[::HELD_OUT]]
+    wanted = [one for one in held if min(one.shape[:2]) >= 2 * SIDE][:3]
+    whole = Image.new("RGB", (SIDE * 3, SIDE * 2))
+    for column, one in enumerate(wanted):
+        top, left = ((side - SIDE) // 2 for side in one.shape[:2])
+        crop = np.ascontiguousarray(one[top : top + SIDE, left : left + SIDE])
+        data = codec.encode(crop, steps=STEPS)
+        found = codec.decode(data)
+        beside = [nearest(crop, form, len(data)) for form in ("JPEG", "WEBP", "AVIF")]
+        print(f"{len(data)} bytes, {psnr(crop, found):.2f} dB; {', '.join(beside)}")
+        whole.paste(Image.fromarray(crop), (SIDE * column, 0))
+        whole.paste(Image.fromarray(found), (SIDE * column, SIDE))
+    return whole
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "curves":
+        record = json.loads((DOCS / "claims" / "recombiner.json").read_text())
+        (DOCS / "pictures" / "recombiner.svg").write_text(curves(record["table"]))
+    else:
+        decoded().save(DOCS / "pictures" / "recombiner.png", optimize=True)
