@@ -32,7 +32,7 @@ COLOURS = {
     "AVIF": "#808080",
 }
 DASHES = {"JPEG": "2 3", "WEBP": "7 4", "AVIF": "12 4 2 4"}
-SIDE, STEPS = 128, 300
+SIDE, STEPS = 96, 200
 
 
 def place(rate: float, quality: float) -> tuple[float, float]:

@@ -135,6 +135,13 @@ def test_files_of_version_1_decode_for_ever(levels: int, wanted: str) -> None:
     assert codec.decode(irc.write(header, payload)).shape == (75, 30, 3)
 
 
+def test_the_built_in_prior_is_the_one_that_files_name() -> None:
+    codec = Recombiner.load()
+    assert codec.settings == RecombinerSettings(reparametrise=False, kl_bits=10)
+    assert codec.prior.digest.hex() == "f8dc109779e5edb0"  # files out there need this one
+    assert sum(codec.prior.counts(levels_of(codec.settings, (1, 1)))) == round(1024 / 12)
+
+
 def test_every_byte_of_the_header_is_guarded(codec: Recombiner, data: bytes) -> None:
     length = len(data) - len(irc.read(data)[1]) - 4
     for place in range(length):
