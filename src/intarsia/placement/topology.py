@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.checks import above, at_least
 from ..core.errors import ConfigError, DataError, UnknownName
-from ..core.files import read_json, write_json
+from ..core.files import read_json
 
 MATRICES, VECTORS = ("bandwidth", "latency"), ("flops", "load", "memory")
 LEVEL = ("gbps", "us")
@@ -152,9 +152,3 @@ class Topology:
             got = type(found).__name__
             raise DataError(f"topology {path}", got=got, want="a JSON object", fix="Write one.")
         return cls.from_dict(cast("dict[str, Any]", found))
-
-
-def write_topology(path: str | Path, **entries: Any) -> Path:
-    """Write what `Topology.load_file` reads, checked before."""
-    Topology.from_dict(entries)
-    return write_json(path, entries)
