@@ -75,7 +75,8 @@ CLAIMS = tuple(
         """
     bdwp bdwp-one-shot expertflow-regroup expertflow-step se-moe-lfu
     bi comet comet-active comet-hash comet-search deepspeed-moe deepspeed-moe-residual
-    deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two dsnot evomoe evomoe-active
+    deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two dsl dsl-static
+    dsnot evomoe evomoe-active
     evomoe-entropy evomoe-operations gaussian-moe gaussian-moe-experts gaussian-moe-linear
     gaussian-moe-ratio llava-mole llava-mole-twice llava-mole-unmarked lt-sft
     lt-sft-composition mixlora mixlora-time moe-x moe-x-loss moe-x-probe moe-x-rank moetuner
