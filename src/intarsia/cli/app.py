@@ -14,6 +14,7 @@ from .choosing import auto
 from .claiming import claim
 from .coding import decode, encode, prior
 from .comparing import compare, report
+from .components import components
 from .cycles import sat
 from .demo import demo
 from .exporting import export
@@ -69,6 +70,7 @@ app.command("evaluate")(evaluate)
 app.command("predict")(predict)
 app.command("compare")(compare)
 app.command("bench")(bench)
+app.command("components")(components)
 app.command("export")(export)
 app.command("sparsify")(sparsify)
 app.command("convert")(convert)

@@ -1,0 +1,93 @@
+"""`intarsia components`: what sparse coding finds in pictures, as tiles."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..core.checks import at_least, one_of
+from ..core.errors import ConfigError
+from .options import Json
+from .shell import say, show_json
+
+MODELS = ("bsc", "dsc", "gsc", "mca", "mmca", "tsc")
+
+
+def components(
+    run: Annotated[Path, typer.Argument(help="A folder of `save`; with --fit the one to write.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The PNG; RUN.png if not given.")
+    ] = None,
+    fit: Annotated[
+        Path | None, typer.Option(help="A picture, or a folder of them, to learn from first.")
+    ] = None,
+    model: Annotated[str, typer.Option(help=f"Of --fit: {', '.join(MODELS)}.")] = "gsc",
+    atoms: Annotated[int, typer.Option(help="Of --fit: components.")] = 64,
+    side: Annotated[int, typer.Option(help="Of --fit: px of a patch's side.")] = 8,
+    patches: Annotated[int, typer.Option(help="Of --fit: patches.")] = 5000,
+    steps: Annotated[int, typer.Option(help="Of --fit: EM steps.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of --fit: of patches and start.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw the components of a sparse coding model as tiles, those on most often first.
+
+    With --fit the model is learned from patches of pictures less their mean (of mca: as they are).
+
+    Example:  intarsia components runs/gsc --fit photos/ --atoms 64
+    """
+    one_of("--model", model, MODELS)
+    counts = {"--atoms": atoms, "--side": side, "--patches": patches, "--steps": steps}
+    for what, count in counts.items():
+        at_least(what, count, 2)
+    if fit is not None and not fit.exists():
+        want = "a picture, or a folder of pictures"
+        raise ConfigError("--fit", got=f"no {fit}", want=want, fix="Check the path.")
+    from ..models.coding.truncated import Truncated
+
+    if fit is not None:
+        _learn(fit, run, model, atoms, side, patches, steps, seed)
+    found = Truncated.load(run)
+    where = run.with_name(run.name + ".png") if out is None else out
+    found.plot_components(where)
+    count, values = found.components_.shape
+    if as_json:
+        row = {"picture": str(where), "components": count, "values": values}
+        show_json(row | {"usage": found.usage_.tolist(), "log_evidence": found.evidences_[-1]})
+        return
+    say(f"{where}: {count} components of {values} values, on {found.usage_.sum():.2f} at a time")
+
+
+def _learn(
+    source: Path, run: Path, model: str, atoms: int, side: int, patches: int, steps: int, seed: int
+) -> None:
+    """Fit a model to patches of pictures and save it."""
+    import numpy as np
+
+    from ..core.registry import card
+    from ..data.decode import SUFFIXES, read_image
+    from ..data.photographs import grey
+    from ..data.photographs import patches as cut
+    from ..train.progress import Bar
+
+    files = [source] if source.is_file() else sorted(source.rglob("*"))
+    files = [file for file in files if file.suffix.lower() in SUFFIXES]
+    if not files:
+        fix = "Name a folder with .png or .jpg files."
+        raise ConfigError("--fit", got=f"no picture in {source}", want="pictures", fix=fix)
+    pictures = [grey(np.asarray(read_image(file))) for file in files]
+    x = cut(pictures, side, patches, np.random.default_rng(seed))
+    if model != "mca":
+        x = x - x.mean(axis=1, keepdims=True)
+    start = time.monotonic()
+    with Bar(steps, 0, show=True, what=f"fitting {model}", unit="step").shown() as bar:
+
+        def told(step: int, of: int, evidence: float) -> None:
+            seconds = time.monotonic() - start
+            bar.step(step, {"split": "fit", "loss": -evidence, "seconds": seconds})
+
+        settings = {"n_components": atoms, "n_iter": steps, "data_cut": False}
+        made = card(model).config(**settings, random_state=seed).fit(x, progress=told)
+    made.save(run)
