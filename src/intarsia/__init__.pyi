@@ -76,6 +76,7 @@ from .methods.baselines import NormTuning as NormTuning
 from .methods.baselines import VptDeep as VptDeep
 from .methods.baselines import VptShallow as VptShallow
 from .methods.bi import BiAdapter as BiAdapter
+from .methods.dass import Dass as Dass
 from .methods.drop_connect import DropConnect as DropConnect
 from .methods.dsnot import DSnoT as DSnoT
 from .methods.llava_mole import LlavaMole as LlavaMole
@@ -112,6 +113,10 @@ from .models.coding.bsc import TSC as TSC
 from .models.coding.gsc import GSC as GSC
 from .models.coding.mca import MCA as MCA
 from .models.coding.mca import MMCA as MMCA
+from .models.dass import CellSizes as CellSizes
+from .models.dass import ChosenNet as ChosenNet
+from .models.dass import Genotype as Genotype
+from .models.dass import Supernet as Supernet
 from .models.gaussian_moe import SoftmaxGaussianMoE as SoftmaxGaussianMoE
 from .models.memory.mac import Mac as Mac
 from .models.memory.sparsey_net import SparseyNet as SparseyNet

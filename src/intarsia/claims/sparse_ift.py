@@ -20,7 +20,7 @@ from ..methods.sparse_ift import SparseIft, flop_audit
 from ..results.store import Store, key_of
 from ..schedules import FixedMask, RigL
 from . import sms
-from .study import each, shown
+from .study import each, result_of, shown
 
 WIDTHS, EPOCHS, DENSITY = (8, 16, 32), 4, 0.25
 OPTIONS: dict[str, Any] = {
@@ -128,7 +128,7 @@ def judged(
     mean = statistics.mean(gains)
     note = f"Mean difference {mean:+.2f} points over {len(seeds)} seeds."
     got = mean if by_mean else sms.lower(gains)
-    return Result(got, max(gains) - min(gains), tuple(gains), tuple(table), note)
+    return result_of(gains, table, note, over=lambda _: got)
 
 
 SCALE = (

@@ -74,7 +74,7 @@ CLAIMS = tuple(
     str.split(
         """
     bdwp bdwp-one-shot expertflow-regroup expertflow-step se-moe-lfu
-    bi comet comet-active comet-hash comet-search deepspeed-moe deepspeed-moe-residual
+    bi comet comet-active comet-hash comet-search dass deepspeed-moe deepspeed-moe-residual
     deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two dsl dsl-static
     dsnot evomoe evomoe-active
     evomoe-entropy evomoe-operations gaussian-moe gaussian-moe-experts gaussian-moe-linear
@@ -85,7 +85,7 @@ CLAIMS = tuple(
     momentum-adam momentum-swapped mos mos-order mosa mosa-long poly poly-heads poly-mu
     poly-mu-start poly-z prosper-bars prosper-denoise prosper-density prosper-evidence
     prosper-max prosper-processes random-search random-search-loss random-search-rank
-    random-search-speed recombiner recombiner-ablation recombiner-coding recombiner-full
+    random-search-control random-search-speed recombiner recombiner-ablation recombiner-coding recombiner-full
     rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory sms sparse-ift sparse-ift-rigl
     sparsey-collapse sparsey-control sparsey-memory sparsey-similarity sparsey-time
     sparsify squarehead squarehead-smollm2 transport

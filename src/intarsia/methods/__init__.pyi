@@ -7,6 +7,7 @@ from .baselines import NormTuning as NormTuning
 from .baselines import VptDeep as VptDeep
 from .baselines import VptShallow as VptShallow
 from .bi import BiAdapter as BiAdapter
+from .dass import Dass as Dass
 from .drop_connect import DropConnect as DropConnect
 from .dsnot import DSnoT as DSnoT
 from .llava_mole import LlavaMole as LlavaMole

@@ -8,6 +8,10 @@ from .coding.mca import MMCA as MMCA
 from .convergence import Convergence as Convergence
 from .convergence import convergence_study as convergence_study
 from .convergence import voronoi as voronoi
+from .dass import CellSizes as CellSizes
+from .dass import ChosenNet as ChosenNet
+from .dass import Genotype as Genotype
+from .dass import Supernet as Supernet
 from .gaussian_mixture import Parameters as Parameters
 from .gaussian_moe import SoftmaxGaussianMoE as SoftmaxGaussianMoE
 from .memory.mac import Mac as Mac

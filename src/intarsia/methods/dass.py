@@ -1,0 +1,94 @@
+"""DASS: architectures are searched for the sparse net that they become (arXiv:2207.06968)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..core import Card, Paper, Partition
+from ..core.checks import above, between
+from ..core.errors import ConfigError
+from ..models.dass import Genotype, Supernet
+from ..schedules import FixedMask
+from ..schedules.phases import Phase
+from ..schedules.scored import put_scores, take_scores
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Masks at the end, and what a `Supernet` has chosen."""
+
+    partition: Partition
+    genotype: Genotype | None
+
+
+@dataclass(frozen=True)
+class Dass:
+    """Dense first, then with learned scores of which a share is kept, then with the mask fixed.
+
+    In each layer the round(density n) weights of the largest |s| are used; scores learn through
+    the mask as if it were not there. Of a `Supernet`: (w, s) on the training data and alpha on
+    the validation data in turn, so that operations are chosen as they are when sparse; then
+    `genotype()` says which. Of any other net, such as `ChosenNet`: scores alone, on frozen weights,
+    and then the weights (HYDRA).
+
+    lengths: of the three trainings, in shares of the epochs; a supernet has the first two. The
+    first may be 0: sparse from the start.
+    layers: globs of layers, None = all linear maps and ungrouped convolutions.
+
+    found = fit_in_phases(Supernet(CellSizes(), (val_x, val_y)), Dass(0.05), train, epochs=5).found
+    fit_in_phases(ChosenNet(found.genotype, CellSizes()), Dass(0.05), train, epochs=5)
+    Raises: ConfigError on settings that cannot be.
+    Source: paper, section 3; lengths are ours. Compare with random genotypes, `Genotype.drawn`.
+    """
+
+    density: float = 0.05
+    lengths: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    layers: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", tuple(self.lengths))
+        above("density", self.density, 0, "Try 0.05.")
+        between("density", self.density, 0, 1, "Try 0.05.")
+        if len(self.lengths) != 3 or self.lengths[0] < 0 or min(self.lengths[1:]) <= 0:
+            want, fix = "three numbers, the last two above 0", "Use lengths=(1, 1, 1)."
+            raise ConfigError("lengths", got=self.lengths, want=want, fix=fix)
+
+    def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Searched]:
+        """The trainings; returns the masks, and the genotype of a supernet."""
+        dense, scores, fine = self.lengths
+        searches = isinstance(model, Supernet)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if isinstance(model, Supernet):
+            model.searching = False
+        if dense:
+            yield Phase("dense", dense)
+        if isinstance(model, Supernet):
+            model.searching = True
+        paths = put_scores(model, self.density, self.layers, alone=not searches)
+        yield Phase("search" if searches else "scores", scores, last=searches)
+        found = take_scores(model, paths)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        if isinstance(model, Supernet):
+            model.searching = False
+            return Searched(found, model.genotype())
+        fixed = FixedMask(layers=tuple(paths)) if found.density() < 1 else None
+        yield Phase("fine", fine, last=True, schedule=fixed)
+        return Searched(found, None)
+
+
+CARD = Card(
+    "dass",
+    kind="training",
+    config=Dass,
+    paper=Paper(
+        "2207.06968", 2022, "DASS: Differentiable Architecture Search for Sparse Neural Networks"
+    ),
+    summary="Scores of weights are learned with the architecture, and few weights are kept.",
+    family="sparse training",
+    tiny={"density": 0.5},
+    exceptions={"never_fills_a_zero": "scores move the mask until it is fixed"},
+)

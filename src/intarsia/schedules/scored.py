@@ -1,0 +1,82 @@
+"""Weights of which the largest scores are kept, and scores that are learned (HYDRA, DASS).
+
+m = the top k of |s| in each layer, the layer computes with w m, and the mask passes its gradient
+straight through: dL/ds = dL/d(w m) w (arXiv:2207.06968, section 3; arXiv:2002.10509).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..core import Partition
+from .masked import masked_weights
+
+
+class _Mask(torch.autograd.Function):
+    """1 at the largest |s|, 0 elsewhere; of equal ones the first."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, count: int) -> Tensor:
+        return mask_of(scores, count).to(scores)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def mask_of(scores: Tensor, count: int) -> Tensor:
+    """Where the `count` largest |s| are, bool; of equal ones the first."""
+    size = scores.detach().abs().flatten()
+    if not count:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    least = size.kthvalue(len(size) - count + 1).values  # of those that are kept
+    more, equal = size > least, size == least
+    kept = more | (equal & (equal.cumsum(0) <= count - more.sum()))
+    return kept.view_as(scores)
+
+
+class Scored(nn.Module):
+    """w -> w m, a parametrization of a weight.  s starts at sqrt(6 / fan_in) w / max |w|."""
+
+    def __init__(self, weight: Tensor, density: float) -> None:
+        super().__init__()
+        largest = float(weight.detach().abs().max()) or 1.0
+        start = math.sqrt(6 / weight[0].numel()) * weight.detach() / largest
+        self.scores, self.count = nn.Parameter(start), round(density * weight.numel())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * _Mask.apply(self.scores, self.count)
+
+
+def put_scores(
+    model: nn.Module, density: float, layers: Sequence[str] | None = None, *, alone: bool = False
+) -> list[str]:
+    """Give linear maps and convolutions scores, in place; returns the layers' paths.
+
+    layers: globs, see `masked_weights`.  alone: weights of these layers, and all else, are frozen.
+    """
+    paths = [name.removesuffix(".weight") for name in masked_weights(model, layers)]
+    if alone:
+        model.requires_grad_(False)
+    for path in paths:
+        layer: Any = model.get_submodule(path)
+        parametrize.register_parametrization(layer, "weight", Scored(layer.weight, density))
+    return paths
+
+
+def take_scores(model: nn.Module, paths: Sequence[str]) -> Partition:
+    """Leave w m in the place of weights with scores, to be trained; returns the masks."""
+    masks: dict[str, Tensor] = {}
+    for path in paths:
+        layer: Any = model.get_submodule(path)
+        scored: Any = layer.parametrizations.weight[0]
+        masks[f"{path}.weight"] = mask_of(scored.scores, scored.count).cpu()
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        layer.weight.requires_grad_(True)
+    return Partition.from_masks(masks)
