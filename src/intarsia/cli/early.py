@@ -85,7 +85,8 @@ CLAIMS = tuple(
     momentum-adam momentum-swapped mos mos-order mosa mosa-long poly poly-heads poly-mu
     poly-mu-start poly-z prosper-bars prosper-denoise prosper-density prosper-evidence
     prosper-max prosper-processes random-search random-search-loss random-search-rank
-    random-search-control random-search-speed recombiner recombiner-ablation recombiner-coding recombiner-full
+    random-search-control random-search-speed
+    recombiner recombiner-ablation recombiner-coding recombiner-full
     rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory sms sparse-ift sparse-ift-rigl
     sparsey-collapse sparsey-control sparsey-memory sparsey-similarity sparsey-time
     sparsify squarehead squarehead-smollm2 transport
