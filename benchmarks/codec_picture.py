@@ -32,7 +32,7 @@ COLOURS = {
     "AVIF": "#808080",
 }
 DASHES = {"JPEG": "2 3", "WEBP": "7 4", "AVIF": "12 4 2 4"}
-SIDE, STEPS = 96, 200
+SIDE, STEPS = 96, 600
 
 
 def place(rate: float, quality: float) -> tuple[float, float]:
@@ -89,7 +89,7 @@ def decoded() -> Image.Image:
     codec = Recombiner.load()
     held = [one.pixels for one in photographs(shrink=SHRINK)[::HELD_OUT]]
     wanted = [one for one in held if min(one.shape[:2]) >= 2 * SIDE][:3]
-    whole = Image.new("RGB", (SIDE * 3, SIDE * 2))
+    whole = Image.new("RGB", (SIDE * len(wanted), SIDE * 2))
     for column, one in enumerate(wanted):
         top, left = ((side - SIDE) // 2 for side in one.shape[:2])
         crop = np.ascontiguousarray(one[top : top + SIDE, left : left + SIDE])
@@ -99,7 +99,7 @@ def decoded() -> Image.Image:
         print(f"{len(data)} bytes, {psnr(crop, found):.2f} dB; {', '.join(beside)}")
         whole.paste(Image.fromarray(crop), (SIDE * column, 0))
         whole.paste(Image.fromarray(found), (SIDE * column, SIDE))
-    return whole
+    return whole.resize((whole.width * 2, whole.height * 2), Image.Resampling.NEAREST)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ...core.seeds import mix
 from .levels import Level, levels_of
 from .philox import UNIT
 from .prior import FIXED, RHO, Prior, Tell, divergence, joined, sigma
+from .recombiner import SPARE
 from .relative_entropy import candidates, choose, chosen, gumbels
 
 Array = np.ndarray[Any, Any]
@@ -171,7 +172,7 @@ def encode(
 
     Fit, then code level by level from the widest; in each round the group of largest divergence
     of every row, and go on fitting the rest.
-    -> (signals, groups) int64, and the share of groups that needed more bits than theirs.
+    -> (signals, groups) int64, and the share of groups that needed far more bits than theirs.
     """
     fit = Fit(prior, values, tiles, weight, seed)
     counts = prior.counts(fit.levels)
@@ -193,7 +194,7 @@ def encode(
             best = torch.where(left, bits, -torch.inf).argmax(1)
             left[torch.arange(columns.rows), best] = False
             numbers = (torch.arange(columns.rows) * columns.each + best).tolist()
-            over += float((every[:, numbers] > prior.settings.bits).sum())
+            over += float((every[:, numbers] > prior.settings.bits + SPARE).sum())
             found[level][:, numbers] = fit.code(level, numbers)
             done += between
             if done < total:
