@@ -32,7 +32,7 @@ def encode(
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Encode a signal as a file whose length is the prior's rate: minutes for each megapixel.
+    """Encode a signal as a file whose length is the prior's rate: half an hour a megapixel.
 
     The file names the prior by its digest; who decodes needs the same prior.
 

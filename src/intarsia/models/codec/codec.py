@@ -43,7 +43,7 @@ class Recombiner:
         picture = codec.decode(data)
 
     The decoded weights are whole numbers, equal on every machine; values are computed from them in
-    float64 and rounded. Not for large pictures in a hurry: encoding takes minutes a megapixel.
+    float64 and rounded. Not for large pictures in a hurry: encoding takes half an hour a megapixel.
     """
 
     prior: Prior

@@ -29,7 +29,7 @@ class RecombinerSettings:
     positions=0 and reparametrise=False is COMBINER (Guo et al., arXiv:2305.19185).
     kind: "image" (H, W), "audio" (T), "video" (T, H, W), or "structure" (a chain of 3-D points).
     Raises: ConfigError; ShapeError for a patch with an axis that is no multiple of 16.
-    Not for large pictures in a hurry: encoding is an optimisation, of minutes for each megapixel.
+    Not for large pictures in a hurry: encoding is an optimisation, of half an hour a megapixel.
     """
 
     kind: str = "image"
