@@ -49,8 +49,9 @@ class Mosa(OverMethod):
 
     Raises: ConfigError on a setting that cannot be.
     What it is: a DropConnect for each sample whose masks are disjoint, and that merges into the
-    adapter. It regularises: where an adapter over-fits (few images, seen 20 to 60 times) the loss
-    is lower, and the accuracy 0 to 0.9 points higher than that of the same adapter left whole.
+    adapter. It regularises: where an adapter over-fits (few images, seen 20 to 60 times) it is less
+    sure of itself, so that loss and calibration error are lower; its accuracy cannot be told from
+    that of the same adapter left whole (docs/benchmarks/mosa_pairs.md).
     Not for ample data and few steps: every part then sees a fraction of an already short training;
     `Mosa.for_budget` knows when to leave the adapter whole.
     """
@@ -85,9 +86,10 @@ class Mosa(OverMethod):
         """The k that suits a budget: for 20 to 60 epochs one part, or half of them; else all.
 
         A rule from measurements on validation images (docs/benchmarks/mosa_k.md): the split
-        regularises. With 100 images seen 40 times one part at a time gained 0 to 0.9 points over
-        the same adapter left whole; with 800 seen 20 times half of the parts had the lower loss,
-        and more accuracy in an adapter of 64 if not in one of 16; the border, 300, lies between.
+        regularises. With 100 images seen 40 times one part at a time gained 0.9 there, but nothing
+        that can be told on other sets (docs/benchmarks/mosa_pairs.md); with 800 seen 20 times half
+        of the parts had the lower loss, and more accuracy in an adapter of 64 if not in one of 16;
+        the border, 300, lies between.
         With few epochs every part needs all the updates it can get, and at 100 nothing was gained:
         the adapter stays whole (k = N) there.
         settings: of Mosa; an `active` among them wins.  Raises: ConfigError for no image or epoch.
