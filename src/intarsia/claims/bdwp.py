@@ -40,7 +40,7 @@ def momentum(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     return SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay)
 
 
-class Cells:
+class BdwpCells:
     """Accuracies on the test part, in points; cells are kept."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ def against(other: str, over: Any) -> Any:
     """BDWP's accuracy minus another arm's, in points, over the seeds."""
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
-        cells = Cells()
+        cells = BdwpCells()
         found = by_arm({n: n for n in ARMS}, seeds, cells.accuracy, report)
         ends = interval([a - b for a, b in zip(found[BOTH], found[other], strict=True)], 0.95)
         note = (

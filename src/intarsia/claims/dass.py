@@ -42,7 +42,7 @@ SEARCHES = {
 }
 
 
-class Found(NamedTuple):
+class ChosenCells(NamedTuple):
     """Test accuracy of the retrained net in points, its weights that are not 0, and its cells."""
 
     accuracy: float
@@ -71,7 +71,7 @@ def chosen(arm: str, seed: int, number: int) -> Genotype:
     return found.genotype
 
 
-def retrained(cells: Genotype, seed: int) -> Found:
+def retrained(cells: Genotype, seed: int) -> ChosenCells:
     """A net of these cells with as many weights as every other, trained in DASS's three steps."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -79,10 +79,10 @@ def retrained(cells: Genotype, seed: int) -> Found:
     total = sum(w.numel() for w in masked_weights(net).values())
     fit_in_phases(net, Dass(min(1.0, BUDGET / total)), rows("train"), seed=seed, **OPTIONS)
     kept = sum(int(w.count_nonzero()) for w in masked_weights(net).values())
-    return Found(100 * class_scores(net, rows("test"), 512).accuracy, kept, summary(cells))
+    return ChosenCells(100 * class_scores(net, rows("test"), 512).accuracy, kept, summary(cells))
 
 
-def cell(arm: str, number: int, seed: int) -> Found:
+def cell(arm: str, number: int, seed: int) -> ChosenCells:
     """What came out of an arm, from the file or by running it."""
     cells = Store(packages.cache_dir() / "claims" / "dass.jsonl")
     inputs = {"arm": arm, "number": number, "seed": seed, "epochs": EPOCHS, "version": 1}
@@ -90,7 +90,7 @@ def cell(arm: str, number: int, seed: int) -> Found:
     if key not in cells:
         found = retrained(chosen(arm, seed, number), seed)
         cells.add(key, inputs | {"found": list(found)})
-    return Found(*cells[key]["found"])
+    return ChosenCells(*cells[key]["found"])
 
 
 def judged(seeds: tuple[int, ...], report: Report) -> Result:
@@ -116,7 +116,7 @@ def judged(seeds: tuple[int, ...], report: Report) -> Result:
     return result_of(gains, table, note, over=lambda v: statistics.mean(v) - error)
 
 
-def _said(found: Found) -> str:
+def _said(found: ChosenCells) -> str:
     return f"{found.accuracy:.2f} with {found.weights} weights"
 
 

@@ -89,7 +89,7 @@ class Recommended(NamedTuple):
     popular: float
 
 
-class Cells:
+class DslCells:
     """Models of each arm and seed; cells are kept."""
 
     def __init__(self) -> None:
@@ -135,13 +135,13 @@ def table_of(found: dict[str, list[Recommended]], of: Any, over: Any) -> Result:
 
 def of_half(seeds: tuple[int, ...], report: Report) -> Result:
     """NDCG of density .5 over the dense model's."""
-    found = by_arm({n: n for n in ARMS}, seeds, Cells().found, report)
+    found = by_arm({n: n for n in ARMS}, seeds, DslCells().found, report)
     return table_of(found, lambda one: one[HALF].ndcg / one[DENSE].ndcg, statistics.mean)
 
 
 def of_static(seeds: tuple[int, ...], report: Report) -> Result:
     """NDCG of density .2 minus the better of a fixed mask's and a narrow model's, in points."""
-    found = by_arm({n: n for n in ARMS}, seeds, Cells().found, report)
+    found = by_arm({n: n for n in ARMS}, seeds, DslCells().found, report)
     return table_of(
         found, lambda one: one[FIFTH].ndcg - max(one[STATIC].ndcg, one[NARROW].ndcg), lower
     )

@@ -23,7 +23,7 @@ from ..data import cache_dir
 from ..models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
 from ..results.sheet import deviation
 from ..results.store import Store, key_of
-from ..train import Shards
+from ..train import DataShards
 from .study import result_of
 
 STEPS, SAMPLES, FOUND = 100, 1000, 0.9  # of the bars; FOUND: a cosine
@@ -172,7 +172,7 @@ def _one_process(rank: int, world: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
     os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    shards = Shards()
+    shards = DataShards()
     found = {}
     for kind in PARALLEL:
         x, _ = bar_data(kind, 0)

@@ -41,7 +41,7 @@ class Nets(NamedTuple):
     steps: list[float]
 
 
-class Searched(NamedTuple):
+class SearchedNet(NamedTuple):
     """What came out of a seed: its parent, the selected nets and as many random ones."""
 
     parent: Nets
@@ -108,7 +108,7 @@ def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
     return Nets(first, epoch, accuracy, steps)
 
 
-def run(density: float, seed: int) -> Searched:
+def run(density: float, seed: int) -> SearchedNet:
     """The parent, its five best of so many draws, and five random ones, trained."""
     parent = mlp(seed)
     x, y = sms.rows("train").tensors
@@ -124,17 +124,17 @@ def run(density: float, seed: int) -> Searched:
     dense = together([parent], None, seed)
     made = together(nets, dense.accuracy[0], seed)
     halves = (Nets(*(v[a : a + BEST] for v in made)) for a in (0, BEST))
-    return Searched(dense, *halves)
+    return SearchedNet(dense, *halves)
 
 
-def cell(_: None, density: float, seed: int) -> Searched:
+def cell(_: None, density: float, seed: int) -> SearchedNet:
     """What came out of a seed, from the file or by running it."""
     cells = Store(packages.cache_dir() / "claims" / "random-search.jsonl")
     inputs = {"density": density, "seed": seed, "draws": DRAWS, "epochs": EPOCHS, "version": 1}
     key = key_of(inputs)
     if key not in cells:
         cells.add(key, inputs | {"found": [list(nets) for nets in run(density, seed)]})
-    return Searched(*(Nets(*nets) for nets in cells[key]["found"]))
+    return SearchedNet(*(Nets(*nets) for nets in cells[key]["found"]))
 
 
 def tost(values: Sequence[float], margin: float) -> float:
@@ -157,19 +157,19 @@ def interval(one: Sequence[float], two: Sequence[float]) -> tuple[float, float, 
     return rho, float(np.tanh(z - half)), float(np.tanh(z + half))
 
 
-def _gap(found: Sequence[Searched], name: str) -> list[float]:
+def _gap(found: Sequence[SearchedNet], name: str) -> list[float]:
     """Of each seed the mean of the selected nets minus that of the random ones."""
     halves = ((getattr(s.selected, name), getattr(s.random, name)) for s in found)
     return [statistics.mean(a) - statistics.mean(b) for a, b in halves]
 
 
-def of_accuracy(found: Sequence[Searched]) -> tuple[float, list[float], str]:
+def of_accuracy(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
     """p of accuracies that differ by more than half a point."""
     gaps = _gap(found, "accuracy")
     return tost(gaps, MARGIN), gaps, f"Mean difference {statistics.mean(gaps):+.2f} points."
 
 
-def of_loss(found: Sequence[Searched]) -> tuple[float, list[float], str]:
+def of_loss(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
     """p of initial losses that are not lower."""
     gaps = _gap(found, "first")
     return (
@@ -179,14 +179,14 @@ def of_loss(found: Sequence[Searched]) -> tuple[float, list[float], str]:
     )
 
 
-def of_speed(found: Sequence[Searched]) -> tuple[float, list[float], str]:
+def of_speed(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
     """p of times to 95 % of the parent's accuracy that differ by more than a tenth."""
     means = ((statistics.mean(s.selected.steps), statistics.mean(s.random.steps)) for s in found)
     shares = [a / b - 1 for a, b in means]
     return tost(shares, SLOWER), shares, f"Mean difference {100 * statistics.mean(shares):+.1f} %."
 
 
-def correlations(found: Sequence[Searched], name: str) -> tuple[float, float, float]:
+def correlations(found: Sequence[SearchedNet], name: str) -> tuple[float, float, float]:
     """Of the accuracy of 60 nets with a loss of theirs: see `interval`."""
     pairs = [
         (getattr(half, name)[i], half.accuracy[i])
@@ -197,7 +197,7 @@ def correlations(found: Sequence[Searched], name: str) -> tuple[float, float, fl
     return interval([a for a, _ in pairs], [b for _, b in pairs])
 
 
-def _in_words(found: Sequence[Searched]) -> str:
+def _in_words(found: Sequence[SearchedNet]) -> str:
     ends = (correlations(found, name) for name in ("first", "epoch"))
     before, after = (f"{rho:+.2f} ({low:+.3f} to {high:+.3f})" for rho, low, high in ends)
     return (
@@ -206,13 +206,13 @@ def _in_words(found: Sequence[Searched]) -> str:
     )
 
 
-def of_ranks(found: Sequence[Searched]) -> tuple[float, list[float], str]:
+def of_ranks(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
     """How far the interval's nearer end lies beyond 0: at most 0 if the interval contains it."""
     rho, low, high = correlations(found, "first")
     return max(low, -high), [rho], _in_words(found)
 
 
-def of_control(found: Sequence[Searched]) -> tuple[float, list[float], str]:
+def of_control(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
     """The upper end of the interval: at most 0 if a lower loss goes with a higher accuracy."""
     rho, _, high = correlations(found, "epoch")
     return high, [rho], _in_words(found)
@@ -222,7 +222,7 @@ def judged(
     seeds: tuple[int, ...],
     report: Report,
     *,
-    of: Callable[[Sequence[Searched]], tuple[float, list[float], str]],
+    of: Callable[[Sequence[SearchedNet]], tuple[float, list[float], str]],
 ) -> Result:
     """What `of` says of the first density, and a row for each density."""
     arms, first, others = [Arm("", None)], DENSITIES[:1], DENSITIES[1:]
@@ -232,7 +232,7 @@ def judged(
     for density in DENSITIES:
         found = (made if density in first else more).by_seed("", density)
         row: dict[str, Any] = {"units kept": f"{density:.0%}"}
-        for name in Searched._fields:
+        for name in SearchedNet._fields:
             scores = [statistics.mean(getattr(s, name).accuracy) for s in found]
             row[name] = shown(scores, ".2f")
         row["loss before"] = f"{statistics.mean(_gap(found, 'first')):+.4f}"
@@ -241,7 +241,7 @@ def judged(
     return result_of(values, table, note, over=lambda _: got)
 
 
-def _said(found: Searched) -> str:
+def _said(found: SearchedNet) -> str:
     means = (f"{n} {statistics.mean(getattr(found, n).accuracy):.2f}" for n in found._fields)
     return ", ".join(means)
 

@@ -66,7 +66,7 @@ MINI = Size(128, 200, 100, 6, {})
 FULL = Size(2000, 2000, 600, 24, {"width": 32, "positions": 128})
 
 
-class Coded(NamedTuple):
+class CodedPack(NamedTuple):
     """Each test crop's PSNR in dB, its payload in bytes, and CPU seconds of all crops."""
 
     psnr: list[float]
@@ -99,7 +99,7 @@ def psnr(a: Array, b: Array) -> float:
     return -10 * math.log10(max(error, 1e-10))
 
 
-def coded(size: Size, arm: str, rate: float, seed: int) -> Coded:
+def coded(size: Size, arm: str, rate: float, seed: int) -> CodedPack:
     """A cell from the file, or by running it; a training that was killed goes on."""
     inputs = {"size": list(size), "arm": arm, "rate": rate, "seed": seed, "version": 1}
     key, home = key_of(inputs), packages.cache_dir() / "claims"
@@ -108,10 +108,10 @@ def coded(size: Size, arm: str, rate: float, seed: int) -> Coded:
         run = by_coin if arm == "COIN" else by_prior
         with kept_quiet():
             store.add(key, {**inputs, "found": list(run(size, arm, rate, seed, home / key))})
-    return Coded(*store[key]["found"])
+    return CodedPack(*store[key]["found"])
 
 
-def by_prior(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Coded:
+def by_prior(size: Size, arm: str, rate: float, seed: int, folder: Path) -> CodedPack:
     train, test = pictures(size.pictures)
     settings = RecombinerSettings(**{**size.network, **ARMS[arm]})
     clock = [time.process_time()]
@@ -124,10 +124,10 @@ def by_prior(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Code
     clock.append(time.process_time())
     values = [psnr(a, b) for a, b in zip(test, found, strict=True)]
     seconds = [b - a for a, b in zip(clock, clock[1:], strict=False)]
-    return Coded(values, len(irc.read(data)[1]) / len(test), *seconds)
+    return CodedPack(values, len(irc.read(data)[1]) / len(test), *seconds)
 
 
-def by_coin(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Coded:
+def by_coin(size: Size, arm: str, rate: float, seed: int, folder: Path) -> CodedPack:
     _, test = pictures(size.pictures)
     width = coin_width(round(rate * SIDE * SIDE / 8), 2, 2, 3)
     sizes = [2, width, width, 3]
@@ -139,7 +139,7 @@ def by_coin(size: Size, arm: str, rate: float, seed: int, folder: Path) -> Coded
     spent = time.process_time() - start
     shape = (SIDE, SIDE, 3)
     quality = [psnr(a, b.view(shape).numpy()) for a, b in zip(test, found, strict=True)]
-    return Coded(quality, coin_bytes(sizes), 0.0, spent, 0.0)
+    return CodedPack(quality, coin_bytes(sizes), 0.0, spent, 0.0)
 
 
 def classical(size: Size) -> list[dict[str, Any]]:
@@ -173,14 +173,14 @@ def row(codec: str, payload: float, whole: float, quality: str) -> dict[str, Any
     return dict(zip(names, (codec, f"{payload:.2f}", f"{whole:.2f}", quality), strict=True))
 
 
-def in_table(name: str, made: Sequence[Coded]) -> dict[str, Any]:
+def in_table(name: str, made: Sequence[CodedPack]) -> dict[str, Any]:
     """A row of a codec of networks; its file of one picture has 24 bytes of header."""
     payload = made[0].payload * 8 / SIDE**2
     whole = payload + (0 if name == "COIN" else 24 * 8 / SIDE**2)
     return row(name, payload, whole, shown([one.mean for one in made], ".2f"))
 
 
-def speed(size: Size, made: Sequence[Coded]) -> str:
+def speed(size: Size, made: Sequence[CodedPack]) -> str:
     """CPU seconds a megapixel, and of a prior."""
     pixels = size.pictures * SIDE**2 / 1e6
     encode, decode = (

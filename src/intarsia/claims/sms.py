@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import TensorDataset
@@ -36,18 +35,19 @@ OPTIONS: dict[str, Any] = {"batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions beside a shortcut, each with its batch norm behind it."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.one = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm_one = nn.BatchNorm2d(outputs)
         self.two = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in range(2))
+        self.norm_two = nn.BatchNorm2d(outputs)
         self.short = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.norms[0](self.one(x)))
-        return F.relu(self.norms[1](self.two(h)) + self.short(x))
+        h = self.norm_one(self.one(x)).relu()
+        return (self.norm_two(self.two(h)) + self.short(x)).relu()
 
 
 def resnet(seed: int) -> nn.Module:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..core import Claim, Result
 from ..core.claim import Report
@@ -33,34 +33,18 @@ OPTIONS: dict[str, Any] = {
 EVERY = 25  # steps between changes of RigL's masks, of 79 an epoch
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, each with its batch norm behind it."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.one = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm_one = nn.BatchNorm2d(outputs)
-        self.two = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm_two = nn.BatchNorm2d(outputs)
-        self.short = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm_one(self.one(x)).relu()
-        return (self.norm_two(self.two(h)) + self.short(x)).relu()
-
-
 def resnet(seed: int) -> nn.Module:
     """A thin ResNet-8 for grey pictures of 28 x 28, which its stem halves."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         stem = (nn.Conv2d(1, WIDTHS[0], 3, 2, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
         sizes = zip((WIDTHS[0], *WIDTHS), WIDTHS, (1, 2, 2), strict=False)
-        blocks = [ResidualBlock(a, b, stride) for a, b, stride in sizes]
+        blocks = [sms.ResidualBlock(a, b, stride) for a, b, stride in sizes]
         pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], 10))
         return nn.Sequential(*stem, *blocks, *pool)
 
 
-class Scored(NamedTuple):
+class NetScore(NamedTuple):
     """Test accuracy in points, and multiplications in shares of the dense net's, at most."""
 
     accuracy: float
@@ -88,7 +72,7 @@ ARMS: Mapping[str, Way] = {
 OTHERS = tuple(name for name in ARMS if name not in (DENSE, WIDE, STATIC))
 
 
-def cell(way: Way, _: str, seed: int) -> Scored:
+def cell(way: Way, _: str, seed: int) -> NetScore:
     """A net of one way from one seed, from the file or by training it."""
     cells = Store(packages.cache_dir() / "claims" / "sparse-ift.jsonl")
     name = next(name for name, one in ARMS.items() if one == way)
@@ -96,10 +80,10 @@ def cell(way: Way, _: str, seed: int) -> Scored:
     key = key_of(inputs)
     if key not in cells:
         cells.add(key, inputs | {"found": list(run(way, seed))})
-    return Scored(*cells[key]["found"])
+    return NetScore(*cells[key]["found"])
 
 
-def run(way: Way, seed: int) -> Scored:
+def run(way: Way, seed: int) -> NetScore:
     """Train a net of one way, and score it."""
     model, macs = resnet(seed), 1.0
     if way.kind is not None:
@@ -109,7 +93,7 @@ def run(way: Way, seed: int) -> Scored:
         macs = DENSITY
     how: dict[str, Any] = OPTIONS | {"epochs": EPOCHS, "seed": seed}
     fit(model, sms.rows("train"), schedule=way.schedule, **how)
-    return Scored(sms.accuracy(model), macs)
+    return NetScore(sms.accuracy(model), macs)
 
 
 def judged(

@@ -120,7 +120,7 @@ class Mixed(nn.Module):
         return torch.stack(list(each)).sum(0)
 
 
-class Cell(nn.Module):
+class SearchedCell(nn.Module):
     """Nodes that sum their edges; its output are all nodes, side by side.
 
     plan: the edges of each node; None = every one, as `Mixed`.
@@ -204,7 +204,7 @@ class Cells(nn.Module):
             reduces = number in sizes.reductions
             width *= 2 if reduces else 1
             place = Place(reduces, reduced)
-            self.cells.append(Cell(before, width, plan_of(reduces), at=place))
+            self.cells.append(SearchedCell(before, width, plan_of(reduces), at=place))
             before, reduced = (before[1], sizes.nodes * width), reduces
         self.head = nn.Linear(before[1], sizes.classes)
 

@@ -61,7 +61,7 @@ class MoeX:
         return MoeXRouter(self, width)
 
 
-class Columns(NamedTuple):
+class UnitMoments(NamedTuple):
     """Mean and variance of the units' weights, by expert and input: (E, d), of biases (E,)."""
 
     mean: Tensor
@@ -100,16 +100,16 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
             fix = "Use how='diversified' or how='slices' in place of copies."
             raise ConfigError("experts", got=got, want="experts that differ", fix=fix)
 
-    def columns(self) -> Columns:
+    def columns(self) -> UnitMoments:
         """The statistics of W_enc as it is now, in float32 or better."""
         weight, bias = self.encoder()
         dtype = torch.promote_types(weight.dtype, torch.float32)
         # mu and sigma^2 over the h units; correction 0, so that a single unit has variance 0
         variance, mean = torch.var_mean(weight.to(dtype), dim=1, correction=0)
         if bias is None:
-            return Columns(mean, variance, None, None)
+            return UnitMoments(mean, variance, None, None)
         bias_variance, bias_mean = torch.var_mean(bias.to(dtype), dim=1, correction=0)
-        return Columns(mean, variance, bias_mean, bias_variance)
+        return UnitMoments(mean, variance, bias_mean, bias_variance)
 
     def share(self, rows: Tensor) -> Tensor:
         """The expected share of active units, (1 - omega) / 2.  (N, d) -> (N, E), 0 ... 1."""

@@ -21,7 +21,7 @@ from .outcome import Outcome as Outcome
 from .outcome import TargetLoss as TargetLoss
 from .probe import features as features
 from .probe import linear_probe as linear_probe
-from .processes import Shards as Shards
+from .processes import DataShards as DataShards
 from .run import Run as Run
 from .scores import Metrics as Metrics
 from .scores import Named as Named

@@ -157,10 +157,10 @@ def on_main(ranks: Accelerator | PartialState, job: Callable[[], Result]) -> Res
     return cast(Result, found)
 
 
-class Shards:
+class DataShards:
     """The rows of this process among those of all that accelerate or torchrun started.
 
-    model.fit(own_rows, shards=Shards()) of an estimator that adds up statistics.
+    model.fit(own_rows, shards=DataShards()) of an estimator that adds up statistics.
     Raises: as `processes`.
     """
 

@@ -15,13 +15,13 @@ from numpy.testing import assert_allclose
 
 from intarsia.core.errors import ConfigError
 from intarsia.models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
-from intarsia.train import Shards
+from intarsia.train import DataShards
 
 KINDS = {"bsc": BSC, "tsc": TSC, "dsc": DSC, "mca": MCA, "mmca": MMCA, "gsc": GSC}
 
 
 class Exchange:
-    """What `intarsia.train.Shards` does, between threads."""
+    """What `intarsia.train.DataShards` does, between threads."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -93,7 +93,7 @@ def _worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
     os.environ |= where | {"RANK": str(rank), "WORLD_SIZE": "2"}
-    found = model("gsc").fit(rows(False)[rank::2], shards=Shards())
+    found = model("gsc").fit(rows(False)[rank::2], shards=DataShards())
     np.save(f"{folder}/{rank}.npy", found.components_)
 
 

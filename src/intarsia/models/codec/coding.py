@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...core.seeds import mix
-from .levels import Level, levels_of
+from .levels import LatentLevel, levels_of
 from .philox import UNIT
 from .prior import FIXED, RHO, Prior, Tell, divergence, joined, sigma
 from .recombiner import SPARE
@@ -31,7 +31,7 @@ LEAST_STEPS = 4  # between two rounds
 
 
 @dataclass(frozen=True)
-class Columns:
+class SharedColumns:
     """Latents of a level that share a group: flat places in (rows, columns), by the number."""
 
     first: int
@@ -40,7 +40,7 @@ class Columns:
     places: list[Array]
 
     @classmethod
-    def of(cls, numbers: Array, level: Level) -> Columns:
+    def of(cls, numbers: Array, level: LatentLevel) -> SharedColumns:
         flat = numbers.ravel()
         order = np.argsort(flat, kind="stable")
         first, last = int(flat.min()), int(flat.max())
@@ -49,7 +49,7 @@ class Columns:
         return cls(first, level.rows, len(places) // level.rows, places)
 
 
-class Fit:
+class GroupPosteriors:
     """Posteriors of a batch of signals of one size, whose groups are fixed one by one.
 
     values: (signals, patches, points, channels) in [0, 1]; weight: (patches, points) with mean 1, 0
@@ -62,7 +62,7 @@ class Fit:
         self.prior, self.values, self.tiles, self.weight = prior, values, tuple(tiles), weight
         self.levels = levels_of(prior.settings, tiles)
         numbers = prior.numbers(self.levels)
-        self.columns = [Columns.of(n, x) for n, x in zip(numbers, self.levels, strict=True)]
+        self.columns = [SharedColumns.of(n, x) for n, x in zip(numbers, self.levels, strict=True)]
         self.group = [torch.from_numpy(n - n.min()).flatten() for n in numbers]
         self.mean = [x.double().div(FIXED).float() for x in prior.mean]
         self.scale = [x.double().div(FIXED).float() for x in prior.scale]
@@ -174,7 +174,7 @@ def encode(
     of every row, and go on fitting the rest.
     -> (signals, groups) int64, and the share of groups that needed far more bits than theirs.
     """
-    fit = Fit(prior, values, tiles, weight, seed)
+    fit = GroupPosteriors(prior, values, tiles, weight, seed)
     counts = prior.counts(fit.levels)
     between, total = _between(prior, steps), total_steps(prior, steps)
     done = 0
@@ -212,7 +212,7 @@ def latents(prior: Prior, indices: Array, tiles: Sequence[int]) -> Array:
     levels = levels_of(prior.settings, tiles)
     whole: Array | None = None
     for index, (level, numbers) in enumerate(zip(levels, prior.numbers(levels), strict=True)):
-        columns = Columns.of(numbers, level)
+        columns = SharedColumns.of(numbers, level)
         deviates = np.zeros(numbers.size, np.int64)
         for number, places in enumerate(columns.places):
             group = columns.first + number

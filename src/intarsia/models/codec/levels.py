@@ -17,23 +17,25 @@ BLOCK = 4  # patches of a block along each axis
 
 
 @dataclass(frozen=True)
-class Level:
+class LatentLevel:
     """Rows of latents with one prior.  of: the row that each patch reads, (patches,)."""
 
     rows: int
     of: Array
 
 
-def levels_of(settings: RecombinerSettings, tiles: Sequence[int]) -> tuple[Level, ...]:
+def levels_of(settings: RecombinerSettings, tiles: Sequence[int]) -> tuple[LatentLevel, ...]:
     """The levels of a signal with `tiles` patches along each axis: patches first, then wider."""
     patches = math.prod(tiles)
-    found = [Level(patches, np.arange(patches))]
+    found = [LatentLevel(patches, np.arange(patches))]
     if settings.levels == 3:
         blocks = [-(-count // BLOCK) for count in tiles]
         where = np.indices(tuple(tiles)).reshape(len(tiles), -1) // BLOCK
-        found.append(Level(math.prod(blocks), np.ravel_multi_index(tuple(where), tuple(blocks))))
+        found.append(
+            LatentLevel(math.prod(blocks), np.ravel_multi_index(tuple(where), tuple(blocks)))
+        )
     if settings.levels > 1:
-        found.append(Level(1, np.zeros(patches, np.int64)))
+        found.append(LatentLevel(1, np.zeros(patches, np.int64)))
     return tuple(found)
 
 

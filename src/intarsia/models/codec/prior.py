@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...core.errors import CheckpointError, IntarsiaError
 from ...core.files import read_json, unbroken, writing
-from .levels import Level, numbered
+from .levels import LatentLevel, numbered
 from .philox import UNIT
 from .recombiner import RecombinerSettings
 from .siren import Decoder
@@ -44,7 +44,7 @@ def divergence(mu: Tensor, deviation: Tensor, mean: Tensor, scale: Tensor) -> Te
     return torch.log(scale / deviation) + spread - 0.5
 
 
-def joined(parts: Sequence[Tensor], levels: Sequence[Level]) -> Tensor:
+def joined(parts: Sequence[Tensor], levels: Sequence[LatentLevel]) -> Tensor:
     """h of each patch: its own and what its wider rows add to the weights.
 
     parts: (signals, rows, columns) of each level.  -> (signals * patches, columns).
@@ -92,14 +92,14 @@ class Prior:
         """Of the draws."""
         return int.from_bytes(self.digest, "little")
 
-    def counts(self, levels: Sequence[Level]) -> list[int]:
+    def counts(self, levels: Sequence[LatentLevel]) -> list[int]:
         """Groups of each level of a signal."""
         return [
             level.rows * (int(group.max()) + 1)
             for level, group in zip(levels, self.groups, strict=True)
         ]
 
-    def numbers(self, levels: Sequence[Level]) -> list[Array]:
+    def numbers(self, levels: Sequence[LatentLevel]) -> list[Array]:
         """The group of every latent of a signal, numbered through all levels.  (rows, columns)."""
         found, first = [], 0
         for index, (level, count) in enumerate(zip(levels, self.counts(levels), strict=True)):

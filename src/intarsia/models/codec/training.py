@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...core.errors import ConfigError, TrainingError
 from ...core.seeds import mix
 from ...train import checkpoint
-from .levels import Level, groups_by_mean, levels_of
+from .levels import LatentLevel, groups_by_mean, levels_of
 from .prior import RHO, Prior, Tell, divergence, fixed, joined, sigma
 from .recombiner import RecombinerSettings
 from .siren import Decoder
@@ -29,7 +29,7 @@ LR, LATE, LATE_LR = 2e-3, 0.6, 0.3  # from this share of the steps on, a part of
 class Posteriors(nn.Module):
     """mu and rho of the latents of every signal, at one level."""
 
-    def __init__(self, signals: int, level: Level, start: Tensor) -> None:
+    def __init__(self, signals: int, level: LatentLevel, start: Tensor) -> None:
         super().__init__()
         self.rows, count = level.rows, signals * level.rows
         self.mu = nn.Embedding(count, len(start), sparse=True, _weight=start.repeat(count, 1))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...core import Card, Paper
 from ...core.errors import ConfigError
-from .samples import Block
+from .samples import Samples
 from .states import Array, States
 from .truncated import At, Joint, Truncated
 
@@ -25,7 +25,7 @@ def linear_start(mean: Array, spread: float, atoms: int, random: np.random.Rando
     return {"W": mean + noise, "noise": np.array(spread**2)}
 
 
-class Fit(NamedTuple):
+class Projections(NamedTuple):
     """fit: W y, (n, H); norm: sum_d W_hd^2, (n, H) or (H,); power: ||y||^2, (n,).
 
     Where values are missing, of those that are there.
@@ -36,13 +36,13 @@ class Fit(NamedTuple):
     power: Array
 
 
-def fit_of(at: At, block: Block) -> Fit:
+def fit_of(at: At, block: Samples) -> Projections:
     w = at["W"]
     norm = np.square(w).sum(1) if block.seen is None else block.seen @ np.square(w).T
-    return Fit(block.x @ w.T, norm, np.square(block.x).sum(1))
+    return Projections(block.x @ w.T, norm, np.square(block.x).sum(1))
 
 
-def gram_of(at: At, block: Block, candidates: Array) -> Array:
+def gram_of(at: At, block: Samples, candidates: Array) -> Array:
     """W_i . W_j of each sample's candidates over the values that are there.  -> (n, H', H')."""
     w = at["W"]
     if block.seen is None:
@@ -59,7 +59,7 @@ def best(score: Array, width: int) -> Array:
 
 
 def second_moments(
-    first: Array, diagonal: Array, pairs: Array, candidates: Array, block: Block
+    first: Array, diagonal: Array, pairs: Array, candidates: Array, block: Samples
 ) -> At:
     """The sums of a linear M-step.
 
@@ -103,7 +103,7 @@ class Discrete(Truncated, abc.ABC):
         """Shares of the values of a cause, by how often each was taken."""
         return counts
 
-    def _affinity(self, at: At, fit: Fit, gain: Array) -> Array:
+    def _affinity(self, at: At, fit: Projections, gain: Array) -> Array:
         """What candidates are chosen by.  gain: log p(y, one cause) less a constant, (n, H, m)."""
         return gain.max(axis=2)
 
@@ -112,7 +112,7 @@ class Discrete(Truncated, abc.ABC):
         prior = np.full(m, min(0.5, 1 / self.n_components) / m)
         return linear_start(mean, spread, self.n_components, random) | {"prior": prior}
 
-    def _joint(self, at: At, block: Block, states: States) -> Joint:
+    def _joint(self, at: At, block: Samples, states: States) -> Joint:
         fit, noise, values = fit_of(at, block), at["noise"], states.values
         atoms, n, none = len(at["W"]), len(block.x), math.log1p(-float(at["prior"].sum()))
         odds = np.log(at["prior"]) - none
@@ -128,7 +128,7 @@ class Discrete(Truncated, abc.ABC):
         return Joint(zero[:, None] + gains, atoms * none + prior, chosen)
 
     def _sums(
-        self, at: At, block: Block, joint: Joint, q: Array, states: States, heat: float
+        self, at: At, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> At:
         single, multi = _parted(at, q, states)
         pairs = (multi @ states.squares).reshape(len(q), states.width, states.width)
@@ -182,7 +182,7 @@ class BSC(Discrete):
 
     temperature: float = 5.0
 
-    def _affinity(self, at: At, fit: Fit, gain: Array) -> Array:
+    def _affinity(self, at: At, fit: Projections, gain: Array) -> Array:
         return fit.fit / np.sqrt(np.maximum(fit.norm, 1e-300))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...core import Card
 from .bsc import PAPER, TINY, best, fit_of, gram_of, linear_maximise, linear_start, second_moments
-from .samples import Block
+from .samples import Samples
 from .states import Array, States
 from .truncated import At, Joint, Truncated
 
@@ -102,7 +102,7 @@ class GSC(Truncated):
     def _shares(self, at: At) -> Array:
         return at["prior"]
 
-    def _joint(self, at: At, block: Block, states: States) -> Joint:
+    def _joint(self, at: At, block: Samples, states: States) -> Joint:
         fit, noise, mu, psi = fit_of(at, block), at["noise"], at["mean"], at["slab"]
         n, atoms = fit.fit.shape
         eta = fit.fit / noise + mu / psi
@@ -135,7 +135,7 @@ class GSC(Truncated):
         )
 
     def _sums(
-        self, at: At, block: Block, joint: Joint, q: Array, states: States, heat: float
+        self, at: At, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> At:
         n, atoms = len(q), len(at["W"])
         mean, variance, _ = joint.parts.single

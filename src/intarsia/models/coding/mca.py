@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from ...core import Card
 from ...core.errors import DataError
 from .bsc import PAPER, TINY, best
-from .samples import Block
+from .samples import Samples
 from .states import Array, States
 from .truncated import At, Joint, Truncated
 
@@ -47,7 +47,7 @@ class Maximal(Truncated, abc.ABC):
         prior = np.full(1, min(0.5, 1 / self.n_components))
         return {"W": self._floored(w), "noise": np.array(spread**2), "prior": prior}
 
-    def _joint(self, at: At, block: Block, states: States) -> Joint:
+    def _joint(self, at: At, block: Samples, states: States) -> Joint:
         x, seen, w = block.x, block.seen, at["W"]
         n, atoms = len(x), len(w)
         there = np.ones(1) if seen is None else seen[:, None].astype(np.float64)
@@ -67,7 +67,7 @@ class Maximal(Truncated, abc.ABC):
         return Joint(-0.5 * (far / noise + rest.reshape(-1, 1)), prior, chosen, (far, means))
 
     def _sums(
-        self, at: At, block: Block, joint: Joint, q: Array, states: States, heat: float
+        self, at: At, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> At:
         atoms, (far, _) = len(at["W"]), joint.parts
         single, multi = q[:, 1 : 1 + atoms], q[:, 1 + atoms :]
@@ -103,7 +103,7 @@ class Maximal(Truncated, abc.ABC):
         code[np.arange(len(q))[:, None], joint.candidates] += q[:, 1 + atoms :] @ states.table
         return code
 
-    def _means(self, at: At, block: Block, joint: Joint, q: Array, states: States) -> Array:
+    def _means(self, at: At, block: Samples, joint: Joint, q: Array, states: States) -> Array:
         return np.einsum("ns,nsd->nd", q, np.concatenate(joint.parts[1], axis=1))
 
     def _decode(self, codes: Array) -> Array:

@@ -8,29 +8,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...core.errors import DataError
-from .shards import Shards
+from .shards import RowShards
 from .states import Array
 
 
-class Block(NamedTuple):
+class Samples(NamedTuple):
     """Some samples: x (n, D), 0 where a value is missing; seen: (n, D), None = all are there."""
 
     x: Array
     seen: Array | None
 
-    def take(self, rows: Any) -> Block:
-        return Block(self.x[rows], None if self.seen is None else self.seen[rows])
+    def take(self, rows: Any) -> Samples:
+        return Samples(self.x[rows], None if self.seen is None else self.seen[rows])
 
     def dims(self) -> Array | int:
         """Values of each sample that are there."""
         return self.x.shape[1] if self.seen is None else self.seen.sum(axis=1)
 
 
-def block_of(x: Array, missing: bool) -> Block:
-    return Block(np.nan_to_num(x), ~np.isnan(x)) if missing else Block(x, None)
+def block_of(x: Array, missing: bool) -> Samples:
+    return Samples(np.nan_to_num(x), ~np.isnan(x)) if missing else Samples(x, None)
 
 
-def moments(data: Block, shards: Shards) -> tuple[Array, float]:
+def moments(data: Samples, shards: RowShards) -> tuple[Array, float]:
     """The mean of each feature, and the root of their mean variance.
 
     Raises: DataError for a column without values, and where all is constant.

@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 
 
-class Shards(Protocol):
-    """The rows of one process among those of `count`; `intarsia.train.Shards` is one."""
+class RowShards(Protocol):
+    """The rows of one process among those of `count`; `intarsia.train.DataShards` is one."""
 
     count: int
 
@@ -21,7 +21,7 @@ class Shards(Protocol):
         ...
 
 
-class Alone:
+class OneProcess:
     """One process, whose rows are all there are."""
 
     count = 1
@@ -33,4 +33,4 @@ class Alone:
         return rows
 
 
-ALONE: Shards = Alone()
+ALONE: RowShards = OneProcess()

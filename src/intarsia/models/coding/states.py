@@ -15,7 +15,7 @@ Array = np.ndarray
 MOST = 1 << 16  # states of a sample
 
 
-class Level(NamedTuple):
+class Subsets(NamedTuple):
     """All subsets of one size g: members (K, g), the parent's place one level down, (K,).
 
     A parent is the subset without its last member; level 1 are the single candidates.
@@ -74,12 +74,12 @@ class States:
         return found
 
 
-def _levels(width: int, active: int) -> list[Level]:
+def _levels(width: int, active: int) -> list[Subsets]:
     place: dict[tuple[int, ...], int] = {(i,): i for i in range(width)}
     found = []
     for g in range(2, active + 1):
         sets = list(itertools.combinations(range(width), g))
         parent = np.array([place[s[:-1]] for s in sets], dtype=np.int64)
-        found.append(Level(np.array(sets, dtype=np.int64).reshape(-1, g), parent))
+        found.append(Subsets(np.array(sets, dtype=np.int64).reshape(-1, g), parent))
         place = {s: i for i, s in enumerate(sets)}
     return found

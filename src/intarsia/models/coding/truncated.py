@@ -19,8 +19,8 @@ from ...core.checks import at_least, between
 from ...core.errors import ConfigError, DataError
 from ..saved import load_estimator, save_estimator
 from .pictures import tiles
-from .samples import Block, block_of, count_of_causes, moments
-from .shards import ALONE, Shards
+from .samples import Samples, block_of, count_of_causes, moments
+from .shards import ALONE, RowShards
 from .states import Array, States
 
 At = dict[str, Array]  # the parameters of a model: "W" (H, D) its components, "noise" sigma^2
@@ -49,7 +49,7 @@ class Posterior(NamedTuple):
     probabilities: Array
 
 
-class Learned:
+class Causes:
     """What `fit` finds, of every model."""
 
     components_: Array
@@ -58,7 +58,7 @@ class Learned:
 
 
 @dataclass(repr=False)
-class Truncated(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, abc.ABC):
+class Truncated(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, abc.ABC):
     """Sparse coding by expectation truncation; the base of BSC, TSC, DSC, MCA, MMCA and GSC.
 
     See `BSC` for the settings.
@@ -89,11 +89,11 @@ class Truncated(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> At: ...
 
     @abc.abstractmethod
-    def _joint(self, at: At, block: Block, states: States) -> Joint: ...
+    def _joint(self, at: At, block: Samples, states: States) -> Joint: ...
 
     @abc.abstractmethod
     def _sums(
-        self, at: At, block: Block, joint: Joint, q: Array, states: States, heat: float
+        self, at: At, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> At: ...
 
     @abc.abstractmethod
@@ -102,7 +102,7 @@ class Truncated(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     @abc.abstractmethod
     def _code(self, at: At, joint: Joint, q: Array, states: States) -> Array: ...
 
-    def _means(self, at: At, block: Block, joint: Joint, q: Array, states: States) -> Array:
+    def _means(self, at: At, block: Samples, joint: Joint, q: Array, states: States) -> Array:
         """The posterior mean of the data without noise.  -> (n, D)."""
         return self._code(at, joint, q, states) @ at["W"]
 
@@ -121,11 +121,11 @@ class Truncated(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     # what users call
 
     def fit(
-        self, X: Any, y: Any = None, *, shards: Shards = ALONE, progress: Progress | None = None
+        self, X: Any, y: Any = None, *, shards: RowShards = ALONE, progress: Progress | None = None
     ) -> Self:
         """Fit X (n, D); NaN = a missing value.
 
-        shards: `intarsia.train.Shards()` where each process that torchrun or accelerate started
+        shards: `intarsia.train.DataShards()` where each process that torchrun or accelerate started
         passes rows of its own, and all get the parameters of all rows; progress: called with
         (step, steps, mean log evidence).
         Raises: ConfigError for an impossible setting; DataError for constant data, a row or column
@@ -183,7 +183,7 @@ class Truncated(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         """The likeliest states of each sample and their probabilities among all its states."""
         at_least("n_states", n_states, 1)
 
-        def top(at: At, block: Block, joint: Joint, q: Array, states: States) -> Array:
+        def top(at: At, block: Samples, joint: Joint, q: Array, states: States) -> Array:
             best = np.argsort(-q, axis=1, kind="stable")[:, :n_states]
             rows = states.rows(best, joint.candidates, len(at["W"]))
             shares = np.take_along_axis(q, best, axis=1)
@@ -234,7 +234,7 @@ class Truncated(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def _decode(self, codes: Array) -> Array:
         return codes @ self.components_
 
-    def _code_of(self, at: At, block: Block, joint: Joint, q: Array, states: States) -> Array:
+    def _code_of(self, at: At, block: Samples, joint: Joint, q: Array, states: States) -> Array:
         return self._code(at, joint, q, states)
 
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:
@@ -254,7 +254,7 @@ class Truncated(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             raise DataError("X", got=got, want="a value in each row", fix="Leave such rows out.")
         return x
 
-    def _check(self, shards: Shards) -> None:
+    def _check(self, shards: RowShards) -> None:
         at_least("n_components", self.n_components, 1)
         at_least("n_iter", self.n_iter, 1)
         at_least("temperature", self.temperature, 1)
@@ -282,7 +282,7 @@ class Truncated(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         share = step / max(1.0, self._usual[2] * self.n_iter)
         return max(1.0, self.temperature - (self.temperature - 1) * share)
 
-    def _blocks(self, data: Block, states: States) -> Iterator[tuple[slice, Block]]:
+    def _blocks(self, data: Samples, states: States) -> Iterator[tuple[slice, Samples]]:
         size = max(1, min(4096, CELLS // self._cells(states)))
         for start in range(0, len(data.x), size):
             rows = slice(start, start + size)
@@ -303,7 +303,7 @@ class Truncated(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return q, (most + np.log(total))[:, 0]
 
     def _step(
-        self, at: At, data: Block, states: States, shards: Shards, step: int
+        self, at: At, data: Samples, states: States, shards: RowShards, step: int
     ) -> tuple[At, float]:
         """One EM step: parameters, and the mean log evidence before it, at its temperature."""
         heat, cut = self._heat(step), self._cut(at, step)
@@ -353,7 +353,7 @@ class Truncated(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return float(self._shares(at).sum()) * float(within.sum()) / few
 
     def _revive(
-        self, at: At, sums: At, data: Block, evidence: Array, states: States, shards: Shards
+        self, at: At, sums: At, data: Samples, evidence: Array, states: States, shards: RowShards
     ) -> None:
         """Give atoms that no sample uses to the samples that are explained worst, in place."""
         dead = np.flatnonzero(sums["usage"] < 0.5)
@@ -373,7 +373,7 @@ class Truncated(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             self._reborn(at, int(atom), x, residual)
             self.reseeded_ += 1
 
-    def _each(self, X: Any, of: Callable[[At, Block, Joint, Array, States], Array]) -> Array:
+    def _each(self, X: Any, of: Callable[[At, Samples, Joint, Array, States], Array]) -> Array:
         """A figure of each sample, block by block."""
         x = self._read(X)
         at = {name: np.asarray(getattr(self, a)) for name, a in self._fitted.items()}

@@ -62,7 +62,7 @@ def write(weights: Array, winners: Array, bits: Array, most: float) -> None:
     weights[q, winners] = np.where(full[:, None], own, own | bits)
 
 
-class Learned:
+class LearnedCodes:
     """What a mac has learned."""
 
     weights_: Array
@@ -74,7 +74,7 @@ class Learned:
 
 
 @dataclass(repr=False)
-class Mac(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Q modules of K binary units; a code is one winner a module, and like items get like codes.
 
     Of a binary item x with A active bits: V = W x / A; G = mean_q max_k V, its familiarity;

@@ -20,7 +20,7 @@ from .overlap import Array
 EXPANSION, FLOOR, SATURATION = (1e4, 7.0), 1.0, 0.5  # as a mac's defaults
 
 
-class Learned:
+class LearnedNet:
     """What a net has learned."""
 
     seed_: int
@@ -29,7 +29,7 @@ class Learned:
 
 
 @dataclass(repr=False)
-class SparseyNet(Learned, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Macs on a grid over a binary picture; an upper level has macs over the codes below.
 
     A mac sees what lies within `radius` of its place, in px on the first level and in macs above.

@@ -19,7 +19,7 @@ BASELINE = "magnitude"
 WANTED = ("method", "settings", "density", "layers", "bytes", "seconds", "model", "calibration")
 
 
-class Pruned(NamedTuple):
+class PrunedModel(NamedTuple):
     """A folder of `intarsia sparsify`; record: its sparsify.json."""
 
     folder: Path
@@ -50,16 +50,16 @@ def _below(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*/{RECORD}")) if folder.is_dir() else []
 
 
-def gather(folders: Iterable[Path | str]) -> list[Pruned]:
+def gather(folders: Iterable[Path | str]) -> list[PrunedModel]:
     """Raises: DataError for a folder without sparsify.json; CheckpointError for a damaged one."""
-    found: dict[Path, Pruned] = {}
+    found: dict[Path, PrunedModel] = {}
     for given in map(Path, folders):
         here = _in(given)
         if not here:
             fix = "Give folders of `intarsia sparsify` alone, or runs of `intarsia fit` alone."
             raise DataError(str(given), got=f"no {RECORD}", want="a pruned model", fix=fix)
         for folder in here:
-            found.setdefault(folder.resolve(), Pruned(folder, _read(folder / RECORD)))
+            found.setdefault(folder.resolve(), PrunedModel(folder, _read(folder / RECORD)))
     return list(found.values())
 
 
@@ -101,34 +101,34 @@ def write_page(folders: Iterable[Path | str], out: Path | str, heading: str | No
     return write_text(out, page)
 
 
-def methods(found: Sequence[Pruned]) -> list[str]:
+def methods(found: Sequence[PrunedModel]) -> list[str]:
     return list(dict.fromkeys(one.method for one in found))
 
 
-def models(found: Sequence[Pruned]) -> list[str]:
+def models(found: Sequence[PrunedModel]) -> list[str]:
     return list(dict.fromkeys(Path(str(one.record["model"])).name for one in found))
 
 
-def looks_of(found: Sequence[Pruned]) -> list[plots.Look]:
+def looks_of(found: Sequence[PrunedModel]) -> list[plots.Look]:
     """One for each method; grey for magnitude, the baseline, where it is among others."""
     names = methods(found)
     base = names.index(BASELINE) if BASELINE in names and len(names) > 1 else None
     return plots.looks_of(len(names), base)
 
 
-def label(one: Pruned, among: Sequence[Pruned]) -> str:
+def label(one: PrunedModel, among: Sequence[PrunedModel]) -> str:
     """Method and density, and the folder where those are not enough."""
     text = f"{one.method}, density {one.asked:g}"
     alike = [o for o in among if (o.method, o.asked) == (one.method, one.asked)]
     return text if len(alike) < 2 else f"{text}, {one.folder.name}"
 
 
-def told_of(one: Pruned) -> list[str]:
+def told_of(one: PrunedModel) -> list[str]:
     """What the walk had to say about single layers."""
     return [f"{row['layer']}: {row['told']}" for row in one.record["layers"] if row.get("told")]
 
 
-def sentences(found: Sequence[Pruned]) -> list[str]:
+def sentences(found: Sequence[PrunedModel]) -> list[str]:
     """The result in words: the best at each density that several methods were tried at."""
     said: list[str] = []
     dense = next((d for one in found if (d := one.perplexity("dense"))), None)
@@ -145,7 +145,7 @@ def sentences(found: Sequence[Pruned]) -> list[str]:
     return said or ["No perplexity was measured: prune with --test 16 or more."]
 
 
-def notices(found: Sequence[Pruned]) -> list[str]:
+def notices(found: Sequence[PrunedModel]) -> list[str]:
     said: list[str] = []
     texts = {(str(one.record["model"]), one.record["calibration"]["data"]) for one in found}
     if len(texts) > 1:
@@ -166,7 +166,7 @@ COLUMNS = (
 )
 
 
-def table_of(found: Sequence[Pruned]) -> Table:
+def table_of(found: Sequence[PrunedModel]) -> Table:
     """A row for each folder."""
     rows: list[tuple[Entry, ...]] = []
     for one in found:
