@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ def ran(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
         "    pass\nprint('went on', flush=True)\n"
     )
     (folder / "later.py").write_text("print('imported')\n")
-    before = f"import sys\nsys.path.append({str(folder)!r})\n"
+    # a shell's job in the background starts without Python's handler
+    before = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    before += f"import sys\nsys.path.append({str(folder)!r})\n"
     before += "from intarsia.core.interrupts import check, never_lost\n"
     command = [sys.executable, "-c", before + textwrap.dedent(program)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -54,6 +57,14 @@ def test_what_cleans_up_may_import(tmp_path: Path) -> None:
     assert (found.returncode, found.stdout) == (EXIT, "imported\n")
 
 
+@pytest.fixture
+def handler() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("handler")
 def test_without_ctrl_c_nothing_changes() -> None:
     before, finders = signal.getsignal(signal.SIGINT), list(sys.meta_path)
     with pytest.raises(ValueError, match="mine"), never_lost():

@@ -19,9 +19,10 @@ from .cycles import sat
 from .demo import demo
 from .exporting import export
 from .listing import list_methods, show
-from .placing import pack, place, simulate, trace
+from .placing import place, trace
 from .scoring import evaluate, predict
 from .shell import Verbs, arguments, say
+from .simulating import pack, simulate
 from .souping import soup
 from .sparsifying import convert, sparsify
 from .training import fit

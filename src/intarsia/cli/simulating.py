@@ -1,0 +1,176 @@
+"""`intarsia simulate` and `pack`: what a placement takes, and experts on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.checks import at_least
+from ..core.errors import ConfigError, UnknownName
+from .options import Json
+from .placing import Devices, TopologyFile, TraceFile, new_path, topology_of
+from .shell import note, say, show_json
+
+PLANS = ("ep", "stay")
+POLICIES = ("belady", "expected", "expertflow", "lfu", "lru")
+
+
+def simulate(
+    trace: TraceFile,
+    devices: Devices = None,
+    topology: TopologyFile = None,
+    plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "ep",
+    placement: Annotated[
+        Path | None, typer.Option(help="Of `intarsia place`; experts in order if not given.")
+    ] = None,
+    expert: Annotated[
+        str | None, typer.Option(help="d x h, as 4096x14336; the trace's own if not given.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Of one batch, from the trace's first.")] = 4096,
+    slots: Annotated[
+        int | None, typer.Option(help="Also: a cache of so many experts while decoding.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help=f"Of the cache: {', '.join(POLICIES)}.")] = "expected",
+    streams: Annotated[int, typer.Option(help="Sequences that are decoded at once.")] = 1,
+    backward: Annotated[bool, typer.Option("--backward", help="With the gradients.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="A timeline for Perfetto or chrome://tracing.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say how long a batch takes on devices, what binds, and whether moving experts would pay.
+
+    A model of time, not a measurement: products at the device's full rate, links at theirs.
+
+    Example:  intarsia simulate t.safetensors --topology a.json --plan ep --save timeline.json
+    """
+    if plan not in PLANS:
+        raise UnknownName("--plan", plan, PLANS)
+    if policy not in POLICIES:
+        raise UnknownName("--policy", policy, POLICIES)
+    at_least("--tokens", tokens, 1)
+    at_least("--streams", streams, 1)
+    if slots is not None:
+        at_least("--slots", slots, 2, "One is computed while another comes in: give 2 or more.")
+    from ..placement.trace import Trace
+
+    whole, links = Trace.load_file(trace), topology_of(devices, topology)
+    found, engine = whole.rows(slice(tokens)), "home" if plan == "ep" else plan
+    told, line = _simulated(found, links, engine, placement, expert, backward)
+    if slots is not None:
+        told |= _decoded(whole, slots, policy, streams, told["expert_bytes"], links)
+    if save is not None:
+        from ..core.files import write_text
+
+        write_text(save, line.chrome())
+    if as_json:
+        show_json(told)
+        return
+    _show_simulated(told)
+    if slots is not None:
+        say(
+            f"Decoding {streams} at once with {slots} experts in memory, {policy}: hit rate "
+            f"{told['hit_rate']:.3f}, {told['bytes_a_step'] / 1e6:.3g} MB a step, which take "
+            f"{told['floor_seconds'] * 1e3:.3g} ms at least"
+        )
+    if save is not None:
+        say(str(save))
+
+
+def _show_simulated(told: dict[str, Any]) -> None:
+    binds = ", ".join(f"{name} {value * 1e3:.3g} ms" for name, value in told["binds"].items())
+    took = f"{told['seconds'] * 1e3:.3g} ms, of which {binds} (simulated)"
+    say(f"{told['tokens']} tokens: {took}")
+    say(f"{told['link_bytes'] / 1e6:.4g} MB between devices")
+    say(
+        f"An expert has {told['expert_bytes'] / 1e6:.3g} MB. Loading one hides behind its own "
+        f"product from {told['rows_to_hide_a_load']:.0f} rows on."
+    )
+
+
+def _decoded(
+    trace: Any, slots: int, policy: str, streams: int, size: int, links: Any
+) -> dict[str, Any]:
+    """What a cache would do while the trace's sequences are decoded, from an empty start."""
+    from ..core.registry import card
+    from ..placement.cache import replay
+    from ..placement.describe import demand
+    from ..placement.expertflow import TokenTable, foreseen
+    from ..placement.policies import Belady
+
+    if policy == "expertflow":  # learned from one half, judged on the other
+        learned, trace = trace.split()
+    steps = demand(trace, streams)
+    sizes = trace.layers, trace.experts
+    told = foreseen(trace, TokenTable.of(learned), streams) if policy == "expertflow" else ()
+    of = Belady(*sizes, steps) if policy == "belady" else card(policy).config().build(*sizes)
+    found = replay(steps, of, slots, expert_bytes=size, foreseen=told)
+    each = found.bytes / len(steps)
+    return {
+        "hit_rate": found.rate,
+        "bytes_a_step": each,
+        "floor_seconds": each / float(links.load[0]),
+    }
+
+
+def pack(
+    model: Annotated[Path, typer.Argument(help="A folder of save_pretrained with experts.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+) -> None:
+    """Write a sparse model's experts as records that `intarsia.offload` reads one by one.
+
+    Needs the memory of one expert beside the other weights, however many experts there are.
+
+    Example:  intarsia pack my-mixtral my-mixtral-experts
+    """
+    if not model.is_dir():
+        fix = "Give the folder that holds config.json and *.safetensors."
+        raise ConfigError(f"folder {str(model)!r}", got="nothing there", want="a folder", fix=fix)
+    new_path(out, "my-mixtral-experts")
+    from ..hosts.offload.store import ExpertStore, pack_experts
+
+    found = ExpertStore(pack_experts(model, out, progress=note))
+    count = sum(len(layer["sha256"]) for layer in found.layers)
+    size = found.bytes
+    found.close()
+    say(f"{count} experts of {size / 1e6:.3g} MB each\n{out}")
+    say(f"Next:  intarsia.offload({str(out)!r}, slots={max(2, count // 4)})")
+
+
+def _simulated(
+    found: Any, links: Any, engine: str, file: Path | None, expert: str | None, backward: bool
+) -> tuple[dict[str, Any], Any]:
+    """What is told of a batch, and its timeline."""
+    from ..placement.engines import ExpertSize, expert_parallel
+    from ..placement.placement import Placement
+    from ..placement.timeline import rows_to_hide
+    from ..placement.timeline import simulate as run
+
+    size = ExpertSize.of(found) if expert is None else ExpertSize(*_size(expert))
+    if file is None:
+        placed = Placement.contiguous(found.layers, found.experts, links.devices)
+    else:
+        placed = Placement.load_file(file)
+    nodes = links.nodes()
+    made = expert_parallel(found, placed, size, engine=engine, nodes=nodes, backward=backward)
+    line = run(made, links)
+    told = {
+        "seconds": line.seconds,
+        "binds": dict(line.binds()),
+        "link_bytes": int(made.bytes().sum()),
+        "tokens": len(found),
+        "rows_to_hide_a_load": rows_to_hide(size.item, links),
+        "expert_bytes": size.weights,
+    }
+    return told, line
+
+
+def _size(text: str) -> tuple[int, int]:
+    """ "4096x14336" as two numbers.  Raises: ConfigError."""
+    width, _, hidden = text.partition("x")
+    if not (width.isdecimal() and hidden.isdecimal()):
+        want, fix = "width x hidden units", "For example: --expert 4096x14336"
+        raise ConfigError("--expert", got=repr(text), want=want, fix=fix)
+    return int(width), int(hidden)
