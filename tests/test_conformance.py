@@ -556,5 +556,5 @@ def test_every_law_of_mixtures_is_seen_to_fail(law: str) -> None:
 
 
 def test_a_kind_without_a_suite_is_named() -> None:
-    with pytest.raises(UnknownName, match="'placement'"):
-        check(dataclasses.replace(HEALTHY, kind="placement"))
+    with pytest.raises(UnknownName, match="'serving'"):
+        check(dataclasses.replace(HEALTHY, kind="serving"))

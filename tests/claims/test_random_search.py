@@ -7,7 +7,15 @@ import torch
 from torch.utils.data import TensorDataset
 
 from intarsia.claims import random_search, sms, sparse_ift
-from intarsia.claims.random_search import Nets, Searched, interval, mlp, of_control, together, tost
+from intarsia.claims.random_search import (
+    Nets,
+    SearchedNet,
+    interval,
+    mlp,
+    of_control,
+    together,
+    tost,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +52,7 @@ def test_nets_that_are_trained_side_by_side_end_as_each_alone() -> None:
 def test_the_control_is_judged_by_the_loss_after_an_epoch() -> None:
     up, down = [1.0, 2.0, 3.0, 4.0, 5.0], [5.0, 4.0, 3.0, 2.0, 1.0]
     half = Nets(up, down, up, up)
-    found = [Searched(half, half, half)] * 2
+    found = [SearchedNet(half, half, half)] * 2
     assert of_control(found)[0] < 0 < random_search.of_ranks(found)[0]
 
 
