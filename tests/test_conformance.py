@@ -19,7 +19,8 @@ from intarsia.conformance import check
 from intarsia.conformance.cards import CARD_LAWS
 from intarsia.conformance.kinds import SUITES
 from intarsia.core import Card, Cell, Paper, Routing, Site
-from intarsia.core.errors import ConformanceError, UnknownName
+from intarsia.core.card import KINDS
+from intarsia.core.errors import ConformanceError
 from intarsia.gating import Router
 from intarsia.gating.gate import wide_linear
 
@@ -555,6 +556,5 @@ def test_every_law_of_mixtures_is_seen_to_fail(law: str) -> None:
         run(dataclasses.replace(JUMP, tiny={"fault": law}), law)
 
 
-def test_a_kind_without_a_suite_is_named() -> None:
-    with pytest.raises(UnknownName, match="'serving'"):
-        check(dataclasses.replace(HEALTHY, kind="serving"))
+def test_every_kind_has_a_suite() -> None:
+    assert set(SUITES) == set(KINDS)
