@@ -174,51 +174,64 @@ def interval(found: Differences | None, scale: float) -> str:
 
 def page(rules: Row, kept: Store, args: Any) -> None:
     """What there is, as a table for each budget."""
-    ours, base = rules["pair"]
     body: list[str] = []
     for budget, asked in rules["budgets"].items():
         sheet = sheet_of(rules, kept, budget)
-        images = asked["images"] or "1,000"
-        body += [f"## {images} images x {asked['epochs']} epochs", ""]
-        rows: list[list[str]] = []
-        for method in sheet.arms:
-            known = sheet.of(method, "accuracy")
-            known = known[~(known != known)]
-            rate = chosen(rules, kept, budget, method)
-            if not len(known) or rate is None:
-                continue
-            rows.append([method, f"{rate:g}", f"{100 * known.mean():.1f}", str(len(known))])
-            for name, scale in (("accuracy", 100), ("loss", 1), ("tempered_loss", 1), ("ece", 100)):
-                less = None if method == base else sheet.minus(method, base, name)
-                rows[-1].append(interval(less, scale))
-            cpu = sheet.of(method, "cpu")
-            rows[-1].append(f"{cpu[~(cpu != cpu)].mean():.1f} s")
-        head = ["method", "rate", "mean accuracy", "runs", f"minus {base}: points"]
+        body += [f"## {asked['images'] or '1,000'} images x {asked['epochs']} epochs", ""]
+        rows = list(rows_of(rules, kept, budget, sheet))
+        if not rows:
+            command = f"python benchmarks/mosa_pairs.py STAGE --budgets {budget}"
+            body += [f"Not run yet: `{command}`, with `rates`, then `confirm`.", ""]
+            continue
+        head = ["method", "rate", "mean accuracy", "runs", f"minus {rules['pair'][1]}: points"]
         head += ["loss", "loss after one temperature", "calibration error, points", "CPU, training"]
-        body += [*markdown(head, rows), ""]
-        found = sheet.minus(ours, base, "accuracy")
-        if found is not None and found.n >= 3:
-            by = ", ".join(
-                f"{task} {100 * mean:+.2f}"
-                for task, mean in zip(sheet.tasks, found.by_task, strict=True)
-                if mean == mean
-            )
-            between = found.interval
-            drawn = f"{100 * between[0]:+.2f} to {100 * between[1]:+.2f}" if between else "none"
-            verdict = "met" if found.spread.mean - found.half_width > 0 else "not met"
-            whole = len(sheet.tasks) * len(sheet.seeds)
-            body += [
-                f"{ours} minus {base}, {found.n} of {whole} pairs: {interval(found, 100)} points; "
-                f"bootstrap over tasks, then seeds: {drawn}. Ahead in {found.ahead}, behind in "
-                f"{found.behind}. By task: {by}. Bar: {rules['confirmation']['bar']} {verdict}.",
-                "",
-            ]
+        body += [*markdown(head, rows), "", *verdict(rules, sheet)]
     about = (
         f"{rules['about']} Six tasks of the suite `fresh`; rates chosen on validation pictures of "
         "three other tasks, from one grid for all. Differences are paired by task and seed, with "
         "the 95 % t-interval and the number of pairs. Protocol: `benchmarks/mosa_pairs.json`."
     )
     publish("MoSA against its own adapter, pair by pair", about, [*body, NOTES], args)
+
+
+def rows_of(rules: Row, kept: Store, budget: str, sheet: Any) -> Iterator[list[str]]:
+    """A row for each method that was run."""
+    base = rules["pair"][1]
+    for method in sheet.arms:
+        known = sheet.of(method, "accuracy")
+        known = known[~(known != known)]
+        rate = chosen(rules, kept, budget, method)
+        if not len(known) or rate is None:
+            continue
+        row = [method, f"{rate:g}", f"{100 * known.mean():.1f}", str(len(known))]
+        for name, scale in (("accuracy", 100), ("loss", 1), ("tempered_loss", 1), ("ece", 100)):
+            less = None if method == base else sheet.minus(method, base, name)
+            row.append(interval(less, scale))
+        cpu = sheet.of(method, "cpu")
+        yield [*row, f"{cpu[~(cpu != cpu)].mean():.1f} s"]
+
+
+def verdict(rules: Row, sheet: Any) -> list[str]:
+    """What the pairs say of the bar; nothing with fewer than three."""
+    ours, base = rules["pair"]
+    found = sheet.minus(ours, base, "accuracy")
+    if found is None or found.n < 3:
+        return []
+    by = ", ".join(
+        f"{task} {100 * mean:+.2f}"
+        for task, mean in zip(sheet.tasks, found.by_task, strict=True)
+        if mean == mean
+    )
+    between = found.interval
+    drawn = f"{100 * between[0]:+.2f} to {100 * between[1]:+.2f}" if between else "none"
+    said = "met" if found.spread.mean - found.half_width > 0 else "not met"
+    return [
+        f"{ours} minus {base}, {found.n} of {len(sheet.tasks) * len(sheet.seeds)} pairs: "
+        f"{interval(found, 100)} points; bootstrap over tasks, then seeds: {drawn}. Ahead in "
+        f"{found.ahead}, behind in {found.behind}. By task: {by}. Bar: "
+        f"{rules['confirmation']['bar']} It is {said}.",
+        "",
+    ]
 
 
 def main() -> None:
