@@ -224,3 +224,10 @@ def test_coin_fits_and_fits_into_its_bytes() -> None:
         for n in (1, 60)
     ]
     assert errors[1] < errors[0] / 2
+
+
+def test_it_is_opened_after_a_model_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.linspace  # which transformers makes one that knows no `with torch.device(...)`
+    monkeypatch.setattr(torch, "linspace", lambda *a, **k: real(*a, **{"device": "cpu", **k}))
+    with torch.device("meta"):
+        assert fourier((4, 4)).is_meta

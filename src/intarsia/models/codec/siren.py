@@ -22,7 +22,9 @@ def fourier(patch: Sequence[int]) -> Tensor:
     axes = [(torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1 for side in patch]
     where = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, len(patch), 1)
     count = max(1, FEATURES // (2 * len(patch)))
-    w = torch.exp(torch.linspace(0, math.log(HIGHEST), count, dtype=torch.float64)) * math.pi
+    # said where: transformers leaves torch.linspace out of `with torch.device(...)`
+    steps = torch.linspace(0, math.log(HIGHEST), count, dtype=torch.float64, device=where.device)
+    w = torch.exp(steps) * math.pi
     return torch.cat([torch.cos(where * w), torch.sin(where * w)], -1).flatten(1)
 
 
