@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -177,7 +178,7 @@ def density_of(model: nn.Module) -> float:
 ARMS = ("soup", "IMP", "IMP, 3x the epochs", "independent masks", "independent masks, pruned again")
 
 
-def lower(values: list[float]) -> float:
+def lower(values: Sequence[float]) -> float:
     """The lower end of the mean's 95 % interval."""
     if len(values) < 2:
         return -math.inf

@@ -87,7 +87,9 @@ CLAIMS = tuple(
     prosper-max prosper-processes random-search random-search-loss random-search-rank
     random-search-control random-search-speed
     recombiner recombiner-ablation recombiner-coding recombiner-full
+    rigl rigl-gradual
     rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory sms sparse-ift sparse-ift-rigl
+    sparsey-capacity sparsey-digits
     sparsey-collapse sparsey-control sparsey-memory sparsey-similarity sparsey-time
     sparsify squarehead squarehead-smollm2 transport
     sat sat-orders

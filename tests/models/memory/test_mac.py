@@ -103,6 +103,9 @@ def test_noisy_items_lead_back_to_the_stored_ones() -> None:
         row[np.flatnonzero(row == 0)[-3:]] = 1
     assert (mac.recall(x) * x).sum() / x.sum() > 0.98
     assert (mac.recall(noisy) * x).sum() > (noisy * x).sum() + 5
+    assert (mac.recall(noisy, active=3).sum(axis=1) == 3).all()
+    with pytest.raises(ConfigError, match="active"):
+        mac.recall(noisy, active=0)
 
 
 def test_a_sequence_is_replayed_from_its_first_item() -> None:

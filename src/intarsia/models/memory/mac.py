@@ -142,12 +142,17 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """G: 1 for a stored item.  (n, D) -> (n,)."""
         return self._reach(X).max(axis=2).mean(axis=1)
 
-    def recall(self, X: Any) -> Array:
-        """The stored item that an item leads to: the bits that most winners know, as many as it has
-        active ones.  (n, D) -> (n, D) of 0 and 1.
+    def recall(self, X: Any, active: int | None = None) -> Array:
+        """The stored item that an item leads to: the bits that most winners know.  (n, D) -> (n, D)
+        of 0 and 1.
+
+        active: how many bits of each, None = as many as the cue has.  Raises: ConfigError.
         """
         x = self._read(_rows(X))
-        return self._bits_of(self.code(X), x.sum(axis=1))
+        if active is not None:
+            between("active", active, 1, self.n_features_in_, "Pass the active bits of an item.")
+        counts = x.sum(axis=1) if active is None else np.full(len(x), active)
+        return self._bits_of(self.code(X), counts)
 
     def replay(self, X: Any, steps: int) -> Array:
         """The sequence that follows an item: it and what comes after.  (D,) -> (steps, D)."""
