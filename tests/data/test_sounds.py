@@ -47,3 +47,13 @@ def test_all_recordings_of_a_name_are_on_one_side(tmp_path: Path) -> None:
     assert late == sorted(late) and 0 < sum(late) < 16
     _, kinds, names = sounds.prompt_kind(*folders)
     assert [kinds.count(names.index(kind)) for kind in names] == [12, 2, 0, 2]
+
+
+def test_prompts_for_testing_are_no_others(tmp_path: Path) -> None:
+    for n in range(9):
+        root = tmp_path / "usr/share/asterisk/sounds/en_f/digits"
+        _tone(root / f"{n}.wav", 300 + 10 * n, 0.2 + 0.01 * n)
+    early, late = (sounds.prompts(tmp_path, late=late) for late in (False, True))
+    assert len(early) + len(late) == 9 and early and late
+    assert len({len(one) for one in (*early, *late)}) == 9
+    assert 0.6 < np.abs(early[0]).max() <= 1

@@ -55,10 +55,27 @@ def _late(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] >= TRAIN * 256
 
 
+def samples_of(file: Path, most: int = -1) -> np.ndarray:
+    """The first samples of a 16-bit mono file, all of them for -1.  -> (T,) float64."""
+    with wave.open(str(file)) as sound:
+        count = sound.getnframes() if most < 0 else most
+        return np.frombuffer(sound.readframes(count), "<i2").astype(np.float64)
+
+
+def prompts(folder: Path, *, late: bool) -> list[np.ndarray]:
+    """Prompts of a language as samples in -1 ... 1, 8 kHz; late: of the names for testing."""
+    names = [file for file, _ in _rows((folder,))]
+    place = folder / "usr/share/asterisk/sounds"
+    return [
+        samples_of(file) / 32768
+        for file in names
+        if _late("/".join(file.relative_to(place).parts[1:])) == late
+    ]
+
+
 def spectrogram(file: Path) -> np.ndarray:
     """(128, 128) uint8: high frequencies above, time to the right, decibels from black to white."""
-    with wave.open(str(file)) as sound:
-        samples = np.frombuffer(sound.readframes(RATE * SECONDS), "<i2").astype(np.float64)
+    samples = samples_of(file, RATE * SECONDS)
     samples = np.pad(samples, (0, RATE * SECONDS - len(samples)))
     window = ShortTimeFFT(hann(2 * SIDE, sym=False), RATE * SECONDS // SIDE, RATE)
     power = window.spectrogram(samples, p0=0, p1=SIDE)[SIDE:0:-1]
