@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -251,3 +253,14 @@ def test_scores_alone_leave_the_weights_as_they_were() -> None:
 def test_what_cannot_be_is_refused(make: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make()
+
+
+def test_a_picture_names_every_edge_of_both_cells(tmp_path: Path) -> None:
+    genotype = Genotype.drawn(3, torch.Generator().manual_seed(0))
+    text = genotype.draw(tmp_path / "cells.svg")
+    assert (tmp_path / "cells.svg").read_text() == text
+    names = [e.text for e in ElementTree.fromstring(text).iter() if e.tag.endswith("text")]
+    for cell in (genotype.normal, genotype.reduce):
+        for _, name in (edge for node in cell for edge in node):
+            names.remove(name)  # as often as there are edges
+    assert sum(name in OPERATIONS for name in names) == 0

@@ -187,8 +187,10 @@ def check_numbers(given: Mapping[str, Any]) -> None:
     if given.get("density") is not None:
         if given.get("schedule") in (None, "fixed-mask", "bdwp"):
             got = f"it with {given.get('schedule') or 'no --schedule'}"
-            fix = "For example: --schedule rigl --density 0.25"
-            raise ConfigError("--density", got=got, want="gradual, rigl or set with it", fix=fix)
+            want, fix = "gradual, rigl, set or dsl with it", "Try --schedule rigl --density 0.25."
+            if given.get("schedule") == "bdwp":
+                fix = "Say how many of a group are kept: --schedule bdwp:pattern=2:8."
+            raise ConfigError("--density", got=got, want=want, fix=fix)
         above("--density", given["density"], 0, fix="Try 0.25.")
     check_teacher(str(given.get("objective")), given.get("teacher"))
     if given.get("select") is not None:

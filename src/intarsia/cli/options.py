@@ -157,7 +157,8 @@ DEVICE = "cpu, cuda, cuda:1 or mps; the best that is there if not given."
 TRACKER = "csv, or of accelerate, as tensorboard, wandb, mlflow; may be repeated."
 SCHEDULE = (
     "Of masks: fixed-mask keeps a sparse model's zeros; gradual prunes; rigl, set are sparse from "
-    "the start; bdwp trains N:M weights; with settings as rigl:every=10,layers=mlp.*."
+    "the start, dsl of tables, too; bdwp trains N:M weights; with settings as "
+    "rigl:every=10,layers=mlp.*."
 )
 TEACHER = "Of squarehead: the dense model, by its name or the folder of its run."
 SELECT = "last: the last epoch; or val: the best on the val part."

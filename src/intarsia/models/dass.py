@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..core.seeds import mix
+from .dass_picture import Cell, Node, cell_svg
 
 OPERATIONS = ("none", "skip", "max3", "avg3", "sep3", "sep5", "dil3", "dil5")
 CHOSEN = 2  # edges of a node
-Node = tuple[tuple[int, str], ...]  # (input, operation) of each edge
 Batch = tuple[Tensor, Tensor]  # pictures, labels
 
 
@@ -33,8 +34,8 @@ class Genotype:
     Raises: ConfigError for an operation or an input that is not there.
     """
 
-    normal: tuple[Node, ...]
-    reduce: tuple[Node, ...]
+    normal: Cell
+    reduce: Cell
 
     def __post_init__(self) -> None:
         for name in ("normal", "reduce"):
@@ -54,11 +55,15 @@ class Genotype:
         """For JSON; `Genotype(**d)` is the way back."""
         return asdict(self)
 
+    def draw(self, path: str | Path | None = None) -> str:
+        """Both cells as an SVG picture, written to `path` if there is one; the text."""
+        return cell_svg(self.normal, self.reduce, path)
+
     @classmethod
     def drawn(cls, nodes: int, generator: torch.Generator) -> Genotype:
         """A random one: two inputs of each node, and any operation but "none"."""
 
-        def cell() -> tuple[Node, ...]:
+        def cell() -> Cell:
             found: list[Node] = []
             for number in range(nodes):
                 inputs = torch.randperm(number + 2, generator=generator)[:CHOSEN].sort().values
