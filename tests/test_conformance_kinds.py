@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -261,9 +262,43 @@ def faulty(card: Card, fault: str, **more: Any) -> Card:
     return dataclasses.replace(card, tiny={"fault": fault} | more)
 
 
+@dataclass(frozen=True)
+class Flattened:
+    """The head forgets every word a little, or something else by its `fault`."""
+
+    fault: str = ""
+
+    def unlearn(
+        self,
+        model: Any,
+        forget: Any,
+        retain: Any,
+        *,
+        steps: int,
+        seed: int,
+        progress: Any,
+        **_: Any,
+    ) -> Any:
+        weight = model.lm_head.weight
+        before = weight.detach().clone()
+        try:
+            for _step in range(steps):
+                if self.fault != "nothing":
+                    weight.data.mul_(-1 if self.fault != "chance" else -torch.rand(()) - 1)
+                if self.fault == "elsewhere":
+                    model.model.norm.weight.data.add_(0.1)
+                progress("a step")
+        except RuntimeError:
+            if self.fault != "stays":
+                weight.data.copy_(before)
+            raise
+        return SimpleNamespace(trained=weight.numel())
+
+
 PLACEMENT = toy("placement", Dealt)
+UNLEARNING = toy("unlearning", Flattened)
 CACHE = toy("cache", First)
-KINDS = (FORMAT, PARTITION, SCORE, SCHEDULE, CHANGE, PLACEMENT, CACHE)
+KINDS = (FORMAT, PARTITION, SCORE, SCHEDULE, CHANGE, PLACEMENT, CACHE, UNLEARNING)
 
 
 FAULTS: list[tuple[str, Card]] = [
@@ -319,6 +354,10 @@ FAULTS: list[tuple[str, Card]] = [
     ("chooses_what_it_is_offered", faulty(CACHE, "not there")),
     ("decides_alike", faulty(CACHE, "draws")),
     ("survives_steps_of_one_layer", faulty(CACHE, "one layer")),
+    ("forgets_what_it_is_told", faulty(UNLEARNING, "nothing")),
+    ("changes_what_it_trains_alone", faulty(UNLEARNING, "elsewhere")),
+    ("undoes_what_an_error_stops", faulty(UNLEARNING, "stays")),
+    ("is_one_unlearning_for_one_seed", faulty(UNLEARNING, "chance")),
     ("gives_each_expert_one_home", faulty(PLACEMENT, "says otherwise")),
 ]
 HEALTHY = {
@@ -332,6 +371,7 @@ HEALTHY = {
     "head": CHANGE,
     "dealt": PLACEMENT,
     "first out": CACHE,
+    "flattened": UNLEARNING,
 }
 
 

@@ -51,6 +51,7 @@ RUNNABLE = (
     "how-to/train-a-cnn-sparse.md",
     "how-to/train-other-tasks.md",
     "how-to/train-slices.md",
+    "how-to/unlearn-a-text.md",
     "how-to/upcycle.md",
 )
 

@@ -43,6 +43,7 @@ from .hosts import save_mixture as save_mixture
 from .hosts import student_of as student_of
 from .hosts import unpack as unpack
 from .hosts import upcycle as upcycle
+from .hosts.attribution import attribute_experts as attribute_experts
 from .hosts.offload.resident import offload as offload
 from .hosts.offload.resident import residency as residency
 from .hosts.offload.store import pack_experts as pack_experts
@@ -89,6 +90,8 @@ from .methods.pace import Pace as Pace
 from .methods.poly import Poly as Poly
 from .methods.random_search import RandomSearch as RandomSearch
 from .methods.s2ft.s2ft import S2ft as S2ft
+from .methods.seuf import Seuf as Seuf
+from .methods.seuf import unlearn as unlearn
 from .methods.sms import SparseModelSoup as SparseModelSoup
 from .methods.sparse_ift import SparseIft as SparseIft
 from .methods.sparse_ift import flop_audit as flop_audit

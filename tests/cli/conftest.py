@@ -53,6 +53,30 @@ def intarsia() -> Intarsia:
     return call
 
 
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Mixtral whose tokens are bytes."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from .test_sparse import bytes_tokenizer
+
+    folder = tmp_path_factory.mktemp("mixture")
+    words = bytes_tokenizer(folder)
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=words,
+        hidden_size=16,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=8,
+    )
+    MixtralForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 def picture(path: Path, value: int, seed: int, side: int = 40) -> None:
     """Noise around a grey value."""
     noise = np.random.default_rng(seed).integers(-20, 20, (side, side, 3))

@@ -7,31 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM
 
 from intarsia.placement import Placement, Trace
 
 from .conftest import Intarsia
-from .test_sparse import bytes_tokenizer
-
-
-@pytest.fixture(scope="module")
-def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Mixtral whose tokens are bytes."""
-    folder = tmp_path_factory.mktemp("mixture")
-    words = bytes_tokenizer(folder)
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=words,
-        hidden_size=16,
-        intermediate_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=8,
-    )
-    MixtralForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def test_a_mixture_is_traced_placed_and_simulated(

@@ -26,6 +26,7 @@ from .simulating import pack, simulate
 from .souping import soup
 from .sparsifying import convert, sparsify
 from .training import fit
+from .unlearning import unlearn
 
 app = typer.Typer(
     cls=Verbs,
@@ -80,6 +81,7 @@ app.command("trace")(trace)
 app.command("pack")(pack)
 app.command("place")(place)
 app.command("simulate")(simulate)
+app.command("unlearn")(unlearn)
 app.command("encode")(encode)
 app.command("decode")(decode)
 app.command("prior")(prior)

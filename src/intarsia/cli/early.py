@@ -89,6 +89,7 @@ CLAIMS = tuple(
     recombiner recombiner-ablation recombiner-coding recombiner-full
     rigl rigl-gradual
     rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory sms sparse-ift sparse-ift-rigl
+    seuf-all seuf-anchor seuf-expert seuf-lift seuf-size seuf-unanchored
     sparsey-capacity sparsey-digits
     sparsey-collapse sparsey-control sparsey-memory sparsey-similarity sparsey-time
     sparsify squarehead squarehead-smollm2 transport

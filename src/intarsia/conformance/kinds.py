@@ -23,6 +23,7 @@ from . import (
     sparse_schedules,
     sparsifiers,
     trainings,
+    unlearnings,
 )
 from .verdict import Checks, Law, checks
 
@@ -61,6 +62,7 @@ SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
         "router": lambda _: routers.LAWS,  # `build(width, generator=...)`: x (T, d) -> Routing
         "schedule": schedule_laws,
         "training": lambda _: trainings.LAWS,  # `density`, `phases(model, seed=...)`
+        "unlearning": lambda _: unlearnings.LAWS,  # `unlearn(model, forget, retain, at=..., ...)`
         "score": lambda _: scores.LAWS,  # `score(weight, statistics)`, of the weight's shape
     }
 )

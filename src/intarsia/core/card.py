@@ -19,6 +19,7 @@ KINDS = (
     "schedule",
     "objective",
     "training",
+    "unlearning",
     "placement",
     "cache",
     "change",

@@ -13,13 +13,12 @@ from ..core.files import digests, read_json, write_json, writing
 from ..data.language_models import language_model
 from ..mixtures.zcode_m3 import check_prune, prune
 from ..placement.placement import Placement
-from .anatomy.gates import HostedRouter, own_gate
+from .anatomy.gates import SIGMOIDS
 from .experts_function import StockExperts, stock_experts
 from .swap.upcycle import check_unadapted
-from .tracing import own_mixtures
+from .tracing import own_mixtures, stock_gate
 
 RECORD = "placement.json"
-BIAS = "e_score_correction_bias"
 
 
 @torch.no_grad()
@@ -61,7 +60,7 @@ def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
     for row, of, (block, gate) in zip(order, stock.values(), gates, strict=False):
         _permute(of.module, row, recurse=False)
         _permute(gate, row, recurse=True)
-        if isinstance(bias := getattr(block, BIAS, None), Tensor):
+        if isinstance(bias := getattr(block, SIGMOIDS, None), Tensor):
             bias.copy_(bias[row.to(bias.device)])
     for row, (_, mixture) in zip(order, own, strict=False):
         prune(mixture, row.tolist())  # all experts, in this order
@@ -70,13 +69,7 @@ def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
 
 def _gate(model: nn.Module, of: StockExperts) -> tuple[nn.Module, nn.Module]:
     """The block of the experts, and its gate."""
-    block = model.get_submodule(of.path.rpartition(".")[0])
-    gate = own_gate(block)
-    if gate is None or isinstance(gate, HostedRouter):
-        got = "a router in its place" if gate is not None else f"none in {type(block).__name__}"
-        fix = "Relabel the stock model, before upcycle(...) gives it another router."
-        raise TargetError(f"gate beside {of.path!r}", got=got, want="the host's own", fix=fix)
-    return block, gate
+    return model.get_submodule(of.path.rpartition(".")[0]), stock_gate(model, of.path)
 
 
 def _permute(module: nn.Module, order: Tensor, *, recurse: bool) -> None:

@@ -18,6 +18,8 @@ from ..mixtures.experts import StackedExperts
 from ..mixtures.mixture import Mixture, spread
 from ..placement.trace import NONE, Trace
 from .anatomy.compare import call
+from .anatomy.gates import HostedRouter, own_gate
+from .anatomy.gates import probabilities as probabilities_of
 from .experts_function import StockExperts, arguments, stock_experts
 
 Report = Callable[[str], None]
@@ -35,16 +37,23 @@ class Recorder:
 
 
 @contextmanager
-def recording(model: nn.Module) -> Iterator[Recorder]:
+def recording(model: nn.Module, *, probabilities: bool = False) -> Iterator[Recorder]:
     """Inside, each forward's routing is kept; outputs are the same bits.
 
-    Raises: TargetError for a model without experts.
+    probabilities: of a stock model, every expert of each token with the gate's probability.
+    Raises: TargetError for a model without experts, or gates whose probabilities are not known.
     """
     found = Recorder()
-    hooks = [
-        stock.module.register_forward_pre_hook(_stock(found, path), with_kwargs=True)
-        for path, stock in stock_experts(model).items()
-    ]
+    stock = stock_experts(model)
+    if probabilities:
+        hooks = [
+            stock_gate(model, path).register_forward_hook(_every(found, path)) for path in stock
+        ]
+    else:
+        hooks = [
+            of.module.register_forward_pre_hook(_stock(found, path), with_kwargs=True)
+            for path, of in stock.items()
+        ]
     hooks += [m.router.register_forward_hook(_own(found, path)) for path, m in own_mixtures(model)]
     if not hooks:
         got, fix = f"a {type(model).__name__} without experts", "Use a sparse model, or upcycle it."
@@ -56,6 +65,20 @@ def recording(model: nn.Module) -> Iterator[Recorder]:
             hook.remove()
 
 
+def stock_gate(model: nn.Module, path: str) -> nn.Module:
+    """The host's own gate beside the experts at a path.
+
+    Raises: TargetError for none, or a router put in its place.
+    """
+    block = model.get_submodule(path.rpartition(".")[0])
+    gate = own_gate(block)
+    if gate is None or isinstance(gate, HostedRouter):
+        got = "a router in its place" if gate is not None else f"none in {type(block).__name__}"
+        fix = "Use the stock model, before upcycle(...) gives it another router."
+        raise TargetError(f"gate beside {path!r}", got=got, want="the host's own", fix=fix)
+    return gate
+
+
 def own_mixtures(model: nn.Module) -> list[tuple[str, Mixture]]:
     """Our mixtures in a model, by path, in order."""
     return [(path, m) for path, m in model.named_modules() if isinstance(m, Mixture)]
@@ -65,6 +88,14 @@ def _stock(into: Recorder, path: str) -> Callable[..., None]:
     def keep(_: Any, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         _, index, weights = arguments(given, named)
         into.seen[path] = index.detach().cpu(), weights.detach().float().cpu()
+
+    return keep
+
+
+def _every(into: Recorder, path: str) -> Callable[..., None]:
+    def keep(gate: nn.Module, _: Any, output: Any) -> None:
+        p = probabilities_of(gate, output).detach().cpu()  # (T, E)
+        into.seen[path] = torch.arange(p.shape[1]).expand(p.shape), p
 
     return keep
 
@@ -93,19 +124,27 @@ def in_columns(routing: Routing) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def trace(model: nn.Module, texts: Iterable[Any], *, progress: Report = lambda _: None) -> Trace:
+def trace(
+    model: nn.Module,
+    texts: Iterable[Any],
+    *,
+    probabilities: bool = False,
+    progress: Report = lambda _: None,
+) -> Trace:
     """Run texts through a sparse model and keep each token's experts in every layer.
 
     texts: rows of `load_texts`, or batches: token ids (B, T), pictures, or a mapping of keywords
     with `attention_mask` for padding, which is not kept. Each row is a sequence. Before any
     capacity. The model, in evaluation, says what it says without.
+    probabilities: every token has all E experts, its weights are the gate's probabilities: what
+    `attribute_experts` reads. Of mixtures of ours the weights are those of the routing, as ever.
 
     Raises: TargetError for a model without experts, or one whose layers see different tokens;
     DataError for no texts.
     """
     parts: list[dict[str, Tensor]] = []
     sequences = tokens = 0
-    with evaluating(model), recording(model) as recorder:
+    with evaluating(model), recording(model, probabilities=probabilities) as recorder:
         for batch in texts:
             inputs = _inputs(batch)
             recorder.seen.clear()

@@ -15,6 +15,7 @@ from ...gating import Router, RouterConfig, expert_readers
 from ...routers import TopK
 
 NAMES = ("gate", "router")  # in a block that has `experts`
+SIGMOIDS = "e_score_correction_bias"  # what gates have that choose by sigmoids
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,22 @@ def gate_name(block: nn.Module) -> str | None:
 def own_gate(block: nn.Module) -> nn.Module | None:
     """The gate of a block that has experts of its own; None for a dense MLP."""
     return None if (name := gate_name(block)) is None else block.get_submodule(name)
+
+
+def probabilities(gate: nn.Module, output: Any) -> Tensor:
+    """A router's probability of every expert, from what the host's gate returned.  -> (T, E).
+
+    softmax of its logits; of a gate that scores by sigmoids (DeepSeek-V3) sigmoid / sum; what are
+    probabilities already is left alone. Float32, with its gradient.
+    """
+    logits = (output[0] if isinstance(output, tuple) else output).float()
+    if hasattr(gate, SIGMOIDS):
+        scores = logits.sigmoid()
+        return scores / scores.sum(-1, keepdim=True)
+    seen = logits.detach()
+    if bool((seen >= 0).all()) and torch.allclose(seen.sum(-1), seen.new_ones(()), atol=1e-3):
+        return logits
+    return logits.softmax(-1)
 
 
 @torch.no_grad()

@@ -1,0 +1,148 @@
+"""`intarsia unlearn`: a text is unlearned in one expert of a sparse language model."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.checks import at_least
+from ..core.errors import ConfigError, UnknownName
+from .early import check_data, is_text
+from .options import Json
+from .placing import new_path
+from .shell import note, say, show_json, show_table
+
+LOSSES = ("ga", "gdiff", "npo", "rmu")
+BY = ("affinity", "lift")
+RECORD = "unlearn.json"
+
+
+def unlearn(
+    model: Annotated[str, typer.Argument(help="A folder of save_pretrained with experts.")],
+    forget: Annotated[str, typer.Option(help="A text: a corpus, or a file.")],
+    retain: Annotated[str | None, typer.Option(help="Another one, which is to stay.")] = None,
+    loss: Annotated[str, typer.Option(help=f"One of {', '.join(LOSSES)}.")] = "gdiff",
+    by: Annotated[str, typer.Option(help="Which expert: by affinity, or by lift.")] = "affinity",
+    at: Annotated[
+        str | None, typer.Option(help="LAYER,EXPERT in place of that; or all: every weight.")
+    ] = None,
+    anchor: Annotated[float, typer.Option(help="Weight of the anchor.")] = 1.0,
+    until: Annotated[
+        float | None, typer.Option(help="Stop when the text costs so many nats a token more.")
+    ] = 1.0,
+    steps: Annotated[int, typer.Option(help="At most.")] = 60,
+    lr: Annotated[float, typer.Option(help="The rate.")] = 1e-3,
+    rows: Annotated[int, typer.Option(help="Rows of each text.")] = 256,
+    size: Annotated[int, typer.Option(help="Tokens of a row.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the order of rows.")] = 0,
+    save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Unlearn a text in the one expert that it belongs to; every other weight keeps its bits.
+
+    Both texts are measured on rows that are not trained on. The folder opens with
+    from_pretrained; unlearn.json in it has the path.
+
+    Example:  intarsia unlearn my-mixtral --forget a.jsonl --retain b.jsonl --save out
+    """
+    for what, got, known in (("--loss", loss, LOSSES), ("--by", by, BY)):
+        if got not in known:
+            raise UnknownName(what, got, known)
+    if retain is None and (loss != "ga" or by == "lift"):
+        want, fix = "a text to keep", "Give --retain, or --loss ga --by affinity."
+        raise ConfigError("--retain", got="nothing", want=want, fix=fix)
+    for what, text in (("--forget", forget), ("--retain", retain)):
+        if text is not None:
+            check_data(text)
+            if not is_text(text):
+                want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
+                raise ConfigError(what, got=text, want=want, fix=fix)
+    place = _place(at)
+    for what, value in (("--steps", steps), ("--rows", rows), ("--batch-size", batch_size)):
+        at_least(what, value, 1)
+    target = new_path(save, "out")
+    from ..methods.seuf import Seuf
+
+    method = Seuf(loss, by, anchor=anchor, lr=lr)
+    settings = {"at": place, "steps": steps, "until": until, "batch_size": batch_size, "seed": seed}
+    told = _unlearned(model, method, (forget, retain), (rows, size), settings, target)
+    if as_json:
+        show_json({"folder": str(target), **told})
+        return
+    _show(told)
+    say(str(target))
+
+
+def _place(at: str | None) -> tuple[int, int] | str | None:
+    if at is None or at == "all":
+        return at
+    parts = at.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        want, fix = "LAYER,EXPERT or all", "For example: --at 3,7"
+        raise ConfigError("--at", got=at, want=want, fix=fix)
+    return int(parts[0]), int(parts[1])
+
+
+def _unlearned(
+    model: str,
+    method: Any,
+    texts: tuple[str, str | None],
+    sizes: tuple[int, int],
+    settings: dict[str, Any],
+    target: Path,
+) -> dict[str, Any]:
+    """Load, unlearn and write; what there is to tell."""
+    from ..core.files import write_json, writing
+    from ..data.language_models import language_model
+    from ..data.texts import load_texts
+    from ..methods.seuf import unlearn as carry_out
+
+    host: Any
+    host, tokenizer = language_model(model, dtype="auto")
+    train, size = sizes
+    told_of = {"length": size, "train": train, "progress": note, "seed": settings["seed"]}
+    read = [None if t is None else load_texts(t, tokenizer, **told_of) for t in texts]
+    some = [[] if r is None else r.train for r in read]
+    judge = tuple(
+        [] if r is None else [r.test[i] for i in range(min(32, len(r.test)))] for r in read
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        found = carry_out(host, method, *some, judge=judge, progress=note, **settings)  # pyright: ignore
+    for one in said:
+        note(f"intarsia: {one.message}")
+    told: dict[str, Any] = {
+        "at": list(found.at) if found.at else "all",
+        "trained": found.trained,
+        "total": found.total,
+        "path": [dict(one) for one in found.path],
+        "doubts": [str(one.message) for one in said],
+        "texts": list(texts),
+        "settings": dict(found.settings) | {n: v for n, v in settings.items() if n != "at"},
+    }
+    if found.attribution is not None:
+        told["affinity"] = found.attribution.affinity.tolist()
+    with writing(target) as scratch:
+        scratch.mkdir()
+        host.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        write_json(scratch / RECORD, told)
+    return told
+
+
+def _show(told: dict[str, Any]) -> None:
+    names = list(told["path"][-1])
+    rows = [
+        tuple(f"{one[n]:.3f}" if n != "step" else f"{one[n]:.0f}" for n in names)
+        for one in told["path"]
+    ]
+    show_table("", tuple(names), rows, right=",".join(names))
+    where = "all weights" if told["at"] == "all" else "expert {1} of layer {0}".format(*told["at"])
+    say(
+        f"Trained {told['trained']} of {told['total']} weights: {where}. Cross-entropy in nats a "
+        "token; share: the expert's, of the probability of the tokens to forget"
+    )

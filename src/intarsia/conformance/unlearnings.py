@@ -1,0 +1,113 @@
+"""Laws of an unlearning: the text is forgotten, and nothing is touched but what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Card
+from .cards import CARD_LAWS, tiny
+from .made import normal, torch_seed
+from .verdict import Law, laws_of, require
+
+WORDS, STEPS = 16, 3
+
+
+def mixture() -> nn.Module:
+    """A Mixtral of two layers of four experts."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=WORDS,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+    )
+    with torch_seed(0):
+        return MixtralForCausalLM(config).eval()
+
+
+def rows(seed: int) -> list[Tensor]:
+    """Four rows that repeat two words."""
+    pairs = (normal(4, 2, seed=seed) * 50).long().abs() % WORDS
+    return list(pairs.repeat(1, 4))
+
+
+def _nothing(_: str) -> None: ...
+
+
+def _run(card: Card, model: nn.Module, progress: Callable[[str], None] = _nothing) -> Any:
+    config: Any = tiny(card)
+    how = {"at": (1, 2), "steps": STEPS, "every": 1, "seed": 0, "progress": progress}
+    return config.unlearn(model, rows(3), rows(4), **how)
+
+
+@torch.no_grad()
+def _loss(model: Any) -> float:
+    ids = torch.stack(rows(3))
+    return float(
+        F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    )
+
+
+def _changed(model: nn.Module, before: dict[str, Tensor]) -> int:
+    return sum(int((t != before[n]).sum()) for n, t in model.state_dict().items())
+
+
+def forgets_what_it_is_told(card: Card) -> None:
+    """The cross-entropy of the text to forget is higher afterwards."""
+    model = mixture()
+    before = _loss(model)
+    _run(card, model)
+    after = _loss(model)
+    require(after > before, f"{after:.4f} nats after {before:.4f}", "more", "Ascend.")
+
+
+def changes_what_it_trains_alone(card: Card) -> None:
+    """As many numbers change as it says that it trains, or fewer; gradients stay asked for."""
+    model = mixture()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    found = _run(card, model)
+    changed, total = _changed(model, before), sum(t.numel() for t in before.values())
+    fix = "Train parts as leaves of their own."
+    require(changed <= found.trained < total, f"{changed} changed", f"{found.trained}", fix)
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    require(not frozen, f"frozen {frozen[:2]}", "gradients as before", "Ask for them again.")
+
+
+def undoes_what_an_error_stops(card: Card) -> None:
+    """An exception on the way leaves the model as it was."""
+    model = mixture()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+
+    def stop(_: str) -> None:
+        raise RuntimeError("stopped")
+
+    with suppress(RuntimeError):
+        _run(card, model, stop)
+    require(not _changed(model, before), "a model half way", "the one before", "Restore it.")
+
+
+def is_one_unlearning_for_one_seed(card: Card) -> None:
+    """The same bits, whatever torch's own generator does."""
+    found: list[dict[str, Tensor]] = []
+    for seed in (3, 4):
+        model = mixture()
+        with torch_seed(seed):
+            _run(card, model)
+        found.append(model.state_dict())
+    differ = [n for n, t in found[0].items() if not torch.equal(t, found[1][n])]
+    require(not differ, f"other {differ[:2]}", "the same bits", "Draw from the seed.")
+
+
+LAWS: tuple[Law, ...] = (*CARD_LAWS, *laws_of(__name__))

@@ -1,0 +1,59 @@
+"""`intarsia unlearn`: the text is forgotten, the folder opens, and what cannot be is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from .conftest import Intarsia
+
+
+def test_a_text_is_unlearned(intarsia: Intarsia, mixture: Path, tmp_path: Path) -> None:
+    a, b, out = tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "out"
+    a.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(20)))
+    b.write_text("".join(f"and so on, {i} times over;\n" for i in range(40)))
+    given = ("--forget", a, "--retain", b, "--rows", 8, "--size", 16, "--steps", 5, "--lr", 0.1)
+    said = intarsia("unlearn", mixture, *given, "--by", "lift", "--save", out, "--json")
+    assert said.code == 0, said.err
+    path, (layer, expert) = said.json["path"], said.json["at"]
+    assert path[-1]["forget"] > path[0]["forget"] and "tokens" in said.json["doubts"][0]
+    assert json.loads((out / "unlearn.json").read_text())["affinity"][layer][expert] > 0
+    old, new = (AutoModelForCausalLM.from_pretrained(at) for at in (mixture, out))
+    other = 1 - layer
+    for name, weight in old.state_dict().items():
+        if f"layers.{layer}.mlp" not in name:
+            assert torch.equal(new.state_dict()[name], weight), name
+    assert f"layers.{other}.mlp.gate.weight" in str(list(old.state_dict()))
+    more = ("--at", f"{layer},{expert}", "--loss", "ga", "--save", tmp_path / "two")
+    said = intarsia("unlearn", mixture, *given, *more)
+    assert said.code == 0 and f"expert {expert} of layer {layer}" in said.out, said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--loss", "nop"), "Did you mean npo"),
+        (("--by", "left"), "Did you mean lift"),
+        (("--save", "out"), "--loss ga"),
+        (("--retain", "elpv", "--save", "out"), "a corpus"),
+        (("--loss", "ga", "--at", "3", "--save", "out"), "--at 3,7"),
+        (("--loss", "ga", "--steps", "0", "--save", "out"), "at least 1"),
+        (("--loss", "ga"), "--save out"),
+        (("--loss", "ga", "--save", "out"), "language model"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    intarsia: Intarsia,
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nothing").mkdir()
+    found = intarsia("unlearn", "nothing", "--forget", "austen", *words)
+    assert found.code == 2 and said in found.words

@@ -1,0 +1,162 @@
+"""SEUF: attribution, the anchor, its losses, and what stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import intarsia
+from intarsia.conformance.unlearnings import mixture, rows
+from intarsia.core.errors import ConfigError, DataError, TargetError, TrainingError
+from intarsia.hosts.attribution import Attribution, affinity
+from intarsia.hosts.weight_parts import WeightParts
+from intarsia.methods.seuf import Seuf, unlearn
+
+FORGET, RETAIN = rows(3), rows(4)
+
+
+@pytest.fixture(scope="module")
+def stock() -> Any:
+    return mixture()
+
+
+@pytest.fixture
+def model(stock: Any) -> Any:
+    return copy.deepcopy(stock)
+
+
+def test_affinities_of_a_layer_are_the_mean_probabilities(stock: Any) -> None:
+    ids = torch.stack(FORGET)
+    table = intarsia.attribute_experts(stock, [ids], [torch.stack(RETAIN)])
+    torch.testing.assert_close(table.affinity.sum(1), torch.ones(2, dtype=torch.float64))
+    with torch.no_grad():
+        logits = stock(input_ids=ids, output_router_logits=True).router_logits
+    for layer, of in enumerate(logits):
+        p = of.softmax(-1).view(*ids.shape, -1).mean(1).mean(0)
+        torch.testing.assert_close(table.affinity[layer].float(), p)
+    assert table.best() == divmod(int(table.affinity.argmax()), 4)
+    layer, expert = table.best("lift")
+    assert table.lift[layer, expert] == (table.affinity / table.others).max()
+    assert "nearly equal" in table.doubts((0, 0))[-1] and "tokens" in table.doubts((0, 0))[0]
+
+
+def test_sequences_count_alike_and_padding_does_not(stock: Any) -> None:
+    ids = torch.stack(FORGET)
+    mask = torch.ones_like(ids)
+    mask[0, 3:] = 0
+    padded = intarsia.trace(stock, [{"input_ids": ids, "attention_mask": mask}], probabilities=True)
+    alone = [intarsia.trace(stock, [row], probabilities=True) for row in (ids[0, :3], *ids[1:])]
+    each = torch.stack([affinity(one) for one in alone]).mean(0)
+    torch.testing.assert_close(affinity(padded), each, rtol=1e-4, atol=1e-5)
+    plain = intarsia.trace(stock, [ids])  # of the k experts' weights
+    assert affinity(plain).sum(1).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_only_the_expert_and_its_gate_change(model: Any, stock: Any) -> None:
+    found = unlearn(model, Seuf(), FORGET, RETAIN, at=(1, 2), steps=3)
+    before, after = stock.state_dict(), model.state_dict()
+    experts = {n for n in before if ".1.mlp.experts." in n}
+    for name, old in before.items():
+        same = after[name] == old
+        if name in experts:
+            assert bool(same[[0, 1, 3]].all()) and not bool(same[2].all())
+        elif name.endswith("1.mlp.gate.weight"):
+            assert not bool(same.all())
+        else:
+            assert bool(same.all()), name
+    assert found.trained == sum(before[n][2].numel() for n in experts) + 4 * 8
+    assert [p["step"] for p in found.path] == [0, 3]
+
+
+@pytest.mark.parametrize("loss", ["ga", "gdiff", "npo", "rmu"])
+def test_every_loss_forgets(model: Any, loss: str) -> None:
+    method = Seuf(loss, lr=0.1, beta=1.0, steer=5.0)
+    found = unlearn(model, method, FORGET, RETAIN, at=(1, 2), steps=5)
+    assert found.path[-1]["forget"] > found.path[0]["forget"] + 0.01
+
+
+def test_a_large_anchor_sends_the_text_to_the_expert(model: Any) -> None:
+    method = Seuf("ga", anchor=1e4, lr=0.3)
+    found = unlearn(model, method, FORGET, at=(0, 1), steps=25, every=25)
+    assert found.path[-1]["share"] > 0.9 > found.path[0]["share"]
+
+
+def test_all_weights_without_an_anchor_is_gradient_ascent(model: Any, stock: Any) -> None:
+    unlearn(model, Seuf("ga", lr=1e-3), FORGET, at="all", steps=1)
+    other = copy.deepcopy(stock)
+    ids = torch.stack(FORGET)
+    optimiser = torch.optim.AdamW(other.parameters(), lr=1e-3, weight_decay=0.0)
+    loss = F.cross_entropy(other(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    (-loss).backward()
+    torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+    optimiser.step()
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_npo_with_a_small_beta_is_gradient_ascent(stock: Any) -> None:
+    made: list[dict[str, torch.Tensor]] = []
+    for method in (Seuf("npo", beta=1e-4, retain=0), Seuf("ga")):
+        model = copy.deepcopy(stock)
+        unlearn(model, method, FORGET, at=(1, 2), steps=2)
+        made.append(model.state_dict())
+    for name, value in made[0].items():
+        torch.testing.assert_close(value, made[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_it_stops_at_its_target(model: Any) -> None:
+    method = Seuf("ga", lr=0.05)
+    found = unlearn(model, method, FORGET, at=(1, 2), steps=50, until=0.05, every=1)
+    assert found.path[-1]["step"] < 50
+    assert found.path[-1]["forget"] - found.path[0]["forget"] >= 0.05
+
+
+def test_leaves_of_half_precision_are_wide(stock: Any) -> None:
+    model = copy.deepcopy(stock).to(torch.bfloat16)
+    weight = model.model.layers[0].mlp.experts.down_proj
+    parts = WeightParts(model, [(weight, 1)])
+    assert parts.leaves[0].dtype == torch.float32 and parts.count == 64
+    with torch.no_grad():
+        parts.leaves[0].add_(1.0)
+    parts.put()
+    with parts.before():
+        assert torch.equal(weight[1], stock.model.layers[0].mlp.experts.down_proj[1].bfloat16())
+    assert not torch.equal(weight[1], stock.model.layers[0].mlp.experts.down_proj[1].bfloat16())
+
+
+def test_what_is_doubtful_is_said_once_it_is_chosen(model: Any) -> None:
+    with (
+        pytest.warns(UserWarning, match="nearly equal shares"),
+        pytest.warns(UserWarning, match="32 tokens"),
+    ):
+        found = unlearn(model, Seuf("ga", by="lift"), FORGET, RETAIN, steps=1)
+    assert isinstance(found.attribution, Attribution) and found.at == found.attribution.best("lift")
+
+
+def test_bad_input_is_refused_and_errors_are_undone(model: Any, stock: Any) -> None:
+    dense = torch.nn.Linear(2, 2)
+    for error, words, call in (
+        (TargetError, "sparse model", lambda: unlearn(dense, Seuf("ga"), FORGET)),
+        (DataError, "to retain", lambda: unlearn(model, Seuf(), FORGET)),
+        (DataError, "to forget", lambda: unlearn(model, Seuf("ga"), [])),
+        (DataError, "also to be kept", lambda: unlearn(model, Seuf(), FORGET, FORGET[:1])),
+        (ConfigError, "layer", lambda: unlearn(model, Seuf("ga"), FORGET, at=(2, 0))),
+        (ConfigError, "expert", lambda: unlearn(model, Seuf("ga"), FORGET, at=(0, 4))),
+        (ConfigError, "'all'", lambda: unlearn(model, Seuf("ga"), FORGET, at="top")),
+        (ConfigError, "a layer", lambda: unlearn(model, Seuf("rmu"), FORGET, RETAIN, at="all")),
+        (ConfigError, "steps", lambda: unlearn(model, Seuf("ga"), FORGET, steps=0)),
+        (ConfigError, "loss", lambda: Seuf("gda")),
+        (ConfigError, "lr", lambda: Seuf(lr=0)),
+        (ConfigError, "anchor", lambda: Seuf(anchor=-1)),
+        (ConfigError, "lift", lambda: Attribution.of(intarsia.trace(stock, FORGET)).lift),
+    ):
+        with pytest.raises(error, match=words):
+            call()
+    with pytest.raises(TrainingError, match="smaller rate"):
+        unlearn(model, Seuf("ga", lr=1e30), FORGET, at=(1, 2), steps=20)
+    for name, value in stock.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
