@@ -1,4 +1,5 @@
 from .adapters.bottleneck import Bottleneck as Bottleneck
+from .adapters.convpass import Convpass as Convpass
 from .adapters.fourier import Fourier as Fourier
 from .adapters.lora import Lora as Lora
 from .adapters.mos import Mos as Mos

@@ -26,6 +26,7 @@ from .train.evaluate import evaluate as score_set
 from .train.folder import PHASES, owned, write_learned
 from .train.loop import Job, Sets
 from .train.objectives import Objective, Staged, plain
+from .train.one_pass import OnePass
 from .train.run import Finish, Run, fit_once
 from .train.scores import Scores
 from .train.settings import Options, Training, settle
@@ -40,7 +41,7 @@ def fit(
     *,
     test: Dataset[Any] | None = None,
     task: Task | None = None,
-    objective: Objective | Staged = plain,
+    objective: Objective | Staged | OnePass = plain,
     training: Training | None = None,
     record: Mapping[str, Any] | None = None,
     evaluate_every: int = 1,

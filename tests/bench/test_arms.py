@@ -111,3 +111,15 @@ def test_a_head_for_each_task_is_over_the_method_s_objective(name: str, objectiv
     found = by_task(arm(name))
     assert found.settings.objective == objective and found.name == name
     assert found.settings.into(START).objective == objective
+
+
+def test_any_method_can_take_an_average_of_its_weights_or_smooth_labels() -> None:
+    start = Experiment(Pictures("mini/mnist"))
+    plain = arm("lora").settings.into(start).flat()
+    for name, changed in (("ema", {"ema": 0.99}), ("smoothing", {"smoothing": 0.1})):
+        found = arm(f"lora {name}")
+        assert found.name == f"lora {name}" and found.settings.into(start).flat() == plain | changed
+    both = arm("mosa ema smoothing").settings.into(start).recipe
+    assert both.ema == 0.99 and both.loss.smoothing == 0.1
+    with pytest.raises(UnknownName):
+        arm("nothing ema")

@@ -105,6 +105,67 @@ def test_a_search_chooses_on_validation_and_is_counted(tmp_path: Path) -> None:
     assert final["data"] == "toys/one@train+val" and final["val"] == 0
 
 
+def test_one_rate_of_a_method_is_chosen_for_all_tasks_from_one_grid(tmp_path: Path) -> None:
+    plan, ran = toys.plan("even", seeds=(0, 1, 2, 3)), list[dict[str, Any]]()
+
+    def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        ran.append(dict(inputs))
+        return toys.work(inputs)
+
+    found = run_plan(plan, tmp_path, ONE, quiet, work)
+    rules = plan.protocol
+    assert rules.chosen_on is not None
+    tasks, grid = rules.chosen_on.tasks, rules.grid["lr"]
+    searched = [r for r in ran if not r["test"]]
+    assert len(searched) == len(plan.searches()) == len(plan.arms) * len(tasks) * len(grid)
+    for one in plan.arms:
+        ours = [r for r in searched if r["experiment"]["method"] == one.settings.method]
+        assert {(r["experiment"]["data"], r["experiment"]["seed"]) for r in ours} == {
+            (task, 100) for task in tasks
+        }
+        by_rate = {
+            rate: sum(toys.work(r)["results"]["val"]["accuracy"]
+                      for r in ours if r["experiment"]["lr"] == rate)
+            for rate in grid
+        }  # fmt: skip
+        best = max(grid, key=lambda rate: by_rate[rate])
+        rows = [r for r in found if r.method.name == one.name]
+        assert len(rows) == 12 and all(r.setup.selected == {"lr": best} for r in rows)
+        # the cost of the one search, shared out
+        assert sum(r.setup.search_seconds for r in rows) == pytest.approx(0.5 * len(ours))
+    finals = [r["experiment"] for r in ran if r["test"]]
+    # validation is left out of training, for a temperature; nothing is trained at a search's seed
+    assert all("@" not in flat["data"] and flat["val"] is None for flat in finals)
+    # whole seeds first
+    assert [flat["seed"] for flat in finals] == [*sorted([0, 1] * 9), *sorted([2, 3] * 9)]
+
+
+def test_the_temperature_of_a_search_is_that_of_the_run_it_chooses(tmp_path: Path) -> None:
+    def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        found = toys.work(inputs)
+        if "val" in found["results"]:
+            found["results"]["temperature"] = found["results"]["val"]["accuracy"] + 1
+        else:
+            told.append(inputs["temperature"])
+        return found
+
+    told: list[float | None] = []
+    for rules in ("tuned", "honest"):
+        plan = toys.plan(rules, seeds=(0,), tasks=toys.TOYS.tasks[:1])
+        run_plan(plan, tmp_path / rules, ONE, quiet, work)
+    best = [
+        max(toys.work({"experiment": run.flat(), "folder": str(tmp_path / "x"), "test": False})
+            ["results"]["val"]["accuracy"] for run in plan.search(place)) + 1
+        for plan in [toys.plan("tuned", seeds=(0,), tasks=toys.TOYS.tasks[:1])]
+        for place in plan.places()
+    ]  # fmt: skip
+    assert told == [*best, None, None, None]
+    told.clear()
+    plan = replace(plan, protocol=replace(plan.protocol, calibrate=True))
+    found = run_plan(plan, tmp_path / "calibrated", ONE, quiet, work)
+    assert len(told) == 3 and None not in told and all(not r.setup.selected for r in found)
+
+
 def astray(part: str, name: str, methods: tuple[str, ...] = ("mosa",)) -> Any:
     """The toys' work, but for a score that is no number."""
 

@@ -50,11 +50,12 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
         raise TrainingError("loss at step 3", got="nan", want="a number", fix="Lower lr.")
     if (folder.parent / "deadly").exists() and flat["method"] == "bottleneck":
         os.kill(os.getpid(), signal.SIGKILL)
+    tested = inputs.get("test", flat["val"] is not None)
     digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).digest()
     scores = {"accuracy": digest[0] / 255, "balanced_accuracy": digest[1] / 255, "loss": 1.0}
     return {
         "results": {
-            "val" if flat["val"] is None else "test": scores,
+            "test" if tested else "val": scores,
             "seconds": 0.5, "cpu_seconds": 0.5, "peak_bytes": {"resident": 1000, "grown": 400},
         },
         "parameters": {"all": 100, "trained": 12, "trained_without_head": 2},

@@ -161,3 +161,15 @@ def _alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def test_a_piece_that_fails_is_told_and_its_trials_are_tried_one_by_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trials = [Trial(f"work-{n}", {"do": "work", "n": n}, stack="same") for n in range(2)]
+    found: list[TrialEnd] = []
+    # this work knows no stack
+    run_trials(trials, work, jobs=1, done=found.append, executor="here", threads=1)
+    assert [end.result and end.result["square"] for end in found] == [0, 1]
+    (line,) = caplog.messages
+    assert line.startswith("2 trials in one piece, work-0 to work-1, failed (KeyError: 'do'")

@@ -2,6 +2,8 @@ from .bottleneck import Bottleneck as Bottleneck
 from .bottleneck import BottleneckCell as BottleneckCell
 from .coded import CodedCell as CodedCell
 from .coded import CodedLinear as CodedLinear
+from .convpass import Convpass as Convpass
+from .convpass import ConvpassCell as ConvpassCell
 from .fourier import Fourier as Fourier
 from .lora import Lora as Lora
 from .lora import LoraCell as LoraCell

@@ -31,6 +31,7 @@ class Choice:
     method, settings, objective: as `intarsia fit` takes them.  lr: of the `honest` protocol;
     conv_lr: in its place in a network with batch norms.
     half: each step looks at every image twice, so that the same time buys half of the epochs.
+    recipe: values of `Recipe` by name, as ("ema", 0.99).
     """
 
     method: str
@@ -39,12 +40,13 @@ class Choice:
     lr: float = ADAPTER_LR
     conv_lr: float = CONV_LR
     half: bool = False
+    recipe: tuple[tuple[str, float], ...] = ()
 
     def into(self, start: Experiment) -> Experiment:
         """An experiment with this method in it, in the last blocks alone where that can be."""
         chosen = start.changed(
             method=self.method, settings=self.settings, objective=self.objective, lr=self.lr
-        )
+        ).changed(**dict(self.recipe))
         if self.method == "linear":  # its features are the same in every epoch
             chosen = chosen.changed(frozen_once=True)
         return chosen.suited()
@@ -56,6 +58,16 @@ BenchArm = Arm[Choice]
 def among_batch_norms(arm: BenchArm) -> BenchArm:
     """The same at its rate for a network with batch norms."""
     return replace(arm, settings=replace(arm.settings, lr=arm.settings.conv_lr))
+
+
+RECIPES = {"ema": ("ema", 0.99), "smoothing": ("smoothing", 0.1)}
+"""What any method can take: "lora ema" is LoRA with a moving average of its weights."""
+
+
+def with_recipe(arm: BenchArm, name: str) -> BenchArm:
+    """The same with one of RECIPES."""
+    recipe = (*arm.settings.recipe, RECIPES[name])
+    return Arm(f"{arm.name} {name}", replace(arm.settings, recipe=recipe), arm.version)
 
 
 def by_task(arm: BenchArm) -> BenchArm:
@@ -113,7 +125,10 @@ ARMS = (
 
 ASKED = (
     _arm("pace", "pace", _over("adaptformer"), half=True),
+    _arm("pace one-pass", "pace", (*_over("adaptformer"), "one_pass=true")),
     _arm("drop_connect", "drop_connect", _over("adaptformer")),
+    _arm("convpass", "convpass", (f"width={SIZE}",)),
+    _arm("glora", "peft-glora", (f"r={SIZE}",), lr=1e-3, conv_lr=1e-3),
 )
 """Those that are run when they are named, beside the table of all."""
 
@@ -121,9 +136,13 @@ ASKED = (
 def arm(name: str) -> BenchArm:
     """The arm of that name, or any other method of `intarsia fit` as it is by default.
 
-    A change that freezes nothing gets the rate of full fine-tuning.
+    A change that freezes nothing gets the rate of full fine-tuning. A name with one of RECIPES
+    behind it is that method with this in its training.
     Raises: UnknownName.
     """
+    first, _, last = name.rpartition(" ")
+    if first and last in RECIPES:
+        return with_recipe(arm(first), last)
     if all(found.name != name for found in (*ARMS, *ASKED)):
         if name in keys("change"):
             return _arm(name, name, lr=FULL_LR)

@@ -28,6 +28,7 @@ SCORING = 0.5  # of the time that training takes for an image
 
 Costs = Mapping[str, float]
 """Seconds of training for one image, by the arm's name."""
+CLOCKS = {"seconds": "hours", "cpu_seconds": "cpu_hours"}
 
 
 def measured_costs(
@@ -40,14 +41,21 @@ def measured_costs(
     one.
     Raises: TrainingError if every pilot fails; what `before.check` raises.
     """
-    check(plan, out, lambda _: None)  # the runner itself says what is missing
-    with opened(out, plan.asked):
-        return _measured(plan, out, how, report, work)
+    return _measured(plan, out, how, report, work)["seconds"]
 
 
 def _measured(
     plan: BenchPlan, out: Path, how: How, report: Callable[[str], None], work: Work
-) -> Costs:
+) -> dict[str, Costs]:
+    """`measured_costs` by each of CLOCKS; that of the cores, where every pilot told it."""
+    check(plan, out, lambda _: None)  # the runner itself says what is missing
+    with opened(out, plan.asked):
+        return _piloted(plan, out, how, report, work)
+
+
+def _piloted(
+    plan: BenchPlan, out: Path, how: How, report: Callable[[str], None], work: Work
+) -> dict[str, Costs]:
     kept = Store(out / PILOTS)
     missing, seed = absent(plan), plan.seeds[0]
     task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])
@@ -74,20 +82,26 @@ def _measured(
             errors.append(f"{end.trial.name}: {end.error}")
         else:
             results = end.result["results"]
-            row = {"seconds": results["seconds"] / (images * _pilot_epochs(images))}
+            shown = images * _pilot_epochs(images)
+            row = {name: results[name] / shown for name in CLOCKS if name in results}
             peak = results.get("peak_bytes", {})
             kept.add(
                 keys[end.trial.name], row | {"peak": peak.get("accelerator", peak.get("grown"))}
             )
 
     run_trials(trials, work, jobs=how.jobs, done=done, executor=how.executor, threads=how.threads)
-    found = {name: kept[key]["seconds"] for name, key in keys.items() if key in kept}
-    if not found:
+    rows = {name: kept[key] for name, key in keys.items() if key in kept}
+    if not rows:
         what = "timing for --budget"
         fix = "Mend that, or leave --budget out: runs that fail are then recorded."
         raise TrainingError(what, got=errors[0], want="one method that can be timed", fix=fix)
-    dearest = max(found.values())
-    return {c.name: found.get(c.name, dearest) for c in plan.arms}
+    costs: dict[str, Costs] = {}
+    for clock in CLOCKS:
+        if all(clock in row for row in rows.values()):
+            found = {name: row[clock] for name, row in rows.items()}
+            dearest = max(found.values())
+            costs[clock] = {c.name: found.get(c.name, dearest) for c in plan.arms}
+    return costs
 
 
 def estimated(
@@ -95,14 +109,20 @@ def estimated(
 ) -> dict[str, Any]:
     """What a plan would take, from measured steps: runs, hours, and the highest memory in bytes.
 
-    None for the memory where pilots did not measure it. No run of the plan is carried out.
+    hours: by the clock on this machine as it is now; cpu_hours: of its cores, whatever else they
+    do. None for what pilots did not measure. Pilots run one by one: runs that step together take
+    less. No run of the plan is carried out.
     Raises: as `measured_costs` does.
     """
-    costs = measured_costs(plan, out, how, report, work)
+    costs = _measured(plan, out, how, report, work)
     peaks = [row["peak"] for row in Store(out / PILOTS).rows.values() if row.get("peak")]
-    runs = sum(1 + len(plan.search(place)) for place in plan.places())
-    hours = minutes(plan, costs, how.jobs) / 60
-    return {"runs": runs, "hours": hours, "peak_bytes": max(peaks, default=None)}
+    runs = len(list(plan.places())) + len(plan.searches())
+    jobs = {"seconds": how.jobs, "cpu_seconds": 1}
+    hours = {
+        told: minutes(plan, costs[clock], jobs[clock]) / 60 if clock in costs else None
+        for clock, told in CLOCKS.items()
+    }
+    return {"runs": runs, **hours, "peak_bytes": max(peaks, default=None)}
 
 
 def _pilot(plan: BenchPlan, place: Slot, images: int) -> dict[str, Any]:
@@ -130,15 +150,16 @@ def _trained_on(task: SuiteTask) -> int:
 def minutes(plan: BenchPlan, costs: Costs, jobs: int) -> float:
     """What a plan takes, from the cost of an image."""
     total = 0.0
+    kept = partial(_kept, plan.start.pictures)
     for place in plan.places():
+        counts, run = place.task.counts, plan.final(place)
+        images = _trained_on(place.task) if run.pictures.val == 0 else counts["train"]
+        trained = run.training.epochs * kept(place.task.classes, images)
+        total += SETTING_UP + costs[place.arm.name] * (trained + SCORING * counts["test"])
+    for place, run in plan.searches():  # those on other tasks count as this one's
         counts = place.task.counts
-        kept = partial(_kept, plan.start.pictures, place.task.classes)
-        each = costs[place.arm.name]
-        final = plan.final(place).training.epochs * kept(_trained_on(place.task))
-        total += SETTING_UP + each * (final + SCORING * counts["test"])
-        for run in plan.search(place):
-            images = run.training.epochs * kept(counts["train"]) + SCORING * counts.get("val", 0)
-            total += SETTING_UP + each * images
+        trained = run.training.epochs * kept(place.task.classes, counts["train"])
+        total += SETTING_UP + costs[place.arm.name] * (trained + SCORING * counts.get("val", 0))
     return total / 60 / jobs
 
 

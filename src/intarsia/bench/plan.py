@@ -15,7 +15,7 @@ from .arms import BenchArm
 from .protocols import Protocol
 
 # options that came after results were published: at None, a run has the key it had without them
-LATER = frozenset({"class_weights", "patience", "schedule"})
+LATER = frozenset({"class_weights", "ema", "patience", "schedule"})
 
 
 @dataclass(frozen=True, eq=False)  # one object for each place
@@ -72,6 +72,14 @@ class BenchPlan:
     def search(self, place: Slot) -> list[Experiment]:
         """The runs that choose its settings."""
         return self.protocol.search(place.arm, self._at(place), self._spec(place.task))
+
+    def searches(self) -> list[tuple[Slot, Experiment]]:
+        """Every run of every search, each once, with the first of the places it chooses for."""
+        found: dict[str, tuple[Slot, Experiment]] = {}
+        for place in self.places():
+            for run in self.search(place):
+                found.setdefault(key_for(run), (place, run))
+        return list(found.values())
 
     def _at(self, place: Slot) -> Experiment:
         epochs = self.start.training.epochs

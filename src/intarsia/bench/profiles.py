@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from .arms import named
+from .arms import ARMS, ASKED, RECIPES, named
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,14 @@ QUICK = Profile(
     values=_SMALL,
     minutes=15,
 )
-PROFILES = (FULL, QUICK)
+FEW = Profile(
+    "few",
+    "Every task and method, the peers too, on 100 images for 40 epochs, five seeds.",
+    methods=(*(a.name for a in (*ARMS, *ASKED)), *(f"adaptformer {name}" for name in RECIPES)),
+    seeds=(0, 1, 2, 3, 4),
+    values={**_SMALL, "epochs": 40, "images": 100},
+)
+PROFILES = (FULL, QUICK, FEW)
 
 
 def profile(name: str) -> Profile:

@@ -1,10 +1,11 @@
-"""How a method meets a task, as data: three protocols whose results never share a column."""
+"""How a method meets a task, as data: protocols whose results never share a column."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +22,18 @@ BY_SET = ("fgvc", "gicd")  # suites whose sets have a published recipe each
 
 
 @dataclass(frozen=True)
+class ChosenOn:
+    """Where values are chosen once for all tasks of a suite.
+
+    tasks: "suite/task" each, on whose validation parts the mean accuracy decides; seeds: of those
+    runs, which no run that counts has.
+    """
+
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Protocol:
     """Rules that hold for all tasks.
 
@@ -28,8 +41,12 @@ class Protocol:
     grid: values by name that the validation part chooses from; their product is the search.
     only: methods it is defined for; none = all.
     starts: values of a plan's start that it fixes, in place of a profile's; see `departures`.
+    chosen_on: None = each task and seed chooses for itself.
+    calibrate: without a grid, one run for each that counts still trains on the training part alone,
+    so that a temperature can be fitted on the validation part.
     A search trains on the training part and reads the validation part. The run that counts trains
-    on both parts, looks at the test part once, and is its last epoch.
+    on both parts, or with `chosen_on` on the first alone; it looks at the test part once, and is
+    its last epoch.
     """
 
     name: str
@@ -40,6 +57,8 @@ class Protocol:
     )
     only: tuple[str, ...] = ()
     starts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType(dict[str, Any]()))
+    chosen_on: ChosenOn | None = None
+    calibrate: bool = False
 
     def check(self, arm: BenchArm) -> None:
         """Raises: ConfigError for a method that the protocol says nothing about."""
@@ -50,7 +69,8 @@ class Protocol:
 
     def final(self, arm: BenchArm, start: Experiment, task: str) -> Experiment:
         """The run that counts, before a search has its say."""
-        values: dict[str, Any] = {"data": task + JOINED, "val": 0, **self.training}
+        parts = {"data": task + JOINED, "val": 0} if self.chosen_on is None else {"data": task}
+        values: dict[str, Any] = {**parts, **self.training}
         chosen = arm.settings.into(start.changed(**values))
         return _as_published(chosen, task) if self.name == OFFICIAL else chosen
 
@@ -66,18 +86,43 @@ class Protocol:
     def search(self, arm: BenchArm, start: Experiment, task: str) -> list[Experiment]:
         """The runs whose validation accuracy chooses; none without a grid.
 
-        "lr" in the grid multiplies the arm's own.
+        "lr" in the grid multiplies the arm's own; with `chosen_on` it is the rate, the same for all
+        methods, and the runs are those of its tasks and seeds, whatever the task.
         """
-        if not self.grid:
+        if not (self.grid or self.calibrate):
             return []
-        base = self.final(arm, start, task).changed(data=task, val=None)
+        on = self.chosen_on
+        if on is not None:
+            starts = [(name, start.changed(seed=seed)) for name in on.tasks for seed in on.seeds]
+        else:
+            starts = [(task, start)]
         found: list[Experiment] = []
-        for values in product(*self.grid.values()):
-            given = dict(zip(self.grid, values, strict=True))
-            if "lr" in given:
-                given["lr"] *= arm.settings.lr
-            found.append(base.changed(**given))
+        for name, begun in starts:
+            base = self.final(arm, begun, name).changed(data=name, val=None)
+            for values in product(*self.grid.values()):
+                given = dict(zip(self.grid, values, strict=True))
+                if "lr" in given and on is None:
+                    given["lr"] *= arm.settings.lr
+                found.append(base.changed(**given))
         return found
+
+    def best(
+        self, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
+    ) -> tuple[Experiment, Mapping[str, Any]] | None:
+        """A run with the values of the highest mean accuracy on validation, and its end.
+
+        The first of equals; a run that failed counts as 0. None if all of them failed.
+        """
+        values: dict[tuple[Any, ...], list[tuple[Experiment, Mapping[str, Any]]]] = {}
+        for run, end in zip(runs, ends, strict=True):
+            flat = run.flat()
+            values.setdefault(tuple(flat[name] for name in self.grid), []).append((run, end))
+
+        def mean(found: Sequence[tuple[Experiment, Mapping[str, Any]]]) -> float:
+            return fmean(end["val"]["accuracy"] if "val" in end else 0.0 for _, end in found)
+
+        scored = [found for found in values.values() if any("val" in end for _, end in found)]
+        return max(scored, key=mean)[0] if scored else None
 
     def settle(self, final: Experiment, best: Experiment) -> Experiment:
         """The run that counts, with what the search chose."""
@@ -96,6 +141,13 @@ TUNED = Protocol(
     HONEST.training,
     MappingProxyType({"lr": (0.3, 1.0, 3.0), "weight_decay": (0.01, 0.1)}),
 )
+EVEN = Protocol(
+    "even",
+    "One rate of each method for all tasks, chosen from one grid on validation parts of three.",
+    HONEST.training,
+    MappingProxyType({"lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}),
+    chosen_on=ChosenOn(("mini/elpv", "mini/emoji", "mini/mnist"), (100,)),
+)
 PUBLISHED = Protocol(
     OFFICIAL,
     "MoSA's released recipe for each set: rate, width, parts, epochs, pictures, optimiser.",
@@ -105,7 +157,7 @@ PUBLISHED = Protocol(
         {"epochs": 100, "size": 224, "precision": "fp32", "last_blocks": None, "frozen_once": False}
     ),
 )
-PROTOCOLS = (HONEST, TUNED, PUBLISHED)
+PROTOCOLS = (HONEST, TUNED, EVEN, PUBLISHED)
 
 
 def protocol(name: str) -> Protocol:

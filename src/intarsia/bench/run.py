@@ -22,6 +22,7 @@ from .plan import BenchPlan, Slot, key_for
 from .preflight import check
 
 Report = Callable[[str], None]
+TOGETHER = 3  # seeds, see `_parts`
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def _row(end: TrialEnd) -> dict[str, Any]:
     found = end.result["results"]
     if wrong := unusable(found["val"], "val"):
         return {"error": wrong, "seconds": found["seconds"]}
-    return {"val": found["val"], "seconds": found["seconds"]}
+    kept = {name: found[name] for name in ("val", "seconds")}
+    return kept | {"temperature": found.get("temperature")}
 
 
 def _chosen(plan: BenchPlan, experiment: Experiment) -> list[str]:
@@ -119,12 +121,12 @@ def _finish(
 ) -> list[records.RunResult]:
     file = out / RESULTS
     have = {r.key: r for r in records.read(file)} if file.exists() else {}
-    finals: dict[Slot, tuple[str, Experiment | None, records.Setup]] = {}
+    finals: dict[Slot, tuple[str, Experiment | None, records.Setup, float | None]] = {}
     for place in places:
-        experiment, setup = _settled(plan, place, *searched[place])
+        experiment, setup, temperature = _settled(plan, place, *searched[place])
         key = key_for(experiment or plan.final(place))
-        finals[place] = key, experiment, setup
-    at = {key: place for place, (key, _, _) in finals.items()}
+        finals[place] = key, experiment, setup, temperature
+    at = {key: place for place, (key, *_) in finals.items()}
 
     def keep(key: str, outcome: records.Done | records.Failed, origin: records.Origin) -> None:
         place = at[key]
@@ -137,8 +139,8 @@ def _finish(
         if found.status == "done":  # nothing will go on from it
             shutil.rmtree(out / folder / STATE, ignore_errors=True)
 
-    trials: list[Trial] = []
-    for place, (key, experiment, _) in finals.items():
+    trials: dict[int, list[Trial]] = {}  # by the number of their seeds
+    for place, (key, experiment, _, temperature) in finals.items():
         if key in have and not (how.again and have[key].status == "failed"):
             continue
         if experiment is None:
@@ -146,9 +148,10 @@ def _finish(
             why = records.Failed(f"every run of its search failed: {errors[0]}")
             keep(key, why, records.Origin())
             continue
-        trials.append(_trial(str(place), key, experiment, place, out))
-    if len(trials) < len(places):
-        report(f"{len(places) - len(trials)} of {len(places)} runs are there already.")
+        trial = _trial(str(place), key, experiment, place, out, temperature=temperature)
+        trials.setdefault(_part(plan, place), []).append(trial)
+    if (missing := sum(map(len, trials.values()))) < len(places):
+        report(f"{len(places) - missing} of {len(places)} runs are there already.")
 
     def done(end: TrialEnd) -> None:
         key = str(end.trial.inputs["key"])
@@ -157,30 +160,48 @@ def _finish(
         else:
             keep(key, measured(end.result), records.Origin(**end.result["origin"]))
 
-    _run(trials, how, report, work, done)
+    for number, part in sorted(trials.items()):
+        if len(trials) > 1:
+            report(f"Seeds {', '.join(map(str, _parts(plan.seeds)[number]))}:")
+        _run(part, how, report, work, done)
     # one that another plan ran, as a probe for other last blocks, is this plan's as well
-    return [replace(have[key], setup=setup) for key, _, setup in finals.values()]
+    return [replace(have[key], setup=setup) for key, _, setup, _ in finals.values()]
+
+
+def _parts(seeds: Sequence[int]) -> list[Sequence[int]]:
+    """So many seeds at a time, that what is stopped has some of them for every method and task."""
+    size = -(-len(seeds) // -(-len(seeds) // TOGETHER))
+    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
+
+
+def _part(plan: BenchPlan, place: Slot) -> int:
+    return next(n for n, seeds in enumerate(_parts(plan.seeds)) if place.seed in seeds)
 
 
 def _settled(
     plan: BenchPlan, place: Slot, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
-) -> tuple[Experiment | None, records.Setup]:
-    """The run that counts with what its search chose; None if every run of the search failed."""
-    final = plan.final(place)
+) -> tuple[Experiment | None, records.Setup, float | None]:
+    """The run that counts with what its search chose, and a temperature that was fitted there.
+
+    None if every run of the search failed.
+    """
+    final, rules = plan.final(place), plan.protocol
     epochs = final.training.epochs
-    setup = records.Setup(plan.protocol.name, plan.model, epochs)
+    setup = records.Setup(rules.name, plan.model, epochs)
     if not runs:
-        return final, setup
-    both = zip(ends, runs, strict=True)
-    scored = [(row["val"]["accuracy"], run) for row, run in both if "val" in row]
-    if not scored:
-        return None, setup
-    best = max(scored, key=lambda found: found[0])[1]  # the first of equals
-    flat = best.flat()
-    chosen = {name: flat[name] for name in plan.protocol.grid}
+        return final, setup, None
+    best = rules.best(runs, ends)
+    if best is None:
+        return None, setup, None
+    flat = best[0].flat()
+    chosen = {name: flat[name] for name in rules.grid}
     spent = sum(float(row.get("seconds", 0.0)) for row in ends)
-    setup = records.Setup(plan.protocol.name, plan.model, epochs, chosen, len(runs), spent)
-    return plan.protocol.settle(final, best), setup
+    if rules.chosen_on is not None:  # one search for all places of the method
+        spent /= len(plan.tasks) * len(plan.seeds)
+    setup = records.Setup(rules.name, plan.model, epochs, chosen, len(runs), spent)
+    # a run that keeps its validation part fits one itself
+    temperature = None if rules.chosen_on is not None else best[1].get("temperature")
+    return rules.settle(final, best[0]), setup, temperature
 
 
 def unusable(scores: Mapping[str, Any], part: str) -> str:
@@ -227,7 +248,14 @@ def _folder(place: Slot, key: str) -> Path:
 
 
 def _trial(
-    name: str, key: str, experiment: Experiment, place: Slot, out: Path, *, test: bool = True
+    name: str,
+    key: str,
+    experiment: Experiment,
+    place: Slot,
+    out: Path,
+    *,
+    test: bool = True,
+    temperature: float | None = None,
 ) -> Trial:
     inputs = {
         "key": key,
@@ -235,7 +263,8 @@ def _trial(
         "folder": str((out / _folder(place, key)).absolute()),
         "shared": str((out / "shared").absolute()),
         "test": test,
-        "evaluate_every": int(test or experiment.recipe.select == "val"),
+        "evaluate_every": int(experiment.recipe.select == "val"),
+        "temperature": temperature,
     }
     return Trial(name, inputs, kind=place.arm.name, stack=shape_of(experiment, test=test))
 

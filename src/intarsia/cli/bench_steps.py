@@ -68,6 +68,8 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, Path,
     _use_root(given["root"])
     suite, base = suites.suite(given["suite"]), profile(given["profile"])
     rules = protocol(given["protocol"])
+    if given["calibrate"]:
+        rules = _calibrated(rules)
     start = Experiment(Pictures("")).changed(**_values(given, base, rules))
     names = _names(given["tasks"]) or _those_of(base.tasks, [t.name for t in suite.tasks])
     tasks = [_task(suite, name) for name in names]
@@ -97,6 +99,15 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, Path,
         f"protocol {rules.name}, {plan.model}; results in {out}"
     )
     return plan, how, out, base.minutes if given["budget"] is None else given["budget"]
+
+
+def _calibrated(rules: Protocol) -> Protocol:
+    """Raises: ConfigError for a protocol that has a temperature without, or can have none."""
+    if rules.grid or rules.only:
+        got = f"--protocol {rules.name}"
+        want = "honest: the others fit a temperature in their search, or keep no validation part"
+        raise ConfigError("--calibrate", got=got, want=want, fix="Leave it out.")
+    return replace(rules, calibrate=True)
 
 
 def _values(given: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[str, Any]:
@@ -166,10 +177,11 @@ def foretold(plan: BenchPlan, how: How, out: Path, report: Report) -> dict[str, 
     memory = (
         "" if found["peak_bytes"] is None else f", {size(found['peak_bytes'])} beside the model"
     )
+    cores = "" if found["cpu_hours"] is None else f", {found['cpu_hours']:.1f} hours of its cores"
     text = (
-        f"{found['runs']} runs, about {found['hours']:.1f} hours on this machine{memory}; by steps "
-        "timed on the first task. The same command without --estimate runs them, and goes on where "
-        "it was stopped."
+        f"{found['runs']} runs, about {found['hours']:.1f} hours on this machine{cores}{memory}; "
+        "by steps timed on the first task, of runs one by one. The same command without --estimate "
+        "runs them, and goes on where it was stopped."
     )
     return found | {"text": text}
 

@@ -114,8 +114,8 @@ CHOICES = {
     ),
     "schedule": ("fixed-mask", "gradual", "rigl", "set", "bdwp", "dsl"),
     "suite": SUITES,
-    "profile": ("full", "quick"),
-    "protocol": ("honest", "tuned", "official"),
+    "profile": ("full", "quick", "few"),
+    "protocol": ("honest", "tuned", "even", "official"),
 }
 OF_ROUTERS = (
     *("data", "routers", "seeds", "budget", "steps", "sees_later", "jobs", "threads", "out"),

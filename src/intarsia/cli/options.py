@@ -116,6 +116,7 @@ def shared(
         _training("mixup", float, 0.0, "Alpha of mixup."),
         _training("cutmix", float, 0.0, "Alpha of cutmix."),
         _training("smoothing", float, 0.0, "Of the labels."),
+        _training("ema", float | None, None, "Decay of an average of the weights; 0.99."),
         _training("class_weights", str | None, None, CLASS_WEIGHTS),
         _training("clip", float | None, None, "Largest gradient norm."),
         _training("select", str, "last", SELECT),

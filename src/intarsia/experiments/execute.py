@@ -40,6 +40,7 @@ from ..train.folder import owned
 from ..train.loop import Sets
 from ..train.objectives import Objective
 from ..train.processes import device_named, on_main, processes
+from ..train.scores import best_temperature
 from ..train.settings import keywords
 from ..train.weights import weights_of
 from . import experiment as experiments
@@ -60,12 +61,14 @@ def carry_out(
     score: bool = True,
     whole: bool = False,
     evaluate_every: int = 1,
+    temperature: float | None = None,
 ) -> Run:
     """Train as the experiment says; `running.out` becomes a folder that can be resumed and read.
 
     shared: where several runs keep what they have in common; the result is the same without it.
     score: False does not look at the test part, as a search must not.  whole: True computes all of
     the model in every step, see `once.trimmed`; for tests.  evaluate_every: as `fit` takes it.
+    temperature: of the `tempered_loss` of a run without a validation part.
     Texts are carried out by `language`.
     Raises: what `load_data`, `backbone`, `apply` and `fit` raise; UnknownName for a method that is
     not listed.
@@ -88,6 +91,7 @@ def carry_out(
             score=score,
             whole=whole,
             evaluate_every=evaluate_every,
+            temperature=temperature,
         )
 
 
@@ -102,6 +106,7 @@ def _on_pictures(
     score: bool,
     whole: bool,
     evaluate_every: int,
+    temperature: float | None,
 ) -> Run:
     report(f"Reading the pictures of {experiment.pictures.data}.")
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
@@ -141,17 +146,30 @@ def _on_pictures(
             short = once.trimmed(model, train, method, recipe["objective"], experiment)
             train, more = enter(short)
             spent = spent.plus(more)
-        finish = partial(finished, data=data, spent=spent)
+        finish = partial(finished, data=data, spent=spent, temperature=temperature)
         return fit_as(method)(model, train, val, test=test, finish=finish, **options)
 
 
-def finished(run: Run, *, data: Splits, spent: Spent) -> Run:
+def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None = None) -> Run:
     """The run with what only its experiment knows; its mistakes are put into its folder."""
     if run.out is not None and isinstance(found := run.test, Metrics):
         out, image = run.out, data.test.image
         save = partial(save_mistakes, out, image, found.logits, found.labels, data.classes)
         on_main(processes(), save)
-    return dataclasses.replace(run, record=once.with_seconds(with_own_task(run, data), spent))
+    if temperature is not None and run.val is None and isinstance(run.test, Metrics):
+        run = with_temperature(run, run.test, temperature)
+    record = once.with_seconds(with_own_task(run, data), spent)
+    if run.test is None and isinstance(val := run.val, Metrics):  # for a run that counts
+        fitted = best_temperature(val.logits, val.labels)
+        record["results"] = record["results"] | {"temperature": fitted}
+    return dataclasses.replace(run, record=record)
+
+
+def with_temperature(run: Run, test: Metrics, temperature: float) -> Run:
+    """The run with its loss after a temperature that another run fitted on validation."""
+    test = test.tempered_by(temperature)
+    results = dict(run.record["results"]) | {"test": test.scores()}
+    return dataclasses.replace(run, test=test, record=dict(run.record) | {"results": results})
 
 
 def record_of(

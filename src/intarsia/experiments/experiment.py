@@ -22,7 +22,7 @@ from ..train.settings import keywords, with_keywords
 FILE = "experiment.json"
 # of the Recipe, what JSON can hold
 GLOBS = ("pruning", "sparse training")  # families whose `layers` are globs, not blocks
-RECIPE = ("select", "patience", "mixup", "cutmix", "smoothing", "class_weights", "clip")
+RECIPE = ("select", "patience", "mixup", "cutmix", "smoothing", "class_weights", "ema", "clip")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..hosts.anatomy.class_token import reading_class_token
 from ..hosts.anatomy.constants import keeping_constants
 from ..hosts.anatomy.prefix import first_trained_block, reading_tokens, run_prefix
 from ..schedules import Phased
-from ..train import Running, one_backward, pace, plain, task_heads, two_pass
+from ..train import OnePass, Running, one_backward, pace, plain, task_heads, two_pass
 from ..train.loop import Sets
 from ..train.precision import DTYPES, cast_frozen
 from ..train.processes import processes
@@ -128,6 +128,8 @@ def reads_logits_only(objective: object) -> bool:
         over = objective.keywords.get("over", plain)
         deep = bool(objective.keywords.get("deep"))
         return not deep and reads_logits_only(objective.func) and reads_logits_only(over)
+    if isinstance(objective, OnePass):
+        return True
     return objective in (plain, two_pass, one_backward, pace, task_heads)
 
 

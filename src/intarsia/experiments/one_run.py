@@ -33,9 +33,9 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
     inputs: experiment (flat), folder (of the run); and if they are there: shared (folder of what
     runs have in common), test (False: the test part is not looked at), running (fields of
     `Running`), quiet (False: what it says is printed, not only returned), whole (True: every step
-    computes all of the model, see `once.trimmed`), evaluate_every (as `fit` takes it). Or stack:
-    the inputs of several runs of one shape, which step together; the result is then `ends`, for
-    each its result or its error.
+    computes all of the model, see `once.trimmed`), evaluate_every (as `fit` takes it), temperature
+    (of `tempered_loss`, where the run has no validation part). Or stack: the inputs of several runs
+    of one shape, which step together; the result is then `ends`, for each its result or its error.
     """
     if "stack" in inputs:
         return _stack(inputs["stack"])
@@ -53,6 +53,7 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
         score=inputs.get("test", True),
         whole=inputs.get("whole", False),
         evaluate_every=inputs.get("evaluate_every", 1),
+        temperature=inputs.get("temperature"),
     )
     record = found.record
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -18,6 +19,7 @@ from .workers import Died, Executor, FreshProcess, Here, OwnProcess
 from .workers import Work as Work
 
 S = TypeVar("S")
+LOG = logging.getLogger(__name__)
 MOST = 6  # trials in a piece: beyond, what they hold in memory costs more than it gains
 
 
@@ -240,7 +242,12 @@ def _ends_of(slot: Executor, work: Work, piece: Sequence[Trial]) -> list[TrialEn
     start = time.perf_counter()
     try:
         ends = slot.run(work, {"stack": [dict(trial.inputs) for trial in piece]})["ends"]
-    except Exception:
+    except Exception as error:
+        first, *_, last = (trial.name for trial in piece)
+        LOG.warning(
+            "%d trials in one piece, %s to %s, failed (%s); each is tried by itself.",
+            *(len(piece), first, last, error),
+        )
         return [_end_of(slot, work, trial) for trial in piece]
     each = (time.perf_counter() - start) / len(piece)
     return [TrialEnd(t, e["result"], e["error"], each) for t, e in zip(piece, ends, strict=True)]

@@ -14,6 +14,7 @@ from ..core.errors import ConfigError
 from ..mixtures.noisy import ScaledOutput
 from ..mixtures.over import OverMethod
 from ..train.objectives import Objective, pace
+from ..train.one_pass import OnePass
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,19 @@ class Pace(OverMethod):
     sigma: of the noise, the same in all blocks; in the released code it falls linearly with depth.
     weight: of the distance of the draws; 0 is the noise alone.
     every: N, only each N-th step has the second pass (PACE_lazy).
+    one_pass: the second draw is the sample's own of the epoch before, see `OnePass` (PACE_fast).
 
-    Raises: ConfigError on a setting below its least, or an `over` that is no adapter.
+    Raises: ConfigError on a setting below its least, an `over` that is no adapter, or one pass with
+    a second one every few steps.
     Source: paper, section 3; released code. sigma=0 is the adapter, bit for bit.
-    Not for tight time: a step with two draws costs twice one of the adapter.
+    Not for tight time but with one_pass: a step with two draws costs twice one of the adapter.
     """
 
     over: Method = field(default_factory=lambda: Bottleneck(activation="gelu"))
     sigma: float = 1.0
     weight: float = 1.0
     every: int = 1
+    one_pass: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.over, Pace) or not callable(getattr(self.over, "build", None)):
@@ -50,10 +54,15 @@ class Pace(OverMethod):
         at_least("sigma", self.sigma, 0, "Try 1.")
         at_least("weight", self.weight, 0, "Try 1.")
         at_least("every", self.every, 1)
+        if self.one_pass and self.every > 1:
+            got, want = f"every={self.every} with one_pass", "one of them"
+            raise ConfigError("every", got=got, want=want, fix="Leave every at 1.")
 
     @property
-    def trained_by(self) -> Objective:
+    def trained_by(self) -> Objective | OnePass:
         """The objective that goes with the noise."""
+        if self.one_pass:
+            return OnePass(self.weight)
         return partial(pace, weight=self.weight, every=self.every)
 
     def build(self, site: Site, *, generator: torch.Generator) -> ScaledOutput:

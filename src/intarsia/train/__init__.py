@@ -15,6 +15,7 @@ from .objectives import one_backward as one_backward
 from .objectives import pace as pace
 from .objectives import plain as plain
 from .objectives import two_pass as two_pass
+from .one_pass import OnePass as OnePass
 from .optimisers import adamw as adamw
 from .optimisers import cosine as cosine
 from .outcome import Outcome as Outcome

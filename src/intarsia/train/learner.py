@@ -12,10 +12,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..core.errors import TrainingError
+from ..core.errors import ConfigError, TrainingError
 from ..gating import aux_loss, before_step, learned_routers
 from ..schedules import ByFit, LayerSchedule, Masking, SparseSchedule
+from .average import Average
 from .objectives import Objective, Staged
+from .one_pass import Memory, OnePass
 from .optimisers import LearningRate
 from .order import Batch, to_device
 from .precision import DTYPES, autocast, slow_attention, written_out
@@ -37,7 +39,7 @@ class Learner:
         self,
         model: nn.Module,
         forward: nn.Module,
-        objective: Objective | Staged,
+        objective: Objective | Staged | OnePass,
         training: Training,
         recipe: Recipe,
         accelerator: Accelerator,
@@ -52,6 +54,11 @@ class Learner:
         # not always the model's own parameters, see schedules.Entries
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.rate = LearningRate(self.optimizer)
+        self.average: Average | None = None
+        if recipe.ema is not None:
+            learns = [p for p in model.parameters() if p.requires_grad]
+            self.average = Average(learns, recipe.ema)
+        self.memory: Memory | None = None  # of an objective that keeps something of each sample
         self.backward: Callable[[Tensor], object] = Tensor.backward
         scaled = training.precision == "fp16"
         self.scaler = torch.amp.GradScaler(accelerator.device.type) if scaled else None
@@ -61,9 +68,29 @@ class Learner:
         self.accuracies: list[float] = []  # of each epoch that ended
         self.recent: list[float] = []  # accuracies of the batches since
 
-    def step(self, batches: Sequence[Batch], step: int, steps: int) -> dict[str, float]:
+    def remember(self, samples: int) -> None:
+        """Make room for what the objective keeps of each of the training samples, if anything.
+
+        Raises: ConfigError where several processes would each keep their own.
+        """
+        if not isinstance(self.objective, OnePass):
+            return
+        if self.accelerator.num_processes > 1:
+            got, fix = f"{self.accelerator.num_processes} processes", "Use `pace`, or one process."
+            want = "one, which sees each sample again"
+            raise ConfigError("objective OnePass", got=got, want=want, fix=fix)
+        self.memory = Memory(self.objective, samples)
+
+    def step(
+        self,
+        batches: Sequence[Batch],
+        step: int,
+        steps: int,
+        positions: Sequence[Sequence[int]] = (),
+    ) -> dict[str, float]:
         """Learn from one batch, given as equal parts; returns lr, loss, accuracy and named parts.
 
+        positions: which samples each part has, for an objective that keeps something of them.
         Raises: TrainingError if the loss or a gradient is not finite; the parameters are then
         those before the step.
         """
@@ -77,6 +104,8 @@ class Learner:
         shares = self._shares([self.task.count(batch) for batch in batches])
         for i, (batch, share) in enumerate(zip(batches, shares, strict=True)):
             last = i == len(batches) - 1
+            if self.memory is not None:
+                objective = self.memory.of(positions[i])
             wait = nullcontext() if last else self.accelerator.no_sync(self.forward)
             with wait, written_out(self.attentions):
                 found = self._backward(objective, batch, share)
@@ -88,6 +117,8 @@ class Learner:
             total = cast(Tensor, self.accelerator.reduce(total, "mean"))
         logged = dict(zip(names, total.tolist(), strict=True))
         self._update(logged["loss"], step, steps)
+        if self.average is not None:
+            self.average.add()
         self.recent += [logged["accuracy"]] if "accuracy" in logged else []
         return {"lr": lr, **logged}
 
@@ -179,7 +210,9 @@ class Learner:
         fit = {"accuracies": self.accuracies, "recent": self.recent}
         masks = self.masking.state() if self.masking else None
         own = {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "fit": fit}
-        return own | ({"masks": masks} if masks else {})
+        more = {"average": self.average, "memory": self.memory}
+        kept = {name: part.state() for name, part in more.items() if part is not None}
+        return own | ({"masks": masks} if masks else {}) | kept
 
     def load_state(self, state: dict[str, Any]) -> None:
         if self.masking:
@@ -189,3 +222,7 @@ class Learner:
         self.accuracies, self.recent = fit.get("accuracies", []), fit.get("recent", [])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state(state["average"])
+        if self.memory is not None:
+            self.memory.load_state(state["memory"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -29,6 +29,7 @@ from .forward import wrapped
 from .interrupt import Interrupted, stop_on_signals
 from .learner import Learner
 from .objectives import Objective, Staged, logits_of
+from .one_pass import OnePass
 from .order import Batch, Key, Order, Reader, labels_of, read, size_of, to_device
 from .precision import autocast, compute_dtype, training_mode
 from .processes import on_main
@@ -48,7 +49,7 @@ class Job:
     model: nn.Module
     sets: Sets
     task: Task
-    objective: Objective | Staged
+    objective: Objective | Staged | OnePass
     training: Training
     recipe: Recipe
     running: Running
@@ -104,6 +105,7 @@ class Loop:
             )
             if seat is not None:
                 self.learner.backward = seat.backward
+            self.learner.remember(size_of(self.train_set))
             if (masking := self.learner.masking) is not None:
                 stack.enter_context(masking.masked.training())
             seed_all(mix(seed, ranks.process_index))
@@ -180,8 +182,8 @@ class Loop:
         """Those begun so far."""
         return -(-self.at.step // self.order.steps)
 
-    def _batches(self) -> Iterator[list[Batch]]:
-        """The parts of each batch that is left, as this process sees them."""
+    def _batches(self) -> Iterator[tuple[list[Batch], list[tuple[int, ...]]]]:
+        """The parts of each batch that is left, as this process sees them, and their samples."""
         parts, rank = self.training.accumulate, self.ranks.process_index
         world = self.ranks.num_processes
         epoch, first = divmod(self.at.step, self.order.steps)
@@ -192,13 +194,15 @@ class Loop:
                 for part in range(parts)
             ]
             stream = read(self.reader, keys, self.how.workers)
-            for _ in range(len(keys) // parts):
-                yield [next(stream) for _ in range(parts)]
+            for first in range(0, len(keys), parts):
+                positions = [key[1] for key in keys[first : first + parts]]
+                yield [next(stream) for _ in range(parts)], positions
             epoch, first = epoch + 1, 0
 
-    def _step(self, batches: Iterator[list[Batch]]) -> None:
+    def _step(self, batches: Iterator[tuple[list[Batch], list[tuple[int, ...]]]]) -> None:
         clock, cpu = self._now()
-        found = self.learner.step(next(batches), self.at.step, self.steps)
+        parts, positions = next(batches)
+        found = self.learner.step(parts, self.at.step, self.steps, positions)
         self.at.step += 1
         wall, cores = self._now()
         self.at.seconds += wall - clock
@@ -223,16 +227,18 @@ class Loop:
         due = not rest and every and epoch % every == 0 and self.at.step > self.at.scored
         if self.val is None or not due:
             return
-        try:
-            found = self._evaluate(self.val)
-        except Interrupted:
-            return
-        self.at.scored = self.at.step
-        self.val_scores = self.at.step, found
-        self._note("val", epoch, found.scores())
-        best, value = self.at.best, found.best
-        if self.recipe.select == "val" and (best is None or value > best.value):
-            self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))
+        average = self.learner.average
+        with average.in_place() if average else nullcontext():
+            try:
+                found = self._evaluate(self.val)
+            except Interrupted:
+                return
+            self.at.scored = self.at.step
+            self.val_scores = self.at.step, found
+            self._note("val", epoch, found.scores())
+            best, value = self.at.best, found.best
+            if self.recipe.select == "val" and (best is None or value > best.value):
+                self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))
 
     def _evaluate(self, dataset: Dataset[Any]) -> Scores:
         size = max(1, self.training.batch_size // self.ranks.num_processes)
@@ -298,6 +304,8 @@ class Loop:
         """Scores of the chosen weights, which the model then has."""
         if self.at.best is not None:
             resume.put_back(self.model, self.at.best.learned)
+        elif self.learner.average is not None:
+            self.learner.average.keep()
         self.fix_weights()
         if self.job.settle is not None:
             self.val_scores = None

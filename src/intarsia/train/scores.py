@@ -83,7 +83,10 @@ class Metrics(Scores):
         The logits divided by the T of least loss on val; what they rank first stays the same.
         Source: arXiv:1706.04599, section 4.2.
         """
-        t = best_temperature(val.logits, val.labels)
+        return self.tempered_by(best_temperature(val.logits, val.labels))
+
+    def tempered_by(self, t: float) -> Metrics:
+        """With the loss after this temperature, which was not fitted on these logits."""
         loss = float(F.cross_entropy(self.logits.double() / t, self.labels))
         found = {"temperature": t, "tempered_loss": loss}
         return replace(self, extra=dict(self.extra) | found)

@@ -100,6 +100,8 @@ class Recipe:
     select: "last" epoch, or the best on "val" (which must share no sample with train).
     patience: stop after so many scores on val in a row that are no better than the best, whose
       epoch is then the result; implies select="val".  loss: see `LossOptions`.
+    ema: decay of a moving average of the trained weights, which is scored and is the result; None =
+      the weights of the last step. See `train.average`.
 
     Raises: ConfigError on a setting that cannot be.
     """
@@ -111,8 +113,10 @@ class Recipe:
     select: str = "last"
     patience: int | None = None
     loss: LossOptions = LossOptions()
+    ema: float | None = None
 
     def __post_init__(self) -> None:
+        self._check_ema()
         if isinstance(self.schedule, ByFit) and (self.loss.mixup or self.loss.cutmix):
             raise ConfigError(
                 "schedule",
@@ -127,6 +131,16 @@ class Recipe:
         if self.patience is not None:
             at_least("patience", self.patience, 1)
             object.__setattr__(self, "select", "val")
+
+    def _check_ema(self) -> None:
+        if self.ema is None:
+            return
+        above("ema", self.ema, 0, fix="Try 0.99, or leave it out.")
+        below_one("ema", self.ema, fix="Try 0.99.")
+        if isinstance(self.schedule, SparseSchedule | LayerSchedule):
+            got = f"{self.ema:g} with {type(self.schedule).__name__}"
+            want = "weights that no mask replaces: their mean over steps has other zeros"
+            raise ConfigError("ema", got=got, want=want, fix="Leave one of the two out.")
 
     def factor(self, step: int, steps: int, warmup: float) -> float:
         """The multiple of lr at a step."""
@@ -200,6 +214,7 @@ class Options(TypedDict, total=False):
     cutmix: float
     smoothing: float
     class_weights: ClassWeights | None
+    ema: float | None
     clip: float | None
     select: str
     patience: int | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .. import numbers, statistics
 from ..wording import capital, joined
 from .sheets import SuiteSheet, epochs_of, gaps
-from .summary import Findings, MethodRow
+from .summary import Findings, MethodRow, trials_of
 
 
 def heading(findings: Findings) -> str:
@@ -110,6 +110,9 @@ def notes(findings: Findings) -> list[str]:
         counts = zip(sheet.arms, sheet.begun.sum(1), strict=True)
         told = joined([f"{method.label} {n}" for method, n in counts])
         found.append(f"The methods have unequal numbers of seeds: {told}.")
+    if len(tried := trials_of(sheet)) > 1:
+        told = joined([str(number) for number in sorted(tried)])
+        found.append(f"Not ranked: settings were chosen among {told} runs, not the same for all.")
     found += _lengths(sheet)
     found += _origins(sheet)
     searched = [r.setup for r in sheet.results.values() if r.setup.tried]

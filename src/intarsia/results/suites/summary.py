@@ -13,6 +13,13 @@ from ..sheet import Differences, Spread, suite_mean
 from .records import MethodName, RunResult, only
 from .sheets import SuiteSheet, find, sheets
 
+BESIDE = {
+    "balanced": "balanced_accuracy",
+    "loss": "loss",
+    "tempered": "tempered_loss",
+    "ece": "ece",
+}  # what stands beside accuracy, and where a result has it
+
 
 @dataclass(frozen=True)
 class Means:
@@ -20,8 +27,8 @@ class Means:
 
     group: mean over groups of the means over a group's tasks.  task: plain mean over tasks.
     own: plain mean over joint tasks of the accuracy among the classes of an image's own task, None
-    where no task is joint.  balanced, loss: plain means over tasks of balanced accuracy and of the
-    loss.
+    where no task is joint.  balanced, loss, tempered, ece: plain means over tasks of balanced
+    accuracy, of the loss, of the loss after one temperature, and of the calibration error.
     """
 
     group: Spread
@@ -29,6 +36,8 @@ class Means:
     own: Spread | None = None
     balanced: Spread | None = None
     loss: Spread | None = None
+    tempered: Spread | None = None
+    ece: Spread | None = None
 
 
 @dataclass(frozen=True)
@@ -160,15 +169,20 @@ def means_of(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Means:
     names = [task.group for task, kept in zip(sheet.tasks, tasks, strict=True) if kept]
     own = sheet.values("own_task_accuracy")[number]
     joint = tasks & ~np.isnan(own).all(axis=1)
-    beside = (sheet.values(name)[number, tasks] for name in ("balanced_accuracy", "loss"))
-    balanced, loss = (suite_mean(v) if not np.isnan(v).all(axis=1).any() else None for v in beside)
+    beside = {name: sheet.values(field)[number, tasks] for name, field in BESIDE.items()}
+    means = {name: suite_mean(v) for name, v in beside.items() if _every(v)}
     return Means(
         group=suite_mean(accuracy[tasks], statistics.weights(names)),
         task=suite_mean(accuracy[tasks]),
         own=suite_mean(own[joint]) if joint.any() else None,
-        balanced=balanced,
-        loss=loss,
+        **means,
     )
+
+
+def _every(scores: np.ndarray) -> bool:
+    """Whether every task has a score for each seed that any has; older results may lack some."""
+    known = ~np.isnan(scores)
+    return bool(known.any() and known[:, known.any(0)].all())
 
 
 def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> MeanCosts | None:
@@ -187,8 +201,18 @@ def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> MeanCosts | Non
     return MeanCosts(trained, bare, seconds, mean("cpu_seconds"), largest)
 
 
+def trials_of(sheet: SuiteSheet) -> set[int]:
+    """Among how many runs the settings of each method were chosen; 0 = they were set by hand."""
+    return {result.setup.tried for result in sheet.results.values()}
+
+
 def _ranks(sheet: SuiteSheet) -> tuple[list[float | None], statistics.Ranking | None]:
-    """Average rank of each method over the shared tasks; one without a complete task has none."""
+    """Average rank of each method over the shared tasks; one without a complete task has none.
+
+    Nobody has one where settings were chosen among more runs for one method than for another.
+    """
+    if len(trials_of(sheet)) > 1:
+        return [None] * len(sheet.arms), None
     ranked = sheet.complete.any(1) if sheet.shared.any() else np.zeros(len(sheet.arms), bool)
     found: list[float | None] = [None] * len(sheet.arms)
     if not ranked.any():

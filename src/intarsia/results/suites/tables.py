@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -223,22 +224,30 @@ def _means(findings: Findings) -> list[Field]:
 
 
 def _beside(findings: Findings) -> list[Field]:
-    """Balanced accuracy and loss, which rank nobody."""
+    """Balanced accuracy, losses and calibration, which rank nobody; a column if any row has it."""
     where = ", over the shared tasks" if findings.ragged else ""
 
     def balanced(row: MethodRow) -> Entry:
         return share(row.shared and row.shared.balanced)
 
-    def loss(row: MethodRow) -> Entry:
-        found = row.shared and row.shared.loss
+    def number(name: str, row: MethodRow) -> Entry:
+        found: Spread | None = row.shared and getattr(row.shared, name)
         return Entry(f"{found.mean:.3f}", full=f"{found.mean:.6f}") if found else NONE
 
     right = "Mean over a task's classes of the share of right answers, %: plain mean over tasks"
     mean_loss = "Mean cross-entropy of the test part: plain mean over tasks"
-    return [
+    fields = [
         Field(Column("Balanced", f"{right}{where}"), balanced),
-        Field(Column("Loss", f"{mean_loss}{where}"), loss),
+        Field(Column("Loss", f"{mean_loss}{where}"), partial(number, "loss")),
     ]
+    more = {
+        "tempered": ("Tempered", "The same after one temperature, fitted on the validation part"),
+        "ece": ("ECE", "Expected calibration error, a share: plain mean over tasks"),
+    }
+    for name, (title, meaning) in more.items():
+        if any(row.shared and getattr(row.shared, name) for row in findings.rows):
+            fields.append(Field(Column(title, f"{meaning}{where}"), partial(number, name)))
+    return fields
 
 
 def _costs(findings: Findings) -> list[Field]:

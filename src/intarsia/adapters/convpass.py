@@ -1,0 +1,137 @@
+"""Convpass: a convolution over the patches, beside attention and MLP (arXiv:2207.07039)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Card, Cell, Paper, Site
+from ..core.checks import at_least, below_one
+from ..core.errors import ConfigError, ShapeError
+
+SLOPE = 1.702  # of QuickGELU, x sigmoid(1.702 x)
+SIDE = 3  # of the kernel
+
+
+@dataclass(frozen=True)
+class Convpass:
+    """s * up(act(conv(act(down(x))))), the convolution 3 x 3 over the grid of patches.
+
+    A token that is no patch, as the class token, is an image of one pixel: only the middle of the
+    kernel reads it.
+
+    width: h, of down and convolution.  scale: s, which the paper chooses for each task among 0.01,
+      0.1, 1, 10 and 100.  dropout: before up, in training only.
+    roles: "attention" and "mlp"; the paper's Convpass-attn has the first alone.
+    grid: rows and columns of patches; None = the largest square that the tokens hold, what is
+      before it being no patches.
+
+    Raises: ConfigError on a setting that cannot be.
+    Source: paper, section 3.2, and its released code (zero up, kernel the identity, QuickGELU).
+    Not for folding: it mixes tokens, as no weight of the host does.
+    """
+
+    width: int = 8
+    scale: float = 1.0
+    dropout: float = 0.1
+    roles: tuple[str, ...] = ("attention", "mlp")
+    grid: tuple[int, ...] | None = None
+
+    position = "parallel"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "roles", tuple(self.roles))
+        at_least("width", self.width, 1, "Try 8.")
+        below_one("dropout", self.dropout)
+        if self.grid is None:
+            return
+        object.__setattr__(self, "grid", tuple(self.grid))
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            want, fix = "rows and columns, 1 or more each", "Try grid=(7, 7), or leave it out."
+            raise ConfigError("grid", got=self.grid, want=want, fix=fix)
+
+    def build(self, site: Site, *, generator: torch.Generator) -> ConvpassCell:
+        return ConvpassCell(self, site, generator=generator)
+
+
+class ConvpassCell(Cell):
+    """The addition of all tokens.  x: (B, T, d), or (B, rows, columns, d) -> the same, d' wide."""
+
+    def __init__(self, config: Convpass, site: Site, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):  # overwritten below
+            self.down = nn.Linear(site.reads, config.width)
+            self.conv = nn.Conv2d(config.width, config.width, SIDE, padding=SIDE // 2)
+            self.up = nn.Linear(config.width, site.outputs)
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.xavier_uniform_(self.down.weight, generator=generator)
+        nn.init.dirac_(self.conv.weight)
+        for zero in (self.down.bias, self.conv.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = _act(self.down(self.cast(x)))
+        inner = self.dropout(_act(self._convolved(inner)))
+        return self.config.scale * self.up(inner)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """conv over patches, its middle over other tokens.  (B, ..., h) -> (B, ..., h)."""
+        if x.dim() == 4:  # a map, as of Swin
+            return self._patches(x)
+        if x.dim() != 3:
+            return self._apart(x)
+        rows, columns = self._grid(x.shape[1])
+        if not rows:
+            return self._apart(x)
+        other = x.shape[1] - rows * columns
+        patches = self._patches(x[:, other:].unflatten(1, (rows, columns))).flatten(1, 2)
+        return torch.cat([self._apart(x[:, :other]), patches], 1) if other else patches
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """(B, rows, columns, h), the same."""
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _apart(self, x: Tensor) -> Tensor:
+        """Each row as an image of one pixel, of whose padding nothing comes.  (..., h)."""
+        middle = self.conv.weight[:, :, SIDE // 2, SIDE // 2]
+        return F.linear(x, middle, self.conv.bias)
+
+    def _grid(self, tokens: int) -> tuple[int, int]:
+        """Rows and columns of patches among so many tokens."""
+        side = isqrt(tokens)
+        if self.config.grid is None:
+            return side, side
+        rows, columns = self.config.grid
+        if rows * columns <= tokens:
+            return rows, columns
+        if tokens == 1:  # the class token alone, where no other is read
+            return 0, 0
+        got, want = f"{tokens} tokens", f"{rows} x {columns} patches and what is before them"
+        fix = "Set grid to that of the model at this size, or leave it out."
+        raise ShapeError("grid of Convpass", got=got, want=want, fix=fix)
+
+
+def _act(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(SLOPE * x)
+
+
+CARD = Card(
+    "convpass",
+    kind="adapter",
+    config=Convpass,
+    paper=Paper(
+        "2207.07039",
+        2022,
+        "Convolutional Bypasses Are Better Vision Transformer Adapters",
+    ),
+    tags=frozenset({"zero_start"}),
+    tiny={"width": 4, "dropout": 0.0},
+    summary="A small convolution over the patches, beside attention and MLP.",
+    family="adapters",
+    names=("Convolutional bypass",),
+)

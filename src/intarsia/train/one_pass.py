@@ -1,0 +1,74 @@
+"""PACE in one pass: a sample's logits are held against those of its pass in the epoch before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from ..core.checks import at_least
+from ..core.errors import ConfigError
+from .objectives import Objective, logits_of
+from .order import Inputs
+from .outcome import LossOf, Outcome
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """L = CE(z) + weight * mean |z - z'|^2, z' the sample's logits of the epoch before (PACE_fast).
+
+    z' has no gradient and is nothing in the first epoch, so that a step costs one `plain`: one
+    forward, and a row of logits kept for each sample, which a checkpoint holds. weight=0 is
+    `plain`. The loop gives it a `Memory`; it is no objective inside of another.
+    Source: PACE, arXiv:2409.17137, section 3 (the fast variant).
+    Not for few, long epochs: z' is then of weights long gone.
+    Raises: ConfigError for a weight below 0, and where it is called without its memory.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least("weight", self.weight, 0, "Try 1.")
+
+    def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> NoReturn:
+        got = "a step that does not say which samples it has, as inside task_heads"
+        fix = "Pass it to fit by itself, or use `pace`, which needs no memory."
+        raise ConfigError("objective OnePass", got=got, want="the loop of `fit`", fix=fix)
+
+
+class Memory:
+    """The newest logits of each training sample, (samples, classes), and which are there."""
+
+    def __init__(self, asked: OnePass, samples: int) -> None:
+        self.asked, self.samples = asked, samples
+        self.logits = torch.zeros(0)
+        self.known = torch.zeros(samples, dtype=torch.bool)
+
+    def of(self, positions: Sequence[int]) -> Objective:
+        """The objective of a step with these samples, in their order."""
+        return partial(self._objective, torch.as_tensor(positions, dtype=torch.int64))
+
+    def _objective(self, at: Tensor, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
+        now = logits_of(model, x)  # (B, classes)
+        if now.ndim != 2 or len(now) != len(at):
+            got, want = f"outputs {tuple(now.shape)}", "a row of logits for each sample"
+            fix = "Use `pace`, which compares two passes of one step."
+            raise ConfigError("objective OnePass", got=got, want=want, fix=fix)
+        if not len(self.logits):
+            self.logits = torch.zeros(self.samples, now.shape[1])
+        before, known = self.logits[at].to(now.device), self.known[at].to(now)
+        task = loss_of(now)
+        distance = ((now - before).square().sum(-1) * known).mean()
+        self.logits[at], self.known[at] = now.detach().float().cpu(), True
+        parts = {"task": task, "distance": distance}
+        return Outcome(task + self.asked.weight * distance, now, parts)
+
+    def state(self) -> dict[str, Any]:
+        return {"logits": self.logits, "known": self.known}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.logits, self.known = state["logits"].clone(), state["known"].clone()

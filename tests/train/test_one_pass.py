@@ -1,0 +1,107 @@
+"""PACE in one pass: each sample against its own logits of the epoch before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from intarsia import fit
+from intarsia.core.errors import ConfigError
+from intarsia.experiments.once import reads_logits_only
+from intarsia.experiments.settings import method, objective
+from intarsia.methods import Pace
+from intarsia.train import OnePass, TargetLoss, plain, task_heads
+from intarsia.train.one_pass import Memory
+
+from .tiny import host, pictures
+
+SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 0.05, "trackers": ()}
+TRAIN = pictures(20)
+
+
+def run(objective: Any, **more: Any) -> dict[str, torch.Tensor]:
+    model = host()
+    fit(model, TRAIN, objective=objective, **(SETTINGS | more))
+    return model.state_dict()
+
+
+def test_the_distance_is_to_the_sample_s_own_logits_of_before() -> None:
+    model = torch.nn.Linear(4, 3)
+    x, y = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    memory = Memory(OnePass(2.0), 7)
+    first = memory.of([6, 0, 3, 1, 2])(model, x, TargetLoss(F.cross_entropy, y))
+    assert first.parts["distance"] == 0 and first.loss == first.parts["task"]
+    before = model(x).detach()
+    with torch.no_grad():
+        model.weight += 1
+    # others, one of them never seen, in another order
+    at, rows = [3, 5, 6], x[[2, 4, 0]]
+    found = memory.of(at)(model, rows, TargetLoss(F.cross_entropy, y[:3]))
+    gone = (model(rows[0]) - before[2]).square().sum() + (model(rows[2]) - before[0]).square().sum()
+    assert_close(found.parts["distance"], gone / 3)
+    assert_close(found.loss, F.cross_entropy(model(rows), y[:3]) + 2 * gone / 3)
+    found.loss.backward()
+    assert model.weight.grad is not None and not memory.logits.requires_grad
+
+
+def test_weight_0_is_plain_and_more_is_not() -> None:
+    one, two, other = run(plain), run(OnePass(0.0)), run(OnePass(1.0))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_in_one_epoch_nothing_is_there_to_be_held_against() -> None:
+    one, two = run(plain, epochs=1), run(OnePass(), epochs=1)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_parts_of_a_batch_find_their_own_samples() -> None:
+    one, two = run(OnePass()), run(OnePass(), accumulate=2)
+    for name, value in one.items():
+        assert_close(value, two[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    def stop(_model: object, step: int, _steps: int) -> None:
+        if step == 5 and not done:
+            done.append(step)
+            raise EOFError
+
+    settings = SETTINGS | {"objective": OnePass(), "schedule": stop, "checkpoint_steps": 2}
+    whole, again, done = host(), host(), [0]
+    fit(whole, TRAIN, **settings)
+    done.clear()
+    with pytest.raises(EOFError):
+        fit(host(), TRAIN, out=tmp_path, **settings)
+    fit(again, TRAIN, out=tmp_path, resume=True, **settings)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_the_method_asks_for_it_by_name() -> None:
+    found = method("pace", ["one_pass=true", "weight=0.5"])
+    assert objective("plain", found) == OnePass(0.5) and reads_logits_only(OnePass())
+    with pytest.raises(ConfigError, match="every: got every=2 with one_pass"):
+        Pace(every=2, one_pass=True)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match="weight: got -1"):
+        OnePass(-1)
+
+    def inside(model: Any, x: Any, loss_of: Any) -> Any:
+        return task_heads(model, x, loss_of, groups=[[0], [1, 2]], over=OnePass())
+
+    with pytest.raises(ConfigError, match="want the loop of `fit`"):
+        fit(host(), TRAIN, objective=inside, **SETTINGS)
+
+    loss_of = TargetLoss(F.cross_entropy, torch.zeros(2, 5, dtype=torch.long))
+    with pytest.raises(
+        ConfigError, match=r"got outputs \(2, 5, 3\), want a row of logits for each"
+    ):
+        Memory(OnePass(), 2).of([0, 1])(torch.nn.Linear(4, 3), torch.randn(2, 5, 4), loss_of)
