@@ -1,0 +1,96 @@
+"""docs/benchmarks/even.md: every method tuned alike, of benchmarks/even-*.jsonl.
+
+    python benchmarks/even_page.py             # the tables on the terminal
+    python benchmarks/even_page.py --write     # and into the page
+
+The results are of `intarsia bench SUITE --profile few --protocol even`, in whatever order they ran.
+A method stands in the tables of a suite if it has every task at each of the seeds that all tables
+are of: those that AdaptFormer has everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from intarsia.bench import RunResult, tables
+from intarsia.bench.publish import as_markdown
+from intarsia.results.suites import records
+from intarsia.results.suites.records import Done
+from intarsia.results.wording import joined
+
+ROOT = Path(__file__).parents[1]
+SUITES = ("mini", "fresh")
+PAGE = ROOT / "docs" / "benchmarks" / "even.md"
+BASELINE = "adaptformer"
+ABOUT = """# Every method, tuned alike
+
+All methods and their peers on 100 training images for 40 epochs (half as many where a step looks
+at each image twice). A method has one rate for all tasks: of one grid for all methods, the one with
+the highest mean accuracy on the validation parts of three tasks of `mini`, at a seed that nothing
+else has. Validation parts are not trained on; the temperature of the tempered loss is fitted there.
+Test parts are looked at once.
+
+    few="--profile few --protocol even --seeds 20,21,22,23,24 --threads 1"
+    intarsia bench mini $few --out runs/even-mini
+    mkdir -p runs/even-fresh && cp runs/even-mini/searches.jsonl runs/even-fresh/
+    intarsia bench fresh $few --out runs/even-fresh
+    for suite in mini fresh; do cp runs/even-$suite/results.jsonl benchmarks/even-$suite.jsonl; done
+    python benchmarks/even_page.py --write
+"""
+
+
+def whole(found: Sequence[RunResult]) -> tuple[list[RunResult], list[str]]:
+    """Results of the methods that have every task at the baseline's seeds, and who has not."""
+    tasks = {result.task for result in found}
+    cells: dict[str, set[tuple[object, int]]] = defaultdict(set)
+    for result in found:
+        if isinstance(result.outcome, Done):
+            cells[result.method.name].add((result.task, result.seed))
+    seeds = {result.seed for result in found}
+    seeds = {s for s in seeds if all((task, s) in cells[BASELINE] for task in tasks)}
+    asked = {(task, seed) for task in tasks for seed in seeds}
+    kept = {name for name, own in cells.items() if asked and asked <= own}
+    names = {result.method.name for result in found}
+    rows = [r for r in found if r.method.name in kept and r.seed in seeds]
+    return rows, sorted(names - kept)
+
+
+def rates(found: Sequence[RunResult]) -> str:
+    """The rate of each method, the methods of one rate beside each other."""
+    by_rate: dict[float, set[str]] = defaultdict(set)
+    for result in found:
+        by_rate[result.setup.selected["lr"]].add(result.method.label)
+    told = [f"{rate:g} for {joined(sorted(by_rate[rate]))}" for rate in sorted(by_rate)]
+    return f"Rates that were chosen: {'; '.join(told)}."
+
+
+def parts() -> Iterator[str]:
+    """The tables of each suite that has results."""
+    for suite in SUITES:
+        path = ROOT / "benchmarks" / f"even-{suite}.jsonl"
+        if not path.exists():
+            yield f"## {suite}\n\nNot run yet.\n"
+            continue
+        rows, without = whole(records.read(path))
+        if not rows:
+            yield f"## {suite}\n\nNo seed is complete yet.\n"
+            continue
+        yield as_markdown(tables(rows, BASELINE))
+        left = f" Without every task, and so not here: {joined(without)}." if without else ""
+        yield f"{rates(rows)}{left}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--write", action="store_true")
+    text = "\n".join([ABOUT, *parts()])
+    print(text)
+    if parser.parse_args().write:
+        PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
