@@ -134,4 +134,8 @@ CARD = Card(
     summary="A small convolution over the patches, beside attention and MLP.",
     family="adapters",
     names=("Convolutional bypass",),
+    exceptions={
+        "trains_every_parameter": "three tokens hold one patch, which has no neighbour for the "
+        "kernel's other entries"
+    },
 )
