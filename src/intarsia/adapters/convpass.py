@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
 
@@ -13,6 +14,7 @@ from ..core import Card, Cell, Paper, Site
 from ..core.checks import at_least, below_one
 from ..core.errors import ConfigError, ShapeError
 
+Linear = Callable[[Tensor], Tensor]
 SLOPE = 1.702  # of QuickGELU, x sigmoid(1.702 x)
 SIDE = 3  # of the kernel
 
@@ -69,15 +71,18 @@ class ConvpassCell(Cell):
             self.conv = nn.Conv2d(config.width, config.width, SIDE, padding=SIDE // 2)
             self.up = nn.Linear(config.width, site.outputs)
         self.dropout = nn.Dropout(config.dropout)
+        self.zero_sides = frozenset({"up"})
         nn.init.xavier_uniform_(self.down.weight, generator=generator)
         nn.init.dirac_(self.conv.weight)
         for zero in (self.down.bias, self.conv.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = _act(self.down(self.cast(x)))
-        inner = self.dropout(_act(self._convolved(inner)))
-        return self.config.scale * self.up(inner)
+        return self.compute(self.cast(x), self.down, self.up)
+
+    def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
+        """The cell with the given projections in place of its own."""
+        return self.config.scale * up(self.dropout(_act(self._convolved(_act(down(x))))))
 
     def _convolved(self, x: Tensor) -> Tensor:
         """conv over patches, its middle over other tokens.  (B, ..., h) -> (B, ..., h)."""
