@@ -29,6 +29,7 @@ from .hosts import Adapt as Adapt
 from .hosts import SparseDelta as SparseDelta
 from .hosts import adapt as adapt
 from .hosts import apply as apply
+from .hosts import as_lora as as_lora
 from .hosts import attach_delta as attach_delta
 from .hosts import combine as combine
 from .hosts import delta_of as delta_of

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.gating import join, start
-from intarsia.mixtures import AdamOnce, HeavyBall, Plain, Residual, Robust, Update, add_momentum
+from intarsia.mixtures import AdamOnce, HeavyBall, Plain, Residual, Robust, Update, wrap_residuals
 from intarsia.mixtures.mixture import Mixture
 from intarsia.routers import TopK
 
@@ -210,7 +210,7 @@ def test_a_host_that_adds_x_itself_is_wrapped_and_started() -> None:
     paths = [f"blocks.{i}.mlp" for i in range(3)]
     with torch.no_grad():
         want = vit(images)
-        add_momentum(vit, HeavyBall(0.0, 1.0), paths)
+        wrap_residuals(vit, HeavyBall(0.0, 1.0), paths)
         assert torch.equal(vit(images), want)
         for path in paths:
             vit.get_submodule(path).update = HeavyBall(0.7)
@@ -220,7 +220,7 @@ def test_a_host_that_adds_x_itself_is_wrapped_and_started() -> None:
             vit(images[:1]), moved[:1], atol=1e-5
         )
     with pytest.raises(TargetError, match="no such module"):
-        add_momentum(vit, HeavyBall(), ["blocks.9.mlp"])
+        wrap_residuals(vit, HeavyBall(), ["blocks.9.mlp"])
 
 
 @pytest.mark.parametrize(

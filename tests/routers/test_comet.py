@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def gates_naive(router: CometRouter, x: Tensor) -> Tensor:
     for row in x:
         u = router.splits @ row + router.offsets
         s = smooth_step(u, router.config.gamma).view(k, experts - 1)
-        a = (router.leaves @ row).view(k, experts)
+        a = (router.leaves @ row + router.leaf_offsets).view(k, experts)
         p = torch.stack([torch.stack([leaf_naive(s[t], j) for j in range(experts)])
                          for t in range(k)])  # fmt: skip
         w = a.exp() * p
@@ -102,6 +103,24 @@ def test_every_split_starts_inside_the_band_with_a_gradient() -> None:
         assert bool((u.abs() < gamma / 2).all())
         (router(x).dense() * rows(100, 7)[:, :1]).square().sum().backward()
         assert router.splits.grad is not None and bool((router.splits.grad != 0).all())
+
+
+@pytest.mark.parametrize(("experts", "active"), [(2, 1), (5, 3), (8, 2)])
+def test_the_entropy_is_the_sum_over_trees_in_nats_as_released(experts: int, active: int) -> None:
+    router, x = build(Comet(experts, active, entropy=0.7), 20.0), rows(9)
+    p = router.trees(x).detach()
+    want = 0.7 * sum(float(torch.special.entr(row).sum()) for row in p) / 9
+    assert router(x).losses["entropy"].item() == pytest.approx(want, abs=1e-4)
+    even = build(Comet(experts, active, entropy=1.0), 0.0)
+    if experts in (2, 8):  # a whole tree: its leaves are even while splits say 1/2
+        most = active * math.log(experts)
+        assert even(x).losses["entropy"].item() == pytest.approx(most, abs=1e-4)
+
+
+def test_leaves_have_logits_of_their_own_where_a_token_says_nothing() -> None:
+    router = build(Comet(4, 1))
+    router.leaf_offsets.data[2] += 50.0
+    assert router(torch.zeros(1, 5, dtype=torch.float64)).dense()[0, 2] > 0.99
 
 
 def test_trees_that_are_dead_have_finite_gradients() -> None:

@@ -20,7 +20,7 @@ WIDTH = 5
 
 
 def build(**settings: Any) -> EvoMoeRouter:
-    router = EvoMoe(**({"experts": 4} | settings)).build(
+    router = EvoMoe(**({"experts": 4, "hard_after": None} | settings)).build(
         WIDTH, generator=torch.Generator().manual_seed(0)
     )
     nn.init.normal_(router.weight, generator=torch.Generator().manual_seed(1))
@@ -132,7 +132,7 @@ def test_fit_moves_the_clock_and_experts_drop_out() -> None:
     from intarsia.fitting import fit
 
     draw = torch.Generator().manual_seed(0)
-    router = EvoMoe(3, tau=(2.0, 0.05), until=0.5).build(WIDTH, generator=draw)
+    router = EvoMoe(3, tau=(2.0, 0.05), until=0.5, hard_after=None).build(WIDTH, generator=draw)
     nn.init.normal_(router.weight, generator=draw)
     mixture = Mixture([nn.Linear(WIDTH, 2) for _ in range(3)], router)
     x = torch.randn(32, WIDTH, generator=draw)
@@ -143,17 +143,35 @@ def test_fit_moves_the_clock_and_experts_drop_out() -> None:
 
 
 def test_evaluation_is_training_without_noise_and_hard_is_the_same_in_both() -> None:
-    router, x = build(tau=(0.5, 0.5), hard_after=0.5, balance=0.0), rows()
+    router, x = build(tau=(0.5, 0.5), balance=0.0), rows()
     router.train().context.hold = True
     router.context.held[router.noise] = torch.zeros(9, 4)
     assert_close(router(x).dense(), router.eval()(x).dense())
     redraw(router)
+    router = build(tau=(0.5, 0.5), hard_after=0.5, balance=0.0)
     anneal(router, 1, 2)
     hard = router(x)
     assert torch.equal(hard.dense(), router.train()(x).dense())
     assert hard.load().sum() == 9 and torch.equal(hard.expert, (x @ router.weight.T).argmax(-1))
-    weights = build(tau=(0.5, 0.5), hard_after=0.0, weights="plain")(x).dense()
+    weights = build(tau=(0.5, 0.5), hard_after=0.5, weights="plain")(x).dense()
     assert_close(weights.sum(-1), plain(router, x).max(-1).values)
+
+
+def test_by_default_it_ends_as_a_gate_of_one_expert_and_is_evaluated_as_one() -> None:
+    """Section 3: from dense to sparse; the release's validation has the one best expert."""
+    router, x = build(hard_after=EvoMoe().hard_after), rows(50)
+    best = (x @ router.weight.T).argmax(-1)
+    steps = 20
+    counts = []
+    for step in range(steps):
+        anneal(router, step, steps)
+        assert torch.equal(router.eval()(x).expert, best)  # at every step
+        counts.append(len(router.train()(x).expert) / 50)
+    assert counts[0] > 3.9 and counts[6:] == [1.0] * 14 and min(counts[:6]) > 1
+    assert not EvoMoe(until=0.5).hard(9, 20) and EvoMoe(until=0.5).hard(10, 20)  # cooled first
+    soft = build(hard_after=None)
+    anneal(soft, steps - 1, steps)
+    assert len(soft.eval()(x).expert) > 50
 
 
 def test_the_balance_loss_is_that_of_the_paper_and_padding_is_in_no_sum() -> None:

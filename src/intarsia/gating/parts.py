@@ -25,14 +25,18 @@ def smooth_step(u: Tensor, gamma: float) -> Tensor:
     return 0.5 + t * (1.5 - 2 * t.square())
 
 
+def entropy(p: Tensor) -> Tensor:
+    """Of choices p (N, k, E): sum_t H(p_t), the mean of the rows, in nats, 0-dimensional."""
+    # at p = 0 the gradient of p log p is infinite
+    return -(p * (p + SMALL).log()).sum((-2, -1)).mean()
+
+
 def unsettled(p: Tensor) -> Tensor:
     """The mean entropy of choices p (N, k, E) over log E, 0-dimensional: 1 = even, 0 = settled.
 
-    A share, not a sum over experts, so that a coefficient means the same at every E.
+    A share, not a sum over parts, so that a coefficient means the same at every k and E.
     """
-    choices = math.log(max(2, p.shape[-1]))
-    # at p = 0 the gradient of p log p is infinite
-    return -(p * (p + SMALL).log()).sum(-1).mean() / choices
+    return entropy(p) / (p.shape[-2] * math.log(max(2, p.shape[-1])))
 
 
 class PartsRouter(Router):

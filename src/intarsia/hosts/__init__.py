@@ -2,6 +2,7 @@
 
 from ..core.renamed import renamed
 from .attach.adapt import Adapt as Adapt
+from .attach.as_lora import as_lora as as_lora
 from .delta.cells import attach_delta as attach_delta
 from .delta.cells import delta_of as delta_of
 from .delta.combine import combine as combine

@@ -3,7 +3,6 @@ MHR-z, new tasks, and two learning rates."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
-from ..core.registry import KEY, method_to_dict
-from ..hosts.attach.adapt import attach, check_model
+from ..hosts.attach.as_lora import layers_of, put_beside
 from ..hosts.attach.config import IntarsiaConfig
-from ..hosts.attach.peft import IntarsiaLayer, ModulesToSaveWrapper, PeftModel, is_adapted
-from ..hosts.changing import undone_on_error
+from ..hosts.attach.peft import PeftModel, is_adapted
 from ..mixtures import SkillsCell, decay_groups
 from ..routers import TaskRouter
 
@@ -105,8 +102,7 @@ def poly_adamw(
 
 def cells(model: nn.Module, name: str) -> list[SkillsCell]:
     """The Poly cells of an adapter, in the model's order."""
-    layers = (m for m in model.modules() if isinstance(m, IntarsiaLayer))
-    found = (m.intarsia_cells[name] for m in layers if name in m.intarsia_cells)
+    found = (layer.intarsia_cells[name] for layer in layers_of(model, name))
     return [cell for cell in found if isinstance(cell, SkillsCell)]
 
 
@@ -126,21 +122,6 @@ def _add(
     model: PeftModel, poly: str, name: str, shares: Callable[[SkillsCell], Tensor]
 ) -> PeftModel:
     """A LoRA beside the Poly adapter, at the same places, with skills in these shares (Q, S)."""
-    check_model(model, name)
     found = cells(model, poly)
     loras = [cell.lora(shares(cell)) for cell in found]
-    config = copy.deepcopy(cast(IntarsiaConfig, model.peft_config[poly]))
-    config.options = method_to_dict(found[0].of)
-    config.method = config.options.pop(KEY)
-    with undone_on_error(model):
-        attach(model, config, name)
-    layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
-    layers = [m for m in layers if poly in m.intarsia_cells]
-    for layer, lora in zip(layers, loras, strict=True):
-        layer.intarsia_cells[name].load_state_dict(lora.state_dict())
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper) and poly in module.modules_to_save:
-            heads = module.modules_to_save
-            heads[name].load_state_dict(heads[poly].state_dict())
-    model.set_adapter(name)
-    return model
+    return put_beside(model, poly, name, found[0].of, loras)

@@ -60,7 +60,7 @@ class Momentum(PlainChange):
         return Plan(Momentum(self.update, paths), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        return residual.add_momentum(host, self.update, self.paths)
+        return residual.wrap_residuals(host, self.update, self.paths)
 
     def fold(self, host: nn.Module) -> nn.Module:
         """Raises: FoldError: what a layer gets depends on the layers before it."""

@@ -1,5 +1,6 @@
 """How do parts combine?"""
 
+from ..core.renamed import renamed
 from .capacity import Capacity as Capacity
 from .deepspeed_moe import DeepSpeedMoE as DeepSpeedMoE
 from .experts import ExpertList as ExpertList
@@ -14,7 +15,7 @@ from .residual import Plain as Plain
 from .residual import Residual as Residual
 from .residual import Robust as Robust
 from .residual import Update as Update
-from .residual import add_momentum as add_momentum
+from .residual import wrap_residuals as wrap_residuals
 from .routed import RoutedCell as RoutedCell
 from .skills import SkillsCell as SkillsCell
 from .soup import SoupLinear as SoupLinear
@@ -29,3 +30,5 @@ from .wide import as_wide_mlp as as_wide_mlp
 from .zcode_m3 import ZCodeM3 as ZCodeM3
 from .zcode_m3 import merged as merged
 from .zcode_m3 import prune as prune
+
+__getattr__ = renamed(__name__, {"add_momentum": "methods.add_momentum"})

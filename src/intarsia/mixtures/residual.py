@@ -196,11 +196,11 @@ class Residual(PassesState):
         return f"{self.update}, added={self.added}"
 
 
-def add_momentum(model: nn.Module, update: Update, paths: Sequence[str]) -> nn.Module:
+def wrap_residuals(model: nn.Module, update: Update, paths: Sequence[str]) -> nn.Module:
     """Wrap the modules at these paths, whose host adds x itself, in `Residual`s of one thread.
 
-    add_momentum(vit, HeavyBall(0.7), [f"blocks.{i}.mlp" for i in range(12)]), in place; the thread
-    starts anew at every forward of the model. Paths in the order of the depth.
+    In place; the thread starts anew at every forward of the model. Paths in the order of the depth.
+    `intarsia.add_momentum` does this to a host of blocks, and refuses what it does not fit.
 
     Raises: TargetError for a path that is not there; ConfigError as `Residual` does.
     """

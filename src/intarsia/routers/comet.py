@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core import Card, Paper
 from ..core.checks import above, at_least
 from ..gating.gate import wide_linear
-from ..gating.parts import PartsRouter, smooth_step, unsettled
+from ..gating.parts import PartsRouter, entropy, smooth_step
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,16 @@ class Comet:
     """g_j = sum_t softmax over all (t, j) of a_tj(x) + log P_t(j | x), for k trees t.
 
     Each of k binary trees has the experts as leaves, in heap order, so that any E is possible. P_t
-    is the product of the splits S(w_i x + b_i) on the way to a leaf, S the smooth step, and a = x A
-    are the logits of the leaves. Leaves with P = 0 get nothing: |g|_0 <= k once every split is 0
-    or 1.
+    is the product of the splits S(w_i x + b_i) on the way to a leaf, S the smooth step, and
+    a = A x + c are the logits of the leaves. Leaves with P = 0 get nothing: |g|_0 <= k once every
+    split is 0 or 1.
 
-    experts: E; active: k; gamma: width of the smooth step's band; entropy: coefficient of the mean
-    entropy of P_t, as a share of log E, which drives each tree to one leaf.
+    experts: E; active: k; gamma: width of the smooth step's band; entropy: lambda of
+    lambda mean_x sum_t H(P_t(. | x)), in nats as released, which drives each tree to one leaf; the
+    paper searches 0.05 ... 10.
 
     Raises: ConfigError for a setting out of range.
-    Source: arXiv:2306.02824.
+    Source: arXiv:2306.02824, and released code.
     Weights sum to 1. No loss balances the load. Two trees may end on the same expert, so that a
     token has at most k. "COMET+" is `PermutationSearch(Comet(...))`.
     """
@@ -35,7 +36,7 @@ class Comet:
     experts: int = 8
     active: int = 2
     gamma: float = 10.0
-    entropy: float = 0.1
+    entropy: float = 0.05
 
     def __post_init__(self) -> None:
         at_least("experts", self.experts, 1, "Try 2.")
@@ -52,7 +53,8 @@ class CometRouter(PartsRouter):
 
     splits: w (k (E - 1), width), U(-gamma/100, gamma/100) at first; offsets: b (k (E - 1),), 0 at
     first: splits start inside the band for tokens of a norm up to about 30; some of them start
-    outside, without a gradient, for longer tokens. leaves: A (k E, width), U(-0.05, 0.05).
+    outside, without a gradient, for longer tokens. leaves: A (k E, width), leaf_offsets: c (k E,),
+    U(-0.05, 0.05).
     """
 
     normalised = True
@@ -66,6 +68,8 @@ class CometRouter(PartsRouter):
         self.offsets = nn.Parameter(torch.zeros(inner))
         self.leaves = nn.Parameter(torch.empty(config.active * config.experts, width))
         self.leaves.data.uniform_(-0.05, 0.05, generator=generator)
+        self.leaf_offsets = nn.Parameter(torch.empty(config.active * config.experts))
+        self.leaf_offsets.data.uniform_(-0.05, 0.05, generator=generator)
 
     def trees(self, rows: Tensor) -> Tensor:
         """P, (N, k, E)."""
@@ -75,12 +79,12 @@ class CometRouter(PartsRouter):
 
     def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         p = self.trees(rows)
-        a = wide_linear(rows, self.leaves).view_as(p)  # (N, k, E)
+        a = wide_linear(rows, self.leaves, self.leaf_offsets).view_as(p)  # (N, k, E)
         reached = p > 0
         # 1 inside the log as well: the gradient of log 0 is not a number
         logits = (a + torch.where(reached, p, 1.0).log()).masked_fill(~reached, -math.inf)
         gates = logits.flatten(1).softmax(-1).view_as(p)  # over all k E pairs
-        losses = {"entropy": self.config.entropy * unsettled(p)} if self.config.entropy else {}
+        losses = {"entropy": self.config.entropy * entropy(p)} if self.config.entropy else {}
         return gates, losses
 
 

@@ -29,7 +29,9 @@ class EvoMoe:
     experts: E; tau: the first and the last temperature; shape: how it falls, "exponential",
     first (last / first)^(s / D) at step s, or "linear"; until: D, as a share of the steps;
     hard_after: the share of the steps after which a token has its one best expert, without noise,
-    None = never; threshold: c, below 1 / E, so that each token has an expert.
+      not before tau has fallen; evaluation has that one from the start, as released. None = never:
+      evaluation is then training without the noise, and has more experts than training had;
+    threshold: c, below 1 / E, so that each token has an expert.
     weights: of the active experts,
       "renormalised", softmax(x W^T)_e over their sum, through which no gradient goes: outputs keep
         their size as tau falls, and the gate of a single expert still has a gradient;
@@ -37,8 +39,7 @@ class EvoMoe:
       "gumbel", p_e.
     balance: coefficient of E^2 mean_e(mean g_e mean active_e).
 
-    Evaluation is training without the noise; the release takes the one best expert there, which was
-    not trained alone. tau falls by `gating.before_step`; without it tau stays at the first.
+    tau falls and the gate hardens by `gating.before_step`; without it all experts are trained.
 
     Raises: ConfigError for a setting out of range.
     Source: arXiv:2112.14397, section 3, and released code. Not for saving time from the first step:
@@ -49,7 +50,7 @@ class EvoMoe:
     tau: tuple[float, float] = (2.0, 0.3)
     shape: str = "exponential"
     until: float = 0.3
-    hard_after: float | None = None
+    hard_after: float | None = 0.3
     threshold: float = 1e-3
     weights: str = "renormalised"
     balance: float = 0.01
@@ -61,7 +62,7 @@ class EvoMoe:
         if not 0 < self.until <= 1:
             raise ConfigError("until", got=self.until, want="0 < D <= 1", fix="Try 0.3.")
         if self.hard_after is not None:
-            between("hard_after", self.hard_after, 0, 1, "Try 0.5.")
+            between("hard_after", self.hard_after, 0, 1, "Try 0.3.")
         if not 0 <= self.threshold < 1 / self.experts:
             want = f"0 ... 1 / {self.experts} (experts)"
             fix = "The paper's is 1e-3."
@@ -79,7 +80,7 @@ class EvoMoe:
 
     def hard(self, step: int, steps: int) -> bool:
         """Whether each token has its one best expert at a step of `steps`."""
-        return self.hard_after is not None and step >= self.hard_after * steps
+        return self.hard_after is not None and step >= max(self.hard_after, self.until) * steps
 
     def build(self, width: int, *, generator: torch.Generator) -> EvoMoeRouter:
         return EvoMoeRouter(self, width, generator=generator)
@@ -127,6 +128,7 @@ class EvoMoeRouter(Router):
 
     def _chosen(self, rows: Tensor, noise: Tensor) -> Routing:
         tau, hard = self.at()
+        hard = hard or (self.config.hard_after is not None and not self.training)
         logits = wide_linear(rows, self.weight)  # (N, E)
         p = ((logits + noise.to(logits.dtype)) / tau).softmax(-1)  # the DTS gate
         active = ~(p <= self.config.threshold)  # a NaN stays, so that it is seen

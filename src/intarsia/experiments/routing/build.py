@@ -12,7 +12,7 @@ from ...core.errors import ConfigError
 from ...data.small_models import small_decoder, small_vit
 from ...gating import set_ids
 from ...hosts import upcycle
-from ...mixtures import add_momentum
+from ...mixtures import wrap_residuals
 from .materials import Material
 from .scale import Scale
 from .variant import Variant
@@ -61,7 +61,7 @@ def with_mixtures(
         if hasattr(model, "patch_embed"):
             model.register_forward_pre_hook(_tell_places)
     if variant.update is not None:
-        add_momentum(model, variant.update, paths)
+        wrap_residuals(model, variant.update, paths)
     return model
 
 

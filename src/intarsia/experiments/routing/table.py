@@ -52,7 +52,7 @@ VARIANTS: dict[str, Variant] = {
         Variant("comet+", PermutationSearch(Comet(EXPERTS, ACTIVE))),
         Variant("top-k+", PermutationSearch(TopK(EXPERTS, ACTIVE))),
         Variant("evomoe", EvoMoe(EXPERTS), start=Start("diversified", DENSE_FIRST)),
-        Variant("dts", EvoMoe(EXPERTS)),
+        Variant("dts", EvoMoe(EXPERTS, hard_after=None)),  # the gate alone, soft to the end
         Variant("rmoe", Recurrent(EXPERTS, ACTIVE, hidden=STATE)),
         Variant("expert-choice", ExpertChoice(EXPERTS, capacity=ACTIVE)),
         Variant("transport", Transport(EXPERTS, capacity=1.25, iterations=20)),

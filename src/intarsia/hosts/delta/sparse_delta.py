@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,12 @@ from ..anatomy.own_weights import own_parameters
 from . import file as delta_file
 
 SAMPLES = 8  # of each parameter
+HEADLESS = "delta.without_heads() leaves the heads out."
+TRUNK = (
+    'delta.only("bert.*"), say, leaves others out; LtSft(head="frozen") chooses none behind the '
+    "trunk."
+)
+T = TypeVar("T")
 Entry = tuple[Tensor, Tensor]  # flat places (n,) int64, rising; values (n,)
 Touched = tuple[nn.Parameter, Any, Tensor, Tensor]  # places, what was there, what is there now
 
@@ -183,7 +190,7 @@ class SparseDelta:
                     got=got,
                     want=f"shape {shape}, once",
                     fix="Create the model with the sizes and classes of the training run; "
-                    "delta.without_heads() leaves the heads out.",
+                    + (HEADLESS if name in self.heads else TRUNK),
                 )
         if check:
             self._check_base(own, applied or {})
@@ -272,6 +279,22 @@ class SparseDelta:
     def without_heads(self) -> SparseDelta:
         """The entries alone."""
         return replace(self, heads={})
+
+    def only(self, *names: str) -> SparseDelta:
+        """The part that changes parameters of these names or globs: only("bert.*") is the trunk's.
+
+        Raises: ConfigError for a name or glob that the delta has nothing of.
+        """
+        every = (*self.shapes, *self.heads)
+        for glob in names:
+            if not any(fnmatchcase(n, glob) for n in every):
+                got, fix = "no parameter of that name", f"The first of its own: {every[:3]}."
+                raise ConfigError(f"only {glob!r}", got=got, want="names or globs", fix=fix)
+
+        def part(of: Mapping[str, T]) -> dict[str, T]:
+            return {n: v for n, v in of.items() if any(fnmatchcase(n, glob) for glob in names)}
+
+        return SparseDelta(*map(part, (self.entries, self.shapes, self.base, self.heads)))  # pyright: ignore
 
     def _without_zeros(self) -> SparseDelta:
         kept = {n: (i[v != 0], v[v != 0]) for n, (i, v) in self.entries.items()}

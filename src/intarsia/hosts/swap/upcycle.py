@@ -19,6 +19,7 @@ from ...gating import PassesState, Router, RouterConfig, non_causal, watch, with
 from ...mixtures.capacity import LOOKS_AHEAD, Capacity
 from ...mixtures.experts import StackedExperts, activation
 from ...mixtures.mixture import MIXES, Mixture, ResidualMixture
+from ...mixtures.residual import Residual
 from ...routers import TopK
 from ..anatomy.blocks import attention_of, blocks, wrapped_paths
 from ..anatomy.dense_mlp import (
@@ -188,6 +189,9 @@ def move_places(model: nn.Module, places: Places, *, elsewhere: bool = False) ->
 def check_plain(model: nn.Module) -> None:
     """Raises: TargetError for a model with adapters or mixtures."""
     check_unadapted(model)
+    if any(isinstance(module, Residual) for module in model.modules()):
+        got, fix = "one with momentum around its MLPs", "Upcycle first, then call add_momentum."
+        raise TargetError("model", got=got, want="one without", fix=fix)
     if upcycle_step(model) is not None:
         what, got = "model", "one that was upcycled before"
         raise TargetError(what, got=got, want="a dense model", fix="Start from a fresh copy of it.")

@@ -1,0 +1,108 @@
+"""An adapter whose cells are low-rank changes, as the plain LoRA that PEFT and servers know."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from ...adapters.lora import Lora, LoraCell
+from ...core import Cell
+from ...core.errors import ConfigError
+from ...core.registry import KEY, method_to_dict
+from ..changing import undone_on_error
+from .adapt import attach, check_model
+from .config import IntarsiaConfig
+from .peft import IntarsiaLayer, ModulesToSaveWrapper, PeftModel, is_adapted
+
+
+def as_lora(model: nn.Module, name: str = "lora", *, of: str | None = None) -> PeftModel:
+    """Add the plain LoRA that an adapter is after training, as one of its own, which is now active.
+
+    For MoS, MoSA over LoRA and all whose cells merge into B A: `save` writes the new adapter as
+    PEFT's own type, in the folder of its name, which PEFT, transformers and servers read. Layers of
+    smaller rank are filled up with zeros. A trained head goes along. The first adapter stays beside
+    it; `model.delete_adapter` removes it.
+
+    name: of the new adapter; of: the adapter, None = the active one.
+    Raises: ConfigError for no such adapter, cells that are no low-rank change beside a linear
+    layer, or a name in use; FoldError for Poly with several tasks, see `methods.mhr.to_lora`.
+    """
+    adapted, of = _named(model, of)
+    cells: list[LoraCell] = []
+    for layer in layers_of(adapted, of):
+        cell = cast(Cell, layer.intarsia_cells[of]).merged()
+        if type(cell) is not LoraCell or layer.intarsia_sites[of][0] != "parallel":
+            got = f"{type(cell).__name__} at {layer.path!r}"
+            fix = "Fold it into the model: intarsia.fold(model)."
+            want = "cells that merge into plain LoRA beside their layers"
+            raise ConfigError(f"adapter {of!r} as LoRA", got=got, want=want, fix=fix)
+        cells.append(cell)
+    return put_beside(adapted, of, name, *_alike(cells))
+
+
+def put_beside(
+    model: PeftModel, of: str, name: str, settings: Lora, cells: Sequence[LoraCell]
+) -> PeftModel:
+    """A LoRA at the places of another adapter, with these cells and that one's heads; it is active.
+
+    cells: in the order of `layers_of`.
+    """
+    check_model(model, name)
+    config = copy.deepcopy(cast(IntarsiaConfig, model.peft_config[of]))
+    config.options = method_to_dict(settings)
+    config.method = config.options.pop(KEY)
+    places = layers_of(model, of)
+    with undone_on_error(model):
+        attach(model, config, name)
+    for layer, cell in zip(places, cells, strict=True):
+        layer.intarsia_cells[name].load_state_dict(cell.state_dict())
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper) and of in module.modules_to_save:
+            heads = module.modules_to_save
+            heads[name].load_state_dict(heads[of].state_dict())
+    model.set_adapter(name)
+    return model
+
+
+def layers_of(model: nn.Module, name: str) -> list[IntarsiaLayer]:
+    """The layers with a cell of an adapter, in the model's order."""
+    layers = (m for m in model.modules() if isinstance(m, IntarsiaLayer))
+    return [layer for layer in layers if name in layer.intarsia_cells]
+
+
+@torch.no_grad()
+def _alike(cells: Sequence[LoraCell]) -> tuple[Lora, Sequence[LoraCell]]:
+    """The cells as ones of one rank and one scale, and the settings of that LoRA."""
+    rank = max(cell.down.out_features for cell in cells)
+    scale = cells[0].scale
+    settings = Lora(rank, scale * rank, cells[0].dropout.p)
+    made: list[LoraCell] = []
+    for cell in cells:
+        a, b = cell.down.weight, cell.up.weight * (cell.scale / scale)  # (r, d_in), (d_out, r)
+        more = rank - len(a)
+        filled: Mapping[str, torch.Tensor] = {
+            "down.weight": nn.functional.pad(a, (0, 0, 0, more)),
+            "up.weight": nn.functional.pad(b, (0, more)),
+        }
+        plain = copy.deepcopy(cell)
+        plain.down.weight = nn.Parameter(filled["down.weight"])
+        plain.up.weight = nn.Parameter(filled["up.weight"])
+        made.append(plain)
+    return settings, made
+
+
+def _named(model: nn.Module, of: str | None) -> tuple[PeftModel, str]:
+    """The model, and the adapter that is asked for."""
+    active = list(model.active_adapters) if is_adapted(model) else []
+    known = list(model.peft_config) if is_adapted(model) else []
+    if of is None and len(active) == 1:
+        of = active[0]
+    if is_adapted(model) and of in known and layers_of(model, of):
+        return model, of
+    got = f"{len(active)} active ones" if of is None else repr(of)
+    fix = "Name one of them with of=, or call intarsia.adapt(model, ...) first."
+    raise ConfigError("adapter", got=got, want=f"one of {known}", fix=fix)
