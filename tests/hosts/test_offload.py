@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import MixtralForCausalLM
 
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError
+from intarsia.hosts.offload.resident import slots_of
 from intarsia.hosts.offload.store import INDEX, ExpertStore
 from intarsia.placement.expertflow import Predictive, TokenTable
 from intarsia.placement.policies import Expected, Lfu, Lru
@@ -103,6 +105,53 @@ def test_a_wrong_predictor_changes_no_bit(store: Path) -> None:
     with pytest.raises(ConfigError, match="a trace of this model"):
         other = TokenTable(torch.zeros(3, 5, 8))
         intarsia.offload(store, slots=6, policy=Predictive(), predictor=other)
+
+
+@torch.no_grad()
+def test_the_next_experts_are_read_while_one_is_computed(store: Path) -> None:
+    want = resident("mixtral")(IDS).logits
+    for count in (2, 3, 16):
+        model: Any = intarsia.offload(store, slots=count)
+        slots, log = slots_of(model), list[tuple[str, int]]()
+        read = slots.store.read
+
+        def logged(layer: int, expert: int, into: Any, read: Any = read, log: Any = log) -> int:
+            log.append((threading.current_thread().name, expert))
+            return read(layer, expert, into)
+
+        slots.store.read = logged  # type: ignore[method-assign]
+        slots.ask(0, [1, 3, 5, 6])
+        slots.expert(0, 1)
+        slots.thread.submit(int).result()  # what was begun is over
+        assert [expert for _, expert in log] == [1, 3, 5][: min(count, 3)]
+        assert all(name.startswith("experts") for name, _ in log)
+        slots.expert(0, 5)  # one is left out: what was read ahead for it is let go
+        slots.let_go()
+        assert not slots.cache.pinned and not slots.taken and slots.held is None
+        assert torch.equal(model(IDS).logits, want)
+        assert not slots.cache.pinned and len(slots.cache.at) <= count
+
+
+@torch.no_grad()
+def test_an_error_ahead_leaves_nothing_behind(store: Path) -> None:
+    model: Any = intarsia.offload(store, slots=4)
+    slots = slots_of(model)
+    read = slots.store.read
+
+    def failing(layer: int, expert: int, into: Any) -> int:
+        if expert == 5:
+            raise OSError("gone")
+        return read(layer, expert, into)
+
+    slots.store.read = failing  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="gone"):
+        model(IDS)  # asks for all
+    slots.ask(0, [1, 5])
+    slots.expert(0, 1)
+    slots.let_go()  # 5 was read ahead, in vain
+    assert not slots.cache.pinned and (0, 5) not in slots.cache.at
+    slots.store.read = read  # type: ignore[method-assign]
+    assert torch.equal(model(IDS).logits, resident("mixtral")(IDS).logits)
 
 
 def damaged(store: Path, tmp_path: Path, at: int = 4096 + 5) -> Path:

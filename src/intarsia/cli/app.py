@@ -21,6 +21,7 @@ from .exporting import export
 from .listing import list_methods, show
 from .placing import place, trace
 from .scoring import evaluate, predict
+from .serving import serve
 from .shell import Verbs, arguments, say
 from .simulating import pack, simulate
 from .souping import soup
@@ -74,6 +75,7 @@ app.command("compare")(compare)
 app.command("bench")(bench)
 app.command("components")(components)
 app.command("export")(export)
+app.command("serve")(serve)
 app.command("sparsify")(sparsify)
 app.command("convert")(convert)
 app.command("soup")(soup)

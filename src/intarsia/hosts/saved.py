@@ -114,6 +114,14 @@ def load(
     return new
 
 
+def replays(folder: str | Path) -> bool:
+    """Whether a saved folder changes the host itself, and is not an adapter alone.
+
+    Raises: CheckpointError for a folder that is damaged or foreign.
+    """
+    return bool(_read(Path(folder)).steps)
+
+
 def _replayed(model: nn.Module, found: Saved) -> nn.Module:
     """The steps that are no adapters, and the weights of the host."""
     weights = None if found.weights is None else _tensors(found.weights)

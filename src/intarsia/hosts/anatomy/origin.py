@@ -19,6 +19,7 @@ from .quantised import in_full
 
 WEIGHTS = "adapter_model.safetensors"
 SAMPLES = 96
+ELSEWHERE = "intarsia_elsewhere"  # of a module: its weights on disk, by name, on the meta device
 FEW, UNSIZED = 4096, {"seed", "steps", "alpha", "scale"}  # no size is large up to it; no sizes
 # of timm and of transformers: what depends on the picture size, and is resampled for another one
 POSITIONS = frozenset({"pos_embed", "position_embeddings", "relative_position_bias_table"})
@@ -39,6 +40,7 @@ def _tensors(model: nn.Module, heads: Sequence[str], sized: bool) -> dict[str, T
         own = dict(module.named_parameters(recurse=False)) | dict(
             module.named_buffers(recurse=False)
         )
+        own |= module.__dict__.get(ELSEWHERE, {})
         if not sized:
             made = POSITIONS | module._non_persistent_buffers_set
             own = {name: t for name, t in own.items() if name not in made}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -16,15 +15,16 @@ from torch.overrides import TorchFunctionMode
 
 from ...core.checks import one_of
 from ...core.errors import CheckpointError, ConfigError
-from ...placement.cache import Cache, Key, PolicyConfig, Residency
+from ...placement.cache import Cache, PolicyConfig, Residency
 from ...placement.expertflow import Foresees
 from ...placement.policies import Expected
+from ..anatomy.origin import ELSEWHERE
 from ..experts_function import arguments, stock_experts
+from .slots import Slots, stride
 from .store import INDEX, ExpertStore, config_hash, pack_experts, read_json
 
 NAME = "intarsia_offload"  # of the experts function, in transformers' table
 SLOTS = "intarsia_slots"  # the attribute of an experts module that is offloaded
-ALIGNED = 64  # bytes: slots begin where a tensor of its own would
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 CHECKS = ("first", "always", "never")
 Report = Callable[[str], None]
@@ -77,7 +77,7 @@ def offload(
     except BaseException:
         found.close()
         raise
-    weakref.finalize(model, found.close)
+    weakref.finalize(model, arena.close)
     return model
 
 
@@ -107,7 +107,7 @@ def slot_count(asked: int | str | float, store: ExpertStore) -> int:
     if isinstance(asked, str):
         text = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)\s*", asked, re.IGNORECASE)
         if text is not None and text[1].count(".") < 2 and text[1] != ".":
-            count = float(text[1]) * UNITS[text[2].upper()] // _stride(store.bytes)
+            count = float(text[1]) * UNITS[text[2].upper()] // stride(store.bytes)
     else:
         count = asked * whole if isinstance(asked, float) and asked <= 1 else asked
     if not count >= 2 or count != count:
@@ -118,65 +118,6 @@ def slot_count(asked: int | str | float, store: ExpertStore) -> int:
             warnings.warn(text_of, stacklevel=3)
         count = whole
     return int(count)
-
-
-def _stride(size: int) -> int:
-    return -(-size // ALIGNED) * ALIGNED
-
-
-class Slots:
-    """One block of memory with a place for each resident expert, and who stands in it."""
-
-    def __init__(self, store: ExpertStore, cache: Cache) -> None:
-        self.store, self.cache = store, cache
-        stride = _stride(store.bytes)
-        try:
-            self.arena = torch.empty(cache.slots, stride, dtype=torch.uint8)
-        except (RuntimeError, MemoryError) as error:
-            got = f"no room for {cache.slots} experts of {store.bytes} bytes"
-            fix = f"Try slots={max(2, cache.slots // 2)}."
-            raise ConfigError("slots", got=got, want="fewer", fix=fix) from error
-        self.seconds, self.read, self.layer = 0.0, 0, 0
-        self.held: Key | None = None
-
-    def ask(self, layer: int, experts: list[int]) -> None:
-        """A layer's experts are about to be computed, in ascending order."""
-        if layer <= self.layer:
-            self.cache.begin()
-        self.layer = layer
-        self.cache.ask(layer, experts)
-
-    def expert(self, layer: int, number: int) -> dict[str, Tensor]:
-        """An expert's tensors, in their slot until another one is asked for."""
-        key = layer, number
-        if self.held != key:
-            self.let_go()
-            taken = self.cache.take(key)
-            if taken.load:
-                self._load(key, taken.slot)
-            self.held = key
-        record = self.arena[self.cache.at[key]]
-        return dict(self.store.views(layer, record))
-
-    def let_go(self) -> None:
-        """Nothing is in use."""
-        if self.held is not None:
-            self.cache.give(self.held)
-            self.held = None
-
-    def _load(self, key: Key, slot: int) -> None:
-        started = time.perf_counter()
-        try:
-            into: Any = self.arena[slot].numpy()
-            self.read += self.store.read(*key, memoryview(into))
-        except BaseException:
-            self.cache.drop(key)  # what is in the slot is nobody's
-            raise
-        finally:
-            self.seconds += time.perf_counter() - started
-
-    def residency(self) -> Residency:
-        return Residency(self.cache.hits, self.cache.loads, self.read, self.seconds)
 
 
 class _Foreseeing:
@@ -287,6 +228,7 @@ def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
         if own != names:
             got, want = f"{sorted(names)} of {path}", f"{sorted(own)}"
             raise CheckpointError(f"store {store.folder}", got=got, want=want, fix="Pack it again.")
+        of.module.__dict__[ELSEWHERE] = {n: of.module._parameters[n] for n in sorted(names)}
         for name in names:
             delattr(of.module, name)
             of.module.__dict__[name] = _View(slots, layer, name)

@@ -1,0 +1,139 @@
+"""`intarsia serve`: language models behind OpenAI's routes, on this machine."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.checks import one_of
+from ..core.errors import ConfigError, MissingExtra, UnknownName
+from .shell import note, say, warn
+
+ENGINES, POLICIES = ("transformers", "vllm"), ("expected", "lfu", "lru")
+NEEDS = ("fastapi", "uvicorn", "openai", "prometheus_client")
+
+
+Models = Annotated[
+    list[str], typer.Argument(help="Folders of save_pretrained or `intarsia pack`, or NAME=FOLDER.")
+]
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=FOLDER of an adapter, which becomes a model of that name."),
+]
+Slots = Annotated[str | None, typer.Option(help="Experts in memory: a number, or a share below 1.")]
+Memory = Annotated[
+    str | None, typer.Option(help="The same as a size, such as 8GB; the others stay on disk.")
+]
+Policy = Annotated[str, typer.Option(help=f"Of the slots: {', '.join(POLICIES)}.")]
+Host = Annotated[str, typer.Option(help="Others than loopback let others in.")]
+Port = Annotated[int, typer.Option(help="0: any that is free.")]
+Tokens = Annotated[int, typer.Option(help="New ones of an answer, at most.")]
+Context = Annotated[int, typer.Option(help="Tokens of prompt and answer, at most.")]
+AtOnce = Annotated[int, typer.Option(help="Requests in the works.")]
+Queue = Annotated[int, typer.Option(help="Requests that wait; the next one gets 429.")]
+Body = Annotated[int, typer.Option(help="Bytes of a request, at most.")]
+Seconds = Annotated[float, typer.Option(help="Of a request, waiting included.")]
+Drain = Annotated[float, typer.Option(help="Seconds to finish in, after SIGTERM.")]
+Batching = Annotated[str, typer.Option(help="continuous, or none: one request after another.")]
+Engine = Annotated[
+    str, typer.Option(help="transformers, or vllm: hand a stock checkpoint over to it.")
+]
+
+
+def serve(
+    models: Models,
+    adapter: Adapter = None,
+    slots: Slots = None,
+    memory: Memory = None,
+    policy: Policy = "expected",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    tokens: Tokens = 512,
+    context: Context = 4096,
+    at_once: AtOnce = 16,
+    queue: Queue = 64,
+    body: Body = 1_000_000,
+    seconds: Seconds = 300.0,
+    drain: Drain = 30.0,
+    batching: Batching = "continuous",
+    engine: Engine = "transformers",
+) -> None:
+    """Serve language models and their adapters over HTTP, as OpenAI's clients ask for them.
+
+    Routes: /v1/completions, /v1/chat/completions, /v1/responses, /v1/models, /health, /metrics, and
+    a page to try it at /. Only what is named here is served. SIGTERM and Ctrl-C let it finish what
+    it has taken.
+
+    Example:  intarsia serve my-mixtral --slots 0.25 --adapter med=out1 --adapter law=out2
+    """
+    one_of("--engine", engine, ENGINES, "Leave it out.")
+    if policy not in POLICIES:
+        raise UnknownName("--policy", policy, POLICIES)
+    if slots is not None and memory is not None:
+        fix = "Keep one of them."
+        raise ConfigError("--memory", got="--slots, too", want="one of the two", fix=fix)
+    room = memory if memory is not None else _slots(slots)
+    if engine == "vllm":
+        _to_vllm(models, adapter or [], room, host, port)
+        return
+    if missing := next((name for name in NEEDS if find_spec(name) is None), None):
+        raise MissingExtra(missing, "serve")
+    from ..hosts.serving.app import Application
+    from ..hosts.serving.models import open_models
+    from ..hosts.serving.naming import names_of
+    from ..hosts.serving.running import bound, hosts_of, is_local, run
+    from ..hosts.serving.settings import Limits
+
+    limits = Limits(body, tokens, at_once, queue, seconds, drain, batching)
+    sources, folders = names_of(models), names_of(adapter or [])
+    with closing(bound(host, port)) as listening:
+        if not is_local(host):
+            warn(f"Whoever reaches {host} can use this server; it asks for no key.")
+        found = open_models(
+            sources,
+            {name: Path(folder) for name, folder in folders.items()},
+            slots=room,
+            policy=_policy(policy) if room is not None else None,
+            context=context,
+            progress=note,
+        )
+        say(f"Models: {', '.join(found)}")
+        run(Application(found, limits, hosts_of(host)), listening, say)
+    note("Finished what was in the works.")
+
+
+def _slots(text: str | None) -> int | float | None:
+    """A number, or a share.  Raises: ConfigError."""
+    if text is None:
+        return None
+    try:
+        return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
+    except ValueError as error:
+        want, fix = "a number, or a share below 1", "For example: --slots 0.25, or --memory 8GB"
+        raise ConfigError("--slots", got=repr(text), want=want, fix=fix) from error
+
+
+def _policy(name: str) -> Any:
+    from ..core.registry import card
+
+    return card(name).config()
+
+
+def _to_vllm(models: list[str], adapters: list[str], room: object, host: str, port: int) -> None:
+    if room is not None or len(models) != 1:
+        got = "--slots or --memory" if room is not None else f"{len(models)} models"
+        fix = "Leave it out, or serve with --engine transformers."
+        raise ConfigError("--engine vllm", got=got, want="one resident model", fix=fix)
+    from ..hosts.serving.naming import names_of
+    from ..hosts.serving.vllm import command, hand_over
+
+    ((name, folder),) = names_of(models).items()
+    folders = {key: Path(at) for key, at in names_of(adapters).items()}
+    words = command(name, folder, folders, host, port)
+    say(shlex.join(words))
+    hand_over(words)

@@ -1,0 +1,208 @@
+"""The models of a server: opened once at the start, adapters beside one trunk, nothing else."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from peft import PeftModel
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.cli.serving.model_manager import ModelManager
+
+from ...core.checks import at_least
+from ...core.errors import AssetError, CheckpointError, ConfigError
+from ...data.language_models import language_model
+from ...placement.cache import PolicyConfig
+from ..anatomy.blocks import base_of
+from ..offload.resident import SLOTS, offload
+from ..offload.slots import Slots
+from ..offload.store import INDEX
+from ..saved import load, replays
+
+Report = Callable[[str], None]
+CONTEXT = 4096  # tokens: a long context's keys and values need more memory than small models
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model by its name: a trunk, or a trunk with an adapter, whose weights are the trunk's."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    trunk: str
+    slots: Slots | None = None
+    longest: int = CONTEXT
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together."""
+        config = self.model.config.get_text_config()
+        return min(int(getattr(config, "max_position_embeddings", None) or CONTEXT), self.longest)
+
+
+def open_models(
+    sources: Mapping[str, str],
+    adapters: Mapping[str, Path] | None = None,
+    *,
+    slots: int | float | str | None = None,
+    policy: PolicyConfig | None = None,
+    context: int = CONTEXT,
+    progress: Report = lambda _: None,
+) -> dict[str, Served]:
+    """Open language models by name, and adapters of the one of them.
+
+    sources: name -> what `language_model` takes, or a folder of `pack_experts`.  adapters: name ->
+    folder, of `intarsia.save`, PEFT or a run.  slots: offload the experts, see `offload`.
+    context: tokens of prompt and answer at most, where the model has room for more.
+    An adapter is a model of its own whose modules are copies and whose weights are the trunk's, so
+    that no request has to wait for another adapter to be switched off. One forward runs at a time.
+
+    Raises: ConfigError for names that are taken twice and adapters of several models;
+    CheckpointError for a folder that is no adapter alone, or of another model.
+    """
+    at_least("context", context, 2)
+    adapters = dict(adapters or {})
+    if twice := sorted(sources.keys() & adapters.keys()):
+        got, fix = f"{twice[0]!r} twice", "For example: --adapter other=FOLDER"
+        raise ConfigError("names of models", got=got, want="each one once", fix=fix)
+    if adapters and len(sources) != 1:
+        got, fix = f"adapters beside {len(sources)} models", "Start a server for each model."
+        raise ConfigError("adapters", got=got, want="one model", fix=fix)
+    found: dict[str, Served] = {}
+    for name, source in sources.items():
+        progress(f"opening {name}")
+        trunk = replace(_trunk(name, source, slots, policy, progress), longest=context)
+        lock = threading.Lock()
+        twins = {key: twin(trunk.model) for key in adapters}
+        one_at_a_time(trunk.model, lock)
+        found[name] = trunk
+        for key, folder in adapters.items():
+            progress(f"opening {key}")
+            model = _with_adapter(twins[key], folder)
+            one_at_a_time(model, lock)
+            found[key] = replace(trunk, name=key, model=model)
+    return found
+
+
+def _trunk(
+    name: str,
+    source: str,
+    slots: int | float | str | None,
+    policy: PolicyConfig | None,
+    progress: Report,
+) -> Served:
+    packed, held = (Path(source) / INDEX).is_file(), None
+    if slots is None:
+        if packed:
+            got, want = "a folder of packed experts", "--slots, or a folder of save_pretrained"
+            raise ConfigError(f"model {source!r}", got=got, want=want, fix="Add --slots 0.25.")
+        model, tokenizer = language_model(source, dtype="auto")
+    else:
+        model = offload(source, slots=slots, policy=policy, progress=progress)
+        held = next(m.__dict__[SLOTS][0] for m in model.modules() if SLOTS in m.__dict__)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            fix = "Copy tokenizer.json and tokenizer_config.json into the folder."
+            raise AssetError(f"tokenizer of {source!r}", got=error, want="one", fix=fix) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        got, want = type(tokenizer).__name__, "a fast tokenizer, which tells text token by token"
+        raise AssetError(f"tokenizer of {source!r}", got=got, want=want, fix="Save tokenizer.json.")
+    whole: Any = model.eval().requires_grad_(False)
+    whole.config.use_cache = True
+    return Served(name, whole, tokenizer, name, held)
+
+
+def twin(model: nn.Module) -> Any:
+    """A copy of a model's modules over the same weights, buffers and slots."""
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    for module in model.modules():
+        if (found := module.__dict__.get(SLOTS)) is not None:
+            memo[id(found[0])] = found[0]
+            memo[id(found[0].cache)] = found[0].cache
+    return copy.deepcopy(model, memo)
+
+
+def one_at_a_time(model: Any, lock: threading.Lock) -> None:
+    """Let a model's forwards wait for those of its twins: slots and processors are shared."""
+    forward = model.forward
+
+    @functools.wraps(forward)  # generate reads the signature
+    def locked(*given: Any, **named: Any) -> Any:
+        with lock:
+            return forward(*given, **named)
+
+    model.forward = locked
+
+
+def _with_adapter(copied: Any, folder: Path) -> Any:
+    if replays(folder):
+        got, want = "changes of the model's own weights", "an adapter, which leaves them alone"
+        fix = "Fold it, save it with save_pretrained, and serve that folder as a model."
+        raise CheckpointError(f"adapter {str(folder)!r}", got=got, want=want, fix=fix)
+    model = load(copied, folder)
+    config = model.active_peft_config if isinstance(model, PeftModel) else None
+    if config is not None and config.is_prompt_learning:
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        got, want = f"{kind}, tokens in front of the prompt", "weights"
+        fix = "Serve LoRA, or another adapter that sits at layers."
+        raise CheckpointError(f"adapter {str(folder)!r}", got=got, want=want, fix=fix)
+    base = base_of(model)
+    if not isinstance(base, PreTrainedModel):
+        got, fix = type(base).__name__, "Serve a language model of transformers."
+        raise ConfigError("model", got=got, want="one that generates", fix=fix)
+    return base.eval().requires_grad_(False)
+
+
+class Shelf(ModelManager):
+    """What transformers' handlers ask for models: those of the start, and no other name."""
+
+    def __init__(self, models: Mapping[str, Served]) -> None:  # opens nothing: no super().__init__
+        self.models = dict(models)
+        self.force_model = None
+
+    def find(self, name: object) -> Served:
+        """Raises: HTTPException, 404 with what may have been meant."""
+        if isinstance(name, str) and name in self.models:
+            return self.models[name]
+        near = difflib.get_close_matches(str(name)[:200], self.models, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(self.models)}."
+        raise HTTPException(404, f"The model {str(name)[:200]!r} does not exist. {hint}")
+
+    def load_model_and_processor(self, model_id_and_revision: str, *_: Any, **__: Any) -> Any:
+        found = self.find(model_id_and_revision)
+        return found.model, found.tokenizer
+
+    def list_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
+        """Of OpenAI's fields, and whether there is a chat template, and of which trunk it is."""
+        return [
+            {
+                "id": one.name,
+                "object": "model",
+                "created": 0,
+                "owned_by": "local",
+                "root": one.trunk,
+                "parent": None if one.name == one.trunk else one.trunk,
+                "max_model_len": one.context,
+                "chat": bool(one.tokenizer.chat_template),
+            }
+            for one in self.models.values()
+        ]
+
+    def slots(self) -> Iterator[tuple[str, Slots]]:
+        """The slots of each offloaded trunk."""
+        for one in self.models.values():
+            if one.slots is not None and one.name == one.trunk:
+                yield one.name, one.slots
+
+    def shutdown(self) -> None:
+        """Models stay until the process ends."""

@@ -1,0 +1,85 @@
+"""A server that ends well: SIGTERM or Ctrl-C, and what is in the works is finished first."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from ...core.checks import between
+from ...core.errors import ConfigError
+from .app import LOCAL, Application
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A listening socket.  Raises: ConfigError where there can be none."""
+    between("--port", port, 0, 65535, "Try 8000.")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((address[0], port), family=family, backlog=256)
+    except OSError as error:
+        fix = f"Try --port {port + 1 if 0 < port < 65535 else 0}, or end who listens there."
+        raise ConfigError(f"{host}:{port}", got=error, want="an address of our own", fix=fix) from (
+            error
+        )
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def hosts_of(host: str) -> tuple[str, ...]:
+    """The names that a server answers to: on loopback its own, elsewhere any."""
+    return (*LOCAL, host) if is_local(host) else ()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, which answers what it has taken before it ends, and then ends without an error."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(app: Application, listening: socket.socket, said: Callable[[str], None]) -> None:
+    """Serve until a signal comes; a second Ctrl-C does not wait.
+
+    said: gets the server's address once it answers.
+    """
+    logging.getLogger("transformers.cli.serving").setLevel(logging.ERROR)  # a line a request
+    limits = app.limits
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=max(1, round(limits.drain)),
+        limit_concurrency=limits.at_once + limits.queue + 256,  # connections, idle ones too
+        h11_max_incomplete_event_size=65536,
+        server_header=False,
+    )
+    host, port = listening.getsockname()[:2]
+    said(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    try:
+        Server(config).run(sockets=[listening])
+    finally:
+        app.close()

@@ -1,0 +1,68 @@
+"""What a server is told at its start, and what is known of one request while it is carried out."""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from ...core.checks import above, at_least, one_of
+
+BATCHINGS = ("continuous", "none")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may ask for; everything else is refused before it costs anything.
+
+    body: bytes of a request.  tokens: new ones of an answer, also where none are asked for.
+    at_once: requests in the works.  queue: requests that wait; the next one is told to come back.
+    seconds: of a request, waiting included.  drain: seconds for what is in the works at the end.
+    """
+
+    body: int = 1_000_000
+    tokens: int = 512
+    at_once: int = 16
+    queue: int = 64
+    seconds: float = 300.0
+    drain: float = 30.0
+    batching: str = "continuous"
+
+    def __post_init__(self) -> None:
+        at_least("body", self.body, 1000)
+        at_least("tokens", self.tokens, 1)
+        at_least("at_once", self.at_once, 1)
+        at_least("queue", self.queue, 0)
+        above("seconds", self.seconds, 0, "Try 300.")
+        at_least("drain", self.drain, 0)
+        one_of("batching", self.batching, BATCHINGS)
+
+
+@dataclass
+class Request:
+    """One request, from its first byte to its last."""
+
+    began: float = field(default_factory=time.perf_counter)
+    model: str = ""
+    prompt: int = 0
+    generated: int = 0
+    first: float | None = None  # seconds to the first token
+    seed: int | None = None
+    asked: bool = False  # for so many tokens, by number
+
+    def token(self) -> None:
+        """One more came out."""
+        self.generated += 1
+        if self.first is None:
+            self.first = time.perf_counter() - self.began
+
+
+NOW: ContextVar[Request] = ContextVar("intarsia_request")
+
+
+def current() -> Request:
+    """The request that is being carried out; a new one outside the server."""
+    try:
+        return NOW.get()
+    except LookupError:
+        return Request()

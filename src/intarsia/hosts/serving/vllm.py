@@ -1,0 +1,61 @@
+"""Handing a stock checkpoint to vLLM: the command, and whether it can be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...core.errors import ConfigError
+from ...core.files import read_json
+from ..attach.adapter_files import CONFIG
+from ..offload.store import INDEX
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-rank
+
+
+def command(
+    name: str, folder: str, adapters: Mapping[str, Path], host: str, port: int
+) -> list[str]:
+    """`vllm serve` for a folder of save_pretrained (relabelled or folded), with plain LoRA beside.
+
+    Raises: ConfigError for what vLLM cannot read: packed experts, adapters that are not plain LoRA.
+    """
+    at = Path(folder)
+    if (at / INDEX).is_file() or not (at / "config.json").is_file():
+        got, want = str(folder), "a stock checkpoint, as `intarsia place --write` writes it"
+        fix = "Give the folder of save_pretrained; fold adapters first."
+        raise ConfigError("model for vLLM", got=got, want=want, fix=fix)
+    words = ["vllm", "serve", str(at), "--served-model-name", name, "--host", host]
+    words += ["--port", str(port)]
+    if not adapters:
+        return words
+    ranks = [_rank(path) for path in adapters.values()]
+    most = next((rank for rank in RANKS if rank >= max(ranks)), max(ranks))
+    words += ["--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(most)]
+    return [*words, "--lora-modules", *(f"{key}={path}" for key, path in adapters.items())]
+
+
+def _rank(folder: Path) -> int:
+    try:
+        config = read_json(folder / CONFIG)
+    except (OSError, ValueError) as error:
+        want, fix = "PEFT's files of a LoRA", "Save it with intarsia.save."
+        raise ConfigError(f"adapter {folder}", got=error, want=want, fix=fix) from error
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    names = str(config.get("target_modules")) if isinstance(config, dict) else ""
+    if kind != "LORA" or ".experts" in names:
+        got = f"an adapter of type {kind!r}" if kind != "LORA" else "LoRA on experts"
+        want, fix = "plain LoRA on attention", "Fold it: intarsia.fold, then save_pretrained."
+        raise ConfigError(f"adapter {folder} for vLLM", got=got, want=want, fix=fix)
+    return int(config.get("r", 8))
+
+
+def hand_over(words: list[str]) -> None:
+    """Become vLLM.  Raises: ConfigError where it is not installed."""
+    found = shutil.which(words[0])
+    if found is None:
+        got, fix = "no such command", f"pip install vllm, or where it is: {' '.join(words)}"
+        raise ConfigError("vllm", got=got, want="vLLM in this environment", fix=fix)
+    os.execv(found, words)
