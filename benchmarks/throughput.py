@@ -40,7 +40,8 @@ def inputs(args: argparse.Namespace, task: str, name: str, out: Path) -> list[di
     """What the cells of a method and a task are carried out from."""
     mini = suites.suite("mini")
     (found,) = (t for t in mini.tasks if t.name == task)
-    start = Experiment(Pictures("")).changed(**{**FULL.values, "epochs": args.epochs})
+    size = {"epochs": args.epochs, "images": args.images}
+    start = Experiment(Pictures("")).changed(**{**FULL.values, **size})
     seeds = tuple(range(args.seeds))
     plan = BenchPlan(mini, (found,), (arm(name),), seeds, HONEST, start)
     return [
@@ -113,6 +114,7 @@ def main() -> None:
     made.add_argument("--tasks", nargs="+", default=[*TASKS])
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--epochs", type=int, default=FULL.values["epochs"])
+    made.add_argument("--images", type=int, help="of a task; all if not given")
     made.add_argument("--shared", default="runs/throughput", help="folder of pictures and tokens")
     args = read(made)
     torch.set_num_threads(args.threads)
@@ -126,7 +128,8 @@ def main() -> None:
     body = [
         *markdown([*HEAD, "peak alone", "peak together"], table),
         "",
-        f"{args.seeds} seeds together, {args.epochs} epochs, tasks {', '.join(args.tasks)}. Peak: "
+        f"{args.seeds} seeds together, {args.images or 1000} images x {args.epochs} epochs, tasks "
+        f"{', '.join(args.tasks)}. Peak: "
         "what a piece adds in training to the loaded model and pictures; together, of all seeds. "
         f"Bar: {BAR} times as many cells an hour over all: {'met' if got >= BAR else 'not met'}.",
     ]

@@ -92,7 +92,7 @@ def test_rows_and_the_class_token_give_what_tokens_give(name, rows):
         want = step(model, tokens.tensors[0][:rows])
         before = {n: t.clone() for n, t in learned_state(model).items()}
         assert stack.enter_context(reading_class_token(model, tokens[0][0][None]))
-        kept = stack.enter_context(keeping_constants(model, tokens, dtype=FP32))
+        kept, _ = stack.enter_context(keeping_constants(model, tokens, dtype=FP32))
         assert (kept is not tokens) != (name in ("bitfit", "norms"))
         for x in (kept.tensors[0][:rows], tokens.tensors[0][:rows]):
             got = step(model, x)
@@ -146,7 +146,7 @@ def test_maps_of_an_efficientnet_are_kept_too():
         tokens = held(run_prefix(prefix, pictures, dtype=FP32))
         training_mode(model)
         want = step(model, tokens.tensors[0][:3])
-        with keeping_constants(model, tokens, dtype=FP32) as kept:
+        with keeping_constants(model, tokens, dtype=FP32) as (kept, _):
             assert kept is not tokens and kept.digests == tokens.digests
             torch.testing.assert_close(step(model, kept.tensors[0][:3]), want)
 
@@ -155,8 +155,37 @@ def test_without_room_the_tokens_stay(monkeypatch):
     model = method("pfeiffer")
     tokens = held(TensorDataset(torch.randn(3, 10, 24), torch.arange(3)))
     monkeypatch.setattr("intarsia.hosts.anatomy.constants.SHARE", 0.0)
-    with reading_tokens(model, 2), keeping_constants(model, tokens, dtype=FP32) as kept:
-        assert kept is tokens
+    with reading_tokens(model, 2), keeping_constants(model, tokens, dtype=FP32) as (kept, also):
+        assert kept is tokens and also(tokens, lambda _, make: make()) is tokens
+
+
+def test_other_sets_are_scored_on_rows_that_runs_of_one_trunk_share():
+    memory: dict[str, torch.Tensor] = {}
+
+    def once(mark, make):
+        key = repr(mark)
+        return memory[key] if key in memory else memory.setdefault(key, make())
+
+    tokens, other = (
+        held(TensorDataset(torch.randn(n, 10, 24), torch.arange(n) % 3)) for n in (4, 6)
+    )
+    logits = []
+    for seed in range(2):  # two runs: other adapters on one trunk
+        torch.manual_seed(seed)
+        model = shaken(method("adaptformer")).eval()
+        with reading_tokens(model, 2), torch.no_grad():
+            want = model(other.tensors[0])
+            with keeping_constants(model, tokens, dtype=FP32) as (_, also):
+                rows = also(other, once)
+                assert rows is not other and rows.digests == other.digests
+                torch.testing.assert_close(model(rows.tensors[0]), want, rtol=1e-4, atol=1e-5)
+            logits.append(want)
+    assert len(memory) == 1
+    with torch.no_grad():  # another trunk has rows of its own
+        next(p for n, p in model.named_parameters() if "blocks.2.norm1.weight" in n).add_(1.0)
+    with reading_tokens(model, 2), keeping_constants(model, tokens, dtype=FP32) as (_, also):
+        also(other, once)
+    assert len(memory) == 2
 
 
 class Mixing(nn.Module):

@@ -141,11 +141,12 @@ def _on_pictures(
     computed = once.tokens_once if experiment.adapted.frozen_once else once.pictures_each_step
     with ExitStack() as stack:
         enter = stack.enter_context
-        (train, val, test), spent = enter(computed(model, sets, experiment, running, shared, same))
+        sets, spent = enter(computed(model, sets, experiment, running, shared, same))
         if not (whole or running.compute.recompute or running.compute.compile):
-            short = once.trimmed(model, train, method, recipe["objective"], experiment)
-            train, more = enter(short)
+            asked = method, recipe["objective"], experiment
+            sets, more = enter(once.trimmed(model, sets, *asked, shared, same))
             spent = spent.plus(more)
+        train, val, test = sets
         finish = partial(finished, data=data, spent=spent, temperature=temperature)
         return fit_as(method)(model, train, val, test=test, finish=finish, **options)
 

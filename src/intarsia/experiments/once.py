@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from ..core.errors import ConfigError
@@ -99,15 +99,23 @@ def _told_prefix(
 
 @contextmanager
 def trimmed(
-    model: nn.Module, train: Dataset[Any], method: object, objective: object, experiment: Experiment
-) -> Iterator[tuple[Dataset[Any], Spent]]:
+    model: nn.Module,
+    sets: Sets,
+    method: object,
+    objective: object,
+    experiment: Experiment,
+    shared: SharedWork,
+    same: Mapping[str, Any],
+) -> Iterator[tuple[Sets, Spent]]:
     """Inside, the model leaves out what nobody reads, and what the rows given here hold already.
 
     Its last block gives the class token alone (`reading_class_token`); where it reads tokens, what
     is constant of them is kept with them (`keeping_constants`). The model as it is, and the set,
     for a method of several phases, which trains other parameters in each, and for objectives that
-    read more than logits. Gives the rows, and the time that what is kept with them took.
+    read more than logits. Gives the rows of each set, and the time that those of the first took.
+    same: what tells the tokens apart; runs of one trunk score on the same rows.
     """
+    train, *scored = sets
     spent = Spent()
     precision = experiment.training.precision
     with ExitStack() as stack:
@@ -117,9 +125,21 @@ def trimmed(
                 start = Spent.now()
                 cast_frozen(model, precision)
                 kept = keeping_constants(model, train, dtype=DTYPES[precision])
-                train = stack.enter_context(kept)
+                train, also = stack.enter_context(kept)
                 spent = Spent.now().since(start)
-        yield train, spent
+                for number, part in enumerate(("val", "test")):
+                    if isinstance(found := scored[number], Held):
+                        of = of_part(same, part)
+                        scored[number] = also(found, partial(_remembered, shared, of))
+        val, test = scored
+        yield (train, val, test), spent
+
+
+def _remembered(
+    shared: SharedWork, of: Mapping[str, Any], mark: dict[str, Any], make: Callable[[], Tensor]
+) -> Tensor:
+    """Rows with constants, in this process's memory for the runs that come next."""
+    return shared.get("constants", {**of, **mark}, make)
 
 
 def reads_logits_only(objective: object) -> bool:

@@ -7,6 +7,7 @@ from .context import Context as Context
 from .context import LayerState as LayerState
 from .context import ReadsContext as ReadsContext
 from .context import contexts as contexts
+from .context import finding_once as finding_once
 from .context import having as having
 from .context import of_samples as of_samples
 from .context import passes as passes

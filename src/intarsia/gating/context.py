@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -141,10 +141,42 @@ class ReadsContext(nn.Module):
         self.context = Context()
 
 
+FOUND = "_found_once"  # of a model, while `finding_once` holds
+
+
+def steps_with(module: nn.Module) -> bool:
+    """Whether it has a `before_step`."""
+    # asked of the class: a module looks through its parameters for what is not there
+    return callable(getattr(type(module), "before_step", None))
+
+
+def told_modules(model: nn.Module) -> Sequence[nn.Module]:
+    """The modules inside a model that are told of batches or of steps, in its order."""
+    if (known := vars(model).get(FOUND)) is not None:
+        return known
+    return [m for m in model.modules() if isinstance(m, ReadsContext) or steps_with(m)]
+
+
+@contextmanager
+def finding_once(*models: nn.Module) -> Iterator[None]:
+    """Inside, `told_modules` of these models are looked for once, not at every step.
+
+    A model whose modules have something to do before a step is looked through each time: they may
+    come and go then. Not for a model that gets modules that read a context inside.
+    """
+    with ExitStack() as stack:
+        for model in dict.fromkeys(models):
+            found = told_modules(model)
+            if FOUND not in vars(model) and not any(map(steps_with, found)):
+                vars(model)[FOUND] = found
+                stack.callback(vars(model).pop, FOUND)
+        yield
+
+
 def contexts(model: nn.Module) -> list[Context]:
     """The contexts of a model: one if it was joined, else one for each module that reads one."""
-    found = {id(m.context): m.context for m in model.modules() if isinstance(m, ReadsContext)}
-    return list(found.values())
+    readers = (m for m in told_modules(model) if isinstance(m, ReadsContext))
+    return list({id(m.context): m.context for m in readers}.values())
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core import Routing
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError, ShapeError
-from .context import ReadsContext
+from .context import ReadsContext, steps_with, told_modules
 
 
 class Router(ReadsContext, abc.ABC):
@@ -137,9 +137,8 @@ def before_step(model: nn.Module, step: int, steps: int) -> None:
     Modules that change along a training run define it: a temperature that falls, a search that
     ends. `fit` calls it; a loop of your own has to. A `Context` has the step, too.
     """
-    for module in model.modules():
+    for module in told_modules(model):
         if isinstance(module, ReadsContext):
             module.context.step = step
-        # asked of the class: a module looks through its parameters for what is not there
-        if callable(getattr(type(module), "before_step", None)):
+        if steps_with(module):
             cast(Any, module).before_step(step, steps)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..core.errors import ConfigError
-from ..gating import having, redraw
+from ..gating import finding_once, having, redraw
 from .record import bare
 from .settings import Running
 from .stack import Seated
@@ -38,7 +38,8 @@ def wrapped(model: nn.Module, running: Running, accelerator: Accelerator) -> Ite
                 forward = cast(nn.Module, torch.compile(model))
             if accelerator.num_processes > 1:
                 forward = accelerator.prepare_model(forward)
-            yield forward
+            with finding_once(model, forward):
+                yield forward
     finally:
         redraw(model)
         if running.compute.recompute:

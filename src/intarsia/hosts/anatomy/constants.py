@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import takewhile
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...core.modes import evaluating, forward_as, modes_kept
 from ...data.loaders import Held
 from ...gating import learned_routers
+from ...train.checkpoint import tensors_hash
 from ...train.precision import autocast, slow_attention, training_mode, written_out
 from .blocks import base_of
 
@@ -85,6 +86,13 @@ class Constants:
             return x
         return self.now[sum(self.needed[:number])][: len(x)]
 
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What tells rows of the same tokens apart: the modules' weights, and what is kept."""
+        states = [(f"{n}.{k}", t) for n, m in enumerate(self.modules) for k, t in _state(m)]
+        parts = [(list(shape), str(dtype)) for shape, dtype in self.parts]
+        return {"weights": tensors_hash(states), "parts": parts, "needed": self.needed}
+
     @contextmanager
     def given(self, host: nn.Module) -> Iterator[None]:
         """Inside, the modules give what is kept for rows, and compute it for tokens."""
@@ -96,28 +104,56 @@ class Constants:
             yield
 
 
+Once = Callable[[dict[str, Any], Callable[[], Tensor]], Tensor]
+"""Rows from memory, by their mark, or made."""
+
+
 @contextmanager
-def keeping_constants(model: nn.Module, tokens: Held, *, dtype: torch.dtype) -> Iterator[Held]:
+def keeping_constants(
+    model: nn.Module, tokens: Held, *, dtype: torch.dtype
+) -> Iterator[tuple[Held, Callable[[Held, Once], Held]]]:
     """Inside, the model reads rows that hold the tokens and what its frozen modules make of them.
 
-    Gives those rows for the training set; the set as it is where there is nothing to keep, or no
-    room for it. Tokens are read as before, and give the same to rounding. The model is one that
-    reads tokens (`reading_tokens`), its weights held in the type that they are trained in.
+    Gives those rows for the training set, and a function that gives them for another set; the sets
+    as they are where there is nothing to keep, or no room for it. Tokens are read as before, and
+    give the same to rounding. The model is one that reads tokens (`reading_tokens`), its weights
+    held in the type that they are trained in.
     An AdaptFormer in its first trained block then needs neither the attention nor the MLP of it.
     """
     x, device = tokens.tensors[0][:2], next(model.parameters()).device
     with written_out(slow_attention(model, device, dtype)):  # as in training
         found = find_constants(model, x, dtype)
-        size = sum(found.sizes) * len(tokens) * x.dtype.itemsize if found else 0
-        if found is None or size > SHARE * psutil.virtual_memory().available:
-            rows = None
-        else:
-            rows = _rows(model, found, tokens.tensors[0], dtype)
+        rows = _rows(model, found, tokens.tensors[0], dtype) if _room(found, tokens) else None
     if found is None or rows is None:
-        yield tokens
+        yield tokens, lambda held, _: held
         return
+    mark, made = found.mark, found
+
+    def also(held: Held, once: Once) -> Held:
+        if not _room(made, held):
+            return held
+
+        def make() -> Tensor:
+            with written_out(slow_attention(model, device, dtype)):
+                return _rows(model, made, held.tensors[0], dtype)
+
+        return Held(once(mark, make), held.tensors[1], digests=held.digests)
+
     with found.given(base_of(model)):
-        yield Held(rows, tokens.tensors[1], digests=tokens.digests)
+        yield Held(rows, tokens.tensors[1], digests=tokens.digests), also
+
+
+def _room(found: Constants | None, tokens: Held) -> bool:
+    """Whether there is something to keep, and memory for it."""
+    if found is None:
+        return False
+    size = sum(found.sizes) * len(tokens) * tokens.tensors[0].dtype.itemsize
+    return size <= SHARE * psutil.virtual_memory().available
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants | None:
