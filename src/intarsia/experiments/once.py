@@ -16,6 +16,7 @@ from ..core.errors import ConfigError
 from ..data import Held
 from ..hosts.anatomy.class_token import reading_class_token
 from ..hosts.anatomy.constants import keeping_constants
+from ..hosts.anatomy.packing import packing
 from ..hosts.anatomy.prefix import first_trained_block, reading_tokens, run_prefix
 from ..schedules import Phased
 from ..train import OnePass, Running, one_backward, pace, plain, task_heads, two_pass
@@ -110,7 +111,8 @@ def trimmed(
     """Inside, the model leaves out what nobody reads, and what the rows given here hold already.
 
     Its last block gives the class token alone (`reading_class_token`); where it reads tokens, what
-    is constant of them is kept with them (`keeping_constants`). The model as it is, and the set,
+    is constant of them is kept with them (`keeping_constants`), and the rest of the frozen maps is
+    packed (`packing`). The model as it is, and the set,
     for a method of several phases, which trains other parameters in each, and for objectives that
     read more than logits. Gives the rows of each set, and the time that those of the first took.
     same: what tells the tokens apart; runs of one trunk score on the same rows.
@@ -127,6 +129,7 @@ def trimmed(
                 kept = keeping_constants(model, train, dtype=DTYPES[precision])
                 train, also = stack.enter_context(kept)
                 spent = Spent.now().since(start)
+                stack.enter_context(packing(model))
                 for number, part in enumerate(("val", "test")):
                     if isinstance(found := scored[number], Held):
                         of = of_part(same, part)

@@ -1,0 +1,49 @@
+"""Frozen linear maps of the blocks, packed once for the processor while a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from timm.layers import Attention
+from torch import nn
+
+from ...core.modes import forward_as
+from ...kernels.frozen_linear import Packed, packs
+from .blocks import base_of, blocks
+
+SMALLEST = 2**16  # weights, below which a layout does not matter
+ROWS = 1632  # 96 pictures of 17 tokens
+
+
+@contextmanager
+def packing(model: nn.Module) -> Iterator[int]:
+    """Inside, the large frozen linear maps in a model's blocks compute with packed weights.
+
+    Those that are `nn.Linear` itself, in bfloat16 on a CPU; any other is left as it is, and so are
+    all where this machine has no such kernel. Outputs and gradients are the same to rounding.
+    Gives how many. Their weights must stay inside.
+    """
+    found = list(_places(model))
+    with ExitStack() as stack:
+        for layer in found:
+            stack.enter_context(forward_as(layer, Packed(layer.weight, layer.bias, ROWS)))
+        yield len(found)
+
+
+def _places(model: nn.Module) -> Iterator[nn.Linear]:
+    host = base_of(model)
+    found = [block for _, block in blocks(host)]
+    # an attention of the last block reads the weight of its qkv, see `class_token`
+    read = {id(m.qkv) for last in found[-1:] for m in last.modules() if isinstance(m, Attention)}
+    for block in found:
+        if not any(p.requires_grad for p in block.parameters()):
+            continue  # below the first trained one, nothing of it is computed in a step
+        for layer in block.modules():
+            if type(layer) is not nn.Linear or "forward" in vars(layer) or id(layer) in read:
+                continue
+            hooked = layer._forward_hooks or layer._forward_pre_hooks
+            learns = any(p.requires_grad for p in layer.parameters())
+            large = layer.weight.numel() >= SMALLEST and packs(layer.weight)
+            if large and not learns and not hooked:
+                yield layer

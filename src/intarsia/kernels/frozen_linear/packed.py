@@ -1,0 +1,59 @@
+"""On a CPU in bfloat16: the weight is brought into oneDNN's layout once, not at each product."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+BF16 = torch.bfloat16
+OPS: Any = torch.ops.mkldnn  # those that torch.compile calls for a frozen model
+
+
+def packs(weight: Tensor) -> bool:
+    """Whether a weight (out, in) can be packed on this machine, by this torch."""
+    if weight.device.type != "cpu" or weight.dtype != BF16 or weight.dim() != 2:
+        return False
+    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    if not (torch.backends.mkldnn.is_available() and all(hasattr(OPS, name) for name in names)):
+        return False
+    return bool(OPS._is_mkldnn_bf16_supported())
+
+
+class Packed:
+    """x -> x W^T + b in bfloat16, with a gradient for x; the values of `naive` to rounding.
+
+    weight: (out, in), bias: (out,) or None, of type bfloat16; later changes of them are not seen.
+    rows: of x, most often; other numbers compute the same.  Twice the memory of the weight.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+        weight = weight.detach()
+        self.outputs = len(weight)
+        self.bias = None if bias is None else bias.detach().to(BF16)
+        self.forward = OPS._reorder_linear_weight(weight.contiguous(), rows)
+        self.backward = OPS._reorder_linear_weight(weight.T.contiguous(), rows)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(BF16)
+        if not x.numel():
+            return x.new_zeros(*x.shape[:-1], self.outputs) + 0 * x.sum()
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return _product(x, self.forward, self.bias)
+        return cast(Tensor, _Linear.apply(x, self))
+
+
+def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return OPS._linear_pointwise(x.contiguous(), packed, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Packed) -> Tensor:
+        ctx.packed = packed
+        return _product(x, packed.forward, packed.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _product(grads[0], ctx.packed.backward, None), None  # G W
