@@ -123,7 +123,8 @@ def keeping_constants(
     x, device = tokens.tensors[0][:2], next(model.parameters()).device
     with written_out(slow_attention(model, device, dtype)):  # as in training
         found = find_constants(model, x, dtype)
-        rows = _rows(model, found, tokens.tensors[0], dtype) if _room(found, tokens) else None
+        kept = found is not None and _room(found, tokens)
+        rows = _rows(model, found, tokens.tensors[0], dtype) if found and kept else None
     if found is None or rows is None:
         yield tokens, lambda held, _: held
         return
@@ -143,10 +144,8 @@ def keeping_constants(
         yield Held(rows, tokens.tensors[1], digests=tokens.digests), also
 
 
-def _room(found: Constants | None, tokens: Held) -> bool:
-    """Whether there is something to keep, and memory for it."""
-    if found is None:
-        return False
+def _room(found: Constants, tokens: Held) -> bool:
+    """Whether there is memory for the rows of a set."""
     size = sum(found.sizes) * len(tokens) * tokens.tensors[0].dtype.itemsize
     return size <= SHARE * psutil.virtual_memory().available
 
