@@ -41,6 +41,7 @@ RUNNABLE = (
     "how-to/place-experts.md",
     "how-to/remember-at-once.md",
     "how-to/route-by-task.md",
+    "how-to/search-documents.md",
     "how-to/several-adapters.md",
     "how-to/share-shards.md",
     "how-to/sparse-coding.md",

@@ -96,6 +96,6 @@ def test_unpacking_draws_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import modeling_gguf_pytorch_utils as gguf
 
     before = gguf.tqdm
-    with language_models._quiet():
+    with language_models.quietly():
         assert list(gguf.tqdm(range(3), desc="Converting")) == [0, 1, 2]
     assert gguf.tqdm is before and not capsys.readouterr().err

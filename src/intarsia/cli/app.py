@@ -9,6 +9,7 @@ import typer
 
 from ..core.interrupts import never_lost
 from ..core.quiet import kept_quiet
+from . import searching
 from .benching import bench
 from .choosing import auto
 from .claiming import claim
@@ -67,6 +68,8 @@ def options(
 
 app.command("list")(list_methods)
 app.command("show")(show)
+app.command("index")(searching.index)
+app.command("search")(searching.search)
 app.command("fit")(fit)
 app.command("auto")(auto)
 app.command("evaluate")(evaluate)

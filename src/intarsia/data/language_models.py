@@ -41,7 +41,7 @@ def language_model(
     Raises: AssetError when the weights are not available, damaged or of another architecture, or
     need code of their own; MissingExtra without the `gguf` package.
     """
-    with _quiet():
+    with quietly():
         folder = str(_unpacked(cache or cache_dir(), progress)) if name in PACKAGED else name
         model, tokenizer = _read(name, folder, pretrained, seed, dtype)
     model.config.use_cache = False  # training reads keys and values once
@@ -95,7 +95,7 @@ def _unreadable(name: str, error: Exception) -> AssetError:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Hide transformers' progress bars: loading takes a second, and a log has no bars."""
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging

@@ -1,0 +1,248 @@
+"""`intarsia index` and `intarsia search`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.checks import one_of
+from ..core.errors import ConfigError, DataError
+from .options import Json
+from .shell import note, say, show_json, show_table
+
+if TYPE_CHECKING:
+    from ..models.retrieve.sparse_index import SparseIndex
+
+BLOCK = 1024  # documents that are encoded between two looks at the disk
+FORMS = ("opensearch", "elasticsearch", "qdrant", "trec")
+META = "meta.json"  # what an index's folder has
+DOCS = "A .jsonl file with id and text in each line, a folder in BEIR's layout, or a collection: "
+NAMED = "naves, naves-nt, reverse-dictionary."
+Save = Annotated[Path | None, typer.Option(help="The folder (or file) to write.")]
+
+
+def index(
+    docs: Annotated[str, typer.Argument(help=f"{DOCS}{NAMED} With --form: an index's folder.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="splade-tiny, a folder of `fit --task sparse-retrieval`, or a "
+            "masked language model (a folder, or a name of the Hub).",
+        ),
+    ] = "splade-tiny",
+    save: Save = None,
+    append: Annotated[
+        Path | None, typer.Option(help="Add the documents to this index of the same model.")
+    ] = None,
+    stored: Annotated[str, typer.Option(help="Of weights: float16, float32, uint8.")] = "float16",
+    prune: Annotated[float, typer.Option(help="Leave out weights below this share.")] = 0.0,
+    form: Annotated[
+        str | None, typer.Option(help=f"Write an index for another engine: {', '.join(FORMS)}.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Index documents by a sparse encoder; an index that was stopped goes on where it stood.
+
+    Example:  intarsia index docs.jsonl --save idx
+    Example:  intarsia index new.jsonl --append idx
+    Example:  intarsia index idx --form opensearch --save bulk.ndjson
+    """  # fmt: skip
+    if form is not None:
+        _exported(Path(docs), form, save)
+        return
+    if (save is None) == (append is None):
+        got, fix = "both or neither", "For example: --save idx"
+        raise ConfigError("--save and --append", got=got, want="one of them", fix=fix)
+    if append is not None and not (append / META).is_file():
+        fix = "Begin one with --save."
+        raise ConfigError(f"--append {append}", got="no index", want="an index's folder", fix=fix)
+    if save is not None and save.exists():
+        fix = "Choose a new folder, or --append."
+        raise ConfigError(f"--save {save}", got="something there", want="nothing", fix=fix)
+    found = _indexed(docs, model, save, append, stored, prune)
+    where = save or append
+    sizes = found.sizes()
+    if as_json:
+        show_json({"folder": str(where), "model": found.model} | sizes)
+        return
+    say(
+        f"{where}: {sizes['documents']:,} documents, {sizes['mean']:.0f} tokens in each, "
+        f"{sizes['bytes'] / 1e6:.1f} MB."
+    )
+    say(f'Next:  intarsia search {shlex.quote(str(where))} "..."  (--serve: a page)')
+
+
+def _indexed(
+    docs: str, model: str, save: Path | None, append: Path | None, stored: str, prune: float
+) -> SparseIndex:
+    """Encode the documents and write the index, block by block."""
+    note("Loading PyTorch and sentence-transformers.")
+    from ..core.files import alone
+    from ..models.retrieve.inference_free import InferenceFree
+    from ..models.retrieve.sparse_index import SparseIndex, blocks
+
+    partial = append or (save.with_name(f".{save.name}.part") if save else Path())
+    begun = (partial / META).is_file()
+    texts = None if begun else (text for _, text in _documents(docs))
+    is_saved = (Path(model) / "modules.json").is_file()
+    encoder = InferenceFree.from_pretrained(
+        model, None if is_saved else texts, prune=prune, report=note
+    )
+    with alone(partial):
+        if begun:
+            found = SparseIndex.load(partial)
+        else:
+            found = SparseIndex(
+                encoder.queries, model=model, digest=encoder.digest, stored=stored
+            )  # fmt: skip
+        total = len(found)
+        # an index that is going on has the first documents already; of an added file none
+        left = (row for row in _documents(docs) if append is not None or row[0] not in found)
+        for part in blocks(left, BLOCK):
+            found.append(encoder, part)
+            found.save(partial)
+            total += len(part)
+            note(f"{total:,} documents")
+        if not len(found):
+            raise DataError(f"documents of {docs}", got="none", want="some", fix="Check the file.")
+        found.merge().save(save or partial)
+    if save is not None:
+        import shutil
+
+        shutil.rmtree(partial, ignore_errors=True)
+    return found
+
+
+def _documents(docs: str) -> Iterator[tuple[str, str]]:
+    from ..data.collections import load_collection, read_docs
+
+    if Path(docs).is_file():
+        return read_docs(docs)  # a line at a time
+    return iter(load_collection(docs, report=note).docs.items())
+
+
+def _exported(folder: Path, form: str, save: Path | None) -> None:
+    one_of("--form", form, FORMS)
+    if save is None:
+        fix = "For example: --save bulk.ndjson"
+        raise ConfigError("--save", got="nothing", want="the file to write", fix=fix)
+    from ..models.retrieve.engines import export
+    from ..models.retrieve.sparse_index import SparseIndex
+
+    found = SparseIndex.load(folder)
+    export(found, form, save)
+    say(f"{save}: {len(found):,} documents for {form}.")
+
+
+def search(
+    folder: Annotated[Path, typer.Argument(help="An index of `intarsia index`.")],
+    query: Annotated[str | None, typer.Argument(help="What to search for.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Documents to show.")] = 10,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="What each token added to the score.")
+    ] = False,
+    queries: Annotated[
+        Path | None, typer.Option(help="A file of queries, one a line or .jsonl with id and text.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="With --queries: a run file in TREC's format.")
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="A page to search, on this machine alone.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 = any.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Search an index; no model runs, so that a query takes a fraction of a millisecond.
+
+    Example:  intarsia search idx "forgiveness of enemies" --explain
+    Example:  intarsia search idx --serve
+    Example:  intarsia search idx --queries topics.txt --run run.trec -k 100
+    """
+    if (query is not None) + (queries is not None) + serve != 1:
+        got, fix = "none or several", 'For example: intarsia search idx "forgiveness of enemies"'
+        want = "one of a query, --queries and --serve"
+        raise ConfigError("what to search for", got=got, want=want, fix=fix)
+    if (queries is None) != (run is None):
+        want, fix = "both or neither", "For example: --queries topics.txt --run run.trec"
+        raise ConfigError("--queries and --run", got="one of them", want=want, fix=fix)
+    from ..models.retrieve.showing import found
+    from ..models.retrieve.sparse_index import SparseIndex
+
+    index = SparseIndex.load(folder)
+    if serve:
+        _serve(index, folder, port)
+    elif queries is not None and run is not None:
+        _run(index, queries, run, k)
+    else:
+        _show(found(index, query or "", k), explain, as_json)
+
+
+def _show(found: dict[str, Any], explain: bool, as_json: bool) -> None:
+    if as_json:
+        show_json(found)
+        return
+    if not found["hits"]:
+        known = found["tokens"]
+        say("No document: " + ("none has one of these words." if known else "no known word."))
+        return
+    rows = []
+    for hit in found["hits"]:
+        words = [f"{t['token']}{'*' if t['expanded'] else ''} {t['score']:.2f}"
+                 for t in hit["terms"]]  # fmt: skip
+        text = "".join(part for part, _ in hit["parts"])
+        rows.append((hit["id"], f"{hit['score']:.2f}", ", ".join(words) if explain else text[:200]))
+    show_table("", ("id", "score", "words" if explain else "text"), rows, right="score")
+    if explain:
+        say("* not a word of the text: the model read it into it.")
+    say(f"{found['documents']:,} documents, {found['milliseconds']:.1f} ms.")
+
+
+def _run(index: SparseIndex, queries: Path, run: Path, k: int) -> None:
+    from ..core.files import write_text
+    from ..data.collections import read_queries
+    from ..train.ranked import run_lines
+
+    asked = read_queries(queries)
+    lines = run_lines(index.run(asked, k))
+    write_text(run, "\n".join(lines) + "\n")
+    say(f"{run}: {len(lines):,} rows of {len(asked):,} queries.")
+
+
+def answers(index: SparseIndex) -> dict[str, Any]:
+    """What the page to search asks for."""
+    from ..models.retrieve.showing import found
+
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        query, k = asked.get("query"), asked.get("k", 10)
+        if not isinstance(query, str) or not isinstance(k, int) or not 1 <= k <= 100:
+            fix = 'For example {"query": "...", "k": 10}.'
+            raise DataError("question", got=sorted(asked), want="a query and a k", fix=fix)
+        return found(index, query, k)
+
+    return {"/search": answer}
+
+
+def page_of(index: SparseIndex, folder: Path) -> str:
+    """The page to search an index."""
+    from ..results.local_page import render
+
+    lead = f"{len(index):,} documents, encoded by {Path(index.model).name}; no model runs here."
+    return render("search", heading=f"Search {folder.name}", lead=lead)
+
+
+def _serve(index: SparseIndex, folder: Path, port: int) -> None:
+    from ..results.local_page import LocalPage
+
+    with LocalPage(page_of(index, folder), answers(index), port=port) as page:
+        say(f"{page.url}  (Ctrl-C stops it)")
+        try:
+            page.run()
+        except KeyboardInterrupt:
+            note("Stopped.")

@@ -1,0 +1,202 @@
+"""Collections for retrieval: documents, queries, and which document answers which query.
+
+    naves = load_collection("naves")                      # or a folder in BEIR's layout
+    naves.docs["John.3.16"], naves.qrels["q17"]           # {"Matt.5.44": 1, ...}
+
+A folder in BEIR's layout has corpus.jsonl (_id, title, text), queries.jsonl (_id, text) and
+qrels/train.tsv, dev.tsv, test.tsv (query-id, corpus-id, score). A file docs.jsonl with `id` and
+`text` in each line is a collection without queries.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from intarsia.core.errors import DataError, UnknownName
+from intarsia.core.files import parse_json, writing
+from intarsia.data.naves import in_new_testament, read_naves
+from intarsia.data.packages import announce
+from intarsia.data.reverse_dictionary import read_reverse_dictionary
+
+Qrels = Mapping[str, Mapping[str, int]]  # query -> document -> grade, above 0 = it answers
+Report = Callable[[str], None]
+PARTS = ("train", "val", "test")
+TSV = {"train": "train", "val": "dev", "test": "test"}  # as BEIR calls them
+NAMES = ("naves", "naves-nt", "reverse-dictionary")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Documents and queries by id, and grades: qrels[query][document], above 0 = it answers.
+
+    Every query of `qrels` is in `queries`, every document in `docs`, which may hold more.
+    Raises: DataError where one is not.
+    """
+
+    docs: Mapping[str, str]
+    queries: Mapping[str, str] = field(default_factory=dict[str, str])
+    qrels: Qrels = field(default_factory=dict[str, dict[str, int]])
+
+    def __post_init__(self) -> None:
+        for query, grades in self.qrels.items():
+            if query not in self.queries:
+                _unknown("query", query, "queries")
+            if doc := next((doc for doc in grades if doc not in self.docs), None):
+                _unknown("document", doc, "documents")
+
+    @property
+    def judged(self) -> dict[str, str]:
+        """The queries that some document answers."""
+        rows = self.qrels.items()
+        return {q: self.queries[q] for q, grades in rows if any(g > 0 for g in grades.values())}
+
+
+def _unknown(kind: str, name: str, where: str) -> None:
+    fix = f"Delete the judgement, or add the {kind}."
+    raise DataError(f"judgement of {kind} {name!r}", got="no such id", want=f"one of the {where}",
+                    fix=fix)  # fmt: skip
+
+
+def load_collection(spec: str, part: str = "test", *, report: Report = announce) -> Collection:
+    """A collection by name, a folder in BEIR's layout, or a file of documents.
+
+    part: "train", "val" or "test", whose queries and judgements are read; documents are the same.
+    Raises: DataError for a file that is missing or damaged, an id that occurs twice, a judgement of
+    an unknown id; UnknownName for another part, or a name that is neither known nor a path.
+    """
+    if part not in PARTS:
+        raise UnknownName("part", part, PARTS)
+    if spec in NAMES:
+        docs, parts = _named(spec, report)
+        lines = enumerate(parts[part].items())
+        rows = [(f"q{number}", text, own) for number, (text, own) in lines]
+        qrels = {query: dict.fromkeys(own, 1) for query, _, own in rows}
+        return Collection(docs, {query: text for query, text, _ in rows}, qrels)
+    path = Path(spec)
+    if path.is_dir():
+        return _beir(path, part)
+    if not path.exists() and not path.suffix:
+        raise UnknownName("collection", spec, NAMES)
+    return Collection(dict(read_docs(path)))
+
+
+@functools.lru_cache(maxsize=2)
+def _named(name: str, report: Report) -> tuple[dict[str, str], dict[str, dict[str, list[str]]]]:
+    if name == "reverse-dictionary":
+        return read_reverse_dictionary(report)
+    found = read_naves(report)
+    return in_new_testament(*found) if name == "naves-nt" else found
+
+
+def read_docs(path: str | Path) -> Iterator[tuple[str, str]]:
+    """Ids and texts of a file with one object a line, read as they are asked for.
+
+    `id` (or `_id`), `text`, and `title` if there is one, which is put before the text. An empty
+    text is a document that no query finds.
+    Raises: DataError, with the line, for what is none, and for an id that occurs twice.
+    """
+    path, first = Path(path), dict[str, int]()
+    for number, line in _lines(path):
+        where = f"line {number} of {path}"
+        row = _object(line, where)
+        name, text = row.get("id", row.get("_id")), row.get("text")
+        if not isinstance(name, str | int) or isinstance(name, bool) or not isinstance(text, str):
+            fix = 'For example {"id": "a1", "text": "..."}.'
+            raise DataError(where, got=f"keys {sorted(row)}", want="an id and a text", fix=fix)
+        if (name := str(name)) in first:
+            got = f"the id {name!r} of line {first[name]} again"
+            raise DataError(where, got=got, want="an id of its own", fix="Give one another id.")
+        first[name] = number
+        title = row.get("title")
+        yield name, f"{title} {text}" if isinstance(title, str) and title else text
+
+
+def read_queries(path: str | Path) -> dict[str, str]:
+    """Queries by id, of a .jsonl file with ids and texts, or of a text file with one a line.
+
+    Raises: DataError, as `read_docs`.
+    """
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        return dict(read_docs(path))
+    return {f"q{number}": line.strip() for number, line in _lines(path)}
+
+
+def write_collection(parts: Mapping[str, Collection], folder: str | Path) -> Path:
+    """Write collections of the same documents, by their part, in BEIR's layout.
+
+    Raises: UnknownName for another part; TrainingError if it cannot be written.
+    """
+    folder = Path(folder)
+    with writing(folder) as scratch:
+        (scratch / "qrels").mkdir(parents=True)
+        docs = next(iter(parts.values())).docs
+        _write(scratch / "corpus.jsonl", ({"_id": n, "title": "", "text": t}
+                                          for n, t in docs.items()))  # fmt: skip
+        queries: dict[str, str] = {}
+        for part, found in parts.items():
+            if part not in PARTS:
+                raise UnknownName("part", part, PARTS)
+            # a query's id is its own among those of all parts
+            own = {n: f"{part}-{n}" if n in queries else n for n in found.queries}
+            queries |= {own[n]: text for n, text in found.queries.items()}
+            grades = ((own[q], d, g) for q, row in found.qrels.items() for d, g in row.items())
+            rows = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, row)) for row in grades)]
+            (scratch / "qrels" / f"{TSV[part]}.tsv").write_text("\n".join(rows) + "\n", "utf-8")
+        _write(scratch / "queries.jsonl", ({"_id": n, "text": t} for n, t in queries.items()))
+    return folder
+
+
+def _write(path: Path, rows: Iterator[dict[str, str]]) -> None:
+    with path.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _beir(folder: Path, part: str) -> Collection:
+    docs = dict(read_docs(folder / "corpus.jsonl"))
+    file = folder / "qrels" / f"{TSV[part]}.tsv"
+    if not (folder / "queries.jsonl").exists():
+        return Collection(docs)
+    queries, qrels = dict(read_docs(folder / "queries.jsonl")), dict[str, dict[str, int]]()
+    for number, line in _lines(file) if file.exists() else ():
+        cells = line.rstrip("\r\n").split("\t")
+        if number == 1 and cells[-1] == "score":
+            continue
+        try:
+            query, doc, grade = cells[0], cells[1], int(cells[2])
+        except (IndexError, ValueError) as error:
+            want, fix = "query-id, corpus-id and score with tabs between", "Correct the line."
+            raise DataError(f"line {number} of {file}", got=error, want=want, fix=fix) from error
+        qrels.setdefault(query, {})[doc] = grade
+    return Collection(docs, {query: queries[query] for query in qrels if query in queries}, qrels)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers.  Raises: DataError."""
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("a folder, a pipe or a device")
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, line
+    except (OSError, UnicodeDecodeError) as error:
+        fix = "Check the path, or save the file as UTF-8."
+        raise DataError(str(path), got=error, want="a UTF-8 text file", fix=fix) from error
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        want, fix = "one JSON object", "Correct or delete the line."
+        raise DataError(where, got=str(error), want=want, fix=fix) from error
+    if not isinstance(row, dict):
+        fix = 'For example {"id": "a1", "text": "..."}.'
+        raise DataError(where, got=type(row).__name__, want="one JSON object", fix=fix)
+    return row

@@ -1,0 +1,78 @@
+"""A reverse dictionary: glosses of WordNet as queries, entries of GCIDE as documents.
+
+Two independent dictionaries; the entry of the gloss's own noun is right. These judgements were made
+by a rule, one a query; other entries may answer as well.
+"""
+
+from __future__ import annotations
+
+import gzip
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from intarsia.data.packages import announce, obtain, pinned, reading
+
+DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+PLACE = {letter: value for value, letter in enumerate(DIGITS)}
+PARTS = {"test": 2000, "val": 1000, "train": 10_000}  # queries
+WORDS, LETTERS = 12, 1500  # least of an entry; most of one
+Topics = dict[str, dict[str, list[str]]]  # part -> gloss -> the one headword
+
+
+def read_reverse_dictionary(
+    report: Callable[[str], None] = announce,
+) -> tuple[dict[str, str], Topics]:
+    """106,562 entries by headword, and of each part the glosses with their noun.
+
+    Raises: AssetError where a package cannot be had.
+    """
+    entries = _entries(obtain(pinned("dict-gcide"), progress=report))
+    kept = {w: t for w, t in entries.items() if w.isalpha() and len(t.split()) >= WORDS}
+    found, seen = list[tuple[str, str]](), set[str]()
+    for noun, gloss in _nouns(obtain(pinned("wordnet-base"), progress=report)):
+        told = re.search(rf"\b{re.escape(noun)}", gloss.split(";")[0])  # the answer in the question
+        if noun in kept and noun not in seen and not told:
+            found.append((noun, gloss.split('; "')[0]))
+            seen.add(noun)
+    random.Random(0).shuffle(found)
+    parts: Topics = {}
+    for part, count in PARTS.items():
+        parts[part] = {gloss: [noun] for noun, gloss in found[:count]}
+        found = found[count:]
+    heads = re.compile(r"^.*?\\|\[[^\]]*Webster[^\]]*\]")  # the headword and the edition
+    return {w: " ".join(heads.sub(" ", t)[:LETTERS].split()) for w, t in kept.items()}, parts
+
+
+def number(digits: str) -> int:
+    """A number of dictd's index: base 64, the largest digit first."""
+    value = 0
+    for letter in digits:
+        value = value * 64 + PLACE[letter]
+    return value
+
+
+def _entries(folder: Path) -> dict[str, str]:
+    """The definitions of each headword in lower case, one behind the other."""
+    place, found = folder / "usr/share/dictd", dict[str, str]()
+    with reading(place / "gcide.index"):
+        raw = gzip.decompress((place / "gcide.dict.dz").read_bytes())
+        index = (place / "gcide.index").read_text(encoding="utf-8", errors="replace")
+        for line in index.splitlines():
+            word, offset, size = line.split("\t")[:3]
+            if not word.startswith("00-"):  # about the database
+                first = number(offset)
+                text = raw[first : first + number(size)].decode("utf-8", "replace")
+                found[word.lower()] = f"{found.get(word.lower(), '')} {text}".strip()
+    return found
+
+
+def _nouns(folder: Path) -> Iterator[tuple[str, str]]:
+    """The first noun of each synset, and its gloss."""
+    file = folder / "usr/share/wordnet/data.noun"
+    with reading(file):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            if not line.startswith("  "):  # the licence
+                fields, _, gloss = line.partition(" | ")
+                yield fields.split()[4].split("(")[0].replace("_", " ").lower(), gloss.strip()

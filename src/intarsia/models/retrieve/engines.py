@@ -1,0 +1,122 @@
+"""Other engines: an index's vectors in the form that each of them takes.
+
+OpenSearch, Elasticsearch and Qdrant take files; Seismic, an approximate engine in this process, an
+index of its own. All score a looked-up query as `SparseIndex` does, Seismic nearly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core.checks import one_of
+from ...core.errors import MissingExtra
+from ...core.files import writing
+from .query_weights import QueryWeights
+from .sparse_index import SparseIndex
+
+FORMS = ("opensearch", "elasticsearch", "qdrant", "trec")
+FIELD = {"opensearch": "rank_features", "elasticsearch": "sparse_vector"}  # types of a mapping
+VECTOR, TEXT = "vector", "text"
+
+
+def export(index: SparseIndex, form: str, path: str | Path) -> Path:
+    """Write an index's documents for an engine, one JSON object a line.
+
+    opensearch, elasticsearch: the body of a _bulk request; the mapping is `mapping(form)`, a query
+    is `engine_query(form, ...)`. qdrant: points with a sparse vector "text", whose payload has id
+    and text. trec: id and vector, token -> weight (Anserini's and PISA's JSON of vectors).
+    Raises: ConfigError for another form; TrainingError if it cannot be written.
+    """
+    one_of("form", form, FORMS, fix="Seismic has no file: see seismic_index.")
+    with writing(path) as scratch, scratch.open("w", encoding="utf-8") as out:
+        for row in _rows(index, form):
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return Path(path)
+
+
+def _rows(index: SparseIndex, form: str) -> Iterator[dict[str, Any]]:
+    texts = {name: text for s in index.segments for name, text in zip(s.ids, s.texts, strict=False)}
+    numbers = {index.queries.word(j): j for j in range(len(index.queries.weights))}
+    for place, (name, vector) in enumerate(index.documents()):
+        text = texts.get(name, "")
+        if form == "trec":
+            yield {"id": name, "contents": text, "vector": vector}
+        elif form == "qdrant":
+            own = {"indices": [numbers[t] for t in vector], "values": list(vector.values())}
+            yield {"id": place, "vector": {TEXT: own}, "payload": {"id": name, "text": text}}
+        else:
+            yield {"index": {"_id": name}}
+            yield {TEXT: text, VECTOR: vector}
+
+
+def mapping(form: str) -> dict[str, Any]:
+    """The mapping of an index that takes `export`'s file.  Raises: ConfigError."""
+    one_of("form", form, tuple(FIELD))
+    properties = {TEXT: {"type": "text"}, VECTOR: {"type": FIELD[form]}}
+    return {"mappings": {"properties": properties}}
+
+
+def engine_query(form: str, queries: QueryWeights, text: str, k: int = 10) -> dict[str, Any]:
+    """A looked-up query as the engine takes it: tokens and weights, no model.
+
+    Raises: ConfigError.
+    """
+    one_of("form", form, ("opensearch", "elasticsearch", "qdrant"))
+    pairs = queries.of(text)
+    if form == "qdrant":
+        own = {"indices": [j for j, _ in pairs], "values": [w for _, w in pairs]}
+        return {"query": own, "using": TEXT, "limit": k, "with_payload": True}
+    tokens = {queries.word(j): w for j, w in pairs}
+    if form == "opensearch":
+        return {"size": k, "query": {"neural_sparse": {VECTOR: {"query_tokens": tokens}}}}
+    return {"size": k, "query": {"sparse_vector": {"field": VECTOR, "query_vector": tokens}}}
+
+
+def seismic_index(index: SparseIndex, **settings: Any) -> Any:
+    """An index of pyseismic-lsr over the same vectors.  settings: of `build_from_dataset`.
+
+    Raises: MissingExtra.
+    """
+    library = _seismic()
+    data, word = library.SeismicDataset(), library.get_seismic_string()
+    for name, vector in index.documents():
+        tokens = np.array(list(vector), dtype=word)
+        data.add_document(name, tokens, np.array(list(vector.values()), np.float32))
+    return library.SeismicIndex.build_from_dataset(data, **({"num_threads": 1} | settings))
+
+
+def seismic_search(
+    found: Any, queries: QueryWeights, texts: Sequence[str], k: int = 10, *,
+    query_cut: int = 10, heap_factor: float = 0.8,
+) -> list[list[tuple[str, float]]]:  # fmt: skip
+    """Ids and scores of each query, largest first.
+
+    query_cut: the heaviest tokens that are looked up; heap_factor: below 1 it stops later and finds
+    more of the exact answer.
+    """
+    word = _seismic().get_seismic_string()
+    hits: list[list[tuple[str, float]]] = []
+    for number, pairs in enumerate(queries.of_many(texts)):
+        tokens = np.array([queries.word(j) for j, _ in pairs], dtype=word)
+        weights = np.array([w for _, w in pairs], np.float32)
+        rows = (
+            found.search(str(number), tokens, weights, k=k, query_cut=query_cut,
+                         heap_factor=heap_factor)
+            if pairs
+            else []
+        )  # fmt: skip
+        hits.append([(str(name), float(score)) for _, score, name in rows])
+    return hits
+
+
+def _seismic() -> Any:
+    try:
+        import seismic
+    except ImportError as error:
+        raise MissingExtra("pyseismic-lsr", "engines") from error
+    return seismic

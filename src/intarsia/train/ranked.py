@@ -1,0 +1,74 @@
+"""How good is a ranking? trec_eval's measures, by ir-measures, for retrieval and recommendation.
+
+A user is a query, an item a document: nDCG@10, R@100 (recall), RR@10 (reciprocal rank), Success@20
+(hit rate). Measures are named as ir-measures names them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import ConfigError, DataError, MissingExtra
+
+Qrels = Mapping[str, Mapping[str, int]]  # query -> document -> grade
+Run = Mapping[str, Mapping[str, float]]  # query -> document -> score, larger is better
+MEASURES = ("nDCG@10", "R@100", "RR@10", "Success@20")
+
+
+def score_run(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict[str, float]:
+    """The mean of each measure over the queries of `qrels`; one that `run` lacks counts 0.
+
+    Raises: as `by_query`.
+    """
+    return {name: float(values.mean()) for name, values in by_query(qrels, run, measures).items()}
+
+
+def by_query(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict[str, np.ndarray]:
+    """Each measure of each query of `qrels`, in its order.  -> name -> (queries,).
+
+    Equal scores are ordered by the document's id, as trec_eval does.
+    Raises: MissingExtra without ir-measures; ConfigError for an unknown measure; DataError where no
+    query is judged.
+    """
+    if not qrels:
+        fix = "Give it queries with judgements."
+        raise DataError("judgements", got="none", want="at least one query", fix=fix)
+    library = _library()
+    asked = {_measure(library, name): name for name in measures}
+    place = {query: i for i, query in enumerate(qrels)}
+    found = {name: np.zeros(len(place)) for name in measures}
+    judged = {query: dict(grades) for query, grades in qrels.items()}
+    ranked = {query: dict(run[query]) for query in qrels if query in run}
+    for one in library.iter_calc(list(asked), judged, ranked):
+        found[asked[one.measure]][place[one.query_id]] = one.value
+    return found
+
+
+def run_lines(run: Run, tag: str = "intarsia") -> list[str]:
+    """A run in TREC's format: query Q0 document rank score tag."""
+    lines: list[str] = []
+    for query, scores in run.items():
+        order = sorted(scores.items(), key=lambda row: -row[1])
+        lines += [f"{query} Q0 {d} {i} {s:.6g} {tag}" for i, (d, s) in enumerate(order, 1)]
+    return lines
+
+
+@functools.cache
+def _library() -> Any:
+    try:
+        import ir_measures
+    except ImportError as error:
+        raise MissingExtra("ir-measures", "search") from error
+    return ir_measures
+
+
+def _measure(library: Any, name: str) -> Any:
+    try:
+        return library.parse_measure(name)
+    except (ValueError, NameError) as error:
+        fix = "See the list of ir-measures, as AP, P@5, nDCG@10."
+        raise ConfigError("measure", got=repr(name), want=str(MEASURES), fix=fix) from error

@@ -1,0 +1,116 @@
+"""`intarsia search` on a saved index: words, JSON, a run file, and the page in a browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from intarsia.cli import app
+from intarsia.cli.searching import answers, page_of
+from intarsia.models.retrieve.sparse_index import SparseIndex
+from intarsia.results.local_page import LocalPage, running
+
+TOYS = Path(__file__).parents[1] / "models" / "retrieve" / "conftest.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec: Any = importlib.util.spec_from_file_location("toys", TOYS)
+    toys: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toys)
+    docs = [*toys.DOCS, ("<i>x</i>", "<script>alert(1)</script> mouse")]
+    return SparseIndex.build(toys.Toy(), docs).save(tmp_path_factory.mktemp("search") / "idx")
+
+
+def _call(*words: object) -> Any:
+    return CliRunner().invoke(app, ["search", *map(str, words)])
+
+
+def test_a_query_prints_documents_and_why(folder: Path) -> None:
+    plain = _call(folder, "cat dog")
+    assert plain.exit_code == 0 and "a cat a dog a tree" in plain.stdout
+    told = _call(folder, "animal cat", "--explain", "-k", 1)
+    assert "animal* 0.50" in told.stdout and "cat 1.30" in told.stdout
+    found = json.loads(_call(folder, "cat dog", "--json").stdout)
+    assert [hit["id"] for hit in found["hits"]] == ["d", "b", "a"]
+    assert "no known word" in _call(folder, "zzz").stdout
+    assert "none has one of these words" in _call(folder, "runs").stdout
+
+
+def test_queries_of_a_file_become_a_run(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("cat\nzzz\ndog\n")
+    done = _call(folder, "--queries", tmp_path / "q.txt", "--run", tmp_path / "r.trec", "-k", 1)
+    assert done.exit_code == 0
+    assert [r.split()[:3] for r in (tmp_path / "r.trec").read_text().splitlines()] == [
+        ["q1", "Q0", "a"], ["q3", "Q0", "b"]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("cat", "--serve"), ("--queries", "q.txt"), ("cat", "--run", "r")],
+    ids=["nothing", "both", "no run", "no queries"],
+)
+def test_unclear_questions_are_refused(folder: Path, words: tuple[str, ...]) -> None:
+    assert _call(folder, *words).exit_code == 2
+
+
+def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
+    done = _call(tmp_path, "cat")
+    assert done.exit_code == 2 and "folder of an index" in done.stderr
+
+
+def test_indexing_refuses_what_it_could_not_write(tmp_path: Path, folder: Path) -> None:
+    def index(*words: object) -> Any:
+        return CliRunner().invoke(app, ["index", *map(str, words)])
+
+    wrong = [("d.jsonl",), ("d.jsonl", "--save", folder), ("d.jsonl", "--append", tmp_path)]
+    wrong += [(folder, "--form", "lucene", "--save", "x"), (folder, "--form", "trec")]
+    for words in wrong:
+        assert index(*words).exit_code == 2
+    done = index(folder, "--form", "qdrant", "--save", tmp_path / "points.jsonl")
+    points = [json.loads(line) for line in (tmp_path / "points.jsonl").read_text().splitlines()]
+    assert done.exit_code == 0 and len(points) == 6 and points[0]["payload"]["id"] == "a"
+
+
+def test_searching_loads_no_torch(folder: Path) -> None:
+    # a query takes less than a millisecond; importing torch takes seconds
+    import subprocess
+
+    code = (
+        "import sys; from intarsia.models.retrieve.showing import found; "
+        "from intarsia.models.retrieve.sparse_index import SparseIndex; "
+        f"print(found(SparseIndex.load({str(folder)!r}), 'cat')['hits'][0]['id'], "
+        "'torch' in sys.modules)"
+    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["a", "False"]
+
+
+class _Address:
+    """A page's address, as the browser takes a file's."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def as_uri(self) -> str:
+        return self.address
+
+
+def test_the_page_searches_in_a_browser(folder: Path, browse: Callable[..., str]) -> None:
+    index = SparseIndex.load(folder)
+    with running(LocalPage(page_of(index, folder), answers(index))) as url:
+        wait = ("--virtual-time-budget=4000", "--window-size=390,844", "--dump-dom")
+        dom = browse(_Address(f"{url}#q=animal%20mouse%20cat"), *wait)
+    assert "The best 3 of 6 documents" in dom and "<mark>cat</mark>" in dom
+    assert 'class="expanded"' in dom
+    # a document's text is text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in dom and "&lt;i&gt;x&lt;/i&gt;" in dom
