@@ -160,7 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_ours(self) -> bool:
         """Whether the browser asked for this machine by its own name: no other site's name."""
-        port = self.server.server_address[1]
+        address: Any = self.server.server_address
+        port = address[1]
         return self.headers.get("Host") in (f"{HOST}:{port}", f"localhost:{port}")
 
     def _refuse(self, status: int, want: str, fix: str, got: str = "") -> None:

@@ -40,7 +40,7 @@ class Postings:
 
         A weight that is no number is left out, too.
         """
-        matrix = sp.csr_matrix(rows, dtype=np.float32)
+        matrix: Any = sp.csr_matrix(rows, dtype=np.float32)
         matrix.sum_duplicates()
         matrix.data[~(matrix.data > 0)] = 0
         matrix.eliminate_zeros()

@@ -49,7 +49,8 @@ class Bm25:
     def found(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers and scores of the best k documents of each query, (queries, k) both."""
         tokens, k = self._tokens(queries), min(k, self.count)
-        return self.index.retrieve(tokens, k=k, show_progress=False, n_threads=1)
+        found: Any = self.index.retrieve(tokens, k=k, show_progress=False, n_threads=1)
+        return found
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
         words = self._tokens(queries, ids=False)
