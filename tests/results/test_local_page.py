@@ -44,7 +44,7 @@ def _ask(
 
 
 def test_a_question_is_answered(place: tuple[str, int]) -> None:
-    assert _ask(place, '{"query": "é"}') == (200, {"echo": {"query": "é"}})
+    assert _ask(place, '{"query": "é"}'.encode()) == (200, {"echo": {"query": "é"}})
 
 
 @pytest.mark.parametrize(
