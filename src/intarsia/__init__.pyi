@@ -125,6 +125,10 @@ from .models.dass import Supernet as Supernet
 from .models.gaussian_moe import SoftmaxGaussianMoE as SoftmaxGaussianMoE
 from .models.memory.mac import Mac as Mac
 from .models.memory.sparsey_net import SparseyNet as SparseyNet
+from .parallel.deepspeed import DeepSpeed as DeepSpeed
+from .parallel.ep import ExpertParallel as ExpertParallel
+from .parallel.fssdp import Fssdp as Fssdp
+from .parallel.tutel import Tutel as Tutel
 from .placement.balance import JointSwaps as JointSwaps
 from .placement.eplb import Eplb as Eplb
 from .placement.exflow import ExFlow as ExFlow

@@ -1,14 +1,11 @@
-"""One of four gloo processes: one process's numbers, and the plan's bytes to the byte.
-
-python four_processes.py RANK FOLDER; the test beside it starts all four.
-"""
+"""In each of four gloo processes: one process's numbers, and the plan's bytes to the byte."""
 
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -85,7 +82,7 @@ def compared(case: str, engine: str, placed: Placement, whole: bool, train: bool
             alone(trace, x, full),
             carry_out(plan, shards, own, trace, placed, engine=engine, meter=meter),
         )
-    same = {"rtol": 0.0, "atol": 0.0 if whole else 1e-12 * float(want.abs().max())}
+    same: dict[str, Any] = {"rtol": 0.0, "atol": 0.0 if whole else 1e-12 * float(want.abs().max())}
     assert_close(got, want[mine], **same)
     if train:
         want.square().sum().backward()
@@ -141,27 +138,16 @@ def refused() -> None:
         assert_close(part.every(x), layers_of(True)[0].every(x), rtol=0, atol=0)
 
 
-def run(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/s", rank=rank, world_size=WORLD)
-    try:
-        trace = routed("")
-        joint = JointSwaps().place(trace, LINKS)
-        copies = Eplb(4).place(trace, LINKS)
-        for engine in ("home", "stay"):
-            for whole in (True, False):
-                compared("", engine, joint, whole, train=True)
-            for case in ("a process without tokens", "an expert without tokens", "k = E"):
-                compared(case, engine, joint, True, train=True)
-            compared("", engine, copies, True, train=False)
+def of_engine(engine: str) -> None:
+    trace = routed("")
+    joint = JointSwaps().place(trace, LINKS)
+    for whole in (True, False):
+        compared("", engine, joint, whole, train=True)
+    for case in ("a process without tokens", "an expert without tokens", "k = E"):
+        compared(case, engine, joint, True, train=True)
+    compared("", engine, Eplb(4).place(trace, LINKS), True, train=False)
+    if engine == "home":
         everyone = Placement(joint.owner, torch.ones_like(joint.holds))
-        compared("", "home", everyone, True, train=False)
+        compared("", engine, everyone, True, train=False)
         nothing = expert_parallel(trace, everyone, ExpertSize(WIDTH, 3))
         assert not nothing.bytes(("dispatch", "combine")).any(), "who holds all sends no rows"
-        refused()
-    finally:
-        dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    run(int(sys.argv[1]), sys.argv[2])

@@ -1,34 +1,20 @@
-"""Experts on four gloo processes, started once for all cases."""
+"""Experts on four gloo processes: the plans of both engines, to the byte."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import pytest
 
-import intarsia
-
-SCRIPT = Path(__file__).with_name("four_processes.py")
-WORLD, SECONDS = 4, 240
+from intarsia.parallel import Processes
 
 
-def test_four_processes_are_one_and_send_what_the_plan_says(tmp_path: Path) -> None:
-    source = Path(intarsia.__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(tmp_path)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        said = [process.communicate(timeout=SECONDS)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in started] == [0] * WORLD, "\n".join(said)[-4000:]
+@pytest.mark.parametrize("engine", ["home", "stay"])
+def test_four_processes_are_one_and_send_what_the_plan_says(group: Processes, engine: str) -> None:
+    from four_processes import of_engine  # pyright: ignore[reportMissingImports]
+
+    group.run(of_engine, engine)
+
+
+def test_what_cannot_be_is_refused_by_every_process(group: Processes) -> None:
+    from four_processes import refused  # pyright: ignore[reportMissingImports]
+
+    group.run(refused)

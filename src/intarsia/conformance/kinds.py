@@ -15,6 +15,7 @@ from . import (
     mixtures,
     models,
     objectives,
+    parallels,
     partitions,
     placements,
     routers,
@@ -56,6 +57,7 @@ SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
         "mixture": mixtures.laws,  # `step(f, x, m)`, or `build(width, hidden, generator=...)`
         "model": lambda _: models.LAWS,  # an estimator of scikit-learn that is a dataclass
         "objective": lambda _: objectives.LAWS,  # `teacher`, `(model, x, loss_of) -> Outcome`
+        "parallel": lambda _: parallels.LAWS,  # a `parallel.Strategy`
         "partition": lambda _: partitions.LAWS,  # `density`, `build(scores, generator=...)`
         "placement": lambda _: placements.LAWS,  # `place(trace, topology) -> Placement`
         "recipe": lambda _: changes.LAWS,

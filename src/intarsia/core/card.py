@@ -22,6 +22,7 @@ KINDS = (
     "unlearning",
     "placement",
     "cache",
+    "parallel",
     "change",
     "recipe",
     "baseline",

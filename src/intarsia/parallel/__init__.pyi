@@ -1,6 +1,14 @@
+from .deepspeed import DeepSpeed as DeepSpeed
+from .ep import ExpertParallel as ExpertParallel
 from .exchange import Meter as Meter
+from .exchange import Wire as Wire
 from .exchange import exchanged as exchanged
+from .fssdp import Fssdp as Fssdp
+from .processes import Processes as Processes
 from .running import carry_out as carry_out
 from .running import check_agreed as check_agreed
 from .sharded import Sharded as Sharded
 from .sharded import shard as shard
+from .strategy import Strategy as Strategy
+from .strategy import run as run
+from .tutel import Tutel as Tutel

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ..core.errors import TrainingError
 
 Group = dist.ProcessGroup | None  # None: all processes
 
@@ -58,10 +61,27 @@ def _sent(
     rows: Tensor, send: list[int], receive: list[int], group: Group, meter: Meter | None, name: str
 ) -> Tensor:
     out = rows.new_empty(sum(receive), *rows.shape[1:])
-    dist.all_to_all_single(out, rows.contiguous(), receive, send, group=group)
+    try:
+        dist.all_to_all_single(out, rows.contiguous(), receive, send, group=group)
+    except RuntimeError as error:  # gloo: a connection that was reset, or a time-out
+        raise lost(f"exchange {name!r}", error, group) from error
     if meter is not None:
         meter.note(name, rows.dtype.itemsize * math.prod(rows.shape[1:]), send)
     return out
+
+
+def lost(what: str, error: Exception, group: Group = None) -> TrainingError:
+    """What a process says when others do not answer."""
+    rank, text = dist.get_rank(group), str(error).splitlines()[0]
+    late = "imed out" in str(error)
+    got = f"no answer in time ({text})" if late else f"a process that is gone ({text})"
+    fix = (
+        "It may be slow or stuck: see the others' output, or allow more time."
+        if late
+        else ("See what it said. Start all again, from the last checkpoint: --resume")
+    )
+    what = f"{what} in process {rank} of {dist.get_world_size(group)}"
+    return TrainingError(what, got=got, want="all processes to take part", fix=fix)
 
 
 def exchanged(
@@ -81,3 +101,30 @@ def exchanged(
     """
     found: Any = _Exchange.apply(rows, list(send), list(receive), (group, meter, name))
     return cast(Tensor, found)
+
+
+@dataclass(frozen=True)
+class Wire:
+    """The exchanges of a layer: with whom, who counts their bytes, under which names."""
+
+    layer: int = 0
+    group: Group = None
+    meter: Meter | None = None
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank(self.group)
+
+    @property
+    def world(self) -> int:
+        return dist.get_world_size(self.group)
+
+    def send(self, rows: Tensor, send: Sequence[int], receive: Sequence[int], phase: str) -> Tensor:
+        """`exchanged`, as the step `layer`.phase."""
+        name = f"{self.layer}.{phase}"
+        return exchanged(rows, send, receive, group=self.group, meter=self.meter, name=name)
+
+    def told(self, values: Tensor, phase: str) -> Tensor:
+        """What every process says to all.  values: (n,) -> (D, n)."""
+        each = [1] * self.world
+        return self.send(values.detach().repeat(self.world, 1), each, each, phase)

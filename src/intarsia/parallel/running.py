@@ -63,14 +63,14 @@ def carry_out(
     for number, layer in enumerate(layers):
         if stays:
             x, numbers = _moved(x, numbers, at[number], at[number + 1], number, meter, group)
-        routing = _routing(trace, numbers, number, x)
+        routing = routed(trace, numbers, number, x)
         x = x + layer.mix(x, routing, numbers)
     if stays:
         x, _ = _moved(x, numbers, at[-2], at[-1], len(layers), meter, group)
     return x
 
 
-def _routing(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
+def routed(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
     """A layer's routing of these rows; its weights are as a gate's, whose gradients travel, too."""
     if len(numbers):
         found = trace.rows(numbers).routing(layer)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -71,10 +73,29 @@ class Sharded(Experts):
         numbers: (T,), by which copies are taken in turn; the rows' places here if not given.
         """
         self._check_copies()
+
+        def computed(rows: Tensor, here: Routing) -> Tensor:
+            own = replace(here, expert=self.own[here.expert], experts=self.local.experts)
+            return self.local.mix(rows, own)
+
+        return self.sent(x, routing, numbers, self.holds, computed)
+
+    def sent(
+        self,
+        x: Tensor,
+        routing: Routing,
+        numbers: Tensor | None,
+        holds: Tensor,
+        computed: Callable[[Tensor, Routing], Tensor],
+    ) -> Tensor:
+        """Rows to those that hold their experts, what these make of them, and back.
+
+        computed: of the rows that came here, by their routing among the E experts.
+        """
         number = torch.arange(len(x)) if numbers is None else numbers
         at = torch.full_like(routing.expert, self.rank)
         of = number[routing.token]
-        to = destinations(routing.expert[:, None], at, self.holds, self.nodes, of)[:, 0]
+        to = destinations(routing.expert[:, None], at, holds, self.nodes, of)[:, 0]
         order = (to * max(len(x), 1) + routing.token).argsort(stable=True)
         to, token = to[order], routing.token[order]
         once, row = (to * max(len(x), 1) + token).unique_consecutive(return_inverse=True)
@@ -90,8 +111,8 @@ class Sharded(Experts):
         weight = self._send(routing.weight[order], *paired, "dispatch")
         starts = came[:, 0].cumsum(0) - came[:, 0]
         received = told[:, 0] + starts.repeat_interleave(came[:, 1])
-        here = Routing(received, self.own[told[:, 1]], weight, len(there), self.local.experts)
-        back = self._send(self.local.mix(there, here), sizes[1], sizes[0], "combine")
+        here = Routing(received, told[:, 1], weight, len(there), self.experts)
+        back = self._send(computed(there, here), sizes[1], sizes[0], "combine")
         return back.new_zeros(len(x), back.shape[1]).index_add(0, token, back)
 
     def _check_copies(self) -> None:

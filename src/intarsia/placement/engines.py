@@ -8,7 +8,7 @@ stay   it moves on to the device of its first expert in each layer (ExFlow), and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -33,12 +33,14 @@ COUNTS, PAIR = 2 * INDEX, 2 * INDEX  # (rows, pairs) of a message; (row, expert)
 
 @dataclass(frozen=True)
 class ExpertSize:
-    """width d and hidden h of an expert; item: bytes of a number; gated: three matrices or two."""
+    """width d and hidden h of an expert; item: bytes of a number; gated: three matrices or two;
+    bias: has each matrix one."""
 
     width: int
     hidden: int
     item: int = 2
     gated: bool = True
+    bias: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "hidden", "item"):
@@ -52,7 +54,8 @@ class ExpertSize:
     @property
     def weights(self) -> int:
         """Bytes of an expert."""
-        return (2 + self.gated) * self.width * self.hidden * self.item
+        biases = self.bias * ((1 + self.gated) * self.hidden + self.width)
+        return ((2 + self.gated) * self.width * self.hidden + biases) * self.item
 
     @property
     def flops(self) -> int:
@@ -133,35 +136,51 @@ def expert_parallel(
     there: list[PlanStep] = []
     back: list[PlanStep] = []
 
-    def add(name: str, layer: int, sent: Tensor, returned: Tensor | None) -> None:
-        phase = name.rpartition(".")[2]
-        there.append(PlanStep(name, layer, phase, "link", bytes=_off_diagonal(sent)))
-        if returned is not None:
-            turned = _off_diagonal(returned).T.contiguous()
-            back.append(PlanStep(f"{name}.back", layer, phase, "link", bytes=turned))
+    def move(layer: int, came: Tensor, goes: Tensor) -> None:
+        sent = off_diagonal(_rows(came, goes, count) * size.row)
+        step = PlanStep(f"{layer}.move", layer, "move", "link", bytes=sent)
+        there.append(step)
+        back.append(replace(step, name=f"{step.name}.back", bytes=sent.T.contiguous()))
 
     for layer in range(trace.layers):
         if engine == "stay":
-            moved = _rows(at[layer - 1] if layer else home, at[layer], count) * size.row
-            add(f"{layer}.move", layer, moved, moved)
+            move(layer, at[layer - 1] if layer else home, at[layer])
         to = destinations(trace.expert[:, layer], at[layer], placement.holds[layer], nodes, row)
-        rows, pairs = _between(at[layer], to, count)
-        add(f"{layer}.counts", layer, torch.full_like(rows, COUNTS), None)
-        # the gradients of rows and weights come back, not the numbers
-        weighed = rows * size.row + pairs * size.item
-        add(f"{layer}.dispatch", layer, weighed + pairs * PAIR, weighed)
-        name, flops = f"{layer}.expert", pairs.sum(0).double() * size.flops
-        there.append(PlanStep(name, layer, "expert", "compute", flops=flops))
-        back.append(PlanStep(f"{name}.back", layer, "expert", "compute", flops=2 * flops))
-        made = (rows * size.row).T.contiguous()
-        add(f"{layer}.combine", layer, made, made)
+        steps, turned = layer_steps(layer, at[layer], to, size, count)
+        there += steps
+        back += turned[::-1]
     if engine == "stay":
-        moved = _rows(at[-1], home, count) * size.row
-        add(f"{trace.layers}.move", trace.layers, moved, moved)
-    return DevicePlan(_in_a_row(there + back[::-1] if backward else there), count)
+        move(trace.layers, at[-1], home)
+    return DevicePlan(in_a_row(there + back[::-1] if backward else there), count)
 
 
-def _in_a_row(steps: list[PlanStep]) -> tuple[PlanStep, ...]:
+def layer_steps(
+    layer: int, at: Tensor, to: Tensor, size: ExpertSize, devices: int
+) -> tuple[list[PlanStep], list[PlanStep]]:
+    """Counts, dispatch, experts and combine of a layer; and those of the gradients, in their order.
+
+    at: (N,), where the rows are;  to: (N, k), the device of each pair, -1 = none.
+    """
+    rows, pairs = rows_and_pairs(at, to, devices)
+    name, flops = f"{layer}.expert", pairs.sum(0).double() * size.flops
+    # the gradients of rows and weights come back, not the numbers
+    weighed = rows * size.row + pairs * size.item
+    made = (rows * size.row).T.contiguous()
+
+    def link(phase: str, sent: Tensor) -> PlanStep:
+        return PlanStep(f"{layer}.{phase}", layer, phase, "link", bytes=off_diagonal(sent))
+
+    def turned(step: PlanStep, sent: Tensor) -> PlanStep:
+        return replace(step, name=f"{step.name}.back", bytes=off_diagonal(sent).T.contiguous())
+
+    dispatch, combine = link("dispatch", weighed + pairs * PAIR), link("combine", made)
+    product = PlanStep(name, layer, "expert", "compute", flops=flops)
+    slower = replace(product, name=f"{name}.back", flops=2 * flops)
+    there = [link("counts", torch.full_like(rows, COUNTS)), dispatch, product, combine]
+    return there, [turned(combine, made), slower, turned(dispatch, weighed)]
+
+
+def in_a_row(steps: Sequence[PlanStep]) -> tuple[PlanStep, ...]:
     """Each after the one before."""
     after = [(), *((step.name,) for step in steps)]
     return tuple(replace(step, after=names) for names, step in zip(after, steps, strict=False))
@@ -172,7 +191,7 @@ def _rows(came: Tensor, goes: Tensor, devices: int) -> Tensor:
     return torch.bincount(came * devices + goes, minlength=devices**2).view(devices, devices)
 
 
-def _between(at: Tensor, to: Tensor, devices: int) -> tuple[Tensor, Tensor]:
+def rows_and_pairs(at: Tensor, to: Tensor, devices: int) -> tuple[Tensor, Tensor]:
     """Rows and pairs from device to device, each (D, D) int64; a row counts once a device."""
     token, place = (to >= 0).nonzero(as_tuple=True)
     pairs = _rows(at[token], to[token, place], devices)
@@ -180,7 +199,8 @@ def _between(at: Tensor, to: Tensor, devices: int) -> tuple[Tensor, Tensor]:
     return _rows(at[once // devices], once % devices, devices), pairs
 
 
-def _off_diagonal(matrix: Tensor) -> Tensor:
+def off_diagonal(matrix: Tensor) -> Tensor:
+    """What goes over links: nothing from a device to itself."""
     return matrix.clone().fill_diagonal_(0)
 
 

@@ -1,0 +1,94 @@
+"""Laws of a strategy for several devices: it is one process, and sends what its plan says.
+
+Four gloo processes, started once, carry out every card's plans.
+"""
+
+from __future__ import annotations
+
+import atexit
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from ..core import Card
+from ..core.errors import ConformanceError, IntarsiaError
+from ..parallel.layout import size_of
+from ..parallel.processes import Processes
+from ..parallel.strategy import Strategy
+from ..parallel.trial import LINKS, Trial, compare
+from ..placement.plan import DevicePlan
+from ..placement.timeline import simulate
+from .cards import CARD_LAWS, tiny
+from .verdict import Broken, Law, laws_of, require
+
+
+@lru_cache
+def processes() -> Processes:
+    """The four, which end with this program."""
+    found = Processes(LINKS.devices)
+    atexit.register(found.close)
+    return found
+
+
+def _strategy(card: Card) -> Strategy:
+    config: Any = tiny(card)
+    want, fix = "rows, plan and shard", "See intarsia.parallel.Strategy."
+    require(isinstance(config, Strategy), type(config).__name__, want, fix)
+    return config
+
+
+def _compared(card: Card, *trials: Trial) -> None:
+    for trial in trials:
+        try:
+            processes().run(compare, _strategy(card), trial)
+        except ConformanceError as error:
+            raise Broken(f"{error.what}: {error.got}", error.want, error.fix) from error
+        except IntarsiaError as error:
+            want, fix = "one process's outputs and gradients", "See the error above."
+            raise Broken(f"{type(error).__name__}: {error}", want, fix) from error
+
+
+def is_one_process(card: Card) -> None:
+    """Outputs and gradients of one process, integers exactly; the bytes of the plan, both ways."""
+    _compared(card, Trial(past=1))
+
+
+def is_close_where_sums_are_rounded(card: Card) -> None:
+    """The same in float64 within 1e-12, with gated experts and biases."""
+    _compared(card, Trial(whole=False, bias=True, layers=1))
+
+
+def takes_whoever_has_nothing(card: Card) -> None:
+    """A process without tokens, and an expert without."""
+    names = ("a process without tokens", "an expert without tokens")
+    _compared(card, *(Trial(name, layers=1) for name in names))
+
+
+def takes_tokens_of_all_experts_and_of_one(card: Card) -> None:
+    """k = E is the dense mixture; k = 1 where all tokens have one and the same expert."""
+    _compared(card, *(Trial(name, layers=1) for name in ("k = E", "one expert")))
+
+
+def plans_the_same_each_time(card: Card) -> None:
+    """A plan is a function of what it is given, can be written down, and takes time."""
+    trial, strategy = Trial(), _strategy(card)
+    size = size_of(trial.layers_of()[0])
+    first = strategy.plan(trial.trace(), size, LINKS, backward=True)
+    torch.rand(3)
+    again = strategy.plan(trial.trace(), size, LINKS, backward=True)
+    require(first.digest() == again.digest(), "another plan", "the same", "Draw nothing.")
+    read = DevicePlan.from_json(first.to_json())
+    require(read.digest() == first.digest(), "another plan when read", "the same", "Use JSON's.")
+    seconds = simulate(first, LINKS).seconds
+    require(seconds > 0, f"{seconds} s", "more than 0", "Say what is sent and computed.")
+
+
+def deals_out_every_row(card: Card) -> None:
+    """Each row has a device, or several that hold the same rows."""
+    rows = _strategy(card).rows(Trial().trace(), LINKS.devices)
+    fits = rows.shape[0] == LINKS.devices and bool(rows.any(0).all())
+    require(fits, "rows of no device", "each on one or more", "Deal out all sequences.")
+
+
+LAWS: tuple[Law, ...] = (*CARD_LAWS, *laws_of(__name__))

@@ -1,0 +1,240 @@
+"""Equal blocks: tables with so many places for each expert, and their exchange within a group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..core import Routing
+from ..core.errors import ConfigError
+from ..placement.engines import INDEX
+from ..placement.plan import PlanStep
+from .exchange import Wire
+
+EXCHANGES = ("flat", "hierarchical")
+
+
+def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
+    """C: places for each expert from each process, so that no pair is dropped; one number for all.
+
+    The largest load of an expert in any process, rounded up to a multiple.
+    """
+    own = routing.expert.bincount(minlength=routing.experts).max().reshape(1)
+    return rounded_up(int(wire.told(own, "counts").max()), multiple)
+
+
+def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) -> int:
+    """The same from a trace.  expert: (N, k), -1 = none; rows: (D, N) bool."""
+    loads = [expert[of][expert[of] >= 0].long().bincount(minlength=experts).max() for of in rows]
+    return rounded_up(int(torch.stack(loads).max()), multiple)
+
+
+def rounded_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def counts_step(layer: int, devices: int) -> PlanStep:
+    """The exchange of `agreed_capacity`."""
+    sent = torch.full((devices, devices), INDEX).fill_diagonal_(0)
+    return PlanStep(f"{layer}.counts", layer, "counts", "link", bytes=sent)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Pairs in their places, by expert and then by token.  place: (N,) of E C."""
+
+    routing: Routing
+    place: Tensor
+    capacity: int
+
+    @classmethod
+    def of(cls, routing: Routing, capacity: int) -> Table:
+        order = routing.expert.argsort(stable=True)
+        expert = routing.expert[order]
+        load = expert.bincount(minlength=routing.experts)
+        inside = torch.arange(len(order), device=order.device) - (load.cumsum(0) - load)[expert]
+        place = torch.empty_like(order)
+        place[order] = expert * capacity + inside
+        return cls(routing, place, capacity)
+
+    def fill(self, x: Tensor) -> Tensor:
+        """(T, d) -> (E, C, d), zeros where no pair is."""
+        rows = x.new_zeros(self.routing.experts * self.capacity, x.shape[-1])
+        rows = rows.index_copy(0, self.place, x.index_select(0, self.routing.token))
+        return rows.view(self.routing.experts, self.capacity, -1)
+
+    def combine(self, made: Tensor) -> Tensor:
+        """sum_e G_te made_et.  (E, C, out) -> (T, out)."""
+        made = made.flatten(0, 1)
+        pairs = made.index_select(0, self.place) * self.routing.weight[:, None]
+        out = made.new_zeros(self.routing.tokens, made.shape[-1])
+        return out.index_add(0, self.routing.token, pairs)
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Each member of a group sends a block of equal size to each other one.
+
+    members: ascending processes, of which this is one; inner: so many in a row are on one node, to
+    exchange inside first, then between equal places of the nodes (2DH); 1: in one step.
+    """
+
+    members: tuple[int, ...]
+    inner: int = 1
+
+    def run(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
+        """blocks: (G, m, ...), one for each member -> (G, m, ...), one from each."""
+        if len(self.members) == 1:
+            return blocks
+        if self.inner == 1:
+            return self._all(blocks, self.members, wire, phase)
+        size, inner = blocks.shape[1:], self.inner
+        own = self.members.index(wire.rank)
+        node, place = divmod(own, inner)
+        near = self.members[node * inner : (node + 1) * inner]
+        by_node = blocks.view(-1, inner, *size).transpose(0, 1)  # (I, N, m, ...)
+        found = self._all(by_node.flatten(1, 2), near, wire, f"{phase}_inside")
+        found = found.view(inner, -1, *size).transpose(0, 1)  # (N, I, m, ...): from whom
+        found = self._all(found.flatten(1, 2), self.members[place::inner], wire, f"{phase}_across")
+        return found.reshape(-1, *size)
+
+    def _all(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
+        counts = [blocks.shape[1] * (rank in members) for rank in range(wire.world)]
+        return wire.send(blocks.flatten(0, 1), counts, counts, phase).view(blocks.shape)
+
+    def gather(self, rows: Tensor, wire: Wire, phase: str) -> Tensor:
+        """The rows of every member, gradients added up at theirs.  (m, ...) -> (G, m, ...)."""
+        return self.run(rows.expand(len(self.members), *rows.shape), wire, phase)
+
+    def add(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
+        """The sum of the blocks that the members have for each.  (G, m, ...) -> (m, ...)."""
+        return self.run(blocks, wire, phase).sum(0)
+
+    def sent(self, rank: int, devices: int, each: int) -> dict[str, Tensor]:
+        """Bytes from a member to every device by stage, blocks of `each` bytes."""
+        groups = [("", self.members, each)]
+        if self.inner > 1:
+            node, place = divmod(self.members.index(rank), self.inner)
+            near = self.members[node * self.inner : (node + 1) * self.inner]
+            far = self.members[place :: self.inner]
+            groups = [("_inside", near, each * len(far)), ("_across", far, each * len(near))]
+        found: dict[str, Tensor] = {}
+        for stage, members, size in groups:
+            found[stage] = torch.zeros(devices, dtype=torch.int64)
+            found[stage][[m for m in members if m != rank]] = size
+        return found
+
+
+def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> dict[int, Swap]:
+    """The swap of each process.  groups: that part them; nodes: (D,), of the processes.
+
+    Raises: ConfigError where a hierarchical exchange finds nodes with other numbers of members.
+    """
+    found: dict[int, Swap] = {}
+    for members in groups:
+        inner = 1
+        if exchange == "hierarchical":
+            at = nodes[list(members)].tolist()
+            inner = at.count(at[0])
+            cuts = [at[i : i + inner] for i in range(0, len(at), inner)]
+            if any(len(set(c)) > 1 or len(c) < inner for c in cuts) or len(cuts) > len(set(at)):
+                got, want = f"processes {list(members)} on nodes {at}", "as many in a row on each"
+                fix = "Use exchange='flat', or start them node by node."
+                raise ConfigError("hierarchical exchange", got=got, want=want, fix=fix)
+            inner = 1 if inner == len(members) else inner
+        found |= dict.fromkeys(members, Swap(tuple(members), inner))
+    return found
+
+
+def swap_steps(
+    swaps: dict[int, Swap], layer: int, phase: str, each: int, *, backward: bool = False
+) -> list[PlanStep]:
+    """The steps of `Swap.run` in all processes: blocks of `each` bytes; turned round if backward.
+
+    An exchange of every process with itself alone is none.
+    """
+    devices = len(swaps)
+    if all(len(swap.members) == 1 for swap in swaps.values()):
+        return []
+    rows = [swaps[rank].sent(rank, devices, each) for rank in range(devices)]
+    steps: list[PlanStep] = []
+    for stage in rows[0]:
+        sent = torch.stack([row[stage] for row in rows])
+        name = f"{layer}.{phase}{stage}"
+        if backward:
+            sent, name = sent.T.contiguous(), f"{name}.back"
+        steps.append(PlanStep(name, layer, phase.rpartition(".")[2], "link", bytes=sent))
+    return steps[::-1] if backward else steps
+
+
+class _Split(torch.autograd.Function):
+    """One of equal parts of rows that all members have alike; gradients are put together."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
+        ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
+        return _part(rows, swap, wire)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _whole(grads[0], ctx.swap, ctx.wire, f"{ctx.phase}.back"), None, None, None
+
+
+class _Join(torch.autograd.Function):
+    """The members' parts put together, alike in all; each gradient is its own part."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
+        ctx.swap, ctx.wire = swap, wire
+        return _whole(rows, swap, wire, phase)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _part(grads[0], ctx.swap, ctx.wire), None, None, None
+
+
+class _Alike(torch.autograd.Function):
+    """Rows that all members have alike; their gradients are added up, in order."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
+        ctx.swap, ctx.wire, ctx.phase = swap, wire, phase
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        found = ctx.swap.gather(grads[0].contiguous(), ctx.wire, f"{ctx.phase}.back")
+        return found.sum(0), None, None, None
+
+
+def _part(rows: Tensor, swap: Swap, wire: Wire) -> Tensor:
+    each = rows.shape[1] // len(swap.members)
+    return rows.narrow(1, swap.members.index(wire.rank) * each, each).contiguous()
+
+
+def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
+    return torch.cat(list(swap.gather(rows.contiguous(), wire, phase)), 1)
+
+
+def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
+    """This member's part of the places.  (E, C, d) -> (E, C / G, d)."""
+    return cast(Tensor, _Split.apply(rows, swap, wire, phase))
+
+
+def join(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
+    """The inverse of `split`.  (E, C / G, d) -> (E, C, d)."""
+    return cast(Tensor, _Join.apply(rows, swap, wire, phase))
+
+
+def alike(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
+    """Weights of which each member has a copy, with one gradient."""
+    return cast(Tensor, _Alike.apply(rows, swap, wire, phase))
+
+
+def block_bytes(rows: int, width: int, item: int) -> int:
+    return math.prod((rows, width, item))

@@ -1,0 +1,237 @@
+"""DeepSpeed-MoE's system (arXiv:2201.05596, section 5): groups, slices, coordinated exchange.
+
+D devices = P data groups of L tensor-parallel ranks that hold the same rows. Experts are dealt out
+to the P groups; where P > E, S = P / E groups share the hidden units of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from ..core import Card, Paper, Routing
+from ..core.checks import at_least, one_of
+from ..core.errors import ConfigError
+from ..mixtures.experts import Experts, StackedExperts
+from ..placement.engines import ExpertSize
+from ..placement.plan import DevicePlan, PlanStep
+from ..placement.topology import Topology
+from ..placement.trace import Trace
+from .blocks import (
+    Swap,
+    Table,
+    agreed_capacity,
+    alike,
+    counts_step,
+    join,
+    planned_capacity,
+    split,
+    swap_steps,
+    swaps_of,
+)
+from .exchange import Wire
+from .layout import cut, having, packed, stacked, unpacked
+from .strategy import chained, check_devices, dealt
+from .tutel import slice_weights, slices_of
+
+KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "flat": "to all members of the expert group at once",
+        "hierarchical": "inside a node, then between equal places of nodes",
+        "coordinated": "each tensor-parallel rank sends 1 / L of the places, and all gather after",
+    }
+)
+
+
+@dataclass(frozen=True)
+class DeepSpeed:
+    """Tables of C places an expert go through the expert group, the devices of equal tensor rank.
+
+    tensor: L; rank l of data group p is device p L + l. exchange: "flat"; "hierarchical", G + D / G
+    messages for D; "coordinated": L times fewer bytes an exchange, and one gather among the L.
+    Ranks of a data group hold copies of its experts, whose gradients are added up where each sees
+    a part of the rows. Slices of an expert (P > E) gather the rows of their group and add their
+    parts. C is the largest load of an expert in any process, rounded up to a multiple of L, so that
+    no pair is dropped; what a `Capacity` drops is dropped before.
+
+    Raises: ConfigError for settings that cannot be; in `plan` and `shard` for devices that L does
+    not divide, E and P of which neither divides the other, or h that S does not divide.
+    Not for very uneven loads, whose tables are mostly empty. The model's own tensor parallelism is
+    not part of this: the L ranks must bring the same rows.
+    Source: arXiv:2201.05596, sections 5.2 and 5.3.
+    """
+
+    tensor: int = 1
+    exchange: str = "flat"
+
+    def __post_init__(self) -> None:
+        at_least("tensor", self.tensor, 1)
+        one_of("exchange", self.exchange, KINDS)
+
+    def rows(self, trace: Trace, devices: int) -> Tensor:
+        return dealt(trace, devices, self.tensor)
+
+    def groups(self, experts: int, topology: Topology) -> Groups:
+        """Who is with whom."""
+        devices, tensor = topology.devices, self.tensor
+        if devices % tensor:
+            got, want = f"{devices} devices for tensor={tensor}", "a number that tensor divides"
+            raise ConfigError("devices", got=got, want=want, fix="Use another number of either.")
+        data = devices // tensor
+        slices = slices_of(experts, data)
+        kind = "hierarchical" if self.exchange == "hierarchical" else "flat"
+        rank = torch.arange(devices).view(-1, slices, tensor)  # (owners of experts, S, L)
+        flat = torch.zeros(devices, dtype=torch.int64)
+        return Groups(
+            slices,
+            max(1, experts // data),
+            swaps_of(rank.flatten(1).T.tolist(), topology.nodes(), kind),
+            swaps_of(rank.transpose(1, 2).flatten(0, 1).tolist(), flat, "flat"),
+            swaps_of(rank.flatten(0, 1).tolist(), flat, "flat"),
+        )
+
+    def plan(
+        self,
+        trace: Trace,
+        size: ExpertSize,
+        topology: Topology,
+        *,
+        backward: bool = False,
+        past: Sequence[Tensor] = (),
+    ) -> DevicePlan:
+        devices, experts = topology.devices, trace.experts
+        groups, rows = self.groups(experts, topology), self.rows(trace, devices)
+        parts = self.parts
+        there: list[PlanStep] = []
+        back: list[PlanStep] = []
+        for layer in range(trace.layers):
+            places = planned_capacity(trace.expert[:, layer], rows, experts, parts)
+            block = groups.held * places // parts  # rows from a device to each member
+            owners = len(groups.exchange[0].members)
+            table = block * owners * size.row  # bytes of all experts' places of a device
+            computed = block * owners * groups.slices * size.flops / groups.slices
+            work = torch.full((devices,), computed, dtype=torch.float64)
+            name = f"{layer}.expert"
+            product = PlanStep(name, layer, "expert", "compute", flops=work)
+            legs = [
+                (groups.exchange, "dispatch", block * size.row),
+                (groups.slice, "slices", table),
+                (groups.slice, "sums", table),
+                (groups.exchange, "combine", block * size.row),
+            ]
+            steps = [swap_steps(of, layer, phase, each) for of, phase, each in legs]
+            join_steps = swap_steps(groups.tensor, layer, "join", table) if parts > 1 else []
+            there += [counts_step(layer, devices), *steps[0], *steps[1], product]
+            there += [*steps[2], *steps[3], *join_steps]
+            turned = [swap_steps(of, layer, phase, each, backward=True) for of, phase, each in legs]
+            own = groups.held * slice_weights(size, groups.slices)
+            extra = [("copies", own), ("split", table)] if parts > 1 else []
+            more = [swap_steps(groups.tensor, layer, n, each, backward=True) for n, each in extra]
+            copies, whole = more or ([], [])
+            slower = replace(product, name=f"{name}.back", flops=2 * work)
+            back = [
+                *turned[3], *turned[2], slower, *copies, *turned[1], *turned[0], *whole, *back
+            ]  # fmt: skip
+        return chained(there, back if backward else [], devices)
+
+    @property
+    def parts(self) -> int:
+        """Parts of the places, one for each tensor-parallel rank."""
+        return self.tensor if self.exchange == "coordinated" else 1
+
+    def shard(
+        self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
+    ) -> DeepSpeedExperts:
+        check_devices(topology, wire)
+        return DeepSpeedExperts(stacked(experts), self, wire, topology)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """slices: S; held: experts of a device. Of each device: with whom tables are exchanged (the
+    expert group), who has other slices of its experts, and who has the same rows and copies."""
+
+    slices: int
+    held: int
+    exchange: dict[int, Swap]
+    slice: dict[int, Swap]
+    tensor: dict[int, Swap]
+
+
+class DeepSpeedExperts(Experts):
+    """E experts, of which this process keeps E / P, or one of S slices of one; see `DeepSpeed`."""
+
+    def __init__(
+        self, experts: StackedExperts, settings: DeepSpeed, wire: Wire, topology: Topology
+    ) -> None:
+        super().__init__()
+        self.experts, self.settings, self.wire = experts.experts, settings, wire
+        groups = settings.groups(self.experts, topology)
+        owner, part = divmod(wire.rank // settings.tensor, groups.slices)
+        self.held = torch.arange(owner * groups.held, (owner + 1) * groups.held)
+        self.local = cut(experts, self.held, part, groups.slices)
+        self.exchange, self.slice, self.tensor = (
+            of[wire.rank] for of in (groups.exchange, groups.slice, groups.tensor)
+        )
+
+    def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        token = torch.arange(len(rows), device=rows.device)
+        weight = rows.new_ones(len(rows))
+        return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
+
+    def every(self, x: Tensor) -> Tensor:
+        made = [
+            self.forward(x, torch.full((len(x),), e, device=x.device)) for e in range(self.experts)
+        ]
+        return torch.stack(made, 1)
+
+    def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
+        wire, parts = self.wire, self.settings.parts
+        places = agreed_capacity(routing, wire, parts)
+        table = Table.of(routing, places)
+        rows, local = table.fill(x), self.local
+        if parts > 1:
+            rows = split(rows, self.tensor, wire, "split")  # (E, C / L, d)
+            copies = alike(packed(local), self.tensor, wire, "copies")
+            local = having(local, unpacked(copies, local), local.experts)
+        held, owners = len(self.held), len(self.exchange.members)
+        blocks = rows.reshape(owners, -1, rows.shape[-1])  # (G, n C / L, d)
+        came = self.exchange.run(blocks, wire, "dispatch")
+        if len(self.slice.members) > 1:
+            came = self.slice.gather(came, wire, "slices").flatten(0, 1)  # (S G, n C / L, d)
+        made = self._computed(local, came.view(len(came), held, -1, came.shape[-1]))
+        if len(self.slice.members) > 1:
+            made = self.slice.add(made.view(-1, owners, *made.shape[1:]), wire, "sums")
+        back = self.exchange.run(made, wire, "combine")
+        back = back.view(self.experts, -1, back.shape[-1])  # (E, C / L, out)
+        if parts > 1:
+            back = join(back, self.tensor, wire, "join")
+        return table.combine(back)
+
+    def _computed(self, local: StackedExperts, came: Tensor) -> Tensor:
+        """(D', n, m, d) -> (D', n m, out)."""
+        sources, held, places, width = came.shape
+        rows = came.transpose(0, 1).reshape(-1, width)
+        expert = torch.arange(held, device=rows.device).repeat_interleave(sources * places)
+        made = local(rows, expert).view(held, sources, places, -1)
+        return made.transpose(0, 1).reshape(sources, held * places, -1)
+
+
+CARD = Card(
+    "deepspeed",
+    kind="parallel",
+    config=DeepSpeed,
+    paper=Paper(
+        "2201.05596",
+        2022,
+        "DeepSpeed-MoE: Advancing Mixture-of-Experts Inference and Training to Power "
+        "Next-Generation AI Scale",
+    ),
+    tiny={"tensor": 2, "exchange": "coordinated"},
+    summary="Expert groups, slices, and exchanges that know of nodes and tensor parallelism.",
+    family="experts on several devices",
+)

@@ -1,0 +1,285 @@
+"""Hecate's fully sharded sparse data parallelism (arXiv:2502.02581).
+
+Each expert has one owner (P0). For every batch and layer more devices hold copies of the experts
+that are expected to be busy (P1): a sparse all-gather before, a sparse reduce-scatter of gradients
+after. Nothing but the owner's optimiser state lasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..core import Card, Paper, Routing
+from ..core.checks import at_least
+from ..mixtures.experts import Experts, StackedExperts
+from ..placement.engines import (
+    INDEX,
+    ExpertSize,
+    destinations,
+    homes,
+    layer_steps,
+    off_diagonal,
+)
+from ..placement.materialise import materialised, rows_computed
+from ..placement.placement import Placement
+from ..placement.plan import DevicePlan, PlanStep
+from ..placement.topology import Topology
+from ..placement.trace import Trace
+from .exchange import Wire
+from .layout import cut, having, packed, size_of, stacked, unpacked
+from .sharded import Sharded
+from .strategy import check_devices, dealt, lined_up
+
+
+@dataclass(frozen=True)
+class Fssdp:
+    """Copies of the busiest experts for one batch, gathered from their owners and forgotten.
+
+    memory: m, copies that a device has room for in a layer; hottest: t, experts that are copied,
+    chosen by the mean load of the last `window` batches. t <= m: all devices get the t hottest;
+    else D m copies are dealt to them by load. calibrate: when the batch's own loads are known,
+    choose again if what that saves in products is more than what the further copies take to come.
+    rematerialise: forget the copies after the forward, gather them again in the backward.
+    Rows go to the own device's copy, else the node's, else any. A batch without a past has no
+    copies unless calibrated. Every process sends its E loads to all, and all decide the same.
+
+    Raises: ConfigError for settings that cannot be; in `shard` for experts that are not stacked.
+    Not with a `Capacity` (who is dropped would depend on the copies), or where loads are even:
+    plain `ExpertParallel` then sends less.
+    Source: arXiv:2502.02581, sections 4 and 5. Remainders, and that copies are beside the owner's,
+    are ours.
+    """
+
+    memory: int = 2
+    hottest: int = 8
+    window: int = 5
+    calibrate: bool = False
+    rematerialise: bool = False
+
+    def __post_init__(self) -> None:
+        at_least("memory", self.memory, 0)
+        at_least("hottest", self.hottest, 0)
+        at_least("window", self.window, 1)
+
+    def rows(self, trace: Trace, devices: int) -> Tensor:
+        return dealt(trace, devices)
+
+    def holds(
+        self,
+        past: Sequence[Tensor],
+        load: Tensor,
+        owner: Tensor,
+        size: ExpertSize,
+        topology: Topology,
+    ) -> Tensor:
+        """P1 of a layer.  past: loads (E,) of the batches before; load: (D, E), of this one.
+
+        Returns (D, E) bool.
+        """
+        nodes = topology.nodes()
+        found = owner[None] == torch.arange(topology.devices)[:, None]
+        if past:
+            expected = torch.stack(list(past)[-self.window :]).double().mean(0)
+            found = materialised(expected, owner, nodes, self.memory, self.hottest)
+        if not self.calibrate or topology.devices == 1:
+            return found
+        true = materialised(load.sum(0), owner, nodes, self.memory, self.hottest)
+        slowest, then = (rows_computed(load, held, nodes).max() for held in (found, true))
+        seconds = 3 * float(slowest - then) * size.flops / float(topology.flops.min())
+        more = int((true & ~found).sum(1).max())
+        apart = ~torch.eye(topology.devices, dtype=torch.bool)
+        takes = 2 * more * size.weights / float(topology.bandwidth[apart].min())
+        return true if seconds > takes else found
+
+    def plan(
+        self,
+        trace: Trace,
+        size: ExpertSize,
+        topology: Topology,
+        *,
+        backward: bool = False,
+        past: Sequence[Tensor] = (),
+        owner: Tensor | None = None,
+    ) -> DevicePlan:
+        """owner: (L, E), experts in order if not given."""
+        devices, nodes = topology.devices, topology.nodes()
+        owner = in_order(trace.layers, trace.experts, devices) if owner is None else owner
+        home, row = homes(trace, devices), torch.arange(len(trace))
+        there: list[PlanStep] = []
+        back: list[PlanStep] = []
+        after: dict[str, tuple[str, ...]] = {}
+        for layer in range(trace.layers):
+            expert = trace.expert[:, layer]
+            load = _loads(expert, home, trace.experts, devices)
+            holds = self.holds([of[layer] for of in past], load, owner[layer], size, topology)
+            to = destinations(expert, home, holds, nodes, row)
+            (counts, dispatch, product, combine), turned = layer_steps(
+                layer, home, to, size, devices
+            )
+            told = off_diagonal(torch.full((devices, devices), trace.experts * INDEX))
+            loads = PlanStep(f"{layer}.loads", layer, "loads", "link", bytes=told)
+            sent = Placement.of(owner[layer][None], devices).moved(
+                Placement(owner[layer][None], holds[None]), size.weights
+            )
+            gather = PlanStep(f"{layer}.gather", layer, "gather", "link", bytes=sent)
+            after[product.name] = (dispatch.name, gather.name)
+            if self.calibrate:  # the loads decide who comes
+                there += [loads, gather, counts, dispatch, product, combine]
+            elif layer:  # gathered while the layer before is computed
+                there.insert(len(there) - 2, gather)
+                there += [loads, counts, dispatch, product, combine]
+            else:
+                after[loads.name] = ()
+                there += [gather, loads, counts, dispatch, product, combine]
+            again = replace(gather, name=f"{layer}.again", phase="again")
+            reduce = replace(
+                gather,
+                name=f"{again.name if self.rematerialise else gather.name}.back",
+                phase="reduce",
+                bytes=sent.T.contiguous(),
+            )
+            extra = [again] if self.rematerialise else []
+            back = [turned[0], *extra, turned[1], reduce, turned[2], *back]
+        return DevicePlan(lined_up(there + back if backward else there, after), devices)
+
+    def shard(
+        self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
+    ) -> FssdpExperts:
+        check_devices(topology, wire)
+        owner = in_order(1, experts.experts, topology.devices)[0]
+        return FssdpExperts(stacked(experts), self, wire, topology, owner)
+
+
+def in_order(layers: int, experts: int, devices: int) -> Tensor:
+    """Owners of consecutive experts, as evenly as can be.  Returns (L, E)."""
+    return (torch.arange(experts) * devices // experts).repeat(layers, 1)
+
+
+def _loads(expert: Tensor, home: Tensor, experts: int, devices: int) -> Tensor:
+    """Pairs of each device's tokens with each expert.  (N, k) -> (D, E)."""
+    row, place = (expert >= 0).nonzero(as_tuple=True)
+    at = home[row] * experts + expert[row, place].long()
+    return at.bincount(minlength=devices * experts).view(devices, experts)
+
+
+class FssdpExperts(Sharded):
+    """E experts, of which this process owns some, and holds copies of others for a batch.
+
+    past: loads (E,) of the newest batches in training.  See `Fssdp`.
+    """
+
+    def __init__(
+        self,
+        experts: StackedExperts,
+        settings: Fssdp,
+        wire: Wire,
+        topology: Topology,
+        owner: Tensor,
+    ) -> None:
+        holds = owner[None] == torch.arange(wire.world)[:, None]
+        mine = holds[wire.rank].nonzero().flatten()
+        super().__init__(
+            cut(experts, mine),
+            holds,
+            group=wire.group,
+            nodes=topology.nodes(),
+            meter=wire.meter,
+            layer=wire.layer,
+        )
+        self.local: StackedExperts
+        self.wire, self.settings, self.topology = wire, settings, topology
+        self.owner, self.size = owner, size_of(experts)
+        self.outputs = experts.outputs
+        self.past: list[Tensor] = []
+
+    def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
+        own = routing.expert.bincount(minlength=self.experts)
+        load = self.wire.told(own[None], "loads").view(self.world, -1)
+        holds = self.settings.holds(self.past, load, self.owner, self.size, self.topology)
+        if self.training:
+            self.past = [*self.past, load.sum(0)][-self.settings.window :]
+        held = holds[self.rank].nonzero().flatten()
+        place = holds[self.rank].cumsum(0) - 1
+
+        def computed(rows: Tensor, here: Routing) -> Tensor:
+            here = replace(here, expert=place[here.expert], experts=len(held))
+            return self._computed(rows, here, holds)
+
+        return self.sent(x, routing, numbers, holds, computed)
+
+    def _computed(self, rows: Tensor, here: Routing, holds: Tensor) -> Tensor:
+        """With the copies that this process holds for the batch."""
+
+        def with_copies(rows: Tensor, weight: Tensor, mine: Tensor, phase: str) -> Tensor:
+            copies = sparse_gather(mine, self.owner, holds, self.wire, phase)
+            found = replace(here, weight=weight)
+            tied = copies[:0].sum() + rows[:0].sum() + weight[:0].sum()  # 0, with all gradients
+            if not len(copies):
+                return rows.new_zeros(0, self.outputs) + tied
+            having_them = having(self.local, unpacked(copies, self.local), len(copies))
+            return having_them.mix(rows, found) + tied
+
+        mine = packed(self.local)
+        if self.settings.rematerialise and torch.is_grad_enabled():
+            made: Any = _Again.apply(rows, here.weight, mine, with_copies)
+            return cast(Tensor, made)
+        return with_copies(rows, here.weight, mine, "gather")
+
+    def _check_copies(self) -> None:
+        """Copies are for a batch, and their gradients come to their owners."""
+
+
+class _Again(torch.autograd.Function):
+    """A product whose weights are gathered for the forward, and again for the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, mine: Tensor, made: Callable[..., Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(rows, weight, mine)
+        ctx.made = made
+        return made(rows, weight, mine, "gather")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+        with torch.enable_grad():
+            made = ctx.made(*saved, "again")
+        return *torch.autograd.grad(made, saved, grads[0]), None
+
+
+def sparse_gather(mine: Tensor, owner: Tensor, holds: Tensor, wire: Wire, phase: str) -> Tensor:
+    """Rows of the experts held here, by expert, from their owners; gradients are added up there.
+
+    mine: (own, P), by expert;  owner: (E,);  holds: (D, E) bool.  Returns (held, P).
+    """
+    rank, world = wire.rank, wire.world
+    own = owner == rank
+    place = own.cumsum(0) - 1
+    send = [(holds[to] & own).nonzero().flatten() for to in range(world)]
+    came = [(holds[rank] & (owner == of)).nonzero().flatten() for of in range(world)]
+    rows = mine[place[torch.cat(send)]]
+    found = wire.send(rows, [len(e) for e in send], [len(e) for e in came], phase)
+    return found[torch.cat(came).argsort()]
+
+
+CARD = Card(
+    "fssdp",
+    kind="parallel",
+    config=Fssdp,
+    paper=Paper(
+        "2502.02581",
+        2025,
+        "Hecate: Unlocking Efficient Sparse Model Training via Fully Sharded Sparse Data "
+        "Parallelism",
+    ),
+    tiny={"memory": 1, "hottest": 3, "rematerialise": True},
+    summary="Copies of the busiest experts are gathered for each batch, then forgotten.",
+    family="experts on several devices",
+    names=("Hecate",),
+)

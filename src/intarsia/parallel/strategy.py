@@ -1,0 +1,105 @@
+"""What a strategy offers: a plan of what is sent and computed, and the part of each process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from ..mixtures.experts import Experts
+from ..placement.engines import ExpertSize, homes, in_a_row
+from ..placement.plan import DevicePlan, PlanStep
+from ..placement.topology import Topology
+from ..placement.trace import Trace
+from .exchange import Group, Wire
+from .running import check_agreed, routed
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """Settings of a way to compute experts on several devices (kind "parallel")."""
+
+    def rows(self, trace: Trace, devices: int) -> Tensor:
+        """Whose rows are whose.  Returns (D, N) bool."""
+        ...
+
+    def plan(
+        self,
+        trace: Trace,
+        size: ExpertSize,
+        topology: Topology,
+        *,
+        backward: bool = False,
+        past: Sequence[Tensor] = (),
+    ) -> DevicePlan:
+        """What one batch with the trace's routing takes.
+
+        past: (L, E) loads of the batches before, newest last, for strategies that look at them.
+        """
+        ...
+
+    def shard(self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1) -> Experts:
+        """This process's part of a layer's experts, which stay whole."""
+        ...
+
+
+def dealt(trace: Trace, devices: int, alike: int = 1) -> Tensor:
+    """Sequences in turn; so many devices in a row have the same rows.  Returns (D, N) bool."""
+    home = homes(trace, devices // alike)
+    return home[None] == torch.arange(devices)[:, None] // alike
+
+
+def check_devices(topology: Topology, wire: Wire) -> None:
+    """Raises: ConfigError for a topology of another number of devices than there are processes."""
+    if topology.devices != wire.world:
+        got, want = f"{topology.devices} devices", f"{wire.world}, as there are processes"
+        raise ConfigError("topology", got=got, want=want, fix="Describe these processes.")
+
+
+def run(
+    strategy: Strategy,
+    plan: DevicePlan,
+    layers: Sequence[Experts],
+    x: Tensor,
+    trace: Trace,
+    *,
+    group: Group = None,
+) -> Tensor:
+    """x <- x + mixture(x), layer after layer, with the trace's routing: what `plan` describes.
+
+    layers: of `strategy.shard`; x: this process's rows of the trace, in order.  Returns the same
+    rows. Gradients take the ways back.
+
+    Raises: TrainingError where processes have different plans; ConfigError for other rows.
+    """
+    check_agreed(plan, group)
+    rank = dist.get_rank(group)
+    numbers = strategy.rows(trace, plan.devices)[rank].nonzero().flatten()
+    if len(x) != len(numbers):
+        got, want = f"{len(x)} rows", f"the {len(numbers)} of process {rank}"
+        raise ConfigError("rows", got=got, want=want, fix="Take those of strategy.rows(...).")
+    for number, layer in enumerate(layers):
+        mix: Callable[..., Tensor] = layer.mix
+        x = x + mix(x, routed(trace, numbers, number, x), numbers)
+    return x
+
+
+def chained(there: list[PlanStep], back: list[PlanStep], devices: int) -> DevicePlan:
+    """Each step after the one before."""
+    return DevicePlan(in_a_row([*there, *back]), devices)
+
+
+def lined_up(
+    steps: Sequence[PlanStep], after: Mapping[str, tuple[str, ...]]
+) -> tuple[PlanStep, ...]:
+    """Steps that wait for the named ones where `after` says so, else for the one before."""
+    found: list[PlanStep] = []
+    for step in steps:
+        before = (found[-1].name,) if found else ()
+        found.append(replace(step, after=after.get(step.name, before)))
+    return tuple(found)

@@ -1,0 +1,158 @@
+"""A strategy beside one process: the same outputs and gradients, and the bytes that it planned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..core import Routing
+from ..core.errors import ConformanceError
+from ..mixtures.experts import StackedExperts
+from ..placement.topology import Topology
+from ..placement.trace import Trace
+from .exchange import Meter, Wire
+from .layout import size_of
+from .strategy import Strategy, run
+
+LINKS = Topology.two_level(2, 2)
+CLOSE = 1e-12  # of the largest value, in float64
+ROUTINGS = ("plain", "a process without tokens", "an expert without tokens", "k = E", "one expert")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Some tokens of some experts.  whole: integers, so that sums are exact in any order; past:
+    batches before this one; bias, gated: of the experts."""
+
+    routing: str = "plain"
+    experts: int = 8
+    width: int = 5
+    hidden: int = 4
+    layers: int = 2
+    whole: bool = True
+    past: int = 0
+    bias: bool = False
+
+    def trace(self, seed: int = 0) -> Trace:
+        """Tokens of five sequences; or process 3 has none, or an expert; or all go everywhere."""
+        draws = torch.Generator().manual_seed(seed)
+        sequences = 3 if self.routing == "a process without tokens" else 5
+        tokens = 6 * sequences
+        k = {"k = E": self.experts, "one expert": 1}.get(self.routing, min(2, self.experts))
+        scores = torch.rand(tokens, self.layers, self.experts, generator=draws)
+        scores[:, :, 0] += 0.5  # some are hotter
+        if self.routing == "an expert without tokens":
+            scores[:, :, -1] = -1
+        if self.routing == "one expert":
+            scores[:, :, 1] = 2
+        row = torch.arange(tokens)
+        weight = torch.randint(1, 4, (tokens, self.layers, k), generator=draws).float()
+        return Trace(scores.topk(k).indices, self.experts, row // 6, row % 6, weight)
+
+    def layers_of(self) -> list[StackedExperts]:
+        draws = torch.Generator().manual_seed(1)
+        sizes = self.experts, self.width, self.hidden
+        made = [
+            StackedExperts(*sizes, act="relu", bias=self.bias, gated=self.bias, generator=draws)
+            for _ in range(self.layers)
+        ]
+        for layer in made:
+            layer.double()
+            for weight in layer.parameters():
+                values = torch.randint(-2, 3, weight.shape, generator=draws).double()
+                weight.data = values if self.whole else weight.data
+        return made
+
+    def rows(self, count: int) -> Tensor:
+        draws = torch.Generator().manual_seed(2)
+        if self.whole:
+            return torch.randint(-3, 4, (count, self.width), generator=draws).double()
+        return torch.randn(count, self.width, generator=draws).double()
+
+
+def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
+    """What one process computes."""
+    for number, layer in enumerate(layers):
+        found = trace.routing(number)
+        weight = found.weight.to(x.dtype)
+        x = x + layer.mix(x, Routing(found.token, found.expert, weight, len(x), trace.experts))
+    return x
+
+
+def compare(strategy: Strategy, trial: Trial, topology: Topology = LINKS) -> int:
+    """Called in each of the topology's processes.  Returns the bytes that this one sent.
+
+    Raises: ConformanceError where outputs, gradients or bytes differ.
+    """
+    rank, trace, whole = dist.get_rank(), trial.trace(), trial.layers_of()
+    mine = strategy.rows(trace, topology.devices)[rank]
+    meter = Meter()
+    parts = [
+        strategy.shard(of, Wire(n, None, meter), topology, trial.layers)
+        for n, of in enumerate(trial.layers_of())
+    ]
+    size, past = size_of(whole[0]), list[Tensor]()
+    for seed in range(1, trial.past + 1):  # batches before, that strategies may have seen
+        before = trial.trace(seed)
+        plan = strategy.plan(before, size, topology, past=past)
+        rows = trial.rows(len(before))[strategy.rows(before, topology.devices)[rank]]
+        run(strategy, plan, parts, rows, before)
+        past.append(before.load())
+    meter.sent.clear()
+    plan = strategy.plan(trace, size, topology, backward=True, past=past)
+    x = trial.rows(len(trace)).requires_grad_()
+    own = x.detach()[mine].requires_grad_()
+    want, got = alone(trace, x, whole), run(strategy, plan, parts, own, trace)
+    same("outputs", got, want[mine], trial.whole)
+    want.square().sum().backward()
+    got.square().sum().backward()
+    assert x.grad is not None and own.grad is not None
+    same("gradients of rows", own.grad, x.grad[mine], trial.whole)
+    for layer, (part, of) in enumerate(zip(parts, whole, strict=True)):
+        of_part(f"gradients of layer {layer}", part, of, trial.whole)
+    metered = meter.gathered()
+    links = {step.name: step.bytes for step in plan.steps if step.resource == "link"}
+    if metered.keys() != links.keys():
+        raise _differs("steps", sorted(metered), sorted(links))
+    for name, sent in metered.items():
+        planned = links[name]
+        if planned is None or not torch.equal(sent, planned):
+            raise _differs(f"bytes of {name}", sent.tolist(), planned and planned.tolist())
+    return int(sum(map(sum, meter.sent.values())))
+
+
+def of_part(what: str, part: torch.nn.Module, of: StackedExperts, exact: bool) -> None:
+    """The gradients of a process's own experts, or slices of them, beside the whole's."""
+    from .layout import HIDDEN  # names of what is cut
+
+    local = getattr(part, "local", part)
+    held = part.held if hasattr(part, "held") else part.holds[dist.get_rank()]  # pyright: ignore
+    for name, weight in local.named_parameters(recurse=False):
+        full = getattr(of, name).grad[held]
+        axis = HIDDEN.get(name)
+        if axis is not None and full.shape != weight.shape:
+            slices, each = full.shape[axis] // weight.shape[axis], weight.shape[axis]
+            tensor = getattr(getattr(part, "settings", None), "tensor", 1)
+            full = full.narrow(axis, dist.get_rank() // tensor % slices * each, each)
+        grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        same(f"{what}: {name}", grad, full, exact)
+
+
+def same(what: str, got: Tensor, want: Tensor, exact: bool) -> None:
+    """Raises: ConformanceError unless equal, or close where sums are rounded."""
+    got, want = got.detach(), want.detach()
+    limit = 0.0 if exact else CLOSE * max(1.0, float(want.abs().max()) if want.numel() else 1.0)
+    fits = got.shape == want.shape
+    off = float((got - want).abs().max()) if fits and got.numel() else 0.0
+    if not fits or not off <= limit:
+        raise _differs(what, f"{tuple(got.shape)}, off by {off:.1e}", f"{tuple(want.shape)}, equal")
+
+
+def _differs(what: str, got: object, want: object) -> ConformanceError:
+    where = f"{what} in process {dist.get_rank()}"
+    fix = "What is planned and what is carried out must be one thing; see Strategy."
+    return ConformanceError(where, got=got, want=want, fix=fix)

@@ -1,0 +1,313 @@
+"""Tutel (arXiv:2206.03382): one layout of the weights, any degree of parallelism for each batch.
+
+D devices, E experts: S = max(1, D / E) devices share the hidden units of an expert for ever, or
+each has E / D experts whole. Between the extremes of sending all weights (r = 0) and sending all
+rows to all slices (r = S) every divisor r of S is a degree; a change of degree moves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..core import Card, Paper, Routing
+from ..core.checks import at_least, one_of
+from ..core.errors import ConfigError
+from ..mixtures.experts import Experts, StackedExperts
+from ..placement.engines import ExpertSize
+from ..placement.plan import DevicePlan, PlanStep
+from ..placement.timeline import simulate
+from ..placement.topology import Topology
+from ..placement.trace import Trace
+from .blocks import (
+    EXCHANGES,
+    Swap,
+    Table,
+    agreed_capacity,
+    counts_step,
+    planned_capacity,
+    swap_steps,
+    swaps_of,
+)
+from .exchange import Wire
+from .layout import cut, having, joined, packed, stacked, unpacked
+from .strategy import check_devices, dealt, lined_up
+
+CHUNKS = (1, 2, 4, 8)  # that `Tutel.tuned` looks at
+
+
+@dataclass(frozen=True)
+class Tutel:
+    """Rows in tables of C places an expert, sent to r groups of devices that compute part of it.
+
+    degree: r, 0 or a divisor of S; None = the one with the fewest bytes for the batch at hand: 0
+    where rows are many, so that weights travel, else about sqrt(m h D / (2 E C (D - 1))), m the
+    matrices of an expert. chunks: parts of the tables that are sent while others are computed.
+    exchange: "flat", or "hierarchical" (2DH): inside a node, then between equal places of nodes.
+    In a forward a device receives (D - 1) / D E P numbers with r = 0, P those of an expert, else
+    2 E C r d (D - 1) / D + (S / r - 1) P / S. C is the largest load of an expert in any process,
+    rounded up, so that no pair is dropped; what a `Capacity` drops is dropped before.
+
+    Raises: ConfigError for settings that cannot be; in `plan` and `shard` for a degree that does
+    not divide S, E that neither divides D nor is divided by it, or h that S does not divide.
+    Not for experts of several kinds, or very uneven loads, whose tables are mostly empty.
+    Source: arXiv:2206.03382, sections 3 and 4.
+    """
+
+    degree: int | None = None
+    chunks: int = 1
+    exchange: str = "flat"
+
+    def __post_init__(self) -> None:
+        if self.degree is not None:
+            at_least("degree", self.degree, 0)
+        at_least("chunks", self.chunks, 1)
+        one_of("exchange", self.exchange, EXCHANGES)
+
+    def rows(self, trace: Trace, devices: int) -> Tensor:
+        return dealt(trace, devices)
+
+    def plan(
+        self,
+        trace: Trace,
+        size: ExpertSize,
+        topology: Topology,
+        *,
+        backward: bool = False,
+        past: Sequence[Tensor] = (),
+    ) -> DevicePlan:
+        devices, experts = topology.devices, trace.experts
+        slices = slices_of(experts, devices)
+        rows = self.rows(trace, devices)
+        there: list[PlanStep] = []
+        back: list[PlanStep] = []
+        after: dict[str, tuple[str, ...]] = {}
+        for layer in range(trace.layers):
+            multiple = slices * self.chunks
+            places = planned_capacity(trace.expert[:, layer], rows, experts, multiple)
+            steps, turned = self._layer(layer, places, size, topology, experts, after)
+            there += steps
+            back = turned + back
+        return DevicePlan(lined_up(there + back if backward else there, after), devices)
+
+    def _layer(
+        self,
+        layer: int,
+        places: int,
+        size: ExpertSize,
+        topology: Topology,
+        experts: int,
+        after: dict[str, tuple[str, ...]],
+    ) -> tuple[list[PlanStep], list[PlanStep]]:
+        """The steps of a layer, and those of its gradients."""
+        devices, slices = topology.devices, slices_of(experts, topology.devices)
+        degree = self.chosen(experts, devices, places, size)
+        held = max(1, experts // devices)
+        of = weights_swaps(experts, devices, degree)
+        own = held * slice_weights(size, slices)
+        weights = swap_steps(of, layer, "weights", own)
+        turned = swap_steps(of, layer, "weights", own, backward=True)
+        there, back = [counts_step(layer, devices), *weights], list(turned)
+        count = 1 if degree == 0 else self.chunks
+        sent = swaps_of([range(devices)], topology.nodes(), self.exchange)
+        per = block_rows(experts, devices, degree, places // count) if degree else 0
+        computed = devices * per if degree else experts * places
+        flops = computed * size.flops / max(1, degree)  # of a row each group has h / r units
+        work = torch.full((devices,), flops, dtype=torch.float64)
+        ahead: list[PlanStep] = []
+        rest: list[PlanStep] = []
+        for chunk in range(count):
+            name = f"{layer}.{chunk}.expert"
+            there_and_back: list[list[PlanStep]] = []
+            for phase in ("dispatch", "combine") if degree else ():
+                made = swap_steps(sent, layer, f"{chunk}.{phase}", per * size.row)
+                there_and_back.append(made)
+                back_of = swap_steps(sent, layer, f"{chunk}.{phase}", per * size.row, backward=True)
+                back = back_of + back if phase == "combine" else back + back_of
+            product = PlanStep(name, layer, "expert", "compute", flops=work)
+            at = len(swap_steps(sent, layer, f"{chunk}.combine", 1)) if degree else 0
+            back.insert(at, replace(product, name=f"{name}.back", flops=2 * work))
+            if degree and count > 1:
+                ahead += there_and_back[0]
+                rest += [product, *there_and_back[1]]
+                after[name] = (there_and_back[0][-1].name,)
+            else:
+                dispatch, combine = there_and_back if degree else ([], [])
+                rest += [*dispatch, product, *combine]
+        return [*there, *ahead, *rest], back
+
+    def chosen(self, experts: int, devices: int, places: int, size: ExpertSize) -> int:
+        """The degree for tables of C places.  Raises: ConfigError for one that is none of them."""
+        known = degrees(experts, devices)
+        if self.degree is None:
+            return min(known, key=lambda r: received(r, experts, devices, places, size))
+        if self.degree not in known:
+            got, want = (
+                f"{self.degree} for {experts} experts on {devices} devices",
+                f"one of {known}",
+            )
+            raise ConfigError("degree", got=got, want=want, fix="Leave it out: the best is taken.")
+        return self.degree
+
+    @classmethod
+    def tuned(cls, trace: Trace, size: ExpertSize, topology: Topology) -> Tutel:
+        """The settings with the least simulated time for such a batch."""
+        every = [
+            cls(degree, chunks, exchange)
+            for degree in degrees(trace.experts, topology.devices)
+            for chunks in (CHUNKS if degree else (1,))
+            for exchange in (EXCHANGES if degree and int(topology.nodes().max()) else ("flat",))
+        ]
+        return min(
+            every, key=lambda one: simulate(one.plan(trace, size, topology), topology).seconds
+        )
+
+    def shard(
+        self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
+    ) -> TutelExperts:
+        check_devices(topology, wire)
+        return TutelExperts(stacked(experts), self, wire, topology)
+
+
+class TutelExperts(Experts):
+    """E experts, of which this process keeps E / D, or one of S slices of one; see `Tutel`."""
+
+    def __init__(
+        self, experts: StackedExperts, settings: Tutel, wire: Wire, topology: Topology
+    ) -> None:
+        super().__init__()
+        self.experts, self.settings, self.wire = experts.experts, settings, wire
+        self.slices = slices_of(self.experts, wire.world)
+        held = max(1, self.experts // wire.world)
+        first, part = (wire.rank * held, 0) if self.slices == 1 else divmod(wire.rank, self.slices)
+        self.held = torch.arange(first, first + held)
+        self.local = cut(experts, self.held, part, self.slices)
+        self.swap = swaps_of([range(wire.world)], topology.nodes(), settings.exchange)[wire.rank]
+
+    def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        token = torch.arange(len(rows), device=rows.device)
+        weight = rows.new_ones(len(rows))
+        return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
+
+    def every(self, x: Tensor) -> Tensor:
+        made = [
+            self.forward(x, torch.full((len(x),), e, device=x.device)) for e in range(self.experts)
+        ]
+        return torch.stack(made, 1)
+
+    def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
+        settings, world = self.settings, self.wire.world
+        places = agreed_capacity(routing, self.wire, self.slices * settings.chunks)
+        size = _size(self.local, self.slices)
+        degree = settings.chosen(self.experts, world, places, size)
+        table = Table.of(routing, places)
+        filled = table.fill(x)
+        weights = self._weights(degree)
+        if degree == 0:
+            return table.combine(_computed(weights, filled))
+        made = [
+            self._sent(chunk, number, degree, weights)
+            for number, chunk in enumerate(filled.chunk(settings.chunks, 1))
+        ]
+        return table.combine(torch.cat(made, 1))
+
+    def _weights(self, degree: int) -> StackedExperts:
+        """What this process computes with: slices of its neighbours beside its own."""
+        swap = weights_swaps(self.experts, self.wire.world, degree)[self.wire.rank]
+        if len(swap.members) == 1:
+            return self.local
+        rows = swap.gather(packed(self.local), self.wire, "weights")  # (G, n, P / S)
+        if degree == 0 and self.slices == 1:
+            return having(self.local, unpacked(rows.flatten(0, 1), self.local), self.experts)
+        count = self.slices if degree == 0 else self.slices // degree
+        by_expert = rows.view(-1, count, *rows.shape[1:]).unbind(1)  # slices of (E', n, P / S)
+        weights = joined([unpacked(of.flatten(0, 1), self.local) for of in by_expert])
+        return having(self.local, weights, len(next(iter(weights.values()))))
+
+    def _sent(self, rows: Tensor, chunk: int, degree: int, weights: StackedExperts) -> Tensor:
+        """Part of the tables to where it is computed, and back.  (E, C', d) -> (E, C', out)."""
+        world, wire = self.wire.world, self.wire
+        experts, places, width = rows.shape
+        group = self.slices // degree  # devices that share a table's rows
+        parts = rows.view(experts, 1, group, places // group, width)
+        blocks = parts.expand(-1, degree, -1, -1, -1)  # each of the r groups has all rows
+        blocks = blocks.reshape(world, -1, width)  # (D, n C' r / S, d)
+        came = self.swap.run(blocks, wire, f"{chunk}.dispatch")
+        held = len(self.held)
+        came = came.view(world, held, -1, width).transpose(0, 1).flatten(1, 2)  # (n, rows, d)
+        made = _computed(weights, came)
+        made = made.view(held, world, -1, made.shape[-1]).transpose(0, 1)
+        back = self.swap.run(made.reshape(world, -1, made.shape[-1]), wire, f"{chunk}.combine")
+        return back.view(experts, degree, places, -1).sum(1)
+
+
+def _computed(experts: StackedExperts, tables: Tensor) -> Tensor:
+    """(E, C, d) -> (E, C, out)."""
+    count, places, width = tables.shape
+    expert = torch.arange(count, device=tables.device).repeat_interleave(places)
+    return experts(tables.reshape(-1, width), expert).view(count, places, -1)
+
+
+def _size(local: StackedExperts, slices: int) -> ExpertSize:
+    _, hidden, width = local.up.shape
+    gated, bias = local.gate is not None, local.up_bias is not None
+    return ExpertSize(width, hidden * slices, local.up.element_size(), gated, bias)
+
+
+def slices_of(experts: int, devices: int) -> int:
+    """S: devices that share an expert.  Raises: ConfigError unless one number divides the other."""
+    if experts % devices and devices % experts:
+        works = [d for d in range(1, 2 * devices + 1) if not (experts % d and d % experts)]
+        near = sorted(sorted(works, key=lambda d: abs(d - devices))[:2])
+        got, want = f"{devices} for {experts} experts", "one number that divides the other"
+        fix = f"Try {' or '.join(map(str, near))}."
+        raise ConfigError("devices", got=got, want=want, fix=fix)
+    return max(1, devices // experts)
+
+
+def degrees(experts: int, devices: int) -> tuple[int, ...]:
+    """0 and the divisors of S."""
+    slices = slices_of(experts, devices)
+    return 0, *(r for r in range(1, slices + 1) if slices % r == 0)
+
+
+def slice_weights(size: ExpertSize, slices: int) -> int:
+    """Bytes of a slice of an expert; with biases each has a place for the output's."""
+    inner = (2 + size.gated) * size.width + size.bias * (1 + size.gated)
+    return (inner * size.hidden // slices + size.bias * size.width) * size.item
+
+
+def received(degree: int, experts: int, devices: int, places: int, size: ExpertSize) -> float:
+    """Bytes that a device receives in a forward: the formula of `Tutel`."""
+    slices, held = slices_of(experts, devices), max(1, experts // devices)
+    own = held * slice_weights(size, slices)
+    if degree == 0:
+        return (devices - 1) * own
+    rows = 2 * block_rows(experts, devices, degree, places) * size.row
+    return (devices - 1) * rows + (slices // degree - 1) * own
+
+
+def block_rows(experts: int, devices: int, degree: int, places: int) -> int:
+    """Rows from a device to each other one: E C r / D."""
+    return experts * places * degree // devices
+
+
+def weights_swaps(experts: int, devices: int, degree: int) -> dict[int, Swap]:
+    """Among which devices slices are gathered: all with r = 0, else S / r in a row."""
+    each = devices if degree == 0 else slices_of(experts, devices) // degree
+    groups = [range(at, at + each) for at in range(0, devices, each)]
+    return swaps_of(groups, torch.zeros(devices, dtype=torch.int64), "flat")
+
+
+CARD = Card(
+    "tutel",
+    kind="parallel",
+    config=Tutel,
+    paper=Paper("2206.03382", 2022, "Tutel: Adaptive Mixture-of-Experts at Scale"),
+    summary="One layout of slices; each batch takes the degree that sends least.",
+    family="experts on several devices",
+    names=("Flex",),
+)

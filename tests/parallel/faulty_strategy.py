@@ -1,0 +1,84 @@
+"""Plain expert parallelism with something wrong; a module, so that processes can import it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from intarsia.core import Routing
+from intarsia.mixtures.experts import Experts
+from intarsia.parallel import ExpertParallel, Wire
+from intarsia.parallel.sharded import Sharded
+from intarsia.placement import DevicePlan, ExpertSize, Topology, Trace
+
+
+@dataclass(frozen=True)
+class Faulty(ExpertParallel):
+    """`fault` is what is wrong."""
+
+    fault: str = ""
+
+    def rows(self, trace: Trace, devices: int) -> Tensor:
+        found = super().rows(trace, devices)
+        return found & False if self.fault == "no rows" else found
+
+    def plan(
+        self,
+        trace: Trace,
+        size: ExpertSize,
+        topology: Topology,
+        *,
+        backward: bool = False,
+        past: Sequence[Tensor] = (),
+    ) -> DevicePlan:
+        found = super().plan(trace, size, topology, backward=backward)
+        if self.fault == "draws":
+            more = replace(found.steps[0], name=str(float(torch.rand(()))))
+            return DevicePlan((more, *found.steps), found.devices)
+        return found
+
+    def shard(self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1) -> Sharded:
+        whole = super().shard(experts, wire, topology)
+        found = Wrong(whole.local, whole.holds, meter=wire.meter, layer=wire.layer)
+        found.fault = self.fault
+        return found
+
+
+class Wrong(Sharded):
+    fault = ""
+
+    def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
+        if self.fault == "empty" and not len(x):
+            raise RuntimeError("no rows")
+        made = super().mix(x, routing, numbers)
+        if self.fault == "sends more":
+            each = [1] * self.world
+            assert self.meter is not None
+            self.meter.note(f"{self.layer}.counts", 8, each)
+        if self.fault == "twice" or (self.fault == "dense" and len(routing.expert) > 2 * len(x)):
+            return 2 * made
+        return made * (1 + 1e-9) if self.fault == "rough" else made
+
+
+def rank_plus(number: int) -> int:
+    return dist.get_rank() + number
+
+
+def misbehaves(how: str) -> Any:
+    """Process 2 does something; the others wait for it in an exchange."""
+    if dist.get_rank() == 2:
+        if how == "dies":
+            os._exit(3)
+        if how == "sleeps":
+            time.sleep(60)
+        raise ValueError("process 2 does not feel well")
+    from intarsia.parallel import exchanged
+
+    return exchanged(torch.zeros(4), [1] * 4, [1] * 4)

@@ -1,0 +1,201 @@
+"""Strategies on four processes: degrees, groups, slices, copies; and what goes wrong."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from intarsia.conformance import check, parallels
+from intarsia.conformance.cards import CARD_LAWS
+from intarsia.core import Card, Paper
+from intarsia.core.errors import ConfigError, ConformanceError, TrainingError
+from intarsia.parallel import DeepSpeed, Fssdp, Processes, Strategy, Tutel
+from intarsia.parallel.layout import cut, having, joined, packed, stacked, unpacked
+from intarsia.parallel.trial import LINKS, Trial, compare
+from intarsia.parallel.tutel import degrees, received
+from intarsia.placement import ExpertSize, Topology, simulate
+
+
+@pytest.mark.parametrize(
+    ("strategy", "trial"),
+    [
+        (Tutel(0), Trial(experts=2, layers=1)),
+        (Tutel(1, chunks=2, exchange="hierarchical"), Trial(experts=2, layers=1, bias=True)),
+        (Tutel(2), Trial(experts=1, layers=1)),
+        (Tutel(4), Trial(experts=1, layers=1, bias=True)),
+        (DeepSpeed(1, "hierarchical"), Trial(experts=2, layers=1, bias=True)),
+        (DeepSpeed(2, "flat"), Trial(experts=8, layers=1)),
+        (DeepSpeed(2, "coordinated"), Trial(experts=1, layers=1)),
+        (Fssdp(2, 3, calibrate=True), Trial(layers=1, past=1)),
+        (Fssdp(3, 3), Trial(layers=1, past=1)),
+    ],
+)
+def test_settings_are_one_process(group: Processes, strategy: Strategy, trial: Trial) -> None:
+    group.run(compare, strategy, trial)
+
+
+def toy(fault: str) -> Card:
+    from faulty_strategy import Faulty  # pyright: ignore[reportMissingImports]
+
+    return Card(
+        "toy",
+        kind="parallel",
+        config=Faulty,
+        paper=Paper("2006.16668", 2020, "A paper"),
+        tiny={"fault": fault},
+        summary="A toy.",
+        family="toys",
+    )
+
+
+FAULTS = {
+    "twice": "is_one_process",
+    "sends more": "is_one_process",
+    "rough": "is_close_where_sums_are_rounded",
+    "empty": "takes_whoever_has_nothing",
+    "dense": "takes_tokens_of_all_experts_and_of_one",
+    "draws": "plans_the_same_each_time",
+    "no rows": "deals_out_every_row",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(group: Processes, fault: str) -> None:
+    (law,) = [law for law in check(toy(fault)) if law.name == FAULTS[fault]]
+    with pytest.raises(ConformanceError):
+        law()
+
+
+def test_every_law_is_seen_to_fail() -> None:
+    own = {law.__name__ for law in parallels.LAWS} - {law.__name__ for law in CARD_LAWS}
+    assert own == set(FAULTS.values())
+
+
+def test_processes_answer_by_rank_and_a_failure_ends_them_all(group: Processes) -> None:
+    from faulty_strategy import misbehaves, rank_plus  # pyright: ignore[reportMissingImports]
+
+    with Processes(4, seconds=20) as four:
+        assert four.run(rank_plus, 3) == [3, 4, 5, 6]
+        with pytest.raises(TrainingError, match="does not feel well"):
+            four.run(misbehaves, "raises")
+        assert four.run(rank_plus, 0) == [0, 1, 2, 3], "started again"
+        begun = time.monotonic()
+        with pytest.raises(TrainingError, match="process 2"):
+            four.run(misbehaves, "dies")
+        assert time.monotonic() - begun < 15, "the others were told"
+    slow = pytest.raises(TrainingError, match=r"no answer in|in time")
+    with Processes(4, seconds=1) as four, slow:
+        four.run(misbehaves, "sleeps")
+
+
+def test_a_dead_or_slow_peer_is_named_with_the_exchange() -> None:
+    from intarsia.parallel import exchange
+
+    def rank(group: Any = None) -> int:
+        return 1
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(exchange.dist, "get_rank", rank)
+    patch.setattr(exchange.dist, "get_world_size", lambda group=None: 4)
+    reset = RuntimeError("[gloo/pair.cc] Connection closed by peer [127.0.0.1]:9")
+    text = str(exchange.lost("exchange '3.dispatch'", reset))
+    assert "'3.dispatch' in process 1 of 4" in text and "a process that is gone" in text
+    late = RuntimeError("Timed out waiting 1000ms for recv operation to complete")
+    assert "no answer in time" in str(exchange.lost("x", late))
+    patch.undo()
+
+
+def test_slices_add_up_to_the_whole() -> None:
+    trial = Trial(experts=3, hidden=6, bias=True)
+    whole = trial.layers_of()[0]
+    every = torch.arange(3)
+    parts = [cut(whole, every, part, 3) for part in range(3)]
+    x, expert = trial.rows(6), torch.tensor([0, 0, 1, 1, 2, 2])
+    assert torch.equal(torch.stack([of(x, expert) for of in parts]).sum(0), whole(x, expert))
+    again = joined([unpacked(packed(of), of) for of in parts])
+    assert all(torch.equal(again[name], weight) for name, weight in whole.named_parameters())
+    assert torch.equal(having(parts[0], again, 3)(x, expert), whole(x, expert))
+    with pytest.raises(ConfigError, match="number that divides"):
+        cut(whole, every, 0, 4)
+    with pytest.raises(ConfigError, match="StackedExperts"):
+        stacked(torch.nn.Identity())  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("experts", [1, 2, 4, 8])
+@pytest.mark.parametrize("tokens", [8, 400])
+def test_tutel_takes_the_degree_whose_plan_sends_least(experts: int, tokens: int) -> None:
+    """Section 3: the formula is the plan's own bytes, and their least is what is taken."""
+    trial = Trial(experts=experts)
+    trace = trial.trace().rows(slice(0, 24))
+    size = ExpertSize(5, max(4, 3200 // tokens), 8, False)
+    found: dict[int, int] = {}
+    for degree in degrees(experts, 4):
+        plan = Tutel(degree).plan(trace, size, LINKS)
+        found[degree] = int(plan.bytes(["weights", "dispatch", "combine"]).sum())
+        from intarsia.parallel.blocks import planned_capacity
+
+        rows = Tutel().rows(trace, 4)
+        places = [
+            planned_capacity(trace.expert[:, layer], rows, experts, max(1, 4 // experts))
+            for layer in range(trace.layers)
+        ]
+        want = sum(received(degree, experts, 4, c, size) for c in places) * 4
+        assert found[degree] == want
+    best = Tutel().plan(trace, size, LINKS).bytes(["weights", "dispatch", "combine"])
+    assert int(best.sum()) <= min(found.values())
+
+
+def test_chunks_are_sent_while_others_are_computed() -> None:
+    trial, size = Trial(experts=4), ExpertSize(4096, 4096)
+    trace, links = trial.trace(), Topology.two_level(2, 2, flops=1e12)
+    seconds = [simulate(Tutel(1, c).plan(trace, size, links), links).seconds for c in (1, 2)]
+    whole, cut_up = (
+        int(Tutel(1, c).plan(trace, size, links).bytes(["dispatch"]).sum()) for c in (1, 2)
+    )
+    assert cut_up >= whole  # tables are rounded up
+    assert seconds[1] < seconds[0] * cut_up / whole
+    tuned = Tutel.tuned(trace, size, links)
+    assert simulate(tuned.plan(trace, size, links), links).seconds <= min(seconds)
+
+
+def test_coordinated_exchange_sends_a_part_of_flat() -> None:
+    """Section 5.3: 1 / L of the bytes of an exchange, and a gather among the L ranks."""
+    trace, size = Trial().trace(), ExpertSize(8, 8)
+    links = Topology.two_level(2, 4)
+    flat = DeepSpeed(2, "flat").plan(trace, size, links).bytes(["dispatch", "combine"])
+    plan = DeepSpeed(2, "coordinated").plan(trace, size, links)
+    parts = plan.bytes(["dispatch", "combine"])
+    each = [s.bytes for s in plan.steps if s.phase == "join" and s.bytes is not None]
+    assert torch.equal(2 * parts, flat) or int(2 * parts.sum()) >= int(flat.sum())
+    assert all(torch.equal(e.sign().sum(1), torch.ones(8, dtype=torch.int64)) for e in each)
+    hops = [
+        int((s.bytes > 0).sum(1).max())
+        for s in DeepSpeed(1, "hierarchical").plan(trace, size, links).steps
+        if s.bytes is not None and s.phase.startswith("dispatch")
+    ]
+    assert hops[:2] == [3, 1], "G + D / G messages for D"
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: Tutel(-1), "degree"),
+        (lambda: Tutel(exchange="ring"), "exchange"),
+        (lambda: Tutel(3).chosen(4, 4, 8, ExpertSize(2, 2)), "one of"),
+        (lambda: degrees(6, 4), "Try 2 or 3"),
+        (lambda: DeepSpeed(0), "tensor"),
+        (lambda: DeepSpeed(3).groups(8, LINKS), "devices"),
+        (lambda: DeepSpeed(1, "hierarchical").groups(6, Topology.two_level(2, 3)), None),
+        (lambda: Fssdp(-1), "memory"),
+        (lambda: Fssdp(window=0), "window"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(call: Any, match: str | None) -> None:
+    if match is None:
+        call()
+        return
+    with pytest.raises(ConfigError, match=match):
+        call()

@@ -1,0 +1,65 @@
+"""Hecate's decisions: who gets copies, who owns what."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intarsia.placement.materialise import by_load, deal, materialised, rows_computed
+
+
+def test_slots_are_dealt_in_proportion_and_capped() -> None:
+    assert deal([40, 20, 10], 8, 4) == [4, 3, 1]  # 4.57, 2.29, 1.14; what is over goes on
+    assert deal([0, 0], 4, 3) == [2, 2]
+    assert deal([1000, 1, 1, 1], 4, 3) == [1, 1, 1, 1]
+
+
+@given(
+    st.lists(st.integers(0, 50), min_size=2, max_size=12),
+    st.integers(1, 5),
+    st.integers(0, 4),
+    st.integers(0, 12),
+)
+def test_copies_stay_within_their_slots(
+    loads: list[int], devices: int, slots: int, hottest: int
+) -> None:
+    load, nodes = torch.tensor(loads), torch.arange(devices) // 2
+    owner = torch.arange(len(loads)) % devices
+    holds = materialised(load, owner, nodes, slots, hottest)
+    own = owner[None] == torch.arange(devices)[:, None]
+    assert bool(holds[own].all())
+    assert int((holds & ~own).sum(1).max()) <= slots
+    assert int((holds & ~own).any(0).sum()) <= hottest
+    each = load[None].repeat(devices, 1)
+    rows = rows_computed(each, holds, nodes)
+    assert abs(float(rows.sum() - each.sum())) < 1e-6, "every pair is computed once"
+
+
+def test_more_copies_never_slow_the_busiest_device_here() -> None:
+    load, nodes = torch.tensor([40.0, 20, 10, 5, 5, 5, 5, 5]), torch.zeros(4, dtype=torch.int64)
+    owner = torch.arange(8) // 2
+    each = load[None].repeat(4, 1)
+    slowest = [
+        float(rows_computed(each, materialised(load, owner, nodes, m, 8), nodes).max())
+        for m in (0, 1, 2, 4, 8)
+    ]
+    assert slowest == sorted(slowest, reverse=True)
+    assert slowest[-1] == float(each.sum()) / 4, "all copies everywhere is data parallelism"
+
+
+def test_rows_stay_at_home_then_on_their_node() -> None:
+    holds = torch.tensor([[True], [False], [False], [True]])
+    nodes = torch.tensor([0, 0, 1, 1])
+    load = torch.tensor([[4.0], [3.0], [2.0], [1.0]])
+    assert rows_computed(load, holds, nodes).tolist() == [7.0, 0.0, 0.0, 3.0]
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 4), st.integers(0, 3))
+def test_owners_are_even_over_the_layers(
+    layers: int, experts: int, devices: int, hottest: int
+) -> None:
+    load = torch.randint(0, 30, (layers, experts), generator=torch.Generator().manual_seed(0))
+    placed = by_load(load, torch.arange(devices) // 2, hottest)
+    assert int(placed.sizes().sum(0).max()) <= -(-layers * experts // devices)
+    assert placed.sizes().sum() == layers * experts
