@@ -15,7 +15,7 @@ from ..mixtures.experts import StackedExperts
 from ..placement.topology import Topology
 from ..placement.trace import Trace
 from .exchange import Meter, Wire
-from .layout import size_of
+from .layout import HIDDEN, size_of
 from .strategy import Strategy, run
 
 LINKS = Topology.two_level(2, 2)
@@ -127,8 +127,6 @@ def compare(strategy: Strategy, trial: Trial, topology: Topology = LINKS) -> int
 
 def of_part(what: str, part: torch.nn.Module, of: StackedExperts, exact: bool) -> None:
     """The gradients of a process's own experts, or slices of them, beside the whole's."""
-    from .layout import HIDDEN  # names of what is cut
-
     local = getattr(part, "local", part)
     held = part.held if hasattr(part, "held") else part.holds[dist.get_rank()]  # pyright: ignore
     for name, weight in local.named_parameters(recurse=False):

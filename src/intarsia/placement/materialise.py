@@ -42,7 +42,7 @@ def materialised(load: Tensor, owner: Tensor, nodes: Tensor, slots: int, hottest
     """
     devices, experts = len(nodes), len(load)
     holds = owner[None] == torch.arange(devices)[:, None]
-    hottest = min(hottest, experts)
+    hottest = min(hottest, experts, devices * slots)  # each of them gets one at least
     slots = min(slots, hottest)
     values = load.double().tolist()
     hot = sorted(range(experts), key=lambda e: (-values[e], e))[:hottest]
