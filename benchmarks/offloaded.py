@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 import intarsia
 from intarsia.data.language_models import language_model
@@ -75,15 +76,15 @@ def throttled(model: Any, seconds: float) -> None:
 def decode(model: Any, rows: dict[str, torch.Tensor], tokens: int) -> tuple[float, torch.Tensor]:
     """Seconds of a step of decoding, after the prompt, and the tokens."""
     with torch.no_grad():
-        out = model(**rows, use_cache=True)
+        cache = DynamicCache(config=model.config)
+        out = model(**rows, cache=cache)
         mask, made = rows["attention_mask"], list[torch.Tensor]()
         began = time.perf_counter()
         for _ in range(tokens):
             new = out.logits[:, -1].argmax(-1, keepdim=True)
             made.append(new)
             mask = torch.cat([mask, torch.ones_like(new)], 1)
-            cache = out.past_key_values
-            out = model(new, attention_mask=mask, past_key_values=cache, use_cache=True)
+            out = model(new, attention_mask=mask, cache=cache)
         return (time.perf_counter() - began) / tokens, torch.cat(made, 1)
 
 

@@ -62,7 +62,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>")
-    fast.chat_template = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
+    fast.chat_template = (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}"
+        "{% endif %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
+    )
     mixture().save_pretrained(at / "mix")
     fast.save_pretrained(at / "mix")
     for seed, name in enumerate(("med", "law")):
@@ -225,6 +228,7 @@ def test_a_seed_gives_the_same_sample_again(server: Running, opened: dict[str, S
         ({"generation_config": '{"max_new_tokens": 9999}'}, 400, "generation_config"),
         ({"stop": [""]}, 400, "stop"),
         ({"seed": 1.5}, 400, "seed"),
+        ({"prompt": "\ud800"}, 400, "surrogate"),
         ({"logit_bias": {"a": 1}}, 400, "logit_bias"),
         ({"frequency_penalty": 1.0}, 400, "frequency_penalty"),
         ({"nonsense": 1}, 422, "nonsense"),
@@ -251,6 +255,9 @@ def test_other_bad_requests_are_refused(server: Running) -> None:
     body = {"model": "mix", "messages": [{"role": "user", "content": image}]}
     assert server.ask("/v1/chat/completions", body)[0] == 400
     body = {"model": "mix", "messages": [{"role": "user", "content": "x"}]}
+    tool = {"messages": [{"role": "tool", "content": "x"}]}
+    status, said = server.ask("/v1/chat/completions", body | tool)
+    assert status == 400 and "no tools here" in said["error"]["message"]
     given = {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}
     assert server.ask("/v1/chat/completions", body | given)[0] == 400
     say = {"model": "mix", "prompt": "one", "max_tokens": 1}
@@ -474,7 +481,7 @@ def test_the_page_works_in_a_browser(opened: dict[str, Served], tmp_path: Path) 
             browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
             for width, height in ((1280, 800), (390, 844)):
                 page = browser.new_page(viewport={"width": width, "height": height})
-                page.set_default_timeout(60_000)
+                page.set_default_timeout(300_000)
                 tried(page, server, opened)
                 page.screenshot(path=tmp_path / f"page-{width}.png")
             browser.close()

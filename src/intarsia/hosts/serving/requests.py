@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import HTTPException
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
@@ -36,8 +38,18 @@ class Checked(BaseHandler):
 
     limits: Limits
 
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+        """transformers' own; what a chat template refuses is the client's to mend."""
+        handler: Any = super()
+        try:
+            return await handler.handle_request(body, request_id)
+        except TemplateError as error:
+            want, fix = "a chat that the model's template takes", "Look at its roles and order."
+            raise refused("messages", error, want, fix) from error
+
     def _validate_request(self, body: dict[str, Any]) -> None:
         super()._validate_request(body)
+        _text(body)
         for name in UNDONE:
             if not _plain(name, body.get(name)):
                 raise refused(name, repr(body[name]), "none", "This server does not do it.")
@@ -120,6 +132,14 @@ def with_template(found: Any) -> Any:
         fix = "Use /v1/completions."
         raise refused("model", f"{found[0]!r}, without a chat template", "one with it", fix)
     return found
+
+
+def _text(body: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        fix = "Send whole characters."
+        raise refused("body", "half of a surrogate pair", "text", fix) from error
 
 
 def _plain(name: str, value: object) -> bool:
