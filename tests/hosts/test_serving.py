@@ -180,14 +180,16 @@ def test_answers_are_those_of_generate(server: Running, opened: dict[str, Served
 def test_a_stream_says_the_same_and_ends_as_clients_expect(
     server: Running, opened: dict[str, Served]
 ) -> None:
-    for more in ({}, {"temperature": 0.0, "stop": "\x00\x00\x00"}):
-        status, text = server.say("one", "med", stream=True, **more)
+    # the second one ends in the middle of a character
+    asked = [(p, more) for p in ("one", "user:one\n") for more in ({}, {"stop": "\x00\x00\x00"})]
+    for prompt, more in asked:
+        status, text = server.say(prompt, "med", stream=True, **more)
         assert status == 200
         lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
         assert lines[-1] == "[DONE]"
         parts = [json.loads(line) for line in lines[:-1]]
         assert "".join(p["choices"][0].get("text", "") for p in parts) == wanted(
-            opened["med"], "one"
+            opened["med"], prompt
         )
         assert parts[-1]["usage"]["completion_tokens"] == 8
     chat = {"model": "law", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6}

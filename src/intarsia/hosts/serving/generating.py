@@ -74,6 +74,24 @@ class Generations(GenerationState):
         self.thread.shutdown(wait=True, cancel_futures=True)
 
 
+class _Texts(asyncio.Queue[Any]):
+    """The texts of a stream, and at its end what was held back: half of a character.
+
+    transformers' streams leave that out, so that their text is not that of the whole answer.
+    """
+
+    def __init__(self, whole: Callable[[], str]) -> None:
+        super().__init__()
+        self.sent, self.whole = "", whole
+
+    def put_nowait(self, item: Any) -> None:
+        if isinstance(item, str):
+            self.sent += item
+        elif item is None and (whole := self.whole()).startswith(self.sent) and whole != self.sent:
+            super().put_nowait(whole[len(self.sent) :])
+        super().put_nowait(item)
+
+
 class _Streamer(CBStreamer):
     """Tells the request of each token, and takes its handler along when it is cancelled."""
 
@@ -91,10 +109,12 @@ class _Direct(DirectStreamer):
 
     def __init__(self, told: Request, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._told = told
+        self._told, self.made = told, list[int]()
 
     def put(self, value: torch.Tensor) -> None:
         prompt = self._first
+        if not prompt:
+            self.made += value.tolist()
         super().put(value)
         if not prompt:
             self._told.token()
@@ -128,10 +148,13 @@ class Generation(BaseGenerateManager):
         response_parser: Any = None,
     ) -> tuple[asyncio.Queue[Any], Any]:
         ids = self._fitted(inputs, gen_config)
-        loop, queue, rust = asyncio.get_running_loop(), asyncio.Queue(), processor._tokenizer
+        loop, rust, told = asyncio.get_running_loop(), processor._tokenizer, current()
+        made: list[int] = []
+        plain = response_parser is None
+        queue = _Texts(lambda: processor.decode(made, skip_special_tokens=plain) if plain else "")
         if not self._batched(gen_config):
-            told = current()
             direct = _Direct(told, rust, loop, queue, response_parser=response_parser)
+            made = direct.made
 
             def run() -> None:
                 try:
@@ -146,9 +169,9 @@ class Generation(BaseGenerateManager):
         name, forget = self._name()
         cb = self.batch._cb
         streamer = _Streamer(forget, cb, name, rust, loop, queue, response_parser=response_parser)
-        told = current()
 
         def hear(output: Any) -> None:
+            made[:] = output.generated_tokens
             try:
                 told.generated = len(output.generated_tokens) - 1
                 told.token()
