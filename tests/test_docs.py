@@ -52,6 +52,8 @@ RUNNABLE = (
     "how-to/train-a-cnn-sparse.md",
     "how-to/train-other-tasks.md",
     "how-to/train-slices.md",
+    "how-to/experts-from-a-dense-model.md",
+    "how-to/stack-techniques.md",
     "how-to/unlearn-a-text.md",
     "how-to/upcycle.md",
 )

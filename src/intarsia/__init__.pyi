@@ -48,6 +48,8 @@ from .hosts import upcycle as upcycle
 from .hosts.attribution import attribute_experts as attribute_experts
 from .hosts.offload.resident import offload as offload
 from .hosts.offload.resident import residency as residency
+from .hosts.offload.ring import ring_offload as ring_offload
+from .hosts.offload.ring import ring_residency as ring_residency
 from .hosts.offload.store import pack_experts as pack_experts
 from .hosts.out.pack import CodeHead as CodeHead
 from .hosts.prune.files import convert_sparse as convert_sparse
@@ -58,6 +60,8 @@ from .hosts.prune.pruners import SparseGPT as SparseGPT
 from .hosts.prune.pruners import Wanda as Wanda
 from .hosts.prune.tables import load_tables as load_tables
 from .hosts.prune.tables import save_tables as save_tables
+from .hosts.read_me import ReadMe as ReadMe
+from .hosts.read_me import extract as extract
 from .hosts.relabel import relabel as relabel
 from .hosts.soups import soup as soup
 from .hosts.swap.experts import MergeMixtures as MergeMixtures

@@ -27,6 +27,7 @@ from .shell import Verbs, arguments, say
 from .simulating import pack, simulate
 from .souping import soup
 from .sparsifying import convert, sparsify
+from .stacking import stack
 from .training import fit
 from .unlearning import unlearn
 
@@ -86,6 +87,7 @@ app.command("trace")(trace)
 app.command("pack")(pack)
 app.command("place")(place)
 app.command("simulate")(simulate)
+app.command("stack")(stack)
 app.command("unlearn")(unlearn)
 app.command("encode")(encode)
 app.command("decode")(decode)

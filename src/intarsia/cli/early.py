@@ -89,6 +89,7 @@ CLAIMS = tuple(
     recombiner recombiner-ablation recombiner-coding recombiner-full
     rigl rigl-gradual
     rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory sms sparse-ift sparse-ift-rigl
+    read-me-ahead read-me-batching read-me-extraction read-me-gate stack-bytes stack-pairs
     seuf-all seuf-anchor seuf-expert seuf-lift seuf-size seuf-unanchored
     sparsey-capacity sparsey-digits
     sparsey-collapse sparsey-control sparsey-memory sparsey-similarity sparsey-time

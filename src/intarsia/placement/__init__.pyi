@@ -1,4 +1,8 @@
 from .balance import JointSwaps as JointSwaps
+from .batching import ExpertQueues as ExpertQueues
+from .batching import LookAhead as LookAhead
+from .batching import Served as Served
+from .batching import serve as serve
 from .cache import Cache as Cache
 from .cache import Residency as Residency
 from .cache import replay as replay
@@ -11,6 +15,9 @@ from .exflow import ExFlow as ExFlow
 from .expertflow import Predictive as Predictive
 from .expertflow import TokenTable as TokenTable
 from .expertflow import regroup as regroup
+from .layer_ring import period as period
+from .layer_ring import ring as ring
+from .layer_ring import ring_seconds as ring_seconds
 from .moetuner import MoeTuner as MoeTuner
 from .placement import Placement as Placement
 from .plan import DevicePlan as DevicePlan

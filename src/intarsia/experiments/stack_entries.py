@@ -1,0 +1,196 @@
+"""Techniques that make a sparse model cheaper, each as an entry that can be put on another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.checks import between, one_of
+from ..core.modes import evaluating
+from ..formats.absmax import Absmax
+from ..hosts.relabel import relabel
+from ..hosts.swap.stock import (
+    dense_from_most_used,
+    factors,
+    gated_experts,
+    hidden_of,
+    keep_stock_experts,
+    merge_stock_experts,
+    seen_by_experts,
+    skipping,
+)
+from ..hosts.tracing import recording
+from ..placement.balance import JointSwaps
+from ..placement.policies import Expected, Lfu, Lru
+from ..placement.searching import place
+from ..placement.trace import NONE, Trace
+
+DEVICES = 4
+NAMES = ("gate_up_proj", "down_proj")
+POLICIES = {"expected": Expected, "lfu": Lfu, "lru": Lru}
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class Stacked:
+    """A model on the way: what has been done to it, and how its experts are stored."""
+
+    model: Any
+    calibration: Sequence[Batch]
+    stored: dict[tuple[str, str, int], tuple[Tensor, ...]] = field(default_factory=dict)
+    format: Absmax | None = None
+    below: dict[str, float] = field(default_factory=dict)
+    policy: str | None = None
+
+    def matrices(self) -> Iterator[tuple[str, str, int, Tensor]]:
+        """(path, name, expert, its weight) of all experts."""
+        for path, of in gated_experts(self.model).items():
+            for name in NAMES:
+                for expert, weight in enumerate(getattr(of.module, name).detach()):
+                    yield path, name, expert, weight
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A technique.  stage: when it is carried out; preserves: "outputs", "routing", which become
+    tests; conflicts: another entry -> why the two cannot be together."""
+
+    name: str
+    level: str
+    stage: int
+    default: str
+    carry: Callable[[Stacked, str], None]
+    preserves: frozenset[str] = frozenset()
+    conflicts: Mapping[str, str] = field(default_factory=dict)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    between("a share of the experts", share, 0, 0.9, "For example: prune:0.25.")
+    return share
+
+
+def _left(on: Stacked, text: str) -> int:
+    first = next(iter(gated_experts(on.model).values()))
+    return max(1, round(first.experts * (1 - _share(text))))
+
+
+def _loads(on: Stacked) -> dict[str, Tensor]:
+    seen = seen_by_experts(on.model, on.calibration)
+    return {p: seen[p].load(of.experts) for p, of in gated_experts(on.model).items()}
+
+
+def _prune(on: Stacked, text: str) -> None:
+    count = _left(on, text)
+    order = {p: load.argsort(descending=True, stable=True) for p, load in _loads(on).items()}
+    keep_stock_experts(on.model, {p: sorted(o[:count].tolist()) for p, o in order.items()})
+
+
+def _merge(on: Stacked, text: str) -> None:
+    merge_stock_experts(on.model, seen_by_experts(on.model, on.calibration), _left(on, text))
+
+
+def _student(on: Stacked, text: str) -> None:
+    count = int(text) if text.isdecimal() else 0
+    first = next(iter(gated_experts(on.model).values()))
+    between("experts of a student", count, 1, first.experts, "For example: student:2.")
+    dense_from_most_used(on.model, _loads(on), count)
+
+
+def _skip(on: Stacked, text: str) -> None:
+    share = float(text) if text.replace(".", "", 1).isdecimal() else -1.0
+    between("quantile of g2 / g1", share, 0, 1, "For example: skip:0.5.")
+    for path, of in seen_by_experts(on.model, on.calibration).items():
+        if share and of.weight.shape[1] > 1:
+            ratio = of.weight[:, 1:].sum(1) / of.weight[:, 0].clamp(min=1e-9)
+            on.below[path] = float(ratio.quantile(share))
+
+
+def _place(on: Stacked, text: str) -> None:
+    one_of("placement", text, ("home", "stay"))
+    relabel(on.model, place(trace_of(on, on.calibration), DEVICES, JointSwaps(text)))
+
+
+def _low_rank(on: Stacked, text: str) -> None:
+    energy = float(text) if text.replace(".", "", 1).isdecimal() else -1.0
+    between("energy", energy, 0.01, 1, "For example: lowrank:0.9.")
+    seen, stock = seen_by_experts(on.model, on.calibration), gated_experts(on.model)
+    made: dict[tuple[str, str, int], tuple[Tensor, ...]] = {}
+    for path, name, expert, weight in on.matrices():
+        x = seen[path].of(expert)
+        if name == "down_proj":
+            x = hidden_of(stock[path].module, expert, x)
+        if (found := factors(weight, x, energy)) is not None:
+            made[path, name, expert] = found
+    for (path, name, expert), (u, v) in made.items():
+        getattr(stock[path].module, name).data[expert].copy_(u @ v)
+    on.stored |= made
+
+
+def _quantise(on: Stacked, text: str) -> None:
+    one_of("quant", text, ("w2", "w3", "w4", "w8"), "For example: quant:w4.")
+    on.format = form = Absmax(int(text[1:]))
+    stock = gated_experts(on.model)
+    for path, name, expert, weight in on.matrices():
+        parts = on.stored.get((path, name, expert), (weight,))
+        decoded = tuple(form.decode(form.encode(w), w.shape).to(w.dtype) for w in parts)
+        whole = decoded[0] if len(decoded) == 1 else decoded[0] @ decoded[1]
+        on.stored[path, name, expert] = tuple(w.clone() for w in parts)
+        getattr(stock[path].module, name).data[expert].copy_(whole)
+
+
+def _offload(on: Stacked, text: str) -> None:
+    one_of("policy", text, tuple(POLICIES))
+    on.policy = text
+
+
+SAME = "both decide which experts are left"
+ENTRIES: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry("prune", "model", 1, "0.25", _prune, conflicts={"student": SAME}),
+        Entry("merge", "model", 2, "0.25", _merge, conflicts={"student": SAME}),
+        Entry("student", "model", 2, "2", _student, conflicts={"skip": "a student has no router"}),
+        Entry("skip", "model", 3, "0.5", _skip),
+        Entry(
+            "place",
+            "system",
+            4,
+            "home",
+            _place,
+            frozenset({"outputs", "routing"}),
+            {"student": f"its experts are fewer than {DEVICES} devices"},
+        ),
+        Entry("lowrank", "model", 5, "0.9", _low_rank),
+        Entry("quant", "model", 6, "w4", _quantise),
+        Entry("offload", "system", 7, "expected", _offload, frozenset({"outputs", "routing"})),
+    )
+}
+
+
+@torch.no_grad()
+def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
+    """The routing of some rows, skipped experts left out."""
+    experts: list[Tensor] = []
+    stock = gated_experts(on.model)
+    count = next(iter(stock.values())).experts
+    with evaluating(on.model), ExitStack() as inside:
+        inside.enter_context(skipping(on.model, on.below))
+        seen = inside.enter_context(recording(on.model)).seen
+        for batch in rows:
+            on.model(**batch)
+            index = torch.stack([seen[path][0] for path in stock], 1)  # (T, L, k)
+            experts.append(torch.where(index >= count, NONE, index))
+    length = rows[0]["input_ids"].shape[1]
+    row = torch.arange(sum(len(e) for e in experts))
+    of = next(iter(stock.values()))
+    about = {"width": str(of.width), "hidden": str(of.hidden), "gated": "true"}
+    return Trace(torch.cat(experts), count, row // length, row % length, about=about)

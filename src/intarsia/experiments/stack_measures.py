@@ -1,0 +1,172 @@
+"""What a stack of techniques is worth: loss, bytes, operations, hits, traffic, times."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.modes import evaluating
+from ..hosts.offload.resident import offload
+from ..hosts.swap.stock import gated_experts, skipping
+from ..placement.cache import replay
+from ..placement.describe import demand
+from ..placement.engines import ExpertSize, expert_parallel
+from ..placement.placement import Placement
+from ..placement.timeline import simulate
+from ..placement.topology import Topology
+from ..placement.trace import Trace
+from .stack_entries import DEVICES, POLICIES, Batch, Stacked, trace_of
+
+SLOTS = 0.25
+ITEM = 2  # bytes of a number that no format stores
+LINKS = Topology.two_level(2, 2, intra=(300e9, 2e-6), inter=(25e9, 10e-6))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a stack of entries is worth.
+
+    each: cross-entropy of every sequence, nats a token; sent: bytes a token between devices;
+    seconds: simulated on devices, and of this processor; exact: an offloaded one has the same bits.
+    """
+
+    names: tuple[str, ...]
+    each: Tensor
+    bytes: int
+    operations: float
+    hits: float
+    sent: float | None
+    seconds: tuple[float | None, float]
+    exact: bool | None = None
+
+    @property
+    def loss(self) -> float:
+        return float(self.each.mean())
+
+    def row(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "entries": " + ".join(self.names) or "none",
+            "cross_entropy": self.loss,
+            "bytes": self.bytes,
+            "operations": self.operations,
+            "hit_rate": self.hits,
+            "sent_bytes": self.sent,
+            "simulated_seconds": self.seconds[0],
+            "cpu_seconds": self.seconds[1],
+        }
+
+
+def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measured:
+    """Everything that there is to know of a stack."""
+    started = time.process_time()
+    each = losses(on.model, rows, on.below)
+    cpu = time.process_time() - started
+    trace = trace_of(on, rows)
+    policy = POLICIES[on.policy or "expected"]().build(trace.layers, trace.experts)
+    slots = max(2, round(SLOTS * trace.layers * trace.experts))
+    hits = replay(demand(trace, 1), policy, slots).rate
+    sent, seconds = _on_devices(trace, on)
+    exact = _offloaded_is_exact(on, rows[:1]) if on.policy else None
+    return Measured(
+        names, each, stored_bytes(on), _operations(on, trace), hits, sent, (seconds, cpu), exact
+    )
+
+
+@torch.no_grad()
+def losses(model: Any, rows: Sequence[Batch], below: Mapping[str, float]) -> Tensor:
+    """Cross-entropy of each sequence, nats a token.  (S,) float64."""
+    found: list[Tensor] = []
+    with evaluating(model), skipping(model, below):
+        for batch in rows:
+            logits = model(**batch).logits[:, :-1].float()
+            loss = F.cross_entropy(
+                logits.transpose(1, 2), batch["input_ids"][:, 1:], reduction="none"
+            )
+            found.append(loss.double().mean(1))
+    return torch.cat(found)
+
+
+def stored_bytes(on: Stacked) -> int:
+    """Bytes of the tensors of a safetensors file with every weight, routers included."""
+    return _payload(safetensors.torch.save(_tensors(on)))
+
+
+def _payload(file: bytes) -> int:
+    return len(file) - 8 - int.from_bytes(file[:8], "little")
+
+
+def _tensors(on: Stacked) -> dict[str, Tensor]:
+    paths = tuple(f"{path}." for path in gated_experts(on.model))
+    found: dict[str, Tensor] = {}
+    for name, p in on.model.named_parameters():  # a tied head is named once
+        if not name.startswith(paths):
+            found[name] = p.detach().bfloat16().contiguous()
+    for path, name, expert, weight in on.matrices():
+        for number, part in enumerate(on.stored.get((path, name, expert), (weight,))):
+            key = f"{path}.{expert}.{name}.{number}"
+            if on.format is None:
+                found[key] = part.bfloat16().contiguous().clone()
+            else:
+                found |= {f"{key}.{n}": t for n, t in on.format.encode(part).items()}
+    return found
+
+
+def expected_bytes(on: Stacked) -> int:
+    """The same by the formula: two bytes a number, or what the format says of each shape."""
+    paths = tuple(f"{path}." for path in gated_experts(on.model))
+    total = ITEM * sum(
+        p.numel() for name, p in on.model.named_parameters() if not name.startswith(paths)
+    )
+    for path, name, expert, weight in on.matrices():
+        for part in on.stored.get((path, name, expert), (weight,)):
+            total += on.format.size(part.shape) if on.format else ITEM * part.numel()
+    return total
+
+
+def _operations(on: Stacked, trace: Trace) -> float:
+    """Multiplications and additions a token: of its experts, and of all other matrices."""
+    paths = list(gated_experts(on.model))
+    prefixes = tuple(f"{path}." for path in paths)
+    # a tied embedding is the head's matrix, an untied one is looked up
+    fixed = sum(
+        p.numel()
+        for name, p in on.model.named_parameters()
+        if p.dim() == 2 and not name.startswith(prefixes)
+    )
+    cost = torch.zeros(trace.layers, trace.experts, dtype=torch.float64)
+    for path, name, expert, weight in on.matrices():
+        parts = on.stored.get((path, name, expert), (weight,))
+        cost[paths.index(path), expert] += sum(part.numel() for part in parts)
+    return 2 * (fixed + float((trace.load() * cost).sum()) / len(trace))
+
+
+def _on_devices(trace: Trace, on: Stacked) -> tuple[float | None, float | None]:
+    """Bytes a token between devices, and simulated seconds; None where experts do not divide."""
+    if trace.experts % DEVICES:
+        return None, None
+    at = Placement.contiguous(trace.layers, trace.experts, DEVICES)
+    plan = expert_parallel(trace, at, ExpertSize.of(trace, ITEM), nodes=LINKS.nodes())
+    return float(plan.bytes().sum()) / len(trace), simulate(plan, LINKS).seconds
+
+
+def _offloaded_is_exact(on: Stacked, rows: Sequence[Batch]) -> bool:
+    """Does the model say the same bits with a quarter of its experts in memory?"""
+    with tempfile.TemporaryDirectory() as folder:
+        on.model.save_pretrained(Path(folder, "model"))
+        policy = POLICIES[on.policy or "expected"]()
+        count = sum(of.experts for of in gated_experts(on.model).values())
+        slots = max(2, round(SLOTS * count))
+        small: Any = offload(Path(folder, "model"), slots=slots, policy=policy)
+        one, two = (losses(m, rows, on.below) for m in (on.model, small))
+        del small
+    return torch.equal(one, two)

@@ -1,0 +1,176 @@
+"""SE-MoE's ring (arXiv:2205.10034): a model whose blocks pass through K places in memory.
+
+A thread reads blocks i + 1 ... i + K - 1 while block i is computed; its place is then that of block
+i + K.
+`placement.layer_ring` says beforehand how long that takes.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...core.checks import between
+from ...core.errors import CheckpointError, ConfigError, TargetError
+from ...core.files import writing
+from ...placement.cache import Residency
+from ..anatomy.blocks import blocks
+
+Read = Callable[[Path, Mapping[str, Tensor]], None]
+RING = "intarsia_ring"  # the attribute of a model that has one
+
+
+def read_block(path: Path, into: Mapping[str, Tensor]) -> None:
+    """Copy a block's file into tensors of its shapes.
+
+    Raises: CheckpointError for a file that is missing, damaged or of another block.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            for name, tensor in into.items():
+                tensor.copy_(file.get_tensor(name))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        want, fix = "the block that was written", "Write the ring again with ring_offload."
+        raise CheckpointError(f"block {path}", got=error, want=want, fix=fix) from error
+
+
+def ring_offload(
+    model: nn.Module, folder: str | Path, *, slots: int = 2, read: Read = read_block
+) -> nn.Module:
+    """Write a model's blocks to files and keep `slots` of them in memory, in place.
+
+    Outputs are the same bits: the same products of the same weights. Memory of the blocks falls to
+    K / N; embeddings, head and norms outside them stay. Two places are enough to hide the shorter
+    of reading and computing; more hide no more on an even machine.
+    folder: one safetensors file for each block; read: who reads one, for tests and other stores.
+    `ring_residency(model)` says how often it waited.
+
+    Raises: TargetError for a model whose blocks have different shapes; ConfigError for slots
+    outside 1 ... N, and in a forward with gradients; CheckpointError, in the forward, for a file
+    that cannot be read.
+    Not for training, nor for a model that fits: every forward reads every block.
+    Source: arXiv:2205.10034, section 4.2.
+    """
+    found = blocks(model)
+    shapes = [{n: (t.shape, t.dtype) for n, t in b.state_dict().items()} for _, b in found]
+    if not found or any(s != shapes[0] for s in shapes):
+        got, fix = f"{len(found)} blocks of {len({str(s) for s in shapes})} shapes", "Use offload."
+        raise TargetError("model for a ring", got=got, want="blocks of one shape", fix=fix)
+    between("slots", slots, 1, len(found), "2 hide the shorter of reading and computing.")
+    with writing(folder) as scratch:
+        scratch.mkdir()
+        for number, (_, block) in enumerate(found):
+            tensors = {n: t.detach().contiguous() for n, t in block.state_dict().items()}
+            save_file(tensors, scratch / f"{number:04d}.safetensors")
+    ring = Ring([block for _, block in found], Path(folder), slots, read)
+    model.__dict__[RING] = ring
+    weakref.finalize(model, ring.close)
+    return model.eval().requires_grad_(False)
+
+
+def ring_residency(model: nn.Module) -> Residency:
+    """Blocks that were there when they were needed, those that were waited for, bytes, seconds.
+
+    Raises: ConfigError for a model without a ring.
+    """
+    ring = model.__dict__.get(RING)
+    if ring is None:
+        got, fix = f"a {type(model).__name__} in memory", "Call ring_offload(model, folder)."
+        raise ConfigError("model", got=got, want="one with a ring", fix=fix)
+    return Residency(ring.ready, ring.waited, ring.bytes, ring.seconds)
+
+
+class Ring:
+    """K places, a thread that fills them in the order of the blocks, and hooks that wait for it."""
+
+    def __init__(self, found: list[nn.Module], folder: Path, slots: int, read: Read) -> None:
+        self.blocks, self.folder, self.read = found, folder, read
+        first = found[0].state_dict()
+        self.places = [{n: torch.empty_like(t) for n, t in first.items()} for _ in range(slots)]
+        self.size = sum(t.nbytes for t in first.values())
+        self.ready = self.waited = self.bytes = 0
+        self.seconds = 0.0
+        self.failed: BaseException | None = None
+        self.todo: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self.done = [threading.Event() for _ in found]
+        self.turn = 0  # the block that is computed next
+        self.at = {number: number for number in range(slots)}  # block -> its place, now or next
+        for number, block in enumerate(found):
+            block.register_forward_pre_hook(self._enter(number))
+            block.register_forward_hook(self._leave(number))
+            _point(block, {n: t.new_empty(0) for n, t in first.items()})
+        self.thread = threading.Thread(target=self._load, name="ring", daemon=True)
+        self.thread.start()
+        for number in range(slots):
+            self.todo.put((number, number))
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self.todo.put(None)
+
+    def _load(self) -> None:
+        while (asked := self.todo.get()) is not None:
+            block, place = asked
+            try:
+                self.read(self.folder / f"{block:04d}.safetensors", self.places[place])
+                self.bytes += self.size
+            except BaseException as error:  # told where the block is needed
+                self.failed = error
+            self.done[block].set()
+
+    def _enter(self, number: int) -> Any:
+        def wait(block: nn.Module, _: Any) -> None:
+            if torch.is_grad_enabled():
+                fix = "Run it under torch.no_grad()."
+                raise ConfigError("model with a ring", got="gradients", want="inference", fix=fix)
+            if number != self.turn:
+                got, fix = f"block {number} after {self.turn - 1}", "Run whole forwards."
+                raise ConfigError("model with a ring", got=got, want="blocks in order", fix=fix)
+            if self.done[number].is_set():
+                self.ready += 1
+            else:
+                started = time.perf_counter()
+                self.done[number].wait()
+                self.seconds += time.perf_counter() - started
+                self.waited += 1
+            if self.failed is not None:
+                raise self.failed
+            _point(block, self.places[self.at[number]])
+
+        return wait
+
+    def _leave(self, number: int) -> Any:
+        def free(block: nn.Module, *_: Any) -> None:
+            count, slots = len(self.blocks), len(self.places)
+            self.turn = (number + 1) % count
+            if slots < count:
+                place = self.at[number]
+                _point(block, {n: t.new_empty(0) for n, t in self.places[0].items()})
+                self.done[number].clear()
+                after = (number + slots) % count
+                self.at[after] = place
+                self.todo.put((after, place))
+
+        return free
+
+
+def _point(block: nn.Module, at: Mapping[str, Tensor]) -> None:
+    """Let a block's weights and buffers be these tensors."""
+    for name, tensor in at.items():
+        path, _, last = name.rpartition(".")
+        owner = block.get_submodule(path)
+        held = owner._parameters.get(last)
+        if held is not None:
+            held.data = tensor
+        else:
+            owner._buffers[last] = tensor

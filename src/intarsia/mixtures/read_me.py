@@ -1,0 +1,108 @@
+"""Read-ME's experts: parts of one dense MLP, and what all of them share (arXiv:2410.19123).
+
+m_i: the units that text of domain i uses. residual = AND_i m_i, for every token; expert i has
+m_i AND NOT residual. With expert i, the MLP is the dense one with all other units at 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ShapeError
+from ..gating.router import Router
+from .mixture import Mixture
+
+
+class SlicedMlp(nn.Module):
+    """Some hidden units of an MLP: down act(up x), gated down (act(gate x) * up x).
+
+    up, gate: (h, d), down: (d, h), act: the host's; units: (n,) int64, those that are kept.
+    """
+
+    def __init__(
+        self,
+        up: nn.Linear,
+        gate: nn.Linear | None,
+        down: nn.Linear,
+        act: nn.Module,
+        units: Tensor,
+        *,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.up, self.act = _rows(up, units), act
+        self.gate = None if gate is None else _rows(gate, units)
+        self.down = _columns(down, units, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up(x)
+        return self.down(self.act(up) if self.gate is None else self.act(self.gate(x)) * up)
+
+
+def _rows(of: nn.Linear, units: Tensor) -> nn.Linear:
+    made = _empty(of.in_features, len(units), bias=of.bias is not None)
+    made.weight = nn.Parameter(of.weight.detach()[units].clone())
+    if of.bias is not None:
+        made.bias = nn.Parameter(of.bias.detach()[units].clone())
+    return made
+
+
+def _columns(of: nn.Linear, units: Tensor, *, bias: bool) -> nn.Linear:
+    kept = bias and of.bias is not None
+    made = _empty(len(units), of.out_features, bias=kept)
+    made.weight = nn.Parameter(of.weight.detach()[:, units].clone())
+    if kept:
+        made.bias = nn.Parameter(of.bias.detach().clone())
+    return made
+
+
+def _empty(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
+    """A linear map whose weights are put in; torch warns when it draws none at all."""
+    made = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias)
+    made.in_features, made.out_features = inputs, outputs
+    return made
+
+
+def residual_of(masks: Tensor) -> Tensor:
+    """The units that all experts have.  (E, h) bool -> (h,) bool."""
+    return masks.all(0)
+
+
+def read_me_mixture(
+    up: nn.Linear,
+    gate: nn.Linear | None,
+    down: nn.Linear,
+    act: nn.Module,
+    masks: Tensor,
+    router: Router,
+) -> Mixture:
+    """The mixture in the place of an MLP.  masks: (E, h) bool, the units of each expert.
+
+    With one expert of weight 1 a token, y = residual(x) + own_i(x): the dense MLP with the units
+    outside mask i at 0, to the order of sums; the last bias is the residual's. All masks full is
+    the dense MLP.
+
+    Raises: ShapeError for masks of other sizes.
+    """
+    if masks.dim() != 2 or masks.shape != (router.experts, down.in_features):
+        want = f"({router.experts}, {down.in_features}), experts and hidden units"
+        fix = "Make them by channel_masks of this model."
+        raise ShapeError("masks", got=tuple(masks.shape), want=want, fix=fix)
+    shared = residual_of(masks)
+
+    def part(mask: Tensor, *, bias: bool) -> SlicedMlp:
+        return SlicedMlp(up, gate, down, act, mask.nonzero().flatten(), bias=bias)
+
+    own: Sequence[nn.Module] = [part(mask & ~shared, bias=False) for mask in masks]
+    return Mixture(own, router, part(shared, bias=True))
+
+
+def random_masks(masks: Tensor, generator: torch.Generator) -> Tensor:
+    """Masks of the same sizes with units at random: what extraction is judged against."""
+    made = torch.zeros_like(masks)
+    for row, count in zip(made, masks.sum(1).tolist(), strict=True):
+        row[torch.randperm(len(row), generator=generator)[:count]] = True
+    return made

@@ -1,0 +1,44 @@
+"""`intarsia stack`: a stack and pairs are measured, and what cannot be is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Intarsia
+
+
+def test_a_stack_and_pairs_are_measured(intarsia: Intarsia, mixture: Path, tmp_path: Path) -> None:
+    text, out = tmp_path / "a.txt", tmp_path / "stack.json"
+    text.write_text("".join(f"Line {i} of a plain text, which says {i * i}.\n" for i in range(40)))
+    given = (mixture, text, "prune:0.5,quant:w4")
+    few = ("--rows", 2, "--calibration", 4, "--size", 16)
+    said = intarsia("stack", *given, *few, "--json")
+    assert said.code == 0, said.err
+    names = [row["entries"] for row in said.json["rows"]]
+    assert names == ["none", "prune", "prune + quant"] and said.json["broken"] == []
+    said = intarsia("stack", *given, *few, "--pairs", "--save", out)
+    assert said.code == 0 and "prune + quant" in said.out and out.exists(), said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("austen", "qant"), "Did you mean quant"),
+        (("austen", "quant,prune"), "prune:0.25,quant:w4"),
+        (("austen", "student,prune"), "both decide"),
+        (("elpv",), "a corpus"),
+        (("austen", "--rows", "0"), "at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    intarsia: Intarsia,
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = intarsia("stack", "nothing", *words)
+    assert found.code == 2 and said in found.words

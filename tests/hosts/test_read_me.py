@@ -1,0 +1,185 @@
+"""Read-ME: masks, residual and experts are parts of the dense model; the gate reads ids alone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import intarsia
+from intarsia.core.errors import ConfigError, DataError, ShapeError, TargetError
+from intarsia.hosts.read_me import (
+    ReadMe,
+    channel_masks,
+    channel_use,
+    extract,
+    gate_loss,
+    masked,
+    pregate_targets,
+    train_gate,
+)
+from intarsia.mixtures import Mixture
+from intarsia.mixtures.read_me import random_masks, read_me_mixture, residual_of
+from intarsia.routers.pregate import PreGate, PreGateRouter
+
+WORDS = 24
+
+
+@pytest.fixture(scope="module")
+def dense() -> Any:
+    config = LlamaConfig(
+        vocab_size=WORDS,
+        hidden_size=16,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        use_cache=False,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+def rows(low: int, high: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    return {"input_ids": torch.randint(low, high, (4, 9), generator=draws)}
+
+
+DOMAINS = {"low": [rows(0, 12)], "high": [rows(12, WORDS)]}
+
+
+class Fixed(torch.nn.Module):
+    """A gate that always says the same."""
+
+    def __init__(self, expert: int, experts: int = 2) -> None:
+        super().__init__()
+        self.config, self.expert = PreGate(experts, vocabulary=WORDS, width=8, heads=2), expert
+
+    def of(self, ids: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(*ids.shape, self.config.experts)
+        logits[..., self.expert] = 1.0
+        return logits
+
+
+def test_masks_have_as_many_units_as_they_are_told(dense: Any) -> None:
+    masks = channel_masks(dense, DOMAINS, 0.45)
+    assert list(masks) == ["model.layers.0.mlp", "model.layers.1.mlp"]
+    use = [channel_use(dense, batches) for batches in DOMAINS.values()]
+    for path, mask in masks.items():
+        assert mask.shape == (2, 20) and mask.sum(1).tolist() == [9, 9]
+        for row, one in zip(mask, use, strict=True):
+            assert one[path][row].min() >= one[path][~row].max()
+        own = mask & ~residual_of(mask)
+        assert not bool((own & residual_of(mask)).any())
+        assert torch.equal(own | residual_of(mask), mask)
+        drawn = random_masks(mask, torch.Generator().manual_seed(0))
+        assert drawn.sum(1).tolist() == [9, 9] and not torch.equal(drawn, mask)
+
+
+def test_padding_does_not_count(dense: Any) -> None:
+    ids = rows(0, WORDS)["input_ids"]
+    mask = torch.ones_like(ids)
+    mask[:, 5:] = 0
+    padded = channel_use(dense, [{"input_ids": ids, "attention_mask": mask}])
+    alone = channel_use(dense, [{"input_ids": ids[:, :5]}])
+    for path, use in padded.items():
+        torch.testing.assert_close(use, alone[path], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("expert", [0, 1])
+def test_slices_are_the_masked_dense_model(dense: Any, expert: int) -> None:
+    masks = channel_masks(dense, DOMAINS, 0.5)
+    batch = rows(0, WORDS, 5)
+    with torch.no_grad(), masked(dense, masks, expert):
+        want = dense(**batch).logits
+    gate: Any = Fixed(expert)
+    model = extract(copy.deepcopy(dense), DOMAINS, masks=masks, gate=gate)
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, want, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(want, dense(**batch).logits, atol=1e-3)
+
+
+def test_a_density_of_one_is_the_dense_model(dense: Any) -> None:
+    model = extract(copy.deepcopy(dense), DOMAINS, ReadMe(density=1.0, width=8, heads=2), steps=1)
+    batch = rows(0, WORDS, 5)
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, dense(**batch).logits)
+    mixtures = [m for m in model.modules() if isinstance(m, Mixture)]
+    assert len(mixtures) == 2 and len({id(m.router.gate) for m in mixtures}) == 1
+    model(**batch).logits.sum().backward()
+
+
+def test_one_domain_is_pruning(dense: Any) -> None:
+    one = {"low": DOMAINS["low"]}
+    masks = channel_masks(dense, one, 0.5)
+    gate: Any = Fixed(0, experts=1)
+    model = extract(copy.deepcopy(dense), one, masks=masks, gate=gate)
+    batch = rows(0, WORDS, 5)
+    with torch.no_grad(), masked(dense, masks, 0):
+        want = dense(**batch).logits
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gate_is_causal_and_learns_the_targets(dense: Any) -> None:
+    masks = channel_masks(dense, DOMAINS, 0.5)
+    target = pregate_targets(dense, masks, rows(0, WORDS, 7))
+    torch.testing.assert_close(target.sum(-1), torch.ones(4, 9))
+    gate = PreGate(2, vocabulary=WORDS, width=8, heads=2).net(
+        embedding=dense.get_input_embeddings().weight, generator=torch.Generator().manual_seed(0)
+    )
+    ids = rows(0, WORDS, 7)["input_ids"]
+    later = ids.clone()
+    later[:, 6:] = 3
+    torch.testing.assert_close(gate(ids)[:, :6], gate(later)[:, :6])
+    losses = train_gate(gate, dense, masks, [b for d in DOMAINS.values() for b in d], steps=40)
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    with torch.no_grad():
+        assert gate.of(ids) is gate.of(ids)
+        first = gate.of(ids)
+        gate.head.add_(1.0)
+        assert gate.of(ids) is not first
+    sharp = torch.tensor([[0.9, 0.1]])
+    assert gate_loss(torch.tensor([[2.0, 0.0]]), sharp) < gate_loss(torch.zeros(1, 2), sharp)
+
+
+def test_what_cannot_be_is_refused(dense: Any) -> None:
+    router = PreGateRouter(Fixed(0))  # pyright: ignore
+    mlp = dense.model.layers[0].mlp
+    for error, words, call in (
+        (ConfigError, "density", lambda: channel_masks(dense, DOMAINS, 0.0)),
+        (ConfigError, "domains", lambda: channel_masks(dense, {}, 0.5)),
+        (DataError, "no tokens", lambda: channel_masks(dense, {"none": []}, 0.5)),
+        (ConfigError, "ids", lambda: router(torch.ones(3, 16))),
+        (ConfigError, "texts of several", lambda: intarsia.apply(dense, ReadMe())),
+        (ConfigError, "width", lambda: PreGate(width=10, heads=4)),
+        (
+            ShapeError,
+            "embedding",
+            lambda: PreGate(2, vocabulary=9, width=8, heads=2).net(
+                embedding=torch.ones(3, 8), generator=torch.Generator()
+            ),
+        ),
+        (
+            ShapeError,
+            "masks",
+            lambda: read_me_mixture(
+                mlp.up_proj,
+                mlp.gate_proj,
+                mlp.down_proj,
+                mlp.act_fn,
+                torch.ones(2, 3).bool(),
+                router,
+            ),
+        ),
+        (TargetError, "got", lambda: extract(torch.nn.Linear(2, 2), DOMAINS)),
+    ):
+        with pytest.raises(error, match=words):
+            call()
+    intarsia.set_ids(router, torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(ShapeError, match="use_cache"):
+        router(torch.ones(1, 3, 16))

@@ -1,0 +1,115 @@
+"""Queues by expert: everybody is served in bounded time, with fewer experts a batch than in order;
+and Belady over what is queued."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intarsia.core.errors import ConfigError
+from intarsia.placement.batching import ExpertQueues, LookAhead, serve
+from intarsia.placement.cache import Key, replay
+from intarsia.placement.policies import Belady, Expected, Lfu, Lru
+from intarsia.placement.trace import Trace
+
+from .made import made
+
+Steps = list[list[Key]]
+
+
+def test_every_token_is_served_once_and_fewer_experts_are_used() -> None:
+    trace = made(400, each=20, experts=8)
+    for limit in (1, 4, 20, 50):
+        aware, fifo = (serve(trace, limit, how=how) for how in ("aware", "fifo"))
+        for one in (aware, fifo):
+            assert sum(map(len, one.batches)) == len(trace) == len(one.waits)
+            assert max(map(len, one.batches)) <= limit
+            assert sorted(e for b in one.batches for e in b) == sorted(
+                trace.expert[:, 0, 0].tolist()
+            )
+        assert aware.unique <= fifo.unique
+    assert serve(trace, 4).unique < 0.75 * serve(trace, 4, how="fifo").unique
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(1, 5), st.integers(1, 6))
+def test_waiting_is_bounded_with_ageing(experts: list[int], limit: int, patience: int) -> None:
+    rows = torch.arange(len(experts))
+    trace = Trace(torch.tensor(experts)[:, None, None], 6, rows // 4, rows % 4)
+    served = serve(trace, limit, patience=patience)
+    requests = len(trace.sequence.unique())
+    assert max(served.waits) <= patience + math.ceil(requests / limit)
+    assert served.wait(1.0) == max(served.waits) >= served.wait(0.5)
+
+
+def test_a_rare_expert_waits_for_ever_without_ageing() -> None:
+    queues = ExpertQueues(limit=2, patience=math.inf)
+    queues.add("rare", 7)
+    for turn in range(50):
+        for name in "abcd":
+            if name not in queues.names:
+                queues.add(name, 0)
+        batch = queues.batch()
+        assert "rare" not in [w.name for w in batch], turn
+    queues.patience = 8
+    assert queues.batch()[0].name == "rare"
+    assert queues.ahead() == [0]
+    with pytest.raises(ConfigError, match="twice"):
+        queues.add("a", 1)
+        queues.add("a", 1)
+
+
+def test_a_stream_that_ends_makes_room() -> None:
+    trace = made(60, each=10)
+    one = serve(trace, 4, streams=1)
+    assert len(one.batches) == 60 and set(one.waits) == {0}
+    assert one.switches == 1 + sum(
+        a != b for a, b in zip(one.batches, one.batches[1:], strict=False)
+    )
+    for bad in ({"limit": 0}, {"limit": 2, "patience": 0}, {"limit": 2, "how": "lifo"}):
+        with pytest.raises(ConfigError):
+            serve(trace, **bad)  # pyright: ignore
+
+
+def fewest(demand: tuple[Key, ...], slots: int) -> int:
+    """Loads of the best choices, by trying all."""
+
+    @lru_cache
+    def left(at: int, inside: frozenset[Key]) -> int:
+        if at == len(demand):
+            return 0
+        key = demand[at]
+        if key in inside:
+            return left(at + 1, inside)
+        outs = [None] if len(inside) < slots else list(inside)
+        return 1 + min(left(at + 1, (inside - {out}) | {key}) for out in outs)
+
+    return left(0, frozenset())
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(2, 3))
+def test_belady_is_the_best_there_is(experts: list[int], slots: int) -> None:
+    demand: Steps = [[(0, e)] for e in experts]
+    best = fewest(tuple(key for step in demand for key in step), slots)
+    assert replay(demand, Belady(1, 4, demand), slots).loads == best
+    assert replay(demand, LookAhead(1, 4, demand, len(demand)), slots).loads == best
+    for policy in (Lru(), Lfu(), Expected()):
+        assert replay(demand, policy.build(1, 4), slots).loads >= best
+
+
+def test_looking_ahead_lies_between_expected_and_belady() -> None:
+    draws = torch.Generator().manual_seed(0)
+    liked = torch.rand(2, 8, generator=draws) * 2
+    demand: Steps = []
+    for _ in range(60):
+        chosen = (liked + torch.randn(2, 8, generator=draws)).topk(2).indices.sort(1).values
+        demand.append([(layer, int(e)) for layer in range(2) for e in chosen[layer]])
+    loads = [replay(demand, LookAhead(2, 8, demand, w), 5).loads for w in (0, 1, 8, 60)]
+    assert loads[0] == replay(demand, Expected().build(2, 8), 5).loads
+    assert loads[3] == replay(demand, Belady(2, 8, demand), 5).loads
+    assert loads[0] > loads[1] >= loads[2] >= loads[3]
