@@ -87,7 +87,7 @@ def _texts(model: str, text: str, sizes: tuple[int, int, int]) -> tuple[Any, Any
     if not all(whole):
         got, fix = f"no row of {size} tokens", "Give more text, or a smaller --size."
         raise ConfigError("TEXT", got=got, want="rows without padding", fix=fix)
-    return host, *(inputs_of(part, 8) for part in whole)
+    return host, inputs_of(whole[0], 8), inputs_of(whole[1], 8)
 
 
 def _show(told: dict[str, Any]) -> None:

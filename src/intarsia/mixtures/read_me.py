@@ -7,6 +7,7 @@ m_i AND NOT residual. With expert i, the MLP is the dense one with all other uni
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def _columns(of: nn.Linear, units: Tensor, *, bias: bool) -> nn.Linear:
 
 def _empty(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
     """A linear map whose weights are put in; torch warns when it draws none at all."""
-    made = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias)
+    made: Any = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias)
     made.in_features, made.out_features = inputs, outputs
     return made
 
