@@ -31,7 +31,8 @@ All methods and their peers on 100 training images for 40 epochs (half as many w
 at each image twice). A method has one rate for all tasks: of one grid for all methods, the one with
 the highest mean accuracy on the validation parts of three tasks of `mini`, at a seed that nothing
 else has. Validation parts are not trained on; the temperature of the tempered loss is fitted there.
-Test parts are looked at once.
+Test parts are looked at once. The tasks of `fresh` are those of the pairs' confirmation
+(mosa_pairs.md), the seeds are others; nothing is chosen by this table.
 
     few="--profile few --protocol even --seeds 20,21,22,23,24 --threads 1"
     intarsia bench mini $few --out runs/even-mini

@@ -156,3 +156,37 @@ def test_what_scores_came_out_of_is_told(make_result: Make) -> None:
     assert "The results are of 2 versions of the source." in said
     assert "Methods saw different pictures, so do not compare them there: x (seed 0)." in said
     assert "Pictures of the test part that were trained on, too: y 3." in said
+
+
+def test_a_loss_after_a_temperature_and_a_calibration_error_stand_beside_the_loss(
+    make_suite: MakeAll,
+) -> None:
+    made = [
+        replace(r, outcome=replace(r.outcome, ece=0.1 + 0.1 * r.seed, tempered_loss=0.3))
+        for r in make_suite()
+        if isinstance(r.outcome, Done)
+    ]
+    for row in rows_of(made).values():
+        assert row.whole is not None and row.whole.tempered is not None and row.whole.ece
+        assert row.whole.tempered.mean == pytest.approx(0.3)
+        assert row.whole.ece.mean == pytest.approx(0.2)
+    # an older result lacks them: no mean over unequal tasks
+    old = [replace(made[0], outcome=replace(made[0].outcome, ece=None)), *made[1:]]
+    rows = rows_of(old)
+    missing = rows[made[0].method.name]
+    assert missing.whole is not None and missing.whole.ece is None and missing.whole.tempered
+    assert all(r.whole and r.whole.ece for name, r in rows.items() if r is not missing)
+
+
+def test_methods_that_were_not_tuned_alike_have_no_rank(make_suite: MakeAll) -> None:
+    def tuned(counts: dict[str, int]) -> list[RunResult]:
+        return [
+            replace(r, setup=replace(r.setup, tried=counts.get(r.method.name, 6)))
+            for r in make_suite()
+        ]
+
+    assert all(row.rank is not None for row in rows_of(tuned({})).values())
+    (found,) = tables(tuned({"mosa": 18})).findings
+    assert found.ranking is None and all(row.rank is None for row in found.rows)
+    told = "Not ranked: settings were chosen among 6 and 18 runs, not the same for all."
+    assert told in notes(found)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import statistics
 from ..sheet import Differences, Spread, suite_mean
-from .records import MethodName, RunResult, only
+from .records import Done, MethodName, RunResult, only
 from .sheets import SuiteSheet, find, sheets
 
 BESIDE = {
@@ -203,7 +203,8 @@ def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> MeanCosts | Non
 
 def trials_of(sheet: SuiteSheet) -> set[int]:
     """Among how many runs the settings of each method were chosen; 0 = they were set by hand."""
-    return {result.setup.tried for result in sheet.results.values()}
+    done = (result for result in sheet.results.values() if isinstance(result.outcome, Done))
+    return {result.setup.tried for result in done}
 
 
 def _ranks(sheet: SuiteSheet) -> tuple[list[float | None], statistics.Ranking | None]:
