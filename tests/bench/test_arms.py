@@ -7,8 +7,10 @@ import pytest
 from intarsia import Upcycle
 from intarsia.bench.arms import ARMS, arm, by_task
 from intarsia.bench.plan import key_for
+from intarsia.bench.profiles import profile
 from intarsia.bench.protocols import protocol
-from intarsia.core.errors import UnknownName
+from intarsia.cli.bench_steps import _calibrated, methods_of
+from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.execute import method_of, recipe_of
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.settings import change_of
@@ -123,3 +125,26 @@ def test_any_method_can_take_an_average_of_its_weights_or_smooth_labels() -> Non
     assert both.ema == 0.99 and both.loss.smoothing == 0.1
     with pytest.raises(UnknownName):
         arm("nothing ema")
+
+
+def test_the_few_have_the_peers_and_every_name_is_a_method() -> None:
+    few, rules = profile("few"), protocol("even")
+    names = methods_of(few, rules)
+    peers = {"pace", "pace one-pass", "drop_connect", "convpass", "glora", "adaptformer ema"}
+    assert peers | {found.name for found in ARMS} < set(names)
+    assert [arm(name).name for name in names] == list(names)
+    assert methods_of(few, protocol("official")) == ("mosa",)
+    assert methods_of(profile("full"), rules) == tuple(found.name for found in ARMS)
+    # every method has the same number of trials, at a seed that no run that counts has
+    start = Experiment(Pictures("")).changed(**few.values)
+    counts = {len(rules.search(arm(name), start, "mini/elpv")) for name in names}
+    assert counts == {18} and rules.chosen_on and not {*rules.chosen_on.seeds} & {*few.seeds}
+
+
+def test_a_temperature_is_fitted_once_where_it_is_not_yet() -> None:
+    found = _calibrated(protocol("honest"))
+    (one,) = found.search(arm("mosa"), START, "mini/elpv")
+    assert one.pictures.data == "mini/elpv" and one.pictures.val is None
+    for name in ("tuned", "even", "official"):
+        with pytest.raises(ConfigError, match=f"--calibrate: got --protocol {name}, want honest"):
+            _calibrated(protocol(name))

@@ -73,8 +73,7 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, Path,
     start = Experiment(Pictures("")).changed(**_values(given, base, rules))
     names = _names(given["tasks"]) or _those_of(base.tasks, [t.name for t in suite.tasks])
     tasks = [_task(suite, name) for name in names]
-    asked = rules.only or tuple(c.name for c in ARMS)
-    methods = _names(given["methods"]) or _those_of(base.methods, asked)
+    methods = _names(given["methods"]) or methods_of(base, rules)
     seeds: tuple[int, ...] = (
         value_of("--seeds", given["seeds"], tuple[int, ...]) if given["seeds"] else base.seeds
     )
@@ -99,6 +98,13 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, Path,
         f"protocol {rules.name}, {plan.model}; results in {out}"
     )
     return plan, how, out, base.minutes if given["budget"] is None else given["budget"]
+
+
+def methods_of(base: Profile, rules: Protocol) -> tuple[str, ...]:
+    """The methods of a profile that a protocol is for; all of the benchmark's, if it names none."""
+    if rules.only:
+        return _those_of(base.methods, rules.only)
+    return base.methods or tuple(c.name for c in ARMS)
 
 
 def _calibrated(rules: Protocol) -> Protocol:
