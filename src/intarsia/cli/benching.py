@@ -173,12 +173,15 @@ def _show_list(found: dict[str, Any], as_json: bool) -> None:
         for m in found["methods"]
     ]
     show_table("Methods", ("name", "method", "settings", "lr", "objective", "epochs"), rows)
-    rows = [(p["name"], p["about"], _grid(p["grid"])) for p in found["protocols"]]
+    rows = [
+        (p["name"], p["about"], _grid(p["grid"], own=not p["chosen_on"]))
+        for p in found["protocols"]
+    ]
     show_table("Protocols", ("name", "about", "grid of a search"), rows)
 
 
-def _grid(grid: dict[str, list[float]]) -> str:
-    names = {"lr": "lr x"}  # of the method's own
+def _grid(grid: dict[str, list[float]], *, own: bool) -> str:
+    names = {"lr": "lr x"} if own else {}  # times the method's own rate
     return "; ".join(f"{names.get(n, n)} {', '.join(f'{v:g}' for v in grid[n])}" for n in grid)
 
 
