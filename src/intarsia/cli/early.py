@@ -82,6 +82,7 @@ CLAIMS = tuple(
     lt-sft-composition mixlora mixlora-time moe-x moe-x-loss moe-x-probe moe-x-rank moetuner
     moetuner-home moetuner-joint moetuner-joint-skewed moetuner-time moetuner-traffic
     moetuner-uniform momentum
+    lsr-bm25 lsr-idf lsr-teachers lsr-time
     momentum-adam momentum-swapped mos mos-order mosa mosa-long poly poly-heads poly-mu
     poly-mu-start poly-z prosper-bars prosper-denoise prosper-density prosper-evidence
     prosper-max prosper-processes random-search random-search-loss random-search-rank

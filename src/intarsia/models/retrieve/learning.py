@@ -36,6 +36,7 @@ class LearnedRetrieval:
     L = KL(softmax s_T || softmax s) + weight (t / T)^2 sum_j w_j (mean_d d_j)^2
 
     over a query's answer and `negatives` candidates of BM25; s_T: the ensemble of the teachers.
+    Without teachers the answer itself is learned, against all documents of the batch (InfoNCE).
     The ramp (t / T)^2 lasts a third of the steps. penalty: "flops", w = 1; or "idf", w_j ~
     1 / idf_j^2 with mean 1, which thins out common tokens.
     Source: arXiv:2411.04403; the rates are ours. Not for documents that no query resembles: then
@@ -139,12 +140,14 @@ def _rows(
         [_drawn(near[query], answers, len(texts), recipe.negatives, draws)
          for query, answers in chosen]
     )  # fmt: skip
-    report(f"intarsia: scores of {', '.join(recipe.teachers)}")
-    found = teachers_of(recipe.teachers, texts, report=report)
-    scores = ensemble([teacher.scores(queries, candidates) for teacher in found.values()])
     columns: dict[str, list[Any]] = {"query": queries}
     for j in range(candidates.shape[1]):
         columns[f"document_{j}"] = [texts[n] for n in candidates[:, j]]
+    if not recipe.teachers:
+        return columns
+    report(f"intarsia: scores of {', '.join(recipe.teachers)}")
+    found = teachers_of(recipe.teachers, texts, report=report)
+    scores = ensemble([teacher.scores(queries, candidates) for teacher in found.values()])
     return columns | {"label": scores.tolist()}
 
 
@@ -171,7 +174,9 @@ def _trainer(
     losses = library.losses
     loss = losses.SpladeLoss(
         model.encoder,
-        losses.SparseDistillKLDivLoss(model.encoder, temperature=1.0),
+        losses.SparseDistillKLDivLoss(model.encoder, temperature=1.0)
+        if recipe.teachers
+        else losses.SparseMultipleNegativesRankingLoss(model.encoder),
         document_regularizer_weight=recipe.weight,
         query_regularizer_weight=0.0,
         document_regularizer=WeightedFlops(penalty_weights(model, recipe.penalty)),
@@ -188,6 +193,8 @@ def _trainer(
         data_seed=seed,
         save_steps=max(10, recipe.steps // 5),
         save_total_limit=1,
+        # a document that is twice in a batch would be its own negative
+        batch_sampler="batch_sampler" if recipe.teachers else "no_duplicates",
         router_mapping={"query": "query"} | dict.fromkeys(names, "document"),
         report_to="none",
         disable_tqdm=True,

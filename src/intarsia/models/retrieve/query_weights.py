@@ -47,6 +47,11 @@ class QueryWeights:
             fix = "Cut them off at 0."
             raise ConfigError("query weights", got="some below 0", want="at least 0", fix=fix)
 
+    @staticmethod
+    def size(tokenizer: str) -> int:
+        """V, the size of a tokenizer.json's vocabulary.  Raises: CheckpointError."""
+        return int(_tokenizer(tokenizer).get_vocab_size())
+
     @property
     def digest(self) -> str:
         """Of the tokenizer: which numbers tokens have."""
