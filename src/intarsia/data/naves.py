@@ -159,4 +159,5 @@ def _without_glossary(text: str) -> str:
 def _plain(text: str) -> str:
     text = re.sub(r"<note.*?</note>|<title.*?</title>", " ", text, flags=re.S)
     words = " ".join(re.sub(r"<[^>]+>", " ", text).split())
-    return re.sub(r" (?=[,.;:!?])", "", words)
+    words = re.sub(r"(?<=[“‘(]) | (?=[,.;:!?)”]|’[,.;:!?”])", "", words)
+    return re.sub(r"’ (?=(?:t|s|ll|re|ve|d|m)\b)", "’", words)

@@ -37,6 +37,7 @@ class LearnedRetrieval:
 
     over a query's answer and `negatives` candidates of BM25; s_T: the ensemble of the teachers.
     Without teachers the answer itself is learned, against all documents of the batch (InfoNCE).
+    steps of `batch` queries; lr: of AdamW, after a warm-up over a tenth of the steps.
     The ramp (t / T)^2 lasts a third of the steps. penalty: "flops", w = 1; or "idf", w_j ~
     1 / idf_j^2 with mean 1, which thins out common tokens.
     Source: arXiv:2411.04403; the rates are ours. Not for documents that no query resembles: then
@@ -113,7 +114,8 @@ def fit_retriever(
     try:
         trainer = _trainer(library, model, rows, recipe, seed, Path(out))
         report(f"intarsia: {recipe.steps} steps of {recipe.batch} queries")
-        trainer.train(resume_from_checkpoint=resume or None)
+        begun = resume and any(Path(out).glob("checkpoint-*"))
+        trainer.train(resume_from_checkpoint=begun or None)
     finally:
         static.weight.data.copy_(whole)
     model.encoder.eval()
