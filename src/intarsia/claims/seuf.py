@@ -18,7 +18,7 @@ from ..core.claim import Report
 from ..data import byte_pairs, packages
 from ..methods.seuf import Seuf, Unlearned, unlearn
 from ..results.store import Store, key_of
-from .routing_traces import CHARACTERS, VOCABULARY, made, texts
+from .routing_traces import VOCABULARY, made, texts
 from .study import result_of, threads
 
 FORGOTTEN = ("code", "glosses", "help")
@@ -26,7 +26,8 @@ LENGTH, TRAINED, JUDGED, STEPS = 128, 64, 16, 80
 RATE, TARGETS = 1e-3, (0.5, 1.0)
 RANDOM = 4  # experts of the attributed one's layer
 ALL, TOP, LIFT, FREE = "all weights", "top affinity", "top lift", "without anchor"
-VERSION = 1
+VERSION = 2
+NEVER = 99.0  # nats: the text has not risen so far
 Cell = Mapping[str, Any]
 
 
@@ -37,7 +38,8 @@ def rows(seed: int) -> dict[str, Tensor]:
     words = byte_pairs.trained((text[:300_000] for text in whole.values()), VOCABULARY)
     found: dict[str, Tensor] = {}
     for name, text in whole.items():
-        ids = torch.tensor(words(text[-CHARACTERS // 10 :])["input_ids"])
+        ids = torch.tensor(words(text)["input_ids"])
+        ids = ids[int(len(ids) * 0.9) :]
         found[name] = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
     return found
 
@@ -138,9 +140,9 @@ def rise(path: Sequence[Mapping[str, float]], by: float, of: str = "retain") -> 
 
 
 def damage(cell: Cell, target: float = 1.0) -> float:
-    """The rise of the other texts where the forgotten one has risen so far; inf if it never has."""
+    """The rise of the other texts where the forgotten one has risen so far; NEVER if it has not."""
     value = cell["damage"][str(target)]
-    return math.inf if value is None else float(value)
+    return NEVER if value is None else float(value)
 
 
 def against_random(found: Mapping[str, Cell], of: str) -> float:
@@ -151,7 +153,7 @@ def against_random(found: Mapping[str, Cell], of: str) -> float:
     ratios: list[float] = []
     for target in TARGETS:
         others = [damage(c, target) for n, c in found.items() if n.endswith(f"beside {of}")]
-        finite = [value for value in others if math.isfinite(value)]
+        finite = [value for value in others if value < NEVER]
         own = damage(found[of], target)
         ratios.append(own / max(statistics.mean(finite), 1e-9) if finite else 1.0)
     return max(ratios)
@@ -203,7 +205,7 @@ def _size(found: Mapping[str, Cell]) -> float:
 NOTE = (
     "Gradient ascent on one of four kinds of text; the figures are the rise of the other kinds' "
     "cross-entropy (nats a token, held-out rows) when that of the forgotten kind has risen by 0.5 "
-    "and by 1.0, interpolated on the path; inf: it never rose so far. Small mixtures trained for "
+    "and by 1.0, interpolated on the path; 99: it never rose so far. Small mixtures trained for "
     "each seed, whose routers spread every text over many experts. share: the target's part of the "
     "probability of the tokens to forget. All claims named seuf judge the same runs."
 )
