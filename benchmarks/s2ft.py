@@ -16,16 +16,25 @@ import argparse
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from frame import Row, interleaved, markdown, operations, parser, peak_over, publish, ratio, read
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia.claims.s2ft import SMOL, activations
 
+SMOL: dict[str, int] = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 4,
+    "vocab_size": 512,
+}
 EVERYWHERE = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]  # the release's LoRA baseline
 SLICES = intarsia.S2ft(down=0.03)
 FULL, LORA, PLAIN, NUMBERS, RUNS, HEADS = (
@@ -45,6 +54,37 @@ ROWS = (
     Row("noise: LoRA 32 / the same", "LoRA 32 again", LORA),
 )
 CASES = (FULL, LORA, "LoRA 32 again", PLAIN, NUMBERS, RUNS, HEADS)
+
+
+def kept_bytes(call: Callable[[], object], own: Sequence[Tensor]) -> int:
+    """Bytes of the storages that a call keeps for its backward, the given tensors left out."""
+    left_out = {t.untyped_storage().data_ptr() for t in own}
+    kept: dict[int, Tensor] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t  # held, so that no address comes twice
+        return t
+
+    with saved_tensors_hooks(pack, lambda t: t):
+        call()
+    return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in left_out)
+
+
+def activations(model: nn.Module, tokens: Tensor) -> tuple[int, int]:
+    """Bytes kept by the down projections, and by the whole forward."""
+    layers = {n: m for n, m in model.named_modules() if n.endswith("down_proj")}
+    seen: dict[str, Tensor] = {}
+
+    def see(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[name] = args[0]
+
+    hooks = [m.register_forward_pre_hook(partial(see, n)) for n, m in layers.items()]
+    own = [*model.parameters(), *model.buffers(), tokens]
+    whole = kept_bytes(lambda: model(input_ids=tokens, labels=tokens), own)
+    for hook in hooks:
+        hook.remove()
+    inputs = {n: x.detach().clone().requires_grad_() for n, x in seen.items()}
+    return sum(kept_bytes(partial(layers[n], x), own) for n, x in inputs.items()), whole
 
 
 def model_of(case: str, args: argparse.Namespace) -> nn.Module:

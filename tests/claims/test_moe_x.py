@@ -14,12 +14,11 @@ def quiet(_):
 def test_on_text_each_figure_is_of_the_same_cells(bench):
     results = [
         moe_x.on_text((0,), quiet, of=of, bench=bench)
-        for of in (moe_x.units_ratio, moe_x.loss_ratio, moe_x.rank)
+        for of in (moe_x.units_ratio, moe_x.loss_ratio)
     ]
-    assert results[0].table == results[1].table == results[2].table
+    assert results[0].table == results[1].table and "rank" in results[0].table[0]
     assert results[0].table[1]["router's parameters"] == 0
-    assert -1 <= results[2].got <= 1
-    assert all(r.got > 0 for r in results[:2])
+    assert all(r.got > 0 for r in results)
 
 
 def test_units_are_those_of_the_wide_mlp():

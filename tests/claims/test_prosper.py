@@ -40,10 +40,6 @@ def test_a_bar_is_found_in_either_direction() -> None:
     assert prosper.bars_in(np.ones((3, 25)), truth) == 0
 
 
-def test_the_evidence_is_that_of_gaussians() -> None:
-    assert prosper.enumerated((3,), said).got < 1e-8
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_every_method_denoises() -> None:

@@ -15,6 +15,7 @@ def quiet(_):
 def test_every_claim_judges_the_same_runs(digits):
     results = [claim.run.func for claim in transport.CLAIMS]
     assert set(results) == {transport.judged}
+    assert transport.ARMS[transport.EVEN].balance > 0 == transport.ARMS[transport.FREE].balance
     unbalanced, pairs = (
         transport.judged(
             (0,), quiet, of=lambda arms, n=name, f=figure: getattr(arms[n], f), over=max, steps=10

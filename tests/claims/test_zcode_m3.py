@@ -14,23 +14,7 @@ def quiet(_):
 
 @pytest.fixture
 def few(monkeypatch, digits):
-    monkeypatch.setattr(zcode_m3, "BATCHES", 3)
     monkeypatch.setattr(zcode_m3, "OTHERS", 2)
-
-
-def test_both_policies_drop_as_much_of_the_same_batches(few):
-    made = {policy: zcode_m3.mechanism(policy, 0) for policy in zcode_m3.POLICIES}
-    assert made["order"][1] == made["random"][1] > 0.1
-    assert made["order"][0][0] == 0
-    assert sorted(made["order"][0]) == pytest.approx(made["order"][0], abs=0.1)
-    result = zcode_m3.by_quarter((0, 1), quiet, policy="order", over=min)
-    assert result.got == min(result.values)
-
-
-def test_on_text(bench):
-    result = zcode_m3.on_text((0,), quiet, bench=bench)
-    assert 0.5 < result.got < 2
-    assert [row["policy"] for row in result.table] == ["in order", "by lot"]
 
 
 def test_a_batch_is_met_task_by_task():

@@ -49,7 +49,7 @@ def on_text(
         f"anew and trained for {text.steps} steps with the same balance loss; the score has no "
         "temperature to learn. Units: those that are on of an expert that a token has, mean of the "
         "layers. Rank: Spearman's, of the router's logits and the units on over all experts of a "
-        "token. The three moe-x claims on text judge the same cells. A temperature that is learned "
+        "token. Both moe-x claims on text judge the same cells. A temperature that is learned "
         "from 0.1 costs no loss on the validation part, with 0.91 of the units (LOG, 2026-11-25)."
     )
     return judge(found, lambda cells: of(cells[WEIGHTS], cells[GATE]), _row, note)
@@ -72,10 +72,6 @@ def units_ratio(ours: Cell, linear: Cell) -> float:
 
 def loss_ratio(ours: Cell, linear: Cell) -> float:
     return ours["loss"] / linear["loss"]
-
-
-def rank(ours: Cell, _: Cell) -> float:
-    return mean_of(ours, "score_to_units")
 
 
 class Probed(NamedTuple):
@@ -185,15 +181,6 @@ CLAIMS = (
         baseline=BASELINE,
         bar=1.01,
         run=partial(on_text, of=loss_ratio),
-        needs="long",
-    ),
-    claim(
-        "moe-x-rank",
-        sentence="The score, read off the weights, says how many units will be on "
-        + "(arXiv:2503.07639, figure 9). Spearman's rank correlation over the experts of a token.",
-        baseline="-1: the sparsest expert always has the largest score",
-        bar=-0.5,
-        run=partial(on_text, of=rank),
         needs="long",
     ),
     claim(

@@ -23,8 +23,9 @@ ADAM_RELEASED = arm(
 NOTE = "Heavy ball with mu = 0.7 and gamma = 1."
 STEP = (
     "AdamSMoE as released: v starts at 0, so that the first step is 3.16 sign(f) whatever f says, "
-    "and little is learned before it. From tokens: v starts at the mean of f^2 of the token, and "
-    "the step is 0.3 long."
+    "and little is learned before it; the release has a further layer norm around it, which is not "
+    "here, so that this row says nothing about the paper's model. From tokens: v starts at the "
+    "mean of f^2 of the token, and the step is 0.3 long."
 )
 EQUAL = (
     "One seed of three is below 1, and the seeds differ three times as much as the mean differs "
@@ -53,8 +54,9 @@ CLAIMS = (
     ),
     claim(
         "momentum-adam",
-        sentence="An Adam step at the first layer, and momentum from there on, lowers the "
-        "perplexity of a sparse mixture of experts (arXiv:2410.14574, section 3).",
+        sentence="Our own Adam step at the first layer, which is not the paper's, and momentum "
+        "from there on lower the perplexity of a sparse mixture of experts (after "
+        "arXiv:2410.14574, section 3).",
         baseline="the same mixture without momentum; ratio of perplexities",
         bar=0.995,
         run=partial(

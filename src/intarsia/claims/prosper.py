@@ -1,20 +1,14 @@
-"""Sparse coding by expectation truncation: bars, enumeration, processes."""
+"""Sparse coding by expectation truncation: bars of a model's own kind, and bars that hide."""
 
 from __future__ import annotations
 
-import os
-import socket
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.multiprocessing as mp
 from sklearn.decomposition import FastICA, MiniBatchDictionaryLearning
 
 from ..core import Claim, Result
@@ -23,7 +17,6 @@ from ..data import cache_dir
 from ..models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
 from ..results.sheet import deviation
 from ..results.store import Store, key_of
-from ..train import DataShards
 from .study import result_of
 
 STEPS, SAMPLES, FOUND = 100, 1000, 0.9  # of the bars; FOUND: a cosine
@@ -138,72 +131,6 @@ def masked_bars(seeds: Sequence[int], report: Report) -> Result:
     return result_of(values, rows, "The data of MCA in prosper-bars.")
 
 
-def enumerated(seeds: Sequence[int], report: Report) -> Result:
-    """The largest gap between the evidence of all kept states and that of 2^H Gaussians."""
-    values = []
-    for seed in seeds:
-        random = np.random.default_rng(seed)
-        x = (random.random((40, 8)) < 0.3) @ random.normal(size=(8, 12)) * 2
-        x += random.standard_normal(x.shape)
-        model = GSC(8, n_candidates=8, max_active=8, n_iter=10, random_state=seed).fit(x)
-        sets = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(bool)
-        log = np.stack([_one_set(model, x, b) for b in sets], axis=1)
-        values.append(
-            float(np.abs(np.logaddexp.reduce(log, axis=1) - model.score_samples(x)).max())
-        )
-    report(f"largest gaps {values}")
-    return result_of(values, (), "GSC with 8 components and all 256 sets, 40 samples of 12.", max)
-
-
-def _one_set(model: Any, x: Array, b: Array) -> Array:
-    """log p(y, b) by the covariance of y, not by the posterior of z."""
-    pi, w = np.asarray(model.prior_), model.components_[b]
-    cov = model.noise_variance_ * np.eye(x.shape[1]) + (w.T * model.slab_variance_[b]) @ w
-    off = x - model.slab_mean_[b] @ w
-    power = (off * np.linalg.solve(cov, off.T).T).sum(axis=1)
-    log_det = np.linalg.slogdet(2 * np.pi * cov)[1]
-    return -0.5 * (power + log_det) + np.log(np.where(b, pi, 1 - pi)).sum()
-
-
-PARALLEL = ("BSC", "MCA", "GSC")
-
-
-def _one_process(rank: int, world: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    shards = DataShards()
-    found = {}
-    for kind in PARALLEL:
-        x, _ = bar_data(kind, 0)
-        model = KINDS[kind](10, n_iter=60, random_state=0).fit(x[rank::world], shards=shards)
-        found |= {f"{kind}-{n}": np.asarray(getattr(model, n)) for n in _PARAMETERS}
-    np.savez(Path(folder) / f"{world}-{rank}.npz", **found)
-
-
-_PARAMETERS = ("components_", "noise_variance_", "prior_")
-
-
-def processes(seeds: Sequence[int], report: Report) -> Result:
-    """The largest gap between the parameters of one process and those of each of 2 and of 4."""
-    with tempfile.TemporaryDirectory() as folder:
-        for world in (1, 2, 4):
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            report(f"{world} processes")
-            mp.spawn(_one_process, args=(world, port, folder), nprocs=world)  # pyright: ignore
-        read = {p.stem: dict(np.load(p)) for p in sorted(Path(folder).glob("*.npz"))}
-    alone = read["1-0"]
-    gaps = {
-        name: max(float(np.abs(found[key] - alone[key]).max()) for key in found)
-        for name, found in read.items()
-    }
-    rows = [{"process (of how many)": n, "largest gap": f"{g:.1e}"} for n, g in gaps.items()]
-    note = "BSC, MCA and GSC on the bars of prosper-bars, 60 steps; gloo."
-    return result_of([max(gaps.values())], rows, note, max)
-
-
 PAPER = " (arXiv:1908.06843)."
 TEN = tuple(range(10))
 claim = partial(Claim, sense=">=", minutes=10)
@@ -226,24 +153,5 @@ CLAIMS = (
         bar=1,
         seeds=TEN,
         run=masked_bars,
-    ),
-    claim(
-        "prosper-evidence",
-        sentence="With all states kept the evidence is that of enumeration" + PAPER,
-        baseline="2^H Gaussians, nats",
-        bar=1e-8,
-        sense="<=",
-        minutes=1,
-        run=enumerated,
-    ),
-    claim(
-        "prosper-processes",
-        sentence="Rows that are spread over 1, 2 and 4 processes give the same parameters" + PAPER,
-        baseline="one process",
-        bar=1e-8,
-        sense="<=",
-        seeds=(0,),
-        minutes=3,
-        run=processes,
     ),
 )

@@ -58,10 +58,7 @@ def judged(
     made = {n: [measured(n, seed) for seed in seeds] for n in COUNTS}
     report(f"{of}: {[[round(m[of], 3) for m in made[n]] for n in COUNTS]}")
     few = [n for n in COUNTS if n <= JUDGED]
-    if of == "control":
-        values = [abs(statistics.mean(made[n][i]["control"] for n in COUNTS)) for i in _each(seeds)]
-    else:
-        values = [min(made[n][i][of] for n in few) for i in _each(seeds)]
+    values = [min(made[n][i][of] for n in few) for i in _each(seeds)]
     names = {
         "recall": "modules recalled",
         "similarity": "similarity",
@@ -79,7 +76,7 @@ def judged(
     ]
     note = (
         f"24 modules of 8 units; {ACTIVE} of {SIZE} bits in {FAMILIES} families; a value is "
-        f"the worst of 10 and {JUDGED} items (of the control: over all counts). Similarity: the "
+        f"the worst of 10 and {JUDGED} items. Similarity: the "
         "correlation of code overlaps with input overlaps; adherence: that of their orders."
     )
     return result_of(values, rows, note, over)
@@ -189,14 +186,6 @@ CLAIMS = (
         baseline="correlation of overlaps; random codes have 0",
         bar=0.5,
         run=partial(judged, of="similarity", over=min),
-    ),
-    claim(
-        "sparsey-control",
-        sentence="Random codes keep nothing of similarity: the control of sparsey-similarity.",
-        baseline="correlation 0, its size",
-        bar=0.05,
-        sense="<=",
-        run=partial(judged, of="control", over=max),
     ),
     claim(
         "sparsey-time",

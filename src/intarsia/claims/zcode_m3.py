@@ -4,107 +4,31 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ..core import Claim, Result, Routing
+from ..core import Claim, Result
 from ..core.claim import Report
-from ..experiments.routing import VARIANTS
 from ..fitting import fit
-from ..gating import RandomSource
 from ..hosts import expert_loads
 from ..mixtures import Capacity, merged, prune
 from ..mixtures.zcode_m3 import mixtures_in
 from ..routers import TopK
 from ..train import evaluate
 from . import mix6
-from .routed import BENCH, Bench, Cell, arm, ratios
-from .study import by_arm, by_seed, judge, row_of, shown
+from .study import by_arm, by_seed, judge, row_of
 
 EXPERTS, LR = 8, 1e-3
-TOKENS, BATCHES, SKEW = 2048, 100, 4.0  # of the mechanism: one expert is asked for four times
 IN_ORDER, BY_LOT = "in order", "by lot"
 POLICIES = {"order": IN_ORDER, "random": BY_LOT}
 TIGHT = 0.75  # capacity factor where the batch is laid out by task
 STEPS, SHARED, MORE = 600, 200, 100  # on MIX6: all of a parent's, those before they part, after
 OTHERS = 10  # random choices of experts to keep
-
-
-def mechanism(policy: str, seed: int) -> tuple[list[float], float]:
-    """Rate of dropped tokens by quarter of the batch, and in all: means over batches and lots."""
-    generator = torch.Generator().manual_seed(seed)
-    draws, capacity = RandomSource(torch.Generator().manual_seed(seed)), Capacity(1.0, policy)
-    share = torch.tensor([SKEW] + [1.0] * (EXPERTS - 1))
-    lost = torch.zeros(TOKENS, dtype=torch.float64)
-    for _ in range(BATCHES):
-        expert = share.multinomial(TOKENS, replacement=True, generator=generator)
-        asked = Routing.from_topk(expert[:, None], torch.ones(TOKENS, 1), EXPERTS)
-        lost += 1 - torch.bincount(
-            capacity.limit(asked, training=True, draws=draws).token, minlength=TOKENS
-        )
-    rate = lost / BATCHES
-    return [float(part.mean()) for part in rate.chunk(4)], float(rate.mean())
-
-
-def by_quarter(
-    seeds: Sequence[int], report: Report, *, policy: str, over: Callable[[Sequence[float]], float]
-) -> Result:
-    """The largest less the smallest rate of a quarter."""
-    name = POLICIES[policy]
-    found = {said: [mechanism(key, seed) for seed in seeds] for key, said in POLICIES.items()}
-
-    def row(name: str, made: Sequence[tuple[list[float], float]]) -> dict[str, Any]:
-        rates = (statistics.mean(quarters[i] for quarters, _ in made) for i in range(4))
-        line = {"policy": name} | {f"quarter {i + 1}": f"{q:.3f}" for i, q in enumerate(rates)}
-        return line | {"in all": f"{statistics.mean(total for _, total in made):.4f}"}
-
-    note = (
-        f"T = {TOKENS}, E = {EXPERTS}, capacity factor 1; one expert is asked for {SKEW:g} times "
-        f"as often as each other. A rate is the mean over {BATCHES} batches, the same for both: "
-        "512 tokens of a single batch tell it to 0.02 at best."
-    )
-    result = judge(found, lambda made: max(made[name][0]) - min(made[name][0]), row, note, over)
-    report(f"{name}: {', '.join(f'{value:.3f}' for value in result.values)}")
-    return result
-
-
-def on_text(seeds: Sequence[int], report: Report, *, bench: Bench = BENCH) -> Result:
-    """Test loss of lots over order, the mean of the seeds; nothing is dropped in the test."""
-    arms = [arm(IN_ORDER, VARIANTS["top-1-order"]), arm(BY_LOT, VARIANTS["top-1-lots"])]
-    found, text = bench.cells(arms, seeds, report, sees_later=True), bench.scale
-    late = ratios(found[BY_LOT], found[IN_ORDER], lambda cell: cell["loss_by_position"][3])
-    note = (
-        f"Cells of `{bench.corpus}`, top-1 of {EXPERTS}, capacity factor 1 while training, "
-        f"{text.steps} steps; drops are those of a training forward on test rows, "
-        f"mean of the layers. At late "
-        f"positions (last quarter of the rows) the ratio is {shown(late, '.4f')}; it is not "
-        "judged here. Tokens stand row by row, so that order drops the last rows of a batch, at "
-        "all positions alike, and rows are shuffled: no text stands late twice. That bar is judged "
-        "in zcode-m3-late, where what stands late is always the same."
-    )
-    return judge(found, lambda cells: cells[BY_LOT]["loss"] / cells[IN_ORDER]["loss"], _row, note)
-
-
-def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
-    layers = [layer for cell in found for layer in cell["layers"]]
-
-    def quarters(what: str) -> str:
-        each = (statistics.mean(layer[what][i] for layer in layers) for i in range(4))
-        return ", ".join(f"{100 * v:.0f}" for v in each)
-
-    return {
-        "policy": name,
-        "test loss": shown([c["loss"] for c in found], ".4f"),
-        "at late positions": shown([c["loss_by_position"][3] for c in found], ".4f"),
-        "dropped %": f"{100 * statistics.mean(layer['dropped'] for layer in layers):.1f}",
-        "by quarter of the batch": quarters("dropped_by_place"),
-        "by quarter of a row": quarters("dropped_by_position"),
-    }
 
 
 class ByTask(nn.Module):
@@ -255,39 +179,10 @@ def pruning(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Resu
 
 
 PAPER = "(arXiv:2109.10465, "
-LOTS = "Tokens that are kept by lot are dropped alike wherever they stand " + PAPER + "random "
 
 claim = partial(Claim, sense="<=", minutes=0.02)
 
 CLAIMS = (
-    claim(
-        "zcode-m3",
-        sentence=LOTS + "token selection). Largest less smallest drop rate of the quarters of a "
-        "batch, the largest of the seeds.",
-        baseline="0: the same in each",
-        bar=0.03,
-        run=partial(by_quarter, policy="random", over=max),
-    ),
-    claim(
-        "zcode-m3-order",
-        sentence="Tokens that are kept in order are dropped late in the batch " + PAPER + "random "
-        "token selection). Largest less smallest drop rate of the quarters, the smallest of the "
-        "seeds.",
-        baseline="0: the same in each",
-        bar=0.25,
-        sense=">=",
-        run=partial(by_quarter, policy="order", over=min),
-    ),
-    claim(
-        "zcode-m3-loss",
-        sentence="With lots a model learns no worse than with order " + PAPER + "random token "
-        "selection). Test loss without drops.",
-        baseline="the same mixtures, the first tokens kept",
-        bar=1.0,
-        run=on_text,
-        needs="long",
-        minutes=14,
-    ),
     claim(
         "zcode-m3-late",
         sentence="With lots a model learns better what stands late in a batch " + PAPER + "random "

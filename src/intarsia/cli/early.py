@@ -74,30 +74,30 @@ CLAIMS = tuple(
     str.split(
         """
     bdwp bdwp-one-shot expertflow-regroup expertflow-step se-moe-lfu
-    bi comet comet-active comet-hash comet-search dass deepspeed-moe deepspeed-moe-residual
+    bi comet comet-active comet-search dass deepspeed-moe deepspeed-moe-residual
     deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two dsl dsl-static
     dsnot evomoe evomoe-active
     evomoe-entropy evomoe-operations gaussian-moe gaussian-moe-experts gaussian-moe-linear
     gaussian-moe-ratio llava-mole llava-mole-twice llava-mole-unmarked lt-sft
-    lt-sft-composition mixlora mixlora-time moe-x moe-x-loss moe-x-probe moe-x-rank moetuner
+    lt-sft-composition mixlora mixlora-time moe-x moe-x-loss moe-x-probe moetuner
     moetuner-home moetuner-joint moetuner-joint-skewed moetuner-time moetuner-traffic
     moetuner-uniform momentum
     lsr-bm25 lsr-idf lsr-teachers lsr-time
     momentum-adam momentum-swapped mos mos-order mosa mosa-long poly poly-heads poly-mu
-    poly-mu-start poly-z prosper-bars prosper-denoise prosper-density prosper-evidence
-    prosper-max prosper-processes random-search random-search-loss random-search-rank
+    poly-mu-start poly-z prosper-bars prosper-denoise prosper-density
+    prosper-max random-search random-search-loss random-search-rank
     random-search-control random-search-speed
     recombiner recombiner-ablation recombiner-coding recombiner-full
     rigl rigl-gradual
-    rmoe rmoe-information s2ft s2ft-in-domain s2ft-memory sms sparse-ift sparse-ift-rigl
+    rmoe rmoe-information s2ft s2ft-in-domain sms sparse-ift sparse-ift-rigl
     read-me-ahead read-me-batching read-me-extraction read-me-gate stack-bytes stack-pairs
     seuf-all seuf-anchor seuf-expert seuf-lift seuf-size seuf-unanchored
     sparsey-capacity sparsey-digits
-    sparsey-collapse sparsey-control sparsey-memory sparsey-similarity sparsey-time
-    sparsify squarehead squarehead-smollm2 transport
+    sparsey-collapse sparsey-memory sparsey-similarity sparsey-time
+    sparsify squarehead squarehead-smollm2
     sat sat-orders
-    transport-loss transport-pairs transport-unbalanced zcode-m3 zcode-m3-late zcode-m3-loss
-    zcode-m3-merge zcode-m3-order zcode-m3-prune
+    transport-loss transport-unbalanced zcode-m3-late
+    zcode-m3-merge zcode-m3-prune
     """
     )
 )

@@ -213,6 +213,13 @@ def test_measures_of_codes() -> None:
     assert adherence(x, np.zeros((3, 2))) == 0
 
 
+def test_random_codes_keep_nothing_of_similarity() -> None:
+    x = items(60)
+    found = [similarity(x, np.random.default_rng(s).integers(0, 8, (60, 24))) for s in range(30)]
+    assert abs(np.mean(found)) < 4 * np.std(found, ddof=1) / 30**0.5
+    assert np.std(found) < 0.1
+
+
 def test_overlaps_become_a_picture(tmp_path: Path) -> None:
     x = np.eye(4)
     picture = overlap_maps(x, np.zeros((4, 2)), [1, 0, 1, 0], tmp_path / "o.png")

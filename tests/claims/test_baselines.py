@@ -1,0 +1,87 @@
+"""Claims on adapters in their smallest form, and how strong what they are held against is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from intarsia.claims import lt_sft, mix6, mixtures, mos, poly, s2ft
+
+
+def quiet(_: str) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def short(digits: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (lt_sft, mixtures, mos, poly, s2ft):
+        monkeypatch.setattr(module, "STEPS", 1)
+    nets = {marks: mix6.Net(64 + marks) for marks in (0, 8)}  # one base, so that deltas add up
+    monkeypatch.setattr(mix6, "_pretrained", nets.__getitem__)
+    monkeypatch.setattr(poly, "EPOCHS", 1)
+
+
+def trained(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_a_shared_lora_is_told_the_task_and_is_as_large_as_mhr() -> None:
+    arms = poly.methods(len(mix6.TASKS))
+    logits = {poly.POLY: 6 * 4 * 12, poly.MHR: 6 * 8 * 4 * 12}  # tasks, heads, skills, layers
+    sizes = {
+        name: trained(poly.adapted(arm.method, 0, arm.marks)) - logits.get(name, 0)
+        for name, arm in arms.items()
+    }
+    assert len(set(sizes.values())) == 1
+    told, blind = (poly.data("train", list(mix6.TASKS), marks=m).tensors[0] for m in (8, 0))
+    assert told.shape[1] == blind.shape[1] + 8
+    result = poly.on_known_tasks((0,), quiet, over=poly.TOLD)
+    assert result.got > 0 and [row["arm"] for row in result.table] == list(arms)
+
+
+def test_mhr_z_is_held_against_poly_z() -> None:
+    result = poly.on_a_later_task((0,), quiet, ours="MHR-z", over="Poly-z")
+    assert [row["way"] for row in result.table] == list(poly.LATER)
+
+
+def test_mixlora_and_its_baseline_have_as_many_adapter_parameters() -> None:
+    ours, base = (arm.settings.method for arm in (mixtures.MIX, mixtures.EQUAL))
+    assert isinstance(ours, mixtures.MixLora) and isinstance(base, mixtures.Lora)
+    assert base.rank == ours.router.experts * mixtures.RANK  # pyright: ignore
+    result = mixtures.ratio((0,), quiet, ours=mixtures.MIX, base=mixtures.EQUAL)
+    assert result.table[0]["arm"] == mixtures.EQUAL.name and result.got > 0
+
+
+def test_ways_to_share_have_as_many_parameters() -> None:
+    sizes = {mos.parameters(arm.settings) for arm in (mos.MOS[2], mos.SUBSET, mos.POOL)}
+    assert sizes == {5376}
+    assert mos.parameters(mos.PURE.settings) == 896
+    result = mos.orders((0,), quiet)
+    assert [row["adapter"] for row in result.table][2] == mos.POOL.name
+
+
+def test_random_places_are_trained_for_as_many_steps() -> None:
+    result = lt_sft.of_places((0,), quiet)
+    assert result.table[-1]["places"] == lt_sft.TWICE and result.got > 0
+    sums = lt_sft.compose((0,), quiet)
+    assert [row["places"] for row in sums.table] == list(lt_sft.SUMS)
+    two = list(lt_sft.SUMS.values())[:2]
+    assert {m.density for m in two} == {0.02} and two[1].support == "random"
+
+
+def test_both_arms_of_s2ft_have_their_own_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    fitted = s2ft.fitted
+
+    def noted(method: Any, rows: Any, lr: float, *args: Any, **options: Any) -> Any:
+        rates.append(lr)
+        return fitted(method, rows, lr, *args, **options)
+
+    monkeypatch.setattr(s2ft, "fitted", noted)
+    monkeypatch.setattr(s2ft, "KEPT_BACK", 20)
+    monkeypatch.setattr(s2ft, "TARGETS", s2ft.TARGETS[:1])
+    s2ft.rate.cache_clear()
+    result = s2ft.retention((0,), quiet)
+    s2ft.rate.cache_clear()
+    assert rates[:3] == list(s2ft.RATES) and len(rates) == 8
+    assert len(result.table) == 1 and result.got in (0, 1)
