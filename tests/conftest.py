@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # before any Hub library is imported: their switches are read once
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,7 +40,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Share the cores between the processes of pytest-xdist, unless OMP_NUM_THREADS says how."""
+    """Share the cores between the processes of pytest-xdist, unless OMP_NUM_THREADS says how.
+
+    The server of forks finds the package by PYTHONPATH, from whichever folder it is started in.
+    """
+    if paths := os.environ.get("PYTHONPATH"):
+        os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
     if "OMP_NUM_THREADS" not in os.environ:
         workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
         torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // workers)))
@@ -83,6 +92,51 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 def generator() -> torch.Generator:
     """A seeded source of randomness on the CPU."""
     return torch.Generator().manual_seed(0)
+
+
+@dataclass(frozen=True)
+class Forked:
+    """A script in a forked process.  said: its files of output, but for their endings."""
+
+    process: Any
+    said: Path
+
+    def wait(self, seconds: float = 300) -> tuple[int, str, str]:
+        """Its exit status, and what it wrote to stdout and stderr."""
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        out, err = (self.said.with_suffix(end).read_text() for end in (".out", ".err"))
+        return self.process.exitcode, out, err
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Forked]:
+    """Starts a script in a process of its own that need not import PEFT: forked(script, word, A=b).
+
+    It is forked from a server without threads. Where the start itself is tested, use subprocess.
+    """
+    folder = tmp_path_factory.mktemp("forked")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["intarsia.fitting"])
+    count = iter(range(1_000))
+
+    def start(script: Path, *words: object, **environment: str) -> Forked:
+        said = folder / str(next(count))
+        job = {
+            "script": str(script),
+            "words": [str(word) for word in words],
+            "environment": environment,
+            "said": str(said),
+        }
+        # of the standard library, which any process can import
+        told = (str(TESTS / "forked.py"), {"job": job}, "__main__")
+        process = context.Process(target=runpy.run_path, args=told)
+        process.start()
+        return Forked(process, said)
+
+    return start
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

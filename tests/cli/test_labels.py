@@ -13,6 +13,7 @@ import torch
 
 from intarsia import fit, load_data, open_run
 from intarsia.data import backbone
+from intarsia.experiments import matrix
 from intarsia.train import MultiLabel
 
 from .conftest import TINY, Intarsia, picture
@@ -92,8 +93,9 @@ def test_the_exported_script_uses_a_sigmoid(
 
 
 def test_compare_pairs_by_average_precision(
-    intarsia: Intarsia, table: Path, tmp_path: Path
+    intarsia: Intarsia, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(matrix, "EXECUTOR", "here")
     words = ("--methods", "linear,lora", "--seeds", "0,1", "--epochs", "1", "--out", tmp_path / "c")
     said = intarsia("compare", table, *TINY, *words, "--batch-size", "8", "--json")
     assert said.code == 0, said.err

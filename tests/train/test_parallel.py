@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,33 +15,34 @@ from safetensors.torch import load_file
 from intarsia.core.errors import ConfigError
 from intarsia.train.processes import processes, waiting
 
-FOLDER = Path(__file__).parent
+SCRIPT = Path(__file__).with_name("ranks.py")
+Start = Callable[..., Any]  # the fixture `forked`
 
 
-def start(folder: Path, rank: int, world: int, port: int, **more: str) -> subprocess.Popen[str]:
-    paths = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | more
-    if world > 1:
-        environment |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, str(FOLDER / "ranks.py"), str(folder)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def place(rank: int, port: int) -> dict[str, str]:
+    """The environment of one of two processes."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = [start(folder, 0, 1, port), start(folder, 0, 2, port), start(folder, 1, 2, port)]
-    outputs = [process.communicate(timeout=300)[0] for process in running]
-    for process, output in zip(running, outputs, strict=True):
-        assert process.returncode == 0, output
+def results(tmp_path_factory: pytest.TempPathFactory, forked: Start) -> Path:
+    folder, port = tmp_path_factory.mktemp("ranks"), free_port()
+    places: list[dict[str, str]] = [{}, place(0, port), place(1, port)]
+    for running in [forked(SCRIPT, folder, **where) for where in places]:
+        code, out, err = running.wait()
+        assert code == 0, out + err
     return folder
 
 
@@ -88,12 +88,10 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
             processes()
 
 
-def test_who_waits_for_nobody_stops_and_says_so(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        alone = start(tmp_path, 0, 2, probe.getsockname()[1] + 1, INTARSIA_RENDEZVOUS_SECONDS="1")
-    said = alone.communicate(timeout=120)[0]
-    assert alone.returncode == 1
+def test_who_waits_for_nobody_stops_and_says_so(tmp_path: Path, forked: Start) -> None:
+    alone = place(0, free_port()) | {"INTARSIA_RENDEZVOUS_SECONDS": "1"}
+    code, _, said = forked(SCRIPT, tmp_path, **alone).wait()
+    assert code == 1
     assert "ConfigError: processes: got not all of WORLD_SIZE=2" in said
     assert "want all of them within 1 s" in said and "INTARSIA_RENDEZVOUS_SECONDS=5" in said
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -300,12 +299,9 @@ def test_a_full_disk_leaves_the_walk_to_go_on(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks children to kill")
-def test_killed_anywhere_it_ends_in_the_same_bits(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("prune_killed.py")
-    found = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    lines = found.stdout.split()
-    assert lines == ["killed,same"] * 4, found.stdout
+def test_killed_anywhere_it_ends_in_the_same_bits(
+    tmp_path: Path, forked: Callable[..., Any]
+) -> None:
+    code, out, err = forked(Path(__file__).with_name("prune_killed.py"), tmp_path).wait()
+    assert code == 0, err
+    assert out.split() == ["killed,same"] * 4, out
