@@ -34,9 +34,12 @@ test: setup  ## the suite: offline, CPU
 # what computes: bits are promised between equal runs on one machine, not between processors
 NUMBERS := $(addprefix tests/,adapters formats gating kernels mixtures partitions routers schedules scores methods models train test_fitting.py)
 
+# those that multiply; the others choose, store or schedule weights, which threads do not change
+THREADED := $(filter-out $(addprefix tests/,formats gating partitions schedules scores),$(NUMBERS))
+
 numbers: setup  ## the tests of what computes, as an older processor would, with one thread and two
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(NUMBERS)
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n $(JOBS) $(NUMBERS)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n $$(( ($(JOBS) + 1) / 2 )) $(THREADED)
 
 lint: setup  ## ruff, pyright, import-linter
 	$(BIN)/ruff check

@@ -13,12 +13,11 @@ from torch.optim import SGD, Optimizer
 
 from ..core import Claim, NofM, Result
 from ..core.claim import Report
-from ..data import packages
 from ..fitting import fit
-from ..results.store import Store, key_of
 from ..schedules import Bdwp, FixedMask, masked_weights
 from ..schedules.bdwp import n_of_m_mask
 from . import sms
+from .kept import kept
 from .study import by_arm, judge, row_of
 
 EPOCHS, PATTERN, POINTS = 8, "2:8", 1.0
@@ -40,29 +39,21 @@ def momentum(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     return SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay)
 
 
-class BdwpCells:
-    """Accuracies on the test part, in points; cells are kept."""
+def accuracy(arm: str, seed: int) -> float:
+    """On the test part, in points; from the file of cells, or by training.  arm: one of ARMS."""
+    inputs = {"arm": arm, "seed": seed, "pattern": PATTERN, "epochs": EPOCHS, "version": 1}
+    return kept("bdwp", inputs, lambda: run(arm, seed))
 
-    def __init__(self) -> None:
-        self.cells = Store(packages.cache_dir() / "claims" / "bdwp.jsonl")
 
-    def accuracy(self, arm: str, seed: int) -> float:
-        """A cell from the file, or by running it.  arm: one of ARMS."""
-        inputs = {"arm": arm, "seed": seed, "pattern": PATTERN, "epochs": EPOCHS, "version": 1}
-        key = key_of(inputs)
-        if key not in self.cells:
-            self.cells.add(key, {**inputs, "found": self._run(arm, seed)})
-        return self.cells[key]["found"]
-
-    def _run(self, arm: str, seed: int) -> float:
-        model = sms.resnet(seed)
-        if arm == ONE_SHOT:
-            with torch.no_grad():
-                for weight in masked_weights(model, LAYERS).values():
-                    weight.mul_(n_of_m_mask(weight, NofM.read(PATTERN, 1)))
-        how: Any = {"epochs": EPOCHS, "seed": seed, "optimizer": momentum, "schedule": ARMS[arm]}
-        fit(model, sms.rows("train"), **OPTIONS | how)
-        return sms.accuracy(model)
+def run(arm: str, seed: int) -> float:
+    model = sms.resnet(seed)
+    if arm == ONE_SHOT:
+        with torch.no_grad():
+            for weight in masked_weights(model, LAYERS).values():
+                weight.mul_(n_of_m_mask(weight, NofM.read(PATTERN, 1)))
+    how: Any = {"epochs": EPOCHS, "seed": seed, "optimizer": momentum, "schedule": ARMS[arm]}
+    fit(model, sms.rows("train"), **OPTIONS | how)
+    return sms.accuracy(model)
 
 
 def interval(values: list[float], level: float) -> tuple[float, float]:
@@ -87,9 +78,8 @@ def lower(values: list[float]) -> float:
 def against(other: str, over: Any) -> Any:
     """BDWP's accuracy minus another arm's, in points, over the seeds."""
 
-    def run(seeds: tuple[int, ...], report: Report) -> Result:
-        cells = BdwpCells()
-        found = by_arm({n: n for n in ARMS}, seeds, cells.accuracy, report)
+    def judged(seeds: tuple[int, ...], report: Report) -> Result:
+        found = by_arm({n: n for n in ARMS}, seeds, accuracy, report)
         ends = interval([a - b for a, b in zip(found[BOTH], found[other], strict=True)], 0.95)
         note = (
             f"BDWP minus {other}: 95 % interval {ends[0]:+.2f} ... {ends[1]:+.2f} points. "
@@ -103,7 +93,7 @@ def against(other: str, over: Any) -> Any:
             over,
         )
 
-    return run
+    return judged
 
 
 SCALED = "scaled down: a thin ResNet-8, 10,000 pictures of Fashion-MNIST"

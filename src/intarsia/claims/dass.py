@@ -14,14 +14,13 @@ from torch.utils.data import TensorDataset
 from ..core import Claim, Result
 from ..core.claim import Report
 from ..core.seeds import mix
-from ..data import packages
 from ..experiments.pool import Arm
 from ..fitting import fit_in_phases
 from ..methods.dass import Dass
 from ..models.dass import CellSizes, ChosenNet, Genotype, Supernet, summary
-from ..results.store import Store, key_of
 from ..schedules import masked_weights
 from . import sms
+from .kept import kept
 from .study import class_scores, each, result_of, shown
 
 SIZES = CellSizes(classes=10, inputs=1, channels=8, cells=2, nodes=3)
@@ -84,13 +83,8 @@ def retrained(cells: Genotype, seed: int) -> ChosenCells:
 
 def cell(arm: str, number: int, seed: int) -> ChosenCells:
     """What came out of an arm, from the file or by running it."""
-    cells = Store(packages.cache_dir() / "claims" / "dass.jsonl")
     inputs = {"arm": arm, "number": number, "seed": seed, "epochs": EPOCHS, "version": 1}
-    key = key_of(inputs)
-    if key not in cells:
-        found = retrained(chosen(arm, seed, number), seed)
-        cells.add(key, inputs | {"found": list(found)})
-    return ChosenCells(*cells[key]["found"])
+    return ChosenCells(*kept("dass", inputs, lambda: retrained(chosen(arm, seed, number), seed)))
 
 
 def judged(seeds: tuple[int, ...], report: Report) -> Result:

@@ -16,10 +16,10 @@ from ..core import Claim, Result
 from ..core.claim import Report
 from ..data import packages
 from ..fitting import evaluate, fit
-from ..results.store import Store, key_of
 from ..schedules import Dsl
 from ..train.tasks.next_item import NextItem
 from .bdwp import lower
+from .kept import kept
 from .study import by_arm, judge, row_of
 
 WIDTH, HISTORY, EPOCHS, K = 64, 20, 6, 20
@@ -89,37 +89,29 @@ class Recommended(NamedTuple):
     popular: float
 
 
-class DslCells:
-    """Models of each arm and seed; cells are kept."""
+def cell(arm: str, seed: int) -> Recommended:
+    """A cell from the file, or by running it.  arm: one of ARMS."""
+    inputs = {"arm": arm, "seed": seed, "epochs": EPOCHS, "version": 1}
+    return Recommended(*kept("dsl", inputs, lambda: run(arm, seed)))
 
-    def __init__(self) -> None:
-        self.cells = Store(packages.cache_dir() / "claims" / "dsl.jsonl")
 
-    def found(self, arm: str, seed: int) -> Recommended:
-        """A cell from the file, or by running it.  arm: one of ARMS."""
-        inputs = {"arm": arm, "seed": seed, "epochs": EPOCHS, "version": 1}
-        key = key_of(inputs)
-        if key not in self.cells:
-            self.cells.add(key, {**inputs, "found": list(self._run(arm, seed))})
-        return Recommended(*self.cells[key]["found"])
-
-    def _run(self, arm: str, seed: int) -> Recommended:
-        (width, schedule), data = ARMS[arm], films()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = Average(data.count, width)
-            for table in model.children():
-                nn.init.normal_(table.weight, std=0.1)  # pyright: ignore
-        task: Any = NextItem(every=False, k=K)
-        how: Any = {"epochs": EPOCHS, "seed": seed, "schedule": schedule, "task": task}
-        fit(model, data.train, **OPTIONS | how)
-        scores = evaluate(model, data.test, task=task).scores()
-        kept = torch.stack([(t.weight != 0).sum(1) for t in (model.seen, model.next)])
-        rows = kept[1][1:].tolist()
-        even = len(set(rows)) == 1  # a dense table
-        found: Any = spearmanr(rows, data.popularity[1:].tolist())
-        order = 0.0 if even else found.statistic
-        return Recommended(100 * scores[f"ndcg_{K}"], int(kept.sum()), float(order))
+def run(arm: str, seed: int) -> Recommended:
+    (width, schedule), data = ARMS[arm], films()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Average(data.count, width)
+        for table in model.children():
+            nn.init.normal_(table.weight, std=0.1)  # pyright: ignore
+    task: Any = NextItem(every=False, k=K)
+    how: Any = {"epochs": EPOCHS, "seed": seed, "schedule": schedule, "task": task}
+    fit(model, data.train, **OPTIONS | how)
+    scores = evaluate(model, data.test, task=task).scores()
+    kept = torch.stack([(t.weight != 0).sum(1) for t in (model.seen, model.next)])
+    rows = kept[1][1:].tolist()
+    even = len(set(rows)) == 1  # a dense table
+    found: Any = spearmanr(rows, data.popularity[1:].tolist())
+    order = 0.0 if even else found.statistic
+    return Recommended(100 * scores[f"ndcg_{K}"], int(kept.sum()), float(order))
 
 
 def table_of(found: dict[str, list[Recommended]], of: Any, over: Any) -> Result:
@@ -135,13 +127,13 @@ def table_of(found: dict[str, list[Recommended]], of: Any, over: Any) -> Result:
 
 def of_half(seeds: tuple[int, ...], report: Report) -> Result:
     """NDCG of density .5 over the dense model's."""
-    found = by_arm({n: n for n in ARMS}, seeds, DslCells().found, report)
+    found = by_arm({n: n for n in ARMS}, seeds, cell, report)
     return table_of(found, lambda one: one[HALF].ndcg / one[DENSE].ndcg, statistics.mean)
 
 
 def of_static(seeds: tuple[int, ...], report: Report) -> Result:
     """NDCG of density .2 minus the better of a fixed mask's and a narrow model's, in points."""
-    found = by_arm({n: n for n in ARMS}, seeds, DslCells().found, report)
+    found = by_arm({n: n for n in ARMS}, seeds, cell, report)
     return table_of(
         found, lambda one: one[FIFTH].ndcg - max(one[STATIC].ndcg, one[NARROW].ndcg), lower
     )

@@ -106,70 +106,76 @@ NOTE = (
 )
 PAPER = "(arXiv:2502.06643, abstract): "
 
-claim = partial(Claim, needs="long", minutes=30, sense="<=")
+
+def claim(key: str, sentence: str, bar: float, of: Of, **more: Any) -> Claim:
+    """more: arm, kinds and over of `run`, and what else a Claim has."""
+    how = {"kinds": ("balanced",), "arm": STAY}
+    how |= {name: more.pop(name) for name in ("kinds", "arm", "over") if name in more}
+    judged: Any = partial(run, of=of, **how)
+    given = {"baseline": "experts in order; ratio", "sense": "<=", "needs": "long", "minutes": 30}
+    return Claim(key, sentence, bar=bar, run=judged, **given | more)
+
 
 CLAIMS = (
     claim(
         "moetuner",
-        sentence="Clusters of experts by an integer programme even the devices' loads "
-        + PAPER
-        + "largest load over the mean on unseen text, balanced mixture.",
+        "Clusters of experts by an integer programme even the devices' loads "
+        f"{PAPER}largest load over the mean on unseen text, balanced mixture.",
+        1.10,
+        imbalance,
+        arm=TUNER,
+        over=None,
         baseline="1.25 is usual for experts in order",
-        bar=1.10,
-        run=partial(run, kinds=("balanced",), arm=TUNER, of=imbalance, over=None),
     ),
     claim(
         "moetuner-traffic",
-        sentence="Ordering the clusters by traffic lowers what goes between devices "
-        + PAPER
-        + "share of transitions that change the device, the worse of two mixtures.",
-        baseline="experts in order; ratio",
-        bar=0.94,
-        run=partial(run, kinds=("balanced", "skewed"), arm=TUNER, of=cross),
+        "Ordering the clusters by traffic lowers what goes between devices "
+        f"{PAPER}share of transitions that change the device, the worse of two mixtures.",
+        0.94,
+        cross,
+        arm=TUNER,
+        kinds=("balanced", "skewed"),
     ),
     claim(
         "moetuner-joint",
-        sentence="Exchanging experts for balance and traffic at once lowers traffic further than "
+        "Exchanging experts for balance and traffic at once lowers traffic further than "
         "the two programmes one after the other (beside arXiv:2502.06643): transitions that "
         "change the device, balanced mixture.",
-        baseline="experts in order; ratio",
-        bar=0.86,
-        run=partial(run, kinds=("balanced",), arm=STAY, of=cross),
+        0.86,
+        cross,
     ),
     claim(
         "moetuner-joint-skewed",
-        sentence="The same on a mixture whose layers are not balanced each (beside "
-        "arXiv:2502.06643).",
-        baseline="experts in order; ratio",
-        bar=0.92,
-        run=partial(run, kinds=("skewed",), arm=STAY, of=cross),
+        "The same on a mixture whose layers are not balanced each (beside arXiv:2502.06643).",
+        0.92,
+        cross,
+        kinds=("skewed",),
     ),
     claim(
         "moetuner-home",
-        sentence="Where rows come back after each layer, exchanges by co-activation lower the "
+        "Where rows come back after each layer, exchanges by co-activation lower the "
         "devices that a token is sent to (beside arXiv:2502.06643), balanced mixture.",
-        baseline="experts in order; ratio",
-        bar=0.95,
-        run=partial(run, kinds=("balanced",), arm=HOME, of=destinations),
+        0.95,
+        destinations,
+        arm=HOME,
     ),
     claim(
         "moetuner-uniform",
-        sentence="A trace without any structure gives nothing to gain (a control of "
+        "A trace without any structure gives nothing to gain (a control of "
         "arXiv:2502.06643): transitions that change the device, of exchanges for traffic.",
-        baseline="experts in order; ratio",
-        bar=0.98,
+        0.98,
+        cross,
+        kinds=("uniform",),
         sense=">=",
         needs="cpu",
         minutes=1,
-        run=partial(run, kinds=("uniform",), arm=STAY, of=cross),
     ),
     claim(
         "moetuner-time",
-        sentence="Less traffic is less time on two nodes with links 10 : 1 "
-        + PAPER
-        + "simulated time of a batch whose rows move on, exchanges for traffic, balanced mixture.",
-        baseline="experts in order; ratio, simulated",
-        bar=0.95,
-        run=partial(run, kinds=("balanced",), arm=STAY, of=seconds),
+        "Less traffic is less time on two nodes with links 10 : 1 "
+        f"{PAPER}simulated time of a batch whose rows move on, exchanges for traffic, balanced "
+        "mixture.",
+        0.95,
+        seconds,
     ),
 )

@@ -13,10 +13,9 @@ from sklearn.decomposition import FastICA, MiniBatchDictionaryLearning
 
 from ..core import Claim, Result
 from ..core.claim import Report
-from ..data import cache_dir
 from ..models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
 from ..results.sheet import deviation
-from ..results.store import Store, key_of
+from .kept import kept
 from .study import result_of
 
 STEPS, SAMPLES, FOUND = 100, 1000, 0.9  # of the bars; FOUND: a cosine
@@ -31,13 +30,9 @@ KINDS: Mapping[str, Callable[..., Any]] = {
 Array = np.ndarray
 
 
-def kept(what: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-    """A cell's figures, from the file of those that were computed before or by computing them."""
-    store = Store(cache_dir() / "claims" / "prosper.jsonl")
-    key = key_of({"what": what, "version": 1, **inputs})
-    if key not in store:
-        store.add(key, {"what": what, **inputs, "found": make()})
-    return store[key]["found"]
+def figures(what: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+    """A cell's, from the file of cells or by computing them."""
+    return kept("prosper", {"what": what, "version": 1, **inputs}, make)
 
 
 def bars(signed: Array | None = None) -> Array:
@@ -87,7 +82,7 @@ def learned(kind: str, data: str, seed: int) -> dict[str, float]:
         w = model.mixing_.T if kind == "FastICA" else model.components_
         return {"bars": bars_in(w, truth), "cpu": time.process_time() - start}
 
-    return kept("bars", {"kind": kind, "data": data, "seed": seed, "steps": STEPS}, make)
+    return figures("bars", {"kind": kind, "data": data, "seed": seed, "steps": STEPS}, make)
 
 
 def find_bars(seeds: Sequence[int], report: Report) -> Result:

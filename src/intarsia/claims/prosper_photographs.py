@@ -17,7 +17,7 @@ from ..core import Result
 from ..core.claim import Report
 from ..data.photographs import grey, patches, photographs
 from ..models.coding import BSC, GSC
-from .prosper import PAPER, Array, claim, kept
+from .prosper import PAPER, Array, claim, figures
 from .study import result_of, shown
 
 
@@ -49,7 +49,7 @@ def densities(seeds: Sequence[int], report: Report) -> Result:
         }
         return {name: float(model.fit(train).score(test)) for name, model in models.items()}
 
-    made = [kept("density", {"seed": s}, partial(make, s)) for s in seeds]
+    made = [figures("density", {"seed": s}, partial(make, s)) for s in seeds]
     for seed, each in zip(seeds, made, strict=True):
         report(f"seed {seed}: {each}")
     values = [min(m["GSC"] - m["BSC"], m["BSC"] - m["FactorAnalysis"]) for m in made]
@@ -138,7 +138,7 @@ DENOISERS: Mapping[str, Callable[[Array, Array, int], Array]] = {
 
 def denoise(seeds: Sequence[int], report: Report) -> Result:
     """PSNR of GSC less the best of the others."""
-    made = [kept("denoise", {"seed": s}, partial(denoised, s)) for s in seeds]
+    made = [figures("denoise", {"seed": s}, partial(denoised, s)) for s in seeds]
     values, rows = [], []
     for each in made:
         report(str(each))

@@ -19,11 +19,10 @@ from torch.func import functional_call, stack_module_state
 from ..core import Claim, Result
 from ..core.claim import Report
 from ..core.seeds import mix
-from ..data import packages
 from ..experiments.pool import Arm
 from ..methods.random_search import RandomSearch, cut, search
-from ..results.store import Store, key_of
 from . import sms
+from .kept import kept
 from .study import each, result_of, shown
 
 UNITS, EPOCHS, BATCH, LOOK, BEST, SCORED = 256, 5, 128, 20, 5, 512
@@ -129,12 +128,9 @@ def run(density: float, seed: int) -> SearchedNet:
 
 def cell(_: None, density: float, seed: int) -> SearchedNet:
     """What came out of a seed, from the file or by running it."""
-    cells = Store(packages.cache_dir() / "claims" / "random-search.jsonl")
     inputs = {"density": density, "seed": seed, "draws": DRAWS, "epochs": EPOCHS, "version": 1}
-    key = key_of(inputs)
-    if key not in cells:
-        cells.add(key, inputs | {"found": [list(nets) for nets in run(density, seed)]})
-    return SearchedNet(*(Nets(*nets) for nets in cells[key]["found"]))
+    found = kept("random-search", inputs, lambda: run(density, seed))
+    return SearchedNet(*(Nets(*nets) for nets in found))
 
 
 def tost(values: Sequence[float], margin: float) -> float:

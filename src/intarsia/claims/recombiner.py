@@ -32,7 +32,8 @@ from ..models.codec.philox import UNIT
 from ..models.codec.recombiner import RecombinerSettings
 from ..models.codec.relative_entropy import candidates, choose, gumbels, packed_bytes
 from ..results.sheet import Differences
-from ..results.store import Store, key_of
+from ..results.store import key_of
+from .kept import kept
 from .study import each, result_of, shown
 
 Array = np.ndarray[Any, Any]
@@ -102,13 +103,10 @@ def psnr(a: Array, b: Array) -> float:
 def coded(size: Size, arm: str, rate: float, seed: int) -> CodedPack:
     """A cell from the file, or by running it; a training that was killed goes on."""
     inputs = {"size": list(size), "arm": arm, "rate": rate, "seed": seed, "version": 1}
-    key, home = key_of(inputs), packages.cache_dir() / "claims"
-    store = Store(home / "recombiner.jsonl")
-    if key not in store:
-        run = by_coin if arm == "COIN" else by_prior
-        with kept_quiet():
-            store.add(key, {**inputs, "found": list(run(size, arm, rate, seed, home / key))})
-    return CodedPack(*store[key]["found"])
+    run = by_coin if arm == "COIN" else by_prior
+    folder = packages.cache_dir() / "claims" / key_of(inputs)
+    with kept_quiet():
+        return CodedPack(*kept("recombiner", inputs, lambda: run(size, arm, rate, seed, folder)))
 
 
 def by_prior(size: Size, arm: str, rate: float, seed: int, folder: Path) -> CodedPack:

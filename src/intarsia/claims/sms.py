@@ -17,15 +17,15 @@ from torch.utils.data import TensorDataset
 
 from ..core import Claim, Result
 from ..core.claim import Report
-from ..data import packages, sets
+from ..data import sets
 from ..data.decode import to_rgb
 from ..experiments.pool import Arm
 from ..fitting import fit, fit_in_phases
 from ..methods import SparseModelSoup
-from ..results.store import Store, key_of
 from ..schedules import masked_weights, prune
 from ..schedules.phases import EndedTraining
 from ..train.batch_norms import recalibrate
+from .kept import kept
 from .study import class_scores, each, shown
 
 DATA, TRAIN, TEST = "fashion-mnist", 10_000, 2_000
@@ -110,7 +110,6 @@ class DenseNets:
     """Dense nets of each seed, trained once; cells are kept."""
 
     def __init__(self) -> None:
-        self.cells = Store(packages.cache_dir() / "claims" / "sms.jsonl")
         self.dense: dict[int, dict[str, Tensor]] = {}
 
     def start(self, seed: int) -> nn.Module:
@@ -125,11 +124,8 @@ class DenseNets:
 
     def cell(self, arm: str, density: float, seed: int) -> Souped:
         """A cell from the file, or by running it.  arm: one of ARMS."""
-        key = key_of({"arm": arm, "density": density, "seed": seed, "data": DATA, "version": 1})
-        if key not in self.cells:
-            found = list(self._run(arm, density, seed))
-            self.cells.add(key, {"arm": arm, "density": density, "seed": seed, "found": found})
-        return Souped(*self.cells[key]["found"])
+        inputs = {"arm": arm, "density": density, "seed": seed, "data": DATA, "version": 1}
+        return Souped(*kept("sms", inputs, lambda: self._run(arm, density, seed)))
 
     def _run(self, arm: str, density: float, seed: int) -> Souped:
         if arm.startswith("independent"):

@@ -12,14 +12,13 @@ from torch import nn
 
 from ..core import Claim, Result
 from ..core.claim import Report
-from ..data import packages
 from ..experiments.pool import Arm
 from ..fitting import fit
 from ..hosts import apply
 from ..methods.sparse_ift import SparseIft, flop_audit
-from ..results.store import Store, key_of
 from ..schedules import FixedMask, RigL
 from . import sms
+from .kept import kept
 from .study import each, result_of, shown
 
 WIDTHS, EPOCHS, DENSITY = (8, 16, 32), 4, 0.25
@@ -74,13 +73,9 @@ OTHERS = tuple(name for name in ARMS if name not in (DENSE, WIDE, STATIC))
 
 def cell(way: Way, _: str, seed: int) -> NetScore:
     """A net of one way from one seed, from the file or by training it."""
-    cells = Store(packages.cache_dir() / "claims" / "sparse-ift.jsonl")
     name = next(name for name, one in ARMS.items() if one == way)
     inputs = {"arm": name, "seed": seed, "data": sms.DATA, "epochs": EPOCHS, "version": 1}
-    key = key_of(inputs)
-    if key not in cells:
-        cells.add(key, inputs | {"found": list(run(way, seed))})
-    return NetScore(*cells[key]["found"])
+    return NetScore(*kept("sparse-ift", inputs, lambda: run(way, seed)))
 
 
 def run(way: Way, seed: int) -> NetScore:

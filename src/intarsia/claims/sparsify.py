@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..core import Claim, Result
 from ..core.claim import Report
-from ..data import packages
 from ..data.language_models import language_model
 from ..data.texts import load_texts
 from ..experiments.pool import Arm
@@ -23,8 +22,8 @@ from ..hosts.prune.pruners import Magnitude, SparseGPT, Wanda
 from ..hosts.prune.rows import batched
 from ..methods.dsnot import DSnoT
 from ..partitions.swaps import Swapped
-from ..results.store import Store, key_of
 from ..scores import Statistics
+from .kept import kept
 from .study import each
 
 TEXTS = ("austen", "python-docs")
@@ -68,17 +67,13 @@ class PrunedCells:
     """SmolLM2, dense again before each cell; cells are kept."""
 
     def __init__(self) -> None:
-        self.cells = Store(packages.cache_dir() / "claims" / "sparsify.jsonl")
         self.model: Any = None
         self.rows: dict[str, Any] = {}
 
     def cell(self, arm: str, task: tuple[str, float], seed: int) -> Pruned:
         """A cell from the file, or by running it.  arm: "dense", a base, or "base + dsnot"."""
         inputs = {"arm": arm, "text": task[0], "density": task[1], "seed": seed, "version": 1}
-        key = key_of(inputs)
-        if key not in self.cells:
-            self.cells.add(key, {**inputs, "found": list(self._run(arm, *task, seed))})
-        return Pruned(*self.cells[key]["found"])
+        return Pruned(*kept("sparsify", inputs, lambda: self._run(arm, *task, seed)))
 
     def _run(self, arm: str, text: str, density: float, seed: int) -> Pruned:
         if self.model is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core import Claim, Result
 from ..core.claim import Report
-from ..data import corpora, packages
+from ..data import corpora
 from ..data.language_models import language_model
 from ..data.small_models import Small, small_decoder
 from ..data.texts import load_texts
@@ -21,9 +21,9 @@ from ..experiments.pool import Arm
 from ..fitting import evaluate, fit
 from ..hosts.prune.pruner import sparsify
 from ..hosts.prune.pruners import SparseGPT
-from ..results.store import Store, key_of
 from ..schedules import FixedMask
 from ..train import SquareHead, distill, plain
+from .kept import kept
 from .study import each, shown
 
 STEPS, BATCH, LENGTH, HELD_OUT, CALIBRATION = 100, 16, 96, 64, 32
@@ -65,18 +65,11 @@ class SparseCells:
     def __init__(self, name: str, lr: float, make: Callable[[], tuple[nn.Module, Any, Any]]):
         self.name, self.lr, self.make = name, lr, make
         self.made: Any = None
-        self.cells: Any = None
 
     def cell(self, arm: str, density: float, seed: int) -> Closed:
         """A cell from the file, or by running it.  arm: one of OBJECTIVES."""
         inputs = {"bench": self.name, "arm": arm, "density": density, "seed": seed, "version": 1}
-        key = key_of(inputs)
-        if self.cells is None:
-            self.cells = Store(packages.cache_dir() / "claims" / "squarehead.jsonl")
-        if key not in self.cells:
-            self.cells.add(key, {**inputs, "found": list(self._run(arm, density, seed))})
-        dense, pruned, after, filled = self.cells[key]["found"]
-        return Closed(dense, pruned, after, filled)
+        return Closed(*kept("squarehead", inputs, lambda: self._run(arm, density, seed)))
 
     def _run(self, arm: str, density: float, seed: int) -> Closed:
         self.made = self.made or self.make()

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import Format
 from ..core.errors import ShapeError
 from .bits import pack_bits, unpack_bits
+from .rows import kept_of, matrix
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,8 @@ class Bitmask(Format):
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
         """keep: None = what is not 0."""
-        keep = weight != 0 if keep is None else keep
-        if keep.shape != weight.shape:
-            want = tuple(weight.shape)
-            raise ShapeError("keep", got=tuple(keep.shape), want=want, fix="Mask each weight.")
-        kept = _matrix(keep)
+        keep = kept_of(weight, keep)
+        kept = matrix(keep)
         counts = kept.sum(1)
         padded = torch.nn.functional.pad(kept, (0, -kept.shape[1] % 8)).long()
         return {
@@ -46,7 +44,7 @@ class Bitmask(Format):
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         values, bits = stored["compressed"], stored["bitmask"]
         weight = values.new_zeros(tuple(shape))
-        rows, columns = _matrix(weight).shape
+        rows, columns = matrix(weight).shape
         if bits.shape != (rows, -(-columns // 8)):
             want = f"{(rows, -(-columns // 8))} for a weight of {tuple(shape)}"
             fix = "Decode with the shape of the encoding."
@@ -57,7 +55,3 @@ class Bitmask(Format):
             want = f"{int(keep.sum())}, as many as bits are set"
             raise ShapeError("compressed", got=len(values), want=want, fix="Copy the file again.")
         return weight.masked_scatter(keep.reshape(weight.shape), values)
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    return weight.flatten(1) if weight.dim() > 1 else weight.reshape(1, -1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core import Format
 from ..core.errors import ShapeError
+from .rows import kept_of, matrix
 
 INDEX, OFFSET = 2, 4  # bytes of a column, and of a row's first place
 MOST = 2**16  # columns
@@ -33,11 +34,8 @@ class Columns(Format):
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
         """keep: None = what is not 0."""
-        keep = weight != 0 if keep is None else keep
-        if keep.shape != weight.shape:
-            want = tuple(weight.shape)
-            raise ShapeError("keep", got=tuple(keep.shape), want=want, fix="Mask each weight.")
-        kept, width = _matrix(keep), _matrix(weight).shape[1]
+        keep = kept_of(weight, keep)
+        kept, width = matrix(keep), matrix(weight).shape[1]
         counts = kept.sum(1)
         if width > MOST or int(counts.sum()) >= 2**31:
             got = f"{width:,} columns, {int(counts.sum()):,} kept"
@@ -53,23 +51,19 @@ class Columns(Format):
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         values, columns, offsets = (stored[n] for n in ("values", "columns", "row_offsets"))
         weight = values.new_zeros(tuple(shape))
-        matrix, columns = _matrix(weight), columns.long()
+        whole, columns = matrix(weight), columns.long()
         counts = offsets.long().diff()
-        fits = len(counts) == len(matrix) and len(values) == len(columns) == int(offsets[-1])
+        fits = len(counts) == len(whole) and len(values) == len(columns) == int(offsets[-1])
         fits = fits and not int(offsets[0]) and bool((counts >= 0).all())
-        if not fits or bool((columns >= matrix.shape[1]).any()):
+        if not fits or bool((columns >= whole.shape[1]).any()):
             got = f"{len(counts)} rows of {len(values)} values and {len(columns)} columns"
             want, fix = f"what a weight of {tuple(shape)} becomes", "Decode with its own shape."
             raise ShapeError("rows", got=got, want=want, fix=fix)
-        rows = torch.arange(len(matrix), device=values.device).repeat_interleave(counts)
-        matrix[rows, columns] = values  # a view of `weight`
+        rows = torch.arange(len(whole), device=values.device).repeat_interleave(counts)
+        whole[rows, columns] = values  # a view of `weight`
         return weight
 
 
 def break_even(width: int, itemsize: int = 2) -> float:
     """The density below which rows of `width` weights of so many bytes take less than dense."""
     return max(0.0, (itemsize * width - OFFSET) / ((itemsize + INDEX) * width)) if width else 0.0
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    return weight.flatten(1) if weight.dim() > 1 else weight.reshape(1, -1)

@@ -10,7 +10,6 @@ from ..adapters import Bottleneck
 from ..adapters.coded import CodedCell
 from ..core import Card, Method, Paper, Site
 from ..core.checks import above
-from ..core.errors import ConfigError
 from ..formats import Gaussian
 from ..mixtures.over import OverMethod
 
@@ -45,13 +44,7 @@ class BiAdapter(OverMethod):
     start: float = 1e-3
 
     def __post_init__(self) -> None:
-        if isinstance(self.over, BiAdapter) or not callable(getattr(self.over, "build", None)):
-            got, want = type(self.over).__name__, "another adapter's settings"
-            raise ConfigError("over", got=got, want=want, fix="Pass a Bottleneck or a Lora.")
-        if callable(getattr(self.over, "share", None)):
-            got = f"{type(self.over).__name__}, whose cells share their weights"
-            want = "an adapter whose cells have weights of their own"
-            raise ConfigError("over", got=got, want=want, fix="Code a Lora.")
+        self.refuse_shared()
         above("start", self.start, 0, "Try 1e-3.")
         if self.bits != FLOAT:
             Gaussian(self.bits, self.codebook)  # says what else can be wrong

@@ -10,7 +10,6 @@ import torch
 from ..adapters import Bottleneck
 from ..core import Card, Method, Paper, Site
 from ..core.checks import at_least
-from ..core.errors import ConfigError
 from ..mixtures.noisy import ScaledOutput
 from ..mixtures.over import OverMethod
 from ..train.objectives import Objective, pace
@@ -44,13 +43,7 @@ class Pace(OverMethod):
     one_pass: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.over, Pace) or not callable(getattr(self.over, "build", None)):
-            got, want = type(self.over).__name__, "another adapter's settings"
-            raise ConfigError("over", got=got, want=want, fix="Pass a Bottleneck or a Lora.")
-        if callable(getattr(self.over, "share", None)):
-            got = f"{type(self.over).__name__}, whose cells share their weights"
-            want = "an adapter whose cells have weights of their own"
-            raise ConfigError("over", got=got, want=want, fix="Use over=Lora().")
+        self.refuse_shared()
         at_least("sigma", self.sigma, 0, "Try 1.")
         at_least("weight", self.weight, 0, "Try 1.")
         at_least("every", self.every, 1)

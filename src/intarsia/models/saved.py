@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 from safetensors import SafetensorError
@@ -86,3 +86,19 @@ def load_estimator(kind: type[E], folder: str | Path) -> E:
 def _plain(value: Any) -> Any:
     """A figure as JSON has it."""
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+class Saved:
+    """Estimators that are saved as a folder."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write settings as JSON and what was learned as safetensors.  Returns the folder's path.
+
+        Raises: as `save_estimator` does.
+        """
+        return save_estimator(cast(Any, self), folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """What `save` wrote.  Raises: CheckpointError for a folder of something else."""
+        return load_estimator(cls, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,30 +15,33 @@ from ...scores import Statistics, obs, wanda
 from .pruner import LayerPruner
 
 
-def masked(weight: Tensor, part: Partition, name: str) -> tuple[Partition, Tensor]:
-    """The partition, and the weight, 0 outside it."""
-    return part, weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
+class Masking(LayerPruner):
+    """Keeps the weights of the largest scores as they are."""
+
+    def choose(self, scores: Mapping[str, Tensor]) -> Partition:
+        """As many of a layer's weights as the density says."""
+        return keep_shares(scores, dict.fromkeys(scores, self.density))
+
+    def edit(
+        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+    ) -> tuple[Partition, Tensor]:
+        """The partition, and the weight, 0 outside it."""
+        scores, given = {name: self.score(weight, seen)}, self.n_of_m
+        part = self.choose(scores) if given is None else keep_n_of_m(scores, given.n, given.m)
+        return part, weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
 
 
 @dataclass(frozen=True)
-class Magnitude(LayerPruner):
+class Magnitude(Masking):
     """The largest |W| of each layer are kept; needs no calibration.
 
     density, pattern, layers: see `LayerPruner`.  Source: Han et al. (2015). For a language model
     Wanda is as cheap and far better.
     """
 
-    def edit(
-        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
-    ) -> tuple[Partition, Tensor]:
-        scores = {name: self.score(weight, seen)}
-        if (given := self.n_of_m) is not None:
-            return masked(weight, keep_n_of_m(scores, given.n, given.m), name)
-        return masked(weight, keep_shares(scores, {name: self.density}), name)
-
 
 @dataclass(frozen=True)
-class Wanda(LayerPruner):
+class Wanda(Masking):
     """In each row the largest |W_ij| ||x_j|| are kept, as they are.
 
     density, pattern, layers: see `LayerPruner`; of a row of C weights C - floor((1 - density) C)
@@ -54,13 +57,9 @@ class Wanda(LayerPruner):
         """|W_ij| sqrt(mean x_j^2)."""
         return wanda(weight, seen)
 
-    def edit(
-        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
-    ) -> tuple[Partition, Tensor]:
-        scores = {name: self.score(weight, seen)}
-        if (given := self.n_of_m) is not None:
-            return masked(weight, keep_n_of_m(scores, given.n, given.m), name)
-        return masked(weight, keep_rows(scores, self.density), name)
+    def choose(self, scores: Mapping[str, Tensor]) -> Partition:
+        """As many of each row's weights."""
+        return keep_rows(scores, self.density)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -15,8 +16,13 @@ from .samples import Samples
 from .states import Array, States
 from .truncated import At, Joint, Truncated
 
-PAPER = Paper("1908.06843", 2019, "ProSper -- A Python Library for Probabilistic Sparse Coding")
-TINY = {"n_components": 2, "n_iter": 8, "random_state": 0}
+coding = partial(
+    Card,
+    kind="model",
+    paper=Paper("1908.06843", 2019, "ProSper -- A Python Library for Probabilistic Sparse Coding"),
+    tiny={"n_components": 2, "n_iter": 8, "random_state": 0},
+    family="sparse coding",
+)
 
 
 def linear_start(mean: Array, spread: float, atoms: int, random: np.random.RandomState) -> At:
@@ -232,34 +238,22 @@ class DSC(Discrete):
 
 
 CARDS = (
-    Card(
+    coding(
         "bsc",
-        kind="model",
         config=BSC,
-        paper=PAPER,
-        tiny=TINY,
         summary="Sparse coding with causes that are on or off and add up.",
-        family="sparse coding",
         names=("Binary sparse coding",),
     ),
-    Card(
+    coding(
         "tsc",
-        kind="model",
         config=TSC,
-        paper=PAPER,
-        tiny=TINY,
         summary="Sparse coding with causes that are -1, 0 or 1 and add up.",
-        family="sparse coding",
         names=("Ternary sparse coding",),
     ),
-    Card(
+    coding(
         "dsc",
-        kind="model",
         config=DSC,
-        paper=PAPER,
-        tiny=TINY,
         summary="Sparse coding with causes that take a few given values and add up.",
-        family="sparse coding",
         names=("Discrete sparse coding",),
     ),
 )

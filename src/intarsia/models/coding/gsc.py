@@ -13,8 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ...core import Card
-from .bsc import PAPER, TINY, best, fit_of, gram_of, linear_maximise, linear_start, second_moments
+from .bsc import best, coding, fit_of, gram_of, linear_maximise, linear_start, second_moments
 from .samples import Samples
 from .states import Array, States
 from .truncated import At, Joint, Truncated
@@ -193,13 +192,9 @@ def _incidence(place: Array, width: int) -> Array:
     return found
 
 
-CARD = Card(
+CARD = coding(
     "gsc",
-    kind="model",
     config=GSC,
-    paper=PAPER,
-    tiny=TINY,
     summary="Sparse coding with causes that are off, or on with a Gaussian strength.",
-    family="sparse coding",
     names=("Gaussian sparse coding", "Spike-and-slab sparse coding"),
 )

@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.sparse import csr_array
 
-from ...core import Card
 from ...core.errors import DataError
-from .bsc import PAPER, TINY, best
+from .bsc import best, coding
 from .samples import Samples
 from .states import Array, States
 from .truncated import At, Joint, Truncated
@@ -178,24 +177,16 @@ class MMCA(Maximal):
 
 
 CARDS = (
-    Card(
+    coding(
         "mca",
-        kind="model",
         config=MCA,
-        paper=PAPER,
-        tiny=TINY,
         summary="Sparse coding with causes of which the largest hides the others.",
-        family="sparse coding",
         names=("Maximal causes analysis",),
     ),
-    Card(
+    coding(
         "mmca",
-        kind="model",
         config=MMCA,
-        paper=PAPER,
-        tiny=TINY,
         summary="Sparse coding with signed causes of which the largest magnitude is seen.",
-        family="sparse coding",
         names=("Maximal magnitude causes analysis",),
     ),
 )

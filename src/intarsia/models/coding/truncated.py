@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ...core.checks import at_least, between
 from ...core.errors import ConfigError, DataError
-from ..saved import load_estimator, save_estimator
+from ..saved import Saved
 from .pictures import tiles
 from .samples import Samples, block_of, count_of_causes, moments
 from .shards import ALONE, RowShards
@@ -49,7 +49,7 @@ class Posterior(NamedTuple):
     probabilities: Array
 
 
-class Causes:
+class Causes(Saved):
     """What `fit` finds, of every model."""
 
     components_: Array
@@ -209,15 +209,6 @@ class Truncated(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         check_is_fitted(self)
         order = np.argsort(-self.usage_, kind="stable")
         return tiles(self.components_[order], path, shape)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write settings as JSON and parameters as safetensors into a folder.  Returns its path."""
-        return save_estimator(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """What `save` wrote.  Raises: CheckpointError for a folder of something else."""
-        return load_estimator(cls, folder)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -14,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ...core import Card, Paper
 from ...core.checks import above, at_least, between
 from ...core.errors import ConfigError, DataError
-from ..saved import load_estimator, save_estimator
+from ..saved import Saved
 from .overlap import Array, adherence, basis_set_size, mean_overlap
 
 LAMBDA, PHI = 26.0, -13.0  # of the sigmoid, which V in 0 ... 1 spans
@@ -62,7 +61,7 @@ def write(weights: Array, winners: Array, bits: Array, most: float) -> None:
     weights[q, winners] = np.where(full[:, None], own, own | bits)
 
 
-class LearnedCodes:
+class LearnedCodes(Saved):
     """What a mac has learned."""
 
     weights_: Array
@@ -167,15 +166,6 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """Codes as zeros and ones.  (n, D) -> (n, Q K)."""
         found = self._reach(X, rows=False).argmax(axis=2)
         return (found[:, :, None] == np.arange(self.n_units)).reshape(len(found), -1).astype(float)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write settings as JSON and packed weights as safetensors.  Returns the folder's path."""
-        return save_estimator(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """What `save` wrote.  Raises: CheckpointError for a folder of something else."""
-        return load_estimator(cls, folder)
 
     @property
     def _n_features_out(self) -> int:

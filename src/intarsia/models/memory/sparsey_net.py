@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -13,14 +12,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ...core import Card
 from ...core.checks import above, at_least, between
 from ...core.errors import ConfigError, DataError, ShapeError
-from ..saved import load_estimator, save_estimator
+from ..saved import Saved
 from .mac import PAPER, draw, hits, packed, scaled, seed_of, write
 from .overlap import Array
 
 EXPANSION, FLOOR, SATURATION = (1e4, 7.0), 1.0, 0.5  # as a mac's defaults
 
 
-class LearnedNet:
+class LearnedNet(Saved):
     """What a net has learned."""
 
     seed_: int
@@ -82,15 +81,6 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         found = [self._one(row, learn=False) for row in self._read(X)]
         rows = [np.concatenate([self._bits(codes) for codes in levels]) for levels in found]
         return np.stack(rows).astype(float)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write settings as JSON and packed weights as safetensors.  Returns the folder's path."""
-        return save_estimator(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """What `save` wrote.  Raises: CheckpointError for a folder of something else."""
-        return load_estimator(cls, folder)
 
     @property
     def _n_features_out(self) -> int:
