@@ -177,5 +177,6 @@ CLAIMS = (
         "mixture.",
         0.95,
         seconds,
+        baseline="experts in order; ratio, simulated",
     ),
 )
