@@ -81,7 +81,7 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.utils.deterministic.fill_uninitialized_memory = True  # pyright: ignore
     try:
         yield
     finally:

@@ -96,11 +96,11 @@ def test_the_page_of_claims_is_that_of_their_records(tmp_path):
     assert (tmp_path / "claims.md").read_text() == (docs / "claims.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "docs" / "claims").glob("*.json")),
-    ids=lambda path: path.stem,
-)  # fmt: skip
-def test_a_published_spread_is_the_deviation_of_its_values(path):
-    record = ledger.read(path)
-    if record.key not in RANGES:
-        assert record.spread == pytest.approx(deviation(record.values))
+def test_a_published_spread_is_the_deviation_of_its_values():
+    records = [
+        ledger.read(path) for path in (Path(__file__).parents[2] / "docs" / "claims").glob("*.json")
+    ]
+    assert records
+    for record in records:
+        if record.key not in RANGES:
+            assert record.spread == pytest.approx(deviation(record.values)), record.key
