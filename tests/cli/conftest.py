@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer import testing
 from typer.testing import CliRunner
 
 from intarsia.cli import app
+
+# all verbs are made of their signatures anew at each call: a third of what a short one takes
+testing._get_command = functools.cache(testing._get_command)
 
 TINY = ("--model", "test_vit", "--untrained", "--size", "32")
 QUICK = ("--epochs", "2", "--batch-size", "8", "--lr", "1e-2", "--tracker", "tensorboard")
