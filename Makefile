@@ -11,6 +11,8 @@ STAMP := $(VENV)/.setup-done
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS ?= $(shell n=$(CORES); [ $$n -gt 8 ] && n=8; echo $$n)
 PYTEST_ARGS ?=
+# the many processes of the suite compile no source that another has compiled
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: help setup demo test numbers lint format new generate docs dist conformance bench claim clean
 

@@ -61,7 +61,7 @@ def python(tree: Path, *args: str) -> None:
     run = subprocess.run(
         [sys.executable, *args],
         cwd=tree,
-        env=os.environ | {"PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=os.environ | {"PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": ""},
         capture_output=True,
         text=True,
         check=False,
