@@ -29,16 +29,38 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.module or "", node.level
 
 
-def _lint_imports(folder: Path, source: Path) -> subprocess.CompletedProcess[str]:
-    # grimp finds the package on sys.path, so the first entry decides which tree is read
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from importlinter.cli import lint_imports; "
-        "sys.exit(lint_imports(no_cache=True))"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code, str(source)],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+# grimp finds the package on sys.path, so the first entry decides which tree is read
+LINTED = """
+import os, sys
+from importlinter.cli import lint_imports
+for folder, source in zip(sys.argv[1::2], sys.argv[2::2]):
+    os.chdir(folder)
+    sys.path.insert(0, source)
+    print("TREE", flush=True)
+    print("EXIT", lint_imports(no_cache=True), flush=True)
+    sys.path.remove(source)
+"""
+
+
+@pytest.fixture(scope="module")
+def linted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What import-linter says of this tree, "", and of each with a violation; in one process."""
+    pytest.importorskip("importlinter", reason="import-linter comes with intarsia[dev]")
+    trees = {"": (ROOT, SRC.parent)}
+    for name, (files, _) in PLANTED.items():
+        folder = tmp_path_factory.mktemp("tree")
+        package = _copy(folder)
+        for path, text in files.items():
+            (package / path).parent.mkdir(exist_ok=True)
+            ((package / path).parent / "__init__.py").touch()
+            (package / path).write_text(text + "\n")
+        trees[name] = folder, package.parent
+    places = [str(path) for pair in trees.values() for path in pair]
+    words = [sys.executable, "-c", LINTED, *places]
+    run = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    said = run.stdout.split("TREE\n")[1:]
+    assert len(said) == len(trees), run.stdout + run.stderr
+    return dict(zip(trees, said, strict=True))
 
 
 def _copy(to: Path) -> Path:
@@ -52,39 +74,36 @@ def _copy(to: Path) -> Path:
     return package
 
 
-def test_every_contract_is_kept() -> None:
-    pytest.importorskip("importlinter", reason="import-linter comes with intarsia[dev]")
-    run = _lint_imports(ROOT, SRC.parent)
-    assert run.returncode == 0, run.stdout + run.stderr
+PLANTED: dict[str, tuple[dict[str, str], str]] = {
+    "up": ({"core/x.py": "import intarsia.scores.y", "scores/y.py": ""}, "imports go down"),
+    "sideways": ({"train/x.py": "from ..methods import y", "methods/y.py": ""}, "imports go down"),
+    "unplaced": ({"surprise/x.py": ""}, "imports go down"),
+    "routers": (
+        {"routers/topk.py": "from .topp import z", "routers/topp.py": "z = 1"},
+        "a router knows",
+    ),
+    "methods": (
+        {"methods/x.py": "from . import y", "methods/y.py": ""},
+        "a method knows no other",
+    ),
+    "scores": ({"scores/x.py": "from . import y", "scores/y.py": ""}, "a score knows no other"),
+    "peft": ({"adapters/x.py": "import peft"}, "stay at the edge"),
+    "in a function": (
+        {"train/x.py": "def f():\n    from transformers import Trainer"},
+        "stay at the edge",
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("files", "broken"),
-    [
-        ({"core/x.py": "import intarsia.scores.y", "scores/y.py": ""}, "imports go down"),
-        ({"train/x.py": "from ..methods import y", "methods/y.py": ""}, "imports go down"),
-        ({"surprise/x.py": ""}, "imports go down"),
-        ({"routers/topk.py": "from .topp import z", "routers/topp.py": "z = 1"}, "a router knows"),
-        ({"methods/x.py": "from . import y", "methods/y.py": ""}, "a method knows no other"),
-        ({"scores/x.py": "from . import y", "scores/y.py": ""}, "a score knows no other"),
-        ({"adapters/x.py": "import peft"}, "stay at the edge"),
-        ({"train/x.py": "def f():\n    from transformers import Trainer"}, "stay at the edge"),
-    ],
-    ids=[
-        "up", "sideways", "unplaced", "routers", "methods", "scores", "peft", "in a function",
-    ],
-)  # fmt: skip
-def test_a_planted_violation_is_found(tmp_path: Path, files: dict[str, str], broken: str) -> None:
-    pytest.importorskip("importlinter", reason="import-linter comes with intarsia[dev]")
-    package = _copy(tmp_path)
-    for name, text in files.items():
-        path = package / name
-        path.parent.mkdir(exist_ok=True)
-        (path.parent / "__init__.py").touch()
-        path.write_text(text + "\n")
-    run = _lint_imports(tmp_path, package.parent)
-    assert run.returncode == 1, run.stdout + run.stderr
-    assert [line for line in run.stdout.splitlines() if broken in line and "BROKEN" in line]
+def test_every_contract_is_kept(linted: dict[str, str]) -> None:
+    assert "EXIT 0" in linted[""], linted[""]
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_violation_is_found(name: str, linted: dict[str, str]) -> None:
+    said, broken = linted[name], PLANTED[name][1]
+    assert "EXIT 1" in said, said
+    assert [line for line in said.splitlines() if broken in line and "BROKEN" in line]
 
 
 @pytest.mark.parametrize("path", sorted((SRC / "core").rglob("*.py")), ids=lambda p: p.name)

@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
 
-import pytest
 import timm
 import typer
 
 from intarsia.cli import app, completing, early
 from intarsia.core.registry import keys
 
-MAIN = "from intarsia.cli import main; main()"
+COMPLETED = """
+import contextlib, io, json, os, sys
+from intarsia.cli import main
+asked, sys.argv = json.loads(sys.argv[1]), ["intarsia"]
+found = []
+for shell, line in asked:
+    os.environ["_INTARSIA_COMPLETE"] = f"complete_{shell}"
+    os.environ["_TYPER_COMPLETE_ARGS"] = os.environ["COMP_WORDS"] = line
+    os.environ["COMP_CWORD"] = str(len(line.split(" ")) - 1)
+    os.environ["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        main()
+    found.append(said.getvalue().split("\\n"))
+print(json.dumps([found, "torch" in sys.modules]))
+"""
+METHOD = "intarsia fit elpv --method mosa"
+WANTED = {
+    "intarsia fit elpv --model vit_small_patch14_dinov2": "vit_small_patch14_dinov2",
+    "intarsia fit fash": "fashion-mnist",
+    "intarsia fit elpv --method mosa --set over": "over=",
+    "intarsia compare elpv --methods linear,lor": "linear,lora",
+    "intarsia export runs/x --format o": "onnx",
+}
 
 
-def completed(shell: str, line: str) -> tuple[list[str], bool]:
-    """The words that a shell is given for a line, and whether torch was imported for it."""
-    env = os.environ | {"_INTARSIA_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": line}
-    env |= {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
-    env |= {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    words = [sys.executable, "-X", "importtime", "-c", MAIN]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
-    heavy = any(line.split()[-1] == "torch" for line in done.stderr.splitlines() if line.split())
-    return done.stdout.split("\n"), heavy
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_completes_a_method_without_torch(shell: str) -> None:
-    found, heavy = completed(shell, "intarsia fit elpv --method mosa")
-    assert any("mosa" in line for line in found) and not heavy
-
-
-@pytest.mark.parametrize(
-    ("line", "word"),
-    [
-        ("intarsia fit elpv --model vit_small_patch14_dinov2", "vit_small_patch14_dinov2"),
-        ("intarsia fit fash", "fashion-mnist"),
-        ("intarsia fit elpv --method mosa --set over", "over="),
-        ("intarsia compare elpv --methods linear,lor", "linear,lora"),
-        ("intarsia export runs/x --format o", "onnx"),
-    ],
-)
-def test_values_are_completed(line: str, word: str) -> None:
-    found, heavy = completed("bash", line)
-    assert word in found and not heavy
+def test_a_shell_completes_methods_and_values_without_torch() -> None:
+    """In one process: the words that each shell is given for a line."""
+    shells = ("bash", "zsh", "fish")
+    asked = [*((shell, METHOD) for shell in shells), *(("bash", line) for line in WANTED)]
+    words = [sys.executable, "-c", COMPLETED, json.dumps(asked)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    found, heavy = json.loads(done.stdout)
+    assert not heavy
+    for shell, lines in zip(shells, found, strict=False):
+        assert any("mosa" in line for line in lines), shell
+    for word, lines in zip(WANTED.values(), found[len(shells) :], strict=True):
+        assert word in lines
 
 
 def test_every_word_that_is_offered_is_taken() -> None:

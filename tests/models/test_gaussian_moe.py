@@ -32,11 +32,8 @@ PHI: dict[str, Any] = {
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
-@parametrize_with_checks(
-    [
-        SoftmaxGaussianMoE(3, "linear", "fixed", n_init=1, max_iter=40, random_state=0),
-        SoftmaxGaussianMoE(2, "gelu", n_init=1, max_iter=40, random_state=0),
-    ]
+@parametrize_with_checks(  # of its defaults they are a law of conformance
+    [SoftmaxGaussianMoE(2, "gelu", "fixed", n_init=1, max_iter=40, random_state=0)]
 )
 def test_scikit_learns_estimator_checks_pass(estimator: Any, check: Any) -> None:
     check(estimator)
