@@ -10,6 +10,7 @@ import torch
 from ..adapters import Bottleneck
 from ..core import Card, Method, Paper, Site
 from ..core.checks import at_least
+from ..core.errors import ConfigError
 from ..mixtures.noisy import ScaledOutput
 from ..mixtures.over import OverMethod
 from ..train.objectives import Objective, pace
