@@ -27,13 +27,14 @@ COPIED = ("src", "docs", "scripts", "CHANGELOG.md", "pyproject.toml", "tests/con
 CHECK = """
 import sys
 import pytest
+keys, tests = sys.argv[1].split(), sys.argv[2:]
+code = pytest.main(["-q", "-p", "no:cacheprovider", *tests])  # it wants to import its plugins first
 from intarsia.catalog import card
 from intarsia.conformance import check
-keys, tests = sys.argv[1].split(), sys.argv[2:]
 for key in keys:
     for law in check(card(key)):
         assert law() is None, law.name
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *tests]))
+sys.exit(code)
 """
 
 
