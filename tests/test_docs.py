@@ -39,6 +39,7 @@ RUNNABLE = (
     "how-to/one-bit-adapters.md",
     "how-to/pass-state-along.md",
     "how-to/place-experts.md",
+    "how-to/recommend.md",
     "how-to/remember-at-once.md",
     "how-to/route-by-task.md",
     "how-to/search-documents.md",

@@ -15,7 +15,10 @@ from .data import backbone as backbone
 from .data import language_model as language_model
 from .data import load_data as load_data
 from .data import load_texts as load_texts
+from .data.atomic_files import load_interactions as load_interactions
 from .experiments.opening import open_run as open_run
+from .experiments.recommending import fit_recommender as fit_recommender
+from .experiments.recommending import open_recommender as open_recommender
 from .fitting import evaluate as evaluate
 from .fitting import fit as fit
 from .fitting import fit_in_phases as fit_in_phases
@@ -133,6 +136,10 @@ from .parallel.deepspeed import DeepSpeed as DeepSpeed
 from .parallel.ep import ExpertParallel as ExpertParallel
 from .parallel.fssdp import Fssdp as Fssdp
 from .parallel.tutel import Tutel as Tutel
+from .models.recommend.lightgcn import LightGcn as LightGcn
+from .models.recommend.m2trec import M2TRec as M2TRec
+from .models.recommend.multvae import MultVae as MultVae
+from .models.recommend.neumf import NeuMf as NeuMf
 from .placement.balance import JointSwaps as JointSwaps
 from .placement.eplb import Eplb as Eplb
 from .placement.exflow import ExFlow as ExFlow

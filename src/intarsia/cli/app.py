@@ -21,6 +21,7 @@ from .demo import demo
 from .exporting import export
 from .listing import list_methods, show
 from .placing import place, trace
+from .recommending import recommend
 from .scoring import evaluate, predict
 from .serving import serve
 from .shell import Verbs, arguments, say
@@ -75,6 +76,7 @@ app.command("fit")(fit)
 app.command("auto")(auto)
 app.command("evaluate")(evaluate)
 app.command("predict")(predict)
+app.command("recommend")(recommend)
 app.command("compare")(compare)
 app.command("bench")(bench)
 app.command("components")(components)

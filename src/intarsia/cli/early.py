@@ -102,6 +102,7 @@ CLAIMS = tuple(
     )
 )
 SELECTIONS = ("last", "val")
+RECOMMENDERS = {"sessions": ("m2trec",), "ranking": ("lightgcn", "multvae", "neumf")}
 CHOICES = {
     "augment": ("none", "light", "crop"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -116,6 +117,7 @@ CHOICES = {
     ),
     "schedule": ("fixed-mask", "gradual", "rigl", "set", "bdwp", "dsl"),
     "suite": SUITES,
+    "task": tuple(RECOMMENDERS),
     "profile": ("full", "quick", "few"),
     "protocol": ("honest", "tuned", "even", "official"),
 }

@@ -197,8 +197,7 @@ def experiment_values(given: dict[str, Any]) -> dict[str, Any]:
     if given.get("fraction") is not None:
         values["images"] = share_of(given["images"], given["fraction"])
     if given.get("density") is not None:
-        mark = "," if ":" in given["schedule"] else ":"
-        values["schedule"] = f"{given['schedule']}{mark}density={given['density']}"
+        values["schedule"] = with_density(given["schedule"], given["density"])
     if (teacher := given.get("teacher")) is not None:
         mark = "," if ":" in given["objective"] else ":"
         where = Path(teacher).resolve() if Path(teacher).exists() else teacher
@@ -206,6 +205,13 @@ def experiment_values(given: dict[str, Any]) -> dict[str, Any]:
     if "untrained" in given:
         values["pretrained"] = not given["untrained"]
     return {k: () if k in ("settings", "targets") and v is None else v for k, v in values.items()}
+
+
+def with_density(schedule: str | None, density: float | None) -> str | None:
+    """A schedule by name, with its density behind its other settings."""
+    if schedule is None or density is None:
+        return schedule
+    return f"{schedule}{',' if ':' in schedule else ':'}density={density}"
 
 
 def allow_pixels(ctx: typer.Context, count: int | None) -> None:

@@ -31,6 +31,7 @@ from .options import (
     shared,
     with_options,
 )
+from .recommending import fit_recommender, is_run
 from .shell import note, say, show_json, show_table
 
 if TYPE_CHECKING:
@@ -65,6 +66,14 @@ def fit(
             "there, but for those given here."
         ),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=completing.OF_OPTION["task"],
+            help="sessions or ranking, of a recommender: DATA is then ml-100k, a folder of atomic "
+            "files or a CSV of user, item, time; --method m2trec; lightgcn, multvae, neumf.",
+        ),
+    ] = None,
     as_json: Json = False,
     **given: Any,
 ) -> None:
@@ -76,9 +85,15 @@ def fit(
     Ctrl-C stops it cleanly; --resume goes on where it stood, bit for bit.
 
     Example:  intarsia fit elpv --size 70 --images 1000 --epochs 5 --lr 5e-3
+    Example:  intarsia fit ml-100k --task sessions --method m2trec
     Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
     """
     given |= {"data": data, "method": method, "seed": seed, "resume": resume, "out": out}
+    given |= {"task": task, "as_json": as_json}
+    if task is not None or (resume and is_run(out)):
+        check_choices({"task": task})
+        fit_recommender(given, given_in_words(ctx))
+        return
     words = _checked(given, config, given_in_words(ctx))
     allow_pixels(ctx, given["max_pixels"])
     note("Loading PyTorch and timm.")

@@ -149,6 +149,11 @@ def _check_places(asked: Adapted) -> None:
         )
 
 
+def built(key: str, settings: Sequence[str]) -> Any:
+    """The settings of a model by its key, with what `--set` says.  Raises: as `method`."""
+    return _build(card(key), pairs(settings), None, "")
+
+
 def _build(found: Card, given: Mapping[str, str], start: Any, above: str) -> Any:
     """A card's config; names in `given` may lead into a method inside, name.inner=value."""
     if given and not settings_to_dict(found.config()):

@@ -3,6 +3,8 @@
 from .choose import task_of as task_of
 from .classes import Classes as Classes
 from .classes import Heads as Heads
+from .held_out import HeldOut as HeldOut
+from .held_out import own_losses as own_losses
 from .labels import MultiLabel as MultiLabel
 from .next_item import NextItem as NextItem
 from .pairs import Pairs as Pairs

@@ -1,0 +1,210 @@
+"""Interactions from files: RecBole's atomic files, a CSV file, or a set by its name.
+
+A folder `shop/` holds shop.inter and, if anything is known of items, shop.item. Columns are divided
+by tabs, the header has `name:type` (token, token_seq, float, float_seq), the words of a sequence
+are divided by blanks. A CSV file has the columns user, item and, if there are, time and rating.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from intarsia.core.errors import DataError, UnknownName
+from intarsia.data.interactions import SEVERAL, Interactions, ItemField, check_order, events
+from intarsia.data.packages import obtain, pinned
+
+TYPES = ("token", SEVERAL, "float", "float_seq")
+USER, ITEM = ("user_id", "user"), ("item_id", "item")
+TIME, RATING = ("timestamp", "time"), ("rating",)
+PARTS = ("train", "valid", "test")
+NAMED = ("ml-100k",)
+
+Row = Mapping[str, str]
+
+
+def load_interactions(spec: str | Path) -> Interactions:
+    """The interactions of a folder of atomic files, of a CSV file, or of a named set ("ml-100k").
+
+    MovieLens-100k comes out of the package recbole: for research, not for commerce, and not to be
+    given away (GroupLens).
+    Raises: UnknownName for no such name; DataError for a file that is not of this form, with its
+    line and column; AssetError where a named set cannot be had.
+    """
+    path = Path(spec)
+    if str(spec) in NAMED and not path.exists():
+        path = obtain(pinned("recbole")) / "recbole" / "dataset_example" / str(spec)
+    if path.is_dir():
+        return _folder(path, ("",))[0]
+    if path.is_file():
+        return _csv(path)
+    if path.suffix or len(path.parts) > 1:
+        fix = "Check the path."
+        raise DataError(f"data {str(spec)!r}", got="nothing there", want="a folder or CSV", fix=fix)
+    raise UnknownName("interactions (and no folder of that name is here)", str(spec), NAMED)
+
+
+def load_parts(folder: str | Path) -> tuple[Interactions, ...]:
+    """The parts NAME.train.inter, NAME.valid.inter and NAME.test.inter of a folder.
+
+    Raises: DataError as `load_interactions`, and for a part with an event before the training
+    events of the same user.
+    """
+    found = _folder(Path(folder), tuple(f".{part}" for part in PARTS))
+    for later in found[1:]:
+        check_order(found[0], later)
+    return found
+
+
+def read_items(path: str | Path) -> tuple[tuple[str, ...], dict[str, ItemField]]:
+    """Ids and fields of the items of a .item file.
+
+    Raises: DataError, with line and column, for a file of another form and an id given twice.
+    """
+    path = Path(path)
+    header, rows = _atomic(path)
+    name = _column(path, tuple(header), ITEM)
+    ids: list[str] = []
+    lines: dict[str, int] = {}
+    values: dict[str, list[object]] = {key: [] for key in header if key != name}
+    for line, row in rows:
+        one = row[name]
+        if one in lines:
+            got, fix = f"item {one!r}, which line {lines[one]} has", "Keep one of the lines."
+            raise DataError(f"line {line} of {path}", got=got, want="a new item", fix=fix)
+        lines[one] = line
+        ids.append(one)
+        for key, kind in header.items():
+            if key != name:
+                values[key].append(_value(path, line, key, row[key], kind))
+    fields = {k: ItemField("float" if header[k] == "float" else header[k], tuple(v))
+              for k, v in values.items() if header[k] != "float_seq"}  # fmt: skip
+    return tuple(ids), fields
+
+
+def _folder(folder: Path, parts: Sequence[str]) -> tuple[Interactions, ...]:
+    """One set of interactions for each part, with the same ids."""
+    named = sorted(folder.glob(f"*{parts[0]}.inter"))
+    if len(named) != 1:
+        got = f"{len(named)} files that end in {parts[0]}.inter"
+        fix = f"Name it {folder.name}.inter: user_id:token, item_id:token, timestamp:float."
+        raise DataError(f"folder {folder}", got=got, want="one", fix=fix)
+    stem = named[0].name.removesuffix(f"{parts[0]}.inter")
+    items = folder / f"{stem}.item"
+    ids, fields = read_items(items) if items.is_file() else ((), {})
+    users: tuple[str, ...] = ()
+    read = [_inter(folder / f"{stem}{part}.inter") for part in parts]
+    for rows in read:  # all parts know all ids
+        whole = events(rows, item_ids=ids, user_ids=users, fields=fields)
+        ids, users, fields = whole.item_ids, whole.user_ids, dict(whole.fields)
+    return tuple(events(rows, item_ids=ids, user_ids=users, fields=fields) for rows in read)
+
+
+def _inter(path: Path) -> list[tuple[str, str, float, float]]:
+    header, rows = _atomic(path)
+    return _events(path, tuple(header), rows)
+
+
+def _csv(path: Path) -> Interactions:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines, strict=True)
+            names = tuple(reader.fieldnames or ())
+            found = [(number, row) for number, row in enumerate(reader, 2)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        fix = "Save it as UTF-8, with commas between the columns."
+        raise DataError(f"file {path}", got=error, want="a CSV file", fix=fix) from error
+    for line, row in found:
+        if None in row or None in row.values():
+            got, want = "another number of columns", f"{len(names)}, as the header has"
+            raise DataError(f"line {line} of {path}", got=got, want=want, fix="Mend the line.")
+    return events(_events(path, names, iter(found)))
+
+
+def _events(
+    path: Path, names: Sequence[str], rows: Iterator[tuple[int, Row]]
+) -> list[tuple[str, str, float, float]]:
+    user, item = _column(path, names, USER), _column(path, names, ITEM)
+    time = next((n for n in TIME if n in names), None)
+    rating = next((n for n in RATING if n in names), None)
+    found: list[tuple[str, str, float, float]] = []
+    for line, row in rows:
+        for name in (user, item):
+            if not row[name].strip():
+                fix = "Complete the line, or delete it."
+                raise DataError(_at(path, line, name), got="nothing", want="an id", fix=fix)
+        at = _number(path, line, time, row) if time else float(len(found))
+        if math.isnan(at):
+            fix = "Give every event a time, or leave the column out: then lines are in order."
+            raise DataError(_at(path, line, time or ""), got="no time", want="seconds", fix=fix)
+        found.append((row[user], row[item], at, _number(path, line, rating, row)))
+    if not found:
+        raise DataError(f"file {path}", got="no event", want="one at least", fix="Add some.")
+    return found
+
+
+def _atomic(path: Path) -> tuple[dict[str, str], Iterator[tuple[int, Row]]]:
+    """Names and types of the columns, and the rows with the numbers of their lines."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        fix = "Check the path, and save the file as UTF-8."
+        raise DataError(f"file {path}", got=error, want="an atomic file", fix=fix) from error
+    header: dict[str, str] = {}
+    for word in lines[0].rstrip("\r").split("\t"):
+        name, colon, kind = word.partition(":")
+        if not name or not colon or kind not in TYPES or name in header:
+            want = f"name:type, each name once, with a type of {TYPES}"
+            fix = "For example: item_id:token, title:token_seq, price:float, with tabs between."
+            raise DataError(f"line 1 of {path}", got=repr(word), want=want, fix=fix)
+        header[name] = kind
+
+    def rows() -> Iterator[tuple[int, Row]]:
+        for number, line in enumerate(lines[1:], 2):
+            if not line.strip():
+                continue
+            cells = line.rstrip("\r").split("\t")
+            if len(cells) != len(header):
+                got, want = f"{len(cells)} columns", f"{len(header)}, as the header has"
+                fix = "Look for a tab too many, or one that is missing."
+                raise DataError(f"line {number} of {path}", got=got, want=want, fix=fix)
+            yield number, dict(zip(header, cells, strict=True))
+
+    return header, rows()
+
+
+def _value(path: Path, line: int, name: str, text: str, kind: str) -> object:
+    """A cell of an item: words, or a number, NaN for nothing."""
+    if kind == "float":
+        return _number(path, line, name, {name: text})
+    words = text.split() if kind == SEVERAL else [text.strip()]
+    return tuple(word for word in words if word)
+
+
+def _number(path: Path, line: int, name: str | None, row: Row) -> float:
+    text = row[name].strip() if name else ""
+    if not text:
+        return math.nan
+    try:
+        value = float(text)
+        if math.isinf(value):
+            raise ValueError
+        return value
+    except ValueError:
+        fix = "Correct it, or leave the cell empty."
+        what = _at(path, line, name or "")
+        raise DataError(what, got=repr(text), want="a number", fix=fix) from None
+
+
+def _column(path: Path, names: Sequence[str], wanted: Sequence[str]) -> str:
+    for name in wanted:
+        if name in names:
+            return name
+    what, want = f"columns of {path}", f"one of {list(wanted)}"
+    raise DataError(what, got=list(names), want=want, fix="Rename the column.")
+
+
+def _at(path: Path, line: int, column: str) -> str:
+    return f"line {line} of {path}, column {column!r}"

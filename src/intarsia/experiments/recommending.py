@@ -1,0 +1,238 @@
+"""A recommender from its data to a folder, and back: what `intarsia fit --task` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ..core.errors import CheckpointError, ConfigError, IntarsiaError
+from ..core.files import check_digest, digests, read_json, write_json, writing
+from ..core.modes import evaluating
+from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
+from ..data.interactions import Interactions, ItemField
+from ..fitting import fit
+from ..hosts.prune.tables import SavedTable, load_tables, save_tables
+from ..models.recommend.measures import full_sort
+from ..models.recommend.recommender import Recommender, Settings
+from ..schedules import SparseSchedule
+from ..train import Run
+from ..train.tasks import own_losses
+
+FOLDER, CARD, WEIGHTS = "recommender", "card.json", "weights.safetensors"
+EVENTS, NAMES = "events.safetensors", "names.json"
+FORMAT, DEEP = 1, 20  # of the card; how deep the measures look
+LAST = 5  # events of each user that are held out, twice: for validation and for the test
+ARRAYS = ("users", "items", "times", "ratings")
+
+Parts = tuple[Interactions, Interactions, Interactions]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained recommender: its run, full-sort measures on the test part, tables as written."""
+
+    model: Recommender
+    run: Run
+    measures: Mapping[str, float]
+    tables: tuple[SavedTable, ...] = ()
+
+
+def parts_of(data: Interactions, data_of: str) -> Parts:
+    """Train, val and test: of sessions by time (80, 10, 10 %), of ranking each user's last events.
+
+    Raises: DataError where a user's later events would come before her earlier ones.
+    """
+    if data_of == "sessions":
+        train, val, test = data.split_by_time(0.8, 0.9)
+        return train, val, test
+    rest, test = data.leave_last(LAST)
+    train, val = rest.leave_last(LAST)
+    return train, val, test
+
+
+def fit_recommender(
+    settings: Settings,
+    data: Interactions,
+    *,
+    parts: Parts | None = None,
+    schedule: Any = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> Fitted:
+    """Train a recommender on the early part of its data, and score it on the late part.
+
+    parts: train, val and test, None = `parts_of`.  schedule: of masks, as `Dsl(density=0.2)`; its
+    "tables" become the settings' own `tables`.  options: keywords of `fit`; the settings' own
+    `training` is the default.  Models of users keep the epoch that is best on val.
+    out: the run folder; beside the files of `fit` it has `recommender/`, which `open_recommender`
+    reads.  With resume=True a run that was stopped goes on.
+    The model then knows all events: who has taken what is not recommended again.
+    Raises: as `build` and `fit` do.
+    """
+    train, val, test = parts or parts_of(data, settings.data_of)
+    model = settings.build(train, seed=seed)
+    ranking = settings.data_of == "ranking"
+    own: dict[str, Any] = dict(settings.training) | {"trackers": ()}
+    own |= {"select": "val"} if ranking else {}
+    if isinstance(schedule, SparseSchedule) and schedule.layers in (None, ("tables",)):
+        schedule = replace(schedule, layers=settings.tables)  # pyright: ignore
+    found: dict[str, Any] = {}
+
+    def finish(run: Run) -> Run:
+        found["measures"] = measured(model, train, test)
+        model.known = data
+        report(f"Test, all items ranked: {in_words(found['measures'])}.")
+        if out is not None:
+            found["tables"] = save_recommender(model, Path(out) / FOLDER, train)
+        return replace(run, record={**run.record, "measures": found["measures"]})
+
+    run = fit(
+        model,
+        *model.sets(train, val, test)[:2],
+        task=model.task,
+        objective=own_losses,
+        **own | options | {"schedule": schedule, "seed": seed, "out": out, "resume": resume},
+        finish=finish,
+        record={"recommender": method_key(settings)},
+    )
+    return Fitted(model, run, found["measures"], found.get("tables", ()))
+
+
+def measured(model: Recommender, train: Interactions, test: Interactions) -> dict[str, float]:
+    """Full-sort measures of a model: of each held-out question, or of each user's test items."""
+    questions: Any = model.questions(test)
+    ranked: list[Any] = []
+    wanted: list[Any] = []
+    if model.settings.data_of == "ranking":
+        users, items = questions.tensors
+        asked = users.unique()
+        with evaluating(model), torch.no_grad():
+            for part in asked.split(256):
+                ranked += model(part).topk(min(DEEP, len(train.item_ids))).indices.tolist()
+        wanted = [items[users == user].tolist() for user in asked]
+    else:
+        with evaluating(model), torch.no_grad():
+            for first in range(0, len(questions), 256):
+                rows = [questions[i] for i in range(first, min(len(questions), first + 256))]
+                x, y = model.task.collate(rows)
+                scores = model(x)
+                scores[:, 0] = -torch.inf
+                ranked += scores.topk(min(DEEP, scores.shape[1] - 1)).indices.tolist()
+                wanted += [[int(one)] for one in y]
+    return full_sort(ranked, wanted)
+
+
+def in_words(measures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in measures.items())
+
+
+def save_recommender(
+    model: Recommender, folder: str | Path, built_of: Interactions
+) -> tuple[SavedTable, ...]:
+    """Write a recommender: card.json, weights, ids, item fields and events.
+
+    built_of: the training events, which a model of users needs again.  Tables with zeros are
+    written as CSR rows where that is smaller; returns a line for each table.
+    Raises: TrainingError if it cannot be written.
+    """
+    known = model.known
+    names = {
+        "users": known.user_ids,
+        "items": known.item_ids,
+        "fields": {n: {"kind": f.kind, "values": f.values} for n, f in known.fields.items()},
+    }
+    kept = {n: np.ascontiguousarray(getattr(known, n)) for n in ARRAYS}
+    kept |= {f"train.{n}": np.ascontiguousarray(getattr(built_of, n)) for n in ARRAYS}
+    with writing(folder) as scratch:
+        scratch.mkdir()
+        lines = save_tables(model, scratch / WEIGHTS)
+        save_file(kept, scratch / EVENTS)
+        write_json(scratch / NAMES, names, indent=None)
+        about = {"format": FORMAT, "key": method_key(model.settings)}
+        about |= {"version": version("intarsia"), "settings": settings_to_dict(model.settings)}
+        about |= {"built_of": [len(built_of.item_ids), len(built_of.user_ids)]}
+        whole = digests(scratch) | digests(scratch, "*.json")
+        write_json(scratch / CARD, about | {"sha256": whole})
+    return lines
+
+
+def open_recommender(folder: str | Path) -> Recommender:
+    """The recommender of a run folder, or of the folder that `save_recommender` wrote.
+
+    Raises: ConfigError where there is none; CheckpointError for a damaged one.
+    """
+    folder = Path(folder)
+    folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    if not (folder / CARD).is_file():
+        got = "a folder without one" if folder.is_dir() else "no such folder"
+        fix = "Check the path, or train one: intarsia fit ml-100k --task sessions --method m2trec"
+        raise ConfigError(f"recommender in {folder}", got=got, want="a finished run", fix=fix)
+    try:
+        about = read_json(folder / CARD)
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']!r}")
+        for name in (WEIGHTS, EVENTS, NAMES):
+            check_digest(folder / name, about["sha256"], name)
+        settings: Any = settings_from_dict(card(about["key"]), about["settings"])
+        arrays, names = load_file(folder / EVENTS), read_json(folder / NAMES)
+        known, train = (_events(arrays, names, start) for start in ("", "train."))
+        items, users = about["built_of"]
+        train = first_of(train, items, users)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, IntarsiaError) as error:
+        want, fix = "what `intarsia fit` wrote", "Copy it again from its source, or train anew."
+        raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
+    model: Recommender = settings.build(train, seed=0)
+    load_tables(model, folder / WEIGHTS)
+    if len(known.item_ids) > items:
+        grow = getattr(model, "add_items", None)
+        new = known.item_ids[items:]
+        if grow is None:
+            fix = "Train it anew with these items."
+            raise CheckpointError(f"folder {folder}", got="new items", want="none", fix=fix)
+        grow(new, {n: f.take(np.arange(items, len(f.values))) for n, f in known.fields.items()})
+    model.known = known
+    model.eval()
+    return model
+
+
+def _events(arrays: Mapping[str, Any], names: Mapping[str, Any], start: str) -> Interactions:
+    fields = {
+        n: ItemField(
+            f["kind"],
+            tuple(v if f["kind"] == "float" else tuple(v) for v in f["values"]),
+        )
+        for n, f in names["fields"].items()
+    }
+    own = {n: arrays[f"{start}{n}"] for n in ARRAYS}
+    ids = {"user_ids": tuple(names["users"]), "item_ids": tuple(names["items"])}
+    return Interactions(**own, **ids, fields=fields)
+
+
+def first_of(data: Interactions, items: int, users: int) -> Interactions:
+    """The same with its first items and users only, where the events are theirs."""
+    fields = {n: f.take(np.arange(items)) for n, f in data.fields.items()}
+    ids = {"item_ids": data.item_ids[:items], "user_ids": data.user_ids[:users]}
+    return replace(data, **ids, fields=fields)
+
+
+def add_items(model: Recommender, ids: Sequence[str], fields: Mapping[str, ItemField]) -> None:
+    """Let a model know more items by their fields.  Raises: ConfigError where it cannot."""
+    grow = getattr(model, "add_items", None)
+    if grow is None:
+        got, want = f"{type(model).__name__}, which learns a vector for each", "a model of fields"
+        fix = "Use m2trec, or train anew."
+        raise ConfigError("new items", got=got, want=want, fix=fix)
+    grow(ids, fields)

@@ -1,0 +1,1 @@
+"""Recommenders: what a user, or a session, wants next."""

@@ -1,0 +1,126 @@
+"""LightGCN: users and items as means over their neighbours in the graph (arXiv:2002.02126)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core import Card, Paper
+from ...core.checks import at_least
+from ...data.interactions import Interactions
+from .ranker import Ranker
+from .recommender import Settings
+
+
+@dataclass(frozen=True)
+class LightGcn(Settings):
+    """E^(k+1) = D^-1/2 A D^-1/2 E^k, each vector the mean of E^0 ... E^K; a score is u . i.
+
+    Bayesian personalised ranking: softplus(s_neg - s_pos) for a random item the user has not
+    taken, + reg ||E^0 of the batch||^2 / 2B.  A is the graph of the training events.
+
+    width: of the vectors; layers: K; reg: as above.
+
+    model = LightGcn().build(train)
+    fit(model, *model.sets(train, val, test)[:2], task=model.task, objective=own_losses)
+    Raises: ConfigError on a setting that cannot be.
+    Not for new users or items without training again.
+    Source: paper, equations 3, 4, 7 and 15. A sparse E^0 (`Dsl`) saves training memory and the
+    file; after K propagations the table that is served is dense.
+    """
+
+    width: int = 64
+    layers: int = 3
+    reg: float = 1e-4
+
+    data_of: ClassVar[str] = "ranking"
+    training: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"epochs": 30, "batch_size": 2048, "lr": 1e-2, "weight_decay": 0.0}
+    )
+
+    def __post_init__(self) -> None:
+        at_least("width", self.width, 1)
+        at_least("layers", self.layers, 0)
+        at_least("reg", self.reg, 0)
+
+    def build(self, data: Interactions, *, seed: int = 0) -> LightGcnModel:
+        return LightGcnModel(self, data, generator=torch.Generator().manual_seed(seed))
+
+
+class LightGcnModel(Ranker):
+    """The model of `LightGcn`.  users (B,) -> scores (B, items + 1)."""
+
+    settings: LightGcn
+
+    def __init__(
+        self, settings: LightGcn, known: Interactions, *, generator: torch.Generator
+    ) -> None:
+        super().__init__(settings, known)
+        users, items = len(known.user_ids), len(known.item_ids) + 1
+        self.user, self.item = (nn.Embedding(n, settings.width) for n in (users, items))
+        for table in (self.user, self.item):
+            nn.init.normal_(table.weight, std=0.1, generator=generator)
+        pairs = self.seen.nonzero()  # (n, 2), each user and item once
+        user, item = pairs[:, 0], pairs[:, 1] + users
+        index = torch.stack([torch.cat([user, item]), torch.cat([item, user])])
+        degree = torch.bincount(index[0], minlength=users + items).float()
+        weight = (degree[index[0]] * degree[index[1]]).rsqrt()  # eq. 3
+        graph = torch.sparse_coo_tensor(
+            index, weight, (users + items,) * 2, check_invariants=False
+        ).coalesce()
+        self.edges: Tensor
+        self.edge_weights: Tensor
+        self.register_buffer("edges", graph.indices(), persistent=False)
+        self.register_buffer("edge_weights", graph.values(), persistent=False)
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The vectors of users and items after the propagation."""
+        start = torch.cat([self.user.weight, self.item.weight])
+        size = (len(start),) * 2
+        graph = torch.sparse_coo_tensor(
+            self.edges, self.edge_weights, size, is_coalesced=True, check_invariants=False
+        )
+        layer, total = start, start
+        for _ in range(self.settings.layers):
+            layer = torch.sparse.mm(graph, layer)
+            total = total + layer
+        mean = total / (self.settings.layers + 1)  # eq. 4
+        return mean[: len(self.user.weight)], mean[len(self.user.weight) :]
+
+    def losses(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+        others = self.not_taken(users)
+        all_users, all_items = self.tables()
+        u, taken, other = all_users[users], all_items[items], all_items[others]
+        ranking = F.softplus((u * other).sum(1) - (u * taken).sum(1)).mean()  # eq. 15
+        first = self.user(users), self.item(items), self.item(others)
+        norm = sum((one.square().sum() for one in first), start=ranking.new_zeros(()))
+        return {"ranking": ranking, "norm": self.settings.reg * norm / (2 * len(users))}
+
+    def all_scores(self, users: Tensor) -> Tensor:
+        all_users, all_items = self.tables()
+        return all_users[users] @ all_items.T
+
+    def of_history(self, history: Sequence[int]) -> Tensor | None:
+        return None
+
+
+CARD = Card(
+    "lightgcn",
+    kind="model",
+    config=LightGcn,
+    paper=Paper(
+        "2002.02126",
+        2020,
+        "LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation",
+    ),
+    tiny={"width": 4, "layers": 1},
+    summary="Users and items as means over their neighbours; what they took ranks above the rest.",
+    family="recommenders",
+    exceptions={"is_an_estimator": "events are no table of rows; intarsia.fit trains it"},
+)

@@ -1,0 +1,110 @@
+"""NeuMF: a product of vectors beside a network of them (arXiv:1708.05031)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core import Card, Paper
+from ...core.checks import at_least
+from ...data.interactions import Interactions
+from .ranker import Ranker
+from .recommender import Settings
+
+ROWS = 2**18  # pairs that are scored at a time
+
+
+@dataclass(frozen=True)
+class NeuMf(Settings):
+    """score = w [p_u * q_i | MLP([p'_u | q'_i])], trained by binary cross-entropy.
+
+    Each item that a user took comes with items that she did not, drawn at random.
+
+    width: of the vectors, of the product and of the network each; negatives: for each item.
+
+    Raises: ConfigError on a setting that cannot be.
+    Not for many items: each pair passes the network, where a product of tables ranks all at once.
+    Source: paper, section 3.4; trained at once, without pretraining of the halves.
+    """
+
+    width: int = 32
+    negatives: int = 4
+
+    data_of: ClassVar[str] = "ranking"
+    training: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"epochs": 10, "batch_size": 1024, "lr": 1e-3, "weight_decay": 0.0}
+    )
+
+    def __post_init__(self) -> None:
+        at_least("width", self.width, 2)
+        at_least("negatives", self.negatives, 1)
+
+    def build(self, data: Interactions, *, seed: int = 0) -> NeuMfModel:
+        return NeuMfModel(self, data, generator=torch.Generator().manual_seed(seed))
+
+
+class NeuMfModel(Ranker):
+    """The model of `NeuMf`.  users (B,) -> scores (B, items + 1)."""
+
+    settings: NeuMf
+
+    def __init__(self, settings: NeuMf, known: Interactions, *, generator: torch.Generator) -> None:
+        super().__init__(settings, known)
+        users, items, w = len(known.user_ids), len(known.item_ids) + 1, settings.width
+        self.user, self.user_mlp = nn.Embedding(users, w), nn.Embedding(users, w)
+        self.item, self.item_mlp = nn.Embedding(items, w), nn.Embedding(items, w)
+        self.hidden = nn.ModuleList([nn.Linear(2 * w, w), nn.Linear(w, w // 2)])
+        self.last = nn.Linear(w + w // 2, 1)
+        for table in (self.user, self.user_mlp, self.item, self.item_mlp):
+            nn.init.normal_(table.weight, std=0.05, generator=generator)
+        for layer in (*self.hidden, self.last):
+            nn.init.xavier_uniform_(layer.weight, generator=generator)  # pyright: ignore
+            nn.init.zeros_(layer.bias)  # pyright: ignore
+
+    def of_pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """(N,), (N,) -> (N,)."""
+        product = self.user(users) * self.item(items)
+        x = torch.cat([self.user_mlp(users), self.item_mlp(items)], 1)
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        return self.last(torch.cat([product, x], 1))[:, 0]
+
+    def losses(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+        again = users.repeat(self.settings.negatives)
+        both = torch.cat([items, self.not_taken(again)])
+        logits = self.of_pairs(torch.cat([users, again]), both)
+        taken = torch.zeros_like(logits)
+        taken[: len(users)] = 1
+        return {"pairs": F.binary_cross_entropy_with_logits(logits, taken)}
+
+    def all_scores(self, users: Tensor) -> Tensor:
+        count = self.item.num_embeddings
+        items = torch.arange(count, device=users.device)
+        rows = max(1, ROWS // count)
+        found = [
+            self.of_pairs(part.repeat_interleave(count), items.repeat(len(part))).view(-1, count)
+            for part in users.split(rows)
+        ]
+        return torch.cat(found)
+
+    def of_history(self, history: Sequence[int]) -> Tensor | None:
+        return None
+
+
+CARD = Card(
+    "neumf",
+    kind="model",
+    config=NeuMf,
+    paper=Paper("1708.05031", 2017, "Neural Collaborative Filtering"),
+    tiny={"width": 4, "negatives": 2},
+    summary="A product of a user's and an item's vectors beside a network of them.",
+    family="recommenders",
+    names=("Neural collaborative filtering",),
+    exceptions={"is_an_estimator": "events are no table of rows; intarsia.fit trains it"},
+)

@@ -1,0 +1,117 @@
+"""`intarsia fit --task sessions | ranking` and `intarsia recommend` on a small shop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from intarsia.cli import app
+from intarsia.cli.early import RECOMMENDERS
+from intarsia.core.registry import index
+from intarsia.experiments.recommending import open_recommender
+
+
+def run(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def said(done: Any) -> str:
+    return " ".join(done.stderr.replace("│", " ").split())
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """shop/: 10 users with 14 of 16 items each, and the runs of two models on it."""
+    found = tmp_path_factory.mktemp("rec")
+    folder = found / "shop"
+    folder.mkdir()
+    rows = [
+        f"u{user}\t{(user * 3 + step) % 16}\t{step * 60 + user}"
+        for user in range(10)
+        for step in range(14)
+    ]
+    head = "user_id:token\titem_id:token\ttimestamp:float"
+    (folder / "shop.inter").write_text("\n".join([head, *rows]))
+    items = [f"{i}\tlamp {i}\tc{i % 3}" for i in range(17)]  # the last has no event
+    head = "item_id:token\ttitle:token_seq\tcolour:token"
+    (folder / "shop.item").write_text("\n".join([head, *items]))
+    (found / "new.item").write_text(f"{head}\nx1\tlamp x\tc1\n")
+    common = ("--epochs", 2, "--batch-size", 8)
+    words = ("--set", "width=16", "--set", "layers=1", "--out", found / "sessions")
+    done = run("fit", folder, "--task", "sessions", *common, *words)
+    assert done.exit_code == 0, done.output
+    assert "nDCG@20" in done.stdout and "intarsia recommend" in done.stdout
+    words = ("--schedule", "dsl:every=2", "--density", 0.2, "--out", found / "ranking")
+    done = run("fit", folder, "--task", "ranking", *common, *words, "--set", "width=16")
+    assert done.exit_code == 0, done.output
+    assert "rows are smaller below" in done.stdout  # the break-even of each table
+    return found
+
+
+def test_items_without_events_and_new_ones_are_ranked(shop: Path) -> None:
+    words = ("--new", shop / "new.item", "-k", 18, "--json", "--why", "--seen")
+    done = run("recommend", shop / "sessions", "--user", "u3", *words)
+    assert done.exit_code == 0, done.output
+    items = {row["item"]: row for row in json.loads(done.stdout)["items"]}
+    assert len(items) == 18 and items["16"]["new"] and items["x1"]["new"] and not items["3"]["new"]
+    assert items["x1"]["title"] == "lamp x" and set(items["x1"]["why"]) == {"title", "colour"}
+    done = run("recommend", shop / "sessions", "--history", "1,2,nothing", "-k", 3)
+    assert done.exit_code == 0 and "lamp" in done.stdout
+    assert "1 of 3 items are not known, as 'nothing'" in said(done)
+
+
+def test_a_sparse_model_comes_back(shop: Path) -> None:
+    model: Any = open_recommender(shop / "ranking")
+    for table in (model.user, model.item):
+        assert int((table.weight != 0).sum()) <= round(0.2 * table.weight.numel())
+    done = run("recommend", shop / "ranking", "--user", "u3", "--json")
+    items = [row["item"] for row in json.loads(done.stdout)["items"]]
+    assert {"1", "16"} & set(items) and "9" not in items  # which u3 has taken
+
+
+@pytest.mark.parametrize(
+    ("words", "fails"),
+    [
+        (("fit", "shop", "--task", "sessions", "--method", "lightgcn"), "m2trec"),
+        (("fit", "shop", "--task", "session"), "sessions"),
+        (("fit", "shop", "--task", "ranking", "--size", 32), "--size"),
+        (("fit", "shop", "--task", "ranking", "--set", "depth=2"), "depth"),
+        (("fit", "nowhere", "--task", "ranking"), "ml-100k"),
+        (("fit", "shop", "--task", "ranking", "--out", "ranking"), "--resume"),
+        (("recommend", "sessions"), "neither"),
+        (("recommend", "sessions", "--user", "u99"), "u99"),
+        (("recommend", "shop", "--user", "u1"), "a finished run"),
+        (("recommend", "ranking", "--user", "u1", "--why"), "--why"),
+        (("recommend", "ranking", "--user", "u1", "--new", "new.item"), "new items"),
+        (("recommend", "ranking", "--history", "1"), "in the place of a user"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...], fails: str
+) -> None:
+    monkeypatch.chdir(shop)
+    done = run(*words)
+    assert done.exit_code == 2 and fails in said(done), done.output
+
+
+def test_a_run_that_is_done_goes_on_where_it_ended(shop: Path) -> None:
+    done = run("fit", "--resume", "--out", shop / "sessions")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_damaged_file_is_refused(shop: Path) -> None:
+    file = shop / "sessions" / "recommender" / "weights.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    done = run("recommend", shop / "sessions", "--user", "u3")
+    file.write_bytes(whole)
+    assert done.exit_code == 2 and "changed after they were written" in said(done)
+
+
+def test_the_list_of_recommenders_is_that_of_the_cards() -> None:
+    listed = {key for keys in RECOMMENDERS.values() for key in keys}
+    assert {k for k, e in index().items() if e["family"] == "recommenders"} == listed

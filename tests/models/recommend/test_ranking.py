@@ -1,0 +1,163 @@
+"""Models of users: LightGCN, MultVAE and NeuMF, and full-sort measures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import intarsia
+from intarsia.core.errors import ConfigError, DataError
+from intarsia.data.interactions import Interactions
+from intarsia.models.recommend.lightgcn import LightGcn, LightGcnModel
+from intarsia.models.recommend.measures import full_sort
+from intarsia.models.recommend.multvae import MultVae, MultVaeModel
+from intarsia.models.recommend.neumf import NeuMf
+from intarsia.models.recommend.ranker import Ranker
+from intarsia.schedules import Dsl
+from intarsia.train.tasks import own_losses
+
+SMALL: dict[str, Any] = {
+    "lightgcn": LightGcn(width=8, layers=2),
+    "multvae": MultVae(width=16, code=4),
+    "neumf": NeuMf(width=8),
+}
+
+
+def trained(settings: Any, data: Interactions, epochs: int, schedule: Any = None) -> Ranker:
+    model = settings.build(data, seed=0)
+    options: Any = {"epochs": epochs, "batch_size": 24, "lr": 2e-2, "trackers": ()}
+    intarsia.fit(
+        model,
+        model.samples(data),
+        task=model.task,
+        objective=own_losses,
+        schedule=schedule,
+        weight_decay=0.0,
+        **options,
+    )
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_was_taken_ranks_above_the_rest_but_is_not_said_again(
+    shop: Interactions, name: str
+) -> None:
+    model = trained(SMALL[name], shop, 30)
+    own = [int(one.item) % 3 for one in model.recommend("u0", 3, exclude_seen=False)]
+    assert own.count(0) == 3  # of the user's colour
+    found = [one.item for one in model.recommend("u0", 99)]
+    taken = {shop.item_ids[i] for i in shop.items[shop.users == 0]}
+    assert not taken & set(found) and len(found) == 18 - len(taken)
+
+
+def test_the_propagation_is_the_naive_one(shop: Interactions) -> None:
+    model = LightGcn(width=4, layers=3).build(shop)
+    users, n = len(shop.user_ids), len(shop.user_ids) + 19
+    graph = torch.zeros(n, n, dtype=torch.float64)
+    for user, item in zip(shop.users.tolist(), shop.items.tolist(), strict=True):
+        graph[user, users + item + 1] = graph[users + item + 1, user] = 1
+    degree = graph.sum(1).clamp_min(1).rsqrt()
+    graph = degree[:, None] * graph * degree
+    start = torch.cat([model.user.weight, model.item.weight]).double()
+    layers = [start]
+    for _ in range(3):
+        layers.append(graph @ layers[-1])
+    wanted = torch.stack(layers).mean(0).float()
+    torch.testing.assert_close(torch.cat(model.tables()), wanted)
+    # without layers it is matrix factorisation
+    plain = LightGcn(width=4, layers=0).build(shop)
+    torch.testing.assert_close(plain.tables()[1], plain.item.weight)
+
+
+def test_a_batch_teaches_most_rows_through_the_graph(shop: Interactions) -> None:
+    """One pair moves neighbours of neighbours in LightGCN, and nobody else without layers."""
+    for layers, least, most in ((0, 1, 1), (3, 4, 12)):
+        model = LightGcn(width=4, layers=layers, reg=0.0).build(shop)
+        model.losses(torch.tensor([0]), torch.tensor([1]))["ranking"].backward()
+        assert least <= int(model.user.weight.grad.any(1).sum()) <= most  # pyright: ignore
+
+
+def test_the_autoencoder_s_loss_is_the_naive_one(shop: Interactions) -> None:
+    model = MultVae(width=8, code=3, dropout=0.0).build(shop).train()
+    model.before_step(0, 10)
+    assert model.beta == 0
+    model.before_step(9, 10)
+    assert model.beta == 0.2
+    users = torch.tensor([3])
+    torch.manual_seed(0)
+    found = model(users, torch.tensor([1]))
+    torch.manual_seed(0)
+    x = model.seen[3].float()
+    hidden = torch.tanh((x / x.norm()) @ model.read_item.weight + model.read_bias)
+    mu, log_variance = model.to_code(hidden).chunk(2)
+    z = torch.distributions.Normal(mu, (log_variance / 2).exp())
+    code = mu + torch.randn(1, 3)[0] * z.scale
+    logits = torch.tanh(model.from_code(code)) @ model.rank_item.weight.T + model.rank_bias
+    logp = logits[1:].log_softmax(0)
+    torch.testing.assert_close(found["items"], -logp[x[1:] > 0].sum())
+    kl = torch.distributions.kl_divergence(z, torch.distributions.Normal(0.0, 1.0)).sum()
+    torch.testing.assert_close(found["kl"], 0.2 * kl)
+
+
+def test_negatives_are_items_that_the_user_has_not_taken(shop: Interactions) -> None:
+    model = SMALL["neumf"].build(shop)
+    users = torch.arange(12).repeat(200)
+    drawn = model.not_taken(users)
+    assert drawn.min() >= 1 and not model.seen[users, drawn].float().mean() > 0.001
+
+
+def test_dsl_keeps_its_density_in_all_tables_and_full_density_changes_nothing(
+    shop: Interactions,
+) -> None:
+    for settings in (LightGcn(width=8, layers=1), MultVae(width=10, code=4)):
+        model = trained(settings, shop, 3, Dsl(density=0.2, every=2, layers=settings.tables))
+        for table in (m for m in model.modules() if isinstance(m, torch.nn.Embedding)):
+            assert int((table.weight != 0).sum()) <= round(0.2 * table.weight.numel())
+    dense = trained(SMALL["lightgcn"], shop, 2)
+    full = trained(SMALL["lightgcn"], shop, 2, Dsl(density=1.0, every=2))
+    for one, two in zip(dense.parameters(), full.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@given(st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=4), st.randoms())
+def test_measures_are_those_by_hand(wanted: list[set[int]], random: Any) -> None:
+    ranked = [random.sample(range(10), 10) for _ in wanted]
+    found = full_sort(ranked, wanted, ("nDCG@3", "R@3", "RR@3", "Success@3"))
+    gains = 1 / np.log2(np.arange(2, 5))
+    rows = []
+    for order, own in zip(ranked, wanted, strict=True):
+        hits = np.array([item in own for item in order[:3]])
+        ideal = gains[: min(3, len(own))].sum()
+        first = float(1 / (hits.argmax() + 1)) if hits.any() else 0.0
+        rows.append((gains[hits].sum() / ideal, hits.sum() / len(own), first, float(hits.any())))
+    np.testing.assert_allclose(list(found.values()), np.mean(rows, 0), rtol=1e-6)
+
+
+def test_bad_input(shop: Interactions) -> None:
+    model = SMALL["lightgcn"].build(shop)
+    assert isinstance(model, LightGcnModel)
+    with pytest.raises(ConfigError, match="items in the place of a user"):
+        model.recommend(["1", "2"])
+    autoencoder = MultVae(width=8, code=3).build(shop)
+    assert isinstance(autoencoder, MultVaeModel)
+    assert len(autoencoder.recommend(["1", "2"], 5)) == 5  # which can
+    with pytest.raises(DataError, match="an item that its user had not taken"):
+        model.questions(shop)
+    with pytest.raises(DataError, match="training events: got none"):
+        LightGcn().build(shop.rows(shop.items < 0))
+    with pytest.raises(ConfigError, match="dropout"):
+        MultVae(dropout=1.0)
+    with pytest.raises(ConfigError, match="negatives"):
+        replace(SMALL["neumf"], negatives=0)
+    with pytest.raises(ConfigError, match="measures"):
+        full_sort([[1]], [[1]], ("nope@3",))
+    with pytest.raises(DataError, match="1 rankings for 2 users"):
+        full_sort([[1]], [[1], [2]])
+    with pytest.raises(DataError, match="wanted items: got none"):
+        full_sort([[1]], [[]])

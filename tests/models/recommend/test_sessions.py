@@ -1,0 +1,180 @@
+"""Sessions: the encoder, vectors of fields, and M2TRec."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import intarsia
+from intarsia.core.errors import ConfigError, DataError, ShapeError, UnknownName
+from intarsia.data.interactions import Interactions, ItemField
+from intarsia.models.recommend import m2trec
+from intarsia.models.recommend.item_fields import FieldCoding, FieldVectors, IdVectors
+from intarsia.models.recommend.m2trec import M2TRec, M2TRecModel
+from intarsia.models.recommend.session_encoder import SessionEncoder, padded
+from intarsia.train.tasks import own_losses
+
+TINY = M2TRec(width=16, layers=1, longest=6, dropout=0.0)
+
+
+def known(model: torch.nn.Module) -> torch.nn.Module:
+    """Without the values that are unknown in training."""
+    return model.eval()
+
+
+@given(st.integers(1, 5), st.integers(0, 3), st.booleans())
+def test_padding_on_the_left_changes_nothing(n: int, more: int, causal: bool) -> None:
+    torch.manual_seed(0)
+    encoder = SessionEncoder(16, layers=1, longest=8, causal=causal).eval()
+    items = torch.randn(1, n, 16)
+    alone = encoder(items, torch.ones(1, n, dtype=torch.bool))
+    wide = torch.cat([torch.randn(1, more, 16), items], 1)
+    found = encoder(wide, torch.arange(n + more)[None] >= more)
+    torch.testing.assert_close(found[:, more:], alone)
+    assert not found[:, :more].any()  # exactly 0
+
+
+def test_a_place_sees_no_later_one() -> None:
+    torch.manual_seed(0)
+    encoder = SessionEncoder(16, layers=2, longest=8).eval()
+    items, there = torch.randn(1, 5, 16), torch.ones(1, 5, dtype=torch.bool)
+    other = items.clone()
+    other[:, 3:] = torch.randn(1, 2, 16)
+    one, two = encoder(items, there), encoder(other, there)
+    torch.testing.assert_close(one[:, :3], two[:, :3])
+    assert not torch.allclose(one[:, 3:], two[:, 3:])
+    assert not encoder(items, ~there).any()
+    with pytest.raises(ShapeError, match="want at most 8"):
+        encoder(torch.randn(1, 9, 16), torch.ones(1, 9, dtype=torch.bool))
+    with pytest.raises(ConfigError, match="a multiple of 16"):
+        SessionEncoder(20)
+
+
+def test_numbers_words_and_texts_become_codes() -> None:
+    price = FieldCoding.of("price", ItemField("float", (1.0, 2.0, np.nan, 9.0)))
+    assert price.codes(ItemField("float", (np.nan,)))[0, 0] == 0
+    low, high = price.codes(ItemField("float", (-1e9, 1e9)))[:, 0]
+    assert 1 <= low < high < price.size
+    words = FieldCoding.of("c", ItemField("token_seq", (("a", "b"), ("b",))))
+    assert words.codes(ItemField("token_seq", (("b", "new"), ()))).tolist() == [[2, 0], [0, -1]]
+    many = tuple((f"w{i}", f"v{i}") for i in range(200))
+    text = FieldCoding.of("title", ItemField("token_seq", many))
+    assert text.how == "text" and text.codes(ItemField("token_seq", (("A", "b"),))).shape == (1, 3)
+
+
+def test_equal_metadata_are_equal_scores_and_names_do_not_matter(shop: Interactions) -> None:
+    twin = {n: replace(f, values=(*f.values[:17], f.values[2])) for n, f in shop.fields.items()}
+    model = known(TINY.build(replace(shop, fields=twin)))
+    assert isinstance(model, M2TRecModel)
+    scores = model(padded([[1, 4, 7]], 6))[0]
+    torch.testing.assert_close(scores[3], scores[18])
+    named = replace(shop, item_ids=tuple(f"x{i}" for i in shop.item_ids), fields=twin)
+    torch.testing.assert_close(known(TINY.build(named))(padded([[1, 4, 7]], 6))[0], scores)
+
+
+def test_new_items_are_ranked_as_if_they_had_been_there(shop: Interactions) -> None:
+    few = shop.rows(shop.items < 17)
+    first = {n: f.take(np.arange(17)) for n, f in shop.fields.items()}
+    model = TINY.build(replace(few, item_ids=shop.item_ids[:17], fields=first))
+    whole = TINY.build(replace(few, fields=shop.fields))
+    assert model.items.coding == FieldVectors(first, 16, generator=torch.Generator()).coding  # pyright: ignore
+    model.add_items(["17"], {n: f.take(np.array([17])) for n, f in shop.fields.items()})
+    whole.items.coding = model.items.coding  # pyright: ignore
+    whole.items.set(shop.fields)  # pyright: ignore
+    whole.load_state_dict(model.state_dict(), strict=False)
+    x = padded([[1, 4]], 6)
+    torch.testing.assert_close(known(model)(x), known(whole)(x))
+    assert "17" in {r.item for r in model.recommend(["0", "3"], 18)}
+    with pytest.raises(DataError, match="'17', which is known"):
+        model.add_items(["17"], {n: f.take(np.array([17])) for n, f in shop.fields.items()})
+    with pytest.raises(DataError, match="field 'tags' of new items: got none"):
+        model.add_items(["18"], {"colour": ItemField("token", (("red",),))})
+
+
+def test_parameters_do_not_grow_with_the_items(shop: Interactions) -> None:
+    ten = {n: replace(f, values=f.values * 10) for n, f in shop.fields.items()}
+    more = replace(shop, item_ids=tuple(map(str, range(180))), fields=ten)
+    sizes = [sum(p.numel() for p in TINY.build(d).parameters()) for d in (shop, more)]
+    assert sizes[0] == sizes[1]
+
+
+def test_all_prefixes_in_one_pass_are_each_on_its_own(shop: Interactions) -> None:
+    """The losses of a session are the mean of those of its prefixes, but for their positions."""
+    for pool in ("mean", "last"):
+        model = replace(TINY, pool=pool).build(shop)
+        torch.nn.init.zeros_(model.encoder.position.weight)
+        known(model)  # dropout and unknown values are off; the losses are asked for by a target
+        session = torch.tensor([2, 5, 8, 11])
+        whole = model(session[None, :3], session[3:])
+        each = [model(session[None, : i + 1])[0] for i in range(3)]
+        for one in each:
+            one[0] = -torch.inf
+        wanted = F.cross_entropy(torch.stack(each), session[1:])
+        torch.testing.assert_close(whole["item"], wanted)
+        assert set(whole) == {"item", "colour", "tags"}
+
+
+def test_without_weight_it_is_the_single_task(shop: Interactions) -> None:
+    x, y = padded([[1, 4]], 6), torch.tensor([7])
+    both = known(replace(TINY, weight=0.0).build(shop))(x, y)
+    alone = known(replace(TINY, tasks=()).build(shop))(x, y)
+    assert set(alone) == {"item"} and not both["colour"] and not both["tags"]
+
+
+def test_a_sampled_softmax_of_all_items_is_the_softmax(
+    shop: Interactions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = known(TINY.build(shop))
+    x, y = padded([[1, 4, 7], [2, 5]], 6), torch.tensor([10, 8])
+    whole = model(x, y)["item"]
+    monkeypatch.setattr(m2trec, "LARGE", 1)
+    monkeypatch.setattr(m2trec, "SAMPLED", 5000)  # each item is there, for certain
+    torch.testing.assert_close(model(x, y)["item"], whole)
+
+
+def test_it_learns_the_colours_and_says_why(shop: Interactions) -> None:
+    model = replace(TINY, width=32).build(shop, seed=0)
+    sets = model.sets(shop, shop, shop)
+    options: dict[str, object] = {"epochs": 25, "batch_size": 12, "lr": 1e-2, "trackers": ()}
+    run = intarsia.fit(model, sets[0], task=model.task, objective=own_losses, **options)  # pyright: ignore
+    assert run.history[-1]["loss"] < 0.7 * run.history[0]["loss"]
+    best = [one.item for one in model.recommend(["0", "3"], 4, exclude_seen=True)]
+    assert sum(int(item) % 3 == 0 for item in best) >= 3 and not {"0", "3"} & set(best)
+    why = model.explain(["0", "3"], best[0])
+    assert set(why) == {"colour", "tags", "price"}
+    assert list(why.values()) == sorted(why.values(), reverse=True)
+
+
+def test_bad_input(shop: Interactions) -> None:
+    model = known(TINY.build(shop))
+    assert isinstance(model, M2TRecModel)
+    with pytest.warns(UserWarning, match="answer to an empty session"):
+        assert len(model.recommend(["nothing"], 3)) == 3
+    with pytest.warns(UserWarning, match="they are left out"):
+        model.recommend(["nothing", "1"], 3)
+    with pytest.raises(DataError, match="user: got 'u99'"):
+        model.recommend("u99")
+    with pytest.raises(DataError, match="item: got '99'"):
+        model.explain(["1"], "99")
+    with pytest.raises(ConfigError, match="k: got 0"):
+        model.recommend(["1"], 0)
+    with pytest.raises(DataError, match="no item left"):
+        model.recommend([str(i) for i in range(18)])
+    with pytest.raises(UnknownName, match="colour"):
+        replace(TINY, tasks=("color",)).build(shop)
+    with pytest.raises(ConfigError, match="A text or a number has no head"):
+        replace(TINY, tasks=("price",)).build(shop)
+    with pytest.raises(DataError, match="of which nothing is known"):
+        TINY.build(replace(shop, fields={}))
+    with pytest.raises(ConfigError, match="pool"):
+        replace(TINY, pool="max")
+    ids = M2TRecModel(TINY, shop, IdVectors(18, 16, generator=torch.Generator()),
+                      generator=torch.Generator())  # fmt: skip
+    with pytest.raises(ConfigError, match="a model of ids"):
+        ids.add_items(["18"], {})
