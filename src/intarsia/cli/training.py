@@ -89,10 +89,9 @@ def fit(
     Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
     """
     given |= {"data": data, "method": method, "seed": seed, "resume": resume, "out": out}
-    given |= {"task": task, "as_json": as_json}
     if task is not None or (resume and is_run(out)):
         check_choices({"task": task})
-        fit_recommender(given, given_in_words(ctx))
+        fit_recommender(given | {"task": task, "as_json": as_json}, given_in_words(ctx))
         return
     words = _checked(given, config, given_in_words(ctx))
     allow_pixels(ctx, given["max_pixels"])
