@@ -140,6 +140,7 @@ from .models.recommend.lightgcn import LightGcn as LightGcn
 from .models.recommend.m2trec import M2TRec as M2TRec
 from .models.recommend.multvae import MultVae as MultVae
 from .models.recommend.neumf import NeuMf as NeuMf
+from .models.recommend.onerec import OneRec as OneRec
 from .placement.balance import JointSwaps as JointSwaps
 from .placement.eplb import Eplb as Eplb
 from .placement.exflow import ExFlow as ExFlow

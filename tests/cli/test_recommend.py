@@ -115,3 +115,17 @@ def test_a_damaged_file_is_refused(shop: Path) -> None:
 def test_the_list_of_recommenders_is_that_of_the_cards() -> None:
     listed = {key for keys in RECOMMENDERS.values() for key in keys}
     assert {k for k, e in index().items() if e["family"] == "recommenders"} == listed
+
+
+def test_a_generator_writes_a_session_and_comes_back(shop: Path) -> None:
+    words = [w for s in ("codes=3,3", "width=16", "layers=1", "experts=2", "history=4", "session=1")
+             for w in ("--set", s)]  # fmt: skip
+    out = ("--out", shop / "onerec", "--epochs", 1, "--batch-size", 8)
+    done = run("fit", shop / "shop", "--task", "sessions", "--method", "onerec", *words, *out)
+    assert done.exit_code == 0, done.output
+    one = run("recommend", shop / "onerec", "--user", "u3", "--session", "--json")
+    assert len(json.loads(one.stdout)["items"]) == 1, one.output
+    again: Any = open_recommender(shop / "onerec")
+    assert again.ids.codes_.shape == (17, 3) and len(again.recommend("u3", 3)) == 3
+    refused = run("recommend", shop / "sessions", "--user", "u3", "--session")
+    assert refused.exit_code == 2 and "a generator" in said(refused)

@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 from ..core import Claim, Result
 from ..core.claim import Report
 from ..data import packages
+from ..data.atomic_files import load_interactions
 from ..fitting import evaluate, fit
 from ..schedules import Dsl
 from ..train.tasks.next_item import NextItem
@@ -63,11 +64,14 @@ class Films(NamedTuple):
 @lru_cache
 def films() -> Films:
     """MovieLens-100k, each user's films in the order of time."""
-    folder = packages.obtain(packages.pinned("recbole"))
-    lines = (folder / "recbole/dataset_example/ml-100k/ml-100k.inter").read_text().splitlines()
-    rows = [[int(float(word)) for word in line.split("\t")] for line in lines[1:]]
+    data = load_interactions("ml-100k")
+    names = [int(name) for name in data.item_ids]
+    rows = [
+        (time, names[item], user)
+        for user, item, time in zip(data.users, data.items, data.times, strict=True)
+    ]
     of: dict[int, list[int]] = defaultdict(list)
-    for user, film, _, _ in sorted(rows, key=lambda row: (row[3], row[1])):
+    for _, film, user in sorted(rows):
         of[user].append(film)
     parts: tuple[list[Any], list[Any]] = [], []
     for found in of.values():
@@ -75,7 +79,7 @@ def films() -> Films:
             past = found[max(0, i - HISTORY) : i]
             parts[i == len(found) - 1].append([*[0] * (HISTORY - len(past)), *past, found[i]])
     train, test = (torch.tensor(part) for part in parts)
-    count = max(film for _, film, _, _ in rows)
+    count = max(names)
     popularity = torch.bincount(train[:, -1], minlength=count + 1)
     train, test = (TensorDataset(part[:, :-1], part[:, -1]) for part in (train, test))
     return Films(train, test, count, popularity)

@@ -76,6 +76,8 @@ CLAIMS = tuple(
     bdwp bdwp-one-shot expertflow-regroup expertflow-step se-moe-lfu
     bi comet comet-active comet-search dass deepspeed-moe deepspeed-moe-residual
     deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two dsl dsl-static
+    dsl-lightgcn dsl-lightgcn-small dsl-multvae dsl-multvae-small m2trec m2trec-nearest
+    m2trec-warm onerec-ids onerec-preference onerec-price
     dsnot evomoe evomoe-active
     evomoe-entropy evomoe-operations gaussian-moe gaussian-moe-experts gaussian-moe-linear
     gaussian-moe-ratio llava-mole llava-mole-twice llava-mole-unmarked lt-sft

@@ -157,6 +157,9 @@ def recommend(
     why: Annotated[
         bool, typer.Option("--why", help="What each field adds to an item's score (m2trec).")
     ] = False,
+    session: Annotated[
+        bool, typer.Option("--session", help="A whole session in its order, at once (onerec).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """What somebody wants next, out of all items, those without any event among them.
@@ -178,9 +181,16 @@ def recommend(
     if new is not None:
         add_items(model, *read_items(new))
     who: Any = user if user is not None else [w.strip() for w in (history or "").split(",") if w]
+    write: Any = getattr(model, "session", None)
+    if session and write is None:
+        fix = "Leave --session out, or ask a run of onerec."
+        raise ConfigError("--session", got=type(model).__name__, want="a generator", fix=fix)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        found = model.recommend(who, k, exclude_seen=not seen)
+        if session:
+            found = write(who, exclude_seen=not seen)
+        else:
+            found = model.recommend(who, k, exclude_seen=not seen)
     for line in told:
         warn(str(line.message))
     explain = getattr(model, "explain", None)

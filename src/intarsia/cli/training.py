@@ -71,7 +71,7 @@ def fit(
         typer.Option(
             autocompletion=completing.OF_OPTION["task"],
             help="sessions or ranking, of a recommender: DATA is then ml-100k, a folder of atomic "
-            "files or a CSV of user, item, time; --method m2trec; lightgcn, multvae, neumf.",
+            "files or a CSV of user, item, time; --method m2trec, onerec, or lightgcn, ...",
         ),
     ] = None,
     as_json: Json = False,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as tensors_of
 
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError
 from ..core.files import check_digest, digests, read_json, write_json, writing
@@ -119,17 +120,15 @@ def measured(model: Recommender, train: Interactions, test: Interactions) -> dic
         asked = users.unique()
         with evaluating(model), torch.no_grad():
             for part in asked.split(256):
-                ranked += model(part).topk(min(DEEP, len(train.item_ids))).indices.tolist()
+                ranked += model.ranked(part, DEEP).tolist()
         wanted = [items[users == user].tolist() for user in asked]
     else:
         with evaluating(model), torch.no_grad():
             for first in range(0, len(questions), 256):
                 rows = [questions[i] for i in range(first, min(len(questions), first + 256))]
                 x, y = model.task.collate(rows)
-                scores = model(x)
-                scores[:, 0] = -torch.inf
-                ranked += scores.topk(min(DEEP, scores.shape[1] - 1)).indices.tolist()
-                wanted += [[int(one)] for one in y]
+                ranked += model.ranked(x, DEEP).tolist()
+                wanted += [one.flatten().tolist() for one in y]
     return full_sort(ranked, wanted)
 
 
@@ -189,12 +188,12 @@ def open_recommender(folder: str | Path) -> Recommender:
         known, train = (_events(arrays, names, start) for start in ("", "train."))
         items, users = about["built_of"]
         train = first_of(train, items, users)
+        model: Recommender = settings.restore(train, tensors_of(folder / WEIGHTS))
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, IntarsiaError) as error:
         want, fix = "what `intarsia fit` wrote", "Copy it again from its source, or train anew."
         raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
-    model: Recommender = settings.build(train, seed=0)
     load_tables(model, folder / WEIGHTS)
     if len(known.item_ids) > items:
         grow = getattr(model, "add_items", None)

@@ -20,3 +20,4 @@ from .recommend.lightgcn import LightGcn as LightGcn
 from .recommend.m2trec import M2TRec as M2TRec
 from .recommend.multvae import MultVae as MultVae
 from .recommend.neumf import NeuMf as NeuMf
+from .recommend.onerec import OneRec as OneRec

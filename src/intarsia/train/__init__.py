@@ -20,6 +20,7 @@ from .optimisers import adamw as adamw
 from .optimisers import cosine as cosine
 from .outcome import Outcome as Outcome
 from .outcome import TargetLoss as TargetLoss
+from .preference import PreferenceRounds as PreferenceRounds
 from .probe import features as features
 from .probe import linear_probe as linear_probe
 from .processes import DataShards as DataShards

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import intarsia
@@ -48,7 +48,7 @@ def trained(settings: Any, data: Interactions, epochs: int, schedule: Any = None
 def test_what_was_taken_ranks_above_the_rest_but_is_not_said_again(
     shop: Interactions, name: str
 ) -> None:
-    model = trained(SMALL[name], shop, 30)
+    model = trained(SMALL[name], shop, 25)
     own = [int(one.item) % 3 for one in model.recommend("u0", 3, exclude_seen=False)]
     assert own.count(0) == 3  # of the user's colour
     found = [one.item for one in model.recommend("u0", 99)]
@@ -115,16 +115,17 @@ def test_negatives_are_items_that_the_user_has_not_taken(shop: Interactions) -> 
 def test_dsl_keeps_its_density_in_all_tables_and_full_density_changes_nothing(
     shop: Interactions,
 ) -> None:
-    for settings in (LightGcn(width=8, layers=1), MultVae(width=10, code=4)):
-        model = trained(settings, shop, 3, Dsl(density=0.2, every=2, layers=settings.tables))
+    for one in (LightGcn(width=8, layers=1), MultVae(width=10, code=4)):
+        model = trained(one, shop, 3, Dsl(density=0.2, every=2, layers=one.tables))
         for table in (m for m in model.modules() if isinstance(m, torch.nn.Embedding)):
             assert int((table.weight != 0).sum()) <= round(0.2 * table.weight.numel())
     dense = trained(SMALL["lightgcn"], shop, 2)
     full = trained(SMALL["lightgcn"], shop, 2, Dsl(density=1.0, every=2))
-    for one, two in zip(dense.parameters(), full.parameters(), strict=True):
-        assert torch.equal(one, two)
+    for one_, two in zip(dense.parameters(), full.parameters(), strict=True):
+        assert torch.equal(one_, two)
 
 
+@settings(max_examples=15)
 @given(st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=4), st.randoms())
 def test_measures_are_those_by_hand(wanted: list[set[int]], random: Any) -> None:
     ranked = [random.sample(range(10), 10) for _ in wanted]

@@ -44,6 +44,10 @@ class Settings(abc.ABC):
     def build(self, data: Interactions, *, seed: int = 0) -> Recommender:
         """An untrained model of the items, and of ranking the users, of the training events."""
 
+    def restore(self, data: Interactions, stored: Mapping[str, Tensor]) -> Recommender:
+        """A model that takes the weights of one that was built of these events."""
+        return self.build(data, seed=0)
+
 
 class Recommender(nn.Module, abc.ABC):
     """A model that ranks items.  Places of items count from 1 in its tensors; 0 is none.
@@ -101,6 +105,12 @@ class Recommender(nn.Module, abc.ABC):
         ids = self.known.item_ids
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Recommendation(ids[place - 1], score) for place, score in pairs]
+
+    def ranked(self, x: Tensor, k: int) -> Tensor:
+        """Places of the k best items for what the model reads.  (B, ...) -> (B, k)"""
+        scores = self(x).clone()
+        scores[:, 0] = -torch.inf
+        return scores.topk(min(k, scores.shape[1] - 1)).indices
 
     def read(self, who: str | int | Sequence[str]) -> tuple[int | None, list[int]]:
         """A user's place and history, or nobody's history of those items.  Raises: DataError."""

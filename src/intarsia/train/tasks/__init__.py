@@ -7,6 +7,7 @@ from .held_out import HeldOut as HeldOut
 from .held_out import own_losses as own_losses
 from .labels import MultiLabel as MultiLabel
 from .next_item import NextItem as NextItem
+from .next_session import NextSession as NextSession
 from .pairs import Pairs as Pairs
 from .regression import Reconstruction as Reconstruction
 from .regression import Regression as Regression

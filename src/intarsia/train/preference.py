@@ -1,0 +1,116 @@
+"""Iterative preference alignment: a generator learns from its own best and worst samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.checks import above, at_least
+from ..core.errors import DataError
+from ..core.modes import evaluating
+from ..core.seeds import mix
+from ..schedules.phases import Phase
+from .order import Inputs
+from .outcome import LossOf, Outcome
+from .tasks.held_out import own_losses
+
+Reward = Callable[[Tensor, Tensor], Tensor]  # histories (B, n), sessions (B, W, S) -> (B, W)
+BATCH = 64  # histories that are sampled for at a time
+
+
+def preference_loss(
+    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
+) -> Tensor:
+    """-log sigma(beta [log pi/pi_ref (chosen) - log pi/pi_ref (rejected)]), the mean (DPO).
+
+    All (B,), log-probabilities of whole samples.  Source: arXiv:2305.18290, equation 7.
+    """
+    margin = (chosen - ref_chosen) - (rejected - ref_rejected)
+    return -F.logsigmoid(beta * margin).mean()
+
+
+@dataclass
+class PreferenceRounds:
+    """Rounds of: sample from the model, score, and learn to prefer the best sample to the worst.
+
+    L = L_next + weight x L_preference, against the model as it was before the round, whose best
+    samples are chosen and whose worst, self-hard negatives, are rejected.  It is the method and the
+    objective of `fit_in_phases`, one phase a round, each from a fresh optimiser:
+
+    rounds = PreferenceRounds(reward.reward, histories, rounds=2)
+    fit_in_phases(model, rounds, model.samples(train), task=model.task, objective=rounds)
+
+    reward: histories (B, n), sessions (B, W, S) -> (B, W).  histories: (U, n) of users, places from
+    1, 0 on the left.  samples: W.  users: drawn anew in each round.  pairs: in each step.
+    beta, weight: as above.  In a single process.
+    Without L_next both samples would become less likely. Each round costs coverage: judge it by a
+    reward that had other data, another seed and size, and stop where that one does not rise.
+    Raises: ConfigError on a setting that cannot be; DataError where all samples have one reward.
+    Source: OneRec, arXiv:2502.18965, section 3.4 and algorithm 2.
+    """
+
+    reward: Reward
+    histories: Tensor
+    rounds: int = 1
+    samples: int = 24
+    users: int = 120
+    pairs: int = 16
+    beta: float = 0.1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "users", "pairs"):
+            at_least(name, getattr(self, name), 1)
+        at_least("samples", self.samples, 2)
+        at_least("beta", self.beta, 0)
+        above("weight", self.weight, 0)
+        self.found: tuple[Tensor, ...] = ()  # histories, chosen, rejected, and their log-prob.
+        self.rewards: list[tuple[float, float]] = []  # of each round, of the chosen and rejected
+
+    def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Any]:
+        for number in range(self.rounds):
+            self.collect(model, torch.Generator().manual_seed(mix(seed, number)))
+            yield Phase(f"round-{number + 1}", last=number == self.rounds - 1)
+        return tuple(self.rewards)
+
+    @torch.no_grad()
+    def collect(self, model: Any, generator: torch.Generator) -> None:
+        """Draw users and their sessions; keep the best and the worst of each, with log pi_ref.
+
+        Raises: DataError where no user has two samples of different reward.
+        """
+        some = torch.randperm(len(self.histories), generator=generator)[: self.users]
+        histories = self.histories[some]
+        drawn, rewards = [], []
+        for part in histories.split(BATCH):
+            drawn.append(model.draw(part, self.samples, generator))  # (B, W, S)
+            rewards.append(self.reward(part, drawn[-1]))
+        sessions, score = torch.cat(drawn), torch.cat(rewards)
+        differ = score.amax(1) > score.amin(1)
+        if not bool(differ.any()):
+            fix = "Draw more samples, or use a reward that tells sessions apart."
+            raise DataError("samples", got="one reward for all", want="several", fix=fix)
+        histories, sessions, score = histories[differ], sessions[differ], score[differ]
+        row = torch.arange(len(score))
+        best, worst = (sessions[row, at] for at in (score.argmax(1), score.argmin(1)))
+        with evaluating(model):
+            reference = [model(histories, one, each=True) for one in (best, worst)]
+        self.found = histories, best, worst, *reference
+        self.rewards.append((float(score.amax(1).mean()), float(score.amin(1).mean())))
+
+    def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
+        next_ = own_losses(model, x, loss_of)
+        if not model.training:
+            return next_
+        place = torch.randint(len(self.found[0]), (self.pairs,))
+        history, best, worst, ref_best, ref_worst = (part[place] for part in self.found)
+        with evaluating(model):  # without dropout: the reference had none
+            logp = [model(history, one, each=True) for one in (best, worst)]
+        prefer = preference_loss(logp[0], logp[1], ref_best, ref_worst, self.beta)
+        loss = next_.loss + self.weight * prefer
+        return Outcome(loss, loss.detach(), {"next": next_.loss, "preference": prefer})

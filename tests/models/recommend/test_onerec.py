@@ -1,0 +1,187 @@
+"""OneRec: semantic ids, beams along the trie, the decoder's cache, and preference alignment."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import intarsia
+from intarsia.core.errors import ConfigError, DataError
+from intarsia.data.interactions import Interactions
+from intarsia.models.recommend.onerec import OneRec, OneRecModel
+from intarsia.models.recommend.semantic_ids import SemanticIds, Trie, assign, numbered
+from intarsia.models.recommend.session_encoder import padded
+from intarsia.models.recommend.session_reward import SessionReward
+from intarsia.train.preference import PreferenceRounds, preference_loss
+from intarsia.train.tasks import own_losses
+
+TINY = OneRec(codes=(3, 3), width=16, layers=1, experts=3, active=2, history=4, session=3)
+
+
+@pytest.fixture(scope="module")
+def model(shop: Interactions) -> OneRecModel:
+    return TINY.build(shop, seed=0).eval()
+
+
+@given(st.integers(3, 30), st.integers(1, 3), st.booleans(), st.integers(0, 99))
+def test_codes_are_balanced_and_what_is_left_shrinks(
+    count: int, levels: int, balanced: bool, seed: int
+) -> None:
+    x = np.random.default_rng(seed).standard_normal((count, 3))
+    ids = SemanticIds((3,) * levels, balanced, seed).fit(x)
+    if balanced:
+        for codes in ids.codes_.T[:-1]:
+            sizes = np.bincount(codes, minlength=3)
+            assert sizes.max() - sizes.min() <= 1
+    else:  # a centre is the mean of its items, so that each level takes something away
+        errors = (np.square(x).sum(1).mean(), *ids.errors_)
+        assert all(b <= a + 1e-9 for a, b in itertools.pairwise(errors))
+    assert len(np.unique(ids.codes_, axis=0)) == count  # the last code tells twins apart
+    assert all(0 <= e <= 1 + 1e-9 for e in ids.entropies())
+
+
+@settings(max_examples=5)
+@given(st.integers(0, 99), st.integers(2, 3))
+def test_an_assignment_is_the_best_of_all(seed: int, count: int) -> None:
+    cost = np.random.default_rng(seed).random((7, count))
+    least, more = divmod(7, count)
+    found = assign(cost)
+    best = math.inf
+    for label in itertools.product(range(count), repeat=7):
+        sizes = np.bincount(label, minlength=count)
+        if sizes.min() >= least and (sizes > least).sum() == more and sizes.max() <= least + 1:
+            best = min(best, cost[np.arange(7), label].sum())
+    assert cost[np.arange(7), found].sum() == pytest.approx(best)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 300)), min_size=1, max_size=12))
+def test_the_trie_leads_to_each_item_and_nowhere_else(codes: list[tuple[int, int]]) -> None:
+    rows = numbered(np.array(codes))
+    trie = Trie.of(rows)
+    found = {}
+    below: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+    while below:
+        node, path = below.pop()
+        if trie.item[node] >= 0:
+            found[path] = int(trie.item[node])
+        below += [(c, (*path, int(trie.token[c]))) for c in trie.children(node)]
+    assert found == {tuple(row): i for i, row in enumerate(rows.tolist())}
+    for item, row in enumerate(rows):
+        assert [int(trie.token[n]) for n in trie.path[item]] == row.tolist()
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 50), st.booleans(), st.lists(st.integers(1, 18), max_size=15, unique=True))
+def test_what_is_written_is_items_that_have_not_come(
+    model: OneRecModel, seed: int, beams: bool, taken: list[int]
+) -> None:
+    x = padded([taken[:4], [1]], 4)
+    own = torch.tensor([taken + [0], [0] * (len(taken) + 1)])
+    draws = None if beams else torch.Generator().manual_seed(seed)
+    found = model.written(x, 3, width=4, taken=own, draws=draws)
+    for row, gone in zip(found.items.tolist(), (set(taken), set()), strict=True):
+        for way in row:
+            if all(item > 0 for item in way):
+                assert len(set(way)) == 3 and not gone & set(way) and max(way) <= 18
+    assert (found.items[:, 0] > 0).all() and found.logp[:, 0].isfinite().all()
+
+
+def test_the_best_way_is_the_best_of_all_and_the_cache_changes_nothing(model: OneRecModel) -> None:
+    x = padded([[1, 4, 7]], 4)
+    found = model.written(x, 2, width=18 * 17)
+    pairs = torch.tensor(list(itertools.permutations(range(1, 19), 2)))
+    tokens = model.tokens[pairs].flatten(1)
+    with torch.no_grad():  # without a cache
+        logits = model.logits(x.expand(len(pairs), -1), tokens)
+    logp = logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0].sum(1)
+    place = {tuple(pair): i for i, pair in enumerate(pairs.tolist())}
+    order = [place[tuple(way)] for way in found.items[0].tolist() if 0 not in way]
+    assert len(order) == len(pairs) and order[0] == int(logp.argmax())
+    torch.testing.assert_close(found.logp[0, : len(order)].sum(1), logp[order])
+
+
+def test_one_expert_is_dense_and_ids_decide(shop: Interactions) -> None:
+    dense = replace(TINY, experts=1, active=1).build(shop)
+    assert not any(type(m).__name__ == "Mixture" for m in dense.modules())
+    scores = dense.scores(None, [1, 4])
+    assert scores[0] == -torch.inf and torch.isfinite(scores[1:]).all()
+    best = [one.item for one in dense.recommend(["0", "3"], 4)]
+    assert not {"0", "3"} & set(best)
+    session = dense.session("u1", 3, exclude_seen=False)
+    assert len({one.item for one in session}) == 3
+
+
+def test_a_model_at_its_reference_has_log_2_and_learns_what_is_preferred() -> None:
+    logp = torch.tensor([-1.0, -2.0], requires_grad=True)
+    loss = preference_loss(logp[:1], logp[1:], torch.tensor([-1.0]), torch.tensor([-2.0]), 0.3)
+    assert loss.item() == pytest.approx(math.log(2))
+    loss.backward()
+    assert logp.grad is not None and logp.grad[0] < 0 < logp.grad[1]
+    still = preference_loss(logp[:1], logp[1:], torch.tensor([-3.0]), torch.tensor([9.0]), 0.0)
+    assert still.item() == pytest.approx(math.log(2))  # beta 0 moves nothing
+
+
+def test_alignment_raises_the_reward(shop: Interactions) -> None:
+    """A reward of items below 7: what is drawn afterwards has more of them."""
+    torch.manual_seed(0)
+    model = replace(TINY, experts=1).build(shop, seed=0)
+    train = model.samples(shop)
+    how: Any = {"task": model.task, "batch_size": 16, "lr": 3e-3, "trackers": ()}
+    intarsia.fit(model, train, objective=own_losses, epochs=2, **how)
+
+    def reward(_: torch.Tensor, sessions: torch.Tensor) -> torch.Tensor:
+        return (sessions < 7).float().mean(2)
+
+    histories = padded([h for h, _ in train], 4)  # pyright: ignore
+    before = reward(histories, model.draw(histories, 8, torch.Generator().manual_seed(1))).mean()
+    rounds = PreferenceRounds(reward, histories, rounds=2, samples=8, users=12, beta=0.5)
+    done = intarsia.fit_in_phases(model, rounds, train, objective=rounds, epochs=8, **how)
+    after = reward(histories, model.draw(histories, 8, torch.Generator().manual_seed(1))).mean()
+    assert len(done.runs) == 2 and after > before + 0.1
+    assert {"next", "preference"} <= set(done.run.history[0])
+
+
+def test_a_reward_learns_from_ratings(shop: Interactions) -> None:
+    reward = SessionReward(18, TINY, width=16)
+    rows = reward.rows(shop)
+    how: Any = {"epochs": 40, "batch_size": 16, "lr": 1e-2, "trackers": ()}
+    run = intarsia.fit(reward, rows, task=reward.task, **how)
+    assert run.history[-1]["loss"] < 0.9 * run.history[0]["loss"]
+    x = rows.tensors[0]
+    found = reward.reward(x[:, :4], x[:, None, 4:].expand(-1, 2, -1))
+    assert found.shape == (len(x), 2) and torch.equal(found[:, 0], found[:, 1])
+    with pytest.raises(DataError, match="no ratings"):
+        reward.rows(replace(shop, ratings=np.full(len(shop), np.nan)))
+
+
+def test_bad_input(shop: Interactions, model: OneRecModel) -> None:
+    with pytest.raises(DataError, match="2 items, want at least 3"):
+        SemanticIds((3,)).fit(np.zeros((2, 2)))
+    with pytest.raises(DataError, match="NaN or infinity"):
+        SemanticIds((2,)).fit(np.full((4, 2), np.nan))
+    with pytest.raises(DataError, match="two items with the same"):
+        Trie.of(np.zeros((2, 1), dtype=int))
+    with pytest.raises(ConfigError, match="codes: got none"):
+        replace(TINY, codes=())
+    with pytest.raises(ConfigError, match="items: got 4, want <= 3"):
+        model.session("u1", 4)
+    with pytest.raises(DataError, match="items to write: got 0 left"):
+        model.session([str(i) for i in range(18)], 1)
+    with pytest.warns(UserWarning, match="empty session"):
+        assert len(model.session(["nothing"])) == 3
+    with pytest.raises(DataError, match="session after them"):
+        model.samples(shop.rows(shop.times % 1e4 < 120))
+    with pytest.raises(DataError, match="one reward for all"):
+        PreferenceRounds(lambda h, s: torch.zeros(s.shape[:2]), padded([[1]], 4)).collect(
+            model, torch.Generator().manual_seed(0)
+        )
+    with pytest.raises(ConfigError, match="samples"):
+        PreferenceRounds(lambda h, s: s, padded([[1]], 4), samples=1)
