@@ -156,9 +156,9 @@ def test_bad_input(shop: Interactions) -> None:
         MultVae(dropout=1.0)
     with pytest.raises(ConfigError, match="negatives"):
         replace(SMALL["neumf"], negatives=0)
-    with pytest.raises(ConfigError, match="measures"):
+    with pytest.raises(ConfigError, match="measure"):
         full_sort([[1]], [[1]], ("nope@3",))
     with pytest.raises(DataError, match="1 rankings for 2 users"):
         full_sort([[1]], [[1], [2]])
-    with pytest.raises(DataError, match="wanted items: got none"):
+    with pytest.raises(DataError, match="judgements: got none"):
         full_sort([[1]], [[]])
