@@ -96,7 +96,7 @@ def judged(model: Any, asked: Questions, cold: np.ndarray[Any, Any]) -> Found:
         only = scores.masked_fill(~away, -torch.inf)
         among_cold.append(hits(only[is_cold], y[is_cold], 10))
     rates = [100 * float(torch.cat(one).float().mean()) for one in (warm, among_all, among_cold)]
-    return Found(*rates, 100 * 10 / int(cold.sum()))
+    return Found(rates[0], rates[1], rates[2], 100 * 10 / int(cold.sum()))
 
 
 def trained(settings: M2TRec, train: Interactions, seed: int, *, ids: bool = False) -> M2TRecModel:

@@ -126,7 +126,8 @@ def measured(model: Recommender, train: Interactions, test: Interactions) -> dic
         with evaluating(model), torch.no_grad():
             for first in range(0, len(questions), 256):
                 rows = [questions[i] for i in range(first, min(len(questions), first + 256))]
-                x, y = model.task.collate(rows)
+                both: Any = model.task.collate(rows)
+                x, y = both
                 ranked += model.ranked(x, DEEP).tolist()
                 wanted += [one.flatten().tolist() for one in y]
     return full_sort(ranked, wanted)
@@ -215,9 +216,9 @@ def _events(arrays: Mapping[str, Any], names: Mapping[str, Any], start: str) -> 
         )
         for n, f in names["fields"].items()
     }
-    own = {n: arrays[f"{start}{n}"] for n in ARRAYS}
-    ids = {"user_ids": tuple(names["users"]), "item_ids": tuple(names["items"])}
-    return Interactions(**own, **ids, fields=fields)
+    own: dict[str, Any] = {n: arrays[f"{start}{n}"] for n in ARRAYS}
+    own |= {"user_ids": tuple(names["users"]), "item_ids": tuple(names["items"])}
+    return Interactions(**own, fields=fields)
 
 
 def first_of(data: Interactions, items: int, users: int) -> Interactions:

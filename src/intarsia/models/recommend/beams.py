@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,11 @@ class Written(NamedTuple):
 class Decoder(Protocol):
     """What writes: `start` reads histories, `step` gives log-probabilities of the next token."""
 
-    def start(self, x: Tensor, copies: int) -> object: ...
+    def start(self, x: Tensor, copies: int) -> Any: ...
 
-    def step(self, state: object, token: Tensor | None) -> Tensor: ...
+    def step(self, state: Any, token: Tensor | None) -> Tensor: ...
 
-    def reorder(self, state: object, rows: Tensor) -> None: ...
+    def reorder(self, state: Any, rows: Tensor) -> None: ...
 
 
 class Paths(nn.Module):
