@@ -16,6 +16,7 @@ from .data import language_model as language_model
 from .data import load_data as load_data
 from .data import load_texts as load_texts
 from .data.atomic_files import load_interactions as load_interactions
+from .data.collections import load_collection as load_collection
 from .experiments.opening import open_run as open_run
 from .experiments.recommending import fit_recommender as fit_recommender
 from .experiments.recommending import open_recommender as open_recommender
@@ -137,10 +138,10 @@ from .models.recommend.m2trec import M2TRec as M2TRec
 from .models.recommend.multvae import MultVae as MultVae
 from .models.recommend.neumf import NeuMf as NeuMf
 from .models.recommend.onerec import OneRec as OneRec
-from .parallel.deepspeed import DeepSpeed as DeepSpeed
-from .parallel.ep import ExpertParallel as ExpertParallel
-from .parallel.fssdp import Fssdp as Fssdp
-from .parallel.tutel import Tutel as Tutel
+from .models.retrieve.inference_free import InferenceFree as InferenceFree
+from .models.retrieve.learning import LearnedRetrieval as LearnedRetrieval
+from .models.retrieve.learning import fit_retriever as fit_retriever
+from .models.retrieve.sparse_index import SparseIndex as SparseIndex
 from .placement.balance import JointSwaps as JointSwaps
 from .placement.eplb import Eplb as Eplb
 from .placement.exflow import ExFlow as ExFlow

@@ -104,7 +104,8 @@ CLAIMS = tuple(
     )
 )
 SELECTIONS = ("last", "val")
-RECOMMENDERS = {"sessions": ("m2trec", "onerec"), "ranking": ("lightgcn", "multvae", "neumf")}
+RETRIEVAL = "sparse-retrieval"
+RECOMMENDERS = {"sessions": ("m2trec",), "ranking": ("lightgcn", "multvae", "neumf")}
 CHOICES = {
     "augment": ("none", "light", "crop"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -119,7 +120,7 @@ CHOICES = {
     ),
     "schedule": ("fixed-mask", "gradual", "rigl", "set", "bdwp", "dsl"),
     "suite": SUITES,
-    "task": tuple(RECOMMENDERS),
+    "task": (*RECOMMENDERS, RETRIEVAL),
     "profile": ("full", "quick", "few"),
     "protocol": ("honest", "tuned", "even", "official"),
 }

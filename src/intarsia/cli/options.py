@@ -132,6 +132,15 @@ def shared(
     )
 
 
+def retrieval() -> tuple[Parameter, ...]:
+    """The options of `fit --task sparse-retrieval`."""
+    row = functools.partial(_row, "Retrieval")
+    return (
+        row("teachers", str, "minilm,bm25", "minilm, bm25 or folders of encoders, with commas."),
+        row("save", Path | None, None, "The folder of the retriever to write."),
+    )
+
+
 IMAGES = "Training images, or rows of a text; all if not given."
 VAL = (
     "Validation images or rows, 0 = none; if not given the data's own part, else 15 % of what the "

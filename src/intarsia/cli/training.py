@@ -13,6 +13,7 @@ from ..core.errors import ConfigError
 from . import completing
 from .configuring import with_config
 from .early import (
+    RETRIEVAL,
     check_choices,
     check_data,
     check_numbers,
@@ -26,12 +27,15 @@ from .options import (
     Json,
     allow_pixels,
     experiment_values,
+    flag,
     given_in_words,
+    retrieval,
     running_values,
     shared,
     with_options,
 )
 from .recommending import fit_recommender, is_run
+from .retriever_steps import fit_task as fit_retrieval
 from .shell import note, say, show_json, show_table
 
 if TYPE_CHECKING:
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
 FOR_TEXTS = {"model": "smollm2", "method": "lora"}  # where nothing is said
 
 
-@with_options(shared())
+@with_options((*shared(), *retrieval()))
 def fit(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
@@ -71,7 +75,8 @@ def fit(
         typer.Option(
             autocompletion=completing.OF_OPTION["task"],
             help="sessions or ranking, of a recommender: DATA is then ml-100k, a folder of atomic "
-            "files or a CSV of user, item, time; --method m2trec, onerec, or lightgcn, ...",
+            "files or a CSV of user, item, time; --method m2trec, onerec, or lightgcn, ... "
+            "sparse-retrieval: DATA is a .jsonl file of documents, or a folder in BEIR's layout.",
         ),
     ] = None,
     as_json: Json = False,
@@ -89,9 +94,7 @@ def fit(
     Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
     """
     given |= {"data": data, "method": method, "seed": seed, "resume": resume, "out": out}
-    if task is not None or (resume and is_run(out)):
-        check_choices({"task": task})
-        fit_recommender(given | {"task": task, "as_json": as_json}, given_in_words(ctx))
+    if _other_task(given, task, as_json, given_in_words(ctx)):
         return
     words = _checked(given, config, given_in_words(ctx))
     allow_pixels(ctx, given["max_pixels"])
@@ -114,6 +117,24 @@ def fit(
         show_json({"folder": str(out), **run.record["results"], "method": run.record["record"]})
         return
     _show(run, out)
+
+
+def _other_task(given: dict[str, Any], task: str | None, as_json: bool, words: set[str]) -> bool:
+    """Train a recommender or a retriever, if that was asked for.  given: loses their options."""
+    own = {name: given.pop(name) for name in ("teachers", "save")}
+    asked = given | {"task": task, "as_json": as_json}
+    if task is not None:
+        check_choices({"task": task})
+    if task == RETRIEVAL:
+        fit_retrieval(asked, words, **own)
+        return True
+    if strange := sorted(words & own.keys()):
+        fix = "For example: intarsia fit docs.jsonl --task sparse-retrieval --save enc"
+        raise ConfigError(flag(strange[0]), got=task or "no task", want=RETRIEVAL, fix=fix)
+    if task is not None or (given["resume"] and is_run(given["out"])):
+        fit_recommender(asked, words)
+        return True
+    return False
 
 
 def _checked(given: dict[str, Any], config: Path | None, words: set[str]) -> set[str]:

@@ -21,3 +21,7 @@ from .recommend.m2trec import M2TRec as M2TRec
 from .recommend.multvae import MultVae as MultVae
 from .recommend.neumf import NeuMf as NeuMf
 from .recommend.onerec import OneRec as OneRec
+from .retrieve.inference_free import InferenceFree as InferenceFree
+from .retrieve.learning import LearnedRetrieval as LearnedRetrieval
+from .retrieve.learning import fit_retriever as fit_retriever
+from .retrieve.sparse_index import SparseIndex as SparseIndex

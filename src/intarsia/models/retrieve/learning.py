@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...core import Card, Paper
 from ...core.checks import above, at_least, one_of
 from ...core.errors import DataError, MissingExtra
 from ...data.packages import announce
@@ -218,3 +219,20 @@ def penalty_weights(model: InferenceFree, penalty: str) -> torch.Tensor:
     # a token in every document has an idf near 0: without a floor it would be all of the penalty
     inverse = weights.clamp_min(0.1).pow(-2)
     return inverse / inverse.mean()
+
+
+CARD = Card(
+    "inference_free",
+    kind="model",
+    config=LearnedRetrieval,
+    paper=Paper(
+        "2411.04403",
+        2024,
+        "Towards Competitive Search Relevance For Inference-Free Learned Sparse Retrievers",
+    ),
+    tiny={"teachers": ("bm25",), "steps": 2, "batch": 2, "negatives": 1},
+    summary="Documents as sparse vectors of a model, queries as idf: no model when one searches.",
+    family="retrieval",
+    names=("inference-free learned sparse retrieval", "IDF-aware penalty", "SPLADE-doc"),
+    exceptions={"is_an_estimator": "queries and documents are no table; fit_retriever trains it"},
+)
