@@ -142,6 +142,10 @@ from .models.retrieve.inference_free import InferenceFree as InferenceFree
 from .models.retrieve.learning import LearnedRetrieval as LearnedRetrieval
 from .models.retrieve.learning import fit_retriever as fit_retriever
 from .models.retrieve.sparse_index import SparseIndex as SparseIndex
+from .parallel.deepspeed import DeepSpeed as DeepSpeed
+from .parallel.ep import ExpertParallel as ExpertParallel
+from .parallel.fssdp import Fssdp as Fssdp
+from .parallel.tutel import Tutel as Tutel
 from .placement.balance import JointSwaps as JointSwaps
 from .placement.eplb import Eplb as Eplb
 from .placement.exflow import ExFlow as ExFlow

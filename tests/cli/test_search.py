@@ -80,6 +80,14 @@ def test_indexing_refuses_what_it_could_not_write(tmp_path: Path, folder: Path) 
     assert done.exit_code == 0 and len(points) == 6 and points[0]["payload"]["id"] == "a"
 
 
+def test_training_refuses_options_of_another_task(folder: Path) -> None:
+    task = ("--task", "sparse-retrieval")
+    for words in (task, (*task, "--save", folder), (*task, "--save", "x", "--epochs", 3),
+                  ("--save", "x"), ("--teachers", "bm25")):  # fmt: skip
+        done = CliRunner().invoke(app, ["fit", "d.jsonl", *map(str, words)])
+        assert done.exit_code == 2 and "want" in done.output
+
+
 def test_searching_loads_no_torch(folder: Path) -> None:
     # a query takes less than a millisecond; importing torch takes seconds
     import subprocess

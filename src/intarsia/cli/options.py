@@ -132,15 +132,21 @@ def shared(
     )
 
 
-def retrieval() -> tuple[Parameter, ...]:
-    """The options of `fit --task sparse-retrieval`."""
-    row = functools.partial(_row, "Retrieval")
+def other_tasks() -> tuple[Parameter, ...]:
+    """The options of `fit` for what is no model of pictures or texts."""
+    row = functools.partial(_row, "Recommenders and retrieval")
     return (
-        row("teachers", str, "minilm,bm25", "minilm, bm25 or folders of encoders, with commas."),
+        row("task", str | None, None, TASK),
+        row("teachers", str, "minilm,bm25", "Of a retriever: names or folders, with commas."),
         row("save", Path | None, None, "The folder of the retriever to write."),
     )
 
 
+TASK = (
+    "sessions or ranking, of a recommender: DATA is then ml-100k, a folder of atomic files or a "
+    "CSV of user, item, time; --method m2trec, onerec, or lightgcn, ... sparse-retrieval: DATA is "
+    "a .jsonl file of documents, or a folder in BEIR's layout."
+)
 IMAGES = "Training images, or rows of a text; all if not given."
 VAL = (
     "Validation images or rows, 0 = none; if not given the data's own part, else 15 % of what the "

@@ -94,7 +94,7 @@ def _indexed(
     encoder = InferenceFree.from_pretrained(
         model, None if is_saved else texts, prune=prune, report=note
     )
-    with alone(partial):
+    with alone(partial.with_name(f".{partial.name.lstrip('.')}.lock")):
         if begun:
             found = SparseIndex.load(partial)
         else:

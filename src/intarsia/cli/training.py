@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +31,7 @@ from .options import (
     experiment_values,
     flag,
     given_in_words,
-    retrieval,
+    other_tasks,
     running_values,
     shared,
     with_options,
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 FOR_TEXTS = {"model": "smollm2", "method": "lora"}  # where nothing is said
 
 
-@with_options((*shared(), *retrieval()))
+@with_options((*shared(), *other_tasks()))
 def fit(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
@@ -70,15 +72,6 @@ def fit(
             "there, but for those given here."
         ),
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=completing.OF_OPTION["task"],
-            help="sessions or ranking, of a recommender: DATA is then ml-100k, a folder of atomic "
-            "files or a CSV of user, item, time; --method m2trec, onerec, or lightgcn, ... "
-            "sparse-retrieval: DATA is a .jsonl file of documents, or a folder in BEIR's layout.",
-        ),
-    ] = None,
     as_json: Json = False,
     **given: Any,
 ) -> None:
@@ -94,7 +87,7 @@ def fit(
     Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
     """
     given |= {"data": data, "method": method, "seed": seed, "resume": resume, "out": out}
-    if _other_task(given, task, as_json, given_in_words(ctx)):
+    if _other_task(given, as_json, given_in_words(ctx)):
         return
     words = _checked(given, config, given_in_words(ctx))
     allow_pixels(ctx, given["max_pixels"])
@@ -106,22 +99,29 @@ def fit(
     experiment, out = _asked(given, words)
     use_threads(given["threads"])
     running = with_keywords(Running(out=out, resume=resume), running_values(given))
-    try:
+    with _going_on(out):
         run = carry_out(experiment, running, note)
-    except KeyboardInterrupt as stop:
-        again = f"Go on: intarsia fit --resume --out {shlex.quote(str(out))}"
-        if not (out / "experiment.json").is_file():
-            again = "Nothing was trained yet: the same command begins again."
-        raise KeyboardInterrupt(again) from stop
     if as_json:
         show_json({"folder": str(out), **run.record["results"], "method": run.record["record"]})
         return
     _show(run, out)
 
 
-def _other_task(given: dict[str, Any], task: str | None, as_json: bool, words: set[str]) -> bool:
+@contextmanager
+def _going_on(out: Path) -> Iterator[None]:
+    """Inside, Ctrl-C says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        again = f"Go on: intarsia fit --resume --out {shlex.quote(str(out))}"
+        if not (out / "experiment.json").is_file():
+            again = "Nothing was trained yet: the same command begins again."
+        raise KeyboardInterrupt(again) from stop
+
+
+def _other_task(given: dict[str, Any], as_json: bool, words: set[str]) -> bool:
     """Train a recommender or a retriever, if that was asked for.  given: loses their options."""
-    own = {name: given.pop(name) for name in ("teachers", "save")}
+    task, own = given.pop("task"), {name: given.pop(name) for name in ("teachers", "save")}
     asked = given | {"task": task, "as_json": as_json}
     if task is not None:
         check_choices({"task": task})

@@ -12,7 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from intarsia.cli import app
 from intarsia.core.errors import AssetError, ConfigError, DataError
 from intarsia.models.retrieve import engines
 from intarsia.models.retrieve.inference_free import (
@@ -293,3 +295,27 @@ def test_a_local_qdrant_finds_the_same(model: InferenceFree, tmp_path: Path) -> 
     assert [p.payload["id"] for p in got] == [hit.id for hit in hits]
     assert [p.score for p in got] == pytest.approx([hit.score for hit in hits], rel=1e-3)
     client.close()
+
+
+def test_from_documents_to_answers_on_the_command_line(folder: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs.jsonl"
+    long = [f"{text} {text}" for text in TEXTS]
+    rows = [json.dumps({"id": f"d{i}", "text": text}) for i, text in enumerate(long)]
+    docs.write_text("\n".join(rows[:4]))
+
+    def call(*words: object) -> Any:
+        done = CliRunner().invoke(app, [*map(str, words)])
+        assert done.exit_code == 0, done.output
+        return done
+
+    settings = [f"--set={s}" for s in ("steps=2", "batch=2", "negatives=1")]
+    encoder, idx = tmp_path / "enc", tmp_path / "idx"
+    task = ("--task", "sparse-retrieval", "--teachers", "bm25", "--model", folder)
+    call("fit", docs, *task, *settings, "--save", encoder)
+    call("index", docs, "--model", encoder, "--save", idx)
+    found = json.loads(call("search", idx, "garden", "--json").stdout)
+    assert found["documents"] == 4 and found["tokens"] == ["garden"]
+    docs.write_text(rows[4])
+    call("index", docs, "--model", encoder, "--append", idx)
+    assert json.loads(call("search", idx, "garden", "--json").stdout)["documents"] == 5
+    assert {path.name for path in tmp_path.iterdir()} == {"docs.jsonl", "enc", "idx"}
