@@ -106,7 +106,8 @@ def _indexed(
         left = (row for row in _documents(docs) if append is not None or row[0] not in found)
         for part in blocks(left, BLOCK):
             found.append(encoder, part)
-            found.save(partial)
+            if append is None:  # documents are added all or none: the command can be repeated
+                found.save(partial)
             total += len(part)
             note(f"{total:,} documents")
         if not len(found):
