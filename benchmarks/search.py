@@ -71,7 +71,8 @@ def main() -> None:
     made.add_argument("--index", type=Path)
     args = read(made)
     found = load_collection("reverse-dictionary")
-    names, texts = list(found.docs), list(found.docs.values())
+    counts = [int(word) for word in args.docs.split(",")]
+    names, texts = (list(of)[: max(counts)] for of in (found.docs, found.docs.values()))
     queries = list(found.queries.values())[:500]
     if args.index is not None:
         whole = SparseIndex.load(args.index).merge()
@@ -79,7 +80,7 @@ def main() -> None:
         own = OwnTokens(texts)
         whole = SparseIndex.build(own, zip(names, texts, strict=True), texts=False)
     rows, points = [], []
-    for count in (int(word) for word in args.docs.split(",")):
+    for count in counts:
         index, lexical = first(whole, count), Bm25(texts[:count])
         jobs = {
             "index": lambda index=index: index.search_many(queries),
