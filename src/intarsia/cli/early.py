@@ -105,7 +105,7 @@ CLAIMS = tuple(
 )
 SELECTIONS = ("last", "val")
 RETRIEVAL = "sparse-retrieval"
-RECOMMENDERS = {"sessions": ("m2trec",), "ranking": ("lightgcn", "multvae", "neumf")}
+RECOMMENDERS = {"sessions": ("m2trec", "onerec"), "ranking": ("lightgcn", "multvae", "neumf")}
 CHOICES = {
     "augment": ("none", "light", "crop"),
     "precision": ("fp32", "bf16", "fp16"),
