@@ -98,9 +98,8 @@ def _indexed(
         if begun:
             found = SparseIndex.load(partial)
         else:
-            found = SparseIndex(
-                encoder.queries, model=model, digest=encoder.digest, stored=stored
-            )  # fmt: skip
+            about = {"model": encoder.name, "digest": encoder.digest, "stored": stored}
+            found = SparseIndex(encoder.queries, **about)
         total = len(found)
         # an index that is going on has the first documents already; of an added file none
         left = (row for row in _documents(docs) if append is not None or row[0] not in found)

@@ -44,7 +44,8 @@ class InferenceFree:
 
     def __init__(self, encoder: Any, name: str, *, prune: float = 0.0) -> None:
         between("prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
-        self.encoder, self.name, self.prune = encoder, name, prune
+        self.encoder, self.prune = encoder, prune
+        self.name = f"{name}, pruned at {prune:g}" if prune else name
         static = _static(encoder)
         self.tokenizer = static.tokenizer
         weights = static.weight.detach().float().clamp_min(0).cpu().numpy()

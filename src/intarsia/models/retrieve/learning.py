@@ -233,6 +233,6 @@ CARD = Card(
     tiny={"teachers": ("bm25",), "steps": 2, "batch": 2, "negatives": 1},
     summary="Documents as sparse vectors of a model, queries as idf: no model when one searches.",
     family="retrieval",
-    names=("inference-free learned sparse retrieval", "IDF-aware penalty", "SPLADE-doc"),
+    names=("inference-free learned sparse retrieval", "IDF-aware penalty"),
     exceptions={"is_an_estimator": "queries and documents are no table; fit_retriever trains it"},
 )
