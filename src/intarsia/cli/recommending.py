@@ -54,7 +54,7 @@ def fit_recommender(given: Mapping[str, Any], words: set[str]) -> None:
     if given["threads"]:
         torch.set_num_threads(given["threads"])
     data = load_interactions(asked["data"])
-    method = settings.built(asked["method"], asked["settings"])
+    method = settings.method(asked["method"], asked["settings"], among=RECOMMENDERS[asked["task"]])
     schedule = settings.schedule(with_density(asked["schedule"], asked["density"]))
     say_data(data)
     if not given["resume"]:
@@ -124,7 +124,16 @@ def _read(path: Path) -> dict[str, Any]:
 
     try:
         found = read_json(path)
-        for name in ("data", "method", "settings", "schedule", "density", "seed", "options"):
+        for name in (
+            "data",
+            "task",
+            "method",
+            "settings",
+            "schedule",
+            "density",
+            "seed",
+            "options",
+        ):
             found[name]
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -172,8 +181,6 @@ def recommend(
         got = "both" if user is not None else "neither"
         fix = "For example: --user 42, or --history 50,181"
         raise ConfigError("--user, --history", got=got, want="one of them", fix=fix)
-    import warnings
-
     from ..data.atomic_files import read_items
     from ..experiments.recommending import add_items, open_recommender
 
@@ -181,39 +188,51 @@ def recommend(
     if new is not None:
         add_items(model, *read_items(new))
     who: Any = user if user is not None else [w.strip() for w in (history or "").split(",") if w]
-    write: Any = getattr(model, "session", None)
-    if session and write is None:
-        fix = "Leave --session out, or ask a run of onerec."
-        raise ConfigError("--session", got=type(model).__name__, want="a generator", fix=fix)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        if session:
-            found = write(who, exclude_seen=not seen)
-        else:
-            found = model.recommend(who, k, exclude_seen=not seen)
-    for line in told:
-        warn(str(line.message))
-    explain = getattr(model, "explain", None)
-    if why and explain is None:
-        fix = "Leave --why out, or ask a run of m2trec."
-        raise ConfigError("--why", got=type(model).__name__, want="a model of fields", fix=fix)
-    reasons = [explain(who, one.item) if why and explain else {} for one in found]
-    taken = set(model.known.items.tolist())
-    rows = [
-        {
-            "item": one.item,
-            "title": title_of(model, one.item),
-            "score": one.score,
-            "new": model.known.item(one.item) not in taken,
-            "why": reason,
-        }
-        for one, reason in zip(found, reasons, strict=True)
-    ]
+    found = _found(model, who, k, seen, session)
+    rows = _rows(model, who, found, why)
     if as_json:
         show_json({"run": str(run), "who": who, "items": rows})
         return
     columns = ("item", "title", "score", "events", *(("why",) if why else ()))
     show_table("", columns, [_line(row, why) for row in rows], right="item,score")
+
+
+def _found(model: Any, who: Any, k: int, seen: bool, session: bool) -> list[Any]:
+    """What the model recommends, with its warnings as lines."""
+    import warnings
+
+    write = getattr(model, "session", None)
+    if session and write is None:
+        fix = "Leave --session out, or ask a run of onerec."
+        raise ConfigError("--session", got=type(model).__name__, want="a generator", fix=fix)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if session and write is not None:
+            found = write(who, exclude_seen=not seen)
+        else:
+            found = model.recommend(who, k, exclude_seen=not seen)
+    for line in told:
+        warn(str(line.message))
+    return found
+
+
+def _rows(model: Any, who: Any, found: list[Any], why: bool) -> list[dict[str, Any]]:
+    """Items with their titles, and what each field adds."""
+    explain = getattr(model, "explain", None)
+    if why and explain is None:
+        fix = "Leave --why out, or ask a run of m2trec."
+        raise ConfigError("--why", got=type(model).__name__, want="a model of fields", fix=fix)
+    taken = set(model.known.items.tolist())
+    return [
+        {
+            "item": one.item,
+            "title": title_of(model, one.item),
+            "score": one.score,
+            "new": model.known.item(one.item) not in taken,
+            "why": explain(who, one.item) if why and explain else {},
+        }
+        for one in found
+    ]
 
 
 def _line(row: Mapping[str, Any], why: bool) -> tuple[str, ...]:

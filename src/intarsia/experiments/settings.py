@@ -53,14 +53,16 @@ def known() -> tuple[str, ...]:
     return tuple(key for kind in ("adapter", "baseline", "recipe", "change") for key in keys(kind))
 
 
-def method(key: str, settings: Sequence[str], start: Any = None) -> Any:
+def method(key: str, settings: Sequence[str], start: Any = None, among: Any = None) -> Any:
     """The settings of a method with what `--set` says; `start` is what the rest is left at.
+
+    among: the keys to choose from, None = what can be done to a model.
 
     Raises: UnknownName for a method or a setting that does not exist, ConfigError for a value that
     is not of its type or that the method refuses.
     """
-    if key not in known():
-        raise UnknownName("method", key, known())
+    if key not in (among or known()):
+        raise UnknownName("method", key, among or known())
     return _build(card(key), pairs(settings), start, "")
 
 
@@ -147,11 +149,6 @@ def _check_places(asked: Adapted) -> None:
             want="its own settings for them" if roles or prunes else "none: it adds no cells",
             fix="Use --set roles=qkv." if roles else named or f"Leave {them} out.",
         )
-
-
-def built(key: str, settings: Sequence[str]) -> Any:
-    """The settings of a model by its key, with what `--set` says.  Raises: as `method`."""
-    return _build(card(key), pairs(settings), None, "")
 
 
 def _build(found: Card, given: Mapping[str, str], start: Any, above: str) -> Any:

@@ -286,7 +286,7 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         step = STRIDE if good else settings.session
         self.index: list[tuple[int, int]] = []
         for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-            least = min(LEAST, settings.history)
+            least = min(LEAST, settings.history) if good else 1
             for at in range(first + least, last - settings.session + 1, step):
                 own = events.ratings[at : at + settings.session]
                 if not good or not rated or (own >= LIKED).mean() >= SHARE:
