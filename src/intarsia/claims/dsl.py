@@ -14,7 +14,6 @@ from torch.utils.data import TensorDataset
 
 from ..core import Claim, Result
 from ..core.claim import Report
-from ..data import packages
 from ..data.atomic_files import load_interactions
 from ..fitting import evaluate, fit
 from ..schedules import Dsl
