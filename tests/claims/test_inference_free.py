@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,13 +57,3 @@ def test_what_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert claims.ensemble_over_single((0,), lambda _: None).got == pytest.approx(-0.01)
     monkeypatch.setattr(claims, "tuned_bm25", lambda: {"values": base, "k1": 1, "b": 0})
     assert claims.over_bm25((0,), lambda _: None).got < 1
-
-
-def test_what_was_computed_is_not_computed_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(claims, "cache_dir", lambda: tmp_path)
-    made: list[int] = []
-    for _ in range(2):
-        assert claims.kept("x", {"seed": 1}, lambda: made.append(1) or 3) == 3
-    assert made == [1]

@@ -22,8 +22,8 @@ from ..models.retrieve.postings import Postings
 from ..models.retrieve.sparse_index import SparseIndex
 from ..models.retrieve.teachers import Bm25
 from ..results.sheet import deviation
-from ..results.store import Store, key_of
 from ..train.ranked import by_query
+from .kept import kept
 from .study import result_of
 
 PART, MEASURE = "naves-nt", "nDCG@10"
@@ -41,13 +41,9 @@ SINGLE = ("bm25 as teacher", "minilm as teacher")
 Array = np.ndarray
 
 
-def kept(what: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-    """A cell's figures, from the file of those that were computed before or by computing them."""
-    store = Store(cache_dir() / "claims" / "inference_free.jsonl")
-    key = key_of({"what": what, "version": 1, "part": PART, **inputs})
-    if key not in store:
-        store.add(key, {"what": what, **inputs, "found": make()})
-    return store[key]["found"]
+def cell(what: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+    """A cell's figures, computed once."""
+    return kept("inference_free", {"what": what, "version": 1, "part": PART, **inputs}, make)
 
 
 def _numbers(found: Collection) -> tuple[list[str], list[tuple[str, list[int]]]]:
@@ -119,7 +115,7 @@ def figures(arm: str, seed: int, terms: float | None = None) -> dict[str, Any]:
         return {"values": measured(index).tolist(), "terms": mean_terms(index)}
 
     inputs = {"arm": arm, "seed": seed, "steps": STEPS, "terms": terms and round(terms, 2)}
-    return kept("arm", inputs, make)
+    return cell("arm", inputs, make)
 
 
 def tuned_bm25() -> dict[str, Any]:
@@ -145,7 +141,7 @@ def tuned_bm25() -> dict[str, Any]:
         k1, b = max(scores, key=lambda pair: scores[pair])
         return {"values": run(test, k1, b).tolist(), "k1": k1, "b": b}
 
-    return kept("bm25", {}, make)
+    return cell("bm25", {}, make)
 
 
 def lower_end(differences: Array) -> float:
