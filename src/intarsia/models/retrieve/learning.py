@@ -221,18 +221,22 @@ def penalty_weights(model: InferenceFree, penalty: str) -> torch.Tensor:
     return inverse / inverse.mean()
 
 
-CARD = Card(
-    "inference_free",
-    kind="model",
-    config=LearnedRetrieval,
-    paper=Paper(
-        "2411.04403",
-        2024,
-        "Towards Competitive Search Relevance For Inference-Free Learned Sparse Retrievers",
+CARDS = (
+    Card(
+        "inference_free",
+        kind="model",
+        config=LearnedRetrieval,
+        paper=Paper(
+            "2411.04403",
+            2024,
+            "Towards Competitive Search Relevance For Inference-Free Learned Sparse Retrievers",
+        ),
+        tiny={"teachers": ("bm25",), "steps": 2, "batch": 2, "negatives": 1},
+        summary="Documents as sparse vectors of a model, queries as idf: no model when one searches.",
+        family="retrieval",
+        names=("inference-free learned sparse retrieval", "IDF-aware penalty"),
+        exceptions={
+            "is_an_estimator": "queries and documents are no table; fit_retriever trains it"
+        },
     ),
-    tiny={"teachers": ("bm25",), "steps": 2, "batch": 2, "negatives": 1},
-    summary="Documents as sparse vectors of a model, queries as idf: no model when one searches.",
-    family="retrieval",
-    names=("inference-free learned sparse retrieval", "IDF-aware penalty"),
-    exceptions={"is_an_estimator": "queries and documents are no table; fit_retriever trains it"},
 )

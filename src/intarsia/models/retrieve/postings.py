@@ -80,6 +80,7 @@ class Postings:
     def scores_of(self, query: Query, chosen: Array) -> Array:
         """The scores of some documents, given in ascending order.  (chosen,)."""
         found = np.zeros(len(chosen), np.float32)
+        chosen = chosen.astype(self.docs.dtype)  # a search among another type copies whole lists
         for token, weight in query:
             part = slice(self.starts[token], self.starts[token + 1])
             docs = self.docs[part]

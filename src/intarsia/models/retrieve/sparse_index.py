@@ -199,7 +199,8 @@ class SparseIndex:
 
         prune: leave out tokens below this share of the heaviest. max_df: leave out tokens in more
         than this share of the documents. two_phase: score by the tokens of 0.4 of the heaviest and
-        more, then the best k times this number by all: faster, and blind to documents with none.
+        more, then the best k times this number by all; blind to documents with none, and faster
+        only where the lists of light tokens are very long.
         Empty for a query without a known token.  Raises: ConfigError.
         """
         return self.search_many(
