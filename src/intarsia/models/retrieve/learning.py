@@ -232,7 +232,8 @@ CARDS = (
             "Towards Competitive Search Relevance For Inference-Free Learned Sparse Retrievers",
         ),
         tiny={"teachers": ("bm25",), "steps": 2, "batch": 2, "negatives": 1},
-        summary="Documents as sparse vectors of a model, queries as idf: no model when one searches.",
+        summary="Documents as sparse vectors of a model, queries as idf: no model when one "
+        "searches.",
         family="retrieval",
         names=("inference-free learned sparse retrieval", "IDF-aware penalty"),
         exceptions={
