@@ -44,6 +44,7 @@ RUNNABLE = (
     "how-to/route-by-task.md",
     "how-to/search-documents.md",
     "how-to/several-adapters.md",
+    "how-to/share-out-experts.md",
     "how-to/share-shards.md",
     "how-to/sparse-coding.md",
     "how-to/sparse-deltas.md",

@@ -145,6 +145,7 @@ from .models.retrieve.sparse_index import SparseIndex as SparseIndex
 from .parallel.deepspeed import DeepSpeed as DeepSpeed
 from .parallel.ep import ExpertParallel as ExpertParallel
 from .parallel.fssdp import Fssdp as Fssdp
+from .parallel.semoe import SeMoe as SeMoe
 from .parallel.tutel import Tutel as Tutel
 from .placement.balance import JointSwaps as JointSwaps
 from .placement.eplb import Eplb as Eplb

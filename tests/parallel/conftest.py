@@ -10,6 +10,7 @@ import pytest
 
 from intarsia.conformance import parallels
 from intarsia.parallel import Processes
+from intarsia.parallel.processes import PRELOAD
 
 HERE = Path(__file__).parent
 
@@ -18,6 +19,7 @@ HERE = Path(__file__).parent
 def group() -> Iterator[Processes]:
     """They also find the modules of this folder."""
     sys.path.insert(0, str(HERE))
+    PRELOAD.append("intarsia.train.run")
     parallels.processes().close()  # such as were started without that
     yield parallels.processes()
     parallels.processes().close()

@@ -121,7 +121,7 @@ def refused() -> None:
     trace = routed("")
     placed = Placement.contiguous(LAYERS, EXPERTS, WORLD)
     plan = expert_parallel(trace, placed, ExpertSize(WIDTH, 3 + (dist.get_rank() == 2)))
-    with raises(TrainingError, match="one plan"):
+    with raises(TrainingError, match="one for all"):
         check_agreed(plan)
     check_agreed(DevicePlan((), WORLD))
     copies = Eplb(4).place(trace, LINKS)

@@ -13,7 +13,10 @@ from .options import Json
 from .placing import Devices, TopologyFile, TraceFile, new_path, topology_of
 from .shell import note, say, show_json
 
-PLANS = ("ep", "stay")
+ENGINES = {"ep": "home", "stay": "stay"}  # plans that know of placements
+STRATEGIES = ("deepspeed", "fssdp", "semoe", "tutel")
+PLANS = ("auto", *ENGINES, *STRATEGIES)
+WINDOW = 5  # batches that a strategy may have seen before
 POLICIES = ("belady", "expected", "expertflow", "lfu", "lru")
 
 
@@ -21,7 +24,9 @@ def simulate(
     trace: TraceFile,
     devices: Devices = None,
     topology: TopologyFile = None,
-    plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "ep",
+    plan: Annotated[
+        str, typer.Option(help=f"One of {', '.join(PLANS)}; auto compares them.")
+    ] = "ep",
     placement: Annotated[
         Path | None, typer.Option(help="Of `intarsia place`; experts in order if not given.")
     ] = None,
@@ -46,19 +51,15 @@ def simulate(
 
     Example:  intarsia simulate t.safetensors --topology a.json --plan ep --save timeline.json
     """
-    if plan not in PLANS:
-        raise UnknownName("--plan", plan, PLANS)
-    if policy not in POLICIES:
-        raise UnknownName("--policy", policy, POLICIES)
-    at_least("--tokens", tokens, 1)
-    at_least("--streams", streams, 1)
-    if slots is not None:
-        at_least("--slots", slots, 2, "One is computed while another comes in: give 2 or more.")
+    _check(plan, policy, tokens, streams, slots, placement)
     from ..placement.trace import Trace
 
     whole, links = Trace.load_file(trace), topology_of(devices, topology)
-    found, engine = whole.rows(slice(tokens)), "home" if plan == "ep" else plan
-    told, line = _simulated(found, links, engine, placement, expert, backward)
+    if plan in ENGINES:
+        found = whole.rows(slice(tokens))
+        told, line = _simulated(found, links, ENGINES[plan], placement, expert, backward)
+    else:
+        told, line = _best(whole, links, plan, tokens, expert, backward)
     if slots is not None:
         told |= _decoded(whole, slots, policy, streams, told["expert_bytes"], links)
     if save is not None:
@@ -79,7 +80,51 @@ def simulate(
         say(str(save))
 
 
+def _check(
+    plan: str, policy: str, tokens: int, streams: int, slots: int | None, placement: Path | None
+) -> None:
+    if plan not in PLANS:
+        raise UnknownName("--plan", plan, PLANS)
+    if policy not in POLICIES:
+        raise UnknownName("--policy", policy, POLICIES)
+    at_least("--tokens", tokens, 1)
+    at_least("--streams", streams, 1)
+    if slots is not None:
+        at_least("--slots", slots, 2, "One is computed while another comes in: give 2 or more.")
+    if placement is not None and plan not in ENGINES:
+        fix = "Leave --placement out, or use --plan ep or stay."
+        raise ConfigError("--placement", got=f"--plan {plan}", want="ep or stay", fix=fix)
+
+
+def _best(
+    whole: Any, links: Any, plan: str, tokens: int, expert: str | None, backward: bool
+) -> tuple[dict[str, Any], Any]:
+    """A strategy, or the one with the least time; of the batch after those that it has seen."""
+    from ..core.registry import card
+    from ..parallel.tutel import Tutel
+    from ..placement.engines import ExpertSize
+    from ..placement.timeline import simulate as run
+
+    seen = min(WINDOW, max(0, len(whole) // tokens - 1))
+    batches = [whole.rows(slice(at * tokens, (at + 1) * tokens)) for at in range(seen + 1)]
+    past, batch = [of.load() for of in batches[:-1]], batches[-1]
+    size = ExpertSize.of(batch) if expert is None else ExpertSize(*_size(expert))
+    lines: dict[str, tuple[Any, Any]] = {}
+    for name in ("ep", *STRATEGIES) if plan == "auto" else (plan,):
+        strategy: Any = card(name).config()
+        if name == "tutel":
+            strategy = Tutel.tuned(batch, size, links)
+        made = strategy.plan(batch, size, links, backward=backward, past=past)
+        lines[name] = made, run(made, links)
+    best = min(lines, key=lambda name: lines[name][1].seconds)
+    made, line = lines[best]
+    every = {name: of.seconds for name, (_, of) in lines.items()}
+    return _told(made, line, batch, size, links) | {"plan": best, "plans": every}, line
+
+
 def _show_simulated(told: dict[str, Any]) -> None:
+    for name, seconds in told.get("plans", {}).items():
+        say(f"{name:10} {seconds * 1e3:10.3g} ms{'  <- least' if name == told['plan'] else ''}")
     binds = ", ".join(f"{name} {value * 1e3:.3g} ms" for name, value in told["binds"].items())
     took = f"{told['seconds'] * 1e3:.3g} ms, of which {binds} (simulated)"
     say(f"{told['tokens']} tokens: {took}")
@@ -145,7 +190,6 @@ def _simulated(
     """What is told of a batch, and its timeline."""
     from ..placement.engines import ExpertSize, expert_parallel
     from ..placement.placement import Placement
-    from ..placement.timeline import rows_to_hide
     from ..placement.timeline import simulate as run
 
     size = ExpertSize.of(found) if expert is None else ExpertSize(*_size(expert))
@@ -156,15 +200,21 @@ def _simulated(
     nodes = links.nodes()
     made = expert_parallel(found, placed, size, engine=engine, nodes=nodes, backward=backward)
     line = run(made, links)
-    told = {
+    return _told(made, line, found, size, links), line
+
+
+def _told(made: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:
+    """What is said of a plan."""
+    from ..placement.timeline import rows_to_hide
+
+    return {
         "seconds": line.seconds,
         "binds": dict(line.binds()),
         "link_bytes": int(made.bytes().sum()),
-        "tokens": len(found),
+        "tokens": len(batch),
         "rows_to_hide_a_load": rows_to_hide(size.item, links),
         "expert_bytes": size.weights,
     }
-    return told, line
 
 
 def _size(text: str) -> tuple[int, int]:

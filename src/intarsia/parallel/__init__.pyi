@@ -7,6 +7,10 @@ from .fssdp import Fssdp as Fssdp
 from .processes import Processes as Processes
 from .running import carry_out as carry_out
 from .running import check_agreed as check_agreed
+from .semoe import ColumnEmbedding as ColumnEmbedding
+from .semoe import SeMoe as SeMoe
+from .semoe import bucketed as bucketed
+from .semoe import elastic as elastic
 from .sharded import Sharded as Sharded
 from .sharded import shard as shard
 from .strategy import Strategy as Strategy

@@ -171,12 +171,19 @@ class DeepSpeedExperts(Experts):
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
         groups = settings.groups(self.experts, topology)
-        owner, part = divmod(wire.rank // settings.tensor, groups.slices)
-        self.held = torch.arange(owner * groups.held, (owner + 1) * groups.held)
-        self.local = cut(experts, self.held, part, groups.slices)
+        self.groups = groups
+        self.held = self.lot(wire.rank)[0]
+        self.local = cut(experts, *self.lot(wire.rank))
         self.exchange, self.slice, self.tensor = (
             of[wire.rank] for of in (groups.exchange, groups.slice, groups.tensor)
         )
+
+    def lot(self, rank: int) -> tuple[Tensor, int, int]:
+        """Experts that a process keeps, and which of how many slices of their hidden units."""
+        groups = self.groups
+        owner, part = divmod(rank // self.settings.tensor, groups.slices)
+        held = torch.arange(owner * groups.held, (owner + 1) * groups.held)
+        return held, part, groups.slices
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
         token = torch.arange(len(rows), device=rows.device)

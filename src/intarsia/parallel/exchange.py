@@ -70,6 +70,14 @@ def _sent(
     return out
 
 
+GONE = ("losed by peer", "onnection reset", "imed out", "onnection refused", "NCCL")
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether torch.distributed says that another process is gone or late."""
+    return dist.is_initialized() and any(text in str(error) for text in GONE)
+
+
 def lost(what: str, error: Exception, group: Group = None) -> TrainingError:
     """What a process says when others do not answer."""
     rank, text = dist.get_rank(group), str(error).splitlines()[0]

@@ -49,8 +49,7 @@ class Fssdp:
     copies unless calibrated. Every process sends its E loads to all, and all decide the same.
 
     Raises: ConfigError for settings that cannot be; in `shard` for experts that are not stacked.
-    Not with a `Capacity` (who is dropped would depend on the copies), or where loads are even:
-    plain `ExpertParallel` then sends less.
+    Not where loads are even: plain `ExpertParallel` then sends less.
     Source: arXiv:2502.02581, sections 4 and 5. Remainders, and that copies are beside the owner's,
     are ours.
     """
@@ -229,6 +228,10 @@ class FssdpExperts(Sharded):
             made: Any = _Again.apply(rows, here.weight, mine, with_copies)
             return cast(Tensor, made)
         return with_copies(rows, here.weight, mine, "gather")
+
+    def lot(self, rank: int) -> tuple[Tensor, int, int]:
+        """Experts that a process owns, whole."""
+        return (self.owner == rank).nonzero().flatten(), 0, 1
 
     def _check_copies(self) -> None:
         """Copies are for a batch, and their gradients come to their owners."""

@@ -45,16 +45,42 @@ def cut(experts: StackedExperts, index: Tensor, part: int = 0, of: int = 1) -> S
         raise ConfigError("slices of experts", got=got, want=want, fix="Use fewer processes.")
     found = copy.copy(experts)
     vars(found).update(_parameters={})
-    each = hidden // of
     for name, weight in experts.named_parameters(recurse=False):
-        value = weight.detach()[index]
-        if name in HIDDEN and of > 1:
-            value = value.narrow(HIDDEN[name], part * each, each)
-        elif part:
-            value = torch.zeros_like(value)
-        setattr(found, name, nn.Parameter(value.clone(), weight.requires_grad))
+        value = own_part(name, weight.detach(), index, part, of)
+        own = nn.Parameter(value.clone(), weight.requires_grad)
+        if part and name not in HIDDEN and own.requires_grad:
+            own.register_hook(torch.zeros_like)  # it is learned in the first part alone
+        setattr(found, name, own)
     found.experts = len(index)
     return found
+
+
+def own_part(name: str, whole: Tensor, index: Tensor, part: int, of: int) -> Tensor:
+    """Of a weight of all experts, what stands in these, in the part-th slice.  (E, ...)."""
+    value = whole[index]
+    if name in HIDDEN and of > 1:
+        each = value.shape[HIDDEN[name]] // of
+        return value.narrow(HIDDEN[name], part * each, each)
+    return torch.zeros_like(value) if part else value
+
+
+def put_part(
+    name: str, whole: Tensor | None, value: Tensor, experts: int, index: Tensor, part: int, of: int
+) -> Tensor:
+    """The inverse of `own_part`, one part after another.  Returns the whole so far."""
+    axis = HIDDEN.get(name) if of > 1 else None
+    if whole is None:
+        shape = [experts, *value.shape[1:]]
+        if axis is not None:
+            shape[axis] *= of
+        whole = value.new_zeros(shape)
+    if axis is not None:
+        each = value.shape[axis]
+        rows = whole.narrow(axis, part * each, each)
+        rows[index] = value
+    elif not part:
+        whole[index] = value
+    return whole
 
 
 def packed(experts: StackedExperts) -> Tensor:

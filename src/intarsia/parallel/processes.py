@@ -20,7 +20,8 @@ import torch.distributed as dist
 from ..core.checks import at_least
 from ..core.errors import IntarsiaError, TrainingError
 
-PRELOAD = "intarsia.parallel.trial"  # imported once, in the server that the processes come from
+# imported once, in the server that the processes come from; more may be added before the first
+PRELOAD = ["intarsia.parallel.trial"]
 STRAGGLERS = 5.0  # seconds that others have after one has failed
 
 
@@ -76,7 +77,7 @@ class Processes:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([PRELOAD])
+        context.set_forkserver_preload(PRELOAD)
         self._folder = tempfile.TemporaryDirectory()
         store = Path(self._folder.name) / "store"
         for rank in range(self.count):

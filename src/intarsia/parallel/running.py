@@ -23,14 +23,23 @@ def check_agreed(plan: DevicePlan, group: Group = None) -> None:
 
     Raises: TrainingError, in each of them, with the two hashes that are farthest apart.
     """
-    own = int(plan.digest()[:15], 16)  # 60 bits
+    check_alike("plan of the processes", plan.digest(), group)
+
+
+def check_alike(what: str, digest: str, group: Group = None) -> None:
+    """All processes have the same; otherwise they would wait for each other, or mix tokens up.
+
+    digest: a hash, in hexadecimal.
+    Raises: TrainingError, in each of them, with the two hashes that are farthest apart.
+    """
+    own = int(digest[:15], 16)  # 60 bits
     least, most = torch.tensor(own), torch.tensor(own)
     dist.all_reduce(least, dist.ReduceOp.MIN, group=group)
     dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
     if int(least) != int(most):
-        got = f"plans {int(least):015x} and {int(most):015x}, here {own:015x}"
-        fix = "Give every process the same trace, placement, sizes and engine."
-        raise TrainingError("plan of the processes", got=got, want="one plan", fix=fix)
+        got = f"{int(least):015x} and {int(most):015x}, here {own:015x}"
+        fix = "Start every process with the same model, data, seed and settings."
+        raise TrainingError(what, got=got, want="one for all", fix=fix)
 
 
 def carry_out(

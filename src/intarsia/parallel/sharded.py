@@ -115,6 +115,10 @@ class Sharded(Experts):
         back = self._send(computed(there, here), sizes[1], sizes[0], "combine")
         return back.new_zeros(len(x), back.shape[1]).index_add(0, token, back)
 
+    def lot(self, rank: int) -> tuple[Tensor, int, int]:
+        """Experts that a process keeps, whole."""
+        return self.holds[rank].nonzero().flatten(), 0, 1
+
     def _check_copies(self) -> None:
         copies = bool((self.holds.sum(0) > 1).any())
         if copies and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):

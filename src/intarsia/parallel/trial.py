@@ -15,7 +15,7 @@ from ..mixtures.experts import StackedExperts
 from ..placement.topology import Topology
 from ..placement.trace import Trace
 from .exchange import Meter, Wire
-from .layout import HIDDEN, size_of
+from .layout import own_part, size_of
 from .strategy import Strategy, run
 
 LINKS = Topology.two_level(2, 2)
@@ -128,14 +128,9 @@ def compare(strategy: Strategy, trial: Trial, topology: Topology = LINKS) -> int
 def of_part(what: str, part: torch.nn.Module, of: StackedExperts, exact: bool) -> None:
     """The gradients of a process's own experts, or slices of them, beside the whole's."""
     local = getattr(part, "local", part)
-    held = part.held if hasattr(part, "held") else part.holds[dist.get_rank()]  # pyright: ignore
+    lot = part.lot(dist.get_rank())  # pyright: ignore[reportCallIssue]
     for name, weight in local.named_parameters(recurse=False):
-        full = getattr(of, name).grad[held]
-        axis = HIDDEN.get(name)
-        if axis is not None and full.shape != weight.shape:
-            slices, each = full.shape[axis] // weight.shape[axis], weight.shape[axis]
-            tensor = getattr(getattr(part, "settings", None), "tensor", 1)
-            full = full.narrow(axis, dist.get_rank() // tensor % slices * each, each)
+        full = own_part(name, getattr(of, name).grad, *lot)
         grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         same(f"{what}: {name}", grad, full, exact)
 

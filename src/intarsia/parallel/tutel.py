@@ -181,11 +181,15 @@ class TutelExperts(Experts):
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
         self.slices = slices_of(self.experts, wire.world)
-        held = max(1, self.experts // wire.world)
-        first, part = (wire.rank * held, 0) if self.slices == 1 else divmod(wire.rank, self.slices)
-        self.held = torch.arange(first, first + held)
-        self.local = cut(experts, self.held, part, self.slices)
+        self.held = self.lot(wire.rank)[0]
+        self.local = cut(experts, *self.lot(wire.rank))
         self.swap = swaps_of([range(wire.world)], topology.nodes(), settings.exchange)[wire.rank]
+
+    def lot(self, rank: int) -> tuple[Tensor, int, int]:
+        """Experts that a process keeps, and which of how many slices of their hidden units."""
+        held = max(1, self.experts // self.wire.world)
+        owner, part = divmod(rank, self.slices)
+        return torch.arange(owner * held, (owner + 1) * held), part, self.slices
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
         token = torch.arange(len(rows), device=rows.device)

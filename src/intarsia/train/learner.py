@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError, TrainingError
 from ..gating import aux_loss, before_step, learned_routers
+from ..parallel.attached import Attached
 from ..schedules import ByFit, LayerSchedule, Masking, SparseSchedule
 from .average import Average
 from .objectives import Objective, Staged
@@ -65,6 +66,7 @@ class Learner:
         dtype = DTYPES[training.precision]
         self.attentions = slow_attention(model, accelerator.device, dtype)
         self.routed = bool(learned_routers(model))
+        self.parts = Attached({})  # of experts on several processes
         self.accuracies: list[float] = []  # of each epoch that ended
         self.recent: list[float] = []  # accuracies of the batches since
 
@@ -179,8 +181,7 @@ class Learner:
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         regrows = self.masking is not None and self.masking.replaces(step, steps)
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = self.parts.norm(self.parameters)
         # a scaler looks at the gradients itself, skips the step and lowers its scale
         if not self.scaler and not bool(torch.isfinite(norm)):
             self._refuse("gradient norm", float(norm), step)
@@ -209,7 +210,8 @@ class Learner:
         scaler = self.scaler.state_dict() if self.scaler else None
         fit = {"accuracies": self.accuracies, "recent": self.recent}
         masks = self.masking.state() if self.masking else None
-        own = {"optimizer": self.optimizer.state_dict(), "scaler": scaler, "fit": fit}
+        optimizer = self.parts.whole_optimizer(self.optimizer.state_dict(), self.parameters)
+        own = {"optimizer": optimizer, "scaler": scaler, "fit": fit}
         more = {"average": self.average, "memory": self.memory}
         kept = {name: part.state() for name, part in more.items() if part is not None}
         return own | ({"masks": masks} if masks else {}) | kept
@@ -217,7 +219,8 @@ class Learner:
     def load_state(self, state: dict[str, Any]) -> None:
         if self.masking:
             self.masking.load_state(state["masks"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        found = self.parts.own_optimizer(state["optimizer"], self.parameters)
+        self.optimizer.load_state_dict(found)
         fit = state.get("fit", {})  # checkpoints were once written without
         self.accuracies, self.recent = fit.get("accuracies", []), fit.get("recent", [])
         if self.scaler:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,7 +19,9 @@ from ..core.errors import CheckpointError, ConfigError
 from ..core.modes import evaluating, modes_kept
 from ..core.seeds import mix
 from ..gating import load as statistics
-from ..schedules import LayerSchedule
+from ..parallel.attached import Attached, attached
+from ..parallel.exchange import is_lost, lost
+from ..schedules import LayerSchedule, SparseSchedule
 from ..schedules.phases import Settle
 from . import checkpoint, resume
 from .batch_norms import recalibrate
@@ -98,11 +100,13 @@ class Loop:
             schedule = job.recipe.schedule
             if isinstance(schedule, LayerSchedule):
                 self.fix_weights = stack.enter_context(schedule.training(self.model))
+            self.parts = stack.enter_context(self._shared_out())
             self.task = self._look()
             forward = stack.enter_context(wrapped(self.model, self.how, ranks))
             self.learner = Learner(
                 self.model, forward, job.objective, job.training, job.recipe, ranks, self.task
             )
+            self.learner.parts = self.parts
             if seat is not None:
                 self.learner.backward = seat.backward
             self.learner.remember(size_of(self.train_set))
@@ -124,6 +128,22 @@ class Loop:
             bar = Bar(self.steps, self.training.epochs, show=main, start=start)
             self.bar = stack.enter_context(bar.shown())
             yield
+
+    def _shared_out(self) -> AbstractContextManager[Attached]:
+        """The experts of the model's mixtures on all processes, if that was asked for."""
+        strategy, recipe = self.how.compute.parallel, self.job.recipe
+        others = {
+            type(recipe.schedule).__name__: isinstance(
+                recipe.schedule, SparseSchedule | LayerSchedule
+            ),
+            "ema": recipe.ema is not None,
+            "runs that step together": self.how.compute.seat is not None,
+        }
+        if strategy is not None and any(others.values()):
+            got = next(name for name, there in others.items() if there)
+            fix = "Leave one of both out."
+            raise ConfigError("parallel", got=got, want="a run of its own weights", fix=fix)
+        return attached(self.model, strategy)
 
     def _look(self) -> Task:
         """The task, knowing the model's output for one sample; labels are checked against it."""
@@ -202,7 +222,12 @@ class Loop:
     def _step(self, batches: Iterator[tuple[list[Batch], list[tuple[int, ...]]]]) -> None:
         clock, cpu = self._now()
         parts, positions = next(batches)
-        found = self.learner.step(parts, self.at.step, self.steps, positions)
+        try:
+            found = self.learner.step(parts, self.at.step, self.steps, positions)
+        except RuntimeError as error:
+            if self.ranks.num_processes == 1 or not is_lost(error):
+                raise
+            raise lost(f"step {self.at.step + 1}", error) from error
         self.at.step += 1
         wall, cores = self._now()
         self.at.seconds += wall - clock

@@ -78,8 +78,9 @@ def capture(model: nn.Module, learner: Learner, at: Position, ranks: Accelerator
     random = [global_state()]
     if ranks.num_processes > 1:
         random = gather_object(random)
+    whole = learner.parts.whole  # experts of all processes, whatever their number
     best = at.best and {"epoch": at.best.epoch, "value": at.best.value} | {
-        "learned": dict(at.best.learned)
+        "learned": whole(at.best.learned)
     }
     return {
         "identity": at.identity,
@@ -89,7 +90,7 @@ def capture(model: nn.Module, learner: Learner, at: Position, ranks: Accelerator
         "cpu_seconds": at.cpu_seconds,
         "metrics_bytes": at.metrics_bytes,
         "best": best,
-        "learned": learned_state(model),
+        "learned": whole(learned_state(model)),
         "learner": learner.state(),
         "loads": {name: (list(load.share), load.active) for name, load in at.loads.items()},
         "counts": {n: (r.received, r.served) for n, r in learned_routers(model).items()},
@@ -112,10 +113,12 @@ def restore(
     later = {name for name in ("val", "test", "task") if not (saved.get(name) and own.get(name))}
     was, now = ({k: v for k, v in one.items() if k not in later} for one in (saved, own))
     check_same(was, now)
-    put_back(model, state["learned"])
+    mine = learner.parts.own
+    put_back(model, mine(state["learned"]))
     learner.load_state(state["learner"])
     set_generator_states(model, state["draws"])
-    set_global_state(state["random"][ranks.process_index])
+    random = state["random"]
+    set_global_state(random[ranks.process_index % len(random)])  # of fewer processes, perhaps
     at.step, at.metrics_bytes = state["step"], state["metrics_bytes"]
     at.scored = state.get("scored", at.step)  # checkpoints were once written after scoring only
     at.seconds, at.cpu_seconds = state["seconds"], state["cpu_seconds"]
@@ -123,7 +126,8 @@ def restore(
     routers = learned_routers(model)
     for name, (received, served) in state.get("counts", {}).items():
         routers[name].received, routers[name].served = received, served
-    at.best = Score(**state["best"]) if state["best"] else None
+    best = state["best"]
+    at.best = Score(**best | {"learned": mine(best["learned"])}) if best else None
 
 
 def check_same(saved: Mapping[str, Any], own: Mapping[str, Any], path: str = "") -> None:

@@ -148,11 +148,19 @@ def _about(job: Job) -> dict[str, Any]:
         "training": records.plain_values(job.training),
         "recipe": records.plain_values(keywords(job.recipe))
         | ({"schedule": records.describe(schedule)} if masks else {}),
-        "running": records.plain_values(keywords(job.running) | {"seat": _beside(job)}),
+        "running": records.plain_values(
+            keywords(job.running) | {"seat": _beside(job), "parallel": _shared_out(job)}
+        ),
         "data": {k: records.data_of(v) for k, v in named.items() if v is not None},
         "machine": records.machine(),
         "versions": records.versions(),
     }
+
+
+def _shared_out(job: Job) -> Any:
+    """How experts are shared out among processes."""
+    strategy = job.running.compute.parallel
+    return None if strategy is None else records.describe(strategy)
 
 
 def _beside(job: Job) -> int | None:

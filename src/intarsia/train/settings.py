@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ..core.checks import above, at_least, below_one, between, one_of
 from ..core.errors import ConfigError, UnknownName
+from ..parallel.strategy import Strategy
 from ..schedules import ByFit, LayerSchedule, SparseSchedule
 from .optimisers import LrFactor, adamw, cosine
 from .stack import Seat
@@ -154,13 +155,29 @@ class Compute:
     device: "cpu", "cuda", "cuda:1", "mps"; None = what accelerate chooses.
     recompute: forget activations and compute them again in the backward: less memory, a third more
       time.  compile: torch.compile the forward; pays for long runs on an accelerator.
+    parallel: how the processes share out the experts of mixtures, as intarsia.Fssdp(); None = each
+      has all. Of one process it changes nothing.
     seat: of a run among others that step together, see `train.stack`.
+
+    Raises: ConfigError for `parallel` with `recompute` or `compile`, or what is no strategy.
     """
 
     device: str | None = None
     recompute: bool = False
     compile: bool = False
+    parallel: Strategy | None = None
     seat: Seat | None = None
+
+    def __post_init__(self) -> None:
+        if self.parallel is None:
+            return
+        if isinstance(self.parallel, type) or not isinstance(self.parallel, Strategy):
+            got, fix = repr(self.parallel), "For example: parallel=intarsia.Fssdp(memory=2)"
+            raise ConfigError("parallel", got=got, want="the settings of a strategy", fix=fix)
+        if self.recompute or self.compile:
+            other = "recompute" if self.recompute else "compile"
+            fix = "Leave it out; Fssdp(rematerialise=True) saves memory."
+            raise ConfigError(other, got="parallel with it", want="one of both", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -227,6 +244,7 @@ class Options(TypedDict, total=False):
     device: str | None
     recompute: bool
     compile: bool
+    parallel: Strategy | None
     seat: Seat | None
 
 

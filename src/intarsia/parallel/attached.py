@@ -1,0 +1,205 @@
+"""A model whose mixtures' experts are on several processes while it is trained."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from ..gating import expert_readers
+from ..mixtures.experts import Experts
+from ..mixtures.mixture import Mixture
+from ..placement.topology import Topology
+from .exchange import Group, Wire
+from .layout import own_part, put_part, stacked
+from .running import check_alike
+from .strategy import Strategy
+
+IGNORED = "_ddp_params_and_buffers_to_ignore"  # of a module, read by DistributedDataParallel
+LOCAL = "local"
+
+
+class Part(Protocol):
+    """What `Strategy.shard` gives: the experts of this process, and which each process has."""
+
+    local: nn.Module
+
+    def lot(self, rank: int) -> tuple[Tensor, int, int]:
+        """Experts that a process keeps, and which of how many slices of their hidden units."""
+        ...
+
+
+class Attached:
+    """The parts of a model's mixtures, by path; empty where there is one process."""
+
+    def __init__(self, parts: Mapping[str, Part], group: Group = None) -> None:
+        self.parts, self.group = dict(parts), group
+        self.world = dist.get_world_size(group) if self.parts else 1
+        self.of: dict[int, tuple[Part, str]] = {}  # id of a parameter -> its part and name
+        self.names: dict[str, tuple[str, Part, str]] = {}  # its path -> that of the whole, ...
+        for path, part in self.parts.items():
+            for name, weight in part.local.named_parameters(recurse=False):
+                self.of[id(weight)] = part, name
+                self.names[f"{path}.{LOCAL}.{name}"] = f"{path}.{name}", part, name
+
+    def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state of the model as one process would have it.  Called by each of them."""
+        found: dict[str, Tensor] = {}
+        for path, value in state.items():
+            to, part, name = self.names.get(path, (path, None, ""))
+            found[to] = value if part is None else self.gathered(part, name, value)
+        return found
+
+    def own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `whole`: what this process keeps of it."""
+        here = {to: (path, part, name) for path, (to, part, name) in self.names.items()}
+        found: dict[str, Tensor] = {}
+        for path, value in state.items():
+            to, part, name = here.get(path, (path, None, ""))
+            found[to] = value if part is None else self._mine(part, name, value)
+        return found
+
+    def _mine(self, part: Part, name: str, value: Tensor) -> Tensor:
+        return own_part(name, value, *part.lot(dist.get_rank(self.group)))
+
+    def whole_optimizer(
+        self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
+    ) -> dict[str, Any]:
+        """An optimiser's state_dict as one process would have it."""
+        return self._optimizer(state, parameters, self.gathered)
+
+    def own_optimizer(
+        self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
+    ) -> dict[str, Any]:
+        """The inverse of `whole_optimizer`."""
+        return self._optimizer(state, parameters, self._mine)
+
+    def _optimizer(
+        self, state: dict[str, Any], parameters: Sequence[nn.Parameter], turned: Any
+    ) -> dict[str, Any]:
+        if not self.parts:
+            return state
+        rows = dict(state["state"])
+        for at, parameter in enumerate(parameters):
+            if id(parameter) not in self.of or at not in rows:
+                continue
+            part, name = self.of[id(parameter)]
+            rows[at] = {
+                key: turned(part, name, value)
+                if isinstance(value, Tensor) and value.dim() == parameter.dim()
+                else value
+                for key, value in rows[at].items()
+            }
+        return state | {"state": rows}
+
+    def gathered(self, part: Part, name: str, value: Tensor) -> Tensor:
+        """A weight, or what an optimiser remembers of it, of all experts."""
+        lots = [part.lot(rank) for rank in range(self.world)]
+        rank, experts = (
+            dist.get_rank(self.group),
+            1 + max(int(lot[0].max()) for lot in lots if len(lot[0])),
+        )
+        whole: Tensor | None = None
+        for of, lot in enumerate(lots):
+            if not len(lot[0]):
+                continue
+            shape = (len(lot[0]), *value.shape[1:])
+            rows = value.detach().contiguous() if of == rank else value.new_empty(shape)
+            source = of if self.group is None else dist.get_global_rank(self.group, of)
+            dist.broadcast(rows, source, group=self.group)
+            whole = put_part(name, whole, rows, experts, *lot)
+        assert whole is not None
+        return whole
+
+    def norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """The norm of all gradients, those of other processes' experts among them."""
+        every = torch.nn.utils.get_total_norm
+        if not self.parts:
+            return every([p.grad for p in parameters if p.grad is not None])
+        there = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
+        own, rest = (
+            every([grad for grad, sharded in there if sharded is kind]).to(parameters[0].device)
+            for kind in (True, False)
+        )
+        squared = own.double().square()  # also where this process has no expert
+        dist.all_reduce(squared, group=self.group)
+        return (squared + rest.double().square()).sqrt()
+
+
+@contextmanager
+def attached(
+    model: nn.Module,
+    strategy: Strategy | None,
+    *,
+    topology: Topology | None = None,
+    group: Group = None,
+) -> Iterator[Attached]:
+    """Inside, each `Mixture` of a model keeps this process's experts; afterwards all, as learned.
+
+    Processes are those of torch.distributed; with one, or without a strategy, nothing changes.
+    Gradients of experts, which come from all processes, are divided by their number, so that they
+    are those of the mean loss, as DistributedDataParallel's are of the rest.
+    An error inside leaves the processes with their parts: go on from a checkpoint.
+
+    Raises: ConfigError for a model without mixtures, with routers that read experts, or experts
+    that the strategy cannot part; TrainingError where processes have other models.
+    """
+    world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+    if strategy is None or world == 1:
+        yield Attached({})
+        return
+    found = {name: m for name, m in model.named_modules() if isinstance(m, Mixture)}
+    _check(found, strategy)
+    check_alike("model and strategy", _digest(model, strategy), group)
+    links = topology or Topology.uniform(world)
+    kept: dict[str, Experts] = {path: m.experts for path, m in found.items()}
+    parts: dict[str, Part] = {}
+    for number, (path, mixture) in enumerate(found.items()):
+        part = strategy.shard(mixture.experts, Wire(number, group), links, len(found))
+        mixture.experts = part
+        parts[f"{path}.experts" if path else "experts"] = cast(Part, part)
+        for weight in part.parameters():
+            if weight.requires_grad:
+                weight.register_hook(lambda grad: grad / world)
+        for weight in kept[path].parameters():
+            weight.data = weight.data.new_empty(0)  # its room is given back
+    state = Attached(parts, group)
+    setattr(model, IGNORED, list(state.names))
+    yield state
+    delattr(model, IGNORED)
+    for (path, mixture), part in zip(found.items(), parts.values(), strict=True):
+        for name, weight in part.local.named_parameters(recurse=False):
+            kept[path].get_parameter(name).data = state.gathered(part, name, weight)
+        mixture.experts = kept[path]
+
+
+def _check(found: Mapping[str, Mixture], strategy: Strategy) -> None:
+    if not found:
+        got, want = "a model without mixtures", "one with experts to be shared out"
+        fix = "Call intarsia.upcycle(model, ...), or leave `parallel` out: data-parallel."
+        raise ConfigError("parallel", got=got, want=want, fix=fix)
+    for path, mixture in found.items():
+        stacked(mixture.experts)
+        if expert_readers(mixture.router):
+            got, want = f"{path}, whose router reads experts", "routers that read tokens alone"
+            raise ConfigError("parallel", got=got, want=want, fix="Use TopK, Switch or the like.")
+    if getattr(strategy, "tensor", 1) > 1:
+        got, want = f"tensor={strategy.tensor}", "1: each process has rows of its own"  # pyright: ignore
+        fix = "Use DeepSpeed(exchange='hierarchical'), or carry out a plan: parallel.run."
+        raise ConfigError("parallel", got=got, want=want, fix=fix)
+
+
+def _digest(model: nn.Module, strategy: Strategy) -> str:
+    total = hashlib.sha256(repr(strategy).encode())
+    for name, weight in model.state_dict().items():
+        if isinstance(weight, Tensor):
+            total.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+            flat = weight.detach().cpu().contiguous().reshape(-1)
+            total.update(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+    return total.hexdigest()

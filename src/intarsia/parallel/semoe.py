@@ -1,0 +1,212 @@
+"""SE-MoE's training side (arXiv:2205.10034): exchange by levels, weights fetched ahead.
+
+The strategy keeps the experts of a device in host memory and brings each layer's in ahead of it.
+Beside it: embedding tables cut by columns, tasks of uneven weight dealt out, and many small tensors
+sent as one. The ring of layers is `placement.layer_ring`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Paper
+from ..core.checks import at_least, one_of
+from ..core.errors import ConfigError
+from ..mixtures.experts import Experts
+from ..placement.engines import ExpertSize
+from ..placement.plan import DevicePlan, PlanStep
+from ..placement.topology import Topology
+from ..placement.trace import Trace
+from .deepspeed import DeepSpeed, DeepSpeedExperts
+from .exchange import Wire
+from .strategy import dealt
+
+PREFETCH: Mapping[str, str] = MappingProxyType(
+    {
+        "none": "a layer waits for its dense weights, then for its experts",
+        "1d": "experts of the next layer come from host memory while this one is computed",
+        "2d": "and its dense weights over the links, too",
+    }
+)
+
+
+@dataclass(frozen=True)
+class SeMoe:
+    """Tables of places go inside a node first, then between equal places of the nodes; weights are
+    brought in one layer ahead.
+
+    exchange: "hierarchical" or "flat". prefetch: "none", "1d": the experts of layer i + 1 are read
+    from host memory while layer i is computed; "2d": the dense weights of layer i + 1, which all
+    devices hold in parts (ZeRO-3), are gathered over the links in that time, too.
+    dense: bytes of a layer's dense weights; 0 leaves them out of the plan.
+    Only the plan knows of memory: processes compute with what they hold, and what the plan calls
+    loads and gathers of dense weights takes time in the simulator.
+
+    Raises: ConfigError for settings that cannot be, and as `DeepSpeed` does.
+    Not for experts that fit into the devices: plain exchanges then need no loads.
+    Source: arXiv:2205.10034, sections 3.1 and 3.3.
+    """
+
+    exchange: str = "hierarchical"
+    prefetch: str = "2d"
+    dense: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("exchange", self.exchange, ("flat", "hierarchical"))
+        one_of("prefetch", self.prefetch, PREFETCH)
+        at_least("dense", self.dense, 0)
+
+    def rows(self, trace: Trace, devices: int) -> Tensor:
+        return dealt(trace, devices)
+
+    def plan(
+        self,
+        trace: Trace,
+        size: ExpertSize,
+        topology: Topology,
+        *,
+        backward: bool = False,
+        past: Sequence[Tensor] = (),
+    ) -> DevicePlan:
+        inner = DeepSpeed(1, self.exchange).plan(trace, size, topology, backward=backward)
+        devices, experts = topology.devices, trace.experts
+        own = size.weights * experts // devices  # a slice of one, or some
+        load = torch.eye(devices, dtype=torch.int64) * own
+        part = torch.full((devices, devices), -(-self.dense // devices)).fill_diagonal_(0)
+        found: list[PlanStep] = []
+        began = [""]  # the step before each layer's first
+
+        def brought(kind: str, layer: int, before: str) -> PlanStep:
+            resource, sent = ("load", load) if kind == "load" else ("link", part)
+            after = (before,) if before else ()
+            return PlanStep(f"{layer}.{kind}", layer, kind, resource, after, bytes=sent)
+
+        for step in inner.steps:
+            name, layer = step.name, step.layer
+            if step.phase == "counts":
+                early = layer and self.prefetch != "none"
+                found.append(brought("load", layer, began[layer - 1 if early else layer]))
+                if self.dense and (self.prefetch != "2d" or not layer):
+                    found.append(brought("gather", layer, began[layer]))
+                waits = (f"{layer}.gather",) if self.dense else ()
+                step = replace(step, after=tuple(n for n in (began[layer], *waits) if n))
+            elif step.phase == "expert" and not name.endswith(".back"):
+                if self.dense and self.prefetch == "2d" and layer + 1 < trace.layers:
+                    found.append(brought("gather", layer + 1, step.after[0]))
+                step = replace(step, after=(*step.after, f"{layer}.load"))
+            found.append(step)
+            if step.resource == "link" and step.phase.startswith("combine"):
+                began[layer + 1 :] = [name]
+        return DevicePlan(tuple(found), devices)
+
+    def shard(
+        self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
+    ) -> DeepSpeedExperts:
+        return DeepSpeed(1, self.exchange).shard(experts, wire, topology)
+
+
+class ColumnEmbedding(nn.Module):
+    """A table of V rows of H numbers, of which each of D processes keeps H / D columns of all rows.
+
+    table: (V, H), the whole, alike in all processes. x: ids (...), of this process's own tokens
+    -> (..., H): ids go to every process, each sends its columns back; gradients go the same ways,
+    and come as sums over all processes.
+
+    Raises: ConfigError for H that D does not divide.
+    Source: arXiv:2205.10034, section 3.4.
+    """
+
+    def __init__(self, table: Tensor, wire: Wire) -> None:
+        super().__init__()
+        width = table.shape[1]
+        if width % wire.world:
+            works = [d for d in range(1, wire.world + 1) if width % d == 0]
+            got, want = f"{width} columns for {wire.world} processes", "a number that divides them"
+            raise ConfigError("embedding", got=got, want=want, fix=f"Try {works[-1]} processes.")
+        each = width // wire.world
+        own = table.detach()[:, wire.rank * each : (wire.rank + 1) * each]
+        self.weight, self.wire = nn.Parameter(own.clone()), wire
+
+    def forward(self, ids: Tensor) -> Tensor:
+        wire, flat = self.wire, ids.reshape(-1)
+        counts = wire.told(torch.tensor([len(flat)]), "counts").flatten().tolist()
+        every = wire.send(flat.repeat(wire.world), [len(flat)] * wire.world, counts, "ids")
+        columns = nn.functional.embedding(every, self.weight)  # (all ids, H / D)
+        back = wire.send(columns, counts, [len(flat)] * wire.world, "columns")
+        rows = back.view(wire.world, len(flat), back.shape[1]).transpose(0, 1)
+        return rows.reshape(*ids.shape, wire.world * columns.shape[1])
+
+
+def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """A collective on many tensors of one type, called once: all in one buffer, and cut again.
+
+    collective: a map of a flat tensor to one whose first axis runs over the same numbers.
+    Source: arXiv:2205.10034, section 3.2 (fusion communication).
+    """
+    sizes = [t.numel() for t in tensors]
+    found = collective(torch.cat([t.reshape(-1) for t in tensors]))
+    return [part.view(t.shape) for part, t in zip(found.split(sizes), tensors, strict=True)]
+
+
+def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
+    """What each device does of every task: light tasks share a device, heavy ones are split.
+
+    weights: work of the tasks of one model.  Returns (D, tasks): the longest first to the least
+    loaded device, and a task above the mean is first cut into equal parts no longer than the mean.
+    The longest device takes at most 4 / 3 of what is best (Graham), and D = 1 has all.
+    Raises: ConfigError for no device, or work below 0.
+    Source: arXiv:2205.10034, section 3.5.
+    """
+    at_least("devices", devices, 1)
+    for weight in weights:
+        at_least("weight of a task", weight, 0)
+    mean = sum(weights) / devices
+    parts: list[tuple[float, int]] = []
+    for task, weight in enumerate(weights):
+        count = min(devices, max(1, math.ceil(weight / mean - 1e-12))) if mean else 1
+        parts += [(weight / count, task)] * count
+    found = [[0.0] * len(weights) for _ in range(devices)]
+    total = [0.0] * devices
+    for work, task in sorted(parts, key=lambda p: (-p[0], p[1])):
+        device = min(range(devices), key=lambda d: (total[d], d))
+        found[device][task] += work
+        total[device] += work
+    return found
+
+
+def memory(dense: int, sparse: int, devices: int, active: float = 1.0) -> Mapping[str, float]:
+    """Bytes that a training needs, of half-precision weights and AdamW.
+
+    dense, sparse: D and S, parameters; devices: N; active: alpha, the share of the sparse ones in
+    use.  Returns gpu, of each device: (16 D + 4 alpha S) / N; cpu: 16 alpha S, and disk: 12 S, in
+    all.
+    Source: arXiv:2205.10034, section 3.1, with dense states shared out among the devices (ZeRO-3).
+    """
+    at_least("devices", devices, 1)
+    return {
+        "gpu": (16 * dense + 4 * active * sparse) / devices,
+        "cpu": 16 * active * sparse,
+        "disk": 12.0 * sparse,
+    }
+
+
+CARD = Card(
+    "semoe",
+    kind="parallel",
+    config=SeMoe,
+    paper=Paper(
+        "2205.10034",
+        2022,
+        "SE-MoE: A Scalable and Efficient Mixture-of-Experts Distributed Training and Inference "
+        "System",
+    ),
+    summary="Exchange by levels of the network; weights brought in one layer ahead.",
+    family="experts on several devices",
+    names=("SE-MoE", "MoESys"),
+)

@@ -1,0 +1,42 @@
+"""What the claims of Tutel, DeepSpeed-MoE and Hecate measure."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from intarsia.claims import hecate, tutel
+from intarsia.core import Routing
+from intarsia.placement import Trace
+
+
+def test_tables_are_the_one_hot_products() -> None:
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 5, generator=draws)
+    chosen = torch.rand(12, 4, generator=draws).topk(2).indices.flatten()
+    token = torch.arange(12).repeat_interleave(2)
+    routing = Routing(token, chosen, torch.rand(24, generator=draws), 12, 4)
+    places = int(chosen.bincount().max())
+    made = tutel.one_hot(x, routing, places), tutel.tables(x, routing, places)
+    torch.testing.assert_close(*made)
+
+
+def test_even_loads_have_no_excess_and_copies_take_some_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = torch.arange(8 * hecate.TOKENS)
+    expert = torch.stack([row % 16, (row + 8) % 16], 1)[:, None]
+    even = Trace(expert, 16, row // 16, row % 16)
+    hot = Trace(expert % 8 * torch.tensor([1, 0]) + torch.tensor([0, 9]), 16, row // 16, row % 16)
+
+    def made(kind: str) -> Trace:
+        return even if kind == "even" else hot
+
+    monkeypatch.setattr(
+        hecate, "traces", lambda seed, report: {k: made(k) for k in ("even", "hot")}
+    )
+    hecate.excess.cache_clear()
+    assert hecate.excess("even", 0, print)[hecate.EP] < 1e-9
+    found = hecate.excess("hot", 0, print)
+    assert found[hecate.TOLD] <= found[hecate.HECATE] + 1e-9 < found[hecate.EP]
+    hecate.excess.cache_clear()

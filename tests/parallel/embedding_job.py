@@ -1,0 +1,37 @@
+"""A table of embeddings, cut by columns, beside the whole one."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from intarsia.core.errors import ConfigError
+from intarsia.parallel import ColumnEmbedding, Meter, Wire
+
+
+def by_columns() -> bool:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    draws = torch.Generator().manual_seed(0)
+    table = torch.randint(-3, 4, (7, 8), generator=draws).double()
+    ids = [torch.randint(7, (n, 2), generator=draws) for n in (3, 0, 1, 4)]
+    meter = Meter()
+    part = ColumnEmbedding(table, Wire(0, None, meter))
+    out = part(ids[rank])
+    same = torch.equal(out, table[ids[rank]])
+    out.square().sum().backward()
+    whole = table.clone().requires_grad_()
+    sum(nn.functional.embedding(i, whole).square().sum() for i in ids).backward()  # pyright: ignore
+    own = slice(2 * rank, 2 * rank + 2)
+    assert whole.grad is not None and part.weight.grad is not None
+    same = same and torch.equal(part.weight.grad, whole.grad[:, own])
+    assert part.weight.numel() * world == table.numel()
+    sent = meter.gathered()
+    counts = [i.numel() for i in ids]
+    for to in range(world):  # two columns of 8 bytes for each id, to where it came from
+        assert int(sent["0.columns"][rank, to]) == (to != rank) * counts[to] * 2 * 8
+    try:
+        ColumnEmbedding(torch.zeros(3, 6), Wire())
+    except ConfigError as error:
+        return same and "Try 3 processes" in str(error)
+    return False

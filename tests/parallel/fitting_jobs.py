@@ -1,0 +1,138 @@
+"""Jobs for processes: trainings whose experts are shared out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from intarsia.mixtures.experts import StackedExperts
+from intarsia.mixtures.mixture import Mixture
+from intarsia.parallel import Strategy
+from intarsia.parallel.attached import attached
+from intarsia.routers.topk import TopK
+from intarsia.train.folder import write_learned
+from intarsia.train.loop import Job
+from intarsia.train.objectives import plain
+from intarsia.train.run import Run, fit_once
+from intarsia.train.settings import settle
+from intarsia.train.tasks.choose import chosen
+
+WIDTH, CLASSES = 6, 3
+
+
+class Net(nn.Module):
+    """Two mixtures and a head."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        draws = torch.Generator().manual_seed(0)
+        router = TopK(experts=experts, active=2, balance=0.0)
+
+        def mixture() -> Mixture:
+            made = StackedExperts(experts, WIDTH, 4, bias=True, generator=draws)
+            return Mixture(made, router.build(WIDTH, generator=draws))
+
+        self.blocks = nn.ModuleList(mixture() for _ in range(2))
+        self.head = nn.Linear(WIDTH, CLASSES, bias=False)
+        nn.init.normal_(self.head.weight, generator=draws)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x).mean(1)
+
+
+def net(experts: int) -> Net:
+    return Net(experts).double()
+
+
+def rows(count: int, seed: int) -> TensorDataset:
+    draws = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 5, WIDTH, generator=draws, dtype=torch.float64)
+    return TensorDataset(x, torch.arange(count) % CLASSES)
+
+
+class Stop(Exception):
+    """Leaves a run in the middle, in every process at once."""
+
+
+def trained(
+    strategy: Strategy | None,
+    experts: int,
+    folder: Path | None = None,
+    until: int = 99,
+    **more: Any,
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Weights and scores of a run, in each process; up to a step, whose checkpoint is there."""
+    if dist.is_initialized():
+        rank, world = str(dist.get_rank()), str(dist.get_world_size())
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": rank}
+        os.environ |= where | {"RANK": rank, "WORLD_SIZE": world}
+    model = net(experts)
+
+    def stop(_model: nn.Module, step: int, _steps: int) -> None:
+        if step == until:
+            raise Stop
+
+    train = rows(36, 1)
+    options: Any = {"epochs": 2, "batch_size": 12, "lr": 0.02, "clip": 0.5, "schedule": stop}
+    options |= {"trackers": (), "checkpoint_steps": 1, "out": folder, "parallel": strategy} | more
+    settings = settle(None, options)
+    sets = train, rows(10, 2), None
+    job = Job(model, sets, chosen(None, train, settings[1], None), plain, *settings)
+    try:
+        run: Run = fit_once(job, {}, 1, lambda model, out, _: write_learned(model, out))
+    except Stop:
+        return {}, []
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert run.val is not None
+    return weights, [*run.val.scores().values()]
+
+
+def resumed(
+    strategy: Strategy, experts: int, folder: Path, until: int
+) -> tuple[dict[str, Tensor], list[float]]:
+    return trained(strategy, experts, folder, until, resume=True)
+
+
+def round_trip(strategy: Strategy, experts: int) -> None:
+    """What is put together from all processes and shared out again has the same bits."""
+    model = net(experts)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with attached(model, strategy) as parts:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        model(rows(4, dist.get_rank())[:][0]).square().sum().backward()
+        optimizer.step()
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        own = {n: t.clone() for n, t in model.state_dict().items()}
+        whole = parts.whole(own)
+        assert whole.keys() == before.keys()
+        assert all(whole[n].shape == before[n].shape for n in before)
+        again = parts.own(whole)
+        assert own.keys() == again.keys()
+        assert all(torch.equal(own[n], again[n]) for n in own)
+        state = optimizer.state_dict()
+        there = parts.whole_optimizer(state, every)
+        back = parts.own_optimizer(there, every)
+        for at, row in state["state"].items():
+            for key, value in row.items():
+                assert torch.equal(value, back["state"][at][key])
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[n], whole[n]) for n in whole)
+    assert not hasattr(model, "_ddp_params_and_buffers_to_ignore")
+
+
+def other_models(strategy: Strategy) -> None:
+    model = net(4)
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            model.head.weight[0, 0] += 1e-9
+    with attached(model, strategy):
+        raise AssertionError("models that differ were taken")

@@ -1,0 +1,83 @@
+"""Trainings whose experts are on several processes are those of one; checkpoints fit any number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from intarsia.core.errors import ConfigError, TrainingError
+from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, Processes, Strategy, Tutel
+from intarsia.train.settings import Compute
+
+CLOSE = 1e-12
+
+
+SECONDS = 300  # four trainings on a machine that does other things, too
+
+
+@pytest.fixture(scope="module")
+def four(group: Processes) -> Iterator[Processes]:
+    group.close()
+    with Processes(4, SECONDS) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def two(group: Processes) -> Iterator[Processes]:
+    with Processes(2, SECONDS) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("strategy", "experts"),
+    [(Fssdp(1, 3), 6), (Tutel(), 2), (DeepSpeed(), 4), (ExpertParallel(), 4)],
+)
+def test_what_is_put_together_is_shared_out_again(
+    four: Processes, strategy: Strategy, experts: int
+) -> None:
+    from fitting_jobs import round_trip  # pyright: ignore[reportMissingImports]
+
+    four.run(round_trip, strategy, experts)
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes(
+    four: Processes,
+    two: Processes,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """4, then 2, then 3 processes, AdamW with clipped gradients: the weights of one process."""
+    from fitting_jobs import resumed, trained  # pyright: ignore[reportMissingImports]
+
+    want, told = trained(None, 6)
+    strategy, folder = Fssdp(1, 3), tmp_path / "run"
+    four.run(trained, strategy, 6, folder, 2)
+    assert sorted(p.name for p in folder.glob("state/*/*")) == [
+        "manifest.json", "state.json", "tensors.safetensors",
+    ]  # fmt: skip
+    run = two.run(resumed, strategy, 6, folder, 4)
+    assert run == [({}, [])] * 2
+    with Processes(3, SECONDS) as three:
+        found = three.run(resumed, strategy, 6, folder, 99)
+    for weights, scores in found:
+        assert weights.keys() == want.keys()
+        off = max(float((weights[n] - want[n]).abs().max()) for n in want)
+        record_property("off", off)
+        assert off < CLOSE
+        assert scores == pytest.approx(told, rel=1e-6)
+
+
+def test_processes_with_other_models_are_told(two: Processes) -> None:
+    from fitting_jobs import other_models  # pyright: ignore[reportMissingImports]
+
+    with pytest.raises(TrainingError, match="model and strategy: got .* want one for all"):
+        two.run(other_models, ExpertParallel())
+
+
+def test_what_cannot_be_shared_out_is_refused() -> None:
+    with pytest.raises(ConfigError, match="settings of a strategy"):
+        Compute(parallel=Fssdp)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="recompute"):
+        Compute(parallel=Fssdp(), recompute=True)
