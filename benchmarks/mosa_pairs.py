@@ -140,7 +140,7 @@ def carry(rules: Row, places: list[Place], kept: Store, out: Path, args: Any) ->
 def said(result: Mapping[str, Any]) -> str:
     """A result in a few words."""
     found = result["results"]
-    return f"{100 * found.get('test', found['val'])['accuracy']:.1f} %"
+    return f"{100 * (found.get('test') or found['val'])['accuracy']:.1f} %"
 
 
 def _value(row: Row, name: str) -> float | None:

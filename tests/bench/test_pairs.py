@@ -53,3 +53,8 @@ def test_the_rate_is_the_best_on_average_and_the_lower_of_equals(
         row = {} if failed else {"scores": {"accuracy": score[place.rate]}}
         kept.add(key_of(vars(place)), {**vars(place), "error": "nan" if failed else "", **row})
     assert pairs.chosen(RULES, kept, "scarce", "mosa") == 0.002
+
+
+def test_a_run_without_validation_pictures_is_told_by_its_test(pairs: ModuleType) -> None:
+    assert pairs.said({"results": {"test": {"accuracy": 0.5}}}) == "50.0 %"
+    assert pairs.said({"results": {"val": {"accuracy": 0.25}}}) == "25.0 %"
