@@ -151,10 +151,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 ) -> None:
     step = Learner.step
 
-    def interrupted(self: Learner, batches: Any, number: int, steps: int) -> dict[str, float]:
+    def interrupted(
+        self: Learner, batches: Any, number: int, steps: int, rows: Any
+    ) -> dict[str, float]:
         if number == 2:
             signal.raise_signal(signal.SIGINT)
-        return step(self, batches, number, steps)
+        return step(self, batches, number, steps, rows)
 
     out = tmp_path / "stopped"
     words = [folder, *TINY, *QUICK, "--set", "over.bottleneck=4", "--set", "active=2"]
