@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from intarsia.claims import prosper, prosper_photographs
+from intarsia.data import packages
 
 
 @pytest.fixture(autouse=True)
 def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prosper, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(packages, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(prosper, "SAMPLES", 60)
     monkeypatch.setattr(prosper, "STEPS", 2)
     monkeypatch.setattr(prosper_photographs, "CROP", 24)

@@ -74,6 +74,8 @@ CLAIMS = tuple(
     str.split(
         """
     bdwp bdwp-one-shot expertflow-regroup expertflow-step se-moe-lfu
+    hecate hecate-calibrated hecate-lasting hecate-skewed hecate-time deepspeed-tables
+    semoe-bucket tutel tutel-tables
     bi comet comet-active comet-search dass deepspeed-moe deepspeed-moe-residual
     deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two dsl dsl-static
     dsl-lightgcn dsl-lightgcn-small dsl-multvae dsl-multvae-small m2trec m2trec-nearest
