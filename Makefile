@@ -57,10 +57,11 @@ new: setup  ## begin a method: make new KIND=router NAME=relu PAPER=2412.14711
 	@[ -n "$(KIND)" -a -n "$(NAME)" -a -n "$(PAPER)" ] || { echo "new: got KIND='$(KIND)' NAME='$(NAME)' PAPER='$(PAPER)', want all three. Call: make new KIND=router NAME=relu PAPER=2412.14711"; exit 1; }
 	$(BIN)/python scripts/new_method.py $(KIND) $(NAME) --paper $(PAPER)
 
-generate: setup  ## write the files that are generated from the methods' cards
+generate: setup  ## write the files that are generated from the methods' cards, and the names of claims
 	$(BIN)/python -m intarsia.results.pages
 	$(BIN)/python -m intarsia.conformance.composition
 	$(BIN)/python -m intarsia.conformance.hosts
+	$(BIN)/python -m intarsia.cli.names
 
 docs: setup  ## build site/, warnings are errors
 	$(BIN)/zensical build --clean --strict

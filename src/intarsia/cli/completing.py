@@ -19,6 +19,7 @@ from .early import (
     CHOICES,
     CLAIMS,
     CORPORA,
+    RECOMMENDERS,
     ROUTERS,
     RUN,
     SETS,
@@ -50,17 +51,15 @@ def several(one: Complete) -> Complete:
     return complete
 
 
-def methods(incomplete: str) -> list[tuple[str, str]]:
-    """What `--method` takes, with what it is."""
-    return [
-        (key, shorten(entry["summary"], HELP))
-        for key, entry in index().items()
-        if entry["kind"] in RUN and key.startswith(incomplete)
-    ]
+def methods(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """What `--method` takes, with what it is: the recommenders of a task, where one was said."""
+    known = RECOMMENDERS.get(ctx.params.get("task") or "", method_names(""))
+    return [found for found in cards(incomplete) if found[0] in known]
 
 
 def method_names(incomplete: str) -> list[str]:
-    return [key for key, _ in methods(incomplete)]
+    """What can be trained on labels or text."""
+    return among(key for key, entry in index().items() if entry["kind"] in RUN)(incomplete)
 
 
 def cards(incomplete: str) -> list[tuple[str, str]]:

