@@ -9,23 +9,43 @@ import torch
 from torch import Tensor
 
 from ..core import Format
-from ..core.errors import ShapeError
+from ..core.checks import one_of
+from ..core.errors import ConfigError, ShapeError
+from ..kernels import bitmask as kernels
 from .bits import pack_bits, unpack_bits
 from .rows import kept_of, matrix
+
+VALUES = ("same", "fp32", "bf16", "int8")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MOST_ROWS = 8  # of x; with more, decoding and a dense product take less time
 
 
 @dataclass(frozen=True)
 class Bitmask(Format):
-    """The kept weights row by row, in their own dtype, and a bitmask: exact, with nothing lost.
+    """The kept weights row by row and a bitmask: exact, unless they are rounded.
 
-    At density d and b bytes a weight it takes d b + 1/8 bytes a weight and 8 a row.
+    values: "same", in the weight's own dtype, nothing is lost; "fp32"; "bf16"; "int8", w = s q with
+    q = round(W / s) and a scale s = max |W| / 127 for each row: an error of at most s / 2.
+    At density d and b bytes a value it takes d b + 1/8 bytes a weight and 8 a row, 12 with int8.
     Stored: compressed (kept,), bitmask (out, ceil(in / 8)) uint8, the lowest bit first and each row
-    from a byte of its own, row_offsets (out,) int64, where each row's weights begin in compressed.
-    A weight of more than two axes is (out, the rest), a vector one row.
+    from a byte of its own, row_offsets (out,) int64, where each row's weights begin in compressed;
+    scales (out,) float32 of int8. A weight of more than two axes is (out, the rest), a vector one
+    row. Weights of int8 are decoded to float32, others to what they are stored in.
 
-    Raises: ShapeError for a `keep` or bytes that do not fit.
+    Products of up to 8 rows of x on the CPU, not in float64, run in compiled code on what is
+    stored; others decode it. There NaN and infinity in x reach the products through kept weights
+    alone. With int8, x is rounded to int8, too, 64 inputs sharing a scale: an output is off by at
+    most sum |w| max |x| / 254, and is NaN for a row of x that is not finite.
+
+    Raises: ShapeError for a `keep` or bytes that do not fit; ConfigError for unknown values, or
+    weights that are not finite, with int8.
     Source: the layout of compressed-tensors' `sparse-bitmask`. Not for dense weights.
     """
+
+    values: str = "same"
+
+    def __post_init__(self) -> None:
+        one_of("values", self.values, VALUES)
 
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
@@ -35,14 +55,24 @@ class Bitmask(Format):
         kept = matrix(keep)
         counts = kept.sum(1)
         padded = torch.nn.functional.pad(kept, (0, -kept.shape[1] % 8)).long()
+        values = weight.detach()[keep]
+        scales: dict[str, Tensor] = {}
+        if self.values == "int8":
+            steps = _steps(matrix(weight.detach()), kept)
+            each = steps.repeat_interleave(counts)
+            scaled = values.float() / torch.where(each > 0, each, 1)
+            values = scaled.round().clamp(-127, 127).to(torch.int8)
+            scales = {"scales": steps}
         return {
-            "compressed": weight.detach()[keep],
+            "compressed": values.to(DTYPES.get(self.values, values.dtype)),
             "bitmask": pack_bits(padded.flatten(), 1).view(len(kept), padded.shape[1] // 8),
             "row_offsets": counts.cumsum(0) - counts,
+            **scales,
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         values, bits = stored["compressed"], stored["bitmask"]
+        scales = stored.get("scales")
         weight = values.new_zeros(tuple(shape))
         rows, columns = matrix(weight).shape
         if bits.shape != (rows, -(-columns // 8)):
@@ -54,4 +84,24 @@ class Bitmask(Format):
         if int(keep.sum()) != len(values):
             want = f"{int(keep.sum())}, as many as bits are set"
             raise ShapeError("compressed", got=len(values), want=want, fix="Copy the file again.")
-        return weight.masked_scatter(keep.reshape(weight.shape), values)
+        weight = weight.masked_scatter(keep.reshape(weight.shape), values)
+        return weight if scales is None else (matrix(weight) * scales[:, None]).view(tuple(shape))
+
+    def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        """x W^T.  x: (..., in) -> (..., out), see the class."""
+        values, scales = stored["compressed"], stored.get("scales")
+        parts = (stored["bitmask"], values, stored["row_offsets"], scales)
+        if len(shape) != 2 or not kernels.runs(x, values):
+            return super().matmul(x, stored, shape)
+        if x.shape[:-1].numel() > MOST_ROWS:
+            return x @ kernels.decode(*parts, shape[1]).to(x.dtype).T
+        return kernels.linear(x, *parts)
+
+
+def _steps(weight: Tensor, kept: Tensor) -> Tensor:
+    """max |w| / 127 of the kept weights of each row.  (out, in) -> (out,) float32."""
+    sizes = torch.where(kept, weight.float().abs(), 0)
+    if not bool(sizes.isfinite().all()):
+        fix = "Find where the weight became so, or use values='same'."
+        raise ConfigError("weight", got="NaN or infinity", want="finite numbers", fix=fix)
+    return sizes.amax(1) / 127 if sizes.shape[1] else sizes.new_zeros(len(sizes))

@@ -1,0 +1,39 @@
+"""The definition, for tests: kept weights alone are multiplied."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 64  # inputs that share a scale when they are rounded to int8
+
+
+def bitmask_linear(x: Tensor, bits: Tensor, values: Tensor, scales: Tensor | None = None) -> Tensor:
+    """y_br = sum over the kept (r, c) of x_bc w_rc; int8 values: x is rounded first, see `rounded`.
+
+    x: (batch, in), bits: (out, ceil(in / 8)) uint8, values: (kept,), scales: (out,) of int8.
+    """
+    width = x.shape[1]
+    mask = (bits.long()[..., None] >> torch.arange(8) & 1).flatten(1)[:, :width].bool()
+    row, column = mask.nonzero().unbind(1)
+    if scales is None:
+        y = x.new_zeros(len(x), len(bits))
+        return y.index_add(1, row, x[:, column] * values.to(x.dtype))
+    codes, steps = rounded(x)  # (batch, in) int64, (batch, blocks)
+    blocks = steps.shape[1]
+    dots = codes.new_zeros(len(x), len(bits) * blocks)
+    dots.index_add_(1, row * blocks + column // BLOCK, codes[:, column] * values.long())
+    return (dots.view(len(x), len(bits), blocks) * steps[:, None]).sum(2) * scales
+
+
+def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x in int8: q = round(x / s), s = max |x| / 127 of each 64 inputs; NaN for s where not finite.
+
+    (batch, in) -> (batch, in) int64 and (batch, ceil(in / 64)) float32.
+    """
+    padded = torch.nn.functional.pad(x.float(), (0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    steps = padded.abs().amax(2) / 127
+    usable = steps.isfinite() & (steps > 0)
+    codes = (padded / torch.where(usable, steps, 1)[..., None]).round()
+    codes = torch.where(usable[..., None], codes, 0).long().flatten(1)[:, : x.shape[1]]
+    return codes, torch.where(steps.isfinite(), steps, torch.nan)

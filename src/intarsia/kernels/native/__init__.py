@@ -1,0 +1,15 @@
+"""The kernels written in C: compiled at first use, checked, loaded, registered; and the floors.
+
+One file for each format, all in one shared library. building.py: compiler, cache. loading.py: which
+build, its functions. registering.py: operators of torch. floor.py: what this machine can do.
+"""
+
+from .loading import function as function
+from .loading import instructions as instructions
+from .loading import kind as kind
+from .loading import load as load
+from .loading import using as using
+from .loading import why as why
+from .registering import operator as operator
+
+__all__ = ["function", "instructions", "kind", "load", "operator", "using", "why"]

@@ -1,0 +1,422 @@
+/* y = x W^T, W the kept weights of each row and a bit for each weight (formats.Bitmask).
+ *
+ * bits: (rows, ceil(cols / 8)), lowest first. values: (kept,) float32, bfloat16 or int8, row by row.
+ * offsets: (rows,), where each row's values begin. scales: (rows,) of int8, or NULL.
+ * x: (batch, cols) float32. y: (batch, rows).
+ *
+ * 64 columns at a time: one 64-bit mask, values expanded into its places, the pointer to the values
+ * moved on by its bits. Products are added only where a bit is set, so that NaN in x reaches y
+ * through kept weights alone. With int8 values x is rounded to int8, 64 columns with a scale each:
+ * y = scales[r] sum_g s_g sum_(j in g) q_j w_j, the inner sum exact.
+ */
+#include "common.h"
+
+enum { F32 = 0, BF16 = 1, I8 = 2, BLOCK = 64, MOST_BATCH = 4 };
+
+typedef struct {
+    const float *x; /* (batch, padded) */
+    float *y;
+    const uint8_t *bits;
+    const char *values;
+    const int64_t *offsets;
+    const float *scales;
+    int64_t kept, rows, cols, batch, padded, stride, parts;
+    const int8_t *q;      /* (batch, padded): x in int8 */
+    const float *steps;   /* (batch, padded / 64): its scales */
+    const int32_t *shift; /* (batch, padded / 4): -128 times the sum of four of q */
+    char *out;            /* of decoding */
+    int64_t fault;
+} job;
+
+static const int64_t SIZES[] = {4, 2, 1};
+static const char nothing[BLOCK * 4]; /* in place of NULL, which means damaged here */
+
+/* The mask of columns j ... j + 63 of a row; bits behind the last column count as 0. */
+ALWAYS uint64_t mask_at(const job *w, int64_t row, int64_t j) {
+    const uint8_t *from = w->bits + row * w->stride + j / 8;
+    uint64_t mask = 0;
+    if (j + BLOCK <= w->cols) {
+        memcpy(&mask, from, 8);
+        return mask;
+    }
+    memcpy(&mask, from, (size_t)(w->stride - j / 8));
+    return mask & ((1ull << (w->cols - j)) - 1);
+}
+
+/* Where 64 values may be read: in the stored ones, or, near their end, in a copy. NULL: past it. */
+ALWAYS const char *room(const job *w, const char *v, int64_t count, int64_t size, char *copy) {
+    const int64_t left = (w->values + w->kept * size) - v;
+    if (left >= BLOCK * size) return v;
+    if (left < count * size) return NULL;
+    memcpy(copy, v, (size_t)(count * size));
+    return copy;
+}
+
+ALWAYS const char *start_of(const job *w, int64_t row, int64_t size) {
+    const int64_t from = w->offsets[row];
+    return from < 0 || from > w->kept ? NULL : w->values + from * size;
+}
+
+/* Whether a row ends where the next one begins. */
+ALWAYS int ends_well(const job *w, int64_t row, const char *v, int64_t size) {
+    const int64_t next = row + 1 < w->rows ? w->offsets[row + 1] : w->kept;
+    return v - w->values == next * size;
+}
+
+/* ---- rows of float32 and bfloat16; B: rows of x at once, a constant of each call */
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+ALWAYS __m512 load_x16(const char *v, int64_t i, const int kind) {
+    return kind == F32 ? _mm512_loadu_ps((const float *)v + i) : of_bf16_x16((const uint16_t *)v + i);
+}
+
+ALWAYS int row_of_floats(const job *w, int64_t row, int64_t b0, const int B, const int kind) {
+    const int64_t size = SIZES[kind];
+    __m512 sums[MOST_BATCH][4];
+    char copy[BLOCK * 4];
+    for (int b = 0; b < B; b++)
+        for (int k = 0; k < 4; k++) sums[b][k] = _mm512_setzero_ps();
+    const char *v = start_of(w, row, size);
+    if (!v) return 1;
+    for (int64_t j = 0; j < w->cols; j += BLOCK) {
+        const uint64_t mask = mask_at(w, row, j);
+        const int64_t count = __builtin_popcountll(mask);
+        const char *p = room(w, v, count, size, copy);
+        if (!p) return 1;
+        int64_t first = 0;
+        for (int k = 0; k < 4; k++) {
+            const __mmask16 m = (__mmask16)(mask >> (16 * k));
+            const __m512 values = _mm512_maskz_expand_ps(m, load_x16(p, first, kind));
+            first += __builtin_popcount(m);
+            for (int b = 0; b < B; b++) {
+                const float *x = w->x + (b0 + b) * w->padded + j + 16 * k;
+                sums[b][k] = _mm512_mask3_fmadd_ps(values, _mm512_loadu_ps(x), sums[b][k], m);
+            }
+        }
+        v += count * size;
+        _mm_prefetch(v + 1024, _MM_HINT_T0);
+    }
+    for (int b = 0; b < B; b++)
+        w->y[(b0 + b) * w->rows + row] = _mm512_reduce_add_ps(_mm512_add_ps(
+            _mm512_add_ps(sums[b][0], sums[b][1]), _mm512_add_ps(sums[b][2], sums[b][3])));
+    return !ends_well(w, row, v, size);
+}
+#elif defined(__AVX2__) && defined(__FMA__)
+/* Places[m][i]: which of the next values stands in lane i of a mask m; lanes[m]: all ones where set */
+static int32_t places[256][8] __attribute__((aligned(32)));
+static int32_t lanes[256][8] __attribute__((aligned(32)));
+
+__attribute__((constructor)) static void fill_tables(void) {
+    for (int m = 0; m < 256; m++)
+        for (int i = 0, k = 0; i < 8; i++) {
+            lanes[m][i] = -(m >> i & 1);
+            places[m][i] = k;
+            k += m >> i & 1;
+        }
+}
+
+ALWAYS __m256 load_x8(const char *v, int64_t i, const int kind) {
+    return kind == F32 ? _mm256_loadu_ps((const float *)v + i) : of_bf16_x8((const uint16_t *)v + i);
+}
+
+ALWAYS int row_of_floats(const job *w, int64_t row, int64_t b0, const int B, const int kind) {
+    const int64_t size = SIZES[kind];
+    __m256 sums[MOST_BATCH][2];
+    char copy[BLOCK * 4];
+    for (int b = 0; b < B; b++) sums[b][0] = sums[b][1] = _mm256_setzero_ps();
+    const char *v = start_of(w, row, size);
+    if (!v) return 1;
+    for (int64_t j = 0; j < w->cols; j += BLOCK) {
+        const uint64_t mask = mask_at(w, row, j);
+        const int64_t count = __builtin_popcountll(mask);
+        const char *p = room(w, v, count, size, copy);
+        if (!p) return 1;
+        int64_t first = 0;
+        for (int k = 0; k < 8; k++) {
+            const int m = mask >> (8 * k) & 255;
+            const __m256 on = _mm256_load_ps((const float *)lanes[m]);
+            const __m256i order = _mm256_load_si256((const __m256i *)places[m]);
+            const __m256 values =
+                _mm256_and_ps(on, _mm256_permutevar8x32_ps(load_x8(p, first, kind), order));
+            first += __builtin_popcount((unsigned)m);
+            for (int b = 0; b < B; b++) {
+                const float *x = w->x + (b0 + b) * w->padded + j + 8 * k;
+                const __m256 inputs = _mm256_and_ps(on, _mm256_loadu_ps(x));
+                sums[b][k & 1] = _mm256_fmadd_ps(values, inputs, sums[b][k & 1]);
+            }
+        }
+        v += count * size;
+        _mm_prefetch(v + 1024, _MM_HINT_T0);
+    }
+    for (int b = 0; b < B; b++)
+        w->y[(b0 + b) * w->rows + row] = sum_x8(_mm256_add_ps(sums[b][0], sums[b][1]));
+    return !ends_well(w, row, v, size);
+}
+#else
+ALWAYS float value_at(const char *v, int64_t i, const int kind) {
+    return kind == F32 ? ((const float *)v)[i] : of_bf16(((const uint16_t *)v)[i]);
+}
+
+ALWAYS int row_of_floats(const job *w, int64_t row, int64_t b0, const int B, const int kind) {
+    const int64_t size = SIZES[kind];
+    float sums[MOST_BATCH][4] = {{0}};
+    const char *v = start_of(w, row, size);
+    if (!v) return 1;
+    for (int64_t j = 0; j < w->cols; j += BLOCK) {
+        uint64_t mask = mask_at(w, row, j);
+        const int64_t count = __builtin_popcountll(mask);
+        if ((w->values + w->kept * size) - v < count * size) return 1;
+        for (int64_t i = 0; i < count; i++, mask &= mask - 1) {
+            const int64_t at = j + __builtin_ctzll(mask);
+            const float value = value_at(v, i, kind);
+            for (int b = 0; b < B; b++) sums[b][i & 3] += value * w->x[(b0 + b) * w->padded + at];
+        }
+        v += count * size;
+    }
+    for (int b = 0; b < B; b++)
+        w->y[(b0 + b) * w->rows + row] = (sums[b][0] + sums[b][1]) + (sums[b][2] + sums[b][3]);
+    return !ends_well(w, row, v, size);
+}
+#endif
+
+/* ---- rows of int8 */
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
+ALWAYS int row_of_bytes(const job *w, int64_t row, int64_t b0, const int B) {
+    __m512 sums[MOST_BATCH][2];
+    char copy[BLOCK];
+    for (int b = 0; b < B; b++) sums[b][0] = sums[b][1] = _mm512_setzero_ps();
+    const char *v = start_of(w, row, 1);
+    if (!v) return 1;
+    for (int64_t j = 0, g = 0; j < w->cols; j += BLOCK, g++) {
+        const uint64_t mask = mask_at(w, row, j);
+        const int64_t count = __builtin_popcountll(mask);
+        const char *p = room(w, v, count, 1, copy);
+        if (!p) return 1;
+        /* vpdpbusd wants one factor without sign: w + 128, and `shift` takes 128 q back */
+        const __m512i values = _mm512_xor_si512(
+            _mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(p)), _mm512_set1_epi8((char)0x80));
+        for (int b = 0; b < B; b++) {
+            const int64_t at = (b0 + b) * w->padded + j;
+            const __m512i dots = _mm512_dpbusd_epi32(_mm512_loadu_si512(w->shift + at / 4), values,
+                                                     _mm512_loadu_si512(w->q + at));
+            const __m512 step = _mm512_set1_ps(w->steps[at / BLOCK]);
+            sums[b][g & 1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), step, sums[b][g & 1]);
+        }
+        v += count;
+        _mm_prefetch(v + 1024, _MM_HINT_T0);
+    }
+    for (int b = 0; b < B; b++)
+        w->y[(b0 + b) * w->rows + row] =
+            w->scales[row] * _mm512_reduce_add_ps(_mm512_add_ps(sums[b][0], sums[b][1]));
+    return !ends_well(w, row, v, 1);
+}
+#elif defined(__AVX2__) && defined(__FMA__)
+static uint64_t bytes[256]; /* for pshufb: which of the next bytes stands in each; 128 = 0 */
+
+__attribute__((constructor)) static void fill_bytes(void) {
+    for (int m = 0; m < 256; m++) {
+        bytes[m] = 0;
+        for (int i = 0, k = 0; i < 8; i++) {
+            bytes[m] |= (uint64_t)(m >> i & 1 ? k : 0x80) << (8 * i);
+            k += m >> i & 1;
+        }
+    }
+}
+
+ALWAYS int row_of_bytes(const job *w, int64_t row, int64_t b0, const int B) {
+    __m256 sums[MOST_BATCH];
+    char copy[BLOCK];
+    for (int b = 0; b < B; b++) sums[b] = _mm256_setzero_ps();
+    const char *v = start_of(w, row, 1);
+    if (!v) return 1;
+    for (int64_t j = 0; j < w->cols; j += BLOCK) {
+        const uint64_t mask = mask_at(w, row, j);
+        const int64_t count = __builtin_popcountll(mask);
+        const char *p = room(w, v, count, 1, copy);
+        if (!p) return 1;
+        __m256i dots[MOST_BATCH];
+        for (int b = 0; b < B; b++) dots[b] = _mm256_setzero_si256();
+        for (int half = 0; half < 2; half++) {
+            uint64_t eight[4] __attribute__((aligned(32)));
+            for (int k = 0; k < 4; k++) {
+                const int m = mask >> (32 * half + 8 * k) & 255;
+                const __m128i some = _mm_loadl_epi64((const __m128i *)p);
+                eight[k] = (uint64_t)_mm_cvtsi128_si64(
+                    _mm_shuffle_epi8(some, _mm_cvtsi64_si128((int64_t)bytes[m])));
+                p += __builtin_popcount((unsigned)m);
+            }
+            const __m256i values = _mm256_load_si256((const __m256i *)eight);
+            for (int b = 0; b < B; b++) {
+                const __m256i x = _mm256_loadu_si256(
+                    (const __m256i *)(w->q + (b0 + b) * w->padded + j + 32 * half));
+                /* |x| sign(x) w: two products of at most 127 * 127 fit 16 bits */
+                const __m256i pairs =
+                    _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(values, x));
+                dots[b] =
+                    _mm256_add_epi32(dots[b], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            }
+        }
+        for (int b = 0; b < B; b++) {
+            const __m256 step = _mm256_set1_ps(w->steps[((b0 + b) * w->padded + j) / BLOCK]);
+            sums[b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[b]), step, sums[b]);
+        }
+        v += count;
+        _mm_prefetch(v + 1024, _MM_HINT_T0);
+    }
+    for (int b = 0; b < B; b++)
+        w->y[(b0 + b) * w->rows + row] = w->scales[row] * sum_x8(sums[b]);
+    return !ends_well(w, row, v, 1);
+}
+#else
+ALWAYS int row_of_bytes(const job *w, int64_t row, int64_t b0, const int B) {
+    float sums[MOST_BATCH] = {0};
+    const char *v = start_of(w, row, 1);
+    if (!v) return 1;
+    for (int64_t j = 0; j < w->cols; j += BLOCK) {
+        uint64_t mask = mask_at(w, row, j);
+        const int64_t count = __builtin_popcountll(mask);
+        if ((w->values + w->kept) - v < count) return 1;
+        int32_t dots[MOST_BATCH] = {0};
+        for (int64_t i = 0; i < count; i++, mask &= mask - 1) {
+            const int64_t at = j + __builtin_ctzll(mask);
+            const int32_t value = ((const int8_t *)v)[i];
+            for (int b = 0; b < B; b++) dots[b] += value * w->q[(b0 + b) * w->padded + at];
+        }
+        for (int b = 0; b < B; b++)
+            sums[b] += (float)dots[b] * w->steps[((b0 + b) * w->padded + j) / BLOCK];
+        v += count;
+    }
+    for (int b = 0; b < B; b++) w->y[(b0 + b) * w->rows + row] = w->scales[row] * sums[b];
+    return !ends_well(w, row, v, 1);
+}
+#endif
+
+/* All of x for one row of W: the row stays in the first-level cache. */
+ALWAYS int whole_row(const job *w, int64_t row, const int kind) {
+    int bad = 0;
+    int64_t b = 0;
+    for (; b + 4 <= w->batch; b += 4)
+        bad |= kind == I8 ? row_of_bytes(w, row, b, 4) : row_of_floats(w, row, b, 4, kind);
+    for (; b + 2 <= w->batch; b += 2)
+        bad |= kind == I8 ? row_of_bytes(w, row, b, 2) : row_of_floats(w, row, b, 2, kind);
+    for (; b < w->batch; b++)
+        bad |= kind == I8 ? row_of_bytes(w, row, b, 1) : row_of_floats(w, row, b, 1, kind);
+    return bad;
+}
+
+static int64_t edge(const job *w, int64_t part, int64_t size) {
+    int64_t most = 0; /* offsets of a damaged file need not rise */
+    for (int64_t p = 1; p <= part; p++) {
+        const int64_t at = first_row(w->offsets, w->kept, w->rows, size, w->stride + 8, p, w->parts);
+        if (at > most) most = at;
+    }
+    return most;
+}
+
+#define ROWS_OF(name, kind)                                                                        \
+    static void name(void *context, int64_t part) {                                                \
+        job *w = context;                                                                          \
+        const int64_t to = edge(w, part + 1, SIZES[kind]);                                         \
+        for (int64_t row = edge(w, part, SIZES[kind]); row < to; row++)                            \
+            if (whole_row(w, row, kind)) note_fault(&w->fault, row);                               \
+    }
+ROWS_OF(rows_f32, F32)
+ROWS_OF(rows_bf16, BF16)
+ROWS_OF(rows_i8, I8)
+
+/* x in int8: the largest of 64 columns becomes 127. Not finite: the scale is NaN, and so is y. */
+static void round_inputs(const float *x, int8_t *q, float *steps, int32_t *shift, int64_t n) {
+    for (int64_t j = 0; j < n; j += BLOCK) {
+        float largest = 0;
+        int finite = 1;
+        for (int i = 0; i < BLOCK; i++) {
+            const float size = fabsf(x[j + i]);
+            finite &= size <= 3.4028234e38f; /* false for NaN */
+            largest = size > largest ? size : largest;
+        }
+        const float step = largest / 127.0f;
+        const int usable = finite && step > 0;
+        for (int i = 0; i < BLOCK; i++)
+            q[j + i] = usable ? (int8_t)nearbyintf(x[j + i] / step) : 0;
+        steps[j / BLOCK] = finite ? step : NAN;
+        for (int i = 0; i < BLOCK; i += 4)
+            shift[(j + i) / 4] = -128 * (q[j + i] + q[j + i + 1] + q[j + i + 2] + q[j + i + 3]);
+    }
+}
+
+static int64_t multiply(job *w, int kind, int threads) {
+    w->stride = (w->cols + 7) / 8;
+    w->padded = (w->cols + BLOCK - 1) / BLOCK * BLOCK;
+    const int64_t numbers = w->batch * w->padded;
+    const int copies = w->padded != w->cols;
+    float *x = NULL;
+    char *rounded = NULL;
+    if (copies) {
+        if (!(x = calloc((size_t)numbers + 1, 4))) return OUT_OF_MEMORY;
+        for (int64_t b = 0; b < w->batch; b++)
+            memcpy(x + b * w->padded, w->x + b * w->cols, (size_t)w->cols * 4);
+        w->x = x;
+    }
+    if (kind == I8) {
+        if (!(rounded = malloc((size_t)(numbers * 2 + numbers / 16 + 64)))) {
+            free(x);
+            return OUT_OF_MEMORY;
+        }
+        int32_t *shift = (int32_t *)rounded;
+        float *steps = (float *)(rounded + numbers);
+        int8_t *q = (int8_t *)(rounded + numbers + numbers / 16);
+        round_inputs(w->x, q, steps, shift, numbers);
+        w->q = q, w->steps = steps, w->shift = shift;
+    }
+    w->parts = parts_of(w->kept * SIZES[kind] + w->rows * (w->stride + 8), threads);
+    static const intarsia_part runs[] = {rows_f32, rows_bf16, rows_i8};
+    intarsia_parallel(runs[kind], w, w->parts, threads);
+    free(x);
+    free(rounded);
+    return w->fault;
+}
+
+INTARSIA_API int64_t bitmask_linear(int kind, const float *x, float *y, const uint8_t *bits,
+                                    const void *values, const int64_t *offsets,
+                                    const float *scales, int64_t kept, int64_t rows, int64_t cols,
+                                    int64_t batch, int threads) {
+    job w = {.x = x, .y = y, .bits = bits, .values = kept ? values : nothing, .offsets = offsets, .scales = scales,
+             .kept = kept, .rows = rows, .cols = cols, .batch = batch};
+    return multiply(&w, kind, threads);
+}
+
+/* ---- the weight itself: (rows, cols), bfloat16 of bfloat16 and float32 of the others */
+static void decode_rows(void *context, int64_t part) {
+    job *w = context;
+    const int kind = (int)w->batch;
+    const int64_t size = SIZES[kind], wide = kind == BF16 ? 2 : 4;
+    const int64_t to = edge(w, part + 1, size);
+    for (int64_t row = edge(w, part, size); row < to; row++) {
+        char *out = w->out + row * w->cols * wide;
+        memset(out, 0, (size_t)(w->cols * wide));
+        const char *v = start_of(w, row, size);
+        int bad = !v;
+        for (int64_t j = 0; j < w->cols && !bad; j += BLOCK) {
+            uint64_t mask = mask_at(w, row, j);
+            const int64_t count = __builtin_popcountll(mask);
+            bad = (w->values + w->kept * size) - v < count * size;
+            for (int64_t i = 0; i < count && !bad; i++, mask &= mask - 1) {
+                const int64_t at = j + __builtin_ctzll(mask);
+                if (kind == BF16) ((uint16_t *)out)[at] = ((const uint16_t *)v)[i];
+                else if (kind == F32) ((float *)out)[at] = ((const float *)v)[i];
+                else ((float *)out)[at] = w->scales[row] * (float)((const int8_t *)v)[i];
+            }
+            v += count * size;
+        }
+        if (bad || !ends_well(w, row, v, size)) note_fault(&w->fault, row);
+    }
+}
+
+INTARSIA_API int64_t bitmask_decode(int kind, void *out, const uint8_t *bits, const void *values,
+                                    const int64_t *offsets, const float *scales, int64_t kept,
+                                    int64_t rows, int64_t cols, int threads) {
+    job w = {.bits = bits, .values = kept ? values : nothing, .offsets = offsets, .scales = scales, .kept = kept,
+             .rows = rows, .cols = cols, .batch = kind, .out = out, .stride = (cols + 7) / 8};
+    w.parts = parts_of(rows * cols * 2, threads);
+    intarsia_parallel(decode_rows, &w, w.parts, threads);
+    return w.fault;
+}

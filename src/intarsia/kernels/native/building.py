@@ -1,0 +1,181 @@
+"""Compile the kernels' C at first use, into a folder that nobody else can write."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import platformdirs
+
+from ...core.errors import ConfigError
+from ...core.files import sha256, sync
+
+SOURCES = Path(__file__).parent
+KINDS = ("native", "avx2", "portable")
+FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-ffp-contract=fast")
+SHARED = ("-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wno-psabi")
+ABOUT = {
+    "native": ("-march=native",),
+    "avx2": ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mpopcnt"),
+    "portable": (),
+}
+SECONDS = 300  # for a compiler
+
+
+class BuildFailed(Exception):
+    """Why there are no kernels, in one line."""
+
+
+def compilers() -> Iterator[tuple[str, ...]]:
+    """The commands that compile C here: $CC, cc, gcc, clang, the `ziglang` package."""
+    if given := shlex.split(os.environ.get("CC", "")):
+        yield tuple(given)
+    yield from ((found,) for name in ("cc", "gcc", "clang") if (found := shutil.which(name)))
+    if importlib.util.find_spec("ziglang") is not None:
+        yield (sys.executable, "-m", "ziglang", "cc")
+
+
+@functools.cache
+def compiler() -> tuple[tuple[str, ...], str]:
+    """The first of `compilers` that runs, and the first line of its version.
+
+    Raises: BuildFailed if none does.
+    """
+    for command in compilers():
+        try:
+            found = subprocess.run([*command, "--version"], capture_output=True, timeout=SECONDS)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if found.returncode == 0:
+            return command, found.stdout.decode(errors="replace").partition("\n")[0]
+    raise BuildFailed("no C compiler: install gcc or clang, or pip install 'intarsia[compiler]'")
+
+
+def flags(kind: str) -> tuple[str, ...]:
+    """What a kind of build is compiled with."""
+    about = ABOUT[kind]
+    if kind == "native" and platform.machine().lower() not in ("x86_64", "amd64"):
+        about = ("-mcpu=native",)
+    return (*FLAGS, *about, *SHARED)
+
+
+@functools.cache
+def processor() -> str:
+    """What `-march=native` depends on: the processor's flags, or its name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
+    return "\n".join(sorted(set(found))) or platform.processor() or platform.machine()
+
+
+def sources() -> Sequence[Path]:
+    """All C of this folder, headers included."""
+    return sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")])
+
+
+def key(kind: str) -> str:
+    """SHA-256 of sources, flags, compiler and processor."""
+    digest = hashlib.sha256()
+    command, version = compiler()
+    of_kind = (*flags(kind), *command, version, platform.machine(), processor())
+    for text in of_kind:
+        digest.update(text.encode() + b"\0")
+    for path in sources():
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def folder() -> Path:
+    """Where built kernels are kept: `$INTARSIA_KERNELS`, or `kernels` in the user's cache.
+
+    It never comes from a model's folder. It is made with mode 700.
+    Raises: ConfigError for a folder that another user owns or can write to.
+    """
+    given = os.environ.get("INTARSIA_KERNELS")
+    place = Path(given) if given else Path(platformdirs.user_cache_dir("intarsia")) / "kernels"
+    place = place.expanduser().absolute()
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    check_private(place)
+    return place
+
+
+def check_private(place: Path) -> None:
+    """Raises: ConfigError if anybody else could put a file into a folder, or another in its place.
+
+    The folder is ours and only ours to write; others may write to no folder above it, except where
+    they cannot rename what is not theirs (/tmp).
+    """
+    found = place.lstat()
+    ours = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    what, want = f"folder of kernels {str(place)!r}", "your own folder, that only you can write"
+    if not stat.S_ISDIR(found.st_mode) or not ours:
+        got = "a link or no folder" if ours else f"a folder of user {found.st_uid}"
+        fix = "Set INTARSIA_KERNELS to a folder of yours."
+        raise ConfigError(what, got=got, want=want, fix=fix)
+    if os.name == "posix" and found.st_mode & 0o022:
+        got = f"mode {stat.S_IMODE(found.st_mode):o}, which others can write"
+        fix = f"Delete it, then: install -d -m 700 {place}"
+        raise ConfigError(what, got=got, want=want, fix=fix)
+    for above in place.resolve().parents if os.name == "posix" else ():
+        mode = above.stat().st_mode
+        if mode & 0o002 and not mode & stat.S_ISVTX:
+            got, fix = f"{above} above it, which others can write", f"chmod o-w {above}"
+            raise ConfigError(what, got=got, want=want, fix=fix)
+
+
+def build(kind: str) -> Path:
+    """The shared library of a kind of build, compiled if it is not there, whole and checked.
+
+    Raises: BuildFailed if it cannot be compiled; ConfigError as `folder`.
+    """
+    from filelock import FileLock
+
+    target = folder() / f"{kind}-{key(kind)[:32]}.so"
+    with FileLock(target.with_suffix(".lock"), timeout=2 * SECONDS):
+        if not intact(target):
+            _compile(kind, target)
+    return target
+
+
+def intact(target: Path) -> bool:
+    """Whether a built file is there and has the bytes that were written down beside it."""
+    note = target.with_suffix(".sha256")
+    try:
+        return note.read_text().strip() == sha256(target)
+    except OSError:
+        return False
+
+
+def _compile(kind: str, target: Path) -> None:
+    command, _ = compiler()
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        made = Path(scratch) / target.name
+        inputs = [str(path) for path in sources() if path.suffix == ".c"]
+        line = [*command, *flags(kind), *inputs, "-o", str(made), "-lm"]
+        try:
+            done = subprocess.run(line, capture_output=True, timeout=SECONDS)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise BuildFailed(f"{command[0]}: {error}") from error
+        if done.returncode or not made.is_file():
+            told = [t for t in done.stderr.decode(errors="replace").splitlines() if t.strip()]
+            first = next((t for t in told if "error" in t), told[0] if told else "no message")
+            raise BuildFailed(f"{command[0]}: {first.strip()}")
+        sync(made)
+        note = Path(scratch) / "note"
+        note.write_text(sha256(made) + "\n")
+        target.with_suffix(".sha256").unlink(missing_ok=True)  # never a note of other bytes
+        os.replace(made, target)
+        os.replace(note, target.with_suffix(".sha256"))

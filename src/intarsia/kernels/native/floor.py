@@ -1,0 +1,68 @@
+"""What no kernel can pass on this machine: bytes read a second, and the peak of matrix products."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from .loading import load
+
+MEBIBYTES = 256  # more than any cache
+SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Floor:
+    """read: bytes/s from memory, matmul: FLOP/s by dtype, on so many threads."""
+
+    read: float
+    matmul: Mapping[str, float]
+    threads: int
+
+
+def cpu_seconds(call: Callable[[], object], repeats: int = 7) -> list[float]:
+    """The CPU time of each of some calls on one thread; the time that passed on several.
+
+    CPU time, because others may use the machine, too; of several threads it would be their sum.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    call()
+    found: list[float] = []
+    for _ in range(repeats):
+        started = clock()
+        call()
+        found.append(clock() - started)
+    return found
+
+
+def read_bandwidth(mebibytes: int = MEBIBYTES, repeats: int = 7) -> float:
+    """Bytes/s at which numbers are read that are in no cache; the median of the repeats."""
+    numbers = torch.ones(mebibytes * 2**18)
+    library, threads = load(), torch.get_num_threads()
+    if library is None:  # torch adds them up at about the same speed
+        seconds = cpu_seconds(numbers.sum, repeats)
+    else:
+        read = library.intarsia_read_threads
+        read.restype = ctypes.c_float
+        read.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+        where, count = numbers.data_ptr(), numbers.numel()
+        seconds = cpu_seconds(lambda: read(where, count, threads), repeats)
+    return numbers.nbytes / statistics.median(seconds)
+
+
+def matmul_peak(dtype: torch.dtype, side: int = SIDE, repeats: int = 5) -> float:
+    """FLOP/s of torch's product of two square matrices; the best of the repeats."""
+    a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
+    return 2 * side**3 / min(cpu_seconds(lambda: a @ b, repeats))
+
+
+def measure() -> Floor:
+    """The floors, measured now, on torch's number of threads; about half a second."""
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    peaks = {name: matmul_peak(dtype) for name, dtype in dtypes.items()}
+    return Floor(read_bandwidth(), peaks, torch.get_num_threads())

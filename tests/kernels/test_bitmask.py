@@ -1,0 +1,170 @@
+"""The kernel of bitmasks against its twin, in every build, at odd sizes, and on damaged input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from intarsia.core.errors import ShapeError
+from intarsia.formats import Bitmask
+from intarsia.kernels import bitmask, native
+
+pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
+SIZES = ((1, 1, 1.0), (5, 7, 0.5), (33, 130, 0.3), (7, 64, 1.0), (0, 8, 0.5), (4, 0, 0.5))
+MORE = ((3, 65535, 0.01), (70, 200, 0.0), (40, 576, 0.5))
+VALUES = ("fp32", "bf16", "int8")
+
+
+@pytest.fixture(params=["native", "avx2", "portable"])
+def build(request: pytest.FixtureRequest) -> Iterator[str]:
+    with native.using(request.param):
+        if native.load() is None:
+            pytest.skip(native.why())
+        yield request.param
+
+
+def drawn(rows: int, width: int, density: float, batch: int = 3) -> tuple[Tensor, Tensor]:
+    made = torch.Generator().manual_seed(rows * 1000 + width)
+    weight = torch.randn(rows, width, generator=made)
+    weight = weight * (torch.rand(rows, width, generator=made) < density)
+    return weight, torch.randn(batch, width, generator=made)
+
+
+def parts(weight: Tensor, values: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    stored = Bitmask(values).encode(weight)
+    found = (stored[n] for n in ("bitmask", "compressed", "row_offsets"))
+    return (*found, stored.get("scales"))  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_the_kernel_is_its_twin_at_any_size_batch_and_number_of_threads(
+    build: str, values: str
+) -> None:
+    threads = torch.get_num_threads()
+    for rows, width, density in (*SIZES, *MORE):
+        weight, x = drawn(rows, width, density, batch=7)
+        bits, kept, offsets, scales = parts(weight, values)
+        y = bitmask.linear(x, bits, kept, offsets, scales)
+        want = bitmask.naive_bitmask_linear(x, bits, kept, scales)
+        assert_close(y, want, rtol=1e-5, atol=1e-5 * max(1.0, width**0.5))
+        each = [bitmask.linear(row, bits, kept, offsets, scales) for row in x]
+        assert torch.equal(y, torch.stack(each))  # a row does not depend on its batch
+        try:
+            for count in (2, 5):
+                torch.set_num_threads(count)
+                assert torch.equal(y, bitmask.linear(x, bits, kept, offsets, scales))
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_it_decodes_what_the_format_decodes_to_the_bit(build: str, values: str) -> None:
+    for rows, width, density in (*SIZES, *MORE):
+        weight, _ = drawn(rows, width, density)
+        form = Bitmask(values)
+        want = form.decode(form.encode(weight), weight.shape)
+        assert torch.equal(bitmask.decode(*parts(weight, values), width), want)
+
+
+def test_threads_share_what_is_large_enough_to_be_shared(build: str) -> None:
+    weight, x = drawn(700, 1100, 0.3, batch=2)
+    weight[:600] = 0  # the work is at the end
+    threads, stored = torch.get_num_threads(), parts(weight, "fp32")
+    try:
+        found: list[Tensor] = []
+        for count in (1, 2, 7):
+            torch.set_num_threads(count)
+            found.append(bitmask.linear(x, *stored))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_rows_that_are_permuted_permute_the_outputs(build: str) -> None:
+    weight, x = drawn(33, 130, 0.3)
+    order = torch.randperm(33, generator=torch.Generator().manual_seed(1))
+    for values in VALUES:
+        y = bitmask.linear(x, *parts(weight, values))
+        assert torch.equal(bitmask.linear(x, *parts(weight[order], values)), y[:, order])
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_what_is_not_finite_in_x_comes_through_kept_weights_alone(build: str, values: str) -> None:
+    weight, x = drawn(6, 70, 0.5)
+    weight[:3, 5], weight[3:, 5] = 1.0, 0.0
+    weight[0, 9] = 2.0
+    for bad in (math.nan, math.inf):
+        x[1, 5] = bad
+        y = bitmask.linear(x, *parts(weight, values))
+        assert y[0].isfinite().all() and y[2].isfinite().all()
+        if values == "int8":  # a row of x is rounded as a whole
+            assert y[1].isnan().all()
+        else:
+            assert not y[1, :3].isfinite().any() and y[1, 3:].isfinite().all()
+
+
+def test_int8_is_off_by_no_more_than_it_says() -> None:
+    weight, x = drawn(40, 576, 0.5, batch=4)
+    form = Bitmask("int8")
+    stored = form.encode(weight)
+    plain = form.decode(stored, weight.shape)
+    assert bool(((plain - weight).abs().amax(1) <= stored["scales"] * 0.5001).all())
+    off = (form.matmul(x, stored, weight.shape) - x @ plain.T).abs()
+    most = x.abs().amax(1)[:, None] * plain.abs().sum(1) / 254
+    assert bool((off <= most).all()) and float(off.max()) > 0
+
+
+def test_a_few_rows_and_many_have_the_same_product_and_gradient() -> None:
+    weight, x = drawn(33, 130, 0.3, batch=40)
+    for values in ("fp32", "bf16"):
+        form, stored = Bitmask(values), Bitmask(values).encode(weight)
+        few, many = x[:3].clone().requires_grad_(), x.clone().requires_grad_()
+        y, whole = form.matmul(few, stored, weight.shape), form.matmul(many, stored, weight.shape)
+        assert_close(y, whole[:3])
+        y.sum().backward()
+        whole.sum().backward()
+        assert few.grad is not None and many.grad is not None
+        assert_close(few.grad, many.grad[:3])
+        half = form.matmul(x[:2].bfloat16(), stored, weight.shape)
+        assert half.dtype == torch.bfloat16
+        assert_close(half.float(), whole[:2].detach(), rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_stored_tensors_that_do_not_fit_together_are_refused_and_read_nothing_else(
+    build: str, values: str
+) -> None:
+    weight, x = drawn(9, 130, 0.5)
+    bits, kept, offsets, scales = parts(weight, values)
+    made = torch.Generator().manual_seed(0)
+    for trial in range(60):
+        b, k, o = bits.clone(), kept, offsets.clone()
+        if trial % 3 == 0:
+            at = int(torch.randint(len(o), (), generator=made))
+            o[at] += (2**62, -7, 3, -(2**62))[trial % 4]
+        elif trial % 3 == 1:
+            k = kept[: int(torch.randint(len(kept), (), generator=made))].clone()
+        else:
+            at = int(torch.randint(len(b), (), generator=made))
+            b[at, trial % 16] ^= 1 << trial % 8
+        with pytest.raises(ShapeError, match=r"row \d that does not end"):
+            bitmask.linear(x, b, k, o, scales)
+        with pytest.raises(ShapeError, match=r"row \d that does not end"):
+            bitmask.decode(b, k, o, scales, 130)
+    with pytest.raises(ShapeError, match="bitmask: got"):
+        bitmask.linear(x[:, :-9], bits, kept, offsets, scales)
+
+
+def test_torch_compile_knows_the_shape() -> None:
+    weight, x = drawn(6, 70, 0.5)
+    stored = parts(weight, "fp32")
+    bitmask.linear(x, *stored)
+    y = torch.ops.intarsia.bitmask_linear(
+        x.to("meta"), *(t if t is None else t.to("meta") for t in stored)
+    )
+    assert y.shape == (3, 6) and y.is_meta
