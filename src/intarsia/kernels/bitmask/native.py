@@ -144,5 +144,6 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         bits, values, offsets, scales = ctx.stored
-        weight = decode(bits, values, offsets, scales, ctx.width)  # rounding of x passes the gradient on
+        # rounding of x passes the gradient on
+        weight = decode(bits, values, offsets, scales, ctx.width)
         return grads[0] @ weight.to(grads[0].dtype), None, None, None, None
