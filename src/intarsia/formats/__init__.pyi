@@ -1,3 +1,5 @@
 from .bitmask import Bitmask as Bitmask
 from .columns import Columns as Columns
 from .gaussian import Gaussian as Gaussian
+from .gqsa import GroupSparse as GroupSparse
+from .ternary import Ternary as Ternary

@@ -10,6 +10,9 @@ from ..core.errors import ShapeError
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Numbers below 2^b, lowest bit first, without gaps.  (n,) int64 -> (ceil(n b / 8),) uint8."""
+    if bits == 4:  # the same, in a byte for each code in place of 32
+        half = torch.cat([codes, codes.new_zeros(len(codes) % 2)]).to(torch.uint8)
+        return half[0::2] | half[1::2] << 4
     place = torch.arange(8, device=codes.device)
     flat = (codes[:, None] >> place[:bits] & 1).flatten()
     flat = torch.cat([flat, flat.new_zeros(-len(flat) % 8)])  # a last byte that is not full
@@ -24,6 +27,8 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     if packed.shape != ((want := -(-count * bits // 8)),):
         got, fix = tuple(packed.shape), "Decode with the format and the shape of the encoding."
         raise ShapeError("codes", got=got, want=f"({want},), {count} codes of {bits} bits", fix=fix)
+    if bits == 4:
+        return torch.stack([packed & 15, packed >> 4], -1).flatten()[:count].long()
     place = torch.arange(8, device=packed.device)
     flat = (packed.long()[:, None] >> place & 1).flatten()[: count * bits]
     return (flat.view(count, bits) << place[:bits]).sum(1)

@@ -1,0 +1,166 @@
+"""Kept groups of inputs at a few bits a weight, others 0 (GQSA, arXiv:2412.17560)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Format
+from ..core.checks import between, one_of
+from ..core.errors import DataError, ShapeError
+from ..kernels.gqsa import affine, codes_of, gqsa, rounded, spread
+from .bits import pack_bits, unpack_bits
+from .rows import kept_of, matrix
+
+ACTIVATIONS = ("float", "int8")
+FAST = (4, 16)  # bits and group of the kernel
+FEW = 32  # rows of x up to which the kernel is faster than decoding
+MOST = 2**16 - 1  # groups of a row
+PARTS = ("row_offsets", "columns", "codes", "scales", "zeros")
+
+
+@dataclass(frozen=True)
+class GroupSparse(Format):
+    """w = s (q - z) in the kept groups of `group` weights of a row, 0 in all others.
+
+    s = (max - min) / (2^b - 1) of the group with 0 between them, in bfloat16; z = round(-min / s);
+    q = clamp(round(w / s) + z, 0, 2^b - 1): a 0 is kept as 0.
+    bits: b, 2 to 8.  activations: "float", or "int8": inputs are rounded, with a scale for each
+    group, before they are multiplied, which is faster; for 4 bits and groups of 16 there is a
+    kernel.
+    Stored, of K kept groups: row_offsets (out + 1,) int32, columns (K,) uint16, the group's place
+    in its row; codes (ceil(K group b / 8),) uint8, b bits each, lowest first; scales (K,) bfloat16;
+    zeros (ceil(K b / 8),) uint8. At 4 bits, 16 a group and density d: 6.25 d bits a weight, and 4
+    bytes a row. A weight of more than two axes is (out, the rest); a last group may be shorter, and
+    is stored whole.
+    With float activations, NaN and infinite inputs pass as in a dense product, those of pruned
+    groups not at all; with int8 the kept groups of such an input are NaN.
+
+    Raises: ConfigError on a setting that cannot be; DataError for weights that are not finite;
+    ShapeError for more than 65,535 groups in a row, a `keep` or stored tensors that do not fit.
+    Source: paper, sections 3.1 and 3.4. At densities above .8 int4 without indices is smaller.
+    """
+
+    bits: int = 4
+    group: int = 16
+    activations: str = "float"
+
+    def __post_init__(self) -> None:
+        between("bits", self.bits, 2, 8, "Try 4.")
+        between("group", self.group, 1, 2**20, "Try 16.")
+        one_of("activations", self.activations, ACTIVATIONS)
+
+    def encode(
+        self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """keep: None = what is not 0. A group with a kept weight is kept, its others as 0."""
+        keep = kept_of(weight, keep)
+        w = weight.detach().float()
+        if not bool(torch.isfinite(w).all()):
+            got, fix = f"{int((~torch.isfinite(w)).sum())} not finite", "Look at how it was trained."
+            raise DataError("weight", got=got, want="finite numbers", fix=fix)
+        kept = self.groups(matrix(keep)).any(-1)  # (R, C)
+        some = self.groups(matrix(w.masked_fill(~keep, 0)))[kept]  # (K, G)
+        scales, zeros = affine(some, self.bits)
+        codes = codes_of(some, scales[:, None], zeros[:, None], self.bits)
+        return self.stored(codes, scales, zeros, kept)
+
+    def stored(
+        self, codes: Tensor, scales: Tensor, zeros: Tensor, kept: Tensor
+    ) -> dict[str, Tensor]:
+        """What is written for codes that have been chosen.
+
+        codes: (K, group), scales, zeros: (K,), row by row; kept: (R, C) bool, K of them.
+        """
+        rows, across = kept.shape
+        if across > MOST or len(codes) >= 2**31:
+            got = f"{across:,} groups in a row, {len(codes):,} in all"
+            want, fix = f"at most {MOST:,} and 2^31 - 1", "Take larger groups."
+            raise ShapeError("weight", got=got, want=want, fix=fix)
+        ends = kept.sum(1).cumsum(0).to(torch.int32)
+        return {
+            "row_offsets": torch.cat([ends.new_zeros(1), ends]),
+            "columns": kept.nonzero()[:, 1].to(torch.uint16),
+            "codes": pack_bits(codes.flatten().long(), self.bits),
+            "scales": scales.bfloat16(),
+            "zeros": pack_bits(zeros.long(), self.bits),
+        }
+
+    def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        """float32 (shape)."""
+        rows, width = _sides(shape)
+        across = self.across(width)
+        self.check(stored, shape)
+        offsets, columns, codes, scales, zeros = (stored[part] for part in PARTS)
+        q = unpack_bits(codes, self.bits, len(columns) * self.group).view(-1, self.group)
+        z = unpack_bits(zeros, self.bits, len(columns))
+        kept = (q - z[:, None]).float() * scales.float()[:, None]
+        whole = spread(kept, offsets, columns, across)
+        return whole[:, :width].reshape(tuple(shape))
+
+    def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        """x W^T; by the kernel for few rows that need no gradient, else decoded first."""
+        width = shape[-1] if len(shape) else 1
+        across = self.across(width)
+        flat = x.reshape(-1, width)
+        fast = (self.bits, self.group) == FAST and len(shape) == 2 and x.device.type == "cpu"
+        learned = torch.is_grad_enabled() and x.requires_grad
+        if not fast or learned or len(flat) > FEW or x.dtype == torch.float64:
+            if self.activations == "int8" and not learned:
+                flat = rounded(self.padded(flat.float()), self.group)[:, :width].to(x)
+            return (flat @ self.decode(stored, shape).to(x).T).view(*x.shape[:-1], shape[0])
+        parts = self._parts(stored, shape)
+        given = self.padded(flat.float())
+        y = gqsa(given, *parts, self.activations == "int8")
+        return y.to(x.dtype).view(*x.shape[:-1], shape[0])
+
+    def check(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> None:
+        """Raises: ShapeError unless what is stored fits together, and the shape."""
+        rows, width = _sides(shape)
+        offsets, columns, scales = (stored[p] for p in ("row_offsets", "columns", "scales"))
+        places, counts = columns.long(), offsets.long().diff()
+        count = len(places)
+        fits = len(counts) == rows and len(scales) == count and int(offsets[-1]) == count
+        fits = fits and not int(offsets[0]) and bool((counts >= 0).all())
+        fits = fits and stored["codes"].shape == (-(-count * self.group * self.bits // 8),)
+        fits = fits and stored["zeros"].shape == (-(-count * self.bits // 8),)
+        if fits and count:
+            row = torch.arange(rows, device=places.device).repeat_interleave(counts)
+            place = row * self.across(width) + places
+            fits = bool((places < self.across(width)).all() and (place.diff() > 0).all())
+        if not fits:
+            got = f"{len(counts)} rows of {count} groups"
+            want, fix = f"what a weight of {tuple(shape)} becomes", "Decode with its own shape."
+            raise ShapeError("groups", got=got, want=want, fix=fix)
+
+    def _parts(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> list[Tensor]:
+        """The five tensors, of the sizes that the kernel relies on."""
+        parts = [stored[part] for part in PARTS]
+        offsets, columns, codes, scales, zeros = parts
+        count = len(columns)
+        sizes = len(offsets), len(codes), len(scales), len(zeros)
+        if sizes != (shape[0] + 1, 8 * count, count, -(-count // 2)):
+            self.check(stored, shape)
+        return parts
+
+    def across(self, width: int) -> int:
+        """Groups of a row."""
+        return -(-width // self.group)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """(..., in) with zeros behind, to whole groups."""
+        missing = -x.shape[-1] % self.group
+        return torch.nn.functional.pad(x, (0, missing)) if missing else x
+
+    def groups(self, rows: Tensor) -> Tensor:
+        """(R, in) -> (R, C, group), a short last group filled up with 0."""
+        return self.padded(rows).reshape(len(rows), self.across(rows.shape[1]), self.group)
+
+
+def _sides(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and width of a weight as a matrix, see `rows.matrix`."""
+    size = torch.Size(shape)
+    return (size[0], size[1:].numel()) if len(size) > 1 else (1, size.numel())

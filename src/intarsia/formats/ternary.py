@@ -1,0 +1,163 @@
+"""Weights of three levels a row, as words of a dictionary (QMoE, arXiv:2310.16795)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Format
+from ..core.checks import between
+from ..core.errors import DataError, ShapeError
+from ..kernels.ternary import Dictionary, dictionary, digits_of, ternary, words_of
+from .rows import kept_of, matrix
+
+FEW = 4  # rows of x up to which decoding them each time is faster than decoding the weight
+PARTS = ("codes", "row_offsets", "levels")
+
+
+@dataclass(frozen=True)
+class Ternary(Format):
+    """Each weight becomes 0, or the least or largest of its row: whichever is nearest.
+
+    Levels are min(w, 0), 0 and max(w, 0) of each row in bfloat16, thresholds at half; a weight
+    whose row has no negative one, or no positive one, has two. Digits (0 for a zero, 1 for the
+    least, 2 for the largest) are cut into the longest words of a dictionary of 65,536, made for
+    digits that are 0 with probability `zeros`: far from it the weight takes more bits, and
+    `Ternary.of` finds a better one.
+    Stored: codes (K,) uint16, row by row; row_offsets (out + 1,) int64, where each row's begin;
+    levels (out, 2) bfloat16. The dictionary is not stored: it follows from `zeros`. Rows of an odd
+    width have a 0 behind. A weight of more than two axes is (out, the rest), a vector one row.
+    An infinite input may give NaN where a dense product gives infinity.
+
+    Raises: ConfigError for `zeros` outside .4 ... .995; DataError for weights that are not finite;
+    ShapeError for a `keep` or stored tensors that do not fit.
+    Source: paper, sections 3.2 and 4. Not by rounding alone: `Qmoe` makes up for its errors.
+    """
+
+    zeros: float = 0.885
+
+    def __post_init__(self) -> None:
+        between("zeros", self.zeros, 0.4, 0.995, "Try 0.885.")
+
+    @classmethod
+    def of(cls, digits: Tensor) -> Ternary:
+        """The format whose dictionary was made for as many zeros as some digits have."""
+        share = float((digits == 0).double().mean()) if digits.numel() else 0.885
+        return cls(min(0.995, max(0.4, round(share, 3))))
+
+    def encode(
+        self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """keep: None = all; a weight that is not kept is 0, and others may become 0."""
+        w = weight.detach().float()
+        if not bool(torch.isfinite(w).all()):
+            got, fix = f"{int((~torch.isfinite(w)).sum())} not finite", "Look at how it was trained."
+            raise DataError("weight", got=got, want="finite numbers", fix=fix)
+        if keep is not None:
+            w = w.masked_fill(~kept_of(weight, keep), 0)
+        rows = matrix(w)
+        levels = levels_of(rows)
+        return self.stored(nearest(rows, levels), levels)
+
+    def stored(self, digits: Tensor, levels: Tensor) -> dict[str, Tensor]:
+        """What is written for digits that have been chosen.
+
+        digits: (R, C) uint8, 0 for a zero, 1 for the least, 2 for the largest; levels: (R, 2).
+        """
+        even = torch.nn.functional.pad(digits, (0, digits.shape[1] % 2))
+        codes, offsets = words_of(even, self.dictionary)
+        return {"codes": codes, "row_offsets": offsets, "levels": levels.bfloat16()}
+
+    def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        """float32 (shape)."""
+        self.check(stored, shape)
+        rows, width = _sides(shape)
+        levels = stored["levels"].float()
+        digits = digits_of(stored["codes"], self.dictionary).view(rows, width + width % 2).long()
+        level = torch.cat([levels.new_zeros(rows, 1), levels], 1)  # 0, min, max
+        return level.gather(1, digits[:, :width]).reshape(tuple(shape))
+
+    def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        """x W^T; decoded in registers for few rows that need no gradient, else decoded first."""
+        width = shape[-1] if len(shape) else 1
+        flat = x.reshape(x.shape[:-1].numel(), width)
+        learned = torch.is_grad_enabled() and x.requires_grad
+        here = x.device.type == "cpu" and len(shape) == 2 and x.dtype != torch.float64
+        if learned or not here or len(flat) > FEW:
+            return (flat @ self.decode(stored, shape).to(x).T).view(*x.shape[:-1], shape[0])
+        given = torch.nn.functional.pad(flat.float(), (0, width % 2))
+        codes, offsets, levels = (stored[part] for part in PARTS)
+        if len(levels) != shape[0]:
+            self.check(stored, shape)
+        y = ternary(given, codes, offsets, levels, self.dictionary)
+        return y.to(x.dtype).view(*x.shape[:-1], shape[0])
+
+    def check(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> None:
+        """Raises: ShapeError unless what is stored fits together, and the shape."""
+        rows, width = _sides(shape)
+        codes, offsets, levels = (stored[part] for part in PARTS)
+        fits = offsets.shape == (rows + 1,) and levels.shape == (rows, 2) and codes.dim() == 1
+        fits = fits and not int(offsets[0]) and int(offsets[-1]) == len(codes)
+        fits = fits and bool((offsets.diff() >= 0).all())
+        if fits:
+            ends = torch.cat([offsets.new_zeros(1), self.dictionary.lengths[codes.long()].cumsum(0)])
+            fits = bool((ends[offsets].diff() == width + width % 2).all())
+        if not fits:
+            got = f"{len(codes)} words in {len(offsets) - 1} rows"
+            want, fix = f"what a weight of {tuple(shape)} becomes", "Decode with its own shape."
+            raise ShapeError("words", got=got, want=want, fix=fix)
+
+    @property
+    def dictionary(self) -> Dictionary:
+        """The words; built once in a process."""
+        return dictionary(self.zeros)
+
+    def told(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> str:
+        """How many bits a weight takes, and a better dictionary where the zeros are others."""
+        decoded = matrix(self.decode(stored, shape))
+        size = max(1, decoded.numel())
+        share = float((decoded == 0).sum()) / size
+        bits = 16 * len(stored["codes"]) / size
+        text = f"{bits:.3f} bits a weight, entropy {entropy(share):.3f}"
+        if abs(share - self.zeros) > 0.05:
+            better = min(0.995, max(0.4, round(share, 3)))
+            text += f"; {share:.3f} of them are 0, not {self.zeros}: try Ternary(zeros={better:g})"
+        return text
+
+
+def levels_of(rows: Tensor) -> Tensor:
+    """min(w, 0) and max(w, 0) of each row, as bfloat16 has them.  (R, C) -> (R, 2) float32."""
+    if not rows.shape[1]:
+        return rows.new_zeros(len(rows), 2)
+    ends = torch.stack([rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)], 1)
+    return ends.bfloat16().float()
+
+
+def nearest(rows: Tensor, levels: Tensor) -> Tensor:
+    """The digit of each weight: 1 below half the least, 2 above half the largest.
+
+    A weight is 0 unless it is nearer to a level that is not 0: zeros come first.
+    rows: (R, C), levels: (R, 2) -> (R, C) uint8.
+    """
+    low, high = levels[:, :1], levels[:, 1:]
+    digits = torch.zeros(rows.shape, dtype=torch.uint8)
+    digits[(rows < low / 2) & (low < 0)] = 1
+    digits[(rows > high / 2) & (high > 0)] = 2
+    return digits
+
+
+def entropy(zeros: float) -> float:
+    """Bits of a digit that is 0 with that probability, and 1 or 2 alike otherwise."""
+    rest = 1 - zeros
+    parts = [(zeros, 1), (rest / 2, 2)]
+    return -sum(n * p * math.log2(p) for p, n in parts if p > 0)
+
+
+def _sides(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and width of a weight as a matrix, see `rows.matrix`."""
+    size = torch.Size(shape)
+    return (size[0], size[1:].numel()) if len(size) > 1 else (1, size.numel())

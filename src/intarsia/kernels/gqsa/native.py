@@ -1,0 +1,72 @@
+"""The kernel in C, as an operator of torch."""
+
+from __future__ import annotations
+
+import functools
+from ctypes import c_int, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import ShapeError
+from ..native import function, load, operator
+from .naive import gqsa as naive
+
+SCHEMA = (
+    "gqsa(Tensor x, Tensor offsets, Tensor columns, Tensor codes, Tensor scales, Tensor zeros, "
+    "bool integers) -> Tensor"
+)
+TYPES = (c_void_p, c_void_p, c_int64, c_int64, *[c_void_p] * 5, c_int64, c_int64, c_int, c_int)
+
+
+def gqsa(
+    x: Tensor,
+    offsets: Tensor,
+    columns: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    integers: bool = False,
+) -> Tensor:
+    """As `naive.gqsa`, by the kernel where there is one; no gradient.
+
+    Raises: ShapeError for groups outside x, or rows that do not rise.
+    """
+    return _operator()(x, offsets, columns, codes, scales, zeros, integers)
+
+
+@functools.cache
+def _operator() -> Any:
+    return operator(SCHEMA, _run, _shapes)
+
+
+def _run(
+    x: Tensor,
+    offsets: Tensor,
+    columns: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    integers: bool,
+) -> Tensor:
+    call = function("intarsia_gqsa", *TYPES) if load() is not None else None
+    if call is None:
+        return naive(x, offsets, columns, codes, scales, zeros, integers)
+    rows, groups = len(offsets) - 1, len(columns)
+    parts = (offsets, columns, codes, scales, zeros)
+    x, *parts = (t.contiguous() for t in (x, *parts))
+    y = x.new_empty(len(x), rows)
+    where = [t.data_ptr() for t in parts]
+    across = x.shape[1] // 16
+    threads = torch.get_num_threads()
+    sizes = len(x), across
+    fault = call(x.data_ptr(), y.data_ptr(), *sizes, *where, rows, groups, integers, threads)
+    if fault:
+        want, fix = f"groups below {across}, rows one after the other", "Copy the file again."
+        raise ShapeError("row of groups", got=f"row {fault - 1}", want=want, fix=fix)
+    return y
+
+
+def _shapes(x: Tensor, offsets: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(len(x), len(offsets) - 1)

@@ -1,0 +1,79 @@
+"""The kernel in C, as an operator of torch."""
+
+from __future__ import annotations
+
+import functools
+from ctypes import c_int, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import ShapeError
+from ..native import function, load, operator
+from .dictionary import WORDS, Dictionary
+from .naive import ternary as naive
+
+SCHEMA = "ternary(Tensor x, Tensor codes, Tensor offsets, Tensor levels, Tensor table) -> Tensor"
+TYPES = (c_void_p, c_void_p, c_int64, c_int64, *[c_void_p] * 4, c_int64, c_int64, c_int)
+BEHIND = 32  # numbers behind x that the kernel may read
+
+
+def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, of: Dictionary) -> Tensor:
+    """As `naive.ternary`, by the kernel where there is one; x float32; no gradient.
+
+    An infinite input may give NaN where a dense product gives infinity: 0 times it is added.
+    Raises: ShapeError for words that do not fill their row, and tensors of other types or sizes.
+    """
+    check(x, codes, offsets, levels)
+    if load() is None:
+        return naive(x, codes, offsets, levels, of)
+    return _operator()(x, codes, offsets, levels, of.table)
+
+
+def check(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor) -> None:
+    """Raises: ShapeError for tensors that a kernel may not be given."""
+    rows = len(levels)
+    types = (t.dtype for t in (x, codes, offsets, levels))
+    fits = tuple(types) == (torch.float32, torch.uint16, torch.int64, torch.bfloat16)
+    fits = fits and codes.dim() == 1 and levels.shape == (rows, 2) and offsets.shape == (rows + 1,)
+    if not fits:
+        got = f"{len(codes)} codes, {tuple(offsets.shape)} offsets, {tuple(levels.shape)} levels"
+        want, fix = "a row's codes, their ends, and two levels", "Copy the file again."
+        raise ShapeError("ternary weight", got=got, want=want, fix=fix)
+
+
+@functools.cache
+def _operator() -> Any:
+    return operator(SCHEMA, _run, _shapes)
+
+
+def _run(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tensor) -> Tensor:
+    call = function("intarsia_ternary", *TYPES)
+    assert call is not None and table.shape == (WORDS, 2)
+    x, codes, offsets, levels, table = (
+        t.contiguous()
+        for t in (torch.nn.functional.pad(x, (0, BEHIND)), codes, offsets, levels, table)
+    )
+    y = x.new_empty(len(x), len(levels))
+    fault = call(
+        x.data_ptr(),
+        y.data_ptr(),
+        len(x),
+        x.shape[1] - BEHIND,
+        codes.data_ptr(),
+        offsets.data_ptr(),
+        table.data_ptr(),
+        levels.data_ptr(),
+        len(levels),
+        len(codes),
+        torch.get_num_threads(),
+    )
+    if fault:
+        want, fix = "words that fill it", "Copy the file again."
+        raise ShapeError(f"row {fault - 1}", got="words that do not", want=want, fix=fix)
+    return y
+
+
+def _shapes(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tensor) -> Tensor:
+    return x.new_empty(len(x), len(levels))
