@@ -60,7 +60,10 @@ class GroupSparse(Format):
         keep = kept_of(weight, keep)
         w = weight.detach().float()
         if not bool(torch.isfinite(w).all()):
-            got, fix = f"{int((~torch.isfinite(w)).sum())} not finite", "Look at how it was trained."
+            got, fix = (
+                f"{int((~torch.isfinite(w)).sum())} not finite",
+                "Look at how it was trained.",
+            )
             raise DataError("weight", got=got, want="finite numbers", fix=fix)
         kept = self.groups(matrix(keep)).any(-1)  # (R, C)
         some = self.groups(matrix(w.masked_fill(~keep, 0)))[kept]  # (K, G)
@@ -104,17 +107,18 @@ class GroupSparse(Format):
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         """x W^T; by the kernel for few rows that need no gradient, else decoded first."""
         width = shape[-1] if len(shape) else 1
-        across = self.across(width)
-        flat = x.reshape(-1, width)
+        flat = x.reshape(x.shape[:-1].numel(), width)
         fast = (self.bits, self.group) == FAST and len(shape) == 2 and x.device.type == "cpu"
         learned = torch.is_grad_enabled() and x.requires_grad
         if not fast or learned or len(flat) > FEW or x.dtype == torch.float64:
             if self.activations == "int8" and not learned:
                 flat = rounded(self.padded(flat.float()), self.group)[:, :width].to(x)
             return (flat @ self.decode(stored, shape).to(x).T).view(*x.shape[:-1], shape[0])
-        parts = self._parts(stored, shape)
-        given = self.padded(flat.float())
-        y = gqsa(given, *parts, self.activations == "int8")
+        offsets, columns, codes, scales, zeros = (stored[part] for part in PARTS)
+        if len(offsets) != shape[0] + 1:
+            self.check(stored, shape)
+        given, integers = self.padded(flat.float()), self.activations == "int8"
+        y = gqsa(given, offsets, columns, codes, scales, zeros, integers)
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
 
     def check(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> None:
@@ -135,16 +139,6 @@ class GroupSparse(Format):
             got = f"{len(counts)} rows of {count} groups"
             want, fix = f"what a weight of {tuple(shape)} becomes", "Decode with its own shape."
             raise ShapeError("groups", got=got, want=want, fix=fix)
-
-    def _parts(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> list[Tensor]:
-        """The five tensors, of the sizes that the kernel relies on."""
-        parts = [stored[part] for part in PARTS]
-        offsets, columns, codes, scales, zeros = parts
-        count = len(columns)
-        sizes = len(offsets), len(codes), len(scales), len(zeros)
-        if sizes != (shape[0] + 1, 8 * count, count, -(-count // 2)):
-            self.check(stored, shape)
-        return parts
 
     def across(self, width: int) -> int:
         """Groups of a row."""

@@ -55,7 +55,10 @@ class Ternary(Format):
         """keep: None = all; a weight that is not kept is 0, and others may become 0."""
         w = weight.detach().float()
         if not bool(torch.isfinite(w).all()):
-            got, fix = f"{int((~torch.isfinite(w)).sum())} not finite", "Look at how it was trained."
+            got, fix = (
+                f"{int((~torch.isfinite(w)).sum())} not finite",
+                "Look at how it was trained.",
+            )
             raise DataError("weight", got=got, want="finite numbers", fix=fix)
         if keep is not None:
             w = w.masked_fill(~kept_of(weight, keep), 0)
@@ -104,7 +107,9 @@ class Ternary(Format):
         fits = fits and not int(offsets[0]) and int(offsets[-1]) == len(codes)
         fits = fits and bool((offsets.diff() >= 0).all())
         if fits:
-            ends = torch.cat([offsets.new_zeros(1), self.dictionary.lengths[codes.long()].cumsum(0)])
+            ends = torch.cat(
+                [offsets.new_zeros(1), self.dictionary.lengths[codes.long()].cumsum(0)]
+            )
             fits = bool((ends[offsets].diff() == width + width % 2).all())
         if not fits:
             got = f"{len(codes)} words in {len(offsets) - 1} rows"

@@ -17,11 +17,8 @@ def affine(groups: Tensor, bits: int, symmetric: bool = False) -> tuple[Tensor, 
     """
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     most = 2**bits - 1
-    if symmetric:
-        scale = 2 * torch.maximum(-low, high) / most
-    else:
-        scale = (high - low) / most
-    scale = scale.bfloat16().float()
+    span = 2 * torch.maximum(-low, high) if symmetric else high - low
+    scale = (span / most).bfloat16().float()
     scale = scale.where(scale >= LEAST, 0.0)  # no group has a scale that cannot be divided by
     if symmetric:
         return scale, torch.full_like(scale, 2 ** (bits - 1))

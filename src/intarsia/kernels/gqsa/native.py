@@ -17,6 +17,7 @@ SCHEMA = (
     "gqsa(Tensor x, Tensor offsets, Tensor columns, Tensor codes, Tensor scales, Tensor zeros, "
     "bool integers) -> Tensor"
 )
+DTYPES = torch.float32, torch.int32, torch.uint16, torch.uint8, torch.bfloat16, torch.uint8
 TYPES = (c_void_p, c_void_p, c_int64, c_int64, *[c_void_p] * 5, c_int64, c_int64, c_int, c_int)
 
 
@@ -31,9 +32,24 @@ def gqsa(
 ) -> Tensor:
     """As `naive.gqsa`, by the kernel where there is one; no gradient.
 
-    Raises: ShapeError for groups outside x, or rows that do not rise.
+    Raises: ShapeError for groups outside x, rows that do not rise, tensors of other types or sizes.
     """
+    check(x, offsets, columns, codes, scales, zeros)
+    if load() is None:
+        return naive(x, offsets, columns, codes, scales, zeros, integers)
     return _operator()(x, offsets, columns, codes, scales, zeros, integers)
+
+
+def check(x: Tensor, offsets: Tensor, *parts: Tensor) -> None:
+    """Raises: ShapeError for tensors that a kernel may not be given."""
+    count = len(parts[0])
+    types = tuple(t.dtype for t in (x, offsets, *parts))
+    sizes = [tuple(t.shape) for t in parts]
+    fits = types == DTYPES and sizes == [(count,), (8 * count,), (count,), (-(-count // 2),)]
+    if not (fits and x.dim() == 2 and x.shape[1] % 16 == 0 and offsets.dim() == 1):
+        got = f"{count} columns, {sizes[1:]}, inputs {tuple(x.shape)}"
+        want, fix = "8 bytes, a scale and a zero for each column", "Copy the file again."
+        raise ShapeError("group-sparse weight", got=got, want=want, fix=fix)
 
 
 @functools.cache
@@ -50,9 +66,8 @@ def _run(
     zeros: Tensor,
     integers: bool,
 ) -> Tensor:
-    call = function("intarsia_gqsa", *TYPES) if load() is not None else None
-    if call is None:
-        return naive(x, offsets, columns, codes, scales, zeros, integers)
+    call = function("intarsia_gqsa", *TYPES)
+    assert call is not None
     rows, groups = len(offsets) - 1, len(columns)
     parts = (offsets, columns, codes, scales, zeros)
     x, *parts = (t.contiguous() for t in (x, *parts))

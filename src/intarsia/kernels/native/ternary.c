@@ -6,6 +6,7 @@
 #include "common.h"
 
 #define DIGITS 28
+#define AHEAD 32 /* codes */
 #define BEHIND 32 /* numbers behind x that may be read, and are multiplied by 0 */
 
 typedef struct {
@@ -19,6 +20,11 @@ typedef struct {
   int64_t *fault;
 } ternary_job;
 
+/* The table is 512 KiB, every word as likely as the next: fetch it before it is needed. */
+ALWAYS void ternary_ahead(const ternary_job *j, int64_t c) {
+  if (c < j->codes) __builtin_prefetch(j->table + 2 * (int64_t)j->code[c]);
+}
+
 /* Digits of a row's words are looked up in four numbers. Returns how many digits there were. */
 #if defined(__AVX512F__)
 
@@ -28,12 +34,10 @@ static int64_t ternary_row(const ternary_job *j, int64_t r, int64_t c, int64_t e
   const float lo = of_bf16(j->levels[2 * r]), hi = of_bf16(j->levels[2 * r + 1]);
   const __m512 w = _mm512_set_ps(0, hi, lo, 0, 0, hi, lo, 0, 0, hi, lo, 0, 0, hi, lo, 0);
   __m512 a0 = _mm512_setzero_ps(), a1 = a0, b0 = a0, b1 = a0;
-  const int64_t ahead = j->codes - 1;
   int64_t at = 0;
   for (; c < e; c += 2) {
-    const int64_t soon = c + 32 < ahead ? c + 32 : ahead;
-    _mm_prefetch((const char *)(j->table + 2 * (int64_t)j->code[soon]), _MM_HINT_T0);
-    _mm_prefetch((const char *)(j->table + 2 * (int64_t)j->code[soon - (soon > 0)]), _MM_HINT_T0);
+    ternary_ahead(j, c + AHEAD);
+    ternary_ahead(j, c + AHEAD + 1);
     const uint32_t *t = j->table + 2 * (int64_t)j->code[c];
     const int64_t next = at + (t[1] >> 24);
     if (next > j->across) return next;
@@ -66,6 +70,7 @@ static int64_t ternary_row(const ternary_job *j, int64_t r, int64_t c, int64_t e
   __m256 a0 = _mm256_setzero_ps(), a1 = a0, a2 = a0, a3 = a0;
   int64_t at = 0;
   for (; c < e; c++) {
+    ternary_ahead(j, c + AHEAD);
     const uint32_t *t = j->table + 2 * (int64_t)j->code[c];
     const float *x = j->x + at;
     at += t[1] >> 24;

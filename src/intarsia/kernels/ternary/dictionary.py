@@ -61,7 +61,8 @@ def dictionary(zeros: float = 0.885) -> Dictionary:
     following = np.full((WORDS + 1, 9), -1, np.int64)
     for number, word in enumerate(words):
         digits[number, : len(word)] = word
-        following[code[word[:-2]] if len(word) > 2 else ROOT, 3 * word[-2] + word[-1]] = number
+        *start, one, two = word
+        following[code[tuple(start)] if start else ROOT, 3 * one + two] = number
     place = np.arange(16, dtype=np.uint64) * 2
     wide = digits.astype(np.uint64)
     first = (wide[:, :16] << place).sum(1)
