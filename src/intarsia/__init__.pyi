@@ -68,6 +68,8 @@ from .hosts.read_me import ReadMe as ReadMe
 from .hosts.read_me import extract as extract
 from .hosts.relabel import relabel as relabel
 from .hosts.soups import soup as soup
+from .hosts.swap.compress import Compress as Compress
+from .hosts.swap.compress import compress as compress
 from .hosts.swap.experts import MergeMixtures as MergeMixtures
 from .hosts.swap.experts import PruneExperts as PruneExperts
 from .hosts.swap.student import Student as Student

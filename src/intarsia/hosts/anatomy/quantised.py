@@ -12,7 +12,9 @@ from .blocks import unwrapped, walk
 
 
 def quantised(module: nn.Module) -> bool:
-    """Does a quantiser hold this layer's weight?"""
+    """Does a quantiser, or a format that it is stored in, hold this layer's weight?"""
+    if getattr(unwrapped(module), "packed", False):
+        return True
     weight = getattr(unwrapped(module), "weight", None)
     return isinstance(weight, Tensor) and _held(weight)
 

@@ -61,7 +61,12 @@ class Matrix:
 
 
 def matrix_of(layer: nn.Module) -> Matrix | None:
-    """Of a linear layer, or a convolution that is not grouped; None for anything else."""
+    """Of a linear layer, or a convolution that is not grouped; None for anything else.
+
+    A layer that a format holds (`PackedLinear`) has no matrix that could be written.
+    """
+    if getattr(layer, "packed", False):
+        return None
     if isinstance(layer, Conv1D):
         return Matrix(layer, turned=True)
     whole = isinstance(layer, nn.Conv2d) and layer.groups == 1

@@ -1,0 +1,286 @@
+"""Store a model's linear layers in a format whose products read what is stored."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ... import formats
+from ...core import Card, Format, Paper
+from ...core.change import Plan, set_steps, steps_of
+from ...core.errors import CheckpointError, ConfigError, DataError, TargetError, UnknownName
+from ...core.exports import homes
+from ...formats import Bitmask
+from ..anatomy.blocks import base_of
+from ..changing import apply_plan
+from ..prune.matrices import Matrix, seeing
+from ..prune.pruner import stops_of
+from ..prune.rows import batched, check_rows, digest_of, inputs_of
+from .packed_linear import PackedLinear, unpacked
+from .timing import check_faster
+
+ROOM = 2**20  # bytes that any format may take beside four a weight and 64 a row
+LAYOUT = 1  # of the stored tensors of all formats: another number is another meaning of the bytes
+
+
+def format_named(name: str, **settings: Any) -> Format:
+    """A format by its name in lower case, as "bitmask", with settings.
+
+    Raises: UnknownName.
+    """
+    listed = {n.lower(): n for n in homes(Path(str(formats.__file__)).with_suffix(".pyi"))}
+    if name not in listed:
+        raise UnknownName("format", name, listed)
+    return getattr(formats, listed[name])(**settings)
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Linear layers keep what a format makes of their weights, and multiply with that.
+
+    format: `formats.Bitmask()`, `Columns()`, ...; read from a file it is {"name", its settings}.
+    layers: globs of paths, none = all linear layers inside the blocks; embeddings, heads, norms,
+    routers, experts in stacks and convolutions stay as they are. A layer outside the blocks is
+    named in full, as "lm_head".
+
+    Raises: as the format; TargetError in `plan` for a model with adapters, or without such layers.
+    Source: Deep Compression (arXiv:1510.00149), for weights that stay compressed in memory. Not for
+    training: nothing that is compressed has a gradient.
+    """
+
+    format: Any = field(default_factory=Bitmask)
+    layers: Sequence[str] = ()
+
+    stores: ClassVar[str] = "all"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if isinstance(self.format, Mapping):
+            settings = dict(self.format)
+            made = format_named(str(settings.pop("name", "")), **settings)
+            object.__setattr__(self, "format", made)
+        if not isinstance(self.format, Format):
+            fix = "Pass intarsia.formats.Bitmask(values='int8')."
+            got = type(self.format).__name__
+            raise ConfigError("format", got=got, want="a format", fix=fix)
+
+    def settings_to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        name = type(self.format).__name__.lower()
+        return {"format": {"name": name, **asdict(self.format)}, "layers": list(self.layers)}
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        """The outputs, where the format is exact."""
+        exact = getattr(self.format, "values", "same" if _plain(self.format) else "") == "same"
+        return frozenset({"outputs"} if exact else ())
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """What each layer becomes; nothing is replaced.
+
+        batches: for a format that chooses its codes by what layers see (`needs`).
+        """
+        matrices = matrices_of(host, self.layers)
+        rows = tuple(batches) if getattr(self.format, "needs", ()) else ()
+        moments = _moments(host, self.format, matrices, rows)
+        stored = {
+            path: self.format.encode(m.read(), moments=moments.get(path))
+            for path, m in matrices.items()
+        }
+        made = {path: _sketch(m, stored[path]) for path, m in matrices.items()}
+        decided = {"layout": LAYOUT, "layers": made}
+        if rows:
+            decided["calibration"] = digest_of(rows)
+        decided["sha256"] = _digest(self, decided)
+        return Packing(self, seed, decided, stored)
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """In place. A plan that was read from a folder leaves the numbers to that folder."""
+        model, decided = base_of(host), dict(plan.decided)
+        _check_decided(self, decided)
+        stored = plan.stored if isinstance(plan, Packing) else None
+        made: dict[str, PackedLinear] = {}
+        for path, sketch in decided["layers"].items():
+            layer = _linear(model, path, tuple(sketch["shape"]))
+            parts = _room(path, sketch) if stored is None else stored[path]
+            made[path] = PackedLinear(self.format, parts, tuple(sketch["shape"]), layer.bias)
+            made[path].train(layer.training)
+        for path, layer in made.items():
+            model.set_submodule(path, layer)
+        return host
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """A copy with plain layers of the decoded weights."""
+        plain = copy.deepcopy(host)
+        model = base_of(plain)
+        for path, layer in list(model.named_modules()):
+            if isinstance(layer, PackedLinear):
+                model.set_submodule(path, unpacked(layer))
+        set_steps(model, (s for s in steps_of(model) if not isinstance(s.plan.change, Compress)))
+        return plain
+
+
+@dataclass(frozen=True)
+class Packing(Plan):
+    """A plan with what is stored of each layer; read from a folder it is a plain one."""
+
+    stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+def compress(
+    model: nn.Module,
+    fmt: Any,
+    calib: Any = (),
+    *,
+    layers: Sequence[str] | None = None,
+    force: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """Store a model's linear layers in a format, in place; products read what is stored.
+
+    fmt: a format, as `formats.Bitmask(values="int8")`, its name, or a change that packs the layers
+    itself.  calib: rows as `fit` takes them, for a format that looks at them.  layers: see
+    `Compress`.  force: also where this machine is faster with the layers as they are: all of them,
+    one row of inputs, one after the other as in the model.
+
+    `intarsia.save` writes the packed layers, `load` puts them into the pretrained model, adapters
+    go on top; `fold` gives plain layers back.
+    Raises: ConfigError where dense is faster, see `force`; as `Compress`. The model is then as it
+    was.
+    """
+    rows = batched(calib) if calib is not None and len(calib) else ()
+    if callable(getattr(fmt, "apply", None)):
+        change = fmt if layers is None else replace(fmt, layers=tuple(layers))
+        return apply_plan(model, change.plan(model, rows, seed=seed))
+    form = format_named(fmt) if isinstance(fmt, str) else fmt
+    change = Compress(form, () if layers is None else layers)
+    plan = change.plan(model, rows, seed=seed)
+    if not force:
+        found = matrices_of(model, change.layers)
+        check_faster(form, {path: (found[path], plan.stored[path]) for path in found})  # pyright: ignore
+    return apply_plan(model, plan)
+
+
+def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
+    """The linear layers that a format can have, by path.
+
+    Raises: TargetError for none.
+    """
+    every = {n: m for stop in stops_of(host, layers) for n, m in stop.layers.items()}
+    found = {n: m for n, m in every.items() if isinstance(m.owner, nn.Linear | Conv1D)}
+    found = {n: m for n, m in found.items() if m.index is None}
+    if not found:
+        got = f"{len(every)} others, such as {next(iter(every))!r}" if every else "none"
+        fix = "Name linear layers, or use what packs experts or convolutions."
+        raise TargetError("layers to compress", got=got, want="linear layers", fix=fix)
+    return found
+
+
+def _plain(form: Format) -> bool:
+    return type(form).__name__ in ("Columns", "RowBlocks")
+
+
+def _moments(
+    host: nn.Module, form: Format, matrices: Mapping[str, Matrix], batches: Sequence[Any]
+) -> dict[str, Tensor]:
+    """What layers see, for a format that reads it: (in,) or (in, in) of each."""
+    needs = frozenset(getattr(form, "needs", ()))
+    if not needs:
+        return {}
+    if not batches:
+        want, fix = "rows that the model sees", "compress(model, format, texts.train[:64])."
+        raise DataError("calib", got="none", want=want, fix=fix)
+    check_rows(batches)
+    with torch.no_grad(), seeing(matrices, needs) as seen:
+        for batch in batches:
+            given = inputs_of(batch)
+            host(**given) if isinstance(given, Mapping) else host(given)
+    whole, found = "hessian" in needs, seen.found
+    return {
+        path: found[path].second_moment if whole else found[path].mean_square
+        for path in matrices
+        if path in found and found[path].count
+    }
+
+
+def _sketch(matrix: Matrix, stored: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a folder says of a layer: its shape, and type and shape of each stored tensor."""
+    parts = {n: [str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in stored.items()}
+    return {"shape": list(matrix.read().shape), "stored": parts}
+
+
+def _digest(change: Compress, decided: Mapping[str, Any]) -> str:
+    """Of all that is decided: a file in which one letter changed is refused."""
+    kept = {name: value for name, value in decided.items() if name != "sha256"}
+    text = json.dumps([change.settings_to_dict(), kept], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_decided(change: Compress, decided: Mapping[str, Any]) -> None:
+    """Raises: CheckpointError for another layout of the bytes, or settings that were changed."""
+    what, fix = "packed layers", "Write them again with this release: intarsia.compress."
+    if decided.get("layout") != LAYOUT:
+        got, want = f"layout {decided.get('layout')}", f"layout {LAYOUT}, which the kernels read"
+        raise CheckpointError(what, got=got, want=want, fix=fix)
+    if decided.get("sha256") != _digest(change, decided):
+        fix = "Copy the folder again from its source."
+        got, want = "settings that changed after they were written", "those that were written"
+        raise CheckpointError(what, got=got, want=want, fix=fix)
+
+
+def _room(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Empty tensors for what a file holds, of no more bytes than a weight of that shape needs."""
+    rows, width = sketch["shape"]
+    parts: dict[str, Tensor] = {}
+    most = 4 * rows * width + 64 * rows + ROOM
+    for name, (kind, shape) in sketch["stored"].items():
+        dtype = getattr(torch, str(kind), None)
+        sides = [int(side) for side in shape]
+        if not isinstance(dtype, torch.dtype) or min(sides, default=0) < 0:
+            raise _damaged(path, f"{name} of type {kind} and shape {shape}")
+        most -= torch.Size(sides).numel() * dtype.itemsize
+        if most < 0:
+            raise _damaged(path, f"{name} of shape {shape}")
+        parts[name] = torch.zeros(sides, dtype=dtype)
+    return parts
+
+
+def _linear(model: nn.Module, path: str, shape: tuple[int, ...]) -> Any:
+    """The plain layer that is replaced."""
+    found = dict(model.named_modules()).get(path)
+    if isinstance(found, nn.Linear | Conv1D) and not getattr(found, "packed", False):
+        own = tuple(found.weight.shape)
+        if shape == (own[::-1] if isinstance(found, Conv1D) else own):
+            return found
+    got = "none" if found is None else f"a {type(found).__name__}"
+    want, fix = f"a linear layer {shape}", "Create the model as it was, without changes."
+    raise CheckpointError(f"layer {path!r}", got=got, want=want, fix=fix)
+
+
+def _damaged(path: str, got: str) -> CheckpointError:
+    want, fix = "what a format stores of it", "Copy the folder again from its source."
+    return CheckpointError(f"packed layer {path!r}", got=got, want=want, fix=fix)
+
+
+CARD = Card(
+    "compress",
+    kind="change",
+    config=Compress,
+    paper=Paper(
+        "1510.00149",
+        2015,
+        "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization "
+        "and Huffman Coding",
+    ),
+    summary="Linear layers stay compressed in memory, and multiply as they are stored.",
+    family="few bits",
+)

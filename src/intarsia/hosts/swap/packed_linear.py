@@ -1,0 +1,108 @@
+"""A linear layer whose weight is what a format stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core import Format
+from ...core.errors import ConfigError
+from ...kernels import native
+
+
+class PackedLinear(nn.Linear):
+    """y = x W^T + b, W = decode(stored): multiplied by the format's kernel where it has one.
+
+    x: (..., in) -> (..., out). Stored tensors and b are buffers: nothing here is trained, x has a
+    gradient. Where there are no kernels the weight is decoded once, and kept until it changes.
+    `weight` decodes it anew.
+
+    Raises: ConfigError for a stored tensor of the name of something else here.
+    """
+
+    packed = True  # for whoever would change the weight
+
+    def __init__(
+        self,
+        form: Format,
+        stored: Mapping[str, Tensor],
+        shape: tuple[int, int],
+        bias: Tensor | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = shape
+        self.form, self.names = form, tuple(stored)
+        for name, tensor in stored.items():
+            if hasattr(self, name):
+                fix = "Give it another name in the format."
+                raise ConfigError(
+                    f"stored {name!r}", got="a name in use", want="a new one", fix=fix
+                )
+            self.register_buffer(name, tensor)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self._dense: Tensor | None = None
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """What the format reads."""
+        return {name: self._buffers[name] for name in self.names}  # pyright: ignore
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.out_features, self.in_features
+
+    @property
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """(out, in), decoded."""
+        return self.form.decode(self.stored, self.shape)
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if type(self.form).matmul is Format.matmul or native.load() is None:
+            y = x @ self._decoded_once(x).T
+        else:
+            y = self.form.matmul(x, self.stored, self.shape)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _decoded_once(self, x: Tensor) -> Tensor:
+        if self._dense is None or self._dense.dtype != x.dtype or self._dense.device != x.device:
+            self._dense = self.weight.to(x)
+        return self._dense
+
+    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
+        """A module is moved whole; a type that is asked for is that of inputs, not of the store."""
+        before = self.stored
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            now = self._buffers[name]
+            if now is not None and now.dtype != tensor.dtype:
+                self._buffers[name] = tensor.to(now.device)
+        self._dense = None
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._dense = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_dense": None}
+
+    def reset_parameters(self) -> None:
+        """There is nothing to draw."""
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.form}"
+
+
+def unpacked(layer: PackedLinear) -> nn.Linear:
+    """The plain layer of the decoded weight."""
+    weight = layer.weight
+    bias = layer.bias
+    sizes = layer.in_features, layer.out_features
+    plain: Any = nn.Linear(*sizes, bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight)
+    plain.bias = None if bias is None else nn.Parameter(torch.clone(bias).to(weight))
+    return plain.train(layer.training)

@@ -1,0 +1,70 @@
+"""Whether packed layers are faster than dense ones, measured as a model reads them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core import Format
+from ...core.errors import ConfigError
+from ...kernels import native
+from ..prune.matrices import Matrix
+
+REPEATS = 5
+Pairs = Mapping[str, tuple[Matrix, Mapping[str, Tensor]]]
+
+
+def check_faster(form: Format, pairs: Pairs) -> None:
+    """Raises: ConfigError if the layers' products take at least as long packed as dense.
+
+    pairs: path -> the layer as it is, and what is stored of it.
+    """
+    dense, packed = pass_seconds(form, pairs)
+    if packed < dense:
+        return
+    rows = {path: tuple(m.read().shape) for path, (m, _) in pairs.items()}
+    kinds = sorted({f"{out}x{width}" for out, width in rows.values()})
+    got = f"{packed * 1e3:.2f} ms packed, {dense * 1e3:.2f} ms dense, at one row of inputs"
+    fix = "Prune more, or store fewer bits; for the smaller file alone pass force=True (--force)."
+    if native.load() is None:
+        fix = f"There are no kernels here ({native.why()}); for the file alone pass force=True."
+    what = f"compress with {form}, {len(rows)} layers of {', '.join(kinds)}"
+    raise ConfigError(what, got=got, want="a format that is faster on this machine", fix=fix)
+
+
+@torch.inference_mode()
+def pass_seconds(form: Format, pairs: Pairs, repeats: int = REPEATS) -> tuple[float, float]:
+    """Seconds of all layers' products, dense and packed, with one row of inputs each.
+
+    All layers one after the other, in turns, so that caches hold what they hold in the model; the
+    median of CPU times on one thread, of times on several.
+    """
+    layers: list[tuple[Any, Tensor, Mapping[str, Tensor], tuple[int, ...]]] = []
+    made = torch.Generator().manual_seed(0)
+    for matrix, stored in pairs.values():
+        weight = matrix.read()
+        x = torch.randn(1, weight.shape[1], generator=made).to(weight)
+        layers.append((weight, x, stored, tuple(weight.shape)))
+
+    def dense() -> None:
+        for weight, x, _, _ in layers:
+            torch.nn.functional.linear(x, weight)
+
+    def packed() -> None:
+        for _, x, stored, shape in layers:
+            form.matmul(x, stored, shape)
+
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    found: dict[Callable[[], None], list[float]] = {dense: [], packed: []}
+    for repeat in range(repeats + 1):
+        for run, seconds in found.items():
+            started = clock()
+            run()
+            if repeat:  # the first brings both to where they stay
+                seconds.append(clock() - started)
+    return statistics.median(found[dense]), statistics.median(found[packed])
