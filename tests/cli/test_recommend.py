@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,13 @@ from typer.testing import CliRunner
 
 from intarsia.cli import app
 from intarsia.cli.early import RECOMMENDERS
+from intarsia.cli.recommending import answers, page_of
+from intarsia.core.errors import DataError
 from intarsia.core.registry import index
-from intarsia.experiments.recommending import open_recommender
+from intarsia.data.atomic_files import read_items
+from intarsia.experiments.recommending import add_items, open_recommender
+from intarsia.models.recommend.showing import Showing
+from intarsia.results.local_page import LocalPage, running
 
 
 def run(*words: object) -> Any:
@@ -83,6 +90,7 @@ def test_a_sparse_model_comes_back(shop: Path) -> None:
         (("fit", "nowhere", "--task", "ranking"), "ml-100k"),
         (("fit", "shop", "--task", "ranking", "--out", "ranking"), "--resume"),
         (("recommend", "sessions"), "neither"),
+        (("recommend", "sessions", "--serve", "--user", "u1"), "several"),
         (("recommend", "sessions", "--user", "u99"), "u99"),
         (("recommend", "shop", "--user", "u1"), "a finished run"),
         (("recommend", "ranking", "--user", "u1", "--why"), "--why"),
@@ -129,3 +137,69 @@ def test_a_generator_writes_a_session_and_comes_back(shop: Path) -> None:
     assert again.ids.codes_.shape == (17, 3) and len(again.recommend("u3", 3)) == 3
     refused = run("recommend", shop / "sessions", "--user", "u3", "--session")
     assert refused.exit_code == 2 and "a generator" in said(refused)
+
+
+@pytest.fixture(scope="module")
+def showing(shop: Path) -> Showing:
+    """A model of fields that knows an item that nobody has taken, and one of an odd name."""
+    model = open_recommender(shop / "sessions")
+    head, row = (shop / "new.item").read_text().splitlines()
+    odd = row.replace("x1", "x2").replace("lamp x", "<b>lamp</b> y")
+    (shop / "odd.item").write_text("\n".join([head, row, odd]))
+    add_items(model, *read_items(shop / "odd.item"))
+    return Showing(model)
+
+
+def test_a_page_asks_for_people_items_and_what_comes_next(showing: Showing) -> None:
+    ask = answers(showing)
+    assert ask["/find"]({"text": "u1"})["users"] == ["u1"]
+    titles = [one["title"] for one in ask["/find"]({"text": "LAMP x"})["items"]]
+    assert titles == ["lamp x"] and ask["/find"]({"text": " "}) == {"users": [], "items": []}
+    about = ask["/about"]({})
+    assert about["histories"] and about["why"] and not about["session"] and about["new"] == 3
+    answer = ask["/recommend"]({"user": "u3", "k": 3})
+    assert [one["item"] for one in answer["taken"]][:2] == ["6", "5"] and answer["total"] == 14
+    assert len(answer["items"]) == 3 and set(answer["items"][0]["why"]) == {"title", "colour"}
+    own = ask["/recommend"]({"items": ["1", "nothing", "2"], "new": True})
+    assert [one["item"] for one in own["taken"]] == ["2", "1"] and "'nothing'" in own["told"][0]
+    assert {one["item"] for one in own["items"]} == {"16", "x1", "x2"}
+    assert all(one["new"] for one in own["items"]) and own["items"][0]["fields"]["colour"]
+    json.dumps([about, answer, own], allow_nan=False)
+    for wrong in ({}, {"user": "u3", "items": ["1"]}, {"items": []}, {"user": "u3", "k": 0}):
+        with pytest.raises(DataError, match="question"):
+            ask["/recommend"](wrong)
+
+
+def test_reasons_of_several_are_those_of_each(showing: Showing) -> None:
+    model: Any = showing.model
+    for one, many in zip(["1", "x1"], model.reasons("u3", ["1", "x1"]), strict=True):
+        assert model.explain("u3", one) == pytest.approx(many, abs=1e-6)
+        assert list(many.values()) == sorted(many.values(), reverse=True)
+
+
+def test_a_model_of_users_offers_no_history(shop: Path) -> None:
+    about = Showing(open_recommender(shop / "ranking")).about()
+    assert not about["histories"] and not about["why"]
+
+
+class _Address:
+    """A page's address, as the browser takes a file's."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def as_uri(self) -> str:
+        return self.address
+
+
+def test_the_page_works_in_a_browser(
+    showing: Showing, shop: Path, browse: Callable[..., str]
+) -> None:
+    page = LocalPage(page_of(showing, shop / "sessions"), answers(showing))
+    with running(page) as url:
+        wait = ("--virtual-time-budget=4000", "--window-size=390,844", "--dump-dom")
+        dom = browse(_Address(f"{url}#item=3&item=x2&new=1"), *wait)
+    assert "A history of your own" in dom and "nobody has taken it yet" in dom
+    assert re.search(r"The best \d that nobody has taken", dom)
+    assert "&lt;b&gt;lamp&lt;/b&gt; y" in dom  # a title is text
+    assert "colour: c1" in dom  # why

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.checks import at_least
-from ..core.errors import CheckpointError, ConfigError, UnknownName
+from ..core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from ..core.registry import find
 from .early import RECOMMENDERS, check_numbers, check_settings
 from .options import Json, flag, with_density
 from .shell import note, say, show_json, show_table, warn
 
 if TYPE_CHECKING:
-    from ..models.recommend.recommender import Recommender
+    from ..models.recommend.showing import Showing
 
 ASKED = "recommender.json"  # what was asked for, in a run folder
 OPTIONS = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "precision", "clip", "patience")
@@ -26,7 +26,6 @@ OTHER = (
     *("data", "method", "seed", "out", "resume", "as_json", "task", "settings"),
     *("schedule", "density", "threads", "ctx"),
 )
-TITLES = ("title", "name")
 
 
 def is_run(folder: Path | None) -> bool:
@@ -169,82 +168,89 @@ def recommend(
     session: Annotated[
         bool, typer.Option("--session", help="A whole session in its order, at once (onerec).")
     ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="A page of recommendations, on this machine alone.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 = any.")] = 0,
     as_json: Json = False,
 ) -> None:
     """What somebody wants next, out of all items, those without any event among them.
 
     Example:  intarsia recommend runs/ml-100k-m2trec-0 --user 42
     Example:  intarsia recommend runs/ml-100k-m2trec-0 --history 50,181 --new premieres.item --why
+    Example:  intarsia recommend runs/ml-100k-m2trec-0 --serve
     """
     at_least("-k", k, 1)
-    if (user is None) == (history is None):
-        got = "both" if user is not None else "neither"
+    if (user is not None) + (history is not None) + serve != 1:
+        got = "several" if (user is not None) + (history is not None) + serve else "neither"
         fix = "For example: --user 42, or --history 50,181"
-        raise ConfigError("--user, --history", got=got, want="one of them", fix=fix)
+        raise ConfigError("--user, --history, --serve", got=got, want="one of them", fix=fix)
     from ..data.atomic_files import read_items
     from ..experiments.recommending import add_items, open_recommender
+    from ..models.recommend.showing import Showing, found, rows
 
     model = open_recommender(run)
     if new is not None:
         add_items(model, *read_items(new))
-    who: Any = user if user is not None else [w.strip() for w in (history or "").split(",") if w]
-    found = _found(model, who, k, seen, session)
-    rows = _rows(model, who, found, why)
-    if as_json:
-        show_json({"run": str(run), "who": who, "items": rows})
+    if serve:
+        _serve(Showing(model), run, port)
         return
-    columns = ("item", "title", "score", "events", *(("why",) if why else ()))
-    show_table("", columns, [_line(row, why) for row in rows], right="item,score")
-
-
-def _found(model: Any, who: Any, k: int, seen: bool, session: bool) -> list[Any]:
-    """What the model recommends, with its warnings as lines."""
-    import warnings
-
-    write = getattr(model, "session", None)
-    if session and write is None:
-        fix = "Leave --session out, or ask a run of onerec."
-        raise ConfigError("--session", got=type(model).__name__, want="a generator", fix=fix)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        if session and write is not None:
-            found = write(who, exclude_seen=not seen)
-        else:
-            found = model.recommend(who, k, exclude_seen=not seen)
+    who: Any = user if user is not None else [w.strip() for w in (history or "").split(",") if w]
+    items, told = found(model, who, k, seen=seen, session=session)
     for line in told:
-        warn(str(line.message))
-    return found
-
-
-def _rows(model: Any, who: Any, found: list[Any], why: bool) -> list[dict[str, Any]]:
-    """Items with their titles, and what each field adds."""
-    explain = getattr(model, "explain", None)
-    if why and explain is None:
-        fix = "Leave --why out, or ask a run of m2trec."
-        raise ConfigError("--why", got=type(model).__name__, want="a model of fields", fix=fix)
-    taken = set(model.known.items.tolist())
-    return [
-        {
-            "item": one.item,
-            "title": title_of(model, one.item),
-            "score": one.score,
-            "new": model.known.item(one.item) not in taken,
-            "why": explain(who, one.item) if why and explain else {},
-        }
-        for one in found
-    ]
+        warn(line)
+    listed = rows(model, who, items, why)
+    if as_json:
+        show_json({"run": str(run), "who": who, "items": listed})
+        return
+    coded = any("code" in row for row in listed)
+    columns = ("item", "title", "score", "events", *(("why",) if why else ()))
+    columns += ("semantic id",) if coded else ()
+    show_table("", columns, [_line(row, why) for row in listed], right="item,score")
 
 
 def _line(row: Mapping[str, Any], why: bool) -> tuple[str, ...]:
     cells = (row["item"], row["title"], f"{row['score']:.3f}", "none" if row["new"] else "some")
     said = ", ".join(f"{name} {value:+.2f}" for name, value in list(row["why"].items())[:3])
-    return (*cells, said) if why else cells
+    code = ("-".join(map(str, row["code"])),) if "code" in row else ()
+    return (*cells, *((said,) if why else ()), *code)
 
 
-def title_of(model: Recommender, item: str) -> str:
-    """What an item is called, where a field says so."""
-    place = model.known.item(item)
-    for name, field in model.known.fields.items():
-        if any(word in name for word in TITLES) and field.kind != "float":
-            return " ".join(field.values[place])
-    return ""
+def answers(showing: Showing) -> dict[str, Any]:
+    """What the page of recommendations asks for."""
+
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        user, items, k = asked.get("user"), asked.get("items"), asked.get("k", 10)
+        listed = isinstance(items, list) and {type(one) for one in items} == {str}
+        if isinstance(user, str) == listed or not isinstance(k, int) or not 1 <= k <= 100:
+            fix = 'For example {"user": "42"}, or {"items": ["50", "181"], "k": 10}.'
+            raise DataError("question", got=sorted(asked), want="a user or items", fix=fix)
+        flags = {name: asked.get(name) is True for name in ("seen", "session", "new")}
+        return showing.shown(user if isinstance(user, str) else list(items or ()), k, **flags)
+
+    def find(asked: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(text := asked.get("text"), str):
+            fix = 'For example {"text": "toy story"}.'
+            raise DataError("question", got=sorted(asked), want="a text", fix=fix)
+        return showing.find(text)
+
+    return {"/recommend": answer, "/find": find, "/about": lambda _: showing.about()}
+
+
+def page_of(showing: Showing, run: Path) -> str:
+    """The page of recommendations of a run."""
+    from ..core.registry import method_key
+    from ..results.local_page import render
+
+    known = showing.model.known
+    lead = (
+        f"{method_key(showing.model.settings)} knows {len(known.item_ids):,} items and "
+        f"{len(known.user_ids):,} users, and ranks all items for each."
+    )
+    return render("recommend", heading=f"What comes next, by {run.resolve().name}", lead=lead)
+
+
+def _serve(showing: Showing, run: Path, port: int) -> None:
+    from ..results.local_page import serve_page
+
+    serve_page(page_of(showing, run), answers(showing), port, say, note)

@@ -238,11 +238,6 @@ def page_of(index: SparseIndex, folder: Path) -> str:
 
 
 def _serve(index: SparseIndex, folder: Path, port: int) -> None:
-    from ..results.local_page import LocalPage
+    from ..results.local_page import serve_page
 
-    with LocalPage(page_of(index, folder), answers(index), port=port) as page:
-        say(f"{page.url}  (Ctrl-C stops it)")
-        try:
-            page.run()
-        except KeyboardInterrupt:
-            note("Stopped.")
+    serve_page(page_of(index, folder), answers(index), port, say, note)

@@ -4,7 +4,8 @@
         print(page.url); page.run()                  # until Ctrl-C
 
 `render` puts KIND.html and KIND.js, which lie beside the style sheet, into the frame of all such
-pages. An answer takes the JSON object that the page sent and returns what JSON can hold.
+pages; local.js has what their scripts share. An answer takes the JSON object that the page sent and
+returns what JSON can hold.
 
 Only this machine is listened to. A question must name this server as its host and be JSON, which a
 page from elsewhere can neither send nor read; a policy lets the page run its one script alone.
@@ -33,7 +34,7 @@ Answer = Callable[[dict[str, Any]], Any]
 
 def render(kind: str, *, heading: str, eyebrow: str = "intarsia", lead: str = "") -> str:
     """The page of a kind: its parts in the frame.  heading, eyebrow, lead: plain text."""
-    script = read(f"{kind}.js")
+    script = read("local.js") + read(f"{kind}.js")
     parts = {
         "policy": f"default-src 'none'; style-src 'unsafe-inline'; connect-src 'self'; "
         f"img-src data:; script-src 'sha256-{script_hash(script)}'; base-uri 'none'; "
@@ -104,6 +105,22 @@ class running:
         self.page.stop()
         self.thread.join()
         self.page.server.server_close()
+
+
+def serve_page(
+    page: str,
+    answers: Mapping[str, Answer],
+    port: int,
+    say: Callable[[str], None],
+    note: Callable[[str], None],
+) -> None:
+    """Answer a page until Ctrl-C.  say: is told the address, note: the end."""
+    with LocalPage(page, answers, port=port) as served:
+        say(f"{served.url}  (Ctrl-C stops it)")
+        try:
+            served.run()
+        except KeyboardInterrupt:
+            note("Stopped.")
 
 
 class _Handler(BaseHTTPRequestHandler):

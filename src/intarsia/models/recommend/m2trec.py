@@ -221,20 +221,27 @@ class M2TRecModel(Recommender):
 
         Sorted, most first.  Raises: DataError for an item that is not known.
         """
+        return self.reasons(who, [item])[0]
+
+    def reasons(
+        self, who: str | int | Sequence[str], items: Sequence[str]
+    ) -> list[dict[str, float]]:
+        """`explain` of several items: the session is read once."""
         if not isinstance(self.items, FieldVectors):
             fix = "Ask a model of fields."
             raise ConfigError("explain", got="a model of ids", want="one of fields", fix=fix)
-        place = torch.tensor([self.known.item(item) + 1], device=self.chance.device)
+        own = [self.known.item(item) + 1 for item in items]
+        places = torch.tensor(own, dtype=torch.int64, device=self.chance.device)
         _, history = self.read(who)
         with evaluating(self), torch.no_grad():
-            x = padded([history], self.settings.longest).to(place.device)
+            x = padded([history], self.settings.longest).to(places.device)
             h = self.states(x, self.items())[0, -1]
-            score = float(self.items(place)[0] @ h)
-            found = {
-                coding.name: score - float(self.items(place, without=i)[0] @ h)
-                for i, coding in enumerate(self.items.coding)
-            }
-        return dict(sorted(found.items(), key=lambda one: -one[1]))
+            scores = self.items(places) @ h  # (items,)
+            names = [coding.name for coding in self.items.coding]
+            less = [self.items(places, without=i) @ h for i in range(len(names))]
+        adds = (scores - torch.stack(less)).T.tolist()  # (items, fields)
+        found = [dict(zip(names, row, strict=True)) for row in adds]
+        return [dict(sorted(one.items(), key=lambda pair: -pair[1])) for one in found]
 
 
 class Prefixes(Dataset[tuple[Tensor, int]]):

@@ -1,34 +1,18 @@
-"use strict";
 (() => {
-  const at = (id) => document.getElementById(id);
-  const made = (name, of, text) => {
-    const found = document.createElement(name);
-    if (of) found.className = of;
-    if (text !== undefined) found.textContent = text; // never as HTML: documents are anybody's
-    return found;
-  };
-  const WIDEST = 72; // px of the heaviest term's bar
+  const { at, made, tell, ask, bars } = page;
   let asked = 0;
 
-  const tell = (text, wrong) => {
-    at("told").textContent = text;
-    at("told").classList.toggle("wrong", Boolean(wrong));
-  };
-
-  const terms = (hit, most) => {
-    const list = made("ul", "terms");
-    list.setAttribute("aria-label", "What each word added to the score");
-    for (const term of hit.terms) {
-      const item = made("li", term.expanded ? "expanded" : "");
-      const bar = made("span", "bar");
-      bar.style.width = `${Math.max(2, (WIDEST * term.score) / most)}px`;
-      bar.setAttribute("aria-hidden", "true");
-      item.append(bar, made("span", "", term.token.replace("##", "…")), made("span", "", term.score.toFixed(2)));
-      if (term.expanded) item.append(made("span", "hidden", "(not a word of the text)"));
-      list.append(item);
-    }
-    return list;
-  };
+  const terms = (hit, most) =>
+    bars(
+      hit.terms.map((term) => ({
+        word: term.token.replace("##", "…"),
+        score: term.score,
+        other: term.expanded,
+        said: term.expanded ? "(not a word of the text)" : "",
+      })),
+      most,
+      "What each word added to the score",
+    );
 
   const shown = (found) => {
     const most = Math.max(...found.hits.flatMap((hit) => hit.terms.map((term) => term.score)), 1e-9);
@@ -63,20 +47,14 @@
     }
     at("go").disabled = true;
     try {
-      const answer = await fetch("/search", {
-        method: "POST",
-        headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ query, k: 10 }),
-      });
-      const found = await answer.json();
+      const found = await ask("/search", { query, k: 10 });
       if (mine !== asked) return;
-      if (found.error) throw new Error(`${found.error.what}: got ${found.error.got}, want ${found.error.want}. ${found.error.fix}`);
       shown(found);
     } catch (error) {
       if (mine !== asked) return;
       at("results").replaceChildren();
       at("key").hidden = true;
-      tell(error instanceof TypeError ? "No answer: is the command still running?" : error.message, true);
+      tell(error.message, true);
     } finally {
       if (mine === asked) at("go").disabled = false;
     }
