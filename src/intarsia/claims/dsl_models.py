@@ -12,14 +12,13 @@ from torch import nn
 
 from ..core import Claim, Result
 from ..core.claim import Report
-from ..data import packages
 from ..data.atomic_files import load_interactions
 from ..experiments.recommending import Parts, fit_recommender, parts_of
 from ..models.recommend.lightgcn import LightGcn
 from ..models.recommend.multvae import MultVae
-from ..results.store import Store, key_of
 from ..schedules import Dsl
 from .bdwp import lower
+from .kept import kept
 from .study import by_arm, judge, row_of
 
 DENSE, HALF, FIFTH, STATIC, NARROW = (
@@ -56,42 +55,33 @@ def split() -> Parts:
     return parts_of(load_interactions("ml-100k"), "ranking")
 
 
-class DslModelCells:
-    """Models of each arm and seed; validation picks the epoch; cells are kept."""
+def found_of(arm: tuple[str, str], seed: int) -> Ranked:
+    """A model of an arm and seed, scored on the test.  arm: model and one of SCHEDULES."""
+    inputs = {"arm": list(arm), "seed": seed, "epochs": EPOCHS[arm[0]], "version": 1}
+    return Ranked(*kept("dsl_models", inputs, lambda: list(ranked(arm, seed))))
 
-    def __init__(self) -> None:
-        self.cells = Store(packages.cache_dir() / "claims" / "dsl_models.jsonl")
 
-    def found(self, arm: tuple[str, str], seed: int) -> Ranked:
-        """arm: model and one of SCHEDULES."""
-        inputs = {"arm": list(arm), "seed": seed, "epochs": EPOCHS[arm[0]], "version": 1}
-        key = key_of(inputs)
-        if key not in self.cells:
-            self.cells.add(key, {**inputs, "found": list(self._run(arm, seed))})
-        return Ranked(*self.cells[key]["found"])
-
-    def _run(self, arm: tuple[str, str], seed: int) -> Ranked:
-        (name, how), parts = arm, split()
-        settings, schedule = MODELS[name][how == NARROW], SCHEDULES[how]
-        options: Any = {"epochs": EPOCHS[name], "evaluate_every": 5}
-        done = fit_recommender(
-            settings, parts[0], parts=parts, schedule=schedule, seed=seed, **options
-        )
-        tables = [m for m in done.model.modules() if isinstance(m, nn.Embedding)]
-        items = next(t for t in tables if t.num_embeddings == len(parts[0].item_ids) + 1)
-        rows = (items.weight != 0).sum(1)[1:]
-        even = bool((rows == rows[0]).all())
-        found: Any = None if even else spearmanr(rows.tolist(), parts[0].popularity().tolist())
-        return Ranked(
-            100 * done.measures[K],
-            100 * done.measures["R@20"],
-            int(torch.stack([(t.weight != 0).sum() for t in tables]).sum()),
-            0.0 if even else float(found.statistic),
-        )
+def ranked(arm: tuple[str, str], seed: int) -> Ranked:
+    """Train an arm; validation picks the epoch."""
+    (name, how), parts = arm, split()
+    settings, schedule = MODELS[name][how == NARROW], SCHEDULES[how]
+    options: Any = {"epochs": EPOCHS[name], "evaluate_every": 5}
+    done = fit_recommender(settings, parts[0], parts=parts, schedule=schedule, seed=seed, **options)
+    tables = [m for m in done.model.modules() if isinstance(m, nn.Embedding)]
+    items = next(t for t in tables if t.num_embeddings == len(parts[0].item_ids) + 1)
+    rows = (items.weight != 0).sum(1)[1:]
+    even = bool((rows == rows[0]).all())
+    found: Any = None if even else spearmanr(rows.tolist(), parts[0].popularity().tolist())
+    return Ranked(
+        100 * done.measures[K],
+        100 * done.measures["R@20"],
+        int(torch.stack([(t.weight != 0).sum() for t in tables]).sum()),
+        0.0 if even else float(found.statistic),
+    )
 
 
 def compared(seeds: tuple[int, ...], report: Report, *, model: str, of: Any, over: Any) -> Result:
-    found = by_arm({n: (model, n) for n in SCHEDULES}, seeds, DslModelCells().found, report)
+    found = by_arm({n: (model, n) for n in SCHEDULES}, seeds, found_of, report)
     columns = {
         "NDCG@20, %": ("ndcg", ".2f"),
         "recall@20, %": ("recall", ".2f"),

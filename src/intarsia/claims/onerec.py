@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..core import Claim, Result
 from ..core.claim import Report
-from ..data import packages
 from ..data.atomic_files import load_interactions
 from ..data.interactions import Interactions
 from ..fitting import fit, fit_in_phases
@@ -21,9 +20,9 @@ from ..models.recommend.onerec import OneRec, OneRecModel
 from ..models.recommend.semantic_ids import SemanticIds, item_vectors
 from ..models.recommend.session_encoder import padded
 from ..models.recommend.session_reward import SessionReward
-from ..results.store import Store, key_of
 from ..train.preference import PreferenceRounds
 from ..train.tasks import own_losses
+from .kept import kept
 from .study import by_seed, judge, result_of, row_of
 
 SETTINGS = OneRec()
@@ -109,38 +108,32 @@ def seen_by(
     )
 
 
-class OneRecCells:
-    """A model of each seed before and after its round; cells are kept."""
+def found_of(seed: int) -> dict[str, Aligned]:
+    """A model of a seed before and after its round."""
+    inputs = {"seed": seed, "epochs": EPOCHS, "settings": repr(SETTINGS), "version": 1}
+    rows = kept("onerec", inputs, lambda: [list(one) for one in aligned(seed)])
+    return {n: Aligned(*row) for n, row in zip((SUPERVISED, ROUND), rows, strict=True)}
 
-    def __init__(self) -> None:
-        self.cells = Store(packages.cache_dir() / "claims" / "onerec.jsonl")
 
-    def found(self, seed: int) -> dict[str, Aligned]:
-        inputs = {"seed": seed, "epochs": EPOCHS, "settings": repr(SETTINGS), "version": 1}
-        key = key_of(inputs)
-        if key not in self.cells:
-            self.cells.add(key, {**inputs, "found": [list(one) for one in self._run(seed)]})
-        rows = self.cells[key]["found"]
-        return {n: Aligned(*row) for n, row in zip((SUPERVISED, ROUND), rows, strict=True)}
-
-    def _run(self, seed: int) -> tuple[Aligned, Aligned]:
-        train, test = parts()
-        model = SETTINGS.build(train, seed=seed)
-        reward, judge_ = taste(train, False, seed), taste(train, True, seed)
-        samples = model.samples(train)
-        how: Any = OPTIONS | {"seed": seed, "task": model.task}
-        fit(model, samples, objective=own_losses, epochs=EPOCHS, lr=1e-3, **how)
-        asked = windows(model, test)
-        before = seen_by(model, reward, judge_, asked)
-        histories, _ = windows(model, train)
-        rounds = PreferenceRounds(reward.reward, histories, users=USERS, samples=SAMPLES)
-        fit_in_phases(model, rounds, samples, objective=rounds, epochs=STEPS, lr=1e-4, **how)
-        return before, seen_by(model, reward, judge_, asked)
+def aligned(seed: int) -> tuple[Aligned, Aligned]:
+    """A model before and after its round."""
+    train, test = parts()
+    model = SETTINGS.build(train, seed=seed)
+    reward, judge_ = taste(train, False, seed), taste(train, True, seed)
+    samples = model.samples(train)
+    how: Any = OPTIONS | {"seed": seed, "task": model.task}
+    fit(model, samples, objective=own_losses, epochs=EPOCHS, lr=1e-3, **how)
+    asked = windows(model, test)
+    before = seen_by(model, reward, judge_, asked)
+    histories, _ = windows(model, train)
+    rounds = PreferenceRounds(reward.reward, histories, users=USERS, samples=SAMPLES)
+    fit_in_phases(model, rounds, samples, objective=rounds, epochs=STEPS, lr=1e-4, **how)
+    return before, seen_by(model, reward, judge_, asked)
 
 
 def of_preference(seeds: tuple[int, ...], report: Report, *, of: str, over: Any = min) -> Result:
     """A figure after one round over the same before it, the least of the seeds."""
-    found = by_seed(seeds, OneRecCells().found, report)
+    found = by_seed(seeds, found_of, report)
     columns = {
         "judge": ("judge", ".3f"),
         "reward": ("reward", ".3f"),

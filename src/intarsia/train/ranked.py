@@ -62,7 +62,7 @@ def _library() -> Any:
     try:
         import ir_measures
     except ImportError as error:
-        raise MissingExtra("ir-measures", "search") from error
+        raise MissingExtra("ir-measures", "rec") from error
     return ir_measures
 
 

@@ -92,6 +92,7 @@ class Showing:
         known = model.known
         self.titles = [_title(model, place) for place in range(len(known.item_ids))]
         self.popular = known.popularity()
+        self._places = {name: i for i, name in enumerate(known.item_ids)}
         self._fields = {n: f for n, f in known.fields.items() if not _is_title(n, f)}
         self._joints = {
             n: " " if FieldCoding.of(n, f).how == TEXT else ", " for n, f in self._fields.items()
@@ -154,9 +155,7 @@ class Showing:
             count = len(self.titles) if new else k
             items, told = found(self.model, who, count, seen=seen, session=session)
             if new:
-                places = [self.model.known.item(one.item) for one in items]
-                both = zip(items, places, strict=True)
-                items = [one for one, place in both if not self.popular[place]][:k]
+                items = [one for one in items if not self.popular[self._places[one.item]]][:k]
             listed = rows(self.model, who, items, self._explains)
         seconds = time.perf_counter() - start
         taken = self._taken(who)
@@ -165,7 +164,7 @@ class Showing:
             "taken": taken[:SHOWN],
             "total": len(taken),
             "reads": getattr(settings, "longest", getattr(settings, "history", None)),
-            "items": [row | self._item(self.model.known.item(row["item"])) for row in listed],
+            "items": [row | self._item(self._places[row["item"]]) for row in listed],
             "told": told,
             "milliseconds": 1e3 * seconds,
         }
@@ -173,7 +172,7 @@ class Showing:
     def _taken(self, who: str | Sequence[str]) -> list[dict[str, Any]]:
         known = self.model.known
         if not isinstance(who, str):
-            places = {name: i for i, name in enumerate(known.item_ids)}
+            places = self._places
             return [self._item(places[one]) for one in reversed(who) if one in places]
         own = np.flatnonzero(known.users == known.user(who))[::-1]
         return [self._item(int(known.items[i])) | self._event(int(i)) for i in own.tolist()]
