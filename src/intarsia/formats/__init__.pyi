@@ -2,4 +2,5 @@ from .bitmask import Bitmask as Bitmask
 from .columns import Columns as Columns
 from .gaussian import Gaussian as Gaussian
 from .gqsa import GroupSparse as GroupSparse
+from .row_blocks import RowBlocks as RowBlocks
 from .ternary import Ternary as Ternary

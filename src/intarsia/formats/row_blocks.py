@@ -1,0 +1,81 @@
+"""Rows of a weight in blocks that share their columns, as kernels of sparse convolutions read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core import Format
+from ..core.checks import one_of
+from ..core.errors import ShapeError
+from ..kernels.chw.steps import BLOCKS
+from .rows import kept_of
+
+
+@dataclass(frozen=True)
+class RowBlocks(Format):
+    """Blocks of `rows` output rows keep the same input channels, each with its whole kernel: exact.
+
+    A weight is (out, in, k, k) or (out, in), a vector one row. A block keeps a channel where any of
+    its weights is kept; those that are not are stored as 0. The last block may have fewer rows, and
+    is filled up with 0. At a share d of kept (block, channel) pairs and b bytes a weight it takes
+    d (b + 4 / rows / k^2) bytes a weight, and 4 a block.
+    Stored: ptr (blocks + 1,) int32, where each block's channels begin; channels (kept,) int32;
+    values (kept, k^2, rows), the weights of one column together.
+
+    Raises: ConfigError for other blocks than 1, 2, 4 or 8 rows; ShapeError for a `keep` or stored
+    tensors that do not fit.
+    Source: Fast Sparse ConvNets (arXiv:1911.09723), XNNPACK's sparse convolutions; SparseByteNN
+    (arXiv:2310.19509). Not for dense weights, nor for zeros that are in no common columns.
+    """
+
+    rows: int = 1
+
+    def __post_init__(self) -> None:
+        one_of("rows", self.rows, BLOCKS)
+
+    def encode(
+        self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """keep: None = what is not 0."""
+        keep = kept_of(weight, keep)
+        whole = self._blocks(weight.detach().masked_fill(~keep, 0))
+        kept = self._blocks(keep).flatten(2).any(-1)  # (blocks, in)
+        ends = kept.sum(1).cumsum(0).to(torch.int32)
+        return {
+            "ptr": torch.cat([ends.new_zeros(1), ends]),
+            "channels": kept.nonzero()[:, 1].to(torch.int32),
+            "values": whole[kept],
+        }
+
+    def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        ptr, channels, values = (stored[name] for name in ("ptr", "channels", "values"))
+        whole = self._blocks(values.new_zeros(tuple(shape)))
+        counts, channels = ptr.long().diff(), channels.long()
+        fits = len(counts) == len(whole) and values.shape[1:] == whole.shape[2:]
+        fits = fits and len(values) == len(channels) == int(ptr[-1]) and not int(ptr[0])
+        fits = fits and bool((counts >= 0).all()) and bool((channels >= 0).all())
+        if not fits or bool((channels >= whole.shape[1]).any()):
+            got = f"{len(counts)} blocks, {len(channels)} channels, {tuple(values.shape)} values"
+            want, fix = f"what a weight of {tuple(shape)} becomes", "Decode with its own shape."
+            raise ShapeError("row blocks", got=got, want=want, fix=fix)
+        block = torch.arange(len(whole), device=values.device).repeat_interleave(counts)
+        whole[block, channels] = values
+        rows = whole.permute(0, 3, 1, 2).flatten(0, 1)  # (blocks * rows, in, k k)
+        return rows[: shape[0] if len(shape) > 1 else 1].reshape(tuple(shape))
+
+    def _blocks(self, weight: Tensor) -> Tensor:
+        """(out, in, ...) -> (blocks, in, k k, rows), with 0 behind the last row."""
+        matrix = weight if weight.dim() > 1 else weight.reshape(1, -1)
+        matrix = matrix.reshape(*matrix.shape[:2], matrix.shape[2:].numel())
+        padded = torch.nn.functional.pad(matrix, (0, 0, 0, 0, 0, -len(matrix) % self.rows))
+        return padded.unflatten(0, (len(padded) // self.rows, self.rows)).permute(0, 2, 3, 1)
+
+
+def filled(weight: Tensor, rows: int) -> float:
+    """The share of what `RowBlocks(rows)` stores of a weight that is not 0; 1 of an empty one."""
+    values = RowBlocks(rows).encode(weight)["values"]
+    return float((values != 0).float().mean()) if values.numel() else 1.0

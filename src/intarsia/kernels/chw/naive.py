@@ -1,0 +1,76 @@
+"""The definition of each step, in torch; its weights are made dense once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .steps import Step, checked_blocks, shapes_of
+
+ACT: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
+}
+
+
+class Program:
+    """Steps on maps (channels, height, width) and vectors (channels,)."""
+
+    def __init__(self, steps: Sequence[Step], inputs: Mapping[int, tuple[int, ...]]) -> None:
+        self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
+        self.inputs = tuple(inputs)
+        self.weights = [dense_of(s, self.shapes[s.src][0]) for s in self.steps]
+
+    def __call__(self, given: Sequence[Tensor], wanted: Sequence[int]) -> list[Tensor]:
+        """given: the inputs in order, of float32; wanted: which values come back."""
+        values = dict(zip(self.inputs, given, strict=True))
+        for step, weight in zip(self.steps, self.weights, strict=True):
+            other = None if step.other is None else values[step.other]
+            values[step.dst] = run(step, values[step.src], other, weight)
+        return [values[number] for number in wanted]
+
+
+def dense_of(step: Step, inputs: int) -> Tensor:
+    """The weight of a step, (out, in, k, k), (out, 1, k, k) or (out, in); empty without one."""
+    if "weight" in step.weights:
+        weight = step.weights["weight"]
+        return weight[:, None] if step.kind == "depthwise" else weight
+    if "values" not in step.weights:
+        return torch.empty(0)
+    checked_blocks(step, inputs)
+    ptr, channels, values = (step.weights[name] for name in ("ptr", "channels", "values"))
+    k, blocks = step.window.size, len(ptr) - 1
+    weight = values.new_zeros(blocks, inputs, k * k, step.rows)
+    block = torch.arange(blocks).repeat_interleave(ptr.long().diff())
+    weight[block, channels.long()] = values.view(-1, k * k, step.rows)
+    rows = weight.permute(0, 3, 1, 2).flatten(0, 1)[: step.outputs]  # (out, in, k k)
+    return rows.reshape(step.outputs, inputs, k, k)
+
+
+def run(step: Step, x: Tensor, other: Tensor | None, weight: Tensor) -> Tensor:
+    """What one step makes of its inputs."""
+    first, second = (ACT[name] for name in step.acts)
+    bias = step.weights.get("bias")
+    if step.kind == "spmm":
+        y = first(torch.einsum("oi,ihw->ohw", weight.flatten(1), x) + bias[:, None, None])  # pyright: ignore
+        return y if other is None else second(y + other)
+    if step.kind in ("conv", "depthwise"):
+        window = step.window.at(*x.shape[1:])
+        padded = F.pad(x[None], (window.left, window.right, window.top, window.bottom))
+        groups = len(x) if step.kind == "depthwise" else 1
+        return first(F.conv2d(padded, weight, bias, window.stride, groups=groups)[0])
+    if step.kind == "linear":
+        return first(weight @ x + bias)
+    if step.kind == "pool":
+        return first(x.mean((1, 2)))
+    if step.kind == "add":
+        return first(x + other)
+    return first(x * other[:, None, None]) if other is not None else first(x)

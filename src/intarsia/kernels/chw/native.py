@@ -1,0 +1,208 @@
+"""A program as a table for native/chw.c: one call carries out all steps up to a dense product."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import ShapeError
+from .. import native
+from .steps import ACTS, Shape, Step, checked_blocks, shapes_of
+
+KINDS = ("spmm", "depthwise", "conv", "linear", "add", "scale", "pool", "act", "bias")  # of chw.c
+FIELDS = (
+    "kind act act2 src dst other ptr off val bias "
+    "ci co h w ho wo pitch_in pitch_out k stride top left rows scratch"
+).split()
+LINE, SLACK, SIDE = 16, 64, 11  # floats of a padded row, and behind a map; the largest kernel
+I64, POINTER = ctypes.c_int64, ctypes.c_void_p
+
+
+def available() -> bool:
+    """Whether the kernels are there; compiles them at first use."""
+    return native.load() is not None
+
+
+class Program:
+    """Steps on maps and vectors in one piece of memory, carried out by the kernels.
+
+    The values of `naive.Program` to rounding, the same bits for any number of threads. A dense 1x1
+    step is torch's product. Of one size of input; needs `available()`.
+    Raises: ShapeError for weights that do not fit together, or a map of more than 2 GiB.
+    """
+
+    def __init__(self, steps: Sequence[Step], inputs: Mapping[int, Shape], keep: Sequence[int]) -> None:
+        self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
+        self.inputs, self.keep, self.threads = tuple(inputs), tuple(keep), torch.get_num_threads()
+        run = native.function("intarsia_chw_run", POINTER, I64, I64, I64)
+        scratch = native.function("intarsia_chw_scratch", I64, I64, I64, I64, I64)
+        assert run is not None and scratch is not None  # the caller has looked
+        self._run: Callable[..., int] = run
+        self.offsets, floats = _laid_out(self.steps, self.shapes, self.inputs, self.keep)
+        sizes = [self._scratch(step, scratch) for step in self.steps]
+        self.memory = torch.zeros(floats + max(sizes, default=0))
+        self.end = floats
+        self._held: list[Tensor] = []  # what the table points to
+        self.rows: list[list[int]] = []
+        self.work: list[tuple[Any, ...]] = []  # (first, last) of the table, or a product's tensors
+        for step in self.steps:
+            self._add(step)
+        self.table = torch.tensor(self.rows, dtype=torch.int64).view(-1, len(FIELDS))
+        self.direct = self._direct()
+        self.views = {n: self._view(n) for n in {*self.inputs, *self.keep}}
+
+    def __call__(self, given: Sequence[Tensor], wanted: Sequence[int]) -> list[Tensor]:
+        """given: the inputs in order, float32 and of the shapes; wanted: some of `keep`."""
+        for number, x in zip(self.inputs, given, strict=True):
+            if number in self.direct and x.is_contiguous():
+                for row in self.direct[number]:
+                    self.table[row, 3] = x.data_ptr()
+            else:
+                for row in self.direct.get(number, ()):
+                    self.table[row, 3] = self._address(number)
+                self.views[number].copy_(x)
+        table = self.table.data_ptr()
+        for job in self.work:
+            if len(job) == 2:
+                self._run(table, *job, self.threads)
+            else:
+                torch.mm(job[0], job[1], out=job[2])
+        return [self.views[number].clone() for number in wanted]
+
+    def _address(self, number: int) -> int:
+        return self.memory.data_ptr() + 4 * self.offsets[number]
+
+    def _view(self, number: int, padded: bool = False) -> Tensor:
+        """A value in memory: (channels, height, width), (channels,), or a map with its padding."""
+        shape = self.shapes[number]
+        flat, pitch = self.memory[self.offsets[number] :], pitch_of(shape)
+        rows = flat[: shape[0] * pitch].view(shape[0], pitch)
+        if padded or len(shape) == 1:
+            return rows if padded else rows[:, 0]
+        return rows.as_strided(shape, (pitch, shape[2], 1), rows.storage_offset())
+
+    def _scratch(self, step: Step, floats: Callable[..., int]) -> int:
+        if step.kind not in ("conv", "depthwise"):
+            return 0
+        if step.window.size > SIDE:
+            fix = "Leave this layer out."
+            raise ShapeError("kernel", got=step.window.size, want=f"at most {SIDE}", fix=fix)
+        planes = self.shapes[step.src][0] if step.kind == "conv" else self.threads
+        high, wide = self.shapes[step.dst][1:]
+        return floats(high, wide, step.window.size, step.window.stride, planes)
+
+    def _add(self, step: Step) -> None:
+        """The rows of a step in the table, and its part of the work."""
+        if step.kind == "spmm" and step.dense:
+            weight = _floats(step.weights["weight"])
+            product = (weight, self._view(step.src, True), self._view(step.dst, True))
+            self.work.append(product)
+            self._row(step, kind="bias", src=self._address(step.dst))
+        else:
+            self._row(step, kind=step.kind)
+
+    def _row(self, step: Step, kind: str, src: int = 0) -> None:
+        source, result = self.shapes[step.src], self.shapes[step.dst]
+        window = step.window.at(*source[1:]) if len(source) == 3 else step.window
+        row = dict.fromkeys(FIELDS, 0)
+        row |= {"kind": KINDS.index(kind), "src": src or self._address(step.src)}
+        row |= {"dst": self._address(step.dst), "rows": step.rows}
+        row |= dict(zip(("act", "act2"), map(ACTS.index, step.acts), strict=True))
+        row |= {"ci": source[0], "co": result[0], "k": window.size, "stride": window.stride}
+        row |= {"top": window.top, "left": window.left}
+        row |= {"pitch_in": pitch_of(source), "pitch_out": pitch_of(result)}
+        if len(source) == 3:
+            row |= {"h": source[1], "w": source[2]}
+        if len(result) == 3:
+            row |= {"ho": result[1], "wo": result[2]}
+        if step.other is not None:
+            row["other"] = self._address(step.other)
+        if kind in ("conv", "depthwise"):
+            row["scratch"] = self.memory.data_ptr() + 4 * self.end
+        row |= {name: self._hold(t) for name, t in _tensors(step, source).items()}
+        self.rows.append([int(row[name]) for name in FIELDS])
+        first = len(self.rows) - 1
+        if self.work and len(self.work[-1]) == 2:
+            first = self.work.pop()[0]
+        self.work.append((first, len(self.rows)))
+
+    def _hold(self, tensor: Tensor) -> int:
+        self._held.append(tensor)
+        return tensor.data_ptr()
+
+    def _direct(self) -> dict[int, list[int]]:
+        """Inputs that only k x k steps read, whose rows need no padding: rows of the table."""
+        found: dict[int, list[int]] = {}
+        for number in self.inputs:
+            readers = [s for s in self.steps if number in (s.src, s.other)]
+            fits = all(s.kind in ("conv", "depthwise") and s.src == number for s in readers)
+            shape = self.shapes[number]
+            if fits and number not in self.keep and pitch_of(shape) == shape[-1] * shape[-2]:
+                at = self._address(number)
+                found[number] = [i for i, row in enumerate(self.rows) if row[3] == at]
+        return found
+
+
+def pitch_of(shape: Shape) -> int:
+    """Floats from a channel of a value to the next: pixels, up to whole lines; 1 in a vector."""
+    return 1 if len(shape) == 1 else -(-shape[1] * shape[2] // LINE) * LINE
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.float32).contiguous()
+
+
+def _tensors(step: Step, source: Shape) -> dict[str, Tensor]:
+    """What a step's row points to, checked, since pointers are trusted behind it."""
+    made: dict[str, Tensor] = {}
+    weights = step.weights
+    if "bias" in weights:  # as long as whole blocks are
+        made["bias"] = torch.nn.functional.pad(_floats(weights["bias"]), (0, -step.outputs % 8))
+    if "values" in weights:
+        checked_blocks(step, source[0])
+        gap = 1 if step.kind == "conv" else 4 * pitch_of(source)
+        if source[0] * 4 * pitch_of(source) >= 2**31:
+            fix = "Use smaller pictures."
+            raise ShapeError("map", got=f"{source}", want="less than 2 GiB", fix=fix)
+        made["ptr"] = weights["ptr"].to(torch.int32).contiguous()
+        made["off"] = (weights["channels"].to(torch.int64) * gap).to(torch.int32)
+        made["val"] = _floats(weights["values"])
+    elif step.kind in ("depthwise", "linear"):
+        made["val"] = _floats(weights["weight"])
+    return made
+
+
+def _laid_out(
+    steps: Sequence[Step], shapes: Mapping[int, Shape], inputs: Sequence[int], keep: Sequence[int]
+) -> tuple[dict[int, int], int]:
+    """Where each value begins, in floats: memory is used again when nobody reads a value any more."""
+    last = {n: len(steps) for n in keep}
+    for i, step in enumerate(steps):
+        for number in (step.src, step.dst, step.other):
+            if number is not None and number not in keep:
+                last[number] = i
+    size = {n: -(-(s[0] * pitch_of(s) + SLACK) // LINE) * LINE for n, s in shapes.items()}
+    offsets: dict[int, int] = {}
+    end = 0
+
+    def place(number: int, now: int) -> None:
+        nonlocal end
+        taken = sorted((offsets[n], size[n]) for n in offsets if last.get(n, -1) >= now)
+        at = 0
+        for start, length in taken:  # the first gap that is large enough
+            if start - at >= size[number]:
+                break
+            at = max(at, start + length)
+        offsets[number] = at
+        end = max(end, at + size[number])
+
+    for number in inputs:
+        place(number, 0)
+    for i, step in enumerate(steps):
+        if step.dst not in offsets:
+            place(step.dst, i)
+    return offsets, end

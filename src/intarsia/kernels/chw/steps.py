@@ -1,0 +1,140 @@
+"""What a program on maps consists of, and the shapes that it makes; nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ...core.errors import ShapeError
+
+ACTS = ("none", "relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid")
+KINDS = ("spmm", "depthwise", "conv", "linear", "add", "scale", "pool", "act")
+BLOCKS = (1, 2, 4, 8)  # rows of a weight that may share their columns
+Shape = tuple[int, ...]  # a map (channels, height, width), or a vector (channels,)
+
+
+class Window(NamedTuple):
+    """Of a convolution: the kernel's side, its stride, and rows and columns of zeros around.
+
+    same: the zeros are TensorFlow's, by the size of the picture: ceil(side / stride) outputs.
+    """
+
+    size: int = 1
+    stride: int = 1
+    top: int = 0
+    left: int = 0
+    bottom: int = 0
+    right: int = 0
+    same: bool = False
+
+    def at(self, height: int, width: int) -> Window:
+        """The window on a picture, with its zeros counted."""
+        if not self.same:
+            return self
+        zeros = [
+            max(0, (-(-side // self.stride) - 1) * self.stride + self.size - side)
+            for side in (height, width)
+        ]
+        (top, left), (bottom, right) = ([z // 2 for z in zeros], [z - z // 2 for z in zeros])
+        return Window(self.size, self.stride, top, left, bottom, right)
+
+    def outputs(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the result."""
+        own = self.at(height, width)
+        high = (height + own.top + own.bottom - own.size) // own.stride + 1
+        return high, (width + own.left + own.right - own.size) // own.stride + 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a program: values are numbered, and each is written once.
+
+    kind: "spmm", a 1x1 convolution with zeros; "conv", k x k by row blocks; "depthwise"; "linear",
+      of vectors; "add" src + other; "scale", src times the vector other; "pool", the mean of each
+      channel; "act".
+    acts: (a, b) for b(a(y) + other) of "spmm", a(y) of all others.
+    weights: "bias" (out,), and "weight" (out, k, k) of a depthwise and (out, in) of a linear step
+      or a dense 1x1 one; "ptr", "channels", "values" of `RowBlocks` for "spmm" and "conv".
+    rows: of a block.
+    """
+
+    kind: str
+    src: int
+    dst: int
+    other: int | None = None
+    acts: tuple[str, str] = ("none", "none")
+    weights: Mapping[str, Tensor] = field(default_factory=lambda: dict[str, Tensor]())
+    window: Window = Window()
+    rows: int = 1
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the result; 0 = those of src."""
+        return len(self.weights["bias"]) if "bias" in self.weights else 0
+
+    @property
+    def dense(self) -> bool:
+        """Whether its weight is stored whole."""
+        return "weight" in self.weights
+
+
+def shapes_of(steps: Sequence[Step], inputs: Mapping[int, Shape]) -> dict[int, Shape]:
+    """The shape of every value, from those of the inputs.
+
+    Raises: ShapeError where a step cannot read what it is given.
+    """
+    shapes = dict(inputs)
+    for number, step in enumerate(steps):
+        source = shapes[step.src]
+        ins = _inputs(step)
+        if (ins and ins != source[0]) or (len(source) == 1) != (step.kind == "linear"):
+            _refuse(number, step, source)
+        if step.kind in ("linear", "pool"):
+            shapes[step.dst] = (step.outputs or source[0],)
+        elif step.kind in ("conv", "depthwise"):
+            high, wide = step.window.outputs(*source[1:])
+            if high < 1 or wide < 1:
+                _refuse(number, step, source)
+            shapes[step.dst] = (step.outputs, high, wide)
+        else:
+            shapes[step.dst] = (step.outputs or source[0], *source[1:])
+        if step.other is not None:
+            own = shapes[step.dst]
+            want = own[:1] if step.kind == "scale" else own
+            if shapes[step.other] != want:
+                _refuse(number, step, shapes[step.other], want)
+    return shapes
+
+
+def _inputs(step: Step) -> int:
+    """Channels that a step must be given; 0 = any, or as its blocks say."""
+    if step.kind == "depthwise":
+        return len(step.weights["weight"])
+    return step.weights["weight"].shape[1] if step.dense else 0
+
+
+def _refuse(number: int, step: Step, got: Shape, want: Shape | None = None) -> None:
+    words = "what its weights read" if want is None else str(want)
+    fix = "Give the net inputs of the size and channels that it was compressed for."
+    raise ShapeError(f"input of step {number}, {step.kind!r}", got=got, want=words, fix=fix)
+
+
+def checked_blocks(step: Step, inputs: int) -> None:
+    """Raises: ShapeError for row blocks that do not fit together, as a damaged file's do not."""
+    ptr, channels, values = (step.weights[name] for name in ("ptr", "channels", "values"))
+    blocks, taps = -(-step.outputs // step.rows), step.window.size**2
+    counts = ptr.long().diff()
+    fits = (
+        len(ptr) == blocks + 1
+        and not int(ptr[0])
+        and bool((counts >= 0).all())
+        and int(ptr[-1]) == len(channels)
+        and values.numel() == len(channels) * taps * step.rows
+    )
+    if not fits or (len(channels) and not 0 <= int(channels.min()) <= int(channels.max()) < inputs):
+        got = f"{len(ptr) - 1} blocks, {len(channels)} channels, {values.numel()} values"
+        want = f"{blocks} blocks of {step.rows} rows on {inputs} channels"
+        raise ShapeError("row blocks", got=got, want=want, fix="Copy the file again.")

@@ -1,0 +1,449 @@
+/* Convolutional nets at batch 1, channels first: sparse 1x1 convolutions and what stands between.
+ *
+ * A map is (channels, pitch) float32: each channel's pixels row by row, padded to a multiple of 16
+ * floats. A program is a table of steps; intarsia_chw_run carries out some of them, so that a net of
+ * a hundred layers pays for one call. GCC's vector types: any instruction set, WebAssembly too. The
+ * table is made and checked by programs.py: pointers and offsets in it are trusted.
+ * Source: Fast Sparse ConvNets (arXiv:1911.09723); row blocks of SparseByteNN (arXiv:2310.19509). */
+#include "common.h"
+
+#if defined(__AVX512F__)
+#define V 16
+#elif defined(__AVX__)
+#define V 8
+#else
+#define V 4
+#endif
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+typedef float vf __attribute__((vector_size(V * 4), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(V * 4), aligned(4), may_alias));
+
+struct step { /* a row of the table; pointers as numbers, so that 32-bit machines read it too */
+    int64_t kind, act, act2, src, dst, other, ptr, off, val, bias;
+    int64_t ci, co, h, w, ho, wo, pitch_in, pitch_out, k, stride, top, left, rows, scratch;
+};
+enum kind { SPMM, DEPTHWISE, CONV, LINEAR, ADD, SCALE, POOL, ACT, BIAS };
+enum act { NONE, RELU, RELU6, HARDSWISH, SILU, SIGMOID, HARDSIGMOID };
+
+ALWAYS vf load(const float *p) { return *(const vf *)p; }
+ALWAYS void store(float *p, vf x) { *(vf *)p = x; }
+ALWAYS vf splat(float x) { return (vf){} + x; }
+ALWAYS vf pick(vi where, vf a, vf b) { return (vf)((where & (vi)a) | (~where & (vi)b)); }
+ALWAYS vf limited(vf x, vf low, vf high) { /* NaN stays */
+    x = pick(x < low, low, x);
+    return pick(x > high, high, x);
+}
+ALWAYS float lowest(int64_t act) { return act == RELU || act == RELU6 ? 0 : -INFINITY; }
+ALWAYS float highest(int64_t act) { return act == RELU6 ? 6 : INFINITY; }
+
+ALWAYS vf exponential(vf x) { /* to 3e-7 of it */
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    x = limited(x, splat(-87), splat(88));
+    const vf t = x * 1.44269504f + magic;
+    const vi n = (vi)t - (vi)splat(magic);
+    const vf whole = t - magic, r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return (vf)((vi)p + (n << 23));
+}
+
+static vf activated(vf x, int64_t act) {
+    const vf third = limited(x + 3.0f, splat(0), splat(6)) * (1.0f / 6.0f);
+    switch (act) {
+    case HARDSWISH: return x * third;
+    case HARDSIGMOID: return third;
+    case SILU: return x / (exponential(-x) + 1.0f);
+    case SIGMOID: return 1.0f / (exponential(-x) + 1.0f);
+    default: return limited(x, splat(lowest(act)), splat(highest(act)));
+    }
+}
+
+/* y = act2(act(y) + other) for so many vectors */
+static void finish(float *y, const float *other, int64_t vectors, int64_t act, int64_t act2) {
+    for (int64_t i = 0; i < vectors; i++, y += V) {
+        vf x = activated(load(y), act);
+        if (other) x = activated(x + load(other + i * V), act2);
+        store(y, x);
+    }
+}
+
+/* ------------------------------------------------------------- 1x1 convolutions: sparse x dense */
+#define R 1
+#define T 1
+#include "chw_tile.h"
+#define R 1
+#define T 2
+#include "chw_tile.h"
+#define R 1
+#define T 3
+#include "chw_tile.h"
+#define R 1
+#define T 4
+#include "chw_tile.h"
+#define R 1
+#define T 5
+#include "chw_tile.h"
+#define R 1
+#define T 6
+#include "chw_tile.h"
+#define R 1
+#define T 7
+#include "chw_tile.h"
+#define R 1
+#define T 8
+#include "chw_tile.h"
+#define R 2
+#define T 1
+#include "chw_tile.h"
+#define R 2
+#define T 2
+#include "chw_tile.h"
+#define R 2
+#define T 3
+#include "chw_tile.h"
+#define R 2
+#define T 4
+#include "chw_tile.h"
+#define R 4
+#define T 1
+#include "chw_tile.h"
+#define R 4
+#define T 2
+#include "chw_tile.h"
+#define R 8
+#define T 1
+#include "chw_tile.h"
+#define R 4
+#define T 3
+#include "chw_tile.h"
+#if V == 16 /* 32 registers */
+#define R 2
+#define T 5
+#include "chw_tile.h"
+#define R 2
+#define T 6
+#include "chw_tile.h"
+#define R 2
+#define T 7
+#include "chw_tile.h"
+#define R 2
+#define T 8
+#include "chw_tile.h"
+#define R 4
+#define T 4
+#include "chw_tile.h"
+#define R 4
+#define T 5
+#include "chw_tile.h"
+#define R 4
+#define T 6
+#include "chw_tile.h"
+#define R 8
+#define T 2
+#include "chw_tile.h"
+#define R 8
+#define T 3
+#include "chw_tile.h"
+#endif
+
+typedef void (*tile)(const struct step *, int64_t, int64_t, int64_t);
+static const tile one[] = {spmm_1_1, spmm_1_2, spmm_1_3, spmm_1_4,
+                           spmm_1_5, spmm_1_6, spmm_1_7, spmm_1_8};
+#if V == 16
+static const tile two[] = {spmm_2_1, spmm_2_2, spmm_2_3, spmm_2_4,
+                           spmm_2_5, spmm_2_6, spmm_2_7, spmm_2_8};
+static const tile four[] = {spmm_4_1, spmm_4_2, spmm_4_3, spmm_4_4, spmm_4_5, spmm_4_6};
+static const tile eight[] = {spmm_8_1, spmm_8_2, spmm_8_3};
+#else
+static const tile two[] = {spmm_2_1, spmm_2_2, spmm_2_3, spmm_2_4};
+static const tile four[] = {spmm_4_1, spmm_4_2, spmm_4_3};
+static const tile eight[] = {spmm_8_1};
+#endif
+enum { FOURS = V == 16 ? 6 : V == 8 ? 2 : 3 }; /* 4 x 3 sums do not fit into the 16 registers of AVX2 */
+
+/* ------------------------------------------------------ work, cut so that threads do not change it */
+struct job {
+    const struct step *s;
+    int64_t parts, chunks, vectors, tiles;
+    const int64_t *taps;
+};
+
+static void spmm_part(void *context, int64_t part) {
+    const struct job *j = context;
+    const struct step *s = j->s;
+    const tile *of = s->rows == 1 ? one : s->rows == 2 ? two : s->rows == 4 ? four : eight;
+    const int64_t i = part / j->chunks, chunk = part % j->chunks;
+    const int64_t blocks = (s->co + s->rows - 1) / s->rows;
+    const int64_t least = j->vectors / j->tiles, more = j->vectors % j->tiles;
+    const int64_t first = i * least + (i < more ? i : more); /* tiles of one size, or one less */
+    of[least + (i < more) - 1](s, first * V, blocks * chunk / j->chunks,
+                               blocks * (chunk + 1) / j->chunks);
+}
+
+static void spmm(const struct step *s, int threads) {
+    const int64_t most = s->rows == 1   ? 8
+                         : s->rows == 2 ? (int64_t)(sizeof(two) / sizeof(*two))
+                         : s->rows == 4 ? FOURS
+                                        : (int64_t)(sizeof(eight) / sizeof(*eight));
+    struct job j = {.s = s, .vectors = s->pitch_out / V};
+    j.tiles = (j.vectors + most - 1) / most;
+    j.chunks = threads > 1 && j.tiles < 4 * threads ? threads : 1;
+    intarsia_parallel(spmm_part, &j, j.tiles * j.chunks, threads);
+}
+
+/* ------------------------------------------------------------------ k x k: on planes with margins */
+/* A plane has (ho - 1) stride + k rows. Each row is split by column modulo stride into parts of
+ * `part` floats, so that a tap reads neighbours at any stride. */
+struct plane { int64_t high, part, size, gap; };
+enum { SLACK = 128, MOST_TAPS = 121 }; /* vectors may read beyond the last row of a plane */
+
+static struct plane plane_of(const struct step *s) {
+    const int64_t wide = (s->wo - 1) * s->stride + s->k;
+    struct plane p = {.high = (s->ho - 1) * s->stride + s->k};
+    p.part = (wide + s->stride - 1) / s->stride;
+    p.gap = s->stride * s->stride * p.part; /* from an output row to the next */
+    p.size = p.high * s->stride * p.part;
+    return p;
+}
+
+/* Floats of scratch that a k x k step needs for so many planes at once. */
+INTARSIA_API int64_t intarsia_chw_scratch(int64_t ho, int64_t wo, int64_t k, int64_t stride,
+                                          int64_t planes) {
+    const struct step s = {.ho = ho, .wo = wo, .k = k, .stride = stride};
+    return planes * (plane_of(&s).size + SLACK);
+}
+
+static void spread(const struct step *s, const struct plane *p, const float *src, float *plane) {
+    for (int64_t row = 0; row < s->h && row + s->top < p->high; row++) {
+        const float *in = src + row * s->w;
+        float *line = plane + (row + s->top) * s->stride * p->part;
+        for (int64_t phase = 0; phase < s->stride; phase++) {
+            const int64_t first = ((phase - s->left) % s->stride + s->stride) % s->stride;
+            const int64_t start = (first + s->left) / s->stride;
+            float *to = line + phase * p->part + start;
+            int64_t n = (s->w - first + s->stride - 1) / s->stride;
+            if (n > p->part - start) n = p->part - start;
+            if (s->stride == 1)
+                for (int64_t i = 0; i < n; i++) to[i] = in[first + i];
+            else if (s->stride == 2)
+                for (int64_t i = 0; i < n; i++) to[i] = in[first + 2 * i];
+            else
+                for (int64_t i = 0; i < n; i++) to[i] = in[first + s->stride * i];
+        }
+    }
+}
+
+static void taps_of(const struct step *s, const struct plane *p, int64_t *taps) {
+    for (int64_t y = 0; y < s->k; y++)
+        for (int64_t x = 0; x < s->k; x++)
+            taps[y * s->k + x] = (y * s->stride + x % s->stride) * p->part + x / s->stride;
+}
+
+/* Vectors are stored whole; what goes beyond a row is written again by the next one, since rows come
+ * in order and the vectors of a row from right to left. room: floats left in the channel. */
+ALWAYS void put(float *to, vf y, int64_t room) {
+    if (room < V) memcpy(to, &y, 4 * room);
+    else store(to, y);
+}
+
+/* What limits cannot do, on a channel's pixels; its padding may change. */
+static void finish_channel(const struct step *s, int64_t c) {
+    float *y = (float *)(intptr_t)s->dst + c * s->pitch_out;
+    if (s->act > RELU6) finish(y, 0, s->pitch_out / V, s->act, NONE);
+}
+
+enum { DEPTH = 4 }; /* output rows at once: sums that do not wait for each other */
+ALWAYS void depthwise_rows(const struct step *s, const struct plane *p, const float *plane,
+                           const int64_t *taps, int64_t c, int64_t y, const int rows, const int k2) {
+    const float *w = (const float *)(intptr_t)s->val + c * k2;
+    const float bias = ((const float *)(intptr_t)s->bias)[c];
+    float *dst = (float *)(intptr_t)s->dst + c * s->pitch_out;
+    const vf low = splat(lowest(s->act)), high = splat(highest(s->act));
+    for (int64_t i = (s->wo - 1) / V; i >= 0; i--) {
+        const float *in = plane + y * p->gap + i * V;
+        vf sum[DEPTH];
+        UNROLL for (int r = 0; r < rows; r++) sum[r] = splat(bias);
+        for (int t = 0; t < k2; t++) {
+            const vf one = splat(w[t]);
+            const float *x = in + taps[t];
+            UNROLL for (int r = 0; r < rows; r++) sum[r] += load(x + r * p->gap) * one;
+        }
+        UNROLL for (int r = 0; r < rows; r++) {
+            const int64_t at = (y + r) * s->wo + i * V;
+            put(dst + at, limited(sum[r], low, high), s->ho * s->wo - at);
+        }
+    }
+}
+
+static void depthwise_part(void *context, int64_t part) {
+    const struct job *j = context;
+    const struct step *s = j->s;
+    const struct plane p = plane_of(s);
+    float *plane = (float *)(intptr_t)s->scratch + part * (p.size + SLACK);
+    const int k2 = (int)(s->k * s->k);
+    memset(plane, 0, 4 * (p.size + SLACK));
+    for (int64_t c = s->co * part / j->parts; c < s->co * (part + 1) / j->parts; c++) {
+        spread(s, &p, (const float *)(intptr_t)s->src + c * s->pitch_in, plane);
+        int64_t y = 0;
+        if (k2 == 9)
+            for (; y + DEPTH <= s->ho; y += DEPTH) depthwise_rows(s, &p, plane, j->taps, c, y, DEPTH, 9);
+        else if (k2 == 25)
+            for (; y + DEPTH <= s->ho; y += DEPTH) depthwise_rows(s, &p, plane, j->taps, c, y, DEPTH, 25);
+        for (; y < s->ho; y++) depthwise_rows(s, &p, plane, j->taps, c, y, 1, k2);
+        finish_channel(s, c);
+    }
+}
+
+/* A block of `rows` outputs keeps whole kernels of some inputs: ptr, off (input channels), val
+ * (kept, taps, rows). A stem keeps all. */
+ALWAYS void conv_block(const struct step *s, const struct plane *p, const int64_t *taps, int64_t b,
+                       const int rows) {
+    const int32_t *ptr = (const int32_t *)(intptr_t)s->ptr, *off = (const int32_t *)(intptr_t)s->off;
+    const float *bias = (const float *)(intptr_t)s->bias + b * rows;
+    const int k2 = (int)(s->k * s->k);
+    const vf low = splat(lowest(s->act)), high = splat(highest(s->act));
+    for (int64_t y = 0; y < s->ho; y++)
+        for (int64_t i = (s->wo - 1) / V; i >= 0; i -= 2) { /* the vectors i and i - 1 */
+            const int64_t before = i ? i - 1 : 0, at = y * s->wo + i * V;
+            const float *w = (const float *)(intptr_t)s->val + (int64_t)ptr[b] * k2 * rows;
+            vf sum[8], more[8];
+            UNROLL for (int r = 0; r < rows; r++) sum[r] = more[r] = splat(bias[r]);
+            for (int32_t k = ptr[b]; k < ptr[b + 1]; k++) {
+                const float *in =
+                    (const float *)(intptr_t)s->scratch + off[k] * (p->size + SLACK) + y * p->gap;
+                for (int t = 0; t < k2; t++, w += rows) {
+                    const vf x = load(in + taps[t] + i * V), z = load(in + taps[t] + before * V);
+                    UNROLL for (int r = 0; r < rows; r++) {
+                        sum[r] += x * w[r];
+                        more[r] += z * w[r];
+                    }
+                }
+            }
+            UNROLL for (int r = 0; r < rows; r++) {
+                if (b * rows + r >= s->co) continue;
+                float *dst = (float *)(intptr_t)s->dst + (b * rows + r) * s->pitch_out;
+                put(dst + at, limited(sum[r], low, high), s->ho * s->wo - at);
+                if (i) store(dst + at - V, limited(more[r], low, high));
+            }
+        }
+    for (int64_t c = b * rows; c < (b + 1) * rows && c < s->co; c++) finish_channel(s, c);
+}
+
+static void conv_part(void *context, int64_t b) {
+    const struct job *j = context;
+    const struct plane p = plane_of(j->s);
+    switch (j->s->rows) {
+    case 1: conv_block(j->s, &p, j->taps, b, 1); break;
+    case 2: conv_block(j->s, &p, j->taps, b, 2); break;
+    case 4: conv_block(j->s, &p, j->taps, b, 4); break;
+    default: conv_block(j->s, &p, j->taps, b, 8); break;
+    }
+}
+
+static void spread_part(void *context, int64_t c) {
+    const struct step *s = ((const struct job *)context)->s;
+    const struct plane p = plane_of(s);
+    float *plane = (float *)(intptr_t)s->scratch + c * (p.size + SLACK);
+    memset(plane, 0, 4 * (p.size + SLACK));
+    spread(s, &p, (const float *)(intptr_t)s->src + c * s->pitch_in, plane);
+}
+
+static void convolve(const struct step *s, int threads) {
+    const struct plane p = plane_of(s);
+    int64_t taps[MOST_TAPS];
+    taps_of(s, &p, taps);
+    struct job j = {.s = s, .taps = taps, .parts = threads};
+    if (s->kind == DEPTHWISE) {
+        intarsia_parallel(depthwise_part, &j, j.parts, threads);
+        return;
+    }
+    intarsia_parallel(spread_part, &j, s->ci, threads);
+    intarsia_parallel(conv_part, &j, (s->co + s->rows - 1) / s->rows, threads);
+}
+
+/* ------------------------------------------------------------------------ vectors, and elementwise */
+ALWAYS float total(vf x) {
+    float sum = 0;
+    for (int i = 0; i < V; i++) sum += x[i];
+    return sum;
+}
+
+static void linear_part(void *context, int64_t part) { /* y = act(b + W x), W (co, ci) */
+    const struct job *j = context;
+    const struct step *s = j->s;
+    const float *x = (const float *)(intptr_t)s->src, *bias = (const float *)(intptr_t)s->bias;
+    float *y = (float *)(intptr_t)s->dst;
+    for (int64_t o = s->co * part / j->parts; o < s->co * (part + 1) / j->parts; o++) {
+        const float *w = (const float *)(intptr_t)s->val + o * s->ci;
+        vf a = splat(0), b = a, c = a, d = a;
+        int64_t i = 0;
+        for (; i + 4 * V <= s->ci; i += 4 * V) {
+            a += load(w + i) * load(x + i);
+            b += load(w + i + V) * load(x + i + V);
+            c += load(w + i + 2 * V) * load(x + i + 2 * V);
+            d += load(w + i + 3 * V) * load(x + i + 3 * V);
+        }
+        for (; i + V <= s->ci; i += V) a += load(w + i) * load(x + i);
+        float sum = total((a + b) + (c + d));
+        for (; i < s->ci; i++) sum += w[i] * x[i];
+        y[o] = activated(splat(bias[o] + sum), s->act)[0];
+    }
+}
+
+static void pool(const struct step *s) { /* the mean of each channel */
+    float *y = (float *)(intptr_t)s->dst;
+    const int64_t n = s->h * s->w;
+    for (int64_t c = 0; c < s->co; c++) {
+        const float *x = (const float *)(intptr_t)s->src + c * s->pitch_in;
+        vf a = splat(0), b = a;
+        int64_t i = 0;
+        for (; i + 2 * V <= n; i += 2 * V) a += load(x + i), b += load(x + i + V);
+        for (; i + V <= n; i += V) a += load(x + i);
+        float sum = total(a + b);
+        for (; i < n; i++) sum += x[i];
+        y[c] = activated(splat(sum / (float)n), s->act)[0];
+    }
+}
+
+static void elementwise(const struct step *s) {
+    const float *x = (const float *)(intptr_t)s->src, *z = (const float *)(intptr_t)s->other;
+    float *y = (float *)(intptr_t)s->dst;
+    for (int64_t c = 0; c < s->co; c++)
+        for (int64_t i = c * s->pitch_out; i < (c + 1) * s->pitch_out; i += V) {
+            vf v = load(x + i);
+            if (s->kind == ADD) v += load(z + i);
+            if (s->kind == SCALE) v *= splat(z[c]);
+            if (s->kind == BIAS) v += splat(((const float *)(intptr_t)s->bias)[c]);
+            store(y + i, v);
+        }
+    const float *other = s->kind == BIAS ? z : 0;
+    if (s->act || other) finish(y, other, s->co * s->pitch_out / V, s->act, s->act2);
+}
+
+/* Carry out steps first ... last - 1.  0, or 1 + the number of a step of an unknown kind. */
+INTARSIA_API int64_t intarsia_chw_run(const int64_t *table, int64_t first, int64_t last,
+                                      int64_t threads) {
+    for (int64_t i = first; i < last; i++) {
+        const struct step *s = (const struct step *)table + i;
+        struct job rows = {.s = s, .parts = s->co < threads ? 1 : threads};
+        switch (s->kind) {
+        case SPMM: spmm(s, (int)threads); break;
+        case DEPTHWISE: case CONV: convolve(s, (int)threads); break;
+        case LINEAR: intarsia_parallel(linear_part, &rows, rows.parts, (int)threads); break;
+        case ADD: case SCALE: case ACT: case BIAS: elementwise(s); break;
+        case POOL: pool(s); break;
+        default: return i + 1;
+        }
+    }
+    return 0;
+}

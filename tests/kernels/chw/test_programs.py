@@ -1,0 +1,168 @@
+"""Each step of a program on maps, by the kernels and in torch, at sizes that do not fit vectors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from intarsia.core.errors import ShapeError
+from intarsia.formats import RowBlocks
+from intarsia.kernels import native
+from intarsia.kernels.chw import ACTS, NaiveProgram, NativeProgram, Step, Window, available
+
+BUILDS = ("native", "avx2", "portable")
+SIDES = ((1, 1), (7, 7), (4, 4), (9, 5), (14, 14), (17, 19))
+needs_kernels = pytest.mark.skipif(not available(), reason=native.why())
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def sparse(out: int, ins: int, k: int, rows: int, density: float) -> dict[str, Tensor]:
+    weight = drawn(out, ins, k, k) * (drawn(out, ins, 1, 1, seed=9).sigmoid() < density)
+    if out > 2 * rows:
+        weight[:rows] = 0  # a block without any
+    return {**RowBlocks(rows).encode(weight), "bias": drawn(out, seed=5)}
+
+
+def agree(steps: list[Step], shapes: dict[int, tuple[int, ...]], last: int) -> Tensor:
+    """The last value by the kernels, after it was compared with torch's."""
+    given = [drawn(*shape, seed=number) for number, shape in shapes.items()]
+    (want,) = NaiveProgram(steps, shapes)(given, [last])
+    program = NativeProgram(steps, shapes, [last])
+    for _ in range(2):  # what the first run left behind does not matter
+        (got,) = program(given, [last])
+        assert_close(got, want, atol=2e-5, rtol=2e-5)
+    return got
+
+
+@needs_kernels
+@pytest.mark.parametrize("build", BUILDS)
+def test_sparse_products_are_those_of_the_dense_weight(build: str) -> None:
+    with native.using(build):
+        for number, (high, wide) in enumerate(SIDES):
+            for rows in (1, 2, 4, 8):
+                act = ACTS[(number + rows) % len(ACTS)]
+                weights = sparse(13, 10, 1, rows, 0.4)
+                step = Step("spmm", 0, 1, acts=(act, "none"), weights=weights, rows=rows)
+                agree([step], {0: (10, high, wide)}, 1)
+
+
+@needs_kernels
+@pytest.mark.parametrize("density", [0.0, 1.0])
+def test_no_weight_and_all_weights(density: float) -> None:
+    for rows in (1, 4):
+        weights = sparse(6, 5, 1, rows, density)
+        step = Step("spmm", 0, 1, weights=weights, rows=rows)
+        got = agree([step], {0: (5, 7, 7)}, 1)
+        if not density:
+            assert torch.equal(got, weights["bias"][:, None, None].expand(6, 7, 7))
+
+
+@needs_kernels
+@pytest.mark.parametrize("build", BUILDS)
+def test_windows_of_any_size_and_stride(build: str) -> None:
+    windows = (
+        Window(3, 1, 1, 1, 1, 1),
+        Window(3, 2, 0, 0, 1, 1),  # TensorFlow's padding of an even side
+        Window(5, 1, 2, 2, 2, 2),
+        Window(5, 2, 2, 2, 2, 2),
+        Window(2, 2),
+        Window(7, 3, 1, 0, 2, 3),
+    )
+    with native.using(build):
+        for number, window in enumerate(windows):
+            for high, wide in ((8, 8), (7, 11), (23, 40)):
+                weights = {"weight": drawn(6, window.size, window.size), "bias": drawn(6)}
+                act = ACTS[number % 4]
+                depth = Step("depthwise", 0, 1, acts=(act, "none"), weights=weights, window=window)
+                agree([depth], {0: (6, high, wide)}, 1)
+                rows = (1, 2, 4, 8)[number % 4]
+                weights = sparse(10, 3, window.size, rows, 0.5)
+                conv = Step("conv", 0, 1, acts=(act, "none"), weights=weights, window=window)
+                agree([Step(**{**vars(conv), "rows": rows})], {0: (3, high, wide)}, 1)
+
+
+def squeezed() -> list[Step]:
+    """A block with squeeze and excitation and a residual addition, and a head."""
+    dense = {"weight": drawn(8, 8), "bias": drawn(8)}
+    return [
+        Step("spmm", 0, 1, acts=("silu", "none"), weights=sparse(12, 8, 1, 4, 0.5), rows=4),
+        Step("pool", 1, 2),
+        Step("linear", 2, 3, acts=("relu", "none"), weights=_linear(5, 12)),
+        Step("linear", 3, 4, acts=("sigmoid", "none"), weights=_linear(12, 5)),
+        Step("scale", 1, 5, 4),
+        Step("spmm", 5, 6, 0, ("relu6", "hardswish"), sparse(8, 12, 1, 2, 0.5), rows=2),
+        Step("add", 6, 7, 0),
+        Step("act", 7, 8, acts=("hardswish", "none")),
+        Step("spmm", 8, 9, 0, ("none", "relu"), dense),
+        Step("pool", 9, 10),
+        Step("linear", 10, 11, weights=_linear(3, 8)),
+    ]
+
+
+def _linear(out: int, ins: int) -> dict[str, Tensor]:
+    return {"weight": drawn(out, ins), "bias": drawn(out)}
+
+
+@needs_kernels
+def test_whole_blocks_and_the_same_bits_on_any_number_of_threads() -> None:
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            for last in (9, 11):
+                got = agree(squeezed(), {0: (8, 13, 13)}, last)
+                found.append(got)
+    finally:
+        torch.set_num_threads(threads)
+    for i in (2, 4):
+        assert torch.equal(found[i], found[0])
+        assert torch.equal(found[i + 1], found[1])
+
+
+@needs_kernels
+def test_numbers_that_are_none_stay_so() -> None:
+    x = drawn(5, 4, 4)
+    x[2, 1, 1] = torch.nan
+    weights = {**RowBlocks(2).encode(torch.ones(4, 5)), "bias": torch.zeros(4)}
+    program = NativeProgram([Step("spmm", 0, 1, acts=("relu6", "none"), weights=weights, rows=2)],
+                            {0: (5, 4, 4)}, [1])  # fmt: skip
+    (y,) = program([x], [1])
+    assert torch.equal(y.isnan(), x.isnan().any(0).expand(4, 4, 4))
+
+
+@pytest.mark.parametrize("program", ["naive", "native"])
+def test_what_does_not_fit_is_refused(program: str) -> None:
+    if program == "native" and not available():
+        pytest.skip(native.why())
+    weights = sparse(4, 5, 1, 2, 0.8)
+    broken = {
+        "channels": weights["channels"] + 5,
+        "ptr": weights["ptr"].flip(0),
+        "values": weights["values"][1:],
+    }
+    for name, tensor in broken.items():
+        step = Step("spmm", 0, 1, weights=weights | {name: tensor}, rows=2)
+        with pytest.raises(ShapeError, match="Copy the file again"):
+            _made(program, [step], (5, 4, 4))
+    with pytest.raises(ShapeError, match="row blocks"):  # channels that the input has not
+        _made(program, [Step("spmm", 0, 1, weights=weights, rows=2)], (3, 4, 4))
+    with pytest.raises(ShapeError, match="step 0, 'linear'"):
+        _made(program, [Step("linear", 0, 1, weights=_linear(3, 5))], (5, 4, 4))
+    with pytest.raises(ShapeError, match="'add'"):
+        _made(program, [Step("pool", 0, 1), Step("add", 0, 2, 1)], (5, 4, 4))
+    with pytest.raises(ShapeError, match="'conv'"):
+        conv = Step("conv", 0, 1, weights=sparse(4, 5, 7, 2, 0.8), rows=2, window=Window(7))
+        _made(program, [conv], (5, 4, 4))
+
+
+def _made(program: str, steps: list[Step], shape: tuple[int, ...]) -> object:
+    return (
+        NaiveProgram(steps, {0: shape})
+        if program == "naive"
+        else NativeProgram(steps, {0: shape}, [1])
+    )
