@@ -16,9 +16,9 @@ from intarsia.conformance.formats import LAWS
 from intarsia.conformance.verdict import Law
 from intarsia.core import Card, Format, Paper, nbytes
 from intarsia.core.errors import ShapeError
-from intarsia.formats import Bitmask, Gaussian
+from intarsia.formats import Bitmask, Gaussian, RowBlocks
 
-FORMATS = (Bitmask(), Gaussian(1), Gaussian(3))
+FORMATS = (Bitmask(), RowBlocks(2), Gaussian(1), Gaussian(3))
 shapes = st.lists(st.integers(1, 19), min_size=1, max_size=3).map(tuple)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
 

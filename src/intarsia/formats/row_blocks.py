@@ -1,4 +1,4 @@
-"""Rows of a weight in blocks that share their columns, as kernels of sparse convolutions read them."""
+"""Rows of a weight in blocks that share their columns: what sparse convolutions read."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def run(step: Step, x: Tensor, other: Tensor | None, weight: Tensor) -> Tensor:
     first, second = (ACT[name] for name in step.acts)
     bias = step.weights.get("bias")
     if step.kind == "spmm":
-        y = first(torch.einsum("oi,ihw->ohw", weight.flatten(1), x) + bias[:, None, None])  # pyright: ignore
+        y = first(F.conv2d(x[None], weight.view(*weight.shape[:2], 1, 1), bias)[0])
         return y if other is None else second(y + other)
     if step.kind in ("conv", "depthwise"):
         window = step.window.at(*x.shape[1:])
@@ -68,9 +68,10 @@ def run(step: Step, x: Tensor, other: Tensor | None, weight: Tensor) -> Tensor:
         groups = len(x) if step.kind == "depthwise" else 1
         return first(F.conv2d(padded, weight, bias, window.stride, groups=groups)[0])
     if step.kind == "linear":
-        return first(weight @ x + bias)
+        return first(F.linear(x, weight, bias))
     if step.kind == "pool":
         return first(x.mean((1, 2)))
     if step.kind == "add":
+        assert other is not None
         return first(x + other)
     return first(x * other[:, None, None]) if other is not None else first(x)

@@ -15,9 +15,11 @@ from .steps import ACTS, Shape, Step, checked_blocks, shapes_of
 
 KINDS = ("spmm", "depthwise", "conv", "linear", "add", "scale", "pool", "act", "bias")  # of chw.c
 FIELDS = (
-    "kind act act2 src dst other ptr off val bias "
-    "ci co h w ho wo pitch_in pitch_out k stride top left rows scratch"
-).split()
+    *("kind", "act", "act2", "src", "dst", "other", "ptr", "off", "val", "bias"),
+    *("ci", "co", "h", "w", "ho", "wo", "pitch_in", "pitch_out"),
+    *("k", "stride", "top", "left", "rows", "scratch"),
+)
+SRC = FIELDS.index("src")
 LINE, SLACK, SIDE = 16, 64, 11  # floats of a padded row, and behind a map; the largest kernel
 I64, POINTER = ctypes.c_int64, ctypes.c_void_p
 
@@ -35,7 +37,9 @@ class Program:
     Raises: ShapeError for weights that do not fit together, or a map of more than 2 GiB.
     """
 
-    def __init__(self, steps: Sequence[Step], inputs: Mapping[int, Shape], keep: Sequence[int]) -> None:
+    def __init__(
+        self, steps: Sequence[Step], inputs: Mapping[int, Shape], keep: Sequence[int]
+    ) -> None:
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         self.inputs, self.keep, self.threads = tuple(inputs), tuple(keep), torch.get_num_threads()
         run = native.function("intarsia_chw_run", POINTER, I64, I64, I64)
@@ -60,10 +64,10 @@ class Program:
         for number, x in zip(self.inputs, given, strict=True):
             if number in self.direct and x.is_contiguous():
                 for row in self.direct[number]:
-                    self.table[row, 3] = x.data_ptr()
+                    self.table[row, SRC] = x.data_ptr()
             else:
                 for row in self.direct.get(number, ()):
-                    self.table[row, 3] = self._address(number)
+                    self.table[row, SRC] = self._address(number)
                 self.views[number].copy_(x)
         table = self.table.data_ptr()
         for job in self.work:
@@ -135,15 +139,14 @@ class Program:
         return tensor.data_ptr()
 
     def _direct(self) -> dict[int, list[int]]:
-        """Inputs that only k x k steps read, whose rows need no padding: rows of the table."""
+        """Inputs that only k x k steps read, which read them where they are: rows of the table."""
         found: dict[int, list[int]] = {}
         for number in self.inputs:
             readers = [s for s in self.steps if number in (s.src, s.other)]
             fits = all(s.kind in ("conv", "depthwise") and s.src == number for s in readers)
             shape = self.shapes[number]
             if fits and number not in self.keep and pitch_of(shape) == shape[-1] * shape[-2]:
-                at = self._address(number)
-                found[number] = [i for i, row in enumerate(self.rows) if row[3] == at]
+                found[number] = [i for i, s in enumerate(self.steps) if s.src == number]
         return found
 
 
@@ -179,7 +182,7 @@ def _tensors(step: Step, source: Shape) -> dict[str, Tensor]:
 def _laid_out(
     steps: Sequence[Step], shapes: Mapping[int, Shape], inputs: Sequence[int], keep: Sequence[int]
 ) -> tuple[dict[int, int], int]:
-    """Where each value begins, in floats: memory is used again when nobody reads a value any more."""
+    """Where each value begins, in floats; memory is used again when nobody reads a value more."""
     last = {n: len(steps) for n in keep}
     for i, step in enumerate(steps):
         for number in (step.src, step.dst, step.other):

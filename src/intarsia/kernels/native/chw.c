@@ -17,7 +17,7 @@
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 24")
 #endif
 
 typedef float vf __attribute__((vector_size(V * 4), aligned(4), may_alias));
@@ -34,9 +34,15 @@ ALWAYS vf load(const float *p) { return *(const vf *)p; }
 ALWAYS void store(float *p, vf x) { *(vf *)p = x; }
 ALWAYS vf splat(float x) { return (vf){} + x; }
 ALWAYS vf pick(vi where, vf a, vf b) { return (vf)((where & (vi)a) | (~where & (vi)b)); }
-ALWAYS vf limited(vf x, vf low, vf high) { /* NaN stays */
+ALWAYS vf limited(vf x, vf low, vf high) { /* NaN stays: of an unordered pair it is the second */
+#if defined(__AVX512F__)
+    return (vf)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)x));
+#elif defined(__AVX__)
+    return (vf)_mm256_min_ps((__m256)high, _mm256_max_ps((__m256)low, (__m256)x));
+#else
     x = pick(x < low, low, x);
     return pick(x > high, high, x);
+#endif
 }
 ALWAYS float lowest(int64_t act) { return act == RELU || act == RELU6 ? 0 : -INFINITY; }
 ALWAYS float highest(int64_t act) { return act == RELU6 ? 6 : INFINITY; }
@@ -205,7 +211,8 @@ static void spmm(const struct step *s, int threads) {
 /* A plane has (ho - 1) stride + k rows. Each row is split by column modulo stride into parts of
  * `part` floats, so that a tap reads neighbours at any stride. */
 struct plane { int64_t high, part, size, gap; };
-enum { SLACK = 128, MOST_TAPS = 121 }; /* vectors may read beyond the last row of a plane */
+/* SLACK: vectors may read beyond the last row of a plane. SMALL: floats of small planes together. */
+enum { SLACK = 128, MOST_TAPS = 121, SMALL = 4096, BATCH = 8 };
 
 static struct plane plane_of(const struct step *s) {
     const int64_t wide = (s->wo - 1) * s->stride + s->k;
@@ -220,25 +227,59 @@ static struct plane plane_of(const struct step *s) {
 INTARSIA_API int64_t intarsia_chw_scratch(int64_t ho, int64_t wo, int64_t k, int64_t stride,
                                           int64_t planes) {
     const struct step s = {.ho = ho, .wo = wo, .k = k, .stride = stride};
-    return planes * (plane_of(&s).size + SLACK);
+    const int64_t size = plane_of(&s).size + SLACK;
+    return planes * (size < SMALL ? SMALL : size);
 }
 
-static void spread(const struct step *s, const struct plane *p, const float *src, float *plane) {
-    for (int64_t row = 0; row < s->h && row + s->top < p->high; row++) {
-        const float *in = src + row * s->w;
-        float *line = plane + (row + s->top) * s->stride * p->part;
+#if defined(__AVX512F__)
+ALWAYS __mmask16 first_of(int64_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1); }
+#endif
+
+/* to[i] = in[stride i] for i < n; nothing beyond is read or written. */
+ALWAYS void gather(float *to, const float *in, int64_t stride, int64_t n) {
+#if defined(__AVX512F__)
+    if (stride == 1) {
+        for (int64_t i = 0; i < n; i += 16) {
+            const __mmask16 some = first_of(n - i);
+            _mm512_mask_storeu_ps(to + i, some, _mm512_maskz_loadu_ps(some, in + i));
+        }
+        return;
+    }
+    if (stride == 2) {
+        const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        for (int64_t i = 0; i < n; i += 16) {
+            const int64_t left = 2 * (n - i) - 1; /* floats to the last one wanted */
+            const __m512 a = _mm512_maskz_loadu_ps(first_of(left), in + 2 * i);
+            const __m512 b = _mm512_maskz_loadu_ps(left > 16 ? first_of(left - 16) : 0, in + 2 * i + 16);
+            _mm512_mask_storeu_ps(to + i, first_of(n - i), _mm512_permutex2var_ps(a, even, b));
+        }
+        return;
+    }
+#endif
+    if (stride == 1)
+        for (int64_t i = 0; i < n; i++) to[i] = in[i];
+    else if (stride == 2)
+        for (int64_t i = 0; i < n; i++) to[i] = in[2 * i];
+    else
+        for (int64_t i = 0; i < n; i++) to[i] = in[stride * i];
+}
+
+/* Rows from ... of the picture with its zeros, into `rows` lines whose margins are 0 already. */
+static void spread(const struct step *s, const struct plane *p, const float *src, float *lines,
+                   int64_t from, int64_t rows) {
+    for (int64_t j = 0; j < rows; j++) {
+        const int64_t row = from + j - s->top;
+        float *line = lines + j * s->stride * p->part;
+        if (row < 0 || row >= s->h) {
+            memset(line, 0, 4 * s->stride * p->part);
+            continue;
+        }
         for (int64_t phase = 0; phase < s->stride; phase++) {
             const int64_t first = ((phase - s->left) % s->stride + s->stride) % s->stride;
             const int64_t start = (first + s->left) / s->stride;
-            float *to = line + phase * p->part + start;
             int64_t n = (s->w - first + s->stride - 1) / s->stride;
             if (n > p->part - start) n = p->part - start;
-            if (s->stride == 1)
-                for (int64_t i = 0; i < n; i++) to[i] = in[first + i];
-            else if (s->stride == 2)
-                for (int64_t i = 0; i < n; i++) to[i] = in[first + 2 * i];
-            else
-                for (int64_t i = 0; i < n; i++) to[i] = in[first + s->stride * i];
+            if (n > 0) gather(line + phase * p->part + start, src + row * s->w + first, s->stride, n);
         }
     }
 }
@@ -251,8 +292,15 @@ static void taps_of(const struct step *s, const struct plane *p, int64_t *taps) 
 
 /* Vectors are stored whole; what goes beyond a row is written again by the next one, since rows come
  * in order and the vectors of a row from right to left. room: floats left in the channel. */
-ALWAYS void put(float *to, vf y, int64_t room) {
-    if (room < V) memcpy(to, &y, 4 * room);
+static __attribute__((noinline)) void put_some(float *to, vf y, int64_t room) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, first_of(room), (__m512)y);
+#else
+    memcpy(to, &y, 4 * room);
+#endif
+}
+ALWAYS void put(float *to, vf y, int64_t room) { /* short, so that loops around it are unrolled */
+    if (room < V) put_some(to, y, room);
     else store(to, y);
 }
 
@@ -262,21 +310,27 @@ static void finish_channel(const struct step *s, int64_t c) {
     if (s->act > RELU6) finish(y, 0, s->pitch_out / V, s->act, NONE);
 }
 
-enum { DEPTH = 4 }; /* output rows at once: sums that do not wait for each other */
-ALWAYS void depthwise_rows(const struct step *s, const struct plane *p, const float *plane,
-                           const int64_t *taps, int64_t c, int64_t y, const int rows, const int k2) {
-    const float *w = (const float *)(intptr_t)s->val + c * k2;
+/* `rows` output rows from y on of channel c. A row of the picture is read once for all of them: it
+ * is row j of the lines, and a tap dy of the output row (j - dy) / stride. */
+enum { ROWS = 7, FEWER = 4 };
+ALWAYS void depthwise_rows(const struct step *s, const struct plane *p, const float *lines, int64_t c,
+                           int64_t y, const int rows, const int k, const int stride) {
+    const float *w = (const float *)(intptr_t)s->val + c * k * k;
     const float bias = ((const float *)(intptr_t)s->bias)[c];
     float *dst = (float *)(intptr_t)s->dst + c * s->pitch_out;
     const vf low = splat(lowest(s->act)), high = splat(highest(s->act));
+    const int64_t step = stride * p->part;
     for (int64_t i = (s->wo - 1) / V; i >= 0; i--) {
-        const float *in = plane + y * p->gap + i * V;
-        vf sum[DEPTH];
+        vf sum[ROWS];
         UNROLL for (int r = 0; r < rows; r++) sum[r] = splat(bias);
-        for (int t = 0; t < k2; t++) {
-            const vf one = splat(w[t]);
-            const float *x = in + taps[t];
-            UNROLL for (int r = 0; r < rows; r++) sum[r] += load(x + r * p->gap) * one;
+        for (int x = 0; x < k; x++) {
+            const float *in = lines + x % stride * p->part + x / stride + i * V;
+            UNROLL for (int j = 0; j < (rows - 1) * stride + k; j++) {
+                const vf one = load(in + j * step);
+                UNROLL for (int dy = 0; dy < k; dy++)
+                    if (j >= dy && (j - dy) % stride == 0 && (j - dy) / stride < rows)
+                        sum[(j - dy) / stride] += one * w[dy * k + x];
+            }
         }
         UNROLL for (int r = 0; r < rows; r++) {
             const int64_t at = (y + r) * s->wo + i * V;
@@ -285,22 +339,76 @@ ALWAYS void depthwise_rows(const struct step *s, const struct plane *p, const fl
     }
 }
 
+#define GROUP(ROWS_, K, S)                                                                         \
+    static void depthwise_##ROWS_##_##K##_##S(const struct step *s, const struct plane *p,         \
+                                              const float *lines, int64_t c, int64_t y) {          \
+        depthwise_rows(s, p, lines, c, y, ROWS_, K, S);                                            \
+    }
+GROUP(7, 3, 1) GROUP(4, 3, 1) GROUP(1, 3, 1) GROUP(7, 3, 2) GROUP(4, 3, 2) GROUP(1, 3, 2)
+GROUP(7, 5, 1) GROUP(4, 5, 1) GROUP(1, 5, 1) GROUP(7, 5, 2) GROUP(4, 5, 2) GROUP(1, 5, 2)
+
+/* Of any kernel and stride: a row at a time. */
+static void depthwise_any(const struct step *s, const struct plane *p, const float *lines, int64_t c,
+                          int64_t y) {
+    const float *w = (const float *)(intptr_t)s->val + c * s->k * s->k;
+    float *dst = (float *)(intptr_t)s->dst + c * s->pitch_out;
+    const vf low = splat(lowest(s->act)), high = splat(highest(s->act));
+    for (int64_t i = (s->wo - 1) / V; i >= 0; i--) {
+        vf sum = splat(((const float *)(intptr_t)s->bias)[c]);
+        for (int64_t x = 0; x < s->k; x++)
+            for (int64_t dy = 0; dy < s->k; dy++) {
+                const int64_t at = (dy * s->stride + x % s->stride) * p->part + x / s->stride;
+                sum += load(lines + at + i * V) * w[dy * s->k + x];
+            }
+        const int64_t at = y * s->wo + i * V;
+        put(dst + at, limited(sum, low, high), s->ho * s->wo - at);
+    }
+}
+
+typedef void (*group)(const struct step *, const struct plane *, const float *, int64_t, int64_t);
+static const group groups[2][2][3] = {
+    {{depthwise_7_3_1, depthwise_4_3_1, depthwise_1_3_1},
+     {depthwise_7_3_2, depthwise_4_3_2, depthwise_1_3_2}},
+    {{depthwise_7_5_1, depthwise_4_5_1, depthwise_1_5_1},
+     {depthwise_7_5_2, depthwise_4_5_2, depthwise_1_5_2}},
+};
+
+/* A few small planes are filled before the first is read, since a vector cannot be read from stores
+ * that are still on their way; of large ones only the lines of a group of rows, which stay in cache. */
+static int64_t together(const struct plane *p) {
+    const int64_t many = SMALL / (p->size + SLACK);
+    return many < BATCH ? many : BATCH; /* 0 = line by line */
+}
+
 static void depthwise_part(void *context, int64_t part) {
     const struct job *j = context;
     const struct step *s = j->s;
     const struct plane p = plane_of(s);
-    float *plane = (float *)(intptr_t)s->scratch + part * (p.size + SLACK);
-    const int k2 = (int)(s->k * s->k);
-    memset(plane, 0, 4 * (p.size + SLACK));
-    for (int64_t c = s->co * part / j->parts; c < s->co * (part + 1) / j->parts; c++) {
-        spread(s, &p, (const float *)(intptr_t)s->src + c * s->pitch_in, plane);
-        int64_t y = 0;
-        if (k2 == 9)
-            for (; y + DEPTH <= s->ho; y += DEPTH) depthwise_rows(s, &p, plane, j->taps, c, y, DEPTH, 9);
-        else if (k2 == 25)
-            for (; y + DEPTH <= s->ho; y += DEPTH) depthwise_rows(s, &p, plane, j->taps, c, y, DEPTH, 25);
-        for (; y < s->ho; y++) depthwise_rows(s, &p, plane, j->taps, c, y, 1, k2);
-        finish_channel(s, c);
+    const int64_t size = p.size + SLACK, many = together(&p), end = s->co * (part + 1) / j->parts;
+    float *planes = (float *)(intptr_t)s->scratch + part * (size < SMALL ? SMALL : size);
+    const int known = (s->k == 3 || s->k == 5) && s->stride < 3;
+    const group *of = groups[s->k == 5][s->stride == 2];
+    const int64_t most = s->ho % ROWS ? FEWER : ROWS;
+    memset(planes, 0, 4 * (size < SMALL ? SMALL : size));
+    for (int64_t c = s->co * part / j->parts; c < end; c += many ? many : 1) {
+        const int64_t last = many && c + many < end ? c + many : many ? end : c + 1;
+        for (int64_t i = c; many && i < last; i++)
+            spread(s, &p, (const float *)(intptr_t)s->src + i * s->pitch_in,
+                   planes + (i - c) * size + s->top * s->stride * p.part, s->top,
+                   s->h < p.high - s->top ? s->h : p.high - s->top);
+        for (int64_t i = c; i < last; i++) {
+            for (int64_t y = 0; y < s->ho;) {
+                const int64_t rows = known && y + most <= s->ho ? most : 1;
+                const float *lines = many ? planes + (i - c) * size + y * p.gap : planes;
+                if (!many)
+                    spread(s, &p, (const float *)(intptr_t)s->src + i * s->pitch_in, planes,
+                           y * s->stride, (rows - 1) * s->stride + s->k);
+                (known ? of[rows == ROWS ? 0 : rows == FEWER ? 1 : 2] : depthwise_any)(s, &p, lines, i,
+                                                                                       y);
+                y += rows;
+            }
+            finish_channel(s, i);
+        }
     }
 }
 
@@ -355,7 +463,7 @@ static void spread_part(void *context, int64_t c) {
     const struct plane p = plane_of(s);
     float *plane = (float *)(intptr_t)s->scratch + c * (p.size + SLACK);
     memset(plane, 0, 4 * (p.size + SLACK));
-    spread(s, &p, (const float *)(intptr_t)s->src + c * s->pitch_in, plane);
+    spread(s, &p, (const float *)(intptr_t)s->src + c * s->pitch_in, plane, 0, p.high);
 }
 
 static void convolve(const struct step *s, int threads) {
