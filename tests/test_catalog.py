@@ -177,7 +177,7 @@ def test_an_unknown_choice_says_what_is_near(asked: dict[str, str], near: str) -
 
 
 def test_an_unknown_key_says_what_is_near() -> None:
-    with pytest.raises(UnknownName, match="Did you mean mosa"):
+    with pytest.raises(UnknownName, match=r"Did you mean .*mosa"):
         card("moza")
 
 

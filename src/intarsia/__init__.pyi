@@ -50,6 +50,7 @@ from .hosts import student_of as student_of
 from .hosts import unpack as unpack
 from .hosts import upcycle as upcycle
 from .hosts.attribution import attribute_experts as attribute_experts
+from .hosts.decoding import generate as generate
 from .hosts.offload.resident import offload as offload
 from .hosts.offload.resident import residency as residency
 from .hosts.offload.ring import ring_offload as ring_offload
@@ -70,6 +71,11 @@ from .hosts.relabel import relabel as relabel
 from .hosts.soups import soup as soup
 from .hosts.swap.compress import Compress as Compress
 from .hosts.swap.compress import compress as compress
+from .hosts.spans.head_spans import HeadSpans as HeadSpans
+from .hosts.spans.head_spans import attach_spans as attach_spans
+from .hosts.spans.head_spans import detach_spans as detach_spans
+from .hosts.spans.spans import Spans as Spans
+from .hosts.spans.spans import load_spans as load_spans
 from .hosts.swap.experts import MergeMixtures as MergeMixtures
 from .hosts.swap.experts import PruneExperts as PruneExperts
 from .hosts.swap.student import Student as Student
@@ -95,6 +101,8 @@ from .methods.dsnot import DSnoT as DSnoT
 from .methods.llava_mole import LlavaMole as LlavaMole
 from .methods.lt_sft import LtSft as LtSft
 from .methods.mixlora import MixLora as MixLora
+from .methods.moa import MoA as MoA
+from .methods.moa import choose_spans as choose_spans
 from .methods.momentum import Momentum as Momentum
 from .methods.mosa import Mosa as Mosa
 from .methods.mosa import Official as Official

@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from ..core import Card
 from ..core.change import Change, Plan
 from ..core.errors import FoldError, IntarsiaError
+from ..data.small_models import Small, small_decoder
 from ..gating import task_ids
 from ..hosts import apply, load, save, upcycle
+from ..hosts.anatomy.blocks import base_of
 from ..hosts.verbs import as_change
 from ..routers import TopK
 from .cards import CARD_LAWS, tiny
-from .made import moved, normal, torch_seed
+from .made import moved, normal, seeded, torch_seed
 from .verdict import Broken, Law, laws_of, require, require_close, require_finite
 
 SIDE, CLASSES, BATCH = 32, 3, 3
+TOKENS, LENGTH = 32, 24
 
 
 def vit() -> nn.Module:
@@ -33,23 +36,45 @@ def vit() -> nn.Module:
         return timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, **sizes)
 
 
+def decoder() -> nn.Module:
+    """A language model of two blocks, the same weights each time."""
+    return small_decoder(Small(16, 2, 2, 32), tokens=TOKENS, length=LENGTH)
+
+
 # the first that a change takes is its host
-HOSTS: tuple[Callable[[], nn.Module], ...] = (vit, lambda: moved(upcycle(vit(), TopK(4))))
+HOSTS: tuple[Callable[[], nn.Module], ...] = (
+    vit,
+    lambda: moved(upcycle(vit(), TopK(4))),
+    decoder,
+)
 
 
 def pictures() -> Tensor:
     return normal(BATCH, 3, SIDE, SIDE)
 
 
+def tokens() -> Tensor:
+    return torch.randint(0, TOKENS, (BATCH, LENGTH), generator=seeded(1))
+
+
+def reads_tokens(model: nn.Module) -> bool:
+    """Whether it is a language model."""
+    return hasattr(getattr(base_of(model), "config", None), "vocab_size")
+
+
 @torch.no_grad()
 def outputs(model: nn.Module) -> Tensor:
-    """What the model gives for the pictures in evaluation, all of them of task 0."""
+    """What the model gives in evaluation for tokens, or for pictures, all of them of task 0."""
+    if reads_tokens(model):
+        return model.eval()(input_ids=tokens()).logits
     with task_ids(model, torch.zeros(BATCH, dtype=torch.int64)):
         return model.eval()(pictures())
 
 
-def batches_for(change: Any) -> list[Any]:
+def batches_for(change: Any, host: nn.Module) -> list[Any]:
     """What a change may look at; with labels where it needs them."""
+    if reads_tokens(host):
+        return [tokens()]
     labelled = "labels" in getattr(change, "needs", ())
     return [(pictures(), torch.arange(BATCH) % CLASSES) if labelled else pictures()]
 
@@ -61,7 +86,7 @@ def change_of(card: Card) -> Change:
 
 def changed(host: nn.Module, change: Change, seed: int = 0) -> nn.Module:
     """The host with the change, which may look at the pictures."""
-    return apply(host, change, batches_for(change), seed=seed, name="one")
+    return apply(host, change, batches_for(change, host), seed=seed, name="one")
 
 
 def host_of(card: Card) -> Callable[[], nn.Module]:
@@ -74,7 +99,7 @@ def host_of(card: Card) -> Callable[[], nn.Module]:
             refused.append(str(error))
         else:
             return make
-    raise Broken(refused, "a ViT, or an upcycled one, taken", "Mend tiny={...}.")
+    raise Broken(refused, "a ViT, an upcycled one or a decoder, taken", "Mend tiny={...}.")
 
 
 def takes_a_host(card: Card) -> None:
@@ -88,7 +113,7 @@ def plans_without_a_trace(card: Card) -> None:
     make = host_of(card)
     host = make()
     change = change_of(card)
-    change.plan(host, batches_for(change), seed=3)
+    change.plan(host, batches_for(change, host), seed=3)
     _require_as_before(host, make(), "after a plan")
     one, two = (changed(make(), change_of(card), seed=3) for _ in range(2))
     _require_as_before(one, two, "of one seed")
@@ -151,7 +176,8 @@ def comes_back_from_its_folder(card: Card) -> None:
     model = moved(changed(make(), change_of(card)))
     with tempfile.TemporaryDirectory() as folder:
         save(model, f"{folder}/saved")
-        again = load(vit(), f"{folder}/saved")
+        plain = decoder() if reads_tokens(model) else vit()
+        again = load(plain, f"{folder}/saved")
     require_close(outputs(again), outputs(model), "outputs after loading", "Save it all.")
 
 

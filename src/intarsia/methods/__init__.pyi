@@ -13,6 +13,7 @@ from .dsnot import DSnoT as DSnoT
 from .llava_mole import LlavaMole as LlavaMole
 from .lt_sft import LtSft as LtSft
 from .mixlora import MixLora as MixLora
+from .moa import MoA as MoA
 from .momentum import Momentum as Momentum
 from .momentum import add_momentum as add_momentum
 from .mosa import Mosa as Mosa

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..core import Card, Paper
 from ..core.checks import at_least, between
 from .balance import longest_first, swapped
+from .ilp import OneHot, Rule
 from .placement import Placement, check_divides
 from .topology import Topology
 from .trace import Trace
@@ -89,36 +89,24 @@ def even_clusters(load: Tensor, devices: int, *, gap: float, nodes: int) -> Tens
     The largest expert is in cluster 0, since clusters have no names.  None where the search ends
     before anything is found.
     """
-    from scipy import sparse
-    from scipy.optimize import Bounds, LinearConstraint, milp  # a third of a second
+    from scipy import sparse  # a third of a second
 
     experts = len(load)
     t, ones, eye = load.double().numpy(), np.ones((1, experts)), sparse.identity(devices)
-    mean = t.sum() / devices
-    one_each = sparse.kron(sparse.identity(experts), np.ones((1, devices)))
+    mean, even = t.sum() / devices, experts // devices
     counts, loads = sparse.kron(ones, eye), sparse.kron(t[None], eye)
-    none = sparse.csr_matrix((experts, devices)), sparse.csr_matrix((devices, devices))
-    rules: Any = [
-        LinearConstraint(sparse.hstack([one_each, none[0]]), 1, 1),
-        LinearConstraint(sparse.hstack([counts, none[1]]), experts // devices, experts // devices),
-        LinearConstraint(sparse.hstack([loads, -eye]), -np.inf, mean),  # T_c - u_c <= mean
-        LinearConstraint(sparse.hstack([loads, eye]), mean, np.inf),  # T_c + u_c >= mean
-    ]
-    binaries = experts * devices
-    low: Any = np.zeros(binaries + devices)
-    high: Any = np.ones(binaries + devices)
-    high[binaries:] = np.inf
-    low[int(t.argmax()) * devices] = 1
-    found = milp(
-        np.r_[np.zeros(binaries), np.ones(devices)],
-        constraints=rules,
-        bounds=Bounds(low, high),
-        integrality=np.r_[np.ones(binaries), np.zeros(devices)],
-        options={"mip_rel_gap": gap, "node_limit": nodes},
+    rules = (
+        Rule(counts, even, even),
+        Rule(loads, high=mean, more=-eye),  # T_c - u_c <= mean
+        Rule(loads, low=mean, more=eye),
     )
-    if found.x is None:
-        return None
-    return torch.from_numpy(found.x[:binaries].reshape(experts, devices).argmax(1))
+    programme = OneHot(
+        torch.zeros(experts, devices),
+        torch.ones(devices),
+        rules=rules,
+        fixed=((int(t.argmax()), 0),),
+    )
+    return programme.solve(gap=gap, nodes=nodes)
 
 
 def between_clusters(ways: Tensor, here: Tensor, there: Tensor, devices: int) -> Tensor:

@@ -1,0 +1,250 @@
+"""Spans put into a language model of transformers, and taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ...core import Card, Paper
+from ...core.change import PlainChange, Plan, set_steps, steps_of
+from ...core.checks import above, at_least, between
+from ...core.errors import FoldError, TargetError
+from ..anatomy.blocks import base_of
+from ..changing import apply_plan
+from .attention import NAME, WINDOWS, RingCaches, register
+from .rings import RingLayer
+from .spans import SINK, Spans
+from .windows import Windows
+
+UNDO = "intarsia_spans"  # attribute of a model with spans: how to take them out
+
+
+class Attentions(NamedTuple):
+    """The attentions of a decoder, in order, and the heads of their keys and values."""
+
+    body: nn.Module
+    modules: tuple[nn.Module, ...]
+    heads: int
+
+
+class Undo(NamedTuple):
+    """What a model had before it got spans."""
+
+    implementation: Any
+    hook: RemovableHandle
+    windows: list[Windows]
+
+
+def attentions(model: nn.Module) -> Attentions:
+    """The attentions of a causal language model.
+
+    Raises: TargetError for what is none, and for layers with windows of their own or cross
+    attention, by their names.
+    """
+    host: Any = base_of(model)
+    config: Any = getattr(host, "config", None)
+    body = getattr(host, "base_model", None)
+    want = "a causal language model of transformers whose attention can be set"
+    if body is None or not getattr(type(host), "_supports_attention_backend", False):
+        fix = "Take one of Llama's family, such as smollm2."
+        raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    found = {
+        path: module
+        for path, module in body.named_modules()
+        if hasattr(module, "layer_idx") and hasattr(module, "is_causal")
+    }
+    if not found:
+        raise TargetError("model", got=f"{type(host).__name__} without attentions", want=want,
+                          fix="Take one of Llama's family, such as smollm2.")  # fmt: skip
+    _check_layers(config, found)
+    modules = sorted(found.values(), key=lambda m: int(m.layer_idx))  # pyright: ignore
+    return Attentions(body, tuple(modules), heads)
+
+
+def _check_layers(config: Any, found: dict[str, nn.Module]) -> None:
+    """Raises: TargetError for the first layer that sees less, or other things, than its past."""
+    # Mistral's configuration has one window and no kinds of layers
+    every = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [every] * len(found)
+    for path, module in found.items():
+        at = int(module.layer_idx)  # pyright: ignore
+        kind = kinds[at]
+        crossed = "cross" in path.lower() or getattr(module, "is_cross_attention", False)
+        windowed = kind != "full_attention"
+        if crossed or windowed or not getattr(module, "is_causal", True):
+            got = "cross attention" if crossed else f"a window of its own ({kind})"
+            fix = "Take a model whose layers all see their whole past."
+            want = "attention to all tokens before"
+            raise TargetError(f"layer {path!r}", got=got, want=want, fix=fix)
+
+
+@dataclass(frozen=True)
+class HeadSpans(PlainChange):
+    """Attention in which every head sees sinks and a window: one for all, or spans that are given.
+
+    density: of the uniform window, where `attach_spans` gives no spans of heads: each sees so much
+    of a text of `length` tokens, sinks included (StreamingLLM).  sink, block: tokens.
+    length: of the texts, prompt and answer together; None = what the model was made for. Longer
+    ones are refused, and shorter ones see as many tokens as these.
+
+    Weights stay. `generate` keeps of keys and values what heads can see, with padding and on
+    prefixes, too; no assisted decoding, which takes tokens back.
+    Raises: ConfigError for settings that cannot be; TargetError in `plan` for a model with windows
+    of its own or cross attention, by layer, or with spans.
+    Source: arXiv:2309.17453; spans of heads arXiv:2406.14909.
+    """
+
+    density: float = 0.5
+    sink: int = SINK
+    block: int = 16
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        above("density", self.density, 0, "Try 0.5.")
+        between("density", self.density, 0, 1, "Try 0.5.")
+        at_least("sink", self.sink, 0)
+        at_least("block", self.block, 1)
+        if self.length is not None:
+            at_least("length", self.length, self.sink + self.block)
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        """Names and shapes of weights; outputs where all is seen."""
+        return frozenset(
+            ("outputs", "shape", "routing") if self.density == 1 else ("shape", "routing")
+        )
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """The same span for every head."""
+        found = attentions(host)
+        given = {"sink": self.sink, "block": self.block}
+        spans = Spans.uniform(len(found.modules), found.heads, self.density, **given)
+        return planned(host, spans, self.length, self)
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        spans, length = Spans.from_dict(plan.decided["spans"]), int(plan.decided["length"])
+        found = attentions(host)
+        if hasattr(base_of(host), UNDO):
+            fix = "Call intarsia.detach_spans(model) first."
+            raise TargetError("model", got="one with spans", want="one without", fix=fix)
+        if spans.layers != len(found.modules):
+            fix = "Take the spans of this model."
+            got = f"{spans.layers} layers"
+            raise TargetError("spans", got=got, want=f"{len(found.modules)} of them", fix=fix)
+        of_heads = spans.for_heads(found.heads, length)
+        windows = [Windows.of(row, spans.sink, length) for row in of_heads.at(length)]
+        register()
+        model: Any = base_of(host)
+        before = model.config._attn_implementation
+        model.set_attn_implementation(NAME)
+        for module, window in zip(found.modules, windows, strict=True):
+            setattr(module, WINDOWS, window)
+        hook = found.body.register_forward_pre_hook(RingCaches(windows), with_kwargs=True)  # pyright: ignore
+        setattr(model, UNDO, Undo(before, hook, windows))
+        return host
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """Raises: FoldError: a stock model sees everything, and its outputs are others."""
+        fix = "Save it with intarsia.save, or take the spans out: intarsia.detach_spans(model)."
+        raise FoldError("spans", got="heads that see a part", want="a model as it was", fix=fix)
+
+
+def planned(
+    host: nn.Module,
+    spans: Spans,
+    length: int | None,
+    change: HeadSpans | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Spans for texts of a length, as the plan that puts them into a model.
+
+    length: None = the longest that spans or the model are made for.
+    Raises: ConfigError for a length that the spans are not for.
+    """
+    config: Any = base_of(host).config
+    length = length or spans.longest or int(config.max_position_embeddings)
+    spans.at(length)  # raises
+    change = change or HeadSpans(spans.density(length), spans.sink, spans.block, length)
+    return Plan(change, seed, {"spans": spans.to_dict(), "length": length})
+
+
+def attach_spans(model: nn.Module, spans: Spans, *, length: int | None = None) -> nn.Module:
+    """Let each head see its span only, in place; spans that it had are replaced.
+
+    spans: of `choose_spans`, `load_spans` or `Spans.uniform`.
+    length: of the texts, prompt and answer together; None = the longest that the spans are for. It
+    fixes how far each head sees, so that rows of a batch, chunks of a prompt and a prompt alone
+    give the same.
+
+    Raises: ConfigError for a length that the spans are not for; TargetError for spans of another
+    model, and a model with windows of its own or cross attention, by layer. The model is then as it
+    was.
+    """
+    attentions(model)
+    plan = planned(model, spans, length)
+    before = detach_spans(model)
+    try:
+        return apply_plan(model, plan)
+    except BaseException:
+        if before is not None:
+            apply_plan(model, before)
+        raise
+
+
+def detach_spans(model: nn.Module) -> Plan | None:
+    """Let every head see everything again, in place; returns the plan that the model had."""
+    host: Any = base_of(model)
+    undo: Undo | None = getattr(host, UNDO, None)
+    if undo is None:
+        return None
+    undo.hook.remove()
+    host.set_attn_implementation(undo.implementation)
+    for module in host.modules():
+        if hasattr(module, WINDOWS):
+            delattr(module, WINDOWS)
+    delattr(host, UNDO)
+    own = [step for step in steps_of(host) if isinstance(step.plan.change, HeadSpans)]
+    set_steps(host, [step for step in steps_of(host) if step not in own])
+    return own[-1].plan if own else None
+
+
+def spans_of(model: nn.Module) -> tuple[Spans, int] | None:
+    """The spans of a model and the length that they are for; None for a model without."""
+    for step in reversed(steps_of(base_of(model))):
+        if isinstance(step.plan.change, HeadSpans):
+            return Spans.from_dict(step.plan.decided["spans"]), int(step.plan.decided["length"])
+    return None
+
+
+def windows_of(host: nn.Module) -> list[Windows] | None:
+    """What the heads of each layer see; None for a model without spans."""
+    undo: Undo | None = getattr(host, UNDO, None)
+    return None if undo is None else undo.windows
+
+
+def cache_bytes(cache: Any) -> int:
+    """What keys and values of a cache take, of all layers; reserved room counts."""
+    total = 0
+    for layer in cache.layers:
+        if isinstance(layer, RingLayer):
+            total += layer.nbytes
+        elif layer.is_initialized:
+            total += layer.keys.nbytes + layer.values.nbytes
+    return total
+
+
+CARD = Card(
+    "head_spans",
+    kind="change",
+    config=HeadSpans,
+    paper=Paper("2309.17453", 2023, "Efficient Streaming Language Models with Attention Sinks"),
+    tiny={"density": 0.5, "sink": 2, "block": 2, "length": 24},
+    summary="Attention to sinks and a window, the same for every head or one that is given.",
+    family="attention spans",
+    names=("StreamingLLM", "attention sinks"),
+)

@@ -1,0 +1,121 @@
+"""What a dense model's attention is worth to its own answers: influence by head and distance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from ...core.modes import evaluating
+from ...scores.influence import by_distance
+from ..anatomy.blocks import base_of
+from .head_spans import attentions
+
+WATCHED = "intarsia_watched"
+HEARD = "intarsia_heard"  # attribute of an attention module: who hears of its tensors
+
+Heard = Callable[[Tensor, Tensor, Tensor, Tensor, Any], None]
+
+
+def watched(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' own attention, which tells of its tensors."""
+    out, _ = sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout, scaling, **kwargs
+    )
+    heard: Heard | None = getattr(module, HEARD, None)
+    if heard is not None and out.requires_grad:
+        heard(query, key, value, out, scaling)
+    return out, None
+
+
+@contextmanager
+def _watching(model: nn.Module, heard: Callable[[int], Heard]) -> Generator[None]:
+    """Inside, `heard(layer)` is told of each attention; no weight has a gradient."""
+    host: Any = base_of(model)
+    modules = attentions(model).modules
+    AttentionInterface.register(WATCHED, watched)
+    AttentionMaskInterface.register(WATCHED, sdpa_mask)
+    before = host.config._attn_implementation
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    embedding: nn.Module = host.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _m, _a, out: out.detach().requires_grad_())
+    try:
+        host.set_attn_implementation(WATCHED)
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        for layer, module in enumerate(modules):
+            setattr(module, HEARD, heard(layer))
+        yield
+    finally:
+        hook.remove()
+        for module in modules:
+            if hasattr(module, HEARD):
+                delattr(module, HEARD)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        host.set_attn_implementation(before)
+
+
+def profile(
+    model: nn.Module, ids: Tensor, answer: int, *, sink: int, block: int, rows: int = 2
+) -> Tensor:
+    """Attention influence on the loss of each row's last tokens, by layer, head and distance.
+
+    ids: (B, N) tokens, of which the last `answer` are judged; rows: at a time.
+    Layer by layer in the backward pass: no attention matrix of more than one layer is there.
+    Returns (layers, G, bins), the mean over rows; see `scores.influence.by_distance`.
+    """
+    host: Any = base_of(model)
+    layers = len(attentions(model).modules)
+    total: list[Tensor | None] = [None] * layers
+
+    def heard(layer: int) -> Heard:
+        def of_layer(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: Any) -> None:
+            def backward(gradient: Tensor) -> None:  # (B, N, H, D), dL / d(A v)
+                of = [t.detach() for t in (q, k, v, gradient.transpose(1, 2))]
+                found = by_distance(*of, sink=sink, block=block, scale=scale) * len(q)
+                before = total[layer]
+                total[layer] = found if before is None else before + found
+
+            out.register_hook(backward)
+
+        return of_layer
+
+    with evaluating(model), _watching(model, heard), torch.enable_grad():
+        for some in ids.split(rows):
+            logits = host(input_ids=some, use_cache=False, logits_to_keep=answer + 1).logits
+            flat = logits[:, :-1].float().flatten(0, 1)
+            # the mean over a row's tokens, the sum over rows: a row's influence knows no other row
+            loss = cross_entropy(flat, some[:, -answer:].flatten(), reduction="sum") / answer
+            loss.backward()
+    return torch.stack([t for t in total if t is not None]) / len(ids)
+
+
+@torch.no_grad()
+def loss_of_end(model: nn.Module, ids: Tensor, share: float = 1 / 3, rows: int = 2) -> float:
+    """The mean loss of a token in the last part of each row.  ids: (B, N)."""
+    host: Any = base_of(model)
+    count = max(1, round(ids.shape[1] * share))
+    total = 0.0
+    with evaluating(model):
+        for some in ids.split(rows):
+            logits = host(input_ids=some, use_cache=False, logits_to_keep=count + 1).logits
+            flat = logits[:, :-1].float().flatten(0, 1)
+            total += float(cross_entropy(flat, some[:, -count:].flatten(), reduction="sum"))
+    return total / (len(ids) * count)

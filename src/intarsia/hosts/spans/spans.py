@@ -1,0 +1,190 @@
+"""How far each head looks back: a line over the length of the text, for every key-value head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ...core.checks import above, at_least, between
+from ...core.errors import CheckpointError, ConfigError
+from ...core.files import read_json, write_text
+
+FORMAT = "intarsia-spans-1"
+SINK = 64  # first tokens that every head sees (paper, section 4)
+KEYS = frozenset({"format", "alpha", "beta", "sink", "block", "longest", "about"})
+Lines = Sequence[Sequence[float]]  # (layers, heads)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """span_h(N) = alpha_h + beta_h N keys for head h of a text of N tokens, the sink included.
+
+    A query at place i sees the first `sink` tokens and the last span - sink up to its own. Spans
+    are whole blocks, at least one beside the sink and at most N.
+    alpha, beta: (layers, heads), heads those of keys and values, or of queries in old files.
+    block: tokens.  longest: of the texts that they were chosen for, None = any.  about: what chose
+    them, for the reader.
+    Raises: ConfigError for lists that are not rectangular, or numbers that cannot be.
+    Source: arXiv:2406.14909, section 3.
+    """
+
+    alpha: Lines
+    beta: Lines
+    sink: int = SINK
+    block: int = 1
+    longest: int | None = None
+    about: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
+
+    def __post_init__(self) -> None:
+        at_least("sink", self.sink, 0)
+        at_least("block", self.block, 1)
+        for name in ("alpha", "beta"):
+            object.__setattr__(self, name, _lines(name, getattr(self, name)))
+        if [len(row) for row in self.alpha] != [len(row) for row in self.beta]:
+            got = f"{len(self.alpha)} and {len(self.beta)} layers, or other heads in one"
+            fix = "Give one alpha and one beta for each head of each layer."
+            raise ConfigError("alpha and beta", got=got, want="as many of both", fix=fix)
+        for row in self.beta:
+            for one in row:
+                between("beta", one, 0, 1, "A span grows at most as the text does.")
+        if self.longest is not None:
+            at_least("longest", self.longest, self.sink + self.block)
+
+    @classmethod
+    def of(cls, spans: Tensor, **named: Any) -> Spans:
+        """The same spans at every length.  spans: (layers, heads)."""
+        alpha = tuple(tuple(map(float, row)) for row in spans.tolist())
+        return cls(alpha, tuple(tuple(0.0 for _ in row) for row in alpha), **named)
+
+    @classmethod
+    def uniform(cls, layers: int, heads: int, density: float, **named: Any) -> Spans:
+        """Every head sees a share of the text: sinks and one window (StreamingLLM, 2309.17453)."""
+        above("density", density, 0)
+        between("density", density, 0, 1)
+        rows = tuple((0.0,) * heads for _ in range(layers))
+        return cls(rows, tuple((density,) * heads for _ in range(layers)), **named)
+
+    @property
+    def layers(self) -> int:
+        return len(self.alpha)
+
+    @property
+    def heads(self) -> int:
+        """Of each layer."""
+        return len(self.alpha[0])
+
+    def at(self, length: int) -> Tensor:
+        """span_h(N) in tokens, (layers, heads) int64.
+
+        Raises: ConfigError for a length with no room for sink and block, or beyond `longest`.
+        """
+        at_least("length of the text", length, self.sink + self.block, "Use a smaller sink.")
+        if self.longest is not None and length > self.longest:
+            fix = "Choose spans for it: intarsia.MoA(extend=...), or give a shorter length."
+            want = f"at most {self.longest}, which the spans were chosen for"
+            raise ConfigError("length of the text", got=length, want=want, fix=fix)
+        alpha, beta = (torch.tensor(of, dtype=torch.float64) for of in (self.alpha, self.beta))
+        blocks = torch.floor((alpha + beta * length) / self.block + 1e-9)
+        least = -(-(self.sink + 1) // self.block)  # in blocks: the sink, and a token beside it
+        spans = blocks.clamp_min(least) * self.block
+        return spans.clamp_max(length).long()
+
+    def density(self, length: int) -> float:
+        """Keys and values that are kept at the end of a text, of all: mean over heads of span / N.
+
+        The mask's share of entries is this one, too, where it is counted in its last row.
+        """
+        return float(self.at(length).double().mean()) / length
+
+    def for_heads(self, heads: int, length: int) -> Spans:
+        """Spans for so many key-value heads; of several query heads of one, the largest at N.
+
+        Query heads of a key-value head are consecutive, as in transformers.
+        Raises: ConfigError for heads that do not divide.
+        """
+        if heads == self.heads:
+            return self
+        if self.heads % heads:
+            fix = "Take the file of this model."
+            raise ConfigError("spans", got=f"{self.heads} heads", want=f"{heads} of them", fix=fix)
+        groups = self.at(length).view(self.layers, heads, -1)
+        at = groups.argmax(-1) + torch.arange(heads) * (self.heads // heads)
+        of = [
+            tuple(
+                tuple(row[i] for i in where) for row, where in zip(rows, at.tolist(), strict=True)
+            )
+            for rows in (self.alpha, self.beta)
+        ]
+        return replace(self, alpha=of[0], beta=of[1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "format": FORMAT,
+            "alpha": [list(row) for row in self.alpha],
+            "beta": [list(row) for row in self.beta],
+            "sink": self.sink,
+            "block": self.block,
+            "longest": self.longest,
+            "about": dict(self.about),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Any) -> Spans:
+        """What `to_dict` wrote, or a list of alphas and betas of the paper's own repository.
+
+        Raises: ConfigError, TypeError, KeyError for anything else.
+        """
+        if isinstance(content, Mapping) and set(content) == {"alphas", "betas"}:
+            return cls(content["alphas"], content["betas"], about={"read": "alphas and betas"})
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+            want, fix = f"{FORMAT!r}, or alphas and betas", "Write it with intarsia spans --save."
+            got = content.get("format") if isinstance(content, Mapping) else type(content).__name__
+            raise ConfigError("format of spans", got=got, want=want, fix=fix)
+        if set(content) != KEYS:
+            fix = "Restore the file."
+            raise ConfigError("spans", got=sorted(content), want=sorted(KEYS), fix=fix)
+        named = {name: content[name] for name in KEYS - {"format"}}
+        return cls(**cast(Any, named))
+
+    def save(self, path: str | Path) -> Path:
+        """Write a JSON file; whole or not at all."""
+        import json
+
+        return write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+
+def load_spans(path: str | Path) -> Spans:
+    """Spans of a JSON file: as `Spans.save` wrote it, or {"alphas", "betas"} of the paper's code.
+
+    Raises: CheckpointError for a file that is neither.
+    """
+    try:
+        return Spans.from_dict(read_json(Path(path)))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        want = "a JSON file of spans"
+        fix = "Write it with: intarsia spans MODEL --save spans.json"
+        raise CheckpointError(f"spans {str(path)!r}", got=error, want=want, fix=fix) from error
+
+
+def _lines(name: str, rows: Any) -> Lines:
+    """Rows of finite numbers, all as long.  Raises: ConfigError."""
+    fix = "Give a list for each layer, with a number for each head."
+    listed = isinstance(rows, Sequence) and not isinstance(rows, str) and len(rows) > 0
+    if not listed or not all(isinstance(r, Sequence) and not isinstance(r, str) for r in rows):
+        raise ConfigError(name, got=type(rows).__name__, want="lists of numbers", fix=fix)
+    widths = {len(row) for row in rows}
+    numbers = all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e9
+        for row in rows
+        for x in row
+    )
+    if len(widths) != 1 or not min(widths) or not numbers:
+        got = f"rows of {sorted(widths)}" if numbers else "what is no number"
+        raise ConfigError(name, got=got, want="as many numbers in each", fix=fix)
+    return tuple(tuple(float(x) for x in row) for row in rows)

@@ -1,0 +1,63 @@
+"""Attention influence: what the loss becomes, to first order, without one key (MoA)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPS = 1e-6  # of 1 - A, where a query sees one key only
+QUERIES = 128  # rows of A at a time
+
+
+def influence(attention: Tensor, gradient: Tensor) -> Tensor:
+    """E_ij = -A_ij (g_ij - sum_k A_ik g_ik) / (1 - A_ij), the loss's change without key j.
+
+    The other keys of query i then share what key j had. Where a query sees one key (row 0) there is
+    nothing to share, and E = -A g.  attention: A (..., Q, K), rows add up to 1.  gradient: dL/dA.
+    Not for several keys at once: a sum of E is right as far as each is small.
+    Source: arXiv:2406.14909, section 4.1, eq. 4.
+    """
+    mean = (attention * gradient).sum(-1, keepdim=True)
+    left = 1 - attention
+    shared = -attention * (gradient - mean) / left.clamp_min(EPS)
+    return torch.where(left > EPS, shared, -attention * gradient)
+
+
+def by_distance(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    gradient: Tensor,
+    *,
+    sink: int,
+    block: int,
+    scale: float | None = None,
+) -> Tensor:
+    """Sums of |E| by how far a key is behind its query, sinks left out: (G, bins).
+
+    query: (B, H, N, D) and keys: (B, G, N, D) with positions applied, values: (B, G, N, D'),
+    gradient: dL / d(A v), (B, H, N, D'). Bin b has the distances b block ... (b + 1) block - 1, of
+    all queries; the mean over rows, and the largest of the query heads of a key-value head. The
+    loss of a window is then the sum of the bins beyond it, to the token.
+    A and dL/dA = (dL/d(A v)) v^T are computed anew for some queries at a time, so that no (N, N) of
+    all heads is ever there.
+    """
+    batch, heads, length, size = query.shape
+    share = heads // keys.shape[1]
+    by = size**-0.5 if scale is None else scale
+    bins = -(-length // block)
+    total = torch.zeros(heads, bins, dtype=torch.float64)
+    keys, values = (t.float().repeat_interleave(share, 1) for t in (keys, values))
+    place = torch.arange(length, device=query.device)
+    for first in range(0, length, QUERIES):
+        own = place[first : first + QUERIES, None]
+        seen = place[None, : int(own[-1]) + 1]
+        last = seen.shape[1]
+        scores = query[:, :, own[:, 0]].float() @ keys[:, :, :last].mT * by
+        attention = scores.masked_fill(seen > own, -torch.inf).softmax(-1)  # (B, H, Q, K)
+        g = gradient[:, :, own[:, 0]].float() @ values[:, :, :last].mT
+        found = influence(attention, g).abs().sum(0)  # (H, Q, K)
+        counted = (seen <= own) & (seen >= sink)
+        where = ((own - seen)[counted] // block).cpu()
+        total.index_add_(1, where, found[:, counted].double().cpu())
+    return (total / batch).view(-1, share, bins).amax(1)

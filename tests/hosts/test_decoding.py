@@ -1,0 +1,70 @@
+"""The decode loop's tokens are transformers' greedy ones, and its memory is taken once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+import intarsia
+from intarsia.core.errors import ConfigError, ShapeError
+from intarsia.hosts.decoding import fixed_cache, generate
+from intarsia.hosts.spans.spans import Spans
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.15,
+}  # fmt: skip
+IDS = torch.randint(1, 64, (2, 20), generator=torch.Generator().manual_seed(0))
+
+
+def made(kind: str) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "windowed":  # a window of its own
+            return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=12)).eval()
+        model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+    if kind == "sparse":
+        intarsia.sparsify(model, intarsia.Magnitude(0.5))
+    if kind == "spans":
+        spans = Spans.of(torch.tensor([[6, 12], [40, 8]]), sink=2)
+        intarsia.attach_spans(model, spans, length=40)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["plain", "sparse", "spans", "windowed"])
+def test_greedy_tokens_are_transformers_own(kind: str) -> None:
+    model = made(kind)
+    mask = torch.ones_like(IDS)
+    mask[1, :6] = 0
+    for kept in (torch.ones_like(mask), mask):
+        want = model.generate(IDS, attention_mask=kept, max_new_tokens=16, do_sample=False)
+        found = generate(model, IDS, 16, mask=kept)
+        assert torch.equal(found.tokens, want[:, 20:])
+    assert found.rate > 0
+
+
+def test_room_is_made_once_and_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("plain")
+    cache = fixed_cache(model, 36)
+    places: list[int] = []
+    from intarsia.hosts import decoding
+
+    monkeypatch.setattr(decoding, "fixed_cache", lambda *_: cache)
+    generate(model, IDS, 16, heard=lambda _: places.append(cache.layers[0].keys.data_ptr()))
+    assert len(set(places)) == 1
+    assert cache.layers[0].keys.shape == (2, 2, 36, 12)
+    with pytest.raises(ConfigError, match="at most 36"), torch.no_grad():
+        model(IDS, cache=cache)
+
+
+def test_it_stops_when_told_and_refuses_what_is_no_prompt() -> None:
+    model = made("plain")
+    assert generate(model, IDS, 16, heard=lambda _: True).tokens.shape == (2, 1)
+    with pytest.raises(ShapeError, match="B, T"):
+        generate(model, IDS[0], 4)
+    with pytest.raises(ConfigError, match="tokens"):
+        generate(model, IDS, 0)

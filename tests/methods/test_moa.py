@@ -1,0 +1,120 @@
+"""MoA: full spans lose nothing, choices keep the density, and no uniform window loses less."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import intarsia
+from intarsia.core.errors import ConfigError, DataError, TargetError
+from intarsia.data.small_models import Small, small_decoder
+from intarsia.hosts.spans.profile import loss_of_end, profile
+from intarsia.methods.moa import MoA, choose_spans, configurations, losses_of, pareto
+
+METHOD = MoA(0.5, (24, 40), check=48, sink=2, block=2, step=8, answer=6)
+MODEL: Any = small_decoder(Small(24, 2, 3, 48), tokens=32, length=64)
+ROWS = torch.randint(0, 32, (5, 48), generator=torch.Generator().manual_seed(0))
+SHAPE = 2, 3
+
+
+def losses() -> list[Tensor]:
+    options = configurations(METHOD)
+    return [
+        losses_of(profile(MODEL, ROWS[:, :n], 6, sink=2, block=2), options.spans[n], 2, 2)
+        for n in METHOD.lengths
+    ]
+
+
+def test_a_profile_leaves_the_model_as_it_was_and_does_not_depend_on_batches() -> None:
+    before = {n: p.requires_grad for n, p in MODEL.named_parameters()}
+    bins = profile(MODEL, ROWS, 6, sink=2, block=2)
+    assert bins.shape == (2, 3, 24)
+    assert bool((bins >= 0).all())
+    assert float(bins.sum()) > 0
+    torch.testing.assert_close(bins, profile(MODEL, ROWS, 6, sink=2, block=2, rows=5))
+    assert {n: p.requires_grad for n, p in MODEL.named_parameters()} == before
+    assert MODEL.config._attn_implementation == "sdpa"
+    assert not any(p.grad is not None for p in MODEL.parameters())
+
+
+def test_a_full_span_loses_nothing_and_a_shorter_one_no_less() -> None:
+    options = configurations(METHOD)
+    for length, lost in zip(METHOD.lengths, losses(), strict=True):
+        spans = options.spans[length]
+        assert float(lost[:, spans == length].max()) == 0
+        order = spans.argsort()
+        assert bool((lost[:, order].diff() <= 1e-12).all())
+
+
+def test_lines_are_all_that_fit_at_each_profiled_length() -> None:
+    options = configurations(METHOD)
+    for length in METHOD.lengths:
+        assert int(options.spans[length].min()) >= 4
+        assert int(options.spans[length].max()) == length
+    every = torch.stack([options.spans[n] for n in (24, 40, 48)], 1)
+    assert len(every.unique(dim=0)) == len(every)
+
+
+def test_the_programme_keeps_density_and_two_spans_a_layer_and_beats_the_uniform_window() -> None:
+    options, lost = configurations(METHOD), losses()
+    chosen = pareto(lost, options, SHAPE, METHOD.density)
+    totals = []
+    for x in chosen:
+        for spans in options.spans.values():
+            share = float(spans[x].double().mean()) / int(spans.max())  # everything is an option
+            assert 0.45 <= share <= 0.5 + 1e-9
+        assert max(len(layer.unique()) for layer in x.view(SHAPE)) <= 2
+        totals.append([float(of.gather(1, x[:, None]).sum()) for of in lost])
+    # every line that has the density by itself, for all heads
+    even = [c for c in range(len(options.alpha))
+            if all(0.45 <= float(s[c]) / n <= 0.5 for n, s in options.spans.items())]  # fmt: skip
+    assert even
+    for i, of in enumerate(lost):
+        assert min(t[i] for t in totals) <= min(float(of[:, c].sum()) for c in even) * 1.01
+    for one in totals:
+        for other in totals:
+            assert one == other or any(a < b for a, b in zip(one, other, strict=True))
+
+
+def test_chosen_spans_are_attached_and_the_model_stays_as_it_is() -> None:
+    model = copy.deepcopy(MODEL)
+    before = loss_of_end(model, ROWS)
+    said: list[str] = []
+    spans = choose_spans(model, METHOD, ROWS, progress=said.append)
+    assert said
+    assert loss_of_end(model, ROWS) == before
+    assert 0.45 <= spans.density(48) <= 0.5
+    assert spans.longest == 48
+    assert spans.about["loss"][spans.about["chosen"]] == min(spans.about["loss"])
+    intarsia.attach_spans(model, spans)
+    assert loss_of_end(model, ROWS) != before
+    with pytest.raises(TargetError, match="with spans"):
+        choose_spans(model, METHOD, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"density": 0}, "density"),
+        ({"density": 0.1}, "smaller sink"),
+        ({"lengths": ()}, "lengths"),
+        ({"sink": 3}, "multiple of the block"),
+        ({"answer": 24}, "shortest"),
+        ({"extend": 40}, "extend"),
+        ({"check": 8}, "check"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], said: str) -> None:
+    kept = {"lengths": (24, 40), "check": 48, "sink": 2, "block": 2, "answer": 6}
+    with pytest.raises(ConfigError, match=said):
+        MoA(**(kept | wrong))
+
+
+def test_short_or_few_rows_are_refused() -> None:
+    for rows in (ROWS[:, :40], ROWS[:1], [torch.rand(48)]):
+        with pytest.raises(DataError, match="length=48"):
+            choose_spans(MODEL, METHOD, rows)
