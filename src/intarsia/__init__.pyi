@@ -69,13 +69,13 @@ from .hosts.read_me import ReadMe as ReadMe
 from .hosts.read_me import extract as extract
 from .hosts.relabel import relabel as relabel
 from .hosts.soups import soup as soup
-from .hosts.swap.compress import Compress as Compress
-from .hosts.swap.compress import compress as compress
 from .hosts.spans.head_spans import HeadSpans as HeadSpans
 from .hosts.spans.head_spans import attach_spans as attach_spans
 from .hosts.spans.head_spans import detach_spans as detach_spans
 from .hosts.spans.spans import Spans as Spans
 from .hosts.spans.spans import load_spans as load_spans
+from .hosts.swap.compress import Compress as Compress
+from .hosts.swap.compress import compress as compress
 from .hosts.swap.experts import MergeMixtures as MergeMixtures
 from .hosts.swap.experts import PruneExperts as PruneExperts
 from .hosts.swap.student import Student as Student
