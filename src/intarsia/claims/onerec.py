@@ -188,7 +188,7 @@ CLAIMS = (
         sense=">=",
         run=partial(of_preference, of="judge"),
         needs="long",
-        minutes=20,
+        minutes=25,
     ),
     Claim(
         "onerec-price",
@@ -199,7 +199,7 @@ CLAIMS = (
         sense=">=",
         run=partial(of_preference, of="recall", over=statistics.mean),
         needs="long",
-        minutes=20,
+        minutes=25,
     ),
     Claim(
         "onerec-ids",
