@@ -102,7 +102,8 @@ def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int
     rows = np.repeat(np.arange(len(spans)), [end - first for first, end in spans])
     items = np.concatenate([events.items[first:end] for first, end in spans]) + 1
     shape = len(spans), len(events.item_ids) + 1
-    there: Any = sp.csr_matrix((np.ones(len(rows)), (rows, items)), shape).sign()
+    taken: Any = sp.csr_matrix((np.ones(len(rows)), (rows, items)), shape)
+    there = taken.sign()  # once or several times
     both = (there.T @ there).toarray()  # (items + 1, items + 1) sessions with both
     norm = np.sqrt(both.diagonal())
     np.fill_diagonal(both, 0)
