@@ -43,6 +43,8 @@ RUNNABLE = (
     "how-to/remember-at-once.md",
     "how-to/route-by-task.md",
     "how-to/search-documents.md",
+    "how-to/see-and-hear.md",
+    "how-to/large-pictures.md",
     "how-to/several-adapters.md",
     "how-to/share-out-experts.md",
     "how-to/share-shards.md",

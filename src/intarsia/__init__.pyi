@@ -68,6 +68,9 @@ from .hosts.prune.tables import save_tables as save_tables
 from .hosts.read_me import ReadMe as ReadMe
 from .hosts.read_me import extract as extract
 from .hosts.relabel import relabel as relabel
+from .hosts.senses.answering import answer as answer
+from .hosts.senses.answering import processor as processor
+from .hosts.senses.modalities import Modalities as Modalities
 from .hosts.soups import soup as soup
 from .hosts.spans.head_spans import HeadSpans as HeadSpans
 from .hosts.spans.head_spans import attach_spans as attach_spans
@@ -112,9 +115,11 @@ from .methods.random_search import RandomSearch as RandomSearch
 from .methods.s2ft.s2ft import S2ft as S2ft
 from .methods.seuf import Seuf as Seuf
 from .methods.seuf import unlearn as unlearn
+from .methods.slime import Slime as Slime
 from .methods.sms import SparseModelSoup as SparseModelSoup
 from .methods.sparse_ift import SparseIft as SparseIft
 from .methods.sparse_ift import flop_audit as flop_audit
+from .methods.uni_moe import UniMoe as UniMoe
 from .mixtures import AdamOnce as AdamOnce
 from .mixtures import Capacity as Capacity
 from .mixtures import ExpertList as ExpertList

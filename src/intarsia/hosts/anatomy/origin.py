@@ -19,6 +19,7 @@ from .quantised import in_full
 
 WEIGHTS = "adapter_model.safetensors"
 SAMPLES = 96
+ADDED = "intarsia_added"  # of a module that a change has put in: no part of the trunk
 ELSEWHERE = "intarsia_elsewhere"  # of a module: its weights on disk, by name, on the meta device
 FEW, UNSIZED = 4096, {"seed", "steps", "alpha", "scale"}  # no size is large up to it; no sizes
 # of timm and of transformers: what depends on the picture size, and is resampled for another one
@@ -33,6 +34,7 @@ def _tensors(model: nn.Module, heads: Sequence[str], sized: bool) -> dict[str, T
     sized: with the tables of positions, and with buffers that are made anew at each start.
     """
     found: dict[str, Tensor] = {}
+    heads = [*heads, *(p for p, m in walk(model) if ADDED in vars(unwrapped(m)))]
     for path, wrapped in walk(model):
         if any(path == h or path.startswith(f"{h}.") for h in heads):
             continue

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...core import Card, Paper
 from ...core.change import PlainChange, Plan
+from ...core.checks import one_of
 from ...core.errors import ConfigError, TargetError
 from ...core.modes import evaluating
 from ...gating import learned_routers
@@ -18,6 +19,7 @@ from ...gating.load import counting
 from ...mixtures.mixture import Mixture
 from ...mixtures.zcode_m3 import check_prune, merged, mixtures_in, prune
 from ..anatomy.compare import call
+from ..senses.loads import modality_loads
 from .upcycle import Places, Upcycle, check_unadapted, generator, move_places, upcycle_step
 
 RANDOM = "random"
@@ -102,15 +104,21 @@ def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def expert_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
+def expert_loads(
+    model: nn.Module, batches: Iterable[Any], by: str | None = None
+) -> dict[str, Tensor]:
     """How many tokens each expert gets in evaluation, before any capacity.
 
     batches: as the model takes them: a tensor, a mapping of keywords, or (x, y), of which the model
     gets x. Padding, by `attention_mask`, does not count.
+    by: "modality", of a model that sees or hears: a row for each modality, see `modality_loads`.
     Returns path of each learned router -> (E,) int64. The model is left as it is.
     Raises: ConfigError for no batch, a model without learned routers, or one that does not count,
     as a compiled one.
     """
+    if by is not None:
+        one_of("by", by, ("modality",))
+        return modality_loads(model, batches)
     routers, seen = learned_routers(model), 0
     with evaluating(model), counting(model):
         for batch in batches:

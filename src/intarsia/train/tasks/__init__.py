@@ -1,5 +1,7 @@
 """What is learned: the loss of a model's output, and the scores of its field."""
 
+from .answers import Answers as Answers
+from .answers import answers_batch as answers_batch
 from .choose import task_of as task_of
 from .classes import Classes as Classes
 from .classes import Heads as Heads

