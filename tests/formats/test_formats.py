@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,9 +17,12 @@ from intarsia.conformance.formats import LAWS
 from intarsia.conformance.verdict import Law
 from intarsia.core import Card, Format, Paper, nbytes
 from intarsia.core.errors import ShapeError
-from intarsia.formats import Bitmask, Gaussian, RowBlocks
+from intarsia.formats import Bitmask, Columns, Dense, Gaussian, GroupSparse, RowBlocks
 
-FORMATS = (Bitmask(), RowBlocks(2), Gaussian(1), Gaussian(3))
+FORMATS = (
+    *(Bitmask(), Bitmask("bf16"), Bitmask("int8"), Columns(), Columns("bf16"), Dense()),
+    *(RowBlocks(2), Gaussian(1), Gaussian(3), GroupSparse()),
+)
 shapes = st.lists(st.integers(1, 19), min_size=1, max_size=3).map(tuple)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
 
@@ -107,3 +111,26 @@ def test_a_bitmask_obeys_the_laws_of_formats(law: Law) -> None:
     # it is in no paper, so it has no card of its own
     paper = Paper("2307.16867", 2023, "none")
     law(Card("bitmask", "format", Bitmask, paper, tags=frozenset({"exact"})))
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=repr)
+@given(st.integers(0, 9), st.integers(0, 150), st.integers(0, 99), st.sampled_from([0, 0.1, 1]))
+def test_any_format_multiplies_stores_and_permutes_as_it_says(
+    form: Format, out: int, width: int, seed: int, density: float
+) -> None:
+    weight, x = sparse((out, width), seed, density, torch.float32), torch.randn(3, width)
+    stored = form.encode(weight)
+    plain = form.decode(stored, weight.shape).float()
+    y = form.matmul(x, stored, weight.shape)
+    assert y.shape == (3, out) and y.dtype == x.dtype
+    # float32 sums; int8 inputs are off by half a step each
+    rounds = getattr(form, "values", "") == "int8"
+    step = x.abs().amax(1, keepdim=True) / 254 if rounds and width else torch.zeros(3, 1)
+    most = step * plain.abs().sum(1) + 1e-5 * (x.abs() @ plain.abs().T) + 1e-6
+    assert bool(((y - x @ plain.T).abs() <= most).all())
+    file = safetensors.torch.save(dict(stored))
+    assert nbytes(stored) == len(file) - 8 - int.from_bytes(file[:8], "little")
+    if not isinstance(form, Gaussian):  # which reads mean and deviation of the whole
+        order = torch.randperm(out, generator=torch.Generator().manual_seed(seed))
+        turned = form.matmul(x, form.encode(weight[order]), weight.shape)
+        assert_close(turned, y[:, order], rtol=1e-5, atol=1e-4)

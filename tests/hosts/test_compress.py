@@ -108,6 +108,22 @@ def test_without_kernels_the_weight_is_decoded_once(saved: Path) -> None:
     assert copy.deepcopy(layer)._dense is None
 
 
+def test_a_layer_follows_buffers_that_are_replaced() -> None:
+    weight, x = torch.randn(5, 70), torch.randn(2, 70)
+    layer = PackedLinear(Bitmask(), Bitmask().encode(weight), (5, 70))
+    assert_close(layer(x), x @ weight.T)
+    layer.compressed = layer.compressed * 2  # another tensor
+    assert_close(layer(x), 2 * x @ weight.T)
+    layer.load_state_dict(layer.state_dict() | {"compressed": layer.compressed / 4}, assign=True)
+    assert_close(layer(x), 0.5 * x @ weight.T)
+    with native.using("off"):
+        assert_close(layer(x), 0.5 * x @ weight.T)
+    again = copy.deepcopy(layer)
+    layer.compressed.zero_()
+    assert_close(again(x), 0.5 * x @ weight.T)
+    assert not layer(x).any()
+
+
 def test_a_type_that_is_asked_for_is_not_that_of_the_store(saved: Path) -> None:
     model = intarsia.load(vit(), saved).bfloat16()
     layer = model.blocks[0].mlp.fc1  # pyright: ignore

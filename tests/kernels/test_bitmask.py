@@ -168,3 +168,16 @@ def test_torch_compile_knows_the_shape() -> None:
         x.to("meta"), *(t if t is None else t.to("meta") for t in stored)
     )
     assert y.shape == (3, 6) and y.is_meta
+
+
+def test_what_is_bound_to_a_weight_is_its_product_and_refuses_damage() -> None:
+    weight, x = drawn(33, 130, 0.3, batch=4)
+    for values in VALUES:
+        form = Bitmask(values)
+        stored = form.encode(weight)
+        bound = form.bound(stored, weight.shape)
+        want = form.matmul(x, stored, weight.shape)
+        assert bound.takes(x) and torch.equal(bound(x), want)
+        stored["row_offsets"][3] += 1
+        with pytest.raises(ShapeError, match="row"):
+            bound(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -42,6 +43,13 @@ class Format(abc.ABC):
         x: (..., in) -> (..., out). A format with a kernel of its own overrides it.
         """
         return x @ self.decode(stored, shape).to(x).T
+
+    def bound(self, stored: Stored, shape: Sequence[int]) -> Any:
+        """`matmul` for a few rows of x with the least overhead (`kernels.native.Bound`), or None.
+
+        The stored tensors are looked at now, and must stay where they are.
+        """
+        return None
 
 
 def nbytes(stored: Stored) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from .rows import kept_of, matrix
 
 VALUES = ("same", "fp32", "bf16", "int8")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MOST_ROWS = 8  # of x; with more, decoding and a dense product take less time
+MOST_ROWS = 16  # of x; with more, decoding and a dense product take less time
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Bitmask(Format):
     scales (out,) float32 of int8. A weight of more than two axes is (out, the rest), a vector one
     row. Weights of int8 are decoded to float32, others to what they are stored in.
 
-    Products of up to 8 rows of x on the CPU, not in float64, run in compiled code on what is
+    Products of up to 16 rows of x on the CPU, not in float64, run in compiled code on what is
     stored; others decode it. There NaN and infinity in x reach the products through kept weights
     alone. With int8, x is rounded to int8, too, 64 inputs sharing a scale: an output is off by at
     most sum |w| max |x| / 254, and is NaN for a row of x that is not finite.
@@ -94,8 +95,16 @@ class Bitmask(Format):
         if len(shape) != 2 or not kernels.runs(x, values):
             return super().matmul(x, stored, shape)
         if x.shape[:-1].numel() > MOST_ROWS:
-            return x @ kernels.decode(*parts, shape[1]).to(x.dtype).T
+            if torch.is_grad_enabled() and x.requires_grad:
+                return x @ kernels.decode(*parts, shape[1]).to(x.dtype).T
+            return kernels.linear_many(x, *parts)
         return kernels.linear(x, *parts)
+
+    def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
+        """See `Format`."""
+        names = ("bitmask", "compressed", "row_offsets")
+        bits, values, offsets = (stored[name] for name in names)
+        return kernels.bound(bits, values, offsets, stored.get("scales"), shape[1], MOST_ROWS)
 
 
 def _steps(weight: Tensor, kept: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from ...core import Format
 from ...core.errors import ConfigError
 from ...kernels import native
 
+UNBOUND = ("", (), None)  # the build of kernels, the stored tensors, and what is bound to both
+
 
 class PackedLinear(nn.Linear):
     """y = x W^T + b, W = decode(stored): multiplied by the format's kernel where it has one.
@@ -44,6 +46,7 @@ class PackedLinear(nn.Linear):
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self._dense: Tensor | None = None
+        self._bound: tuple[str, Any, Any] = UNBOUND
 
     @property
     def stored(self) -> dict[str, Tensor]:
@@ -61,11 +64,24 @@ class PackedLinear(nn.Linear):
         return self.form.decode(self.stored, self.shape)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        if type(self.form).matmul is Format.matmul or native.load() is None:
+        bound = self._ready()
+        if bound is not None and bound.takes(x):
+            y = bound(x)
+        elif type(self.form).matmul is Format.matmul or native.load() is None:
             y = x @ self._decoded_once(x).T
         else:
             y = self.form.matmul(x, self.stored, self.shape)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _ready(self) -> Any:
+        """What the format binds to the buffers, made anew when they, or the kernels, are others."""
+        kind, held, bound = self._bound
+        own = self._buffers
+        if kind != native.kind() or any(own[n] is not t for n, t in held):
+            stored = self.stored
+            bound = self.form.bound(stored, self.shape)
+            self._bound = (native.kind(), tuple(stored.items()), bound)
+        return bound
 
     def _decoded_once(self, x: Tensor) -> Tensor:
         if self._dense is None or self._dense.dtype != x.dtype or self._dense.device != x.device:
@@ -80,15 +96,15 @@ class PackedLinear(nn.Linear):
             now = self._buffers[name]
             if now is not None and now.dtype != tensor.dtype:
                 self._buffers[name] = tensor.to(now.device)
-        self._dense = None
+        self._dense, self._bound = None, UNBOUND
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._dense = None
+        self._dense, self._bound = None, UNBOUND
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_dense": None}
+        return self.__dict__ | {"_dense": None, "_bound": UNBOUND}
 
     def reset_parameters(self) -> None:
         """There is nothing to draw."""

@@ -16,7 +16,8 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 INPUTS = (torch.float32, torch.bfloat16, torch.float16)
 P, N, I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int  # noqa: E741
 LINEAR = (I, P, P, P, P, P, P, N, N, N, N, I)
-DECODE = (I, P, P, P, P, P, N, N, N, I)
+DECODE = (I, P, P, P, P, P, N, N, N, N, N, I)
+TILE = 2**19  # numbers that are decoded at a time: 2 MiB
 
 
 def runs(x: Tensor, values: Tensor) -> bool:
@@ -41,26 +42,79 @@ def linear(
     return y.view(*x.shape[:-1], len(bits))
 
 
+def bound(
+    bits: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    scales: Tensor | None,
+    width: int,
+    most: int,
+) -> native.Bound | None:
+    """`linear` of a weight that stays, for up to `most` rows; None where there is no kernel."""
+    kernel = native.function("bitmask_linear", *LINEAR)
+    if kernel is None or values.dtype not in KINDS or values.device.type != "cpu":
+        return None
+    check(bits, values, offsets, scales, width)
+    kind, places = KINDS[values.dtype], _pointers(bits, values, offsets, scales)
+    sizes = len(values), len(bits), width
+
+    def call(x: int, y: int, rows: int, threads: int) -> int:
+        return kernel(kind, x, y, *places, *sizes, rows, threads)
+
+    held = tuple(t for t in (bits, values, offsets, scales) if t is not None)
+    return native.Bound(call, held, (len(bits), width), most)
+
+
+def linear_many(
+    x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None = None
+) -> Tensor:
+    """The same for many rows of x: some rows of the weight are decoded at a time, and multiplied.
+
+    A tile of the weight stays in the cache between the two, and never is there a dense weight.
+    x has no gradient here.
+    """
+    check(bits, values, offsets, scales, x.shape[-1])
+    y = x.new_empty(*x.shape[:-1], len(bits))
+    tile = torch.empty(max(1, TILE // max(1, x.shape[-1])), x.shape[-1], dtype=dense_type(values))
+    for first in range(0, len(bits), len(tile)):
+        rows = tile[: len(bits) - first]
+        _decode(rows, first, bits, values, offsets, scales)
+        y[..., first : first + len(rows)] = torch.nn.functional.linear(x, rows.to(x.dtype))
+    return y
+
+
 def decode(
     bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, width: int
 ) -> Tensor:
     """The weight (out, in): float32, or bfloat16 of bfloat16 values."""
+    check(bits, values, offsets, scales, width)
+    out = torch.empty(len(bits), width, dtype=dense_type(values))
+    _decode(out, 0, bits, values, offsets, scales)
+    return out
+
+
+def dense_type(values: Tensor) -> torch.dtype:
+    """What values are decoded to."""
+    return torch.bfloat16 if values.dtype == torch.bfloat16 else torch.float32
+
+
+def _decode(
+    out: Tensor, first: int, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None
+) -> None:
     kernel = native.function("bitmask_decode", *DECODE)
     assert kernel is not None
-    check(bits, values, offsets, scales, width)
-    dtype = torch.bfloat16 if values.dtype == torch.bfloat16 else torch.float32
-    out = torch.empty(len(bits), width, dtype=dtype)
     fault = kernel(
         KINDS[values.dtype],
         out.data_ptr(),
         *_pointers(bits, values, offsets, scales),
         len(values),
         len(bits),
-        width,
+        out.shape[1],
+        first,
+        len(out),
         torch.get_num_threads(),
     )
-    refuse(fault)
-    return out
+    native.refuse(fault)
 
 
 def check(bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, width: int) -> None:
@@ -78,17 +132,6 @@ def check(bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, 
             f"bits {(rows, -(-width // 8))}, offsets {(rows,)}, contiguous, a scale a row of int8"
         )
         raise ShapeError("bitmask", got=got, want=want, fix="Decode with the encoding's own shape.")
-
-
-def refuse(fault: int) -> None:
-    """Raises: ShapeError for what a kernel found at a row; MemoryError."""
-    if not fault:
-        return
-    if fault == 2**63 - 1:
-        raise MemoryError("no memory for a copy of the inputs")
-    got = f"row {fault - 1} that does not end where the next begins"
-    want = "as many values as bits are set"
-    raise ShapeError("stored weight", got=got, want=want, fix="Copy the file again.")
 
 
 def _pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
@@ -118,7 +161,7 @@ def _run(x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tenso
         torch.get_num_threads(),
     )
     if fault:
-        refuse(fault)
+        native.refuse(fault)
     return y
 
 

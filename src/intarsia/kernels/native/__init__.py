@@ -4,6 +4,8 @@ One file for each format, all in one shared library. building.py: compiler, cach
 build, its functions. registering.py: operators of torch. floor.py: what this machine can do.
 """
 
+from .bound import Bound as Bound
+from .faults import refuse as refuse
 from .loading import function as function
 from .loading import instructions as instructions
 from .loading import kind as kind
@@ -12,4 +14,14 @@ from .loading import using as using
 from .loading import why as why
 from .registering import operator as operator
 
-__all__ = ["function", "instructions", "kind", "load", "operator", "using", "why"]
+__all__ = [
+    "Bound",
+    "function",
+    "instructions",
+    "kind",
+    "load",
+    "operator",
+    "refuse",
+    "using",
+    "why",
+]

@@ -4,17 +4,26 @@
  * offsets: (rows,), where each row's values begin. scales: (rows,) of int8, or NULL.
  * x: (batch, cols) float32. y: (batch, rows).
  *
- * 64 columns at a time: one 64-bit mask, values expanded into its places, the pointer to the values
- * moved on by its bits. Products are added only where a bit is set, so that NaN in x reaches y
- * through kept weights alone. With int8 values x is rounded to int8, 64 columns with a scale each:
+ * 64 columns at a time: one 64-bit mask, values expanded into its places, the place in the values
+ * moved on by its bits. NaN and infinity in x reach y through kept weights alone: rows of x that
+ * have some are multiplied number by number. With int8 values x is rounded to int8, 64 columns with a scale each:
  * y = scales[r] sum_g s_g sum_(j in g) q_j w_j, the inner sum exact.
  */
 #include "common.h"
 
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__) && \
+    defined(__AVX512VBMI2__)
+#define WIDE 1
+#else
+#define WIDE 0
+#endif
+
 enum { F32 = 0, BF16 = 1, I8 = 2, BLOCK = 64, MOST_BATCH = 4 };
 
 typedef struct {
-    const float *x; /* (batch, padded) */
+    const float *x; /* (batch, padded); of bfloat16 in the order of `turned` */
+    const float *given; /* (batch, cols) */
+    const uint8_t *finite; /* (batch,) */
     float *y;
     const uint8_t *bits;
     const char *values;
@@ -24,7 +33,8 @@ typedef struct {
     const int8_t *q;      /* (batch, padded): x in int8 */
     const float *steps;   /* (batch, padded / 64): its scales */
     const int32_t *shift; /* (batch, padded / 4): -128 times the sum of four of q */
-    char *out;            /* of decoding */
+    char *out;            /* of decoding, */
+    int64_t first, count; /* these rows */
     int64_t fault;
 } job;
 
@@ -63,45 +73,93 @@ ALWAYS int ends_well(const job *w, int64_t row, const char *v, int64_t size) {
     return v - w->values == next * size;
 }
 
-/* ---- rows of float32 and bfloat16; B: rows of x at once, a constant of each call */
-#if defined(__AVX512F__) && defined(__AVX512BW__)
-ALWAYS __m512 load_x16(const char *v, int64_t i, const int kind) {
-    return kind == F32 ? _mm512_loadu_ps((const float *)v + i) : of_bf16_x16((const uint16_t *)v + i);
+/* ---- number by number: what is not finite in x, and machines without vectors that are known here */
+ALWAYS float value_at(const char *v, int64_t i, const int kind) {
+    return kind == F32 ? ((const float *)v)[i] : of_bf16(((const uint16_t *)v)[i]);
 }
 
-ALWAYS int row_of_floats(const job *w, int64_t row, int64_t b0, const int B, const int kind) {
+ALWAYS int one_by_one(const job *w, int64_t row, int64_t b0, const int B, const int kind) {
     const int64_t size = SIZES[kind];
-    __m512 sums[MOST_BATCH][4];
-    char copy[BLOCK * 4];
-    for (int b = 0; b < B; b++)
-        for (int k = 0; k < 4; k++) sums[b][k] = _mm512_setzero_ps();
+    float sums[MOST_BATCH][4] = {{0}};
     const char *v = start_of(w, row, size);
     if (!v) return 1;
     for (int64_t j = 0; j < w->cols; j += BLOCK) {
-        const uint64_t mask = mask_at(w, row, j);
+        uint64_t mask = mask_at(w, row, j);
         const int64_t count = __builtin_popcountll(mask);
-        const char *p = room(w, v, count, size, copy);
-        if (!p) return 1;
-        int64_t first = 0;
-        for (int k = 0; k < 4; k++) {
-            const __mmask16 m = (__mmask16)(mask >> (16 * k));
-            const __m512 values = _mm512_maskz_expand_ps(m, load_x16(p, first, kind));
-            first += __builtin_popcount(m);
-            for (int b = 0; b < B; b++) {
-                const float *x = w->x + (b0 + b) * w->padded + j + 16 * k;
-                sums[b][k] = _mm512_mask3_fmadd_ps(values, _mm512_loadu_ps(x), sums[b][k], m);
-            }
+        if ((w->values + w->kept * size) - v < count * size) return 1;
+        for (int64_t i = 0; i < count; i++, mask &= mask - 1) {
+            const int64_t at = j + __builtin_ctzll(mask);
+            const float value = value_at(v, i, kind);
+            for (int b = 0; b < B; b++) sums[b][i & 3] += value * w->given[(b0 + b) * w->cols + at];
         }
         v += count * size;
-        _mm_prefetch(v + 1024, _MM_HINT_T0);
+    }
+    for (int b = 0; b < B; b++)
+        w->y[(b0 + b) * w->rows + row] = (sums[b][0] + sums[b][1]) + (sums[b][2] + sums[b][3]);
+    return !ends_well(w, row, v, size);
+}
+
+/* ---- rows of float32 and bfloat16; B: rows of x at once, a constant of each call */
+#if WIDE
+/* 64 columns: the values behind p, at the places of a mask. */
+ALWAYS void floats_x64(__m512 sums[][4], const int B, const job *w, const float *x, uint64_t mask,
+                       const char *p, const int kind) {
+    __m512 values[4];
+    if (kind == F32) {
+        const float *f = (const float *)p;
+        for (int k = 0; k < 4; k++) {
+            const int first = k ? __builtin_popcountll(mask << (64 - 16 * k)) : 0;
+            values[k] = _mm512_maskz_expand_ps((__mmask16)(mask >> (16 * k)), _mm512_loadu_ps(f + first));
+        }
+    } else { /* of 32 numbers those of even columns, then those of odd ones: as x was turned */
+        const uint16_t *h = (const uint16_t *)p;
+        for (int k = 0; k < 2; k++) {
+            const int first = k ? __builtin_popcount((uint32_t)mask) : 0;
+            const __m512i some = _mm512_maskz_expand_epi16((__mmask32)(mask >> (32 * k)),
+                                                           _mm512_loadu_si512(h + first));
+            values[2 * k] = _mm512_castsi512_ps(_mm512_slli_epi32(some, 16));
+            values[2 * k + 1] = _mm512_castsi512_ps(
+                _mm512_and_si512(some, _mm512_set1_epi32((int32_t)0xffff0000)));
+        }
+    }
+    for (int b = 0; b < B; b++)
+        for (int k = 0; k < 4; k++)
+            sums[b][k] = _mm512_fmadd_ps(values[k], _mm512_load_ps(x + b * w->padded + 16 * k), sums[b][k]);
+}
+
+ALWAYS int row_of_floats(const job *w, int64_t row, int64_t b0, const int B, const int kind) {
+    const int64_t size = SIZES[kind], last = w->kept - BLOCK, whole = w->cols - BLOCK;
+    const char *values = w->values;
+    const float *x = w->x + b0 * w->padded;
+    const uint8_t *bits = w->bits + row * w->stride;
+    __m512 sums[MOST_BATCH][4];
+    for (int b = 0; b < B; b++)
+        for (int k = 0; k < 4; k++) sums[b][k] = _mm512_setzero_ps();
+    int64_t at = w->offsets[row], j = 0;
+    if (at < 0) return 1;
+    for (; j <= whole && at <= last; j += BLOCK) {
+        uint64_t mask;
+        memcpy(&mask, bits + j / 8, 8);
+        floats_x64(sums, B, w, x + j, mask, values + at * size, kind);
+        at += __builtin_popcountll(mask);
+        _mm_prefetch(values + at * size + 1024, _MM_HINT_T0);
+    }
+    for (; j < w->cols; j += BLOCK) { /* the last columns, and where 64 values are no more there */
+        char copy[BLOCK * 4];
+        const uint64_t mask = mask_at(w, row, j);
+        const int64_t count = __builtin_popcountll(mask);
+        if (at + count > w->kept) return 1;
+        memcpy(copy, values + at * size, (size_t)(count * size));
+        floats_x64(sums, B, w, x + j, mask, copy, kind);
+        at += count;
     }
     for (int b = 0; b < B; b++)
         w->y[(b0 + b) * w->rows + row] = _mm512_reduce_add_ps(_mm512_add_ps(
             _mm512_add_ps(sums[b][0], sums[b][1]), _mm512_add_ps(sums[b][2], sums[b][3])));
-    return !ends_well(w, row, v, size);
+    return at != (row + 1 < w->rows ? w->offsets[row + 1] : w->kept);
 }
 #elif defined(__AVX2__) && defined(__FMA__)
-/* Places[m][i]: which of the next values stands in lane i of a mask m; lanes[m]: all ones where set */
+/* places[m][i]: which of the next values stands in lane i of a mask m; lanes[m]: all ones where set */
 static int32_t places[256][8] __attribute__((aligned(32)));
 static int32_t lanes[256][8] __attribute__((aligned(32)));
 
@@ -140,8 +198,7 @@ ALWAYS int row_of_floats(const job *w, int64_t row, int64_t b0, const int B, con
             first += __builtin_popcount((unsigned)m);
             for (int b = 0; b < B; b++) {
                 const float *x = w->x + (b0 + b) * w->padded + j + 8 * k;
-                const __m256 inputs = _mm256_and_ps(on, _mm256_loadu_ps(x));
-                sums[b][k & 1] = _mm256_fmadd_ps(values, inputs, sums[b][k & 1]);
+                sums[b][k & 1] = _mm256_fmadd_ps(values, _mm256_load_ps(x), sums[b][k & 1]);
             }
         }
         v += count * size;
@@ -152,62 +209,54 @@ ALWAYS int row_of_floats(const job *w, int64_t row, int64_t b0, const int B, con
     return !ends_well(w, row, v, size);
 }
 #else
-ALWAYS float value_at(const char *v, int64_t i, const int kind) {
-    return kind == F32 ? ((const float *)v)[i] : of_bf16(((const uint16_t *)v)[i]);
-}
-
-ALWAYS int row_of_floats(const job *w, int64_t row, int64_t b0, const int B, const int kind) {
-    const int64_t size = SIZES[kind];
-    float sums[MOST_BATCH][4] = {{0}};
-    const char *v = start_of(w, row, size);
-    if (!v) return 1;
-    for (int64_t j = 0; j < w->cols; j += BLOCK) {
-        uint64_t mask = mask_at(w, row, j);
-        const int64_t count = __builtin_popcountll(mask);
-        if ((w->values + w->kept * size) - v < count * size) return 1;
-        for (int64_t i = 0; i < count; i++, mask &= mask - 1) {
-            const int64_t at = j + __builtin_ctzll(mask);
-            const float value = value_at(v, i, kind);
-            for (int b = 0; b < B; b++) sums[b][i & 3] += value * w->x[(b0 + b) * w->padded + at];
-        }
-        v += count * size;
-    }
-    for (int b = 0; b < B; b++)
-        w->y[(b0 + b) * w->rows + row] = (sums[b][0] + sums[b][1]) + (sums[b][2] + sums[b][3]);
-    return !ends_well(w, row, v, size);
-}
+#define row_of_floats one_by_one
 #endif
 
 /* ---- rows of int8 */
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
-ALWAYS int row_of_bytes(const job *w, int64_t row, int64_t b0, const int B) {
-    __m512 sums[MOST_BATCH][2];
-    char copy[BLOCK];
-    for (int b = 0; b < B; b++) sums[b][0] = sums[b][1] = _mm512_setzero_ps();
-    const char *v = start_of(w, row, 1);
-    if (!v) return 1;
-    for (int64_t j = 0, g = 0; j < w->cols; j += BLOCK, g++) {
+#if WIDE
+ALWAYS void bytes_x64(__m512 *sums, const int B, const job *w, int64_t at, uint64_t mask,
+                      const char *p) {
+    /* vpdpbusd wants one factor without sign: w + 128, and `shift` takes 128 q back */
+    const __m512i values = _mm512_xor_si512(_mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(p)),
+                                            _mm512_set1_epi8((char)0x80));
+    for (int b = 0; b < B; b++, at += w->padded) {
+        const __m512i dots = _mm512_dpbusd_epi32(_mm512_load_si512(w->shift + at / 4), values,
+                                                 _mm512_load_si512(w->q + at));
+        sums[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), _mm512_set1_ps(w->steps[at / BLOCK]), sums[b]);
+    }
+}
+
+ALWAYS int row_of_bytes(const job *given, int64_t row, int64_t b0, const int B) {
+    const job here = *given, *w = &here; /* in registers: y may not overlap it */
+    const int64_t last = w->kept - BLOCK, whole = w->cols - 2 * BLOCK, x = b0 * w->padded;
+    const char *values = w->values;
+    const uint8_t *bits = w->bits + row * w->stride;
+    __m512 sums[2][MOST_BATCH];
+    for (int b = 0; b < B; b++) sums[0][b] = sums[1][b] = _mm512_setzero_ps();
+    int64_t at = w->offsets[row], j = 0;
+    if (at < 0) return 1;
+    for (; j <= whole && at <= last - BLOCK; j += 2 * BLOCK) {
+        uint64_t mask[2];
+        memcpy(mask, bits + j / 8, 16);
+        bytes_x64(sums[0], B, w, x + j, mask[0], values + at);
+        at += __builtin_popcountll(mask[0]);
+        bytes_x64(sums[1], B, w, x + j + BLOCK, mask[1], values + at);
+        at += __builtin_popcountll(mask[1]);
+        _mm_prefetch(values + at + 1024, _MM_HINT_T0);
+    }
+    for (; j < w->cols; j += BLOCK) {
+        char copy[BLOCK];
         const uint64_t mask = mask_at(w, row, j);
         const int64_t count = __builtin_popcountll(mask);
-        const char *p = room(w, v, count, 1, copy);
-        if (!p) return 1;
-        /* vpdpbusd wants one factor without sign: w + 128, and `shift` takes 128 q back */
-        const __m512i values = _mm512_xor_si512(
-            _mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(p)), _mm512_set1_epi8((char)0x80));
-        for (int b = 0; b < B; b++) {
-            const int64_t at = (b0 + b) * w->padded + j;
-            const __m512i dots = _mm512_dpbusd_epi32(_mm512_loadu_si512(w->shift + at / 4), values,
-                                                     _mm512_loadu_si512(w->q + at));
-            const __m512 step = _mm512_set1_ps(w->steps[at / BLOCK]);
-            sums[b][g & 1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), step, sums[b][g & 1]);
-        }
-        v += count;
-        _mm_prefetch(v + 1024, _MM_HINT_T0);
+        if (at + count > w->kept) return 1;
+        memcpy(copy, values + at, (size_t)count);
+        bytes_x64(sums[j / BLOCK & 1], B, w, x + j, mask, copy);
+        at += count;
     }
     for (int b = 0; b < B; b++)
         w->y[(b0 + b) * w->rows + row] =
-            w->scales[row] * _mm512_reduce_add_ps(_mm512_add_ps(sums[b][0], sums[b][1]));
-    return !ends_well(w, row, v, 1);
+            w->scales[row] * _mm512_reduce_add_ps(_mm512_add_ps(sums[0][b], sums[1][b]));
+    return at != (row + 1 < w->rows ? w->offsets[row + 1] : w->kept);
 }
 #elif defined(__AVX2__) && defined(__FMA__)
 static uint64_t bytes[256]; /* for pshufb: which of the next bytes stands in each; 128 = 0 */
@@ -293,13 +342,15 @@ ALWAYS int row_of_bytes(const job *w, int64_t row, int64_t b0, const int B) {
 /* All of x for one row of W: the row stays in the first-level cache. */
 ALWAYS int whole_row(const job *w, int64_t row, const int kind) {
     int bad = 0;
-    int64_t b = 0;
-    for (; b + 4 <= w->batch; b += 4)
-        bad |= kind == I8 ? row_of_bytes(w, row, b, 4) : row_of_floats(w, row, b, 4, kind);
-    for (; b + 2 <= w->batch; b += 2)
-        bad |= kind == I8 ? row_of_bytes(w, row, b, 2) : row_of_floats(w, row, b, 2, kind);
-    for (; b < w->batch; b++)
-        bad |= kind == I8 ? row_of_bytes(w, row, b, 1) : row_of_floats(w, row, b, 1, kind);
+    for (int64_t b = 0; b < w->batch;) {
+        int64_t n = 0;
+        while (n < MOST_BATCH && b + n < w->batch && (kind == I8 || w->finite[b + n])) n++;
+        if (!n) bad |= one_by_one(w, row, b++, 1, kind == I8 ? F32 : kind);
+        else if (n == 4) bad |= kind == I8 ? row_of_bytes(w, row, b, 4) : row_of_floats(w, row, b, 4, kind);
+        else if (n > 1) n = 2, bad |= kind == I8 ? row_of_bytes(w, row, b, 2) : row_of_floats(w, row, b, 2, kind);
+        else bad |= kind == I8 ? row_of_bytes(w, row, b, 1) : row_of_floats(w, row, b, 1, kind);
+        b += n;
+    }
     return bad;
 }
 
@@ -343,34 +394,52 @@ static void round_inputs(const float *x, int8_t *q, float *steps, int32_t *shift
     }
 }
 
+/* x with zeros up to whole blocks, each 32 of bfloat16's even columns first; what is finite in it. */
+static void lay_out(const job *w, float *x, uint8_t *finite, int turned) {
+    for (int64_t b = 0; b < w->batch; b++) {
+        const float *from = w->given + b * w->cols;
+        float *to = x + b * w->padded;
+        float check = 0;
+        memcpy(to, from, (size_t)w->cols * 4);
+        memset(to + w->cols, 0, (size_t)(w->padded - w->cols) * 4);
+        for (int64_t j = 0; j < w->cols; j++) check += from[j] * 0.0f; /* NaN of NaN and infinity */
+        finite[b] = check == 0.0f;
+        for (int64_t j = 0; turned && j < w->padded; j += 32) {
+            float order[32];
+            for (int i = 0; i < 32; i++) order[(i & 1) * 16 + i / 2] = to[j + i];
+            memcpy(to + j, order, sizeof order);
+        }
+    }
+}
+
 static int64_t multiply(job *w, int kind, int threads) {
     w->stride = (w->cols + 7) / 8;
     w->padded = (w->cols + BLOCK - 1) / BLOCK * BLOCK;
     const int64_t numbers = w->batch * w->padded;
-    const int copies = w->padded != w->cols;
-    float *x = NULL;
+    char *room = NULL;
+    /* x 4, or shift 1, q 1, steps 1/16 bytes a number, and a flag a row; aligned to 64 */
+    const int64_t bytes = (numbers * 4 + w->batch + 127) / 64 * 64;
+    if (posix_memalign((void **)&room, 64, (size_t)bytes)) return OUT_OF_MEMORY;
+    float *x = (float *)room;
+    uint8_t *finite = (uint8_t *)(room + numbers * 4);
+    lay_out(w, x, finite, WIDE && kind == BF16);
+    w->x = x, w->finite = finite;
     char *rounded = NULL;
-    if (copies) {
-        if (!(x = calloc((size_t)numbers + 1, 4))) return OUT_OF_MEMORY;
-        for (int64_t b = 0; b < w->batch; b++)
-            memcpy(x + b * w->padded, w->x + b * w->cols, (size_t)w->cols * 4);
-        w->x = x;
-    }
     if (kind == I8) {
-        if (!(rounded = malloc((size_t)(numbers * 2 + numbers / 16 + 64)))) {
-            free(x);
+        if (posix_memalign((void **)&rounded, 64, (size_t)(numbers * 2 + numbers / 16 + 64))) {
+            free(room);
             return OUT_OF_MEMORY;
         }
         int32_t *shift = (int32_t *)rounded;
-        float *steps = (float *)(rounded + numbers);
-        int8_t *q = (int8_t *)(rounded + numbers + numbers / 16);
-        round_inputs(w->x, q, steps, shift, numbers);
+        int8_t *q = (int8_t *)(rounded + numbers);
+        float *steps = (float *)(rounded + 2 * numbers);
+        round_inputs(x, q, steps, shift, numbers);
         w->q = q, w->steps = steps, w->shift = shift;
     }
     w->parts = parts_of(w->kept * SIZES[kind] + w->rows * (w->stride + 8), threads);
     static const intarsia_part runs[] = {rows_f32, rows_bf16, rows_i8};
     intarsia_parallel(runs[kind], w, w->parts, threads);
-    free(x);
+    free(room);
     free(rounded);
     return w->fault;
 }
@@ -379,44 +448,89 @@ INTARSIA_API int64_t bitmask_linear(int kind, const float *x, float *y, const ui
                                     const void *values, const int64_t *offsets,
                                     const float *scales, int64_t kept, int64_t rows, int64_t cols,
                                     int64_t batch, int threads) {
-    job w = {.x = x, .y = y, .bits = bits, .values = kept ? values : nothing, .offsets = offsets, .scales = scales,
+    job w = {.given = x, .y = y, .bits = bits, .values = kept ? values : nothing, .offsets = offsets, .scales = scales,
              .kept = kept, .rows = rows, .cols = cols, .batch = batch};
     return multiply(&w, kind, threads);
 }
 
 /* ---- the weight itself: (rows, cols), bfloat16 of bfloat16 and float32 of the others */
-static void decode_rows(void *context, int64_t part) {
-    job *w = context;
-    const int kind = (int)w->batch;
-    const int64_t size = SIZES[kind], wide = kind == BF16 ? 2 : 4;
-    const int64_t to = edge(w, part + 1, size);
-    for (int64_t row = edge(w, part, size); row < to; row++) {
-        char *out = w->out + row * w->cols * wide;
-        memset(out, 0, (size_t)(w->cols * wide));
-        const char *v = start_of(w, row, size);
-        int bad = !v;
-        for (int64_t j = 0; j < w->cols && !bad; j += BLOCK) {
-            uint64_t mask = mask_at(w, row, j);
-            const int64_t count = __builtin_popcountll(mask);
-            bad = (w->values + w->kept * size) - v < count * size;
-            for (int64_t i = 0; i < count && !bad; i++, mask &= mask - 1) {
-                const int64_t at = j + __builtin_ctzll(mask);
-                if (kind == BF16) ((uint16_t *)out)[at] = ((const uint16_t *)v)[i];
-                else if (kind == F32) ((float *)out)[at] = ((const float *)v)[i];
-                else ((float *)out)[at] = w->scales[row] * (float)((const int8_t *)v)[i];
-            }
-            v += count * size;
+ALWAYS void decode_x64(char *out, uint64_t mask, const char *p, float scale, const int kind) {
+#if WIDE
+    if (kind == BF16) {
+        const uint16_t *h = (const uint16_t *)p;
+        for (int k = 0; k < 2; k++, mask >>= 32, out += 64) {
+            _mm512_storeu_si512(out, _mm512_maskz_expand_epi16((__mmask32)mask, _mm512_loadu_si512(h)));
+            h += __builtin_popcount((uint32_t)mask);
         }
-        if (bad || !ends_well(w, row, v, size)) note_fault(&w->fault, row);
+    } else if (kind == F32) {
+        const float *f = (const float *)p;
+        for (int k = 0; k < 4; k++, mask >>= 16, out += 64) {
+            _mm512_storeu_ps(out, _mm512_maskz_expand_ps((__mmask16)mask, _mm512_loadu_ps(f)));
+            f += __builtin_popcount((uint16_t)mask);
+        }
+    } else {
+        int8_t bytes[BLOCK] __attribute__((aligned(64)));
+        _mm512_store_si512(bytes, _mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(p)));
+        for (int k = 0; k < 4; k++, out += 64) {
+            const __m512i wide = _mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *)bytes + k));
+            _mm512_storeu_ps(out, _mm512_mul_ps(_mm512_cvtepi32_ps(wide), _mm512_set1_ps(scale)));
+        }
     }
+#else
+    memset(out, 0, BLOCK * (kind == BF16 ? 2 : 4));
+    for (int64_t i = 0; mask; i++, mask &= mask - 1) {
+        const int at = __builtin_ctzll(mask);
+        if (kind == BF16) ((uint16_t *)out)[at] = ((const uint16_t *)p)[i];
+        else if (kind == F32) ((float *)out)[at] = ((const float *)p)[i];
+        else ((float *)out)[at] = scale * (float)((const int8_t *)p)[i];
+    }
+#endif
 }
 
+ALWAYS int decode_row(const job *w, int64_t row, const int kind) {
+    const int64_t size = SIZES[kind], wide = kind == BF16 ? 2 : 4;
+    const float scale = kind == I8 ? w->scales[row] : 1;
+    char *out = w->out + (row - w->first) * w->cols * wide;
+    const char *v = start_of(w, row, size);
+    if (!v) return 1;
+    for (int64_t j = 0; j < w->cols; j += BLOCK) {
+        char copy[BLOCK * 4], made[BLOCK * 4];
+        const uint64_t mask = mask_at(w, row, j);
+        const int64_t count = __builtin_popcountll(mask), left = w->cols - j;
+        const char *p = room(w, v, count, size, copy);
+        if (!p) return 1;
+        if (left >= BLOCK) {
+            decode_x64(out + j * wide, mask, p, scale, kind);
+        } else {
+            decode_x64(made, mask, p, scale, kind);
+            memcpy(out + j * wide, made, (size_t)(left * wide));
+        }
+        v += count * size;
+    }
+    return !ends_well(w, row, v, size);
+}
+
+#define DECODE_OF(name, kind)                                                                      \
+    static void name(void *context, int64_t part) {                                                \
+        job *w = context;                                                                          \
+        const int64_t to = w->first + w->count * (part + 1) / w->parts;                            \
+        for (int64_t row = w->first + w->count * part / w->parts; row < to; row++)                 \
+            if (decode_row(w, row, kind)) note_fault(&w->fault, row);                              \
+    }
+DECODE_OF(decode_f32, F32)
+DECODE_OF(decode_bf16, BF16)
+DECODE_OF(decode_i8, I8)
+
+/* out: (count, cols), of rows first ... first + count - 1. */
 INTARSIA_API int64_t bitmask_decode(int kind, void *out, const uint8_t *bits, const void *values,
                                     const int64_t *offsets, const float *scales, int64_t kept,
-                                    int64_t rows, int64_t cols, int threads) {
-    job w = {.bits = bits, .values = kept ? values : nothing, .offsets = offsets, .scales = scales, .kept = kept,
-             .rows = rows, .cols = cols, .batch = kind, .out = out, .stride = (cols + 7) / 8};
-    w.parts = parts_of(rows * cols * 2, threads);
-    intarsia_parallel(decode_rows, &w, w.parts, threads);
+                                    int64_t rows, int64_t cols, int64_t first, int64_t count,
+                                    int threads) {
+    job w = {.bits = bits, .values = kept ? values : nothing, .offsets = offsets, .scales = scales,
+             .kept = kept, .rows = rows, .cols = cols, .out = out, .stride = (cols + 7) / 8,
+             .first = first, .count = count};
+    w.parts = parts_of(count * cols * 2, threads);
+    static const intarsia_part runs[] = {decode_f32, decode_bf16, decode_i8};
+    intarsia_parallel(runs[kind], &w, w.parts, threads);
     return w.fault;
 }

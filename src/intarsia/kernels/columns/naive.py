@@ -1,0 +1,17 @@
+"""The definition, for tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def columns_linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
+    """y_br = sum over a row's kept weights of x_b,column value.  (batch, in) -> (batch, out).
+
+    values, columns: (kept,); offsets: (out + 1,), where each row begins.
+    """
+    counts = offsets.long().diff()
+    row = torch.arange(len(counts)).repeat_interleave(counts)
+    y = x.new_zeros(len(x), len(counts))
+    return y.index_add(1, row, x[:, columns.long()] * values.to(x.dtype))

@@ -1,0 +1,103 @@
+"""The kernel of columns.c: its signature, its operator of torch, its gradient."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import ShapeError
+from .. import native
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1}
+INPUTS = (torch.float32, torch.bfloat16, torch.float16)
+P, N, I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int  # noqa: E741
+LINEAR = (I, P, P, P, P, P, N, N, N, N, I)
+
+
+def runs(x: Tensor, values: Tensor) -> bool:
+    """Whether there is a kernel for inputs and values of these types, here."""
+    known = values.dtype in KINDS and x.dtype in INPUTS
+    return known and x.device.type == "cpu" == values.device.type and native.load() is not None
+
+
+def linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
+    """`naive.columns_linear` by the kernel, in x's type, with a gradient for x.  x: (..., in).
+
+    Raises: ShapeError where the stored tensors do not fit together.
+    """
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    if torch.is_grad_enabled() and x.requires_grad:
+        y: Any = _Linear.apply(rows, values, columns, offsets)
+    else:
+        y = _product(rows, values, columns, offsets)
+    return y.view(*x.shape[:-1], len(offsets) - 1)
+
+
+def bound(
+    values: Tensor, columns: Tensor, offsets: Tensor, width: int, most: int
+) -> native.Bound | None:
+    """`linear` of a weight that stays, for up to `most` rows; None where there is no kernel."""
+    kernel = native.function("columns_linear", *LINEAR)
+    if kernel is None or values.dtype not in KINDS or values.device.type != "cpu":
+        return None
+    check(values, columns, offsets)
+    kind, held = KINDS[values.dtype], (values, columns, offsets)
+    places = tuple(t.data_ptr() for t in held)
+    sizes = len(values), len(offsets) - 1, width
+
+    def call(x: int, y: int, rows: int, threads: int) -> int:
+        return kernel(kind, x, y, *places, *sizes, rows, threads)
+
+    return native.Bound(call, held, (len(offsets) - 1, width), most)
+
+
+def check(values: Tensor, columns: Tensor, offsets: Tensor) -> None:
+    """Raises: ShapeError for tensors that a kernel may not be given."""
+    fits = values.shape == columns.shape == (len(values),) and offsets.dim() == 1 and len(offsets)
+    fits = fits and columns.dtype == torch.uint16 and offsets.dtype == torch.int32
+    if not fits or not all(t.is_contiguous() for t in (values, columns, offsets)):
+        got = f"{tuple(values.shape)} values, {tuple(columns.shape)} columns of {columns.dtype}"
+        want, fix = "as many of uint16, contiguous", "Encode the weight with Columns()."
+        raise ShapeError("stored weight", got=got, want=want, fix=fix)
+
+
+@functools.cache
+def _operator() -> Any:
+    schema = "columns_linear(Tensor x, Tensor values, Tensor columns, Tensor offsets) -> Tensor"
+    return native.operator(schema, _run, lambda x, *w: x.new_empty(x.shape[0], w[2].shape[0] - 1))
+
+
+def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
+    kernel = native.function("columns_linear", *LINEAR)
+    assert kernel is not None
+    check(values, columns, offsets)
+    x, y = x.contiguous(), x.new_empty(len(x), len(offsets) - 1)
+    pointers = (t.data_ptr() for t in (x, y, values, columns, offsets))
+    sizes = len(values), len(offsets) - 1, x.shape[1], len(x)
+    if fault := kernel(KINDS[values.dtype], *pointers, *sizes, torch.get_num_threads()):
+        native.refuse(fault)
+    return y
+
+
+def _product(x: Tensor, *stored: Tensor) -> Tensor:
+    y = _operator()(x.float(), *stored)
+    return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
+        ctx.stored, ctx.width = (values, columns, offsets), x.shape[1]
+        return _product(x, values, columns, offsets)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        values, columns, offsets = ctx.stored  # dL/dx_c = sum over the kept of column c of g_r w_rc
+        row = torch.arange(len(offsets) - 1).repeat_interleave(offsets.long().diff())
+        parts = grads[0][:, row] * values.to(grads[0].dtype)
+        back = grads[0].new_zeros(len(grads[0]), ctx.width)
+        return back.index_add(1, columns.long(), parts), None, None, None

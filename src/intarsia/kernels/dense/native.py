@@ -1,0 +1,57 @@
+"""The kernel of dense.c: its signature and its operator. The twin is torch's product."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import native
+
+INPUTS = (torch.float32, torch.bfloat16, torch.float16)
+P, N, I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int  # noqa: E741
+LINEAR = (P, P, P, N, N, N, I)
+
+
+def runs(x: Tensor, weight: Tensor) -> bool:
+    """Whether there is a kernel for inputs and weights of these types, here."""
+    known = weight.dtype == torch.bfloat16 and x.dtype in INPUTS and weight.is_contiguous()
+    return known and x.device.type == "cpu" == weight.device.type and native.load() is not None
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T in x's type, summed in float32; no gradient.  x: (..., in), weight: (out, in)."""
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    y = _operator()(rows.float(), weight)
+    return y.to(x.dtype).view(*x.shape[:-1], len(weight))
+
+
+def bound(weight: Tensor, most: int) -> native.Bound | None:
+    """`linear` of a weight that stays, for up to `most` rows; None where there is no kernel."""
+    kernel = native.function("dense_linear", *LINEAR)
+    if kernel is None or not runs(weight, weight):
+        return None
+    place, sizes = weight.data_ptr(), tuple(weight.shape)
+
+    def call(x: int, y: int, rows: int, threads: int) -> int:
+        return kernel(x, y, place, *sizes, rows, threads)
+
+    return native.Bound(call, (weight,), (sizes[0], sizes[1]), most)
+
+
+@functools.cache
+def _operator() -> Any:
+    schema = "dense_linear(Tensor x, Tensor weight) -> Tensor"
+    return native.operator(schema, _run, lambda x, w: x.new_empty(x.shape[0], w.shape[0]))
+
+
+def _run(x: Tensor, weight: Tensor) -> Tensor:
+    kernel = native.function("dense_linear", *LINEAR)
+    assert kernel is not None and weight.shape[1] == x.shape[1]
+    x, y = x.contiguous(), x.new_empty(len(x), len(weight))
+    pointers = (t.data_ptr() for t in (x, y, weight))
+    kernel(*pointers, *weight.shape, len(x), torch.get_num_threads())
+    return y

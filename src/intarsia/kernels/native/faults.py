@@ -1,0 +1,18 @@
+"""What a kernel's number says."""
+
+from __future__ import annotations
+
+from ...core.errors import ShapeError
+
+NO_MEMORY = 2**63 - 1
+
+
+def refuse(fault: int) -> None:
+    """Raises: ShapeError for what a kernel found at a row, if it found something; MemoryError."""
+    if not fault:
+        return
+    if fault == NO_MEMORY:
+        raise MemoryError("no memory for a copy of the inputs")
+    got = f"row {fault - 1} that does not end where the next begins"
+    want = "as many values as its bits or offsets say, in columns that there are"
+    raise ShapeError("stored weight", got=got, want=want, fix="Copy the file again.")

@@ -1,0 +1,136 @@
+"""The kernels of columns and of whole weights against their twins, and damaged columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from intarsia.core.errors import ShapeError
+from intarsia.formats import Columns, Dense
+from intarsia.kernels import columns, dense, native
+
+pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
+SIZES = ((1, 1, 1.0), (5, 7, 0.5), (33, 130, 0.3), (0, 8, 0.5), (4, 0, 0.5), (3, 65535, 0.01))
+
+
+@pytest.fixture(params=["native", "avx2", "portable"])
+def build(request: pytest.FixtureRequest) -> Iterator[str]:
+    with native.using(request.param):
+        if native.load() is None:
+            pytest.skip(native.why())
+        yield request.param
+
+
+def drawn(rows: int, width: int, density: float, batch: int = 3) -> tuple[Tensor, Tensor]:
+    made = torch.Generator().manual_seed(rows * 1000 + width)
+    weight = torch.randn(rows, width, generator=made)
+    weight = weight * (torch.rand(rows, width, generator=made) < density)
+    return weight, torch.randn(batch, width, generator=made)
+
+
+def parts(weight: Tensor, values: str) -> tuple[Tensor, Tensor, Tensor]:
+    stored = Columns(values).encode(weight)
+    return stored["values"], stored["columns"], stored["row_offsets"]
+
+
+@pytest.mark.parametrize("values", ["fp32", "bf16"])
+def test_columns_are_their_twin_at_any_size_and_number_of_threads(build: str, values: str) -> None:
+    threads = torch.get_num_threads()
+    for rows, width, density in SIZES:
+        weight, x = drawn(rows, width, density, batch=5)
+        stored = parts(weight, values)
+        y = columns.linear(x, *stored)
+        assert_close(y, columns.naive_columns_linear(x, *stored), rtol=1e-5, atol=1e-4)
+        try:
+            for count in (2, 5):
+                torch.set_num_threads(count)
+                assert torch.equal(y, columns.linear(x, *stored))
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_work_at_the_end_is_shared_and_gives_the_same_bits(build: str) -> None:
+    weight, x = drawn(700, 1100, 0.3)
+    weight[:600] = 0
+    threads, stored = torch.get_num_threads(), parts(weight, "fp32")
+    try:
+        found: list[Tensor] = []
+        for count in (1, 2, 7):
+            torch.set_num_threads(count)
+            found.append(columns.linear(x, *stored))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert_close(found[0], x @ weight.T, rtol=1e-5, atol=1e-4)
+
+
+def test_what_is_not_finite_comes_through_kept_weights_alone(build: str) -> None:
+    weight, x = drawn(6, 70, 0.5)
+    weight[:3, 5], weight[3:, 5] = 1.0, 0.0
+    x[1, 5] = math.inf
+    y = columns.linear(x, *parts(weight, "fp32"))
+    assert y[0].isfinite().all() and y[1, 3:].isfinite().all() and not y[1, :3].isfinite().any()
+
+
+def test_damaged_columns_and_offsets_are_refused_and_read_nothing_else(build: str) -> None:
+    weight, x = drawn(9, 130, 0.5)
+    values, where, offsets = parts(weight, "fp32")
+    made = torch.Generator().manual_seed(0)
+    for trial in range(60):
+        w, c, o = values, where.clone(), offsets.clone()
+        at = int(torch.randint(9, (), generator=made))
+        if trial % 3 == 0:
+            c[int(torch.randint(len(c), (), generator=made))] = 130 + trial
+        elif trial % 3 == 1:
+            o[at] = (2**31 - 1, -7, -(2**31))[trial // 3 % 3]
+        else:
+            keep = len(w) - 1 - at
+            w, c = w[:keep].clone(), c[:keep].clone()
+        with pytest.raises(ShapeError, match=r"row \d"):
+            columns.linear(x, w, c, o)
+    with pytest.raises(ShapeError, match="as many of uint16"):
+        columns.linear(x, values[:-1], where, offsets)
+
+
+def test_columns_have_the_gradient_of_the_dense_product() -> None:
+    weight, x = drawn(33, 130, 0.3)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    stored = Columns().encode(weight)
+    Columns().matmul(ours, stored, weight.shape).square().sum().backward()
+    (theirs @ weight.T).square().sum().backward()
+    assert ours.grad is not None and theirs.grad is not None
+    assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_whole_weight_in_bfloat16_is_torchs_product_in_float32(build: str) -> None:
+    for rows, width, _ in SIZES:
+        weight, x = drawn(rows, width, 1.0, batch=5)
+        half = weight.bfloat16()
+        y = dense.linear(x, half)
+        assert_close(y, x @ half.float().T, rtol=1e-5, atol=2e-3)
+        stored = Dense().encode(weight)
+        assert torch.equal(Dense().matmul(x, stored, weight.shape), y)
+        assert torch.equal(Dense().decode(stored, weight.shape), half)
+    with pytest.raises(ShapeError, match="values"):
+        Dense().matmul(x, stored, (9, 9))
+
+
+def test_what_is_bound_to_a_weight_is_its_product() -> None:
+    weight, x = drawn(33, 130, 0.3, batch=4)
+    for form in (Columns(), Columns("bf16"), Dense()):
+        stored = form.encode(weight)
+        bound = form.bound(stored, weight.shape)
+        want = form.matmul(x, stored, weight.shape)
+        assert bound.takes(x) and torch.equal(bound(x), want)
+        assert torch.equal(bound(x[:, None]), want[:, None])
+        half = x.bfloat16()
+        assert torch.equal(bound(half), form.matmul(half, stored, weight.shape))
+        assert not bound.takes(x.double()) and not bound.takes(x.repeat(9, 1))
+        assert not bound.takes(x.clone().requires_grad_())
+        with native.using("off"):
+            assert form.bound(stored, weight.shape) is None
