@@ -58,6 +58,7 @@ RUNNABLE = (
     "how-to/train-slices.md",
     "how-to/experts-from-a-dense-model.md",
     "how-to/stack-techniques.md",
+    "how-to/union-of-experts.md",
     "how-to/unlearn-a-text.md",
     "how-to/upcycle.md",
 )

@@ -82,6 +82,8 @@ from .hosts.swap.compress import compress as compress
 from .hosts.swap.experts import MergeMixtures as MergeMixtures
 from .hosts.swap.experts import PruneExperts as PruneExperts
 from .hosts.swap.student import Student as Student
+from .hosts.swap.union_of_experts import UnionOfExperts as UnionOfExperts
+from .hosts.swap.union_of_experts import recompose as recompose
 from .hosts.swap.upcycle import Upcycle as Upcycle
 from .hosts.tracing import trace as trace
 from .methods import Mosl as Mosl

@@ -135,12 +135,12 @@ class StackedExperts(Experts):
         self.down, self.down_bias = drawn(outputs, hidden), zeros(outputs)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        linear = self._linear(expert)
+        linear = linear_of(expert, self.experts)
         return linear(self._hidden(rows, linear), self.down, self.down_bias)
 
     def hidden(self, rows: Tensor, expert: Tensor) -> Tensor:
         """What `down` reads.  rows: (N, d), expert: (N,) int64, ascending -> (N, h)."""
-        return self._hidden(rows, self._linear(expert))
+        return self._hidden(rows, linear_of(expert, self.experts))
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
         """The matrix (E, h, d) and bias by which a unit is on or off: of the gate, if there is one.
@@ -154,17 +154,6 @@ class StackedExperts(Experts):
         if self.gate is None:
             return self.up, self.up_bias
         return self.gate, self.gate_bias
-
-    def _linear(self, expert: Tensor) -> Linear:
-        """x W_e^T + b_e of sorted rows, each by its expert's."""
-        ends = ends_of(expert, self.experts)
-
-        def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            dtype = _dtype(x)
-            y = grouped(x.to(dtype).contiguous(), weight.to(dtype), ends)
-            return y if bias is None else y + bias.to(dtype).index_select(0, expert)
-
-        return linear
 
     def _hidden(self, rows: Tensor, linear: Linear) -> Tensor:
         up = linear(rows, self.up, self.up_bias)
@@ -205,6 +194,18 @@ class StackedExperts(Experts):
     def extra_repr(self) -> str:
         e, h, d = self.up.shape
         return f"{e} experts, {d} -> {h} -> {self.outputs}, gated={self.gate is not None}"
+
+
+def linear_of(expert: Tensor, experts: int) -> Linear:
+    """x W_e^T + b_e of sorted rows, each by its expert's.  expert: (N,) int64, ascending."""
+    ends = ends_of(expert, experts)
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        dtype = _dtype(x)
+        y = grouped(x.to(dtype).contiguous(), weight.to(dtype), ends)
+        return y if bias is None else y + bias.to(dtype).index_select(0, expert)
+
+    return linear
 
 
 def _dtype(x: Tensor) -> torch.dtype:

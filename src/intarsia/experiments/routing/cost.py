@@ -58,6 +58,18 @@ def price(model: nn.Module, x: Tensor) -> Price:
     return Price((counter.get_total_flops() - inside) / len(x), routers / len(x), pair)
 
 
+@torch.no_grad()
+def operations(model: nn.Module, x: Tensor) -> int:
+    """Floating-point operations of the matrix products of a forward, two for a MAC.
+
+    By torch's counter, which knows our operators on experts and no fused attention; hence the
+    plain one.
+    """
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops()
+
+
 def matrices(module: nn.Module) -> int:
     """The entries of a module's matrices."""
     return sum(p.numel() for n, p in module.named_parameters() if p.dim() > 1 and "bias" not in n)

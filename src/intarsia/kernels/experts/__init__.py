@@ -2,8 +2,8 @@
 
 naive.py: the twins. rows.py: experts that are any functions, slice by slice. grouped.py: products
 of sorted rows with a matrix for each expert. mlps.py: a mixture of MLPs as one operator, on the
-rows that blocks.py lays out. stacks.py: which
-parameters are such stacks. Plain tensors only.
+rows that blocks.py lays out. segments.py: the pairs of an expert as sequences, for attention.
+stacks.py: which parameters are such stacks. flops.py: what the operators cost. Plain tensors only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from . import flops as flops
 from .acts import act_name
 from .grouped import grouped as grouped
 from .mlps import mixed_mlps as mixed_mlps
@@ -24,6 +25,7 @@ from .rows import add_mix as add_mix
 from .rows import by_expert as by_expert
 from .rows import deal as deal
 from .rows import ends_of as ends_of
+from .segments import Segments as Segments
 from .stacks import stacked_matrices as stacked_matrices
 
 

@@ -1,0 +1,277 @@
+"""Attention and MLPs of a dense model, cut into experts that sum to them (2503.02495)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import nn
+
+from ...core import Card, Paper
+from ...core.change import PlainChange, Plan, set_steps, steps_of
+from ...core.checks import between, one_of
+from ...core.errors import CheckpointError, ConfigError, FoldError, TargetError
+from ...core.linear import plain_linear
+from ...gating import unwatch, watch
+from ...gating.context import ReadsContext
+from ...mixtures.dialects import DIALECTS
+from ...mixtures.experts import StackedExperts
+from ...mixtures.union import SharedBias, UnionAttention, UnionMlp
+from ...routers.union import GATES, SELECTS, UnionGate
+from ..anatomy.blocks import attention_of, blocks
+from ..anatomy.dense_mlp import Dense, check_output, dense_mlp, mlp_place, stacked
+from ..anatomy.heads import attention_from, check_heads, heads_of, union_of
+from ..anatomy.sites import select_blocks
+from .upcycle import check_plain, generator
+
+PARTS = ("attention", "mlp")
+
+
+@dataclass(frozen=True)
+class UnionOfExperts(PlainChange):
+    """Attention and MLP of a dense block become experts that add up to it, a share of them active.
+
+    y_t = b + sum_e G_te expert_e(x_t): an expert of an MLP is 1 / E of its hidden units, an expert
+    of an attention some of its heads; biases behind the sum are added once. If all are active the
+    output is the dense one, to the order of sums. For timm's ViTs and decoders of transformers of
+    Llama's kind.
+
+    experts: E of an MLP; active: K of them; K / E is the share of the work that is done, in the
+      attention as well.
+    heads: experts of an attention, each of as many heads in a row; None = every head is one.
+    select: what is chosen,
+      "data", each expert takes the ceil(K / E T) positions of a sequence that suit it best, so that
+      all do equally much (the paper's selective attention: a head sees its own positions alone);
+      "tokens", each token takes the K experts that suit it best: the only one for decoders, where
+      the others would look ahead; keys and values stay those of all tokens there;
+      "experts", a whole sequence takes K experts, by the mean over its tokens;
+      None = "tokens" in a decoder, "data" elsewhere.
+    gate: how p = softmax(x W) learns,
+      "sizes", it predicts the logarithm of the size of each expert's output (ours);
+      "frozen", not at all: scores choose and the task has no gradient for them (released code);
+      "straight-through", by the gradient of p; "score", p multiplies the outputs, times E.
+    warmup: in this share of the training the share of active experts falls from all to K / E.
+    parts: "attention", "mlp" or both.  layers: numbers of the blocks, negative ones count from the
+    last; None = all.
+
+    model = apply(model, UnionOfExperts(experts=8, active=4)); fit(model, ...);
+    `recompose(model)` is the dense model with the weights of all experts.
+
+    Raises: ConfigError for settings that cannot be, experts that do not divide hidden units or
+    heads, and a choice that looks ahead in a decoder; TargetError in `plan` for other blocks.
+    Not without training: half of the experts is half of what each block adds.
+    Source: arXiv:2503.02495. Unlike the released code, no sample has a say in another's choice.
+    """
+
+    experts: int = 8
+    active: int = 4
+    heads: int | None = None
+    select: str | None = None
+    gate: str = "sizes"
+    warmup: float = 0.1
+    parts: tuple[str, ...] = PARTS
+    layers: tuple[int, ...] | None = None
+
+    stores: ClassVar[str] = "all"
+
+    def __post_init__(self) -> None:
+        for name in ("parts", "layers"):
+            if (value := getattr(self, name)) is not None:
+                value = (value,) if isinstance(value, str) else tuple(value)
+                object.__setattr__(self, name, value)
+        between("active", self.active, 1, self.experts, "Half of the experts is the paper's.")
+        if self.select is not None:
+            one_of("select", self.select, SELECTS)
+        one_of("gate", self.gate, GATES)
+        for part in self.parts:
+            one_of("parts", part, PARTS)
+        if not self.parts:
+            raise ConfigError("parts", got="none", want=f"some of {PARTS}", fix="Leave it out.")
+        self._gate(self.experts)
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        """The outputs, if all experts are active and their scores do not multiply."""
+        whole = self.active == self.experts and self.gate != "score"
+        return frozenset({"outputs"} if whole else ())
+
+    def _gate(self, experts: int, always: int = 0) -> UnionGate:
+        share, select = self.active / self.experts, self.select or "tokens"
+        return UnionGate(experts, share, select, self.gate, always, self.warmup)
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """The places: path of each attention and MLP -> its number of experts."""
+        check_plain(host)
+        check_whole(host)
+        found = [(p, b) for p, b in blocks(host) if mlp_place(b) is not None and attention_of(b)]
+        if not found:
+            what = f"model {type(host).__name__}"
+            got, want = "no block of attention and MLP", "a ViT of timm, or a decoder"
+            raise TargetError(what, got=got, want=want, fix="Use upcycle for other models.")
+        wanted = select_blocks(found, self.layers)
+        attention, mlp, causal = dict[str, int](), dict[str, int](), False
+        for path, block in ((p, b) for p, b in found if p in wanted):
+            at = f"{path}.{attention_of(block)}"
+            known = heads_of(at, host.get_submodule(at))
+            causal = causal or known.causal
+            if "attention" in self.parts:
+                attention[at] = known.count if self.heads is None else self.heads
+                check_heads(at, known.count, attention[at])
+            if "mlp" in self.parts:
+                inside = f"{path}.{_mlp_name(path, block)}"
+                _check_units(inside, dense_mlp(inside, host.get_submodule(inside)), self.experts)
+                mlp[inside] = self.experts
+        select = self.select or ("tokens" if causal else "data")
+        if causal and select != "tokens":
+            got, want = f"{select!r}, where later tokens have a say", "'tokens'"
+            raise ConfigError("select of a decoder", got=got, want=want, fix="Leave select out.")
+        always = int(getattr(host, "num_prefix_tokens", 0))
+        decided = {"attention": attention, "mlp": mlp, "always": always}
+        return Plan(replace(self, select=select), seed, decided)
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """In place; everything is built before anything is replaced."""
+        check_plain(host)
+        always: int = plan.decided["always"]
+        new: dict[str, nn.Module] = {}
+        for part in PARTS:
+            places: Mapping[str, int] = plan.decided[part]
+            for path, count in places.items():
+                old, gate = _at(host, path), self._gate(count, always)
+                draws = generator(plan.seed, path)
+                make = _attention if part == "attention" else _mlp
+                new[path] = make(path, old, gate, draws)
+        for path, module in new.items():
+            host.set_submodule(path, module)
+        watch(host, stays=True)
+        return host
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """The dense model, if all experts are active.  Raises: FoldError."""
+        if "outputs" not in self.preserves:
+            got = f"a union of which {self.active} of {self.experts} experts are active"
+            fix = "intarsia.recompose(model) gives the dense model, in which all are."
+            raise FoldError("fold", got=got, want="all of them with weight 1", fix=fix)
+        return recompose(host)
+
+
+def recompose(model: nn.Module) -> nn.Module:
+    """The dense model that `UnionOfExperts` cut, with the weights that its experts have now.
+
+    A copy, of the host's own modules. Its outputs are those of the union if all experts are
+    active; right after the cut it is the model that was cut, bit for bit.
+    Raises: TargetError for a model without unions.
+    """
+    if not any(isinstance(m, UnionAttention | UnionMlp) for m in model.modules()):
+        what, fix = "model", "Call it on what UnionOfExperts has changed."
+        raise TargetError(what, got="one without unions", want="one with", fix=fix)
+    stock, own = copy.deepcopy(model), steps_of(model)
+    for path, module in list(stock.named_modules()):
+        if isinstance(module, UnionAttention):
+            stock.set_submodule(path, attention_from(module))
+        elif isinstance(module, UnionMlp):
+            stock.set_submodule(path, _mlp_from(module))
+    if not any(isinstance(m, ReadsContext) for m in stock.modules()):
+        unwatch(stock, all=True)
+    set_steps(stock, (s for s in own if not isinstance(s.plan.change, UnionOfExperts)))
+    return stock
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raises: TargetError for a model that was cut before."""
+    if any(isinstance(m, UnionAttention | UnionMlp) for m in model.modules()):
+        got, fix = "one that was cut into experts before", "Start from a fresh copy of it."
+        raise TargetError("model", got=got, want="a dense model", fix=fix)
+
+
+def _mlp_name(path: str, block: nn.Module) -> str:
+    place = mlp_place(block)
+    assert place is not None
+    if place.emptied:
+        got, fix = "an MLP of two layers of the block's own", "Use a ViT or Llama, or upcycle."
+        raise TargetError(f"MLP of {path!r}", got=got, want="one module", fix=fix)
+    return place.path
+
+
+def _check_units(path: str, dense: Dense, experts: int) -> None:
+    linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
+    if any(m.weight.is_meta and not dense.down.weight.is_meta for m in linears):
+        raise TargetError(f"MLP {path!r}", got="Conv1D", want="nn.Linear", fix="Use upcycle.")
+    if dense.up.out_features % experts:
+        want = f"a divisor of the {dense.up.out_features} hidden units of {path!r}"
+        raise ConfigError("experts", got=experts, want=want, fix="Experts are of one size.")
+
+
+def _at(host: nn.Module, path: str) -> nn.Module:
+    try:
+        return host.get_submodule(path)
+    except AttributeError as error:
+        got, want = f"a {type(host).__name__} without {path!r}", "the layers that were cut"
+        fix = "Create the dense model with the architecture of the training run."
+        raise CheckpointError("union of experts", got=got, want=want, fix=fix) from error
+
+
+def _attention(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
+    known = heads_of(path, old)
+    check_heads(path, known.count, gate.experts)
+    like = next(old.parameters())
+    router = gate.build(known.width, generator=draws).to(like.device, like.dtype)
+    return union_of(path, old, router)
+
+
+def _mlp(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
+    dense, parts = dense_mlp(path, old), gate.experts
+    made = stacked(dense, parts, parts, path, draws)
+    check_output(old, made, parts, path)
+    made.down_bias = None  # it is added once, not by each expert that is active
+    _flag(made, dense)
+    like = dense.up.weight
+    router = gate.build(dense.up.in_features, generator=draws).to(like.device, like.dtype)
+    shell = copy.deepcopy(old).to("meta")
+    return UnionMlp(made, router, dense.down.bias, shell).to(like).train(old.training)
+
+
+def _flag(made: StackedExperts, dense: Dense) -> None:
+    """What is trained is what was trained."""
+    for name, layer in (("up", dense.up), ("gate", dense.gate), ("down", dense.down)):
+        for weight in (getattr(made, name), getattr(made, f"{name}_bias")):
+            if weight is not None and layer is not None:
+                weight.requires_grad_(layer.weight.requires_grad)
+
+
+@torch.no_grad()
+def _mlp_from(union: UnionMlp) -> nn.Module:
+    """The MLP that a union was: its slices side by side."""
+    made: Any = copy.deepcopy(union.shell[0])
+    children = {n for n, m in made.named_children() if type(m) is not nn.Identity}
+    dialect = next(d for d in DIALECTS if d.fits(children))
+    experts = cast(StackedExperts, union.experts)
+    *gates, up = dialect.reads
+    for name, kind in ((up, "up"), *((gate, "gate") for gate in gates)):
+        weight, bias = getattr(experts, kind), getattr(experts, f"{kind}_bias")
+        had = made.get_submodule(name).bias is not None
+        layer = plain_linear(weight.flatten(0, 1), bias if had else None)
+        layer.requires_grad_(weight.requires_grad)
+        made.set_submodule(name, layer)
+    last = union.shared.bias if isinstance(union.shared, SharedBias) else None
+    layer = plain_linear(experts.down.transpose(0, 1).flatten(1), last)
+    made.set_submodule(dialect.writes, layer.requires_grad_(experts.down.requires_grad))
+    return made.train(union.training)
+
+
+CARD = Card(
+    "union_of_experts",
+    kind="change",
+    config=UnionOfExperts,
+    paper=Paper(
+        "2503.02495",
+        2025,
+        "Union of Experts: Adapting Hierarchical Routing to Equivalently Decomposed Transformer",
+    ),
+    tiny={"experts": 4, "active": 2},
+    summary="Attention and MLPs of a dense model as experts that add up to them, a share active.",
+    family="experts",
+)

@@ -1,0 +1,71 @@
+"""Pairs of tokens and experts as sequences: those of one expert and sequence, in their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The pairs by expert, then by position, and a segment for each expert and sequence with some.
+
+    order: (N,), where each pair stood in the routing; token: (N,); row, place: (N,), the segment of
+    each pair and its place in there; owner, sequence, count: (S,), of each segment its expert, its
+    sequence and how many pairs it has; longest: n, the most of them.
+    """
+
+    order: Tensor
+    token: Tensor
+    row: Tensor
+    place: Tensor
+    owner: Tensor
+    sequence: Tensor
+    count: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, token: Tensor, expert: Tensor, tokens: int, length: int) -> Segments:
+        """token, expert: (N,) of each pair; tokens: B times `length`, in the order of sequences."""
+        order = (expert * tokens + token).argsort()
+        token, expert = token[order], expert[order]
+        of_each = torch.div(token, max(1, length), rounding_mode="floor")  # its sequence
+        sequences = max(1, tokens // max(1, length))
+        keys, row, count = torch.unique_consecutive(
+            expert * sequences + of_each, return_inverse=True, return_counts=True
+        )
+        first = count.cumsum(0) - count
+        place = torch.arange(len(token), device=token.device) - first[row]
+        longest = int(count.max()) if len(count) else 0
+        owner = torch.div(keys, sequences, rounding_mode="floor")
+        return cls(order, token, row, place, owner, keys % sequences, count, longest)
+
+    @property
+    def expert(self) -> Tensor:
+        """(N,), rising."""
+        return self.owner[self.row]
+
+    @property
+    def even(self) -> bool:
+        """Whether all segments have one length, so that no place is empty."""
+        return len(self.token) == len(self.count) * self.longest
+
+    def pad(self, x: Tensor, fill: float | bool = 0) -> Tensor:
+        """Pairs in the places of their segments.  (N, ...) -> (S, n, ...), `fill` elsewhere."""
+        shape = (len(self.count), self.longest, *x.shape[1:])
+        if self.even:
+            return x.view(shape)
+        return x.new_full(shape, fill).index_put((self.row, self.place), x)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """Back to pairs.  (S, n, ...) -> (N, ...)."""
+        return x.flatten(0, 1) if self.even else x[self.row, self.place]
+
+    def keys(self) -> Tensor | None:
+        """Which places of a segment have a pair, (S, 1, 1, n) bool; None where all have."""
+        if self.even:
+            return None
+        places = torch.arange(self.longest, device=self.count.device)
+        return (places < self.count[:, None])[:, None, None]

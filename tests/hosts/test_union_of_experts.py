@@ -1,0 +1,288 @@
+"""A dense model cut into experts: the dense one with all of them, itself again when folded."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+import intarsia
+from intarsia import UnionOfExperts
+from intarsia.core.errors import CheckpointError, ConfigError, FoldError, TargetError
+from intarsia.hosts.anatomy.heads import attention_from
+from intarsia.mixtures.union import UnionMlp
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2,
+    "num_attention_heads": 6, "num_key_value_heads": 3, "pad_token_id": 0, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+def drawn(model: nn.Module) -> Any:
+    """Weights so large that every part is seen in the outputs."""
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=draws)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def vit() -> Any:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"img_size": 48, "embed_dim": 24, "depth": 2, "num_heads": 6}
+    return drawn(timm.create_model("vit_tiny_patch16_224", num_classes=3, **sizes))
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Any:
+    torch.manual_seed(0)
+    return drawn(LlamaForCausalLM(LlamaConfig(**TEXT)))
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def ids() -> Tensor:
+    return torch.randint(1, 64, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+def cut(model: Any, *args: Any, **settings: Any) -> Any:
+    return intarsia.apply(copy.deepcopy(model), UnionOfExperts(*args, **settings)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("select", ["data", "tokens", "experts"])
+@pytest.mark.parametrize("heads", [None, 3, 1])
+def test_with_all_experts_it_is_the_dense_vit(
+    vit: Any, x: Tensor, select: str, heads: int | None
+) -> None:
+    assert_close(cut(vit, 4, 4, heads=heads, select=select)(x), vit(x), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_with_all_experts_it_is_the_dense_decoder(
+    decoder: Any, ids: Tensor, attention: str
+) -> None:
+    torch.manual_seed(0)
+    qwen = drawn(Qwen3ForCausalLM(Qwen3Config(**TEXT, head_dim=8)))
+    for model in (qwen, copy.deepcopy(decoder)):
+        model.set_attn_implementation(attention)
+        for heads in (None, 2):
+            found = cut(model, 3, 3, heads=heads)(ids).logits
+            assert_close(found, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("select", ["data", "tokens", "experts"])
+def test_other_samples_have_no_say_and_the_class_token_is_with_every_expert(
+    vit: Any, x: Tensor, select: str
+) -> None:
+    model = cut(vit, 4, 2, select=select)
+    assert_close(model(x)[:1], model(x[:1]), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(model(x), vit(x), atol=1e-3)
+    if select != "experts":
+        block = model.blocks[0]
+        taken = block.attn.router(block.norm1(model.patch_embed(x))).dense().view(3, 9, 6)
+        assert bool((taken[:, 0] > 0).all())
+
+
+def test_each_expert_has_its_share_of_each_sequence(vit: Any, x: Tensor) -> None:
+    router = cut(vit, 4, 1).blocks[0].mlp.router
+    taken = router(torch.randn(2, 9, 24)).dense().view(2, 9, 4)
+    assert taken.sum(1).eq(3).all()  # ceil(9 / 4)
+    router.context.valid = torch.arange(9) < torch.tensor([[5], [9]])
+    taken = router(torch.randn(2, 9, 24)).dense().view(2, 9, 4)
+    assert taken.sum(1).tolist() == [[2.0] * 4, [3.0] * 4] and not taken[0, 5:].any()
+
+
+@torch.no_grad()
+def test_a_decoder_looks_back_only_with_a_cache_and_beside_padding(
+    decoder: Any, ids: Tensor
+) -> None:
+    model = cut(decoder, 4, 2)
+    whole = model(ids).logits
+    assert_close(model(ids[:, :6]).logits, whole[:, :6], rtol=1e-4, atol=1e-4)
+    settings: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    cached, anew = (model.generate(ids, use_cache=use, **settings) for use in (True, False))
+    assert torch.equal(cached, anew)
+    padded = torch.cat([torch.zeros(3, 4, dtype=torch.long), ids], 1)
+    mask = (padded > 0).long()
+    at = (mask.cumsum(1) - 1).clamp_min(0)
+    found = model(padded, attention_mask=mask, position_ids=at).logits
+    assert_close(found[:, 4:], whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("select", ["data", "tokens", "experts"])
+@pytest.mark.parametrize("gate", ["frozen", "score", "straight-through"])
+def test_the_way_through_pairs_is_the_naive_attention(vit: Any, select: str, gate: str) -> None:
+    attention = cut(vit, 4, 2, select=select, gate=gate, heads=3).blocks[0].attn
+    x = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    parts = [x, *(p for p in attention.parameters() if p.requires_grad)]
+    routing = attention.router(x)
+    found = attention(x)
+    want = attention.naive(x, routing)
+    assert_close(found, want, rtol=1e-4, atol=1e-5)
+    seed = torch.randn(found.shape, generator=torch.Generator().manual_seed(3))
+    ours = torch.autograd.grad(found, parts, seed, retain_graph=True)
+    theirs = torch.autograd.grad(want, parts, seed)
+    assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_head_that_nobody_takes_gives_nothing(vit: Any) -> None:
+    attention = cut(vit, 4, 1, select="tokens").blocks[0].attn
+    attention.router.config = type(attention.router.config)(6, 1 / 6, "tokens")
+    with torch.no_grad():
+        attention.router.weight.zero_()
+        attention.router.bias.copy_(torch.tensor([9.0, 0, 0, 0, 0, 0]))
+    x = torch.randn(2, 5, 24)
+    routing = attention.router(x)
+    assert set(routing.expert.tolist()) == {0}
+    assert_close(attention(x), attention.naive(x, routing), rtol=1e-5, atol=1e-6)
+
+
+def test_queries_by_pairs_are_the_naive_ones(decoder: Any) -> None:
+    attention = cut(decoder, 4, 2, gate="score").model.layers[0].self_attn
+    x = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    angles = torch.linspace(0, 3, 7 * 2).view(1, 7, 2).repeat(1, 1, 2)
+    at = angles.cos(), angles.sin()
+    found, want = attention(x, at)[0], attention.naive(x, attention.router(x), at)
+    assert_close(found, want, rtol=1e-4, atol=1e-5)
+    parts = [x, *attention.parameters()]
+    seed = torch.randn(found.shape, generator=torch.Generator().manual_seed(3))
+    ours = torch.autograd.grad(found, parts, seed)
+    theirs = torch.autograd.grad(want, parts, seed)
+    assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_put_together_again_it_is_the_stock_model_bit_for_bit(
+    vit: Any, decoder: Any, x: Tensor
+) -> None:
+    for model in (vit, decoder):
+        folded = intarsia.recompose(cut(model, 4, 2))
+        ours, theirs = folded.state_dict(), model.state_dict()
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[n], t) for n, t in theirs.items())
+        kinds = [(n, type(m)) for n, m in folded.named_modules()]
+        assert kinds == [(n, type(m)) for n, m in model.named_modules()]
+        assert not folded._forward_pre_hooks
+    assert torch.equal(intarsia.fold(cut(vit, 4, 4))(x), vit(x))
+    with pytest.raises(FoldError, match="recompose"):
+        intarsia.fold(cut(vit, 4, 2))
+    with pytest.raises(TargetError, match="without unions"):
+        intarsia.recompose(vit)
+
+
+@torch.no_grad()
+def test_permuted_experts_with_their_gates_change_nothing(vit: Any, x: Tensor) -> None:
+    model = cut(vit, 4, 2)
+    before, order = model(x), torch.tensor([2, 0, 3, 1])
+    for block in model.blocks:
+        block.mlp.experts.keep(order)
+        for name in ("weight", "bias"):
+            getattr(block.mlp.router, name).copy_(getattr(block.mlp.router, name)[order])
+    assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+
+
+def test_it_trains_from_the_dense_model_on_and_comes_back_from_its_folder(
+    vit: Any, x: Tensor, tmp_path: Path
+) -> None:
+    model = cut(vit, 4, 2, warmup=0.5)
+    router = model.blocks[0].mlp.router
+    data = torch.utils.data.TensorDataset(x.repeat(4, 1, 1, 1), torch.arange(12) % 3)
+    shares, before = list[float](), router.weight.clone()
+
+    def note(module: Any, *_: Any) -> None:
+        if module.training:
+            shares.append(module.share)
+
+    hook = router.register_forward_hook(note)
+    intarsia.fit(model, data, epochs=2, batch_size=3, lr=1e-3, trackers=())
+    hook.remove()
+    assert shares == [1, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5, 0.5]
+    assert not torch.equal(router.weight, before)  # of the sizes: choices have no gradient
+    intarsia.save(model, tmp_path / "saved")
+    again = intarsia.load(copy.deepcopy(vit), tmp_path / "saved").eval()
+    assert torch.equal(again(x), model.eval()(x))
+    with pytest.raises(CheckpointError, match="other layers"):
+        intarsia.load(drawn(LlamaForCausalLM(LlamaConfig(**TEXT))), tmp_path / "saved")
+
+
+def test_the_gate_learns_the_sizes_of_outputs(vit: Any) -> None:
+    mlp: UnionMlp = cut(vit, 4, 4).blocks[0].mlp.train()
+    rows = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0))
+    optimiser = torch.optim.Adam(mlp.router.parameters(), 0.03)
+    losses = list[float]()
+    for _ in range(60):
+        mlp(rows)
+        losses.append((loss := intarsia.aux_loss(mlp)).item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_half_of_the_experts_is_about_half_of_the_operations(vit: Any) -> None:
+    x = torch.randn(2, 40, 24)
+
+    def flops(model: Any) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.blocks(x)
+        return counter.get_total_flops()
+
+    dense = flops(vit)
+    gates = 2 * 2 * 2 * 40 * 24 * (6 + 4)  # two blocks, two samples
+    assert flops(cut(vit, 4, 4)) == dense + gates
+    assert 0.45 < (flops(cut(vit, 4, 2)) - gates) / dense <= 0.5  # scores are a quarter
+
+
+def test_what_cannot_be_is_refused(vit: Any, decoder: Any) -> None:
+    plan = UnionOfExperts(3, 1).plan
+    for settings, model, error, words in (
+        ({"experts": 5}, vit, ConfigError, "divisor of the 96 hidden units"),
+        ({"heads": 4}, vit, ConfigError, "divisor of the 6 heads"),
+        ({"select": "data"}, decoder, ConfigError, "later tokens"),
+        ({"layers": (7,)}, vit, TargetError, "2 blocks"),
+    ):
+        asked: Any = {"experts": 3, "active": 1} | settings
+        with pytest.raises(error, match=words):
+            UnionOfExperts(**asked).plan(model)
+    with pytest.raises(ConfigError, match="active"):
+        UnionOfExperts(4, 5)
+    with pytest.raises(ConfigError, match="parts"):
+        UnionOfExperts(parts=("norm",))
+    with pytest.raises(TargetError, match="no block"):
+        plan(nn.Sequential(nn.Linear(4, 4)))
+    swin: Any = timm.create_model("swin_tiny_patch4_window7_224", depths=(1,), embed_dim=24)
+    with pytest.raises(TargetError, match="WindowAttention"):
+        plan(swin)
+    once = cut(vit, 4, 2)
+    with pytest.raises(TargetError, match="before"):
+        plan(once)
+    with pytest.raises((TargetError, ConfigError, FoldError)):
+        intarsia.upcycle(once)
+    with pytest.raises(ConfigError, match="mask"):
+        once.blocks[0].attn(torch.randn(1, 5, 24), is_causal=True)
+
+
+def test_an_attention_with_a_forward_of_its_own_is_refused(decoder: Any) -> None:
+    other = copy.deepcopy(decoder)
+    other.model.layers[1].self_attn.scaling *= 2
+    cut(other, 4, 2)  # a setting that is read
+    part = other.model.layers[1].self_attn
+    part.forward = lambda **_: (torch.zeros(1, 3, 24), None)
+    with pytest.raises(TargetError, match="forward of its own"):
+        cut(other, 4, 2)
+    assert type(attention_from(cut(decoder, 4, 2).model.layers[0].self_attn)) is type(part)
