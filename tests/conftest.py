@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import shutil
@@ -27,6 +29,8 @@ TENSOR_MATHS = frozenset(
     {"adapters", "core", "formats", "kernels", "mixtures", "partitions", "routers", "scores"}
 )
 
+PRELOAD = ["intarsia.bench.run", "intarsia.parallel.trial"]
+
 settings.register_profile(
     "ci",
     max_examples=50,
@@ -44,11 +48,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
     The server of forks finds the package by PYTHONPATH, from whichever folder it is started in.
     """
+    multiprocessing.set_forkserver_preload(PRELOAD)
+    # a second list, before the server starts, would leave out the first
+    multiprocessing.forkserver.set_forkserver_preload = lambda modules_names: None
     if paths := os.environ.get("PYTHONPATH"):
         os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
     if "OMP_NUM_THREADS" not in os.environ:
         workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
         torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // workers)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What the imports made stays: no collection of garbage walks over half a million objects."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -115,11 +133,11 @@ class Forked:
 def forked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Forked]:
     """Starts a script in a process of its own that need not import PEFT: forked(script, word, A=b).
 
-    It is forked from a server without threads. Where the start itself is tested, use subprocess.
+    It is forked from a server without threads, the one that `FreshProcess` and `Processes` fork
+    from, too. Where the start itself is tested, use subprocess.
     """
     folder = tmp_path_factory.mktemp("forked")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["intarsia.fitting"])
     count = iter(range(1_000))
 
     def start(script: Path, *words: object, **environment: str) -> Forked:

@@ -24,11 +24,16 @@ GENERATED = (
 NEW: dict[str, Any] = runpy.run_path(str(ROOT / "scripts" / "new_method.py"))
 TOYS = {"router": "toy_gate", "adapter": "toy_change"}
 COPIED = ("src", "docs", "scripts", "CHANGELOG.md", "pyproject.toml", "tests/conftest.py")
-CHECK = """
+GENERATE_AND_CHECK = """
+import runpy
 import sys
 import pytest
 keys, tests = sys.argv[1].split(), sys.argv[2:]
-code = pytest.main(["-q", "-p", "no:cacheprovider", *tests])  # it wants to import its plugins first
+class Pages:
+    def pytest_sessionstart(self):  # pytest wants to import its plugins first
+        sys.argv[1:] = []
+        runpy.run_module("intarsia.results.pages", run_name="__main__")
+code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[Pages()])
 from intarsia.catalog import card
 from intarsia.conformance import check
 for key in keys:
@@ -79,12 +84,11 @@ def test_a_router_and_an_adapter_are_at_most_four_files_by_hand(tmp_path: Path) 
         by_hand = changed(before, contents(tree))
         assert f"tests/{kind}s/test_{key}.py" in by_hand and len(by_hand) <= BY_HAND
     before = contents(tree)
-    python(tree, "-m", "intarsia.results.pages")
+    tests = [f"tests/{kind}s/test_{key}.py" for kind, key in TOYS.items()]
+    python(tree, "-c", GENERATE_AND_CHECK, " ".join(TOYS.values()), *tests)
     pages = {f"docs/methods/{name}.md" for name in ("index", *TOYS.values())}
     stubs = {f"src/intarsia/{folder}/__init__.pyi" for folder in NEW["FOLDERS"].values()}
     assert changed(before, contents(tree)) == {*GENERATED, *pages, *stubs}
-    tests = [f"tests/{kind}s/test_{key}.py" for kind, key in TOYS.items()]
-    python(tree, "-c", CHECK, " ".join(TOYS.values()), *tests)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,9 @@ def typed(*words: object) -> str:
     return said.stdout
 
 
-def fresh(*words: object, path: bool = True) -> str:
-    """A Python process of its own.  path: whether it finds this library."""
+def fresh(*words: object) -> str:
+    """A Python process of its own that does not find this library."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    if path:
-        environment["PYTHONPATH"] = str(ROOT / "src")
     done = subprocess.run(
         [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True
     )
@@ -63,7 +62,8 @@ def fresh(*words: object, path: bool = True) -> str:
 
 
 PEFT_ALONE = """
-import sys
+import os, sys
+os.chdir(sys.argv[1])
 import intarsia, timm, torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -76,7 +76,9 @@ with torch.no_grad():
 """
 
 
-def test_eleven_steps_without_one_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eleven_steps_without_one_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: Callable[..., Any]
+) -> None:
     """Step 12, to install it, is the test below."""
     monkeypatch.chdir(tmp_path)
     files = stickers(tmp_path / "photos")  # 1: a folder of pictures with alpha
@@ -92,13 +94,13 @@ def test_eleven_steps_without_one_by_hand(tmp_path: Path, monkeypatch: pytest.Mo
     typed("report", "runs/mosa")  # 6
     assert (tmp_path / "report.html").is_file()
     typed("export", "runs/mosa", "--format", "timm")  # 7: a stock model, without this library
-    said = fresh("-I", "runs/mosa/export/predict.py", *files[::20], path=False)
+    said = fresh("-I", "runs/mosa/export/predict.py", *files[::20])
     assert [line.split()[-2] for line in said.splitlines()] == told
-    in_python(tmp_path)
+    in_python(tmp_path, forked)
 
 
-def in_python(folder: Path) -> None:
-    """8: fit; 9: PEFT, in a fresh process; 10: torch.compile; 11: transformers' Trainer."""
+def in_python(folder: Path, forked: Callable[..., Any]) -> None:
+    """8: fit; 9: PEFT, in a process of its own; 10: torch.compile; 11: transformers' Trainer."""
     data = intarsia.load_data("photos", seed=0)
     torch.manual_seed(0)
     trunk = timm.create_model("test_vit", img_size=32, num_classes=3)
@@ -110,7 +112,8 @@ def in_python(folder: Path) -> None:
     save_file(weights, folder / "trunk.safetensors")
     save_file({"x": x}, folder / "x.safetensors")
     (folder / "peft_alone.py").write_text(PEFT_ALONE)
-    fresh("peft_alone.py")
+    code, _, said = forked(folder / "peft_alone.py", folder).wait()
+    assert code == 0, said
     with torch.no_grad():
         want = model.eval()(x)
         assert_close(load_file(folder / "y.safetensors")["y"], want)

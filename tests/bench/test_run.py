@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +78,7 @@ def test_a_process_that_dies_costs_its_own_run_only(tmp_path: Path) -> None:
     plan = toys.plan(seeds=(0,), tasks=toys.TOYS.tasks[:1])
     (tmp_path / "runs" / "one").mkdir(parents=True)
     (tmp_path / "runs" / "one" / "deadly").touch()
-    how = How(jobs=2, threads=1)
+    how = How(jobs=2, executor="fresh", threads=1)  # forked: dying itself is tried in test_pool
     found = {r.method.name: r for r in run_plan(plan, tmp_path, how, quiet, toys.work)}
     assert found["linear"].status == found["mosa"].status == "done"
     dead = found["adaptformer"].outcome
@@ -242,24 +240,27 @@ def test_what_cannot_be_planned_is_refused() -> None:
 
 
 @pytest.mark.parametrize("rules", ["honest", "tuned"])
-def test_killed_at_random_it_ends_the_same(tmp_path: Path, rules: str) -> None:
+def test_killed_at_random_it_ends_the_same(
+    tmp_path: Path, forked: Callable[..., Any], rules: str
+) -> None:
     want = run_plan(toys.plan(rules), tmp_path / "whole", ONE, quiet, toys.work)
     out = tmp_path / "killed"
     for name in ("one", "two", "three"):
         (out / "runs" / name).mkdir(parents=True)
         (out / "runs" / name / "slow").touch()
-    command = [sys.executable, "-m", "toys", str(out), rules]
-    chance = random.Random(0)
+    chance, ends = random.Random(0), list[int]()
     for _ in range(3):
-        runner = subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
         begun = _lines(out)
+        runner = forked(Path(toys.__file__), out, rules).process
+        deadline = time.monotonic() + 60
         while _lines(out) < begun + chance.randint(1, 4) and time.monotonic() < deadline:
-            if runner.poll() is not None:
+            if not runner.is_alive():
                 break
             time.sleep(0.01)
-        runner.send_signal(signal.SIGKILL)
-        runner.wait()
+        runner.kill()
+        runner.join()
+        ends.append(runner.exitcode)
+    assert -signal.SIGKILL in ends
     found = run_plan(toys.plan(rules), out, ONE, quiet, toys.work)
     assert found == want
     rows = [json.loads(x) for x in (out / RESULTS).read_text().splitlines()]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,19 +9,12 @@ from intarsia.claims import expertflow, moetuner, routing_traces
 from intarsia.claims.ledger import claim
 
 
-@pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
-    for name, value in (("FIRST", 2), ("THEN", 1), ("BATCH", 2), ("HELD_OUT", 3), ("TRAINED", 3)):
-        monkeypatch.setattr(routing_traces, name, value)
-    words = "The cat sat on 12 mats, and Tom ran.\n" * 2000
-    monkeypatch.setattr(routing_traces, "texts", lambda: {"a": words, "b": words.upper()})
+@pytest.mark.usefixtures("mixture")
+def test_a_seed_s_traces_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HELD_OUT", "TRAINED"):
+        monkeypatch.setattr(routing_traces, name, 3)
     moetuner.placed.cache_clear()
     expertflow.rates.cache_clear()
-
-
-@pytest.mark.usefixtures("small")
-def test_a_seed_s_traces_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     first = routing_traces.traces(0, said.append)
     assert len(said) == 1 and {len(first[kind]) for kind in ("balanced", "skewed")} == {768}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 
@@ -11,14 +10,12 @@ from intarsia.claims import routing_traces, seuf
 from intarsia.claims.ledger import claim
 
 
-def test_every_arm_is_run_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
-    for name, value in (("FIRST", 2), ("THEN", 1), ("BATCH", 2), ("HELD_OUT", 1), ("TRAINED", 1)):
-        monkeypatch.setattr(routing_traces, name, value)
-    words = "The cat sat on 12 mats, and Tom ran.\n" * 2000
-    of = {"a": words, "b": words.upper()}
-    for module in (routing_traces, seuf):
-        monkeypatch.setattr(module, "texts", lambda: of)
+def test_every_arm_is_run_once_and_kept(
+    mixture: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing_traces, "HELD_OUT", 1)
+    monkeypatch.setattr(routing_traces, "TRAINED", 1)
+    monkeypatch.setattr(seuf, "texts", lambda: mixture)
     small = {"FORGOTTEN": ("a",), "LENGTH": 16, "TRAINED": 4, "JUDGED": 2, "STEPS": 2}
     for name, value in (small | {"RANDOM": 1, "TARGETS": (0.0, 1e-3), "RATE": 0.05}).items():
         monkeypatch.setattr(seuf, name, value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from intarsia.claims import read_me, routing_traces, seuf, stack
@@ -11,30 +9,24 @@ from intarsia.claims.ledger import claim
 from intarsia.experiments.stack_entries import ENTRIES
 
 
-@pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
-    for name, value in (("FIRST", 2), ("THEN", 1), ("BATCH", 2), ("HELD_OUT", 4), ("TRAINED", 1)):
-        monkeypatch.setattr(routing_traces, name, value)
-    words = "The cat sat on 12 mats, and Tom ran.\n" * 2000
-    for module in (routing_traces, seuf):
-        monkeypatch.setattr(module, "texts", lambda: {"a": words, "b": words.upper()})
+def test_pairs_and_batches_are_judged(
+    mixture: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seuf, "texts", lambda: mixture)
+    monkeypatch.setattr(routing_traces, "HELD_OUT", 4)
+    monkeypatch.setattr(routing_traces, "TRAINED", 1)
     monkeypatch.setattr(seuf, "LENGTH", 16)
-    for cached in (seuf.rows, stack.table, read_me.served):
-        cached.cache_clear()
-
-
-@pytest.mark.usefixtures("small")
-def test_pairs_and_batches_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("CALIBRATION", 4), ("MEASURED", 4)):
         monkeypatch.setattr(stack, name, value)
-    few = {name: ENTRIES[name] for name in ("prune", "merge", "student", "place", "quant")}
+    few = {name: ENTRIES[name] for name in ("prune", "merge", "student", "quant")}
     monkeypatch.setattr(stack, "ENTRIES", few)
+    for cached in (seuf.rows, stack.table, read_me.served):
+        cached.cache_clear()
     said: list[str] = []
     found = stack.table(0, said.append)
-    assert stack.failures(found) == 28 - 10  # of the pairs of five entries none is missing
+    assert stack.failures(found) == 28 - 6  # of the pairs of four entries none is missing
     result = claim("stack-bytes").run((0,), said.append)
-    assert 0 < result.got < 100 and len(result.table) == 1 + 5 + 10
+    assert 0 < result.got < 100 and len(result.table) == 1 + 4 + 6
     monkeypatch.setattr(read_me, "STREAMS", 4)
     result = claim("read-me-batching").run((0,), said.append)
     assert 0 < result.got <= 1.01 and len(result.table) == 3

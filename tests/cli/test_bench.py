@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
+from intarsia.bench import fitting_methods
+from intarsia.bench.plan import BenchPlan, Slot
 from intarsia.bench.protocols import protocol
 from intarsia.cli.bench_steps import OWN_HEADS, ask, carry
 from intarsia.core.errors import ConfigError, UnknownName
@@ -24,6 +28,24 @@ GIVEN: dict[str, Any] = {
     "shots": None, "root": None, "out": None, "jobs": 1, "threads": None, "ray": False,
     "keep_failed": False, "device": None, "budget": None, "baseline": None, "calibrate": False,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def places_looked_for_once() -> Iterator[None]:
+    """Whether an arm has a place in a model is looked up once for all tests of this file."""
+    real, known = fitting_methods._unfit, dict[str, str | None]()
+
+    def remembered(plan: BenchPlan, model: nn.Module) -> dict[str, str]:
+        slots = (Slot(plan.tasks[0], arm, plan.seeds[0]) for arm in plan.arms)
+        keys = {slot.arm: repr(plan.final(slot).adapted) for slot in slots}
+        if new := tuple(arm for arm, key in keys.items() if key not in known):
+            why = real(replace(plan, arms=new), model)
+            known.update({keys[arm]: why.get(arm.name) for arm in new})
+        return {arm.name: why for arm, key in keys.items() if (why := known[key])}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting_methods, "_unfit", remembered)
+        yield
 
 
 def asked(**given: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -77,13 +77,22 @@ def test_the_report_names_the_score_and_why_there_is_no_matrix(
 
 
 def test_the_exported_script_uses_a_sigmoid(
-    intarsia: Intarsia, table: Path, trained: Path, tmp_path: Path
+    intarsia: Intarsia,
+    table: Path,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """That it needs nothing of ours is tried in hosts/test_preprocessing.py."""
     said = intarsia("export", trained, "--format", "torch", "--out", tmp_path / "m.pt2")
     assert said.code == 0, said.err
     files = [str(table.parent / f"{i}.png") for i in range(4)]
-    command = [sys.executable, str(tmp_path / "m.pt2.predict.py"), *files]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    script = str(tmp_path / "m.pt2.predict.py")
+    monkeypatch.setattr(sys, "argv", [script, *files])
+    capsys.readouterr()
+    runpy.run_path(script, run_name="__main__")
+    told = capsys.readouterr().out.splitlines()
     for line, want in zip(told, open_run(trained).predict(files), strict=True):
         words = line.split()[1:]
         share = dict(want.classes)

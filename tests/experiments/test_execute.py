@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -23,9 +24,11 @@ from intarsia.experiments.shared import SharedWork
 from intarsia.train import Metrics, Run, Running, Training, folder
 
 
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path_factory.mktemp("home")))
+@pytest.fixture(autouse=True, scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTARSIA_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 def run(data: str, shared: SharedWork | None = None, *, score: bool = True, **values: Any) -> Run:
@@ -59,7 +62,7 @@ def test_labels_that_are_places_are_not_augmented() -> None:
     with pytest.raises(ConfigError, match="places, angles and counts"):
         run("mini/synthetic-location", augment="light", frozen_once=False)
     with pytest.raises(ConfigError, match="a crop or flip changes"):
-        run("mini/elpv+synthetic-location", augment="light", frozen_once=False)
+        run("mini/mnist+synthetic-location", augment="light", frozen_once=False)
 
 
 def test_the_last_blocks_of_a_baseline_are_in_the_record() -> None:

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from intarsia.core.errors import ConfigError, DataError
+from intarsia.core.errors import ConfigError
 from intarsia.experiments.pool import TimeLeft, Trial, TrialEnd, run_told, run_trials
-from intarsia.train.progress import Bar
 
-
-def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    if inputs["do"] == "raise":
-        raise DataError("labels", got=1, want=2, fix="Count.")
-    if inputs["do"] == "fault":
-        raise ZeroDivisionError("a fault")
-    if inputs["do"] == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if inputs["do"] == "sleep":
-        time.sleep(60)
-    if inputs["do"] == "bar":
-        with Bar(1, 1, show=True).shown() as bar:
-            return {"square": 0, "drawn": bar.drawn}
-    return {"square": inputs["n"] ** 2, "process": os.getpid()}
+from .pool_work import work
 
 
 def run(kinds: list[str], jobs: int, executor: str = "processes") -> dict[str, TrialEnd]:
@@ -68,7 +51,7 @@ def test_what_goes_wrong_is_recorded_and_stops_nothing(executor: str) -> None:
     found = run(["work", "raise", "die", "fault", "work"], jobs=1, executor=executor)
     assert found["raise-1"].error == "labels: got 1, want 2. Count."
     assert ("memory ran out" if executor == "processes" else "was lost") in found["die-2"].error
-    assert found["fault-3"].error.startswith("ZeroDivisionError: a fault (test_pool.py:")
+    assert found["fault-3"].error.startswith("ZeroDivisionError: a fault (pool_work.py:")
     done = found["work-4"].result
     assert done and done["square"] == 16
     assert all(found[name].result is None for name in ("raise-1", "die-2", "fault-3"))
@@ -81,7 +64,7 @@ def test_impossible_numbers_are_refused() -> None:
         run_trials([], work, jobs=1, done=lambda _: None, executor="pigeons")
 
 
-@pytest.mark.parametrize("executor, drawn", [("here", True), ("processes", False)])
+@pytest.mark.parametrize("executor, drawn", [("here", True), ("fresh", False)])
 def test_a_worker_draws_no_bar_over_the_others(
     executor: str, drawn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path_factory.mktemp("home")))
+@pytest.fixture(autouse=True, scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTARSIA_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +88,8 @@ def ends(found: Mapping[str, Any]) -> list[Any]:
 def test_a_run_ends_as_it_does_alone(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    each = [{"seed": 0}, {"seed": 1, "lr": 3e-3}, {"seed": 2, "weight_decay": 0.1}]
-    runs = [METHODS[name] | one for one in each]
+    each = [{"seed": 0}, {"seed": 1, "lr": 3e-3, "weight_decay": 0.1}, {"seed": 2}]
+    runs = [METHODS[name] | one for one in each[: 3 if name == "mosa" else 2]]
     made: list[object] = []
     build = together.on_one_trunk
 

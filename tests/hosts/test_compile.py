@@ -16,11 +16,11 @@ import intarsia
 from intarsia.mixtures import Capacity, Mixture, SplitLinear, StackedExperts
 
 
-def vit() -> nn.Module:
+def vit(depth: int = 1) -> nn.Module:
     torch.manual_seed(0)
     return timm.create_model(
         "vit_tiny_patch16_224",
-        num_classes=3, depth=2, embed_dim=32, num_heads=2, img_size=32, patch_size=16,
+        num_classes=3, depth=depth, embed_dim=32, num_heads=2, img_size=32, patch_size=16,
     )  # fmt: skip
 
 
@@ -47,14 +47,14 @@ def padded() -> dict[str, Tensor]:
 
 ROUTER = intarsia.TopK(4, 2, balance=0.01, z=0.01)
 # no dropout, whose draws would be others
-MIXLORA = intarsia.MixLora(over=intarsia.Lora(2), attention=None)
+MIXLORA = intarsia.MixLora(intarsia.TopK(4, 2), over=intarsia.Lora(2), attention=None)
 LLAVA_MOLE = intarsia.LlavaMole(over=intarsia.Lora(2), attention=None)
 MODELS: dict[str, Any] = {
-    "mosa": (lambda: intarsia.adapt(vit(), intarsia.Mosa(), seed=0), images),
+    "mosa": (lambda: intarsia.adapt(vit(2), intarsia.Mosa(), seed=0), images),
     "adamix": (lambda: intarsia.adapt(vit(), intarsia.Adamix(), seed=0), images),
     "mixlora": (lambda: intarsia.adapt(vit(), MIXLORA, seed=0), images),
     "llava_mole": (lambda: intarsia.adapt(vit(), LLAVA_MOLE, seed=0), images),
-    "upcycled ViT": (lambda: intarsia.upcycle(vit(), ROUTER), images),
+    "upcycled ViT": (lambda: intarsia.upcycle(vit(2), ROUTER), images),
     "upcycled Llama, padded": (lambda: intarsia.upcycle(llama(), ROUTER), padded),
 }  # fmt: skip
 

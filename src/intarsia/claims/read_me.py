@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..core import Claim, Result
 from ..core.claim import Report
-from ..data import packages
 from ..data.language_models import language_model
 from ..hosts.read_me import Batch, channel_masks, masked, pregate_targets, train_gate
 from ..mixtures.read_me import random_masks
@@ -21,8 +20,8 @@ from ..placement.batching import LookAhead, serve
 from ..placement.cache import most_used, replay
 from ..placement.describe import demand
 from ..placement.policies import Belady, Expected, Lru
-from ..results.store import Store, key_of
 from ..routers.pregate import PreGate
+from .kept import kept
 from .routing_traces import KINDS, texts, traces
 from .study import result_of, shown, threads
 
@@ -50,14 +49,10 @@ def domains(tokenizer: Any, seed: int) -> tuple[dict[str, list[Batch]], dict[str
 def extracted(seed: int, report: Report) -> Cell:
     """Losses of every kind of text under its own mask, random ones and none, and the gate's
     accuracy; computed once and kept."""
-    store = Store(packages.cache_dir() / "claims" / "read_me.jsonl")
     inputs = {"seed": seed, "version": VERSION, "density": DENSITY, "steps": STEPS}
     inputs |= {"rows": [LENGTH, BATCH, SEEN, JUDGED]}
-    key = key_of(inputs)
-    if key not in store:
-        with threads(1):
-            store.add(key, {**inputs, "out": _extracted(seed, report)})
-    return store[key]["out"]
+    with threads(1):
+        return kept("read_me", inputs, lambda: _extracted(seed, report), under="out")
 
 
 def _extracted(seed: int, report: Report) -> dict[str, Any]:

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 from ..core import Claim, Result
 from ..core.claim import Report
-from ..data import packages
 from ..experiments.pool import Arm
 from ..fitting import fit
-from ..results.store import Store, key_of
 from ..schedules import Gradual, RigL, Set
 from . import sms
+from .kept import kept
 from .sparse_ift import OPTIONS, resnet
 from .study import each, result_of, shown
 
@@ -66,12 +65,9 @@ def operations(name: str) -> float:
 
 def cell(name: str, _: str, seed: int) -> NetScore:
     """A net of one arm from one seed, from the file or by training it."""
-    cells = Store(packages.cache_dir() / "claims" / "rigl.jsonl")
     inputs = {"arm": name, "seed": seed, "data": sms.DATA, "epochs": EPOCHS, "version": 1}
-    key = key_of(inputs)
-    if key not in cells:
-        cells.add(key, inputs | {"accuracy": accuracy(ARMS[name], seed)})
-    return NetScore(cells[key]["accuracy"], operations(name))
+    points = kept("rigl", inputs, lambda: accuracy(ARMS[name], seed), under="accuracy")
+    return NetScore(points, operations(name))
 
 
 def accuracy(way: Way, seed: int) -> float:

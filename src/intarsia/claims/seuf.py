@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..core import Claim, Result
 from ..core.claim import Report
-from ..data import byte_pairs, packages
+from ..data import byte_pairs
 from ..methods.seuf import Seuf, Unlearned, unlearn
-from ..results.store import Store, key_of
+from .kept import kept
 from .routing_traces import VOCABULARY, made, texts
 from .study import result_of, threads
 
@@ -50,42 +50,42 @@ def cells(kind: str, seed: int, report: Report) -> dict[str, Cell]:
     Arms: all weights (rate / 10), top affinity with and without the anchor, top lift, and four
     random experts of the layer of each of the two.
     """
-    store = Store(packages.cache_dir() / "claims" / "seuf.jsonl")
     found: dict[str, Cell] = {}
-    first = _kept(store, kind, seed, TOP, report)
-    lift = _kept(store, kind, seed, LIFT, report)
+    first = _cell(kind, seed, TOP, report)
+    lift = _cell(kind, seed, LIFT, report)
     found |= {TOP: first, LIFT: lift}
     for arm in (FREE, ALL):
-        found[arm] = _kept(store, kind, seed, arm, report)
+        found[arm] = _cell(kind, seed, arm, report)
     for of, (layer, best) in ((TOP, first["at"]), (LIFT, lift["at"])):
         draws = torch.Generator().manual_seed(100 * seed + layer)
         others = [e for e in torch.randperm(16, generator=draws).tolist() if e != best][:RANDOM]
         for number, expert in enumerate(others):
             name = f"random {number} beside {of}"
-            found[name] = _kept(store, kind, seed, name, report, (layer, expert))
+            found[name] = _cell(kind, seed, name, report, (layer, expert))
     return found
 
 
-def _kept(
-    store: Store, kind: str, seed: int, arm: str, report: Report, at: tuple[int, int] | None = None
+def _cell(
+    kind: str, seed: int, arm: str, report: Report, at: tuple[int, int] | None = None
 ) -> Cell:
     inputs = {"kind": kind, "seed": seed, "arm": arm, "at": at, "version": VERSION}
     inputs |= {"steps": STEPS, "rate": RATE, "rows": [TRAINED, JUDGED, LENGTH]}
-    key = key_of(inputs)
-    if key not in store:
+
+    def run() -> Cell:
         with threads(1):
             out = _run(kind, seed, arm, at, report)
-        said = {
+        damage = {str(t): _or_none(rise(out.path, t)) for t in TARGETS}
+        report(f"  {kind}, seed {seed}, {arm}: {damage}")
+        return {
             "at": list(out.at) if out.at else None,
             "trained": out.trained,
             "total": out.total,
             "share": [out.path[0].get("share"), out.path[-1].get("share")],
-            "damage": {str(t): _or_none(rise(out.path, t)) for t in TARGETS},
+            "damage": damage,
             "last": out.path[-1]["forget"] - out.path[0]["forget"],
         }
-        store.add(key, {**inputs, "out": said})
-        report(f"  {kind}, seed {seed}, {arm}: {said['damage']}")
-    return store[key]["out"]
+
+    return kept("seuf", inputs, run, under="out")
 
 
 def _run(kind: str, seed: int, arm: str, at: tuple[int, int] | None, report: Report) -> Unlearned:

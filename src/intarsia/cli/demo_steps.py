@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from ..experiments.experiment import Adapted, Experiment, Pictures
 from ..experiments.matrix import PlannedRun, on_one_adapter, planned, run_all
 from ..experiments.release import some_pictures, stock_of
 from ..experiments.runs import open_pictures
+from ..experiments.workers import FreshProcess
 from ..hosts import export_timm
 from ..train import Training
 from ..train.processes import device_named
@@ -44,16 +44,16 @@ class Demo:
 
 def obtain(asked: Demo) -> None:
     """Have weights and pictures here, in a process whose memory no run is charged with."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        pool.submit(_obtain, asked.model if asked.pretrained else None, asked.data).result()
+    model = asked.model if asked.pretrained else None
+    FreshProcess(threads=1).run(_obtain, {"model": model, "data": asked.data})
 
 
-def _obtain(model: str | None, data: str) -> None:
-    if model is not None:
-        backbones.backbone(model, classes=2)
-    if data in sets.names():
-        sets.load(data)
+def _obtain(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    if inputs["model"] is not None:
+        backbones.backbone(inputs["model"], classes=2)
+    if inputs["data"] in sets.names():
+        sets.load(inputs["data"])
+    return {}
 
 
 def faster_precision(device: torch.device) -> str:

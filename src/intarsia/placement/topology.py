@@ -15,7 +15,6 @@ from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.files import read_json
 
 MATRICES, VECTORS = ("bandwidth", "latency"), ("flops", "load", "memory")
-LEVEL = ("gbps", "us")
 KEYS = ("nodes", "each", "intra", "inter", *VECTORS)
 GIGABYTE = 1e9
 

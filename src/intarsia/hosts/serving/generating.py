@@ -39,9 +39,6 @@ PAGE = 32  # tokens of a block of the cache of keys and values
 PREFILL = 1024  # tokens of one forward at most
 
 
-Hears = Callable[[Any], None]
-
-
 class Generations(GenerationState):
     """The batch of each model, and the thread for what cannot be batched.
 

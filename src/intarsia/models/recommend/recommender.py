@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -161,11 +160,6 @@ def seen_rows(events: Interactions) -> Tensor:
     users, items = torch.from_numpy(events.users), torch.from_numpy(events.items)
     found[users, items + 1] = True
     return found
-
-
-def known_items(events: Interactions) -> np.ndarray[Any, Any]:
-    """Places, from 1, of items that have events."""
-    return np.flatnonzero(events.popularity()) + 1
 
 
 def refuse_history(model: object) -> ConfigError:
