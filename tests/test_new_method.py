@@ -55,7 +55,8 @@ def copy_of_the_tree(to: Path) -> Path:
 
 
 def contents(tree: Path) -> dict[str, bytes]:
-    files = (p for p in tree.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    made = {"__pycache__", ".hypothesis"}
+    files = (p for p in tree.rglob("*") if p.is_file() and made.isdisjoint(p.parts))
     return {p.relative_to(tree).as_posix(): p.read_bytes() for p in files}
 
 

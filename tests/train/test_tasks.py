@@ -48,8 +48,8 @@ def test_it_learns(case: Case) -> None:
     model = case.build()
     before = evaluate(model, case.data(60, 5), task=case.task).scores()
     run = fit(
-        model, case.data(160, 1), test=case.data(60, 5), task=case.task, epochs=20,
-        **QUICK | {"batch_size": 16},
+        model, case.data(160, 1), test=case.data(60, 5), task=case.task, epochs=case.epochs,
+        **QUICK,
     )  # fmt: skip
     assert run.test is not None
     after = run.test.scores()
