@@ -189,7 +189,7 @@ def recommend(
     from ..experiments.recommending import add_items, open_recommender
     from ..models.recommend.showing import Showing, found, rows
 
-    model = open_recommender(run)
+    model = open_recommender(run, mapped=True)
     if new is not None:
         add_items(model, *read_items(new))
     if serve:

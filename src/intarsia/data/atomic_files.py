@@ -1,8 +1,9 @@
-"""Interactions from files: RecBole's atomic files, a CSV file, or a set by its name.
+"""Interactions from files: RecBole's atomic files, a CSV or Parquet file, or a set by its name.
 
 A folder `shop/` holds shop.inter and, if anything is known of items, shop.item. Columns are divided
 by tabs, the header has `name:type` (token, token_seq, float, float_seq), the words of a sequence
-are divided by blanks. A CSV file has the columns user, item and, if there are, time and rating.
+are divided by blanks. A CSV or Parquet file has the columns user, item and, if there are, time and
+rating; a folder may hold events as Parquet files, in the order of their names, beside its .item.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from pathlib import Path
 from intarsia.core.errors import DataError, UnknownName
 from intarsia.data.interactions import SEVERAL, Interactions, ItemField, check_order, events
 from intarsia.data.packages import obtain, pinned
+from intarsia.data.parquet_events import read_parquet
 
 TYPES = ("token", SEVERAL, "float", "float_seq")
 USER, ITEM = ("user_id", "user"), ("item_id", "item")
 TIME, RATING = ("timestamp", "time"), ("rating",)
+COLUMNS = {"user": USER, "item": ITEM, "time": TIME, "rating": RATING}
 PARTS = ("train", "valid", "test")
 NAMED = ("ml-100k",)
 
@@ -26,7 +29,7 @@ Row = Mapping[str, str]
 
 
 def load_interactions(spec: str | Path) -> Interactions:
-    """The interactions of a folder of atomic files, of a CSV file, or of a named set ("ml-100k").
+    """The interactions of a folder, of a CSV or Parquet file, or of a named set ("ml-100k").
 
     MovieLens-100k comes out of the package recbole: for research, not for commerce, and not to be
     given away (GroupLens).
@@ -37,12 +40,17 @@ def load_interactions(spec: str | Path) -> Interactions:
     if str(spec) in NAMED and not path.exists():
         path = obtain(pinned("recbole")) / "recbole" / "dataset_example" / str(spec)
     if path.is_dir():
-        return _folder(path, ("",))[0]
+        tables = [] if any(path.glob("*.inter")) else sorted(path.glob("*.parquet"))
+        return _tables(path, tables) if tables else _folder(path, ("",))[0]
+    if path.suffix == ".parquet" and path.is_file():
+        return read_parquet([path], COLUMNS)
     if path.is_file():
         return _csv(path)
     if path.suffix or len(path.parts) > 1:
         fix = "Check the path."
-        raise DataError(f"data {str(spec)!r}", got="nothing there", want="a folder or CSV", fix=fix)
+        raise DataError(
+            f"data {str(spec)!r}", got="nothing there", want="a folder or file", fix=fix
+        )
     raise UnknownName("interactions (and no folder of that name is here)", str(spec), NAMED)
 
 
@@ -100,6 +108,16 @@ def _folder(folder: Path, parts: Sequence[str]) -> tuple[Interactions, ...]:
         whole = events(rows, item_ids=ids, user_ids=users, fields=fields)
         ids, users, fields = whole.item_ids, whole.user_ids, dict(whole.fields)
     return tuple(events(rows, item_ids=ids, user_ids=users, fields=fields) for rows in read)
+
+
+def _tables(folder: Path, tables: Sequence[Path]) -> Interactions:
+    """Events of Parquet files, and the items of the .item file beside them."""
+    named = sorted(folder.glob("*.item"))
+    if len(named) > 1:
+        fix = "Keep one of them."
+        raise DataError(f"folder {folder}", got=f"{len(named)} .item files", want="one", fix=fix)
+    ids, fields = read_items(named[0]) if named else ((), {})
+    return read_parquet(tables, COLUMNS, item_ids=ids, fields=fields)
 
 
 def _inter(path: Path) -> list[tuple[str, str, float, float]]:

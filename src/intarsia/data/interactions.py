@@ -115,21 +115,21 @@ class Interactions:
         at_least("shortest", shortest, 1)
         at_least("longest", longest, shortest)
         apart = seconds_of(gap)
-        starts: list[int] = []
-        for i in range(len(self)):
-            new = i == 0 or self.users[i] != self.users[i - 1]
-            if new or self.times[i] - self.times[i - 1] > apart or i - starts[-1] >= longest:
-                starts.append(i)
-        spans = [
-            (a, b)
-            for a, b in zip(starts, [*starts[1:], len(self)], strict=True)
-            if b - a >= shortest
-        ]
+        new = np.ones(len(self), bool)
+        new[1:] = (np.diff(self.users) != 0) | (np.diff(self.times) > apart)
+        first = np.flatnonzero(new)
+        end = np.append(first[1:], len(self))[: len(first)]
+        pieces = -((first - end) // longest)  # of each span: long ones are cut
+        inside = np.arange(pieces.sum()) - np.repeat(pieces.cumsum() - pieces, pieces)
+        starts = np.repeat(first, pieces) + longest * inside
+        ends = np.minimum(starts + longest, np.repeat(end, pieces))
+        kept = ends - starts >= shortest
+        spans = tuple(zip(starts[kept].tolist(), ends[kept].tolist(), strict=True))
         if not spans:
             got = f"{len(starts)} sessions, all of fewer than {shortest} events"
             fix = "Widen the gap, or lower `shortest`."
             raise DataError("sessions", got=got, want="one at least", fix=fix)
-        return Sessions(self, tuple(spans))
+        return Sessions(self, spans)
 
     def split_by_time(self, *shares: float) -> tuple[Interactions, ...]:
         """Parts that follow each other in time: split_by_time(0.8, 0.9) gives three.
@@ -227,6 +227,12 @@ def indexed(names: Sequence[str], known: Sequence[str] = ()) -> tuple[Array, tup
     return found, tuple(places)
 
 
+def with_items(fields: Mapping[str, ItemField], more: int) -> dict[str, ItemField]:
+    """Fields of so many more items, of which nothing is known."""
+    empty: Callable[[ItemField], Any] = lambda one: np.nan if one.kind == "float" else ()  # noqa: E731
+    return {n: replace(one, values=one.values + (empty(one),) * more) for n, one in fields.items()}
+
+
 def events(
     rows: Sequence[tuple[str, str, float, float]],
     *,
@@ -240,12 +246,7 @@ def events(
     """
     users, all_users = indexed([row[0] for row in rows], user_ids)
     items, all_items = indexed([row[1] for row in rows], item_ids)
-    more = len(all_items) - len(item_ids)
-    empty: Callable[[ItemField], Any] = lambda one: np.nan if one.kind == "float" else ()  # noqa: E731
-    grown = {
-        name: replace(one, values=one.values + (empty(one),) * more)
-        for name, one in (fields or {}).items()
-    }
+    grown = with_items(fields or {}, len(all_items) - len(item_ids))
     return Interactions(
         users,
         items,

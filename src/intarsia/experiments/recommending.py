@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..core.modes import evaluating
 from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
 from ..data.interactions import Interactions, ItemField
 from ..fitting import fit
-from ..hosts.prune.tables import SavedTable, load_tables, save_tables
+from ..hosts.prune.tables import SavedTable, load_tables, save_tables, unfilled
 from ..models.recommend.measures import full_sort
 from ..models.recommend.recommender import Recommender, Settings
 from ..schedules import SparseSchedule
@@ -167,9 +168,10 @@ def save_recommender(
     return lines
 
 
-def open_recommender(folder: str | Path) -> Recommender:
+def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender:
     """The recommender of a run folder, or of the folder that `save_recommender` wrote.
 
+    mapped: tables are pages of the file, not memory, see `load_tables`.
     Raises: ConfigError where there is none; CheckpointError for a damaged one.
     """
     folder = Path(folder)
@@ -189,13 +191,14 @@ def open_recommender(folder: str | Path) -> Recommender:
         known, train = (_events(arrays, names, start) for start in ("", "train."))
         items, users = about["built_of"]
         train = first_of(train, items, users)
-        model: Recommender = settings.restore(train, tensors_of(folder / WEIGHTS))
+        with unfilled() if mapped else nullcontext():
+            model: Recommender = settings.restore(train, tensors_of(folder / WEIGHTS))
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, IntarsiaError) as error:
         want, fix = "what `intarsia fit` wrote", "Copy it again from its source, or train anew."
         raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
-    load_tables(model, folder / WEIGHTS)
+    load_tables(model, folder / WEIGHTS, mapped=mapped)
     if len(known.item_ids) > items:
         grow = getattr(model, "add_items", None)
         new = known.item_ids[items:]

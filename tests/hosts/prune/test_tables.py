@@ -12,6 +12,7 @@ from torch import nn
 
 import intarsia
 from intarsia.core.errors import CheckpointError, TargetError
+from intarsia.hosts.prune import tables
 from intarsia.schedules import Dsl
 from intarsia.schedules.masked import Masking
 
@@ -59,3 +60,38 @@ def test_damaged_files_and_other_models_are_refused(tmp_path: Path) -> None:
         intarsia.load_tables(net, path)
     with pytest.raises(TargetError, match="no embedding table"):
         intarsia.save_tables(nn.Linear(2, 2), path)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_mapped_tables_are_views_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: bool
+) -> None:
+    monkeypatch.setattr(tables, "LARGE", 100)
+    monkeypatch.setattr(tables, "BLOCK", 70)  # of numbers: five rows of a table
+    net, path = model(), tmp_path / "a.safetensors"
+    Masking(Dsl(0.2, layers=("films",)), net, 0)
+    intarsia.save_tables(net, path, half=half)
+    usual = model(seed=1)
+    intarsia.load_tables(usual, path)
+    with tables.unfilled():
+        mapped = model(seed=2)
+    assert mapped["films"].weight.is_meta and not mapped["mix"].weight.is_meta
+    intarsia.load_tables(mapped, path, mapped=True)
+    for name, value in usual.state_dict().items():
+        own = mapped.state_dict()[name]
+        assert own.dtype == value.dtype and torch.equal(own, value)
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        text = maps.read_text()
+        assert str(path) in text and "intarsia-table-" in text
+    with torch.no_grad():  # what changes is the process's own
+        mapped["users"].weight[0] = 7
+        mapped["films"].weight[0] = 7
+    intarsia.load_tables(net, path)
+    assert torch.equal(net["users"].weight, usual["users"].weight)
+    stored = load_file(path)
+    wrong = stored["films.weight.row_offsets"].clone()
+    wrong[3] = 10**6
+    save_file(stored | {"films.weight.row_offsets": wrong}, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"'films\.weight' that does not fit"):
+        intarsia.load_tables(mapped, tmp_path / "b.safetensors", mapped=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from ...core.errors import CheckpointError, ShapeError, TargetError
+from ...core.errors import CheckpointError, ShapeError, TargetError, TrainingError
 from ...core.files import writing
 from ...core.format import nbytes
 from ...formats import Columns
@@ -21,6 +24,8 @@ from ...schedules.masked_layers import EMBEDDINGS
 from ..anatomy.origin import damaged
 
 PARTS = ("values", "columns", "row_offsets", "shape")
+LARGE = 1 << 20  # numbers of a weight from which `unfilled` gives it no memory
+BLOCK = 1 << 22  # numbers of a table that are decoded at a time
 
 
 @dataclass(frozen=True)
@@ -81,13 +86,38 @@ def save_tables(
     return tuple(lines)
 
 
-def load_tables(model: nn.Module, path: str | Path) -> None:
+class unfilled(TorchFunctionMode):
+    """Inside, a model is built whose large weights have no memory, until they are mapped.
+
+    with unfilled():
+        model = LightGcn().build(train)
+    load_tables(model, path, mapped=True)
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            shape = torch.Size(args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
+            if shape.numel() >= LARGE:
+                kwargs["device"] = "meta"
+        first = args[0] if args else None
+        is_filling = func.__name__.endswith("_") and not func.__name__.endswith("__")
+        if is_filling and isinstance(first, Tensor) and first.is_meta:
+            return first  # random numbers that would be overwritten
+        return func(*args, **kwargs)
+
+
+def load_tables(model: nn.Module, path: str | Path, *, mapped: bool = False) -> None:
     """Read what `save_tables` wrote into a model of the same names and shapes.
 
+    mapped: weights are not read but views of the file, of which the system reads the pages that are
+    used, and drops them where memory is short: tables may be larger than it (see `unfilled`).
+    Those that were written as rows, or in another type, are decoded into a nameless file first.
+    The file must stay as it is; changes of a weight are the process's own.
     Raises: CheckpointError for a file that is damaged, or of another model.
     """
     try:
-        stored: Mapping[str, Tensor] = load_file(path)
+        stored: Mapping[str, Tensor] = load_file(path)  # which maps it
     except (OSError, SafetensorError) as error:
         raise damaged(Path(path), f"no readable safetensors file ({error})") from error
     tables = {n.rpartition(".")[0] for n in stored if n.endswith(".row_offsets")}
@@ -100,11 +130,66 @@ def load_tables(model: nn.Module, path: str | Path) -> None:
             shape = tuple(int(side) for side in held["shape"].tolist())
             if name not in own or shape != tuple(own[name].shape):
                 raise ShapeError(name, got=shape, want="a table of the model", fix="")
-            state[name] = Columns().decode(held, shape)
+            dtype = own[name].dtype
+            state[name] = _spread(held, shape, dtype) if mapped else Columns().decode(held, shape)
         except (KeyError, ShapeError, TypeError, RuntimeError) as error:
             raise damaged(Path(path), f"{name!r} that does not fit ({error})") from error
+    if mapped:
+        state = {n: _as_own(t, own[n].dtype) if n in own else t for n, t in state.items()}
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(state, assign=mapped)
     except RuntimeError as error:
         want, fix = "those of this model", "Build the model as it was when it was saved."
         raise CheckpointError(f"weights of {path}", got=str(error), want=want, fix=fix) from error
+
+
+def _nameless(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor of a file without a name.  Raises: TrainingError where the disk has no room."""
+    size = torch.Size(shape).numel()
+    if not size:
+        return torch.zeros(shape, dtype=dtype)
+    handle, name = tempfile.mkstemp(prefix="intarsia-table-")
+    try:
+        if hasattr(os, "posix_fallocate"):  # a full disk is told now, not by a signal later
+            os.posix_fallocate(handle, 0, size * dtype.itemsize)
+        return torch.from_file(name, shared=True, size=size, dtype=dtype).view(shape)
+    except OSError as error:
+        want = f"{size * dtype.itemsize:,} bytes in {tempfile.gettempdir()}"
+        fix = "Free some, or name another folder: TMPDIR=/path"
+        raise TrainingError("mapped table", got=error, want=want, fix=fix) from error
+    finally:
+        os.close(handle)
+        os.unlink(name)  # the mapping keeps the file
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of a table, some at a time."""
+    rows = max(1, BLOCK // max(1, torch.Size(shape[1:]).numel()))
+    return (slice(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows))
+
+
+def _spread(held: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A table of rows, decoded block by block into a mapped one."""
+    table, offsets = _nameless(shape, dtype), held["row_offsets"].long()
+    if len(offsets) != shape[0] + 1 or int(offsets[-1]) != len(held["values"]):
+        got, fix = f"{len(offsets)} offsets", "Copy the file again."
+        raise ShapeError("rows", got=got, want=f"{shape[0] + 1}", fix=fix)
+    for rows in _blocks(shape):
+        part = offsets[rows.start : rows.stop + 1]
+        first, last = int(part[0]), int(part[-1])
+        own = {"row_offsets": part - first}
+        own |= {name: held[name][first:last] for name in ("values", "columns")}
+        table[rows] = Columns().decode(own, (rows.stop - rows.start, *shape[1:])).to(dtype)
+    return table
+
+
+def _as_own(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """As the file has it, or in the model's type in a mapped one."""
+    if stored.dtype == dtype:
+        return stored
+    if stored.numel() < LARGE or not stored.ndim:
+        return stored.to(dtype)
+    found = _nameless(tuple(stored.shape), dtype)
+    for rows in _blocks(tuple(stored.shape)):
+        found[rows] = stored[rows].to(dtype)
+    return found

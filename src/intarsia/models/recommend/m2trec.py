@@ -252,21 +252,25 @@ class Prefixes(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, events: Interactions, longest: int, *, every: bool) -> None:
-        self.sessions = [torch.from_numpy(s + 1) for s in events.sessions(longest=longest + 1)]
-        self.longest = longest
-        self.index = [
-            (i, end)
-            for i, one in enumerate(self.sessions)
-            for end in (range(1, len(one)) if every else [len(one) - 1])
-        ]
+        spans = events.sessions(longest=longest + 1).spans
+        first, last = np.array(spans, dtype=np.int64).T  # of each session
+        self.items, self.longest = events.items, longest
+        if every:
+            counts = last - first - 1  # prefixes
+            inside = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+            self.first = np.repeat(first, counts)
+            self.next = self.first + 1 + inside
+        else:
+            self.first, self.next = first, last - 1
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.next)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        which, end = self.index[place]
-        one = self.sessions[which]
-        return one[max(0, end - self.longest) : end], int(one[end])
+        at = int(self.next[place])
+        first = max(int(self.first[place]), at - self.longest)
+        # nothing is copied before it is asked for: events may be many
+        return torch.from_numpy(self.items[first:at] + 1), int(self.items[at]) + 1
 
 
 CARD = Card(
