@@ -7,6 +7,7 @@ arXiv:2210.17323, algorithm 1), so that a weight may be pruned and rounded at on
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +20,21 @@ from .patterns import largest
 
 Code = Callable[[Tensor, int], Tensor]  # (a column (out,), its index) -> what can be stored
 Pattern = NofM | Blocks | None
+
+
+@runtime_checkable
+class GroupCode(Protocol):
+    """A `code` that looks at `group` columns before it rounds the first one of them."""
+
+    group: int
+
+    def begin(self, columns: Tensor, start: int) -> None:
+        """columns: (out, group), those from `start` on with all errors so far made up for."""
+        ...
+
+    def __call__(self, column: Tensor, index: int) -> Tensor: ...
+
+
 NAME = "weight"
 STRIP = 32  # columns whose errors the rest of a block is told at once
 
@@ -40,8 +56,8 @@ def choose_and_compensate(
     weight: (out, in) -> a one-part Partition of `name`, and W^ (out, in), 0 where not kept.
     density: with pattern=None the share kept in every `block` columns, over all rows; with Blocks
       the share of blocks; `NofM` along the inputs says its own.  density=1: nothing is pruned.
-    code: rounds a column to what a format can store; None = weights stay real numbers. SparseGPT is
-      code=None; GPTQ is density=1; with both, kept weights are rounded and the others are 0.
+    code: rounds a column to what a format can store, see also `GroupCode`; None = weights stay real
+      numbers. SparseGPT is code=None; GPTQ is density=1; with both, kept weights are rounded and the others are 0.
     keep: bool, weights outside are pruned whatever their score, as part of the density.
     Column by column, its error e = (w_j - w^_j) / U_jj is taken off the columns behind it,
     W_k -= e U_jk, with U of `scores.inverse_factor`.
@@ -59,6 +75,8 @@ def choose_and_compensate(
     step = pattern.m if isinstance(pattern, NofM) else block
     block = max(step, block // step * step)
     strip = STRIP if step == block else max(step, STRIP // step * step)
+    every = code.group if isinstance(code, GroupCode) else 0
+    _check_group(every, block, strip)
     kept = torch.ones_like(w, dtype=torch.bool)
     for start in range(0, len(w), block):
         stop = min(start + block, len(w))
@@ -71,6 +89,9 @@ def choose_and_compensate(
                     score = w[group].square() / factor.diagonal()[group, None].square()  # eq. 5
                     outside = None if keep is None else ~keep.T[group]
                     kept[group] = _chosen(score, density, pattern, outside)
+                if every and j % every == 0:
+                    assert isinstance(code, GroupCode)
+                    code.begin(w[j : j + every].T, j)
                 stored = w[j] if code is None else code(w[j].clone(), j).to(dtype)
                 stored = stored.masked_fill(~kept[j], 0)
                 error = torch.div(w[j] - stored, factor[j, j], out=errors[j - start])
@@ -82,6 +103,13 @@ def choose_and_compensate(
     kept, w = kept.T.contiguous(), w.T.contiguous()
     found = Partition.from_masks({name: kept.cpu()}, pattern=pattern)
     return found, w.to(weight.dtype)
+
+
+def _check_group(group: int, block: int, strip: int) -> None:
+    """A group may not reach into columns that have not been told of all errors before it."""
+    if group and (block % group or (strip % group and group % strip)):
+        want = f"a divisor of {strip}, or of {block} and a multiple of {strip}"
+        raise ConfigError("group of a code", got=group, want=want, fix="Try 16 or 64.")
 
 
 def _chosen(score: Tensor, density: float, pattern: Pattern, outside: Tensor | None) -> Tensor:

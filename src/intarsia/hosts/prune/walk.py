@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from ...core.modes import evaluating
 from ...scores import Statistics
@@ -25,6 +26,7 @@ from .matrices import Matrix, seeing
 from .progress import Kept
 
 Edit = Callable[[str, Mapping[str, Matrix], Mapping[str, Statistics]], list[dict[str, Any]]]
+Tune = Callable[["Stop", "Flow", int], None]
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,15 @@ def walk_blocks(
     needs: Collection[str],
     kept: Kept,
     by_layer: bool = False,
+    tune: Tune | None = None,
 ) -> list[dict[str, Any]]:
     """Edit each block in order; returns the rows that `edit` gives, block by block.
 
     edit: (path of the block, its layers, what they saw) -> rows, after it has changed the weights.
     by_layer: what a layer sees has gone through the edited ones before it in its block, too; a pass
     for each group of layers that are given one tensor.  batches: as the model takes them.
+    tune: is given each edited block, the flow and the block's number before its outputs go on: a
+    `Chain` has what the block is given.
     needs: see `Statistics.of`; empty = no forward at all.
     kept: where finished blocks and hidden states are written, and read again.
     A model whose blocks do not follow one another directly (Swin, EfficientNet) goes through
@@ -78,6 +83,8 @@ def walk_blocks(
                     before = out
                     kept.note(stop)
                 found += edit(stop.path, group, of_all_processes(seen.found))
+            if tune is not None:
+                tune(stop, here, number)
             error = here.onward(number, before)
             seconds = time.perf_counter() - clock
             kept.finished(stop, found, flow, {"error": error, "seconds": round(seconds, 3)})
@@ -210,7 +217,10 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
     def forward(stop: Stop, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         named = not args
         x = kwargs.pop("hidden_states") if named else args[0]
-        found.append((x, args[1:], dict(kwargs)))
+        # a block is run more than once: it may not see keys of the run before
+        fresh = {n: None if isinstance(v, Cache) else v for n, v in kwargs.items()}
+        fresh |= {"use_cache": False} if "use_cache" in kwargs else {}
+        found.append((x, args[1:], fresh))
         if not tail:  # what a block returns beside its hidden state
             out = own(x, *args[1:], **kwargs)
             tail.append(out[1:] if isinstance(out, tuple) else None)

@@ -1,0 +1,1 @@
+"""GQSA: the method, the codes it chooses, and the two stages that train them."""
