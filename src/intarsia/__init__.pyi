@@ -103,6 +103,7 @@ from .methods.bi import BiAdapter as BiAdapter
 from .methods.dass import Dass as Dass
 from .methods.drop_connect import DropConnect as DropConnect
 from .methods.dsnot import DSnoT as DSnoT
+from .methods.gqsa.gqsa import Gqsa as Gqsa
 from .methods.llava_mole import LlavaMole as LlavaMole
 from .methods.lt_sft import LtSft as LtSft
 from .methods.mixlora import MixLora as MixLora
@@ -113,6 +114,7 @@ from .methods.mosa import Mosa as Mosa
 from .methods.mosa import Official as Official
 from .methods.pace import Pace as Pace
 from .methods.poly import Poly as Poly
+from .methods.qmoe import Qmoe as Qmoe
 from .methods.random_search import RandomSearch as RandomSearch
 from .methods.s2ft.s2ft import S2ft as S2ft
 from .methods.seuf import Seuf as Seuf

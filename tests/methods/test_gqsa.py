@@ -1,4 +1,4 @@
-"""GQSA: each stage helps on the rows that it saw, codes are what is stored, bad input is refused."""
+"""GQSA: each stage helps on its rows, codes are what is stored, bad input is refused."""
 
 from __future__ import annotations
 
@@ -89,8 +89,9 @@ def test_symmetric_codes_are_those_of_a_file_that_others_read() -> None:
     weight, seen = layer()
     coded = by_rounding(weight, seen, GroupSparse(), 1.0, True)
     assert set(coded.zero.unique().tolist()) == {8.0}
-    # as compressed-tensors rounds, but for the scale, which is bfloat16 here
-    assert float((coded.weight() - rounded(weight)).abs().max()) < 0.3 * float(coded.scale.max())
+    # as compressed-tensors rounds, but for the scale, which is bfloat16 here: a tie may fall apart
+    apart = (coded.weight() - rounded(weight)).abs() / coded.scale.repeat_interleave(16, 1)
+    assert (apart > 8 * 2**-8).float().mean() < 0.06
 
 
 def test_a_model_is_packed_saved_and_loaded(
@@ -99,7 +100,7 @@ def test_a_model_is_packed_saved_and_loaded(
     dense = logits(model, rows)
     found = {}
     for start in ("rtn", "obs"):
-        small = compress(copy.deepcopy(model), Gqsa(start=start), rows)
+        small = compress(copy.deepcopy(model), Gqsa(density=0.9, start=start), rows, force=True)
         found[start] = float((logits(small, rows) - dense).norm() / dense.norm())
     assert found["obs"] < found["rtn"] < 1
     layers = [m for m in small.modules() if isinstance(m, PackedLinear)]
@@ -150,7 +151,9 @@ def test_scales_end_to_end_lower_the_loss_and_leave_the_codes(
     found = {}
     for epochs in ((0, 0), (0, 4)):
         work = copy.deepcopy(model).requires_grad_(False)
-        coded, _ = Gqsa(epochs=epochs).coded(work, [{"input_ids": torch.stack([r["input_ids"] for r in rows])}])
+        coded, _ = Gqsa(epochs=epochs).coded(
+            work, [{"input_ids": torch.stack([r["input_ids"] for r in rows])}]
+        )
         loss = torch.nn.functional.cross_entropy(
             logits(work, rows)[:, :-1].flatten(0, 1),
             torch.stack([r["input_ids"] for r in rows])[:, 1:].flatten(),

@@ -10,6 +10,7 @@ from .bi import BiAdapter as BiAdapter
 from .dass import Dass as Dass
 from .drop_connect import DropConnect as DropConnect
 from .dsnot import DSnoT as DSnoT
+from .gqsa.gqsa import Gqsa as Gqsa
 from .llava_mole import LlavaMole as LlavaMole
 from .lt_sft import LtSft as LtSft
 from .mixlora import MixLora as MixLora
@@ -23,6 +24,7 @@ from .mosa import Official as Official
 from .pace import Pace as Pace
 from .peft_methods import PeftMethod as PeftMethod
 from .poly import Poly as Poly
+from .qmoe import Qmoe as Qmoe
 from .random_search import RandomSearch as RandomSearch
 from .s2ft.cell import S2ftCell as S2ftCell
 from .s2ft.channels import choose_channels as choose_channels

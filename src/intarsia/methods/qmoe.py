@@ -151,7 +151,10 @@ class Qmoe(PlainChange):
             share = float((digits == 0).float().mean())
             bits = 16 * len(stored[path]["codes"]) / digits.numel()
             row: dict[str, Any] = {"layer": path, "weights": digits.numel(), "density": 1 - share}
-            row |= {"bits": bits, "entropy": entropy(share), **_errors(weights, new, found)}
+            row |= {"bits": bits, "entropy": entropy(share)}
+            if self.needs:
+                row["error"] = _error(weights, new, found)
+                row["error_rounded"] = _error(weights, self._nearest(weights, levels), found)
             text = [f"expert {e}: {why}" for e, why in enumerate(told) if why]
             if abs(share - self.zeros) > FAR:
                 text.append(f"{share:.3f} of its weights are 0: try zeros={share:.3f}")
@@ -162,17 +165,19 @@ class Qmoe(PlainChange):
         self, weights: Tensor, seen: Sequence[Statistics | None], levels: Tensor
     ) -> tuple[Tensor, list[str]]:
         """(E, out, in) on the grid."""
+        if self.start == "rtn":
+            return self._nearest(weights, levels), []
         of = levels.view(*weights.shape[:2], 2)
 
         def code(columns: Tensor) -> Tensor:
-            """The nearest level of each row; thresholds at half."""
-            low, high = of[..., 0], of[..., 1]
-            down = low.where(columns < low / 2, 0.0)
-            return high.where(columns > high / 2, down)
+            return _level(columns, of[..., 0], of[..., 1])
 
-        if self.start == "rtn":
-            return torch.stack([code(c) for c in weights.unbind(2)], 2), []
         return compensate_stack(weights, seen, code, damp=self.damp)
+
+    def _nearest(self, weights: Tensor, levels: Tensor) -> Tensor:
+        """Each weight by itself.  (E, out, in)."""
+        of = levels.view(*weights.shape[:2], 1, 2)
+        return _level(weights, of[..., 0], of[..., 1])
 
 
 @dataclass(frozen=True)
@@ -198,16 +203,19 @@ def expert_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
     return found
 
 
-def _errors(
-    weights: Tensor, new: Tensor, seen: Sequence[Statistics | None]
-) -> dict[str, float]:
+def _level(weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """low, 0 or high, whichever is nearest."""
+    return high.where(weight > high / 2, low.where(weight < low / 2, 0.0))
+
+
+def _error(weights: Tensor, new: Tensor, seen: Sequence[Statistics | None]) -> float | None:
     """||(W' - W) X|| / ||W X||, the mean over experts that saw rows."""
     found = [
         output_error(w, n, s)
         for w, n, s in zip(weights, new, seen, strict=True)
         if s is not None and s.count and "hessian" in s.collected
     ]
-    return {"error": sum(found) / len(found)} if found else {}
+    return sum(found) / len(found) if found else None
 
 
 def _shape(model: nn.Module, path: str, of: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -57,7 +57,8 @@ def choose_and_compensate(
     density: with pattern=None the share kept in every `block` columns, over all rows; with Blocks
       the share of blocks; `NofM` along the inputs says its own.  density=1: nothing is pruned.
     code: rounds a column to what a format can store, see also `GroupCode`; None = weights stay real
-      numbers. SparseGPT is code=None; GPTQ is density=1; with both, kept weights are rounded and the others are 0.
+      numbers. SparseGPT is code=None; GPTQ is density=1; with both, kept weights are rounded and
+      the others are 0.
     keep: bool, weights outside are pruned whatever their score, as part of the density.
     Column by column, its error e = (w_j - w^_j) / U_jj is taken off the columns behind it,
     W_k -= e U_jk, with U of `scores.inverse_factor`.

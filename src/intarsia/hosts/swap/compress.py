@@ -96,12 +96,9 @@ class Compress:
             path: self.format.encode(m.read(), moments=moments.get(path))
             for path, m in matrices.items()
         }
-        made = {path: _sketch(m, stored[path]) for path, m in matrices.items()}
-        decided = {"layout": LAYOUT, "layers": made}
-        if rows:
-            decided["calibration"] = digest_of(rows)
-        decided["sha256"] = _digest(self, decided)
-        return Packing(self, seed, decided, stored)
+        more = {"calibration": digest_of(rows)} if rows else {}
+        shapes = {path: tuple(m.read().shape) for path, m in matrices.items()}
+        return packing(self, seed, shapes, stored, more)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """In place. A plan that was read from a folder leaves the numbers to that folder."""
@@ -136,6 +133,23 @@ class Packing(Plan):
     stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
+def packing(
+    change: Compress,
+    seed: int,
+    shapes: Mapping[str, Sequence[int]],
+    stored: Mapping[str, Mapping[str, Tensor]],
+    more: Mapping[str, Any],
+) -> Packing:
+    """The plan for layers whose stored tensors are known, by path, as a method finds them.
+
+    more: what else is decided, ready for JSON.
+    """
+    made = {path: _sketch(shapes[path], parts) for path, parts in stored.items()}
+    decided = {"layout": LAYOUT, "layers": made, **more}
+    decided["sha256"] = _digest(change, decided)
+    return Packing(change, seed, decided, stored)
+
+
 def compress(
     model: nn.Module,
     fmt: Any,
@@ -160,13 +174,14 @@ def compress(
     rows = batched(calib) if calib is not None and len(calib) else ()
     if callable(getattr(fmt, "apply", None)):
         change = fmt if layers is None else replace(fmt, layers=tuple(layers))
-        return apply_plan(model, change.plan(model, rows, seed=seed))
-    form = format_named(fmt) if isinstance(fmt, str) else fmt
-    change = Compress(form, () if layers is None else layers)
+    else:
+        form = format_named(fmt) if isinstance(fmt, str) else fmt
+        change = Compress(form, () if layers is None else layers)
     plan = change.plan(model, rows, seed=seed)
-    if not force:
-        found = matrices_of(model, change.layers)
-        check_faster(form, {path: (found[path], plan.stored[path]) for path in found})  # pyright: ignore
+    packs: Any = plan.change
+    if not force and isinstance(plan, Packing):
+        found = matrices_of(model, packs.layers)
+        check_faster(packs.format, {path: (found[path], s) for path, s in plan.stored.items()})
     return apply_plan(model, plan)
 
 
@@ -212,10 +227,10 @@ def _moments(
     }
 
 
-def _sketch(matrix: Matrix, stored: Mapping[str, Tensor]) -> dict[str, Any]:
+def _sketch(shape: Sequence[int], stored: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a folder says of a layer: its shape, and type and shape of each stored tensor."""
     parts = {n: [str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in stored.items()}
-    return {"shape": list(matrix.read().shape), "stored": parts}
+    return {"shape": list(shape), "stored": parts}
 
 
 def _digest(change: Compress, decided: Mapping[str, Any]) -> str:

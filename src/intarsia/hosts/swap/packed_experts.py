@@ -70,7 +70,11 @@ class PackedStack(nn.Module):
         """Take tensors as they are: those of a file are mapped, and not copied."""
         for name in PARTS:
             new, old = state_dict.get(f"{prefix}{name}"), self._buffers[name]
-            if new is not None and old is not None and (new.shape, new.dtype) == (old.shape, old.dtype):
+            if (
+                new is not None
+                and old is not None
+                and (new.shape, new.dtype) == (old.shape, old.dtype)
+            ):
                 self._buffers[name] = new
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -89,9 +93,7 @@ class PackedExperts(Experts):
         self.experts, self.shell, self.stacks = shell.experts, shell, nn.ModuleDict(stacks)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        parts = [
-            self._linear(self._hidden(x, e), "down", e) for e, x in self._each(rows, expert)
-        ]
+        parts = [self._linear(self._hidden(x, e), "down", e) for e, x in self._each(rows, expert)]
         outputs = self._stack("down").sizes[1]
         return torch.cat(parts) if parts else rows.new_zeros(0, outputs)
 

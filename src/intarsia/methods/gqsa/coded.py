@@ -1,4 +1,4 @@
-"""A weight in groups of a few bits, while its codes are being chosen (GQSA, sections 3.1 and 3.2)."""
+"""A weight in groups of a few bits, while its codes are chosen (GQSA, section 3.1)."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def by_rounding(
     """Groups of the largest sums of W^2 mean x^2, each weight to its nearest code."""
     w = weight.detach().float()
     kept = kept_groups(wanda(w, seen).square(), form, density)
-    found = Recorder(form, *w.shape, symmetric)
+    found = Recorder(form, w.shape[0], w.shape[1], symmetric)
     for start in range(0, w.shape[1], form.group):
         found.begin(w[:, start : start + form.group], start)
     found.raw[:, : w.shape[1]] = w
@@ -127,6 +127,6 @@ def by_compensation(
     w = weight.detach().float()
     kept = kept_groups(obs(w, seen, DAMP), form, density)
     keep = kept.repeat_interleave(form.group, 1)[:, : w.shape[1]]
-    found = Recorder(form, *w.shape, symmetric)
+    found = Recorder(form, w.shape[0], w.shape[1], symmetric)
     choose_and_compensate(w, seen, code=found, damp=DAMP, keep=keep)
     return found.coded(kept)

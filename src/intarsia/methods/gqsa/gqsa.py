@@ -173,8 +173,6 @@ class Gqsa(PlainChange):
         return row
 
 
-
-
 def linear_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
     """The blocks with their linear layers alone.  Raises: as `matrices_of`."""
     known = matrices_of(host, layers)

@@ -1,4 +1,4 @@
-"""The stages that train: BQPO, block by block, and E2E-OQP, scales alone (GQSA, sections 3.2, 3.3)."""
+"""The stages that train: BQPO, block by block, and E2E-OQP, scales alone (GQSA, 3.2, 3.3)."""
 
 from __future__ import annotations
 
@@ -128,7 +128,9 @@ def tuned_scales(
     The scales after all epochs, or those before where their loss on the same rows is no higher.
     Raises: ConfigError for rows that are no tokens.
     """
-    scaled = {path: Scaled(c, getattr(layers[path].owner, "bias", None)) for path, c in found.items()}
+    scaled = {
+        path: Scaled(c, getattr(layers[path].owner, "bias", None)) for path, c in found.items()
+    }
     optimiser = AdamW([m.scale for m in scaled.values()], lr=LR_END, weight_decay=0)
     rows = [_tokens(batch) for batch in batches]
     with _in_place(model, scaled):

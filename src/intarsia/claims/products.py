@@ -1,0 +1,115 @@
+"""Products of one row with matrices that are in no cache, by ours and by other libraries."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SIDE = 4096
+ROTATED = 192 * 2**20  # bytes of copies that take turns: more than any cache
+REPEATS = 15
+GROUP = 32  # of the others' int4
+Run = Callable[[], object]
+
+
+def rotating(make: Callable[[], Run], size: int) -> Run:
+    """Copies of a product, each with a weight of its own of so many bytes, that take turns."""
+    runs = [make() for _ in range(max(2, ROTATED // size))]
+    turn = 0
+
+    def run() -> object:
+        nonlocal turn
+        turn = (turn + 1) % len(runs)
+        return runs[turn]()
+
+    return run
+
+
+@torch.inference_mode()
+def seconds_of(runs: Mapping[str, Run], repeats: int = REPEATS) -> dict[str, float]:
+    """Median CPU time of each on one thread, all of them in turns."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    try:
+        for repeat in range(repeats + 1):
+            for name, run in runs.items():
+                for _ in range(3):
+                    started = time.thread_time()
+                    run()
+                    if repeat:
+                        found[name].append(time.thread_time() - started)
+    finally:
+        torch.set_num_threads(before)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def int4_torch(weight: Tensor, x: Tensor) -> tuple[Callable[[], Run], int]:
+    """torch's own int4 product on the CPU; and the bytes of a weight."""
+    ops: Any = torch.ops.aten
+    groups = weight.view(len(weight), -1, GROUP)
+    low = groups.amin(2)
+    scale = (groups.amax(2) - low) / 15
+    codes = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15).int()
+    packed = ops._convert_weight_to_int4pack_for_cpu(codes.view(weight.shape), 1)
+    both = torch.stack([scale, low + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
+    given = x.bfloat16()
+
+    def make() -> Run:
+        own, parts = packed.clone(), both.clone()
+        return lambda: ops._weight_int4pack_mm_for_cpu(given, own, GROUP, parts)
+
+    return make, weight.numel() // 2 + both.nbytes
+
+
+def int4_onnxruntime(weight: Tensor, x: Tensor, accuracy: int) -> tuple[Callable[[], Run], int]:
+    """ONNX Runtime's MatMulNBits; accuracy 4 rounds its inputs to int8.
+
+    Raises: ImportError without onnx and onnxruntime.
+    """
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    rows, width = weight.shape
+    groups = weight.view(rows, -1, GROUP)
+    low = groups.amin(2)
+    scale = (groups.amax(2) - low) / 15
+    zero = (-low / scale).round().clamp(0, 15)
+    codes = ((groups / scale[..., None]).round() + zero[..., None]).clamp(0, 15).to(torch.uint8)
+    parts = {
+        "B": codes[..., 0::2] | codes[..., 1::2] << 4,
+        "s": scale.flatten(),
+        "z": (zero[:, 0::2].to(torch.uint8) | zero[:, 1::2].to(torch.uint8) << 4).flatten(),
+    }
+    how: dict[str, Any] = {
+        "K": width,
+        "N": rows,
+        "bits": 4,
+        "block_size": GROUP,
+        "accuracy_level": accuracy,
+    }
+    node = helper.make_node(
+        "MatMulNBits", ["x", "B", "s", "z"], ["y"], domain="com.microsoft", **how
+    )
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, s])
+        for n, s in (("x", width), ("y", rows))
+    ]
+    tensors = [numpy_helper.from_array(t.numpy(), n) for n, t in parts.items()]
+    graph = helper.make_graph([node], "one", ends[:1], ends[1:], tensors)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    given = {"x": x.numpy()}
+
+    def make() -> Run:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return lambda: session.run(None, given)
+
+    return make, weight.numel() // 2 + 4 * scale.numel()
