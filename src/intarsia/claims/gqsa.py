@@ -28,7 +28,7 @@ from .products import SIDE, int4_onnxruntime, int4_torch, rotating, seconds_of
 from .sparsify import nll
 from .study import each
 
-TEXTS = ("austen", "python-docs")
+TEXTS: tuple[str, ...] = ("austen", "python-docs")
 CALIBRATION, HELD_OUT, LENGTH = 16, 24, 256  # rows, rows, tokens
 ARMS: Mapping[str, Any] = {
     "dense": None,

@@ -130,8 +130,8 @@ def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
     note = (
         f"SmolLM2-135M upcycled to {EXPERTS} experts in every {EVERY}th block; {CALIBRATION} rows "
         f"of {LENGTH} tokens of Austen, loss on {HELD_OUT} others. GPTQ has the lower loss in "
-        f"{better} of {len(seeds)} draws (wanted: all). {statistics.mean(f['zeros'] for f in found):.2f} of "
-        "the weights are 0."
+        f"{better} of {len(seeds)} draws (wanted: all). "
+        f"{statistics.mean(f['zeros'] for f in found):.2f} of the weights are 0."
     )
     return Result(min(ratios), max(ratios) - min(ratios), ratios, tuple(table), note)
 

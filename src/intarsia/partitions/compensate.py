@@ -56,15 +56,13 @@ def choose_and_compensate(
     weight: (out, in) -> a one-part Partition of `name`, and W^ (out, in), 0 where not kept.
     density: with pattern=None the share kept in every `block` columns, over all rows; with Blocks
       the share of blocks; `NofM` along the inputs says its own.  density=1: nothing is pruned.
-    code: rounds a column to what a format can store, see also `GroupCode`; None = weights stay real
-      numbers. SparseGPT is code=None; GPTQ is density=1; with both, kept weights are rounded and
-      the others are 0.
+    code: rounds a column to what a format can store, see also `GroupCode`; None = real numbers.
+      SparseGPT is code=None; GPTQ is density=1; with both, kept weights are rounded, others 0.
     keep: bool, weights outside are pruned whatever their score, as part of the density.
     Column by column, its error e = (w_j - w^_j) / U_jj is taken off the columns behind it,
     W_k -= e U_jk, with U of `scores.inverse_factor`.
 
-    Raises: ConfigError for settings that cannot be; ShapeError for widths that do not fit;
-    DataError for a Hessian that is not finite or not positive definite.
+    Raises: ConfigError for settings that cannot be; ShapeError for widths; DataError for a Hessian.
     """
     _check(weight, density, pattern, block)
     dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -76,8 +74,7 @@ def choose_and_compensate(
     step = pattern.m if isinstance(pattern, NofM) else block
     block = max(step, block // step * step)
     strip = STRIP if step == block else max(step, STRIP // step * step)
-    every = code.group if isinstance(code, GroupCode) else 0
-    _check_group(every, block, strip)
+    grouped = _grouped(code, block, strip)
     kept = torch.ones_like(w, dtype=torch.bool)
     for start in range(0, len(w), block):
         stop = min(start + block, len(w))
@@ -90,9 +87,8 @@ def choose_and_compensate(
                     score = w[group].square() / factor.diagonal()[group, None].square()  # eq. 5
                     outside = None if keep is None else ~keep.T[group]
                     kept[group] = _chosen(score, density, pattern, outside)
-                if every and j % every == 0:
-                    assert isinstance(code, GroupCode)
-                    code.begin(w[j : j + every].T, j)
+                if grouped is not None and j % grouped.group == 0:
+                    grouped.begin(w[j : j + grouped.group].T, j)
                 stored = w[j] if code is None else code(w[j].clone(), j).to(dtype)
                 stored = stored.masked_fill(~kept[j], 0)
                 error = torch.div(w[j] - stored, factor[j, j], out=errors[j - start])
@@ -102,15 +98,17 @@ def choose_and_compensate(
             w[last:stop].addmm_(factor[first:last, last:stop].T, told, alpha=-1)
         w[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
     kept, w = kept.T.contiguous(), w.T.contiguous()
-    found = Partition.from_masks({name: kept.cpu()}, pattern=pattern)
-    return found, w.to(weight.dtype)
+    return Partition.from_masks({name: kept.cpu()}, pattern=pattern), w.to(weight.dtype)
 
 
-def _check_group(group: int, block: int, strip: int) -> None:
-    """A group may not reach into columns that have not been told of all errors before it."""
-    if group and (block % group or (strip % group and group % strip)):
+def _grouped(code: Code | None, block: int, strip: int) -> GroupCode | None:
+    """A code of groups, none of which reaches into columns that were not told of all errors."""
+    if not isinstance(code, GroupCode):
+        return None
+    if block % code.group or (strip % code.group and code.group % strip):
         want = f"a divisor of {strip}, or of {block} and a multiple of {strip}"
-        raise ConfigError("group of a code", got=group, want=want, fix="Try 16 or 64.")
+        raise ConfigError("group of a code", got=code.group, want=want, fix="Try 16 or 64.")
+    return code
 
 
 def _chosen(score: Tensor, density: float, pattern: Pattern, outside: Tensor | None) -> Tensor:
