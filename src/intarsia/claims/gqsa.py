@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -185,7 +185,7 @@ def _packed(form: GroupSparse, stored: Mapping[str, Tensor], x: Tensor) -> Calla
     return lambda: form.matmul(x, own, (SIDE, SIDE))
 
 
-CLAIMS: Sequence[Claim] = (
+CLAIMS = (
     Claim(
         "gqsa",
         sentence="Half of the groups of 16 weights at 4 bits, with all stages of GQSA "

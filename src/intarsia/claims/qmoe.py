@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -167,7 +167,7 @@ def _mixture(seed: int) -> dict[str, Any]:
     return {"ratio": ratio, "loss": loss, "zeros": zeros}
 
 
-CLAIMS: Sequence[Claim] = (
+CLAIMS = (
     Claim(
         "qmoe-size",
         sentence="Words of ternary digits (QMoE, arXiv:2310.16795) are twenty times smaller than "
