@@ -24,6 +24,7 @@ REFERENCE = (DOCS / "reference.md").read_text()
 RUNNABLE = (
     "tour.md",
     "how-to/adapt-a-model.md",
+    "how-to/attention-spans.md",
     "how-to/benchmark.md",
     "how-to/choose-a-router.md",
     "how-to/compare-routers.md",

@@ -17,6 +17,7 @@ from .coding import decode, encode, prior
 from .comparing import compare, report
 from .components import components
 from .cycles import sat
+from .decoding import generate, spans
 from .demo import demo
 from .exporting import export
 from .listing import list_methods, show
@@ -85,6 +86,8 @@ app.command("serve")(serve)
 app.command("sparsify")(sparsify)
 app.command("convert")(convert)
 app.command("soup")(soup)
+app.command("spans")(spans)
+app.command("generate")(generate)
 app.command("trace")(trace)
 app.command("pack")(pack)
 app.command("place")(place)

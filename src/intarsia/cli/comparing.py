@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError
-from ..core.files import alone
+from ..core.files import alone, read_json
 from . import completing
 from .early import (
     check_choices,
@@ -186,14 +186,31 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about runs, and print their table.
 
-    Folders of `intarsia sparsify` have a page of their own: perplexity by density, bytes, layers.
+    Folders of `intarsia sparsify` have a page of their own: perplexity by density, bytes, layers;
+    and so has a file of `intarsia spans`: layers by heads, coloured by span.
 
     Example:  intarsia report runs/compare-elpv --out page.html
     """
-    if all(any(p.glob("sparsify.json")) or any(p.glob("*/sparsify.json")) for p in runs):
+    if len(runs) == 1 and runs[0].suffix == ".json":
+        _show_spans(runs[0], out, baseline, as_json)
+    elif all(any(p.glob("sparsify.json")) or any(p.glob("*/sparsify.json")) for p in runs):
         _show_sparse(runs, out, baseline, as_json)
     else:
         show_comparison(runs, out, baseline, as_json)
+
+
+def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> None:
+    from ..results.spans import write_page
+
+    if baseline is not None:
+        fix = "Leave it out: the uniform window is the baseline of spans."
+        raise ConfigError("--baseline", got=baseline, want="none", fix=fix)
+    content = read_json(path)
+    written = write_page(content, page, path.name)
+    if as_json:
+        show_json({"report": str(written), "spans": content})
+        return
+    say(f"Report: {written}")
 
 
 def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool) -> None:

@@ -152,7 +152,14 @@ def choose_spans(
     candidates = [options.as_spans(at, method, shape) for at in chosen]
     validated = [_validated(model, one, rows[:held], method.check) for one in candidates]
     best = int(np.argmin(validated))
-    about |= {"loss": validated, "chosen": best, "seconds": round(time.perf_counter() - began, 1)}
+    even = Spans.uniform(*shape, method.density, sink=method.sink, block=method.block)
+    about |= {
+        "loss": validated,
+        "chosen": best,
+        "dense": loss_of_end(model, rows[:held, : method.check]),
+        "uniform": _validated(model, even, rows[:held], method.check),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
     progress(f"{len(candidates)} candidates, loss {validated[best]:.4f} at {method.check} tokens")
     return options.as_spans(chosen[best], method, shape, about)
 

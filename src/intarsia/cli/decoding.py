@@ -1,0 +1,164 @@
+"""`intarsia spans` and `intarsia generate`: how far heads look back, and decoding with that."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.checks import at_least, between
+from ..core.errors import ConfigError
+from .early import check_data, is_text
+from .options import Json
+from .shell import note, say, show_json
+
+Name = Annotated[str, typer.Argument(help="smollm2, or a folder of save_pretrained.")]
+
+
+def spans(
+    model: Name,
+    density: Annotated[float, typer.Option(help="Of keys and values that are kept.")] = 0.5,
+    lengths: Annotated[str, typer.Option(help="Tokens of the profiled texts.")] = "512,1024",
+    check: Annotated[int, typer.Option(help="Tokens of the texts that validate.")] = 1536,
+    extend: Annotated[int | None, typer.Option(help="The longest text they are for.")] = None,
+    sink: Annotated[int, typer.Option(help="First tokens that every head sees.")] = 64,
+    block: Annotated[int, typer.Option(help="Tokens by which spans differ.")] = 16,
+    answer: Annotated[int, typer.Option(help="The model's own tokens that are judged.")] = 64,
+    calib: Annotated[str, typer.Option(help="A text: a corpus, or a file.")] = "austen",
+    rows: Annotated[int, typer.Option(help="Rows of it; a quarter validates.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the rows that validate.")] = 0,
+    save: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose how far each head of a language model looks back (MoA, arXiv:2406.14909).
+
+    A few minutes a billion parameters and row: a forward and a backward pass at each length, then
+    mixed-integer programmes. `intarsia report spans.json` draws the choice.
+
+    Example:  intarsia spans smollm2 --density 0.5 --save spans.json
+    """
+    between("--density", density, 0.001, 1, "Try 0.5.")
+    at_least("--rows", rows, 2)
+    check_data(calib)
+    if not is_text(calib):
+        want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: --calib austen"
+        raise ConfigError("--calib", got=calib, want=want, fix=fix)
+    if save is None or save.suffix != ".json":
+        fix = "For example: --save spans.json"
+        raise ConfigError("--save", got=save or "nothing", want="a .json file", fix=fix)
+    numbers = _numbers(lengths)
+    from ..data.language_models import language_model
+    from ..data.texts import load_texts
+    from ..methods.moa import MoA, choose_spans
+
+    method = MoA(density, numbers, check, extend, sink, block, answer=answer)
+    host, tokenizer = language_model(model)
+    size = max(*numbers, check)
+    texts = load_texts(calib, tokenizer, length=size, train=rows, progress=note)
+    found = choose_spans(host, method, texts.train, seed=seed, progress=note)
+    found.save(save)
+    about = found.about
+    told = {
+        "file": str(save),
+        "density": found.density(size),
+        "loss": {
+            "dense": about["dense"],
+            "uniform": about["uniform"],
+            "spans": about["loss"][about["chosen"]],
+        },
+        "seconds": about["seconds"],
+        "spans": found.at(size).tolist(),
+    }
+    if as_json:
+        show_json(told)
+        return
+    losses = ", ".join(f"{value:.4f} {name}" for name, value in told["loss"].items())
+    say(f"{found.layers} layers of {found.heads} heads, density {told['density']:.3f} at {size}")
+    say(f"loss of the last third on other rows: {losses}")
+    say(f"{save}\nNext:  intarsia generate {model} '...' --spans {save}")
+
+
+def generate(
+    model: Name,
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 64,
+    spans: Annotated[Path | None, typer.Option(help="A file of intarsia spans.")] = None,
+    load: Annotated[
+        Path | None, typer.Option(help="A folder of intarsia.save: compressed, adapted ...")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32 or auto.")] = "float32",
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Time transformers' own generate, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Continue a text with the most likely tokens, and say how many a second.
+
+    Keys and values have their room from the start; with --spans a ring for each head. For many
+    requests at once see `intarsia serve`.
+
+    Example:  intarsia generate smollm2 "The ship left the harbour" --tokens 64 --beside
+    """
+    at_least("--tokens", tokens, 2)
+    if not prompt.strip():
+        raise ConfigError("prompt", got="no text", want="some", fix='For example: "Once upon"')
+    if dtype not in ("float32", "auto"):
+        fix = "Leave it out, or --dtype auto."
+        raise ConfigError("--dtype", got=dtype, want="float32 or auto", fix=fix)
+    for what, path in (("--spans", spans), ("--load", load)):
+        if path is not None and not path.exists():
+            raise ConfigError(f"{what} {path}", got="nothing there", want="a path", fix="Check it.")
+    from ..data.language_models import language_model
+    from ..hosts.decoding import generate as continued
+    from ..hosts.decoding import stock_generate
+    from ..hosts.saved import load as load_saved
+    from ..hosts.spans.head_spans import attach_spans
+    from ..hosts.spans.spans import load_spans
+
+    chosen = None if spans is None else load_spans(spans)
+    host: Any
+    host, tokenizer = language_model(model, dtype=dtype)
+    if load is not None:
+        host = load_saved(host, load)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    if chosen is not None:
+        least = chosen.sink + chosen.block
+        attach_spans(host, chosen, length=max(ids.shape[1] + tokens, least))
+    end = tokenizer.eos_token_id
+    found = continued(host, ids, tokens, heard=lambda new: end is not None and int(new[0]) == end)
+    text = tokenizer.decode(found.tokens[0], skip_special_tokens=True)
+    told: dict[str, Any] = {
+        "text": text,
+        "tokens": found.tokens.shape[1],
+        "a_second": found.rate,
+        "prompt_seconds": found.prompt_seconds,
+        "cache_bytes": found.bytes,
+    }
+    if beside:
+        stock = stock_generate(host, ids, found.tokens.shape[1])
+        told["transformers"] = {
+            "a_second": stock.rate,
+            "same": stock.tokens.tolist() == found.tokens.tolist(),
+        }
+    if as_json:
+        show_json(told)
+        return
+    sys.stdout.write(text.strip("\n") + "\n")
+    say(
+        f"{told['tokens']} tokens, {found.rate:.1f} a second; prompt of {ids.shape[1]} in "
+        f"{found.prompt_seconds:.2f} s; keys and values {found.bytes / 1e6:.2f} MB"
+    )
+    if beside:
+        same = "the same tokens" if told["transformers"]["same"] else "other tokens"
+        say(f"transformers' generate: {told['transformers']['a_second']:.1f} a second, {same}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Raises: ConfigError for anything but whole numbers with commas."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        want, fix = "whole numbers with commas", "For example: --lengths 512,1024"
+        raise ConfigError("--lengths", got=repr(text), want=want, fix=fix) from error

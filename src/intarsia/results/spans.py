@@ -1,0 +1,112 @@
+"""The page of chosen spans: layers by heads, coloured by how far a head looks back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import CheckpointError
+from ..core.files import write_text
+from . import frame, plots
+from .table import Column, Entry, Table
+
+COLUMNS = (
+    Column("Attention", "what heads see", numeric=False),
+    Column("Loss", "of a token in the last third of rows that chose nothing"),
+    Column("Perplexity", "its exponential; lower is better"),
+)
+
+
+def write_page(content: Mapping[str, Any], out: Path | str, name: str = "spans.json") -> Path:
+    """Write the page of a file of `intarsia spans` to `out`; the same file gives the same bytes.
+
+    Raises: CheckpointError for a file of anything else; MissingExtra without plotly or jinja2.
+    """
+    try:
+        spans, length = _spans(content)
+        table, said = _table(content), _sentences(content, spans, length)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        want, fix = "a file of spans", "Write it with: intarsia spans MODEL --save spans.json"
+        raise CheckpointError(name, got=error, want=want, fix=fix) from error
+    rows = [str(i) for i in range(len(spans))]
+    heads = [str(i) for i in range(len(spans[0]))]
+    trace = plots.heat(
+        [[s / length for s in row] for row in spans],
+        {"ticks": heads, "rows": rows},
+        zmin=0,
+        zmax=1,
+        customdata=spans,
+        hovertemplate="layer %{y}, head %{x}: %{customdata} tokens<extra></extra>",
+    )
+    figure = plots.figure_of([trace])
+    figure.update_xaxes(automargin=False, side="top")
+    figure.update_yaxes(automargin=False, autorange="reversed")
+    drawn = frame.drawn({"spans": figure})
+    page = frame.render(
+        "spans",
+        drawn,
+        [],
+        said,
+        eyebrow="intarsia spans",
+        heading=f"Spans of {len(rows)} layers of {len(heads)} heads",
+        notices=[],
+        table=table,
+        looks=None,
+        length=length,
+    )
+    return write_text(out, page)
+
+
+def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
+    """Tokens of each head at the longest length; as `hosts.spans.Spans.at`."""
+    length, sink, block = (int(content[name]) for name in ("longest", "sink", "block"))
+    least = -(-(sink + 1) // block)
+    spans = [
+        [
+            min(length, max(least, math.floor((a + b * length) / block + 1e-9)) * block)
+            for a, b in zip(alphas, betas, strict=True)
+        ]
+        for alphas, betas in zip(content["alpha"], content["beta"], strict=True)
+    ]
+    if not spans or len({len(row) for row in spans}) != 1:
+        raise ValueError("layers of several heads")
+    return spans, length
+
+
+def _losses(content: Mapping[str, Any]) -> dict[str, float]:
+    about = content["about"]
+    if "loss" not in about:
+        return {}
+    return {
+        "everything": float(about["dense"]),
+        "the same window for all": float(about["uniform"]),
+        "spans": float(about["loss"][about["chosen"]]),
+    }
+
+
+def _table(content: Mapping[str, Any]) -> Table:
+    rows = tuple(
+        (Entry(name), Entry(f"{loss:.4f}"), Entry(f"{math.exp(loss):.2f}"))
+        for name, loss in _losses(content).items()
+    )
+    return Table("On rows that validated.", COLUMNS, rows, None, None)
+
+
+def _sentences(content: Mapping[str, Any], spans: list[list[int]], length: int) -> list[str]:
+    every = [s for row in spans for s in row]
+    share = sum(every) / (len(every) * length)
+    full = sum(s == length for s in every)
+    said = [
+        f"Of texts of {length} tokens, {share:.0%} of keys and values are kept; "
+        f"{full} of {len(every)} heads see everything."
+    ]
+    losses = _losses(content)
+    if losses:
+        dense, even, chosen = losses.values()
+        said.append(
+            f"On other rows the loss rises by {chosen - dense:.4f}, and by {even - dense:.4f} with "
+            "the same window for all heads."
+        )
+    return said

@@ -1,0 +1,65 @@
+"""`spans`, its report, and `generate` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .conftest import Intarsia
+from .test_sparse import model, text  # noqa: F401 - fixtures
+
+SMALL = (
+    *("--lengths", "32", "--check", "48", "--sink", "4", "--block", "4"),
+    *("--answer", "8", "--rows", "3"),
+)
+
+
+def test_spans_are_chosen_drawn_and_decoded_with(
+    intarsia: Intarsia,
+    model: Path,  # noqa: F811
+    text: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    file, page = tmp_path / "spans.json", tmp_path / "page.html"
+    said = intarsia("spans", model, "--calib", text, *SMALL, "--save", file, "--json")
+    assert said.code == 0, said.err
+    assert said.json["density"] == pytest.approx(0.5, abs=0.05)
+    assert len(said.json["spans"]) == 2
+    assert set(said.json["loss"]) == {"dense", "uniform", "spans"}
+    drawn = intarsia("report", file, "--out", page)
+    assert drawn.code == 0, drawn.err
+    assert "Spans of 2 layers of 2 heads" in page.read_text()
+    given = ("generate", model, "Line 1 of a plain text", "--tokens", "8")
+    plain = intarsia(*given, "--beside", "--json")
+    assert plain.code == 0, plain.err
+    assert plain.json["transformers"]["same"]
+    ringed = intarsia(*given, "--spans", file)
+    assert ringed.code == 0, ringed.err
+    assert "8 tokens" in ringed.out
+    file.write_text(json.dumps({"format": "other"}))
+    assert intarsia(*given, "--spans", file).code != 0
+    assert intarsia("report", file, "--out", page).code != 0
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("spans", "smollm2"), "--save spans.json"),
+        (("spans", "smollm2", "--save", "out"), ".json file"),
+        (("spans", "smollm2", "--save", "a.json", "--lengths", "1k"), "whole numbers"),
+        (("spans", "smollm2", "--save", "a.json", "--density", "2"), "0.001 ... 1"),
+        (("spans", "smollm2", "--save", "a.json", "--calib", "elpv"), "corpus"),
+        (("generate", "smollm2", " "), "Once upon"),
+        (("generate", "smollm2", "a", "--tokens", "1"), "at least 2"),
+        (("generate", "smollm2", "a", "--dtype", "fp8"), "float32 or auto"),
+        (("generate", "smollm2", "a", "--spans", "none.json"), "nothing there"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(
+    intarsia: Intarsia, words: tuple[str, ...], what: str
+) -> None:
+    said = intarsia(*words)
+    assert said.code != 0
+    assert what in said.words
