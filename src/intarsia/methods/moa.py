@@ -147,8 +147,10 @@ def choose_spans(
         bins = profile(model, ids, method.answer, sink=method.sink, block=method.block)
         losses.append(losses_of(bins, options.spans[length], method.sink, method.block))
         progress(f"profiled {len(ids)} rows of {length} tokens")
+    clock = time.process_time()
     chosen = pareto(losses, options, shape, method.density, progress)
     about: dict[str, Any] = {"method": settings_to_dict(method), "seed": seed}
+    about["programmes"] = round(time.process_time() - clock, 1)  # CPU seconds
     candidates = [options.as_spans(at, method, shape) for at in chosen]
     validated = [_validated(model, one, rows[:held], method.check) for one in candidates]
     best = int(np.argmin(validated))
