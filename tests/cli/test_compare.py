@@ -130,7 +130,7 @@ def test_report_of_runs(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--methods linear,moza", "Did you mean mosa"),
+        ("--methods linear,moza", "or mosa?"),
         ("--seeds x", "For example: --seeds=0,1"),
         ("--methods linear,linear", "each once"),
         ("--methods ,", "at least one"),

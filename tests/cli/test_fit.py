@@ -274,7 +274,7 @@ def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) 
     ("words", "says"),
     [
         ("--model vit_tiny_patch16_22", "unknown backbone"),
-        ("--method moza", "Did you mean mosa"),
+        ("--method moza", "or mosa?"),
         ("--set experts=0", "want at least 1"),
         ("--set active=0", "1 ... 4"),
         ("--method linear --set experts=2", "it has no settings"),

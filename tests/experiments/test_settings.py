@@ -63,7 +63,7 @@ def test_words_are_what_set_reads(config: object) -> None:
 @pytest.mark.parametrize(
     ("key", "given", "error", "says"),
     [
-        ("moza", [], UnknownName, "Did you mean mosa"),
+        ("moza", [], UnknownName, "or mosa"),
         ("random", [], UnknownName, "unknown method"),
         ("mosa", ["exprts=4"], UnknownName, "Did you mean experts"),
         ("mosa", ["EPOCHS=4"], UnknownName, "unknown setting"),

@@ -59,18 +59,7 @@ def spans(
     texts = load_texts(calib, tokenizer, length=size, train=rows, progress=note)
     found = choose_spans(host, method, texts.train, seed=seed, progress=note)
     found.save(save)
-    about = found.about
-    told = {
-        "file": str(save),
-        "density": found.density(size),
-        "loss": {
-            "dense": about["dense"],
-            "uniform": about["uniform"],
-            "spans": about["loss"][about["chosen"]],
-        },
-        "seconds": about["seconds"],
-        "spans": found.at(size).tolist(),
-    }
+    told = {"file": str(save), **_told(found, size)}
     if as_json:
         show_json(told)
         return
@@ -78,6 +67,17 @@ def spans(
     say(f"{found.layers} layers of {found.heads} heads, density {told['density']:.3f} at {size}")
     say(f"loss of the last third on other rows: {losses}")
     say(f"{save}\nNext:  intarsia generate {model} '...' --spans {save}")
+
+
+def _told(found: Any, size: int) -> dict[str, Any]:
+    about = found.about
+    chosen = about["loss"][about["chosen"]]
+    return {
+        "density": found.density(size),
+        "loss": {"dense": about["dense"], "uniform": about["uniform"], "spans": chosen},
+        "seconds": about["seconds"],
+        "spans": found.at(size).tolist(),
+    }
 
 
 def generate(
@@ -110,6 +110,29 @@ def generate(
     for what, path in (("--spans", spans), ("--load", load)):
         if path is not None and not path.exists():
             raise ConfigError(f"{what} {path}", got="nothing there", want="a path", fix="Check it.")
+    told = _continued(model, prompt, tokens, (spans, load), dtype, beside)
+    if as_json:
+        show_json(told)
+        return
+    sys.stdout.write(told["text"].strip("\n") + "\n")
+    say(
+        f"{told['tokens']} tokens, {told['a_second']:.1f} a second; prompt of {told['prompt']} in "
+        f"{told['prompt_seconds']:.2f} s; keys and values {told['cache_bytes'] / 1e6:.2f} MB"
+    )
+    if beside:
+        same = "the same tokens" if told["transformers"]["same"] else "other tokens"
+        say(f"transformers' generate: {told['transformers']['a_second']:.1f} a second, {same}")
+
+
+def _continued(
+    model: str,
+    prompt: str,
+    tokens: int,
+    paths: tuple[Path | None, Path | None],
+    dtype: str,
+    beside: bool,
+) -> dict[str, Any]:
+    """Load, decode, and what there is to tell.  paths: of spans, and of a saved folder."""
     from ..data.language_models import language_model
     from ..hosts.decoding import generate as continued
     from ..hosts.decoding import stock_generate
@@ -117,6 +140,7 @@ def generate(
     from ..hosts.spans.head_spans import attach_spans
     from ..hosts.spans.spans import load_spans
 
+    spans, load = paths
     chosen = None if spans is None else load_spans(spans)
     host: Any
     host, tokenizer = language_model(model, dtype=dtype)
@@ -128,31 +152,19 @@ def generate(
         attach_spans(host, chosen, length=max(ids.shape[1] + tokens, least))
     end = tokenizer.eos_token_id
     found = continued(host, ids, tokens, heard=lambda new: end is not None and int(new[0]) == end)
-    text = tokenizer.decode(found.tokens[0], skip_special_tokens=True)
     told: dict[str, Any] = {
-        "text": text,
+        "text": tokenizer.decode(found.tokens[0], skip_special_tokens=True),
         "tokens": found.tokens.shape[1],
+        "prompt": ids.shape[1],
         "a_second": found.rate,
         "prompt_seconds": found.prompt_seconds,
         "cache_bytes": found.bytes,
     }
     if beside:
         stock = stock_generate(host, ids, found.tokens.shape[1])
-        told["transformers"] = {
-            "a_second": stock.rate,
-            "same": stock.tokens.tolist() == found.tokens.tolist(),
-        }
-    if as_json:
-        show_json(told)
-        return
-    sys.stdout.write(text.strip("\n") + "\n")
-    say(
-        f"{told['tokens']} tokens, {found.rate:.1f} a second; prompt of {ids.shape[1]} in "
-        f"{found.prompt_seconds:.2f} s; keys and values {found.bytes / 1e6:.2f} MB"
-    )
-    if beside:
-        same = "the same tokens" if told["transformers"]["same"] else "other tokens"
-        say(f"transformers' generate: {told['transformers']['a_second']:.1f} a second, {same}")
+        same = stock.tokens.tolist() == found.tokens.tolist()
+        told["transformers"] = {"a_second": stock.rate, "same": same}
+    return told
 
 
 def _numbers(text: str) -> tuple[int, ...]:
