@@ -135,6 +135,11 @@ def test_a_generator_writes_a_session_and_comes_back(shop: Path) -> None:
     assert len(json.loads(one.stdout)["items"]) == 1, one.output
     again: Any = open_recommender(shop / "onerec")
     assert again.ids.codes_.shape == (17, 3) and len(again.recommend("u3", 3)) == 3
+    ask = answers(Showing(again))
+    assert ask["/about"]({})["session"] and not ask["/about"]({})["why"]
+    answer = ask["/recommend"]({"user": "u3", "session": True})
+    assert len(answer["items"]) == 1 and len(answer["items"][0]["code"]) == 3
+    assert answer["items"][0]["why"] == {} and answer["reads"] == 4 and answer["total"] == 14
     refused = run("recommend", shop / "sessions", "--user", "u3", "--session")
     assert refused.exit_code == 2 and "a generator" in said(refused)
 

@@ -199,6 +199,8 @@ class M2TRecModel(Recommender):
         return F.cross_entropy(logits, first, ignore_index=0)
 
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
+        if not len(history):  # nothing to go by but what is popular
+            return self.chance.clamp_min(1e-12).log()
         x = padded([history], self.settings.longest).to(self.chance.device)
         return self(x)[0]
 
