@@ -43,6 +43,7 @@ RUNNABLE = (
     "how-to/recommend.md",
     "how-to/remember-at-once.md",
     "how-to/route-by-task.md",
+    "how-to/run-a-pruned-model-fast.md",
     "how-to/search-documents.md",
     "how-to/see-and-hear.md",
     "how-to/large-pictures.md",

@@ -16,6 +16,7 @@ from .claiming import claim
 from .coding import decode, encode, prior
 from .comparing import compare, report
 from .components import components
+from .compressing import compress, doctor
 from .cycles import sat
 from .decoding import generate, spans
 from .demo import demo
@@ -85,6 +86,8 @@ app.command("export")(export)
 app.command("serve")(serve)
 app.command("sparsify")(sparsify)
 app.command("convert")(convert)
+app.command("compress")(compress)
+app.command("doctor")(doctor)
 app.command("soup")(soup)
 app.command("spans")(spans)
 app.command("generate")(generate)

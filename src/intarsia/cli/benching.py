@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from click.core import ParameterSource
 
 from ..core.checks import above
+from ..core.errors import ConfigError
+from .bench_sparse import bench_sparse
 from .completing import OF_OPTION, models
 from .early import check_choices, check_numbers, numbers
 from .options import Device, Json, MaxPixels, allow_pixels
@@ -19,7 +22,8 @@ def bench(
     suite: Annotated[
         str | None,
         typer.Argument(
-            help="mini, fresh, vtab-1k, fgvc or gicd.", autocompletion=OF_OPTION["suite"]
+            help="mini, fresh, vtab-1k, fgvc or gicd; sparse: products of sparse weights.",
+            autocompletion=OF_OPTION["suite"],
         ),
     ] = None,
     tasks: Annotated[
@@ -112,6 +116,12 @@ def bench(
     keep_failed: Annotated[
         bool, typer.Option("--keep-failed", help="Do not try failed runs again.")
     ] = False,
+    shapes: Annotated[
+        str | None, typer.Option(help="sparse: of weights, as 4096x4096,576x1536.")
+    ] = None,
+    density: Annotated[
+        str | None, typer.Option(help="sparse: shares of kept weights, as 0.5,0.3.")
+    ] = None,
     show: Annotated[
         bool, typer.Option("--list", help="Name suites, tasks, methods, and what is on disk.")
     ] = False,
@@ -123,6 +133,10 @@ def bench(
     stop the others; the exit code is then 1. What no run can do without, a model or the pictures
     of any task, is asked for first.
 
+    `bench sparse` times products of sparse weights instead: of --shapes, or of the layers of a
+    --model (smollm2, a folder, one that `compress` wrote), at each --density, beside torch's own
+    in fp32, bf16, int8 and int4, onnxruntime's int4, and what this machine's memory allows.
+
     Example:  intarsia bench mini --profile quick --jobs 2
     """
     given: dict[str, Any] = dict(locals())
@@ -133,6 +147,16 @@ def bench(
         numbers("--seeds", seeds)
     if budget is not None:
         above("--budget", budget, 0, "For example: --budget 30; left out, nothing is cut.")
+    if suite == "sparse":
+        asked = ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE
+        bench_sparse(shapes, density, model if asked else None, as_json)
+        return
+    if shapes is not None or density is not None:
+        got, fix = (
+            f"them with {suite or 'no suite'}",
+            "For example: intarsia bench sparse --shapes 64x64",
+        )
+        raise ConfigError("--shapes, --density", got=got, want="bench sparse", fix=fix)
     from .bench_steps import ask, carry, foretold, listed
 
     if show or suite is None:

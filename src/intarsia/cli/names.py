@@ -52,7 +52,7 @@ def names() -> Mapping[str, Iterable[str]]:
         "--precision": PRECISIONS,
         "--objective": (*OBJECTIVES, *keys("objective"), HEADS),
         "--schedule": SCHEDULES,
-        "--suite": suites.MODULES,
+        "--suite": (*suites.MODULES, "sparse"),
         "--task": (*tasks, RETRIEVAL),
         "--profile": (profile.name for profile in PROFILES),
         "--protocol": (protocol.name for protocol in PROTOCOLS),

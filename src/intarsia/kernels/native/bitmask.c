@@ -214,12 +214,12 @@ ALWAYS int row_of_floats(const job *w, int64_t row, int64_t b0, const int B, con
 
 /* ---- rows of int8 */
 #if WIDE
-ALWAYS void bytes_x64(__m512 *sums, const int B, const job *w, int64_t at, uint64_t mask,
+ALWAYS void bytes_x64(__m512 *sums, const int B, const job *w, uint64_t at, uint64_t mask,
                       const char *p) {
     /* vpdpbusd wants one factor without sign: w + 128, and `shift` takes 128 q back */
     const __m512i values = _mm512_xor_si512(_mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(p)),
                                             _mm512_set1_epi8((char)0x80));
-    for (int b = 0; b < B; b++, at += w->padded) {
+    for (int b = 0; b < B; b++, at += (uint64_t)w->padded) {
         const __m512i dots = _mm512_dpbusd_epi32(_mm512_load_si512(w->shift + at / 4), values,
                                                  _mm512_load_si512(w->q + at));
         sums[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), _mm512_set1_ps(w->steps[at / BLOCK]), sums[b]);
@@ -228,7 +228,8 @@ ALWAYS void bytes_x64(__m512 *sums, const int B, const job *w, int64_t at, uint6
 
 ALWAYS int row_of_bytes(const job *given, int64_t row, int64_t b0, const int B) {
     const job here = *given, *w = &here; /* in registers: y may not overlap it */
-    const int64_t last = w->kept - BLOCK, whole = w->cols - 2 * BLOCK, x = b0 * w->padded;
+    const int64_t last = w->kept - BLOCK, whole = w->cols - 2 * BLOCK;
+    const uint64_t x = (uint64_t)(b0 * w->padded);
     const char *values = w->values;
     const uint8_t *bits = w->bits + row * w->stride;
     __m512 sums[2][MOST_BATCH];

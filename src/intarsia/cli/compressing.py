@@ -1,0 +1,164 @@
+"""`intarsia compress` and `intarsia doctor`: packed weights, and what runs them here."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core.checks import at_least, between
+from ..core.errors import ConfigError
+from .early import check_data, is_text
+from .options import Json
+from .shell import note, say, show_json, show_table
+
+RECORD = "compress.json"
+
+
+def compress(
+    model: Annotated[str, typer.Argument(help="smollm2, or a folder of save_pretrained.")],
+    format: Annotated[str, typer.Option(help="bitmask, columns, gqsa, ternary, ...")] = "bitmask",
+    values: Annotated[
+        str | None, typer.Option(help="Of bitmask: same, fp32, bf16, int8; of columns not int8.")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Of formats that prune: the share that is kept.")
+    ] = None,
+    bits: Annotated[int | None, typer.Option(help="Of formats that round: bits a weight.")] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option(help="A glob of layers, as 'mlp.*'; may be repeated.")
+    ] = None,
+    calib: Annotated[str, typer.Option(help="A text, for formats that read some.")] = "austen",
+    rows: Annotated[int, typer.Option(help="Calibration rows.")] = 64,
+    size: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of what a format draws.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Also where dense is faster.")] = False,
+    save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Keep a language model's linear layers packed, and multiply with what is stored.
+
+    Prune first (`intarsia sparsify`): a bitmask of a dense model saves nothing. Refused where this
+    machine would be slower than with the model as it is. The folder opens with `intarsia generate`,
+    `intarsia bench sparse --model` and intarsia.load.
+
+    Example:  intarsia compress pruned --format bitmask --values int8 --save fast
+    """
+    _check(density, bits, rows, calib, save)
+    from ..core import nbytes
+    from ..data.language_models import language_model
+    from ..data.texts import load_texts
+    from ..hosts.opened import save_language_model
+    from ..hosts.swap.compress import compress as pack
+    from ..hosts.swap.packed_linear import PackedLinear
+
+    assert save is not None
+    chosen = chosen_format(format, {"values": values, "density": density, "bits": bits})
+    host, tokenizer = language_model(model, dtype="auto")
+    before = sum(p.nbytes for p in host.parameters())
+    calibration: Any = ()
+    if getattr(chosen, "needs", None) or callable(getattr(chosen, "apply", None)):
+        calibration = load_texts(calib, tokenizer, length=size, train=rows, progress=note).train
+    started = time.perf_counter()
+    pack(host, chosen, calibration, layers=layers, force=force, seed=seed)
+    packed = [m for m in host.modules() if isinstance(m, PackedLinear)]
+    record = {
+        "model": model,
+        "format": repr(chosen),
+        "layers": len(packed),
+        "bytes": {"before": before, "after": sum(t.nbytes for t in _tensors(host))},
+        "bytes of packed layers": sum(nbytes(m.stored) for m in packed),
+        "weights of packed layers": sum(m.in_features * m.out_features for m in packed),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    save_language_model(host, save, tokenizer=tokenizer, record={RECORD: record})
+    if as_json:
+        show_json({"folder": str(save), **record})
+        return
+    sizes = record["bytes"]
+    say(f"{len(packed)} layers as {record['format']}, {sizes['before'] / 1e6:.1f} MB -> "
+        f"{sizes['after'] / 1e6:.1f} MB, {record['seconds']} s\n{save}")  # fmt: skip
+
+
+def chosen_format(name: str, given: dict[str, Any]) -> Any:
+    """A format, or a method that packs layers itself, with the settings that were given.
+
+    Raises: UnknownName; ConfigError for a setting that it does not have.
+    """
+    from ..core.registry import card, index
+    from ..hosts.swap.compress import Compress, format_named
+
+    settings = {n: v for n, v in given.items() if v is not None}
+    packs = {k for k, e in index().items() if e["kind"] == "change" and k in ("gqsa", "qmoe")}
+    try:
+        if name in packs:
+            return card(name).config(**settings)
+        return Compress(format_named(name, **settings)).format
+    except TypeError as error:
+        want = f"settings that {name} has"
+        fix = f"Leave out those that it does not have ({error})."
+        raise ConfigError("--format", got=f"{name} with {settings}", want=want, fix=fix) from error
+
+
+def _tensors(host: Any) -> list[Any]:
+    found = {t.data_ptr(): t for t in (*host.parameters(), *host.buffers())}
+    return list(found.values())
+
+
+def _check(
+    density: float | None, bits: int | None, rows: int, calib: str, save: Path | None
+) -> None:
+    """What can be refused before torch is imported."""
+    if density is not None:
+        between("--density", density, 0.001, 1, "Try 0.5.")
+    if bits is not None:
+        between("--bits", bits, 1, 8, "Try 4.")
+    at_least("--rows", rows, 8, fix="Try 64.")
+    check_data(calib)
+    if not is_text(calib):
+        want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: --calib austen"
+        raise ConfigError("--calib", got=calib, want=want, fix=fix)
+    if save is None:
+        fix = "For example: --save fast"
+        raise ConfigError("--save", got="nothing", want="the folder to write", fix=fix)
+    if save.exists():
+        fix = "Choose a new folder."
+        raise ConfigError(f"--save {save}", got="something there", want="nothing", fix=fix)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say what runs sparse weights here: compiler, instruction set, kernels, measured floor.
+
+    Works without a compiler, too: products then run dense, as it says.
+
+    Example:  intarsia doctor
+    """
+    from ..kernels.native import diagnosis
+    from ..kernels.native.floor import measure
+
+    found = diagnosis.examined()
+    floor = measure()
+    record = {
+        **found,
+        "threads": floor.threads,
+        "read GB/s": round(floor.read / 1e9, 2),
+        "matmul GFLOP/s": {name: round(f / 1e9, 1) for name, f in floor.matmul.items()},
+    }
+    if as_json:
+        show_json(record)
+        return
+    kernels = record.pop("kernels")
+    rows = [(name, _plain(value)) for name, value in record.items()]
+    show_table(
+        "This machine", ("what", "found"), [*rows, ("kernels", ", ".join(kernels) or "none")]
+    )
+    if not kernels:
+        say(f"Sparse weights are decoded once and run dense: {found['why not']}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number}" for name, number in value.items())
+    return str(value) if value not in (None, "") else "-"

@@ -1,0 +1,62 @@
+"""Open a language model that was changed and saved with its configuration and tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..core.errors import TargetError
+from ..core.files import writing
+from ..data.language_models import language_model
+from ..data.packages import announce
+from .anatomy.blocks import base_of
+from .saved import load, save
+
+SETTINGS, CONFIG = "intarsia.json", "config.json"
+
+
+def save_language_model(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    tokenizer: Any = None,
+    record: Mapping[str, Any] | None = None,
+) -> Path:
+    """`save`, with the model's configuration and tokenizer, so that the folder opens by itself.
+
+    record: file name -> what it holds as JSON.
+    Raises: TargetError for a model of another library; as `save`.
+    """
+    host: Any = base_of(model)
+    if not callable(getattr(getattr(host, "config", None), "save_pretrained", None)):
+        want, fix = "a model of transformers", "Use intarsia.save."
+        raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
+    with writing(folder) as scratch:
+        save(model, scratch)
+        host.config.save_pretrained(scratch)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        for name, value in (record or {}).items():
+            (scratch / name).write_text(json.dumps(value, indent=1) + "\n")
+    return Path(folder)
+
+
+def open_language_model(
+    name: str, *, progress: Callable[[str], None] = announce
+) -> tuple[nn.Module, Any]:
+    """A language model and its tokenizer: by name, a stock folder, or one that `compress` wrote.
+
+    Raises: as `language_model` and `load`.
+    """
+    folder = Path(name)
+    if not ((folder / SETTINGS).is_file() and (folder / CONFIG).is_file()):
+        return language_model(name, progress=progress)
+    model, tokenizer = language_model(name, pretrained=False, progress=progress)
+    dtype = getattr(model.config, "dtype", None)
+    if dtype is not None:
+        model = model.to(dtype)  # pyright: ignore[reportCallIssue]
+    return load(model, folder).eval(), tokenizer

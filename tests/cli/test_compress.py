@@ -1,0 +1,126 @@
+"""`compress`, `doctor` and `bench sparse` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from intarsia.bench import sparse
+from intarsia.formats import Bitmask
+from intarsia.hosts.opened import open_language_model
+from intarsia.hosts.swap import timing
+from intarsia.hosts.swap.compress import compress
+from intarsia.hosts.swap.packed_linear import PackedLinear
+from intarsia.kernels import native
+from intarsia.kernels.native import building
+
+from .conftest import Intarsia
+from .test_sparse import bytes_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama in bfloat16, half of its weights 0."""
+    folder = tmp_path_factory.mktemp("model")
+    words = bytes_tokenizer(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=words, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    host = LlamaForCausalLM(config).bfloat16()
+    with torch.no_grad():
+        for layer in host.model.layers.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.mul_(torch.rand_like(layer.weight) < 0.5)
+    host.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_is_compressed_saved_and_opened(
+    intarsia: Intarsia, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "fast"
+    given = ("compress", str(model), "--values", "int8", "--save", str(out), "--json")
+    said = intarsia(*given, "--force")
+    assert said.code == 0, said.err
+    assert said.json["layers"] == 14 and said.json["format"] == "Bitmask(values='int8')"
+    assert said.json["bytes"]["after"] < said.json["bytes"]["before"]
+    assert json.loads((out / "compress.json").read_text())["layers"] == 14
+    opened, tokenizer = open_language_model(str(out))
+    plain, _ = open_language_model(str(model))
+    packed = compress(plain.to(torch.bfloat16), Bitmask("int8"), force=True)
+    ids = tokenizer("a text", return_tensors="pt").input_ids
+    with torch.no_grad():
+        found, want = opened(ids).logits, packed.eval()(ids).logits
+    assert found.dtype == torch.bfloat16 and torch.equal(found, want)
+    assert sum(isinstance(m, PackedLinear) for m in opened.modules()) == 14
+    again = intarsia(*given, "--force")
+    assert again.code == 2 and "something there" in again.err
+
+
+def test_a_slower_model_and_settings_that_cannot_be_are_refused(
+    intarsia: Intarsia, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "pass_seconds", lambda *_: (0.001, 0.002))
+    out = ("--save", str(tmp_path / "out"))
+    for more, says in (
+        ((*out,), "--force"),
+        ((*out, "--format", "bitmap"), "Did you mean bitmask"),
+        ((*out, "--format", "columns", "--bits", "4"), "columns with {'bits': 4}"),
+        ((*out, "--values", "int7"), "int7"),
+        ((*out, "--density", "2"), "--density"),
+        ((), "--save"),
+    ):
+        said = intarsia("compress", str(model), *more)
+        assert said.code == 2 and says in " ".join(said.err.split()), said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_doctor_says_what_runs_with_and_without_a_compiler(
+    intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("intarsia.kernels.native.floor.MEBIBYTES", 8)
+    said = intarsia("doctor", "--json")
+    assert said.code == 0, said.err
+    assert said.json["read GB/s"] > 0.1 and said.json["matmul GFLOP/s"]["fp32"] > 0.1
+    assert ("bitmask" in said.json["kernels"]) == (native.load() is not None)
+    building.compiler.cache_clear()
+    monkeypatch.setattr(building, "compilers", lambda: iter(()))
+    try:
+        with native.using("off"):
+            told = intarsia("doctor")
+    finally:
+        building.compiler.cache_clear()
+    assert told.code == 0 and "no C compiler" in told.out and "run dense" in told.out
+
+
+def test_products_are_timed_at_given_shapes_and_at_those_of_a_model(
+    intarsia: Intarsia, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse, "MOST_COPIES", 2)
+    said = intarsia("bench", "sparse", "--shapes", "64x96,5x33", "--density", ".5,.1", "--json")
+    assert said.code == 0, said.err
+    rows = said.json["rows"]
+    assert {tuple(r["shape"]) for r in rows} == {(64, 96), (5, 33)}
+    assert {r["name"] for r in rows} >= {"torch fp32", "dense bf16", "bitmask int8"}
+    assert "columns bf16" in {r["name"] for r in rows if r["density"] == 0.1}
+    assert all(r["ms"] > 0 for r in rows)
+    assert all(r["error"] < 0.05 for r in rows if r["name"].startswith(("bitmask", "dense")))
+    whole = next(r for r in rows if r["name"] == "torch fp32")
+    assert whole["bytes"] == 4 * 64 * 96 and set(said.json["verdicts"]) == {"64x96", "5x33"}
+    told = intarsia("bench", "sparse", "--model", str(model))
+    assert told.code == 0 and "48x32, one row of inputs, 4 layers" in told.out
+    assert "Floor:" in told.out and "as fast as" in told.out
+    for wrong, says in (
+        (("sparse", "--shapes", "0x3"), "OUTxIN"),
+        (("sparse", "--density", "a"), "numbers with commas"),
+        (("sparse", "--density", "3"), "--density"),
+        (("mini", "--shapes", "4x4"), "bench sparse"),
+    ):
+        said = intarsia("bench", *wrong)
+        assert said.code == 2 and says in " ".join(said.err.split()), said.err
