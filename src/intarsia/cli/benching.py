@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
 from ..core.checks import above
 from ..core.errors import ConfigError
 from .bench_sparse import bench_sparse
 from .completing import OF_OPTION, models
 from .early import check_choices, check_numbers, numbers
-from .options import Device, Json, MaxPixels, allow_pixels
+from .options import Device, Json, MaxPixels, allow_pixels, given_in_words
 from .shell import SOME_FAILED, note, say, show_json, show_table, warn
 
 
@@ -148,7 +147,7 @@ def bench(
     if budget is not None:
         above("--budget", budget, 0, "For example: --budget 30; left out, nothing is cut.")
     if suite == "sparse":
-        asked = ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE
+        asked = "model" in given_in_words(ctx)
         bench_sparse(shapes, density, model if asked else None, as_json)
         return
     if shapes is not None or density is not None:

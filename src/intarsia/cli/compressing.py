@@ -47,6 +47,22 @@ def compress(
     Example:  intarsia compress pruned --format bitmask --values int8 --save fast
     """
     _check(density, bits, rows, calib, save)
+    assert save is not None
+    settings = {"values": values, "density": density, "bits": bits}
+    how = {"layers": layers, "force": force, "seed": seed}
+    record = _packed(model, chosen_format(format, settings), (calib, rows, size), how, save)
+    if as_json:
+        show_json({"folder": str(save), **record})
+        return
+    before, after = (record["bytes"][when] / 1e6 for when in ("before", "after"))
+    first = f"{record['layers']} layers as {record['format']}, {record['seconds']} s"
+    say(f"{first}\n{before:.1f} MB -> {after:.1f} MB\n{save}")
+
+
+def _packed(
+    model: str, chosen: Any, text: tuple[str, int, int], how: dict[str, Any], save: Path
+) -> dict[str, Any]:
+    """Open, pack and write a model; what is told of it.  text: corpus, rows, tokens of a row."""
     from ..core import nbytes
     from ..data.language_models import language_model
     from ..data.texts import load_texts
@@ -54,15 +70,14 @@ def compress(
     from ..hosts.swap.compress import compress as pack
     from ..hosts.swap.packed_linear import PackedLinear
 
-    assert save is not None
-    chosen = chosen_format(format, {"values": values, "density": density, "bits": bits})
     host, tokenizer = language_model(model, dtype="auto")
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
     if getattr(chosen, "needs", None) or callable(getattr(chosen, "apply", None)):
-        calibration = load_texts(calib, tokenizer, length=size, train=rows, progress=note).train
+        corpus, rows, size = text
+        calibration = load_texts(corpus, tokenizer, length=size, train=rows, progress=note).train
     started = time.perf_counter()
-    pack(host, chosen, calibration, layers=layers, force=force, seed=seed)
+    host = pack(host, chosen, calibration, **how)
     packed = [m for m in host.modules() if isinstance(m, PackedLinear)]
     record = {
         "model": model,
@@ -74,12 +89,7 @@ def compress(
         "seconds": round(time.perf_counter() - started, 1),
     }
     save_language_model(host, save, tokenizer=tokenizer, record={RECORD: record})
-    if as_json:
-        show_json({"folder": str(save), **record})
-        return
-    sizes = record["bytes"]
-    say(f"{len(packed)} layers as {record['format']}, {sizes['before'] / 1e6:.1f} MB -> "
-        f"{sizes['after'] / 1e6:.1f} MB, {record['seconds']} s\n{save}")  # fmt: skip
+    return record
 
 
 def chosen_format(name: str, given: dict[str, Any]) -> Any:

@@ -232,16 +232,16 @@ ALWAYS int row_of_bytes(const job *given, int64_t row, int64_t b0, const int B) 
     const uint64_t x = (uint64_t)(b0 * w->padded);
     const char *values = w->values;
     const uint8_t *bits = w->bits + row * w->stride;
-    __m512 sums[2][MOST_BATCH];
-    for (int b = 0; b < B; b++) sums[0][b] = sums[1][b] = _mm512_setzero_ps();
+    __m512 even[MOST_BATCH], odd[MOST_BATCH]; /* blocks: wherever the row stands in the file */
+    for (int b = 0; b < B; b++) even[b] = odd[b] = _mm512_setzero_ps();
     int64_t at = w->offsets[row], j = 0;
     if (at < 0) return 1;
     for (; j <= whole && at <= last - BLOCK; j += 2 * BLOCK) {
         uint64_t mask[2];
         memcpy(mask, bits + j / 8, 16);
-        bytes_x64(sums[0], B, w, x + j, mask[0], values + at);
+        bytes_x64(even, B, w, x + j, mask[0], values + at);
         at += __builtin_popcountll(mask[0]);
-        bytes_x64(sums[1], B, w, x + j + BLOCK, mask[1], values + at);
+        bytes_x64(odd, B, w, x + j + BLOCK, mask[1], values + at);
         at += __builtin_popcountll(mask[1]);
         _mm_prefetch(values + at + 1024, _MM_HINT_T0);
     }
@@ -251,12 +251,13 @@ ALWAYS int row_of_bytes(const job *given, int64_t row, int64_t b0, const int B) 
         const int64_t count = __builtin_popcountll(mask);
         if (at + count > w->kept) return 1;
         memcpy(copy, values + at, (size_t)count);
-        bytes_x64(sums[j / BLOCK & 1], B, w, x + j, mask, copy);
+        if (j / BLOCK & 1) bytes_x64(odd, B, w, x + j, mask, copy);
+        else bytes_x64(even, B, w, x + j, mask, copy);
         at += count;
     }
     for (int b = 0; b < B; b++)
         w->y[(b0 + b) * w->rows + row] =
-            w->scales[row] * _mm512_reduce_add_ps(_mm512_add_ps(sums[0][b], sums[1][b]));
+            w->scales[row] * _mm512_reduce_add_ps(_mm512_add_ps(even[b], odd[b]));
     return at != (row + 1 < w->rows ? w->offsets[row + 1] : w->kept);
 }
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -378,18 +379,23 @@ ROWS_OF(rows_i8, I8)
 /* x in int8: the largest of 64 columns becomes 127. Not finite: the scale is NaN, and so is y. */
 static void round_inputs(const float *x, int8_t *q, float *steps, int32_t *shift, int64_t n) {
     for (int64_t j = 0; j < n; j += BLOCK) {
-        float largest = 0;
-        int finite = 1;
+        uint32_t bits[BLOCK], largest = 0; /* sizes are in the order of their bits */
+        memcpy(bits, x + j, sizeof bits);
         for (int i = 0; i < BLOCK; i++) {
-            const float size = fabsf(x[j + i]);
-            finite &= size <= 3.4028234e38f; /* false for NaN */
+            const uint32_t size = bits[i] & 0x7fffffffu;
             largest = size > largest ? size : largest;
         }
-        const float step = largest / 127.0f;
-        const int usable = finite && step > 0;
-        for (int i = 0; i < BLOCK; i++)
-            q[j + i] = usable ? (int8_t)nearbyintf(x[j + i] / step) : 0;
+        float step;
+        memcpy(&step, &largest, 4);
+        step /= 127.0f;
+        const int finite = largest < 0x7f800000u;
         steps[j / BLOCK] = finite ? step : NAN;
+        if (!finite || !(step > 0)) {
+            memset(q + j, 0, BLOCK);
+            memset(shift + j / 4, 0, BLOCK);
+            continue;
+        }
+        for (int i = 0; i < BLOCK; i++) q[j + i] = (int8_t)(int32_t)nearbyintf(x[j + i] / step);
         for (int i = 0; i < BLOCK; i += 4)
             shift[(j + i) / 4] = -128 * (q[j + i] + q[j + i + 1] + q[j + i + 2] + q[j + i + 3]);
     }
@@ -400,11 +406,15 @@ static void lay_out(const job *w, float *x, uint8_t *finite, int turned) {
     for (int64_t b = 0; b < w->batch; b++) {
         const float *from = w->given + b * w->cols;
         float *to = x + b * w->padded;
-        float check = 0;
+        uint32_t strange = 0;
         memcpy(to, from, (size_t)w->cols * 4);
         memset(to + w->cols, 0, (size_t)(w->padded - w->cols) * 4);
-        for (int64_t j = 0; j < w->cols; j++) check += from[j] * 0.0f; /* NaN of NaN and infinity */
-        finite[b] = check == 0.0f;
+        for (int64_t j = 0; j < w->cols; j++) {
+            uint32_t bits;
+            memcpy(&bits, from + j, 4);
+            strange |= (bits & 0x7f800000u) == 0x7f800000u; /* NaN and infinity */
+        }
+        finite[b] = !strange;
         for (int64_t j = 0; turned && j < w->padded; j += 32) {
             float order[32];
             for (int i = 0; i < 32; i++) order[(i & 1) * 16 + i / 2] = to[j + i];
