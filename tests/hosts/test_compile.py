@@ -27,7 +27,7 @@ def vit(depth: int = 1) -> nn.Module:
 def llama() -> nn.Module:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
         num_attention_heads=4, num_key_value_heads=2,
     )  # fmt: skip
     return LlamaForCausalLM(config)
