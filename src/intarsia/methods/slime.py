@@ -46,10 +46,11 @@ NOISE = 0.1  # of the scores, while training
 class Slime(PlainChange):
     """A decoder that reads pictures of any shape within a budget of vectors, kept exactly.
 
-    Global: y = G_1 P(x) + G_2 P(R(x)), P a projector, R a resampler, G = softmax(x W_g + noise), of
-    the view of the whole picture. Local: `queries` of each tile by another resampler, then P. Of
-    all local vectors l those stay whose s = softmax(mean over the question's tokens t of
-    cos(l, t) / tau) is largest, in their order in the picture.
+    Global: y = G_1 P(x) + G_2 P(R(x)), P a projector, R a resampler, G = softmax(x W_g + noise) of
+    the view of the whole picture, x normed (our choice: features of encoders are large). Local:
+    `queries` of each tile by another resampler, then P. Of all local vectors l those stay whose
+    s = softmax(mean over the question's tokens t of cos(l, t) / tau) is largest, in their order in
+    the picture.
     [global | separator | kept] goes into the text.
 
     image: the encoder; tiles: of a picture, at most; whole: vectors of the global view; queries: of
@@ -210,7 +211,7 @@ class TiledView(Connector):
         if self.stage == "global-queries":
             return queries
         with self.gate.context.having(valid=None):  # which is of the text
-            g = self.gate(means).dense()  # (P whole, 2)
+            g = self.gate(self.projector.norm(means)).dense()  # (P whole, 2)
         g = g.view(*means.shape[:2], 2).to(queries.dtype)
         return g[..., :1] * self.projector(means) + g[..., 1:] * queries
 

@@ -192,14 +192,19 @@ class Processor:
         found: list[Row] = []
         for question in questions:
             own = {m: [held[m].pop() for _ in getattr(question, m)] for m in held}
-            found.append(self._row(question, own))
+            found.append(self.row(question, own))
         return found
 
     def asked(self, questions: Sequence[Question]) -> Asked:
         """A dataset of questions that have answers."""
         return Asked(questions, self.rows(questions))
 
-    def _row(self, question: Question, own: Mapping[str, list[Tensor]]) -> Row:
+    def row(self, question: Question, own: Mapping[str, list[Tensor]]) -> Row:
+        """The row of a question whose features are at hand.
+
+        own: by modality, a tensor (views, vectors, width) for each picture or sound.
+        Raises: DataError for a row longer than `length`.
+        """
         ids: list[int] = []
         place = {modality: iter(tensors) for modality, tensors in own.items()}
         for part in question.parts:

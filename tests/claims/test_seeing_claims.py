@@ -1,0 +1,104 @@
+"""The claims on models that see, in their smallest form: every arm is run once and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from intarsia.claims import slime, small_trunk, uni_moe
+from intarsia.claims.ledger import claim
+from intarsia.conformance.senses import Letters, decoder, questions
+from intarsia.data.senses import canvases
+from intarsia.methods.slime import Slime
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
+    for module in (uni_moe, slime):
+        monkeypatch.setattr(module, "trunk", lambda texts, layers: (decoder(), Letters()))
+        monkeypatch.setattr(module, "EPOCHS", 1)
+
+
+def test_uni_moe_in_its_smallest_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uni_moe, "questions", lambda: (questions(4), questions(2)))
+    for name, value in (("SEES", "pixels"), ("HEARS", "log-mel"), ("VECTORS", (4, 2))):
+        monkeypatch.setattr(uni_moe, name, value)
+    arms = {name: uni_moe.ARMS[name] for name in (uni_moe.DENSE, uni_moe.BALANCED, uni_moe.OURS)}
+    monkeypatch.setattr(uni_moe, "ARMS", arms | {uni_moe.COPIES: arms[uni_moe.OURS]})
+    said: list[str] = []
+    first = claim("uni-moe").run((0,), said.append)
+    ran = len(said)
+    assert len(first.table) == ran == 4 and {"audio", "image", "text"} <= first.table[0].keys()
+    again = claim("uni-moe-stages").run((0,), said.append)
+    assert len(said) == ran and again.got == 0 and again.table == first.table
+
+
+def test_modalities_have_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uni_moe, "questions", lambda: (questions(16), questions(1)))
+    rows = uni_moe.chosen(0, uni_moe.OURS)
+    counts = [sum(q.modality == m for q in rows) for m in uni_moe.SHARES]
+    assert counts == [16, 4, 1]
+    even = uni_moe.chosen(0, uni_moe.BALANCED)
+    assert len(even) == 21 and {q.modality for q in even} == set(uni_moe.SHARES)
+    assert uni_moe.chosen(1, uni_moe.OURS) != rows
+    found = {"right": {"a": 0.2, "b": 0.4}}
+    assert uni_moe.spread(found) == pytest.approx(0.1) and uni_moe.mean(found) == pytest.approx(0.3)
+
+
+@pytest.fixture
+def items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shop pictures whose shade is their kind, three to train on and one to test on of each."""
+    labels = np.arange(40) % 10
+    images = np.stack([np.full((28, 28), 25 * k, np.uint8) for k in labels])
+    monkeypatch.setattr(canvases, "_items", lambda: (images, labels))
+    monkeypatch.setattr(canvases, "TRAINING", 30)
+
+
+@pytest.mark.usefixtures("items")
+def test_a_canvas_has_what_its_questions_say() -> None:
+    found = canvases.canvas_questions(5, 0)
+    assert len(found) == 30 and [q.answer for q in found[:6]] == ["yes"] * 3 + ["no"] * 3
+    for question in found:
+        shades = np.asarray(question.image[0])[28::56, 28::56, 0].ravel() // 25
+        kind = canvases.NAMES.index(question.question.split()[-1].rstrip("?"))
+        assert int((shades == kind).sum()) == (question.answer == "yes")
+    assert [q.question for q in found] != [q.question for q in canvases.canvas_questions(5, 1)]
+
+
+@pytest.mark.usefixtures("items")
+def test_slime_in_its_smallest_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = {
+        slime.EVERY: Slime("pixels", 4, 4, 4, None, 1.0, over=None),
+        slime.OURS: Slime("pixels", 4, 4, 4, 9, over=None),
+        slime.DOWN: Slime("pixels", 4, 4, 1, None, 1.0, over=None),
+    }
+    for name, value in (("ARMS", arms), ("TRAIN", 2), ("TEST", 1), ("LOCAL", 4)):
+        monkeypatch.setattr(slime, name, value)
+    slime.questions.cache_clear()
+    said: list[str] = []
+    first = claim("slime").run((0,), said.append)
+    local = {row["arm"]: row["local vectors"] for row in first.table}
+    assert local == {slime.EVERY: "16", slime.OURS: "4", slime.DOWN: "4", slime.RANDOM: "4"}
+    assert claim("slime-question").run((0,), said.append).table == first.table and len(said) == 3
+    slime.questions.cache_clear()
+
+
+def test_words_are_those_that_occur() -> None:
+    class Whole:
+        eos_token_id = 9
+
+        def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+            return {"input_ids": [ord(c) for c in text]}
+
+        def decode(self, ids: list[int], **_: Any) -> str:
+            return "".join(map(chr, ids))
+
+    words = small_trunk.Words(Whole(), ["ab", "bc"])
+    assert words("cab")["input_ids"] == [3, 1, 2] and words.decode([3, 1, 2]) == "cab"
+    assert words.eos_token_id == 0
+    with pytest.raises(KeyError):
+        words("d")
