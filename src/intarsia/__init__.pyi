@@ -103,6 +103,8 @@ from .methods.bi import BiAdapter as BiAdapter
 from .methods.dass import Dass as Dass
 from .methods.drop_connect import DropConnect as DropConnect
 from .methods.dsnot import DSnoT as DSnoT
+from .methods.fast_convnets import Chw as Chw
+from .methods.fast_convnets import chw_report as chw_report
 from .methods.gqsa.gqsa import Gqsa as Gqsa
 from .methods.llava_mole import LlavaMole as LlavaMole
 from .methods.lt_sft import LtSft as LtSft

@@ -41,11 +41,22 @@ def decoder() -> nn.Module:
     return small_decoder(Small(16, 2, 2, 32), tokens=TOKENS, length=LENGTH)
 
 
+def convnet() -> nn.Module:
+    """A stem, a depthwise and a pointwise convolution and a classifier, the same each time."""
+    with torch_seed(0):
+        return nn.Sequential(
+            *(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ReLU6(), nn.Conv2d(8, 12, 1)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, CLASSES)),
+        )
+
+
 # the first that a change takes is its host
 HOSTS: tuple[Callable[[], nn.Module], ...] = (
     vit,
     lambda: moved(upcycle(vit(), TopK(4))),
     decoder,
+    convnet,
 )
 
 
@@ -99,7 +110,9 @@ def host_of(card: Card) -> Callable[[], nn.Module]:
             refused.append(str(error))
         else:
             return make
-    raise Broken(refused, "a ViT, an upcycled one or a decoder, taken", "Mend tiny={...}.")
+    raise Broken(
+        refused, "a ViT, an upcycled one, a decoder or a small CNN, taken", "Mend tiny={...}."
+    )
 
 
 def takes_a_host(card: Card) -> None:
@@ -176,7 +189,7 @@ def comes_back_from_its_folder(card: Card) -> None:
     model = moved(changed(make(), change_of(card)))
     with tempfile.TemporaryDirectory() as folder:
         save(model, f"{folder}/saved")
-        plain = decoder() if reads_tokens(model) else vit()
+        plain = decoder() if reads_tokens(model) else convnet() if make is convnet else vit()
         again = load(plain, f"{folder}/saved")
     require_close(outputs(again), outputs(model), "outputs after loading", "Save it all.")
 

@@ -10,6 +10,8 @@ from .bi import BiAdapter as BiAdapter
 from .dass import Dass as Dass
 from .drop_connect import DropConnect as DropConnect
 from .dsnot import DSnoT as DSnoT
+from .fast_convnets import Chw as Chw
+from .fast_convnets import chw_report as chw_report
 from .gqsa.gqsa import Gqsa as Gqsa
 from .llava_mole import LlavaMole as LlavaMole
 from .lt_sft import LtSft as LtSft

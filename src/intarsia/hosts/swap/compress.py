@@ -174,6 +174,8 @@ def compress(
     rows = batched(calib) if calib is not None and len(calib) else ()
     if callable(getattr(fmt, "apply", None)):
         change = fmt if layers is None else replace(fmt, layers=tuple(layers))
+        if force and hasattr(change, "force"):
+            change = replace(change, force=True)
     else:
         form = format_named(fmt) if isinstance(fmt, str) else fmt
         change = Compress(form, () if layers is None else layers)

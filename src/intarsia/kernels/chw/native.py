@@ -43,7 +43,7 @@ class Program:
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         self.inputs, self.keep, self.threads = tuple(inputs), tuple(keep), torch.get_num_threads()
         run = native.function("intarsia_chw_run", POINTER, I64, I64, I64)
-        scratch = native.function("intarsia_chw_scratch", I64, I64, I64, I64, I64)
+        scratch = native.function("intarsia_chw_scratch", I64, I64, I64, I64, I64, I64)
         assert run is not None and scratch is not None  # the caller has looked
         self._run: Callable[..., int] = run
         self.offsets, floats = _laid_out(self.steps, self.shapes, self.inputs, self.keep)
@@ -95,9 +95,9 @@ class Program:
         if step.window.size > SIDE:
             fix = "Leave this layer out."
             raise ShapeError("kernel", got=step.window.size, want=f"at most {SIDE}", fix=fix)
-        planes = self.shapes[step.src][0] if step.kind == "conv" else self.threads
-        high, wide = self.shapes[step.dst][1:]
-        return floats(high, wide, step.window.size, step.window.stride, planes)
+        sizes = (self.shapes[step.src][0], *self.shapes[step.dst][1:])
+        window = (step.window.size, step.window.stride)
+        return self.threads * floats(KINDS.index(step.kind), *sizes, *window)
 
     def _add(self, step: Step) -> None:
         """The rows of a step in the table, and its part of the work."""

@@ -96,18 +96,6 @@ static void finish(float *y, const float *other, int64_t vectors, int64_t act, i
 #define R 1
 #define T 4
 #include "chw_tile.h"
-#define R 1
-#define T 5
-#include "chw_tile.h"
-#define R 1
-#define T 6
-#include "chw_tile.h"
-#define R 1
-#define T 7
-#include "chw_tile.h"
-#define R 1
-#define T 8
-#include "chw_tile.h"
 #define R 2
 #define T 1
 #include "chw_tile.h"
@@ -133,6 +121,18 @@ static void finish(float *y, const float *other, int64_t vectors, int64_t act, i
 #define T 3
 #include "chw_tile.h"
 #if V == 16 /* 32 registers */
+#define R 1
+#define T 5
+#include "chw_tile.h"
+#define R 1
+#define T 6
+#include "chw_tile.h"
+#define R 1
+#define T 7
+#include "chw_tile.h"
+#define R 1
+#define T 8
+#include "chw_tile.h"
 #define R 2
 #define T 5
 #include "chw_tile.h"
@@ -163,14 +163,15 @@ static void finish(float *y, const float *other, int64_t vectors, int64_t act, i
 #endif
 
 typedef void (*tile)(const struct step *, int64_t, int64_t, int64_t);
+#if V == 16
 static const tile one[] = {spmm_1_1, spmm_1_2, spmm_1_3, spmm_1_4,
                            spmm_1_5, spmm_1_6, spmm_1_7, spmm_1_8};
-#if V == 16
 static const tile two[] = {spmm_2_1, spmm_2_2, spmm_2_3, spmm_2_4,
                            spmm_2_5, spmm_2_6, spmm_2_7, spmm_2_8};
 static const tile four[] = {spmm_4_1, spmm_4_2, spmm_4_3, spmm_4_4, spmm_4_5, spmm_4_6};
 static const tile eight[] = {spmm_8_1, spmm_8_2, spmm_8_3};
 #else
+static const tile one[] = {spmm_1_1, spmm_1_2, spmm_1_3, spmm_1_4};
 static const tile two[] = {spmm_2_1, spmm_2_2, spmm_2_3, spmm_2_4};
 static const tile four[] = {spmm_4_1, spmm_4_2, spmm_4_3};
 static const tile eight[] = {spmm_8_1};
@@ -181,8 +182,14 @@ enum { FOURS = V == 16 ? 6 : V == 8 ? 2 : 3 }; /* 4 x 3 sums do not fit into the
 struct job {
     const struct step *s;
     int64_t parts, chunks, vectors, tiles;
-    const int64_t *taps;
 };
+
+ALWAYS int64_t widest(int64_t rows) {
+    return rows == 1   ? (int64_t)(sizeof(one) / sizeof(*one))
+           : rows == 2 ? (int64_t)(sizeof(two) / sizeof(*two))
+           : rows == 4 ? FOURS
+                       : (int64_t)(sizeof(eight) / sizeof(*eight));
+}
 
 static void spmm_part(void *context, int64_t part) {
     const struct job *j = context;
@@ -197,12 +204,8 @@ static void spmm_part(void *context, int64_t part) {
 }
 
 static void spmm(const struct step *s, int threads) {
-    const int64_t most = s->rows == 1   ? 8
-                         : s->rows == 2 ? (int64_t)(sizeof(two) / sizeof(*two))
-                         : s->rows == 4 ? FOURS
-                                        : (int64_t)(sizeof(eight) / sizeof(*eight));
-    struct job j = {.s = s, .vectors = s->pitch_out / V};
-    j.tiles = (j.vectors + most - 1) / most;
+    const int64_t most = widest(s->rows), vectors = s->pitch_out / V;
+    struct job j = {.s = s, .vectors = vectors, .tiles = (vectors + most - 1) / most};
     j.chunks = threads > 1 && j.tiles < 4 * threads ? threads : 1;
     intarsia_parallel(spmm_part, &j, j.tiles * j.chunks, threads);
 }
@@ -210,9 +213,12 @@ static void spmm(const struct step *s, int threads) {
 /* ------------------------------------------------------------------ k x k: on planes with margins */
 /* A plane has (ho - 1) stride + k rows. Each row is split by column modulo stride into parts of
  * `part` floats, so that a tap reads neighbours at any stride. */
-struct plane { int64_t high, part, size, gap; };
 /* SLACK: vectors may read beyond the last row of a plane. SMALL: floats of small planes together. */
-enum { SLACK = 128, MOST_TAPS = 121, SMALL = 4096, BATCH = 8 };
+enum { SLACK = 128, SMALL = 4096, BATCH = 8, STRIDES = 4 };
+struct plane {
+    int64_t high, part, size, gap;
+    int64_t first[STRIDES], start[STRIDES], count[STRIDES]; /* of the columns of each part */
+};
 
 static struct plane plane_of(const struct step *s) {
     const int64_t wide = (s->wo - 1) * s->stride + s->k;
@@ -220,15 +226,14 @@ static struct plane plane_of(const struct step *s) {
     p.part = (wide + s->stride - 1) / s->stride;
     p.gap = s->stride * s->stride * p.part; /* from an output row to the next */
     p.size = p.high * s->stride * p.part;
+    for (int64_t i = 0; i < s->stride; i++) { /* column first + stride n of the picture is start + n */
+        p.first[i] = ((i - s->left) % s->stride + s->stride) % s->stride;
+        p.start[i] = (p.first[i] + s->left) / s->stride;
+        p.count[i] = (s->w - p.first[i] + s->stride - 1) / s->stride;
+        if (p.count[i] > p.part - p.start[i]) p.count[i] = p.part - p.start[i];
+        if (p.count[i] < 0) p.count[i] = 0;
+    }
     return p;
-}
-
-/* Floats of scratch that a k x k step needs for so many planes at once. */
-INTARSIA_API int64_t intarsia_chw_scratch(int64_t ho, int64_t wo, int64_t k, int64_t stride,
-                                          int64_t planes) {
-    const struct step s = {.ho = ho, .wo = wo, .k = k, .stride = stride};
-    const int64_t size = plane_of(&s).size + SLACK;
-    return planes * (size < SMALL ? SMALL : size);
 }
 
 #if defined(__AVX512F__)
@@ -236,58 +241,50 @@ ALWAYS __mmask16 first_of(int64_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u
 #endif
 
 /* to[i] = in[stride i] for i < n; nothing beyond is read or written. */
-ALWAYS void gather(float *to, const float *in, int64_t stride, int64_t n) {
+ALWAYS void gather(float *to, const float *in, const int64_t stride, int64_t n) {
+    int64_t i = 0;
 #if defined(__AVX512F__)
     if (stride == 1) {
-        for (int64_t i = 0; i < n; i += 16) {
-            const __mmask16 some = first_of(n - i);
-            _mm512_mask_storeu_ps(to + i, some, _mm512_maskz_loadu_ps(some, in + i));
-        }
+        for (; i + 16 <= n; i += 16) _mm512_storeu_ps(to + i, _mm512_loadu_ps(in + i));
+        const __mmask16 some = first_of(n - i);
+        _mm512_mask_storeu_ps(to + i, some, _mm512_maskz_loadu_ps(some, in + i));
         return;
     }
     if (stride == 2) {
         const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-        for (int64_t i = 0; i < n; i += 16) {
-            const int64_t left = 2 * (n - i) - 1; /* floats to the last one wanted */
-            const __m512 a = _mm512_maskz_loadu_ps(first_of(left), in + 2 * i);
-            const __m512 b = _mm512_maskz_loadu_ps(left > 16 ? first_of(left - 16) : 0, in + 2 * i + 16);
-            _mm512_mask_storeu_ps(to + i, first_of(n - i), _mm512_permutex2var_ps(a, even, b));
-        }
+        for (; i + 16 < n; i += 16)
+            _mm512_storeu_ps(to + i, _mm512_permutex2var_ps(_mm512_loadu_ps(in + 2 * i), even,
+                                                            _mm512_loadu_ps(in + 2 * i + 16)));
+        const int64_t left = 2 * (n - i) - 1; /* floats to the last one wanted */
+        if (left < 0) return;
+        const __m512 a = _mm512_maskz_loadu_ps(first_of(left), in + 2 * i);
+        const __m512 b = _mm512_maskz_loadu_ps(left > 16 ? first_of(left - 16) : 0, in + 2 * i + 16);
+        _mm512_mask_storeu_ps(to + i, first_of(n - i), _mm512_permutex2var_ps(a, even, b));
         return;
     }
 #endif
-    if (stride == 1)
-        for (int64_t i = 0; i < n; i++) to[i] = in[i];
-    else if (stride == 2)
-        for (int64_t i = 0; i < n; i++) to[i] = in[2 * i];
-    else
-        for (int64_t i = 0; i < n; i++) to[i] = in[stride * i];
+    for (; i < n; i++) to[i] = in[stride * i];
 }
 
 /* Rows from ... of the picture with its zeros, into `rows` lines whose margins are 0 already. */
 static void spread(const struct step *s, const struct plane *p, const float *src, float *lines,
                    int64_t from, int64_t rows) {
-    for (int64_t j = 0; j < rows; j++) {
-        const int64_t row = from + j - s->top;
-        float *line = lines + j * s->stride * p->part;
-        if (row < 0 || row >= s->h) {
-            memset(line, 0, 4 * s->stride * p->part);
-            continue;
-        }
-        for (int64_t phase = 0; phase < s->stride; phase++) {
-            const int64_t first = ((phase - s->left) % s->stride + s->stride) % s->stride;
-            const int64_t start = (first + s->left) / s->stride;
-            int64_t n = (s->w - first + s->stride - 1) / s->stride;
-            if (n > p->part - start) n = p->part - start;
-            if (n > 0) gather(line + phase * p->part + start, src + row * s->w + first, s->stride, n);
-        }
+    const int64_t stride = s->stride, h = s->h, w = s->w, part = p->part;
+    int64_t row = from - s->top;
+    float *line = lines;
+    for (int64_t j = 0; j < rows; j++, row++, line += stride * part) {
+        const float *in = src + row * w;
+        if (row < 0 || row >= h)
+            memset(line, 0, 4 * stride * part);
+        else if (stride == 1)
+            gather(line + p->start[0], in, 1, p->count[0]);
+        else if (stride == 2)
+            for (int64_t i = 0; i < 2; i++)
+                gather(line + i * part + p->start[i], in + p->first[i], 2, p->count[i]);
+        else
+            for (int64_t i = 0; i < stride; i++)
+                gather(line + i * part + p->start[i], in + p->first[i], stride, p->count[i]);
     }
-}
-
-static void taps_of(const struct step *s, const struct plane *p, int64_t *taps) {
-    for (int64_t y = 0; y < s->k; y++)
-        for (int64_t x = 0; x < s->k; x++)
-            taps[y * s->k + x] = (y * s->stride + x % s->stride) * p->part + x / s->stride;
 }
 
 /* Vectors are stored whole; what goes beyond a row is written again by the next one, since rows come
@@ -302,12 +299,6 @@ static __attribute__((noinline)) void put_some(float *to, vf y, int64_t room) {
 ALWAYS void put(float *to, vf y, int64_t room) { /* short, so that loops around it are unrolled */
     if (room < V) put_some(to, y, room);
     else store(to, y);
-}
-
-/* What limits cannot do, on a channel's pixels; its padding may change. */
-static void finish_channel(const struct step *s, int64_t c) {
-    float *y = (float *)(intptr_t)s->dst + c * s->pitch_out;
-    if (s->act > RELU6) finish(y, 0, s->pitch_out / V, s->act, NONE);
 }
 
 /* `rows` output rows from y on of channel c. A row of the picture is read once for all of them: it
@@ -334,7 +325,8 @@ ALWAYS void depthwise_rows(const struct step *s, const struct plane *p, const fl
         }
         UNROLL for (int r = 0; r < rows; r++) {
             const int64_t at = (y + r) * s->wo + i * V;
-            put(dst + at, limited(sum[r], low, high), s->ho * s->wo - at);
+            put(dst + at, s->act > RELU6 ? activated(sum[r], s->act) : limited(sum[r], low, high),
+                s->ho * s->wo - at);
         }
     }
 }
@@ -352,7 +344,6 @@ static void depthwise_any(const struct step *s, const struct plane *p, const flo
                           int64_t y) {
     const float *w = (const float *)(intptr_t)s->val + c * s->k * s->k;
     float *dst = (float *)(intptr_t)s->dst + c * s->pitch_out;
-    const vf low = splat(lowest(s->act)), high = splat(highest(s->act));
     for (int64_t i = (s->wo - 1) / V; i >= 0; i--) {
         vf sum = splat(((const float *)(intptr_t)s->bias)[c]);
         for (int64_t x = 0; x < s->k; x++)
@@ -361,7 +352,7 @@ static void depthwise_any(const struct step *s, const struct plane *p, const flo
                 sum += load(lines + at + i * V) * w[dy * s->k + x];
             }
         const int64_t at = y * s->wo + i * V;
-        put(dst + at, limited(sum, low, high), s->ho * s->wo - at);
+        put(dst + at, activated(sum, s->act), s->ho * s->wo - at);
     }
 }
 
@@ -373,110 +364,129 @@ static const group groups[2][2][3] = {
      {depthwise_7_5_2, depthwise_4_5_2, depthwise_1_5_2}},
 };
 
-/* A few small planes are filled before the first is read, since a vector cannot be read from stores
- * that are still on their way; of large ones only the lines of a group of rows, which stay in cache. */
+/* Small planes are filled, a few at a time, before the first is read: a vector cannot be read from
+ * stores that are still on their way. Of large ones only the lines of a group of rows are. */
 static int64_t together(const struct plane *p) {
     const int64_t many = SMALL / (p->size + SLACK);
     return many < BATCH ? many : BATCH; /* 0 = line by line */
+}
+
+static int64_t room_of(const struct step *s, const struct plane *p) { /* of a thread, in floats */
+    if (s->kind == CONV) return s->ci * (p->size + SLACK);
+    return p->size + SLACK < SMALL ? SMALL : p->size + SLACK;
+}
+
+/* Floats of scratch that a k x k step needs for a thread. */
+INTARSIA_API int64_t intarsia_chw_scratch(int64_t kind, int64_t ci, int64_t ho, int64_t wo, int64_t k,
+                                          int64_t stride) {
+    const struct step s = {.kind = kind, .ci = ci, .ho = ho, .wo = wo, .k = k, .stride = stride};
+    const struct plane p = plane_of(&s);
+    return room_of(&s, &p);
+}
+
+ALWAYS const float *source(const struct step *s, int64_t c) {
+    return (const float *)(intptr_t)s->src + c * s->pitch_in;
 }
 
 static void depthwise_part(void *context, int64_t part) {
     const struct job *j = context;
     const struct step *s = j->s;
     const struct plane p = plane_of(s);
-    const int64_t size = p.size + SLACK, many = together(&p), end = s->co * (part + 1) / j->parts;
-    float *planes = (float *)(intptr_t)s->scratch + part * (size < SMALL ? SMALL : size);
+    const int64_t size = p.size + SLACK, end = s->co * (part + 1) / j->parts;
+    const int64_t many = together(&p);
+    float *planes = (float *)(intptr_t)s->scratch + part * room_of(s, &p);
     const int known = (s->k == 3 || s->k == 5) && s->stride < 3;
     const group *of = groups[s->k == 5][s->stride == 2];
     const int64_t most = s->ho % ROWS ? FEWER : ROWS;
-    memset(planes, 0, 4 * (size < SMALL ? SMALL : size));
+    const int64_t inside = s->h < p.high - s->top ? s->h : p.high - s->top;
+    memset(planes, 0, 4 * (many ? many * size
+                                : ((most - 1) * s->stride + s->k) * s->stride * p.part + SLACK));
     for (int64_t c = s->co * part / j->parts; c < end; c += many ? many : 1) {
-        const int64_t last = many && c + many < end ? c + many : many ? end : c + 1;
+        const int64_t last = !many ? c + 1 : c + many < end ? c + many : end;
         for (int64_t i = c; many && i < last; i++)
-            spread(s, &p, (const float *)(intptr_t)s->src + i * s->pitch_in,
-                   planes + (i - c) * size + s->top * s->stride * p.part, s->top,
-                   s->h < p.high - s->top ? s->h : p.high - s->top);
-        for (int64_t i = c; i < last; i++) {
-            for (int64_t y = 0; y < s->ho;) {
-                const int64_t rows = known && y + most <= s->ho ? most : 1;
+            spread(s, &p, source(s, i), planes + (i - c) * size + s->top * s->stride * p.part, s->top,
+                   inside);
+        for (int64_t i = c; i < last; i++)
+            for (int64_t y = 0, rows; y < s->ho; y += rows) {
+                rows = known && y + most <= s->ho ? most : 1;
                 const float *lines = many ? planes + (i - c) * size + y * p.gap : planes;
                 if (!many)
-                    spread(s, &p, (const float *)(intptr_t)s->src + i * s->pitch_in, planes,
-                           y * s->stride, (rows - 1) * s->stride + s->k);
+                    spread(s, &p, source(s, i), planes, y * s->stride, (rows - 1) * s->stride + s->k);
                 (known ? of[rows == ROWS ? 0 : rows == FEWER ? 1 : 2] : depthwise_any)(s, &p, lines, i,
                                                                                        y);
-                y += rows;
             }
-            finish_channel(s, i);
-        }
     }
 }
 
-/* A block of `rows` outputs keeps whole kernels of some inputs: ptr, off (input channels), val
- * (kept, taps, rows). A stem keeps all. */
-ALWAYS void conv_block(const struct step *s, const struct plane *p, const int64_t *taps, int64_t b,
-                       const int rows) {
+/* Rows from ... to - 1 of a block of `rows` outputs that keeps whole kernels of some inputs: ptr, off
+ * (input channels), val (kept, taps, rows). A stem keeps all. lines: of each input, from row `from`
+ * stride on; those of the next input begin `size` floats behind. */
+ALWAYS void conv_block(const struct step *s, const struct plane *p, const float *lines, int64_t size,
+                       int64_t from, int64_t to, int64_t b, const int rows) {
     const int32_t *ptr = (const int32_t *)(intptr_t)s->ptr, *off = (const int32_t *)(intptr_t)s->off;
     const float *bias = (const float *)(intptr_t)s->bias + b * rows;
-    const int k2 = (int)(s->k * s->k);
     const vf low = splat(lowest(s->act)), high = splat(highest(s->act));
-    for (int64_t y = 0; y < s->ho; y++)
+    for (int64_t y = from; y < to; y++)
         for (int64_t i = (s->wo - 1) / V; i >= 0; i -= 2) { /* the vectors i and i - 1 */
-            const int64_t before = i ? i - 1 : 0, at = y * s->wo + i * V;
-            const float *w = (const float *)(intptr_t)s->val + (int64_t)ptr[b] * k2 * rows;
+            const int64_t before = i ? V : 0, at = y * s->wo + i * V;
+            const float *w = (const float *)(intptr_t)s->val + (int64_t)ptr[b] * s->k * s->k * rows;
             vf sum[8], more[8];
             UNROLL for (int r = 0; r < rows; r++) sum[r] = more[r] = splat(bias[r]);
-            for (int32_t k = ptr[b]; k < ptr[b + 1]; k++) {
-                const float *in =
-                    (const float *)(intptr_t)s->scratch + off[k] * (p->size + SLACK) + y * p->gap;
-                for (int t = 0; t < k2; t++, w += rows) {
-                    const vf x = load(in + taps[t] + i * V), z = load(in + taps[t] + before * V);
-                    UNROLL for (int r = 0; r < rows; r++) {
-                        sum[r] += x * w[r];
-                        more[r] += z * w[r];
+            for (int32_t n = ptr[b]; n < ptr[b + 1]; n++)
+                for (int64_t dy = 0; dy < s->k; dy++) {
+                    const float *line = lines + off[n] * size + (y - from) * p->gap +
+                                        dy * s->stride * p->part + i * V;
+                    for (int64_t dx = 0; dx < s->k; dx++, w += rows) {
+                        const float *x = line + dx % s->stride * p->part + dx / s->stride;
+                        const vf right = load(x), left = load(x - before);
+                        UNROLL for (int r = 0; r < rows; r++) {
+                            sum[r] += right * w[r];
+                            more[r] += left * w[r];
+                        }
                     }
                 }
-            }
             UNROLL for (int r = 0; r < rows; r++) {
                 if (b * rows + r >= s->co) continue;
-                float *dst = (float *)(intptr_t)s->dst + (b * rows + r) * s->pitch_out;
-                put(dst + at, limited(sum[r], low, high), s->ho * s->wo - at);
-                if (i) store(dst + at - V, limited(more[r], low, high));
+                float *dst = (float *)(intptr_t)s->dst + (b * rows + r) * s->pitch_out + at;
+                const int bent = s->act > RELU6;
+                put(dst, bent ? activated(sum[r], s->act) : limited(sum[r], low, high),
+                    s->ho * s->wo - at);
+                if (i)
+                    store(dst - V, bent ? activated(more[r], s->act) : limited(more[r], low, high));
             }
         }
-    for (int64_t c = b * rows; c < (b + 1) * rows && c < s->co; c++) finish_channel(s, c);
 }
 
-static void conv_part(void *context, int64_t b) {
+enum { STRIP = 12288 }; /* floats of all inputs' lines that are read again for each block */
+
+static void conv_part(void *context, int64_t part) {
     const struct job *j = context;
-    const struct plane p = plane_of(j->s);
-    switch (j->s->rows) {
-    case 1: conv_block(j->s, &p, j->taps, b, 1); break;
-    case 2: conv_block(j->s, &p, j->taps, b, 2); break;
-    case 4: conv_block(j->s, &p, j->taps, b, 4); break;
-    default: conv_block(j->s, &p, j->taps, b, 8); break;
-    }
-}
-
-static void spread_part(void *context, int64_t c) {
-    const struct step *s = ((const struct job *)context)->s;
+    const struct step *s = j->s;
     const struct plane p = plane_of(s);
-    float *plane = (float *)(intptr_t)s->scratch + c * (p.size + SLACK);
-    memset(plane, 0, 4 * (p.size + SLACK));
-    spread(s, &p, (const float *)(intptr_t)s->src + c * s->pitch_in, plane, 0, p.high);
+    float *lines = (float *)(intptr_t)s->scratch + part * room_of(s, &p);
+    const int64_t begin = s->ho * part / j->parts, end = s->ho * (part + 1) / j->parts;
+    int64_t high = STRIP / (s->ci * p.gap);
+    high = high < 1 ? 1 : high > end - begin ? end - begin : high;
+    const int64_t need = ((high - 1) * s->stride + s->k) * s->stride * p.part, size = need + SLACK;
+    if (end <= begin) return;
+    memset(lines, 0, 4 * s->ci * size);
+    for (int64_t y = begin; y < end; y += high) {
+        const int64_t to = y + high < end ? y + high : end;
+        for (int64_t c = 0; c < s->ci; c++)
+            spread(s, &p, source(s, c), lines + c * size, y * s->stride,
+                   (to - y - 1) * s->stride + s->k);
+        for (int64_t b = 0; b * s->rows < s->co; b++) switch (s->rows) {
+            case 1: conv_block(s, &p, lines, size, y, to, b, 1); break;
+            case 2: conv_block(s, &p, lines, size, y, to, b, 2); break;
+            case 4: conv_block(s, &p, lines, size, y, to, b, 4); break;
+            default: conv_block(s, &p, lines, size, y, to, b, 8); break;
+            }
+    }
 }
 
 static void convolve(const struct step *s, int threads) {
-    const struct plane p = plane_of(s);
-    int64_t taps[MOST_TAPS];
-    taps_of(s, &p, taps);
-    struct job j = {.s = s, .taps = taps, .parts = threads};
-    if (s->kind == DEPTHWISE) {
-        intarsia_parallel(depthwise_part, &j, j.parts, threads);
-        return;
-    }
-    intarsia_parallel(spread_part, &j, s->ci, threads);
-    intarsia_parallel(conv_part, &j, (s->co + s->rows - 1) / s->rows, threads);
+    struct job j = {.s = s, .parts = threads};
+    intarsia_parallel(s->kind == CONV ? conv_part : depthwise_part, &j, j.parts, threads);
 }
 
 /* ------------------------------------------------------------------------ vectors, and elementwise */

@@ -21,7 +21,7 @@ static void JOIN(R, T)(const struct step *s, int64_t at, int64_t from, int64_t t
             UNROLL for (int t = 0; t < T; t++) sum[r][t] = splat(bias[b * R + r]);
         int32_t k = ptr[b];
         const int32_t end = ptr[b + 1];
-#if R == 1 && T <= 4 /* one chain of additions a vector would wait for itself */
+#if R == 1 /* one chain of additions a vector would wait for itself */
         vf odd[T];
         UNROLL for (int t = 0; t < T; t++) odd[t] = splat(0);
         for (; k + 1 < end; k += 2, w += 2) {
@@ -43,7 +43,7 @@ static void JOIN(R, T)(const struct step *s, int64_t at, int64_t from, int64_t t
                 UNROLL for (int t = 0; t < T; t++) sum[r][t] += in[t] * one;
             }
         }
-#if R == 1 && T <= 4
+#if R == 1
         UNROLL for (int t = 0; t < T; t++) sum[0][t] += odd[t];
 #endif
         UNROLL for (int r = 0; r < R; r++) {

@@ -1,0 +1,74 @@
+"""The graph of a convolutional net: its layers, and the functions between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from ...core.errors import TargetError
+from ...core.modes import evaluating
+
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+ADD, MUL = "add", "mul"
+FUNCTIONS: Mapping[str, str] = {"add": ADD, "iadd": ADD, "add_": ADD, "mul": MUL, "mul_": MUL}
+
+
+class _Layers(fx.Tracer):
+    """Stops at layers: what torch has, what timm builds of one piece, and batch norms."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        alone = next(m.children(), None) is None
+        whole = isinstance(m, BATCH_NORM | nn.Conv2d | nn.Linear)
+        return whole or alone or super().is_leaf_module(m, module_qualified_name)
+
+
+def traced(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
+    """The net as a graph of layers and functions, which shares its modules.
+
+    example: with one, every node's shape is in its meta["shape"], from a forward in evaluation.
+    Raises: TargetError for a net whose path depends on its data, or that cannot take the example.
+    """
+    kind = type(net).__name__
+    try:
+        graph = _Layers().trace(net)
+    except Exception as error:
+        got = f"{kind}, whose path depends on its data ({str(error).partition(chr(10))[0]})"
+        fix = "Use a net of torchvision's or timm's kind, without branches on numbers."
+        raise TargetError("net to trace", got=got, want="one fixed graph", fix=fix) from error
+    module = fx.GraphModule(net, graph, kind)
+    if example is None:
+        return module
+    try:
+        with evaluating(net), evaluating(module), torch.no_grad():
+            ShapeProp(module).propagate(example)
+    except Exception as error:
+        got = f"{tuple(example.shape)} for {kind} ({str(error).partition(chr(10))[0]})"
+        fix = "Give one picture as the net reads it, such as torch.randn(1, 3, 224, 224)."
+        raise TargetError("example", got=got, want="an input of the net", fix=fix) from error
+    for node in module.graph.nodes:
+        made = node.meta.get("tensor_meta")
+        node.meta["shape"] = tuple(made.shape) if hasattr(made, "shape") else ()
+    return module
+
+
+def function_of(node: fx.Node) -> str:
+    """The name of what a node calls, "add" and "mul" in all their spellings; "" for a module."""
+    if node.op not in ("call_function", "call_method"):
+        return ""
+    target: Any = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    return FUNCTIONS.get(name, name)
+
+
+def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The layer that a node calls."""
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def tensors_in(node: fx.Node) -> list[fx.Node]:
+    """The nodes that a node reads, in the order of its arguments."""
+    return [a for a in node.args if isinstance(a, fx.Node)]

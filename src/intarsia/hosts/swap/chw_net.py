@@ -1,0 +1,105 @@
+"""A traced net that runs: the layers and functions of its graph, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate, map_arg
+
+from .chw_cluster import ChwCluster
+
+KEPT = ("pretrained_cfg", "default_cfg", "num_classes", "num_features", "config")
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """The result of the call of a number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class _Call:
+    kind: str  # of a node of torch.fx
+    target: Any
+    args: Any
+    kwargs: Any
+
+
+class ChwNet(nn.Module):
+    """A net of which parts are `ChwCluster`s and the rest is as it was, in evaluation.
+
+    Layers keep their paths, with "_" for "."; what a model of timm says of itself stays.
+    """
+
+    def __init__(self, graph: fx.GraphModule, net: nn.Module) -> None:
+        super().__init__()
+        numbers = {node: i for i, node in enumerate(graph.graph.nodes)}
+        calls: list[_Call] = []
+        for node in graph.graph.nodes:
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: _Ref(numbers[n]))  # pyright: ignore
+            target: Any = node.target
+            if node.op in ("call_module", "get_attr"):
+                target = str(node.target).replace(".", "_")
+                self._adopt(graph, node, target)
+            calls.append(_Call(node.op, target, args, kwargs))
+        self.calls = tuple(calls)
+        for name in KEPT:
+            if hasattr(net, name):
+                setattr(self, name, getattr(net, name))
+        self.train(net.training)
+
+    def _adopt(self, graph: fx.GraphModule, node: fx.Node, name: str) -> None:
+        if node.op == "call_module":
+            self.add_module(name, graph.get_submodule(str(node.target)))
+            return
+        owner, _, last = str(node.target).rpartition(".")
+        value = getattr(graph.get_submodule(owner), last)
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            self.register_buffer(name, value)
+        else:
+            setattr(self, name, value)
+
+    def forward(self, *given: Any) -> Any:
+        values: list[Any] = []
+        inputs = iter(given)
+
+        def of(one: Any) -> Any:
+            return values[one.number] if isinstance(one, _Ref) else one
+
+        for call in self.calls:
+            args, kwargs = map_aggregate((call.args, call.kwargs), of)  # pyright: ignore
+            if call.kind == "placeholder":
+                made = next(inputs, args[0] if args else None)
+            elif call.kind == "output":
+                return args[0]
+            elif call.kind == "call_module":
+                made = self._modules[call.target](*args, **kwargs)  # pyright: ignore
+            elif call.kind == "get_attr":
+                made = getattr(self, call.target)
+            elif call.kind == "call_method":
+                made = getattr(args[0], call.target)(*args[1:], **kwargs)
+            else:
+                made = call.target(*args, **kwargs)
+            values.append(made)
+        return None
+
+    @property
+    def clusters(self) -> Mapping[str, ChwCluster]:
+        """The parts that kernels carry out, by name."""
+        return {n: m for n, m in self._modules.items() if isinstance(m, ChwCluster)}
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The layers that stayed in torch."""
+        return tuple(
+            n for n, m in self._modules.items() if not isinstance(m, ChwCluster | nn.Identity)
+        )
+
+    @property
+    def layout_changes(self) -> int:
+        """How often a picture goes from the net's layout to CHW or back."""
+        return sum(len(c.inputs) + len(c.outputs) for c in self.clusters.values())

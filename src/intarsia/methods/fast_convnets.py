@@ -1,0 +1,178 @@
+"""Fast Sparse ConvNets: sparse 1x1 convolutions in CHW at batch 1 (arXiv:1911.09723)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Paper
+from ..core.change import Plan, steps_of
+from ..core.checks import one_of
+from ..core.errors import ConfigError, FoldError, TargetError
+from ..hosts.swap.chw import Form, choose_forms, lowered, net_seconds, rewritten
+from ..hosts.swap.chw_net import ChwNet
+from ..hosts.swap.upcycle import check_unadapted
+from ..kernels.chw import available
+from ..kernels.chw.steps import BLOCKS
+
+
+class ChwLayer(NamedTuple):
+    """A layer of a compressed net: the share of its weights that is not 0, and how it is stored.
+
+    rows: of its blocks, 0 = dense.  measured: rows -> microseconds, where it was measured.
+    """
+
+    path: str
+    density: float
+    rows: int
+    measured: Mapping[str, float]
+
+
+class ChwReport(NamedTuple):
+    """What became of a net: layers, clusters in CHW, layers that stayed in torch, layout changes.
+
+    milliseconds: of a picture "before" and "after", where it was measured.
+    """
+
+    layers: tuple[ChwLayer, ...]
+    clusters: int
+    left: tuple[str, ...]
+    layout_changes: int
+    milliseconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Chw:
+    """A convolutional net runs in CHW, by kernels that skip the zeros of its 1x1 convolutions.
+
+    y[co, p] = act(b[co] + sum over kept ci of w[co, ci] x[ci, p]), tile by tile of pixels.
+
+    The net is traced; runs of layers that are known (stem and k x k, 1x1, depthwise, batch norm,
+    ReLU, ReLU6, hardswish, SiLU, additions, squeeze and excitation, pooling, classifier) become one
+    call, what is between them stays in torch. Batch norms are folded. Outputs are those of the net
+    in evaluation, to 1e-4; zeros are taken where they are, so prune first.
+    rows: of a block that keeps the same columns: 1, 2, 4 or 8; None = of each layer what is fastest
+      here, a dense product among them, measured once and kept in the saved folder.
+    force: also where the whole net is slower than before; several pictures go one by one.
+
+    fast = intarsia.compress(net, intarsia.Chw(), example)      `chw_report(fast)` says what it is
+    Raises: ConfigError without an example, for several pictures, or where dense is faster, unless
+    forced; TargetError for a net that cannot be traced, has no such layer, has adapters, or is not
+    float32 on a CPU.
+    Source: paper, section 3; XNNPACK's sparse convolutions. Not for training, nor for batches.
+    """
+
+    rows: int | None = None
+    force: bool = False
+
+    stores: ClassVar[str] = "all"
+
+    def __post_init__(self) -> None:
+        if self.rows is not None:
+            one_of("rows", self.rows, BLOCKS)
+
+    @property
+    def preserves(self) -> frozenset[str]:
+        """The outputs."""
+        return frozenset({"outputs"})
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """How each layer is stored; batches: the first is an example of one picture."""
+        _check(host)
+        picture = self._picture(host, batches)
+        graph, clusters = lowered(host, picture)
+        forms = choose_forms(clusters, self.rows)
+        decided: dict[str, Any] = {
+            "example": list(picture.shape),
+            "forms": {name: list(form) for name, form in forms.items()},
+            "milliseconds": {},
+        }
+        if not self.force and available():
+            after = net_seconds(rewritten(host, graph, clusters, forms), picture)
+            times = {"before": net_seconds(host, picture), "after": after}
+            decided["milliseconds"] = {name: round(1e3 * t, 3) for name, t in times.items()}
+            if after >= times["before"]:
+                what, fix = "net in CHW", "Prune it first, or pass Chw(force=True)."
+                got = f"{1e3 * after:.2f} ms a picture"
+                want = f"less than the {1e3 * times['before']:.2f} ms of the net as it is"
+                raise ConfigError(what, got=got, want=want, fix=fix)
+        return Plan(self, seed, decided)
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """A new net, which shares what stays in torch; the one given is left as it is."""
+        decided = plan.decided
+        picture = torch.zeros([int(side) for side in decided["example"]])
+        graph, clusters = lowered(host, picture)
+        forms = {name: Form(*form) for name, form in decided["forms"].items()}
+        return rewritten(host, graph, clusters, forms, self.force)
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """Raises: FoldError, always: batch norms are in the weights."""
+        want = "the net before it was compressed"
+        fix = "Keep that one: it has the same outputs."
+        raise FoldError("net in CHW", got="packed weights", want=want, fix=fix)
+
+    def _picture(self, host: nn.Module, batches: Iterable[Any]) -> Tensor:
+        first: Any = next(iter(batches), None)
+        first = first[0] if isinstance(first, (tuple, list)) else first
+        if first is None and isinstance(about := getattr(host, "pretrained_cfg", None), dict):
+            first = torch.zeros(1, *about["input_size"])
+        if not isinstance(first, Tensor) or first.dim() != 4 or not len(first):
+            got = "none" if first is None else f"a {type(first).__name__}"
+            got = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else got
+            want, fix = (
+                "one picture (1, channels, height, width)",
+                "Pass torch.randn(1, 3, 224, 224).",
+            )
+            raise ConfigError("example", got=got, want=want, fix=fix)
+        if len(first) > 1 and not self.force:
+            got, want = f"{len(first)} pictures", "one: of several, dense kernels are faster"
+            fix = "Pass one, or Chw(force=True), which does them one by one."
+            raise ConfigError("example", got=got, want=want, fix=fix)
+        return first[:1].detach().float()
+
+
+def _check(host: nn.Module) -> None:
+    check_unadapted(host)
+    if isinstance(host, ChwNet):
+        fix = "Use it, or compress the net it was made of."
+        raise TargetError("net", got="one in CHW already", want="a plain one", fix=fix)
+    for name, parameter in host.named_parameters():
+        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+            got, want = f"{parameter.dtype} on {parameter.device}", "float32 on the CPU"
+            raise TargetError(f"weight {name!r}", got=got, want=want, fix="net.float().cpu()")
+
+
+def chw_report(net: nn.Module) -> ChwReport:
+    """What a compressed net is made of, layer by layer.
+
+    Raises: TargetError for one that is not compressed by `Chw`.
+    """
+    plans = [s.plan for s in steps_of(net) if isinstance(s.plan.change, Chw)]
+    if not plans or not isinstance(net, ChwNet):
+        got, fix = type(net).__name__, "Call intarsia.compress(net, intarsia.Chw(), example)."
+        raise TargetError("net", got=got, want="one in CHW", fix=fix)
+    decided = plans[-1].decided
+    forms = {name: Form(*form) for name, form in decided["forms"].items()}
+    layers = tuple(
+        ChwLayer(name.rpartition("@")[0], form.density, form.rows, form.measured)
+        for name, form in forms.items()
+    )
+    times = decided["milliseconds"]
+    return ChwReport(layers, len(net.clusters), net.left, net.layout_changes, times)
+
+
+CARD = Card(
+    "chw",
+    kind="change",
+    config=Chw,
+    paper=Paper("1911.09723", 2019, "Fast Sparse ConvNets"),
+    summary="A convolutional net runs in CHW at batch 1, and skips the zeros of 1x1 convolutions.",
+    family="sparse inference",
+    names=("Fast Sparse ConvNets", "fast convnets"),
+    tiny={"rows": 2, "force": True},
+)
