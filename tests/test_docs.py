@@ -56,6 +56,7 @@ RUNNABLE = (
     "how-to/students.md",
     "how-to/prune-a-language-model.md",
     "how-to/train-a-cnn-sparse.md",
+    "how-to/sparse-cnn-on-a-cpu.md",
     "how-to/train-other-tasks.md",
     "how-to/train-slices.md",
     "how-to/experts-from-a-dense-model.md",

@@ -167,12 +167,12 @@ def chw_report(net: nn.Module) -> ChwReport:
 
 
 CARD = Card(
-    "chw",
+    "fast_convnets",
     kind="change",
     config=Chw,
     paper=Paper("1911.09723", 2019, "Fast Sparse ConvNets"),
     summary="A convolutional net runs in CHW at batch 1, and skips the zeros of 1x1 convolutions.",
     family="sparse inference",
-    names=("Fast Sparse ConvNets", "fast convnets"),
+    names=("Fast Sparse ConvNets", "chw"),
     tiny={"rows": 2, "force": True},
 )
