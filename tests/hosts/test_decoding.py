@@ -10,7 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 import intarsia
 from intarsia.core.errors import ConfigError, ShapeError
-from intarsia.hosts.decoding import fixed_cache, generate
+from intarsia.formats import Bitmask
+from intarsia.hosts.decoding import cache_name, fixed_cache, generate
+from intarsia.hosts.one_token import one_token
 from intarsia.hosts.spans.spans import Spans
 
 SIZES: dict[str, Any] = {
@@ -29,13 +31,21 @@ def made(kind: str) -> Any:
         model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
     if kind == "sparse":
         intarsia.sparsify(model, intarsia.Magnitude(0.5))
+    if kind == "packed":
+        intarsia.compress(model, Bitmask(values="int8"), force=True)
+    if kind == "bfloat16":
+        model.bfloat16()
+    if kind == "hooked":  # what the short way would leave out
+        model.model.layers[0].register_forward_hook(lambda _m, _a, out: 2 * out)
     if kind == "spans":
         spans = Spans.of(torch.tensor([[6, 12], [40, 8]]), sink=2)
         intarsia.attach_spans(model, spans, length=40)
     return model
 
 
-@pytest.mark.parametrize("kind", ["plain", "sparse", "spans", "windowed"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "bfloat16", "sparse", "packed", "spans", "windowed", "hooked"]
+)
 def test_greedy_tokens_are_transformers_own(kind: str) -> None:
     model = made(kind)
     mask = torch.ones_like(IDS)
@@ -59,6 +69,21 @@ def test_room_is_made_once_and_not_more(monkeypatch: pytest.MonkeyPatch) -> None
     assert cache.layers[0].keys.shape == (2, 2, 36, 12)
     with pytest.raises(ConfigError, match="at most 36"), torch.no_grad():
         model(IDS, cache=cache)
+
+
+def test_the_short_way_gives_the_bits_of_the_model_s_own_forward() -> None:
+    model = made("bfloat16")
+    step, name = one_token(model), cache_name(model)
+    assert step is not None
+    one, two = (fixed_cache(model, 24) for _ in range(2))
+    with torch.inference_mode():
+        for cache in (one, two):
+            model(IDS, **{name: cache}, use_cache=True)
+        for at in range(20, 24):
+            want = model(IDS[:, at - 20 : at - 19], **{name: two}, use_cache=True).logits
+            assert torch.equal(step(IDS[:, at - 20 : at - 19], one, at), want)
+    assert one_token(made("windowed")) is None
+    assert one_token(made("hooked")) is None
 
 
 def test_it_stops_when_told_and_refuses_what_is_no_prompt() -> None:

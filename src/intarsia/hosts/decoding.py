@@ -17,6 +17,7 @@ from ..core.checks import at_least
 from ..core.errors import ConfigError, ShapeError
 from ..core.modes import evaluating
 from .anatomy.blocks import base_of
+from .one_token import one_token
 from .spans.head_spans import cache_bytes, windows_of
 from .spans.rings import RingLayer
 
@@ -141,6 +142,7 @@ def generate(
         assert mask is not None
         whole = torch.cat([mask, mask.new_ones(len(ids), tokens)], 1)
         places = (whole.cumsum(1) - 1).clamp_min(0)
+    step = None if padded else one_token(model)
     made = ids.new_zeros(len(ids), tokens)
     clock = began = time.perf_counter()
     new, count = ids, 0
@@ -151,7 +153,10 @@ def generate(
             if whole is not None:
                 given["attention_mask"] = whole[:, :count]
                 given["position_ids"] = places[:, first:count]
-            logits = model(input_ids=new, **given).logits  # (B, 1, V)
+            if step is not None and at:
+                logits = step(new, cache, first)
+            else:
+                logits = model(input_ids=new, **given).logits  # (B, 1, V)
             new = logits.argmax(-1)
             made[:, at] = new[:, 0]
             if at == 0:
