@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.claims import m2trec, onerec_next
+from intarsia.claims import m2trec, onerec, onerec_next
 from intarsia.claims import sequence_baselines as baselines
 from intarsia.data.interactions import Interactions, events
+from intarsia.models.recommend.onerec import OneRec
 
 RING = 8
 
@@ -111,3 +112,12 @@ def test_questions_ask_for_what_follows_a_history(ring: Interactions) -> None:
     second = torch.tensor([[9, 4, 3]])
     found = onerec_next.ranked(lambda x: second.expand(len(x), -1), x[:2], torch.tensor([4, 1]))
     assert found.ndcg == pytest.approx(50 / np.log2(3)) and found.hits == 50
+
+
+def test_a_session_item_by_item_has_no_item_twice(ring: Interactions) -> None:
+    tiny = OneRec(codes=(3, 3), width=16, layers=1, experts=2, history=4, session=1)
+    model = tiny.build(ring, seed=0)
+    x = torch.tensor([[0, 0, 1, 2], [3, 4, 5, 6]])
+    drawn = onerec.one_by_one(model, x, 3, torch.Generator().manual_seed(0))
+    assert drawn.shape == (2, 3, 5) and (drawn > 0).all()
+    assert all(len(set(one)) == 5 for one in drawn.flatten(0, 1).tolist())

@@ -29,6 +29,7 @@ SETTINGS = OneRec()
 EPOCHS, LEAST, SHARE = 12, 5, 0.8  # of training; events of a film; of a user's events, that train
 USERS, SAMPLES, STEPS = 120, 24, 2  # of a round; STEPS epochs
 SUPERVISED, ROUND = "supervised", "after one round"
+WHOLE, SINGLE = "a session at once", "one item after the other"
 OPTIONS: dict[str, Any] = {"batch_size": 64, "trackers": ()}
 
 
@@ -155,6 +156,66 @@ def of_preference(seeds: tuple[int, ...], report: Report, *, of: str, over: Any 
     )
 
 
+def trained(settings: OneRec, train: Interactions, steps: int, seed: int) -> OneRecModel:
+    """A model after so many steps, in whole epochs."""
+    model = settings.build(train, seed=seed)
+    samples: Any = model.samples(train)
+    epochs = max(1, round(steps * OPTIONS["batch_size"] / len(samples)))
+    how: Any = OPTIONS | {"seed": seed, "task": model.task, "epochs": epochs, "lr": 1e-3}
+    fit(model, samples, objective=own_losses, **how)
+    return model
+
+
+def one_by_one(model: OneRecModel, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Sessions drawn item by item, each of which is read with the history before the next.
+
+    model: of sessions of one item.  x: (B, n) -> (B, count, 5); no item twice.
+    """
+    rows = x.repeat_interleave(count, 0)
+    drawn = rows.new_zeros(len(rows), 0)
+    for _ in range(SETTINGS.session):
+        taken = drawn if drawn.shape[1] else None
+        new = model.written(rows, 1, width=1, taken=taken, draws=generator).items[:, 0]  # (R, 1)
+        drawn = torch.cat([drawn, new], 1)
+        rows = torch.cat([rows, new], 1)[:, -model.settings.history :]
+    return drawn.view(len(x), count, -1)
+
+
+def sessions_of(seed: int) -> dict[str, float]:
+    """The judge's mean score of sessions that are drawn at once, and of those item by item."""
+    inputs = {"sessions": seed, "epochs": EPOCHS, "settings": repr(SETTINGS), "version": 1}
+    return kept("onerec", inputs, lambda: both_ways(seed))
+
+
+def both_ways(seed: int) -> dict[str, float]:
+    train, test = parts()
+    judge_ = taste(train, True, seed)
+    rows: Any = SETTINGS.build(train, seed=seed).samples(train)
+    steps = EPOCHS * len(rows) // OPTIONS["batch_size"]
+    whole = trained(SETTINGS, train, steps, seed)
+    single = trained(replace(SETTINGS, session=1), train, steps, seed)
+    histories, _ = windows(whole, test)
+    scores: dict[str, list[Tensor]] = {WHOLE: [], SINGLE: []}
+    for i, part in enumerate(histories.split(128)):
+        generator = torch.Generator().manual_seed(i)
+        drawn = {WHOLE: whole.draw(part, 2, generator)}
+        drawn[SINGLE] = one_by_one(single, part, 2, generator)
+        for name, sessions in drawn.items():
+            scores[name].append(judge_.reward(part, sessions).flatten())
+    return {name: float(torch.cat(own).mean()) for name, own in scores.items()}
+
+
+def of_sessions(seeds: tuple[int, ...], report: Report) -> Result:
+    """The judge's score of sessions at once over that of sessions item by item."""
+    found = by_seed(seeds, sessions_of, report)
+    note = (
+        "As many steps of 64 windows each; a step of the first has five times the tokens. Both "
+        "learn from what was liked, and draw 2 sessions for each test window."
+    )
+    row = row_of("written", {"judge": ("", ".3f")})
+    return judge(found, lambda one: one[WHOLE] / one[SINGLE], row, note)
+
+
 def of_ids(seeds: tuple[int, ...], report: Report) -> Result:
     """The least entropy of a level of balanced codes over log K."""
     train, _ = parts()
@@ -200,6 +261,17 @@ CLAIMS = (
         run=partial(of_preference, of="recall", over=statistics.mean),
         needs="long",
         minutes=25,
+    ),
+    Claim(
+        "onerec-session",
+        sentence="A judge likes sessions that are written at once no less than those of a model "
+        "of the next item, applied five times (OneRec, arXiv:2502.18965; MovieLens-100k).",
+        baseline="the same model of sessions of one item, as many steps; the judge's score",
+        bar=1.0,
+        sense=">=",
+        run=of_sessions,
+        needs="long",
+        minutes=30,
     ),
     Claim(
         "onerec-ids",
