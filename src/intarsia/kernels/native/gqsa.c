@@ -63,7 +63,7 @@ static float gqsa_one_i8(const gqsa_job *j, int64_t g) {
 }
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__) && \
-    defined(__AVX512DQ__) && defined(__BMI2__)
+    defined(__AVX512VL__) && defined(__BMI2__)
 
 static float gqsa_f32(const gqsa_job *j, int64_t g, int64_t e) {
   const __m128i low = _mm_set1_epi8(15);
@@ -96,63 +96,70 @@ static float gqsa_f32(const gqsa_job *j, int64_t g, int64_t e) {
   return t;
 }
 
-/* Four groups in one step of dot products, 4 sums for each.  code: 32 bytes, zeros: 4 nibbles.
-   Blends by mask in place of shuffles, of which a core can do only one at a time. */
-ALWAYS __m512 gqsa_four(const gqsa_job *j, const uint16_t *col, const uint8_t *code,
-                        const uint16_t *scale, uint32_t zeros, __m512 a) {
-  const __m512i own = _mm512_set_epi32(0x03030303, 0x03030303, 0x03030303, 0x03030303, 0x02020202,
-                                       0x02020202, 0x02020202, 0x02020202, 0x01010101, 0x01010101,
-                                       0x01010101, 0x01010101, 0, 0, 0, 0);
-  const int x7 = (int)0x07068080, x5 = (int)0x05048080, x3 = (int)0x03028080, x1 = (int)0x01008080;
-  const __m512i half = _mm512_set_epi32(x7, x7, x7, x7, x5, x5, x5, x5, x3, x3, x3, x3, x1, x1, x1, x1);
-  const int64_t c0 = col[0], c1 = col[1], c2 = col[2], c3 = col[3];
-  const int8_t *x8 = j->x8;
-  __m512i w = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)code));
-  w = _mm512_and_si512(_mm512_or_si512(w, _mm512_slli_epi16(w, 4)), _mm512_set1_epi8(15));
-  __m512i x = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(x8 + 16 * c0)));
-  x = _mm512_mask_broadcast_i32x4(x, 0x00f0, _mm_loadu_si128((const __m128i *)(x8 + 16 * c1)));
-  x = _mm512_mask_broadcast_i32x4(x, 0x0f00, _mm_loadu_si128((const __m128i *)(x8 + 16 * c2)));
-  x = _mm512_mask_broadcast_i32x4(x, 0xf000, _mm_loadu_si128((const __m128i *)(x8 + 16 * c3)));
-  __m512i z = _mm512_shuffle_epi8(_mm512_set1_epi32((int)_pdep_u32(zeros, 0x0f0f0f0f)), own);
-  __m512i d = _mm512_sub_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), w, x),
-                               _mm512_dpbusd_epi32(_mm512_setzero_si512(), z, x));
-  int64_t four;
-  memcpy(&four, scale, 8);
-  __m512 s = _mm512_castsi512_ps(_mm512_shuffle_epi8(_mm512_set1_epi64(four), half));
-  __m512 t = _mm512_set1_ps(j->xscale[c0]);
-  t = _mm512_mask_broadcastss_ps(t, 0x00f0, _mm_load_ss(j->xscale + c1));
-  t = _mm512_mask_broadcastss_ps(t, 0x0f00, _mm_load_ss(j->xscale + c2));
-  t = _mm512_mask_broadcastss_ps(t, 0xf000, _mm_load_ss(j->xscale + c3));
-  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(d), _mm512_mul_ps(s, t), a);
+/* Two groups in one step of dot products, 4 sums for each.  z: their zeros in all their bytes,
+   f: their scales in all their lanes. */
+ALWAYS __m256 gqsa_two(const int8_t *x0, const int8_t *x1, const uint8_t *code, __m256i z, __m256 f,
+                       __m256 a) {
+  const __m256i none = _mm256_setzero_si256();
+  __m256i w = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)code));
+  w = _mm256_and_si256(_mm256_or_si256(w, _mm256_slli_epi16(w, 4)), _mm256_set1_epi8(15));
+  __m256i x = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)x0));
+  x = _mm256_inserti128_si256(x, _mm_loadu_si128((const __m128i *)x1), 1);
+  __m256i d = _mm256_sub_epi32(_mm256_dpbusd_epi32(none, w, x), _mm256_dpbusd_epi32(none, z, x));
+  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(d), f, a);
+}
+
+/* a + b: the sums of eight groups.  code: 64 bytes, zeros: 8 nibbles. */
+ALWAYS void gqsa_eight(const gqsa_job *j, const uint16_t *col, const uint8_t *code,
+                       const uint16_t *scale, uint32_t zeros, __m256 *a, __m256 *b) {
+  const int8_t *x = j->x8;
+  const float *t = j->xscale;
+  const __m256i pair = _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0), two = _mm256_set1_epi32(2);
+  const __m256i byte = _mm256_mullo_epi32(pair, _mm256_set1_epi32(0x01010101));
+  const __m256i more = _mm256_set1_epi8(2);
+  __m256i z = _mm256_set1_epi64x((int64_t)_pdep_u64(zeros, 0x0f0f0f0f0f0f0f0f));
+  __m256i halves = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)scale));
+  __m256 s = _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16));
+  __m256 f = _mm256_mul_ps(s, _mm256_set_ps(t[col[7]], t[col[6]], t[col[5]], t[col[4]], t[col[3]],
+                                            t[col[2]], t[col[1]], t[col[0]]));
+  __m256i at = pair, own = byte;
+  for (int k = 0; k < 4; k++) {
+    const int8_t *x0 = x + 16 * (int64_t)col[2 * k], *x1 = x + 16 * (int64_t)col[2 * k + 1];
+    __m256i zk = _mm256_shuffle_epi8(z, own);
+    __m256 fk = _mm256_permutevar8x32_ps(f, at);
+    if (k & 1) *b = gqsa_two(x0, x1, code + 16 * k, zk, fk, *b);
+    else *a = gqsa_two(x0, x1, code + 16 * k, zk, fk, *a);
+    at = _mm256_add_epi32(at, two);
+    own = _mm256_add_epi8(own, more);
+  }
 }
 
 static float gqsa_i8(const gqsa_job *j, int64_t g, int64_t e) {
-  __m512 a0 = _mm512_setzero_ps(), a1 = a0;
-  const uint8_t *code = j->code + g * 8;
-  for (; g + 7 < e; g += 8, code += 64) {
-    a0 = gqsa_four(j, j->col + g, code, j->scale + g, gqsa_zeros4(j->zero, g), a0);
-    a1 = gqsa_four(j, j->col + g + 4, code + 32, j->scale + g + 4, gqsa_zeros4(j->zero, g + 4), a1);
+  __m256 a = _mm256_setzero_ps(), b = a;
+  const uint8_t *code = j->code + g * 8, *zero = j->zero + (g >> 1);
+  const int odd = (int)(g & 1);
+  for (; g + 7 < e; g += 8, code += 64, zero += 4) {
+    uint32_t zeros;
+    memcpy(&zeros, zero, 4);
+    zeros = (uint32_t)(((uint64_t)zeros | (uint64_t)zero[3 + odd] << 32) >> (4 * odd));
+    gqsa_eight(j, j->col + g, code, j->scale + g, zeros, &a, &b);
     _mm_prefetch((const char *)code + 2048, _MM_HINT_T0);
     _mm_prefetch((const char *)(j->scale + g) + 512, _MM_HINT_T0);
     _mm_prefetch((const char *)(j->col + g) + 512, _MM_HINT_T0);
   }
-  if (g + 3 < e) {
-    a0 = gqsa_four(j, j->col + g, code, j->scale + g, gqsa_zeros4(j->zero, g), a0);
-    g += 4;
-  }
-  if (g < e) { /* the last ones once more, with a scale of 0 behind them */
-    uint16_t col[4], scale[4] = {0, 0, 0, 0};
-    uint8_t last[32] = {0};
+  if (g < e) { /* the last ones, with a scale of 0 behind them */
+    uint16_t col[8], scale[8] = {0};
+    uint8_t last[64] = {0};
     uint32_t zeros = 0;
-    for (int i = 0; i < 4; i++) col[i] = j->col[g + i < e ? g + i : e - 1];
+    for (int i = 0; i < 8; i++) col[i] = j->col[g + i < e ? g + i : e - 1];
     for (int i = 0; g + i < e; i++) {
       scale[i] = j->scale[g + i];
       zeros |= (uint32_t)gqsa_zero(j->zero, g + i) << (4 * i);
     }
     memcpy(last, j->code + g * 8, (size_t)(e - g) * 8);
-    a1 = gqsa_four(j, col, last, scale, zeros, a1);
+    gqsa_eight(j, col, last, scale, zeros, &a, &b);
   }
-  return _mm512_reduce_add_ps(_mm512_add_ps(a0, a1));
+  return sum_x8(_mm256_add_ps(a, b));
 }
 
 #elif defined(__AVX2__) && defined(__FMA__)
