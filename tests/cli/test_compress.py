@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from intarsia.bench import sparse
 from intarsia.formats import Bitmask
@@ -79,6 +79,43 @@ def test_a_slower_model_and_settings_that_cannot_be_are_refused(
         said = intarsia("compress", str(model), *more)
         assert said.code == 2 and says in " ".join(said.err.split()), said.err
     assert not (tmp_path / "out").exists()
+
+
+def test_groups_and_experts_are_packed_by_what_they_see(
+    intarsia: Intarsia, model: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("It is a truth universally acknowledged. " * 60)
+    mixture = tmp_path / "mixture"
+    words = bytes_tokenizer(mixture)
+    sizes = {"vocab_size": words, "hidden_size": 32, "intermediate_size": 48}
+    torch.manual_seed(0)
+    MixtralForCausalLM(
+        MixtralConfig(
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_local_experts=3,
+            **sizes,
+        )
+    ).save_pretrained(mixture)
+    how = ("--calib", str(text), "--rows", "8", "--size", "40", "--force", "--json")
+    for source, name, what in (
+        (model, "gqsa", "layers"),
+        (mixture, "ternary", "stacks of experts"),
+    ):
+        out = tmp_path / name
+        said = intarsia("compress", str(source), "--format", name, *how, "--save", str(out))
+        assert said.code == 0, said.err
+        assert said.json[what] == (14 if name == "gqsa" else 2)
+        bits = 8 * said.json["bytes of packed layers"] / said.json["weights of packed layers"]
+        assert bits < 5
+        opened, tokenizer = open_language_model(str(out))
+        ids = tokenizer("a text", return_tensors="pt").input_ids
+        assert torch.isfinite(opened(ids).logits).all()
+    out = ("--save", str(tmp_path / "other"))
+    said = intarsia("compress", str(model), "--format", "ternary", *how, *out)
+    assert said.code == 2 and "a mixture" in " ".join(said.err.split())
 
 
 def test_the_doctor_says_what_runs_with_and_without_a_compiler(

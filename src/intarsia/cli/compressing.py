@@ -15,6 +15,7 @@ from .options import Json
 from .shell import note, say, show_json, show_table
 
 RECORD = "compress.json"
+METHODS = {"gqsa": "gqsa", "qmoe": "qmoe", "ternary": "qmoe"}  # of layers, and of experts
 
 
 def compress(
@@ -41,10 +42,12 @@ def compress(
     """Keep a language model's linear layers packed, and multiply with what is stored.
 
     Prune first (`intarsia sparsify`): a bitmask of a dense model saves nothing. Refused where this
-    machine would be slower than with the model as it is. The folder opens with `intarsia generate`,
-    `intarsia bench sparse --model` and intarsia.load.
+    machine would be slower than with the model as it is. gqsa prunes groups of weights and stores
+    the others in 4 bits; ternary packs the experts of a mixture; both read --calib. The folder
+    opens with `intarsia generate`, `intarsia bench sparse --model` and intarsia.load.
 
     Example:  intarsia compress pruned --format bitmask --values int8 --save fast
+              intarsia compress smollm2 --format gqsa --density 0.5 --save small
     """
     _check(density, bits, rows, calib, save)
     assert save is not None
@@ -55,7 +58,8 @@ def compress(
         show_json({"folder": str(save), **record})
         return
     before, after = (record["bytes"][when] / 1e6 for when in ("before", "after"))
-    first = f"{record['layers']} layers as {record['format']}, {record['seconds']} s"
+    count = record["layers"] or record["stacks of experts"]
+    first = f"{count} layers as {record['format']}, {record['seconds']} s"
     say(f"{first}\n{before:.1f} MB -> {after:.1f} MB\n{save}")
 
 
@@ -66,11 +70,15 @@ def _packed(
     from ..core import nbytes
     from ..data.language_models import language_model
     from ..data.texts import load_texts
-    from ..hosts.opened import save_language_model
+    from ..hosts.opened import open_language_model, save_language_model
     from ..hosts.swap.compress import compress as pack
+    from ..hosts.swap.packed_experts import packed_stacks
     from ..hosts.swap.packed_linear import PackedLinear
 
-    host, tokenizer = language_model(model, dtype="auto")
+    if (Path(model) / "intarsia.json").is_file():  # a mixture of ours
+        host, tokenizer = open_language_model(model)
+    else:
+        host, tokenizer = language_model(model, dtype="auto")
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
     if getattr(chosen, "needs", None) or callable(getattr(chosen, "apply", None)):
@@ -79,13 +87,17 @@ def _packed(
     started = time.perf_counter()
     host = pack(host, chosen, calibration, **how)
     packed = [m for m in host.modules() if isinstance(m, PackedLinear)]
+    stacks = packed_stacks(host)
     record = {
         "model": model,
         "format": repr(chosen),
         "layers": len(packed),
+        "stacks of experts": len(stacks),
         "bytes": {"before": before, "after": sum(t.nbytes for t in _tensors(host))},
-        "bytes of packed layers": sum(nbytes(m.stored) for m in packed),
-        "weights of packed layers": sum(m.in_features * m.out_features for m in packed),
+        "bytes of packed layers": sum(nbytes(m.stored) for m in packed)
+        + sum(m.nbytes for m in stacks),
+        "weights of packed layers": sum(m.in_features * m.out_features for m in packed)
+        + sum(m.weights for m in stacks),
         "seconds": round(time.perf_counter() - started, 1),
     }
     save_language_model(host, save, tokenizer=tokenizer, record={RECORD: record})
@@ -97,14 +109,13 @@ def chosen_format(name: str, given: dict[str, Any]) -> Any:
 
     Raises: UnknownName; ConfigError for a setting that it does not have.
     """
-    from ..core.registry import card, index
+    from ..core.registry import card
     from ..hosts.swap.compress import Compress, format_named
 
     settings = {n: v for n, v in given.items() if v is not None}
-    packs = {k for k, e in index().items() if e["kind"] == "change" and k in ("gqsa", "qmoe")}
     try:
-        if name in packs:
-            return card(name).config(**settings)
+        if name in METHODS:
+            return card(METHODS[name]).config(**settings)
         return Compress(format_named(name, **settings)).format
     except TypeError as error:
         want = f"settings that {name} has"

@@ -52,6 +52,12 @@ class PackedStack(nn.Module):
         return self.form.decode(stored, (experts * rows, width)).view(self.sizes)
 
     @property
+    def weights(self) -> int:
+        """How many there are."""
+        experts, rows, width = self.sizes
+        return experts * rows * width
+
+    @property
     def nbytes(self) -> int:
         """Of all that is stored."""
         return sum(b.numel() * b.element_size() for b in self.buffers())
@@ -201,6 +207,11 @@ def unpacked(experts: Packed, turned: Mapping[str, bool]) -> nn.Module:
 def packed_experts(model: nn.Module) -> dict[str, Packed]:
     """Experts that are packed, by path."""
     return {p: m for p, m in model.named_modules() if isinstance(m, PackedExperts | PackedStock)}
+
+
+def packed_stacks(model: nn.Module) -> list[PackedStack]:
+    """All stacks that are packed."""
+    return [m for m in model.modules() if isinstance(m, PackedStack)]
 
 
 def room(shape: Sequence[int], codes: int) -> dict[str, Tensor]:
