@@ -9,7 +9,6 @@ from dataclasses import replace
 from torch import nn
 
 from ..core.errors import ConfigError, IntarsiaError
-from ..data import outline
 from ..experiments.execute import method_of, with_method
 from ..hosts.prune.pruner import Pruner, stops_of
 from .arms import among_batch_norms
@@ -27,9 +26,7 @@ def suited(plan: BenchPlan, *, named: bool) -> BenchPlan:
     Raises: ConfigError for a named method that does not fit, or if none does; what
     `before.check_model` raises.
     """
-    check_model(plan)
-    asked = plan.start.adapted
-    model = outline(asked.model, size=asked.size, pretrained=asked.pretrained)
+    asked, model = plan.start.adapted, check_model(plan)
     if model is None:
         return plan
     unfit = _unfit(plan, model)

@@ -76,12 +76,15 @@ def unfinished(plan: BenchPlan, out: Path) -> list[str]:
     return list(dict.fromkeys(p.task.name for p in plan.places() if not done(p)))
 
 
-def check_model(plan: BenchPlan) -> None:
-    """Raises: UnknownName, ConfigError and AssetError, as `check` does."""
+def check_model(plan: BenchPlan) -> nn.Module | None:
+    """The plan's model without memory for its weights, None for one in a hub.
+
+    Raises: UnknownName, ConfigError and AssetError, as `check` does.
+    """
     asked, task, seed = plan.start.adapted, plan.tasks[0], plan.seeds[0]
     model = outline(asked.model, size=asked.size, pretrained=asked.pretrained)
-    if model is None:  # it lies in a hub
-        return
+    if model is None:
+        return None
     finals = [plan.final(Slot(task, arm, seed)).adapted for arm in plan.arms]
     for found in finals:
         if found.last_blocks is not None:
@@ -95,6 +98,7 @@ def check_model(plan: BenchPlan) -> None:
             want="a VisionTransformer or EfficientNet of timm: other blocks are computed once",
             fix="Use --last-blocks 0: all blocks are trained, in every step.",
         )
+    return model
 
 
 def _check_last(asked: Adapted, model: nn.Module) -> None:
