@@ -18,6 +18,7 @@ from intarsia.conformance.verdict import Law
 from intarsia.core import Card, Paper, nbytes
 from intarsia.core.errors import DataError, ShapeError
 from intarsia.formats import GroupSparse
+from intarsia.kernels import native
 from intarsia.kernels.gqsa import affine, codes_of, rounded
 
 FORM = GroupSparse()
@@ -123,6 +124,19 @@ def test_rounded_inputs_share_a_scale_with_their_group_alone() -> None:
     want = few @ FORM.decode(stored, weight.shape).T
     assert_close(whole.matmul(few, stored, weight.shape), want)
     assert_close(whole.matmul(many, stored, weight.shape), want.expand(40, -1))
+
+
+@pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
+@pytest.mark.parametrize("activations", ["float", "int8"])
+def test_a_weight_that_stays_is_multiplied_as_any_other(activations: str) -> None:
+    weight, keep = drawn(5, 3, 0.6)
+    form = GroupSparse(activations=activations)
+    stored = form.encode(weight, keep)
+    x = torch.randn(2, 3, 48, generator=torch.Generator().manual_seed(1))
+    product = form.bound(stored, weight.shape)
+    assert product.takes(x) and torch.equal(product(x), form.matmul(x, stored, weight.shape))
+    assert form.bound(form.encode(weight[:, :40]), (5, 40)) is None  # inputs would be padded
+    assert GroupSparse(3).bound(GroupSparse(3).encode(weight), (5, 48)) is None
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..core import Format
 from ..core.checks import between, one_of
 from ..core.errors import DataError, ShapeError
-from ..kernels.gqsa import affine, codes_of, gqsa, rounded, spread
+from ..kernels.gqsa import affine, bound, codes_of, gqsa, rounded, spread
 from .bits import pack_bits, unpack_bits
 from .rows import kept_of, matrix
 
@@ -120,6 +121,13 @@ class GroupSparse(Format):
         given, integers = self.padded(flat.float()), self.activations == "int8"
         y = gqsa(given, offsets, columns, codes, scales, zeros, integers)
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
+
+    def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
+        """See `Format`."""
+        if (self.bits, self.group) != FAST or len(stored["row_offsets"]) != shape[0] + 1:
+            return None
+        parts = tuple(stored[part] for part in PARTS)
+        return bound(parts, shape[1], self.activations == "int8", FEW)
 
     def check(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> None:
         """Raises: ShapeError unless what is stored fits together, and the shape."""
