@@ -15,6 +15,7 @@ from intarsia.mixtures.experts import StackedExperts
 from intarsia.mixtures.mixture import Mixture
 from intarsia.parallel import Strategy
 from intarsia.parallel.attached import attached
+from intarsia.placement import Topology
 from intarsia.routers.topk import TopK
 from intarsia.train.folder import write_learned
 from intarsia.train.loop import Job
@@ -56,6 +57,21 @@ def rows(count: int, seed: int) -> TensorDataset:
     draws = torch.Generator().manual_seed(seed)
     x = torch.randn(count, 5, WIDTH, generator=draws, dtype=torch.float64)
     return TensorDataset(x, torch.arange(count) % CLASSES)
+
+
+def by_words(words: list[str]) -> None:
+    """`intarsia` with these words, in each process as torchrun starts it."""
+    from intarsia.cli import app
+
+    rank, world = str(dist.get_rank()), str(dist.get_world_size())
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": rank}
+    os.environ |= where | {"RANK": rank, "WORLD_SIZE": world}
+    app(words, standalone_mode=False)
+
+
+def links() -> Topology:
+    """What this process knows of all links."""
+    return Topology.measured()
 
 
 class Stop(Exception):

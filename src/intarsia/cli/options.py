@@ -60,7 +60,7 @@ def flag(name: str) -> str:
     return f"--{LONG.get(name, name).replace('_', '-')}"
 
 
-def _row(panel: str, name: str, kind: Any, default: Any, help: str, *short: str) -> Parameter:
+def option_row(panel: str, name: str, kind: Any, default: Any, help: str, *short: str) -> Parameter:
     """One option: its panel of the help, its name in Python, its type, and what it is."""
     complete = completing.OF_OPTION.get(name)
     option = typer.Option(
@@ -73,7 +73,7 @@ def _row(panel: str, name: str, kind: Any, default: Any, help: str, *short: str)
 
 LONG = {"settings": "set", "targets": "target"}  # where the option is not called as its value
 _pictures, _model, _training, _running, _senses = (
-    functools.partial(_row, panel)
+    functools.partial(option_row, panel)
     for panel in ("Pictures", "Model", "Training", "Running", "Language models that see and hear")
 )
 Words = list[str] | None
@@ -135,7 +135,7 @@ def shared(
 
 def other_tasks() -> tuple[Parameter, ...]:
     """The options of `fit` for what is no model of pictures or texts."""
-    row = functools.partial(_row, "Recommenders and retrieval")
+    row = functools.partial(option_row, "Recommenders and retrieval")
     return (
         row("task", str | None, None, TASK),
         row("teachers", str, "minilm,bm25", "Of a retriever: names or folders, with commas."),

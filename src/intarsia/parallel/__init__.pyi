@@ -1,3 +1,4 @@
+from .auto import Auto as Auto
 from .deepspeed import DeepSpeed as DeepSpeed
 from .ep import ExpertParallel as ExpertParallel
 from .exchange import Meter as Meter

@@ -16,6 +16,7 @@ from ..gating import expert_readers
 from ..mixtures.experts import Experts
 from ..mixtures.mixture import Mixture
 from ..placement.topology import Topology
+from .auto import Auto
 from .exchange import Group, Wire
 from .layout import own_part, put_part, stacked
 from .running import check_alike
@@ -157,7 +158,7 @@ def attached(
     found = {name: m for name, m in model.named_modules() if isinstance(m, Mixture)}
     _check(found, strategy)
     check_alike("model and strategy", _digest(model, strategy), group)
-    links = topology or Topology.uniform(world)
+    links = topology or _links(strategy, world, group)
     kept: dict[str, Experts] = {path: m.experts for path, m in found.items()}
     parts: dict[str, Part] = {}
     for number, (path, mixture) in enumerate(found.items()):
@@ -177,6 +178,11 @@ def attached(
         for name, weight in part.local.named_parameters(recurse=False):
             kept[path].get_parameter(name).data = state.gathered(part, name, weight)
         mixture.experts = kept[path]
+
+
+def _links(strategy: Strategy, world: int, group: Group) -> Topology:
+    """Measured where the strategy chooses by them; alike otherwise, so that runs are repeatable."""
+    return Topology.measured(group) if isinstance(strategy, Auto) else Topology.uniform(world)
 
 
 def _check(found: Mapping[str, Mixture], strategy: Strategy) -> None:

@@ -34,7 +34,7 @@ from .blocks import (
     swaps_of,
 )
 from .exchange import Wire
-from .layout import cut, having, packed, stacked, unpacked
+from .layout import OwnExperts, cut, having, packed, stacked, unpacked
 from .strategy import chained, check_devices, dealt
 from .tutel import slice_weights, slices_of
 
@@ -162,7 +162,7 @@ class Groups:
     tensor: dict[int, Swap]
 
 
-class DeepSpeedExperts(Experts):
+class DeepSpeedExperts(OwnExperts):
     """E experts, of which this process keeps E / P, or one of S slices of one; see `DeepSpeed`."""
 
     def __init__(
@@ -184,17 +184,6 @@ class DeepSpeedExperts(Experts):
         owner, part = divmod(rank // self.settings.tensor, groups.slices)
         held = torch.arange(owner * groups.held, (owner + 1) * groups.held)
         return held, part, groups.slices
-
-    def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        token = torch.arange(len(rows), device=rows.device)
-        weight = rows.new_ones(len(rows))
-        return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
-
-    def every(self, x: Tensor) -> Tensor:
-        made = [
-            self.forward(x, torch.full((len(x),), e, device=x.device)) for e in range(self.experts)
-        ]
-        return torch.stack(made, 1)
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         wire, parts = self.wire, self.settings.parts

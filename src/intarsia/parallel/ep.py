@@ -16,11 +16,11 @@ from ..placement.topology import Topology
 from ..placement.trace import Trace
 from .exchange import Wire
 from .sharded import Sharded, shard
-from .strategy import check_devices, dealt
+from .strategy import InTurn, check_devices
 
 
 @dataclass(frozen=True)
-class ExpertParallel:
+class ExpertParallel(InTurn):
     """Experts in order, E / D on each device; a token's row goes to the devices of its experts.
 
     A row goes once to each such device, which adds its experts up, and comes back. No token is
@@ -30,9 +30,6 @@ class ExpertParallel:
     Not for uneven loads: see `Fssdp`, which gathers copies of the busiest experts for a batch.
     Source: arXiv:2006.16668, section 2.2, without its capacity.
     """
-
-    def rows(self, trace: Trace, devices: int) -> Tensor:
-        return dealt(trace, devices)
 
     def plan(
         self,

@@ -33,11 +33,11 @@ from ..placement.trace import Trace
 from .exchange import Wire
 from .layout import cut, having, packed, size_of, stacked, unpacked
 from .sharded import Sharded
-from .strategy import check_devices, dealt, lined_up
+from .strategy import InTurn, check_devices, lined_up
 
 
 @dataclass(frozen=True)
-class Fssdp:
+class Fssdp(InTurn):
     """Copies of the busiest experts for one batch, gathered from their owners and forgotten.
 
     memory: m, copies that a device has room for in a layer; hottest: t, experts that are copied,
@@ -64,9 +64,6 @@ class Fssdp:
         at_least("memory", self.memory, 0)
         at_least("hottest", self.hottest, 0)
         at_least("window", self.window, 1)
-
-    def rows(self, trace: Trace, devices: int) -> Tensor:
-        return dealt(trace, devices)
 
     def holds(
         self,

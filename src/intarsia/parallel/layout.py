@@ -8,9 +8,26 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..core import Routing
 from ..core.errors import ConfigError
 from ..mixtures.experts import Experts, StackedExperts
 from ..placement.engines import ExpertSize
+
+
+class OwnExperts(Experts):
+    """Experts of which a process has its own: rows go by way of `mix`, which all take part in."""
+
+    def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        token = torch.arange(len(rows), device=rows.device)
+        weight = rows.new_ones(len(rows))
+        return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
+
+    def every(self, x: Tensor) -> Tensor:
+        made = [
+            self.forward(x, torch.full((len(x),), e, device=x.device)) for e in range(self.experts)
+        ]
+        return torch.stack(made, 1)
+
 
 HIDDEN: Mapping[str, int] = {"up": 1, "up_bias": 1, "gate": 1, "gate_bias": 1, "down": 2}  # axes
 

@@ -25,7 +25,7 @@ from ..placement.topology import Topology
 from ..placement.trace import Trace
 from .deepspeed import DeepSpeed, DeepSpeedExperts
 from .exchange import Wire
-from .strategy import dealt
+from .strategy import InTurn
 
 PREFETCH: Mapping[str, str] = MappingProxyType(
     {
@@ -37,7 +37,7 @@ PREFETCH: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class SeMoe:
+class SeMoe(InTurn):
     """Tables of places go inside a node first, then between equal places of the nodes; weights are
     brought in one layer ahead.
 
@@ -61,9 +61,6 @@ class SeMoe:
         one_of("exchange", self.exchange, ("flat", "hierarchical"))
         one_of("prefetch", self.prefetch, PREFETCH)
         at_least("dense", self.dense, 0)
-
-    def rows(self, trace: Trace, devices: int) -> Tensor:
-        return dealt(trace, devices)
 
     def plan(
         self,

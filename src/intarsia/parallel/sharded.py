@@ -17,9 +17,10 @@ from ..mixtures.experts import Experts
 from ..placement.engines import destinations
 from ..placement.placement import Placement
 from .exchange import Group, Meter, exchanged
+from .layout import OwnExperts
 
 
-class Sharded(Experts):
+class Sharded(OwnExperts):
     """E experts, of which this process computes those that it holds.
 
     local: those, in ascending order; holds: (D, E) bool, who holds which; nodes: (D,), of the
@@ -55,17 +56,6 @@ class Sharded(Experts):
             fix = "Take them from intarsia.parallel.shard."
             raise ConfigError("sharded experts", got=got, want="those that it holds", fix=fix)
         self.own = self.holds[self.rank].cumsum(0) - 1  # expert -> its place among the local ones
-
-    def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        token = torch.arange(len(rows), device=rows.device)
-        weight = rows.new_ones(len(rows))
-        return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
-
-    def every(self, x: Tensor) -> Tensor:
-        made = [
-            self.forward(x, torch.full((len(x),), e, device=x.device)) for e in range(self.experts)
-        ]
-        return torch.stack(made, 1)
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         """sum_e G_te expert_e(x_t) of this process's rows.  (T, d) -> (T, out).

@@ -48,6 +48,14 @@ class Strategy(Protocol):
         ...
 
 
+class InTurn:
+    """A strategy in which every process has sequences of its own, dealt out in turn."""
+
+    def rows(self, trace: Trace, devices: int) -> Tensor:
+        """Returns (D, N) bool."""
+        return dealt(trace, devices)
+
+
 def dealt(trace: Trace, devices: int, alike: int = 1) -> Tensor:
     """Sequences in turn; so many devices in a row have the same rows.  Returns (D, N) bool."""
     home = homes(trace, devices // alike)

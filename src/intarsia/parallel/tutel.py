@@ -33,14 +33,14 @@ from .blocks import (
     swaps_of,
 )
 from .exchange import Wire
-from .layout import cut, having, joined, packed, stacked, unpacked
-from .strategy import check_devices, dealt, lined_up
+from .layout import OwnExperts, cut, having, joined, packed, stacked, unpacked
+from .strategy import InTurn, check_devices, lined_up
 
 CHUNKS = (1, 2, 4, 8)  # that `Tutel.tuned` looks at
 
 
 @dataclass(frozen=True)
-class Tutel:
+class Tutel(InTurn):
     """Rows in tables of C places an expert, sent to r groups of devices that compute part of it.
 
     degree: r, 0 or a divisor of S; None = the one with the fewest bytes for the batch at hand: 0
@@ -66,9 +66,6 @@ class Tutel:
             at_least("degree", self.degree, 0)
         at_least("chunks", self.chunks, 1)
         one_of("exchange", self.exchange, EXCHANGES)
-
-    def rows(self, trace: Trace, devices: int) -> Tensor:
-        return dealt(trace, devices)
 
     def plan(
         self,
@@ -172,7 +169,7 @@ class Tutel:
         return TutelExperts(stacked(experts), self, wire, topology)
 
 
-class TutelExperts(Experts):
+class TutelExperts(OwnExperts):
     """E experts, of which this process keeps E / D, or one of S slices of one; see `Tutel`."""
 
     def __init__(
@@ -190,17 +187,6 @@ class TutelExperts(Experts):
         held = max(1, self.experts // self.wire.world)
         owner, part = divmod(rank, self.slices)
         return torch.arange(owner * held, (owner + 1) * held), part, self.slices
-
-    def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        token = torch.arange(len(rows), device=rows.device)
-        weight = rows.new_ones(len(rows))
-        return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
-
-    def every(self, x: Tensor) -> Tensor:
-        made = [
-            self.forward(x, torch.full((len(x),), e, device=x.device)) for e in range(self.experts)
-        ]
-        return torch.stack(made, 1)
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         settings, world = self.settings, self.wire.world

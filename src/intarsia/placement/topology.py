@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.checks import above, at_least
 from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.files import read_json
+from .measuring import Group, measure
 
 MATRICES, VECTORS = ("bandwidth", "latency"), ("flops", "load", "memory")
 KEYS = ("nodes", "each", "intra", "inter", *VECTORS)
@@ -114,6 +115,15 @@ class Topology:
     def uniform(cls, devices: int) -> Topology:
         """One node of alike devices."""
         return cls.two_level(1, devices)
+
+    @classmethod
+    def measured(cls, group: Group = None) -> Topology:
+        """That of the processes of torch.distributed, see `measuring.measure`.
+
+        Takes some milliseconds a pair; what is measured is alike in all processes.
+        Raises: ConfigError without processes.
+        """
+        return cls(**measure(group))
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Topology:

@@ -1,0 +1,62 @@
+"""What a verb that torchrun has started says of its processes; without importing torch."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from inspect import Parameter
+from typing import Any
+
+from ..core.checks import at_least
+from ..core.errors import ConfigError, UnknownName
+from .options import option_row
+
+PLANS = ("auto", "ep", "fssdp", "tutel", "coordinated")  # of parallel.auto
+COUNT = "Share the experts of mixtures out among so many processes, which torchrun has started."
+PLAN = (
+    f"How: {', '.join(PLANS)}. auto measures the links and simulates the others for each layer. "
+    "ep: rows go to their experts; fssdp: and copies of the busiest experts come (Hecate); tutel: "
+    "rows, or slices of weights; coordinated: tables of rows (DeepSpeed-MoE)."
+)
+
+
+def options() -> tuple[Parameter, ...]:
+    """--expert-parallel and --plan."""
+    row = partial(option_row, "Several processes")
+    return (
+        row("expert_parallel", int | None, None, COUNT),
+        row("plan", str | None, None, PLAN),
+    )
+
+
+def plan_of(given: dict[str, Any]) -> str | None:
+    """The plan that was asked for, if experts are to be shared out.  given: loses both options.
+
+    Raises: ConfigError for one option without the other's sense, or another number of processes;
+    UnknownName for no plan.
+    """
+    count, plan = given.pop("expert_parallel"), given.pop("plan")
+    if count is None:
+        if plan is not None:
+            fix = "For example: torchrun --nproc-per-node 4 -m intarsia fit ... --expert-parallel 4"
+            want = "--expert-parallel with it"
+            raise ConfigError("--plan", got="it alone", want=want, fix=fix)
+        return None
+    at_least("--expert-parallel", count, 1)
+    if plan is not None and plan not in PLANS:
+        raise UnknownName("--plan", plan, PLANS)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != count:
+        started = "one process" if world == 1 else f"{world} processes"
+        fix = f"torchrun --nproc-per-node {count} -m intarsia fit ... --expert-parallel {count}"
+        want = f"{count}, started by torchrun"
+        raise ConfigError("--expert-parallel", got=started, want=want, fix=fix)
+    if given.get("task") is not None:
+        got, fix = f"--task {given['task']}", "Leave one of both out."
+        raise ConfigError("--expert-parallel", got=got, want="pictures or texts", fix=fix)
+    return plan or "auto"
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints."""
+    return os.environ.get("RANK", "0") == "0"

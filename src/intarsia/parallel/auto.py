@@ -1,0 +1,103 @@
+"""The strategy with the least simulated time, chosen for each layer before it is shared out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from ..core.checks import at_least
+from ..core.errors import ConfigError, UnknownName
+from ..mixtures.experts import Experts
+from ..placement.engines import ExpertSize
+from ..placement.plan import DevicePlan
+from ..placement.timeline import simulate
+from ..placement.topology import Topology
+from ..placement.trace import Trace
+from .deepspeed import DeepSpeed
+from .ep import ExpertParallel
+from .exchange import Wire
+from .fssdp import Fssdp
+from .layout import size_of, stacked
+from .strategy import InTurn, Strategy
+from .tutel import Tutel
+
+
+@dataclass(frozen=True)
+class Auto(InTurn):
+    """`ExpertParallel`, `Fssdp`, `Tutel` or `DeepSpeed`, whichever the simulator says is fastest.
+
+    tokens: of all processes' rows in a step; active: experts of a token. They are the batch that
+    is simulated, with pairs that are drawn evenly, whatever is routed later: processes, and a plan
+    and what carries it out, then choose alike. `fit` measures the links between its processes
+    (`Topology.measured`) and gives them to it.
+
+    Raises: ConfigError where none of the four can be, and for settings below 1.
+    Not where loads are uneven and known: take `Fssdp`, or look at `intarsia simulate --plan auto`.
+    """
+
+    tokens: int = 4096
+    active: int = 2
+
+    def __post_init__(self) -> None:
+        at_least("tokens", self.tokens, 1)
+        at_least("active", self.active, 1)
+
+    def plan(
+        self,
+        trace: Trace,
+        size: ExpertSize,
+        topology: Topology,
+        *,
+        backward: bool = False,
+        past: Sequence[torch.Tensor] = (),
+    ) -> DevicePlan:
+        best = self.chosen(trace.experts, size, topology)
+        return best.plan(trace, size, topology, backward=backward, past=past)
+
+    def chosen(self, experts: int, size: ExpertSize, topology: Topology) -> Strategy:
+        """The one with the least time, forward and backward; the first of equals."""
+        draws = torch.Generator().manual_seed(0)
+        pairs = torch.rand(self.tokens, 1, experts, generator=draws)
+        row, each = torch.arange(self.tokens), max(1, self.tokens // (4 * topology.devices))
+        trace = Trace(
+            pairs.topk(min(self.active, experts)).indices, experts, row // each, row % each
+        )
+        seconds: dict[Strategy, float] = {}
+        refused = ConfigError("devices", got="no strategy", want="one", fix="Use fewer.")
+        for one in (ExpertParallel(), Fssdp(), Tutel(), DeepSpeed()):
+            try:
+                plan = one.plan(trace, size, topology, backward=True)
+            except ConfigError as error:
+                refused = error
+                continue
+            seconds[one] = simulate(plan, topology).seconds
+        if not seconds:
+            raise refused
+        return min(seconds, key=lambda one: seconds[one])
+
+    def shard(self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1) -> Experts:
+        best = self.chosen(stacked(experts).experts, size_of(experts), topology)
+        return best.shard(experts, wire, topology, layers)
+
+
+NAMED: Mapping[str, Any] = MappingProxyType(
+    {
+        "auto": Auto,
+        "ep": ExpertParallel,
+        "fssdp": Fssdp,
+        "tutel": Tutel,
+        "coordinated": partial(DeepSpeed, exchange="coordinated"),
+    }
+)
+
+
+def strategy_named(name: str) -> Strategy:
+    """The strategy of `intarsia fit --plan`.  Raises: UnknownName."""
+    if name not in NAMED:
+        raise UnknownName("--plan", name, NAMED)
+    return NAMED[name]()
