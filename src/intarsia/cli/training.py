@@ -101,17 +101,18 @@ def fit(
     experiment, out = _asked(given, words)
     use_threads(given["threads"])
     with _going_on(out):
-        run = carry_out(
-            experiment,
-            _running(given, out, resume, plan),
-            note if processes.is_main() else _quiet,
-        )
-    if not processes.is_main():
-        return
+        how = _running(given, out, resume, plan)
+        run = carry_out(experiment, how, note if processes.is_main() else _quiet)
+    if processes.is_main():
+        _told(run, out, as_json)
+
+
+def _told(run: Any, out: Path, as_json: bool) -> None:
+    """The scores, as a table or as JSON."""
     if as_json:
         show_json({"folder": str(out), **run.record["results"], "method": run.record["record"]})
-        return
-    _show(run, out)
+    else:
+        _show(run, out)
 
 
 def _quiet(_: str) -> None:
