@@ -55,6 +55,13 @@ def test_a_mixture_is_traced_placed_and_simulated(
         placed.unlink()
         said = intarsia("place", trace, "--devices", 4, "--by", by, *more, "--save", placed)
         assert said.code == 0 and by in said.out, said.err
+    page = tmp_path / "page.html"
+    more = ("--devices", 4, "--placement", placed, "--report", page)
+    said = intarsia("simulate", trace, *more)
+    assert said.code == 0 and str(page) in said.out, said.err
+    text = page.read_text()
+    for figure in ("before", "after", "loads-2", "hits", "timeline"):
+        assert f'id="plot-{figure}"' in text and f'"{figure}": {{' in text
 
 
 @pytest.mark.parametrize(

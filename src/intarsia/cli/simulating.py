@@ -43,6 +43,10 @@ def simulate(
     save: Annotated[
         Path | None, typer.Option(help="A timeline for Perfetto or chrome://tracing.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="A page to write: traffic, loads, hit rates, the timeline."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say how long a batch takes on devices, what binds, and whether moving experts would pay.
@@ -50,6 +54,7 @@ def simulate(
     A model of time, not a measurement: products at the device's full rate, links at theirs.
 
     Example:  intarsia simulate t.safetensors --topology a.json --plan ep --save timeline.json
+    Example:  intarsia simulate t.safetensors --devices 8 --placement p.json --report page.html
     """
     _check(plan, policy, tokens, streams, slots, placement)
     from ..placement.trace import Trace
@@ -57,27 +62,54 @@ def simulate(
     whole, links = Trace.load_file(trace), topology_of(devices, topology)
     if plan in ENGINES:
         found = whole.rows(slice(tokens))
-        told, line = _simulated(found, links, ENGINES[plan], placement, expert, backward)
+        told, line, made = _simulated(found, links, ENGINES[plan], placement, expert, backward)
     else:
-        told, line = _best(whole, links, plan, tokens, expert, backward)
+        told, line, made = _best(whole, links, plan, tokens, expert, backward)
     if slots is not None:
         told |= _decoded(whole, slots, policy, streams, told["expert_bytes"], links)
-    if save is not None:
-        from ..core.files import write_text
-
-        write_text(save, line.chrome())
+    name = told.get("plan", plan)
+    of = whole.rows(slice(tokens)), links, name, made, line
+    _written(save, report, of, placement, expert, streams, backward)
     if as_json:
         show_json(told)
         return
     _show_simulated(told)
     if slots is not None:
-        say(
-            f"Decoding {streams} at once with {slots} experts in memory, {policy}: hit rate "
-            f"{told['hit_rate']:.3f}, {told['bytes_a_step'] / 1e6:.3g} MB a step, which take "
-            f"{told['floor_seconds'] * 1e3:.3g} ms at least"
-        )
+        _show_decoded(told, slots, policy, streams)
+    for file in (save, report):
+        if file is not None:
+            say(str(file))
+
+
+def _written(
+    save: Path | None,
+    report: Path | None,
+    of: tuple[Any, ...],
+    placement: Path | None,
+    expert: str | None,
+    streams: int,
+    backward: bool,
+) -> None:
+    """The timeline and the page.  of: batch, topology, the plan's name, the plan, its timeline."""
     if save is not None:
-        say(str(save))
+        from ..core.files import write_text
+
+        write_text(save, of[-1].chrome())
+    if report is not None:
+        from .simulated_steps import write_report
+
+        size = None if expert is None else _size(expert)
+        write_report(
+            report, *of, placement=placement, size=size, streams=streams, backward=backward
+        )
+
+
+def _show_decoded(told: dict[str, Any], slots: int, policy: str, streams: int) -> None:
+    say(
+        f"Decoding {streams} at once with {slots} experts in memory, {policy}: hit rate "
+        f"{told['hit_rate']:.3f}, {told['bytes_a_step'] / 1e6:.3g} MB a step, which take "
+        f"{told['floor_seconds'] * 1e3:.3g} ms at least"
+    )
 
 
 def _check(
@@ -98,7 +130,7 @@ def _check(
 
 def _best(
     whole: Any, links: Any, plan: str, tokens: int, expert: str | None, backward: bool
-) -> tuple[dict[str, Any], Any]:
+) -> tuple[dict[str, Any], Any, Any]:
     """A strategy, or the one with the least time; of the batch after those that it has seen."""
     from ..core.registry import card
     from ..parallel.tutel import Tutel
@@ -119,7 +151,7 @@ def _best(
     best = min(lines, key=lambda name: lines[name][1].seconds)
     made, line = lines[best]
     every = {name: of.seconds for name, (_, of) in lines.items()}
-    return _told(made, line, batch, size, links) | {"plan": best, "plans": every}, line
+    return _told(made, line, batch, size, links) | {"plan": best, "plans": every}, line, made
 
 
 def _show_simulated(told: dict[str, Any]) -> None:
@@ -186,7 +218,7 @@ def pack(
 
 def _simulated(
     found: Any, links: Any, engine: str, file: Path | None, expert: str | None, backward: bool
-) -> tuple[dict[str, Any], Any]:
+) -> tuple[dict[str, Any], Any, Any]:
     """What is told of a batch, and its timeline."""
     from ..placement.engines import ExpertSize, expert_parallel
     from ..placement.placement import Placement
@@ -200,7 +232,7 @@ def _simulated(
     nodes = links.nodes()
     made = expert_parallel(found, placed, size, engine=engine, nodes=nodes, backward=backward)
     line = run(made, links)
-    return _told(made, line, found, size, links), line
+    return _told(made, line, found, size, links), line, made
 
 
 def _told(made: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:

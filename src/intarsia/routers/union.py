@@ -17,6 +17,7 @@ from ..gating.router import Router, check_counts
 SELECTS = ("data", "tokens", "experts")
 GATES = ("sizes", "frozen", "straight-through", "score")
 WEIGHS = ("straight-through", "score")
+WEIGHT = 0.01  # of the sizes' loss: Adam steps alike, and a clipped norm is the task's
 LEAST = 1e-6  # size of an output, below which its logarithm says nothing
 
 
@@ -152,7 +153,7 @@ class UnionRouter(Router):
     def teach(self, rows: Tensor, token: Tensor, expert: Tensor, made: Tensor) -> None:
         """Add the loss by which the gate learns how large the outputs of pairs are.
 
-        mean (x_t W_e + b_e - log |o_te| + m)^2 over the pairs, m the mean of the logarithms.
+        0.01 mean (x_t W_e + b_e - log |o_te| + m)^2 over the pairs, m the mean of the logarithms.
         rows: (N, d); token, expert: (P,); made: (P, out), the experts' outputs o.
         """
         last = self.last
@@ -161,4 +162,4 @@ class UnionRouter(Router):
         found = wide_linear(rows.detach(), self.weight, self.bias)[token, expert]
         size = made.detach().to(found.dtype).norm(dim=-1).clamp_min(LEAST).log()
         loss = F.mse_loss(found, size - size.mean())
-        self.context.routings[self] = replace(last, losses={**last.losses, "sizes": loss})
+        self.context.routings[self] = replace(last, losses={**last.losses, "sizes": WEIGHT * loss})

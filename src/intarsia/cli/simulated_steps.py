@@ -1,0 +1,70 @@
+"""What `intarsia simulate --report` puts together for its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+POLICIES = ("lru", "lfu", "expected", "belady")
+SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)  # of the experts in memory
+DECODED = 512  # tokens of which hit rates are
+
+
+def write_report(
+    out: Path,
+    batch: Any,
+    links: Any,
+    plan: str,
+    made: Any,
+    line: Any,
+    *,
+    placement: Path | None,
+    size: tuple[int, int] | None,
+    streams: int,
+    backward: bool,
+) -> Path:
+    """The page of a batch by a plan, beside plain expert parallelism with the experts in order."""
+    from ..placement.cost import device_loads
+    from ..placement.engines import ExpertSize, expert_parallel
+    from ..placement.placement import Placement
+    from ..placement.timeline import simulate
+    from ..results.simulated import Simulated, write_page
+
+    of = ExpertSize.of(batch) if size is None else ExpertSize(*size)
+    plain = Placement.contiguous(batch.layers, batch.experts, links.devices)
+    before = expert_parallel(batch, plain, of, nodes=links.nodes(), backward=backward)
+    load = batch.load()
+    loads = {"Experts": load, "Devices, experts in order": device_loads(load, plain)}
+    if placement is not None:
+        loads["Devices, as placed"] = device_loads(load, Placement.load_file(placement))
+    found = Simulated(
+        plan,
+        len(batch),
+        before.bytes(),
+        made.bytes(),
+        line,
+        simulate(before, links).seconds,
+        loads,
+        hit_rates(batch.rows(slice(DECODED)), streams),
+    )
+    return write_page(found, out)
+
+
+def hit_rates(trace: Any, streams: int) -> dict[str, list[tuple[float, float]]]:
+    """Policy -> (share in memory, hit rate), from an empty start."""
+    from ..core.registry import card
+    from ..placement.cache import replay
+    from ..placement.describe import demand
+    from ..placement.policies import Belady
+
+    steps, sizes = demand(trace, streams), (trace.layers, trace.experts)
+    whole = trace.layers * trace.experts
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name in POLICIES:
+        points: list[tuple[float, float]] = []
+        for share in SHARES:
+            slots = max(2, round(share * whole))
+            of = Belady(*sizes, steps) if name == "belady" else card(name).config().build(*sizes)
+            points.append((slots / whole, replay(steps, of, slots).rate))
+        found[name] = points
+    return found
