@@ -79,6 +79,14 @@ def test_what_a_run_cost(tmp_path, monkeypatch, seconds, minutes, said):
     assert f", {said}; " in (tmp_path / "claims.md").read_text()
 
 
+def test_rows_without_some_of_the_keys_have_empty_cells():
+    rows = [{"entries": "none", "nats": 1.0}, {"entries": "a + b"}, {"nats": 2.0, "more": "x"}]
+    wanted = ["| entries | nats | more |", "|---|---|---|"]
+    wanted += ["| none | 1.0 |  |", "| a + b |  |  |", "|  | 2.0 | x |"]
+    assert ledger.markdown(rows) == wanted
+    assert not ledger.markdown([])
+
+
 def test_a_foreign_record_is_refused(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"key": "x"}))
     with pytest.raises(CheckpointError, match="Run the claim again"):

@@ -167,10 +167,16 @@ def _cost(found: Claim, record: Record) -> str:
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Rows with the same keys as a Markdown table."""
-    rows = list(rows)
-    if not rows:
+    """Rows as a Markdown table; none for no rows."""
+    names, *cells = squared(rows)
+    if not names:
         return []
-    names = list(rows[0])
-    out = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return out + ["| " + " | ".join(str(row[n]) for n in names) + " |" for row in rows]
+    lines = ["| " + " | ".join(line) + " |" for line in (names, *cells)]
+    return [lines[0], "|" + "---|" * len(names), *lines[1:]]
+
+
+def squared(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """All keys of the rows, then the cells of each row, empty where a row has no such key."""
+    rows = list(rows)
+    names = tuple(dict.fromkeys(name for row in rows for name in row))
+    return [names, *(tuple(str(row.get(name, "")) for name in names) for row in rows)]

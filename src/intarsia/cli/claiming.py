@@ -58,6 +58,8 @@ def claim(
     if as_json:
         show_json(records)
         return
+    from ..claims.ledger import squared
+
     for record in records:
         say(f"{record['key']}: {record['sentence']}")
         say(f"  against {record['baseline']}, bar {record['bar']}")
@@ -66,9 +68,9 @@ def claim(
             f"seeds): {'holds' if record['holds'] else 'FAILS'}"
         )
         say(f"  {record['seconds']:.0f} s; {record['machine']}\n  {record['note']}".rstrip())
-        if table := record["table"]:
-            cells = [tuple(str(v) for v in row.values()) for row in table]
-            show_table("", tuple(table[0]), cells)
+        names, *cells = squared(record["table"])
+        if cells:
+            show_table("", names, cells)
     say(f"Page: {page}")
 
 
