@@ -123,6 +123,7 @@ from .methods.seuf import Seuf as Seuf
 from .methods.seuf import unlearn as unlearn
 from .methods.slime import Slime as Slime
 from .methods.sms import SparseModelSoup as SparseModelSoup
+from .methods.sparse_bytenn import SparseByteNn as SparseByteNn
 from .methods.sparse_ift import SparseIft as SparseIft
 from .methods.sparse_ift import flop_audit as flop_audit
 from .methods.uni_moe import UniMoe as UniMoe

@@ -36,6 +36,7 @@ from .s2ft.s2ft import S2ft as S2ft
 from .seuf import Seuf as Seuf
 from .slime import Slime as Slime
 from .sms import SparseModelSoup as SparseModelSoup
+from .sparse_bytenn import SparseByteNn as SparseByteNn
 from .sparse_ift import SparseIft as SparseIft
 from .sparse_ift import flop_audit as flop_audit
 from .uni_moe import UniMoe as UniMoe

@@ -8,6 +8,7 @@ from .disjoint import random_disjoint as random_disjoint
 from .patterns import keep_blocks as keep_blocks
 from .patterns import keep_n_of_m as keep_n_of_m
 from .patterns import keep_rows as keep_rows
+from .row_blocks import keep_row_blocks as keep_row_blocks
 from .sparsifier import Sparsifier as Sparsifier
 from .topk import entries as entries
 from .topk import keep_random as keep_random

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import Card, Paper
 from ..core.checks import above, at_least, between, one_of
-from ..partitions import erdos_renyi, keep_shares, uniform
+from ..partitions import erdos_renyi, keep_row_blocks, keep_shares, uniform
 from ..partitions.topk import keep_top
 from .mask_settings import MaskSettings
 from .masked import Kept, Weights
@@ -30,6 +30,8 @@ class Gradual(MaskSettings):
     density: at the end.  start, stop: where pruning begins and ends, as shares of the steps; the
     sparsity between them rises by s_t = s_f + (s_i - s_f)(1 - t)^3.  every: steps between changes.
     spread: "uniform", every layer has the density; "erdos-renyi"; "global", the smallest of all.
+    rows: outputs that are 0 together at an input, with their whole kernels, see `keep_row_blocks`:
+    the density is then that of blocks; not with spread="global".
     layers, store: see `MaskSettings`.
 
     Raises: ConfigError on settings that cannot be.
@@ -40,6 +42,7 @@ class Gradual(MaskSettings):
     stop: float = 0.6
     every: int = 10
     spread: str = "uniform"
+    rows: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +51,8 @@ class Gradual(MaskSettings):
         between("stop", self.stop, self.start, 1, "Try 0.6.")
         at_least("start", self.start, 0)
         at_least("every", self.every, 1)
-        one_of("spread", self.spread, SPREADS)
+        at_least("rows", self.rows, 1)
+        one_of("spread", self.spread, SPREADS if self.rows == 1 else SPREADS[:2])
 
     def due(self, step: int, steps: int) -> bool:
         """Every so many steps between the ends, and at the stop."""
@@ -80,7 +84,12 @@ class Gradual(MaskSettings):
             found = keep_top(scores, round(density * total))
         else:
             spread = uniform if self.spread == "uniform" else erdos_renyi
-            found = keep_shares(scores, spread(shapes, density))
+            shares = spread(shapes, density)
+            if self.rows > 1:
+                whole = {name: w.detach().abs() for name, w in weights.items()}
+                found = keep_row_blocks(whole, shares, self.rows)
+            else:
+                found = keep_shares(scores, shares)
         return {n: found.mask(n, 0).to(kept[n].device) & kept[n] for n in kept}
 
 

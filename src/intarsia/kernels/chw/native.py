@@ -69,13 +69,17 @@ class Program:
                 for row in self.direct.get(number, ()):
                     self.table[row, SRC] = self._address(number)
                 self.views[number].copy_(x)
+        self.carry_out()
+        return [self.views[number].clone() for number in wanted]
+
+    def carry_out(self) -> None:
+        """All steps, on what is in memory: `views` shows it."""
         table = self.table.data_ptr()
         for job in self.work:
             if len(job) == 2:
                 self._run(table, *job, self.threads)
             else:
                 torch.mm(job[0], job[1], out=job[2])
-        return [self.views[number].clone() for number in wanted]
 
     def _address(self, number: int) -> int:
         return self.memory.data_ptr() + 4 * self.offsets[number]

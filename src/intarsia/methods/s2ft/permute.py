@@ -12,6 +12,7 @@ from ...core.errors import ConfigError, TargetError
 from ...core.registry import method_from_dict, settings_to_dict
 from ...hosts.anatomy import origin
 from ...hosts.anatomy.blocks import base_of, unwrapped, walk
+from ...hosts.anatomy.reorder import reorder
 from ...hosts.attach.peft import IntarsiaLayer, PeftModel, is_adapted
 from .cell import S2ftCell
 from .couples import Couple, couples
@@ -66,9 +67,9 @@ class Permutation:
                     fix = "Permute the model before other adapters go in."
                     raise TargetError(f"permutation at {path!r}", got=got, want=want, fix=fix)
         for path, index in rows.items():
-            _reorder(unwrapped(modules[path]), index, 0)
+            reorder(unwrapped(modules[path]), index, 0)
         for path, index in columns.items():
-            _reorder(unwrapped(modules[path]), index, 1)
+            reorder(unwrapped(modules[path]), index, 1)
         new = {path: index.argsort() for path, index in (rows | columns).items()}
         for path, layer in layers.items():
             for cell in layer.intarsia_cells.values():
@@ -152,24 +153,8 @@ def _picked(
     return units
 
 
-def _weight(module: nn.Module) -> Tensor:
-    weight = unwrapped(module).weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
 def _side(path: str, rows: Mapping[str, Tensor]) -> str:
     return "outputs" if path in rows else "inputs"
-
-
-@torch.no_grad()
-def _reorder(layer: nn.Module, index: Tensor, axis: int) -> None:
-    weight = _weight(layer)
-    index = index.to(weight.device)
-    weight.copy_(weight.index_select(axis, index))
-    bias = getattr(layer, "bias", None)
-    if axis == 0 and isinstance(bias, Tensor):
-        bias.copy_(bias.index_select(0, index))
 
 
 def _renumbered(method: S2ft, new: Mapping[str, Tensor]) -> S2ft:

@@ -1,0 +1,215 @@
+"""Which layers of a convolutional net share their channels, and a new order of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from ...core.errors import TargetError
+from .reorder import reorder
+from .traced import ADD, BATCH_NORM, MUL, function_of, module_of, tensors_in, traced
+
+SAME_MODULES = (
+    *(nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh),
+    *(nn.LeakyReLU, nn.ELU, nn.Mish, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample),
+)
+SAME_NAMED = ("DropPath", "Swish", "HardSwish", "HardSigmoid", "FastAdaptiveAvgPool")  # of timm
+SAME_FUNCTIONS = (
+    *("relu", "relu6", "hardswish", "silu", "gelu", "sigmoid", "hardsigmoid", "tanh", "dropout"),
+    *("flatten", "mean", "adaptive_avg_pool2d", "max_pool2d", "avg_pool2d", "contiguous"),
+)
+POOLS = ("mean", "adaptive_avg_pool2d")
+
+
+@dataclass
+class Group:
+    """Channels that have one order: who makes them, who reads them, who has a value for each.
+
+    fixed: why their order cannot change, "" if it can.
+    """
+
+    makes: list[str] = field(default_factory=lambda: list[str]())
+    reads: list[str] = field(default_factory=lambda: list[str]())
+    follows: list[str] = field(default_factory=lambda: list[str]())
+    fixed: str = ""
+    size: int = 0
+
+
+@dataclass
+class _Value:
+    """A node's channels: a number of a group, and whether pictures have been pooled to vectors."""
+
+    group: int
+    pooled: bool = False
+
+
+class _Walk:
+    """Goes along the graph and joins groups."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self.graph, self.groups, self.parent = graph, list[Group](), list[int]()
+        self.values: dict[fx.Node, _Value] = {}
+        self.pooled: set[str] = set()  # layers that read vectors
+        self.inputs: set[str] = set()  # layers that read the net's input
+
+    def new(self, fixed: str = "", size: int = 0) -> int:
+        self.groups.append(Group(fixed=fixed, size=size))
+        self.parent.append(len(self.parent))
+        return self.parent[-1]
+
+    def root(self, number: int) -> int:
+        while self.parent[number] != number:
+            number = self.parent[number]
+        return number
+
+    def at(self, number: int) -> Group:
+        return self.groups[self.root(number)]
+
+    def join(self, one: int, other: int) -> int:
+        a, b = self.root(one), self.root(other)
+        if a != b:
+            first, second = self.groups[a], self.groups[b]
+            for name in ("makes", "reads", "follows"):
+                getattr(first, name).extend(getattr(second, name))
+            first.fixed, first.size = first.fixed or second.fixed, first.size or second.size
+            self.parent[b] = a
+        return a
+
+    def visit(self, node: fx.Node) -> None:
+        """Give a node its value.  Raises: TargetError, by name, for what is not known."""
+        if node.op == "placeholder":
+            self.values[node] = _Value(self.new("the net's input"))
+            return
+        inputs = [self.values[n] for n in tensors_in(node) if n in self.values]
+        if node.op == "output":
+            for one in _nodes(node.args):
+                self.at(self.values[one].group).fixed = "the net's output"
+            return
+        module = module_of(self.graph, node)
+        path = str(node.target)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            self.values[node] = self._layer(path, module, inputs[0])
+        elif isinstance(module, BATCH_NORM):
+            self.at(inputs[0].group).follows.append(path)
+            self.values[node] = inputs[0]
+        elif isinstance(module, SAME_MODULES) or type(module).__name__ in SAME_NAMED:
+            pooled = inputs[0].pooled or isinstance(module, nn.AdaptiveAvgPool2d)
+            self.values[node] = _Value(inputs[0].group, pooled)
+        elif function_of(node) in SAME_FUNCTIONS:
+            pooled = inputs[0].pooled or function_of(node) in POOLS
+            self.values[node] = _Value(inputs[0].group, pooled)
+        elif function_of(node) in (ADD, MUL) and inputs:
+            group = inputs[0].group
+            for other in inputs[1:]:
+                group = self.join(group, other.group)
+            self.values[node] = _Value(group, all(one.pooled for one in inputs))
+        else:
+            what = type(module).__name__ if module is not None else function_of(node) or node.op
+            got, want = f"{what} at {node.name!r}", "layers whose channels are known to go along"
+            fix = "Leave this net as it is: blocks of rows work without a new order."
+            raise TargetError("order of channels", got=got, want=want, fix=fix)
+
+    def _layer(self, path: str, layer: Any, value: _Value) -> _Value:
+        if value.pooled:
+            self.pooled.add(path)
+        if self.at(value.group).fixed == "the net's input":
+            self.inputs.add(path)
+        outs = len(layer.weight)
+        groups = getattr(layer, "groups", 1)
+        if groups > 1 and groups == layer.in_channels == layer.out_channels:
+            self.at(value.group).follows.append(path)
+            return value
+        if groups > 1:
+            self.at(value.group).fixed = f"{path}, a convolution of {groups} groups"
+            return _Value(self.new(f"{path}, a convolution of {groups} groups", outs), value.pooled)
+        self.at(value.group).reads.append(path)
+        made = self.new(size=outs)
+        self.groups[made].makes.append(path)
+        return _Value(made, value.pooled)
+
+
+def _nodes(args: Any) -> Iterator[fx.Node]:
+    found: list[fx.Node] = []
+    map_arg(args, lambda n: found.append(n) or n)
+    yield from found
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The groups of a net, and which layers may be sparse.
+
+    layers: 1x1 and k x k convolutions and linear maps, without those that read the net's input or
+    make its output (stem, classifier), depthwise ones, and those of vectors (squeeze, excitation).
+    """
+
+    groups: tuple[Group, ...]
+    layers: tuple[str, ...]
+
+    @property
+    def free(self) -> tuple[Group, ...]:
+        """The groups whose order can change."""
+        return tuple(g for g in self.groups if not g.fixed and g.makes)
+
+
+def channels_of(net: nn.Module) -> Channels:
+    """The channels of a convolutional net; those that a residual addition joins are one group.
+
+    Raises: TargetError for a net that cannot be traced, a weight that two layers share, a layer
+    that is called twice, or a join that is not known, each by name.
+    """
+    graph = traced(net)
+    _refuse_shared(net, graph)
+    walk = _Walk(graph)
+    for node in graph.graph.nodes:
+        walk.visit(node)
+    groups = [g for i, g in enumerate(walk.groups) if walk.root(i) == i]
+    ends = {p for g in groups if g.fixed == "the net's output" for p in g.makes}
+    made = [p for g in groups for p in g.makes]
+    order = {str(n.target): i for i, n in enumerate(graph.graph.nodes)}
+    dense = walk.inputs | walk.pooled | ends
+    layers = sorted((p for p in made if p not in dense), key=lambda p: order[p])
+    return Channels(tuple(groups), tuple(layers))
+
+
+def _refuse_shared(net: nn.Module, graph: fx.GraphModule) -> None:
+    owner: dict[int, str] = {}
+    called: set[str] = set()
+    for node in graph.graph.nodes:
+        module, path = module_of(graph, node), str(node.target)
+        if module is None or not list(module.parameters(recurse=False)):
+            continue
+        names = {id(p): path for p in module.parameters(recurse=False)}
+        twice = path if path in called else next((owner[i] for i in names if i in owner), "")
+        if twice:
+            got = f"a weight of {path!r} that {twice!r} uses, too"
+            fix = "Give each its own, or prune without a new order."
+            raise TargetError("order of channels", got=got, want="a weight a layer", fix=fix)
+        called.add(path)
+        owner |= names
+
+
+@torch.no_grad()
+def reorder_channels(net: nn.Module, group: Group, order: Tensor) -> None:
+    """Give a group's channels a new order, in place: what is channel i was order[i].
+
+    Rows of those that make them, values of batch norms and depthwise convolutions, and columns of
+    all that read them; the net's outputs stay the same.
+    """
+    for path in (*group.makes, *group.follows):
+        reorder(net.get_submodule(path), order, 0, fresh=True)
+    for path in group.reads:
+        layer: Any = net.get_submodule(path)
+        each = layer.weight.shape[1] // len(order)  # pixels of a channel, where a map was flattened
+        columns = (order[:, None] * each + torch.arange(each)).flatten()
+        reorder(layer, columns, 1, fresh=True)
+
+
+def orders_to_json(groups: tuple[Group, ...], orders: Mapping[int, Tensor]) -> list[list[int]]:
+    """The order of every free group, [] = as it is."""
+    return [orders[i].tolist() if i in orders else [] for i in range(len(groups))]

@@ -1,0 +1,113 @@
+"""SparseByteNN: blocks of output rows, and an order of channels for them (arXiv:2310.19509)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Card, Paper
+from ..core.change import PlainChange, Plan
+from ..core.checks import above, at_least, between
+from ..core.errors import TargetError
+from ..hosts.anatomy.channel_groups import Channels, channels_of, orders_to_json, reorder_channels
+from ..hosts.swap.upcycle import check_unadapted
+from ..partitions.row_blocks import row_order
+from ..schedules import Gradual
+
+
+@dataclass(frozen=True)
+class SparseByteNn(PlainChange):
+    """Channels of a convolutional net in an order in which blocks of rows keep most, for pruning.
+
+    A block is `rows` consecutive outputs x one input x its whole kernel, and is kept or 0 as a
+    whole: score sum |w|. The net is rearranged first: each layer's outputs get an order pi, which
+    goes to rows, bias, batch norm and depthwise convolutions behind, and to the columns of all that
+    read them; layers that a residual addition joins have one pi, their norms side by side. The
+    outputs stay the same, to rounding.
+    density: of blocks that are kept, for which the order is chosen, in 1x1 and k x k layers; stem,
+    depthwise, squeeze and excitation and classifier stay dense.  rows: of a block.  rounds: of
+    the assignment of rows to blocks behind the greedy start, 0 = the start alone.
+
+    net = intarsia.apply(net, SparseByteNn(density=0.7)); fit(net, train), which prunes by blocks
+    along `Gradual` over 60 % of the steps; intarsia.compress(net, Chw(), example).
+    Raises: ConfigError for settings that cannot be; TargetError in `plan`, by name, for a weight
+    that layers share, a layer or a join that is not known, or a net with adapters. Not for
+    transformers.
+    Source: abstract; patterns, the order and its Hungarian step are ours (the nearest published
+    scheme is 1xN pruning, arXiv:2105.14713).
+    """
+
+    density: float = 0.7
+    rows: int = 4
+    rounds: int = 3
+
+    stores = "all"
+
+    def __post_init__(self) -> None:
+        above("density", self.density, 0, "Try 0.7.")
+        between("density", self.density, 0, 1, "Try 0.7.")
+        at_least("rows", self.rows, 1)
+        at_least("rounds", self.rounds, 0)
+
+    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
+        """The order of each group of channels, and the layers to prune."""
+        check_unadapted(host)
+        found = channels_of(host)
+        if not found.layers:
+            got, want = f"none in {type(host).__name__}", "convolutions between stem and classifier"
+            raise TargetError("layers to prune", got=got, want=want, fix="Use a deeper net.")
+        orders = self._orders(host, found)
+        decided = {"orders": orders_to_json(found.free, orders), "layers": list(found.layers)}
+        return Plan(self, seed, decided)
+
+    def _orders(self, host: nn.Module, found: Channels) -> dict[int, Tensor]:
+        orders: dict[int, Tensor] = {}
+        for i, group in enumerate(found.free):
+            paths = [path for path in group.makes if path in found.layers]
+            weights = [_norms(host.get_submodule(path)) for path in paths]
+            if weights and self.rows > 1 and self.density < 1:
+                orders[i] = row_order(weights, self.rows, self.density, self.rounds)
+        return orders
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        groups = channels_of(host).free
+        for group, order in zip(groups, plan.decided["orders"], strict=True):
+            if order:
+                reorder_channels(host, group, torch.tensor(order))
+        return host
+
+    def scheduled(self, plan: Plan, schedule: Any) -> Any:
+        """The schedule of a training: `Gradual` by blocks where none is given, or its layers."""
+        layers = tuple(plan.decided["layers"])
+        if schedule is None:
+            return Gradual(self.density, rows=self.rows, layers=layers)
+        if isinstance(schedule, Gradual) and schedule.layers is None:
+            return replace(schedule, rows=self.rows, layers=layers)
+        return schedule
+
+
+def _norms(layer: Any) -> Tensor:
+    """sum |w| of each kernel.  (out, in)"""
+    weight = layer.weight.detach().float().abs().cpu()
+    return weight.reshape(*weight.shape[:2], -1).sum(-1)
+
+
+CARD = Card(
+    "sparse_bytenn",
+    kind="change",
+    config=SparseByteNn,
+    paper=Paper(
+        "2310.19509",
+        2023,
+        "SparseByteNN: A Novel Mobile Inference Acceleration Framework Based on Fine-Grained Group "
+        "Sparsity",
+    ),
+    summary="A CNN's channels get an order in which blocks of rows keep most, and are then pruned.",
+    family="sparse training",
+    names=("SparseByteNN",),
+    tiny={"density": 0.5, "rows": 2},
+)
