@@ -203,6 +203,6 @@ def test_two_layers_of_one_weight_are_refused_and_groups_keep_their_order() -> N
     net.b.weight = net.a.weight
     with pytest.raises(TargetError, match="'b' that 'a' uses"):
         channels_of(net)
-    for settings in ({"density": 0.0}, {"rows": 0}, {"rounds": -1}):
+    for wrong in ({"density": 0.0}, {"rows": 0}, {"rounds": -1}):
         with pytest.raises(ConfigError):
-            SparseByteNn(**settings)
+            SparseByteNn(**wrong)

@@ -222,8 +222,8 @@ CLAIMS = (
         sentence="EfficientNet-Lite0 with 1x1 convolutions of which a fifth, or a tenth, is left "
         "runs faster at batch 1 than its dense net in the fastest dense runtime "
         "(Fast Sparse ConvNets, arXiv:1911.09723).",
-        baseline="the fastest of OpenVINO and onnxruntime in float32: 1.6 times as fast at a density "
-        "of 0.2, 2.0 at 0.1; the lesser of both, over that",
+        baseline="the fastest of OpenVINO and onnxruntime in float32: 1.6 times as fast at a "
+        "density of 0.2, 2.0 at 0.1; the lesser of both, over that",
         bar=1.0,
         sense=">=",
         minutes=3,

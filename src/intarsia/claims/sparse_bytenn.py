@@ -99,10 +99,11 @@ def rearranged(seeds: tuple[int, ...], report: Report) -> Result:
 CLAIMS = (
     Claim(
         "sparse-bytenn-rearranged",
-        sentence="In EfficientNet-Lite0 with its channels rearranged, blocks of four rows keep more "
-        "of the weights' L1 norm and change the outputs less (SparseByteNN, arXiv:2310.19509).",
-        baseline="the same blocks on the channels as they are; the share of layers that are better in "
-        "both",
+        sentence="In EfficientNet-Lite0 with its channels rearranged, blocks of four rows keep "
+        "more of the weights' L1 norm and change the outputs less (SparseByteNN, "
+        "arXiv:2310.19509).",
+        baseline="the same blocks on the channels as they are; the share of layers that are better "
+        "in both",
         bar=0.95,
         sense=">=",
         minutes=3,
