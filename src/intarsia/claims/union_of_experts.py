@@ -39,7 +39,7 @@ PICTURES: dict[str, Any] = {
 TEXTS: dict[str, Any] = {
     DENSE: None,
     UNION: UnionOfExperts(8, 3),
-    SWITCH: Upcycle(Switch(3), how="slices"),
+    SWITCH: Upcycle(Switch(4), how="slices"),
 }
 Cell = Mapping[str, float]
 Found = Mapping[str, Cell]
@@ -178,7 +178,7 @@ def points(found: Found) -> float:
 
 _NOTE = (
     "All weights are trained, alike in the three arms; Switch has one of several slices of each "
-    "MLP and a dense attention, at equal MACs. MACs of a whole forward by torch's "
+    "MLP and a dense attention, at about equal MACs. MACs of a whole forward by torch's "
     "FlopCounterMode, CPU seconds on one thread, both in evaluation."
 )
 _PICTURES = (
