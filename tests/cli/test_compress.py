@@ -59,6 +59,8 @@ def test_a_model_is_compressed_saved_and_opened(
         found, want = opened(ids).logits, packed.eval()(ids).logits
     assert found.dtype == torch.bfloat16 and torch.equal(found, want)
     assert sum(isinstance(m, PackedLinear) for m in opened.modules()) == 14
+    told = intarsia("generate", str(out), "a text", "--tokens", "4", "--json")
+    assert told.code == 0 and told.json["tokens"] <= 4, told.err
     again = intarsia(*given, "--force")
     assert again.code == 2 and "something there" in again.err
 

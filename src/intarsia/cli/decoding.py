@@ -133,9 +133,9 @@ def _continued(
     beside: bool,
 ) -> dict[str, Any]:
     """Load, decode, and what there is to tell.  paths: of spans, and of a saved folder."""
-    from ..data.language_models import language_model
     from ..hosts.decoding import generate as continued
     from ..hosts.decoding import stock_generate
+    from ..hosts.opened import open_language_model
     from ..hosts.saved import load as load_saved
     from ..hosts.spans.head_spans import attach_spans
     from ..hosts.spans.spans import load_spans
@@ -143,7 +143,7 @@ def _continued(
     spans, load = paths
     chosen = None if spans is None else load_spans(spans)
     host: Any
-    host, tokenizer = language_model(model, dtype=dtype)
+    host, tokenizer = open_language_model(model, dtype=dtype)
     if load is not None:
         host = load_saved(host, load)
     ids = tokenizer(prompt, return_tensors="pt").input_ids

@@ -46,17 +46,17 @@ def save_language_model(
 
 
 def open_language_model(
-    name: str, *, progress: Callable[[str], None] = announce
+    name: str, *, dtype: str = "float32", progress: Callable[[str], None] = announce
 ) -> tuple[nn.Module, Any]:
     """A language model and its tokenizer: by name, a stock folder, or one that `compress` wrote.
 
+    dtype: of a stock model, see `language_model`; a compressed one keeps that of its file.
     Raises: as `language_model` and `load`.
     """
     folder = Path(name)
     if not ((folder / SETTINGS).is_file() and (folder / CONFIG).is_file()):
-        return language_model(name, progress=progress)
+        return language_model(name, dtype=dtype, progress=progress)
     model, tokenizer = language_model(name, pretrained=False, progress=progress)
-    dtype = getattr(model.config, "dtype", None)
-    if dtype is not None:
-        model = model.to(dtype)  # pyright: ignore[reportCallIssue]
+    if (own := getattr(model.config, "dtype", None)) is not None:
+        model = model.to(own)  # pyright: ignore[reportCallIssue]
     return load(model, folder).eval(), tokenizer

@@ -1,0 +1,156 @@
+"""Products of sparse weights beside their floor and their peers: docs/benchmarks/kernels.md.
+
+python benchmarks/kernels.py                 # the tables on the terminal, some minutes
+python benchmarks/kernels.py --write         # and docs/benchmarks/kernels.md with its picture
+python benchmarks/kernels.py --reps 1 --mebibytes 8    # a smoke test
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from frame import markdown, parser, publish, read
+
+from intarsia.bench.sparse import BASELINE, DENSE, OURS, PEER, Table, Timed, compare, verdict
+from intarsia.core.files import write_text
+
+SHAPES = ((4096, 4096), (1536, 576), (576, 1536), (576, 576))
+DENSITIES = (0.5, 0.3, 0.1)
+PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "kernels.svg"
+HEAD = ("kernel", "density", "ms", "x best dense", "bytes/weight", "GB/s", "of floor", "error")
+WIDTH, HEIGHT, LEFT, BELOW = 760, 440, 70, 60
+COLOURS = {OURS: "#1b7f5c", BASELINE: "#8a6d1d", PEER: "#7a4fa3", "torch": "#5b6775"}
+ABOUT = """\
+One row of inputs, as a decoder has it for each token: a product then reads every byte that is
+stored and does two operations with each weight. The floor is what this machine reads from
+memory, measured in the same process. Every contender has copies of its weight, which as float32
+would be 128 MiB, and takes them in turns: the smallest formats then fit the last cache in part.
+All are interleaved, and the best repeat counts, in CPU time of the one thread, since others
+used the machine. `intarsia bench sparse` prints the same for your machine and your shapes; [how
+to run a pruned model fast](../how-to/run-a-pruned-model-fast.md) says what to do with it. Masks
+are random and unstructured; group-sparse int4 keeps as many groups of 16, and rounds inputs to
+int8, as bitmasks of int8 do. Errors are the largest of the outputs, against float32 with the
+same zeros, over the largest output."""
+
+
+def lines(table: Table, shape: tuple[int, int]) -> list[str]:
+    """The table of a shape."""
+    dense = table.best(shape, *DENSE)
+    rows = [
+        (
+            *(row.name, f"{row.density:g}", f"{row.ms:.3f}", f"{dense.ms / row.ms:.2f}"),
+            f"{row.bytes / math.prod(shape):.3f}",
+            *(f"{row.rate / 1e9:.1f}", f"{table.share(row):.2f}", f"{row.error:.0e}"),
+        )
+        for row in table.rows
+        if row.shape == shape
+    ]
+    said = verdict(table, shape)
+    return [f"## {shape[0]} x {shape[1]}", "", *markdown(HEAD, rows), "", f"{said}.", ""]
+
+
+def picture(table: Table, shape: tuple[int, int]) -> str:
+    """The roofline of one shape: products a second against bytes a weight, both in powers of 2."""
+    rows = [row for row in table.rows if row.shape == shape]
+    per = [row.bytes / math.prod(shape) for row in rows]
+    speed = [math.prod(shape) / row.ms / 1e6 for row in rows]  # weights a ns
+    left, right = 2 ** math.floor(math.log2(min(per))), 2 ** math.ceil(math.log2(max(per)))
+    roof = table.floor.read / 1e9
+    low, high = 2 ** math.floor(math.log2(min(speed))), 2 ** math.ceil(math.log2(roof / min(per)))
+
+    def x(value: float) -> float:
+        return LEFT + (WIDTH - LEFT - 20) * math.log2(value / left) / math.log2(right / left)
+
+    def y(value: float) -> float:
+        share = math.log2(min(value, high) / low) / math.log2(high / low)
+        return HEIGHT - BELOW - (HEIGHT - BELOW - 20) * share
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        'font-family="sans-serif" font-size="12" aria-label="Weights multiplied a nanosecond '
+        f'against bytes a weight, {shape[0]} x {shape[1]}, below the line of the memory">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+        *_grid(left, right, low, high, x, y),
+        f'<line x1="{x(left):.1f}" y1="{y(roof / left):.1f}" x2="{x(right):.1f}" '
+        f'y2="{y(roof / right):.1f}" stroke="#b3261e" stroke-width="2"/>',
+        f'<text x="{x(right) - 6:.1f}" y="{y(roof / right) - 8:.1f}" text-anchor="end" '
+        f'fill="#b3261e">memory: {roof:.1f} GB/s</text>',
+    ]
+    parts += _points(list(zip(rows, per, speed, strict=True)), x, y)
+    middle = (LEFT + WIDTH - 20) / 2
+    parts += [
+        f'<text x="{middle:.0f}" y="{HEIGHT - 12}" text-anchor="middle">bytes a weight</text>',
+        f'<text transform="translate(16 {HEIGHT / 2 - 20:.0f}) rotate(-90)" text-anchor="middle">'
+        "weights a nanosecond</text>",
+    ]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _points(found: list[tuple[Timed, float, float]], x, y) -> Iterable[str]:  # noqa: ANN001
+    taken: list[tuple[float, float]] = []
+    for row, per, speed in sorted(found, key=lambda one: -one[2]):
+        at, up = x(per), y(speed)
+        place = up + 4
+        while any(abs(place - other) < 13 and abs(at - side) < 130 for side, other in taken):
+            place += 13
+        taken.append((at, place))
+        density = "" if row.density == 1 else f" {row.density:g}"
+        before = at > WIDTH - 140
+        side, anchor = (at - 8, "end") if before else (at + 8, "start")
+        colour = COLOURS[row.kind]
+        yield f'<circle cx="{at:.1f}" cy="{up:.1f}" r="4.5" fill="{colour}"/>'
+        yield (
+            f'<text x="{side:.1f}" y="{place:.1f}" text-anchor="{anchor}" fill="{colour}">'
+            f"{row.name}{density}</text>"
+        )
+
+
+def _grid(left: float, right: float, low: float, high: float, x, y) -> Iterable[str]:  # noqa: ANN001
+    for power in range(round(math.log2(left)), round(math.log2(right)) + 1):
+        at = x(2.0**power)
+        yield f'<line x1="{at:.1f}" y1="20" x2="{at:.1f}" y2="{HEIGHT - BELOW}" stroke="#e3e6ea"/>'
+        yield (
+            f'<text x="{at:.1f}" y="{HEIGHT - BELOW + 18}" text-anchor="middle">{2.0**power:g}'
+            "</text>"
+        )
+    for power in range(round(math.log2(low)), round(math.log2(high)) + 1):
+        up = y(2.0**power)
+        yield f'<line x1="{LEFT}" y1="{up:.1f}" x2="{WIDTH - 20}" y2="{up:.1f}" stroke="#e3e6ea"/>'
+        yield f'<text x="{LEFT - 8}" y="{up + 4:.1f}" text-anchor="end">{2.0**power:g}</text>'
+
+
+def body(table: Table, shapes: Iterable[tuple[int, int]]) -> list[str]:
+    """Floors, picture, and a table for each shape."""
+    floor, peaks = table.floor, table.floor.matmul
+    many = ", ".join(f"{name} {flops / 1e9:.0f}" for name, flops in peaks.items())
+    text = [
+        f"Kernels built for {table.instructions}; {floor.threads} thread. Memory reads "
+        f"{floor.read / 1e9:.1f} GB/s; products of 1024 x 1024 matrices, GFLOP/s: {many}. With "
+        "many rows of inputs products are bound by that, and dense bfloat16 is the fastest here.",
+        "",
+        "![Roofline](../pictures/kernels.svg)",
+        "",
+    ]
+    for shape in shapes:
+        text += lines(table, shape)
+    text += [f"{name} is left out: {why}." for name, why in table.left_out.items()]
+    return text
+
+
+def main() -> None:
+    made = parser(__doc__, threads=1, reps=9)
+    made.add_argument("--mebibytes", type=int, default=128, help="of float32 weights to rotate")
+    args: argparse.Namespace = read(made)
+    torch.set_num_threads(args.threads)
+    table = compare(SHAPES, DENSITIES, repeats=args.reps, mebibytes=args.mebibytes, report=print)
+    if args.write:
+        write_text(PICTURE, picture(table, SHAPES[0]))
+    publish("Sparse kernels beside the floor", ABOUT, body(table, SHAPES), args)
+
+
+if __name__ == "__main__":
+    main()
