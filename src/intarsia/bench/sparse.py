@@ -1,8 +1,8 @@
 """Sparse products of a row beside dense ones, other libraries' few bits, and the machine's floor.
 
 Every contender multiplies the same shapes by one row of inputs. Each has copies of its weight, as
-many as make 128 MiB of float32 (at most 64), and takes them in turns; contenders are interleaved, and the best of the
-repeats counts: CPU time on one thread, since others may use the machine.
+many as make 128 MiB of float32 (at most 64), and takes them in turns; contenders are interleaved,
+and the best of the repeats counts: CPU time on one thread, since others may use the machine.
 """
 
 from __future__ import annotations
