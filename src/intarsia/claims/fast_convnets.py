@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import Claim, Result
 from ..core.claim import Report
-from ..core.errors import ConfigError, MissingExtra
+from ..core.errors import MissingExtra
 from ..formats import RowBlocks
 from ..hosts import export_onnx
 from ..hosts.swap.compress import compress
@@ -24,7 +24,7 @@ from ..kernels import native
 from ..kernels.chw import NativeProgram, Step
 from ..methods.fast_convnets import Chw
 from ..partitions import keep_row_blocks
-from .study import result_of
+from .study import result_of, threads
 
 REPEATS, SIDE = 15, 224
 SHAPES = (
@@ -41,14 +41,6 @@ BARS: Mapping[tuple[int, float], tuple[float, float]] = {
     (1, 0.2): (2.3, 1.9),
     (1, 0.1): (3.7, 3.3),
 }
-
-
-def alone() -> None:
-    """One thread, and kernels.  Raises: ConfigError without."""
-    torch.set_num_threads(1)
-    if native.load() is None:
-        fix = "Install gcc or clang, or pip install 'intarsia[compiler]'."
-        raise ConfigError("kernels", got=native.why(), want="compiled ones", fix=fix)
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, float]:
@@ -104,9 +96,10 @@ def _often(run: Callable[[], Any], times: int) -> None:
         run()
 
 
+@threads(1)
 def layers(seeds: tuple[int, ...], report: Report) -> Result:
     """The least of the geometric means over all shapes, each over its bar."""
-    alone()
+    native.require()
     wide = native.instructions() == WIDE
     values: list[float] = []
     rows: list[dict[str, str]] = []
@@ -178,11 +171,12 @@ def dense_runtimes(net: nn.Module, picture: Tensor) -> dict[str, Callable[[], An
     return found
 
 
+@threads(1)
 def whole(
     seeds: Sequence[int], report: Report, *, bars: Mapping[tuple[int, float], float]
 ) -> Result:
     """The least ratio of the fastest dense float32 runtime to ours, each over its bar."""
-    alone()
+    native.require()
     values: list[float] = []
     rows: list[dict[str, str]] = []
     for seed in seeds:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .study import threads
+
 SIDE = 4096
 ROTATED = 192 * 2**20  # bytes of copies that take turns: more than any cache
 REPEATS = 15
@@ -31,21 +33,17 @@ def rotating(make: Callable[[], Run], size: int) -> Run:
 
 
 @torch.inference_mode()
+@threads(1)
 def seconds_of(runs: Mapping[str, Run], repeats: int = REPEATS) -> dict[str, float]:
     """Median CPU time of each on one thread, all of them in turns."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     found: dict[str, list[float]] = {name: [] for name in runs}
-    try:
-        for repeat in range(repeats + 1):
-            for name, run in runs.items():
-                for _ in range(3):
-                    started = time.thread_time()
-                    run()
-                    if repeat:
-                        found[name].append(time.thread_time() - started)
-    finally:
-        torch.set_num_threads(before)
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            for _ in range(3):
+                started = time.thread_time()
+                run()
+                if repeat:
+                    found[name].append(time.thread_time() - started)
     return {name: statistics.median(values) for name, values in found.items()}
 
 

@@ -7,10 +7,8 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..core import Claim, Result
@@ -21,7 +19,7 @@ from ..hosts.decoding import generate, stock_generate
 from ..hosts.prune.pruner import sparsify
 from ..hosts.prune.pruners import Magnitude
 from ..hosts.swap.compress import compress
-from .study import result_of
+from .study import result_of, threads
 
 DENSITY = 0.5
 TOKENS = 16  # of a turn, after one that does not count
@@ -73,19 +71,9 @@ def transformers_own(model: nn.Module, ids: Tensor) -> list[float]:
     return [((ended - middle) - (middle - clock)) / TOKENS]
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def times_of(prompt: str, report: Report, stock: bool = True) -> Mapping[str, float]:
     """Median CPU seconds of a token, by arm; arms take turns, so that load meets all alike."""
-    with one_thread():
+    with threads(1):
         made = list(arms())
         found: dict[str, list[float]] = {}
         for turn in range(TURNS + 1):

@@ -1,41 +1,23 @@
-"""Sparse kernels against the roofline: bytes read a second, our own dense product, and tokens."""
+"""Sparse kernels against the roofline: bytes read a second, and our own dense product."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 import torch
 
 from ..bench.sparse import BASELINE, OURS, Contender, interleaved, of_format
 from ..core import Claim, Format, Result
 from ..core.claim import Report
-from ..core.errors import ConfigError
-from ..data.language_models import language_model
 from ..formats import Bitmask, Dense
-from ..hosts.decoding import generate
-from ..hosts.prune.pruner import sparsify
-from ..hosts.prune.pruners import Magnitude
-from ..hosts.swap.compress import compress
 from ..kernels import native
 from ..kernels.native.floor import read_bandwidth
-from .study import result_of
+from .study import result_of, threads
 
 SIDE, COPIES, REPEATS, DENSITY = 4096, 8, 15, 0.5
 WIDE = "AVX-512 with VNNI"
 FORMS: Mapping[str, Format] = {"bitmask bf16": Bitmask("bf16"), "bitmask int8": Bitmask("int8")}
-TOKENS, TURNS = 32, 3
-PROMPT = "It is a truth universally acknowledged, that"
-
-
-def _alone() -> None:
-    """One thread, and kernels.  Raises: ConfigError without."""
-    torch.set_num_threads(1)
-    if native.load() is None:
-        fix = "Install gcc or clang, or pip install 'intarsia[compiler]'."
-        raise ConfigError("kernels", got=native.why(), want="compiled ones", fix=fix)
 
 
 def bar(wide: float, narrow: float) -> float:
@@ -44,9 +26,10 @@ def bar(wide: float, narrow: float) -> float:
 
 
 @lru_cache
+@threads(1)
 def timed(seed: int) -> tuple[dict[str, tuple[float, int]], float]:
     """Milliseconds and bytes of each product, and the bytes/s of reads before and after them."""
-    _alone()
+    native.require()
     made = torch.Generator().manual_seed(seed)
     weight = torch.randn(SIDE, SIDE, generator=made) / SIDE**0.5
     kept = torch.rand(SIDE, SIDE, generator=made) < DENSITY
@@ -97,49 +80,6 @@ def _note() -> str:
     )
 
 
-@lru_cache
-def _models() -> tuple[dict[str, Any], Any]:
-    """SmolLM2 pruned to half by magnitude, its layers and its head in either format."""
-    _alone()
-    made: dict[str, Any] = {}
-    ids: Any = None
-    for name, form in (("dense bf16", Dense()), ("bitmask int8", Bitmask("int8"))):
-        model, tokenizer = language_model("smollm2")
-        sparsify(model, Magnitude(density=DENSITY))
-        made[name] = compress(model, form, layers=["*", "lm_head"], force=True)
-        ids = tokenizer(PROMPT, return_tensors="pt").input_ids
-    return made, ids
-
-
-def tokens(seeds: tuple[int, ...], report: Report) -> Result:
-    """CPU seconds of a token with our own dense bfloat16 over those with int8 bitmasks."""
-    models, ids = _models()
-    values: list[float] = []
-    rows: list[dict[str, str]] = []
-    for seed in seeds:
-        best = {name: _seconds(lambda m=m: generate(m, ids, TOKENS)) for name, m in models.items()}
-        values.append(best["dense bf16"] / best["bitmask int8"])
-        row = {n: f"{TOKENS / s:.1f} tokens/s" for n, s in best.items()}
-        rows.append({"seed": str(seed), **row})
-        report(str(rows[-1]))
-    note = (
-        f"SmolLM2-135M, {TOKENS} tokens behind a prompt of {ids.shape[1]}, the same loop; layers "
-        "and head in the format; CPU time on one thread, best of "
-        f"{TURNS}. Seeds repeat the measurement: nothing is drawn. Built for "
-        f"{native.instructions()}."
-    )
-    return result_of(values, rows, note)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    found: list[float] = []
-    for _ in range(TURNS):
-        started = time.thread_time()
-        run()
-        found.append(time.thread_time() - started)
-    return min(found)
-
-
 CLAIMS = (
     Claim(
         "sparse-kernels",
@@ -161,15 +101,5 @@ CLAIMS = (
         sense=">=",
         minutes=1,
         run=over_dense,
-    ),
-    Claim(
-        "sparse-kernels-tokens",
-        sentence="A small language model with half of its weights in int8 decodes at twice the "
-        "rate that it has with all of them in bfloat16.",
-        baseline="our own dense bfloat16 in the same loop; times as many tokens a second",
-        bar=2.0,
-        sense=">=",
-        minutes=3,
-        run=tokens,
     ),
 )

@@ -10,6 +10,7 @@ from .loading import function as function
 from .loading import instructions as instructions
 from .loading import kind as kind
 from .loading import load as load
+from .loading import require as require
 from .loading import using as using
 from .loading import why as why
 from .registering import operator as operator
@@ -22,6 +23,7 @@ __all__ = [
     "load",
     "operator",
     "refuse",
+    "require",
     "using",
     "why",
 ]

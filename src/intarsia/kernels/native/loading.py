@@ -76,6 +76,13 @@ def _loaded(which: str) -> tuple[ctypes.CDLL | None, str]:
     return library, ""
 
 
+def require() -> None:
+    """Raises: ConfigError where there are no kernels."""
+    if load() is None:
+        fix = "Install gcc or clang, or pip install 'intarsia[compiler]'."
+        raise ConfigError("kernels", got=why(), want="compiled ones", fix=fix)
+
+
 def instructions() -> str:
     """What the kernels were compiled for, in words."""
     library = load()
