@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from intarsia.core.errors import AssetError, ConfigError, DataError
 from intarsia.data.language_models import language_model
-from intarsia.data.texts import IGNORED, _grouped, is_text, load_texts, read_texts
+from intarsia.data.texts import IGNORED, grouped, is_text, load_texts, read_texts
 
 
 class Bytes:
@@ -115,7 +115,7 @@ def test_a_chat_template_is_used_where_the_tokenizer_has_one(tmp_path: Path) -> 
 @given(st.lists(st.integers(0, 6), min_size=4, max_size=40), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_rows_with_one_prompt_stay_in_one_part(groups: list[int], seed: int) -> None:
-    parts = _grouped([str(g) for g in groups], 1, 1, seed)
+    parts = grouped([str(g) for g in groups], 1, 1, seed)
     where = [p for p, rows in parts.items() for _ in rows]
     flat = [i for rows in parts.values() for i in rows]
     assert sorted(flat) == list(range(len(groups)))
@@ -123,7 +123,7 @@ def test_rows_with_one_prompt_stay_in_one_part(groups: list[int], seed: int) -> 
     for i, part in zip(flat, where, strict=True):
         of.setdefault(groups[i], set()).add(part)
     assert all(len(found) == 1 for found in of.values())
-    assert parts == _grouped([str(g) for g in groups], 1, 1, seed)
+    assert parts == grouped([str(g) for g in groups], 1, 1, seed)
 
 
 def test_rows_whose_answer_does_not_fit_are_left_out_and_counted(tmp_path: Path) -> None:

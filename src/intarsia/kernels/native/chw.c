@@ -449,8 +449,9 @@ ALWAYS void conv_block(const struct step *s, const struct plane *p, const float 
                 if (b * rows + r >= s->co) continue;
                 float *dst = (float *)(intptr_t)s->dst + (b * rows + r) * s->pitch_out + at;
                 const int bent = s->act > RELU6;
+                /* not into row `to`: another thread may have written it */
                 put(dst, bent ? activated(sum[r], s->act) : limited(sum[r], low, high),
-                    s->ho * s->wo - at);
+                    to * s->wo - at);
                 if (i)
                     store(dst - V, bent ? activated(more[r], s->act) : limited(more[r], low, high));
             }

@@ -64,7 +64,7 @@ static void *wait_for_work(void *unused) {
         while (pool.number == seen) pthread_cond_wait(&pool.wake, &pool.lock);
         seen = pool.number;
         const int joins = pool.open && pool.inside < pool.wanted;
-        pool.inside += joins;
+        __atomic_fetch_add(&pool.inside, joins, __ATOMIC_ACQ_REL); /* others leave without the lock */
         pthread_mutex_unlock(&pool.lock);
         if (!joins) continue;
         work();
