@@ -99,13 +99,13 @@ def test_without_kernels_the_weight_is_decoded_once(saved: Path) -> None:
         model = intarsia.load(vit(), saved)
         before = outputs(model)
         layer = model.blocks[0].mlp.fc1  # pyright: ignore
-        dense = layer._dense
+        dense = layer._dense[0]
         assert dense is not None and torch.equal(dense, layer.weight)
         outputs(model)
-        assert layer._dense is dense
+        assert layer._dense[0] is dense
         model.load_state_dict({n: t.clone() for n, t in model.state_dict().items()})
-        assert layer._dense is None and torch.equal(outputs(model), before)
-    assert copy.deepcopy(layer)._dense is None
+        assert layer._dense[0] is None and torch.equal(outputs(model), before)
+    assert copy.deepcopy(layer)._dense[0] is None
 
 
 def test_a_layer_follows_buffers_that_are_replaced() -> None:

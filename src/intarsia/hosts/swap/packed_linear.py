@@ -13,6 +13,7 @@ from ...core.errors import ConfigError
 from ...kernels import native
 
 UNBOUND = ("", (), None)  # the build of kernels, the stored tensors, and what is bound to both
+UNDECODED = (None, [])  # the dense weight, and the stored tensors it came from with their versions
 
 
 class PackedLinear(nn.Linear):
@@ -45,7 +46,7 @@ class PackedLinear(nn.Linear):
                 )
             self.register_buffer(name, tensor)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self._dense: Tensor | None = None
+        self._dense: tuple[Any, list[tuple[Tensor, int]]] = UNDECODED
         self._bound: tuple[str, Any, Any] = UNBOUND
 
     @property
@@ -84,9 +85,16 @@ class PackedLinear(nn.Linear):
         return bound
 
     def _decoded_once(self, x: Tensor) -> Tensor:
-        if self._dense is None or self._dense.dtype != x.dtype or self._dense.device != x.device:
-            self._dense = self.weight.to(x)
-        return self._dense
+        """The weight in x's type, decoded anew when a buffer is another or was written to."""
+        held = [(t, 0 if t.is_inference() else t._version) for t in self.stored.values()]
+        dense, of = self._dense
+        same = len(of) == len(held) and all(
+            t is before and now == then for (t, now), (before, then) in zip(held, of, strict=True)
+        )
+        if not same or dense.dtype != x.dtype or dense.device != x.device:
+            dense = self.weight.to(x)
+            self._dense = dense, held
+        return dense
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
         """A module is moved whole; a type that is asked for is that of inputs, not of the store."""
@@ -96,15 +104,15 @@ class PackedLinear(nn.Linear):
             now = self._buffers[name]
             if now is not None and now.dtype != tensor.dtype:
                 self._buffers[name] = tensor.to(now.device)
-        self._dense, self._bound = None, UNBOUND
+        self._dense, self._bound = UNDECODED, UNBOUND
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._dense, self._bound = None, UNBOUND
+        self._dense, self._bound = UNDECODED, UNBOUND
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_dense": None, "_bound": UNBOUND}
+        return self.__dict__ | {"_dense": UNDECODED, "_bound": UNBOUND}
 
     def reset_parameters(self) -> None:
         """There is nothing to draw."""

@@ -32,7 +32,9 @@ def check_faster(form: Format, pairs: Pairs) -> None:
     got = f"{packed * 1e3:.2f} ms packed, {dense * 1e3:.2f} ms dense, at one row of inputs"
     fix = "Prune more, or store fewer bits; for the smaller file alone pass force=True (--force)."
     if native.load() is None:
-        fix = f"There are no kernels here ({native.why()}); for the file alone pass force=True."
+        fix = (
+            f"There are no kernels here ({native.why()}); force=True (--force) packs all the same."
+        )
     what = f"compress with {form}, {len(rows)} layers of {', '.join(kinds)}"
     raise ConfigError(what, got=got, want="a format that is faster on this machine", fix=fix)
 
