@@ -160,7 +160,7 @@ theirs.MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES[:] = [
 
 def _skip_unless_it_merges(model_id: str, config_cls: type, config_kwargs: dict[str, Any]) -> None:
     over = config_kwargs["options"].get("over", {}).get("method")
-    mixture = config_kwargs["method"] in ("llava_mole", "mixlora")
+    mixture = config_kwargs["method"] in ("llava_mole", "mixlora", "uni_moe")
     if mixture or not {config_kwargs["method"], over} & {c.key for c in cards(tag="linear")}:
         pytest.skip(WHY_NOT)
 

@@ -26,7 +26,7 @@ from ..methods.gqsa.gqsa import Gqsa
 from .kept import kept
 from .products import SIDE, int4_onnxruntime, int4_torch, rotating, seconds_of
 from .sparsify import nll
-from .study import each
+from .study import each, result_of
 
 TEXTS: tuple[str, ...] = ("austen", "python-docs")
 CALIBRATION, HELD_OUT, LENGTH = 16, 24, 256  # rows, rows, tokens
@@ -128,7 +128,7 @@ def of_order(seeds: tuple[int, ...], report: Report) -> Result:
         f"{', '.join(others)}, the first of equal size."
     )
     worst = max(statistics.mean(values) for values in against.values())
-    return Result(worst, max(every) - min(every), every, tuple(table), note)
+    return result_of(every, table, note, lambda _: worst)
 
 
 def of_speed(seeds: tuple[int, ...], report: Report) -> Result:
@@ -169,7 +169,7 @@ def of_speed(seeds: tuple[int, ...], report: Report) -> Result:
         f"thread, median of interleaved repeats; {instructions()}. Wanted beside it: .60 of the "
         "read bandwidth with AVX-512, .45 with AVX2. Errors are those of int4 and int8 together."
     )
-    return Result(min(ratios), max(ratios) - min(ratios), tuple(ratios), tuple(table), note)
+    return result_of(ratios, table, note, min)
 
 
 def _dense(weight: Tensor, x: Tensor) -> Callable[[], Callable[[], object]]:

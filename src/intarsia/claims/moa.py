@@ -200,9 +200,7 @@ def of_losses(seeds: tuple[int, ...], report: Report) -> Result:
     note += " over the uniform window (wanted: more than 0)."
     judged = [upper(values) for values in over.values()]
     every = [v for values in over.values() for v in values]
-    return Result(
-        max(judged), max(every) - min(every), tuple(every), tuple(_table(cells, seeds)), note
-    )
+    return result_of(every, _table(cells, seeds), note, lambda _: max(judged))
 
 
 def of_gap(seeds: tuple[int, ...], report: Report) -> Result:

@@ -27,6 +27,7 @@ from ..routers import TopK
 from .kept import kept
 from .products import SIDE, rotating, seconds_of
 from .sparsify import nll
+from .study import result_of
 
 ZEROS = 0.885  # of the paper's models
 CALIBRATION, HELD_OUT, LENGTH = 16, 24, 256  # rows, rows, tokens
@@ -64,7 +65,7 @@ def of_size(seeds: tuple[int, ...], report: Report) -> Result:
         f"Codes take {worst:.3f} times the entropy of the digits at most, which no coder of single "
         "digits can pass (wanted: 1.2). Rows of 576 pay 12 bytes each for offsets and levels."
     )
-    return Result(min(smaller), max(smaller) - min(smaller), tuple(smaller), tuple(table), note)
+    return result_of(smaller, table, note, min)
 
 
 def _sized(what: str, digits: Tensor, stored: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def of_time(seeds: tuple[int, ...], report: Report) -> Result:
         f"One row of inputs, {SIDE} x {SIDE}, matrices in no cache, CPU time on one thread, median "
         f"of interleaved repeats; {instructions()}."
     )
-    return Result(max(ratios), max(ratios) - min(ratios), tuple(ratios), tuple(table), note)
+    return result_of(ratios, table, note, max)
 
 
 def _dense(weight: Tensor, x: Tensor) -> Callable[[], object]:
@@ -133,7 +134,7 @@ def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
         f"{better} of {len(seeds)} draws (wanted: all). "
         f"{statistics.mean(f['zeros'] for f in found):.2f} of the weights are 0."
     )
-    return Result(min(ratios), max(ratios) - min(ratios), ratios, tuple(table), note)
+    return result_of(ratios, table, note, min)
 
 
 def _mixture(seed: int) -> dict[str, Any]:
