@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from dataclasses import dataclass
 from typing import cast
@@ -40,20 +41,20 @@ class Vectors:
     chosen: Tensor | None = None
 
 
-class Connector(nn.Module):
+class Connector(nn.Module, abc.ABC):
     """The vectors of one modality.  width: of the encoder, outputs: of the language model."""
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
         self.width, self.outputs = width, outputs
 
+    @abc.abstractmethod
     def count(self, views: int) -> int:
         """How many vectors a picture of so many views, or a sound, becomes."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def forward(self, features: Tensor, views: Tensor, asked: Asked | None) -> Vectors:
         """features: (all views, vectors, width); views: (P,) of each picture."""
-        raise NotImplementedError
 
     def check(self, features: Tensor) -> None:
         """Raises: ShapeError for features of another width."""
