@@ -242,7 +242,7 @@ def _peers(weight: Tensor, x: Tensor, copies: int, left_out: dict[str, str]) -> 
         try:
             calls, size, product = make(weight, x, copies)
         except Exception as error:  # what another library raises where it cannot
-            left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            left_out[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
             continue
         yield Contender(name, PEER, calls, size, _error(product, x @ weight.T))
 
