@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, TargetError
 from ..core.files import digests, read_json, write_json, writing
 from ..data.language_models import language_model
+from ..mixtures.experts_function import StockExperts, stock_experts
 from ..mixtures.zcode_m3 import check_prune, prune
 from ..placement.placement import Placement
 from .anatomy.gates import SIGMOIDS
-from .experts_function import StockExperts, stock_experts
 from .swap.upcycle import check_unadapted
 from .tracing import own_mixtures, stock_gate
 

@@ -15,12 +15,12 @@ from ..core import Routing
 from ..core.errors import DataError, TargetError
 from ..core.modes import evaluating
 from ..mixtures.experts import StackedExperts
+from ..mixtures.experts_function import StockExperts, arguments, stock_experts
 from ..mixtures.mixture import Mixture, spread
 from ..placement.trace import NONE, Trace
 from .anatomy.compare import call
 from .anatomy.gates import HostedRouter, own_gate
 from .anatomy.gates import probabilities as probabilities_of
-from .experts_function import StockExperts, arguments, stock_experts
 
 Report = Callable[[str], None]
 

@@ -23,10 +23,10 @@ from ..core.modes import evaluating
 from ..data.token_batches import Batch, batch_of, batches, first_rows, inputs_of, there
 from ..hosts.anatomy.gates import probabilities
 from ..hosts.attribution import BY, Attribution, attribute_experts
-from ..hosts.experts_function import StockExperts, stock_experts
 from ..hosts.swap.upcycle import check_unadapted
 from ..hosts.tracing import stock_gate
 from ..hosts.weight_parts import WeightParts
+from ..mixtures.experts_function import StockExperts, stock_experts
 from ..train.objectives import blocks_of
 from ..train.order import pair
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 import torch
@@ -12,13 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
-from ..gating import expert_readers
-from ..mixtures.experts import Experts
-from ..mixtures.mixture import Mixture
 from ..placement.topology import Topology
 from .auto import Auto
-from .exchange import Group, Wire
-from .layout import own_part, put_part, stacked
+from .exchange import Group, Meter, Wire
+from .layout import own_part, put_part
+from .places import places
 from .running import check_alike
 from .strategy import Strategy
 
@@ -37,9 +36,17 @@ class Part(Protocol):
 
 
 class Attached:
-    """The parts of a model's mixtures, by path; empty where there is one process."""
+    """The parts of a model's mixtures, by path; empty where there is one process.
 
-    def __init__(self, parts: Mapping[str, Part], group: Group = None) -> None:
+    wholes: path of a part -> that of the experts in one process, where it is another.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Part],
+        group: Group = None,
+        wholes: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.parts, self.group = dict(parts), group
         self.world = dist.get_world_size(group) if self.parts else 1
         self.of: dict[int, tuple[Part, str]] = {}  # id of a parameter -> its part and name
@@ -47,7 +54,8 @@ class Attached:
         for path, part in self.parts.items():
             for name, weight in part.local.named_parameters(recurse=False):
                 self.of[id(weight)] = part, name
-                self.names[f"{path}.{LOCAL}.{name}"] = f"{path}.{name}", part, name
+                whole = f"{wholes.get(path, path)}.{name}"
+                self.names[f"{path}.{LOCAL}.{name}"] = whole, part, name
 
     def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state of the model as one process would have it.  Called by each of them."""
@@ -139,45 +147,47 @@ def attached(
     strategy: Strategy | None,
     *,
     topology: Topology | None = None,
+    meter: Meter | None = None,
     group: Group = None,
 ) -> Iterator[Attached]:
-    """Inside, each `Mixture` of a model keeps this process's experts; afterwards all, as learned.
+    """Inside, each layer of experts is this process's part of them; afterwards all, as learned.
 
+    model: with mixtures of ours, or a sparse model of transformers as it is.
     Processes are those of torch.distributed; with one, or without a strategy, nothing changes.
     Gradients of experts, which come from all processes, are divided by their number, so that they
     are those of the mean loss, as DistributedDataParallel's are of the rest.
+    meter: counts what is sent, layer by layer.
     An error inside leaves the processes with their parts: go on from a checkpoint.
 
-    Raises: ConfigError for a model without mixtures, with routers that read experts, or experts
-    that the strategy cannot part; TrainingError where processes have other models.
+    Raises: ConfigError for a model without experts, with routers that read them, or experts that
+    the strategy cannot part; TrainingError where processes have other models.
     """
     world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
     if strategy is None or world == 1:
         yield Attached({})
         return
-    found = {name: m for name, m in model.named_modules() if isinstance(m, Mixture)}
-    _check(found, strategy)
+    found = places(model)
+    _check(strategy)
     check_alike("model and strategy", _digest(model, strategy), group)
     links = topology or _links(strategy, world, group)
-    kept: dict[str, Experts] = {path: m.experts for path, m in found.items()}
     parts: dict[str, Part] = {}
-    for number, (path, mixture) in enumerate(found.items()):
-        part = strategy.shard(mixture.experts, Wire(number, group), links, len(found))
-        mixture.experts = part
-        parts[f"{path}.experts" if path else "experts"] = cast(Part, part)
+    for number, place in enumerate(found):
+        part = strategy.shard(place.experts, Wire(number, group, meter), links, len(found))
+        place.put(part)
+        parts[place.part] = cast(Part, part)
         for weight in part.parameters():
             if weight.requires_grad:
                 weight.register_hook(lambda grad: grad / world)
-        for weight in kept[path].parameters():
+        for weight in place.experts.parameters():
             weight.data = weight.data.new_empty(0)  # its room is given back
-    state = Attached(parts, group)
+    state = Attached(parts, group, {place.part: place.path for place in found})
     setattr(model, IGNORED, list(state.names))
     yield state
     delattr(model, IGNORED)
-    for (path, mixture), part in zip(found.items(), parts.values(), strict=True):
+    for place, part in zip(found, parts.values(), strict=True):
         for name, weight in part.local.named_parameters(recurse=False):
-            kept[path].get_parameter(name).data = state.gathered(part, name, weight)
-        mixture.experts = kept[path]
+            place.experts.get_parameter(name).data = state.gathered(part, name, weight)
+        place.restore()
 
 
 def _links(strategy: Strategy, world: int, group: Group) -> Topology:
@@ -185,16 +195,7 @@ def _links(strategy: Strategy, world: int, group: Group) -> Topology:
     return Topology.measured(group) if isinstance(strategy, Auto) else Topology.uniform(world)
 
 
-def _check(found: Mapping[str, Mixture], strategy: Strategy) -> None:
-    if not found:
-        got, want = "a model without mixtures", "one with experts to be shared out"
-        fix = "Call intarsia.upcycle(model, ...), or leave `parallel` out: data-parallel."
-        raise ConfigError("parallel", got=got, want=want, fix=fix)
-    for path, mixture in found.items():
-        stacked(mixture.experts)
-        if expert_readers(mixture.router):
-            got, want = f"{path}, whose router reads experts", "routers that read tokens alone"
-            raise ConfigError("parallel", got=got, want=want, fix="Use TopK, Switch or the like.")
+def _check(strategy: Strategy) -> None:
     if getattr(strategy, "tensor", 1) > 1:
         got, want = f"tensor={strategy.tensor}", "1: each process has rows of its own"  # pyright: ignore
         fix = "Use DeepSpeed(exchange='hierarchical'), or carry out a plan: parallel.run."

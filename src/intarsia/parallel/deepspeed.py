@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core import Card, Paper, Routing
 from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
-from ..mixtures.experts import Experts, StackedExperts
+from ..mixtures.experts import Experts
 from ..placement.engines import ExpertSize
 from ..placement.plan import DevicePlan, PlanStep
 from ..placement.topology import Topology
@@ -34,7 +34,7 @@ from .blocks import (
     swaps_of,
 )
 from .exchange import Wire
-from .layout import OwnExperts, cut, having, packed, stacked, unpacked
+from .layout import Cuttable, OwnExperts, cut, having, packed, stacked, unpacked
 from .strategy import chained, check_devices, dealt
 from .tutel import slice_weights, slices_of
 
@@ -166,7 +166,7 @@ class DeepSpeedExperts(OwnExperts):
     """E experts, of which this process keeps E / P, or one of S slices of one; see `DeepSpeed`."""
 
     def __init__(
-        self, experts: StackedExperts, settings: DeepSpeed, wire: Wire, topology: Topology
+        self, experts: Cuttable, settings: DeepSpeed, wire: Wire, topology: Topology
     ) -> None:
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
@@ -208,7 +208,7 @@ class DeepSpeedExperts(OwnExperts):
             back = join(back, self.tensor, wire, "join")
         return table.combine(back)
 
-    def _computed(self, local: StackedExperts, came: Tensor) -> Tensor:
+    def _computed(self, local: Cuttable, came: Tensor) -> Tensor:
         """(D', n, m, d) -> (D', n m, out)."""
         sources, held, places, width = came.shape
         rows = came.transpose(0, 1).reshape(-1, width)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import Card, Paper, Routing
 from ..core.checks import at_least
-from ..mixtures.experts import Experts, StackedExperts
+from ..mixtures.experts import Experts
 from ..placement.engines import (
     INDEX,
     ExpertSize,
@@ -24,6 +24,7 @@ from ..placement.engines import (
     homes,
     layer_steps,
     off_diagonal,
+    places_at,
 )
 from ..placement.materialise import materialised, rows_computed
 from ..placement.placement import Placement
@@ -31,7 +32,7 @@ from ..placement.plan import DevicePlan, PlanStep
 from ..placement.topology import Topology
 from ..placement.trace import Trace
 from .exchange import Wire
-from .layout import cut, having, packed, size_of, stacked, unpacked
+from .layout import Cuttable, cut, having, packed, size_of, stacked, unpacked
 from .sharded import Sharded
 from .strategy import InTurn, check_devices, lined_up
 
@@ -45,8 +46,9 @@ class Fssdp(InTurn):
     else D m copies are dealt to them by load. calibrate: when the batch's own loads are known,
     choose again if what that saves in products is more than what the further copies take to come.
     rematerialise: forget the copies after the forward, gather them again in the backward.
-    Rows go to the own device's copy, else the node's, else any. A batch without a past has no
-    copies unless calibrated. Every process sends its E loads to all, and all decide the same.
+    Rows go to the own device's copy, else the node's, else any; to several in turn, by their places
+    among the device's rows. A batch without a past has no copies unless calibrated. Every process
+    sends its E loads to all, and all decide the same.
 
     Raises: ConfigError for settings that cannot be; in `shard` for experts that are not stacked.
     Not where loads are even: plain `ExpertParallel` then sends less.
@@ -105,7 +107,8 @@ class Fssdp(InTurn):
         """owner: (L, E), experts in order if not given."""
         devices, nodes = topology.devices, topology.nodes()
         owner = in_order(trace.layers, trace.experts, devices) if owner is None else owner
-        home, row = homes(trace, devices), torch.arange(len(trace))
+        home = homes(trace, devices)
+        row = places_at(home)  # a layer knows its process's rows alone
         there: list[PlanStep] = []
         back: list[PlanStep] = []
         after: dict[str, tuple[str, ...]] = {}
@@ -171,7 +174,7 @@ class FssdpExperts(Sharded):
 
     def __init__(
         self,
-        experts: StackedExperts,
+        experts: Cuttable,
         settings: Fssdp,
         wire: Wire,
         topology: Topology,
@@ -187,7 +190,7 @@ class FssdpExperts(Sharded):
             meter=wire.meter,
             layer=wire.layer,
         )
-        self.local: StackedExperts
+        self.local: Cuttable
         self.wire, self.settings, self.topology = wire, settings, topology
         self.owner, self.size = owner, size_of(experts)
         self.outputs = experts.outputs
@@ -206,7 +209,7 @@ class FssdpExperts(Sharded):
             here = replace(here, expert=place[here.expert], experts=len(held))
             return self._computed(rows, here, holds)
 
-        return self.sent(x, routing, numbers, holds, computed)
+        return self.sent(x, routing, None, holds, computed)
 
     def _computed(self, rows: Tensor, here: Routing, holds: Tensor) -> Tensor:
         """With the copies that this process holds for the batch."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core import Routing
 from ..core.errors import ConfigError
 from ..mixtures.experts import Experts, StackedExperts
+from ..mixtures.fused_experts import FusedExperts
 from ..placement.engines import ExpertSize
 
 
@@ -29,12 +30,13 @@ class OwnExperts(Experts):
         return torch.stack(made, 1)
 
 
+Cuttable = StackedExperts | FusedExperts  # whose weights have a row for each expert
 HIDDEN: Mapping[str, int] = {"up": 1, "up_bias": 1, "gate": 1, "gate_bias": 1, "down": 2}  # axes
 
 
-def stacked(experts: Experts) -> StackedExperts:
+def stacked(experts: Experts) -> Cuttable:
     """Raises: ConfigError for other experts, whose weights are no matrices of one size."""
-    if not isinstance(experts, StackedExperts):
+    if not isinstance(experts, StackedExperts | FusedExperts):
         got, want = type(experts).__name__, "StackedExperts, whose weights can be cut and sent"
         fix = "Use intarsia.upcycle(...) with experts of one size, or the plan 'ep'."
         raise ConfigError("experts", got=got, want=want, fix=fix)
@@ -44,19 +46,26 @@ def stacked(experts: Experts) -> StackedExperts:
 def size_of(experts: Experts) -> ExpertSize:
     """What an expert's rows and weights take."""
     of = stacked(experts)
+    if isinstance(of, FusedExperts):
+        item = next(of.parameters()).element_size()
+        return ExpertSize(of.width, of.hidden, item, of.gated, of.biased)
     _, hidden, width = of.up.shape
     return ExpertSize(
         width, hidden, of.up.element_size(), of.gate is not None, of.up_bias is not None
     )
 
 
-def cut(experts: StackedExperts, index: Tensor, part: int = 0, of: int = 1) -> StackedExperts:
+def cut(experts: Cuttable, index: Tensor, part: int = 0, of: int = 1) -> Cuttable:
     """A copy of these experts, with the part-th of `of` equal parts of their hidden units.
 
     The parts' outputs add up to the whole's: the first keeps the output bias, others have zeros.
     Raises: ConfigError for hidden units that cannot be divided so.
     """
-    hidden = experts.up.shape[1]
+    hidden = size_of(experts).hidden
+    if of > 1 and isinstance(experts, FusedExperts):
+        got, want = f"slices of the {experts.experts} experts of a stock model", "whole experts"
+        fix = f"Use at most {experts.experts} processes, or ExpertParallel()."
+        raise ConfigError("slices of experts", got=got, want=want, fix=fix)
     if hidden % of:
         got, want = f"{hidden} hidden units for {of} parts", "a number that divides them"
         raise ConfigError("slices of experts", got=got, want=want, fix="Use fewer processes.")
@@ -100,13 +109,13 @@ def put_part(
     return whole
 
 
-def packed(experts: StackedExperts) -> Tensor:
+def packed(experts: Cuttable) -> Tensor:
     """All weights of each expert in a row.  Returns (E, P)."""
     weights = [w.flatten(1) for _, w in experts.named_parameters(recurse=False)]
     return torch.cat(weights, 1)
 
 
-def unpacked(rows: Tensor, like: StackedExperts) -> dict[str, Tensor]:
+def unpacked(rows: Tensor, like: Cuttable) -> dict[str, Tensor]:
     """The inverse of `packed`: weights by name.  rows: (M, P)."""
     shapes = {name: w.shape[1:] for name, w in like.named_parameters(recurse=False)}
     parts = rows.split([shape.numel() for shape in shapes.values()], 1)
@@ -127,7 +136,7 @@ def joined(slices: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def having(like: StackedExperts, weights: Mapping[str, Tensor], experts: int) -> StackedExperts:
+def having(like: Cuttable, weights: Mapping[str, Tensor], experts: int) -> Cuttable:
     """Experts that compute with these weights, through which gradients pass, and own none."""
     found = copy.copy(like)
     # plain attributes, found before parameters, of which there are none

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core import Routing
 from ..core.errors import ConformanceError
 from ..mixtures.experts import StackedExperts
+from ..placement.plan import DevicePlan
 from ..placement.topology import Topology
 from ..placement.trace import Trace
 from .exchange import Meter, Wire
@@ -114,6 +115,15 @@ def compare(strategy: Strategy, trial: Trial, topology: Topology = LINKS) -> int
     same("gradients of rows", own.grad, x.grad[mine], trial.whole)
     for layer, (part, of) in enumerate(zip(parts, whole, strict=True)):
         of_part(f"gradients of layer {layer}", part, of, trial.whole)
+    as_planned(meter, plan)
+    return int(sum(map(sum, meter.sent.values())))
+
+
+def as_planned(meter: Meter, plan: DevicePlan) -> None:
+    """What all processes sent is what a plan says, step by step.  Called in each of them.
+
+    Raises: ConformanceError where steps or bytes differ.
+    """
     metered = meter.gathered()
     links = {step.name: step.bytes for step in plan.steps if step.resource == "link"}
     if metered.keys() != links.keys():
@@ -121,8 +131,9 @@ def compare(strategy: Strategy, trial: Trial, topology: Topology = LINKS) -> int
     for name, sent in metered.items():
         planned = links[name]
         if planned is None or not torch.equal(sent, planned):
-            raise _differs(f"bytes of {name}", sent.tolist(), planned and planned.tolist())
-    return int(sum(map(sum, meter.sent.values())))
+            raise _differs(
+                f"bytes of {name}", sent.tolist(), None if planned is None else planned.tolist()
+            )
 
 
 def of_part(what: str, part: torch.nn.Module, of: StackedExperts, exact: bool) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core import Card, Paper, Routing
 from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
-from ..mixtures.experts import Experts, StackedExperts
+from ..mixtures.experts import Experts
 from ..placement.engines import ExpertSize
 from ..placement.plan import DevicePlan, PlanStep
 from ..placement.timeline import simulate
@@ -33,7 +33,17 @@ from .blocks import (
     swaps_of,
 )
 from .exchange import Wire
-from .layout import OwnExperts, cut, having, joined, packed, stacked, unpacked
+from .layout import (
+    Cuttable,
+    OwnExperts,
+    cut,
+    having,
+    joined,
+    packed,
+    size_of,
+    stacked,
+    unpacked,
+)
 from .strategy import InTurn, check_devices, lined_up
 
 CHUNKS = (1, 2, 4, 8)  # that `Tutel.tuned` looks at
@@ -172,9 +182,7 @@ class Tutel(InTurn):
 class TutelExperts(OwnExperts):
     """E experts, of which this process keeps E / D, or one of S slices of one; see `Tutel`."""
 
-    def __init__(
-        self, experts: StackedExperts, settings: Tutel, wire: Wire, topology: Topology
-    ) -> None:
+    def __init__(self, experts: Cuttable, settings: Tutel, wire: Wire, topology: Topology) -> None:
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
         self.slices = slices_of(self.experts, wire.world)
@@ -204,7 +212,7 @@ class TutelExperts(OwnExperts):
         ]
         return table.combine(torch.cat(made, 1))
 
-    def _weights(self, degree: int) -> StackedExperts:
+    def _weights(self, degree: int) -> Cuttable:
         """What this process computes with: slices of its neighbours beside its own."""
         swap = weights_swaps(self.experts, self.wire.world, degree)[self.wire.rank]
         if len(swap.members) == 1:
@@ -217,7 +225,7 @@ class TutelExperts(OwnExperts):
         weights = joined([unpacked(of.flatten(0, 1), self.local) for of in by_expert])
         return having(self.local, weights, len(next(iter(weights.values()))))
 
-    def _sent(self, rows: Tensor, chunk: int, degree: int, weights: StackedExperts) -> Tensor:
+    def _sent(self, rows: Tensor, chunk: int, degree: int, weights: Cuttable) -> Tensor:
         """Part of the tables to where it is computed, and back.  (E, C', d) -> (E, C', out)."""
         world, wire = self.wire.world, self.wire
         experts, places, width = rows.shape
@@ -234,17 +242,16 @@ class TutelExperts(OwnExperts):
         return back.view(experts, degree, places, -1).sum(1)
 
 
-def _computed(experts: StackedExperts, tables: Tensor) -> Tensor:
+def _computed(experts: Cuttable, tables: Tensor) -> Tensor:
     """(E, C, d) -> (E, C, out)."""
     count, places, width = tables.shape
     expert = torch.arange(count, device=tables.device).repeat_interleave(places)
     return experts(tables.reshape(-1, width), expert).view(count, places, -1)
 
 
-def _size(local: StackedExperts, slices: int) -> ExpertSize:
-    _, hidden, width = local.up.shape
-    gated, bias = local.gate is not None, local.up_bias is not None
-    return ExpertSize(width, hidden * slices, local.up.element_size(), gated, bias)
+def _size(local: Cuttable, slices: int) -> ExpertSize:
+    size = size_of(local)
+    return replace(size, hidden=size.hidden * slices)
 
 
 def slices_of(experts: int, devices: int) -> int:

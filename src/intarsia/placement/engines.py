@@ -34,17 +34,23 @@ COUNTS, PAIR = 2 * INDEX, 2 * INDEX  # (rows, pairs) of a message; (row, expert)
 @dataclass(frozen=True)
 class ExpertSize:
     """width d and hidden h of an expert; item: bytes of a number; gated: three matrices or two;
-    bias: has each matrix one."""
+    bias: has each matrix one; weight: bytes of a gate's weight, those of a number if None."""
 
     width: int
     hidden: int
     item: int = 2
     gated: bool = True
     bias: bool = False
+    weight: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "hidden", "item"):
             at_least(name, getattr(self, name), 1)
+
+    @property
+    def told(self) -> int:
+        """Bytes of the weight of a pair of row and expert."""
+        return self.item if self.weight is None else self.weight
 
     @property
     def row(self) -> int:
@@ -78,6 +84,15 @@ class ExpertSize:
 def homes(trace: Trace, devices: int) -> Tensor:
     """Sequences dealt out to the devices in turn.  Returns (N,) int64."""
     return trace.sequence.unique(return_inverse=True)[1] % devices
+
+
+def places_at(home: Tensor) -> Tensor:
+    """The place of each row among those of its device.  home: (N,) -> (N,) int64."""
+    order = home.argsort(stable=True)
+    count = home.bincount()
+    found = torch.empty_like(order)
+    found[order] = torch.arange(len(home)) - (count.cumsum(0) - count)[home[order]]
+    return found
 
 
 def destinations(expert: Tensor, at: Tensor, holds: Tensor, nodes: Tensor, row: Tensor) -> Tensor:
@@ -164,7 +179,7 @@ def layer_steps(
     rows, pairs = rows_and_pairs(at, to, devices)
     name, flops = f"{layer}.expert", pairs.sum(0).double() * size.flops
     # the gradients of rows and weights come back, not the numbers
-    weighed = rows * size.row + pairs * size.item
+    weighed = rows * size.row + pairs * size.told
     made = (rows * size.row).T.contiguous()
 
     def link(phase: str, sent: Tensor) -> PlanStep:

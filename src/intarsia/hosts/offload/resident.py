@@ -15,11 +15,11 @@ from torch.overrides import TorchFunctionMode
 
 from ...core.checks import one_of
 from ...core.errors import CheckpointError, ConfigError
+from ...mixtures.experts_function import arguments, stock_experts
 from ...placement.cache import Cache, PolicyConfig, Residency
 from ...placement.expertflow import Foresees
 from ...placement.policies import Expected
 from ..anatomy.origin import ELSEWHERE
-from ..experts_function import arguments, stock_experts
 from .slots import Slots, stride
 from .store import INDEX, ExpertStore, config_hash, pack_experts, read_json
 

@@ -12,7 +12,7 @@ from ...core import Format
 from ...core.errors import ConfigError, FoldError
 from ...kernels.experts import ends_of
 from ...mixtures.experts import Experts, StackedExperts
-from ..experts_function import arguments
+from ...mixtures.experts_function import arguments
 
 PARTS = ("codes", "row_offsets", "levels")
 

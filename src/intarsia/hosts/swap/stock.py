@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...core.checks import between
 from ...core.errors import TargetError
 from ...core.modes import evaluating
-from ..experts_function import StockExperts, arguments, stock_experts
+from ...mixtures.experts_function import StockExperts, arguments, stock_experts
 from ..tracing import stock_gate
 
 ROWS = 2048  # of each layer's inputs that are kept while calibrating

@@ -1,0 +1,88 @@
+"""Our exchange under transformers' own expert parallelism: one of its `EPImplementation`s.
+
+transformers shards experts while a checkpoint is loaded (`DistributedConfig(ep_size=...)`), keeps
+the rest by FSDP2, and asks a named implementation to bring tokens to their experts. This one sends
+each row once to each process that has some of its experts, as `ExpertParallel` plans it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import Routing
+from ..core.errors import ConfigError
+from ..mixtures.experts import Experts
+from ..mixtures.fused_experts import mixed_by
+from ..parallel.exchange import Meter
+from ..parallel.places import Called
+from ..parallel.sharded import Sharded
+from ..placement.placement import Placement
+
+NAME = "intarsia"  # DistributedConfig(ep_implementation=NAME)
+
+
+def register_exchange(meter: Meter | None = None) -> str:
+    """Make our exchange known to transformers.  Returns its name, for `ep_implementation=`.
+
+    Then: AutoModelForCausalLM.from_pretrained(folder, distributed_config=DistributedConfig(
+    fsdp_size=4, ep_size=4, ep_implementation=register_exchange())), in each of four processes.
+    Layers are counted in the order in which they are sharded out, from the newest call on. Experts
+    stand in order, E / D on each process. A row goes once to each process, whatever number of its
+    experts is there; transformers' own all_to_all sends it once for each.
+    meter: counts bytes, by the steps of `ExpertParallel().plan`.
+
+    Raises: ConfigError for a transformers without the interface (before 5.21), and, when a model is
+    loaded, for processes that share a batch (tp_size > 1).
+    """
+    try:
+        from transformers.distributed import expert_parallel as theirs
+    except ImportError as error:
+        import transformers
+
+        got, fix = f"transformers {transformers.__version__}", "pip install -U 'transformers>=5.21'"
+        want = "one with EPImplementationInterface, 5.21 or newer"
+        raise ConfigError("expert parallelism", got=got, want=want, fix=fix) from error
+
+    numbers = itertools.count()
+
+    class Exchange(theirs.EPImplementation):
+        def __init__(self, experts: Any, ep_mesh: Any, tp_mesh: Any) -> None:
+            super().__init__(experts, ep_mesh, tp_mesh)
+            if tp_mesh.size() > 1:
+                got, want = f"{tp_mesh.size()} processes that share a batch", "rows of its own each"
+                fix = "Use tp_size=1, or ep_implementation='all_to_all'."
+                raise ConfigError("expert parallelism", got=got, want=want, fix=fix)
+            local, group = _Local(self.experts_forward, experts.num_experts), ep_mesh.get_group()
+            whole = local.experts * ep_mesh.size()
+            holds = Placement.contiguous(1, whole, ep_mesh.size()).holds[0]
+            part = Sharded(local, holds, group=group, meter=meter, layer=next(numbers))
+            self.called = Called(part, whole)
+
+        def __call__(self, *given: Any) -> Tensor:
+            return self.called(*given)
+
+    theirs.EPImplementationInterface.register(NAME, Exchange)
+    return NAME
+
+
+class _Local(Experts):
+    """The experts of this process, by transformers' own function of theirs."""
+
+    def __init__(self, function: Callable[..., Tensor], experts: int) -> None:
+        super().__init__()
+        self.function, self.experts = function, experts
+
+    def mix(self, x: Tensor, routing: Routing) -> Tensor:
+        return mixed_by(self.function, x, routing)
+
+    def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        return self.function(rows, expert[:, None], rows.new_ones(len(rows), 1))
+
+    def every(self, x: Tensor) -> Tensor:
+        each = (torch.full((len(x),), e, device=x.device) for e in range(self.experts))
+        return torch.stack([self.forward(x, expert) for expert in each], 1)

@@ -1,0 +1,143 @@
+"""Where a model has experts that can be shared out: its mixtures, and experts of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ..core import Routing
+from ..core.errors import ConfigError, TargetError
+from ..gating import expert_readers
+from ..mixtures.experts import Experts
+from ..mixtures.experts_function import arguments, stock_experts
+from ..mixtures.fused_experts import FusedExperts
+from ..mixtures.mixture import Mixture
+from .layout import stacked
+
+PART = "part"  # the name of a process's part below stock experts
+
+
+class Place(Protocol):
+    """Experts of a layer, and how a process's part of them comes in and goes again.
+
+    path: of their weights in one process; part: of the part, while it is there.
+    """
+
+    path: str
+
+    @property
+    def part(self) -> str: ...
+    @property
+    def experts(self) -> Experts: ...
+
+    def put(self, part: Experts) -> None: ...
+    def restore(self) -> None: ...
+
+
+@dataclass
+class MixturePlace:
+    """The experts of a `Mixture`."""
+
+    path: str
+    mixture: Mixture
+    experts: Experts
+
+    @property
+    def part(self) -> str:
+        return self.path
+
+    def put(self, part: Experts) -> None:
+        self.mixture.experts = part
+
+    def restore(self) -> None:
+        self.mixture.experts = self.experts
+
+
+@dataclass
+class StockPlace:
+    """Experts that transformers calls: their module stays, its call goes to the part.
+
+    As transformers' own parallel experts are called; no class is changed, hooks stay.
+    """
+
+    path: str
+    module: nn.Module
+    experts: FusedExperts
+
+    @property
+    def part(self) -> str:
+        return f"{self.path}.{PART}"
+
+    def put(self, part: Experts) -> None:
+        for name in self.experts.names:
+            delattr(self.module, name)
+        self.module.add_module(PART, part)
+        self.module.forward = Called(part, self.experts.experts)
+
+    def restore(self) -> None:
+        del self.module.forward
+        delattr(self.module, PART)
+        for name in self.experts.names:
+            self.module.register_parameter(name, self.experts.get_parameter(name))
+
+
+class Called:
+    """f(hidden (T, d), index (T, k), weights (T, k)) -> (T, d), of experts on several processes."""
+
+    def __init__(self, part: Experts, experts: int) -> None:
+        self.part, self.experts = part, experts
+
+    def __call__(self, *given: Any, **named: Any) -> Tensor:
+        hidden, index, weights = arguments(given, named)
+        made = self.part.mix(hidden, pairs_of(index, weights, self.experts))
+        return made.to(hidden.dtype)
+
+
+def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
+    """A stock gate's choice as a routing; an expert that is none of them is nobody."""
+    found = Routing.from_topk(index, weights, experts)
+    there = found.expert < experts
+    if bool(there.all()):
+        return found
+    token, expert, weight = found.token[there], found.expert[there], found.weight[there]
+    return Routing(token, expert, weight, len(index), experts)
+
+
+def places(model: nn.Module) -> list[Place]:
+    """The experts of a model, in its order.
+
+    Raises: ConfigError for none, for routers that read experts, or for experts that cannot be cut;
+    TargetError for stock experts with other weights than matrices.
+    """
+    found: dict[str, Place] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Mixture):
+            path = f"{name}.experts" if name else "experts"
+            found[name] = MixturePlace(path, module, module.experts)
+            if expert_readers(module.router):
+                got, want = f"{name}, whose router reads experts", "routers that read tokens alone"
+                raise ConfigError(
+                    "parallel", got=got, want=want, fix="Use TopK, Switch or the like."
+                )
+    for path, of in _stock(model).items():
+        found[path] = StockPlace(path, of.module, FusedExperts(of))
+    if not found:
+        got, want = "a model without mixtures", "one with experts to be shared out"
+        fix = "Call intarsia.upcycle(model, ...), or leave `parallel` out: data-parallel."
+        raise ConfigError("parallel", got=got, want=want, fix=fix)
+    for place in found.values():
+        stacked(place.experts)
+    order = {path: at for at, (path, _) in enumerate(model.named_modules())}
+    return [found[path] for path in sorted(found, key=lambda path: order[path])]
+
+
+def _stock(model: nn.Module) -> Mapping[str, Any]:
+    try:
+        return stock_experts(model)
+    except TargetError as error:
+        fix = "Share out a resident model of transformers, without offload or packed experts."
+        want = "experts in one tensor for each matrix"
+        raise ConfigError("parallel", got=error.got, want=want, fix=fix) from error

@@ -1,0 +1,99 @@
+"""Experts of stock models on four gloo processes: one process's numbers, the plan's bytes."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from intarsia.core import Routing
+from intarsia.core.errors import ConfigError, TargetError
+from intarsia.hosts.expert_parallel import register_exchange
+from intarsia.mixtures.experts_function import StockExperts, stock_experts
+from intarsia.mixtures.fused_experts import FusedExperts
+from intarsia.parallel import Processes
+from intarsia.parallel.layout import cut, having, packed, size_of, unpacked
+from intarsia.parallel.places import pairs_of, places
+from intarsia.placement import ExpertSize
+
+
+def test_four_processes_are_one_for_stock_models(group: Processes) -> None:
+    """Mixtral, OLMoE, Qwen2-MoE, gpt-oss; every strategy; processes without rows or tokens."""
+    from stock_jobs import all_kinds  # pyright: ignore[reportMissingImports]
+
+    group.run(all_kinds)
+
+
+def test_transformers_takes_our_exchange_by_name(group: Processes) -> None:
+    from stock_jobs import in_transformers  # pyright: ignore[reportMissingImports]
+
+    group.run(in_transformers)
+
+
+def stock(kind: str) -> tuple[StockExperts, FusedExperts, Any]:
+    from stock_jobs import built  # pyright: ignore[reportMissingImports]
+
+    model = built(kind)
+    of = next(iter(stock_experts(model).values()))
+    return of, FusedExperts(of), model
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt-oss"])
+@pytest.mark.usefixtures("group")  # has the folder of `stock_jobs`
+def test_fused_experts_are_those_of_the_model(kind: str) -> None:
+    """By its own function, whole, some of them, or with weights that were sent."""
+    of, fused, _ = stock(kind)
+    assert size_of(fused) == ExpertSize(8, 6, 8, True, kind == "gpt-oss")
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 8, generator=draws, dtype=torch.float64)
+    index = torch.rand(7, 8, generator=draws).topk(2).indices
+    weight = torch.rand(7, 2, generator=draws, dtype=torch.float64)
+    want = of.module(x, index, weight)
+    routing = Routing.from_topk(index, weight, 8)
+    assert_close(fused.mix(x, routing), want, rtol=0, atol=1e-12)
+    dense = (fused.every(x) * routing.dense()[:, :, None]).sum(1)
+    assert_close(dense, want, rtol=0, atol=1e-12)
+    here = torch.tensor([1, 4, 6])
+    place = torch.zeros(8, dtype=torch.int64).scatter(0, here, torch.arange(3))
+    there = (routing.expert[:, None] == here).any(1)
+    some = Routing(routing.token[there], place[routing.expert[there]], routing.weight[there], 7, 3)
+    masked = torch.where((index[:, :, None] == here).any(2), weight, 0)
+    kept = copy.deepcopy(fused)
+    kept.keep(here)
+    sent = having(fused, unpacked(packed(fused)[here], fused), 3)
+    for few in (kept, cut(fused, here), sent):
+        assert_close(few.mix(x, some), of.module(x, index, masked), rtol=0, atol=1e-12)
+    assert all(a is b for a, b in zip(fused.parameters(), of.module.parameters(), strict=True))
+    nothing = kept.mix(x[:0], Routing(*(t[:0] for t in (some.token, some.expert, weight[0])), 0, 3))
+    nothing.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in kept.parameters())
+
+
+@pytest.mark.usefixtures("group")
+def test_what_stock_models_cannot_do_is_refused() -> None:
+    of, fused, model = stock("mixtral")
+    with pytest.raises(ConfigError, match="slices of the 8 experts .* Use at most 8 processes"):
+        cut(fused, torch.arange(8), 0, 2)
+    with pytest.raises(ConfigError, match="a model without mixtures"):
+        places(nn.Linear(2, 2))
+    assert [place.path for place in places(model)] == list(stock_experts(model))
+    of.module.register_parameter("scale", nn.Parameter(torch.ones(3)))
+    with pytest.raises(TargetError, match="'scale' among their weights"):
+        places(model)
+    del of.module.down_proj
+    with pytest.raises(ConfigError, match="parallel: got .* without offload"):
+        places(model)
+    nobody = pairs_of(torch.tensor([[2, 8], [8, 0]]), torch.ones(2, 2), 8)
+    assert nobody.token.tolist() == [0, 1] and nobody.expert.tolist() == [2, 0]
+
+
+def test_an_older_transformers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.distributed.expert_parallel", None)
+    monkeypatch.delattr("transformers.distributed.expert_parallel", raising=False)
+    with pytest.raises(ConfigError, match=r"got transformers \d.* want .*5\.21 or newer"):
+        register_exchange()
