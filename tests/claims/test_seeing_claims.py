@@ -12,6 +12,7 @@ from intarsia.claims import slime, small_trunk, uni_moe
 from intarsia.claims.ledger import claim
 from intarsia.conformance.senses import Letters, decoder, questions
 from intarsia.data.senses import canvases
+from intarsia.data.senses.questions import Question
 from intarsia.methods.slime import Slime
 
 
@@ -63,27 +64,53 @@ def test_a_canvas_has_what_its_questions_say() -> None:
     found = canvases.canvas_questions(5, 0)
     assert len(found) == 30 and [q.answer for q in found[:6]] == ["yes"] * 3 + ["no"] * 3
     for question in found:
-        shades = np.asarray(question.image[0])[28::56, 28::56, 0].ravel() // 25
+        shades = _shades(question)
         kind = canvases.NAMES.index(question.question.split()[-1].rstrip("?"))
         assert int((shades == kind).sum()) == (question.answer == "yes")
     assert [q.question for q in found] != [q.question for q in canvases.canvas_questions(5, 1)]
 
 
+def _shades(question: Question) -> np.ndarray:
+    return np.asarray(question.image[0])[28::56, 28::56, 0].ravel() // 25
+
+
+@pytest.mark.usefixtures("items")
+def test_what_is_learnt_before_a_canvas() -> None:
+    tiles = canvases.tile_questions(20, 0)
+    assert [q.answer for q in tiles] == [f" {name}" for name in canvases.NAMES] * 2
+    for kind, question in enumerate(tiles):
+        assert _shades(question).tolist() == [kind % 10] * 4
+    for question in canvases.canvases_in_words(60, 0):
+        before, _, asked = question.question.partition(" Is there a ")
+        if not asked:
+            assert question.question == f"{question.answer}{canvases.WHAT}"
+            continue
+        count = before.split().count(asked.rstrip("?"))
+        assert len(before.split()) == 16 and count == (question.answer == "yes")
+
+
 @pytest.mark.usefixtures("items")
 def test_slime_in_its_smallest_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = Slime("pixels", 4, 4, 4, 9, over=None)
     arms = {
         slime.EVERY: Slime("pixels", 4, 4, 4, None, 1.0, over=None),
-        slime.OURS: Slime("pixels", 4, 4, 4, 9, over=None),
+        slime.OURS: chosen,
         slime.DOWN: Slime("pixels", 4, 4, 1, None, 1.0, over=None),
+        slime.JOINT: chosen,
     }
-    for name, value in (("ARMS", arms), ("TRAIN", 2), ("TEST", 1), ("LOCAL", 4)):
+    small = (("ARMS", arms), ("TRAIN", 2), ("TEST", 1), ("TILES", 4), ("WORDS", 16))
+    for name, value in small:
         monkeypatch.setattr(slime, name, value)
     slime.questions.cache_clear()
     said: list[str] = []
     first = claim("slime").run((0,), said.append)
     local = {row["arm"]: row["local vectors"] for row in first.table}
-    assert local == {slime.EVERY: "16", slime.OURS: "4", slime.DOWN: "4", slime.RANDOM: "4"}
-    assert claim("slime-question").run((0,), said.append).table == first.table and len(said) == 3
+    few = (slime.OURS, slime.DOWN, slime.JOINT, slime.RANDOM)
+    assert local == {slime.EVERY: "16"} | dict.fromkeys(few, "4")
+    arms_and_reader = len(arms) + 1
+    assert len(said) == arms_and_reader
+    assert claim("slime-stages").run((0,), said.append).table == first.table
+    assert len(said) == arms_and_reader
     slime.questions.cache_clear()
 
 
