@@ -79,9 +79,8 @@ def taught(
     file = packages.cache_dir() / "claims" / "readers" / f"{key_of(inputs)}.safetensors"
     with packages.building(file) as scratch:
         if scratch is not None:
-            rows = Processor(words, {}, {}).asked(questions)
-            first = len(rows) * 7 // 8
-            train, held = ([rows[i] for i in part] for part in _parts(first, len(rows)))
+            make, first = Processor(words, {}, {}), len(questions) * 7 // 8
+            train, held = make.asked(questions[:first]), make.asked(questions[first:])
             how: dict[str, Any] = {"task": Answers(), "trackers": (), "batch_size": 32}
             fit(model.requires_grad_(True), train, epochs=1, lr=5e-4, clip=1.0, **how)
             right = evaluate(model, held, task=Answers(), batch_size=32).scores()["exact_match"]
@@ -90,7 +89,3 @@ def taught(
     with packages.reading(file):
         model.load_state_dict(load_file(file), strict=False)  # the head is the embeddings
     return model.eval()
-
-
-def _parts(first: int, count: int) -> tuple[range, range]:
-    return range(first), range(first, count)

