@@ -51,7 +51,8 @@ def test_a_record_survives_the_file_and_a_failed_one_is_printed_as_failed(tmp_pa
 def test_what_was_not_run_says_so(tmp_path):
     ledger.write_page(tmp_path, tmp_path / "claims.md")
     page = (tmp_path / "claims.md").read_text()
-    assert page.count("not run") == len(claims())
+    papers = sum(bool(c.system) for c in claims())
+    assert page.count("| not run |") == len(claims()) + papers
 
 
 def test_claims_come_from_every_file_of_the_folder_that_has_some():
@@ -112,3 +113,21 @@ def test_a_published_spread_is_the_deviation_of_its_values():
     for record in records:
         if record.key not in RANGES:
             assert record.spread == pytest.approx(deviation(record.values)), record.key
+
+
+def test_the_page_opens_with_a_row_for_each_paper_and_its_interval(tmp_path, monkeypatch):
+    headline = dataclasses.replace(a_claim(0.4), system="Toys", work="blocks on a carpet")
+    monkeypatch.setattr(ledger, "claims", lambda: (headline, a_claim(0.4)))
+    record = dataclasses.replace(ledger.run_claim(headline), values=(1.0, 2.0, 3.0))
+    ledger.save(record, tmp_path)
+    ledger.write_page(tmp_path, tmp_path / "claims.md")
+    page = (tmp_path / "claims.md").read_text()
+    row = next(line for line in page.splitlines() if "blocks on a carpet" in line)
+    assert row.startswith("| [Toys](#toy) | Ours is better. |") and "**fails**" in row
+    assert "0.400 [-0.484, 4.484]" in row  # 2 ± 4.303 / sqrt(3)
+    assert page.index("A row for each paper") < page.index("## All claims")
+
+
+def test_no_two_claims_are_the_headline_of_one_paper():
+    names = [c.system for c in claims() if c.system]
+    assert len(names) == len(set(names)) >= 46

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from typing import Any
 
 import torch
-from scipy.stats import t as student
 from torch import nn
 from torch.optim import SGD, Optimizer
 
 from ..core import Claim, NofM, Result
 from ..core.claim import Report
 from ..fitting import fit
+from ..results.statistics import t_interval
 from ..schedules import Bdwp, FixedMask, masked_weights
 from ..schedules.bdwp import n_of_m_mask
 from . import sms
 from .kept import kept
-from .study import by_arm, judge, row_of
+from .study import by_arm, judge, lower, row_of
 
 EPOCHS, PATTERN, POINTS = 8, "2:8", 1.0
 # not what reads the picture, nor the classifier
@@ -56,23 +54,9 @@ def run(arm: str, seed: int) -> float:
     return sms.accuracy(model)
 
 
-def interval(values: list[float], level: float) -> tuple[float, float]:
-    """Student's interval of the mean."""
-    mean, count = statistics.mean(values), len(values)
-    if count < 2:
-        return -math.inf, math.inf
-    half = float(student.ppf((1 + level) / 2, count - 1)) * statistics.stdev(values)
-    return mean - half / math.sqrt(count), mean + half / math.sqrt(count)
-
-
 def farthest(values: list[float]) -> float:
     """Two one-sided tests at 5 %: they hold where the 90 % interval's far end is within POINTS."""
-    return max(abs(end) for end in interval(values, 0.9))
-
-
-def lower(values: list[float]) -> float:
-    """The lower end of the 95 % interval."""
-    return interval(values, 0.95)[0]
+    return max(abs(end) for end in t_interval(values, 0.9))
 
 
 def against(other: str, over: Any) -> Any:
@@ -80,7 +64,7 @@ def against(other: str, over: Any) -> Any:
 
     def judged(seeds: tuple[int, ...], report: Report) -> Result:
         found = by_arm({n: n for n in ARMS}, seeds, accuracy, report)
-        ends = interval([a - b for a, b in zip(found[BOTH], found[other], strict=True)], 0.95)
+        ends = t_interval([a - b for a, b in zip(found[BOTH], found[other], strict=True)])
         note = (
             f"BDWP minus {other}: 95 % interval {ends[0]:+.2f} ... {ends[1]:+.2f} points. "
             f"{PATTERN} in seven of the ten layers' weights; {EPOCHS} epochs, one thread."
@@ -100,6 +84,8 @@ SCALED = "scaled down: a thin ResNet-8, 10,000 pictures of Fashion-MNIST"
 CLAIMS = (
     Claim(
         "bdwp",
+        system="BDWP",
+        work="a thin ResNet-8 from scratch on Fashion-MNIST",
         sentence="A training whose forward and backward have 2 of 8 weights ends within one point "
         f"of the dense one's accuracy (BDWP, arXiv:2309.13015; {SCALED}).",
         baseline="the dense training; the far end of the difference's 90 % interval, in points",

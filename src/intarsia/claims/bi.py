@@ -96,6 +96,7 @@ def row(found: Sheet[str, Any, BiRun], name: str) -> dict[str, Any]:
 CLAIMS = (
     Claim(
         "bi",
+        system="Bi adapters",
         sentence="Bits are better spent on width than on floats: an adapter of one bit per weight "
         "has at most 0.6 of the error of a float adapter of as many bytes, loses at most 1.5 "
         "points to floats of the same width, and its file has the size of its bits, within 2 % "

@@ -117,6 +117,8 @@ def _said(found: ChosenCells) -> str:
 CLAIMS = (
     Claim(
         "dass",
+        system="DASS",
+        work="searched cells from scratch on Fashion-MNIST",
         sentence="Cells that were searched while sparse make more accurate sparse nets than cells "
         "that were searched dense and pruned afterwards (DASS, arXiv:2207.06968; scaled down: a "
         "normal and a reduction cell of three nodes and 8 channels, 100 weights, on pictures of "

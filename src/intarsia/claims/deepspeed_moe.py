@@ -155,6 +155,8 @@ claim = partial(Claim, sense="<=", needs="long", minutes=14)
 CLAIMS = (
     claim(
         "deepspeed-moe",
+        system="DeepSpeed-MoE",
+        work="a decoder of width 64 from scratch on Austen",
         sentence="Fewer experts in early layers and an MLP beside them are as good as many experts "
         "everywhere " + PAPER + "Test loss.",
         baseline="16 experts in each layer, top-1",

@@ -17,9 +17,8 @@ from ..experiments.recommending import Parts, fit_recommender, parts_of
 from ..models.recommend.lightgcn import LightGcn
 from ..models.recommend.multvae import MultVae
 from ..schedules import Dsl
-from .bdwp import lower
 from .kept import kept
-from .study import by_arm, judge, row_of
+from .study import by_arm, judge, lower, row_of
 
 DENSE, HALF, FIFTH, STATIC, NARROW = (
     *("dense", "DSL, density .5", "DSL, density .2", "fixed random mask, density .2"),

@@ -45,6 +45,8 @@ claim = partial(Claim, sense="<=", needs="long", minutes=20)
 CLAIMS = (
     claim(
         "evomoe",
+        system="EvoMoE",
+        work="a decoder of width 64 from scratch on Austen",
         sentence=f"A mixture grown out of one expert, whose gate goes from dense to sparse, is no "
         f"worse than Switch at equal steps {PAPER}.",
         baseline="Switch, as many steps; ratio of test losses",

@@ -132,6 +132,8 @@ claim = partial(Claim, needs="long", minutes=25)
 CLAIMS = (
     claim(
         "expertflow-step",
+        system="ExpertFlow",
+        work="routing traces, simulated",
         sentence="Knowing one step ahead recovers nearly all of what there is to hit "
         "(arXiv:2410.17954, predictive caching): Belady's hit rate less that with one step known, "
         "four streams.",

@@ -69,6 +69,8 @@ claim = partial(Claim, sense="<=", minutes=2)
 CLAIMS = (
     claim(
         "gaussian-moe",
+        system="Softmax-Gaussian mixtures",
+        work="drawn mixtures, whose rates are known",
         sentence=EASY + "beta_1 and tau of the sigmoid gate.",
         baseline="slope -1/2 of the parametric rate",
         bar=-0.40,

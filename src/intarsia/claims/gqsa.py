@@ -188,6 +188,8 @@ def _packed(form: GroupSparse, stored: Mapping[str, Tensor], x: Tensor) -> Calla
 CLAIMS = (
     Claim(
         "gqsa",
+        system="GQSA",
+        work="SmolLM2-135M, two texts",
         sentence="Half of the groups of 16 weights at 4 bits, with all stages of GQSA "
         "(arXiv:2412.17560), cost SmolLM2-135M less than 2:4 sparsity at 16 bits, three times as "
         "large (scaled down: 16 calibration rows).",

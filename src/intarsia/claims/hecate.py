@@ -114,6 +114,8 @@ claim = partial(Claim, needs="long", minutes=30, sense="<=")
 CLAIMS = (
     claim(
         "hecate",
+        system="Hecate",
+        work="routing traces, simulated",
         sentence="Copies for one batch even loads that change " + PAPER + "excess, balanced.",
         baseline="plain expert parallelism; ratio",
         bar=0.80,

@@ -22,6 +22,7 @@ from ..core.claim import Report
 from ..core.errors import CheckpointError, UnknownName
 from ..core.files import read_json, write_json
 from ..results.numbers import plural
+from ..results.statistics import t_interval
 
 KEPT = 0.1  # of the declared time: less is no run of its own
 
@@ -125,6 +126,7 @@ def read(path: Path) -> Record:
 def write_page(folder: Path, page: Path) -> None:
     """Write `page` (Markdown) from the records in `folder`."""
     records = {p.stem: read(p) for p in sorted(folder.glob("*.json"))}
+    made = claims()
     lines = [
         "# Claims",
         "",
@@ -132,20 +134,63 @@ def write_page(folder: Path, page: Path) -> None:
         "and does not move after it; what fails stays here as failed. *From kept cells*: what is",
         "judged was run before, for another claim or for this one.",
         "",
+        *_papers(made, records),
+        "## All claims",
+        "",
         "| claim | baseline | bar | got (spread) | result |",
         "|---|---|---|---|---|",
     ]
-    for found in claims():
+    for found in made:
         record = records.get(found.key)
-        bar = record.bar if record else f"{found.sense} {found.bar:g}"
         got = f"{record.got:.3f} ({record.spread:.3f})" if record else ""
-        verdict = "not run" if record is None else ("**holds**" if record.holds else "**fails**")
-        lines.append(
-            f"| [{found.key}](#{found.key}) | {found.baseline} | {bar} | {got} | {verdict} |"
-        )
-    for found in claims():
+        cells = f"[{found.key}](#{found.key})", found.baseline, _bar(found, record), got
+        lines.append("| " + " | ".join((*cells, _verdict(record))) + " |")
+    for found in made:
         lines += _section(found, records.get(found.key))
     page.write_text("\n".join(lines) + "\n")
+
+
+def _papers(made: Iterable[Claim], records: Mapping[str, Record]) -> list[str]:
+    """A table with a row for each paper whose headline is a claim here."""
+    rows = []
+    for found in made:
+        if not found.system:
+            continue
+        record = records.get(found.key)
+        row = {
+            "paper": f"[{found.system}](#{found.key})",
+            "its sentence": found.sentence,
+            "the work here": found.work,
+            "against": found.baseline,
+            "bar": _bar(found, record),
+            "figure [95 % of the seeds' mean]": "" if record is None else _figure(record),
+            "verdict": _verdict(record),
+        }
+        rows.append(row)
+    if not rows:
+        return []
+    said = [
+        "## A row for each paper",
+        "",
+        "The headline of each paper, and what stands for its experiment here. The interval is",
+        "Student's, of the values of the seeds; a figure that is not their mean may lie outside.",
+        "",
+    ]
+    return [*said, *markdown(rows), ""]
+
+
+def _figure(record: Record) -> str:
+    low, high = t_interval(record.values)
+    known = f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) else ""
+    return f"{record.got:.3f}{known}"
+
+
+def _bar(found: Claim, record: Record | None) -> str:
+    return record.bar if record else f"{found.sense} {found.bar:g}"
+
+
+def _verdict(record: Record | None) -> str:
+    return "not run" if record is None else ("**holds**" if record.holds else "**fails**")
 
 
 def _section(found: Claim, record: Record | None) -> list[str]:

@@ -174,6 +174,7 @@ def shared(a: SparseDelta, b: SparseDelta) -> float:
 CLAIMS = (
     Claim(
         "lt-sft",
+        system="LT-SFT",
         sentence="Weights chosen by how far they move in a full training, rewound and trained "
         "alone, solve a task better than as many weights chosen at random and trained for as many "
         "steps in all (arXiv:2110.07560).",

@@ -236,6 +236,8 @@ def of_cold_tuned(one: Any) -> float:
 CLAIMS = (
     Claim(
         "m2trec",
+        system="M2TRec",
+        work="MovieLens-100k, films without an event",
         sentence="Among films that nobody has seen, metadata find the next one at least twice as "
         "often as chance, and as a model of ids (M2TRec, arXiv:2209.11824; MovieLens-100k).",
         baseline="twice the larger of chance and ids, hit rate at 10 among cold films",

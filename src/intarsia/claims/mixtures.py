@@ -201,6 +201,7 @@ claim = partial(Claim, sense="<=", minutes=5)
 CLAIMS = (
     claim(
         "llava-mole",
+        system="LLaVA-MoLE",
         sentence="One LoRA expert a token resolves the conflict of domains that a plain LoRA of "
         "the same active rank suffers (arXiv:2401.16160, abstract).",
         baseline=CONFLICT,
@@ -226,6 +227,7 @@ CLAIMS = (
     ),
     claim(
         "mixlora",
+        system="MixLoRA",
         sentence="A mixture of LoRA experts is more accurate than one LoRA of as many parameters "
         "(arXiv:2404.15159, section 4).",
         baseline="a plain LoRA with the rank of all experts together, as many steps",

@@ -333,6 +333,8 @@ CLAIMS = (
         of_losses,
         needs="long",
         minutes=60,
+        system="MoA",
+        work="SmolLM2-135M on long texts",
     ),
     Claim(
         "moa-gap",

@@ -167,6 +167,7 @@ claim = partial(Claim, sense="<=", minutes=14)
 CLAIMS = (
     claim(
         "moe-x",
+        system="MoE-X",
         sentence="Routing by the experts' own weights leaves fewer units on "
         + PAPER
         + "Units on of an expert that a token has.",

@@ -126,6 +126,8 @@ CLAIMS = (
         arm=TUNER,
         over=None,
         baseline="1.25 is usual for experts in order",
+        system="MoETuner",
+        work="routing traces, simulated",
     ),
     claim(
         "moetuner-traffic",

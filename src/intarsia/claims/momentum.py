@@ -38,6 +38,8 @@ claim = partial(Claim, sense="<=", needs="long", minutes=15)
 CLAIMS = (
     claim(
         "momentum",
+        system="MomentumSMoE",
+        work="a decoder of width 64 from scratch on Austen",
         sentence="Momentum along the depth lowers the perplexity of a sparse mixture of experts "
         "(arXiv:2410.14574, abstract).",
         baseline="the same mixture without momentum; ratio of perplexities",

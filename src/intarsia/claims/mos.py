@@ -164,6 +164,7 @@ def orders(seeds: tuple[int, ...], report: Report) -> Result:
 CLAIMS = (
     Claim(
         "mos",
+        system="MoS",
         sentence="Low-rank changes put together from shards of one pool need fewer parameters: "
         "MoS has at most 0.85 of the error of LoRA with as many (arXiv:2410.00938, abstract).",
         baseline="LoRA of rank e = 1, 2, 4; the worst ratio of errors",

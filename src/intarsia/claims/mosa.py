@@ -132,6 +132,8 @@ BASELINE = "the same adapter, not split; lower end of the 95 % interval of paire
 CLAIMS = (
     Claim(
         "mosa",
+        system="MoSA",
+        work="ViT-S/14, 100 pictures of each of three sets",
         sentence=SENTENCE,
         baseline=BASELINE,
         bar=0.0,

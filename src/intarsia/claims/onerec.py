@@ -242,6 +242,8 @@ def of_ids(seeds: tuple[int, ...], report: Report) -> Result:
 CLAIMS = (
     Claim(
         "onerec-preference",
+        system="OneRec",
+        work="MovieLens-100k, sessions",
         sentence="One round of preference alignment raises the score of a judge that the policy "
         "never saw by 5 % in every seed (OneRec, arXiv:2502.18965; MovieLens-100k).",
         baseline="the supervised model's drawn sessions, by the judge",

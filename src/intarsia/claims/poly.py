@@ -240,6 +240,7 @@ claim = partial(Claim, sense=">=", minutes=5)
 CLAIMS = (
     claim(
         "poly",
+        system="Poly and MHR",
         sentence=KNOWN + "Here MHR against the shared LoRA, which is told the task, too.",
         baseline="error of one shared LoRA that reads the task off marks; ratio",
         bar=0.75,

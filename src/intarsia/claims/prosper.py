@@ -133,6 +133,8 @@ claim = partial(Claim, sense=">=", minutes=10)
 CLAIMS = (
     claim(
         "prosper-bars",
+        system="ProSper",
+        work="drawn bars",
         sentence="Each of the six models finds at least 9 of 10 bars in data of its own kind"
         + PAPER
         + " Seeds of ten in which it does, of the worst model.",

@@ -184,6 +184,8 @@ CLAIMS = (
     ),
     claim(
         "read-me-gate",
+        system="Read-ME",
+        work="SmolLM2-135M by kind of text",
         sentence="A gate that reads ids alone foresees the expert (arXiv:2410.19123): its accuracy "
         "over chance.",
         baseline="chance; ratio",

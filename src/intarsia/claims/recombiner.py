@@ -334,6 +334,8 @@ CLAIMS = (
     ),
     Claim(
         "recombiner",
+        system="RECOMBINER",
+        work="32 x 32 crops of photographs",
         sentence="RECOMBINER is above COIN and COMBINER at three rates (scaled down: 3 x 16 "
         "hidden, a prior of 128 crops, 6 test crops).",
         baseline="COIN and COMBINER, paired by crop: the least lower end of the 95 % intervals",

@@ -37,6 +37,8 @@ claim = partial(Claim, needs="long", minutes=25)
 CLAIMS = (
     claim(
         "rmoe",
+        system="RMoE",
+        work="a decoder of width 64 from scratch on Austen",
         sentence="Routers that pass a state along the depth predict no worse than linear ones "
         "(arXiv:2408.06793, abstract).",
         baseline="linear top-2 router; ratio of test losses",

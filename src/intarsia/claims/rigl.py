@@ -15,7 +15,7 @@ from ..schedules import Gradual, RigL, Set
 from . import sms
 from .kept import kept
 from .sparse_ift import OPTIONS, resnet
-from .study import each, result_of, shown
+from .study import each, lower, result_of, shown
 
 DENSITY, EVERY, EPOCHS = 0.2, 25, 7
 STEPS = -(-sms.TRAIN // 128)  # of an epoch
@@ -90,7 +90,7 @@ def judged(seeds: tuple[int, ...], report: Report, *, beside: str) -> Result:
     ]
     mean = statistics.mean(gains)
     note = f"Mean difference {mean:+.2f} points over {len(seeds)} seeds."
-    return result_of(gains, table, note, over=sms.lower)
+    return result_of(gains, table, note, over=lower)
 
 
 SCALE = (

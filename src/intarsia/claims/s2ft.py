@@ -161,6 +161,7 @@ claim = partial(Claim, sense=">=", minutes=7)
 CLAIMS = (
     claim(
         "s2ft",
+        system="S2FT",
         sentence="S2FT forgets less than LoRA, each at its own best rate: at the same accuracy on "
         "a new task it keeps at least LoRA's accuracy on the old one, in two thirds of the tasks "
         f"{PAPER}.",

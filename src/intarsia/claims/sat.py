@@ -81,6 +81,8 @@ def orders(seeds: tuple[int, ...], report: Report) -> Result:
 CLAIMS = (
     Claim(
         "sat",
+        system="SAT",
+        work="the layers of ResNet-18, cycles by the model of the array",
         sentence="On SAT a training with 2:8 weights in both directions takes 1.6 to 2.0 times "
         "fewer cycles than a dense one (arXiv:2309.13015; the cycle model, on the shapes of "
         "ResNet-18 and ViT-S).",

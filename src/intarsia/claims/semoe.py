@@ -56,6 +56,8 @@ def bucket(seeds: tuple[int, ...], report: Report) -> Result:
 CLAIMS = (
     Claim(
         "semoe-bucket",
+        system="SE-MoE",
+        work="two processes, 200 tensors",
         sentence="Many small tensors in one buffer take one exchange's time "
         "(arXiv:2205.10034, section 3.2).",
         baseline="a collective for each of 200; times as fast",

@@ -215,6 +215,8 @@ claim = partial(Claim, needs="long", minutes=20, sense="<=")
 CLAIMS = (
     claim(
         "seuf-expert",
+        system="SEUF",
+        work="mixtures trained on four kinds of text",
         sentence="The attributed expert is the right one to unlearn in "
         + PAPER
         + "damage to other "

@@ -176,6 +176,8 @@ claim = partial(Claim, needs="long", minutes=20, sense=">=")
 CLAIMS = (
     claim(
         "slime",
+        system="SliME",
+        work="SmolLM2 with ViT-S",
         sentence=f"A quarter of the local vectors, chosen by the question, is enough {PAPER}.",
         baseline="all local vectors; difference of shares of right answers",
         bar=-0.01,

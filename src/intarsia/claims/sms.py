@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -26,12 +24,11 @@ from ..schedules import masked_weights, prune
 from ..schedules.phases import EndedTraining
 from ..train.batch_norms import recalibrate
 from .kept import kept
-from .study import class_scores, each, shown
+from .study import class_scores, each, lower, shown
 
 DATA, TRAIN, TEST = "fashion-mnist", 10_000, 2_000
 WIDTHS, DENSE_EPOCHS, EPOCHS, ROUNDS, CANDIDATES = (8, 16, 32), 12, 3, 3, 3
 DENSITIES = (0.05,)
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t of so many values, two-sided
 OPTIONS: dict[str, Any] = {"batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "trackers": ()}
 
 
@@ -174,14 +171,6 @@ def density_of(model: nn.Module) -> float:
 ARMS = ("soup", "IMP", "IMP, 3x the epochs", "independent masks", "independent masks, pruned again")
 
 
-def lower(values: Sequence[float]) -> float:
-    """The lower end of the mean's 95 % interval."""
-    if len(values) < 2:
-        return -math.inf
-    spread = statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values) - T95.get(len(values), 1.96) * spread
-
-
 def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
     """The soup's accuracy minus the mean of its candidates', in points; the lower end."""
     bench = DenseNets()
@@ -213,6 +202,8 @@ def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
 CLAIMS = (
     Claim(
         "sms",
+        system="Sparse Model Soups",
+        work="a thin ResNet-8 from scratch on Fashion-MNIST",
         sentence="The average of nets that were trained from one pruned net with one mask is more "
         "accurate than they are, and as sparse (Sparse Model Soups, arXiv:2306.16788; scaled down: "
         "a thin ResNet-8 on 10,000 pictures of Fashion-MNIST, 95 % pruned in three rounds).",

@@ -111,6 +111,8 @@ CLAIMS = (
     ),
     Claim(
         "sparse-bytenn",
+        system="SparseByteNN",
+        work="EfficientNet-Lite0, one thread",
         sentence="EfficientNet-Lite0 with seven tenths of its 1x1 weights left, in blocks of four "
         "rows, runs faster at batch 1 than its dense net in the fastest dense runtime.",
         baseline="the fastest of OpenVINO and onnxruntime in float32; times as fast over 1.15",

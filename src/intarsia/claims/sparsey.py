@@ -175,6 +175,8 @@ claim = partial(Claim, sense=">=", seeds=tuple(range(5)), minutes=1)
 CLAIMS = (
     claim(
         "sparsey-memory",
+        system="Sparsey",
+        work="random codes",
         sentence="Items that were seen once are recalled while there are at most 25" + PAPER,
         baseline="1 is all modules",
         bar=0.95,

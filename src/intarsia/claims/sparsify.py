@@ -24,7 +24,7 @@ from ..methods.dsnot import DSnoT
 from ..partitions.swaps import Swapped
 from ..scores import Statistics
 from .kept import kept
-from .study import each
+from .study import each, upper
 
 TEXTS = ("austen", "python-docs")
 DENSITIES = (0.7, 0.6, 0.5, 0.4, 0.3)
@@ -34,7 +34,6 @@ BASES: dict[str, Callable[[float], Pruner]] = {
     "wanda": Wanda,
     "sparsegpt": SparseGPT,
 }
-T95 = {2: 12.71, 3: 4.30}  # Student's t of so many values, two-sided
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,6 @@ def nll(model: nn.Module, rows: Sequence[Any]) -> float:
             logits, ids[:, 1:].flatten(), reduction="none"
         ).tolist()
     return statistics.mean(found)
-
-
-def upper(values: Sequence[float]) -> float:
-    """The upper end of the mean's 95 % interval."""
-    spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return statistics.mean(values) + T95.get(len(values), 1.96) * spread
 
 
 def ran(names: Sequence[str], densities: Sequence[float], seeds: Any, report: Report) -> Any:
@@ -197,6 +190,8 @@ CLAIMS = (
     ),
     Claim(
         "dsnot",
+        system="DSnoT",
+        work="SmolLM2-135M, two texts",
         sentence="Swaps without training (DSnoT, arXiv:2310.08915) lower the loss of models pruned "
         "by size or by Wanda to densities .4 and .3.",
         baseline="the same mask without swaps; the largest upper end of a 95 % interval",

@@ -161,6 +161,8 @@ def compare(bench: SparseCells, densities: tuple[float, ...]) -> Callable[..., R
 CLAIMS = (
     Claim(
         "squarehead",
+        system="SquareHead",
+        work="a small decoder on Austen and WordNet",
         sentence="A pruned model that follows the hidden states of its dense one closes more of "
         "the gap between them than by labels alone (SquareHead, arXiv:2310.06927; scaled down: a "
         "model of bytes with 4 blocks, trained here, 80 % pruned).",

@@ -91,6 +91,8 @@ claim = partial(Claim, needs="long", minutes=20, sense="<=")
 CLAIMS = (
     claim(
         "stack-pairs",
+        system="Survey of compressed mixtures",
+        work="a small mixture, 28 pairs of changes",
         sentence="Techniques on models, their execution and their placement go together "
         "(arXiv:2412.14219): of all 28 pairs of eight, those that neither run nor are refused for "
         "a declared reason, and lossless ones that change the loss by more than 1e-5.",

@@ -26,6 +26,7 @@ from ..fitting import fit
 from ..hosts import adapt
 from ..hosts.anatomy.prefix import run_prefix, split_at
 from ..results.sheet import Sheet, Spread, deviation
+from ..results.statistics import t_interval
 from ..results.store import Store, key_of
 from ..train import Training, evaluate
 from ..train.objectives import Objective, plain
@@ -274,6 +275,16 @@ def by_seed(
     """`by_arm` of arms that depend on each other.  work: a seed -> what came out of each arm."""
     made = by_arm({"": work}, seeds, lambda run, seed: run(seed), report)[""]
     return {name: [one[name] for one in made] for name in made[0]}
+
+
+def lower(values: Sequence[float]) -> float:
+    """The lower end of the mean's 95 % interval."""
+    return t_interval(values)[0]
+
+
+def upper(values: Sequence[float]) -> float:
+    """The upper end of the mean's 95 % interval."""
+    return t_interval(values)[1]
 
 
 def judge(

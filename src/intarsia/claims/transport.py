@@ -159,6 +159,7 @@ CLAIMS = (
     ),
     claim(
         "transport-loss",
+        system="Sparse optimal transport",
         sentence="The plan costs no accuracy " + PAPER + "Test cross-entropy after equal steps.",
         baseline="top-1 whose load is evened out by a balance loss of 0.01",
         bar=1.02,

@@ -129,6 +129,8 @@ def _seconds(
 CLAIMS = (
     Claim(
         "tutel",
+        system="Tutel",
+        work="routing traces, simulated",
         sentence="A degree of parallelism for each batch is faster than the best one for all "
         "(arXiv:2206.03382, section 3): simulated time.",
         baseline="the best single degree; times as fast, geometric mean, simulated",

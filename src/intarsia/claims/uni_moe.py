@@ -163,6 +163,8 @@ claim = partial(Claim, needs="long", minutes=20)
 CLAIMS = (
     claim(
         "uni-moe",
+        system="Uni-MoE",
+        work="SmolLM2 with ViT-S and Whisper",
         sentence=f"Experts of modalities lower the spread over modalities {PAPER}.",
         baseline="one dense LoRA of as many active parameters; ratio of spreads",
         bar=0.7,

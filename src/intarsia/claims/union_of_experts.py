@@ -213,6 +213,8 @@ claim = partial(Claim, baseline="the dense model, trained alike", needs="long", 
 CLAIMS = (
     claim(
         "union-of-experts",
+        system="Union of Experts",
+        work="ViT-S/14 on pictures",
         sentence=f"Half of the experts of a ViT are as good as all of it {_PAPER}: accuracy less "
         "the dense model's, in points.",
         bar=-1.0,

@@ -195,6 +195,7 @@ CLAIMS = (
     ),
     claim(
         "zcode-m3-merge",
+        system="Z-code M3",
         sentence="Two trained mixtures merge into one that is as good after a few more steps "
         + PAPER
         + "aggregation of experts). Test loss.",

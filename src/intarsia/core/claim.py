@@ -25,7 +25,8 @@ class Claim:
     """The smallest honest experiment for a headline; the bar is fixed before the run.
 
     `run(seeds, report)` returns a Result whose `got` is compared with `bar` ("at most" when `sense`
-    is "<=", "at least" when it is ">="). `needs` is "cpu", "gpu" or "long".
+    is "<=", "at least" when it is ">="). `needs` is "cpu", "gpu" or "long". `work` names model and
+    data in a few words. `system` is the short name of the paper whose headline this is, else "".
     """
 
     key: str
@@ -38,6 +39,8 @@ class Claim:
     needs: str = "cpu"
     minutes: float = 1.0
     tags: frozenset[str] = field(default_factory=lambda: frozenset[str]())
+    work: str = ""
+    system: str = ""
 
     def holds(self, result: Result) -> bool:
         return result.got <= self.bar if self.sense == "<=" else result.got >= self.bar

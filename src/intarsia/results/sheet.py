@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from ..core.errors import ShapeError
+from . import statistics
 from .statistics import DECIMALS, bootstrap_interval, task_means, wilcoxon
 
 A = TypeVar("A")  # who is compared
@@ -146,12 +147,8 @@ class Differences:
     @property
     def half_width(self) -> float:
         """Of the 95 % t-interval of the mean, all pairs being one sample; infinite for one pair."""
-        from scipy import stats
-
-        if self.n < 2:
-            return math.inf
-        quantile = float(stats.t.ppf(0.975, self.n - 1))
-        return quantile * float(self.known.std(ddof=1)) / math.sqrt(self.n)
+        low, high = statistics.t_interval(self.known.tolist())
+        return (high - low) / 2
 
     @property
     def t_interval(self) -> tuple[float, float]:

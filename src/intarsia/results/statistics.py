@@ -48,6 +48,17 @@ def weights(groups: Sequence[str]) -> np.ndarray:
     return 1.0 / (len(names) * size[place])
 
 
+def t_interval(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[float, float]:
+    """Student's interval of the mean of one sample; without ends for one value."""
+    from scipy.stats import t
+
+    mean, count = math.fsum(values) / len(values), len(values)
+    if count < 2:
+        return -math.inf, math.inf
+    half = float(t.ppf((1 + level) / 2, count - 1) * np.std(values, ddof=1)) / math.sqrt(count)
+    return mean - half, mean + half
+
+
 def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float] | None:
     """95 % of a two-stage percentile bootstrap of the mean over tasks of the means over seeds.
 
