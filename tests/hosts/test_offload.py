@@ -20,7 +20,9 @@ from transformers import MixtralForCausalLM
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError
 from intarsia.hosts.offload.resident import slots_of
+from intarsia.hosts.offload.slots import Slots
 from intarsia.hosts.offload.store import INDEX, ExpertStore
+from intarsia.placement.cache import Cache
 from intarsia.placement.expertflow import Predictive, TokenTable
 from intarsia.placement.policies import Expected, Lfu, Lru
 
@@ -152,6 +154,14 @@ def test_an_error_ahead_leaves_nothing_behind(store: Path) -> None:
     assert not slots.cache.pinned and (0, 5) not in slots.cache.at
     slots.store.read = read  # type: ignore[method-assign]
     assert torch.equal(model(IDS).logits, resident("mixtral")(IDS).logits)
+
+
+def test_a_cache_that_memory_has_no_room_for_says_how_many_fit(store: Path) -> None:
+    found = ExpertStore(store)
+    found.bytes = 1 << 55
+    with pytest.raises(ConfigError, match=r"no room for 8 experts of \d+ bytes.* Try slots=4"):
+        Slots(found, Cache(8, Expected().build(2, 8)))
+    found.close()
 
 
 def damaged(store: Path, tmp_path: Path, at: int = 4096 + 5) -> Path:

@@ -13,13 +13,15 @@ from torch.utils.data import TensorDataset
 
 from intarsia.mixtures.experts import StackedExperts
 from intarsia.mixtures.mixture import Mixture
-from intarsia.parallel import Strategy
-from intarsia.parallel.attached import attached
+from intarsia.parallel import Fssdp, Strategy
+from intarsia.parallel.attached import Attached, attached
 from intarsia.placement import Topology
 from intarsia.routers.topk import TopK
+from intarsia.train import checkpoint
 from intarsia.train.folder import write_learned
 from intarsia.train.loop import Job
 from intarsia.train.objectives import plain
+from intarsia.train.resume import put_back
 from intarsia.train.run import Run, fit_once
 from intarsia.train.settings import settle
 from intarsia.train.tasks.choose import chosen
@@ -117,32 +119,68 @@ def resumed(
     return trained(strategy, experts, folder, until, resume=True)
 
 
-def round_trip(strategy: Strategy, experts: int) -> None:
-    """What is put together from all processes and shared out again has the same bits."""
+def round_trip(strategy: Strategy, experts: int, folder: Path) -> None:
+    """What processes write of their experts, each of them reads again, and one reads whole."""
     model = net(experts)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     with attached(model, strategy) as parts:
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         model(rows(4, dist.get_rank())[:][0]).square().sum().backward()
+        for p in model.parameters():  # as DistributedDataParallel does of what all have
+            if id(p) not in parts.of and p.grad is not None:
+                dist.all_reduce(p.grad)
         optimizer.step()
         every = [p for group in optimizer.param_groups for p in group["params"]]
         own = {n: t.clone() for n, t in model.state_dict().items()}
-        whole = parts.whole(own)
-        assert whole.keys() == before.keys()
-        assert all(whole[n].shape == before[n].shape for n in before)
-        again = parts.own(whole)
+        state = optimizer.state_dict()
+        said = {"model": parts.pieces(own), "optimizer": parts.optimizer_pieces(state, every)}
+        found = checkpoint.load(checkpoint.save_together(folder, said))
+        assert found["model"].keys() == before.keys()
+        again = parts.own(found["model"])
         assert own.keys() == again.keys()
         assert all(torch.equal(own[n], again[n]) for n in own)
-        state = optimizer.state_dict()
-        there = parts.whole_optimizer(state, every)
-        back = parts.own_optimizer(there, every)
+        back = parts.own_optimizer(found["optimizer"], every)
         for at, row in state["state"].items():
             for key, value in row.items():
                 assert torch.equal(value, back["state"][at][key])
     after = model.state_dict()
     assert after.keys() == before.keys()
+    whole = Attached({}).own(found["model"])
     assert all(torch.equal(after[n], whole[n]) for n in whole)
     assert not hasattr(model, "_ddp_params_and_buffers_to_ignore")
+
+
+def resharded(first: Strategy, experts: int, folder: Path) -> None:
+    """Written by four processes, then by two of them, then by three: the same bits each time."""
+    groups = {4: None, 2: dist.new_group([0, 1]), 3: dist.new_group([1, 2, 3])}
+    before = 4
+    for count, group in groups.items():
+        dist.barrier()  # the folder before is there
+        if count == 4 or dist.get_rank(group) >= 0:
+            model = net(experts)
+            with attached(model, first if count == 4 else Fssdp(1, 2), group=group) as parts:
+                optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+                every = [p for of in optimizer.param_groups for p in of["params"]]
+                if count == 4:
+                    model(rows(4, 1)[:][0]).square().sum().backward()
+                    optimizer.step()
+                else:
+                    found = checkpoint.load(latest(folder / str(before)))
+                    put_back(model, parts.own(found["model"]))
+                    optimizer.load_state_dict(parts.own_optimizer(found["optimizer"], every))
+                said = {
+                    "model": parts.pieces(model.state_dict()),
+                    "optimizer": parts.optimizer_pieces(optimizer.state_dict(), every),
+                }
+                checkpoint.save_together(folder / str(count), said, group)
+        before = count
+    dist.barrier()
+
+
+def latest(folder: Path) -> Path:
+    found = checkpoint.latest(folder)
+    assert found is not None
+    return found
 
 
 def other_models(strategy: Strategy) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers.distributed.expert_parallel import apply_expert_parallelism
 
 from intarsia.core.errors import ConfigError
 from intarsia.hosts.expert_parallel import register_exchange
+from intarsia.hosts.sharded_folder import write_sharded
 from intarsia.hosts.tracing import trace
 from intarsia.mixtures.experts_function import stock_experts
 from intarsia.mixtures.fused_experts import FusedExperts
@@ -146,7 +148,10 @@ def same_gradients(whole: Any, model: Any, parts: Any, world: int) -> None:
     state = {n: p.grad for n, p in model.named_parameters()}
     experts = {n: g for n, g in state.items() if n in parts.names}
     assert experts and all(g is not None for g in experts.values())
-    found = {n: world * g for n, g in parts.whole(experts).items()}  # pyright: ignore
+    found: dict[str, Tensor] = {}
+    for name, grad in experts.items():
+        path, part, weight = parts.names[name]
+        found[path] = world * parts.gathered(part, weight, grad)
     for name, p in model.named_parameters():
         if name not in experts:
             grad = torch.zeros_like(p) if p.grad is None else p.grad.clone()
@@ -212,3 +217,26 @@ def in_transformers() -> None:
         assert "share a batch" in str(error)
     else:
         raise AssertionError("processes that share a batch were taken")
+
+
+def written_by_all(folder: Path) -> None:
+    """Each process writes its experts; what one process opens has the same bits."""
+    for kind in ("mixtral", "olmoe", "qwen"):
+        whole, model = built(kind), built(kind)
+        with attached(model, Fssdp(1, 3)) as parts:
+            write_sharded(model, parts, folder / kind)
+        if dist.get_rank() == 0:
+            found: Any = type(whole).from_pretrained(folder / kind, dtype=torch.float64)
+            wanted = whole.state_dict()
+            assert found.state_dict().keys() == wanted.keys()
+            assert all(torch.equal(t, wanted[n]) for n, t in found.state_dict().items())
+            assert len(list((folder / kind).glob("model-*-of-00004.safetensors"))) == 4
+    model = built("gpt-oss")
+    with attached(model, ExpertParallel()) as parts:
+        try:
+            write_sharded(model, parts, folder / "other")
+        except ConfigError as error:
+            assert "one tensor for all experts" in str(error), error
+        else:
+            raise AssertionError("fused experts were written")
+    assert not (folder / "other").exists()

@@ -34,12 +34,12 @@ def two(group: Processes) -> Iterator[Processes]:
     ("strategy", "experts"),
     [(Fssdp(1, 3), 6), (Tutel(), 2), (DeepSpeed(), 4), (ExpertParallel(), 4)],
 )
-def test_what_is_put_together_is_shared_out_again(
-    four: Processes, strategy: Strategy, experts: int
+def test_what_processes_write_is_read_by_each_and_whole(
+    four: Processes, strategy: Strategy, experts: int, tmp_path: Path
 ) -> None:
     from fitting_jobs import round_trip  # pyright: ignore[reportMissingImports]
 
-    four.run(round_trip, strategy, experts)
+    four.run(round_trip, strategy, experts, tmp_path)
 
 
 def test_a_run_goes_on_with_other_numbers_of_processes(
@@ -54,9 +54,9 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     want, told = trained(None, 6)
     strategy, folder = Fssdp(1, 3), tmp_path / "run"
     four.run(trained, strategy, 6, folder, 2)
-    assert sorted(p.name for p in folder.glob("state/*/*")) == [
-        "manifest.json", "state.json", "tensors.safetensors",
-    ]  # fmt: skip
+    files = {p.name: p.stat().st_size for p in folder.glob("state/*/*")}
+    parts = [f"part-{rank:05d}-of-00004.safetensors" for rank in (1, 2, 3, 4)]
+    assert sorted(files) == ["manifest.json", *parts, "state.json"]
     run = two.run(resumed, strategy, 6, folder, 4)
     assert run == [({}, [])] * 2
     with Processes(3, SECONDS) as three:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,12 @@ def test_transformers_takes_our_exchange_by_name(group: Processes) -> None:
     from stock_jobs import in_transformers  # pyright: ignore[reportMissingImports]
 
     group.run(in_transformers)
+
+
+def test_transformers_opens_what_each_process_wrote(group: Processes, tmp_path: Path) -> None:
+    from stock_jobs import written_by_all  # pyright: ignore[reportMissingImports]
+
+    group.run(written_by_all, tmp_path)
 
 
 def stock(kind: str) -> tuple[StockExperts, FusedExperts, Any]:

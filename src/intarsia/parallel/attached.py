@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError
+from ..core.errors import CheckpointError, ConfigError
 from ..placement.topology import Topology
 from .auto import Auto
 from .exchange import Group, Meter, Wire
 from .layout import own_part, put_part
+from .pieces import Piece, Stored
 from .places import places
 from .running import check_alike
 from .strategy import Strategy
@@ -57,63 +58,81 @@ class Attached:
                 whole = f"{wholes.get(path, path)}.{name}"
                 self.names[f"{path}.{LOCAL}.{name}"] = whole, part, name
 
-    def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state of the model as one process would have it.  Called by each of them."""
-        found: dict[str, Tensor] = {}
+    def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
+        """A state of the model under the names of one process; of experts, what is here."""
+        found: dict[str, Tensor | Piece] = {}
         for path, value in state.items():
             to, part, name = self.names.get(path, (path, None, ""))
-            found[to] = value if part is None else self.gathered(part, name, value)
+            found[to] = value if part is None else self.piece(part, name, value)
         return found
 
-    def own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `whole`: what this process keeps of it."""
+    def piece(self, part: Part, name: str, value: Tensor) -> Piece:
+        """What this process has of a weight, or of what an optimiser remembers of it."""
+        return Piece(value, name, *part.lot(dist.get_rank(self.group)), self._experts(part))
+
+    def _experts(self, part: Part) -> int:
+        """E of a layer."""
+        return 1 + max(int(i.max()) for i, *_ in map(part.lot, range(self.world)) if len(i))
+
+    def own(self, state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
+        """Of a state under the names of one process, whole or in files, what this process keeps."""
         here = {to: (path, part, name) for path, (to, part, name) in self.names.items()}
         found: dict[str, Tensor] = {}
         for path, value in state.items():
             to, part, name = here.get(path, (path, None, ""))
-            found[to] = value if part is None else self._mine(part, name, value)
+            found[to] = self._mine(part, name, value)
         return found
 
-    def _mine(self, part: Part, name: str, value: Tensor) -> Tensor:
-        return own_part(name, value, *part.lot(dist.get_rank(self.group)))
+    def _mine(self, part: Part | None, name: str, value: Tensor | Stored) -> Tensor:
+        if part is None:
+            return value.all() if isinstance(value, Stored) else value
+        index, *sliced = part.lot(dist.get_rank(self.group))
+        there, own = len(value), self._experts(part)
+        if there != own:
+            got, want = f"{there} experts in {name!r}", f"{own}, as this model has"
+            fix = "Open it with the model that it was written of; processes may differ."
+            raise CheckpointError("experts of a checkpoint", got=got, want=want, fix=fix)
+        if isinstance(value, Stored):
+            return own_part(name, value.rows(index), torch.arange(len(index)), *sliced)
+        return own_part(name, value, index, *sliced)
 
-    def whole_optimizer(
+    def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """An optimiser's state_dict as one process would have it."""
-        return self._optimizer(state, parameters, self.gathered)
+        """An optimiser's state_dict as `pieces` has the model's."""
+        rows = dict(state["state"])
+        for at, parameter in enumerate(parameters):
+            if at in rows and id(parameter) in self.of:
+                part, name = self.of[id(parameter)]
+                rows[at] = {
+                    key: self.piece(part, name, value)
+                    if isinstance(value, Tensor) and value.dim() == parameter.dim()
+                    else value
+                    for key, value in rows[at].items()
+                }
+        return state | {"state": rows}
 
     def own_optimizer(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """The inverse of `whole_optimizer`."""
-        return self._optimizer(state, parameters, self._mine)
-
-    def _optimizer(
-        self, state: dict[str, Any], parameters: Sequence[nn.Parameter], turned: Any
-    ) -> dict[str, Any]:
-        if not self.parts:
-            return state
+        """Of an optimiser's state_dict, whole or in files, what this process keeps."""
         rows = dict(state["state"])
         for at, parameter in enumerate(parameters):
-            if id(parameter) not in self.of or at not in rows:
-                continue
-            part, name = self.of[id(parameter)]
-            rows[at] = {
-                key: turned(part, name, value)
-                if isinstance(value, Tensor) and value.dim() == parameter.dim()
-                else value
-                for key, value in rows[at].items()
-            }
+            part, name = self.of.get(id(parameter), (None, ""))
+            if at in rows:
+                rows[at] = {
+                    key: self._mine(part, name, value)
+                    if isinstance(value, Stored)
+                    or (isinstance(value, Tensor) and value.dim() == parameter.dim())
+                    else value
+                    for key, value in rows[at].items()
+                }
         return state | {"state": rows}
 
     def gathered(self, part: Part, name: str, value: Tensor) -> Tensor:
         """A weight, or what an optimiser remembers of it, of all experts."""
         lots = [part.lot(rank) for rank in range(self.world)]
-        rank, experts = (
-            dist.get_rank(self.group),
-            1 + max(int(lot[0].max()) for lot in lots if len(lot[0])),
-        )
+        rank, experts = dist.get_rank(self.group), self._experts(part)
         whole: Tensor | None = None
         for of, lot in enumerate(lots):
             if not len(lot[0]):

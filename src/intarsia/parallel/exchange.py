@@ -84,7 +84,8 @@ def lost(what: str, error: Exception, group: Group = None) -> TrainingError:
     late = "imed out" in str(error)
     got = f"no answer in time ({text})" if late else f"a process that is gone ({text})"
     fix = (
-        "It may be slow or stuck: see the others' output, or allow more time."
+        "It may be slow or stuck: see the others' output, or allow more time, "
+        "INTARSIA_EXCHANGE_SECONDS."
         if late
         else ("See what it said. Start all again, from the last checkpoint: --resume")
     )

@@ -109,7 +109,7 @@ def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
 def places(model: nn.Module) -> list[Place]:
     """The experts of a model, in its order.
 
-    Raises: ConfigError for none, for routers that read experts, or for experts that cannot be cut;
+    Raises: ConfigError for none, a capacity, routers that read experts, or what cannot be cut;
     TargetError for stock experts with other weights than matrices.
     """
     found: dict[str, Place] = {}
@@ -117,6 +117,10 @@ def places(model: nn.Module) -> list[Place]:
         if isinstance(module, Mixture):
             path = f"{name}.experts" if name else "experts"
             found[name] = MixturePlace(path, module, module.experts)
+            if module.capacity is not None:
+                got, want = f"{name} with a capacity", "none: whom it drops depends on who is there"
+                fix = "Build it without, capacity=None, or leave `parallel` out."
+                raise ConfigError("parallel", got=got, want=want, fix=fix)
             if expert_readers(module.router):
                 got, want = f"{name}, whose router reads experts", "routers that read tokens alone"
                 raise ConfigError(

@@ -2,6 +2,8 @@
 
 `folder/save-000012/` holds tensors.safetensors, state.json and manifest.json with the SHA-256 of
 the other two. A folder of that name is complete: it was renamed after all of it was on disk.
+Where processes share experts out, each writes a file with those that it has, and manifest.json says
+what is where; any number of processes reads it.
 """
 
 from __future__ import annotations
@@ -16,20 +18,26 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ..core.errors import CheckpointError, TrainingError
 from ..core.files import read_json, sha256, unbroken, writing
+from ..parallel.exchange import Group
+from ..parallel.pieces import Piece, Pieces, Stored, apart, write_file
+from ..parallel.together import write_together
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+PARTS = "part-{:05d}-of-{:05d}.safetensors"
+Found = dict[str, Tensor | Piece]
 _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 
-def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """`tree` as JSON, its tensors moved to `tensors` under their paths."""
-    if isinstance(tree, Tensor):
-        tensors[path] = tree.detach()
+def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
+    """`tree` as JSON, its tensors and pieces of them moved to `tensors` under their paths."""
+    if isinstance(tree, Tensor | Piece):
+        tensors[path] = tree.detach() if isinstance(tree, Tensor) else tree
         return {_TENSOR: path}
     if isinstance(tree, Mapping):
         if all(isinstance(key, str) for key in tree):
@@ -46,7 +54,7 @@ def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     raise TrainingError(f"checkpoint entry {path!r}", got=type(tree).__name__, want=want, fix=fix)
 
 
-def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+def unflatten(tree: Any, tensors: Mapping[str, Any]) -> Any:
     """The inverse of `flatten`."""
     if isinstance(tree, list):
         return [unflatten(v, tensors) for v in tree]
@@ -66,19 +74,52 @@ def save(folder: Path, state: Mapping[str, Any]) -> Path:
 
     Raises: TrainingError when the disk does not take it; the checkpoint before stays as it was.
     """
-    before = _saves(folder)
-    final = folder / f"save-{1 + max(before, default=0):06d}"
+    before, final = _saves(folder), _next(folder)
     tensors: dict[str, Tensor] = {}
     tree = flatten(state, tensors)
     with writing(final) as scratch:
         scratch.mkdir()
-        safetensors.torch.save_file(_apart(tensors), scratch / TENSORS)
+        safetensors.torch.save_file(apart(tensors), scratch / TENSORS)
         (scratch / STATE).write_text(json.dumps(tree))
         hashes = {name: sha256(scratch / name) for name in (TENSORS, STATE)}
         (scratch / MANIFEST).write_text(json.dumps({"sha256": hashes}))
-    for old in (*before.values(), *folder.glob(".save-*")):  # and what killed ones left
-        shutil.rmtree(old, ignore_errors=True)
+    _tidy(folder, before)
     return final
+
+
+def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -> Path:
+    """`save`, of a state with pieces: each process writes its own, the first one all the rest.
+
+    Called by every process.  Raises: as `save`, in all of them; TrainingError where one is gone.
+    """
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    before, final = _saves(folder), _next(folder)
+    found: Found = {}
+    tree = flatten(state, found)
+    own = {key: t for key, t in found.items() if rank == 0 or isinstance(t, Piece)}
+
+    def finish(scratch: Path, said: list[dict[str, Any]]) -> None:
+        (scratch / STATE).write_text(json.dumps(tree))
+        manifest = {"sha256": {STATE: sha256(scratch / STATE)}, "parts": said}
+        (scratch / MANIFEST).write_text(json.dumps(manifest))
+
+    def part(scratch: Path) -> dict[str, Any]:
+        return write_file(scratch / PARTS.format(rank + 1, world), own)
+
+    write_together(final, part, finish, group)
+    if rank == 0:
+        _tidy(folder, before)
+    return final
+
+
+def _next(folder: Path) -> Path:
+    return folder / f"save-{1 + max(_saves(folder), default=0):06d}"
+
+
+def _tidy(folder: Path, before: Mapping[int, Path]) -> None:
+    """Without the checkpoints before, and what killed ones left."""
+    for old in (*before.values(), *folder.glob(".save-*")):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def latest(folder: Path) -> Path | None:
@@ -95,17 +136,24 @@ def _saves(folder: Path) -> dict[int, Path]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint written by `save`; tensors are on the CPU.
+    """Read a checkpoint written by `save`, or `save_together`; tensors are on the CPU.
 
+    Of several processes' pieces there is a `Stored` in the place of each weight: they are read, and
+    checked, by those who need them.
     Raises: CheckpointError for a file that is missing, truncated or changed in any bit.
     """
     try:
         manifest = read_json(path / MANIFEST)
         hashes = manifest["sha256"]
-        for name in (TENSORS, STATE):
+        for name in (STATE,) if "parts" in manifest else (TENSORS, STATE):
             if sha256(path / name) != hashes[name]:
                 raise _damaged(path / name, "other bytes than were written")
         tree = read_json(path / STATE)
+        if "parts" in manifest:
+            pieces = Pieces(path, manifest["parts"])
+            with unbroken():
+                found: dict[str, Any] = {key: pieces.tensor(key) for key in pieces.whole}
+            return unflatten(tree, found | {key: Stored(pieces, key) for key in pieces.pieces})
         with unbroken():
             tensors = safetensors.torch.load_file(path / TENSORS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -121,21 +169,6 @@ def _damaged(path: Path, got: str) -> CheckpointError:
         want="the files as they were written",
         fix="Restore it from a copy, or start again in another folder.",
     )
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, no two in one piece of memory, as safetensors wants them."""
-    seen: set[int] = set()
-    apart: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.cpu().contiguous()
-        storage = tensor.untyped_storage()
-        whole = storage.nbytes() == tensor.numel() * tensor.element_size()
-        if storage.data_ptr() in seen or not whole:
-            tensor = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
-        apart[name] = tensor
-    return apart
 
 
 def tensors_hash(tensors: Sequence[tuple[str, Tensor]]) -> str:

@@ -210,7 +210,7 @@ class Learner:
         scaler = self.scaler.state_dict() if self.scaler else None
         fit = {"accuracies": self.accuracies, "recent": self.recent}
         masks = self.masking.state() if self.masking else None
-        optimizer = self.parts.whole_optimizer(self.optimizer.state_dict(), self.parameters)
+        optimizer = self.parts.optimizer_pieces(self.optimizer.state_dict(), self.parameters)
         own = {"optimizer": optimizer, "scaler": scaler, "fit": fit}
         more = {"average": self.average, "memory": self.memory}
         kept = {name: part.state() for name, part in more.items() if part is not None}

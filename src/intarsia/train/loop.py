@@ -316,7 +316,10 @@ class Loop:
             return
         self.at.metrics_bytes = self.log.size()
         state = resume.capture(self.model, self.learner, self.at, self.ranks)
-        on_main(self.ranks, lambda: checkpoint.save(out / STATE, state))
+        if self.parts.parts:
+            checkpoint.save_together(out / STATE, state)
+        else:
+            on_main(self.ranks, lambda: checkpoint.save(out / STATE, state))
 
     def _interrupted(self) -> Interrupted:
         out = self.how.out

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
-from torch.distributed.constants import default_pg_nccl_timeout, default_pg_timeout
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from ..core.checks import check_device, from_environment
@@ -27,6 +26,8 @@ Result = TypeVar("Result")
 SOON = 5.0  # seconds of waiting for other processes until that is said
 RENDEZVOUS = 60  # seconds of waiting for them at most
 LIMIT = "INTARSIA_RENDEZVOUS_SECONDS"  # the environment variable of another limit
+EXCHANGE = 600  # seconds that a process waits for the others' part of an exchange
+EXCHANGE_LIMIT = "INTARSIA_EXCHANGE_SECONDS"
 
 
 def processes() -> PartialState:
@@ -53,11 +54,12 @@ def processes() -> PartialState:
 
 
 def _met(cpu: bool) -> PartialState:
-    """All processes, which must come within a limit; later collectives have torch's own.
+    """All processes, which must come within a limit; later collectives have one of their own.
 
     Raises: ConfigError if they do not.
     """
     seconds = from_environment(LIMIT, RENDEZVOUS, "a number of seconds")
+    later = from_environment(EXCHANGE_LIMIT, EXCHANGE, "a number of seconds")
     try:
         found = PartialState(cpu=cpu, timeout=timedelta(seconds=seconds))
     except (RuntimeError, ValueError) as error:  # of torch.distributed, and of its environment
@@ -68,8 +70,7 @@ def _met(cpu: bool) -> PartialState:
         want = f"all of them within {seconds} s"
         raise ConfigError("processes", got=got, want=want, fix=fix) from error
     if dist.is_initialized():
-        own = default_pg_nccl_timeout if dist.get_backend() == "nccl" else default_pg_timeout
-        _set_pg_timeout(own or default_pg_timeout)
+        _set_pg_timeout(timedelta(seconds=later))
     return found
 
 

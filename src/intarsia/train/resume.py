@@ -78,7 +78,7 @@ def capture(model: nn.Module, learner: Learner, at: Position, ranks: Accelerator
     random = [global_state()]
     if ranks.num_processes > 1:
         random = gather_object(random)
-    whole = learner.parts.whole  # experts of all processes, whatever their number
+    whole = learner.parts.pieces  # names of one process, whatever their number
     best = at.best and {"epoch": at.best.epoch, "value": at.best.value} | {
         "learned": whole(at.best.learned)
     }

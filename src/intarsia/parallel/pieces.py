@@ -1,0 +1,194 @@
+"""Weights of which each process writes its part, and any number of processes reads what it needs.
+
+A folder has one safetensors file for each process that wrote it, and `manifest.json`, which says
+where each expert's rows are, with the SHA-256 of every one. Who reads some experts reads and checks
+their rows alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..core.errors import CheckpointError
+from ..core.files import unbroken
+from .layout import put_part
+
+Manifest = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a weight of all experts, or of what an optimiser remembers of it.
+
+    value: (n, ...), which this process has; name: of the weight; index: (n,), whose they are, of
+    E = experts; part, of: which of how many slices of their hidden units.
+    """
+
+    value: Tensor
+    name: str
+    index: Tensor
+    part: int
+    of: int
+    experts: int
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor | Piece]) -> dict[str, Any]:
+    """Write a process's file.  Returns what the manifest should say of it."""
+    said: dict[str, Any] = {"file": path.name, "whole": {}, "pieces": {}}
+    values: dict[str, Tensor] = {}
+    for key, found in tensors.items():
+        values[key] = value = (found.value if isinstance(found, Piece) else found).detach().cpu()
+        if isinstance(found, Tensor):
+            said["whole"][key] = _sha256(value)
+            continue
+        said["pieces"][key] = {
+            "weight": found.name,
+            "experts": found.experts,
+            "index": found.index.tolist(),
+            "part": found.part,
+            "of": found.of,
+            "sha256": [_sha256(row) for row in value],
+        }
+    safetensors.torch.save_file(apart(values), path)
+    return said | {"bytes": path.stat().st_size}
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, no two in one piece of memory, as safetensors wants them."""
+    seen: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.cpu().contiguous()
+        storage = tensor.untyped_storage()
+        whole = storage.nbytes() == tensor.numel() * tensor.element_size()
+        if storage.data_ptr() in seen or not whole:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        found[name] = tensor
+    return found
+
+
+def _sha256(tensor: Tensor) -> str:
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy()).hexdigest()  # pyright: ignore[reportArgumentType]
+
+
+class Pieces:
+    """The weights of a folder, opened: all experts are there, and every file is.
+
+    said: what `write_file` gave in each process, by rank.
+    Raises: CheckpointError for a file that is missing or short, experts that no file has; in
+    `tensor` and `rows`, for bytes that changed.
+    """
+
+    def __init__(self, folder: Path, said: Manifest) -> None:
+        self.folder = folder
+        try:
+            files = [(str(of["file"]), int(of["bytes"])) for of in said]
+            self.whole = {k: (of["file"], sha) for of in said for k, sha in of["whole"].items()}
+            self.pieces: dict[str, list[Any]] = {}
+            for of in said:
+                for key, piece in of["pieces"].items():
+                    self.pieces.setdefault(key, []).append(piece | {"file": of["file"]})
+            self._check_all_there(files)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._damaged("its manifest", f"{type(error).__name__}: {error}") from error
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.whole or key in self.pieces
+
+    def tensor(self, key: str) -> Tensor:
+        """A weight that one process wrote."""
+        file, sha = self.whole[key]
+        with self._opened(file) as opened:
+            found: Tensor = opened.get_tensor(key).clone()
+        return self._same(found, sha, f"{key!r} in {file}")
+
+    def rows(self, key: str, index: Tensor) -> Tensor:
+        """Rows of these experts, whole, from whichever files have them.  (n,) -> (n, ...)."""
+        wanted = {int(expert): at for at, expert in enumerate(index)}
+        whole: Tensor | None = None
+        for piece in self.pieces[key]:
+            at = [(n, wanted[e]) for n, e in enumerate(piece["index"]) if e in wanted]
+            if not at:
+                continue
+            with self._opened(piece["file"]) as opened:
+                stored = opened.get_slice(key)
+                rows = [
+                    self._same(
+                        stored[n : n + 1][0],
+                        piece["sha256"][n],
+                        f"{key!r} of expert {piece['index'][n]} in {piece['file']}",
+                    )
+                    for n, _ in at
+                ]
+            to = torch.tensor([place for _, place in at])
+            lot = len(index), to, piece["part"], piece["of"]
+            whole = put_part(piece["weight"], whole, torch.stack(rows), *lot)
+        if whole is None:  # no expert is wanted
+            whole = self.all(key)[:0]
+        return whole
+
+    def all(self, key: str) -> Tensor:
+        """The rows of all experts."""
+        return self.rows(key, torch.arange(self.pieces[key][0]["experts"]))
+
+    def _check_all_there(self, files: list[tuple[str, int]]) -> None:
+        for name, size in files:
+            path = self.folder / name
+            if path.name != name or not path.is_file():
+                others = f"{len(files)} files, one of each process"
+                raise self._damaged(name, "no such file", want=others)
+            if path.stat().st_size != size:
+                raise self._damaged(name, f"{path.stat().st_size} bytes", want=f"{size}")
+        for key, pieces in self.pieces.items():
+            there = {(e, piece["part"]) for piece in pieces for e in piece["index"]}
+            count = pieces[0]["experts"] * pieces[0]["of"]
+            if len(there) != count or any(len(p["sha256"]) != len(p["index"]) for p in pieces):
+                got, want = f"{len(there)} parts of experts of {key!r}", f"{count}"
+                raise self._damaged("its manifest", got, want=want)
+
+    def _opened(self, file: str) -> Any:
+        try:
+            with unbroken():
+                return safe_open(str(self.folder / file), "pt")
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(file, f"{type(error).__name__}: {error}") from error
+
+    def _same(self, value: Tensor, sha: str, what: str) -> Tensor:
+        if _sha256(value) != sha:
+            raise self._damaged(what, "bytes that changed after they were written")
+        return value
+
+    def _damaged(
+        self, what: str, got: str, want: str = "the files as they were written"
+    ) -> CheckpointError:
+        fix = "Copy the whole folder again, or go on from another checkpoint."
+        return CheckpointError(f"{what}, checkpoint {self.folder}", got=got, want=want, fix=fix)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight of all experts in a folder, of which rows are read alone."""
+
+    pieces: Pieces
+    key: str
+
+    def __len__(self) -> int:
+        """E."""
+        return int(self.pieces.pieces[self.key][0]["experts"])
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self.pieces.rows(self.key, index)
+
+    def all(self) -> Tensor:
+        return self.pieces.all(self.key)

@@ -1,0 +1,89 @@
+"""A folder that several processes write: there as a whole, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from ..core.errors import IntarsiaError
+from ..core.files import disk_error, sync, writing
+from .exchange import Group, is_lost, lost
+
+Said = TypeVar("Said")
+
+
+def write_together(
+    target: str | Path,
+    part: Callable[[Path], Said],
+    finish: Callable[[Path, list[Said]], None],
+    group: Group = None,
+) -> Path:
+    """Every process writes its part of a new folder; the first one finishes it and gives its name.
+
+    part: writes into the folder that it is given, and returns what `finish` should know of that;
+    finish: called in the first process with what all have said, by rank.
+    All processes need the same file system. The folder takes its name when all of it is on the
+    disk; after an error, or the end of any process, what was there before is as it was.
+
+    Raises: in all of them the first IntarsiaError that one of them raises; TrainingError where one
+    is gone, late, or the disk takes no more.
+    """
+    target, stack, main = Path(target), ExitStack(), dist.get_rank(group) == 0
+
+    def begin() -> str:
+        scratch = stack.enter_context(writing(target))
+        scratch.mkdir()
+        return str(scratch)
+
+    def end(said: list[Said]) -> None:
+        finish(scratch, said)
+        stack.close()  # syncs and renames
+
+    with stack:
+        begun = _everyone(_tried(begin, target) if main else None, target, group)
+        scratch = Path(begun[0])
+        said = _everyone(_tried(lambda: _written(part, scratch), target), target, group)
+        _everyone(_tried(lambda: end(said), target) if main else None, target, group)
+    return target
+
+
+def _written(part: Callable[[Path], Said], scratch: Path) -> Said:
+    """A process's own files, on the disk itself: another machine may have written them."""
+    before = {path.name for path in scratch.iterdir()}
+    said = part(scratch)
+    for path in scratch.iterdir():
+        if path.name not in before:
+            sync(path)
+    return said
+
+
+def _tried(job: Callable[[], Any], target: Path) -> Any:
+    """What a job gives, or its error, to be told to all."""
+    try:
+        return job()
+    except IntarsiaError as error:
+        return error
+    except Exception as error:
+        # safetensors has an error of its own for a full disk
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+            return disk_error(target, error)
+        raise
+
+
+def _everyone(own: Any, target: Path, group: Group) -> list[Any]:
+    """What all processes say, by rank.  Raises: the first error among it, in each of them."""
+    found: list[Any] = [None] * dist.get_world_size(group)
+    try:
+        dist.all_gather_object(found, own, group=group)
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise lost(f"writing {target}", error, group) from error
+    for said in found:
+        if isinstance(said, IntarsiaError):
+            raise said
+    return found
