@@ -8,7 +8,7 @@ their rows alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,6 @@ from torch import Tensor
 from ..core.errors import CheckpointError
 from ..core.files import unbroken
 from .layout import put_part
-
-Manifest = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Pieces:
     `tensor` and `rows`, for bytes that changed.
     """
 
-    def __init__(self, folder: Path, said: Manifest) -> None:
+    def __init__(self, folder: Path, said: Sequence[Mapping[str, Any]]) -> None:
         self.folder = folder
         try:
             files = [(str(of["file"]), int(of["bytes"])) for of in said]
