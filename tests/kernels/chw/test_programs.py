@@ -70,12 +70,15 @@ def test_windows_of_any_size_and_stride(build: str) -> None:
         Window(3, 2, 0, 0, 1, 1),  # TensorFlow's padding of an even side
         Window(5, 1, 2, 2, 2, 2),
         Window(5, 2, 2, 2, 2, 2),
+        Window(5, 2, 1, 1, 2, 2),
+        Window(3, 1, 4, 5, 3, 20),  # rows and columns that see zeros alone
+        Window(3, 2, 4, 20, 3, 5),
         Window(2, 2),
         Window(7, 3, 1, 0, 2, 3),
     )
     with native.using(build):
         for number, window in enumerate(windows):
-            for high, wide in ((8, 8), (7, 11), (23, 40)):
+            for high, wide in ((8, 8), (7, 11), (23, 40), (14, 14), (7, 7), (9, 23)):
                 weights = {"weight": drawn(6, window.size, window.size), "bias": drawn(6)}
                 act = ACTS[number % 4]
                 depth = Step("depthwise", 0, 1, acts=(act, "none"), weights=weights, window=window)
@@ -104,6 +107,38 @@ def squeezed() -> list[Step]:
         Step("pool", 9, 10),
         Step("linear", 10, 11, weights=_linear(3, 8)),
     ]
+
+
+@needs_kernels
+@pytest.mark.parametrize("build", BUILDS)
+def test_depthwise_steps_have_the_same_bits_on_any_number_of_threads(build: str) -> None:
+    threads = torch.get_num_threads()
+    weights = {"weight": drawn(11, 5, 5), "bias": drawn(11)}
+    window = Window(5, 2, same=True)
+    step = Step("depthwise", 0, 1, acts=("relu6", "none"), weights=weights, window=window)
+    found: list[Tensor] = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            with native.using(build):
+                found.append(agree([step], {0: (11, 13, 30)}, 1))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+@needs_kernels
+def test_zeros_around_a_picture_are_no_neighbours() -> None:
+    """What lies before and behind a channel in memory, NaN here, never enters a window."""
+    x = torch.full((3, 7, 7), torch.nan)
+    x[1] = drawn(7, 7)
+    for k, stride in ((3, 1), (5, 1), (3, 2), (5, 2)):
+        weights = {"weight": drawn(3, k, k), "bias": drawn(3)}
+        step = Step("depthwise", 0, 1, weights=weights, window=Window(k, stride, same=True))
+        (want,) = NaiveProgram([step], {0: (3, 7, 7)})([x], [1])
+        (got,) = NativeProgram([step], {0: (3, 7, 7)}, [1])([x], [1])
+        assert not got[1].isnan().any() and got[0].isnan().all()
+        assert_close(got[1], want[1], atol=2e-5, rtol=2e-5)
 
 
 def _linear(out: int, ins: int) -> dict[str, Tensor]:

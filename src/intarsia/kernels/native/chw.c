@@ -181,7 +181,7 @@ enum { FOURS = V == 16 ? 6 : V == 8 ? 2 : 3 }; /* 4 x 3 sums do not fit into the
 /* ------------------------------------------------------ work, cut so that threads do not change it */
 struct job {
     const struct step *s;
-    int64_t parts, chunks, vectors, tiles;
+    int64_t parts, chunks, vectors, tiles, room;
 };
 
 ALWAYS int64_t widest(int64_t rows) {
@@ -301,9 +301,16 @@ ALWAYS void put(float *to, vf y, int64_t room) { /* short, so that loops around 
     else store(to, y);
 }
 
+enum { ROWS = 7, FEWER = 4 }; /* output rows that are computed together */
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+#define STRAIGHT 1 /* 3 x 3 and 5 x 5 by chw_depth.h, without planes */
+#else
+#define STRAIGHT 0
+#endif
+
+#if !STRAIGHT
 /* `rows` output rows from y on of channel c. A row of the picture is read once for all of them: it
  * is row j of the lines, and a tap dy of the output row (j - dy) / stride. */
-enum { ROWS = 7, FEWER = 4 };
 ALWAYS void depthwise_rows(const struct step *s, const struct plane *p, const float *lines, int64_t c,
                            int64_t y, const int rows, const int k, const int stride) {
     const float *w = (const float *)(intptr_t)s->val + c * k * k;
@@ -338,6 +345,7 @@ ALWAYS void depthwise_rows(const struct step *s, const struct plane *p, const fl
     }
 GROUP(7, 3, 1) GROUP(4, 3, 1) GROUP(1, 3, 1) GROUP(7, 3, 2) GROUP(4, 3, 2) GROUP(1, 3, 2)
 GROUP(7, 5, 1) GROUP(4, 5, 1) GROUP(1, 5, 1) GROUP(7, 5, 2) GROUP(4, 5, 2) GROUP(1, 5, 2)
+#endif
 
 /* Of any kernel and stride: a row at a time. */
 static void depthwise_any(const struct step *s, const struct plane *p, const float *lines, int64_t c,
@@ -356,6 +364,7 @@ static void depthwise_any(const struct step *s, const struct plane *p, const flo
     }
 }
 
+#if !STRAIGHT
 typedef void (*group)(const struct step *, const struct plane *, const float *, int64_t, int64_t);
 static const group groups[2][2][3] = {
     {{depthwise_7_3_1, depthwise_4_3_1, depthwise_1_3_1},
@@ -363,6 +372,7 @@ static const group groups[2][2][3] = {
     {{depthwise_7_5_1, depthwise_4_5_1, depthwise_1_5_1},
      {depthwise_7_5_2, depthwise_4_5_2, depthwise_1_5_2}},
 };
+#endif
 
 /* Small planes are filled, a few at a time, before the first is read: a vector cannot be read from
  * stores that are still on their way. Of large ones only the lines of a group of rows are. */
@@ -388,6 +398,50 @@ ALWAYS const float *source(const struct step *s, int64_t c) {
     return (const float *)(intptr_t)s->src + c * s->pitch_in;
 }
 
+ALWAYS int fast(const struct step *s) { return (s->k == 3 || s->k == 5) && s->stride < 3; }
+
+#if STRAIGHT
+ALWAYS void keep_16(float *to, vf y) { _mm512_storeu_ps(to, (__m512)y); }
+ALWAYS void keep_8(float *to, vf y) { _mm256_storeu_ps(to, _mm512_castps512_ps256((__m512)y)); }
+typedef void (*direct)(const struct step *, const uint16_t *, int64_t, int64_t, int64_t);
+#define LANES 16
+#include "chw_depth.h"
+#define LANES 8
+#include "chw_depth.h"
+
+enum { MASKS = 6 }; /* of 16 columns */
+
+/* Which lanes are inside the picture: of stride 1 for each tap dx; of stride 2 for the two vectors
+ * from which taps dx and dx + 1 come, for even dx. */
+static void masks_of(const struct step *s, uint16_t *masks, int64_t x, int lanes) {
+    for (int64_t n = 0; n < MASKS; n++) {
+        const int64_t behind = s->stride == 2 ? n / 2 * 2 + n % 2 * lanes : n;
+        const int64_t from = x * s->stride - s->left + behind; /* column of the first lane */
+        const int64_t low = from < 0 ? -from : 0, high = s->w - from < 16 ? s->w - from : 16;
+        masks[n] = (uint16_t)(low < high ? (1u << high) - (1u << low) : 0);
+    }
+}
+
+/* Vectors are stored whole: what goes beyond a row is written again by the next one. */
+static void direct_part(void *context, int64_t part) {
+    const struct job *j = context;
+    const struct step *s = j->s;
+    const int64_t vectors = (s->wo + 15) / 16, most = s->ho % ROWS ? FEWER : ROWS;
+    const int narrow = s->wo - 16 * (vectors - 1) <= 8; /* the last one */
+    uint16_t *masks = (uint16_t *)((float *)(intptr_t)s->scratch + part * j->room);
+    for (int64_t i = 0; i < vectors; i++)
+        masks_of(s, masks + MASKS * i, 16 * i, narrow && i == vectors - 1 ? 8 : 16);
+    for (int64_t c = s->co * part / j->parts; c < s->co * (part + 1) / j->parts; c++)
+        for (int64_t y = 0, rows; y < s->ho; y += rows) {
+            rows = y + most <= s->ho ? most : 1;
+            const int kind = rows == ROWS ? 0 : rows == FEWER ? 1 : 2;
+            for (int64_t i = vectors - 1; i >= 0; i--)
+                (narrow && i == vectors - 1 ? directs_8 : directs_16)[s->k == 5][s->stride == 2][kind](
+                    s, masks + MASKS * i, c, y, 16 * i);
+        }
+}
+#endif
+
 static void depthwise_part(void *context, int64_t part) {
     const struct job *j = context;
     const struct step *s = j->s;
@@ -395,8 +449,12 @@ static void depthwise_part(void *context, int64_t part) {
     const int64_t size = p.size + SLACK, end = s->co * (part + 1) / j->parts;
     const int64_t many = together(&p);
     float *planes = (float *)(intptr_t)s->scratch + part * room_of(s, &p);
-    const int known = (s->k == 3 || s->k == 5) && s->stride < 3;
+#if STRAIGHT
+    const int known = 0;
+#else
+    const int known = fast(s);
     const group *of = groups[s->k == 5][s->stride == 2];
+#endif
     const int64_t most = s->ho % ROWS ? FEWER : ROWS;
     const int64_t inside = s->h < p.high - s->top ? s->h : p.high - s->top;
     memset(planes, 0, 4 * (many ? many * size
@@ -412,8 +470,11 @@ static void depthwise_part(void *context, int64_t part) {
                 const float *lines = many ? planes + (i - c) * size + y * p.gap : planes;
                 if (!many)
                     spread(s, &p, source(s, i), planes, y * s->stride, (rows - 1) * s->stride + s->k);
-                (known ? of[rows == ROWS ? 0 : rows == FEWER ? 1 : 2] : depthwise_any)(s, &p, lines, i,
-                                                                                       y);
+#if !STRAIGHT
+                if (known) of[rows == ROWS ? 0 : rows == FEWER ? 1 : 2](s, &p, lines, i, y);
+                else
+#endif
+                    depthwise_any(s, &p, lines, i, y);
             }
     }
 }
@@ -487,7 +548,13 @@ static void conv_part(void *context, int64_t part) {
 
 static void convolve(const struct step *s, int threads) {
     struct job j = {.s = s, .parts = threads};
-    intarsia_parallel(s->kind == CONV ? conv_part : depthwise_part, &j, j.parts, threads);
+    intarsia_part run = s->kind == CONV ? conv_part : depthwise_part;
+#if STRAIGHT
+    const struct plane p = plane_of(s);
+    j.room = room_of(s, &p);
+    if (s->kind == DEPTHWISE && fast(s)) run = direct_part;
+#endif
+    intarsia_parallel(run, &j, j.parts, threads);
 }
 
 /* ------------------------------------------------------------------------ vectors, and elementwise */

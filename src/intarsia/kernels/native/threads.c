@@ -22,9 +22,11 @@ void intarsia_parallel(intarsia_part run, void *context, int64_t parts, int thre
 }
 #else
 #include <pthread.h>
+#include <sched.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { MOST_THREADS = 64, SPINS = 4000 };
+enum { MOST_THREADS = 64, SPINS = 4000, YIELDS = 64 };
 
 static struct {
     pthread_mutex_t lock;
@@ -50,6 +52,15 @@ static void relax(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
+}
+
+/* Wait a little, the n-th time in a row. A thread that is waited for may have no core to run on, so
+ * that the one that waits must let go of its own. */
+static void rest(int n) {
+    const struct timespec moment = {.tv_nsec = 20000};
+    if (n < SPINS) relax();
+    else if (n < SPINS + YIELDS) sched_yield();
+    else nanosleep(&moment, NULL);
 }
 
 static void *wait_for_work(void *unused) {
@@ -117,7 +128,7 @@ void intarsia_parallel(intarsia_part run, void *context, int64_t parts, int thre
     pthread_mutex_lock(&pool.lock);
     pool.open = 0; /* who wakes now finds nothing to do */
     pthread_mutex_unlock(&pool.lock);
-    while (__atomic_load_n(&pool.inside, __ATOMIC_ACQUIRE)) relax();
+    for (int n = 0; __atomic_load_n(&pool.inside, __ATOMIC_ACQUIRE); n += n < SPINS + YIELDS) rest(n);
     pthread_mutex_unlock(&busy);
 }
 #endif
