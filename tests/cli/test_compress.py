@@ -9,16 +9,18 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
+from intarsia import Gqsa, open_run
 from intarsia.bench import sparse
 from intarsia.formats import Bitmask
 from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap import timing
+from intarsia.hosts.swap.chw_cluster import ChwCluster
 from intarsia.hosts.swap.compress import compress
 from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
 from intarsia.kernels.native import building
 
-from .conftest import Intarsia
+from .conftest import QUICK, Intarsia
 from .test_sparse import bytes_tokenizer
 
 
@@ -83,6 +85,10 @@ def test_a_slower_model_and_settings_that_cannot_be_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def rows_of() -> list[dict[str, torch.Tensor]]:
+    return [{"input_ids": torch.arange(40) + i} for i in range(8)]
+
+
 def test_groups_and_experts_are_packed_by_what_they_see(
     intarsia: Intarsia, model: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +115,7 @@ def test_groups_and_experts_are_packed_by_what_they_see(
         out = tmp_path / name
         said = intarsia("compress", str(source), "--format", name, *how, "--save", str(out))
         assert said.code == 0, said.err
+        assert not out.with_name(f"{name}.walk").exists()
         assert said.json[what] == (14 if name == "gqsa" else 2)
         bits = 8 * said.json["bytes of packed layers"] / said.json["weights of packed layers"]
         assert bits < 5
@@ -116,6 +123,14 @@ def test_groups_and_experts_are_packed_by_what_they_see(
         ids = tokenizer("a text", return_tensors="pt").input_ids
         assert torch.isfinite(opened(ids).logits).all()
     out = ("--save", str(tmp_path / "other"))
+    compress(
+        open_language_model(str(model))[0], Gqsa(), rows_of(), force=True, out=f"{out[1]}.walk"
+    )
+    for more, says in (((), "a walk in it"), (("--resume",), "model")):  # it was of float32
+        said = intarsia("compress", str(model), "--format", "gqsa", *how, *out, *more)
+        assert said.code == 2 and says in said.words
+    said = intarsia("compress", str(model), "--resume", *out)
+    assert said.code == 2 and "block by block" in said.words
     said = intarsia("compress", str(model), "--format", "ternary", *how, *out)
     assert said.code == 2 and "a mixture" in " ".join(said.err.split())
 
@@ -163,3 +178,32 @@ def test_products_are_timed_at_given_shapes_and_at_those_of_a_model(
     ):
         said = intarsia("bench", *wrong)
         assert said.code == 2 and says in " ".join(said.err.split()), said.err
+
+
+def test_a_run_of_a_convolutional_net_is_packed_into_a_run(
+    intarsia: Intarsia, folder: Path, model: Path, tmp_path: Path
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "fast"
+    net = ("--model", "mobilenetv3_small_050", "--untrained", "--size", "32")
+    rest = ("--method", "full", "--schedule", "gradual:layers=1x1", "--density", "0.3")
+    said = intarsia("fit", str(folder), *net, *rest, *QUICK, "--split-seed", "0", "--out", str(run))
+    assert said.code == 0, said.err
+    told = intarsia("compress", str(run), "--format", "chw", "--force", "--save", str(out))
+    assert told.code == 0 and "layers in CHW" in told.out, told.err
+    one, fast = open_run(run, as_trained=False), open_run(out)
+    assert any(isinstance(m, ChwCluster) for m in fast.model.modules())
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(fast.model(x), one.model(x), atol=1e-4, rtol=1e-4)
+    before, after = (intarsia("evaluate", str(f), "--json").json["accuracy"] for f in (run, out))
+    assert before == after
+    named = intarsia("predict", str(out), str(folder / "dark"), "--json")
+    assert named.code == 0, named.err
+    for words, says in (
+        ((str(run), "--density", "0.5"), "no such options"),
+        ((str(model),), "intarsia.Chw()"),
+        (("tf_efficientnet_lite0",), "intarsia.Chw()"),
+    ):
+        said = intarsia("compress", *words, "--format", "chw", "--save", str(tmp_path / "no"))
+        assert said.code == 2 and says in said.words, said.err
+    assert not (tmp_path / "no").exists()

@@ -135,7 +135,9 @@ def test_a_weight_that_stays_is_multiplied_as_any_other(activations: str) -> Non
     x = torch.randn(2, 3, 48, generator=torch.Generator().manual_seed(1))
     product = form.bound(stored, weight.shape)
     assert product.takes(x) and torch.equal(product(x), form.matmul(x, stored, weight.shape))
-    assert form.bound(form.encode(weight[:, :40]), (5, 40)) is None  # inputs would be padded
+    some, short = form.encode(weight[:, :40]), x[..., :40]  # the last group has 8
+    want = form.matmul(short, some, (5, 40))
+    assert torch.equal(form.bound(some, (5, 40))(short), want)
     assert GroupSparse(3).bound(GroupSparse(3).encode(weight), (5, 48)) is None
 
 

@@ -21,6 +21,7 @@ from intarsia.core import Card, Paper, nbytes
 from intarsia.core.errors import ConfigError, DataError, ShapeError
 from intarsia.formats import Ternary
 from intarsia.formats.ternary import entropy, levels_of, nearest
+from intarsia.kernels import native
 from intarsia.kernels.ternary import dictionary, digits_of, words_of
 
 FORM = Ternary()
@@ -160,3 +161,20 @@ def test_other_odds_are_told_and_offered_a_dictionary() -> None:
     better = Ternary.of(digits)
     assert better == Ternary(0.5)
     assert nbytes(better.stored(digits, levels)) < nbytes(stored)
+
+
+@pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
+@pytest.mark.parametrize("width", [1, 2, 37, 64])
+def test_a_weight_that_stays_is_multiplied_as_any_other(width: int) -> None:
+    draw = torch.Generator().manual_seed(width)
+    stored = FORM.encode(torch.randn(9, width, generator=draw))
+    x = torch.randn(2, 2, width, generator=draw)
+    product = FORM.bound(stored, (9, width))
+    assert product.takes(x) and torch.equal(product(x), FORM.matmul(x, stored, (9, width)))
+    assert not product.takes(x.repeat(2, 1, 1)) and FORM.bound(stored, (9 * width,)) is None
+    stored["row_offsets"] = stored["row_offsets"].clone()
+    stored["row_offsets"][4] = 0  # a row in front of the one before it
+    with pytest.raises(ShapeError):
+        FORM.bound(stored, (9, width))(x)
+    with native.using("off"):
+        assert FORM.bound(stored, (9, width)) is None

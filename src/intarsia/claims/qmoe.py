@@ -159,7 +159,7 @@ def _mixture(seed: int) -> dict[str, Any]:
         mixed.load_state_dict(whole)
         method = Qmoe(start=start)
         given = rows if method.needs else []
-        edit = partial(method._edit, {}, {})  # in place, nothing is packed
+        edit = partial(method._edit, {})  # in place, nothing is packed
         stops = expert_stops(mixed, ())
         told = walk_blocks(mixed, stops, given, edit, needs=method.needs, kept=Kept(None, {}))
         loss[f"ternary, {'GPTQ' if start == 'gptq' else 'rounded'}"] = nll(mixed, test)

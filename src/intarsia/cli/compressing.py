@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +17,16 @@ from .shell import note, say, show_json, show_table
 
 RECORD = "compress.json"
 METHODS = {"gqsa": "gqsa", "qmoe": "qmoe", "ternary": "qmoe"}  # of layers, and of experts
+NETS = "chw"  # of a convolutional net, whole
 
 
 def compress(
-    model: Annotated[str, typer.Argument(help="smollm2, or a folder of save_pretrained.")],
-    format: Annotated[str, typer.Option(help="bitmask, columns, gqsa, ternary, ...")] = "bitmask",
+    model: Annotated[
+        str, typer.Argument(help="smollm2, a folder of save_pretrained, or a run (chw).")
+    ],
+    format: Annotated[
+        str, typer.Option(help="bitmask, columns, gqsa, ternary, chw, ...")
+    ] = "bitmask",
     values: Annotated[
         str | None, typer.Option(help="Of bitmask: same, fp32, bf16, int8; of columns not int8.")
     ] = None,
@@ -37,22 +43,30 @@ def compress(
     seed: Annotated[int, typer.Option(help="Of what a format draws.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Also where dense is faster.")] = False,
     save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Of gqsa, ternary: go on.")] = False,
     as_json: Json = False,
 ) -> None:
     """Keep a language model's linear layers packed, and multiply with what is stored.
 
     Prune first (`intarsia sparsify`): a bitmask of a dense model saves nothing. Refused where this
     machine would be slower than with the model as it is. gqsa prunes groups of weights and stores
-    the others in 4 bits; ternary packs the experts of a mixture; both read --calib. The folder
-    opens with `intarsia generate`, `intarsia bench sparse --model` and intarsia.load.
+    the others in 4 bits; ternary packs the experts of a mixture; both read --calib, and keep
+    finished blocks beside --save: killed at any moment, the same command with --resume ends in the
+    same bits. The folder opens with `intarsia generate`, `intarsia bench sparse --model` and
+    intarsia.load. chw takes a run of `intarsia fit` with a convolutional net, for one picture at a
+    time, and writes a run, for `intarsia predict` and `evaluate`.
 
     Example:  intarsia compress pruned --format bitmask --values int8 --save fast
               intarsia compress smollm2 --format gqsa --density 0.5 --save small
+              intarsia compress runs/pruned --format chw --save fast
     """
     _check(density, bits, rows, calib, save)
     assert save is not None
     settings = {"values": values, "density": density, "bits": bits}
-    how = {"layers": layers, "force": force, "seed": seed}
+    if format == NETS:
+        _net(model, settings | {"layers": layers, "resume": resume or None}, force, save, as_json)
+        return
+    how = {"layers": layers, "force": force, "seed": seed, "resume": resume}
     record = _packed(model, chosen_format(format, settings), (calib, rows, size), how, save)
     if as_json:
         show_json({"folder": str(save), **record})
@@ -84,7 +98,9 @@ def _packed(
     if getattr(chosen, "needs", None) or callable(getattr(chosen, "apply", None)):
         corpus, rows, size = text
         calibration = load_texts(corpus, tokenizer, length=size, train=rows, progress=note).train
-    started = time.perf_counter()
+    started, walk = time.perf_counter(), save.with_name(f"{save.name}.walk")
+    if getattr(chosen, "walks", False):
+        how |= {"out": walk, "progress": note}
     host = pack(host, chosen, calibration, **how)
     packed = [m for m in host.modules() if isinstance(m, PackedLinear)]
     stacks = packed_stacks(host)
@@ -101,7 +117,31 @@ def _packed(
         "seconds": round(time.perf_counter() - started, 1),
     }
     save_language_model(host, save, tokenizer=tokenizer, record={RECORD: record})
+    shutil.rmtree(walk, ignore_errors=True)
     return record
+
+
+def _net(run: str, given: dict[str, Any], force: bool, save: Path, as_json: bool) -> None:
+    """A run's net in CHW.  given: options, of which it has none."""
+    from ..experiments.experiment import FILE
+    from ..experiments.packing import compress_run
+    from ..methods.fast_convnets import Chw
+
+    if some := {name: value for name, value in given.items() if value is not None}:
+        fix = "Leave them out."
+        raise ConfigError("--format chw", got=f"{sorted(some)}", want="no such options", fix=fix)
+    if not (Path(run) / FILE).is_file():
+        fix = "In Python: intarsia.save(intarsia.compress(net, intarsia.Chw(), picture), 'fast')"
+        want = "a run of `intarsia fit` with a convolutional net"
+        raise ConfigError(f"net {run!r}", got="no run", want=want, fix=fix)
+    found = compress_run(run, save, Chw(force=force), report=note)
+    if as_json:
+        show_json({"folder": str(save), **found})
+        return
+    times = found["milliseconds"]
+    took = [f"{times['before']:.2f} ms -> {times['after']:.2f} ms a picture"] if times else []
+    left = [f"in torch as before: {', '.join(found['left'])}"] if found["left"] else []
+    say("\n".join([f"{len(found['layers'])} layers in CHW", *took, *left, str(save)]))
 
 
 def chosen_format(name: str, given: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..core import Format
 from ..core.checks import between
 from ..core.errors import DataError, ShapeError
-from ..kernels.ternary import Dictionary, dictionary, digits_of, ternary, words_of
+from ..kernels.ternary import Dictionary, bound, dictionary, digits_of, ternary, words_of
 from .rows import kept_of, matrix
 
 FEW = 4  # rows of x up to which decoding them each time is faster than decoding the weight
@@ -98,6 +99,12 @@ class Ternary(Format):
             self.check(stored, shape)
         y = ternary(given, codes, offsets, levels, self.dictionary)
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
+
+    def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
+        """See `Format`."""
+        if len(shape) != 2 or len(stored["levels"]) != shape[0]:
+            return None
+        return bound(tuple(stored[part] for part in PARTS), shape[1], self.dictionary, FEW)
 
     def check(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> None:
         """Raises: ShapeError unless what is stored fits together, and the shape."""

@@ -22,8 +22,7 @@ from ..formats import Ternary
 from ..formats.ternary import entropy, levels_of, nearest
 from ..hosts.anatomy.blocks import base_of
 from ..hosts.prune.matrices import Matrix
-from ..hosts.prune.progress import Kept
-from ..hosts.prune.pruner import output_error, stops_of
+from ..hosts.prune.pruner import Keeping, output_error, stops_of
 from ..hosts.prune.rows import check_rows, digest_of
 from ..hosts.prune.walk import Stop, walk_blocks
 from ..hosts.swap.packed_experts import PackedStack, packed, packed_experts, room, unpacked
@@ -32,6 +31,7 @@ from ..partitions.stacks import compensate_stack
 from ..scores import Statistics
 
 STARTS = ("gptq", "rtn")
+NOWHERE = Keeping()
 LAYOUT = 1  # of the stored tensors
 FAR = 0.05  # share of zeros from that of the dictionary, at which another one is offered
 
@@ -65,6 +65,7 @@ class Qmoe(PlainChange):
 
     stores: ClassVar[str] = "all"
     laws: ClassVar[frozenset[str]] = frozenset()
+    walks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -82,20 +83,43 @@ class Qmoe(PlainChange):
         """Statistics that are read."""
         return frozenset({"hessian"} if self.start == "gptq" else ())
 
-    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """All experts, on a copy of the model; the host stays as it is."""
+    def plan(
+        self,
+        host: nn.Module,
+        batches: Iterable[Any] = (),
+        *,
+        seed: int = 0,
+        keeping: Keeping = NOWHERE,
+    ) -> Plan:
+        """All experts, on a copy of the model; the host stays as it is.
+
+        keeping: where finished blocks are written.
+        """
         expert_stops(host, self.layers)
         rows = tuple(batches) if self.needs else ()
         if self.needs:
             check_rows(rows)
-        work = copy.deepcopy(base_of(host)).requires_grad_(False).eval()
         stored: dict[str, dict[str, Tensor]] = {}
-        sizes: dict[str, list[int]] = {}
-        edit = partial(self._edit, stored, sizes)
+        given = {"calibration": digest_of(rows), "batches": len(rows)}
+        kept = keeping.of(self, host, seed, given).with_beside(
+            partial(_beside, stored), lambda _, more: stored.update(_taken(more))
+        )
+        work = copy.deepcopy(base_of(host)).requires_grad_(False).eval()
         stops = expert_stops(work, self.layers)
-        told = walk_blocks(work, stops, rows, edit, needs=self.needs, kept=Kept(None, {}))
+        sizes = {
+            path: [len(names), *stop.layers[names[0]].read().shape]
+            for stop in stops
+            for path, names in stacks_of(stop.layers).items()
+        }
+        edit = partial(self._edit, stored)
+        told = walk_blocks(work, stops, rows, edit, needs=self.needs, kept=kept)
         made = {p: {"shape": sizes[p], "codes": len(s["codes"])} for p, s in stored.items()}
-        decided = {"layout": LAYOUT, "stacks": made, "calibration": digest_of(rows), "told": told}
+        decided = {
+            "layout": LAYOUT,
+            "stacks": made,
+            "calibration": given["calibration"],
+            "told": told,
+        }
         decided["sha256"] = _digest(self, decided)
         return Packing(self, seed, decided, stored)
 
@@ -128,24 +152,19 @@ class Qmoe(PlainChange):
     def _edit(
         self,
         stored: dict[str, dict[str, Tensor]],
-        sizes: dict[str, list[int]],
         _: str,
         layers: Mapping[str, Matrix],
         seen: Mapping[str, Statistics],
     ) -> list[dict[str, Any]]:
         """Round the stacks of a block, and store them."""
-        stacks: dict[str, list[str]] = {}
-        for name in layers:
-            stacks.setdefault(name.rpartition(".")[0], []).append(name)
         rows: list[dict[str, Any]] = []
-        for path, names in stacks.items():
+        for path, names in stacks_of(layers).items():
             weights = torch.stack([layers[n].read().float() for n in names])
             found = [seen.get(n) for n in names]
             levels = levels_of(weights.flatten(0, 1))  # (E out, 2)
             new, told = self._rounded(weights, found, levels)
             digits = nearest(new.flatten(0, 1), levels)
             stored[path] = self.form.stored(digits, levels)
-            sizes[path] = list(weights.shape)
             for n, w in zip(names, new, strict=True):
                 layers[n].write(w)
             share = float((digits == 0).float().mean())
@@ -185,6 +204,29 @@ class Packing(Plan):
     """A plan with what is stored of each stack; read from a folder it is a plain one."""
 
     stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+def stacks_of(layers: Iterable[str]) -> dict[str, list[str]]:
+    """The experts' matrices of each stack, by its path."""
+    found: dict[str, list[str]] = {}
+    for name in layers:
+        found.setdefault(name.rpartition(".")[0], []).append(name)
+    return found
+
+
+def _beside(stored: Mapping[str, Mapping[str, Tensor]], stop: Stop) -> dict[str, Tensor]:
+    """What is stored of a block, to be written."""
+    paths = stacks_of(stop.layers)
+    return {f"{path}/{name}": t for path in paths for name, t in stored[path].items()}
+
+
+def _taken(more: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What is stored of a block that was finished before."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in more.items():
+        path, _, part = name.rpartition("/")
+        found.setdefault(path, {})[part] = tensor
+    return found
 
 
 def expert_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:

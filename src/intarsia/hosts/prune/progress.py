@@ -1,7 +1,7 @@
 """What a walk has finished: blocks and hidden states on disk, rows of a table, lines of progress.
 
 walk.json              what the walk is of, and for each finished block its rows and its file's hash
-block-000.safetensors  the edited weights of a block
+block-000.safetensors  the edited weights of a block, and what a method keeps of it beside them
 before-000.safetensors its weights as they were, while the walk is under way
 hidden-000.safetensors what the next block is given, batch by batch; only the newest is there
 """
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .walk import Flow, Stop
 
 RECORD = "walk.json"
+BESIDE = "+"  # begins the names of what is no weight; no path in a model begins so
+Tensors = Mapping[str, torch.Tensor]
 
 
 class Kept:
@@ -50,6 +52,8 @@ class Kept:
         self.blocks: list[dict[str, Any]] = []
         self.noted: list[tuple[Stop, Mapping[str, torch.Tensor] | Path]] = []
         self.total = 0
+        self.beside: Callable[[Stop], Tensors] | None = None
+        self.taken: Callable[[Stop, Tensors], None] | None = None
         if out is None:
             if resume:
                 want, fix = "the folder of the walk to go on with", "Pass out='that/folder'."
@@ -68,6 +72,16 @@ class Kept:
             except (ValueError, KeyError, TypeError) as error:
                 raise damaged(path, f"no record of a walk ({error})", "sparsify") from error
             check_same(saved, json.loads(json.dumps(self.identity)))
+
+    def with_beside(
+        self, beside: Callable[[Stop], Tensors], taken: Callable[[Stop, Tensors], None]
+    ) -> Kept:
+        """Keep more of each block than its weights.
+
+        beside: what, of a block that is finished; taken: is given it when a walk goes on.
+        """
+        self.beside, self.taken = beside, taken
+        return self
 
     def note(self, stop: Stop) -> None:
         """Remember a block's weights before they are edited: on disk, if there is a folder."""
@@ -105,8 +119,11 @@ class Kept:
         for number, (block, stop) in enumerate(done):
             self.note(stop)
             tensors = self._read(f"block-{number:03}.safetensors", block["sha256"])
+            more = {n.removeprefix(BESIDE): tensors.pop(n) for n in [*tensors] if n[0] == BESIDE}
             for path, weight in tensors.items():
                 stop.layers[path].put(weight)
+            if self.taken is not None:
+                self.taken(stop, more)
         if self.blocks and flow.hidden:
             states = self._read(f"hidden-{len(self.blocks) - 1:03}.safetensors", self.hidden_hash)
             like = flow.hidden[0]
@@ -121,6 +138,8 @@ class Kept:
         block: dict[str, Any] = {"block": stop.path, **more, "layers": rows, "sha256": ""}
         if self.out is not None:
             weights = {p: m.stored.cpu().contiguous() for p, m in stop.layers.items()}
+            more = {} if self.beside is None else self.beside(stop)
+            weights |= {BESIDE + name: t.contiguous() for name, t in more.items()}
             block["sha256"] = self._write(f"block-{number:03}.safetensors", weights)
             states = {str(i): h.cpu().contiguous() for i, h in enumerate(flow.hidden)}
             self.hidden_hash = self._write(f"hidden-{number:03}.safetensors", states)

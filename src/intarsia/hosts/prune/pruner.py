@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,25 @@ from .rows import batched, check_rows, digest_of
 from .walk import Stop, walk_blocks
 
 Report = Callable[[str], None]
+
+
+class Keeping(NamedTuple):
+    """Where a walk is kept, and whether it goes on there: see `Kept`."""
+
+    out: Path | None = None
+    resume: bool = False
+    report: Report | None = None
+
+    def of(self, method: object, host: nn.Module, seed: int, decided: Mapping[str, Any]) -> Kept:
+        """What a walk of a method over a model has finished.  decided: what else it is of."""
+        identity = {
+            "method": method_key(method),
+            "settings": settings_to_dict(method),
+            "seed": seed,
+            "model": fingerprint(host),
+            **decided,
+        }
+        return Kept(self.out, identity, resume=self.resume, report=self.report)
 
 
 @dataclass(frozen=True)
@@ -145,15 +164,8 @@ class LayerPruner(Pruner):
 def prune_blocks(host: nn.Module, method: Pruner, plan: Calibrated) -> list[dict[str, Any]]:
     """Walk over the blocks of a model with a method; returns a row for each layer."""
     stops = stops_of(host, method.layers)
-    on = fingerprint(host)
-    identity = {
-        "method": method_key(method),
-        "settings": settings_to_dict(method),
-        "seed": plan.seed,
-        "model": on,
-        **plan.decided,
-    }
-    kept = Kept(plan.out, identity, resume=plan.resume, report=plan.report)
+    keeping = Keeping(plan.out, plan.resume, plan.report)
+    kept = keeping.of(method, host, plan.seed, plan.decided)
     edit = partial(edit_block, method, plan.seed)
     needs = method.needs | {"hessian"} if plan.decided.get("errors") else method.needs
     by_layer = plan.decided.get("sequential") == "layer"

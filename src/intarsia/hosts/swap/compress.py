@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from ...formats import Bitmask
 from ..anatomy.blocks import base_of
 from ..changing import apply_plan
 from ..prune.matrices import Matrix, seeing
-from ..prune.pruner import stops_of
+from ..prune.pruner import Keeping, stops_of
 from ..prune.rows import batched, check_rows, digest_of, inputs_of
 from .packed_linear import PackedLinear, unpacked
 from .timing import check_faster
@@ -158,6 +158,9 @@ def compress(
     layers: Sequence[str] | None = None,
     force: bool = False,
     seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[str], None] | None = None,
 ) -> nn.Module:
     """Store a model's linear layers in a format, in place; products read what is stored.
 
@@ -165,11 +168,14 @@ def compress(
     itself.  calib: rows as `fit` takes them, for a format that looks at them.  layers: see
     `Compress`.  force: also where this machine is faster with the layers as they are: all of them,
     one row of inputs, one after the other as in the model.
+    out, resume, progress: of `Gqsa` and `Qmoe`, which go block by block: a folder for finished
+    blocks; killed anywhere, the same call with resume=True ends in the same bits; a line for each.
 
     `intarsia.save` writes the packed layers, `load` puts them into the pretrained model, adapters
     go on top; `fold` gives plain layers back.
-    Raises: ConfigError where dense is faster, see `force`; as `Compress`. The model is then as it
-    was.
+    Raises: ConfigError where dense is faster, see `force`, or for `out` with a format, which is
+    done at once; CheckpointError for a folder of another walk, or with a damaged file; as
+    `Compress`. The model is then as it was.
     """
     rows = batched(calib) if calib is not None and len(calib) else ()
     if callable(getattr(fmt, "apply", None)):
@@ -179,7 +185,17 @@ def compress(
     else:
         form = format_named(fmt) if isinstance(fmt, str) else fmt
         change = Compress(form, () if layers is None else layers)
-    plan = change.plan(model, rows, seed=seed)
+    keeping = Keeping(None if out is None else Path(out), resume, progress)
+    if getattr(change, "walks", False):
+        plan = change.plan(model, rows, seed=seed, keeping=keeping)
+    elif out is not None or resume:
+        want, fix = (
+            "Gqsa or Qmoe, which go block by block",
+            "Leave it out: a format is done at once.",
+        )
+        raise ConfigError("out", got=type(change).__name__, want=want, fix=fix)
+    else:
+        plan = change.plan(model, rows, seed=seed)
     packs: Any = plan.change
     if not force and isinstance(plan, Packing):
         found = matrices_of(model, packs.layers)

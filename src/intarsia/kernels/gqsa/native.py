@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ShapeError
-from ..native import Bound, function, load, operator
+from ..native import Bound, function, load, operator, padded_rows
 from .naive import gqsa as naive
 
 SCHEMA = (
@@ -43,18 +43,24 @@ def gqsa(
 def bound(parts: tuple[Tensor, ...], width: int, integers: bool, most: int) -> Bound | None:
     """`gqsa` of a weight that stays, for up to `most` rows; None where there is no kernel.
 
-    parts: offsets, columns, codes, scales, zeros; width: of whole groups, or there is none either.
+    parts: offsets, columns, codes, scales, zeros; width: of the weight, whose last group may be
+    shorter.
     """
     call = function("intarsia_gqsa", *TYPES)
     plain = all(t.is_contiguous() and t.device.type == "cpu" for t in parts)
-    if call is None or width % 16 or not plain:
+    if call is None or not plain:
         return None
     kernel, rows, groups = call, len(parts[0]) - 1, len(parts[1])
-    check(torch.empty(0, width), parts[0], *parts[1:])
+    wide = -(-width // 16) * 16
+    check(torch.empty(0, wide), parts[0], *parts[1:])
     where = [t.data_ptr() for t in parts]
 
     def product(x: int, y: int, count: int, threads: int) -> int:
-        return kernel(x, y, count, width // 16, *where, rows, groups, integers, threads)
+        if wide == width:
+            return kernel(x, y, count, wide // 16, *where, rows, groups, integers, threads)
+        given = padded_rows(x, count, width, wide)
+        at = given.data_ptr()
+        return kernel(at, y, count, wide // 16, *where, rows, groups, integers, threads)
 
     return Bound(product, parts, (rows, width), most)
 

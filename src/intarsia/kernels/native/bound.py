@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,3 +47,12 @@ class Bound:
         if fault := self.call(given.data_ptr(), y.data_ptr(), rows, torch.get_num_threads()):
             refuse(fault)
         return y if x.dtype is torch.float32 else y.to(x.dtype)
+
+
+def padded_rows(x: int, rows: int, width: int, wide: int) -> Tensor:
+    """Float32 rows at an address, (rows, width), with zeros behind: (rows, wide)."""
+    given = torch.zeros(rows, wide)
+    to = given.data_ptr()
+    for row in range(rows):
+        ctypes.memmove(to + 4 * wide * row, x + 4 * width * row, 4 * width)
+    return given

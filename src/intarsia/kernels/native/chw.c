@@ -32,7 +32,7 @@ enum act { NONE, RELU, RELU6, HARDSWISH, SILU, SIGMOID, HARDSIGMOID };
 
 ALWAYS vf load(const float *p) { return *(const vf *)p; }
 ALWAYS void store(float *p, vf x) { *(vf *)p = x; }
-ALWAYS vf splat(float x) { return (vf){} + x; }
+ALWAYS vf splat(float x) { return x - (vf){}; } /* minus 0 is nothing, plus 0 an addition: of -0 it is 0 */
 ALWAYS vf pick(vi where, vf a, vf b) { return (vf)((where & (vi)a) | (~where & (vi)b)); }
 ALWAYS vf limited(vf x, vf low, vf high) { /* NaN stays: of an unordered pair it is the second */
 #if defined(__AVX512F__)
@@ -114,13 +114,18 @@ static void finish(float *y, const float *other, int64_t vectors, int64_t act, i
 #define R 4
 #define T 2
 #include "chw_tile.h"
-#define R 8
-#define T 1
-#include "chw_tile.h"
 #define R 4
 #define T 3
 #include "chw_tile.h"
-#if V == 16 /* 32 registers */
+#define R 8
+#define T 1
+#include "chw_tile.h"
+#if V == 16 /* 32 registers; half of a vector takes half as long, or no longer */
+typedef float vh __attribute__((vector_size(32), aligned(4), may_alias));
+ALWAYS vh load_half(const float *p) { return *(const vh *)p; }
+ALWAYS vh splat_half(float x) { return x - (vh){}; }
+ALWAYS vh low_half(vf x) { return (vh)_mm512_castps512_ps256((__m512)x); }
+ALWAYS vf of_half(vh x) { return (vf)_mm512_castps256_ps512((__m256)x); }
 #define R 1
 #define T 5
 #include "chw_tile.h"
@@ -133,6 +138,34 @@ static void finish(float *y, const float *other, int64_t vectors, int64_t act, i
 #define R 1
 #define T 8
 #include "chw_tile.h"
+#define R 1
+#define T 2
+#define HALF
+#include "chw_tile.h"
+#define R 1
+#define T 3
+#define HALF
+#include "chw_tile.h"
+#define R 1
+#define T 4
+#define HALF
+#include "chw_tile.h"
+#define R 1
+#define T 5
+#define HALF
+#include "chw_tile.h"
+#define R 1
+#define T 6
+#define HALF
+#include "chw_tile.h"
+#define R 1
+#define T 7
+#define HALF
+#include "chw_tile.h"
+#define R 1
+#define T 8
+#define HALF
+#include "chw_tile.h"
 #define R 2
 #define T 5
 #include "chw_tile.h"
@@ -144,6 +177,34 @@ static void finish(float *y, const float *other, int64_t vectors, int64_t act, i
 #include "chw_tile.h"
 #define R 2
 #define T 8
+#include "chw_tile.h"
+#define R 2
+#define T 2
+#define HALF
+#include "chw_tile.h"
+#define R 2
+#define T 3
+#define HALF
+#include "chw_tile.h"
+#define R 2
+#define T 4
+#define HALF
+#include "chw_tile.h"
+#define R 2
+#define T 5
+#define HALF
+#include "chw_tile.h"
+#define R 2
+#define T 6
+#define HALF
+#include "chw_tile.h"
+#define R 2
+#define T 7
+#define HALF
+#include "chw_tile.h"
+#define R 2
+#define T 8
+#define HALF
 #include "chw_tile.h"
 #define R 4
 #define T 4
@@ -154,11 +215,39 @@ static void finish(float *y, const float *other, int64_t vectors, int64_t act, i
 #define R 4
 #define T 6
 #include "chw_tile.h"
+#define R 4
+#define T 2
+#define HALF
+#include "chw_tile.h"
+#define R 4
+#define T 3
+#define HALF
+#include "chw_tile.h"
+#define R 4
+#define T 4
+#define HALF
+#include "chw_tile.h"
+#define R 4
+#define T 5
+#define HALF
+#include "chw_tile.h"
+#define R 4
+#define T 6
+#define HALF
+#include "chw_tile.h"
 #define R 8
 #define T 2
 #include "chw_tile.h"
 #define R 8
 #define T 3
+#include "chw_tile.h"
+#define R 8
+#define T 2
+#define HALF
+#include "chw_tile.h"
+#define R 8
+#define T 3
+#define HALF
 #include "chw_tile.h"
 #endif
 
@@ -170,6 +259,12 @@ static const tile two[] = {spmm_2_1, spmm_2_2, spmm_2_3, spmm_2_4,
                            spmm_2_5, spmm_2_6, spmm_2_7, spmm_2_8};
 static const tile four[] = {spmm_4_1, spmm_4_2, spmm_4_3, spmm_4_4, spmm_4_5, spmm_4_6};
 static const tile eight[] = {spmm_8_1, spmm_8_2, spmm_8_3};
+static const tile one_half[] = {spmm_1_1, half_1_2, half_1_3, half_1_4,
+                                half_1_5, half_1_6, half_1_7, half_1_8};
+static const tile two_half[] = {spmm_2_1, half_2_2, half_2_3, half_2_4,
+                                half_2_5, half_2_6, half_2_7, half_2_8};
+static const tile four_half[] = {spmm_4_1, half_4_2, half_4_3, half_4_4, half_4_5, half_4_6};
+static const tile eight_half[] = {spmm_8_1, half_8_2, half_8_3};
 #else
 static const tile one[] = {spmm_1_1, spmm_1_2, spmm_1_3, spmm_1_4};
 static const tile two[] = {spmm_2_1, spmm_2_2, spmm_2_3, spmm_2_4};
@@ -199,6 +294,14 @@ static void spmm_part(void *context, int64_t part) {
     const int64_t blocks = (s->co + s->rows - 1) / s->rows;
     const int64_t least = j->vectors / j->tiles, more = j->vectors % j->tiles;
     const int64_t first = i * least + (i < more ? i : more); /* tiles of one size, or one less */
+#if V == 16
+    const int64_t pixels = s->h * s->w;
+    if (i == j->tiles - 1 && (pixels - 1) % V < V / 2)
+        of = s->rows == 1   ? one_half
+             : s->rows == 2 ? two_half
+             : s->rows == 4 ? four_half
+                            : eight_half;
+#endif
     of[least + (i < more) - 1](s, first * V, blocks * chunk / j->chunks,
                                blocks * (chunk + 1) / j->chunks);
 }

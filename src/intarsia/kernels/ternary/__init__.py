@@ -5,6 +5,7 @@ from .dictionary import dictionary as dictionary
 from .naive import digits_of as digits_of
 from .naive import ternary as naive_ternary
 from .naive import words_of as words_of
+from .native import bound as bound
 from .native import ternary as ternary
 
-__all__ = ["Dictionary", "dictionary", "digits_of", "naive_ternary", "ternary", "words_of"]
+__all__ = ["Dictionary", "bound", "dictionary", "digits_of", "naive_ternary", "ternary", "words_of"]

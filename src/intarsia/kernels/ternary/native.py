@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ShapeError
-from ..native import function, load, operator
+from ..native import Bound, function, load, operator, padded_rows
 from .dictionary import WORDS, Dictionary
 from .naive import ternary as naive
 
@@ -29,6 +29,28 @@ def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, of: Dicti
     if load() is None:
         return naive(x, codes, offsets, levels, of)
     return _operator()(x, codes, offsets, levels, of.table)
+
+
+def bound(parts: tuple[Tensor, ...], width: int, of: Dictionary, most: int) -> Bound | None:
+    """`ternary` of a weight that stays, for up to `most` rows; None where there is no kernel.
+
+    parts: codes, offsets, levels.
+    """
+    call = function("intarsia_ternary", *TYPES)
+    plain = all(t.is_contiguous() and t.device.type == "cpu" for t in parts)
+    if call is None or not plain:
+        return None
+    kernel, across = call, width + width % 2
+    codes, offsets, levels = parts
+    check(torch.empty(0, across), codes, offsets, levels)
+    sizes = len(levels), len(codes)
+    where = [t.data_ptr() for t in (codes, offsets, of.table, levels)]
+
+    def product(x: int, y: int, count: int, threads: int) -> int:
+        given = padded_rows(x, count, width, across + BEHIND)
+        return kernel(given.data_ptr(), y, count, across, *where, *sizes, threads)
+
+    return Bound(product, (*parts, of.table), (len(levels), width), most)
 
 
 def check(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor) -> None:

@@ -19,7 +19,7 @@ from ...formats import GroupSparse
 from ...hosts.anatomy.blocks import base_of
 from ...hosts.prune.matrices import Matrix
 from ...hosts.prune.progress import Kept
-from ...hosts.prune.pruner import output_error, stops_of
+from ...hosts.prune.pruner import Keeping, output_error, stops_of
 from ...hosts.prune.rows import check_rows, digest_of
 from ...hosts.prune.walk import Stop, walk_blocks
 from ...hosts.swap.compress import Compress, matrices_of, packing
@@ -28,6 +28,8 @@ from .coded import Coded, by_compensation, by_rounding
 from .stages import frozen_copy, tuned_block, tuned_scales
 
 STARTS = ("obs", "rtn")
+PARTS = ("raw", "scale", "zero", "kept")  # of `Coded`
+NOWHERE = Keeping()
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Gqsa(PlainChange):
 
     stores: ClassVar[str] = "all"
     laws: ClassVar[frozenset[str]] = frozenset()
+    walks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -92,18 +95,30 @@ class Gqsa(PlainChange):
         """Statistics that are read."""
         return frozenset({"hessian"} if self.start == "obs" else {"square"})
 
-    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """All stages, on a copy of the model; the host stays as it is."""
+    def plan(
+        self,
+        host: nn.Module,
+        batches: Iterable[Any] = (),
+        *,
+        seed: int = 0,
+        keeping: Keeping = NOWHERE,
+    ) -> Plan:
+        """All stages, on a copy of the model; the host stays as it is.
+
+        keeping: where finished blocks are written; the end-to-end stage starts anew.
+        """
         rows = tuple(batches)
         stops = linear_stops(host, self.layers)
         check_rows(rows)
+        decided = {"calibration": digest_of(rows), "batches": len(rows)}
+        kept = keeping.of(self, host, seed, decided)
         work = frozen_copy(base_of(host))
-        found, told = self.coded(work, rows, seed)
+        found, told = self.coded(work, rows, seed, kept)
         shapes = {n: tuple(m.read().shape) for s in stops for n, m in s.layers.items()}
         stored = {path: c.stored() for path, c in found.items()}
         more = {
             "method": {"key": "gqsa", **settings_to_dict(self)},
-            "calibration": digest_of(rows),
+            "calibration": decided["calibration"],
             "layers told": told,
         }
         change = Compress(self.form, self.layers)
@@ -114,12 +129,11 @@ class Gqsa(PlainChange):
         return plan.change.apply(host, plan, name=name)
 
     def coded(
-        self, work: nn.Module, rows: Sequence[Any], seed: int = 0
+        self, work: nn.Module, rows: Sequence[Any], seed: int = 0, kept: Kept | None = None
     ) -> tuple[dict[str, Coded], list[dict[str, Any]]]:
         """The codes of every layer by path, and what is told of each; `work` is left rounded."""
         found: dict[str, Coded] = {}
         dense: dict[str, Tensor] = {}
-        generator = torch.Generator().manual_seed(mix(seed, 0))
         stops = linear_stops(work, self.layers)
 
         def edit(
@@ -131,20 +145,33 @@ class Gqsa(PlainChange):
             some = {path: found[path] for path in stop.layers if path in found}
             if some and not stop.outside:
                 old = {path: dense.pop(path) for path in some}
-                epochs = self.epochs[0]
-                found.update(tuned_block(stop, flow, number, old, some, epochs, generator))
+                epochs, draw = self.epochs[0], _draw(seed, number)
+                found.update(tuned_block(stop, flow, number, old, some, epochs, draw))
                 for path in some:
                     stop.layers[path].write(found[path].weight())
 
-        kept = Kept(None, {})
+        kept = (Kept(None, {}) if kept is None else kept).with_beside(
+            lambda stop: _beside(found, stop),
+            lambda stop, more: found.update(self._taken(stop, more)),
+        )
         each = tune if self.epochs[0] else None
         told = walk_blocks(work, stops, rows, edit, needs=self.needs, kept=kept, tune=each)
         if self.epochs[1]:
             layers = {n: m for stop in stops for n, m in stop.layers.items() if n in found}
-            found = tuned_scales(work, layers, found, rows, self.epochs[1], generator)
+            draw = _draw(seed, len(stops))
+            found = tuned_scales(work, layers, found, rows, self.epochs[1], draw)
             for path, coded in found.items():
                 layers[path].write(coded.weight())
         return found, told
+
+    def _taken(self, stop: Stop, more: Mapping[str, Tensor]) -> dict[str, Coded]:
+        """The codes of a block that was finished before, by path."""
+        found: dict[str, Coded] = {}
+        for path, layer in stop.layers.items():
+            if f"{path}/raw" in more:
+                parts = (more[f"{path}/{part}"] for part in PARTS)
+                found[path] = Coded(self.form, layer.read().shape[1], *parts)
+        return found
 
     def _edit(
         self,
@@ -171,6 +198,17 @@ class Gqsa(PlainChange):
         if weight.shape[1] % self.group:
             row["told"] = f"{weight.shape[1]} inputs, padded to whole groups of {self.group}"
         return row
+
+
+def _beside(found: Mapping[str, Coded], stop: Stop) -> dict[str, Tensor]:
+    """The codes of a block, to be written."""
+    some = {path: found[path] for path in stop.layers if path in found}
+    return {f"{path}/{part}": getattr(c, part) for path, c in some.items() for part in PARTS}
+
+
+def _draw(seed: int, number: int) -> torch.Generator:
+    """Of each block its own, so that a walk goes on as it would have."""
+    return torch.Generator().manual_seed(mix(seed, number))
 
 
 def linear_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:

@@ -1,0 +1,56 @@
+"""A finished run on pictures whose net is packed, as one more run folder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.errors import ConfigError
+from ..core.files import writing
+from ..fitting import write_trained
+from ..hosts.changing import apply_plan
+from ..methods.fast_convnets import Chw, chw_report
+from ..train.folder import write_results
+from . import experiment as experiments
+from .opening import open_run
+from .runs import PictureRun
+
+Report = Callable[[str], None]
+
+
+def compress_run(
+    folder: str | Path, out: str | Path, change: Chw, *, report: Report = lambda _: None
+) -> dict[str, Any]:
+    """Write a run's net in CHW as a run: to evaluate and predict with, at one picture a time.
+
+    change: measured, and refused, on one picture of the training's size; what is written takes
+    several, one by one. Scores in run.json are those of the training: outputs are the same to 1e-4.
+    Returns what is told of it: "layers" {path: {density, rows}}, "left" in torch, "milliseconds".
+
+    Raises: as `open_run` and `Chw`; ConfigError for a run on texts, or a folder with a run in it.
+    """
+    run = open_run(folder, as_trained=False, report=report)
+    if not isinstance(run, PictureRun):
+        want, fix = "a run on pictures", "Pack a language model as bitmask, columns or gqsa."
+        raise ConfigError(f"run {str(folder)!r}", got="a run on texts", want=want, fix=fix)
+    plan = change.plan(run.model, [torch.zeros(1, 3, *run.inputs.size)])
+    fast = apply_plan(run.model, replace(plan, change=replace(change, force=True)))
+    told = chw_report(fast)
+    found = {
+        "layers": {one.path: {"density": one.density, "rows": one.rows} for one in told.layers},
+        "left": list(told.left),
+        "milliseconds": dict(told.milliseconds),
+    }
+    record: dict[str, Any] = copy.deepcopy(dict(run.record))
+    record["record"]["label"] = f"{record['record']['label']}, in CHW"
+    record["record"]["chw"] = found
+    with writing(out) as scratch:
+        scratch.mkdir()
+        experiments.save(run.experiment, scratch)
+        write_results(scratch, fast, record, "test", None, write_trained)
+    return found
