@@ -186,8 +186,9 @@ def compress(
         form = format_named(fmt) if isinstance(fmt, str) else fmt
         change = Compress(form, () if layers is None else layers)
     keeping = Keeping(None if out is None else Path(out), resume, progress)
-    if getattr(change, "walks", False):
-        plan = change.plan(model, rows, seed=seed, keeping=keeping)
+    by_block: Any = change if getattr(change, "walks", False) else None
+    if by_block is not None:
+        plan = by_block.plan(model, rows, seed=seed, keeping=keeping)
     elif out is not None or resume:
         want, fix = (
             "Gqsa or Qmoe, which go block by block",
