@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from intarsia.claims import lt_sft, mix6, mixtures, mos, poly, s2ft
+from intarsia.claims import lt_sft, mix6, mixtures, poly
 
 
 def quiet(_: str) -> None: ...
@@ -14,7 +14,7 @@ def quiet(_: str) -> None: ...
 
 @pytest.fixture(autouse=True)
 def short(digits: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (lt_sft, mixtures, mos, poly, s2ft):
+    for module in (lt_sft, mixtures, poly):
         monkeypatch.setattr(module, "STEPS", 1)
     nets = {marks: mix6.Net(64 + marks) for marks in (0, 8)}  # one base, so that deltas add up
     monkeypatch.setattr(mix6, "_pretrained", nets.__getitem__)
@@ -52,14 +52,6 @@ def test_mixlora_and_its_baseline_have_as_many_adapter_parameters() -> None:
     assert result.table[0]["arm"] == mixtures.EQUAL.name and result.got > 0
 
 
-def test_ways_to_share_have_as_many_parameters() -> None:
-    sizes = {mos.parameters(arm.settings) for arm in (mos.MOS[2], mos.SUBSET, mos.POOL)}
-    assert sizes == {5376}
-    assert mos.parameters(mos.PURE.settings) == 896
-    result = mos.orders((0,), quiet)
-    assert [row["adapter"] for row in result.table][2] == mos.POOL.name
-
-
 def test_random_places_are_trained_for_as_many_steps() -> None:
     result = lt_sft.of_places((0,), quiet)
     assert result.table[-1]["places"] == lt_sft.TWICE and result.got > 0
@@ -67,21 +59,3 @@ def test_random_places_are_trained_for_as_many_steps() -> None:
     assert [row["places"] for row in sums.table] == list(lt_sft.SUMS)
     two = list(lt_sft.SUMS.values())[:2]
     assert {m.density for m in two} == {0.02} and two[1].support == "random"
-
-
-def test_both_arms_of_s2ft_have_their_own_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates: list[float] = []
-    fitted = s2ft.fitted
-
-    def noted(method: Any, rows: Any, lr: float, *args: Any, **options: Any) -> Any:
-        rates.append(lr)
-        return fitted(method, rows, lr, *args, **options)
-
-    monkeypatch.setattr(s2ft, "fitted", noted)
-    monkeypatch.setattr(s2ft, "KEPT_BACK", 20)
-    monkeypatch.setattr(s2ft, "TARGETS", s2ft.TARGETS[:1])
-    s2ft.rate.cache_clear()
-    result = s2ft.retention((0,), quiet)
-    s2ft.rate.cache_clear()
-    assert rates[:3] == list(s2ft.RATES) and len(rates) == 8
-    assert len(result.table) == 1 and result.got in (0, 1)

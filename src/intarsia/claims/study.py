@@ -17,13 +17,14 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import TensorDataset
 
 from ..core import Method, Result
+from ..core.change import Change
 from ..core.claim import Report
 from ..core.registry import method_to_dict
 from ..data import backbones, packages, sets, structured
 from ..data.decode import to_rgb
 from ..experiments.pool import Arm, Trial, TrialEnd, refuse_failed, run_told
 from ..fitting import fit
-from ..hosts import adapt
+from ..hosts import apply
 from ..hosts.anatomy.prefix import run_prefix, split_at
 from ..results.sheet import Sheet, Spread, deviation
 from ..results.statistics import t_interval
@@ -55,7 +56,7 @@ class StudyRecipe:
     epochs: its share of the budget's epochs, 1/2 where a step costs twice; options: of `fit`.
     """
 
-    method: Callable[[Budget], Method]
+    method: Callable[[Budget], Method | Change]
     objective: Objective = plain
     epochs: float = 1.0
     options: Callable[[Budget], dict[str, Any]] = lambda _: {}
@@ -151,7 +152,7 @@ class Study:
         }
 
     def _run(
-        self, name: str, budget: Budget, recipe: StudyRecipe, method: Method, seed: int
+        self, name: str, budget: Budget, recipe: StudyRecipe, method: Method | Change, seed: int
     ) -> StudyScore:
         train, test, tail = self._data(name, budget.images, seed)
         old = cast(torch.nn.Linear, tail.head)
@@ -160,7 +161,7 @@ class Study:
         torch.nn.init.trunc_normal_(head.weight, std=0.02)
         torch.nn.init.zeros_(head.bias)
         tail.head = head
-        model = adapt(tail, method, seed=seed)
+        model = apply(tail, method, seed=seed)
         epochs = max(1, round(budget.epochs * recipe.epochs))
         training = replace(self.base, epochs=epochs, seed=seed)
         start = time.process_time()
