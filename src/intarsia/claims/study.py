@@ -104,7 +104,7 @@ class Study:
             "budget": [budget.images, budget.epochs],
             "arm": arm.name,
             "seed": seed,
-            "method": method_to_dict(method),
+            "method": method_to_dict(cast(Any, method)),
             "base": repr(self.base),
             "options": sorted(f"({n!r}, {_said(v)})" for n, v in recipe.options(budget).items()),
             "epochs": recipe.epochs,

@@ -43,8 +43,8 @@ def pictures(name: str, first: int, test: int) -> Pictures:
     learned, val = train_test_split(
         pool, test_size=0.25, stratify=labels[pool].numpy(), random_state=98
     )
-    of = [TensorDataset(tokens[i], labels[i]) for i in (learned, val, judged)]
-    return Pictures(*of, classes)
+    few, some, test_part = (TensorDataset(tokens[i], labels[i]) for i in (learned, val, judged))
+    return Pictures(few, some, test_part, classes)
 
 
 def tail(classes: int, first: int, seed: int) -> nn.Module:
