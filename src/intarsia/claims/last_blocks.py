@@ -82,7 +82,7 @@ def encoder() -> tuple[Any, Any]:
     """MiniLM and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
-    folder = packaged(DENSE, "minilm", lambda _: None)
+    folder: Any = packaged(DENSE, "minilm", lambda _: None)
     own: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with quietly():
         return AutoModel.from_pretrained(folder, **own).eval(), AutoTokenizer.from_pretrained(
@@ -180,8 +180,8 @@ class SentenceTail(nn.Module):
     def __init__(self, layers: nn.ModuleList, classes: int) -> None:
         super().__init__()
         self.layers = layers
-        width = layers[0].output.dense.out_features  # pyright: ignore
-        self.head = nn.Linear(width, classes)
+        last: Any = layers[-1]
+        self.head = nn.Linear(last.output.dense.out_features, classes)
 
     def features(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
         """Mean states of the real tokens.  (B, d)."""
