@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
+import tokenize
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from ..core import Claim, Result
 from ..core.claim import Report
+from ..data.small_models import Small
 from ..experiments.routing import VARIANTS, Expert, Variant
-from ..fitting import fit
 from ..gating import RouterConfig
-from ..mixtures import Mixture, as_wide_mlp
+from ..mixtures import as_wide_mlp
+from ..mixtures.zcode_m3 import mixtures_in
 from ..routers import MoeX, TopK
 from ..train import evaluate
-from . import mix6
+from .code_states import STATES, library, states_of
+from .kept import kept
+from .kinds_of_text import BATCH, LENGTH, decoder_of_experts, in_rows, learn, vocabulary
 from .routed import BENCH, Bench, Cell, arm
-from .study import by_arm, judge, row_of, shown
+from .study import by_seed, judge, row_of, shown, threads
 
 EXPERTS, ACTIVE = 8, 2
 GATE, WEIGHTS = "linear gate", "score of the weights"
 LINEAR, OURS = VARIANTS["top-k-relu"], Variant("moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu"))
-STEPS, LR, PROBED, BLOCK = 600, 1e-3, 1800, 3  # of the probe on MIX6
+STEPS, PROBED, LAYER = 700, 160, 2  # of the probe: steps, rows of held-out code, mixture read
+CHARACTERS, VERSION = 2_000_000, 1
+RELU = Small(act="relu")
+SHARES = tuple(tenth / 10 for tenth in range(10))  # of a unit's maximum, above which it is on
+HIGH, LEAST = 0.95, 10  # precision of a unit that is believed, and tokens that show it
+OURS_LEARNED = "score of the weights, temperature learned"
+ROUTERS: dict[str, RouterConfig] = {
+    GATE: TopK(EXPERTS, ACTIVE),
+    WEIGHTS: MoeX(EXPERTS, ACTIVE),
+    OURS_LEARNED: MoeX(EXPERTS, ACTIVE, tau=0.1, learn=True),
+}
 
 
 def mean_of(cell: Cell, name: str) -> float:
@@ -74,86 +88,169 @@ def loss_ratio(ours: Cell, linear: Cell) -> float:
     return ours["loss"] / linear["loss"]
 
 
+class Coverage(NamedTuple):
+    """Of single units on held-out code: the mean over the states of the F1 of the best unit, and of
+    all units of high precision together.
+    """
+
+    best: float
+    together: float
+
+
 class Probed(NamedTuple):
-    """Of a net on MIX6: test loss, units on, and AUC of the digit and of the task."""
+    """A model of code: test loss, units of a token that are on, what single units say of states."""
 
     loss: float
     units: float
-    digit: float
-    task: float
-
-    @property
-    def both(self) -> float:
-        return (self.digit + self.task) / 2
+    coverage: float
+    reconstruction: float
 
 
-def wide_units(net: mix6.Net, x: torch.Tensor) -> np.ndarray:
-    """The wide hidden layer of the middle block, (n, E h)."""
-    found: list[torch.Tensor] = []
+@lru_cache(maxsize=1)
+def code() -> Code:
+    """Rows of tokens of the standard library; of the last tenth the states after each token."""
+    files = [text for text in library(CHARACTERS) if _reads(text)]
+    cut = round(0.9 * len(files))
+    words = vocabulary(["".join(files[:cut])])
+    train = in_rows(words, "".join(files[:cut]))
+    ids, states = list[int](), list[np.ndarray]()
+    for text in files[cut:]:
+        made, of = words.tokenizer.encode(text), states_of(text)
+        ids += made.ids
+        states.append(of[[end - 1 for _, end in made.offsets]])
+    count = min(PROBED, len(ids) // LENGTH)
+    rows = torch.tensor(ids)[: count * LENGTH].view(count, LENGTH)
+    return Code(train, rows, np.concatenate(states)[: count * LENGTH])
+
+
+class Code(NamedTuple):
+    """Rows of tokens (n, 64) to learn from and to test on; the states after each of the latter."""
+
+    train: Tensor
+    test: Tensor
+    states: np.ndarray
+
+
+def _reads(text: str) -> bool:
+    """Whether Python's tokenizer reads a file to its end."""
+    try:
+        states_of(text)
+    except (tokenize.TokenError, SyntaxError):
+        return False
+    return True
+
+
+def wide_units(model: nn.Module, rows: Tensor, layer: int = LAYER) -> np.ndarray:
+    """The wide hidden layer of one mixture, (tokens, E h)."""
+    found: list[Tensor] = []
 
     def see(mixture: Any, args: Any, _: Any) -> None:
-        gates = mixture.routing(args[0]).dense()
-        found.append(as_wide_mlp(mixture).hidden(args[0], gates))
+        x = args[0].reshape(-1, args[0].shape[-1])
+        found.append(as_wide_mlp(mixture).hidden(x, mixture.routing(x).dense()))
 
-    mixture: Any = net.blocks[BLOCK].mlp
-    assert isinstance(mixture, Mixture)
+    mixture = list(mixtures_in(model).values())[layer]
     hook = mixture.register_forward_hook(see)
     with torch.no_grad():
-        net.eval()(x)
+        for part in rows.split(32):
+            model.eval()(part)
     hook.remove()
-    return found[0].numpy()
+    return torch.cat(found).numpy()
 
 
-def auc(units: tuple[np.ndarray, np.ndarray], factor: tuple[np.ndarray, np.ndarray]) -> float:
-    """Of a linear probe, one class against the rest, mean of the classes; (train, test) both."""
-    scale = StandardScaler().fit(units[0])
-    probe: Any = LogisticRegression(C=0.01, max_iter=300).fit(scale.transform(units[0]), factor[0])
-    scores = probe.predict_proba(scale.transform(units[1]))
-    return float(roc_auc_score(factor[1], scores, multi_class="ovr"))
+def thinned(units: np.ndarray, most: int) -> np.ndarray:
+    """The `most` largest units of each token, the others 0.  (tokens, U) likewise."""
+    if most >= units.shape[1]:
+        return units
+    least = np.partition(units, -most, axis=1)[:, -most, None]
+    return np.where(units >= np.maximum(least, np.finfo(units.dtype).tiny), units, 0)
 
 
-def factors(part: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a picture shows, and the task it stands in: of each row of `mix6.data`."""
-    tasks = mix6.task_ids(part)
-    digit = mix6.data(part, ["identity"]).tensors[1].repeat(len(mix6.TASKS))
-    return digit.numpy(), tasks.numpy()
+def coverage(units: np.ndarray, states: np.ndarray) -> Coverage:
+    """Units (tokens, U) as detectors of states (tokens, S): on above a tenth of their maximum, ...
+
+    A unit, and the share of its maximum above which it counts as on, are chosen on the first half
+    of the tokens and scored on the second. Together: any of the pairs whose precision is at least
+    HIGH there, on LEAST tokens or more.
+    """
+    half = len(units) // 2
+    most = units[:half].max(0)
+    truth = states.astype(np.float32)
+    best = np.full(truth.shape[1], -1.0), np.zeros(truth.shape[1])  # F1 chosen by, F1 scored
+    any_on = np.zeros((len(units) - half, truth.shape[1]), dtype=bool)
+    for share in SHARES:
+        on = ((units > share * most) & (most > 0)).astype(np.float32)
+        told, judged = on[:half], on[half:]
+        precision, f1 = _figures(told, truth[:half])
+        _, scored = _figures(judged, truth[half:])
+        pick = f1.argmax(1)  # of each state
+        for state, unit in enumerate(pick):
+            if f1[state, unit] > best[0][state]:
+                best[0][state], best[1][state] = f1[state, unit], scored[state, unit]
+            sure = (precision[state] >= HIGH) & (told.sum(0) >= LEAST)
+            any_on[:, state] |= judged[:, sure].any(1)
+    together = [_f1_of(any_on[:, s], states[half:, s]) for s in range(truth.shape[1])]
+    return Coverage(float(best[1].mean()), float(np.mean(together)))
 
 
-ROUTERS: dict[str, RouterConfig] = {GATE: TopK(EXPERTS, ACTIVE), WEIGHTS: MoeX(EXPERTS, ACTIVE)}
+def _figures(on: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and F1 of every unit for every state, (S, U) each."""
+    hits = truth.T @ on
+    precision = hits / np.maximum(on.sum(0), 1)
+    return precision, 2 * hits / np.maximum(on.sum(0) + truth.sum(0)[:, None], 1)
 
 
-def probed(router: RouterConfig, seed: int, steps: int) -> Probed:
-    """A net on MIX6, and what a line reads off its units."""
-    train, test = mix6.data("train"), mix6.data("test")
-    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:PROBED]
-    net = mix6.of_experts(router, seed=seed, act="relu")
-    fit(net, train, epochs=mix6.epochs(steps), batch_size=mix6.BATCH, lr=LR, seed=seed)
-    units = wide_units(net, train.tensors[0][rows]), wide_units(net, test.tensors[0])
-    known = zip(factors("train"), factors("test"), strict=True)
-    digit, task = (auc(units, (a[rows.numpy()], b)) for a, b in known)
-    on = float((units[1] != 0).sum(1).mean()) / ACTIVE
-    return Probed(evaluate(net, test, batch_size=1024).loss, on, digit, task)
+def _f1_of(on: np.ndarray, truth: np.ndarray) -> float:
+    return float(2 * (on & truth).sum() / max(1, on.sum() + truth.sum()))
 
 
-def probe(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
-    """AUC of our net less the linear gate's, mean of digit and task, mean of the seeds."""
-    found = by_arm(ROUTERS, seeds, lambda router, seed: probed(router, seed, steps), report)
+def probed(seed: int, steps: int) -> dict[str, Probed]:
+    """Models of code under each router, read at equal units on.  Run once and kept."""
+
+    def run() -> dict[str, Any]:
+        found, nets = code(), dict[str, nn.Module]()
+        draws = torch.Generator().manual_seed(seed)
+        rows = found.train[torch.randint(len(found.train), (steps * BATCH,), generator=draws)]
+        for name, router in ROUTERS.items():
+            nets[name] = decoder_of_experts(router, seed, shape=RELU)
+            learn(nets[name], TensorDataset(rows, rows), seed)
+        units = {name: wide_units(net, found.test) for name, net in nets.items()}
+        on = {name: float((u != 0).sum(1).mean()) for name, u in units.items()}
+        test, most = TensorDataset(found.test, found.test), max(1, int(min(on.values())))
+        made: dict[str, Any] = {}
+        for name, net in nets.items():
+            said = coverage(thinned(units[name], most), found.states)
+            loss = evaluate(net, test, batch_size=64).loss
+            made[name] = Probed(loss, on[name], said.best, said.together)._asdict()
+        return made
+
+    inputs = {"seed": seed, "steps": steps, "routers": repr(ROUTERS), "states": list(STATES)}
+    inputs |= {"sizes": [CHARACTERS, PROBED, LAYER], "python": platform.python_version()}
+    with threads(1):
+        made = kept("moe-x-probe", inputs | {"version": VERSION}, run)
+    return {name: Probed(**one) for name, one in made.items()}
+
+
+def probe(
+    seeds: Sequence[int], report: Report, *, of: Callable[[Probed], float], steps: int = STEPS
+) -> Result:
+    """A figure of our model's units less that of the linear gate's, mean of the seeds."""
+    found = by_seed(seeds, lambda seed: probed(seed, steps), report)
     note = (
-        f"MIX6 without marks, an MLP of six blocks with mixtures of ReLU experts, from scratch; "
-        f"{steps} steps. The probe is a logistic regression (C = 0.01) on the standardised units "
-        f"of block {BLOCK}, {EXPERTS} x {mix6.HIDDEN} with 0 where expert or unit is off, of "
-        f"{PROBED} training rows; its AUC is of the test rows, one class against the rest. "
-        "The router has its default temperature, 1. On held-out digits one that is learned from "
-        "0.1 is read as well as the linear gate, with a quarter fewer units on (LOG, 2026-11-25)."
+        f"Modules of the standard library; decoders of four layers from scratch, {EXPERTS} experts "
+        f"of {RELU.hidden} units with ReLU, {ACTIVE} a token, {steps} steps of {BATCH} rows of "
+        f"{LENGTH} tokens. {len(STATES)} states ({', '.join(STATES)}) after each token of held-out "
+        f"modules. Units of layer {LAYER + 1}, weighed by their expert's gate, of each token "
+        "as many as the sparsest of the three models has on, the largest ones. Unit and threshold "
+        "are chosen on half of the tokens and scored on the other. Both claims judge the same runs."
     )
-    return judge(found, lambda nets: nets[WEIGHTS].both - nets[GATE].both, PROBE_ROW, note)
+    return judge(found, lambda nets: of(nets[OURS_LEARNED]) - of(nets[GATE]), PROBE_ROW, note)
 
 
 PROBE_ROW = row_of(
     "router",
     {
-        "AUC of the digit": ("digit", ".4f"),
-        "of the task": ("task", ".4f"),
+        "coverage": ("coverage", ".4f"),
+        "reconstruction": ("reconstruction", ".4f"),
         "units on": ("units", ".1f"),
         "test loss": ("loss", ".3f"),
     },
@@ -186,12 +283,27 @@ CLAIMS = (
     ),
     claim(
         "moe-x-probe",
-        sentence="Its units say what the input is no worse " + PAPER + "AUC of linear probes for "
-        "digit and task on MIX6, the difference of their means.",
-        baseline=BASELINE,
+        sentence="Its units are detectors of what a model has to keep in mind, no worse ones, at "
+        "as many units on; brackets, strings and indentation of Python code stand in for a chess "
+        "board " + PAPER + "Mean over the states of the F1 of the best single unit.",
+        baseline=BASELINE + "; difference of the means",
         bar=0.0,
         sense=">=",
-        run=probe,
-        minutes=3,
+        run=partial(probe, of=lambda made: made.coverage),
+        minutes=10,
+        needs="cpu",
+    ),
+    claim(
+        "moe-x-reconstruction",
+        sentence="Its sure units, taken together, say more of what a model has to keep in mind, at "
+        "as many units on; states of Python code stand in for a chess board "
+        + PAPER
+        + "Mean F1 of all units of precision 0.95 together.",
+        baseline=BASELINE + "; difference of the means",
+        bar=0.0,
+        sense=">=",
+        run=partial(probe, of=lambda made: made.reconstruction),
+        minutes=10,
+        needs="cpu",
     ),
 )

@@ -171,8 +171,13 @@ def stream(data: TensorDataset, first: int, steps: int, batch: int, seed: int) -
     for turn in range(-(-needed // len(x))):
         draws = torch.Generator().manual_seed(mix(seed, turn))
         index.append(torch.randperm(len(x), generator=draws))
-    wanted = torch.cat(index)[first * batch : needed]
+    laid = as_met(torch.cat(index)[first * batch : needed], batch, seed)
+    return TensorDataset(x[laid], y[laid])
+
+
+def as_met(wanted: Tensor, batch: int, seed: int) -> Tensor:
+    """Numbers of rows (n,), laid so that the first epoch of `fit` meets them in the order given."""
     met = torch.tensor([i for b in Order(len(wanted), batch, seed).epoch(0) for i in b])
     laid = torch.empty_like(wanted)
     laid[met] = wanted
-    return TensorDataset(x[laid], y[laid])
+    return laid

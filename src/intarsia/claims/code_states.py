@@ -1,0 +1,96 @@
+"""What a reader of Python code has to keep in mind, for each character, by Python's own tokenizer.
+
+A board's state is what a model of chess has to track; brackets, strings, comments and indentation
+are what a model of code has to, and the tokenizer of the language knows them exactly.
+"""
+
+from __future__ import annotations
+
+import io
+import keyword
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+STATES = (
+    "comment",
+    "string",
+    "docstring",
+    "keyword",
+    "in ( )",
+    "in [ ]",
+    "in { }",
+    "two brackets deep",
+    "head of def or class",
+    "indented",
+    "indented twice",
+    "indented three times",
+)
+OPEN, CLOSE = "([{", ")]}"
+STRINGS = frozenset(
+    kind
+    for name in ("STRING", "FSTRING_START", "FSTRING_MIDDLE", "FSTRING_END")
+    if (kind := getattr(tokenize, name, None)) is not None
+)
+QUIET = (tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT)
+
+
+def library(characters: int) -> Iterator[str]:
+    """Modules of the standard library in the order of their names, about so much text of them."""
+    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        if characters <= 0:
+            return
+        text = file.read_text(encoding="utf-8", errors="replace")
+        characters -= len(text)
+        yield text
+
+
+def states_of(text: str) -> np.ndarray:
+    """(characters, STATES) bool, of one module.
+
+    Raises: tokenize.TokenError or SyntaxError for what is no module.
+    """
+    starts = np.cumsum([0, *(len(line) for line in text.splitlines(keepends=True)), 0])
+    found = np.zeros((len(text), len(STATES)), dtype=bool)
+    depth, level, head, before, last = dict.fromkeys(OPEN, 0), 0, False, tokenize.NEWLINE, 0
+    for kind, word, start, end, _ in tokenize.generate_tokens(io.StringIO(text).readline):
+        begin, stop = starts[start[0] - 1] + start[1], starts[end[0] - 1] + end[1]
+        if kind == tokenize.OP and word in OPEN:
+            depth[word] += 1
+        if kind == tokenize.NAME and word in ("def", "class") and not any(depth.values()):
+            head = True
+        level += (kind == tokenize.INDENT) - (kind == tokenize.DEDENT)
+        row = _row(kind, word, depth, level, head)
+        row[2] = row[1] and before == tokenize.NEWLINE  # a statement that is a string
+        found[last:stop] = row & ~ONLY_WORDS  # with the space before it
+        found[begin:stop] = row
+        if kind == tokenize.OP and word in CLOSE:
+            depth[OPEN[CLOSE.index(word)]] -= 1
+        if kind == tokenize.OP and word == ":" and not any(depth.values()):
+            head = False
+        before, last = before if kind in QUIET else kind, max(last, stop)
+    return found
+
+
+# what the space before a word is not
+ONLY_WORDS = np.array([name in ("comment", "string", "docstring", "keyword") for name in STATES])
+
+
+def _row(kind: int, word: str, depth: dict[str, int], level: int, head: bool) -> np.ndarray:
+    """The states inside a token, but for "docstring"."""
+    inside = [depth[bracket] > 0 for bracket in OPEN]
+    return np.array(
+        [
+            kind == tokenize.COMMENT,
+            kind in STRINGS,
+            False,
+            kind == tokenize.NAME and keyword.iskeyword(word),
+            *inside,
+            sum(depth.values()) > 1,
+            head,
+            *(level >= least for least in (1, 2, 3)),
+        ]
+    )
