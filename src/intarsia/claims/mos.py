@@ -22,7 +22,8 @@ from .study import Budget, Study, StudyRecipe, StudyScore, result_of, shown
 FIRST = 8  # of twelve blocks; the four from there on are adapted
 SETS = ("elpv", "photo-rotation")
 BUDGET = Budget("400 images", images=400, epochs=5)
-# the rate is the best for PEFT's LoRA of rank 2 on validation pictures, of 1, 3 and 10 e-3
+# the best of 1e-3, 3e-3 and 1e-2 for PEFT's LoRA of rank 2 on validation pictures: 68.5, 68.5 (of
+# less loss) and 62.2 % right on solar cells, 38.9, 48.1 and 31.5 % on turned photographs
 BASE = Training(lr=3e-3, weight_decay=0.0, batch_size=16, precision="bf16")
 RANKS = (1, 2, 4, 8)
 E = 2  # the equivalent rank at which ways to share, PiSSA and DoRA are compared
