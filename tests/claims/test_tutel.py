@@ -7,6 +7,7 @@ import torch
 
 from intarsia.claims import hecate, tutel
 from intarsia.core import Routing
+from intarsia.parallel import Fssdp
 from intarsia.placement import Trace
 
 
@@ -40,3 +41,23 @@ def test_even_loads_have_no_excess_and_copies_take_some_off(
     found = hecate.excess("hot", 0, print)
     assert found[hecate.TOLD] <= found[hecate.HECATE] + 1e-9 < found[hecate.EP]
     hecate.excess.cache_clear()
+
+
+def test_a_repeated_batch_has_as_many_rows_on_every_device() -> None:
+    """Of the sizes of the paper: loads are multiples, and choosing again pays there."""
+    draws = torch.Generator().manual_seed(0)
+    row = torch.arange(4 * 8)
+    expert = torch.rand(32, 2, 16, generator=draws).topk(2).indices
+    batch = Trace(expert, 16, 40 + row // 4, row % 4)
+    many = hecate.repeated(batch, 3)
+    assert len(many) == 96 and torch.equal(many.load(), 3 * batch.load())
+    for layer in range(2):
+        once, thrice = (hecate._loads(of, layer) for of in (batch, many))
+        assert torch.equal(thrice, 3 * once)
+    load = torch.ones(8, 16)
+    load[:, 0] = 1000
+    told = Fssdp(2, 8, calibrate=True)
+    owner, past = torch.arange(16) // 2, [torch.ones(16)]
+    for size, times, changes in ((hecate.SIZE, 1, False), (hecate.PAPER_SIZE, hecate.TIMES, True)):
+        held = told.holds(past, times * load, owner, size, hecate.LINKS)
+        assert bool((held.sum(0)[0] > 2).any()) is changes
