@@ -97,10 +97,17 @@ def run(
 
 def repeated(batch: Trace, times: int) -> Trace:
     """A batch of so many like it: each sequence again, on the same device."""
-    rows = batch.rows(torch.arange(len(batch)).repeat(times))
     first = batch.sequence.unique(return_inverse=True)[1]
     copy = torch.arange(times).repeat_interleave(len(batch))
-    return replace(rows, sequence=first.repeat(times) + copy * (int(first.max()) + 1))
+    weight = None if batch.weight is None else batch.weight.repeat(times, 1, 1)
+    return replace(
+        batch,
+        expert=batch.expert.repeat(times, 1, 1),
+        sequence=first.repeat(times) + copy * (int(first.max()) + 1),
+        position=batch.position.repeat(times),
+        weight=weight,
+        token=None,
+    )
 
 
 def faster(
