@@ -60,17 +60,26 @@ def timed(of: Callable[[], Any], count: int = 200) -> float:
 
 
 def throttled(model: Any, seconds: float) -> None:
-    """From here on a read of an expert takes at least so long, and no processor meanwhile."""
-    store = slots_of(model).store
-    read = store.read
+    """From here on the link takes so long for an expert, one after another, and no processor.
 
-    def slow(*given: Any) -> int:
-        began = time.perf_counter()
-        size = read(*given)
-        time.sleep(max(0.0, seconds - (time.perf_counter() - began)))
-        return size
+    What a sleep takes beyond its time is the clock's, not the link's, and does not add up.
+    """
+    thread, free = slots_of(model).thread, 0.0
+    submit = thread.submit
 
-    store.read = slow  # type: ignore[method-assign]
+    def asked(read: Callable[..., int], *given: Any) -> Any:
+        came = time.perf_counter()
+
+        def slow() -> int:
+            nonlocal free
+            free = max(came, free) + seconds
+            size = read(*given)
+            time.sleep(max(0.0, free - time.perf_counter()))
+            return size
+
+        return submit(slow)
+
+    thread.submit = asked  # type: ignore[method-assign]
 
 
 def decode(model: Any, rows: dict[str, torch.Tensor], tokens: int) -> tuple[float, torch.Tensor]:

@@ -104,12 +104,19 @@ def recall(table: TokenTable, trace: Trace) -> float:
 class Foreseen(NextUse):
     """`NextUse`, but for this step's layers to come by the chances that are foreseen."""
 
+    told: list[list[float]]
+
+    def foresee(self, chances: Tensor | None) -> None:
+        super().foresee(chances)
+        self.told = [] if chances is None else chances.tolist()
+
     def expected(self, key: Key) -> float:
         """away + (1 - q) L / p: q the chance in this step, p in others; as before without q."""
         if self.chances is None or key[0] <= self.layer:
             return super().expected(key)
+        q = self.told[key[0]][key[1]]
         p = max(self.chance(key), 1e-9)
-        return self.away(key) + (1 - float(self.chances[key])) * self.layers / p
+        return self.away(key) + (1 - q) * self.layers / p
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,18 @@ class NextUse(Policy):
         super().__init__(layers, experts)
         self.decay = decay
         self.sum: dict[Key, tuple[float, int]] = {}  # decayed steps that asked, as of a step
+        self.rounds: dict[Key, float] = {}  # L (1 / p - 1), as long as p is the same
+
+    def began(self) -> None:
+        super().began()
+        self.rounds.clear()
 
     def asked(self, layer: int, experts: Sequence[int]) -> None:
         super().asked(layer, experts)
         for expert in experts:
-            self.sum[layer, expert] = self._now((layer, expert)) + 1.0, self.steps
+            key = layer, expert
+            self.sum[key] = self._now(key) + 1.0, self.steps
+            self.rounds.pop(key, None)
 
     def _now(self, key: Key) -> float:
         total, step = self.sum.get(key, (0.0, self.steps))
@@ -107,8 +114,10 @@ class NextUse(Policy):
 
     def expected(self, key: Key) -> float:
         """Layers until the next use."""
-        p = max(self.chance(key), 1e-9)
-        return self.away(key) + self.layers * (1 / p - 1)
+        if (rounds := self.rounds.get(key)) is None:
+            p = max(self.chance(key), 1e-9)
+            rounds = self.rounds[key] = self.layers * (1 / p - 1)
+        return (key[0] - self.layer - 1) % self.layers + 1 + rounds  # `away`
 
     def victim(self, resident: Iterable[Key]) -> Key:
         return max(resident, key=lambda key: (self.expected(key), key))

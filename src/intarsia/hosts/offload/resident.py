@@ -152,8 +152,8 @@ def _offloaded(self: Any, *given: Any, **named: Any) -> Tensor:
         got, fix = "a forward with gradients", "Run it under torch.no_grad()."
         raise ConfigError("offloaded model", got=got, want="inference", fix=fix)
     experts = [e for e in index.unique().tolist() if e < slots.store.experts]
-    slots.ask(layer, experts)
     try:
+        slots.ask(layer, experts)
         return type(self).forward.__wrapped__(self, *given, **named)
     finally:
         slots.let_go()

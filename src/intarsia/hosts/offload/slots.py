@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigError
 from ...placement.cache import Cache, Key, Residency
+from .reader import Reader, Reading
 from .store import ExpertStore
 
 ALIGNED = 64  # bytes: slots begin where a tensor of its own would
@@ -26,9 +26,9 @@ def stride(size: int) -> int:
 class Slots:
     """One block of memory with a place for each resident expert, and who stands in it.
 
-    A layer says which experts it computes, in ascending order. While one of them is computed, a
-    thread reads those that come next and are not in. The thread only reads: who gets a slot and
-    who gives it is decided by the caller alone, so the same asks have the same decisions.
+    A layer says which experts it computes, in ascending order. From then on a thread reads those
+    that come next and are not in, while others are computed. The thread only reads: who gets a slot
+    and who gives it is decided by the caller alone, so the same asks have the same decisions.
     """
 
     def __init__(self, store: ExpertStore, cache: Cache) -> None:
@@ -42,8 +42,9 @@ class Slots:
         self.seconds, self.bytes, self.layer = 0.0, 0, 0
         self.held: Key | None = None
         self.coming: deque[Key] = deque()  # of this layer, not taken yet
-        self.taken: deque[tuple[Key, Future[int] | None]] = deque()  # pinned, perhaps being read
-        self.thread = ThreadPoolExecutor(1, "experts")
+        self.taken: deque[tuple[Key, Reading | None]] = deque()  # pinned, perhaps being read
+        self.thread = Reader("experts")
+        self.parts: dict[tuple[int, int], dict[str, Tensor]] = {}  # layer, slot -> its tensors
 
     def ask(self, layer: int, experts: list[int]) -> None:
         """A layer's experts are about to be computed, in ascending order."""
@@ -52,6 +53,7 @@ class Slots:
         self.layer = layer
         self.cache.ask(layer, experts)
         self.coming = deque((layer, expert) for expert in experts)
+        self._look_ahead()
 
     def expert(self, layer: int, number: int) -> dict[str, Tensor]:
         """An expert's tensors, in their slot until another one is asked for."""
@@ -64,8 +66,10 @@ class Slots:
             self._arrived(*self.taken.popleft())
             self.held = key
             self._look_ahead()
-        record = self.arena[self.cache.at[key]]
-        return dict(self.store.views(layer, record))
+        place = layer, self.cache.at[key]
+        if (found := self.parts.get(place)) is None:  # views of the slot, whoever stands in it
+            found = self.parts[place] = dict(self.store.views(layer, self.arena[place[1]]))
+        return found
 
     def let_go(self) -> None:
         """Nothing is in use, and nothing comes."""
@@ -115,7 +119,7 @@ class Slots:
             self._take(key)
             reads += self.taken[-1][1] is not None
 
-    def _arrived(self, key: Key, reading: Future[int] | None) -> None:
+    def _arrived(self, key: Key, reading: Reading | None) -> None:
         """Wait until an expert has been read."""
         if reading is None:
             return
