@@ -212,9 +212,8 @@ def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> R
     medians = {task: statistics.median(values) for task, values in ratios.items()}
     said = ", ".join(f"{task} {value:.2f}" for task, value in medians.items())
     every = tuple(value for values in ratios.values() for value in values)
-    spread = max(every) - min(every)
     note = f"Ratio of errors, median of {len(seeds)} seeds: {said}. {WORK}"
-    return Result(max(medians.values()), spread, every, tuple(table), note)
+    return result_of(every, table, note, lambda _: max(medians.values()))
 
 
 def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> Result:
