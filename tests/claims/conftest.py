@@ -1,4 +1,4 @@
-"""Materials for claims in their smallest form: a corpus of one sentence, a few digits."""
+"""Materials for claims in their smallest form: a corpus of one sentence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from intarsia.claims import mix6, routed, routing_traces
+from intarsia.claims import routed, routing_traces
 from intarsia.data import corpora
 from intarsia.data.small_models import Small
 from intarsia.experiments.routing import Scale, materials
@@ -34,11 +34,3 @@ def mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     both = {"a": WORDS * 2000, "b": WORDS.upper() * 2000}
     monkeypatch.setattr(routing_traces, "texts", lambda: both)
     return both
-
-
-@pytest.fixture
-def digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MIX6 of thirty digits, the same to learn and to test, in two steps a pass."""
-    x, y = mix6._digits("train")
-    index = [int(i) for digit in range(10) for i in (y == digit).nonzero()[0][:3]]
-    monkeypatch.setattr(mix6, "_digits", lambda _: (x[index], y[index]))

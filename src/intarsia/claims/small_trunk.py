@@ -51,29 +51,6 @@ def _whole() -> tuple[Any, Any]:
 
 def trunk(texts: Iterable[str], layers: int) -> tuple[Any, Words]:
     """The first blocks of SmolLM2 with the words of these texts, and their tokenizer."""
-    return _part(texts, 0, layers)
-
-
-def last_blocks(texts: Iterable[str], layers: int) -> tuple[Any, Words]:
-    """The last blocks of SmolLM2 as a Llama of its own; it reads `inputs_embeds` from `below`."""
-    return _part(texts, _whole()[0].config.num_hidden_layers - layers, layers)
-
-
-@torch.no_grad()
-def below(rows: torch.Tensor, layers: int) -> torch.Tensor:
-    """What the last blocks read of rows of SmolLM2's own tokens.  (n, T) -> (n, T, 576) bf16."""
-    model, _ = _whole()
-    first = model.config.num_hidden_layers - layers
-    made: list[torch.Tensor] = []
-    for part in rows.split(16):
-        with torch.autocast("cpu", torch.bfloat16):
-            states = model.model(part, output_hidden_states=True, use_cache=False).hidden_states
-        made.append(states[first].bfloat16())
-    return torch.cat(made)
-
-
-def _part(texts: Iterable[str], first: int, layers: int) -> tuple[Any, Words]:
-    """Blocks number `first` and later ones, with the words of these texts."""
     from transformers import LlamaForCausalLM
 
     model, tokenizer = _whole()
@@ -84,19 +61,11 @@ def _part(texts: Iterable[str], first: int, layers: int) -> tuple[Any, Words]:
     config.eos_token_id = words.eos_token_id
     with torch.random.fork_rng(devices=[]):
         small: Any = LlamaForCausalLM(config)
-    whole = model.state_dict()
-    state = {name: whole[_moved(name, first)] for name in small.state_dict()}
+    state = {n: t for n, t in model.state_dict().items() if n in small.state_dict()}
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         state[name] = state[name][words.kept]
     small.load_state_dict(state)
     return small.eval(), words
-
-
-def _moved(name: str, first: int) -> str:
-    """The name that a weight of a part has in the whole."""
-    head, layers, rest = name.partition("model.layers.")
-    number, _, tail = rest.partition(".")
-    return f"{head}{layers}{int(number) + first}.{tail}" if layers else name
 
 
 def taught(
