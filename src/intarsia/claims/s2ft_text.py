@@ -160,9 +160,9 @@ def forgetting(seeds: Sequence[int], report: Report) -> Result:
     note = (
         f"One value per seed: the share of {len(HELD)} texts. SmolLM2-135M, down_proj of its last "
         f"{last_blocks.LAST} blocks, as many parameters for both; {TRAIN} glosses of WordNet, "
-        f"which of 24 kinds of thing is it, {EPOCHS} epochs at a constant rate, the best of {RATES} "
-        f"on validation glosses: {rates}. Both are read where they first reach the highest accuracy "
-        "that both reach. Losses are in nats of a token, among the tokens that occur here."
+        f"which of 24 kinds of thing is it, {EPOCHS} epochs at a constant rate, the best of "
+        f"{RATES} on validation glosses: {rates}. Both are read where they first reach the highest "
+        "accuracy that both reach. Losses are in nats of a token, among the tokens that occur here."
     )
     return result_of([statistics.mean(of_seed) for of_seed in wins], rows, note)
 
