@@ -5,10 +5,12 @@ intarsia.fit(model, train, val, epochs=20)
 stock = intarsia.fold(model)
 """
 
+from .core import with_peft as _peft
+from .core import with_transformers as _transformers
 from .core.exports import exports
-from .core.with_peft import register as _register
 
-_register()
+_peft.register()
+_transformers.register()
 _OLD = {"Bi": "methods.BiAdapter", "Dts": "routers.EvoMoe", "Sparsity": "routers.MoeX"}
 
 __getattr__, __dir__, __all__ = exports(__name__, __file__, _OLD)

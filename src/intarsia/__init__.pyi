@@ -20,6 +20,7 @@ from .data.collections import load_collection as load_collection
 from .experiments.opening import open_run as open_run
 from .experiments.recommending import fit_recommender as fit_recommender
 from .experiments.recommending import open_recommender as open_recommender
+from .experiments.union_page import patches_page as patches_page
 from .fitting import evaluate as evaluate
 from .fitting import fit as fit
 from .fitting import fit_in_phases as fit_in_phases
@@ -70,6 +71,7 @@ from .hosts.read_me import extract as extract
 from .hosts.relabel import relabel as relabel
 from .hosts.senses.answering import answer as answer
 from .hosts.senses.answering import processor as processor
+from .hosts.senses.auto import auto_model as auto_model
 from .hosts.senses.modalities import Modalities as Modalities
 from .hosts.soups import soup as soup
 from .hosts.spans.head_spans import HeadSpans as HeadSpans
@@ -84,6 +86,7 @@ from .hosts.swap.experts import PruneExperts as PruneExperts
 from .hosts.swap.student import Student as Student
 from .hosts.swap.union_of_experts import UnionOfExperts as UnionOfExperts
 from .hosts.swap.union_of_experts import recompose as recompose
+from .hosts.swap.union_patches import taken_patches as taken_patches
 from .hosts.swap.upcycle import Upcycle as Upcycle
 from .hosts.tracing import trace as trace
 from .methods import Mosl as Mosl

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
@@ -286,3 +289,22 @@ def test_an_attention_with_a_forward_of_its_own_is_refused(decoder: Any) -> None
     with pytest.raises(TargetError, match="forward of its own"):
         cut(other, 4, 2)
     assert type(attention_from(cut(decoder, 4, 2).model.layers[0].self_attn)) is type(part)
+
+
+def test_what_each_expert_takes_is_shown(vit: Any, x: Tensor, tmp_path: Path) -> None:
+    model = cut(vit, 4, 2, heads=3)
+    taken = intarsia.taken_patches(model, x)
+    assert list(taken) == [f"blocks.{i}.{part}" for i in range(2) for part in ("attn", "mlp")]
+    for path, part in taken.items():
+        assert part.shape == (3, 4 if path.endswith("mlp") else 3, 3, 3)
+        assert (part.sum((2, 3)) == 4).all()  # five of ten positions, the class token among them
+    alone = intarsia.taken_patches(model, x[1:2])
+    assert all(torch.equal(part[1:2], alone[path]) for path, part in taken.items())
+    for other in (vit, nn.Sequential(model.blocks)):
+        with pytest.raises(TargetError):
+            intarsia.taken_patches(other, x)
+    pictures = [Image.new("RGB", (70, 50), "red"), np.zeros((48, 48, 3), np.uint8)]
+    page = intarsia.patches_page(model, pictures, tmp_path / "a.html", answers=["<b>", ""])
+    text = page.read_text()
+    assert text.count("bright is what it takes") == 2 * 2 * (3 + 4)
+    assert "&lt;b&gt;" in text and re.search(r"takes 44.?% of the patches", text)

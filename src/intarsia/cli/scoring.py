@@ -115,7 +115,11 @@ def predict(
         list[Path] | None, typer.Option(help="A sound that a question is about.")
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(help="Write a page of picture, question and answer.")
+        Path | None,
+        typer.Option(
+            help="Write a page of picture, question and answer; for a union of experts, of which "
+            "patches each expert takes."
+        ),
     ] = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
@@ -149,21 +153,31 @@ def predict(
     opened = open_run(run, size=size, report=note)
     opened.model.to(device_named(device))
     if isinstance(opened, TextRun):
+        if page is not None:
+            got, want = "a run on texts", "one on pictures"
+            raise ConfigError("--page", got=got, want=want, fix="Leave it out.")
         _predict_texts(opened, [*map(Path, files)], as_csv=as_csv, tokens=tokens)
         return
     if tokens is not None:
         got, want = f"{tokens} for a run on pictures", "a run on texts"
         raise ConfigError("--tokens", got=got, want=want, fix="Leave it out.")
-    _predict_pictures(opened, [*map(Path, files)], as_json=as_json, as_csv=as_csv)
+    _predict_pictures(opened, [*map(Path, files)], page, as_json=as_json, as_csv=as_csv)
 
 
 def _predict_pictures(
-    opened: PictureRun, files: Sequence[Path], *, as_json: bool, as_csv: bool
+    opened: PictureRun, files: Sequence[Path], page: Path | None, *, as_json: bool, as_csv: bool
 ) -> None:
     """Print a row for each picture.  Raises: typer.Exit if some could not be read."""
 
     found = opened.predict(files)
     bad = [p for p in found if p.error]
+    good = [p for p in found if p.file and not p.error]
+    if page is not None and good:
+        from ..experiments.union_page import patches_page
+
+        said, own = [_shown(p) for p in good], {"inputs": opened.inputs}
+        pictures = [p.file for p in good if p.file]
+        note(str(patches_page(opened.model, pictures, page, answers=said, **own)))
     if as_json:
         show_json([p.row() | {"classes": dict(p.classes)} for p in found])
     elif as_csv:

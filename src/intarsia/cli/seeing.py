@@ -142,8 +142,8 @@ def predict_seeing(
     given: image, audio: lists of paths; page: where to write the page with picture and answer.
     """
     if not is_seeing(run):
-        if any(given.values()):
-            got, want = "--image, --audio or --page", "a run of a model that sees or hears"
+        if given["image"] or given["audio"]:
+            got, want = "--image or --audio", "a run of a model that sees or hears"
             raise ConfigError("options of predict", got=got, want=want, fix="Leave them out.")
         return False
     from ..data.senses.questions import Question

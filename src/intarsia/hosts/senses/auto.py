@@ -1,0 +1,176 @@
+"""A decoder that sees or hears as a model of transformers, whole in one folder.
+
+auto_model(model).save_pretrained("seeing")
+model = AutoModelForCausalLM.from_pretrained("seeing")    # after `import intarsia`; no code in it
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.configuration_utils import SubConfigSpec
+
+from ...core import Cell
+from ...core.change import Plan, Step, set_steps, steps_of
+from ...core.errors import CheckpointError, IntarsiaError
+from ...core.registry import card, settings_from_dict
+from ...core.with_transformers import SEEING
+from ..anatomy.blocks import base_of
+from ..attach.adapt import Adapt
+from ..changing import apply_change
+from ..saved import entries_of
+from .modalities import INPUTS, connectors_of, lay
+
+
+class SeeingConfig(PreTrainedConfig):
+    """Of a `SeeingForCausalLM`.  text_config: of the decoder; steps: what was done to it, in order,
+    as `intarsia.json` has them."""
+
+    model_type = SEEING
+    sub_configs_defaults = {  # noqa: RUF012  as transformers has it
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")
+    }
+
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    steps: list[dict[str, Any]] | None = None
+
+
+class SeeingForCausalLM(PreTrainedModel, GenerationMixin):
+    """A decoder with connectors, and maybe adapters, as one model of transformers.
+
+    The forward takes what `intarsia.processor(model, tokenizer)` makes, and labels. `generate`
+    takes such a row or batch, padded on the left.
+    Raises: CheckpointError for steps that no method takes, and for weights that are not there.
+    """
+
+    holds_decoder = True
+    config_class = SeeingConfig
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: SeeingConfig, decoder: nn.Module | None = None) -> None:
+        super().__init__(config)
+        with torch.device("cpu"):  # transformers makes models without weights, ours draw some
+            self.decoder: Any = _built(config) if decoder is None else decoder
+        self.post_init()
+        saved = self.state_dict().keys()
+        # what no file has, and what transformers does not keep
+        self._made = {n: b.clone() for n, b in self.named_buffers() if n not in saved}
+        self._learns = {n: p.requires_grad for n, p in self.named_parameters()}
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> Any:
+        """As transformers does it; weights that are not in the files are an error."""
+        wanted = options.pop("output_loading_info", False)
+        found: Any = super().from_pretrained(*args, output_loading_info=True, **options)
+        model, about = found
+        if missing := sorted(about["missing_keys"]):
+            want, fix = "all weights", "Copy the folder again from its source."
+            what = f"model {str(args[0])!r}"
+            raise CheckpointError(what, got=f"no {missing[0]!r}", want=want, fix=fix)
+        with torch.no_grad():
+            for name, value in model._made.items():
+                model.get_buffer(name).copy_(value)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(model._learns[name])
+        return found if wanted else model
+
+    def init_weights(self) -> None:
+        """The decoder's ties, which PEFT has under other names; nothing is drawn here."""
+        inside = base_of(self.decoder)
+        place = next(name for name, m in self.named_modules() if m is inside)
+        tied: dict[str, str] = getattr(inside, "all_tied_weights_keys", {})
+        self.all_tied_weights_keys = {f"{place}.{a}": f"{place}.{b}" for a, b in tied.items()}
+        self.tie_weights(recompute_mapping=False)
+
+    def initialize_weights(self) -> None:
+        """Nothing: the parts have drawn their weights, or are read from files."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.decoder.get_input_embeddings()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        return self.decoder(**{n: t for n, t in given.items() if t is not None}, **inputs)
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, **options: Any) -> Any:
+        """The tokens that follow a question, as the decoder's `generate` gives them."""
+        given = {name: options.pop(name, None) for name in INPUTS}
+        ids, host = options.pop("input_ids", inputs), base_of(self.decoder)
+        if ids is not None and options.get("inputs_embeds") is None:
+            laid = lay(host, ids, options.get("attention_mask"), given)
+            if laid is None:
+                options["input_ids"] = ids
+            else:
+                options["inputs_embeds"], options["attention_mask"], _ = laid
+        return self.decoder.generate(**options)
+
+
+def auto_model(model: nn.Module) -> SeeingForCausalLM:
+    """A model that sees or hears as one of transformers, around the same weights.
+
+    Its `save_pretrained` writes decoder, connectors and adapters to one folder, which
+    `AutoModelForCausalLM.from_pretrained` opens after `import intarsia`, with no code of the
+    folder's own; `Trainer` keeps such folders as its checkpoints. `intarsia.save` writes what was
+    added alone, which is smaller.
+
+    Raises: ConfigError for a model without connectors.
+    """
+    connectors_of(model)
+    host: Any = base_of(model)
+    text = copy.deepcopy(host.config)
+    config = SeeingConfig(text_config=text, steps=entries_of(model))
+    config.tie_word_embeddings = False  # the decoder ties its own
+    return SeeingForCausalLM(config, model)
+
+
+def _built(config: SeeingConfig) -> nn.Module:
+    """The decoder of a config with everything that was done to it, of weights drawn anew."""
+    try:
+        model: Any = AutoModelForCausalLM.from_config(cast(Any, config).text_config)
+        for entry in config.steps or ():
+            model = _again(model, entry)
+        connectors = connectors_of(model)
+    except (IntarsiaError, KeyError, TypeError, AttributeError) as error:
+        what, fix = "config.json of a seeing model", "Restore it from a copy."
+        raise CheckpointError(what, got=error, want="steps as they were saved", fix=fix) from error
+    for module in (*connectors.values(), *(m for m in model.modules() if isinstance(m, Cell))):
+        module.requires_grad_(True)
+    return model
+
+
+def _again(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
+    """One step, as `intarsia.load` does it."""
+    found, seed, name = card(str(entry["key"])), int(entry["seed"]), str(entry["name"])
+    change = settings_from_dict(found, entry["settings"])
+    if found.kind == "adapter":
+        return apply_change(model, Adapt(change, head=None), (), seed=seed, name=name)
+    plan = Plan(change, seed, dict(entry["decided"]))
+    before = steps_of(base_of(model))
+    model = change.apply(model, plan, name=name)
+    set_steps(base_of(model), (*before, Step(plan, name, dict(entry["on"]))))
+    return model
+
+
+AutoConfig.register(SEEING, SeeingConfig, exist_ok=True)
+AutoModelForCausalLM.register(SeeingConfig, SeeingForCausalLM, exist_ok=True)
+AutoModelForImageTextToText.register(SeeingConfig, SeeingForCausalLM, exist_ok=True)

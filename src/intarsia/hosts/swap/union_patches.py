@@ -1,0 +1,49 @@
+"""Which patches of a picture each expert of a union takes (2503.02495)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core import Routing
+from ...core.errors import TargetError
+from ...core.modes import evaluating
+from ...routers.union import UnionRouter
+
+
+@torch.no_grad()
+def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Of each attention and MLP that `UnionOfExperts` cut, the patches that its experts take.
+
+    x: (B, 3, H, W), as the model takes it. Returns, by path, (B, experts, rows, columns) bool; the
+    class token, which every expert takes, is left out.
+    Raises: TargetError for a model without unions, or without a grid of patches.
+    """
+    routers = {p: m for p, m in model.named_modules() if isinstance(m, UnionRouter)}
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if not routers or grid is None:
+        got = "no union of experts" if not routers else "no grid of patches"
+        fix = "Call it on a ViT of timm that UnionOfExperts has changed."
+        raise TargetError("model", got=got, want="a ViT that was cut", fix=fix)
+    rows, columns = grid
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Any:
+        def hook(router: UnionRouter, _inputs: Any, routing: Routing) -> None:
+            taken = torch.zeros(routing.tokens, router.experts, dtype=torch.bool)
+            taken[routing.token.cpu(), routing.expert.cpu()] = True
+            taken = taken.view(len(x), -1, router.experts)[:, -rows * columns :]
+            found[path] = taken.transpose(1, 2).unflatten(2, (rows, columns))
+
+        return hook
+
+    hooks = [router.register_forward_hook(keep(path)) for path, router in routers.items()]
+    try:
+        with evaluating(model):
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {path.removesuffix(".router"): found[path] for path in routers}
