@@ -69,7 +69,7 @@ def test_its_folder_is_opened_by_auto_classes(method: Any, change: Any, tmp_path
         one, two = made(**batch), again(**batch)
     assert_close((two.logits, two.loss), (one.logits, one.loss))
     learn = {n for n, p in again.named_parameters() if p.requires_grad}
-    frozen = ("embed_tokens", "base_layer", "norm.weight")
+    frozen = ("embed_tokens", "base_layer", "layernorm.weight")
     assert learn and not any(part in name for name in learn for part in frozen)
     picked = picture(1, (300, 120))
     answers = [intarsia.answer(m, quiet(m), "which?", image=picked) for m in (model, again)]
