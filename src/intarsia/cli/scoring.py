@@ -115,11 +115,7 @@ def predict(
         list[Path] | None, typer.Option(help="A sound that a question is about.")
     ] = None,
     page: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write a page of picture, question and answer; for a union of experts, of which "
-            "patches each expert takes."
-        ),
+        Path | None, typer.Option(help="Write a page: picture and answer, or experts' patches.")
     ] = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
@@ -153,10 +149,7 @@ def predict(
     opened = open_run(run, size=size, report=note)
     opened.model.to(device_named(device))
     if isinstance(opened, TextRun):
-        if page is not None:
-            got, want = "a run on texts", "one on pictures"
-            raise ConfigError("--page", got=got, want=want, fix="Leave it out.")
-        _predict_texts(opened, [*map(Path, files)], as_csv=as_csv, tokens=tokens)
+        _predict_texts(opened, [*map(Path, files)], page, as_csv=as_csv, tokens=tokens)
         return
     if tokens is not None:
         got, want = f"{tokens} for a run on pictures", "a run on texts"
@@ -204,11 +197,14 @@ def _shown(found: Prediction) -> str:
 
 
 def _predict_texts(
-    opened: TextRun, files: Sequence[Path], *, as_csv: bool, tokens: int | None
+    opened: TextRun, files: Sequence[Path], page: Path | None, *, as_csv: bool, tokens: int | None
 ) -> None:
     """Print a JSON line for each prompt."""
     from ..experiments.writing import TOKENS, complete, prompts_of
 
+    if page is not None:
+        got, want = "a run on texts", "one on pictures"
+        raise ConfigError("--page", got=got, want=want, fix="Leave it out.")
     if as_csv:
         got, want = "a run on texts", "JSON lines, which they are"
         raise ConfigError("--csv", got=got, want=want, fix="Leave it out.")
