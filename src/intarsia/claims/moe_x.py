@@ -118,9 +118,11 @@ def code() -> Code:
         made, of = words.tokenizer.encode(text), states_of(text)
         ids += made.ids
         states.append(of[[end - 1 for _, end in made.offsets]])
-    count = min(PROBED, len(ids) // LENGTH)
-    rows = torch.tensor(ids)[: count * LENGTH].view(count, LENGTH)
-    return Code(train, rows, np.concatenate(states)[: count * LENGTH])
+    whole = len(ids) // LENGTH
+    rows = torch.tensor(ids)[: whole * LENGTH].view(whole, LENGTH)
+    of_rows = np.concatenate(states)[: whole * LENGTH].reshape(whole, LENGTH, -1)
+    picked = np.linspace(0, whole - 1, min(PROBED, whole)).astype(int)  # from all modules
+    return Code(train, rows[picked], of_rows[picked].reshape(-1, len(STATES)))
 
 
 class Code(NamedTuple):
@@ -166,11 +168,10 @@ def thinned(units: np.ndarray, most: int) -> np.ndarray:
 
 
 def coverage(units: np.ndarray, states: np.ndarray) -> Coverage:
-    """Units (tokens, U) as detectors of states (tokens, S): on above a tenth of their maximum, ...
+    """Units (tokens, U) as detectors of states (tokens, S): on above a share of their maximum.
 
-    A unit, and the share of its maximum above which it counts as on, are chosen on the first half
-    of the tokens and scored on the second. Together: any of the pairs whose precision is at least
-    HIGH there, on LEAST tokens or more.
+    Unit and share are chosen on the first half of the tokens and scored on the second. Together:
+    any of the pairs whose precision is at least HIGH on the first half, shown by LEAST tokens.
     """
     half = len(units) // 2
     most = units[:half].max(0)
