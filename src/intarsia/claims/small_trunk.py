@@ -7,20 +7,13 @@ used; the last blocks are gone, so that such a trunk has to be adapted before it
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from ..core.claim import Report
-from ..data import packages
 from ..data.language_models import language_model
-from ..data.senses.questions import Processor, Question
-from ..fitting import evaluate, fit
-from ..results.store import key_of
-from ..train.tasks.answers import Answers
 
 
 class Words:
@@ -66,26 +59,3 @@ def trunk(texts: Iterable[str], layers: int) -> tuple[Any, Words]:
         state[name] = state[name][words.kept]
     small.load_state_dict(state)
     return small.eval(), words
-
-
-def taught(
-    model: Any, words: Words, questions: Sequence[Question], inputs: Mapping[str, Any], say: Report
-) -> Any:
-    """The trunk, in place, after questions in words alone: all weights, each question once.
-
-    The last eighth of the questions is held out and reported on. The weights are kept by `inputs`:
-    all that they depend on.
-    """
-    file = packages.cache_dir() / "claims" / "readers" / f"{key_of(inputs)}.safetensors"
-    with packages.building(file) as scratch:
-        if scratch is not None:
-            make, first = Processor(words, {}, {}), len(questions) * 7 // 8
-            train, held = make.asked(questions[:first]), make.asked(questions[first:])
-            how: dict[str, Any] = {"task": Answers(), "trackers": (), "batch_size": 32}
-            fit(model.requires_grad_(True), train, epochs=1, lr=5e-4, clip=1.0, **how)
-            right = evaluate(model, held, task=Answers(), batch_size=32).scores()["exact_match"]
-            say(f"  the reader in words: {right:.3f} right of {len(held)}")
-            save_file({n: p.detach() for n, p in model.named_parameters()}, scratch)
-    with packages.reading(file):
-        model.load_state_dict(load_file(file), strict=False)  # the head is the embeddings
-    return model.eval()

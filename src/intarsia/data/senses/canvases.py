@@ -1,8 +1,8 @@
-"""Pictures of 16 small shop pictures, and whether one of a kind is among them.
+"""Pictures of 16 small shop pictures in colours, and which colour the one of a kind has.
 
-A canvas of 224 px has four tiles of 112 px, and each tile four items of 56 px. Three kinds fill it,
-three stand in it once, and four are absent: a question names one of the last seven. The same in
-words, and tiles of one kind alone, are for what has to be learnt before.
+A canvas of 224 px has four tiles of 112 px, and each tile four items of 56 px. Six kinds stand in
+it once, and a question names one of them; the other four kinds fill it, in any colours. Tiles of
+one kind and colour alone are for learning what a kind looks like.
 """
 
 from __future__ import annotations
@@ -17,9 +17,17 @@ from intarsia.data.readers import fashion_mnist
 from intarsia.data.senses.questions import Question
 
 ACROSS, ITEM = 4, 56  # items, px
-FILL, NEEDLES, TRAINING = 3, 3, 60_000
-WHAT = " What is it?"  # with a space before it, as words have behind other words
+ONCE, TRAINING = 6, 60_000
 NAMES = tuple(str.split("T-shirt trousers pullover dress coat sandal shirt sneaker bag boot"))
+COLOURS = {
+    "red": (255, 60, 60),
+    "green": (60, 220, 60),
+    "blue": (80, 110, 255),
+    "yellow": (255, 230, 60),
+    "purple": (200, 80, 230),
+    "white": (255, 255, 255),
+}
+WHAT = "What is it?"
 
 
 @lru_cache(maxsize=1)
@@ -35,70 +43,54 @@ def _of_kind(test: bool) -> list[np.ndarray]:
     return [part[labels[part] == kind] for kind in range(len(NAMES))]
 
 
-def _kinds(draws: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """The kinds of a canvas's 16 items, and six kinds to ask for with their answers."""
-    fill, needles, absent = np.split(draws.permutation(len(NAMES)), [FILL, FILL + NEEDLES])
-    rest = ACROSS * ACROSS - NEEDLES
-    shown = draws.permutation([*needles, *fill, *draws.choice(fill, rest - FILL)])
-    return shown, [(k, "yes") for k in needles] + [(k, "no") for k in absent[:NEEDLES]]
-
-
 def asks_for(kind: int) -> str:
-    """The question whether there is one of a kind."""
-    return f" Is there a {NAMES[kind]}?"
+    """The question for the colour of a kind."""
+    return f"Colour of the {NAMES[kind]}"  # the kind last: two blocks read it from there
 
 
 def canvas_questions(count: int, seed: int, *, test: bool = False) -> list[Question]:
-    """Six questions for each of so many canvases, half of them to be answered by yes.
+    """Six questions for each of so many canvases: the colours of the kinds that are there once.
 
     test: of items of the publisher's test part.
     """
     images, of_kind = _items()[0], _of_kind(test)
-    draws = np.random.default_rng([seed, int(test)])
+    draws, colours = np.random.default_rng([seed, int(test)]), list(COLOURS)
     found: list[Question] = []
     for number in range(count):
-        shown, asked = _kinds(draws)
-        picture = canvas([images[draws.choice(of_kind[kind])] for kind in shown])
-        for kind, answer in asked:
-            own = {"image": (picture,), "group": f"{seed}-{number}"}
-            found.append(Question(asks_for(kind), answer, **own))
+        once, often = np.split(draws.permutation(len(NAMES)), [ONCE])
+        more = ACROSS * ACROSS - len(NAMES)
+        shown = draws.permutation([*once, *often, *draws.choice(often, more)]).tolist()
+        in_colour = [colours[i] for i in draws.integers(len(colours), size=len(shown))]
+        items = [images[draws.choice(of_kind[kind])] for kind in shown]
+        own = {
+            "image": (canvas(items, in_colour),),
+            "group": f"{seed}-{number}",
+        }
+        for kind in once.tolist():
+            answer = in_colour[shown.index(kind)]
+            found.append(Question(asks_for(kind), f" {answer}", **own))
     return found
 
 
 def tile_questions(count: int, seed: int) -> list[Question]:
-    """What it is, of so many tiles whose four items are of one kind; of the training part."""
+    """What it is, of so many tiles whose four items are of one kind and colour; to train on."""
     images, of_kind = _items()[0], _of_kind(False)
-    draws = np.random.default_rng([seed, 2])
+    draws, colours = np.random.default_rng([seed, 2]), list(COLOURS)
     found: list[Question] = []
     for number in range(count):
-        kind = number % len(NAMES)
-        tile = canvas([images[i] for i in draws.choice(of_kind[kind], 4)], 2)
-        found.append(
-            Question(WHAT, f" {NAMES[kind]}", image=(tile,), group=f"tile {seed}-{number}")
-        )
+        kind, colour = number % len(NAMES), colours[draws.integers(len(colours))]
+        items = [images[i] for i in draws.choice(of_kind[kind], 4)]
+        own = {"image": (canvas(items, [colour] * 4, 2),), "group": f"tile {seed}-{number}"}
+        found.append(Question(WHAT, f" {colour} {NAMES[kind]}", **own))
     return found
 
 
-def canvases_in_words(count: int, seed: int) -> list[Question]:
-    """So many questions of both kinds where words stand for the items: the same texts otherwise."""
-    draws = np.random.default_rng([seed, 3])
-    found: list[Question] = []
-    for number in range(count):
-        if number % 5 == 4:
-            name = NAMES[number // 5 % len(NAMES)]
-            found.append(Question(f" {name}{WHAT}", f" {name}"))
-            continue
-        shown, asked = _kinds(draws)
-        kind, answer = asked[draws.integers(len(asked))]
-        names = " ".join(NAMES[k] for k in shown)
-        found.append(Question(f" {names}{asks_for(kind)}", answer))
-    return found
-
-
-def canvas(items: list[np.ndarray], across: int = ACROSS) -> Image.Image:
-    """Grey items, row by row, `across` in a row."""
+def canvas(items: list[np.ndarray], colours: list[str], across: int = ACROSS) -> Image.Image:
+    """Items in their colours on black, row by row, `across` in a row."""
     page = Image.new("RGB", (across * ITEM, len(items) // across * ITEM))
-    for place, item in enumerate(items):
+    for place, (item, colour) in enumerate(zip(items, colours, strict=True)):
         small = Image.fromarray(item).resize((ITEM, ITEM), Image.Resampling.BICUBIC)
-        page.paste(small.convert("RGB"), (place % across * ITEM, place // across * ITEM))
+        light = np.asarray(small, dtype=np.float64)[..., None] / 255
+        tinted = (light * np.array(COLOURS[colour])).round().astype(np.uint8)
+        page.paste(Image.fromarray(tinted), (place % across * ITEM, place // across * ITEM))
     return page
