@@ -110,6 +110,38 @@ def test_a_wrong_predictor_changes_no_bit(store: Path) -> None:
 
 
 @torch.no_grad()
+def test_what_is_foreseen_is_read_before_its_layer_asks(store: Path) -> None:
+    """And gives way where it was wrong; a read ahead that fails is told to nobody in vain."""
+    whole = resident("mixtral")
+    right = TokenTable.of(intarsia.trace(whole, [IDS]), smoothing=0)
+    for share in (right.share, 1 - right.share):
+        model: Any = intarsia.offload(
+            store, slots=8, policy=Predictive(), predictor=TokenTable(share)
+        )
+        slots = slots_of(model)
+        read, failed = slots.store.read, list[tuple[int, int]]()
+
+        def once(layer: int, expert: int, into: Any, read: Any = read, failed: Any = failed) -> int:
+            if layer == 1 and (layer, expert) not in failed:
+                failed.append((layer, expert))
+                raise OSError("gone")
+            return read(layer, expert, into)
+
+        for ids in (IDS[:1, :3], IDS[1:2, :3], IDS[2:, 3:6]):
+            assert torch.equal(model(ids).logits, whole(ids).logits)
+        found = intarsia.residency(model)
+        assert found.ahead > 0 and found.hits + found.loads == found.asks
+        assert len(slots.cache.pinned) == len(slots.guesses) <= 3
+        slots.store.read = once  # type: ignore[method-assign]
+        for ids in (IDS[:1, :3], IDS[1:2, :3]) * 12:
+            try:
+                assert torch.equal(model(ids).logits, whole(ids).logits)
+            except OSError as error:
+                assert str(error) == "gone"  # asked for, and not to be had
+        assert torch.equal(model(IDS[:2]).logits, whole(IDS[:2]).logits)
+
+
+@torch.no_grad()
 def test_the_next_experts_are_read_while_one_is_computed(store: Path) -> None:
     want = resident("mixtral")(IDS).logits
     for count in (2, 3, 16):

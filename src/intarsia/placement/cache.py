@@ -38,6 +38,10 @@ class Policy(abc.ABC):
             raise ConfigError("predictor", got=got, want=want, fix=fix)
         self.chances = chances
 
+    def coming(self) -> Sequence[Key]:
+        """What later layers of this step are foreseen to ask for, the next layer's first."""
+        return ()
+
     def began(self) -> None:
         """A new step (a forward of the model) begins."""
         self.steps += 1
@@ -89,7 +93,7 @@ class Cache:
         self.at: dict[Key, int] = {}
         self.pinned: dict[Key, int] = {}
         self.free = list(range(slots))[::-1]
-        self.hits = self.loads = 0
+        self.hits = self.loads = self.ahead = 0
         self.wanted: set[Key] = set()
 
     def begin(self) -> None:
@@ -114,6 +118,25 @@ class Cache:
         self.loads += 1
         self._pin(key)
         self.policy.used(key, False)
+        return Taken(slot, True, out)
+
+    def bring(self, key: Key) -> Taken | None:
+        """A slot for an expert that a later layer may ask for, pinned until `give`.
+
+        None if it is in, or all others are expected sooner.
+        """
+        if key in self.at:
+            return None
+        out = None
+        if not self.free:
+            loose = [k for k in self.at if k not in self.pinned and k not in self.wanted]
+            out = self.policy.victim([*loose, key])
+            if out == key:
+                return None
+            self.free.append(self.at.pop(out))
+        self.at[key] = slot = self.free.pop()
+        self.ahead += 1
+        self._pin(key)
         return Taken(slot, True, out)
 
     def give(self, key: Key) -> None:
@@ -153,13 +176,15 @@ class Cache:
 class Residency:
     """How experts were found: hits in the slots, and loads, of so many bytes, in so many seconds.
 
-    seconds: in which the products waited for a read.
+    seconds: in which the products waited for a read; ahead: reads of what was foreseen, before it
+    was asked for. bytes: of both.
     """
 
     hits: int = 0
     loads: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    ahead: int = 0
 
     @property
     def asks(self) -> int:

@@ -5,6 +5,7 @@ Another paper of 2025 has the same name (2510.26730); this is the one on predict
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +105,25 @@ def recall(table: TokenTable, trace: Trace) -> float:
 class Foreseen(NextUse):
     """`NextUse`, but for this step's layers to come by the chances that are foreseen."""
 
-    told: list[list[float]]
+    def __init__(self, layers: int, experts: int, decay: float, likely: float) -> None:
+        super().__init__(layers, experts, decay)
+        self.likely = likely
+        self.told: list[list[float]] = []
+        self.ahead: list[Key] = []  # by layer, the likeliest first
 
     def foresee(self, chances: Tensor | None) -> None:
         super().foresee(chances)
         self.told = [] if chances is None else chances.tolist()
+        some = [
+            (layer, -q, expert)
+            for layer, row in enumerate(self.told)
+            for expert, q in enumerate(row)
+            if q >= self.likely
+        ]
+        self.ahead = [(layer, expert) for layer, _, expert in sorted(some)]
+
+    def coming(self) -> Sequence[Key]:
+        return [key for key in self.ahead if key[0] > self.layer]
 
     def expected(self, key: Key) -> float:
         """away + (1 - q) L / p: q the chance in this step, p in others; as before without q."""
@@ -124,20 +139,24 @@ class Predictive:
     """The expert goes whose next use is expected latest, by what is foreseen of the step at hand.
 
     decay: as of `Expected`, which it is without a predictor. A wrong prediction costs time and
-    changes no output; what was foreseen and not used in its layer goes first again.
+    changes no output; what was foreseen and not used in its layer goes first again. likely: the
+    chance from which on an expert of a later layer is read before its layer asks, where the link
+    is free and a slot is worth less.
 
-    Raises: ConfigError for a decay that cannot be.
+    Raises: ConfigError for settings that cannot be.
     Not for models whose tokens say little of their experts.
-    Source: arXiv:2410.17954, section 3.3; its prefetching threads are not part of it.
+    Source: arXiv:2410.17954, section 3.3.
     """
 
     decay: float = 0.98
+    likely: float = 0.35
 
     def __post_init__(self) -> None:
         between("decay", self.decay, 0.5, 1)
+        between("likely", self.likely, 0, math.inf)
 
     def build(self, layers: int, experts: int) -> Policy:
-        return Foreseen(layers, experts, self.decay)
+        return Foreseen(layers, experts, self.decay, self.likely)
 
 
 def regroup(routes: Tensor, groups: int = 2, sweeps: int = 20) -> list[list[int]]:

@@ -120,7 +120,8 @@ class NextUse(Policy):
         return (key[0] - self.layer - 1) % self.layers + 1 + rounds  # `away`
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        return max(resident, key=lambda key: (self.expected(key), key))
+        keys = list(resident)
+        return max(zip(map(self.expected, keys), keys, strict=True))[1]
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,33 @@ from typing import Any
 
 
 class Reading:
-    """A read that is under way: `result` waits for it."""
+    """A read that is under way, or waits for those before it; `result` waits for it."""
 
-    __slots__ = ("_ended", "_error", "_given", "_job", "_size")
+    __slots__ = ("_begun", "_ended", "_error", "_given", "_job", "_size")
 
     def __init__(self, job: Callable[..., int], given: tuple[Any, ...]) -> None:
         self._job, self._given = job, given
         self._size, self._error = 0, None
-        self._ended = threading.Lock()
+        self._begun, self._ended = threading.Lock(), threading.Lock()
         self._ended.acquire()
 
     def run(self) -> None:
-        """In the thread."""
-        try:
-            self._size = self._job(*self._given)
-        except BaseException as error:  # raised where the result is asked for
-            self._error = error
+        """In the thread; of a read that was cancelled, nothing."""
+        if self._begun.acquire(blocking=False):
+            try:
+                self._size = self._job(*self._given)
+            except BaseException as error:  # raised where the result is asked for
+                self._error = error
         self._given = ()
         self._ended.release()
+
+    def cancel(self) -> bool:
+        """Whether it had not begun, and will not."""
+        return self._begun.acquire(blocking=False)
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return not self._ended.locked()
 
     def exception(self) -> BaseException | None:
         """Its error, once it has ended."""

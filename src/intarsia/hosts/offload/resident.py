@@ -154,9 +154,11 @@ def _offloaded(self: Any, *given: Any, **named: Any) -> Tensor:
     experts = [e for e in index.unique().tolist() if e < slots.store.experts]
     try:
         slots.ask(layer, experts)
-        return type(self).forward.__wrapped__(self, *given, **named)
+        made = type(self).forward.__wrapped__(self, *given, **named)
     finally:
         slots.let_go()
+    slots.guess()
+    return made
 
 
 class _ExpertsOnMeta(TorchFunctionMode):

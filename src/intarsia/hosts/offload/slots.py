@@ -16,6 +16,7 @@ from .store import ExpertStore
 
 ALIGNED = 64  # bytes: slots begin where a tensor of its own would
 AHEAD = 2  # reads that are under way while an expert is computed
+GUESSES = 3  # reads for later layers that are under way while a layer has none of its own
 
 
 def stride(size: int) -> int:
@@ -27,8 +28,10 @@ class Slots:
     """One block of memory with a place for each resident expert, and who stands in it.
 
     A layer says which experts it computes, in ascending order. From then on a thread reads those
-    that come next and are not in, while others are computed. The thread only reads: who gets a slot
-    and who gives it is decided by the caller alone, so the same asks have the same decisions.
+    that come next and are not in, while others are computed. Once it has all of them, it reads what
+    the policy foresees for later layers; a read of these that has not begun gives way to the next
+    layer's own. The thread only reads: who gets a slot and who gives it is decided by the caller
+    alone. Without a predictor the same asks have the same decisions.
     """
 
     def __init__(self, store: ExpertStore, cache: Cache) -> None:
@@ -43,6 +46,8 @@ class Slots:
         self.held: Key | None = None
         self.coming: deque[Key] = deque()  # of this layer, not taken yet
         self.taken: deque[tuple[Key, Reading | None]] = deque()  # pinned, perhaps being read
+        self.guesses: dict[Key, Reading] = {}  # pinned, of later layers
+        self.guessing = True
         self.thread = Reader("experts")
         self.parts: dict[tuple[int, int], dict[str, Tensor]] = {}  # layer, slot -> its tensors
 
@@ -51,6 +56,8 @@ class Slots:
         if layer <= self.layer:
             self.cache.begin()
         self.layer = layer
+        self._give_way({(layer, expert) for expert in experts})
+        self.guessing = True
         self.cache.ask(layer, experts)
         self.coming = deque((layer, expert) for expert in experts)
         self._look_ahead()
@@ -88,7 +95,8 @@ class Slots:
         self.store.close()
 
     def residency(self) -> Residency:
-        return Residency(self.cache.hits, self.cache.loads, self.bytes, self.seconds)
+        hits, loads, ahead = self.cache.hits, self.cache.loads, self.cache.ahead
+        return Residency(hits, loads, self.bytes, self.seconds, ahead)
 
     def _give_held(self) -> None:
         if self.held is not None:
@@ -105,19 +113,58 @@ class Slots:
     def _take(self, key: Key) -> None:
         """Pin an expert; if it is not in, a thread begins to read it."""
         taken = self.cache.take(key)
-        reading = None
-        if taken.load:
-            into: Any = self.arena[taken.slot].numpy()
-            reading = self.thread.submit(self.store.read, *key, memoryview(into))
+        reading = self.guesses.pop(key, None)
+        if reading is not None:
+            self.cache.give(key)  # the guess's own pin
+        elif taken.load:
+            reading = self._read(key, taken.slot)
         self.taken.append((key, reading))
 
+    def _read(self, key: Key, slot: int) -> Reading:
+        into: Any = self.arena[slot].numpy()
+        return self.thread.submit(self.store.read, *key, memoryview(into))
+
+    def _give_way(self, asked: set[Key]) -> None:
+        """Let go of guesses: those that are over, and those that have not begun and are not asked.
+
+        One that failed is forgotten: who asks for it is told then.
+        """
+        for key, reading in list(self.guesses.items()):
+            over = reading.done()
+            if key in asked or not (over or reading.cancel()):
+                continue
+            del self.guesses[key]
+            if over and reading.exception() is None:
+                self.bytes += reading.result()
+                self.cache.give(key)
+            else:
+                self.cache.drop(key)
+
+    def guess(self) -> None:
+        """Begin to read what later layers are foreseen to ask for; the thread is about to rest."""
+        pinned, room = self.cache.pinned, self.cache.slots - 2  # two are for what is asked
+        if not self.guessing or len(self.guesses) == GUESSES or len(pinned) >= room:
+            return
+        for key in self.cache.policy.coming():
+            if key in self.cache.at:
+                continue
+            brought = self.cache.bring(key)
+            if brought is None:
+                self.guessing = False  # until the next layer
+                return
+            self.guesses[key] = self._read(key, brought.slot)
+            if len(self.guesses) == GUESSES or len(pinned) >= room:
+                return
+
     def _look_ahead(self) -> None:
-        """Take what comes next, as long as a slot is free for it."""
+        """Take what comes next, as long as a slot is free for it; then guess."""
         reads = sum(reading is not None for _, reading in self.taken)
         while self.coming and reads < AHEAD and len(self.cache.pinned) < self.cache.slots:
             key = self.coming.popleft()
             self._take(key)
             reads += self.taken[-1][1] is not None
+        if not self.coming:
+            self.guess()
 
     def _arrived(self, key: Key, reading: Reading | None) -> None:
         """Wait until an expert has been read."""
