@@ -138,6 +138,7 @@ def test_what_is_foreseen_is_read_before_its_layer_asks(store: Path) -> None:
                 assert torch.equal(model(ids).logits, whole(ids).logits)
             except OSError as error:
                 assert str(error) == "gone"  # asked for, and not to be had
+        slots.store.read = read  # type: ignore[method-assign]
         assert torch.equal(model(IDS[:2]).logits, whole(IDS[:2]).logits)
 
 
