@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
 from ..adapters import Lora
 from ..core import Card, Cell, Paper, Site
-from ..mixtures.lora_experts import ATTENTION, DeltaExperts, attention_cell
+from ..mixtures.lora_experts import ATTENTION, BesideAttention, DeltaExperts, attention_cell
 from ..routers.topk import TopK
 
 
 @dataclass(frozen=True)
-class LlavaMole:
+class LlavaMole(BesideAttention):
     """P x + (alpha / r) g B_e A_e x for each linear map P of an MLP, with e = argmax p(x).
 
     p = softmax(x W^T + b) of the MLP's input: one decision for a token in a block, which all of
@@ -43,15 +43,6 @@ class LlavaMole:
 
     def routing(self) -> TopK:
         return TopK(self.experts, 1, self.scale, bias=True, balance=self.balance)
-
-    @property
-    def elsewhere(self) -> LlavaMole | None:
-        """The settings for a host without attention."""
-        return None if self.attention is None else replace(self, attention=None)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("mlp", *(() if self.attention is None else self.attention.roles))
 
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:
         plain = attention_cell(self.attention, site, generator=generator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -12,14 +12,20 @@ from torch import nn
 from ..adapters import Lora
 from ..core import Card, Cell, Method, Paper, Site
 from ..core.errors import ConfigError
-from ..mixtures.lora_experts import ATTENTION, OutputExperts, attention_cell, places
+from ..mixtures.lora_experts import (
+    ATTENTION,
+    BesideAttention,
+    OutputExperts,
+    attention_cell,
+    places,
+)
 from ..routers.switch import Switch
 from ..routers.topk import TopK
 from ..routers.topp import TopP
 
 
 @dataclass(frozen=True)
-class MixLora:
+class MixLora(BesideAttention):
     """y = sum_e G_e(x) MLP_e(x), where MLP_e is the frozen MLP with LoRAs of expert e.
 
     router: which experts, `TopK` (renormalised, as in the paper), `TopP` (its dynamic variant) or
@@ -47,15 +53,6 @@ class MixLora:
             want = "TopK(...), TopP(...) or Switch(...)"
             fix = "The defaults are TopK(experts=8, active=2)."
             raise ConfigError("router", got=repr(self.router), want=want, fix=fix)
-
-    @property
-    def elsewhere(self) -> MixLora | None:
-        """The settings for a host without attention."""
-        return None if self.attention is None else replace(self, attention=None)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("mlp", *(() if self.attention is None else self.attention.roles))
 
     @property
     def share(self) -> Callable[..., nn.Module] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..core.errors import ConfigError
 from ..data.senses.encoders import MODALITIES
 from ..gating.gate import of_real
 from ..hosts.senses.modalities import connectors_of
-from ..mixtures.lora_experts import ATTENTION, OutputExperts, attention_cell
+from ..mixtures.lora_experts import ATTENTION, BesideAttention, OutputExperts, attention_cell
 from ..routers.topk import TopK, TopKRouter
 from ..schedules.phases import Phase
 
@@ -23,7 +23,7 @@ STAGES = ("alignment", "experts", "joint")
 
 
 @dataclass(frozen=True)
-class UniMoe:
+class UniMoe(BesideAttention):
     """y = sum_e G_e(x) MLP_e(x) over experts of modalities, trained in three stages.
 
     Stage 1, alignment: the connectors alone. Stage 2, experts: MLP_e, the frozen MLP with the LoRAs
@@ -66,15 +66,6 @@ class UniMoe:
     def routing(self) -> TopK:
         count = len(self.modalities)
         return TopK(count, min(self.active, count), None, balance=self.balance)
-
-    @property
-    def elsewhere(self) -> UniMoe | None:
-        """The settings for a host without attention."""
-        return None if self.attention is None else replace(self, attention=None)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("mlp", *(() if self.attention is None else self.attention.roles))
 
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:
         plain = attention_cell(self.attention, site, generator=generator)

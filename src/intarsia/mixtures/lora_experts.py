@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, cast
+from dataclasses import replace
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -185,6 +186,22 @@ class OutputExperts(MlpExperts):
             blend.index_add_(0, every[left], plain * rest.to(plain.dtype))
         y = module.get_submodule(dialect.writes)(blend)
         return dialect.after(module, y + delta.to(y.dtype))
+
+
+class BesideAttention:
+    """Settings of a method with experts in MLPs, and a plain LoRA in the attention, or none."""
+
+    attention: Lora | None
+
+    @property
+    def elsewhere(self) -> Self | None:
+        """The settings for a host without attention."""
+        found: Any = self  # a dataclass
+        return None if self.attention is None else replace(found, attention=None)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return ("mlp", *(() if self.attention is None else self.attention.roles))
 
 
 def attention_cell(

@@ -18,7 +18,7 @@ from ...data.senses.encoders import MODALITIES
 from ...data.senses.views import laid
 from .. import frame, numbers, plots
 
-DARK = 0.22  # of the brightness of what is left out
+LEFT, VEIL = 0.22, (92, 98, 130)  # how much of what is left out is seen, and the colour over it
 SHOWN = 672  # px of a picture's longer side on the page
 PATCHED = 112  # px of one that shows what an expert takes
 NAMES = ("text", "pictures", "sounds")
@@ -103,25 +103,26 @@ def write_patches(
         tables={},
         modalities=NAMES,
         patches=[
-            {"shown": _row(shown), "layers": _layers(shown.picture, i, taken)}
+            {"shown": _row(shown), "blocks": _blocks(shown.picture, i, taken)}
             for i, shown in enumerate(pictures)
         ],
     )
     return write_text(out, text)
 
 
-def _layers(
+def _blocks(
     picture: Image.Image | None, number: int, taken: Mapping[str, np.ndarray]
-) -> dict[str, list[str]]:
-    """Small pictures of each part's experts, what they take bright."""
+) -> dict[str, dict[str, list[str]]]:
+    """Small pictures of the experts of each part of each block, what they take bright."""
     assert picture is not None
     small = picture.resize((PATCHED, PATCHED), Image.Resampling.BICUBIC)
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for path, parts in taken.items():
         own = parts[number]  # (experts, rows, columns)
         grid = (own.shape[1], own.shape[2])
         views = (lit(small, mask.reshape(-1, 1), grid, PATCHED) for mask in own)
-        found[path] = [_data(view) for view in views]
+        block, _, part = path.rpartition(".")
+        found.setdefault(block, {})[part] = [_data(view) for view in views]
     return found
 
 
@@ -139,7 +140,7 @@ def lit(
     grid: tuple[int, int] = (0, 0),
     longer: int = SHOWN,
 ) -> Image.Image:
-    """The picture, dark but for the cells whose vectors were read.
+    """The picture, veiled but for the cells whose vectors were read.
 
     A query stands at its place in the square of its tile's queries.  longer: px of its longer side.
     """
@@ -156,10 +157,10 @@ def lit(
     mask = chosen.reshape(rows, columns, *across).swapaxes(1, 2)
     mask = mask.reshape(rows * across[0], columns * across[1])
     high, wide = side // across[0], side // across[1]
-    whole = np.ones((rows * side, columns * side), dtype=np.float32)
-    light = np.kron(mask, np.ones((high, wide))).astype(np.float32)
-    whole[: light.shape[0], : light.shape[1]] = DARK + (1 - DARK) * light
-    return Image.fromarray((page * whole[..., None]).astype(np.uint8))
+    seen = np.ones((rows * side, columns * side, 1), dtype=np.float32)
+    light = np.kron(mask, np.ones((high, wide)))
+    seen[: light.shape[0], : light.shape[1], 0] = LEFT + (1 - LEFT) * light
+    return Image.fromarray((page * seen + np.array(VEIL) * (1 - seen)).astype(np.uint8))
 
 
 def _data(image: Image.Image) -> str:
