@@ -16,7 +16,7 @@ from torch import Tensor
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, FoldError, MissingExtra, TargetError
 from intarsia.hosts.prune.files import read_tensors
-from intarsia.hosts.prune.packed import packable, rounded, scales
+from intarsia.hosts.prune.packed import packable, rounded, scales, scales_of
 
 
 def sparse() -> Any:
@@ -170,6 +170,34 @@ def test_pack_quantized_opens_in_transformers_to_the_bit(tmp_path: Path) -> None
     assert size["int4"] < 0.7 * size["dense"]
     with pytest.raises(CheckpointError, match="quantised weights"):
         intarsia.convert_sparse(tmp_path / "int4", tmp_path / "again")
+
+
+def test_codes_of_gqsa_are_written_as_they_are(tmp_path: Path) -> None:
+    from intarsia.formats import Bitmask
+
+    model = intarsia.compress(
+        llama(2), intarsia.Gqsa(density=0.75, symmetric=True), rows(), force=True
+    )
+    layers = packable(model)
+    assert len(layers) == 14 and all(hasattr(layer, "form") for layer in layers.values())
+    for layer in layers.values():  # codes and scales are those of the weight, to the bit
+        scale = scales_of(layer).repeat_interleave(16, 1)
+        codes = layer.weight / scale
+        assert torch.equal(codes, codes.round()) and -8 <= int(codes.min()) <= int(codes.max()) <= 7
+    for wrong in (intarsia.Gqsa(density=0.75, start="rtn"), Bitmask()):
+        other = intarsia.compress(llama(2), wrong, rows(), force=True)
+        with pytest.raises(TargetError, match=r"symmetric=True"):
+            packable(other)
+    pytest.importorskip("compressed_tensors", reason="needs intarsia[hf-int4]")
+    from transformers import AutoModelForCausalLM
+
+    intarsia.save_sparse(model, tmp_path / "int4", layout="pack-quantized")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "int4").eval()
+    ids = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(found(ids).logits, model(ids).logits)
+    for path, layer in layers.items():  # unpacked by the first forward
+        assert torch.equal(found.get_submodule(path).weight, layer.weight), path
 
 
 def test_a_folder_is_converted_to_pack_quantized(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def save_sparse(
 
     layout: "dense", a folder that `from_pretrained` opens; "bitmask", smaller, which
     `intarsia.convert_sparse` turns into such a folder; "pack-quantized", int4 in groups of 16,
-    which `from_pretrained` opens: zeros stay, other weights are rounded.  tokenizer: is written
-    beside it.
+    which `from_pretrained` opens: zeros stay, other weights are rounded, but for layers that
+    `Gqsa(symmetric=True)` has packed.  tokenizer: is written beside it.
     record: file name -> what it holds as JSON.
 
     Raises: TargetError for a model with adapters, or of another library, or without layers to pack;
@@ -81,8 +81,11 @@ def save_sparse(
         if layout == "bitmask":
             _write(scratch, read_tensors(scratch), layout)
         if quantised is not None:
-            gone = {f"{name.rpartition('.')[0]}.weight" for name in parts}
-            left = {n: t for n, t in read_tensors(scratch).items() if n not in gone}
+            packs = {name.rpartition(".")[0] for name in parts}
+            found = read_tensors(scratch).items()  # a layer keeps its bias alone
+            left = {
+                n: t for n, t in found if n.endswith(".bias") or n.rpartition(".")[0] not in packs
+            }
             _write(scratch, left | parts, "dense")
             config = json.loads((scratch / CONFIG).read_text("utf-8"))
             config["quantization_config"] = quantised

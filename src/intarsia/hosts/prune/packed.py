@@ -2,6 +2,7 @@
 
 A code q is -8 ... 7 and stands for q s, s = max |w| / 7.5 of its group; a zero is the code 0, so
 that pruned weights stay 0. Others are rounded: the folder holds another model, see `rounded`.
+Layers that `Gqsa(symmetric=True)` has packed keep their codes and scales: nothing is rounded twice.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import MissingExtra, TargetError
+from ...formats import GroupSparse
+from ...formats.bits import unpack_bits
+from ...kernels.gqsa import spread
 from .pruner import stops_of
 
 BITS, GROUP = 4, 16
@@ -21,8 +25,12 @@ BITS, GROUP = 4, 16
 def packable(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers inside the blocks whose inputs are whole groups, by path.
 
-    Raises: TargetError for none, or a model with experts in stacks: transformers unpacks layers.
+    Raises: TargetError for none, or a model with experts in stacks: transformers unpacks layers;
+    for layers that were packed otherwise.
     """
+    coded = {n: m for n, m in model.named_modules() if getattr(m, "packed", False)}
+    for name, layer in coded.items():
+        _check_coded(name, layer)
     matrices = {n: m for stop in stops_of(model, ()) for n, m in stop.layers.items()}
     stacked = [n for n, m in matrices.items() if m.index is not None]
     found = {
@@ -30,6 +38,7 @@ def packable(model: nn.Module) -> dict[str, nn.Linear]:
         for n, m in matrices.items()
         if isinstance(m.owner, nn.Linear) and m.owner.in_features % GROUP == 0
     }
+    found |= {n: m for n, m in coded.items() if isinstance(m, nn.Linear)}
     if stacked or not found:
         got = f"experts in stacks, such as {stacked[0]!r}" if stacked else "none"
         want, fix = f"linear layers with whole groups of {GROUP} inputs", "Use layout='dense'."
@@ -56,7 +65,8 @@ def packed(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     stored: dict[str, Tensor] = {}
     for path, layer in layers.items():
         weight = layer.weight.detach()
-        given = {"weight": weight, "weight_scale": scales(weight)}
+        coded = getattr(layer, "packed", False)
+        given = {"weight": weight, "weight_scale": scales_of(layer) if coded else scales(weight)}
         made: Mapping[str, Tensor] = compressor.compress(given, how)
         stored |= {f"{path}.{name}": value.cpu().contiguous() for name, value in made.items()}
     others = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]
@@ -74,6 +84,30 @@ def scales(weight: Tensor) -> Tensor:
     largest = weight.detach().float().unflatten(1, (-1, GROUP)).abs().amax(-1)
     scale = (largest / (2**BITS - 1) * 2).to(weight.dtype)
     return torch.where(scale > 0, scale, 1).to(weight.dtype)
+
+
+def scales_of(layer: Any) -> Tensor:
+    """Of each group of a layer in `GroupSparse`, 1 where it is pruned.  (out, in / 16)."""
+    stored, across = layer.stored, layer.in_features // GROUP
+    kept = stored["scales"].float()[:, None]
+    found = spread(kept, stored["row_offsets"], stored["columns"], across)
+    return torch.where(found > 0, found, 1)
+
+
+def _check_coded(name: str, layer: Any) -> None:
+    """Raises: TargetError for a packed layer that has no codes of this kind."""
+    form, middle = layer.form, 2 ** (BITS - 1)
+    fits = isinstance(form, GroupSparse) and (form.bits, form.group) == (BITS, GROUP)
+    if fits and layer.in_features % GROUP == 0:
+        stored = layer.stored
+        zeros = unpack_bits(stored["zeros"], BITS, len(stored["columns"]))
+        fits = bool((zeros == middle).all())
+    else:
+        fits = False
+    if not fits:
+        want = f"Gqsa(symmetric=True) on whole groups of {GROUP} inputs"
+        fix = "Pack it so, or save the plain model: intarsia.fold(model)."
+        raise TargetError(f"packed layer {name!r}", got=str(form), want=want, fix=fix)
 
 
 def rounded(weight: Tensor) -> Tensor:

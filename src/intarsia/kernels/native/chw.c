@@ -20,8 +20,8 @@
 #define UNROLL _Pragma("GCC unroll 24")
 #endif
 
-typedef float vf __attribute__((vector_size(V * 4), aligned(4), may_alias));
-typedef int32_t vi __attribute__((vector_size(V * 4), aligned(4), may_alias));
+typedef float vf __attribute__((vector_size(V * 4)));
+typedef int32_t vi __attribute__((vector_size(V * 4)));
 
 struct step { /* a row of the table; pointers as numbers, so that 32-bit machines read it too */
     int64_t kind, act, act2, src, dst, other, ptr, off, val, bias;
@@ -30,8 +30,13 @@ struct step { /* a row of the table; pointers as numbers, so that 32-bit machine
 enum kind { SPMM, DEPTHWISE, CONV, LINEAR, ADD, SCALE, POOL, ACT, BIAS };
 enum act { NONE, RELU, RELU6, HARDSWISH, SILU, SIGMOID, HARDSIGMOID };
 
-ALWAYS vf load(const float *p) { return *(const vf *)p; }
-ALWAYS void store(float *p, vf x) { *(vf *)p = x; }
+/* In memory vectors are aligned as a float is; memcpy says so to every compiler. */
+ALWAYS vf load(const float *p) {
+    vf x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+ALWAYS void store(float *p, vf x) { memcpy(p, &x, sizeof x); }
 ALWAYS vf splat(float x) { return x - (vf){}; } /* minus 0 is nothing, plus 0 an addition: of -0 it is 0 */
 ALWAYS vf pick(vi where, vf a, vf b) { return (vf)((where & (vi)a) | (~where & (vi)b)); }
 ALWAYS vf limited(vf x, vf low, vf high) { /* NaN stays: of an unordered pair it is the second */
@@ -121,8 +126,12 @@ static void finish(float *y, const float *other, int64_t vectors, int64_t act, i
 #define T 1
 #include "chw_tile.h"
 #if V == 16 /* 32 registers; half of a vector takes half as long, or no longer */
-typedef float vh __attribute__((vector_size(32), aligned(4), may_alias));
-ALWAYS vh load_half(const float *p) { return *(const vh *)p; }
+typedef float vh __attribute__((vector_size(32)));
+ALWAYS vh load_half(const float *p) {
+    vh x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
 ALWAYS vh splat_half(float x) { return x - (vh){}; }
 ALWAYS vh low_half(vf x) { return (vh)_mm512_castps512_ps256((__m512)x); }
 ALWAYS vf of_half(vh x) { return (vf)_mm512_castps256_ps512((__m256)x); }

@@ -88,7 +88,7 @@ static void NAME(const struct step *s, int64_t at, int64_t from, int64_t to) {
 #ifdef HALF
             vh y = low_half(limited(of_half(last[r]), low, high));
             if (other && !bent) y += load_half(other + at + place + FULL * V);
-            *(vh *)(dst + place + FULL * V) = y; /* behind it there are no pixels */
+            memcpy(dst + place + FULL * V, &y, sizeof y); /* behind it there are no pixels */
 #endif
             if (bent) finish(dst + place, other ? other + at + place : 0, T, s->act, s->act2);
         }

@@ -1,0 +1,91 @@
+"""Kernels built for another processor, and run by an emulator on this process's tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from intarsia.kernels.native import building, loading
+
+COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"
+NAMES = "gcc-aarch64-linux-gnu and qemu-user-static"  # Debian's
+
+
+def missing() -> str:
+    """What is not on this machine; nothing if all is."""
+    gone = [one for one in (COMPILER, EMULATOR) if shutil.which(one) is None]
+    return f"no {' and '.join(gone)} here (Debian: {NAMES})" if gone else ""
+
+
+def built(folder: Path) -> Path:
+    """One program with all kernels, for the emulated processor."""
+    program, here = folder / "kernels", Path(__file__).with_name("emulated_call.c")
+    sources = [str(path) for path in building.sources() if path.suffix == ".c"]
+    flags = ("-O2", *building.FLAGS[2:], "-std=gnu11", "-static", "-pthread", "-Wno-psabi")
+    line = [COMPILER, *flags, *sources, str(here), "-o", str(program), "-lm"]
+    subprocess.run(line, check=True, capture_output=True)
+    return program
+
+
+def regions(words: list[int]) -> list[tuple[int, int]]:
+    """Address and bytes of each tensor into which one of some numbers points."""
+    found: dict[int, int] = {}
+    for one in gc.get_objects():
+        if type(one) is torch.Tensor and one.device.type == "cpu" and one.numel():
+            whole = one.untyped_storage()
+            first, size = whole.data_ptr(), whole.nbytes()
+            if any(first <= word < first + size for word in words):
+                found[first] = size
+    return sorted(found.items())
+
+
+def call(program: Path, name: str, arguments: tuple[Any, ...]) -> int:
+    """One kernel's result; what it wrote is in the tensors."""
+    numbers = [int(a or 0) for a in arguments]
+    words = [n for n in numbers if n > 2**32]
+    places = regions(words)
+    if name == "intarsia_chw_run":  # the table has addresses in it
+        table = ctypes.string_at(numbers[0], dict(places)[numbers[0]])
+        words += [n for (n,) in struct.iter_unpack("<q", table) if n > 2**32]
+        places = regions(words)
+    given = [
+        name.encode().ljust(64, b"\0"),
+        struct.pack(f"<{len(numbers) + 1}q", len(numbers), *numbers),
+    ]
+    given.append(struct.pack("<q", len(places)))
+    for at, size in places:
+        given += [struct.pack("<2q", at, size), ctypes.string_at(at, size)]
+    run = subprocess.run([EMULATOR, str(program)], input=b"".join(given), capture_output=True)
+    assert run.returncode == 0, (name, run.returncode, run.stderr)
+    rest = run.stdout[8:]
+    for at, size in places:
+        ctypes.memmove(at, rest[:size], size)
+        rest = rest[size:]
+    return int(struct.unpack("<q", run.stdout[:8])[0])
+
+
+@contextmanager
+def emulated(program: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Inside, every kernel is the emulated one; gives the names of those that ran."""
+    ran: list[str] = []
+
+    def function(_: str, name: str, __: tuple[Any, ...]) -> Callable[..., int]:
+        def run(*arguments: Any) -> int:
+            ran.append(name)
+            return call(program, name, arguments)
+
+        return run
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loading, "_function", function)
+        yield ran
