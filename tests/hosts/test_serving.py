@@ -390,6 +390,7 @@ def test_models_and_pages_are_listed(server: Running) -> None:
         status == 200 and "http://" not in page and "https://" not in page
     )  # nothing from outside
     assert server.ask("/health") == (200, {"status": "ok"})
+    assert server.say("one")[0] == 200
     assert server.counts("expert_hits_total") > 0 and server.counts("expert_slots_pinned") == 0
 
 

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..core import Card, Paper
 from ..core.checks import between
 from .cache import Key, Policy
@@ -90,18 +92,22 @@ class NextUse(Policy):
         super().__init__(layers, experts)
         self.decay = decay
         self.sum: dict[Key, tuple[float, int]] = {}  # decayed steps that asked, as of a step
-        self.rounds: dict[Key, float] = {}  # L (1 / p - 1), as long as p is the same
+        self.known: dict[Key, float] = {}  # `expected`, until the next layer asks
+
+    def foresee(self, chances: Tensor | None) -> None:
+        super().foresee(chances)
+        self.known.clear()
 
     def began(self) -> None:
         super().began()
-        self.rounds.clear()
+        self.known.clear()
 
     def asked(self, layer: int, experts: Sequence[int]) -> None:
         super().asked(layer, experts)
         for expert in experts:
             key = layer, expert
             self.sum[key] = self._now(key) + 1.0, self.steps
-            self.rounds.pop(key, None)
+        self.known.clear()
 
     def _now(self, key: Key) -> float:
         total, step = self.sum.get(key, (0.0, self.steps))
@@ -114,14 +120,16 @@ class NextUse(Policy):
 
     def expected(self, key: Key) -> float:
         """Layers until the next use."""
-        if (rounds := self.rounds.get(key)) is None:
-            p = max(self.chance(key), 1e-9)
-            rounds = self.rounds[key] = self.layers * (1 / p - 1)
-        return (key[0] - self.layer - 1) % self.layers + 1 + rounds  # `away`
+        p = max(self.chance(key), 1e-9)
+        return self.away(key) + self.layers * (1 / p - 1)
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        keys = list(resident)
-        return max(zip(map(self.expected, keys), keys, strict=True))[1]
+        known, found = self.known, list[tuple[float, Key]]()
+        for key in resident:
+            if (value := known.get(key)) is None:
+                value = known[key] = self.expected(key)
+            found.append((value, key))
+        return max(found)[1]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ NAME = "intarsia_offload"  # of the experts function, in transformers' table
 SLOTS = "intarsia_slots"  # the attribute of an experts module that is offloaded
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 CHECKS = ("first", "always", "never")
+FEW = 1024  # pairs of a decode step, which a set sorts faster than torch
 Report = Callable[[str], None]
 
 
@@ -151,7 +152,8 @@ def _offloaded(self: Any, *given: Any, **named: Any) -> Tensor:
     if torch.is_grad_enabled() and hidden.requires_grad:
         got, fix = "a forward with gradients", "Run it under torch.no_grad()."
         raise ConfigError("offloaded model", got=got, want="inference", fix=fix)
-    experts = [e for e in index.unique().tolist() if e < slots.store.experts]
+    asked = set(index.flatten().tolist()) if index.numel() <= FEW else index.unique().tolist()
+    experts = sorted(e for e in asked if e < slots.store.experts)
     try:
         slots.ask(layer, experts)
         made = type(self).forward.__wrapped__(self, *given, **named)

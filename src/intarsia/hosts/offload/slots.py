@@ -50,6 +50,8 @@ class Slots:
         self.guessing = True
         self.thread = Reader("experts")
         self.parts: dict[tuple[int, int], dict[str, Tensor]] = {}  # layer, slot -> its tensors
+        raw: Any = self.arena.numpy()
+        self.places = [memoryview(row) for row in raw]
 
     def ask(self, layer: int, experts: list[int]) -> None:
         """A layer's experts are about to be computed, in ascending order."""
@@ -121,8 +123,7 @@ class Slots:
         self.taken.append((key, reading))
 
     def _read(self, key: Key, slot: int) -> Reading:
-        into: Any = self.arena[slot].numpy()
-        return self.thread.submit(self.store.read, *key, memoryview(into))
+        return self.thread.submit(self.store.read, *key, self.places[slot])
 
     def _give_way(self, asked: set[Key]) -> None:
         """Let go of guesses: those that are over, and those that have not begun and are not asked.
