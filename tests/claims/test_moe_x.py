@@ -85,6 +85,8 @@ def test_a_detector_is_found_and_noise_is_none() -> None:
     found = moe_x.coverage(np.concatenate([noise, sure], 1), states)
     assert found.best > 0.7 and 0.45 < found.together < 0.6  # one state of two is told surely
     assert moe_x.coverage(noise, states).together < 0.1
+    never = np.concatenate([states, np.zeros((400, 1), dtype=bool)], 1)
+    assert moe_x.coverage(noise, never) == moe_x.coverage(noise, states)
 
 
 @pytest.fixture
