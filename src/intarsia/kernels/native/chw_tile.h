@@ -55,6 +55,7 @@ static void NAME(const struct step *s, int64_t at, int64_t from, int64_t to) {
 #endif
         for (; k < end; k++, w += R) {
             const float *x = (const float *)(src + off[k]);
+            if (R > 1) __builtin_prefetch((const char *)w + 1024); /* weights come once, from far */
             vf in[FULL];
             UNROLL for (int t = 0; t < FULL; t++) in[t] = load(x + t * V);
 #ifdef HALF
