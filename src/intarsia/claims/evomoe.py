@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ..core import Claim
 from ..experiments.routing import VARIANTS
-from .routed import Cell, active, arm, measured, ratio
+from .routed import WIDE, WIDE_WORK, Cell, active, arm, measured, ratio
 
 SMOOTHED = 3  # points of the curve in one mean; a point is the gate of one batch
 
@@ -61,6 +61,16 @@ CLAIMS = (
         bar=1.0,
         run=partial(ratio, ours=EQUAL, base=SWITCH, beside=(EVOMOE,), note=SETUP),
         minutes=30,
+    ),
+    claim(
+        "evomoe-wide",
+        work=WIDE_WORK,
+        sentence="A wider and deeper mixture grown out of one expert is no worse than Switch at "
+        f"equal steps {PAPER}.",
+        baseline="Switch, as many steps; ratio of test losses",
+        bar=1.0,
+        run=partial(ratio, ours=EVOMOE, base=SWITCH, note=SETUP, bench=WIDE),
+        minutes=280,
     ),
     claim(
         "evomoe-active",

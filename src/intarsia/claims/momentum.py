@@ -7,7 +7,7 @@ from functools import partial
 from ..core import Claim
 from ..experiments.routing import VARIANTS, Variant
 from ..mixtures import AdamOnce
-from .routed import arm, hurt, perplexity, ratio
+from .routed import WIDE, WIDE_WORK, arm, hurt, perplexity, ratio
 
 TOPK = VARIANTS["top-k"]
 RELEASED = AdamOnce(gamma1=1.0, start="zero")
@@ -45,6 +45,16 @@ CLAIMS = (
         baseline="the same mixture without momentum; ratio of perplexities",
         bar=0.995,
         run=partial(ratio, ours=MOMENTUM, base=SMOE, of=perplexity, note=NOTE),
+    ),
+    claim(
+        "momentum-wide",
+        work=WIDE_WORK,
+        sentence="Momentum along the depth lowers the perplexity of a wider and deeper mixture, "
+        "too (arXiv:2410.14574, abstract).",
+        baseline="the same mixture without momentum; ratio of perplexities",
+        bar=0.995,
+        run=partial(ratio, ours=MOMENTUM, base=SMOE, of=perplexity, note=NOTE, bench=WIDE),
+        minutes=240,
     ),
     claim(
         "momentum-swapped",

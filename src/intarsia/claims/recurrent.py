@@ -7,10 +7,11 @@ from functools import partial
 from ..core import Claim
 from ..experiments.routing import VARIANTS, Variant
 from ..routers import Recurrent
-from .routed import arm, information, ratio
+from .routed import WIDE, WIDE_WORK, arm, information, ratio
 
 TOPK = arm("linear router, top-2 of 8", VARIANTS["top-k"])
 RMOE = arm("RMoE, p = 32", VARIANTS["rmoe"])
+EVEN = arm("RMoE, p = 32, balance 0.01", Variant("even", Recurrent(8, 2, balance=0.01)))
 ALONE = arm("no recurrence, p = 38", Variant("alone", Recurrent(8, 2, hidden=38, carry=False)))
 """As many live parameters, 15.5 thousand: without a state, the cell's matrix of it does nothing."""
 
@@ -19,6 +20,7 @@ NOTE = (
     "every layer, and has as many parameters that do anything, 15,504 to RMoE's 15,552. Recurrent "
     "routers have the balance loss of their paper, 0.001, the linear one 0.01."
 )
+SAME = "p: width of the state. The balance loss is 0.01 for both."
 SHORT = (
     "Likely cause: the length of training. On the one seed that was tried, validation loss is "
     "0.6 % above the linear router's after 1500 steps and 0.1 % below it after 3000; with the "
@@ -45,6 +47,17 @@ CLAIMS = (
         bar=1.0,
         sense="<=",
         run=partial(ratio, ours=RMOE, base=TOPK, beside=(ALONE,), note=f"{NOTE}\n{SHORT}"),
+    ),
+    claim(
+        "rmoe-wide",
+        work=WIDE_WORK,
+        sentence="Routers that pass a state along six layers predict no worse than linear ones, "
+        "all with the same balance loss (arXiv:2408.06793, abstract).",
+        baseline="linear top-2 router; ratio of test losses",
+        bar=1.0,
+        sense="<=",
+        run=partial(ratio, ours=EVEN, base=TOPK, note=SAME, bench=WIDE),
+        minutes=240,
     ),
     claim(
         "rmoe-information",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..core import Result
 from ..core.claim import Report
+from ..data.small_models import Small
 from ..experiments.pool import Arm
 from ..experiments.routing import TEXT, RouterTrial, Scale, Variant, cells
 from .study import judge, shown
@@ -66,6 +67,9 @@ class Bench(NamedTuple):
 
 
 BENCH = Bench()
+WIDE = Bench(scale=Scale(Small(256, 6, 8, 512), batch=16, steps=2000, lr=1e-3, length=128))
+"""Six layers of width 256 and 4.1 M tokens, 40 CPU minutes a cell on a core of 50 GFLOP/s."""
+WIDE_WORK = "a decoder of width 256 from scratch on Austen, 4.1 M tokens"
 
 
 def loss(cell: Cell) -> float:
