@@ -2,34 +2,25 @@
 
     python studies/router_probes.py evomoe     # the table on the terminal
     python studies/router_probes.py rmoe
-    python studies/router_probes.py comet
-    python studies/router_probes.py search
 
-search: whether the permutation that is found is the one it began with. comet: an entropy loss that
-grows from nothing, and a narrower band of the splits. evomoe: the gate made hard once it has
-cooled, a stronger balance loss, experts that start further apart, or later. rmoe: twice the steps,
-and the linear router's balance loss. Losses are those of the validation part: what explains a claim
-must not see what judges it. Cells of texts are kept.
+evomoe: the gate made hard once it has cooled, a stronger balance loss, experts that start further
+apart, or later. rmoe: twice the steps, and the linear router's balance loss. Losses are those of
+the validation part: what explains a claim must not see what judges it. Cells are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
-from intarsia.claims import comet
 from intarsia.claims.ledger import machine, markdown
 from intarsia.claims.routed import CORPUS, Cell, information
 from intarsia.claims.study import threads
 from intarsia.experiments.routing import TEXT, VARIANTS, RouterTrial, Start, Variant, cells
-from intarsia.routers import Comet, EvoMoe, PermutationSearch, Recurrent
-from intarsia.routers.comet import CometRouter
-from intarsia.routers.permutation import hungarian
+from intarsia.routers import EvoMoe, Recurrent
 
 SEED = 0
 Report = Callable[[str], None]
@@ -80,84 +71,12 @@ def row(cell: Cell) -> dict[str, Any]:
     }
 
 
-def growing(most: float) -> Callable[[nn.Module, int, int], None]:
-    """The entropy loss of COMET from 0 to `most`, in proportion to the steps."""
-
-    def schedule(model: nn.Module, step: int, steps: int) -> None:
-        for router in model.modules():
-            if isinstance(router, CometRouter):
-                router.config = replace(router.config, entropy=most * step / steps)
-
-    return schedule
-
-
-def of_comet(report: Report) -> list[dict[str, Any]]:
-    """Six draws of a seed: an entropy loss that stands, one that grows, and top-k."""
-    found: dict[str, list[Mapping[str, float]]] = {}
-    for drawn in comet.draws(SEED, 6):
-        steps = comet.LENGTH.steps
-        stands = comet.GATES["COMET"](drawn, steps)
-        assert isinstance(stands, Comet)
-        grows = {"schedule": growing(2 * stands.entropy)}  # as much in the mean over the steps
-        steep = Comet(stands.experts, stands.active, gamma=1.0, entropy=stands.entropy)
-        for name, router, options in (
-            ("top-k", comet.top_k(drawn, steps), {}),
-            ("COMET", stands, {}),
-            ("COMET, growing entropy loss", stands, grows),
-            ("COMET, gamma = 1", steep, {}),
-        ):
-            model = comet.trained(router, drawn, SEED, comet.LENGTH.epochs, **options)
-            found.setdefault(name, []).append(comet.scored(model, SEED))
-            report(f"{name}: {found[name][-1]['val']:.3f}")
-    return [
-        {
-            "gate": name,
-            "validation loss, best of 6": f"{min(t['val'] for t in tries):.3f}",
-            "median": f"{statistics.median(t['val'] for t in tries):.3f}",
-            "experts of a picture, of the best": f"{comet.picked(tries)['active']:.2f}",
-            "all draws": ", ".join(f"{t['active']:.2f}" for t in tries),
-        }
-        for name, tries in found.items()
-    ]
-
-
-def of_search(report: Report) -> list[dict[str, Any]]:
-    """Top-k with a search, in six draws of a seed, at two temperatures it starts from."""
-    rows: list[dict[str, Any]] = []
-    for start in (1e-3, 0.1):
-        same, largest = list[float](), list[float]()
-        losses = list[float]()
-        for drawn in comet.draws(SEED, 6):
-            usual = comet.searched(drawn, comet.LENGTH.steps)
-            assert isinstance(usual, PermutationSearch)
-            config = replace(usual, start=start)
-            model: Any = comet.trained(config, drawn, SEED, 0)
-            plan = model[0].router.soft().detach()[0]
-            largest.append(float(plan.max(1).values.mean()))
-            model = comet.trained(config, drawn, SEED, comet.LENGTH.epochs)
-            same.append(float((hungarian(plan) == model[0].router.order[0]).double().mean()))
-            losses.append(comet.scored(model, SEED)["val"])
-            report(f"start {start}: {largest[-1]:.3f} {same[-1]:.2f} {losses[-1]:.3f}")
-        rows.append(
-            {
-                "tau at first": f"{start:g}",
-                "largest entry of a row of P at first": f"{statistics.mean(largest):.3f}",
-                "experts that keep their first place": f"{100 * statistics.mean(same):.0f} %",
-                "validation loss, best of 6": f"{min(losses):.3f}",
-                "median": f"{statistics.median(losses):.3f}",
-            }
-        )
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("which", choices=("evomoe", "rmoe", "comet", "search"))
+    parser.add_argument("which", choices=("evomoe", "rmoe"))
     which = parser.parse_args().which
     with threads(1):
-        if which in ("comet", "search"):
-            rows = (of_comet if which == "comet" else of_search)(print)
-        elif which == "evomoe":
+        if which == "evomoe":
             rows = ran(EVOMOE, 1, print)
         else:
             rows = ran(RMOE, 1, print) + ran(RMOE[:2], 2, print)
