@@ -269,6 +269,7 @@ CLAIMS = (
     claim(
         "moe-x",
         system="MoE-X",
+        work="a decoder of width 64 from scratch on Austen",
         sentence="Routing by the experts' own weights leaves fewer units on "
         + PAPER
         + "Units on of an expert that a token has.",

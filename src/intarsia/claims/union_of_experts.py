@@ -208,7 +208,7 @@ _TEXT = (
 _PAPER = "(arXiv:2503.02495, section 4)"
 on_pictures = partial(judge, on=pictures, score="accuracy, %", note=_PICTURES)
 on_text = partial(judge, on=text, score="loss", note=_TEXT)
-claim = partial(Claim, baseline="the dense model, trained alike", needs="long", minutes=30)
+claim = partial(Claim, baseline="the dense model, trained alike", needs="long", minutes=15)
 
 CLAIMS = (
     claim(
