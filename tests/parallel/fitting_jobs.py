@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,29 +89,45 @@ def trained(
     **more: Any,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Weights and scores of a run, in each process; up to a step, whose checkpoint is there."""
-    if dist.is_initialized():
-        rank, world = str(dist.get_rank()), str(dist.get_world_size())
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": rank}
-        os.environ |= where | {"RANK": rank, "WORLD_SIZE": world}
     model = net(experts)
 
     def stop(_model: nn.Module, step: int, _steps: int) -> None:
         if step == until:
             raise Stop
 
-    train = rows(36, 1)
-    options: Any = {"epochs": 2, "batch_size": 12, "lr": 0.02, "clip": 0.5, "schedule": stop}
-    options |= {"trackers": (), "checkpoint_steps": 1, "out": folder, "parallel": strategy} | more
-    settings = settle(None, options)
-    sets = train, rows(10, 2), None
-    job = Job(model, sets, chosen(None, train, settings[1], None), plain, *settings)
     try:
-        run: Run = fit_once(job, {}, 1, lambda model, out, _: write_learned(model, out))
+        run = run_of(model, {"out": folder, "parallel": strategy, "schedule": stop} | more)
     except Stop:
         return {}, []
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     assert run.val is not None
     return weights, [*run.val.scores().values()]
+
+
+def run_of(model: nn.Module, own: dict[str, Any]) -> Run:
+    """Two epochs of three steps; own: options of `fit`."""
+    if dist.is_initialized():
+        rank, world = str(dist.get_rank()), str(dist.get_world_size())
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": rank}
+        os.environ |= where | {"RANK": rank, "WORLD_SIZE": world}
+    train = rows(36, 1)
+    options: Any = {"epochs": 2, "batch_size": 12, "lr": 0.02, "clip": 0.5}
+    options |= {"trackers": (), "checkpoint_steps": 1} | own
+    settings = settle(None, options)
+    sets = train, rows(10, 2), None
+    job = Job(model, sets, chosen(None, train, settings[1], None), plain, *settings)
+    return fit_once(job, {}, 1, lambda model, out, _: write_learned(model, out))
+
+
+def slowed(strategy: Strategy | None, seconds: float) -> list[dict[str, Any]]:
+    """The log of a run whose process 1 takes longer for each step."""
+
+    def sleep(_model: nn.Module, _step: int, _steps: int) -> None:
+        if dist.get_rank() == 1:
+            time.sleep(seconds)
+
+    run = run_of(net(4), {"parallel": strategy, "schedule": sleep})
+    return [dict(line) for line in run.history]
 
 
 def resumed(

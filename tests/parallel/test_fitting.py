@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, Processes, Strategy, Tutel
 from intarsia.train.settings import Compute
+from intarsia.train.straggler import Busy, straggler
 
 CLOSE = 1e-12
 
@@ -67,6 +71,36 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
         record_property("off", off)
         assert off < CLOSE
         assert scores == pytest.approx(told, rel=1e-6)
+
+
+@pytest.mark.parametrize("strategy", [ExpertParallel(), Fssdp(1, 2), None])
+def test_the_log_names_the_process_that_others_wait_for(
+    two: Processes, strategy: Strategy | None
+) -> None:
+    """It sleeps much longer than anything else takes; None: data-parallel alone."""
+    from fitting_jobs import slowed  # pyright: ignore[reportMissingImports]
+
+    log = two.run(slowed, strategy, 0.2)[0]
+    train = [line for line in log if line["split"] == "train"]
+    ends = [line for line in train if line["step"] % 3 == 0]
+    assert [line["straggler"] for line in ends] == [1, 1]
+    assert all(line["straggler_share"] > 0.2 for line in ends)
+    assert not any("straggler" in line for line in train if line not in ends)
+
+
+def test_the_share_of_a_straggler() -> None:
+    assert straggler([1.0, 3.0, 2.0]) == {"straggler": 1, "straggler_share": 0.5}
+    assert straggler([2.0, 2.0])["straggler_share"] == 0.0 == straggler([0.0])["straggler_share"]
+
+
+def test_time_in_exchanges_is_not_busy() -> None:
+    now = iter([0.0, 1.0, 4.0, 10.0])  # a step of 10 s, of which 3 in an exchange
+    one: Any = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    busy = Busy(one, clock=lambda: next(now))
+    with busy.step(), busy.meter.waiting():
+        pass
+    assert (busy.seconds, busy.meter.seconds) == (7.0, 3.0)
+    assert busy.end_epoch() == {} and busy.seconds == 0.0
 
 
 def test_processes_with_other_models_are_told(two: Processes) -> None:

@@ -19,6 +19,7 @@ from intarsia.core.errors import CheckpointError, IntarsiaError
 from intarsia.parallel import ExpertParallel, Processes, Strategy, Tutel
 from intarsia.parallel.attached import Attached
 from intarsia.parallel.pieces import Piece, Pieces, Stored, write_file
+from intarsia.parallel.together import _written as written_and_synced
 from intarsia.train import checkpoint
 
 SHAPES: dict[str, tuple[int, ...]] = {"up": (6, 4, 3), "down": (6, 3, 4), "up_bias": (6, 4)}
@@ -72,6 +73,17 @@ def test_four_then_two_then_three_processes_keep_every_bit(
         found.append(state)
     assert found[0].keys() == found[1].keys() == found[2].keys() and len(found[0]) > 20
     assert all(torch.equal(t, other[n]) for other in found[1:] for n, t in found[0].items())
+
+
+def test_a_file_that_another_process_renames_meanwhile_is_no_error(tmp_path: Path) -> None:
+    """safetensors writes under another name first; a link to nothing is a name that is gone."""
+
+    def part(scratch: Path) -> str:
+        (scratch / "own").write_text("whole")
+        (scratch / ".tmp-of-another").symlink_to(scratch / "gone")
+        return "said"
+
+    assert written_and_synced(part, tmp_path) == "said"
 
 
 def everything(tree: Any, path: str = "") -> dict[str, Tensor]:

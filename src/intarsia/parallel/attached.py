@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
@@ -145,7 +145,7 @@ class Attached:
         assert whole is not None
         return whole
 
-    def norm(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+    def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
         """The norm of all gradients, those of other processes' experts among them."""
         every = torch.nn.utils.get_total_norm
         if not self.parts:
@@ -156,7 +156,8 @@ class Attached:
             for kind in (True, False)
         )
         squared = own.double().square()  # also where this process has no expert
-        dist.all_reduce(squared, group=self.group)
+        with nullcontext() if meter is None else meter.waiting():
+            dist.all_reduce(squared, group=self.group)
         return (squared + rest.double().square()).sqrt()
 
 

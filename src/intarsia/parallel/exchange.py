@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,10 +19,24 @@ Group = dist.ProcessGroup | None  # None: all processes
 
 
 class Meter:
-    """Bytes that this process sent to each other one, by step; what stays here is not counted."""
+    """Bytes that this process sent to each other one, by step; what stays here is not counted.
 
-    def __init__(self, group: Group = None) -> None:
+    seconds: that it was in exchanges with the CPU, the time in which it waited for others included.
+    clock: of them.
+    """
+
+    def __init__(self, group: Group = None, clock: Callable[[], float] = time.perf_counter) -> None:
         self.group, self.sent = group, dict[str, list[int]]()
+        self.seconds, self.clock = 0.0, clock
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, the time counts as that of an exchange."""
+        began = self.clock()
+        try:
+            yield
+        finally:
+            self.seconds += self.clock() - began
 
     def note(self, name: str, each: int, counts: Sequence[int]) -> None:
         """So many rows of `each` bytes went to every process, under the name of a step."""
@@ -62,7 +78,8 @@ def _sent(
 ) -> Tensor:
     out = rows.new_empty(sum(receive), *rows.shape[1:])
     try:
-        dist.all_to_all_single(out, rows.contiguous(), receive, send, group=group)
+        with nullcontext() if meter is None else meter.waiting():
+            dist.all_to_all_single(out, rows.contiguous(), receive, send, group=group)
     except RuntimeError as error:  # gloo: a connection that was reset, or a time-out
         raise lost(f"exchange {name!r}", error, group) from error
     if meter is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, TrainingError
 from ..gating import aux_loss, before_step, learned_routers
 from ..parallel.attached import Attached
+from ..parallel.exchange import Meter
 from ..schedules import ByFit, LayerSchedule, Masking, SparseSchedule
 from .average import Average
 from .objectives import Objective, Staged
@@ -67,6 +68,7 @@ class Learner:
         self.attentions = slow_attention(model, accelerator.device, dtype)
         self.routed = bool(learned_routers(model))
         self.parts = Attached({})  # of experts on several processes
+        self.meter = Meter()  # of what is waited for there
         self.accuracies: list[float] = []  # of each epoch that ended
         self.recent: list[float] = []  # accuracies of the batches since
 
@@ -116,7 +118,7 @@ class Learner:
             total = values if total is None else total + values
         assert total is not None
         if self.accelerator.num_processes > 1:
-            total = cast(Tensor, self.accelerator.reduce(total, "mean"))
+            total = self._mean(total)
         logged = dict(zip(names, total.tolist(), strict=True))
         self._update(logged["loss"], step, steps)
         if self.average is not None:
@@ -157,8 +159,13 @@ class Learner:
         mean = float(sum(counts))
         if self.accelerator.num_processes > 1:  # rows of tokens differ in length
             own = torch.tensor(mean, device=self.accelerator.device)
-            mean = float(cast(Tensor, self.accelerator.reduce(own, "mean")))
+            mean = float(self._mean(own))
         return [count / mean if mean else 0.0 for count in counts]
+
+    def _mean(self, own: Tensor) -> Tensor:
+        """Over the processes."""
+        with self.meter.waiting():
+            return cast(Tensor, self.accelerator.reduce(own, "mean"))
 
     def _backward(self, objective: Objective, batch: Batch, share: float) -> dict[str, Tensor]:
         device = self.accelerator.device
@@ -181,7 +188,7 @@ class Learner:
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         regrows = self.masking is not None and self.masking.replaces(step, steps)
-        norm = self.parts.norm(self.parameters)
+        norm = self.parts.norm(self.parameters, self.meter)
         # a scaler looks at the gradients itself, skips the step and lowers its scale
         if not self.scaler and not bool(torch.isfinite(norm)):
             self._refuse("gradient norm", float(norm), step)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -39,6 +40,7 @@ from .progress import CSV, Bar, FirstSteps, track, tracking
 from .randomness import generator_states, global_kept, seed_all, set_generator_states
 from .scores import Metrics, Scores
 from .settings import Recipe, Running, Training
+from .straggler import Busy, backward
 from .tasks import Task
 
 Sets = tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any] | None]  # train, val, test
@@ -77,6 +79,7 @@ class Loop:
     def running(self, ranks: Accelerator, identity: dict[str, Any]) -> Iterator[None]:
         """Everything that is open or set only while the run goes on."""
         self.ranks, job = ranks, self.job
+        self.busy = Busy(ranks)
         shares = ranks.num_processes * job.training.accumulate
         size, seed = job.training.batch_size, job.training.seed
         self.order = Order(size_of(self.train_set), size, seed, shares)
@@ -91,7 +94,7 @@ class Loop:
         self.steps = self.training.epochs * self.order.steps
         self.at.identity = identity
         main = ranks.is_main_process
-        with ExitStack() as stack:
+        with self._answered(), ExitStack() as stack:
             seat = self.how.compute.seat
             self.stop = seat.stop if seat else stack.enter_context(stop_on_signals())
             stack.enter_context(global_kept())
@@ -106,9 +109,11 @@ class Loop:
             self.learner = Learner(
                 self.model, forward, job.objective, job.training, job.recipe, ranks, self.task
             )
-            self.learner.parts = self.parts
+            self.learner.parts, self.learner.meter = self.parts, self.busy.meter
             if seat is not None:
                 self.learner.backward = seat.backward
+            elif self.busy.told:
+                self.learner.backward = partial(backward, meter=self.busy.meter)
             self.learner.remember(size_of(self.train_set))
             if (masking := self.learner.masking) is not None:
                 stack.enter_context(masking.masked.training())
@@ -143,7 +148,17 @@ class Loop:
             got = next(name for name, there in others.items() if there)
             fix = "Leave one of both out."
             raise ConfigError("parallel", got=got, want="a run of its own weights", fix=fix)
-        return attached(self.model, strategy)
+        return attached(self.model, strategy, meter=self.busy.meter)
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Raises: TrainingError inside, where another process does not answer."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.ranks.num_processes == 1 or not is_lost(error):
+                raise
+            raise lost(f"step {min(self.at.step + 1, self.steps)}", error) from error
 
     def _look(self) -> Task:
         """The task, knowing the model's output for one sample; labels are checked against it."""
@@ -221,19 +236,16 @@ class Loop:
 
     def _step(self, batches: Iterator[tuple[list[Batch], list[tuple[int, ...]]]]) -> None:
         clock, cpu = self._now()
-        parts, positions = next(batches)
-        try:
+        with self.busy.step():
+            parts, positions = next(batches)
             found = self.learner.step(parts, self.at.step, self.steps, positions)
-        except RuntimeError as error:
-            if self.ranks.num_processes == 1 or not is_lost(error):
-                raise
-            raise lost(f"step {self.at.step + 1}", error) from error
         self.at.step += 1
         wall, cores = self._now()
         self.at.seconds += wall - clock
         self.at.cpu_seconds += cores - cpu
         if ended := self.at.step % self.order.steps == 0:
             self.learner.end_epoch()
+            found |= self.busy.end_epoch()
         if self.learner.routed and ended:
             self.at.loads = statistics.loads(self.model)
             found |= statistics.summary(self.at.loads)

@@ -1,0 +1,71 @@
+"""How much longer than the others the slowest process of a run computes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.autograd import Variable
+
+from ..parallel.exchange import Meter
+
+
+def straggler(busy: Sequence[float]) -> dict[str, float]:
+    """Who is the slowest, and by which share: max_r b_r / mean_r b_r - 1.
+
+    busy: (D,), b_r in seconds, of each process r. A step lasts as long as the slowest process
+    computes: with a share of 0.25 all of them together could be done in 1 / 1.25 of that time.
+    """
+    most, mean = max(busy), sum(busy) / len(busy)
+    return {"straggler": busy.index(most), "straggler_share": most / mean - 1 if mean else 0.0}
+
+
+class Busy:
+    """b_r: the seconds of an epoch's steps in which this process computed and did not wait.
+
+    That is their wall time, reading of the data included, without that in `meter`: exchanges of
+    experts, sums over the processes, and the end of a backward, from when its own part is done.
+    Of processes that compute on their CPU, and where there are several; of others it says nothing:
+    there the accelerator waits, which this clock does not see.
+    """
+
+    def __init__(self, ranks: Accelerator, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.ranks, self.meter, self.seconds = ranks, Meter(clock=clock), 0.0
+        self.told = ranks.num_processes > 1 and ranks.device.type == "cpu"
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Inside, a step is taken."""
+        began, waited = self.meter.clock(), self.meter.seconds
+        yield
+        self.seconds += self.meter.clock() - began - (self.meter.seconds - waited)
+
+    def end_epoch(self) -> dict[str, float]:
+        """`straggler` of the steps since the last call, alike in all processes: each calls it."""
+        own, self.seconds = self.seconds, 0.0
+        if not self.told:
+            return {}
+        found: Any = gather_object([own])
+        return straggler(found)
+
+
+def backward(loss: Tensor, meter: Meter) -> None:
+    """loss.backward(); what DistributedDataParallel waits at its end counts as an exchange."""
+    ends: list[float] = []
+
+    def own_part_done() -> None:
+        ends.append(meter.clock())
+
+    def first(_: Tensor) -> None:
+        # called in the order in which they are queued, so before DistributedDataParallel's
+        Variable._execution_engine.queue_callback(own_part_done)  # pyright: ignore
+
+    hook = loss.register_hook(first)
+    loss.backward()
+    hook.remove()
+    meter.seconds += meter.clock() - ends[0]
