@@ -21,6 +21,7 @@ from .hosts.anatomy.blocks import blocks, layers_of
 from .hosts.attach.config import IntarsiaConfig
 from .hosts.attach.peft import is_adapted, is_peft
 from .hosts.saved import save
+from .parallel.attached import Attached
 from .schedules import LayerSchedule, Phased, SparseSchedule
 from .train.evaluate import evaluate as score_set
 from .train.folder import PHASES, owned, write_learned
@@ -161,12 +162,14 @@ def evaluate(
     return score_set(model, dataset, task=task, batch_size=batch_size, workers=workers)
 
 
-def write_trained(model: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
-    """A changed model by `save`; any other as what it has learned."""
+def write_trained(
+    model: nn.Module, folder: Path, record: Mapping[str, Any], parts: Attached | None = None
+) -> None:
+    """A changed model by `save`; any other as what it has learned.  parts: see `Write`."""
     if is_peft(model) or steps_of(model):
-        save(model, folder, record=record)
+        save(model, folder, record=record, parts=parts)
     else:
-        write_learned(model, folder)
+        write_learned(model, folder, parts)
 
 
 def _no_phases(model: nn.Module) -> None:
@@ -232,7 +235,8 @@ def fit_in_phases(
                 phase = next(steps)
                 own: Any = dict(options) | {"optimizer": phase.optimizer(recipe.optimizer)}
                 own |= {} if phase.schedule is None else {"schedule": phase.schedule}
-                own |= phase.options
+                # the next phase, and what the method makes of it, need the whole model
+                own |= {**phase.options, "gather": True}
                 own["epochs"] = max(1, round(settings.epochs * phase.length))
                 if running.out is not None and not phase.last:
                     own["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import TensorDataset
 
 from intarsia.mixtures.experts import StackedExperts
@@ -77,6 +80,39 @@ def links() -> Topology:
     return Topology.measured()
 
 
+class MostExperts(TorchDispatchMode):
+    """Of how many experts there was a weight in one tensor of this process, at most."""
+
+    most = 0
+    shapes = frozenset({(4, WIDTH), (WIDTH, 4)})  # of an expert
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **kwargs or {})
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tuple(tensor.shape[1:]) in self.shapes:
+                self.most = max(self.most, len(tensor))
+        return made
+
+
+def ended(strategy: Strategy, experts: int, folder: Path, gather: bool) -> tuple[int, int, bool]:
+    """A run with a folder: the most experts that a process had from the first step on; how many
+    parameters it then has; whether the folder has the bytes of its model, where that is whole."""
+    model, seen = net(experts), MostExperts()
+    with ExitStack() as stack:
+
+        def begin(_model: nn.Module, step: int, _steps: int) -> None:
+            if step == 0:
+                stack.enter_context(seen)
+
+        run_of(model, {"parallel": strategy, "out": folder, "gather": gather, "schedule": begin})
+    if gather and dist.get_rank() == 0:
+        write_learned(model, folder / "whole")
+    dist.barrier()
+    files = [folder / name / "trained.safetensors" for name in ("adapter", "whole")]
+    same = gather and len({file.read_bytes() for file in files}) == 1
+    return seen.most, sum(p.numel() for p in model.parameters()), same
+
+
 class Stop(Exception):
     """Leaves a run in the middle, in every process at once."""
 
@@ -116,7 +152,7 @@ def run_of(model: nn.Module, own: dict[str, Any]) -> Run:
     settings = settle(None, options)
     sets = train, rows(10, 2), None
     job = Job(model, sets, chosen(None, train, settings[1], None), plain, *settings)
-    return fit_once(job, {}, 1, lambda model, out, _: write_learned(model, out))
+    return fit_once(job, {}, 1, lambda model, out, _, parts=None: write_learned(model, out, parts))
 
 
 def slowed(strategy: Strategy | None, seconds: float) -> list[dict[str, Any]]:

@@ -26,9 +26,12 @@ from transformers import (
 from transformers.distributed.expert_parallel import apply_expert_parallelism
 
 from intarsia.core.errors import ConfigError
+from intarsia.hosts import apply
 from intarsia.hosts.expert_parallel import register_exchange
+from intarsia.hosts.saved import load, save
 from intarsia.hosts.sharded_folder import write_sharded
 from intarsia.hosts.tracing import trace
+from intarsia.methods.baselines import FullTuning
 from intarsia.mixtures.experts_function import stock_experts
 from intarsia.mixtures.fused_experts import FusedExperts
 from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, Meter, Strategy, Tutel
@@ -231,6 +234,7 @@ def written_by_all(folder: Path) -> None:
             assert found.state_dict().keys() == wanted.keys()
             assert all(torch.equal(t, wanted[n]) for n, t in found.state_dict().items())
             assert len(list((folder / kind).glob("model-*-of-00004.safetensors"))) == 4
+    with_changes(folder)
     model = built("gpt-oss")
     with attached(model, ExpertParallel()) as parts:
         try:
@@ -240,3 +244,25 @@ def written_by_all(folder: Path) -> None:
         else:
             raise AssertionError("fused experts were written")
     assert not (folder / "other").exists()
+
+
+def with_changes(folder: Path) -> None:
+    """`save` inside `attached`, called by all, writes what `save` in one process does; it loads."""
+    for kind in ("mixtral", "gpt-oss"):
+        model: Any = apply(built(kind), FullTuning(), seed=0)
+        at = folder / f"{kind}-changed"
+        with attached(model, ExpertParallel()) as parts:
+            for weight in model.parameters():
+                weight.data.mul_(1.5)
+            save(model, at, parts=parts)
+        if dist.get_rank() == 0:
+            save(model, folder / f"{kind}-alone")
+            names = sorted(path.name for path in at.iterdir())
+            assert names == sorted(path.name for path in (folder / f"{kind}-alone").iterdir())
+            for name in names:
+                there = folder / f"{kind}-alone" / name
+                assert (at / name).read_bytes() == there.read_bytes(), name
+            found: Any = load(built(kind), at)
+            wanted = model.state_dict()
+            assert all(torch.equal(t, wanted[n]) for n, t in found.state_dict().items())
+        dist.barrier()

@@ -12,7 +12,7 @@ import torch
 
 from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, Processes, Strategy, Tutel
-from intarsia.train.settings import Compute
+from intarsia.train.settings import Compute, Running
 from intarsia.train.straggler import Busy, straggler
 
 CLOSE = 1e-12
@@ -73,6 +73,31 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
         assert scores == pytest.approx(told, rel=1e-6)
 
 
+@pytest.mark.parametrize(("strategy", "experts"), [(Fssdp(1, 3), 6), (Tutel(), 2)])
+def test_all_write_the_file_that_one_process_would(
+    four: Processes, strategy: Strategy, experts: int, tmp_path: Path
+) -> None:
+    """Whole experts, and slices of hidden units: the same bytes."""
+    from fitting_jobs import ended  # pyright: ignore[reportMissingImports]
+
+    assert [same for *_, same in four.run(ended, strategy, experts, tmp_path, True)] == [True] * 4
+
+
+def test_no_process_has_all_experts_from_the_first_step_to_the_folder(
+    two: Processes, tmp_path: Path
+) -> None:
+    from fitting_jobs import ended, net  # pyright: ignore[reportMissingImports]
+
+    gathered = two.run(ended, ExpertParallel(), 4, tmp_path / "gathered", True)
+    alone = two.run(ended, ExpertParallel(), 4, tmp_path / "alone", False)
+    whole = sum(p.numel() for p in net(4).parameters())
+    experts = sum(p.numel() for n, p in net(4).named_parameters() if ".experts." in n)
+    assert gathered == [(4, whole, True)] * 2
+    assert [found[:2] for found in alone] == [(2, whole - experts // 2)] * 2
+    files = [tmp_path / n / "adapter" / "trained.safetensors" for n in ("gathered", "alone")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 @pytest.mark.parametrize("strategy", [ExpertParallel(), Fssdp(1, 2), None])
 def test_the_log_names_the_process_that_others_wait_for(
     two: Processes, strategy: Strategy | None
@@ -113,5 +138,7 @@ def test_processes_with_other_models_are_told(two: Processes) -> None:
 def test_what_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(ConfigError, match="settings of a strategy"):
         Compute(parallel=Fssdp)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="gather=False: got no run folder"):
+        Running(compute=Compute(gather=False))
     with pytest.raises(ConfigError, match="recompute"):
         Compute(parallel=Fssdp(), recompute=True)

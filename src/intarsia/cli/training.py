@@ -95,7 +95,8 @@ def fit(
         return
     words = _checked(given, config, given_in_words(ctx))
     allow_pixels(ctx, given["max_pixels"])
-    note("Loading PyTorch and timm.")
+    if processes.is_main():
+        note("Loading PyTorch and timm.")
     from ..experiments.execute import carry_out
 
     experiment, out = _asked(given, words)
@@ -128,7 +129,7 @@ def _running(given: dict[str, Any], out: Path, resume: bool, plan: str | None) -
     if plan is not None:
         from ..parallel.auto import strategy_named
 
-        values["parallel"] = strategy_named(plan)
+        values |= {"parallel": strategy_named(plan), "gather": False}  # the folder has it
     return with_keywords(Running(out=out, resume=resume), values)
 
 

@@ -19,13 +19,15 @@ from typing import Any, cast
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core.change import Plan, Step, set_steps, steps_of
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError, TargetError, UnknownName
-from ..core.files import check_digest, digests, read_json, unbroken, writing
+from ..core.files import check_digest, digests, read_json, unbroken
 from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
+from ..parallel.attached import Attached
+from ..parallel.whole_file import write_folder
 from . import older
 from .anatomy.blocks import base_of, unwrapped, walk
 from .anatomy.origin import check_sizes, check_trunk, damaged, resampled
@@ -40,13 +42,21 @@ from .older import ADAPTER, FORMAT, HOST, OURS, SETTINGS, Adapter, Saved
 KEYS = frozenset({"key", "settings", "decided", "seed", "name", "on"})
 
 
-def save(model: nn.Module, folder: str | Path, *, record: Mapping[str, Any] | None = None) -> Path:
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    record: Mapping[str, Any] | None = None,
+    parts: Attached | None = None,
+) -> Path:
     """Write what was done to a model, and the weights it has from that; whole or not at all.
 
     Plain LoRA and what else PEFT has are written as PEFT's own types, which transformers, vLLM and
     converters read without this library. README.md is a model card of the adapters.
     An earlier folder of this kind is replaced.
     record: of the training, `run.record`, for the card.
+    parts: of a model inside `attached`, whose experts are on several processes: each of them calls
+      this and writes its own experts into the same file, which has the bytes of one process's.
     Raises: ConfigError for a model that was not changed, settings that are in no list, and a folder
     with other files in it; TrainingError if it cannot be written. The folder is then as it was.
     """
@@ -61,25 +71,27 @@ def save(model: nn.Module, folder: str | Path, *, record: Mapping[str, Any] | No
     tensors = {n: t for n, t in state.items() if isinstance(t, Tensor)}
     tensors = _wanted(host, tensors, stores, steps)
     extra = {n: v for n, v in state.items() if n not in tensors} if stores == "all" else {}
-    with writing(folder) as scratch:
-        scratch.mkdir()
+
+    def adapter_files(scratch: Path) -> None:
         if isinstance(model, PeftModel):
             model.save_pretrained(str(scratch))
             for name, entry in adapters.items():
                 entry["decided"] = write_plain(model, scratch, name) or {}
             (scratch / "README.md").write_text(model_card(model, record), "utf-8")
+
+    def settings(scratch: Path) -> None:
         content = {
             "format": FORMAT,
             "weights": stores,
             "extra": extra,
             "steps": [*map(_step_to_dict, steps), *adapters.values()],
         }
-        if stores != "nothing":
-            save_file(_apart(tensors), scratch / HOST)
         if content["steps"]:  # an adapter of PEFT's own is its files alone
             content["sha256"] = digests(scratch)
             (scratch / SETTINGS).write_text(json.dumps(content, indent=1) + "\n")
-    return folder
+
+    files = {HOST: tensors} if stores != "nothing" else {}
+    return write_folder(folder, files, parts, before=adapter_files, after=settings)
 
 
 def load(
@@ -275,10 +287,6 @@ def _state(host: nn.Module) -> dict[str, Any]:
             seen.add(where)
         found[name] = value
     return found
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
 
 
 def entries_of(model: nn.Module) -> list[dict[str, Any]]:

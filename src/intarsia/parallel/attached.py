@@ -169,6 +169,7 @@ def attached(
     topology: Topology | None = None,
     meter: Meter | None = None,
     group: Group = None,
+    gather: bool = True,
 ) -> Iterator[Attached]:
     """Inside, each layer of experts is this process's part of them; afterwards all, as learned.
 
@@ -177,6 +178,8 @@ def attached(
     Gradients of experts, which come from all processes, are divided by their number, so that they
     are those of the mean loss, as DistributedDataParallel's are of the rest.
     meter: counts what is sent, layer by layer.
+    gather: False leaves the parts where they are, so that no process needs room for all experts;
+      write the model first, by `write_sharded`, or `save` with the parts.
     An error inside leaves the processes with their parts: go on from a checkpoint.
 
     Raises: ConfigError for a model without experts, with routers that read them, or experts that
@@ -203,6 +206,8 @@ def attached(
     state = Attached(parts, group, {place.part: place.path for place in found})
     setattr(model, IGNORED, list(state.names))
     yield state
+    if not gather:
+        return
     delattr(model, IGNORED)
     for place, part in zip(found, parts.values(), strict=True):
         for name, weight in part.local.named_parameters(recurse=False):

@@ -6,16 +6,18 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 from torch import nn
 
 from ..core.errors import ConfigError
 from ..core.files import alone, digests, disk_error, parse_json, write_json, writing
+from ..parallel.attached import Attached
+from ..parallel.whole_file import write_folder
 from .learner import NotFinite
 from .precision import learned_state
 from .processes import on_main, processes
@@ -35,12 +37,25 @@ Everything is JSON or safetensors: reading it runs no code.
 state/ may be deleted when the run is done.
 """
 METRICS, RUN, ADAPTER, STATE = "metrics.jsonl", "run.json", "adapter", "state"
+TRAINED = "trained.safetensors"  # in adapter/, of a model that is neither PEFT's nor changed
 PHASES, FAILED, TENSORBOARD = "phases", "failed.json", "tensorboard"
 FORMAT = 1  # of run.json
 
 
-# puts a trained model into a folder, given the record of the run
-Write = Callable[[nn.Module, Path, Mapping[str, Any]], object]
+class Write(Protocol):
+    """Puts a trained model into a folder, given the record of the run.
+
+    parts: of a model whose experts are on several processes, all of which then call this.
+    """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        folder: Path,
+        record: Mapping[str, Any],
+        parts: Attached | None = None,
+        /,
+    ) -> object: ...
 
 
 class Log:
@@ -148,10 +163,14 @@ def write_results(
     record: Mapping[str, Any],
     split: str,
     metrics: Scores | None,
-    write: Write,
+    write: Write | None,
 ) -> None:
-    """adapter/, predictions.safetensors, and run.json last: with it, all is there."""
-    write(model, out / ADAPTER, record)
+    """adapter/, predictions.safetensors, and run.json last: with it, all is there.
+
+    write: None where adapter/ is there.
+    """
+    if write is not None:
+        write(model, out / ADAPTER, record)
     if metrics is not None and (tensors := metrics.predictions):
         with writing(out / "predictions.safetensors") as scratch:
             safetensors.torch.save_file(tensors, scratch, metadata={"split": split})
@@ -159,13 +178,10 @@ def write_results(
     write_json(out / RUN, {**record, "sha256": found})
 
 
-def write_learned(model: nn.Module, folder: Path) -> None:
-    """What a model has learned: PEFT's files, or the trained weights."""
-    save = getattr(model, "save_pretrained", None)
-    with writing(folder) as scratch:
-        if callable(save) and hasattr(model, "peft_config"):
-            save(str(scratch))
-        else:
-            scratch.mkdir()
-            state = {n: t.cpu().contiguous().clone() for n, t in learned_state(model).items()}
-            safetensors.torch.save_file(state, scratch / "trained.safetensors")
+def write_learned(model: nn.Module, folder: Path, parts: Attached | None = None) -> None:
+    """What a model has learned: PEFT's files, or the trained weights.  parts: see `Write`."""
+    save: Any = getattr(model, "save_pretrained", None)
+    if callable(save) and hasattr(model, "peft_config"):
+        write_folder(folder, {}, parts, before=lambda scratch: save(str(scratch)))
+    else:
+        write_folder(folder, {TRAINED: learned_state(model)}, parts)

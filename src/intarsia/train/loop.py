@@ -76,10 +76,9 @@ class Loop:
         self.fix_weights: Callable[[], None] = lambda: None  # see `LayerSchedule`
 
     @contextmanager
-    def running(self, ranks: Accelerator, identity: dict[str, Any]) -> Iterator[None]:
-        """Everything that is open or set only while the run goes on."""
-        self.ranks, job = ranks, self.job
-        self.busy = Busy(ranks)
+    def running(self, identity: dict[str, Any]) -> Iterator[None]:
+        """Everything that is open or set only while the run goes on, inside of `shared_out`."""
+        ranks, job = self.ranks, self.job
         shares = ranks.num_processes * job.training.accumulate
         size, seed = job.training.batch_size, job.training.seed
         self.order = Order(size_of(self.train_set), size, seed, shares)
@@ -94,7 +93,7 @@ class Loop:
         self.steps = self.training.epochs * self.order.steps
         self.at.identity = identity
         main = ranks.is_main_process
-        with self._answered(), ExitStack() as stack:
+        with ExitStack() as stack:
             seat = self.how.compute.seat
             self.stop = seat.stop if seat else stack.enter_context(stop_on_signals())
             stack.enter_context(global_kept())
@@ -103,7 +102,6 @@ class Loop:
             schedule = job.recipe.schedule
             if isinstance(schedule, LayerSchedule):
                 self.fix_weights = stack.enter_context(schedule.training(self.model))
-            self.parts = stack.enter_context(self._shared_out())
             self.task = self._look()
             forward = stack.enter_context(wrapped(self.model, self.how, ranks))
             self.learner = Learner(
@@ -134,8 +132,17 @@ class Loop:
             self.bar = stack.enter_context(bar.shown())
             yield
 
-    def _shared_out(self) -> AbstractContextManager[Attached]:
-        """The experts of the model's mixtures on all processes, if that was asked for."""
+    @contextmanager
+    def shared_out(self, ranks: Accelerator) -> Iterator[Attached]:
+        """Inside, the experts of the model's mixtures are on all processes, if that was asked for.
+
+        Raises: TrainingError there, where another process does not answer.
+        """
+        self.ranks, self.busy = ranks, Busy(ranks)
+        with self._answered(), self._attached() as self.parts:
+            yield self.parts
+
+    def _attached(self) -> AbstractContextManager[Attached]:
         strategy, recipe = self.how.compute.parallel, self.job.recipe
         others = {
             type(recipe.schedule).__name__: isinstance(
@@ -148,17 +155,17 @@ class Loop:
             got = next(name for name, there in others.items() if there)
             fix = "Leave one of both out."
             raise ConfigError("parallel", got=got, want="a run of its own weights", fix=fix)
-        return attached(self.model, strategy, meter=self.busy.meter)
+        gather = self.how.compute.gather
+        return attached(self.model, strategy, meter=self.busy.meter, gather=gather)
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
-        """Raises: TrainingError inside, where another process does not answer."""
         try:
             yield
         except RuntimeError as error:
             if self.ranks.num_processes == 1 or not is_lost(error):
                 raise
-            raise lost(f"step {min(self.at.step + 1, self.steps)}", error) from error
+            raise lost(f"after step {self.at.step}", error) from error
 
     def _look(self) -> Task:
         """The task, knowing the model's output for one sample; labels are checked against it."""

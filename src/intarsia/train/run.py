@@ -17,7 +17,7 @@ from ..core.errors import ConfigError, DataError
 from ..core.files import write_text
 from ..schedules import LayerSchedule, SparseSchedule
 from . import record as records
-from .folder import FORMAT, README, Write, owned, write_results
+from .folder import ADAPTER, FORMAT, README, Write, owned, write_results
 from .loop import Job, Loop
 from .precision import cast_frozen, trained
 from .processes import accelerator, on_main
@@ -92,19 +92,23 @@ def _fit(
     loop = Loop(job)
     identity = _identity(about, model) if out is not None else {}
     resident = records.forget_peak()
-    with loop.running(ranks, identity):
-        loop.train(evaluate_every)
-        scores = loop.finish()
-    results = _results(loop, scores, disjoint) | {"peak_bytes": records.peak_bytes(resident)}
-    if loop.learner.masking is not None:
-        results["masks"] = loop.learner.masking.report()
-    done = about | {"record": records.plain_values(record), "results": results}
-    run = Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), out)
-    run = finish(run)
-    if out is not None:
-        split = "test" if "test" in scores else "val"
-        found = scores.get(split)
-        on_main(ranks, lambda: write_results(out, model, run.record, split, found, write))
+    with loop.shared_out(ranks) as parts:
+        with loop.running(identity):
+            loop.train(evaluate_every)
+            scores = loop.finish()
+        results = _results(loop, scores, disjoint) | {"peak_bytes": records.peak_bytes(resident)}
+        if loop.learner.masking is not None:
+            results["masks"] = loop.learner.masking.report()
+        done = about | {"record": records.plain_values(record), "results": results}
+        run = Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), out)
+        run = finish(run)
+        if out is not None:
+            split = "test" if "test" in scores else "val"
+            found, last = scores.get(split), write
+            if parts.parts:  # each process writes its experts
+                write(model, out / ADAPTER, run.record, parts)
+                last = None
+            on_main(ranks, lambda: write_results(out, model, run.record, split, found, last))
     return run
 
 

@@ -157,6 +157,8 @@ class Compute:
       time.  compile: torch.compile the forward; pays for long runs on an accelerator.
     parallel: how the processes share out the experts of mixtures, as intarsia.Fssdp(); None = each
       has all. Of one process it changes nothing.
+    gather: afterwards each process has the whole model again. False: with its own experts alone, so
+      that none needs room for all of them; the run folder has the whole.
     seat: of a run among others that step together, see `train.stack`.
 
     Raises: ConfigError for `parallel` with `recompute` or `compile`, or what is no strategy.
@@ -166,6 +168,7 @@ class Compute:
     recompute: bool = False
     compile: bool = False
     parallel: Strategy | None = None
+    gather: bool = True
     seat: Seat | None = None
 
     def __post_init__(self) -> None:
@@ -211,6 +214,9 @@ class Running:
         if self.resume and self.out is None:
             want, fix = "the folder of the run to go on with", "Pass out='that/folder'."
             raise ConfigError("resume", got="no run folder", want=want, fix=fix)
+        if self.out is None and not self.compute.gather:
+            want, fix = "a folder that then has the whole model", "Pass out='runs/first'."
+            raise ConfigError("gather=False", got="no run folder", want=want, fix=fix)
 
 
 class Options(TypedDict, total=False):
@@ -245,6 +251,7 @@ class Options(TypedDict, total=False):
     recompute: bool
     compile: bool
     parallel: Strategy | None
+    gather: bool
     seat: Seat | None
 
 

@@ -1,0 +1,153 @@
+"""One safetensors file of a whole model, into which each process writes what it has.
+
+The bytes are those that one process with the whole model would write, so that every reader of such
+files reads it, and no process has room for more than its own experts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..core.files import writing
+from .layout import HIDDEN
+from .pieces import Piece, apart
+from .together import write_together
+
+if TYPE_CHECKING:
+    from .attached import Attached
+
+ALIGNED = 8  # bytes of which a header's length is a multiple, blanks at its end
+
+
+def write_folder(
+    folder: str | Path,
+    files: Mapping[str, Mapping[str, Tensor]],
+    parts: Attached | None = None,
+    *,
+    before: Callable[[Path], None] = lambda scratch: None,
+    after: Callable[[Path], None] = lambda scratch: None,
+) -> Path:
+    """Weights of a model, and what goes with them; there as a whole, or not at all.
+
+    files: tensors of the model's state by name, for each safetensors file.
+    parts: of a model inside `attached`; every process then calls this, and writes its experts.
+    before, after: write what else the folder has, in the first process, beside the weights and when
+    all of these are there.
+
+    Raises: TrainingError for a full disk, or a process that is gone.
+    """
+    folder = Path(folder)
+    if parts is None or not parts.parts:
+        with writing(folder) as scratch:
+            scratch.mkdir()
+            before(scratch)
+            for name, tensors in files.items():
+                safetensors.torch.save_file(apart(tensors), scratch / name)
+            after(scratch)
+        return folder
+    first = dist.get_rank(parts.group) == 0
+
+    def own(scratch: Path) -> None:
+        if first:
+            before(scratch)
+        for name, tensors in files.items():
+            write_whole(scratch / name, parts.pieces(tensors), first=first)
+
+    return write_together(folder, own, lambda scratch, _: after(scratch), parts.group)
+
+
+def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: bool) -> None:
+    """Write this process's share of a file; called by every process, in any order, at any time.
+
+    tensors: the model's, the same names in all processes; of experts, the pieces that are here.
+    first: whether it is the process that writes the header, and what all of them have.
+    The file is whole when all have returned.  All need the same file system.
+
+    Raises: OSError for a full disk.
+    """
+    header, starts, end = _header({name: _shape(found) for name, found in tensors.items()}, tensors)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        os.truncate(handle, end)  # alike in all: what others have written stays
+        if first:
+            _put(handle, memoryview(header), 0)
+        for name, found in tensors.items():
+            if isinstance(found, Piece):
+                _put_rows(handle, found, starts[name])
+            elif first:
+                _put(handle, _bytes(found), starts[name])
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _axis(piece: Piece) -> int | None:
+    """That of the hidden units, where a piece has a slice of them."""
+    return HIDDEN.get(piece.name) if piece.of > 1 else None
+
+
+def _shape(found: Tensor | Piece) -> list[int]:
+    """(E, ...) of the whole weight."""
+    if isinstance(found, Tensor):
+        return list(found.shape)
+    shape = [found.experts, *found.value.shape[1:]]
+    if (axis := _axis(found)) is not None:
+        shape[axis] *= found.of
+    return shape
+
+
+def _header(
+    shapes: Mapping[str, list[int]], tensors: Mapping[str, Tensor | Piece]
+) -> tuple[bytes, dict[str, int], int]:
+    """What stands before the numbers, where those of each tensor begin, and the file's bytes."""
+    values = {n: found.value if isinstance(found, Piece) else found for n, found in tensors.items()}
+    # safetensors itself names the types and puts tensors in order
+    empty = safetensors.torch.save({n: torch.empty(0, dtype=v.dtype) for n, v in values.items()})
+    said: dict[str, Any] = json.loads(empty[8 : 8 + struct.unpack("<Q", empty[:8])[0]])
+    at, starts = 0, dict[str, int]()
+    for name, entry in said.items():
+        starts[name], size = at, math.prod(shapes[name]) * values[name].element_size()
+        entry |= {"shape": shapes[name], "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNED)
+    raw = struct.pack("<Q", len(text)) + text
+    return raw, {name: len(raw) + start for name, start in starts.items()}, len(raw) + at
+
+
+def _put_rows(handle: int, piece: Piece, start: int) -> None:
+    """The experts of a piece, each at its place; of a slice, its hidden units."""
+    axis, shape = _axis(piece), _shape(piece)
+    if axis is None and piece.part:
+        return  # a bias after the hidden units: the first slice has it
+    row = math.prod(shape[1:]) * piece.value.element_size()
+    lines = math.prod(shape[1:axis]) if axis is not None else 1  # in which a slice's units adjoin
+    each = row // lines // (piece.of if axis is not None else 1)
+    for expert, value in zip(piece.index.tolist(), piece.value, strict=True):
+        raw, at = _bytes(value), start + expert * row + piece.part * each
+        for line in range(lines):
+            part = raw[line * each : (line + 1) * each]
+            _put(handle, part, at + line * (row // lines))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return memoryview(flat.numpy())  # pyright: ignore[reportArgumentType]
+
+
+def _put(handle: int, raw: memoryview, at: int) -> None:
+    """All of it, however little the system takes at once."""
+    done = 0
+    while done < len(raw):
+        done += os.pwrite(handle, raw[done:], at + done)
