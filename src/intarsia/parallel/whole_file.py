@@ -35,8 +35,8 @@ def write_folder(
     files: Mapping[str, Mapping[str, Tensor]],
     parts: Attached | None = None,
     *,
-    before: Callable[[Path], None] = lambda scratch: None,
-    after: Callable[[Path], None] = lambda scratch: None,
+    before: Callable[[Path], object] = lambda scratch: None,
+    after: Callable[[Path], object] = lambda scratch: None,
 ) -> Path:
     """Weights of a model, and what goes with them; there as a whole, or not at all.
 
@@ -64,7 +64,10 @@ def write_folder(
         for name, tensors in files.items():
             write_whole(scratch / name, parts.pieces(tensors), first=first)
 
-    return write_together(folder, own, lambda scratch, _: after(scratch), parts.group)
+    def finish(scratch: Path, _: object) -> None:
+        after(scratch)
+
+    return write_together(folder, own, finish, parts.group)
 
 
 def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: bool) -> None:
