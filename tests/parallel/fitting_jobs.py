@@ -6,6 +6,7 @@ import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from torch.utils.data import TensorDataset
 
 from intarsia.mixtures.experts import StackedExperts
 from intarsia.mixtures.mixture import Mixture
-from intarsia.parallel import Fssdp, Strategy
+from intarsia.parallel import Fssdp, Meter, Strategy
 from intarsia.parallel.attached import Attached, attached
 from intarsia.placement import Topology
 from intarsia.routers.topk import TopK
 from intarsia.train import checkpoint
 from intarsia.train.folder import write_learned
+from intarsia.train.forward import mean_in_order
 from intarsia.train.loop import Job
 from intarsia.train.objectives import plain
 from intarsia.train.resume import put_back
@@ -111,6 +113,21 @@ def ended(strategy: Strategy, experts: int, folder: Path, gather: bool) -> tuple
     files = [folder / name / "trained.safetensors" for name in ("adapter", "whole")]
     same = gather and len({file.read_bytes() for file in files}) == 1
     return seen.most, sum(p.numel() for p in model.parameters()), same
+
+
+def order_free() -> None:
+    """The mean of gradients has the same bits wherever they stand in a bucket."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    for size in (1, 3, 1003):
+        every = torch.randn(world, size, generator=torch.Generator().manual_seed(size))
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+        want = torch.zeros(size)
+        for row in every:
+            want = want + row / world
+        for place in (torch.arange(size), order):
+            here = every[rank][place]
+            bucket: Any = SimpleNamespace(buffer=here.clone)
+            assert torch.equal(mean_in_order(Meter(), bucket).value(), want[place])
 
 
 class Stop(Exception):

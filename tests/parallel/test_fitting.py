@@ -73,6 +73,12 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
         assert scores == pytest.approx(told, rel=1e-6)
 
 
+def test_the_mean_of_gradients_does_not_depend_on_their_place(four: Processes) -> None:
+    from fitting_jobs import order_free  # pyright: ignore[reportMissingImports]
+
+    four.run(order_free)
+
+
 @pytest.mark.parametrize(("strategy", "experts"), [(Fssdp(1, 3), 6), (Tutel(), 2)])
 def test_all_write_the_file_that_one_process_would(
     four: Processes, strategy: Strategy, experts: int, tmp_path: Path

@@ -96,6 +96,17 @@ class Attached:
             return own_part(name, value.rows(index), torch.arange(len(index)), *sliced)
         return own_part(name, value, index, *sliced)
 
+    def past(self) -> dict[str, list[Tensor]]:
+        """Loads of the newest batches, by part, of those that go by them; alike everywhere."""
+        found = {path: getattr(part, "past", None) for path, part in self.parts.items()}
+        return {path: list(loads) for path, loads in found.items() if loads is not None}
+
+    def follow(self, past: Mapping[str, Sequence[Tensor]]) -> None:
+        """Go on from these loads, of any number of processes."""
+        for path, part in self.parts.items():
+            if path in past and hasattr(part, "past"):
+                cast(Any, part).past = list(past[path])
+
     def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:

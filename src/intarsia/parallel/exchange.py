@@ -110,6 +110,17 @@ def lost(what: str, error: Exception, group: Group = None) -> TrainingError:
     return TrainingError(what, got=got, want="all processes to take part", fix=fix)
 
 
+@contextmanager
+def answered(what: Callable[[], str], group: Group = None) -> Iterator[None]:
+    """Raises: TrainingError inside, where another process does not answer, for what was done."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise lost(what(), error, group) from error
+
+
 def exchanged(
     rows: Tensor,
     send: Sequence[int],

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from ..core.errors import IntarsiaError
 from ..core.files import disk_error, sync, writing
-from .exchange import Group, is_lost, lost
+from .exchange import Group, answered
 
 Said = TypeVar("Said")
 
@@ -78,12 +78,8 @@ def _tried(job: Callable[[], Any], target: Path) -> Any:
 def _everyone(own: Any, target: Path, group: Group) -> list[Any]:
     """What all processes say, by rank.  Raises: the first error among it, in each of them."""
     found: list[Any] = [None] * dist.get_world_size(group)
-    try:
+    with answered(lambda: f"writing {target}", group):
         dist.all_gather_object(found, own, group=group)
-    except RuntimeError as error:
-        if not is_lost(error):
-            raise
-        raise lost(f"writing {target}", error, group) from error
     for said in found:
         if isinstance(said, IntarsiaError):
             raise said

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from ..core.checks import at_least
 from ..core.errors import DataError
 from ..core.modes import evaluating
+from ..parallel.exchange import answered
 from .objectives import logits_of
 from .order import Batch, Key, Reader, read, size_of, to_device
 from .precision import autocast, compute_dtype
@@ -82,7 +83,8 @@ def each(
             found.append(of(output, batch))
     rows = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
     if state.num_processes > 1:
-        rows = tuple(gather(part) for part in rows)
+        with answered(lambda: "an evaluation"):
+            rows = tuple(gather(part) for part in rows)
     return tuple(part[:count].cpu() for part in rows)
 
 

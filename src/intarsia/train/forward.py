@@ -7,22 +7,27 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..gating import finding_once, having, redraw
+from ..parallel.exchange import Meter, exchanged
 from .record import bare
 from .settings import Running
 from .stack import Seated
 
 
 @contextmanager
-def wrapped(model: nn.Module, running: Running, accelerator: Accelerator) -> Iterator[nn.Module]:
+def wrapped(
+    model: nn.Module, running: Running, accelerator: Accelerator, meter: Meter
+) -> Iterator[nn.Module]:
     """The model for training; its settings are restored afterwards.
 
     Each process draws its own rows of the joined batch's draws. Under `recompute` draws are held
     until the next `redraw`, so that the second computation meets the same experts.
+    meter: of what processes on CPUs send of gradients, and wait for.
     Raises: ConfigError for recompute on a model that does not offer it.
     """
     shared: dict[str, Any] = {"shard": (accelerator.process_index, accelerator.num_processes)}
@@ -38,12 +43,38 @@ def wrapped(model: nn.Module, running: Running, accelerator: Accelerator) -> Ite
                 forward = cast(nn.Module, torch.compile(model))
             if accelerator.num_processes > 1:
                 forward = accelerator.prepare_model(forward)
+                if accelerator.device.type == "cpu":
+                    ddp: Any = forward
+                    # a lambda has no annotations; DistributedDataParallel takes none that are text
+                    hook = lambda meter, bucket: mean_in_order(meter, bucket)  # noqa: E731
+                    ddp.register_comm_hook(meter, hook)
             with finding_once(model, forward):
                 yield forward
     finally:
         redraw(model)
         if running.compute.recompute:
             _set_recompute(model, False)
+
+
+def mean_in_order(meter: Meter, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """1/W sum_r g_r of each gradient, added up in the order of the processes, wherever it stands.
+
+    As a sum over a ring it moves 2 (W - 1) / W of the bucket: a part to the process that adds it
+    up, and back. A ring's order depends on the place in a bucket, and DistributedDataParallel fills
+    its buckets otherwise after a run's first step: a run that goes on would end with other bits.
+    """
+    flat, world = bucket.buffer(), dist.get_world_size()
+    parts = [len(part) for part in flat.tensor_split(world)]
+    own = [parts[dist.get_rank()]] * world
+    with torch.no_grad():
+        come = exchanged(flat / world, parts, own, meter=meter, name="gradients")
+        total, *others = come.view(world, own[0])
+        for other in others:
+            total = total + other
+        mean = exchanged(total.repeat(world), own, parts, meter=meter, name="gradients.back")
+    found = torch.futures.Future[Tensor]()
+    found.set_result(mean)
+    return found
 
 
 def _set_recompute(model: nn.Module, on: bool) -> None:

@@ -21,7 +21,7 @@ from ..core.modes import evaluating, modes_kept
 from ..core.seeds import mix
 from ..gating import load as statistics
 from ..parallel.attached import Attached, attached
-from ..parallel.exchange import is_lost, lost
+from ..parallel.exchange import answered
 from ..schedules import LayerSchedule, SparseSchedule
 from ..schedules.phases import Settle
 from . import checkpoint, resume
@@ -103,7 +103,7 @@ class Loop:
             if isinstance(schedule, LayerSchedule):
                 self.fix_weights = stack.enter_context(schedule.training(self.model))
             self.task = self._look()
-            forward = stack.enter_context(wrapped(self.model, self.how, ranks))
+            forward = stack.enter_context(wrapped(self.model, self.how, ranks, self.busy.meter))
             self.learner = Learner(
                 self.model, forward, job.objective, job.training, job.recipe, ranks, self.task
             )
@@ -139,7 +139,8 @@ class Loop:
         Raises: TrainingError there, where another process does not answer.
         """
         self.ranks, self.busy = ranks, Busy(ranks)
-        with self._answered(), self._attached() as self.parts:
+        here = answered(lambda: f"after step {self.at.step}")
+        with here, self._attached() as self.parts:
             yield self.parts
 
     def _attached(self) -> AbstractContextManager[Attached]:
@@ -157,15 +158,6 @@ class Loop:
             raise ConfigError("parallel", got=got, want="a run of its own weights", fix=fix)
         gather = self.how.compute.gather
         return attached(self.model, strategy, meter=self.busy.meter, gather=gather)
-
-    @contextmanager
-    def _answered(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:
-            if self.ranks.num_processes == 1 or not is_lost(error):
-                raise
-            raise lost(f"after step {self.at.step}", error) from error
 
     def _look(self) -> Task:
         """The task, knowing the model's output for one sample; labels are checked against it."""

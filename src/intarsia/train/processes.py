@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from ..core.checks import check_device, from_environment
 from ..core.errors import ConfigError, IntarsiaError
+from ..parallel.exchange import answered
 from .progress import CSV
 
 Result = TypeVar("Result")
@@ -152,7 +153,8 @@ def on_main(ranks: Accelerator | PartialState, job: Callable[[], Result]) -> Res
                 raise
             found = error
     if ranks.num_processes > 1:
-        found = broadcast_object_list([found])[0]
+        with answered(lambda: "what the first process says"):
+            found = broadcast_object_list([found])[0]
     if isinstance(found, IntarsiaError):
         raise found
     return cast(Result, found)

@@ -94,6 +94,7 @@ def capture(model: nn.Module, learner: Learner, at: Position, ranks: Accelerator
         "learner": learner.state(),
         "loads": {name: (list(load.share), load.active) for name, load in at.loads.items()},
         "counts": {n: (r.received, r.served) for n, r in learned_routers(model).items()},
+        "past": learner.parts.past(),
         "draws": generator_states(model),
         "random": random,
     }
@@ -116,6 +117,7 @@ def restore(
     mine = learner.parts.own
     put_back(model, mine(state["learned"]))
     learner.load_state(state["learner"])
+    learner.parts.follow(state.get("past", {}))  # checkpoints were once written without
     set_generator_states(model, state["draws"])
     random = state["random"]
     set_global_state(random[ranks.process_index % len(random)])  # of fewer processes, perhaps
