@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,10 +36,11 @@ from intarsia.methods.baselines import FullTuning
 from intarsia.mixtures.experts_function import stock_experts
 from intarsia.mixtures.fused_experts import FusedExperts
 from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, Meter, Strategy, Tutel
-from intarsia.parallel.attached import attached
+from intarsia.parallel.attached import Attached, attached
 from intarsia.parallel.layout import size_of
 from intarsia.parallel.trial import LINKS, as_planned
 from intarsia.placement import ExpertSize
+from intarsia.train import checkpoint
 
 SIZES: dict[str, Any] = {
     "vocab_size": 31,
@@ -58,6 +60,10 @@ def mixtral() -> Any:
     return MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=8))
 
 
+def mixtral_of_two() -> Any:
+    return MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=2))
+
+
 def olmoe() -> Any:
     sizes = {n: v for n, v in SIZES.items() if n != "head_dim"}
     return OlmoeForCausalLM(OlmoeConfig(**sizes, num_experts=8, eos_token_id=None))
@@ -68,9 +74,9 @@ def qwen() -> Any:
     return Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES, **more))
 
 
-def gpt_oss() -> Any:
+def gpt_oss(experts: int = 8) -> Any:
     """Transposed, interleaved, with biases."""
-    found = GptOssForCausalLM(GptOssConfig(**SIZES, num_local_experts=8))
+    found = GptOssForCausalLM(GptOssConfig(**SIZES, num_local_experts=experts))
     for name, weight in found.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(weight)
@@ -82,9 +88,14 @@ KINDS: Mapping[str, Callable[[], Any]] = MappingProxyType(
 )
 
 
+OF_TWO: Mapping[str, Callable[[], Any]] = MappingProxyType(
+    {"mixtral-of-two": mixtral_of_two, "gpt-oss-of-two": partial(gpt_oss, 2)}
+)
+
+
 def built(kind: str) -> Any:
     torch.manual_seed(0)
-    model = KINDS[kind]()
+    model = (KINDS | OF_TWO)[kind]()
     for weight in model.parameters():
         nn.init.normal_(weight, std=0.3)
     model.set_experts_implementation("eager")  # grouped products know no float64
@@ -188,6 +199,14 @@ def all_kinds() -> None:
         with_nothing(strategy)
 
 
+def in_slices() -> None:
+    """Two experts on four processes: each has half of the hidden units of one."""
+    for strategy in (Tutel(0), Tutel(1), Tutel(2), DeepSpeed()):
+        of_stock("mixtral-of-two", strategy)
+    for strategy in (Tutel(1), Tutel(2), DeepSpeed()):
+        of_stock("gpt-oss-of-two", strategy)
+
+
 def in_transformers() -> None:
     """The same exchange, asked for by name where transformers shards a model out."""
     whole, model = built("mixtral"), built("mixtral")
@@ -248,13 +267,18 @@ def written_by_all(folder: Path) -> None:
 
 def with_changes(folder: Path) -> None:
     """`save` inside `attached`, called by all, writes what `save` in one process does; it loads."""
-    for kind in ("mixtral", "gpt-oss"):
+    for kind in ("mixtral", "gpt-oss", *OF_TWO):
+        strategy = Tutel() if kind in OF_TWO else ExpertParallel()
         model: Any = apply(built(kind), FullTuning(), seed=0)
         at = folder / f"{kind}-changed"
-        with attached(model, ExpertParallel()) as parts:
+        with attached(model, strategy) as parts:
             for weight in model.parameters():
                 weight.data.mul_(1.5)
             save(model, at, parts=parts)
+            said = {"model": parts.pieces(model.state_dict())}
+            again = checkpoint.load(checkpoint.save_together(folder / f"{kind}-state", said))
+            own = parts.own(again["model"])
+            assert all(torch.equal(t, own[n]) for n, t in model.state_dict().items())
         if dist.get_rank() == 0:
             save(model, folder / f"{kind}-alone")
             names = sorted(path.name for path in at.iterdir())
@@ -263,6 +287,7 @@ def with_changes(folder: Path) -> None:
                 there = folder / f"{kind}-alone" / name
                 assert (at / name).read_bytes() == there.read_bytes(), name
             found: Any = load(built(kind), at)
-            wanted = model.state_dict()
+            wanted, whole = model.state_dict(), Attached({}).own(again["model"])
             assert all(torch.equal(t, wanted[n]) for n, t in found.state_dict().items())
+            assert all(torch.equal(t, wanted[n]) for n, t in whole.items())
         dist.barrier()

@@ -18,6 +18,7 @@ from torch import Tensor
 from intarsia.core.errors import CheckpointError, IntarsiaError
 from intarsia.parallel import ExpertParallel, Processes, Strategy, Tutel
 from intarsia.parallel.attached import Attached
+from intarsia.parallel.layout import STACKED
 from intarsia.parallel.pieces import Piece, Pieces, Stored, write_file
 from intarsia.parallel.together import _written as written_and_synced
 from intarsia.train import checkpoint
@@ -39,7 +40,7 @@ def written(folder: Path) -> list[dict[str, Any]]:
     said: list[dict[str, Any]] = []
     for rank, index in enumerate(lots):
         own: dict[str, Tensor | Piece] = {
-            name: Piece(whole[name][index], name, index, 0, 1, 6) for name in SHAPES
+            name: Piece(whole[name][index], STACKED[name], index, 0, 1, 6) for name in SHAPES
         }
         if rank == 2:
             own |= {"head": whole["head"], "steps": whole["steps"]}
@@ -132,9 +133,8 @@ def test_a_damaged_folder_is_the_same_or_refused(tmp_path: Path) -> None:
         json.dumps({n: {"__tensor__": n} for n in (*SHAPES, "head", "steps")})
     )
     sha = checkpoint.sha256(folder / checkpoint.STATE)
-    (folder / checkpoint.MANIFEST).write_text(
-        json.dumps({"sha256": {checkpoint.STATE: sha}, "parts": said})
-    )
+    hashes = {checkpoint.STATE: sha, "parts": checkpoint._digest(said)}
+    (folder / checkpoint.MANIFEST).write_text(json.dumps({"sha256": hashes, "parts": said}))
     want = everything(checkpoint.load(folder))
     assert want.keys() == {f"/{n}" for n in values()}
     draws, refused = random.Random(0), 0

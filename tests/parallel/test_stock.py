@@ -18,7 +18,16 @@ from intarsia.hosts.expert_parallel import register_exchange
 from intarsia.mixtures.experts_function import StockExperts, stock_experts
 from intarsia.mixtures.fused_experts import FusedExperts
 from intarsia.parallel import Processes
-from intarsia.parallel.layout import cut, having, packed, size_of, unpacked
+from intarsia.parallel.layout import (
+    cut,
+    having,
+    joined,
+    packed,
+    put_part,
+    size_of,
+    units_of,
+    unpacked,
+)
 from intarsia.parallel.places import pairs_of, places
 from intarsia.placement import ExpertSize
 
@@ -28,6 +37,13 @@ def test_four_processes_are_one_for_stock_models(group: Processes) -> None:
     from stock_jobs import all_kinds  # pyright: ignore[reportMissingImports]
 
     group.run(all_kinds)
+
+
+def test_slices_of_stock_experts_are_one_process(group: Processes) -> None:
+    """More processes than experts: logits, gradients, bytes; every degree of Tutel's."""
+    from stock_jobs import in_slices  # pyright: ignore[reportMissingImports]
+
+    group.run(in_slices)
 
 
 def test_transformers_takes_our_exchange_by_name(group: Processes) -> None:
@@ -81,10 +97,39 @@ def test_fused_experts_are_those_of_the_model(kind: str) -> None:
     assert all(p.grad is not None and not p.grad.any() for p in kept.parameters())
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "gpt-oss"])
+@pytest.mark.usefixtures("group")
+def test_slices_of_fused_experts_add_up_to_the_whole(kind: str) -> None:
+    """Gates beside or before their values, transposed or not, with biases or without."""
+    _, fused, _ = stock(kind)
+    x = torch.randn(7, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expert, every = torch.arange(7), torch.arange(8)
+    want = fused(x, expert)
+    for count in (2, 3, 6):
+        parts = [cut(fused, every, part, count) for part in range(count)]
+        assert_close(sum(of(x, expert) for of in parts), want, rtol=0, atol=1e-12)
+        assert [size_of(of).hidden for of in parts] == [6 // count] * count
+        again = joined([unpacked(packed(of), of) for of in parts], fused)
+        whole: torch.Tensor | None = None
+        for name, weight in fused.named_parameters():
+            assert torch.equal(again[name], weight)
+            whole = None
+            for part, of in enumerate(parts):
+                lot = 8, every, part, count
+                whole = put_part(units_of(fused, name), whole, getattr(of, name).data, *lot)
+            assert whole is not None and torch.equal(whole, weight)
+
+
 @pytest.mark.usefixtures("group")
 def test_what_stock_models_cannot_do_is_refused() -> None:
     of, fused, model = stock("mixtral")
-    with pytest.raises(ConfigError, match="slices of the 8 experts .* Use at most 8 processes"):
+    with pytest.raises(ConfigError, match="6 hidden units for 4 parts"):
+        cut(fused, torch.arange(8), 0, 4)
+    fused.adds = False
+    with pytest.raises(ConfigError, match="a norm of their outputs.* Use at most 8 processes"):
+        cut(fused, torch.arange(8), 0, 2)
+    fused.adds, fused.names = True, (*fused.names, "scale")
+    with pytest.raises(ConfigError, match="'scale' among the weights"):
         cut(fused, torch.arange(8), 0, 2)
     with pytest.raises(ConfigError, match="a model without mixtures"):
         places(nn.Linear(2, 2))

@@ -115,7 +115,7 @@ def test_slices_add_up_to_the_whole() -> None:
     parts = [cut(whole, every, part, 3) for part in range(3)]
     x, expert = trial.rows(6), torch.tensor([0, 0, 1, 1, 2, 2])
     assert torch.equal(torch.stack([of(x, expert) for of in parts]).sum(0), whole(x, expert))
-    again = joined([unpacked(packed(of), of) for of in parts])
+    again = joined([unpacked(packed(of), of) for of in parts], whole)
     assert all(torch.equal(again[name], weight) for name, weight in whole.named_parameters())
     assert torch.equal(having(parts[0], again, 3)(x, expert), whole(x, expert))
     with pytest.raises(ConfigError, match="number that divides"):

@@ -36,6 +36,10 @@ class FusedExperts(Experts):
         self.experts, self.width, self.hidden = of.experts, of.width, of.hidden
         self.outputs, self.gated = of.width, of.gated
         self.biased, self.names = bool(getattr(of.module, "has_bias", False)), tuple(named)
+        flags: Any = of.module
+        self.transposed, self.concatenated = bool(flags.is_transposed), bool(flags.is_concatenated)
+        # a norm of an expert's output is no sum over its hidden units
+        self.adds = not getattr(of.module, "has_post_expert_norm", False)
         shell = copy.copy(of.module)
         vars(shell).update(_parameters={}, _modules=dict(of.module._modules))
         vars(self)["shell"] = shell  # no part of ours: it has no weights

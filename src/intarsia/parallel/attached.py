@@ -16,7 +16,7 @@ from ..core.errors import CheckpointError, ConfigError
 from ..placement.topology import Topology
 from .auto import Auto
 from .exchange import Group, Meter, Wire
-from .layout import own_part, put_part
+from .layout import own_part, put_part, units_of
 from .pieces import Piece, Stored
 from .places import places
 from .running import check_alike
@@ -68,7 +68,8 @@ class Attached:
 
     def piece(self, part: Part, name: str, value: Tensor) -> Piece:
         """What this process has of a weight, or of what an optimiser remembers of it."""
-        return Piece(value, name, *part.lot(dist.get_rank(self.group)), self._experts(part))
+        units = units_of(part.local, name)
+        return Piece(value, units, *part.lot(dist.get_rank(self.group)), self._experts(part))
 
     def _experts(self, part: Part) -> int:
         """E of a layer."""
@@ -92,9 +93,10 @@ class Attached:
             got, want = f"{there} experts in {name!r}", f"{own}, as this model has"
             fix = "Open it with the model that it was written of; processes may differ."
             raise CheckpointError("experts of a checkpoint", got=got, want=want, fix=fix)
+        units = units_of(part.local, name)
         if isinstance(value, Stored):
-            return own_part(name, value.rows(index), torch.arange(len(index)), *sliced)
-        return own_part(name, value, index, *sliced)
+            return own_part(units, value.rows(index), torch.arange(len(index)), *sliced)
+        return own_part(units, value, index, *sliced)
 
     def past(self) -> dict[str, list[Tensor]]:
         """Loads of the newest batches, by part, of those that go by them; alike everywhere."""
@@ -152,7 +154,7 @@ class Attached:
             rows = value.detach().contiguous() if of == rank else value.new_empty(shape)
             source = of if self.group is None else dist.get_global_rank(self.group, of)
             dist.broadcast(rows, source, group=self.group)
-            whole = put_part(name, whole, rows, experts, *lot)
+            whole = put_part(units_of(part.local, name), whole, rows, experts, *lot)
         assert whole is not None
         return whole
 

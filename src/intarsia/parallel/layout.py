@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,55 @@ class OwnExperts(Experts):
 
 
 Cuttable = StackedExperts | FusedExperts  # whose weights have a row for each expert
-HIDDEN: Mapping[str, int] = {"up": 1, "up_bias": 1, "gate": 1, "gate_bias": 1, "down": 2}  # axes
+
+
+@dataclass(frozen=True)
+class Units:
+    """Where the h hidden units of an expert stand in a weight (E, ...).
+
+    axis: along which; runs: of all of them, one after the other (2: gates, then the values that
+    they gate); each: numbers of a unit side by side (2: a gate and its value).
+    """
+
+    axis: int
+    runs: int = 1
+    each: int = 1
+
+    def part(self, weight: Tensor, part: int, of: int) -> Tensor:
+        """The part-th of `of` equal parts, a view.  (E, ..., runs, h / of, each, ...)."""
+        apart = self.apart(weight)
+        count = apart.shape[self.axis + 1] // of
+        return apart.narrow(self.axis + 1, part * count, count)
+
+    def apart(self, weight: Tensor) -> Tensor:
+        """(E, ..., runs h each, ...) -> (E, ..., runs, h, each, ...)."""
+        return weight.unflatten(self.axis, (self.runs, -1, self.each))
+
+    def together(self, apart: Tensor) -> Tensor:
+        """The inverse of `apart`."""
+        return apart.flatten(self.axis, self.axis + 2)
+
+
+STACKED: Mapping[str, Units] = {
+    **{name: Units(1) for name in ("up", "up_bias", "gate", "gate_bias")},
+    "down": Units(2),
+}
+
+
+def units_of(experts: nn.Module, name: str) -> Units | None:
+    """Where hidden units stand in a weight of these experts; None for one that has none of them."""
+    if not isinstance(experts, FusedExperts):
+        return STACKED.get(name)
+    into, out = (2, 1) if experts.transposed else (1, 2)
+    two = {"runs": 2} if experts.concatenated else {"each": 2}
+    fused = {
+        "gate_up_proj": Units(into, **two),
+        "gate_up_proj_bias": Units(1, **two),
+        "up_proj": Units(into),
+        "up_proj_bias": Units(1),
+        "down_proj": Units(out),
+    }
+    return fused.get(name)
 
 
 def stacked(experts: Experts) -> Cuttable:
@@ -63,47 +112,66 @@ def cut(experts: Cuttable, index: Tensor, part: int = 0, of: int = 1) -> Cuttabl
     """
     hidden = size_of(experts).hidden
     if of > 1 and isinstance(experts, FusedExperts):
-        got, want = f"slices of the {experts.experts} experts of a stock model", "whole experts"
-        fix = f"Use at most {experts.experts} processes, or ExpertParallel()."
-        raise ConfigError("slices of experts", got=got, want=want, fix=fix)
+        _check_sums(experts)
     if hidden % of:
         got, want = f"{hidden} hidden units for {of} parts", "a number that divides them"
         raise ConfigError("slices of experts", got=got, want=want, fix="Use fewer processes.")
     found = copy.copy(experts)
     vars(found).update(_parameters={})
     for name, weight in experts.named_parameters(recurse=False):
-        value = own_part(name, weight.detach(), index, part, of)
+        units = units_of(experts, name)
+        value = own_part(units, weight.detach(), index, part, of)
         own = nn.Parameter(value.clone(), weight.requires_grad)
-        if part and name not in HIDDEN and own.requires_grad:
+        if part and units is None and own.requires_grad:
             own.register_hook(torch.zeros_like)  # it is learned in the first part alone
         setattr(found, name, own)
     found.experts = len(index)
+    if isinstance(found, FusedExperts):
+        found.hidden = hidden // of
     return found
 
 
-def own_part(name: str, whole: Tensor, index: Tensor, part: int, of: int) -> Tensor:
+def _check_sums(experts: FusedExperts) -> None:
+    """Raises: ConfigError for experts whose output is no sum over slices of their hidden units."""
+    fused = "gate_up_proj", "up_proj", "down_proj"
+    known = {f"{name}{end}" for name in fused for end in ("", "_bias")}
+    if strange := sorted(set(experts.names) - known):
+        got = f"{strange[0]!r} among the weights of a stock model's experts"
+    elif not experts.adds:
+        got = "experts of a stock model with a norm of their outputs"
+    else:
+        return
+    want, fix = "whole experts", f"Use at most {experts.experts} processes, or ExpertParallel()."
+    raise ConfigError("slices of experts", got=got, want=want, fix=fix)
+
+
+def own_part(units: Units | None, whole: Tensor, index: Tensor, part: int, of: int) -> Tensor:
     """Of a weight of all experts, what stands in these, in the part-th slice.  (E, ...)."""
     value = whole[index]
-    if name in HIDDEN and of > 1:
-        each = value.shape[HIDDEN[name]] // of
-        return value.narrow(HIDDEN[name], part * each, each)
+    if units is not None and of > 1:
+        return units.together(units.part(value, part, of))
     return torch.zeros_like(value) if part else value
 
 
 def put_part(
-    name: str, whole: Tensor | None, value: Tensor, experts: int, index: Tensor, part: int, of: int
+    units: Units | None,
+    whole: Tensor | None,
+    value: Tensor,
+    experts: int,
+    index: Tensor,
+    part: int,
+    of: int,
 ) -> Tensor:
     """The inverse of `own_part`, one part after another.  Returns the whole so far."""
-    axis = HIDDEN.get(name) if of > 1 else None
+    units = units if of > 1 else None
     if whole is None:
         shape = [experts, *value.shape[1:]]
-        if axis is not None:
-            shape[axis] *= of
+        if units is not None:
+            shape[units.axis] *= of
         whole = value.new_zeros(shape)
-    if axis is not None:
-        each = value.shape[axis]
-        rows = whole.narrow(axis, part * each, each)
-        rows[index] = value
+    if units is not None:
+        rows = units.part(whole, part, of)
+        rows[index] = units.apart(value)
     elif not part:
         whole[index] = value
     return whole
@@ -125,15 +193,17 @@ def unpacked(rows: Tensor, like: Cuttable) -> dict[str, Tensor]:
     }
 
 
-def joined(slices: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def joined(slices: Sequence[Mapping[str, Tensor]], like: Cuttable) -> dict[str, Tensor]:
     """Experts of as many hidden units as these slices of them have together."""
-    first = slices[0]
-    return {
-        name: torch.cat([of[name] for of in slices], HIDDEN[name])
-        if name in HIDDEN
-        else torch.stack([of[name] for of in slices]).sum(0)
-        for name in first
-    }
+    found: dict[str, Tensor] = {}
+    for name in slices[0]:
+        values, units = [of[name] for of in slices], units_of(like, name)
+        if units is None:
+            found[name] = torch.stack(values).sum(0)
+        else:
+            apart = [units.apart(value) for value in values]
+            found[name] = units.together(torch.cat(apart, units.axis + 1))
+    return found
 
 
 def having(like: Cuttable, weights: Mapping[str, Tensor], experts: int) -> Cuttable:

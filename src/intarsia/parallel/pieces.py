@@ -8,8 +8,9 @@ their rows alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,19 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError
 from ..core.files import unbroken
-from .layout import put_part
+from .layout import STACKED, Units, put_part
 
 
 @dataclass(frozen=True)
 class Piece:
     """Rows of a weight of all experts, or of what an optimiser remembers of it.
 
-    value: (n, ...), which this process has; name: of the weight; index: (n,), whose they are, of
-    E = experts; part, of: which of how many slices of their hidden units.
+    value: (n, ...), which this process has; units: where hidden units stand in it; index: (n,),
+    whose they are, of E = experts; part, of: which of how many slices of their hidden units.
     """
 
     value: Tensor
-    name: str
+    units: Units | None
     index: Tensor
     part: int
     of: int
@@ -49,7 +50,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor | Piece]) -> dict[str, A
             said["whole"][key] = _sha256(value)
             continue
         said["pieces"][key] = {
-            "weight": found.name,
+            "units": None if found.units is None else astuple(found.units),
             "experts": found.experts,
             "index": found.index.tolist(),
             "part": found.part,
@@ -80,6 +81,18 @@ def _sha256(tensor: Tensor) -> str:
     return hashlib.sha256(flat.numpy()).hexdigest()  # pyright: ignore[reportArgumentType]
 
 
+def _units(piece: Mapping[str, Any]) -> Units | None:
+    """Where hidden units stand; manifests were once written with the names of our own experts."""
+    if "units" not in piece:
+        return STACKED.get(piece["weight"])
+    if piece["units"] is None:
+        return None
+    axis, runs, each = map(int, piece["units"])
+    if axis not in (1, 2) or min(runs, each) < 1:
+        raise ValueError(f"hidden units at {piece['units']}")
+    return Units(axis, runs, each)
+
+
 class Pieces:
     """The weights of a folder, opened: all experts are there, and every file is.
 
@@ -96,7 +109,8 @@ class Pieces:
             self.pieces: dict[str, list[Any]] = {}
             for of in said:
                 for key, piece in of["pieces"].items():
-                    self.pieces.setdefault(key, []).append(piece | {"file": of["file"]})
+                    own = piece | {"file": of["file"], "units": _units(piece)}
+                    self.pieces.setdefault(key, []).append(own)
             self._check_all_there(files)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._damaged("its manifest", f"{type(error).__name__}: {error}") from error
@@ -131,7 +145,7 @@ class Pieces:
                 ]
             to = torch.tensor([place for _, place in at])
             lot = len(index), to, piece["part"], piece["of"]
-            whole = put_part(piece["weight"], whole, torch.stack(rows), *lot)
+            whole = put_part(piece["units"], whole, torch.stack(rows), *lot)
         if whole is None:  # no expert is wanted
             whole = self.all(key)[:0]
         return whole
@@ -155,11 +169,15 @@ class Pieces:
                 got, want = f"{len(there)} parts of experts of {key!r}", f"{count}"
                 raise self._damaged("its manifest", got, want=want)
 
-    def _opened(self, file: str) -> Any:
+    @contextmanager
+    def _opened(self, file: str) -> Iterator[Any]:
+        """Raises: CheckpointError inside, for what the file has not."""
         try:
             with unbroken():
-                return safe_open(str(self.folder / file), "pt")
-        except (OSError, SafetensorError) as error:
+                opened = safe_open(str(self.folder / file), "pt")
+            with opened:
+                yield opened
+        except (OSError, IndexError, SafetensorError) as error:
             raise self._damaged(file, f"{type(error).__name__}: {error}") from error
 
     def _same(self, value: Tensor, sha: str, what: str) -> Tensor:

@@ -16,7 +16,7 @@ from ..placement.plan import DevicePlan
 from ..placement.topology import Topology
 from ..placement.trace import Trace
 from .exchange import Meter, Wire
-from .layout import own_part, size_of
+from .layout import own_part, size_of, units_of
 from .strategy import Strategy, run
 
 LINKS = Topology.two_level(2, 2)
@@ -141,7 +141,7 @@ def of_part(what: str, part: torch.nn.Module, of: StackedExperts, exact: bool) -
     local = getattr(part, "local", part)
     lot = part.lot(dist.get_rank())  # pyright: ignore[reportCallIssue]
     for name, weight in local.named_parameters(recurse=False):
-        full = own_part(name, getattr(of, name).grad, *lot)
+        full = own_part(units_of(local, name), getattr(of, name).grad, *lot)
         grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
         same(f"{what}: {name}", grad, full, exact)
 

@@ -222,7 +222,7 @@ class TutelExperts(OwnExperts):
             return having(self.local, unpacked(rows.flatten(0, 1), self.local), self.experts)
         count = self.slices if degree == 0 else self.slices // degree
         by_expert = rows.view(-1, count, *rows.shape[1:]).unbind(1)  # slices of (E', n, P / S)
-        weights = joined([unpacked(of.flatten(0, 1), self.local) for of in by_expert])
+        weights = joined([unpacked(of.flatten(0, 1), self.local) for of in by_expert], self.local)
         return having(self.local, weights, len(next(iter(weights.values()))))
 
     def _sent(self, rows: Tensor, chunk: int, degree: int, weights: Cuttable) -> Tensor:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.files import writing
-from .layout import HIDDEN
+from .layout import Units
 from .pieces import Piece, apart
 from .together import write_together
 
@@ -95,9 +95,9 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: boo
         os.close(handle)
 
 
-def _axis(piece: Piece) -> int | None:
-    """That of the hidden units, where a piece has a slice of them."""
-    return HIDDEN.get(piece.name) if piece.of > 1 else None
+def _units(piece: Piece) -> Units | None:
+    """Where hidden units stand, if a piece has a slice of them."""
+    return piece.units if piece.of > 1 else None
 
 
 def _shape(found: Tensor | Piece) -> list[int]:
@@ -105,8 +105,8 @@ def _shape(found: Tensor | Piece) -> list[int]:
     if isinstance(found, Tensor):
         return list(found.shape)
     shape = [found.experts, *found.value.shape[1:]]
-    if (axis := _axis(found)) is not None:
-        shape[axis] *= found.of
+    if (units := _units(found)) is not None:
+        shape[units.axis] *= found.of
     return shape
 
 
@@ -131,12 +131,13 @@ def _header(
 
 def _put_rows(handle: int, piece: Piece, start: int) -> None:
     """The experts of a piece, each at its place; of a slice, its hidden units."""
-    axis, shape = _axis(piece), _shape(piece)
-    if axis is None and piece.part:
+    units, shape = _units(piece), _shape(piece)
+    if units is None and piece.part:
         return  # a bias after the hidden units: the first slice has it
     row = math.prod(shape[1:]) * piece.value.element_size()
-    lines = math.prod(shape[1:axis]) if axis is not None else 1  # in which a slice's units adjoin
-    each = row // lines // (piece.of if axis is not None else 1)
+    # lines in which a slice's units adjoin
+    lines = 1 if units is None else math.prod(shape[1 : units.axis]) * units.runs
+    each = row // lines // (1 if units is None else piece.of)
     for expert, value in zip(piece.index.tolist(), piece.value, strict=True):
         raw, at = _bytes(value), start + expert * row + piece.part * each
         for line in range(lines):

@@ -100,7 +100,8 @@ def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -
 
     def finish(scratch: Path, said: list[dict[str, Any]]) -> None:
         (scratch / STATE).write_text(json.dumps(tree))
-        manifest = {"sha256": {STATE: sha256(scratch / STATE)}, "parts": said}
+        hashes = {STATE: sha256(scratch / STATE), "parts": _digest(said)}
+        manifest = {"sha256": hashes, "parts": said}
         (scratch / MANIFEST).write_text(json.dumps(manifest))
 
     def part(scratch: Path) -> dict[str, Any]:
@@ -150,6 +151,9 @@ def load(path: Path) -> dict[str, Any]:
                 raise _damaged(path / name, "other bytes than were written")
         tree = read_json(path / STATE)
         if "parts" in manifest:
+            # checkpoints were once written without that
+            if hashes.get("parts", _digest(manifest["parts"])) != _digest(manifest["parts"]):
+                raise _damaged(path / MANIFEST, "other words than were written")
             pieces = Pieces(path, manifest["parts"])
             with unbroken():
                 found: dict[str, Any] = {key: pieces.tensor(key) for key in pieces.whole}
@@ -160,6 +164,11 @@ def load(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     # off the memory map: the file goes away with the next checkpoint
     return unflatten(tree, {k: v.clone() for k, v in tensors.items()})
+
+
+def _digest(said: Any) -> str:
+    """SHA-256 of what a manifest says."""
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
