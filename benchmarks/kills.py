@@ -53,7 +53,7 @@ from intarsia.train.tasks.choose import chosen
 
 WORLD, EXPERTS, WIDTH, CLASSES = 4, 8, 8, 4
 EACH = 2  # kills of a run
-BOUND = 30.0  # seconds in which those that are left must have ended
+BOUND = 90.0  # seconds in which those that are left must have ended
 STRATEGIES: tuple[Strategy, ...] = (Fssdp(2, 3), ExpertParallel(), Tutel())
 # a process dies in place of a call of one of these
 CALLS = (
@@ -156,7 +156,7 @@ def child(
     torch.set_num_threads(1)
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": str(rank)}
     os.environ |= where | {"RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    group: dict[str, Any] = {"rank": rank, "world_size": WORLD, "timeout": timedelta(seconds=20)}
+    group: dict[str, Any] = {"rank": rank, "world_size": WORLD, "timeout": timedelta(seconds=60)}
     dist.init_process_group("gloo", init_method=f"file://{store}", **group)
     dist.barrier()
     seen = counting(kill if kill is not None and kill.victim == rank else None)
