@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(study, "_trunk", trunk)
     monkeypatch.setattr(study, "prepare", prepare)
     monkeypatch.setattr(s2ft, "IMAGES", 12)
+    few = {"budget": study.Budget("few", 12, 1), "sets": ("a", "bb")}
     for module in (mos, bi):
-        monkeypatch.setattr(module, "BUDGET", study.Budget("few", 12, 1))
-        monkeypatch.setattr(module, "SETS", ("a", "bb"))
+        monkeypatch.setattr(module, "STUDY", replace(module.STUDY, **few))
     for cached in (tails.pictures, s2ft.probe, s2ft.rate):
         cached.cache_clear()
     yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,17 +13,16 @@ from ..adapters import Bottleneck
 from ..core import Claim, Method, Result
 from ..core.change import Change
 from ..core.claim import Report
-from ..experiments.pool import Arm
 from ..hosts import adapt, pack, packed_size
 from ..methods import BiAdapter
-from ..results.sheet import Differences, Sheet, deviation
+from ..results.sheet import deviation
 from ..train import Training
-from .low_rank import PEFT, by_peft, parameters
-from .study import Budget, Study, StudyRecipe, StudyScore, result_of, shown
+from . import low_rank
+from .low_rank import PEFT, Found, OnPictures, by_peft, less_the_best, parameters
+from .study import Budget, result_of
 from .tails import bare_tail
 
 FIRST = 9  # of twelve blocks; the three from there on are adapted
-SETS = ("elpv", "photo-rotation")
 BUDGET = Budget("400 images", images=400, epochs=5)
 # floats of width 32 on validation pictures of turned photographs: the best of 0.1, 1 and 4 as the
 # scale, 40.7, 48.1 and 46.0 % right, and of 1e-3 and 3e-3 as the rate, 46.9 and 48.1 %
@@ -54,13 +53,7 @@ RIVALS: Mapping[str, Change] = {
 METHODS: Mapping[str, Method | Change] = {**CODED, **RIVALS}
 
 
-def measure(
-    names: Sequence[str], seeds: Sequence[int], report: Report
-) -> Sheet[str, str, StudyScore]:
-    """The scores of these adapters on the sets."""
-    arms = [Arm(name, StudyRecipe(lambda _, m=METHODS[name]: m)) for name in names]
-    study = Study(base=BASE, first=FIRST)
-    return study.sheets(arms, [BUDGET], SETS, seeds, report)[BUDGET.name]
+STUDY = OnPictures(METHODS, BASE, FIRST, BUDGET)
 
 
 def sizes(method: BiAdapter, classes: int = 4) -> tuple[int, int]:
@@ -80,15 +73,9 @@ def weight_bytes(name: str) -> int:
     return formulas[0] - 2 * head
 
 
-def rows_of(found: Sheet[str, str, StudyScore]) -> tuple[dict[str, Any], ...]:
-    """A line for each adapter: bytes without the head, and its accuracy on each set."""
-    rows: list[dict[str, Any]] = []
-    for name in found.arms:
-        line: dict[str, Any] = {"adapter": name, "bytes": weight_bytes(name)}
-        for task, values in zip(found.tasks, found.of(name, "accuracy"), strict=True):
-            line[f"{task}, %"] = shown(values.tolist(), ".1f")
-        rows.append(line)
-    return tuple(rows)
+def rows_of(found: Found) -> tuple[dict[str, Any], ...]:
+    """With the bytes of each, without the head."""
+    return low_rank.rows_of(found, "bytes", weight_bytes)
 
 
 SETTING = (
@@ -101,7 +88,7 @@ SETTING = (
 
 def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
     """The largest of the three figures, each as a share of its bar."""
-    found = measure(tuple(CODED), seeds, report)
+    found = STUDY.measure(tuple(CODED), seeds, report)
     errors = {name: 100 - found.of(name, "accuracy") for name in found.arms}  # (sets, seeds) each
     ratios = errors[ONE] / errors[SAME_BYTES]
     ratio = float(np.median(ratios, axis=1).max())
@@ -111,7 +98,7 @@ def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
         f"Error of one bit at width {WIDTH} over that of floats at width 1: {ratio:.2f} (bar "
         f"{RATIO}); points lost to floats at width {WIDTH}: {points:+.2f} (bar {POINTS}); file "
         f"size off the formula by {100 * off:.1f} % (bar {100 * BYTES:.0f} %). Medians of "
-        f"{len(seeds)} seeds, the worse of the {len(SETS)} sets. {SETTING}"
+        f"{len(seeds)} seeds, the worse of the {len(STUDY.sets)} sets. {SETTING}"
     )
     values = tuple(ratios.mean(0).tolist())
     got = max(ratio / RATIO, points / POINTS, off / BYTES)
@@ -120,16 +107,9 @@ def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
 
 def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
     """Accuracy of one bit less that of the best of LoRA, PiSSA and DoRA, in points."""
-    found = measure((ONE, *RIVALS), seeds, report)
-    best = max(RIVALS, key=lambda name: float(found.of(name, "accuracy").mean()))
-    gain = Differences.of(found.of(ONE, "accuracy"), found.of(best, "accuracy"))
-    assert gain is not None
-    note = (
-        f"{SETTING} The best of the three is {best}; one bit less it: {gain.mean:+.2f} points, "
-        f"95 % interval of {gain.n} pairs (set, seed) {gain.mean - gain.half_width:+.2f} ... "
-        f"{gain.mean + gain.half_width:+.2f}."
-    )
-    return result_of(gain.pairs.mean(0).tolist(), rows_of(found), note)
+    found = STUDY.measure((ONE, *RIVALS), seeds, report)
+    values, words = less_the_best(found, ONE, tuple(RIVALS), "one bit")
+    return result_of(values, rows_of(found), f"{SETTING} {words}")
 
 
 PAPER = "(arXiv:2307.16867, abstract)"

@@ -1,17 +1,25 @@
-"""LoRA, PiSSA and DoRA by PEFT's own code, as baselines of claims, and what an arm trains."""
+"""LoRA, PiSSA and DoRA by PEFT's own code, as baselines of claims on pictures, and their table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from ..core import Method
 from ..core.change import Change
+from ..core.claim import Report
+from ..experiments.pool import Arm
 from ..hosts import apply
 from ..methods.peft_methods import PeftMethod, of_settings
+from ..results.sheet import Differences, Sheet
+from ..train import Training
+from .study import Budget, Study, StudyRecipe, StudyScore, shown
 from .tails import bare_tail
+
+Found = Sheet[str, str, StudyScore]
 
 LINEAR = ("qkv", "projection", "mlp_linear")  # every linear map of a block
 PEFT = ("LoRA", "PiSSA", "DoRA")
@@ -43,3 +51,46 @@ def parameters(method: Method | Change, first: int) -> int:
     tail = bare_tail(first)
     head = sum(p.numel() for p in tail.head.parameters())
     return trained(apply(tail, method)) - head
+
+
+@dataclass(frozen=True)
+class OnPictures:
+    """Adapters of the blocks of ViT-S from number `first` on, each in the same training."""
+
+    methods: Mapping[str, Method | Change]
+    base: Training
+    first: int
+    budget: Budget
+    sets: Sequence[str] = ("elpv", "photo-rotation")
+
+    def measure(self, names: Sequence[str], seeds: Sequence[int], report: Report) -> Found:
+        """The scores of these adapters on the sets."""
+        arms = [Arm(name, StudyRecipe(lambda _, m=self.methods[name]: m)) for name in names]
+        study = Study(base=self.base, first=self.first)
+        return study.sheets(arms, [self.budget], self.sets, seeds, report)[self.budget.name]
+
+
+def rows_of(found: Found, counted: str, count: Callable[[str], int]) -> tuple[dict[str, Any], ...]:
+    """A line for each adapter: what is counted of it, and its accuracy on each set."""
+    rows: list[dict[str, Any]] = []
+    for name in found.arms:
+        line: dict[str, Any] = {"adapter": name, counted: count(name)}
+        for task, values in zip(found.tasks, found.of(name, "accuracy"), strict=True):
+            line[f"{task}, %"] = shown(values.tolist(), ".1f")
+        rows.append(line)
+    return tuple(rows)
+
+
+def less_the_best(
+    found: Found, ours: str, rivals: Sequence[str], called: str
+) -> tuple[list[float], str]:
+    """Accuracy of `ours` less that of the best rival by seed, in points, and it in words."""
+    best = max(rivals, key=lambda name: float(found.of(name, "accuracy").mean()))
+    gain = Differences.of(found.of(ours, "accuracy"), found.of(best, "accuracy"))
+    assert gain is not None
+    words = (
+        f"The best of the three is {best}; {called} less it: {gain.mean:+.2f} points, 95 % "
+        f"interval of {gain.n} pairs (set, seed) {gain.mean - gain.half_width:+.2f} ... "
+        f"{gain.mean + gain.half_width:+.2f}."
+    )
+    return gain.pairs.mean(0).tolist(), words

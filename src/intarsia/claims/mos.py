@@ -13,14 +13,13 @@ from ..adapters import Mos
 from ..core import Claim, Method, Result
 from ..core.change import Change
 from ..core.claim import Report
-from ..experiments.pool import Arm
-from ..results.sheet import Differences, Sheet, deviation
+from ..results.sheet import deviation
 from ..train import Training
-from .low_rank import LINEAR, PEFT, by_peft, parameters
-from .study import Budget, Study, StudyRecipe, StudyScore, result_of, shown
+from . import low_rank
+from .low_rank import LINEAR, PEFT, Found, OnPictures, by_peft, less_the_best, parameters
+from .study import Budget, result_of
 
 FIRST = 8  # of twelve blocks; the four from there on are adapted
-SETS = ("elpv", "photo-rotation")
 BUDGET = Budget("400 images", images=400, epochs=5)
 # the best of 1e-3, 3e-3 and 1e-2 for PEFT's LoRA of rank 2 on validation pictures: 68.5, 68.5 (of
 # less loss) and 62.2 % right on solar cells, 38.9, 48.1 and 31.5 % on turned photographs
@@ -46,16 +45,10 @@ METHODS: Adapters = {
 }
 
 
-def measure(
-    names: Sequence[str], seeds: Sequence[int], report: Report
-) -> Sheet[str, str, StudyScore]:
-    """The scores of these adapters on the sets."""
-    arms = [Arm(name, StudyRecipe(lambda _, m=METHODS[name]: m)) for name in names]
-    study = Study(base=BASE, first=FIRST)
-    return study.sheets(arms, [BUDGET], SETS, seeds, report)[BUDGET.name]
+STUDY = OnPictures(METHODS, BASE, FIRST, BUDGET)
 
 
-def errors(found: Sheet[str, str, StudyScore]) -> dict[str, np.ndarray]:
+def errors(found: Found) -> dict[str, np.ndarray]:
     """Of each adapter, by seed: the mean over the sets, in percent."""
     return {name: 100 - found.of(name, "accuracy").mean(0) for name in found.arms}
 
@@ -75,15 +68,9 @@ def matching_rank(error: float, ranks: Sequence[int], errors: Sequence[float]) -
     return float(ranks[-1])
 
 
-def rows_of(found: Sheet[str, str, StudyScore]) -> tuple[dict[str, Any], ...]:
-    """A line for each adapter: trained parameters, and its accuracy on each set."""
-    rows: list[dict[str, Any]] = []
-    for name in found.arms:
-        line: dict[str, Any] = {"adapter": name, "parameters": parameters(METHODS[name], FIRST)}
-        for task, values in zip(found.tasks, found.of(name, "accuracy"), strict=True):
-            line[f"{task}, %"] = shown(values.tolist(), ".1f")
-        rows.append(line)
-    return tuple(rows)
+def rows_of(found: Found) -> tuple[dict[str, Any], ...]:
+    """With the trained parameters of each."""
+    return low_rank.rows_of(found, "parameters", lambda name: parameters(METHODS[name], FIRST))
 
 
 SETTING = (
@@ -96,7 +83,7 @@ SETTING = (
 
 def against_lora(seeds: tuple[int, ...], report: Report) -> Result:
     """The worst of e = 1, 2, 4: the error of MoS over that of LoRA of rank e, mean of the seeds."""
-    found = measure([*LORA.values(), *MOS.values()], seeds, report)
+    found = STUDY.measure([*LORA.values(), *MOS.values()], seeds, report)
     of = errors(found)
     ratios = {e: of[name] / of[LORA[e]] for e, name in MOS.items()}
     worst = max(MOS, key=lambda e: float(ratios[e].mean()))
@@ -115,22 +102,15 @@ def against_lora(seeds: tuple[int, ...], report: Report) -> Result:
 def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
     """Accuracy of MoS less that of the best of LoRA, PiSSA and DoRA, in points."""
     rivals = [f"{kind}, rank {E}" for kind in PEFT]
-    found = measure([*rivals, MOS[E]], seeds, report)
-    of = errors(found)
-    best = min(rivals, key=lambda name: float(of[name].mean()))
-    gain = Differences.of(found.of(MOS[E], "accuracy"), found.of(best, "accuracy"))
-    assert gain is not None
-    note = (
-        f"{SETTING} The best of the three is {best}; MoS less it: {gain.mean:+.2f} points, 95 % "
-        f"interval of {gain.n} pairs (set, seed) {gain.mean - gain.half_width:+.2f} ... "
-        f"{gain.mean + gain.half_width:+.2f}. DoRA has its magnitudes beside the rank."
-    )
-    return result_of((of[best] - of[MOS[E]]).tolist(), rows_of(found), note)
+    found = STUDY.measure([*rivals, MOS[E]], seeds, report)
+    values, words = less_the_best(found, MOS[E], rivals, "MoS")
+    note = f"{SETTING} {words} DoRA has its magnitudes beside the rank."
+    return result_of(values, rows_of(found), note)
 
 
 def orders(seeds: tuple[int, ...], report: Report) -> Result:
     """The smaller of two gaps in accuracy, in points, between three ways to share."""
-    found = measure((MOS[E], SUBSET, POOL), seeds, report)
+    found = STUDY.measure((MOS[E], SUBSET, POOL), seeds, report)
     of = errors(found)
     gaps = of[SUBSET] - of[MOS[E]], of[POOL] - of[SUBSET]  # by seed
     first, second = (float(gap.mean()) for gap in gaps)
