@@ -8,7 +8,7 @@ import pytest
 
 from intarsia.catalog import cards
 from intarsia.core.errors import DataError
-from intarsia.results.pages import pages, reference, write
+from intarsia.results.pages import measured, pages, records, reference, write
 
 # PEFT's own methods have no class here: a line in the index says it all
 METHODS = [card for card in cards() if card.family != "peft"]
@@ -16,7 +16,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "methods"
 
 
 def test_every_card_has_a_page_and_a_line_in_the_index() -> None:
-    made = pages()
+    made = pages([])
     assert made.keys() == {"index.md", *(f"{card.key}.md" for card in METHODS)}
     for card in METHODS:
         assert f"[{card.key}]({card.key}.md)" in made["index.md"]
@@ -28,19 +28,31 @@ def test_every_card_has_a_page_and_a_line_in_the_index() -> None:
 
 
 def test_every_page_is_up_to_date() -> None:
-    for name, text in pages().items():
+    for name, text in pages(records(DOCS.parent / "claims")).items():
         assert (DOCS / name).read_text() == text, f"{name}: run intarsia.results.pages"
 
 
+def test_a_page_has_the_verdicts_of_its_paper_and_no_other() -> None:
+    paper = next(card.paper.arxiv for card in METHODS if card.key == "mos")
+    said = {"baseline": "LoRA", "bar": "<= 0.85", "got": 0.9, "holds": False}
+    own, after = f"MoS is better (arXiv:{paper}).", "In this order."
+    keys = {"mos": own, "mos-order": after, "mosa": "Split (arXiv:2312.02923).", "moss": after}
+    claims = [{"key": key, "sentence": sentence, **said} for key, sentence in keys.items()]
+    assert [claim["key"] for claim in measured(paper, claims)] == ["mos", "mos-order"]
+    text = pages(claims)["mos.md"]
+    assert "| [mos](../claims.md#mos) | LoRA | <= 0.85 | 0.900 | **fails** |" in text
+    assert "#mosa)" not in text and "## Measured" not in pages([])["mos.md"]
+
+
 def test_there_is_no_page_of_a_method_that_is_gone() -> None:
-    assert {p.name for p in DOCS.glob("*.md")} == pages().keys()
+    assert {p.name for p in DOCS.glob("*.md")} == pages([]).keys()
 
 
 def test_write_removes_old_pages_and_nothing_else(tmp_path: Path) -> None:
     for name in ("gone.md", "picture.svg"):
         (tmp_path / name).touch()
     write(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"picture.svg", *pages()}
+    assert {p.name for p in tmp_path.iterdir()} == {"picture.svg", *pages([])}
 
 
 def test_the_table_of_the_reference_is_up_to_date() -> None:

@@ -1,17 +1,20 @@
 """What is generated from the cards: `python -m intarsia.results.pages` writes all of it.
 
 The card index, the top level's stub, docs/methods, and the table of methods in docs/reference.md.
+A method's page has the verdicts of its paper's claims, from the records in docs/claims.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..catalog import TAGS, cards, describe, example, shown
 from ..core.card import KINDS
 from ..core.errors import DataError
+from ..core.files import read_json
 from .index import write as write_index
 from .method_figures import figure, when
 
@@ -26,12 +29,27 @@ REFERENCE = """## Methods
 The settings of every method, as in `intarsia.Mosa(experts=4)`; generated from the card index.
 
 """
+MEASURED = """
+## Measured
+
+Claims of its paper that were run here, each against a bar that was fixed before.
+
+| claim | against | bar | got | verdict |
+|---|---|---|---|---|
+"""
+Record = dict[str, Any]
 
 
-def pages() -> dict[str, str]:
-    """Text of every page by its file name, index.md among them."""
+def records(folder: Path) -> list[Record]:
+    """The claims that were run, by key, as `intarsia claim` wrote them."""
+    return [read_json(path) for path in sorted(folder.glob("*.json"))]
+
+
+def pages(claims: Sequence[Record]) -> dict[str, str]:
+    """Text of every page by its file name, index.md among them.  claims: that were run."""
     found = [describe(card) for card in cards()]
-    return {f"{c['name']}.md": page(c) for c in found if "doc" in c} | {"index.md": index(found)}
+    made = {f"{c['name']}.md": page(c, claims) for c in found if "doc" in c}
+    return made | {"index.md": index(found)}
 
 
 def index(found: list[dict[str, Any]]) -> str:
@@ -54,8 +72,18 @@ def index(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def page(card: dict[str, Any]) -> str:
-    """One method: summary, paper, class, what it says of itself, settings, tags, how to run it."""
+def measured(arxiv: str, claims: Sequence[Record]) -> list[Record]:
+    """The claims whose sentence names this paper, and those that follow one of them by key."""
+    named = {claim["key"] for claim in claims if arxiv in claim["sentence"]}
+    after = tuple(f"{key}-" for key in named)
+    return [c for c in claims if c["key"] in named or c["key"].startswith(after)]
+
+
+def page(card: dict[str, Any], claims: Sequence[Record] = ()) -> str:
+    """One method: summary, paper, class, what it says of itself, settings, tags, how to run it.
+
+    claims: of which those of its paper are in a table, held or not.
+    """
     paper = card["paper"]
     names = f"Also called: {', '.join(card['names'])}. " if card["names"] else ""
     lines = [
@@ -78,6 +106,13 @@ def page(card: dict[str, Any]) -> str:
     if card["kind"] == "adapter":
         command, python = example(card)
         lines += ["", "## Run it", "", "```sh", command, "```", "", "```python", python, "```"]
+    if own := measured(paper["arxiv"], claims):
+        lines.append(MEASURED.rstrip("\n"))
+        for claim in own:
+            verdict = "holds" if claim["holds"] else "**fails**"
+            link = f"[{claim['key']}](../claims.md#{claim['key']})"
+            figures = f"{claim['bar']} | {claim['got']:.3f} | {verdict}"
+            lines.append(f"| {link} | {claim['baseline']} | {figures} |")
     return "\n".join([*lines, ""])
 
 
@@ -100,7 +135,7 @@ def reference(text: str) -> str:
 def write(folder: Path) -> list[Path]:
     """Write every page, and remove those of methods that are gone."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = pages()
+    made = pages(records(folder.parent / "claims"))
     for old in folder.glob("*.md"):
         if old.name not in made:
             old.unlink()
