@@ -235,6 +235,7 @@ def test_a_seed_gives_the_same_sample_again(server: Running, opened: dict[str, S
         ({"frequency_penalty": 1.0}, 400, "frequency_penalty"),
         ({"nonsense": 1}, 422, "nonsense"),
         ({"padding": "x" * 5000}, 413, "at most 4000"),
+        ({"padding": "x" * 900_000}, 413, "at most 4000"),
     ],
 )
 def test_what_is_not_done_is_refused(

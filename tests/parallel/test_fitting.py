@@ -108,14 +108,17 @@ def test_no_process_has_all_experts_from_the_first_step_to_the_folder(
 def test_the_log_names_the_process_that_others_wait_for(
     two: Processes, strategy: Strategy | None
 ) -> None:
-    """It sleeps much longer than anything else takes; None: data-parallel alone."""
+    """It sleeps in each step; None: data-parallel alone.
+
+    Without taking off what is waited for all are busy for as long, within a hundredth.
+    """
     from fitting_jobs import slowed  # pyright: ignore[reportMissingImports]
 
-    log = two.run(slowed, strategy, 0.2)[0]
+    log = two.run(slowed, strategy, 0.3)[0]
     train = [line for line in log if line["split"] == "train"]
     ends = [line for line in train if line["step"] % 3 == 0]
     assert [line["straggler"] for line in ends] == [1, 1]
-    assert all(line["straggler_share"] > 0.2 for line in ends)
+    assert all(line["straggler_share"] > 0.05 for line in ends)
     assert not any("straggler" in line for line in train if line not in ends)
 
 

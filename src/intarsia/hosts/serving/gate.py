@@ -14,6 +14,7 @@ from .settings import NOW, Limits, Request
 GONE, LATE, FULL = 499, 504, 429  # 499: the client closed the connection, as nginx writes it
 DONE = b"data: [DONE]\n\n"  # what clients of OpenAI's routes wait for; transformers leaves it out
 STREAMS = ("/v1/chat/completions", "/v1/completions")
+READ_OFF = 1 << 20  # bytes of a request that is too large
 Message = dict[str, Any]
 
 
@@ -113,20 +114,25 @@ class Gate:
             self.turns.release()
 
     async def _read(self, scope: Any, receive: Callable[..., Any]) -> bytes:
-        """The whole body.  Raises: Refused, 413; ConnectionError if it ends before."""
+        """The whole body.  Raises: Refused, 413; ConnectionError if it ends before.
+
+        Of one that is too large, some is read off: a connection that is closed with bytes unread is
+        reset, and its client then may not see the answer.
+        """
         most = self.limits.body
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        found, more = b"", True
-        if length.isdigit() and int(length) > most:
-            raise Refused(413, f"The request has {int(length)} bytes, at most {most} are read.")
-        while more:
+        found, size, more = b"", 0, True
+        while more and size <= most + READ_OFF:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ConnectionError
-            found += message.get("body", b"")
+            body = message.get("body", b"")
+            size += len(body)
+            found = found + body if size <= most else b""
             more = message.get("more_body", False)
-            if len(found) > most:
-                raise Refused(413, f"The request has more than {most} bytes.")
+        if size > most:
+            many = int(length) if length.isdigit() else f"more than {most}"
+            raise Refused(413, f"The request has {many} bytes, at most {most} are read.")
         return found
 
     def _same_site(self, scope: Any) -> None:
