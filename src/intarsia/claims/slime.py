@@ -173,12 +173,19 @@ NOTE = (
     "training has tiles of one kind and colour, which it names, too. down-sampled: fewer queries "
     "of each tile, all of them read. chosen at random: the model of the arm named chosen, its "
     "choice replaced by a draw. one stage: everything trained together for as many steps. All "
-    "claims named slime judge the same runs."
+    "claims named slime judge the same runs; where slime-reads fails, the others compare guesses."
 )
 PAPER = "(SliME, arXiv:2406.08487)"
 claim = partial(Claim, needs="long", minutes=20, sense=">=")
 
 CLAIMS = (
+    claim(
+        "slime-reads",
+        sentence=f"A small reader answers from its local vectors at all {PAPER}.",
+        baseline="chance, with all local vectors; difference of shares of right answers",
+        bar=0.3,
+        run=partial(run, of=lambda found: found[EVERY]["right"] - 1 / len(COLOURS)),
+    ),
     claim(
         "slime",
         system="SliME",
