@@ -107,7 +107,7 @@ def test_parts_beyond_the_weights_stay_empty(unit: str) -> None:
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (7, 1), (1, 7)])
 def test_every_weight_is_as_likely_to_go_to_any_part(unit: str, shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
-    draws, parts = 2000, 4
+    draws, parts = 800, 4
     counts = torch.zeros(parts, *shape)
     for _ in range(draws):
         label = random_disjoint({"w": shape}, parts, generator=generator, unit=unit)["w"]

@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import timm
@@ -102,10 +103,15 @@ def changed(host: nn.Module, change: Change, seed: int = 0) -> nn.Module:
 
 def host_of(card: Card) -> Callable[[], nn.Module]:
     """What makes a host that the change takes.  Raises: Broken where none of them is."""
+    return _host_for(change_of(card))
+
+
+@lru_cache(maxsize=4)  # the laws of one card ask one after the other
+def _host_for(change: Change) -> Callable[[], nn.Module]:
     refused: list[str] = []
     for make in HOSTS:
         try:
-            changed(make(), change_of(card))
+            changed(make(), change)
         except IntarsiaError as error:
             refused.append(str(error))
         else:

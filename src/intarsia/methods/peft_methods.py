@@ -28,7 +28,7 @@ class PeftMethod(PlainChange):
     method: str = "lora"
     roles: tuple[str, ...] = ("qkv",)
     last_blocks: int = 0
-    settings: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    settings: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any](), hash=False)
 
     stores: ClassVar[str] = "nothing"  # PEFT's own files have it
 
