@@ -231,8 +231,10 @@ def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
         generator=torch.Generator().manual_seed(0),
         pin_memory=torch.cuda.is_available(),
     )
+    ahead: Any = None
     try:
-        yield from loader
+        ahead = iter(loader)
+        yield from ahead
     except (OSError, RuntimeError) as error:
         text = str(error)
         if isinstance(error, RuntimeError) and "worker" not in text and "shared memory" not in text:
@@ -240,3 +242,6 @@ def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
         what, want = f"{workers} workers that read data", "room for them in memory and /dev/shm"
         fix = "Use workers=0, or give the container more shared memory (--shm-size)."
         raise TrainingError(what, got=text.strip().splitlines()[0], want=want, fix=fix) from error
+    finally:
+        if ahead is not None:
+            ahead._shutdown_workers()  # left to the collector of garbage, each is waited for, 5 s
