@@ -24,7 +24,7 @@ from ..schedules import masked_weights, prune
 from ..schedules.phases import EndedTraining
 from ..train.batch_norms import recalibrate
 from .kept import kept
-from .study import class_scores, each, lower, shown
+from .study import class_scores, each, lower, result_of, shown
 
 DATA, TRAIN, TEST = "fashion-mnist", 10_000, 2_000
 WIDTHS, DENSE_EPOCHS, EPOCHS, ROUNDS, CANDIDATES = (8, 16, 32), 12, 3, 3, 3
@@ -196,7 +196,7 @@ def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
         f"rounds with 3x the epochs {apart:+.2f} points (wanted: -0.1). The last two rows are "
         "averages of nets whose masks were chosen apart, as they are and pruned again."
     )
-    return Result(lower(gains), max(gains) - min(gains), tuple(gains), tuple(table), note)
+    return result_of(gains, table, note, over=lower)
 
 
 CLAIMS = (

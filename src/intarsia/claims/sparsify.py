@@ -22,6 +22,7 @@ from ..hosts.prune.pruners import Magnitude, SparseGPT, Wanda
 from ..hosts.prune.rows import batched
 from ..methods.dsnot import DSnoT
 from ..partitions.swaps import Swapped
+from ..results.sheet import deviation
 from ..scores import Statistics
 from .kept import kept
 from .study import each, upper
@@ -148,7 +149,7 @@ def of_methods(seeds: tuple[int, ...], report: Report) -> Result:
         f"{CALIBRATION} others of the same text, mean of {len(seeds)} draws; seconds with scoring."
     )
     rows = tuple(table(found, DENSITIES[:4], seeds))
-    return Result(worst, max(every) - min(every), every, rows, note)
+    return Result(worst, deviation(every), every, rows, note)
 
 
 def of_swaps(seeds: tuple[int, ...], report: Report) -> Result:
@@ -173,7 +174,7 @@ def of_swaps(seeds: tuple[int, ...], report: Report) -> Result:
         "the table, with its seconds: it is the real alternative."
     )
     return Result(
-        max(judged), max(judged) - min(judged), tuple(judged),
+        max(judged), deviation(judged), tuple(judged),
         tuple(table(found, DENSITIES[3:], seeds)), note,
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ from ..experiments.pool import Arm
 from ..fitting import evaluate, fit
 from ..hosts.prune.pruner import sparsify
 from ..hosts.prune.pruners import SparseGPT
+from ..results.sheet import deviation
 from ..schedules import FixedMask
 from ..train import SquareHead, distill, plain
 from .kept import kept
@@ -153,7 +154,7 @@ def compare(bench: SparseCells, densities: tuple[float, ...]) -> Callable[..., R
         )
         every = tuple(v for values in ratios.values() for v in values)
         worst = min(statistics.mean(values) for values in ratios.values())
-        return Result(worst, max(every) - min(every), every, tuple(table), note)
+        return Result(worst, deviation(every), every, tuple(table), note)
 
     return run
 
