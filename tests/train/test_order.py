@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from typing import Any
 
@@ -122,6 +123,14 @@ def test_a_fault_of_the_dataset_is_not_hidden() -> None:
     for workers in (0, 1):
         with pytest.raises(KeyError, match="no such picture"):
             list(read(Reader(Wrong(), seed=0), [(0, (1,)), (0, (3,))], workers))
+
+
+def test_no_worker_is_left_while_an_error_is_looked_at() -> None:
+    """A notebook keeps the last error, and with it all that its frames hold."""
+    before = set(multiprocessing.active_children())
+    with pytest.raises(KeyError) as kept:
+        list(read(Reader(Wrong(), seed=0), [(0, (1,)), (0, (3,))], 1))
+    assert kept.traceback and set(multiprocessing.active_children()) <= before
 
 
 def image_set(name: str, count: int, seed: int) -> ImageSet:
