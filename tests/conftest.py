@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import re
 import runpy
 import shutil
 import socket
@@ -186,3 +187,29 @@ def browse(tmp_path: Path) -> Callable[..., str]:
         return done.stdout
 
     return open_page
+
+
+# the outer page has loaded when the frame has
+PHONE = """<body><iframe width="360" height="800" src="{page}"></iframe><script>
+addEventListener("load", () => {{
+  const inside = document.querySelector("iframe").contentDocument.documentElement;
+  document.body.dataset.width = `${{inside.scrollWidth}} of ${{inside.clientWidth}}`;
+}});
+</script></body>"""
+
+
+@pytest.fixture
+def on_a_phone(browse: Callable[..., str], tmp_path: Path) -> Callable[[Path], str]:
+    """How wide a page is on how wide a phone, "360 of 360" where nothing is cut off.
+
+    In a frame, since a headless window has a least width of its own; from the page's own file,
+    since a browser was seen to change a script of megabytes that it read out of an attribute.
+    """
+
+    def width(page: Path) -> str:
+        outer = tmp_path / "phone.html"
+        outer.write_text(PHONE.format(page=page.as_uri()), "utf-8")
+        dom = browse(outer, "--dump-dom", "--allow-file-access-from-files")
+        return "".join(re.findall(r'data-width="([^"]*)"', dom))
+
+    return width

@@ -105,21 +105,8 @@ def test_a_foreign_script_is_not_run(report: Path, browse: Browse, tmp_path: Pat
     assert plots_in(dom)
 
 
-def test_a_phone_s_width_is_kept(report: Path, browse: Browse, tmp_path: Path) -> None:
-    """In a frame, since a headless window has a least width of its own."""
-    # the outer page has loaded when the frame has
-    script = """
-    addEventListener("load", () => {
-      const inside = document.querySelector("iframe").contentDocument.documentElement;
-      document.body.dataset.width = `${inside.scrollWidth} of ${inside.clientWidth}`;
-    });
-    """
-    source = report.read_text(encoding="utf-8").replace("&", "&amp;").replace('"', "&quot;")
-    frame = f'<iframe width="360" height="800" srcdoc="{source}"></iframe>'
-    outer = tmp_path / "phone.html"
-    outer.write_text(f"<body>{frame}<script>{script}</script></body>", "utf-8")
-    dom = browse(outer, "--dump-dom")
-    assert re.findall(r'data-width="([^"]*)"', dom) == ["360 of 360"]
+def test_a_phone_s_width_is_kept(report: Path, on_a_phone: Callable[[Path], str]) -> None:
+    assert on_a_phone(report) == "360 of 360"
 
 
 def test_a_single_run_needs_no_choice(runs: Path, browse: Browse, tmp_path: Path) -> None:
