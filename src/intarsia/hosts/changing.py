@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,9 +51,10 @@ def undone_on_error(model: nn.Module, numbers: bool = True) -> Iterator[None]:
     """
     config = getattr(model, "config", None)
     owners: list[Any] = [*model.modules(), *([config] if hasattr(config, "__dict__") else [])]
-    held = [(vars(owner), copy.copy(vars(owner))) for owner in owners]
+    # their own `copy`: `copy.copy` asks an OrderedDict how it is pickled, and there are thousands
+    held = [(vars(owner), vars(owner).copy()) for owner in owners]
     inside = [
-        (value, copy.copy(value))
+        (value, value.copy())
         for _, before in held
         for value in before.values()
         if isinstance(value, (dict, list, set))
