@@ -196,14 +196,27 @@ class Sheet(Generic[A, T, R]):
     read: Callable[[R, str], float | None]
 
     def values(self, name: str) -> np.ndarray:
-        """A value of every result.  (arms, tasks, seeds), NaN where it is not known."""
-        shape = (len(self.arms), len(self.tasks), len(self.seeds))
-        found = np.full(shape, np.nan)
-        for (arm, task, seed), result in self.results.items():
-            value = self.read(result, name)
-            if value is not None:
-                found[self.arms.index(arm), self.tasks.index(task), self.seeds.index(seed)] = value
-        return found
+        """A value of every result.  (arms, tasks, seeds), NaN where it is not known; read-only."""
+        if name not in self._found:
+            arms, tasks, seeds = self._places
+            found = np.full((len(arms), len(tasks), len(seeds)), np.nan)
+            for (arm, task, seed), result in self.results.items():
+                if (value := self.read(result, name)) is not None:
+                    found[arms[arm], tasks[task], seeds[seed]] = value
+            found.flags.writeable = False
+            self._found[name] = found
+        return self._found[name]
+
+    @cached_property
+    def _found(self) -> dict[str, np.ndarray]:
+        """What `values` has read: a page asks for one name again and again."""
+        return {}
+
+    @cached_property
+    def _places(self) -> tuple[dict[A, int], dict[T, int], dict[int, int]]:
+        arms = {arm: i for i, arm in enumerate(self.arms)}
+        tasks = {task: i for i, task in enumerate(self.tasks)}
+        return arms, tasks, {seed: i for i, seed in enumerate(self.seeds)}
 
     def by_seed(self, arm: A, task: T) -> list[R]:
         """One arm's results on one task, in the order of the seeds."""
