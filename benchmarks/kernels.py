@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from frame import markdown, parser, publish, read
 
-from intarsia.bench.sparse import BASELINE, DENSE, OURS, PEER, Table, Timed, compare, verdict
+from intarsia.bench.sparse import BASELINE, DENSE, OURS, PEER, ShapeTable, Timed, compare, verdict
 from intarsia.core.files import write_text
 
 SHAPES = ((4096, 4096), (1536, 576), (576, 1536), (576, 576))
@@ -37,7 +37,7 @@ int8, as bitmasks of int8 do. Errors are the largest of the outputs, against flo
 same zeros, over the largest output."""
 
 
-def lines(table: Table, shape: tuple[int, int]) -> list[str]:
+def lines(table: ShapeTable, shape: tuple[int, int]) -> list[str]:
     """The table of a shape."""
     dense = table.best(shape, *DENSE)
     rows = [
@@ -53,7 +53,7 @@ def lines(table: Table, shape: tuple[int, int]) -> list[str]:
     return [f"## {shape[0]} x {shape[1]}", "", *markdown(HEAD, rows), "", f"{said}.", ""]
 
 
-def picture(table: Table, shape: tuple[int, int]) -> str:
+def picture(table: ShapeTable, shape: tuple[int, int]) -> str:
     """The roofline of one shape: products a second against bytes a weight, both in powers of 2."""
     rows = [row for row in table.rows if row.shape == shape]
     per = [row.bytes / math.prod(shape) for row in rows]
@@ -123,7 +123,7 @@ def _grid(left: float, right: float, low: float, high: float, x, y) -> Iterable[
         yield f'<text x="{LEFT - 8}" y="{up + 4:.1f}" text-anchor="end">{2.0**power:g}</text>'
 
 
-def body(table: Table, shapes: Iterable[tuple[int, int]]) -> list[str]:
+def body(table: ShapeTable, shapes: Iterable[tuple[int, int]]) -> list[str]:
     """Floors, picture, and a table for each shape."""
     floor, peaks = table.floor, table.floor.matmul
     many = ", ".join(f"{name} {flops / 1e9:.0f}" for name, flops in peaks.items())

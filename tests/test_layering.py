@@ -30,6 +30,16 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.module or "", node.level
 
 
+def test_a_class_name_means_one_thing() -> None:
+    named: dict[str, list[str]] = {}
+    for path in _sources():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                named.setdefault(node.name, []).append(path.relative_to(SRC).as_posix())
+    twice = {name: where for name, where in named.items() if len(where) > 1}
+    assert named and not twice, "give all but one of each another name"
+
+
 # grimp finds the package on sys.path, so the first entry decides which tree is read
 LINTED = """
 import os, sys

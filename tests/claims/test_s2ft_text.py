@@ -12,11 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from intarsia.claims import last_blocks, s2ft_text
 from intarsia.claims.low_rank import trained
-from intarsia.claims.short_texts import Asked
+from intarsia.claims.short_texts import QuestionAnswer
 from intarsia.hosts import apply
 
 SIZES = {"POOL": 8, "TRAIN": 6, "VAL": 4, "TEST": 4, "EPOCHS": 1}
-QUESTIONS = [Asked(f"a {word}", "thing" if word < "m" else "act") for word in "abcdwxyz" * 2]
+QUESTIONS = [
+    QuestionAnswer(f"a {word}", "thing" if word < "m" else "act") for word in "abcdwxyz" * 2
+]
 
 
 def quiet(_: str) -> None: ...
@@ -39,7 +41,7 @@ def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
     monkeypatch.setattr(last_blocks, "decoder", lambda: (model, tokens))
     monkeypatch.setattr(s2ft_text, "kinds", lambda: QUESTIONS)
-    held = {name: [Asked("", "it was to be so")] * 2 for name in s2ft_text.HELD}
+    held = {name: [QuestionAnswer("", "it was to be so")] * 2 for name in s2ft_text.HELD}
     monkeypatch.setattr(s2ft_text, "texts", lambda: held)
     for name, value in SIZES.items():
         monkeypatch.setattr(s2ft_text, name, value)

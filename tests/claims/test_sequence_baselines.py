@@ -86,9 +86,9 @@ def test_settings_are_chosen_on_validation_and_scored_on_the_test(
     def parts(seed: int, part: str) -> Any:
         return type("T", (), {"sessions": lambda *_: type("S", (), {"spans": ()})}), part, seed
 
-    def judged(model: float, asked: str, seed: int) -> m2trec.Found:
+    def judged(model: float, asked: str, seed: int) -> m2trec.HitRates:
         tried.append((asked, model, seed))
-        return m2trec.Found(-model if asked == "test" else model, 0, 0, 0)
+        return m2trec.HitRates(-model if asked == "test" else model, 0, 0, 0)
 
     monkeypatch.setattr(m2trec, "parts", parts)
     monkeypatch.setattr(m2trec, "judged", judged)

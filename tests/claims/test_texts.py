@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from intarsia.claims import last_blocks, lt_sft, mixtures, poly, short_texts
 from intarsia.claims.last_blocks import IGNORED, LanguageRows, padded, sentence_tail
-from intarsia.claims.short_texts import Asked, definition
+from intarsia.claims.short_texts import QuestionAnswer, definition
 from intarsia.hosts import adapt
 
 SENTENCE = "a red dog runs far from big old grey cats and sees six small green birds fly"
@@ -38,13 +38,13 @@ def batch(texts: list[str], max_length: int, **_: Any) -> dict[str, torch.Tensor
     return {"input_ids": ids, "attention_mask": (ids > 0).long()}
 
 
-def asked(seed: int, count: int, *, prompt: bool = True) -> list[Asked]:
+def asked(seed: int, count: int, *, prompt: bool = True) -> list[QuestionAnswer]:
     draws = np.random.default_rng(seed)
 
     def some(least: int) -> str:
         return " ".join(draws.choice(WORDS, int(draws.integers(least, 7))))
 
-    return [Asked(some(1) if prompt else "", some(2)) for _ in range(count)]
+    return [QuestionAnswer(some(1) if prompt else "", some(2)) for _ in range(count)]
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("kinds")
 def test_every_seed_holds_out_another_kind_and_tests_other_glosses() -> None:
-    seeds = [poly.Kinds(seed) for seed in range(4)]
+    seeds = [poly.TaskKinds(seed) for seed in range(4)]
     assert len({one.held[0] for one in seeds}) == 4
     assert all(set(one.known).isdisjoint(one.held) for one in seeds)
     parts = [poly.portion(list(range(20)), part) for part in ("test", "val", "train")]  # pyright: ignore

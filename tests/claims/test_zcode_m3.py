@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from intarsia.claims import kinds_of_text, routing_traces, zcode_m3
-from intarsia.claims.kinds_of_text import Kinds
+from intarsia.claims.kinds_of_text import TextKinds
 from intarsia.data.small_models import Small
 from intarsia.mixtures.zcode_m3 import mixtures_in
 from intarsia.routers import TopK
@@ -35,7 +35,7 @@ def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 def test_a_batch_stands_kind_by_kind_and_has_the_same_rows_in_any_order() -> None:
     rows = {name: torch.arange(30)[:, None] + 100 * i for i, name in enumerate("ab")}
-    texts = Kinds(rows, rows)
+    texts = TextKinds(rows, rows)
     met: list[list[list[int]]] = []
     for order in ("ab", "ba"):
         laid = texts.stream(list(order), 3, 2, 5).tensors[0][:, 0]

@@ -17,7 +17,7 @@ from intarsia.conformance.made import moved
 from intarsia.conformance.senses import Letters, decoder, picture, questions, sound
 from intarsia.core.errors import ConfigError, ShapeError, TargetError, UnknownName
 from intarsia.data.senses.questions import Asked, Question
-from intarsia.hosts.senses.connectors import Plain, Resampler, pooled
+from intarsia.hosts.senses.connectors import PlainConnector, Resampler, pooled
 from intarsia.hosts.senses.modalities import connectors_of
 from intarsia.train.tasks.answers import Answers, answers_batch
 
@@ -199,6 +199,6 @@ def test_a_batch_that_does_not_fit_is_refused(seeing: Any, rows: Asked) -> None:
 
 def test_a_connector_counts_its_vectors() -> None:
     draws = torch.Generator().manual_seed(0)
-    made = Plain(6, 8, reads=16, vectors=4, by="mlp", grid=True, generator=draws)
+    made = PlainConnector(6, 8, reads=16, vectors=4, by="mlp", grid=True, generator=draws)
     found = made(torch.randn(3, 16, 6), torch.tensor([1, 2]), None)
     assert found.counts.tolist() == [4, 8] and found.rows.shape == (12, 8)

@@ -21,7 +21,7 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerF
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError
 from intarsia.hosts.serving.app import Application
-from intarsia.hosts.serving.models import Served, open_models
+from intarsia.hosts.serving.models import ServedModel, open_models
 from intarsia.hosts.serving.naming import names_of
 from intarsia.hosts.serving.running import Server, bound, hosts_of, is_local, uvicorn
 from intarsia.hosts.serving.settings import Limits
@@ -79,7 +79,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def opened(folders: dict[str, Path]) -> dict[str, Served]:
+def opened(folders: dict[str, Path]) -> dict[str, ServedModel]:
     return open_models(
         {"mix": str(folders["mix"])}, {n: folders[n] for n in ("med", "law")}, slots=6
     )
@@ -88,7 +88,7 @@ def opened(folders: dict[str, Path]) -> dict[str, Served]:
 class Running:
     """A server in a thread, and how to ask it."""
 
-    def __init__(self, opened: dict[str, Served], **limits: Any) -> None:
+    def __init__(self, opened: dict[str, ServedModel], **limits: Any) -> None:
         self.app = Application(opened, Limits(**limits))
         self.socket = bound("127.0.0.1", 0)
         self.port = self.socket.getsockname()[1]
@@ -131,13 +131,13 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def server(opened: dict[str, Served]) -> Iterator[Running]:
+def server(opened: dict[str, ServedModel]) -> Iterator[Running]:
     found = Running(opened, body=4000, tokens=64, at_once=4, queue=8)
     yield found
     found.end()
 
 
-def wanted(one: Served, prompt: str, tokens: int = 8, **more: Any) -> str:
+def wanted(one: ServedModel, prompt: str, tokens: int = 8, **more: Any) -> str:
     ids = one.tokenizer(prompt, return_tensors="pt")["input_ids"]
     made = one.model.generate(
         input_ids=ids,
@@ -149,7 +149,7 @@ def wanted(one: Served, prompt: str, tokens: int = 8, **more: Any) -> str:
 
 
 def test_adapters_are_models_over_one_trunk(
-    opened: dict[str, Served], folders: dict[str, Path]
+    opened: dict[str, ServedModel], folders: dict[str, Path]
 ) -> None:
     whole: Any = mixture()
     whole.set_experts_implementation("eager")
@@ -165,7 +165,7 @@ def test_adapters_are_models_over_one_trunk(
     assert opened["mix"].slots is opened["med"].slots is not None
 
 
-def test_answers_are_those_of_generate(server: Running, opened: dict[str, Served]) -> None:
+def test_answers_are_those_of_generate(server: Running, opened: dict[str, ServedModel]) -> None:
     texts = {(p, n): wanted(opened[n], p) for p in PROMPTS for n in opened}
     asked = [*texts, *list(texts)[::2]]
     with ThreadPoolExecutor(12) as pool:
@@ -178,7 +178,7 @@ def test_answers_are_those_of_generate(server: Running, opened: dict[str, Served
 
 
 def test_a_stream_says_the_same_and_ends_as_clients_expect(
-    server: Running, opened: dict[str, Served]
+    server: Running, opened: dict[str, ServedModel]
 ) -> None:
     # the second one ends in the middle of a character
     asked = [(p, more) for p in ("one", "user:one\n") for more in ({}, {"stop": "\x00\x00\x00"})]
@@ -201,7 +201,9 @@ def test_a_stream_says_the_same_and_ends_as_clients_expect(
     assert status == 200 and said["output"][0]["content"][0]["text"] == want
 
 
-def test_a_seed_gives_the_same_sample_again(server: Running, opened: dict[str, Served]) -> None:
+def test_a_seed_gives_the_same_sample_again(
+    server: Running, opened: dict[str, ServedModel]
+) -> None:
     sampled = {"temperature": 1.5, "max_tokens": 12}
     texts = [server.say("one", seed=s, **sampled)[1]["choices"][0]["text"] for s in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
@@ -271,7 +273,7 @@ def test_other_bad_requests_are_refused(server: Running) -> None:
 
 
 def test_two_clients_with_one_name_get_their_own_answers(
-    server: Running, opened: dict[str, Served]
+    server: Running, opened: dict[str, ServedModel]
 ) -> None:
     named = {"x-request-id": "same"}
     bodies = [{"model": "mix", "prompt": p, "max_tokens": 12} for p in PROMPTS]
@@ -291,7 +293,7 @@ def until(true: Any, seconds: float = 20.0) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"stream": True}, {"temperature": 1.0}])
 def test_a_client_that_hangs_up_ends_its_generation(
-    server: Running, opened: dict[str, Served], more: dict[str, Any]
+    server: Running, opened: dict[str, ServedModel], more: dict[str, Any]
 ) -> None:
     before = server.counts('requests_total{model="law",status="499"}')
     slots = opened["mix"].slots
@@ -324,7 +326,7 @@ def test_a_client_that_hangs_up_ends_its_generation(
     assert server.say("one", "law")[1]["choices"][0]["text"] == wanted(opened["law"], "one")
 
 
-def test_a_full_queue_says_so_and_what_waits_has_an_end(opened: dict[str, Served]) -> None:
+def test_a_full_queue_says_so_and_what_waits_has_an_end(opened: dict[str, ServedModel]) -> None:
     found = Running(opened, at_once=1, queue=1, tokens=64, seconds=1.5, batching="none")
     held = threading.Event()
     found.app.state.thread.submit(held.wait, 20)  # nothing is generated meanwhile
@@ -346,7 +348,7 @@ def test_a_full_queue_says_so_and_what_waits_has_an_end(opened: dict[str, Served
         found.end()
 
 
-def test_what_is_in_the_works_is_finished_before_the_end(opened: dict[str, Served]) -> None:
+def test_what_is_in_the_works_is_finished_before_the_end(opened: dict[str, ServedModel]) -> None:
     found = Running(opened, tokens=64, at_once=2, batching="none")
     held = threading.Event()
     found.app.state.thread.submit(held.wait, 20)  # nothing is generated meanwhile
@@ -439,7 +441,7 @@ def test_vllm_gets_a_stock_checkpoint_and_plain_lora(
             command("mix", str(folders["mix"]), {"m": tmp_path}, "127.0.0.1", 8000)
 
 
-def tried(page: Any, server: Running, opened: dict[str, Served]) -> None:
+def tried(page: Any, server: Running, opened: dict[str, ServedModel]) -> None:
     """As a user would: an answer, an error, a stop."""
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -477,7 +479,7 @@ def tried(page: Any, server: Running, opened: dict[str, Served]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
-def test_the_page_works_in_a_browser(opened: dict[str, Served], tmp_path: Path) -> None:
+def test_the_page_works_in_a_browser(opened: dict[str, ServedModel], tmp_path: Path) -> None:
     play_of = pytest.importorskip("playwright.sync_api").sync_playwright
     server = Running(opened, tokens=64)
     try:

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from intarsia.formats import Bitmask, Columns, Dense, GroupSparse, RowBlocks, Ternary
 from intarsia.kernels import native
 from intarsia.kernels.bitmask import naive_bitmask_linear
-from intarsia.kernels.chw import NaiveProgram, NativeProgram, Step, Window
+from intarsia.kernels.chw import NaiveProgram, NativeProgram, ProgramStep, Window
 
 from . import emulation
 
@@ -73,7 +73,7 @@ def test_the_steps_of_a_convolutional_net_are_those_of_torch(ran: list[str]) -> 
         return {"weight": drawn(*shape), "bias": drawn(shape[0], seed=5)}
 
     pointwise = [
-        Step(
+        ProgramStep(
             "spmm", i, i + 1, None, (act, "none"), sparse(9, 8 if i == 1 else 9, 1, rows), rows=rows
         )
         for i, (rows, act) in enumerate(
@@ -81,14 +81,16 @@ def test_the_steps_of_a_convolutional_net_are_those_of_torch(ran: list[str]) -> 
         )
     ]
     steps = [
-        Step("conv", 0, 1, weights=sparse(8, 3, 3, 4), rows=4, window=Window(3, 2, same=True)),
+        ProgramStep(
+            "conv", 0, 1, weights=sparse(8, 3, 3, 4), rows=4, window=Window(3, 2, same=True)
+        ),
         *pointwise,
-        Step("depthwise", 5, 6, weights=dense(9, 5, 5), window=Window(5, 1, 2, 2, 2, 2)),
-        Step("depthwise", 6, 7, weights=dense(9, 3, 3), window=Window(3, 2, same=True)),
-        Step("pool", 7, 8),
-        Step("linear", 8, 9, acts=("sigmoid", "none"), weights=dense(9, 9)),
-        Step("scale", 7, 10, 9),
-        Step("add", 10, 11, 7, ("hardsigmoid", "none")),
+        ProgramStep("depthwise", 5, 6, weights=dense(9, 5, 5), window=Window(5, 1, 2, 2, 2, 2)),
+        ProgramStep("depthwise", 6, 7, weights=dense(9, 3, 3), window=Window(3, 2, same=True)),
+        ProgramStep("pool", 7, 8),
+        ProgramStep("linear", 8, 9, acts=("sigmoid", "none"), weights=dense(9, 9)),
+        ProgramStep("scale", 7, 10, 9),
+        ProgramStep("add", 10, 11, 7, ("hardsigmoid", "none")),
     ]
     x = drawn(3, 23, 30)
     wanted = (6, 9, 11)

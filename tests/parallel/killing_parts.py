@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from intarsia.core.errors import TrainingError
-from intarsia.parallel.layout import Units
+from intarsia.parallel.layout import UnitAxes
 from intarsia.parallel.pieces import Piece, Stored
 from intarsia.train import checkpoint
 
@@ -36,7 +36,7 @@ WAIT = 20.0  # seconds that a process waits for the other
 
 def state(rank: int, value: float) -> dict[str, Any]:
     own = torch.full((2, 3), value) + rank
-    piece = Piece(own, Units(1), torch.arange(2 * rank, 2 * rank + 2), 0, 1, 4)
+    piece = Piece(own, UnitAxes(1), torch.arange(2 * rank, 2 * rank + 2), 0, 1, 4)
     return {"learned": {"up": piece, "head": torch.full((5,), value)}, "step": value}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from intarsia.core.errors import ConfigError
 from intarsia.parallel import Processes, SeMoe, bucketed, elastic
 from intarsia.parallel.semoe import memory
-from intarsia.parallel.trial import LINKS, Trial
+from intarsia.parallel.trial import LINKS, ExpertTrial
 from intarsia.placement import ExpertSize, Topology, simulate
 
 
@@ -25,7 +25,7 @@ def test_a_table_cut_by_columns_is_the_table(group: Processes) -> None:
 
 def test_weights_ahead_take_less_time_and_move_the_same() -> None:
     """Section 3.3: both dimensions ahead < one < none."""
-    trial, size = Trial(layers=4), ExpertSize(1024, 1024)
+    trial, size = ExpertTrial(layers=4), ExpertSize(1024, 1024)
     links = Topology.two_level(2, 2, load=1e9, flops=1e10)
     plans = [
         SeMoe(prefetch=kind, dense=10**8).plan(trial.trace(), size, links)
@@ -81,4 +81,4 @@ def test_settings_that_cannot_be_are_refused() -> None:
         SeMoe(prefetch="3d")
     with pytest.raises(ConfigError, match="exchange"):
         SeMoe(exchange="ring")
-    assert SeMoe().plan(Trial().trace(), ExpertSize(4, 4), LINKS).steps
+    assert SeMoe().plan(ExpertTrial().trace(), ExpertSize(4, 4), LINKS).steps

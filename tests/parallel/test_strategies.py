@@ -14,7 +14,7 @@ from intarsia.core import Card, Paper
 from intarsia.core.errors import ConfigError, ConformanceError, TrainingError
 from intarsia.parallel import DeepSpeed, Fssdp, Processes, Strategy, Tutel
 from intarsia.parallel.layout import cut, having, joined, packed, stacked, unpacked
-from intarsia.parallel.trial import LINKS, Trial, compare
+from intarsia.parallel.trial import LINKS, ExpertTrial, compare
 from intarsia.parallel.tutel import degrees, received
 from intarsia.placement import ExpertSize, Topology, simulate
 
@@ -22,18 +22,18 @@ from intarsia.placement import ExpertSize, Topology, simulate
 @pytest.mark.parametrize(
     ("strategy", "trial"),
     [
-        (Tutel(0), Trial(experts=2, layers=1)),
-        (Tutel(1, chunks=2, exchange="hierarchical"), Trial(experts=2, layers=1, bias=True)),
-        (Tutel(2), Trial(experts=1, layers=1)),
-        (Tutel(4), Trial(experts=1, layers=1, bias=True)),
-        (DeepSpeed(1, "hierarchical"), Trial(experts=2, layers=1, bias=True)),
-        (DeepSpeed(2, "flat"), Trial(experts=8, layers=1)),
-        (DeepSpeed(2, "coordinated"), Trial(experts=1, layers=1)),
-        (Fssdp(2, 3, calibrate=True), Trial(layers=1, past=1)),
-        (Fssdp(3, 3), Trial(layers=1, past=1)),
+        (Tutel(0), ExpertTrial(experts=2, layers=1)),
+        (Tutel(1, chunks=2, exchange="hierarchical"), ExpertTrial(experts=2, layers=1, bias=True)),
+        (Tutel(2), ExpertTrial(experts=1, layers=1)),
+        (Tutel(4), ExpertTrial(experts=1, layers=1, bias=True)),
+        (DeepSpeed(1, "hierarchical"), ExpertTrial(experts=2, layers=1, bias=True)),
+        (DeepSpeed(2, "flat"), ExpertTrial(experts=8, layers=1)),
+        (DeepSpeed(2, "coordinated"), ExpertTrial(experts=1, layers=1)),
+        (Fssdp(2, 3, calibrate=True), ExpertTrial(layers=1, past=1)),
+        (Fssdp(3, 3), ExpertTrial(layers=1, past=1)),
     ],
 )
-def test_settings_are_one_process(group: Processes, strategy: Strategy, trial: Trial) -> None:
+def test_settings_are_one_process(group: Processes, strategy: Strategy, trial: ExpertTrial) -> None:
     group.run(compare, strategy, trial)
 
 
@@ -109,7 +109,7 @@ def test_a_dead_or_slow_peer_is_named_with_the_exchange() -> None:
 
 
 def test_slices_add_up_to_the_whole() -> None:
-    trial = Trial(experts=3, hidden=6, bias=True)
+    trial = ExpertTrial(experts=3, hidden=6, bias=True)
     whole = trial.layers_of()[0]
     every = torch.arange(3)
     parts = [cut(whole, every, part, 3) for part in range(3)]
@@ -128,7 +128,7 @@ def test_slices_add_up_to_the_whole() -> None:
 @pytest.mark.parametrize("tokens", [8, 400])
 def test_tutel_takes_the_degree_whose_plan_sends_least(experts: int, tokens: int) -> None:
     """Section 3: the formula is the plan's own bytes, and their least is what is taken."""
-    trial = Trial(experts=experts)
+    trial = ExpertTrial(experts=experts)
     trace = trial.trace().rows(slice(0, 24))
     size = ExpertSize(5, max(4, 3200 // tokens), 8, False)
     found: dict[int, int] = {}
@@ -149,7 +149,7 @@ def test_tutel_takes_the_degree_whose_plan_sends_least(experts: int, tokens: int
 
 
 def test_chunks_are_sent_while_others_are_computed() -> None:
-    trial, size = Trial(experts=4), ExpertSize(4096, 4096)
+    trial, size = ExpertTrial(experts=4), ExpertSize(4096, 4096)
     trace, links = trial.trace(), Topology.two_level(2, 2, flops=1e12)
     seconds = [simulate(Tutel(1, c).plan(trace, size, links), links).seconds for c in (1, 2)]
     whole, cut_up = (
@@ -163,7 +163,7 @@ def test_chunks_are_sent_while_others_are_computed() -> None:
 
 def test_coordinated_exchange_sends_a_part_of_flat() -> None:
     """Section 5.3: 1 / L of the bytes of an exchange, and a gather among the L ranks."""
-    trace, size = Trial().trace(), ExpertSize(8, 8)
+    trace, size = ExpertTrial().trace(), ExpertSize(8, 8)
     links = Topology.two_level(2, 4)
     flat = DeepSpeed(2, "flat").plan(trace, size, links).bytes(["dispatch", "combine"])
     plan = DeepSpeed(2, "coordinated").plan(trace, size, links)

@@ -39,7 +39,7 @@ def stored(body: nn.Module, *, biases: bool) -> dict[str, tuple[Tensor, bool]]:
     }
 
 
-class _Call(nn.Module):
+class _MethodCall(nn.Module):
     """A method of a cell as the forward of a module, for functional_call."""
 
     def __init__(self, body: Cell, method: str) -> None:
@@ -98,7 +98,7 @@ class CodedCell(Cell):
 
     def _call(self, method: str, *args: Any) -> Tensor:
         weights = {f"body.{name}": weight for name, weight in self.weights().items()}
-        return functional_call(_Call(self.body, method), weights, args)
+        return functional_call(_MethodCall(self.body, method), weights, args)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._call("forward", x)

@@ -62,7 +62,7 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Table:
+class ShapeTable:
     """rows of all shapes; floor: of the machine; left_out: peers that are not here, and why."""
 
     rows: tuple[Timed, ...]
@@ -97,11 +97,11 @@ def _ms(row: Timed) -> float:
     return row.ms
 
 
-def _shapes(table: Table) -> list[tuple[int, int]]:
+def _shapes(table: ShapeTable) -> list[tuple[int, int]]:
     return [row.shape for row in table.rows]
 
 
-def verdict(table: Table, shape: tuple[int, int]) -> str:
+def verdict(table: ShapeTable, shape: tuple[int, int]) -> str:
     """Which is faster at a shape, in words."""
     dense, ours = table.best(shape, *DENSE), table.best(shape, OURS)
     by = max(dense.ms, ours.ms) / min(dense.ms, ours.ms)
@@ -143,7 +143,7 @@ def compare(
     seed: int = 0,
     peers: bool = True,
     report: Callable[[str], None] = lambda _: None,
-) -> Table:
+) -> ShapeTable:
     """Times of every contender at every shape, and the floors of the same process.
 
     densities: of random unstructured masks; group-sparse int4 keeps as many groups of 16.
@@ -167,7 +167,7 @@ def compare(
         for (density, one), ms in zip(entries, spent, strict=True):
             rows.append(Timed(shape, density, one.name, one.kind, ms, one.bytes, one.error))
         report(f"{shape[0]}x{shape[1]}: {copies} copies, {len(entries)} contenders")
-    return Table(tuple(rows), measure(), native.instructions(), left_out)
+    return ShapeTable(tuple(rows), measure(), native.instructions(), left_out)
 
 
 @torch.inference_mode()

@@ -36,7 +36,7 @@ ARMS: dict[str, tuple[int, Dsl | None]] = {
 }
 
 
-class Average(nn.Module):
+class MeanOfLast(nn.Module):
     """The next film by the mean vector of the last ones.  (B, T), 0 = none -> (B, films + 1)."""
 
     def __init__(self, films: int, width: int) -> None:
@@ -101,7 +101,7 @@ def run(arm: str, seed: int) -> Recommended:
     (width, schedule), data = ARMS[arm], films()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Average(data.count, width)
+        model = MeanOfLast(data.count, width)
         for table in model.children():
             nn.init.normal_(table.weight, std=0.1)  # pyright: ignore
     task: Any = NextItem(every=False, k=K)

@@ -21,7 +21,7 @@ from ..formats import RowBlocks
 from ..hosts import export_onnx
 from ..hosts.swap.compress import compress
 from ..kernels import native
-from ..kernels.chw import NativeProgram, Step
+from ..kernels.chw import NativeProgram, ProgramStep
 from ..methods.fast_convnets import Chw
 from ..partitions import keep_row_blocks
 from .study import result_of, threads
@@ -79,7 +79,7 @@ def layer(shape: tuple[int, int, int], seed: int) -> dict[str, float]:
     dense = tuple(runs)
     for rows, density in BARS:
         stored = RowBlocks(rows).encode(blocks_of(weight, rows, density))
-        step = Step("spmm", 0, 1, weights={**stored, "bias": torch.zeros(outs)}, rows=rows)
+        step = ProgramStep("spmm", 0, 1, weights={**stored, "bias": torch.zeros(outs)}, rows=rows)
         program = NativeProgram([step], {0: (ins, side, side)}, [1])
         program.views[0].copy_(x)
         runs[f"{rows} {density}"] = program.carry_out

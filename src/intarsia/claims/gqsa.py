@@ -46,26 +46,26 @@ OURS, PAIRS = "W4 S50, OBS + BQPO + E2E", "2:4 SparseGPT, 16 bits"
 ORDER = ("W4 S50, rounded", "W4 S50, OBS", "W4 S50, OBS + BQPO", OURS)
 
 
-class Scored(NamedTuple):
+class CodeScore(NamedTuple):
     """Mean loss of a held-out token, and bits a weight of the linear layers."""
 
     nll: float
     bits: float
 
 
-class Cells:
+class GqsaCells:
     """SmolLM2, dense again before each cell; cells are kept."""
 
     def __init__(self) -> None:
         self.model: Any = None
         self.rows: dict[str, Any] = {}
 
-    def cell(self, arm: str, text: str, seed: int) -> Scored:
+    def cell(self, arm: str, text: str, seed: int) -> CodeScore:
         """A cell from the file, or by running it."""
         inputs = {"arm": arm, "text": text, "seed": seed, "version": 1}
-        return Scored(*kept("gqsa", inputs, lambda: self._run(ARMS[arm], text, seed)))
+        return CodeScore(*kept("gqsa", inputs, lambda: self._run(ARMS[arm], text, seed)))
 
-    def _run(self, method: Any, text: str, seed: int) -> Scored:
+    def _run(self, method: Any, text: str, seed: int) -> CodeScore:
         if self.model is None:
             self.model, self.tokenizer = language_model("smollm2", progress=lambda _: None)
             self.model.requires_grad_(False).eval()
@@ -87,12 +87,12 @@ class Cells:
             bits = 8 * sum(map(nbytes, stored)) / weights
         elif method is not None:
             sparsify(self.model, method, rows, seed=seed)
-        return Scored(nll(self.model, test), bits)
+        return CodeScore(nll(self.model, test), bits)
 
 
 def of_order(seeds: tuple[int, ...], report: Report) -> Result:
     """Loss after all stages minus that of 2:4 SparseGPT; the worse text's mean over draws."""
-    cells = Cells()
+    cells = GqsaCells()
     found = each([Arm(n, n) for n in ARMS], seeds, cells.cell, report, tasks=TEXTS)
 
     def gap(one: str, two: str) -> dict[str, list[float]]:

@@ -29,7 +29,7 @@ LEARNED, TESTED = 0.9, 40  # of each text; rows of what is left of it
 
 
 @dataclass(frozen=True)
-class Kinds:
+class TextKinds:
     """Rows of tokens (n, 64) of each kind, to learn from and to test on."""
 
     train: dict[str, Tensor]
@@ -62,7 +62,7 @@ class Kinds:
 
 
 @lru_cache(maxsize=1)
-def kinds() -> Kinds:
+def kinds() -> TextKinds:
     """The first nine tenths of each text to learn from, rows of its last tenth to test on."""
     whole = routing_traces.texts()
     words = vocabulary(list(whole.values()))
@@ -71,7 +71,7 @@ def kinds() -> Kinds:
         cut = int(LEARNED * len(text))
         train[name] = in_rows(words, text[:cut])
         test[name] = in_rows(words, text[cut:])[:TESTED]
-    return Kinds(train, test)
+    return TextKinds(train, test)
 
 
 def vocabulary(texts: Sequence[str]) -> BytePairs:

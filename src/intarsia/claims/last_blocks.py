@@ -25,7 +25,7 @@ from ..models.retrieve.inference_free import DENSE, packaged
 from ..train.order import IGNORED, Inputs
 from ..train.tasks.classes import Classes
 from ..train.tasks.tokens import Tokens
-from .short_texts import Asked
+from .short_texts import QuestionAnswer
 
 LAST = 2  # blocks that can be adapted
 AT_ONCE = 32  # texts
@@ -97,7 +97,7 @@ class LanguageRows:
     The head has the tokens that occur in an answer of any set, so that losses are over these.
     """
 
-    def __init__(self, sets: Mapping[str, Sequence[Asked]]) -> None:
+    def __init__(self, sets: Mapping[str, Sequence[QuestionAnswer]]) -> None:
         _, tokenizer = decoder()
         tokens = {name: [_ids(tokenizer, one) for one in asked] for name, asked in sets.items()}
         answers = [a for found in tokens.values() for _, a in found]
@@ -130,7 +130,7 @@ class LanguageRows:
         return tail.eval()
 
 
-def _ids(tokenizer: Any, asked: Asked) -> tuple[list[int], list[int]]:
+def _ids(tokenizer: Any, asked: QuestionAnswer) -> tuple[list[int], list[int]]:
     """Tokens of the question with a line's end, and of the answer; a text has no question."""
     prompt = tokenizer(f"{asked.prompt}\n", add_special_tokens=False)["input_ids"]
     answer = tokenizer(asked.answer, add_special_tokens=False)["input_ids"]

@@ -38,7 +38,7 @@ LINEAR = ("qkv", "projection", "mlp_linear")
 
 
 @dataclass(frozen=True)
-class Way:
+class TuningWay:
     """How the last blocks are trained: sparse or beside them, so many times a phase's epochs."""
 
     method: Method | None
@@ -52,13 +52,13 @@ def places(support: str) -> LtSft:
 OURS, RANDOM, TWICE = "drift, 2 %", "random, 2 %", "random, 2 %, twice the steps"
 LORA, ADAPTER = "LoRA, r = 7, twice the steps", "adapters, b = 31, twice the steps"
 FULL = "full fine-tuning"
-ARMS: dict[str, Way] = {
-    FULL: Way(None),
-    OURS: Way(places("drift")),
-    RANDOM: Way(places("random")),
-    TWICE: Way(places("random"), 2),
-    LORA: Way(Lora(7, roles=LINEAR), 2),
-    ADAPTER: Way(Bottleneck(31, placement="houlsby"), 2),
+ARMS: dict[str, TuningWay] = {
+    FULL: TuningWay(None),
+    OURS: TuningWay(places("drift")),
+    RANDOM: TuningWay(places("random")),
+    TWICE: TuningWay(places("random"), 2),
+    LORA: TuningWay(Lora(7, roles=LINEAR), 2),
+    ADAPTER: TuningWay(Bottleneck(31, placement="houlsby"), 2),
 }
 SUMS = {OURS: places("drift"), RANDOM: places("random")}
 # rates of the model's own weights, and of what is beside them; each chosen with a baseline
@@ -111,7 +111,7 @@ def right(model: nn.Module, name: str, part: str = "test") -> float:
     return float(evaluate(model, found, task=StateTokens(), batch_size=32).scores()["exact_match"])
 
 
-def trained(way: Way, name: str, seed: int, lr: float) -> nn.Module:
+def trained(way: TuningWay, name: str, seed: int, lr: float) -> nn.Module:
     """The last blocks, trained in one of the ways."""
     model, found = bench().model(), rows(name, "train")
     data: Any = found

@@ -54,7 +54,7 @@ COLUMNS = {
 }
 
 
-class Found(NamedTuple):
+class HitRates(NamedTuple):
     """Hit rates in percent: at 20 of warm and of cold items among all, at 10 of cold among cold."""
 
     warm: float
@@ -99,7 +99,7 @@ def hits(scores: Tensor, after: Tensor, k: int) -> Tensor:
     return (scores >= own).sum(1) <= k
 
 
-def judged(model: Any, asked: Questions, cold: np.ndarray[Any, Any]) -> Found:
+def judged(model: Any, asked: Questions, cold: np.ndarray[Any, Any]) -> HitRates:
     """model: histories (B, n) -> scores (B, n + 1)."""
     away = torch.from_numpy(np.append(False, cold))
     warm, among_all, among_cold = [], [], []
@@ -114,7 +114,7 @@ def judged(model: Any, asked: Questions, cold: np.ndarray[Any, Any]) -> Found:
         only = scores.masked_fill(~away, -torch.inf)
         among_cold.append(hits(only[is_cold], y[is_cold], 10))
     rates = [100 * float(torch.cat(one).float().mean()) for one in (warm, among_all, among_cold)]
-    return Found(rates[0], rates[1], rates[2], 100 * 10 / int(cold.sum()))
+    return HitRates(rates[0], rates[1], rates[2], 100 * 10 / int(cold.sum()))
 
 
 def trained(
@@ -145,13 +145,13 @@ def words() -> Tensor:
     return torch.from_numpy(np.vstack([np.zeros(rows.shape[1]), rows.toarray()])).float()
 
 
-def found_of(arm: str, seed: int) -> Found:
+def found_of(arm: str, seed: int) -> HitRates:
     """A model of an arm and seed, scored on the test."""
     inputs = {"arm": arm, "seed": seed, "epochs": EPOCHS, "settings": repr(SETTINGS), "version": 1}
-    return Found(*kept("m2trec", inputs, lambda: list(scored(arm, seed))))
+    return HitRates(*kept("m2trec", inputs, lambda: list(scored(arm, seed))))
 
 
-def scored(arm: str, seed: int) -> Found:
+def scored(arm: str, seed: int) -> HitRates:
     train, asked, cold = parts(seed)
     if arm == POPULAR:
         return judged(popular(train, (), {}, seed), asked, cold)
@@ -187,11 +187,11 @@ GRIDS = {  # four settings each
 }
 
 
-def tuned_of(arm: str, seed: int) -> Found:
+def tuned_of(arm: str, seed: int) -> HitRates:
     """A method with the settings that find most warm films on validation (seed 0), on the test."""
     make = fields if arm == FIELDS else MAKES[arm]
 
-    def found(settings: Settings, seed: int, part: str) -> Found:
+    def found(settings: Settings, seed: int, part: str) -> HitRates:
         train, asked, cold = parts(seed, part)
         spans = train.sessions("60min").spans
         return judged(make(train, spans, settings, seed), asked, cold)
@@ -199,7 +199,7 @@ def tuned_of(arm: str, seed: int) -> Found:
     inputs = {"tuned": arm, "epochs": EPOCHS}
     best = best_of("m2trec", inputs, GRIDS[arm], lambda one: found(one, 0, "val").warm)
     inputs = {**inputs, "settings": best, "seed": seed, "version": 1}
-    return Found(*kept("m2trec", inputs, lambda: list(found(best, seed, "test"))))
+    return HitRates(*kept("m2trec", inputs, lambda: list(found(best, seed, "test"))))
 
 
 def compared(seeds: tuple[int, ...], report: Report, *, of: Any) -> Result:

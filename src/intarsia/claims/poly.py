@@ -64,7 +64,7 @@ def methods(tasks: int) -> dict[str, Method]:
     }
 
 
-class Kinds:
+class TaskKinds:
     """The tasks of a seed as states of MiniLM, and the head that all arms have.
 
     part: "test", or "val" for rows that no claim is judged by.
@@ -184,7 +184,7 @@ def rate(report: Report) -> float:
     """The rate at which the shared LoRA is best on validation rows; run once and kept."""
 
     def run() -> dict[str, float]:
-        kinds, found = Kinds(SEED, "val"), {}
+        kinds, found = TaskKinds(SEED, "val"), {}
         for lr in RATES:
             with threads(1):
                 model = adapted(kinds.base, methods(len(kinds.known))[SHARED], SEED)
@@ -198,7 +198,7 @@ def rate(report: Report) -> float:
 
 
 def _run(seed: int, lr: float, report: Report) -> Cell:
-    kinds = Kinds(seed)
+    kinds = TaskKinds(seed)
     made: dict[str, PeftModel] = {}
     known: dict[str, float] = {"no adapter": error(kinds.base, kinds.mixed(kinds.test))}
     size: dict[str, int] = {}
@@ -221,7 +221,7 @@ def mean(errors: Mapping[str, float]) -> float:
 
 
 def new_task(
-    kinds: Kinds, made: Mapping[str, PeftModel], held: str, lr: float, seed: int
+    kinds: TaskKinds, made: Mapping[str, PeftModel], held: str, lr: float, seed: int
 ) -> dict[str, float]:
     """Error of each way to a held-out kind, from a few of its rows."""
     number = len(kinds.known)

@@ -21,7 +21,7 @@ DENSITY, EVERY, EPOCHS = 0.2, 25, 7
 STEPS = -(-sms.TRAIN // 128)  # of an epoch
 
 
-class Way(NamedTuple):
+class MaskWay(NamedTuple):
     """How masks change, and for how many epochs."""
 
     schedule: Any
@@ -30,17 +30,17 @@ class Way(NamedTuple):
 
 RIGL, STATIC, GRADUAL = "RigL", "fixed random masks", "gradual, as many operations"
 # the mean density of gradual pruning is .36 of the dense net's: 4 epochs cost what 7 do at .2
-ARMS: Mapping[str, Way] = {
-    RIGL: Way(RigL(DENSITY, every=EVERY, spread="uniform"), EPOCHS),
-    STATIC: Way(Set(DENSITY, every=10**6, spread="uniform"), EPOCHS),  # no change is ever due
-    GRADUAL: Way(Gradual(DENSITY, stop=0.75, every=EVERY), 4),
-    "SET": Way(Set(DENSITY, every=EVERY, spread="uniform"), EPOCHS),
-    "gradual, as many epochs": Way(Gradual(DENSITY, stop=0.75, every=EVERY), EPOCHS),
-    "dense": Way(None, EPOCHS),
+ARMS: Mapping[str, MaskWay] = {
+    RIGL: MaskWay(RigL(DENSITY, every=EVERY, spread="uniform"), EPOCHS),
+    STATIC: MaskWay(Set(DENSITY, every=10**6, spread="uniform"), EPOCHS),  # no change is ever due
+    GRADUAL: MaskWay(Gradual(DENSITY, stop=0.75, every=EVERY), 4),
+    "SET": MaskWay(Set(DENSITY, every=EVERY, spread="uniform"), EPOCHS),
+    "gradual, as many epochs": MaskWay(Gradual(DENSITY, stop=0.75, every=EVERY), EPOCHS),
+    "dense": MaskWay(None, EPOCHS),
 }
 
 
-class NetScore(NamedTuple):
+class MaskScore(NamedTuple):
     """Test accuracy in points, and operations of training in shares of the dense net's."""
 
     accuracy: float
@@ -63,14 +63,14 @@ def operations(name: str) -> float:
     return share * way.epochs / EPOCHS
 
 
-def cell(name: str, _: str, seed: int) -> NetScore:
+def cell(name: str, _: str, seed: int) -> MaskScore:
     """A net of one arm from one seed, from the file or by training it."""
     inputs = {"arm": name, "seed": seed, "data": sms.DATA, "epochs": EPOCHS, "version": 1}
     points = kept("rigl", inputs, lambda: accuracy(ARMS[name], seed), under="accuracy")
-    return NetScore(points, operations(name))
+    return MaskScore(points, operations(name))
 
 
-def accuracy(way: Way, seed: int) -> float:
+def accuracy(way: MaskWay, seed: int) -> float:
     """Train a net, and score it in points."""
     model = resnet(seed)
     how: dict[str, Any] = OPTIONS | {"epochs": way.epochs, "seed": seed}

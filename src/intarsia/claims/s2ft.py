@@ -28,7 +28,7 @@ from . import tails
 from .kept import kept
 from .low_rank import by_peft
 from .study import class_scores, each, result_of, threads
-from .tails import Pictures
+from .tails import TailTokens
 
 FIRST = 9  # of twelve blocks; the three from there on are adapted
 SOURCE, TARGETS = "fashion-mnist", ("elpv", "photo-rotation", "prompt-kind")
@@ -61,7 +61,7 @@ class Track:
         return next(s for t, s in zip(self.target, self.source, strict=True) if t >= level)
 
 
-def pictures(task: str) -> Pictures:
+def pictures(task: str) -> TailTokens:
     return tails.pictures(task, FIRST, TEST)
 
 

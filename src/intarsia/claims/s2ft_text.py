@@ -26,7 +26,7 @@ from . import last_blocks
 from .kept import kept
 from .last_blocks import LanguageRows, Row, StateTokens
 from .s2ft import LORA, OURS, RATES, TUNED, Track
-from .short_texts import Asked, kinds, quiet
+from .short_texts import QuestionAnswer, kinds, quiet
 from .study import each, result_of, threads
 
 POOL, TRAIN, VAL, TEST = 800, 480, 100, 200  # glosses; TRAIN of the pool for each seed
@@ -54,13 +54,13 @@ class Glosses:
     held: dict[str, list[Row]]
 
 
-def texts() -> dict[str, list[Asked]]:
+def texts() -> dict[str, list[QuestionAnswer]]:
     """Rows from the middle of the texts that nobody trains on."""
-    found = dict[str, list[Asked]]()
+    found = dict[str, list[QuestionAnswer]]()
     for name, corpus in HELD.items():
         words = corpora.read(corpus, quiet)[100_000:].split()[: ROWS * WORDS]
         rows = [words[i : i + WORDS] for i in range(0, len(words), WORDS)]
-        found[name] = [Asked("", " ".join(row)) for row in rows]
+        found[name] = [QuestionAnswer("", " ".join(row)) for row in rows]
     return found
 
 

@@ -19,7 +19,7 @@ RARE = ("top", "motive")  # kinds of noun with about fifty glosses
 QUESTION = "What kind of thing is this? "
 
 
-class Asked(NamedTuple):
+class QuestionAnswer(NamedTuple):
     """A question and its answer; without a question, a text."""
 
     prompt: str
@@ -78,44 +78,44 @@ def definition(entry: str) -> str:
     return text if len(text.split()) >= 4 else ""
 
 
-def emoji() -> list[Asked]:
+def emoji() -> list[QuestionAnswer]:
     """Names of emoji and their groups."""
     file = obtain(pinned("emoji-datasource"), progress=quiet) / "package/emoji.json"
     rows = json.loads(file.read_text(encoding="utf-8"))
     named = {row["name"].lower(): row["category"] for row in rows if row["category"] != "Component"}
-    return _shuffled([Asked(short(name), group) for name, group in named.items()])
+    return _shuffled([QuestionAnswer(short(name), group) for name, group in named.items()])
 
 
-def sentences() -> list[Asked]:
+def sentences() -> list[QuestionAnswer]:
     """Of sentences of Austen's novels the first half as a question, the rest as its answer."""
     text = " ".join(corpora.read("austen", quiet).split())
-    found: list[Asked] = []
+    found: list[QuestionAnswer] = []
     for one in re.findall(r"[A-Z][^.!?]{30,120}[.!?]", text):
         words = one.split()[: WORDS + 4]
         half = len(words) // 2
-        found.append(Asked(" ".join(words[:half]), " ".join(words[half:])))
+        found.append(QuestionAnswer(" ".join(words[:half]), " ".join(words[half:])))
     return _shuffled(list(dict.fromkeys(found)))
 
 
-def kinds() -> list[Asked]:
+def kinds() -> list[QuestionAnswer]:
     """Glosses of WordNet and the kind of noun; none of a noun in `old_definitions`."""
     known = {gloss for _, _, _, gloss in old_definitions()}
-    return [Asked(short(g), k) for g, k in _glosses() if g not in known]
+    return [QuestionAnswer(short(g), k) for g, k in _glosses() if g not in known]
 
 
-def defined() -> list[Asked]:
+def defined() -> list[QuestionAnswer]:
     """Nouns and their definitions in GCIDE."""
-    return [Asked(noun, text) for noun, text, _, _ in old_definitions()]
+    return [QuestionAnswer(noun, text) for noun, text, _, _ in old_definitions()]
 
 
-def old_kinds() -> list[Asked]:
+def old_kinds() -> list[QuestionAnswer]:
     """Definitions of GCIDE and the kind of noun: the task of `kinds` in another domain."""
-    return [Asked(text, kind) for _, text, kind, _ in old_definitions()]
+    return [QuestionAnswer(text, kind) for _, text, kind, _ in old_definitions()]
 
 
-def old_texts() -> list[Asked]:
+def old_texts() -> list[QuestionAnswer]:
     """The same definitions as plain texts, in the same order."""
-    return [Asked("", text) for _, text, _, _ in old_definitions()]
+    return [QuestionAnswer("", text) for _, text, _, _ in old_definitions()]
 
 
 def _shuffled(rows: Sequence[T]) -> list[T]:

@@ -43,14 +43,14 @@ def resnet(seed: int) -> nn.Module:
         return nn.Sequential(*stem, *blocks, *pool)
 
 
-class NetScore(NamedTuple):
+class IftScore(NamedTuple):
     """Test accuracy in points, and multiplications in shares of the dense net's, at most."""
 
     accuracy: float
     macs: float
 
 
-class Way(NamedTuple):
+class IftWay(NamedTuple):
     """What is done to the dense net, and how masks change."""
 
     kind: str | None = None
@@ -59,26 +59,26 @@ class Way(NamedTuple):
 
 RIGL = RigL(density=None, every=EVERY)
 DENSE, WIDE, STATIC = "dense", "wide, RigL", "wide, fixed masks"
-ARMS: Mapping[str, Way] = {
-    DENSE: Way(),
-    WIDE: Way("wide", RIGL),
-    STATIC: Way("wide", FixedMask()),
-    "parallel, RigL": Way("parallel", RIGL),
-    "factorised, RigL": Way("factorised", RIGL),
-    "doped, RigL": Way("doped", RIGL),
-    "as wide as the dense one, RigL": Way(None, RigL(DENSITY, every=EVERY, spread="uniform")),
+ARMS: Mapping[str, IftWay] = {
+    DENSE: IftWay(),
+    WIDE: IftWay("wide", RIGL),
+    STATIC: IftWay("wide", FixedMask()),
+    "parallel, RigL": IftWay("parallel", RIGL),
+    "factorised, RigL": IftWay("factorised", RIGL),
+    "doped, RigL": IftWay("doped", RIGL),
+    "as wide as the dense one, RigL": IftWay(None, RigL(DENSITY, every=EVERY, spread="uniform")),
 }
 OTHERS = tuple(name for name in ARMS if name not in (DENSE, WIDE, STATIC))
 
 
-def cell(way: Way, _: str, seed: int) -> NetScore:
+def cell(way: IftWay, _: str, seed: int) -> IftScore:
     """A net of one way from one seed, from the file or by training it."""
     name = next(name for name, one in ARMS.items() if one == way)
     inputs = {"arm": name, "seed": seed, "data": sms.DATA, "epochs": EPOCHS, "version": 1}
-    return NetScore(*kept("sparse-ift", inputs, lambda: run(way, seed)))
+    return IftScore(*kept("sparse-ift", inputs, lambda: run(way, seed)))
 
 
-def run(way: Way, seed: int) -> NetScore:
+def run(way: IftWay, seed: int) -> IftScore:
     """Train a net of one way, and score it."""
     model, macs = resnet(seed), 1.0
     if way.kind is not None:
@@ -88,7 +88,7 @@ def run(way: Way, seed: int) -> NetScore:
         macs = DENSITY
     how: dict[str, Any] = OPTIONS | {"epochs": EPOCHS, "seed": seed}
     fit(model, sms.rows("train"), schedule=way.schedule, **how)
-    return NetScore(sms.accuracy(model), macs)
+    return IftScore(sms.accuracy(model), macs)
 
 
 def judged(

@@ -18,7 +18,7 @@ from . import study
 
 
 @dataclass(frozen=True)
-class Pictures:
+class TailTokens:
     """Tokens (n, 17, 384) that enter the first adapted block, and labels; no part shares any."""
 
     pool: TensorDataset
@@ -37,14 +37,14 @@ class Pictures:
 
 
 @lru_cache
-def pictures(name: str, first: int, test: int) -> Pictures:
+def pictures(name: str, first: int, test: int) -> TailTokens:
     """Of a set, at most `test` to judge by; a quarter of the others is for validation."""
     tokens, labels, pool, judged, classes = study.prepare(name, test, first)
     learned, val = train_test_split(
         pool, test_size=0.25, stratify=labels[pool].numpy(), random_state=98
     )
     few, some, test_part = (TensorDataset(tokens[i], labels[i]) for i in (learned, val, judged))
-    return Pictures(few, some, test_part, classes)
+    return TailTokens(few, some, test_part, classes)
 
 
 def tail(classes: int, first: int, seed: int) -> nn.Module:

@@ -73,7 +73,7 @@ ROUTERS: Mapping[str, Callable[[int], RouterConfig]] = {
 }
 
 
-class Found(NamedTuple):
+class PictureScores(NamedTuple):
     """On the test pictures: cross-entropy, accuracy in percent; largest load over the mean, tokens
     without an expert in percent. step: CPU seconds of one in training.
     """
@@ -107,7 +107,7 @@ def with_experts(model: nn.Module, router: RouterConfig, seed: int) -> nn.Module
     return model
 
 
-def train(name: str, experts: int, seed: int) -> Found:
+def train(name: str, experts: int, seed: int) -> PictureScores:
     """One router; all test pictures are one batch.  Run once and kept."""
     router = ROUTERS[name](experts)
 
@@ -127,12 +127,14 @@ def train(name: str, experts: int, seed: int) -> Found:
         load = routing.load().double()
         lost = 1 - len(routing.token.unique()) / routing.tokens
         even = float(load.max() / load.mean())
-        return Found(scores.loss, 100 * scores.accuracy, even, 100 * lost, seconds)._asdict()
+        return PictureScores(
+            scores.loss, 100 * scores.accuracy, even, 100 * lost, seconds
+        )._asdict()
 
     inputs = {"router": repr(router), "name": name, "seed": seed, "set": SET, "block": FIRST}
     inputs |= {"training": repr(TRAINING), "sizes": [IMAGES, TEST], "version": VERSION}
     with threads(1):
-        return Found(**kept("transport", inputs, run))
+        return PictureScores(**kept("transport", inputs, run))
 
 
 def _wide(rows: Any) -> Any:
@@ -141,7 +143,7 @@ def _wide(rows: Any) -> Any:
     return type(rows)(x.float(), y)
 
 
-Runs = Sheet[str, int, Found]
+Runs = Sheet[str, int, PictureScores]
 
 
 def measure(seeds: Sequence[int], report: Report, names: Sequence[str] = tuple(ROUTERS)) -> Runs:
@@ -186,7 +188,7 @@ def rows_of(found: Runs) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for i, experts in enumerate(found.tasks):
         for name in found.arms:
-            of = {f: found.of(name, f)[i].tolist() for f in Found._fields}
+            of = {f: found.of(name, f)[i].tolist() for f in PictureScores._fields}
             line: dict[str, Any] = {"E": experts, "router": name}
             line |= {
                 "test loss": shown(of["loss"], ".3f"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core import Claim, Result, Routing
 from ..core.claim import Report
-from ..parallel.blocks import Table
+from ..parallel.blocks import PairTable
 from ..parallel.tutel import Tutel, degrees
 from ..placement.engines import ExpertSize
 from ..placement.timeline import simulate
@@ -73,7 +73,7 @@ NOTE = (
 
 def one_hot(x: Tensor, routing: Routing, places: int) -> Tensor:
     """Dispatch and combine as products with a mask (T, E, C), as GShard has them."""
-    table = Table.of(routing, places)
+    table = PairTable.of(routing, places)
     mask = x.new_zeros(routing.tokens, routing.experts * places)
     mask[routing.token, table.place] = 1
     weighed = x.new_zeros(routing.tokens, routing.experts * places)
@@ -85,7 +85,7 @@ def one_hot(x: Tensor, routing: Routing, places: int) -> Tensor:
 
 def tables(x: Tensor, routing: Routing, places: int) -> Tensor:
     """The same by places."""
-    table = Table.of(routing, places)
+    table = PairTable.of(routing, places)
     return table.combine(table.fill(x))
 
 

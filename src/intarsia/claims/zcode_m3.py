@@ -19,7 +19,7 @@ from ..mixtures.zcode_m3 import mixtures_in
 from ..routers import TopK
 from ..train import evaluate
 from .kept import kept
-from .kinds_of_text import BATCH, Kinds, decoder_of_experts, kinds, learn
+from .kinds_of_text import BATCH, TextKinds, decoder_of_experts, kinds, learn
 from .study import by_arm, by_seed, judge, row_of, threads
 
 EXPERTS = 8
@@ -44,7 +44,7 @@ class Late(NamedTuple):
     whole: float
 
 
-def loss(model: nn.Module, texts: Kinds, names: Sequence[str] | None = None) -> float:
+def loss(model: nn.Module, texts: TextKinds, names: Sequence[str] | None = None) -> float:
     """Of a token of the test rows of these kinds, in nats, nothing dropped."""
     return evaluate(model, texts.parts(names), batch_size=64).loss
 
@@ -111,7 +111,7 @@ def part(steps: int, of: int) -> int:
     return max(1, steps * of // PARENT)
 
 
-def parents(texts: Kinds, seed: int, steps: int) -> tuple[nn.Module, nn.Module]:
+def parents(texts: TextKinds, seed: int, steps: int) -> tuple[nn.Module, nn.Module]:
     """Two trainings that part after a third of their steps, by the rows they meet."""
     order, shared = list(texts.train), part(steps, SHARED)
     first = decoder_of_experts(router(), seed)
@@ -152,7 +152,7 @@ def kept_experts(net: nn.Module, scores: Mapping[str, Tensor], experts: int) -> 
     return small
 
 
-def pruned(net: nn.Module, texts: Kinds, seed: int) -> dict[str, float]:
+def pruned(net: nn.Module, texts: TextKinds, seed: int) -> dict[str, float]:
     """Losses with half of the experts, chosen in three ways."""
     rows = texts.stream(list(texts.train), 0, 8, seed).tensors[0]
     use = expert_loads(net, list(rows.split(64)))

@@ -16,7 +16,7 @@ from ..core.errors import ConformanceError, IntarsiaError
 from ..parallel.layout import size_of
 from ..parallel.processes import Processes
 from ..parallel.strategy import Strategy
-from ..parallel.trial import LINKS, Trial, compare
+from ..parallel.trial import LINKS, ExpertTrial, compare
 from ..placement.plan import DevicePlan
 from ..placement.timeline import simulate
 from .cards import CARD_LAWS, tiny
@@ -38,7 +38,7 @@ def _strategy(card: Card) -> Strategy:
     return config
 
 
-def _compared(card: Card, *trials: Trial) -> None:
+def _compared(card: Card, *trials: ExpertTrial) -> None:
     for trial in trials:
         try:
             processes().run(compare, _strategy(card), trial)
@@ -51,28 +51,28 @@ def _compared(card: Card, *trials: Trial) -> None:
 
 def is_one_process(card: Card) -> None:
     """Outputs and gradients of one process, integers exactly; the bytes of the plan, both ways."""
-    _compared(card, Trial(past=1))
+    _compared(card, ExpertTrial(past=1))
 
 
 def is_close_where_sums_are_rounded(card: Card) -> None:
     """The same in float64 within 1e-12, with gated experts and biases."""
-    _compared(card, Trial(whole=False, bias=True, layers=1))
+    _compared(card, ExpertTrial(whole=False, bias=True, layers=1))
 
 
 def takes_whoever_has_nothing(card: Card) -> None:
     """A process without tokens, and an expert without."""
     names = ("a process without tokens", "an expert without tokens")
-    _compared(card, *(Trial(name, layers=1) for name in names))
+    _compared(card, *(ExpertTrial(name, layers=1) for name in names))
 
 
 def takes_tokens_of_all_experts_and_of_one(card: Card) -> None:
     """k = E is the dense mixture; k = 1 where all tokens have one and the same expert."""
-    _compared(card, *(Trial(name, layers=1) for name in ("k = E", "one expert")))
+    _compared(card, *(ExpertTrial(name, layers=1) for name in ("k = E", "one expert")))
 
 
 def plans_the_same_each_time(card: Card) -> None:
     """A plan is a function of what it is given, can be written down, and takes time."""
-    trial, strategy = Trial(), _strategy(card)
+    trial, strategy = ExpertTrial(), _strategy(card)
     size = size_of(trial.layers_of()[0])
     first = strategy.plan(trial.trace(), size, LINKS, backward=True)
     torch.rand(3)
@@ -86,7 +86,7 @@ def plans_the_same_each_time(card: Card) -> None:
 
 def deals_out_every_row(card: Card) -> None:
     """Each row has a device, or several that hold the same rows."""
-    rows = _strategy(card).rows(Trial().trace(), LINKS.devices)
+    rows = _strategy(card).rows(ExpertTrial().trace(), LINKS.devices)
     fits = rows.shape[0] == LINKS.devices and bool(rows.any(0).all())
     require(fits, "rows of no device", "each on one or more", "Deal out all sequences.")
 

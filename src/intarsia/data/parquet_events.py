@@ -14,7 +14,7 @@ from intarsia.data.interactions import Array, Interactions, ItemField, with_item
 ROWS = 1 << 18  # that are read at a time
 
 
-class Places:
+class IdPlaces:
     """Ids and their places, in the order in which they come; those known come first."""
 
     def __init__(self, known: Sequence[str] = ()) -> None:
@@ -46,7 +46,7 @@ def read_parquet(
     Raises: MissingExtra without pyarrow; DataError for a file that is none, a column that is
     missing, and a row without id or time, by its number.
     """
-    users, items = Places(), Places(item_ids)
+    users, items = IdPlaces(), IdPlaces(item_ids)
     blocks: list[tuple[Array, ...]] = []
     total = 0
     for path in paths:

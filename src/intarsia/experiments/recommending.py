@@ -38,7 +38,7 @@ Parts = tuple[Interactions, Interactions, Interactions]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedRecommender:
     """A trained recommender: its run, full-sort measures on the test part, tables as written."""
 
     model: Recommender
@@ -71,7 +71,7 @@ def fit_recommender(
     resume: bool = False,
     report: Callable[[str], None] = lambda _: None,
     **options: Any,
-) -> Fitted:
+) -> FittedRecommender:
     """Train a recommender on the early part of its data, and score it on the late part.
 
     parts: train, val and test, None = `parts_of`.  schedule: of masks, as `Dsl(density=0.2)`; its
@@ -108,7 +108,7 @@ def fit_recommender(
         finish=finish,
         record={"recommender": method_key(settings)},
     )
-    return Fitted(model, run, found["measures"], found.get("tables", ()))
+    return FittedRecommender(model, run, found["measures"], found.get("tables", ()))
 
 
 def measured(model: Recommender, train: Interactions, test: Interactions) -> dict[str, float]:

@@ -61,7 +61,7 @@ class Seeing:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedReader:
     """A run with its scores on the test part: of all, and of each modality."""
 
     run: Run
@@ -129,7 +129,7 @@ def fit_seeing(
     resume: bool = False,
     report: Report = lambda _: None,
     **running: Any,
-) -> Fitted:
+) -> FittedReader:
     """Train as asked, score on the test part by modality, and write the run folder.
 
     Raises: as `built`, `read_questions` and `fit` do.
@@ -164,7 +164,7 @@ def fit_seeing(
         **options,
         **running,
     )
-    return Fitted(run, found["scores"])
+    return FittedReader(run, found["scores"])
 
 
 def run_batch(asked: Seeing) -> int:

@@ -56,7 +56,7 @@ class Stacked:
 
 
 @dataclass(frozen=True)
-class Entry:
+class StackEntry:
     """A technique.  stage: when it is carried out; preserves: "outputs", "routing", which become
     tests; conflicts: another entry -> why the two cannot be together."""
 
@@ -153,14 +153,16 @@ def _offload(on: Stacked, text: str) -> None:
 
 
 SAME = "both decide which experts are left"
-ENTRIES: dict[str, Entry] = {
+ENTRIES: dict[str, StackEntry] = {
     entry.name: entry
     for entry in (
-        Entry("prune", "model", 1, "0.25", _prune, conflicts={"student": SAME}),
-        Entry("merge", "model", 2, "0.25", _merge, conflicts={"student": SAME}),
-        Entry("student", "model", 2, "2", _student, conflicts={"skip": "a student has no router"}),
-        Entry("skip", "model", 3, "0.5", _skip),
-        Entry(
+        StackEntry("prune", "model", 1, "0.25", _prune, conflicts={"student": SAME}),
+        StackEntry("merge", "model", 2, "0.25", _merge, conflicts={"student": SAME}),
+        StackEntry(
+            "student", "model", 2, "2", _student, conflicts={"skip": "a student has no router"}
+        ),
+        StackEntry("skip", "model", 3, "0.5", _skip),
+        StackEntry(
             "place",
             "system",
             4,
@@ -169,9 +171,9 @@ ENTRIES: dict[str, Entry] = {
             frozenset({"outputs", "routing"}),
             {"student": f"its experts are fewer than {DEVICES} devices"},
         ),
-        Entry("lowrank", "model", 5, "0.9", _low_rank),
-        Entry("quant", "model", 6, "w4", _quantise),
-        Entry("offload", "system", 7, "expected", _offload, frozenset({"outputs", "routing"})),
+        StackEntry("lowrank", "model", 5, "0.9", _low_rank),
+        StackEntry("quant", "model", 6, "w4", _quantise),
+        StackEntry("offload", "system", 7, "expected", _offload, frozenset({"outputs", "routing"})),
     )
 }
 

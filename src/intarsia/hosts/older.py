@@ -22,7 +22,7 @@ from .attach.adapter_files import CONFIG, WEIGHTS, read_adapter
 from .delta.cells import attach_delta
 from .delta.sparse_delta import SparseDelta
 from .out.pack import PACKED, unpack
-from .swap.upcycle import Places, Upcycle
+from .swap.upcycle import MixturePlaces, Upcycle
 
 SETTINGS, HOST, FORMAT = "intarsia.json", "host.safetensors", 1
 MIXTURE, MIXTURE_WEIGHTS = "mixture.json", "mixture.safetensors"
@@ -57,7 +57,7 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Saved:
+class FolderContent:
     """What a folder says: steps, adapters, and which weights of the host are in which file."""
 
     folder: Path
@@ -68,7 +68,7 @@ class Saved:
     extra: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
 
 
-def read(folder: Path) -> Saved:
+def read(folder: Path) -> FolderContent:
     """A folder without intarsia.json.
 
     Raises: CheckpointError for one that is damaged or of no known form.
@@ -77,10 +77,10 @@ def read(folder: Path) -> Saved:
         return _mixture(folder)
     if (folder / RUN).is_file():
         return _run(folder)
-    return Saved(folder, adapters=(Adapter("default", folder),))
+    return FolderContent(folder, adapters=(Adapter("default", folder),))
 
 
-def _run(folder: Path) -> Saved:
+def _run(folder: Path) -> FolderContent:
     """A run's adapter, or the baseline that run.json names."""
     inside = folder / ADAPTER
     if (inside / WEIGHTS).is_file() and _alone(inside, folder / RUN):
@@ -96,7 +96,9 @@ def _run(folder: Path) -> Saved:
     except (OSError, ValueError, KeyError, TypeError, LookupError) as error:
         raise damaged(folder / RUN, f"no method that can be applied again ({error})") from error
     weights = None if change.stores == "nothing" else inside / TRAINED
-    return Saved(inside, (Step(Plan(change, seed), "default", {}),), (), weights, change.stores)
+    return FolderContent(
+        inside, (Step(Plan(change, seed), "default", {}),), (), weights, change.stores
+    )
 
 
 def _alone(inside: Path, run: Path) -> bool:
@@ -111,7 +113,7 @@ def _alone(inside: Path, run: Path) -> bool:
         return True  # its reader tells what is wrong
 
 
-def _mixture(folder: Path) -> Saved:
+def _mixture(folder: Path) -> FolderContent:
     """mixture.json: one step, `upcycle`, and every weight."""
     path = folder / MIXTURE
     try:
@@ -126,7 +128,7 @@ def _mixture(folder: Path) -> Saved:
     except (IntarsiaError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise damaged(path, f"settings that no mixture takes ({error})") from error
     step = Step(plan, "default", {})
-    return Saved(folder, (step,), (), folder / MIXTURE_WEIGHTS, "all", extra)
+    return FolderContent(folder, (step,), (), folder / MIXTURE_WEIGHTS, "all", extra)
 
 
 def _upcycled(stored: Mapping[str, Any]) -> Plan:
@@ -145,5 +147,5 @@ def _upcycled(stored: Mapping[str, Any]) -> Plan:
         act=stored.get("act"),
     )
     parts = stored.get("parts", whole)
-    places = Places(tuple(stored["paths"]), tuple(stored["experts"]), tuple(parts))
+    places = MixturePlaces(tuple(stored["paths"]), tuple(stored["experts"]), tuple(parts))
     return Plan(change, int(stored["seed"]), vars(places))

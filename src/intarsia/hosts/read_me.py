@@ -24,7 +24,7 @@ from ..gating import watch
 from ..mixtures.read_me import read_me_mixture
 from ..routers.pregate import PreGate, PreGateNet, PreGateRouter
 from .anatomy.blocks import blocks
-from .anatomy.dense_mlp import Dense, dense_mlp, mlp_place
+from .anatomy.dense_mlp import DenseMlp, dense_mlp, mlp_place
 from .swap.upcycle import check_unadapted
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the channels, that count as hits
@@ -63,10 +63,10 @@ class ReadMe(PlainChange):
         raise ConfigError("domains", got="none", want=want, fix=fix)
 
 
-def mlps(model: nn.Module) -> dict[str, Dense]:
+def mlps(model: nn.Module) -> dict[str, DenseMlp]:
     """The MLPs of a dense model by path.  Raises: TargetError for a model without."""
     check_unadapted(model)
-    found: dict[str, Dense] = {}
+    found: dict[str, DenseMlp] = {}
     for path, block in blocks(model):
         place = mlp_place(block)
         if place is None or place.emptied:

@@ -37,7 +37,7 @@ from .attach.peft import is_adapted
 from .attach.plain_lora import write_plain
 from .changing import undone_on_error
 from .model_card import model_card
-from .older import ADAPTER, FORMAT, HOST, OURS, SETTINGS, Adapter, Saved
+from .older import ADAPTER, FORMAT, HOST, OURS, SETTINGS, Adapter, FolderContent
 
 KEYS = frozenset({"key", "settings", "decided", "seed", "name", "on"})
 
@@ -132,7 +132,7 @@ def replays(folder: str | Path) -> bool:
     return bool(_read(Path(folder)).steps)
 
 
-def _replayed(model: nn.Module, found: Saved) -> nn.Module:
+def _replayed(model: nn.Module, found: FolderContent) -> nn.Module:
     """The steps that are no adapters, and the weights of the host."""
     weights = None if found.weights is None else _tensors(found.weights)
     if found.steps and (done := steps_of(base_of(model))):
@@ -169,7 +169,7 @@ def _replayed(model: nn.Module, found: Saved) -> nn.Module:
     return model
 
 
-def _read(folder: Path) -> Saved:
+def _read(folder: Path) -> FolderContent:
     """What a folder says, of this format or of an older one."""
     if (folder / ADAPTER / SETTINGS).is_file():  # a run of `intarsia fit`
         folder = folder / ADAPTER
@@ -190,7 +190,7 @@ def _read(folder: Path) -> Saved:
         raise damaged(path, f"settings that no method takes ({error})") from error
 
 
-def _saved(folder: Path, content: Mapping[str, Any]) -> Saved:
+def _saved(folder: Path, content: Mapping[str, Any]) -> FolderContent:
     steps: list[Step] = []
     adapters: list[Adapter] = []
     for entry in content["steps"]:
@@ -213,7 +213,9 @@ def _saved(folder: Path, content: Mapping[str, Any]) -> Saved:
         check_digest(folder / name, wanted, name)
     for step in content["steps"]:
         check_sizes(folder / SETTINGS, step["settings"], weights or folder / WEIGHTS)
-    return Saved(folder, tuple(steps), tuple(adapters), weights, stores, dict(content["extra"]))
+    return FolderContent(
+        folder, tuple(steps), tuple(adapters), weights, stores, dict(content["extra"])
+    )
 
 
 def _named(adapters: Sequence[Adapter], name: str | None) -> Sequence[Adapter]:

@@ -167,7 +167,7 @@ def choose_spans(
 
 
 @dataclass(frozen=True)
-class Options:
+class SpanOptions:
     """Lines alpha + beta N, each with other spans than all before.
 
     alpha, beta: (C,).  spans: length -> (C,) tokens, of all lengths that count.
@@ -185,7 +185,7 @@ class Options:
         return Spans(alpha, beta, method.sink, method.block, method.longest, about or {})
 
 
-def configurations(method: MoA) -> Options:
+def configurations(method: MoA) -> SpanOptions:
     """All lines with 0 < span <= N at each profiled length (paper, section 3.2)."""
     shortest, longest = method.lengths[0], method.lengths[-1]
     step = method.step or max(method.block, shortest // 8)
@@ -209,7 +209,7 @@ def configurations(method: MoA) -> Options:
     rows = torch.stack([spans[n] for n in lengths], 1).tolist()
     first = [i for i, row in enumerate(rows) if row not in rows[:i]]
     alpha, beta = (torch.tensor([line[i] for line in fits])[first] for i in (0, 1))
-    return Options(alpha, beta, {n: of[first] for n, of in spans.items()})
+    return SpanOptions(alpha, beta, {n: of[first] for n, of in spans.items()})
 
 
 def losses_of(bins: Tensor, spans: Tensor, sink: int, block: int) -> Tensor:
@@ -226,7 +226,7 @@ def losses_of(bins: Tensor, spans: Tensor, sink: int, block: int) -> Tensor:
 
 def pareto(
     losses: Sequence[Tensor],
-    options: Options,
+    options: SpanOptions,
     shape: tuple[int, int],
     density: float,
     progress: Report = lambda _: None,
@@ -276,7 +276,7 @@ def pareto(
     return [found[i] for i in kept]
 
 
-def _rules(options: Options, shape: tuple[int, int], density: float) -> list[Rule]:
+def _rules(options: SpanOptions, shape: tuple[int, int], density: float) -> list[Rule]:
     """Two spans a layer at most, and at each length a mean span of .9 ... 1 of density N."""
     from scipy import sparse
 

@@ -121,13 +121,13 @@ class Qmoe(PlainChange):
             "told": told,
         }
         decided["sha256"] = _digest(self, decided)
-        return Packing(self, seed, decided, stored)
+        return MixturePacking(self, seed, decided, stored)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """In place. A plan that was read from a folder leaves the numbers to that folder."""
         model, decided = base_of(host), dict(plan.decided)
         _check_decided(self, decided)
-        stored = plan.stored if isinstance(plan, Packing) else None
+        stored = plan.stored if isinstance(plan, MixturePacking) else None
         stacks: dict[str, dict[str, PackedStack]] = {}
         for path, of in decided["stacks"].items():
             owner, _, stack = path.rpartition(".")
@@ -200,7 +200,7 @@ class Qmoe(PlainChange):
 
 
 @dataclass(frozen=True)
-class Packing(Plan):
+class MixturePacking(Plan):
     """A plan with what is stored of each stack; read from a folder it is a plain one."""
 
     stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)

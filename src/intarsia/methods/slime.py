@@ -20,7 +20,7 @@ from ..core.errors import ConfigError
 from ..data.senses.encoders import encoder
 from ..gating.random_source import RandomSource, seeded_by
 from ..hosts.senses.connectors import (
-    Asked,
+    AskedTokens,
     Connector,
     Projector,
     Resampler,
@@ -232,7 +232,7 @@ class TiledView(Connector):
             close = close + NOISE * self.noise.normal(len(close)).to(close)
         return (close / self.settings.tau).softmax(0)
 
-    def forward(self, features: Tensor, views: Tensor, asked: Asked | None) -> Vectors:
+    def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
         self.check(features)
         counts = views.tolist()
         first = (views.cumsum(0) - views).to(features.device)
@@ -255,7 +255,7 @@ class TiledView(Connector):
         made = torch.tensor([len(k) for k in keep], device=features.device)
         return Vectors(torch.cat(rows), made, torch.cat(keep))
 
-    def _chosen(self, local: Tensor, asked: Asked | None, number: int) -> Tensor:
+    def _chosen(self, local: Tensor, asked: AskedTokens | None, number: int) -> Tensor:
         """Which of a picture's local vectors stay, (n,) bool."""
         if asked is None:
             embeds = local.new_zeros(1, local.shape[1])

@@ -21,7 +21,7 @@ from .experts import StackedExperts, linear_of
 from .mixture import Mixture
 
 
-class Held(nn.Module):
+class HeldMap(nn.Module):
     """The weights of a linear map of which every expert has a part; not a layer by itself."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -93,7 +93,7 @@ class UnionAttention(nn.Module):
     """
 
     def __init__(
-        self, router: UnionRouter, out: Held, heads: int, width: int, shell: nn.Module
+        self, router: UnionRouter, out: HeldMap, heads: int, width: int, shell: nn.Module
     ) -> None:
         super().__init__()
         self.router, self.heads, self.width = router, heads, width
@@ -145,9 +145,9 @@ class SelectiveAttention(UnionAttention):
         behind: nn.Module,
         shell: nn.Module,
     ) -> None:
-        out = Held(proj)
+        out = HeldMap(proj)
         super().__init__(router, out, heads, qkv.out_features // (3 * heads), shell)
-        self.qkv, self.proj = Held(qkv), out
+        self.qkv, self.proj = HeldMap(qkv), out
         self.q_norm, self.k_norm = norms
         self.drop, self.proj_drop = drop, behind
 
@@ -223,9 +223,9 @@ class SelectiveQueries(UnionAttention):
         shell: nn.Module,
     ) -> None:
         q, k, v, o = layers
-        out = Held(o)
+        out = HeldMap(o)
         super().__init__(router, out, heads, q.out_features // heads, shell)
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = Held(q), k, v, out
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = HeldMap(q), k, v, out
         if norms[0] is not None:
             self.q_norm, self.k_norm = norms
         self.scale, self.drop, self.layer = scale, drop, layer

@@ -132,7 +132,7 @@ class SearchedCell(nn.Module):
     """
 
     def __init__(
-        self, before: tuple[int, int], width: int, plan: Sequence[Node] | int, *, at: Place
+        self, before: tuple[int, int], width: int, plan: Sequence[Node] | int, *, at: CellPlace
     ) -> None:
         super().__init__()
         mixed = isinstance(plan, int)
@@ -166,7 +166,7 @@ class SearchedCell(nn.Module):
 
 
 @dataclass(frozen=True)
-class Place:
+class CellPlace:
     """Where a cell stands: does it halve the picture, and did the one before it?"""
 
     reduces: bool
@@ -208,7 +208,7 @@ class Cells(nn.Module):
         for number in range(sizes.cells):
             reduces = number in sizes.reductions
             width *= 2 if reduces else 1
-            place = Place(reduces, reduced)
+            place = CellPlace(reduces, reduced)
             self.cells.append(SearchedCell(before, width, plan_of(reduces), at=place))
             before, reduced = (before[1], sizes.nodes * width), reduces
         self.head = nn.Linear(before[1], sizes.classes)

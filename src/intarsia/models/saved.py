@@ -88,7 +88,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-class Saved:
+class SavedEstimators:
     """Estimators that are saved as a folder."""
 
     def save(self, folder: str | Path) -> Path:

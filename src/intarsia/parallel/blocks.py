@@ -45,7 +45,7 @@ def counts_step(layer: int, devices: int) -> PlanStep:
 
 
 @dataclass(frozen=True)
-class Table:
+class PairTable:
     """Pairs in their places, by expert and then by token.  place: (N,) of E C."""
 
     routing: Routing
@@ -53,7 +53,7 @@ class Table:
     capacity: int
 
     @classmethod
-    def of(cls, routing: Routing, capacity: int) -> Table:
+    def of(cls, routing: Routing, capacity: int) -> PairTable:
         order = routing.expert.argsort(stable=True)
         expert = routing.expert[order]
         load = expert.bincount(minlength=routing.experts)

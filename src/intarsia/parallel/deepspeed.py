@@ -22,8 +22,8 @@ from ..placement.plan import DevicePlan, PlanStep
 from ..placement.topology import Topology
 from ..placement.trace import Trace
 from .blocks import (
+    PairTable,
     Swap,
-    Table,
     agreed_capacity,
     alike,
     counts_step,
@@ -188,7 +188,7 @@ class DeepSpeedExperts(OwnExperts):
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         wire, parts = self.wire, self.settings.parts
         places = agreed_capacity(routing, wire, parts)
-        table = Table.of(routing, places)
+        table = PairTable.of(routing, places)
         rows, local = table.fill(x), self.local
         if parts > 1:
             rows = split(rows, self.tensor, wire, "split")  # (E, C / L, d)

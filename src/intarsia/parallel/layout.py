@@ -35,7 +35,7 @@ Cuttable = StackedExperts | FusedExperts  # whose weights have a row for each ex
 
 
 @dataclass(frozen=True)
-class Units:
+class UnitAxes:
     """Where the h hidden units of an expert stand in a weight (E, ...).
 
     axis: along which; runs: of all of them, one after the other (2: gates, then the values that
@@ -61,24 +61,24 @@ class Units:
         return apart.flatten(self.axis, self.axis + 2)
 
 
-STACKED: Mapping[str, Units] = {
-    **{name: Units(1) for name in ("up", "up_bias", "gate", "gate_bias")},
-    "down": Units(2),
+STACKED: Mapping[str, UnitAxes] = {
+    **{name: UnitAxes(1) for name in ("up", "up_bias", "gate", "gate_bias")},
+    "down": UnitAxes(2),
 }
 
 
-def units_of(experts: nn.Module, name: str) -> Units | None:
+def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
     """Where hidden units stand in a weight of these experts; None for one that has none of them."""
     if not isinstance(experts, FusedExperts):
         return STACKED.get(name)
     into, out = (2, 1) if experts.transposed else (1, 2)
     two = {"runs": 2} if experts.concatenated else {"each": 2}
     fused = {
-        "gate_up_proj": Units(into, **two),
-        "gate_up_proj_bias": Units(1, **two),
-        "up_proj": Units(into),
-        "up_proj_bias": Units(1),
-        "down_proj": Units(out),
+        "gate_up_proj": UnitAxes(into, **two),
+        "gate_up_proj_bias": UnitAxes(1, **two),
+        "up_proj": UnitAxes(into),
+        "up_proj_bias": UnitAxes(1),
+        "down_proj": UnitAxes(out),
     }
     return fused.get(name)
 
@@ -145,7 +145,7 @@ def _check_sums(experts: FusedExperts) -> None:
     raise ConfigError("slices of experts", got=got, want=want, fix=fix)
 
 
-def own_part(units: Units | None, whole: Tensor, index: Tensor, part: int, of: int) -> Tensor:
+def own_part(units: UnitAxes | None, whole: Tensor, index: Tensor, part: int, of: int) -> Tensor:
     """Of a weight of all experts, what stands in these, in the part-th slice.  (E, ...)."""
     value = whole[index]
     if units is not None and of > 1:
@@ -154,7 +154,7 @@ def own_part(units: Units | None, whole: Tensor, index: Tensor, part: int, of: i
 
 
 def put_part(
-    units: Units | None,
+    units: UnitAxes | None,
     whole: Tensor | None,
     value: Tensor,
     experts: int,

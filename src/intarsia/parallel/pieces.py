@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError
 from ..core.files import unbroken
-from .layout import STACKED, Units, put_part
+from .layout import STACKED, UnitAxes, put_part
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Piece:
     """
 
     value: Tensor
-    units: Units | None
+    units: UnitAxes | None
     index: Tensor
     part: int
     of: int
@@ -81,7 +81,7 @@ def _sha256(tensor: Tensor) -> str:
     return hashlib.sha256(flat.numpy()).hexdigest()  # pyright: ignore[reportArgumentType]
 
 
-def _units(piece: Mapping[str, Any]) -> Units | None:
+def _units(piece: Mapping[str, Any]) -> UnitAxes | None:
     """Where hidden units stand; manifests were once written with the names of our own experts."""
     if "units" not in piece:
         return STACKED.get(piece["weight"])
@@ -90,7 +90,7 @@ def _units(piece: Mapping[str, Any]) -> Units | None:
     axis, runs, each = map(int, piece["units"])
     if axis not in (1, 2) or min(runs, each) < 1:
         raise ValueError(f"hidden units at {piece['units']}")
-    return Units(axis, runs, each)
+    return UnitAxes(axis, runs, each)
 
 
 class Pieces:

@@ -25,7 +25,7 @@ ROUTINGS = ("plain", "a process without tokens", "an expert without tokens", "k 
 
 
 @dataclass(frozen=True)
-class Trial:
+class ExpertTrial:
     """Some tokens of some experts.  whole: integers, so that sums are exact in any order; past:
     batches before this one; bias, gated: of the experts."""
 
@@ -84,7 +84,7 @@ def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
     return x
 
 
-def compare(strategy: Strategy, trial: Trial, topology: Topology = LINKS) -> int:
+def compare(strategy: Strategy, trial: ExpertTrial, topology: Topology = LINKS) -> int:
     """Called in each of the topology's processes.  Returns the bytes that this one sent.
 
     Raises: ConformanceError where outputs, gradients or bytes differ.

@@ -24,8 +24,8 @@ from ..placement.topology import Topology
 from ..placement.trace import Trace
 from .blocks import (
     EXCHANGES,
+    PairTable,
     Swap,
-    Table,
     agreed_capacity,
     counts_step,
     planned_capacity,
@@ -201,7 +201,7 @@ class TutelExperts(OwnExperts):
         places = agreed_capacity(routing, self.wire, self.slices * settings.chunks)
         size = _size(self.local, self.slices)
         degree = settings.chosen(self.experts, world, places, size)
-        table = Table.of(routing, places)
+        table = PairTable.of(routing, places)
         filled = table.fill(x)
         weights = self._weights(degree)
         if degree == 0:

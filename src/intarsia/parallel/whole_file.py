@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.files import writing
-from .layout import Units
+from .layout import UnitAxes
 from .pieces import Piece, apart
 from .together import write_together
 
@@ -95,7 +95,7 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: boo
         os.close(handle)
 
 
-def _units(piece: Piece) -> Units | None:
+def _units(piece: Piece) -> UnitAxes | None:
     """Where hidden units stand, if a piece has a slice of them."""
     return piece.units if piece.of > 1 else None
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from intarsia.core.errors import ShapeError
 from intarsia.formats import RowBlocks
 from intarsia.kernels import native
-from intarsia.kernels.chw import ACTS, NaiveProgram, NativeProgram, Step, Window, available
+from intarsia.kernels.chw import ACTS, NaiveProgram, NativeProgram, ProgramStep, Window, available
 
 BUILDS = ("native", "avx2", "portable")
 SIDES = ((1, 1), (7, 7), (4, 4), (9, 5), (14, 14), (17, 19))
@@ -28,7 +28,7 @@ def sparse(out: int, ins: int, k: int, rows: int, density: float) -> dict[str, T
     return {**RowBlocks(rows).encode(weight), "bias": drawn(out, seed=5)}
 
 
-def agree(steps: list[Step], shapes: dict[int, tuple[int, ...]], last: int) -> Tensor:
+def agree(steps: list[ProgramStep], shapes: dict[int, tuple[int, ...]], last: int) -> Tensor:
     """The last value by the kernels, after it was compared with torch's."""
     given = [drawn(*shape, seed=number) for number, shape in shapes.items()]
     (want,) = NaiveProgram(steps, shapes)(given, [last])
@@ -47,7 +47,7 @@ def test_sparse_products_are_those_of_the_dense_weight(build: str) -> None:
             for rows in (1, 2, 4, 8):
                 act = ACTS[(number + rows) % len(ACTS)]
                 weights = sparse(13, 10, 1, rows, 0.4)
-                step = Step("spmm", 0, 1, acts=(act, "none"), weights=weights, rows=rows)
+                step = ProgramStep("spmm", 0, 1, acts=(act, "none"), weights=weights, rows=rows)
                 agree([step], {0: (10, high, wide)}, 1)
 
 
@@ -56,7 +56,7 @@ def test_sparse_products_are_those_of_the_dense_weight(build: str) -> None:
 def test_no_weight_and_all_weights(density: float) -> None:
     for rows in (1, 4):
         weights = sparse(6, 5, 1, rows, density)
-        step = Step("spmm", 0, 1, weights=weights, rows=rows)
+        step = ProgramStep("spmm", 0, 1, weights=weights, rows=rows)
         got = agree([step], {0: (5, 7, 7)}, 1)
         if not density:
             assert torch.equal(got, weights["bias"][:, None, None].expand(6, 7, 7))
@@ -81,31 +81,33 @@ def test_windows_of_any_size_and_stride(build: str) -> None:
             for high, wide in ((8, 8), (7, 11), (23, 40), (14, 14), (7, 7), (9, 23)):
                 weights = {"weight": drawn(6, window.size, window.size), "bias": drawn(6)}
                 act = ACTS[number % 4]
-                depth = Step("depthwise", 0, 1, acts=(act, "none"), weights=weights, window=window)
+                depth = ProgramStep(
+                    "depthwise", 0, 1, acts=(act, "none"), weights=weights, window=window
+                )
                 agree([depth], {0: (6, high, wide)}, 1)
                 rows = (1, 2, 4, 8)[number % 4]
                 weights = sparse(10, 3, window.size, rows, 0.5)
-                conv = Step("conv", 0, 1, acts=(act, "none"), weights=weights, window=window)
-                agree([Step(**{**vars(conv), "rows": rows})], {0: (3, high, wide)}, 1)
+                conv = ProgramStep("conv", 0, 1, acts=(act, "none"), weights=weights, window=window)
+                agree([ProgramStep(**{**vars(conv), "rows": rows})], {0: (3, high, wide)}, 1)
 
 
-def squeezed() -> list[Step]:
+def squeezed() -> list[ProgramStep]:
     """A stem, a block with squeeze and excitation and a residual addition, and a head."""
     dense = {"weight": drawn(8, 8), "bias": drawn(8)}
     stem = sparse(8, 3, 3, 4, 1.0)
     return [
-        Step("conv", 12, 0, weights=stem, rows=4, window=Window(3, 2, same=True)),
-        Step("spmm", 0, 1, acts=("silu", "none"), weights=sparse(12, 8, 1, 4, 0.5), rows=4),
-        Step("pool", 1, 2),
-        Step("linear", 2, 3, acts=("relu", "none"), weights=_linear(5, 12)),
-        Step("linear", 3, 4, acts=("sigmoid", "none"), weights=_linear(12, 5)),
-        Step("scale", 1, 5, 4),
-        Step("spmm", 5, 6, 0, ("relu6", "hardswish"), sparse(8, 12, 1, 2, 0.5), rows=2),
-        Step("add", 6, 7, 0),
-        Step("act", 7, 8, acts=("hardswish", "none")),
-        Step("spmm", 8, 9, 0, ("none", "relu"), dense),
-        Step("pool", 9, 10),
-        Step("linear", 10, 11, weights=_linear(3, 8)),
+        ProgramStep("conv", 12, 0, weights=stem, rows=4, window=Window(3, 2, same=True)),
+        ProgramStep("spmm", 0, 1, acts=("silu", "none"), weights=sparse(12, 8, 1, 4, 0.5), rows=4),
+        ProgramStep("pool", 1, 2),
+        ProgramStep("linear", 2, 3, acts=("relu", "none"), weights=_linear(5, 12)),
+        ProgramStep("linear", 3, 4, acts=("sigmoid", "none"), weights=_linear(12, 5)),
+        ProgramStep("scale", 1, 5, 4),
+        ProgramStep("spmm", 5, 6, 0, ("relu6", "hardswish"), sparse(8, 12, 1, 2, 0.5), rows=2),
+        ProgramStep("add", 6, 7, 0),
+        ProgramStep("act", 7, 8, acts=("hardswish", "none")),
+        ProgramStep("spmm", 8, 9, 0, ("none", "relu"), dense),
+        ProgramStep("pool", 9, 10),
+        ProgramStep("linear", 10, 11, weights=_linear(3, 8)),
     ]
 
 
@@ -115,7 +117,7 @@ def test_depthwise_steps_have_the_same_bits_on_any_number_of_threads(build: str)
     threads = torch.get_num_threads()
     weights = {"weight": drawn(11, 5, 5), "bias": drawn(11)}
     window = Window(5, 2, same=True)
-    step = Step("depthwise", 0, 1, acts=("relu6", "none"), weights=weights, window=window)
+    step = ProgramStep("depthwise", 0, 1, acts=("relu6", "none"), weights=weights, window=window)
     found: list[Tensor] = []
     try:
         for count in (1, 2, 5):
@@ -134,7 +136,7 @@ def test_zeros_around_a_picture_are_no_neighbours() -> None:
     x[1] = drawn(7, 7)
     for k, stride in ((3, 1), (5, 1), (3, 2), (5, 2)):
         weights = {"weight": drawn(3, k, k), "bias": drawn(3)}
-        step = Step("depthwise", 0, 1, weights=weights, window=Window(k, stride, same=True))
+        step = ProgramStep("depthwise", 0, 1, weights=weights, window=Window(k, stride, same=True))
         (want,) = NaiveProgram([step], {0: (3, 7, 7)})([x], [1])
         (got,) = NativeProgram([step], {0: (3, 7, 7)}, [1])([x], [1])
         assert not got[1].isnan().any() and got[0].isnan().all()
@@ -166,8 +168,8 @@ def test_numbers_that_are_none_stay_so() -> None:
     x = drawn(5, 4, 4)
     x[2, 1, 1] = torch.nan
     weights = {**RowBlocks(2).encode(torch.ones(4, 5)), "bias": torch.zeros(4)}
-    program = NativeProgram([Step("spmm", 0, 1, acts=("relu6", "none"), weights=weights, rows=2)],
-                            {0: (5, 4, 4)}, [1])  # fmt: skip
+    step = ProgramStep("spmm", 0, 1, acts=("relu6", "none"), weights=weights, rows=2)
+    program = NativeProgram([step], {0: (5, 4, 4)}, [1])
     (y,) = program([x], [1])
     assert torch.equal(y.isnan(), x.isnan().any(0).expand(4, 4, 4))
 
@@ -183,21 +185,21 @@ def test_what_does_not_fit_is_refused(program: str) -> None:
         "values": weights["values"][1:],
     }
     for name, tensor in broken.items():
-        step = Step("spmm", 0, 1, weights=weights | {name: tensor}, rows=2)
+        step = ProgramStep("spmm", 0, 1, weights=weights | {name: tensor}, rows=2)
         with pytest.raises(ShapeError, match="Copy the file again"):
             _made(program, [step], (5, 4, 4))
     with pytest.raises(ShapeError, match="row blocks"):  # channels that the input has not
-        _made(program, [Step("spmm", 0, 1, weights=weights, rows=2)], (3, 4, 4))
+        _made(program, [ProgramStep("spmm", 0, 1, weights=weights, rows=2)], (3, 4, 4))
     with pytest.raises(ShapeError, match="step 0, 'linear'"):
-        _made(program, [Step("linear", 0, 1, weights=_linear(3, 5))], (5, 4, 4))
+        _made(program, [ProgramStep("linear", 0, 1, weights=_linear(3, 5))], (5, 4, 4))
     with pytest.raises(ShapeError, match="'add'"):
-        _made(program, [Step("pool", 0, 1), Step("add", 0, 2, 1)], (5, 4, 4))
+        _made(program, [ProgramStep("pool", 0, 1), ProgramStep("add", 0, 2, 1)], (5, 4, 4))
     with pytest.raises(ShapeError, match="'conv'"):
-        conv = Step("conv", 0, 1, weights=sparse(4, 5, 7, 2, 0.8), rows=2, window=Window(7))
+        conv = ProgramStep("conv", 0, 1, weights=sparse(4, 5, 7, 2, 0.8), rows=2, window=Window(7))
         _made(program, [conv], (5, 4, 4))
 
 
-def _made(program: str, steps: list[Step], shape: tuple[int, ...]) -> object:
+def _made(program: str, steps: list[ProgramStep], shape: tuple[int, ...]) -> object:
     return (
         NaiveProgram(steps, {0: shape})
         if program == "naive"

@@ -23,7 +23,7 @@ from intarsia.models.codec.philox import UNIT
 from intarsia.models.codec.prior import FIXED, Prior
 from intarsia.models.codec.recombiner import RecombinerSettings
 from intarsia.models.codec.relative_entropy import candidates, pack, packed_bytes
-from intarsia.models.codec.siren import Decoder
+from intarsia.models.codec.siren import SignalDecoder
 
 from .conftest import TINY, waves
 
@@ -55,7 +55,7 @@ def by_hand(seed: int = 0, **settings: Any) -> Prior:
     """A prior of numbers that no library computes, so that its files can be written down."""
     tiny = replace(TINY, **settings)
     random = np.random.default_rng(seed)
-    decoder = Decoder(tiny, generator=torch.Generator().manual_seed(0))
+    decoder = SignalDecoder(tiny, generator=torch.Generator().manual_seed(0))
     for parameter in decoder.parameters():
         drawn = random.integers(-64, 65, tuple(parameter.shape)) / 512
         parameter.data = torch.from_numpy(drawn).float()

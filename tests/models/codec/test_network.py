@@ -20,7 +20,7 @@ from intarsia.models.codec.coin import coin, coin_bytes, coin_width
 from intarsia.models.codec.levels import groups_by_mean, levels_of, numbered
 from intarsia.models.codec.prior import divergence, joined
 from intarsia.models.codec.recombiner import RecombinerSettings
-from intarsia.models.codec.siren import OMEGA, Decoder, cut, fourier, siren, stitched
+from intarsia.models.codec.siren import OMEGA, SignalDecoder, cut, fourier, siren, stitched
 
 from .conftest import TINY, waves
 
@@ -53,20 +53,20 @@ def test_a_siren_of_rows_is_each_row_by_itself() -> None:
 
 
 def test_the_identity_in_place_of_the_maps_is_the_plain_siren() -> None:
-    full = Decoder(replace(TINY, positions=0), generator=seeded())
+    full = SignalDecoder(replace(TINY, positions=0), generator=seeded())
     h = torch.randn(2, full.columns, generator=seeded(1)) * 0.1
     for a in full.maps:
         torch.nn.init.eye_(a)
     wanted = siren(full.points.expand(2, -1, -1), h, full.sizes) + 0.5
     torch.testing.assert_close(full(h, (1, 2)), wanted)
-    plain = Decoder(replace(TINY, positions=0, reparametrise=False), generator=seeded())
+    plain = SignalDecoder(replace(TINY, positions=0, reparametrise=False), generator=seeded())
     assert not list(plain.parameters())  # COMBINER: signals share nothing but the prior
     torch.testing.assert_close(plain(h, (1, 2)), wanted)
 
 
 def test_silent_positions_change_nothing() -> None:
-    full = Decoder(replace(TINY, reparametrise=False), generator=seeded())
-    bare = Decoder(replace(TINY, reparametrise=False, positions=0), generator=seeded())
+    full = SignalDecoder(replace(TINY, reparametrise=False), generator=seeded())
+    bare = SignalDecoder(replace(TINY, reparametrise=False, positions=0), generator=seeded())
     h = torch.randn(1, full.columns, generator=seeded(1)) * 0.1
     first, out = full.sizes[1], full.sizes[0] - bare.sizes[0]
     for parameter in full.convolutions.parameters():

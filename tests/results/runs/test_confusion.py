@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from intarsia.results.runs import comparison_of, gather
 from intarsia.results.runs.confusion import _joined, confusion_of
-from intarsia.results.runs.reading import Answers
+from intarsia.results.runs.reading import Predictions
 
 
-def answers(classes: int, n: int, seed: int) -> Answers:
+def answers(classes: int, n: int, seed: int) -> Predictions:
     generator = np.random.default_rng(seed)
     labels, predicted = generator.integers(0, classes, (2, n))
-    return Answers(labels, predicted, tuple(f"c{i}" for i in range(classes)))
+    return Predictions(labels, predicted, tuple(f"c{i}" for i in range(classes)))
 
 
 @given(st.integers(1, 12), st.integers(2, 8), st.integers(1, 60), st.integers(0, 99))
@@ -32,7 +32,7 @@ def test_every_answer_is_counted_once(classes: int, limit: int, n: int, seed: in
 
 
 def test_rows_are_true_and_columns_predicted() -> None:
-    found = _joined([Answers(np.array([0, 0, 1]), np.array([1, 1, 1]), ("a", "b", "c"))], 9)
+    found = _joined([Predictions(np.array([0, 0, 1]), np.array([1, 1, 1]), ("a", "b", "c"))], 9)
     assert found.counts.tolist() == [[0, 2, 0], [0, 1, 0], [0, 0, 0]]
     assert found.shares.tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]  # an empty row is no NaN
 
@@ -40,7 +40,7 @@ def test_rows_are_true_and_columns_predicted() -> None:
 def test_the_classes_that_are_mixed_up_most_stay() -> None:
     labels = np.array([0, 1, 2, 3, 3, 3, 1, 1])
     predicted = np.array([0, 1, 2, 3, 1, 1, 3, 1])
-    found = _joined([Answers(labels, predicted, ("a", "b", "c", "d"))], 3)
+    found = _joined([Predictions(labels, predicted, ("a", "b", "c", "d"))], 3)
     assert found.classes == ("b", "d", "2 other classes")
     assert found.counts.tolist() == [[2, 1, 0], [2, 1, 0], [0, 0, 2]]
 

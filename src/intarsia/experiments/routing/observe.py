@@ -27,7 +27,7 @@ BATCH = 64
 PROBED = 512  # rows of a batch on which every expert is tried
 
 
-class Seen:
+class SeenRouting:
     """What one mixture did with the test part, batch by batch."""
 
     def __init__(self, mixture: Mixture) -> None:
@@ -88,14 +88,14 @@ def scores_of(mixture: Mixture, rows: Tensor) -> Tensor | None:
 
 
 @contextmanager
-def seeing(model: nn.Module) -> Iterator[dict[str, Seen]]:
+def seeing(model: nn.Module) -> Iterator[dict[str, SeenRouting]]:
     """Inside, every routing of the model is told of."""
-    found = {path: Seen(m) for path, m in mixtures(model).items()}
+    found = {path: SeenRouting(m) for path, m in mixtures(model).items()}
     with ExitStack() as stack:
         for path, mixture in mixtures(model).items():
             seen = found[path]
 
-            def hook(_: Any, args: Any, routing: Routing, seen: Seen = seen) -> None:
+            def hook(_: Any, args: Any, routing: Routing, seen: SeenRouting = seen) -> None:
                 seen.routed(args[0], routing)
 
             stack.callback(mixture.router.register_forward_hook(hook).remove)

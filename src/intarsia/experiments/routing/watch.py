@@ -18,7 +18,7 @@ from .cost import Price, mixtures, price
 from .measures import gate_entropy, variation
 
 
-class Layer:
+class WatchedMixture:
     """What one mixture did while training since `forget`, and since the beginning."""
 
     def __init__(self, mixture: Mixture) -> None:
@@ -60,7 +60,7 @@ class Watch:
     ) -> None:
         self.model, self.val, self.batch = model, val, batch
         self.marks, self.first, self.before = frozenset(marks), first, spent
-        self.layers = {path: Layer(m) for path, m in mixtures(model).items()}
+        self.layers = {path: WatchedMixture(m) for path, m in mixtures(model).items()}
         self.price: Price = price(model, val.tensors[0][:2])
         self.points: list[dict[str, Any]] = []
 
@@ -105,7 +105,7 @@ class Watch:
             yield self
 
 
-def _hooks(mixture: Mixture, layer: Layer) -> list[Any]:
+def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
     begun: dict[str, float] = {}
 
     def start(what: str) -> Callable[..., None]:

@@ -28,7 +28,7 @@ POOLS = ("mean", "adaptive_avg_pool2d")
 
 
 @dataclass
-class Group:
+class ChannelGroup:
     """Channels that have one order: who makes them, who reads them, who has a value for each.
 
     fixed: why their order cannot change, "" if it can.
@@ -53,13 +53,13 @@ class _Walk:
     """Goes along the graph and joins groups."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
-        self.graph, self.groups, self.parent = graph, list[Group](), list[int]()
+        self.graph, self.groups, self.parent = graph, list[ChannelGroup](), list[int]()
         self.values: dict[fx.Node, _Value] = {}
         self.pooled: set[str] = set()  # layers that read vectors
         self.inputs: set[str] = set()  # layers that read the net's input
 
     def new(self, fixed: str = "", size: int = 0) -> int:
-        self.groups.append(Group(fixed=fixed, size=size))
+        self.groups.append(ChannelGroup(fixed=fixed, size=size))
         self.parent.append(len(self.parent))
         return self.parent[-1]
 
@@ -68,7 +68,7 @@ class _Walk:
             number = self.parent[number]
         return number
 
-    def at(self, number: int) -> Group:
+    def at(self, number: int) -> ChannelGroup:
         return self.groups[self.root(number)]
 
     def join(self, one: int, other: int) -> int:
@@ -148,11 +148,11 @@ class Channels:
     make its output (stem, classifier), depthwise ones, and those of vectors (squeeze, excitation).
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[ChannelGroup, ...]
     layers: tuple[str, ...]
 
     @property
-    def free(self) -> tuple[Group, ...]:
+    def free(self) -> tuple[ChannelGroup, ...]:
         """The groups whose order can change."""
         return tuple(g for g in self.groups if not g.fixed and g.makes)
 
@@ -195,7 +195,7 @@ def _refuse_shared(net: nn.Module, graph: fx.GraphModule) -> None:
 
 
 @torch.no_grad()
-def reorder_channels(net: nn.Module, group: Group, order: Tensor) -> None:
+def reorder_channels(net: nn.Module, group: ChannelGroup, order: Tensor) -> None:
     """Give a group's channels a new order, in place: what is channel i was order[i].
 
     Rows of those that make them, values of batch norms and depthwise convolutions, and columns of
@@ -210,6 +210,8 @@ def reorder_channels(net: nn.Module, group: Group, order: Tensor) -> None:
         reorder(layer, columns, 1, fresh=True)
 
 
-def orders_to_json(groups: tuple[Group, ...], orders: Mapping[int, Tensor]) -> list[list[int]]:
+def orders_to_json(
+    groups: tuple[ChannelGroup, ...], orders: Mapping[int, Tensor]
+) -> list[list[int]]:
     """The order of every free group, [] = as it is."""
     return [orders[i].tolist() if i in orders else [] for i in range(len(groups))]

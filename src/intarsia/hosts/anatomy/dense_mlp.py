@@ -20,7 +20,7 @@ ACTS = ("activation_fn", "intermediate_act_fn", "act")  # beside the first layer
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseMlp:
     """The parts of down(act(up x)), or of down(act(gate x) * up x)."""
 
     up: nn.Linear
@@ -71,7 +71,7 @@ def mlp_place(block: nn.Module) -> MlpPlace | None:
     return MlpPlace(both[1], SplitMlp(*parts), emptied)
 
 
-def dense_mlp(path: str, module: nn.Module) -> Dense:
+def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
     """The parts of an MLP.
 
     Raises: TargetError for one that computes otherwise, or drops out.
@@ -86,7 +86,7 @@ def dense_mlp(path: str, module: nn.Module) -> Dense:
         if inert and len(linears) == len(dialect.linears):
             *reads, down = linears
             if reads[-1].out_features == down.in_features:  # no halves that are multiplied
-                return Dense(reads[-1], reads[0] if len(reads) > 1 else None, down, act)
+                return DenseMlp(reads[-1], reads[0] if len(reads) > 1 else None, down, act)
     raise TargetError(
         f"MLP {path!r}",
         got=f"{type(module).__name__} of {', '.join(children)}"
@@ -111,7 +111,7 @@ def _linear(module: nn.Module) -> nn.Linear | None:
 
 
 def drawn(
-    dense: Dense, experts: int, parts: int, path: str, draws: torch.Generator
+    dense: DenseMlp, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
     """New experts, each of the size of one of so many parts of an MLP.
 
@@ -132,7 +132,7 @@ def drawn(
 
 @torch.no_grad()
 def stacked(
-    dense: Dense, experts: int, parts: int, path: str, draws: torch.Generator
+    dense: DenseMlp, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
     """The experts that an MLP becomes: one of its parts each, in turn; whole copies if parts = 1.
 

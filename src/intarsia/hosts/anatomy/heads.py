@@ -13,7 +13,7 @@ from torch.nn import Identity
 
 from ...core import Routing
 from ...core.errors import ConfigError, TargetError
-from ...mixtures.union import Held, SelectiveAttention, SelectiveQueries, UnionAttention
+from ...mixtures.union import HeldMap, SelectiveAttention, SelectiveQueries, UnionAttention
 from ...routers.union import UnionRouter
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -22,7 +22,7 @@ KNOWN = "timm's Attention, or q_proj, k_proj, v_proj, o_proj with rotary positio
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadCounts:
     """An attention in numbers.  width: of its input; count: heads; causal: is it a decoder's?"""
 
     width: int
@@ -30,19 +30,19 @@ class Heads:
     causal: bool
 
 
-def heads_of(path: str, module: nn.Module) -> Heads:
+def heads_of(path: str, module: nn.Module) -> HeadCounts:
     """The heads of an attention.  Raises: TargetError for one of another kind."""
     own: Any = module
     children = {n for n, m in module.named_children() if type(m) is not Identity}
     if type(module) is Attention:
         plain = {"qkv", "proj", *NORMS, "attn_drop", "proj_drop"}
         if children <= plain and all(type(m) is nn.Linear for m in (own.qkv, own.proj)):
-            return Heads(own.qkv.in_features, own.num_heads, causal=False)
+            return HeadCounts(own.qkv.in_features, own.num_heads, causal=False)
     elif set(LINEARS) <= children <= {*LINEARS, *NORMS}:
         whole = not getattr(module, "sliding_window", None)
         if whole and all(type(getattr(module, n)) is nn.Linear for n in LINEARS):
             q, causal = own.q_proj, bool(getattr(module, "is_causal", True))
-            return Heads(q.in_features, q.out_features // own.head_dim, causal)
+            return HeadCounts(q.in_features, q.out_features // own.head_dim, causal)
     got = f"{type(module).__name__} of {', '.join(sorted(children)) or 'nothing'}"
     fix = 'Choose layers=[...] without it, or parts=("mlp",).'
     raise TargetError(f"attention {path!r}", got=got, want=KNOWN, fix=fix)
@@ -125,5 +125,5 @@ def attention_from(union: UnionAttention) -> nn.Module:
     made: Any = copy.deepcopy(union.shell[0])
     for name, part in union.named_children():
         if name != "router":
-            setattr(made, name, part.layer() if isinstance(part, Held) else part)
+            setattr(made, name, part.layer() if isinstance(part, HeldMap) else part)
     return made.train(union.training)

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from typing import Any
 
 
-class Reading:
+class PendingRead:
     """A read that is under way, or waits for those before it; `result` waits for it."""
 
     __slots__ = ("_begun", "_ended", "_error", "_given", "_job", "_size")
@@ -50,21 +50,21 @@ class Reading:
             return self._size
 
 
-class Reader:
+class BlockReader:
     """Reads in the order in which they are submitted, in a thread of its own.
 
     An executor's futures take 30 us for each; half of that is more than a small expert's product.
     """
 
     def __init__(self, name: str) -> None:
-        self._jobs: SimpleQueue[Reading | None] = SimpleQueue()
+        self._jobs: SimpleQueue[PendingRead | None] = SimpleQueue()
         # a thread that is not joined must not keep a program from ending
         self._thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, job: Callable[..., int], *given: Any) -> Reading:
+    def submit(self, job: Callable[..., int], *given: Any) -> PendingRead:
         """Have job(*given) run after those before it."""
-        reading = Reading(job, given)
+        reading = PendingRead(job, given)
         self._jobs.put(reading)
         return reading
 
@@ -74,6 +74,6 @@ class Reader:
         self._thread.join()
 
 
-def _work(jobs: SimpleQueue[Reading | None]) -> None:
+def _work(jobs: SimpleQueue[PendingRead | None]) -> None:
     while (reading := jobs.get()) is not None:
         reading.run()

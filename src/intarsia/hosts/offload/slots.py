@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigError
 from ...placement.cache import Cache, Key, Residency
-from .reader import Reader, Reading
+from .reader import BlockReader, PendingRead
 from .store import ExpertStore
 
 ALIGNED = 64  # bytes: slots begin where a tensor of its own would
@@ -45,10 +45,10 @@ class Slots:
         self.seconds, self.bytes, self.layer = 0.0, 0, 0
         self.held: Key | None = None
         self.coming: deque[Key] = deque()  # of this layer, not taken yet
-        self.taken: deque[tuple[Key, Reading | None]] = deque()  # pinned, perhaps being read
-        self.guesses: dict[Key, Reading] = {}  # pinned, of later layers
+        self.taken: deque[tuple[Key, PendingRead | None]] = deque()  # pinned, perhaps being read
+        self.guesses: dict[Key, PendingRead] = {}  # pinned, of later layers
         self.guessing = True
-        self.thread = Reader("experts")
+        self.thread = BlockReader("experts")
         self.parts: dict[tuple[int, int], dict[str, Tensor]] = {}  # layer, slot -> its tensors
         raw: Any = self.arena.numpy()
         self.places = [memoryview(row) for row in raw]
@@ -122,7 +122,7 @@ class Slots:
             reading = self._read(key, taken.slot)
         self.taken.append((key, reading))
 
-    def _read(self, key: Key, slot: int) -> Reading:
+    def _read(self, key: Key, slot: int) -> PendingRead:
         return self.thread.submit(self.store.read, *key, self.places[slot])
 
     def _give_way(self, asked: set[Key]) -> None:
@@ -167,7 +167,7 @@ class Slots:
         if not self.coming:
             self.guess()
 
-    def _arrived(self, key: Key, reading: Reading | None) -> None:
+    def _arrived(self, key: Key, reading: PendingRead | None) -> None:
         """Wait until an expert has been read."""
         if reading is None:
             return

@@ -15,7 +15,7 @@ from ...scores import Statistics, obs, wanda
 from .pruner import LayerPruner
 
 
-class Masking(LayerPruner):
+class MaskPruner(LayerPruner):
     """Keeps the weights of the largest scores as they are."""
 
     def choose(self, scores: Mapping[str, Tensor]) -> Partition:
@@ -32,7 +32,7 @@ class Masking(LayerPruner):
 
 
 @dataclass(frozen=True)
-class Magnitude(Masking):
+class Magnitude(MaskPruner):
     """The largest |W| of each layer are kept; needs no calibration.
 
     density, pattern, layers: see `LayerPruner`.  Source: Han et al. (2015). For a language model
@@ -41,7 +41,7 @@ class Magnitude(Masking):
 
 
 @dataclass(frozen=True)
-class Wanda(Masking):
+class Wanda(MaskPruner):
     """In each row the largest |W_ij| ||x_j|| are kept, as they are.
 
     density, pattern, layers: see `LayerPruner`; of a row of C weights C - floor((1 - density) C)

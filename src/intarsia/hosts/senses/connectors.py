@@ -17,7 +17,7 @@ BY = ("mlp", "queries")
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedTokens:
     """What is asked about each picture: the token embeddings of its row, and which are asked.
 
     embeds: (P, T, d); mask: (P, T) bool.
@@ -53,7 +53,7 @@ class Connector(nn.Module, abc.ABC):
         """How many vectors a picture of so many views, or a sound, becomes."""
 
     @abc.abstractmethod
-    def forward(self, features: Tensor, views: Tensor, asked: Asked | None) -> Vectors:
+    def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
         """features: (all views, vectors, width); views: (P,) of each picture."""
 
     def check(self, features: Tensor) -> None:
@@ -141,7 +141,7 @@ def drawn(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-class Plain(Connector):
+class PlainConnector(Connector):
     """Pooling or queries, then the projector: `vectors` of each picture or sound.
 
     by: "mlp", means over neighbours and then the projector (LLaVA); "queries", the resampler and
@@ -171,7 +171,7 @@ class Plain(Connector):
     def count(self, views: int) -> int:
         return self.vectors * views
 
-    def forward(self, features: Tensor, views: Tensor, asked: Asked | None) -> Vectors:
+    def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
         self.check(features)
         x = features.to(self.projector.inner.weight.dtype)
         x = pooled(x, self.vectors, self.grid) if self.resampler is None else self.resampler(x)

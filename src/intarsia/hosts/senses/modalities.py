@@ -18,7 +18,7 @@ from ...data.senses.questions import MARKS
 from ...gating.context import contexts
 from ..anatomy.blocks import base_of
 from ..anatomy.origin import ADDED
-from .connectors import BY, Asked, Connector, Plain, Vectors
+from .connectors import BY, AskedTokens, Connector, PlainConnector, Vectors
 
 NAME = "connectors"
 INPUTS = ("image", "image_views", "audio", "asked")  # of the forward, beside the model's own
@@ -88,7 +88,7 @@ class Modalities(PlainChange):
         made: dict[str, Connector] = {}
         for modality, encoder_name in self.encoders.items():
             of, place = encoder(encoder_name, modality), list(MARKS).index(modality)
-            made[modality] = Plain(
+            made[modality] = PlainConnector(
                 of.width,
                 outputs,
                 reads=of.vectors,
@@ -249,7 +249,7 @@ def _vectors(
     row = rows[(counts.cumsum(0) - counts).to(rows.device)]  # of each picture
     asked = given.get("asked")
     text = (ids >= 0) & mask.bool() if asked is None else asked.bool()
-    return connector(features, views, Asked(embeds[row], text[row]))
+    return connector(features, views, AskedTokens(embeds[row], text[row]))
 
 
 CARD = Card(

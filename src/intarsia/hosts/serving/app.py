@@ -19,7 +19,7 @@ from transformers.cli.serving.utils import CBWorkerDeadError
 from .counters import TYPE, Counters
 from .gate import Gate, error_body
 from .generating import Generations
-from .models import Served, Shelf
+from .models import ServedModel, Shelf
 from .requests import handlers
 from .settings import Limits
 
@@ -40,7 +40,7 @@ class Application:
 
     def __init__(
         self,
-        models: Mapping[str, Served],
+        models: Mapping[str, ServedModel],
         limits: Limits | None = None,
         hosts: tuple[str, ...] = LOCAL,
     ) -> None:

@@ -31,7 +31,7 @@ from transformers.cli.serving.utils import (
     _StreamError,
 )
 
-from .models import Served
+from .models import ServedModel
 from .settings import Limits, Request, current
 
 LOG = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Generations(GenerationState):
     transformers' own has one batch, which ends when another model is asked for.
     """
 
-    def __init__(self, models: dict[str, Served], limits: Limits) -> None:
+    def __init__(self, models: dict[str, ServedModel], limits: Limits) -> None:
         super().__init__(continuous_batching=True)
         self.limits, self.models = limits, models
         self.thread = ThreadPoolExecutor(1, "generate")
@@ -130,7 +130,7 @@ class _Gone(StoppingCriteria):
 class Generation(BaseGenerateManager):
     """The requests of one model."""
 
-    def __init__(self, of: Served, limits: Limits, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, of: ServedModel, limits: Limits, thread: ThreadPoolExecutor) -> None:
         self.of, self.limits, self.thread = of, limits, thread
         self.batch = CBGenerateManager(_batch_config(of, limits))
         self.lock = threading.Lock()
@@ -335,7 +335,7 @@ def _may_batch(model: Any) -> bool:
     )
 
 
-def _batch_config(of: Served, limits: Limits) -> ContinuousBatchingConfig:
+def _batch_config(of: ServedModel, limits: Limits) -> ContinuousBatchingConfig:
     """On a CPU, room for what may be in the works at once; elsewhere transformers measures it."""
     if of.model.device.type != "cpu":
         return ContinuousBatchingConfig(max_requests_per_batch=limits.at_once)

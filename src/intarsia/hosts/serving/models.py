@@ -32,7 +32,7 @@ CONTEXT = 4096  # tokens: a long context's keys and values need more memory than
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """A model by its name: a trunk, or a trunk with an adapter, whose weights are the trunk's."""
 
     name: str
@@ -57,7 +57,7 @@ def open_models(
     policy: PolicyConfig | None = None,
     context: int = CONTEXT,
     progress: Report = lambda _: None,
-) -> dict[str, Served]:
+) -> dict[str, ServedModel]:
     """Open language models by name, and adapters of the one of them.
 
     sources: name -> what `language_model` takes, or a folder of `pack_experts`.  adapters: name ->
@@ -77,7 +77,7 @@ def open_models(
     if adapters and len(sources) != 1:
         got, fix = f"adapters beside {len(sources)} models", "Start a server for each model."
         raise ConfigError("adapters", got=got, want="one model", fix=fix)
-    found: dict[str, Served] = {}
+    found: dict[str, ServedModel] = {}
     for name, source in sources.items():
         progress(f"opening {name}")
         trunk = replace(_trunk(name, source, slots, policy, progress), longest=context)
@@ -99,7 +99,7 @@ def _trunk(
     slots: int | float | str | None,
     policy: PolicyConfig | None,
     progress: Report,
-) -> Served:
+) -> ServedModel:
     packed, held = (Path(source) / INDEX).is_file(), None
     if slots is None:
         if packed:
@@ -119,7 +119,7 @@ def _trunk(
         raise AssetError(f"tokenizer of {source!r}", got=got, want=want, fix="Save tokenizer.json.")
     whole: Any = model.eval().requires_grad_(False)
     whole.config.use_cache = True
-    return Served(name, whole, tokenizer, name, held)
+    return ServedModel(name, whole, tokenizer, name, held)
 
 
 def twin(model: nn.Module) -> Any:
@@ -166,11 +166,13 @@ def _with_adapter(copied: Any, folder: Path) -> Any:
 class Shelf(ModelManager):
     """What transformers' handlers ask for models: those of the start, and no other name."""
 
-    def __init__(self, models: Mapping[str, Served]) -> None:  # opens nothing: no super().__init__
+    def __init__(
+        self, models: Mapping[str, ServedModel]
+    ) -> None:  # opens nothing: no super().__init__
         self.models = dict(models)
         self.force_model = None
 
-    def find(self, name: object) -> Served:
+    def find(self, name: object) -> ServedModel:
         """Raises: HTTPException, 404 with what may have been meant."""
         if isinstance(name, str) and name in self.models:
             return self.models[name]

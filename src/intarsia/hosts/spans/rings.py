@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from ...core.errors import ConfigError
-from .windows import Group, Seen, Windows, attended, grouped, heads_of
+from .windows import HeadGroup, Seen, Windows, attended, grouped, heads_of
 
 
-class Ring:
+class HeadRing:
     """Keys and values of the heads of one span, in place.
 
     Slot p holds the token at place p < sink of its row's text; slot sink + (p - sink) mod window
@@ -20,7 +20,9 @@ class Ring:
     keys, values: (B, heads, sink + window, D).
     """
 
-    def __init__(self, group: Group, sink: int, size: int, like: Tensor, values: Tensor) -> None:
+    def __init__(
+        self, group: HeadGroup, sink: int, size: int, like: Tensor, values: Tensor
+    ) -> None:
         self.group, self.sink = group, sink
         self.window = size - sink
         shape = (like.shape[0], len(group.heads), size)
@@ -77,14 +79,14 @@ class RingLayer(CacheLayerMixin):
         super().__init__()
         self.windows = windows
         self.count = 0  # tokens so far, padding included
-        self.rings: list[Ring] = []
+        self.rings: list[HeadRing] = []
         self.new: tuple[Tensor, Tensor] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         sink, length = self.windows.sink, self.windows.length
         self.rings = [
-            Ring(g, sink, min(sink + g.window, length), key_states, value_states)
+            HeadRing(g, sink, min(sink + g.window, length), key_states, value_states)
             for g in self.windows.groups
         ]
         self.is_initialized = True
@@ -146,7 +148,7 @@ class RingLayer(CacheLayerMixin):
 
     def _onto(
         self,
-        ring: Ring,
+        ring: HeadRing,
         query: Tensor,
         keys: Tensor,
         values: Tensor,

@@ -16,7 +16,7 @@ QUERIES = 256  # rows of a mask at a time
 
 
 @dataclass(frozen=True)
-class Group:
+class HeadGroup:
     """Key-value heads of one span.
 
     heads: their numbers, in order.  window: last keys that they see, themselves included.
@@ -34,7 +34,7 @@ class Windows:
     """
 
     sink: int
-    groups: tuple[Group, ...]
+    groups: tuple[HeadGroup, ...]
     length: int
 
     @classmethod
@@ -42,7 +42,7 @@ class Windows:
         """spans: (heads,) tokens, sink included. Groups in order of their span."""
         sizes = sorted({int(s) for s in spans})
         every = {s: tuple(i for i, of in enumerate(spans.tolist()) if of == s) for s in sizes}
-        return cls(sink, tuple(Group(every[s], s - sink) for s in sizes), length)
+        return cls(sink, tuple(HeadGroup(every[s], s - sink) for s in sizes), length)
 
     @property
     def reach(self) -> int:
@@ -54,7 +54,7 @@ class Windows:
         """Whether every head sees everything."""
         return self.sink + self.groups[0].window >= self.length
 
-    def sees(self, group: Group, query: Tensor, key: Tensor) -> Tensor:
+    def sees(self, group: HeadGroup, query: Tensor, key: Tensor) -> Tensor:
         """Whether places of keys are seen from places of queries.  (..., Q, 1), (..., 1, K)."""
         near = (query - key < group.window) | (key < self.sink)
         return (key <= query) & near & (key >= 0)
@@ -145,7 +145,7 @@ def _of_group(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
-    group: Group,
+    group: HeadGroup,
     windows: Windows,
     seen: Seen,
     scale: float | None,

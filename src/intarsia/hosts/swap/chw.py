@@ -14,11 +14,11 @@ from torch import Tensor, fx, nn
 from ...core.errors import TargetError
 from ...core.modes import evaluating
 from ...formats.row_blocks import RowBlocks, filled
-from ...kernels.chw import NativeProgram, Step, available
+from ...kernels.chw import NativeProgram, ProgramStep, available
 from ..anatomy.traced import traced
 from .chw_cluster import ChwCluster
 from .chw_net import ChwNet
-from .lowering import Cluster, Layer, clusters_of
+from .lowering import Cluster, DenseStep, clusters_of
 
 FORMS = (1, 2, 4, 8)  # rows of a block
 LEAST = 0.4  # of what blocks store that is not 0, to be worth a measurement
@@ -65,12 +65,12 @@ def choose_forms(clusters: Iterable[Cluster], rows: int | None) -> Forms:
     return forms
 
 
-def key_of(layer: Layer) -> str:
+def key_of(layer: DenseStep) -> str:
     """The name of a layer in a plan: of one that is called twice, each call has its own."""
     return f"{layer.name}@{layer.dst}"
 
 
-def _form(layer: Layer, shape: tuple[int, ...], rows: int | None) -> Form:
+def _form(layer: DenseStep, shape: tuple[int, ...], rows: int | None) -> Form:
     weight = layer.tensors["weight"]
     density = round(int(weight.count_nonzero()) / max(1, weight.numel()), 6)
     if rows is not None or not available():  # in torch every form is a dense product
@@ -109,7 +109,7 @@ def net_seconds(net: nn.Module, picture: Tensor) -> float:
         return seconds(lambda: net(picture))
 
 
-def step_of(layer: Layer, form: Form | None) -> Step:
+def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
     """A layer as a step, in its form."""
     tensors, rows = dict(layer.tensors), 1
     if form is not None and form.rows:
@@ -119,7 +119,7 @@ def step_of(layer: Layer, form: Form | None) -> Step:
     elif form is not None:
         tensors["weight"] = tensors["weight"].flatten(1)
     place = (layer.kind, layer.src, layer.dst, layer.other, layer.acts)
-    return Step(*place, tensors, layer.window, rows)
+    return ProgramStep(*place, tensors, layer.window, rows)
 
 
 def _as_decided(stored: dict[str, Tensor], form: Form) -> dict[str, Tensor]:

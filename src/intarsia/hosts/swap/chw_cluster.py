@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigError, ShapeError
 from ...kernels import native
-from ...kernels.chw import NaiveProgram, NativeProgram, Step, available
+from ...kernels.chw import NaiveProgram, NativeProgram, ProgramStep, available
 
 SIZES = 8  # of pictures that programs are kept for
 
@@ -27,7 +27,7 @@ class ChwCluster(nn.Module):
 
     def __init__(
         self,
-        steps: Sequence[Step],
+        steps: Sequence[ProgramStep],
         names: Sequence[str],
         inputs: Sequence[int],
         outputs: Mapping[int, int],
@@ -86,7 +86,7 @@ class ChwCluster(nn.Module):
             )
         return self._programs[key]
 
-    def packed_steps(self) -> list[Step]:
+    def packed_steps(self) -> list[ProgramStep]:
         """The steps, with the weights that the buffers hold now."""
         return [
             replace(step, weights={n: getattr(self, f"{i}_{n}") for n in step.weights})

@@ -22,7 +22,7 @@ class _Ref:
 
 
 @dataclass(frozen=True)
-class _Call:
+class _NetCall:
     kind: str  # of a node of torch.fx
     target: Any
     args: Any
@@ -38,14 +38,14 @@ class ChwNet(nn.Module):
     def __init__(self, graph: fx.GraphModule, net: nn.Module) -> None:
         super().__init__()
         numbers = {node: i for i, node in enumerate(graph.graph.nodes)}
-        calls: list[_Call] = []
+        calls: list[_NetCall] = []
         for node in graph.graph.nodes:
             args, kwargs = map_arg((node.args, node.kwargs), lambda n: _Ref(numbers[n]))  # pyright: ignore
             target: Any = node.target
             if node.op in ("call_module", "get_attr"):
                 target = str(node.target).replace(".", "_")
                 self._adopt(graph, node, target)
-            calls.append(_Call(node.op, target, args, kwargs))
+            calls.append(_NetCall(node.op, target, args, kwargs))
         self.calls = tuple(calls)
         for name in KEPT:
             if hasattr(net, name):

@@ -20,7 +20,7 @@ from ...mixtures.mixture import Mixture
 from ...mixtures.zcode_m3 import check_prune, merged, mixtures_in, prune
 from ..anatomy.compare import call
 from ..senses.loads import modality_loads
-from .upcycle import Places, Upcycle, check_unadapted, generator, move_places, upcycle_step
+from .upcycle import MixturePlaces, Upcycle, check_unadapted, generator, move_places, upcycle_step
 
 RANDOM = "random"
 ALIKE = ("how", "capacity", "residual", "act")  # routers are compared layer by layer
@@ -174,7 +174,7 @@ def prune_experts(
     return model
 
 
-def upcycled(model: nn.Module) -> tuple[Places, Upcycle]:
+def upcycled(model: nn.Module) -> tuple[MixturePlaces, Upcycle]:
     """The mixtures in a model, and the settings they were made with.
 
     Raises: TargetError where it left nothing, or where adapters are around it.
@@ -189,7 +189,7 @@ def upcycled(model: nn.Module) -> tuple[Places, Upcycle]:
             fix="Call intarsia.upcycle(model); for a Mixture of your own use "
             "intarsia.mixtures.merged and prune.",
         )
-    return Places(**step.plan.decided), cast(Upcycle, step.plan.change)
+    return MixturePlaces(**step.plan.decided), cast(Upcycle, step.plan.change)
 
 
 def mixture_at(model: nn.Module, path: str) -> Mixture:
@@ -205,7 +205,7 @@ def mixture_at(model: nn.Module, path: str) -> Mixture:
     return found[0]
 
 
-def _given(keep: Mapping[str, Sequence[int]], done: Places) -> dict[str, list[int]]:
+def _given(keep: Mapping[str, Sequence[int]], done: MixturePlaces) -> dict[str, list[int]]:
     if unknown := sorted(keep.keys() - set(done.paths)):
         got, fix = f"a layer {unknown[0]!r}", "Layers that are left out stay as they are."
         raise ConfigError("keep", got=got, want=f"paths among {list(done.paths)}", fix=fix)
@@ -213,7 +213,7 @@ def _given(keep: Mapping[str, Sequence[int]], done: Places) -> dict[str, list[in
 
 
 def _chosen(
-    keep: int | Sequence[int], by: Mapping[str, Tensor] | str | None, done: Places, seed: int
+    keep: int | Sequence[int], by: Mapping[str, Tensor] | str | None, done: MixturePlaces, seed: int
 ) -> dict[str, list[int]]:
     """The experts that stay, of each path, in ascending order."""
     numbers = [keep] * len(done.paths) if isinstance(keep, int) else list(keep)

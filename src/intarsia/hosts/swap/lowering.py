@@ -30,7 +30,7 @@ LARGEST = 11  # side of a kernel
 
 
 @dataclass
-class Layer:
+class DenseStep:
     """A step whose weight is dense still, or that has none."""
 
     name: str
@@ -50,7 +50,7 @@ class Cluster:
     before: the node in front of which the cluster can be called; None = at the end.
     """
 
-    layers: list[Layer] = field(default_factory=lambda: list[Layer]())
+    layers: list[DenseStep] = field(default_factory=lambda: list[DenseStep]())
     values: dict[fx.Node, int] = field(default_factory=lambda: dict[fx.Node, int]())
     inputs: dict[fx.Node, int] = field(default_factory=lambda: dict[fx.Node, int]())
     flat: set[int] = field(default_factory=lambda: set[int]())
@@ -112,7 +112,9 @@ def _take(graph: fx.GraphModule, now: Cluster, node: fx.Node) -> bool:
     if act and len(inputs[0].meta["shape"]) == 4 and inputs[0] in now.values | now.inputs:
         if now.read(inputs[0]) in now.flat:
             return False
-        return _made(now, Layer(str(node.target), "act", 0, 0, acts=(act, "none")), node, inputs[0])
+        return _made(
+            now, DenseStep(str(node.target), "act", 0, 0, acts=(act, "none")), node, inputs[0]
+        )
     return False
 
 
@@ -124,7 +126,7 @@ def _act_of(module: nn.Module | None, node: fx.Node) -> str:
     return name if name in ACT_FUNCTIONS else ""
 
 
-def _made(now: Cluster, layer: Layer, node: fx.Node, source: fx.Node) -> bool:
+def _made(now: Cluster, layer: DenseStep, node: fx.Node, source: fx.Node) -> bool:
     layer.src, layer.dst = now.read(source), now.new()
     now.layers.append(layer)
     now.values[node] = layer.dst
@@ -146,7 +148,7 @@ def _convolution(graph: fx.GraphModule, now: Cluster, node: fx.Node, conv: Any) 
             return False
         kind = "linear"
     weight, bias = _numbers(conv)
-    layer = Layer(str(node.target), kind, now.read(source), now.new(), window=window)
+    layer = DenseStep(str(node.target), kind, now.read(source), now.new(), window=window)
     nodes = [node]
     norm = _only_user(graph, nodes, BATCH_NORM)
     if norm is not None and (act := _act_inside(module_of(graph, norm))) != "?":
@@ -169,7 +171,7 @@ def _shaped(weight: Tensor, kind: str) -> Tensor:
     return weight.flatten(1).contiguous() if kind == "linear" else weight.contiguous()
 
 
-def _fuse(graph: fx.GraphModule, now: Cluster, layer: Layer, nodes: list[fx.Node]) -> None:
+def _fuse(graph: fx.GraphModule, now: Cluster, layer: DenseStep, nodes: list[fx.Node]) -> None:
     """Take in the activation, and for 1x1 an addition, that alone reads the last of the nodes."""
     while (behind := _reader(nodes[-1])) is not None:
         module = module_of(graph, behind)
@@ -265,7 +267,7 @@ def _norm(graph: fx.GraphModule, now: Cluster, node: fx.Node, norm: Any) -> bool
         return False
     ones = torch.ones(norm.num_features, 1, 1)
     weight, bias = folded(ones, torch.zeros(norm.num_features), norm)
-    layer = Layer(str(node.target), "depthwise", 0, 0, acts=(act, "none"))
+    layer = DenseStep(str(node.target), "depthwise", 0, 0, acts=(act, "none"))
     layer.tensors = {"weight": weight, "bias": bias}
     return _made(now, layer, node, source)
 
@@ -286,7 +288,7 @@ def _pool(graph: fx.GraphModule, now: Cluster, node: fx.Node, pool: Any) -> bool
         return False
     if now.read(source) in now.flat:
         return False
-    _made(now, Layer(str(node.target), "pool", 0, 0), node, source)
+    _made(now, DenseStep(str(node.target), "pool", 0, 0), node, source)
     now.flat.add(now.values[node])
     return True
 
@@ -306,7 +308,7 @@ def _linear(graph: fx.GraphModule, now: Cluster, node: fx.Node, linear: Any) -> 
     if len(node.meta["shape"]) != 2:
         return False
     weight, bias = _numbers(linear)
-    layer = Layer(str(node.target), "linear", now.read(source), now.new())
+    layer = DenseStep(str(node.target), "linear", now.read(source), now.new())
     layer.tensors = {"weight": weight, "bias": bias}
     nodes = [node]
     _fuse(graph, now, layer, nodes)
@@ -328,7 +330,7 @@ def _two(graph: fx.GraphModule, now: Cluster, node: fx.Node, module: Any) -> boo
         adds = kind == ADD and same and not any(flat) and len(node.meta["shape"]) == 4
         scales = kind == MUL and not flat[0] and flat[1] and len(a.meta["shape"]) == 4
         if adds or (scales and len(b.meta["shape"]) == 4):
-            layer = Layer(str(node.target), "add" if adds else "scale", 0, 0, now.read(b))
+            layer = DenseStep(str(node.target), "add" if adds else "scale", 0, 0, now.read(b))
             return _made(now, layer, node, a)
     return False
 

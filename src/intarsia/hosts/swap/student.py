@@ -16,7 +16,7 @@ from ...gating import rejoin, unwatch
 from ..anatomy.blocks import blocks, inside, mlp_of
 from ..anatomy.gates import own_gate
 from ..anatomy.sites import select_blocks
-from .upcycle import Places, check_unadapted, move_places, places_in
+from .upcycle import MixturePlaces, check_unadapted, move_places, places_in
 
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of a transformers config
 
@@ -123,7 +123,7 @@ def _record(student: nn.Module, moved: dict[str, str]) -> None:
         if block is not None
     )
     experts, parts = (tuple(numbers[i] for i in left) for numbers in (done.experts, done.parts))
-    move_places(student, Places(paths, experts, parts), elsewhere=True)
+    move_places(student, MixturePlaces(paths, experts, parts), elsewhere=True)
     if not left:
         unwatch(student, all=True)
 

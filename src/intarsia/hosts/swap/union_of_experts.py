@@ -22,7 +22,7 @@ from ...mixtures.experts import StackedExperts
 from ...mixtures.union import SharedBias, UnionAttention, UnionMlp
 from ...routers.union import GATES, SELECTS, UnionGate
 from ..anatomy.blocks import attention_of, blocks
-from ..anatomy.dense_mlp import Dense, check_output, dense_mlp, mlp_place, stacked
+from ..anatomy.dense_mlp import DenseMlp, check_output, dense_mlp, mlp_place, stacked
 from ..anatomy.heads import attention_from, check_heads, heads_of, union_of
 from ..anatomy.sites import select_blocks
 from .upcycle import check_plain, generator
@@ -196,7 +196,7 @@ def _mlp_name(path: str, block: nn.Module) -> str:
     return place.path
 
 
-def _check_units(path: str, dense: Dense, experts: int) -> None:
+def _check_units(path: str, dense: DenseMlp, experts: int) -> None:
     linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
     if any(m.weight.is_meta and not dense.down.weight.is_meta for m in linears):
         raise TargetError(f"MLP {path!r}", got="Conv1D", want="nn.Linear", fix="Use upcycle.")
@@ -234,7 +234,7 @@ def _mlp(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> 
     return UnionMlp(made, router, dense.down.bias, shell).to(like).train(old.training)
 
 
-def _flag(made: StackedExperts, dense: Dense) -> None:
+def _flag(made: StackedExperts, dense: DenseMlp) -> None:
     """What is trained is what was trained."""
     for name, layer in (("up", dense.up), ("gate", dense.gate), ("down", dense.down)):
         for weight in (getattr(made, name), getattr(made, f"{name}_bias")):

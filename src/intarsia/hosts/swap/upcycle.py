@@ -23,7 +23,7 @@ from ...mixtures.residual import Residual
 from ...routers import TopK
 from ..anatomy.blocks import attention_of, blocks, wrapped_paths
 from ..anatomy.dense_mlp import (
-    Dense,
+    DenseMlp,
     MlpPlace,
     check_output,
     dense_mlp,
@@ -124,12 +124,12 @@ class Upcycle:
             check_one_row((path for path, _ in chosen), type(router).__name__)
         parts = counts if self.how == "slices" else (1,) * len(counts)
         paths = tuple(f"{path}.{_place(block).path}" for path, block in chosen)
-        return Plan(replace(self, router=router), seed, asdict(Places(paths, counts, parts)))
+        return Plan(replace(self, router=router), seed, asdict(MixturePlaces(paths, counts, parts)))
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """In place; everything is built before anything is replaced."""
         check_plain(host)
-        _put(host, self, Places(**plan.decided), plan.seed)
+        _put(host, self, MixturePlaces(**plan.decided), plan.seed)
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
@@ -141,7 +141,7 @@ class Upcycle:
 
 
 @dataclass(frozen=True)
-class Places:
+class MixturePlaces:
     """The mixtures that stand in a model.
 
     paths: of the MLPs that were there; experts: how many each mixture has by now; parts: in how
@@ -167,12 +167,12 @@ def upcycle_step(model: nn.Module) -> Step | None:
     return next((s for s in steps_of(model) if isinstance(s.plan.change, Upcycle)), None)
 
 
-def places_in(model: nn.Module) -> Places | None:
+def places_in(model: nn.Module) -> MixturePlaces | None:
     """The mixtures that `upcycle` put into a model, if it did."""
-    return None if (step := upcycle_step(model)) is None else Places(**step.plan.decided)
+    return None if (step := upcycle_step(model)) is None else MixturePlaces(**step.plan.decided)
 
 
-def move_places(model: nn.Module, places: Places, *, elsewhere: bool = False) -> None:
+def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = False) -> None:
     """Record that other mixtures stand in a model now; none: that it was never upcycled.
 
     elsewhere: the dense model, too, is another one, whose fingerprint is not known.
@@ -204,7 +204,7 @@ def check_unadapted(model: nn.Module) -> None:
         raise TargetError(what, got="one with adapters", want="a plain model", fix=fix)
 
 
-def _put(model: nn.Module, change: Upcycle, at: Places, seed: int) -> None:
+def _put(model: nn.Module, change: Upcycle, at: MixturePlaces, seed: int) -> None:
     """Build everything, then put it in place, watched by hooks."""
     found = _mlps(model)
     if missing := [path for path in at.paths if path not in found]:
@@ -323,7 +323,9 @@ def generator(seed: int, path: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
-def _made(asked: Upcycle, at: Places, i: int, mlp: nn.Module, seed: int) -> tuple[str, nn.Module]:
+def _made(
+    asked: Upcycle, at: MixturePlaces, i: int, mlp: nn.Module, seed: int
+) -> tuple[str, nn.Module]:
     """What replaces an MLP, "", or its gate, by name."""
     path, count = at.paths[i], at.experts[i]
     draws = generator(seed, path)
@@ -366,7 +368,7 @@ def _made(asked: Upcycle, at: Places, i: int, mlp: nn.Module, seed: int) -> tupl
     return "", whole.to(like.device, like.dtype).train(mlp.training)
 
 
-def _flags(made: StackedExperts, dense: Dense) -> list[bool]:
+def _flags(made: StackedExperts, dense: DenseMlp) -> list[bool]:
     """Which parameters of the experts are trained: those whose matrix was."""
     layers = {"up": dense.up, "gate": dense.gate, "down": dense.down}
     names = [name.removesuffix("_bias") for name, _ in made.named_parameters()]

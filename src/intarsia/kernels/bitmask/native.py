@@ -36,7 +36,7 @@ def linear(
     """
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     if torch.is_grad_enabled() and x.requires_grad:
-        y: Any = _Linear.apply(rows, bits, values, offsets, scales)
+        y: Any = _BitmaskLinear.apply(rows, bits, values, offsets, scales)
     else:
         y = _product(rows, bits, values, offsets, scales)
     return y.view(*x.shape[:-1], len(bits))
@@ -176,7 +176,7 @@ def _product(x: Tensor, *stored: Tensor | None) -> Tensor:
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
-class _Linear(torch.autograd.Function):
+class _BitmaskLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None

@@ -4,9 +4,10 @@ steps.py: what a step is, and the shapes it makes.  naive.py: the definition, in
 the same by native/chw.c, one call for many steps.
 """
 
-from .naive import Program as NaiveProgram
-from .native import Program as NativeProgram
-from .native import available
-from .steps import ACTS, Step, Window, shapes_of
-
-__all__ = ["ACTS", "NaiveProgram", "NativeProgram", "Step", "Window", "available", "shapes_of"]
+from .naive import NaiveProgram as NaiveProgram
+from .native import NativeProgram as NativeProgram
+from .native import available as available
+from .steps import ACTS as ACTS
+from .steps import ProgramStep as ProgramStep
+from .steps import Window as Window
+from .steps import shapes_of as shapes_of

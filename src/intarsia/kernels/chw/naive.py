@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .steps import Step, checked_blocks, shapes_of
+from .steps import ProgramStep, checked_blocks, shapes_of
 
 ACT: Mapping[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -21,10 +21,10 @@ ACT: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Program:
+class NaiveProgram:
     """Steps on maps (channels, height, width) and vectors (channels,)."""
 
-    def __init__(self, steps: Sequence[Step], inputs: Mapping[int, tuple[int, ...]]) -> None:
+    def __init__(self, steps: Sequence[ProgramStep], inputs: Mapping[int, tuple[int, ...]]) -> None:
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         self.inputs = tuple(inputs)
         self.weights = [dense_of(s, self.shapes[s.src][0]) for s in self.steps]
@@ -38,7 +38,7 @@ class Program:
         return [values[number] for number in wanted]
 
 
-def dense_of(step: Step, inputs: int) -> Tensor:
+def dense_of(step: ProgramStep, inputs: int) -> Tensor:
     """The weight of a step, (out, in, k, k), (out, 1, k, k) or (out, in); empty without one."""
     if "weight" in step.weights:
         weight = step.weights["weight"]
@@ -55,7 +55,7 @@ def dense_of(step: Step, inputs: int) -> Tensor:
     return rows.reshape(step.outputs, inputs, k, k)
 
 
-def run(step: Step, x: Tensor, other: Tensor | None, weight: Tensor) -> Tensor:
+def run(step: ProgramStep, x: Tensor, other: Tensor | None, weight: Tensor) -> Tensor:
     """What one step makes of its inputs."""
     first, second = (ACT[name] for name in step.acts)
     bias = step.weights.get("bias")

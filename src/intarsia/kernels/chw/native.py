@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.errors import ShapeError
 from .. import native
-from .steps import ACTS, Shape, Step, checked_blocks, shapes_of
+from .steps import ACTS, ProgramStep, Shape, checked_blocks, shapes_of
 
 KINDS = ("spmm", "depthwise", "conv", "linear", "add", "scale", "pool", "act", "bias")  # of chw.c
 FIELDS = (
@@ -29,7 +29,7 @@ def available() -> bool:
     return native.load() is not None
 
 
-class Program:
+class NativeProgram:
     """Steps on maps and vectors in one piece of memory, carried out by the kernels.
 
     The values of `naive.Program` to rounding, the same bits for any number of threads. A dense 1x1
@@ -38,7 +38,7 @@ class Program:
     """
 
     def __init__(
-        self, steps: Sequence[Step], inputs: Mapping[int, Shape], keep: Sequence[int]
+        self, steps: Sequence[ProgramStep], inputs: Mapping[int, Shape], keep: Sequence[int]
     ) -> None:
         self.steps, self.shapes = tuple(steps), shapes_of(steps, inputs)
         self.inputs, self.keep, self.threads = tuple(inputs), tuple(keep), torch.get_num_threads()
@@ -93,7 +93,7 @@ class Program:
             return rows if padded else rows[:, 0]
         return rows.as_strided(shape, (pitch, shape[2], 1), rows.storage_offset())
 
-    def _scratch(self, step: Step, floats: Callable[..., int]) -> int:
+    def _scratch(self, step: ProgramStep, floats: Callable[..., int]) -> int:
         if step.kind not in ("conv", "depthwise"):
             return 0
         if step.window.size > SIDE:
@@ -103,7 +103,7 @@ class Program:
         window = (step.window.size, step.window.stride)
         return self.threads * floats(KINDS.index(step.kind), *sizes, *window)
 
-    def _add(self, step: Step) -> None:
+    def _add(self, step: ProgramStep) -> None:
         """The rows of a step in the table, and its part of the work."""
         if step.kind == "spmm" and step.dense:
             weight = _floats(step.weights["weight"])
@@ -113,7 +113,7 @@ class Program:
         else:
             self._row(step, kind=step.kind)
 
-    def _row(self, step: Step, kind: str, src: int = 0) -> None:
+    def _row(self, step: ProgramStep, kind: str, src: int = 0) -> None:
         source, result = self.shapes[step.src], self.shapes[step.dst]
         window = step.window.at(*source[1:]) if len(source) == 3 else step.window
         row = dict.fromkeys(FIELDS, 0)
@@ -163,7 +163,7 @@ def _floats(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.float32).contiguous()
 
 
-def _tensors(step: Step, source: Shape) -> dict[str, Tensor]:
+def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
     """What a step's row points to, checked, since pointers are trusted behind it."""
     made: dict[str, Tensor] = {}
     weights = step.weights
@@ -184,7 +184,10 @@ def _tensors(step: Step, source: Shape) -> dict[str, Tensor]:
 
 
 def _laid_out(
-    steps: Sequence[Step], shapes: Mapping[int, Shape], inputs: Sequence[int], keep: Sequence[int]
+    steps: Sequence[ProgramStep],
+    shapes: Mapping[int, Shape],
+    inputs: Sequence[int],
+    keep: Sequence[int],
 ) -> tuple[dict[int, int], int]:
     """Where each value begins, in floats; memory is used again when nobody reads a value more."""
     last = {n: len(steps) for n in keep}

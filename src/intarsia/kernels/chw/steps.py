@@ -49,7 +49,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Step:
+class ProgramStep:
     """One step of a program: values are numbered, and each is written once.
 
     kind: "spmm", a 1x1 convolution with zeros; "conv", k x k by row blocks; "depthwise"; "linear",
@@ -81,7 +81,7 @@ class Step:
         return "weight" in self.weights
 
 
-def shapes_of(steps: Sequence[Step], inputs: Mapping[int, Shape]) -> dict[int, Shape]:
+def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict[int, Shape]:
     """The shape of every value, from those of the inputs.
 
     Raises: ShapeError where a step cannot read what it is given.
@@ -109,20 +109,20 @@ def shapes_of(steps: Sequence[Step], inputs: Mapping[int, Shape]) -> dict[int, S
     return shapes
 
 
-def _inputs(step: Step) -> int:
+def _inputs(step: ProgramStep) -> int:
     """Channels that a step must be given; 0 = any, or as its blocks say."""
     if step.kind == "depthwise":
         return len(step.weights["weight"])
     return step.weights["weight"].shape[1] if step.dense else 0
 
 
-def _refuse(number: int, step: Step, got: Shape, want: Shape | None = None) -> None:
+def _refuse(number: int, step: ProgramStep, got: Shape, want: Shape | None = None) -> None:
     words = "what its weights read" if want is None else str(want)
     fix = "Give the net inputs of the size and channels that it was compressed for."
     raise ShapeError(f"input of step {number}, {step.kind!r}", got=got, want=words, fix=fix)
 
 
-def checked_blocks(step: Step, inputs: int) -> None:
+def checked_blocks(step: ProgramStep, inputs: int) -> None:
     """Raises: ShapeError for row blocks that do not fit together, as a damaged file's do not."""
     ptr, channels, values = (step.weights[name] for name in ("ptr", "channels", "values"))
     blocks, taps = -(-step.outputs // step.rows), step.window.size**2

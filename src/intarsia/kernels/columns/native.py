@@ -31,7 +31,7 @@ def linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tenso
     """
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     if torch.is_grad_enabled() and x.requires_grad:
-        y: Any = _Linear.apply(rows, values, columns, offsets)
+        y: Any = _ColumnsLinear.apply(rows, values, columns, offsets)
     else:
         y = _product(rows, values, columns, offsets)
     return y.view(*x.shape[:-1], len(offsets) - 1)
@@ -88,7 +88,7 @@ def _product(x: Tensor, *stored: Tensor) -> Tensor:
     return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
-class _Linear(torch.autograd.Function):
+class _ColumnsLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
         ctx.stored, ctx.width = (values, columns, offsets), x.shape[1]

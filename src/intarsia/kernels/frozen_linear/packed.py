@@ -41,14 +41,14 @@ class Packed:
             return x.new_zeros(*x.shape[:-1], self.outputs) + 0 * x.sum()
         if not (torch.is_grad_enabled() and x.requires_grad):
             return _product(x, self.forward, self.bias)
-        return cast(Tensor, _Linear.apply(x, self))
+        return cast(Tensor, _PackedLinear.apply(x, self))
 
 
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return OPS._linear_pointwise(x.contiguous(), packed, bias, "none", [], "")
 
 
-class _Linear(torch.autograd.Function):
+class _PackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Packed) -> Tensor:
         ctx.packed = packed

@@ -18,7 +18,7 @@ DAMP = 0.01
 
 
 @dataclass
-class Coded:
+class CodedGroups:
     """Of a weight (out, in) in C groups a row: what is stored, and the numbers before rounding.
 
     raw: (out, C, G), latent: compensated, not rounded; scale, zero: (out, C) float; kept: (out, C)
@@ -67,7 +67,7 @@ def passing(exact: Tensor, rounded: Tensor) -> Tensor:
     return exact + (rounded - exact).detach()
 
 
-class Recorder:
+class CodeRecorder:
     """A `GroupCode` that keeps what it chose: scales and zeros when a group begins, then codes.
 
     out, width: of the weight; symmetric: see `affine`.
@@ -91,10 +91,10 @@ class Recorder:
         scale, zero = self.scale[:, place], self.zero[:, place]
         return (codes_of(column, scale, zero, self.form.bits) - zero) * scale
 
-    def coded(self, kept: Tensor) -> Coded:
+    def coded(self, kept: Tensor) -> CodedGroups:
         """kept: (out, C) bool."""
         raw = self.raw.view(*kept.shape, self.group)
-        return Coded(self.form, self.width, raw, self.scale, self.zero, kept)
+        return CodedGroups(self.form, self.width, raw, self.scale, self.zero, kept)
 
 
 def kept_groups(score: Tensor, form: GroupSparse, density: float) -> Tensor:
@@ -108,11 +108,11 @@ def kept_groups(score: Tensor, form: GroupSparse, density: float) -> Tensor:
 
 def by_rounding(
     weight: Tensor, seen: Statistics, form: GroupSparse, density: float, symmetric: bool
-) -> Coded:
+) -> CodedGroups:
     """Groups of the largest sums of W^2 mean x^2, each weight to its nearest code."""
     w = weight.detach().float()
     kept = kept_groups(wanda(w, seen).square(), form, density)
-    found = Recorder(form, w.shape[0], w.shape[1], symmetric)
+    found = CodeRecorder(form, w.shape[0], w.shape[1], symmetric)
     for start in range(0, w.shape[1], form.group):
         found.begin(w[:, start : start + form.group], start)
     found.raw[:, : w.shape[1]] = w
@@ -121,12 +121,12 @@ def by_rounding(
 
 def by_compensation(
     weight: Tensor, seen: Statistics, form: GroupSparse, density: float, symmetric: bool
-) -> Coded:
+) -> CodedGroups:
     """Groups of the largest sums of W^2 / U_jj^2; later columns make up for what is pruned and
     rounded, column by column: SparseGPT and GPTQ at once."""
     w = weight.detach().float()
     kept = kept_groups(obs(w, seen, DAMP), form, density)
     keep = kept.repeat_interleave(form.group, 1)[:, : w.shape[1]]
-    found = Recorder(form, w.shape[0], w.shape[1], symmetric)
+    found = CodeRecorder(form, w.shape[0], w.shape[1], symmetric)
     choose_and_compensate(w, seen, code=found, damp=DAMP, keep=keep)
     return found.coded(kept)

@@ -24,11 +24,11 @@ from ...hosts.prune.rows import check_rows, digest_of
 from ...hosts.prune.walk import Stop, walk_blocks
 from ...hosts.swap.compress import Compress, matrices_of, packing
 from ...scores import Statistics
-from .coded import Coded, by_compensation, by_rounding
+from .coded import CodedGroups, by_compensation, by_rounding
 from .stages import frozen_copy, tuned_block, tuned_scales
 
 STARTS = ("obs", "rtn")
-PARTS = ("raw", "scale", "zero", "kept")  # of `Coded`
+PARTS = ("raw", "scale", "zero", "kept")  # of `CodedGroups`
 NOWHERE = Keeping()
 
 
@@ -130,9 +130,9 @@ class Gqsa(PlainChange):
 
     def coded(
         self, work: nn.Module, rows: Sequence[Any], seed: int = 0, kept: Kept | None = None
-    ) -> tuple[dict[str, Coded], list[dict[str, Any]]]:
+    ) -> tuple[dict[str, CodedGroups], list[dict[str, Any]]]:
         """The codes of every layer by path, and what is told of each; `work` is left rounded."""
-        found: dict[str, Coded] = {}
+        found: dict[str, CodedGroups] = {}
         dense: dict[str, Tensor] = {}
         stops = linear_stops(work, self.layers)
 
@@ -164,13 +164,13 @@ class Gqsa(PlainChange):
                 layers[path].write(coded.weight())
         return found, told
 
-    def _taken(self, stop: Stop, more: Mapping[str, Tensor]) -> dict[str, Coded]:
+    def _taken(self, stop: Stop, more: Mapping[str, Tensor]) -> dict[str, CodedGroups]:
         """The codes of a block that was finished before, by path."""
-        found: dict[str, Coded] = {}
+        found: dict[str, CodedGroups] = {}
         for path, layer in stop.layers.items():
             if f"{path}/raw" in more:
                 parts = (more[f"{path}/{part}"] for part in PARTS)
-                found[path] = Coded(self.form, layer.read().shape[1], *parts)
+                found[path] = CodedGroups(self.form, layer.read().shape[1], *parts)
         return found
 
     def _edit(
@@ -178,7 +178,7 @@ class Gqsa(PlainChange):
         name: str,
         layer: Matrix,
         seen: Statistics | None,
-        found: dict[str, Coded],
+        found: dict[str, CodedGroups],
         dense: dict[str, Tensor],
     ) -> dict[str, Any]:
         """Choose a layer's codes and write what they stand for."""
@@ -200,7 +200,7 @@ class Gqsa(PlainChange):
         return row
 
 
-def _beside(found: Mapping[str, Coded], stop: Stop) -> dict[str, Tensor]:
+def _beside(found: Mapping[str, CodedGroups], stop: Stop) -> dict[str, Tensor]:
     """The codes of a block, to be written."""
     some = {path: found[path] for path in stop.layers if path in found}
     return {f"{path}/{part}": getattr(c, part) for path, c in some.items() for part in PARTS}

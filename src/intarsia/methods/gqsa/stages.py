@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from ...core.errors import ConfigError, TargetError
 from ...hosts.prune.matrices import Matrix
 from ...hosts.prune.walk import Chain, Flow, Stop, inputs_of
-from .coded import Coded, passing
+from .coded import CodedGroups, passing
 
 LR_WEIGHTS, LR_SCALES, LR_END = 1e-5, 1e-4, 1e-5
 
@@ -27,10 +27,10 @@ def tuned_block(
     flow: Flow,
     number: int,
     dense: Mapping[str, Tensor],
-    found: Mapping[str, Coded],
+    found: Mapping[str, CodedGroups],
     epochs: int,
     generator: torch.Generator,
-) -> dict[str, Coded]:
+) -> dict[str, CodedGroups]:
     """min ||B(X) - B^(X)||^2 over weights, scales and zeros of a block; X has gone through the
     compressed blocks before it (eq. 7).
 
@@ -53,7 +53,7 @@ def tuned_block(
     turned = {path: _turned(stop.layers[path], w) for path, w in dense.items()}
     wanted = [run(turned, batch) for batch in range(count)]
 
-    def error(coded: Mapping[str, Coded]) -> float:
+    def error(coded: Mapping[str, CodedGroups]) -> float:
         now = {path: _turned(stop.layers[path], c.weight()) for path, c in coded.items()}
         return sum(float(F.mse_loss(run(now, b), wanted[b])) for b in range(count))
 
@@ -80,7 +80,7 @@ def tuned_block(
     return trained if error(trained) < error(found) else dict(found)
 
 
-def _settled(coded: Coded, raw: Tensor, scale: Tensor, zero: Tensor) -> Coded:
+def _settled(coded: CodedGroups, raw: Tensor, scale: Tensor, zero: Tensor) -> CodedGroups:
     """Scales as bfloat16 has them, zeros as codes."""
     most = 2**coded.form.bits - 1
     fixed = scale.detach().bfloat16().float().clamp(min=0)
@@ -101,7 +101,7 @@ def _turned(matrix: Matrix, weight: Tensor) -> Tensor:
 class Scaled(nn.Module):
     """y = x W^T + b with W = s (q - z), s alone to be trained; bfloat16 as it will be stored."""
 
-    def __init__(self, coded: Coded, bias: Tensor | None) -> None:
+    def __init__(self, coded: CodedGroups, bias: Tensor | None) -> None:
         super().__init__()
         self.width, self.bias = coded.width, bias
         self.scale = nn.Parameter(coded.scale.clone())
@@ -117,12 +117,12 @@ class Scaled(nn.Module):
 def tuned_scales(
     model: nn.Module,
     layers: Mapping[str, Matrix],
-    found: Mapping[str, Coded],
+    found: Mapping[str, CodedGroups],
     batches: Sequence[Any],
     epochs: int,
     generator: torch.Generator,
     report: Callable[[str], None] = lambda _: None,
-) -> dict[str, Coded]:
+) -> dict[str, CodedGroups]:
     """min of the language model's loss over all scales, codes and zeros as they are (section 3.3).
 
     The scales after all epochs, or those before where their loss on the same rows is no higher.
@@ -152,7 +152,7 @@ def tuned_scales(
     }
 
 
-def _with_scale(coded: Coded, scale: Tensor) -> Coded:
+def _with_scale(coded: CodedGroups, scale: Tensor) -> CodedGroups:
     steps = coded.codes - coded.zero[..., None]
     return replace(coded, scale=scale, raw=steps * scale[..., None])
 

@@ -22,7 +22,7 @@ from ...core.files import read_json, unbroken, writing
 from .levels import LatentLevel, numbered
 from .philox import UNIT
 from .recombiner import RecombinerSettings
-from .siren import Decoder
+from .siren import SignalDecoder
 
 Array = np.ndarray[Any, Any]
 TENSORS, ABOUT = "prior.safetensors", "prior.json"
@@ -70,7 +70,7 @@ class Prior:
     """
 
     settings: RecombinerSettings
-    decoder: Decoder
+    decoder: SignalDecoder
     mean: tuple[Tensor, ...]
     scale: tuple[Tensor, ...]
     groups: tuple[Tensor, ...]
@@ -148,7 +148,7 @@ class Prior:
             settings = RecombinerSettings(**said["settings"])
             inside = {k[8:]: v for k, v in tensors.items() if k.startswith("decoder.")}
             _check_shapes(settings, tensors, inside)
-            decoder = Decoder(settings, generator=torch.Generator().manual_seed(0))
+            decoder = SignalDecoder(settings, generator=torch.Generator().manual_seed(0))
             decoder.load_state_dict(inside)
             levels = range(settings.levels)
             lists = [
@@ -173,7 +173,7 @@ def _check_shapes(
     if settings.points > MOST_POINTS:
         raise ValueError(f"a patch of {settings.points} points")
     with torch.device("meta"):
-        empty = Decoder(settings)
+        empty = SignalDecoder(settings)
     wanted = {name: tuple(x.shape) for name, x in empty.state_dict().items()}
     if wanted != {name: tuple(x.shape) for name, x in inside.items()}:
         raise ValueError("a network of other sizes than the settings say")

@@ -51,7 +51,7 @@ def layer_sizes(sizes: Sequence[int]) -> list[int]:
     return [(a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False)]
 
 
-class Decoder(nn.Module):
+class SignalDecoder(nn.Module):
     """What all signals of a prior share: the maps A and the convolution of the positions.
 
     forward: latents h (rows, width_of_weights + width_of_positions) of the patches of signals with

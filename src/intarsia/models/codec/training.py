@@ -17,7 +17,7 @@ from ...train import checkpoint
 from .levels import LatentLevel, groups_by_mean, levels_of
 from .prior import RHO, Prior, Tell, divergence, fixed, joined, sigma
 from .recombiner import RecombinerSettings
-from .siren import Decoder
+from .siren import SignalDecoder
 
 REFRESH = 25  # steps between two updates of the prior and of beta
 FASTER = 2.0  # largest factor of beta at each of them
@@ -64,7 +64,7 @@ class PriorTraining:
         self.payload, self.steps, self.batch, self.seed = payload, steps, batch, seed
         self.budget = payload * settings.kl_bits / settings.bits  # bits of divergence
         self.levels = levels_of(settings, tiles)
-        self.decoder = Decoder(settings, generator=generator)
+        self.decoder = SignalDecoder(settings, generator=generator)
         starts = [self.decoder.start(generator)]
         starts += [torch.zeros(self.decoder.weights) for _ in self.levels[1:]]
         pairs = zip(self.levels, starts, strict=True)

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ...core.checks import at_least, between
 from ...core.errors import ConfigError, DataError
-from ..saved import Saved
+from ..saved import SavedEstimators
 from .pictures import tiles
 from .samples import Samples, block_of, count_of_causes, moments
 from .shards import ALONE, RowShards
@@ -49,7 +49,7 @@ class Posterior(NamedTuple):
     probabilities: Array
 
 
-class Causes(Saved):
+class Causes(SavedEstimators):
     """What `fit` finds, of every model."""
 
     components_: Array

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ...core import Card, Paper
 from ...core.checks import above, at_least, between
 from ...core.errors import ConfigError, DataError
-from ..saved import Saved
+from ..saved import SavedEstimators
 from .overlap import Array, adherence, basis_set_size, mean_overlap
 
 LAMBDA, PHI = 26.0, -13.0  # of the sigmoid, which V in 0 ... 1 spans
@@ -61,7 +61,7 @@ def write(weights: Array, winners: Array, bits: Array, most: float) -> None:
     weights[q, winners] = np.where(full[:, None], own, own | bits)
 
 
-class LearnedCodes(Saved):
+class LearnedCodes(SavedEstimators):
     """What a mac has learned."""
 
     weights_: Array

@@ -12,14 +12,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ...core import Card
 from ...core.checks import above, at_least, between
 from ...core.errors import ConfigError, DataError, ShapeError
-from ..saved import Saved
+from ..saved import SavedEstimators
 from .mac import PAPER, draw, hits, packed, scaled, seed_of, write
 from .overlap import Array
 
 EXPANSION, FLOOR, SATURATION = (1e4, 7.0), 1.0, 0.5  # as a mac's defaults
 
 
-class LearnedNet(Saved):
+class LearnedNet(SavedEstimators):
     """What a net has learned."""
 
     seed_: int

@@ -168,10 +168,10 @@ class OneRecModel(Recommender):
         return NextSession()
 
     def samples(self, events: Interactions) -> Dataset[Any]:
-        return Windows(events, self.settings, good=True)
+        return SessionWindows(events, self.settings, good=True)
 
     def questions(self, events: Interactions) -> Dataset[Any]:
-        return Windows(events, self.settings, good=False)
+        return SessionWindows(events, self.settings, good=False)
 
     def read_history(self, x: Tensor, copies: int = 1) -> tuple[list[Cache], Tensor]:
         """Keys and values of each block, and which may be seen.  x: (B, n)."""
@@ -271,7 +271,7 @@ class OneRecModel(Recommender):
         return self.written(x, 1, width=min(k, len(self.paths.path))).items[:, :, 0]
 
 
-class Windows(Dataset[tuple[Tensor, Tensor]]):
+class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
     """(history, session): the items before a place, and those after it.
 
     good: only sessions that were liked, for training; scores look at all.

@@ -56,7 +56,7 @@ def mlp(width: int, dropout: float) -> nn.Sequential:
     )
 
 
-class Block(nn.Module):
+class SessionBlock(nn.Module):
     """x + attention(norm x), then x + mlp(norm x)."""
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -97,7 +97,7 @@ class SessionEncoder(nn.Module):
         self.position = nn.Embedding(longest, width)
         nn.init.normal_(self.position.weight, std=0.02)
         self.drop = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(SessionBlock(width, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, items: Tensor, there: Tensor) -> Tensor:

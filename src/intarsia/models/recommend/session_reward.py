@@ -14,7 +14,7 @@ from ...core.errors import DataError
 from ...core.modes import evaluating
 from ...data.interactions import Interactions
 from ...train.tasks import MultiLabel
-from .onerec import LIKED, OneRec, Windows
+from .onerec import LIKED, OneRec, SessionWindows
 from .session_encoder import SessionEncoder, padded
 
 
@@ -55,7 +55,7 @@ class SessionReward(nn.Module):
         if np.isnan(events.ratings).any():
             fix = "Give every event a rating, or score sessions by a model of your own."
             raise DataError("events of a reward", got="no ratings", want="ratings", fix=fix)
-        windows = Windows(events, self.settings, good=False)
+        windows = SessionWindows(events, self.settings, good=False)
         s = self.settings.session
         x = torch.cat(
             [self._padded([h for h, _ in windows]), torch.stack([i for _, i in windows])], 1

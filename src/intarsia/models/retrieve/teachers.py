@@ -61,7 +61,7 @@ class Bm25:
         return np.stack(rows)
 
 
-class Dense:
+class DenseTeacher:
     """Cosines of a sentence encoder; a document is encoded once, when it is first asked for.
 
     Raises: AssetError for a model that cannot be had.
@@ -107,5 +107,6 @@ def teachers_of(
         got, fix = ",".join(names) or "none", "For example: --teachers minilm,bm25"
         raise ConfigError("teachers", got=got, want="one or more, each once", fix=fix)
     return {
-        name: Bm25(texts) if name == "bm25" else Dense(texts, name, report=report) for name in names
+        name: Bm25(texts) if name == "bm25" else DenseTeacher(texts, name, report=report)
+        for name in names
     }

@@ -6,7 +6,7 @@ write_report(["runs"], "report.html")
 """
 
 from .grouping import Comparison as Comparison
-from .grouping import Group as Group
+from .grouping import RunGroup as RunGroup
 from .grouping import comparison_of as comparison_of
 from .mistakes import save_mistakes as save_mistakes
 from .page import render as render

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .grouping import Group
-from .reading import Answers
+from .grouping import RunGroup
+from .reading import Predictions
 
 SHOWN = 30  # classes that a reader can still tell apart
 
@@ -33,7 +33,7 @@ class Confusion:
         return self.counts / np.maximum(total, 1)
 
 
-def confusion_of(group: Group, limit: int = SHOWN) -> Confusion | None:
+def confusion_of(group: RunGroup, limit: int = SHOWN) -> Confusion | None:
     """The sum over the group's runs; None if a run has no predictions or other classes."""
     answers = [run.answers for run in group.runs if run.answers is not None]
     if len(answers) != len(group.runs) or len({a.classes for a in answers}) != 1:
@@ -41,7 +41,7 @@ def confusion_of(group: Group, limit: int = SHOWN) -> Confusion | None:
     return _joined(answers, limit)
 
 
-def _joined(answers: Sequence[Answers], limit: int) -> Confusion:
+def _joined(answers: Sequence[Predictions], limit: int) -> Confusion:
     classes = answers[0].classes
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     for one in answers:

@@ -12,7 +12,7 @@ from .. import plots
 from ..wording import capital
 from .confusion import Confusion, confusion_of
 from .curves import line_of, mean_line, metrics_of
-from .grouping import Comparison, Group
+from .grouping import Comparison, RunGroup
 from .reading import FinishedRun
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def curves(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _curves_of(group: Group, number: int, metric: str) -> Iterator[Any]:
+def _curves_of(group: RunGroup, number: int, metric: str) -> Iterator[Any]:
     scale = 100 if metric in UNIT else 1
     for split, part in SPLITS.items():
         lines = {run.seed: line_of(run.curve, split, metric) for run in group.runs}

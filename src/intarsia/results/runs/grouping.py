@@ -24,7 +24,7 @@ VALUES: Mapping[str, Callable[[FinishedRun], float | None]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Group(BySeed):
+class RunGroup(BySeed):
     """Runs of one method at one setting, by seed."""
 
     label: str
@@ -73,7 +73,7 @@ class Group(BySeed):
         known = [run.costs.peak_bytes for run in self.runs if run.costs.peak_bytes is not None]
         return max(known) if known else None
 
-    def difference(self, baseline: Group) -> Differences | None:
+    def difference(self, baseline: RunGroup) -> Differences | None:
         """Accuracy minus that of the baseline, seed by seed; None without a seed in common."""
         return self.minus(baseline, "accuracy")
 
@@ -82,11 +82,11 @@ class Group(BySeed):
 class Comparison:
     """Groups in the order of their runs, and the one the others are held against, if any."""
 
-    groups: tuple[Group, ...]
-    baseline: Group | None
+    groups: tuple[RunGroup, ...]
+    baseline: RunGroup | None
 
     @property
-    def best(self) -> Group:
+    def best(self) -> RunGroup:
         """Of the highest mean accuracy."""
         return max(self.groups, key=lambda group: group.accuracy.mean)
 
@@ -104,7 +104,7 @@ class Comparison:
         """Whether a picture may have several labels."""
         return self.measure != "accuracy"
 
-    def others(self) -> tuple[Group, ...]:
+    def others(self) -> tuple[RunGroup, ...]:
         """All but the baseline."""
         return tuple(group for group in self.groups if group is not self.baseline)
 
@@ -124,7 +124,7 @@ def comparison_of(runs: Iterable[FinishedRun], baseline: str | None = None) -> C
     raise UnknownName("baseline", baseline, [group.label for group in groups])
 
 
-def group_runs(runs: Iterable[FinishedRun]) -> tuple[Group, ...]:
+def group_runs(runs: Iterable[FinishedRun]) -> tuple[RunGroup, ...]:
     """Runs of equal settings together; labels that are used twice tell what differs.
 
     Raises: DataError for no run, and for two runs of one group that have the same seed.
@@ -140,7 +140,7 @@ def group_runs(runs: Iterable[FinishedRun]) -> tuple[Group, ...]:
     labels = _apart([(label, settings_of(members[0])) for (label, _), members in found.items()])
     ordered = (sorted(members, key=lambda run: run.seed) for members in found.values())
     pairs = zip(labels, ordered, strict=True)
-    return tuple(Group(label, tuple(members)) for label, members in pairs)
+    return tuple(RunGroup(label, tuple(members)) for label, members in pairs)
 
 
 def label_of(run: FinishedRun) -> str:

@@ -12,7 +12,7 @@ from .. import frame, numbers
 from . import figures, sparse
 from .confusion import confusion_of
 from .curves import line_of, mean_line
-from .grouping import Comparison, Group, comparison_of
+from .grouping import Comparison, RunGroup, comparison_of
 from .mistakes import Mistake, Mistakes
 from .reading import FinishedRun, gather
 from .routing import routings
@@ -135,7 +135,7 @@ def _curve_tables(comparison: Comparison) -> dict[str, Any] | None:
     return None
 
 
-def _errors(number: int, group: Group) -> dict[str, Any]:
+def _errors(number: int, group: RunGroup) -> dict[str, Any]:
     """Confusion counts as a table, and the worst mistakes of the first run that kept some."""
     found, whole = confusion_of(group), confusion_of(group, limit=10**9)
     run = next((run for run in group.runs if run.mistakes is not None), None)

@@ -65,7 +65,7 @@ class RunCosts:
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class Predictions:
     """Class of each picture of the scored split, and the class it was taken for.  (n,), (n,)."""
 
     labels: np.ndarray
@@ -82,7 +82,7 @@ class FinishedRun:
     scores: SplitScores
     costs: RunCosts
     curve: tuple[Point, ...]
-    answers: Answers | None
+    answers: Predictions | None
     mistakes: Mistakes | None
     record: Mapping[str, Any]
 
@@ -229,7 +229,7 @@ def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in range(count))
 
 
-def _answers(folder: Path, record: Mapping[str, Any], scores: SplitScores) -> Answers | None:
+def _answers(folder: Path, record: Mapping[str, Any], scores: SplitScores) -> Predictions | None:
     """From predictions.safetensors; None if it is missing or of another split than the scores."""
     path = folder / PREDICTIONS
     if not path.is_file():
@@ -252,7 +252,7 @@ def _answers(folder: Path, record: Mapping[str, Any], scores: SplitScores) -> An
     share = float((predicted == labels).mean())
     if not math.isclose(share, scores.accuracy, abs_tol=1e-6):
         raise damaged(path, f"accuracy {share:.6f}, where run.json says {scores.accuracy:.6f}")
-    return Answers(labels, predicted, class_names(record, logits.shape[1]))
+    return Predictions(labels, predicted, class_names(record, logits.shape[1]))
 
 
 def damaged(path: Path, got: str) -> CheckpointError:

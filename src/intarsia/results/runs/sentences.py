@@ -12,7 +12,7 @@ import numpy as np
 from .. import numbers
 from ..sheet import Spread
 from ..wording import capital, joined
-from .grouping import Comparison, Group, model_of, set_of
+from .grouping import Comparison, RunGroup, model_of, set_of
 from .reading import FinishedRun
 
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -112,7 +112,7 @@ def differences(comparison: Comparison) -> list[str]:
     return told
 
 
-def _cost(best: Group, base: Group) -> str:
+def _cost(best: RunGroup, base: RunGroup) -> str:
     costs = best.runs[0].costs
     share = costs.trained / costs.parameters
     small = (
@@ -130,7 +130,7 @@ def _kind(runs: Sequence[FinishedRun]) -> str:
     return "texts" if any(run.samples == "tokens" for run in runs) else "pictures"
 
 
-def _perplexity(best: Group) -> str | None:
+def _perplexity(best: RunGroup) -> str | None:
     """Perplexity and exact match after training, and before, of the first run."""
     run = best.runs[0]
     after, before = run.record["results"].get(run.scores.split, {}), run.given.get("before")

@@ -22,7 +22,7 @@ _SEEN_ELSEWHERE = ("label", "model", "method", "data", "classes", "command", "ex
 
 
 @dataclass(frozen=True)
-class Part:
+class DataPart:
     """One part of the data: its size, its hash, and what is known of its classes."""
 
     name: str
@@ -113,7 +113,7 @@ def data_parts(comparison: Comparison) -> dict[str, Any]:
     recorded = about.get("parts")
     recorded = recorded if isinstance(recorded, Mapping) else {}
     parts = [
-        Part(
+        DataPart(
             PART_NAMES.get(part, part),
             f"{n:,}" if isinstance(n := own[part].get("n"), int) else "not known",
             sha,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import plots
-from .grouping import Comparison, Group
+from .grouping import Comparison, RunGroup
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -18,13 +18,13 @@ COURSES = {
 }
 
 
-def masks_of(group: Group) -> dict[str, Any] | None:
+def masks_of(group: RunGroup) -> dict[str, Any] | None:
     """Of the group's first run that kept them: its changes of masks, and its layers."""
     found = (run.record["results"].get("masks") for run in group.runs)
     return next((masks for masks in found if masks), None)
 
 
-def soup_of(group: Group) -> dict[str, Any] | None:
+def soup_of(group: RunGroup) -> dict[str, Any] | None:
     """What a soup's run says of its candidates."""
     found = (run.given.get("soup") for run in group.runs)
     return next((soup for soup in found if isinstance(soup, dict)), None)

@@ -8,7 +8,7 @@ from typing import Any
 from .. import numbers
 from ..table import Column, Entry, Table, Terminal, markdown
 from ..wording import capital
-from .grouping import Comparison, Group
+from .grouping import Comparison, RunGroup
 
 CALIBRATION = (
     Column(
@@ -71,7 +71,7 @@ def caption(comparison: Comparison) -> str:
     return text + "."
 
 
-def _row(group: Group, base: Group | None) -> tuple[Entry, ...]:
+def _row(group: RunGroup, base: RunGroup | None) -> tuple[Entry, ...]:
     costs = group.runs[0].costs
     accuracy, seconds = group.accuracy, group.seconds
     balanced, loss = group.balanced_accuracy or group.f1, group.loss
@@ -99,7 +99,7 @@ def _row(group: Group, base: Group | None) -> tuple[Entry, ...]:
     return (*cells, Entry(numbers.size(peak), beside, f"{peak:,} bytes"))
 
 
-def _difference(group: Group, base: Group) -> Entry:
+def _difference(group: RunGroup, base: RunGroup) -> Entry:
     if group is base:
         return Entry("baseline")
     found = group.difference(base)
@@ -157,7 +157,7 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def _paired(group: Group, base: Group) -> dict[str, Any]:
+def _paired(group: RunGroup, base: RunGroup) -> dict[str, Any]:
     """The difference for JSON; without a seed in common, that of the means."""
     found = group.difference(base)
     if found is None:
