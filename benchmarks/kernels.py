@@ -15,7 +15,16 @@ from pathlib import Path
 import torch
 from frame import markdown, parser, publish, read
 
-from intarsia.bench.sparse import BASELINE, DENSE, OURS, PEER, ShapeTable, Timed, compare, verdict
+from intarsia.bench.sparse import (
+    BASELINE,
+    DENSE,
+    OURS,
+    PEER,
+    ShapeTable,
+    Timed,
+    time_shapes,
+    verdict,
+)
 from intarsia.core.files import write_text
 
 SHAPES = ((4096, 4096), (1536, 576), (576, 1536), (576, 576))
@@ -146,7 +155,9 @@ def main() -> None:
     made.add_argument("--mebibytes", type=int, default=128, help="of float32 weights to rotate")
     args: argparse.Namespace = read(made)
     torch.set_num_threads(args.threads)
-    table = compare(SHAPES, DENSITIES, repeats=args.reps, mebibytes=args.mebibytes, report=print)
+    table = time_shapes(
+        SHAPES, DENSITIES, repeats=args.reps, mebibytes=args.mebibytes, report=print
+    )
     if args.write:
         write_text(PICTURE, picture(table, SHAPES[0]))
     publish("Sparse kernels beside the floor", ABOUT, body(table, SHAPES), args)

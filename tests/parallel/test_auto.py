@@ -15,7 +15,7 @@ from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.parallel import Processes
 from intarsia.parallel.auto import NAMED, Auto, strategy_named
 from intarsia.parallel.strategy import Strategy
-from intarsia.parallel.trial import ExpertTrial, compare
+from intarsia.parallel.trial import ExpertTrial, compare_with_one
 from intarsia.placement import ExpertSize, Topology
 from intarsia.placement.measuring import levels
 
@@ -63,7 +63,7 @@ def test_the_fastest_is_chosen_and_what_cannot_be_is_passed_over() -> None:
 
 
 def test_it_is_a_strategy_like_the_others(group: Processes) -> None:
-    assert sum(group.run(compare, Auto(tokens=64), ExpertTrial(layers=1))) > 0
+    assert sum(group.run(compare_with_one, Auto(tokens=64), ExpertTrial(layers=1))) > 0
 
 
 def test_options_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from intarsia.core import Card, Paper
 from intarsia.core.errors import ConfigError, ConformanceError, TrainingError
 from intarsia.parallel import DeepSpeed, Fssdp, Processes, Strategy, Tutel
 from intarsia.parallel.layout import cut, having, joined, packed, stacked, unpacked
-from intarsia.parallel.trial import LINKS, ExpertTrial, compare
+from intarsia.parallel.trial import LINKS, ExpertTrial, compare_with_one
 from intarsia.parallel.tutel import degrees, received
 from intarsia.placement import ExpertSize, Topology, simulate
 
@@ -34,7 +34,7 @@ from intarsia.placement import ExpertSize, Topology, simulate
     ],
 )
 def test_settings_are_one_process(group: Processes, strategy: Strategy, trial: ExpertTrial) -> None:
-    group.run(compare, strategy, trial)
+    group.run(compare_with_one, strategy, trial)
 
 
 def toy(fault: str) -> Card:

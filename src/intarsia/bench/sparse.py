@@ -134,7 +134,7 @@ def forms_of(density: float) -> dict[str, Format]:
     return found
 
 
-def compare(
+def time_shapes(
     shapes: Iterable[tuple[int, int]],
     densities: Sequence[float] = (0.5, 0.3),
     *,

@@ -121,7 +121,7 @@ def smollm2() -> tuple[nn.Module, Any, Any]:
     return trained(model, found.train, 1e-4, 0, zeros=False), found.train, found.test
 
 
-def compare(bench: SparseCells, densities: tuple[float, ...]) -> Callable[..., Result]:
+def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[..., Result]:
     """The share of the gap that SquareHead closes over that of labels alone; the worst density."""
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
@@ -170,7 +170,7 @@ CLAIMS = (
         baseline="the share of the gap that labels close in as many steps",
         bar=1.2,
         sense=">=",
-        run=compare(SparseCells("small", 1e-3, small), (0.2,)),
+        run=closing_of(SparseCells("small", 1e-3, small), (0.2,)),
         minutes=10,
     ),
     Claim(
@@ -179,7 +179,7 @@ CLAIMS = (
         baseline="the share of the gap that labels close in as many steps; the worse density",
         bar=1.2,
         sense=">=",
-        run=compare(SparseCells("smollm2", 1e-4, smollm2), (0.3, 0.2)),
+        run=closing_of(SparseCells("smollm2", 1e-4, smollm2), (0.3, 0.2)),
         needs="long",
         minutes=120,
     ),

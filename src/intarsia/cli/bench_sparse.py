@@ -22,14 +22,14 @@ def bench_sparse(shapes: str | None, density: str | None, model: str | None, as_
         fix = "Give one of them."
         raise ConfigError("--shapes", got=f"with --model {model}", want="one", fix=fix)
     given = _densities(density or DENSITIES)
-    from ..bench.sparse import compare, read_shapes
+    from ..bench.sparse import read_shapes, time_shapes
 
     found: dict[tuple[int, int], int] = {}
     if model is not None:
         found, own = _of_model(model)
         given = given if density is not None or not own else own
     wanted = tuple(found) or read_shapes(shapes or SHAPES)
-    table = compare(wanted, given, report=note)
+    table = time_shapes(wanted, given, report=note)
     if as_json:
         layers = {f"{out}x{width}": n for (out, width), n in found.items()}
         show_json(table.record() | {"layers": layers})

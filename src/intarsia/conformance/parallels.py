@@ -16,7 +16,7 @@ from ..core.errors import ConformanceError, IntarsiaError
 from ..parallel.layout import size_of
 from ..parallel.processes import Processes
 from ..parallel.strategy import Strategy
-from ..parallel.trial import LINKS, ExpertTrial, compare
+from ..parallel.trial import LINKS, ExpertTrial, compare_with_one
 from ..placement.plan import DevicePlan
 from ..placement.timeline import simulate
 from .cards import CARD_LAWS, tiny
@@ -41,7 +41,7 @@ def _strategy(card: Card) -> Strategy:
 def _compared(card: Card, *trials: ExpertTrial) -> None:
     for trial in trials:
         try:
-            processes().run(compare, _strategy(card), trial)
+            processes().run(compare_with_one, _strategy(card), trial)
         except ConformanceError as error:
             raise Broken(f"{error.what}: {error.got}", error.want, error.fix) from error
         except IntarsiaError as error:

@@ -84,7 +84,7 @@ def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
     return x
 
 
-def compare(strategy: Strategy, trial: ExpertTrial, topology: Topology = LINKS) -> int:
+def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology = LINKS) -> int:
     """Called in each of the topology's processes.  Returns the bytes that this one sent.
 
     Raises: ConformanceError where outputs, gradients or bytes differ.
