@@ -75,14 +75,3 @@ def topic_questions(found: list[Stamp], *, languages: int = 1) -> list[Question]
         if stamp.sentence:
             made.append(Question(f"{stamp.sentence} Kind?", **own))
     return made
-
-
-def caption_questions(found: list[Stamp]) -> list[Question]:
-    """Descriptions: the English sentence of a picture, and of what is said about it."""
-    made: list[Question] = []
-    for stamp in found:
-        own: dict[str, Any] = {"answer": stamp.sentence, "group": stamp.name}
-        if stamp.sentence:
-            made.append(Question(image=(stamp.picture,), **own))
-            made += [Question(audio=(file,), **own) for file in stamp.spoken.values()]
-    return made

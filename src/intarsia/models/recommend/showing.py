@@ -20,11 +20,6 @@ SHOWN = 50  # taken items that are listed, the latest ones
 DATED = 6.3e8  # seconds from which a time is a date: 1990
 
 
-def title_of(model: Recommender, item: str) -> str:
-    """What an item is called, where a field says so.  Raises: DataError for an unknown item."""
-    return _title(model, model.known.item(item))
-
-
 def _title(model: Recommender, place: int) -> str:
     field = next((f for n, f in model.known.fields.items() if _is_title(n, f)), None)
     return " ".join(field.values[place]) if field else ""
