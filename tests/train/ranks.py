@@ -87,6 +87,7 @@ def group() -> str:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    os.environ.pop("OMP_NUM_THREADS", None)  # nobody has said how many they should be
     # runs last, after all that fit registers
     atexit.register(lambda: (folder / f"left-{world}-{rank}").write_text(group()))
     rank = int(os.environ.get("RANK", "0"))
@@ -103,6 +104,7 @@ def main(folder: Path) -> None:
     if world > 1:
         backend: Any = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
         (folder / f"timeout-{world}-{rank}").write_text(str(backend.options._timeout))
+        (folder / f"threads-{world}-{rank}").write_text(str(torch.get_num_threads()))
     for name in TASKS:
         save_file(train_task(learning.CASES[name]), folder / f"task-{name}-{world}-{rank}")
     try:

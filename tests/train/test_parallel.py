@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from ranks import CASES, TASKS
 from safetensors.torch import load_file
 
 from intarsia.core.errors import ConfigError
-from intarsia.train.processes import processes, waiting
+from intarsia.train.processes import cores_of, processes, waiting
 
 SCRIPT = Path(__file__).with_name("ranks.py")
 Start = Callable[..., Any]  # the fixture `forked`
@@ -98,6 +99,24 @@ def test_who_waits_for_nobody_stops_and_says_so(tmp_path: Path, forked: Start) -
 
 def test_collectives_are_given_longer_than_the_rendezvous(results: Path) -> None:
     assert [(results / f"timeout-2-{rank}").read_text() for rank in (0, 1)] == ["0:10:00"] * 2
+
+
+def test_a_process_keeps_the_threads_that_it_had(results: Path) -> None:
+    """accelerate would give each of them all cores of the machine."""
+    assert [(results / f"threads-2-{rank}").read_text() for rank in (0, 1)] == ["1"] * 2
+
+
+@pytest.mark.parametrize(
+    ("told", "others"),
+    [
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, 2),
+        ({"WORLD_SIZE": "8", "MASTER_ADDR": "far", "LOCAL_WORLD_SIZE": "2"}, 2),
+        ({"WORLD_SIZE": "8", "MASTER_ADDR": "far"}, 1),
+        ({}, 1),
+    ],
+)
+def test_cores_are_shared_out_on_each_machine(told: dict[str, str], others: int) -> None:
+    assert cores_of(told) == max(1, (os.cpu_count() or 1) // others)
 
 
 def test_it_is_said_what_is_waited_for() -> None:

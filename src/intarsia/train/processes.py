@@ -6,6 +6,7 @@ import atexit
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -42,16 +43,29 @@ def processes() -> PartialState:
     if first and waiting(os.environ):
         told.start()
     # accelerate forms a group of CPU processes only when told that there is nothing else
-    alone = not torch.accelerator.is_available()
+    alone, threads = not torch.accelerator.is_available(), torch.get_num_threads()
     try:
-        met = _met(alone) if first and waiting(os.environ) else None
-        found = met or PartialState(cpu=alone)
+        with warnings.catch_warnings():  # of how many threads accelerate sets: see below
+            warnings.filterwarnings("ignore", "OMP_NUM_THREADS/MKL_NUM_THREADS unset")
+            met = _met(alone) if first and waiting(os.environ) else None
+            found = met or PartialState(cpu=alone)
     finally:
         told.cancel()
+    if first and alone and found.num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(threads, cores_of(os.environ)))
     if first:
         # gloo's threads must end before Python does: one that then frees a tensor aborts
         atexit.register(found.destroy_process_group)
     return found
+
+
+def cores_of(told: Mapping[str, str]) -> int:
+    """This process's share of its machine's; accelerate gives each process all of them where no
+    launcher says how many there are here, and threads that wait for each other take turns.
+    """
+    near = told.get("MASTER_ADDR") in ("127.0.0.1", "::1", "localhost")
+    here = told.get("LOCAL_WORLD_SIZE") or (told.get("WORLD_SIZE", "1") if near else "1")
+    return max(1, (os.cpu_count() or 1) // max(1, int(here)))
 
 
 def _met(cpu: bool) -> PartialState:
