@@ -62,6 +62,13 @@ FAULTS = {
 }
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that a failed process has left waiting are ended soon."""
+    monkeypatch.setattr("intarsia.parallel.processes.STRAGGLERS", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(group: Processes, fault: str) -> None:
     (law,) = [law for law in check(toy(fault)) if law.name == FAULTS[fault]]
@@ -74,6 +81,7 @@ def test_every_law_is_seen_to_fail() -> None:
     assert own == set(FAULTS.values())
 
 
+@pytest.mark.usefixtures("impatient")
 def test_processes_answer_by_rank_and_a_failure_ends_them_all(group: Processes) -> None:
     from faulty_strategy import misbehaves, rank_plus  # pyright: ignore[reportMissingImports]
 
