@@ -62,10 +62,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if paths := os.environ.get("PYTHONPATH"):
         os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
     if "OMP_NUM_THREADS" not in os.environ:
-        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        workers = int(config.getoption("numprocesses", None) or 1)
         threads = max(1, min(2, (os.cpu_count() or 1) // workers))
         torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # and for the processes that tests start
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of all that this process starts
 
 
 @pytest.hookimpl(wrapper=True)
