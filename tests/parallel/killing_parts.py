@@ -113,8 +113,10 @@ def main(folder: Path, every: int) -> None:
         calls = int((folder / "whole" / f"calls-{killed}").read_text())
         for dies in range(1, calls + 1, every):
             at = folder / f"{killed}-{dies}"
-            ends = pair(at, killed, dies)
-            print(f"{killed} {dies},{ends[killed]},{ends[1 - killed]},{value_of(at)}", flush=True)
+            ends, value = pair(at, killed, dies), value_of(at)
+            if ends == [0, 0] and value == 2.0:
+                continue  # by who comes first, a save has a call more or less: nobody was killed
+            print(f"{killed} {dies},{ends[killed]},{ends[1 - killed]},{value}", flush=True)
 
 
 if __name__ == "__main__":
