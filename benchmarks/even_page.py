@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from intarsia.bench import RunResult, tables
+from intarsia.bench.profiles import FEW
 from intarsia.bench.publish import as_markdown
+from intarsia.data import suites
 from intarsia.results.suites import records
 from intarsia.results.suites.records import Done
 from intarsia.results.wording import joined
@@ -43,20 +45,22 @@ Test parts are looked at once. The tasks of `fresh` are those of the pairs' conf
 """
 
 
-def whole(found: Sequence[RunResult]) -> tuple[list[RunResult], list[str]]:
-    """Results of the methods that have every task at the baseline's seeds, and who has not."""
-    tasks = {result.task for result in found}
-    cells: dict[str, set[tuple[object, int]]] = defaultdict(set)
+def whole(found: Sequence[RunResult], suite: str) -> tuple[list[RunResult], list[str]]:
+    """Results of the methods that have every task at the baseline's seeds, and who has not.
+
+    The latter of all methods that were asked for, in their order, begun or not.
+    """
+    tasks = [task.name for task in suites.suite(suite).tasks]
+    cells: dict[str, set[tuple[str, int]]] = defaultdict(set)
     for result in found:
         if isinstance(result.outcome, Done):
-            cells[result.method.name].add((result.task, result.seed))
+            cells[result.method.name].add((result.task.name, result.seed))
     seeds = {result.seed for result in found}
     seeds = {s for s in seeds if all((task, s) in cells[BASELINE] for task in tasks)}
     asked = {(task, seed) for task in tasks for seed in seeds}
     kept = {name for name, own in cells.items() if asked and asked <= own}
-    names = {result.method.name for result in found}
     rows = [r for r in found if r.method.name in kept and r.seed in seeds]
-    return rows, sorted(names - kept)
+    return rows, [name for name in FEW.methods if name not in kept]
 
 
 def rates(found: Sequence[RunResult]) -> str:
@@ -75,7 +79,7 @@ def parts() -> Iterator[str]:
         if not path.exists():
             yield f"## {suite}\n\nNot run yet.\n"
             continue
-        rows, without = whole(records.read(path))
+        rows, without = whole(records.read(path), suite)
         if not rows:
             yield f"## {suite}\n\nNo seed is complete yet.\n"
             continue
