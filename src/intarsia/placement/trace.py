@@ -52,13 +52,16 @@ class Trace:
         rows = len(self.expert)
         for name in ("sequence", "position", "weight", "token"):
             found = getattr(self, name)
-            if found is not None and len(found) != rows:
-                got, fix = f"{len(found)} of {name}", "Record them together."
-                raise DataError("trace", got=got, want=f"{rows}, one for each token", fix=fix)
-        object.__setattr__(self, "expert", self.expert.to(torch.int16))
+            shape = tuple(self.expert.shape) if name == "weight" else (rows,)
+            if found is not None and tuple(found.shape) != shape:
+                got, fix = f"{_size(found)} of {name}", "Record them together."
+                want = f"{' x '.join(map(str, shape))}, one for each token"
+                raise DataError("trace", got=got, want=want, fix=fix)
+        wide = self.expert if self.expert.dtype == torch.int16 else self.expert.long()
+        outside = ((wide < NONE) | (wide >= self.experts)).flatten(1).any(1)
+        object.__setattr__(self, "expert", wide.to(torch.int16))
         for name in ("sequence", "position"):
             object.__setattr__(self, name, getattr(self, name).long())
-        outside = ((self.expert < NONE) | (self.expert >= self.experts)).flatten(1).any(1)
         step, ahead = self.sequence.diff(), self.position.diff()
         unsorted = torch.cat([outside[:1] & False, (step < 0) | ((step == 0) & (ahead <= 0))])
         for bad, want in (
@@ -203,6 +206,10 @@ class Trace:
             fix = "Record one: intarsia trace MODEL TEXT --save t.safetensors"
             want = "a file that `intarsia trace` wrote"
             raise DataError(f"trace {path}", got=error, want=want, fix=fix) from error
+
+
+def _size(of: Tensor) -> str:
+    return " x ".join(map(str, of.shape)) or "one"
 
 
 def _shares(chosen: Tensor) -> Tensor:
