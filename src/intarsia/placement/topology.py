@@ -144,7 +144,9 @@ class Topology:
                     given[name] = pair
             given |= {name: float(found[name]) for name in VECTORS if name in found}
             return cls.two_level(int(found["nodes"]), int(found["each"]), **given)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            if isinstance(error, ConfigError):
+                raise
             want = 'as {"nodes": 2, "each": 4, "intra": {"gbps": 300, "us": 2}, "inter": {...}}'
             fix = "Write nodes and each, and gbps of each level."
             raise ConfigError("topology", got=error, want=want, fix=fix) from error
