@@ -160,6 +160,13 @@ def test_the_plan_s_bytes_are_those_of_a_loop(engine: str, copies: bool) -> None
     assert flops == 3 * (trace.expert >= 0).sum() * size.flops
 
 
+@pytest.mark.parametrize("devices", [2, 8])
+def test_a_placement_for_other_devices_is_refused(devices: int) -> None:
+    placed, links = Placement.contiguous(3, 8, 4), Topology.uniform(devices)
+    with pytest.raises(ConfigError, match=f"Place for {devices} devices"):
+        expert_parallel(made(), placed, ExpertSize(4, 2), nodes=links.nodes())
+
+
 def test_a_copy_close_by_is_taken() -> None:
     holds = torch.tensor([[1, 0], [1, 1], [0, 0], [1, 1]]).bool()  # (D, E)
     nodes = torch.tensor([0, 0, 1, 1])

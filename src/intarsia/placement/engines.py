@@ -141,10 +141,13 @@ def expert_parallel(
     backward: with the steps of the gradients, which take the same ways back.
     A device sends a row once to each other device that computes some of its experts, with (row,
     expert) and the weight of each pair; what comes back is the weighted sum of those experts.
-    Raises: ConfigError for a placement of other layers or experts.
+    Raises: ConfigError for a placement of other layers, experts or devices.
     """
     check_same(trace, placement)
     count = placement.devices
+    if nodes is not None and len(nodes) != count:
+        got, want = f"nodes of {len(nodes)} devices", f"of {count}, as the placement has"
+        raise ConfigError("topology", got=got, want=want, fix=f"Place for {len(nodes)} devices.")
     nodes = torch.zeros(count, dtype=torch.int64) if nodes is None else nodes
     home, row = homes(trace, count), torch.arange(len(trace))
     at = where_rows_are(trace, placement, engine, home)
