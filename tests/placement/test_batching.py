@@ -71,7 +71,8 @@ def test_a_stream_that_ends_makes_room() -> None:
     assert one.switches == 1 + sum(
         a != b for a, b in zip(one.batches, one.batches[1:], strict=False)
     )
-    for bad in ({"limit": 0}, {"limit": 2, "patience": 0}, {"limit": 2, "how": "lifo"}):
+    wrong = ({"limit": 0}, {"patience": 0}, {"how": "lifo"}, {"streams": 0}, {"layer": 3})
+    for bad in ({"limit": 2} | one for one in wrong):
         with pytest.raises(ConfigError):
             serve(trace, **bad)  # pyright: ignore
 

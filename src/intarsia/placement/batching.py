@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..core.checks import at_least
+from ..core.checks import at_least, between
 from ..core.errors import ConfigError
 from .cache import Key
 from .policies import NextUse
@@ -135,16 +135,18 @@ def serve(
     """
     if how not in LEVELS:
         raise ConfigError("how", got=how, want=f"one of {LEVELS}", fix="Take 'aware'.")
+    between("layer", layer, 0, trace.layers - 1)
     of: dict[int, deque[int]] = {}
     for sequence, expert in zip(
         trace.sequence.tolist(), trace.expert[:, layer, 0].tolist(), strict=True
     ):
         of.setdefault(sequence, deque()).append(expert)
     todo = deque(of)
+    at_least("streams", len(of) if streams is None else streams, 1)
     queues = ExpertQueues(limit, patience if how == "aware" else 1)
     batches: list[tuple[int, ...]] = []
     waits: list[int] = []
-    for _ in range(streams or len(of)):
+    for _ in range(len(of) if streams is None else streams):
         if todo:
             _ready(queues, todo.popleft(), of)
     while len(queues):
