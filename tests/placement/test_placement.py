@@ -33,6 +33,8 @@ def test_what_moves_is_what_is_not_there() -> None:
             want[a, b] += 10 * (a != b)
     assert torch.equal(old.moved(new, 10), want)
     assert not old.moved(old, 10).any()
+    with pytest.raises(ConfigError, match="as many devices"):
+        old.moved(drawn(devices=2), 10)
 
 
 def test_a_relabelling_lays_the_experts_out() -> None:
@@ -69,6 +71,7 @@ def test_what_is_no_placement_is_refused(tmp_path: Path) -> None:
         '{"owner": [[3]], "devices": 2, "copies": []}',
         '{"owner": [["a"]], "devices": 2, "copies": []}',
         '{"owner": [[0]], "devices": 2, "copies": [[0, 5, 0]]}',
+        '{"owner": [[0]], "devices": 2, "copies": [[0, -1, 0]]}',
     ):
         file.write_text(text)
         with pytest.raises((DataError, ConfigError)):

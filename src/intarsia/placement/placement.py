@@ -79,7 +79,12 @@ class Placement:
         """Bytes that go from device to device when this becomes `other`.  Returns (D, D) int64.
 
         A copy comes from its owner of before; what is there already does not move.
+        Raises: ConfigError for a placement of other layers, experts or devices.
         """
+        if self.holds.shape != other.holds.shape:
+            got, want = tuple(other.holds.shape), f"{tuple(self.holds.shape)}, as this one"
+            fix = "Place one trace on as many devices."
+            raise ConfigError("layers, devices and experts", got=got, want=want, fix=fix)
         new = other.holds & ~self.holds
         layer, device, expert = new.nonzero(as_tuple=True)
         found = torch.zeros(self.devices * self.devices, dtype=torch.int64)
@@ -137,6 +142,8 @@ class Placement:
             placed = cls.of(torch.tensor(found["owner"]), int(found["devices"]))
             holds = placed.holds.clone()
             for layer, device, expert in found["copies"]:
+                if min(layer, device, expert) < 0:
+                    raise ValueError(f"a copy at {[layer, device, expert]}")
                 holds[layer, device, expert] = True
             return cls(placed.owner, holds)
         except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
