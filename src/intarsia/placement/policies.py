@@ -139,7 +139,7 @@ class Expected:
 
     decay: of that share, for each step. An expert whose own next use is latest passes through.
 
-    Raises: ConfigError for a decay outside 0 ... 1.
+    Raises: ConfigError for a decay outside 0.5 ... 1.
     Not of a paper; beside ExpertFlow's caches, whose prediction is of the step at hand.
     """
 
