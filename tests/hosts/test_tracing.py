@@ -120,6 +120,32 @@ def test_a_relabelled_model_is_the_same_and_comes_back(make: Any) -> None:
     assert all(torch.equal(again[name], t) for name, t in kept.items())
 
 
+OWN_BIAS: dict[str, Any] = {  # of the choice: beside the gate, or a row of its own
+    "Afmoe": {"num_experts": 8, "num_dense_layers": 0, "global_attn_every_n_layers": 1},
+    "Ernie4_5_Moe": {"moe_num_experts": 8, "moe_k": 2, "moe_layer_start_index": 0},
+    "Lfm2Moe": {"num_experts": 8, "num_dense_layers": 0, "layer_types": ["full_attention"] * 2},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OWN_BIAS)
+def test_a_bias_of_the_choice_moves_with_its_expert(name: str) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = SIZES | OWN_BIAS[name] | {"intermediate_size": 16, "moe_intermediate_size": 16}
+    config = getattr(transformers, f"{name}Config")(**sizes)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    biases = [t for n, t in model.state_dict().items() if n.endswith(("expert_bias", "n_bias"))]
+    for bias in biases:
+        bias.normal_()
+    want = model(IDS).logits
+    order = torch.stack([torch.arange(8).roll(at + 1) for at in range(2)])
+    intarsia.relabel(model, order)
+    assert len(biases) == 2
+    assert_close(model(IDS).logits, want, atol=1e-5, rtol=1e-4)
+
+
 def test_a_trace_is_what_the_gate_says() -> None:
     model: Any = mixtral()
     gates: dict[int, Any] = {}
@@ -195,6 +221,8 @@ def test_what_cannot_be_traced_or_relabelled_is_refused() -> None:
     model = mixtral()
     with pytest.raises(ConfigError, match="2 layers of 8"):
         intarsia.relabel(model, Placement.contiguous(2, 4, 2))
+    with pytest.raises(ConfigError, match="got 8 experts, want 2 layers of 8"):
+        intarsia.relabel(model, torch.arange(8))
     with pytest.raises(ConfigError, match="each expert once"):
         intarsia.relabel(model, torch.zeros(2, 8))
     grouped, order = deepseek(groups=2), torch.arange(8).repeat(2, 1)

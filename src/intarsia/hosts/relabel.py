@@ -14,7 +14,6 @@ from ..data.language_models import language_model
 from ..mixtures.experts_function import StockExperts, stock_experts
 from ..mixtures.zcode_m3 import check_prune, prune
 from ..placement.placement import Placement
-from .anatomy.gates import SIGMOIDS
 from .swap.upcycle import check_unadapted
 from .tracing import own_mixtures, stock_gate
 
@@ -45,8 +44,8 @@ def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
     if stock and own:
         got, fix = "stock experts and mixtures of ours", "Relabel a model of one kind."
         raise TargetError("model to relabel", got=got, want="one of them", fix=fix)
-    if set(sizes) != {order.shape[1]} or len(sizes) != len(order):
-        got = f"{order.shape[0]} layers of {order.shape[1]} experts"
+    if order.dim() != 2 or set(sizes) != {order.shape[1]} or len(sizes) != len(order):
+        got = f"{' layers of '.join(map(str, order.shape))} experts"
         want = f"{len(sizes)} layers of {sizes[0]}, as the model has"
         raise ConfigError("placement", got=got, want=want, fix="Trace and place this model.")
     if bool((order.sort(1).values != torch.arange(order.shape[1])).any()):
@@ -60,8 +59,7 @@ def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
     for row, of, (block, gate) in zip(order, stock.values(), gates, strict=False):
         _permute(of.module, row, recurse=False)
         _permute(gate, row, recurse=True)
-        if isinstance(bias := getattr(block, SIGMOIDS, None), Tensor):
-            bias.copy_(bias[row.to(bias.device)])
+        _permute(block, row, recurse=False)  # some keep the bias of the choice there
     for row, (_, mixture) in zip(order, own, strict=False):
         prune(mixture, row.tolist())  # all experts, in this order
     return model
@@ -73,11 +71,13 @@ def _gate(model: nn.Module, of: StockExperts) -> tuple[nn.Module, nn.Module]:
 
 
 def _permute(module: nn.Module, order: Tensor, *, recurse: bool) -> None:
-    """Every tensor with a row for each expert."""
+    """Every tensor with a row for each expert, and those that are one row of E numbers."""
     own = [*module.parameters(recurse), *module.buffers(recurse)]
     for tensor in own:
         if tensor.dim() and len(tensor) == len(order):
             tensor.copy_(tensor[order.to(tensor.device)])
+        elif tensor.shape == (1, len(order)):  # ERNIE's bias
+            tensor.copy_(tensor[:, order.to(tensor.device)])
 
 
 def _check_groups(model: nn.Module, gate: nn.Module, order: Tensor) -> None:
