@@ -94,3 +94,39 @@ def test_what_cannot_be_is_refused(dense: Any, tmp_path: Path) -> None:
     (tmp_path / "two" / "0002.safetensors").write_bytes(b"not weights")
     with pytest.raises(CheckpointError, match=r"0002\.safetensors"), torch.no_grad():
         damaged(IDS)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_a_forward_that_breaks_off_leaves_a_model_that_works(
+    dense: Any, slots: int, tmp_path: Path
+) -> None:
+    model = ring_offload(copy.deepcopy(dense), tmp_path / "ring", slots=slots)
+    with torch.no_grad():
+        want = dense(IDS).logits
+        for number in range(4):
+
+            def full(*_: Any) -> None:
+                raise MemoryError
+
+            hook = model.model.layers[number].mlp.register_forward_hook(full)
+            with pytest.raises(MemoryError):
+                model(IDS)
+            hook.remove()
+            assert torch.equal(model(IDS).logits, want)
+
+
+def test_nothing_is_written_over(dense: Any, tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("of value")
+    for place in (mine, mine.parent):
+        with pytest.raises(ConfigError, match="something there"):
+            ring_offload(copy.deepcopy(dense), place)
+    assert mine.read_text() == "of value"
+    model = ring_offload(copy.deepcopy(dense), tmp_path / "ring")
+    with pytest.raises(ConfigError, match="something there"):  # another model reads from there
+        ring_offload(copy.deepcopy(dense), tmp_path / "ring")
+    with pytest.raises(ConfigError, match="a model with a ring"):  # its blocks are empty
+        ring_offload(model, tmp_path / "new")
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, dense(IDS).logits)

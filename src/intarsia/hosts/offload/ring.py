@@ -40,7 +40,7 @@ def read_block(path: Path, into: Mapping[str, Tensor]) -> None:
             for name, tensor in into.items():
                 tensor.copy_(file.get_tensor(name))
     except (OSError, SafetensorError, RuntimeError) as error:
-        want, fix = "the block that was written", "Write the ring again with ring_offload."
+        want, fix = "the block that was written", "Open the model and call ring_offload again."
         raise CheckpointError(f"block {path}", got=error, want=want, fix=fix) from error
 
 
@@ -52,15 +52,22 @@ def ring_offload(
     Outputs are the same bits: the same products of the same weights. Memory of the blocks falls to
     K / N; embeddings, head and norms outside them stay. Two places are enough to hide the shorter
     of reading and computing; more hide no more on an even machine.
-    folder: one safetensors file for each block; read: who reads one, for tests and other stores.
+    folder: a new one, for one safetensors file of each block; read: who reads one, for tests and
+    other stores.
     `ring_residency(model)` says how often it waited.
 
     Raises: TargetError for a model whose blocks have different shapes; ConfigError for slots
-    outside 1 ... N, and in a forward with gradients; CheckpointError, in the forward, for a file
-    that cannot be read.
+    outside 1 ... N, a folder with something in it, a model that has a ring, and in a forward with
+    gradients; CheckpointError, in the forward, for a file that cannot be read.
     Not for training, nor for a model that fits: every forward reads every block.
     Source: arXiv:2205.10034, section 4.2.
     """
+    if RING in model.__dict__:
+        got, fix = "a model with a ring", "Open the model again."
+        raise ConfigError("model for a ring", got=got, want="its blocks in memory", fix=fix)
+    if (there := Path(folder)).is_file() or (there.is_dir() and any(there.iterdir())):
+        fix = "Choose a new folder."
+        raise ConfigError(f"folder {folder}", got="something there", want="nothing", fix=fix)
     found = blocks(model)
     shapes = [{n: (t.shape, t.dtype) for n, t in b.state_dict().items()} for _, b in found]
     if not found or any(s != shapes[0] for s in shapes):
@@ -128,11 +135,29 @@ class Ring:
                 self.failed = error
             self.done[block].set()
 
+    def _again(self) -> None:
+        """Begin at the first block, after a forward that was broken off."""
+        broken, self.turn = self.turn, 0
+        count, slots = len(self.blocks), len(self.places)
+        if slots == count:
+            return
+        for number in range(broken, broken + slots):  # reads under way end before new ones begin
+            self.done[number % count].wait()
+            self.done[number % count].clear()
+        empty = {n: t.new_empty(0) for n, t in self.places[0].items()}
+        _point(self.blocks[broken], empty)
+        self.failed = None
+        self.at = {number: number for number in range(slots)}
+        for number in range(slots):
+            self.todo.put((number, number))
+
     def _enter(self, number: int) -> Any:
         def wait(block: nn.Module, _: Any) -> None:
             if torch.is_grad_enabled():
                 fix = "Run it under torch.no_grad()."
                 raise ConfigError("model with a ring", got="gradients", want="inference", fix=fix)
+            if number == 0 and self.turn:
+                self._again()
             if number != self.turn:
                 got, fix = f"block {number} after {self.turn - 1}", "Run whole forwards."
                 raise ConfigError("model with a ring", got=got, want="blocks in order", fix=fix)
