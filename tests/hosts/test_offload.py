@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,16 +16,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import MixtralForCausalLM
 
 import intarsia
-from intarsia.core.errors import CheckpointError, ConfigError, TargetError
-from intarsia.hosts.offload.resident import slots_of
+from intarsia.core.errors import CheckpointError, ConfigError, TargetError, TrainingError
+from intarsia.hosts.offload.resident import slot_count, slots_of
 from intarsia.hosts.offload.slots import Slots
 from intarsia.hosts.offload.store import INDEX, ExpertStore
 from intarsia.placement.cache import Cache
-from intarsia.placement.expertflow import Predictive, TokenTable
+from intarsia.placement.expertflow import Foreseen, Predictive, TokenTable
 from intarsia.placement.policies import Expected, Lfu, Lru
 
 from .test_tracing import IDS, MODELS, mixtral
@@ -199,8 +202,6 @@ def test_a_cache_that_memory_has_no_room_for_says_how_many_fit(store: Path) -> N
 
 def damaged(store: Path, tmp_path: Path, at: int = 4096 + 5) -> Path:
     """A copy of which one bit of the first layer is another."""
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(store, copy)
     file = copy / "layer-0000.safetensors"
@@ -251,8 +252,6 @@ def test_too_few_slots_are_refused(slots: Any, store: Path) -> None:
 
 
 def test_slots_are_counted_in_bytes_and_capped(store: Path) -> None:
-    from intarsia.hosts.offload.resident import slot_count
-
     found = ExpertStore(store)
     assert slot_count("10KB", found) == 3 and slot_count("1GiB", found) == 16
     assert slot_count(0.25, found) == 4
@@ -285,6 +284,20 @@ def test_what_cannot_be_offloaded_is_refused(
         intarsia.residency(nn.Linear(1, 1))
     with pytest.raises(ConfigError, match="check"):
         intarsia.offload(store, slots=2, check="sometimes")
+
+
+def test_generate_ends_and_samples_as_the_folder_says(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    source = shutil.copytree(saved["mixtral"], tmp_path / "m")
+    said = source / "generation_config.json"
+    said.write_text('{"eos_token_id": [3, 5], "do_sample": true, "temperature": 0.5}')
+    model: Any = intarsia.offload(source, slots=4)
+    found = model.generation_config
+    assert (found.eos_token_id, found.do_sample, found.temperature) == ([3, 5], True, 0.5)
+    (tmp_path / "m-experts" / said.name).write_text("{")
+    with pytest.raises(CheckpointError, match="settings of generate"):
+        intarsia.offload(source, slots=4)
 
 
 LIMITED = """

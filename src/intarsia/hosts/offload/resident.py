@@ -23,6 +23,7 @@ from ..anatomy.origin import ELSEWHERE
 from .slots import Slots, stride
 from .store import INDEX, ExpertStore, config_hash, pack_experts, read_json
 
+SETTINGS = "generation_config.json"
 NAME = "intarsia_offload"  # of the experts function, in transformers' table
 SLOTS = "intarsia_slots"  # the attribute of an experts module that is offloaded
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -233,8 +234,21 @@ def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
             got, want = f"{sorted(names)} of {path}", f"{sorted(own)}"
             raise CheckpointError(f"store {store.folder}", got=got, want=want, fix="Pack it again.")
         of.module.__dict__[ELSEWHERE] = {n: of.module._parameters[n] for n in sorted(names)}
+    if (store.folder / SETTINGS).is_file():
+        model.generation_config = _settings(store.folder)
         for name in names:
             delattr(of.module, name)
             of.module.__dict__[name] = _View(slots, layer, name)
+def _settings(folder: Path) -> Any:
+    """What the model's makers want `generate` to do: where it ends, and how it samples."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        want, fix = "settings of generate", "Pack the model again."
+        raise CheckpointError(f"{folder / SETTINGS}", got=error, want=want, fix=fix) from error
+
+
         of.module.__dict__[SLOTS] = slots, layer
     model.set_experts_implementation(NAME)
