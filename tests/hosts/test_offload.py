@@ -300,6 +300,24 @@ def test_generate_ends_and_samples_as_the_folder_says(
         intarsia.offload(source, slots=4)
 
 
+def test_a_folder_that_was_written_again_does_not_get_its_old_experts(tmp_path: Path) -> None:
+    model: Any = resident("mixtral")
+    for turn in range(2):
+        model.save_pretrained(tmp_path / "m")
+        if turn:  # clocks of file systems are coarse
+            stat = (tmp_path / "m-experts" / INDEX).stat()
+            (file,) = (tmp_path / "m").glob("*.safetensors")
+            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+            with pytest.raises(CheckpointError, match="an earlier m, .*Remove it"):
+                intarsia.offload(tmp_path / "m", slots=4)
+            shutil.rmtree(tmp_path / "m-experts")
+        small: Any = intarsia.offload(tmp_path / "m", slots=4)
+        with torch.no_grad():
+            assert torch.equal(small(IDS).logits, model(IDS).logits)
+            for weight in model.model.layers[0].mlp.experts.parameters():
+                weight.mul_(2)
+
+
 LIMITED = """
     import resource, sys, torch, transformers, intarsia
     from transformers import MixtralForCausalLM

@@ -69,6 +69,10 @@ def offload(
     found = ExpertStore(folder, check)
     try:
         count = slot_count(slots, found)
+        elif _newer(folder, packed / INDEX):
+            got, want = f"experts of an earlier {folder.name}", "those of the folder as it is now"
+            fix = f"Remove it, or open it as it is: intarsia.offload({str(packed)!r}, ...)."
+            raise CheckpointError(f"store {packed}", got=got, want=want, fix=fix)
         model = _skeleton(found)
         cache = Cache(count, (policy or Expected()).build(len(found.layers), found.experts))
         arena = Slots(found, cache)
@@ -87,6 +91,12 @@ def residency(model: nn.Module) -> Residency:
     """What an offloaded model found in its slots and what it read, since it was opened.
 
     Raises: ConfigError for another model.
+def _newer(folder: Path, than: Path) -> bool:
+    """Whether weights in a folder were written after a file."""
+    files = folder.glob("*.safetensors")
+    return any(file.stat().st_mtime_ns > than.stat().st_mtime_ns for file in files)
+
+
     """
     return slots_of(model).residency()
 
