@@ -286,6 +286,15 @@ def test_what_cannot_be_offloaded_is_refused(
         intarsia.offload(store, slots=2, check="sometimes")
 
 
+def test_the_size_that_is_advised_works(store: Path) -> None:
+    found = ExpertStore(store)
+    for found.bytes in (3072, 9_437_184, 88_080_384, 88_080_385, 603_979_776, 60_000_000_000):
+        with pytest.raises(ConfigError) as error:
+            slot_count(0, found)
+        assert slot_count(error.value.fix.split("'")[1], found) in (2, 3), error.value
+    found.close()
+
+
 def test_generate_ends_and_samples_as_the_folder_says(
     saved: dict[str, Path], tmp_path: Path
 ) -> None:

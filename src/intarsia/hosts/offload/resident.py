@@ -114,7 +114,7 @@ def slot_count(asked: int | str | float, store: ExpertStore) -> int:
     """Slots as a number.  Raises: ConfigError."""
     whole = sum(len(layer["sha256"]) for layer in store.layers)
     want = f"2 ... {whole} experts of {store.bytes} bytes each"
-    fix = f"For example: slots={max(2, whole // 4)}, or '{2 * store.bytes / 1e9:.3g}GB'."
+    fix = f"For example: slots={max(2, whole // 4)}, or {_size(2 * stride(store.bytes))!r}."
     count: float = -1
     if isinstance(asked, str):
         text = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)\s*", asked, re.IGNORECASE)
@@ -136,6 +136,12 @@ class _Foreseeing:
     """Before each forward: what its token ids foretell."""
 
     def __init__(self, cache: Cache, predictor: Foresees) -> None:
+def _size(count: int) -> str:
+    """Bytes as text that `slot_count` reads, rounded up."""
+    name = next((n for n in ("GB", "MB") if count >= 100 * UNITS[n]), "KB")
+    return f"{-(-count // UNITS[name])}{name}"
+
+
         self.cache, self.predictor = cache, predictor
 
     def __call__(self, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
