@@ -327,6 +327,55 @@ def test_a_folder_that_was_written_again_does_not_get_its_old_experts(tmp_path: 
                 weight.mul_(2)
 
 
+def changed(folder: Path, to: Path, change: Any) -> Path:
+    """A copy of a model whose weights are others."""
+    shutil.copytree(folder, to)
+    (file,) = to.glob("*.safetensors")
+    save_file(change({n: t.clone() for n, t in load_file(file).items()}), file)
+    return to
+
+
+def test_weights_that_are_missing_or_coded_are_said_to_be(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    mix = saved["mixtral"]
+    expert = "experts.3.w2"
+    coded = changed(
+        mix,
+        tmp_path / "fp8",
+        lambda of: {n: t.to(torch.float8_e4m3fn) if "experts" in n else t for n, t in of.items()},
+    )
+    with pytest.raises(TargetError, match=r"float8_e4m3fn.*bfloat16"):
+        intarsia.pack_experts(coded, tmp_path / "s")
+    torn = changed(
+        mix, tmp_path / "torn", lambda of: {n: t for n, t in of.items() if expert not in n}
+    )
+    with pytest.raises(CheckpointError, match="no model.layers.*experts.3.w2"):
+        intarsia.pack_experts(torn, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    short = changed(
+        mix,
+        tmp_path / "short",
+        lambda of: {n: t for n, t in of.items() if "1.block_sparse_moe.experts.7" not in n},
+    )
+    with pytest.raises(CheckpointError, match=r"7 experts at .*want 8.*a file is missing"):
+        intarsia.offload(short, slots=4)
+
+
+def test_a_full_disk_leaves_no_store(
+    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from intarsia.hosts.offload import store as packing
+
+    def full(*_: Any) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packing, "_bytes", full)
+    with pytest.raises(TrainingError, match="No space left.*Free some space"):
+        intarsia.pack_experts(saved["mixtral"], tmp_path / "s")
+    assert not list(tmp_path.iterdir())
+
+
 LIMITED = """
     import resource, sys, torch, transformers, intarsia
     from transformers import MixtralForCausalLM

@@ -261,6 +261,11 @@ def _settings(folder: Path) -> Any:
 
     try:
         return GenerationConfig.from_pretrained(folder)
+        count = len(store.layers[layer]["sha256"])
+        if count != of.experts:
+            got, want = f"{count} experts at {path}", f"{of.experts}, as the configuration says"
+            fix = "Copy the model's folder again: a file is missing. Then pack it again."
+            raise CheckpointError(f"store {store.folder}", got=got, want=want, fix=fix)
     except (OSError, ValueError, TypeError) as error:
         want, fix = "settings of generate", "Pack the model again."
         raise CheckpointError(f"{folder / SETTINGS}", got=error, want=want, fix=fix) from error

@@ -51,14 +51,20 @@ class Checkpoint:
             raise _unreadable(folder, "no *.safetensors")
 
     def tensor(self, key: str) -> Tensor:
-        return self.where[key].get_tensor(key)
+        return self._file(key).get_tensor(key)
 
     def row(self, key: str, index: int) -> Tensor:
         """One row of the first axis, alone."""
-        return self.where[key].get_slice(key)[index]
+        return self._file(key).get_slice(key)[index]
 
     def rows(self, key: str) -> int:
-        return self.where[key].get_slice(key).get_shape()[0]
+        return self._file(key).get_slice(key).get_shape()[0]
+
+    def _file(self, key: str) -> Any:
+        """Raises: CheckpointError for a tensor that no file has."""
+        if key not in self.where:
+            raise _unreadable(self.folder, f"no {key}")
+        return self.where[key]
 
 
 def _unreadable(folder: Path, got: object) -> CheckpointError:
@@ -167,6 +173,9 @@ def _write(
     count = count_of(source, path)
     first = {name: t.contiguous() for name, t in read(0).items()}
     parts = [
+    if other := {t.dtype for t in first.values()} - NAMES.keys():
+        fix = "Open it with its numbers decoded, save it in bfloat16, and pack that."
+        raise TargetError(f"experts {path}", got=other, want=f"one of {set(NAMES)}", fix=fix)
         {"name": name, "shape": list(t.shape), "dtype": NAMES[t.dtype]} for name, t in first.items()
     ]
     size = sum(t.nbytes for t in first.values())
