@@ -376,6 +376,31 @@ def test_a_full_disk_leaves_no_store(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"start": -5},
+        {"start": "a"},
+        {"sha256": ["0"]},
+        {"bytes": 10**15},
+        {"bytes": 3071},
+        {"parts": None},
+        {"parts": [{"name": "down_proj", "shape": [33, 16], "dtype": "F32"}]},
+        {"parts": [{"name": "down_proj", "shape": [16, 16], "dtype": "F33"}]},
+        {"file": "../m/model.safetensors"},
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(
+    store: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    copy = shutil.copytree(store, tmp_path / "copy")
+    said = json.loads((copy / INDEX).read_text())
+    said["layers"][0] |= change
+    (copy / INDEX).write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match="again"):
+        intarsia.offload(copy, slots=4)
+
+
 LIMITED = """
     import resource, sys, torch, transformers, intarsia
     from transformers import MixtralForCausalLM

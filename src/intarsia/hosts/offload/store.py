@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -172,10 +173,10 @@ def _write(
     """One layer's records, each expert's tensors one after the other; what the index says of it."""
     count = count_of(source, path)
     first = {name: t.contiguous() for name, t in read(0).items()}
-    parts = [
     if other := {t.dtype for t in first.values()} - NAMES.keys():
         fix = "Open it with its numbers decoded, save it in bfloat16, and pack that."
         raise TargetError(f"experts {path}", got=other, want=f"one of {set(NAMES)}", fix=fix)
+    parts = [
         {"name": name, "shape": list(t.shape), "dtype": NAMES[t.dtype]} for name, t in first.items()
     ]
     size = sum(t.nbytes for t in first.values())
@@ -216,6 +217,21 @@ def _header(first: Mapping[str, Tensor], count: int) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+def _bytes_of(layer: Mapping[str, Any]) -> int:
+    """Of a record, from what an index says of a layer.
+
+    Raises: KeyError, TypeError and ValueError for an index that contradicts itself.
+    """
+    widths = {name: dtype.itemsize for dtype, name in NAMES.items()}
+    sizes = [widths[p["dtype"]] * math.prod(map(int, p["shape"])) for p in layer["parts"]]
+    size, start = int(layer["bytes"]), int(layer["start"])
+    if sum(sizes) != size or min(sizes) < 1 or start < 0:
+        raise ValueError(f"records of {size} bytes from {start} on, with parts of {sizes}")
+    if Path(layer["file"]).name != layer["file"]:
+        raise ValueError(f"a file elsewhere, {layer['file']!r}")
+    return size
+
+
 class ExpertStore:
     """An opened store: reads a record into memory that it is given, and checks it.
 
@@ -232,7 +248,7 @@ class ExpertStore:
             self.config_hash = str(said["config"])
             self.paths = [str(layer["path"]) for layer in self.layers]
             self.experts = max(len(layer["sha256"]) for layer in self.layers)
-            self.bytes = max(int(layer["bytes"]) for layer in self.layers)
+            self.bytes = max(_bytes_of(layer) for layer in self.layers)
             self.files = [
                 os.open(self.folder / layer["file"], os.O_RDONLY) for layer in self.layers
             ]
