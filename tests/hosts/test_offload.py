@@ -107,6 +107,10 @@ def test_a_wrong_predictor_changes_no_bit(store: Path) -> None:
         assert torch.equal(model(inputs_embeds=embedded).logits, whole(IDS).logits)
         rates[name] = intarsia.residency(model).rate
     assert rates["right"] >= rates["wrong"]
+    alone: Any = intarsia.offload(store, slots=6, predictor=table)  # and no policy
+    assert isinstance(slots_of(alone).cache.policy, Foreseen)
+    with pytest.raises(ConfigError, match=r"want one with Predictive\(\)"):  # it would do nothing
+        intarsia.offload(store, slots=6, policy=Lru(), predictor=table)
     with pytest.raises(ConfigError, match="a trace of this model"):
         other = TokenTable(torch.zeros(3, 5, 8))
         intarsia.offload(store, slots=6, policy=Predictive(), predictor=other)

@@ -17,8 +17,8 @@ from ...core.checks import one_of
 from ...core.errors import CheckpointError, ConfigError
 from ...mixtures.experts_function import arguments, stock_experts
 from ...placement.cache import Cache, PolicyConfig, Residency
-from ...placement.expertflow import Foresees
-from ...placement.policies import Expected
+from ...placement.expertflow import Foresees, Predictive
+from ...placement.policies import Expected, Lfu, Lru
 from ..anatomy.origin import ELSEWHERE
 from .slots import Slots, stride
 from .store import INDEX, ExpertStore, config_hash, pack_experts, read_json
@@ -47,9 +47,9 @@ def offload(
     source: a store that `pack_experts` wrote, or a folder of save_pretrained, which is packed into
     `store` first, an expert at a time.  slots: how many experts, of all layers together, as a
     number, a size such as "8GB", or a share below 1.  policy: who gives its slot, `Expected()` if
-    not given.  predictor: foresees each forward's experts from its token ids, for `Predictive()`,
-    as a `TokenTable` does.  check: when a record's SHA-256 is compared, at "first" use, "always" or
-    "never".
+    not given.  predictor: foresees each forward's experts from its token ids, as a `TokenTable`
+    does, for `Predictive()`, which is then what is taken if no policy is given.  check: when a
+    record's SHA-256 is compared, at "first" use, "always" or "never".
     The experts' weights never stand in memory as a whole, not while the model is built either. Any
     slots, policy and predictor give the same bits as the resident model under
     `set_experts_implementation("eager")`: the same products in the same order. `generate` works as
@@ -60,21 +60,25 @@ def offload(
     Not for training: there are no experts to be trained.
     """
     one_of("check", check, CHECKS)
+    if predictor is not None and isinstance(policy, Expected | Lfu | Lru):
+        got, fix = f"one with {policy}", "Leave policy out, or the predictor."
+        raise ConfigError("predictor", got=got, want="one with Predictive()", fix=fix)
+    policy = policy or (Expected() if predictor is None else Predictive())
     folder = Path(source)
     if not (folder / INDEX).is_file():
         packed = Path(store) if store is not None else folder.with_name(f"{folder.name}-experts")
         if not (packed / INDEX).is_file():
             pack_experts(folder, packed, progress=progress)
-        folder = packed
-    found = ExpertStore(folder, check)
-    try:
-        count = slot_count(slots, found)
         elif _newer(folder, packed / INDEX):
             got, want = f"experts of an earlier {folder.name}", "those of the folder as it is now"
             fix = f"Remove it, or open it as it is: intarsia.offload({str(packed)!r}, ...)."
             raise CheckpointError(f"store {packed}", got=got, want=want, fix=fix)
+        folder = packed
+    found = ExpertStore(folder, check)
+    try:
+        count = slot_count(slots, found)
         model = _skeleton(found)
-        cache = Cache(count, (policy or Expected()).build(len(found.layers), found.experts))
+        cache = Cache(count, policy.build(len(found.layers), found.experts))
         arena = Slots(found, cache)
         _attach(model, found, arena)
         if predictor is not None:
@@ -87,16 +91,16 @@ def offload(
     return model
 
 
-def residency(model: nn.Module) -> Residency:
-    """What an offloaded model found in its slots and what it read, since it was opened.
-
-    Raises: ConfigError for another model.
 def _newer(folder: Path, than: Path) -> bool:
     """Whether weights in a folder were written after a file."""
     files = folder.glob("*.safetensors")
     return any(file.stat().st_mtime_ns > than.stat().st_mtime_ns for file in files)
 
 
+def residency(model: nn.Module) -> Residency:
+    """What an offloaded model found in its slots and what it read, since it was opened.
+
+    Raises: ConfigError for another model.
     """
     return slots_of(model).residency()
 
@@ -132,16 +136,16 @@ def slot_count(asked: int | str | float, store: ExpertStore) -> int:
     return int(count)
 
 
-class _Foreseeing:
-    """Before each forward: what its token ids foretell."""
-
-    def __init__(self, cache: Cache, predictor: Foresees) -> None:
 def _size(count: int) -> str:
     """Bytes as text that `slot_count` reads, rounded up."""
     name = next((n for n in ("GB", "MB") if count >= 100 * UNITS[n]), "KB")
     return f"{-(-count // UNITS[name])}{name}"
 
 
+class _Foreseeing:
+    """Before each forward: what its token ids foretell."""
+
+    def __init__(self, cache: Cache, predictor: Foresees) -> None:
         self.cache, self.predictor = cache, predictor
 
     def __call__(self, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -230,7 +234,20 @@ def _skeleton(store: ExpertStore) -> Any:
         fix = "Its layout on disk is not known; save it with this version of transformers."
         want = f"the weights of {type(model).__name__}"
         raise CheckpointError(f"store {store.folder}", got=got, want=want, fix=fix)
+    if (store.folder / SETTINGS).is_file():
+        model.generation_config = _settings(store.folder)
     return model.eval()
+
+
+def _settings(folder: Path) -> Any:
+    """What the model's makers want `generate` to do: where it ends, and how it samples."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        want, fix = "settings of generate", "Pack the model again."
+        raise CheckpointError(f"{folder / SETTINGS}", got=error, want=want, fix=fix) from error
 
 
 def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
@@ -244,32 +261,19 @@ def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
         got, want = f"experts at {list(found)[:2]}", f"at {store.paths[:2]}, as packed"
         raise CheckpointError(f"store {store.folder}", got=got, want=want, fix="Pack it again.")
     for layer, (path, of) in enumerate(found.items()):
+        count = len(store.layers[layer]["sha256"])
+        if count != of.experts:
+            got, want = f"{count} experts at {path}", f"{of.experts}, as the configuration says"
+            fix = "Copy the model's folder again: a file is missing. Then pack it again."
+            raise CheckpointError(f"store {store.folder}", got=got, want=want, fix=fix)
         names = {part["name"] for part in store.layers[layer]["parts"]}
         own = {name for name, _ in of.module.named_parameters(recurse=False)}
         if own != names:
             got, want = f"{sorted(names)} of {path}", f"{sorted(own)}"
             raise CheckpointError(f"store {store.folder}", got=got, want=want, fix="Pack it again.")
         of.module.__dict__[ELSEWHERE] = {n: of.module._parameters[n] for n in sorted(names)}
-    if (store.folder / SETTINGS).is_file():
-        model.generation_config = _settings(store.folder)
         for name in names:
             delattr(of.module, name)
             of.module.__dict__[name] = _View(slots, layer, name)
-def _settings(folder: Path) -> Any:
-    """What the model's makers want `generate` to do: where it ends, and how it samples."""
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(folder)
-        count = len(store.layers[layer]["sha256"])
-        if count != of.experts:
-            got, want = f"{count} experts at {path}", f"{of.experts}, as the configuration says"
-            fix = "Copy the model's folder again: a file is missing. Then pack it again."
-            raise CheckpointError(f"store {store.folder}", got=got, want=want, fix=fix)
-    except (OSError, ValueError, TypeError) as error:
-        want, fix = "settings of generate", "Pack the model again."
-        raise CheckpointError(f"{folder / SETTINGS}", got=error, want=want, fix=fix) from error
-
-
         of.module.__dict__[SLOTS] = slots, layer
     model.set_experts_implementation(NAME)
