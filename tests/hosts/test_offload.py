@@ -284,6 +284,9 @@ def test_what_cannot_be_offloaded_is_refused(
     model.train()
     with pytest.raises(ConfigError, match="inference"):
         model(IDS)
+    for call in (lambda: intarsia.trace(model, [IDS]), lambda: intarsia.relabel(model, IDS)):
+        with pytest.raises(TargetError, match="whole model, before intarsia.offload"):
+            call()
     with pytest.raises(ConfigError, match="an offloaded one"):
         intarsia.residency(nn.Linear(1, 1))
     with pytest.raises(ConfigError, match="check"):
