@@ -13,6 +13,7 @@ import intarsia
 from intarsia.core.errors import ConfigError, DataError, ShapeError, TargetError
 from intarsia.hosts.read_me import (
     ReadMe,
+    _top,
     channel_masks,
     channel_use,
     extract,
@@ -113,6 +114,38 @@ def test_a_density_of_one_is_the_dense_model(dense: Any) -> None:
     model(**batch).logits.sum().backward()
 
 
+def test_a_model_in_bf16_has_a_gate_in_float32(dense: Any) -> None:
+    model = copy.deepcopy(dense).bfloat16()
+    masks = channel_masks(model, DOMAINS, 0.5)
+    target = pregate_targets(model, masks, DOMAINS["low"][0])
+    assert target.dtype == torch.float32
+    torch.testing.assert_close(target.sum(-1), torch.ones(4, 9))
+    extract(model, DOMAINS, ReadMe(width=8, heads=2), masks=masks, steps=2)
+    mixture = model.model.layers[0].mlp
+    assert {p.dtype for p in mixture.router.parameters()} == {torch.float32}
+    assert {p.dtype for p in mixture.experts.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        assert model(**DOMAINS["low"][0]).logits.dtype == torch.bfloat16
+
+
+def test_masks_and_gate_are_on_the_model_s_device() -> None:
+    assert _top(torch.empty(2, 5, device="meta"), 2).is_meta
+    gate = PreGate(2, vocabulary=9, width=8, heads=2).net(
+        embedding=torch.empty(9, 8, device="meta"), generator=torch.Generator()
+    )
+    assert all(p.is_meta for p in gate.parameters())
+
+
+def test_masks_of_another_model_leave_this_one_alone(dense: Any) -> None:
+    masks = channel_masks(dense, DOMAINS, 0.5)
+    first, second = masks
+    gate: Any = Fixed(0)
+    for wrong in ({first: masks[first]}, masks | {second: masks[second][:, 1:]}):
+        with pytest.raises(ShapeError, match=f"masks of {second}"):
+            extract(dense, DOMAINS, masks=wrong, gate=gate)
+    assert not any(isinstance(m, Mixture) for m in dense.modules())
+
+
 def test_one_domain_is_pruning(dense: Any) -> None:
     one = {"low": DOMAINS["low"]}
     masks = channel_masks(dense, one, 0.5)
@@ -143,6 +176,8 @@ def test_the_gate_is_causal_and_learns_the_targets(dense: Any) -> None:
         first = gate.of(ids)
         gate.head.add_(1.0)
         assert gate.of(ids) is not first
+        ids.copy_(later)  # a buffer that holds the next batch
+        assert torch.equal(gate.of(ids), gate(later))
     sharp = torch.tensor([[0.9, 0.1]])
     assert gate_loss(torch.tensor([[2.0, 0.0]]), sharp) < gate_loss(torch.zeros(1, 2), sharp)
 

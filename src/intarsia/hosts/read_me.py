@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import Card, Paper
 from ..core.change import PlainChange, Plan
 from ..core.checks import above, at_least, between
-from ..core.errors import ConfigError, DataError, TargetError
+from ..core.errors import ConfigError, DataError, ShapeError, TargetError
 from ..core.modes import evaluating
 from ..gating import watch
 from ..mixtures.read_me import read_me_mixture
@@ -146,7 +146,7 @@ def channel_masks(
 def _top(values: Tensor, count: int) -> Tensor:
     """The `count` largest along the last axis, as bool."""
     index = values.topk(count, -1).indices
-    return torch.zeros(values.shape, dtype=torch.bool).scatter(-1, index, True)
+    return torch.zeros_like(values, dtype=torch.bool).scatter(-1, index, True)
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def pregate_targets(model: nn.Module, masks: Masks, batch: Batch) -> Tensor:
         model(**batch)
     total: Tensor = torch.zeros(())
     for path, h in seen.items():
-        own = masks[path].to(h)  # (E, h)
+        own = masks[path].to(h.device, torch.float32)  # (E, h); bf16 counts to 256
         strong = h.abs().sort(-1, descending=True).indices  # (B, T, h)
         hits = own.T[strong].cumsum(-2)  # (B, T, h, E)
         for fraction in FRACTIONS:
@@ -246,7 +246,7 @@ def extract(
     experts by turns (the paper: 100 and 200 steps, five times, the rate times .8).
 
     Raises: TargetError for a model without MLPs of its own; ConfigError and DataError for domains
-    that cannot be.
+    that cannot be; ShapeError for masks of another model, or a gate of other experts.
     Not with a cache while generating: the gate reads all ids.
     Source: arXiv:2410.19123.
     """
@@ -261,14 +261,25 @@ def extract(
         gate = config.net(embedding=words.weight, generator=draws)
         mixed = [batch for some in zip(*domains.values(), strict=False) for batch in some]
         train_gate(gate, model, masks, mixed, steps=steps, seed=seed, report=report)
+    _check_masks(masks, found, gate.config.experts)
     for path, dense in found.items():
         parent, _, name = path.rpartition(".")
         router = PreGateRouter(gate)
         made = read_me_mixture(dense.up, dense.gate, dense.down, dense.act, masks[path], router)
-        made.to(dense.down.weight.device, dense.down.weight.dtype)
+        made.to(dense.down.weight.device)  # the gate keeps the numbers that it was trained in
         setattr(model.get_submodule(parent), name, made)
     watch(model)
     return model
+
+
+def _check_masks(masks: Masks, found: Mapping[str, DenseMlp], experts: int) -> None:
+    """Raises: ShapeError for masks of another model, before an MLP of this one is replaced."""
+    wanted = {path: (experts, dense.down.in_features) for path, dense in found.items()}
+    shapes = {path: tuple(mask.shape) for path, mask in masks.items()}
+    if wrong := [path for path in {**wanted, **shapes} if wanted.get(path) != shapes.get(path)]:
+        at = wrong[0]
+        fix = "Make them by channel_masks of this model."
+        raise ShapeError(f"masks of {at}", got=shapes.get(at), want=wanted.get(at), fix=fix)
 
 
 CARD = Card(
