@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import shutil
@@ -11,18 +12,22 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fastapi import HTTPException
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError
 from intarsia.hosts.serving.app import Application
+from intarsia.hosts.serving.gate import Gate
 from intarsia.hosts.serving.models import ServedModel, open_models
 from intarsia.hosts.serving.naming import names_of
+from intarsia.hosts.serving.requests import handlers
 from intarsia.hosts.serving.running import Server, bound, hosts_of, is_local, uvicorn
 from intarsia.hosts.serving.settings import Limits
 from intarsia.hosts.serving.vllm import command
@@ -196,7 +201,7 @@ def test_a_stream_says_the_same_and_ends_as_clients_expect(
     status, said = server.ask("/v1/chat/completions", chat)
     want = wanted(opened["law"], "user:Hi\n", 6)
     assert status == 200 and said["choices"][0]["message"]["content"] == want
-    given = {"model": "law", "input": "Hi", "max_output_tokens": 6, "stream": False}
+    given = {"model": "law", "input": "Hi", "max_output_tokens": 6}
     status, said = server.ask("/v1/responses", given)
     assert status == 200 and said["output"][0]["content"][0]["text"] == want
 
@@ -435,10 +440,49 @@ def test_vllm_gets_a_stock_checkpoint_and_plain_lora(
     assert words[-2:] == ["--lora-modules", f"med={folders['med']}"] and "8" in words
     with pytest.raises(ConfigError, match="a stock checkpoint"):
         command("mix", str(tmp_path), {}, "127.0.0.1", 8000)
-    for said in ('{"peft_type": "IA3"}', '{"peft_type": "LORA", "target_modules": "m.experts"}'):
+    for said in (
+        '{"peft_type": "IA3"}',
+        '{"peft_type": "LORA", "target_modules": "m.experts"}',
+    ):
         (tmp_path / "adapter_config.json").write_text(said)
         with pytest.raises(ConfigError, match="plain LoRA"):
             command("mix", str(folders["mix"]), {"m": tmp_path}, "127.0.0.1", 8000)
+
+
+def test_a_burst_does_not_pass_the_queue() -> None:
+    """All of them come before the first one is in the works."""
+    ended: list[int] = []
+    counters: Any = SimpleNamespace(
+        running=SimpleNamespace(set_function=id),
+        waiting=SimpleNamespace(set_function=id),
+        ended=lambda _, status: ended.append(status),
+    )
+
+    async def app(_: Any, __: Any, send: Any) -> None:
+        await asyncio.sleep(0.01)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def all_at_once() -> None:
+        gate = Gate(app, Limits(at_once=2, queue=1), counters)
+
+        async def one() -> None:
+            body = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
+
+            async def receive() -> Any:
+                await asyncio.sleep(0)
+                return next(body, None) or await asyncio.sleep(60)
+
+            async def send(_: Any) -> None:
+                pass
+
+            scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+            await gate(scope, receive, send)
+
+        await asyncio.gather(*(one() for _ in range(8)))
+
+    asyncio.run(all_at_once())
+    assert sorted(ended) == [200] * 3 + [429] * 5
 
 
 def tried(page: Any, server: Running, opened: dict[str, ServedModel]) -> None:

@@ -49,9 +49,7 @@ class Gate:
         answer, status = _Answer(send, scope["path"] in STREAMS), 500
         try:
             self._same_site(scope)
-            if self.running >= self.limits.at_once and self.waiting >= self.limits.queue:
-                text = f"{self.waiting} requests are waiting. Try again in a second."
-                raise Refused(FULL, text)
+            self._has_room()
             async with asyncio.timeout(self.limits.seconds):
                 body = await self._read(scope, receive)
             status = await self._carry_out(scope, body, receive, answer, told)
@@ -100,7 +98,14 @@ class Gate:
             for task in (work, watch):
                 task.cancel()
 
+    def _has_room(self) -> None:
+        """Raises: Refused, 429, where as many are in the works and wait as may."""
+        if self.running >= self.limits.at_once and self.waiting >= self.limits.queue:
+            text = f"{self.waiting} requests are waiting. Try again in a second."
+            raise Refused(FULL, text)
+
     async def _in_turn(self, scope: Any, receive: Any, send: Any) -> None:
+        self._has_room()  # others may have come in while this one was read
         self.waiting += 1
         try:
             await self.turns.acquire()
