@@ -485,6 +485,35 @@ def test_a_burst_does_not_pass_the_queue() -> None:
     assert sorted(ended) == [200] * 3 + [429] * 5
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"previous_response_id": "resp_1"},
+        {"conversation": "conv_1"},
+        {"background": True},
+        {"text": {"format": {"type": "json_schema", "name": "a", "schema": {}}}},
+        {"tool_choice": "required"},
+        {"truncation": "auto"},
+        {"reasoning": {"effort": "high"}},
+    ],
+)
+def test_what_a_response_would_leave_out_is_refused(more: dict[str, Any]) -> None:
+    shelf: Any = None
+    _, chats, responses = handlers(shelf, None, Limits())
+    body = {"model": "mix", "input": "Hi"}
+    with pytest.raises(HTTPException, match=next(iter(more))):
+        responses._validate_request(body | more)
+    plain = {"text": {"format": {"type": "text"}}, "truncation": "disabled", "include": []}
+    plain |= {"tool_choice": "auto", "background": False, "reasoning": None}
+    body |= plain
+    responses._validate_request(body)
+    assert body["stream"] is False, "as OpenAI has it where nothing is said"
+    chat = {"model": "mix", "messages": [{"role": "user", "content": "Hi"}]}
+    chats._validate_request(chat | {"tool_choice": "auto"})
+    with pytest.raises(HTTPException, match="tool_choice"):
+        chats._validate_request(chat | {"tool_choice": "required"})
+
+
 def tried(page: Any, server: Running, opened: dict[str, ServedModel]) -> None:
     """As a user would: an answer, an error, a stop."""
     problems: list[str] = []

@@ -25,6 +25,24 @@ UNDONE = (
     *("presence_penalty", "frequency_penalty", "generation_config", "modalities", "audio"),
     *("functions", "function_call", "prediction", "web_search_options"),
 )
+UNDONE_IN_CHATS = ("tool_choice", "reasoning_effort", "verbosity")
+UNDONE_IN_RESPONSES = (
+    *("previous_response_id", "conversation", "prompt", "background", "text", "tool_choice"),
+    *("truncation", "max_tool_calls", "include", "reasoning"),
+)
+PLAIN: dict[str, tuple[object, ...]] = {  # what is done anyway
+    "modalities": (["text"],),
+    "response_format": ({"type": "text"},),
+    "n": (1,),
+    "best_of": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "tool_choice": ("auto",),
+    "text": ({"format": {"type": "text"}}, {}),
+    "truncation": ("disabled",),
+    "include": ([],),
+    "reasoning": ({},),
+}
 OWN_TEMPLATE = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
 
 
@@ -37,6 +55,7 @@ class Checked(BaseHandler):
     """What all handlers have: checks, models by name, the limits."""
 
     limits: Limits
+    undone: tuple[str, ...] = UNDONE
 
     async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
         """transformers' own; what a chat template refuses is the client's to mend."""
@@ -50,7 +69,7 @@ class Checked(BaseHandler):
     def _validate_request(self, body: dict[str, Any]) -> None:
         super()._validate_request(body)
         _text(body)
-        for name in UNDONE:
+        for name in self.undone:
             if not _plain(name, body.get(name)):
                 raise refused(name, repr(body[name]), "none", "This server does not do it.")
         _number(body, "temperature", 0.0, 2.0)
@@ -98,6 +117,8 @@ class Completions(Checked, CompletionHandler):
 class Chats(Checked, ChatCompletionHandler):
     """`/v1/chat/completions`."""
 
+    undone = (*UNDONE, *UNDONE_IN_CHATS)
+
     def _validate_request(self, body: dict[str, Any]) -> None:
         super()._validate_request(body)
         _messages(body.get("messages"))
@@ -109,10 +130,13 @@ class Chats(Checked, ChatCompletionHandler):
 class Responses(Checked, ResponseHandler):
     """`/v1/responses`."""
 
+    undone = (*UNDONE, *UNDONE_IN_RESPONSES)
+
     def _validate_request(self, body: dict[str, Any]) -> None:
         super()._validate_request(body)
         if not isinstance(given := body.get("input"), str):
             _messages(given, "input")
+        body.setdefault("stream", False)  # transformers streams where nothing is said
 
     def _resolve_model(self, body: dict[str, Any]) -> Any:
         return with_template(super()._resolve_model(body))
@@ -144,13 +168,7 @@ def _text(body: Mapping[str, Any]) -> None:
 
 def _plain(name: str, value: object) -> bool:
     """Whether an option says only what is done anyway."""
-    if value is None or value is False or (name == "modalities" and value == ["text"]):
-        return True
-    if name == "response_format":
-        return value == {"type": "text"}
-    if name in ("n", "best_of"):
-        return value == 1
-    return name.endswith("_penalty") and value == 0
+    return value is None or value is False or value in PLAIN.get(name, ())
 
 
 def _number(body: Mapping[str, Any], name: str, low: float, high: float) -> None:
