@@ -443,6 +443,8 @@ def test_vllm_gets_a_stock_checkpoint_and_plain_lora(
     for said in (
         '{"peft_type": "IA3"}',
         '{"peft_type": "LORA", "target_modules": "m.experts"}',
+        '{"peft_type": "LORA", "use_dora": true}',
+        '{"peft_type": "LORA", "modules_to_save": ["lm_head"]}',
     ):
         (tmp_path / "adapter_config.json").write_text(said)
         with pytest.raises(ConfigError, match="plain LoRA"):

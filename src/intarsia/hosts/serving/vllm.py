@@ -13,6 +13,7 @@ from ..attach.adapter_files import CONFIG
 from ..offload.store import INDEX
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as --max-lora-rank
+NOT_PLAIN = ("use_dora", "modules_to_save")  # of a LoRA, which vLLM refuses
 
 
 def command(
@@ -43,13 +44,14 @@ def _rank(folder: Path) -> int:
     except (OSError, ValueError) as error:
         want, fix = "PEFT's files of a LoRA", "Save it with intarsia.save."
         raise ConfigError(f"adapter {folder}", got=error, want=want, fix=fix) from error
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    names = str(config.get("target_modules")) if isinstance(config, dict) else ""
-    if kind != "LORA" or ".experts" in names:
-        got = f"an adapter of type {kind!r}" if kind != "LORA" else "LoRA on experts"
+    config = config if isinstance(config, dict) else {}
+    kind, names = config.get("peft_type"), str(config.get("target_modules"))
+    other = next((name for name in NOT_PLAIN if config.get(name)), None)
+    if kind != "LORA" or ".experts" in names or other:
+        got = f"an adapter of type {kind!r}" if kind != "LORA" else other or "LoRA on experts"
         want, fix = "plain LoRA on attention", "Fold it: intarsia.fold, then save_pretrained."
         raise ConfigError(f"adapter {folder} for vLLM", got=got, want=want, fix=fix)
-    return int(config.get("r", 8))
+    return int(config.get("r") or 8)
 
 
 def hand_over(words: list[str]) -> None:
