@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from intarsia.core.errors import ConfigError, TargetError, UnknownName
 from intarsia.experiments.stack import broken, conflict, parsed, stack_of, stack_pairs, stacked
-from intarsia.experiments.stack_entries import ENTRIES, Stacked
-from intarsia.experiments.stack_measures import expected_bytes, stored_bytes
+from intarsia.experiments.stack_entries import ENTRIES, Stacked, trace_of
+from intarsia.experiments.stack_measures import _operations, expected_bytes, stored_bytes
 from intarsia.hosts.swap.stock import (
     factors,
     gated_experts,
@@ -168,3 +169,13 @@ def test_what_cannot_be_is_refused(model: Any) -> None:
         gated_experts(torch.nn.Linear(2, 2))
     with pytest.raises(TargetError, match="as many in each"):
         keep_stock_experts(model, {"model.layers.0.mlp.experts": [0]})
+
+
+def test_an_untied_embedding_is_looked_up(model: Any) -> None:
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = False
+    stacks = (Stacked(m, CALIBRATION) for m in (model, MixtralForCausalLM(config).eval()))
+    tied, untied = (_operations(on, trace_of(on, ROWS)) for on in stacks)
+    assert tied == untied
+
+

@@ -138,10 +138,12 @@ def _operations(on: Stacked, trace: Trace) -> float:
     paths = list(gated_experts(on.model))
     prefixes = tuple(f"{path}." for path in paths)
     # a tied embedding is the head's matrix, an untied one is looked up
+    words, head = (of() for of in (on.model.get_input_embeddings, on.model.get_output_embeddings))
+    looked_up = None if head is not None and head.weight is words.weight else words.weight
     fixed = sum(
         p.numel()
         for name, p in on.model.named_parameters()
-        if p.dim() == 2 and not name.startswith(prefixes)
+        if p.dim() == 2 and p is not looked_up and not name.startswith(prefixes)
     )
     cost = torch.zeros(trace.layers, trace.experts, dtype=torch.float64)
     for path, name, expert, weight in on.matrices():
