@@ -179,3 +179,34 @@ def test_an_untied_embedding_is_looked_up(model: Any) -> None:
     assert tied == untied
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["Glm4Moe", "Ernie4_5_Moe"])
+def test_a_bias_of_the_choice_stays_with_its_expert(name: str) -> None:
+    sizes: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": 16, "num_hidden_layers": 2}
+    sizes |= {"intermediate_size": 16, "moe_intermediate_size": 16, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    own = {"n_routed_experts": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 0}
+    if name != "Glm4Moe":
+        own = {"moe_num_experts": 8, "moe_k": 2, "moe_layer_start_index": 0}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**sizes, **own)
+    whole = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    small, keep = copy.deepcopy(whole), [1, 2, 5, 7]
+    for one, other in zip(biases(whole), biases(small), strict=True):
+        other.copy_(one.normal_())
+        one[..., [0, 3, 4, 6]] = -1e4  # chosen by no token
+    keep_stock_experts(small, dict.fromkeys(gated_experts(small), keep))
+    got = small(**ROWS[0]).logits
+    for one, other in zip(biases(whole), biases(small), strict=True):
+        assert torch.equal(one[..., keep], other)
+    if name == "Glm4Moe":  # by sigmoids, which do not depend on the others
+        torch.testing.assert_close(got, whole(**ROWS[0]).logits)
+    small.config.n_group = 2
+    with pytest.raises(TargetError, match="2 groups"):
+        keep_stock_experts(small, dict.fromkeys(gated_experts(small), [0, 1]))
+
+
+def biases(model: Any) -> list[torch.Tensor]:
+    found = [t for n, t in model.state_dict().items() if n.endswith("e_score_correction_bias")]
+    assert len(found) == 2
+    return found

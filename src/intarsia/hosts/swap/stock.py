@@ -107,26 +107,43 @@ def keep_stock_experts(model: Any, keep: Mapping[str, Sequence[int]]) -> None:
 
     keep: path of the experts -> numbers, as many in every layer. Fewer than a token has: a token
     then has them all.
+    Raises: TargetError for layers that are left out, and routers that choose groups first.
     """
     counts = {len(some) for some in keep.values()}
     stock = gated_experts(model)
     if set(keep) != set(stock) or len(counts) != 1:
         got, fix = f"{sorted(counts)} experts in {len(keep)} layers", "Keep as many in each layer."
         raise TargetError("experts to keep", got=got, want=f"all {len(stock)} layers", fix=fix)
+    if (groups := getattr(model.config, "n_group", None) or 1) > 1:
+        got, fix = f"a router of {groups} groups of experts", "Use Mixtral, Qwen or OLMoE."
+        raise TargetError("experts to keep", got=got, want="one that chooses experts", fix=fix)
     (count,) = counts
     for path, some in keep.items():
         module: Any = stock[path].module
         gate: Any = stock_gate(model, path)
         index = torch.tensor(list(some))
-        for owner in (module, gate):
-            for name, p in list(owner.named_parameters(recurse=False)):
-                setattr(owner, name, nn.Parameter(p[index].clone(), p.requires_grad))
+        for owner in (module, model.get_submodule(path.rpartition(".")[0]), *gate.modules()):
+            _keep_rows(owner, index, stock[path].experts)
         module.num_experts = gate.num_experts = count
         gate.top_k = min(gate.top_k, count)
     for name in ("num_local_experts", "num_experts", "n_routed_experts"):
         if hasattr(model.config, name):
             setattr(model.config, name, count)
     model.config.num_experts_per_tok = min(model.config.num_experts_per_tok, count)
+
+
+def _keep_rows(owner: nn.Module, index: Tensor, experts: int) -> None:
+    """Of a module's own tensors with a row, or a number, for each expert: these."""
+    tensors = [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]
+    for name, t in tensors:
+        if t.dim() and len(t) == experts:
+            kept = t[index].clone()
+        elif t.shape == (1, experts):  # ERNIE's bias
+            kept = t[:, index].clone()
+        else:
+            continue
+        own = name in owner._parameters
+        setattr(owner, name, nn.Parameter(kept, t.requires_grad) if own else kept)
 
 
 @torch.no_grad()
