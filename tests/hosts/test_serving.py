@@ -418,6 +418,7 @@ def test_what_cannot_be_served_is_refused(folders: dict[str, Path], tmp_path: Pa
     with pytest.raises(CheckpointError, match="own weights"):
         open_models({"a": mix}, {"b": tmp_path / "pruned"})
     wrong: dict[str, Any] = {"body": 3, "tokens": 0, "at_once": 0, "queue": -1, "batching": "x"}
+    wrong["drain"] = float("inf")
     for name, value in wrong.items():
         with pytest.raises(ConfigError):
             Limits(**{name: value})

@@ -6,9 +6,10 @@ import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from ...core.checks import above, at_least, one_of
+from ...core.checks import above, at_least, between, one_of
 
 BATCHINGS = ("continuous", "none")
+DAY = 86400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Limits:
         at_least("at_once", self.at_once, 1)
         at_least("queue", self.queue, 0)
         above("seconds", self.seconds, 0, "Try 300.")
-        at_least("drain", self.drain, 0)
+        between("drain", self.drain, 0, DAY)
         one_of("batching", self.batching, BATCHINGS)
 
 
