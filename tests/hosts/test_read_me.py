@@ -192,6 +192,7 @@ def test_what_cannot_be_is_refused(dense: Any) -> None:
         (ConfigError, "ids", lambda: router(torch.ones(3, 16))),
         (ConfigError, "texts of several", lambda: intarsia.apply(dense, ReadMe())),
         (ConfigError, "width", lambda: PreGate(width=10, heads=4)),
+        (ConfigError, "width", lambda: ReadMe(width=0)),
         (
             ShapeError,
             "embedding",

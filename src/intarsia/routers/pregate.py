@@ -43,6 +43,7 @@ class PreGate:
         check_counts(self.experts, self.active)
         between("vocabulary", self.vocabulary, 1, math.inf)
         at_least("heads", self.heads, 1)
+        at_least("width", self.width, 1, f"Try {16 * self.heads}.")
         if self.width % self.heads:
             got, want = f"{self.width} in {self.heads} heads", "a width that they divide"
             raise ConfigError("width", got=got, want=want, fix=f"Try {16 * self.heads}.")
