@@ -64,17 +64,7 @@ def offload(
         got, fix = f"one with {policy}", "Leave policy out, or the predictor."
         raise ConfigError("predictor", got=got, want="one with Predictive()", fix=fix)
     policy = policy or (Expected() if predictor is None else Predictive())
-    folder = Path(source)
-    if not (folder / INDEX).is_file():
-        packed = Path(store) if store is not None else folder.with_name(f"{folder.name}-experts")
-        if not (packed / INDEX).is_file():
-            pack_experts(folder, packed, progress=progress)
-        elif _newer(folder, packed / INDEX):
-            got, want = f"experts of an earlier {folder.name}", "those of the folder as it is now"
-            fix = f"Remove it, or open it as it is: intarsia.offload({str(packed)!r}, ...)."
-            raise CheckpointError(f"store {packed}", got=got, want=want, fix=fix)
-        folder = packed
-    found = ExpertStore(folder, check)
+    found = ExpertStore(_packed(Path(source), store, progress), check)
     try:
         count = slot_count(slots, found)
         model = _skeleton(found)
@@ -89,6 +79,23 @@ def offload(
         raise
     weakref.finalize(model, arena.close)
     return model
+
+
+def _packed(folder: Path, store: str | Path | None, progress: Report) -> Path:
+    """The store of a folder, which is one itself, has one, or gets one.
+
+    Raises: CheckpointError for a store of weights that the folder had before.
+    """
+    if (folder / INDEX).is_file():
+        return folder
+    packed = Path(store) if store is not None else folder.with_name(f"{folder.name}-experts")
+    if not (packed / INDEX).is_file():
+        pack_experts(folder, packed, progress=progress)
+    elif _newer(folder, packed / INDEX):
+        got, want = f"experts of an earlier {folder.name}", "those of the folder as it is now"
+        fix = f"Remove it, or open it as it is: intarsia.offload({str(packed)!r}, ...)."
+        raise CheckpointError(f"store {packed}", got=got, want=want, fix=fix)
+    return packed
 
 
 def _newer(folder: Path, than: Path) -> bool:
