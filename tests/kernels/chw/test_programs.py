@@ -11,6 +11,7 @@ from intarsia.core.errors import ShapeError
 from intarsia.formats import RowBlocks
 from intarsia.kernels import native
 from intarsia.kernels.chw import ACTS, NaiveProgram, NativeProgram, ProgramStep, Window, available
+from intarsia.kernels.chw.native import FIELDS
 
 BUILDS = ("native", "avx2", "portable")
 SIDES = ((1, 1), (7, 7), (4, 4), (9, 5), (14, 14), (17, 19))
@@ -172,6 +173,21 @@ def test_numbers_that_are_none_stay_so() -> None:
     program = NativeProgram([step], {0: (5, 4, 4)}, [1])
     (y,) = program([x], [1])
     assert torch.equal(y.isnan(), x.isnan().any(0).expand(4, 4, 4))
+
+
+@needs_kernels
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_low_and_wide_map_stays_inside_its_scratch(build: str) -> None:
+    weights = {"weight": drawn(2, 7, 7), "bias": drawn(2)}
+    step = ProgramStep("depthwise", 0, 1, weights=weights, window=Window(7, 1, 3, 3, 3, 3))
+    with native.using(build):
+        agree([step], {0: (2, 1, 700)}, 1)
+        program = NativeProgram([step], {0: (2, 1, 700)}, [1])
+    room = len(program.memory) - program.end
+    beyond = torch.ones(room + 10_000)
+    program.table[0, FIELDS.index("scratch")] = beyond.data_ptr()
+    program.carry_out()
+    assert bool((beyond[room:] == 1).all())
 
 
 @pytest.mark.parametrize("program", ["naive", "native"])

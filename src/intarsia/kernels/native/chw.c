@@ -569,8 +569,9 @@ static void depthwise_part(void *context, int64_t part) {
 #endif
     const int64_t most = s->ho % ROWS ? FEWER : ROWS;
     const int64_t inside = s->h < p.high - s->top ? s->h : p.high - s->top;
+    const int64_t rise = most < s->ho ? most : s->ho; /* output rows whose lines are there at once */
     memset(planes, 0, 4 * (many ? many * size
-                                : ((most - 1) * s->stride + s->k) * s->stride * p.part + SLACK));
+                                : ((rise - 1) * s->stride + s->k) * s->stride * p.part + SLACK));
     for (int64_t c = s->co * part / j->parts; c < end; c += many ? many : 1) {
         const int64_t last = !many ? c + 1 : c + many < end ? c + many : end;
         for (int64_t i = c; many && i < last; i++)
