@@ -190,6 +190,13 @@ def test_a_low_and_wide_map_stays_inside_its_scratch(build: str) -> None:
     assert bool((beyond[room:] == 1).all())
 
 
+@needs_kernels
+def test_a_stride_that_kernels_have_no_room_for_is_refused() -> None:
+    step = ProgramStep("conv", 0, 1, weights=sparse(4, 5, 7, 2, 0.8), rows=2, window=Window(7, 7))
+    with pytest.raises(ShapeError, match="stride"):
+        _made("native", [step], (5, 14, 14))
+
+
 @pytest.mark.parametrize("program", ["naive", "native"])
 def test_what_does_not_fit_is_refused(program: str) -> None:
     if program == "native" and not available():

@@ -26,7 +26,7 @@ ACT_MODULES: Mapping[type[nn.Module], str] = {
 }
 ACT_FUNCTIONS = ("relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid")
 NOTHING = ("Identity", "Dropout", "Dropout2d", "DropPath")  # in evaluation
-LARGEST = 11  # side of a kernel
+LARGEST, STRIDES = 11, 4  # side of a kernel, and its stride at most
 
 
 @dataclass
@@ -256,6 +256,8 @@ def _window(conv: Any) -> Window | None:
         pads = (0, 0) if same else conv.padding
     top, left = pads
     return Window(size, conv.stride[0], top, left, top, left, same)
+    if conv.stride[0] > STRIDES:
+        return None
 
 
 def _norm(graph: fx.GraphModule, now: Cluster, node: fx.Node, norm: Any) -> bool:

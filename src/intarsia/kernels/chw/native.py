@@ -20,7 +20,8 @@ FIELDS = (
     *("k", "stride", "top", "left", "rows", "scratch"),
 )
 SRC = FIELDS.index("src")
-LINE, SLACK, SIDE = 16, 64, 11  # floats of a padded row, and behind a map; the largest kernel
+LINE, SLACK = 16, 64  # floats of a padded row, and behind a map
+SIDE, STRIDES = 11, 4  # the largest kernel, and the largest stride, for which chw.c has room
 I64, POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
@@ -107,6 +108,9 @@ class NativeProgram:
         """The rows of a step in the table, and its part of the work."""
         if step.kind == "spmm" and step.dense:
             weight = _floats(step.weights["weight"])
+        if step.window.stride > STRIDES:
+            fix = "Leave this layer out."
+            raise ShapeError("stride", got=step.window.stride, want=f"at most {STRIDES}", fix=fix)
             product = (weight, self._view(step.src, True), self._view(step.dst, True))
             self.work.append(product)
             self._row(step, kind="bias", src=self._address(step.dst))
