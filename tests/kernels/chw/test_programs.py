@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
 import torch
 from torch import Tensor
@@ -188,6 +190,26 @@ def test_a_low_and_wide_map_stays_inside_its_scratch(build: str) -> None:
     program.table[0, FIELDS.index("scratch")] = beyond.data_ptr()
     program.carry_out()
     assert bool((beyond[room:] == 1).all())
+
+
+@needs_kernels
+def test_threads_that_share_a_program_get_what_is_theirs() -> None:
+    weights = {**RowBlocks(1).encode(drawn(48, 48)), "bias": drawn(48)}
+    steps = [ProgramStep("spmm", i, i + 1, weights=weights) for i in range(3)]
+    program = NativeProgram(steps, {0: (48, 24, 24)}, [3])
+    given = [drawn(48, 24, 24, seed=i) for i in range(3)]
+    want = [program([x], [3])[0] for x in given]
+    wrong: list[int] = []
+
+    def ask(i: int) -> None:
+        wrong.extend(i for _ in range(60) if not torch.equal(program([given[i]], [3])[0], want[i]))
+
+    threads = [Thread(target=ask, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 @needs_kernels

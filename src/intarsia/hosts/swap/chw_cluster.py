@@ -73,18 +73,20 @@ class ChwCluster(nn.Module):
     def program(self, shapes: Sequence[tuple[int, ...]]) -> Any:
         """The program for a size, made once; by kernels where there are any, else in torch."""
         key = (tuple(shapes), torch.get_num_threads(), native.kind())
-        if key not in self._programs:
+        program = self._programs.get(key)
+        if program is None:
             while len(self._programs) >= SIZES:
-                self._programs.pop(next(iter(self._programs)))
+                self._programs.pop(next(iter(self._programs)), None)
             inputs = dict(zip(self.inputs, shapes, strict=True))
             steps = self.packed_steps()
             fast = available()
-            self._programs[key] = (
+            program = (
                 NativeProgram(steps, inputs, tuple(self.outputs))
                 if fast
                 else NaiveProgram(steps, inputs)
             )
-        return self._programs[key]
+            self._programs[key] = program
+        return program
 
     def packed_steps(self) -> list[ProgramStep]:
         """The steps, with the weights that the buffers hold now."""

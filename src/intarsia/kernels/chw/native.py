@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ class NativeProgram:
     """Steps on maps and vectors in one piece of memory, carried out by the kernels.
 
     The values of `naive.Program` to rounding, the same bits for any number of threads. A dense 1x1
-    step is torch's product. Of one size of input; needs `available()`.
+    step is torch's product. Of one size of input; needs `available()`. Threads that call it take
+    turns.
     Raises: ShapeError for weights that do not fit together, or a map of more than 2 GiB.
     """
 
@@ -59,9 +61,17 @@ class NativeProgram:
         self.table = torch.tensor(self.rows, dtype=torch.int64).view(-1, len(FIELDS))
         self.direct = self._direct()
         self.views = {n: self._view(n) for n in {*self.inputs, *self.keep}}
+        self._turn = threading.Lock()  # there is one memory, and a call lets other threads go on
 
     def __call__(self, given: Sequence[Tensor], wanted: Sequence[int]) -> list[Tensor]:
         """given: the inputs in order, float32 and of the shapes; wanted: some of `keep`."""
+        with self._turn:
+            self._take(given)
+            self.carry_out()
+            return [self.views[number].clone() for number in wanted]
+
+    def _take(self, given: Sequence[Tensor]) -> None:
+        """Copy the inputs into memory, or point to where they are."""
         for number, x in zip(self.inputs, given, strict=True):
             if number in self.direct and x.is_contiguous():
                 for row in self.direct[number]:
@@ -70,8 +80,6 @@ class NativeProgram:
                 for row in self.direct.get(number, ()):
                     self.table[row, SRC] = self._address(number)
                 self.views[number].copy_(x)
-        self.carry_out()
-        return [self.views[number].clone() for number in wanted]
 
     def carry_out(self) -> None:
         """All steps, on what is in memory: `views` shows it."""
@@ -100,6 +108,9 @@ class NativeProgram:
         if step.window.size > SIDE:
             fix = "Leave this layer out."
             raise ShapeError("kernel", got=step.window.size, want=f"at most {SIDE}", fix=fix)
+        if step.window.stride > STRIDES:
+            fix = "Leave this layer out."
+            raise ShapeError("stride", got=step.window.stride, want=f"at most {STRIDES}", fix=fix)
         sizes = (self.shapes[step.src][0], *self.shapes[step.dst][1:])
         window = (step.window.size, step.window.stride)
         return self.threads * floats(KINDS.index(step.kind), *sizes, *window)
@@ -108,9 +119,6 @@ class NativeProgram:
         """The rows of a step in the table, and its part of the work."""
         if step.kind == "spmm" and step.dense:
             weight = _floats(step.weights["weight"])
-        if step.window.stride > STRIDES:
-            fix = "Leave this layer out."
-            raise ShapeError("stride", got=step.window.stride, want=f"at most {STRIDES}", fix=fix)
             product = (weight, self._view(step.src, True), self._view(step.dst, True))
             self.work.append(product)
             self._row(step, kind="bias", src=self._address(step.dst))
