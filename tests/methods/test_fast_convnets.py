@@ -116,6 +116,14 @@ def test_layers_without_a_weight_and_with_all(zeros: bool) -> None:
     agree(net, compress(net, Chw(rows=4), picture(), force=True), picture())
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_pictures_of_other_channels_are_refused(rows: int) -> None:
+    fast = compress(Block(nn.ReLU).eval(), Chw(rows=rows), picture(), force=True)
+    for many in (1, 4):
+        with pytest.raises(ShapeError, match="step 0, 'conv'"):
+            fast(torch.randn(1, many, 32, 32))
+
+
 def refused(change: Chw, example: Any, net: nn.Module | None = None) -> IntarsiaError:
     with pytest.raises(IntarsiaError) as caught:
         compress(Block(nn.ReLU).eval() if net is None else net, change, example)

@@ -235,6 +235,8 @@ def test_what_does_not_fit_is_refused(program: str) -> None:
             _made(program, [step], (5, 4, 4))
     with pytest.raises(ShapeError, match="row blocks"):  # channels that the input has not
         _made(program, [ProgramStep("spmm", 0, 1, weights=weights, rows=2)], (3, 4, 4))
+    with pytest.raises(ShapeError, match="step 0, 'spmm'"):  # more channels than it was cut from
+        _made(program, [ProgramStep("spmm", 0, 1, weights=weights, rows=2, reads=5)], (6, 4, 4))
     with pytest.raises(ShapeError, match="step 0, 'linear'"):
         _made(program, [ProgramStep("linear", 0, 1, weights=_linear(3, 5))], (5, 4, 4))
     with pytest.raises(ShapeError, match="'add'"):

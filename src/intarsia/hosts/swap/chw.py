@@ -111,15 +111,15 @@ def net_seconds(net: nn.Module, picture: Tensor) -> float:
 
 def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
     """A layer as a step, in its form."""
-    tensors, rows = dict(layer.tensors), 1
+    tensors, rows, reads = dict(layer.tensors), 1, 0
     if form is not None and form.rows:
-        rows = form.rows
+        rows, reads = form.rows, tensors["weight"].shape[1]
         stored = _as_decided(RowBlocks(rows).encode(tensors["weight"]), form)
         tensors = {**stored, "bias": tensors["bias"]}
     elif form is not None:
         tensors["weight"] = tensors["weight"].flatten(1)
     place = (layer.kind, layer.src, layer.dst, layer.other, layer.acts)
-    return ProgramStep(*place, tensors, layer.window, rows)
+    return ProgramStep(*place, tensors, layer.window, rows, reads)
 
 
 def _as_decided(stored: dict[str, Tensor], form: Form) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ class ProgramStep:
     acts: (a, b) for b(a(y) + other) of "spmm", a(y) of all others.
     weights: "bias" (out,), and "weight" (out, k, k) of a depthwise and (out, in) of a linear step
       or a dense 1x1 one; "ptr", "channels", "values" of `RowBlocks` for "spmm" and "conv".
-    rows: of a block.
+    rows: of a block.  reads: channels that its blocks were cut from, 0 = any that has them.
     """
 
     kind: str
@@ -69,6 +69,7 @@ class ProgramStep:
     weights: Mapping[str, Tensor] = field(default_factory=lambda: dict[str, Tensor]())
     window: Window = Window()
     rows: int = 1
+    reads: int = 0
 
     @property
     def outputs(self) -> int:
@@ -113,7 +114,7 @@ def _inputs(step: ProgramStep) -> int:
     """Channels that a step must be given; 0 = any, or as its blocks say."""
     if step.kind == "depthwise":
         return len(step.weights["weight"])
-    return step.weights["weight"].shape[1] if step.dense else 0
+    return step.weights["weight"].shape[1] if step.dense else step.reads
 
 
 def _refuse(number: int, step: ProgramStep, got: Shape, want: Shape | None = None) -> None:
