@@ -116,6 +116,40 @@ def test_layers_without_a_weight_and_with_all(zeros: bool) -> None:
     agree(net, compress(net, Chw(rows=4), picture(), force=True), picture())
 
 
+class Standard(nn.Conv2d):
+    """A weight without its mean, as timm's `StdConv2d` has it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
+
+
+class Twice(nn.Module):
+    """a(x) + 2 b(x), and the other way round."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(x).add(y, alpha=2) if self.last else torch.add(y, self.b(x), alpha=2)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(Standard(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)),
+        nn.Sequential(nn.Conv2d(3, 4, 7, stride=7), nn.ReLU(), nn.Conv2d(4, 4, 1)),
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),
+        Twice(last=False),
+        Twice(last=True),
+    ],
+)
+def test_what_kernels_do_not_do_stays_in_torch(net: nn.Module) -> None:
+    net.eval()
+    agree(net, compress(net, Chw(rows=1), picture(28), force=True), picture(28))
+
+
 @pytest.mark.parametrize("rows", [1, 4])
 def test_pictures_of_other_channels_are_refused(rows: int) -> None:
     fast = compress(Block(nn.ReLU).eval(), Chw(rows=rows), picture(), force=True)

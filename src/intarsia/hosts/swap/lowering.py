@@ -137,7 +137,7 @@ def _convolution(graph: fx.GraphModule, now: Cluster, node: fx.Node, conv: Any) 
     """A convolution with the batch norm, the activation and the addition behind it."""
     source = tensors_in(node)[0]
     flat = source in now.values and now.values[source] in now.flat
-    window = _window(conv)
+    window = _window(conv) if _plain(conv, nn.Conv2d, "Conv2dSame") else None
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
     if window is None or (conv.groups > 1 and not depthwise) or (flat and window.size > 1):
         return False
@@ -151,8 +151,9 @@ def _convolution(graph: fx.GraphModule, now: Cluster, node: fx.Node, conv: Any) 
     layer = DenseStep(str(node.target), kind, now.read(source), now.new(), window=window)
     nodes = [node]
     norm = _only_user(graph, nodes, BATCH_NORM)
-    if norm is not None and (act := _act_inside(module_of(graph, norm))) != "?":
-        weight, bias = folded(weight, bias, module_of(graph, norm))
+    own: Any = None if norm is None else module_of(graph, norm)
+    if norm is not None and own.running_mean is not None and (act := _act_inside(own)) != "?":
+        weight, bias = folded(weight, bias, own)
         nodes = [*nodes, *_between(node, norm), norm]
         layer.acts = (act, "none")
     _fuse(graph, now, layer, nodes)
@@ -187,7 +188,7 @@ def _fuse(graph: fx.GraphModule, now: Cluster, layer: DenseStep, nodes: list[fx.
         elif function_of(behind) == ADD and layer.kind == "spmm" and layer.other is None:
             others = [n for n in tensors_in(behind) if n is not nodes[-1]]
             same = others and others[0].meta["shape"] == behind.meta["shape"]
-            if len(behind.args) != 2 or not same or others[0] not in now.values | now.inputs:
+            if not _bare(behind) or not same or others[0] not in now.values | now.inputs:
                 return
             layer.other = now.read(others[0])
         else:
@@ -218,6 +219,16 @@ def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
     return found
 
 
+def _bare(node: fx.Node) -> bool:
+    """Whether a function has two arguments and no more, as a factor `alpha` would be."""
+    return len(node.args) == 2 and not node.kwargs
+
+
+def _plain(layer: nn.Module, kind: type[nn.Module], *known: str) -> bool:
+    """Whether a layer does what its kind does; one that standardises its weight does not."""
+    return type(layer).forward is kind.forward or type(layer).__name__ in known
+
+
 def _act_inside(norm: Any) -> str:
     """The activation that timm's norms bring with them."""
     act = getattr(norm, "act", None)
@@ -245,6 +256,8 @@ def _window(conv: Any) -> Window | None:
     sides = {*conv.kernel_size}
     if len(sides) != 1 or len({*conv.stride}) != 1 or {*conv.dilation} != {1}:
         return None
+    if conv.stride[0] > STRIDES:
+        return None
     if conv.padding_mode != "zeros" or (size := sides.pop()) > LARGEST:
         return None
     same = type(conv).__name__ == "Conv2dSame"  # timm's: TensorFlow's zeros
@@ -256,8 +269,6 @@ def _window(conv: Any) -> Window | None:
         pads = (0, 0) if same else conv.padding
     top, left = pads
     return Window(size, conv.stride[0], top, left, top, left, same)
-    if conv.stride[0] > STRIDES:
-        return None
 
 
 def _norm(graph: fx.GraphModule, now: Cluster, node: fx.Node, norm: Any) -> bool:
@@ -307,7 +318,7 @@ def _linear(graph: fx.GraphModule, now: Cluster, node: fx.Node, linear: Any) -> 
     source = tensors_in(node)[0]
     if source not in now.values or now.values[source] not in now.flat:
         return False
-    if len(node.meta["shape"]) != 2:
+    if len(node.meta["shape"]) != 2 or not _plain(linear, nn.Linear, "Linear", "PackedLinear"):
         return False
     weight, bias = _numbers(linear)
     layer = DenseStep(str(node.target), "linear", now.read(source), now.new())
@@ -323,7 +334,7 @@ def _linear(graph: fx.GraphModule, now: Cluster, node: fx.Node, linear: Any) -> 
 def _two(graph: fx.GraphModule, now: Cluster, node: fx.Node, module: Any) -> bool:
     """An addition of maps, or a map times a vector."""
     inputs = tensors_in(node)
-    if len(inputs) != 2 or len(node.args) != 2 or not any(n in now.values for n in inputs):
+    if len(inputs) != 2 or not _bare(node) or not any(n in now.values for n in inputs):
         return False
     for a, b in (inputs, inputs[::-1]):
         same = a.meta["shape"] == b.meta["shape"] == node.meta["shape"]
