@@ -135,6 +135,13 @@ class Twice(nn.Module):
         return self.b(x).add(y, alpha=2) if self.last else torch.add(y, self.b(x), alpha=2)
 
 
+class Dropping(nn.Sequential):
+    """Drops by a function while it trains, as nets of timm do before their head."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(input), 0.5, self.training)
+
+
 @pytest.mark.parametrize(
     "net",
     [
@@ -148,6 +155,13 @@ class Twice(nn.Module):
 def test_what_kernels_do_not_do_stays_in_torch(net: nn.Module) -> None:
     net.eval()
     agree(net, compress(net, Chw(rows=1), picture(28), force=True), picture(28))
+
+
+def test_a_net_in_training_is_compressed_as_it_evaluates() -> None:
+    net = Dropping(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 64, 1)).train()
+    fast = compress(net, Chw(rows=1), picture(), force=True)
+    assert net.training
+    agree(net.eval(), fast.eval(), picture())
 
 
 @pytest.mark.parametrize("rows", [1, 4])

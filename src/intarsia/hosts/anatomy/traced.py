@@ -29,12 +29,14 @@ class _Layers(fx.Tracer):
 def traced(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     """The net as a graph of layers and functions, which shares its modules.
 
-    example: with one, every node's shape is in its meta["shape"], from a forward in evaluation.
+    As the net is in evaluation, whatever its mode.
+    example: with one, every node's shape is in its meta["shape"], from a forward.
     Raises: TargetError for a net whose path depends on its data, or that cannot take the example.
     """
     kind = type(net).__name__
     try:
-        graph = _Layers().trace(net)
+        with evaluating(net):  # a function's `training` is a constant of the graph
+            graph = _Layers().trace(net)
     except Exception as error:
         got = f"{kind}, whose path depends on its data ({str(error).partition(chr(10))[0]})"
         fix = "Use a net of torchvision's or timm's kind, without branches on numbers."
