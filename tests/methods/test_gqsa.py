@@ -144,6 +144,11 @@ def test_tuning_a_block_fits_its_outputs_better(model: nn.Module, rows: list[Row
         assert torch.equal(stored, coded.weight())
 
 
+def test_a_block_in_bfloat16_is_tuned(model: nn.Module, rows: list[Row]) -> None:
+    halves, method = copy.deepcopy(model).bfloat16(), Gqsa(start="rtn", epochs=(1, 0))
+    assert bool(logits(compress(halves, method, rows, force=True), rows).isfinite().all())
+
+
 def test_scales_end_to_end_lower_the_loss_and_leave_the_codes(
     model: nn.Module, rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:

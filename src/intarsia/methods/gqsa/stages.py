@@ -45,7 +45,7 @@ def tuned_block(
 
     def run(weights: Mapping[str, Tensor], batch: int) -> Tensor:
         args, kwargs = flow.calls[batch][number]
-        named = {_parameter(stop, path): w for path, w in weights.items()}
+        named = {_parameter(stop, p): w.to(stop.layers[p].stored) for p, w in weights.items()}
         out = functional_call(stop.block, named, (flow.hidden[batch], *args), kwargs)
         return out[0] if isinstance(out, tuple) else out
 
@@ -55,7 +55,7 @@ def tuned_block(
 
     def error(coded: Mapping[str, CodedGroups]) -> float:
         now = {path: _turned(stop.layers[path], c.weight()) for path, c in coded.items()}
-        return sum(float(F.mse_loss(run(now, b), wanted[b])) for b in range(count))
+        return sum(float(_off(run(now, b), wanted[b])) for b in range(count))
 
     leaves = {
         path: tuple(t.clone().requires_grad_() for t in (c.raw, c.scale, c.zero))
@@ -74,10 +74,17 @@ def tuned_block(
                     for path, parts in leaves.items()
                 }
                 optimiser.zero_grad()
-                F.mse_loss(run(now, batch), wanted[batch]).backward()
+                _off(run(now, batch), wanted[batch]).backward()
                 optimiser.step()
     trained = {path: _settled(found[path], *parts) for path, parts in leaves.items()}
     return trained if error(trained) < error(found) else dict(found)
+
+
+def _off(found: Tensor, wanted: Tensor) -> Tensor:
+    """The mean square, in float32 of a model in halves."""
+    if found.dtype in (torch.bfloat16, torch.float16):
+        found, wanted = found.float(), wanted.float()
+    return F.mse_loss(found, wanted)
 
 
 def _settled(coded: CodedGroups, raw: Tensor, scale: Tensor, zero: Tensor) -> CodedGroups:
