@@ -189,9 +189,11 @@ def test_a_block_never_sees_the_keys_of_its_own_runs(model: nn.Module, rows: lis
 
 
 def test_what_cannot_be_is_refused(model: nn.Module, rows: list[Row]) -> None:
-    for settings in ({"density": 0}, {"start": "best"}, {"epochs": (1,)}, {"epochs": (-1, 0)}):
+    settings: list[dict[str, Any]] = [{"density": 0}, {"start": "best"}]
+    settings += [{"epochs": (1,)}, {"epochs": (-1, 0)}, {"epochs": 5}]
+    for wrong in settings:
         with pytest.raises(ConfigError):
-            Gqsa(**settings)
+            Gqsa(**wrong)
     with pytest.raises(ConfigError, match="power of 2"):
         Gqsa(group=24)
     with pytest.raises(DataError, match="calibration"):

@@ -108,6 +108,7 @@ def test_chosen_spans_are_attached_and_the_model_stays_as_it_is() -> None:
         ({"check": 8}, "check"),
     ],
 )
+        ({"lengths": 24}, "lengths"),
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], said: str) -> None:
     kept = {"lengths": (24, 40), "check": 48, "sink": 2, "block": 2, "answer": 6}
     with pytest.raises(ConfigError, match=said):

@@ -76,10 +76,11 @@ class MoA(PlainChange):
     def __post_init__(self) -> None:
         above("density", self.density, 0, "Try 0.5.")
         between("density", self.density, 0, 1, "Try 0.5.")
-        object.__setattr__(self, "lengths", tuple(sorted(int(n) for n in self.lengths)))
-        if not self.lengths or len(set(self.lengths)) < len(self.lengths):
+        listed = isinstance(self.lengths, Sequence) and not isinstance(self.lengths, str)
+        if not listed or not self.lengths or len(set(self.lengths)) < len(self.lengths):
             fix = "Try lengths=(512, 1024)."
             raise ConfigError("lengths", got=self.lengths, want="one or more, all other", fix=fix)
+        object.__setattr__(self, "lengths", tuple(sorted(int(n) for n in self.lengths)))
         at_least("block", self.block, 1)
         if self.sink < 0 or self.sink % self.block:
             fix = f"Try sink={self.block * max(1, self.sink // self.block)}."

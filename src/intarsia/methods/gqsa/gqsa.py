@@ -71,7 +71,8 @@ class Gqsa(PlainChange):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
-        object.__setattr__(self, "epochs", tuple(self.epochs))
+        epochs: Any = self.epochs
+        object.__setattr__(self, "epochs", (epochs,) if isinstance(epochs, int) else tuple(epochs))
         above("density", self.density, 0, "Try 0.5.")
         between("density", self.density, 0, 1, "Try 0.5.")
         one_of("start", self.start, STARTS)
