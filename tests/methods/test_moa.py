@@ -50,6 +50,12 @@ def test_a_full_span_loses_nothing_and_a_shorter_one_no_less() -> None:
         assert bool((lost[:, order].diff() <= 1e-12).all())
 
 
+def test_a_full_span_that_is_no_whole_number_of_blocks_loses_nothing() -> None:
+    """Of 12 tokens, 2 of them a sink, distances are 0 to 9: three blocks of 3, and one more."""
+    bins = torch.ones(1, 1, 4, dtype=torch.float64)
+    assert losses_of(bins, torch.tensor([12, 8]), 2, 3).tolist() == [[0, 1]]
+
+
 def test_lines_are_all_that_fit_at_each_profiled_length() -> None:
     options = configurations(METHOD)
     for length in METHOD.lengths:
@@ -102,13 +108,13 @@ def test_chosen_spans_are_attached_and_the_model_stays_as_it_is() -> None:
         ({"density": 0}, "density"),
         ({"density": 0.1}, "smaller sink"),
         ({"lengths": ()}, "lengths"),
+        ({"lengths": 24}, "lengths"),
         ({"sink": 3}, "multiple of the block"),
         ({"answer": 24}, "shortest"),
         ({"extend": 40}, "extend"),
         ({"check": 8}, "check"),
     ],
 )
-        ({"lengths": 24}, "lengths"),
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], said: str) -> None:
     kept = {"lengths": (24, 40), "check": 48, "sink": 2, "block": 2, "answer": 6}
     with pytest.raises(ConfigError, match=said):

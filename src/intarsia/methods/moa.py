@@ -221,7 +221,7 @@ def losses_of(bins: Tensor, spans: Tensor, sink: int, block: int) -> Tensor:
     """
     beyond = bins.flatten(0, 1).flip(1).cumsum(1).flip(1)  # from a bin on
     beyond = torch.cat([beyond, beyond.new_zeros(len(beyond), 1)], 1)
-    at = ((spans - sink) // block).clamp_max(bins.shape[-1])
+    at = (-((sink - spans) // block)).clamp_max(bins.shape[-1])  # a full span need not be blocks
     losses = beyond[:, at]
     return losses / losses.max().clamp_min(1e-300)
 
