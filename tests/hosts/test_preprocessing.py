@@ -80,6 +80,15 @@ def test_the_script_needs_nothing_of_ours(needs: str) -> None:
     assert "intarsia" not in text and needs in text
 
 
+@pytest.mark.parametrize("name", ['my "best" net.onnx', "a\\new.onnx", '"""; 1 / 0; """.onnx'])
+def test_a_script_names_its_model_whatever_it_is_called(name: str) -> None:
+    tree = ast.parse(script("onnxruntime", Path(name)))
+    place = next(n.value for n in tree.body if isinstance(n, ast.Assign))
+    assert isinstance(place, ast.BinOp)
+    assert ast.literal_eval(place.right) == name
+    assert sum(isinstance(n, ast.Expr) for n in tree.body) == 1  # the docstring
+
+
 def scripts(folder: Path, model: Any, **told: Any) -> list[Path]:
     """Exports of a model in all three forms, and their scripts."""
     export_timm(model, folder / "stock", **told)

@@ -173,8 +173,9 @@ def script(needs: str, path: Path) -> str:
     """Python that classifies pictures with an export.  needs: "timm", "onnxruntime" or "torch"."""
     imports, load, run = _FORMS[needs]
     name = SCRIPT if needs == "timm" else script_of(path).name
-    model = "" if needs == "timm" else f' / "{path.name}"'
-    head = _HEAD.format(script=name, needs=needs, imports=imports, model=model, load=load)
+    model = "" if needs == "timm" else f" / {path.name!r}"  # quoted, whatever it is called
+    told = repr(name)[1:-1].replace('"', "'")  # inside a docstring
+    head = _HEAD.format(script=told, needs=needs, imports=imports, model=model, load=load)
     return head + inspect.getsource(prepare) + _TAIL.format(run=run)
 
 
