@@ -188,3 +188,13 @@ def test_bad_input(shop: Interactions, model: OneRecModel) -> None:
         )
     with pytest.raises(ConfigError, match="samples"):
         PreferenceRounds(lambda h, s: s, padded([[1]], 4), samples=1)
+
+
+@pytest.mark.parametrize("codes", [(8, 2), (4, 4), (2, 9)])
+def test_more_beams_than_ways_are_no_error(shop: Interactions, codes: tuple[int, ...]) -> None:
+    """A beam that has no way left stays out, whatever sizes the levels have."""
+    model = replace(TINY, codes=codes, experts=1).build(shop).eval()
+    found = model.written(padded([[1, 4]], 4), 1, width=30)
+    assert sorted(found.items[0, :18, 0].tolist()) == list(range(1, 19))
+    assert not found.items[0, 18:].any() and (found.logp[0, 18:] == -torch.inf).all()
+    assert len(model.recommend(["0", "3"], 99)) == 16

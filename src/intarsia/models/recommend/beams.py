@@ -98,7 +98,8 @@ def write(
         before = score
         for level in range(paths.levels):
             row, child = paths.below(node)
-            allowed = _left(paths, used, row, child, level) > 0
+            # a way that has ended (-inf) stands at the root, whose children are of another level
+            allowed = (score[row] > -torch.inf) & (_left(paths, used, row, child, level) > 0)
             row, child = row[allowed], child[allowed]
             raw = model.step(state, token)  # (R, V)
             scores = torch.full_like(raw, -torch.inf)
