@@ -198,3 +198,9 @@ def test_more_beams_than_ways_are_no_error(shop: Interactions, codes: tuple[int,
     assert sorted(found.items[0, :18, 0].tolist()) == list(range(1, 19))
     assert not found.items[0, 18:].any() and (found.logp[0, 18:] == -torch.inf).all()
     assert len(model.recommend(["0", "3"], 99)) == 16
+
+
+def test_sessions_of_no_item_are_refused(model: OneRecModel) -> None:
+    for items in (0, -1):
+        with pytest.raises(ConfigError, match="items: got"):
+            model.session("u1", items)

@@ -233,6 +233,7 @@ class OneRecModel(Recommender):
         draws: torch.Generator | None = None,
     ) -> Written:
         """The `width` best ways to write so many items after each history, or as many draws."""
+        at_least("items", items, 1)
         if items > self.settings.session:
             fix = "Build the model with a longer `session`."
             raise ConfigError("items", got=items, want=f"<= {self.settings.session}", fix=fix)
@@ -253,7 +254,8 @@ class OneRecModel(Recommender):
         _, history = self.read(who)
         x = padded([history], self.settings.history)
         taken = torch.tensor([sorted(set(history))]) if exclude_seen and history else None
-        found = self.written(x, items or self.settings.session, taken=taken)
+        items = self.settings.session if items is None else items
+        found = self.written(x, items, taken=taken)
         names = self.known.item_ids
         rows = zip(found.items[0, 0].tolist(), found.logp[0, 0].tolist(), strict=True)
         return [Recommendation(names[item - 1], logp) for item, logp in rows]
