@@ -116,12 +116,13 @@ def measured(model: Recommender, train: Interactions, test: Interactions) -> dic
     questions: Any = model.questions(test)
     ranked: list[Any] = []
     wanted: list[Any] = []
+    device = next(model.parameters()).device  # where the training was
     if model.settings.data_of == "ranking":
         users, items = questions.tensors
         asked = users.unique()
         with evaluating(model), torch.no_grad():
             for part in asked.split(256):
-                ranked += model.ranked(part, DEEP).tolist()
+                ranked += model.ranked(part.to(device), DEEP).tolist()
         wanted = [items[users == user].tolist() for user in asked]
     else:
         with evaluating(model), torch.no_grad():
@@ -129,7 +130,7 @@ def measured(model: Recommender, train: Interactions, test: Interactions) -> dic
                 rows = [questions[i] for i in range(first, min(len(questions), first + 256))]
                 both: Any = model.task.collate(rows)
                 x, y = both
-                ranked += model.ranked(x, DEEP).tolist()
+                ranked += model.ranked(x.to(device), DEEP).tolist()
                 wanted += [one.flatten().tolist() for one in y]
     return full_sort(ranked, wanted)
 

@@ -85,18 +85,19 @@ class PreferenceRounds:
         Raises: DataError where no user has two samples of different reward.
         """
         some = torch.randperm(len(self.histories), generator=generator)[: self.users]
-        histories = self.histories[some]
+        device = next(model.parameters()).device
+        histories = self.histories[some].to(device)
         drawn, rewards = [], []
         for part in histories.split(BATCH):
             drawn.append(model.draw(part, self.samples, generator))  # (B, W, S)
-            rewards.append(self.reward(part, drawn[-1]))
+            rewards.append(self.reward(part, drawn[-1]).to(device))
         sessions, score = torch.cat(drawn), torch.cat(rewards)
         differ = score.amax(1) > score.amin(1)
         if not bool(differ.any()):
             fix = "Draw more samples, or use a reward that tells sessions apart."
             raise DataError("samples", got="one reward for all", want="several", fix=fix)
         histories, sessions, score = histories[differ], sessions[differ], score[differ]
-        row = torch.arange(len(score))
+        row = torch.arange(len(score), device=device)
         best, worst = (sessions[row, at] for at in (score.argmax(1), score.argmin(1)))
         with evaluating(model):
             reference = [model(histories, one, each=True) for one in (best, worst)]

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 import intarsia
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.data.interactions import Interactions
+from intarsia.models.recommend import onerec
+from intarsia.models.recommend.beams import Written
 from intarsia.models.recommend.onerec import OneRec, OneRecModel
 from intarsia.models.recommend.semantic_ids import SemanticIds, Trie, assign, numbered
 from intarsia.models.recommend.session_encoder import padded
@@ -204,3 +206,21 @@ def test_sessions_of_no_item_are_refused(model: OneRecModel) -> None:
     for items in (0, -1):
         with pytest.raises(ConfigError, match="items: got"):
             model.session("u1", items)
+
+
+def test_histories_go_to_where_the_model_is(
+    shop: Interactions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meta device stands for an accelerator."""
+    seen: list[str] = []
+
+    def write(model: Any, paths: Any, x: torch.Tensor, items: int, **how: Any) -> Written:
+        seen.extend((x.device.type, how["taken"].device.type if items > 1 else "meta"))
+        model.start(x, how["width"])
+        count = torch.arange(1, 1 + how["width"])[None, :, None].expand(-1, -1, items)
+        return Written(count, torch.zeros(1, how["width"], items))
+
+    monkeypatch.setattr(onerec, "write", write)
+    model = replace(TINY, experts=1).build(shop).to("meta")
+    assert len(model.session("u1", 2)) == 2 and len(model.scores(None, [1])) == 19
+    assert seen == ["meta"] * 4

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 import intarsia
 from intarsia.core.errors import ConfigError, DataError, ShapeError, UnknownName
 from intarsia.data.interactions import Interactions, ItemField
+from intarsia.experiments.recommending import measured
 from intarsia.models.recommend import m2trec
 from intarsia.models.recommend.item_fields import FieldCoding, FieldVectors, IdVectors
+from intarsia.models.recommend.lightgcn import LightGcn
 from intarsia.models.recommend.m2trec import M2TRec, M2TRecModel
 from intarsia.models.recommend.session_encoder import SessionEncoder, padded
 from intarsia.train.tasks import own_losses
@@ -179,3 +181,22 @@ def test_bad_input(shop: Interactions) -> None:
                       generator=torch.Generator())  # fmt: skip
     with pytest.raises(ConfigError, match="a model of ids"):
         ids.add_items(["18"], {})
+
+
+def test_measures_are_taken_where_the_model_is(
+    shop: Interactions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meta device stands for an accelerator."""
+    for one in (TINY, LightGcn(width=4)):
+        model = one.build(shop.rows(shop.times % 1e4 < 300)).to("meta")
+        seen: list[str] = []
+
+        def ranked(x: torch.Tensor, k: int, seen: list[str] = seen) -> torch.Tensor:
+            seen.append(x.device.type)
+            return torch.arange(1, 19).expand(len(x), -1)
+
+        monkeypatch.setattr(model, "ranked", ranked)
+        monkeypatch.setattr(
+            model, "questions", one.build(shop.rows(shop.times % 1e4 < 300)).questions
+        )
+        assert 0 < measured(model, shop, shop)["R@20"] <= 1 and set(seen) == {"meta"}

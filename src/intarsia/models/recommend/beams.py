@@ -139,7 +139,8 @@ def _choose(
     size = scores.shape[1]
     if draws is not None:
         rows = torch.arange(len(scores), device=scores.device)
-        token = torch.multinomial(scores.softmax(1), 1, generator=draws)[:, 0]
+        chance = scores.softmax(1).to(draws.device)  # a generator draws where it is
+        token = torch.multinomial(chance, 1, generator=draws)[:, 0].to(scores.device)
         return rows, token, score + scores[rows, token]
     whole = (score[:, None] + scores).view(batch, width * size)
     best = whole.topk(width, 1)

@@ -237,6 +237,8 @@ class OneRecModel(Recommender):
         if items > self.settings.session:
             fix = "Build the model with a longer `session`."
             raise ConfigError("items", got=items, want=f"<= {self.settings.session}", fix=fix)
+        x = x.to(self.tokens.device)
+        taken = None if taken is None else taken.to(x.device)
         with evaluating(self):
             return write(self, self.paths, x, items, width=width, taken=taken, draws=draws)
 
@@ -265,7 +267,7 @@ class OneRecModel(Recommender):
         x = padded([history], self.settings.history)
         count = len(self.paths.path)
         found = self.written(x, 1, width=min(count, WAYS))
-        scores = torch.full((count + 1,), -torch.inf)
+        scores = found.logp.new_full((count + 1,), -torch.inf)
         scores[found.items[0, :, 0]] = found.logp[0, :, 0]
         return scores
 

@@ -79,8 +79,8 @@ class SessionReward(nn.Module):
     @torch.no_grad()
     def reward(self, histories: Tensor, sessions: Tensor) -> Tensor:
         """Mean probability of liking.  (B, n), (B, W, S) -> (B, W)."""
-        width = sessions.shape[1]
+        width, device = sessions.shape[1], self.bias.weight.device
         rows = self._padded(list(histories)).repeat_interleave(width, 0)
         with evaluating(self):
-            logits = self(torch.cat([rows, sessions.flatten(0, 1)], 1))
+            logits = self(torch.cat([rows.to(device), sessions.flatten(0, 1).to(device)], 1))
         return logits.sigmoid().mean(1).view(-1, width)
