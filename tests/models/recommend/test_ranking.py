@@ -162,3 +162,14 @@ def test_bad_input(shop: Interactions) -> None:
         full_sort([[1]], [[1], [2]])
     with pytest.raises(DataError, match="judgements: got none"):
         full_sort([[1]], [[]])
+
+
+def test_a_graph_is_learned_from_in_bfloat16(shop: Interactions) -> None:
+    model = SMALL["lightgcn"].build(shop)
+    before = model.user.weight.detach().clone()
+    how: Any = {"epochs": 1, "batch_size": 24, "lr": 2e-2, "trackers": (), "precision": "bf16"}
+    rows = model.samples(shop)
+    run = intarsia.fit(model, rows, task=model.task, objective=own_losses, **how)
+    assert np.isfinite(run.history[-1]["loss"]) and not torch.equal(model.user.weight, before)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.tables()[0].dtype == torch.float32

@@ -87,9 +87,10 @@ class LightGcnModel(Ranker):
             self.edges, self.edge_weights, size, is_coalesced=True, check_invariants=False
         )
         layer, total = start, start
-        for _ in range(self.settings.layers):
-            layer = torch.sparse.mm(graph, layer)
-            total = total + layer
+        with torch.autocast(start.device.type, enabled=False):  # whose sparse product cannot learn
+            for _ in range(self.settings.layers):
+                layer = torch.sparse.mm(graph, layer)
+                total = total + layer
         mean = total / (self.settings.layers + 1)  # eq. 4
         return mean[: len(self.user.weight)], mean[len(self.user.weight) :]
 
