@@ -173,3 +173,9 @@ def test_a_graph_is_learned_from_in_bfloat16(shop: Interactions) -> None:
     assert np.isfinite(run.history[-1]["loss"]) and not torch.equal(model.user.weight, before)
     with torch.autocast("cpu", torch.bfloat16):
         assert model.tables()[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_history_is_read_in_the_model_s_type(shop: Interactions, dtype: torch.dtype) -> None:
+    model = MultVae(width=8, code=3).build(shop).to(dtype).eval()
+    assert len(model.recommend(["1", "2"], 5)) == 5

@@ -108,7 +108,7 @@ class MultVaeModel(Ranker):
         return self.decode(self.encode(self.seen[users].to(self.rank_bias.dtype))[0])
 
     def of_history(self, history: Sequence[int]) -> Tensor:
-        x = torch.zeros(1, len(self.rank_bias), device=self.rank_bias.device)
+        x = self.rank_bias.new_zeros(1, len(self.rank_bias))
         x[0, list(history)] = 1
         return self.decode(self.encode(x)[0])[0]
 
