@@ -200,3 +200,15 @@ def test_measures_are_taken_where_the_model_is(
             model, "questions", one.build(shop.rows(shop.times % 1e4 < 300)).questions
         )
         assert 0 < measured(model, shop, shop)["R@20"] <= 1 and set(seen) == {"meta"}
+
+
+def test_a_place_that_is_no_item_is_no_rival(shop: Interactions) -> None:
+    """The scores of a run in training are those of all items, and of nothing else."""
+    model = known(TINY.build(shop))
+    x = padded([[1, 4, 7]], 6)
+    scores = model(x).detach()
+    assert scores[0, 0] == -torch.inf and scores[0, 1:].isfinite().all()
+    best = scores[0].argmax()
+    loss, rank = model.task.rows(scores, (x, best[None]))  # pyright: ignore
+    assert rank.item() == 1
+    assert loss.item() == pytest.approx(float(-scores[0, 1:].log_softmax(0)[best - 1]), rel=1e-6)

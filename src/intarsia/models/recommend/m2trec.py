@@ -156,7 +156,9 @@ class M2TRecModel(Recommender):
         """Scores (B, items + 1) of the next item; with a target (B,) the losses of all places."""
         if target is None:
             vectors = self.items()
-            return self.states(x, vectors)[:, -1] @ vectors.T
+            none = torch.arange(len(vectors), device=x.device) == 0  # a place that is no item
+            scores = self.states(x, vectors)[:, -1] @ vectors.T
+            return scores.masked_fill(none, -torch.inf)
         following = torch.cat([x[:, 1:], target[:, None]], 1)
         known = x > 0
         wanted = following[known]  # (N,)
