@@ -223,3 +223,10 @@ def test_what_is_shown_marks_the_query_s_words(toy: Any, docs: Docs) -> None:
     pieces = parts(index, long, {3}, width=100)
     assert pieces[0] == ("… ", False) and pieces[-1] == (" …", False) and ("cat", True) in pieces
     assert sum(len(text) for text, _ in pieces) <= 104
+
+
+def test_an_empty_index_takes_in_another(toy: Any, docs: Docs) -> None:
+    whole = SparseIndex.build(toy, docs)
+    for others in ([whole], [SparseIndex.build(toy, []), whole]):
+        found = SparseIndex.build(toy, []).merge(*others)
+        assert len(found) == 5 and found.search("cat") == whole.search("cat")

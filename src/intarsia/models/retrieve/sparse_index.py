@@ -174,7 +174,7 @@ class SparseIndex:
                 fix = "Delete it from one of them."
                 raise DataError("document id", got=f"{both!r} in both", want="each once", fix=fix)
         parts = [*self.segments, *(segment for other in others for segment in other.segments)]
-        if len(parts) == 1 and not parts[0].deleted:
+        if len(self.segments) == len(parts) == 1 and not parts[0].deleted:
             return self
         self.segments, self._place = [], {}
         if parts:
