@@ -230,3 +230,12 @@ def test_an_empty_index_takes_in_another(toy: Any, docs: Docs) -> None:
     for others in ([whole], [SparseIndex.build(toy, []), whole]):
         found = SparseIndex.build(toy, []).merge(*others)
         assert len(found) == 5 and found.search("cat") == whole.search("cat")
+
+
+def test_a_meta_json_of_something_else_is_no_index(toy: Any, docs: Docs, tmp_path: Path) -> None:
+    for text in ('{"kind": "another"}', "[]", "{"):
+        (tmp_path / "meta.json").write_text(text)
+        (tmp_path / "model.safetensors").write_bytes(b"weights")
+        with pytest.raises(ConfigError, match="other files"):
+            SparseIndex.build(toy, docs).save(tmp_path)
+        assert (tmp_path / "model.safetensors").read_bytes() == b"weights"

@@ -310,7 +310,7 @@ class SparseIndex:
         """
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            if not (folder / META).is_file():
+            if not _is_index(folder):
                 got, want = "a file, or other files in it", "a new folder, or one of an index"
                 raise ConfigError(f"folder {folder}", got=got, want=want, fix="Choose another.")
             self._write(folder)
@@ -367,6 +367,15 @@ def blocks(docs: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[st
     """Consecutive documents, `size` at a time."""
     at_least("block", size, 1, fix="Try 4096.")
     rest = iter(docs)
+def _is_index(folder: Path) -> bool:
+    """Whether it is an index's own folder: other things have a meta.json, too."""
+    try:
+        about = read_json(folder / META)
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and about.get("kind") == KIND
+
+
     while part := list(islice(rest, size)):
         yield part
 
