@@ -239,3 +239,14 @@ def test_a_meta_json_of_something_else_is_no_index(toy: Any, docs: Docs, tmp_pat
         with pytest.raises(ConfigError, match="other files"):
             SparseIndex.build(toy, docs).save(tmp_path)
         assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_an_encoder_gives_each_text_a_row(toy: Any, docs: Docs) -> None:
+    class Shorter:
+        name, digest, queries = toy.name, toy.digest, toy.queries
+
+        def encode(self, texts: list[str]) -> Any:
+            return toy.encode([text for text in texts if text])
+
+    with pytest.raises(ConfigError, match="document vectors: got 4 for 5 texts"):
+        SparseIndex.build(Shorter(), docs)  # pyright: ignore

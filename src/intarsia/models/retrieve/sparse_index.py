@@ -124,9 +124,13 @@ class SparseIndex:
                 raise DataError("document id", got=f"{name!r} again", want="each once", fix=fix)
             seen.add(name)
         if pairs:
-            rows = encoder.encode([text for _, text in pairs])
+            lists = Postings.of(encoder.encode([text for _, text in pairs]))
+            if lists.count != len(pairs):
+                got, want = f"{lists.count} for {len(pairs)} texts", "one for each"
+                fix = "Give a text without a token a row of zeros."
+                raise ConfigError("document vectors", got=got, want=want, fix=fix)
             kept = [text for _, text in pairs] if texts else []
-            self._add(Segment(self._rounded(Postings.of(rows)), ids, kept))
+            self._add(Segment(self._rounded(lists), ids, kept))
         return self
 
     def _rounded(self, lists: Postings) -> Postings:
@@ -363,10 +367,6 @@ class SparseIndex:
         return index
 
 
-def blocks(docs: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
-    """Consecutive documents, `size` at a time."""
-    at_least("block", size, 1, fix="Try 4096.")
-    rest = iter(docs)
 def _is_index(folder: Path) -> bool:
     """Whether it is an index's own folder: other things have a meta.json, too."""
     try:
@@ -376,6 +376,10 @@ def _is_index(folder: Path) -> bool:
     return isinstance(about, dict) and about.get("kind") == KIND
 
 
+def blocks(docs: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
+    """Consecutive documents, `size` at a time."""
+    at_least("block", size, 1, fix="Try 4096.")
+    rest = iter(docs)
     while part := list(islice(rest, size)):
         yield part
 
