@@ -250,3 +250,15 @@ def test_an_encoder_gives_each_text_a_row(toy: Any, docs: Docs) -> None:
 
     with pytest.raises(ConfigError, match="document vectors: got 4 for 5 texts"):
         SparseIndex.build(Shorter(), docs)  # pyright: ignore
+
+
+@pytest.mark.parametrize("deleted", [None, [0.5], ["0"], [True], [9]])
+def test_deleted_documents_are_numbers(
+    toy: Any, docs: Docs, tmp_path: Path, deleted: object
+) -> None:
+    folder = SparseIndex.build(toy, docs).save(tmp_path / "i")
+    about = json.loads((folder / "meta.json").read_text())
+    about["segments"][0]["deleted"] = deleted
+    (folder / "meta.json").write_text(json.dumps(about))
+    with pytest.raises(CheckpointError):
+        SparseIndex.load(folder)

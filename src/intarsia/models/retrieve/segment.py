@@ -57,10 +57,10 @@ class Segment:
             ids, texts = _unpacked("ids", arrays), _unpacked("texts", arrays)
             if len(ids) != count or len(texts) not in (0, count):
                 raise ValueError(f"{len(ids)} ids of {count} documents")
-            if any(not 0 <= number < count for number in deleted):
+            if any(type(number) is not int or not 0 <= number < count for number in deleted):
                 raise ValueError("deleted documents that are not there")
             postings = Postings.decode(arrays, count)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             want, fix = "the file as it was written", "Copy the index again, or build it anew."
             raise CheckpointError(str(path), got=error, want=want, fix=fix) from error
         return cls(postings, ids, texts, set(deleted), path.name)
