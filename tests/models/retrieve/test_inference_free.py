@@ -319,3 +319,11 @@ def test_from_documents_to_answers_on_the_command_line(folder: Path, tmp_path: P
     call("index", docs, "--model", encoder, "--append", idx)
     assert json.loads(call("search", idx, "garden", "--json").stdout)["documents"] == 5
     assert {path.name for path in tmp_path.iterdir()} == {"docs.jsonl", "enc", "idx"}
+
+
+def test_a_model_of_bfloat16_is_indexed(model: InferenceFree) -> None:
+    plain = model.digest
+    model.documents.to(torch.bfloat16)
+    assert model.digest != plain == InferenceFree.from_pretrained(model.name, TEXTS).digest
+    index = SparseIndex.build(model, [(str(i), text) for i, text in enumerate(TEXTS)])
+    assert index.digest == model.digest and index.search("cat garden")

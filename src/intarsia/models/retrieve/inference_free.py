@@ -96,7 +96,8 @@ class InferenceFree:
         found = hashlib.sha256(str(self.prune).encode())
         for name, value in sorted(self.documents.state_dict().items()):
             found.update(f"{name} {tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+            raw = value.detach().cpu().reshape(-1).view(torch.uint8)  # numpy has no bfloat16
+            found.update(raw.numpy().tobytes())
         return found.hexdigest()
 
     @property
