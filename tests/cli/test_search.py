@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from intarsia.cli import app
+from intarsia.cli import app, searching
 from intarsia.cli.searching import answers, page_of
 from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.results.local_page import LocalPage, running
@@ -122,3 +122,40 @@ def test_the_page_searches_in_a_browser(folder: Path, browse: Callable[..., str]
     assert 'class="expanded"' in dom
     # a document's text is text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in dom and "&lt;i&gt;x&lt;/i&gt;" in dom
+
+
+def test_a_begun_index_goes_on_with_the_same_documents_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sentence_transformers")
+    from intarsia.models.retrieve.inference_free import InferenceFree
+
+    spec: Any = importlib.util.spec_from_file_location("toys", TOYS)
+    toys: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toys)
+    monkeypatch.setattr(InferenceFree, "from_pretrained", lambda *_, **__: toys.Toy())
+    monkeypatch.setattr(searching, "BLOCK", 1)
+    for name, words in (("a", ("the cat", "a dog", "a tree")), ("b", ("a mouse", "a house"))):
+        rows = [json.dumps({"id": f"{name}{i}", "text": text}) for i, text in enumerate(words)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+
+    def index(name: str, *words: object) -> Any:
+        asked = (tmp_path / f"{name}.jsonl", "--save", tmp_path / "idx", *words)
+        return CliRunner().invoke(app, ["index", *map(str, asked)])
+
+    append = SparseIndex.append
+
+    def stopped(self: SparseIndex, *args: Any, **how: Any) -> SparseIndex:
+        if len(self) == 2:
+            raise KeyboardInterrupt
+        return append(self, *args, **how)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(SparseIndex, "append", stopped)
+        assert index("a").exit_code != 0
+    for other in (index("b"), index("a", "--stored", "uint8"), index("a", "--prune", 0.1)):
+        assert other.exit_code == 2 and "begun of other documents" in other.output
+    assert index("a").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "idx"]
+    found = SparseIndex.load(tmp_path / "idx")
+    assert len(found) == 3 and [hit.id for hit in found.search("tree cat")] == ["a2", "a0"]

@@ -83,12 +83,15 @@ def _indexed(
 ) -> SparseIndex:
     """Encode the documents and write the index, block by block."""
     note("Loading PyTorch and sentence-transformers.")
-    from ..core.files import alone
+    from ..core.files import alone, write_json
     from ..models.retrieve.inference_free import InferenceFree
     from ..models.retrieve.sparse_index import SparseIndex, blocks
 
     partial = append or (save.with_name(f".{save.name}.part") if save else Path())
     begun = (partial / META).is_file()
+    asked = {"docs": _known_by(docs), "model": model, "stored": stored, "prune": prune}
+    if save is not None and begun:
+        _check_same(partial, asked, save)
     texts = None if begun else (text for _, text in _documents(docs))
     is_saved = (Path(model) / "modules.json").is_file()
     encoder = InferenceFree.from_pretrained(
@@ -106,6 +109,7 @@ def _indexed(
         for part in blocks(left, BLOCK):
             found.append(encoder, part)
             if append is None:  # documents are added all or none: the command can be repeated
+                write_json(_asked(partial), asked)
                 found.save(partial)
             total += len(part)
             note(f"{total:,} documents")
@@ -116,7 +120,36 @@ def _indexed(
         import shutil
 
         shutil.rmtree(partial, ignore_errors=True)
+        _asked(partial).unlink(missing_ok=True)
     return found
+
+
+def _asked(partial: Path) -> Path:
+    """The file beside a begun index that says of what it is."""
+    return partial.with_name(f"{partial.name}.json")
+
+
+def _known_by(docs: str) -> list[Any]:
+    """What tells documents apart without reading them: a path, and its file's size and time."""
+    path = Path(docs)
+    file = path / "corpus.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        return [docs]
+    return [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+
+
+def _check_same(partial: Path, asked: dict[str, Any], save: Path) -> None:
+    """Raises: ConfigError where an index was begun by another command."""
+    from ..core.files import read_json
+
+    try:
+        before = read_json(_asked(partial))
+    except (OSError, ValueError):
+        before = None
+    if before != asked:
+        got = "an index that was begun of other documents, or with other options"
+        fix = f"Repeat that command, or begin anew: rm -r {shlex.quote(str(partial))}"
+        raise ConfigError(f"--save {save}", got=got, want="the same command again", fix=fix)
 
 
 def _documents(docs: str) -> Iterator[tuple[str, str]]:
