@@ -159,3 +159,25 @@ def test_a_begun_index_goes_on_with_the_same_documents_only(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "idx"]
     found = SparseIndex.load(tmp_path / "idx")
     assert len(found) == 3 and [hit.id for hit in found.search("tree cat")] == ["a2", "a0"]
+
+
+def test_training_begins_without_what_an_earlier_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sentence_transformers")
+    from intarsia.models.retrieve import inference_free, learning
+
+    (tmp_path / "d.jsonl").write_text(json.dumps({"id": 1, "text": "one two " * 8}))
+    seen: list[bool] = []
+
+    def fit(*_: Any, out: Path, **__: Any) -> None:
+        seen.append((out / "checkpoint-240").exists())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference_free.InferenceFree, "from_pretrained", lambda *_, **__: None)
+    monkeypatch.setattr(learning, "fit_retriever", fit)
+    for more in (["--resume"], []):
+        (tmp_path / ".enc.training" / "checkpoint-240").mkdir(parents=True, exist_ok=True)
+        words = [tmp_path / "d.jsonl", "--task", "sparse-retrieval", "--save", tmp_path / "enc"]
+        CliRunner().invoke(app, ["fit", *map(str, words), *more])
+    assert seen == [True, False]

@@ -49,6 +49,8 @@ def fit_task(given: Mapping[str, Any], words: set[str], teachers: str, save: Pat
     name = given["model"] if "model" in words else "splade-tiny"
     model = InferenceFree.from_pretrained(name, texts, report=note)
     out = save.with_name(f".{save.name}.training")
+    if not given["resume"]:  # what an earlier run left is no part of this one
+        shutil.rmtree(out, ignore_errors=True)
     how: dict[str, Any] = {"seed": given["seed"], "out": out, "resume": given["resume"]}
     try:
         fit_retriever(model, texts, pairs, recipe, report=note, **how)
