@@ -72,7 +72,7 @@ class PairTable:
         """sum_e G_te made_et.  (E, C, out) -> (T, out)."""
         made = made.flatten(0, 1)
         pairs = made.index_select(0, self.place) * self.routing.weight[:, None]
-        out = made.new_zeros(self.routing.tokens, made.shape[-1])
+        out = pairs.new_zeros(self.routing.tokens, made.shape[-1])  # of weights wider than rows
         return out.index_add(0, self.routing.token, pairs)
 
 

@@ -8,6 +8,7 @@ after. Nothing but the owner's optimiser state lasts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -245,15 +246,23 @@ class _Again(torch.autograd.Function):
         ctx: Any, rows: Tensor, weight: Tensor, mine: Tensor, made: Callable[..., Tensor]
     ) -> Tensor:
         ctx.save_for_backward(rows, weight, mine)
-        ctx.made = made
+        ctx.made, ctx.precision = made, _autocast_as_here(rows.device.type)
         return made(rows, weight, mine, "gather")
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = [t.detach().requires_grad_() for t in ctx.saved_tensors]
-        with torch.enable_grad():
+        with torch.enable_grad(), ctx.precision():
             made = ctx.made(*saved, "again")
         return *torch.autograd.grad(made, saved, grads[0]), None
+
+
+def _autocast_as_here(device: str) -> Callable[[], AbstractContextManager[object]]:
+    """What sets autocast as it is now: a backward runs outside of it."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext
+    dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+    return lambda: torch.autocast(device, dtype, enabled)
 
 
 def sparse_gather(mine: Tensor, owner: Tensor, holds: Tensor, wire: Wire, phase: str) -> Tensor:

@@ -1,0 +1,81 @@
+"""Strategies in one process beside the experts themselves: types of numbers, nothing, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import intarsia
+from intarsia.core import Routing
+from intarsia.core.errors import ConfigError
+from intarsia.mixtures.experts import StackedExperts
+from intarsia.mixtures.mixture import Mixture
+from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, Strategy, Tutel, running
+from intarsia.parallel.auto import Auto
+from intarsia.parallel.blocks import planned_capacity
+from intarsia.parallel.exchange import Wire
+from intarsia.parallel.layout import stacked
+from intarsia.parallel.places import places
+from intarsia.parallel.trial import LINKS, ExpertTrial
+from intarsia.placement import ExpertSize, Topology
+from intarsia.placement.engines import destinations
+
+STRATEGIES = (
+    ExpertParallel(),
+    Fssdp(),
+    Fssdp(rematerialise=True),
+    Tutel(0),
+    Tutel(1, chunks=3),
+    DeepSpeed(),
+)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A group of this process."""
+    store = tmp_path_factory.mktemp("store") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def experts(**how: object) -> StackedExperts:
+    return StackedExperts(4, 8, 6, generator=torch.Generator().manual_seed(0), **how)  # pyright: ignore
+
+
+def rows(count: int = 10) -> tuple[Tensor, Routing]:
+    """Float32 rows, and weights of two experts each."""
+    draws = torch.Generator().manual_seed(1)
+    index = torch.rand(count, 4, generator=draws).topk(2).indices
+    weight = torch.rand(count, 2, generator=draws)
+    return torch.randn(count, 8, generator=draws), Routing.from_topk(index, weight, 4)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_half_precision_is_that_of_the_experts(strategy: Strategy) -> None:
+    """Under autocast, gradients too; and rows of bfloat16 with float32 weights of a gate."""
+    whole, (x, routing) = experts(), rows()
+    part = strategy.shard(whole, Wire(), Topology.uniform(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        want, got = whole.mix(x, routing), part.mix(x, routing)
+    assert got.dtype == want.dtype
+    assert_close(got, want, rtol=2**-6, atol=2**-6)
+    want.float().square().sum().backward()
+    got.float().square().sum().backward()
+    # tables have other rows, whose sums are rounded in another order
+    tables = isinstance(strategy, Tutel | DeepSpeed)
+    close = {"rtol": 2**-6, "atol": 2**-6} if tables else {"rtol": 0.0, "atol": 1e-6}
+    for ours, its in zip(part.parameters(), whole.parameters(), strict=True):
+        assert ours.grad is not None and its.grad is not None
+        assert_close(ours.grad, its.grad, **close)
+    half = whole.bfloat16()
+    part = strategy.shard(half, Wire(), Topology.uniform(1))
+    with torch.no_grad():
+        want, got = (of.mix(x.bfloat16(), routing) for of in (half, part))
+    assert_close(got, want, rtol=2**-6, atol=2**-6)
