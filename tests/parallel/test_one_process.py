@@ -79,3 +79,13 @@ def test_half_precision_is_that_of_the_experts(strategy: Strategy) -> None:
     with torch.no_grad():
         want, got = (of.mix(x.bfloat16(), routing) for of in (half, part))
     assert_close(got, want, rtol=2**-6, atol=2**-6)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_nobody_has_rows(strategy: Strategy) -> None:
+    x, routing = rows(0)
+    part = strategy.shard(experts(), Wire(), Topology.uniform(1))
+    assert part.mix(x, routing).shape == (0, 8)
+    nobody = torch.full((6, 2), -1)
+    assert planned_capacity(nobody, torch.ones(1, 6, dtype=torch.bool), 4, 3) == 3

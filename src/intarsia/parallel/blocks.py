@@ -22,7 +22,7 @@ EXCHANGES = ("flat", "hierarchical")
 def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
     """C: places for each expert from each process, so that no pair is dropped; one number for all.
 
-    The largest load of an expert in any process, rounded up to a multiple.
+    The largest load of an expert in any process, 1 at least, rounded up to a multiple.
     """
     own = routing.expert.bincount(minlength=routing.experts).max().reshape(1)
     return rounded_up(int(wire.told(own, "counts").max()), multiple)
@@ -35,7 +35,7 @@ def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) 
 
 
 def rounded_up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
+    return -(-max(1, count) // multiple) * multiple
 
 
 def counts_step(layer: int, devices: int) -> PlanStep:
