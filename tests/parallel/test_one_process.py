@@ -89,3 +89,12 @@ def test_nobody_has_rows(strategy: Strategy) -> None:
     assert part.mix(x, routing).shape == (0, 8)
     nobody = torch.full((6, 2), -1)
     assert planned_capacity(nobody, torch.ones(1, 6, dtype=torch.bool), 4, 3) == 3
+
+
+def test_a_plan_of_slices_that_cannot_be_is_refused_and_not_chosen() -> None:
+    """Two experts of five hidden units on four processes: neither can be cut in two."""
+    trace, size = ExpertTrial(experts=2).trace(), ExpertSize(8, 5)
+    for strategy in (Tutel(), Tutel(0), DeepSpeed(), intarsia.parallel.SeMoe()):
+        with pytest.raises(ConfigError, match="5 hidden units for 2 parts"):
+            strategy.plan(trace, size, LINKS)
+    assert isinstance(Auto(tokens=64).chosen(2, size, LINKS), Fssdp)

@@ -34,7 +34,7 @@ from .blocks import (
     swaps_of,
 )
 from .exchange import Wire
-from .layout import Cuttable, OwnExperts, cut, having, packed, stacked, unpacked
+from .layout import Cuttable, OwnExperts, check_parts, cut, having, packed, stacked, unpacked
 from .strategy import chained, check_devices, dealt
 from .tutel import slice_weights, slices_of
 
@@ -105,6 +105,7 @@ class DeepSpeed:
     ) -> DevicePlan:
         devices, experts = topology.devices, trace.experts
         groups, rows = self.groups(experts, topology), self.rows(trace, devices)
+        check_parts(size.hidden, groups.slices)
         parts = self.parts
         there: list[PlanStep] = []
         back: list[PlanStep] = []

@@ -113,9 +113,7 @@ def cut(experts: Cuttable, index: Tensor, part: int = 0, of: int = 1) -> Cuttabl
     hidden = size_of(experts).hidden
     if of > 1 and isinstance(experts, FusedExperts):
         _check_sums(experts)
-    if hidden % of:
-        got, want = f"{hidden} hidden units for {of} parts", "a number that divides them"
-        raise ConfigError("slices of experts", got=got, want=want, fix="Use fewer processes.")
+    check_parts(hidden, of)
     found = copy.copy(experts)
     vars(found).update(_parameters={})
     for name, weight in experts.named_parameters(recurse=False):
@@ -129,6 +127,13 @@ def cut(experts: Cuttable, index: Tensor, part: int = 0, of: int = 1) -> Cuttabl
     if isinstance(found, FusedExperts):
         found.hidden = hidden // of
     return found
+
+
+def check_parts(hidden: int, of: int) -> None:
+    """Raises: ConfigError for hidden units that cannot be cut into so many equal parts."""
+    if hidden % of:
+        got, want = f"{hidden} hidden units for {of} parts", "a number that divides them"
+        raise ConfigError("slices of experts", got=got, want=want, fix="Use fewer processes.")
 
 
 def _check_sums(experts: FusedExperts) -> None:

@@ -36,6 +36,7 @@ from .exchange import Wire
 from .layout import (
     Cuttable,
     OwnExperts,
+    check_parts,
     cut,
     having,
     joined,
@@ -88,6 +89,7 @@ class Tutel(InTurn):
     ) -> DevicePlan:
         devices, experts = topology.devices, trace.experts
         slices = slices_of(experts, devices)
+        check_parts(size.hidden, slices)
         rows = self.rows(trace, devices)
         there: list[PlanStep] = []
         back: list[PlanStep] = []
