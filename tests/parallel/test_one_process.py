@@ -98,3 +98,11 @@ def test_a_plan_of_slices_that_cannot_be_is_refused_and_not_chosen() -> None:
         with pytest.raises(ConfigError, match="5 hidden units for 2 parts"):
             strategy.plan(trace, size, LINKS)
     assert isinstance(Auto(tokens=64).chosen(2, size, LINKS), Fssdp)
+
+
+def test_nodes_of_uneven_size_are_tuned_without_levels() -> None:
+    bandwidth = torch.full((3, 3), 1e9)
+    bandwidth[0, 1] = bandwidth[1, 0] = 1e11
+    links = Topology(bandwidth, torch.zeros(3, 3), *(torch.full((3,), 1e12),) * 3)
+    found = Tutel.tuned(ExpertTrial(experts=3).trace(), ExpertSize(8, 6), links)
+    assert found.exchange == "flat"

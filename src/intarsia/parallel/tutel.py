@@ -168,7 +168,7 @@ class Tutel(InTurn):
             cls(degree, chunks, exchange)
             for degree in degrees(trace.experts, topology.devices)
             for chunks in (CHUNKS if degree else (1,))
-            for exchange in (EXCHANGES if degree and int(topology.nodes().max()) else ("flat",))
+            for exchange in (_exchanges(topology) if degree else ("flat",))
         ]
         return min(
             every, key=lambda one: simulate(one.plan(trace, size, topology), topology).seconds
@@ -249,6 +249,18 @@ def _computed(experts: Cuttable, tables: Tensor) -> Tensor:
     count, places, width = tables.shape
     expert = torch.arange(count, device=tables.device).repeat_interleave(places)
     return experts(tables.reshape(-1, width), expert).view(count, places, -1)
+
+
+def _exchanges(topology: Topology) -> tuple[str, ...]:
+    """Those that there are: levels want nodes, with as many devices each."""
+    nodes = topology.nodes()
+    if not int(nodes.max()):
+        return ("flat",)
+    try:
+        swaps_of([range(topology.devices)], nodes, "hierarchical")
+    except ConfigError:
+        return ("flat",)
+    return EXCHANGES
 
 
 def _size(local: Cuttable, slices: int) -> ExpertSize:
