@@ -106,3 +106,9 @@ def test_nodes_of_uneven_size_are_tuned_without_levels() -> None:
     links = Topology(bandwidth, torch.zeros(3, 3), *(torch.full((3,), 1e12),) * 3)
     found = Tutel.tuned(ExpertTrial(experts=3).trace(), ExpertSize(8, 6), links)
     assert found.exchange == "flat"
+
+
+def test_an_activation_that_learns_is_refused() -> None:
+    """Its weight has no row for each expert, and would be lost."""
+    with pytest.raises(ConfigError, match=r"'act\.weight', which all experts share"):
+        stacked(experts(act=nn.PReLU()))

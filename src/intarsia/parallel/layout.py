@@ -84,10 +84,15 @@ def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
 
 
 def stacked(experts: Experts) -> Cuttable:
-    """Raises: ConfigError for other experts, whose weights are no matrices of one size."""
+    """Raises: ConfigError for other experts, whose weights are no matrices of one size, and for an
+    activation that learns."""
     if not isinstance(experts, StackedExperts | FusedExperts):
         got, want = type(experts).__name__, "StackedExperts, whose weights can be cut and sent"
         fix = "Use intarsia.upcycle(...) with experts of one size, or the plan 'ep'."
+        raise ConfigError("experts", got=got, want=want, fix=fix)
+    if learned := [name for name, _ in experts.named_parameters() if "." in name]:
+        got, want = f"{learned[0]!r}, which all experts share", "weights with a row for each expert"
+        fix = "Use an activation without weights: act='gelu', 'relu' or 'silu'."
         raise ConfigError("experts", got=got, want=want, fix=fix)
     return experts
 
