@@ -112,3 +112,12 @@ def test_an_activation_that_learns_is_refused() -> None:
     """Its weight has no row for each expert, and would be lost."""
     with pytest.raises(ConfigError, match=r"'act\.weight', which all experts share"):
         stacked(experts(act=nn.PReLU()))
+
+
+@pytest.mark.parametrize("router", [intarsia.Switch(4), intarsia.ExpertChoice(4)], ids=repr)
+def test_routers_of_the_whole_batch_are_refused(router: intarsia.Switch) -> None:
+    """Half of the rows have other experts than among all of them."""
+    draws = torch.Generator().manual_seed(0)
+    mixture = Mixture(experts(), router.build(8, generator=draws))
+    with pytest.raises(ConfigError, match="chooses by all rows of a process"):
+        places(nn.Sequential(mixture))

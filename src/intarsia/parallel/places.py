@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core import Routing
 from ..core.errors import ConfigError, TargetError
 from ..gating import expert_readers
+from ..gating.gate import ScoreRouter
 from ..mixtures.experts import Experts
 from ..mixtures.experts_function import arguments, stock_experts
 from ..mixtures.fused_experts import FusedExperts
@@ -109,8 +110,9 @@ def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
 def places(model: nn.Module) -> list[Place]:
     """The experts of a model, in its order.
 
-    Raises: ConfigError for none, a capacity, routers that read experts, or what cannot be cut;
-    TargetError for stock experts with other weights than matrices.
+    Raises: ConfigError for none, a capacity, routers that read experts or choose by the whole batch
+    (`Switch`, `ExpertChoice`, `Transport`), or what cannot be cut; TargetError for stock experts
+    with other weights than matrices.
     """
     found: dict[str, Place] = {}
     for name, module in model.named_modules():
@@ -123,9 +125,11 @@ def places(model: nn.Module) -> list[Place]:
                 raise ConfigError("parallel", got=got, want=want, fix=fix)
             if expert_readers(module.router):
                 got, want = f"{name}, whose router reads experts", "routers that read tokens alone"
-                raise ConfigError(
-                    "parallel", got=got, want=want, fix="Use TopK, Switch or the like."
-                )
+                raise ConfigError("parallel", got=got, want=want, fix="Use TopK, Hash or the like.")
+        if isinstance(module, ScoreRouter) and not module.by_row:
+            got = f"{type(module).__name__} at {name!r}, which chooses by all rows of a process"
+            want, fix = "routers of each row alone", "Use TopK, or leave `parallel` out."
+            raise ConfigError("parallel", got=got, want=want, fix=fix)
     for path, of in _stock(model).items():
         found[path] = StockPlace(path, of.module, FusedExperts(of))
     if not found:
