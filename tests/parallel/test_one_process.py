@@ -121,3 +121,23 @@ def test_routers_of_the_whole_batch_are_refused(router: intarsia.Switch) -> None
     mixture = Mixture(experts(), router.build(8, generator=draws))
     with pytest.raises(ConfigError, match="chooses by all rows of a process"):
         places(nn.Sequential(mixture))
+
+
+def test_tensors_stay_on_the_device_of_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Placements are on the CPU, whatever the rows are on; NCCL takes nothing that is there."""
+    holds, nodes = torch.eye(2, dtype=torch.bool), torch.zeros(2, dtype=torch.int64)
+    expert = torch.zeros(3, 1, dtype=torch.int64, device="meta")
+    at = row = torch.zeros(3, dtype=torch.int64, device="meta")
+    assert destinations(expert, at, holds, nodes, row).device.type == "meta"
+    seen: list[str] = []
+
+    def summed(value: Tensor, *_: object, group: object = None) -> None:
+        seen.append(value.device.type)
+        if len(seen) == 2:
+            raise StopIteration
+
+    monkeypatch.setattr(running, "device_of", lambda _: torch.device("meta"), raising=False)
+    monkeypatch.setattr(running.dist, "all_reduce", summed)
+    with pytest.raises(StopIteration):
+        running.check_alike("plan", "ff")
+    assert seen == ["meta", "meta"]

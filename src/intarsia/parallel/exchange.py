@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.errors import TrainingError
+from ..placement.measuring import device_of
 
 Group = dist.ProcessGroup | None  # None: all processes
 
@@ -48,12 +49,12 @@ class Meter:
 
     def gathered(self) -> dict[str, Tensor]:
         """Of all processes: step -> (D, D) int64. Called by each of them, with the same steps."""
-        count = dist.get_world_size(self.group)
+        count, device = dist.get_world_size(self.group), device_of(self.group)
         found: dict[str, Tensor] = {}
         for name, row in sorted(self.sent.items()):
-            parts = [torch.zeros(count, dtype=torch.int64) for _ in range(count)]
-            dist.all_gather(parts, torch.tensor(row), group=self.group)
-            found[name] = torch.stack(parts)
+            parts = [torch.zeros(count, dtype=torch.int64, device=device) for _ in range(count)]
+            dist.all_gather(parts, torch.tensor(row, device=device), group=self.group)
+            found[name] = torch.stack(parts).cpu()
         return found
 
 

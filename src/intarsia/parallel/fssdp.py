@@ -199,12 +199,12 @@ class FssdpExperts(Sharded):
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         own = routing.expert.bincount(minlength=self.experts)
-        load = self.wire.told(own[None], "loads").view(self.world, -1)
+        load = self.wire.told(own[None], "loads").view(self.world, -1).cpu()  # as owners are
         holds = self.settings.holds(self.past, load, self.owner, self.size, self.topology)
         if self.training:
             self.past = [*self.past, load.sum(0)][-self.settings.window :]
         held = holds[self.rank].nonzero().flatten()
-        place = holds[self.rank].cumsum(0) - 1
+        place = (holds[self.rank].cumsum(0) - 1).to(x.device)
 
         def computed(rows: Tensor, here: Routing) -> Tensor:
             here = replace(here, expert=place[here.expert], experts=len(held))

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import Routing
 from ..core.errors import ConfigError, TrainingError
 from ..placement.engines import homes, where_rows_are
+from ..placement.measuring import device_of
 from ..placement.placement import Placement
 from ..placement.plan import DevicePlan
 from ..placement.trace import Trace
@@ -33,7 +34,7 @@ def check_alike(what: str, digest: str, group: Group = None) -> None:
     Raises: TrainingError, in each of them, with the two hashes that are farthest apart.
     """
     own = int(digest[:15], 16)  # 60 bits
-    least, most = torch.tensor(own), torch.tensor(own)
+    least, most = (torch.tensor(own, device=device_of(group)) for _ in range(2))
     dist.all_reduce(least, dist.ReduceOp.MIN, group=group)
     dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
     if int(least) != int(most):

@@ -132,7 +132,8 @@ class ColumnEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         wire, flat = self.wire, ids.reshape(-1)
-        counts = wire.told(torch.tensor([len(flat)]), "counts").flatten().tolist()
+        count = torch.tensor([len(flat)], device=ids.device)
+        counts = wire.told(count, "counts").flatten().tolist()
         every = wire.send(flat.repeat(wire.world), [len(flat)] * wire.world, counts, "ids")
         columns = nn.functional.embedding(every, self.weight)  # (all ids, H / D)
         back = wire.send(columns, counts, [len(flat)] * wire.world, "columns")

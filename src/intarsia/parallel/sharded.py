@@ -65,7 +65,8 @@ class Sharded(OwnExperts):
         self._check_copies()
 
         def computed(rows: Tensor, here: Routing) -> Tensor:
-            own = replace(here, expert=self.own[here.expert], experts=self.local.experts)
+            place = self.own.to(here.expert.device)
+            own = replace(here, expert=place[here.expert], experts=self.local.experts)
             return self.local.mix(rows, own)
 
         return self.sent(x, routing, numbers, self.holds, computed)
@@ -84,7 +85,7 @@ class Sharded(OwnExperts):
         """
         number = torch.arange(len(x)) if numbers is None else numbers
         at = torch.full_like(routing.expert, self.rank)
-        of = number[routing.token]
+        of = number.to(at.device)[routing.token]
         to = destinations(routing.expert[:, None], at, holds, self.nodes, of)[:, 0]
         order = (to * max(len(x), 1) + routing.token).argsort(stable=True)
         to, token = to[order], routing.token[order]

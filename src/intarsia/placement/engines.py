@@ -100,11 +100,12 @@ def destinations(expert: Tensor, at: Tensor, holds: Tensor, nodes: Tensor, row: 
     node, else any; among several, by the token's number in turn.
 
     expert: (N, k), -1 = none; at: (N,), where the rows are; holds: (D, E) bool; nodes: (D,);
-    row: (N,), the tokens' numbers.  Returns (N, k) int64, -1 = none.
+    row: (N,), the tokens' numbers.  Returns (N, k) int64, -1 = none, on the device of `expert`.
     """
-    devices = len(holds)
+    devices, here = len(holds), expert.device
+    at, holds, nodes, row = (t.to(here) for t in (at, holds, nodes, row))
     there = holds.T[expert.long().clamp(min=0)]  # (N, k, D)
-    own = torch.arange(devices)[None, None] == at[:, None, None]
+    own = torch.arange(devices, device=here)[None, None] == at[:, None, None]
     near = nodes[None, None] == nodes[at][:, None, None]
     for wanted in (there & near, there & own):  # the last one that there is counts
         there = torch.where(wanted.any(2, keepdim=True), wanted, there)

@@ -34,7 +34,7 @@ def measure(group: Group = None) -> dict[str, Tensor]:
         fix = "Start it by torchrun, and call torch.distributed.init_process_group first."
         raise ConfigError("topology", got="no processes", want="a process group", fix=fix)
     rank, world = dist.get_rank(group), dist.get_world_size(group)
-    device = _device(group)
+    device = device_of(group)
     bandwidth = torch.zeros(world, world, dtype=torch.float64)
     latency = torch.zeros(world, world, dtype=torch.float64)
     for one in range(world):
@@ -76,7 +76,8 @@ def levels(bandwidth: Tensor, latency: Tensor) -> tuple[Tensor, Tensor]:
     return rates.masked_fill(~apart, torch.inf), delays.masked_fill(~apart, 0.0)
 
 
-def _device(group: Group) -> torch.device:
+def device_of(group: Group = None) -> torch.device:
+    """Where tensors are that the processes of a group exchange."""
     nccl = dist.get_backend(group) == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
