@@ -12,11 +12,13 @@ import torch.nn.functional as F
 import intarsia
 from intarsia.conformance.unlearnings import mixture, rows
 from intarsia.core.errors import ConfigError, DataError, TargetError, TrainingError
+from intarsia.data.token_batches import batches
 from intarsia.hosts.attribution import Attribution, affinity
 from intarsia.hosts.weight_parts import WeightParts
 from intarsia.methods.seuf import Seuf, unlearn
 
 FORGET, RETAIN = rows(3), rows(4)
+ONE = [torch.tensor([1])]  # a row in which nothing is to be predicted
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,22 @@ def test_what_is_doubtful_is_said_once_it_is_chosen(model: Any) -> None:
     assert isinstance(found.attribution, Attribution) and found.at == found.attribution.best("lift")
 
 
+def test_lift_needs_no_other_text_where_the_expert_is_given(model: Any) -> None:
+    assert unlearn(model, Seuf("ga", by="lift"), FORGET, at=(1, 2), steps=1).at == (1, 2)
+
+
+def test_a_batch_with_nothing_to_predict_is_passed_over(model: Any) -> None:
+    found = unlearn(model, Seuf("ga"), [*ONE, *FORGET], at=(1, 2), steps=5, batch_size=1)
+    assert all(abs(p["forget"]) < 99 for p in found.path)  # no NaN
+
+
+def test_batches_are_where_the_model_is() -> None:
+    """Rows of any device, padding among them."""
+    ragged = [torch.tensor([1, 2, 3]), torch.tensor([1])]
+    for inputs, labels in batches(ragged, 2, torch.device("meta")):
+        assert {t.device.type for t in (*inputs.values(), labels)} == {"meta"}
+
+
 def test_bad_input_is_refused_and_errors_are_undone(model: Any, stock: Any) -> None:
     dense = torch.nn.Linear(2, 2)
     for error, words, call in (
@@ -149,6 +167,10 @@ def test_bad_input_is_refused_and_errors_are_undone(model: Any, stock: Any) -> N
         (ConfigError, "'all'", lambda: unlearn(model, Seuf("ga"), FORGET, at="top")),
         (ConfigError, "a layer", lambda: unlearn(model, Seuf("rmu"), FORGET, RETAIN, at="all")),
         (ConfigError, "steps", lambda: unlearn(model, Seuf("ga"), FORGET, steps=0)),
+        (ConfigError, "batch_size", lambda: unlearn(model, Seuf("ga"), FORGET, batch_size=0)),
+        (ConfigError, "until", lambda: unlearn(model, Seuf("ga"), FORGET, until=float("nan"))),
+        (DataError, "no token to predict", lambda: unlearn(model, Seuf("ga"), ONE, at=(0, 1))),
+        (DataError, "or by='affinity'", lambda: unlearn(model, Seuf("ga", "lift"), FORGET)),
         (ConfigError, "loss", lambda: Seuf("gda")),
         (ConfigError, "lr", lambda: Seuf(lr=0)),
         (ConfigError, "anchor", lambda: Seuf(anchor=-1)),

@@ -129,16 +129,15 @@ def unlearn(
     for an expert that is not there; TrainingError for a loss that is not finite.
     Source: arXiv:2411.18797.
     """
-    at_least("steps", steps, 1)
-    at_least("every", every, 1)
-    stock = _checked(model, method, forget, retain)
+    for what, count in (("steps", steps), ("every", every), ("batch_size", batch_size)):
+        at_least(what, count, 1)
+    above("until", 1.0 if until is None else until, 0, "Try 1.0; None takes all steps.")
+    stock = _checked(model, method, forget, retain, at is None)
     table, target = None, None
     if at is None:
-        table = attribute_experts(
-            model,
-            inputs_of(forget, batch_size),
-            inputs_of(retain, batch_size) if len(retain) else None,
-        )
+        there_is = [r for r in (forget, retain) if len(r)]
+        device = next(model.parameters()).device
+        table = attribute_experts(model, *(inputs_of(r, batch_size, device) for r in there_is))
         target = table.best(method.by)
         for doubt in table.doubts(target):
             warnings.warn(doubt, stacklevel=2)
@@ -170,6 +169,7 @@ class _Run:
         seed: int,
     ) -> None:
         self.model, self.method, self.at = model, method, at
+        self.device = next(model.parameters()).device
         self.draws = torch.Generator().manual_seed(seed)
         self.p = self.h = torch.empty(0)
         self.hooks: list[Any] = []
@@ -216,7 +216,7 @@ class _Run:
     ) -> tuple[Mapping[str, float], ...]:
         """Train, and measure on the way."""
         held = judge or (first_rows(forget, JUDGED), first_rows(retain, JUDGED))
-        judged = [batches(rows, size) for rows in held]
+        judged = [batches(rows, size, self.device) for rows in held]
         path = [self.measure(0, judged)]
         optimiser = torch.optim.AdamW(self.parts.leaves, lr=self.method.lr, weight_decay=0.0)
         drawn = [self._endless(rows, size) for rows in (forget, retain) if len(rows)]
@@ -272,9 +272,9 @@ class _Run:
             return (h - self.method.steer * self.direction(h)).square().mean()
         row, tokens = self.likelihood(batch)
         if first is None:
-            return row.sum() / tokens.sum()  # log pi a token: -CE
+            return row.sum() / tokens.sum().clamp(min=1)  # log pi a token: -CE
         beta = self.method.beta
-        return 2 / beta * F.softplus(beta * (row - first)).sum() / tokens.sum()
+        return 2 / beta * F.softplus(beta * (row - first)).sum() / tokens.sum().clamp(min=1)
 
     def anchoring(self, batch: Batch) -> Tensor:
         """mean_t |p_t - onehot(e)|^2 of the newest forward (equation 3)."""
@@ -290,7 +290,7 @@ class _Run:
             self.model(**batch[0])
             return (there(self.h, batch) - first).square().mean()
         row, tokens = self.likelihood(batch)
-        return -row.sum() / tokens.sum()
+        return -row.sum() / tokens.sum().clamp(min=1)
 
     def likelihood(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """log pi of each row, and how many tokens of it are labelled.  (B,), (B,)."""
@@ -319,6 +319,9 @@ class _Run:
                 if self.at is not None and name == "forget":
                     p = there(self.p, batch)[:, self.at[1]]
                     share, seen = share + float(p.sum()), seen + len(p)
+            if name == "forget" and not count:
+                fix = "Give rows of two tokens or more."
+                raise DataError("text to forget", got="no token to predict", want="some", fix=fix)
             if some:
                 found[name] = total / max(1.0, count)
             if seen:
@@ -329,11 +332,11 @@ class _Run:
         while True:
             order = torch.randperm(len(rows), generator=self.draws).tolist()
             for first in range(0, len(order), size):
-                yield batch_of([rows[i] for i in order[first : first + size]])
+                yield batch_of([rows[i] for i in order[first : first + size]], self.device)
 
 
 def _checked(
-    model: nn.Module, method: Seuf, forget: Sequence[Any], retain: Sequence[Any]
+    model: nn.Module, method: Seuf, forget: Sequence[Any], retain: Sequence[Any], attributed: bool
 ) -> list[StockExperts]:
     """The experts of each layer.  Raises: TargetError, DataError."""
     check_unadapted(model)
@@ -342,10 +345,11 @@ def _checked(
         got = f"a {type(model).__name__} without stock experts"
         fix = "Use Mixtral, Qwen-MoE, OLMoE or another sparse model of transformers."
         raise TargetError("model to unlearn in", got=got, want="mixtures of experts", fix=fix)
-    needs = method.keeps or method.by == "lift"
-    for name, rows, wanted in (("forget", forget, True), ("retain", retain, needs)):
+    lift = attributed and method.by == "lift"
+    ways = ["loss='ga'"] * method.keeps + ["by='affinity'"] * lift
+    for name, rows, wanted in (("forget", forget, True), ("retain", retain, bool(ways))):
         if wanted and not len(rows):
-            fix = "Give some rows" + (", or loss='ga'." if name == "retain" else ".")
+            fix = "Give some rows" + (f", or {' and '.join(ways)}." if name == "retain" else ".")
             raise DataError(f"text to {name}", got="no rows", want="some", fix=fix)
     kept = {_bits(row) for row in retain}
     both = sum(_bits(row) in kept for row in forget)
@@ -358,13 +362,12 @@ def _checked(
 
 def _bits(row: Any) -> bytes:
     ids = row if isinstance(row, Tensor) else pair(row)[0]["input_ids"]
-    return torch.as_tensor(ids).long().numpy().tobytes()
+    return torch.as_tensor(ids).long().cpu().numpy().tobytes()
 
 
 def _given(at: Any, stock: Sequence[StockExperts]) -> At:
     if not (isinstance(at, tuple) and len(at) == 2):
-        fix = "For example: at=(3, 7)."
-        raise ConfigError("at", got=repr(at), want="(layer, expert), or 'all'", fix=fix)
+        raise ConfigError("at", got=repr(at), want="(layer, expert), or 'all'", fix="Try (3, 7).")
     between("layer", at[0], 0, len(stock) - 1)
     between("expert", at[1], 0, stock[at[0]].experts - 1)
     return int(at[0]), int(at[1])
