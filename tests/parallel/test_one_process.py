@@ -15,7 +15,7 @@ from intarsia.core import Routing
 from intarsia.core.errors import ConfigError
 from intarsia.mixtures.experts import StackedExperts
 from intarsia.mixtures.mixture import Mixture
-from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, Strategy, Tutel, running
+from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, SeMoe, Strategy, Tutel, running
 from intarsia.parallel.auto import Auto
 from intarsia.parallel.blocks import planned_capacity
 from intarsia.parallel.exchange import Wire
@@ -70,10 +70,10 @@ def test_half_precision_is_that_of_the_experts(strategy: Strategy) -> None:
     got.float().square().sum().backward()
     # tables have other rows, whose sums are rounded in another order
     tables = isinstance(strategy, Tutel | DeepSpeed)
-    close = {"rtol": 2**-6, "atol": 2**-6} if tables else {"rtol": 0.0, "atol": 1e-6}
+    rtol, atol = (2**-6, 2**-6) if tables else (0.0, 1e-6)
     for ours, its in zip(part.parameters(), whole.parameters(), strict=True):
         assert ours.grad is not None and its.grad is not None
-        assert_close(ours.grad, its.grad, **close)
+        assert_close(ours.grad, its.grad, rtol=rtol, atol=atol)
     half = whole.bfloat16()
     part = strategy.shard(half, Wire(), Topology.uniform(1))
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_nobody_has_rows(strategy: Strategy) -> None:
 def test_a_plan_of_slices_that_cannot_be_is_refused_and_not_chosen() -> None:
     """Two experts of five hidden units on four processes: neither can be cut in two."""
     trace, size = ExpertTrial(experts=2).trace(), ExpertSize(8, 5)
-    for strategy in (Tutel(), Tutel(0), DeepSpeed(), intarsia.parallel.SeMoe()):
+    for strategy in (Tutel(), Tutel(0), DeepSpeed(), SeMoe()):
         with pytest.raises(ConfigError, match="5 hidden units for 2 parts"):
             strategy.plan(trace, size, LINKS)
     assert isinstance(Auto(tokens=64).chosen(2, size, LINKS), Fssdp)
