@@ -72,6 +72,17 @@ def test_tiles_are_the_picture_row_by_row() -> None:
     assert np.array_equal(found[1 + 4], whole[112:, 112:224])
 
 
+def test_a_picture_in_memory_is_read_as_its_file(tmp_path: Path) -> None:
+    """Palettes, what is transparent and 16 bits, too, and no other picture's kept result."""
+    red, blue = (Image.new("RGB", (40, 30), colour).quantize(2) for colour in ("red", "blue"))
+    clear = Image.new("RGBA", (30, 30), (255, 0, 0, 0))
+    deep = Image.fromarray(70 * np.arange(900, dtype=np.uint16).reshape(30, 30))
+    for number, image in enumerate((red, blue, clear, deep)):
+        image.save(tmp_path / f"{number}.png")
+        sources = [image, tmp_path / f"{number}.png"]
+        assert torch.equal(*features(ENCODERS["pixels"], sources, progress=lambda _: None)), number
+
+
 def test_a_sound_is_mono_at_sixteen_kilohertz(tmp_path: Path) -> None:
     samples, rate = sound(0)
     stereo = np.stack([samples, 0 * samples], 1)

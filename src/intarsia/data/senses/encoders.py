@@ -22,7 +22,7 @@ from torch import Tensor
 from intarsia.core.errors import UnknownName
 from intarsia.core.files import sha256
 from intarsia.data.backbones import backbone
-from intarsia.data.decode import read_image
+from intarsia.data.decode import read_image, to_rgb
 from intarsia.data.packages import announce, building, cache_dir, reading
 from intarsia.data.senses import hearing
 from intarsia.data.senses.views import views
@@ -148,7 +148,8 @@ def _digest(source: Source) -> str:
     if isinstance(source, Path):
         return sha256(source)[:40] if source.is_file() else "missing"
     if isinstance(source, Image.Image):
-        raw, about = source.tobytes(), f"{source.mode}:{source.size}"
+        image = to_rgb(source)  # bytes of other modes leave out a palette, or how it is turned
+        raw, about = image.tobytes(), f"{image.mode}:{image.size}"
     else:
         raw, about = np.ascontiguousarray(source[0]).tobytes(), f"{source[0].dtype}:{source[1]}"
     return hashlib.sha256(about.encode() + raw).hexdigest()[:40]
@@ -157,7 +158,7 @@ def _digest(source: Source) -> str:
 def _encoded(by: Encoder, source: Source, tiles: int) -> Tensor:
     if by.modality == "audio":
         return by([hearing.read_sound(source)]).half()
-    image = source if isinstance(source, Image.Image) else read_image(source)
+    image = to_rgb(source) if isinstance(source, Image.Image) else read_image(source)
     whole, _ = views(image, by.side, tiles)
     parts = [by(whole[i : i + AT_ONCE]) for i in range(0, len(whole), AT_ONCE)]
     return torch.cat(parts).half()
