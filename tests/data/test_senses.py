@@ -97,7 +97,8 @@ def test_a_sound_is_mono_at_sixteen_kilohertz(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("samples", "told"),
     [(np.zeros(0), "at least one sample"), (np.zeros(16_000 * 31), "31.0 s"),
-     (np.full(100, np.nan), "NaN"), (np.zeros((2, 2, 2)), "one channel")],
+     (np.full(100, np.nan), "NaN"), (np.zeros((2, 2, 2)), "one channel"),
+     (np.zeros(9, np.int16), "int16.*32768"), (np.zeros((1, 99)), "Transpose")],
 )  # fmt: skip
 def test_a_sound_that_cannot_be_is_refused(samples: np.ndarray, told: str) -> None:
     with pytest.raises(DataError, match=told):
@@ -131,6 +132,12 @@ def test_features_are_computed_once(name: str, cache: Path) -> None:
     next(cache.rglob("*.safetensors")).write_bytes(b"damaged")
     with pytest.raises(AssetError, match="cached file"):
         features(by, [source], progress=told.append)
+
+
+def test_two_channels_are_not_one_that_is_longer() -> None:
+    samples = np.sin(np.arange(6400) / 9).astype(np.float32)
+    sources = [(samples, 16_000), (samples.reshape(-1, 2), 16_000)]
+    assert not torch.equal(*features(ENCODERS["log-mel"], sources, progress=lambda _: None))
 
 
 def test_an_encoder_is_of_one_modality() -> None:

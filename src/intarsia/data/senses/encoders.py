@@ -151,7 +151,8 @@ def _digest(source: Source) -> str:
         image = to_rgb(source)  # bytes of other modes leave out a palette, or how it is turned
         raw, about = image.tobytes(), f"{image.mode}:{image.size}"
     else:
-        raw, about = np.ascontiguousarray(source[0]).tobytes(), f"{source[0].dtype}:{source[1]}"
+        samples = np.ascontiguousarray(source[0])
+        raw, about = samples.tobytes(), f"{samples.dtype}{samples.shape}:{source[1]}"
     return hashlib.sha256(about.encode() + raw).hexdigest()[:40]
 
 

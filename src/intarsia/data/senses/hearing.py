@@ -31,16 +31,17 @@ _TYPES = {0: "<f4", 1: "i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 
 
 def read_sound(source: Path | tuple[np.ndarray, int], name: str = "") -> np.ndarray:
-    """A sound as 16 kHz mono float32; channels are averaged.  source: a file, or samples and rate.
+    """A sound as 16 kHz mono float32; channels are averaged.
 
-    Raises: DataError for a file that cannot be read, no sample, numbers that are not finite, or
-    more than 30 s; MissingExtra without soundfile.
+    source: a file, or samples from -1 to 1, (T,) or (T, channels), and their rate.
+    Raises: DataError for a file that cannot be read, no sample, whole numbers, channels in front,
+    numbers that are not finite, or more than 30 s; MissingExtra without soundfile.
     """
     name = name or (str(source) if isinstance(source, Path) else "sound")
     if isinstance(source, Path):
         samples, rate = _decoded(source, name)
     else:
-        samples, rate = np.asarray(source[0], dtype=np.float32), int(source[1])
+        samples, rate = _given(source, name)
     if samples.ndim == 2:
         samples = samples.mean(1)
     if samples.ndim != 1 or not samples.size or rate < 1:
@@ -58,6 +59,18 @@ def read_sound(source: Path | tuple[np.ndarray, int], name: str = "") -> np.ndar
         common = np.gcd(rate, RATE)
         samples = resample_poly(samples, RATE // common, rate // common)
     return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def _given(source: tuple[np.ndarray, int], name: str) -> tuple[np.ndarray, int]:
+    """Samples and rate.  Raises: DataError for those that would be heard as something else."""
+    samples = np.asarray(source[0])
+    if samples.size and not np.issubdtype(samples.dtype, np.floating):
+        fix = "Divide 16-bit samples by 32768, or give the file's path."
+        raise DataError(name, got=samples.dtype, want="floats from -1 to 1", fix=fix)
+    if samples.ndim == 2 and samples.shape[1] > samples.shape[0]:
+        want, fix = "(samples, channels)", "Transpose them."
+        raise DataError(name, got=f"samples of shape {samples.shape}", want=want, fix=fix)
+    return samples.astype(np.float32), int(source[1])
 
 
 def _decoded(path: Path, name: str) -> tuple[np.ndarray, int]:
