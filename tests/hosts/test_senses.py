@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -126,6 +127,13 @@ def test_answers_are_those_of_the_whole_row(seeing: Any) -> None:
     with torch.no_grad():
         found = intarsia.answer(seeing, make, "which?", image=picture(2), audio=sound(1), tokens=1)
     assert found == Letters().decode([int(step)]).strip()
+
+
+def test_a_rate_is_any_number(seeing: Any) -> None:
+    samples, rate = sound(1)
+    rates = rate, np.int64(rate), float(rate)
+    said = [intarsia.answer(seeing, quiet(seeing), audio=(samples, r), tokens=2) for r in rates]
+    assert said[0] == said[1] == said[2]
 
 
 def test_trainer_of_transformers_works(tmp_path: Path, rows: Asked) -> None:

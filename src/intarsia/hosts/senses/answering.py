@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -112,7 +113,7 @@ def answer_of(model: nn.Module, processor: Processor, question: Question, tokens
 def _several(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
-    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int)
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Real)
     if isinstance(value, list) or (isinstance(value, tuple) and not pair):
         return tuple(Path(v) if isinstance(v, str) else v for v in cast(Sequence[Any], value))
     return (Path(value) if isinstance(value, str) else value,)
