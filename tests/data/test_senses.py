@@ -221,6 +221,15 @@ def test_a_line_that_cannot_be_is_refused(tmp_path: Path, line: str, told: str) 
         read_questions(tmp_path / "d.jsonl")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"image": picture(0)}, {"image": ("a.png",)}, {"audio": sound(0)}, {"audio": Path("a.wav")}],
+)
+def test_a_source_that_is_none_is_refused(given: Any) -> None:
+    with pytest.raises(DataError, match="For example"):
+        Question("a", **given)
+
+
 def test_a_file_of_questions_is_split_by_picture(tmp_path: Path) -> None:
     for i in range(4):
         picture(i).save(tmp_path / f"{i}.png")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -36,6 +37,7 @@ Row = dict[str, Tensor]
 class Question:
     """A question, or none for a description; its pictures and sounds; the answer, if it is known.
 
+    image: paths and PIL pictures; audio: paths, and pairs of samples and their rate.
     group: questions of one group stay in one part of a split.  where: for errors.
     """
 
@@ -48,6 +50,7 @@ class Question:
 
     def __post_init__(self) -> None:
         for modality in MARKS:
+            _check_sources(getattr(self, modality), modality, self.where)
             marks, given = self.question.count(f"<{modality}>"), len(getattr(self, modality))
             if marks not in (0, given):
                 fix = f"Write one <{modality}> for each, or none: they then come first."
@@ -67,6 +70,16 @@ class Question:
         """Texts and marks in their order."""
         front = [f"<{m}>" for m in MARKS if f"<{m}>" not in self.question for _ in getattr(self, m)]
         return [*front, *(part for part in _MARK.split(self.question) if part)]
+
+
+def _check_sources(given: Any, modality: str, where: str) -> None:
+    """Raises: DataError for a source by itself, and for what is none."""
+    kinds = (Path, Image.Image) if modality == "image" else (Path, tuple, list)
+    if not isinstance(given, tuple | list) or not all(isinstance(s, kinds) for s in given):
+        want, fix = "a tuple of paths and PIL pictures", 'For example image=(Path("a.png"),).'
+        if modality == "audio":
+            want, fix = "a tuple of paths and pairs", "For example audio=((samples, 16_000),)."
+        raise DataError(f"{where}, {modality}", got=repr(given)[:60], want=want, fix=fix)
 
 
 def read_questions(path: str | Path, *, answered: bool = True) -> list[Question]:
