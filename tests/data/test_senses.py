@@ -247,6 +247,12 @@ def test_a_file_of_questions_is_split_by_picture(tmp_path: Path) -> None:
     assert parts.record["parts"]["test"]["n"] == len(parts.test)
 
 
+def test_a_group_may_be_zero(tmp_path: Path) -> None:
+    lines = [{"question": word, "answer": "b", "group": i} for i in (0, 1) for word in "cd"]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [q.group for q in read_questions(tmp_path / "d.jsonl")] == ["0", "0", "1", "1"]
+
+
 def test_a_modality_or_a_length_that_is_not_there_is_refused() -> None:
     blind = Processor(Letters(), {"audio": ENCODERS["log-mel"]}, {"audio": lambda v: 2})
     with pytest.raises(ConfigError, match="got image, want audio alone"):

@@ -125,7 +125,7 @@ def _question(line: str, path: Path, where: str, answered: bool) -> Question:
         raise DataError(where, got="no answer", want="answer, or text", fix=fix)
     files = {m: _files(row.get(m), path.parent, f"{where}, {m}") for m in MARKS}
     first = next((str(f[0]) for f in files.values() if f), texts["question"] or "")
-    group = str(row.get("group") or first)
+    group = first if row.get("group") in (None, "") else str(row["group"])
     return Question(texts["question"] or "", answer, files["image"], files["audio"], group, where)
 
 
