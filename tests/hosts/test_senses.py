@@ -205,6 +205,15 @@ def test_a_batch_that_does_not_fit_is_refused(seeing: Any, rows: Asked) -> None:
         logits(deaf, answers_batch([rows[1]]))
 
 
+def test_ids_and_mask_may_come_by_place(seeing: Any, rows: Asked) -> None:
+    batch = answers_batch([rows[0], rows[1]])
+    want = logits(seeing, batch)
+    others = {n: t for n, t in batch.items() if n in ("image", "image_views", "audio", "asked")}
+    with torch.no_grad():
+        found = seeing(batch["input_ids"], batch["attention_mask"], **others).logits
+    assert torch.equal(found, want)
+
+
 def test_a_connector_counts_its_vectors() -> None:
     draws = torch.Generator().manual_seed(0)
     made = PlainConnector(6, 8, reads=16, vectors=4, by="mlp", grid=True, generator=draws)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -156,8 +157,11 @@ class Sees:
     """
 
     def __call__(self, host: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if args:  # by name, in whatever order the host has them
+            named = inspect.signature(host.forward).bind_partial(*args).arguments
+            args, kwargs = (), named | kwargs
         given = {name: kwargs.pop(name, None) for name in INPUTS}
-        ids = kwargs.get("input_ids", args[0] if args else None)
+        ids = kwargs.get("input_ids")
         if not isinstance(ids, Tensor) or kwargs.get("inputs_embeds") is not None:
             tell(host, None)
             return args, kwargs
@@ -170,7 +174,7 @@ class Sees:
         if hidden:  # some vectors are not to be read
             kwargs["attention_mask"] = mask
             kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        return args[1:], kwargs
+        return args, kwargs
 
 
 def modality_of(ids: Tensor) -> Tensor:
