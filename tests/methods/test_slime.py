@@ -163,6 +163,13 @@ def test_the_gate_mixes_two_experts() -> None:
     assert g.abs().max() > 0 and not torch.allclose(view.mixture(x), both)
 
 
+def test_the_gate_has_tokens_of_pictures_alone(model: Any) -> None:
+    row = make(model).rows([Question("what is <image>", None, image=(coloured(),))])[0]
+    batch = {n: t for n, t in answers_batch([row]).items() if n != "labels"}
+    (table,) = intarsia.expert_loads(model, [batch], by="modality").values()
+    assert table.tolist() == [[0, 0], [4, 4], [0, 0]]
+
+
 def test_each_stage_trains_and_reads_its_part(tmp_path: Path) -> None:
     settings_ = Slime(tiles=4, whole=4, queries=4, budget=12, over=Lora(2))
     model: Any = intarsia.apply(decoder(), settings_)

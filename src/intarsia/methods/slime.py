@@ -17,7 +17,7 @@ from ..core import Card, Cell, Paper
 from ..core.change import PlainChange, Plan
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError
-from ..data.senses.encoders import encoder
+from ..data.senses.encoders import MODALITIES, encoder
 from ..gating.random_source import RandomSource, seeded_by
 from ..hosts.senses.connectors import (
     AskedTokens,
@@ -210,7 +210,8 @@ class TiledView(Connector):
         queries = self.projector(self.whole(x))
         if self.stage == "global-queries":
             return queries
-        with self.gate.context.having(valid=None):  # which is of the text
+        own = torch.full(means.shape[:2], MODALITIES.index("image"))
+        with self.gate.context.having(valid=None, modality=own):  # the others are of the text
             g = self.gate(self.projector.norm(means)).dense()  # (P whole, 2)
         g = g.view(*means.shape[:2], 2).to(queries.dtype)
         return g[..., :1] * self.projector(means) + g[..., 1:] * queries
