@@ -210,5 +210,7 @@ def test_what_cannot_be_is_refused(model: Any) -> None:
             Slime(**given_)  # pyright: ignore
     with pytest.raises(ConfigError, match="at least 6"):
         set_budget(model, 5)
+    with pytest.raises(ConfigError, match="method.over, head=None"):
+        next(Slime(tiles=4, whole=4, queries=4, budget=12).phases(model))
     with pytest.raises(ConfigError, match="one with Slime"):
         tiled_view(intarsia.apply(decoder(), intarsia.Modalities(vectors=(4, 2))))

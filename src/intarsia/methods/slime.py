@@ -58,7 +58,8 @@ class Slime(PlainChange):
     budget: vectors of a picture, all parts and the separator counted; a small picture without tiles
       has `whole`.  None = by top_p: the largest s until their sum is above it. In training the
       others are masked, and in answers they are left out.
-    tau: of s; over: LoRA of the decoder in the last stage, None = the decoder stays frozen.
+    tau: of s; over: LoRA of the decoder in the last stage, None = the decoder stays frozen. It is
+      put in by intarsia.adapt(model, method.over, head=None), which `intarsia fit` does by itself.
 
     Trained in four stages, see `phases`. Answers' tokens are never looked at: the released selector
     reads them in training, and chooses otherwise afterwards. The sum over tokens is a mean here, so
@@ -114,10 +115,13 @@ class Slime(PlainChange):
         global-mlp: the projector, the gate held at it; global-queries: the resampler of the whole,
         the gate held at that; local: the resampler of tiles, without the global view; joint: all of
         them, the gate, and the LoRA of the decoder.
-        Raises: ConfigError for a model without this change.
+        Raises: ConfigError for a model without this change, or without the LoRA of `over`.
         """
         view = tiled_view(model)
         cells = [p for m in model.modules() if isinstance(m, Cell) for p in m.parameters()]
+        if self.over is not None and not cells:
+            fix = "Call model = intarsia.adapt(model, method.over, head=None), or set over=None."
+            raise ConfigError("model", got="no LoRA in the decoder", want="that of over", fix=fix)
         trained: dict[str, Iterable[nn.Parameter]] = {
             "global-mlp": list(view.projector.parameters()),
             "global-queries": [*view.whole.parameters(), *view.projector.parameters()],
