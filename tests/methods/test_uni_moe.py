@@ -68,6 +68,18 @@ def test_each_stage_trains_its_own() -> None:
     assert [p.name for p in UniMoe(shares=(0.5, 0, 0.5)).phases(model)] == ["alignment", "joint"]
 
 
+def test_a_start_after_an_interruption_trains_all_of_it() -> None:
+    model = model_of()
+    every = {n for n, p in model.named_parameters() if p.requires_grad}
+    steps = TINY.phases(model)
+    next(steps)
+    steps.close()
+    learned: set[str] = set()
+    for _ in TINY.phases(model):
+        learned = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert every <= learned
+
+
 def test_an_expert_learns_from_its_modality_alone() -> None:
     model = model_of()
     data = data_of(model)

@@ -76,7 +76,7 @@ class UniMoe(BesideAttention):
         return OutputExperts(router, self.over, site, generator=generator)
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, None]:
-        """Yields the stages; the model is left with what the last one trains.
+        """Yields the stages; the model is left with what the last one trains, if interrupted too.
 
         Raises: ConfigError for a model without connectors, or without the experts of this method.
         """
@@ -92,15 +92,19 @@ class UniMoe(BesideAttention):
             "experts": [*connectors, *(p for m in experts for p in m.experts.parameters())],
             "joint": [*connectors, *every],
         }
-        for stage, share in zip(STAGES, self.shares, strict=True):
-            if not share:
-                continue
-            for parameter in model.parameters():
-                parameter.requires_grad_(False)
-            for parameter in trained[stage]:
+        try:
+            for stage, share in zip(STAGES, self.shares, strict=True):
+                if not share:
+                    continue
+                for parameter in model.parameters():
+                    parameter.requires_grad_(False)
+                for parameter in trained[stage]:
+                    parameter.requires_grad_(True)
+                with by_modality(model, stage == "experts"):
+                    yield Phase(stage, share, last=stage == STAGES[-1])
+        finally:  # interrupted, too: another start has to find what is trained
+            for parameter in trained["joint"]:
                 parameter.requires_grad_(True)
-            with by_modality(model, stage == "experts"):
-                yield Phase(stage, share, last=stage == STAGES[-1])
 
 
 class ModalityRouter(TopKRouter):
