@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.layers import PatchDropout
 from torch import nn
 from torch.testing import assert_close
 
 from intarsia import Bottleneck, adapt
+from intarsia.adapters.bottleneck import WeightDropout
 from intarsia.data import backbone
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.one_run import run, shape_of
@@ -192,6 +195,41 @@ def test_only_runs_on_equal_trunks_step_together() -> None:
         block = together.base_of(model).blocks[0]
         block.register_forward_hook(lambda _m, _x, y: y + y.mean(0, keepdim=True))
     assert together.on_one_trunk(mixed, rows) is None
+
+
+@pytest.mark.parametrize("what", ["attention", "patches", "weights"])
+def test_whatever_is_dropped_is_drawn_as_alone(what: str) -> None:
+    both: list[Any] = models(2)
+    draws = torch.Generator().manual_seed(0)
+    for model in both:
+        host = together.base_of(model)
+        if what == "attention":
+            host.blocks[0].attn.attn_drop.p = 0.5  # drawn inside a fused attention
+        elif what == "patches":
+            host.patch_drop = PatchDropout(0.5)
+        for cell in (m for m in model.modules() if isinstance(m, WeightDropout)):
+            cell.p = 0.5 if what == "weights" else 0.0
+            cell.weight.data += torch.randn(cell.weight.shape, generator=draws)
+        model.train()
+    states = [torch.Generator().manual_seed(n).get_state() for n in range(4)]
+
+    @contextmanager
+    def own(number: int) -> Iterator[None]:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(states[number])
+            yield
+            states[number] = torch.get_rng_state()
+
+    rows = [torch.randn(3, 3, 32, 32, generator=draws) for _ in both]
+    with torch.no_grad():
+        joined = together.on_one_trunk(both, rows)
+        assert joined is not None
+        found = joined(rows, own)
+        joined.close()
+        states[2:] = [torch.Generator().manual_seed(n).get_state() for n in range(2)]
+        for number, (model, x) in enumerate(zip(both, rows, strict=True)):
+            with own(2 + number):
+                assert_close(found[number], model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_pieces_of_trials() -> None:

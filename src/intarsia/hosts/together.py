@@ -9,11 +9,10 @@ from itertools import chain
 from typing import Any, cast
 
 import torch
-from timm.layers import Attention, DropPath, Mlp
+from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from ..core import Cell
 from ..core.modes import evaluating, forward_as
@@ -143,6 +142,8 @@ def _is_open(module: nn.Module) -> bool:
     if isinstance(module, IntarsiaLayer):
         cells = list(module.intarsia_cells.children())
         return not any(isinstance(cell, Cell) and (cell.whole or cell.fused) for cell in cells)
+    if isinstance(module, Attention) and module.attn_drop.p:  # drawn by the attention itself
+        return False
     return type(module) in OPEN
 
 
@@ -155,9 +156,9 @@ def _same(modules: Sequence[nn.Module]) -> bool:
 def _draws(module: nn.Module) -> bool:
     """Whether anything in it is random in training, or looks at the whole batch."""
     for part in module.modules():
-        dropped = getattr(part, "p", 0.0) if isinstance(part, _DropoutNd) else 0.0
-        dropped = part.drop_prob if isinstance(part, DropPath) else dropped
-        if dropped or isinstance(part, RandomSource):
+        # dropout of values, of paths, of patches, of weights
+        shares = (getattr(part, name, None) for name in ("p", "drop_prob", "prob"))
+        if isinstance(part, RandomSource) or any(isinstance(s, int | float) and s for s in shares):
             return True
         if isinstance(part, _BatchNorm) and part.training:
             return True
