@@ -24,6 +24,7 @@ from intarsia.experiments.one_run import run, shape_of
 from intarsia.experiments.pool import Trial, TrialEnd, pieces, run_trials
 from intarsia.hosts import together
 from intarsia.train.loop import Loop
+from intarsia.train.stack import Seat, Seated, stacked
 
 START = Experiment(Pictures("mini/synthetic-location", images=21, val=17, test=19)).changed(
     model="test_vit", size=32, pretrained=False, epochs=2, batch_size=8, last_blocks=2, lr=1e-2,
@@ -159,6 +160,25 @@ def test_runs_at_different_steps_go_on_together(
     for n in range(2):
         run(inputs(tmp_path / f"alone-{n}", **METHODS["mosa"], seed=n))
         equal(tmp_path / str(n), tmp_path / f"alone-{n}")
+
+
+def test_draws_of_a_gpu_move_on_from_step_to_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A counter in place of a GPU's generator: each forward draws its next number."""
+    gpu = [torch.zeros(1, dtype=torch.int64)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [gpu[0].clone()])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda states: gpu.__setitem__(0, *states))
+
+    class Draws(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gpu[0] = gpu[0] + 1
+            return x + gpu[0]
+
+    def job(seat: Seat) -> list[int]:
+        model = Seated(Draws(), seat)
+        return [int(model(torch.zeros(1))) for _ in range(3)]
+
+    assert stacked([job, job], lambda *_: None) == [[1, 2, 3], [1, 2, 3]]
 
 
 def test_what_may_step_together() -> None:

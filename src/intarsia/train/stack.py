@@ -148,16 +148,20 @@ class Stack:
 
 
 class _OwnDraws:
-    """Inside, torch draws as a run does; its state moves on."""
+    """Inside, torch draws as a run does, on every device; its states move on."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.state = state
 
     def __enter__(self) -> None:
         torch.set_rng_state(self.state["torch"])
+        if self.state["cuda"]:
+            torch.cuda.set_rng_state_all(self.state["cuda"])
 
     def __exit__(self, *_: object) -> None:
         self.state["torch"] = torch.get_rng_state()
+        if self.state["cuda"]:
+            self.state["cuda"] = torch.cuda.get_rng_state_all()
 
 
 class Seat:
