@@ -15,7 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import intarsia
 from intarsia import UnionOfExperts
@@ -289,6 +296,13 @@ def test_an_attention_with_a_forward_of_its_own_is_refused(decoder: Any) -> None
     with pytest.raises(TargetError, match="forward of its own"):
         cut(other, 4, 2)
     assert type(attention_from(cut(decoder, 4, 2).model.layers[0].self_attn)) is type(part)
+
+
+def test_scores_that_a_tanh_cuts_are_refused() -> None:
+    settings: dict[str, Any] = TEXT | {"head_dim": 4, "initializer_range": 0.02}
+    gemma = Gemma2ForCausalLM(Gemma2Config(**settings, attn_logit_softcapping=5.0))
+    with pytest.raises(TargetError, match="Gemma2Attention"):
+        UnionOfExperts(3, 1, layers=(1,)).plan(gemma)
 
 
 def test_what_each_expert_takes_is_shown(vit: Any, x: Tensor, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ...routers.union import UnionRouter
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 NORMS = ("q_norm", "k_norm")
+SOFTCAP = "attn_logit_softcapping"
 KNOWN = "timm's Attention, or q_proj, k_proj, v_proj, o_proj with rotary positions (Llama, Qwen)"
 
 
@@ -39,7 +40,8 @@ def heads_of(path: str, module: nn.Module) -> HeadCounts:
         if children <= plain and all(type(m) is nn.Linear for m in (own.qkv, own.proj)):
             return HeadCounts(own.qkv.in_features, own.num_heads, causal=False)
     elif set(LINEARS) <= children <= {*LINEARS, *NORMS}:
-        whole = not getattr(module, "sliding_window", None)
+        # a window, or scores cut by a tanh (Gemma 2): the kinds that are built have neither
+        whole = not any(getattr(module, n, None) for n in ("sliding_window", SOFTCAP))
         if whole and all(type(getattr(module, n)) is nn.Linear for n in LINEARS):
             q, causal = own.q_proj, bool(getattr(module, "is_causal", True))
             return HeadCounts(q.in_features, q.out_features // own.head_dim, causal)
