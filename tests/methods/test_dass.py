@@ -221,6 +221,38 @@ def test_equal_seeds_give_equal_searches() -> None:
     assert torch.equal(*found)
 
 
+def test_a_killed_search_ends_in_the_same_alpha(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, rows = Dass(0.3, (0, 1, 1)), TensorDataset(*pictures())
+    how = QUICK | {"batch_size": 4, "checkpoint_steps": 1}
+    sizes, nets = CellSizes(classes=3, inputs=1, channels=1, cells=1, nodes=1), list[Supernet]()
+    for _ in range(3):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            nets.append(Supernet(sizes, pictures(), batch_size=2, lr=0.05))
+    whole, killed, again = nets
+    want = fit_in_phases(whole, method, rows, **how).found
+    step = Supernet.before_step
+
+    def stops(self: Supernet, at: int, steps: int) -> None:
+        if at == 1:
+            raise KeyboardInterrupt
+        step(self, at, steps)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Supernet, "before_step", stops)
+        fit_in_phases(killed, method, rows, out=tmp_path / "run", **how)
+    found = fit_in_phases(again, method, rows, out=tmp_path / "run", resume=True, **how).found
+    assert torch.equal(again.alpha, whole.alpha) and found.genotype == want.genotype
+
+
+def test_a_search_in_half_precision_holds_alpha_in_float32() -> None:
+    net = supernet()
+    fit_in_phases(net, Dass(0.3, (0, 1, 1)), TensorDataset(*pictures()), precision="bf16", **QUICK)
+    assert net.alpha.dtype == torch.float32
+
+
 def test_scores_alone_leave_the_weights_as_they_were() -> None:
     net = small()
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))

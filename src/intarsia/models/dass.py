@@ -265,9 +265,10 @@ class Supernet(Cells):
         self.searching = False
         shape = (2, sum(n + 2 for n in range(sizes.nodes)), len(OPERATIONS))
         draw = torch.Generator().manual_seed(mix(seed, 7))
-        start = 1e-3 * torch.randn(shape, generator=draw)
-        self.alpha = nn.Parameter(start, requires_grad=False)  # no other optimiser moves it
-        for name in ("first", "second"):  # Adam's moments, saved with a run
+        # buffers: saved with a run, and no other optimiser moves them
+        self.alpha: Tensor
+        self.register_buffer("alpha", 1e-3 * torch.randn(shape, generator=draw))
+        for name in ("first", "second"):  # Adam's moments
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
