@@ -33,6 +33,7 @@ from intarsia.models.dass import (
 from intarsia.partitions.topk import keep_top
 from intarsia.schedules import masked_weights
 from intarsia.schedules.scored import Scored, mask_of, put_scores, take_scores
+from intarsia.train.precision import cast_frozen
 
 SIZES = CellSizes(classes=3, inputs=1, channels=2, cells=2, nodes=2)
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "lr": 0.05, "trackers": ()}
@@ -267,6 +268,21 @@ def test_scores_alone_leave_the_weights_as_they_were() -> None:
     phase = next(steps)
     assert phase.last and phase.schedule is not None
     assert all(p.requires_grad for p in net.parameters()) and len(rows) == 16
+
+
+def test_in_half_precision_weights_come_back_in_float32_and_unrounded() -> None:
+    net = small()
+    before = net[2].bias.detach().clone() + 2**-20  # pyright: ignore
+    net[2].bias.data.copy_(before)  # pyright: ignore
+    steps = Dass(0.5).phases(net)
+    next(steps), next(steps)
+    cast_frozen(net, "bf16")
+    next(steps)
+    assert torch.equal(net[2].bias, before)  # pyright: ignore
+    rows = TensorDataset(torch.randn(8, 4), torch.arange(8) % 3)
+    fit_in_phases(net := small(), Dass(0.5), rows, precision="bf16", **QUICK)
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert net(torch.randn(2, 4)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(

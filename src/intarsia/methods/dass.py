@@ -67,8 +67,12 @@ class Dass:
             yield Phase("dense", dense)
         if isinstance(model, Supernet):
             model.searching = True
+        before = [p.data for p in trained]
         paths = put_scores(model, self.density, self.layers, alone=not searches)
         yield Phase("search" if searches else "scores", scores, last=searches)
+        for parameter, data in zip(trained, before, strict=True):
+            if parameter.dtype != data.dtype:  # what is frozen is held in the precision of the run
+                parameter.data = data.to(parameter.device)
         found = take_scores(model, paths)
         for parameter in trained:
             parameter.requires_grad_(True)
