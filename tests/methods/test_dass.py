@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.testing import assert_close
-from torch.utils.data import TensorDataset
+from torch.utils.data import TensorDataset, default_collate
 
 from intarsia import Dass, fit_in_phases
-from intarsia.core.errors import ConfigError
+from intarsia.core.errors import ConfigError, DataError
 from intarsia.models.dass import (
     OPERATIONS,
     CellSizes,
@@ -301,6 +301,14 @@ def test_in_half_precision_weights_come_back_in_float32_and_unrounded() -> None:
 def test_what_cannot_be_is_refused(make: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make()
+
+
+def test_validation_data_are_looked_at_before_a_training() -> None:
+    x, y = pictures()
+    for val in (TensorDataset(x, y), (x, y[:-1]), (x[:0], y[:0]), (x,), None):
+        with pytest.raises(DataError, match=r"val of a supernet: got \w+, want \(pictures, labels"):
+            Supernet(SIZES, val)  # pyright: ignore
+    Supernet(SIZES, default_collate([*TensorDataset(x, y)]))
 
 
 def test_a_picture_names_every_edge_of_both_cells(tmp_path: Path) -> None:

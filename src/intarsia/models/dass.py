@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.checks import at_least
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, DataError
 from ..core.seeds import mix
 from .dass_picture import Cell, Node, cell_svg
 
@@ -242,7 +242,7 @@ class Supernet(Cells):
     While `searching`, each step of a training is preceded by a step of Adam (.5, .999; 1e-3 decay)
     on alpha, by the gradient of the loss on a batch of `val`; see `architecture_gradient`.
     val: pictures and labels.  train, xi: for the unrolled gradient; xi = 0 is the first order.
-    Raises: ConfigError for xi without train.
+    Raises: ConfigError for xi without train; DataError for other data than two tensors.
     """
 
     def __init__(
@@ -260,6 +260,9 @@ class Supernet(Cells):
         if xi and train is None:
             fix = "Pass train=(pictures, labels), or leave xi at 0."
             raise ConfigError("xi", got=f"{xi} without train", want="training pictures", fix=fix)
+        _check_pair("val", val)
+        if train is not None:
+            _check_pair("train", train)
         self.val, self.train_rows, self.xi = val, train, xi
         self.lr, self.batch_size, self.seed = lr, batch_size, seed
         self.searching = False
@@ -325,6 +328,16 @@ class Supernet(Cells):
                 row += number + 2
             cells.append(tuple(nodes))
         return Genotype(*cells)
+
+
+def _check_pair(name: str, pair: Any) -> None:
+    """Raises: DataError for a set that is not two tensors of equal length."""
+    found: Any = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, None)
+    x, y = (part if isinstance(part, Tensor) else torch.zeros(0) for part in found)
+    if not len(x) == len(y) > 0:
+        got, want = type(pair).__name__, "(pictures, labels), tensors of one length"
+        fix = "Stack the samples of a data set: default_collate([*dataset])."
+        raise DataError(f"{name} of a supernet", got=got, want=want, fix=fix)
 
 
 def architecture_gradient(
