@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import TensorDataset
 
@@ -19,6 +20,7 @@ from intarsia.core.errors import CheckpointError, ConfigError, TrainingError
 from intarsia.mixtures import Mixture, StackedExperts
 from intarsia.routers import TopK
 from intarsia.schedules import (
+    Bdwp,
     Dsl,
     FixedMask,
     Gradual,
@@ -257,6 +259,26 @@ def test_layers_are_named_by_globs() -> None:
         masked_weights(model, ["c", "d"])
     with pytest.raises(ConfigError, match="no layer that is trained"):
         masked_weights(model.requires_grad_(False))
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_a_weight_that_is_computed_cannot_be_masked(norm: Callable[..., Any]) -> None:
+    model: Any = net()
+    norm(model[0])
+    assert list(masked_weights(model, computed=True)) == ["0.weight", "2.weight"]
+    for schedule in (RigL(0.5), Gradual(0.5), Bdwp("1:2")):
+        with pytest.raises(ConfigError, match=r"layer '0': got a weight that is computed.*remove_"):
+            fit(model, rows(), schedule=schedule, **OPTIONS)
+    with pytest.raises(ConfigError, match="layer '0'"):
+        prune(model, 0.5)
+    assert list(masked_weights(model, ["2"])) == ["2.weight"]
+    if norm is parametrizations.weight_norm:
+        parametrize.remove_parametrizations(model[0], "weight")
+    else:
+        nn.utils.remove_weight_norm(model[0])
+    fit(model, rows(), schedule=Gradual(0.5, every=1), **OPTIONS)
+    assert density_of(model) == pytest.approx(0.5, abs=0.01)
 
 
 def test_masks_of_another_run_are_refused() -> None:

@@ -41,7 +41,7 @@ class _Watched:
 
 def kept_of(model: nn.Module) -> Kept:
     """Where weights are not 0."""
-    return {n: w.detach() != 0 for n, w in masked_weights(model).items()}
+    return {n: w.detach() != 0 for n, w in masked_weights(model, computed=True).items()}
 
 
 def trained(method: Any) -> tuple[nn.Module, PhasedRun]:

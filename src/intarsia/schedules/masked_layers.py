@@ -17,14 +17,18 @@ POINTWISE, TABLES = "1x1", "tables"
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
-def masked_weights(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, Any]:
+def masked_weights(
+    model: nn.Module, layers: Sequence[str] | None = None, *, computed: bool = False
+) -> dict[str, Any]:
     """The weights of linear maps and convolutions that are trained, by parameter name, each once.
 
     Of stacked experts a weight is the stack (E, out, in), named by its parameter.
     layers: see `SparseSchedule`; a grouped convolution, or a layer of a router, only where a glob
     without "*" names it; an embedding where "tables" or more than "*" does, and one that shares its
-    weight where its path does.
-    Raises: ConfigError where a glob matches no layer, nothing is left, or a table cannot be masked.
+    weight where its path does.  computed: with those that a layer computes anew from others, as a
+    weight norm does, which no mask reaches.
+    Raises: ConfigError where a glob matches no layer, nothing is left, a table cannot be masked, or
+    a weight is computed and was not asked for.
     """
     users = Counter(
         id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, *EMBEDDINGS))
@@ -48,6 +52,8 @@ def masked_weights(model: nn.Module, layers: Sequence[str] | None = None) -> dic
             left = dense and place not in globs
             if globs and isinstance(module, EMBEDDINGS):
                 _check_table(place, module, users[id(weight)] > 1 and place not in globs)
+            if globs and not left and not computed:
+                _check_held(place, module, name)
             if globs and not left and weight.requires_grad and id(weight) not in seen:
                 seen.add(id(weight))
                 found[whole] = weight
@@ -57,6 +63,16 @@ def masked_weights(model: nn.Module, layers: Sequence[str] | None = None) -> dic
         fix = "See model.named_modules(); '*' takes all linear maps and convolutions."
         raise ConfigError("layers to mask", got=got, want="layers of the model", fix=fix)
     return found
+
+
+def _check_held(path: str, module: nn.Module, name: str) -> None:
+    """Raises: ConfigError for a weight that is trained by way of others, as in a weight norm."""
+    others = (n for n, p in module.named_parameters() if p.requires_grad and n != "bias")
+    if name not in module._parameters and any(others):
+        fix = "Take the weight norm off first, parametrize.remove_parametrizations(layer, 'weight')"
+        fix += " or nn.utils.remove_weight_norm(layer), or name layers=... without it."
+        got = "a weight that is computed from others"
+        raise ConfigError(f"layer {path!r}", got=got, want="a parameter", fix=fix)
 
 
 def _check_table(path: str, table: Any, shared: bool) -> None:
