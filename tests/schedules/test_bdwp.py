@@ -104,6 +104,26 @@ def test_convolutions_group_by_channel_at_each_place_of_the_kernel(same: bool) -
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
 
 
+def test_a_transposed_convolution_groups_its_own_inputs_and_outputs() -> None:
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose2d(8, 6, 2, stride=2)  # its weight is (in, out, 2, 2)
+    w_f, w_b = (naive(layer.weight.detach(), 1, 2, axis) for axis in (0, 1))
+    x = torch.randn(2, 8, 3, 3, requires_grad=True)
+    dy = torch.randn(2, 6, 7, 7)
+    run = nn.functional.conv_transpose2d
+    size: Any = {"stride": 2, "output_padding": 1}
+    (dx,) = torch.autograd.grad(run(x, w_b, **size), x, dy)
+    with Bdwp("1:2").training(layer) as end:
+        y = layer(input=x, output_size=(7, 7))
+        y.backward(dy)
+        end()
+    torch.testing.assert_close(y, run(x, w_f, layer.bias, **size))
+    torch.testing.assert_close(x.grad, dx, rtol=1e-4, atol=1e-5)
+    assert torch.equal(layer.weight.detach(), w_f)
+    with pytest.raises(ShapeError, match="got 8"), Bdwp("1:3", pad=False).training(layer):
+        pass
+
+
 @given(sizes, st.integers(0, 9))
 def test_n_of_each_group_is_kept(size: tuple[int, ...], seed: int) -> None:
     out, inside, n, more = size

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from ..partitions.patterns import largest
 from .masked_layers import masked_weights
 
 DIRECTIONS = ("both", "forward", "backward")
-INPUTS, OUTPUTS = 1, 0  # axes of a weight (out, in, ...)
+INPUTS, OUTPUTS = 1, 0  # axes of a weight (out, in, ...); of a transposed convolution's the other
 
 
 @runtime_checkable
@@ -93,13 +93,15 @@ class Bdwp:
         one_of("directions", self.directions, DIRECTIONS)
         NofM.read(self.pattern)
 
-    def along(self, axis: int) -> NofM:
-        """The pattern along an axis of a weight (out, in, ...)."""
-        return NofM.read(self.pattern, axis)
+    def along(self, axis: int, layer: nn.Module | None = None) -> NofM:
+        """The pattern along INPUTS or OUTPUTS of a layer's weight, (out, in, ...) if None."""
+        turned = bool(getattr(layer, "transposed", False))  # (in, out, ...)
+        return NofM.read(self.pattern, 1 - axis if turned else axis)
 
-    def seen(self, weight: Tensor, axis: int) -> Tensor:
-        """W_f, along the inputs (1), or W_b, along the outputs (0)."""
-        return weight.detach() * n_of_m_mask(weight, self.along(axis))
+    def seen(self, layer: Any, axis: int) -> Tensor:
+        """W_f, along the inputs, or W_b, along the outputs."""
+        weight: Tensor = layer.weight
+        return weight.detach() * n_of_m_mask(weight, self.along(axis, layer))
 
     @contextmanager
     def training(self, model: nn.Module) -> Generator[Callable[[], None]]:
@@ -121,7 +123,7 @@ class Bdwp:
         axes = {"both": (INPUTS, OUTPUTS), "forward": (INPUTS,), "backward": (OUTPUTS,)}
         for axis in axes[self.directions] if not self.pad else ():
             try:
-                self.along(axis).groups(layer.weight)
+                self.along(axis, layer).groups(layer.weight)
             except ShapeError as error:
                 fix = "Use pad=True, or name layers=... without it."
                 want = f"multiples of m in {self.pattern}"
@@ -129,20 +131,25 @@ class Bdwp:
         return layer
 
     def _forward(
-        self, layer: Any, own: Callable[..., Tensor], call: Callable[[], None], *args: Tensor
+        self,
+        layer: Any,
+        own: Callable[..., Tensor],
+        call: Callable[[], None],
+        *args: Any,
+        **kwargs: Any,
     ) -> Tensor:
         """The layer's own forward, with W_f and, for the gradient of its input, W_b."""
         call()
-        weight: Tensor = layer.weight
-        ahead = weight if self.directions == "backward" else self.seen(weight, INPUTS)  # W_f
+        weight, own = cast(Tensor, layer.weight), partial(own, *args, **kwargs)
+        ahead = weight if self.directions == "backward" else self.seen(layer, INPUTS)  # W_f
         if not torch.is_grad_enabled():
-            return _computed(layer, own, ahead, args)
+            return _computed(layer, own, ahead)
         if self.directions == "forward":
-            return _computed(layer, own, instead(weight, ahead), args)
+            return _computed(layer, own, instead(weight, ahead))
         with torch.no_grad():
-            y = _computed(layer, own, ahead, args)
-        back = instead(weight, self.seen(weight, OUTPUTS))  # W_b; dW goes to all of W
-        return instead(_computed(layer, own, back, args), y)
+            y = _computed(layer, own, ahead)
+        back = instead(weight, self.seen(layer, OUTPUTS))  # W_b; dW goes to all of W
+        return instead(_computed(layer, own, back), y)
 
     @torch.no_grad()
     def _end(self, layers: dict[str, Any], called: set[str]) -> None:
@@ -152,18 +159,16 @@ class Bdwp:
             what = f"Weights that the model reads without calling their layer stay dense: {left}."
             warnings.warn(what, stacklevel=2)
         for name in called:
-            layers[name].weight.copy_(self.seen(layers[name].weight, INPUTS))
+            layers[name].weight.copy_(self.seen(layers[name], INPUTS))
 
 
-def _computed(
-    layer: nn.Module, own: Callable[..., Tensor], weight: Tensor, args: tuple[Tensor, ...]
-) -> Tensor:
+def _computed(layer: nn.Module, own: Callable[[], Tensor], weight: Tensor) -> Tensor:
     """The layer's own forward with another weight."""
     held: dict[str, Any] = layer._parameters
     before = held["weight"]
     held["weight"] = weight
     try:
-        return own(*args)
+        return own()
     finally:
         held["weight"] = before
 
