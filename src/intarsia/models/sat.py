@@ -175,11 +175,14 @@ def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerS
     """
     found: list[LayerShape] = []
 
-    def note(name: str, layer: Any, _: Any, y: Tensor) -> None:
+    def note(name: str, layer: Any, args: Any, y: Tensor) -> None:
         groups = getattr(layer, "groups", 1)
-        outputs, inside, *kernel = layer.weight.shape
-        places = batch * y.numel() // outputs
-        sizes = outputs // groups, inside, math.prod(kernel), places, groups
+        first, second, *kernel = layer.weight.shape
+        sizes = first // groups, second
+        places = batch * y.numel() // first
+        if getattr(layer, "transposed", False):  # (in, out, ...); each input goes to all taps
+            sizes, places = sizes[::-1], batch * args[0].numel() // first
+        sizes = *sizes, math.prod(kernel), places, groups
         found.append(LayerShape(name, *sizes, prunes=groups == 1))
 
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
