@@ -121,6 +121,37 @@ def test_widths_and_ranks_are_those_of_the_paper() -> None:
     assert (mlp.fc1.weight.shape, mlp.fc2.weight.shape) == ((512, 32), (32, 512))
 
 
+@pytest.mark.parametrize("density", [0.5, 0.25, 0.1])
+def test_a_flattened_map_is_as_wide_as_its_channels(density: float) -> None:
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3, 4), nn.Flatten()),
+        *(nn.Linear(5 * 9, 12), nn.ReLU(), nn.Linear(12, 3)),
+    )
+    model = intarsia.apply(net, SparseIft("wide", density))
+    assert outputs(model).shape == (4, 3)
+    assert all(row.after == row.before for row in flop_audit(model))
+
+
+class Beside(nn.Module):
+    """A layer that reads two layers' outputs side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 7), nn.Linear(7, 9)
+        self.three, self.head = nn.Linear(16, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return self.head(self.three(torch.cat([y, self.two(y)], -1)))
+
+
+def test_widths_side_by_side_are_whole_multiples_or_refused() -> None:
+    with pytest.raises(TargetError, match=r"'three': got 16 inputs.*Set density=0.111111"):
+        SparseIft("wide", 0.1).plan(Beside())
+    model = intarsia.apply(Beside(), SparseIft("wide", 0.111111))
+    assert model(torch.ones(2, 4)).shape == (2, 2)
+
+
 def test_layers_are_the_sums_that_they_say() -> None:
     x = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     layers, norms = [nn.Linear(5, 4) for _ in range(3)], [nn.LayerNorm(4) for _ in range(3)]

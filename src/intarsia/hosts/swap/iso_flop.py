@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -97,13 +97,33 @@ def _widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
         if depthwise not in (1, ins) or (not reads and layer.weight[0].numel() < 2):
             got, want = f"{depthwise} groups or one input", "a plain or a depthwise convolution"
             raise TargetError(f"layer {path!r}", got=got, want=want, fix="Use another kind.")
-        ins = ins if number == 0 or reads else _wider(ins, density)
+        if number and not reads:
+            ins = _wider_inputs(path, layer, layers[number - 1][1], made, density)
         yield path, ins, outs if layer is last else _wider(outs, density)
     for path, module in host.named_modules():
         own = list(module.parameters(recurse=False)) or list(module.buffers(recurse=False))
         if own and not isinstance(module, nn.Linear | nn.Conv2d | BATCH_NORM):
             want, fix = "layers and batch norms", "Use kind='parallel', 'factorised' or 'doped'."
             raise TargetError(f"module {path!r}", got=type(module).__name__, want=want, fix=fix)
+
+
+def _wider_inputs(path: str, layer: Any, before: Any, made: Collection[int], density: float) -> int:
+    """The new inputs of a layer that reads others; before: the layer that is named before it.
+
+    Raises: TargetError for inputs that rounded widths do not add up to.
+    """
+    (ins, _), outs, times = _sizes(layer), _sizes(before)[1], density**-0.5
+    if abs(times - round(times)) < 1e-5:
+        return _wider(ins, density)
+    flat = isinstance(layer, nn.Linear) and isinstance(before, nn.Conv2d)
+    if flat and ins != outs and ins % outs == 0:  # the places of a map side by side
+        return _wider(outs, density) * (ins // outs)
+    if ins not in made:
+        got, want = f"{ins} inputs, of several layers", "those of one layer"
+        near = 1 / max(2, round(times)) ** 2
+        fix = f"Set density={near:.6g}, whose widths are whole multiples, or use another kind."
+        raise TargetError(f"layer {path!r}", got=got, want=want, fix=fix)
+    return _wider(ins, density)
 
 
 def of_tokens(host: nn.Module) -> bool:
