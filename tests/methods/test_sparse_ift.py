@@ -189,6 +189,10 @@ def test_timms_norms_keep_their_activation() -> None:
 def test_linear_branches_do_not_fold() -> None:
     with pytest.raises(FoldError, match="LayerNorm"):
         intarsia.fold(intarsia.apply(vit(), SparseIft("parallel")))
+    net = convolutions()
+    net[3].norm_one = nn.BatchNorm2d(6, track_running_stats=False)
+    with pytest.raises(FoldError, match="BatchNorm2d, want batch norms with statistics"):
+        intarsia.fold(intarsia.apply(net, SparseIft("parallel")))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -37,9 +37,11 @@ class Parallel(nn.Module):
         Raises: FoldError for norms whose statistics depend on the sample.
         """
         kind = type(self.norms[0]).__name__
-        if not isinstance(self.norms[0], BATCH_NORM):
+        if not all(isinstance(n, BATCH_NORM) and n.running_var is not None for n in self.norms):
             fix = "Keep the branches: save the model with intarsia.save."
-            raise FoldError("parallel branches", got=kind, want="batch norms", fix=fix)
+            raise FoldError(
+                "parallel branches", got=kind, want="batch norms with statistics", fix=fix
+            )
         layer, norm = (cast(Any, copy.deepcopy(part[0])) for part in (self.layers, self.norms))
         weight, shift = torch.zeros_like(layer.weight), torch.zeros_like(norm.bias)
         for branch, own in zip(self.layers, cast("list[Any]", list(self.norms)), strict=True):
