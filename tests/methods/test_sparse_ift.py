@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia import FixedMask, RigL, Set, SparseIft, fit, flop_audit
+from intarsia import FixedMask, Gradual, RigL, Set, SparseIft, fit, flop_audit
 from intarsia.core.errors import ConfigError, FoldError, TargetError
 from intarsia.methods.sparse_ift import KINDS
 from intarsia.mixtures.iso_flop import Doped, Parallel
@@ -297,6 +297,9 @@ def test_schedules_that_would_change_the_count_are_refused() -> None:
     model = intarsia.apply(convolutions(), SparseIft("wide", 0.25))
     with pytest.raises(ConfigError, match=r"RigL\(density=None\)"):
         fit(model, rows(), schedule=RigL(density=0.5), **QUICK)
+    for density in (0.1, 0.25):  # of layers that are not all as dense
+        with pytest.raises(ConfigError, match=r"got Gradual\(density.*want as many weights"):
+            fit(model, rows(), schedule=Gradual(density), **QUICK)
     with pytest.raises(ConfigError, match="zeros would be filled"):
         fit(model, rows(), schedule=lambda *_: None, **QUICK)
     with pytest.raises(ConfigError, match="without a zero"):

@@ -164,6 +164,11 @@ class SparseIft(PlainChange):
                 want = f"{self.density}, as the model has, or None"
                 raise ConfigError("schedule's density", got=schedule.density, want=want, fix=fix)
             return replace(settings, density=None, layers=layers)
+        if (asked := getattr(schedule, "density", None)) is not None:
+            got = f"{type(schedule).__name__}(density={asked})"
+            fix = "Use RigL(density=None), Set(density=None), FixedMask(), or leave it out."
+            want = "as many weights in each layer as it has"
+            raise ConfigError("schedule of an iso-FLOP model", got=got, want=want, fix=fix)
         return replace(settings, layers=layers)
 
     def _sparse(self, path: str) -> list[str]:
