@@ -142,6 +142,15 @@ def test_the_cubic_schedule() -> None:
     assert schedule.density_at(10, 100) == 1 and schedule.density_at(60, 100) == 0.25
 
 
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 30), st.integers(1, 9))
+def test_a_run_of_any_length_comes_to_its_density(
+    start: float, stop: float, steps: int, every: int
+) -> None:
+    schedule = Gradual(0.25, *sorted((start, stop)), every=every)
+    due = [step for step in range(steps) if schedule.due(step, steps)]
+    assert due and schedule.density_at(due[-1], steps) == 0.25
+
+
 @pytest.mark.parametrize(
     "schedule",
     [

@@ -56,13 +56,17 @@ class Gradual(MaskSettings):
 
     def due(self, step: int, steps: int) -> bool:
         """Every so many steps between the ends, and at the stop."""
-        first, last = round(self.start * steps), round(self.stop * steps)
-        last = min(last, steps - 1)
+        first, last = self._ends(steps)
         return first <= step <= last and ((step - first) % self.every == 0 or step == last)
+
+    def _ends(self, steps: int) -> tuple[int, int]:
+        """The first and the last step that prune; of a run of few steps they may be one."""
+        last = min(round(self.stop * steps), steps - 1)
+        return min(round(self.start * steps), last), last
 
     def density_at(self, step: int, steps: int) -> float:
         """The density that a step asks for."""
-        first, last = round(self.start * steps), min(round(self.stop * steps), steps - 1)
+        first, last = self._ends(steps)
         return 1 - cubic(
             (step - first) / max(1, last - first) if last > first else 1.0, 0.0, 1 - self.density
         )
