@@ -230,6 +230,16 @@ def test_the_smallest_go_and_the_largest_scores_come(size: int, drop: float, see
     assert int(at_random.sum()) == int(found.sum()) == int(kept.sum())
 
 
+@pytest.mark.parametrize("choose", [{"select": "val"}, {"patience": 1}])
+def test_the_best_epoch_is_one_of_the_density_that_was_asked_for(choose: dict[str, Any]) -> None:
+    model, late = net(), Gradual(0.2, every=1, stop=0.8)
+    val = TensorDataset(*(t[40:] for t in rows(60).tensors))  # other samples
+    how = OPTIONS | {"epochs": 10, "lr": 0.3}  # so that early epochs are better
+    run = fit(model, rows(), val, schedule=late, **how, **choose)
+    assert run.record["results"]["selection"]["epoch"] >= 9
+    assert density_of(model) == pytest.approx(0.2, abs=0.01)
+
+
 def test_growing_needs_a_score_or_a_generator() -> None:
     with pytest.raises(ConfigError, match=r"torch\.Generator"):
         grow(torch.ones(3), torch.ones(3).bool(), 0.3)

@@ -244,6 +244,11 @@ class Masking:
             }
         )
 
+    def pruning(self, step: int, steps: int) -> bool:
+        """Whether, after so many steps, weights are still to go until the density of the end."""
+        density = getattr(self.schedule, "density_at", None)
+        return density is not None and density(step - 1, steps) > density(steps, steps)
+
     @property
     def changes(self) -> int:
         """How often the masks have changed."""

@@ -273,7 +273,10 @@ class Loop:
             self.val_scores = self.at.step, found
             self._note("val", epoch, found.scores())
             best, value = self.at.best, found.best
-            if self.recipe.select == "val" and (best is None or value > best.value):
+            masks = self.learner.masking  # an epoch before the density that is asked for is none
+            early = masks is not None and masks.pruning(self.at.step, self.steps)
+            chosen = self.recipe.select == "val" and not early
+            if chosen and (best is None or value > best.value):
                 self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))
 
     def _evaluate(self, dataset: Dataset[Any]) -> Scores:

@@ -98,7 +98,8 @@ class Recipe:
     must depend on these only, so that a resumed run sees the same; or a `schedules.ByFit`;
     or a `schedules.SparseSchedule`, whose masks the checkpoint holds; or a `LayerSchedule`.
     clip: largest gradient norm.
-    select: "last" epoch, or the best on "val" (which must share no sample with train).
+    select: "last" epoch, or the best on "val" (which must share no sample with train); of
+      a schedule that prunes little by little, among the epochs that have its density.
     patience: stop after so many scores on val in a row that are no better than the best, whose
       epoch is then the result; implies select="val".  loss: see `LossOptions`.
     ema: decay of a moving average of the trained weights, which is scored and is the result; None =
