@@ -206,6 +206,26 @@ def test_rigl_exchanges_weights_and_keeps_their_number() -> None:
     assert any(not torch.equal(start[n], after[n]) for n in start)
 
 
+@pytest.mark.parametrize("store", ["dense", "vectors"])
+def test_gradients_that_overflow_change_no_mask(store: str) -> None:
+    model: Any = net()
+    masking = Masking(RigL(0.5, every=1, store=store), model, 0)
+    before = masking.digest()
+    with masking.masked.training():
+        masking.before(1, 10)
+        (model(torch.ones(2, 6)) * torch.tensor([torch.nan, 1.0, torch.inf])).sum().backward()
+    assert masking.replaces(1, 10)
+    masking.regrow(1, 10)
+    assert masking.digest() == before and not masking.changes
+    with masking.masked.training():
+        model.zero_grad()
+        masking.before(2, 10)
+        model(torch.randn(8, 6)).square().sum().backward()
+    masking.replaces(2, 10)
+    masking.regrow(2, 10)
+    assert masking.changes == 1
+
+
 def naive_grow(w: Tensor, kept: Tensor, drop: float, score: Tensor) -> Tensor:
     places = range(w.numel())
     count = int(kept.sum())

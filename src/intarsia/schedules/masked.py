@@ -220,8 +220,13 @@ class Masking:
         return False
 
     def regrow(self, step: int, steps: int) -> None:
-        """Change the masks by the dense gradients of the step, or by those that it remembers."""
-        self._change(self.seen if self.memory else self._dense(), (step, steps))
+        """Change the masks by the dense gradients of the step, or by those that it remembers.
+
+        They stay where a gradient is not finite, as after a scaled loss that has overflowed.
+        """
+        found = self.seen if self.memory else self._dense()
+        if all(bool(torch.isfinite(gradient).all()) for gradient in found.values()):
+            self._change(found, (step, steps))
         self._watch(None)
 
     def _change(self, gradients: Mapping[str, Tensor], at: tuple[int, int]) -> None:
