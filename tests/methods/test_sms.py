@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -275,11 +276,16 @@ def test_bad_candidates_are_refused(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_are_refused() -> None:
     wrong: list[dict[str, Any]] = [
         {"density": 0.0}, {"rounds": 0}, {"candidates": 0}, {"vary": "sead"}, {"pick": "best"},
-        {"values": (1,)}, {"vary": "length"},
+        {"values": (1,)}, {"vary": "length"}, {"retrain": "clr"}, {"values": (1, "two", 3)},
+        {"vary": "weight_decay", "values": (0, 1e-4, "1e-4x")},
+        {"vary": "weight_decay", "values": (0, 1e-4, -1)},
+        {"vary": "length", "values": (1, 2, 0)}, {"vary": "length", "values": (1, 2, math.nan)},
+        {"vary": "retrain", "values": ("llr", "clr", "cosine")},
     ]  # fmt: skip
-    for settings in wrong:
+    for settings in wrong:  # before a candidate is trained
         with pytest.raises(ConfigError):
             SparseModelSoup(**settings)
+    assert SparseModelSoup(vary="length", values=("1", 2, 0.5)).values == (1.0, 2.0, 0.5)
     with pytest.raises(ConfigError, match="kind"):
         Retrain("linear")
 

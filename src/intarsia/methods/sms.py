@@ -16,7 +16,7 @@ from ..core.errors import ConfigError
 from ..mixtures.sparse_soup import distance, greedy, mixed
 from ..schedules import FixedMask, masked_weights, prune
 from ..schedules.phases import EndedTraining, Phase, Settle
-from ..schedules.retrain import Retrain
+from ..schedules.retrain import RETRAIN, Retrain
 
 VARIED = ("seed", "weight_decay", "length", "retrain")
 PICKS = ("uniform", "greedy")
@@ -70,9 +70,13 @@ class SparseModelSoup:
         at_least("candidates", self.candidates, 1)
         one_of("vary", self.vary, VARIED)
         one_of("pick", self.pick, PICKS)
+        if not isinstance(self.retrain, Retrain):
+            fix = "Use Retrain('clr'), or {'kind': 'clr'} in a file."
+            raise ConfigError("retrain", got=repr(self.retrain), want="a Retrain", fix=fix)
         if len(self.values) != self.candidates and (self.values or self.vary != "seed"):
             want, fix = f"{self.candidates}, one for each candidate", "Pass values=(...)."
             raise ConfigError("values", got=f"{len(self.values)}", want=want, fix=fix)
+        object.__setattr__(self, "values", tuple(_value(self.vary, v) for v in self.values))
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Soup]:
         """Each candidate of each round; the last one of a round ends as the soup."""
@@ -91,7 +95,7 @@ class SparseModelSoup:
                 settle = partial(self._settle, states=states, chosen=chosen, far=far, last=last)
                 yield Phase(
                     f"round-{number}-candidate-{i + 1}",
-                    length=float(self.values[i]) if self.vary == "length" else 1.0,
+                    length=self.values[i] if self.vary == "length" else 1.0,
                     last=last and number == self.rounds,
                     schedule=FixedMask(layers=self.layers) if found.density() < 1 else None,
                     options=self._options(i, seed, moved),
@@ -105,11 +109,11 @@ class SparseModelSoup:
         retrain = self.retrain
         options: dict[str, Any] = {}
         if self.vary == "retrain":
-            retrain = Retrain(str(self.values[i]), retrain.original, retrain.share)
+            retrain = Retrain(self.values[i], retrain.original, retrain.share)
         elif self.vary == "weight_decay":
-            options["weight_decay"] = float(self.values[i])
+            options["weight_decay"] = self.values[i]
         elif self.vary == "seed":
-            options["seed"] = int(self.values[i]) if self.values else seed + i
+            options["seed"] = self.values[i] if self.values else seed + i
         factor = retrain.factor(moved)
         return options if factor is None else options | {"lr_factor": factor}
 
@@ -143,6 +147,22 @@ class SparseModelSoup:
         chosen.append(tuple(sorted(members)))
         far.append(distance(states, state))
         put(state)
+
+
+def _value(vary: str, value: Any) -> Any:
+    """One of `values`, which a shell may have given as text.  Raises: ConfigError."""
+    if vary == "retrain":
+        one_of("values", value, RETRAIN)
+        return value
+    try:
+        found = int(value) if vary == "seed" else float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        fix = "For example: values=(1, 2, 3)"
+        raise ConfigError("values", got=repr(value), want=f"a number, a {vary}", fix=fix) from error
+    if vary == "length":
+        above("values", found, 0, "Try 1.0, the epochs of the run.")
+    at_least("values", found, 0)
+    return found
 
 
 def _copy(model: nn.Module) -> State:
