@@ -13,6 +13,7 @@ import torch
 from prune_models import bert, hf_vit, llama, mobile, padded, pictures, rows, vit
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
 
 import intarsia
 from intarsia.core.errors import (
@@ -126,6 +127,32 @@ def test_rows_become_batches() -> None:
     assert shapes == [(8, 32), (2, 32), (3, 40)] and "labels" not in found[0]
     assert [len(b) for b in batched(torch.zeros(10, 3, 4, 4), size=8)] == [8, 2]
     assert batched(pictures())[0].shape == (6, 3, 32, 32)
+
+
+def test_a_data_loader_gives_batches() -> None:
+    found = [llama(1), llama(1)]
+    loader = DataLoader([{"input_ids": row["input_ids"]} for row in rows(10)], batch_size=5)
+    intarsia.sparsify(found[0], intarsia.Wanda(0.5), loader)
+    intarsia.sparsify(found[1], intarsia.Wanda(0.5), list(loader))
+    one, two = (model.state_dict() for model in found)
+    assert all(torch.equal(t, two[n]) for n, t in one.items())
+    pairs = batched(DataLoader(TensorDataset(torch.zeros(6, 3, 8, 8), torch.zeros(6)), 4))
+    assert [tuple(x.shape) for x in pairs] == [(4, 3, 8, 8), (2, 3, 8, 8)]
+
+
+def test_what_is_no_calibration_is_refused() -> None:
+    wrong: list[tuple[Any, str]] = [
+        (["a text", "another"], "got a str, want rows of tokens.*load_texts"),
+        ([{"input_ids": [1, 2, 3]}] * 8, "got 'input_ids', a list"),
+        ("austen", "got a str, want rows or batches"),
+        (None, "got a NoneType, want rows or batches"),
+        ({"input_ids": torch.ones(8, 32).long()}, r"got a dict.*\[batch\]"),
+    ]
+    for calib, says in wrong:
+        refused(DataError, says, model=llama(1), calib=calib)
+    refused(DataError, "got 0 rows", model=vit(), calib=torch.zeros(0, 3, 32, 32))
+    with pytest.raises(DataError, match="got a str"):
+        intarsia.apply(llama(1), intarsia.Wanda(0.5), ["a text"])
 
 
 def test_the_line_of_a_block() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,16 +18,29 @@ OF_TRAINING = 128  # rows, where a training's own are taken
 
 
 def check_rows(batches: Sequence[Any]) -> None:
-    """Raises: DataError for no calibration rows, or too few or too short rows of tokens."""
+    """Raises: DataError for no calibration rows, what is none, or too few or too short ones."""
+    for batch in batches:
+        check_tensors(inputs_of(batch))
     shapes = [tuple(t.shape) for b in batches if (t := _tokens(inputs_of(b))) is not None]
     count, length = sum(s[0] for s in shapes), min((s[1] for s in shapes), default=0)
-    if batches and not shapes:
-        return  # pictures
+    pictures = [t for b in batches for t in _named(inputs_of(b)).values() if t.dim()]
+    if not shapes and any(map(len, pictures)):
+        return
     if count < ROWS or length < LENGTH:
         got = f"{count} rows of {length} tokens and more"
         want = f"at least {ROWS} rows of {LENGTH} tokens, to estimate moments of all channels"
         fix = "Pass more or longer rows: load_texts('austen', tokenizer, length=512).train[:128]."
         raise DataError("calibration", got=got, want=want, fix=fix)
+
+
+def check_tensors(given: Any) -> None:
+    """Raises: DataError for inputs that are no tensors, such as texts."""
+    for name, value in _named(given).items():
+        if not isinstance(value, Tensor):
+            got = f"{f'{name!r}, ' if name else ''}a {type(value).__name__}"
+            want, fix = "rows of tokens or pictures, as tensors", "Load texts as rows of tokens: "
+            fix += "load_texts('austen', tokenizer, length=512).train[:128]."
+            raise DataError("calibration", got=got, want=want, fix=fix)
 
 
 def _tokens(given: Any) -> Tensor | None:
@@ -54,12 +67,14 @@ def batched(calib: Any, size: int = BATCH) -> list[Any]:
     """Rows as batches a model takes: those of a data set are stacked where they are as long.
 
     calib: a tensor of rows, a data set or a list of rows ({"input_ids": (T,)}, or (input, label)),
-    or a list of batches.
+    or batches, in a list, a data loader or whatever else gives one after the other.
+    Raises: DataError for anything else.
     """
     if isinstance(calib, Tensor):
         return list(calib.split(size))
-    rows = [calib[i] for i in range(len(calib))]
-    rows = [row[0] if isinstance(row, (tuple, list)) else row for row in rows]
+    rows = [row[0] if isinstance(row, (tuple, list)) else row for row in _listed(calib)]
+    for row in rows:
+        check_tensors(row)
     if rows and all(_single(row) for row in rows):
         groups: list[list[Any]] = []
         for row in rows:
@@ -72,6 +87,16 @@ def batched(calib: Any, size: int = BATCH) -> list[Any]:
                 groups.append([row])
         return [_stacked(group) for group in groups]
     return rows
+
+
+def _listed(calib: Any) -> list[Any]:
+    """Data sets are read by number, as a loader reads them; all else one after the other."""
+    by_number = hasattr(calib, "__getitem__") and hasattr(calib, "__len__")
+    if isinstance(calib, (str, Mapping)) or not (by_number or isinstance(calib, Iterable)):
+        fix = "Pass a list of rows or batches, such as [batch], or load_texts(...).train."
+        got, want = f"a {type(calib).__name__}", "rows or batches"
+        raise DataError("calibration", got=got, want=want, fix=fix)
+    return [calib[i] for i in range(len(calib))] if by_number else list(calib)
 
 
 def _single(row: Any) -> bool:
