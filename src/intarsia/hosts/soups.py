@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
 from ..mixtures.sparse_soup import State, mixed
+from .prune.files import check_shards, decoded
 
 
 def soup(
@@ -19,7 +20,7 @@ def soup(
     """sum_i w_i theta_i of models that were trained from one pruned model with the same mask.
 
     candidates: models, tensors by name, or folders with safetensors: of `save_pretrained`, of
-      `save`, or runs of `intarsia fit`, of which it is what they have learned.
+      `save` or `save_sparse`, or runs of `intarsia fit`, of which it is what they have learned.
     weights: shares that add up to 1, None = all equal.
 
     model.load_state_dict(soup([a, b, c]))
@@ -27,7 +28,7 @@ def soup(
     soup` does that for runs, and chooses by validation with --greedy. An average of adapters
     (LoRA's two factors) is not the average of what they do: train them from one start.
     Raises: ConfigError unless the candidates have the same names, shapes, types and zeros;
-    CheckpointError for a folder without weights, or damaged ones.
+    CheckpointError for a folder without weights, or damaged, missing or quantised ones.
     Source: arXiv:2306.16788, section 3; Wortsman et al. (2022).
     """
     names = [str(c) if isinstance(c, str | Path) else str(i + 1) for i, c in enumerate(candidates)]
@@ -47,12 +48,14 @@ def _state(candidate: str | Path | nn.Module | State) -> State:
         got, want = "no *.safetensors", "a run, or a folder with weights"
         fix = "Check the path."
         raise CheckpointError(f"candidate {candidate}", got=got, want=want, fix=fix)
+    check_shards(folder)
     try:
-        return {name: t for file in files for name, t in load_file(file).items()}
+        stored = {name: t for file in files for name, t in load_file(file).items()}
     except (SafetensorError, OSError) as error:
         got, fix = f"{type(error).__name__}: {error}", "Restore it from a copy."
         what, want = f"candidate {candidate}", "whole files of weights"
         raise CheckpointError(what, got=got, want=want, fix=fix) from error
+    return decoded(folder, stored)
 
 
 ADAPTER_FOLDER = "adapter"  # of a run

@@ -104,6 +104,56 @@ def test_an_old_folder_of_compressed_tensors_opens(tmp_path: Path) -> None:
         read_tensors(old)
 
 
+def test_a_folder_without_a_shard_is_refused(tmp_path: Path) -> None:
+    llama(2).save_pretrained(tmp_path / "old", max_shard_size="20KB")
+    shards = sorted((tmp_path / "old").glob("*.safetensors"))
+    whole = read_tensors(tmp_path / "old")
+    assert len(shards) > 1 and whole.keys() <= llama(2).state_dict().keys()
+    shards[0].unlink()
+    for reads in (
+        lambda: intarsia.convert_sparse(tmp_path / "old", tmp_path / "new"),
+        lambda: intarsia.soup([tmp_path / "old", tmp_path / "old"]),
+    ):
+        with pytest.raises(CheckpointError, match=f"got no '{shards[0].name}'.*index.json names"):
+            reads()
+    for text in ("{", "[1]", '{"weight_map": 1}'):
+        (tmp_path / "old" / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"index.json.*as save_pretrained wrote it"):
+            read_tensors(tmp_path / "old")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_damaged_configuration_is_refused(text: str, tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config.json: got (no readable JSON|a list)"):
+        intarsia.convert_sparse(tmp_path, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_folders_with_bitmasks_are_averaged_as_their_models(tmp_path: Path) -> None:
+    one, two = sparse(), sparse()
+    with torch.no_grad():
+        for p in two.parameters():
+            p.mul_(1.5)
+    other = llama(2)
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight[:, ::2] = 0
+    for name, model in (("one", one), ("two", two), ("other", other)):
+        intarsia.save_sparse(model, tmp_path / name, layout="bitmask")
+    found = intarsia.soup([tmp_path / "one", tmp_path / "two"])
+    state = one.state_dict()
+    assert found.keys() <= state.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, 1.25 * state[name])
+    with pytest.raises(ConfigError, match="they differ in .* places of model.layers.0"):
+        intarsia.soup([tmp_path / "one", tmp_path / "other"])
+    (tmp_path / "int4").mkdir()
+    save_file({"a.weight_packed": torch.ones(2)}, tmp_path / "int4" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="quantised weights"):
+        intarsia.soup([tmp_path / "int4", tmp_path / "int4"])
+
+
 def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="hosts.export_timm"):
         intarsia.save_sparse(vit(), tmp_path / "a")

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -116,11 +116,22 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
         for path in old.iterdir():
             if path.suffix in TEXTS and path.name not in (CONFIG, INDEX):
                 shutil.copy(path, scratch / path.name)
-        config = json.loads((old / CONFIG).read_text("utf-8")) if (old / CONFIG).is_file() else {}
+        config = _object(old / CONFIG) if (old / CONFIG).is_file() else {}
         config = {name: value for name, value in config.items() if name not in SAVED_BY}
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         _write(scratch, tensors, layout)
     return new
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds.  Raises: CheckpointError for a damaged one, or a list."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path, f"no readable JSON ({error})", "save_pretrained") from error
+    if not isinstance(found, dict):
+        raise damaged(path, f"a {type(found).__name__}", "save_pretrained")
+    return cast("dict[str, Any]", found)
 
 
 def _packed_folder(old: Path, new: Path) -> Path:
@@ -146,18 +157,41 @@ def _packed_folder(old: Path, new: Path) -> Path:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All weights of a folder, by name, those with a bitmask as they were.
 
-    Raises: CheckpointError for no weights, or files that are damaged or hold something else.
+    Raises: CheckpointError for no weights, or files that are damaged, missing or hold something
+    else.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         want, fix = "*.safetensors", "Give a folder of save_pretrained or of `intarsia sparsify`."
         raise CheckpointError(str(folder), got="no weights", want=want, fix=fix)
+    check_shards(folder)
     stored: dict[str, Tensor] = {}
     for path in files:
         try:
             stored |= load_file(path)
         except (OSError, SafetensorError) as error:
             raise damaged(path, f"no readable safetensors file ({error})") from error
+    return decoded(folder, stored)
+
+
+def check_shards(folder: Path) -> None:
+    """Raises: CheckpointError for a folder without some of the files that its index names."""
+    names = _object(folder / INDEX).get("weight_map") if (folder / INDEX).is_file() else {}
+    if not isinstance(names, Mapping):
+        raise damaged(folder / INDEX, "no 'weight_map'", "save_pretrained")
+    named = {str(name) for name in cast("Mapping[str, Any]", names).values()}
+    missing = sorted(named - {path.name for path in folder.iterdir()})
+    if missing:
+        want, fix = f"every file that {INDEX} names", "Copy the folder again from its source."
+        got = f"no {missing[0]!r} ({len(missing)} missing)"
+        raise CheckpointError(str(folder), got=got, want=want, fix=fix)
+
+
+def decoded(folder: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a folder's tensors, those with a bitmask as they were.
+
+    Raises: as `read_tensors`.
+    """
     _check_parts(folder, stored)
     names = {n.rpartition(".")[0] for n in stored if n.endswith(".bitmask")}
     of_them = {f"{name}.{part}" for name in names for part in PARTS}
