@@ -172,6 +172,10 @@ def test_what_cannot_be_searched_is_refused() -> None:
     for batches in ([], [batch()[0]]):
         with pytest.raises(DataError, match="labels"):
             search(mlp(), RandomSearch(0.5, 2), batches)
+    for score in ("snip", "epoch"):
+        with pytest.raises(ConfigError, match=f"score '{score}': got no parameter that is trained"):
+            search(mlp().requires_grad_(False), RandomSearch(0.5, 2, score), [batch()])
+    assert search(mlp().requires_grad_(False), RandomSearch(0.5, 2), [batch()])
     for net in (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Linear(4, 2)), nn.Linear(3, 2)):
         with pytest.raises(TargetError, match="in a row"):
             search(net, RandomSearch(0.5, 1))

@@ -55,8 +55,9 @@ class RandomSearch(PlainChange):
     rank: 0 = the best, 1 = the next, ...   With draws=1 it is a random choice, and needs no batch.
 
     model = apply(net, RandomSearch(density=0.1, draws=100), [(images, labels)]); fit(model, train)
-    Raises: ConfigError for settings that cannot be, or a layer without a unit left; DataError for
-    batches without labels; TargetError for a model without hidden layers of linear maps.
+    Raises: ConfigError for settings that cannot be, a layer without a unit left, or a score by
+    gradients of a frozen model; DataError for batches without labels; TargetError for a model
+    without hidden layers of linear maps.
     Source: paper, whose finding is that the selected ones learn no better than random ones: use it
     as a baseline of other searches.
     """
@@ -113,6 +114,12 @@ def search(
         got = "none" if not held else "inputs alone"
         fix = "Pass [(images, labels), ...], or draws=1 for a random choice."
         raise DataError("batches of a search", got=got, want="some with labels", fix=fix)
+    if settings.score != "loss" and not any(p.requires_grad for p in host.parameters()):
+        got, fix = (
+            "no parameter that is trained",
+            "Use score='loss', or model.requires_grad_(True).",
+        )
+        raise ConfigError(f"score {settings.score!r}", got=got, want="some", fix=fix)
     score, found = SCORES[settings.score], list[Candidate]()
     with evaluating(host):
         for i in range(settings.draws):
