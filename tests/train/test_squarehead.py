@@ -137,6 +137,9 @@ def test_settings_and_teachers_that_cannot_be_are_refused() -> None:
     for wrong in ({"ce": -1.0}, {"feature": 0.0}, {"temperature": 0.0}, {"eps": 0.0}):
         with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: got"):
             SquareHead(nn.Linear(2, 2), **wrong)
+    plain_net = nn.Sequential(nn.Linear(4, 2))
+    with pytest.raises(ConfigError, match="no repeated block.*`distill` in place of SquareHead"):
+        SquareHead(plain_net)(plain_net, torch.ones(1, 4), lambda logits: logits.sum())
     student = llama(0)
     with pytest.raises(ConfigError, match="teacher of SquareHead: got none"):
         loss(SquareHead(), student)

@@ -233,7 +233,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     large = [v for k, v in groups.items() if len(v) > 1 and sizes[k] * 2 >= max(sizes.values())]
     if not large:
         what, got = f"blocks of {type(model).__name__}", "no repeated block in a ModuleList"
-        fix = "Leave out the deep alignment term (deep=0)."
+        fix = "Leave out what compares blocks: deep=0, or `distill` in place of SquareHead."
         raise ConfigError(what, got=got, want="at least two", fix=fix)
     return max(large, key=len)
 
