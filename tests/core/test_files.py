@@ -44,6 +44,34 @@ def test_a_folder_is_replaced_with_all_that_was_in_it(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").write_text("hours")
+    with pytest.raises(ConfigError, match="runs: got a folder, want a file.*Name a file"):
+        write_text(tmp_path / "runs", "a page")
+    with pytest.raises(ConfigError, match="got a folder"), writing(tmp_path / "graph") as scratch:
+        scratch.write_text("graph")  # what is written beside it, neither
+        scratch.with_name("runs").write_text("weights")
+    assert (tmp_path / "runs" / "mine").read_text() == "hours"
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+
+
+def test_files_of_others_are_spared(tmp_path: Path) -> None:
+    def save() -> None:
+        with writing(tmp_path / "folder", spare=True) as scratch:
+            scratch.mkdir()
+            (scratch / "weights").write_text("new")
+
+    (tmp_path / "folder").mkdir()
+    save()
+    save()  # an earlier one of its kind is replaced
+    (tmp_path / "folder" / "thesis").write_text("years")
+    with pytest.raises(ConfigError, match="'thesis' in it, want a new folder"):
+        save()
+    assert (tmp_path / "folder" / "thesis").read_text() == "years"
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
 def test_what_is_written_beside_comes_along(tmp_path: Path) -> None:
     with writing(tmp_path / "graph.onnx") as scratch:
         scratch.with_name("graph.onnx.data").write_text("weights")

@@ -21,12 +21,14 @@ DEEP = 100  # levels of JSON: no file of ours has more than a dozen
 
 
 @contextmanager
-def writing(target: str | Path) -> Generator[Path, None, None]:
+def writing(target: str | Path, *, spare: bool = False) -> Generator[Path, None, None]:
     """Gives a path of the same name, to write a file or a folder at; puts it in place at the end.
 
     What else was written beside it (a graph's weights) is put beside the target, before it. All is
     on the disk before it takes its name; after an error, or a kill, the target is as it was.
-    Raises: TrainingError if it cannot be written.
+    spare: a folder with files that the new one has not is no earlier one of its kind, and stays.
+    Raises: ConfigError for a file where a folder is, and for what is spared; TrainingError if it
+    cannot be written.
     """
     target = Path(target)
     try:
@@ -39,6 +41,8 @@ def writing(target: str | Path) -> Generator[Path, None, None]:
         yield folder / target.name
         for path in folder.rglob("*"):
             sync(path)
+            if path.parent == folder:
+                _check_replaced(target.with_name(path.name), path, spare)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):
             place = target.with_name(path.name)
             if place.is_dir():  # a folder with files in it cannot be replaced in one step
@@ -56,8 +60,24 @@ def writing(target: str | Path) -> Generator[Path, None, None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _check_replaced(old: Path, new: Path, spare: bool) -> None:
+    """Raises: ConfigError for a folder that would be lost."""
+    if not old.is_dir():
+        return
+    if not new.is_dir():
+        fix = "Name a file, which may be in that folder."
+        raise ConfigError(f"writing to {old}", got="a folder", want="a file", fix=fix)
+    theirs = {path.name for path in old.iterdir()} - {path.name for path in new.iterdir()}
+    if spare and theirs:
+        got, want = f"{min(theirs)!r} in it", "a new folder, or one that was written like this"
+        raise ConfigError(f"folder {old}", got=got, want=want, fix="Choose another name.")
+
+
 def write_text(target: str | Path, content: str | bytes) -> Path:
-    """Write or replace a file; characters that UTF-8 has not become "?".  Returns its path."""
+    """Write or replace a file; characters that UTF-8 has not become "?".  Returns its path.
+
+    Raises: ConfigError where a folder is; TrainingError if it cannot be written.
+    """
     raw = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
     with writing(target) as scratch:
         scratch.write_bytes(raw)

@@ -130,10 +130,11 @@ def read_queries(path: str | Path) -> dict[str, str]:
 def write_collection(parts: Mapping[str, Collection], folder: str | Path) -> Path:
     """Write collections of the same documents, by their part, in BEIR's layout.
 
-    Raises: UnknownName for another part; TrainingError if it cannot be written.
+    Raises: UnknownName for another part; ConfigError for a folder with other files;
+    TrainingError if it cannot be written.
     """
     folder = Path(folder)
-    with writing(folder) as scratch:
+    with writing(folder, spare=True) as scratch:
         (scratch / "qrels").mkdir(parents=True)
         docs = next(iter(parts.values())).docs
         _write(scratch / "corpus.jsonl", ({"_id": n, "title": "", "text": t}

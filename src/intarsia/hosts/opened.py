@@ -35,7 +35,7 @@ def save_language_model(
     if not callable(getattr(getattr(host, "config", None), "save_pretrained", None)):
         want, fix = "a model of transformers", "Use intarsia.save."
         raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
-    with writing(folder) as scratch:
+    with writing(folder, spare=True) as scratch:
         save(model, scratch)
         host.config.save_pretrained(scratch)
         if tokenizer is not None:

@@ -107,7 +107,7 @@ def write_relabelled(source: str, target: str | Path, placement: Placement) -> P
     host.config.use_cache = read_json(Path(source, "config.json")).get("use_cache", True)
     order = placement.relabelling().tolist()
     said = {"devices": placement.devices, "order": order, "of": digests(Path(source))}
-    with writing(target) as scratch:
+    with writing(target, spare=True) as scratch:
         scratch.mkdir()
         host.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)

@@ -60,8 +60,8 @@ def save_sparse(
     record: file name -> what it holds as JSON.
 
     Raises: TargetError for a model with adapters, or of another library, or without layers to pack;
-    MissingExtra for "pack-quantized" without compressed-tensors; ConfigError for an unknown layout;
-    TrainingError if it cannot be written.
+    MissingExtra for "pack-quantized" without compressed-tensors; ConfigError for an unknown layout,
+    and a folder with other files in it; TrainingError if it cannot be written.
     """
     one_of("layout", layout, (*LAYOUTS, PACKED))
     host: Any = base_of(model)
@@ -72,7 +72,7 @@ def save_sparse(
         want, fix = "a model of transformers", "Use intarsia.save, or hosts.export_timm for timm."
         raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
     parts, quantised = packed(host) if layout == PACKED else ({}, None)
-    with writing(folder) as scratch:
+    with writing(folder, spare=True) as scratch:
         host.save_pretrained(scratch)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)

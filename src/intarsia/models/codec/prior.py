@@ -121,7 +121,7 @@ class Prior:
     def save(self, folder: str | Path, about: Mapping[str, Any] | None = None) -> Path:
         """Write prior.safetensors and prior.json into a folder.  about: what else to note.
 
-        Raises: TrainingError if it cannot be written.
+        Raises: ConfigError for a folder with other files; TrainingError if it cannot be written.
         """
         said = {
             "method": "recombiner",
@@ -130,7 +130,7 @@ class Prior:
             "beta": self.beta,
             **(about or {}),
         }
-        with writing(folder) as scratch:
+        with writing(folder, spare=True) as scratch:
             scratch.mkdir()
             tensors = {k: v.contiguous() for k, v in self._tensors().items()}
             safetensors.torch.save_file(tensors, scratch / TENSORS)

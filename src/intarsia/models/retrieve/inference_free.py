@@ -147,9 +147,9 @@ class InferenceFree:
     def save(self, folder: str | Path) -> Path:
         """Write what `SparseEncoder(folder)` loads, and idf.json (token -> weight) for engines.
 
-        Raises: TrainingError if it cannot be written.
+        Raises: ConfigError for a folder with other files; TrainingError if it cannot be written.
         """
-        with writing(folder) as scratch, quietly():
+        with writing(folder, spare=True) as scratch, quietly():
             self.encoder.save_pretrained(str(scratch), create_model_card=False)
             write_json(scratch / IDF, self.queries.table(), indent=None)
         return Path(folder)
