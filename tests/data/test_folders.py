@@ -32,6 +32,17 @@ def test_folders_of_parts(make_folder: Make, val: str) -> None:
     assert {part: len(images) for part, images in sets.items()} == {"train": 6, "val": 2, "test": 4}
 
 
+def test_parts_in_capitals_are_no_classes(make_folder: Make) -> None:
+    sets = read_folder(make_folder({"Train/a": 3, "Train/b": 3, "TEST/a": 1, "TEST/b": 1}))
+    assert {part: images.classes for part, images in sets.items()} == dict.fromkeys(
+        ("train", "test"), ("a", "b")
+    )
+
+
+def test_vehicles_have_a_class_of_trains(make_folder: Make) -> None:
+    assert read_folder(make_folder({"Car": 2, "Train": 2}))["all"].classes == ("Car", "Train")
+
+
 def test_a_class_called_test_is_a_class_when_there_is_no_train(make_folder: Make) -> None:
     assert read_folder(make_folder({"test": 2, "control": 2}))["all"].classes == ("control", "test")
 

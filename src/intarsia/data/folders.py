@@ -61,8 +61,9 @@ def _directory(root: Path) -> Path:
 
 def _parts(root: Path) -> dict[str, Path]:
     """Folders of the parts; empty when there is no train folder."""
+    inside = sorted(path for path in root.iterdir() if path.is_dir())
     found = {
-        part: [root / name for name in names if (root / name).is_dir()]
+        part: [folder for folder in inside if _is_part(folder, names)]
         for part, names in PARTS.items()
     }
     if not found["train"]:
@@ -72,6 +73,13 @@ def _parts(root: Path) -> dict[str, Path]:
             got, fix = " and ".join(folder.name for folder in folders), "Merge them or rename one."
             raise DataError(f"part {part!r} of {str(root)!r}", got=got, want="one folder", fix=fix)
     return {part: folders[0] for part, folders in found.items() if folders}
+
+
+def _is_part(folder: Path, names: tuple[str, ...]) -> bool:
+    """Train/ is one, too, where it holds classes: else it is a class, as of vehicles."""
+    if folder.name in names:
+        return True
+    return folder.name.lower() in names and any(path.is_dir() for path in folder.iterdir())
 
 
 def _read_classes(root: Path) -> ImageSet:
