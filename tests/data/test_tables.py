@@ -66,6 +66,7 @@ def test_a_label_of_many_digits(make_folder: Make) -> None:
         ("image,label", [], "an empty table"),
         ("image,label", ["x/00.png,a", "x/01.png,a"], "only a"),
         ("image,label", ["x/00.png,a", "x/09.png,b"], "09.png"),
+        ("image,label", ["x/00.png,a", "x/01.png,"], "line 3 .*a row without a picture or a label"),
         ("image,label,part", ["x/00.png,a,fold1", "x/01.png,b,fold1"], "fold1"),
         ("image,label,part", ["x/00.png,a,train", "x/01.png,b,test"], "no picture of b"),
     ],
@@ -79,6 +80,7 @@ def test_a_label_of_many_digits(make_folder: Make) -> None:
         "empty",
         "one class",
         "missing file",
+        "no label in a row",
         "unknown part",
         "no class",
     ],
@@ -121,6 +123,25 @@ def test_parquet_and_an_unreadable_cell(tmp_path: Path, picture: Picture) -> Non
     table.add_column("label", ["a", "b", "b"]).to_parquet(str(tmp_path / "u.parquet"))
     with pytest.raises(DataError, match=r"u\[1\]"):
         read_datasets(tmp_path / "u.parquet")
+
+
+@pytest.mark.parametrize("label", [[0, None, 1], ["a", None, "b"]])
+def test_parquet_rows_without_a_label_or_a_picture(
+    tmp_path: Path, picture: Picture, label: list[Any]
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["a", "b"])
+    kind = names if label[0] == 0 else datasets.Value("string")
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    pictures: list[Any] = [picture(i) for i in range(3)]
+    for columns, says in (
+        ({"image": pictures, "label": label}, "line 2 .*without a picture or a label"),
+        ({"image": [*pictures[:2], None], "label": [*label[:1], *label[::2]]}, "got no picture"),
+    ):
+        table = datasets.Dataset.from_dict(columns, features=features)
+        table.to_parquet(str(tmp_path / "t.parquet"))
+        with pytest.raises(DataError, match=says):
+            read_datasets(tmp_path / "t.parquet")
 
 
 def test_a_folder_of_parquet_files(tmp_path: Path, picture: Picture) -> None:

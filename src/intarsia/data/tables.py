@@ -59,11 +59,12 @@ def read_table(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet
     label = _column(names, LABEL_COLUMNS, file.name)
     for number, row in zip(lines, rows, strict=True):
         if not isinstance(row.get(image), str) or not row[image] or row.get(label) is None:
-            got, want = "a row without a picture or a label", "both in every row"
-            fix = "Complete the row, or delete it."
-            raise DataError(f"line {number} of {file}", got=got, want=want, fix=fix)
+            raise _incomplete(number, file)
     cells = [row[label] for row in rows]
     several = has_several(label, cells, file)
+    for number, cell in zip(lines, cells, strict=True):
+        if not (several or str(cell).strip()):
+            raise _incomplete(number, file)
     found = label_sets(cells, file, lines) if several else [(str(cell),) for cell in cells]
     classes = sorted({name for names in found for name in names})
     if all(name.isdecimal() and len(name) < 19 for name in classes):
@@ -80,6 +81,12 @@ def read_table(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet
         name = file.parent.name if file.name in LABELS else file.stem
         sets[part] = ImageSet(name, paths, own, tuple(classes), source=file.suffix[1:].lower())
     return _checked(sets, file, on_error)
+
+
+def _incomplete(line: int, file: Path) -> DataError:
+    got, want = "a row without a picture or a label", "both in every row"
+    fix = "Complete the row, or delete it."
+    return DataError(f"line {line} of {file}", got=got, want=want, fix=fix)
 
 
 Rows = tuple[list[int], Sequence[str], list[dict[str, Any]]]
@@ -190,6 +197,9 @@ def _picture(dataset: Any, index: int) -> Picture:
 
 def _encoded(table: Any, column: str, index: int) -> Picture:
     cell = table[index][column]
+    if cell is None:
+        what, fix = f"row {index + 1}", "Complete the row, or delete it."
+        raise DataError(what, got="no picture", want="one in every row", fix=fix)
     return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
 
 
@@ -210,6 +220,8 @@ def _from_table(table: Any, name: str) -> ImageSet:
     label = _column(table.column_names, LABEL_COLUMNS, name)
     values = list(table[label])
     feature = table.features[label]
+    if None in values:
+        raise _incomplete(values.index(None) + 1, Path(name))
     if has_several(label, values, Path(name)):
         found = label_sets(values, Path(name), range(1, len(values) + 1))
         inner: Any = getattr(feature, "feature", None)
