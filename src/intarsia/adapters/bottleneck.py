@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core import Card, Cell, Paper, Site
 from ..core.cell import Units
-from ..core.checks import at_least, below_one, one_of
+from ..core.checks import below_one, one_of, whole
 from ..core.errors import FoldError, TargetError
 
 Linear = Callable[[Tensor], Tensor]
@@ -88,7 +88,7 @@ class Bottleneck:
         one_of("init", self.resolved("init"), ("zero", "houlsby"))
         if isinstance(self.resolved("scale"), str):
             one_of("scale", self.resolved("scale"), SCALES)
-        at_least("bottleneck", self.bottleneck, 1, "Try 16.")
+        whole("bottleneck", self.bottleneck, 1, "Try 16.")
         for name in ("dropout", "weight_dropout"):
             below_one(name, getattr(self, name))
         if self.weight_dropout:

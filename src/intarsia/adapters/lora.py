@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Cell, Paper, Site
-from ..core.checks import at_least, below_one
+from ..core.checks import below_one, whole
 from ..core.errors import TargetError
 
 Linear = Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", tuple(self.roles))
-        at_least("rank", self.rank, 1, "Try 8 or 16.")
+        whole("rank", self.rank, 1, "Try 8 or 16.")
         below_one("dropout", self.dropout)
 
     def build(self, site: Site, *, generator: torch.Generator) -> LoraCell:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from numbers import Integral
 
 from .errors import ConfigError
 
@@ -16,28 +17,50 @@ def one_of(what: str, got: object, allowed: Collection[object], fix: str = "Pick
         raise ConfigError(what, got=repr(got), want=f"one of {tuple(allowed)}", fix=fix)
 
 
+def _holds(test: Callable[[], bool]) -> bool:
+    """Whether it is so; of what is no number, such as a text, nothing is."""
+    try:
+        return test()
+    except TypeError:
+        return False
+
+
+def _said(got: object) -> object:
+    return repr(got) if isinstance(got, str) else got
+
+
+def whole(what: str, got: object, least: float = -math.inf, fix: str = "") -> None:
+    """Raises: ConfigError unless `got` is a whole number, and got >= least."""
+    if not isinstance(got, Integral):
+        fix = fix or f"Try {max(1, least)}."
+        raise ConfigError(what, got=_said(got), want="a whole number", fix=fix)
+    at_least(what, int(got), least, fix)
+
+
 def at_least(what: str, got: float, least: float, fix: str = "") -> None:
-    """Raises: ConfigError unless got >= least; NaN is refused, too."""
-    if not got >= least:
-        raise ConfigError(what, got=got, want=f"at least {least}", fix=fix or f"Try {least}.")
+    """Raises: ConfigError unless got >= least; NaN is refused, too, and what is no number."""
+    if not _holds(lambda: got >= least):
+        want, fix = f"at least {least}", fix or f"Try {least}."
+        raise ConfigError(what, got=_said(got), want=want, fix=fix)
 
 
 def above(what: str, got: float, bound: float, fix: str = "Try 0.1.") -> None:
     """Raises: ConfigError unless got > bound; NaN and infinity are refused, too."""
-    if not bound < got < math.inf:
-        raise ConfigError(what, got=got, want=f"above {bound}", fix=fix)
+    if not _holds(lambda: bound < got < math.inf):
+        raise ConfigError(what, got=_said(got), want=f"above {bound}", fix=fix)
 
 
 def between(what: str, got: float, low: float, high: float, fix: str = "") -> None:
     """Raises: ConfigError unless low <= got <= high; NaN is refused, too."""
-    if not low <= got <= high:
-        raise ConfigError(what, got=got, want=f"{low} ... {high}", fix=fix or f"Try {low}.")
+    if not _holds(lambda: low <= got <= high):
+        want, fix = f"{low} ... {high}", fix or f"Try {low}."
+        raise ConfigError(what, got=_said(got), want=want, fix=fix)
 
 
 def below_one(what: str, got: float, fix: str = "Try 0.1.") -> None:
     """Raises: ConfigError unless 0 <= got < 1; NaN is refused, too."""
-    if not 0 <= got < 1:
-        raise ConfigError(what, got=got, want=f"0 <= {what} < 1", fix=fix)
+    if not _holds(lambda: 0 <= got < 1):
+        raise ConfigError(what, got=_said(got), want=f"0 <= {what} < 1", fix=fix)
 
 
 DEVICES = ("cpu", "cuda", "mps")

@@ -10,7 +10,7 @@ from accelerate.utils import gather
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..core.checks import at_least
+from ..core.checks import whole
 from ..core.errors import DataError
 from ..core.modes import evaluating
 from ..parallel.exchange import answered
@@ -35,7 +35,7 @@ def evaluate(
 
     watch: called before each batch; what it raises ends the evaluation.
     """
-    at_least("batch_size", batch_size, 1, fix="Try 64.")
+    whole("batch_size", batch_size, 1, fix="Try 64.")
     task = task or task_of(dataset)
     return task.scores(*each(model, dataset, task, task.rows, batch_size, workers, watch))
 

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from ..core.checks import at_least
+from ..core.checks import whole
 from ..core.errors import ConfigError, DataError
 from ..core.files import write_text
 from ..schedules import LayerSchedule, SparseSchedule
@@ -114,7 +114,7 @@ def _fit(
 
 def _check_selection(job: Job, every: int) -> bool | None:
     """True if val shares no sample with train; None if not checked, or not known."""
-    at_least("evaluate_every", every, 0, fix="Try 1.")
+    whole("evaluate_every", every, 0, fix="Try 1.")
     train, val, _ = job.sets
     if job.settle is not None and job.settle.by_val:
         shared = 0 if val is None else records.shared_samples(train, val)

@@ -11,7 +11,7 @@ from typing import Any, TypedDict, TypeVar, cast
 from torch import nn
 from torch.optim import Optimizer
 
-from ..core.checks import above, at_least, below_one, between, one_of
+from ..core.checks import above, at_least, below_one, between, one_of, whole
 from ..core.errors import ConfigError, UnknownName
 from ..parallel.strategy import Strategy
 from ..schedules import ByFit, LayerSchedule, SparseSchedule
@@ -51,9 +51,10 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
-            at_least(name, getattr(self, name), 1)
+            whole(name, getattr(self, name), 1)
         at_least("lr", self.lr, 0, fix="Try 1e-3.")
         at_least("weight_decay", self.weight_decay, 0)
+        whole("seed", self.seed)
         between("seed", self.seed, 0, 2**63 - 1)
         below_one("warmup", self.warmup)
         one_of("precision", self.precision, PRECISIONS, fix="bf16 suits most machines.")
@@ -131,7 +132,7 @@ class Recipe:
         fix = "A test set is scored once, after training; it chooses nothing."
         one_of("select", self.select, SELECTIONS, fix=fix)
         if self.patience is not None:
-            at_least("patience", self.patience, 1)
+            whole("patience", self.patience, 1)
             object.__setattr__(self, "select", "val")
 
     def _check_ema(self) -> None:
@@ -207,9 +208,9 @@ class Running:
     def __post_init__(self) -> None:
         if self.out is not None:
             object.__setattr__(self, "out", Path(self.out))
-        at_least("workers", self.workers, 0)
+        whole("workers", self.workers, 0)
         if self.checkpoint_steps is not None:
-            at_least("checkpoint_steps", self.checkpoint_steps, 1)
+            whole("checkpoint_steps", self.checkpoint_steps, 1)
         if self.checkpoint_seconds is not None:
             at_least("checkpoint_seconds", self.checkpoint_seconds, 0)
         if self.resume and self.out is None:
