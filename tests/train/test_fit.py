@@ -353,9 +353,11 @@ def broken(**change: Any) -> TensorDataset:
         ([{"image": 0}] * 4, DataError, "a mapping with"),
         ([(object(), 0)] * 4, DataError, "want tensors of one shape"),
         (iter([1]), DataError, "no length"),
+        (torch.utils.data.DataLoader(broken()), DataError, "got a loader of batches.*own dataset"),
     ],
     ids=[
         "high", "negative", "float", "matrix", "empty", "triples", "mapping", "objects", "stream",
+        "loader",
     ],
 )  # fmt: skip
 def test_data_that_cannot_be_used_is_an_error(data: Any, error: type, match: str) -> None:
@@ -379,12 +381,12 @@ def _never(model: nn.Module, x: Tensor, loss_of: Any) -> Outcome:
     [
         ({"epoch": 3}, UnknownName, "setting of fit.*'epoch'.*Did you mean epochs"),
         ({"epochs": 0}, ConfigError, "epochs: got 0, want at least 1"),
-        ({"lr": math.nan}, ConfigError, "lr: got nan"),
-        ({"batch_size": 8, "accumulate": 3}, ConfigError, "accumulate: got 3 parts of 8"),
         ({"epochs": 2.5}, ConfigError, "epochs: got 2.5, want a whole number"),
         ({"batch_size": 2.0}, ConfigError, "batch_size: got 2.0, want a whole number"),
-        ({"warmup": 1.0}, ConfigError, "warmup"),
+        ({"lr": math.nan}, ConfigError, "lr: got nan"),
         ({"lr": "1e-3"}, ConfigError, "lr: got '1e-3', want at least 0"),
+        ({"batch_size": 8, "accumulate": 3}, ConfigError, "accumulate: got 3 parts of 8"),
+        ({"warmup": 1.0}, ConfigError, "warmup"),
         ({"precision": "fp8"}, ConfigError, "precision"),
         ({"clip": 0.0}, ConfigError, "clip"),
         ({"smoothing": 1.0}, ConfigError, "smoothing"),

@@ -114,13 +114,16 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def size_of(dataset: Dataset[Any]) -> int:
-    """Its length.  Raises: DataError for a dataset without one."""
+    """Its length.  Raises: DataError for a dataset without one, and for a loader of batches."""
+    what, want = f"dataset {type(dataset).__name__}", "a map-style dataset"
+    if not hasattr(type(dataset), "__getitem__") and hasattr(dataset, "dataset"):
+        fix = "Give the loader's own dataset, and batch_size=..."
+        raise DataError(what, got="a loader of batches", want=want, fix=fix)
     try:
         return len(dataset)  # pyright: ignore[reportArgumentType]
     except TypeError as error:
-        what = f"dataset {type(dataset).__name__}"
         fix = "Give it __len__ and __getitem__, or collect it into a list."
-        raise DataError(what, got="no length", want="a map-style dataset", fix=fix) from error
+        raise DataError(what, got="no length", want=want, fix=fix) from error
 
 
 def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, Tensor] | None:
