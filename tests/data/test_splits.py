@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -98,10 +99,11 @@ def test_the_record_is_json(noise_set: Noise) -> None:
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"train": 0}, {"test": 0}, {"val": -1}, {"train": 50}, {"test": 59}, {"val": 2}],
+    [{"train": 0}, {"test": 0}, {"val": -1}, {"train": 50}, {"test": 59}, {"val": 2}]
+    + [{"train": 10.5}, {"val": 2.5}, {"shots": 1.5}, {"test": "6"}, {"fraction": "0.1"}],
     ids=str,
 )
-def test_impossible_sizes(noise_set: Noise, sizes: dict[str, int]) -> None:
+def test_impossible_sizes(noise_set: Noise, sizes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         make_splits({"all": noise_set(60)}, seed=0, **sizes)
 
@@ -116,6 +118,13 @@ def test_a_folder_by_path(make_folder: Make) -> None:
     splits = load_data(str(folder), seed=0)
     assert _sizes(splits) == (16, 3, 5) and splits.classes == ("cat", "dog")
     assert splits.record["spec"] == str(folder)
+    assert load_data(folder, seed=0).record == splits.record
+    wrong: Any = splits.train
+    with pytest.raises(ConfigError, match="got ImageSet, want a name or a path.*fit"):
+        load_data(wrong)
+    wrong = "rase"
+    with pytest.raises(ConfigError, match="on_error: got 'rase'"):
+        load_data(folder, on_error=wrong)
 
 
 def test_a_csv_by_path(make_folder: Make) -> None:

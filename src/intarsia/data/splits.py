@@ -17,7 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from intarsia.core.checks import at_least
+from intarsia.core.checks import one_of, whole
 from intarsia.core.errors import ConfigError, DataError, UnknownName
 from intarsia.data import sets, suites
 from intarsia.data.fingerprint import fingerprint, shared
@@ -50,7 +50,7 @@ class Splits:
 
 
 def load_data(
-    spec: str,
+    spec: str | Path,
     *,
     seed: int = 0,
     train: int | None = None,
@@ -72,20 +72,23 @@ def load_data(
     part of the given `fraction`, it replaces the training part and, with "@train+val", also the
     validation part. Otherwise the fraction is drawn from these parts. The record says which.
     See `make_splits` for the sizes.
-    Raises: UnknownName or DataError when `spec` is neither a name nor a readable path.
+    Raises: UnknownName or DataError when `spec` is neither a name nor a readable path; ConfigError
+    for a size that cannot be.
     """
-    at_least("seed of the split", seed, 0)
+    spec = _named(spec)
+    one_of("on_error", on_error, ("raise", "skip"))
+    whole("seed of the split", seed, 0)
     kept: dict[str, Any] = {}
     kept |= Keep(train, fraction, shots, fewer).record()  # checks the sizes before reading
     parts = read_data(spec, on_error=on_error, progress=progress)
     task = suites.find(spec) if spec not in sets.SETS else None
     if task and fraction is not None:
-        whole = "train and val" if suites.joins(spec) else "train"
+        drawn = "train and val" if suites.joins(spec) else "train"
         if small := suites.published(spec, fraction):
             parts["train"], fraction = small, None
-            kept |= {"published": True, "from": f"{small.source}, in place of {whole}"}
+            kept |= {"published": True, "from": f"{small.source}, in place of {drawn}"}
         else:
-            kept["from"] = whole
+            kept["from"] = drawn
     sizes: dict[str, Any] = {"train": train, "val": val, "test": test, "fraction": fraction}
     sizes |= {"shots": shots, "fewer": fewer}
     splits = make_splits(parts, seed=seed, every_class=not task, **sizes)
@@ -101,10 +104,19 @@ def load_data(
     return replace(splits, record=record)
 
 
+def _named(spec: str | Path) -> str:
+    """Raises: ConfigError for what is neither a name nor a path, such as a dataset."""
+    if not isinstance(spec, str | Path):
+        fix = "A dataset is given to intarsia.fit itself: fit(model, train, val, test=test)."
+        raise ConfigError("data", got=type(spec).__name__, want="a name or a path", fix=fix)
+    return str(spec)
+
+
 def read_data(
-    spec: str, *, on_error: OnError = "raise", progress: Callable[[str], None] = announce
+    spec: str | Path, *, on_error: OnError = "raise", progress: Callable[[str], None] = announce
 ) -> dict[str, ImageSet]:
     """Return the parts of a name or path as published: `all`, or `train` with `val` or `test`."""
+    spec = _named(spec)
     if spec in sets.SETS:
         full = sets.load(spec, progress=progress)
         if sets.SETS[spec].published_train is None:
@@ -158,7 +170,7 @@ def make_splits(
     Raises: ConfigError for impossible sizes; DataError for parts with different classes, or a class
     without training images.
     """
-    at_least("seed of the split", seed, 0)
+    whole("seed of the split", seed, 0)
     kept = Keep(train, fraction, shots, fewer)
     _check_sizes(train=train, val=val, test=test)
     if "all" not in parts and "train" not in parts:
@@ -185,9 +197,10 @@ def make_splits(
 
 def _check_sizes(**sizes: int | None) -> None:
     for what, n in sizes.items():
-        if n is not None and (n < 0 or (n == 0 and what != "val")):
-            want = "at least 0" if what == "val" else "at least 1"
-            raise ConfigError(f"{what} images", got=n, want=want, fix="Give a larger number.")
+        if n is not None:
+            larger = "Give a larger number."
+            fix = larger if isinstance(n, int) else "For example 100; a share is fraction=0.1."
+            whole(f"{what} images", n, int(what != "val"), fix)
 
 
 def _hold_out(

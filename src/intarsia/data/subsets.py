@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from intarsia.core.checks import above, between
+from intarsia.core.checks import above, between, whole
 from intarsia.core.errors import ConfigError
 from intarsia.data.images import ImageSet
 
@@ -76,6 +76,7 @@ def keep_shots(images: ImageSet, shots: int, *, seed: int, fewer: bool = False) 
         what, got = f"shots of {images.name!r}", "several labels a picture"
         fix = "Give a number of training images, or a fraction."
         raise ConfigError(what, got=got, want="one class for each picture", fix=fix)
+    whole(f"shots of {images.name!r}", shots)
     have = {name: n for name, n in images.counts().items() if n}
     rarest = min(have, key=have.__getitem__, default="")
     if shots < 1 or (not fewer and shots > have.get(rarest, 0)):
