@@ -18,7 +18,7 @@ from intarsia.bench import choosing
 from intarsia.bench.arms import arm
 from intarsia.bench.auto import auto
 from intarsia.bench.choosing import Cost
-from intarsia.core.errors import ConfigError, UnknownName
+from intarsia.core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from intarsia.experiments import one_run
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.pool import TrialEnd
@@ -96,12 +96,39 @@ def test_a_killed_search_goes_on_to_the_same_choice(
     with pytest.raises(KeyboardInterrupt):
         auto(data, minutes=5, out=out, **SETTINGS)
     done = set(Store(out / "search.jsonl").rows)
-    with pytest.raises(ConfigError, match="--resume"):
+    with pytest.raises(ConfigError, match="resume=True"):
         auto(data, minutes=5, out=out, **SETTINGS)
     found = auto(out=out, resume=True, report=lambda _: None)
     assert done < set(Store(out / "search.jsonl").rows)
     assert len(calls) == len(set(calls)) + 1  # only the one that was killed ran twice
     assert found.choice.adapted.size == 32 and found.folder == out / "choice"
+
+
+def test_a_search_goes_on_as_it_was_begun(tmp_path: Path) -> None:
+    out = tmp_path / "auto"
+    out.mkdir()
+    stored = {"minutes": 5, "seed": 0, "methods": ["linear"], "size": 32, "data": str(tmp_path)}
+    (out / "auto.json").write_text(json.dumps(stored))
+    same = {"size": 32, "precision": "fp32", "methods": ["linear"], "minutes": 5, "seed": 0}
+    assert autos._opened(tmp_path, out, same, True) == (out, stored)
+    other: list[dict[str, Any]] = [{"size": 48}, {"skip_unreadable": True}, {"minutes": 30}]
+    for now in other:
+        with pytest.raises(ConfigError, match="it for a search with.*Leave it out to go on"):
+            autos._opened(None, out, {"minutes": 10, "seed": 0} | now, True)
+    with pytest.raises(ConfigError, match="data = .*it for a search with"):
+        autos._opened("elpv", out, {"minutes": 10}, True)
+    (out / "auto.json").write_text('{"minutes": 5')
+    with pytest.raises(CheckpointError, match=r"auto\.json.*Begin another"):
+        autos._opened(None, out, {"minutes": 10}, True)
+
+
+def test_data_that_cannot_be_read_leave_no_search_behind(tmp_path: Path) -> None:
+    data, out = photos(tmp_path / "photos", n=4), tmp_path / "auto"
+    (data / "dark" / "bad.png").write_text("no picture")
+    for _ in range(2):  # the second time is not told to go on with the first
+        with pytest.raises(DataError, match="on_error='skip'"):
+            auto(data, out=out, **SETTINGS)
+    assert not out.exists()
 
 
 def test_little_time_tries_less(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from timm.models.efficientnet import EfficientNet
 from torch import nn
 
 from ..core.checks import above
-from ..core.errors import ConfigError, MissingExtra, UnknownName
+from ..core.errors import CheckpointError, ConfigError, MissingExtra, UnknownName
 from ..core.files import alone, read_json, write_json, writing
 from ..data import backbone, input_config, outline
 from ..data.packages import announce
@@ -104,8 +104,8 @@ def auto(
     methods: arms of `intarsia bench` or methods of `intarsia fit`, see METHODS.
     options: of an `Experiment` by name, as model, size (then no other is tried), val, test,
       batch_size, precision, class_weights.
-    Raises: ConfigError for texts, a folder in use, or a setting that is chosen; UnknownName;
-    TrainingError if no candidate trains.
+    Raises: ConfigError for texts, a folder in use, a setting that is chosen, or another than that
+    of the search to go on with; UnknownName; TrainingError if no candidate trains.
     Not for comparing methods: its seeds, epochs and rates differ. Use `intarsia compare`.
     """
     clock = time.perf_counter()
@@ -122,6 +122,8 @@ def _chosen(
 ) -> AutoRun:
     """Search, and score the best.  clock: when it all began."""
     search = _search(asked, out, device, report)
+    if not (out / ASKED).exists():  # before the pictures were read there was nothing to go on with
+        write_json(out / ASKED, asked)
     if LOADING not in search.store:
         search.store.add(LOADING, {"seconds": time.perf_counter() - clock})
     search.spent += search.store[LOADING]["seconds"]
@@ -162,7 +164,7 @@ def _opened(
         if out is None or not (out / ASKED).is_file():
             want, fix = f"one with {ASKED}", "Name it: --out FOLDER."
             raise ConfigError(f"folder {out}", got="none to go on with", want=want, fix=fix)
-        return out, read_json(out / ASKED)
+        return out, _begun(out / ASKED, data, asked)
     if data is None or out is None:
         want, fix = "a folder of pictures, a named set or a table", "For example: elpv"
         raise ConfigError("data", got="nothing", want=want, fix=fix)
@@ -170,7 +172,7 @@ def _opened(
         want, fix = "pictures", "Use `intarsia fit`, or `intarsia compare`, for texts."
         raise ConfigError(f"data {str(data)!r}", got="a text", want=want, fix=fix)
     if (out / ASKED).exists():
-        fix = "Go on with it: --resume (resume=True), or choose another --out."
+        fix = "Go on with it (resume=True), or choose another folder."
         raise ConfigError(f"folder {out}", got="a search in it", want="a new one", fix=fix)
     known = Experiment(Pictures("")).flat().keys()
     for name in asked.keys() - {"minutes", "seed", "methods"}:
@@ -182,8 +184,30 @@ def _opened(
     _start(asked)
     for name in asked["methods"]:
         arm(name)
-    write_json(out / ASKED, asked)
     return out, asked
+
+
+def _begun(path: Path, data: str | Path | None, now: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for when a search was begun.
+
+    Raises: ConfigError for what is asked for otherwise now; CheckpointError for a damaged file.
+    """
+    plain = Experiment(Pictures("")).flat() | {"minutes": 10, "methods": list(METHODS)}
+    try:
+        stored = dict(read_json(path))
+        then = plain | stored | {name: stored[name] for name in ("data", "minutes", "methods")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        got, fix = f"{type(error).__name__}: {error}", "Begin another search in another folder."
+        raise CheckpointError(str(path), got=got, want="what auto wrote", fix=fix) from error
+    asked = dict(now) | ({} if data is None else {"data": located(str(data))})
+    for name, value in asked.items():
+        value = list(value) if isinstance(value, tuple) else value  # as JSON has it
+        given = value != plain.get(name) or name not in ("minutes", "methods", "seed")
+        if given and value != then.get(name):
+            got, want = f"it for a search with {then.get(name)}", "the settings it was begun with"
+            fix = "Leave it out to go on, or begin another search in another folder."
+            raise ConfigError(f"{name} = {value}", got=got, want=want, fix=fix)
+    return stored
 
 
 def _start(asked: Mapping[str, Any]) -> Experiment:
