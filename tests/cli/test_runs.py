@@ -47,6 +47,17 @@ def test_other_pictures_with_the_same_classes(
     assert "6 pictures" in said.out and "dark" in said.out
 
 
+def test_damaged_pictures_are_left_out_if_that_was_asked_for(
+    intarsia: Intarsia, run: Path, tmp_path: Path
+) -> None:
+    more = photos(tmp_path / "more", n=3)
+    (more / "dark" / "bad.png").write_text("no picture")
+    said = intarsia("evaluate", run, more)
+    assert said.code == 2 and "or pass --skip-unreadable" in said.words
+    said = intarsia("evaluate", run, more, "--skip-unreadable", "--json")
+    assert said.json["n"] == 6 and "1 of 7 pictures cannot be read" in said.words
+
+
 def test_other_classes_are_refused(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
     said = intarsia("evaluate", run, photos(tmp_path / "x", classes=("dark", "bright")))
     assert said.code == 2

@@ -40,6 +40,9 @@ def evaluate(
     device: Device = None,
     size: Side = None,
     max_pixels: MaxPixels = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave damaged pictures of other data out.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score a finished run on a part of its data, or on other data with the same classes.
@@ -60,7 +63,7 @@ def evaluate(
 
     opened = open_run(run, size=size, report=note)
     opened.model.to(device_named(device))
-    found = opened.evaluate(data, part, note)
+    found = _scored(opened, data, part, skip_unreadable)
     if as_json:
         show_json(found)
         return
@@ -80,6 +83,16 @@ def evaluate(
         for name, c in found["classes"].items()
     ]
     show_table("", ("class", "pictures", "right"), rows, right="pictures,right")
+
+
+def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict[str, Any]:
+    """The scores of a run.  Raises: ConfigError for pictures to leave out, of a run on texts."""
+    if not skip:
+        return opened.evaluate(data, part, note)
+    if not hasattr(opened, "inputs"):
+        got, want = "it for a run on texts", "a run on pictures"
+        raise ConfigError("--skip-unreadable", got=got, want=want, fix="Leave it out.")
+    return opened.evaluate(data, part, note, on_error="skip")
 
 
 def _show_labels(found: dict[str, Any]) -> None:

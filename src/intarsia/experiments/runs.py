@@ -17,6 +17,7 @@ from ..core.modes import evaluating
 from ..data import ImageSet, InputConfig, eval_transform, input_config
 from ..data.decode import SUFFIXES, Picture, read_image, to_rgb
 from ..data.folders import check_same_classes
+from ..data.images import OnError
 from ..data.loaders import side_of
 from ..data.splits import read_data
 from ..hosts import load
@@ -59,15 +60,20 @@ class PictureRun:
         return bool(about.get("several_labels"))
 
     def evaluate(
-        self, data: str | None = None, part: str | None = None, report: Report = lambda _: None
+        self,
+        data: str | Path | None = None,
+        part: str | None = None,
+        report: Report = lambda _: None,
+        on_error: OnError = "raise",
     ) -> dict[str, Any]:
         """Scores on a part of the run's own data, or of other data with the same classes.
 
         part: "train", "val", "test" or, of other data, "all"; None = "test" where there is one.
+        on_error: "skip" leaves damaged pictures of other data out, which is reported.
         Raises: UnknownName for a part that is not there; DataError for other classes, or own data
         that are not those of the training run.
         """
-        images = pictures_to_score(self, data, part, report)
+        images = pictures_to_score(self, data, part, report, on_error)
         return scores_of(images, score(self, images))
 
     def predict(self, pictures: str | Picture | Sequence[str | Picture]) -> list[Prediction]:
@@ -121,7 +127,11 @@ def _of_size(size: int, model: nn.Module, experiment: Experiment, classes: int) 
 
 
 def pictures_to_score(
-    opened: PictureRun, data: str | None, part: str | None, report: Report
+    opened: PictureRun,
+    data: str | Path | None,
+    part: str | None,
+    report: Report,
+    on_error: OnError = "raise",
 ) -> ImageSet:
     """A part of the run's own data, or of other data with the same classes.
 
@@ -133,11 +143,14 @@ def pictures_to_score(
         parts = {name: images for name, images in found.items() if images is not None}
         check_unchanged(opened.experiment, opened.record, split.record)
     else:
-        parts = read_data(data, progress=report)
+        parts = read_data(data, on_error=on_error, progress=report)
     chosen = part or next(name for name in PARTS if name in parts)
     if chosen not in parts:
         raise UnknownName("part", chosen, parts)
     images = parts[chosen]
+    if data is not None and images.skipped:
+        bad = len(images.skipped)
+        report(f"{bad} of {bad + len(images)} pictures cannot be read and are left out.")
     if images.several != opened.several_labels:
         one, many = "one class for each picture", "several labels a picture"
         got, want = (many, one) if images.several else (one, many)
