@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,19 @@ def _check_replaced(old: Path, new: Path, spare: bool) -> None:
     if not new.is_dir():
         fix = "Name a file, which may be in that folder."
         raise ConfigError(f"writing to {old}", got="a folder", want="a file", fix=fix)
-    theirs = {path.name for path in old.iterdir()} - {path.name for path in new.iterdir()}
-    if spare and theirs:
-        got, want = f"{min(theirs)!r} in it", "a new folder, or one that was written like this"
-        raise ConfigError(f"folder {old}", got=got, want=want, fix="Choose another name.")
+    if spare:
+        check_replaceable(old, {path.name for path in new.iterdir()})
+
+
+def check_replaceable(folder: Path, own: Collection[str]) -> None:
+    """Raises: ConfigError for a file, and for a folder with other files than `own` in it."""
+    if not folder.exists():
+        return
+    theirs = {path.name for path in folder.iterdir()} - {*own} if folder.is_dir() else set[str]()
+    if theirs or not folder.is_dir():
+        got = f"other files in it, such as {min(theirs)!r}" if theirs else "a file"
+        want, fix = "a new folder, or one that was written like this", "Choose another name."
+        raise ConfigError(f"folder {folder}", got=got, want=want, fix=fix)
 
 
 def write_text(target: str | Path, content: str | bytes) -> Path:

@@ -142,6 +142,16 @@ def test_the_built_in_prior_is_the_one_that_files_name() -> None:
     assert sum(codec.prior.counts(levels_of(codec.settings, (1, 1)))) == round(1024 / 12)
 
 
+def test_a_folder_of_other_files_is_not_replaced(tmp_path: Path) -> None:
+    codec, folder = Recombiner(by_hand()), tmp_path / "photos"
+    for _ in range(2):  # its own it replaces
+        codec.save(folder)
+    (folder / "one.jpg").write_text("kept")
+    with pytest.raises(ConfigError, match="other files"):
+        codec.save(folder)
+    assert (folder / "one.jpg").read_text() == "kept"
+
+
 def test_every_byte_of_the_header_is_guarded(codec: Recombiner, data: bytes) -> None:
     length = len(data) - len(irc.read(data)[1]) - 4
     for place in range(length):

@@ -99,7 +99,10 @@ class Recombiner:
             return cls(training.run(None if out is None else Path(out), tell, every))
 
     def save(self, folder: str | Path) -> Path:
-        """Write the prior: safetensors and JSON.  Raises: TrainingError if the disk refuses."""
+        """Write the prior: safetensors and JSON; a folder of this kind is replaced.
+
+        Raises: ConfigError for a folder with other files in it; TrainingError if the disk refuses.
+        """
         return self.prior.save(folder)
 
     @classmethod
