@@ -82,6 +82,24 @@ def test_shards_give_the_parameters_of_all_rows(name: str, count: int) -> None:
                 assert_allclose(got, want, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["bsc", "mca"])
+def test_a_shard_whose_rows_are_all_left_out_takes_part(name: str) -> None:
+    """The data cut leaves out those of one process, which lie far from all others."""
+    random = np.random.default_rng(0)
+    x = np.abs((random.random((60, 5)) < 0.5) @ random.normal(size=(5, 6)) * 3)
+    x[:3] = 200 + 100 * random.random((3, 6))
+    how = {"n_candidates": 4, "max_active": 1, "n_iter": 30, "reseed": False, "random_state": 0}
+    alone, exchange = KINDS[name](5, **how).fit(x), Exchange(2)
+
+    def one(rank: int) -> Any:
+        exchange.enter(rank)
+        return KINDS[name](5, **how).fit((x[:3], x[3:])[rank], shards=exchange)
+
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(one, range(2)):
+            assert_allclose(found.components_, alone.components_, rtol=1e-8, atol=1e-8)
+
+
 def test_shards_need_one_seed() -> None:
     with pytest.raises(ConfigError, match="one number for all processes"):
         BSC(2).fit(rows(False), shards=Exchange(2))

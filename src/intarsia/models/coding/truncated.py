@@ -304,14 +304,11 @@ class Truncated(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 evidence[rows] = self._weigh(self._joint(at, block, states), heat)[1]
             every = np.sort(shards.gather(evidence))
             kept = np.flatnonzero(evidence >= every[min(int(len(every) * cut), len(every) - 2)])
-        used, sums = data.take(kept), At()
-        found = np.empty(len(used.x))
-        for rows, block in self._blocks(used, states):
-            joint = self._joint(at, block, states)
-            q, found[rows] = self._weigh(joint, heat)
-            own = self._sums(at, block, joint, q, states, heat)
-            sums = {name: sums.get(name, 0.0) + value for name, value in own.items()}
-        evidence[kept] = found
+        used = data.take(kept)
+        sums, evidence[kept] = self._add_up(at, used, states, heat)
+        if not len(used.x):  # all of this process's: it takes part with zeros
+            sums = self._add_up(at, data.take(slice(1)), states, heat)[0]
+            sums = {name: np.zeros_like(value) for name, value in sums.items()}
         sums["samples"] = np.array(float(len(used.x)))
         sums["evidence"] = np.array([evidence.sum(), len(evidence)])
         sums = {name: shards.sum(value) for name, value in sorted(sums.items())}
@@ -321,6 +318,16 @@ class Truncated(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             self._revive(after, sums, data, evidence, states, shards)
         total, count = sums["evidence"]
         return after, float(total / count)
+
+    def _add_up(self, at: At, data: Samples, states: States, heat: float) -> tuple[At, Array]:
+        """Statistics of samples for the M-step, and the log evidence of each."""
+        sums, evidence = At(), np.empty(len(data.x))
+        for rows, block in self._blocks(data, states):
+            joint = self._joint(at, block, states)
+            q, evidence[rows] = self._weigh(joint, heat)
+            own = self._sums(at, block, joint, q, states, heat)
+            sums = {name: sums.get(name, 0.0) + value for name, value in own.items()}
+        return sums, evidence
 
     def _cut(self, at: At, step: int) -> float:
         """The share of samples that is left out: 1 - P(at most max_active causes), ramped up."""
