@@ -254,6 +254,8 @@ def test_a_study_is_reproducible_and_experts_converge() -> None:
     assert made[0].slope("experts") < -0.2
     with pytest.raises(ConfigError, match="two sizes"):
         convergence_study("linear", sizes=(200,))
+    with pytest.raises(ConfigError, match="gate"):
+        convergence_study("relu", sizes=(200, 300))
 
 
 @pytest.mark.parametrize(
@@ -282,3 +284,6 @@ def test_a_start_or_a_y_that_does_not_fit_is_refused() -> None:
     model = SoftmaxGaussianMoE(2, n_init=1, random_state=0).fit(x, y)
     with pytest.raises(ShapeError, match="y: got"):
         model.score_samples(x, y[:3])
+    for wrong in (y[:, None], y[:1]):  # which broadcast
+        with pytest.raises(ShapeError, match="y: got"):
+            model.responsibilities(x, wrong)

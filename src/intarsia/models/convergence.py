@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.checks import one_of
 from ..core.errors import ConfigError
-from .gaussian_mixture import Array, Parameters, draw
+from .gaussian_mixture import GATES, Array, Parameters, draw
 from .gaussian_moe import SoftmaxGaussianMoE
 
 TRUTH = Parameters(
@@ -79,8 +80,9 @@ def convergence_study(
     variances. Compare slopes, not errors: a parameter that cannot be identified stays at its start,
     which is near the truth.
 
-    Raises: ConfigError for fewer than two sizes or no replicate.
+    Raises: ConfigError for another gate, fewer than two sizes or no replicate.
     """
+    one_of("gate", gate, GATES)
     if len(set(sizes)) < 2 or replicates < 1:
         got = f"{tuple(sizes)}, {replicates} replicates"
         fix = "Use four sizes and ten replicates for a slope."

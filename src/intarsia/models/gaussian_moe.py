@@ -109,16 +109,12 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
     def responsibilities(self, X: Any, y: Any) -> Array:
         """The share of each expert once y is seen.  (n, d), (n,) -> (n, k)."""
         x = self._read(X)
-        return softmax(log_joint(self.parameters, self.gate, x, np.asarray(y)), axis=1)
+        return softmax(log_joint(self.parameters, self.gate, x, _targets(y, x)), axis=1)
 
     def score_samples(self, X: Any, y: Any = None) -> Array:
         """log p(y | x) of each sample; y: (n,), None = the prediction.  (n, d) -> (n,)."""
         x = self._read(X)
-        y = self.predict(x) if y is None else np.asarray(y, dtype=np.float64)
-        if y.shape != (len(x),):
-            raise ShapeError(
-                "y", got=y.shape, want=(len(x),), fix="Give one number for each sample."
-            )
+        y = self.predict(x) if y is None else _targets(y, x)
         return log_density(self.parameters, self.gate, x, y)
 
     def _read(self, X: Any) -> Array:
@@ -168,6 +164,15 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         best = _unpack(found.x, self.n_experts, x.shape[1], None if learn else tau)
         # it has also converged when no step improves in double precision
         return -float(found.fun), best, max(1, int(found.nit)), int(found.nit) < self.max_iter
+
+
+def _targets(y: Any, x: Array) -> Array:
+    """y as (n,).  Raises: ShapeError."""
+    found = np.asarray(y, dtype=np.float64)
+    if found.shape != (len(x),):
+        fix = "Give one number for each sample."
+        raise ShapeError("y", got=found.shape, want=(len(x),), fix=fix)
+    return found
 
 
 class _Unit:
