@@ -152,6 +152,22 @@ def test_a_folder_of_other_files_is_not_replaced(tmp_path: Path) -> None:
     assert (folder / "one.jpg").read_text() == "kept"
 
 
+def test_the_default_number_of_torch_decides_no_bit(picture: Any, tmp_path: Path) -> None:
+    def made() -> tuple[bytes, bytes]:
+        codec = Recombiner.train([picture], 0.4, replace(TINY, levels=2), crops=2, steps=2)
+        return codec.prior.digest, codec.encode(picture, steps=2)
+
+    single = made()
+    folder = Recombiner(by_hand()).save(tmp_path / "prior")
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = made()
+        assert Recombiner.load(folder).prior.digest == by_hand().digest
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert double == single
+
+
 def test_every_byte_of_the_header_is_guarded(codec: Recombiner, data: bytes) -> None:
     length = len(data) - len(irc.read(data)[1]) - 4
     for place in range(length):

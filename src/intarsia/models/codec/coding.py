@@ -18,6 +18,7 @@ from .philox import UNIT
 from .prior import FIXED, RHO, Prior, Tell, divergence, joined, sigma
 from .recombiner import SPARE
 from .relative_entropy import candidates, choose, chosen, gumbels
+from .siren import FLOAT
 
 Array = np.ndarray[Any, Any]
 LR = 4e-3
@@ -71,7 +72,8 @@ class GroupPosteriors:
         self.rho = [r.repeat(s).requires_grad_() for r, s in zip(prior.rho, shape, strict=True)]
         self.known = [torch.zeros(n.shape, dtype=torch.bool) for n in numbers]
         self.fixed = [torch.zeros_like(mu) for mu in self.mu]
-        self.beta = [torch.full((len(values), c.rows * c.each), prior.beta) for c in self.columns]
+        counts = [(len(values), c.rows * c.each) for c in self.columns]
+        self.beta = [torch.full(n, prior.beta, dtype=FLOAT) for n in counts]
         self.decoder = copy.deepcopy(prior.decoder).requires_grad_(False)
         rates = {"params": self.mu}, {"params": self.rho, "lr": RHO * LR}
         self.optimiser = torch.optim.Adam(rates, lr=LR)
@@ -92,10 +94,10 @@ class GroupPosteriors:
         most = float(self.prior.settings.kl_bits)
         for _ in range(steps):
             self.step += 1
-            drawn, cost = [], torch.zeros(())
+            drawn, cost = [], torch.zeros((), dtype=FLOAT)
             for i, (mu, rho) in enumerate(zip(self.mu, self.rho, strict=True)):
                 shape = (self.samples, *mu.shape)
-                noise = torch.randn(shape, generator=self.generator)
+                noise = torch.randn(shape, generator=self.generator, dtype=FLOAT)
                 h = torch.where(self.known[i], self.fixed[i], mu + sigma(rho) * noise)
                 drawn.append(h.flatten(0, 1))
                 nats = divergence(mu, sigma(rho), self.mean[i], self.scale[i]) * ~self.known[i]

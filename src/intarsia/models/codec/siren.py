@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .recombiner import DIMENSIONS, STEP, RecombinerSettings
 
 OMEGA = 30.0  # of the sines
+FLOAT = torch.float32  # of what is trained and stored, whatever torch's default is
 FEATURES = 16  # Fourier features of a point, at least two for each axis
 HIGHEST = 1024.0  # of their frequencies, in half waves for each patch
 UP = 4, 2, 2  # times the resolution of the latents grows: STEP in all
@@ -78,14 +79,14 @@ class SignalDecoder(nn.Module):
         self.maps = nn.ParameterList()
         if settings.reparametrise:
             for p in layer_sizes(self.sizes):
-                drawn = (torch.rand(p, p, generator=generator) * 2 - 1) / p
-                self.maps.append(nn.Parameter(torch.eye(p) + drawn))
+                drawn = (torch.rand(p, p, generator=generator, dtype=FLOAT) * 2 - 1) / p
+                self.maps.append(nn.Parameter(torch.eye(p, dtype=FLOAT) + drawn))
         convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
         self.convolutions = nn.ModuleList()
         if z:
             shapes = (z, middle, 5), (middle, middle, 3), (middle, out, 3)
             for a, b, side in shapes:
-                self.convolutions.append(convolution(a, b, side, padding=side // 2))
+                self.convolutions.append(convolution(a, b, side, padding=side // 2, dtype=FLOAT))
             for parameter in self.convolutions.parameters():
                 fan = parameter[0].numel() if parameter.ndim > 1 else len(parameter)
                 bound = 1 / math.sqrt(fan)
@@ -101,9 +102,9 @@ class SignalDecoder(nn.Module):
         parts: list[Tensor] = []
         for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             bound = 1 / fan_in if layer == 0 else math.sqrt(6 / fan_in) / OMEGA
-            drawn = torch.rand((fan_in + 1) * fan_out, generator=generator) * 2 - 1
+            drawn = torch.rand((fan_in + 1) * fan_out, generator=generator, dtype=FLOAT) * 2 - 1
             parts.append(drawn * bound)
-        parts.append(torch.randn(self.latents, generator=generator) * 0.1)
+        parts.append(torch.randn(self.latents, generator=generator, dtype=FLOAT) * 0.1)
         return torch.cat(parts)
 
     def forward(self, h: Tensor, tiles: Sequence[int]) -> Tensor:

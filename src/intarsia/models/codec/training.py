@@ -17,7 +17,7 @@ from ...train import checkpoint
 from .levels import LatentLevel, groups_by_mean, levels_of
 from .prior import RHO, Prior, Tell, divergence, fixed, joined, sigma
 from .recombiner import RecombinerSettings
-from .siren import SignalDecoder
+from .siren import FLOAT, SignalDecoder
 
 REFRESH = 25  # steps between two updates of the prior and of beta
 FASTER = 2.0  # largest factor of beta at each of them
@@ -33,7 +33,7 @@ class Posteriors(nn.Module):
         super().__init__()
         self.rows, count = level.rows, signals * level.rows
         self.mu = nn.Embedding(count, len(start), sparse=True, _weight=start.repeat(count, 1))
-        first = torch.full((count, len(start)), FIRST_RHO)
+        first = torch.full((count, len(start)), FIRST_RHO, dtype=FLOAT)
         self.rho = nn.Embedding(count, len(start), sparse=True, _weight=first)
 
     def of(self, signals: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,11 +66,13 @@ class PriorTraining:
         self.levels = levels_of(settings, tiles)
         self.decoder = SignalDecoder(settings, generator=generator)
         starts = [self.decoder.start(generator)]
-        starts += [torch.zeros(self.decoder.weights) for _ in self.levels[1:]]
+        starts += [torch.zeros(self.decoder.weights, dtype=FLOAT) for _ in self.levels[1:]]
         pairs = zip(self.levels, starts, strict=True)
         self.posteriors = nn.ModuleList(Posteriors(len(values), *pair) for pair in pairs)
         self.mean = [start.clone() for start in starts]
-        self.scale = [torch.full_like(x, float(sigma(torch.tensor(-2.0)))) for x in starts]
+        self.scale = [
+            torch.full_like(x, float(sigma(torch.tensor(-2.0, dtype=FLOAT)))) for x in starts
+        ]
         self.beta, self.step, self.bits = FIRST_BETA / self.decoder.columns, 0, math.inf
         found = [(p.mu.weight, p.rho.weight) for p in self.posteriors]  # pyright: ignore
         self.optimisers: list[torch.optim.Optimizer] = [
@@ -103,11 +105,12 @@ class PriorTraining:
         chosen = torch.arange(count)
         if self.batch < count:
             chosen = torch.randperm(count, generator=generator)[: self.batch]
-        drawn, cost = [], torch.zeros(())
+        drawn, cost = [], torch.zeros((), dtype=FLOAT)
         for posterior, mean, scale in zip(self.posteriors, self.mean, self.scale, strict=True):
             assert isinstance(posterior, Posteriors)
             mu, deviation = posterior.of(chosen)
-            drawn.append(mu + deviation * torch.randn(mu.shape, generator=generator))
+            noise = torch.randn(mu.shape, generator=generator, dtype=FLOAT)
+            drawn.append(mu + deviation * noise)
             cost = cost + divergence(mu, deviation, mean, scale).sum()
         found = self.decoder(joined(drawn, self.levels), self.tiles)
         wanted = self.values[chosen].flatten(0, 1)
