@@ -237,6 +237,14 @@ def test_a_grey_picture_is_coded_as_colour(codec: Recombiner) -> None:
     assert codec.decode(codec.encode(grey, steps=1)).shape == (16, 16, 3)
 
 
+@pytest.mark.parametrize("mode", ["1", "P", "CMYK", "HSV"])
+def test_the_cure_of_a_picture_of_other_colours_cures(mode: str) -> None:
+    picture = Image.new(mode, (16, 16))
+    with pytest.raises(DataError, match=r"Convert it first: picture\.convert\('RGB'\)"):
+        signals.read(picture, "image")
+    assert signals.read(picture.convert("RGB"), "image").sizes == (16, 16)
+
+
 @pytest.mark.parametrize(
     ("picture", "words"),
     [

@@ -15,6 +15,7 @@ from .recombiner import DIMENSIONS, RecombinerSettings
 
 Array = np.ndarray[Any, Any]
 MOST_POINTS = 1 << 26  # of a signal: hours of encoding
+ALPHA = {"RGBA", "RGBa", "LA", "La", "PA"}  # Pillow's modes with an alpha channel
 ANGSTROMS = 200.0  # width of the cube in which the points of a structure are told
 AS = {
     "image": "8-bit RGB: uint8 (H, W, 3), or a picture of Pillow",
@@ -140,10 +141,12 @@ def _picture(signal: Any) -> Array:
     """uint8 (H, W, 3) of a picture without loss.  Raises: DataError."""
     if isinstance(signal, Image.Image):
         if signal.mode not in ("RGB", "L") or "transparency" in signal.info:
-            alpha = "A" in signal.mode or "transparency" in signal.info
-            fix = "Lay it on a background first: picture.convert('RGB') leaves alpha out."
-            deep = "Scale its values to 8 bits first; the codec has no others."
-            raise _refused("image", f"mode {signal.mode}", fix=fix if alpha else deep)
+            fix = "Convert it first: picture.convert('RGB')."
+            if signal.mode == "F" or signal.mode.startswith("I"):
+                fix = "Scale its values to 8 bits first; the codec has no others."
+            elif signal.mode in ALPHA or "transparency" in signal.info:
+                fix = "Lay it on a background first: picture.convert('RGB') leaves alpha out."
+            raise _refused("image", f"mode {signal.mode}", fix=fix)
         signal = signal.convert("RGB")
     array = np.asarray(signal)
     return np.repeat(array[..., None], 3, -1) if array.ndim == 2 else array
