@@ -301,6 +301,12 @@ def test_audio_that_is_no_sound_is_refused(samples: Any, words: str) -> None:
         signals.read(np.array(samples, np.float64), "audio")
 
 
+@pytest.mark.parametrize("rate", [-1, 1 << 32, float("nan")])
+def test_a_rate_that_no_header_holds_is_refused_before_the_fit(rate: Any) -> None:
+    with pytest.raises(ConfigError, match="rate"):
+        Recombiner(by_hand()).encode(np.zeros((16, 16, 3), np.uint8), rate=rate, steps=10**9)
+
+
 def test_no_steps_are_no_fit(codec: Recombiner, picture: Any) -> None:
     with pytest.raises(ConfigError, match="steps"):
         codec.encode(picture, steps=0)

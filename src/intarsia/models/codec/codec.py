@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.checks import above, at_least
+from ...core.checks import above, at_least, between
 from ...core.errors import CheckpointError, ConfigError, DataError
 from ...core.seeds import mix
 from ...train.progress import Bar
@@ -122,7 +122,8 @@ class Recombiner:
         steps: of fitting before the first group is coded, and once more between groups. rate: of
         audio in Hz, noted in the file. Warns of a signal so far from the prior that its groups
         would need more bits than they have.
-        Raises: DataError for a signal of another form.
+        Raises: DataError for a signal of another form; ConfigError for steps or a rate that cannot
+        be.
         """
         return self.encode_many([signal], steps=steps, rate=rate, seed=seed)
 
@@ -131,9 +132,10 @@ class Recombiner:
     ) -> bytes:
         """The bytes of a pack of signals of one size, which share a header and are fitted together.
 
-        Raises: DataError.
+        Raises: as `encode`.
         """
         at_least("steps", steps, 1)
+        between("rate", rate, 0, irc.LARGEST - 1, "Pass the samples of a second.")
         read = [signals.read(one, self.settings.kind) for one in data]
         if len({one.sizes for one in read}) != 1:
             got = f"sizes {sorted({one.sizes for one in read})}"
@@ -170,7 +172,7 @@ class Recombiner:
             bits,
             sizes,
             len(read),
-            rate,
+            round(rate),
             read[0].centre,
         )
         return irc.write(header, pack(indices.ravel(), bits))
