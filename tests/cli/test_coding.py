@@ -113,6 +113,16 @@ def test_a_target_of_another_kind_is_refused(folder: Path) -> None:
     assert done.exit_code == 2 and ".png" in done.output
 
 
+def test_a_folder_is_no_target_and_is_refused_before_the_work(folder: Path, tmp_path: Path) -> None:
+    prior, irc = ("--prior", folder / "prior"), folder / "third.irc"
+    run("encode", folder / "photo.png", "-o", irc, *prior, "--steps", 1)
+    (tmp_path / "kept.txt").write_text("kept")
+    for words in (("encode", folder / "photo.png", "--steps", 10**9), ("decode", irc)):
+        done = run(*words, "-o", tmp_path, *prior)
+        assert done.exit_code == 2 and "--out" in done.output
+    assert (tmp_path / "kept.txt").read_text() == "kept"
+
+
 def test_a_prior_is_trained_from_a_folder(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "one.png")
     saved = tmp_path / "prior"

@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from intarsia.cli import app
+from intarsia.models.coding import BSC
 
 
 def pictures(folder: Path) -> Path:
@@ -32,6 +33,23 @@ def test_a_model_is_learned_saved_and_drawn(model: str, tmp_path: Path) -> None:
     again = CliRunner().invoke(app, ["components", run, "-o", str(tmp_path / "w.png")])
     assert "3 components of 16 values" in again.stdout
     assert (tmp_path / "w.png").read_bytes() == before
+
+
+def test_a_folder_of_other_files_is_refused_before_the_fit(tmp_path: Path) -> None:
+    run, source = tmp_path / "run", str(pictures(tmp_path / "p"))
+    run.mkdir()
+    (run / "letter.txt").write_text("")
+    words = ["components", str(run), "--fit", source, "--side", "4", "--steps", str(10**9)]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 2 and "other files" in found.output
+
+
+def test_components_that_are_no_squares_are_for_python(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((9, 6))
+    run = BSC(2, n_iter=1, random_state=0).fit(x).save(tmp_path / "run")
+    found = CliRunner().invoke(app, ["components", str(run)])
+    said = " ".join(found.output.replace("│", "").split())
+    assert found.exit_code == 2 and "BSC.load" in said and "shape=(height, width)" in said
 
 
 def test_bad_words_are_refused(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def encode(
     Example:  intarsia encode photo.png -o photo.irc
     """
     target = out or file.with_suffix(".irc")
+    _no_folder(target)
     _there(file)
     signal, rate = _read(file)
     from ..models.codec.codec import Recombiner
@@ -91,6 +92,7 @@ def decode(
         show_json(said) if as_json else show_table("", ("what", "value"), rows)
         return
     target = out or file.with_name(f"{file.stem}.decoded{SUFFIXES[header.kind]}")
+    _no_folder(target)
     from ..models.codec.codec import Recombiner
 
     codec, start = Recombiner.load(prior or _built_in()), time.monotonic()
@@ -161,6 +163,13 @@ def _there(file: Path) -> None:
     if not file.is_file():
         got = "a folder" if file.is_dir() else "no such file"
         raise DataError(str(file), got=got, want="a file", fix="Check the path.")
+
+
+def _no_folder(target: Path) -> None:
+    """Before the work, not after it."""
+    if target.is_dir():
+        fix = f"Name a file in it: {target / 'photo'}."
+        raise ConfigError("--out", got=f"the folder {target}", want="a file", fix=fix)
 
 
 def _picture(file: Path) -> Any:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from ..core.checks import at_least, one_of
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, ShapeError
+from ..core.files import check_replaceable
 from .options import Json
 from .shell import say, show_json
 
@@ -46,12 +47,19 @@ def components(
         want = "a picture, or a folder of pictures"
         raise ConfigError("--fit", got=f"no {fit}", want=want, fix="Check the path.")
     from ..models.coding.truncated import Truncated
+    from ..models.saved import CARD, TENSORS
 
     if fit is not None:
+        check_replaceable(run, (CARD, TENSORS))
         _learn(fit, run, model, atoms, side, patches, steps, seed)
     found = Truncated.load(run)
     where = run.with_name(run.name + ".png") if out is None else out
-    found.plot_components(where)
+    try:
+        found.plot_components(where)
+    except ShapeError as error:  # its fix is one for Python
+        name = type(found).__name__
+        fix = f"In Python: {name}.load({str(run)!r}).plot_components(shape=(height, width))"
+        raise ShapeError("component", got=error.got, want=error.want, fix=fix) from error
     count, values = found.components_.shape
     if as_json:
         row = {"picture": str(where), "components": count, "values": values}
