@@ -320,6 +320,16 @@ def test_bad_input_of_single_models_is_refused() -> None:
         model.plot_components()
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_another_unit_of_the_data_is_another_unit_of_the_model(name: str) -> None:
+    """Volts as well as microvolts."""
+    x, unit = data(30, seed=1), 1e-6
+    plain, small = (MODELS[name](H, n_iter=12, random_state=0).fit(x * u) for u in (1, unit))
+    assert_allclose(small.components_ / unit, plain.components_, rtol=1e-6, atol=1e-9)
+    assert_allclose(small.noise_variance_ / unit**2, plain.noise_variance_, rtol=1e-6)
+    assert_allclose(small.transform(x * unit), plain.transform(x), rtol=1e-6, atol=1e-9)
+
+
 def test_components_become_tiles(tmp_path: Path) -> None:
     model = BSC(3, n_iter=2, random_state=0).fit(data())
     picture = model.plot_components(tmp_path / "w.png", shape=(1, D))

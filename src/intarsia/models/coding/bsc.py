@@ -98,7 +98,7 @@ def linear_maximise(sums: At) -> At:
         w = w.T
     noise = (sums["power"] - 2 * np.sum(w * ys) + of) / sums["values"]
     least = 1e-9 * sums["power"] / sums["values"]
-    return {"W": w, "noise": np.maximum(noise, np.maximum(least, 1e-12))}
+    return {"W": w, "noise": np.maximum(noise, np.maximum(least, 1e-200))}
 
 
 @dataclass(repr=False)

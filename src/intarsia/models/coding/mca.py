@@ -16,9 +16,14 @@ from .samples import Samples
 from .states import Array, States
 from .truncated import At, Joint, Truncated
 
-FLOOR = 1e-4  # least magnitude of a component's entry: 0 would stay 0
+FLOOR = 1e-4  # least magnitude of a component's entry: 0 would stay 0; less where all are below 1
 HOT = 1.05  # the temperature at which rho stops growing
 NEGLIGIBLE = 1e-12  # posterior probability of a state that the M-step leaves out
+
+
+def lowest(w: Array) -> float:
+    """Of entries in their own unit, which may be a small one."""
+    return FLOOR * min(1.0, float(np.abs(w).max()) or 1.0)
 
 
 @dataclass(repr=False)
@@ -93,8 +98,9 @@ class Maximal(Truncated, abc.ABC):
             used, sums["ay"] / np.where(used, sums["a"], 1), at["W"]
         )  # sum <A y> / sum <A>
         pi = self._lift(at) * sums["usage"].sum() / sums["samples"] / len(w)
-        noise = np.maximum(sums["off"] / sums["values"], 1e-12)
-        return {"W": self._floored(w), "noise": noise, "prior": np.clip([pi], 1e-8, 0.95)}
+        w = self._floored(w)
+        noise = np.maximum(sums["off"] / sums["values"], 1e-4 * lowest(w) ** 2)
+        return {"W": w, "noise": noise, "prior": np.clip([pi], 1e-8, 0.95)}
 
     def _code(self, at: At, joint: Joint, q: Array, states: States) -> Array:
         atoms = len(at["W"])
@@ -112,7 +118,8 @@ class Maximal(Truncated, abc.ABC):
         return found
 
     def _reborn(self, at: At, atom: int, row: Array, residual: Array) -> None:
-        at["W"][atom] = self._floored(row)
+        at["W"][atom] = row
+        at["W"] = self._floored(at["W"])
 
 
 @dataclass(repr=False)
@@ -137,7 +144,7 @@ class MCA(Maximal):
         return np.maximum(w, x) - x
 
     def _floored(self, w: Array) -> Array:
-        return np.maximum(w, FLOOR)
+        return np.maximum(w, lowest(w))
 
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:
         x = super()._read(X, first, least)
@@ -173,7 +180,8 @@ class MMCA(Maximal):
         return np.square(w - x)
 
     def _floored(self, w: Array) -> Array:
-        return np.where(np.abs(w) < FLOOR, np.where(w < 0, -FLOOR, FLOOR), w)
+        low = lowest(w)
+        return np.where(np.abs(w) < low, np.where(w < 0, -low, low), w)
 
 
 CARDS = (
