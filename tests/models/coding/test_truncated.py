@@ -330,6 +330,14 @@ def test_another_unit_of_the_data_is_another_unit_of_the_model(name: str) -> Non
     assert_allclose(small.transform(x * unit), plain.transform(x), rtol=1e-6, atol=1e-9)
 
 
+def test_strengths_of_data_far_from_zero_are_refused_and_the_cure_cures() -> None:
+    x = data(60) + 1e7
+    model = GSC(H, n_iter=30, random_state=0)
+    with pytest.raises(DataError, match=r"Subtract it: X - X\.mean\(axis=0\)"):
+        model.fit(x)
+    assert np.isfinite(model.fit(x - x.mean(axis=0)).evidences_).all()
+
+
 def test_components_become_tiles(tmp_path: Path) -> None:
     model = BSC(3, n_iter=2, random_state=0).fit(data())
     picture = model.plot_components(tmp_path / "w.png", shape=(1, D))

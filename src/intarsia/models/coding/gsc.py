@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from ...core.errors import DataError
 from .bsc import best, coding, fit_of, gram_of, linear_maximise, linear_start, second_moments
 from .samples import Samples
 from .states import Array, States
@@ -49,7 +50,10 @@ def joined(before: Slab, precision: Array, eta: Array, members: Array, parent: A
     cov, mean = before.cov[:, parent], before.mean[:, parent]
     across = precision[:, rest, last[:, None]]  # (n, K, g - 1)
     u = np.einsum("nkij,nkj->nki", cov, across)
-    s = precision[:, last, last] - (across * u).sum(axis=2)  # > 0
+    s = precision[:, last, last] - (across * u).sum(axis=2)
+    if not (s > 0).all():  # of components that double precision cannot tell apart
+        got, want = "a mean far above what varies, so that components are one", "a smaller mean"
+        raise DataError("X", got=got, want=want, fix="Subtract it: X - X.mean(axis=0).")
     t = (eta[:, last] - (across * mean).sum(axis=2)) / s
     gain = before.gain[:, parent] + 0.5 * (s * t * t - np.log(s))
     wide = u / s[..., None]
@@ -74,7 +78,7 @@ class GSC(Truncated):
     <b z>.
 
     Fitted: as in `BSC`, and prior_ (pi_h), slab_mean_ (mu_h), slab_variance_ (psi_h), (H,) each.
-    Raises: as in `BSC`.
+    Raises: as in `BSC`, and DataError for data whose mean is far above what varies.
     Source: arXiv:1908.06843; Sheikh, Shelton and Luecke, JMLR 15, 2014.
     A component's scale is shared with mu_h and sqrt(psi_h): compare components by direction.
     Not for data that are masked by the largest cause (MCA).
