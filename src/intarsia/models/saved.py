@@ -43,7 +43,8 @@ def save_estimator(estimator: BaseEstimator, folder: str | Path) -> Path:
         whole = {n: np.ascontiguousarray(v) for n, v in tensors.items()}
         save_file(whole, scratch / TENSORS)
         about = {"format": FORMAT, "key": method_key(estimator), "version": version("intarsia")}
-        about |= {"settings": settings_to_dict(estimator), "figures": figures}
+        settings = {n: _plain(v) for n, v in settings_to_dict(estimator).items()}
+        about |= {"settings": settings, "figures": figures}
         write_json(scratch / CARD, about | {"sha256": digests(scratch)})
     return folder
 
@@ -79,7 +80,9 @@ def load_estimator(kind: type[E], folder: str | Path) -> E:
 
 
 def _plain(value: Any) -> Any:
-    """A figure as JSON has it."""
+    """A figure or a setting as JSON has it."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 

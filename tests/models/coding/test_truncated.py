@@ -338,6 +338,14 @@ def test_strengths_of_data_far_from_zero_are_refused_and_the_cure_cures() -> Non
     assert np.isfinite(model.fit(x - x.mean(axis=0)).evidences_).all()
 
 
+def test_settings_of_a_search_are_saved(tmp_path: Path) -> None:
+    """np.int64(2) is what a grid of np.arange gives."""
+    model = DSC(np.int64(2), n_iter=1, random_state=np.int64(0), values=np.array([1.0, 2.0]))  # pyright: ignore
+    again = DSC.load(model.fit(data()).save(tmp_path / "m"))
+    assert (again.n_components, again.random_state, again.values) == (2, 0, (1.0, 2.0))
+    assert_array_equal(again.transform(data()), model.transform(data()))
+
+
 def test_components_become_tiles(tmp_path: Path) -> None:
     model = BSC(3, n_iter=2, random_state=0).fit(data())
     picture = model.plot_components(tmp_path / "w.png", shape=(1, D))
