@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,17 @@ def test_a_collapse_is_told_and_the_cure_that_it_names_cures_it() -> None:
     cured = Mac(saturation=1.0, baseline=baseline, random_state=0).fit(x)  # and warns no more
     assert basis_set_size(cured.codes_) > 30
     assert adherence(x, cured.codes_) > adherence(x, mac.codes_)
+
+
+def test_the_memory_that_a_warning_needs_does_not_grow_with_the_items() -> None:
+    x = np.repeat(dense(), 100, axis=0)  # 4,000 items: their pairs take 128 MB
+    x[:, :12] = np.arange(4000)[:, None] >> np.arange(12) & 1
+    tracemalloc.start()
+    with pytest.warns(UserWarning, match="set baseline="):
+        Mac(n_modules=2, n_units=2, random_state=0).fit(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
 
 
 @pytest.mark.parametrize("kind", ["mac", "net"])

@@ -19,6 +19,7 @@ from .overlap import Array, adherence, basis_set_size, mean_overlap
 LAMBDA, PHI = 26.0, -13.0  # of the sigmoid, which V in 0 ... 1 spans
 FEW = 20  # items from which a collapse is told
 COLLAPSED = 0.75  # distinct codes an item: what has fewer has collapsed
+MEASURED = 1000  # items at most of which each pair is compared then
 PAPER = Paper("1710.07829", 2017, "A Radically New Theory of how the Brain Represents and Computes")
 
 
@@ -244,13 +245,16 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _tell(self, x: Array) -> None:
         """Warn where different items got the same code."""
-        items = len(np.unique(x, axis=0))
-        codes = basis_set_size(self.codes_)
+        items, seen = len(np.unique(x, axis=0)), self.codes_
+        codes = basis_set_size(seen)
         if items < FEW or codes >= COLLAPSED * items:
             return
+        if len(x) > MEASURED:  # in memory that does not grow with them
+            some = np.random.default_rng([self.seed_, 0]).choice(len(x), MEASURED, replace=False)
+            x, seen = x[some], seen[some]
         shared = mean_overlap(x)
         warnings.warn(
-            f"{items} different items got {codes} codes (adherence {adherence(x, self.codes_):.2f})"
+            f"{items} different items got {codes} codes (adherence {adherence(x, seen):.2f})"
             f": they share {shared:.0%} of their bits on average, and recall says nothing. Make "
             f"them sparser, or set baseline={min(0.95, round((1 + shared) / 2, 2)):g}.",
             stacklevel=3,
