@@ -116,6 +116,14 @@ def test_a_sequence_is_replayed_from_its_first_item() -> None:
     assert mac.replay(x[3], 2).shape == (2, D)
 
 
+def test_without_a_sequence_there_is_nothing_to_replay() -> None:
+    x = items(4)
+    mac = Mac(random_state=0).fit(x)
+    assert_array_equal(mac.replay(x[0], 1), x[:1])
+    with pytest.raises(DataError, match="Call learn_sequence"):
+        mac.replay(x[0], 2)
+
+
 def test_the_order_of_fit_is_drawn_and_codes_are_those_of_their_items() -> None:
     x = items(8)
     one, two = (Mac(random_state=s).fit(x) for s in (0, 0))

@@ -155,9 +155,16 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return self._bits_of(self.code(X), counts)
 
     def replay(self, X: Any, steps: int) -> Array:
-        """The sequence that follows an item: it and what comes after.  (D,) -> (steps, D)."""
+        """The sequence that follows an item: it and what comes after.  (D,) -> (steps, D).
+
+        Beyond the end of what was learned it goes on somewhere else.
+        Raises: DataError where no sequence was learned.
+        """
         at_least("steps", steps, 1)
         x = self._read(_rows(X))[:1]
+        if steps > 1 and not self.previous_.any():
+            got, want = "none", "two items of one, or more"
+            raise DataError("sequence learned", got=got, want=want, fix="Call learn_sequence.")
         codes = [self.code(X)[0]]
         for _ in range(steps - 1):
             codes.append(hits(self.previous_, self._one_hot(codes[-1])).argmax(axis=1))
