@@ -187,6 +187,8 @@ def test_a_saved_memory_is_the_same_to_the_bit_and_learns_on(kind: str, tmp_path
         ({"n_units": 1}, np.eye(3), ConfigError, "n_units"),
         ({"baseline": 1.0}, np.eye(3), ConfigError, "baseline"),
         ({"floor": 0.0}, np.eye(3), ConfigError, "floor"),
+        ({"expansion": (1e4, -1.0)}, np.eye(3), ConfigError, "expansion"),
+        ({"expansion": 7.0}, np.eye(3), ConfigError, "expansion"),
         ({"random_state": np.random.RandomState(0)}, np.eye(3), ConfigError, "random_state=0"),
         ({}, np.full((3, 4), np.nan), ValueError, "NaN"),
     ],
@@ -220,6 +222,8 @@ def test_bad_nets_are_refused() -> None:
         SparseyNet((4, 4)).fit(np.eye(3))
     with pytest.raises(DataError, match="threshold"):
         SparseyNet((2, 2), (1,)).fit(np.full((3, 4), 0.5))
+    with pytest.raises(ConfigError, match="random_state=0"):
+        SparseyNet((2, 2), (1,), random_state=np.random.RandomState(0)).fit(np.ones((3, 4)))  # pyright: ignore
     with pytest.raises(ConfigError, match="Raise radius"):
         SparseyNet((4, 4), (2,), radius=0.1).fit(np.ones((3, 16)))
 

@@ -34,7 +34,13 @@ def hits(weights: Array, row: Array) -> Array:
 
 
 def seed_of(random_state: int | None) -> int:
-    """A seed that can be saved: the one given, or one that is drawn."""
+    """A seed that can be saved: the one given, or one that is drawn.
+
+    Raises: ConfigError for anything else, such as a RandomState.
+    """
+    if not (random_state is None or isinstance(random_state, (int, np.integer))):
+        got, fix = type(random_state).__name__, "Pass random_state=0."
+        raise ConfigError("random_state", got=got, want="a number or None", fix=fix)
     drawn = np.random.SeedSequence().entropy if random_state is None else random_state
     return int(cast(int, drawn)) % (1 << 63)
 
@@ -185,9 +191,9 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         above("floor", self.floor, 0)
         between("saturation", self.saturation, 1e-9, 1)
         between("baseline", self.baseline, 0, 0.999)
-        if not (self.random_state is None or isinstance(self.random_state, (int, np.integer))):
-            got, fix = type(self.random_state).__name__, "Pass random_state=0."
-            raise ConfigError("random_state", got=got, want="a number or None", fix=fix)
+        if np.shape(self.expansion) != (2,) or not all(one >= 0 for one in self.expansion):
+            got, want = self.expansion, "(a, b), two numbers from 0 on"
+            raise ConfigError("expansion", got=got, want=want, fix="Try (1e4, 7.0).")
         self.seed_ = seed_of(self.random_state)
         shape = self.n_modules, self.n_units
         self.weights_ = np.zeros((*shape, (features + 7) // 8), np.uint8)
