@@ -196,8 +196,9 @@ class BSC(Discrete):
 class TSC(Discrete):
     """Ternary sparse coding: as BSC, s_h = 1 or -1 with probability pi / 2 each, else 0.
 
-    n_components, n_candidates (7 if None), max_active (5 if None), n_iter, temperature, data_cut,
-    reseed, random_state, what is fitted and raised: as in `BSC`; prior_ has the shares of -1 and 1.
+    n_components, n_candidates (7 if None), max_active (5 if None), n_iter, temperature (1 after
+    70 % of the steps), data_cut, reseed, random_state, what is fitted and raised: as in `BSC`;
+    prior_ has the shares of -1 and 1.
     Source: arXiv:1908.06843.
     Not for data that are never negative: MCA.
     """
@@ -217,8 +218,8 @@ class DSC(Discrete):
     """Discrete sparse coding: as BSC, s_h is 0 or one of `values`, each with a share of its own.
 
     values: what a cause is when it is on; n_components, n_candidates (7 if None), max_active (4 if
-    None), n_iter, temperature, data_cut, reseed, random_state, what is fitted and raised: as in
-    `BSC`; prior_ has the share of each value.
+    None), n_iter, temperature (1 after 70 % of the steps), data_cut, reseed, random_state, what is
+    fitted and raised: as in `BSC`; prior_ has the share of each value.
     Raises: ConfigError by `fit` for 0 among the values, or one twice.
     Source: arXiv:1908.06843.
     Not with many values: their number to the power of max_active multiplies the states.
