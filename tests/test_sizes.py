@@ -20,6 +20,7 @@ EXCEPTIONS: dict[str, str] = {
     "core/claim.py::Claim": "a record of one experiment, not a setting anyone passes on",
     "cli/benching.py::bench": "a signature: one line for each option, three lines of body",
     "claims/ledger.py::Record": "what a run leaves behind, not a setting anyone passes on",
+    "kernels/chw/steps.py::ProgramStep": "a row of the kernels' table, no setting anyone passes on",
     "hosts/attach/config.py::IntarsiaConfig": "six of its fields are what PEFT asks of a config",
 }
 

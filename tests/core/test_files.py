@@ -66,7 +66,7 @@ def test_files_of_others_are_spared(tmp_path: Path) -> None:
     save()
     save()  # an earlier one of its kind is replaced
     (tmp_path / "folder" / "thesis").write_text("years")
-    with pytest.raises(ConfigError, match="'thesis' in it, want a new folder"):
+    with pytest.raises(ConfigError, match="such as 'thesis', want a new folder"):
         save()
     assert (tmp_path / "folder" / "thesis").read_text() == "years"
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]

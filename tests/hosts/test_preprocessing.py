@@ -80,7 +80,7 @@ def test_the_script_needs_nothing_of_ours(needs: str) -> None:
     assert "intarsia" not in text and needs in text
 
 
-@pytest.mark.parametrize("name", ['my "best" net.onnx', "a\\new.onnx", '"""; 1 / 0; """.onnx'])
+@pytest.mark.parametrize("name", ['my "best" net.onnx', "a\\new.onnx", '"""; int("a"); """.onnx'])
 def test_a_script_names_its_model_whatever_it_is_called(name: str) -> None:
     tree = ast.parse(script("onnxruntime", Path(name)))
     place = next(n.value for n in tree.body if isinstance(n, ast.Assign))

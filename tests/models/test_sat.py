@@ -102,7 +102,7 @@ def test_layers_are_found_by_a_forward() -> None:
     assert not any(m._forward_hooks for m in model.modules())
     up: Any = nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2)  # 2 to 3 channels, twice
     found = layer_shapes(nn.Sequential(up), torch.zeros(1, 4, 5, 5), batch=3)[0]
-    assert found == LayerShape("0", 3, 2, 4, 3 * 25, groups=2, prunes=False, reads_data=True)
+    assert found == LayerShape("0", 12, 2, 1, 3 * 25, groups=2, prunes=False, reads_data=True)
     vit = timm.create_model("test_vit", img_size=32)
     assert layer_shapes(vit, torch.zeros(1, 3, 32, 32))[1].places == 5  # tokens
 

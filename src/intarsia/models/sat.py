@@ -34,6 +34,7 @@ class LayerShape:
     """A linear map or convolution in a training: y (places, outputs) = x (places, inputs kernel) W.
 
     kernel: kh kw; places: batch times height times width of the output; groups: of a convolution.
+    Of a transposed one y has every tap of each output, at the places of the input; kernel is 1.
     prunes: whether BDWP prunes it.  reads_data: its input needs no gradient.
     """
 
@@ -176,14 +177,15 @@ def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerS
     found: list[LayerShape] = []
 
     def note(name: str, layer: Any, args: Any, y: Tensor) -> None:
-        groups = getattr(layer, "groups", 1)
-        first, second, *kernel = layer.weight.shape
-        sizes = first // groups, second
-        places = batch * y.numel() // first
-        if getattr(layer, "transposed", False):  # (in, out, ...); each input goes to all taps
-            sizes, places = sizes[::-1], batch * args[0].numel() // first
-        sizes = *sizes, math.prod(kernel), places, groups
-        found.append(LayerShape(name, *sizes, prunes=groups == 1))
+        groups, one, other = getattr(layer, "groups", 1), *layer.weight.shape[:2]
+        taps = math.prod(layer.weight.shape[2:])
+        if getattr(
+            layer, "transposed", False
+        ):  # (in, out, ...): an input gives all taps of outputs
+            sizes = other * taps, one // groups, 1, batch * args[0].numel() // one
+        else:
+            sizes = one // groups, other, taps, batch * y.numel() // one
+        found.append(LayerShape(name, *sizes, groups, prunes=groups == 1))
 
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]

@@ -96,7 +96,8 @@ def _listed(calib: Any) -> list[Any]:
         fix = "Pass a list of rows or batches, such as [batch], or load_texts(...).train."
         got, want = f"a {type(calib).__name__}", "rows or batches"
         raise DataError("calibration", got=got, want=want, fix=fix)
-    return [calib[i] for i in range(len(calib))] if by_number else list(calib)
+    given: Any = calib
+    return [given[i] for i in range(len(given))] if by_number else list(given)
 
 
 def _single(row: Any) -> bool:
