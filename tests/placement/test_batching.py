@@ -36,6 +36,13 @@ def test_every_token_is_served_once_and_fewer_experts_are_used() -> None:
     assert serve(trace, 4).unique < 0.75 * serve(trace, 4, how="fifo").unique
 
 
+def test_in_order_is_the_order_of_arrival_whatever_the_experts() -> None:
+    experts = torch.tensor([0, 1, 0, 1, 0, 1])
+    row = torch.arange(6)
+    served = serve(Trace(experts[:, None, None], 2, row, row * 0), 2, how="fifo")
+    assert served.batches == ((0, 1), (0, 1), (0, 1))
+
+
 @settings(max_examples=25)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(1, 5), st.integers(1, 6))
 def test_waiting_is_bounded_with_ageing(experts: list[int], limit: int, patience: int) -> None:

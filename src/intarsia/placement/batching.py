@@ -22,11 +22,15 @@ LEVELS = ("aware", "fifo")
 
 @dataclass(frozen=True)
 class Waiting:
-    """A request whose next token is to be computed.  since: the round in which it came."""
+    """A request whose next token is to be computed.
+
+    since: the round in which it came; place: how many had come before it, ever.
+    """
 
     name: Hashable
     expert: int
     since: int
+    place: int
 
 
 class ExpertQueues:
@@ -46,6 +50,7 @@ class ExpertQueues:
         self.limit, self.patience, self.round = limit, patience, 0
         self.queues: dict[int, deque[Waiting]] = {}
         self.names: set[Hashable] = set()
+        self.came = 0
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,13 +61,15 @@ class ExpertQueues:
             got, fix = f"{name!r} twice", "Add it again when its batch was computed."
             raise ConfigError("request", got=got, want="each once", fix=fix)
         self.names.add(name)
-        self.queues.setdefault(expert, deque()).append(Waiting(name, expert, self.round))
+        waiting = Waiting(name, expert, self.round, self.came)
+        self.queues.setdefault(expert, deque()).append(waiting)
+        self.came += 1
 
     def batch(self) -> list[Waiting]:
         """The requests that are computed next; none where none waits."""
         old = sorted(
             (w for q in self.queues.values() for w in q if self.round - w.since >= self.patience),
-            key=lambda w: w.since,
+            key=lambda w: w.place,
         )
         taken = old[: self.limit]
         chosen = {w.name for w in taken}
