@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia.core.errors import ConfigError, DataError, TargetError
@@ -39,6 +40,24 @@ def test_a_profile_leaves_the_model_as_it_was_and_does_not_depend_on_batches() -
     assert {n: p.requires_grad for n, p in MODEL.named_parameters()} == before
     assert MODEL.config._attn_implementation == "sdpa"
     assert not any(p.grad is not None for p in MODEL.parameters())
+
+
+def test_heads_of_a_group_are_compared_over_all_rows() -> None:
+    """The largest of the means, whatever the batches: a mean of their largest is above it."""
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=24,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    one, all_rows = (profile(model, ROWS, 6, sink=2, block=2, rows=n) for n in (1, 5))
+    assert one.shape == (2, 2, 24)
+    torch.testing.assert_close(one, all_rows)
 
 
 def test_a_full_span_loses_nothing_and_a_shorter_one_no_less() -> None:

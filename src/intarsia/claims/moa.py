@@ -57,7 +57,7 @@ class SpanCells:
 
     def inputs(self, density: float, seed: int, **more: Any) -> dict[str, Any]:
         sizes = [*LENGTHS, CHECK, EXTEND, BLOCK, STEP, ROWS, HELD_OUT, ANSWER]
-        return {"density": density, "seed": seed, "sizes": sizes, "version": 1, **more}
+        return {"density": density, "seed": seed, "sizes": sizes, "version": 2, **more}
 
     def chosen(self, density: float, seed: int, report: Report) -> dict[str, Any]:
         """Spans from other rows at each seed."""

@@ -33,12 +33,12 @@ def by_distance(
     block: int,
     scale: float | None = None,
 ) -> Tensor:
-    """Sums of |E| by how far a key is behind its query, sinks left out: (G, bins).
+    """Sums of |E| by how far a key is behind its query, sinks left out: (H, bins).
 
     query: (B, H, N, D) and keys: (B, G, N, D) with positions applied, values: (B, G, N, D'),
     gradient: dL / d(A v), (B, H, N, D'). Bin b has the distances b block ... (b + 1) block - 1, of
-    all queries; the mean over rows, and the largest of the query heads of a key-value head. The
-    loss of a window is then the sum of the bins beyond it, to the token.
+    all queries; the mean over rows. The loss of a window is then the sum of the bins beyond it, to
+    the token.
     A and dL/dA = (dL/d(A v)) v^T are computed anew for some queries at a time, so that no (N, N) of
     all heads is ever there.
     """
@@ -60,4 +60,4 @@ def by_distance(
         counted = (seen <= own) & (seen >= sink)
         where = ((own - seen)[counted] // block).cpu()
         total.index_add_(1, where, found[:, counted].double().cpu())
-    return (total / batch).view(-1, share, bins).amax(1)
+    return total / batch

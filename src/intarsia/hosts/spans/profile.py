@@ -79,19 +79,20 @@ def profile(
 
     ids: (B, N) tokens, of which the last `answer` are judged; rows: at a time.
     Layer by layer in the backward pass: no attention matrix of more than one layer is there.
-    Returns (layers, G, bins), the mean over rows; see `scores.influence.by_distance`.
+    Returns (layers, G, bins), the mean over rows and then the largest of the query heads of a
+    key-value head; see `scores.influence.by_distance`.
     """
     host: Any = base_of(model)
-    layers = len(attentions(model).modules)
-    total: list[Tensor | None] = [None] * layers
+    found = attentions(model)
+    total: list[Tensor | None] = [None] * len(found.modules)
 
     def heard(layer: int) -> Heard:
         def of_layer(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: Any) -> None:
             def backward(gradient: Tensor) -> None:  # (B, N, H, D), dL / d(A v)
                 of = [t.detach() for t in (q, k, v, gradient.transpose(1, 2))]
-                found = by_distance(*of, sink=sink, block=block, scale=scale) * len(q)
+                own = by_distance(*of, sink=sink, block=block, scale=scale) * len(q)
                 before = total[layer]
-                total[layer] = found if before is None else before + found
+                total[layer] = own if before is None else before + own
 
             out.register_hook(backward)
 
@@ -104,7 +105,8 @@ def profile(
             # the mean over a row's tokens, the sum over rows: a row's influence knows no other row
             loss = cross_entropy(flat, some[:, -answer:].flatten(), reduction="sum") / answer
             loss.backward()
-    return torch.stack([t for t in total if t is not None]) / len(ids)
+    mean = torch.stack([t for t in total if t is not None]) / len(ids)  # (layers, H, bins)
+    return mean.unflatten(1, (found.heads, -1)).amax(2)
 
 
 @torch.no_grad()
