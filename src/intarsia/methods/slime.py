@@ -289,7 +289,7 @@ def kept(s: Tensor, top_p: float, room: int | None) -> Tensor:
     order = s.sort(descending=True, stable=True)
     if room is None:
         before = order.values.cumsum(0) - order.values  # the sum of those before each
-        count = int((before <= top_p).sum())
+        count = int((before.clamp(max=1) <= top_p).sum())  # rounded, a sum may be above 1
     else:
         count = min(room, len(s))
     found = torch.zeros(len(s), dtype=torch.bool, device=s.device)
