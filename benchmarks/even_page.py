@@ -17,6 +17,7 @@ from pathlib import Path
 
 from intarsia.bench import RunResult, tables
 from intarsia.bench.profiles import FEW
+from intarsia.bench.protocols import EVEN
 from intarsia.bench.publish import as_markdown
 from intarsia.data import suites
 from intarsia.results.suites import records
@@ -64,12 +65,16 @@ def whole(found: Sequence[RunResult], suite: str) -> tuple[list[RunResult], list
 
 
 def rates(found: Sequence[RunResult]) -> str:
-    """The rate of each method, the methods of one rate beside each other."""
+    """The rate of each method, the methods of one rate beside each other.
+
+    A rate at an end of the grid is named: a better one may lie beyond.
+    """
     by_rate: dict[float, set[str]] = defaultdict(set)
     for result in found:
         by_rate[result.setup.selected["lr"]].add(result.method.label)
     told = [f"{rate:g} for {joined(sorted(by_rate[rate]))}" for rate in sorted(by_rate)]
-    return f"Rates that were chosen: {'; '.join(told)}."
+    ends = joined([f"{rate:g}" for rate in (min(EVEN.grid["lr"]), max(EVEN.grid["lr"]))])
+    return f"Rates that were chosen: {'; '.join(told)}. The grid ends at {ends}."
 
 
 def parts() -> Iterator[str]:
