@@ -115,11 +115,9 @@ def search(
         fix = "Pass [(images, labels), ...], or draws=1 for a random choice."
         raise DataError("batches of a search", got=got, want="some with labels", fix=fix)
     if settings.score != "loss" and not any(p.requires_grad for p in host.parameters()):
-        got, fix = (
-            "no parameter that is trained",
-            "Use score='loss', or model.requires_grad_(True).",
-        )
-        raise ConfigError(f"score {settings.score!r}", got=got, want="some", fix=fix)
+        got, want = "no parameter that is trained", "some"
+        fix = "Use score='loss', or model.requires_grad_(True)."
+        raise ConfigError(f"score {settings.score!r}", got=got, want=want, fix=fix)
     score, found = SCORES[settings.score], list[Candidate]()
     with evaluating(host):
         for i in range(settings.draws):
