@@ -23,7 +23,15 @@ GENERATED = (
 )
 NEW: dict[str, Any] = runpy.run_path(str(ROOT / "scripts" / "new_method.py"))
 TOYS = {"router": "toy_gate", "adapter": "toy_change"}
-COPIED = ("src", "docs", "scripts", "CHANGELOG.md", "pyproject.toml", "tests/conftest.py")
+COPIED = (
+    "src",
+    "docs",
+    "scripts",
+    "CHANGELOG.md",
+    "pyproject.toml",
+    "tests/conftest.py",
+    "tests/reference",
+)
 GENERATE_AND_CHECK = """
 import runpy
 import sys

@@ -8,7 +8,7 @@ import pytest
 
 from intarsia.catalog import cards
 from intarsia.core.errors import DataError
-from intarsia.results.pages import measured, pages, records, reference, write
+from intarsia.results.pages import measured, pages, published, reference, write
 
 # PEFT's own methods have no class here: a line in the index says it all
 METHODS = [card for card in cards() if card.family != "peft"]
@@ -28,7 +28,7 @@ def test_every_card_has_a_page_and_a_line_in_the_index() -> None:
 
 
 def test_every_page_is_up_to_date() -> None:
-    for name, text in pages(records(DOCS.parent / "claims")).items():
+    for name, text in pages(*published(DOCS.parent)).items():
         assert (DOCS / name).read_text() == text, f"{name}: run intarsia.results.pages"
 
 
@@ -42,6 +42,19 @@ def test_a_page_has_the_verdicts_of_its_paper_and_no_other() -> None:
     text = pages(claims)["mos.md"]
     assert "| [mos](../claims.md#mos) | LoRA | <= 0.85 | 0.900 | **fails** |" in text
     assert "#mosa)" not in text and "## Measured" not in pages([])["mos.md"]
+
+
+def test_a_page_has_the_comparisons_with_the_official_code() -> None:
+    run = {"function": "prune", "commit": "abc", "path": "lib/prune.py", "repository": "a/b"}
+    run |= {"methods": ["mos"], "ours": "intarsia.Mos", "tolerance": 1e-6, "differs": ""}
+    worked = {"function": "equation (3)", "methods": ["mos"], "repository": None}
+    worked |= {"worked": "methods/test_mos.py::test_three", "differs": "Ours is plain."}
+    text = pages([], [run | {"equal": True}, run | {"equal": False}, worked])["mos.md"]
+    source = "`prune` of [a/b](https://github.com/a/b/blob/abc/lib/prune.py)"
+    assert f"| {source} | `intarsia.Mos` | yes, to 1e-06 |" in text
+    assert f"| {source} | `intarsia.Mos` | **no** |" in text
+    assert "equation (3)" in text and "Ours is plain." in text
+    assert "not compared with an official" in pages([])["mos.md"]
 
 
 def test_there_is_no_page_of_a_method_that_is_gone() -> None:

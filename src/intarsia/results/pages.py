@@ -37,18 +37,27 @@ Claims of its paper that were run here, each against a bar that was fixed before
 | claim | against | bar | got | verdict |
 |---|---|---|---|---|
 """
+REPOSITORIES = "https://github.com"
 Record = dict[str, Any]
 
 
 def records(folder: Path) -> list[Record]:
-    """The claims that were run, by key, as `intarsia claim` wrote them."""
+    """Return the JSON records of a folder by name: claims that were run, or reference outputs."""
     return [read_json(path) for path in sorted(folder.glob("*.json"))]
 
 
-def pages(claims: Sequence[Record]) -> dict[str, str]:
-    """Text of every page by its file name, index.md among them.  claims: that were run."""
+def published(docs: Path) -> tuple[list[Record], list[Record]]:
+    """Return the records of claims and of reference outputs that belong to a folder of docs."""
+    return records(docs / "claims"), records(docs.parent / "tests" / "reference")
+
+
+def pages(claims: Sequence[Record], references: Sequence[Record] = ()) -> dict[str, str]:
+    """Return the text of every page by its file name, index.md among them.
+
+    claims: records of those that were run.  references: records of tests/reference.
+    """
     found = [describe(card) for card in cards()]
-    made = {f"{c['name']}.md": page(c, claims) for c in found if "doc" in c}
+    made = {f"{c['name']}.md": page(c, claims, references) for c in found if "doc" in c}
     return made | {"index.md": index(found)}
 
 
@@ -79,10 +88,39 @@ def measured(arxiv: str, claims: Sequence[Record]) -> list[Record]:
     return [c for c in claims if c["key"] in named or c["key"].startswith(after)]
 
 
-def page(card: dict[str, Any], claims: Sequence[Record] = ()) -> str:
-    """One method: summary, paper, class, what it says of itself, settings, tags, how to run it.
+def beside_official(name: str, references: Sequence[Record]) -> str:
+    """Return the section of a method's page that compares it with its paper's code."""
+    heading = "\n## Beside the official code\n"
+    mine = [record for record in references if name in record["methods"]]
+    if not mine:
+        return f"{heading}\nIt was not compared with an official implementation."
+    rows, notes = [], []
+    for record in mine:
+        if record["repository"]:
+            tree = f"{REPOSITORIES}/{record['repository']}/blob/{record['commit']}"
+            source = f"[{record['repository']}]({tree}/{record['path']})"
+            close = f"yes, to {record['tolerance']:g}" if record["tolerance"] else "yes, exactly"
+            equal = close if record["equal"] else "**no**"
+            rows.append(f"| `{record['function']}` of {source} | `{record['ours']}` | {equal} |")
+        else:
+            notes.append(
+                f"There is no official code of its {record['function']}; a test works it by hand "
+                f"(`{record['worked']}`)."
+            )
+        notes += [record["differs"]] if record["differs"] else []
+    table = ["\n| function | ours | equal |", "|---|---|---|", *rows] if rows else []
+    return "\n".join(
+        [heading.rstrip("\n"), *table, *(f"\n{note}" for note in dict.fromkeys(notes))]
+    )
 
-    claims: of which those of its paper are in a table, held or not.
+
+def page(
+    card: dict[str, Any], claims: Sequence[Record] = (), references: Sequence[Record] = ()
+) -> str:
+    """Return a method's page: summary, paper, class, docstring, settings, tags, how to run it.
+
+    claims: those of its paper are in a table, held or not.  references: likewise, beside the
+    paper's official code.
     """
     paper = card["paper"]
     names = f"Also called: {', '.join(card['names'])}. " if card["names"] else ""
@@ -106,6 +144,7 @@ def page(card: dict[str, Any], claims: Sequence[Record] = ()) -> str:
     if card["kind"] == "adapter":
         command, python = example(card)
         lines += ["", "## Run it", "", "```sh", command, "```", "", "```python", python, "```"]
+    lines.append(beside_official(card["name"], references))
     if own := measured(paper["arxiv"], claims):
         lines.append(MEASURED.rstrip("\n"))
         for claim in own:
@@ -135,7 +174,7 @@ def reference(text: str) -> str:
 def write(folder: Path) -> list[Path]:
     """Write every page, and remove those of methods that are gone."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = pages(records(folder.parent / "claims"))
+    made = pages(*published(folder.parent))
     for old in folder.glob("*.md"):
         if old.name not in made:
             old.unlink()
