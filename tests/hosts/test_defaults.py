@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 from torch import nn
 
 import intarsia
 from intarsia.catalog import card, cards
-from intarsia.conformance.hosts import HOSTS, host, page, works
+from intarsia.conformance.host_models import HOSTS, host
+from intarsia.conformance.hosts import UPCYCLE, page, said, upcycles, works
 from intarsia.core.errors import ConfigError, TargetError, UnknownName
 from intarsia.hosts.anatomy.blocks import block_kind, blocks, places
 from intarsia.methods import LinearProbe
@@ -23,7 +26,7 @@ OTHERS = [
     ("adamix", "Whisper encoder"), ("fourier", "timm RegNet"), ("llava_mole", "SigLIP"),
     ("llava_mole", "T5"), ("mixlora", "timm ConvNeXt"), ("mixlora", "GPT-2"), ("mos", "timm Swin"),
     ("ssf", "timm ResNet"), ("poly", "timm MLP-Mixer"), ("s2ft", "Llama"), ("lt_sft", "Wav2Vec2"),
-    ("sparse", "CLIP"), ("bottleneck", "Gemma"),
+    ("sparse", "CLIP"), ("bottleneck", "Gemma"), ("mixlora", "Phi-3"), ("mixlora", "ModernBERT"),
 ]  # fmt: skip
 
 
@@ -44,6 +47,84 @@ def test_the_default_method_works_on_every_model(name: str) -> None:
 @pytest.mark.parametrize(("key", "name"), OTHERS)
 def test_defaults_of_other_methods_work(key: str, name: str) -> None:
     assert works(card(key), name) == on_page(key, name)
+
+
+# of families whose queries, keys and values are one layer, or have names of their own
+FUSED = {
+    "Phi-3": ["self_attn.qkv_proj"],
+    "GPT-NeoX": ["attention.query_key_value"],
+    "BLOOM": ["self_attention.query_key_value"],
+    "MPT": ["attn.Wqkv"],
+    "CodeGen": ["attn.qkv_proj"],
+    "DeBERTa": ["attention.self.in_proj"],
+    "DeBERTa v2": [f"attention.self.{n}_proj" for n in ("query", "key", "value")],
+    "timm LeViT": ["attn.qkv.linear"],
+    "timm PoolFormer": ["mlp.fc1", "mlp.fc2"],
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "name", [*FUSED, "timm Hiera", "Falcon", "Nemotron-H", "Gemma 4", "BLIP-2"]
+)
+def test_lora_folds_into_models_of_every_family(name: str) -> None:
+    assert works(card("lora"), name) == on_page("lora", name) == "folds"
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_queries_keys_and_values_are_found_where_they_are_one_layer(name: str) -> None:
+    _, block = blocks(host(name))[0]
+    assert places(block, "qkv") == FUSED[name]
+
+
+def test_a_hybrid_has_its_attention_and_its_mlp_in_blocks_of_their_own() -> None:
+    mamba, attention, mlp = (block for _, block in blocks(host("Nemotron-H")))
+    assert places(attention, "qkv") == ["mixer.q_proj", "mixer.k_proj", "mixer.v_proj"]
+    assert places(mlp, "mlp") == ["mixer"] and places(attention, "mlp") == []
+    assert all(places(mamba, role) == [] for role in ("qkv", "mlp", "attention", "mlp_linear"))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "name",
+    ["Phi-3", "GLM", "GPT-NeoX", "Falcon", "GPT-J", "ModernBERT", "Nemotron-H", "timm Hiera"],
+)
+def test_mlps_of_other_dialects_become_mixtures(name: str) -> None:
+    assert upcycles(name) == on_page(UPCYCLE, name) == "yes"
+
+
+def test_an_mlp_that_sees_more_than_a_token_becomes_no_mixture() -> None:
+    for name in ("timm PVT", "timm LeViT", "timm PoolFormer", "BLOOM", "MPT"):
+        with pytest.raises(TargetError):
+            upcycles(name)
+
+
+def test_a_cell_beside_experts_that_give_one_row_of_tokens_has_their_shape() -> None:
+    adapted = intarsia.adapt(host("Llama 4"), intarsia.Bottleneck(4), targets=["feed_forward"])
+    batch = HOSTS["Llama 4"].batch()
+    names = ["default", "default"]
+    assert torch.equal(said(adapted, batch), said(adapted, batch | {"adapter_names": names}))
+
+
+def test_rwkv_that_divides_its_weights_for_inference_takes_no_cell_there() -> None:
+    model: Any = host("RWKV")
+    model.config.rescale_every = 6
+    with pytest.raises(TargetError) as caught:
+        intarsia.adapt(model, intarsia.Bottleneck(4))
+    assert "rescale_every=6" in caught.value.got and "= 0" in caught.value.fix
+    assert isinstance(intarsia.adapt(model, "lora"), nn.Module)
+
+
+def test_a_fold_without_inputs_knows_the_size_that_hiera_was_built_for() -> None:
+    adapted = intarsia.adapt(host("timm Hiera"), "lora")
+    assert isinstance(intarsia.fold(adapted, report=lambda _: None), nn.Module)
+
+
+def test_a_fold_without_inputs_says_that_it_cannot_guess_them() -> None:
+    model: Any = intarsia.adapt(timm.create_model("levit_128s", img_size=64, num_classes=5), "lora")
+    with pytest.raises(ConfigError) as caught:
+        intarsia.fold(model)
+    assert "inputs=" in caught.value.fix
 
 
 GRIDS = ("convpass",)  # adapters of patches on a grid: text, sound and maps have none

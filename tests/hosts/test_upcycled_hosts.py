@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 import intarsia
 from intarsia import TopK
-from intarsia.conformance.hosts import HOSTS, host, said
+from intarsia.conformance.host_models import HOSTS, host
+from intarsia.conformance.hosts import said
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError
 from intarsia.gating import learned_routers
 from intarsia.mixtures import Mixture

@@ -8,7 +8,10 @@ from typing import Any, ClassVar, Protocol, cast
 
 from torch import nn
 
+from .registry import method_key, settings_to_dict
+
 LAWS = ("outputs", "shape", "routing")
+RECORD = "intarsia"  # transformers' name for the kind of a config's record of steps
 STEPS = "intarsia_steps"  # the attribute in which a model keeps what was done to it
 
 
@@ -37,10 +40,12 @@ class PlainChange:
     """What a change has that decides nothing for a host and leaves plain modules behind.
 
     stores: which of the host's weights a saved folder needs: "all", those that are "trained", or
-    "nothing".  laws: those that it preserves.
+    "nothing".  laws: those that it preserves.  rewires: whether a stock model with the same
+    weights would compute something else.
     """
 
     stores: ClassVar[str] = "trained"
+    rewires: ClassVar[bool] = False
     laws: ClassVar[frozenset[str]] = frozenset(LAWS)
 
     @property
@@ -77,6 +82,25 @@ class Step:
     name: str
     on: Mapping[str, Any]
 
+    @property
+    def plain(self) -> bool:
+        """Does a stock model with the weights that it leaves behind give the same outputs?"""
+        change = self.plan.change
+        stock = isinstance(change, PlainChange) and not change.rewires
+        return stock and "shape" in change.preserves
+
+    def entry(self) -> dict[str, Any]:
+        """Return it as `intarsia.json` has it."""
+        change: Any = self.plan.change
+        return {
+            "key": method_key(change),
+            "settings": settings_to_dict(change),
+            "decided": dict(self.plan.decided),
+            "seed": self.plan.seed,
+            "name": self.name,
+            "on": dict(self.on),
+        }
+
 
 def steps_of(model: nn.Module) -> tuple[Step, ...]:
     """What turns the plain model into this one, adapters apart: PEFT keeps a list of those."""
@@ -84,5 +108,23 @@ def steps_of(model: nn.Module) -> tuple[Step, ...]:
 
 
 def set_steps(host: nn.Module, steps: Iterable[Step]) -> None:
-    """Replace a host's record of what was done to it."""
+    """Replace a host's record of what was done to it.
+
+    A model of transformers has those steps in its config, too, that leave other modules than its
+    own behind: `from_pretrained` then rebuilds what `save_pretrained` wrote, or refuses it.
+    """
     setattr(host, STEPS, tuple(steps))
+    config: Any = getattr(host, "config", None)
+    other = getattr(config, "quantization_config", None)
+    if not hasattr(config, "to_json_string") or (other and not is_record(other)):
+        return
+    entries = [step.entry() for step in steps_of(host) if not step.plain]
+    if entries:
+        config.quantization_config = {"quant_method": RECORD, "steps": entries}
+    elif other:
+        del config.quantization_config
+
+
+def is_record(config: Any) -> bool:
+    """Is this the record of steps in a config of transformers?"""
+    return isinstance(config, dict) and cast(dict[str, Any], config).get("quant_method") == RECORD

@@ -1,7 +1,8 @@
 """transformers knows the models of this library, whichever of the two is imported first.
 
-`AutoConfig` finds a type of model in its mapping, or does not know it. What is put there imports
-this library's side only when such a folder is read.
+`AutoConfig` finds a type of model in its mapping, or does not know it; `from_pretrained` finds in
+another what rebuilds a model that was changed. What is put there imports this library's side only
+when such a folder is read.
 """
 
 from __future__ import annotations
@@ -12,28 +13,40 @@ from typing import Any
 
 from .when_imported import when_imported
 
-SEEING, MAPPINGS = "intarsia_seeing", "transformers.models.auto.configuration_auto"
-HOME, CONFIG = "intarsia.hosts.senses.auto", "SeeingConfig"
+SEEING, CONFIGS = "intarsia_seeing", "transformers.models.auto.configuration_auto"
+CHANGED, QUANTIZERS = "intarsia", "transformers.quantizers.auto"
 
 
-class LaterSeeingConfig:
-    """Stands for our config in their mapping until it is used: importing HOME replaces it."""
+class Later:
+    """A class of this library that is imported when it is used: stands for it in their mappings."""
+
+    def __init__(self, home: str, name: str) -> None:
+        self.home, self.name = home, name
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
         return self._real()(*args, **settings)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real(), name)
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._real(), attribute)
 
     def _real(self) -> Any:
-        return getattr(importlib.import_module(HOME), CONFIG)
+        return getattr(importlib.import_module(self.home), self.name)
 
 
-def _add(mappings: ModuleType) -> None:
+def _add_config(mappings: ModuleType) -> None:
     if SEEING not in mappings.CONFIG_MAPPING:
-        mappings.CONFIG_MAPPING.register(SEEING, LaterSeeingConfig())
+        later = Later("intarsia.hosts.senses.auto", "SeeingConfig")
+        mappings.CONFIG_MAPPING.register(SEEING, later)
+
+
+def _add_quantizer(mappings: ModuleType) -> None:
+    """What rebuilds a changed model before its weights are read is a quantizer to transformers."""
+    home = "intarsia.hosts.stock_folder"
+    mappings.AUTO_QUANTIZATION_CONFIG_MAPPING[CHANGED] = Later(home, "ChangedConfig")
+    mappings.AUTO_QUANTIZER_MAPPING[CHANGED] = Later(home, "ChangedQuantizer")
 
 
 def register() -> None:
-    """Add our type to transformers' mapping, now or when that is imported."""
-    when_imported(MAPPINGS, _add)
+    """Add our types to transformers' mappings, now or when those are imported."""
+    when_imported(CONFIGS, _add_config)
+    when_imported(QUANTIZERS, _add_quantizer)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from ..core.change import Change, Plan, Step, set_steps, steps_of
+from ..core.registry import card, settings_from_dict
 from .anatomy.blocks import base_of
 from .anatomy.origin import fingerprint
 
@@ -39,6 +40,21 @@ def apply_plan(model: nn.Module, plan: Plan, name: str = "default") -> nn.Module
     if getattr(plan.change, "recorded", True):
         set_steps(base_of(new), (*before, Step(plan, name, on)))
     return new
+
+
+def step_of(entry: Mapping[str, Any]) -> Step:
+    """Return a step of a change from the entry that a saved folder has of it."""
+    change = settings_from_dict(card(str(entry["key"])), entry["settings"])
+    plan = Plan(change, int(entry["seed"]), dict(entry["decided"]))
+    return Step(plan, str(entry["name"]), dict(entry["on"]))
+
+
+def repeat(model: nn.Module, step: Step) -> nn.Module:
+    """Return the model with a step that was read from a file, in place where the host can stay."""
+    before = steps_of(base_of(model))
+    model = step.plan.change.apply(model, step.plan, name=step.name)
+    set_steps(base_of(model), (*before, step))
+    return model
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..core.change import Plan, Step, set_steps, steps_of
+from ..core.change import Step, steps_of
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError, TargetError, UnknownName
 from ..core.files import check_digest, digests, read_json, unbroken
-from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
+from ..core.registry import card, method_key
 from ..parallel.attached import Attached
 from ..parallel.whole_file import write_folder
 from . import older
@@ -35,7 +35,7 @@ from .attach.adapter_files import WEIGHTS, check_shapes, read_weights
 from .attach.config import IntarsiaConfig
 from .attach.peft import is_adapted
 from .attach.plain_lora import write_plain
-from .changing import undone_on_error
+from .changing import repeat, step_of, undone_on_error
 from .model_card import model_card
 from .older import ADAPTER, FORMAT, HOST, OURS, SETTINGS, Adapter, FolderContent
 
@@ -84,7 +84,7 @@ def save(
             "format": FORMAT,
             "weights": stores,
             "extra": extra,
-            "steps": [*map(_step_to_dict, steps), *adapters.values()],
+            "steps": [*(step.entry() for step in steps), *adapters.values()],
         }
         if content["steps"]:  # an adapter of PEFT's own is its files alone
             content["sha256"] = digests(scratch)
@@ -144,9 +144,8 @@ def _replayed(model: nn.Module, found: FolderContent) -> nn.Module:
         if number == 0 and step.on:
             values = {} if found.stores == "all" else {"values": step.on["values"]}
             check_trunk(host, {"layout": step.on["layout"], **values})
-        before = steps_of(host)
         try:
-            model = step.plan.change.apply(model, step.plan, name=step.name)
+            model = repeat(model, step)
         except ConfigError as error:
             raise CheckpointError(
                 f"step {method_key(step.plan.change)!r} of {str(found.folder)!r}",
@@ -154,7 +153,6 @@ def _replayed(model: nn.Module, found: FolderContent) -> nn.Module:
                 want="the architecture of the training run",
                 fix="Create the pretrained model as it was.",
             ) from error
-        set_steps(base_of(model), (*before, step))
     if weights is not None:
         host = base_of(model)
         wanted = {n: t for n, t in _state(host).items() if isinstance(t, Tensor)}
@@ -203,9 +201,7 @@ def _saved(folder: Path, content: Mapping[str, Any]) -> FolderContent:
             place = folder if name == "default" else folder / name
             adapters.append(Adapter(name, place, dict(entry["decided"]) or None))
         else:
-            change = settings_from_dict(found, entry["settings"])
-            plan = Plan(change, int(entry["seed"]), dict(entry["decided"]))
-            steps.append(Step(plan, name, dict(entry["on"])))
+            steps.append(step_of(entry))
     stores = str(content["weights"])
     weights = None if stores == "nothing" else folder / HOST
     wanted = dict(content.get("sha256", {}))  # folders were once written without
@@ -294,19 +290,7 @@ def _state(host: nn.Module) -> dict[str, Any]:
 def entries_of(model: nn.Module) -> list[dict[str, Any]]:
     """What was done to a model, adapters last, as `intarsia.json` has it."""
     adapters = (entry for _, entry in _adapters(model))
-    return [*map(_step_to_dict, steps_of(base_of(model))), *adapters]
-
-
-def _step_to_dict(step: Step) -> dict[str, Any]:
-    change: Any = step.plan.change
-    return {
-        "key": method_key(change),
-        "settings": settings_to_dict(change),
-        "decided": dict(step.plan.decided),
-        "seed": step.plan.seed,
-        "name": step.name,
-        "on": dict(step.on),
-    }
+    return [*(step.entry() for step in steps_of(base_of(model))), *adapters]
 
 
 def _adapters(model: nn.Module) -> Iterable[tuple[str, dict[str, Any]]]:

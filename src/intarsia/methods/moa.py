@@ -70,6 +70,7 @@ class MoA(PlainChange):
     step: int | None = None
     answer: int = 64
 
+    rewires: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset(("shape", "routing"))
     needs: ClassVar[frozenset[str]] = frozenset(("rows",))
 

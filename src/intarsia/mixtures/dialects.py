@@ -17,12 +17,14 @@ class Dialect:
 
     reads, writes: names of the linear maps.  between, behind: of what is applied there, in this
     order, where the MLP has it; the first is the activation, after which the gated factor follows.
+    halves: reads[0] makes both, first what the activation reads, then the factor.
     """
 
     reads: tuple[str, ...]
     writes: str
     between: tuple[str, ...]
     behind: tuple[str, ...] = ()
+    halves: bool = False
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -35,9 +37,9 @@ class Dialect:
 
     def inner(self, module: Any, hidden: Sequence[Tensor]) -> Tensor:
         """What the last linear map reads.  hidden: the outputs of `reads`."""
-        y = hidden[0]
+        y, *factors = hidden[0].chunk(2, -1) if self.halves else hidden
         act, *others = (part for name in self.between if (part := getattr(module, name, None)))
-        y = act(y) * hidden[1] if len(hidden) > 1 else act(y)
+        y = act(y) * factors[0] if factors else act(y)
         for part in others:
             y = part(y)
         return y
@@ -63,6 +65,11 @@ DIALECTS = (
     # timm; ViT, CLIP and SigLIP of transformers
     Dialect(("fc1",), "fc2", ("act", "activation_fn", "drop1", "norm"), ("drop2",)),
     Dialect(("lin1",), "lin2", ("activation",), ("dropout",)),  # DistilBERT
+    Dialect(("gate_up_proj",), "down_proj", ("activation_fn",), halves=True),  # Phi-3, GLM
+    Dialect(("Wi",), "Wo", ("act", "drop"), halves=True),  # ModernBERT
+    Dialect(("up_proj",), "down_proj", ("act_fn",)),  # Nemotron
+    Dialect(("dense_h_to_4h",), "dense_4h_to_h", ("act",)),  # GPT-NeoX, Falcon
+    Dialect(("fc_in",), "fc_out", ("act",), ("dropout",)),  # GPT-J, CodeGen
     Dialect(("c_fc",), "c_proj", ("act",), ("dropout",)),  # GPT-2
     Dialect(("wi",), "wo", ("act", "dropout")),  # T5
     Dialect(("wi_0", "wi_1"), "wo", ("act", "dropout")),  # T5 v1.1

@@ -5,7 +5,8 @@ of a Mixer, and an MLP: a module of its own (timm ViT, Swin, EVA; transformers V
 GPT-2, T5), or two layers with what is between them (BERT's `intermediate` and `output`, Whisper's
 `fc1` and `fc2`). ConvNeXt's has a depthwise convolution in place of the attention. In a model
 without such blocks, a block is a module of several convolutions (ResNet, RegNet, MobileNet,
-EfficientNet).
+EfficientNet). A hybrid's blocks have one `mixer` each, an attention, an MLP or a state space model
+(Nemotron-H). Queries, keys and values may share one layer (timm, Phi-3, GPT-NeoX, BLOOM, MPT).
 """
 
 from __future__ import annotations
@@ -14,29 +15,24 @@ from collections.abc import Iterator
 
 from peft import PeftModel
 from timm.layers import RmsNorm, RmsNorm2d
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...core.errors import UnknownName
+from .gates import own_gate
 
-ATTENTION = ("attn", "attention", "self_attn")
+ATTENTION = ("attn", "attention", "self_attn", "self_attention", "token_mixer")
 MLP = ("mlp", "ffn", "feed_forward", "mlp_channels")
+MIXER = "mixer"  # the only part of a hybrid's block, beside its norm
 SPLIT_MLP = (("intermediate", "output"), ("fc1", "fc2"))  # an MLP that is no module of its own
-# of each kind queries, keys, values; alone, the fused layers
-QKV = (
-    *("qkv", "c_attn"),
-    *("q_proj", "k_proj", "v_proj"),
-    *("query", "key", "value"),
-    *("q_lin", "k_lin", "v_lin"),
-    *("q", "k", "v"),
-)
-FUSED = ("qkv", "c_attn")
-PROJECTION = ("proj", "o_proj", "out_proj", "out_lin", "c_proj", "o")
-SEPARATE = {
-    "qkv": QKV,
-    "qv": tuple(name for name in QKV if not name.startswith("k")),
-    "projection": PROJECTION,
-}
+# layers that make queries, keys and values together, then one of each by its name
+FUSED = ("qkv", "c_attn", "qkv_proj", "query_key_value", "Wqkv", "in_proj", "kv")
+QUERIES = ("q_proj", "query", "q_lin", "q", "query_proj")
+KEYS = ("k_proj", "key", "k_lin", "k", "key_proj")
+VALUES = ("v_proj", "value", "v_lin", "v", "value_proj")
+QKV = (*FUSED, *QUERIES, *KEYS, *VALUES)
+PROJECTION = ("proj", "o_proj", "out_proj", "out_lin", "c_proj", "o", "dense", "Wo")
+SEPARATE = {"qkv": QKV, "qv": (*FUSED, *QUERIES, *VALUES), "projection": PROJECTION}
 ROLES = (
     "linear",
     "norm",
@@ -84,7 +80,8 @@ def block_kind(module: nn.Module) -> str | None:
     """What a block is; None for anything else.
 
     "attention", tokens, and an MLP that is a module; "split", an MLP that is two layers; "mixer",
-    an MLP over tokens; "convnext"; "mbconv", as in EfficientNet; "conv", other convolutions.
+    an MLP over tokens; "hybrid", one of several mixers; "convnext"; "mbconv", as in EfficientNet;
+    "conv", other convolutions.
     """
     module = unwrapped(module)
     children = module._modules
@@ -97,6 +94,8 @@ def block_kind(module: nn.Module) -> str | None:
             return "split"
     if "mlp_tokens" in children and "mlp_channels" in children:
         return "mixer"
+    if MIXER in children and any(is_norm(m) for m in children.values() if m is not None):
+        return "hybrid"
     if isinstance(children.get("mlp"), nn.Module):
         return "convnext" if "conv_dw" in children else None
     if ("conv_dw" in children or "conv_exp" in children) and any(n in children for n in POINTWISE):
@@ -139,6 +138,8 @@ def attention_of(block: nn.Module) -> str | None:
     """The path of what mixes the tokens of a block."""
     if _t5(block):
         return "layer.0.SelfAttention"
+    if block_kind(block) == "hybrid":
+        return MIXER if _attends(block.get_submodule(MIXER)) else None
     return next((n for n in (*ATTENTION, "mlp_tokens") if n in block._modules), None)
 
 
@@ -146,7 +147,16 @@ def mlp_of(block: nn.Module) -> str | None:
     """The path of a block's MLP, if that is a module."""
     if _t5(block):
         return f"layer.{len(block.get_submodule('layer')) - 1}.DenseReluDense"  # pyright: ignore
+    if block_kind(block) == "hybrid":
+        mixer = unwrapped(block.get_submodule(MIXER))
+        return MIXER if "down_proj" in mixer._modules else None
     return next((n for n in MLP if n in block._modules), None)
+
+
+def _attends(module: nn.Module) -> bool:
+    """Is there a layer that makes queries inside?  A state space model has none."""
+    names = {p.rpartition(".")[2] for p, _ in layers_of(module)}
+    return not names.isdisjoint((*FUSED[:-2], *QUERIES))
 
 
 def split_mlp_of(block: nn.Module) -> tuple[str, str] | None:
@@ -160,7 +170,13 @@ def split_mlp_of(block: nn.Module) -> tuple[str, str] | None:
 
 
 def layers_of(module: nn.Module) -> list[tuple[str, Layer]]:
-    return [(p, m) for p, w in walk(module) if isinstance(m := unwrapped(w), LAYERS)]
+    """The layers inside, by path; not a gate like Llama 4's, a Linear that gives a tuple."""
+    inside = ((p, unwrapped(w)) for p, w in walk(module))
+    return [
+        (p, m)
+        for p, m in inside
+        if isinstance(m, LAYERS) and not type(m).__name__.endswith("Router")
+    ]
 
 
 def places(block: nn.Module, role: str, position: str = "sequential") -> list[str]:
@@ -188,15 +204,19 @@ def places(block: nn.Module, role: str, position: str = "sequential") -> list[st
         return [mlp] if mlp else []
     if role == "attention":
         return [attention] if attention else []
-    # a block of ConvNeXt has linear maps over channels only in its MLP
-    if role == "mlp_linear" or attention is None:
+    if kind == "hybrid" and (mlp if role == "mlp_linear" else attention) is None:
+        return []
+    inner = layers_of(block.get_submodule(attention)) if attention else []
+    # a block of ConvNeXt or PoolFormer has linear maps over channels only in its MLP
+    if role == "mlp_linear" or not inner:
         return [f"{mlp}.{p}" for p, _ in layers_of(block.get_submodule(mlp or ""))]
-    found = [f"{attention}.{p}" for p, _ in layers_of(block.get_submodule(attention))]
+    found = [f"{attention}.{p}" for p, _ in inner]
     if kind == "mixer":  # its first layer reads all tokens, as queries and keys do
         return found[:1] if role != "projection" else found[1:]
     if role == "projection" and f"{attention}.output.dense" in found:
         return [f"{attention}.output.dense"]
-    return [p for p in found if p.rpartition(".")[2] in SEPARATE[role]]
+    # LeViT's layers stand in a module with their batch norm: attn.qkv.linear
+    return [f"{attention}.{p}" for p, _ in inner if not {*SEPARATE[role]}.isdisjoint(p.split("."))]
 
 
 def _split_places(block: nn.Module, role: str, position: str) -> list[str]:
@@ -253,7 +273,8 @@ def norm_width(module: nn.Module) -> int | None:
     ):
         return None
     if not isinstance(module, NORMS):
-        return module.weight.numel()  # pyright: ignore
+        weight = getattr(module, "weight", None)  # Gemma 4 has norms without
+        return weight.numel() if isinstance(weight, Tensor) else None
     if isinstance(module, nn.GroupNorm):
         return module.num_channels
     return module.normalized_shape[-1]
@@ -269,9 +290,11 @@ def is_pointwise(module: nn.Module | None) -> bool:
 
 
 def widths(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) by the first and last layer inside; a norm's channels."""
+    """(inputs, outputs) by the first and last layer inside, or by a gate; a norm's channels."""
     if width := norm_width(module):
         return width, width
+    if isinstance(matrix := getattr(own_gate(unwrapped(module)), "weight", None), Tensor):
+        return matrix.shape[-1], matrix.shape[-1]  # a block with experts of its own
     if mlp := block_kind(module) in ("attention", "mixer") and mlp_of(module):
         module = unwrapped(module.get_submodule(mlp))
     inside = layers_of(module)

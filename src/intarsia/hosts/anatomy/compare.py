@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +59,7 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
     config = getattr(model, "config", None)
     if isinstance(cfg := getattr(model, "pretrained_cfg", None), Mapping) and cfg.get("input_size"):
         channels, *size = cfg["input_size"]
-        made_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
-        height, width = made_for or size
+        height, width = _built_for(model) or size
         return int(getattr(model, "in_chans", None) or channels), int(height), int(width)
     size = getattr(config, "image_size", None)
     if size is None:
@@ -69,6 +68,31 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
         raise ConfigError(what, got=got, want=want, fix="Pass inputs=, a batch of its inputs.")
     height, width = (size, size) if isinstance(size, int) else size
     return int(getattr(config, "num_channels", 3)), int(height), int(width)
+
+
+def _built_for(model: nn.Module) -> Sequence[int] | None:
+    """Return the image size a timm model was built with, where it stores one."""
+    if (patches := getattr(model, "tokens_spatial_shape", None)) is not None:  # Hiera
+        stride: Any = getattr(model, "patch_stride", None)
+        return [n * s for n, s in zip(patches, stride, strict=True)]
+    return getattr(getattr(model, "patch_embed", None), "img_size", None)
+
+
+def inputs_for(model: nn.Module, inputs: Inputs | None) -> Inputs:
+    """Return the inputs given, or seeded noise that the model is seen to take.
+
+    Raises: ConfigError for a model that does not take images of the size it says.
+    """
+    if inputs is not None:
+        return inputs
+    batch = sample(model)
+    try:
+        outputs(shared_copy(model).eval(), batch)
+    except RuntimeError as error:
+        what, got = f"input of {type(model).__name__}", f"{tuple(batch.shape[1:])}: {error}"
+        want, fix = "images that the model takes", "Pass inputs=, a batch of its inputs."
+        raise ConfigError(what, got=got, want=want, fix=fix) from error
+    return batch
 
 
 def sample(model: nn.Module, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,7 @@ def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
         inert = all(isinstance(m, nn.Dropout) for m in others)
         if inert and len(linears) == len(dialect.linears):
             *reads, down = linears
+            reads = _halves(reads[0]) if dialect.halves else reads
             if reads[-1].out_features == down.in_features:  # no halves that are multiplied
                 return DenseMlp(reads[-1], reads[0] if len(reads) > 1 else None, down, act)
     raise TargetError(
@@ -92,22 +93,32 @@ def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
         got=f"{type(module).__name__} of {', '.join(children)}"
         + (f", with dropout {drops[0]}" if drops else ""),
         want="fc1, act, fc2 (timm's Mlp), gate_proj, up_proj, act_fn, down_proj (Llama), or the "
-        "MLP of BERT, GPT-2 or T5, without dropout",
+        "MLP of BERT, GPT-2, T5, Phi-3 or GPT-NeoX, of linear layers over tokens, without dropout",
         fix="Choose layers=[...] without it, or set its dropout to 0.",
     )
 
 
 def _linear(module: nn.Module) -> nn.Linear | None:
     """A linear layer; GPT-2's as one, which has its weight transposed."""
-    if type(module) is nn.Linear:
-        return module
-    if type(module) is not Conv1D:
-        return None
-    inputs, outputs = module.weight.shape
-    plain = nn.Linear(inputs, outputs, device="meta")
-    plain.weight = nn.Parameter(module.weight.detach().T, module.weight.requires_grad)
-    plain.bias = module.bias
+    # Falcon's is one with a matmul of its own
+    if type(module) is nn.Linear or type(module).__name__ == "FalconLinear":
+        return cast(nn.Linear, module)
+    return _plain(module.weight.T, module.bias) if type(module) is Conv1D else None
+
+
+def _plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer on the memory of another's weights."""
+    plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight.detach(), weight.requires_grad)
+    if bias is not None:
+        plain.bias = nn.Parameter(bias.detach(), bias.requires_grad)
     return plain
+
+
+def _halves(fused: nn.Linear) -> list[nn.Linear]:
+    """A gate and its factor out of the layer that makes both."""
+    biases = (None, None) if fused.bias is None else fused.bias.chunk(2)
+    return [_plain(w, b) for w, b in zip(fused.weight.chunk(2), biases, strict=True)]
 
 
 def drawn(

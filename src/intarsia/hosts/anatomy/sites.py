@@ -128,6 +128,10 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
         want = "a module that maps each position on its own, for a cell beside it"
         fix = "Target its block, or use a sequential placement (pfeiffer, houlsby, adapter+)."
         raise TargetError(f"target {path!r}", got=got, want=want, fix=fix)
+    if position == "parallel" and getattr(module, "q_stride", 1) > 1:  # Hiera's
+        got, want = "an attention that pools its tokens", "one that gives as many as it gets"
+        fix = "Choose layers=[...] without it, or target its layers."
+        raise TargetError(f"target {path!r}", got=got, want=want, fix=fix)
     first = kind in ("convnext", *CONVOLUTIONAL)
     first = first or isinstance([module, *layers][-1], CHANNELS_FIRST)
     norm = _feeding_norm(chain, path) if position == "parallel" else None
@@ -206,9 +210,23 @@ def planned(
         if (other := getattr(method, "elsewhere", None)) is None:
             raise
         method, sites = other, find_sites(host, other, targets, layers)
+    _refuse_rescaled(host, sites)
     if callable(check := getattr(method, "check_sites", None)):
         check([site.path for site in sites])
     return method, sites
+
+
+def _refuse_rescaled(host: nn.Module, sites: Sequence[Site]) -> None:
+    """Raises: TargetError where RWKV divides weights for inference: a cell would stay as it is."""
+    every = getattr(getattr(unwrapped(host), "config", None), "rescale_every", 0)
+    for site in sites if every else ():
+        if not site.path.endswith(("key", "receptance", "attention.value")):
+            raise TargetError(
+                f"target {site.path!r}",
+                got=f"a model with rescale_every={every}, which divides weights in evaluation",
+                want="a layer that is not divided: a key, a receptance, attention.value",
+                fix="Set model.config.rescale_every = 0 first.",
+            )
 
 
 def _by_role(

@@ -59,6 +59,16 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._active_adapter: list[str] = []
 
+    def __getattr__(self, name: str) -> Any:
+        """Return a setting of the module in place that its parent reads, as Hiera's q_stride."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            value = vars(self._modules.get("base_layer")).get(name)
+            if isinstance(value, (bool, int, float, str, tuple)):
+                return value
+            raise
+
     def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
         """Put a cell in place under an adapter's name."""
         self.intarsia_cells[name] = cell.train(self.training)
@@ -86,7 +96,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         read = x if position == "parallel" else y
         if channels == "first":
             return cell(read.movedim(1, -1)).movedim(-1, 1).to(y.dtype)
-        return cell(read).to(y.dtype)
+        return cell(read).to(y.dtype).view_as(y)  # Llama 4's experts give their tokens in one row
 
     def _alone(self) -> Cell | None:
         """The cell that computes this place by itself: the only one active, `whole` or `fused`."""
@@ -101,14 +111,15 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
     def _per_sample(self, x: Tensor, y: Tensor, names: Sequence[str]) -> Tensor:
         total = torch.zeros_like(y)
-        # windows of one sample follow each other
-        each = y.shape[0] // len(names)
         for name in dict.fromkeys(names):
             if name in self.intarsia_cells:
                 chosen = torch.tensor([n == name for n in names])
-                rows = chosen.repeat_interleave(each).to(y.device)
+                # windows of one sample follow each other
+                read, rows = (
+                    chosen.repeat_interleave(len(t) // len(names)).to(y.device) for t in (x, y)
+                )
                 with of_samples(self.intarsia_cells[name], chosen):
-                    total[rows] = self._addition(name, x[rows], y[rows])
+                    total[rows] = self._addition(name, x[read], y[rows])
         return y + total
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:

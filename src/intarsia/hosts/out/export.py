@@ -20,7 +20,7 @@ from ...core.errors import ConfigError, ExportError
 from ...core.files import read_json, writing
 from ...data.transforms import InputConfig
 from ..anatomy.blocks import wrapped_paths
-from ..anatomy.compare import Inputs, difference, outputs, sample
+from ..anatomy.compare import Inputs, difference, inputs_for, outputs
 from ..attach.peft import is_adapted
 from .preprocessing import SCRIPT, described, inputs_of, script
 from .widen import mlps, pad
@@ -209,7 +209,7 @@ def _reload(source: nn.Module, folder: Path, model: nn.Module, inputs: Inputs | 
     if wrong:
         what, got = "export_timm", f"other weights after loading: {wrong[:3]}"
         raise ExportError(what, got=got, want="the model's own, bit by bit", fix=ELSEWHERE)
-    batch = sample(model) if inputs is None else inputs
+    batch = inputs_for(model, inputs)
     found = difference(outputs(again, batch), outputs(model, batch))
     found.check("export_timm", 1e-4, ExportError, ELSEWHERE)
     return found

@@ -16,7 +16,7 @@ from ...core.cell import Units
 from ...core.change import steps_of
 from ...core.errors import ConfigError, FoldError, UnknownName
 from ..anatomy.blocks import walk
-from ..anatomy.compare import Inputs, difference, outputs, sample, shared_copy, tolerance_of
+from ..anatomy.compare import Inputs, difference, inputs_for, outputs, shared_copy, tolerance_of
 from ..anatomy.quantised import refuse_quantised
 from ..attach.peft import IntarsiaLayer, is_adapted
 from .rescale import rescale
@@ -69,7 +69,7 @@ def fold(
         pad(stock, _whole_ratio if _wants_whole_ratio(stock) else None)
     note = _describe(stock)
     _name_classes(stock, getattr(model.peft_config[names[0]], "origin", None) or {})
-    batch = sample(host) if inputs is None else inputs
+    batch = inputs_for(host, inputs)
     twin = cast(PeftModel, shared_copy(model).eval())
     twin.base_model.enable_adapter_layers()  # pyright: ignore[reportCallIssue]
     twin.base_model.set_adapter(names, inference_mode=True)  # pyright: ignore[reportCallIssue]
@@ -93,7 +93,7 @@ def _merged(
         raise FoldError("fold", got=got, want="a change of weights", fix=fix) from error
     stock.__dict__.pop("peft_config", None)
     host = model.get_base_model()
-    batch = sample(host) if inputs is None else inputs
+    batch = inputs_for(host, inputs)
     found = difference(outputs(stock, batch), outputs(shared_copy(host).eval(), batch))
     report(f"fold: merged by PEFT; largest output difference {found}.")
     limit = tolerance_of(stock) if tolerance is None else tolerance

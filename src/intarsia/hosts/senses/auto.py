@@ -23,13 +23,12 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 
 from ...core import Cell
-from ...core.change import Plan, Step, set_steps, steps_of
 from ...core.errors import CheckpointError, IntarsiaError
 from ...core.registry import card, settings_from_dict
 from ...core.with_transformers import SEEING
 from ..anatomy.blocks import base_of
 from ..attach.adapt import Adapt
-from ..changing import apply_change
+from ..changing import apply_change, repeat, step_of
 from ..saved import entries_of
 from .modalities import INPUTS, connectors_of, lay
 
@@ -160,15 +159,11 @@ def _built(config: SeeingConfig) -> nn.Module:
 
 def _again(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
     """One step, as `intarsia.load` does it."""
-    found, seed, name = card(str(entry["key"])), int(entry["seed"]), str(entry["name"])
-    change = settings_from_dict(found, entry["settings"])
-    if found.kind == "adapter":
-        return apply_change(model, Adapt(change, head=None), (), seed=seed, name=name)
-    plan = Plan(change, seed, dict(entry["decided"]))
-    before = steps_of(base_of(model))
-    model = change.apply(model, plan, name=name)
-    set_steps(base_of(model), (*before, Step(plan, name, dict(entry["on"]))))
-    return model
+    method, seed, name = card(str(entry["key"])), int(entry["seed"]), str(entry["name"])
+    if method.kind == "adapter":
+        change = Adapt(settings_from_dict(method, entry["settings"]), head=None)
+        return apply_change(model, change, (), seed=seed, name=name)
+    return repeat(model, step_of(entry))
 
 
 AutoConfig.register(SEEING, SeeingConfig, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -103,6 +103,8 @@ class HeadSpans(PlainChange):
     sink: int = SINK
     block: int = 16
     length: int | None = None
+
+    rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         above("density", self.density, 0, "Try 0.5.")

@@ -34,12 +34,12 @@ class LinearWithColumns(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, at: At):
         rows = x.reshape(-1, x.shape[-1])  # (T, d_in)
-        y = linear(rows, weight, bias)  # a new tensor, which may be changed in place
+        y = linear(x, weight, bias)  # a new tensor and no view: hosts change it in place (Llama 4)
         kept = _take(rows, at).contiguous()  # a view would keep all of x alive
-        y.addmm_(kept, s.T)
+        y.view(-1, weight.shape[0]).addmm_(kept, s.T)
         ctx.save_for_backward(kept, weight, s, *((at,) if isinstance(at, Tensor) else ()))
         ctx.at = at if isinstance(at, slice) else None
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return y
 
     @staticmethod
     @once_differentiable
@@ -60,11 +60,11 @@ class LinearWithRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, at: At):
         rows = x.reshape(-1, x.shape[-1])
-        y = linear(rows, weight, bias)
-        _add(y, at, rows, s.T)
+        y = linear(x, weight, bias)
+        _add(y.view(-1, weight.shape[0]), at, rows, s.T)
         ctx.save_for_backward(x, weight, s, *((at,) if isinstance(at, Tensor) else ()))
         ctx.at = at if isinstance(at, slice) else None
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return y
 
     @staticmethod
     @once_differentiable
