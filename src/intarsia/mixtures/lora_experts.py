@@ -33,7 +33,8 @@ def dialect_of(site: Site) -> Dialect:
     widths = {name: (inputs, outputs) for name, inputs, outputs in site.layers}
     for dialect in DIALECTS:
         hidden = {widths.get(name, (0, 0))[1] for name in dialect.reads}
-        fits = {widths.get(dialect.writes, (0, 0))[0]} == hidden  # no halves that are multiplied
+        # halves that are multiplied are one layer of twice the width
+        fits = {widths.get(dialect.writes, (0, 0))[0] * (1 + dialect.halves)} == hidden
         if set(widths) == set(dialect.linears) and fits and site.channels == "last":
             return dialect
     layers = ", ".join(f"{name} ({i} -> {o})" for name, i, o in site.layers) or "a linear layer"
@@ -170,7 +171,8 @@ class OutputExperts(MlpExperts):
         pairs, dialect = dealt(routing), self.dialect
         shared = [module.get_submodule(name)(rows) for name in dialect.reads]  # (T, h) each
         bases = zip(*(pairs.rows(base) for base in shared), strict=True)
-        blend = torch.zeros_like(shared[0])  # sum_e G_te a_te
+        width = shared[0].shape[-1] // (1 + dialect.halves)
+        blend = shared[0].new_zeros(len(rows), width)  # sum_e G_te a_te
         delta = rows.new_zeros(len(rows), self.outputs)
         for e, (x, mine) in enumerate(zip(pairs.rows(rows), bases, strict=True)):
             added = [self.of(name)[e](x) for name in dialect.reads]

@@ -250,11 +250,16 @@ def _mlp_from(union: UnionMlp) -> nn.Module:
     dialect = next(d for d in DIALECTS if d.fits(children))
     experts = cast(StackedExperts, union.experts)
     *gates, up = dialect.reads
-    for name, kind in ((up, "up"), *((gate, "gate") for gate in gates)):
-        weight, bias = getattr(experts, kind), getattr(experts, f"{kind}_bias")
-        had = made.get_submodule(name).bias is not None
-        layer = plain_linear(weight.flatten(0, 1), bias if had else None)
-        layer.requires_grad_(weight.requires_grad)
+    kinds = (
+        {up: ("gate", "up")} if dialect.halves else {up: ("up",), **{g: ("gate",) for g in gates}}
+    )
+    for name, parts in kinds.items():
+        weight = torch.cat([getattr(experts, part).flatten(0, 1) for part in parts])
+        bias = None
+        if made.get_submodule(name).bias is not None:
+            bias = torch.cat([getattr(experts, f"{part}_bias").flatten() for part in parts])
+        layer = plain_linear(weight, bias)
+        layer.requires_grad_(getattr(experts, parts[0]).requires_grad)
         made.set_submodule(name, layer)
     last = union.shared.bias if isinstance(union.shared, SharedBias) else None
     layer = plain_linear(experts.down.transpose(0, 1).flatten(1), last)
