@@ -128,3 +128,13 @@ def test_a_decoder_of_t5_does_not_look_ahead_unless_told() -> None:
         intarsia.upcycle(dry(host("T5")), intarsia.ExpertChoice(4))
     intarsia.upcycle(dry(host("T5")), intarsia.ExpertChoice(4), layers=[0, 1])
     intarsia.upcycle(host("BERT"), intarsia.ExpertChoice(4))
+
+
+@pytest.mark.parametrize("name", ["GLM", "GLM-4"])
+def test_a_gated_mlp_of_one_layer_comes_back_whole_from_a_union(name: str) -> None:
+    want = said(host(name), HOSTS[name].batch())
+    union = intarsia.apply(host(name), intarsia.UnionOfExperts(experts=4, active=4))
+    assert_close(said(union, HOSTS[name].batch()), want)
+    whole: Any = intarsia.fold(union)
+    assert_close(said(whole, HOSTS[name].batch()), want)
+    assert whole.state_dict().keys() == host(name).state_dict().keys()
