@@ -115,11 +115,12 @@ class UnionOfExperts(PlainChange):
         attention, mlp, causal = dict[str, int](), dict[str, int](), False
         for path, block in ((p, b) for p, b in found if p in wanted):
             at = f"{path}.{attention_of(block)}"
-            known = heads_of(at, host.get_submodule(at))
-            causal = causal or known.causal
+            module = host.get_submodule(at)
+            causal = causal or any(getattr(m, "is_causal", False) for m in module.modules())
             if "attention" in self.parts:
-                attention[at] = known.count if self.heads is None else self.heads
-                check_heads(at, known.count, attention[at])
+                count = heads_of(at, module).count
+                attention[at] = count if self.heads is None else self.heads
+                check_heads(at, count, attention[at])
             if "mlp" in self.parts:
                 inside = f"{path}.{_mlp_name(path, block)}"
                 _check_units(inside, dense_mlp(inside, host.get_submodule(inside)), self.experts)
