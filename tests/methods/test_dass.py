@@ -320,3 +320,20 @@ def test_a_picture_names_every_edge_of_both_cells(tmp_path: Path) -> None:
         for _, name in (edge for node in cell for edge in node):
             names.remove(name)  # as often as there are edges
     assert sum(name in OPERATIONS for name in names) == 0
+
+
+def test_scores_by_hand() -> None:
+    """m = top-k of |s|, y = sum x w m; dL/ds = dL/d(w m) w for every score, dL/dw = dL/d(w m) m.
+
+    w = (2, -1, 3), s = (.5, -.9, .1), one of three is kept: m = (0, 1, 0). With x = (1, 2, 3) and
+    L = y = -2: dL/d(w m) = x, so dL/ds = (2, -2, 9) and dL/dw = (0, 2, 0).
+    """
+    weight = torch.tensor([[2.0, -1.0, 3.0]], requires_grad=True)
+    scored = Scored(weight, 1 / 3)
+    with torch.no_grad():
+        scored.scores.copy_(torch.tensor([[0.5, -0.9, 0.1]]))
+    y = F.linear(torch.tensor([1.0, 2.0, 3.0]), scored(weight))
+    y.backward()
+    assert scored.scores.grad is not None and weight.grad is not None
+    assert (y.tolist(), scored.scores.grad.tolist()) == ([-2], [[2, -2, 9]])
+    assert weight.grad.tolist() == [[0, 2, 0]]

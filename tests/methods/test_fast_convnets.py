@@ -216,3 +216,16 @@ def test_a_net_that_is_faster_dense_is_refused(monkeypatch: pytest.MonkeyPatch) 
     times = iter([1.0, 2.0])
     fast = compress(Block(nn.ReLU).eval(), Chw(rows=1), picture())
     assert chw_report(fast).milliseconds == {"before": 2000, "after": 1000}
+
+
+def test_a_product_by_hand() -> None:
+    """An output channel is the sum over the input channels that are kept, pixel by pixel.
+
+    w = (2, 0, -1) keeps channels 0 and 2. Two pixels with channels (1, 5, 3) and (4, 9, 1):
+    2 1 - 3 = -1 and 2 4 - 1 = 7.
+    """
+    form, weight = intarsia.formats.RowBlocks(rows=1), torch.tensor([[2.0, 0.0, -1.0]])
+    stored = form.encode(weight)
+    assert stored["channels"].tolist() == [0, 2] and stored["values"].flatten().tolist() == [2, -1]
+    y = form.matmul(torch.tensor([[1.0, 5.0, 3.0], [4.0, 9.0, 1.0]]), stored, weight.shape)
+    assert y.tolist() == [[-1], [7]]

@@ -181,3 +181,18 @@ def test_what_cannot_be_searched_is_refused() -> None:
             search(net, RandomSearch(0.5, 1))
     with pytest.raises(TargetError, match="adapters"):
         search(intarsia.adapt(vit(), "lora"), RandomSearch(0.5, 1))
+
+
+def test_a_score_by_hand() -> None:
+    """The loss of the untrained network, with the hidden units that a mask keeps.
+
+    x = 1, hidden units relu(1 x) and relu(2 x), logits equal to them, label 0. With the first unit
+    the logits are (1, 0), the loss is ln(1 + e^-1) = 0.3133; with the second (0, 2), ln(1 + e^2) =
+    2.1269. The best of several draws is the first.
+    """
+    net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+    for layer, weight in ((net[0], [[1.0], [2.0]]), (net[2], [[1.0, 0.0], [0.0, 1.0]])):
+        layer.weight.data = torch.tensor(weight)
+    found = search(net, RandomSearch(0.5, 16), [(torch.ones(1, 1), torch.tensor([0]))])
+    assert [found[0].score, found[-1].score] == pytest.approx([0.3133, 2.1269], abs=1e-4)
+    assert [u.tolist() for u in (*found[0].kept.values(), *found[-1].kept.values())] == [[0], [1]]

@@ -217,20 +217,25 @@ def test_a_killed_soup_ends_in_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", RETRAIN)
-def test_rates_of_a_retraining_are_multiples_that_never_rise(kind: str) -> None:
+def test_rates_of_a_retraining_rise_for_a_tenth_and_then_never(kind: str) -> None:
     factor = Retrain(kind, share=0.25).factor(0.4)
     if factor is None:
         assert kind == "own"
         return
     rates = [factor(step, 40) for step in range(40)]
-    assert all(a >= b >= 0 for a, b in zip(rates, rates[1:], strict=False))
+    rise = 0 if kind in ("lrw", "ft") else 4
+    assert all(0 <= a < b for a, b in zip(rates[:rise], rates[1:], strict=False))
+    assert all(a >= b >= 0 for a, b in zip(rates[rise:], rates[rise + 1 :], strict=False))
     first = {"allr": 0.4, "lrw": 0.01, "ft": 0.01}.get(kind, 1.0)
-    assert rates[0] == pytest.approx(first)
+    assert rates[rise] == pytest.approx(first) and (not rise or rates[0] == 0)
+    cold = Retrain(kind, share=0.25, warmup=0).factor(0.4)
+    assert cold is not None and cold(0, 40) == pytest.approx(first)
 
 
 def test_allr_is_scaled_by_what_was_pruned() -> None:
     model = net()
-    (phase, *_) = list(zip(SparseModelSoup(0.5, 1, 1, retrain=Retrain("allr")).phases(model), [0]))  # noqa: B905
+    method = SparseModelSoup(0.5, 1, 1, retrain=Retrain("allr", warmup=0))
+    (phase, *_) = list(zip(method.phases(model), [0]))  # noqa: B905
     rate = phase[0].options["lr_factor"](0, 10)
     dense, pruned = net(), net()
     prune(pruned, 0.5)

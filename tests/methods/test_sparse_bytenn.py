@@ -206,3 +206,14 @@ def test_two_layers_of_one_weight_are_refused_and_groups_keep_their_order() -> N
     for wrong in ({"density": 0.0}, {"rows": 0}, {"rounds": -1}):
         with pytest.raises(ConfigError):
             SparseByteNn(**wrong)
+
+
+def test_blocks_by_hand() -> None:
+    """The blocks of the largest L1 norm stay: two rows together at each input.
+
+    W = ((1, -3, 0), (2, 1, -1)): the norms of the three blocks are 3, 4 and 1. One of three stays,
+    the second column.
+    """
+    weight = torch.tensor([[1.0, -3.0, 0.0], [2.0, 1.0, -1.0]])
+    kept = keep_row_blocks({"": weight.abs()}, {"": 1 / 3}, rows=2).mask("", 0)
+    assert kept.tolist() == [[False, True, False]] * 2

@@ -85,3 +85,15 @@ def test_a_constant_channel_is_counted_and_not_divided_by() -> None:
     w = drawn(4, 6)
     found = swap(w, keep_rows({"w": w.abs()}, 0.5).mask("w", 0), stats, wanda(w, stats))
     assert found.constant == 1 and found.after <= found.before
+
+
+def test_cycles_below_one_are_a_share_of_the_width_and_no_weight_moves_twice() -> None:
+    w, stats = drawn(5, 20, seed=3), seen(20, 3)
+    score = wanda(w, stats)
+    kept = keep_rows({"w": score}, 0.5).mask("w", 0)
+    masks = [
+        swap(w, kept, stats, score, cycles=cycles, tolerance=0, guard=False).kept
+        for cycles in (0.1, 2, 6)
+    ]
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
+    assert (masks[2] != kept).sum(1).tolist() == [12] * 5  # without the guard every swap is new

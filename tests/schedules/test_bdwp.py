@@ -228,3 +228,21 @@ def test_what_cannot_be_is_refused() -> None:
         pass
     with pytest.raises(ConfigError, match="no layer for"):
         fit(net(), rows(), schedule=Bdwp(layers=("9",)), **OPTIONS)
+
+
+def test_products_by_hand() -> None:
+    """y = x W_f^T, dx = dy W_b, dW = dy^T x: W_f keeps n of m along the inputs, W_b along the
+    outputs, both of the dense W.
+
+    W = ((3, 4), (1, 2)) with 1:2: W_f = ((0, 4), (0, 2)), W_b = ((3, 4), (0, 0)). With x = (1, 1)
+    and dy = (1, 1): y = (4, 2), dx = (3, 4), dW all ones.
+    """
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight.data = torch.tensor([[3.0, 4.0], [1.0, 2.0]])
+    x = torch.ones(1, 2, requires_grad=True)
+    with Bdwp("1:2").training(layer):
+        y = layer(x)
+        y.sum().backward()
+    assert x.grad is not None and layer.weight.grad is not None
+    assert (y.tolist(), x.grad.tolist()) == ([[4, 2]], [[3, 4]])
+    assert layer.weight.grad.tolist() == [[1, 1], [1, 1]]

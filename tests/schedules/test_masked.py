@@ -361,3 +361,9 @@ def test_rigl_gives_each_expert_of_a_mixture_its_own_density(store: str) -> None
     other = Masking(schedule, model, 1)
     other.load_state(masking.state())
     assert other.digest() == masking.digest()
+
+
+def test_the_cubic_by_hand() -> None:
+    """s_t = s_f + (s_i - s_f)(1 - t)^3: from 0 to .75, half-way .75 - .75 / 8 = .65625."""
+    sparsity = [1 - Gradual(0.25, stop=1).density_at(step, 11) for step in (0, 5, 10)]
+    assert sparsity == pytest.approx([0, 0.65625, 0.75])

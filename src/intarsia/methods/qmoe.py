@@ -162,7 +162,7 @@ class Qmoe(PlainChange):
             weights = torch.stack([layers[n].read().float() for n in names])
             found = [seen.get(n) for n in names]
             levels = levels_of(weights.flatten(0, 1))  # (E out, 2)
-            new, told = self._rounded(weights, found, levels)
+            new, told = self.rounded(weights, found, levels)
             digits = nearest(new.flatten(0, 1), levels)
             stored[path] = self.form.stored(digits, levels)
             for n, w in zip(names, new, strict=True):
@@ -180,7 +180,7 @@ class Qmoe(PlainChange):
             rows.append(row | ({"told": "; ".join(text)} if text else {}))
         return rows
 
-    def _rounded(
+    def rounded(
         self, weights: Tensor, seen: Sequence[Statistics | None], levels: Tensor
     ) -> tuple[Tensor, list[str]]:
         """(E, out, in) on the grid."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -109,7 +109,7 @@ class SparseModelSoup:
         retrain = self.retrain
         options: dict[str, Any] = {}
         if self.vary == "retrain":
-            retrain = Retrain(self.values[i], retrain.original, retrain.share)
+            retrain = replace(retrain, kind=self.values[i])
         elif self.vary == "weight_decay":
             options["weight_decay"] = self.values[i]
         elif self.vary == "seed":

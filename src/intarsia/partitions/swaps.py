@@ -32,18 +32,20 @@ def swap(
     seen: Statistics,
     score: Tensor,
     *,
-    cycles: int = 50,
+    cycles: float = 50,
     tolerance: float = 0.02,
     power: float = 1.0,
     pattern: NofM | None = None,
+    guard: bool = True,
 ) -> Swapped:
     """Grow and prune a weight of each row at a time while |eps| shrinks, eps = sum_pruned W_j E_j.
 
     weight, score: (out, in), kept: bool; E_j, V_j: mean and variance of input j. For eps > 0 the
     pruned weight of the largest W_j E_j / V_j^power grows, and the kept one of the lowest score
-    with W_j E_j < 0 goes; for eps < 0 the other way round (section 3.2). A row stops after
-    `cycles`, below `tolerance` times the layer's mean |eps| at the start, and before a swap by
-    which |eps| would not shrink or eps would change its sign.
+    with W_j E_j < 0 goes; for eps < 0 the other way round (section 3.2). No weight moves twice. A
+    row stops after `cycles`, below 1 a share of its width, below `tolerance` times the layer's mean
+    |eps| at the start, and, with `guard`, before a swap by which |eps| would not shrink or eps
+    would change its sign.
     pattern: what goes is then the lowest score of the same group.  Every row keeps its number.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -52,32 +54,34 @@ def swap(
     constant = int((spread <= TINY).sum())
     gain = w * mean  # (out, in): what growing takes off eps
     ranked = gain / spread.clamp_min(TINY) ** power
-    kept = kept.clone()
+    first, kept = kept, kept.clone()
     eps = gain.masked_fill(kept, 0).sum(1)
     before = float(eps.abs().sum())
     least = tolerance * eps.abs().mean()
     rows = torch.arange(len(w), device=w.device)
-    for _ in range(cycles):
+    for _ in range(round(cycles * w.shape[1]) if cycles < 1 else int(cycles)):
         rows = rows[eps[rows].abs() > least]
         if not len(rows):
             break
         sign = eps[rows].sign()[:, None]
-        mask, own = kept[rows], gain[rows] * sign
-        new = (ranked[rows] * sign).masked_fill(mask, -math.inf).argmax(1)
-        may_go = mask & (own < 0) if pattern is None else mask & _same_group(new, mask, pattern)
+        own = gain[rows] * sign
+        may_come, may_go = ~(first | kept)[rows], (first & kept)[rows]
+        new = (ranked[rows] * sign).masked_fill(~may_come, -math.inf).argmax(1)
+        may_go &= own < 0 if pattern is None else _same_group(new, own.shape[1], pattern)
         cost = score[rows].masked_fill(~may_go, math.inf)
         old = cost.argmin(1)
         at = torch.arange(len(rows), device=w.device)
         after = eps[rows] + gain[rows, old] - gain[rows, new]
-        possible = may_go[at, old] & ~mask[at, new]
-        better = (after.abs() < eps[rows].abs()) & (after * eps[rows] >= 0) & possible
+        better = may_go[at, old] & may_come[at, new]
+        if guard:
+            better &= (after.abs() < eps[rows].abs()) & (after * eps[rows] >= 0)
         rows, new, old, after = rows[better], new[better], old[better], after[better]
         kept[rows, new], kept[rows, old] = True, False
         eps[rows] = after
     return Swapped(kept, before, float(eps.abs().sum()), constant)
 
 
-def _same_group(place: Tensor, mask: Tensor, pattern: NofM) -> Tensor:
+def _same_group(place: Tensor, width: int, pattern: NofM) -> Tensor:
     """Where a row's weights are in the group of m of its place, (rows, in) bool."""
-    group = torch.arange(mask.shape[1], device=mask.device) // pattern.m
+    group = torch.arange(width, device=place.device) // pattern.m
     return group[None, :] == (place // pattern.m)[:, None]

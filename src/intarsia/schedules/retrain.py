@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from ..core.checks import above, at_least, between, one_of
+from ..core.checks import above, at_least, below_one, between, one_of
 
 RETRAIN = ("llr", "allr", "clr", "slr", "lrw", "ft", "own")
 
@@ -22,13 +22,16 @@ class Retrain:
     (|W| sqrt s) with s the share that was pruned, d2 = share; "clr", cosine; "slr", the original
     steps compressed; "lrw", the original's last `share` replayed; "ft", its last rate; "own", what
     `fit` was told.  original: multiples of the first training's lr, equally long; share: the length
-    of a retraining over the original's, above 0 and at most 1.
+    of a retraining over the original's, above 0 and at most 1.  warmup: the share of the steps in
+    which the rate rises along half a cosine first, as released; not of "lrw", "ft" and "own".
+    "clr" ends at 0, in the released code at the smallest rate of the original.
     Source: arXiv:2306.16788, appendix; arXiv:2111.00843 for LLR and ALLR.
     """
 
     kind: str = "llr"
     original: tuple[float, ...] = (1.0, 0.1, 0.01)
     share: float = 0.1
+    warmup: float = 0.1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "original", tuple(self.original))
@@ -36,18 +39,32 @@ class Retrain:
         at_least("original", len(self.original), 1)
         above("share", self.share, 0, fix="Try 0.1.")
         between("share", self.share, 0, 1, fix="Try 0.1.")
+        below_one("warmup", self.warmup)
 
     def factor(self, moved: float = 1.0) -> Factor | None:
         """(step, steps) -> multiple of lr; None = the run's own.  moved: d1."""
         if self.kind == "own":
             return None
+        start = {"slr": 0.0, "lrw": 1 - self.share, "ft": 1.0}.get(self.kind)
         if self.kind == "clr":
-            return _cosine
-        if self.kind in ("llr", "allr"):
-            top = 1.0 if self.kind == "llr" else max(moved, self.share)
-            return partial(_linear, top=top)
-        start = {"slr": 0.0, "lrw": 1 - self.share, "ft": 1.0}[self.kind]
-        return partial(_stepwise, original=self.original, start=start)
+            after: Factor = _cosine
+        elif start is None:
+            after = partial(_linear, top=1.0 if self.kind == "llr" else max(moved, self.share))
+        else:
+            after = partial(_stepwise, original=self.original, start=start)
+        if self.kind in ("lrw", "ft"):
+            return after
+        return partial(_warm, after=after, share=self.warmup)
+
+
+def _warm(step: int, steps: int, *, after: Factor, share: float) -> float:
+    """Half a cosine from 0 to where `after` begins, held for a step; then `after`."""
+    rise = int(share * steps)
+    if not rise:
+        return after(step, steps)
+    if step <= rise:
+        return after(0, steps - rise) * (1 - math.cos(math.pi * step / rise)) / 2
+    return after(step - rise - 1, steps - rise)
 
 
 def _linear(step: int, steps: int, *, top: float) -> float:
