@@ -13,6 +13,7 @@ from .core import Site as Site
 from .core.errors import IntarsiaError as IntarsiaError
 from .data import backbone as backbone
 from .data import language_model as language_model
+from .data import load_calibration as load_calibration
 from .data import load_data as load_data
 from .data import load_texts as load_texts
 from .data.atomic_files import load_interactions as load_interactions

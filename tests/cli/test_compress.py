@@ -19,6 +19,7 @@ from intarsia.hosts.swap.compress import compress
 from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
 from intarsia.kernels.native import building
+from intarsia.methods.gqsa.stages import Tuning
 
 from .conftest import QUICK, Intarsia
 from .test_sparse import bytes_tokenizer
@@ -108,27 +109,32 @@ def test_groups_and_experts_are_packed_by_what_they_see(
         )
     ).save_pretrained(mixture)
     how = ("--calib", str(text), "--rows", "8", "--size", "40", "--force", "--json")
-    for source, name, what in (
-        (model, "gqsa", "layers"),
-        (mixture, "ternary", "stacks of experts"),
+    untrained = ("--steps", "0,0")
+    for source, name, what, more in (
+        (model, "gqsa", "layers", untrained),
+        (mixture, "ternary", "stacks of experts", ()),
     ):
         out = tmp_path / name
-        said = intarsia("compress", str(source), "--format", name, *how, "--save", str(out))
+        said = intarsia("compress", str(source), "--format", name, *how, *more, "--save", str(out))
         assert said.code == 0, said.err
         assert not out.with_name(f"{name}.walk").exists()
         assert said.json[what] == (14 if name == "gqsa" else 2)
+        assert said.json["calibration"] == {str(text): 8}
         bits = 8 * said.json["bytes of packed layers"] / said.json["weights of packed layers"]
         assert bits < 5
         opened, tokenizer = open_language_model(str(out))
         ids = tokenizer("a text", return_tensors="pt").input_ids
         assert torch.isfinite(opened(ids).logits).all()
     out = ("--save", str(tmp_path / "other"))
+    method = Gqsa(tuning=Tuning(blocks=0, model=0))
     compress(
-        open_language_model(str(model))[0], Gqsa(), rows_of(), force=True, out=f"{out[1]}.walk"
+        open_language_model(str(model))[0], method, rows_of(), force=True, out=f"{out[1]}.walk"
     )
     for more, says in (((), "a walk in it"), (("--resume",), "model")):  # it was of float32
-        said = intarsia("compress", str(model), "--format", "gqsa", *how, *out, *more)
+        said = intarsia("compress", str(model), "--format", "gqsa", *untrained, *how, *out, *more)
         assert said.code == 2 and says in said.words
+    said = intarsia("compress", str(model), "--format", "gqsa", "--steps", "5", *out)
+    assert said.code == 2 and "want two numbers" in said.words
     said = intarsia("compress", str(model), "--resume", *out)
     assert said.code == 2 and "block by block" in said.words
     said = intarsia("compress", str(model), "--format", "ternary", *how, *out)

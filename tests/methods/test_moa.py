@@ -144,3 +144,9 @@ def test_short_or_few_rows_are_refused() -> None:
     for rows in (ROWS[:, :40], ROWS[:1], [torch.rand(48)]):
         with pytest.raises(DataError, match="length=48"):
             choose_spans(MODEL, METHOD, rows)
+
+
+def test_spans_of_few_tokens_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="here they have 12: one window"):
+        choose_spans(MODEL, METHOD, ROWS)
+    assert MoA().density * MoA().lengths[0] >= 256  # not of the default

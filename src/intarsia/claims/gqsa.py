@@ -23,6 +23,7 @@ from ..hosts.prune.rows import batched
 from ..kernels.native import instructions
 from ..kernels.native.floor import read_bandwidth
 from ..methods.gqsa.gqsa import Gqsa
+from ..methods.gqsa.stages import Tuning
 from .kept import kept
 from .products import SIDE, int4_onnxruntime, int4_torch, rotating, seconds_of
 from .sparsify import nll
@@ -30,17 +31,18 @@ from .study import each, result_of
 
 TEXTS: tuple[str, ...] = ("austen", "python-docs")
 CALIBRATION, HELD_OUT, LENGTH = 16, 24, 256  # rows, rows, tokens
+UNTRAINED = Tuning(blocks=0, model=0)
 ARMS: Mapping[str, Any] = {
     "dense": None,
-    "W4 S50, rounded": Gqsa(start="rtn"),
-    "W4 S50, OBS": Gqsa(),
-    "W4 S50, OBS + BQPO": Gqsa(epochs=(5, 0)),
-    "W4 S50, OBS + BQPO + E2E": Gqsa(epochs=(5, 1)),
-    "W4 S25, OBS": Gqsa(density=0.75),
-    "W4 S10, OBS": Gqsa(density=0.9),
+    "W4 S50, rounded": Gqsa(start="rtn", tuning=UNTRAINED),
+    "W4 S50, OBS": Gqsa(tuning=UNTRAINED),
+    "W4 S50, OBS + BQPO": Gqsa(tuning=Tuning(model=0)),
+    "W4 S50, OBS + BQPO + E2E": Gqsa(),
+    "W4 S25, OBS": Gqsa(density=0.75, tuning=UNTRAINED),
+    "W4 S10, OBS": Gqsa(density=0.9, tuning=UNTRAINED),
     "2:4 SparseGPT, 16 bits": SparseGPT(0.5, "2:4"),
-    "W3 G64 GPTQ": Gqsa(bits=3, group=64, density=1.0),
-    "W2 G64 GPTQ": Gqsa(bits=2, group=64, density=1.0),
+    "W3 G64 GPTQ": Gqsa(bits=3, group=64, density=1.0, tuning=UNTRAINED),
+    "W2 G64 GPTQ": Gqsa(bits=2, group=64, density=1.0, tuning=UNTRAINED),
 }
 OURS, PAIRS = "W4 S50, OBS + BQPO + E2E", "2:4 SparseGPT, 16 bits"
 ORDER = ("W4 S50, rounded", "W4 S50, OBS", "W4 S50, OBS + BQPO", OURS)
@@ -62,7 +64,7 @@ class GqsaCells:
 
     def cell(self, arm: str, text: str, seed: int) -> CodeScore:
         """A cell from the file, or by running it."""
-        inputs = {"arm": arm, "text": text, "seed": seed, "version": 1}
+        inputs = {"arm": arm, "text": text, "seed": seed, "version": 2}
         return CodeScore(*kept("gqsa", inputs, lambda: self._run(ARMS[arm], text, seed)))
 
     def _run(self, method: Any, text: str, seed: int) -> CodeScore:

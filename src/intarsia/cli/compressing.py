@@ -11,8 +11,8 @@ import typer
 
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError
-from .early import check_data, is_text
-from .options import Json
+from .early import check_calibration, numbers
+from .options import Calibration, Json
 from .shell import note, say, show_json, show_table
 
 RECORD = "compress.json"
@@ -34,10 +34,13 @@ def compress(
         float | None, typer.Option(help="Of formats that prune: the share that is kept.")
     ] = None,
     bits: Annotated[int | None, typer.Option(help="Of formats that round: bits a weight.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Of gqsa: of each block, and of all scales. 0,0 = none.")
+    ] = None,
     layers: Annotated[
         list[str] | None, typer.Option(help="A glob of layers, as 'mlp.*'; may be repeated.")
     ] = None,
-    calib: Annotated[str, typer.Option(help="A text, for formats that read some.")] = "austen",
+    calib: Calibration = "mixed",
     rows: Annotated[int, typer.Option(help="Calibration rows.")] = 64,
     size: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
     seed: Annotated[int, typer.Option(help="Of what a format draws.")] = 0,
@@ -62,7 +65,7 @@ def compress(
     """
     _check(density, bits, rows, calib, save)
     assert save is not None
-    settings = {"values": values, "density": density, "bits": bits}
+    settings = {"values": values, "density": density, "bits": bits, "tuning": _tuning(steps)}
     if format == NETS:
         _net(model, settings | {"layers": layers, "resume": resume or None}, force, save, as_json)
         return
@@ -82,8 +85,8 @@ def _packed(
 ) -> dict[str, Any]:
     """Open, pack and write a model; what is told of it.  text: corpus, rows, tokens of a row."""
     from ..core import nbytes
+    from ..data.calibration import load_calibration
     from ..data.language_models import language_model
-    from ..data.texts import load_texts
     from ..hosts.opened import open_language_model, save_language_model
     from ..hosts.swap.compress import compress as pack
     from ..hosts.swap.packed_experts import packed_stacks
@@ -95,9 +98,11 @@ def _packed(
         host, tokenizer = language_model(model, dtype="auto")
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
+    read: dict[str, int] = {}
     if getattr(chosen, "needs", None) or callable(getattr(chosen, "apply", None)):
         corpus, rows, size = text
-        calibration = load_texts(corpus, tokenizer, length=size, train=rows, progress=note).train
+        texts = load_calibration(corpus, tokenizer, rows=rows, length=size, progress=note)
+        calibration, read = texts.train, texts.record["rows"]
     started, walk = time.perf_counter(), save.with_name(f"{save.name}.walk")
     if getattr(chosen, "walks", False):
         how |= {"out": walk, "progress": note}
@@ -107,6 +112,7 @@ def _packed(
     record = {
         "model": model,
         "format": repr(chosen),
+        "calibration": read,
         "layers": len(packed),
         "stacks of experts": len(stacks),
         "bytes": {"before": before, "after": sum(t.nbytes for t in _tensors(host))},
@@ -163,6 +169,17 @@ def chosen_format(name: str, given: dict[str, Any]) -> Any:
         raise ConfigError("--format", got=f"{name} with {settings}", want=want, fix=fix) from error
 
 
+def _tuning(steps: str | None) -> dict[str, int] | None:
+    """The setting of `Gqsa` for --steps.  Raises: ConfigError for anything but two numbers."""
+    if steps is None:
+        return None
+    counts = numbers("--steps", steps)
+    if len(counts) != 2:
+        want, fix = "two numbers, of each block and of all scales", "For example: --steps=300,100"
+        raise ConfigError("--steps", got=repr(steps), want=want, fix=fix)
+    return {"blocks": counts[0], "model": counts[1]}
+
+
 def _tensors(host: Any) -> list[Any]:
     found = {t.data_ptr(): t for t in (*host.parameters(), *host.buffers())}
     return list(found.values())
@@ -177,10 +194,7 @@ def _check(
     if bits is not None:
         between("--bits", bits, 1, 8, "Try 4.")
     at_least("--rows", rows, 8, fix="Try 64.")
-    check_data(calib)
-    if not is_text(calib):
-        want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: --calib austen"
-        raise ConfigError("--calib", got=calib, want=want, fix=fix)
+    check_calibration(calib)
     if save is None:
         fix = "For example: --save fast"
         raise ConfigError("--save", got="nothing", want="the folder to write", fix=fix)

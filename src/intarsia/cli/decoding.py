@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,8 @@ import typer
 
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError
-from .early import check_data, is_text
-from .options import Json
+from .early import check_calibration
+from .options import Calibration, Json
 from .shell import note, say, show_json
 
 Name = Annotated[str, typer.Argument(help="smollm2, or a folder of save_pretrained.")]
@@ -26,7 +27,7 @@ def spans(
     sink: Annotated[int, typer.Option(help="First tokens that every head sees.")] = 64,
     block: Annotated[int, typer.Option(help="Tokens by which spans differ.")] = 16,
     answer: Annotated[int, typer.Option(help="The model's own tokens that are judged.")] = 64,
-    calib: Annotated[str, typer.Option(help="A text: a corpus, or a file.")] = "austen",
+    calib: Calibration = "mixed",
     rows: Annotated[int, typer.Option(help="Rows of it; a quarter validates.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the rows that validate.")] = 0,
     save: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
@@ -41,23 +42,21 @@ def spans(
     """
     between("--density", density, 0.001, 1, "Try 0.5.")
     at_least("--rows", rows, 2)
-    check_data(calib)
-    if not is_text(calib):
-        want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: --calib austen"
-        raise ConfigError("--calib", got=calib, want=want, fix=fix)
+    check_calibration(calib)
     if save is None or save.suffix != ".json":
         fix = "For example: --save spans.json"
         raise ConfigError("--save", got=save or "nothing", want="a .json file", fix=fix)
     numbers = _numbers(lengths)
+    from ..data.calibration import load_calibration
     from ..data.language_models import language_model
-    from ..data.texts import load_texts
     from ..methods.moa import MoA, choose_spans
 
     method = MoA(density, numbers, check, extend, sink, block, answer=answer)
     host, tokenizer = language_model(model)
     size = max(*numbers, check)
-    texts = load_texts(calib, tokenizer, length=size, train=rows, progress=note)
+    texts = load_calibration(calib, tokenizer, rows=rows, length=size, progress=note)
     found = choose_spans(host, method, texts.train, seed=seed, progress=note)
+    found = replace(found, about={**found.about, "calibration": texts.record["rows"]})
     found.save(save)
     told = {"file": str(save), **_told(found, size)}
     if as_json:

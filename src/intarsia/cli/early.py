@@ -38,6 +38,8 @@ BACKBONES, TRACKERS, ROUTERS, CLAIMS = map(_of, ("backbone", "tracker", "router"
 ARMS = _of("arm")
 """Of the benchmark, beside the methods."""
 SELECTIONS = _of("selection")
+CALIBRATIONS = _of("calibration")
+"""Words of `--calib` that stand for several texts."""
 RETRIEVAL = "sparse-retrieval"
 RECOMMENDERS = {task: _of(f"{task} recommender") for task in _of("--task") if task != RETRIEVAL}
 CHOICES = {kind.removeprefix("--"): _of(kind) for kind, _ in _LINES if kind.startswith("--")}
@@ -76,6 +78,18 @@ def is_text(spec: str) -> bool:
     if spec in CORPORA:
         return True
     return Path(spec).suffix.lower() in TEXTS and not lists_pictures(Path(spec))
+
+
+def check_calibration(spec: str) -> None:
+    """Raises: as `check_data`, or ConfigError, unless it is "mixed", or texts with commas."""
+    for name in spec.split(","):
+        if name.strip() in CALIBRATIONS:
+            continue
+        check_data(name.strip())
+        if not is_text(name.strip()):
+            want = "mixed, a corpus, or a .txt, .md or .jsonl file; several with commas"
+            fix = "For example: --calib mixed, or --calib austen,notes.txt"
+            raise ConfigError("--calib", got=name.strip(), want=want, fix=fix)
 
 
 def check_run(folder: Path) -> None:

@@ -14,7 +14,7 @@ from ..bench.protocols import PROTOCOLS
 from ..claims import claims
 from ..core.files import write_text
 from ..core.registry import card, index, keys
-from ..data import backbones, corpora, language_models, sets, suites, texts
+from ..data import backbones, calibration, corpora, language_models, sets, suites, texts
 from ..data.transforms import Augment
 from ..experiments.routing import VARIANTS
 from ..experiments.settings import HEADS, SCHEDULES
@@ -47,6 +47,7 @@ def names() -> Mapping[str, Iterable[str]]:
         "router": sorted(VARIANTS),
         "claim": sorted(claim.key for claim in claims()),
         "selection": SELECTIONS,
+        "calibration": (calibration.MIXED,),
         **{f"{task} recommender": known for task, known in tasks.items()},
         "--augment": get_args(Augment),
         "--precision": PRECISIONS,

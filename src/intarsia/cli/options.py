@@ -34,6 +34,14 @@ Data = Annotated[
         "a file that ends in .txt, .md or .jsonl, or a corpus (austen, wordnet, ...).",
     ),
 ]
+Calibration = Annotated[
+    str,
+    typer.Option(
+        "--calib",
+        help="The text that is read: mixed, a share of every corpus; or corpora and files with "
+        "commas.",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

@@ -13,8 +13,8 @@ import typer
 
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError, UnknownName
-from .early import check_data, is_text
-from .options import Json
+from .early import check_calibration
+from .options import Calibration, Json
 from .shell import note, say, show_json
 
 METHODS = ("dsnot", "magnitude", "sparsegpt", "wanda")
@@ -33,14 +33,14 @@ def sparsify(
     layers: Annotated[
         list[str] | None, typer.Option(help="A glob of layers, as 'mlp.*'; may be repeated.")
     ] = None,
-    calib: Annotated[str, typer.Option(help="A text: a corpus, or a file.")] = "austen",
+    calib: Calibration = "mixed",
     rows: Annotated[int, typer.Option(help="Calibration rows.")] = 128,
     size: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
     seed: Annotated[int, typer.Option(help="Of what a method draws.")] = 0,
     save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
     layout: Annotated[str, typer.Option(help=f"One of {', '.join(SAVED)}.")] = "dense",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a walk to --save.")] = False,
-    test: Annotated[int, typer.Option(help="Rows of the text to measure perplexity on.")] = 16,
+    test: Annotated[int, typer.Option(help="Other rows, to measure perplexity on.")] = 16,
     errors: Annotated[bool, typer.Option("--errors", help="Measure layers' errors.")] = False,
     sequential: Annotated[str, typer.Option(help="block, or layer: slower.")] = "block",
     as_json: Json = False,
@@ -56,22 +56,22 @@ def sparsify(
     """
     _check((method, base, layout, sequential), density, rows, calib, save)
     at_least("--test", test, 0)
+    from ..data.calibration import load_calibration
     from ..data.language_models import language_model
-    from ..data.texts import load_texts
     from ..hosts.prune.files import save_sparse
 
     assert save is not None
     chosen = _method(method, base, density, pattern, tuple(layers or ()))
     walk = save.with_name(f"{save.name}.walk")
     host, tokenizer = language_model(model)
-    texts = load_texts(calib, tokenizer, length=size, train=rows, test=test or None, progress=note)
+    texts = load_calibration(calib, tokenizer, rows=rows, length=size, test=test, progress=note)
     how = {"out": walk, "resume": resume, "seed": seed, "errors": errors, "sequential": sequential}
     done, found = _pruned(host, chosen, texts, test, how)
     record = {
         "model": model,
         "method": method,
         "seed": seed,
-        "calibration": {"data": calib, "rows": len(texts.train), "tokens": size},
+        "calibration": {"data": calib, "rows": rows, "tokens": size, "of": texts.record["rows"]},
         **found,
         "layers": list(done.table),
     }
@@ -139,10 +139,7 @@ def _check(names: Sequence[str], density: float, rows: int, calib: str, save: Pa
             raise UnknownName(what, got, known)
     between("--density", density, 0.001, 1, "Try 0.5.")
     at_least("--rows", rows, 8, fix="Try 128.")
-    check_data(calib)
-    if not is_text(calib):
-        want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: --calib austen"
-        raise ConfigError("--calib", got=calib, want=want, fix=fix)
+    check_calibration(calib)
     if save is None:
         fix = "For example: --save out"
         raise ConfigError("--save", got="nothing", want="the folder to write", fix=fix)

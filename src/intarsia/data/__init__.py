@@ -3,6 +3,7 @@
 from .backbones import backbone as backbone
 from .backbones import outline as outline
 from .backbones import trunk_fingerprint as trunk_fingerprint
+from .calibration import load_calibration as load_calibration
 from .fingerprint import fingerprint as fingerprint
 from .fingerprint import shared as shared
 from .images import ImageSet as ImageSet

@@ -7,6 +7,7 @@ import platform
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from intarsia.core.errors import DataError
@@ -55,9 +56,10 @@ def _python_docs(_: Report) -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def _gcide(progress: Report) -> str:
-    folder = obtain(pinned("dict-gcide"), progress=progress)
-    with gzip.open(folder / "usr/share/dictd/gcide.dict.dz") as lines:
+def _dictionary(name: str, progress: Report) -> str:
+    """The entries of a dictionary in dictd's form, in alphabetical order."""
+    folder = obtain(pinned(f"dict-{name}"), progress=progress)
+    with gzip.open(folder / f"usr/share/dictd/{name}.dict.dz") as lines:
         return lines.read().decode("utf-8", "replace")
 
 
@@ -109,7 +111,13 @@ CORPORA: dict[str, Corpus] = {
     "python-docs": Corpus(
         _python_docs, "the topics of Python's help(), 0.5 M characters", platform.python_version()
     ),
-    "gcide": Corpus(_gcide, "a dictionary of English (Webster 1913 and later), 40 M characters"),
+    "foldoc": Corpus(
+        partial(_dictionary, "foldoc"), "an encyclopaedia of computing (FOLDOC), 5 M characters"
+    ),
+    "gcide": Corpus(
+        partial(_dictionary, "gcide"),
+        "a dictionary of English (Webster 1913 and later), 40 M characters",
+    ),
     "austen": Corpus(_austen, "six novels of Jane Austen, 4 M characters"),
     "wordnet": Corpus(_wordnet, "82,115 glosses of nouns; which of 26 kinds of thing is it?"),
 }

@@ -18,17 +18,22 @@ from torch.utils.data import Dataset
 
 from intarsia.core.checks import at_least
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.core.files import parse_json
 from intarsia.core.pictured import lists_pictures
 from intarsia.data import corpora
+from intarsia.data.instructions import (
+    ANSWER,
+    Sample,
+    object_of,
+    prompt_of,
+    sample_of,
+    tokens_of,
+)
 from intarsia.data.packages import announce
 
 IGNORED = -100
 SHARES = (0.1, 0.1)  # of the rows, for val and test
 SUFFIXES = (".txt", ".md", ".jsonl")
 Report = Callable[[str], None]
-PROMPT = ("prompt", "instruction", "question")
-ANSWER = ("response", "output", "completion", "answer")
 
 
 class Texts(Dataset[dict[str, Tensor]]):
@@ -102,7 +107,7 @@ def load_texts(
     rows = _rows(spec, tokenizer, length, progress)
     notes: dict[str, Any] = {"form": "answers" if isinstance(rows, _Instructions) else "text"}
     if isinstance(rows, _Instructions):
-        parts = grouped([_prompt(one) for one in rows.samples], val, test, seed)
+        parts = grouped([prompt_of(one) for one in rows.samples], val, test, seed)
     else:
         rows = _full_blocks(rows, length, spec)
         parts = _consecutive(len(rows), val, test)
@@ -118,7 +123,7 @@ def load_texts(
     skipped = sum(map(len, parts.values())) - sum(map(len, sets.values()))
     notes |= _report_lost(spec, rows, skipped, length, progress)
     record = {"spec": spec, "length": length, "seed": seed, **notes}
-    record["parts"] = {part: _part_record(found) for part, found in sets.items() if len(found)}
+    record["parts"] = {part: part_record(found) for part, found in sets.items() if len(found)}
     val_part = sets["val"] if len(sets["val"]) else None
     return TextSplits(sets["train"], val_part, sets["test"], record)
 
@@ -167,7 +172,7 @@ def read_prompts(
         lines = [line.strip() for line in found.split("\n") if line.strip()]
         plain = "prompt" if asked else "text"
         found = [
-            _object(line, f"line {number} of {name}") if line[0] == "{" else {plain: line}
+            object_of(line, f"line {number} of {name}") if line[0] == "{" else {plain: line}
             for number, line in enumerate(lines, 1)
         ]
     prompts = [
@@ -186,8 +191,8 @@ def _prompt_of(line: Mapping[str, Any], tokenizer: Any, where: str) -> Prompt:
         messages = line.get("messages")
         if isinstance(messages, list) and messages and _role(messages[-1]) != "assistant":
             line = {**line, "messages": [*messages, {"role": "assistant", "content": ""}]}
-        sample = _sample({ANSWER[-1]: "", **line}, where)
-        text, ids = _prompt(sample), _tokens(sample, tokenizer)[0]
+        sample = sample_of({ANSWER[-1]: "", **line}, where)
+        text, ids = prompt_of(sample), tokens_of(sample, tokenizer)[0]
     if not ids:
         raise DataError(where, got="no token", want="a prompt", fix="Leave the line out.")
     return Prompt(text, torch.tensor(ids, dtype=torch.int64))
@@ -197,7 +202,8 @@ def _role(message: Any) -> Any:
     return message.get("role") if isinstance(message, Mapping) else None
 
 
-def _part_record(found: Texts) -> dict[str, Any]:
+def part_record(found: Texts) -> dict[str, Any]:
+    """Name, number of rows and tokens, and SHA-256 of a part."""
     digest = hashlib.sha256("".join(found.digests).encode()).hexdigest()
     return {"name": found.name, "n": len(found), "tokens": found.tokens, "sha256": digest}
 
@@ -226,38 +232,31 @@ def _file(path: Path) -> str | list[Mapping[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):  # JSON strings may hold other line ends
         if not line.strip():
             continue
-        rows.append(_object(line, f"line {number} of {path}"))
+        rows.append(object_of(line, f"line {number} of {path}"))
     if not rows:
         raise DataError(f"text {path}", got="no line", want="at least one", fix="Check the file.")
     return rows
 
 
-def _object(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        found = parse_json(line)
-    except ValueError as error:
-        raise DataError(
-            where, got=str(error), want="one JSON object", fix="Correct or delete the line."
-        ) from error
-    if not isinstance(found, dict):
-        got, fix = type(found).__name__, 'For example {"prompt": "...", "response": "..."}.'
-        raise DataError(where, got=got, want="one JSON object", fix=fix)
-    return found
-
-
 Row = tuple[Tensor, Tensor]
-Sample = str | list[dict[str, str]]  # a text, or the messages of a chat
 
 
 def _rows(spec: str, tokenizer: Any, length: int, progress: Report) -> list[Row] | _Instructions:
     """The blocks of a text file (the last may be short), or the rows of an instruction file."""
     at_least("length", length, 2, "Try 256.")
-    source = corpora.read(spec, progress) if spec in corpora.names() else _file(Path(spec))
+    source = read_source(spec, progress)
     if not isinstance(source, str):
-        samples = [_sample(line, f"line {i} of {spec}") for i, line in enumerate(source, 1)]
-        return _Instructions(samples, tokenizer, length)
+        return _Instructions(source, tokenizer, length)
     ids = torch.tensor(tokenizer(source, verbose=False)["input_ids"], dtype=torch.int64)
     return [(block, block) for block in ids.split(length) if len(block) > 1]
+
+
+def read_source(spec: str, progress: Report) -> str | list[Sample]:
+    """The text of a corpus or file, or its samples.  Raises: as `load_texts`."""
+    source = corpora.read(spec, progress) if spec in corpora.names() else _file(Path(spec))
+    if isinstance(source, str):
+        return source
+    return [sample_of(line, f"line {i} of {spec}") for i, line in enumerate(source, 1)]
 
 
 def _full_blocks(blocks: list[Row], length: int, spec: str) -> list[Row]:
@@ -294,7 +293,7 @@ class _Instructions:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Row | None:
-        prompt, answer = _tokens(self.samples[index], self.tokenizer)
+        prompt, answer = tokens_of(self.samples[index], self.tokenizer)
         if len(prompt) >= self.length or len(prompt) + len(answer) < 2:
             return None
         self.cut += len(prompt) + len(answer) > self.length
@@ -302,60 +301,6 @@ class _Instructions:
         labels = ids.clone()
         labels[: len(prompt)] = IGNORED
         return ids, labels
-
-
-def _tokens(sample: Sample, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The tokens before the answer, and those of the answer with the end token."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if isinstance(sample, str):
-        return [], tokenizer(sample)["input_ids"] + end
-    if getattr(tokenizer, "chat_template", None):
-        asked = tokenizer.apply_chat_template(
-            sample[:-1], tokenize=False, add_generation_prompt=True
-        )
-        whole = tokenizer.apply_chat_template(sample, tokenize=False)
-        if whole.startswith(asked):
-            parts = asked, whole[len(asked) :].rstrip("\n")
-            prompt, answer = (
-                tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts
-            )
-            return prompt, answer
-    answer = tokenizer(sample[-1]["content"], add_special_tokens=False)["input_ids"]
-    return tokenizer(_prompt(sample) + "\n")["input_ids"], answer + end
-
-
-def _prompt(sample: Sample) -> str:
-    """The text before the answer. Rows with the same one stay in one part."""
-    return sample if isinstance(sample, str) else "\n".join(m["content"] for m in sample[:-1])
-
-
-def _sample(line: Mapping[str, Any], where: str) -> Sample:
-    """The text or the messages of a line."""
-    if isinstance(text := line.get("text"), str):
-        return text
-    messages = line.get("messages") or _messages(line, where)
-    try:
-        sample = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
-    except (TypeError, KeyError) as error:
-        got = f"messages without {error}"
-        fix = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}'
-        raise DataError(where, got=got, want="role and content in each", fix=fix) from error
-    if len(sample) < 2 or sample[-1]["role"] != "assistant":
-        got, fix = f"roles {[m['role'] for m in sample]}", "Add it, or leave the line out."
-        raise DataError(where, got=got, want="an answer of the assistant at the end", fix=fix)
-    return sample
-
-
-def _messages(line: Mapping[str, Any], where: str) -> list[dict[str, str]]:
-    prompt = next((line[k] for k in PROMPT if isinstance(line.get(k), str)), None)
-    answer = next((line[k] for k in ANSWER if isinstance(line.get(k), str)), None)
-    if prompt is None or answer is None:
-        got, want = f"keys {sorted(line)}", "text, messages, or prompt and response"
-        fix = f"Known: {', '.join(PROMPT)} with {', '.join(ANSWER)}."
-        raise DataError(where, got=got, want=want, fix=fix)
-    if isinstance(more := line.get("input"), str) and more:
-        prompt = f"{prompt}\n{more}"
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
 def _counts(rows: int, val: int | None, test: int | None) -> tuple[int, int]:

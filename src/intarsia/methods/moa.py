@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -34,6 +35,7 @@ BETAS = tuple(i / 8 for i in range(9))
 BANDS = 4  # intervals of each further objective
 A_LAYER = 2  # spans in one layer at most
 GAP, SECONDS = 0.01, 60.0  # of HiGHS, for one programme
+SPAN = 256  # tokens, the least of the released grid
 Report = Callable[[str], None]
 
 
@@ -57,8 +59,12 @@ class MoA(PlainChange):
     Not where few heads decide alone: influence is of first order, and its absolute value counts a
     key that harms like one that helps. Not for texts of 1,000 tokens or so: SmolLM2 lost as much as
     with one window for all heads at half of the keys, and more at a quarter (claim `moa`).
+    Warns of a mean span of less than 256 tokens at the shortest length.
     Source: paper, sections 3 and 4; GQA, where spans are of key-value heads, is ours, and so are
-    sums by distance in the place of 64 x 64 blocks: of a sink and a window they are exact.
+    sums by distance in the place of 64 x 64 blocks: of a sink and a window they are exact. Spans
+    include the sink, so that density counts all keys that are kept, where released ones leave it
+    out; and they go down to one block beside it, where the released grid ends at an eighth of the
+    shortest length (256 of 2,048 tokens): a longer `step` makes the grid as coarse.
     """
 
     density: float = 0.5
@@ -139,6 +145,13 @@ def choose_spans(
     if spans_of(model) is not None:
         fix = "Call intarsia.detach_spans(model) first."
         raise TargetError("model", got="one with spans", want="one without", fix=fix)
+    span = method.density * method.lengths[0]
+    if span < SPAN:
+        warnings.warn(
+            f"MoA was made for spans of {SPAN} tokens and more, here they have {span:.0f}: one "
+            "window for all heads may be as good. Profile longer texts (lengths).",
+            stacklevel=2,
+        )
     began = time.perf_counter()
     rows = _rows(texts, max(*method.lengths, method.check), seed)
     held = max(1, len(rows) // 4)
@@ -324,7 +337,7 @@ def _rows(texts: Any, length: int, seed: int) -> Tensor:
 
     Raises: DataError for shorter ones, or fewer than two.
     """
-    fix = f"Load them with length={length}: load_texts('austen', tokenizer, length={length})."
+    fix = f"Pass load_calibration('mixed', tokenizer, rows=8, length={length}).train."
     rows: list[Tensor] = []
     for row in [texts[i] for i in range(len(texts))]:
         given = row[0] if isinstance(row, (tuple, list)) else row

@@ -19,9 +19,10 @@ from intarsia.core.change import steps_of
 from intarsia.hosts.prune import progress
 from intarsia.methods.gqsa import stages
 
+SHORT = stages.Tuning(blocks=8, weights=0.3, model=8, end=0.02)
 CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     # number of the write at which a walk dies, of three a block; 99: in the stage behind the blocks
-    "gqsa": (intarsia.Gqsa(density=0.75, epochs=(1, 1)), (2, 5, 99)),
+    "gqsa": (intarsia.Gqsa(density=0.75, tuning=SHORT), (2, 5, 99)),
     "qmoe": (intarsia.Qmoe(), (3, 5)),
 }
 
@@ -64,7 +65,6 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    stages.LR_END = 1e-3  # the last stage helps
     for case, (_, writes) in CASES.items():
         want = pack(case)
         for write in writes:

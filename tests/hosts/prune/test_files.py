@@ -17,6 +17,9 @@ import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, FoldError, MissingExtra, TargetError
 from intarsia.hosts.prune.files import read_tensors
 from intarsia.hosts.prune.packed import packable, rounded, scales, scales_of
+from intarsia.methods.gqsa.stages import Tuning
+
+UNTRAINED = Tuning(blocks=0, model=0)
 
 
 def sparse() -> Any:
@@ -226,7 +229,7 @@ def test_codes_of_gqsa_are_written_as_they_are(tmp_path: Path) -> None:
     from intarsia.formats import Bitmask
 
     model = intarsia.compress(
-        llama(2), intarsia.Gqsa(density=0.75, symmetric=True), rows(), force=True
+        llama(2), intarsia.Gqsa(density=0.75, symmetric=True, tuning=UNTRAINED), rows(), force=True
     )
     layers = packable(model)
     assert len(layers) == 14 and all(hasattr(layer, "form") for layer in layers.values())
@@ -234,7 +237,7 @@ def test_codes_of_gqsa_are_written_as_they_are(tmp_path: Path) -> None:
         scale = scales_of(layer).repeat_interleave(16, 1)
         codes = layer.weight / scale
         assert torch.equal(codes, codes.round()) and -8 <= int(codes.min()) <= int(codes.max()) <= 7
-    for wrong in (intarsia.Gqsa(density=0.75, start="rtn"), Bitmask()):
+    for wrong in (intarsia.Gqsa(density=0.75, start="rtn", tuning=UNTRAINED), Bitmask()):
         other = intarsia.compress(llama(2), wrong, rows(), force=True)
         with pytest.raises(TargetError, match=r"symmetric=True"):
             packable(other)

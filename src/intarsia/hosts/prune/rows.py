@@ -29,7 +29,7 @@ def check_rows(batches: Sequence[Any]) -> None:
     if count < ROWS or length < LENGTH:
         got = f"{count} rows of {length} tokens and more"
         want = f"at least {ROWS} rows of {LENGTH} tokens, to estimate moments of all channels"
-        fix = "Pass more or longer rows: load_texts('austen', tokenizer, length=512).train[:128]."
+        fix = "Pass more or longer rows: load_calibration('mixed', tokenizer, length=512).train."
         raise DataError("calibration", got=got, want=want, fix=fix)
 
 
@@ -39,7 +39,7 @@ def check_tensors(given: Any) -> None:
         if not isinstance(value, Tensor):
             got = f"{f'{name!r}, ' if name else ''}a {type(value).__name__}"
             want, fix = "rows of tokens or pictures, as tensors", "Load texts as rows of tokens: "
-            fix += "load_texts('austen', tokenizer, length=512).train[:128]."
+            fix += "load_calibration('mixed', tokenizer, length=512).train."
             raise DataError("calibration", got=got, want=want, fix=fix)
 
 

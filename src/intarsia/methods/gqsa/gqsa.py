@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...core import Card, Paper
 from ...core.change import PlainChange, Plan
-from ...core.checks import above, at_least, between, one_of
+from ...core.checks import above, between, one_of
 from ...core.errors import ConfigError
 from ...core.registry import settings_to_dict
 from ...core.seeds import mix
@@ -21,11 +21,11 @@ from ...hosts.prune.matrices import Matrix
 from ...hosts.prune.progress import Kept
 from ...hosts.prune.pruner import Keeping, output_error, stops_of
 from ...hosts.prune.rows import check_rows, digest_of
-from ...hosts.prune.walk import Stop, walk_blocks
+from ...hosts.prune.walk import Stop, rowwise, walk_blocks
 from ...hosts.swap.compress import Compress, matrices_of, packing
 from ...scores import Statistics
 from .coded import CodedGroups, by_compensation, by_rounding
-from .stages import frozen_copy, tuned_block, tuned_scales
+from .stages import Tuning, frozen_copy, tuned_block, tuned_scales
 
 STARTS = ("obs", "rtn")
 PARTS = ("raw", "scale", "zero", "kept")  # of `CodedGroups`
@@ -43,9 +43,9 @@ class Gqsa(PlainChange):
     start: "obs", groups by sum w^2 / [U_jj]^2, and later columns make up for what is pruned and
     rounded, a minute for 135M parameters; "rtn", groups by sum w^2 x^2, each weight rounded by
     itself.
-    epochs: (block-wise, end-to-end) over the calibration rows. BQPO: each block's weights, scales
-    and zeros for the outputs it had, AdamW at 1e-5 and 1e-4; E2E-OQP: all scales for the language
-    model's loss, 1e-5. A stage that does not help on these rows is left out.
+    tuning: steps and rates of both stages, or a mapping with some of them. BQPO: each block's
+    weights, scales and zeros for the outputs it had; E2E-OQP: all scales for the language model's
+    loss. A stage that does not help on these rows is left out; Tuning(blocks=0, model=0) has none.
     symmetric: z is the middle code, as `pack-quantized` files have it.  activations: see
     `formats.GroupSparse`.
 
@@ -61,7 +61,7 @@ class Gqsa(PlainChange):
     density: float = 0.5
     layers: Sequence[str] = ()
     start: str = "obs"
-    epochs: Sequence[int] = (0, 0)
+    tuning: Tuning = Tuning()  # noqa: RUF009 - frozen
     symmetric: bool = False
     activations: str = "float"
 
@@ -71,16 +71,14 @@ class Gqsa(PlainChange):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
-        epochs: Any = self.epochs
-        object.__setattr__(self, "epochs", (epochs,) if isinstance(epochs, int) else tuple(epochs))
+        if isinstance(self.tuning, Mapping):  # out of a file
+            object.__setattr__(self, "tuning", Tuning(**self.tuning))
         above("density", self.density, 0, "Try 0.5.")
         between("density", self.density, 0, 1, "Try 0.5.")
         one_of("start", self.start, STARTS)
-        if len(self.epochs) != 2:
-            fix = "For example: epochs=(5, 1)."
-            raise ConfigError("epochs", got=self.epochs, want="two numbers", fix=fix)
-        for number in self.epochs:
-            at_least("epochs", number, 0, fix="For example: epochs=(5, 1).")
+        if not isinstance(self.tuning, Tuning):
+            fix = "Use Tuning(blocks=300), or {'blocks': 300} in a file."
+            raise ConfigError("tuning", got=repr(self.tuning), want="a Tuning", fix=fix)
         if self.start == "obs" and self.group not in (1, 2, 4, 8, 16, 32, 64, 128):
             fix = "Try 16 or 64, or start='rtn'."
             raise ConfigError("group", got=self.group, want="a power of 2 up to 128", fix=fix)
@@ -113,6 +111,7 @@ class Gqsa(PlainChange):
         check_rows(rows)
         decided = {"calibration": digest_of(rows), "batches": len(rows)}
         kept = keeping.of(self, host, seed, decided)
+        self.tuning.warn_of_few()
         work = frozen_copy(base_of(host))
         found, told = self.coded(work, rows, seed, kept)
         shapes = {n: tuple(m.read().shape) for s in stops for n, m in s.layers.items()}
@@ -136,6 +135,7 @@ class Gqsa(PlainChange):
         found: dict[str, CodedGroups] = {}
         dense: dict[str, Tensor] = {}
         stops = linear_stops(work, self.layers)
+        rows, tuning = list(rowwise(rows)), self.tuning
 
         def edit(
             path: str, layers: Mapping[str, Matrix], seen: Mapping[str, Statistics]
@@ -146,8 +146,8 @@ class Gqsa(PlainChange):
             some = {path: found[path] for path in stop.layers if path in found}
             if some and not stop.outside:
                 old = {path: dense.pop(path) for path in some}
-                epochs, draw = self.epochs[0], _draw(seed, number)
-                found.update(tuned_block(stop, flow, number, old, some, epochs, draw))
+                draw = _draw(seed, number)
+                found.update(tuned_block(stop, flow, number, old, some, tuning, draw))
                 for path in some:
                     stop.layers[path].write(found[path].weight())
 
@@ -155,12 +155,12 @@ class Gqsa(PlainChange):
             lambda stop: _beside(found, stop),
             lambda stop, more: found.update(self._taken(stop, more)),
         )
-        each = tune if self.epochs[0] else None
+        each = tune if tuning.blocks else None
         told = walk_blocks(work, stops, rows, edit, needs=self.needs, kept=kept, tune=each)
-        if self.epochs[1]:
+        if tuning.model:
             layers = {n: m for stop in stops for n, m in stop.layers.items() if n in found}
             draw = _draw(seed, len(stops))
-            found = tuned_scales(work, layers, found, rows, self.epochs[1], draw)
+            found = tuned_scales(work, layers, found, rows, tuning, draw)
             for path, coded in found.items():
                 layers[path].write(coded.weight())
         return found, told
@@ -190,7 +190,7 @@ class Gqsa(PlainChange):
         choose = by_compensation if self.start == "obs" else by_rounding
         coded = choose(weight, seen, self.form, self.density, self.symmetric)
         found[name], new = coded, coded.weight()
-        if self.epochs[0]:
+        if self.tuning.blocks:
             dense[name] = weight.detach().float().clone()
         layer.write(new)
         row["density"] = float(coded.kept.float().mean())

@@ -3,23 +3,63 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
+from ...core.checks import above, at_least
 from ...core.errors import ConfigError, TargetError
 from ...hosts.prune.matrices import Matrix
 from ...hosts.prune.walk import Chain, Flow, Stop, inputs_of
+from ...kernels.gqsa.naive import LEAST
 from .coded import CodedGroups, passing
 
-LR_WEIGHTS, LR_SCALES, LR_END = 1e-5, 1e-4, 1e-5
+
+@dataclass(frozen=True)
+class Tuning:
+    """Steps and rates of the two stages that train; a step of AdamW takes one calibration row.
+
+    blocks: steps of each block (BQPO); model: of all scales together, at the end (E2E-OQP); 0
+    leaves a stage out.  weights: the rate of the first stage for weights, scales: for scales and
+    zeros, end: of the last stage; all fall to 0 in a line. A rate is the most that a step moves a
+    number, in shares of its group's scale, of a zero in codes: 0.01 moves a weight by one code in
+    100 steps.
+    The paper trains for 5 and 1 to 2 epochs at 1e-5 (weights, last stage) and 1e-4 in the model's
+    own units, which moves no code within a few hundred steps; shares hold for any model.
+    """
+
+    blocks: int = 300
+    model: int = 100
+    weights: float = 0.02
+    scales: float = 0.005
+    end: float = 0.002
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "model"):
+            at_least(name, getattr(self, name), 0, fix="Try 300 for blocks, 100 for model.")
+        for name in ("weights", "scales", "end"):
+            above(name, getattr(self, name), 0, fix="Try 0.02, 0.005 and 0.002.")
+
+    def warn_of_few(self) -> None:
+        """Warn where the first stage has too few steps to move a weight to the next code."""
+        reach = self.weights * self.blocks / 2  # codes: the rate falls to 0 in a line
+        if self.blocks and reach < 1:
+            least = math.ceil(2 / self.weights)
+            warnings.warn(
+                f"GQSA moves a weight by at most {reach:.2g} codes in {self.blocks} steps a block; "
+                f"take {least} or more (tuning.blocks), or a larger rate (tuning.weights).",
+                stacklevel=3,
+            )
 
 
 def tuned_block(
@@ -28,60 +68,98 @@ def tuned_block(
     number: int,
     dense: Mapping[str, Tensor],
     found: Mapping[str, CodedGroups],
-    epochs: int,
+    tuning: Tuning,
     generator: torch.Generator,
 ) -> dict[str, CodedGroups]:
     """min ||B(X) - B^(X)||^2 over weights, scales and zeros of a block; X has gone through the
     compressed blocks before it (eq. 7).
 
-    dense: (out, in) of each layer as it was; found: its codes so far, by path. The codes after all
-    epochs, or those before where they fit the same rows no worse.
+    dense: (out, in) of each layer as it was; found: its codes so far, by path. Returns the codes
+    after all steps, or those before where they fit the same rows no worse.
 
     Raises: TargetError for a model whose blocks do not follow one another.
     """
     if not isinstance(flow, Chain):
-        got, fix = "blocks that do not follow one another", "Set epochs=(0, 0)."
+        got, fix = "blocks that do not follow one another", "Set tuning=Tuning(blocks=0)."
         raise TargetError("model", got=got, want="a chain of blocks", fix=fix)
 
-    def run(weights: Mapping[str, Tensor], batch: int) -> Tensor:
-        args, kwargs = flow.calls[batch][number]
+    def run(weights: Mapping[str, Tensor], row: int) -> Tensor:
+        args, kwargs = flow.calls[row][number]
         named = {_parameter(stop, p): w.to(stop.layers[p].stored) for p, w in weights.items()}
-        out = functional_call(stop.block, named, (flow.hidden[batch], *args), kwargs)
+        out = functional_call(stop.block, named, (flow.hidden[row], *args), kwargs)
         return out[0] if isinstance(out, tuple) else out
 
-    count = len(flow.hidden)
-    turned = {path: _turned(stop.layers[path], w) for path, w in dense.items()}
-    wanted = [run(turned, batch) for batch in range(count)]
+    def loss(weights: Mapping[str, Tensor], row: int) -> Tensor:
+        return _off(run(weights, row), wanted[row], flow.masks[row])
 
     def error(coded: Mapping[str, CodedGroups]) -> float:
         now = {path: _turned(stop.layers[path], c.weight()) for path, c in coded.items()}
-        return sum(float(_off(run(now, b), wanted[b])) for b in range(count))
+        return sum(float(loss(now, row)) for row in range(count))
 
-    leaves = {
-        path: tuple(t.clone().requires_grad_() for t in (c.raw, c.scale, c.zero))
-        for path, c in found.items()
-    }
+    count = len(flow.hidden)
+    turned = {path: _turned(stop.layers[path], w) for path, w in dense.items()}
+    wanted = [run(turned, row) for row in range(count)]
+    leaves = {path: InSteps.of(coded) for path, coded in found.items()}
     groups = [
-        {"params": [parts[0] for parts in leaves.values()], "lr": LR_WEIGHTS},
-        {"params": [t for parts in leaves.values() for t in parts[1:]], "lr": LR_SCALES},
+        {"params": [leaf.codes for leaf in leaves.values()], "lr": tuning.weights},
+        {"params": [leaf.scale for leaf in leaves.values()], "lr": tuning.scales},
+        {"params": [leaf.zero for leaf in leaves.values()], "lr": tuning.scales},
     ]
-    optimiser = AdamW(groups, weight_decay=0)
     with torch.enable_grad():
-        for _ in range(epochs):
-            for batch in torch.randperm(count, generator=generator).tolist():
-                now = {
-                    path: _turned(stop.layers[path], found[path].rounded(*parts))
-                    for path, parts in leaves.items()
-                }
-                optimiser.zero_grad()
-                _off(run(now, batch), wanted[batch]).backward()
-                optimiser.step()
-    trained = {path: _settled(found[path], *parts) for path, parts in leaves.items()}
+        for row in _descent(groups, tuning.blocks, count, generator):
+            now = {
+                path: _turned(stop.layers[path], found[path].rounded(*leaf.numbers()))
+                for path, leaf in leaves.items()
+            }
+            loss(now, row).backward()
+    trained = {path: _settled(found[path], *leaf.numbers()) for path, leaf in leaves.items()}
     return trained if error(trained) < error(found) else dict(found)
 
 
-def _off(found: Tensor, wanted: Tensor) -> Tensor:
-    """The mean square, in float32 of a model in halves."""
+class InSteps(NamedTuple):
+    """The numbers of a layer as they are trained, so that one rate suits all groups.
+
+    codes: (out, C, G), weights in units of their group's first scale; scale: (out, C), in units of
+    that; zero: (out, C); first: (out, C), the scale at the start.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    first: Tensor
+
+    @classmethod
+    def of(cls, coded: CodedGroups) -> InSteps:
+        """Leaves with a gradient, which stand for what is coded."""
+        first = coded.scale.clamp(min=LEAST)
+        started = coded.raw / first[..., None], coded.scale / first, coded.zero.clone()
+        return cls(*(t.requires_grad_() for t in started), first)
+
+    def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """raw, scale and zero, as `CodedGroups` has them."""
+        return self.codes * self.first[..., None], self.scale * self.first, self.zero
+
+
+def _descent(
+    groups: list[dict[str, Any]], steps: int, rows: int, generator: torch.Generator
+) -> Iterator[int]:
+    """Yield the row of each step, in a new order each time through; AdamW steps when the caller
+    has taken the gradient, at a rate that falls to 0."""
+    optimiser = AdamW(groups, weight_decay=0)
+    falling = LambdaLR(optimiser, lambda step: 1 - step / max(1, steps))
+    order: list[int] = []
+    for _ in range(steps):
+        order = order or torch.randperm(rows, generator=generator).tolist()
+        optimiser.zero_grad()
+        yield order.pop()
+        optimiser.step()
+        falling.step()
+
+
+def _off(found: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean square over tokens that are no padding, in float32 of a model in halves."""
+    if mask is not None and mask.shape == found.shape[:-1]:
+        found, wanted = found[mask], wanted[mask]
     if found.dtype in (torch.bfloat16, torch.float16):
         found, wanted = found.float(), wanted.float()
     return F.mse_loss(found, wanted)
@@ -106,18 +184,26 @@ def _turned(matrix: Matrix, weight: Tensor) -> Tensor:
 
 
 class Scaled(nn.Module):
-    """y = x W^T + b with W = s (q - z), s alone to be trained; bfloat16 as it will be stored."""
+    """y = x W^T + b with W = s (q - z), s alone to be trained; bfloat16 as it will be stored.
+
+    share: (out, C), what is trained, s in units of what it was.
+    """
 
     def __init__(self, coded: CodedGroups, bias: Tensor | None) -> None:
         super().__init__()
         self.width, self.bias = coded.width, bias
-        self.scale = nn.Parameter(coded.scale.clone())
+        self.share = nn.Parameter(torch.ones_like(coded.scale))
+        self.register_buffer("first", coded.scale)
         self.register_buffer("steps", coded.steps)
+
+    def scale(self) -> Tensor:
+        """As it will be stored, (out, C), with gradients."""
+        scale = self.share * self.get_buffer("first")
+        return passing(scale, scale.bfloat16().float())
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""
-        scale = passing(self.scale, self.scale.bfloat16().float())
-        weight = (self.get_buffer("steps") * scale[..., None]).flatten(1)[:, : self.width]
+        weight = (self.get_buffer("steps") * self.scale()[..., None]).flatten(1)[:, : self.width]
         return F.linear(x, weight.to(x.dtype), self.bias)
 
 
@@ -126,35 +212,31 @@ def tuned_scales(
     layers: Mapping[str, Matrix],
     found: Mapping[str, CodedGroups],
     batches: Sequence[Any],
-    epochs: int,
+    tuning: Tuning,
     generator: torch.Generator,
-    report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, CodedGroups]:
     """min of the language model's loss over all scales, codes and zeros as they are (section 3.3).
 
-    The scales after all epochs, or those before where their loss on the same rows is no higher.
+    batches: of one row each. Returns the scales after all steps, or those before where their loss
+    on the same rows is no higher.
     Raises: ConfigError for rows that are no tokens.
     """
     scaled = {
         path: Scaled(c, getattr(layers[path].owner, "bias", None)) for path, c in found.items()
     }
-    optimiser = AdamW([m.scale for m in scaled.values()], lr=LR_END, weight_decay=0)
+    groups = [{"params": [layer.share for layer in scaled.values()], "lr": tuning.end}]
     rows = [_tokens(batch) for batch in batches]
     with _in_place(model, scaled):
         before = _mean_loss(model, rows)
         with torch.enable_grad():
-            for epoch in range(epochs):
-                for batch in torch.randperm(len(rows), generator=generator).tolist():
-                    optimiser.zero_grad()
-                    _loss(model, rows[batch]).backward()
-                    optimiser.step()
-                report(f"scales, epoch {epoch + 1}/{epochs}")
+            for row in _descent(groups, tuning.model, len(rows), generator):
+                _loss(model, rows[row]).backward()
         after = _mean_loss(model, rows)
     if after >= before:
         return dict(found)
     return {
         # codes are kept: the numbers before rounding are those of the codes from here on
-        path: _with_scale(found[path], scaled[path].scale.detach().bfloat16().float())
+        path: _with_scale(found[path], scaled[path].scale().detach().clamp(min=0))
         for path in found
     }
 
@@ -183,7 +265,7 @@ def _tokens(batch: Any) -> dict[str, Tensor]:
     named = dict(given) if isinstance(given, Mapping) else {"input_ids": given}
     ids = named.get("input_ids")
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != 2:
-        fix = "Set epochs=(n, 0)."
+        fix = "Set tuning=Tuning(model=0)."
         raise ConfigError("rows of the last stage", got="no tokens", want="token ids", fix=fix)
     mask = named.get("attention_mask")
     labels = ids if mask is None else ids.masked_fill(~mask.bool(), -100)

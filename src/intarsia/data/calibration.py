@@ -1,0 +1,129 @@
+"""Rows of text for a calibration: a share of several corpora, spread over each of them.
+
+rows = load_calibration("mixed", tokenizer, rows=128, length=512).train
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intarsia.core.checks import at_least
+from intarsia.core.errors import ConfigError, DataError
+from intarsia.data import corpora
+from intarsia.data.instructions import Sample, tokens_of
+from intarsia.data.packages import announce
+from intarsia.data.texts import Report, Texts, TextSplits, part_record, read_source
+
+MIXED = "mixed"  # every corpus of the library
+MOST = 0.9  # of a text that is read at all: its end is for whoever judges
+CHARACTERS = 12  # of a token, at most in ordinary text
+
+Part = tuple[float, float]
+
+
+def names_of(spec: str) -> tuple[str, ...]:
+    """The corpora and files that a calibration is made of: "mixed", or names with commas.
+
+    Raises: ConfigError for no name, or one that is given twice.
+    """
+    names = corpora.names() if spec == MIXED else tuple(n.strip() for n in spec.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        fix = f"For example: {MIXED}, or austen,gcide."
+        raise ConfigError("calibration", got=repr(spec), want="different names", fix=fix)
+    return names
+
+
+def load_calibration(
+    spec: str,
+    tokenizer: Any,
+    *,
+    rows: int = 128,
+    length: int = 512,
+    test: int = 0,
+    progress: Report = announce,
+) -> TextSplits:
+    """Return `rows` rows of exactly `length` tokens, as many of each corpus, to one row.
+
+    spec: "mixed", every corpus of the library; or corpora and files of text with commas, as
+    "austen,notes.txt". A text is divided into as many pieces as there are rows, and each gives its
+    first tokens; the samples of an instruction file are drawn, and follow one another in a row. So
+    no more of a large text is read than is needed. `test`, that many rows, is of the end of each
+    text, as large a part as its share of the rows; `train` of what is before, nine tenths at most.
+    The corpora take turns.
+    tokenizer: of the model.  The record says how many rows are of what, and has their SHA-256.
+
+    Raises: as `load_texts`; DataError for a text that has fewer tokens than are wanted of it.
+    """
+    names = names_of(spec)
+    at_least("length", length, 2, "Try 512.")
+    at_least("rows", rows, len(names), fix=f"Give at least one to each of {', '.join(names)}.")
+    at_least("test rows", test, 0)
+    lists: dict[str, list[list[Tensor]]] = {"train": [], "test": []}
+    for number, name in enumerate(names):
+        source = read_source(name, progress)
+        train, judged = (n // len(names) + (number < n % len(names)) for n in (rows, test))
+        cut = train / (train + judged)
+        for part, where, count in (
+            ("train", (0, min(MOST, cut)), train),
+            ("test", (cut, 1), judged),
+        ):
+            lists[part].append(_rows(name, source, where, count, length, tokenizer))
+    turns = {part: _in_turns(found) for part, found in lists.items()}
+    sets = {part: Texts(f"{spec}/{part}", [(r, r) for r in some]) for part, some in turns.items()}
+    record: dict[str, Any] = {"spec": spec, "length": length, "form": "calibration"}
+    record["rows"] = {name: len(of) for name, of in zip(names, lists["train"], strict=True)}
+    record["parts"] = {part: part_record(found) for part, found in sets.items() if len(found)}
+    return TextSplits(sets["train"], None, sets["test"], record)
+
+
+def _in_turns(lists: list[list[Tensor]]) -> list[Tensor]:
+    """One of each, then the next of each."""
+    longest = max(map(len, lists))
+    return [some[i] for i in range(longest) for some in lists if i < len(some)]
+
+
+def _rows(
+    name: str, source: str | list[Sample], part: Part, count: int, length: int, tokenizer: Any
+) -> list[Tensor]:
+    """`count` rows of a part of a source.  Raises: DataError where it has fewer."""
+    first, last = (round(share * len(source)) for share in part)
+    if isinstance(source, str):
+        found = _of_text(source[first:last], count, length, tokenizer)
+    else:
+        order = random.Random(0).sample(range(len(source)), len(source))[first:last]
+        found = _of_samples([source[i] for i in order], count, length, tokenizer)
+    if len(found) < count:
+        got = f"{len(found)} rows of {length} tokens"
+        fix = "Ask for fewer or shorter rows (--rows, --size), or leave it out."
+        raise DataError(f"text {name}", got=got, want=f"{count}", fix=fix)
+    return found
+
+
+def _of_text(text: str, count: int, length: int, tokenizer: Any) -> list[Tensor]:
+    """The first tokens of each of `count` pieces; fewer where a piece has less."""
+    size = len(text) // max(1, count)
+    found: list[Tensor] = []
+    for number in range(count):
+        piece = text[number * size : (number + 1) * size]
+        piece = piece[piece.find(" ") + 1 :] if number else piece  # a word is not cut
+        for characters in (CHARACTERS * length, len(piece)):
+            ids = tokenizer(piece[:characters], verbose=False)["input_ids"][:length]
+            if len(ids) == length:
+                found.append(torch.tensor(ids, dtype=torch.int64))
+                break
+    return found
+
+
+def _of_samples(samples: list[Sample], count: int, length: int, tokenizer: Any) -> list[Tensor]:
+    """Samples one after the other, cut into rows."""
+    tokens: Iterator[int] = chain.from_iterable(
+        chain.from_iterable(tokens_of(sample, tokenizer)) for sample in samples
+    )
+    rows = iter(lambda: list(islice(tokens, length)), [])
+    return [torch.tensor(row) for row in islice(rows, count) if len(row) == length]
