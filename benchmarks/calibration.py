@@ -1,7 +1,7 @@
 """What a calibration is worth on a text of a kind that is in none: SparseGPT at half the weights.
 
-    python benchmarks/calibration.py --out runs/calibration            # goes on where it was stopped
-    python benchmarks/calibration.py --out runs/calibration --write    # docs/benchmarks/calibration.md
+    python benchmarks/calibration.py --out runs/calibration           # goes on where it stopped
+    python benchmarks/calibration.py --out runs/calibration --write   # and a page below docs
 
 SmolLM2-135M is pruned with rows of every corpus ("mixed") and with as many of one. It is judged by
 its perplexity on e-mails that are no spam (SpamAssassin's public corpus), over the dense model's.

@@ -56,10 +56,11 @@ def test_every_text_gives_its_share_from_all_over_it(texts: list[str]) -> None:
 def test_mixed_is_every_corpus() -> None:
     assert names_of(MIXED) == corpora.names() and len(corpora.names()) == 5
     assert names_of("austen, gcide") == ("austen", "gcide")
+    assert names_of("mixed,a.txt") == (*corpora.names(), "a.txt")
 
 
 def test_what_cannot_be_is_refused(texts: list[str]) -> None:
-    for wrong in ("", "austen,,gcide", "austen,austen"):
+    for wrong in ("", "austen,,gcide", "mixed,austen"):
         with pytest.raises(ConfigError) as told:
             intarsia.load_calibration(wrong, Bytes())
         assert told.value.got == repr(wrong)

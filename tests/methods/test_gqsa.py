@@ -24,7 +24,7 @@ from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels.gqsa import affine, codes_of
 from intarsia.methods.gqsa.coded import by_compensation, by_rounding, kept_groups
 from intarsia.methods.gqsa.gqsa import Gqsa
-from intarsia.methods.gqsa.stages import Tuning, tuned_block
+from intarsia.methods.gqsa.stages import Tuning, language_rows, tuned_block
 from intarsia.scores import Statistics
 
 Row = dict[str, Tensor]
@@ -173,6 +173,16 @@ def test_scales_end_to_end_lower_the_loss_and_leave_the_codes(
         other = found[0][1][name]
         assert torch.equal(coded.codes[coded.kept], other.codes[other.kept])
         assert torch.equal(coded.zero, other.zero) and not torch.equal(coded.scale, other.scale)
+
+
+def test_the_last_stage_is_of_causal_language_models(model: nn.Module, rows: list[Row]) -> None:
+    ids, mask = rows[0]["input_ids"][None], torch.tensor([[1] * 30 + [0] * 10])
+    (row,) = language_rows(model, [{"input_ids": ids, "attention_mask": mask}])
+    assert torch.equal(row["labels"], ids.masked_fill(mask == 0, -100))
+    assert language_rows(nn.Linear(4, 4), [ids]) == []
+    assert language_rows(model, [torch.zeros(1, 3, 8, 8)]) == []
+    body: Any = model
+    assert language_rows(body.model, [ids]) == []
 
 
 def test_a_block_never_sees_the_keys_of_its_own_runs(model: nn.Module, rows: list[Row]) -> None:

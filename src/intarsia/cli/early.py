@@ -88,7 +88,7 @@ def check_calibration(spec: str) -> None:
         check_data(name.strip())
         if not is_text(name.strip()):
             want = "mixed, a corpus, or a .txt, .md or .jsonl file; several with commas"
-            fix = "For example: --calib mixed, or --calib austen,notes.txt"
+            fix = "For example: --calib mixed, or --calib mixed,notes.txt"
             raise ConfigError("--calib", got=name.strip(), want=want, fix=fix)
 
 

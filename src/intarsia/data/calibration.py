@@ -28,13 +28,14 @@ Part = tuple[float, float]
 
 
 def names_of(spec: str) -> tuple[str, ...]:
-    """The corpora and files that a calibration is made of: "mixed", or names with commas.
+    """Names of the corpora and files of a calibration; "mixed" stands for all corpora.
 
     Raises: ConfigError for no name, or one that is given twice.
     """
-    names = corpora.names() if spec == MIXED else tuple(n.strip() for n in spec.split(","))
+    words = (word.strip() for word in spec.split(","))
+    names = tuple(n for word in words for n in (corpora.names() if word == MIXED else (word,)))
     if not all(names) or len(set(names)) < len(names):
-        fix = f"For example: {MIXED}, or austen,gcide."
+        fix = f"For example: {MIXED}, or {MIXED},notes.txt."
         raise ConfigError("calibration", got=repr(spec), want="different names", fix=fix)
     return names
 
@@ -51,7 +52,7 @@ def load_calibration(
     """Return `rows` rows of exactly `length` tokens, as many of each corpus, to one row.
 
     spec: "mixed", every corpus of the library; or corpora and files of text with commas, as
-    "austen,notes.txt". A text is divided into as many pieces as there are rows, and each gives its
+    "mixed,notes.txt". A text is divided into as many pieces as there are rows, and each gives its
     first tokens; the samples of an instruction file are drawn, and follow one another in a row. So
     no more of a large text is read than is needed. `test`, that many rows, is of the end of each
     text, as large a part as its share of the rows; `train` of what is before, nine tenths at most.

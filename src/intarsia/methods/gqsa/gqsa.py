@@ -25,7 +25,7 @@ from ...hosts.prune.walk import Stop, rowwise, walk_blocks
 from ...hosts.swap.compress import Compress, matrices_of, packing
 from ...scores import Statistics
 from .coded import CodedGroups, by_compensation, by_rounding
-from .stages import Tuning, frozen_copy, tuned_block, tuned_scales
+from .stages import Tuning, frozen_copy, language_rows, tuned_block, tuned_scales
 
 STARTS = ("obs", "rtn")
 PARTS = ("raw", "scale", "zero", "kept")  # of `CodedGroups`
@@ -44,8 +44,9 @@ class Gqsa(PlainChange):
     rounded, a minute for 135M parameters; "rtn", groups by sum w^2 x^2, each weight rounded by
     itself.
     tuning: steps and rates of both stages, or a mapping with some of them. BQPO: each block's
-    weights, scales and zeros for the outputs it had; E2E-OQP: all scales for the language model's
-    loss. A stage that does not help on these rows is left out; Tuning(blocks=0, model=0) has none.
+    weights, scales and zeros for the outputs it had; E2E-OQP: all scales for the loss of a causal
+    language model, and of no other. A stage that does not help on these rows is left out;
+    Tuning(blocks=0, model=0) has none.
     symmetric: z is the middle code, as `pack-quantized` files have it.  activations: see
     `formats.GroupSparse`.
 
@@ -157,10 +158,11 @@ class Gqsa(PlainChange):
         )
         each = tune if tuning.blocks else None
         told = walk_blocks(work, stops, rows, edit, needs=self.needs, kept=kept, tune=each)
-        if tuning.model:
+        tokens = language_rows(work, rows) if tuning.model else []
+        if tokens:
             layers = {n: m for stop in stops for n, m in stop.layers.items() if n in found}
             draw = _draw(seed, len(stops))
-            found = tuned_scales(work, layers, found, rows, tuning, draw)
+            found = tuned_scales(work, layers, found, tokens, tuning, draw)
             for path, coded in found.items():
                 layers[path].write(coded.weight())
         return found, told
@@ -233,4 +235,5 @@ CARD = Card(
     summary="Groups of weights are pruned, the others stored in 4 bits and multiplied as such.",
     family="few bits",
     tags=frozenset({"compensates"}),
+    tiny={"tuning": {"blocks": 4, "weights": 0.5, "model": 2}},
 )

@@ -18,7 +18,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from ...core.checks import above, at_least
-from ...core.errors import ConfigError, TargetError
+from ...core.errors import TargetError
 from ...hosts.prune.matrices import Matrix
 from ...hosts.prune.walk import Chain, Flow, Stop, inputs_of
 from ...kernels.gqsa.naive import LEAST
@@ -211,21 +211,19 @@ def tuned_scales(
     model: nn.Module,
     layers: Mapping[str, Matrix],
     found: Mapping[str, CodedGroups],
-    batches: Sequence[Any],
+    rows: Sequence[Mapping[str, Tensor]],
     tuning: Tuning,
     generator: torch.Generator,
 ) -> dict[str, CodedGroups]:
     """min of the language model's loss over all scales, codes and zeros as they are (section 3.3).
 
-    batches: of one row each. Returns the scales after all steps, or those before where their loss
+    rows: see `language_rows`. Returns the scales after all steps, or those before where their loss
     on the same rows is no higher.
-    Raises: ConfigError for rows that are no tokens.
     """
     scaled = {
         path: Scaled(c, getattr(layers[path].owner, "bias", None)) for path, c in found.items()
     }
     groups = [{"params": [layer.share for layer in scaled.values()], "lr": tuning.end}]
-    rows = [_tokens(batch) for batch in batches]
     with _in_place(model, scaled):
         before = _mean_loss(model, rows)
         with torch.enable_grad():
@@ -259,17 +257,23 @@ def _in_place(model: nn.Module, layers: Mapping[str, nn.Module]) -> Any:
             model.set_submodule(path, layer)
 
 
-def _tokens(batch: Any) -> dict[str, Tensor]:
-    """A batch with its labels.  Raises: ConfigError for rows that are no tokens."""
-    given = inputs_of(batch)
-    named = dict(given) if isinstance(given, Mapping) else {"input_ids": given}
-    ids = named.get("input_ids")
-    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != 2:
-        fix = "Set tuning=Tuning(model=0)."
-        raise ConfigError("rows of the last stage", got="no tokens", want="token ids", fix=fix)
-    mask = named.get("attention_mask")
-    labels = ids if mask is None else ids.masked_fill(~mask.bool(), -100)
-    return {**named, "labels": labels}
+def language_rows(model: nn.Module, batches: Sequence[Any]) -> list[dict[str, Tensor]]:
+    """Rows of tokens with their labels; none for anything but a causal language model."""
+    generates: Any = getattr(model, "can_generate", None)
+    config = getattr(model, "config", None)
+    if not callable(generates) or not generates() or getattr(config, "is_encoder_decoder", False):
+        return []
+    rows: list[dict[str, Tensor]] = []
+    for batch in batches:
+        given = inputs_of(batch)
+        named = dict(given) if isinstance(given, Mapping) else {"input_ids": given}
+        ids = named.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != 2:
+            return []
+        mask = named.get("attention_mask")
+        labels = ids if mask is None else ids.masked_fill(~mask.bool(), -100)
+        rows.append({**named, "labels": labels})
+    return rows
 
 
 def _loss(model: Any, row: Mapping[str, Tensor]) -> Tensor:
