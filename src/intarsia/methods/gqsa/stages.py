@@ -133,7 +133,8 @@ class InSteps(NamedTuple):
         """Leaves with a gradient, which stand for what is coded."""
         first = coded.scale.clamp(min=LEAST)
         started = coded.raw / first[..., None], coded.scale / first, coded.zero.clone()
-        return cls(*(t.requires_grad_() for t in started), first)
+        codes, scale, zero = (t.requires_grad_() for t in started)
+        return cls(codes, scale, zero, first)
 
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
         """raw, scale and zero, as `CodedGroups` has them."""
