@@ -50,6 +50,7 @@ def test_spans_are_chosen_drawn_and_decoded_with(
         (("spans", "smollm2", "--save", "out"), ".json file"),
         (("spans", "smollm2", "--save", "a.json", "--lengths", "1k"), "whole numbers"),
         (("spans", "smollm2", "--save", "a.json", "--density", "2"), "0.001 ... 1"),
+        (("spans", "smollm2", "--save", "a.json", "--rows", "4"), "at least 5"),
         (("spans", "smollm2", "--save", "a.json", "--calib", "elpv"), "corpus"),
         (("generate", "smollm2", " "), "Once upon"),
         (("generate", "smollm2", "a", "--tokens", "1"), "at least 2"),

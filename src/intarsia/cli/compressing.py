@@ -194,7 +194,7 @@ def _check(
     if bits is not None:
         between("--bits", bits, 1, 8, "Try 4.")
     at_least("--rows", rows, 8, fix="Try 64.")
-    check_calibration(calib)
+    check_calibration(calib, rows)
     if save is None:
         fix = "For example: --save fast"
         raise ConfigError("--save", got="nothing", want="the folder to write", fix=fix)

@@ -42,7 +42,7 @@ def spans(
     """
     between("--density", density, 0.001, 1, "Try 0.5.")
     at_least("--rows", rows, 2)
-    check_calibration(calib)
+    check_calibration(calib, rows)
     if save is None or save.suffix != ".json":
         fix = "For example: --save spans.json"
         raise ConfigError("--save", got=save or "nothing", want="a .json file", fix=fix)

@@ -80,16 +80,21 @@ def is_text(spec: str) -> bool:
     return Path(spec).suffix.lower() in TEXTS and not lists_pictures(Path(spec))
 
 
-def check_calibration(spec: str) -> None:
-    """Raises: as `check_data`, or ConfigError, unless it is "mixed", or texts with commas."""
-    for name in spec.split(","):
-        if name.strip() in CALIBRATIONS:
+def check_calibration(spec: str, rows: int) -> None:
+    """Raises: as `check_data`, or ConfigError, unless it is "mixed" or texts with commas, none of
+    which is without a row.
+    """
+    names = [name.strip() for name in spec.split(",")]
+    for name in names:
+        if name in CALIBRATIONS:
             continue
-        check_data(name.strip())
-        if not is_text(name.strip()):
+        check_data(name)
+        if not is_text(name):
             want = "mixed, a corpus, or a .txt, .md or .jsonl file; several with commas"
             fix = "For example: --calib mixed, or --calib mixed,notes.txt"
-            raise ConfigError("--calib", got=name.strip(), want=want, fix=fix)
+            raise ConfigError("--calib", got=name, want=want, fix=fix)
+    texts = sum(len(CORPORA) if name in CALIBRATIONS else 1 for name in names)
+    at_least("--rows", rows, texts, fix=f"Give each of the {texts} texts one, or name fewer.")
 
 
 def check_run(folder: Path) -> None:

@@ -139,7 +139,7 @@ def _check(names: Sequence[str], density: float, rows: int, calib: str, save: Pa
             raise UnknownName(what, got, known)
     between("--density", density, 0.001, 1, "Try 0.5.")
     at_least("--rows", rows, 8, fix="Try 128.")
-    check_calibration(calib)
+    check_calibration(calib, rows)
     if save is None:
         fix = "For example: --save out"
         raise ConfigError("--save", got="nothing", want="the folder to write", fix=fix)
