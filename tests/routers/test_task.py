@@ -19,10 +19,18 @@ from intarsia.train.randomness import generator_states, set_generator_states
 
 
 def router(
-    tasks: int = 4, skills: int = 3, heads: int = 2, *, unknown: str = "error", seed: int = 0
+    tasks: int = 4,
+    skills: int = 3,
+    heads: int = 2,
+    *,
+    noise: bool = True,
+    unknown: str = "error",
+    seed: int = 0,
 ) -> TaskRouter:
     generator = torch.Generator().manual_seed(seed)
-    made = TaskRouter(tasks, skills, heads, unknown=unknown, generator=generator).double()
+    made = TaskRouter(
+        tasks, skills, heads, noise=noise, unknown=unknown, generator=generator
+    ).double()
     nn.init.normal_(made.logits, generator=generator)
     return made
 
@@ -68,6 +76,13 @@ def test_training_draws_the_relaxed_bernoulli_of_the_paper() -> None:
         assert_close(drawn.mean(0), want[:, task].mean(0), atol=0.02, rtol=0)
         assert_close(drawn.std(0), want[:, task].std(0), atol=0.02, rtol=0)
     assert not torch.equal(got[0], got[2])  # each sample has its own
+
+
+def test_without_noise_training_is_evaluation() -> None:
+    made = TaskRouter(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    nn.init.normal_(made.logits)
+    assert not random_sources(made)
+    assert torch.equal(gates(made.train(), [0, 1]), gates(made.eval(), [0, 1]))
 
 
 def test_a_task_gets_its_gradient_from_its_own_rows_only() -> None:

@@ -18,8 +18,8 @@ class LlavaMole(BesideAttention):
 
     p = softmax(x W^T + b) of the MLP's input: one decision for a token in a block, which all of
     the MLP's linear maps share.
-    experts: E; over: the LoRA of an expert; scale: g, "prob" = p_e, "ste" = 1 with the gradient of
-    p_e, "none" = 1, as released, where the task's loss does not reach the router; balance: the
+    experts: E; over: the LoRA of an expert; scale: g, "none" = 1, as in the paper, where the task's
+    loss does not reach the router, "prob" = p_e, "ste" = 1 with the gradient of p_e; balance: the
     coefficient of E sum f_e P_e (1 at uniform routing); attention: the plain LoRA of the
     attention's linear layers, None = none there.
     A host's padding, by its `attention_mask`, gets no expert and counts in no loss.
@@ -32,7 +32,7 @@ class LlavaMole(BesideAttention):
 
     experts: int = 3
     over: Lora = field(default_factory=lambda: Lora(32, 64.0, 0.05))
-    scale: str = "prob"
+    scale: str = "none"
     balance: float = 0.01
     attention: Lora | None = field(default_factory=lambda: Lora(32, 64.0, 0.05, ATTENTION))
 
@@ -67,4 +67,7 @@ CARD = Card(
     summary="One LoRA expert for each token in the MLPs, plain LoRA in the attention.",
     family="adapter mixtures",
     names=("LLaVA-MoLE", "MoLE"),
+    exceptions={
+        "trains_every_parameter": "the balance loss alone reaches the router, as in the paper",
+    },
 )

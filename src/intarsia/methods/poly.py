@@ -13,6 +13,7 @@ from ..core import Card, Paper, Site
 from ..core.errors import TargetError
 from ..mixtures.skills import SkillsCell
 from ..routers import TaskRouter
+from ..routers.task import TaskRouting
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Poly:
       model's call, or "task_ids" in the dataset of `fit`.
     skills: S; 1 is LoRA.  heads: Q.  rank: r of each skill, and of what a task gets.
     alpha: None = r, a scale of 1; PEFT's Poly has 1.
+    noise: w is drawn anew for each sample in training, as in Poly's paper and PEFT; by default it
+      is not, as in MHR's released code.
     unknown: without task ids in evaluation, "error", or "mean", the mean of w over the tasks.
     roles: which of the host's layers, as in Lora, but a fused qkv layer only whole.
 
@@ -42,6 +45,7 @@ class Poly:
     heads: int = 1
     rank: int = 8
     alpha: float | None = None
+    noise: bool = False
     unknown: str = "error"
     roles: tuple[str, ...] = ("qkv",)
 
@@ -57,9 +61,8 @@ class Poly:
         return Lora(self.rank, self.alpha, roles=self.roles)
 
     def router(self, generator: torch.Generator) -> TaskRouter:
-        return TaskRouter(
-            self.tasks, self.skills, self.heads, unknown=self.unknown, generator=generator
-        )
+        routing = TaskRouting(self.tasks, self.skills, self.heads, self.noise, self.unknown)
+        return routing.build(1, generator=generator)
 
     def build(self, site: Site, *, generator: torch.Generator) -> SkillsCell:
         narrow = min(site.reads, site.outputs)
@@ -88,7 +91,7 @@ CARD = Card(
     kind="adapter",
     config=Poly,
     paper=Paper("2211.03831", 2022, "Multi-Head Adapter Routing for Cross-Task Generalization"),
-    tags=frozenset({"linear", "stochastic", "folds", "zero_start"}),
+    tags=frozenset({"linear", "folds", "zero_start"}),
     tiny={"skills": 3, "heads": 2, "rank": 2},
     summary="An inventory of LoRA skills from which each task mixes its own adapter.",
     family="task routing",

@@ -16,7 +16,8 @@ from ..routers import TaskRouter
 class SkillsCell(Cell):
     """(alpha / r) B_t A_t x with t the task of the sample.  x: (N, ..., d_in) -> (N, ..., d_out).
 
-    down: A (Q, S, r, d_in / Q); up: B (Q, S, d_out / Q, r), 0 at first.
+    down: A (Q, S, r, d_in / Q), U(-b, b) at first with b = 1 / sqrt(3 d_in), whatever Q is, as in
+    MHR's released code; up: B (Q, S, d_out / Q, r), 0 at first.
 
     Raises: FoldError in `of_task`, `merged` and `delta`, where there are several tasks and none is
     named.
@@ -37,8 +38,8 @@ class SkillsCell(Cell):
         self.of, self.site = lora, Site(site.path, site.inputs, site.outputs)
         self.down = nn.Parameter(torch.empty(heads, skills, lora.rank, site.reads // heads))
         self.up = nn.Parameter(torch.zeros(heads, skills, site.outputs // heads, lora.rank))
-        # each skill as a LoRA of its part of x
-        nn.init.kaiming_uniform_(self.down.detach().flatten(0, 2), a=5**0.5, generator=generator)
+        bound = (3 * site.reads) ** -0.5
+        nn.init.uniform_(self.down, -bound, bound, generator=generator)
         self.scale = (lora.rank if lora.alpha is None else lora.alpha) / lora.rank
         self.router = router(generator)
 

@@ -4,6 +4,7 @@ Routing, arXiv:2211.03831)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,9 @@ class TaskRouter(Router):
     Padding changes nothing: all tokens of a sample have its task.
 
     logits: Z (tasks, heads, skills), U(-1e-3, 1e-3) at first.
-    In training sigma(Z) is a draw of the relaxed Bernoulli distribution at temperature 1,
-    sigma(Z + log u - log(1 - u)) with u ~ U(0, 1), one for each sample, from `noise`; in
-    evaluation it is sigma(Z) itself.
+    noise: in training sigma(Z) is a draw of the relaxed Bernoulli distribution at temperature 1,
+    sigma(Z + log u - log(1 - u)) with u ~ U(0, 1), one for each sample (Poly's paper, and PEFT).
+    By default it is sigma(Z) itself, as in evaluation, and as in MHR's released code.
     Task ids, (samples,), come from `intarsia.task_ids`; one task needs none. unknown: without them
     a model of several tasks raises in evaluation, "error", or takes the mean of w over the tasks,
     "mean"; training always needs them.
@@ -44,6 +45,7 @@ class TaskRouter(Router):
         skills: int,
         heads: int = 1,
         *,
+        noise: bool = False,
         unknown: str = "error",
         generator: torch.Generator,
     ) -> None:
@@ -54,7 +56,7 @@ class TaskRouter(Router):
         self.heads, self.unknown = heads, unknown
         self.logits = nn.Parameter(torch.empty(tasks, heads, skills))
         nn.init.uniform_(self.logits, -SPREAD, SPREAD, generator=generator)
-        self.noise = RandomSource(seeded_by(generator), self.context)
+        self.noise = RandomSource(seeded_by(generator), self.context) if noise else None
 
     @property
     def tasks(self) -> int:
@@ -84,9 +86,9 @@ class TaskRouter(Router):
             weight = self.of_task(None).expand(len(rows), -1, -1)
         else:
             logits = self._wide()[ids.to(self.logits.device, non_blocking=True)]
-            if self.training:
-                noise = self.noise.drawn(len(ids), self._logistic)
-                logits = logits + noise.to(logits, non_blocking=True)
+            if self.noise is not None and self.training:
+                drawn = self.noise.drawn(len(ids), partial(self._logistic, self.noise))
+                logits = logits + drawn.to(logits, non_blocking=True)
             weight = _shares(logits)
             if len(rows) != len(ids):
                 weight = weight.repeat_interleave(len(rows) // len(ids), 0)
@@ -97,8 +99,8 @@ class TaskRouter(Router):
     def _wide(self) -> Tensor:
         return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
 
-    def _logistic(self, samples: int) -> Tensor:
-        u = self.noise.uniform(samples, *self.logits.shape[1:])
+    def _logistic(self, noise: RandomSource, samples: int) -> Tensor:
+        u = noise.uniform(samples, *self.logits.shape[1:])
         eps = torch.finfo(u.dtype).eps
         return u.clamp(eps, 1 - eps).logit()
 
@@ -147,6 +149,7 @@ class TaskRouting:
     tasks: how many.
     skills: S.
     heads: each has shares of its own.
+    noise: in training, sigma(Z) is a draw of the relaxed Bernoulli distribution.
     unknown: without task ids in evaluation, "error" or "mean" over the tasks.
 
     Raises: ConfigError for a setting out of range.
@@ -156,6 +159,7 @@ class TaskRouting:
     tasks: int = 1
     skills: int = 4
     heads: int = 1
+    noise: bool = False
     unknown: str = "error"
 
     def __post_init__(self) -> None:
@@ -165,7 +169,12 @@ class TaskRouting:
     def build(self, width: int, *, generator: torch.Generator) -> TaskRouter:
         """The router of tokens of any width."""
         return TaskRouter(
-            self.tasks, self.skills, self.heads, unknown=self.unknown, generator=generator
+            self.tasks,
+            self.skills,
+            self.heads,
+            noise=self.noise,
+            unknown=self.unknown,
+            generator=generator,
         )
 
 
@@ -174,8 +183,12 @@ CARD = Card(
     kind="router",
     config=TaskRouting,
     paper=Paper("2202.13914", 2022, "Combining Modular Skills in Multitask Learning"),
-    tags=frozenset({"learned", "stochastic"}),
+    tags=frozenset({"learned"}),
     summary="Shares of skills that each task learns, for every head of a layer by itself.",
     family="task routing",
     names=("Task routing", "Polytropon router"),
+    exceptions={
+        "leaves_padding_out": "a row is a sample, whose task decides for all of its tokens",
+        "routes_padding_alone": "a row is a sample, whose task decides for all of its tokens",
+    },
 )
