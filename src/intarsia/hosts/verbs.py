@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 
 from ..core import Method
@@ -17,6 +17,7 @@ from ..gating import RouterConfig
 from ..mixtures.capacity import Capacity
 from ..routers import TopK
 from .attach.adapt import Adapt
+from .attach.through_peft import AdaptByPeft
 from .changing import apply_change, apply_plan
 from .saved import load, save
 from .swap.upcycle import Upcycle, check_plain, check_unadapted, upcycle_step
@@ -26,7 +27,7 @@ NAMED = ("adapter", "router", "baseline", "recipe", "change")  # kinds that chan
 
 def apply(
     model: nn.Module,
-    change: Change | Method | RouterConfig | str,
+    change: Change | Method | PeftConfig | RouterConfig | str,
     batches: Iterable[Any] = (),
     *,
     seed: int = 0,
@@ -35,8 +36,9 @@ def apply(
     """Change a model, in place where it can stay; returns the changed one.
 
     change: settings of an adapter, a baseline, a recipe or a change, see `intarsia list`; those of
-      an adapter stand for `Adapt(method)`, those of a router for `Upcycle(router)`, and a name,
-      such as "lora", for its default settings.
+      an adapter stand for `Adapt(method)`, a config of PEFT, as `LoraConfig(r=8)`, for PEFT's own
+      adapter, those of a router for `Upcycle(router)`, and a name, such as "lora", for its default
+      settings.
     batches: for changes that look at calibration data, as the model takes them.
     seed: of new weights and draws.  name: of the adapter, if it is one.
 
@@ -57,6 +59,8 @@ def as_change(settings: Any) -> Change:
         settings = by_name(settings, *NAMED)
     if callable(getattr(settings, "apply", None)):
         return settings
+    if isinstance(settings, PeftConfig):
+        return AdaptByPeft(settings)
     if hasattr(settings, "prepare"):
         return Adapt(settings.method, recipe=settings)
     if hasattr(settings, "roles"):
@@ -72,7 +76,7 @@ def as_change(settings: Any) -> Change:
 
 def adapt(
     model: nn.Module,
-    method: Method | str = "mosa",
+    method: Method | PeftConfig | str = "mosa",
     *,
     name: str = "default",
     targets: Sequence[str] | str | None = None,
@@ -84,7 +88,8 @@ def adapt(
     """Freeze a pretrained model and put a method's cells into it, in place.
 
     method: settings of an adapter, or the name of one with its default settings, as "lora"; see
-      `intarsia list`. Places and norms that are left open are chosen by the host.
+      `intarsia list`. Places and norms that are left open are chosen by the host. Or a config of
+      PEFT, as `peft.LoraConfig(r=8)`: PEFT's own adapter, as `get_peft_model` makes it.
     name: of the adapter; call again with another name to add one, inactive, to an adapted model.
     targets, layers, head, classes: see `Adapt`.
     seed: with each site's path, of the cells' first weights and draws, so that two methods at one
@@ -97,6 +102,12 @@ def adapt(
     Raises: TargetError if a place matches nothing or cannot carry a cell; ConfigError for a name
     in use, or what is no adapter; UnknownName for no method. The model is then as it was.
     """
+    if isinstance(method, PeftConfig):
+        if classes is not None:
+            want, fix = "none: PEFT's files have no place for names", "Leave classes out."
+            raise ConfigError("classes", got=list(classes), want=want, fix=fix)
+        change: Change = AdaptByPeft(method, targets, layers, head)
+        return cast(PeftModel, apply_change(model, change, seed=seed, name=name))
     given: Any = by_name(method, "adapter") if isinstance(method, str) else method
     if isinstance(given, type) or not hasattr(given, "roles"):
         fix = (

@@ -11,7 +11,10 @@ import pytest
 import torch
 from prune_models import llama, rows, vit
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, FoldError, MissingExtra, TargetError
@@ -282,3 +285,19 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(MissingExtra, match=r"pip install 'intarsia\[hf-int4\]'"):
         intarsia.save_sparse(llama(1), tmp_path / "out", layout="pack-quantized")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_tokenizer_of_the_folder_it_was_loaded_from_goes_along(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, "a")))
+    words.save_pretrained(tmp_path / "base")
+    sparse().save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    intarsia.save_sparse(model, tmp_path / "out")
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert again.get_vocab() == words.get_vocab()
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    (tmp_path / "base" / "tokenizer_config.json").unlink()
+    intarsia.save_sparse(model, tmp_path / "without")  # nothing there: no tokenizer, no error
+    assert not (tmp_path / "without" / "tokenizer.json").exists()

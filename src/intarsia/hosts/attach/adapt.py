@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, cast
 
-from peft import PeftModel
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
 from torch import nn
 
 from ...core import Method
@@ -76,7 +76,7 @@ class Adapt:
         """The method with what it decides for the whole host, its sites and the heads by path."""
         check_addable(host)
         host = base_of(host)
-        heads = _heads(host, self.head)
+        heads = named_heads(host, self.head)
         method, sites = planned(host, self.method, self.targets, self.layers, seed, batches)
         for site in sites:
             if any(site.path == h or site.path.startswith(f"{h}.") for h in heads):
@@ -127,10 +127,26 @@ def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
         _check_words(model)
         return model
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
+    config.task_type = task_type_of(model)
+    kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     with quiet_peft():
-        adapted = PeftModel(model, config, name)
+        adapted = kind(model, config, name)
     _check_words(adapted)
     return adapted
+
+
+def task_type_of(model: nn.Module) -> str | None:
+    """Return PEFT's name for what a model of transformers does, by which it chooses its class.
+
+    Only for models that generate from token ids: PEFT's classes for classification train heads of
+    their own choice, and those of other models take other inputs.
+    """
+    generates: Any = getattr(model, "can_generate", None)
+    reads = getattr(model, "main_input_name", None)
+    if not callable(generates) or not generates() or reads != "input_ids":
+        return None
+    config: Any = getattr(model, "config", None)
+    return "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
 
 
 def _check_words(model: PeftModel) -> None:
@@ -162,13 +178,18 @@ def check_addable(model: nn.Module) -> None:
 
 
 def check_model(model: nn.Module, name: str) -> None:
-    """Raises: ConfigError if the model cannot take one more adapter of this name."""
+    """Raises: ConfigError if the model cannot take one more adapter of ours of this name."""
     check_addable(model)
+    check_name(model, name)
+
+
+def check_name(model: nn.Module, name: str) -> None:
+    """Raises: ConfigError for a name that an adapter cannot have, or one of the model has."""
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
         want = "a name without dots that torch does not use itself"
         fix = "Letters, digits, - and _ are fine: 'solar-cells'."
         raise ConfigError("adapter name", got=repr(name), want=want, fix=fix)
-    if is_adapted(model) and name in model.peft_config:
+    if isinstance(model, PeftModel) and name in model.peft_config:
         want = f"none of {sorted(model.peft_config)}"
         fix = "Choose another name, or call model.delete_adapter first."
         raise ConfigError("adapter name", got=repr(name), want=want, fix=fix)
@@ -182,7 +203,11 @@ def exactly(host: nn.Module, paths: list[str]) -> set[str] | str:
     return set(paths)
 
 
-def _heads(host: nn.Module, head: Sequence[str] | str | None) -> list[str]:
+def named_heads(host: nn.Module, head: Sequence[str] | str | None) -> list[str]:
+    """Return the paths of heads that are named, or found with "auto".
+
+    Raises: TargetError for a path that is no single module's.
+    """
     if head is None:
         return []
     names = [head] if isinstance(head, str) else list(head)

@@ -1,25 +1,30 @@
-"""PEFT's own methods as baselines: PEFT's code in places found by role, and a trained head."""
+"""PEFT's own methods, by name or by PEFT's config: PEFT's code, our places, a trained head."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
     PeftConfig,
     PeftModel,
     PeftType,
     get_peft_model,
 )
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from torch import nn
 
+from ...core.change import PlainChange, Plan
 from ...core.errors import ConfigError
-from ..anatomy.blocks import blocks
+from ..anatomy.blocks import base_of, blocks
 from ..anatomy.sites import call_layer, find_sites
-from .adapt import check_model, exactly, find_heads, quiet_peft
+from .adapt import check_model, check_name, exactly, named_heads, quiet_peft, task_type_of
 
 # what we decide, or what is no setting of a method
 DECIDED = {field.name for field in fields(PeftConfig)} | {
@@ -76,22 +81,113 @@ def through_peft(
     """
     check_model(model, "default")
     paths = _paths(model, roles, last_blocks)
-    own: dict[str, Any] = dict(settings) | {"modules_to_save": find_heads(model) or None}
-    if kind == "IA3":  # it scales what the last layer of an MLP reads, and what others say
-        last = list({p.rpartition(".")[0]: p for p in paths if ".mlp." in p}.values())
-        paths = [p for p in paths if ".mlp." not in p or p in last]
-        own["feedforward_modules"] = exactly(model, last)
-    own["target_modules"] = exactly(model, paths)
-    try:
-        with torch.random.fork_rng(devices=[]), quiet_peft():
-            torch.manual_seed(seed)
-            config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]](**own)
-            adapted = get_peft_model(model, config)
-    except (ValueError, TypeError, ZeroDivisionError, AssertionError) as error:
-        what, fix = f"settings of PEFT's {kind}", f"It says: {str(error).rstrip('.')}."
-        raise ConfigError(what, got=dict(settings), want="what PEFT can build", fix=fix) from error
+    own = dict(settings) | _targets(model, kind, paths)
+    own |= {"modules_to_save": named_heads(model, "auto") or None}
+    with _refused_by_peft(kind, settings), torch.random.fork_rng(devices=[]), quiet_peft():
+        torch.manual_seed(seed)
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]](**own)
+        adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+@dataclass(frozen=True)
+class AdaptByPeft(PlainChange):
+    """An adapter that a config of PEFT describes, as `LoraConfig(r=8)`, by PEFT's own code.
+
+    config: left as it is. What it leaves open is chosen as PEFT does, and where PEFT does not know
+      the model, as for a method of this library: attention's layers, the head, the task's type.
+    targets, layers, head: as in `Adapt`, where the config does not say.
+
+    Raises: TargetError if a place matches nothing; ConfigError for a name in use, a place that is
+    given twice, and what PEFT refuses.
+    """
+
+    config: PeftConfig
+    targets: Sequence[str] | str | None = None
+    layers: Sequence[int] | None = None
+    head: Sequence[str] | str | None = "auto"
+
+    recorded: ClassVar[bool] = False  # PEFT keeps the list of adapters
+    laws: ClassVar[frozenset[str]] = frozenset()  # some of PEFT's methods change outputs at once
+
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
+        """A PEFT model; one that has adapters of this type gets a further one, inactive."""
+        check_name(host, name)
+        config, kind = copy.deepcopy(self.config), self._kind
+        for setting, value in self._open(base_of(host)).items():
+            setattr(config, setting, value)
+        got = type(config).__name__
+        with _refused_by_peft(kind, got), torch.random.fork_rng(devices=[]), quiet_peft():
+            torch.manual_seed(plan.seed)
+            if isinstance(host, PeftModel):
+                host.add_adapter(name, config)
+                return host
+            adapted = get_peft_model(host, config, adapter_name=name)
+        assert isinstance(adapted, PeftModel)
+        return adapted
+
+    def fold(self, host: nn.Module) -> nn.Module:
+        """PEFT's own merge.  Raises: what PEFT raises for a method that does not merge."""
+        model: Any = host
+        return model.merge_and_unload()
+
+    @property
+    def _kind(self) -> str:
+        return str(getattr(self.config.peft_type, "value", self.config.peft_type))
+
+    def _open(self, host: nn.Module) -> dict[str, Any]:
+        """The settings that the config leaves open, with their values for a host."""
+        decided: dict[str, Any] = {}
+        if self.config.task_type is None:
+            decided["task_type"] = task_type_of(host)
+        if getattr(self.config, "modules_to_save", ...) is None:
+            decided["modules_to_save"] = named_heads(host, self.head) or None
+        places = getattr(self.config, "target_modules", ...)
+        asked = self.targets is not None or self.layers is not None
+        if asked and places is not None:
+            has = "has no places" if places is ... else "says where"
+            got = f"with a {type(self.config).__name__} that {has}"
+            fix = "Leave targets and layers out, or the config's target_modules."
+            raise ConfigError("targets", got=got, want="places that are given once", fix=fix)
+        if places is None and (asked or not self._known_to_peft(host)):
+            roles = ("norm",) if self._kind == "LN_TUNING" else ("qkv",)
+            method: Any = _Places(roles)
+            sites = find_sites(host, method, self.targets, self.layers)
+            decided |= _targets(host, self._kind, [site.path for site in sites])
+        return decided
+
+    def _known_to_peft(self, host: nn.Module) -> bool:
+        """Return whether PEFT has places for this kind of model, and so needs none."""
+        tuners: Any = PEFT_TYPE_TO_TUNER_MAPPING
+        tuner = tuners[self.config.peft_type]
+        if self._kind == "IA3":  # the only one whose tuner does not say
+            known = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+        else:
+            known = getattr(tuner, "target_module_mapping", None)
+        kind = getattr(getattr(host, "config", None), "model_type", None)
+        return known is None or kind in known
+
+
+@contextmanager
+def _refused_by_peft(kind: str, settings: object) -> Iterator[None]:
+    """Inside, what PEFT refuses is a ConfigError."""
+    try:
+        yield
+    except (ValueError, TypeError, ZeroDivisionError, AssertionError, KeyError) as error:
+        what, fix = f"settings of PEFT's {kind}", f"It says: {str(error).rstrip('.')}."
+        got = dict(settings) if isinstance(settings, Mapping) else settings
+        raise ConfigError(what, got=got, want="what PEFT can build", fix=fix) from error
+
+
+def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
+    """Return the settings of a config of PEFT that name these places."""
+    if kind != "IA3":
+        return {"target_modules": exactly(model, paths)}
+    # it scales what the last layer of an MLP reads, and what others say
+    last = list({p.rpartition(".")[0]: p for p in paths if ".mlp." in p}.values())
+    rest = [p for p in paths if ".mlp." not in p or p in last]
+    return {"target_modules": exactly(model, rest), "feedforward_modules": exactly(model, last)}
 
 
 def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str]:

@@ -56,7 +56,8 @@ def save_sparse(
     layout: "dense", a folder that `from_pretrained` opens; "bitmask", smaller, which
     `intarsia.convert_sparse` turns into such a folder; "pack-quantized", int4 in groups of 16,
     which `from_pretrained` opens: zeros stay, other weights are rounded, but for layers that
-    `Gqsa(symmetric=True)` has packed.  tokenizer: is written beside it.
+    `Gqsa(symmetric=True)` has packed.  tokenizer: is written beside it; None = the one that
+    belongs to what the model was loaded from, where this machine has it.
     record: file name -> what it holds as JSON.
 
     Raises: TargetError for a model with adapters, or of another library, or without layers to pack;
@@ -74,8 +75,9 @@ def save_sparse(
     parts, quantised = packed(host) if layout == PACKED else ({}, None)
     with writing(folder, spare=True) as scratch:
         host.save_pretrained(scratch)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(scratch)
+        words = tokenizer or _tokenizer_of(host)
+        if words is not None:
+            words.save_pretrained(scratch)
         for name, value in (record or {}).items():
             (scratch / name).write_text(json.dumps(value, indent=1) + "\n")
         if layout == "bitmask":
@@ -91,6 +93,19 @@ def save_sparse(
             config["quantization_config"] = quantised
             (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     return Path(folder)
+
+
+def _tokenizer_of(host: Any) -> Any:
+    """Return the tokenizer of the folder or the cached repository that a model was loaded from."""
+    source = getattr(host, "name_or_path", "")
+    if not source:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):  # of pictures, or loaded from elsewhere
+        return None
 
 
 def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -> Path:
