@@ -13,7 +13,7 @@ from intarsia.core.errors import CheckpointError, UnknownName
 from intarsia.results.sheet import deviation
 
 # whose spread is a range, a half-width or a share of the bar
-RANGES = ("bi", "mosa", "mosa-long")
+RANGES = ("bi", "mosa", "mosa-budget", "mosa-long")
 
 
 def a_claim(got, *, sense=">=", bar=0.5, minutes=1.0):

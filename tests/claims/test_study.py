@@ -85,6 +85,17 @@ def test_every_arm_runs(small, monkeypatch):
     assert len({arm.name for arm in mosa.ARMS}) == len(mosa.ARMS)
 
 
+def test_the_released_recipe_is_held_against_its_own_adapter(small, monkeypatch):
+    monkeypatch.setattr(study.packages, "cache_dir", lambda: small.parent)
+    few = study.Budget(mosa.SCARCE.name, images=12, epochs=2)
+    result = mosa.published_gain((0, 1), lambda _: None, budget=few, sets=("a",))
+    whole, split = (row["method"] for row in result.table)
+    assert whole.startswith("adapter") and split.startswith("MoSA") and len(result.values) == 2
+    assert "not decided" in result.note or "whole interval" in result.note
+    one, four = (mosa.official(few, experts=n).method for n in (1, 4))
+    assert (one.over, one.experts, four.experts) == (four.over, 1, 4)
+
+
 def test_a_failed_cell_stops_no_other_and_is_an_error_in_the_end():
     def work(settings, task, seed):
         if settings == "bad":

@@ -175,6 +175,8 @@ def test_places_that_drift_are_held_against_as_many_steps() -> None:
     assert len(lt_sft.rows(lt_sft.DOMAIN, "train")) == 4
     gains = lt_sft.compose((0,), quiet, over=(lt_sft.RANDOM, lt_sft.SUM))
     assert [row["places"] for row in gains.table] == list(lt_sft.SUMS)
+    # random places of the task and of the domain are drawn apart, not one set twice
+    assert lt_sft.sums(lt_sft.RANDOM, 0, quiet)["shared places"] < 0.5
     again = lt_sft.compose((0,), quiet, over=(lt_sft.OURS, lt_sft.TASK_ALONE))
     assert again.table == gains.table and abs(again.got) <= 100
 

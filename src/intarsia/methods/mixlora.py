@@ -39,6 +39,8 @@ class MixLora(BesideAttention):
     `mixtures.dialects`.
     Source: paper, section 3, and released code. The balance loss, k at uniform routing, is added by
     `fit`, see `intarsia.aux_loss`. Here the down-projection is computed once for all experts, too.
+    The release trains several such models in one batch; here each is trained by itself, and several
+    answer one batch: model(..., adapter_names=["a", "b", "a"]).
     Not for a budget of parameters: a LoRA with the rank of all active experts does as well.
     """
 

@@ -52,7 +52,9 @@ class S2ft:
 
     Raises: ConfigError for fractions outside 0 ... 1, or none above 0; UnknownName for a selection.
     Source: arXiv:2412.06289 and its release, whose scripts train down=0.03, or down=0.02 and
-    output=0.052, without weight decay (it would act on S, not on W + S).
+    output=0.052, without weight decay (it would act on S, not on W + S), by AdamW with betas (.9,
+    .95) and a rate that falls linearly to 0 after 100 steps of warm-up. `fit` has betas (.9, .999)
+    and a cosine, as for every method here; its `optimizer` and `lr_factor` take the published ones.
     Not when accuracy on the new task matters more than keeping the old one: LoRA of the same size
     fits the new task better.
     """
