@@ -88,7 +88,7 @@ def test_every_arm_runs(small, monkeypatch):
 def test_the_released_recipe_is_held_against_its_own_adapter(small, monkeypatch):
     monkeypatch.setattr(study.packages, "cache_dir", lambda: small.parent)
     few = study.Budget(mosa.SCARCE.name, images=12, epochs=2)
-    result = mosa.published_gain((0, 1), lambda _: None, budget=few, sets=("a",))
+    result = mosa.published_gain((0, 1), lambda _: None, budget=few, sets=("a",), first=6)
     whole, split = (row["method"] for row in result.table)
     assert whole.startswith("adapter") and split.startswith("MoSA") and len(result.values) == 2
     assert "not decided" in result.note or "whole interval" in result.note

@@ -104,7 +104,12 @@ def gain(
 
 
 def published_gain(
-    seeds: Sequence[int], report: Report, *, budget: Budget = SCARCE, sets: Sequence[str] = SETS
+    seeds: Sequence[int],
+    report: Report,
+    *,
+    budget: Budget = SCARCE,
+    sets: Sequence[str] = SETS,
+    first: int = LAST_THREE,
 ) -> Result:
     """Return the released recipe minus the same recipe with the adapter left whole.
 
@@ -112,7 +117,7 @@ def published_gain(
     """
     whole = released("adapter, released recipe", experts=1)
     split = released("MoSA, released recipe")
-    study = Study(base=BASE, first=LAST_THREE)
+    study = Study(base=BASE, first=first)
     sheets = study.sheets((whole, split), (budget,), sets, seeds, report)
     sheet = sheets[budget.name]
     gained = sheet.minus(split.name, whole.name, "accuracy")
