@@ -24,7 +24,7 @@ EPS = 1e-5
 class Gaussian(Format):
     """w = q(z) std + mean with z = (W - mean) / (std + 1e-5); q: to the nearest of 2^b levels.
 
-    mean, std: of all entries of W.
+    mean, std: of all entries of W, the std with n - 1, as released.
     bits: b, 1 to 8; codebook: levels for N(0, 1), the same for every tensor: "median" (the paper:
     each level the median of what falls to it; 1 bit: +-0.6745) or "lloyd" (its mean; +-0.7979).
     Stored: the codes, b bits each, one after the other, and mean and std in float32.
@@ -83,7 +83,7 @@ class Gaussian(Format):
 def _moments(w: Tensor) -> tuple[Tensor, Tensor]:
     if not w.numel():
         return w.new_zeros(()), w.new_zeros(())
-    return w.mean(), w.std(correction=0)  # a single entry has a spread, too: 0
+    return w.mean(), w.std(correction=int(w.numel() > 1))  # a single entry has a spread, too: 0
 
 
 @lru_cache
