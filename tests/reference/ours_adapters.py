@@ -10,7 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intarsia
-from intarsia import Bottleneck, LlavaMole, Lora, LtSft, MixLora, Mos, Mosa, Pace, Poly, S2ft, TopK
+from intarsia import (
+    Adamix,
+    Bottleneck,
+    LlavaMole,
+    Lora,
+    LtSft,
+    MixLora,
+    Mos,
+    Mosa,
+    Pace,
+    Poly,
+    S2ft,
+    TopK,
+)
 from intarsia.adapters import Fourier
 from intarsia.core import Partition, Site
 from intarsia.formats import Gaussian
@@ -70,6 +83,20 @@ def mosa_outputs(tensors: Tensors, split: str) -> Tensors:
 
 
 mosa_experts = mosa_both_sides = mosa_outputs
+
+
+def adamix(tensors: Tensors) -> Tensors:
+    x, (_, rank, width) = tensors["x"], tensors["down_weights"].shape
+    over = Bottleneck(rank, "adaptformer", "gelu", "none", 1.0)
+    cell: Any = Adamix(over, 4).build(Site("b", width, width, "parallel"), generator=drawing())
+    down = {n: tensors[f"down_{n}"][0] for n in ("weights", "biases")}
+    set_to(cell.body.down, {"weight": down["weights"], "bias": down["biases"]})
+    set_to(cell.body.up, {n: tensors[f"up_{n}"] for n in ("weights", "biases")})
+    outputs = {"merged": cell.eval()(x)}
+    for expert, gate in enumerate(torch.eye(4)):
+        up = partial(cell.body.up, gates=gate[None])
+        outputs[f"expert_{expert}"] = cell.body.compute(x, cell.body.down, up)
+    return outputs
 
 
 def mosa_two_passes(tensors: Tensors) -> Tensors:
