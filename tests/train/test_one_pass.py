@@ -50,7 +50,7 @@ def test_the_distance_is_to_the_sample_s_own_logits_of_before() -> None:
 
 
 def test_weight_0_is_plain_and_more_is_not() -> None:
-    one, two, other = run(plain), run(OnePass(0.0)), run(OnePass(1.0))
+    one, two, other = run(plain), run(OnePass(0.0)), run(OnePass())
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
@@ -86,6 +86,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 def test_the_method_asks_for_it_by_name() -> None:
     found = method("pace", ["one_pass=true", "weight=0.5"])
     assert objective("plain", found) == OnePass(0.5) and reads_logits_only(OnePass())
+    # what one pass holds against includes what was learned since: its own weight is smaller
+    assert Pace(one_pass=True).trained_by == OnePass(0.03)
     with pytest.raises(ConfigError, match="every: got every=2 with one_pass"):
         Pace(every=2, one_pass=True)
 

@@ -26,8 +26,10 @@ class Pace(OverMethod):
     itself; in Python: intarsia.fit(model, train, objective=method.trained_by)
 
     over: the adapter.
-    sigma: of the noise, the same in all blocks; in the released code it falls linearly with depth.
-    weight: of the distance of the draws; 0 is the noise alone.
+    sigma: of the noise, the same in all blocks; in the released code it falls linearly with depth
+      and the first block has none: here any block may be the first that is adapted.
+    weight: of the distance of the draws; 0 is the noise alone. None = 1, or 0.03 in one pass, where
+      1 holds the logits where they were an epoch ago; so does the release say.
     every: N, only each N-th step has the second pass (PACE_lazy).
     one_pass: the second draw is the sample's own of the epoch before, see `OnePass` (PACE_fast).
 
@@ -39,14 +41,15 @@ class Pace(OverMethod):
 
     over: Method = field(default_factory=lambda: Bottleneck(activation="gelu"))
     sigma: float = 1.0
-    weight: float = 1.0
+    weight: float | None = None
     every: int = 1
     one_pass: bool = False
 
     def __post_init__(self) -> None:
         self.refuse_shared()
         at_least("sigma", self.sigma, 0, "Try 1.")
-        at_least("weight", self.weight, 0, "Try 1.")
+        if self.weight is not None:
+            at_least("weight", self.weight, 0, "Try 1.")
         at_least("every", self.every, 1)
         if self.one_pass and self.every > 1:
             got, want = f"every={self.every} with one_pass", "one of them"
@@ -56,8 +59,9 @@ class Pace(OverMethod):
     def trained_by(self) -> Objective | OnePass:
         """The objective that goes with the noise."""
         if self.one_pass:
-            return OnePass(self.weight)
-        return partial(pace, weight=self.weight, every=self.every)
+            return OnePass() if self.weight is None else OnePass(self.weight)
+        weight = 1.0 if self.weight is None else self.weight
+        return partial(pace, weight=weight, every=self.every)
 
     def build(self, site: Site, *, generator: torch.Generator) -> ScaledOutput:
         body = self.over.build(site, generator=generator)

@@ -21,18 +21,21 @@ from .outcome import LossOf, Outcome
 class OnePass:
     """L = CE(z) + weight * mean |z - z'|^2, z' the sample's logits of the epoch before (PACE_fast).
 
-    z' has no gradient and is nothing in the first epoch, so that a step costs one `plain`: one
-    forward, and a row of logits kept for each sample, which a checkpoint holds. weight=0 is
-    `plain`. The loop gives it a `Memory`; it is no objective inside of another.
+    z' has no gradient, so that a step costs one `plain`: one forward, and a row of logits kept for
+    each sample, which a checkpoint holds. In the first epoch there is none; the released code then
+    has zeros, which pull a new model's logits to 0.
+    weight: 1, as in two passes, is too much: beside the noise, z - z' is all that the sample has
+    learned in an epoch, and nothing offsets its pull back. 0 is `plain`.
+    The loop gives it a `Memory`; it is no objective inside of another.
     Source: PACE, arXiv:2409.17137, section 3 (the fast variant).
     Not for few, long epochs: z' is then of weights long gone.
     Raises: ConfigError for a weight below 0, and where it is called without its memory.
     """
 
-    weight: float = 1.0
+    weight: float = 0.03
 
     def __post_init__(self) -> None:
-        at_least("weight", self.weight, 0, "Try 1.")
+        at_least("weight", self.weight, 0, "Try 0.03.")
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> NoReturn:
         got = "a step that does not say which samples it has, as inside task_heads"

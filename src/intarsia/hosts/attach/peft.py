@@ -19,6 +19,7 @@ from peft.mapping import (
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.other import ModulesToSaveWrapper as ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -385,6 +386,16 @@ def is_peft(model: nn.Module) -> TypeGuard[PeftModel]:
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
     """Is this a PEFT model that carries cells?"""
     return isinstance(model, PeftModel) and isinstance(model.base_model, IntarsiaModel)
+
+
+def has_places(method: str, host: nn.Module) -> bool:
+    """Return whether PEFT needs no target_modules for a method of its own in this kind of model."""
+    tuners: Any = PEFT_TYPE_TO_TUNER_MAPPING
+    known = getattr(tuners[method], "target_module_mapping", None)
+    if method == "IA3":  # whose tuner has the table elsewhere
+        known = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+    kind = getattr(getattr(host, "config", None), "model_type", None)
+    return known is None or kind in known
 
 
 # what register_peft_method does, less its check that the name is in PEFT's own closed enum

@@ -11,13 +11,11 @@ from typing import Any, ClassVar
 import torch
 from peft import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_TUNER_MAPPING,
     PeftConfig,
     PeftModel,
     PeftType,
     get_peft_model,
 )
-from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from torch import nn
 
 from ...core.change import PlainChange, Plan
@@ -25,6 +23,7 @@ from ...core.errors import ConfigError
 from ..anatomy.blocks import base_of, blocks
 from ..anatomy.sites import call_layer, find_sites
 from .adapt import check_model, check_name, exactly, named_heads, quiet_peft, task_type_of
+from .peft import has_places
 
 # what we decide, or what is no setting of a method
 DECIDED = {field.name for field in fields(PeftConfig)} | {
@@ -150,23 +149,12 @@ class AdaptByPeft(PlainChange):
             got = f"with a {type(self.config).__name__} that {has}"
             fix = "Leave targets and layers out, or the config's target_modules."
             raise ConfigError("targets", got=got, want="places that are given once", fix=fix)
-        if places is None and (asked or not self._known_to_peft(host)):
+        if places is None and (asked or not has_places(self._kind, host)):
             roles = ("norm",) if self._kind == "LN_TUNING" else ("qkv",)
             method: Any = _Places(roles)
             sites = find_sites(host, method, self.targets, self.layers)
             decided |= _targets(host, self._kind, [site.path for site in sites])
         return decided
-
-    def _known_to_peft(self, host: nn.Module) -> bool:
-        """Return whether PEFT has places for this kind of model, and so needs none."""
-        tuners: Any = PEFT_TYPE_TO_TUNER_MAPPING
-        tuner = tuners[self.config.peft_type]
-        if self._kind == "IA3":  # the only one whose tuner does not say
-            known = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
-        else:
-            known = getattr(tuner, "target_module_mapping", None)
-        kind = getattr(getattr(host, "config", None), "model_type", None)
-        return known is None or kind in known
 
 
 @contextmanager
