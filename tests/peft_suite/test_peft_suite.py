@@ -77,7 +77,8 @@ VARIANTS: dict[str, Variant] = {
     ),
     "poly": Variant("poly", {"rank": 1}, ("qkv", "fc1"), merges=True),
     "poly with heads": Variant("poly", {"rank": 2, "heads": 2}, ("qkv", "fc1"), merges=True),
-    "llava_mole": Variant("llava_mole", {"experts": 2}, ("qkv", "mlp")),
+    # by probability, so that PEFT's tests, which know no balance loss, train the router, too
+    "llava_mole": Variant("llava_mole", {"experts": 2, "scale": "prob"}, ("qkv", "mlp")),
     # both experts have every token: the suite wants all to move in three steps
     "mixlora": Variant(
         "mixlora", {"router": {"method": "topk", "experts": 2, "active": 2}}, ("qkv", "mlp")

@@ -29,7 +29,7 @@ class Pace(OverMethod):
     sigma: of the noise, the same in all blocks; in the released code it falls linearly with depth
       and the first block has none: here any block may be the first that is adapted.
     weight: of the distance of the draws; 0 is the noise alone. None = 1, or 0.03 in one pass, where
-      1 holds the logits where they were an epoch ago; so does the release say.
+      1 holds the logits where they were an epoch ago; the release, too, asks for less.
     every: N, only each N-th step has the second pass (PACE_lazy).
     one_pass: the second draw is the sample's own of the epoch before, see `OnePass` (PACE_fast).
 
