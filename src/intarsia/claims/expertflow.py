@@ -119,8 +119,8 @@ NOTE = (
     "A quarter of the 96 experts in memory; decode steps of the small mixture on text that it was "
     "not trained on, from the contents that a profile of other sequences gives, or cold. Hit rates "
     "of each seed. The table of tokens is counted on training text. Eviction alone: no prefetch. "
-    "With four streams a step asks for more experts than there are slots, and LRU and decayed LFU "
-    "hold what was just used, which is not used next."
+    "With four streams a step asks for more experts than there are slots, and LRU holds what was "
+    "just used, which is not used next."
 )
 REGROUPED = (
     "16 sequences, two batches of 8, regrouped at every step; shares of the order of arrival. "
@@ -153,7 +153,7 @@ CLAIMS = (
     ),
     claim(
         "se-moe-lfu",
-        sentence="Hit counters that are decayed hit more than LRU (arXiv:2205.10034): one stream, "
+        sentence="Counters of use that are decayed hit more than LRU (arXiv:2205.10034): one stream, "
         "both cold; with four streams see the table.",
         baseline="LRU; difference of hit rates",
         bar=0.03,

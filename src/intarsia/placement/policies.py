@@ -1,7 +1,8 @@
 """Policies of a cache of experts: by recency, by counts, by a profile, by the expected next use.
 
-Layers are asked for in a circle. When one step asks for more experts than there are slots, LRU and
-LFU hold exactly what was just used and hit nothing; `Expected` knows the circle.
+Layers are asked for in a circle. When one step asks for more experts than there are slots, LRU
+holds exactly what was just used and hits nothing; LFU keeps what is used often, and `Expected`
+knows the circle.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class _Recency(Policy):
 class Lru:
     """The expert goes that was used longest ago.
 
-    Not for several streams, or for fewer slots than a step asks for: it then hits nothing.
+    Not for fewer slots than a step asks for, as with several streams: it then hits nothing.
     Source: arXiv:2312.17238, section 3.1.
     """
 
@@ -43,46 +44,51 @@ class Lru:
 
 
 class _Counts(_Recency):
-    def __init__(self, layers: int, experts: int, every: int, decay: float) -> None:
+    def __init__(self, layers: int, experts: int, settings: Lfu) -> None:
         super().__init__(layers, experts)
-        self.every, self.decay = every, decay
-        self.hits: dict[Key, float] = {}
+        self.settings = settings
+        self.uses: dict[Key, float] = {}
 
     def began(self) -> None:
         super().began()
-        if self.steps % self.every == 0:
-            self.hits = {key: count * self.decay for key, count in self.hits.items()}
+        if self.steps % self.settings.every == 0:
+            self.uses = {key: uses * self.settings.decay for key, uses in self.uses.items()}
 
     def used(self, key: Key, hit: bool) -> None:
         super().used(key, hit)
-        # one that comes in starts at 1 again
-        self.hits[key] = self.hits.get(key, 0.0) + 1 if hit else 1.0
+        forgotten = self.settings.reset and not hit
+        self.uses[key] = 1.0 if forgotten else self.uses.get(key, 0.0) + 1
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        return min(resident, key=lambda key: (self.hits.get(key, 0.0), self.last.get(key, 0), key))
+        return min(resident, key=lambda key: (self.uses.get(key, 0.0), self.last.get(key, 0), key))
 
 
 @dataclass(frozen=True)
 class Lfu:
-    """The expert goes with the fewest hits since it came in, which are decayed.
+    """The expert goes that was used least often, by counters that are decayed.
 
-    every: K, steps after which hits are multiplied by decay: beta. Among equals the one that was
-    used longest ago goes.
+    every: K, steps after which counters are multiplied by decay: beta. Among equals the one that
+    was used longest ago goes.
+    reset: count from 1 again when an expert is read in, in place of keeping its counter while it is
+    out. A newcomer is then nearly always the next to go, and the hit rate falls below that of
+    `Lru`; the paper does not say which of the two it means.
 
     Raises: ConfigError for settings that cannot be.
-    Not for several streams: see `Lru`.
-    Source: arXiv:2205.10034 (SE-MoE), K = 100 and beta = 0.5.
+    Not where what was used recently says more than what was used often: see `Lru`.
+    Source: arXiv:2205.10034 (SE-MoE), which has counters and their decay; the numbers K = 100 and
+    beta = 0.5 are ours.
     """
 
     every: int = 100
     decay: float = 0.5
+    reset: bool = False
 
     def __post_init__(self) -> None:
         between("every", self.every, 1, math.inf)
         between("decay", self.decay, 0, 1)
 
     def build(self, layers: int, experts: int) -> Policy:
-        return _Counts(layers, experts, self.every, self.decay)
+        return _Counts(layers, experts, self)
 
 
 class NextUse(Policy):
@@ -201,7 +207,7 @@ CARDS = (
         kind="cache",
         config=Lfu,
         paper=Paper("2205.10034", 2022, SE_MOE),
-        summary="The expert with the fewest decayed hits gives its slot.",
+        summary="The expert that was used least often, by decayed counters, gives its slot.",
         family="caches of experts",
     ),
     Card(
