@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..adapters import Lora
 from ..core import Card, Cell, Paper
 from ..core.change import PlainChange, Plan
-from ..core.checks import at_least, between
+from ..core.checks import above, at_least, between
 from ..core.errors import ConfigError
 from ..data.senses.encoders import MODALITIES, encoder
 from ..gating.random_source import RandomSource, seeded_by
@@ -39,7 +39,7 @@ from ..routers.noisy_topk import NoisyTopK
 from ..schedules.phases import Phase
 
 STAGES = {"global-mlp": 0.2, "global-queries": 0.2, "local": 0.2, "joint": 0.4}  # of the epochs
-NOISE = 0.1  # of the scores, while training
+NOISE = 0.1  # of the sum of a vector's cosines, while training
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Slime(PlainChange):
     Global: y = G_1 P(x) + G_2 P(R(x)), P a projector, R a resampler, G = softmax(x W_g + noise) of
     the view of the whole picture, x normed (our choice: features of encoders are large). Local:
     `queries` of each tile by another resampler, then P. Of all local vectors l those stay whose
-    s = softmax(mean over the question's tokens t of cos(l, t) / tau) is largest, in their order in
-    the picture.
+    s = softmax(mean over the question's T tokens t of cos(l, t) / tau) is largest, in their order
+    in the picture; while training, noise of .1 / T is added to the mean.
     [global | separator | kept] goes into the text.
 
     image: the encoder; tiles: of a picture, at most; whole: vectors of the global view; queries: of
@@ -58,12 +58,13 @@ class Slime(PlainChange):
     budget: vectors of a picture, all parts and the separator counted; a small picture without tiles
       has `whole`.  None = by top_p: the largest s until their sum is above it. In training the
       others are masked, and in answers they are left out.
-    tau: of s; over: LoRA of the decoder in the last stage, None = the decoder stays frozen. It is
-      put in by intarsia.adapt(model, method.over, head=None), which `intarsia fit` does by itself.
+    tau: of s; None = 1 / T, the released softmax of the sum over tokens, which is sharper the
+      longer a question is; a number makes `top_p` mean the same for every question.
+    over: LoRA of the decoder in the last stage, None = the decoder stays frozen. It is put in by
+      intarsia.adapt(model, method.over, head=None), which `intarsia fit` does by itself.
 
     Trained in four stages, see `phases`. Answers' tokens are never looked at: the released selector
-    reads them in training, and chooses otherwise afterwards. The sum over tokens is a mean here, so
-    that tau does not depend on the question's length. The choice itself has no gradient.
+    reads them in training, and chooses otherwise afterwards. The choice itself has no gradient.
 
     Raises: ConfigError for numbers that cannot be, such as a budget without room for one local
     vector; TargetError for what is no decoder; UnknownName for an encoder.
@@ -76,7 +77,7 @@ class Slime(PlainChange):
     queries: int = 16
     budget: int | None = 64
     top_p: float = 0.95
-    tau: float = 0.07
+    tau: float | None = None
     over: Lora | None = field(
         default_factory=lambda: Lora(8, 16.0, roles=("qkv", "projection", "mlp_linear"))
     )
@@ -89,8 +90,8 @@ class Slime(PlainChange):
         for what in ("tiles", "whole", "queries"):
             at_least(what, getattr(self, what), 1)
         between("top_p", self.top_p, 0, 1)
-        if self.tau <= 0:
-            raise ConfigError("tau", got=self.tau, want="above 0", fix="Try 0.07.")
+        if self.tau is not None:
+            above("tau", self.tau, 0, "Try 0.07, or None.")
         check_budget(self.budget, self.whole)
         check_pooled(encoder(self.image, "image").vectors, self.whole, grid=True)
 
@@ -234,8 +235,9 @@ class TiledView(Connector):
         unit = F.normalize(local.float(), dim=-1)
         close = (unit @ F.normalize(words.float(), dim=-1).T).mean(1)  # mean cosine, (n,)
         if self.training:
-            close = close + NOISE * self.noise.normal(len(close)).to(close)
-        return (close / self.settings.tau).softmax(0)
+            close = close + NOISE / len(words) * self.noise.normal(len(close)).to(close)
+        tau = 1 / len(words) if self.settings.tau is None else self.settings.tau
+        return (close / tau).softmax(0)
 
     def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
         self.check(features)

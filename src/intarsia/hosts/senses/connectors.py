@@ -84,7 +84,8 @@ class Resampler(nn.Module):
     """`count` learned queries read n vectors in one cross-attention.  (P, n, w) -> (P, count, w).
 
     Sine and cosine positions are added to queries and keys, in two dimensions where both numbers
-    are squares; layer norms on queries, on what is read and on the result; heads of width 128.
+    are squares: those of the queries are whole numbers, and their table is resized to the keys.
+    Layer norms on queries, on what is read and on the result; heads of width 128.
     Source: Qwen-VL's and SliME's resampler (arXiv:2406.08487, released code).
     """
 
@@ -94,15 +95,11 @@ class Resampler(nn.Module):
         self.queries = nn.Parameter(torch.empty(count, width))
         nn.init.trunc_normal_(self.queries, std=0.02, generator=generator)
         self.q, self.k, self.v, self.o = (drawn(width, width, generator) for _ in range(4))
-        self.norm_q, self.norm_kv, self.norm_o = (nn.LayerNorm(width) for _ in range(3))
+        self.norm_q, self.norm_kv, self.norm_o = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm_kv(x.to(self.q.weight.dtype))
-        flat = math.isqrt(len(self.queries)) ** 2 == len(self.queries)
-        flat = flat and math.isqrt(x.shape[1]) ** 2 == x.shape[1]
-        place_q, place_k = (
-            positions(n, x.shape[-1], flat, x) for n in (len(self.queries), x.shape[1])
-        )
+        place_q, place_k = (p.to(x) for p in positions(len(self.queries), *x.shape[1:]))
         query = (self.norm_q(self.queries) + place_q).expand(len(x), -1, -1)
         q, k, v = self.q(query), self.k(x + place_k), self.v(x)
         parts = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
@@ -110,25 +107,29 @@ class Resampler(nn.Module):
         return self.norm_o(self.o(mixed.transpose(1, 2).flatten(2)))
 
 
-def positions(count: int, width: int, flat: bool, like: Tensor) -> Tensor:
-    """Sines and cosines of places 0 ... 1, so that grids of two sizes lie over each other.
+def positions(queries: int, keys: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return sines and cosines of the queries' places, and that table resized to the keys.
 
-    flat: of a square grid, half of the width for each direction.  Returns (count, width).
+    If both counts are squares, places are columns and rows of a grid, which share the width, and
+    the table is resized as a picture is; else they are numbers in a row.
+    Returns (queries, width), (keys, width).
     """
-    if not flat:
-        return _waves(torch.linspace(0, 1, count), width).to(like)
-    side = math.isqrt(count)
-    line = torch.linspace(0, 1, side)
-    half = width // 2
-    down, along = _waves(line, half), _waves(line, width - half)
-    grid = [down[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)]
-    return torch.cat(grid, -1).reshape(count, width).to(like)
+    side, to = math.isqrt(queries), math.isqrt(keys)
+    if side * side != queries or to * to != keys:
+        table = _waves(torch.arange(queries), width)
+        resized = F.interpolate(table.T[None], size=keys, mode="linear")[0].T
+        return table, resized
+    half, line = width // 2, torch.arange(side)
+    column, row = _waves(line, half), _waves(line, width - half)
+    table = torch.cat([column.repeat(side, 1), row.repeat_interleave(side, 0)], -1)
+    grid = table.T.reshape(1, width, side, side)
+    return table, F.interpolate(grid, size=(to, to), mode="bicubic").flatten(2)[0].T
 
 
 def _waves(place: Tensor, width: int) -> Tensor:
-    """(n,) -> (n, width): sines, then cosines, of wavelengths from 2 pi / 100 to 2 pi 100."""
+    """(n,) -> (n, width): sines, then cosines, of wavelengths from 2 pi to 2 pi 10,000."""
     half = -(-width // 2)
-    angle = place[:, None] * 100 * 10_000 ** -(torch.arange(half) / half)
+    angle = place[:, None] * 10_000 ** -(torch.arange(half) / half)
     return torch.cat([angle.sin(), angle.cos()], -1)[:, :width]
 
 
