@@ -82,5 +82,5 @@ def test_each_arm_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setitem(claim("uoe-choice").run.keywords, "on", cells)  # type: ignore[attr-defined]
     found = claim("uoe-choice").run((0, 1), lambda _: None)
-    assert found.values == (10, 9) and [row["of the dense"] for row in found.table] == ["1.000"] * 4
+    assert found.values == (9, 8) and [row["of the dense"] for row in found.table] == ["1.000"] * 4
     assert claim("uoe-choice").run((0, 1), lambda _: None).table == found.table and len(ran) == 8

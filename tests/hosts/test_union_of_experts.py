@@ -206,10 +206,11 @@ def test_permuted_experts_with_their_gates_change_nothing(vit: Any, x: Tensor) -
     assert_close(model(x), before, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("settings", [{}, {"gate": "sizes"}])
 def test_it_trains_from_the_dense_model_on_and_comes_back_from_its_folder(
-    vit: Any, x: Tensor, tmp_path: Path
+    vit: Any, x: Tensor, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    model = cut(vit, 4, 2, warmup=0.5)
+    model = cut(vit, 4, 2, warmup=0.5, **settings)
     router = model.blocks[0].mlp.router
     data = torch.utils.data.TensorDataset(x.repeat(4, 1, 1, 1), torch.arange(12) % 3)
     shares, before = list[float](), router.weight.clone()
@@ -222,7 +223,8 @@ def test_it_trains_from_the_dense_model_on_and_comes_back_from_its_folder(
     intarsia.fit(model, data, epochs=2, batch_size=3, lr=1e-3, trackers=())
     hook.remove()
     assert shares == [1, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5, 0.5]
-    assert not torch.equal(router.weight, before)  # of the sizes: choices have no gradient
+    # choices have no gradient: the released gate stays as it was drawn
+    assert torch.equal(router.weight, before) == (settings == {})
     intarsia.save(model, tmp_path / "saved")
     again = intarsia.load(copy.deepcopy(vit), tmp_path / "saved").eval()
     assert torch.equal(again(x), model.eval()(x))
@@ -231,7 +233,7 @@ def test_it_trains_from_the_dense_model_on_and_comes_back_from_its_folder(
 
 
 def test_the_gate_learns_the_sizes_of_outputs(vit: Any) -> None:
-    mlp: UnionMlp = cut(vit, 4, 4).blocks[0].mlp.train()
+    mlp: UnionMlp = cut(vit, 4, 4, gate="sizes").blocks[0].mlp.train()
     rows = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0))
     optimiser = torch.optim.Adam(mlp.router.parameters(), 0.03)
     losses = list[float]()

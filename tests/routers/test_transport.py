@@ -160,6 +160,23 @@ def test_loads_are_even_without_a_balance_loss_and_few_tokens_drop() -> None:
     assert (router(x).dense().sum(1) == 0).double().mean() < 0.1
 
 
+@pytest.mark.parametrize("scale", [0.05, 1.0, 40.0])  # at 40 the gate is saturated: p is 0 or 1
+def test_tokens_have_an_expert_however_sure_the_gate_is(scale: float) -> None:
+    kinds = 3 * random(6, 5, seed=3)
+    x = scale * (random(512, 5, seed=5) + kinds[torch.arange(512) % 6])
+    routing = build(Transport(8))(x)
+    assert len(routing.token.unique()) >= 0.98 * 512
+    assert_close(routing.load(), build(Transport(8))(7 * x).load())  # gamma means the same
+
+
+def test_the_published_cost_leaves_tokens_of_a_sure_gate_without_an_expert() -> None:
+    kinds = 3 * random(6, 5, seed=3)
+    x = 40 * (random(512, 5, seed=5) + kinds[torch.arange(512) % 6])
+    with pytest.warns(UserWarning, match="have no expert"):
+        routing = build(Transport(8, cost="p"))(x)
+    assert len(routing.token.unique()) < 0.9 * 512
+
+
 def test_weights_are_probabilities_with_the_gradient_of_those_alone() -> None:
     router, x = build(Transport(4, 1.5)), random(12, 5, seed=5)
     gates, p = router(x).dense(), (x @ router.weight.T).softmax(-1)
@@ -197,6 +214,7 @@ def test_small_and_empty_batches(per: str) -> None:
         ({"capacity": 0.5}, "capacity: got 0.5, want a number of at least 1"),
         ({"capacity": float("inf")}, "capacity: got inf"),
         ({"per": "sample"}, "per: got 'sample'"),
+        ({"cost": "distance"}, "cost: got 'distance'"),
         ({"gamma": 0.0}, "gamma: got 0.0"),
         ({"iterations": 0}, "iterations: got 0"),
         ({"z": -1.0}, "z: got -1.0"),

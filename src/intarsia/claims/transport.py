@@ -47,12 +47,12 @@ class Sinkhorn(Transport):
 class SinkhornRouter(TransportRouter):
     """`TransportRouter` with Sinkhorn's plan, cut off at C, in place of the sparse one."""
 
-    def plan(self, p: Tensor) -> Tensor:
-        plan = (p / EPS).softmax(-1)
+    def plan(self, score: Tensor) -> Tensor:
+        plan, share = (score / EPS).softmax(-1), len(score) / self.experts
         for _ in range(ROUNDS):
-            plan = plan / plan.sum(0) * (len(p) / self.experts)
+            plan = plan / plan.sum(0) * share
             plan = plan / plan.sum(1, keepdim=True)
-        most = plan.topk(math.ceil(self.config.capacity * len(p) / self.experts), dim=0).indices
+        most = plan.topk(math.ceil(self.config.capacity * share), dim=0).indices
         return torch.zeros_like(plan).scatter(0, most, plan.gather(0, most))
 
 
@@ -66,7 +66,7 @@ RIVALS = (EVEN, SWITCH, CHOICE)
 ROUTERS: Mapping[str, Callable[[int], RouterConfig]] = {
     FREE: partial(top_1, balance=0.0),
     PLAN: partial(Transport, capacity=1.0),
-    "Sinkhorn, then top-C, C = T / E": partial(Sinkhorn, capacity=1.0),
+    "Sinkhorn, then top-C, C = T / E": partial(Sinkhorn, capacity=1.0, cost="p"),
     EVEN: partial(top_1, balance=0.01),
     SWITCH: Switch,
     CHOICE: partial(ExpertChoice, capacity=1.0),

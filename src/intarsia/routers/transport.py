@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from ..gating.gate import GateRouter, Terms, room_for
 from ..gating.router import check_counts
 
 SIDES = ("expert", "token")
+COSTS = ("logits", "p")
+UNCOVERED, FEW = 0.05, 64  # share of a batch's tokens above which to warn; tokens of such a batch
 START, RATE = 0.2, 0.05  # in standard deviations of the cost: temperature and step of the solver
 
 
@@ -22,18 +25,25 @@ START, RATE = 0.2, 0.05  # in standard deviations of the cost: temperature and s
 class Transport:
     """Pairs of a transport plan with at most k tokens per expert; weights are p = softmax(x W^T).
 
-    The plan is `k_sparse_ot` of cost -p between T tokens of mass 1 and E experts of mass T / E. It
-    decides only which pairs there are; the gradient reaches W through the weights.
+    The plan is `k_sparse_ot` between T tokens of mass 1 and E experts of mass T / E. It decides
+    only which pairs there are; the gradient reaches W through the weights.
 
     experts: E; capacity: c; per: "expert", each takes at most k = ceil(c T / E) tokens; "token",
     each goes to at most k = ceil(c) experts, whose loads are then about equal;
     gamma: of the plan's quadratic term, larger = more pairs, up to k; iterations: of the solver;
-    std: of the gate's first weights; z: coefficient of the z-loss.
+    std: of the gate's first weights; z: coefficient of the z-loss;
+    cost: of a pair, "logits", -x W^T less each token's mean, in standard deviations of the batch,
+      so that gamma means the same for every gate;
+      "p", -p as in the paper: where the gate has become sure of itself costs are equal for many
+      tokens, and a fifth to three fifths of them end without an expert.
+
+    At c = 1 about one token of a hundred ends without an expert at the default cost. A batch in
+    which more than 5 % of 64 or more tokens do raises a UserWarning.
 
     Raises: ConfigError for a setting out of range: c < 1 leaves tokens without a place.
     Source: arXiv:2209.15466.
     Not for decoders: a token's experts depend on later tokens, and on the other samples of its
-    batch, in evaluation as well. A token can end without an expert, a few per cent at c = 1.
+    batch, in evaluation as well.
     """
 
     experts: int = 8
@@ -43,6 +53,7 @@ class Transport:
     iterations: int = 50
     std: float = 0.02
     z: float = 0.0
+    cost: str = "logits"
 
     def __post_init__(self) -> None:
         check_counts(self.experts)
@@ -50,6 +61,7 @@ class Transport:
             what, fix = "capacity", "1 is one expert per token on average; 1.25 drops fewer tokens."
             raise ConfigError(what, got=self.capacity, want="a number of at least 1", fix=fix)
         one_of("per", self.per, SIDES)
+        one_of("cost", self.cost, COSTS)
         above("gamma", self.gamma, 0)
         at_least("iterations", self.iterations, 1, "Try 50.")
         Terms.of(self)
@@ -63,24 +75,42 @@ class TransportRouter(GateRouter[Transport]):
 
     by_row = False
 
-    def plan(self, p: Tensor) -> Tensor:
-        """The transport plan.  p: (N, E) -> (N, E), 0 or more."""
-        config, tokens = self.config, len(p)
+    def plan(self, score: Tensor) -> Tensor:
+        """The transport plan of cost -score.  score: (N, E) -> (N, E), 0 or more."""
+        config, tokens = self.config, len(score)
         if not tokens:
-            return torch.zeros_like(p)
-        one, share = p.new_ones(tokens), p.new_full((self.experts,), tokens / self.experts)
+            return torch.zeros_like(score)
+        one, share = score.new_ones(tokens), score.new_full((self.experts,), tokens / self.experts)
         solver = {"gamma": config.gamma, "iterations": config.iterations}
         if config.per == "token":
-            return k_sparse_ot(-p.T, share, one, math.ceil(config.capacity), **solver).T
+            return k_sparse_ot(-score.T, share, one, math.ceil(config.capacity), **solver).T
         room = room_for(config.capacity, tokens, self.experts)
-        return k_sparse_ot(-p, one, share, room, **solver)
+        return k_sparse_ot(-score, one, share, room, **solver)
+
+    def score(self, logits: Tensor, p: Tensor) -> Tensor:
+        """Return what a pair is worth to the plan.  logits, p: (N, E) both -> (N, E)."""
+        # a token of NaN gets equal scores here, or the whole plan would be NaN
+        if self.config.cost == "p":
+            return p.detach().nan_to_num(1 / self.experts)
+        centred = logits.detach() - logits.detach().mean(-1, keepdim=True)
+        centred = torch.where(centred.isfinite(), centred, 0.0)
+        return centred / centred.std(correction=0).clamp_min(1e-6) if len(logits) else centred
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = logits.softmax(-1)
         index = torch.arange(self.experts, device=p.device).expand_as(p)
-        # a token of NaN gets equal probabilities here, or the whole plan would be NaN
-        even = p.detach().nan_to_num(1 / self.experts)
-        return index, p, self.plan(even) > 0
+        pairs = self.plan(self.score(logits, p)) > 0
+        if len(pairs) >= FEW and self.config.per == "expert":
+            warn_of_uncovered(float((~pairs.any(1)).float().mean()))
+        return index, p, pairs
+
+
+def warn_of_uncovered(share: float) -> None:
+    """Warn if more than 5 % of a batch's tokens have no expert."""
+    if share > UNCOVERED:
+        found = f"{share:.0%} of the tokens of a batch have no expert"
+        fix = "Raise capacity, to 1.25 for example, or leave cost='logits'."
+        warnings.warn(f"transport: {found}. {fix}", UserWarning, stacklevel=2)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from ..gating.gate import gated, wide_linear
 from ..gating.router import Router, check_counts
 
 SELECTS = ("data", "tokens", "experts")
-GATES = ("sizes", "frozen", "straight-through", "score")
+GATES = ("frozen", "sizes", "straight-through", "score")
 WEIGHS = ("straight-through", "score")
 WEIGHT = 0.01  # of the sizes' loss: Adam steps alike, and a clipped norm is the task's
 LEAST = 1e-6  # size of an output, below which its logarithm says nothing
@@ -35,7 +35,7 @@ class UnionGate:
     experts: int = 8
     share: float = 0.5
     select: str = "data"
-    gate: str = "sizes"
+    gate: str = "frozen"
     always: int = 0
     warmup: float = 0.0
     std: float = 0.02

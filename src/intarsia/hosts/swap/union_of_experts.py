@@ -50,8 +50,8 @@ class UnionOfExperts(PlainChange):
       "experts", a whole sequence takes K experts, by the mean over its tokens;
       None = "tokens" in a decoder, "data" elsewhere.
     gate: how p = softmax(x W) learns,
-      "sizes", it predicts the logarithm of the size of each expert's output (ours);
       "frozen", not at all: scores choose and the task has no gradient for them (released code);
+      "sizes", it predicts the logarithm of the size of each expert's output (ours);
       "straight-through", by the gradient of p; "score", p multiplies the outputs, times E.
     warmup: in this share of the training the share of active experts falls from all to K / E.
     parts: "attention", "mlp" or both.  layers: numbers of the blocks, negative ones count from the
@@ -70,7 +70,7 @@ class UnionOfExperts(PlainChange):
     active: int = 4
     heads: int | None = None
     select: str | None = None
-    gate: str = "sizes"
+    gate: str = "frozen"
     warmup: float = 0.1
     parts: tuple[str, ...] = PARTS
     layers: tuple[int, ...] | None = None
