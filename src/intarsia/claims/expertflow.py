@@ -153,8 +153,8 @@ CLAIMS = (
     ),
     claim(
         "se-moe-lfu",
-        sentence="Counters of use that are decayed hit more than LRU (arXiv:2205.10034): one stream, "
-        "both cold; with four streams see the table.",
+        sentence="Counters of use that are decayed hit more than LRU (arXiv:2205.10034): one "
+        "stream, both cold; with four streams see the table.",
         baseline="LRU; difference of hit rates",
         bar=0.03,
         sense=">=",

