@@ -14,6 +14,7 @@ from intarsia.placement import (
     ExpertSize,
     Placement,
     Topology,
+    Trace,
     expert_parallel,
     place,
     quality,
@@ -79,6 +80,22 @@ def test_joint_swaps_lower_what_they_are_asked_for() -> None:
     assert home.destinations < quality(trace, Placement.of(start, 4)).destinations
     flow = quality(trace, ExFlow().place(trace, links))
     assert flow.cross <= plain.cross
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("k", [2, 3])
+def test_tokens_go_to_no_more_devices_than_with_experts_in_order(seed: int, k: int) -> None:
+    """Busy experts of the same tokens lie side by side, where balance alone takes them apart."""
+    weight = torch.tensor([8.0, 7, 6, 0.5, 0.5, 0.3, 0.3, 0.3]).expand(300, 8)
+    draws = torch.Generator().manual_seed(seed)
+    chosen = torch.stack([torch.multinomial(weight, k, generator=draws) for _ in range(2)], 1)
+    trace = Trace(chosen, 8, torch.arange(300) // 10, torch.arange(300) % 10)
+    links, plain = Topology.uniform(4), quality(trace, Placement.contiguous(2, 8, 4))
+    home = quality(trace, JointSwaps("home").place(trace, links))
+    start = torch.stack([swapped(of, longest_first(of, 4), 4) for of in trace.load()])
+    assert quality(trace, Placement.of(start, 4)).destinations > plain.destinations
+    assert home.destinations <= plain.destinations
+    assert home.imbalance <= plain.imbalance + 1e-9
 
 
 def test_the_slack_bounds_the_load() -> None:

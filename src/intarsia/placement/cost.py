@@ -36,7 +36,11 @@ def quality(trace: Trace, placement: Placement) -> Quality:
     return Quality(
         float(peak.mean()),
         sum(crossed for crossed, _ in ways) / whole if whole else 0.0,
-        float(torch.stack([_apart(trace, placement, at) for at in range(trace.layers)]).mean()),
+        sum(
+            mean_destinations(trace.chosen(at), placement.owner[at], placement.devices)
+            for at in range(trace.layers)
+        )
+        / trace.layers,
     )
 
 
@@ -53,12 +57,10 @@ def crossing(transitions: Tensor, placement: Placement, layer: int) -> tuple[flo
     return float(transitions[apart].sum()), float(transitions.sum())
 
 
-def _apart(trace: Trace, placement: Placement, layer: int) -> Tensor:
-    """Devices of a token's experts, mean."""
-    of_device = trace.chosen(layer) @ _owned(placement, layer)  # (N, D)
-    return (of_device > 0).double().sum(1).mean()
+def mean_destinations(chosen: Tensor, owner: Tensor, devices: int) -> float:
+    """Return the mean number of devices that own a token's experts.
 
-
-def _owned(placement: Placement, layer: int) -> Tensor:
-    owner = placement.owner[layer]
-    return (owner[:, None] == torch.arange(placement.devices)[None]).double()
+    chosen: (N, E), above 0 where a token has an expert; owner: (E,).
+    """
+    owned = (owner[:, None] == torch.arange(devices)[None]).to(chosen.dtype)  # (E, D)
+    return float((chosen @ owned > 0).double().sum(1).mean())
