@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -11,17 +12,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia.core.errors import ConfigError, DataError, ShapeError, TargetError
+from intarsia.hosts import read_me
 from intarsia.hosts.read_me import (
     ReadMe,
-    _top,
     channel_masks,
-    channel_use,
     extract,
     gate_loss,
     masked,
+    pre_gate,
     pregate_targets,
     train_gate,
+    train_in_turns,
 )
+from intarsia.hosts.read_me_channels import _top, channel_use
 from intarsia.mixtures import Mixture
 from intarsia.mixtures.read_me import random_masks, read_me_mixture, residual_of
 from intarsia.routers.pregate import PreGate, PreGateRouter
@@ -119,7 +122,7 @@ def test_a_model_in_bf16_has_a_gate_in_float32(dense: Any) -> None:
     masks = channel_masks(model, DOMAINS, 0.5)
     target = pregate_targets(model, masks, DOMAINS["low"][0])
     assert target.dtype == torch.float32
-    torch.testing.assert_close(target.sum(-1), torch.ones(4, 9))
+    torch.testing.assert_close(target.sum(-1), torch.ones(2, 4, 9))
     extract(model, DOMAINS, ReadMe(width=8, heads=2), masks=masks, steps=2)
     mixture = model.model.layers[0].mlp
     assert {p.dtype for p in mixture.router.parameters()} == {torch.float32}
@@ -161,7 +164,7 @@ def test_one_domain_is_pruning(dense: Any) -> None:
 def test_the_gate_is_causal_and_learns_the_targets(dense: Any) -> None:
     masks = channel_masks(dense, DOMAINS, 0.5)
     target = pregate_targets(dense, masks, rows(0, WORDS, 7))
-    torch.testing.assert_close(target.sum(-1), torch.ones(4, 9))
+    torch.testing.assert_close(target.sum(-1), torch.ones(2, 4, 9))
     gate = PreGate(2, vocabulary=WORDS, width=8, heads=2).net(
         embedding=dense.get_input_embeddings().weight, generator=torch.Generator().manual_seed(0)
     )
@@ -178,8 +181,63 @@ def test_the_gate_is_causal_and_learns_the_targets(dense: Any) -> None:
         assert gate.of(ids) is not first
         ids.copy_(later)  # a buffer that holds the next batch
         assert torch.equal(gate.of(ids), gate(later))
-    sharp = torch.tensor([[0.9, 0.1]])
+    sharp = torch.tensor([[[0.9, 0.1]]])
     assert gate_loss(torch.tensor([[2.0, 0.0]]), sharp) < gate_loss(torch.zeros(1, 2), sharp)
+
+
+def test_a_target_is_the_share_of_a_token_s_largest_units_that_are_the_expert_s_own() -> None:
+    """Units 3, 2, 1, 0 of one token, largest first; experts {0, 1, 4} and {2, 3, 4}.
+
+    Unit 4 is residual. N = 2 own units: n = 1, 1, 1, 0 and 0 of the largest units count, which are
+    unit 3 three times: 3 hits of the second expert, 0 of the first, over 3 N = 6. Softmax of
+    (0, 10 / 2).
+    """
+    masks = {
+        "mlp": torch.tensor([[True, True, False, False, True], [False, False, True, True, True]])
+    }
+    hidden = torch.tensor([[[1.0, 2, 3, 4, -9]]])  # the sign counts: -9 is the smallest
+    model: Any = torch.nn.Module()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "forward", lambda **_: None)
+        patch.setattr(read_me, "hidden_units", lambda _: contextlib.nullcontext({"mlp": hidden}))
+        target = pregate_targets(model, masks, {})
+    torch.testing.assert_close(target, torch.tensor([[[[0.0, 5.0]]]]).softmax(-1))
+
+
+def test_gate_and_experts_are_trained_by_turns_and_cut_afterwards(dense: Any) -> None:
+    model, masks = copy.deepcopy(dense), channel_masks(dense, DOMAINS, 0.5)
+    gate = pre_gate(model, 2, ReadMe(width=8, heads=2))
+    batches = [b for d in DOMAINS.values() for b in d]
+    before = copy.deepcopy(model.state_dict())
+    losses = train_in_turns(gate, model, masks, batches, rounds=3, steps=(10, 10), lr=(3e-3, 3e-3))
+    assert losses[-1][0] < losses[0][0] and losses[-1][1] < losses[0][1]
+    assert not torch.equal(model.state_dict()["lm_head.weight"], before["lm_head.weight"])
+    batch = rows(0, WORDS, 5)
+    with torch.no_grad():
+        chosen = gate(batch["input_ids"]).argmax(-1)
+        assert len(chosen.unique()) == 2
+        with masked(model, masks, chosen):
+            want = model(**batch).logits
+        cut = extract(copy.deepcopy(model), DOMAINS, masks=masks, gate=gate)
+        torch.testing.assert_close(cut(**batch).logits, want, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError) as error:
+        train_in_turns(gate, model, masks, batches, rounds=0)
+    assert error.value.what == "rounds" and error.value.got == 0
+
+
+def test_padding_teaches_nothing(dense: Any) -> None:
+    masks, ids = channel_masks(dense, DOMAINS, 0.5), rows(0, WORDS)["input_ids"]
+    mask = torch.ones_like(ids)
+    mask[:, 5:] = 0
+    padded, other = ids.clone(), ids.clone()
+    other[:, 5:] = 1
+    found: list[torch.Tensor] = []
+    for some in (padded, other):
+        model, gate = copy.deepcopy(dense), pre_gate(dense, 2, ReadMe(width=8, heads=2))
+        batches = [{"input_ids": some, "attention_mask": mask}]
+        train_in_turns(gate, model, masks, batches, rounds=1, steps=(2, 2))
+        found.append(torch.cat([gate.head.flatten(), model.lm_head.weight.flatten()]).detach())
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_what_cannot_be_is_refused(dense: Any) -> None:

@@ -27,7 +27,7 @@ from .study import result_of, shown, threads
 
 LENGTH, BATCH, SEEN, JUDGED, STEPS, DENSITY = 128, 4, 3, 1, 100, 0.5
 LIMIT, PATIENCE, STREAMS, SHARE, WINDOW = 8, 8, 24, 0.25, 8
-VERSION = 1
+VERSION = 2
 Cell = Mapping[str, Any]
 
 
@@ -83,7 +83,7 @@ def _extracted(seed: int, report: Report) -> dict[str, Any]:
     wanted: list[Tensor] = []
     for batches in judged.values():
         for batch in batches:
-            target = pregate_targets(model, masks, batch).argmax(-1)
+            target = pregate_targets(model, masks, batch).argmax(-1)  # (L, B, T)
             wanted.append(target.flatten())
             with torch.no_grad():
                 right.append((gate(batch["input_ids"]).argmax(-1) == target).float().flatten())
@@ -163,7 +163,8 @@ def serving(
 NOTE = (
     "SmolLM2-135M cut by four kinds of text, half of the hidden units for each; loss in nats a "
     "token on rows that made no mask, without any training of the experts. Random masks have the "
-    "same sizes. The gate's accuracy is the agreement with the strongest of its targets there."
+    "same sizes. The gate's accuracy is the agreement with the strongest target there, over all "
+    "layers, each of which has its own; the gate has one choice for all of them."
 )
 SERVED = (
     "ratio: different experts in a batch of 8 of 24 streams, by queues with ageing after 8 rounds, "

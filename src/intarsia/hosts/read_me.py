@@ -6,8 +6,8 @@ by expert is in `placement.batching`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,19 +18,17 @@ from torch import Tensor, nn
 from ..core import Card, Paper
 from ..core.change import PlainChange, Plan
 from ..core.checks import above, at_least, between
-from ..core.errors import ConfigError, DataError, ShapeError, TargetError
+from ..core.errors import ConfigError, ShapeError
 from ..core.modes import evaluating
 from ..gating import watch
-from ..mixtures.read_me import read_me_mixture
+from ..mixtures.read_me import read_me_mixture, residual_of
 from ..routers.pregate import PreGate, PreGateNet, PreGateRouter
-from .anatomy.blocks import blocks
-from .anatomy.dense_mlp import DenseMlp, dense_mlp, mlp_place
-from .swap.upcycle import check_unadapted
+from .anatomy.dense_mlp import DenseMlp
+from .read_me_channels import Batch, Masks, channel_masks, hidden_units, masked, mlps
 
-FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the channels, that count as hits
+THRESHOLDS = (1.0, 0.8, 0.6, 0.4, 0.2)  # of an expert's own units, that count as a token's hits
 SHARP, SMOOTHING, SOFT = 10.0, 0.5, 0.25  # released code
-Batch = Mapping[str, Tensor]
-Masks = Mapping[str, Tensor]  # path of the MLP -> (E, h) bool
+ROUNDS, GATE_STEPS, EXPERT_STEPS, DECAY = 5, 100, 200, 0.8  # released scripts
 Report = Callable[[str], None]
 
 
@@ -63,134 +61,45 @@ class ReadMe(PlainChange):
         raise ConfigError("domains", got="none", want=want, fix=fix)
 
 
-def mlps(model: nn.Module) -> dict[str, DenseMlp]:
-    """The MLPs of a dense model by path.  Raises: TargetError for a model without."""
-    check_unadapted(model)
-    found: dict[str, DenseMlp] = {}
-    for path, block in blocks(model):
-        place = mlp_place(block)
-        if place is None or place.emptied:
-            got, fix = f"a {type(block).__name__} at {path!r}", "Use Llama, Qwen or the like."
-            raise TargetError("model to extract from", got=got, want="an MLP of its own", fix=fix)
-        found[f"{path}.{place.path}"] = dense_mlp(path, place.mlp)
-    if not found:
-        got, fix = f"a {type(model).__name__} without blocks", "Use Llama, Qwen or the like."
-        raise TargetError("model to extract from", got=got, want="a language model", fix=fix)
-    return found
-
-
-@torch.no_grad()
-def channel_use(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """Mean |input of the last layer| of every MLP's hidden units.  Path -> (h,) float64.
-
-    Padding does not count.  Raises: DataError for no tokens.
-    """
-    total: dict[str, Tensor] = {}
-    count = 0
-    for batch in batches:
-        mask = batch.get("attention_mask")
-        with evaluating(model), _hidden(model) as seen:
-            model(**batch)
-        keep = None if mask is None else mask.flatten().bool()
-        for path, h in seen.items():
-            rows = h.flatten(0, -2) if keep is None else h.flatten(0, -2)[keep]
-            total[path] = total.get(path, 0) + rows.double().abs().sum(0)
-        count += batch["input_ids"].numel() if keep is None else int(keep.sum())
-    if not count:
-        raise DataError("text of a domain", got="no tokens", want="some", fix="Give a few rows.")
-    return {path: use / count for path, use in total.items()}
-
-
-@contextmanager
-def _hidden(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Inside, the newest hidden units (B, T, h) of each MLP."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(path: str) -> Any:
-        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            seen[path] = given[0].detach()
-
-        return hook
-
-    hooks = [
-        dense.down.register_forward_pre_hook(keep(path)) for path, dense in mlps(model).items()
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def channel_masks(
-    model: nn.Module, domains: Mapping[str, Sequence[Batch]], density: float = 0.5
-) -> dict[str, Tensor]:
-    """m_i: the round(density h) hidden units that text of domain i uses most, in every MLP.
-
-    Returns path -> (E, h) bool, a row for each domain, in their order.
-    Raises: ConfigError for no domain, or a density outside 0 ... 1; DataError for an empty one.
-    Source: arXiv:2410.19123, section 3.1.
-    """
-    at_least("domains", len(domains), 1)
-    above("density", density, 0, "Try 0.5.")
-    between("density", density, 0, 1, "Try 0.5.")
-    use = [channel_use(model, batches) for batches in domains.values()]
-    return {
-        path: torch.stack(
-            [_top(one[path], max(1, round(density * one[path].numel()))) for one in use]
-        )
-        for path in use[0]
-    }
-
-
-def _top(values: Tensor, count: int) -> Tensor:
-    """The `count` largest along the last axis, as bool."""
-    index = values.topk(count, -1).indices
-    return torch.zeros_like(values, dtype=torch.bool).scatter(-1, index, True)
-
-
-@contextmanager
-def masked(model: nn.Module, masks: Masks, expert: int) -> Iterator[None]:
-    """Inside, the dense model has the units of one expert alone: the slow twin of the mixture."""
-
-    def hook(keep: Tensor) -> Any:
-        return lambda _, given: (given[0] * keep.to(given[0]),)
-
-    found = mlps(model)
-    hooks = [found[p].down.register_forward_pre_hook(hook(m[expert])) for p, m in masks.items()]
-    try:
-        yield
-    finally:
-        for one in hooks:
-            one.remove()
-
-
 @torch.no_grad()
 def pregate_targets(model: nn.Module, masks: Masks, batch: Batch) -> Tensor:
-    """What the gate shall say of each token of the dense model.  (B, T, E), sums to 1.
+    """Return what the gate shall say of each token, by every layer.  (L, B, T, E), of sum 1.
 
-    Hits: how many of a token's strongest channels, by five fractions of them, are in mask i; their
-    mean over layers and fractions, centred over experts, times 10, softmax.
-    Source: arXiv:2410.19123, section 3.3, as the released code has it.
+    Hits of an expert: how many of a token's n largest hidden units are its own, that is in its mask
+    and not in all masks, added up for n = N (1, .8, .6, .4, .2), N the first expert's own units;
+    softmax of 10 hits / (3 N).
+    Source: arXiv:2410.19123, section 3.3, as the released code has it, where the largest n is
+    N - 1.
     """
-    with evaluating(model), _hidden(model) as seen:
+    with evaluating(model), hidden_units(model) as seen:
         model(**batch)
-    total: Tensor = torch.zeros(())
+    layers: list[Tensor] = []
     for path, h in seen.items():
-        own = masks[path].to(h.device, torch.float32)  # (E, h); bf16 counts to 256
-        strong = h.abs().sort(-1, descending=True).indices  # (B, T, h)
-        hits = own.T[strong].cumsum(-2)  # (B, T, h, E)
-        for fraction in FRACTIONS:
-            count = max(1, round(fraction * h.shape[-1]))
-            total = total + hits[..., count - 1, :] / count
-    share = total / (len(seen) * len(FRACTIONS))
-    return (SHARP * (share - share.mean(-1, keepdim=True))).softmax(-1)
+        mask = masks[path].to(h.device)
+        own = (mask & ~residual_of(mask)).to(torch.float32)  # (E, h); bf16 counts to 256
+        size = int(own[0].sum())
+        total = own.new_zeros(*h.shape[:-1], len(own))
+        if size:
+            largest = h.sort(-1, descending=True).indices  # (B, T, h)
+            hits = own.T[largest].cumsum(-2)  # (B, T, h, E)
+            for share in THRESHOLDS:
+                count = size - 1 if share == 1 else int(share * size + 1e-9)
+                total = total + (hits[..., count - 1, :] if count else 0)
+            total = total / (3 * size)
+        layers.append((SHARP * total).softmax(-1))
+    return torch.stack(layers)
 
 
-def gate_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """.75 CE(argmax of the target, smoothing .5) + .25 CE(target).  (N, E), (N, E) -> ()."""
-    hard = F.cross_entropy(logits, target.argmax(-1), label_smoothing=SMOOTHING)
-    return (1 - SOFT) * hard + SOFT * F.cross_entropy(logits, target)
+def gate_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """.75 CE(argmax of the target, smoothing .5) + .25 CE(target), the sum over layers.
+
+    logits: (N, E), targets: (L, N, E) -> ().
+    """
+    total = logits.new_zeros(())
+    for target in targets:
+        hard = F.cross_entropy(logits, target.argmax(-1), label_smoothing=SMOOTHING)
+        total = total + (1 - SOFT) * hard + SOFT * F.cross_entropy(logits, target)
+    return total
 
 
 def train_gate(
@@ -199,14 +108,15 @@ def train_gate(
     masks: Masks,
     batches: Sequence[Batch],
     *,
-    steps: int = 100,
+    steps: int = GATE_STEPS,
     lr: float = 3e-3,
     seed: int = 0,
     report: Report = lambda _: None,
 ) -> list[float]:
-    """Teach the gate the targets of a dense model.  Returns the losses.
+    """Teach the gate the targets of a dense model.  Returns the losses, means of the layers.
 
-    batches: of mixed domains, drawn by the seed. Targets of a batch are computed once.
+    batches: of mixed domains, drawn by the seed. Targets of a batch are computed once. Padding does
+    not count.
     """
     at_least("steps", steps, 1)
     targets: dict[int, Tensor] = {}
@@ -217,14 +127,113 @@ def train_gate(
         at = int(torch.randint(len(batches), (), generator=draws))
         if at not in targets:
             targets[at] = pregate_targets(model, masks, batches[at])
-        loss = gate_loss(gate(batches[at]["input_ids"]).flatten(0, 1), targets[at].flatten(0, 1))
+        real = _real(batches[at])
+        loss = gate_loss(gate(batches[at]["input_ids"])[real], targets[at][:, real])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()) / len(targets[at]))
+        if step % 20 == 0:
+            report(f"gate, step {step}: {losses[-1]:.3f}")
+    return losses
+
+
+def train_experts(
+    gate: PreGateNet,
+    model: nn.Module,
+    masks: Masks,
+    batches: Sequence[Batch],
+    *,
+    steps: int = EXPERT_STEPS,
+    lr: float = 2e-5,
+    seed: int = 0,
+    report: Report = lambda _: None,
+) -> list[float]:
+    """Train a dense model's weights, each token with the units that the gate chooses for it.
+
+    The gate stays as it is. The loss is that of the next token; padding does not count.
+    Returns the losses.
+    """
+    at_least("steps", steps, 1)
+    draws = torch.Generator().manual_seed(seed)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=lr)
+    losses: list[float] = []
+    for step in range(steps):
+        batch = batches[int(torch.randint(len(batches), (), generator=draws))]
+        ids = batch["input_ids"]
+        with torch.no_grad():
+            chosen = gate(ids).argmax(-1)
+        with masked(model, masks, chosen):
+            logits: Tensor = model(**batch).logits
+        real = _real(batch)[:, 1:]
+        loss = F.cross_entropy(logits[:, :-1][real].float(), ids[:, 1:][real])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
         if step % 20 == 0:
-            report(f"gate, step {step}: {losses[-1]:.3f}")
+            report(f"experts, step {step}: {losses[-1]:.3f}")
     return losses
+
+
+def train_in_turns(
+    gate: PreGateNet,
+    model: nn.Module,
+    masks: Masks,
+    batches: Sequence[Batch],
+    *,
+    rounds: int = ROUNDS,
+    steps: tuple[int, int] = (GATE_STEPS, EXPERT_STEPS),
+    lr: tuple[float, float] = (3e-3, 2e-5),
+    seed: int = 0,
+    report: Report = lambda _: None,
+) -> list[tuple[float, float]]:
+    """Train gate and experts by turns, before `extract` cuts the experts out of the dense model.
+
+    rounds: each a turn of the gate, whose targets come from the dense model as it is by then, and
+      one of the experts;
+    steps, lr: of the gate and of the experts; both rates fall to .8 of themselves with each round.
+    Experts share the units that several masks have, as in the released code; after `extract` each
+    has its own copy. The rates are ours, since the released scripts leave them out.
+
+    Returns the mean losses of each round, the gate's and the experts'.
+    Raises: ConfigError for fewer than one round or step.
+    Source: arXiv:2410.19123, section 3.3 and released scripts.
+    """
+    at_least("rounds", rounds, 1)
+    losses: list[tuple[float, float]] = []
+    for number in range(rounds):
+        of_gate, of_experts = (
+            turn(
+                gate,
+                model,
+                masks,
+                batches,
+                steps=count,
+                lr=rate * DECAY**number,
+                seed=seed + number,
+                report=report,
+            )
+            for turn, count, rate in zip((train_gate, train_experts), steps, lr, strict=True)
+        )
+        losses.append((statistics.mean(of_gate), statistics.mean(of_experts)))
+        report(f"round {number + 1}: gate {losses[-1][0]:.3f}, experts {losses[-1][1]:.3f}")
+    return losses
+
+
+def _real(batch: Batch) -> Tensor:
+    """Return which tokens are not padding.  (B, T) bool."""
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"]).bool() if mask is None else mask.bool()
+
+
+def pre_gate(model: nn.Module, experts: int, settings: ReadMe, *, seed: int = 0) -> PreGateNet:
+    """Return an untrained gate for a model, whose embedding begins as a part of the model's."""
+    host: Any = model
+    words = host.get_input_embeddings().weight
+    config = PreGate(experts, 1, len(words), settings.width, settings.heads)
+    return config.net(embedding=words, generator=torch.Generator().manual_seed(seed))
 
 
 def extract(
@@ -242,8 +251,8 @@ def extract(
 
     domains: name -> batches of the model's arguments, `input_ids` among them; one expert for each.
     The masks are made and the gate is trained for `steps` unless they are given; then every MLP
-    becomes a mixture whose experts and residual are parts of it. Train it on after that, gate and
-    experts by turns (the paper: 100 and 200 steps, five times, the rate times .8).
+    becomes a mixture whose experts and residual are parts of it. The paper trains gate and experts
+    by turns: call `train_in_turns` first, with `channel_masks` and `pre_gate`, and pass both on.
 
     Raises: TargetError for a model without MLPs of its own; ConfigError and DataError for domains
     that cannot be; ShapeError for masks of another model, or a gate of other experts.
@@ -254,11 +263,7 @@ def extract(
     found = mlps(model)
     masks = masks or channel_masks(model, domains, settings.density)
     if gate is None:
-        host: Any = model
-        words = host.get_input_embeddings()
-        config = PreGate(len(domains), 1, len(words.weight), settings.width, settings.heads)
-        draws = torch.Generator().manual_seed(seed)
-        gate = config.net(embedding=words.weight, generator=draws)
+        gate = pre_gate(model, len(domains), settings, seed=seed)
         mixed = [batch for some in zip(*domains.values(), strict=False) for batch in some]
         train_gate(gate, model, masks, mixed, steps=steps, seed=seed, report=report)
     _check_masks(masks, found, gate.config.experts)
