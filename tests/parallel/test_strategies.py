@@ -16,7 +16,7 @@ from intarsia.parallel import DeepSpeed, Fssdp, Processes, Strategy, Tutel
 from intarsia.parallel.layout import cut, having, joined, packed, stacked, unpacked
 from intarsia.parallel.trial import LINKS, ExpertTrial, compare_with_one
 from intarsia.parallel.tutel import degrees, received
-from intarsia.placement import ExpertSize, Topology, simulate
+from intarsia.placement import ExpertSize, Topology, Trace, simulate
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,24 @@ def test_tutel_takes_the_degree_whose_plan_sends_least(experts: int, tokens: int
         ]
         want = sum(received(degree, experts, 4, c, size) for c in places) * 4
         assert found[degree] == want
-    best = Tutel().plan(trace, size, LINKS).bytes(["weights", "dispatch", "combine"])
+    best = Tutel(by="bytes").plan(trace, size, LINKS).bytes(["weights", "dispatch", "combine"])
     assert int(best.sum()) <= min(found.values())
+
+
+@pytest.mark.parametrize("tokens", [128, 8192])
+def test_tutel_takes_the_degree_that_is_simulated_as_fastest(tokens: int) -> None:
+    """Two nodes: links between them are slow, so that the fewest bytes may take longer."""
+    links, size = Topology.two_level(2, 4), ExpertSize(1024, 1024)
+    draws = torch.Generator().manual_seed(0)
+    row = torch.arange(tokens)
+    expert = torch.randint(2, (tokens, 1, 1), generator=draws)
+    trace = Trace(expert, 2, row // 16, row % 16)
+
+    def seconds(settings: Tutel) -> float:
+        return simulate(settings.plan(trace, size, links), links).seconds
+
+    fastest = min(seconds(Tutel(degree)) for degree in degrees(2, 8))
+    assert seconds(Tutel()) == fastest <= seconds(Tutel(by="bytes"))
 
 
 def test_chunks_are_sent_while_others_are_computed() -> None:
@@ -192,7 +208,8 @@ def test_coordinated_exchange_sends_a_part_of_flat() -> None:
     [
         (lambda: Tutel(-1), "degree"),
         (lambda: Tutel(exchange="ring"), "exchange"),
-        (lambda: Tutel(3).chosen(4, 4, 8, ExpertSize(2, 2)), "one of"),
+        (lambda: Tutel(by="luck"), "by"),
+        (lambda: Tutel(3).chosen(4, 8, ExpertSize(2, 2), Topology.uniform(4)), "one of"),
         (lambda: degrees(6, 4), "Try 2 or 3"),
         (lambda: DeepSpeed(0), "tensor"),
         (lambda: DeepSpeed(3).groups(8, LINKS), "devices"),

@@ -167,6 +167,17 @@ def test_padding_has_no_expert() -> None:
         assert_close(found.losses, alone.losses)
 
 
+def test_noise_is_of_the_search_in_training_alone() -> None:
+    quiet, router = (build(PermutationSearch(TopK(4), noise=n)) for n in (0.0, 0.05))
+    assert not torch.equal(router.soft(), router.soft())
+    plan = router.soft()
+    assert_close(plan.sum(-1), torch.ones(1, 4, dtype=torch.float64))
+    assert torch.equal(router.eval().soft(), quiet.soft())
+    router.train().before_step(100, 100)
+    quiet.before_step(100, 100)
+    assert torch.equal(router.order, quiet.order)  # what is found is what was learned
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -174,6 +185,7 @@ def test_padding_has_no_expert() -> None:
         ({"start": 1e-8}, "start, end: got 1e-08, 1e-07"),
         ({"end": 0.0}, "start, end"),
         ({"entropy": -1.0}, "entropy: got -1.0"),
+        ({"noise": -1.0}, "noise: got -1.0"),
         ({"gate": RandomRouting()}, "gate: got RandomRouter"),
         ({"gate": TopK(), "each": True}, "each: got a TopK gate, which has no parts"),
     ],

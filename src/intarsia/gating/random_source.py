@@ -48,6 +48,10 @@ class RandomSource(ReadsContext):
         """New numbers from N(0, 1), on the CPU."""
         return self._new("randn", shape)
 
+    def gumbel(self, *shape: int) -> Tensor:
+        """New numbers from the standard Gumbel law, on the CPU."""
+        return -(-self.uniform(*shape).clamp_min(1e-20).log()).clamp_min(1e-20).log()
+
     def _new(self, law: str, shape: Sequence[int]) -> Tensor:
         if torch.compiler.is_compiling():  # a graph cannot hold a generator, but it can its number
             return _draw(self._number, law, shape)

@@ -30,9 +30,12 @@ class DeepSpeedMoE:
     experts: of each layer, first to last: a pyramid where later ones have more (section 4.1: 32,
     and 64 in the last two of twelve);
     mix: "learned", (c_1, c_2) a softmax for each token (released code), "sum", both 1 (paper);
-    factor, evaluation: an expert takes the first max(ceil(c T / E), least) of the T tokens, with c
-    while training and in evaluation, None = all; least: see factor; balance: coefficient of the
-    balance loss.
+    factor, evaluation: an expert takes max(ceil(c T / E), least) of the T tokens, with c while
+    training and in evaluation, None = all; least: see factor; balance: coefficient of the balance
+    loss;
+    policy: which tokens of a full expert stay, as in `Capacity`. "random" is the released default,
+      also in evaluation there; "order", the first ones, is ours, since it is the only one under
+      which no token of a decoder depends on later ones.
 
     Raises: ConfigError on a setting that cannot be.
     Source: arXiv:2201.05596, section 4.1, and released code.
@@ -44,6 +47,7 @@ class DeepSpeedMoE:
     evaluation: float | None = 1.0
     least: int = 4
     balance: float = 0.01
+    policy: str = "order"
 
     def __post_init__(self) -> None:
         if not self.experts:
@@ -64,7 +68,7 @@ class DeepSpeedMoE:
 
     @property
     def capacity(self) -> Capacity:
-        return Capacity(self.factor, "order", self.least, self.evaluation)
+        return Capacity(self.factor, self.policy, self.least, self.evaluation)
 
     def build(
         self, width: int, hidden: int, layer: int = 0, *, generator: torch.Generator

@@ -48,16 +48,22 @@ from .layout import (
 from .strategy import InTurn, check_devices, lined_up
 
 CHUNKS = (1, 2, 4, 8)  # that `Tutel.tuned` looks at
+BY = ("time", "bytes")
 
 
 @dataclass(frozen=True)
 class Tutel(InTurn):
     """Rows in tables of C places an expert, sent to r groups of devices that compute part of it.
 
-    degree: r, 0 or a divisor of S; None = the one with the fewest bytes for the batch at hand: 0
-    where rows are many, so that weights travel, else about sqrt(m h D / (2 E C (D - 1))), m the
-    matrices of an expert. chunks: parts of the tables that are sent while others are computed.
+    degree: r, 0 or a divisor of S; None = the best one for the batch at hand, see `by`.
+    chunks: parts of the tables that are sent while others are computed.
     exchange: "flat", or "hierarchical" (2DH): inside a node, then between equal places of nodes.
+    by: what the best degree has least of,
+      "time" of a forward of the layer, simulated on the links that it was given (the paper measures
+      it, which would make runs differ in their last bits; where nothing is known of the links they
+      are taken for equal);
+      "bytes" that a device receives: 0 where rows are many, so that weights travel, else about
+      sqrt(m h D / (2 E C (D - 1))), m the matrices of an expert.
     In a forward a device receives (D - 1) / D E P numbers with r = 0, P those of an expert, else
     2 E C r d (D - 1) / D + (S / r - 1) P / S. C is the largest load of an expert in any process,
     rounded up, so that no pair is dropped; what a `Capacity` drops is dropped before.
@@ -71,12 +77,14 @@ class Tutel(InTurn):
     degree: int | None = None
     chunks: int = 1
     exchange: str = "flat"
+    by: str = "time"
 
     def __post_init__(self) -> None:
         if self.degree is not None:
             at_least("degree", self.degree, 0)
         at_least("chunks", self.chunks, 1)
         one_of("exchange", self.exchange, EXCHANGES)
+        one_of("by", self.by, BY)
 
     def plan(
         self,
@@ -97,7 +105,8 @@ class Tutel(InTurn):
         for layer in range(trace.layers):
             multiple = slices * self.chunks
             places = planned_capacity(trace.expert[:, layer], rows, experts, multiple)
-            steps, turned = self._layer(layer, places, size, topology, experts, after)
+            degree = self.chosen(experts, places, size, topology)
+            steps, turned = self._layer(layer, degree, places, size, topology, experts, after)
             there += steps
             back = turned + back
         return DevicePlan(lined_up(there + back if backward else there, after), devices)
@@ -105,6 +114,7 @@ class Tutel(InTurn):
     def _layer(
         self,
         layer: int,
+        degree: int,
         places: int,
         size: ExpertSize,
         topology: Topology,
@@ -113,7 +123,6 @@ class Tutel(InTurn):
     ) -> tuple[list[PlanStep], list[PlanStep]]:
         """The steps of a layer, and those of its gradients."""
         devices, slices = topology.devices, slices_of(experts, topology.devices)
-        degree = self.chosen(experts, devices, places, size)
         held = max(1, experts // devices)
         of = weights_swaps(experts, devices, degree)
         own = held * slice_weights(size, slices)
@@ -148,11 +157,14 @@ class Tutel(InTurn):
                 rest += [*dispatch, product, *combine]
         return [*there, *ahead, *rest], back
 
-    def chosen(self, experts: int, devices: int, places: int, size: ExpertSize) -> int:
+    def chosen(self, experts: int, places: int, size: ExpertSize, topology: Topology) -> int:
         """The degree for tables of C places.  Raises: ConfigError for one that is none of them."""
+        devices = topology.devices
         known = degrees(experts, devices)
-        if self.degree is None:
+        if self.degree is None and self.by == "bytes":
             return min(known, key=lambda r: received(r, experts, devices, places, size))
+        if self.degree is None:
+            return min(known, key=lambda r: self._seconds(r, experts, places, size, topology))
         if self.degree not in known:
             got, want = (
                 f"{self.degree} for {experts} experts on {devices} devices",
@@ -160,6 +172,14 @@ class Tutel(InTurn):
             )
             raise ConfigError("degree", got=got, want=want, fix="Leave it out: the best is taken.")
         return self.degree
+
+    def _seconds(
+        self, degree: int, experts: int, places: int, size: ExpertSize, topology: Topology
+    ) -> float:
+        """Simulate the forward of a layer."""
+        after: dict[str, tuple[str, ...]] = {}
+        steps, _ = self._layer(0, degree, places, size, topology, experts, after)
+        return simulate(DevicePlan(lined_up(steps, after), topology.devices), topology).seconds
 
     @classmethod
     def tuned(cls, trace: Trace, size: ExpertSize, topology: Topology) -> Tutel:
@@ -187,6 +207,7 @@ class TutelExperts(OwnExperts):
     def __init__(self, experts: Cuttable, settings: Tutel, wire: Wire, topology: Topology) -> None:
         super().__init__()
         self.experts, self.settings, self.wire = experts.experts, settings, wire
+        self.topology, self.degrees = topology, dict[int, int]()  # places -> the degree
         self.slices = slices_of(self.experts, wire.world)
         self.held = self.lot(wire.rank)[0]
         self.local = cut(experts, *self.lot(wire.rank))
@@ -199,10 +220,9 @@ class TutelExperts(OwnExperts):
         return torch.arange(owner * held, (owner + 1) * held), part, self.slices
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        settings, world = self.settings, self.wire.world
+        settings = self.settings
         places = agreed_capacity(routing, self.wire, self.slices * settings.chunks)
-        size = _size(self.local, self.slices)
-        degree = settings.chosen(self.experts, world, places, size)
+        degree = self._degree(places)
         table = PairTable.of(routing, places)
         filled = table.fill(x)
         weights = self._weights(degree)
@@ -213,6 +233,13 @@ class TutelExperts(OwnExperts):
             for number, chunk in enumerate(filled.chunk(settings.chunks, 1))
         ]
         return table.combine(torch.cat(made, 1))
+
+    def _degree(self, places: int) -> int:
+        """The degree for tables of C places, looked for once."""
+        if places not in self.degrees:
+            size = _size(self.local, self.slices)
+            self.degrees[places] = self.settings.chosen(self.experts, places, size, self.topology)
+        return self.degrees[places]
 
     def _weights(self, degree: int) -> Cuttable:
         """What this process computes with: slices of its neighbours beside its own."""

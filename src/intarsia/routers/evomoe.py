@@ -123,8 +123,7 @@ class EvoMoeRouter(Router):
         return of_real(rows, valid, lambda real: self._chosen(real, noise[valid]))
 
     def _gumbel(self, rows: int) -> Tensor:
-        uniform = self.noise.uniform(rows, self.experts)
-        return -(-uniform.clamp_min(1e-20).log()).clamp_min(1e-20).log()
+        return self.noise.gumbel(rows, self.experts)
 
     def _chosen(self, rows: Tensor, noise: Tensor) -> Routing:
         tau, hard = self.at()

@@ -15,6 +15,7 @@ from ..core.errors import ConfigError
 from ..core.registry import card
 from ..gating.gate import gated, of_real, wide_linear
 from ..gating.parts import PartsRouter
+from ..gating.random_source import RandomSource, seeded_by
 from ..gating.router import Router
 from ..gating.settings import RouterConfig
 
@@ -36,6 +37,8 @@ class PermutationSearch:
 
     gate: any router's settings; steps: N_p, 1 to 10 % of training in the paper; start, end: tau;
     entropy: coefficient of the entropies of P's rows and columns while it is sought;
+    noise: size of the Gumbel noise on M in each forward of the search in training, so that other
+    permutations are tried; 0 in all released settings;
     each: each part of a gate that has parts (COMET, DSelect-k) has its own permutation.
 
     Raises: ConfigError for a setting out of range.
@@ -48,6 +51,7 @@ class PermutationSearch:
     start: float = 1e-3
     end: float = 1e-7
     entropy: float = 1e-4
+    noise: float = 0.0
     each: bool = False
 
     def __post_init__(self) -> None:
@@ -57,6 +61,7 @@ class PermutationSearch:
             fix = "Try 1e-3 and 1e-7."
             raise ConfigError("start, end", got=got, want="0 < end <= start", fix=fix)
         at_least("entropy", self.entropy, 0, "Try 1e-4.")
+        at_least("noise", self.noise, 0, "Try 0.01.")
         self.build(1, generator=torch.Generator())  # the router checks the gate
 
     @property
@@ -93,6 +98,7 @@ class PermutationRouter(Router):
         count = gate.active if config.each and isinstance(gate, PartsRouter) else 1
         self.scores = nn.Parameter(torch.empty(count, gate.experts, gate.experts))
         nn.init.uniform_(self.scores, -0.05, 0.05, generator=generator)
+        self.noise = RandomSource(seeded_by(generator), self.context)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("order", torch.full((count, gate.experts), -1))
         self.read_buffers()
@@ -118,15 +124,27 @@ class PermutationRouter(Router):
         self.step.fill_(step)
         self._done = min(1.0, step / self.config.steps)
         if step >= self.config.steps:
-            self.order.copy_(torch.stack([hungarian(p) for p in self.soft().detach().cpu()]))
+            plan = self.soft(noisy=False).detach().cpu()
+            self.order.copy_(torch.stack([hungarian(p) for p in plan]))
             self._found = True
 
-    def soft(self) -> Tensor:
-        """P in float64, rows and columns of sum 1.  Returns (k, E, E)."""
+    def soft(self, *, noisy: bool = True) -> Tensor:
+        """P in float64, rows and columns of sum 1, with its noise in training if noisy.
+
+        Returns (k, E, E).
+        """
         # tau of 1e-7 asks for more digits than float32 has
         tau = self.config.start * (self.config.end / self.config.start) ** self._done
         rounds = round(ROUNDS[0] + (ROUNDS[1] - ROUNDS[0]) * self._done)
-        return sinkhorn(self.scores.double() / tau, rounds)
+        scores = self.scores.double()
+        if self.config.noise and noisy and self.training:
+            scores = scores + self.config.noise * self._gumbel().to(scores)
+        return sinkhorn(scores / tau, rounds)
+
+    def _gumbel(self) -> Tensor:
+        """Gumbel noise for each entry of M, the same if a forward is computed again.  (k, E, E)"""
+        passes, shape = self.context.passes, self.scores.shape
+        return self.noise.drawn(passes, lambda n: self.noise.gumbel(n, *shape))[0]
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         if self.config.each:
