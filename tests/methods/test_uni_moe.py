@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import intarsia
-from intarsia import Lora, Modalities, UniMoe
+from intarsia import Lora, Modalities, Sparse, UniMoe
 from intarsia.conformance.made import moved
 from intarsia.conformance.senses import Letters, decoder, questions
 from intarsia.core.errors import ConfigError
@@ -131,6 +131,31 @@ def test_one_expert_is_plain_lora_on_the_mlp() -> None:
         one, two = ours(**batch).logits, plain.eval()(**batch).logits
     real = batch["attention_mask"].bool()  # padding gets no expert
     assert_close(one[real], two[real], rtol=1e-4, atol=1e-5)
+
+
+def test_experts_can_be_whole_mlps() -> None:
+    """With every weight of an expert trained, it is the MLP of a model trained on its modality."""
+    method = UniMoe(over=Sparse(1.0), attention=None)
+    ours = moved(model_of(method)).eval()
+    cells = {path.partition(".intarsia_cells")[0]: m for path, m in ours.named_modules()
+             if isinstance(m, OutputExperts)}  # fmt: skip
+    trained = sum(p.numel() for cell in cells.values() for p in cell.experts.parameters())
+    data = data_of(ours)
+    batch = batch_of(data, 0)  # a picture, whose expert is 1
+    with torch.no_grad():
+        with by_modality(ours):
+            forced = ours(**batch).logits
+        whole = 0
+        for path, cell in cells.items():
+            mlp: Any = ours.get_submodule(f"{path}.base_layer")
+            for name in cell.experts:
+                layer = mlp.get_submodule(name)
+                whole += 3 * layer.weight.numel()
+                layer.weight += cell.of(name)[1].delta()
+                for change in cell.of(name):
+                    change.values.zero_()
+        assert trained == whole
+        assert_close(ours(**batch).logits, forced, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_are_the_softmax_of_the_chosen_logits() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Lora
-from ..core import Card, Cell, Paper, Routing, Site
+from ..core import Card, Cell, Method, Paper, Routing, Site
 from ..core.errors import ConfigError
 from ..data.senses.encoders import MODALITIES
 from ..gating.gate import of_real
@@ -26,14 +26,18 @@ STAGES = ("alignment", "experts", "joint")
 class UniMoe(BesideAttention):
     """y = sum_e G_e(x) MLP_e(x) over experts of modalities, trained in three stages.
 
-    Stage 1, alignment: the connectors alone. Stage 2, experts: MLP_e, the frozen MLP with the LoRAs
-    of expert e, sees the samples of its modality alone, whole samples, as copies trained apart
-    would. Stage 3, joint: the gate, drawn anew, the experts and LoRA in the attention, on all data;
+    Stage 1, alignment: the connectors alone. Stage 2, experts: MLP_e, the frozen MLP with the
+    changes of expert e, sees the samples of its modality alone, whole samples, as copies trained
+    apart would. Stage 3, joint: the gate, drawn anew, the experts and LoRA in the attention, on all data;
     G is the softmax over the `active` largest of the logits x W^T.
 
     modalities: of which there is an expert each, "text", "image" and "audio"; active: k;
-    balance: coefficient of Switch's loss, k at uniform routing (0 in the release of 4 experts);
-    over: the LoRA of an expert; attention: of the attention's linear layers, in the third stage;
+    balance: coefficient of the balance loss over all k experts of a token, k at uniform routing;
+      the release of 4 experts has none, that of 8 counts a token's first expert alone;
+    over: the change that an expert is of each linear map of the MLP: a LoRA as in the released
+      third stage, or `Sparse(1.0)`, every weight, with which experts are whole MLPs as in the paper
+      (biases stay the MLP's), at E times its memory;
+    attention: the LoRA of the attention's linear layers, in the third stage;
     shares: of the epochs asked for, of each stage; each has at least one, or with 0 is left out.
     Connectors are trained in all stages (the paper's are, in the first two). In the second, experts
     are in one model, in place of copies that are merged: the same but for Adam's moments, which run
@@ -47,7 +51,7 @@ class UniMoe(BesideAttention):
     modalities: tuple[str, ...] = MODALITIES
     active: int = 2
     balance: float = 0.0
-    over: Lora = field(default_factory=lambda: Lora(8, 16.0))
+    over: Method = field(default_factory=lambda: Lora(8, 16.0))
     attention: Lora | None = field(default_factory=lambda: Lora(8, 16.0, roles=ATTENTION))
     shares: tuple[float, float, float] = (0.25, 0.25, 0.5)
 
