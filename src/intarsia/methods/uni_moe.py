@@ -28,8 +28,8 @@ class UniMoe(BesideAttention):
 
     Stage 1, alignment: the connectors alone. Stage 2, experts: MLP_e, the frozen MLP with the
     changes of expert e, sees the samples of its modality alone, whole samples, as copies trained
-    apart would. Stage 3, joint: the gate, drawn anew, the experts and LoRA in the attention, on all data;
-    G is the softmax over the `active` largest of the logits x W^T.
+    apart would. Stage 3, joint: the gate, drawn anew, the experts and LoRA in the attention, on all
+    data; G is the softmax over the `active` largest of the logits x W^T.
 
     modalities: of which there is an expert each, "text", "image" and "audio"; active: k;
     balance: coefficient of the balance loss over all k experts of a token, k at uniform routing;
