@@ -15,7 +15,8 @@ from intarsia.core.errors import ConfigError, DataError, TargetError, TrainingEr
 from intarsia.data.token_batches import batches
 from intarsia.hosts.attribution import Attribution, affinity
 from intarsia.hosts.weight_parts import WeightParts
-from intarsia.methods.seuf import Seuf, unlearn
+from intarsia.methods.seuf import Seuf, _Run, unlearn
+from intarsia.placement import Trace
 
 FORGET, RETAIN = rows(3), rows(4)
 ONE = [torch.tensor([1])]  # a row in which nothing is to be predicted
@@ -44,6 +45,23 @@ def test_affinities_of_a_layer_are_the_mean_probabilities(stock: Any) -> None:
     layer, expert = table.best("lift")
     assert table.lift[layer, expert] == (table.affinity / table.others).max()
     assert "nearly equal" in table.doubts((0, 0))[-1] and "tokens" in table.doubts((0, 0))[0]
+
+
+def test_affinity_and_anchor_by_hand() -> None:
+    """s_e = mean over sequences of the mean over tokens of g_e, and |g - onehot(0)|^2.
+
+    Tokens with g = (.5, .3, .2) and (.1, .7, .2) in one sequence, (.4, .4, .2) in another:
+    s = ((.5 + .1) / 2 + .4) / 2 = .35, ((.3 + .7) / 2 + .4) / 2 = .45 and .2. The anchor of the
+    first token at expert 0 is (.5 - 1)^2 + .3^2 + .2^2 = .38.
+    """
+    g = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2], [0.4, 0.4, 0.2]])
+    expert = torch.arange(3).expand(3, 1, 3)
+    trace = Trace(expert, 3, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), g[:, None])
+    assert affinity(trace)[0].tolist() == pytest.approx([0.35, 0.45, 0.2])
+    run: Any = object.__new__(_Run)  # of which the loss reads two fields
+    run.at, run.p = (0, 0), g[:1, None]
+    batch = {"attention_mask": torch.ones(1, 1)}, torch.zeros(1, 1)
+    assert float(run.anchoring(batch)) == pytest.approx(0.38)
 
 
 def test_sequences_count_alike_and_padding_does_not(stock: Any) -> None:

@@ -104,6 +104,21 @@ def test_density_and_gradient_are_those_of_the_definition(
         assert_allclose(ours, want.numpy() * logs.get(i, 1.0), atol=1e-9)
 
 
+def test_a_density_by_hand() -> None:
+    """p(y | x) = sum_i softmax_i(beta_1i x / tau + beta_0i) N(y; a_i x + b_i, nu_i), two experts.
+
+    x = 1, y = 0; beta_1 = (2, 0), beta_0 = 0, tau = 1: shares .8808 and .1192; a = 0, b = (0, 1),
+    nu = 1: densities .3989 and .2420. p = .8808 x .3989 + .1192 x .2420 = .3802, its logarithm
+    -.9670. With beta_1 = 4 and tau = 2 it is the same, which is why tau cannot be learned.
+    """
+    zeros = np.zeros((2, 1))
+    at = Parameters(np.array([[2.0], [0]]), np.zeros(2), 1.0, zeros, np.array([0.0, 1]), np.ones(2))
+    x, y = np.ones((1, 1)), np.zeros(1)
+    assert log_density(at, "linear", x, y).item() == pytest.approx(-0.9670, abs=1e-4)
+    scaled = at._replace(gate=2 * at.gate, tau=2.0)
+    assert log_density(scaled, "linear", x, y).item() == pytest.approx(-0.9670, abs=1e-4)
+
+
 @pytest.mark.parametrize("gate", NAMES)
 def test_scaling_gate_and_temperature_changes_nothing_for_the_linear_gate_only(
     gate: str,

@@ -106,6 +106,18 @@ def test_predictions_of_another_model_are_refused() -> None:
         policy.foresee(torch.zeros(3, 8))
 
 
+def test_four_sequences_are_regrouped_by_hand() -> None:
+    """min sum over batches of |OR of their routes|, one layer of three experts.
+
+    Sequences ask for {0}, {1, 2}, {0}, {1, 2}. As they came, batches (0, 1) and (2, 3) have
+    {0, 1, 2} each, 3 + 3 = 6 active experts; (0, 2) and (1, 3) have {0} and {1, 2}, 1 + 2 = 3.
+    """
+    routes = torch.tensor([[1, 0, 0], [0, 1, 1], [1, 0, 0], [0, 1, 1]]).bool()[:, None]
+    assert active(routes, [[0, 1], [2, 3]]) == 6
+    batches = regroup(routes)
+    assert sorted(map(sorted, batches)) == [[0, 2], [1, 3]] and active(routes, batches) == 3
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_regrouping_is_never_worse_and_near_the_best(seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)

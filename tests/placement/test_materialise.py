@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 from intarsia.placement.materialise import by_load, deal, materialised, rows_computed
 
 
+def test_three_loads_get_copies_by_hand() -> None:
+    """Section 4.2: t = 3 experts of loads 40, 20 and 10 share |D| m = 4 x 2 slots in proportion.
+
+    8 x 40 / 70 = 4.57, 8 x 20 / 70 = 2.29, 8 x 10 / 70 = 1.14, rounded down 4, 2 and 1. The slot
+    that is left belongs to the remainder .57, but an expert has 4 copies at most, one a device; so
+    it goes to the next largest remainder, .29: 4, 3, 1.
+    """
+    assert deal([40, 20, 10], 8, 4) == [4, 3, 1]
+
+
 def test_slots_are_dealt_in_proportion_and_capped() -> None:
-    assert deal([40, 20, 10], 8, 4) == [4, 3, 1]  # 4.57, 2.29, 1.14; what is over goes on
     assert deal([0, 0], 4, 3) == [2, 2]
     assert deal([1000, 1, 1, 1], 4, 3) == [1, 1, 1, 1]
 

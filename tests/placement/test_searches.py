@@ -47,6 +47,22 @@ def test_the_first_programme_is_brute_force_s(experts: int, devices: int) -> Non
     assert uneven(load, swapped(load, first, devices), devices) <= uneven(load, first, devices)
 
 
+def test_the_programmes_of_moetuner_by_hand() -> None:
+    """Programme 1, min sum_c |T_c - mean|, and programme 2, min max_{i != j} C_ij / B_ij.
+
+    Loads 6, 4, 3 and 1 on two devices have a mean of 7: (6, 4) and (3, 1) are |10 - 7| + |4 - 7| =
+    6 uneven, (6, 1) and (4, 3) are 0. Between two layers 5 rows go from cluster 0 to 1, 2 back and
+    1 stays in each, over links of 1: with the clusters in order the slower way takes 5, with those
+    of the second layer exchanged 1.
+    """
+    load = torch.tensor([6.0, 4, 3, 1])
+    assert uneven(load, torch.tensor([0, 0, 1, 1]), 2) == 6
+    assert even_clusters(load, 2, gap=0.0, nodes=10**6).tolist() == [0, 1, 1, 0]  # pyright: ignore
+    traffic = torch.tensor([[1.0, 5], [2, 1]], dtype=torch.float64)
+    order = orders([traffic], torch.ones(2, 2).double(), 2, 5)
+    assert order.tolist() in ([[0, 1], [1, 0]], [[1, 0], [0, 1]])
+
+
 @pytest.mark.parametrize("devices", [2, 3])
 def test_the_second_programme_is_brute_force_s(devices: int) -> None:
     draws = torch.Generator().manual_seed(0)

@@ -47,6 +47,23 @@ def rows(count: int = 11, seed: int = 3) -> Tensor:
     return torch.randn(count, WIDTH, generator=draw, dtype=torch.float64)
 
 
+def test_a_score_of_three_weights_by_hand() -> None:
+    """omega = -erf(m / (sqrt 2 s)), m = sum_i x_i mu_i, s^2 = sum_i x_i^2 sigma_i^2.
+
+    One input x = 1, three hidden units with weights 0, 1 and 2: mu = 1, sigma^2 = 2 / 3, so
+    m / (sqrt 2 s) = 1 / sqrt(4 / 3) = .8660 and omega = -.7793. The expected share of active units
+    is (1 + .7793) / 2 = .8897.
+    """
+    of = StackedExperts(1, 1, 3, act="relu", generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        of.up.copy_(torch.tensor([[[0.0], [1.0], [2.0]]]))
+    gate = Mixture(of, MoeX(1, 1).build(1, generator=torch.Generator())).double().router
+    assert isinstance(gate, MoeXRouter)
+    x = torch.ones(1, 1, dtype=torch.float64)
+    assert gate.scores(x).item() == pytest.approx(-0.7793, abs=1e-4)
+    assert gate.share(x).item() == pytest.approx(0.8897, abs=1e-4)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_score_is_the_papers_token_by_token(bias: bool) -> None:
     of = experts(bias=bias)
