@@ -20,6 +20,7 @@ from intarsia.mixtures.experts import StackedExperts
 from intarsia.mixtures.mixture import Mixture
 from intarsia.parallel import Fssdp, Meter, Strategy
 from intarsia.parallel.attached import Attached, attached
+from intarsia.parallel.fssdp import FssdpExperts
 from intarsia.placement import Topology
 from intarsia.routers.topk import TopK
 from intarsia.train import checkpoint
@@ -155,6 +156,19 @@ def trained(
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     assert run.val is not None
     return weights, [*run.val.scores().values()]
+
+
+def with_owners(
+    strategy: Fssdp, experts: int
+) -> tuple[dict[str, Tensor], list[float], list[list[int]]]:
+    """`trained`, and the owners of all experts before each step."""
+    owners: list[list[int]] = []
+
+    def note(model: nn.Module, _step: int, _steps: int) -> None:
+        parts = [m for m in model.modules() if isinstance(m, FssdpExperts)]
+        owners.append(torch.cat([part.owner for part in parts]).tolist())
+
+    return *trained(strategy, experts, schedule=note), owners
 
 
 def run_of(model: nn.Module, own: dict[str, Any]) -> Run:

@@ -73,6 +73,27 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
         assert scores == pytest.approx(told, rel=1e-6)
 
 
+def test_experts_change_their_owners_with_all_that_is_remembered_of_them(
+    four: Processes, tmp_path: Path
+) -> None:
+    """AdamW's moments and the best epoch go along: one process's weights.
+
+    With a checkpoint in between, too, whose owners are those of that step.
+    """
+    from fitting_jobs import resumed, trained, with_owners  # pyright: ignore[reportMissingImports]
+
+    want, told = trained(None, 6)
+    for weights, scores, owners in four.run(with_owners, Fssdp(1, 3, reshard=2), 6):
+        assert owners[0] == owners[1] != owners[2] == owners[3]
+        assert sorted(owners[2][:6]) != [0, 0, 1, 2, 2, 3]  # not as many of each layer any more
+        assert max(float((weights[n] - want[n]).abs().max()) for n in want) < CLOSE
+        assert scores == pytest.approx(told, rel=1e-6)
+    strategy, folder = Fssdp(1, 3, reshard=2), tmp_path / "run"
+    four.run(trained, strategy, 6, folder, 3)
+    for weights, _ in four.run(resumed, strategy, 6, folder, 99):
+        assert max(float((weights[n] - want[n]).abs().max()) for n in want) < CLOSE
+
+
 def test_the_mean_of_gradients_does_not_depend_on_their_place(four: Processes) -> None:
     from fitting_jobs import order_free  # pyright: ignore[reportMissingImports]
 

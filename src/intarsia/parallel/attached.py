@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
@@ -13,10 +14,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError
+from ..placement.materialise import by_load
 from ..placement.topology import Topology
 from .auto import Auto
 from .exchange import Group, Meter, Wire
-from .layout import own_part, put_part, units_of
+from .fssdp import FssdpExperts
+from .layout import own_part, put_part, put_rows, units_of
 from .pieces import Piece, Stored
 from .places import places
 from .running import check_alike
@@ -108,6 +111,47 @@ class Attached:
         for path, part in self.parts.items():
             if path in past and hasattr(part, "past"):
                 cast(Any, part).past = list(past[path])
+
+    def moves(self, step: int) -> Iterator[tuple[str, nn.Parameter, Callable[[Tensor], Tensor]]]:
+        """Yield the weights whose experts get new owners after so many steps, for `Fssdp.reshard`.
+
+        Path, weight, and what sends rows in the weight's shape to their new owners. The caller puts
+        them in, and those of whatever it remembers of the weight. All processes do the same.
+        """
+        due = [
+            (path, part)
+            for path, part in self.parts.items()
+            if isinstance(part, FssdpExperts) and part.due(step)
+        ]
+        for experts in sorted({part.experts for _, part in due}):
+            layers = [(path, part) for path, part in due if part.experts == experts]
+            load = torch.stack([torch.stack(part.past).double().mean(0) for _, part in layers])
+            first = layers[0][1]
+            owners = by_load(load, first.nodes, first.settings.hottest).owner
+            for (path, part), owner in zip(layers, owners, strict=True):
+                if torch.equal(owner, part.owner):
+                    continue
+                for name, weight in part.local.named_parameters(recurse=False):
+                    yield f"{path}.{LOCAL}.{name}", weight, partial(part.moved, owner=owner)
+                part.give(owner)
+
+    def owners(self) -> dict[str, Any]:
+        """Return who owns the experts of layers where that may change, and how many processes."""
+        parts = {p: part for p, part in self.parts.items() if isinstance(part, FssdpExperts)}
+        return {"world": self.world, "of": {path: part.owner for path, part in parts.items()}}
+
+    def give(self, owners: Mapping[str, Any]) -> None:
+        """Take these owners, with room for the weights of theirs; others than of as many processes
+        have owners in order."""
+        if owners.get("world") != self.world:
+            return
+        for path, owner in owners["of"].items():
+            part = self.parts.get(path)
+            if isinstance(part, FssdpExperts):
+                part.give(owner)
+                count = len(part.lot(part.rank)[0])
+                for weight in part.local.parameters(recurse=False):
+                    put_rows(weight, weight.new_empty([count, *weight.shape[1:]]))
 
     def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]

@@ -187,6 +187,14 @@ def put_part(
     return whole
 
 
+def put_rows(weight: nn.Parameter, rows: Tensor) -> None:
+    """Give a weight these rows, of another number than it had; its gradient is gone before."""
+    # autograd remembers a weight's old shape until its dtype changes
+    other = torch.float16 if weight.dtype != torch.float16 else torch.float32
+    weight.data = torch.empty(0, dtype=other, device=weight.device)
+    weight.data = rows
+
+
 def packed(experts: Cuttable) -> Tensor:
     """All weights of each expert in a row.  Returns (E, P)."""
     weights = [w.flatten(1) for _, w in experts.named_parameters(recurse=False)]

@@ -16,6 +16,7 @@ from ..core.errors import ConfigError, TrainingError
 from ..gating import aux_loss, before_step, learned_routers
 from ..parallel.attached import Attached
 from ..parallel.exchange import Meter
+from ..parallel.layout import put_rows
 from ..schedules import ByFit, LayerSchedule, Masking, SparseSchedule
 from .average import Average
 from .objectives import Objective, Staged
@@ -205,6 +206,20 @@ class Learner:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def reshard(self, step: int, best: dict[str, Tensor] | None) -> None:
+        """Let experts change their processes after so many steps, where the strategy says so.
+
+        With a weight go what the optimiser remembers of it, and its value in the best epoch. There
+        is no average of weights then.
+        """
+        for path, weight, move in self.parts.moves(step):
+            for key, value in self.optimizer.state.get(weight, {}).items():
+                if isinstance(value, Tensor) and value.dim() == weight.dim():
+                    self.optimizer.state[weight][key] = move(value)
+            if best is not None:
+                best[path] = move(best[path])
+            put_rows(weight, move(weight))
 
     def _refuse(self, what: str, got: float, step: int) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -239,6 +239,8 @@ class Loop:
             parts, positions = next(batches)
             found = self.learner.step(parts, self.at.step, self.steps, positions)
         self.at.step += 1
+        best = self.at.best
+        self.learner.reshard(self.at.step, None if best is None else best.learned)
         wall, cores = self._now()
         self.at.seconds += wall - clock
         self.at.cpu_seconds += cores - cpu

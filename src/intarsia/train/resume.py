@@ -26,7 +26,7 @@ class Score:
 
     epoch: int
     value: float
-    learned: Mapping[str, Tensor]
+    learned: dict[str, Tensor]
 
 
 @dataclass
@@ -95,6 +95,7 @@ def capture(model: nn.Module, learner: Learner, at: Position, ranks: Accelerator
         "loads": {name: (list(load.share), load.active) for name, load in at.loads.items()},
         "counts": {n: (r.received, r.served) for n, r in learned_routers(model).items()},
         "past": learner.parts.past(),
+        "owners": learner.parts.owners(),
         "draws": generator_states(model),
         "random": random,
     }
@@ -114,6 +115,7 @@ def restore(
     later = {name for name in ("val", "test", "task") if not (saved.get(name) and own.get(name))}
     was, now = ({k: v for k, v in one.items() if k not in later} for one in (saved, own))
     check_same(was, now)
+    learner.parts.give(state.get("owners", {}))  # before any weight: they decide what is kept here
     mine = learner.parts.own
     put_back(model, mine(state["learned"]))
     learner.load_state(state["learner"])
