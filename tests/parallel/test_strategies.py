@@ -216,6 +216,7 @@ def test_coordinated_exchange_sends_a_part_of_flat() -> None:
         (lambda: DeepSpeed(1, "hierarchical").groups(6, Topology.two_level(2, 3)), None),
         (lambda: Fssdp(-1), "memory"),
         (lambda: Fssdp(window=0), "window"),
+        (lambda: Fssdp(reshard=-1), "reshard"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(call: Any, match: str | None) -> None:
