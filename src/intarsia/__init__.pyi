@@ -190,6 +190,7 @@ from .routers import anneal as anneal
 from .routers import search_step as search_step
 from .routers.activation import ActivationGate as ActivationGate
 from .routers.comet import Comet as Comet
+from .routers.cosine import Cosine as Cosine
 from .routers.dselect import DSelectK as DSelectK
 from .routers.evomoe import EvoMoe as EvoMoe
 from .routers.expert_choice import ExpertChoice as ExpertChoice

@@ -24,6 +24,7 @@ from intarsia.placement import Topology, Trace
 from intarsia.placement.eplb import Eplb
 from intarsia.routers import (
     Comet,
+    Cosine,
     DSelectK,
     EvoMoe,
     PermutationSearch,
@@ -198,6 +199,20 @@ def tutel_gate(tensors: Tensors) -> Tensors:
         "linear_weights": routing.dense(),
         "linear_largest": routing.load().max().reshape(1),
         "linear_loss": first.losses["balance"].reshape(1),
+    }
+
+
+def tutel_cosine(tensors: Tensors) -> Tensors:
+    routings: dict[int, Routing] = {}
+    for active in (1, 2):
+        router = Cosine(5, active, 4, balance=1.0).build(6, generator=draws())
+        put(router.project, weight=tensors["project_weight"], bias=tensors["project_bias"])
+        put(router, directions=tensors["directions"].T, log_scale=tensors["log_scale"])
+        routings[active] = router(tensors["x"])
+    return {
+        "weights": routings[2].dense(),
+        "largest": routings[2].load().max().reshape(1),
+        "loss": routings[1].losses["balance"].reshape(1),
     }
 
 

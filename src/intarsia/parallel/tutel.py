@@ -70,6 +70,7 @@ class Tutel(InTurn):
 
     Raises: ConfigError for settings that cannot be; in `plan` and `shard` for a degree that does
     not divide S, E that neither divides D nor is divided by it, or h that S does not divide.
+    The gate is the mixture's own; Tutel's cosine gate is `intarsia.routers.Cosine`.
     Not for experts of several kinds, or very uneven loads, whose tables are mostly empty.
     Source: arXiv:2206.03382, sections 3 and 4.
     """

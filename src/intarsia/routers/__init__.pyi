@@ -1,5 +1,6 @@
 from .activation import ActivationGate as ActivationGate
 from .comet import Comet as Comet
+from .cosine import Cosine as Cosine
 from .dselect import DSelectK as DSelectK
 from .evomoe import EvoMoe as EvoMoe
 from .evomoe import anneal as anneal

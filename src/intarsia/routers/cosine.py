@@ -1,0 +1,97 @@
+"""Tutel's cosine gate (arXiv:2206.03382): directions of experts in a small space of their own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Card, Paper
+from ..core.checks import above, at_least
+from ..gating.gate import ScoreRouter, Terms, best, check_width, uncast, wide_layer
+from ..gating.router import check_counts
+
+LARGEST = 100.0  # 1 / tau
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """The k experts of largest p = softmax(cos(P x + b, s_e) / tau), for each token.
+
+    experts: E; active: k; width: of the space that P maps to; tau: the first temperature, which is
+    learned and stays above 1 / 100; std: of the first directions s_e; balance, z: coefficients of
+    the balance loss (k at uniform routing) and of the z-loss.
+    Weights of several experts sum to 1; one expert has p_e.
+
+    Raises: ConfigError for a setting out of range, such as k above E.
+    Source: released code of arXiv:2206.03382, after arXiv:2204.09179; Swin V2's mixtures have it.
+    Not where the length of a token says which expert it needs: the gate sees directions alone.
+    """
+
+    experts: int = 8
+    active: int = 2
+    width: int = 256
+    tau: float = 0.5
+    std: float = 0.01
+    balance: float = 0.01
+    z: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_counts(self.experts, self.active)
+        at_least("width", self.width, 1, "Try 256.")
+        above("tau", self.tau, 1 / LARGEST, "Try 0.5.")
+        Terms.of(self)
+
+    def build(self, width: int, *, generator: torch.Generator) -> CosineRouter:
+        return CosineRouter(self, width, generator=generator)
+
+
+class CosineRouter(ScoreRouter[Cosine]):
+    """The router of `Cosine`.  x: (..., width) -> Routing of shape (rows, E), k experts a row.
+
+    project: P and b, U(-1 / sqrt(width), 1 / sqrt(width)) at first; directions: s (E, n);
+    log_scale: log (1 / tau), (1,).
+    """
+
+    by_expert = ("directions",)
+    equal_counts = True
+
+    def __init__(self, config: Cosine, width: int, *, generator: torch.Generator) -> None:
+        super().__init__(config)
+        self.normalised = config.active > 1 or config.experts == 1
+        self.project = nn.utils.skip_init(nn.Linear, width, config.width)
+        for parameter in self.project.parameters():
+            nn.init.uniform_(parameter, -(width**-0.5), width**-0.5, generator=generator)
+        self.directions = nn.Parameter(torch.empty(config.experts, config.width))
+        nn.init.normal_(self.directions, std=config.std, generator=generator)
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(config.tau)]))
+
+    def logits(self, rows: Tensor) -> Tensor:
+        check_width(rows, self.project.in_features)
+        here = F.normalize(wide_layer(rows, self.project), dim=-1)  # (N, n)
+        there = F.normalize(self.directions.to(here.dtype), dim=-1)  # (E, n)
+        scale = self.log_scale.to(here.dtype).clamp(max=math.log(LARGEST)).exp()
+        with uncast(rows.device):
+            return here @ there.T * scale
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
+        if self.normalised:
+            return best(logits, self.config.active)
+        p, index = logits.softmax(-1).topk(1)
+        return index, p, None
+
+
+CARD = Card(
+    "cosine",
+    kind="router",
+    config=Cosine,
+    paper=Paper("2206.03382", 2022, "Tutel: Adaptive Mixture-of-Experts at Scale"),
+    tags=frozenset({"sparse", "learned"}),
+    tiny={"experts": 4, "width": 6},
+    summary="The k experts whose direction is nearest to a token's, in a small space.",
+    family="token choice",
+    names=("Cosine gate", "Cosine router"),
+)
