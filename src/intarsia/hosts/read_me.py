@@ -7,7 +7,7 @@ by expert is in `placement.batching`.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -118,24 +118,17 @@ def train_gate(
     batches: of mixed domains, drawn by the seed. Targets of a batch are computed once. Padding does
     not count.
     """
-    at_least("steps", steps, 1)
     targets: dict[int, Tensor] = {}
-    draws = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(gate.parameters(), lr=lr)
-    losses: list[float] = []
-    for step in range(steps):
-        at = int(torch.randint(len(batches), (), generator=draws))
+
+    def loss(at: int) -> Tensor:
         if at not in targets:
             targets[at] = pregate_targets(model, masks, batches[at])
         real = _real(batches[at])
-        loss = gate_loss(gate(batches[at]["input_ids"])[real], targets[at][:, real])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(float(loss.detach()) / len(targets[at]))
-        if step % 20 == 0:
-            report(f"gate, step {step}: {losses[-1]:.3f}")
-    return losses
+        total = gate_loss(gate(batches[at]["input_ids"])[real], targets[at][:, real])
+        return total / len(targets[at])  # Adam does not mind, and a mean can be read
+
+    turn = "gate", gate.parameters(), loss, len(batches)
+    return _train(*turn, steps=steps, lr=lr, seed=seed, report=report)
 
 
 def train_experts(
@@ -154,26 +147,44 @@ def train_experts(
     The gate stays as it is. The loss is that of the next token; padding does not count.
     Returns the losses.
     """
-    at_least("steps", steps, 1)
-    draws = torch.Generator().manual_seed(seed)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=lr)
-    losses: list[float] = []
-    for step in range(steps):
-        batch = batches[int(torch.randint(len(batches), (), generator=draws))]
-        ids = batch["input_ids"]
+
+    def loss(at: int) -> Tensor:
+        ids, real = batches[at]["input_ids"], _real(batches[at])[:, 1:]
         with torch.no_grad():
             chosen = gate(ids).argmax(-1)
         with masked(model, masks, chosen):
-            logits: Tensor = model(**batch).logits
-        real = _real(batch)[:, 1:]
-        loss = F.cross_entropy(logits[:, :-1][real].float(), ids[:, 1:][real])
+            logits: Tensor = model(**batches[at]).logits
+        return F.cross_entropy(logits[:, :-1][real].float(), ids[:, 1:][real])
+
+    weights = (p for p in model.parameters() if p.requires_grad)
+    turn = "experts", weights, loss, len(batches)
+    return _train(*turn, steps=steps, lr=lr, seed=seed, report=report)
+
+
+def _train(
+    name: str,
+    weights: Iterable[nn.Parameter],
+    loss_of: Callable[[int], Tensor],
+    batches: int,
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    report: Report,
+) -> list[float]:
+    """Train weights by AdamW on batches that the seed draws, by their numbers.  Returns losses."""
+    at_least("steps", steps, 1)
+    draws = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(weights, lr=lr)
+    losses: list[float] = []
+    for step in range(steps):
+        loss = loss_of(int(torch.randint(batches, (), generator=draws)))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
         if step % 20 == 0:
-            report(f"experts, step {step}: {losses[-1]:.3f}")
+            report(f"{name}, step {step}: {losses[-1]:.3f}")
     return losses
 
 

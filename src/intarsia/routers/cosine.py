@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ class CosineRouter(ScoreRouter[Cosine]):
     def __init__(self, config: Cosine, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config)
         self.normalised = config.active > 1 or config.experts == 1
-        self.project = nn.utils.skip_init(nn.Linear, width, config.width)
+        self.project = cast(nn.Linear, nn.utils.skip_init(nn.Linear, width, config.width))
         for parameter in self.project.parameters():
             nn.init.uniform_(parameter, -(width**-0.5), width**-0.5, generator=generator)
         self.directions = nn.Parameter(torch.empty(config.experts, config.width))
