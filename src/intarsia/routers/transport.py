@@ -85,7 +85,10 @@ class TransportRouter(GateRouter[Transport]):
         if config.per == "token":
             return k_sparse_ot(-score.T, share, one, math.ceil(config.capacity), **solver).T
         room = room_for(config.capacity, tokens, self.experts)
-        return k_sparse_ot(-score, one, share, room, **solver)
+        plan = k_sparse_ot(-score, one, share, room, **solver)
+        if tokens >= FEW:
+            warn_of_uncovered(float((plan.amax(1) <= 0).float().mean()))
+        return plan
 
     def score(self, logits: Tensor, p: Tensor) -> Tensor:
         """Return what a pair is worth to the plan.  logits, p: (N, E) both -> (N, E)."""
@@ -99,10 +102,7 @@ class TransportRouter(GateRouter[Transport]):
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = logits.softmax(-1)
         index = torch.arange(self.experts, device=p.device).expand_as(p)
-        pairs = self.plan(self.score(logits, p)) > 0
-        if len(pairs) >= FEW and self.config.per == "expert":
-            warn_of_uncovered(float((~pairs.any(1)).float().mean()))
-        return index, p, pairs
+        return index, p, self.plan(self.score(logits, p)) > 0
 
 
 def warn_of_uncovered(share: float) -> None:
