@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intarsia.gating as gating
-from intarsia import Slime
+from intarsia import Slime, UniMoe
 from intarsia.core import Routing
 from intarsia.gating import RandomSource
 from intarsia.hosts import read_me
 from intarsia.hosts.senses.connectors import Resampler
 from intarsia.methods.slime import TiledView, kept
+from intarsia.methods.uni_moe import ModalityRouter
 from intarsia.mixtures import AdamOnce, Capacity, HeavyBall, Residual
 from intarsia.mixtures.residual import Update
 from intarsia.placement import Topology, Trace
@@ -214,6 +215,12 @@ def tutel_cosine(tensors: Tensors) -> Tensors:
         "largest": routings[2].load().max().reshape(1),
         "loss": routings[1].losses["balance"].reshape(1),
     }
+
+
+def uni_moe(tensors: Tensors) -> Tensors:
+    router = ModalityRouter(UniMoe(active=2).routing(), 6, generator=draws())
+    put(router, weight=tensors["weight"])
+    return {"weights": router(tensors["x"]).dense()}
 
 
 def sparse_transport(tensors: Tensors, gamma: float, iterations: int) -> Tensors:
