@@ -140,12 +140,19 @@ def trained(
     experts: int,
     folder: Path | None = None,
     until: int = 99,
+    owners: list[list[int]] | None = None,
     **more: Any,
 ) -> tuple[dict[str, Tensor], list[float]]:
-    """Weights and scores of a run, in each process; up to a step, whose checkpoint is there."""
+    """Weights and scores of a run, in each process; up to a step, whose checkpoint is there.
+
+    owners: takes those of all experts before each step.
+    """
     model = net(experts)
 
-    def stop(_model: nn.Module, step: int, _steps: int) -> None:
+    def stop(model: nn.Module, step: int, _steps: int) -> None:
+        if owners is not None:
+            parts = [m for m in model.modules() if isinstance(m, FssdpExperts)]
+            owners.append(torch.cat([part.owner for part in parts]).tolist())
         if step == until:
             raise Stop
 
@@ -159,16 +166,11 @@ def trained(
 
 
 def with_owners(
-    strategy: Fssdp, experts: int
+    strategy: Fssdp, experts: int, folder: Path | None = None, resume: bool = False
 ) -> tuple[dict[str, Tensor], list[float], list[list[int]]]:
     """`trained`, and the owners of all experts before each step."""
     owners: list[list[int]] = []
-
-    def note(model: nn.Module, _step: int, _steps: int) -> None:
-        parts = [m for m in model.modules() if isinstance(m, FssdpExperts)]
-        owners.append(torch.cat([part.owner for part in parts]).tolist())
-
-    return *trained(strategy, experts, schedule=note), owners
+    return *trained(strategy, experts, folder, owners=owners, resume=resume), owners
 
 
 def run_of(model: nn.Module, own: dict[str, Any]) -> Run:

@@ -80,17 +80,19 @@ def test_experts_change_their_owners_with_all_that_is_remembered_of_them(
 
     With a checkpoint in between, too, whose owners are those of that step.
     """
-    from fitting_jobs import resumed, trained, with_owners  # pyright: ignore[reportMissingImports]
+    from fitting_jobs import trained, with_owners  # pyright: ignore[reportMissingImports]
 
     want, told = trained(None, 6)
-    for weights, scores, owners in four.run(with_owners, Fssdp(1, 3, reshard=2), 6):
+    strategy, folder = Fssdp(1, 3, reshard=2), tmp_path / "run"
+    owners: list[list[int]] = []
+    for weights, scores, owners in four.run(with_owners, strategy, 6):
         assert owners[0] == owners[1] != owners[2] == owners[3]
         assert sorted(owners[2][:6]) != [0, 0, 1, 2, 2, 3]  # not as many of each layer any more
         assert max(float((weights[n] - want[n]).abs().max()) for n in want) < CLOSE
         assert scores == pytest.approx(told, rel=1e-6)
-    strategy, folder = Fssdp(1, 3, reshard=2), tmp_path / "run"
     four.run(trained, strategy, 6, folder, 3)
-    for weights, _ in four.run(resumed, strategy, 6, folder, 99):
+    for weights, _, again in four.run(with_owners, strategy, 6, folder, True):
+        assert again == owners[3:]
         assert max(float((weights[n] - want[n]).abs().max()) for n in want) < CLOSE
 
 

@@ -133,22 +133,24 @@ class Attached:
                     continue
                 for name, weight in part.local.named_parameters(recurse=False):
                     yield f"{path}.{LOCAL}.{name}", weight, partial(part.moved, owner=owner)
-                part.give(owner)
+                part.set_owner(owner)
 
     def owners(self) -> dict[str, Any]:
         """Return who owns the experts of layers where that may change, and how many processes."""
         parts = {p: part for p, part in self.parts.items() if isinstance(part, FssdpExperts)}
         return {"world": self.world, "of": {path: part.owner for path, part in parts.items()}}
 
-    def give(self, owners: Mapping[str, Any]) -> None:
-        """Take these owners, with room for the weights of theirs; others than of as many processes
-        have owners in order."""
+    def set_owners(self, owners: Mapping[str, Any]) -> None:
+        """Set owners that a checkpoint has, and make room for their weights.
+
+        Owners of another number of processes are left out: experts are then in order.
+        """
         if owners.get("world") != self.world:
             return
         for path, owner in owners["of"].items():
             part = self.parts.get(path)
             if isinstance(part, FssdpExperts):
-                part.give(owner)
+                part.set_owner(owner)
                 count = len(part.lot(part.rank)[0])
                 for weight in part.local.parameters(recurse=False):
                     put_rows(weight, weight.new_empty([count, *weight.shape[1:]]))

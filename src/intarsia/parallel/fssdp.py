@@ -256,8 +256,8 @@ class FssdpExperts(Sharded):
         came = sparse_gather(rows.detach().flatten(1), self.owner, holds, self.wire, "reshard")
         return came.view(len(came), *rows.shape[1:])
 
-    def give(self, owner: Tensor) -> None:
-        """Let these be the owners from now on; the weights are put in by the caller."""
+    def set_owner(self, owner: Tensor) -> None:
+        """Set the owners from now on; the caller puts the weights in."""
         self.owner, self.holds = owner, owner[None] == torch.arange(self.world)[:, None]
         self.own = self.holds[self.rank].cumsum(0) - 1
         self.local.experts = int(self.holds[self.rank].sum())

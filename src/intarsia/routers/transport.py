@@ -108,9 +108,9 @@ class TransportRouter(GateRouter[Transport]):
 def warn_of_uncovered(share: float) -> None:
     """Warn if more than 5 % of a batch's tokens have no expert."""
     if share > UNCOVERED:
-        found = f"{share:.0%} of the tokens of a batch have no expert"
+        message = f"transport: {share:.0%} of the tokens of a batch have no expert. "
         fix = "Raise capacity, to 1.25 for example, or leave cost='logits'."
-        warnings.warn(f"transport: {found}. {fix}", UserWarning, stacklevel=2)
+        warnings.warn(message + fix, UserWarning, stacklevel=2)
 
 
 @torch.no_grad()

@@ -115,7 +115,8 @@ def restore(
     later = {name for name in ("val", "test", "task") if not (saved.get(name) and own.get(name))}
     was, now = ({k: v for k, v in one.items() if k not in later} for one in (saved, own))
     check_same(was, now)
-    learner.parts.give(state.get("owners", {}))  # before any weight: they decide what is kept here
+    # before any weight: owners decide what is kept here
+    learner.parts.set_owners(state.get("owners", {}))
     mine = learner.parts.own
     put_back(model, mine(state["learned"]))
     learner.load_state(state["learner"])
