@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 import time
@@ -15,9 +16,10 @@ import pytest
 from filelock import FileLock
 
 from intarsia.bench.arms import arm
-from intarsia.bench.folder import PLAN, RESULTS, SEARCHES
+from intarsia.bench.folder import PLAN, RESULTS
 from intarsia.bench.protocols import protocol
 from intarsia.bench.run import How, measured, run_plan
+from intarsia.experiments.searching import SEARCHES
 from intarsia.core.errors import CheckpointError, ConfigError
 from intarsia.results.suites import records
 
@@ -113,9 +115,12 @@ def test_one_rate_of_a_method_is_chosen_for_all_tasks_from_one_grid(tmp_path: Pa
     found = run_plan(plan, tmp_path, ONE, quiet, work)
     rules = plan.protocol
     assert rules.chosen_on is not None
-    tasks, grid = rules.chosen_on.tasks, rules.grid["lr"]
+    tasks = rules.chosen_on.tasks
     searched = [r for r in ran if not r["test"]]
-    assert len(searched) == len(plan.searches()) == len(plan.arms) * len(tasks) * len(grid)
+    grid = sorted({r["experiment"]["lr"] for r in searched})
+    assert set(rules.grid["lr"]) <= set(grid)  # it grows for all while an edge wins for one
+    assert len(searched) == len(plan.arms) * len(tasks) * len(grid)
+    assert len(plan.searches()) == len(plan.arms) * len(tasks) * len(rules.grid["lr"])
     for one in plan.arms:
         ours = [r for r in searched if r["experiment"]["method"] == one.settings.method]
         assert {(r["experiment"]["data"], r["experiment"]["seed"]) for r in ours} == {
@@ -136,6 +141,39 @@ def test_one_rate_of_a_method_is_chosen_for_all_tasks_from_one_grid(tmp_path: Pa
     assert all("@" not in flat["data"] and flat["val"] is None for flat in finals)
     # whole seeds first
     assert [flat["seed"] for flat in finals] == [*sorted([0, 1] * 9), *sorted([2, 3] * 9)]
+
+
+def test_a_grid_grows_for_all_methods_while_an_edge_of_it_wins_for_one(tmp_path: Path) -> None:
+    """A probe is best at a rate far beyond the grid, the others inside of it."""
+    ran = list[dict[str, Any]]()
+
+    def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        ran.append(dict(inputs))
+        flat, found = inputs["experiment"], toys.work(inputs)
+        if "val" in found["results"]:
+            best = 0.3 if flat["method"] == "linear" else 1e-3
+            right = 0.9 - 0.1 * abs(math.log10(flat["lr"] / best))
+            found["results"]["val"] = found["results"]["val"] | {"accuracy": right}
+        return found
+
+    plan = toys.plan("even", seeds=(0,), tasks=toys.TOYS.tasks[:1])
+    found = run_plan(plan, tmp_path, ONE, quiet, work)
+    rates = {r.method.name: r.setup.selected["lr"] for r in found}
+    assert rates == {"linear": 0.3, "adaptformer": 1e-3, "mosa": 1e-3}
+    grid = (*plan.protocol.grid["lr"], 0.1, 0.3, 1.0)
+    for one in plan.arms:
+        ours = {r["experiment"]["lr"] for r in ran if not r["test"]
+                and r["experiment"]["method"] == one.settings.method}  # fmt: skip
+        assert ours == set(grid)
+    assert all(r.setup.tried == 3 * len(grid) for r in found)
+    # the limit of the search holds
+    near = replace(plan.protocol, chosen_on=replace(plan.protocol.chosen_on, reach=(1e-4, 0.1)))
+    (linear, *_) = run_plan(replace(plan, protocol=near), tmp_path / "near", ONE, quiet, work)
+    assert linear.setup.selected == {"lr": 0.1}
+    # a search that each place has for itself does not grow: its rates are multiples of the arm's
+    tuned = toys.plan("tuned", seeds=(0,), tasks=toys.TOYS.tasks[:1])
+    (linear, *_) = run_plan(tuned, tmp_path / "tuned", ONE, quiet, work)
+    assert linear.setup.tried == 6
 
 
 def test_the_temperature_of_a_search_is_that_of_the_run_it_chooses(tmp_path: Path) -> None:

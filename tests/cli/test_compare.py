@@ -16,7 +16,7 @@ from intarsia.claims import ledger
 from intarsia.cli import demo_steps, early
 from intarsia.core import Claim, Result
 from intarsia.core.errors import ConfigError, TrainingError
-from intarsia.experiments import matrix
+from intarsia.experiments import matrix, rates
 from intarsia.experiments.experiment import Adapted, Experiment, Pictures
 from intarsia.experiments.matrix import PlannedRun, by_method, on_one_adapter, planned, run_all
 from intarsia.experiments.settings import method
@@ -37,6 +37,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(matrix, "EXECUTOR", "here")
     monkeypatch.setattr(matrix, "run", run)
+    monkeypatch.setattr(rates, "run", run)
     return names
 
 
@@ -101,7 +102,7 @@ def test_texts_are_compared_by_methods_that_they_can_have(
     monkeypatch.setattr(matrix, "run", fail)
     data = tmp_path / "answers.jsonl"
     data.write_text('{"prompt": "a", "response": "b"}\n' * 9)
-    words = ("compare", data, "--seeds", "0", "--out", tmp_path / "c")
+    words = ("compare", data, "--seeds", "0", "--lr", "1e-3", "--out", tmp_path / "c")
     assert intarsia(*words).code == 2
     assert [(one["model"], one["method"]) for one in asked] == [
         ("smollm2", "lora"), ("smollm2", "mixlora"),
@@ -137,11 +138,24 @@ def test_report_of_runs(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
         ("--seeds 0,x", "several with commas"),
         ("--seeds 0,0", "each once"),
         ("--set experts=2", "METHOD.name=value"),
-        ("--set lora.rank=2", "one of ['bottleneck', 'linear', 'mosa']"),
+        ("--set bitfit.rank=2", "one of ['bottleneck', 'linear', 'lora', 'mosa']"),
+        ("--lr 0", "want above 0"),
+        ("--lr nan", "want"),
+        ("--set lora.lr=-1", "--set lora.lr"),
+        ("--set lora.lr=fast", "--set lora.lr"),
+        ("--set bitfit.lr=1", "one of ['bottleneck', 'linear', 'lora', 'mosa']"),
+        ("--rates 1e-3", "two or more different rates"),
+        ("--rates 1e-3,1e-3", "two or more different rates"),
+        ("--rates 1e-3,0", "from 1e-06 to 1"),
+        ("--rates 1e-3,nan", "from 1e-06 to 1"),
+        ("--rates 1e-3,x", "numbers with commas"),
+        ("--rates ,", "got none"),
+        ("--rates 1e-3,1e-2 --lr 1e-3", "a search, or one rate for all"),
+        ("--val 0", "want a validation part"),
         ("--set mosa.exprts=2", "Did you mean experts"),
         ("--jobs 0", "--jobs"),
         ("--baseline linear", "Did you mean linear probe"),
-        ("--methods vpt-deep,mosa --baseline lora", "['mosa', 'vpt-deep']"),
+        ("--methods vpt-deep,mosa --baseline lora", "['linear probe', 'mosa', 'vpt-deep']"),
     ],
 )
 def test_bad_contests(
@@ -193,7 +207,7 @@ def test_ctrl_c_starts_no_further_run(
 
     monkeypatch.setattr(matrix, "EXECUTOR", "here")
     monkeypatch.setattr(matrix, "run", stopped)
-    said = intarsia("compare", folder, *TINY, "--out", tmp_path / "c")
+    said = intarsia("compare", folder, *TINY, "--lr", "1e-3", "--out", tmp_path / "c")
     assert said.code == 130 and "same command again" in said.words and len(calls) == 1
 
 

@@ -13,7 +13,7 @@ from ..core.files import alone, read_json, write_json, write_text
 
 FORMAT = 1
 SHARED = "suite", "protocol"  # by all results of a folder
-RESULTS, SEARCHES, PLAN = "results.jsonl", "searches.jsonl", "bench.json"
+RESULTS, PLAN = "results.jsonl", "bench.json"
 README = """A benchmark of intarsia.
 
 index.html, table.md, table.tex   the tables and their statistics

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
-from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
+from ..core.checks import RATE_REACH
 from ..core.errors import ConfigError
 from ..data.suites import JOINED, JOINT
-from ..experiments import settings
+from ..experiments import searching, settings
 from ..experiments.experiment import Experiment
 from ..methods import Official
 from ..methods.mosa import PUBLISHED as RECIPES
@@ -26,11 +26,13 @@ class ChosenOn:
     """Where values are chosen once for all tasks of a suite.
 
     tasks: "suite/task" each, on whose validation parts the mean accuracy decides; seeds: of those
-    runs, which no run that counts has.
+    runs, which no run that counts has.  reach: the lowest and the highest rate that the grid may be
+    extended to, for all methods, while an edge of it is the best for one of them.
     """
 
     tasks: tuple[str, ...]
     seeds: tuple[int, ...]
+    reach: tuple[float, float] = RATE_REACH
 
 
 @dataclass(frozen=True)
@@ -111,18 +113,33 @@ class Protocol:
     ) -> tuple[Experiment, Mapping[str, Any]] | None:
         """A run with the values of the highest mean accuracy on validation, and its end.
 
-        The first of equals; a run that failed counts as 0. None if all of them failed.
+        The lower loss decides among equals; a run that failed counts as 0. None if all of them
+        failed.
         """
-        values: dict[tuple[Any, ...], list[tuple[Experiment, Mapping[str, Any]]]] = {}
-        for run, end in zip(runs, ends, strict=True):
-            flat = run.flat()
-            values.setdefault(tuple(flat[name] for name in self.grid), []).append((run, end))
+        scores = searching.scores_by(runs, ends, self.grid)
+        if not scores:
+            return None
+        best = dict(zip(self.grid, searching.best_of(scores), strict=True))
+        pairs = zip(runs, ends, strict=True)
+        return next((run, end) for run, end in pairs if best.items() <= run.flat().items())
 
-        def mean(found: Sequence[tuple[Experiment, Mapping[str, Any]]]) -> float:
-            return fmean(end["val"]["accuracy"] if "val" in end else 0.0 for _, end in found)
+    def wider(
+        self, searched: Iterable[tuple[Sequence[Experiment], Sequence[Mapping[str, Any]]]]
+    ) -> Protocol | None:
+        """The protocol with a rate beyond each edge of its grid that won a search.
 
-        scored = [found for found in values.values() if any("val" in end for _, end in found)]
-        return max(scored, key=mean)[0] if scored else None
+        None if none did, if the limit is reached, or if each task chooses for itself.
+        """
+        if self.chosen_on is None:
+            return None
+        scores = [searching.scores_by(runs, ends, ["lr"]) for runs, ends in searched]
+        winners = [
+            searching.winning_edge({rate: score for (rate,), score in found.items()})
+            for found in scores
+            if found
+        ]
+        rates = searching.extended(self.grid["lr"], winners, self.chosen_on.reach)
+        return None if rates == self.grid["lr"] else replace(self, grid={**self.grid, "lr": rates})
 
     def settle(self, final: Experiment, best: Experiment) -> Experiment:
         """The run that counts, with what the search chose."""

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import DataError, TrainingError
+from ..core.errors import DataError
 from ..experiments.experiment import Experiment
 from ..experiments.one_run import run as one_run
 from ..experiments.one_run import shape_of
 from ..experiments.pool import Trial, TrialEnd, Work, run_told
+from ..experiments.searching import SEARCHES, carry_missing, unusable
 from ..results.store import Store
 from ..results.suites import records
 from ..train.folder import STATE
-from .folder import RESULTS, SEARCHES, opened
+from .folder import RESULTS, opened
 from .plan import BenchPlan, Slot, key_for
 from .preflight import check
 
@@ -62,6 +62,9 @@ def run_plan(
         places = list(plan.places())
         kept = Store(out / SEARCHES)
         searched = _search(plan, places, kept, out, how, report, work)
+        while (wider := plan.wider(searched.values())) is not None:
+            plan = wider
+            searched = _search(plan, places, kept, out, how, report, work)
         return _finish(plan, places, searched, out, how, report, work)
 
 
@@ -76,33 +79,17 @@ def _search(
 ) -> dict[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]]:
     """The searches of each place and their ends; those that had ended are read."""
     runs = {place: plan.search(place) for place in places}
-    asked = {key_for(e): (place, e) for place, found in runs.items() for e in found}
+    trials: dict[str, Trial] = {}
+    for place, found in runs.items():
+        for e in found:
+            name = f"{place}, search {', '.join(_chosen(plan, e))}"
+            trials.setdefault(key_for(e), _trial(name, key_for(e), e, place, out, test=False))
 
-    def todo(key: str) -> bool:
-        return key not in kept or (how.again and "error" in kept[key])
+    def carry(left: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
+        _run(left, how, report, work, done)
 
-    trials = [
-        _trial(f"{place}, search {', '.join(_chosen(plan, e))}", key, e, place, out, test=False)
-        for key, (place, e) in asked.items()
-        if todo(key)
-    ]
-
-    def done(end: TrialEnd) -> None:
-        kept.add(str(end.trial.inputs["key"]), _row(end))
-
-    _run(trials, how, report, work, done)
+    carry_missing(list(trials.values()), kept, carry, again=how.again)
     return {p: (found, [kept[key_for(e)] for e in found]) for p, found in runs.items()}
-
-
-def _row(end: TrialEnd) -> dict[str, Any]:
-    """What is kept of a search's run."""
-    if end.result is None:
-        return {"error": end.error}
-    found = end.result["results"]
-    if wrong := unusable(found["val"], "val"):
-        return {"error": wrong, "seconds": found["seconds"]}
-    kept = {name: found[name] for name in ("val", "seconds")}
-    return kept | {"temperature": found.get("temperature")}
 
 
 def _chosen(plan: BenchPlan, experiment: Experiment) -> list[str]:
@@ -202,15 +189,6 @@ def _settled(
     # a run that keeps its validation part fits one itself
     temperature = None if rules.chosen_on is not None else best[1].get("temperature")
     return rules.settle(final, best[0]), setup, temperature
-
-
-def unusable(scores: Mapping[str, Any], part: str) -> str:
-    """Why scores of a part are no result; "" if each is a number."""
-    for name, value in scores.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            what, fix = f"{name} of {part}", "The training went astray: lower the method's lr."
-            return str(TrainingError(what, got=value, want="a finite number", fix=fix))
-    return ""
 
 
 def measured(found: Mapping[str, Any]) -> records.Done | records.Failed:

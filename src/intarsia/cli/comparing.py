@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.checks import above
 from ..core.errors import ConfigError
 from ..core.files import alone, read_json
 from . import completing
@@ -20,6 +21,7 @@ from .early import (
     is_text,
     method_key,
     numbers,
+    rates,
 )
 from .options import (
     Data,
@@ -27,14 +29,25 @@ from .options import (
     allow_pixels,
     experiment_values,
     given_in_words,
+    option_row,
     running_values,
     shared,
     with_options,
 )
 from .shell import note, say, show_json, show_rich
-from .training import FOR_TEXTS
+from .training import FOR_TEXTS, use_threads
 
 TEXT_METHODS = "lora,mixlora"  # where nothing is said
+PROBE = "linear"
+LR = (
+    "One learning rate for all methods; if not given, each has the one that is best for it on "
+    "validation. --set METHOD.lr=value fixes that of one method."
+)
+RATES = (
+    "The grid that every method tries, with commas; 1e-3,3e-3,1e-2 if not given. It grows while "
+    "an edge of it is the best rate for a method."
+)
+NO_LINEAR = "Do not put a linear probe beside methods for pictures where --methods has none."
 Baseline = Annotated[
     str | None, typer.Option(help="Label of the method the others are held against; the first.")
 ]
@@ -66,9 +79,14 @@ SeesLater = Annotated[
 
 
 @with_options(
-    shared(
-        settings="A setting of one method: METHOD.name=value, as mosa.active=2; may be repeated.",
-        split_seed="Of the split; each run's own seed if not given.",
+    (
+        *shared(
+            settings="A setting of one method: METHOD.name=value, as lora.rank=8; may be repeated.",
+            split_seed="Of the split; each run's own seed if not given.",
+            lr=(float | None, None, LR),
+        ),
+        option_row("Training", "rates", str | None, None, RATES),
+        option_row("Model", "no_linear", bool, False, NO_LINEAR),
     )
 )
 def compare(
@@ -80,7 +98,7 @@ def compare(
             autocompletion=completing.METHODS,
             help="With commas; as for `intarsia fit`. Of texts lora,mixlora if not given.",
         ),
-    ] = "linear,bottleneck,mosa",
+    ] = "linear,lora,bottleneck,mosa",
     seeds: Annotated[str, typer.Option(help="With commas.")] = "0,1,2",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs; runs/compare-DATA if not given.")
@@ -96,9 +114,10 @@ def compare(
 ) -> None:
     """Train several methods, or routers, at several seeds on the same data: one table, one page.
 
-    Settings of a method are given as --set METHOD.name=value. Called again, it keeps the runs that
-    are finished and goes on with one that was stopped. With --routers, the same small model under
-    each of them.
+    Each method has a learning rate of its own: the best of one grid for all, on validation, at a
+    seed that no run has; --lr fixes one for all. Settings of a method are given as --set
+    METHOD.name=value. Called again, it keeps the runs that are finished and goes on with one that
+    was stopped. With --routers, the same small model under each of them.
 
     Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set mosa.active=2
     """
@@ -116,39 +135,66 @@ def compare(
 
 def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[str]) -> None:
     """given: the shared options among all that was asked; words: the names of what was given."""
-    data, methods, baseline = asked["data"], asked["methods"], asked["baseline"]
+    data, baseline = asked["data"], asked["baseline"]
+    grid, no_linear = given.pop("rates"), given.pop("no_linear")
     check_data(data)
     check_choices(given)
     check_numbers(given | {"jobs": asked["jobs"]})
+    _check_rates(given, grid)
     if is_text(data):
         given |= {"model": FOR_TEXTS["model"]} if "model" not in words else {}
-        methods = methods if "methods" in words else TEXT_METHODS
-    given_names = [name.strip() for name in methods.split(",") if name.strip()]
-    names = [method_key(name, note) for name in given_names]
-    settings = list(_by_key(given["settings"] or (), dict(zip(given_names, names, strict=True))))
+        asked |= {"methods": TEXT_METHODS} if "methods" not in words else {}
+    names, settings = _named(asked["methods"], given["settings"] or ())
+    if PROBE not in names and not (is_text(data) or no_linear):
+        note("A linear probe stands beside them; --no-linear leaves it out.")
+        names.append(PROBE)
     from ..experiments import matrix
     from ..experiments.experiment import Experiment, located
 
     values = experiment_values(given) | {"data": located(data), "settings": ()}
+    if values["lr"] is None:  # a search replaces it
+        del values["lr"]
     seeds = numbers("--seeds", asked["seeds"])
     folder = asked["out"] or Path("runs") / f"compare-{Path(data).name}"
     start = Experiment.of(values)
-    chosen = matrix.on_one_adapter(start, names, matrix.by_method(settings), note)
-    runs = matrix.planned(start, names, seeds, chosen, folder)
+    chosen, fixed = matrix.apart_from_rates(matrix.by_method(settings))
+    chosen = matrix.on_one_adapter(start, names, chosen, note)
+    once = not given["recompute"]
+    runs = matrix.planned(start, names, seeds, chosen, folder, fixed, once=once)
     matrix.check_baseline(runs, baseline)
+    how = {"jobs": asked["jobs"], "threads": given["threads"], "running": running_values(given)}
+    use_threads(given["threads"])
     with alone(folder):
         try:
-            matrix.run_all(
-                runs,
-                jobs=asked["jobs"],
-                report=note,
-                threads=given["threads"],
-                running=running_values(given),
-            )
+            if given["lr"] is None:
+                from ..experiments.rates import RATES, RateSearch
+
+                search = RateSearch(RATES if grid is None else rates(grid), **how)
+                runs = search.find(runs, folder, note, fixed)
+            matrix.run_all(runs, report=note, **how)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt("Call the same command again to go on.") from stop
         page = folder / "report.html"
         show_comparison([e.folder for e in runs], page, baseline, asked["as_json"])
+
+
+def _check_rates(given: Mapping[str, Any], grid: str | None) -> None:
+    """Raises: ConfigError for a rate or a grid that cannot be, and for both."""
+    if given["lr"] is not None:
+        above("--lr", given["lr"], 0, fix="Try 1e-3, or leave it out: each method gets its own.")
+    if grid is None:
+        return
+    rates(grid)
+    if given["lr"] is not None:
+        got, fix = f"it and --lr {given['lr']:g}", "Leave one of them out."
+        raise ConfigError("--rates", got=got, want="a search, or one rate for all", fix=fix)
+
+
+def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the keys of methods, and METHOD.name=value with keys in place of names."""
+    given = [name.strip() for name in methods.split(",") if name.strip()]
+    names = [method_key(name, note) for name in given]
+    return names, list(_by_key(settings, dict(zip(given, names, strict=True))))
 
 
 def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
@@ -238,6 +284,7 @@ def show_comparison(
         differences,
         gather,
         json_rows,
+        rates,
         terminal_table,
         write_report,
     )
@@ -248,6 +295,8 @@ def show_comparison(
         show_json({"report": str(written), "rows": json_rows(comparison)})
         return
     show_rich(terminal_table(comparison))
-    for line in differences(comparison):
-        say(line)
+    shared = rates.shared(comparison)
+    for line in (*differences(comparison), *rates.described(comparison), shared):
+        if line:
+            say(line)
     say(f"Report: {written}")

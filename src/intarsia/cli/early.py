@@ -20,6 +20,7 @@ from ..core.checks import (
     check_device,
     named_numbers,
     one_of,
+    rate_grid,
 )
 from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.pictured import lists_pictures
@@ -174,6 +175,15 @@ def numbers(what: str, text: str) -> tuple[int, ...]:
         want = "a whole number, or several with commas"
         raise ConfigError(what, got=repr(text), want=want, fix=f"For example: {what}=0,1")
     return found
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """Return the learning rates of --rates, in ascending order.  Raises: ConfigError."""
+    try:
+        return rate_grid("--rates", [float(word) for word in text.split(",") if word.strip()])
+    except ValueError as error:
+        want, fix = "numbers with commas", "For example: --rates 1e-3,3e-3,1e-2"
+        raise ConfigError("--rates", got=repr(text), want=want, fix=fix) from error
 
 
 def method_key(name: str, report: Callable[[str], None]) -> str:

@@ -91,10 +91,12 @@ def shared(
     *,
     settings: str = "A setting of the method, as experts=4 or over.bottleneck=16; may be repeated.",
     split_seed: str = "Of the split; --seed if not given.",
+    lr: tuple[Any, float | None, str] = (float, 1e-3, "Learning rate of AdamW."),
 ) -> tuple[Parameter, ...]:
     """The options of a training run, but for its method, seed and folder.
 
     settings, split_seed: the help of these options, which mean something else to some verbs.
+    lr: the type, the default and the help of the rate, which `compare` searches for.
     """
     return (
         _pictures("images", int | None, None, IMAGES, "-n"),
@@ -119,7 +121,7 @@ def shared(
         _training("density", float | None, None, "Of the schedule's layers; its own default."),
         _training("epochs", int, 20, "Passes over the training images."),
         _training("batch_size", int, 32, "Images per step."),
-        _training("lr", float, 1e-3, "Learning rate of AdamW."),
+        _training("lr", *lr),
         _training("weight_decay", float, 1e-4, "Of AdamW."),
         _training("warmup", float, 0.1, "Share of the steps."),
         _training("mixup", float, 0.0, "Alpha of mixup."),

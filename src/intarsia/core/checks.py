@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from numbers import Integral
 
 from .errors import ConfigError
@@ -61,6 +61,24 @@ def below_one(what: str, got: float, fix: str = "Try 0.1.") -> None:
     """Raises: ConfigError unless 0 <= got < 1; NaN is refused, too."""
     if not _holds(lambda: 0 <= got < 1):
         raise ConfigError(what, got=_said(got), want=f"0 <= {what} < 1", fix=fix)
+
+
+RATE_REACH = (1e-6, 1.0)
+"""The lowest and the highest learning rate that a search tries."""
+
+
+def rate_grid(what: str, rates: Iterable[float]) -> tuple[float, ...]:
+    """Return the learning rates of a search in ascending order.
+
+    Raises: ConfigError for fewer than two, one that stands there twice, or one outside RATE_REACH.
+    """
+    grid, (low, high) = tuple(sorted(rates)), RATE_REACH
+    if len(set(grid)) < max(2, len(grid)) or not all(low <= rate <= high for rate in grid):
+        got = ", ".join(f"{rate:g}" for rate in grid) or "none"
+        want = f"two or more different rates, each from {low:g} to {high:g}"
+        fix = "For example 1e-3,3e-3,1e-2; --lr takes a single rate for all methods."
+        raise ConfigError(what, got=got, want=want, fix=fix)
+    return grid
 
 
 DEVICES = ("cpu", "cuda", "mps")

@@ -62,20 +62,22 @@ def carry_out(
     whole: bool = False,
     evaluate_every: int = 1,
     temperature: float | None = None,
+    search: Mapping[str, Any] | None = None,
 ) -> Run:
     """Train as the experiment says; `running.out` becomes a folder that can be resumed and read.
 
     shared: where several runs keep what they have in common; the result is the same without it.
     score: False does not look at the test part, as a search must not.  whole: True computes all of
     the model in every step, see `once.trimmed`; for tests.  evaluate_every: as `fit` takes it.
-    temperature: of the `tempered_loss` of a run without a validation part.
+    temperature: of the `tempered_loss` of a run without a validation part.  search: how the rate
+    was found, for the record.
     Texts are carried out by `language`.
     Raises: what `load_data`, `backbone`, `apply` and `fit` raise; UnknownName for a method that is
     not listed.
     """
     interrupts.check()
     if is_text(experiment.pictures.data):
-        return language.carry_out(experiment, running, report, score=score)
+        return language.carry_out(experiment, running, report, score=score, search=search)
     method = method_of(experiment)
     recipe = recipe_of(method, experiment)
     device_named(running.compute.device)  # one that is not there is refused, too
@@ -92,6 +94,7 @@ def carry_out(
             whole=whole,
             evaluate_every=evaluate_every,
             temperature=temperature,
+            search=search,
         )
 
 
@@ -107,6 +110,7 @@ def _on_pictures(
     whole: bool,
     evaluate_every: int,
     temperature: float | None,
+    search: Mapping[str, Any] | None,
 ) -> Run:
     report(f"Reading the pictures of {experiment.pictures.data}.")
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
@@ -125,6 +129,7 @@ def _on_pictures(
     key = trunk_key(adapted) | {"classes": classes, "seed": seed}
     model = copy.deepcopy(shared.get("model", key, lambda: model_of(adapted, classes, seed)))
     about = record_of(model, method, experiment, data) | {"chosen": chosen}
+    about |= {"search": search} if search else {}
     same = {"inputs": about["inputs"], "pictures": hashes(data)}
     sets = sets_of(experiment, data, input_config(model), shared, same, score=score)
     same = same | {"trunk": about["trunk"]}

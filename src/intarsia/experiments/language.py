@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -42,21 +42,28 @@ def carry_out(
     report: Callable[[str], None],
     *,
     score: bool = True,
+    search: Mapping[str, Any] | None = None,
 ) -> Run:
     """Train as the experiment says, with scores on the test part before and after.
 
-    score: False does not look at the test part.
+    score: False does not look at the test part.  search: how the learning rate was found, for the
+    record.
     Raises: what `load_texts`, `language_model`, `adapt` and `fit` raise; ConfigError for options
     that mean nothing for texts; UnknownName for a method that is not listed.
     """
     check_options(experiment)
     check_text(experiment.pictures.data)
     with owned(running.out, running.resume):  # a folder in use is refused before the work begins
-        return _on_texts(experiment, running, report, score=score)
+        return _on_texts(experiment, running, report, score=score, search=search)
 
 
 def _on_texts(
-    experiment: Experiment, running: Running, report: Callable[[str], None], *, score: bool
+    experiment: Experiment,
+    running: Running,
+    report: Callable[[str], None],
+    *,
+    score: bool,
+    search: Mapping[str, Any] | None,
 ) -> Run:
     asked, seed = experiment.adapted, experiment.training.seed
     model, tokenizer = language_model(
@@ -71,6 +78,7 @@ def _on_texts(
         "trunk": trunk_fingerprint(model),
         "data": data.record,
     }
+    about |= {"search": search} if search else {}
     method = settings.chosen(asked, experiment.training)
     about["method"] = settings.said(method)
     model = with_method(model, method, experiment, data.train)

@@ -5,13 +5,14 @@ A process for each run keeps the memory of one out of the peak of the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..core import Method
-from ..core.checks import at_least
+from ..core.checks import above, at_least
 from ..core.errors import ConfigError, UnknownName
 from ..data.texts import is_text
 from ..results import numbers
@@ -21,6 +22,7 @@ from . import experiment as experiments
 from . import language, settings
 from .execute import method_of
 from .experiment import Experiment
+from .once import features_once
 from .one_run import run, shape_of
 from .pool import Trial, TrialEnd, refuse_failed, run_told
 
@@ -30,10 +32,23 @@ EXECUTOR = "fresh"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A method at a seed, and the folder of its run."""
+    """A method at a seed, and the folder of its run.
+
+    search: how its learning rate was found, for the run's record; see `rates`.
+    """
 
     experiment: Experiment
     folder: Path
+    search: Mapping[str, Any] | None = None
+
+    @property
+    def method(self) -> str:
+        """The key of its method."""
+        return self.experiment.adapted.method
+
+    def at_rate(self, rate: float, search: Mapping[str, Any] | None = None) -> PlannedRun:
+        """Return the run with another learning rate, and how that was found."""
+        return replace(self, experiment=self.experiment.changed(lr=rate), search=search)
 
     def trial(self, running: Mapping[str, Any], *, quiet: bool) -> Trial:
         """The piece of work.  running: of `Running`; quiet: what it says comes with its end."""
@@ -43,21 +58,22 @@ class PlannedRun:
             "folder": str(self.folder.absolute()),
             "running": dict(running),
             "quiet": quiet,
+            "search": self.search,
         }
         shape = shape_of(self.experiment, running=inputs["running"])
         return Trial(name, inputs, kind=self.experiment.label, stack=shape)
 
-    def finished(self) -> bool:
-        """Whether the folder holds this very run, complete.
+    def finished(self, but: Collection[str] = ()) -> bool:
+        """Return whether the folder holds this very run, complete.
 
+        but: options that may differ.
         Raises: ConfigError for a folder with another experiment.
         """
         if not (self.folder / experiments.FILE).is_file():
             return False
-        found = experiments.read(self.folder)
-        if found != self.experiment:
-            ours, theirs = self.experiment.flat(), found.flat()
-            differs = [f"{k}={theirs[k]}" for k in ours if ours[k] != theirs[k]]
+        ours, theirs = self.experiment.flat(), experiments.read(self.folder).flat()
+        differs = [f"{k}={theirs[k]}" for k in ours if ours[k] != theirs[k] and k not in but]
+        if differs:
             what, want = f"run folder {self.folder}", "a new folder, or runs of the same comparison"
             got = f"a run with {', '.join(differs)}"
             raise ConfigError(what, got=got, want=want, fix="Choose another --out.")
@@ -70,23 +86,28 @@ def planned(
     seeds: Sequence[int],
     chosen: Mapping[str, Sequence[str]],
     out: Path,
+    rates: Mapping[str, float] = MappingProxyType({}),
+    *,
+    once: bool = True,
 ) -> list[PlannedRun]:
     """Every method at every seed; all of a seed before the next one.
 
-    chosen: name=value settings by method.
+    chosen: name=value settings by method; rates: learning rates that are not those of `start`.
+    once: a linear probe's features are computed once, where that changes no result.
     Raises: UnknownName and ConfigError for what is wrong with any of them, before a run begins.
     """
     if len(set(methods)) < len(methods) or len(set(seeds)) < len(seeds) or not (methods and seeds):
         got = f"{', '.join(methods)}; {', '.join(map(str, seeds))}"
         fix = "For example: --methods linear,mosa --seeds 0,1"
         raise ConfigError("--methods or --seeds", got=got, want="each once, at least one", fix=fix)
-    if unknown := [name for name in chosen if name not in methods]:
+    if unknown := [name for name in (*chosen, *rates) if name not in methods]:
         raise UnknownName("method in --set METHOD.name=value", unknown[0], methods)
     found: list[PlannedRun] = []
     for seed in seeds:
         for method in methods:
             one = start.changed(method=method, seed=seed, settings=tuple(chosen.get(method, ())))
-            one = one.suited()
+            one = one.changed(lr=rates.get(method, start.training.lr)).suited()
+            one = features_once(one) if once else one
             method_of(one)
             if is_text(one.pictures.data):
                 language.check_options(one)
@@ -112,6 +133,25 @@ def by_method(words: Iterable[str]) -> dict[str, list[str]]:
             raise ConfigError(f"--set {name}", got=got, want="METHOD.name=value", fix=fix)
         found.setdefault(method, []).append(f"{rest}={value}")
     return found
+
+
+def apart_from_rates(
+    chosen: Mapping[str, Sequence[str]],
+) -> tuple[dict[str, Sequence[str]], dict[str, float]]:
+    """Return the settings by method without METHOD.lr=value, and those rates by method.
+
+    Raises: ConfigError for a rate that is no number above 0.
+    """
+    rates: dict[str, float] = {}
+    for method, words in chosen.items():
+        if (text := settings.pairs(words).get("lr")) is not None:
+            what = f"--set {method}.lr"
+            rates[method] = settings.value_of(what, text, float)
+            above(what, rates[method], 0, "Try 1e-3.")
+    rest = {
+        m: [w for w in words if w.partition("=")[0].strip() != "lr"] for m, words in chosen.items()
+    }
+    return {m: words for m, words in rest.items() if words or m not in rates}, rates
 
 
 def on_one_adapter(

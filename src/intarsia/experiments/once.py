@@ -24,8 +24,23 @@ from ..train.loop import Sets
 from ..train.precision import DTYPES, cast_frozen
 from ..train.processes import processes
 from ..train.progress import Bar, FirstSteps
+from . import settings
 from .experiment import Experiment
 from .shared import SharedWork, Spent
+
+
+def features_once(one: Experiment) -> Experiment:
+    """Return a linear probe whose features are computed once, where that changes no result.
+
+    Other methods, and probes of pictures that are cropped or mixed anew in every step, are returned
+    as they are.
+    """
+    loss, same = one.recipe.loss, one.pictures.augment == "none"
+    if one.adapted.method != "linear" or not same or loss.mixup or loss.cutmix:
+        return one
+    if settings.teacher_of(one.objective) is not None:  # it sees the pictures
+        return one
+    return one.changed(frozen_once=True)
 
 
 @contextmanager

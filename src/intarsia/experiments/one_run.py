@@ -22,16 +22,17 @@ from .workers import sendable
 
 
 @lru_cache(maxsize=1)
-def shared_in(folder: str) -> SharedWork:
-    """What this process holds in common for all of its runs."""
-    return SharedWork(Path(folder))
+def shared_in(folder: str | None) -> SharedWork:
+    """Return what this process holds in common for all of its runs; None keeps it in memory."""
+    return SharedWork(None if folder is None else Path(folder))
 
 
 def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
     """Train and score; the run's folder is kept, and one that was killed goes on.
 
     inputs: experiment (flat), folder (of the run); and if they are there: shared (folder of what
-    runs have in common), test (False: the test part is not looked at), running (fields of
+    runs have in common, None: memory), test (False: the test part is not looked at), search (how
+    the learning rate was found, kept in the record), running (fields of
     `Running`), quiet (False: what it says is printed, not only returned), whole (True: every step
     computes all of the model, see `once.trimmed`), evaluate_every (as `fit` takes it), temperature
     (of `tempered_loss`, where the run has no validation part). Or stack: the inputs of several runs
@@ -40,7 +41,8 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
     if "stack" in inputs:
         return _stack(inputs["stack"])
     experiment = Experiment.of(inputs["experiment"])
-    folder, shared = Path(inputs["folder"]), inputs.get("shared")
+    folder = Path(inputs["folder"])
+    shared = shared_in(inputs["shared"]) if "shared" in inputs else None
     options = {"trackers": (), **inputs.get("running", {}), "seat": seat}
     running = with_keywords(Running(out=folder, resume=(folder / FILE).is_file()), options)
     lines: list[str] = []
@@ -49,16 +51,18 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
         experiment,
         running,
         lines.append if quiet else announce,
-        None if shared is None else shared_in(shared),
+        shared,
         score=inputs.get("test", True),
         whole=inputs.get("whole", False),
         evaluate_every=inputs.get("evaluate_every", 1),
         temperature=inputs.get("temperature"),
+        search=inputs.get("search"),
     )
     record = found.record
     return {
         "results": dict(record["results"]),
         "parameters": dict(record["parameters"]),
+        "sizes": {part: about["n"] for part, about in record["data"].items()},
         "origin": {} if shared is None else origin_of(record["record"]),
         "lines": lines,
     }

@@ -12,6 +12,7 @@
   const wanted = {
     parameters: ({ group }) => inAll(group),
     time: ({ group }) => inAll(group),
+    rates: ({ group }) => inAll(group),
     curves: ({ group, metric, split, seed }) =>
       inAll(group) && metric === one("metric").value && splits().has(split) && (seed === null || one("seeds").checked),
     masks: ({ group, course }) => inAll(group) && course === one("course").value,
@@ -84,7 +85,7 @@
     if (has) draw(["confusion"]);
   }
 
-  for (const box of all("[data-group]")) box.addEventListener("change", () => draw(["parameters", "time", "curves", "masks", "line"]));
+  for (const box of all("[data-group]")) box.addEventListener("change", () => draw(["parameters", "time", "rates", "curves", "masks", "line"]));
   for (const control of all("#metric, #seeds, [data-split]")) control.addEventListener("change", () => draw(["curves"]));
   one("course")?.addEventListener("change", () => draw(["masks"]));
   for (const control of all("#method, [name=mode]")) control.addEventListener("change", showErrors);

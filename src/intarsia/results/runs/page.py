@@ -9,7 +9,7 @@ from typing import Any
 
 from ...core.files import write_text
 from .. import frame, numbers
-from . import figures, sparse
+from . import figures, rates, sparse
 from .confusion import confusion_of
 from .curves import line_of, mean_line
 from .grouping import Comparison, RunGroup, comparison_of
@@ -96,6 +96,7 @@ def _plots(comparison: Comparison) -> dict[str, Any]:
         {
             "parameters": figures.by_parameters(comparison) if several else None,
             "time": figures.by_time(comparison) if several else None,
+            "rates": rates.against_rates(comparison, looks),
             "curves": figures.curves(comparison),
             "masks": sparse.courses(comparison, looks),
             "densities": sparse.densities(comparison),

@@ -12,6 +12,7 @@ import numpy as np
 from .. import numbers
 from ..sheet import Spread
 from ..wording import capital, joined
+from . import rates
 from .grouping import Comparison, RunGroup, model_of, set_of
 from .reading import FinishedRun
 
@@ -44,7 +45,7 @@ def sentences(comparison: Comparison) -> list[str]:
         found.append(guess)
     if (text := _perplexity(comparison.best)) is not None:
         found.append(text)
-    return found
+    return found + rates.described(comparison)
 
 
 def _what(comparison: Comparison) -> str:
@@ -188,6 +189,8 @@ def notices(comparison: Comparison, validation: str | None = None) -> list[str]:
             "A picture may have several labels, so there is no confusion matrix: a label is there "
             "or not, and is not taken for another."
         )
+    if (text := rates.shared(comparison)) is not None:
+        found.append(text)
     if len(groups) > 1 and any(len(group.runs) == 1 for group in groups):
         found.append("A method with one seed has no spread: its difference may be chance.")
     return found + _shared(runs)

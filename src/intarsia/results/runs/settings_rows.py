@@ -18,7 +18,9 @@ from .reading import FinishedRun
 from .sentences import PART_NAMES, data_of, selection_of
 
 FEW = 4  # words of a list that are shown one by one
-_SEEN_ELSEWHERE = ("label", "model", "method", "data", "classes", "command", "experiment")
+_SEEN_ELSEWHERE = (
+    *("label", "model", "method", "data", "classes", "command", "experiment", "search"),
+)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from .. import numbers
 from ..table import Column, Entry, Table, Terminal, markdown
 from ..wording import capital
+from . import rates
 from .grouping import Comparison, RunGroup
 
 CALIBRATION = (
@@ -43,6 +44,7 @@ def table_of(comparison: Comparison) -> Table:
         Column("Seeds", "Number of runs that differ in the seed only", spare=2),
         Column("Adapter parameters", "Trained parameters outside the classification head"),
         Column("With head", "Trained parameters including the classification head", spare=6),
+        rates.COLUMN,
         Column("Time", "Training time of one run, without evaluation: mean over seeds"),
         Column("Peak memory", "Highest memory of the process: largest of the seeds", spare=1),
     ]
@@ -85,6 +87,7 @@ def _row(group: RunGroup, base: RunGroup | None) -> tuple[Entry, ...]:
         Entry(str(accuracy.n)),
         Entry(numbers.count(costs.trained_without_head), full=f"{costs.trained_without_head:,}"),
         Entry(numbers.count(costs.trained), full=f"{costs.trained:,}"),
+        rates.entry(group),
         Entry(
             numbers.seconds(seconds.mean),
             _ratio(seconds.mean, base and base.seconds.mean, group is base),
@@ -148,6 +151,8 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "parameters": costs.parameters,
                 "trained": costs.trained,
                 "trained_without_head": costs.trained_without_head,
+                "lr": rates.rate_of(group),
+                "search": rates.search_of(group),
                 "seconds": asdict(group.seconds),
                 "peak_bytes": group.peak_bytes,
                 "seeds": [run.seed for run in group.runs],

@@ -1,0 +1,217 @@
+"""Find a learning rate for each method of a comparison, on validation parts.
+
+One grid for all methods, so that each has as many trials; it grows for all while an edge of it is
+the best for one. The draws of the search are at seeds that no run of the comparison has, and one
+rate of a method holds for all seeds. No trial looks at a test part.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count, islice, product
+from pathlib import Path
+from typing import Any
+
+from ..core.checks import RATE_REACH, rate_grid
+from ..core.errors import ConfigError
+from ..data.texts import is_text
+from ..results import numbers
+from ..results.runs.reading import measure
+from ..results.store import Store, key_of
+from . import searching
+from .experiment import Experiment
+from .matrix import PlannedRun, Report
+from .one_run import run, shape_of, shared_in
+from .pool import Trial, TrialEnd, refuse_failed, run_told
+
+RATES = (1e-3, 3e-3, 1e-2)
+"""The grid to begin with."""
+FIRST_SEED = 100  # of the draws
+MOST_DRAWS, ENOUGH = 3, 100  # draws, and validation pictures of all draws together
+FOLDER = "rates"  # of the trials, below that of the comparison
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """The rates that every method of a comparison tries, and how the trials are carried out.
+
+    rates: to begin with.  reach: the lowest and the highest rate that the grid may grow to.
+    jobs: trials at a time.  threads: of torch in each.  running: other fields of `Running`.
+
+    Raises: ConfigError on a grid that cannot be.
+    """
+
+    rates: Sequence[float] = RATES
+    reach: tuple[float, float] = RATE_REACH
+    jobs: int = 1
+    threads: int | None = None
+    running: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rates", rate_grid("rates", self.rates))
+
+    def find(
+        self, runs: Sequence[PlannedRun], out: Path, report: Report, fixed: Collection[str] = ()
+    ) -> list[PlannedRun]:
+        """Give the runs of each method the rate with its best mean score on validation parts.
+
+        runs: as `planned` gives them.  out: the folder that keeps the trials' scores, so that a
+        search that was stopped goes on, and one that has ended is only read.
+        fixed: methods that keep their rate.
+        Raises: ConfigError for a run without a validation part, and for finished runs of another
+        comparison in their folders; TrainingError if all trials of a method failed.
+        """
+        bases = {r.method: r.experiment for r in runs if r.method not in fixed}
+        if not bases:
+            return list(runs)
+        for r in runs:
+            _check_validation(r.experiment)
+            r.finished(but=() if r.method in fixed else ("lr",))
+        taken = {r.experiment.training.seed for r in runs}
+        seeds = list(islice((s for s in count(FIRST_SEED) if s not in taken), MOST_DRAWS))
+        kept = Store(out / searching.SEARCHES)
+        trials = _Trials(bases, out / FOLDER, kept, self, report)
+        trials.carry(self.rates, seeds[:1])
+        found = trials.widest(self.rates, seeds[: trials.draws(seeds[0])])
+        shutil.rmtree(out / FOLDER, ignore_errors=True)  # of trials that failed
+        shared_in.cache_clear()
+        failed = [f"{method}: {how['error']}" for method, how in found.items() if "error" in how]
+        refuse_failed(failed, len(found))
+        return [
+            r.at_rate(found[r.method]["rate"], found[r.method]) if r.method in found else r
+            for r in runs
+        ]
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """The trials of a search.
+
+    bases: the experiment of each method, but for its rate and seed.  out: where trials work.
+    """
+
+    bases: Mapping[str, Experiment]
+    out: Path
+    kept: Store
+    how: RateSearch
+    report: Report
+
+    def of(self, method: str, rates: Sequence[float], seeds: Sequence[int]) -> list[Experiment]:
+        """Return the trials of a method."""
+        base = self.bases[method]
+        return [base.changed(lr=rate, seed=seed) for rate, seed in product(rates, seeds)]
+
+    def carry(self, rates: Sequence[float], seeds: Sequence[int]) -> None:
+        """Carry out what is not kept yet."""
+        trials = [self._trial(e) for m in self.bases for e in self.of(m, rates, seeds)]
+        jobs = self.how.jobs
+        # one after the other they share what they have in memory with the trials of later rounds
+        how: dict[str, Any] = {"jobs": jobs, "executor": "here" if jobs == 1 else "processes"}
+        how |= {"threads": self.how.threads, "report": self.report, "said": _told}
+
+        def carry(left: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
+            def ended(end: TrialEnd) -> None:
+                done(end)
+                if end.result is not None:  # its score is all that is wanted of it
+                    shutil.rmtree(end.trial.inputs["folder"], ignore_errors=True)
+
+            if left:
+                self.report(f"Searching learning rates on validation: {len(left)} short trials.")
+            run_told(left, run, done=ended, **how)
+
+        searching.carry_missing(trials, self.kept, carry)
+
+    def _trial(self, one: Experiment) -> Trial:
+        key = key_of(one.flat())
+        inputs: dict[str, Any] = {
+            "key": key,
+            "experiment": one.flat(),
+            "folder": str((self.out / key).absolute()),
+            "shared": None,
+            "test": False,
+            "evaluate_every": int(one.recipe.select == "val" or one.recipe.patience is not None),
+            "running": {k: v for k, v in self.how.running.items() if k != "trackers"},
+        }
+        name = f"{one.label}, rate {one.training.lr:g}, seed {one.training.seed}"
+        shape = shape_of(one, test=False, running=inputs["running"])
+        return Trial(name, inputs, kind=one.label, stack=shape)
+
+    def ends(self, found: Sequence[Experiment]) -> list[Mapping[str, Any]]:
+        """Return the kept ends of trials."""
+        return [self.kept[key_of(one.flat())] for one in found]
+
+    def draws(self, seed: int) -> int:
+        """Return how many draws a validation part of this size needs; 1 for texts."""
+        size = self._size([seed])
+        text = any(is_text(one.pictures.data) for one in self.bases.values())
+        return 1 if text or not size else min(MOST_DRAWS, -(-ENOUGH // size))
+
+    def _size(self, seeds: Sequence[int]) -> int:
+        """Return the size of a draw's validation part, 0 if every trial failed."""
+        rates = self.how.rates
+        ends = [end for m in self.bases for end in self.ends(self.of(m, rates, seeds))]
+        return next((end["n"] for end in ends if "n" in end), 0)
+
+    def widest(self, rates: Sequence[float], seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
+        """Carry out all trials, with more rates while an edge wins; how each rate was found."""
+        while True:
+            self.carry(rates, seeds)
+            scores = {m: self._scores(m, rates, seeds) for m in self.bases}
+            winners = [searching.winning_edge(found) for found in scores.values() if found]
+            wider = searching.extended(rates, winners, self.how.reach)
+            if wider == tuple(rates):
+                break
+            more = " and ".join(f"{rate:g}" for rate in wider if rate not in rates)
+            self.report(f"An edge of the grid is the best rate for a method: {more} is tried, too.")
+            rates = wider
+        return {m: self._how_found(m, scores[m], rates, seeds) for m in self.bases}
+
+    def _scores(
+        self, method: str, rates: Sequence[float], seeds: Sequence[int]
+    ) -> dict[float, searching.Score]:
+        trials = self.of(method, rates, seeds)
+        found = searching.scores_by(trials, self.ends(trials), ["lr"])
+        return {rate: score for (rate,), score in found.items()}
+
+    def _how_found(
+        self,
+        method: str,
+        scores: Mapping[float, searching.Score],
+        rates: Sequence[float],
+        seeds: Sequence[int],
+    ) -> dict[str, Any]:
+        """Return what a run's record says of the search for its rate, see `results.runs.rates`."""
+        ends = self.ends(self.of(method, rates, seeds))
+        if not scores:
+            return {"error": ends[0]["error"]}
+        val = next(end["val"] for end in ends if "val" in end)
+        best = searching.best_of(scores)
+        self.report(f"{self.bases[method].label}: rate {best:g}, the best of {len(rates)}.")
+        return {
+            "rate": best,
+            "rates": list(rates),
+            "scores": [scores[rate][0] if rate in scores else None for rate in rates],
+            "measure": "perplexity" if "perplexity" in val else measure(val),
+            "draws": len(seeds),
+            "samples": self._size(seeds),
+            "limit": searching.winning_edge(scores) is not None,
+        }
+
+
+def _check_validation(one: Experiment) -> None:
+    """Raises: ConfigError for an experiment without a validation part."""
+    if one.pictures.val == 0:
+        want, fix = "a validation part", "Leave --val out, or fix one rate for all: --lr 3e-3."
+        raise ConfigError("search for learning rates", got="--val 0", want=want, fix=fix)
+
+
+def _told(result: Mapping[str, Any]) -> str:
+    """Return the validation score of a trial, in words."""
+    scores = result["results"]["val"]
+    if wrong := searching.unusable(scores, "val"):
+        return f"FAILED, {wrong}"
+    if "perplexity" in scores:
+        return f"perplexity {scores['perplexity']:.2f} on validation"
+    return f"{numbers.percent(searching.score_of(scores))} on validation"

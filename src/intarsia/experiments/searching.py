@@ -1,0 +1,129 @@
+"""Search a grid on validation parts: the same values for all that is compared.
+
+`intarsia compare` (`rates`) and the protocols of `intarsia bench` share this: trials that are kept
+and never run twice, the mean over tasks and draws as the judge, and a grid of learning rates that
+grows while one of its edges wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from ..core.errors import TrainingError
+from ..results.runs.reading import measure
+from ..results.store import Store
+from .experiment import Experiment
+from .pool import Trial, TrialEnd
+
+SEARCHES = "searches.jsonl"
+"""Where a folder keeps the ends of its trials."""
+
+Carry = Callable[[Sequence[Trial], Callable[[TrialEnd], None]], None]
+Score = tuple[float, float]
+
+
+def carry_missing(
+    trials: Sequence[Trial], kept: Store, carry: Carry, *, again: bool = True
+) -> None:
+    """Carry out the trials whose ends are not kept yet, and keep each end.
+
+    trials: with the "key" of their row among their inputs.  carry: carries trials out and calls its
+    second argument with each end.  again: a trial that failed is tried once more.
+    """
+
+    def missing(key: str) -> bool:
+        return key not in kept or (again and "error" in kept[key])
+
+    def done(end: TrialEnd) -> None:
+        kept.add(str(end.trial.inputs["key"]), row_of(end))
+
+    carry([trial for trial in trials if missing(str(trial.inputs["key"]))], done)
+
+
+def row_of(end: TrialEnd) -> dict[str, Any]:
+    """Return what is kept of a trial: its validation scores, seconds and temperature, or its error.
+
+    n: samples of the validation part, where the trial says so.
+    """
+    if end.result is None:
+        return {"error": end.error}
+    results = end.result["results"]
+    if wrong := unusable(results["val"], "val"):
+        return {"error": wrong, "seconds": results["seconds"]}
+    row = {name: results[name] for name in ("val", "seconds")}
+    row |= {"temperature": results.get("temperature")}
+    return row | ({"n": sizes["val"]} if (sizes := end.result.get("sizes")) else {})
+
+
+def unusable(scores: Mapping[str, Any], part: str) -> str:
+    """Return why scores of a part are no result, or "" if each is a number."""
+    for name, value in scores.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            what, fix = f"{name} of {part}", "The training went astray: lower the method's lr."
+            return str(TrainingError(what, got=value, want="a finite number", fix=fix))
+    return ""
+
+
+def score_of(val: Mapping[str, float]) -> float:
+    """Return the validation score that decides, 0 ... 1: of a text 1 / perplexity."""
+    return 1 / val["perplexity"] if "perplexity" in val else val[measure(val)]
+
+
+def scores_by(
+    runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]], names: Iterable[str]
+) -> dict[tuple[Any, ...], Score]:
+    """Return the mean score for each combination of values, and minus the mean loss behind it.
+
+    names: of the values, as ("lr",).  A run that failed counts as 0. Values of which every run
+    failed are left out.
+    """
+    ended: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for run, end in zip(runs, ends, strict=True):
+        flat = run.flat()
+        ended.setdefault(tuple(flat[name] for name in names), []).append(end)
+
+    def mean(rows: Sequence[Mapping[str, Any]]) -> Score:
+        parts = [row.get("val") for row in rows]
+        score = fmean(0.0 if val is None else score_of(val) for val in parts)
+        return score, -fmean(math.inf if val is None else val.get("loss", 0.0) for val in parts)
+
+    return {v: mean(rows) for v, rows in ended.items() if any("val" in row for row in rows)}
+
+
+def best_of(scores: Mapping[Any, Score]) -> Any:
+    """Return the key of the highest score; the lower loss decides among equals, then the order."""
+    return max(scores, key=scores.__getitem__)
+
+
+def winning_edge(scores: Mapping[float, Score]) -> float | None:
+    """Return the rate that wins at an edge of its grid, where a better one may lie beyond.
+
+    An edge that only ties with its neighbour, as where every answer is right, does not win.
+    """
+    rates, best = sorted(scores), best_of(scores)
+    if len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return None
+    neighbour = rates[1] if best == rates[0] else rates[-2]
+    return best if scores[best][0] > scores[neighbour][0] else None
+
+
+def extended(
+    rates: Sequence[float], winners: Iterable[float | None], reach: tuple[float, float]
+) -> tuple[float, ...]:
+    """Return the grid with the next rate beyond each edge that won for somebody.
+
+    The same grid if none did, or if the next rate is outside `reach`. Rates go up by half a decade:
+    1e-3, 3e-3, 1e-2.
+    """
+    low, high = min(rates), max(rates)
+    won = set(winners)
+    beyond = [_step(edge, by) for edge, by in ((low, -1), (high, 1)) if edge in won]
+    return tuple(sorted({*rates, *(rate for rate in beyond if reach[0] <= rate <= reach[1])}))
+
+
+def _step(rate: float, by: int) -> float:
+    """Return the neighbour of a rate among 1, 3, 10, 30 ..., times a power of ten."""
+    return float(f"{10 ** ((round(2 * math.log10(rate)) + by) / 2):.1g}")

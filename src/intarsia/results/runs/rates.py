@@ -1,0 +1,116 @@
+"""Learning rates of a comparison, and how each was found: a column, sentences and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .. import plots
+from ..table import Column, Entry
+from ..wording import joined
+from .grouping import Comparison, RunGroup
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+COLUMN = Column("Rate", "Learning rate; “limit”: the search may try no rate beyond it")
+
+
+def rate_of(group: RunGroup) -> float | None:
+    """Return the learning rate of a group's runs."""
+    rate = group.runs[0].record["training"].get("lr")
+    return rate if isinstance(rate, int | float) else None
+
+
+def search_of(group: RunGroup) -> Mapping[str, Any] | None:
+    """Return what the record of a group's first run says of the search for its rate."""
+    search = group.runs[0].given.get("search")
+    return search if isinstance(search, Mapping) else None
+
+
+def entry(group: RunGroup) -> Entry:
+    """Return the rate of a group as the table shows it."""
+    rate = rate_of(group)
+    limit = (search_of(group) or {}).get("limit")
+    return Entry("" if rate is None else f"{rate:g}", "limit" if limit else "")
+
+
+def described(comparison: Comparison) -> list[str]:
+    """Say in sentences how the rates were found; nothing where none was searched for."""
+    searches = {group.label: found for group in comparison.groups if (found := search_of(group))}
+    if not searches:
+        return []
+    found = [_grid(next(iter(searches.values())), comparison)]
+    if given := [group.label for group in comparison.groups if group.label not in searches]:
+        found.append(f"The rate of {joined(given)} was given.")
+    if ends := [label for label, search in searches.items() if search["limit"]]:
+        found.append(f"A better rate of {joined(ends)} may lie beyond the limit of the search.")
+    return found
+
+
+def _grid(search: Mapping[str, Any], comparison: Comparison) -> str:
+    rates, draws = [f"{rate:g}" for rate in search["rates"]], search["draws"]
+    perplexity = search["measure"] == "perplexity"
+    best = "lowest perplexity" if perplexity else f"highest {search['measure'].replace('_', ' ')}"
+    kind = "rows" if comparison.runs[0].samples == "tokens" else "pictures"
+    where = f"{search['samples']:,} validation {kind}"
+    where = where if draws == 1 else f"{draws} draws of {where}"
+    text = (
+        f"Each method tried {len(rates)} learning rates ({', '.join(rates)}) and has the one with "
+        f"the {best} on {where}, for all seeds; no trial looked at its test part."
+    )
+    if _own_splits(comparison):
+        text += f" Each seed draws its own test part, in which some of these {kind} may be."
+    return text
+
+
+def _own_splits(comparison: Comparison) -> bool:
+    """Return whether the test parts differ between seeds."""
+    parts = [run.record["data"].get("test") or {} for run in comparison.runs]
+    return len({part.get("sha256") for part in parts}) > 1
+
+
+def shared(comparison: Comparison) -> str | None:
+    """Warn of several methods that share one rate which nobody searched for."""
+    groups = comparison.groups
+    rates = {rate_of(group) for group in groups}
+    if len(groups) < 2 or len(rates) > 1 or None in rates or any(map(search_of, groups)):
+        return None
+    return (
+        f"All methods share the learning rate {rates.pop():g}, which may suit some of them better "
+        "than others."
+    )
+
+
+def against_rates(comparison: Comparison, looks: Sequence[plots.Look]) -> Figure | None:
+    """Draw the validation score of each method by learning rate; the chosen one is larger."""
+    traces: list[Any] = []
+    perplexity = False
+    for number, group in enumerate(comparison.groups):
+        if (search := search_of(group)) is None:
+            continue
+        perplexity = search["measure"] == "perplexity"
+        tried = zip(search["rates"], search["scores"], strict=True)
+        scores = [(rate, score) for rate, score in tried if score]  # None: every trial failed
+        traces.append(
+            plots.plotly().Scatter(
+                x=[rate for rate, _ in scores],
+                y=[1 / score if perplexity else 100 * score for _, score in scores],
+                name=plots.safe(group.label),
+                mode="lines+markers",
+                line={"width": 2},
+                marker={
+                    "size": [13 if rate == search["rate"] else 7 for rate, _ in scores],
+                    "symbol": plots.SYMBOLS[looks[number].symbol],
+                },
+                hovertemplate="%{y:.4g} at %{x:g}<extra>%{fullData.name}</extra>",
+                meta={"group": number},
+            )
+        )
+    if not traces:
+        return None
+    figure = plots.figure_of(traces)
+    figure.update_xaxes(type="log", title_text="Learning rate", dtick=1)
+    if perplexity:
+        return figure.update_yaxes(title_text="Validation perplexity")
+    return figure.update_yaxes(title_text=f"Validation {comparison.measure}", ticksuffix=" %")
