@@ -25,10 +25,8 @@ model = intarsia.backbone(
     size=asked.size,
     pretrained=not asked.tiny,
 )
-# as many parts train at a time as suits so many pictures and epochs
-method = intarsia.Mosa.for_budget(images=len(data.train), epochs=asked.epochs)
 last = range(len(model.blocks) - 3, len(model.blocks))  # the other blocks stay as they are
-model = intarsia.adapt(model, method, layers=last)
+model = intarsia.adapt(model, intarsia.Lora(16), layers=last)
 run = intarsia.fit(model, data, epochs=asked.epochs, lr=5e-3, out=asked.out)
 print(run)
 

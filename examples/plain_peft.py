@@ -26,7 +26,7 @@ if asked.tiny:
 data = intarsia.load_data(asked.folder, seed=0)
 torch.manual_seed(0)  # of the trunk, where it is not pretrained
 trunk = timm.create_model(asked.model, num_classes=len(data.classes), **settings)
-model = intarsia.adapt(trunk, intarsia.Mosa())
+model = intarsia.adapt(trunk, intarsia.Lora(8))
 intarsia.fit(model, data, epochs=asked.epochs, lr=2e-3)
 model.save_pretrained(asked.out)
 

@@ -14,7 +14,12 @@ from .test_front_door import desk
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAYS = {
     "own_folder": ("accuracy", "Adapter, head, scores and mistakes"),
-    "compare_and_fold": ("Mosa minus bottleneck", "Highest mean accuracy", "local-dir:"),
+    "compare_and_fold": (
+        "Learning rates:",
+        "Mosa minus bottleneck",
+        "Highest mean accuracy",
+        "local-dir:",
+    ),
     "language_model": ("perplexity of the test rows", "PEFT adapter: adapter"),
     "upcycle_and_route": ("cat:", "dog:"),
     "plain_peft": ("largest difference of the outputs", "step 2: loss"),
@@ -52,4 +57,4 @@ def test_the_notebook_runs_from_top_to_bottom(
     file = tmp_path / "book.py"
     file.write_text("\n\n".join(code).replace("TINY = False", "TINY = True"))
     runpy.run_path(str(file))
-    assert "Split minus whole" in capsys.readouterr().out
+    assert "Lora minus bottleneck" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Sparse and modular adaptation of pretrained PyTorch models.
 
-model = intarsia.adapt(model, intarsia.Mosa(experts=4))
+model = intarsia.adapt(model, intarsia.Lora(rank=8))
 intarsia.fit(model, train, val, epochs=20)
 stock = intarsia.fold(model)
 """

@@ -19,8 +19,8 @@ from intarsia.bench.arms import arm
 from intarsia.bench.folder import PLAN, RESULTS
 from intarsia.bench.protocols import protocol
 from intarsia.bench.run import How, measured, run_plan
-from intarsia.experiments.searching import SEARCHES
 from intarsia.core.errors import CheckpointError, ConfigError
+from intarsia.experiments.searching import SEARCHES
 from intarsia.results.suites import records
 
 from . import toys

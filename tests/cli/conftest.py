@@ -108,8 +108,8 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of MoSA on them; not to be written to."""
     out = tmp_path_factory.mktemp("runs") / "mosa"
     said = call(
-        "fit", folder, *TINY, *QUICK, "--set", "over.bottleneck=4", "--set", "active=2",
-        "--out", out,
+        "fit", folder, *TINY, *QUICK, "--method", "mosa", "--set", "over.bottleneck=4",
+        "--set", "active=2", "--out", out,
     )  # fmt: skip
     assert said.code == 0, said.err
     return out

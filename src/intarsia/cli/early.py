@@ -180,10 +180,26 @@ def numbers(what: str, text: str) -> tuple[int, ...]:
 def rates(text: str) -> tuple[float, ...]:
     """Return the learning rates of --rates, in ascending order.  Raises: ConfigError."""
     try:
-        return rate_grid("--rates", [float(word) for word in text.split(",") if word.strip()])
+        grid = [float(word) for word in text.split(",") if word.strip()]
     except ValueError as error:
         want, fix = "numbers with commas", "For example: --rates 1e-3,3e-3,1e-2"
         raise ConfigError("--rates", got=repr(text), want=want, fix=fix) from error
+    return rate_grid("--rates", grid)
+
+
+def check_rates(lr: float | None, grid: str | None) -> None:
+    """Raises: ConfigError for a rate or a grid that cannot be, and for both.
+
+    lr: one for all methods.  grid: of the search for one for each.
+    """
+    if lr is not None:
+        above("--lr", lr, 0, fix="Try 1e-3, or leave it out: each method then gets its own.")
+    if grid is None:
+        return
+    rates(grid)
+    if lr is not None:
+        got, fix = f"it and --lr {lr:g}", "Leave one of them out."
+        raise ConfigError("--rates", got=got, want="a search, or one rate for all", fix=fix)
 
 
 def method_key(name: str, report: Callable[[str], None]) -> str:

@@ -39,7 +39,7 @@ def export(
 
     The file is loaded again and held against the trained model on pictures of the test part.
 
-    Example:  intarsia export runs/elpv-mosa-0 --format onnx
+    Example:  intarsia export runs/elpv-lora-0 --format onnx
     """
     if form not in SUFFIXES:
         raise UnknownName("format", form, SUFFIXES)

@@ -47,7 +47,7 @@ def evaluate(
 ) -> None:
     """Score a finished run on a part of its data, or on other data with the same classes.
 
-    Example:  intarsia evaluate runs/elpv-mosa-0 --part val
+    Example:  intarsia evaluate runs/elpv-lora-0 --part val
     """
     if is_seeing(run):
         evaluate_seeing(run, data, part, device, as_json)
@@ -144,7 +144,7 @@ def predict(
     A picture that cannot be read is told apart, the others are done, and the exit code is 1. Of a
     .jsonl file prompts are read as in training; of other text files each line is one.
 
-    Example:  intarsia predict runs/elpv-mosa-0 new_photos/ --csv > answers.csv
+    Example:  intarsia predict runs/elpv-lora-0 new_photos/ --csv > answers.csv
     Example:  intarsia predict runs/pairs-uni_moe-0 "What is this?" --image a.png
     """
     own = {"image": image, "audio": audio, "page": page}

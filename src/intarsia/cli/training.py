@@ -44,7 +44,7 @@ from .shell import note, say, show_json, show_table
 if TYPE_CHECKING:
     from ..experiments.experiment import Experiment
 
-FOR_TEXTS = {"model": "smollm2", "method": "lora"}  # where nothing is said
+FOR_TEXTS = {"model": "smollm2"}  # where nothing is said
 
 
 @with_options((*shared(), *other_tasks(), *processes.options()))
@@ -55,10 +55,10 @@ def fit(
         str,
         typer.Option(
             autocompletion=completing.methods,
-            help="An adapter or baseline of `intarsia list`, as mosa, linear (the head) or full "
-            "(everything); or official (MoSA's published recipe). For texts lora if not given.",
+            help="An adapter or baseline of `intarsia list`, as lora, bottleneck, mosa, linear (the "
+            "head) or full (everything); or official (MoSA's published recipe).",
         ),
-    ] = "mosa",
+    ] = "lora",
     seed: Annotated[int, typer.Option(help="Of weights, draws, order and split.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/DATA-METHOD-SEED if not given.")

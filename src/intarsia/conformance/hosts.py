@@ -115,7 +115,7 @@ in others, and none over the channels of pictures.
 outputs of before; trained a step, saved and loaded. Experts see one token at a time, so that an MLP
 with a convolution or a batch norm inside cannot be one.
 
-`intarsia.adapt(model)` takes MoSA, `intarsia.adapt(model, "lora")` a method by its name.
+`intarsia.adapt(model)` takes LoRA, `intarsia.adapt(model, "mosa")` a method by its name.
 """
 
 

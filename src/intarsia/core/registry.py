@@ -117,7 +117,7 @@ def method_key(method: object) -> str:
         if f"{kind.__module__}.{kind.__name__}" == f"intarsia.{entry['config']}":
             return key
     got = f"{kind.__module__}.{kind.__qualname__}"
-    fix = "Pass an instance, such as intarsia.Mosa(experts=4)."
+    fix = "Pass an instance, such as intarsia.Lora(rank=8)."
     raise ConfigError("method", got=got, want=f"the settings of one of {list(keys())}", fix=fix)
 
 

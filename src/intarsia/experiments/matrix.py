@@ -98,7 +98,7 @@ def planned(
     """
     if len(set(methods)) < len(methods) or len(set(seeds)) < len(seeds) or not (methods and seeds):
         got = f"{', '.join(methods)}; {', '.join(map(str, seeds))}"
-        fix = "For example: --methods linear,mosa --seeds 0,1"
+        fix = "For example: --methods linear,lora --seeds 0,1"
         raise ConfigError("--methods or --seeds", got=got, want="each once, at least one", fix=fix)
     if unknown := [name for name in (*chosen, *rates) if name not in methods]:
         raise UnknownName("method in --set METHOD.name=value", unknown[0], methods)
@@ -129,7 +129,7 @@ def by_method(words: Iterable[str]) -> dict[str, list[str]]:
     for name, value in settings.pairs(words).items():
         method, dot, rest = name.partition(".")
         if not dot:
-            got, fix = "no method in front of it", f"For example: --set mosa.{name}={value}"
+            got, fix = "no method in front of it", f"For example: --set lora.{name}={value}"
             raise ConfigError(f"--set {name}", got=got, want="METHOD.name=value", fix=fix)
         found.setdefault(method, []).append(f"{rest}={value}")
     return found

@@ -68,15 +68,13 @@ def as_change(settings: Any) -> Change:
     if hasattr(settings, "experts") and hasattr(settings, "build"):
         return Upcycle(settings)
     want = "settings of an adapter, a router, a baseline, a recipe or a change"
-    fix = (
-        "`intarsia list` shows them; pass a name, or an instance such as intarsia.Mosa(experts=4)."
-    )
+    fix = "`intarsia list` shows them; pass a name, or an instance such as intarsia.Lora(rank=8)."
     raise ConfigError("change", got=type(settings).__name__, want=want, fix=fix)
 
 
 def adapt(
     model: nn.Module,
-    method: Method | PeftConfig | str = "mosa",
+    method: Method | PeftConfig | str = "lora",
     *,
     name: str = "default",
     targets: Sequence[str] | str | None = None,
@@ -110,9 +108,7 @@ def adapt(
         return cast(PeftModel, apply_change(model, change, seed=seed, name=name))
     given: Any = by_name(method, "adapter") if isinstance(method, str) else method
     if isinstance(given, type) or not hasattr(given, "roles"):
-        fix = (
-            'Pass "mosa", or an instance such as intarsia.Mosa(experts=4); others: intarsia.apply.'
-        )
+        fix = 'Pass "lora", or an instance such as intarsia.Lora(rank=8); others: intarsia.apply.'
         got = f"{given.__name__}, a class" if isinstance(given, type) else type(given).__name__
         raise ConfigError("method", got=got, want="the settings or the name of an adapter", fix=fix)
     change = Adapt(given, targets, layers, head, classes)

@@ -26,7 +26,7 @@ them. These pages are generated from the cards by `python -m intarsia.results.pa
 """
 REFERENCE = """## Methods
 
-The settings of every method, as in `intarsia.Mosa(experts=4)`; generated from the card index.
+The settings of every method, as in `intarsia.Lora(rank=8)`; generated from the card index.
 
 """
 MEASURED = """

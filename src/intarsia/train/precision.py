@@ -22,7 +22,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     found = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not found:
         what = f"trained parameters of {type(model).__name__}"
-        fix = "Adapt the model first: model = intarsia.adapt(model, intarsia.Mosa())."
+        fix = "Adapt the model first: model = intarsia.adapt(model)."
         raise ConfigError(what, got="none", want="at least one", fix=fix)
     return found
 

@@ -1,6 +1,6 @@
 """What came out: run folders as one table and one page.
 
-runs = gather(["runs/mosa-0", "runs/mosa-1"])
+runs = gather(["runs/lora-0", "runs/lora-1"])
 print(markdown_table(comparison_of(runs)))
 write_report(["runs"], "report.html")
 """
